@@ -1,0 +1,86 @@
+"""foveate: training-free vision-token dropping for large vision-language models.
+
+    import foveate as fv
+
+    with fv.drop(model, fv.preset("v2drop/llava-1.5-7b/192")) as trace:
+        ids = model.generate(**inputs)
+    trace.retention
+
+Names load on first use, so importing the package costs nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "apply": "foveate.engine.session",
+    "drop": "foveate.engine.session",
+    "remove": "foveate.engine.session",
+    "Trace": "foveate.engine.trace",
+    "Stage": "foveate.engine.trace",
+    "Cost": "foveate.cost",
+    "cost": "foveate.cost",
+    "Cut": "foveate.methods.base",
+    "Method": "foveate.methods.base",
+    "Preset": "foveate.methods.base",
+    "View": "foveate.methods.base",
+    "StagedMethod": "foveate.methods.staged",
+    "Random": "foveate.methods.random",
+    "Uniform": "foveate.methods.uniform",
+    "V2Drop": "foveate.methods.v2drop",
+    "Family": "foveate.families.base",
+    "families": "foveate.registry",
+    "methods": "foveate.registry",
+    "preset": "foveate.registry",
+    "presets": "foveate.registry",
+    "register_family": "foveate.registry",
+    "register_method": "foveate.registry",
+    "BudgetError": "foveate.errors",
+    "FoveateError": "foveate.errors",
+    "InputError": "foveate.errors",
+    "SessionError": "foveate.errors",
+    "SettingError": "foveate.errors",
+    "ShapeError": "foveate.errors",
+    "UnknownNameError": "foveate.errors",
+    "UnsupportedError": "foveate.errors",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'foveate' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+if TYPE_CHECKING:
+    from foveate.cost import Cost, cost
+    from foveate.engine.session import apply, drop, remove
+    from foveate.engine.trace import Stage, Trace
+    from foveate.errors import (
+        BudgetError,
+        FoveateError,
+        InputError,
+        SessionError,
+        SettingError,
+        ShapeError,
+        UnknownNameError,
+        UnsupportedError,
+    )
+    from foveate.families.base import Family
+    from foveate.methods.base import Cut, Method, Preset, View
+    from foveate.methods.random import Random
+    from foveate.methods.staged import StagedMethod
+    from foveate.methods.uniform import Uniform
+    from foveate.methods.v2drop import V2Drop
+    from foveate.registry import families, methods, preset, presets, register_family, register_method

@@ -1,0 +1,34 @@
+"""Which tokens stay, once each has a score."""
+
+import torch
+from torch import Tensor
+
+from foveate.errors import ShapeError
+
+__all__ = ["spread", "top"]
+
+
+def top(scores: Tensor, count: int) -> Tensor:
+    """Indices of the `count` largest scores, ascending; ties go to the lower index.
+
+    Shapes: (tokens,) of any real dtype -> (count,) int64.
+
+    Raises:
+        ShapeError: If `scores` is not one-dimensional or has fewer than `count` entries.
+    """
+    if scores.dim() != 1 or not 0 <= count <= scores.shape[0]:
+        raise ShapeError(f"Cannot take the top {count} of scores shaped {tuple(scores.shape)}.")
+    order = torch.sort(scores, descending=True, stable=True).indices
+    return order[:count].sort().values
+
+
+def spread(tokens: int, count: int, device: torch.device | str | None = None) -> Tensor:
+    """`count` indices spread evenly over `tokens`: the middles of equal cells, (count,) int64, ascending.
+
+    Raises:
+        ShapeError: If `count` is not in [0, tokens].
+    """
+    if not 0 <= count <= tokens:
+        raise ShapeError(f"Cannot spread {count} indices over {tokens} tokens.")
+    step = torch.arange(count, device=device)
+    return ((2 * step + 1) * tokens) // (2 * max(count, 1))

@@ -1,0 +1,1 @@
+"""The model families, one file each; `foveate.families()` finds them here."""

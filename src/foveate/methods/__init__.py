@@ -1,0 +1,1 @@
+"""The methods, one file per paper; `foveate.methods()` finds them here."""

@@ -1,0 +1,124 @@
+"""What there is: methods, presets and families, found in their folders, in entry points, or registered."""
+
+import importlib
+import pkgutil
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from foveate.errors import SettingError, UnknownNameError
+
+if TYPE_CHECKING:
+    from foveate.families.base import Family
+    from foveate.methods.base import Method, Preset
+
+__all__ = [
+    "families", "family_for", "method", "methods", "preset", "presets", "register_family", "register_method",
+]
+
+T = TypeVar("T", bound=type[Any])
+
+_extra_methods: dict[str, "type[Method]"] = {}
+_extra_families: dict[str, "type[Family]"] = {}
+
+
+def methods() -> "dict[str, type[Method]]":
+    """Every method by its name."""
+    return {**_discover("methods", "METHOD"), **_extra_methods}
+
+
+def method(name: str) -> "type[Method]":
+    """The method of this name.
+
+    Raises:
+        UnknownNameError: If there is none; the message lists those there are.
+    """
+    known = methods()
+    if name not in known:
+        raise UnknownNameError(f"No method {name!r}. There are: {', '.join(sorted(known))}.")
+    return known[name]
+
+
+def presets() -> "dict[str, Preset]":
+    """Every published or derived setting by its name, `method/model/budget`."""
+    return {preset.name: preset for kind in methods().values() for preset in kind.presets}
+
+
+def preset(name: str) -> "Method":
+    """The setting of this name, such as `v2drop/llava-1.5-7b/192`.
+
+    Raises:
+        UnknownNameError: If there is none; the message lists the nearest.
+    """
+    known = presets()
+    if name not in known:
+        import difflib
+
+        near = difflib.get_close_matches(name, known, n=4, cutoff=0.3) or sorted(known)
+        raise UnknownNameError(f"No preset {name!r}. Near it: {', '.join(near)}. All: foveate presets.")
+    return known[name].method
+
+
+def families() -> "dict[str, type[Family]]":
+    """Every model family by the `model_type` it serves."""
+    found = _discover("families", "FAMILY")
+    return {**{kind.model_type: kind for kind in found.values()}, **_extra_families}
+
+
+def family_for(model: Any) -> "Family":
+    """The family object of a model.
+
+    Raises:
+        UnsupportedError: If no family serves its `model_type`; the message lists those served.
+    """
+    from foveate.errors import UnsupportedError
+
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    known = families()
+    if model_type not in known:
+        raise UnsupportedError(
+            f"No family for model_type {model_type!r} ({type(model).__name__}). "
+            f"Supported: {', '.join(sorted(known))}. To add one: docs/guides/new-family.md."
+        )
+    return known[model_type](model)
+
+
+def register_method(kind: "type[Method]") -> "type[Method]":
+    """Add a method of your own; works as a decorator.
+
+    Raises:
+        SettingError: If another method already has its name.
+    """
+    return _register(_extra_methods, methods(), kind.name, kind)
+
+
+def register_family(kind: "type[Family]") -> "type[Family]":
+    """Add a family of your own; works as a decorator.
+
+    Raises:
+        SettingError: If another family already serves its `model_type`.
+    """
+    return _register(_extra_families, families(), kind.model_type, kind)
+
+
+def _register(extra: "dict[str, T]", known: "dict[str, T]", name: str, kind: T) -> T:
+    if known.get(name, kind) is not kind:
+        raise SettingError(f"{name!r} is taken by {known[name].__module__}.{known[name].__qualname__}; rename yours.")
+    extra[name] = kind
+    return kind
+
+
+@cache
+def _discover(room: str, attribute: str) -> dict[str, Any]:
+    """The `attribute` of every module in foveate/`room` and of every entry point in group foveate.`room`."""
+    package = importlib.import_module(f"foveate.{room}")
+    found: dict[str, Any] = {}
+    for module in pkgutil.iter_modules(package.__path__):
+        kind = getattr(importlib.import_module(f"foveate.{room}.{module.name}"), attribute, None)
+        for one in kind if isinstance(kind, tuple) else (kind,):
+            if one is not None:
+                found[getattr(one, "name", None) or one.model_type] = one
+    for point in entry_points(group=f"foveate.{room}"):
+        one = point.load()
+        found.setdefault(getattr(one, "name", None) or one.model_type, one)
+    return found
