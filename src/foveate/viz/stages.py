@@ -1,0 +1,148 @@
+"""The kept patches drawn on the picture: a row an image, a panel a stage."""
+
+import textwrap
+from collections.abc import Sequence
+from math import ceil
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+from torch import Tensor
+
+from foveate.errors import ShapeError
+from foveate.viz.dim import dim
+
+__all__ = ["draw_stages"]
+
+Stages = Sequence[tuple[str, "Tensor | Sequence[int]"]]
+
+DPI = 150
+PANEL = 2.7  # inches, the longer side of a panel
+GAP = 0.12
+CAPTION = 0.21  # inches a line
+INK, FAINT = "#1c2330", "#667085"
+
+
+def draw_stages(
+    images: Sequence[Image.Image],
+    boxes: Sequence["Tensor | ArrayLike"],
+    stages: Stages,
+    *,
+    title: str | None = None,
+) -> Image.Image:
+    """Draw what was kept at each stage: every image whole, then once a stage with its dropped patches dimmed.
+
+    Args:
+        images: The pictures of one sample, in order.
+        boxes: One (tokens, 4) array an image: x0, y0, x1, y1 of each vision token in [0, 1] of the picture;
+            a row of NaN for a token with no place in it, such as a newline or CLS.
+        stages: (caption, kept) in order; `kept` are ascending ordinals into all images' tokens, one after
+            the other.
+        title: A line above everything.
+
+    Raises:
+        ShapeError: If there is no image, images and boxes differ in number, a box array is not (tokens, 4),
+            or an ordinal lies outside the tokens.
+    """
+    places = _check(images, boxes, stages)
+    starts = np.cumsum([0, *(len(place) for place in places)])
+    sheets = [np.asarray(_sized(image)) for image in images]
+    rows: list[list[tuple[NDArray[np.uint8], str]]] = []
+    for sheet, place, start in zip(sheets, places, starts[:-1].tolist(), strict=True):
+        row = [(sheet, f"{len(place)} tokens")]
+        for _, kept in stages:
+            ordinals = _ordinals(kept)
+            here = ordinals[(ordinals >= start) & (ordinals < start + len(place))] - start
+            row.append((dim(sheet, place, here), f"{len(here)} of {len(place)}"))
+        rows.append(row)
+    captions = ["the picture" if len(images) == 1 else "the pictures", *(caption for caption, _ in stages)]
+    return _compose(rows, captions, title)
+
+
+def _check(
+    images: Sequence[Image.Image], boxes: Sequence["Tensor | ArrayLike"], stages: Stages
+) -> list[NDArray[np.float64]]:
+    if not images or len(images) != len(boxes):
+        raise ShapeError(
+            f"Give one array of boxes an image; got {len(images)} images and {len(boxes)} arrays."
+        )
+    places = [_array(box) for box in boxes]
+    for place in places:
+        if place.ndim != 2 or place.shape[1] != 4:
+            raise ShapeError(f"Boxes are (tokens, 4): x0, y0, x1, y1; got {place.shape}.")
+    total = sum(len(place) for place in places)
+    for caption, kept in stages:
+        ordinals = _ordinals(kept)
+        if ordinals.size and not 0 <= ordinals.min() <= ordinals.max() < total:
+            raise ShapeError(
+                f"Stage {caption!r} keeps ordinals {ordinals.min()} to {ordinals.max()}, "
+                f"but the images have {total} tokens."
+            )
+    return places
+
+
+def _array(box: "Tensor | ArrayLike") -> NDArray[np.float64]:
+    return np.asarray(box.detach().cpu() if isinstance(box, Tensor) else box, dtype=np.float64)
+
+
+def _ordinals(kept: "Tensor | Sequence[int]") -> NDArray[np.int64]:
+    values: NDArray[np.int64] = torch.as_tensor(kept).detach().cpu().numpy().astype(np.int64)
+    return values
+
+
+def _sized(image: Image.Image) -> Image.Image:
+    """The picture at the size it will be drawn in, so that patch edges fall on whole pixels."""
+    width, height = image.size
+    scale = PANEL * DPI / max(width, height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def _compose(
+    rows: list[list[tuple[NDArray[np.uint8], str]]], captions: list[str], title: str | None
+) -> Image.Image:
+    """Panels on white, captions above the first row, token counts below each when there are several rows."""
+    widths = [max(row[0][0].shape[1] for row in rows) / DPI] * len(captions)
+    heights = [row[0][0].shape[0] / DPI for row in rows]
+    per_line = max(12, int(widths[0] * 13))
+    wrapped = [textwrap.fill(caption, per_line) for caption in captions]
+    several = len(rows) > 1
+    below = CAPTION if several else 0.0
+    head = GAP + CAPTION * (1 + max(text.count("\n") for text in wrapped)) + (0.34 if title else 0.0)
+    width = sum(widths) + GAP * (len(widths) + 1)
+    height = head + sum(heights) + (GAP + below) * len(heights)
+    if title:  # a narrow picture must not cut its title
+        title = textwrap.fill(title, max(20, int(width * 10)))
+        head += 0.2 * title.count("\n")
+        height += 0.2 * title.count("\n")
+    figure = Figure(figsize=(ceil(width * DPI) / DPI, ceil(height * DPI) / DPI), dpi=DPI, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    width, height = figure.get_size_inches()
+
+    def write(x: float, y: float, text: str, **style: Any) -> None:
+        figure.text(x / width, 1 - y / height, text, ha="center", va="top", linespacing=1.25, **style)
+
+    if title:
+        write(width / 2, GAP, title, fontsize=11, fontweight="bold", color=INK)
+    top = head
+    for number, (row, tall) in enumerate(zip(rows, heights, strict=True)):
+        left = GAP
+        for caption, (pixels, count), wide in zip(wrapped, row, widths, strict=True):
+            if number == 0:
+                lines = CAPTION * (1 + caption.count("\n"))
+                write(left + wide / 2, top - lines - 0.02, caption, fontsize=9.5, color=INK)
+            inset = (wide - pixels.shape[1] / DPI) / 2
+            # figimage draws pixel for pixel: nothing is resampled, so patch edges stay sharp.
+            figure.figimage(
+                pixels, round((left + inset) * DPI), round((height - top - tall) * DPI), origin="upper"
+            )
+            if several:
+                write(left + wide / 2, top + tall + 0.04, count, fontsize=8, color=FAINT)
+            left += wide + GAP
+        top += tall + below + GAP
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba()).copy()).convert("RGB")

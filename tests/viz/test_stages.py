@@ -1,0 +1,159 @@
+"""The picture of the stages: kept patches untouched, dropped ones grey and dark, nothing global touched."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from foveate.errors import ShapeError
+from foveate.viz import draw_stages, stack
+from foveate.viz.dim import coverage, dim
+
+NAN = float("nan")
+
+
+def grid(rows, columns):
+    """(rows * columns, 4) boxes of a grid, in raster order."""
+    y, x = np.mgrid[0:rows, 0:columns]
+    return np.stack([x / columns, y / rows, (x + 1) / columns, (y + 1) / rows], axis=-1).reshape(-1, 4)
+
+
+def plain(colour, size=(40, 40)):
+    return np.asarray(Image.new("RGB", size, colour))
+
+
+def test_kept_patches_are_untouched_and_dropped_ones_are_grey_and_darker():
+    picture = plain((200, 60, 20))
+    shown = dim(picture, grid(2, 2), np.array([1]))
+    assert (shown[:20, 20:] == picture[:20, 20:]).all()
+    dropped = shown[20:, :20].astype(int)
+    assert dropped.mean() < picture[20:, :20].mean() - 20
+    assert np.ptp(dropped, axis=-1).max() < 20 < np.ptp(picture.astype(int), axis=-1).min()
+
+
+def test_keeping_everything_shows_the_picture_itself():
+    picture = np.random.default_rng(0).integers(0, 256, (31, 47, 3), dtype=np.uint8)
+    assert (dim(picture, grid(5, 7), np.arange(35)) == picture).all()
+
+
+def test_keeping_nothing_dims_everything():
+    picture = plain((250, 250, 250))
+    assert dim(picture, grid(3, 3), np.array([], dtype=np.int64)).max() < 150
+
+
+def test_a_pixel_counts_every_box_over_it_and_a_token_with_no_place_covers_none():
+    boxes = np.array([[0, 0, 1, 1], [0, 0, 0.5, 0.5], [NAN, NAN, NAN, NAN]])
+    assert coverage(boxes, 4, 4).tolist() == [[2, 2, 1, 1], [2, 2, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
+
+
+def test_the_boxes_of_a_grid_tile_the_picture_without_gaps_or_overlaps():
+    assert (coverage(grid(24, 24), 405, 333) == 1).all()
+
+
+def test_where_two_tokens_overlap_brightness_follows_the_share_that_stayed():
+    picture = plain((220, 220, 220), (4, 4))
+    boxes = np.array([[0, 0, 1, 1], [0, 0, 1, 1]], dtype=float)
+    both, one, none = (int(dim(picture, boxes, np.arange(n))[0, 0, 0]) for n in (2, 1, 0))
+    assert both > one > none
+    assert abs(2 * one - both - none) <= 2
+
+
+def test_what_no_token_covers_is_washed_out_not_darkened():
+    picture = plain((90, 90, 90))
+    left = np.array([[0, 0, 0.5, 1]])
+    shown = dim(picture, left, np.array([0]))
+    assert (shown[:, :20] == 90).all()
+    assert shown[:, 20:].min() > 180
+
+
+def panel(sheet, number, of, colour, tolerance=6):
+    """How many pixels of panel `number` (of `of`, side by side) have this colour."""
+    wide = sheet.width // of
+    part = np.asarray(sheet.crop((number * wide, 0, (number + 1) * wide, sheet.height))).astype(int)
+    return int((np.abs(part - np.array(colour)).max(axis=-1) <= tolerance).sum())
+
+
+def test_the_figure_shows_the_picture_and_one_panel_a_stage():
+    red = (210, 20, 20)
+    sheet = draw_stages(
+        [Image.new("RGB", (64, 64), red)],
+        [torch.tensor(grid(4, 4))],
+        [("before layer 3: 8 of 16", torch.arange(8)), ("before layer 5: 4 of 16", [0, 1, 2, 3])],
+    )
+    whole, half, quarter = (panel(sheet, number, 3, red) for number in range(3))
+    assert sheet.mode == "RGB"
+    assert half / whole == pytest.approx(1 / 2, abs=0.02)
+    assert quarter / whole == pytest.approx(1 / 4, abs=0.02)
+
+
+def test_ordinals_run_over_all_images_and_land_in_the_right_one():
+    red, blue = (210, 20, 20), (20, 20, 210)
+    sheet = draw_stages(
+        [Image.new("RGB", (60, 60), red), Image.new("RGB", (60, 30), blue)],
+        [grid(2, 2), np.concatenate([grid(1, 2), [[NAN] * 4]])],
+        [("cut", torch.tensor([0, 1, 2, 3, 6])), ("again", torch.tensor([5]))],
+    )
+    assert panel(sheet, 1, 3, red) == pytest.approx(panel(sheet, 0, 3, red), rel=0.01)
+    assert panel(sheet, 1, 3, blue) == 0  # its only survivor is the token with no place
+    assert panel(sheet, 2, 3, red) == 0
+    assert panel(sheet, 2, 3, blue) == pytest.approx(panel(sheet, 0, 3, blue) / 2, rel=0.02)
+
+
+def test_a_title_and_long_captions_make_the_figure_taller_not_wider():
+    image, boxes = [Image.new("RGB", (50, 50))], [grid(2, 2)]
+    short = draw_stages(image, boxes, [("a", [0])])
+    tall = draw_stages(image, boxes, [("a caption " * 8, [0])], title="a title " * 12)
+    assert tall.width == short.width
+    assert tall.height > short.height
+
+
+def test_half_precision_boxes_and_grey_pictures_are_fine():
+    sheet = draw_stages(
+        [Image.new("L", (20, 60))], [torch.tensor(grid(4, 4), dtype=torch.bfloat16).float()], [("a", [])]
+    )
+    assert sheet.height > 60
+
+
+@pytest.mark.parametrize(
+    ("images", "boxes", "kept", "says"),
+    [
+        (0, [], [], "0 images"),
+        (2, [grid(2, 2)], [], "2 images and 1 arrays"),
+        (1, [np.zeros((4, 3))], [], r"\(4, 3\)"),
+        (1, [grid(2, 2)], [4], "have 4 tokens"),
+        (1, [grid(2, 2)], [-1], "ordinals -1"),
+    ],
+)
+def test_things_that_do_not_fit_together_are_refused(images, boxes, kept, says):
+    with pytest.raises(ShapeError, match=says):
+        draw_stages([Image.new("RGB", (8, 8))] * images, boxes, [("cut", kept)])
+
+
+def test_drawing_leaves_pyplot_alone():
+    program = """
+import sys
+from PIL import Image
+from foveate.viz import draw_stages
+draw_stages([Image.new("RGB", (8, 8))], [[[0, 0, 1, 1]]], [("cut", [0])])
+sys.exit("matplotlib.pyplot" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_stacked_pictures_lie_below_one_another_under_their_headings():
+    red, blue = Image.new("RGB", (300, 40), "red"), Image.new("RGB", (200, 30), "blue")
+    sheet = np.asarray(stack([("one", red), ("two " * 40, blue)])).astype(int)
+    reds = (sheet == [255, 0, 0]).all(axis=-1)
+    blues = (sheet == [0, 0, 255]).all(axis=-1)
+    assert reds.sum() == 300 * 40
+    assert blues.sum() == 200 * 30
+    assert reds.any(axis=1).nonzero()[0].max() < blues.any(axis=1).nonzero()[0].min()
+    assert sheet.shape[1] == 300
+
+
+def test_an_empty_stack_is_refused():
+    with pytest.raises(ShapeError, match="no picture"):
+        stack([])
