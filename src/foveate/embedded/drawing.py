@@ -62,7 +62,7 @@ def shape_mask(shape: str, size: int) -> Array:
         draw.polygon(place([(r * sin(a), -r * cos(a)) for r, a in spikes]), fill=255)
     else:
         raise ValueError(f"No shape is called {shape!r}. Known: {', '.join(SHAPES)}.")
-    small = np.asarray(image.resize((size, size), Image.Resampling.BOX), dtype=np.float32) / 255
+    small = np.asarray(image.resize((size, size), Image.Resampling.BOX), dtype=np.float32) / np.float32(255)
     small.flags.writeable = False
     return small
 
@@ -82,7 +82,7 @@ def glyph(character: str, size: int) -> Array:
     # Drawn twice as large with a thin outline, so that strokes get 3 px instead of 2.
     ImageDraw.Draw(image).text(start, character, fill=255, font=font, stroke_width=1, stroke_fill=255)
     image = image.resize((width, size), Image.Resampling.BOX)
-    mask = np.asarray(image, dtype=np.float32) / 255
+    mask = np.asarray(image, dtype=np.float32) / np.float32(255)
     mask.flags.writeable = False
     return mask
 

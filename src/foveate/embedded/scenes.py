@@ -15,6 +15,7 @@ __all__ = ["CHARACTERS", "PATCH", "SPLITS", "Scene", "Text", "Thing", "rng_for",
 
 PATCH = 14
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+MOST = {84: 4, 168: 6}  # objects on small canvases; 8 on all others
 SPLITS = {"train": 1, "held-out": 2, "demo": 3}
 
 Box = tuple[int, int, int, int]  # left, top, width, height
@@ -91,19 +92,15 @@ def scene(split: str, index: int, side: int = 336, dense: bool = False) -> Scene
         raise ValueError(f"side is {side}; it must be a multiple of {PATCH}.")
     rng = rng_for(split, index)
     taken: list[Box] = []
-    texts = _place_texts(rng, side, taken, int(rng.integers(0, 3)) if dense else int(rng.random() < 0.75))
-    if dense:
-        most = 5 * (side // 84) ** 2
-    else:
-        most = int(rng.integers(1, {84: 4, 168: 6}.get(side, 8) + 1))
+    lines = int(rng.integers(0, 2 * (side // 84) + 1)) if dense else int(rng.random() < 0.75)
+    texts = _place_texts(rng, side, taken, lines)
+    most = 5 * (side // 84) ** 2 if dense else int(rng.integers(1, MOST.get(side, 8) + 1))
     things = _place_things(rng, side, taken, min(most, 60), dense)
     image, owner = _paint(rng, side, things, texts)
     return Scene(image, things, texts, owner)
 
 
-def _free_box(
-    rng: np.random.Generator, side: int, width: int, height: int, taken: list[Box], tries: int
-) -> Box | None:
+def _free_box(rng: np.random.Generator, side: int, width: int, height: int, taken: list[Box], tries: int) -> Box | None:
     """A place at least 2 px from everything taken, or None; records the place it returns."""
     for left, top in rng.integers(1, (side - width, side - height), (tries, 2)).tolist():
         if all(
@@ -132,9 +129,7 @@ def _place_texts(rng: np.random.Generator, side: int, taken: list[Box], count: i
     return tuple(texts)
 
 
-def _place_things(
-    rng: np.random.Generator, side: int, taken: list[Box], most: int, dense: bool
-) -> tuple[Thing, ...]:
+def _place_things(rng: np.random.Generator, side: int, taken: list[Box], most: int, dense: bool) -> tuple[Thing, ...]:
     colours, shapes = list(COLOURS), list(SHAPES)
     if not dense:  # few kinds, so that counts above one happen
         colours = [colours[i] for i in rng.permutation(8)[: rng.integers(2, 9)]]
@@ -145,7 +140,8 @@ def _place_things(
         size = int(rng.integers(16, 31))
         box = _free_box(rng, side, size, size, taken, 40 if dense else 12)
         if box is not None:
-            things.append(Thing(*pairs[pick], box[0] + size / 2, box[1] + size / 2, size))
+            shape, colour = pairs[int(pick)]
+            things.append(Thing(shape, colour, box[0] + size / 2, box[1] + size / 2, size))
     return tuple(things)
 
 

@@ -1,0 +1,171 @@
+"""Questions about a scene, each with its one right answer.
+
+A question is asked only if its answer is unambiguous: what it names occurs once, and positions that
+are compared differ by a visible margin.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from foveate.embedded.drawing import COLOURS, SHAPES
+from foveate.embedded.scenes import Scene, Thing, rng_for
+
+__all__ = ["TASKS", "TEXT_TASKS", "Question", "all_questions", "ask", "one_per_task"]
+
+TASKS = (
+    "colour",
+    "shape",
+    "count",
+    "existence",
+    "quadrant",
+    "relation",
+    "read text",
+    "character",
+    "text quadrant",
+    "list left to right",
+    "list top to bottom",
+)
+TEXT_TASKS = ("read text", "character", "text quadrant")
+
+ORDINALS = ("first", "second", "third", "fourth", "fifth")
+MOST_LISTED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question, the answer a model should give word for word, and the task it belongs to."""
+
+    task: str
+    question: str
+    answer: str
+
+
+def all_questions(scene: Scene, rng: np.random.Generator) -> dict[str, list[Question]]:
+    """Every question that this scene allows, by task; tasks without any are left out.
+
+    `rng` only chooses which absent objects are asked for.
+    """
+    found: dict[str, list[Question]] = {}
+    for question in (*_objects(scene), *_existence(scene, rng), *_order(scene), *_text(scene)):
+        found.setdefault(question.task, []).append(question)
+    return found
+
+
+def ask(scene: Scene, rng: np.random.Generator, count: int, weights: Mapping[str, float]) -> list[Question]:
+    """Draw up to `count` different questions, tasks by weight, answers of a task evenly."""
+    found = all_questions(scene, rng)
+    drawn: list[Question] = []
+    while found and len(drawn) < count:
+        tasks = list(found)
+        weight = np.array([weights.get(task, 0.0) for task in tasks])
+        if weight.sum() <= 0:
+            break
+        task = tasks[int(rng.choice(len(tasks), p=weight / weight.sum()))]
+        question = _even(found[task], rng)
+        drawn.append(question)
+        found[task].remove(question)
+        if not found[task]:
+            del found[task]
+    return drawn
+
+
+def one_per_task(scene: Scene, split: str, index: int) -> list[Question]:
+    """One question of each task that the scene allows; a function of (split, index)."""
+    rng = rng_for(split, index, purpose=1)
+    found = all_questions(scene, rng)
+    return [_even(found[task], rng) for task in TASKS if task in found]
+
+
+def _even(questions: list[Question], rng: np.random.Generator) -> Question:
+    """Draw an answer first, then a question that has it."""
+    answers = sorted({q.answer for q in questions})
+    answer = answers[int(rng.integers(len(answers)))]
+    matching = [q for q in questions if q.answer == answer]
+    return matching[int(rng.integers(len(matching)))]
+
+
+def _objects(scene: Scene) -> Iterator[Question]:
+    shapes = [thing.shape for thing in scene.things]
+    colours = [thing.colour for thing in scene.things]
+    for thing in scene.things:
+        if shapes.count(thing.shape) == 1:
+            yield Question("colour", f"What colour is the {thing.shape}?", thing.colour)
+        if colours.count(thing.colour) == 1:
+            yield Question("shape", f"What shape is the {thing.colour} object?", thing.shape)
+        where = _quadrant(scene, thing.x, thing.y)
+        if where:
+            yield Question("quadrant", f"Where is the {thing.name}?", where)
+    yield Question("count", "How many objects are there?", str(len(shapes)))
+    for shape in sorted(set(shapes)):
+        yield Question("count", f"How many {_plural(shape)} are there?", str(shapes.count(shape)))
+    for colour in sorted(set(colours)):
+        yield Question("count", f"How many {colour} objects are there?", str(colours.count(colour)))
+
+
+def _existence(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+    present = {(thing.colour, thing.shape) for thing in scene.things}
+    absent: set[tuple[str, str]] = set()
+    for _ in scene.things:  # three in four recombine a colour and a shape that are there
+        if rng.random() < 0.75:
+            near = {(a.colour, b.shape) for a in scene.things for b in scene.things} - present - absent
+        else:
+            near = set()
+        choice = sorted(near or {(c, s) for c in COLOURS for s in SHAPES} - present - absent)
+        absent.add(choice[int(rng.integers(len(choice)))])
+    for colour, shape in sorted(present | absent):
+        answer = "yes" if (colour, shape) in present else "no"
+        yield Question("existence", f"Is there {_article(colour)} {colour} {shape}?", answer)
+
+
+def _order(scene: Scene) -> Iterator[Question]:
+    margin = max(5.0, 0.02 * scene.side)
+    axes = (
+        ([(t.x, t) for t in scene.things], ("left of", "right of"), "left to right"),
+        ([(t.y, t) for t in scene.things], ("above", "below"), "top to bottom"),
+    )
+    for places, (before, after), direction in axes:
+        line = sorted(places, key=lambda place: place[0])
+        gaps = [b[0] - a[0] >= margin for a, b in pairwise(line)]
+        yield from _neighbours(line, gaps, before)
+        yield from _neighbours(line[::-1], gaps[::-1], after)
+        if 2 <= len(line) <= MOST_LISTED and all(gaps):
+            names = ", ".join(thing.name for _, thing in line)
+            yield Question(f"list {direction}", f"List the objects from {direction}.", names)
+
+
+def _neighbours(line: list[tuple[float, Thing]], gaps: list[bool], word: str) -> Iterator[Question]:
+    """What comes just before each thing of a line; skipped if it or the one before it is a near tie."""
+    for i in range(1, len(line)):
+        if gaps[i - 1] and (i < 2 or gaps[i - 2]):
+            yield Question("relation", f"What is just {word} the {line[i][1].name}?", line[i - 1][1].name)
+
+
+def _text(scene: Scene) -> Iterator[Question]:
+    if len(scene.texts) != 1:
+        return
+    text = scene.texts[0]
+    yield Question("read text", "What does the text say?", text.characters)
+    for ordinal, character in zip(ORDINALS, text.characters, strict=False):
+        yield Question("character", f"What is the {ordinal} character?", character)
+    where = _quadrant(scene, text.x, text.y)
+    if where:
+        yield Question("text quadrant", "Where is the text?", where)
+
+
+def _quadrant(scene: Scene, x: float, y: float) -> str | None:
+    """Name of the quadrant, or None within 6 % of the side from a middle line."""
+    middle, margin = scene.side / 2, 0.06 * scene.side
+    if min(abs(x - middle), abs(y - middle)) < margin:
+        return None
+    return f"{'top' if y < middle else 'bottom'} {'left' if x < middle else 'right'}"
+
+
+def _plural(shape: str) -> str:
+    return f"{shape}es" if shape.endswith("s") else f"{shape}s"
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"

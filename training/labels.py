@@ -1,0 +1,75 @@
+"""What the tower's dense losses ask of each patch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.embedded.drawing import COLOURS, SHAPES
+from foveate.embedded.scenes import CHARACTERS, PATCH, Scene
+
+__all__ = ["Labels", "labels"]
+
+INK = 12  # pixels of one thing that make a patch (of 196) its own
+FAINT = 4  # ... of one character, whose strokes are thin
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Targets of one scene; n is the number of patches, row by row.
+
+    Attributes:
+        shape: (n,) int64, 0 for none, else 1 + index in SHAPES.
+        colour: (n,) int64, 0 for none, else 1 + index in COLOURS.
+        character: (n,) int64, 0 for none, else 1 + index in CHARACTERS.
+        order: (n,) int64, 0 for none, else the character's place in its text, from 1.
+        centre: (n,) float32, 1 where an object's centre lies in the patch.
+        xy: (n, 2) float32 in [-1, 1]: centre of the thing or character seen, else of the patch.
+        present: (16,) float32: which shapes, then which colours occur anywhere.
+    """
+
+    shape: NDArray[np.int64]
+    colour: NDArray[np.int64]
+    character: NDArray[np.int64]
+    order: NDArray[np.int64]
+    centre: NDArray[np.float32]
+    xy: NDArray[np.float32]
+    present: NDArray[np.float32]
+
+
+def labels(scene: Scene) -> Labels:
+    """Derive the dense targets from a scene's owner map."""
+    side, grid = scene.side, scene.side // PATCH
+    n = grid * grid
+    chars = [(c, k, x, t.y) for t in scene.texts for k, (c, x) in enumerate(zip(t.characters, t.xs, strict=True), 1)]
+    marks = len(scene.things) + len(chars)
+    # Pixels per (patch, mark), then the mark with most ink.
+    patch_of = (np.arange(side) // PATCH)[:, None] * grid + (np.arange(side) // PATCH)[None, :]
+    ink = np.bincount((patch_of * (marks + 1) + scene.owner).ravel(), minlength=n * (marks + 1))
+    ink = ink.reshape(n, marks + 1)[:, 1:]
+
+    kinds = np.zeros((4, marks + 1), dtype=np.int64)  # shape, colour, character, order per mark; last: none
+    centres = np.zeros((marks + 1, 2), dtype=np.float32)
+    present = np.zeros(len(SHAPES) + len(COLOURS), dtype=np.float32)
+    centre = np.zeros(n, dtype=np.float32)
+    for i, thing in enumerate(scene.things):
+        shape, colour = SHAPES.index(thing.shape), list(COLOURS).index(thing.colour)
+        kinds[:2, i] = shape + 1, colour + 1
+        centres[i] = thing.x, thing.y
+        present[[shape, len(SHAPES) + colour]] = 1
+        centre[int(thing.y) // PATCH * grid + int(thing.x) // PATCH] = 1
+    for i, (character, order, x, y) in enumerate(chars, start=len(scene.things)):
+        kinds[2:, i] = CHARACTERS.index(character) + 1, order
+        centres[i] = x, y
+
+    if marks:
+        seen = ink.argmax(axis=1)
+        need = np.where(seen < len(scene.things), INK, FAINT)
+        seen = np.where(ink.max(axis=1) >= need, seen, marks)
+    else:
+        seen = np.zeros(n, dtype=np.int64)
+    rows, columns = np.divmod(np.arange(n), grid)
+    own = np.stack([columns + 0.5, rows + 0.5], axis=1).astype(np.float32) * PATCH
+    xy = np.where((seen < marks)[:, None], centres[seen], own) / side * 2 - 1
+    shape, colour, character, order = kinds[:, seen]
+    return Labels(shape, colour, character, order, centre, xy.astype(np.float32), present)

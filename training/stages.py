@@ -1,0 +1,85 @@
+"""What is trained when: the schedule, by images seen."""
+
+from dataclasses import dataclass, field
+
+__all__ = ["STAGES", "Stage"]
+
+BATCH = {84: 12, 168: 8, 336: 4}  # images a step on each of the two processes
+
+TASK_WEIGHTS = {
+    "colour": 1.0,
+    "shape": 1.0,
+    "count": 1.2,
+    "existence": 1.5,
+    "quadrant": 1.0,
+    "relation": 1.2,
+    "read text": 3.0,
+    "character": 2.5,
+    "text quadrant": 0.6,
+    "list left to right": 1.2,
+    "list top to bottom": 1.2,
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training with its own learning-rate schedule.
+
+    Attributes:
+        images: Seen by both processes together.
+        first: Number of the stage's first training scene; stages never share a scene.
+        mix: Share of steps by canvas side.
+        rates: Peak learning rates, see `Optimiser`.
+        joint: Train on questions too (otherwise the tower alone on dense labels).
+        dense_weight, presence_weight: Of the auxiliary losses.
+        exits: Share of steps in which all vision tokens leave before a random layer.
+        constant: Share of the images at the constant rate before the linear decay.
+    """
+
+    images: int
+    first: int
+    mix: dict[int, float]
+    rates: dict[str, float]
+    batch: dict[int, int] = field(default_factory=lambda: dict(BATCH))
+    joint: bool = True
+    dense: bool = False
+    dense_weight: float = 0.15
+    presence_weight: float = 0.02
+    exits: float = 0.0
+    questions: int = 9
+    tasks: dict[str, float] = field(default_factory=lambda: dict(TASK_WEIGHTS))
+    constant: float = 0.5
+
+
+STAGES: dict[str, Stage] = {
+    "tower": Stage(
+        images=120_000,
+        first=0,
+        mix={84: 0.9, 168: 0.06, 336: 0.04},
+        rates={"tower": 3e-3, "rest": 2e-3, "decoder": 0, "projector": 0},
+        batch={84: 32, 168: 8, 336: 4},
+        joint=False,
+        dense=True,
+        dense_weight=1.0,
+        presence_weight=0.05,
+    ),
+    "tower-large": Stage(
+        images=36_000,
+        first=1_000_000,
+        mix={84: 0.3, 168: 0.5, 336: 0.2},
+        rates={"tower": 2e-3, "rest": 1e-3, "decoder": 0, "projector": 0},
+        batch={84: 32, 168: 16, 336: 6},
+        joint=False,
+        dense=True,
+        dense_weight=1.0,
+        presence_weight=0.05,
+        constant=0.4,
+    ),
+    "small": Stage(
+        images=50_000,
+        first=10_000_000,
+        mix={84: 0.75, 168: 0.15, 336: 0.10},
+        rates={"tower": 1e-3, "rest": 2e-3, "decoder": 3e-3, "projector": 1e-3},
+        constant=0.9,
+    ),
+}

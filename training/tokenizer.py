@@ -1,0 +1,46 @@
+"""The tokenizer: byte-level BPE over the question templates, one token a character in read-outs."""
+
+from itertools import product
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from foveate.embedded.drawing import COLOURS, SHAPES
+from foveate.embedded.questions import one_per_task
+from foveate.embedded.scenes import scene
+
+__all__ = ["ASSISTANT", "BOS", "EOS", "IMAGE", "PAD", "SIZE", "USER", "build"]
+
+PAD, BOS, EOS, IMAGE, USER, ASSISTANT = range(6)
+SIZE = 448
+
+
+def build() -> Tokenizer:
+    """Train it; the same result every time."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex("[0-9A-Z]"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    roles = [AddedToken(role, lstrip=True, rstrip=True, special=True) for role in ("USER:", "ASSISTANT:")]
+    specials = [AddedToken(t, special=True, normalized=False) for t in ("<pad>", "<s>", "</s>", "<image>")]
+    trainer = trainers.BpeTrainer(
+        vocab_size=SIZE,
+        special_tokens=specials + roles,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(list(corpus()), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    return tokenizer
+
+
+def corpus() -> list[str]:
+    """Questions and answers of some training scenes, and every name alone."""
+    lines = [f"{colour} {shape}" for colour, shape in product(COLOURS, SHAPES)]
+    for index in range(3000):
+        for q in one_per_task(scene("train", index, 168), "train", index):
+            lines += [f"\n{q.question}", q.answer]
+    return lines
