@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from foveate.methods.base import Method, Preset
 
 __all__ = [
-    "families", "family_for", "method", "methods", "preset", "presets", "register_family", "register_method",
+    "families",
+    "family_for",
+    "method",
+    "methods",
+    "preset",
+    "presets",
+    "register_family",
+    "register_method",
 ]
 
 T = TypeVar("T", bound=type[Any])

@@ -22,9 +22,12 @@ class Family:
         fit: How the usual processor brings a picture to the model: "whole" (resized), or "crop" (the
             centre square is cut out).
         core: The module that merges vision features into the text.
+        decoders: The `text_config.model_type`s whose layers `fv.cost` can count: query, key, value and
+            output projections, attention, and a gated MLP, all dense.
     """
 
     model_type: ClassVar[str]
+    decoders: ClassVar[frozenset[str]] = frozenset({"llama", "mistral", "qwen2", "qwen3"})
     fit: ClassVar[Literal["whole", "crop"]] = "whole"
 
     def __init__(self, model: nn.Module) -> None:
@@ -40,7 +43,8 @@ class Family:
         found = [
             module
             for module in self.model.modules()
-            if isinstance(getattr(module, "language_model", None), nn.Module) and hasattr(module, "get_placeholder_mask")
+            if isinstance(getattr(module, "language_model", None), nn.Module)
+            and hasattr(module, "get_placeholder_mask")
         ]
         if not found:
             raise UnsupportedError(
@@ -88,6 +92,22 @@ class Family:
             it, NaN for a token without a place; None where the family cannot tell.
         """
         return [None] * len(lengths)
+
+    @classmethod
+    def tower_cost(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> tuple[int, int]:
+        """FLOPs of the vision tower and of the projector for one sample; a multiply-add counts two.
+
+        Args:
+            config: The model's config; no weights are needed.
+            sizes: Vision tokens of each image or video.
+            pictures: How many pictures the tower encodes for each of them (see `foveate.cost`); None to
+                tell from the sizes.
+
+        Raises:
+            SettingError: If the pictures cannot be told from the sizes, or contradict them.
+            UnsupportedError: If the family does not know its tower's cost.
+        """
+        raise UnsupportedError(f"{cls.__name__} does not say what its tower costs; it needs a tower_cost method.")
 
 
 def grid_boxes(height: int, width: int) -> Tensor:

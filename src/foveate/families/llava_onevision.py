@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from foveate.errors import SettingError
+from foveate.families._towers import llava_cost
 from foveate.families.base import Family, grid_boxes
 
 __all__ = ["FAMILY", "LlavaOnevision"]
@@ -29,6 +31,12 @@ class LlavaOnevision(Family):
         sizes = given["image_sizes"]
         sizes = sizes.tolist() if isinstance(sizes, Tensor) else sizes
         return [_image(side, length, height, width) for length, (height, width) in zip(lengths, sizes, strict=True)]
+
+    @classmethod
+    def tower_cost(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> tuple[int, int]:
+        if pictures is None:
+            pictures = tuple(_pictures(config, size) for size in sizes)
+        return llava_cost(config, sum(pictures))
 
 
 def _frames(side: int, length: int) -> Tensor | None:
@@ -63,9 +71,46 @@ def _tile_maps(side: int, height: int, width: int) -> list[tuple[int, int]]:
                 rows -= 2 * ((rows - int(round(height * columns / width, 7))) // 2)
             else:
                 columns -= 2 * ((columns - int(round(width * rows / height, 7))) // 2)
-            ratio = math.sqrt(rows * columns / (MAX_TILES * side**2))
-            maps.append((int(rows // ratio), int(columns // ratio)) if ratio > 1.1 else (rows, columns))
+            maps.append(_shrunk(side, rows, columns))
     return maps
+
+
+def _shrunk(side: int, rows: int, columns: int) -> tuple[int, int]:
+    """A map of so many rows and columns, brought down to about nine tiles' worth of tokens if it has more."""
+    ratio = math.sqrt(rows * columns / (MAX_TILES * side**2))
+    return (int(rows // ratio), int(columns // ratio)) if ratio > 1.1 else (rows, columns)
+
+
+def _pictures(config: Any, size: int) -> int:
+    """Crops or frames the tower encoded to make `size` vision tokens, where the count leaves no doubt.
+
+    Raises:
+        SettingError: If several counts of pictures make as many tokens, or none.
+    """
+    if size == 0:
+        return 0
+    crop, side = config.vision_config.image_size, config.vision_config.image_size // config.vision_config.patch_size
+    frames, rest = divmod(size - 1, math.ceil(side / 2) ** 2)
+    found: set[int] = {frames} if rest == 0 and frames else set()
+    if size == side * side + 1:
+        found.add(1)
+    mosaics: list[tuple[int, int]] = [(tall // crop, wide // crop) for tall, wide in config.image_grid_pinpoints]
+    for tall, wide in mosaics:
+        # Unpadding trims one side by an even count, never to where a smaller mosaic would have been chosen.
+        flatter = max((t for t, w in mosaics if w == wide and t < tall), default=0)
+        slimmer = max((w for t, w in mosaics if t == tall and w < wide), default=0)
+        maps = [(rows, wide * side) for rows in range(tall * side, flatter * side - 1, -2)]
+        maps += [(tall * side, columns) for columns in range(wide * side, slimmer * side - 1, -2)]
+        shrunk = (_shrunk(side, rows, columns) for rows, columns in maps)
+        if any(side * side + rows * (columns + 1) == size for rows, columns in shrunk):
+            found.add(1 + tall * wide)
+    if len(found) == 1:
+        return found.pop()
+    what = f"may come from {', '.join(map(str, sorted(found)))} pictures" if found else "fit no picture or video"
+    raise SettingError(
+        f"{size} vision tokens {what} of a LLaVA-OneVision: say with tower_images=… how many the tower encodes "
+        "(for an image one base view and its tiles, for a video its frames)."
+    )
 
 
 FAMILY = LlavaOnevision

@@ -4,8 +4,9 @@ The model adds them to the full-length stream between layers, which the engine l
 token that left gets its addition too, and nobody reads it.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from foveate.families._towers import qwen_cost
 from foveate.families.qwen2_vl import Qwen2VL
 
 __all__ = ["FAMILY", "Qwen3VL"]
@@ -15,6 +16,14 @@ class Qwen3VL(Qwen2VL):
     """Where things are inside `Qwen3VLForConditionalGeneration`."""
 
     model_type: ClassVar[str] = "qwen3_vl"
+    decoders: ClassVar[frozenset[str]] = frozenset({"qwen3_vl_text"})
+
+    @classmethod
+    def _tower(cls, vision: Any, sizes: tuple[int, ...], pictures: tuple[int, ...]) -> tuple[int, int]:
+        # Deepstack's mergers count as projectors too: they make decoder-wide features.
+        mergers = 1 + sum(index < vision.depth for index in vision.deepstack_visual_indexes)
+        inner, out = vision.intermediate_size, vision.out_hidden_size
+        return qwen_cost(vision, sizes, pictures, inner=inner, out=out, mergers=mergers)
 
 
 FAMILY = Qwen3VL

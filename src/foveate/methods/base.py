@@ -5,6 +5,7 @@ sample at a time, so nothing in a method file knows of batches, padding, masks o
 """
 
 import dataclasses
+import itertools
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -150,8 +151,13 @@ class Method(ABC):
         """Whether `observe` wants to see the tokens entering `layer`."""
         return False
 
-    def observe(self, view: View) -> None:
+    def observe(self, view: View) -> None:  # noqa: B027 - most methods take no notes
         """Look at the tokens entering a watched layer, after the cut there, and take notes."""
+
+    def scoring_flops(self, depth: int, width: int, sizes: Sequence[int]) -> int:
+        """FLOPs of the method's own arithmetic in a decoder of `depth` layers and residual width `width`, for a
+        sample with images of these sizes; sorting and gathering do not count."""
+        return 0
 
     def check(self, depth: int) -> None:
         """Refuse a decoder of `depth` layers that the setting does not fit.
@@ -250,7 +256,7 @@ def as_layers(layers: Sequence[int]) -> tuple[int, ...]:
         SettingError: If they are not.
     """
     values = tuple(int(layer) for layer in layers)
-    if any(b <= a for a, b in zip(values, values[1:], strict=False)):
+    if any(after <= before for before, after in itertools.pairwise(values)):
         raise SettingError(f"Layers must ascend strictly; got {values}.")
     return values
 

@@ -4,7 +4,9 @@ Paper: Chen et al., "Variation-aware Vision Token Dropping for Faster Large Visi
 CVPR 2026, arXiv:2509.01552. Reads no attention weights, so it runs under any attention kernel.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
@@ -19,6 +21,7 @@ __all__ = ["METHOD", "V2Drop", "variation"]
 
 Metric = Literal["l2", "l1", "cosine", "relative"]
 EPSILON = 1e-6  # of norms that divide
+OPERATIONS = {"l2": 3, "l1": 3, "cosine": 6, "relative": 5}  # a number of a move: subtract, square, add, …
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,13 +93,21 @@ class V2Drop(StagedMethod):
             return top(view.notes["path"] + moved if "path" in view.notes else moved, count)
         return top(self._variation(view.hidden, view.notes[f"entered {view.layer - self.window}"]), count)
 
+    def scoring_flops(self, depth: int, width: int, sizes: Sequence[int]) -> int:
+        """Of every move measured: at the cuts that rank, and for a path at the layers between."""
+        plan = self.plan(depth, sizes)
+        between = range(1, self.layers[-1]) if self.over == "path" and self.layers else ()
+        moves = 0
+        for layer, (arrive, stay) in enumerate(pairwise((sum(sizes), *plan))):
+            if stay < arrive if layer in self.layers else layer in between:
+                moves += arrive
+        return OPERATIONS[self.metric] * width * moves
+
     def _variation(self, hidden: Tensor, before: Tensor) -> Tensor:
         return variation(hidden, before, self.metric, hidden.dtype if self.score_dtype == "model" else torch.float32)
 
 
-def variation(
-    hidden: Tensor, before: Tensor, metric: Metric = "l2", dtype: torch.dtype = torch.float32
-) -> Tensor:
+def variation(hidden: Tensor, before: Tensor, metric: Metric = "l2", dtype: torch.dtype = torch.float32) -> Tensor:
     """How far each token moved between two layers' inputs (Sec. 3 of the paper for "l2").
 
     Shapes: two (tokens, width) tensors of any float dtype -> (tokens,) `dtype`. Unit: for "l2" and "l1"
@@ -119,7 +130,12 @@ def variation(
 
 
 def _preset(
-    name: str, layers: tuple[int, ...], keep: tuple[float, ...], depth: int, vision_tokens: int | None, source: str
+    name: str,
+    layers: tuple[int, ...],
+    keep: tuple[float, ...],
+    depth: int,
+    vision_tokens: int | None,
+    source: str,
 ) -> Preset:
     return Preset(f"v2drop/{name}", V2Drop(layers=layers, keep=keep), depth, vision_tokens, source)
 
@@ -140,7 +156,14 @@ V2Drop.presets = (
     _preset("qwen2-vl-7b/33.3%", _QWEN, (0.476, 0.05, 0.0), 28, None, _DERIVED.format("33.3 % of the tokens")),
     _preset("qwen2-vl-7b/20%", _QWEN, (0.195, 0.05, 0.0), 28, None, _DERIVED.format("20 % of a video's tokens")),
     *(
-        _preset(f"llava-onevision-7b/{budget}", _LLAVA, (first, 0.3, 0.0), 28, 6272, _DERIVED.format(f"{budget} of 32 frames"))
+        _preset(
+            f"llava-onevision-7b/{budget}",
+            _LLAVA,
+            (first, 0.3, 0.0),
+            28,
+            6272,
+            _DERIVED.format(f"{budget} of 32 frames"),
+        )
         for budget, first in (("33.3%", 0.409), ("25%", 0.258), ("20%", 0.168), ("15%", 0.077))
     ),
 )

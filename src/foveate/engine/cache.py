@@ -1,0 +1,191 @@
+"""A cache layer that stores what was kept and speaks in unpruned columns."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+from foveate.errors import SessionError, UnsupportedError
+
+__all__ = ["PrunedLayer", "check_cache", "pruned_layer"]
+
+
+class PrunedLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of the kept tokens of one decoder layer.
+
+    Its lengths are those of the unpruned sequence, so the model's own masks and positions stay right.
+
+    Attributes:
+        base: (samples, slots) int64, the unpruned column of each of the first slots, −1 for a pad. The
+            slots after them (the tail: decoded tokens, later text) follow column by column.
+        ragged: Whether any slot is a pad.
+        seen: The unpruned length.
+    """
+
+    is_croppable = True
+
+    def __init__(self, layer: DynamicLayer) -> None:
+        super().__init__()
+        self.keys, self.values, self.is_initialized = layer.keys, layer.values, layer.is_initialized
+        if self.is_initialized:
+            self.dtype, self.device = layer.dtype, layer.device
+        self.is_sliding = layer.is_sliding  # which mask the model builds for layers of this type
+        self.seen: int = layer.get_seq_length()
+        self.base: Tensor | None = None
+        self.base_end = 0  # the unpruned column where the tail begins
+        self.ragged = False
+        self._announced: tuple[Tensor | None, int, bool] | None = None
+
+    def announce(self, columns: Tensor | None, span: int, ragged: bool = False) -> None:
+        """Say what the next `update` brings.
+
+        Args:
+            columns: Unpruned columns of its rows, (samples, rows), −1 for a pad; None: the next `span` ones.
+            span: Unpruned columns the call covers.
+            ragged: Whether any row is a pad.
+        """
+        self._announced = columns, span, ragged
+
+    def columns(self, coming: Tensor | int, samples: int, device: torch.device) -> Tensor:
+        """The unpruned column of every slot once `coming` (columns, or how many next ones) are there.
+
+        Shape: (samples, slots) int64, −1 for a pad.
+        """
+        if isinstance(coming, int):
+            coming = torch.arange(self.seen, self.seen + coming, device=device).expand(samples, -1)
+        if self.seen == 0:
+            return coming
+        tail = torch.arange(self.base_end, self.seen, device=device).expand(samples, -1)
+        stored = (tail,) if self.base is None else (self.base, tail)
+        return torch.cat((*stored, coming), dim=1)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append keys and values, (samples, heads, rows, head size), and return all.
+
+        Raises:
+            SessionError: If a pruned layer is used outside `foveate.drop`.
+        """
+        if self._announced is None and self.base is not None:
+            raise SessionError(
+                "This cache was pruned by foveate and is used outside its context: masks would be wrong. "
+                "Go on inside `with foveate.drop(model, method)`, or start from a fresh cache."
+            )
+        columns, span, ragged = self._announced or (None, key_states.shape[-2], False)
+        self._announced = None
+        if columns is not None:
+            self.base = self.columns(columns, columns.shape[0], columns.device)
+            self.base_end = self.seen + span
+            self.ragged |= ragged
+        self.seen += span
+        keys, values = super().update(key_states, value_states)
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        """The unpruned length."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Unpruned length with the query's, and offset, for the model's own masks."""
+        return self.seen + query_length, 0
+
+    def valid_slots(self) -> Tensor:
+        """Slots of each sample that are no pads: (samples,) int64."""
+        samples, slots = self.keys.shape[0], self.keys.shape[-2]
+        if self.base is None:
+            return torch.full((samples,), slots, device=self.keys.device)
+        return (self.base >= 0).sum(dim=1) + (slots - self.base.shape[1])
+
+    def activate_past_recording(self) -> None:
+        """Nothing to do: no slot is ever evicted, so the past is there."""
+
+    def reset(self) -> None:
+        super().reset()
+        self.seen, self.base, self.base_end, self.ragged, self._announced = 0, None, 0, False, None
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        if self.base is not None:
+            self.base = self.base.index_select(0, beam_idx.to(self.base.device))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        if self.base is not None:
+            self.base = self.base.repeat_interleave(repeats, dim=0)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        if self.base is not None:
+            self.base = self.base[indices.to(self.base.device), ...]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last `-tokens_to_remove` unpruned columns (a negative number, as transformers has it)."""
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop takes minus the number of tokens to remove; got {tokens_to_remove}.")
+        end = self.seen + tokens_to_remove
+        from_tail = min(-tokens_to_remove, self.seen - self.base_end)
+        if from_tail:
+            self.keys, self.values = self.keys[..., :-from_tail, :], self.values[..., :-from_tail, :]
+        if self.base is not None and end < self.base_end:
+            self._crop_base(end)
+        self.seen = end
+
+    def _crop_base(self, end: int) -> None:
+        """Remove the slots of columns from `end` on, which differ in number between samples; pad anew."""
+        assert self.base is not None
+        stays = (self.base < end).logical_and(self.base >= 0)
+        counts = stays.sum(dim=1)
+        longest = int(counts.max())
+        order = torch.sort(stays.long(), dim=1, stable=True).indices[:, self.base.shape[1] - longest :]
+        columns = self.base.gather(1, order)
+        pads = torch.arange(longest, device=counts.device)[None, :] < (longest - counts)[:, None]
+        self.base = columns.masked_fill(pads, -1)
+        self.ragged = bool(pads.any())
+        slots = order[:, None, :, None].to(self.keys.device)
+        self.keys = self.keys.take_along_dim(slots, dim=2)
+        self.values = self.values.take_along_dim(slots, dim=2)
+        self.base_end = end
+
+
+def check_cache(cache: Any) -> None:
+    """Refuse a cache that cannot hold layers of different lengths, before anything was written to it.
+
+    Raises:
+        UnsupportedError: If the cache is static, quantised, offloaded or of an unknown kind.
+    """
+    if cache is None:
+        return
+    if not isinstance(cache, Cache):
+        raise UnsupportedError(
+            f"past_key_values is a {type(cache).__name__}; foveate needs a transformers DynamicCache."
+        )
+    if cache.offloading:
+        raise UnsupportedError("Offloaded caches are not supported while tokens are dropped; use a DynamicCache.")
+    kinds = {type(layer) for layer in cache.layers} or {cache.layer_class_to_replicate}
+    odd = sorted(kind.__name__ for kind in kinds - {DynamicLayer, DynamicSlidingWindowLayer, PrunedLayer})
+    if odd:
+        raise UnsupportedError(
+            f"The cache has layers of type {', '.join(odd)}, which cannot differ in length. Use a DynamicCache: "
+            "leave cache_implementation unset, or pass past_key_values=DynamicCache(config=model.config)."
+        )
+
+
+def pruned_layer(cache: Any, index: int) -> PrunedLayer:
+    """The pruned layer at `index`, put in the place of the cache's own if need be.
+
+    Raises:
+        UnsupportedError: If that layer slides and has already evicted tokens.
+    """
+    while len(cache.layers) <= index:
+        cache.layers.append(cache.layer_class_to_replicate())
+    layer = cache.layers[index]
+    if type(layer) is PrunedLayer:
+        return layer
+    if isinstance(layer, DynamicSlidingWindowLayer) and layer.get_seq_length() >= layer.sliding_window:
+        raise UnsupportedError(
+            f"Layer {index} has a sliding window of {layer.sliding_window} tokens and has already evicted some; "
+            "tokens can no longer be dropped there. Drop from the first turn on, or start a fresh cache."
+        )
+    cache.layers[index] = PrunedLayer(layer)
+    pruned: PrunedLayer = cache.layers[index]
+    return pruned

@@ -1,0 +1,121 @@
+"""The model's own attention mask, re-mapped to the rows and slots a layer really has.
+
+One form per backend: None where causality alone is right, 4-D bool (SDPA), 4-D float (eager), 2-D key
+validity (flash) and BlockMask (flex). The model built its mask for the unpruned sequence; here it is read at
+the columns that are left.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+from foveate.errors import UnsupportedError
+
+__all__ = ["Remap"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Remap:
+    """Where the queries and keys of a layer stand in the unpruned sequence.
+
+    Attributes:
+        queries: (samples, rows) int64, columns of this call.
+        valid: (samples, rows) bool, False for a pad; None if there are none.
+        keys: (samples, slots) int64, unpruned columns, −1 for a pad.
+        past: Unpruned columns before this call.
+        total: Unpruned columns with this call's.
+        ragged: Whether any key is a pad.
+    """
+
+    queries: Tensor
+    valid: Tensor | None
+    keys: Tensor
+    past: int
+    total: int
+    ragged: bool
+
+    def __call__(self, mask: Any, backend: str) -> Any:
+        """The mask for the layer.
+
+        Args:
+            mask: What the model hands the layer.
+            backend: The attention implementation's name.
+
+        Raises:
+            UnsupportedError: If no mask of a form this backend reads can be made.
+        """
+        if mask is None:
+            return self._from_nothing(backend) if self.ragged else None
+        if isinstance(mask, BlockMask):
+            return self._block(mask)
+        if mask.dim() == 2:
+            return self._validity(mask)
+        return self._dense(mask)
+
+    def _from_nothing(self, backend: str) -> Tensor:
+        """Causal over columns, pads masked."""
+        if _is_flash(backend):
+            return self.keys >= 0
+        if backend not in ("sdpa", "eager"):
+            raise UnsupportedError(
+                f"A batch whose samples keep different numbers of tokens needs a mask, and what form the attention "
+                f"{backend!r} reads is not known. Use sdpa, eager, flash or flex attention, or one sample at a time."
+            )
+        rows = (self.queries + self.past)[:, :, None]
+        seen = (self.keys[:, None, :] >= 0) & (self.keys[:, None, :] <= rows)
+        return self._with_pads(seen[:, None], True)
+
+    def _dense(self, mask: Tensor) -> Tensor:
+        """A (samples or 1, heads or 1, columns, columns) mask, bool or additive float."""
+        keys = self._columns_of(mask.shape[-1])
+        samples = torch.arange(keys.shape[0], device=keys.device)
+        picked = mask.expand(keys.shape[0], -1, -1, -1)
+        # Advanced indices around a slice put their dimensions first: (samples, rows, slots, heads).
+        picked = picked[samples[:, None, None], :, self.queries[:, :, None], keys.clamp(min=0)[:, None, :]]
+        picked = picked.permute(0, 3, 1, 2)
+        hidden = (keys < 0)[:, None, None, :]
+        if mask.dtype == torch.bool:
+            return self._with_pads(picked & ~hidden, True)
+        return self._with_pads(picked.masked_fill(hidden, torch.finfo(mask.dtype).min), 0.0)
+
+    def _with_pads(self, mask: Tensor, seen: bool | float) -> Tensor:
+        """Let pad rows see themselves, so that their softmax stays finite."""
+        if self.valid is None:
+            return mask
+        rows, slots = mask.shape[-2:]
+        itself = torch.arange(rows, device=mask.device) + (slots - rows)
+        diagonal = torch.arange(slots, device=mask.device) == itself[:, None]
+        return mask.masked_fill((~self.valid)[:, None, :, None] & diagonal, seen)
+
+    def _validity(self, mask: Tensor) -> Tensor:
+        """A (samples, columns) mask of keys."""
+        keys = self._columns_of(mask.shape[-1])
+        return mask.take_along_dim(keys.clamp(min=0), dim=1).bool() & (keys >= 0)
+
+    def _block(self, mask: BlockMask) -> BlockMask:
+        keys, queries, valid = self._columns_of(mask.seq_lengths[1]), self.queries, self.valid
+        inner, shift = mask.mask_mod, keys.shape[1] - queries.shape[1]
+
+        def seen(sample: Tensor, head: Tensor, row: Tensor, slot: Tensor) -> Tensor:
+            column = keys[sample, slot]
+            open_ = (column >= 0) & inner(sample, head, queries[sample, row], column.clamp(min=0))
+            if valid is None:
+                return open_
+            return open_ | (~valid[sample, row] & (slot == row + shift))
+
+        return create_block_mask(seen, keys.shape[0], None, queries.shape[1], keys.shape[1], device=keys.device)
+
+    def _columns_of(self, width: int) -> Tensor:
+        """Keys as columns of a mask that covers the last `width` unpruned columns; −1 if it does not reach them."""
+        offset = self.total - width
+        if offset == 0:
+            return self.keys
+        # The shift may bring a real column below zero (outside a sliding window): nobody's key either.
+        return (self.keys - offset).clamp(min=-1).masked_fill(self.keys < 0, -1)
+
+
+def _is_flash(backend: str) -> bool:
+    return "flash" in backend

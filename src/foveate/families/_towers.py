@@ -1,0 +1,74 @@
+"""What towers and projectors that several families share cost, in FLOPs, from their configs alone."""
+
+from typing import Any
+
+from foveate.core.flops import attention, linear, vit_block
+from foveate.errors import UnsupportedError
+
+__all__ = ["llava_cost", "picture_tokens", "qwen_cost"]
+
+CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # the towers known here
+
+
+def picture_tokens(config: Any) -> int:
+    """Vision tokens a LLaVA makes of one picture, before it pools, unpads or adds newlines.
+
+    Raises:
+        UnsupportedError: If the tower is neither CLIP nor SigLIP.
+    """
+    return _tower_tokens(config.vision_config) - int(config.vision_feature_select_strategy == "default")
+
+
+def llava_cost(config: Any, pictures: int) -> tuple[int, int]:
+    """FLOPs of a LLaVA's (tower, projector) on so many square pictures.
+
+    transformers runs every layer of the tower, also those behind the feature layer.
+
+    Raises:
+        UnsupportedError: If the tower is neither CLIP nor SigLIP.
+    """
+    vision, width = config.vision_config, config.text_config.hidden_size
+    features = 1 if isinstance(config.vision_feature_layer, int) else len(config.vision_feature_layer)
+    projector = linear(picture_tokens(config), vision.hidden_size * features, width, width)
+    return pictures * _tower_picture(vision), pictures * projector
+
+
+def qwen_cost(
+    vision: Any, sizes: tuple[int, ...], pictures: tuple[int, ...], *, inner: int, out: int, mergers: int = 1
+) -> tuple[int, int]:
+    """FLOPs of a Qwen-VL's (tower, mergers) on images of `sizes` vision tokens, each of so many temporal patches.
+
+    A patch attends to those of its own temporal patch. `inner` is the width of the blocks' MLP, `out` that of
+    the merged tokens.
+    """
+    merged = vision.spatial_merge_size**2
+    width = getattr(vision, "embed_dim", None) or vision.hidden_size
+    pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    tower = 0
+    for size, count in zip(sizes, pictures, strict=True):
+        patches = size // count * merged
+        tower += count * (linear(patches, pixels, width) + vision.depth * vit_block(patches, width, inner))
+    merger = linear(sum(sizes), merged * width, merged * width, out)
+    return tower, mergers * merger
+
+
+def _tower_tokens(vision: Any) -> int:
+    """Rows of a square picture in a CLIP or SigLIP tower."""
+    if vision.model_type not in CLASS_TOKENS:
+        raise UnsupportedError(
+            f"What a tower of type {vision.model_type!r} costs is not known; known are {', '.join(CLASS_TOKENS)}."
+        )
+    side: int = vision.image_size // vision.patch_size
+    return side * side + CLASS_TOKENS[vision.model_type]
+
+
+def _tower_picture(vision: Any) -> int:
+    """FLOPs of a CLIP or SigLIP tower on one picture."""
+    tokens, width, inner = _tower_tokens(vision), vision.hidden_size, vision.intermediate_size
+    patches = tokens - CLASS_TOKENS[vision.model_type]
+    flops = linear(patches, vision.num_channels * vision.patch_size**2, width)
+    flops += vision.num_hidden_layers * vit_block(tokens, width, inner)
+    if getattr(vision, "vision_use_head", False):  # SigLIP's pooling head runs, though nobody reads it
+        flops += linear(1, width, width) + linear(tokens, width, 2 * width)
+        flops += attention(1, tokens, width) + linear(1, width, width) + linear(1, width, inner, width)
+    return flops

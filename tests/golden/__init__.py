@@ -1,0 +1,77 @@
+"""Reference vectors recorded from the authors' own code, and how to run a case."""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration, PreTrainedModel, Qwen2VLForConditionalGeneration
+
+HERE = Path(__file__).parent
+TOLERANCE = 1e-3  # absolute, on logits and hidden states: a wrong position, layer or token moves logits by over 1
+
+
+@dataclass
+class Case:
+    """One recorded run: settings and summary (`facts`), and its tensors."""
+
+    name: str
+    facts: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return load_model(self.facts["weights"])
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What the model is called with: the recorded picture x4, never resized."""
+        ids = self.tensors["input_ids"].long()[None]
+        pixels = self.tensors["image_u8"].repeat_interleave(4, -1).repeat_interleave(4, -2)
+        pixels = (pixels.float() - 128) / 64
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if "image_grid_thw" not in self.tensors:
+            return {**inputs, "pixel_values": pixels[None]}
+        grid = self.tensors["image_grid_thw"].long()
+        return {
+            **inputs,
+            "pixel_values": qwen_patches(pixels),
+            "image_grid_thw": grid,
+            "mm_token_type_ids": (ids == 511).long(),
+        }
+
+
+def qwen_patches(pixels: Tensor) -> Tensor:
+    """(3, height, width) -> (patches, 1176) in Qwen2-VL's order: merge groups of 2 x 2 patches, two equal frames."""
+    frames = pixels[None].repeat(2, 1, 1, 1)  # (time 2, channel, height, width)
+    rows, columns = pixels.shape[1] // 14, pixels.shape[2] // 14
+    grid = frames.reshape(2, 3, rows // 2, 2, 14, columns // 2, 2, 14)
+    return grid.permute(2, 5, 3, 6, 1, 0, 4, 7).reshape(rows * columns, -1)
+
+
+@cache
+def load_model(weights: str) -> PreTrainedModel:
+    folder = HERE / "weights" / weights
+    kind = Qwen2VLForConditionalGeneration if weights.startswith("qwen") else LlavaForConditionalGeneration
+    return kind.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def cases(method: str) -> list[Case]:
+    """Every recorded case of a method, by name."""
+    return [
+        Case(f"{method}/{path.stem}", json.loads(path.read_text()), load_file(path.with_suffix(".safetensors")))
+        for path in sorted((HERE / method).glob("*.json"))
+    ]
+
+
+def generate(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Any]:
+    """Eight greedy tokens: (tokens, logits (8, vocabulary), the cache)."""
+    out = model.generate(
+        **inputs, max_new_tokens=8, do_sample=False, return_dict_in_generate=True, output_logits=True,
+        eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    return out.sequences[0, inputs["input_ids"].shape[1] :], torch.cat(out.logits), out.past_key_values
