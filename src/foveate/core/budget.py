@@ -14,6 +14,6 @@ def keep_count(tokens: int, ratio: float, minimum: int = 1) -> int:
     return min(tokens, max(minimum, int(tokens * ratio)))
 
 
-def mean_tokens(per_layer: Sequence[int]) -> float:
+def mean_tokens(per_layer: Sequence[float]) -> float:
     """The budget a schedule spends: vision tokens a layer processes, averaged over all decoder layers."""
     return sum(per_layer) / len(per_layer)

@@ -94,7 +94,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         samples, slots = self.keys.shape[0], self.keys.shape[-2]
         if self.base is None:
             return torch.full((samples,), slots, device=self.keys.device)
-        return (self.base >= 0).sum(dim=1) + (slots - self.base.shape[1])
+        return (self.base >= 0).sum(dim=1).add(slots - self.base.shape[1])
 
     def activate_past_recording(self) -> None:
         """Nothing to do: no slot is ever evicted, so the past is there."""

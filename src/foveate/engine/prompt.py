@@ -32,6 +32,8 @@ class Sample:
         tokens: Which are left, ordinals into `vision`, ascending.
         sizes: Tokens left of each image, in order; None once only the device knows.
         items: Its images, in order.
+        starts: Whether the call's first column is one of its vision tokens.
+        ends: Whether the call's last column is.
         notes: What the method remembers (see `View.notes`).
     """
 
@@ -40,6 +42,8 @@ class Sample:
     tokens: Tensor
     sizes: tuple[int, ...] | None
     items: list[Item]
+    starts: bool = False
+    ends: bool = False
     notes: dict[str, Tensor] = field(default_factory=dict)
 
     def rows(self) -> Tensor:
@@ -134,7 +138,7 @@ def read_samples(
     """
     flags = sum(mask.to(torch.int16) << (bit + 1) for bit, (mask, _) in enumerate(masks))
     alive = torch.ones_like(masks[0][0]) if live is None else live.to(masks[0][0].device) != 0
-    table = (flags + alive).cpu()  # type: ignore[operator]
+    table = (flags + alive).cpu()
     lives = table % 2 == 1
     owners = torch.full(table.shape, -1)
     items: list[Item] = []
@@ -155,4 +159,6 @@ def _read_sample(owner: Tensor, live: Tensor, items: Sequence[Item], device: tor
         tokens=torch.arange(len(vision), device=device),
         sizes=tuple(sizes.tolist()),
         items=[items[index] for index in mine.tolist()],
+        starts=bool(owner[0] >= 0),
+        ends=bool(owner[-1] >= 0),
     )

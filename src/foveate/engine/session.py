@@ -159,7 +159,7 @@ class Session:
         given = {name: value for name, value in given.items() if not name.startswith("pixel_values")}
         lengths = [len(one) for one in features]
         for index, one in enumerate(features):
-            one._foveate_boxes = functools.partial(_boxes, self.family, modality, given, lengths, index)
+            one._foveate_boxes = functools.partial(_boxes, self.family, modality, given, lengths, index)  # type: ignore[attr-defined]
         self._items[modality] = _items(features)
         return output
 
@@ -178,7 +178,7 @@ class Session:
 
     def _before_decoder(self, text: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self._prompt, self._remaps = None, []
-        self._backend = text.config._attn_implementation  # type: ignore[union-attr]
+        self._backend = str(text.config._attn_implementation)  # type: ignore[union-attr]
         found = [(mask, self._items.get(modality, [])) for modality, mask in self._placeholders]
         self._placeholders = []
         embeds = kwargs.get("inputs_embeds")
@@ -207,7 +207,6 @@ class Session:
             vision_tokens=tuple(len(s.vision) for s in samples),
             boxes=[_Boxes(s.items) for s in samples],
             fit=self.family.fit,
-            _cached=cache is not None or bool(kwargs.get("use_cache", getattr(text.config, "use_cache", False))),  # type: ignore[union-attr]
         )
         self.trace.history.append(record)
         if drops or any(self.method.cuts()):
@@ -230,8 +229,13 @@ class Session:
         if cache is None:
             return
         past = _length(cache)
-        starts = any(len(s.vision) and bool(s.vision[0] == 0) for s in samples) if past else False
-        if starts and previous is not None and previous[0]() is cache and previous[1] == past:
+        if (
+            past
+            and any(sample.starts for sample in samples)
+            and previous is not None
+            and previous[0]() is cache
+            and previous[1] == past
+        ):
             raise UnsupportedError(
                 "Chunked prefill has cut an image in two, so its tokens cannot be ranked together. "
                 "Leave prefill_chunk_size unset, or choose it so that no image is split."
@@ -249,8 +253,7 @@ class Session:
         for index, layer in enumerate(cache.layers):
             if type(layer) is PrunedLayer:
                 prompt.record._slots[index] = layer.valid_slots()
-        last = prompt.span - 1
-        if any(len(s.vision) and bool(s.vision[-1] == last) for s in prompt.samples):
+        if any(sample.ends for sample in prompt.samples):
             self._ended_in_vision = weakref.ref(cache), _length(cache)
 
     # -- the layers ----------------------------------------------------------------------------------------

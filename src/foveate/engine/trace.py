@@ -190,8 +190,7 @@ class Trace:
         from foveate.viz import draw_stages
 
         run = self.latest
-        several = isinstance(images, Sequence) and not isinstance(images, str)
-        given = list(images) if several else [images]  # type: ignore[arg-type]
+        given = [images] if isinstance(images, str | Path | Image.Image) else list(images)
         pictures = [Image.open(one) if isinstance(one, str | Path) else one for one in given]
         places = run.boxes[sample] if sample < len(run.boxes) else ()
         if len(pictures) != len(places):

@@ -30,9 +30,9 @@ class Family:
     decoders: ClassVar[frozenset[str]] = frozenset({"llama", "mistral", "qwen2", "qwen3"})
     fit: ClassVar[Literal["whole", "crop"]] = "whole"
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
-        self.core = self.find_core()
+        self.core: Any = self.find_core()
 
     def find_core(self) -> nn.Module:
         """The innermost module that has both a `language_model` and a `get_placeholder_mask`.
@@ -54,15 +54,14 @@ class Family:
         return found[-1]
 
     @property
-    def text(self) -> nn.Module:
+    def text(self) -> Any:
         """The decoder: takes `inputs_embeds`, runs `layers`."""
-        module: nn.Module = self.core.language_model  # type: ignore[assignment]
-        return module
+        return self.core.language_model
 
     @property
     def layers(self) -> nn.ModuleList:
         """Decoder layers in order; each takes hidden states and one `position_embeddings` pair (cos, sin)."""
-        layers: nn.ModuleList = self.text.layers  # type: ignore[assignment]
+        layers: nn.ModuleList = self.text.layers
         return layers
 
     def vision_masks(self, placeholders: Any, given: Mapping[str, Any]) -> list[tuple[str, Tensor]]:

@@ -19,7 +19,7 @@ class Llava(Family):
     fit: ClassVar[Literal["whole", "crop"]] = "crop"
 
     def boxes(self, modality: str, given: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
-        vision = self.model.config.vision_config  # type: ignore[union-attr]
+        vision = self.model.config.vision_config
         side = vision.image_size // vision.patch_size
         return [grid_boxes(side, side) if length == side * side else None for length in lengths]
 

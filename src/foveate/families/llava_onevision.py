@@ -23,7 +23,7 @@ class LlavaOnevision(Family):
     model_type: ClassVar[str] = "llava_onevision"
 
     def boxes(self, modality: str, given: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
-        vision = self.model.config.vision_config  # type: ignore[union-attr]
+        vision = self.model.config.vision_config
         side = vision.image_size // vision.patch_size
         if modality == "video":
             pooled = math.ceil(side / 2)
@@ -90,8 +90,8 @@ def _pictures(config: Any, size: int) -> int:
     if size == 0:
         return 0
     crop, side = config.vision_config.image_size, config.vision_config.image_size // config.vision_config.patch_size
-    frames, rest = divmod(size - 1, math.ceil(side / 2) ** 2)
-    found: set[int] = {frames} if rest == 0 and frames else set()
+    frames, rest = divmod(size, math.ceil(side / 2) ** 2)
+    found: set[int] = {frames} if frames and rest in (0, 1) else set()  # with the closing newline or without
     if size == side * side + 1:
         found.add(1)
     mosaics: list[tuple[int, int]] = [(tall // crop, wide // crop) for tall, wide in config.image_grid_pinpoints]
@@ -108,8 +108,8 @@ def _pictures(config: Any, size: int) -> int:
         return found.pop()
     what = f"may come from {', '.join(map(str, sorted(found)))} pictures" if found else "fit no picture or video"
     raise SettingError(
-        f"{size} vision tokens {what} of a LLaVA-OneVision: say with tower_images=… how many the tower encodes "
-        "(for an image one base view and its tiles, for a video its frames)."
+        f"{size} vision tokens {what} of a LLaVA-OneVision: say with tower_images=… how many the tower encodes, "
+        "pixel_values.shape[1] for one image (its base view and tiles) or video (its frames)."
     )
 
 

@@ -23,7 +23,7 @@ class Qwen2VL(Family):
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen2_vl_text"})
 
     def boxes(self, modality: str, given: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
-        side: int = self.core.visual.spatial_merge_size  # type: ignore[assignment, union-attr]
+        side: int = self.core.visual.spatial_merge_size
         grids = given[f"{modality}_grid_thw"].tolist()
         return [grid_boxes(h // side, w // side).repeat(t, 1) for t, h, w in grids]
 

@@ -187,7 +187,7 @@ class _Solver:
         if self.vision_tokens is None:
             return cuts[0] / self.depth
         after = min(self.min_keep, self.vision_tokens) / self.vision_tokens
-        return mean_tokens([1.0 if layer < cuts[0] else after for layer in range(self.depth)])  # type: ignore[list-item]
+        return mean_tokens([1.0 if layer < cuts[0] else after for layer in range(self.depth)])
 
     def _refusal(self, cuts: tuple[int, ...]) -> str:
         floor = self._floor(cuts)

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from foveate.core.rank import top
 from foveate.errors import SettingError, ShapeError
@@ -120,13 +121,16 @@ def variation(hidden: Tensor, before: Tensor, metric: Metric = "l2", dtype: torc
         raise ShapeError(f"hidden is {tuple(hidden.shape)}, before is {tuple(before.shape)}.")
     # In bf16 (8 significant bits) near scores tie, and the order turns arbitrary: hence float32.
     now, then = hidden.to(dtype), before.to(dtype)
+    scores: Tensor
     if metric == "l2":
-        return (now - then).norm(dim=-1)
-    if metric == "l1":
-        return (now - then).abs().sum(dim=-1)
-    if metric == "cosine":
-        return 1 - torch.cosine_similarity(now, then, dim=-1)
-    return (now - then).norm(dim=-1) / then.norm(dim=-1).clamp(min=EPSILON)
+        scores = vector_norm(now - then, dim=-1)
+    elif metric == "l1":
+        scores = (now - then).abs().sum(dim=-1)
+    elif metric == "cosine":
+        scores = 1 - torch.cosine_similarity(now, then, dim=-1)
+    else:
+        scores = vector_norm(now - then, dim=-1) / vector_norm(then, dim=-1).clamp(min=EPSILON)
+    return scores
 
 
 def _preset(
