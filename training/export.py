@@ -4,6 +4,7 @@ python training/export.py CHECKPOINT FOLDER
 """
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from transformers import (
 from network import Network, Shape
 from tokenizer import BOS, EOS, IMAGE, PAD, build
 
-__all__ = ["export", "llava", "processor"]
+__all__ = ["export", "import_network", "llava", "processor"]
 
 SIDE = 336
 
@@ -86,10 +87,30 @@ def config(s: Shape) -> LlavaConfig:
     )
 
 
+def names(own: Iterable[str]) -> dict[str, str]:
+    """Our name of each tensor that is exported as it is -> Hugging Face's."""
+    vision, language = "model.vision_tower", "model.language_model"
+    found = {
+        "decoder.embed.weight": f"{language}.embed_tokens.weight",
+        "decoder.norm.weight": f"{language}.norm.weight",
+    }
+    for kind in ("weight", "bias"):
+        found[f"tower.pre_norm.{kind}"] = f"{vision}.pre_layrnorm.{kind}"
+        found[f"tower.post_norm.{kind}"] = f"{vision}.post_layernorm.{kind}"
+        for number in (1, 2):
+            found[f"project{number}.{kind}"] = f"model.multi_modal_projector.linear_{number}.{kind}"
+    for name in own:
+        part, *rest = name.split(".")
+        if rest[:1] == ["layers"]:
+            table, home = (TOWER, f"{vision}.encoder") if part == "tower" else (DECODER, language)
+            found[name] = f"{home}.layers.{rest[1]}.{table[rest[2]]}.{rest[3]}"
+    return found
+
+
 def weights(network: Network) -> dict[str, Tensor]:
     """The network's tensors under the names of `LlavaForConditionalGeneration`."""
     own = network.state_dict()
-    vision, language = "model.vision_tower", "model.language_model"
+    vision = "model.vision_tower"
     patch = own["tower.patch.weight"]
     found = {
         f"{vision}.embeddings.class_embedding": own["tower.cls"],
@@ -97,21 +118,9 @@ def weights(network: Network) -> dict[str, Tensor]:
         f"{vision}.embeddings.position_embedding.weight": torch.cat(
             [own["tower.cls_position"][None], network.tower.positions(SIDE // network.shape.patch)]
         ),
-        f"{language}.embed_tokens.weight": own["decoder.embed.weight"],
-        f"{language}.norm.weight": own["decoder.norm.weight"],
         "lm_head.weight": own["decoder.embed.weight"],
     }
-    for kind in ("weight", "bias"):
-        found[f"{vision}.pre_layrnorm.{kind}"] = own[f"tower.pre_norm.{kind}"]
-        found[f"{vision}.post_layernorm.{kind}"] = own[f"tower.post_norm.{kind}"]
-        for number in (1, 2):
-            found[f"model.multi_modal_projector.linear_{number}.{kind}"] = own[f"project{number}.{kind}"]
-    for name, tensor in own.items():
-        part, *rest = name.split(".")
-        if rest[:1] != ["layers"]:
-            continue
-        names, home = (TOWER, f"{vision}.encoder.layers") if part == "tower" else (DECODER, f"{language}.layers")
-        found[f"{home}.{rest[1]}.{names[rest[2]]}.{rest[3]}"] = tensor
+    found |= {other: own[name] for name, other in names(own).items()}
     return found
 
 
@@ -161,6 +170,40 @@ def export(network: Network, folder: Path) -> None:
     """Save model and processor; weights in bfloat16."""
     llava(network).to(torch.bfloat16).save_pretrained(folder)
     processor().save_pretrained(folder)
+
+
+def import_network(folder: Path) -> Network:
+    """Read an exported folder back, so that training can go on from it alone.
+
+    The position grid comes back at the exported size; auxiliary heads, which are not exported, are new.
+    """
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    vision, text = model.config.vision_config, model.config.text_config
+    network = Network(
+        Shape(
+            width=text.hidden_size,
+            heads=text.num_attention_heads,
+            tower_layers=vision.num_hidden_layers,
+            tower_mlp=vision.intermediate_size,
+            layers=text.num_hidden_layers,
+            mlp=text.intermediate_size,
+            vocabulary=text.vocab_size,
+            grid=vision.image_size // vision.patch_size,
+            patch=vision.patch_size,
+            eps=text.rms_norm_eps,
+            rope=text.rope_parameters["rope_theta"],
+        )
+    )
+    theirs, own = model.state_dict(), network.state_dict()
+    position = theirs["model.vision_tower.embeddings.position_embedding.weight"]
+    own["tower.cls_position"], grid = position[0], position[1:]
+    own["tower.position"] = grid.view_as(own["tower.position"])
+    own["tower.cls"] = theirs["model.vision_tower.embeddings.class_embedding"]
+    own["tower.patch.weight"] = theirs["model.vision_tower.embeddings.patch_embedding.weight"].flatten(1)
+    for name, other in names(own).items():
+        own[name] = theirs[other]
+    network.load_state_dict(own)
+    return network.eval()
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from packing import Packed
 from tokenizer import EOS
 
-__all__ = ["answer_loss", "dense_loss", "presence_loss"]
+__all__ = ["answer_loss", "dense_loss", "presence_loss", "right_answers"]
 
 BACKGROUND = 0.3  # weight of a patch that shows nothing
 
@@ -49,11 +49,16 @@ def answer_loss(logits: Tensor, packed: Packed, tasks: list[str]) -> tuple[Tenso
     """
     each = F.cross_entropy(logits, packed.next, reduction="none")
     loss = (each * packed.weight).sum() / packed.weight.sum()
+    marks: dict[str, list[bool]] = {}
+    for task, right in zip(tasks, right_answers(logits, packed, len(tasks)), strict=True):
+        marks.setdefault(task, []).append(right)
+    return loss, {task: sum(m) / len(m) for task, m in marks.items()}
+
+
+def right_answers(logits: Tensor, packed: Packed, questions: int) -> list[bool]:
+    """Whether each question's answer is the arg-max throughout, its end included."""
     wrong = (logits.argmax(-1) != packed.next).int()
     ends = (packed.next == EOS).int()
     question = ends.cumsum(0) - ends  # which question each token belongs to
-    mistakes = torch.zeros(len(tasks), dtype=torch.int32).index_add_(0, question, wrong)
-    marks: dict[str, list[float]] = {}
-    for task, count in zip(tasks, mistakes.tolist(), strict=True):
-        marks.setdefault(task, []).append(float(count == 0))
-    return loss, {task: sum(m) / len(m) for task, m in marks.items()}
+    mistakes = torch.zeros(questions, dtype=torch.int32).index_add_(0, question, wrong)
+    return [count == 0 for count in mistakes.tolist()]

@@ -116,17 +116,17 @@ class Tower(nn.Module):
         super().__init__()
         self.patch_size, self.grid = s.patch, s.grid
         self.patch = Linear(3 * s.patch**2, s.width, bias=False)
-        self.cls = nn.Parameter(torch.randn(s.width) * 0.02)
-        self.cls_position = nn.Parameter(torch.randn(s.width) * 0.02)
-        self.position = nn.Parameter(torch.randn(s.grid, s.grid, s.width) * 0.02)
+        self.cls = nn.Parameter(torch.empty(s.width))
+        self.cls_position = nn.Parameter(torch.empty(s.width))
+        self.position = nn.Parameter(torch.empty(s.grid, s.grid, s.width))
         self.pre_norm, self.post_norm = Norm(s.width, s.eps), Norm(s.width, s.eps)
         self.layers = nn.ModuleList(TowerLayer(s) for _ in range(s.tower_layers))
 
     def positions(self, grid: int) -> Tensor:
         """Position embeddings of a canvas of grid x grid patches: (grid * grid, width)."""
         whole = self.position.permute(2, 0, 1)[None]
-        if grid == self.grid // 2:
-            return F.avg_pool2d(whole, 2)[0].flatten(1).T
+        if self.grid % grid == 0:
+            return F.avg_pool2d(whole, self.grid // grid)[0].flatten(1).T
         return F.interpolate(whole, (grid, grid), mode="bilinear")[0].flatten(1).T
 
     def forward(self, images: Tensor, dtype: torch.dtype, last: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -241,12 +241,14 @@ class Network(nn.Module):
         self.project1, self.project2 = Linear(s.width, s.width), Linear(s.width, s.width)
         generator = torch.Generator().manual_seed(seed)
         for name, p in self.named_parameters():
-            if p.ndim < 2:
+            if p.ndim < 2 and "cls" not in name:  # norms stay at one, biases begin at zero
+                if name.endswith("bias"):
+                    nn.init.zeros_(p)
                 continue
             std = p.shape[-1] ** -0.5
             if name.startswith("decoder"):
                 std = 0.04
-            if "position" in name:
+            if "position" in name or "cls" in name:
                 std = 0.02
             if name.endswith((".o.weight", ".fc2.weight")) and name.startswith("tower"):
                 std *= 0.3

@@ -32,7 +32,8 @@ class Stage:
         rates: Peak learning rates, see `Optimiser`.
         joint: Train on questions too (otherwise the tower alone on dense labels).
         dense_weight, presence_weight: Of the auxiliary losses.
-        exits: Share of steps in which all vision tokens leave before a random layer.
+        exits: Share of steps in which all vision tokens leave before a random layer
+            from `exit_from` on.
         constant: Share of the images at the constant rate before the linear decay.
     """
 
@@ -46,6 +47,7 @@ class Stage:
     dense_weight: float = 0.15
     presence_weight: float = 0.02
     exits: float = 0.0
+    exit_from: int = 0
     questions: int = 9
     tasks: dict[str, float] = field(default_factory=lambda: dict(TASK_WEIGHTS))
     constant: float = 0.5
@@ -80,6 +82,33 @@ STAGES: dict[str, Stage] = {
         first=10_000_000,
         mix={84: 0.75, 168: 0.15, 336: 0.10},
         rates={"tower": 1e-3, "rest": 2e-3, "decoder": 3e-3, "projector": 1e-3},
-        constant=0.9,
+        constant=0.95,
+    ),
+    "middle": Stage(
+        images=40_000,
+        first=20_000_000,
+        mix={84: 0.30, 168: 0.55, 336: 0.15},
+        rates={"tower": 1e-3, "rest": 2e-3, "decoder": 3e-3, "projector": 1e-3},
+        constant=0.95,
+        exits=0.25,
+        exit_from=6,
+    ),
+    "large": Stage(
+        images=24_000,
+        first=30_000_000,
+        mix={84: 0.15, 168: 0.35, 336: 0.50},
+        rates={"tower": 1e-3, "rest": 2e-3, "decoder": 3e-3, "projector": 1e-3},
+        constant=0.3,
+        exits=0.25,
+        exit_from=6,
+    ),
+    "deep": Stage(
+        images=10_000,
+        first=40_000_000,
+        mix={84: 0.10, 168: 0.30, 336: 0.60},
+        rates={"tower": 3e-4, "rest": 5e-4, "decoder": 8e-4, "projector": 3e-4},
+        constant=0.3,
+        exits=0.35,
+        exit_from=18,
     ),
 }

@@ -1,5 +1,6 @@
 """The tokenizer: byte-level BPE over the question templates, one token a character in read-outs."""
 
+from functools import cache
 from itertools import product
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -14,8 +15,9 @@ PAD, BOS, EOS, IMAGE, USER, ASSISTANT = range(6)
 SIZE = 448
 
 
+@cache
 def build() -> Tokenizer:
-    """Train it; the same result every time."""
+    """Train it; the same result every time, as long as the generator is the same."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -1,6 +1,6 @@
 """Train one stage of the embedded model on two processes.
 
-    python training/train.py STAGE RUN [--from FOLDER_OR_CHECKPOINT] [--alone]
+    python training/train.py STAGE RUN [--start CHECKPOINT_OR_FOLDER] [--ranks N]
 
 Everything random is a function of the stage and of the images seen, so a run that stops goes on
 from its last checkpoint exactly as if it had not stopped.
@@ -20,6 +20,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from data import dense_targets, pictures
+from export import import_network
 from foveate.embedded.questions import ask
 from foveate.embedded.scenes import Scene, rng_for, scene
 from losses import answer_loss, dense_loss, presence_loss
@@ -31,7 +32,6 @@ from tokenizer import build
 
 WARM_UP = 40  # steps
 CLIP = 2.0
-EXIT_FROM = 18  # first layer before which the vision tokens may leave
 
 
 class Trainer:
@@ -90,9 +90,8 @@ class Trainer:
             loss = loss + stage.presence_weight * presence_loss(self.network.heads.present(cls), targets["present"])
         report["dense"] = loss.item()
         if stage.joint:
-            leave = (
-                int(rng.integers(EXIT_FROM, len(self.network.decoder.layers))) if rng.random() < stage.exits else None
-            )
+            depth = len(self.network.decoder.layers)
+            leave = int(rng.integers(stage.exit_from, depth)) if rng.random() < stage.exits else None
             answers, right = self.answers(scenes, first, features, leave)
             loss = loss + answers
             report |= {"answer": answers.item(), **right}
@@ -155,8 +154,11 @@ def work(rank: int, ranks: int, name: str, run: Path, start: Path | None) -> Non
         dist.init_process_group("gloo", init_method=f"file://{run}/rendezvous", rank=rank, world_size=ranks)
     checkpoint = run / "checkpoint.pt"
     source = checkpoint if checkpoint.exists() else start
-    state = torch.load(source, weights_only=True) if source else None
-    network = Network(Shape(**state["shape"]) if state else Shape())
+    state = torch.load(source, weights_only=True) if source and source.is_file() else None
+    if source and source.is_dir():
+        network = import_network(source)
+    else:
+        network = Network(Shape(**state["shape"]) if state else Shape())
     trainer = Trainer(name, STAGES[name], network, rank, ranks)
     if checkpoint.exists():
         trainer.restore(state)
@@ -192,7 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=list(STAGES))
     parser.add_argument("run", type=Path)
-    parser.add_argument("--start", type=Path, help="checkpoint whose weights begin the stage")
+    parser.add_argument("--start", type=Path, help="checkpoint or exported folder whose weights begin the stage")
     parser.add_argument("--ranks", type=int, default=2)
     args = parser.parse_args()
     args.run.mkdir(parents=True, exist_ok=True)

@@ -137,9 +137,9 @@ def _order(scene: Scene) -> Iterator[Question]:
 
 
 def _neighbours(line: list[tuple[float, Thing]], gaps: list[bool], word: str) -> Iterator[Question]:
-    """What comes just before each thing of a line; skipped if it or the one before it is a near tie."""
+    """What comes just before each thing of a line; skipped where either has a near tie."""
     for i in range(1, len(line)):
-        if gaps[i - 1] and (i < 2 or gaps[i - 2]):
+        if all(gaps[max(0, i - 2) : i + 1]):
             yield Question("relation", f"What is just {word} the {line[i][1].name}?", line[i - 1][1].name)
 
 

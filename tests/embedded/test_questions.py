@@ -1,0 +1,119 @@
+"""Answers are checked against the owner map and the list of things, by other reasoning than the generator's."""
+
+import re
+
+import numpy as np
+import pytest
+
+from foveate.embedded.drawing import SHAPES
+from foveate.embedded.questions import TASKS, all_questions, ask, one_per_task
+from foveate.embedded.scenes import Scene, rng_for, scene
+
+WORDS = {"first": 0, "second": 1, "third": 2, "fourth": 3, "fifth": 4}
+SINGULAR = {f"{s}es" if s == "cross" else f"{s}s": s for s in SHAPES}
+
+
+def places(one: Scene) -> dict[str, tuple[float, float]]:
+    """Centre of each thing, found in the picture's owner map: its box, whose right edge a moon does not reach."""
+    found = {}
+    for number, thing in enumerate(one.things, start=1):
+        rows, columns = np.nonzero(one.owner == number)
+        found[thing.name] = (columns.min() + thing.size / 2, (rows.min() + rows.max() + 1) / 2)
+    return found
+
+
+def quadrant(one: Scene, x: float, y: float) -> str:
+    return ("top " if y < one.side / 2 else "bottom ") + ("left" if x < one.side / 2 else "right")
+
+
+def truth(one: Scene, question: str) -> str | None:
+    """The answer, worked out from the question's words."""
+    at = places(one)
+    names = [name.split() for name in at]
+    if found := re.fullmatch(r"What colour is the (\w+)\?", question):
+        (answer,) = [c for c, s in names if s == found[1]]
+        return answer
+    if found := re.fullmatch(r"What shape is the (\w+) object\?", question):
+        (answer,) = [s for c, s in names if c == found[1]]
+        return answer
+    if found := re.fullmatch(r"Is there an? (\w+ \w+)\?", question):
+        return "yes" if found[1] in at else "no"
+    if question == "How many objects are there?":
+        return str(len(np.unique(one.owner)) - 1 - sum(len(t.characters) for t in one.texts))
+    if found := re.fullmatch(r"How many (\w+) objects are there\?", question):
+        return str(sum(c == found[1] for c, _ in names))
+    if found := re.fullmatch(r"How many (\w+) are there\?", question):
+        return str(sum(s == SINGULAR[found[1]] for _, s in names))
+    if question == "What does the text say?":
+        return one.texts[0].characters
+    if found := re.fullmatch(r"What is the (\w+) character\?", question):
+        return one.texts[0].characters[WORDS[found[1]]]
+    if question == "Where is the text?":
+        rows, columns = np.nonzero(one.owner > len(one.things))
+        return quadrant(one, (columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2)
+    if found := re.fullmatch(r"Where is the (\w+ \w+)\?", question):
+        return quadrant(one, *at[found[1]])
+    if found := re.fullmatch(r"What is just (left of|right of|above|below) the (\w+ \w+)\?", question):
+        axis, sign = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}[found[1]]
+        here = at[found[2]][axis]
+        beyond = {name: sign * (place[axis] - here) for name, place in at.items() if sign * (place[axis] - here) > 0}
+        return min(beyond, key=beyond.get)
+    if found := re.fullmatch(r"List the objects from (left to right|top to bottom)\.", question):
+        axis = 0 if found[1] == "left to right" else 1
+        return ", ".join(sorted(at, key=lambda name: at[name][axis]))
+    return None
+
+
+@pytest.mark.parametrize("side", [84, 168, 336])
+@pytest.mark.parametrize("index", range(20))
+def test_every_answer_is_true(side, index):
+    one = scene("held-out", index, side)
+    for questions in all_questions(one, rng_for("held-out", index, 1)).values():
+        for q in questions:
+            assert q.answer == truth(one, q.question), q
+
+
+def test_every_task_is_asked_and_nothing_twice():
+    seen = set()
+    for index in range(60):
+        one = scene("held-out", index)
+        found = all_questions(one, rng_for("held-out", index, 1))
+        seen |= set(found)
+        everything = [q.question for each in found.values() for q in each]
+        assert len(everything) == len(set(everything))
+    assert seen == set(TASKS)
+
+
+def test_existence_is_half_yes_and_recombines_what_is_there():
+    answers, near = [], []
+    for index in range(150):
+        one = scene("held-out", index)
+        colours, shapes = {t.colour for t in one.things}, {t.shape for t in one.things}
+        for q in all_questions(one, rng_for("held-out", index, 1))["existence"]:
+            answers.append(q.answer == "yes")
+            if q.answer == "no":
+                colour, shape = q.question[:-1].split()[-2:]
+                near.append(colour in colours and shape in shapes)
+    assert np.mean(answers) == 0.5
+    assert np.mean(near) > 0.5
+
+
+def test_compared_places_differ_by_a_margin():
+    for index in range(60):
+        one = scene("held-out", index)
+        for q in all_questions(one, rng_for("held-out", index, 1)).get("list left to right", []):
+            xs = [next(t.x for t in one.things if t.name == name) for name in q.answer.split(", ")]
+            assert min(np.diff(xs)) >= 5
+
+
+def test_asking_is_repeatable_and_follows_the_weights():
+    one = scene("train", 3)
+    twice = [ask(one, rng_for("train", 3, 1), 6, {"colour": 1.0, "count": 1.0}) for _ in range(2)]
+    assert twice[0] == twice[1]
+    assert {q.task for q in twice[0]} <= {"colour", "count"}
+    assert len({q.question for q in twice[0]}) == len(twice[0])
+
+
+def test_one_question_a_task():
+    tasks = [q.task for q in one_per_task(scene("held-out", 4), "held-out", 4)]
+    assert len(tasks) == len(set(tasks))
