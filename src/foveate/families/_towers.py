@@ -66,7 +66,7 @@ def _tower_picture(vision: Any) -> int:
     """FLOPs of a CLIP or SigLIP tower on one picture."""
     tokens, width, inner = _tower_tokens(vision), vision.hidden_size, vision.intermediate_size
     patches = tokens - CLASS_TOKENS[vision.model_type]
-    flops = linear(patches, vision.num_channels * vision.patch_size**2, width)
+    flops: int = linear(patches, vision.num_channels * vision.patch_size**2, width)
     flops += vision.num_hidden_layers * vit_block(tokens, width, inner)
     if getattr(vision, "vision_use_head", False):  # SigLIP's pooling head runs, though nobody reads it
         flops += linear(1, width, width) + linear(tokens, width, 2 * width)

@@ -1,0 +1,181 @@
+"""`cost`: the FLOPs and KV-cache bytes of one prompt, part by part."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from foveate.cost._decoder import Decoder, sliding_window
+from foveate.errors import SettingError, UnsupportedError
+from foveate.methods.base import Method
+from foveate.registry import families
+
+__all__ = ["Cost", "cost"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one sample's prompt costs. FLOPs are exact counts of matrix products, a multiply-add counts two.
+
+    Attributes:
+        text_tokens: Rows of the prompt that are not vision tokens; each layer processes them all.
+        vision_tokens: Vision tokens of each image or video, as they enter the decoder.
+        tokens: Vision tokens each decoder layer processes.
+        attention: "full", or "causal" if the prefill's attention was counted half.
+        layer_flops: The prefill of each decoder layer: projections, MLP and attention.
+        tower_flops: The vision tower.
+        projector_flops: From the tower's features to the decoder's width (Qwen: the patch mergers).
+        head_flops: The language-model head on the last row, which gives the first token.
+        scoring_flops: The method's own arithmetic.
+        decode_flops: The token after the prompt: decoder layers over their caches, and the head.
+        kv_bytes: Keys and values of all decoder layers after the prefill.
+    """
+
+    text_tokens: int
+    vision_tokens: tuple[int, ...]
+    tokens: tuple[int, ...]
+    attention: Literal["full", "causal"]
+    layer_flops: tuple[int, ...]
+    tower_flops: int
+    projector_flops: int
+    head_flops: int
+    scoring_flops: int
+    decode_flops: int
+    kv_bytes: int
+
+    @property
+    def prefill_flops(self) -> int:
+        """The prefill of the decoder layers alone: the sum of `layer_flops`."""
+        return sum(self.layer_flops)
+
+    @property
+    def total_flops(self) -> int:
+        """From the pixels to the first token: tower, projector, prefill, scoring and head."""
+        parts = self.tower_flops, self.projector_flops, self.prefill_flops, self.scoring_flops, self.head_flops
+        return sum(parts)
+
+    @property
+    def retention(self) -> float:
+        """Mean over decoder layers of the share of vision tokens processed; 1 for a prompt without any."""
+        whole = len(self.tokens) * sum(self.vision_tokens)
+        return sum(self.tokens) / whole if whole else 1.0
+
+    @property
+    def kv_lengths(self) -> tuple[int, ...]:
+        """Rows in each layer's cache after the prefill."""
+        return tuple(self.text_tokens + count for count in self.tokens)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every figure as plain values that JSON knows."""
+        sums = ("prefill_flops", "total_flops", "retention", "kv_lengths")
+        values = {**dataclasses.asdict(self), **{name: getattr(self, name) for name in sums}}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def cost(
+    config: Any,
+    *,
+    text_tokens: int,
+    vision_tokens: int | Sequence[int],
+    method: Method | None = None,
+    attention: Literal["full", "causal"] = "full",
+    tower_images: int | Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Cost:
+    """What a prompt of one sample costs on a model, from its config alone.
+
+        cost(config, text_tokens=40, vision_tokens=576).prefill_flops / 1e12        # 8.18 on LLaVA-1.5-7B
+        cost(config, text_tokens=40, vision_tokens=[576, 576], method=V2Drop()).kv_bytes
+
+    The parts equal torch's `FlopCounterMode` under eager attention. The tower is counted whole: these
+    methods drop behind it.
+
+    Args:
+        config: The config of a vision-language model of a supported family, or such a model.
+        text_tokens: Tokens of the prompt that are not vision tokens, template and separators included.
+        vision_tokens: Vision tokens, one count an image or video; an int is one image. Newline rows that a
+            model puts between tiles are vision tokens.
+        method: What drops; None is the untouched model.
+        attention: "full" counts every query with every key, "causal" half of that; only in the decoder's
+            prefill, as a tower looks both ways and a decoded token at everything.
+        tower_images: Pictures the tower encodes for each image or video: crops (LLaVA-OneVision: the base
+            view and its tiles), frames, or temporal patches (Qwen-VL). By default told from the token
+            counts: for LLaVA their multiple of a picture's, for LLaVA-OneVision the number that alone gives
+            that count, for Qwen-VL one, an image.
+        dtype: Of the cache; by default the config's, and bfloat16 if it names none.
+
+    Raises:
+        SettingError: If a count is negative or all are zero, the schedule does not fit the depth, or
+            `tower_images` is missing where the counts leave it open, or contradicts them.
+        UnsupportedError: If no family serves the config, or its decoder or tower is of a kind whose cost is
+            not known (mixtures of experts; sliding windows shorter than the prompt).
+    """
+    config = getattr(config, "config", config)
+    kind = families().get(getattr(config, "model_type", None))  # type: ignore[arg-type]
+    if kind is None:
+        raise UnsupportedError(
+            f"No family for model_type {getattr(config, 'model_type', None)!r} ({type(config).__name__}). "
+            f"Supported: {', '.join(sorted(families()))}. To add one: docs/guides/new-family.md."
+        )
+    if attention not in ("full", "causal"):
+        raise SettingError(f"attention is 'full' or 'causal'; got {attention!r}.")
+    sizes = _counts(vision_tokens, "vision_tokens")
+    pictures = None if tower_images is None else _counts(tower_images, "tower_images")
+    if pictures is not None and len(pictures) != len(sizes):
+        raise SettingError(
+            f"tower_images has a count for each image or video: got {len(pictures)} for {len(sizes)} in vision_tokens."
+        )
+    if text_tokens < 0 or text_tokens + sum(sizes) == 0:
+        raise SettingError(f"A prompt has at least one token; got {text_tokens} of text and {sum(sizes)} of vision.")
+
+    text = config.get_text_config()
+    decoder = Decoder.of(text, kind.decoders)
+    window = sliding_window(text)
+    if window is not None and window <= text_tokens + sum(sizes):
+        raise UnsupportedError(
+            f"A prompt of {text_tokens + sum(sizes)} tokens does not fit the sliding window of {window} "
+            f"of this {text.model_type!r} decoder; what that costs is not known."
+        )
+    tokens, scoring = (sum(sizes),) * decoder.depth, 0
+    if method is not None:
+        method.check(decoder.depth)
+        tokens = method.plan(decoder.depth, sizes)
+        scoring = method.scoring_flops(decoder.depth, decoder.width, sizes)
+    rows = [text_tokens + count for count in tokens]
+    tower, projector = kind.tower_cost(config, sizes, pictures) if sum(sizes) else (0, 0)
+    return Cost(
+        text_tokens=text_tokens,
+        vision_tokens=sizes,
+        tokens=tokens,
+        attention=attention,
+        layer_flops=tuple(decoder.layer(n, keys=n, halved=attention == "causal") for n in rows),
+        tower_flops=tower,
+        projector_flops=projector,
+        head_flops=decoder.head(),
+        scoring_flops=scoring,
+        decode_flops=sum(decoder.layer(1, keys=n + 1) for n in rows) + decoder.head(),
+        kv_bytes=sum(map(decoder.cached, rows)) * (dtype or _dtype(config)).itemsize,
+    )
+
+
+def _counts(given: int | Sequence[int], name: str) -> tuple[int, ...]:
+    """One count an image as a tuple.
+
+    Raises:
+        SettingError: If one is negative.
+    """
+    counts = (given,) if isinstance(given, int) else tuple(int(count) for count in given)
+    if any(count < 0 for count in counts):
+        raise SettingError(f"{name} cannot be negative; got {given}.")
+    return counts
+
+
+def _dtype(config: Any) -> torch.dtype:
+    """The dtype the config names, for the whole or for its text model; else bfloat16."""
+    for named in (getattr(config, "dtype", None), getattr(config.get_text_config(), "dtype", None)):
+        found = getattr(torch, named, None) if isinstance(named, str) else named
+        if isinstance(found, torch.dtype):
+            return found
+    return torch.bfloat16

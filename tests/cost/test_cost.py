@@ -1,0 +1,239 @@
+"""`foveate.cost` by hand, by property, and against what the engine really runs."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlavaConfig
+
+import foveate as fv
+from foveate.methods import v2drop
+from tests.models import FAMILIES, batch, tiny
+
+LLAVA_7B = LlavaConfig(text_config={"model_type": "llama", "vocab_size": 32064}, dtype="float16")
+PAPER = fv.preset("v2drop/llava-1.5-7b/192")
+SHORT = LlavaConfig(
+    text_config={"model_type": "qwen2", "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 6,
+                 "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 131,
+                 "bos_token_id": 0, "eos_token_id": 1},
+)  # fmt: skip
+
+
+def cost(config=SHORT, **given):
+    return fv.cost(config, **{"text_tokens": 11, "vision_tokens": 576, "tower_images": 1, **given})
+
+
+# By hand.
+
+
+def test_the_paper_setting_on_llava_7b_by_hand():
+    found = fv.cost(LLAVA_7B, text_tokens=40, vision_tokens=576, method=PAPER)
+    assert found.tokens == (576,) * 3 + (288,) * 14 + (86,) * 5 + (1,) * 10
+    rows = [40 + n for n in found.tokens]
+    assert list(found.layer_flops) == [n * (8 * 4096**2 + 6 * 4096 * 11008) + 4 * n * n * 4096 for n in rows]
+    assert found.kv_lengths == tuple(rows)
+    assert found.kv_bytes == sum(rows) * 2 * 4096 * 2
+    assert found.retention == 193.75 / 576
+    assert found.scoring_flops == 3 * 4096 * (576 + 288 + 86)
+    assert found.head_flops == 2 * 4096 * 32064
+    a_row = 8 * 4096**2 + 6 * 4096 * 11008
+    assert found.decode_flops == sum(a_row + 4 * (n + 1) * 4096 for n in rows) + found.head_flops
+
+
+def test_the_tower_costs_the_same_with_and_without_dropping():
+    whole, dropped = (fv.cost(LLAVA_7B, text_tokens=40, vision_tokens=576, method=m) for m in (None, PAPER))
+    assert (whole.tower_flops, whole.projector_flops) == (dropped.tower_flops, dropped.projector_flops)
+    assert dropped.total_flops < whole.total_flops
+
+
+def test_several_images_are_given_one_by_one():
+    one, two = (cost(vision_tokens=tokens, tower_images=None) for tokens in (576, [576, 576]))
+    assert two.tower_flops == 2 * one.tower_flops
+    assert two.projector_flops == 2 * one.projector_flops
+    each = fv.V2Drop(layers=(2,), keep=(0.001,), scope="image")
+    assert cost(vision_tokens=[576, 576], method=each, tower_images=None).tokens[-1] == 2
+    assert cost(vision_tokens=1152, method=each, tower_images=None).tokens[-1] == 1
+
+
+def test_a_prompt_without_vision_tokens_costs_no_tower():
+    found = cost(vision_tokens=[], method=fv.V2Drop(layers=(2,), keep=(0.5,)), tower_images=None)
+    assert (found.tower_flops, found.projector_flops, found.scoring_flops, found.retention) == (0, 0, 0, 1.0)
+    assert found == replace(cost(vision_tokens=0, tower_images=None), vision_tokens=())
+
+
+def test_the_cache_dtype_is_the_configs_or_the_one_given():
+    half, single = cost(dtype=torch.bfloat16).kv_bytes, cost(dtype=torch.float32).kv_bytes
+    assert cost().kv_bytes == half == single // 2
+    config = LlavaConfig.from_dict({**SHORT.to_dict(), "dtype": "float32"})
+    assert cost(config).kv_bytes == single
+
+
+def test_all_figures_go_to_json():
+    values = json.loads(json.dumps(cost(method=fv.V2Drop(layers=(2,), keep=(0.5,))).to_dict()))
+    assert values["prefill_flops"] == sum(values["layer_flops"])
+    assert values["tokens"] == [576, 576, 288, 288, 288, 288]
+    assert values["total_flops"] > values["tower_flops"]
+
+
+def test_the_function_is_found_whatever_was_imported_before():
+    import foveate.cost as package
+
+    assert package(SHORT, text_tokens=1, vision_tokens=0) == fv.cost(SHORT, text_tokens=1, vision_tokens=0)
+
+
+# Properties.
+
+COUNTS = st.integers(0, 2000)
+SCHEDULES = st.lists(st.floats(0, 1), min_size=3, max_size=3).map(
+    lambda keep: fv.V2Drop(layers=(1, 3, 4), keep=tuple(keep))
+)
+FIGURES = ("prefill_flops", "scoring_flops", "decode_flops", "kv_bytes", "total_flops")
+
+
+@given(text=COUNTS, vision=COUNTS, method=st.none() | SCHEDULES)
+def test_one_token_more_never_costs_less(text, vision, method):
+    before = cost(text_tokens=text + 1, vision_tokens=vision, method=method)
+    for more in ({"text_tokens": text + 2}, {"vision_tokens": vision + 1}):
+        after = cost(**{"text_tokens": text + 1, "vision_tokens": vision, "method": method, **more})
+        assert all(getattr(before, name) <= getattr(after, name) for name in FIGURES)
+
+
+@given(
+    vision=COUNTS,
+    metric=st.sampled_from(["l2", "l1", "cosine", "relative"]),
+    scope=st.sampled_from(["sample", "image"]),
+)
+def test_keeping_everything_costs_what_the_untouched_model_does(vision, metric, scope):
+    method = fv.V2Drop(layers=(1, 3), keep=(1.0, 1.0), metric=metric, scope=scope)
+    assert cost(vision_tokens=vision, method=method) == cost(vision_tokens=vision)
+
+
+@given(vision=COUNTS, method=SCHEDULES)
+def test_causal_attention_is_half_of_the_attention_part_alone(vision, method):
+    full, causal = (cost(vision_tokens=vision, method=method, attention=how) for how in ("full", "causal"))
+    for layer, half, rows in zip(full.layer_flops, causal.layer_flops, full.kv_lengths, strict=True):
+        assert layer - half == 2 * rows * rows * 48
+    assert replace(causal, layer_flops=full.layer_flops, attention="full") == full
+
+
+@given(vision=COUNTS, method=SCHEDULES)
+def test_layers_add_up_and_dropping_never_costs_more(vision, method):
+    found, whole = cost(vision_tokens=vision, method=method), cost(vision_tokens=vision)
+    assert sum(found.layer_flops) == found.prefill_flops <= whole.prefill_flops
+    assert found.kv_bytes <= whole.kv_bytes
+    assert found.retention <= 1
+
+
+# Against the engine.
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_engine_runs_what_was_counted(family):
+    model, inputs = tiny(family, "eager"), batch(family, ["titit"])
+    method = fv.V2Drop(layers=(2, 4), keep=(0.5, 0.3))
+    vision = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    text = inputs["input_ids"].shape[1] - vision
+    given = {"text_tokens": text, "vision_tokens": vision, "tower_images": 1, "dtype": torch.float32}
+    found = fv.cost(model, method=method, **given)
+    with torch.no_grad(), fv.drop(model, method) as trace, FlopCounterMode(display=False) as counter:
+        cache = model(**inputs, use_cache=True).past_key_values
+    counts = {path: sum(ops.values()) for path, ops in counter.get_flop_counts().items()}
+    layers = [sum(n for path, n in counts.items() if path.endswith(f"language_model.layers.{i}")) for i in range(6)]
+    assert layers == list(found.layer_flops)
+    assert trace.retention == [pytest.approx(found.retention)]
+    assert [lengths[0] for lengths in trace.kv_lengths] == list(found.kv_lengths)
+    assert sum(t.nbytes for layer in cache.layers for t in (layer.keys, layer.values)) == found.kv_bytes
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"window": 2}, {"over": "path"}, {"metric": "l1"}, {"metric": "cosine"}, {"metric": "relative"},
+     {"keep": (1.0, 0.2)}, {"keep": (1.0, 0.2), "over": "path"}, {"scope": "image"},
+     {"skip_below": 9999, "over": "path"}],
+    ids=str,
+)  # fmt: skip
+def test_scoring_counts_every_move_the_engine_measures(changed, monkeypatch):
+    moves = []
+    measure = v2drop.variation
+
+    def noted(hidden, before, metric, dtype):
+        moves.append(hidden.numel() * {"l2": 3, "l1": 3, "cosine": 6, "relative": 5}[metric])
+        return measure(hidden, before, metric, dtype)
+
+    monkeypatch.setattr(v2drop, "variation", noted)
+    method = fv.V2Drop(**{"layers": (2, 4), "keep": (0.5, 0.2), **changed})
+    model = tiny("llava")
+    with torch.no_grad(), fv.drop(model, method):
+        model(**batch("llava", ["titit"]))
+    assert fv.cost(model, text_tokens=10, vision_tokens=[25, 25], method=method).scoring_flops == sum(moves)
+
+
+def test_methods_that_measure_nothing_score_for_nothing():
+    for kind in (fv.Random, fv.Uniform):
+        assert cost(method=kind(layers=(2,), keep=(0.5,))).scoring_flops == 0
+
+
+# What is refused.
+
+REFUSED = [
+    (fv.SettingError, "negative; got -1", {"vision_tokens": -1}),
+    (fv.SettingError, "at least one token; got 0 of text and 0 of vision", {"text_tokens": 0, "vision_tokens": 0}),
+    (fv.SettingError, "at least one token; got -2", {"text_tokens": -2}),
+    (fv.SettingError, "attention is 'full' or 'causal'; got 'half'", {"attention": "half"}),
+    (fv.SettingError, "got 1 for 2 in vision_tokens", {"vision_tokens": [576, 576]}),
+    (fv.SettingError, "makes 576 vision tokens of a picture; 575 is no", {"vision_tokens": 575, "tower_images": None}),
+    (fv.SettingError, "but the decoder has layers 0 to 5", {"method": PAPER}),
+]
+
+
+@pytest.mark.parametrize(("error", "message", "given"), REFUSED, ids=[message for _, message, _ in REFUSED])
+def test_what_makes_no_sense_is_refused_with_the_value(error, message, given):
+    with pytest.raises(error, match=message):
+        cost(**given)
+
+
+def test_onevision_asks_where_a_token_count_leaves_the_crops_open():
+    from transformers import LlavaOnevisionConfig
+
+    with pytest.raises(fv.SettingError, match="1485 vision tokens may come from 2, 3 pictures"):
+        fv.cost(LlavaOnevisionConfig(), text_tokens=1, vision_tokens=1485)
+    with pytest.raises(fv.SettingError, match="731 vision tokens fit no picture or video"):
+        fv.cost(LlavaOnevisionConfig(), text_tokens=1, vision_tokens=731)
+    asked = fv.cost(LlavaOnevisionConfig(), text_tokens=1, vision_tokens=1485, tower_images=2)
+    assert asked.tower_flops == 2 * fv.cost(LlavaOnevisionConfig(), text_tokens=1, vision_tokens=730).tower_flops
+
+
+def test_qwen_refuses_temporal_patches_that_do_not_divide_the_tokens():
+    config = tiny("qwen2_vl").config
+    with pytest.raises(fv.SettingError, match="10 vision tokens do not divide into 3 temporal patches"):
+        fv.cost(config, text_tokens=1, vision_tokens=10, tower_images=3)
+
+
+def test_what_is_not_known_is_refused_by_name():
+    from transformers import CLIPConfig
+
+    with pytest.raises(fv.UnsupportedError, match=r"No family for model_type 'clip'.*llava"):
+        cost(CLIPConfig())
+    experts = LlavaConfig(text_config={"model_type": "qwen2_moe"})
+    with pytest.raises(fv.UnsupportedError, match="'qwen2_moe' \\(a mixture of experts: num_experts=60\\)"):
+        cost(experts)
+    with pytest.raises(fv.UnsupportedError, match="tower of type 'pixtral'"):
+        cost(LlavaConfig(vision_config={"model_type": "pixtral"}, text_config=SHORT.text_config))
+    windowed = LlavaConfig(text_config={"model_type": "mistral", "sliding_window": 600})
+    with pytest.raises(fv.UnsupportedError, match="600 tokens does not fit the sliding window of 600"):
+        cost(windowed, text_tokens=24)
+    assert cost(windowed, text_tokens=23)
+
+
+def test_a_family_without_tower_cost_says_so():
+    from foveate.families.base import Family
+
+    class Bare(Family):
+        model_type = "bare"
+
+    with pytest.raises(fv.UnsupportedError, match="Bare does not say what its tower costs"):
+        Bare.tower_cost(SHORT, (1,), None)

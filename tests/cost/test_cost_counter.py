@@ -1,0 +1,216 @@
+"""`foveate.cost` against torch's own FLOP counter, on models without memory (meta device), part by part.
+
+Eager attention throughout: the counter sees its two matrix products, while it knows no FLOPs for some fused kernels.
+"""
+
+import math
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoModelForImageTextToText,
+    DynamicCache,
+    LlavaConfig,
+    LlavaOnevisionConfig,
+    Qwen2VLConfig,
+    Qwen3VLConfig,
+)
+from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
+
+import foveate as fv
+
+CLIP = {"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "image_size": 28, "patch_size": 7}  # fmt: skip
+SIGLIP = {**CLIP, "model_type": "siglip_vision_model"}
+SMALL = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 4, "num_attention_heads": 6,
+         "num_key_value_heads": 2, "vocab_size": 131, "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
+QWEN2_TOWER = {"depth": 3, "embed_dim": 32, "hidden_size": 48, "num_heads": 4, "mlp_ratio": 3, "patch_size": 6}
+QWEN3_TOWER = {"depth": 5, "hidden_size": 32, "intermediate_size": 72, "num_heads": 4, "patch_size": 6,
+               "out_hidden_size": 48, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 2, 9]}  # fmt: skip
+
+
+def llava(text="llama", tower=CLIP, **settings):
+    return LlavaConfig(text_config={"model_type": text, **SMALL}, vision_config=tower, **settings)
+
+
+def onevision():
+    tower = {**SIGLIP, "vision_use_head": False, "image_size": 384, "patch_size": 14}
+    return LlavaOnevisionConfig(text_config={"model_type": "qwen2", **SMALL}, vision_config=tower)
+
+
+def qwen2_vl():
+    return Qwen2VLConfig(text_config={**SMALL, "rope_parameters": mrope(2, 1, 1)}, vision_config=QWEN2_TOWER)
+
+
+def qwen3_vl():
+    # 24 values a head, though 48 / 6 is 8: the attention is wider than the residual stream.
+    text = {**SMALL, "head_dim": 24, "rope_parameters": mrope(4, 4, 4)}
+    return Qwen3VLConfig(text_config=text, vision_config=QWEN3_TOWER)
+
+
+def mrope(*sections):
+    return {"rope_type": "default", "mrope_section": list(sections), "rope_theta": 1e6}
+
+
+FAMILIES = {"llava": llava, "llava_onevision": onevision, "qwen2_vl": qwen2_vl, "qwen3_vl": qwen3_vl}
+
+
+def build(config):
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
+
+
+def count(call, *args, **kwargs):
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call(*args, **kwargs)
+    return counter
+
+
+def inside(counter, *names):
+    """FLOPs inside modules of these names; the counter calls the outermost by their class."""
+    return sum(sum(ops.values()) for path, ops in counter.get_flop_counts().items() if path.split(".", 1)[-1] in names)
+
+
+def meta(*shape):
+    return torch.empty(*shape, device="meta")
+
+
+def decoder_flops(model, rows, decoded=False):
+    """The counter's FLOPs of every decoder layer on its own number of rows, and of one token after them."""
+    text = model.model.language_model
+    width = text.config.hidden_size
+    cache, prefill, decode = DynamicCache(config=text.config), [], []
+    for layer, n in zip(text.layers, rows, strict=True):
+        for queries, counts in ((n, prefill), (1, decode)):
+            axes = (3,) if "vl" in text.config.model_type else ()
+            pair = text.rotary_emb(meta(1, queries, width), meta(*axes, 1, queries))
+            inputs = {"position_embeddings": pair, "past_key_values": cache, "attention_mask": None}
+            counts.append(count(layer, meta(1, queries, width), **inputs).get_total_flops())
+    return prefill, decode
+
+
+def head_flops(model):
+    return count(model.lm_head, meta(1, 1, model.lm_head.in_features)).get_total_flops()
+
+
+METHODS = [
+    None,
+    fv.V2Drop(layers=(1, 3), keep=(0.5, 0.1)),
+    fv.Random(layers=(0, 2), keep=(0.37, 0.5)),
+    fv.Uniform(layers=(2,), keep=(0.0,)),
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name if m else "none")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_decoder_layer_the_next_token_and_the_head_equal_the_counter(family, method):
+    config = FAMILIES[family]()
+    model = build(config)
+    found = fv.cost(config, text_tokens=11, vision_tokens=64, method=method, tower_images=1)
+    prefill, decode = decoder_flops(model, [11 + n for n in found.tokens])
+    assert list(found.layer_flops) == prefill
+    assert found.head_flops == head_flops(model)
+    assert found.decode_flops == sum(decode) + head_flops(model)
+
+
+@pytest.mark.parametrize("text", ["llama", "mistral", "qwen2", "qwen3"])
+def test_every_decoder_a_llava_may_have_equals_the_counter(text):
+    config = llava(text)
+    found = fv.cost(config, text_tokens=5, vision_tokens=16)
+    assert list(found.layer_flops) == decoder_flops(build(config), [21] * 4)[0]
+
+
+def test_the_whole_language_model_has_no_other_matrix_product_than_rotary():
+    config = llava()
+    counter = count(build(config).model.language_model, inputs_embeds=meta(1, 21, 48))
+    rotary = inside(counter, "rotary_emb")
+    assert counter.get_total_flops() - rotary == fv.cost(config, text_tokens=5, vision_tokens=16).prefill_flops
+
+
+TOWERS = {
+    "CLIP at layer -2": {},
+    "CLIP, all tokens of two layers": {"vision_feature_layer": [-2, -1], "vision_feature_select_strategy": "full"},
+    "SigLIP with its head": {"tower": SIGLIP, "vision_feature_select_strategy": "full"},
+    "SigLIP without": {"tower": {**SIGLIP, "vision_use_head": False}, "vision_feature_select_strategy": "full"},
+}
+
+
+@pytest.mark.parametrize("settings", TOWERS.values(), ids=TOWERS.keys())
+@pytest.mark.parametrize("images", [1, 3])
+def test_a_llavas_tower_and_projector_equal_the_counter(settings, images):
+    config = llava(**settings)
+    counter = count(build(config).model.get_image_features, meta(images, 3, 28, 28))
+    each = 17 if settings.get("vision_feature_layer") else 16
+    found = fv.cost(config, text_tokens=5, vision_tokens=[each] * images)
+    assert found.tower_flops == inside(counter, "CLIPVisionModel", "SiglipVisionModel")
+    assert found.projector_flops == inside(counter, "LlavaMultiModalProjector")
+
+
+@pytest.mark.parametrize(("height", "width"), [(480, 640), (300, 1700), (720, 1280)])
+def test_onevisions_crops_are_told_from_the_token_count_and_equal_the_counter(height, width):
+    config = onevision()
+    crops = image_size_to_num_patches([height, width], config.image_grid_pinpoints, 384)
+    features = []
+
+    def encode():
+        sizes = torch.tensor([[height, width]])
+        features.append(build(config).model.get_image_features(meta(1, crops, 3, 384, 384), sizes))
+
+    counter = count(encode)
+    tokens = len(features[0].pooler_output[0])
+    found = fv.cost(config, text_tokens=5, vision_tokens=tokens)
+    assert found.projector_flops == inside(counter, "LlavaOnevisionMultiModalProjector")
+    assert found.tower_flops == inside(counter, "SiglipVisionModel")
+    assert found == fv.cost(config, text_tokens=5, vision_tokens=tokens, tower_images=crops)
+
+
+def test_onevisions_video_costs_a_picture_a_frame():
+    config = onevision()
+    counter = count(build(config).model.get_video_features, meta(1, 32, 3, 384, 384))
+    found = fv.cost(config, text_tokens=5, vision_tokens=32 * 196 + 1)
+    assert found.projector_flops == inside(counter, "LlavaOnevisionMultiModalProjector")
+    assert found.tower_flops == inside(counter, "SiglipVisionModel")
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+@pytest.mark.parametrize("grids", [[(1, 4, 6)], [(1, 4, 6), (3, 8, 4)]], ids=["image", "image and video"])
+def test_a_qwens_tower_and_mergers_equal_the_counter(family, grids):
+    config = FAMILIES[family]()
+    tower = build(config).model.visual.to_empty(device="cpu")
+    patches = torch.zeros(sum(map(math.prod, grids)), 3 * 2 * 6 * 6)
+    counter = count(tower, patches, grid_thw=torch.tensor(grids))
+    sizes, frames = [math.prod(grid) // 4 for grid in grids], [grid[0] for grid in grids]
+    found = fv.cost(config, text_tokens=5, vision_tokens=sizes, tower_images=frames)
+    assert found.projector_flops == inside(counter, "merger", "deepstack_merger_list.0", "deepstack_merger_list.1")
+    assert found.tower_flops + found.projector_flops == counter.get_total_flops()
+
+
+def llava_7b():
+    return LlavaConfig(
+        vision_config={"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096,
+                       "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14},
+        text_config={"model_type": "llama", "vocab_size": 32064},
+        dtype="float16",
+    )  # fmt: skip
+
+
+def test_llava_1_5_7b_equals_the_counter_part_by_part():
+    config = llava_7b()
+    model = build(config)
+    found = fv.cost(config, text_tokens=40, vision_tokens=576)
+    prefill, decode = decoder_flops(model, [616] * 32)
+    assert found.prefill_flops == sum(prefill) == 8_177_382_850_560
+    assert found.decode_flops == sum(decode) + head_flops(model)
+    counter = count(model.model.get_image_features, meta(1, 3, 336, 336))
+    assert found.projector_flops == inside(counter, "LlavaMultiModalProjector")
+    assert found.tower_flops == inside(counter, "CLIPVisionModel")
+    assert found.kv_bytes == 32 * 2 * 616 * 4096 * 2
+
+
+def test_the_cache_has_as_many_bytes_as_counted():
+    config = qwen3_vl()
+    model = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
+    cache = model.model.language_model(inputs_embeds=torch.zeros(1, 9, 48), use_cache=True).past_key_values
+    stored = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+    assert fv.cost(config, text_tokens=9, vision_tokens=0, dtype=torch.float32).kv_bytes == stored
