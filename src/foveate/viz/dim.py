@@ -8,9 +8,7 @@ __all__ = ["coverage", "dim"]
 Pixels = NDArray[np.uint8]
 Map = NDArray[np.float32]
 
-SLATE = np.array(
-    [34, 38, 48], dtype=np.float32
-)  # what dropped patches fade to, in dark pictures as in bright
+SLATE = np.array([34, 38, 48], dtype=np.float32)  # what dropped patches fade to, in dark pictures as in bright
 FADE = 0.72  # how far they fade
 WASH = 0.75  # how far the parts fade to white that no vision token ever covered
 
@@ -23,9 +21,7 @@ def coverage(boxes: NDArray[np.float64], height: int, width: int) -> Map:
     placed = boxes[~np.isnan(boxes).any(axis=1)]
     edges = np.rint(placed.clip(0, 1) * [width, height, width, height]).astype(np.int64)
     x0, y0, x1, y1 = edges.T
-    steps = np.zeros(
-        (height + 1, width + 1), dtype=np.float32
-    )  # a box is four steps; their running sum fills it
+    steps = np.zeros((height + 1, width + 1), dtype=np.float32)  # a box is four steps; their running sum fills it
     for rows, columns, step in ((y0, x0, 1), (y0, x1, -1), (y1, x0, -1), (y1, x1, 1)):
         np.add.at(steps, (rows, columns), step)
     return steps.cumsum(axis=0).cumsum(axis=1)[:height, :width]

@@ -14,8 +14,8 @@ SIZE = 22  # of the heading's letters, in pixels
 MARGIN = 18
 
 
-def stack(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
-    """(heading, picture) pairs on one white sheet, from top to bottom, left edges in line.
+def stack(pictures: Sequence[tuple[str, Image.Image]], *, title: str | None = None) -> Image.Image:
+    """(heading, picture) pairs on one white sheet, from top to bottom, left edges in line; `title` goes above all.
 
     Raises:
         ShapeError: If there is none.
@@ -26,6 +26,8 @@ def stack(pictures: Sequence[tuple[str, Image.Image]]) -> Image.Image:
     font = ImageFont.load_default(SIZE)
     letters = max(20, int((width - 2 * MARGIN) / (SIZE * 0.56)))
     headings = [textwrap.fill(heading, letters) for heading, _ in pictures]
+    if title:
+        headings[0] = f"{textwrap.fill(title, letters)}\n\n{headings[0]}"
     tall = [MARGIN + round(SIZE * 1.3) * (heading.count("\n") + 1) for heading in headings]
     height = sum(tall) + sum(picture.height for _, picture in pictures)
     sheet = Image.new("RGB", (width, height), "white")

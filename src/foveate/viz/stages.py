@@ -67,9 +67,7 @@ def _check(
     images: Sequence[Image.Image], boxes: Sequence["Tensor | ArrayLike"], stages: Stages
 ) -> list[NDArray[np.float64]]:
     if not images or len(images) != len(boxes):
-        raise ShapeError(
-            f"Give one array of boxes an image; got {len(images)} images and {len(boxes)} arrays."
-        )
+        raise ShapeError(f"Give one array of boxes an image; got {len(images)} images and {len(boxes)} arrays.")
     places = [_array(box) for box in boxes]
     for place in places:
         if place.ndim != 2 or place.shape[1] != 4:
@@ -102,9 +100,7 @@ def _sized(image: Image.Image) -> Image.Image:
     return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
-def _compose(
-    rows: list[list[tuple[NDArray[np.uint8], str]]], captions: list[str], title: str | None
-) -> Image.Image:
+def _compose(rows: list[list[tuple[NDArray[np.uint8], str]]], captions: list[str], title: str | None) -> Image.Image:
     """Panels on white, captions above the first row, token counts below each when there are several rows."""
     widths = [max(row[0][0].shape[1] for row in rows) / DPI] * len(captions)
     heights = [row[0][0].shape[0] / DPI for row in rows]
@@ -137,9 +133,7 @@ def _compose(
                 write(left + wide / 2, top - lines - 0.02, caption, fontsize=9.5, color=INK)
             inset = (wide - pixels.shape[1] / DPI) / 2
             # figimage draws pixel for pixel: nothing is resampled, so patch edges stay sharp.
-            figure.figimage(
-                pixels, round((left + inset) * DPI), round((height - top - tall) * DPI), origin="upper"
-            )
+            figure.figimage(pixels, round((left + inset) * DPI), round((height - top - tall) * DPI), origin="upper")
             if several:
                 write(left + wide / 2, top + tall + 0.04, count, fontsize=8, color=FAINT)
             left += wide + GAP

@@ -1,0 +1,93 @@
+"""From `--method`, `--budget`, `--retention`, `--set` and `--seed` to a method's setting."""
+
+import dataclasses
+from ast import literal_eval
+from collections.abc import Sequence
+from typing import Any
+
+from foveate.cli.options import BudgetOptions
+from foveate.cli.usage import UsageError
+from foveate.methods.base import Method
+from foveate.registry import method, preset
+
+__all__ = ["RETENTION", "check_names", "choose", "parse_settings"]
+
+RETENTION = 1 / 3  # a share, so that it fits any model
+
+
+def check_names(names: Sequence[str], options: BudgetOptions) -> None:
+    """Refuse a command line that cannot be meant, before any model is loaded.
+
+    Raises:
+        UsageError: If flags contradict each other or no named method has a setting.
+        UnknownNameError: If there is no such method or preset.
+    """
+    if options.budget is not None and options.retention is not None:
+        raise UsageError("--budget and --retention say the same thing; give one of them.")
+    for flag, value in (("--budget", options.budget), ("--retention", options.retention)):
+        if value is not None and value <= 0:
+            raise UsageError(f"{flag} {value:g}: a budget lies above 0.")
+    if options.retention is not None and options.retention > 1:
+        raise UsageError(f"--retention {options.retention:g}: a share lies in (0, 1]. For a token count use --budget.")
+    if twice := sorted({name for name in names if list(names).count(name) > 1}):
+        raise UsageError(f"--method {twice[0]} is named twice.")
+    kinds = [type(preset(name)) if "/" in name else method(name) for name in names]
+    given = options.budget is not None or options.retention is not None
+    if given and names and all("/" in name for name in names):
+        raise UsageError("A preset brings its own budget: leave --budget and --retention out, or name a method.")
+    for key in parse_settings(options.settings):
+        if not any(key in _settings_of(kind) for kind in kinds):
+            known = sorted({known for kind in kinds for known in _settings_of(kind)})
+            raise UsageError(f"--set {key}: no such setting of {', '.join(names)}. There are: {', '.join(known)}.")
+    if options.seed is not None and not any("seed" in _settings_of(kind) for kind in kinds):
+        raise UsageError(f"--seed: nothing is drawn by lot in {', '.join(names)}.")
+
+
+def choose(name: str, config: Any, vision_tokens: int, options: BudgetOptions) -> Method:
+    """The setting to run: a preset as it is, a method solved for the budget on this very input.
+
+    With `--set` but no budget, what is not set has the method's own default. Where several methods run,
+    each takes the settings that it has.
+
+    Raises:
+        SettingError: If the budget cannot be met or a setting leaves its range.
+    """
+    kind = type(preset(name)) if "/" in name else method(name)
+    values = parse_settings(options.settings)
+    if options.seed is not None:
+        values["seed"] = options.seed
+    values = {key: value for key, value in values.items() if key in _settings_of(kind)}
+    if "/" in name:
+        return dataclasses.replace(preset(name), **values)  # type: ignore[type-var]
+    if options.settings and options.budget is None and options.retention is None:
+        return kind(**values)
+    if "keep" in values:
+        raise UsageError("--set keep=… is a schedule already: leave --budget and --retention out.")
+    if options.budget is not None:
+        return kind.for_budget(config, tokens=options.budget, vision_tokens=vision_tokens, **values)
+    retention = RETENTION if options.retention is None else options.retention
+    return kind.for_budget(config, retention=retention, vision_tokens=vision_tokens, **values)
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value` pairs as Python values: `layers=3,17,22` a tuple, `metric=cosine` a word.
+
+    Raises:
+        UsageError: If a pair has no `=` or a key comes twice.
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not (key and equals):
+            raise UsageError(f"--set {pair}: write KEY=VALUE, such as metric=cosine.")
+        if key in values:
+            raise UsageError(f"--set {key} is given twice.")
+        try:
+            values[key] = literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[key] = text
+    return values
+
+
+def _settings_of(kind: type[Method]) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]

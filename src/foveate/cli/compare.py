@@ -1,0 +1,116 @@
+"""`foveate compare`: the full model and several methods side by side on one question."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from foveate.cli.options import BudgetOptions, Images, ModelOptions, OutputOptions
+from foveate.cli.outputs import check_targets
+from foveate.cli.usage import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from foveate.cli.race import Race
+
+__all__ = ["Compare"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Ask one question of the full model and of several methods, side by side.
+
+    A row each: the answer, how far it agrees with the full model's token by token, the retention, and the
+    ratio of times; with --figure one picture of what every method kept. One question is an illustration,
+    no measure of quality.
+
+    Examples:
+      foveate compare
+      foveate compare cat.jpg --prompt "What is it doing?" --method v2drop --method random --budget 192
+      foveate compare cat.jpg --prompt "Read the sign." --figure kept.png --out result.json
+    """
+
+    images: Images = ()
+    """picture files, in the order in which the model sees them"""
+    prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
+    """the question"""
+    method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME")] = ()
+    """a method or a preset, repeatable (default: every method; list: foveate methods)"""
+    pairs: Annotated[int, tyro.conf.arg(metavar="N")] = 10
+    """timed rounds, after a warm-up"""
+    models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
+    budgets: Annotated[BudgetOptions, tyro.conf.arg(name="budget")] = field(default_factory=BudgetOptions)
+    outputs: Annotated[OutputOptions, tyro.conf.arg(name="output")] = field(default_factory=OutputOptions)
+
+    def run(self) -> None:
+        """Answer with each, print the table, and write what was asked for."""
+        if self.pairs < 2:
+            raise UsageError(f"--pairs {self.pairs}: an interval needs two or more.")
+        check_targets(self.outputs)
+        # Only now anything slow is imported: --help and refusals stay quick.
+        from rich.console import Group
+        from rich.text import Text
+
+        from foveate.cli import report
+        from foveate.cli.asking import ask
+        from foveate.cli.finish import finish
+        from foveate.cli.race import race
+        from foveate.cli.screen import busy
+        from foveate.cli.setup import set_up
+        from foveate.registry import methods
+        from foveate.viz import stack
+
+        setup = set_up(self.images, self.prompt, self.method or tuple(methods()), self.models, self.budgets)
+        with busy("Answering without dropping"):
+            full = ask(setup.loaded, setup.inputs, None, self.models.max_new_tokens)
+        answers = {}
+        for name, method in setup.methods.items():
+            with busy(f"Answering with {name}"):
+                answers[name] = ask(setup.loaded, setup.inputs, method, self.models.max_new_tokens)
+        found = race(setup.loaded, setup.inputs, setup.methods, len(full.tokens), self.pairs)
+        whole = setup.cost(None)
+        outcomes = [
+            report.outcome(name, setup.methods[name], answer, setup.cost(setup.methods[name]), whole)
+            | {"agreement": report.agreement(answer, full)}
+            for name, answer in answers.items()
+        ]
+        values = setup.to_dict() | {
+            "full": {"answer": full.text, "tokens": full.tokens, "kv_bytes": full.kv_bytes},
+            "methods": outcomes,
+            "time": report.race_values(found),
+        }
+        footnotes = [Text(f"Time ratio to the full model's: {report.race_note(found)}."), Text(CONTROL)]
+        figure = None
+        if self.outputs.figure is not None:
+            images = [picture.image for picture in setup.pictures]
+            drawn = [(f"{name}: {answer.text}", answer.trace.show(images)) for name, answer in answers.items()]
+            figure = stack(drawn, title=f"{setup.prompt}  Full model: {full.text}")
+            values["figure"] = str(self.outputs.figure)
+            footnotes.append(Text(f"Picture: {self.outputs.figure}"))
+        table = _table(setup.prompt, full.text, outcomes, found)
+        finish(values, Group(table, *footnotes), figure, self.outputs)
+
+
+CONTROL = "In the full model's row it is timed against itself: what noise alone does here."
+
+
+def _table(prompt: str, answer: str, outcomes: "list[dict[str, Any]]", found: "Race") -> "Table":
+    """A row for the full model and one a method."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from foveate.cli.report import agreement_words, interval
+
+    table = Table("", "Answer", "Agreement", "Retention", "Decoder FLOPs", "Time ratio", title=Text(prompt))
+    table.add_row("full model", Text(answer), "", "100.0%", "100.0%", interval(found.control, "\n"))
+    for row in outcomes:
+        table.add_row(
+            Text(row["name"]),
+            Text(row["answer"]),
+            agreement_words(row["agreement"]),
+            f"{row['retention']:.1%}",
+            f"{1 - row['saved']['prefill_flops']:.1%}",
+            interval(found.ratios[row["name"]], "\n"),
+        )
+    return table

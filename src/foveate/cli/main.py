@@ -1,0 +1,75 @@
+"""The entry point: which subcommand, and how it ends."""
+
+import functools
+import operator
+import os
+import sys
+from collections.abc import Sequence
+from inspect import cleandoc
+from typing import Annotated, Any
+
+import tyro
+
+from foveate.cli.compare import Compare
+from foveate.cli.generate import Generate
+from foveate.cli.methods import Methods
+from foveate.cli.models import Models
+from foveate.cli.presets import Presets
+from foveate.cli.screen import note
+from foveate.cli.usage import DONE, INTERRUPTED, exit_code
+from foveate.errors import FoveateError
+
+__all__ = ["main"]
+
+ABOUT = """Training-free vision-token dropping for large vision-language models.
+Everything runs offline on a small embedded model unless --model names another.
+
+Examples:
+  foveate generate                                    the embedded model and its picture
+  foveate generate cat.jpg --prompt "What is this?" --model llava-hf/llava-1.5-7b-hf
+  foveate compare --help
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+
+Command = Generate | Compare | Methods | Models | Presets
+COMMANDS: dict[str, type[Command]] = {
+    "generate": Generate,
+    "compare": Compare,
+    "methods": Methods,
+    "models": Models,
+    "presets": Presets,
+}
+STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `foveate` with these arguments (default: the program's own); the exit code.
+
+    Raises:
+        SystemExit: With 2 from the parser for flags it does not know, with 0 after `--help`.
+    """
+    command = _parse(list(sys.argv[1:] if arguments is None else arguments))
+    try:
+        command.run()
+        sys.stdout.flush()
+    except FoveateError as error:
+        note(str(error))
+        return exit_code(error)
+    except KeyboardInterrupt:
+        note("interrupted.")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough; what is left must go nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return DONE
+
+
+def _parse(arguments: list[str]) -> Command:
+    """The subcommand with its flags. A known one is parsed by itself: its help then shows its docstring whole."""
+    if arguments and (kind := COMMANDS.get(arguments[0])) is not None:
+        about = cleandoc(kind.__doc__ or "")
+        return tyro.cli(kind, prog=f"foveate {arguments[0]}", description=about, args=arguments[1:], config=STYLE)
+    short = {name: (kind.__doc__ or "").split("\n")[0] for name, kind in COMMANDS.items()}
+    listed = [Annotated[kind, tyro.conf.subcommand(name, description=short[name])] for name, kind in COMMANDS.items()]
+    anything: Any = functools.reduce(operator.or_, listed)
+    parsed: Command = tyro.cli(anything, prog="foveate", description=ABOUT, args=arguments, config=STYLE)
+    return parsed

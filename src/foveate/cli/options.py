@@ -1,0 +1,63 @@
+"""Flags that several commands share. Nothing here may import torch: `--help` must be quick."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+__all__ = ["EMBEDDED", "BudgetOptions", "Flag", "Images", "ModelOptions", "OutputOptions", "Settings"]
+
+EMBEDDED = "embedded"
+
+Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+
+Images = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE…", help_behavior_hint="")]
+Settings = Annotated[
+    tyro.conf.UseAppendAction[tuple[str, ...]],
+    tyro.conf.arg(name="set", metavar="KEY=VALUE", help_behavior_hint=""),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The model and how it runs."""
+
+    model: Annotated[str, tyro.conf.arg(metavar="ID|FOLDER")] = EMBEDDED
+    """hub id or local folder; safetensors only, never remote code"""
+    device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
+    """cpu, cuda, cuda:1, mps; auto takes the first accelerator there is"""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """number format; auto is the checkpoint's own, and float32 on a CPU"""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
+    """attention kernel; auto is the model's default"""
+    max_new_tokens: Annotated[int, tyro.conf.arg(metavar="N")] = 64
+    """longest answer"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions:
+    """How many vision tokens may stay."""
+
+    budget: Annotated[float | None, tyro.conf.arg(metavar="TOKENS", help_behavior_hint="")] = None
+    """mean vision tokens a decoder layer, counted on this very input"""
+    retention: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="")] = None
+    """the same as a share in (0, 1] (default: 1/3, which fits any model)"""
+    settings: Settings = ()
+    """a setting of the method, repeatable; without a budget, all others are the method's own defaults"""
+    seed: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """which draw, for methods that draw by lot (default: 0)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What is written, and where."""
+
+    figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """draw the kept patches on the picture, a panel a stage (png, jpg, webp, pdf)"""
+    json: Flag = False
+    """print JSON to stdout, and nothing else there"""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """write the same JSON to a file"""
+    force: Flag = False
+    """overwrite files that exist"""

@@ -1,0 +1,77 @@
+"""Files a command writes: refused before the work starts if they are in the way, written whole or not at all."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from foveate.cli.options import OutputOptions
+from foveate.cli.usage import UsageError
+from foveate.errors import InputError
+
+__all__ = ["check_targets", "write_picture", "write_text"]
+
+PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".pdf": "PDF"}
+
+
+def check_targets(outputs: OutputOptions) -> None:
+    """Refuse now what could not be written later.
+
+    Raises:
+        UsageError: If the figure's ending names no picture format, or both files are one.
+        InputError: If a file exists and `force` is off, its folder is missing, or it cannot be written.
+    """
+    figure, out = outputs.figure, outputs.out
+    if figure is not None and figure.suffix.lower() not in PICTURES:
+        raise UsageError(f"--figure {figure}: the name must end in {', '.join(PICTURES)}.")
+    if figure is not None and out is not None and figure.resolve() == out.resolve():
+        raise UsageError(f"--figure and --out both name {figure}; give each its own file.")
+    for flag, path in (("--figure", figure), ("--out", out)):
+        if path is not None:
+            _check(flag, path, outputs.force)
+
+
+def _check(flag: str, path: Path, force: bool) -> None:
+    if path.is_dir():
+        raise InputError(f"{flag} {path} is a folder; name a file in it.")
+    if not path.parent.is_dir():
+        raise InputError(f"{flag} {path}: there is no folder {path.parent}. Create it first.")
+    if path.exists() and not force:
+        raise InputError(f"{flag} {path} exists already. Name another file, or overwrite it with --force.")
+    try:  # only trying tells: rights, a read-only disk, a name that is too long
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+            pass
+    except OSError as error:
+        raise InputError(f"{flag} {path} cannot be written: {error.strerror}. Name another folder.") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text; a reader never sees half of it."""
+    _replace(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture in the format of the path's ending; a reader never sees half of it."""
+    _replace(path, lambda part: picture.save(part, format=PICTURES[path.suffix.lower()]))
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    part = Path(name)
+    try:
+        write(part)
+        part.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        part.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} could not be written: {error}.") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,117 @@
+"""Picture files in, upright 8-bit RGB out: every odd one handled, or refused by name."""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from foveate.errors import InputError
+
+__all__ = ["Picture", "load_picture"]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture as the model will see it.
+
+    Attributes:
+        path: Where it came from.
+        image: Upright, 8 bits, RGB.
+        note: What the user should know, such as that only the first frame was read; None mostly.
+    """
+
+    path: Path
+    image: Image.Image
+    note: str | None = None
+
+
+def load_picture(path: Path) -> Picture:
+    """Read a picture file.
+
+    The orientation of EXIF is applied, transparency shows white, 16-bit grey becomes 8-bit, CMYK and
+    palettes become RGB; of an animation the first frame is read, and a note says so.
+
+    Raises:
+        InputError: If there is no such file, it is empty, no picture, damaged, or too large to be meant.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a picture. Name the files in it.")
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
+    if size == 0:
+        raise InputError(f"{path} is empty (0 bytes). Fetch or export it again.")
+    image, frames = _decode(path)
+    note = None
+    if frames > 1 and image.format != "MPO":  # MPO: a phone's JPEG with a second view, no animation
+        note = f"{path} has {frames} frames; only the first is read."
+    image, turned = _upright(image)
+    if not turned:
+        note = f"{path} has unreadable EXIF data; it is taken as it lies."
+    return Picture(path, _rgb(image, path), note)
+
+
+def _decode(path: Path) -> tuple[Image.Image, int]:
+    """The decoded first frame and how many frames there are."""
+    try:
+        with warnings.catch_warnings():
+            # Between Pillow's limit and twice it there is only a warning: large photographs are fine.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", module="PIL")
+            image = Image.open(path)
+            frames = int(getattr(image, "n_frames", 1))
+            image.seek(0)
+            image.load()
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise InputError(
+            f"{path} unpacks to more than {limit:,} pixels, which looks like a decompression bomb. "
+            "If it is a real picture, scale it down first."
+        ) from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path} is not a picture that Pillow can read. Convert it to PNG or JPEG.") from error
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}. Check its rights.") from error
+    # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, zlib.error and more.
+    except Exception as error:
+        raise InputError(f"{path} is damaged: {error}. Fetch or export it again.") from error
+    return image, frames
+
+
+def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
+    """The picture as EXIF says it was held, and whether its EXIF could be read."""
+    kind = image.format
+    try:
+        turned = ImageOps.exif_transpose(image)
+    except Exception:  # as above: damaged EXIF fails in many ways, the pixels are fine
+        return image, False
+    turned.format = kind
+    return turned, True
+
+
+def _rgb(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_eight_bits(np.asarray(image), image.mode, path)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(values: np.ndarray, mode: str, path: Path) -> np.ndarray:
+    """Deep grey to 8 bits: integers of 16 bits by their high byte, floats from [0, 1].
+
+    Pillow's own conversion clips at 255 instead, which turns nearly everything white.
+    """
+    top = 1.0 if mode == "F" else 65535.0
+    low, high = float(values.min()), float(values.max())
+    if not 0 <= low <= high <= top:
+        raise InputError(
+            f"{path} holds grey values from {low:g} to {high:g}, where 0 to {top:g} was expected. "
+            "Save it with 8 or 16 bits."
+        )
+    return (values.astype(np.float64) * (255 / top)).round().astype(np.uint8)

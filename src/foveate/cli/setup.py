@@ -1,0 +1,107 @@
+"""What `generate` and `compare` do before the first answer: check everything, load, and solve the schedules."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foveate import __version__
+from foveate.cli.choose import check_names, choose
+from foveate.cli.loading import Loaded, load
+from foveate.cli.options import EMBEDDED, BudgetOptions, ModelOptions
+from foveate.cli.pictures import Picture, load_picture
+from foveate.cli.prompt import prepare, vision_sizes
+from foveate.cli.screen import busy, note
+from foveate.cli.usage import UsageError
+from foveate.cost import Cost, cost
+from foveate.methods.base import Method
+
+__all__ = ["Setup", "set_up"]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Everything ready for a question.
+
+    Attributes:
+        pictures: What is looked at.
+        prompt: The question.
+        loaded: The model.
+        inputs: What the model gets.
+        text_tokens: Tokens of the prompt that are not vision tokens.
+        sizes: Vision tokens of each image.
+        methods: The settings to run, by the name the user gave.
+    """
+
+    pictures: list[Picture]
+    prompt: str
+    loaded: Loaded
+    inputs: Any
+    text_tokens: int
+    sizes: tuple[int, ...]
+    methods: dict[str, Method]
+
+    @property
+    def depth(self) -> int:
+        """Decoder layers."""
+        return int(self.loaded.model.config.get_text_config().num_hidden_layers)
+
+    def cost(self, method: Method | None) -> Cost:
+        """What this prompt costs with a method, or without any."""
+        return cost(
+            self.loaded.model.config,
+            text_tokens=self.text_tokens,
+            vision_tokens=self.sizes,
+            method=method,
+            dtype=self.loaded.model.dtype,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The input as plain values."""
+        return {
+            "foveate": __version__,
+            "model": self.loaded.to_dict(),
+            "images": [str(picture.path) for picture in self.pictures],
+            "prompt": self.prompt,
+            "text_tokens": self.text_tokens,
+            "vision_tokens": list(self.sizes),
+        }
+
+
+def set_up(
+    images: Sequence[Path], prompt: str | None, names: Sequence[str], models: ModelOptions, budgets: BudgetOptions
+) -> Setup:
+    """Read the pictures, load the model and solve each method's schedule for this very input.
+
+    Raises:
+        FoveateError: Of the kind that fits, cheapest checks first.
+    """
+    if models.max_new_tokens < 1:
+        raise UsageError(f"--max-new-tokens {models.max_new_tokens}: an answer has at least one token.")
+    images, prompt = _question(images, prompt, models)
+    pictures = [load_picture(path) for path in images]
+    for picture in pictures:
+        if picture.note:
+            note(picture.note)
+    check_names(names, budgets)
+    with busy(f"Loading {models.model}"):
+        loaded = load(models)
+    with busy("Preparing the pictures"):
+        inputs = prepare(loaded, [picture.image for picture in pictures], prompt)
+        sizes = vision_sizes(loaded.model.config, inputs["input_ids"], len(pictures))
+    methods = {name: choose(name, loaded.model.config, sum(sizes), budgets) for name in names}
+    text_tokens = int(inputs["input_ids"].shape[1]) - sum(sizes)
+    return Setup(pictures, prompt, loaded, inputs, text_tokens, sizes, methods)
+
+
+def _question(images: Sequence[Path], prompt: str | None, models: ModelOptions) -> tuple[Sequence[Path], str]:
+    """What is asked about what: the user's, or the embedded model's own picture and question."""
+    from foveate import embedded
+
+    if not images and models.model == EMBEDDED:
+        return [embedded.picture()], prompt or embedded.QUESTION
+    if not images:
+        raise UsageError("Which picture? Name image files; only the embedded model brings one of its own.")
+    if prompt is None:
+        raise UsageError('What is the question? Give it with --prompt "…".')
+    return images, prompt

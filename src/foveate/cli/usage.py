@@ -1,0 +1,16 @@
+"""How a command ends: its exit code, and the error for a command line that cannot be meant."""
+
+from foveate.errors import FoveateError, SettingError, UnknownNameError
+
+__all__ = ["DONE", "FAILED", "INTERRUPTED", "WRONG_USAGE", "UsageError", "exit_code"]
+
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class UsageError(FoveateError):
+    """The flags contradict each other, or something they need is missing."""
+
+
+def exit_code(error: FoveateError) -> int:
+    """2 where the command line itself is wrong (flags, names, settings), 1 for everything else."""
+    return WRONG_USAGE if isinstance(error, UsageError | UnknownNameError | SettingError) else FAILED
