@@ -1,12 +1,18 @@
 """The training code: packing, resume, growing, export. Tiny networks, no trained weights."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
 from data import dense_targets, pictures
 from export import export, import_network, llava, processor
+from foveate.embedded.drawing import COLOURS, SHAPES
+from foveate.embedded.questions import TASKS, all_questions, ask
+from foveate.embedded.scenes import CHARACTERS, rng_for, scene
 from grow import grow
 from labels import labels
 from losses import right_answers
@@ -14,14 +20,9 @@ from measure import interval, table
 from network import Network, Shape
 from optimiser import orthogonal
 from packing import pack
-from PIL import Image
 from stages import STAGES, Stage
 from tokenizer import ASSISTANT, BOS, EOS, IMAGE, SIZE, USER, build
 from train import Trainer, save
-
-from foveate.embedded.drawing import COLOURS, SHAPES
-from foveate.embedded.questions import TASKS, all_questions, ask
-from foveate.embedded.scenes import CHARACTERS, rng_for, scene
 
 TINY = Shape(width=32, heads=2, tower_layers=2, tower_mlp=48, layers=2, mlp=40)
 RATES = {"tower": 1e-3, "rest": 1e-3, "decoder": 1e-3, "projector": 1e-3}
@@ -191,7 +192,7 @@ def test_the_learning_rate_warms_up_holds_and_falls_to_two_percent():
 
 def test_stages_share_no_scene():
     spans = sorted((s.first, s.first + s.images + 200) for s in STAGES.values())
-    assert all(stop <= start for (_, stop), (start, _) in zip(spans, spans[1:], strict=False))
+    assert all(stop <= start for (_, stop), (start, _) in pairwise(spans))
 
 
 def test_newton_schulz_is_nearly_orthogonal():

@@ -1,0 +1,90 @@
+"""Files that are written: refused early, never half there, never overwritten unasked."""
+
+import os
+import stat
+
+import pytest
+from PIL import Image
+
+from foveate.cli.options import OutputOptions
+from foveate.cli.outputs import check_targets, write_picture, write_text
+from foveate.cli.usage import UsageError
+from foveate.errors import InputError
+
+
+def test_a_new_file_in_a_folder_that_exists_is_fine_and_leaves_nothing_behind(tmp_path):
+    check_targets(OutputOptions(figure=tmp_path / "a.png", out=tmp_path / "a.json"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["figure", "out"])
+def test_a_file_that_exists_is_refused_unless_forced(tmp_path, flag):
+    (path := tmp_path / "there.png").write_text("precious")
+    with pytest.raises(InputError, match=rf"--{flag} .*there\.png exists already.*--force"):
+        check_targets(OutputOptions(**{flag: path}))
+    check_targets(OutputOptions(**{flag: path}, force=True))
+    assert path.read_text() == "precious"
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"there is no folder .*new\. Create it"):
+        check_targets(OutputOptions(figure=tmp_path / "new" / "a.png"))
+
+
+def test_a_folder_is_no_file(tmp_path):
+    (path := tmp_path / "x.png").mkdir()
+    with pytest.raises(InputError, match="is a folder"):
+        check_targets(OutputOptions(figure=path, force=True))
+
+
+def test_a_name_that_cannot_be_written_is_refused(tmp_path):
+    with pytest.raises(InputError, match="cannot be written: File name too long"):
+        check_targets(OutputOptions(out=tmp_path / ("n" * 300)))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_rights_is_refused(tmp_path):
+    (locked := tmp_path / "locked").mkdir(mode=stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(InputError, match="cannot be written: Permission denied"):
+        check_targets(OutputOptions(out=locked / "a.json"))
+
+
+@pytest.mark.parametrize("name", ["figure.txt", "figure", "figure.svg"])
+def test_an_ending_that_names_no_picture_format_is_wrong_usage(tmp_path, name):
+    with pytest.raises(UsageError, match=r"must end in \.png"):
+        check_targets(OutputOptions(figure=tmp_path / name))
+
+
+def test_one_file_for_both_is_wrong_usage(tmp_path):
+    with pytest.raises(UsageError, match="both name"):
+        check_targets(OutputOptions(figure=tmp_path / "a.png", out=tmp_path / "b" / ".." / "a.png"))
+
+
+@pytest.mark.parametrize(("ending", "format"), [("png", "PNG"), ("JPG", "JPEG"), ("webp", "WEBP")])
+def test_a_picture_is_written_in_the_format_of_its_ending(tmp_path, ending, format):
+    write_picture(path := tmp_path / f"a.{ending}", Image.new("RGB", (4, 4)))
+    with Image.open(path) as read:
+        assert read.format == format
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
+    (path := tmp_path / "a.png").write_text("old")
+
+    class Broken(Image.Image):
+        def save(self, *_, **__):
+            raise OSError("disk full")
+
+    with pytest.raises(InputError, match="disk full"):
+        write_picture(path, Broken())
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_are_readable_by_others_as_the_umask_allows(tmp_path):
+    mask = os.umask(0o022)
+    try:
+        write_text(path := tmp_path / "a.json", "{}\n")
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert path.read_text() == "{}\n"

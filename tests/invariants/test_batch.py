@@ -1,0 +1,70 @@
+"""Invariant 4: a batch equals each of its samples run alone."""
+
+import pytest
+import torch
+
+import foveate as fv
+from tests.invariants.settings import ATTENTIONS, EXAMPLES
+from tests.models import FAMILIES, MIXED, batch, generate, tiny
+
+CLOSE = {"atol": 5e-5, "rtol": 1e-4}
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_batch_is_its_samples_run_alone(name, family, attention):
+    model, inputs = tiny(family, attention), batch(family, MIXED)
+    with fv.drop(model, EXAMPLES[name]) as together:
+        out = generate(model, inputs)
+    start = inputs["input_ids"].shape[1]
+    for index, word in enumerate(MIXED):
+        one = batch(family, [word])
+        with fv.drop(model, EXAMPLES[name]) as alone:
+            single = generate(model, one)
+        assert torch.equal(out.sequences[index, start:], single.sequences[0, one["input_ids"].shape[1] :])
+        for a, b in zip(out.logits, single.logits, strict=True):
+            torch.testing.assert_close(a[index], b[0], **CLOSE)
+        kept = [stage.kept[index].tolist() for stage in together.stages]
+        assert kept == ([stage.kept[0].tolist() for stage in alone.stages] or [[]] * len(kept))
+        assert [layer[index] for layer in together.kv_lengths] == [layer[0] for layer in alone.kv_lengths]
+        assert together.retention[index] == alone.retention[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_ragged_batch_shrinks(family):
+    """The batch's own padding counts for nothing once tokens have left."""
+    model, inputs = tiny(family), batch(family, ["ti", "tttttttt" * 6])
+    with fv.drop(model, fv.V2Drop(layers=(1,), keep=(0.0,))), torch.no_grad():
+        cache = model(**inputs).past_key_values
+    alone = batch(family, ["tttttttt" * 6])["input_ids"].shape[1]
+    assert cache.layers[-1].keys.shape[-2] == alone
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("where", ["right", "between"])
+def test_padding_right_of_or_between_real_tokens(family, attention, where):
+    """Masked columns anywhere are dead: the real tokens' logits are those of the sample without them."""
+    model = tiny(family, attention)
+    one, method = batch(family, ["tit"]), fv.V2Drop(layers=(1, 3), keep=(0.5, 0.4))
+    length = one["input_ids"].shape[1]
+    at = length if where == "right" else length - 2
+    padded = dict(one)
+    for name, fill in (("input_ids", 0), ("attention_mask", 0), ("mm_token_type_ids", 0)):
+        if name in one:
+            pad = one[name].new_full((1, 4), fill)
+            padded[name] = torch.cat((one[name][:, :at], pad, one[name][:, at:]), dim=1)
+    real = padded["attention_mask"][0].bool()
+    ids = torch.zeros_like(padded["input_ids"])
+    ids[0, real] = torch.arange(length)
+    if not family.startswith("qwen"):
+        padded["position_ids"] = ids
+    with torch.no_grad():
+        with fv.drop(model, method) as alone:
+            expected = model(**one).logits[0]
+        with fv.drop(model, method) as trace:
+            got = model(**padded).logits[0, real]
+    assert [s.kept[0].tolist() for s in trace.stages] == [s.kept[0].tolist() for s in alone.stages]
+    text = one["input_ids"][0] != 91
+    torch.testing.assert_close(got[text], expected[text], **CLOSE)

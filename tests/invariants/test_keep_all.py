@@ -1,0 +1,37 @@
+"""Invariant 1: keeping everything is the untouched model, bit for bit."""
+
+import pytest
+import torch
+
+import foveate as fv
+from tests.invariants.settings import ATTENTIONS, KEEP_ALLS
+from tests.models import FAMILIES, MIXED, batch, generate, tiny
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", KEEP_ALLS)
+def test_keep_all_is_the_untouched_model(name, family, attention):
+    model, inputs = tiny(family, attention), batch(family, MIXED)
+    plain = generate(model, inputs)
+    with fv.drop(model, KEEP_ALLS[name]) as trace:
+        kept = generate(model, inputs)
+    assert torch.equal(kept.sequences, plain.sequences)
+    assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
+    assert trace.retention == [1.0] * len(MIXED)
+    for ours, theirs in zip(kept.past_key_values.layers, plain.past_key_values.layers, strict=True):
+        assert type(ours) is type(theirs)
+        assert torch.equal(ours.keys, theirs.keys)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_text_prompt_of_two_thousand_tokens_is_untouched(family):
+    model, inputs = tiny(family), batch(family, ["t" * 667])
+    plain = generate(model, inputs, new_tokens=2)
+    with fv.drop(model, fv.V2Drop(layers=(1, 2), keep=(0.1, 0.1))) as trace:
+        same = generate(model, inputs, new_tokens=2)
+    assert inputs["input_ids"].shape[1] > 2000
+    assert all(torch.equal(a, b) for a, b in zip(same.logits, plain.logits, strict=True))
+    assert trace.vision_tokens == [0]
+    assert trace.stages == []
+    assert trace.kv_lengths[-1] == [inputs["input_ids"].shape[1]]

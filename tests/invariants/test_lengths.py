@@ -1,0 +1,55 @@
+"""Invariant 9: KV lengths and retention are the schedule's arithmetic, exactly."""
+
+import pytest
+import torch
+
+import foveate as fv
+from tests.invariants.settings import EXAMPLES
+from tests.models import DEPTH, FAMILIES, MIXED, batch, generate, tiny
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_lengths_and_retention_are_as_planned(name, family):
+    model, inputs, method = tiny(family), batch(family, MIXED), EXAMPLES[name]
+    with fv.drop(model, method) as trace:
+        out = generate(model, inputs, new_tokens=4)
+    longest = [0] * DEPTH
+    for index, word in enumerate(MIXED):
+        ids = batch(family, [word])["input_ids"][0]
+        text, sizes = int((ids != 91).sum()), [int(n) for n in runs(ids == 91)]
+        plan = method.plan(DEPTH, sizes)
+        assert [layer[index] for layer in trace.kv_lengths] == [text + n for n in plan]
+        assert trace.tokens[index] == pytest.approx(sum(plan) / DEPTH)
+        if sum(sizes):
+            assert trace.retention[index] == pytest.approx(sum(plan) / DEPTH / sum(sizes))
+        longest = [max(a, text + n) for a, n in zip(longest, plan, strict=True)]
+    first = min(method.cuts())
+    stored = [layer.keys.shape[-2] for layer in out.past_key_values.layers]
+    assert stored[first:] == [n + 3 for n in longest[first:]]  # four tokens are three decode steps
+    assert out.past_key_values.get_seq_length() == inputs["input_ids"].shape[1] + 3
+
+
+def runs(mask):
+    """Lengths of the runs of True (pictures in these prompts have text between them)."""
+    edges = torch.diff(mask.int(), prepend=torch.zeros(1).int(), append=torch.zeros(1).int())
+    return (edges == -1).nonzero()[:, 0] - (edges == 1).nonzero()[:, 0]
+
+
+def test_the_table_of_the_spec():
+    """35 + 576 + 20 tokens at the 192 preset: 631, 343, 141, 56, and five more after five tokens."""
+    from tests import golden
+
+    case = next(c for c in golden.cases("v2drop") if c.name.endswith("keep50_30_0"))
+    with fv.drop(case.model, fv.preset("v2drop/llava-1.5-7b/192")) as trace:
+        out = case.model.generate(
+            **case.inputs,
+            max_new_tokens=6,
+            do_sample=False,
+            return_dict_in_generate=True,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+    expected = [631] * 3 + [343] * 14 + [141] * 5 + [56] * 10
+    assert [layer[0] for layer in trace.kv_lengths] == expected
+    assert [layer.keys.shape[-2] for layer in out.past_key_values.layers] == [n + 5 for n in expected]

@@ -1,0 +1,85 @@
+"""Invariant 3: cached generation = generation without a cache = an independent recompute."""
+
+import pytest
+import torch
+
+import foveate as fv
+from tests import oracle
+from tests.invariants.settings import ATTENTIONS, EXAMPLES
+from tests.models import FAMILIES, IMAGE, VIDEO, batch, generate, tiny
+
+BANNED = {IMAGE, VIDEO, 93, 94}
+CLOSE = {"atol": 5e-5, "rtol": 1e-4}
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_cached_generation_is_the_recompute(name, family, attention):
+    model, inputs = tiny(family, attention), batch(family, ["titit"])
+    with fv.drop(model, EXAMPLES[name]) as trace:
+        out = generate(model, inputs)
+    cuts = {stage.layer: stage.kept[0] for stage in trace.stages}
+    assert any(len(kept) < trace.vision_tokens[0] for kept in cuts.values())
+    tokens, logits, _ = oracle.greedy(model, inputs, 6, cuts, BANNED)
+    assert out.sequences[0, inputs["input_ids"].shape[1] :].tolist() == tokens
+    torch.testing.assert_close(torch.cat(out.logits), logits, **CLOSE)
+    untouched, _, _ = oracle.greedy(model, inputs, 1, {}, BANNED), None, None
+    assert (untouched[1][0] - logits[0]).abs().max() > 0.01  # dropping is no rounding error
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_v2drop_chooses_what_the_recompute_chooses(family, attention):
+    model, inputs = tiny(family, attention), batch(family, ["titit"])
+    method = fv.V2Drop(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3))
+    with fv.drop(model, method) as trace, torch.no_grad():
+        model(**inputs)
+    rules = {layer: oracle.least_changed_leave(ratio) for layer, ratio in zip(method.layers, method.keep, strict=True)}
+    with torch.no_grad():
+        _, kept = oracle.forward(model, inputs, torch.tensor([], dtype=torch.long), rules)
+    assert {stage.layer: stage.kept[0].tolist() for stage in trace.stages} == {
+        layer: tokens.tolist() for layer, tokens in kept.items()
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_no_cache_gives_the_same(name, family):
+    model, inputs = tiny(family), batch(family, ["titt", "tit"])
+    with fv.drop(model, EXAMPLES[name]) as cached:
+        with_cache = generate(model, inputs)
+    with fv.drop(model, EXAMPLES[name]) as plain:
+        without = generate(model, inputs, use_cache=False)
+    assert torch.equal(with_cache.sequences, without.sequences)
+    torch.testing.assert_close(torch.cat(with_cache.logits), torch.cat(without.logits), **CLOSE)
+    for a, b in zip(cached.stages, plain.history[0].stages, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a.kept, b.kept, strict=True))
+    assert cached.kv_lengths
+    assert plain.kv_lengths == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cutting_before_the_decoder_is_a_shortened_prompt_bit_for_bit(family):
+    model, inputs = tiny(family), batch(family, ["tit"])
+    with fv.drop(model, fv.Uniform(layers=(0,), keep=(0.5,))) as trace, torch.no_grad():
+        logits = model(**inputs, logits_to_keep=1).logits
+        cache = model(**inputs).past_key_values
+    kept = trace.stages[0].kept[0]
+    with torch.no_grad():
+        embeds, vision, _ = oracle.embed(model, inputs)
+        ids = inputs["input_ids"][0]
+        rows = torch.cat(((ids != IMAGE).nonzero()[:, 0], vision[kept])).sort().values
+        if family == "qwen3_vl":  # deepstack is added by the model's own loop
+            short = dict(inputs, input_ids=ids[None, rows], mm_token_type_ids=inputs["mm_token_type_ids"][:, rows])
+            pytest.skip(
+                "deepstack features have no shortened prompt: the oracle tests cover them"
+            ) if not short else None
+        positions = oracle.positions(model, inputs, 0)[..., rows]
+        if positions.shape[0] == 1:
+            positions = positions[0]
+        out = model.model.language_model(inputs_embeds=embeds[:, rows], position_ids=positions)
+        short = model.lm_head(out.last_hidden_state[:, -1:])
+    if family != "qwen3_vl":
+        assert torch.equal(logits, short)
+    assert {layer.keys.shape[-2] for layer in cache.layers} == {len(rows)}

@@ -1,0 +1,114 @@
+"""Invariant 2: after the context the model is exactly as before."""
+
+import copy
+
+import pytest
+import torch
+
+import foveate as fv
+from tests.models import FAMILIES, batch, generate, tiny
+
+METHOD = fv.V2Drop(layers=(1, 3), keep=(0.5, 0.3))
+
+
+def state(model):
+    """Everything attaching could leave behind: attributes and hooks of every module."""
+    found = {}
+    for name, module in model.named_modules():
+        hooks = {key: dict(value) for key, value in vars(module).items() if "hooks" in key and isinstance(value, dict)}
+        own = {key: value for key, value in vars(module).items() if not key.startswith("_") and callable(value)}
+        found[name] = (type(module), sorted(vars(module)), hooks, own)
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("ending", ["normal", "exception", "interrupt", "exception in a layer"])
+def test_the_model_is_as_before(family, ending):
+    model, inputs = tiny(family), batch(family, ["tit"])
+    plain, before = generate(model, inputs), state(model)
+    broken = {"exception": ValueError, "interrupt": KeyboardInterrupt}.get(ending)
+    if ending == "normal":
+        with fv.drop(model, METHOD):
+            generate(model, inputs)
+    elif broken:
+        with pytest.raises(broken), fv.drop(model, METHOD):
+            generate(model, inputs)
+            raise broken
+    else:
+        layer = model.model.language_model.layers[4]
+
+        def fail(*_):
+            raise FloatingPointError("in a layer")
+
+        with pytest.raises(FloatingPointError), fv.drop(model, METHOD):
+            handle = layer.mlp.register_forward_pre_hook(fail)
+            try:
+                generate(model, inputs)
+            finally:
+                handle.remove()
+    assert state(model) == before
+    after = generate(model, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(after.logits, plain.logits, strict=True))
+
+
+def test_a_method_of_ones_own_forward_comes_back():
+    model = copy.deepcopy(tiny("llava"))
+    layer = model.model.language_model.layers[2]
+    original = layer.forward
+    layer.forward = lambda *args, **kwargs: original(*args, **kwargs)
+    mine = layer.forward
+    with fv.drop(model, METHOD):
+        assert layer.forward is not mine
+    assert layer.__dict__["forward"] is mine
+
+
+def test_attaching_that_fails_leaves_nothing():
+    model = tiny("llava")
+    before = state(model)
+    with pytest.raises(fv.SettingError, match="decoder has layers 0 to 5"), fv.drop(model, fv.V2Drop()):
+        pass
+    assert state(model) == before
+
+
+def test_apply_and_remove():
+    model, inputs = tiny("llava"), batch("llava", ["tit"])
+    before = state(model)
+    trace = fv.apply(model, METHOD)
+    generate(model, inputs)
+    assert trace.retention[0] < 0.6
+    fv.remove(model)
+    assert state(model) == before
+    with pytest.raises(fv.SessionError, match="Nothing to remove"):
+        fv.remove(model)
+
+
+def test_contexts_do_not_nest():
+    model = tiny("llava")
+    with fv.drop(model, METHOD):
+        with pytest.raises(fv.SessionError, match="cannot be nested"), fv.drop(model, fv.Random()):
+            pass
+        with pytest.raises(fv.SessionError, match="cannot be nested"):
+            fv.apply(model, METHOD)
+    with fv.drop(model, METHOD):  # the first one did end
+        pass
+
+
+def test_two_models_drop_side_by_side():
+    first, second = tiny("llava"), tiny("qwen2_vl")
+    with fv.drop(first, METHOD) as one, fv.drop(second, METHOD) as two:
+        generate(first, batch("llava", ["tit"]))
+        generate(second, batch("qwen2_vl", ["titi"]))
+    assert (one.vision_tokens, two.vision_tokens) == ([25], [15])
+
+
+def test_what_is_no_method_is_refused():
+    with (
+        pytest.raises(fv.SettingError, match=r"foveate.preset\('v2drop"),
+        fv.drop(tiny("llava"), "v2drop/llava-1.5-7b/192"),
+    ):
+        pass
+
+
+def test_a_model_of_no_family_is_refused():
+    with pytest.raises(fv.UnsupportedError, match=r"model_type None \(Linear\).*docs/guides/new-family"):
+        fv.apply(torch.nn.Linear(1, 1), METHOD)

@@ -1,0 +1,141 @@
+"""What V2Drop, Random and Uniform share: schedules, scopes and budgets."""
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+import foveate as fv
+from foveate.methods.base import View
+from foveate.methods.staged import default_layers
+
+
+class Config:
+    """As much of a model's config as a budget asks for."""
+
+    def __init__(self, depth, model_type="llava", image_seq_length=576):
+        self.num_hidden_layers, self.model_type, self.image_seq_length = depth, model_type, image_seq_length
+
+
+def mean(method, depth, tokens):
+    plan = method.plan(depth, (tokens,))
+    return sum(plan) / len(plan)
+
+
+def test_default_layers():
+    assert default_layers(32) == (3, 17, 22)
+    assert default_layers(28) == (3, 16, 22)
+    assert default_layers(4) == (1, 2, 3)
+    with pytest.raises(fv.SettingError, match="four layers or more; got 3"):
+        default_layers(3)
+
+
+@given(depth=st.integers(4, 200))
+def test_default_layers_fit_any_depth(depth):
+    first, second, third = default_layers(depth)
+    assert 1 <= first < second < third < depth
+
+
+def test_the_solved_schedule_of_the_spec():
+    method = fv.V2Drop.for_budget(Config(28), retention=0.25, layers=(3, 17, 22))
+    assert method.keep[0] == pytest.approx(0.258, abs=5e-4)
+    assert method.keep[1:] == (0.3, 0.0)
+
+
+@pytest.mark.parametrize("kind", [fv.V2Drop, fv.Random, fv.Uniform])
+@given(depth=st.integers(4, 80), share=st.floats(0.02, 1.0), tokens=st.integers(16, 4000))
+def test_a_budget_is_met_or_refused_with_its_floor(kind, depth, share, tokens):
+    first = default_layers(depth)[0]
+    floor = (first + (depth - first) / tokens) / depth
+    if share < floor:
+        with pytest.raises(fv.BudgetError, match="floor is"):
+            kind.for_budget(Config(depth), retention=share, vision_tokens=tokens)
+    else:
+        method = kind.for_budget(Config(depth), retention=share, vision_tokens=tokens)
+        # Truncation loses up to a token a layer, and the last cut leaves one token the formula leaves out.
+        assert mean(method, depth, tokens) == pytest.approx(share * tokens, abs=2)
+
+
+def test_the_floor_is_named_and_an_earlier_first_cut_is_the_users_choice():
+    with pytest.raises(fv.BudgetError, match=r"48 of 576 .* floor is 9.53%, 54.9 tokens.*layers=\(1, 17, 22\)"):
+        fv.V2Drop.for_budget(Config(32), tokens=48)
+    method = fv.V2Drop.for_budget(Config(32), tokens=48, layers=(1, 17, 22))
+    assert mean(method, 32, 576) == pytest.approx(48, abs=1)
+
+
+def test_a_full_budget_keeps_all():
+    assert fv.V2Drop.for_budget(Config(32), tokens=576).plan(32, (576,)) == (576,) * 32
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({}, "one of tokens= and retention="),
+        ({"tokens": 192, "retention": 0.3}, "one of tokens= and retention="),
+        ({"retention": 0}, "above 0"),
+        ({"retention": 1.2}, "at most"),
+        ({"tokens": 600}, "tokens=600 of 576"),
+        ({"retention": 0.3, "layers": (3, 9)}, "three cuts"),
+    ],
+)
+def test_contradictory_budgets_are_refused(budget, message):
+    with pytest.raises(fv.SettingError, match=message):
+        fv.V2Drop.for_budget(Config(32), **budget)
+
+
+def test_a_token_budget_needs_the_images_token_count_where_it_varies():
+    with pytest.raises(fv.SettingError, match="give vision_tokens="):
+        fv.V2Drop.for_budget(Config(28, "qwen2_vl"), tokens=192)
+    method = fv.V2Drop.for_budget(Config(28, "qwen2_vl"), tokens=192, vision_tokens=1024)
+    assert mean(method, 28, 1024) == pytest.approx(192, abs=1.5)
+
+
+def test_other_settings_go_through_a_budget():
+    method = fv.V2Drop.for_budget(Config(32), tokens=192, metric="l1", scope="image")
+    assert (method.metric, method.scope) == ("l1", "image")
+
+
+def test_a_schedule_deeper_than_the_decoder_is_refused():
+    with pytest.raises(fv.SettingError, match=r"cuts before layers \[17, 22\], but the decoder has layers 0 to 15"):
+        fv.V2Drop().check(16)
+
+
+def test_ranking_each_image_keeps_its_share_of_each():
+    view = View.of(torch.zeros(30, 2), layer=3, sizes=(10, 20))
+    per_image = fv.Random(layers=(3,), keep=(0.5,), scope="image").cut(view)
+    assert per_image.sizes == (5, 10)
+    assert (per_image.kept < 10).sum() == 5
+    together = fv.Random(layers=(3,), keep=(0.5,)).cut(view)
+    assert together.sizes is None
+    assert len(together.kept) == 15
+
+
+def test_small_prompts_are_left_whole_if_asked():
+    method = fv.Uniform(layers=(3,), keep=(0.5,), skip_below=16)
+    assert method.cut(View.of(torch.zeros(15, 2), layer=3)) is None
+    assert len(method.cut(View.of(torch.zeros(16, 2), layer=3)).kept) == 8
+    assert method.plan(4, (15,)) == (15, 15, 15, 15)
+    assert method.plan(4, (16,)) == (16, 16, 16, 8)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 50), min_size=1, max_size=4),
+    keep=st.lists(st.floats(0, 1), min_size=1, max_size=3),
+    scope=st.sampled_from(["sample", "image"]),
+    min_keep=st.integers(0, 3),
+)
+def test_what_is_cut_is_what_was_planned(sizes, keep, scope, min_keep):
+    assume(len(keep) <= 5)
+    layers = tuple(range(1, len(keep) + 1))
+    method = fv.Uniform(layers=layers, keep=tuple(keep), scope=scope, min_keep=min_keep)
+    plan = method.plan(len(keep) + 1, sizes)
+    left, groups = sum(sizes), tuple(sizes)
+    for layer in layers:
+        if left:
+            cut = method.cut(View.of(torch.zeros(left, 1), layer=layer, sizes=groups, entered=sum(sizes)))
+            if cut is not None:
+                kept = cut.kept.tolist()
+                assert kept == sorted(set(kept))
+                assert not kept or kept[-1] < left
+                left, groups = len(kept), cut.sizes
+        assert left == plan[layer]
