@@ -20,7 +20,7 @@ from foveate import cli
 
 TEMPLATE = (
     "{% for message in messages %}USER: "
-    "{% for part in message['content'] if part['type'] == 'image' %}<image> {% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}<image> is {% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
     "{% endfor %} ASSISTANT:"
 )

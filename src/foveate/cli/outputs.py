@@ -4,16 +4,19 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from foveate.cli.options import OutputOptions
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 __all__ = ["check_targets", "write_picture", "write_text"]
 
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".pdf": "PDF"}
+PART = ".foveate-"  # how files begin that are not finished
 
 
 def check_targets(outputs: OutputOptions) -> None:
@@ -34,17 +37,17 @@ def check_targets(outputs: OutputOptions) -> None:
 
 
 def _check(flag: str, path: Path, force: bool) -> None:
-    if path.is_dir():
-        raise InputError(f"{flag} {path} is a folder; name a file in it.")
-    if not path.parent.is_dir():
-        raise InputError(f"{flag} {path}: there is no folder {path.parent}. Create it first.")
-    if path.exists() and not force:
-        raise InputError(f"{flag} {path} exists already. Name another file, or overwrite it with --force.")
     try:  # only trying tells: rights, a read-only disk, a name that is too long
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+        if path.is_dir():
+            raise InputError(f"{flag} {path} is a folder; name a file in it.")
+        if not path.parent.is_dir():
+            raise InputError(f"{flag} {path}: there is no folder {path.parent}. Create it first.")
+        if path.exists() and not force:
+            raise InputError(f"{flag} {path} exists already. Name another file, or overwrite it with --force.")
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=PART):
             pass
     except OSError as error:
-        raise InputError(f"{flag} {path} cannot be written: {error.strerror}. Name another folder.") from error
+        raise InputError(f"{flag} {path} cannot be written: {error.strerror}. Name another file.") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,13 +55,13 @@ def write_text(path: Path, text: str) -> None:
     _replace(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def write_picture(path: Path, picture: Image.Image) -> None:
+def write_picture(path: Path, picture: "Image.Image") -> None:
     """Write a picture in the format of the path's ending; a reader never sees half of it."""
     _replace(path, lambda part: picture.save(part, format=PICTURES[path.suffix.lower()]))
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=PART)
     os.close(handle)
     part = Path(name)
     try:

@@ -1,6 +1,8 @@
 """Picture files in, upright 8-bit RGB out: every odd one handled, or refused by name."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,35 +38,38 @@ def load_picture(path: Path) -> Picture:
     Raises:
         InputError: If there is no such file, it is empty, no picture, damaged, or too large to be meant.
     """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, not a picture. Name the files in it.")
     try:
         size = path.stat().st_size
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a picture. Name the files in it.")
     if size == 0:
         raise InputError(f"{path} is empty (0 bytes). Fetch or export it again.")
-    image, frames = _decode(path)
-    note = None
-    if frames > 1 and image.format != "MPO":  # MPO: a phone's JPEG with a second view, no animation
-        note = f"{path} has {frames} frames; only the first is read."
-    image, turned = _upright(image)
+    with _explained(path), Image.open(path) as image:
+        frames, kind = int(getattr(image, "n_frames", 1)), image.format
+        image.seek(0)
+        image.load()
+        upright, turned = _upright(image)
+        rgb = _rgb(upright, path)
     if not turned:
-        note = f"{path} has unreadable EXIF data; it is taken as it lies."
-    return Picture(path, _rgb(image, path), note)
+        return Picture(path, rgb, f"{path} has unreadable EXIF data; it is taken as it lies.")
+    if frames > 1 and kind != "MPO":  # MPO: a phone's JPEG with a second view, no animation
+        return Picture(path, rgb, f"{path} has {frames} frames; only the first is read.")
+    return Picture(path, rgb)
 
 
-def _decode(path: Path) -> tuple[Image.Image, int]:
-    """The decoded first frame and how many frames there are."""
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn whatever Pillow raises for a file into one line with the file's name."""
     try:
         with warnings.catch_warnings():
             # Between Pillow's limit and twice it there is only a warning: large photographs are fine.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", module="PIL")
-            image = Image.open(path)
-            frames = int(getattr(image, "n_frames", 1))
-            image.seek(0)
-            image.load()
+            yield
+    except InputError:
+        raise
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise InputError(
@@ -78,18 +83,14 @@ def _decode(path: Path) -> tuple[Image.Image, int]:
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, zlib.error and more.
     except Exception as error:
         raise InputError(f"{path} is damaged: {error}. Fetch or export it again.") from error
-    return image, frames
 
 
 def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
     """The picture as EXIF says it was held, and whether its EXIF could be read."""
-    kind = image.format
     try:
-        turned = ImageOps.exif_transpose(image)
-    except Exception:  # as above: damaged EXIF fails in many ways, the pixels are fine
+        return ImageOps.exif_transpose(image), True
+    except Exception:  # damaged EXIF fails in as many ways as damaged pixels; these are fine
         return image, False
-    turned.format = kind
-    return turned, True
 
 
 def _rgb(image: Image.Image, path: Path) -> Image.Image:

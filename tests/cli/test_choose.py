@@ -1,0 +1,110 @@
+"""From flags to a method's setting."""
+
+import pytest
+from transformers import LlavaConfig
+
+from foveate.cli.choose import check_names, choose, parse_settings
+from foveate.cli.options import BudgetOptions
+from foveate.cli.usage import UsageError
+from foveate.errors import BudgetError, SettingError, UnknownNameError
+from foveate.methods.random import Random
+from foveate.methods.v2drop import V2Drop
+from foveate.registry import preset
+
+CONFIG = LlavaConfig()  # LLaVA-1.5-7B's: 32 layers
+
+
+def mean(method, depth=32, count=576):
+    return sum(method.plan(depth, (count,))) / depth
+
+
+def test_without_flags_a_third_stays():
+    assert mean(choose("v2drop", CONFIG, 576, BudgetOptions())) == pytest.approx(192, abs=1)
+
+
+def test_a_budget_counts_the_tokens_of_this_very_input():
+    method = choose("v2drop", CONFIG, 1000, BudgetOptions(budget=250))
+    assert mean(method, count=1000) == pytest.approx(250, abs=1)
+
+
+def test_a_retention_is_a_share():
+    assert mean(choose("uniform", CONFIG, 576, BudgetOptions(retention=0.5))) == pytest.approx(288, abs=1)
+
+
+def test_a_preset_is_taken_as_it_is_and_may_be_changed():
+    assert choose("v2drop/llava-1.5-7b/64", CONFIG, 576, BudgetOptions()) == preset("v2drop/llava-1.5-7b/64")
+    changed = choose("v2drop/llava-1.5-7b/64", CONFIG, 576, BudgetOptions(settings=("metric=cosine",)))
+    assert (changed.metric, changed.keep) == ("cosine", (0.05, 0.05, 0.0))
+
+
+def test_settings_without_a_budget_are_the_whole_setting():
+    options = BudgetOptions(settings=("layers=2,9", "keep=0.5,0.25"))
+    assert choose("v2drop", CONFIG, 576, options) == V2Drop(layers=(2, 9), keep=(0.5, 0.25))
+
+
+def test_settings_with_a_budget_shape_the_solved_schedule():
+    method = choose("v2drop", CONFIG, 576, BudgetOptions(retention=0.4, settings=("metric=l1", "layers=2,9,20")))
+    assert (method.metric, method.layers) == ("l1", (2, 9, 20))
+    assert mean(method) == pytest.approx(0.4 * 576, abs=1)
+
+
+def test_the_seed_reaches_methods_that_draw_and_no_others():
+    options = BudgetOptions(seed=7)
+    assert choose("random", CONFIG, 576, options).seed == 7
+    assert choose("uniform", CONFIG, 576, options) == choose("uniform", CONFIG, 576, BudgetOptions())
+    assert isinstance(choose("random", CONFIG, 576, BudgetOptions()), Random)
+
+
+def test_a_budget_below_the_floor_names_the_floor():
+    with pytest.raises(BudgetError, match="floor is"):
+        choose("v2drop", CONFIG, 576, BudgetOptions(budget=20))
+
+
+def test_a_setting_out_of_its_range_is_refused():
+    with pytest.raises(SettingError, match="metric is"):
+        choose("v2drop", CONFIG, 576, BudgetOptions(settings=("metric=l7",)))
+
+
+def test_pairs_become_values():
+    assert parse_settings(["layers=3,17", "seed=4", "metric=cosine", "keep=(0.5,)", "a=b=c"]) == {
+        "layers": (3, 17),
+        "seed": 4,
+        "metric": "cosine",
+        "keep": (0.5,),
+        "a": "b=c",
+    }
+
+
+@pytest.mark.parametrize("pairs", [["metric"], ["=3"], ["seed=1", "seed=2"]])
+def test_pairs_that_mean_nothing_are_refused(pairs):
+    with pytest.raises(UsageError, match="--set"):
+        parse_settings(pairs)
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "says"),
+    [
+        (["v2drop"], BudgetOptions(budget=1, retention=0.5), "give one of them"),
+        (["v2drop"], BudgetOptions(retention=1.5), r"a share lies in \(0, 1\]. For a token count use --budget"),
+        (["v2drop"], BudgetOptions(retention=0), "above 0"),
+        (["v2drop"], BudgetOptions(budget=-3), "above 0"),
+        (["v2drop", "random", "v2drop"], BudgetOptions(), "v2drop is named twice"),
+        (["v2drop/llava-1.5-7b/64"], BudgetOptions(budget=64), "brings its own budget"),
+        (["v2drop"], BudgetOptions(settings=("colour=red",)), r"no such setting of v2drop\. There are: keep"),
+        (["v2drop"], BudgetOptions(seed=1), "nothing is drawn by lot"),
+    ],
+)
+def test_flags_that_cannot_be_meant_are_wrong_usage(names, options, says):
+    with pytest.raises(UsageError, match=says):
+        check_names(names, options)
+
+
+def test_a_schedule_and_a_budget_contradict_each_other():
+    with pytest.raises(UsageError, match="is a schedule already"):
+        choose("v2drop", CONFIG, 576, BudgetOptions(budget=192, settings=("keep=0.5,0.3,0",)))
+
+
+@pytest.mark.parametrize("name", ["v3drop", "v2drop/llava-9/1"])
+def test_an_unknown_name_lists_those_there_are(name):
+    with pytest.raises(UnknownNameError, match="v2drop"):
+        check_names([name], BudgetOptions())

@@ -1,0 +1,287 @@
+"""The commands end to end, on a tiny random model in a folder."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from tests.cli.conftest import save_tiny_llava
+
+from foveate.cli.loading import load
+from foveate.cli.methods import Methods
+from foveate.cli.options import ModelOptions
+from foveate.registry import families, methods, presets
+
+QUESTION = ("--prompt", "What is this ?", "--max-new-tokens", 5)
+
+
+@pytest.fixture
+def ask(run, tiny_llava):
+    """Run a command on the tiny model: exit code, stdout, stderr."""
+
+    def call(command, *arguments):
+        return run(command, *arguments, *QUESTION, "--model", tiny_llava)
+
+    return call
+
+
+def whole_answer(folder, picture):
+    """What the model says by itself, with nothing of foveate's in between."""
+    loaded = load(ModelOptions(model=str(folder)))
+    image = Image.open(picture)
+    inputs = loaded.processor(images=[image], text=["USER: <image> is What is this ? ASSISTANT:"], return_tensors="pt")
+    with torch.inference_mode():
+        ids = loaded.model.generate(**inputs, max_new_tokens=5, do_sample=False, temperature=None)
+    return ids[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_generate_prints_the_answer_and_what_was_saved(ask, picture):
+    code, out, err = ask("generate", picture)
+    assert (code, err) == (0, "")
+    for label in ("Question", "With v2drop", "Retention", "Stages", "FLOPs", "KV cache"):
+        assert label in out
+    assert "before layer 3: 36 to" in out
+    assert "Full model" not in out
+
+
+def test_generate_json_is_all_there_is_on_stdout_and_its_figures_fit_together(ask, picture, tmp_path):
+    code, out, _ = ask("generate", picture, "--json", "--out", tmp_path / "result.json", "--retention", 0.5)
+    assert code == 0
+    result = json.loads(out)
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert result["vision_tokens"] == [36]
+    assert result["retention"] == pytest.approx(0.5, abs=0.02)
+    assert result["cost"]["retention"] == pytest.approx(result["retention"])
+    assert result["cost"]["kv_lengths"] == [layer[0] for layer in result["trace"]["kv_lengths"]]
+    # Measured at the end: after the prompt, one slot a token but the last. Two heads of 16, keys and values, float32.
+    slots = sum(result["cost"]["kv_lengths"]) + 32 * (len(result["tokens"]) - 1)
+    assert result["kv_bytes"] == slots * 2 * 2 * 16 * 4
+    assert result["kv_bytes_whole"] == 32 * (36 + result["text_tokens"] + len(result["tokens"]) - 1) * 2 * 2 * 16 * 4
+    assert result["setting"]["method"] == "v2drop"
+    assert 0.3 < result["saved"]["prefill_flops"] < 0.7
+
+
+def test_full_adds_the_untouched_models_answer_and_a_time_ratio(ask, picture, tiny_llava):
+    code, out, _ = ask("generate", picture, "--full", "--pairs", 2, "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert result["full"]["tokens"] == whole_answer(tiny_llava, picture)
+    assert result["full"]["kv_bytes"] == result["kv_bytes_whole"]
+    assert result["agreement"]["identical"] == (result["tokens"] == result["full"]["tokens"])
+    ratio = result["time"]["ratio_to_full"]["v2drop"]
+    assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
+    assert ratio["rounds"] == result["time"]["control"]["rounds"] == 2
+
+
+def test_keeping_everything_answers_as_the_full_model(ask, picture):
+    _, out, _ = ask("generate", picture, "--retention", 1, "--full", "--pairs", 2, "--json")
+    result = json.loads(out)
+    assert result["agreement"]["identical"] is True
+    assert result["saved"]["kv_bytes"] == 0
+
+
+def test_full_is_also_told_to_people(ask, picture):
+    _, out, _ = ask("generate", picture, "--full", "--pairs", 2)
+    for text in ("Full model", "Time ratio", "2 interleaved pairs", "95 % interval", "full model against itself"):
+        assert text in " ".join(out.split())
+
+
+def test_the_figure_is_written_and_never_over_another(ask, picture, tmp_path):
+    path = tmp_path / "kept.png"
+    code, out, _ = ask("generate", picture, "--figure", path)
+    assert code == 0
+    assert "Picture" in out
+    with Image.open(path) as drawn:
+        assert drawn.width > drawn.height > 100
+    before = path.read_bytes()
+    code, _, err = ask("generate", picture, "--figure", path)
+    assert code == 1
+    assert "exists already" in err
+    assert path.read_bytes() == before
+    assert ask("generate", picture, "--figure", path, "--force")[0] == 0
+
+
+def test_several_images_go_into_one_question(ask, picture, tmp_path):
+    Image.new("RGB", (50, 80), "teal").save(second := tmp_path / "second.png")
+    code, out, _ = ask("generate", picture, second, "--json", "--figure", tmp_path / "both.png")
+    assert code == 0
+    result = json.loads(out)
+    assert result["vision_tokens"] == [36, 36]
+    assert result["trace"]["vision_tokens"] == [72]
+    with Image.open(tmp_path / "both.png") as drawn:
+        assert drawn.height > 700  # a row an image
+
+
+def test_the_picture_matters(ask, picture, tmp_path):
+    Image.new("RGB", (84, 84), (250, 0, 250)).save(other := tmp_path / "other.png")
+    first, second = (json.loads(ask("generate", path, "--json")[1]) for path in (picture, other))
+    assert first["tokens"] != second["tokens"] or first["trace"]["stages"] != second["trace"]["stages"]
+
+
+def test_random_draws_by_its_seed(ask, picture):
+    def kept(seed):
+        _, out, _ = ask("generate", picture, "--method", "random", "--seed", seed, "--json")
+        return json.loads(out)["trace"]["stages"][0]["kept"]
+
+    assert kept(1) == kept(1) != kept(2)
+
+
+def test_a_preset_runs_on_a_model_of_its_depth(ask, picture):
+    _, out, _ = ask("generate", picture, "--method", "v2drop/llava-1.5-7b/192", "--json")
+    assert json.loads(out)["setting"]["keep"] == [0.5, 0.3, 0.0]
+
+
+def test_attention_and_dtype_reach_the_model(ask, picture):
+    _, out, _ = ask("generate", picture, "--attention", "eager", "--dtype", "bfloat16", "--device", "cpu", "--json")
+    model = json.loads(out)["model"]
+    assert (model["attention"], model["dtype"], model["device"]) == ("eager", "bfloat16", "cpu")
+
+
+def test_a_model_without_chat_template_is_asked_with_placeholders_first(run, picture, tmp_path):
+    folder = save_tiny_llava(tmp_path / "plain", layers=4, template=None)
+    code, out, _ = run("generate", picture, *QUESTION, "--model", folder, "--json", "--retention", 0.6)
+    assert code == 0
+    assert json.loads(out)["vision_tokens"] == [36]
+
+
+def test_compare_shows_the_full_model_and_every_method_there_is(ask, picture):
+    code, out, err = ask("compare", picture, "--pairs", 2)
+    assert (code, err) == (0, "")
+    for name in ("full model", *methods()):
+        assert name in out
+    assert "100.0%" in out
+    assert "timed against itself" in " ".join(out.split())
+
+
+def test_compare_json_has_a_record_a_method_at_one_budget(ask, picture, tmp_path):
+    figure = tmp_path / "all.png"
+    names = ("--method", "v2drop", "--method", "random", "--method", "v2drop/llava-1.5-7b/128")
+    code, out, _ = ask("compare", picture, *names, "--budget", 18, "--pairs", 2, "--json", "--figure", figure)
+    assert code == 0
+    result = json.loads(out)
+    assert [row["name"] for row in result["methods"]] == ["v2drop", "random", "v2drop/llava-1.5-7b/128"]
+    assert [round(row["mean_tokens"]) for row in result["methods"][:2]] == [18, 18]
+    assert set(result["time"]["ratio_to_full"]) == {row["name"] for row in result["methods"]}
+    with Image.open(figure) as drawn:
+        assert drawn.height > 3 * 400
+
+
+def test_methods_models_and_presets_list_what_the_registry_has(run):
+    code, out, _ = run("methods", "--json")
+    assert code == 0
+    assert {row["name"] for row in json.loads(out)["methods"]} == set(methods())
+    code, out, _ = run("models", "--json")
+    assert code == 0
+    assert {row["model_type"] for row in json.loads(out)["families"]} == set(families())
+    code, out, _ = run("presets", "--json")
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads(out)["presets"]}
+    assert set(rows) == set(presets())
+    assert rows["v2drop/llava-1.5-7b/192"]["mean_tokens"] == pytest.approx(193.8, abs=0.1)
+    assert rows["v2drop/qwen2-vl-7b/22.6%"]["mean_tokens"] is None
+    assert rows["v2drop/qwen2-vl-7b/22.6%"]["retention"] == pytest.approx(0.226, abs=0.002)
+
+
+def test_the_lists_for_people_name_everything(run):
+    assert all(name in run("methods")[1] for name in methods())
+    assert all(name in run("models")[1] for name in families())
+    assert all(name in run("presets")[1] for name in presets())
+
+
+def test_presets_can_be_narrowed(run):
+    code, out, _ = run("presets", "onevision", "--json")
+    assert code == 0
+    assert {row["name"].split("/")[1] for row in json.loads(out)["presets"]} == {"llava-onevision-7b"}
+    code, _, err = run("presets", "nothing-like-this")
+    assert code == 2
+    assert "No preset's name contains" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--method", "v3drop"], 2, "No method 'v3drop'. There are: "),
+        (["--method", "v2drop/llava-1.5-7b/99"], 2, "No preset"),
+        (["--budget", "1"], 2, "its floor is"),
+        (["--budget", "37"], 2, "at most at the full count"),
+        (["--set", "layers=40,41", "--set", "keep=0.5,0.5"], 2, "the decoder has layers 0 to 31"),
+        (["--device", "cuda:77"], 2, "--device cuda:77 is not available"),
+        (["--max-new-tokens", "0"], 2, "at least one token"),
+        (["--pairs", "1"], 2, "needs two or more"),
+        (["--figure", "nowhere/kept.png"], 1, "there is no folder nowhere"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_on_stderr(run, tiny_llava, picture, arguments, code, says):
+    got, out, err = run("generate", picture, "--model", tiny_llava, "--prompt", "What is this ?", *arguments)
+    assert got == code
+    assert out == ""
+    assert err.startswith("foveate: ")
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_a_bad_picture_is_refused_before_the_model_is_loaded(run, tmp_path):
+    (path := tmp_path / "empty.png").touch()
+    code, _, err = run("generate", path, "--prompt", "x", "--model", tmp_path / "no-model-either")
+    assert code == 1
+    assert "empty.png is empty" in err
+
+
+def test_an_animation_is_read_with_a_note_on_stderr(ask, tmp_path):
+    frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
+    frames[0].save(path := tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    code, out, err = ask("generate", path, "--json")
+    assert code == 0
+    json.loads(out)
+    assert "only the first is read" in err
+
+
+def test_a_question_needs_a_prompt_and_another_model_needs_an_image(run, tiny_llava, picture):
+    code, _, err = run("generate", picture)
+    assert (code, "--prompt" in err) == (2, True)
+    code, _, err = run("generate", "--model", tiny_llava, "--prompt", "x")
+    assert (code, "Which picture?" in err) == (2, True)
+
+
+def test_a_model_that_is_not_there_is_named(run, picture, tmp_path):
+    code, _, err = run("generate", picture, *QUESTION, "--model", tmp_path / "nothing")
+    assert code == 1
+    assert "nothing' cannot be loaded" in err
+    assert err.count("\n") == 1
+
+
+def test_weights_that_are_no_safetensors_are_refused(run, picture, tiny_llava, tmp_path):
+    shutil.copytree(tiny_llava, folder := tmp_path / "pickled")
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    code, _, err = run("generate", picture, *QUESTION, "--model", folder)
+    assert code == 1
+    assert "safetensors" in err
+
+
+def test_remote_code_is_never_run(run, picture, tiny_llava, tmp_path):
+    shutil.copytree(tiny_llava, folder := tmp_path / "remote")
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    code, _, err = run("generate", picture, *QUESTION, "--model", folder)
+    assert code == 1
+    assert "cannot be loaded" in err
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_family_that_is_not_supported_is_refused_before_its_weights_are_read(run, picture, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "idefics2"}))
+    code, _, err = run("generate", picture, *QUESTION, "--model", tmp_path)
+    assert code == 1
+    assert "No family for model_type 'idefics2'. Supported: llava" in err
+
+
+def test_ctrl_c_ends_with_130_and_one_line(run, monkeypatch):
+    def interrupt(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Methods, "run", interrupt)
+    assert run("methods") == (130, "", "foveate: interrupted.\n")

@@ -1,0 +1,65 @@
+"""Help is quick and complete: nothing slow is imported for it, every command shows examples."""
+
+import subprocess
+import sys
+
+import pytest
+
+from foveate.cli.main import COMMANDS
+
+SLOW = ("torch", "transformers", "matplotlib", "numpy", "PIL")
+
+
+def loaded_after(program):
+    """Which slow packages a fresh interpreter has loaded after running this."""
+    report = (
+        f"import sys\ntry:\n    {program}\nexcept SystemExit:\n    pass\nprint([n for n in {SLOW} if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["generate", "--help"], ["compare", "--help"], ["presets", "--help"]]
+)
+def test_help_loads_nothing_slow(arguments):
+    assert loaded_after(f"from foveate.cli import main; main({arguments})") == "[]"
+
+
+def test_a_wrong_flag_loads_nothing_slow():
+    assert loaded_after("from foveate.cli import main; main(['generate', '--bogus'])") == "[]"
+
+
+def test_a_figure_in_the_way_is_refused_before_torch_is_loaded(tmp_path):
+    (tmp_path / "there.png").touch()
+    program = f"from foveate.cli import main; main(['generate', '--figure', {str(tmp_path / 'there.png')!r}])"
+    assert "torch" not in loaded_after(program)
+
+
+def test_the_overview_lists_every_command_with_one_line(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    for name, kind in COMMANDS.items():
+        assert f"• {name}" in out
+        assert kind.__doc__.split()[0] in out
+    assert "Exit codes: 0 done, 1 failed, 2 wrong usage" in out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself_with_examples(run, name):
+    code, out, _ = run(name, "--help")
+    assert code == 0
+    assert "Examples:" in out
+    assert f"  foveate {name}" in out
+    assert "--json" in out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["bogus"], ["generate", "--bogus"], ["generate", "--dtype", "int3"], ["compare", "--pairs", "many"]],
+)
+def test_wrong_flags_exit_with_2_and_say_so_on_stderr(run, arguments):
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert out == ""
+    assert err
