@@ -4,9 +4,12 @@ Eager attention throughout: the counter sees its two matrix products, while it k
 """
 
 import math
+import re
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForImageTextToText,
@@ -147,8 +150,8 @@ def test_a_llavas_tower_and_projector_equal_the_counter(settings, images):
     assert found.projector_flops == inside(counter, "LlavaMultiModalProjector")
 
 
-@pytest.mark.parametrize(("height", "width"), [(480, 640), (300, 1700), (720, 1280)])
-def test_onevisions_crops_are_told_from_the_token_count_and_equal_the_counter(height, width):
+@pytest.mark.parametrize(("height", "width"), [(480, 640), (384, 384), (2000, 1500)])
+def test_onevisions_tower_and_projector_equal_the_counter(height, width):
     config = onevision()
     crops = image_size_to_num_patches([height, width], config.image_grid_pinpoints, 384)
     features = []
@@ -159,10 +162,44 @@ def test_onevisions_crops_are_told_from_the_token_count_and_equal_the_counter(he
 
     counter = count(encode)
     tokens = len(features[0].pooler_output[0])
-    found = fv.cost(config, text_tokens=5, vision_tokens=tokens)
+    found = fv.cost(config, text_tokens=5, vision_tokens=tokens, tower_images=crops)
     assert found.projector_flops == inside(counter, "LlavaOnevisionMultiModalProjector")
     assert found.tower_flops == inside(counter, "SiglipVisionModel")
-    assert found == fv.cost(config, text_tokens=5, vision_tokens=tokens, tower_images=crops)
+
+
+@pytest.fixture(scope="module")
+def packed():
+    """Tells (crops, vision tokens) of a picture of some size, as transformers crops, unpads and shrinks it."""
+    config = onevision()
+    model = build(config).model
+
+    def pack(height, width):
+        crops = image_size_to_num_patches([height, width], config.image_grid_pinpoints, 384)
+        sizes = torch.tensor([[height, width]])
+        return crops, len(model.pack_image_features([meta(crops, 729, 48)], sizes, model.image_newline)[0][0])
+
+    return pack
+
+
+@given(height=st.integers(100, 1600), width=st.integers(100, 1600))
+def test_onevisions_crops_are_told_rightly_or_asked_for(packed, height, width):
+    crops, tokens = packed(height, width)
+    exact = fv.cost(onevision(), text_tokens=0, vision_tokens=tokens, tower_images=crops)
+    try:
+        told = fv.cost(onevision(), text_tokens=0, vision_tokens=tokens)
+    except fv.SettingError as refusal:
+        told, choices = exact, re.findall(r"\d+", str(refusal).split("pictures")[0])[1:]
+    else:
+        choices = [str(crops)]
+    assert told == exact
+    assert str(crops) in choices
+
+
+@pytest.mark.parametrize("picture", [(480, 640), (300, 1700), (720, 1280), (665, 265)])
+def test_onevisions_crops_are_told_where_the_count_leaves_no_doubt(packed, picture):
+    crops, tokens = packed(*picture)
+    found = fv.cost(onevision(), text_tokens=0, vision_tokens=tokens)
+    assert found == fv.cost(onevision(), text_tokens=0, vision_tokens=tokens, tower_images=crops)
 
 
 def test_onevisions_video_costs_a_picture_a_frame():
