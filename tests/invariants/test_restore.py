@@ -21,31 +21,41 @@ def state(model):
     return found
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("ending", ["normal", "exception", "interrupt", "exception in a layer"])
-def test_the_model_is_as_before(family, ending):
-    model, inputs = tiny(family), batch(family, ["tit"])
-    plain, before = generate(model, inputs), state(model)
-    broken = {"exception": ValueError, "interrupt": KeyboardInterrupt}.get(ending)
-    if ending == "normal":
+def end_normally(model, inputs):
+    with fv.drop(model, METHOD):
+        generate(model, inputs)
+
+
+def end_by(error):
+    def run(model, inputs):
         with fv.drop(model, METHOD):
             generate(model, inputs)
-    elif broken:
-        with pytest.raises(broken), fv.drop(model, METHOD):
-            generate(model, inputs)
-            raise broken
+            raise error
+
+    return run
+
+
+def end_in_a_layer(model, inputs):
+    def fail(*_):
+        raise FloatingPointError
+
+    handle = model.model.language_model.layers[4].mlp.register_forward_pre_hook(fail)
+    try:
+        end_normally(model, inputs)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("end", [end_normally, end_by(ValueError), end_by(KeyboardInterrupt), end_in_a_layer])
+def test_the_model_is_as_before(family, end):
+    model, inputs = tiny(family), batch(family, ["tit"])
+    plain, before = generate(model, inputs), state(model)
+    if end is end_normally:
+        end(model, inputs)
     else:
-        layer = model.model.language_model.layers[4]
-
-        def fail(*_):
-            raise FloatingPointError("in a layer")
-
-        with pytest.raises(FloatingPointError), fv.drop(model, METHOD):
-            handle = layer.mlp.register_forward_pre_hook(fail)
-            try:
-                generate(model, inputs)
-            finally:
-                handle.remove()
+        with pytest.raises((ValueError, KeyboardInterrupt, FloatingPointError)):
+            end(model, inputs)
     assert state(model) == before
     after = generate(model, inputs)
     assert all(torch.equal(a, b) for a, b in zip(after.logits, plain.logits, strict=True))

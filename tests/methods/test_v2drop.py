@@ -144,7 +144,7 @@ def test_every_preset_spends_what_its_name_says():
 
 
 def test_an_unknown_preset_names_the_near_ones():
-    with pytest.raises(fv.UnknownNameError, match="v2drop/llava-1.5-7b/192"):
+    with pytest.raises(fv.UnknownNameError, match=r"v2drop/llava-1\.5-7b/192"):
         fv.preset("v2drop/llava-1.5-7b/193")
 
 

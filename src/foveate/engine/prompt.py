@@ -85,10 +85,12 @@ class Prompt:
             if not len(sample.tokens):
                 continue
             cut = self.method.cut(_view(sample, layer, hidden[index]))
-            if cut is None or cut.kept.shape[0] == len(sample.tokens):
+            if cut is None:
+                continue
+            kept = _checked(cut.kept, len(sample.tokens), self.method)
+            if len(kept) == len(sample.tokens):
                 continue
             left = True
-            kept = _checked(cut.kept, len(sample.tokens), self.method)
             sample.notes.update({name: note[kept] for name, note in sample.notes.items()})
             sample.tokens, sample.sizes = sample.tokens[kept.to(sample.tokens.device)], cut.sizes
         if left:

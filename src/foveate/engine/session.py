@@ -5,6 +5,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ class Session:
         self._prompt: Prompt | None = None
         self._backend = "sdpa"
         self._remaps: list[tuple[tuple[Any, Layout | None, Tensor | None], Any]] = []
-        self._ended_in_vision: tuple[weakref.ref[Any], int] | None = None
+        self._ended_in_vision: _Ending | None = None
 
     def attach(self) -> None:
         """Put everything on; nothing stays on if that fails."""
@@ -195,7 +196,7 @@ class Session:
         if drops:
             check_cache(cache)
             _refuse_packing(kwargs, live)
-            self._refuse_split_image(samples, cache)
+        self._refuse_split_image(samples, cache, drops)
         rows = tuple(len(s.text) + len(s.vision) for s in samples)
         if live is not None and live.shape[1] > span:
             rows = tuple(live.sum(dim=1).tolist())
@@ -223,19 +224,12 @@ class Session:
         rows = (given.shape[1],) * given.shape[0] if live is None else tuple(live.sum(dim=1).tolist())
         self.trace.history.append(Prefill(len(self.family.layers), rows, (0,) * given.shape[0]))
 
-    def _refuse_split_image(self, samples: Sequence[Sample], cache: Any) -> None:
+    def _refuse_split_image(self, samples: Sequence[Sample], cache: Any, drops: bool) -> None:
         """An image cut in two by chunked prefill would be ranked in two halves."""
         previous, self._ended_in_vision = self._ended_in_vision, None
-        if cache is None:
+        if previous is None or previous.cache() is not cache or previous.length != _length(cache):
             return
-        past = _length(cache)
-        if (
-            past
-            and any(sample.starts for sample in samples)
-            and previous is not None
-            and previous[0]() is cache
-            and previous[1] == past
-        ):
+        if any(sample.starts for sample in samples) and (drops or previous.dropped):
             raise UnsupportedError(
                 "Chunked prefill has cut an image in two, so its tokens cannot be ranked together. "
                 "Leave prefill_chunk_size unset, or choose it so that no image is split."
@@ -254,7 +248,8 @@ class Session:
             if type(layer) is PrunedLayer:
                 prompt.record._slots[index] = layer.valid_slots()
         if any(sample.ends for sample in prompt.samples):
-            self._ended_in_vision = weakref.ref(cache), _length(cache)
+            dropped = any(len(sample.tokens) < len(sample.vision) for sample in prompt.samples)
+            self._ended_in_vision = _Ending(weakref.ref(cache), _length(cache), dropped)
 
     # -- the layers ----------------------------------------------------------------------------------------
 
@@ -333,6 +328,15 @@ class Session:
                     f"Layer {index} has a sliding window, which flash attention counts in stored tokens: with tokens "
                     "dropped it would reach too far. Load the model with attn_implementation='sdpa'."
                 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """That a call ended in the middle of, or right after, an image: on which cache, how long, had tokens left."""
+
+    cache: "weakref.ref[Any]"
+    length: int
+    dropped: bool
 
 
 class _Boxes(Sequence[Tensor | None]):

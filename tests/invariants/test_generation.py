@@ -1,0 +1,236 @@
+"""Invariant 6: whatever generation people use works, or refuses loudly."""
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+import foveate as fv
+from foveate.engine.cache import PrunedLayer
+from tests import oracle
+from tests.models import FAMILIES, IMAGE, NO_PLACEHOLDERS, batch, generate, tiny
+
+METHOD = fv.V2Drop(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3))
+CLOSE = {"atol": 5e-5, "rtol": 1e-4}
+
+
+def prompt_length(inputs):
+    return inputs["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_beam_search_on_a_ragged_batch(family, attention):
+    model, words = tiny(family, attention), ("titt", "titit", "tt")
+    settings = {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.5, "output_scores": True}
+    with fv.drop(model, METHOD):
+        out = generate(model, batch(family, words), **settings)
+        for index, word in enumerate(words):
+            one = batch(family, [word])
+            alone = generate(model, one, **settings)
+            got = out.sequences[2 * index : 2 * index + 2, prompt_length(batch(family, words)) :]
+            assert torch.equal(got, alone.sequences[:, prompt_length(one) :])
+            torch.testing.assert_close(
+                out.sequences_scores[2 * index : 2 * index + 2], alone.sequences_scores, atol=1e-4, rtol=1e-4
+            )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_beam_search_is_the_same_without_a_cache(family):
+    model, inputs = tiny(family), batch(family, ["titt", "tit"])
+    with fv.drop(model, METHOD):
+        cached = generate(model, inputs, num_beams=3)
+        plain = generate(model, inputs, num_beams=3, use_cache=False)
+    assert torch.equal(cached.sequences, plain.sequences)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sampling_with_a_seed_repeats(family):
+    model, inputs = tiny(family), batch(family, ["titt", "tit"])
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        with fv.drop(model, METHOD):
+            runs.append(generate(model, inputs, do_sample=True, temperature=1.5, top_k=0, num_return_sequences=2))
+    assert torch.equal(runs[0].sequences, runs[1].sequences)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompt_lookup_decoding_crops_and_agrees_with_greedy(family, monkeypatch):
+    model, inputs = tiny(family), batch(family, ["tittttt"])
+    # A prompt that repeats itself, so that there are candidates to look up, right and wrong.
+    inputs["input_ids"][:, -6:] = torch.tensor([5, 6, 7, 5, 6, 7])
+    crops, original = [], PrunedLayer.crop
+
+    def counted(self, tokens_to_remove):
+        crops.append(tokens_to_remove)
+        return original(self, tokens_to_remove)
+
+    monkeypatch.setattr(PrunedLayer, "crop", counted)
+    with fv.drop(model, METHOD):
+        greedy = generate(model, inputs, new_tokens=12)
+        looked_up = generate(model, inputs, new_tokens=12, prompt_lookup_num_tokens=3)
+    assert any(crop < 0 for crop in crops)
+    assert torch.equal(greedy.sequences, looked_up.sequences)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_second_turn_of_text_on_the_same_cache(family, attention):
+    """Full recompute of both turns with the picture's kept tokens held: the same logits."""
+    model, inputs = tiny(family, attention), batch(family, ["titt"])
+    length = prompt_length(inputs)
+    with fv.drop(model, METHOD) as trace:
+        first = generate(model, inputs, new_tokens=4)
+        cuts = {stage.layer: stage.kept[0] for stage in trace.stages}
+        turn = torch.tensor([[11, 12, 13, 14, 15]])
+        ids = torch.cat((first.sequences, turn), dim=1)
+        second = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": first.past_key_values}
+        if family.startswith("qwen"):
+            second["mm_token_type_ids"] = (ids == IMAGE).long()
+            second["image_grid_thw"] = inputs["image_grid_thw"]
+        out = generate(model, second, new_tokens=3)
+        assert len(trace.history) == 1  # nothing was dropped in a turn without pictures
+    _, logits, _ = oracle.greedy(model, inputs, 1, cuts, set())
+    generated = out.sequences[0, length:-1]
+    with torch.no_grad():
+        logits, _ = oracle.forward(model, inputs, generated, cuts)
+    torch.testing.assert_close(torch.cat(out.logits), logits[-3:], **CLOSE)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_second_turn_with_a_new_picture_drops_only_its_tokens(family, attention):
+    """One prompt in two calls, a picture in each, against a recompute of the whole."""
+    model, whole = tiny(family, attention), batch(family, ["tttitttitt"])
+    ids = whole["input_ids"]
+    split = int((ids[0] == IMAGE).nonzero()[0, 0]) - 4 + _first_picture(ids) + 10  # text between the pictures
+    assert ids[0, split - 1] != IMAGE
+    assert ids[0, split] != IMAGE
+    pictures = _split_pictures(whole)
+    positions = oracle.positions(model, whole, 0)
+    positions = positions[0] if positions.shape[0] == 1 else positions
+    cache = DynamicCache(config=model.config.get_text_config())
+    parts = ((slice(0, split), pictures[0]), (slice(split, None), pictures[1]))
+    with fv.drop(model, METHOD) as trace, torch.no_grad():
+        for part, picture in parts:
+            given = {"input_ids": ids[:, part], "position_ids": positions[..., part], **picture}
+            if family.startswith("qwen"):
+                given["mm_token_type_ids"] = (ids[:, part] == IMAGE).long()
+            out = model(**given, past_key_values=cache, use_cache=True)
+    first, second = trace.history
+    assert second.stages[0].before == second.vision_tokens
+    cuts = {
+        a.layer: torch.cat((a.kept[0], b.kept[0] + first.vision_tokens[0]))
+        for a, b in zip(first.stages, second.stages, strict=True)
+    }
+    with torch.no_grad():
+        logits, _ = oracle.forward(model, whole, torch.tensor([], dtype=torch.long), cuts)
+    torch.testing.assert_close(out.logits[0, -1], logits[0], **CLOSE)
+    text = int((ids != IMAGE).sum())
+    assert [layer[0] for layer in second.kv_lengths] == [
+        text + a + b for (a,), (b,) in zip(first.per_layer, second.per_layer, strict=True)
+    ]
+    assert [layer.keys.shape[-2] for layer in cache.layers] == [layer[0] for layer in second.kv_lengths]
+
+
+def _first_picture(ids):
+    """How many tokens the first picture has."""
+    columns = (ids[0] == IMAGE).nonzero()[:, 0]
+    gaps = (columns.diff() > 1).nonzero()[:, 0]
+    return int(gaps[0]) + 1
+
+
+def _split_pictures(inputs):
+    if "image_grid_thw" in inputs:
+        sizes = inputs["image_grid_thw"].prod(-1).tolist()
+        pixels = inputs["pixel_values"].split(sizes)
+        return [
+            {"pixel_values": part, "image_grid_thw": grid[None]}
+            for part, grid in zip(pixels, inputs["image_grid_thw"], strict=True)
+        ]
+    names = [name for name in ("pixel_values", "image_sizes") if name in inputs]
+    return [{name: inputs[name][i : i + 1] for name in names} for i in range(2)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("capture", ["before", "inside"])
+def test_hidden_states_are_full_length(family, capture):
+    """Also where capturing was installed first, and before layer 0; dropped tokens keep their last value."""
+    model, inputs = tiny(family), batch(family, ["titt", "tit"])
+    method = fv.Uniform(layers=(0, 3), keep=(0.7, 0.5))
+    if capture == "before":
+        with torch.no_grad():
+            model(**inputs, output_hidden_states=True)
+    with fv.drop(model, method) as trace, torch.no_grad():
+        states = model(**inputs, output_hidden_states=True).hidden_states
+    assert len(states) == 7
+    assert {tuple(state.shape[:2]) for state in states} == {tuple(inputs["input_ids"].shape)}
+    columns = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0]
+    gone = sorted(set(range(len(columns))) - set(trace.stages[1].kept[0].tolist()))
+    assert torch.equal(states[4][0, columns[gone]], states[5][0, columns[gone]])
+    left = columns[trace.stages[1].kept[0]]
+    assert not torch.equal(states[4][0, left], states[5][0, left])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_to_keep(family):
+    model, inputs = tiny(family), batch(family, ["titt", "tit"])
+    with fv.drop(model, METHOD), torch.no_grad():
+        every = model(**inputs).logits
+        torch.testing.assert_close(model(**inputs, logits_to_keep=1).logits, every[:, -1:], **CLOSE)
+        picked = torch.tensor([every.shape[1] - 4, every.shape[1] - 1])
+        torch.testing.assert_close(model(**inputs, logits_to_keep=picked).logits, every[:, picked], **CLOSE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_loss_and_gradients(family, checkpointing):
+    """The loss reads full-length labels, and gradients flow through what was kept alone."""
+    model, inputs = tiny(family), batch(family, ["titt", "tit"])
+    labels = inputs["input_ids"].masked_fill((inputs["attention_mask"] == 0) | (inputs["input_ids"] == IMAGE), -100)
+    if checkpointing:
+        switch(model, "enable", {"use_reentrant": False})
+        model.train()
+    try:
+        with fv.drop(model, METHOD):
+            out = model(**inputs, labels=labels, use_cache=False)
+            out.loss.backward()
+    finally:
+        if checkpointing:
+            switch(model, "disable")
+        model.eval()
+    rows = labels[:, 1:] != -100
+    expected = torch.nn.functional.cross_entropy(out.logits[:, :-1][rows].float(), labels[:, 1:][rows])
+    torch.testing.assert_close(out.loss, expected, **CLOSE)
+    gradients = [weight.grad for weight in model.model.language_model.parameters() if weight.grad is not None]
+    assert gradients
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+    model.zero_grad(set_to_none=True)
+
+
+def switch(model, on, *settings):
+    """Gradient checkpointing, by the name this version of transformers has for it."""
+    name = f"activation_checkpointing_{on}"
+    getattr(model, name if hasattr(model, name) else f"gradient_checkpointing_{on}")(*settings)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cache_that_was_reset_starts_anew(family):
+    model, inputs = tiny(family), batch(family, ["titt"])
+    with fv.drop(model, METHOD):
+        fresh = generate(model, inputs)
+        cache = fresh.past_key_values
+        cache.reset()
+        again = generate(model, inputs, past_key_values=cache)
+    assert torch.equal(fresh.sequences, again.sequences)
+    cache.reset()
+    plain = generate(model, inputs)
+    reused = generate(model, inputs, past_key_values=cache)  # outside the context an empty layer is a plain one
+    assert torch.equal(plain.sequences, reused.sequences)
+
+
+def test_the_streamer_and_the_default_settings_work():
+    model, inputs = tiny("llava"), batch("llava", ["titt"])
+    with fv.drop(model, METHOD):
+        ids = model.generate(**inputs, max_new_tokens=3, **NO_PLACEHOLDERS)
+    assert ids.shape[1] == prompt_length(inputs) + 3

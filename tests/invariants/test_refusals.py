@@ -1,0 +1,97 @@
+"""What cannot be right is refused, with what was wrong, what was got and what to do."""
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+import foveate as fv
+from tests.models import FAMILIES, batch, generate, tiny
+
+METHOD = fv.V2Drop(layers=(1, 3), keep=(0.6, 0.5))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_static_cache_is_refused_before_anything_is_written(family):
+    model, inputs = tiny(family), batch(family, ["tit"])
+    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=128)
+    with fv.drop(model, METHOD), pytest.raises(fv.UnsupportedError, match=r"StaticLayer.*Use a DynamicCache"):
+        generate(model, inputs, past_key_values=cache)
+    assert not any(layer.is_initialized for layer in cache.layers)
+    with fv.drop(model, METHOD), pytest.raises(fv.UnsupportedError, match="Use a DynamicCache"):
+        generate(model, inputs, cache_implementation="static")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_static_cache_serves_where_nothing_is_dropped(family):
+    model, inputs = tiny(family), batch(family, ["tit"])
+    with fv.drop(model, fv.Uniform(layers=(1,), keep=(1.0,))):
+        kept = generate(model, inputs, cache_implementation="static", disable_compile=True)
+    plain = generate(model, inputs, cache_implementation="static", disable_compile=True)
+    assert torch.equal(kept.sequences, plain.sequences)
+
+
+def test_an_offloaded_cache_is_refused_by_name():
+    model, inputs = tiny("llava"), batch("llava", ["tit"])
+    cache = DynamicCache(config=model.config.get_text_config())
+    cache.offloading = True
+    with fv.drop(model, METHOD), pytest.raises(fv.UnsupportedError, match="Offloaded"), torch.no_grad():
+        model(**inputs, past_key_values=cache)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pruned_cache_outside_its_context(family):
+    model, inputs = tiny(family), batch(family, ["tit"])
+    with fv.drop(model, METHOD), torch.no_grad():
+        cache = model(**inputs).past_key_values
+    with pytest.raises(fv.SessionError, match="used outside its context"), torch.no_grad():
+        model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chunked_prefill_that_splits_a_picture(family):
+    model, inputs = tiny(family), batch(family, ["tttitttttt"])
+    with fv.drop(model, METHOD), pytest.raises(fv.UnsupportedError, match="prefill_chunk_size"):
+        generate(model, inputs, prefill_chunk_size=15)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chunked_prefill_that_does_not_split_a_picture(family):
+    model, inputs = tiny(family), batch(family, ["titttttttttttttttttttttttttttttttttttttttttttttt"])
+    with fv.drop(model, METHOD):
+        whole = generate(model, inputs)
+        chunked = generate(model, inputs, prefill_chunk_size=100)
+    assert inputs["input_ids"].shape[1] > 100
+    assert torch.equal(whole.sequences, chunked.sequences)
+
+
+def test_samples_packed_into_one_row():
+    model = tiny("llava")
+    one = batch("llava", ["tit"])
+    length = one["input_ids"].shape[1]
+    packed = {
+        "input_ids": one["input_ids"].repeat(1, 2),
+        "pixel_values": one["pixel_values"].repeat(2, 1, 1, 1),
+        "position_ids": torch.arange(length).repeat(2)[None],
+    }
+    with fv.drop(model, METHOD), pytest.raises(fv.UnsupportedError, match="packed into one row"), torch.no_grad():
+        model(**packed, use_cache=False)
+
+
+def test_a_method_that_answers_nonsense_is_told():
+    class Wrong(fv.Uniform):
+        __slots__ = ()
+
+        def select(self, view, count):
+            return torch.ones(len(view), dtype=torch.bool)
+
+    model, inputs = tiny("llava"), batch("llava", ["tit"])
+    with fv.drop(model, Wrong(layers=(1,), keep=(0.5,))), pytest.raises(fv.SettingError, match="int64"):
+        generate(model, inputs)
+
+
+def test_asking_a_trace_before_anything_ran():
+    with fv.drop(tiny("llava"), METHOD) as trace:
+        assert trace.stages == []
+        assert repr(trace) == "Trace(nothing ran yet)"
+        with pytest.raises(fv.SessionError, match="call the model inside the context first"):
+            _ = trace.retention
