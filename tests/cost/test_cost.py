@@ -135,10 +135,18 @@ def test_layers_add_up_and_dropping_never_costs_more(vision, method):
 def test_the_engine_runs_what_was_counted(family):
     model, inputs = tiny(family, "eager"), batch(family, ["titit"])
     method = fv.V2Drop(layers=(2, 4), keep=(0.5, 0.3))
-    vision = int((inputs["input_ids"] == model.config.image_token_id).sum())
-    text = inputs["input_ids"].shape[1] - vision
-    given = {"text_tokens": text, "vision_tokens": vision, "tower_images": 1, "dtype": torch.float32}
-    found = fv.cost(model, method=method, **given)
+    pictures = {k: inputs[k] for k in ("pixel_values", "image_sizes", "image_grid_thw") if k in inputs}
+    with torch.no_grad(), FlopCounterMode(display=False) as before:
+        sizes = [len(one) for one in model.model.get_image_features(**pictures).pooler_output]
+    found = fv.cost(
+        model,
+        text_tokens=inputs["input_ids"].shape[1] - sum(sizes),
+        vision_tokens=sizes,
+        method=method,
+        tower_images=fv.families()[family].tower_images(model.config, "image", inputs),
+        dtype=torch.float32,
+    )
+    assert found.tower_flops + found.projector_flops == before.get_total_flops()
     with torch.no_grad(), fv.drop(model, method) as trace, FlopCounterMode(display=False) as counter:
         cache = model(**inputs, use_cache=True).past_key_values
     counts = {path: sum(ops.values()) for path, ops in counter.get_flop_counts().items()}
@@ -175,6 +183,13 @@ def test_scoring_counts_every_move_the_engine_measures(changed, monkeypatch):
 def test_methods_that_measure_nothing_score_for_nothing():
     for kind in (fv.Random, fv.Uniform):
         assert cost(method=kind(layers=(2,), keep=(0.5,))).scoring_flops == 0
+
+
+def test_onevisions_inputs_tell_its_crops():
+    config, onevision = tiny("llava_onevision").config, fv.families()["llava_onevision"]
+    inputs = {"image_sizes": torch.tensor([[140, 90], [70, 70], [140, 140]]), "batch_num_images": torch.tensor([1, 2])}
+    assert onevision.tower_images(config, "image", inputs) == (5, 1, 1)
+    assert onevision.tower_images(config, "video", {"pixel_values_videos": torch.empty(2, 8, 3, 70, 70)}) == (8, 8)
 
 
 # What is refused.

@@ -103,7 +103,7 @@ def cost(
         tower_images: Pictures the tower encodes for each image or video: crops (LLaVA-OneVision: the base
             view and its tiles), frames, or temporal patches (Qwen-VL). By default told from the token
             counts: for LLaVA their multiple of a picture's, for LLaVA-OneVision the number that alone gives
-            that count, for Qwen-VL one, an image.
+            that count, for Qwen-VL one, an image. `Family.tower_images` reads it off a processor's output.
         dtype: Of the cache; by default the config's, and bfloat16 if it names none.
 
     Raises:

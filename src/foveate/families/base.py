@@ -93,6 +93,20 @@ class Family:
         return [None] * len(lengths)
 
     @classmethod
+    def tower_images(cls, config: Any, modality: str, given: Mapping[str, Any]) -> tuple[int, ...] | None:
+        """What `foveate.cost` asks for under this name, read off a processor's output.
+
+        Args:
+            config: The model's config.
+            modality: "image" or "video".
+            given: What goes into the model, by name.
+
+        Returns:
+            Pictures the tower encodes for each image (or video); None where the token counts say it.
+        """
+        return None
+
+    @classmethod
     def tower_cost(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> tuple[int, int]:
         """FLOPs of the vision tower and of the projector for one sample; a multiply-add counts two.
 

@@ -33,6 +33,22 @@ class LlavaOnevision(Family):
         return [_image(side, length, height, width) for length, (height, width) in zip(lengths, sizes, strict=True)]
 
     @classmethod
+    def tower_images(cls, config: Any, modality: str, given: Mapping[str, Any]) -> tuple[int, ...] | None:
+        # Here, as listing the families should not load a model's code.
+        from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
+
+        if modality == "video":
+            videos, frames = given["pixel_values_videos"].shape[:2]
+            return (int(frames),) * int(videos)
+        crop, pins = config.vision_config.image_size, config.image_grid_pinpoints
+        crops = (int(image_size_to_num_patches(size, pins, crop)) for size in given["image_sizes"])
+        in_sample = given.get("batch_num_images")  # of several images in a sample only the base views are seen
+        if in_sample is None:
+            return tuple(crops)
+        alone = [int(count) == 1 for count in in_sample for _ in range(int(count))]
+        return tuple(count if one else 1 for count, one in zip(crops, alone, strict=True))
+
+    @classmethod
     def tower_cost(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> tuple[int, int]:
         if pictures is None:
             pictures = tuple(_pictures(config, size) for size in sizes)
@@ -108,8 +124,8 @@ def _pictures(config: Any, size: int) -> int:
         return found.pop()
     what = f"may come from {', '.join(map(str, sorted(found)))} pictures" if found else "fit no picture or video"
     raise SettingError(
-        f"{size} vision tokens {what} of a LLaVA-OneVision: say with tower_images=… how many the tower encodes, "
-        "pixel_values.shape[1] for one image (its base view and tiles) or video (its frames)."
+        f"{size} vision tokens {what} of a LLaVA-OneVision: say with tower_images=… how many the tower encodes "
+        "(of an image its base view and tiles, of a video its frames); Family.tower_images reads it off the inputs."
     )
 
 

@@ -28,6 +28,10 @@ class Qwen2VL(Family):
         return [grid_boxes(h // side, w // side).repeat(t, 1) for t, h, w in grids]
 
     @classmethod
+    def tower_images(cls, config: Any, modality: str, given: Mapping[str, Any]) -> tuple[int, ...] | None:
+        return tuple(int(frames) for frames, _, _ in given[f"{modality}_grid_thw"])
+
+    @classmethod
     def tower_cost(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> tuple[int, int]:
         """As in the base class; a picture is a temporal patch, one for an image. The merger is the projector."""
         pictures = pictures or (1,) * len(sizes)
