@@ -15,6 +15,7 @@ from foveate.cli.screen import busy, note
 from foveate.cli.usage import UsageError
 from foveate.cost import Cost, cost
 from foveate.methods.base import Method
+from foveate.registry import families
 
 __all__ = ["Setup", "set_up"]
 
@@ -48,11 +49,16 @@ class Setup:
 
     def cost(self, method: Method | None) -> Cost:
         """What this prompt costs with a method, or without any."""
+        config = self.loaded.model.config
+        pictures = families()[config.model_type].tower_images(config, "image", self.inputs)
+        if pictures is not None and len(pictures) != len(self.sizes):  # only the images' sum is known
+            pictures = (sum(pictures),)
         return cost(
-            self.loaded.model.config,
+            config,
             text_tokens=self.text_tokens,
             vision_tokens=self.sizes,
             method=method,
+            tower_images=pictures,
             dtype=self.loaded.model.dtype,
         )
 

@@ -1,0 +1,51 @@
+# `make demo` and `make test` work on a fresh machine with Python 3.11 or newer, make and python3-venv.
+# The first run needs the network for installing; afterwards everything works offline.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.foveate-ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help setup demo test check docs clean
+
+help:
+	@echo "make setup   create $(VENV) and install foveate with all it needs"
+	@echo "make demo    ask the embedded model about a picture, with and without dropping; writes out/demo.png"
+	@echo "make test    run all tests"
+	@echo "make check   formatting, linting, types, import rules"
+	@echo "make docs    build the documentation into site/"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "foveate needs Python 3.11 or newer; choose one with: make setup PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "python3 cannot make environments here; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install $(TORCH)
+	$(PIP) install -e '.[dev,docs]' -c constraints.txt
+	@touch $@
+
+demo: setup
+	@mkdir -p out
+	HF_HUB_OFFLINE=1 $(BIN)/foveate generate --full --figure out/demo.png --force
+
+# One torch thread a process: with several processes, more only get in each other's way.
+test: setup
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+clean:
+	rm -rf site out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

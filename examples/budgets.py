@@ -1,0 +1,27 @@
+"""How the answer changes as the budget shrinks: V2Drop beside its two controls at the same schedule.
+
+    python examples/budgets.py
+
+One question illustrates; it measures nothing.
+"""
+
+from PIL import Image
+
+import foveate as fv
+from foveate import embedded
+
+model, processor = embedded.load()
+image = Image.open(embedded.picture())
+inputs = processor(images=image, text=f"USER: <image>\n{embedded.QUESTION} ASSISTANT:", return_tensors="pt")
+prompt = inputs["input_ids"].shape[1]
+
+print(f"{embedded.QUESTION}\n{'retention':>9}  {'V2Drop':16}{'Random':16}{'Uniform':16}")
+for retention in (1.0, 0.5, 0.33, 0.2):
+    schedule = fv.V2Drop.for_budget(model, retention=retention)
+    controls = [kind(layers=schedule.layers, keep=schedule.keep) for kind in (fv.Random, fv.Uniform)]
+    answers = []
+    for method in (schedule, *controls):
+        with fv.drop(model, method):
+            ids = model.generate(**inputs, max_new_tokens=16, do_sample=False)
+        answers.append(processor.decode(ids[0, prompt:], skip_special_tokens=True).strip())
+    print(f"{retention:9.0%}  " + "".join(f"{answer[:15]:16}" for answer in answers))

@@ -1,0 +1,94 @@
+"""Every code block of README and docs runs, and every example, with a tiny random model in place of a large one."""
+
+import os
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
+
+from foveate import cli, embedded, registry
+from tests.cli.conftest import save_tiny_llava
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page, language):
+    return [body for kind, body in BLOCK.findall(page.read_text()) if kind == language]
+
+
+def with_blocks(language):
+    found = [page for page in PAGES if blocks(page, language)]
+    return pytest.mark.parametrize("page", found, ids=[str(page.relative_to(ROOT)) for page in found])
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A LLaVA of 32 layers and 576 vision tokens, so that every preset and figure in the docs fits."""
+    return save_tiny_llava(tmp_path_factory.mktemp("tiny"), side=336)
+
+
+@pytest.fixture
+def stand_in(tiny, tmp_path, monkeypatch):
+    """A fresh folder with two pictures, in which every model is the tiny one; what is registered is forgotten."""
+    monkeypatch.chdir(tmp_path)
+    Image.effect_mandelbrot((90, 60), (-2, -1.5, 1, 1.5), 50).save("cat.jpg")
+    Image.new("RGB", (60, 60), "brown").save("dog.jpg")
+    model, processor = LlavaForConditionalGeneration.from_pretrained(tiny), LlavaProcessor.from_pretrained(tiny)
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", lambda *_, **__: model.eval())
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda *_, **__: processor)
+    monkeypatch.setattr(embedded, "load", lambda: (model.eval(), processor))
+    monkeypatch.setattr(embedded, "path", lambda: tiny)
+    monkeypatch.setattr(embedded, "picture", lambda: tmp_path / "dog.jpg")
+    monkeypatch.setattr(registry, "_extra_methods", dict(registry._extra_methods))
+    monkeypatch.setattr(registry, "_extra_families", dict(registry._extra_families))
+
+
+@with_blocks("python")
+def test_python_blocks_run(page, stand_in):
+    source = "\n".join(blocks(page, "python"))
+    exec(compile(source, str(page), "exec"), {"__name__": "blocks"})
+
+
+@with_blocks("bash")
+def test_command_lines_run(page, stand_in, capsys):
+    for line in "\n".join(blocks(page, "bash")).splitlines():
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["foveate"]:
+            arguments = ["embedded" if "/" in word and word.startswith("llava-hf") else word for word in words[1:]]
+            quick = ["--max-new-tokens", "2"] if words[1] in ("generate", "compare") else []
+            assert cli.main([*arguments, *quick]) == 0, capsys.readouterr().err
+        elif words[:1] == ["make"]:
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"no target {words[1]}"
+
+
+def test_the_blocks_are_found():
+    assert sum(len(blocks(page, "python")) for page in PAGES) >= 15
+    assert (
+        sum(line.startswith("foveate ") for page in PAGES for b in blocks(page, "bash") for line in b.splitlines()) > 12
+    )
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_examples_run(example, stand_in, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [str(example)])
+    runpy.run_path(str(example), run_name="__main__")
+    assert capsys.readouterr().out.count("\n") > 3
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_to_files_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_method_and_family_has_its_page():
+    assert {f"{name}.md" for name in registry.methods()} <= set(os.listdir(ROOT / "docs/methods"))
+    assert {f"{name}.md" for name in registry.families()} <= set(os.listdir(ROOT / "docs/families"))

@@ -1,0 +1,103 @@
+"""The public face: its list is pinned, and looking at it costs nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import foveate
+
+PUBLIC = [
+    "BudgetError",
+    "Cost",
+    "Cut",
+    "Family",
+    "FoveateError",
+    "InputError",
+    "Method",
+    "Preset",
+    "Random",
+    "SessionError",
+    "SettingError",
+    "ShapeError",
+    "Stage",
+    "StagedMethod",
+    "Trace",
+    "Uniform",
+    "UnknownNameError",
+    "UnsupportedError",
+    "V2Drop",
+    "View",
+    "__version__",
+    "apply",
+    "cost",
+    "drop",
+    "families",
+    "methods",
+    "preset",
+    "presets",
+    "register_family",
+    "register_method",
+    "remove",
+]
+
+
+def test_the_list_of_public_names_is_this_one():
+    assert sorted(foveate.__all__) == PUBLIC
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_is_there_and_documented(name):
+    value = getattr(foveate, name)
+    assert value is getattr(foveate, name)
+    if name != "__version__":
+        assert value.__doc__
+
+
+def test_a_type_checker_sees_what_python_sees():
+    tree = ast.parse(Path(foveate.__file__).read_text())
+    under_type_checking = next(
+        node for node in tree.body if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+    )
+    seen = {name.name for node in under_type_checking.body for name in node.names}
+    assert seen | {"__version__"} == set(PUBLIC)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'prune'"):
+        foveate.prune  # noqa: B018
+
+
+def test_dir_lists_the_public_names():
+    assert set(PUBLIC) <= set(dir(foveate))
+
+
+def test_importing_loads_nothing_slow():
+    program = "import sys, foveate; sys.exit(any(n in sys.modules for n in ('torch', 'transformers', 'numpy', 'PIL')))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_importing_changes_nothing_of_torch_or_transformers():
+    program = """
+import random
+import torch, transformers
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+before = (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), torch.initial_seed(),
+          sorted(ALL_ATTENTION_FUNCTIONS.valid_keys()), random.getstate())
+import foveate
+for name in foveate.__all__:
+    getattr(foveate, name)
+foveate.methods(), foveate.families()
+after = (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), torch.initial_seed(),
+         sorted(ALL_ATTENTION_FUNCTIONS.valid_keys()), random.getstate())
+raise SystemExit(before != after)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_the_version_is_the_packages():
+    from importlib.metadata import version
+
+    assert foveate.__version__ == version("foveate")
