@@ -6,12 +6,12 @@ import shutil
 import pytest
 import torch
 from PIL import Image
-from tests.cli.conftest import save_tiny_llava
 
 from foveate.cli.loading import load
 from foveate.cli.methods import Methods
 from foveate.cli.options import ModelOptions
 from foveate.registry import families, methods, presets
+from tests.cli.conftest import save_tiny_llava
 
 QUESTION = ("--prompt", "What is this ?", "--max-new-tokens", 5)
 
