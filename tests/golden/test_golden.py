@@ -54,4 +54,3 @@ def test_v2drop(case, attention):
     for step, given in enumerate(positions[1:]):
         wanted = recorded[step].reshape(len(text.layers), -1).long()
         assert (given.reshape(-1) == wanted).all(), step
-

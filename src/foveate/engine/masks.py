@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, flash_attention_mask, sdpa_mask
 
 from foveate.errors import UnsupportedError
 
@@ -57,12 +58,14 @@ class Remap:
 
     def _from_nothing(self, backend: str) -> Tensor:
         """Causal over columns, pads masked."""
-        if _is_flash(backend):
+        builder = ALL_MASK_ATTENTION_FUNCTIONS.get(backend)
+        if builder is flash_attention_mask:
             return self.keys >= 0
-        if backend not in ("sdpa", "eager"):
+        if builder is not sdpa_mask and builder is not eager_mask:
             raise UnsupportedError(
                 f"A batch whose samples keep different numbers of tokens needs a mask, and what form the attention "
-                f"{backend!r} reads is not known. Use sdpa, eager, flash or flex attention, or one sample at a time."
+                f"{backend!r} reads is not known. Use sdpa, eager, flash or flex attention, one sample at a time, or "
+                "register sdpa_mask for it in transformers' AttentionMaskInterface."
             )
         rows = (self.queries + self.past)[:, :, None]
         seen = (self.keys[:, None, :] >= 0) & (self.keys[:, None, :] <= rows)
@@ -115,7 +118,3 @@ class Remap:
             return self.keys
         # The shift may bring a real column below zero (outside a sliding window): nobody's key either.
         return (self.keys - offset).clamp(min=-1).masked_fill(self.keys < 0, -1)
-
-
-def _is_flash(backend: str) -> bool:
-    return "flash" in backend

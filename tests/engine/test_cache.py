@@ -1,0 +1,151 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, QuantizedCache, StaticCache
+
+import foveate as fv
+from foveate.engine.cache import PrunedLayer, check_cache, pruned_layer
+
+WIDTH = 2
+
+
+def states(columns):
+    """Keys (and values) that say which column they are of: (samples, 1 head, slots, WIDTH)."""
+    return columns.float()[:, None, :, None].expand(-1, 1, -1, WIDTH).contiguous()
+
+
+def filled(columns, span, tail=0):
+    """A pruned layer that got `columns` (samples, slots; −1 pads) of a prompt of `span`, then `tail` decoded tokens."""
+    layer = PrunedLayer(DynamicLayer())
+    layer.announce(columns, span, ragged=bool((columns < 0).any()))
+    layer.update(states(columns), states(columns))
+    for step in range(tail):
+        new = torch.full((columns.shape[0], 1), span + step)
+        layer.announce(None, 1)
+        layer.update(states(new), states(new))
+    return layer
+
+
+def slots(layer):
+    """For each sample the columns it holds, by what is stored and by what the layer says of it: they must agree."""
+    said = layer.columns(torch.empty(layer.keys.shape[0], 0, dtype=torch.long), layer.keys.shape[0], layer.keys.device)
+    stored = layer.keys[:, 0, :, 0].long()
+    assert said.shape == stored.shape
+    assert (stored[said >= 0] == said[said >= 0]).all()
+    return [row[row >= 0].tolist() for row in said]
+
+
+COLUMNS = torch.tensor([[-1, -1, 0, 5], [0, 2, 3, 5], [-1, 1, 2, 5]])
+
+
+def test_it_speaks_in_unpruned_columns():
+    layer = filled(COLUMNS, span=6, tail=2)
+    assert layer.get_seq_length() == 8
+    assert layer.get_mask_sizes(3) == (11, 0)
+    assert slots(layer) == [[0, 5, 6, 7], [0, 2, 3, 5, 6, 7], [1, 2, 5, 6, 7]]
+    assert layer.valid_slots().tolist() == [4, 6, 5]
+    assert layer.columns(2, 3, layer.keys.device)[0].tolist() == [-1, -1, 0, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("order", [[2, 0, 1], [1, 1, 1]])
+def test_beams_reorder_columns_with_keys(order):
+    layer, before = filled(COLUMNS, 6, tail=1), slots(filled(COLUMNS, 6, tail=1))
+    layer.reorder_cache(torch.tensor(order))
+    assert slots(layer) == [before[index] for index in order]
+
+
+def test_repeat_and_select():
+    layer = filled(COLUMNS, 6, tail=1)
+    layer.batch_repeat_interleave(2)
+    assert slots(layer) == [[0, 5, 6]] * 2 + [[0, 2, 3, 5, 6]] * 2 + [[1, 2, 5, 6]] * 2
+    layer.batch_select_indices(torch.tensor([5, 2]))
+    assert slots(layer) == [[1, 2, 5, 6], [0, 2, 3, 5, 6]]
+
+
+@given(data=st.data(), tail=st.integers(0, 3))
+def test_crop_takes_columns_off_the_end(data, tail):
+    span, samples = 8, data.draw(st.integers(1, 3))
+    kept = [sorted(data.draw(st.sets(st.integers(0, span - 1), min_size=1))) for _ in range(samples)]
+    longest = max(map(len, kept))
+    columns = torch.tensor([[-1] * (longest - len(row)) + row for row in kept])
+    remove = data.draw(st.integers(0, span + tail))
+    layer = filled(columns, span, tail)
+    layer.crop(-remove)
+    end = span + tail - remove
+    assert layer.get_seq_length() == end
+    assert slots(layer) == [[c for c in [*row, *range(span, span + tail)] if c < end] for row in kept]
+    new = torch.full((samples, 1), end)
+    layer.announce(None, 1)
+    layer.update(states(new), states(new))
+    assert [row[-1] for row in slots(layer)] == [end] * samples
+
+
+def test_crop_refuses_a_length():
+    with pytest.raises(ValueError, match="minus the number"):
+        filled(COLUMNS, 6).crop(3)
+
+
+def test_a_second_prompt_follows_the_first():
+    layer = filled(torch.tensor([[0, 3], [1, 3]]), 4, tail=1)
+    more = torch.tensor([[-1, 7], [5, 8]])
+    layer.announce(more, 4, ragged=True)
+    layer.update(states(more), states(more))
+    assert layer.get_seq_length() == 9
+    assert layer.ragged
+    assert slots(layer) == [[0, 3, 4, 7], [1, 3, 4, 5, 8]]
+
+
+def test_a_layer_that_had_whole_turns_before():
+    whole = DynamicLayer()
+    old = torch.arange(3)[None]
+    whole.update(states(old), states(old))
+    cache = DynamicCache()
+    cache.layers.append(whole)
+    layer = pruned_layer(cache, 0)
+    assert cache.layers[0] is layer
+    assert pruned_layer(cache, 0) is layer
+    columns = torch.tensor([[4, 6]])
+    layer.announce(columns, 4)
+    layer.update(states(columns), states(columns))
+    assert slots(layer) == [[0, 1, 2, 4, 6]]
+
+
+def test_unannounced_rows_are_refused_until_a_reset():
+    layer = filled(COLUMNS, 6)
+    with pytest.raises(fv.SessionError, match="outside its context"):
+        layer.update(states(COLUMNS), states(COLUMNS))
+    layer.reset()
+    assert layer.get_seq_length() == 0
+    layer.update(states(torch.arange(3)[None]), states(torch.arange(3)[None]))
+    assert layer.get_seq_length() == 3
+
+
+def test_a_window_that_has_evicted_is_refused():
+    layer = DynamicSlidingWindowLayer(sliding_window=4)
+    old = torch.arange(5)[None]
+    layer.update(states(old), states(old))
+    cache = DynamicCache()
+    cache.layers.append(layer)
+    with pytest.raises(fv.UnsupportedError, match="sliding window of 4 tokens and has already evicted"):
+        pruned_layer(cache, 0)
+
+
+def test_a_window_that_has_not_evicted_still_slides_for_the_mask_builder():
+    layer = DynamicSlidingWindowLayer(sliding_window=40)
+    cache = DynamicCache()
+    cache.layers.append(layer)
+    assert pruned_layer(cache, 0).is_sliding
+
+
+def test_caches_that_cannot_differ_in_length_are_refused():
+    from transformers import LlamaConfig
+
+    check_cache(None)
+    check_cache(DynamicCache())
+    static = StaticCache(config=LlamaConfig(num_hidden_layers=2), max_cache_len=8)
+    with pytest.raises(fv.UnsupportedError, match="StaticLayer"):
+        check_cache(static)
+    with pytest.raises(fv.UnsupportedError, match="needs a transformers DynamicCache"):
+        check_cache(())
+    assert QuantizedCache is not None

@@ -1,0 +1,46 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foveate.engine.layout import Layout
+
+ROWS = st.lists(st.sets(st.integers(0, 9)).map(sorted), min_size=1, max_size=4).filter(lambda rows: any(rows))
+
+
+@given(rows=ROWS)
+def test_scatter_undoes_gather_and_touches_nothing_else(rows):
+    layout = Layout([torch.tensor(row, dtype=torch.long) for row in rows])
+    full = torch.randn(len(rows), 10, 3, generator=torch.Generator().manual_seed(0))
+    gathered = layout.gather(full)
+    assert gathered.shape[1] == max(map(len, rows))
+    back = layout.scatter(full, gathered + 1)
+    for sample, row in enumerate(rows):
+        if row:
+            assert torch.equal(gathered[sample, -len(row) :], full[sample, row])
+            assert torch.equal(back[sample, row], full[sample, row] + 1)
+        gone = sorted(set(range(10)) - set(row))
+        assert torch.equal(back[sample, gone], full[sample, gone])
+
+
+@given(rows=ROWS)
+def test_pads_repeat_the_first_row_and_are_marked(rows):
+    layout = Layout([torch.tensor(row, dtype=torch.long) for row in rows])
+    longest = max(map(len, rows))
+    if len({len(row) for row in rows}) == 1:
+        assert layout.valid is None
+        return
+    for sample, row in enumerate(rows):
+        pads = longest - len(row)
+        assert layout.valid[sample].tolist() == [False] * pads + [True] * len(row)
+        assert set(layout.index[sample, :pads].tolist()) <= {row[0] if row else 0}
+        assert (layout.columns(100)[sample, :pads] == -1).all()
+        assert layout.columns(100)[sample, pads:].tolist() == [100 + column for column in row]
+
+
+def test_one_pair_of_tables_serves_all_samples():
+    layout = Layout([torch.tensor([1, 3]), torch.tensor([0, 2])])
+    cos = torch.arange(5.0)[None, :, None]
+    gathered, _ = layout.rotary((cos, cos))
+    assert gathered[:, :, 0].tolist() == [[1, 3], [0, 2]]
+    assert layout.rotary((cos, cos))[0] is gathered
+    assert layout.rotary((cos + 1, cos))[0] is not gathered

@@ -1,0 +1,132 @@
+"""Every backend's mask says the same: a row sees a slot iff its column is no pad, no later, and the model lets it."""
+
+import pytest
+import torch
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from transformers.masking_utils import eager_mask, flash_attention_mask, sdpa_mask
+
+import foveate as fv
+from foveate.engine.layout import Layout
+from foveate.engine.masks import Remap
+
+PAST, SPAN = 5, 6
+LIVE = torch.tensor([[1] * 11, [0] * 2 + [1] * 9, [1] * 4 + [0] + [1] * 6])  # padding left, and in between
+STORED = torch.tensor([[0, 1, 2, 3, 4], [-1, -1, 2, 3, 4], [-1, 0, 1, 2, 3]])
+LAYOUT = Layout([torch.tensor([0, 1, 3, 5]), torch.tensor([2, 5]), torch.tensor([0, 4, 5])])
+
+
+def remap(ragged=True):
+    keys = torch.cat((STORED, LAYOUT.columns(PAST)), dim=1)
+    return Remap(LAYOUT.index, LAYOUT.valid, keys, PAST, PAST + SPAN, ragged)
+
+
+def expected(window=None):
+    """By hand, (samples, rows, slots); a pad row sees itself alone."""
+    keys = torch.cat((STORED, LAYOUT.columns(PAST)), dim=1)
+    samples, rows = LAYOUT.index.shape
+    slots = keys.shape[1]
+    seen = torch.zeros(samples, rows, slots, dtype=torch.bool)
+    for sample in range(samples):
+        for row in range(rows):
+            column = int(LAYOUT.index[sample, row]) + PAST
+            for slot in range(slots):
+                key = int(keys[sample, slot])
+                near = window is None or key > column - window
+                if LAYOUT.valid[sample, row]:
+                    seen[sample, row, slot] = key >= 0 and key <= column and near and bool(LIVE[sample, key])
+                else:
+                    seen[sample, row, slot] = slot == slots - rows + row
+    return seen
+
+
+def real(mask):
+    """Rows that are no pads, and pad rows' own diagonal is checked apart."""
+    return mask[LAYOUT.valid]
+
+
+SIZES = {"batch_size": 3, "q_length": SPAN, "kv_length": PAST + SPAN, "q_offset": PAST}
+
+
+def test_sdpa():
+    mask = sdpa_mask(**SIZES, attention_mask=LIVE.bool())
+    got = remap()(mask, "sdpa")[:, 0]
+    assert torch.equal(real(got), real(expected()))
+    assert got.any(-1).all()  # no row without a key: its softmax would not be finite
+
+
+def test_eager():
+    mask = eager_mask(**SIZES, attention_mask=LIVE.bool(), dtype=torch.float32)
+    got = remap()(mask, "eager")[:, 0]
+    assert torch.equal(real(got == 0), real(expected()))
+    assert ((got == 0) | (got == torch.finfo(torch.float32).min)).all()
+    assert (got == 0).any(-1).all()
+
+
+def test_a_mask_shared_by_all_samples():
+    mask = sdpa_mask(**{**SIZES, "batch_size": 1}, allow_is_causal_skip=False)
+    got = remap()(mask, "sdpa")[0, 0]
+    assert torch.equal(got, expected()[0])
+
+
+def test_flash_takes_validity_of_slots():
+    mask = flash_attention_mask(**SIZES, attention_mask=LIVE.bool())
+    got = remap()(mask, "flash_attention_2")
+    keys = torch.cat((STORED, LAYOUT.columns(PAST)), dim=1)
+    wanted = [[key >= 0 and bool(LIVE[sample, key]) for key in row] for sample, row in enumerate(keys.tolist())]
+    assert got.tolist() == wanted
+
+
+def test_flex():
+    def causal(sample, head, row, slot):
+        return (slot <= row + PAST) & LIVE[sample, slot].bool()
+
+    block = create_block_mask(causal, 3, None, SPAN, PAST + SPAN, device="cpu")
+    got = remap()(block, "flex_attention")
+    rows, slots = LAYOUT.index.shape[1], STORED.shape[1] + LAYOUT.index.shape[1]
+    rng = torch.Generator().manual_seed(0)
+    query = torch.randn(3, 2, rows, 16, generator=rng)
+    key, value = torch.randn(2, 3, 2, slots, 16, generator=rng)
+    with pytest.warns(
+        UserWarning, match="flex_attention called without torch.compile"
+    ):  # flex without compilation materialises the scores: fine for 12 slots
+        flexed = flex_attention(query, key, value, block_mask=got)
+    dense = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=expected()[:, None])
+    picked = LAYOUT.valid[:, None].expand(-1, 2, -1)
+    torch.testing.assert_close(flexed[picked], dense[picked])
+    assert torch.isfinite(flexed).all()
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+def test_a_ragged_batch_where_the_model_gave_no_mask(backend):
+    layout = Layout([torch.tensor([0, 1, 3, 5]), torch.tensor([2, 5])])
+    got = Remap(layout.index, layout.valid, layout.columns(0), 0, SPAN, True)(None, backend)[:, 0]
+    assert got[0].tolist() == torch.ones(4, 4).tril().bool().tolist()
+    assert got[1, 2:].tolist() == [[False, False, True, False], [False, False, True, True]]
+    assert got.any(-1).all()
+
+
+def test_flash_where_the_model_gave_no_mask():
+    layout = Layout([torch.tensor([0, 1, 3, 5]), torch.tensor([2, 5])])
+    remap = Remap(layout.index, layout.valid, layout.columns(0), 0, SPAN, True)
+    assert remap(None, "flash_attention_3").tolist() == [[True] * 4, [False, False, True, True]]
+
+
+def test_nothing_stays_nothing_where_nothing_is_ragged():
+    assert remap(ragged=False)(None, "sdpa") is None
+
+
+def test_a_backend_whose_masks_are_unknown_is_refused():
+    with pytest.raises(fv.UnsupportedError, match="'my_kernel' reads is not known"):
+        remap()(None, "my_kernel")
+
+
+def test_a_window_reaches_no_column_its_mask_does_not_cover():
+    """Sliding layers get a mask of the last columns alone; earlier slots are nobody's keys."""
+    window = 4
+    full = expected(window)
+    columns = torch.arange(PAST + SPAN)
+    rows = torch.arange(SPAN)[:, None] + PAST
+    model = ((columns <= rows) & (columns > rows - window))[None, None] & LIVE.bool()[:, None, None, :]
+    reach = window - 1 + SPAN  # the last columns, as a sliding cache that has evicted hands them over
+    got = remap()(model[..., -reach:], "sdpa")[:, 0]
+    assert torch.equal(real(got), real(full))
