@@ -1,0 +1,59 @@
+import json
+
+import torch
+from PIL import Image
+
+import foveate as fv
+from tests.models import batch, generate, tiny
+
+METHOD = fv.V2Drop(layers=(1, 3), keep=(0.5, 0.4))
+
+
+def test_a_trace_goes_to_json():
+    with fv.drop(tiny("llava"), METHOD) as trace:
+        generate(tiny("llava"), batch("llava", ["titit", "tt"]))
+    told = json.loads(trace.to_json())
+    assert told["vision_tokens"] == [50, 0]
+    assert told["retention"] == trace.retention
+    assert told["stages"][0]["where"] == "layer"
+    assert told["stages"][0]["layer"] == 1
+    assert told["stages"][0]["before"] == [50, 0]
+    assert told["stages"][0]["after"] == [25, 0]
+    assert len(told["stages"][1]["kept"][0]) == 10
+    assert told["kv_lengths"] == trace.kv_lengths
+
+
+def test_kept_are_ordinals_of_the_sample_as_it_entered():
+    with fv.drop(tiny("llava"), METHOD) as trace, torch.no_grad():
+        tiny("llava")(**batch("llava", ["titit"]))
+    first, second = (set(stage.kept[0].tolist()) for stage in trace.stages)
+    assert second < first <= set(range(50))
+    assert trace.stages[0].kept[0].device.type == "cpu"
+    assert trace.stages[0].kept[0].dtype == torch.int64
+
+
+def test_history_holds_every_prefill_and_the_trace_the_latest():
+    with fv.drop(tiny("llava"), METHOD) as trace:
+        for words in (["ti"], ["titi"], ["tt"]):
+            generate(tiny("llava"), batch("llava", words), new_tokens=2)
+    assert [prefill.vision_tokens for prefill in trace.history] == [(25,), (50,), (0,)]
+    assert trace.retention == [1.0]
+    assert "3 to" not in repr(trace)
+
+
+def test_its_repr_says_what_happened():
+    with fv.drop(tiny("llava"), METHOD) as trace, torch.no_grad():
+        tiny("llava")(**batch("llava", ["ti"]))
+    assert repr(trace) == "Trace(retention 40.7%; layer 1: 25 to 12; layer 3: 12 to 4)"
+
+
+def test_show_draws_the_part_the_processor_cut_out(tmp_path):
+    picture = Image.new("RGB", (200, 100), "white")
+    picture.paste((255, 0, 0), (0, 0, 50, 100))  # outside the centre square
+    picture.save(tmp_path / "wide.png")
+    with fv.drop(tiny("llava"), METHOD) as trace, torch.no_grad():
+        tiny("llava")(**batch("llava", ["ti"]))
+    drawn = trace.show(tmp_path / "wide.png")
+    colours = {colour for _, colour in drawn.convert("RGB").getcolors(1 << 24)}
+    assert (255, 0, 0) not in colours
+    assert drawn.width > drawn.height
