@@ -2,14 +2,19 @@
 
 import json
 import shutil
+from importlib.util import find_spec
 
+import huggingface_hub
 import pytest
 import torch
 from PIL import Image
+from transformers import LlavaConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from foveate.cli.loading import load
 from foveate.cli.methods import Methods
 from foveate.cli.options import ModelOptions
+from foveate.cli.prompt import vision_sizes
+from foveate.errors import UnsupportedError
 from foveate.registry import families, methods, presets
 from tests.cli.conftest import save_tiny_llava
 
@@ -247,8 +252,43 @@ def test_a_question_needs_a_prompt_and_another_model_needs_an_image(run, tiny_ll
 def test_a_model_that_is_not_there_is_named(run, picture, tmp_path):
     code, _, err = run("generate", picture, *QUESTION, "--model", tmp_path / "nothing")
     assert code == 1
-    assert "nothing' cannot be loaded" in err
+    assert f"There is no folder {tmp_path / 'nothing'}" in err
     assert err.count("\n") == 1
+
+
+def test_a_hub_id_that_cannot_be_reached_is_one_line(run, picture, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    code, _, err = run("generate", picture, *QUESTION, "--model", "nobody/has-this-model")
+    assert code == 1
+    assert "Model 'nobody/has-this-model' cannot be loaded: " in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_a_processor_that_needs_a_missing_package_says_which(run, picture, tmp_path):
+    config = Qwen2VLConfig(
+        text_config={"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "vocab_size": 16,
+                     "num_attention_heads": 2, "num_key_value_heads": 2,
+                     "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}},
+        vision_config={"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2},
+    )  # fmt: skip
+    Qwen2VLForConditionalGeneration(config).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"processor_class": "Qwen2VLProcessor"}')
+    code, _, err = run("generate", picture, *QUESTION, "--model", tmp_path)
+    assert code == 1
+    assert "torchvision" in err.lower()
+
+
+def test_images_are_told_apart_by_what_stands_between_them():
+    config = LlavaConfig(image_token_index=3)
+
+    def sizes(ids, images):
+        return vision_sizes(config, torch.tensor([ids]), images)
+
+    assert sizes([1, 3, 3, 9, 3, 3, 3, 2], 2) == (2, 3)
+    assert sizes([3, 3, 3, 3], 2) == (4,)  # nothing between them: only their sum is known
+    with pytest.raises(UnsupportedError, match="without any vision token"):
+        sizes([1, 2], 1)
 
 
 def test_weights_that_are_no_safetensors_are_refused(run, picture, tiny_llava, tmp_path):

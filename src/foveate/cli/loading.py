@@ -1,17 +1,20 @@
 """Models from the hub, a local folder, or this package: safetensors only, never remote code."""
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import huggingface_hub.utils.logging
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-from transformers.utils import logging
 
 from foveate import embedded
 from foveate.cli.options import EMBEDDED, ModelOptions
+from foveate.cli.screen import busy, note
 from foveate.cli.usage import UsageError
 from foveate.errors import FoveateError, InputError, UnsupportedError
 from foveate.registry import families
@@ -55,7 +58,10 @@ def load(options: ModelOptions) -> Loaded:
     """
     device = _device(options.device)
     place = str(embedded.path()) if options.model == EMBEDDED else options.model
-    with _quiet(), _explained(options.model):
+    if place.startswith((".", "/", "~")) and not Path(place).expanduser().is_dir():
+        raise InputError(f"There is no folder {place}. Give a hub id or a local folder that holds a model.")
+    place = str(Path(place).expanduser()) if place.startswith("~") else place
+    with _shown(options.model, downloads=not Path(place).is_dir()), _explained(options.model):
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         _check_family(config)
         model = AutoModelForImageTextToText.from_pretrained(
@@ -114,19 +120,33 @@ def _explained(name: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
+    """The first line of a message, cut back to whole sentences: some go on in the lines below."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return text if text.endswith((".", "!", "?")) else f"{text}."
+    if text.endswith((".", "!", "?")):
+        return text
+    whole, stop, _ = text.rpartition(". ")
+    return f"{whole}." if stop else f"{text}."
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' own progress bars and notices off the screen while loading."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+def _shown(name: str, *, downloads: bool) -> Iterator[None]:
+    """Show on stderr that a model is loading: the hub's own bars where it may be downloaded, else a line.
+
+    Warnings and notices of transformers and the hub stay off the screen; what matters of them is in errors.
+    """
+    levels = [(log, log.get_verbosity()) for log in (transformers.logging, huggingface_hub.utils.logging)]
+    bars = transformers.logging.is_progress_bar_enabled()
+    for log, _ in levels:
+        log.set_verbosity_error()
+    if downloads and sys.stderr.isatty():
+        note(f"looking for {name} in the cache and on the hub")
+    else:
+        transformers.logging.disable_progress_bar()
     try:
-        yield
+        with nullcontext() if downloads else busy(f"Loading {name}"):
+            yield
     finally:
-        logging.set_verbosity(level)
+        for log, level in levels:
+            log.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            transformers.logging.enable_progress_bar()

@@ -90,8 +90,7 @@ def set_up(
         if picture.note:
             note(picture.note)
     check_names(names, budgets)
-    with busy(f"Loading {models.model}"):
-        loaded = load(models)
+    loaded = load(models)
     with busy("Preparing the pictures"):
         inputs = prepare(loaded, [picture.image for picture in pictures], prompt)
         sizes = vision_sizes(loaded.model.config, inputs["input_ids"], len(pictures))
