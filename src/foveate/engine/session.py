@@ -200,8 +200,8 @@ class Session:
         rows = tuple(len(s.text) + len(s.vision) for s in samples)
         if live is not None and live.shape[1] > span:
             rows = tuple(live.sum(dim=1).tolist())
-        elif live is None and drops and cache is not None:
-            rows = tuple(row + cache.get_seq_length() for row in rows)
+        elif live is None and cache is not None:
+            rows = tuple(row + max(0, _length(cache)) for row in rows)
         record = Prefill(
             depth=len(self.family.layers),
             rows=rows,
@@ -210,8 +210,10 @@ class Session:
             fit=self.family.fit,
         )
         self.trace.history.append(record)
-        if drops or any(self.method.cuts()):
+        if drops:
             self._prompt = Prompt(self.method, samples, span, record)
+        else:  # every layer runs as if nobody were here
+            record.note_that_all_stay(self.method.cuts(), [sample.tokens for sample in samples])
 
     def _note_text_prompt(self, kwargs: dict[str, Any]) -> None:
         """A fresh prompt without pictures is a prefill too, in which nothing can be dropped."""
@@ -236,13 +238,14 @@ class Session:
             )
 
     def _after_decoder(self, text: nn.Module, args: Any, output: Any) -> None:
-        if self._prompt is None:
-            return
-        prompt, self._prompt = self._prompt, None
-        prompt.finish()
         cache = getattr(output, "past_key_values", None)
+        if self.trace.history:
+            self.trace.history[-1]._cached = cache is not None
+        prompt, self._prompt = self._prompt, None
+        if prompt is None:
+            return
+        prompt.finish()
         if cache is None:
-            prompt.record._cached = False
             return
         for index, layer in enumerate(cache.layers):
             if type(layer) is PrunedLayer:

@@ -102,6 +102,11 @@ class Prefill:
         whole = list(self.rows)
         return [self._slots[layer].tolist() if layer in self._slots else whole for layer in range(self.depth)]
 
+    def note_that_all_stay(self, layers: Sequence[int], tokens: Sequence[Tensor]) -> None:
+        """Record cuts before these layers that leave every token."""
+        counts = self.vision_tokens
+        self.stages.extend(Stage("layer", layer, counts, counts, tokens) for layer in layers)
+
     def to_dict(self) -> dict[str, Any]:
         """The record as plain values."""
         return {

@@ -1,0 +1,58 @@
+"""Attention rows: the probabilities of the queries that score, and of no others, without an attention matrix."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+__all__ = ["BLOCK_NUMBERS", "attention_rows", "received_attention"]
+
+BLOCK_NUMBERS = 1 << 22  # float32 numbers of one block of logits: 16 MiB
+
+
+def attention_rows(
+    queries: Tensor,
+    keys: Tensor,
+    scaling: float,
+    last_key: Tensor | None = None,
+    columns: slice = slice(None),
+    block: int = BLOCK_NUMBERS,
+) -> Iterator[Tensor]:
+    """Post-softmax attention of some query rows, float32, a block of rows at a time.
+
+    Args:
+        queries: (heads, rows, head size), after RoPE, any float dtype.
+        keys: (key heads, slots, head size), after RoPE; fewer heads than `queries` are shared by groups of them.
+        scaling: What the logits are multiplied by, usually 1 / √(head size).
+        last_key: (rows,) int64, the last slot each row sees; None: every row sees all.
+        columns: The slots to return; the softmax runs over all that a row sees.
+        block: Float32 numbers a block of logits may hold.
+
+    Yields:
+        (heads, some rows, columns) float32, the blocks of rows in order.
+    """
+    heads, rows, size = queries.shape
+    slots, groups = keys.shape[1], heads // keys.shape[0]
+    step = max(1, block // max(1, heads * slots))
+    transposed = keys.float().transpose(1, 2)
+    places = torch.arange(slots, device=keys.device)
+    for start in range(0, rows, step):
+        part = queries[:, start : start + step].float()
+        count = part.shape[1]
+        grouped = part.reshape(keys.shape[0], groups * count, size)
+        logits = (grouped @ transposed).view(heads, count, slots) * scaling
+        if last_key is not None:
+            hidden = places > last_key[start : start + step, None]
+            logits = logits.masked_fill(hidden, float("-inf"))
+        yield logits.softmax(dim=-1)[..., columns]
+
+
+def received_attention(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
+    """How much attention each key receives where every query sees every key: (keys,) float32.
+
+    The mean over heads and queries, for towers without a CLS. Shapes as in `attention_rows`.
+    """
+    total = torch.zeros(keys.shape[1], device=keys.device)
+    for probabilities in attention_rows(queries, keys, scaling):
+        total += probabilities.mean(dim=0).sum(dim=0)
+    return total / queries.shape[1]
