@@ -40,7 +40,19 @@ def test_pads_repeat_the_first_row_and_are_marked(rows):
 def test_one_pair_of_tables_serves_all_samples():
     layout = Layout([torch.tensor([1, 3]), torch.tensor([0, 2])])
     cos = torch.arange(5.0)[None, :, None]
-    gathered, _ = layout.rotary((cos, cos))
+    gathered, _ = layout.pick((cos, cos))
     assert gathered[:, :, 0].tolist() == [[1, 3], [0, 2]]
-    assert layout.rotary((cos, cos))[0] is gathered
-    assert layout.rotary((cos + 1, cos))[0] is not gathered
+
+
+def test_derived_tables_are_made_once_a_key():
+    layout, made = Layout([torch.tensor([1, 3])]), []
+    keys = [None, torch.zeros(1), torch.zeros(1)]
+    for key in keys + keys:
+        layout.rotary(key, lambda: made.append(1) or (torch.zeros(1), torch.zeros(1)))
+    assert len(made) == 3
+
+
+def test_rows_that_stand_for_others_have_their_positions():
+    layout = Layout([torch.tensor([0, 1, 2])], [torch.tensor([0, 2, -1])])
+    cos = torch.arange(3.0)[None, :, None]
+    assert layout.pick((cos, cos))[0][0, :, 0].tolist() == [0, 2, 0]

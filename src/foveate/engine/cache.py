@@ -21,6 +21,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             slots after them (the tail: decoded tokens, later text) follow column by column.
         ragged: Whether any slot is a pad.
         seen: The unpruned length.
+        shift: (samples,) int64, how far positions have moved up on this layer, where rows are numbered anew; else None.
     """
 
     is_croppable = True
@@ -35,6 +36,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.base: Tensor | None = None
         self.base_end = 0  # the unpruned column where the tail begins
         self.ragged = False
+        self.shift: Tensor | None = None
         self._announced: tuple[Tensor | None, int, bool] | None = None
 
     def announce(self, columns: Tensor | None, span: int, ragged: bool = False) -> None:
@@ -101,22 +103,28 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def reset(self) -> None:
         super().reset()
-        self.seen, self.base, self.base_end, self.ragged, self._announced = 0, None, 0, False, None
+        self.seen, self.base, self.base_end, self.ragged, self._announced, self.shift = 0, None, 0, False, None, None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
         if self.base is not None:
             self.base = self.base.index_select(0, beam_idx.to(self.base.device))
+        if self.shift is not None:
+            self.shift = self.shift.index_select(0, beam_idx.to(self.shift.device))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
         if self.base is not None:
             self.base = self.base.repeat_interleave(repeats, dim=0)
+        if self.shift is not None:
+            self.shift = self.shift.repeat_interleave(repeats, dim=0)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
         if self.base is not None:
             self.base = self.base[indices.to(self.base.device), ...]
+        if self.shift is not None:
+            self.shift = self.shift[indices.to(self.shift.device)]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last `-tokens_to_remove` unpruned columns (a negative number, as transformers has it)."""
@@ -131,20 +139,33 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.seen = end
 
     def _crop_base(self, end: int) -> None:
-        """Remove the slots of columns from `end` on, which differ in number between samples; pad anew."""
+        """Remove the slots of columns from `end` on, which differ in number between samples."""
         assert self.base is not None
-        stays = (self.base < end).logical_and(self.base >= 0)
-        counts = stays.sum(dim=1)
-        longest = int(counts.max())
-        order = torch.sort(stays.long(), dim=1, stable=True).indices[:, self.base.shape[1] - longest :]
-        columns = self.base.gather(1, order)
-        pads = torch.arange(longest, device=counts.device)[None, :] < (longest - counts)[:, None]
-        self.base = columns.masked_fill(pads, -1)
-        self.ragged = bool(pads.any())
-        slots = order[:, None, :, None].to(self.keys.device)
-        self.keys = self.keys.take_along_dim(slots, dim=2)
-        self.values = self.values.take_along_dim(slots, dim=2)
+        self._keep_slots((self.base < end) & (self.base >= 0))
         self.base_end = end
+
+    def keep(self, wanted: Tensor) -> None:
+        """Of the rows that came last, keep only these: (samples, rows) bool, in the order they came. No tail may follow."""
+        self.base = self.columns(0, wanted.shape[0], wanted.device)
+        self.base_end = self.seen
+        earlier = self.base[:, : self.base.shape[1] - wanted.shape[1]]
+        self._keep_slots(torch.cat((earlier >= 0, wanted & (self.base[:, earlier.shape[1] :] >= 0)), dim=1))
+
+    def _keep_slots(self, stays: Tensor) -> None:
+        """Keep these slots of the base, (samples, slots) bool, and pad anew on the left."""
+        assert self.base is not None
+        counts = stays.sum(dim=1)
+        slots, longest = self.base.shape[1], int(counts.max())
+        order = torch.sort(stays.long(), dim=1, stable=True).indices[:, slots - longest :]
+        pads = torch.arange(longest, device=counts.device)[None, :] < (longest - counts)[:, None]
+        self.base = self.base.gather(1, order).masked_fill(pads, -1)
+        self.ragged = bool(pads.any())
+        picked = order[:, None, :, None].to(self.keys.device)
+        tail = slice(slots, None)
+        self.keys = torch.cat((self.keys[:, :, :slots].take_along_dim(picked, dim=2), self.keys[:, :, tail]), dim=2)
+        self.values = torch.cat(
+            (self.values[:, :, :slots].take_along_dim(picked, dim=2), self.values[:, :, tail]), dim=2
+        )
 
 
 def check_cache(cache: Any) -> None:

@@ -1,6 +1,6 @@
 """Which columns of a call the rows of a layer stand for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,12 +18,15 @@ class Layout:
         index: (samples, rows) int64, the column each row stands for, ascending in a sample.
         lengths: Real rows of each sample.
         valid: (samples, rows) bool, False for pads; None if there are none.
+        source: (samples, rows) int64, the column whose position each row has, −1 for none; `index` unless rows were
+            merged or reordered.
     """
 
-    def __init__(self, rows: Sequence[Tensor]) -> None:
+    def __init__(self, rows: Sequence[Tensor], sources: Sequence[Tensor] | None = None) -> None:
         self.lengths = tuple(row.shape[0] for row in rows)
         longest, device = max(self.lengths), rows[0].device
-        self.index = torch.stack([torch.cat((_first(row).expand(longest - row.shape[0]), row)) for row in rows])
+        self.index = _padded(rows, longest)
+        self.source = self.index if sources is None else _padded(sources, longest)
         self.valid: Tensor | None = None
         self._real: tuple[Tensor, Tensor] | None = None
         if any(length < longest for length in self.lengths):
@@ -34,18 +37,19 @@ class Layout:
             self._real = sample.to(device), row.to(device)
         self._samples = torch.arange(len(rows), device=device)[:, None]
         self._moved: dict[torch.device, Layout] = {device: self}
-        self._rotary: list[tuple[Tensor, tuple[Tensor, Tensor]]] = []
+        self._rotary: list[tuple[Tensor | None, tuple[Tensor, Tensor]]] = []
         self._columns: dict[int, Tensor] = {}
+        self._shifts: list[tuple[Tensor | None, Tensor]] = []
 
     def on(self, device: torch.device) -> "Layout":
         """This layout with its tensors on `device`, kept for the next layer there."""
         if device not in self._moved:
             twin = object.__new__(Layout)
-            twin.lengths, twin.index = self.lengths, self.index.to(device)
+            twin.lengths, twin.index, twin.source = self.lengths, self.index.to(device), self.source.to(device)
             twin.valid = None if self.valid is None else self.valid.to(device)
             twin._real = None if self._real is None else (self._real[0].to(device), self._real[1].to(device))
             twin._samples, twin._moved = self._samples.to(device), self._moved
-            twin._rotary, twin._columns = [], {}
+            twin._rotary, twin._columns, twin._shifts = [], {}, []
             self._moved[device] = twin
         return self._moved[device]
 
@@ -61,7 +65,7 @@ class Layout:
 
     def gather(self, full: Tensor) -> Tensor:
         """Rows of a full-length tensor: (samples or 1, columns, …) -> (samples, rows, …)."""
-        return full[0][self.index] if full.shape[0] == 1 else full[self._samples, self.index]
+        return _rows_of(full, self.index, self._samples)
 
     def scatter(self, full: Tensor, rows: Tensor) -> Tensor:
         """A copy of `full` with the real rows written back; columns that left keep their last value."""
@@ -70,14 +74,48 @@ class Layout:
         sample, row = self._real
         return full.index_put((sample, self.index[sample, row]), rows[sample, row])
 
-    def rotary(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """The rows of a full-length (cos, sin) pair, gathered once for all layers that share it."""
-        for source, gathered in self._rotary:
-            if source is pair[0]:
-                return gathered
-        gathered = self.gather(pair[0]), self.gather(pair[1])
-        self._rotary.append((pair[0], gathered))
-        return gathered
+    def rotary(self, key: Tensor | None, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """What `make` answers, made once for all layers that give the same `key` object."""
+        for known, made in self._rotary:
+            if known is key:
+                return made
+        made = make()
+        self._rotary.append((key, made))
+        return made
+
+    def pick(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The rows of a full-length (cos, sin) pair, each at the position it had."""
+        places = self.source.clamp(min=0)
+        return _rows_of(pair[0], places, self._samples), _rows_of(pair[1], places, self._samples)
+
+    def renumbered(self, first: Tensor) -> Tensor:
+        """Position ids of the rows, counted on from `first`, (samples,): (samples, rows) int64."""
+        pads = self.index.shape[1] - torch.tensor(self.lengths, device=first.device)
+        ranks = torch.arange(self.index.shape[1], device=first.device) - pads[:, None]
+        return first[:, None] + ranks.clamp(min=0)
+
+    def shift(self, before: Tensor | None, live: Sequence[int]) -> Tensor:
+        """How far positions have moved up once these rows are through: (samples,) int64, one tensor for all layers.
+
+        Args:
+            before: How far they had on this layer's cache before; None: not at all.
+            live: Columns of the call that are no padding, for each sample.
+        """
+        for known, made in self._shifts:
+            if known is before:
+                return made
+        gone = torch.tensor([count - left for count, left in zip(live, self.lengths, strict=True)])
+        made = gone.to(self.index.device) if before is None else gone.to(before.device) + before
+        self._shifts.append((before, made))
+        return made
+
+
+def _padded(rows: Sequence[Tensor], longest: int) -> Tensor:
+    return torch.stack([torch.cat((_first(row).expand(longest - row.shape[0]), row)) for row in rows])
+
+
+def _rows_of(full: Tensor, places: Tensor, samples: Tensor) -> Tensor:
+    return full[0][places] if full.shape[0] == 1 else full[samples, places]
 
 
 def _first(row: Tensor) -> Tensor:

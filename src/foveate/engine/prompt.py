@@ -1,54 +1,117 @@
 """One call of the decoder with vision tokens in it: who is where, and who is left."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from foveate.engine.layout import Layout
 from foveate.engine.trace import Prefill, Stage
-from foveate.errors import SettingError
-from foveate.methods.base import Method, View
+from foveate.errors import SettingError, UnsupportedError
+from foveate.methods.base import Cut, Method, Queries, View
 
-__all__ = ["Item", "Prompt", "Sample", "read_samples"]
+__all__ = ["Attend", "Item", "Prompt", "Sample", "read_samples"]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Item:
-    """One image or video of a call: its vision tokens, and where they look (asked for late: it may be costly)."""
+    """One image or video of a call.
+
+    Attributes:
+        length: Its vision tokens.
+        boxes: Where they look (asked for late: it may be costly).
+        cut: What the tower made of them: its rows stand in the first places of the features; None if nothing.
+    """
 
     length: int
     boxes: Callable[[], Tensor | None]
+    cut: Cut | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Sample:
     """One sequence of the batch.
 
     Attributes:
         text: Columns of its other live tokens, (…,) int64, ascending.
         vision: Columns of its vision tokens as they entered, (entered,) int64, ascending.
-        tokens: Which are left, ordinals into `vision`, ascending.
-        sizes: Tokens left of each image, in order; None once only the device knows.
+        slots: Where the rows that are left are stored: ordinals into `vision`, ascending.
+        tokens: Which tokens these rows stand for, ordinals into `vision` in row order; −1 for none of its own. The
+            same as `slots` until something is merged or reordered.
+        sizes: Rows left of each image, in order; None once only the device knows.
         items: Its images, in order.
         starts: Whether the call's first column is one of its vision tokens.
         ends: Whether the call's last column is.
+        assign: The row each of its vision tokens went into, −1 if it was dropped; None while nothing is merged.
         notes: What the method remembers (see `View.notes`).
     """
 
     text: Tensor
     vision: Tensor
+    slots: Tensor
     tokens: Tensor
     sizes: tuple[int, ...] | None
     items: list[Item]
     starts: bool = False
     ends: bool = False
+    assign: Tensor | None = None
     notes: dict[str, Tensor] = field(default_factory=dict)
 
     def rows(self) -> Tensor:
         """Columns of what is left, ascending."""
-        return torch.cat((self.text, self.vision[self.tokens])).sort().values
+        return torch.cat((self.text, self.vision[self.slots])).sort().values
+
+    def sources(self, rows: Tensor, span: int) -> Tensor:
+        """The column whose position each of `rows` has; −1 for a row that is no token of its own."""
+        origin = torch.arange(span, device=rows.device)
+        source = self.vision[self.tokens.clamp(min=0)]
+        origin[self.vision[self.slots]] = torch.where(self.tokens < 0, self.tokens, source)
+        return origin[rows]
+
+    def take(self, cut: Cut) -> None:
+        """Let leave who leaves, in everything but the stream."""
+        index = cut.kept.to(self.tokens.device)
+        if cut.rows is None:
+            self.slots = self.slots[index]
+        else:
+            self.slots = self._first_slots(cut)
+        safe = index.clamp(min=0)
+        self.tokens = torch.where(index < 0, index, self.tokens[safe])
+        self.notes.update({name: note[safe.to(note.device)] for name, note in self.notes.items()})
+        self.notes.update(cut.notes)
+        if cut.assign is not None or self.assign is not None:
+            self.assign = self._assigned(cut, len(index))
+        self.sizes = cut.sizes
+
+    def _first_slots(self, cut: Cut) -> Tensor:
+        """Merged rows are stored in the first places of their image, whatever token they stand for."""
+        if self.sizes is None or cut.sizes is None:
+            raise SettingError("A cut that merges must know how many rows each image has (Cut.sizes).")
+        starts = [0, *itertools.accumulate(self.sizes)]
+        return torch.cat([self.slots[at : at + count] for at, count in zip(starts, cut.sizes, strict=False)])
+
+    def _assigned(self, cut: Cut, count: int) -> Tensor:
+        before = self.assign
+        if before is None:
+            before = torch.arange(len(self.vision), device=self.tokens.device)
+        step = cut.assign
+        if step is None:
+            size = int(cut.kept.shape[0])
+            step = torch.full((max(int(before.shape[0]), size),), -1, device=before.device)
+            step[cut.kept.to(before.device)] = torch.arange(count, device=before.device)
+        step = step.to(before.device)
+        return torch.where(before < 0, before, step[before.clamp(min=0)])
+
+
+class Attend(Protocol):
+    """Computes attention rows of the layer a view is about to enter."""
+
+    def rows(self, queries: Queries, start: int, stop: int, bidirectional: bool) -> Iterator[Tensor]: ...
+
+    def keys(self) -> Tensor: ...
 
 
 class Prompt:
@@ -58,74 +121,180 @@ class Prompt:
         span: Columns of the call.
         samples: The batch.
         layout: The rows the coming layer processes; None while nobody has left.
+        layouts: The rows each layer processed, as far as the call has come.
         record: What the trace keeps.
+        reindex: Whether rows are numbered anew after a cut.
+        live: Columns of each sample that are no padding.
+        first: (samples,) int64, the first of them.
     """
 
-    def __init__(self, method: Method, samples: list[Sample], span: int, record: Prefill) -> None:
+    def __init__(self, method: Method, samples: list[Sample], span: int, record: Prefill, reindex: bool) -> None:
         self.method = method
         self.samples = samples
         self.span = span
         self.layout: Layout | None = None
+        self.layouts: list[Layout | None] = []
         self.record = record
+        self.reindex = reindex
+        self.live = tuple(len(sample.text) + len(sample.vision) for sample in samples)
+        ends = [torch.cat((sample.text[:1], sample.vision[:1])) for sample in samples]
+        self.first = torch.stack([end.min() if len(end) else end.new_zeros(()) for end in ends])
         self._cuts = frozenset(method.cuts())
 
-    def enter(self, layer: int, hidden: Tensor) -> None:
-        """Cut and observe before `layer`, whose full-length input is `hidden`, (samples, columns, width)."""
+    def start(self) -> None:
+        """Take what the tower has decided as a cut before layer 0."""
+        if not any(item.cut for sample in self.samples for item in sample.items):
+            return
+        before = tuple(len(sample.tokens) for sample in self.samples)
+        for sample in self.samples:
+            if sample.items:
+                sample.take(_tower_cut(sample))
+        self._record("tower", None, before)
+        self.layout = self._lay_out()
+
+    def enter(self, layer: int, hidden: Tensor, attend: Callable[[Tensor, int], Attend]) -> Tensor:
+        """Cut and observe before `layer`.
+
+        Args:
+            layer: The coming layer.
+            hidden: Its full-length input, (samples, columns, width).
+            attend: Gives attention rows of this layer, from its input and for a sample.
+
+        Returns:
+            The input, with merged rows written into it.
+        """
         if layer in self._cuts:
-            self._cut(layer, hidden)
+            hidden = self._cut(layer, hidden, attend)
         if self.method.watches(layer):
             for index, sample in enumerate(self.samples):
                 if len(sample.tokens):
-                    self.method.observe(_view(sample, layer, hidden[index]))
+                    self.method.observe(self._view(index, layer, hidden, attend))
+        self.layouts.append(self.layout)
+        return hidden
 
-    def _cut(self, layer: int, hidden: Tensor) -> None:
+    def _cut(self, layer: int, hidden: Tensor, attend: Callable[[Tensor, int], Attend]) -> Tensor:
         before = tuple(len(sample.tokens) for sample in self.samples)
-        left = False
+        left, merged = False, []
         for index, sample in enumerate(self.samples):
             if not len(sample.tokens):
                 continue
-            cut = self.method.cut(_view(sample, layer, hidden[index]))
+            cut = self.method.cut(self._view(index, layer, hidden, attend))
             if cut is None:
                 continue
-            kept = _checked(cut.kept, len(sample.tokens), self.method)
-            if len(kept) == len(sample.tokens):
+            _check(cut, len(sample.tokens), self.method)
+            if cut.rows is None and len(cut.kept) == len(sample.tokens):
                 continue
             left = True
-            sample.notes.update({name: note[kept] for name, note in sample.notes.items()})
-            sample.tokens, sample.sizes = sample.tokens[kept.to(sample.tokens.device)], cut.sizes
+            sample.take(cut)
+            if cut.rows is not None:
+                columns = sample.vision[sample.slots].to(hidden.device)
+                merged.append((torch.full_like(columns, index), columns, cut.rows))
+        if merged:
+            owners, columns, rows = (torch.cat(parts) for parts in zip(*merged, strict=True))
+            hidden = hidden.index_put((owners, columns), rows.to(hidden.dtype))
         if left:
-            self.layout = Layout([sample.rows() for sample in self.samples])
-        after = tuple(len(sample.tokens) for sample in self.samples)
-        self.record.stages.append(Stage("layer", layer, before, after, [sample.tokens for sample in self.samples]))
+            self.layout = self._lay_out()
+        self._record("layer", layer, before)
+        return hidden
+
+    def _record(self, where: str, layer: int | None, before: tuple[int, ...]) -> None:
+        samples = self.samples
+        after = tuple(len(sample.tokens) for sample in samples)
+        origin, assign = [sample.tokens for sample in samples], [sample.assign for sample in samples]
+        self.record.stages.append(Stage(where, layer, before, after, origin, assign))  # type: ignore[arg-type]
+
+    def _lay_out(self) -> Layout:
+        rows = [sample.rows() for sample in self.samples]
+        if all(sample.assign is None for sample in self.samples):
+            return Layout(rows)
+        return Layout(rows, [sample.sources(row, self.span) for sample, row in zip(self.samples, rows, strict=True)])
+
+    def _view(self, index: int, layer: int, hidden: Tensor, attend: Callable[[Tensor, int], Attend]) -> View:
+        sample, device = self.samples[index], hidden.device
+        columns = sample.vision[sample.slots].to(device)
+        for name, note in sample.notes.items():  # a model may be spread over devices
+            sample.notes[name] = note.to(device)
+        made: list[Attend] = []
+
+        def rows_of() -> Attend:
+            if not made:
+                made.append(attend(hidden, index))
+            return made[0]
+
+        return View(
+            layer=layer,
+            tokens=sample.tokens.to(device),
+            read=lambda: hidden[index, columns],
+            entered=sample.vision.shape[0],
+            sizes=sample.sizes,
+            notes=sample.notes,
+            attend=lambda queries, start, stop, both: rows_of().rows(queries, start, stop, both),
+            keys_of=lambda: rows_of().keys(),
+            reindex=self.reindex,
+        )
+
+    def note_cache_cut(self) -> None:
+        """Record that earlier layers' caches were cut to what is left."""
+        stages = self.record.stages
+        self._record("kv", None, stages[0].after if stages else self.record.vision_tokens)
+
+    def final(self) -> Tensor:
+        """Which columns of the call the tokens left at the end stand for: (samples, columns) bool; text is."""
+        device = self.samples[0].vision.device
+        final = torch.ones(len(self.samples), self.span, dtype=torch.bool, device=device)
+        for row, sample in zip(final, self.samples, strict=True):
+            row[sample.vision] = False
+            row[sample.vision[sample.tokens.clamp(min=0)]] = sample.tokens >= 0
+        return final
 
     def finish(self) -> None:
         """Let go of what only the layers needed."""
+        self.layouts.clear()
         for sample in self.samples:
             sample.notes.clear()
 
 
-def _view(sample: Sample, layer: int, hidden: Tensor) -> View:
-    columns = sample.vision[sample.tokens].to(hidden.device)
-    for name, note in sample.notes.items():  # a model may be spread over devices
-        sample.notes[name] = note.to(hidden.device)
-    return View(
-        layer=layer,
-        tokens=sample.tokens.to(hidden.device),
-        read=lambda: hidden[columns],
-        entered=sample.vision.shape[0],
-        sizes=sample.sizes,
-        notes=sample.notes,
+def _tower_cut(sample: Sample) -> Cut:
+    """What the tower made of a sample's images, as one cut."""
+    device, cuts = sample.tokens.device, []
+    for item in sample.items:
+        cut = item.cut
+        if cut is None:
+            every = torch.arange(item.length, device=device)
+            cut = Cut(every, (item.length,), every, every)
+        cuts.append(
+            Cut(
+                cut.kept.to(device),
+                (cut.kept.shape[0],),
+                cut.kept.to(device),  # the rows stand in the features already: only that there are some counts
+                (torch.arange(item.length) if cut.assign is None else cut.assign).to(device),
+                {name: note.to(device) for name, note in cut.notes.items()},
+            )
+        )
+    joined = Cut.join(cuts, [item.length for item in sample.items])
+    names = {name for cut in cuts for name in cut.notes}
+    return Cut(
+        joined.kept,
+        joined.sizes,
+        joined.rows,
+        joined.assign,
+        {name: torch.cat([cut.notes[name] for cut in cuts]) for name in names},
     )
 
 
-def _checked(kept: Tensor, count: int, method: Method) -> Tensor:
-    """The kept indices, if their shape and dtype are those a cut must have (values are not read: that would sync)."""
+def _check(cut: Cut, count: int, method: Method) -> None:
+    """The shapes and dtypes a cut must have (values are not read: that would synchronise with the device)."""
+    kept = cut.kept
     if kept.dim() != 1 or kept.dtype != torch.int64 or kept.shape[0] > count:
         raise SettingError(
             f"{type(method).__name__}.cut must keep a (count,) int64 tensor of at most {count} indices; "
             f"got {tuple(kept.shape)} {kept.dtype}."
         )
-    return kept
+    if cut.rows is not None and (cut.assign is None or cut.rows.shape[0] != kept.shape[0] or len(cut.assign) != count):
+        raise SettingError(
+            f"{type(method).__name__}.cut gives rows, so it must give one for each of the {kept.shape[0]} kept, and an "
+            f"assign of {count}; got {tuple(cut.rows.shape)} rows."
+        )
 
 
 def read_samples(
@@ -155,12 +324,17 @@ def read_samples(
 def _read_sample(owner: Tensor, live: Tensor, items: Sequence[Item], device: torch.device) -> Sample:
     vision = (live & (owner >= 0)).nonzero()[:, 0]
     mine, sizes = torch.unique_consecutive(owner[vision], return_counts=True)
+    every = torch.arange(len(vision), device=device)
+    found = [items[index] for index in mine.tolist()]
+    if any(item.cut and item.length != size for item, size in zip(found, sizes.tolist(), strict=True)):
+        raise UnsupportedError("An image that the tower has reduced is partly masked; pass its whole attention_mask.")
     return Sample(
         text=(live & (owner < 0)).nonzero()[:, 0].to(device),
         vision=vision.to(device),
-        tokens=torch.arange(len(vision), device=device),
+        slots=every,
+        tokens=every,
         sizes=tuple(sizes.tolist()),
-        items=[items[index] for index in mine.tolist()],
+        items=found,
         starts=bool(owner[0] >= 0),
         ends=bool(owner[-1] >= 0),
     )

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.engine.attend import LayerAttention, past_keys
 from foveate.engine.cache import PrunedLayer, check_cache, pruned_layer
 from foveate.engine.layout import Layout
 from foveate.engine.masks import Remap
 from foveate.engine.prompt import Item, Prompt, Sample, read_samples
+from foveate.engine.tower import encode, items_of
 from foveate.engine.trace import Prefill, Trace
 from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.families.base import Family
@@ -100,6 +102,10 @@ class Session:
         self._items: dict[str, list[Item]] = {}
         self._prompt: Prompt | None = None
         self._backend = "sdpa"
+        self._reindex = method.reindexes and family.renumbers
+        self._ids: Tensor | None = None
+        self._rotaries: list[tuple[Tensor, tuple[Tensor, Tensor]]] = []
+        self._live: Tensor | None = None
         self._remaps: list[tuple[tuple[Any, Layout | None, Tensor | None], Any]] = []
         self._ended_in_vision: _Ending | None = None
 
@@ -110,10 +116,14 @@ class Session:
             self._replace(core, "get_placeholder_mask", self._watch_placeholders)
             for modality in ("image", "video"):
                 if hasattr(core, f"get_{modality}_features"):
-                    self._replace(core, f"get_{modality}_features", functools.partial(self._tag_features, modality))
+                    self._replace(core, f"get_{modality}_features", functools.partial(self._encode, modality))
             self._keep(core.register_forward_pre_hook(self._before_merge, with_kwargs=True))
             self._keep(text.register_forward_pre_hook(self._before_decoder, with_kwargs=True))
             self._keep(text.register_forward_hook(self._after_decoder))
+            if self._reindex:
+                self._keep(text.rotary_emb.register_forward_pre_hook(self._note_ids, with_kwargs=True))
+            if self.method.reads_text and hasattr(self.family.model, "generate"):
+                self._replace(self.family.model, "generate", _refuse_candidates)
             for index, layer in enumerate(self.family.layers):
                 # The layer's forward, not a hook: hooks of others then all see the full-length stream.
                 self._replace(layer, "forward", functools.partial(self._run_layer, index))
@@ -152,23 +162,28 @@ class Session:
 
     # -- the prompt: where its vision tokens are -----------------------------------------------------------
 
-    def _tag_features(self, modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Let every image's features carry where its tokens look: `generate` makes them long before the call."""
-        output = original(*args, **kwargs)
-        features = _features(output)
-        given = inspect.signature(original).bind(*args, **kwargs).arguments
-        given = {name: value for name, value in given.items() if not name.startswith("pixel_values")}
-        lengths = [len(one) for one in features]
-        for index, one in enumerate(features):
-            one._foveate_boxes = functools.partial(_boxes, self.family, modality, given, lengths, index)  # type: ignore[attr-defined]
-        self._items[modality] = _items(features)
+    def _encode(self, modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Stand in for `get_image_features`, which `generate` calls long before the decoder runs."""
+        given = dict(inspect.signature(original).bind(*args, **kwargs).arguments)
+        given.update(given.pop("kwargs", {}))
+
+        def run(**other: Any) -> Any:
+            return original(**{**given, **other}) if other else original(*args, **kwargs)
+
+        output = encode(self.family, self.method, modality, run, given, self._reindex)
+        self._items[modality] = items_of(output, self.method)
         return output
 
     def _before_merge(self, core: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self._placeholders, self._items = [], {}
         for modality, output in (kwargs.get("mm_encoder_outputs") or {}).items():
             if output is not None:
-                self._items[modality] = _items(_features(output))
+                self._items[modality] = items_of(output, self.method)
+
+    def _note_ids(self, rotary: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Position ids of the call; the calls made here for renumbered rows come after the model's own."""
+        if self._ids is None:
+            self._ids = kwargs["position_ids"] if "position_ids" in kwargs else args[1]
 
     def _watch_placeholders(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(original).bind(*args, **kwargs).arguments
@@ -178,7 +193,8 @@ class Session:
         return placeholders
 
     def _before_decoder(self, text: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._prompt, self._remaps = None, []
+        self._prompt, self._remaps, self._rotaries, self._ids = None, [], [], None
+        self._live = None
         self._backend = str(text.config._attn_implementation)  # type: ignore[union-attr]
         found = [(mask, self._items.get(modality, [])) for modality, mask in self._placeholders]
         self._placeholders = []
@@ -190,8 +206,7 @@ class Session:
         live = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         span = embeds.shape[1]
         samples = read_samples(found, None if live is None else live[:, -span:], embeds.device)
-        planned = [self.method.plan(len(self.family.layers), sample.sizes or ()) for sample in samples]
-        drops = any(min(plan) < len(s.vision) for plan, s in zip(planned, samples, strict=True))
+        drops = self._drops(samples)
         cache = kwargs.get("past_key_values")
         if drops:
             check_cache(cache)
@@ -210,10 +225,20 @@ class Session:
             fit=self.family.fit,
         )
         self.trace.history.append(record)
+        self._live = live
         if drops:
-            self._prompt = Prompt(self.method, samples, span, record)
+            self._prompt = Prompt(self.method, samples, span, record, self._reindex)
+            self._prompt.start()
         else:  # every layer runs as if nobody were here
             record.note_that_all_stay(self.method.cuts(), [sample.tokens for sample in samples])
+
+    def _drops(self, samples: Sequence[Sample]) -> bool:
+        """Whether tokens will leave, as far as can be said beforehand."""
+        if any(item.cut is not None for sample in samples for item in sample.items):
+            return True
+        plans = [self.method.plan(len(self.family.layers), s.sizes or ()) for s in samples if len(s.vision)]
+        counts = [len(s.vision) for s in samples if len(s.vision)]
+        return any(plan is None or min(plan) < count for plan, count in zip(plans, counts, strict=True))
 
     def _note_text_prompt(self, kwargs: dict[str, Any]) -> None:
         """A fresh prompt without pictures is a prefill too, in which nothing can be dropped."""
@@ -244,6 +269,8 @@ class Session:
         prompt, self._prompt = self._prompt, None
         if prompt is None:
             return
+        if cache is not None:
+            self._cut_cache(prompt, cache)
         prompt.finish()
         if cache is None:
             return
@@ -254,31 +281,119 @@ class Session:
             dropped = any(len(sample.tokens) < len(sample.vision) for sample in prompt.samples)
             self._ended_in_vision = _Ending(weakref.ref(cache), _length(cache), dropped)
 
+    def _cut_cache(self, prompt: Prompt, cache: Any) -> None:
+        """Cut earlier layers' keys and values down to the tokens left at the end, where the method wants that."""
+        layers = [index for index in self.method.kv_layers(len(self.family.layers)) if index < len(cache.layers)]
+        if not layers or prompt.layout is None:
+            return
+        final, wanted = prompt.final(), None
+        for index in layers:
+            layout = prompt.layouts[index]
+            if layout is prompt.layout:
+                continue
+            pruned = pruned_layer(cache, index)
+            device = pruned.keys.device
+            if layout is None:
+                wanted = final.to(device)
+                if self._live is not None:
+                    wanted = wanted & (self._live[:, -prompt.span :].to(device) != 0)
+            else:
+                layout = layout.on(device)
+                source = layout.source
+                wanted = final.to(device).take_along_dim(source.clamp(min=0), dim=1) & (source >= 0)
+                if layout.valid is not None:
+                    wanted = wanted & layout.valid
+            pruned.keep(wanted)
+            if self._reindex:
+                rows = prompt.live if layout is None else layout.lengths
+                pruned.shift = prompt.layout.on(device).shift(pruned.shift, rows)
+        prompt.note_cache_cut()
+
     # -- the layers ----------------------------------------------------------------------------------------
 
     def _run_layer(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run decoder layer `index` on the rows that are left, and put them back into the full-length stream."""
         prompt, cache = self._prompt, kwargs.get("past_key_values")
         hidden = args[0] if args else kwargs["hidden_states"]
+        pruned = self._pruned(cache, index, make=False)
+        if prompt is None and pruned is None:
+            return original(*args, **kwargs)
+        if pruned is not None and pruned.shift is not None:
+            kwargs["position_embeddings"] = self._shifted(pruned.shift, hidden)
         if prompt is not None:
-            prompt.enter(index, hidden)
-        layout = None if prompt is None or prompt.layout is None else prompt.layout.on(hidden.device)
-        pruned = self._pruned(cache, index, make=layout is not None)
-        if layout is None:
+            hidden = prompt.enter(index, hidden, functools.partial(self._attend, index, kwargs, pruned))
+        if prompt is None or prompt.layout is None:
             if pruned is not None:
                 kwargs["attention_mask"] = self._mask(kwargs.get("attention_mask"), index, hidden, pruned=pruned)
                 pruned.announce(None, hidden.shape[1])
-            return original(*args, **kwargs)
+            return _call(original, hidden, args, kwargs)
+        layout = prompt.layout.on(hidden.device)
+        pruned = self._pruned(cache, index, make=True)
         columns = layout.columns(0 if pruned is None else pruned.seen)
         kwargs["attention_mask"] = self._mask(kwargs.get("attention_mask"), index, hidden, layout, columns, pruned)
-        kwargs["position_embeddings"] = layout.rotary(kwargs["position_embeddings"])
+        kwargs["position_embeddings"] = self._tables(layout, hidden, kwargs["position_embeddings"], pruned)
         kwargs["position_ids"] = None  # gaps would read as packed sequences; RoPE is in position_embeddings
         if pruned is not None:
             pruned.announce(columns, hidden.shape[1], ragged=layout.valid is not None)
+            if self._reindex:
+                pruned.shift = layout.shift(pruned.shift, prompt.live)
         output = _call(original, layout.gather(hidden), args, kwargs)
         if isinstance(output, tuple):
             return (layout.scatter(hidden, output[0]), *output[1:])
         return layout.scatter(hidden, output)
+
+    def _tables(
+        self, layout: Layout, hidden: Tensor, pair: tuple[Tensor, Tensor], pruned: PrunedLayer | None
+    ) -> tuple[Tensor, Tensor]:
+        """(cos, sin) of the rows: each at its own position, or numbered on from what the layer's cache holds."""
+        if not self._reindex:
+            return layout.rotary(pair[0], lambda: layout.pick(pair))
+        shift = None if pruned is None else pruned.shift
+        return layout.rotary(shift, lambda: self._renumbered(layout, hidden, shift))
+
+    def _renumbered(self, layout: Layout, hidden: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert self._ids is not None
+        assert self._prompt is not None
+        device = self._ids.device
+        ids = self._ids.expand(hidden.shape[0], -1)
+        first = ids.gather(1, self._prompt.first.to(device)[:, None])[:, 0]
+        if shift is not None:
+            first = first - shift.to(device)
+        pair: tuple[Tensor, Tensor] = self.family.text.rotary_emb(hidden, layout.on(device).renumbered(first))
+        return pair[0].to(hidden.device), pair[1].to(hidden.device)
+
+    def _shifted(self, shift: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(cos, sin) of all rows of the call, moved up by what has left before them, made once a call."""
+        for known, made in self._rotaries:
+            if known is shift:
+                return made
+        assert self._ids is not None
+        ids = self._ids - shift.to(self._ids.device)[:, None]
+        pair: tuple[Tensor, Tensor] = self.family.text.rotary_emb(hidden, ids)
+        self._rotaries.append((shift, pair))
+        return pair
+
+    def _attend(
+        self, index: int, kwargs: dict[str, Any], pruned: PrunedLayer | None, hidden: Tensor, sample: int
+    ) -> LayerAttention:
+        """Attention of layer `index` for one sample, over the rows that have not left yet."""
+        prompt = self._prompt
+        assert prompt is not None
+        pair, cache = kwargs["position_embeddings"], kwargs.get("past_key_values")
+        state = prompt.samples[sample]
+        if prompt.layout is None:
+            columns = state.rows().to(hidden.device)
+            rotary = tuple(table[sample if table.shape[0] > 1 else 0][columns] for table in pair)
+        else:
+            layout = prompt.layout.on(hidden.device)
+            start = layout.index.shape[1] - layout.lengths[sample]
+            columns = layout.index[sample, start:]
+            rotary = tuple(table[sample, start:] for table in self._tables(layout, hidden, pair, pruned))
+        vision = torch.searchsorted(columns, state.vision[state.slots].to(hidden.device))
+        live = None if self._live is None else self._live[sample] != 0
+        past = past_keys(cache, index, sample, live)
+        layer = self.family.layers[index]
+        return LayerAttention(self.family, layer, hidden[sample, columns], rotary, vision, past)  # type: ignore[arg-type]
 
     def _mask(
         self,
@@ -355,24 +470,26 @@ class _Boxes(Sequence[Tensor | None]):
         return self._items[index].boxes()
 
 
-def _features(output: Any) -> list[Tensor]:
-    """The features of each image in what a `get_*_features` call answered."""
-    features = getattr(output, "pooler_output", output)
-    return list(features)
-
-
-def _items(features: Sequence[Tensor]) -> list[Item]:
-    return [Item(len(one), getattr(one, "_foveate_boxes", lambda: None)) for one in features]
-
-
-def _boxes(family: Family, modality: str, given: dict[str, Any], lengths: list[int], index: int) -> Tensor | None:
-    return family.boxes(modality, given, lengths)[index]
-
-
 def _call(original: Callable[..., Any], hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if args:
         return original(hidden, *args[1:], **kwargs)
     return original(**{**kwargs, "hidden_states": hidden})
+
+
+def _refuse_candidates(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Assisted decoding puts its candidates behind the prompt, into the very call that ranks by the text after it."""
+    settings = [kwargs, vars(kwargs.get("generation_config") or object.__new__(_Nothing))]
+    for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit"):
+        if any(given.get(name) is not None for given in settings):
+            raise UnsupportedError(
+                f"{name} puts candidate tokens into the prefill, where this method would read them as the prompt. "
+                "Decode without it, or use a method that reads no text (V2Drop, VisionDrop)."
+            )
+    return original(*args, **kwargs)
+
+
+class _Nothing:
+    """A generation config without settings."""
 
 
 def _length(cache: Any) -> int:

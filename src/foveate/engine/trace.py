@@ -22,8 +22,9 @@ class Stage:
     """One cut of one prefill.
 
     Attributes:
-        where: "layer" for a cut before a decoder layer.
-        layer: The first decoder layer (0-based) that sees fewer tokens.
+        where: "tower" for what the vision tower or the projector left, "layer" for a cut before a decoder layer, "kv"
+            for the cache cut after prefill.
+        layer: The first decoder layer (0-based) that sees fewer tokens; None for the others.
         before: Vision tokens that arrived, one count a sample.
         after: Vision tokens that went on.
     """
@@ -32,21 +33,51 @@ class Stage:
     layer: int | None
     before: tuple[int, ...]
     after: tuple[int, ...]
-    _kept: Sequence[Tensor] = field(repr=False)
+    _origin: Sequence[Tensor] = field(repr=False)
+    _assign: Sequence[Tensor | None] = field(repr=False, default=())
+
+    @cached_property
+    def origin(self) -> list[Tensor]:
+        """The token each row that went on stands for, in row order: an int64 tensor (on the CPU) a sample.
+
+        Ordinals among the sample's vision tokens as they entered the model; −1 for a CLS, the target for a merged row.
+        """
+        return [origin.cpu() for origin in self._origin]
 
     @cached_property
     def kept(self) -> list[Tensor]:
-        """Which of a sample's vision tokens went on: an ascending int64 tensor (on the CPU) a sample.
+        """The same, ascending, without rows that are no token of their own."""
+        return [origin[origin >= 0].sort().values for origin in self.origin]
 
-        Ordinals among the sample's vision tokens as they entered the model.
-        """
-        return [kept.cpu() for kept in self._kept]
+    @cached_property
+    def merged(self) -> list[list[Tensor]]:
+        """Which tokens went into each row that went on: for each sample, an ascending int64 tensor a row."""
+        return [
+            [(assign == row).nonzero()[:, 0] for row in range(len(origin))]
+            if assign is not None
+            else list(origin[:, None])
+            for origin, assign in zip(self.origin, self.assign, strict=True)
+        ]
+
+    @cached_property
+    def assign(self) -> list[Tensor | None]:
+        """The row each of a sample's vision tokens went into, −1 if it was dropped; None where nothing is merged."""
+        given = self._assign or [None] * len(self._origin)
+        return [None if assign is None else assign.cpu() for assign in given]
 
     def to_dict(self) -> dict[str, Any]:
-        """The stage as plain values."""
-        kept = [tokens.tolist() for tokens in self.kept]
-        return {"where": self.where, "layer": self.layer, "before": list(self.before), "after": list(self.after),
-                "kept": kept}  # fmt: skip
+        """The stage as plain values; `assign` only where something was merged."""
+        told: dict[str, Any] = {
+            "where": self.where,
+            "layer": self.layer,
+            "before": list(self.before),
+            "after": list(self.after),
+            "kept": [tokens.tolist() for tokens in self.kept],
+        }
+        if any(assign is not None for assign in self.assign):
+            told["origin"] = [tokens.tolist() for tokens in self.origin]
+            told["assign"] = [None if assign is None else assign.tolist() for assign in self.assign]
+        return told
 
 
 @dataclass(eq=False)
@@ -75,7 +106,9 @@ class Prefill:
     def per_layer(self) -> list[tuple[int, ...]]:
         """Vision tokens each decoder layer processes, one count a sample."""
         counts, now = [], self.vision_tokens
-        cuts = {stage.layer: stage.after for stage in self.stages}
+        cuts = {stage.layer: stage.after for stage in self.stages if stage.where == "layer"}
+        entered = [stage.after for stage in self.stages if stage.where in ("tower", "projector")]
+        now = entered[-1] if entered else now
         for layer in range(self.depth):
             now = cuts.get(layer, now)
             counts.append(now)
@@ -204,13 +237,8 @@ class Trace:
             raise InputError("Where this model's vision tokens look is not known, so they cannot be drawn.")
         if run.fit == "crop":
             pictures = [_centre_square(picture) for picture in pictures]
-        panels = [
-            (
-                f"before layer {stage.layer}: {stage.after[sample]} of {run.vision_tokens[sample]}",
-                stage.kept[sample],
-            )
-            for stage in run.stages
-        ]
+        whole = run.vision_tokens[sample]
+        panels = [(f"{_where(stage)}: {stage.after[sample]} of {whole}", stage.kept[sample]) for stage in run.stages]
         drawn: Image.Image = draw_stages(pictures, [boxes for boxes in places if boxes is not None], panels)
         return drawn
 
@@ -220,6 +248,13 @@ class Trace:
         shares = ", ".join(f"{share:.1%}" for share in self.retention)
         cuts = "; ".join(f"layer {s.layer}: {sum(s.before)} to {sum(s.after)}" for s in self.stages) or "no cut"
         return f"Trace(retention {shares}; {cuts})"
+
+
+def _where(stage: Stage) -> str:
+    """A stage's place in words."""
+    return {"tower": "vision tower", "projector": "projector", "kv": "decoding"}.get(
+        stage.where, f"before layer {stage.layer}"
+    )
 
 
 def _centre_square(picture: "Image.Image") -> "Image.Image":

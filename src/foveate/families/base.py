@@ -1,12 +1,14 @@
 """What the engine asks of a model family. A family knows where things are; it knows no method."""
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from foveate.errors import UnsupportedError
+from foveate.families._encode import Reducer
 
 __all__ = ["Family", "grid_boxes"]
 
@@ -21,6 +23,7 @@ class Family:
         model_type: The `config.model_type` this family serves.
         fit: How the usual processor brings a picture to the model: "whole" (resized), or "crop" (the
             centre square is cut out).
+        renumbers: Whether positions are one running number, so that rows may be numbered anew (not with M-RoPE).
         core: The module that merges vision features into the text.
         decoders: The `text_config.model_type`s whose layers `fv.cost` can count: query, key, value and
             output projections, attention, and a gated MLP, all dense.
@@ -29,6 +32,7 @@ class Family:
     model_type: ClassVar[str]
     decoders: ClassVar[frozenset[str]] = frozenset({"llama", "mistral", "qwen2", "qwen3"})
     fit: ClassVar[Literal["whole", "crop"]] = "whole"
+    renumbers: ClassVar[bool] = True
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -77,6 +81,70 @@ class Family:
             for modality, mask in zip(("image", "video"), masks, strict=False)
             if given.get(f"{modality}_features") is not None
         ]
+
+    def queries_and_keys(
+        self, layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, float]:
+        """What a decoder layer's attention would compute for some rows of its input, without running the layer.
+
+        Args:
+            layer: The decoder layer.
+            hidden: Its input for one sample, (rows, width), before the input norm.
+            queries: Rows whose queries are wanted, (…,) int64.
+            rotary: (cos, sin) of all rows, (rows, head size) each.
+
+        Returns:
+            Queries (heads, …, head size), keys of all rows (key heads, rows, head size), both after norms and RoPE, and the
+            scaling of their product.
+
+        Raises:
+            UnsupportedError: If the layer's attention is built in a way this does not know.
+        """
+        attention = layer.self_attn
+        rotate = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
+        if rotate is None or not hasattr(attention, "q_proj"):
+            raise UnsupportedError(
+                f"How {type(attention).__name__} makes queries and keys is not known, so methods that read attention "
+                "cannot run here. Override queries_and_keys in the family, or use a method that reads none."
+            )
+        normed = layer.input_layernorm(hidden)
+
+        def heads(rows: Tensor, projection: Any, norm: Any, places: Any) -> Tensor:
+            states = projection(rows).view(len(rows), -1, attention.head_dim)
+            states = norm(states) if norm is not None else states
+            cos, sin = (table[places][None] for table in rotary)
+            turned, _ = rotate(states.transpose(0, 1)[None], states.transpose(0, 1)[None], cos, sin)
+            first: Tensor = turned[0]
+            return first
+
+        return (
+            heads(normed[queries], attention.q_proj, getattr(attention, "q_norm", None), queries),
+            heads(normed, attention.k_proj, getattr(attention, "k_norm", None), slice(None)),
+            float(attention.scaling),
+        )
+
+    def encode(
+        self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
+    ) -> tuple[Any, list[Any]]:
+        """Run a `get_*_features` call with every image's tokens reduced; placeholders stay whole.
+
+        Args:
+            run: Calls the original, with the arguments given here in the place of its own.
+            modality: "image" or "video".
+            given: The call's arguments by name.
+            reducer: What reduces.
+
+        Returns:
+            What the original returns, each image's rows in the first places of its features; and a cut (or None) an
+            image.
+
+        Raises:
+            UnsupportedError: If the family has no such stage.
+        """
+        raise UnsupportedError(
+            f"Reducing tokens in or behind the vision tower is not known for {self.model_type!r} ({modality}). "
+            "Use a method that drops between decoder layers."
+        )
 
     def boxes(self, modality: str, given: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
         """Where each vision token looks, for every image (or video) of a `get_*_features` call.

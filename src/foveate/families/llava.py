@@ -1,11 +1,13 @@
 """LLaVA-1.5: one square per image, CLIP patches in raster order, 1-D RoPE."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from foveate.errors import SettingError
+from foveate.families._encode import Reducer, encode_before_projector, encoder_layers, feature_layer
 from foveate.families._towers import llava_cost, picture_tokens
 from foveate.families.base import Family, grid_boxes
 
@@ -17,6 +19,26 @@ class Llava(Family):
 
     model_type: ClassVar[str] = "llava"
     fit: ClassVar[Literal["whole", "crop"]] = "crop"
+
+    def encode(
+        self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
+    ) -> tuple[Any, list[Any]]:
+        tower, config = self.core.vision_tower, self.model.config
+        layer = feature_layer(config, len(encoder_layers(tower)))
+        cls = config.vision_feature_select_strategy == "default"
+
+        def encode(pixels: Tensor) -> tuple[Any, list[Any]]:
+            run_these = functools.partial(run, pixel_values=pixels)
+            return encode_before_projector(run_these, tower, self.core.multi_modal_projector, layer, cls, reducer)
+
+        pixels = given["pixel_values"]
+        if not reducer.early or len(pixels) == 1:
+            return encode(pixels)
+        # Merged early, images differ in length inside the tower: one at a time, whatever its attention kernel.
+        outputs, cuts = zip(*(encode(one[None]) for one in pixels), strict=True)
+        whole = outputs[0]
+        whole.pooler_output = [features for output in outputs for features in output.pooler_output]
+        return whole, [cut for (cut,) in cuts]
 
     def boxes(self, modality: str, given: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
         vision = self.model.config.vision_config

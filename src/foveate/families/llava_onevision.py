@@ -1,13 +1,17 @@
 """LLaVA-OneVision: a base view, then unpadded tiles with a newline after every row; video frames pooled."""
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from foveate.errors import SettingError
+from foveate.core.attention import received_attention
+from foveate.errors import SettingError, UnsupportedError
+from foveate.families._encode import Reducer, encoder_layers, feature_layer, place_rows
+from foveate.families._tap import tapped
 from foveate.families._towers import llava_cost
 from foveate.families.base import Family, grid_boxes
 
@@ -32,6 +36,42 @@ class LlavaOnevision(Family):
         sizes = sizes.tolist() if isinstance(sizes, Tensor) else sizes
         return [_image(side, length, height, width) for length, (height, width) in zip(lengths, sizes, strict=True)]
 
+    def encode(
+        self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
+    ) -> tuple[Any, list[Any]]:
+        """Behind the projector, on the packed tokens; scores and keys are pooled and packed as the features are.
+
+        Newlines: the one that ends a single view or a video stays, in last place; those of tile rows leave.
+        """
+        tower, config = self.core.vision_tower, self.model.config
+        layer = feature_layer(config, len(encoder_layers(tower)))
+        attention = encoder_layers(tower)[layer].self_attn
+        seen: list[tuple[Tensor, Tensor, float]] = []
+        with tapped(attention, lambda *states: seen.append(states)):
+            output = run()
+        ((queries, keys, scaling),) = seen
+        scores = torch.stack([received_attention(q, k, scaling) for q, k in zip(queries, keys, strict=True)])
+        read = torch.cat((scores[..., None], keys.float().mean(dim=1)), dim=-1)  # (views, patches, 1 + head size)
+        pictures = self.tower_images(config, modality, given)
+        assert pictures is not None
+        features, cuts = list(output.pooler_output), []
+        packed = self._pack(modality, read.split(pictures), given)
+        places = self.boxes(modality, given, [len(one) for one in features])
+        for index, (one, stats, boxes) in enumerate(zip(features, packed, places, strict=True)):
+            cut = _reduce(one, stats, boxes, reducer)
+            cuts.append(cut)
+            if cut is not None:
+                features[index] = place_rows(one, cut)
+        output.pooler_output = features if modality == "image" else torch.stack(features)
+        return output, cuts
+
+    def _pack(self, modality: str, views: Sequence[Tensor], given: Mapping[str, Any]) -> list[Tensor]:
+        """What the model does to the projected views of each image, done to other numbers, without newlines."""
+        if modality == "video":
+            return [self.core.apply_pooling(frames).flatten(0, 1) for frames in views]
+        packed, _ = self.core.pack_image_features(views, given["image_sizes"], image_newline=None)
+        return list(packed)
+
     @classmethod
     def tower_images(cls, config: Any, modality: str, given: Mapping[str, Any]) -> tuple[int, ...] | None:
         # Here, as listing the families should not load a model's code.
@@ -53,6 +93,31 @@ class LlavaOnevision(Family):
         if pictures is None:
             pictures = tuple(_pictures(config, size) for size in sizes)
         return llava_cost(config, sum(pictures))
+
+
+def _reduce(features: Tensor, stats: Tensor, boxes: Tensor | None, reducer: Reducer) -> Any:
+    """Reduce one image's tokens, its newlines apart; a newline in last place stays there."""
+    if boxes is None:
+        raise UnsupportedError("Where this image's tokens look is not known, so its newlines cannot be told apart.")
+    newline = boxes.isnan().any(dim=-1).to(features.device)
+    tokens = (~newline).nonzero()[:, 0]
+    cut = reducer.reduce(features[tokens], None, lambda layer: stats[:, 0], lambda layer: stats[:, 1:])
+    if cut is None:
+        return None
+    kept = torch.where(cut.kept < 0, cut.kept, tokens[cut.kept.clamp(min=0)])
+    rows = features[kept] if cut.rows is None else cut.rows
+    assign = torch.full((len(features),), -1, device=features.device)
+    if cut.assign is None:
+        assign[kept] = torch.arange(len(kept), device=features.device)
+    else:
+        assign[tokens] = cut.assign
+    notes = dict(cut.notes)
+    if newline.sum() == 1:  # of a single view or a video; those of tile rows leave
+        last = newline.nonzero()[:, 0]
+        kept, rows = torch.cat((kept, last)), torch.cat((rows, features[last].to(rows.dtype)))
+        assign[last] = len(kept) - 1
+        notes = {name: torch.cat((note, note.new_ones(1))) for name, note in notes.items()}
+    return dataclasses.replace(cut, kept=kept, sizes=(len(kept),), rows=rows, assign=assign, notes=notes)
 
 
 def _frames(side: int, length: int) -> Tensor | None:

@@ -1,11 +1,15 @@
 """Qwen2-VL: any image size, 2x2 patches merged into one token, M-RoPE."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
+from foveate.core.attention import received_attention
 from foveate.errors import SettingError
+from foveate.families._encode import Reducer, place_rows
+from foveate.families._tap import tapped
 from foveate.families._towers import qwen_cost
 from foveate.families.base import Family, grid_boxes
 
@@ -20,12 +24,56 @@ class Qwen2VL(Family):
     """
 
     model_type: ClassVar[str] = "qwen2_vl"
+    renumbers: ClassVar[bool] = False
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen2_vl_text"})
 
     def boxes(self, modality: str, given: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
         side: int = self.core.visual.spatial_merge_size
         grids = given[f"{modality}_grid_thw"].tolist()
         return [grid_boxes(h // side, w // side).repeat(t, 1) for t, h, w in grids]
+
+    def encode(
+        self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
+    ) -> tuple[Any, list[Any]]:
+        """Behind the merger: a token's score and key are the means of its four patches'."""
+        visual = self.core.visual
+        attention = visual.blocks[-1].attn
+        scores: list[Tensor] = []
+        keys: list[Tensor] = []
+
+        def note_keys(module: Any, args: Any, output: Tensor) -> None:
+            heads = output.reshape(len(output), 3, attention.num_heads, -1)[:, 1]
+            keys.append(heads.float().mean(dim=1))  # before RoPE: (patches, head size)
+
+        def note_scores(queries: Tensor, states: Tensor, scaling: float) -> None:
+            scores.append(received_attention(queries[0], states[0], scaling))
+
+        handle = attention.qkv.register_forward_hook(note_keys)
+        try:
+            with tapped(attention, note_scores):
+                output = run()
+        finally:
+            handle.remove()
+        group = visual.spatial_merge_size**2
+        features, cuts = list(output.pooler_output), []
+        sizes = [len(one) for one in features]
+        token_scores = torch.cat(scores).view(-1, group).mean(dim=1).split(sizes)
+        token_keys = keys[0].view(len(keys[0]) // group, group, -1).mean(dim=1).split(sizes)
+        grids = given[f"{modality}_grid_thw"].tolist()
+        for index, (t, h, w) in enumerate(grids):
+            side = visual.spatial_merge_size
+            grid = (h // side, w // side) if t == 1 else None
+            one, many = token_scores[index], token_keys[index]
+            cut = reducer.reduce(features[index], grid, lambda layer, one=one: one, lambda layer, many=many: many)  # type: ignore[misc]
+            cuts.append(cut)
+            if cut is not None:
+                features[index] = place_rows(features[index], cut)
+                self._place_deepstack(output, index, cut)
+        output.pooler_output = features
+        return output, cuts
+
+    def _place_deepstack(self, output: Any, index: int, cut: Any) -> None:
+        """Nothing: this family has none."""
 
     @classmethod
     def tower_images(cls, config: Any, modality: str, given: Mapping[str, Any]) -> tuple[int, ...] | None:

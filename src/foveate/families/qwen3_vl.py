@@ -6,6 +6,8 @@ token that left gets its addition too, and nobody reads it.
 
 from typing import Any, ClassVar
 
+import torch
+
 from foveate.families._towers import qwen_cost
 from foveate.families.qwen2_vl import Qwen2VL
 
@@ -17,6 +19,15 @@ class Qwen3VL(Qwen2VL):
 
     model_type: ClassVar[str] = "qwen3_vl"
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen3_vl_text"})
+
+    def _place_deepstack(self, output: Any, index: int, cut: Any) -> None:
+        """A row gets the deepstack features of the token it stands for: they are not merged."""
+        for depth, features in enumerate(output.deepstack_features):
+            parts = list(features)
+            rows = parts[index][cut.kept.clamp(min=0)]
+            parts[index] = torch.zeros_like(parts[index])
+            parts[index][: len(rows)] = rows
+            output.deepstack_features[depth] = parts
 
     @classmethod
     def _tower(cls, vision: Any, sizes: tuple[int, ...], pictures: tuple[int, ...]) -> tuple[int, int]:

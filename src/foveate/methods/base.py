@@ -8,17 +8,21 @@ import dataclasses
 import itertools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from foveate.core.budget import keep_count
-from foveate.errors import SettingError
+from foveate.core.merge import Merge
+from foveate.errors import SettingError, UnsupportedError
 
 __all__ = ["Cut", "Method", "Preset", "View"]
+
+
+Queries = Literal["vision", "after", "last"]
 
 
 @dataclass(slots=True)
@@ -27,14 +31,17 @@ class View:
 
     Attributes:
         layer: The decoder layer (0-based) these tokens are about to enter.
-        tokens: Which tokens are left: (tokens,) int64, ordinals among the sample's vision tokens as they
-            entered the model, ascending.
+        tokens: Which tokens are left, in row order: (tokens,) int64, ordinals among the sample's vision tokens as
+            they entered the model; −1 for a row that is no token of its own (a tower's CLS).
         read: Returns the residual stream entering the layer at these tokens, (tokens, width), model dtype.
         entered: How many vision tokens the sample had when it entered the model.
         sizes: How many of `tokens` belong to each image or video of the sample, in order; None once a cut
             ranked over all of them together, since only the device knows then.
         notes: What a method wants to remember from layer to layer, a tensor a name whose first dimension
             is `tokens`. The engine cuts them with the tokens.
+        attend: Where attention rows come from (see `attention`); None where nobody can compute them.
+        keys_of: Returns the layer's keys at these tokens (see `keys`).
+        reindex: Whether positions may be numbered anew here; families with M-RoPE keep theirs.
     """
 
     layer: int
@@ -43,6 +50,10 @@ class View:
     entered: int
     sizes: tuple[int, ...] | None = None
     notes: dict[str, Tensor] = field(default_factory=dict)
+    attend: "Callable[[Queries, int, int, bool], Iterator[Tensor]] | None" = None
+    keys_of: Callable[[], Tensor] | None = None
+    reindex: bool = True
+    start: int = 0
     _hidden: Tensor | None = None
 
     @classmethod
@@ -61,32 +72,130 @@ class View:
             self._hidden = self.read()
         return self._hidden
 
+    @property
+    def keys(self) -> Tensor:
+        """The layer's keys after RoPE at these tokens, mean over heads: (tokens, head size) float32."""
+        if self.keys_of is None:
+            raise UnsupportedError("Keys are only there inside a model.")
+        return self.keys_of()[self.start : self.start + len(self)]
+
+    def attention(self, queries: Queries, bidirectional: bool = False) -> Iterator[Tensor]:
+        """Attention the layer pays to these tokens, computed for the queries that score and no others.
+
+        Args:
+            queries: Whose rows: these vision tokens' ("vision"), those of all text after them ("after"), or the
+                prompt's last token's ("last").
+            bidirectional: Let vision rows see all of these tokens, not only those before them.
+
+        Yields:
+            (some rows, tokens) float32, blocks of rows in order: probabilities after a softmax over all a row sees,
+            mean over heads, not renormalised over these tokens.
+
+        Raises:
+            UnsupportedError: If the layer's queries and keys cannot be had.
+        """
+        if self.attend is None:
+            raise UnsupportedError("Attention rows are only there inside a model.")
+        yield from self.attend(queries, self.start, self.start + len(self), bidirectional)
+
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
     def part(self, start: int, stop: int) -> "View":
         """The view of tokens `start` to `stop` alone."""
-        return View(
-            layer=self.layer,
+        return dataclasses.replace(
+            self,
             tokens=self.tokens[start:stop],
             read=lambda: self.hidden[start:stop],
-            entered=self.entered,
             sizes=(stop - start,),
             notes={name: note[start:stop] for name, note in self.notes.items()},
+            start=self.start + start,
+            _hidden=None,
         )
 
+    def images(self) -> "list[View]":
+        """A view of each image by itself; of all tokens together where only the device knows whose is whose."""
+        if self.sizes is None or len(self.sizes) == 1:
+            return [self]
+        ends = list(itertools.accumulate(self.sizes))
+        return [self.part(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Cut:
-    """A method's answer at a cut.
+    """A method's answer at a cut: which tokens stay, or, where it merges, the new rows.
 
     Attributes:
-        kept: Which of the view's tokens stay: (count,) int64, ascending.
-        sizes: How many of them belong to each image or video, if the method knows.
+        kept: Which of the view's tokens the rows stand for, in row order: (rows,) int64. Ascending where no `rows` are
+            given; −1 for a row that is no token of its own.
+        sizes: How many of them belong to each image or video, if the method knows. Needed with `rows`.
+        rows: The new rows, (rows, width), where the method merges or reorders; None: the tokens stay as they are.
+        assign: (tokens,) int64, the row each of the view's tokens went into, −1 if it was dropped; None without `rows`.
+        notes: What the method wants to remember of the rows, a tensor a name whose first dimension is the rows.
     """
 
     kept: Tensor
     sizes: tuple[int, ...] | None = None
+    rows: Tensor | None = None
+    assign: Tensor | None = None
+    notes: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def join(cls, cuts: "Sequence[Cut]", sizes: Sequence[int]) -> "Cut":
+        """One answer from one for each image, whose views had `sizes` tokens."""
+        starts = [0, *itertools.accumulate(sizes)]
+        counts = tuple(cut.kept.shape[0] for cut in cuts)
+        firsts = [0, *itertools.accumulate(counts)]
+        kept = [torch.where(cut.kept < 0, cut.kept, cut.kept + at) for cut, at in zip(cuts, starts, strict=False)]
+        if any(cut.rows is None for cut in cuts):
+            return cls(torch.cat(kept), sizes=counts)
+        assign = [
+            torch.where(cut.assign < 0, cut.assign, cut.assign + at)  # type: ignore[operator]
+            for cut, at in zip(cuts, firsts, strict=False)
+        ]
+        return cls(torch.cat(kept), counts, torch.cat([cut.rows for cut in cuts]), torch.cat(assign))  # type: ignore[misc]
+
+
+@dataclass(slots=True)
+class TowerView:
+    """One image in the vision tower, or just behind it.
+
+    Attributes:
+        features: (tokens, width): what will be reduced: the tower's features on their way to the projector, or the
+            vision tokens behind it where the projector pools or merges (Qwen2-VL, OneVision).
+        grid: Rows and columns of the tokens, or None where they are no plain grid.
+        cls: The CLS state beside them, (1, width), where the tower has one and it may become a token; else None.
+        scores_of: Returns what `attention` answers, for a layer.
+        keys_of: Returns what `keys` answers, for a layer.
+        merge: What `Method.merge_early` did to the patches, if anything: then these are the merged ones.
+        reindex: Whether positions may be numbered anew in this model.
+    """
+
+    features: Tensor
+    grid: tuple[int, int] | None
+    cls: Tensor | None
+    scores_of: "Callable[[int], Tensor]"
+    keys_of: "Callable[[int], Tensor]"
+    merge: Merge | None = None
+    reindex: bool = True
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+    def attention(self, layer: int = 0) -> Tensor:
+        """How important the tower finds each token: (tokens,) float32.
+
+        With a CLS the sum over heads of the attention it pays; without one the mean over heads and patches of the
+        attention a patch receives. The CLS itself is left out. Patches that the projector makes one token of are averaged.
+
+        Args:
+            layer: Which layer, from the one whose output is the feature layer (0) on; 1 is the one after it.
+        """
+        return self.scores_of(layer)
+
+    def keys(self, layer: int = 0) -> Tensor:
+        """Keys of each token before RoPE, mean over heads: (tokens, head size) float32; a CLS is left out."""
+        return self.keys_of(layer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +240,11 @@ class Method(ABC):
         """Which tokens of `view` stay before layer `view.layer`; None if all do."""
 
     @abstractmethod
-    def plan(self, depth: int, sizes: Sequence[int]) -> tuple[int, ...]:
-        """Vision tokens each of `depth` decoder layers processes, for a sample with images of these sizes."""
+    def plan(self, depth: int, sizes: Sequence[int]) -> tuple[int, ...] | None:
+        """Vision tokens each of `depth` decoder layers processes, for a sample with images of these sizes.
+
+        None where that depends on what the images show.
+        """
 
     @classmethod
     @abstractmethod
@@ -146,6 +258,38 @@ class Method(ABC):
         **settings: Any,
     ) -> Self:
         """The setting that spends a budget on `model` (see the subclasses)."""
+
+    @property
+    def reindexes(self) -> bool:
+        """Whether rows are numbered anew after a cut, each layer for itself; else they keep their position ids."""
+        return False
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether text decides: then the prompt's end must be the call's end (assisted decoding is refused)."""
+        return False
+
+    @property
+    def reduces_tower(self) -> bool:
+        """Whether `reduce` wants to see each image's tokens on their way out of the tower."""
+        return False
+
+    @property
+    def merges_early(self) -> bool:
+        """Whether `merge_early` wants to see each image's patches behind the tower's first layer."""
+        return False
+
+    def merge_early(self, rows: Tensor, grid: tuple[int, int]) -> Merge | None:
+        """Which patches become one after the tower's first layer: (patches, width) of one image in raster order."""
+        return None
+
+    def reduce(self, view: TowerView) -> Cut | None:
+        """What becomes of one image's tokens on their way out of the tower; None: nothing."""
+        return None
+
+    def kv_layers(self, depth: int) -> Sequence[int]:
+        """Decoder layers whose KV cache is cut, after prefill, to the tokens left at the end."""
+        return ()
 
     def watches(self, layer: int) -> bool:
         """Whether `observe` wants to see the tokens entering `layer`."""

@@ -1,0 +1,98 @@
+"""Reducing tokens in or behind the vision tower: a decision that travels with the features to layer 0."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from foveate.core.merge import Merge
+from foveate.engine.prompt import Item
+from foveate.errors import UnsupportedError
+from foveate.families.base import Family
+from foveate.methods.base import Cut, Method, TowerView
+
+__all__ = ["encode", "items_of"]
+
+
+class _Reducer:
+    """Lets a method see what a family shows of its tower."""
+
+    def __init__(self, method: Method, reindex: bool) -> None:
+        self._method = method
+        self._reindex = reindex
+        self.early = method.merges_early
+
+    def merge_early(self, rows: Tensor, grid: tuple[int, int]) -> Merge | None:
+        return self._method.merge_early(rows, grid)
+
+    def reduce(
+        self,
+        features: Tensor,
+        grid: tuple[int, int] | None,
+        scores_of: Callable[[int], Tensor],
+        keys_of: Callable[[int], Tensor],
+        cls: Tensor | None = None,
+        merge: Merge | None = None,
+    ) -> Cut | None:
+        return self._method.reduce(TowerView(features, grid, cls, scores_of, keys_of, merge, self._reindex))
+
+
+def encode(
+    family: Family, method: Method, modality: str, run: Callable[..., Any], given: dict[str, Any], reindex: bool
+) -> Any:
+    """Run a `get_*_features` call, and tag every image's features with where its tokens look and what was cut.
+
+    `generate` encodes long before the decoder runs, and repeats features for beams: a tag on the tensor itself goes
+    along.
+    """
+    cuts: Sequence[Cut | None] | None = None
+    if method.reduces_tower:
+        output, cuts = family.encode(run, modality, given, _Reducer(method, reindex))
+    else:
+        output = run()
+    features = _features(output)
+    light = {name: value for name, value in given.items() if not name.startswith("pixel_values")}
+    lengths = [len(one) for one in features]
+    if cuts is not None:
+        output._foveate_cuts = cuts  # for features that are one tensor
+    for index, one in enumerate(features):
+        one._foveate_boxes = functools.partial(_boxes, family, modality, light, lengths, index)  # type: ignore[attr-defined]
+        if cuts is not None:
+            one._foveate_cut = cuts[index]  # type: ignore[attr-defined]
+    return output
+
+
+def items_of(output: Any, method: Method) -> list[Item]:
+    """The images whose features these are, with their tags.
+
+    Raises:
+        UnsupportedError: If the method reduces in the tower and these features did not come through it here.
+    """
+    features = _features(output)
+    whole = getattr(output, "_foveate_cuts", None)
+    items = []
+    for index, one in enumerate(features):
+        item = Item(len(one), getattr(one, "_foveate_boxes", lambda: None))
+        if method.reduces_tower:
+            if hasattr(one, "_foveate_cut"):
+                item.cut = one._foveate_cut
+            elif whole is not None and len(whole) == len(features):
+                item.cut = whole[index]
+            else:
+                raise UnsupportedError(
+                    f"{type(method).__name__} reduces tokens in the vision tower, but these image features were made "
+                    "outside the context, cut by chunked prefill, or are a video's repeated for beams. Encode inside "
+                    "the context, leave prefill_chunk_size unset, and give videos to one beam."
+                )
+        items.append(item)
+    return items
+
+
+def _features(output: Any) -> list[Tensor]:
+    """The features of each image in what a `get_*_features` call answered."""
+    return list(getattr(output, "pooler_output", output))
+
+
+def _boxes(family: Family, modality: str, given: dict[str, Any], lengths: list[int], index: int) -> Tensor | None:
+    return family.boxes(modality, given, lengths)[index]

@@ -1,0 +1,195 @@
+"""Running a tower so that a method sees its tokens on the way out: what families with like towers share."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from foveate.core.attention import attention_rows, received_attention
+from foveate.core.merge import Merge, average
+from foveate.errors import UnsupportedError
+from foveate.families._tap import tapped
+
+__all__ = ["Reducer", "TowerReader", "encode_before_projector", "encoder_layers", "feature_layer", "place_rows"]
+
+
+class Reducer(Protocol):
+    """What the engine hands a family to reduce a tower's tokens with.
+
+    Attributes:
+        early: Whether `merge_early` wants the first layer's tokens.
+    """
+
+    early: bool
+
+    def merge_early(self, rows: Tensor, grid: tuple[int, int]) -> Merge | None:
+        """Which patches of one image become one after the first layer, (patches, width)."""
+        ...
+
+    def reduce(
+        self,
+        features: Tensor,
+        grid: tuple[int, int] | None,
+        scores_of: Callable[[int], Tensor],
+        keys_of: Callable[[int], Tensor],
+        cls: Tensor | None = None,
+        merge: Merge | None = None,
+    ) -> Any:
+        """What becomes of one image's tokens (see `foveate.methods.base.TowerView`): a cut, or None."""
+        ...
+
+
+class TowerReader:
+    """Attention scores and keys of one image, from queries and keys tapped in the tower.
+
+    Args:
+        cls: Whether the first token is a CLS.
+        tapped: For each layer asked for, queries and keys of the image, (heads, tokens, head size), and the scaling.
+    """
+
+    def __init__(self, cls: bool, tapped: Sequence[tuple[Tensor, Tensor, float]]) -> None:
+        self._cls = cls
+        self._tapped = tapped
+
+    def scores(self, layer: int) -> Tensor:
+        """(patches,) float32: with a CLS the attention it pays, summed over heads; else what a patch receives."""
+        queries, keys, scaling = self._tapped[min(layer, len(self._tapped) - 1)]
+        if not self._cls:
+            return received_attention(queries, keys, scaling)
+        (row,) = attention_rows(queries[:, :1], keys, scaling)
+        return row[:, 0, 1:].sum(dim=0)
+
+    def keys(self, layer: int) -> Tensor:
+        """(patches, head size) float32, mean over heads; a CLS is left out."""
+        keys = self._tapped[min(layer, len(self._tapped) - 1)][1]
+        return keys[:, int(self._cls) :].float().mean(dim=0)
+
+
+def encode_before_projector(
+    run: Callable[[], Any], tower: nn.Module, projector: nn.Module, layer: int, cls: bool, reducer: Reducer
+) -> tuple[Any, list[Any]]:
+    """Run a LLaVA's `get_image_features` with every image's tokens reduced on their way to the projector.
+
+    The projector works on the rows that are left; behind it every image has as many rows as before, its own first
+    and zeros after them, so that the placeholders stay whole.
+
+    Args:
+        run: Calls the original.
+        tower: CLIP or SigLIP: `encoder.layers`, each with a `self_attn`.
+        projector: Gets (images, patches, width).
+        layer: Index of the layer whose output the projector gets.
+        cls: Whether the tower has a CLS, which the original leaves out.
+        reducer: What reduces.
+
+    Returns:
+        What the original returns, and a cut (or None) an image.
+    """
+    layers = encoder_layers(tower)
+    wanted = [layer, min(layer + 1, len(layers) - 1)]
+    seen: dict[int, tuple[Tensor, Tensor, float]] = {}
+    states: list[Tensor] = []
+    early: list[Merge | None] = []
+    patches: list[int] = []
+    cuts: list[Any] = []
+
+    def note_first(module: Any, args: Any, output: Tensor) -> Tensor | None:
+        patches.append(output.shape[1] - int(cls))
+        if not reducer.early:
+            early.extend([None] * len(output))
+            return None
+        side = int(patches[0] ** 0.5)
+        merge = reducer.merge_early(output[0, int(cls) :], (side, patches[0] // side))
+        early.append(merge)
+        if merge is None:
+            return None
+        return torch.cat((output[:, : int(cls)], average(output[0, int(cls) :], merge)[None]), dim=1)
+
+    def project(features: Tensor) -> Tensor:
+        side = int(patches[0] ** 0.5)
+        for index, image in enumerate(features):
+            read = TowerReader(cls, [(q[index], k[index], s) for q, k, s in (seen[at] for at in wanted)])
+            merge = early[index]
+            grid = (side, patches[0] // side) if merge is None else None
+            state = states[0][index, :1] if cls else None
+            cuts.append(reducer.reduce(image, grid, read.scores, read.keys, state, merge))
+        if all(cut is None for cut in cuts):
+            return original(features)
+        rows = [_rows(image, cut) for image, cut in zip(features, cuts, strict=True)]
+        if len({len(row) for row in rows}) == 1:
+            projected: Sequence[Tensor] = list(original(torch.stack(rows)))
+        else:
+            projected = [original(row[None])[0] for row in rows]
+        whole = projected[0].new_zeros(len(rows), patches[0], projected[0].shape[-1])
+        for place, row in zip(whole, projected, strict=True):
+            place[: len(row)] = row
+        return whole  # a fresh tensor: views of it are one image's features each
+
+    with ExitStack() as stack:
+        for at in dict.fromkeys(wanted):
+            attention = layers[at].self_attn
+            stack.enter_context(tapped(attention, lambda q, k, s, at=at: seen.update({at: (q, k, s)})))  # type: ignore[misc]
+        stack.enter_context(_hook(layers[0], note_first))
+        stack.enter_context(_hook(layers[layer], lambda module, args, output: states.append(output)))
+        original = stack.enter_context(_replaced(projector, project))
+        return run(), cuts
+
+
+def feature_layer(config: Any, depth: int) -> int:
+    """Which of the tower's `depth` layers the projector reads the output of: −2 of 24 is 22.
+
+    Raises:
+        UnsupportedError: If it reads several.
+    """
+    chosen = config.vision_feature_layer
+    if not isinstance(chosen, int):
+        raise UnsupportedError(f"This model reads several tower layers ({chosen}); tokens cannot be reduced there.")
+    return (depth + 1 + chosen if chosen < 0 else chosen) - 1
+
+
+def place_rows(features: Tensor, cut: Any) -> Tensor:
+    """An image's features with the rows of a cut in its first places and zeros after them, (tokens, width)."""
+    rows = _rows(features, cut)
+    whole = torch.zeros_like(features)
+    whole[: len(rows)] = rows
+    return whole
+
+
+def _rows(features: Tensor, cut: Any) -> Tensor:
+    """The rows a cut leaves of an image's tokens."""
+    if cut is None:
+        return features
+    rows: Tensor = features[cut.kept] if cut.rows is None else cut.rows
+    return rows.to(features.dtype)
+
+
+def encoder_layers(tower: nn.Module) -> nn.ModuleList:
+    """The tower's layers, wherever its class keeps its encoder."""
+    for name, module in tower.named_modules():
+        if name.split(".")[-2:] == ["encoder", "layers"] and isinstance(module, nn.ModuleList):
+            return module
+    raise AttributeError(f"{type(tower).__name__} has no encoder.layers")
+
+
+@contextmanager
+def _hook(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _replaced(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Run `forward` in the place of a module's own, which is handed out."""
+    original, own = module.forward, "forward" in module.__dict__
+    module.forward = forward  # type: ignore[method-assign]
+    try:
+        yield original
+    finally:
+        if own:
+            module.forward = original  # type: ignore[method-assign]
+        else:
+            del module.forward
