@@ -44,7 +44,7 @@ def test_history_holds_every_prefill_and_the_trace_the_latest():
 def test_its_repr_says_what_happened():
     with fv.drop(tiny("llava"), METHOD) as trace, torch.no_grad():
         tiny("llava")(**batch("llava", ["ti"]))
-    assert repr(trace) == "Trace(retention 40.7%; layer 1: 25 to 12; layer 3: 12 to 4)"
+    assert repr(trace) == "Trace(retention 40.7%; before layer 1: 25 to 12; before layer 3: 12 to 4)"
 
 
 def test_show_draws_the_part_the_processor_cut_out(tmp_path):

@@ -131,5 +131,5 @@ def _window_members(height: int, width: int, window: int, device: torch.device) 
         raise ShapeError(f"A {height} x {width} grid holds no window of {window} x {window}.")
     grid = torch.arange(height * width, device=device).view(height, width)
     grid = grid[: height // window * window, : width // window * window]
-    tiles = grid.unfold(0, window, window).unfold(1, window, window)
+    tiles: Tensor = grid.unfold(0, window, window).unfold(1, window, window)
     return tiles.reshape(-1, window * window)

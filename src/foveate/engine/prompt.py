@@ -30,6 +30,11 @@ class Item:
     boxes: Callable[[], Tensor | None]
     cut: Cut | None = None
 
+    @property
+    def leaves(self) -> bool:
+        """Whether the tower changed its rows."""
+        return self.cut is not None and (self.cut.rows is not None or len(self.cut.kept) < self.length)
+
 
 @dataclass(slots=True, eq=False)
 class Sample:
@@ -143,7 +148,9 @@ class Prompt:
 
     def start(self) -> None:
         """Take what the tower has decided as a cut before layer 0."""
-        if not any(item.cut for sample in self.samples for item in sample.items):
+        if not any(item.leaves for sample in self.samples for item in sample.items):
+            for sample in self.samples:
+                sample.notes.update(_tower_cut(sample).notes if sample.items else {})
             return
         before = tuple(len(sample.tokens) for sample in self.samples)
         for sample in self.samples:
@@ -227,6 +234,7 @@ class Prompt:
             read=lambda: hidden[index, columns],
             entered=sample.vision.shape[0],
             sizes=sample.sizes,
+            entered_sizes=tuple(item.length for item in sample.items),
             notes=sample.notes,
             attend=lambda queries, start, stop, both: rows_of().rows(queries, start, stop, both),
             keys_of=lambda: rows_of().keys(),
@@ -326,7 +334,7 @@ def _read_sample(owner: Tensor, live: Tensor, items: Sequence[Item], device: tor
     mine, sizes = torch.unique_consecutive(owner[vision], return_counts=True)
     every = torch.arange(len(vision), device=device)
     found = [items[index] for index in mine.tolist()]
-    if any(item.cut and item.length != size for item, size in zip(found, sizes.tolist(), strict=True)):
+    if any(item.leaves and item.length != size for item, size in zip(found, sizes.tolist(), strict=True)):
         raise UnsupportedError("An image that the tower has reduced is partly masked; pass its whole attention_mask.")
     return Sample(
         text=(live & (owner < 0)).nonzero()[:, 0].to(device),

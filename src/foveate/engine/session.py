@@ -234,7 +234,7 @@ class Session:
 
     def _drops(self, samples: Sequence[Sample]) -> bool:
         """Whether tokens will leave, as far as can be said beforehand."""
-        if any(item.cut is not None for sample in samples for item in sample.items):
+        if any(item.leaves for sample in samples for item in sample.items):
             return True
         plans = [self.method.plan(len(self.family.layers), s.sizes or ()) for s in samples if len(s.vision)]
         counts = [len(s.vision) for s in samples if len(s.vision)]

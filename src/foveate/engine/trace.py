@@ -246,7 +246,7 @@ class Trace:
         if not self.history:
             return "Trace(nothing ran yet)"
         shares = ", ".join(f"{share:.1%}" for share in self.retention)
-        cuts = "; ".join(f"layer {s.layer}: {sum(s.before)} to {sum(s.after)}" for s in self.stages) or "no cut"
+        cuts = "; ".join(f"{_where(s)}: {sum(s.before)} to {sum(s.after)}" for s in self.stages) or "no cut"
         return f"Trace(retention {shares}; {cuts})"
 
 

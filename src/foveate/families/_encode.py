@@ -12,7 +12,15 @@ from foveate.core.merge import Merge, average
 from foveate.errors import UnsupportedError
 from foveate.families._tap import tapped
 
-__all__ = ["Reducer", "TowerReader", "encode_before_projector", "encoder_layers", "feature_layer", "place_rows"]
+__all__ = [
+    "Reducer",
+    "TowerReader",
+    "encode_before_projector",
+    "encoder_layers",
+    "feature_layer",
+    "place_rows",
+    "stays_whole",
+]
 
 
 class Reducer(Protocol):
@@ -114,7 +122,7 @@ def encode_before_projector(
             grid = (side, patches[0] // side) if merge is None else None
             state = states[0][index, :1] if cls else None
             cuts.append(reducer.reduce(image, grid, read.scores, read.keys, state, merge))
-        if all(cut is None for cut in cuts):
+        if all(stays_whole(image, cut) for image, cut in zip(features, cuts, strict=True)):
             return original(features)
         rows = [_rows(image, cut) for image, cut in zip(features, cuts, strict=True)]
         if len({len(row) for row in rows}) == 1:
@@ -146,6 +154,11 @@ def feature_layer(config: Any, depth: int) -> int:
     if not isinstance(chosen, int):
         raise UnsupportedError(f"This model reads several tower layers ({chosen}); tokens cannot be reduced there.")
     return (depth + 1 + chosen if chosen < 0 else chosen) - 1
+
+
+def stays_whole(features: Tensor, cut: Any) -> bool:
+    """Whether a cut leaves an image's tokens as they are."""
+    return cut is None or (cut.rows is None and len(cut.kept) == len(features))
 
 
 def place_rows(features: Tensor, cut: Any) -> Tensor:

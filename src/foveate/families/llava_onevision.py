@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.core.attention import received_attention
 from foveate.errors import SettingError, UnsupportedError
-from foveate.families._encode import Reducer, encoder_layers, feature_layer, place_rows
+from foveate.families._encode import Reducer, encoder_layers, feature_layer, place_rows, stays_whole
 from foveate.families._tap import tapped
 from foveate.families._towers import llava_cost
 from foveate.families.base import Family, grid_boxes
@@ -60,7 +60,7 @@ class LlavaOnevision(Family):
         for index, (one, stats, boxes) in enumerate(zip(features, packed, places, strict=True)):
             cut = _reduce(one, stats, boxes, reducer)
             cuts.append(cut)
-            if cut is not None:
+            if not stays_whole(features[index], cut):
                 features[index] = place_rows(one, cut)
         output.pooler_output = features if modality == "image" else torch.stack(features)
         return output, cuts

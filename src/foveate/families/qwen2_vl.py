@@ -8,7 +8,7 @@ from torch import Tensor
 
 from foveate.core.attention import received_attention
 from foveate.errors import SettingError
-from foveate.families._encode import Reducer, place_rows
+from foveate.families._encode import Reducer, place_rows, stays_whole
 from foveate.families._tap import tapped
 from foveate.families._towers import qwen_cost
 from foveate.families.base import Family, grid_boxes
@@ -66,7 +66,7 @@ class Qwen2VL(Family):
             one, many = token_scores[index], token_keys[index]
             cut = reducer.reduce(features[index], grid, lambda layer, one=one: one, lambda layer, many=many: many)  # type: ignore[misc]
             cuts.append(cut)
-            if cut is not None:
+            if not stays_whole(features[index], cut):
                 features[index] = place_rows(features[index], cut)
                 self._place_deepstack(output, index, cut)
         output.pooler_output = features

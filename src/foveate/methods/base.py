@@ -37,6 +37,7 @@ class View:
         entered: How many vision tokens the sample had when it entered the model.
         sizes: How many of `tokens` belong to each image or video of the sample, in order; None once a cut
             ranked over all of them together, since only the device knows then.
+        entered_sizes: How many vision tokens each of these images had when it entered the model.
         notes: What a method wants to remember from layer to layer, a tensor a name whose first dimension
             is `tokens`. The engine cuts them with the tokens.
         attend: Where attention rows come from (see `attention`); None where nobody can compute them.
@@ -49,8 +50,9 @@ class View:
     read: Callable[[], Tensor]
     entered: int
     sizes: tuple[int, ...] | None = None
+    entered_sizes: tuple[int, ...] = ()
     notes: dict[str, Tensor] = field(default_factory=dict)
-    attend: "Callable[[Queries, int, int, bool], Iterator[Tensor]] | None" = None
+    attend: Callable[[Queries, int, int, bool], Iterator[Tensor]] | None = None
     keys_of: Callable[[], Tensor] | None = None
     reindex: bool = True
     start: int = 0
@@ -63,6 +65,7 @@ class View:
         known.setdefault("tokens", torch.arange(count, device=hidden.device))
         known.setdefault("entered", count)
         known.setdefault("sizes", (count,))
+        known.setdefault("entered_sizes", known["sizes"])
         return cls(layer=layer, read=lambda: hidden, **known)
 
     @property
@@ -117,8 +120,11 @@ class View:
         """A view of each image by itself; of all tokens together where only the device knows whose is whose."""
         if self.sizes is None or len(self.sizes) == 1:
             return [self]
-        ends = list(itertools.accumulate(self.sizes))
-        return [self.part(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
+        ends = itertools.accumulate(self.sizes)
+        return [
+            dataclasses.replace(self.part(end - size, end), entered_sizes=(entered,))
+            for end, size, entered in zip(ends, self.sizes, self.entered_sizes, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,10 +156,12 @@ class Cut:
         if any(cut.rows is None for cut in cuts):
             return cls(torch.cat(kept), sizes=counts)
         assign = [
-            torch.where(cut.assign < 0, cut.assign, cut.assign + at)  # type: ignore[operator]
+            torch.where(cut.assign < 0, cut.assign, cut.assign + at)
             for cut, at in zip(cuts, firsts, strict=False)
+            if cut.assign is not None
         ]
-        return cls(torch.cat(kept), counts, torch.cat([cut.rows for cut in cuts]), torch.cat(assign))  # type: ignore[misc]
+        rows = torch.cat([cut.rows for cut in cuts if cut.rows is not None])
+        return cls(torch.cat(kept), counts, rows, torch.cat(assign))
 
 
 @dataclass(slots=True)
@@ -174,8 +182,8 @@ class TowerView:
     features: Tensor
     grid: tuple[int, int] | None
     cls: Tensor | None
-    scores_of: "Callable[[int], Tensor]"
-    keys_of: "Callable[[int], Tensor]"
+    scores_of: Callable[[int], Tensor]
+    keys_of: Callable[[int], Tensor]
     merge: Merge | None = None
     reindex: bool = True
 
