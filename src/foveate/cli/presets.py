@@ -47,7 +47,8 @@ class Presets:
         for preset in found:
             tokens = preset.vision_tokens
             count = tokens or UNKNOWN_COUNT
-            mean = mean_tokens(preset.method.plan(preset.depth, (count,)))
+            plan = preset.method.plan(preset.depth, (count,))
+            mean = None if plan is None else mean_tokens(plan)
             rows.append(
                 {
                     "name": preset.name,
@@ -55,7 +56,7 @@ class Presets:
                     "depth": preset.depth,
                     "vision_tokens": tokens,
                     "mean_tokens": mean if tokens else None,
-                    "retention": mean / count,
+                    "retention": None if mean is None else mean / count,
                     "source": preset.source,
                 }
             )
@@ -64,9 +65,8 @@ class Presets:
         table = Table(Column("Preset", no_wrap=True), "Retention", "Mean tokens", "Made for", "Source")
         for row, preset in zip(rows, found, strict=True):
             mean_text = "" if row["mean_tokens"] is None else f"{row['mean_tokens']:.1f} of {row['vision_tokens']}"
-            table.add_row(
-                Text(preset.name), f"{row['retention']:.1%}", mean_text, f"{preset.depth} layers", Text(preset.source)
-            )
+            share = "by picture" if row["retention"] is None else f"{row['retention']:.1%}"
+            table.add_row(Text(preset.name), share, mean_text, f"{preset.depth} layers", Text(preset.source))
         return show(table)
 
 

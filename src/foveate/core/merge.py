@@ -106,8 +106,9 @@ def window_similarity(rows: Tensor, height: int, width: int, window: int) -> Ten
     members = unit[_window_members(height, width, window, rows.device)]  # (windows, tokens of one, size)
     count = members.shape[1]
     pairs = members @ members.transpose(1, 2)
-    others: Tensor = pairs.sum(dim=(1, 2)) - pairs.diagonal(dim1=1, dim2=2).sum(dim=1)
-    return others / (count * (count - 1))
+    others = pairs.sum(dim=(1, 2)) - pairs.diagonal(dim1=1, dim2=2).sum(dim=1)
+    mean: Tensor = others / (count * (count - 1))
+    return mean
 
 
 def merge_windows(similarity: Tensor, merged: int, height: int, width: int, window: int) -> Merge:

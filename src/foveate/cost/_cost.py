@@ -23,6 +23,7 @@ class Cost:
         text_tokens: Rows of the prompt that are not vision tokens; each layer processes them all.
         vision_tokens: Vision tokens of each image or video, as they enter the decoder.
         tokens: Vision tokens each decoder layer processes.
+        cached: Vision tokens in each layer's cache once decoding starts; fewer where a method cuts caches afterwards.
         attention: "full", or "causal" if the prefill's attention was counted half.
         layer_flops: The prefill of each decoder layer: projections, MLP and attention.
         tower_flops: The vision tower.
@@ -36,6 +37,7 @@ class Cost:
     text_tokens: int
     vision_tokens: tuple[int, ...]
     tokens: tuple[int, ...]
+    cached: tuple[int, ...]
     attention: Literal["full", "causal"]
     layer_flops: tuple[int, ...]
     tower_flops: int
@@ -65,7 +67,7 @@ class Cost:
     @property
     def kv_lengths(self) -> tuple[int, ...]:
         """Rows in each layer's cache after the prefill."""
-        return tuple(self.text_tokens + count for count in self.tokens)
+        return tuple(self.text_tokens + count for count in self.cached)
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure as plain values that JSON knows."""
@@ -83,6 +85,7 @@ def cost(
     attention: Literal["full", "causal"] = "full",
     tower_images: int | Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
+    tokens: Sequence[int] | None = None,
 ) -> Cost:
     """What a prompt of one sample costs on a model, from its config alone.
 
@@ -105,9 +108,11 @@ def cost(
             counts: for LLaVA their multiple of a picture's, for LLaVA-OneVision the number that alone gives
             that count, for Qwen-VL one, an image. `Family.tower_images` reads it off a processor's output.
         dtype: Of the cache; by default the config's, and bfloat16 if it names none.
+        tokens: Vision tokens each decoder layer processes, for a method that decides by what the picture shows
+            (MustDrop): a trace tells, `[count for (count,) in trace.latest.per_layer]`.
 
     Raises:
-        SettingError: If a count is negative or all are zero, the schedule does not fit the depth, or
+        SettingError: If such a method is given without `tokens`, a count is negative or all are zero, the schedule does not fit the depth, or
             `tower_images` is missing where the counts leave it open, or contradicts them.
         UnsupportedError: If no family serves the config, or its decoder or tower is of a kind whose cost is
             not known (mixtures of experts; sliding windows shorter than the prompt).
@@ -138,25 +143,36 @@ def cost(
             f"A prompt of {text_tokens + sum(sizes)} tokens does not fit the sliding window of {window} "
             f"of this {text.model_type!r} decoder; what that costs is not known."
         )
-    tokens, scoring = (sum(sizes),) * decoder.depth, 0
+    scoring, cached_as = 0, {}
+    if tokens is not None and len(tokens) != decoder.depth:
+        raise SettingError(f"tokens has a count for each of the {decoder.depth} layers; got {len(tokens)}.")
     if method is not None:
         method.check(decoder.depth)
-        tokens = method.plan(decoder.depth, sizes)
+        tokens = tokens or method.plan(decoder.depth, sizes)
+        if tokens is None:
+            raise SettingError(
+                f"How many tokens {type(method).__name__} leaves depends on the picture: run it and give its counts, "
+                "tokens=[count for (count,) in trace.latest.per_layer]."
+            )
         scoring = method.scoring_flops(decoder.depth, decoder.width, sizes)
-    rows = [text_tokens + count for count in tokens]
+        cached_as = dict.fromkeys(method.kv_layers(decoder.depth), tokens[-1])
+    tokens = tuple(tokens or (sum(sizes),) * decoder.depth)
+    cached = tuple(cached_as.get(layer, count) for layer, count in enumerate(tokens))
+    rows, kept = [text_tokens + count for count in tokens], [text_tokens + count for count in cached]
     tower, projector = kind.tower_cost(config, sizes, pictures) if sum(sizes) else (0, 0)
     return Cost(
         text_tokens=text_tokens,
         vision_tokens=sizes,
         tokens=tokens,
+        cached=cached,
         attention=attention,
         layer_flops=tuple(decoder.layer(n, keys=n, halved=attention == "causal") for n in rows),
         tower_flops=tower,
         projector_flops=projector,
         head_flops=decoder.head(),
         scoring_flops=scoring,
-        decode_flops=sum(decoder.layer(1, keys=n + 1) for n in rows) + decoder.head(),
-        kv_bytes=sum(map(decoder.cached, rows)) * (dtype or _dtype(config)).itemsize,
+        decode_flops=sum(decoder.layer(1, keys=n + 1) for n in kept) + decoder.head(),
+        kv_bytes=sum(map(decoder.cached, kept)) * (dtype or _dtype(config)).itemsize,
     )
 
 

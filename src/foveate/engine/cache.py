@@ -145,7 +145,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.base_end = end
 
     def keep(self, wanted: Tensor) -> None:
-        """Of the rows that came last, keep only these: (samples, rows) bool, in the order they came. No tail may follow."""
+        """Of the rows that came last, keep only these: (samples, rows) bool, in the order they came."""
         self.base = self.columns(0, wanted.shape[0], wanted.device)
         self.base_end = self.seen
         earlier = self.base[:, : self.base.shape[1] - wanted.shape[1]]

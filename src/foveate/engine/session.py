@@ -383,17 +383,17 @@ class Session:
         state = prompt.samples[sample]
         if prompt.layout is None:
             columns = state.rows().to(hidden.device)
-            rotary = tuple(table[sample if table.shape[0] > 1 else 0][columns] for table in pair)
+            cos, sin = (table[sample if table.shape[0] > 1 else 0][columns] for table in pair)
         else:
             layout = prompt.layout.on(hidden.device)
             start = layout.index.shape[1] - layout.lengths[sample]
             columns = layout.index[sample, start:]
-            rotary = tuple(table[sample, start:] for table in self._tables(layout, hidden, pair, pruned))
+            cos, sin = (table[sample, start:] for table in self._tables(layout, hidden, pair, pruned))
         vision = torch.searchsorted(columns, state.vision[state.slots].to(hidden.device))
         live = None if self._live is None else self._live[sample] != 0
         past = past_keys(cache, index, sample, live)
         layer = self.family.layers[index]
-        return LayerAttention(self.family, layer, hidden[sample, columns], rotary, vision, past)  # type: ignore[arg-type]
+        return LayerAttention(self.family, layer, hidden[sample, columns], (cos, sin), vision, past)
 
     def _mask(
         self,

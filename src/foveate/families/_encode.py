@@ -136,7 +136,7 @@ def encode_before_projector(
 
     with ExitStack() as stack:
         for at in dict.fromkeys(wanted):
-            attention = layers[at].self_attn
+            attention: Any = layers[at].self_attn
             stack.enter_context(tapped(attention, lambda q, k, s, at=at: seen.update({at: (q, k, s)})))  # type: ignore[misc]
         stack.enter_context(_hook(layers[0], note_first))
         stack.enter_context(_hook(layers[layer], lambda module, args, output: states.append(output)))
@@ -198,11 +198,11 @@ def _hook(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
 def _replaced(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], Tensor]]:
     """Run `forward` in the place of a module's own, which is handed out."""
     original, own = module.forward, "forward" in module.__dict__
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         yield original
     finally:
         if own:
-            module.forward = original  # type: ignore[method-assign]
+            module.forward = original
         else:
             del module.forward

@@ -55,7 +55,8 @@ class Family:
                 f"{type(self.model).__name__} has no module with a language_model and a get_placeholder_mask; "
                 "pass the whole vision-language model, not a part of it."
             )
-        return found[-1]
+        core: nn.Module = found[-1]
+        return core
 
     @property
     def text(self) -> Any:
@@ -94,8 +95,8 @@ class Family:
             rotary: (cos, sin) of all rows, (rows, head size) each.
 
         Returns:
-            Queries (heads, …, head size), keys of all rows (key heads, rows, head size), both after norms and RoPE, and the
-            scaling of their product.
+            Queries (heads, …, head size), keys of all rows (key heads, rows, head size), both after norms and RoPE,
+            and the scaling of their product.
 
         Raises:
             UnsupportedError: If the layer's attention is built in a way this does not know.

@@ -45,7 +45,7 @@ class LlavaOnevision(Family):
         """
         tower, config = self.core.vision_tower, self.model.config
         layer = feature_layer(config, len(encoder_layers(tower)))
-        attention = encoder_layers(tower)[layer].self_attn
+        attention: Any = encoder_layers(tower)[layer].self_attn
         seen: list[tuple[Tensor, Tensor, float]] = []
         with tapped(attention, lambda *states: seen.append(states)):
             output = run()
@@ -55,7 +55,7 @@ class LlavaOnevision(Family):
         pictures = self.tower_images(config, modality, given)
         assert pictures is not None
         features, cuts = list(output.pooler_output), []
-        packed = self._pack(modality, read.split(pictures), given)
+        packed = self._pack(modality, torch.split(read, list(pictures)), given)
         places = self.boxes(modality, given, [len(one) for one in features])
         for index, (one, stats, boxes) in enumerate(zip(features, packed, places, strict=True)):
             cut = _reduce(one, stats, boxes, reducer)

@@ -57,8 +57,8 @@ class Qwen2VL(Family):
         group = visual.spatial_merge_size**2
         features, cuts = list(output.pooler_output), []
         sizes = [len(one) for one in features]
-        token_scores = torch.cat(scores).view(-1, group).mean(dim=1).split(sizes)
-        token_keys = keys[0].view(len(keys[0]) // group, group, -1).mean(dim=1).split(sizes)
+        token_scores = torch.split(torch.cat(scores).view(-1, group).mean(dim=1), sizes)
+        token_keys = torch.split(keys[0].view(len(keys[0]) // group, group, -1).mean(dim=1), sizes)
         grids = given[f"{modality}_grid_thw"].tolist()
         for index, (t, h, w) in enumerate(grids):
             side = visual.spatial_merge_size

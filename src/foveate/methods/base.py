@@ -136,7 +136,8 @@ class Cut:
             given; −1 for a row that is no token of its own.
         sizes: How many of them belong to each image or video, if the method knows. Needed with `rows`.
         rows: The new rows, (rows, width), where the method merges or reorders; None: the tokens stay as they are.
-        assign: (tokens,) int64, the row each of the view's tokens went into, −1 if it was dropped; None without `rows`.
+        assign: (tokens,) int64, the row each of the view's tokens went into, −1 if it was dropped; None without
+            `rows`.
         notes: What the method wants to remember of the rows, a tensor a name whose first dimension is the rows.
     """
 

@@ -4,6 +4,7 @@ Paper: Liu et al., "Multi-Stage Vision Token Dropping: Towards Efficient Multimo
 arXiv:2411.10803. Constants the paper leaves open are those of the released code.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ REFERENCE = 576
 class MustDrop(Method):
     """Drops over a token's whole life: window merging, a dual attention filter, and a final set for decoding.
 
-    A vision token leaves at a cut if the text gives it little attention in all (a share below `global_thr`) and no single
-    text token looks at it (at most `individual_thr`); the key tokens the tower's CLS attends to never leave.
+    A vision token leaves at a cut if the text gives it little attention in all (a share below `global_thr`) and no
+    single text token looks at it (below `individual_thr`); the key tokens the tower's CLS attends to never leave.
 
     Attributes:
         global_thr: γ, a share of the attention all vision tokens get.
@@ -88,7 +89,8 @@ class MustDrop(Method):
             raise SettingError(f"mode is 'threshold' or 'budget'; got {self.mode!r}.")
         if self.mode == "budget" and len(self.counts) != len(self.pruning_layers):
             raise SettingError(
-                f"Budget mode needs a count for each of the {len(self.pruning_layers)} pruning layers; got {self.counts}."
+                f"Budget mode needs a count for each of the {len(self.pruning_layers)} pruning layers; "
+                f"got {self.counts}."
             )
         if self.mode == "budget" and self.global_thr == 0:
             raise SettingError("Budget mode weighs the two attentions by individual_thr / global_thr; global_thr is 0.")
@@ -223,8 +225,8 @@ class MustDrop(Method):
         floor = (first * start + (depth - first)) / depth
         if mean < floor:
             raise BudgetError(
-                f"MustDrop cannot average {mean:.4g} of {full} vision tokens on {depth} layers: its first cut is before "
-                f"layer {first}, so its floor is {floor:.1f} tokens. Ask for more, or give earlier pruning_layers."
+                f"MustDrop cannot average {mean:.4g} of {full} vision tokens on {depth} layers: its first cut is "
+                f"before layer {first}, so its floor is {floor:.1f} tokens. Ask for more, or give earlier pruning_layers."
             )
         most_keys = (depth * mean - first * start) / (depth - first)
         key_rate = min(key_rate, math.floor(most_keys) / start)
@@ -267,7 +269,7 @@ def _geometric(mean: float, start: int, depth: int, layers: Sequence[int], keys:
         return [max(keys, 1, math.floor(start * q**i + 0.5)) for i in range(1, len(layers) + 1)]
 
     def spent(counts: Sequence[int]) -> float:
-        spans = (after - before for before, after in zip(bounds, bounds[1:], strict=False))
+        spans = (after - before for before, after in itertools.pairwise(bounds))
         return (bounds[0] * start + sum(n * span for n, span in zip(counts, spans, strict=True))) / depth
 
     low, high = 0.0, 1.0

@@ -4,6 +4,7 @@ Paper: Xu et al., "Rethinking Visual Token Reduction in LVLMs under Cross-modal 
 arXiv:2506.22283. Importance of a vision token is the attention other vision tokens pay to it.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -217,7 +218,7 @@ def solve_sizes(mean: float, full: int, depth: int, cuts: Sequence[int], entry: 
     """
     entry = min(entry, full / mean)
     bounds = [0, *cuts, depth]
-    weights = [(after - before) / depth for before, after in zip(bounds, bounds[1:], strict=False)]
+    weights = [(after - before) / depth for before, after in itertools.pairwise(bounds)]
     if entry <= 1:
         return [mean] * len(weights)
     low, high = 0.0, 1.0
