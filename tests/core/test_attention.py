@@ -1,0 +1,90 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foveate.core.attention import BLOCK_NUMBERS, attention_rows, received_attention
+
+
+def dense(queries, keys, scaling, last_key=None):
+    """Attention of every query over every key, head by head, in float64: what eager attention does."""
+    heads, groups = queries.shape[0], queries.shape[0] // keys.shape[0]
+    out = []
+    for head in range(heads):
+        logits = queries[head].double() @ keys[head // groups].double().T * scaling
+        if last_key is not None:
+            for row, last in enumerate(last_key.tolist()):
+                logits[row, last + 1 :] = float("-inf")
+        out.append(logits.softmax(dim=-1))
+    return torch.stack(out).float()
+
+
+def test_two_keys_by_hand():
+    queries, keys = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    (rows,) = attention_rows(queries, keys, scaling=torch.log(torch.tensor(3.0)).item())
+    assert rows[0, 0].tolist() == pytest.approx([0.75, 0.25])  # logits ln 3 and 0
+
+
+@given(
+    groups=st.integers(1, 3),
+    key_heads=st.integers(1, 3),
+    rows=st.integers(1, 9),
+    slots=st.integers(1, 12),
+    block=st.integers(1, 200),
+    causal=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_rows_equal_dense_attention_in_any_blocks(groups, key_heads, rows, slots, block, causal, seed):
+    rng = torch.Generator().manual_seed(seed)
+    queries = torch.randn(groups * key_heads, rows, 4, generator=rng)
+    keys = torch.randn(key_heads, slots, 4, generator=rng)
+    last_key = torch.randint(0, slots, (rows,), generator=rng) if causal else None
+    blocks = list(attention_rows(queries, keys, 0.5, last_key, block=block))
+    torch.testing.assert_close(torch.cat(blocks, dim=1), dense(queries, keys, 0.5, last_key), atol=1e-5, rtol=0)
+    largest = max(part.numel() for part in blocks)
+    assert largest <= max(block, groups * key_heads * slots)  # never more than a block, or one row of every head
+
+
+def test_few_key_heads_equal_the_same_keys_repeated():
+    rng = torch.Generator().manual_seed(1)
+    queries, keys = torch.randn(8, 5, 4, generator=rng), torch.randn(2, 7, 4, generator=rng)
+    (few,) = attention_rows(queries, keys, 0.5)
+    (many,) = attention_rows(queries, keys.repeat_interleave(4, dim=0), 0.5)
+    torch.testing.assert_close(few, many)
+
+
+def test_columns_are_sliced_after_the_softmax():
+    rng = torch.Generator().manual_seed(2)
+    queries, keys = torch.randn(2, 3, 4, generator=rng), torch.randn(2, 6, 4, generator=rng)
+    (part,) = attention_rows(queries, keys, 0.5, columns=slice(2, 4))
+    torch.testing.assert_close(part, dense(queries, keys, 0.5)[..., 2:4])
+    assert (part.sum(dim=-1) < 1).all()
+
+
+def test_half_precision_is_scored_in_float32():
+    rng = torch.Generator().manual_seed(3)
+    queries, keys = (torch.randn(2, 5, 8, generator=rng).bfloat16() for _ in range(2))
+    (rows,) = attention_rows(queries, keys, 0.3)
+    assert rows.dtype == torch.float32
+    torch.testing.assert_close(rows, dense(queries, keys, 0.3), atol=1e-6, rtol=1e-5)
+
+
+def test_no_rows_give_no_block():
+    assert list(attention_rows(torch.zeros(2, 0, 4), torch.zeros(2, 3, 4), 1.0)) == []
+
+
+def test_received_attention_is_the_mean_of_the_columns():
+    rng = torch.Generator().manual_seed(4)
+    queries, keys = torch.randn(4, 9, 4, generator=rng), torch.randn(2, 9, 4, generator=rng)
+    got = received_attention(queries, keys, 0.5)
+    torch.testing.assert_close(got, dense(queries, keys, 0.5).mean(dim=(0, 1)))
+    assert got.sum().item() == pytest.approx(1)
+
+
+def test_received_attention_is_the_same_over_several_blocks():
+    slots = 1200
+    rng = torch.Generator().manual_seed(5)
+    queries, keys = torch.randn(4, slots, 4, generator=rng), torch.randn(4, slots, 4, generator=rng)
+    assert queries.shape[0] * slots**2 > BLOCK_NUMBERS
+    wanted = torch.stack([(queries[h] @ keys[h].T * 0.5).softmax(-1).mean(0) for h in range(4)]).mean(0)
+    torch.testing.assert_close(received_attention(queries, keys, 0.5), wanted)

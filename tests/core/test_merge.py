@@ -1,0 +1,193 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foveate.core.merge import (
+    Merge,
+    average,
+    dominant_and_contextual,
+    merge_windows,
+    target_plus_mean,
+    window_similarity,
+)
+from foveate.errors import ShapeError
+
+
+def cosine(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True)) / (math.hypot(*a) * math.hypot(*b))
+
+
+def naive(scores, metric, dominant, contextual):
+    """The paper's words in loops over tokens: (origin of each row, row of each token)."""
+    ranked = sorted(range(len(scores)), key=lambda token: (-scores[token], token))
+    kept = sorted(ranked[:dominant])
+    rest = sorted(ranked[dominant:])
+    contextual = min(contextual, len(rest))
+    assign = [-1] * len(scores)
+    for row, token in enumerate(kept):
+        assign[token] = row
+    if contextual == 0:
+        return kept, assign
+    step = max(1, len(rest) // contextual)
+    targets = [rest[place * step] for place in range(contextual)]
+    for token in rest:
+        if token in targets:
+            assign[token] = dominant + targets.index(token)
+        else:
+            near = [cosine(metric[token], metric[target]) for target in targets]
+            assign[token] = dominant + near.index(max(near))
+    return kept + targets, assign
+
+
+@pytest.mark.parametrize(
+    ("tokens", "dominant", "contextual", "places"),
+    [
+        (48, 30, 5, [0, 3, 6, 9, 12]),
+        (35, 22, 4, [0, 3, 6, 9]),
+        (26, 16, 3, [0, 3, 6]),
+        (576, 41, 6, [0, 89, 178, 267, 356, 445]),
+        (10, 3, 4, [0, 1, 2, 3]),
+        (9, 6, 5, [0, 1, 2]),  # fewer are left than rows were asked for
+    ],
+)
+def test_targets_are_spread_over_the_rest(tokens, dominant, contextual, places):
+    merge = dominant_and_contextual(-torch.arange(float(tokens)), torch.randn(tokens, 4), dominant, contextual)
+    assert merge.origin.tolist() == [*range(dominant), *(dominant + place for place in places)]
+
+
+def test_a_reduction_by_hand():
+    scores = torch.tensor([0.1, 0.9, 0.2, 0.8, 0.3, 0.0])  # dominant 1 and 3; the rest 0, 2, 4, 5; targets 0 and 4
+    keys = torch.tensor([[1.0, 0.0], [5.0, 5.0], [3.0, 0.1], [5.0, 5.0], [0.0, 2.0], [0.1, 9.0]])
+    merge = dominant_and_contextual(scores, keys, dominant=2, contextual=2)
+    assert merge.origin.tolist() == [1, 3, 0, 4]
+    assert merge.assign.tolist() == [2, 0, 2, 1, 3, 3]
+    rows = torch.tensor([[1.0], [2.0], [10.0], [3.0], [4.0], [20.0]])
+    assert target_plus_mean(rows, merge)[:, 0].tolist() == [2.0, 3.0, 11.0, 24.0]
+    assert average(rows, merge)[:, 0].tolist() == [2.0, 3.0, 5.5, 12.0]
+
+
+def test_identical_keys_join_the_first_target_alike():
+    merge = dominant_and_contextual(torch.zeros(9), torch.ones(9, 3), dominant=1, contextual=2)
+    assert merge.origin.tolist() == [0, 1, 5]
+    assert merge.assign.tolist() == [0, 1, 1, 1, 1, 2, 1, 1, 1]  # 5 is a target itself; ties go to the first
+
+
+def test_a_target_nobody_joins_stays_what_it_is_and_one_with_a_member_adds_it():
+    rows = torch.tensor([[1.5, -2.0], [4.0, 8.0], [0.25, 0.5]])
+    merge = Merge(torch.tensor([0, 1]), torch.tensor([0, 1, 1]))
+    assert torch.equal(target_plus_mean(rows, merge), torch.tensor([[1.5, -2.0], [4.25, 8.5]]))
+
+
+def test_without_context_the_rest_is_dropped():
+    merge = dominant_and_contextual(torch.tensor([3.0, 1.0, 2.0]), torch.ones(3, 2), dominant=2, contextual=0)
+    assert (merge.origin.tolist(), merge.assign.tolist()) == ([0, 2], [0, -1, 1])
+    rows = torch.tensor([[1.0], [9.0], [2.0]])
+    assert target_plus_mean(rows, merge)[:, 0].tolist() == [1.0, 2.0]
+    assert average(rows, merge)[:, 0].tolist() == [1.0, 2.0]
+
+
+def test_a_key_of_length_zero_does_no_harm():
+    merge = dominant_and_contextual(torch.zeros(5), torch.zeros(5, 2), dominant=1, contextual=2)
+    assert (merge.assign >= 0).all()
+
+
+@given(tokens=st.integers(1, 40), seed=st.integers(0, 2**16), data=st.data())
+def test_a_reduction_equals_loops_over_tokens(tokens, seed, data):
+    dominant = data.draw(st.integers(1, tokens))
+    contextual = data.draw(st.integers(0, tokens))
+    rng = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, 10, (tokens,), generator=rng).float()  # ties abound
+    metric = torch.randn(tokens, 5, generator=rng)
+    merge = dominant_and_contextual(scores, metric, dominant, contextual)
+    origin, assign = naive(scores.tolist(), metric.double().tolist(), dominant, contextual)
+    assert merge.origin.tolist() == origin
+    assert merge.assign.tolist() == assign
+    rows = torch.randn(tokens, 3, generator=rng)
+    for row, target in enumerate(origin):
+        went = [token for token in range(tokens) if assign[token] == row]
+        others = [rows[token] for token in went if token != target]
+        total = rows[target] + (torch.stack(others).mean(dim=0) if others else 0)
+        torch.testing.assert_close(target_plus_mean(rows, merge)[row], total)
+        torch.testing.assert_close(average(rows, merge)[row], rows[went].mean(dim=0))
+
+
+def test_merged_rows_have_their_inputs_dtype_and_are_summed_in_float32():
+    # 256 + 1 is 256 in bfloat16: a running sum in it would never move.
+    rows = torch.cat((torch.full((1, 1), 256.0), torch.ones(512, 1))).bfloat16()
+    merge = Merge(torch.tensor([0]), torch.zeros(513, dtype=torch.int64))
+    assert average(rows, merge).dtype == torch.bfloat16
+    assert average(rows, merge).item() == pytest.approx((256 + 512) / 513, rel=0.01)
+    assert target_plus_mean(rows, merge).item() == pytest.approx(257, rel=0.01)
+
+
+# -- windows -------------------------------------------------------------------------------------------------
+
+
+def two_flat_windows():
+    """A 6 x 6 grid whose windows 0 and 3 are nearly flat, the former flatter."""
+    rng = torch.Generator().manual_seed(3)
+    grid = torch.randn(6, 6, 8, generator=rng)
+    grid[:3, :3] = torch.ones(8) + 0.01 * torch.randn(3, 3, 8, generator=rng)
+    grid[3:, 3:] = torch.ones(8) + 0.1 * torch.randn(3, 3, 8, generator=rng)
+    return grid.reshape(36, 8)
+
+
+def test_two_flat_windows_of_a_6_by_6_grid():
+    rows = two_flat_windows()
+    similarity = window_similarity(rows, 6, 6, 3)
+    assert (similarity >= 0.8).tolist() == [True, False, False, True]
+    merge = merge_windows(similarity, 2, 6, 6, 3)
+    first = [0, 1, 2, 6, 7, 8, 12, 13, 14]
+    second = [21, 22, 23, 27, 28, 29, 33, 34, 35]
+    alone = [token for token in range(36) if token not in first + second]
+    assert len(merge) == 20
+    assert merge.origin.tolist() == [7, 28, *alone]
+    assert [(merge.assign == row).nonzero()[:, 0].tolist() for row in (0, 1)] == [first, second]
+    merged = average(rows, merge)
+    torch.testing.assert_close(merged[0], rows[first].mean(dim=0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(merged[1], rows[second].mean(dim=0), atol=1e-6, rtol=0)
+    assert torch.equal(merged[2:], rows[alone])
+
+
+def test_windows_come_by_falling_similarity_and_ties_by_place():
+    merge = merge_windows(torch.tensor([0.9, 0.95, 0.9, 0.99]), 3, 4, 4, 2)
+    assert merge.origin[:3].tolist() == [14, 6, 4]  # windows 3, 1 and 0; of an even window the third of four
+
+
+@given(merged=st.integers(0, 64))
+def test_each_window_takes_eight_tokens_away(merged):
+    merge = merge_windows(torch.rand(64, generator=torch.Generator().manual_seed(0)), merged, 24, 24, 3)
+    assert len(merge) == 576 - 8 * merged
+    assert torch.bincount(merge.assign, minlength=len(merge)).tolist() == [9] * merged + [1] * (576 - 9 * merged)
+    assert merge.origin[merged:].tolist() == sorted(merge.origin[merged:].tolist())
+
+
+@given(height=st.integers(2, 9), width=st.integers(2, 9), window=st.integers(2, 3), seed=st.integers(0, 2**16))
+def test_similarity_is_the_mean_over_ordered_pairs(height, width, window, seed):
+    rows = torch.randn(height * width, 4, generator=torch.Generator().manual_seed(seed))
+    if min(height, width) < window:
+        with pytest.raises(ShapeError, match="holds no window"):
+            window_similarity(rows, height, width, window)
+        return
+    wanted = []
+    for top in range(0, height - window + 1, window):
+        for left in range(0, width - window + 1, window):
+            cells = [(top + i) * width + left + j for i in range(window) for j in range(window)]
+            pairs = [
+                cosine(rows[p].double().tolist(), rows[q].double().tolist()) for p in cells for q in cells if p != q
+            ]
+            wanted.append(sum(pairs) / len(pairs))
+    assert window_similarity(rows, height, width, window).tolist() == pytest.approx(wanted, abs=1e-5)
+
+
+def test_what_no_window_covers_is_never_merged():
+    merge = merge_windows(torch.tensor([0.9]), 1, 3, 4, 3)  # the last column of a 3 x 4 grid lies outside
+    assert merge.origin.tolist() == [5, 3, 7, 11]
+    assert merge.assign.tolist() == [0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3]
+
+
+def test_a_flat_grid_of_zeros_is_no_division_by_zero():
+    assert torch.isfinite(window_similarity(torch.zeros(9, 2), 3, 3, 3)).all()

@@ -1,0 +1,44 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foveate.core.rank import spread, top
+from foveate.errors import ShapeError
+
+
+def test_the_largest_by_hand():
+    assert top(torch.tensor([0.1, 0.9, 0.5, 0.7]), 2).tolist() == [1, 3]
+
+
+def test_ties_go_to_the_lower_index():
+    assert top(torch.tensor([1.0, 2.0, 1.0, 2.0, 1.0]), 3).tolist() == [0, 1, 3]
+    assert top(torch.full((1000,), 0.5), 7).tolist() == list(range(7))
+
+
+@given(scores=st.lists(st.integers(-3, 3), max_size=60), data=st.data())
+def test_top_equals_sorting_pairs(scores, data):
+    count = data.draw(st.integers(0, len(scores)))
+    wanted = sorted(sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:count])
+    found = top(torch.tensor(scores, dtype=torch.float32), count)
+    assert found.tolist() == wanted
+    assert found.dtype == torch.int64
+
+
+@pytest.mark.parametrize(("shape", "count"), [((4,), 5), ((4,), -1), ((2, 2), 1), ((), 0)])
+def test_more_than_there_are_is_refused(shape, count):
+    with pytest.raises(ShapeError, match="Cannot take the top"):
+        top(torch.zeros(shape), count)
+
+
+@given(tokens=st.integers(0, 300), data=st.data())
+def test_spread_takes_the_middle_of_equal_cells(tokens, data):
+    count = data.draw(st.integers(0, tokens))
+    found = spread(tokens, count).tolist()
+    assert found == [int((place + 0.5) * tokens / count) for place in range(count)]
+    assert len(set(found)) == count
+
+
+def test_spreading_more_than_there_are_is_refused():
+    with pytest.raises(ShapeError, match="Cannot spread 4 indices over 3"):
+        spread(3, 4)
