@@ -1,6 +1,8 @@
 """Reference vectors recorded from the authors' own code, and how to run a case."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -75,3 +77,52 @@ def generate(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[Tensor,
         eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     return out.sequences[0, inputs["input_ids"].shape[1] :], torch.cat(out.logits), out.past_key_values
+
+
+@contextmanager
+def positions_seen(model: PreTrainedModel) -> Iterator[list[list[list[int]]]]:
+    """The positions every attention layer's rotary tables are of: `seen[layer][call]`, an id a row.
+
+    Read off the tables themselves, so that it does not matter how whoever made them came by them.
+    """
+    text = model.model.language_model
+    known = text.rotary_emb(torch.zeros(1, 1, 1), torch.arange(1024)[None])
+    known = torch.cat(known, dim=-1)[0]
+    seen: list[list[list[int]]] = [[] for _ in text.layers]
+
+    def note(index: int, kwargs: dict[str, Any]) -> None:
+        given = torch.cat(kwargs["position_embeddings"], dim=-1)[0]
+        distance = torch.cdist(given, known, compute_mode="donot_use_mm_for_euclid_dist")
+        assert distance.amin(dim=1).max() < 1e-4
+        seen[index].append(distance.argmin(dim=1).tolist())
+
+    hooks = [
+        layer.self_attn.register_forward_pre_hook(
+            lambda _, args, kwargs, index=index: note(index, kwargs), with_kwargs=True
+        )
+        for index, layer in enumerate(text.layers)
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def layer_inputs(model: PreTrainedModel) -> Iterator[dict[int, Tensor]]:
+    """What each decoder layer is called with in the prefill, (rows, width): a model's own full-length stream."""
+    seen: dict[int, Tensor] = {}
+
+    def note(index: int, hidden: Tensor) -> None:
+        seen.setdefault(index, hidden)
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args, index=index: note(index, args[0][0]))
+        for index, layer in enumerate(model.model.language_model.layers)
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import foveate as fv
-from tests.golden import TOLERANCE, cases, generate
+from foveate.methods import mustdrop, visiondrop
+from tests.golden import TOLERANCE, cases, generate, layer_inputs, positions_seen
 
 
 @pytest.mark.parametrize("case", cases("full"), ids=lambda case: case.name)
@@ -54,3 +55,91 @@ def test_v2drop(case, attention):
     for step, given in enumerate(positions[1:]):
         wanted = recorded[step].reshape(len(text.layers), -1).long()
         assert (given.reshape(-1) == wanted).all(), step
+
+
+def as_the_authors_ran(case, method, attention):
+    """Run a case and compare what both methods' cases record: tokens, logits, stream, positions, cache lengths."""
+    model, facts, tensors = case.model, case.facts, case.tensors
+    model.set_attn_implementation(attention)
+    try:
+        with fv.drop(model, method) as trace, positions_seen(model) as seen, layer_inputs(model) as entered:
+            tokens, logits, cache = generate(model, case.inputs)
+    finally:
+        model.set_attn_implementation("sdpa")
+    assert tokens.tolist() == tensors["tokens"].tolist()
+    torch.testing.assert_close(logits, tensors["logits"], atol=TOLERANCE, rtol=0)
+    last = torch.stack([entered[layer][-1] for layer in range(len(seen))])
+    torch.testing.assert_close(last, tensors["prefill.layer_last_token"], atol=TOLERANCE, rtol=0)
+    assert [len(calls[0]) for calls in seen] == facts["seq_len_per_layer"]
+    assert [layer[0] for layer in trace.kv_lengths] == facts["kv_len_after_prefill"]
+    assert [layer.keys.shape[-2] for layer in cache.layers] == facts["kv_len_after_8_tokens"]
+    for step, wanted in enumerate(tensors["decode.position_ids"].tolist()):
+        assert [calls[1 + step] for calls in seen] == [[position] for position in wanted], step
+    cuts = [stage.get("applies_from_layer", stage["layer"]) for stage in facts["stages"] if "layer" in stage]
+    for index, layer in enumerate(cuts):
+        assert seen[layer][0] == tensors[f"stage{index}.position_ids"].tolist()
+    return trace
+
+
+def recorded(kind, monkeypatch, name):
+    """What `kind`'s function `name` answers during a test, in order."""
+    found, original = [], getattr(kind, name)
+
+    def noting(*args, **kwargs):
+        found.append(original(*args, **kwargs))
+        return found[-1]
+
+    monkeypatch.setattr(kind, name, noting)
+    return found
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("case", cases("visiondrop"), ids=lambda case: case.name)
+def test_visiondrop(case, attention, monkeypatch):
+    facts, tensors = case.facts, case.tensors
+    scores, cuts = (recorded(visiondrop.VisionDrop, monkeypatch, name) for name in ("_scores", "_cut_image"))
+    reduced = recorded(visiondrop.VisionDrop, monkeypatch, "reduce")
+    settings = {name: facts[name] for name in ("dominant", "contextual", "layer_list", "image_token_list")}
+    trace = as_the_authors_ran(case, visiondrop.VisionDrop(**settings), attention)
+    tower, *stages = trace.stages
+    assert (tower.where, tower.before, tower.after) == ("tower", (576,), (facts["stages"][0]["n_after"],))
+    assert tower.origin[0].tolist() == tensors["vision.origin_patch"].tolist()
+    assert tower.assign[0].tolist() == tensors["vision.assign"][1:].tolist()
+    torch.testing.assert_close(reduced[0].rows, tensors["vision.features"], atol=TOLERANCE, rtol=0)
+    whole = tower.assign[0]
+    for index, (stage, fact) in enumerate(zip(stages, facts["stages"][1:], strict=True)):
+        assert (stage.layer, stage.before, stage.after) == (fact["layer"], (fact["n_before"],), (fact["n_after"],))
+        assert stage.origin[0].tolist() == tensors[f"stage{index}.origin_patch"].tolist()
+        step = tensors[f"stage{index}.assign"].long()
+        assert cuts[index].assign.tolist() == step.tolist()
+        whole = step[whole]
+        assert stage.assign[0].tolist() == whole.tolist()
+        torch.testing.assert_close(scores[index], tensors[f"stage{index}.scores"], atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(cuts[index].rows, tensors[f"stage{index}.image_states"], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("case", cases("mustdrop"), ids=lambda case: case.name)
+def test_mustdrop(case, attention, monkeypatch):
+    facts, tensors = case.facts, case.tensors
+    similarity = recorded(mustdrop, monkeypatch, "window_similarity")
+    paid = recorded(mustdrop, monkeypatch, "text_attention")
+    reduced = recorded(mustdrop.MustDrop, monkeypatch, "reduce")
+    settings = {name: facts[name] for name in ("global_thr", "individual_thr", "pruning_layers", "merge_threshold")}
+    trace = as_the_authors_ran(case, mustdrop.MustDrop(**settings, merge_window=facts["merge_window"][0]), attention)
+    tower, *filters, cache = trace.stages
+    torch.testing.assert_close(similarity[0], tensors["merge.window_similarity"], atol=1e-5, rtol=0)
+    assert (tower.where, tower.before, tower.after) == ("tower", (576,), (facts["n_visual_after_merge"],))
+    assert tower.assign[0].tolist() == tensors["merge.assign"].tolist()
+    assert [len(went) for went in tower.merged[0]] == tensors["merge.size"].tolist()
+    torch.testing.assert_close(reduced[0].rows, tensors["vision.features"], atol=TOLERANCE, rtol=0)
+    assert reduced[0].notes["key"].nonzero()[:, 0].tolist() == tensors["vision.key_slots"].tolist()
+    for index, (stage, fact) in enumerate(zip(filters, facts["stages"], strict=True)):
+        counts = (fact["applies_from_layer"], (fact["n_before"],), (fact["n_kept"],))
+        assert (stage.layer, stage.before, stage.after) == counts
+        left = tower.origin[0][tensors[f"stage{index}.kept_slots"].long()]
+        assert stage.origin[0].tolist() == left.tolist()
+        share, peak = paid[index]
+        torch.testing.assert_close(share, tensors[f"stage{index}.share"], atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(peak, tensors[f"stage{index}.max"], atol=1e-5, rtol=1e-3)
+    assert (cache.where, cache.layer, cache.origin[0].tolist()) == ("kv", None, left.tolist())

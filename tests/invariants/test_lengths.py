@@ -14,19 +14,20 @@ def test_lengths_and_retention_are_as_planned(name, family):
     model, inputs, method = tiny(family), batch(family, MIXED), EXAMPLES[name]
     with fv.drop(model, method) as trace:
         out = generate(model, inputs, new_tokens=4)
-    longest = [0] * DEPTH
+    told, longest = trace.latest.per_layer, [0] * DEPTH
     for index, word in enumerate(MIXED):
         ids = batch(family, [word])["input_ids"][0]
         text, sizes = int((ids != 91).sum()), [int(n) for n in runs(ids == 91)]
-        plan = method.plan(DEPTH, sizes)
-        assert [layer[index] for layer in trace.kv_lengths] == [text + n for n in plan]
+        plan = method.plan(DEPTH, sizes) or [layer[index] for layer in told]  # None where pictures decide
+        stored = [plan[-1] if layer in method.kv_layers(DEPTH) else n for layer, n in enumerate(plan)]
+        assert [layer[index] for layer in trace.kv_lengths] == [text + n for n in stored]
         assert trace.tokens[index] == pytest.approx(sum(plan) / DEPTH)
         if sum(sizes):
             assert trace.retention[index] == pytest.approx(sum(plan) / DEPTH / sum(sizes))
-        longest = [max(a, text + n) for a, n in zip(longest, plan, strict=True)]
-    first = min(method.cuts())
-    stored = [layer.keys.shape[-2] for layer in out.past_key_values.layers]
-    assert stored[first:] == [n + 3 for n in longest[first:]]  # four tokens are three decode steps
+        longest = [max(a, text + n) for a, n in zip(longest, stored, strict=True)]
+    first = next(layer for layer, counts in enumerate(told) if counts != trace.latest.vision_tokens)
+    slots = [layer.keys.shape[-2] for layer in out.past_key_values.layers]
+    assert slots[first:] == [n + 3 for n in longest[first:]]  # four tokens are three decode steps
     assert out.past_key_values.get_seq_length() == inputs["input_ids"].shape[1] + 3
 
 

@@ -133,7 +133,15 @@ class Prompt:
         first: (samples,) int64, the first of them.
     """
 
-    def __init__(self, method: Method, samples: list[Sample], span: int, record: Prefill, reindex: bool) -> None:
+    def __init__(
+        self,
+        method: Method,
+        samples: list[Sample],
+        span: int,
+        record: Prefill,
+        reindex: bool,
+        added: list[Tensor] | None = None,
+    ) -> None:
         self.method = method
         self.samples = samples
         self.span = span
@@ -144,6 +152,7 @@ class Prompt:
         self.live = tuple(len(sample.text) + len(sample.vision) for sample in samples)
         ends = [torch.cat((sample.text[:1], sample.vision[:1])) for sample in samples]
         self.first = torch.stack([end.min() if len(end) else end.new_zeros(()) for end in ends])
+        self._added = added
         self._cuts = frozenset(method.cuts())
 
     def start(self) -> None:
@@ -192,10 +201,12 @@ class Prompt:
             if cut.rows is None and len(cut.kept) == len(sample.tokens):
                 continue
             left = True
+            came_from = sample.slots[cut.kept.clamp(min=0).to(sample.slots.device)]
             sample.take(cut)
             if cut.rows is not None:
                 columns = sample.vision[sample.slots].to(hidden.device)
                 merged.append((torch.full_like(columns, index), columns, cut.rows))
+                self._move_added(index, layer, came_from)
         if merged:
             owners, columns, rows = (torch.cat(parts) for parts in zip(*merged, strict=True))
             hidden = hidden.index_put((owners, columns), rows.to(hidden.dtype))
@@ -203,6 +214,15 @@ class Prompt:
             self.layout = self._lay_out()
         self._record("layer", layer, before)
         return hidden
+
+    def _move_added(self, index: int, layer: int, came_from: Tensor) -> None:
+        """Let the later additions of merged rows go with the tokens they stand for, to the places they are in now."""
+        slots, start = self.samples[index].slots, sum(len(one.vision) for one in self.samples[:index])
+        for depth in range(layer, len(self._added or ())):
+            assert self._added is not None
+            added = self._added[depth].clone()
+            added[slots.to(added.device) + start] = self._added[depth][came_from.to(added.device) + start]
+            self._added[depth] = added
 
     def _record(self, where: str, layer: int | None, before: tuple[int, ...]) -> None:
         samples = self.samples

@@ -227,7 +227,8 @@ class Session:
         self.trace.history.append(record)
         self._live = live
         if drops:
-            self._prompt = Prompt(self.method, samples, span, record, self._reindex)
+            added = self.family.added_later(kwargs)
+            self._prompt = Prompt(self.method, samples, span, record, self._reindex, added)
             self._prompt.start()
         else:  # every layer runs as if nobody were here
             record.note_that_all_stay(self.method.cuts(), [sample.tokens for sample in samples])

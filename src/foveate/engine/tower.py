@@ -34,8 +34,12 @@ class _Reducer:
         keys_of: Callable[[int], Tensor],
         cls: Tensor | None = None,
         merge: Merge | None = None,
+        entered: int | None = None,
+        reserved: int = 0,
     ) -> Cut | None:
-        return self._method.reduce(TowerView(features, grid, cls, scores_of, keys_of, merge, self._reindex))
+        return self._method.reduce(
+            TowerView(features, grid, cls, scores_of, keys_of, merge, self._reindex, entered or len(features), reserved)
+        )
 
 
 def encode(

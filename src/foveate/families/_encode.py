@@ -44,6 +44,8 @@ class Reducer(Protocol):
         keys_of: Callable[[int], Tensor],
         cls: Tensor | None = None,
         merge: Merge | None = None,
+        entered: int | None = None,
+        reserved: int = 0,
     ) -> Any:
         """What becomes of one image's tokens (see `foveate.methods.base.TowerView`): a cut, or None."""
         ...

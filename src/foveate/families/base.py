@@ -83,6 +83,14 @@ class Family:
             if given.get(f"{modality}_features") is not None
         ]
 
+    def added_later(self, given: Mapping[str, Any]) -> list[Tensor] | None:
+        """What the decoder adds to vision tokens behind its first layers, from its forward's arguments.
+
+        A list, an entry a layer, (all vision tokens of the batch in order, width), which the engine may write into: where
+        rows stand for other tokens than their places did, they get those tokens' additions. None if there is none.
+        """
+        return None
+
     def queries_and_keys(
         self, layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, float]:

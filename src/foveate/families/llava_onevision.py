@@ -100,10 +100,21 @@ def _reduce(features: Tensor, stats: Tensor, boxes: Tensor | None, reducer: Redu
     if boxes is None:
         raise UnsupportedError("Where this image's tokens look is not known, so its newlines cannot be told apart.")
     newline = boxes.isnan().any(dim=-1).to(features.device)
-    tokens = (~newline).nonzero()[:, 0]
-    cut = reducer.reduce(features[tokens], None, lambda layer: stats[:, 0], lambda layer: stats[:, 1:])
+    tokens, newlines = (~newline).nonzero()[:, 0], newline.nonzero()[:, 0]
+    stays = newlines[:1] if len(newlines) == 1 else newlines[:0]  # of a single view or a video; tile rows' leave
+    cut = reducer.reduce(
+        features[tokens],
+        None,
+        lambda layer: stats[:, 0],
+        lambda layer: stats[:, 1:],
+        entered=len(features),
+        reserved=len(stays),
+    )
     if cut is None:
         return None
+    if stays_whole(features[tokens], cut):
+        every = torch.arange(len(features), device=features.device)
+        return dataclasses.replace(cut, kept=every, sizes=(len(every),), notes=_spread(cut.notes, tokens, len(every)))
     kept = torch.where(cut.kept < 0, cut.kept, tokens[cut.kept.clamp(min=0)])
     rows = features[kept] if cut.rows is None else cut.rows
     assign = torch.full((len(features),), -1, device=features.device)
@@ -111,13 +122,26 @@ def _reduce(features: Tensor, stats: Tensor, boxes: Tensor | None, reducer: Redu
         assign[kept] = torch.arange(len(kept), device=features.device)
     else:
         assign[tokens] = cut.assign
-    notes = dict(cut.notes)
-    if newline.sum() == 1:  # of a single view or a video; those of tile rows leave
-        last = newline.nonzero()[:, 0]
-        kept, rows = torch.cat((kept, last)), torch.cat((rows, features[last].to(rows.dtype)))
-        assign[last] = len(kept) - 1
-        notes = {name: torch.cat((note, note.new_ones(1))) for name, note in notes.items()}
-    return dataclasses.replace(cut, kept=kept, sizes=(len(kept),), rows=rows, assign=assign, notes=notes)
+    assign[stays] = len(kept)
+    count = len(kept) + len(stays)
+    places = torch.arange(len(kept), device=features.device)
+    return dataclasses.replace(
+        cut,
+        kept=torch.cat((kept, stays)),
+        sizes=(count,),
+        rows=torch.cat((rows, features[stays].to(rows.dtype))),
+        assign=assign,
+        notes=_spread(cut.notes, places, count),
+    )
+
+
+def _spread(notes: Mapping[str, Tensor], places: Tensor, count: int) -> dict[str, Tensor]:
+    """Notes of some rows as notes of all; true, or one, for a newline."""
+    spread = {}
+    for name, note in notes.items():
+        spread[name] = note.new_ones(count)
+        spread[name][places] = note
+    return spread
 
 
 def _frames(side: int, length: int) -> Tensor | None:

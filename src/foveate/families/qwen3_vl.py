@@ -4,9 +4,11 @@ The model adds them to the full-length stream between layers, which the engine l
 token that left gets its addition too, and nobody reads it.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from foveate.families._towers import qwen_cost
 from foveate.families.qwen2_vl import Qwen2VL
@@ -19,6 +21,9 @@ class Qwen3VL(Qwen2VL):
 
     model_type: ClassVar[str] = "qwen3_vl"
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen3_vl_text"})
+
+    def added_later(self, given: Mapping[str, Any]) -> list[Tensor] | None:
+        return given.get("deepstack_visual_embeds")
 
     def _place_deepstack(self, output: Any, index: int, cut: Any) -> None:
         """A row gets the deepstack features of the token it stands for: they are not merged."""

@@ -178,6 +178,8 @@ class TowerView:
         keys_of: Returns what `keys` answers, for a layer.
         merge: What `Method.merge_early` did to the patches, if anything: then these are the merged ones.
         reindex: Whether positions may be numbered anew in this model.
+        entered: Vision tokens the image will have had, newlines and the like among them: what counts are shares of.
+        reserved: Rows the family will add by itself (a closing newline), to be spared from a fixed count.
     """
 
     features: Tensor
@@ -187,6 +189,8 @@ class TowerView:
     keys_of: Callable[[int], Tensor]
     merge: Merge | None = None
     reindex: bool = True
+    entered: int = 0
+    reserved: int = 0
 
     def __len__(self) -> int:
         return self.features.shape[0]

@@ -171,7 +171,7 @@ class MustDrop(Method):
         if self.mode == "threshold":
             return (~((share < self.global_thr) & (peak < self.individual_thr)) | key).nonzero()[:, 0]
         scores = torch.maximum(share, peak * (self.global_thr / self.individual_thr)) if self.individual_thr else share
-        keys = math.ceil(self.key_rate * view.entered_sizes[0]) if self.key_rate else 0
+        keys = int(key.sum())
         planned = self.counts[self.pruning_layers.index(view.layer - 1)] * view.entered_sizes[0] / self.reference
         count = min(len(view), max(1, keys, math.floor(planned + 0.5)))
         return top(scores.masked_fill(key, float("inf")), count)
@@ -218,7 +218,9 @@ class MustDrop(Method):
         """
         target, count = share(model, tokens, retention, vision_tokens)
         depth = decoder_depth(model)
-        layers = settings.pop("pruning_layers", None) or tuple(round(layer * depth / DEPTH) for layer in LAYERS)
+        layers = settings.pop("pruning_layers", None) or tuple(
+            dict.fromkeys(round(layer * depth / DEPTH) for layer in LAYERS)  # some coincide in the shallowest decoders
+        )
         full = count or REFERENCE
         mean, start = target * full, entering or full
         first = layers[0] + 1
@@ -265,10 +267,10 @@ def _geometric(mean: float, start: int, depth: int, layers: Sequence[int], keys:
     """start · q^i for i = 1 …, never below `keys`, with q such that the mean over the layers is `mean`."""
     bounds = [*(layer + 1 for layer in layers), depth]
 
-    def sizes(q: float) -> list[int]:
-        return [max(keys, 1, math.floor(start * q**i + 0.5)) for i in range(1, len(layers) + 1)]
+    def sizes(q: float) -> list[float]:
+        return [max(keys, 1, start * q**i) for i in range(1, len(layers) + 1)]
 
-    def spent(counts: Sequence[int]) -> float:
+    def spent(counts: Sequence[float]) -> float:
         spans = (after - before for before, after in itertools.pairwise(bounds))
         return (bounds[0] * start + sum(n * span for n, span in zip(counts, spans, strict=True))) / depth
 
@@ -276,7 +278,7 @@ def _geometric(mean: float, start: int, depth: int, layers: Sequence[int], keys:
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (low, middle) if spent(sizes(middle)) > mean else (middle, high)
-    return tuple(sizes(low))
+    return tuple(math.floor(size + 0.5) for size in sizes(low))
 
 
 def _preset(name: str, gamma: float, alpha: float) -> Preset:

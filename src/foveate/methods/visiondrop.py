@@ -90,9 +90,9 @@ class VisionDrop(Method):
         return self.layer_list
 
     def reduce(self, view: TowerView) -> Cut | None:
-        dominant, contextual = self._counts((self.dominant, self.contextual), len(view))
+        dominant, contextual = self._counts((self.dominant, self.contextual), view.entered)
         with_cls = view.cls is not None and view.reindex and self.include_cls
-        dominant = min(dominant - with_cls, len(view))
+        dominant = min(max(0, dominant - with_cls - view.reserved), len(view))
         if not with_cls and dominant == len(view):
             return None
         merge = dominant_and_contextual(view.attention(), view.keys(), dominant, contextual)
@@ -197,9 +197,9 @@ class VisionDrop(Method):
                 f"VisionDrop cannot average {mean:.4g} of {reference} vision tokens on {depth} layers: less than one "
                 f"would be left. Its floor is {_floor(reference, depth, cuts, entry):.4g} tokens."
             )
+        if target == 1:  # no stage at all; a CLS would take the place of a token
+            return cls(dominant=0, contextual=0, layer_list=(), image_token_list=(), reference=reference, **settings)
         pairs = [_split(math.floor(size + 0.5)) for size in sizes]
-        if target == 1:
-            pairs = [(reference, 0)] * len(pairs)
         (dominant, contextual), rest = pairs[0], tuple(pairs[1:])
         return cls(
             dominant=dominant,

@@ -1,0 +1,70 @@
+"""What the independent recompute must be told to follow a method: rules where it merges, kept sets where it drops."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import foveate as fv
+from foveate.methods.base import Method
+from tests import oracle
+from tests.models import batch
+
+
+def reference(method: Method, family: str, model: Any, inputs: dict[str, Any], trace: fv.Trace) -> dict[str, Any]:
+    """Arguments for `oracle.forward` beside the inputs."""
+    reindex = method.reindexes and not family.startswith("qwen")
+    told: dict[str, Any] = {"reindex": reindex, "tower": tower(method, family, model, inputs, trace)}
+    if method.name == "visiondrop":
+        told["cuts"] = {
+            layer: vision_rule(method, pair, inputs)
+            for layer, pair in zip(method.layer_list, method.image_token_list, strict=True)
+        }
+    else:
+        told["cuts"] = {stage.layer: stage.kept[0] for stage in trace.stages if stage.where == "layer"}
+    layers = method.kv_layers(6)
+    if layers and any(stage.where == "kv" for stage in trace.stages):
+        told["final_from"] = layers[0]
+    return told
+
+
+def tower(
+    method: Method, family: str, model: Any, inputs: dict[str, Any], trace: fv.Trace
+) -> Callable[[Tensor], Any] | None:
+    """The rows each picture left the tower with, as the engine has them (golden vectors check their values)."""
+    first = trace.stages[0] if trace.stages else None
+    if first is None or first.where not in ("tower", "projector"):
+        return None
+    given = {k: v for k, v in inputs.items() if k in ("pixel_values", "image_sizes", "image_grid_thw")}
+    with fv.drop(model, method), torch.no_grad():
+        features = list(model.model.get_image_features(**given).pooler_output)
+    sizes = [len(one) for one in features]
+    cuts = [one._foveate_cut for one in features]
+    assert sum(len(cut.kept) for cut in cuts) == first.after[0]
+    assert sum(sizes) == first.before[0]
+    rows = [(cut.kept, one[: len(cut.kept)]) for cut, one in zip(cuts, features, strict=True)]
+    return lambda _: rows
+
+
+def vision_rule(method: Any, pair: tuple[int, int], inputs: dict[str, Any]) -> Callable[..., Any]:
+    """VisionDrop's cut, with counts for the picture at hand: its share of what the setting says."""
+    ids = inputs["input_ids"][0]
+    places = (ids == 91).nonzero()[:, 0]
+    starts = torch.cat((torch.tensor([True]), places.diff() > 1)).cumsum(0) - 1
+    sizes = torch.bincount(starts).tolist()
+    todo: list[int] = []
+
+    def counts(_: int) -> tuple[int, int]:
+        if not todo:
+            todo.extend(sizes)
+        size = todo.pop(0)
+        scaled = [int(count * size / method.reference + 0.5) for count in pair]
+        return max(1, scaled[0]), scaled[1]
+
+    return oracle.vision_decides(counts, method.merge, method.bidirectional)
+
+
+def alone(family: str, word: str) -> dict[str, Any]:
+    """One unpadded sample."""
+    return batch(family, [word])
