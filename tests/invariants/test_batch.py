@@ -68,3 +68,26 @@ def test_padding_right_of_or_between_real_tokens(family, attention, where):
     assert [s.kept[0].tolist() for s in trace.stages] == [s.kept[0].tolist() for s in alone.stages]
     text = one["input_ids"][0] != 91
     torch.testing.assert_close(got[text], expected[text], **CLOSE)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation_reads_a_masked_last_column_as_the_model_does(family, attention):
+    """Right padding: the next token comes from the last row, padding or not, so that row is kept up to date."""
+    model, inputs = tiny(family, attention), batch(family, ["tit"])
+    for name, fill in (("input_ids", 5), ("attention_mask", 0), ("mm_token_type_ids", 0)):
+        if name in inputs:
+            inputs[name] = torch.cat((inputs[name], inputs[name].new_full((1, 2), fill)), dim=1)
+    with torch.no_grad():
+        plain = model(**inputs).logits[0, -1]
+        with fv.drop(model, fv.V2Drop(layers=(1,), keep=(0.96,))) as trace:  # one token or none leaves
+            nearly = model(**inputs).logits[0, -1]
+        with fv.drop(model, fv.V2Drop(layers=(1,), keep=(1.0,))):
+            same = model(**inputs).logits[0, -1]
+        embeds = model.model.get_input_embeddings()(inputs["input_ids"])[0, -1]
+    assert torch.equal(same, plain)
+    stale = model.lm_head(model.model.language_model.norm(embeds))
+    assert trace.stages[0].after[0] < trace.vision_tokens[0]
+    assert (nearly - plain).abs().max() < 0.5 * (stale - plain).abs().max()
+    left = trace.vision_tokens[0] - trace.stages[0].after[0]
+    assert trace.kv_lengths[-1] == [int(inputs["attention_mask"].sum()) - left]

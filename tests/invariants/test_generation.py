@@ -234,3 +234,28 @@ def test_the_streamer_and_the_default_settings_work():
     with fv.drop(model, METHOD):
         ids = model.generate(**inputs, max_new_tokens=3, **NO_PLACEHOLDERS)
     assert ids.shape[1] == prompt_length(inputs) + 3
+
+
+def test_a_prompt_with_an_image_and_a_video():
+    """Qwen3-VL makes a video's features with its images' function: their tokens must not be mixed up."""
+    model = tiny("qwen3_vl")
+    rng = torch.Generator().manual_seed(0)
+    image, video = torch.tensor([[1, 4, 6]]), torch.tensor([[2, 4, 4]])
+    ids = torch.tensor([[1, 5, *[IMAGE] * 6, 7, 8, *[92] * 4, 9, *[92] * 4, 11, 12]])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": (ids == IMAGE).long() + 2 * (ids == 92).long(),
+        "pixel_values": torch.randn(24, 1536, generator=rng),
+        "image_grid_thw": image,
+        "pixel_values_videos": torch.randn(32, 1536, generator=rng),
+        "video_grid_thw": video,
+    }
+    method = fv.Uniform(layers=(1,), keep=(0.5,), scope="image")
+    with fv.drop(model, method) as bare, torch.no_grad():
+        model(**inputs)
+    with fv.drop(model, method) as generated:
+        generate(model, inputs, new_tokens=2)
+    for trace in (bare, generated):
+        assert trace.vision_tokens == [14]
+        assert trace.stages[0].kept[0].tolist() == [1, 3, 5, 7, 9, 11, 13]

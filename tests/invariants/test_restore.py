@@ -1,6 +1,7 @@
 """Invariant 2: after the context the model is exactly as before."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -122,3 +123,36 @@ def test_what_is_no_method_is_refused():
 def test_a_model_of_no_family_is_refused():
     with pytest.raises(fv.UnsupportedError, match=r"model_type None \(Linear\).*docs/guides/new-family"):
         fv.apply(torch.nn.Linear(1, 1), METHOD)
+
+
+def test_a_copy_of_a_model_inside_a_context_is_refused():
+    """Its layers would run the original's weights."""
+    model = tiny("llava")
+    with fv.drop(model, METHOD):
+        with pytest.raises(fv.SessionError, match="cannot be copied or pickled"):
+            copy.deepcopy(model)
+        with pytest.raises(fv.SessionError, match="cannot be copied or pickled"):
+            pickle.dumps(model)
+    copy.deepcopy(model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_assisted_decoding_copies_no_weights(family, monkeypatch):
+    """It copies what `generate` encoded, which carries our tags: they must not carry the model."""
+    copied = []
+    original = torch.nn.Parameter.__deepcopy__
+    monkeypatch.setattr(torch.nn.Parameter, "__deepcopy__", lambda self, memo: copied.append(1) or original(self, memo))
+    with fv.drop(tiny(family), METHOD):
+        generate(tiny(family), batch(family, ["tit"]), prompt_lookup_num_tokens=2)
+    assert not copied
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_asked_for_as_a_tuple_come_as_one(family):
+    model, inputs = tiny(family), batch(family, ["ti"])
+    given = {k: v for k, v in inputs.items() if k in ("pixel_values", "image_sizes", "image_grid_thw")}
+    with torch.no_grad():
+        plain = model.model.get_image_features(**given, return_dict=False)
+        with fv.drop(model, METHOD):
+            same = model.model.get_image_features(**given, return_dict=False)
+    assert type(same) is type(plain)

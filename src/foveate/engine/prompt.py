@@ -41,7 +41,8 @@ class Sample:
     """One sequence of the batch.
 
     Attributes:
-        text: Columns of its other live tokens, (…,) int64, ascending.
+        live: Columns that are no padding.
+        text: Columns of its other live tokens, (…,) int64, ascending; and of padding whose output somebody reads.
         vision: Columns of its vision tokens as they entered, (entered,) int64, ascending.
         slots: Where the rows that are left are stored: ordinals into `vision`, ascending.
         tokens: Which tokens these rows stand for, ordinals into `vision` in row order; −1 for none of its own. The
@@ -54,6 +55,7 @@ class Sample:
         notes: What the method remembers (see `View.notes`).
     """
 
+    live: int
     text: Tensor
     vision: Tensor
     slots: Tensor
@@ -129,7 +131,7 @@ class Prompt:
         layouts: The rows each layer processed, as far as the call has come.
         record: What the trace keeps.
         reindex: Whether rows are numbered anew after a cut.
-        live: Columns of each sample that are no padding.
+        rows: Rows of each sample before anybody leaves.
         first: (samples,) int64, the first of them.
     """
 
@@ -149,7 +151,7 @@ class Prompt:
         self.layouts: list[Layout | None] = []
         self.record = record
         self.reindex = reindex
-        self.live = tuple(len(sample.text) + len(sample.vision) for sample in samples)
+        self.rows = tuple(len(sample.text) + len(sample.vision) for sample in samples)
         ends = [torch.cat((sample.text[:1], sample.vision[:1])) for sample in samples]
         self.first = torch.stack([end.min() if len(end) else end.new_zeros(()) for end in ends])
         self._added = added
@@ -165,7 +167,7 @@ class Prompt:
         for sample in self.samples:
             if sample.items:
                 sample.take(_tower_cut(sample))
-        self._record("tower", None, before)
+        self._record("projector" if self.method.stage == "projector" else "tower", None, before)
         self.layout = self._lay_out()
 
     def enter(self, layer: int, hidden: Tensor, attend: Callable[[Tensor, int], Attend]) -> Tensor:
@@ -350,6 +352,9 @@ def read_samples(
 
 
 def _read_sample(owner: Tensor, live: Tensor, items: Sequence[Item], device: torch.device) -> Sample:
+    # Generation reads the row before a new token, also where that is padding (on the right of the prompt).
+    read = ~live & torch.cat((live[1:], live.new_ones(1))) & (live.cumsum(0) > 0)
+    text = ((live & (owner < 0)) | read).nonzero()[:, 0]
     vision = (live & (owner >= 0)).nonzero()[:, 0]
     mine, sizes = torch.unique_consecutive(owner[vision], return_counts=True)
     every = torch.arange(len(vision), device=device)
@@ -357,7 +362,8 @@ def _read_sample(owner: Tensor, live: Tensor, items: Sequence[Item], device: tor
     if any(item.leaves and item.length != size for item, size in zip(found, sizes.tolist(), strict=True)):
         raise UnsupportedError("An image that the tower has reduced is partly masked; pass its whole attention_mask.")
     return Sample(
-        text=(live & (owner < 0)).nonzero()[:, 0].to(device),
+        live=int(live.sum()),
+        text=text.to(device),
         vision=vision.to(device),
         slots=every,
         tokens=every,

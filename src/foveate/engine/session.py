@@ -101,6 +101,7 @@ class Session:
         self._placeholders: list[tuple[str, Tensor]] = []
         self._items: dict[str, list[Item]] = {}
         self._prompt: Prompt | None = None
+        self._record: Prefill | None = None
         self._backend = "sdpa"
         self._reindex = method.reindexes and family.renumbers
         self._ids: Tensor | None = None
@@ -108,6 +109,15 @@ class Session:
         self._live: Tensor | None = None
         self._remaps: list[tuple[tuple[Any, Layout | None, Tensor | None], Any]] = []
         self._ended_in_vision: _Ending | None = None
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise SessionError(
+            "A model inside a dropping context cannot be copied or pickled: the copy would run the original's layers. "
+            "Leave the context, or call foveate.remove(model), first."
+        )
+
+    def __reduce__(self) -> Any:
+        return self.__deepcopy__(None)
 
     def attach(self) -> None:
         """Put everything on; nothing stays on if that fails."""
@@ -170,8 +180,11 @@ class Session:
         def run(**other: Any) -> Any:
             return original(**{**given, **other}) if other else original(*args, **kwargs)
 
+        items = dict(self._items)
         output = encode(self.family, self.method, modality, run, given, self._reindex)
-        self._items[modality] = items_of(output, self.method)
+        self._items = items  # a family may make a video's features with its images' function
+        if hasattr(output, "pooler_output"):
+            self._items[modality] = items_of(output, self.method)
         return output
 
     def _before_merge(self, core: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -193,7 +206,7 @@ class Session:
         return placeholders
 
     def _before_decoder(self, text: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._prompt, self._remaps, self._rotaries, self._ids = None, [], [], None
+        self._prompt, self._record, self._remaps, self._rotaries, self._ids = None, None, [], [], None
         self._live = None
         self._backend = str(text.config._attn_implementation)  # type: ignore[union-attr]
         found = [(mask, self._items.get(modality, [])) for modality, mask in self._placeholders]
@@ -212,7 +225,7 @@ class Session:
             check_cache(cache)
             _refuse_packing(kwargs, live)
         self._refuse_split_image(samples, cache, drops)
-        rows = tuple(len(s.text) + len(s.vision) for s in samples)
+        rows = tuple(s.live for s in samples)
         if live is not None and live.shape[1] > span:
             rows = tuple(live.sum(dim=1).tolist())
         elif live is None and cache is not None:
@@ -225,6 +238,7 @@ class Session:
             fit=self.family.fit,
         )
         self.trace.history.append(record)
+        self._record = record
         self._live = live
         if drops:
             added = self.family.added_later(kwargs)
@@ -250,7 +264,8 @@ class Session:
         mask = kwargs.get("attention_mask")
         live = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         rows = (given.shape[1],) * given.shape[0] if live is None else tuple(live.sum(dim=1).tolist())
-        self.trace.history.append(Prefill(len(self.family.layers), rows, (0,) * given.shape[0]))
+        self._record = Prefill(len(self.family.layers), rows, (0,) * given.shape[0])
+        self.trace.history.append(self._record)
 
     def _refuse_split_image(self, samples: Sequence[Sample], cache: Any, drops: bool) -> None:
         """An image cut in two by chunked prefill would be ranked in two halves."""
@@ -264,9 +279,11 @@ class Session:
             )
 
     def _after_decoder(self, text: nn.Module, args: Any, output: Any) -> None:
+        record, self._record = self._record, None
+        if record is None:
+            return
         cache = getattr(output, "past_key_values", None)
-        if self.trace.history:
-            self.trace.history[-1]._cached = cache is not None
+        record._cached = cache is not None
         prompt, self._prompt = self._prompt, None
         if prompt is None:
             return
@@ -275,9 +292,10 @@ class Session:
         prompt.finish()
         if cache is None:
             return
+        dead = torch.tensor([rows - sample.live for rows, sample in zip(prompt.rows, prompt.samples, strict=True)])
         for index, layer in enumerate(cache.layers):
             if type(layer) is PrunedLayer:
-                prompt.record._slots[index] = layer.valid_slots()
+                prompt.record._slots[index] = layer.valid_slots() - dead.to(layer.keys.device)
         if any(sample.ends for sample in prompt.samples):
             dropped = any(len(sample.tokens) < len(sample.vision) for sample in prompt.samples)
             self._ended_in_vision = _Ending(weakref.ref(cache), _length(cache), dropped)
@@ -306,7 +324,7 @@ class Session:
                     wanted = wanted & layout.valid
             pruned.keep(wanted)
             if self._reindex:
-                rows = prompt.live if layout is None else layout.lengths
+                rows = prompt.rows if layout is None else layout.lengths
                 pruned.shift = prompt.layout.on(device).shift(pruned.shift, rows)
         prompt.note_cache_cut()
 
@@ -337,7 +355,7 @@ class Session:
         if pruned is not None:
             pruned.announce(columns, hidden.shape[1], ragged=layout.valid is not None)
             if self._reindex:
-                pruned.shift = layout.shift(pruned.shift, prompt.live)
+                pruned.shift = layout.shift(pruned.shift, prompt.rows)
         output = _call(original, layout.gather(hidden), args, kwargs)
         if isinstance(output, tuple):
             return (layout.scatter(hidden, output[0]), *output[1:])
