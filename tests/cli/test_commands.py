@@ -226,6 +226,12 @@ def test_what_cannot_be_done_is_one_line_on_stderr(run, tiny_llava, picture, arg
     assert err.count("\n") == 1
 
 
+def test_wrong_usage_is_said_before_any_file_is_read(run, tmp_path):
+    code, _, err = run("generate", tmp_path / "no-picture.png", "--prompt", "x", "--retention", 2)
+    assert code == 2
+    assert "a share lies in (0, 1]" in err
+
+
 def test_a_bad_picture_is_refused_before_the_model_is_loaded(run, tmp_path):
     (path := tmp_path / "empty.png").touch()
     code, _, err = run("generate", path, "--prompt", "x", "--model", tmp_path / "no-model-either")
