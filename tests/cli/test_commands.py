@@ -15,6 +15,7 @@ from foveate.cli.methods import Methods
 from foveate.cli.options import ModelOptions
 from foveate.cli.prompt import vision_sizes
 from foveate.errors import UnsupportedError
+from foveate.families.llava import Llava
 from foveate.registry import families, methods, presets
 from tests.cli.conftest import save_tiny_llava
 
@@ -60,9 +61,9 @@ def test_generate_json_is_all_there_is_on_stdout_and_its_figures_fit_together(as
     assert result["cost"]["retention"] == pytest.approx(result["retention"])
     assert result["cost"]["kv_lengths"] == [layer[0] for layer in result["trace"]["kv_lengths"]]
     # Measured at the end: after the prompt, one slot a token but the last. Two heads of 16, keys and values, float32.
-    slots = sum(result["cost"]["kv_lengths"]) + 32 * (len(result["tokens"]) - 1)
+    slots = sum(result["cost"]["kv_lengths"]) + 32 * (len(result["token_ids"]) - 1)
     assert result["kv_bytes"] == slots * 2 * 2 * 16 * 4
-    assert result["kv_bytes_whole"] == 32 * (36 + result["text_tokens"] + len(result["tokens"]) - 1) * 2 * 2 * 16 * 4
+    assert result["kv_bytes_whole"] == 32 * (36 + result["text_tokens"] + len(result["token_ids"]) - 1) * 2 * 2 * 16 * 4
     assert result["setting"]["method"] == "v2drop"
     assert 0.3 < result["saved"]["prefill_flops"] < 0.7
 
@@ -71,9 +72,9 @@ def test_full_adds_the_untouched_models_answer_and_a_time_ratio(ask, picture, ti
     code, out, _ = ask("generate", picture, "--full", "--pairs", 2, "--json")
     assert code == 0
     result = json.loads(out)
-    assert result["full"]["tokens"] == whole_answer(tiny_llava, picture)
+    assert result["full"]["token_ids"] == whole_answer(tiny_llava, picture)
     assert result["full"]["kv_bytes"] == result["kv_bytes_whole"]
-    assert result["agreement"]["identical"] == (result["tokens"] == result["full"]["tokens"])
+    assert result["agreement"]["identical"] == (result["token_ids"] == result["full"]["token_ids"])
     ratio = result["time"]["ratio_to_full"]["v2drop"]
     assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
     assert ratio["rounds"] == result["time"]["control"]["rounds"] == 2
@@ -107,6 +108,15 @@ def test_the_figure_is_written_and_never_over_another(ask, picture, tmp_path):
     assert ask("generate", picture, "--figure", path, "--force")[0] == 0
 
 
+def test_an_answer_is_not_lost_when_its_figure_cannot_be_drawn(ask, picture, tmp_path, monkeypatch):
+    monkeypatch.setattr(Llava, "boxes", lambda self, modality, given, lengths: [None] * len(lengths))
+    code, out, err = ask("generate", picture, "--figure", tmp_path / "kept.png", "--out", tmp_path / "a.json", "--json")
+    assert code == 1
+    assert "cannot be drawn" in err
+    assert json.loads(out) == json.loads((tmp_path / "a.json").read_text())
+    assert not (tmp_path / "kept.png").exists()
+
+
 def test_several_images_go_into_one_question(ask, picture, tmp_path):
     Image.new("RGB", (50, 80), "teal").save(second := tmp_path / "second.png")
     code, out, _ = ask("generate", picture, second, "--json", "--figure", tmp_path / "both.png")
@@ -121,7 +131,7 @@ def test_several_images_go_into_one_question(ask, picture, tmp_path):
 def test_the_picture_matters(ask, picture, tmp_path):
     Image.new("RGB", (84, 84), (250, 0, 250)).save(other := tmp_path / "other.png")
     first, second = (json.loads(ask("generate", path, "--json")[1]) for path in (picture, other))
-    assert first["tokens"] != second["tokens"] or first["trace"]["stages"] != second["trace"]["stages"]
+    assert first["token_ids"] != second["token_ids"] or first["trace"]["stages"] != second["trace"]["stages"]
 
 
 def test_random_draws_by_its_seed(ask, picture):
