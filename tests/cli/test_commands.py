@@ -13,9 +13,11 @@ from transformers import LlavaConfig, Qwen2VLConfig, Qwen2VLForConditionalGenera
 from foveate.cli.loading import load
 from foveate.cli.methods import Methods
 from foveate.cli.options import ModelOptions
-from foveate.cli.prompt import vision_sizes
+from foveate.cli.prompt import prepare, vision_sizes
+from foveate.cli.race import race
 from foveate.errors import UnsupportedError
 from foveate.families.llava import Llava
+from foveate.methods.uniform import Uniform
 from foveate.registry import families, methods, presets
 from tests.cli.conftest import save_tiny_llava
 
@@ -64,6 +66,7 @@ def test_generate_json_is_all_there_is_on_stdout_and_its_figures_fit_together(as
     slots = sum(result["cost"]["kv_lengths"]) + 32 * (len(result["token_ids"]) - 1)
     assert result["kv_bytes"] == slots * 2 * 2 * 16 * 4
     assert result["kv_bytes_whole"] == 32 * (36 + result["text_tokens"] + len(result["token_ids"]) - 1) * 2 * 2 * 16 * 4
+    assert result["saved"]["kv_bytes"] == pytest.approx(1 - result["kv_bytes"] / result["kv_bytes_whole"])
     assert result["setting"]["method"] == "v2drop"
     assert 0.3 < result["saved"]["prefill_flops"] < 0.7
 
@@ -78,6 +81,22 @@ def test_full_adds_the_untouched_models_answer_and_a_time_ratio(ask, picture, ti
     ratio = result["time"]["ratio_to_full"]["v2drop"]
     assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
     assert ratio["rounds"] == result["time"]["control"]["rounds"] == 2
+
+
+def test_what_is_timed_really_drops(tiny_llava, picture):
+    loaded = load(ModelOptions(model=str(tiny_llava)))
+    inputs = prepare(loaded, [Image.open(picture)], "What is this ?")
+    seen = []
+
+    class Watched(Uniform):
+        def cut(self, view):
+            seen.append(view.layer)
+            return super().cut(view)
+
+    found = race(loaded, inputs, {"watched": Watched(layers=(2, 5), keep=(0.5, 0.5))}, new_tokens=1, rounds=2)
+    assert seen == [2, 5] * 3  # two rounds and the warm-up
+    assert found.new_tokens == 1
+    assert set(found.ratios) == {"watched"}
 
 
 def test_keeping_everything_answers_as_the_full_model(ask, picture):
