@@ -99,7 +99,7 @@ STAGES: dict[str, Stage] = {
         constant=0.3,
     ),
     "deep": Stage(
-        images=10_000,
+        images=9_000,
         first=40_000_000,
         mix={84: 0.10, 168: 0.30, 336: 0.60},
         rates={"tower": 3e-4, "rest": 5e-4, "decoder": 8e-4, "projector": 3e-4},
