@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
+import foveate
 from foveate import cli, embedded, registry
 from tests.cli.conftest import save_tiny_llava
 
@@ -92,3 +93,12 @@ def test_links_to_files_lead_somewhere(page):
 def test_every_method_and_family_has_its_page():
     assert {f"{name}.md" for name in registry.methods()} <= set(os.listdir(ROOT / "docs/methods"))
     assert {f"{name}.md" for name in registry.families()} <= set(os.listdir(ROOT / "docs/families"))
+
+
+def test_every_public_name_is_in_the_reference():
+    reference = "".join((ROOT / "docs" / page).read_text() for page in ("api.md", "exceptions.md"))
+    listed = set(re.findall(r"^::: [\w.]*\.(\w+)$", reference, re.MULTILINE))
+    listed |= {name.strip() for found in re.findall(r"members: \[(.*)\]", reference) for name in found.split(",")}
+    errors = {name for name in foveate.__all__ if name.endswith("Error")}
+    assert "::: foveate.errors" in reference
+    assert set(foveate.__all__) - errors - {"__version__"} - listed == set()

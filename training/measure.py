@@ -8,6 +8,7 @@ alone would give; `--generate` checks it with `model.generate` on the first M sc
 """
 
 import argparse
+import hashlib
 import json
 import platform
 import time
@@ -106,6 +107,7 @@ def main() -> None:
             compared += len(answers)
     record = {
         "what": "exact match on held-out scenes, full model, no dropping",
+        "sha256": hashlib.sha256((args.folder / "model.safetensors").read_bytes()).hexdigest(),
         "scenes": f"held-out {args.first} to {args.first + args.scenes - 1}",
         "side": args.side,
         "decoder layers": network.shape.layers,

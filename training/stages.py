@@ -44,7 +44,7 @@ class Stage:
     batch: dict[int, int] = field(default_factory=lambda: dict(BATCH))
     joint: bool = True
     dense: bool = False
-    dense_weight: float = 0.15
+    dense_weight: float = 0.4
     presence_weight: float = 0.02
     exits: float = 0.0
     exit_from: int = 0
@@ -78,7 +78,7 @@ STAGES: dict[str, Stage] = {
         constant=0.4,
     ),
     "small": Stage(
-        images=50_000,
+        images=24_000,
         first=10_000_000,
         mix={84: 0.75, 168: 0.15, 336: 0.10},
         rates={"tower": 1e-3, "rest": 2e-3, "decoder": 3e-3, "projector": 1e-3},
@@ -90,20 +90,16 @@ STAGES: dict[str, Stage] = {
         mix={84: 0.30, 168: 0.55, 336: 0.15},
         rates={"tower": 1e-3, "rest": 2e-3, "decoder": 3e-3, "projector": 1e-3},
         constant=0.95,
-        exits=0.25,
-        exit_from=6,
     ),
     "large": Stage(
-        images=24_000,
+        images=21_000,
         first=30_000_000,
         mix={84: 0.15, 168: 0.35, 336: 0.50},
         rates={"tower": 1e-3, "rest": 2e-3, "decoder": 3e-3, "projector": 1e-3},
         constant=0.3,
-        exits=0.25,
-        exit_from=6,
     ),
     "deep": Stage(
-        images=10_000,
+        images=9_000,
         first=40_000_000,
         mix={84: 0.10, 168: 0.30, 336: 0.60},
         rates={"tower": 3e-4, "rest": 5e-4, "decoder": 8e-4, "projector": 3e-4},

@@ -13,8 +13,11 @@ from transformers import LlavaConfig, Qwen2VLConfig, Qwen2VLForConditionalGenera
 from foveate.cli.loading import load
 from foveate.cli.methods import Methods
 from foveate.cli.options import ModelOptions
-from foveate.cli.prompt import vision_sizes
+from foveate.cli.prompt import prepare, vision_sizes
+from foveate.cli.race import race
 from foveate.errors import UnsupportedError
+from foveate.families.llava import Llava
+from foveate.methods.uniform import Uniform
 from foveate.registry import families, methods, presets
 from tests.cli.conftest import save_tiny_llava
 
@@ -60,9 +63,10 @@ def test_generate_json_is_all_there_is_on_stdout_and_its_figures_fit_together(as
     assert result["cost"]["retention"] == pytest.approx(result["retention"])
     assert result["cost"]["kv_lengths"] == [layer[0] for layer in result["trace"]["kv_lengths"]]
     # Measured at the end: after the prompt, one slot a token but the last. Two heads of 16, keys and values, float32.
-    slots = sum(result["cost"]["kv_lengths"]) + 32 * (len(result["tokens"]) - 1)
+    slots = sum(result["cost"]["kv_lengths"]) + 32 * (len(result["token_ids"]) - 1)
     assert result["kv_bytes"] == slots * 2 * 2 * 16 * 4
-    assert result["kv_bytes_whole"] == 32 * (36 + result["text_tokens"] + len(result["tokens"]) - 1) * 2 * 2 * 16 * 4
+    assert result["kv_bytes_whole"] == 32 * (36 + result["text_tokens"] + len(result["token_ids"]) - 1) * 2 * 2 * 16 * 4
+    assert result["saved"]["kv_bytes"] == pytest.approx(1 - result["kv_bytes"] / result["kv_bytes_whole"])
     assert result["setting"]["method"] == "v2drop"
     assert 0.3 < result["saved"]["prefill_flops"] < 0.7
 
@@ -71,12 +75,28 @@ def test_full_adds_the_untouched_models_answer_and_a_time_ratio(ask, picture, ti
     code, out, _ = ask("generate", picture, "--full", "--pairs", 2, "--json")
     assert code == 0
     result = json.loads(out)
-    assert result["full"]["tokens"] == whole_answer(tiny_llava, picture)
+    assert result["full"]["token_ids"] == whole_answer(tiny_llava, picture)
     assert result["full"]["kv_bytes"] == result["kv_bytes_whole"]
-    assert result["agreement"]["identical"] == (result["tokens"] == result["full"]["tokens"])
+    assert result["agreement"]["identical"] == (result["token_ids"] == result["full"]["token_ids"])
     ratio = result["time"]["ratio_to_full"]["v2drop"]
     assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
     assert ratio["rounds"] == result["time"]["control"]["rounds"] == 2
+
+
+def test_what_is_timed_really_drops(tiny_llava, picture):
+    loaded = load(ModelOptions(model=str(tiny_llava)))
+    inputs = prepare(loaded, [Image.open(picture)], "What is this ?")
+    seen = []
+
+    class Watched(Uniform):
+        def cut(self, view):
+            seen.append(view.layer)
+            return super().cut(view)
+
+    found = race(loaded, inputs, {"watched": Watched(layers=(2, 5), keep=(0.5, 0.5))}, new_tokens=1, rounds=2)
+    assert seen == [2, 5] * 3  # two rounds and the warm-up
+    assert found.new_tokens == 1
+    assert set(found.ratios) == {"watched"}
 
 
 def test_keeping_everything_answers_as_the_full_model(ask, picture):
@@ -107,6 +127,15 @@ def test_the_figure_is_written_and_never_over_another(ask, picture, tmp_path):
     assert ask("generate", picture, "--figure", path, "--force")[0] == 0
 
 
+def test_an_answer_is_not_lost_when_its_figure_cannot_be_drawn(ask, picture, tmp_path, monkeypatch):
+    monkeypatch.setattr(Llava, "boxes", lambda self, modality, given, lengths: [None] * len(lengths))
+    code, out, err = ask("generate", picture, "--figure", tmp_path / "kept.png", "--out", tmp_path / "a.json", "--json")
+    assert code == 1
+    assert "cannot be drawn" in err
+    assert json.loads(out) == json.loads((tmp_path / "a.json").read_text())
+    assert not (tmp_path / "kept.png").exists()
+
+
 def test_several_images_go_into_one_question(ask, picture, tmp_path):
     Image.new("RGB", (50, 80), "teal").save(second := tmp_path / "second.png")
     code, out, _ = ask("generate", picture, second, "--json", "--figure", tmp_path / "both.png")
@@ -121,7 +150,7 @@ def test_several_images_go_into_one_question(ask, picture, tmp_path):
 def test_the_picture_matters(ask, picture, tmp_path):
     Image.new("RGB", (84, 84), (250, 0, 250)).save(other := tmp_path / "other.png")
     first, second = (json.loads(ask("generate", path, "--json")[1]) for path in (picture, other))
-    assert first["tokens"] != second["tokens"] or first["trace"]["stages"] != second["trace"]["stages"]
+    assert first["token_ids"] != second["token_ids"] or first["trace"]["stages"] != second["trace"]["stages"]
 
 
 def test_random_draws_by_its_seed(ask, picture):
@@ -224,6 +253,12 @@ def test_what_cannot_be_done_is_one_line_on_stderr(run, tiny_llava, picture, arg
     assert err.startswith("foveate: ")
     assert says in err
     assert err.count("\n") == 1
+
+
+def test_wrong_usage_is_said_before_any_file_is_read(run, tmp_path):
+    code, _, err = run("generate", tmp_path / "no-picture.png", "--prompt", "x", "--retention", 2)
+    assert code == 2
+    assert "a share lies in (0, 1]" in err
 
 
 def test_a_bad_picture_is_refused_before_the_model_is_loaded(run, tmp_path):

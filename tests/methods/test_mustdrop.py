@@ -1,4 +1,18 @@
-from foveate.methods.mustdrop import MustDrop
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlavaForConditionalGeneration
+
+import foveate as fv
+from foveate.core.merge import window_similarity
+from foveate.methods.base import TowerView, View
+from foveate.methods.mustdrop import MustDrop, counter
+from tests import golden
+from tests.models import IMAGE, batch, generate, llava_config, tiny
 
 CUTS = {"pruning_layers": (1, 3), "merge_window": 2}
 EXAMPLES = [
@@ -8,3 +22,415 @@ EXAMPLES = [
     MustDrop(**CUTS, global_thr=0.2, individual_thr=0.2, merge_threshold=0.3, positions="keep"),
 ]
 KEEP_ALL = MustDrop(**CUTS, global_thr=0.0, individual_thr=0.0, merge_windows=False)
+
+
+# -- the filter ----------------------------------------------------------------------------------------------
+
+
+def looked_at(attention, keys=(), layer=7, **known):
+    """A view before the layer behind a filtering one, its statistics taken from attention rows (rows, tokens)."""
+    tokens = attention.shape[1]
+    view = View.of(torch.zeros(tokens, 2), layer=layer - 1, attend=attending(attention), **known)
+    METHOD.observe(view)
+    view.layer = layer
+    view.notes["key"] = torch.zeros(tokens, dtype=torch.bool)
+    view.notes["key"][list(keys)] = True
+    return view
+
+
+def attending(attention):
+    def attend(queries, start, stop, bidirectional):
+        assert queries == "after"
+        if len(attention):
+            yield from attention[:, start:stop].split(3)  # in blocks, as the engine gives them
+
+    return attend
+
+
+METHOD = MustDrop()
+
+
+def attention_of(rows, tokens, seed):
+    rng = torch.Generator().manual_seed(seed)
+    return (3 * torch.randn(rows, tokens, generator=rng)).softmax(dim=-1) * torch.rand(rows, 1, generator=rng)
+
+
+def test_the_filter_by_hand():
+    attention = torch.tensor([[0.0, 0.125, 0.0625, 0.0], [0.5, 0.125, 0.0625, 0.125]])
+    view = looked_at(attention)
+    assert view.notes["share"].tolist() == [0.5, 0.25, 0.125, 0.125]
+    assert view.notes["peak"].tolist() == [0.5, 0.125, 0.0625, 0.125]
+
+    def left(gamma, alpha, keys=()):
+        view = looked_at(attention, keys)
+        return MustDrop(global_thr=gamma, individual_thr=alpha).cut(view).kept.tolist()
+
+    assert left(0.2, 0.2) == [0, 1]
+    assert left(0.2, 0.1) == [0, 1, 3]  # one text token looks at it
+    assert left(0.5, 0.6) == [0]  # a share of exactly the threshold stays
+    assert left(0.6, 0.5) == [0]  # so does an attention of exactly it
+    assert left(0.6, 0.6) == []
+    assert left(0.6, 0.6, keys=[2]) == [2]
+
+
+@pytest.mark.parametrize(
+    ("gamma", "alpha"), [(0.001, 0.001), (0.0012, 0.001), (0.011, 0.01), (0.03, 0.05), (0.05, 0.02)]
+)
+@given(seed=st.integers(0, 2**16), rows=st.integers(1, 8), tokens=st.integers(1, 60), data=st.data())
+def test_thresholds_and_the_score_of_both_attentions_agree(gamma, alpha, seed, rows, tokens, data):
+    keys = data.draw(st.lists(st.integers(0, tokens - 1), max_size=5, unique=True))
+    attention = attention_of(rows, tokens, seed)
+    kept = MustDrop(global_thr=gamma, individual_thr=alpha).cut(looked_at(attention, keys)).kept.tolist()
+    column, total = attention.sum(dim=0), attention.sum()
+    score = torch.maximum(column / total, attention.max(dim=0).values * gamma / alpha)
+    close = ((score - gamma).abs() < 1e-6).nonzero()[:, 0].tolist()  # rounding may decide either way
+    wanted = [j for j in range(tokens) if score[j] >= gamma or j in keys]
+    assert set(kept) ^ set(wanted) <= set(close)
+    looked = int((attention.max(dim=0).values >= alpha).sum())
+    assert len(kept) <= int(1 / gamma) + looked + len(keys)
+
+
+def test_thresholds_off_keep_all_and_thresholds_above_any_attention_keep_the_key_tokens():
+    attention = attention_of(5, 40, seed=1)
+    assert MustDrop(global_thr=0).cut(looked_at(attention)).kept.tolist() == list(range(40))
+    cut = MustDrop(global_thr=2, individual_thr=2).cut(looked_at(attention, keys=[3, 17, 18]))
+    assert cut.kept.tolist() == [3, 17, 18]
+
+
+def test_without_text_after_the_image_nothing_leaves():
+    view = looked_at(torch.zeros(0, 12))
+    assert MustDrop(global_thr=0.5, individual_thr=0.5).cut(view).kept.tolist() == list(range(12))
+
+
+def test_one_key_token_is_enough_to_keep_one():
+    cut = MustDrop(global_thr=2, individual_thr=2).cut(looked_at(attention_of(4, 10, seed=2), keys=[6]))
+    assert cut.kept.tolist() == [6]
+
+
+def test_alpha_may_be_a_share_of_the_largest_attention():
+    attention = torch.tensor([[0.08, 0.04, 0.01, 0.0]])
+    kept = [
+        MustDrop(global_thr=2, individual_thr=0.5, alpha_relative=relative).cut(looked_at(attention)).kept.tolist()
+        for relative in (False, True)
+    ]
+    assert kept == [[], [0, 1]]
+
+
+def test_each_image_has_its_own_text_and_its_own_shares():
+    attention = torch.tensor([[0.2, 0.1, 0.0, 0.05, 0.05, 0.0], [0.2, 0.1, 0.0, 0.05, 0.05, 0.0]])
+    view = looked_at(attention, sizes=(3, 3), entered_sizes=(3, 3))
+    cut = MustDrop(global_thr=0.4, individual_thr=1).cut(view)
+    assert cut.kept.tolist() == [0, 3, 4]  # shares 2/3, 1/3, 0 of the first and 1/2, 1/2, 0 of the second
+    assert cut.sizes == (1, 2)
+
+
+@given(seed=st.integers(0, 2**16), count=st.integers(1, 30), keys=st.lists(st.integers(0, 29), max_size=6, unique=True))
+def test_a_budget_keeps_the_key_tokens_and_then_the_highest_scores(seed, count, keys):
+    attention = attention_of(4, 30, seed)
+    method = MustDrop(mode="budget", counts=(30, count, 1, 1), reference=30, global_thr=0.02, individual_thr=0.1)
+    kept = method.cut(looked_at(attention, keys)).kept.tolist()
+    assert len(kept) == max(count, len(keys))
+    assert set(keys) <= set(kept)
+    score = torch.maximum(attention.sum(dim=0) / attention.sum(), attention.max(dim=0).values * 0.02 / 0.1)
+    others = [score[j].item() for j in kept if j not in keys]
+    gone = [score[j].item() for j in range(30) if j not in kept]
+    assert not others or not gone or min(others) >= max(gone) - 1e-6
+
+
+def test_a_budget_may_lie_below_the_key_share_of_the_unmerged_image():
+    # 440 of 576 came out of the tower with 36 key tokens: forty stay where forty were asked for, not 47.
+    view = looked_at(attention_of(4, 440, seed=3), keys=range(36), entered=576, entered_sizes=(576,))
+    method = MustDrop(mode="budget", counts=(300, 40, 40, 40))
+    assert len(method.cut(view).kept) == 40
+
+
+# -- the tower -----------------------------------------------------------------------------------------------
+
+
+def in_the_tower(features, scores, grid, merge=None, cls=True, reindex=True):
+    return TowerView(
+        features,
+        grid,
+        torch.zeros(1, features.shape[1]) if cls else None,
+        scores_of=lambda layer: scores if layer == 1 else None,
+        keys_of=lambda layer: None,
+        merge=merge,
+        reindex=reindex,
+    )
+
+
+@pytest.mark.parametrize(("tokens", "keys"), [(576, 47), (448, 36), (440, 36), (336, 27), (1, 1)])
+def test_how_many_key_tokens_there_are(tokens, keys):
+    scores = torch.rand(tokens, generator=torch.Generator().manual_seed(0))
+    cut = MustDrop().reduce(in_the_tower(torch.zeros(tokens, 2), scores, None))
+    key = cut.notes["key"]
+    assert int(key.sum()) == keys
+    assert scores[key].min() >= (scores[~key].max() if keys < tokens else 0)
+
+
+def test_near_identical_windows_merge_and_a_threshold_nobody_reaches_changes_nothing():
+    grid = torch.randn(6, 6, 8, generator=torch.Generator().manual_seed(3))
+    grid[:3, :3] = 1
+    rows = grid.reshape(36, 8)
+    merge = MustDrop().merge_early(rows, (6, 6))
+    assert len(merge) == 28
+    assert merge.origin[0] == 7
+    assert MustDrop(merge_threshold=1.01).merge_early(rows, (6, 6)) is None
+    assert MustDrop().merge_early(rows[:10], (2, 5)) is None  # no window fits
+
+
+def test_merged_tokens_come_first_or_where_ids_are_kept_at_their_windows_centre():
+    rows, scores = torch.arange(20.0)[:, None], torch.arange(20.0)
+    grid = torch.randn(6, 6, 8, generator=torch.Generator().manual_seed(3))
+    grid[:3, :3], grid[3:, 3:] = 1, 2
+    merge = MustDrop(merge_threshold=0.99).merge_early(grid.reshape(36, 8), (6, 6))
+    new = MustDrop(key_rate=0.05).reduce(in_the_tower(rows, scores, (6, 6), merge))
+    kept = MustDrop(key_rate=0.05, positions="keep").reduce(in_the_tower(rows, scores, (6, 6), merge))
+    forced = MustDrop(key_rate=0.05).reduce(in_the_tower(rows, scores, (6, 6), merge, reindex=False))
+    assert new.kept[:2].tolist() == [7, 28]
+    assert kept.kept.tolist() == sorted(new.kept.tolist()) == forced.kept.tolist()
+    for cut in (new, kept):  # the same rows, members and key tokens, in another order
+        assert cut.rows[cut.kept.tolist().index(7)] == 0
+        assert (cut.assign == cut.kept.tolist().index(28)).nonzero()[:, 0].tolist() == [
+            21,
+            22,
+            23,
+            27,
+            28,
+            29,
+            33,
+            34,
+            35,
+        ]
+        assert cut.kept[cut.notes["key"]].tolist() == [new.kept[19].item()]
+
+
+def test_where_the_tower_cannot_lose_tokens_the_projected_grid_is_merged():
+    grid = torch.randn(6, 6, 8, generator=torch.Generator().manual_seed(3))
+    grid[:3, :3] = torch.ones(8)
+    scores = torch.zeros(36)
+    scores[[0, 1, 2]] = 9.0  # averaged over the window they are its three ninths
+    scores[35] = 4.0
+    cut = MustDrop(key_rate=0.03).reduce(in_the_tower(grid.reshape(36, 8), scores, (6, 6), cls=False))
+    assert len(cut.kept) == 28
+    assert torch.equal(cut.rows[0], torch.ones(8))
+    assert cut.kept[cut.notes["key"]].tolist() == [35]
+
+
+# -- schedules, settings -------------------------------------------------------------------------------------
+
+
+class Config:
+    """As much of a model's config as a budget asks for."""
+
+    def __init__(self, depth):
+        self.num_hidden_layers, self.model_type, self.image_seq_length = depth, "llava", 576
+
+
+def mean(start, method, depth):
+    """Vision tokens a layer processes on average, layer by layer."""
+    counts, now = [], start
+    for layer in range(depth):
+        if layer in method.cuts():
+            now = method.counts[method.cuts().index(layer)]
+        counts.append(now)
+    return sum(counts) / depth
+
+
+@pytest.mark.parametrize(
+    ("tokens", "counts", "exact"), [(192, (316, 227, 163, 117), 191.65625), (128, (254, 147, 85, 49), 128.03125)]
+)
+def test_counts_of_the_spec(tokens, counts, exact):
+    method = MustDrop.for_budget(Config(32), tokens=tokens, entering=440)
+    assert method.counts == counts
+    assert mean(440, method, 32) == exact
+
+
+@pytest.mark.parametrize(
+    ("depth", "layers"),
+    [(4, (0, 1, 2)), (5, (0, 1, 2)), (28, (2, 5, 9, 12)), (32, (2, 6, 10, 14)), (40, (2, 8, 12, 18))],
+)
+def test_cuts_scale_with_the_decoder(depth, layers):
+    assert MustDrop.for_budget(Config(depth), retention=0.5).pruning_layers == layers
+
+
+@given(depth=st.integers(4, 80), share=st.floats(0.02, 1.0), tokens=st.integers(16, 3000))
+def test_a_budget_is_met_or_refused_with_its_floor(depth, share, tokens):
+    first = round(2 * depth / 32) + 1
+    floor = (first * tokens + depth - first) / depth
+    if share * tokens < floor:
+        with pytest.raises(fv.BudgetError, match=f"floor is {floor:.1f} tokens"):
+            MustDrop.for_budget(Config(depth), retention=share, vision_tokens=tokens)
+    else:
+        method = MustDrop.for_budget(Config(depth), retention=share, vision_tokens=tokens)
+        assert mean(tokens, method, depth) == pytest.approx(share * tokens, abs=0.5)
+        assert list(method.counts) == sorted(method.counts, reverse=True)
+        keys = math.ceil(method.key_rate * tokens)
+        assert keys <= max(1, method.counts[-1])
+
+
+def test_key_tokens_alone_are_never_more_than_the_budget():
+    # 61 tokens on average: 54 are spent before the first cut.
+    method = MustDrop.for_budget(Config(32), tokens=61)
+    assert math.ceil(method.key_rate * 576) < 0.08 * 576
+    assert mean(576, method, 32) == pytest.approx(61, abs=0.5)
+
+
+def test_the_released_counter_books_a_layer_after_its_cut():
+    per_layer = [200] * 3 + [100] * 29
+    assert counter(per_layer) == 106.25
+    assert sum(per_layer) / 32 == 109.375
+    assert counter([440] * 3 + [36] * 29) == 61.25  # nothing but the key tokens: the published 64
+
+
+def test_each_stage_can_be_switched_off():
+    whole = MustDrop()
+    assert whole.cuts() == (3, 7, 11, 15)
+    assert list(whole.kv_layers(32)) == list(range(2, 15))
+    assert whole.plan(32, (576,)) is None
+    no_filter = MustDrop(filter=False)
+    assert (no_filter.cuts(), list(no_filter.kv_layers(32)), no_filter.merges_early) == ((), [], True)
+    assert list(MustDrop(kv=False).kv_layers(32)) == []
+    nothing = MustDrop(filter=False, merge_windows=False)
+    assert nothing.plan(32, (576, 10)) == (586,) * 32
+    assert not nothing.reduces_tower
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"global_thr": -0.1}, "cannot be negative"),
+        ({"individual_thr": -1}, "cannot be negative"),
+        ({"pruning_layers": ()}, "one or more"),
+        ({"pruning_layers": (-1, 3)}, "from 0 on"),
+        ({"pruning_layers": (6, 6)}, "ascend strictly"),
+        ({"key_rate": 1.1}, "key_rate is a share"),
+        ({"merge_window": 1}, "merge_window 2 or more"),
+        ({"reference": 0}, "reference 1 or more"),
+        ({"mode": "calibrated"}, "mode is 'threshold' or 'budget'"),
+        ({"mode": "budget"}, "a count for each of the 4"),
+        ({"mode": "budget", "counts": (9, 9)}, "a count for each of the 4"),
+        ({"mode": "budget", "counts": (9, 8, 7, 6), "global_thr": 0}, "global_thr is 0"),
+        ({"positions": "compact"}, "positions is"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(fv.SettingError, match=message):
+        MustDrop(**settings)
+
+
+@pytest.mark.parametrize("method", [*EXAMPLES, KEEP_ALL, MustDrop()], ids=str)
+def test_a_setting_survives_json(method):
+    assert MustDrop.from_dict(json.loads(method.to_json())) == method
+    assert hash(MustDrop.from_json(method.to_json())) == hash(method)
+
+
+@pytest.mark.parametrize(
+    ("name", "thresholds"),
+    [
+        ("192-textvqa", (0.001, 0.001)),
+        ("128-textvqa", (0.0012, 0.001)),
+        ("64-textvqa", (0.011, 0.01)),
+        ("64-vizwiz", (0.005, 0.001)),
+    ],
+)
+def test_published_thresholds(name, thresholds):
+    method = fv.preset(f"mustdrop/llava-1.5-7b/{name}")
+    assert (method.global_thr, method.individual_thr) == thresholds
+    assert (method.merge_threshold, method.merge_window, method.key_rate) == (0.8, 3, 0.08)
+    assert method.pruning_layers == (2, 6, 10, 14)
+
+
+# -- in a model ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("positions", "decoding"), [("reindex", [255] * 2 + [155] * 30), ("keep", [631] * 32)])
+def test_the_table_of_the_spec(positions, decoding):
+    """35 + 200 + 20 tokens, 100 of the 200 kept at layer 2 and nothing later."""
+    case = golden.cases("mustdrop")[0]
+    similarity = merged_similarity(case)
+    threshold = similarity.sort(descending=True).values[46].item()  # 47 windows merge: 576 − 8 · 47 = 200
+    method = MustDrop(mode="budget", counts=(100,) * 4, merge_threshold=threshold, key_rate=0.08, positions=positions)
+    with fv.drop(case.model, method) as trace, golden.positions_seen(case.model) as seen:
+        golden.generate(case.model, case.inputs)
+    assert (trace.stages[0].where, trace.stages[0].after) == ("tower", (200,))
+    assert [len(calls[0]) for calls in seen] == [255] * 3 + [155] * 29
+    assert [layer[0] for layer in trace.kv_lengths] == [255] * 2 + [155] * 30
+    for step in range(7):
+        assert [calls[1 + step] for calls in seen] == [[first + step] for first in decoding]
+    assert trace.tokens == [109.375]
+    assert counter([count for (count,) in trace.latest.per_layer]) == 106.25
+
+
+def merged_similarity(case):
+    found = []
+
+    class Watching(MustDrop):
+        def merge_early(self, rows, grid):
+            found.append(window_similarity(rows, *grid, 3))
+
+    with fv.drop(case.model, Watching(filter=False)), torch.no_grad():
+        case.model(**case.inputs)
+    return found[0]
+
+
+def test_the_caches_of_filtering_layers_hold_the_final_rows_not_the_first_ones():
+    model, inputs = tiny("llava"), batch("llava", ["titt"])
+    settings = {"pruning_layers": (1, 3), "mode": "budget", "counts": (14, 6), "reference": 25, "merge_windows": False}
+    caches = {}
+    for kv in (False, True):
+        with fv.drop(model, MustDrop(**settings, kv=kv)) as trace, torch.no_grad():
+            caches[kv] = model(**inputs, use_cache=True).past_key_values
+        final = trace.stages[-1].kept[0]
+        if kv:
+            vision = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0]
+            text = (inputs["input_ids"][0] != IMAGE).nonzero()[:, 0]
+            stood = [torch.arange(25), torch.arange(25), trace.stages[0].kept[0], trace.stages[0].kept[0]]
+            for layer in (1, 2, 3):
+                columns = torch.cat((text, vision[stood[layer]])).sort().values
+                rows = torch.isin(columns, torch.cat((text, vision[final])))
+                for part in ("keys", "values"):
+                    before, after = (getattr(caches[key].layers[layer], part)[0] for key in (False, True))
+                    assert torch.equal(before[:, rows], after)
+            assert torch.equal(caches[True].layers[0].keys, caches[False].layers[0].keys)
+
+
+def test_key_tokens_survive_every_cut():
+    with fv.drop(tiny("llava"), MustDrop(pruning_layers=(1, 3), global_thr=2, individual_thr=2, key_rate=0.2)) as trace:
+        generate(tiny("llava"), batch("llava", ["titt"]))
+    first, second = (stage for stage in trace.stages if stage.where == "layer")
+    assert first.after == (math.ceil(0.2 * first.before[0]),)
+    assert first.kept[0].tolist() == second.kept[0].tolist()
+
+
+def test_a_text_only_prompt_is_the_models_own():
+    model, inputs = tiny("llava"), batch("llava", ["ttt"])
+    whole = generate(model, inputs)
+    with fv.drop(model, EXAMPLES[0]) as trace:
+        dropped = generate(model, inputs)
+    assert torch.equal(torch.stack(whole.logits), torch.stack(dropped.logits))
+    assert trace.retention == [1.0]
+
+
+def test_an_image_at_the_prompts_end_loses_nothing_to_the_filter():
+    method = MustDrop(pruning_layers=(1, 3), global_thr=1, individual_thr=1, merge_windows=False)
+    with fv.drop(tiny("llava"), method) as trace, torch.no_grad():
+        tiny("llava")(**batch("llava", ["ti"]))
+    assert trace.retention == [1.0]
+
+
+@pytest.mark.parametrize("depth", [28, 40])
+def test_decoders_of_other_depths(depth):
+    torch.manual_seed(0)
+    config = llava_config()
+    config.text_config.num_hidden_layers = depth
+    model = LlavaForConditionalGeneration(config).eval()
+    method = MustDrop.for_budget(model, tokens=8, merge_windows=False)
+    with fv.drop(model, method) as trace, torch.no_grad():
+        model(**batch("llava", ["titt"]))
+    assert trace.tokens == pytest.approx([mean(25, method, depth)])
+    assert trace.tokens == pytest.approx([8], abs=0.5)
+    first, text = method.pruning_layers[0], 1 + 3 * 3
+    assert [layer[0] for layer in trace.kv_lengths] == [text + 25] * first + [text + method.counts[-1]] * (
+        depth - first
+    )

@@ -10,6 +10,7 @@ from foveate.cli.outputs import check_targets
 from foveate.cli.usage import UsageError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from rich.table import Table
 
     from foveate.cli.race import Race
@@ -49,19 +50,22 @@ class Compare:
             raise UsageError(f"--pairs {self.pairs}: an interval needs two or more.")
         check_targets(self.outputs)
         # Only now anything slow is imported: --help and refusals stay quick.
-        from rich.console import Group
-        from rich.text import Text
-
-        from foveate.cli import report
-        from foveate.cli.asking import ask
-        from foveate.cli.finish import finish
-        from foveate.cli.race import race
         from foveate.cli.screen import busy
-        from foveate.cli.setup import set_up
-        from foveate.registry import methods
-        from foveate.viz import stack
+
+        with busy("Starting torch"):
+            from rich.console import Group
+            from rich.text import Text
+
+            from foveate.cli import report
+            from foveate.cli.asking import ask
+            from foveate.cli.finish import finish
+            from foveate.cli.race import race
+            from foveate.cli.setup import set_up
+            from foveate.registry import methods
+            from foveate.viz import stack
 
         setup = set_up(self.images, self.prompt, self.method or tuple(methods()), self.models, self.budgets)
+        whole, costs = setup.cost(None), {name: setup.cost(method) for name, method in setup.methods.items()}
         with busy("Answering without dropping"):
             full = ask(setup.loaded, setup.inputs, None, self.models.max_new_tokens)
         answers = {}
@@ -69,27 +73,28 @@ class Compare:
             with busy(f"Answering with {name}"):
                 answers[name] = ask(setup.loaded, setup.inputs, method, self.models.max_new_tokens)
         found = race(setup.loaded, setup.inputs, setup.methods, len(full.tokens), self.pairs)
-        whole = setup.cost(None)
         outcomes = [
-            report.outcome(name, setup.methods[name], answer, setup.cost(setup.methods[name]), whole)
+            report.outcome(name, setup.methods[name], answer, costs[name], whole)
             | {"agreement": report.agreement(answer, full)}
             for name, answer in answers.items()
         ]
         values = setup.to_dict() | {
-            "full": {"answer": full.text, "tokens": full.tokens, "kv_bytes": full.kv_bytes},
+            "full": {"answer": full.text, "token_ids": full.tokens, "kv_bytes": full.kv_bytes},
             "methods": outcomes,
             "time": report.race_values(found),
         }
         footnotes = [Text(f"Time ratio to the full model's: {report.race_note(found)}."), Text(CONTROL)]
-        figure = None
-        if self.outputs.figure is not None:
+
+        def draw() -> "Image":
             images = [picture.image for picture in setup.pictures]
             drawn = [(f"{name}: {answer.text}", answer.trace.show(images)) for name, answer in answers.items()]
-            figure = stack(drawn, title=f"{setup.prompt}  Full model: {full.text}")
+            return stack(drawn, title=f"{setup.prompt}  Full model: {full.text}")
+
+        if self.outputs.figure is not None:
             values["figure"] = str(self.outputs.figure)
             footnotes.append(Text(f"Picture: {self.outputs.figure}"))
         table = _table(setup.prompt, full.text, outcomes, found)
-        finish(values, Group(table, *footnotes), figure, self.outputs)
+        finish(values, Group(table, *footnotes), draw, self.outputs)
 
 
 CONTROL = "In the full model's row it is timed against itself: what noise alone does here."

@@ -1,6 +1,6 @@
 """What `generate` and `compare` do last: files, then the screen."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from PIL import Image
@@ -14,18 +14,22 @@ __all__ = ["finish"]
 
 
 def finish(
-    values: Mapping[str, Any], shown: RenderableType, figure: Image.Image | None, outputs: OutputOptions
+    values: Mapping[str, Any], shown: RenderableType, draw: Callable[[], Image.Image], outputs: OutputOptions
 ) -> None:
     """Write the figure and the JSON file where they were asked for, then print JSON or `shown`.
 
+    What cannot be written is an error after all else is done, so that no answer is lost for it.
+
     Raises:
-        InputError: If a file cannot be written.
+        InputError: If a file cannot be written or `draw` knows no places to draw at.
     """
-    if outputs.figure is not None and figure is not None:
-        write_picture(outputs.figure, figure)
-    if outputs.out is not None:
-        write_text(outputs.out, as_json(values))
-    if outputs.json:
-        show_json(values)
-    else:
-        show(shown)
+    try:
+        if outputs.out is not None:
+            write_text(outputs.out, as_json(values))
+        if outputs.figure is not None:
+            write_picture(outputs.figure, draw())
+    finally:
+        if outputs.json:
+            show_json(values)
+        else:
+            show(shown)

@@ -47,22 +47,24 @@ class Generate:
             raise UsageError(f"--pairs {self.pairs}: an interval needs two or more.")
         check_targets(self.outputs)
         # Only now anything slow is imported: --help and refusals stay quick.
-        from rich.table import Table
-        from rich.text import Text
-
-        from foveate.cli import report
-        from foveate.cli.asking import ask
-        from foveate.cli.finish import finish
-        from foveate.cli.race import race
         from foveate.cli.screen import busy
-        from foveate.cli.setup import set_up
+
+        with busy("Starting torch"):
+            from rich.table import Table
+            from rich.text import Text
+
+            from foveate.cli import report
+            from foveate.cli.asking import ask
+            from foveate.cli.finish import finish
+            from foveate.cli.race import race
+            from foveate.cli.setup import set_up
 
         setup = set_up(self.images, self.prompt, [self.method], self.models, self.budgets)
         method = setup.methods[self.method]
+        cost, whole = setup.cost(method), setup.cost(None)
         with busy(f"Answering with {self.method}"):
             answer = ask(setup.loaded, setup.inputs, method, self.models.max_new_tokens)
         trace = answer.trace
-        cost, whole = setup.cost(method), setup.cost(None)
         values: dict[str, Any] = setup.to_dict() | report.outcome(self.method, method, answer, cost, whole)
         rows = [("Question", setup.prompt), (f"With {self.method}", answer.text)]
         times: list[tuple[str, str]] = []
@@ -71,7 +73,7 @@ class Generate:
                 full = ask(setup.loaded, setup.inputs, None, self.models.max_new_tokens)
             found = race(setup.loaded, setup.inputs, setup.methods, len(full.tokens), self.pairs)
             same = report.agreement(answer, full)
-            values["full"] = {"answer": full.text, "tokens": full.tokens, "kv_bytes": full.kv_bytes}
+            values["full"] = {"answer": full.text, "token_ids": full.tokens, "kv_bytes": full.kv_bytes}
             values |= {"agreement": same, "time": report.race_values(found)}
             rows[1:] = [("Full model", full.text), (f"With {self.method}", report.with_agreement(answer, same))]
             times = report.race_lines(self.method, found)
@@ -82,9 +84,7 @@ class Generate:
             ("KV cache", report.kv_line(answer)),
             *times,
         ]
-        figure = None
         if self.outputs.figure is not None:
-            figure = trace.show([picture.image for picture in setup.pictures])
             values["figure"] = str(self.outputs.figure)
             rows.append(("Picture", str(self.outputs.figure)))
         table = Table.grid(padding=(0, 2))
@@ -92,4 +92,4 @@ class Generate:
         table.add_column()
         for label, text in rows:
             table.add_row(Text(label), Text(text))
-        finish(values, table, figure, self.outputs)
+        finish(values, table, lambda: trace.show([picture.image for picture in setup.pictures]), self.outputs)

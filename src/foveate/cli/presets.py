@@ -29,7 +29,8 @@ class Presets:
 
     def run(self) -> None:
         """Print the list."""
-        from rich.table import Column, Table
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
         from rich.text import Text
 
         from foveate.cli.screen import busy, show, show_json
@@ -62,11 +63,12 @@ class Presets:
             )
         if self.json:
             return show_json({"presets": rows})
-        table = Table(Column("Preset", no_wrap=True), "Retention", "Mean tokens", "Made for", "Source")
+        table = Table("Preset", "Mean tokens", "Layers", "Source", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.columns[0].no_wrap = table.columns[1].no_wrap = True
         for row, preset in zip(rows, found, strict=True):
-            mean_text = "" if row["mean_tokens"] is None else f"{row['mean_tokens']:.1f} of {row['vision_tokens']}"
+            mean_text = "" if row["mean_tokens"] is None else f"{row['mean_tokens']:.1f} of {row['vision_tokens']}, "
             share = "by picture" if row["retention"] is None else f"{row['retention']:.1%}"
-            table.add_row(Text(preset.name), share, mean_text, f"{preset.depth} layers", Text(preset.source))
+            table.add_row(Text(preset.name), mean_text + share, str(preset.depth), Text(preset.source))
         return show(table)
 
 

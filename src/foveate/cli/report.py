@@ -31,7 +31,7 @@ def outcome(name: str, method: Method, answer: Answer, cost: Cost, whole: Cost) 
         "name": name,
         "setting": method.to_dict(),
         "answer": answer.text,
-        "tokens": answer.tokens,
+        "token_ids": answer.tokens,
         "retention": answer.trace.retention[0],
         "mean_tokens": answer.trace.tokens[0],
         "trace": answer.trace.to_dict(),

@@ -84,12 +84,12 @@ def set_up(
     """
     if models.max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens {models.max_new_tokens}: an answer has at least one token.")
+    check_names(names, budgets)
     images, prompt = _question(images, prompt, models)
     pictures = [load_picture(path) for path in images]
     for picture in pictures:
         if picture.note:
             note(picture.note)
-    check_names(names, budgets)
     loaded = load(models)
     with busy("Preparing the pictures"):
         inputs = prepare(loaded, [picture.image for picture in pictures], prompt)
