@@ -1,4 +1,18 @@
-from foveate.methods.visiondrop import VisionDrop
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlavaForConditionalGeneration
+
+import foveate as fv
+from foveate.methods.base import TowerView, View
+from foveate.methods.visiondrop import VisionDrop, solve_sizes
+from tests import golden
+from tests.models import FAMILIES, IMAGE, batch, generate, llava_config, tiny
 
 COUNTS = {"dominant": 14, "contextual": 3, "image_token_list": ((9, 2), (5, 1)), "layer_list": (2, 4), "reference": 25}
 EXAMPLES = [
@@ -10,3 +24,392 @@ EXAMPLES = [
 KEEP_ALL = VisionDrop(
     dominant=10_000, contextual=0, layer_list=(2,), image_token_list=((10_000, 0),), positions="keep", reference=25
 )
+
+
+# -- the reductions ------------------------------------------------------------------------------------------
+
+
+def in_the_tower(features, scores, keys, cls=None, reindex=True):
+    return TowerView(
+        features, None, cls, scores_of=lambda layer: scores, keys_of=lambda layer: keys, reindex=reindex,
+        entered=len(features),
+    )  # fmt: skip
+
+
+def tower(tokens, seed=0, **known):
+    rng = torch.Generator().manual_seed(seed)
+    features, keys = torch.randn(tokens, 8, generator=rng), torch.randn(tokens, 4, generator=rng)
+    return in_the_tower(features, torch.rand(tokens, generator=rng), keys, **known)
+
+
+def test_the_released_setting_leaves_48_rows_with_the_cls_in_front():
+    view = tower(576, cls=torch.full((1, 8), 7.0))
+    cut = VisionDrop().reduce(view)
+    scores = view.attention()
+    dominant = sorted(sorted(range(576), key=lambda patch: -scores[patch].item())[:41])
+    rest = [patch for patch in range(576) if patch not in dominant]
+    assert cut.kept.tolist() == [-1, *dominant, *(rest[place] for place in (0, 89, 178, 267, 356, 445))]
+    assert torch.equal(cut.rows[0], torch.full((8,), 7.0))
+    assert torch.equal(cut.rows[1:42], view.features[dominant])
+    assert cut.assign[dominant].tolist() == list(range(1, 42))
+    assert set(cut.assign[rest].tolist()) == set(range(42, 48))
+
+
+@pytest.mark.parametrize(
+    ("settings", "known"),
+    [({"include_cls": False}, {}), ({}, {"reindex": False}), ({}, {"cls": None})],
+    ids=["not asked for", "ids are kept", "there is none"],
+)
+def test_without_a_cls_one_more_patch_stays(settings, known):
+    view = tower(576, **{"cls": torch.full((1, 8), 7.0), **known})
+    cut = VisionDrop(**settings).reduce(view)
+    assert len(cut.kept) == 48
+    assert (cut.kept >= 0).all()
+    top42 = view.attention().sort(descending=True).indices[:42].sort().values
+    assert cut.kept[:42].tolist() == top42.tolist()
+
+
+def test_an_image_of_another_size_gets_its_share():
+    assert len(VisionDrop().reduce(tower(288)).kept) == 24
+    assert len(VisionDrop().reduce(tower(1152)).kept) == 96
+    assert len(VisionDrop().reduce(tower(5)).kept) == 1
+
+
+def test_a_tower_that_keeps_all_is_left_alone():
+    assert VisionDrop(dominant=576, contextual=0).reduce(tower(576)) is None
+    assert not VisionDrop(dominant=0, contextual=0).reduces_tower
+
+
+def attending(attention):
+    def attend(queries, start, stop, bidirectional):
+        assert queries == "vision"
+        yield from attention[start:stop, start:stop].split(5)
+
+    return attend
+
+
+def before_layer(attention, hidden, keys, **known):
+    count = len(hidden)
+    known = {"sizes": (count,), "entered_sizes": (576,), "entered": 576, **known}
+    return View.of(hidden, layer=8, attend=attending(attention), keys_of=lambda: keys, **known)
+
+
+def rows_of(count, seed):
+    rng = torch.Generator().manual_seed(seed)
+    attention = torch.rand(count, count, generator=rng).tril() / count
+    return attention, torch.randn(count, 6, generator=rng), torch.randn(count, 4, generator=rng)
+
+
+def test_before_a_layer_30_and_5_of_48_stay():
+    attention, hidden, keys = rows_of(48, seed=1)
+    cut = VisionDrop().cut(before_layer(attention, hidden, keys))
+    dominant = attention.mean(dim=0).sort(descending=True).indices[:30].sort().values.tolist()
+    rest = [token for token in range(48) if token not in dominant]
+    assert cut.kept.tolist() == dominant + [rest[place] for place in (0, 3, 6, 9, 12)]
+    assert torch.equal(cut.rows[:30], hidden[dominant])
+    joined = [token for token in rest if cut.assign[token] == 31 and token != rest[3]]
+    wanted = hidden[rest[3]] + (hidden[joined].mean(dim=0) if joined else 0)
+    torch.testing.assert_close(cut.rows[31], wanted)
+
+
+def test_averaging_and_renormalising_make_a_difference():
+    attention, hidden, keys = rows_of(48, seed=2)
+    attention[40:] = 1e-4  # rows that look elsewhere: token 47 gets little in all, yet most of what they give
+    attention[40:, 47] = 2e-3
+    cuts = [
+        VisionDrop(**settings).cut(before_layer(attention, hidden, keys))
+        for settings in ({}, {"merge": "average"}, {"renorm": True})
+    ]
+    assert torch.equal(cuts[0].kept, cuts[1].kept)
+    assert not torch.equal(cuts[0].rows, cuts[1].rows)
+    assert not torch.equal(cuts[0].kept, cuts[2].kept)
+    row = 32
+    members = (cuts[1].assign == row).nonzero()[:, 0]
+    torch.testing.assert_close(cuts[1].rows[row], hidden[members].mean(dim=0))
+
+
+def test_each_image_is_scored_by_its_own_rows():
+    attention, hidden, keys = rows_of(40, seed=3)
+    both = VisionDrop().cut(before_layer(attention, hidden, keys, sizes=(15, 25), entered_sizes=(96, 288)))
+    assert both.sizes == (6, 18)  # (5 + 1) and (15 + 3): a sixth and a half of 30 + 5, each rounded
+    first = VisionDrop().cut(
+        before_layer(attention[:15, :15], hidden[:15], keys[:15], sizes=(15,), entered_sizes=(96,))
+    )
+    assert both.kept[:6].tolist() == first.kept.tolist()
+    assert torch.equal(both.rows[:6], first.rows)
+    assert both.assign[:15].tolist() == first.assign.tolist()
+    assert both.kept[6:].min() >= 15
+
+
+def test_an_image_with_fewer_rows_than_a_cut_keeps_stays_whole_beside_another():
+    attention, hidden, keys = rows_of(44, seed=4)
+    both = VisionDrop().cut(before_layer(attention, hidden, keys, sizes=(4, 40), entered_sizes=(576, 576)))
+    assert both.sizes == (4, 35)
+    assert torch.equal(both.rows[:4], hidden[:4])
+    assert VisionDrop().cut(before_layer(attention[:4, :4], hidden[:4], keys[:4])) is None
+
+
+# -- schedules, settings -------------------------------------------------------------------------------------
+
+
+class Config:
+    """As much of a model's config as a budget asks for."""
+
+    def __init__(self, depth, model_type="llava"):
+        self.num_hidden_layers, self.model_type, self.image_seq_length = depth, model_type, 576
+
+
+def mean(method, depth, tokens):
+    plan = method.plan(depth, (tokens,))
+    return sum(plan) / len(plan)
+
+
+@pytest.mark.parametrize(("entry", "ratio"), [(1.5, 0.73362), (3, 0.25308)])
+def test_the_ratio_between_stages(entry, ratio):
+    sizes = solve_sizes(100, 10_000, 32, (8, 16, 24), entry)
+    assert sizes[0] == pytest.approx(100 * entry)
+    assert [after / before for before, after in itertools.pairwise(sizes)] == pytest.approx([ratio] * 3, abs=5e-6)
+
+
+def test_the_papers_video_schedule():
+    sizes = solve_sizes(256, 2048, 32, (8, 16, 24), 3)
+    assert [math.floor(size + 0.5) for size in sizes] == [768, 194, 49, 12]
+
+
+@pytest.mark.parametrize(
+    ("preset", "sizes", "first", "tokens"),
+    [
+        ("llava-1.5-7b/32", (48, 35, 26, 19), (42, 6), 32),
+        ("llava-1.5-7b/64", (96, 70, 52, 38), (82, 14), 64),
+        ("llava-1.5-7b/128", (192, 141, 103, 76), (163, 29), 128),
+        ("llava-1.5-7b/192", (288, 211, 155, 114), (245, 43), 192),
+        ("llava-next-7b/160", (240, 176, 129, 95), (204, 36), 160),
+        ("llava-next-7b/320", (480, 352, 258, 190), (408, 72), 320),
+        ("llava-next-7b/640", (960, 704, 517, 379), (816, 144), 640),
+    ],
+)
+def test_every_preset_spends_what_its_name_says(preset, sizes, first, tokens):
+    found = fv.presets()[f"visiondrop/{preset}"]
+    method = found.method
+    plan = method.plan(32, (found.vision_tokens,))
+    assert plan == tuple(size for size in sizes for _ in range(8))
+    assert (method.dominant, method.contextual) == first
+    assert sum(plan) / 32 == tokens
+    for dominant, contextual in method.image_token_list:
+        assert contextual / (dominant + contextual) == pytest.approx(0.15, abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("depth", "layers"), [(4, (1, 2, 3)), (24, (6, 12, 18)), (28, (7, 14, 21)), (32, (8, 16, 24)), (40, (10, 20, 30))]
+)
+def test_cuts_are_at_the_quarters(depth, layers):
+    method = VisionDrop.for_budget(Config(depth), tokens=64)
+    assert method.layer_list == layers
+    assert mean(method, depth, 576) == 64
+
+
+@given(
+    depth=st.integers(4, 80),
+    share=st.floats(0.1, 1.0),
+    tokens=st.integers(100, 3000),
+    entry=st.sampled_from([1.0, 1.5, 2.0]),
+)
+def test_a_budget_is_met(depth, share, tokens, entry):
+    method = VisionDrop.for_budget(Config(depth), retention=share, vision_tokens=tokens, entry=entry)
+    assert mean(method, depth, tokens) == pytest.approx(share * tokens, abs=0.51)
+    plan = method.plan(depth, (tokens,))
+    assert list(plan) == sorted(plan, reverse=True)
+
+
+def test_uneven_cuts_are_weighed_by_their_spans():
+    method = VisionDrop.for_budget(Config(32), tokens=100, layers=(2, 5, 30))
+    plan = method.plan(32, (576,))
+    assert sum(plan) / 32 == pytest.approx(100, abs=0.51)
+    assert plan[0] == 150
+
+
+def test_a_budget_near_the_whole_lowers_the_entry():
+    method = VisionDrop.for_budget(Config(32), tokens=500)
+    assert method.dominant + method.contextual == 576
+    assert mean(method, 32, 576) == pytest.approx(500, abs=0.5)
+
+
+def test_the_whole_budget_is_no_stage_at_all():
+    method = VisionDrop.for_budget(Config(32), tokens=576)
+    assert (method.reduces_tower, method.cuts()) == (False, ())
+    assert method.plan(32, (576,)) == (576,) * 32
+
+
+def test_less_than_a_token_at_the_end_is_refused_with_the_floor():
+    with pytest.raises(fv.BudgetError, match=r"cannot average 1 of 576 .* Its floor is 1.688 tokens"):
+        VisionDrop.for_budget(Config(32), tokens=1)
+    assert VisionDrop.for_budget(Config(32), tokens=1.69).image_token_list[-1] == (1, 0)
+    with pytest.raises(fv.SettingError, match="four layers or more; got 3"):
+        VisionDrop.for_budget(Config(3), retention=0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layer_list": (8, 16)}, "equally long; got 2 and 3"),
+        ({"layer_list": (8, 8, 16)}, "ascend strictly"),
+        ({"dominant": -1}, "dominant >= 1"),
+        ({"dominant": 0, "contextual": 3}, "dominant >= 1"),
+        ({"image_token_list": ((30, 5), (22, -4), (16, 3))}, "contextual >= 0"),
+        ({"reference": 0}, "1 or more"),
+        ({"positions": "compact"}, "positions is"),
+        ({"merge": "max"}, "merge is"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(fv.SettingError, match=message):
+        VisionDrop(**settings)
+
+
+@pytest.mark.parametrize("method", [*EXAMPLES, KEEP_ALL, VisionDrop()], ids=str)
+def test_a_setting_survives_json(method):
+    assert VisionDrop.from_dict(json.loads(method.to_json())) == method
+    assert hash(VisionDrop.from_json(method.to_json())) == hash(method)
+
+
+# -- in a model ----------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_the_spec():
+    """48, 35, 26, 19 tokens beside 35 + 20 of text: rows, ids and caches of every layer, and where it decodes."""
+    case = next(case for case in golden.cases("visiondrop") if case.name.endswith("d42c6_readme"))
+    with fv.drop(case.model, VisionDrop()) as trace, golden.positions_seen(case.model) as seen:
+        golden.generate(case.model, case.inputs)
+    lengths = [103] * 8 + [90] * 8 + [81] * 8 + [74] * 8
+    assert [calls[0] for calls in seen] == [list(range(length)) for length in lengths]
+    assert [layer[0] for layer in trace.kv_lengths] == lengths
+    for step in range(7):
+        assert [calls[1 + step] for calls in seen] == [[length + step] for length in lengths]
+    assert trace.tokens == [32.0]
+
+
+class Probe(fv.Method):
+    """Looks at the attention rows before layer 2, and drops nothing."""
+
+    name = "probe"
+
+    def __init__(self):
+        self.rows = []
+
+    def cuts(self):
+        return (2,)
+
+    def plan(self, depth, sizes):
+        return None
+
+    @classmethod
+    def for_budget(cls, model, **_):
+        raise NotImplementedError
+
+    def cut(self, view):
+        self.rows = torch.cat(list(view.attention("vision")))
+        self.scores = VisionDrop()._scores(view)
+        self.keys = view.keys
+
+
+def probed(inputs, family="llava"):
+    probe = Probe()
+    with fv.drop(tiny(family), probe), torch.no_grad():
+        tiny(family)(**inputs)
+    return probe
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_are_the_models_own_attention(family):
+    inputs = batch(family, ["titt"])
+    with torch.no_grad():
+        attention = tiny(family, "eager")(**inputs, output_attentions=True).attentions[2][0].mean(dim=0)
+    vision = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0]
+    probe = probed(inputs, family)
+    wanted = attention[vision][:, vision]
+    torch.testing.assert_close(probe.rows, wanted, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(probe.scores, wanted.mean(dim=0), atol=1e-6, rtol=1e-5)
+
+
+def test_text_before_the_image_has_a_say_and_text_after_it_none():
+    inputs = batch("llava", ["tit"])
+
+    def scores(change):
+        ids = inputs["input_ids"].clone()
+        ids[0, change] = 5 if ids[0, change] != 5 else 6
+        return probed({**inputs, "input_ids": ids}).scores
+
+    same = probed(inputs).scores
+    assert torch.equal(scores(-1), same)
+    assert not torch.equal(scores(1), same)
+
+
+def test_shared_key_heads_equal_the_same_heads_written_out():
+    torch.manual_seed(0)
+    config = llava_config()
+    text = config.text_config
+    text.hidden_size, text.num_attention_heads, text.num_key_value_heads = 64, 8, 2
+    few = LlavaForConditionalGeneration(config).eval()
+    config = llava_config()
+    text = config.text_config
+    text.hidden_size, text.num_attention_heads, text.num_key_value_heads = 64, 8, 8
+    many = LlavaForConditionalGeneration(config).eval()
+    state = few.state_dict()
+    for name, weight in state.items():
+        if "language_model" in name and ("k_proj" in name or "v_proj" in name):
+            state[name] = weight.view(2, 8, 64).repeat_interleave(4, dim=0).reshape(64, 64)
+    many.load_state_dict(state)
+    told = []
+    for model in (few, many):
+        with fv.drop(model, EXAMPLES[0]) as trace, torch.no_grad():
+            logits = model(**batch("llava", ["titt"])).logits
+        told.append(([stage.origin[0].tolist() for stage in trace.stages], logits))
+    assert told[0][0] == told[1][0]
+    torch.testing.assert_close(told[0][1], told[1][1], atol=1e-5, rtol=1e-4)
+
+
+def test_decoder_cuts_that_keep_all_change_nothing_behind_the_tower():
+    model, inputs = tiny("llava"), batch("llava", ["titt"])
+    logits = []
+    for layers, tokens in (((), ()), ((2, 4), ((17, 0), (17, 0)))):
+        method = VisionDrop(dominant=14, contextual=3, layer_list=layers, image_token_list=tokens, reference=25)
+        with fv.drop(model, method) as trace, torch.no_grad():
+            logits.append(model(**inputs).logits)
+        assert trace.stages[0].after == (17,)
+    assert torch.equal(*logits)
+
+
+def test_no_stage_at_all_is_the_untouched_model():
+    model, inputs = tiny("llava"), batch("llava", ["titt"])
+    whole = generate(model, inputs)
+    with fv.drop(model, VisionDrop.for_budget(model, retention=1.0)):
+        dropped = generate(model, inputs)
+    assert torch.equal(torch.stack(whole.logits), torch.stack(dropped.logits))
+
+
+def test_the_first_vision_row_of_a_tower_with_cls_is_its_projection():
+    model, inputs = tiny("llava"), batch("llava", ["titt"])
+    entered = []
+    handle = model.model.language_model.layers[0].register_forward_pre_hook(lambda _, args: entered.append(args[0][0]))
+    with fv.drop(model, EXAMPLES[3]) as trace, torch.no_grad():
+        model(**inputs)
+        handle.remove()
+        tower = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True)
+        cls = model.model.multi_modal_projector(tower.hidden_states[-2][:, :1])[0, 0]
+    assert trace.stages[0].origin[0][0] == -1
+    first = int((inputs["input_ids"][0] == IMAGE).nonzero()[0, 0])
+    torch.testing.assert_close(entered[0][first], cls)
+
+
+def test_a_tower_without_cls_has_none_in_its_output():
+    with fv.drop(tiny("llava_onevision"), EXAMPLES[3]) as trace, torch.no_grad():
+        tiny("llava_onevision")(**batch("llava_onevision", ["titt"]))
+    assert (trace.stages[0].origin[0] >= 0).all()
+
+
+def test_a_text_only_prompt_is_the_models_own():
+    model, inputs = tiny("llava"), batch("llava", ["ttt"])
+    whole = generate(model, inputs)
+    with fv.drop(model, EXAMPLES[0]):
+        dropped = generate(model, inputs)
+    assert torch.equal(torch.stack(whole.logits), torch.stack(dropped.logits))
