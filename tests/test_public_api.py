@@ -10,6 +10,7 @@ import pytest
 import foveate
 
 PUBLIC = [
+    "AveragePool",
     "BudgetError",
     "Cost",
     "Cut",
@@ -19,6 +20,7 @@ PUBLIC = [
     "Method",
     "Preset",
     "Random",
+    "Resize",
     "SessionError",
     "SettingError",
     "ShapeError",

@@ -26,7 +26,9 @@ _HOMES = {
     "Preset": "foveate.methods.base",
     "View": "foveate.methods.base",
     "StagedMethod": "foveate.methods.staged",
+    "AveragePool": "foveate.methods.averagepool",
     "Random": "foveate.methods.random",
+    "Resize": "foveate.methods.resize",
     "Uniform": "foveate.methods.uniform",
     "V2Drop": "foveate.methods.v2drop",
     "Family": "foveate.families.base",
@@ -78,8 +80,10 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from foveate.families.base import Family
+    from foveate.methods.averagepool import AveragePool
     from foveate.methods.base import Cut, Method, Preset, View
     from foveate.methods.random import Random
+    from foveate.methods.resize import Resize
     from foveate.methods.staged import StagedMethod
     from foveate.methods.uniform import Uniform
     from foveate.methods.v2drop import V2Drop

@@ -139,3 +139,20 @@ def test_what_is_cut_is_what_was_planned(sizes, keep, scope, min_keep):
                 assert not kept or kept[-1] < left
                 left, groups = len(kept), cut.sizes
         assert left == plan[layer]
+
+
+@pytest.mark.parametrize("kind", [fv.Random, fv.Uniform])
+@given(tokens=st.integers(1, 4000), share=st.floats(0.0, 1.0))
+def test_one_cut_before_the_decoder_spends_any_budget_to_the_token(kind, tokens, share):
+    budget = max(1, int(tokens * share))
+    method = kind.for_budget(Config(32), tokens=budget, vision_tokens=tokens, layers=(0,))
+    assert method.plan(32, (tokens,)) == (budget,) * 32
+
+
+def test_one_cut_deeper_down_has_a_floor():
+    method = fv.V2Drop.for_budget(Config(32), tokens=192, layers=(8,))
+    assert method.plan(32, (576,)) == (576,) * 8 + (64,) * 24
+    with pytest.raises(fv.BudgetError, match=r"floor is 25.13%, 144.7 tokens.*layers=\(1,\)"):
+        fv.V2Drop.for_budget(Config(32), tokens=144, layers=(8,))
+    with pytest.raises(fv.BudgetError, match=r"floor is 0.17%, 1.0 tokens"):
+        fv.Uniform.for_budget(Config(32), tokens=0.5, layers=(0,))

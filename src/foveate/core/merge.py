@@ -33,6 +33,10 @@ class Merge:
     def __len__(self) -> int:
         return self.origin.shape[0]
 
+    def to(self, device: torch.device) -> "Merge":
+        """The same on another device."""
+        return Merge(self.origin.to(device), self.assign.to(device))
+
 
 def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, contextual: int) -> Merge:
     """Keep the highest scored tokens, and let every other one join one of a few among the rest.

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from foveate.core.grid import closing_rows
 from foveate.cost._decoder import Decoder, sliding_window
 from foveate.errors import SettingError, UnsupportedError
 from foveate.methods.base import Method
@@ -86,14 +87,15 @@ def cost(
     tower_images: int | Sequence[int] | None = None,
     dtype: torch.dtype | None = None,
     tokens: Sequence[int] | None = None,
+    grids: Sequence[Sequence[tuple[int, int]]] | None = None,
 ) -> Cost:
     """What a prompt of one sample costs on a model, from its config alone.
 
         cost(config, text_tokens=40, vision_tokens=576).prefill_flops / 1e12        # 8.18 on LLaVA-1.5-7B
         cost(config, text_tokens=40, vision_tokens=[576, 576], method=V2Drop()).kv_bytes
 
-    The parts equal torch's `FlopCounterMode` under eager attention. The tower is counted whole: these
-    methods drop behind it.
+    The parts equal torch's `FlopCounterMode` under eager attention. The tower is counted whole: methods
+    drop behind it, but for Resize, whose smaller tower is counted where the grids are known (not LLaVA-OneVision's).
 
     Args:
         config: The config of a vision-language model of a supported family, or such a model.
@@ -110,6 +112,8 @@ def cost(
         dtype: Of the cache; by default the config's, and bfloat16 if it names none.
         tokens: Vision tokens each decoder layer processes, for a method that decides by what the picture shows
             (MustDrop): a trace tells, `[count for (count,) in trace.latest.per_layer]`.
+        grids: For methods that work on grids (AveragePool, Resize): rows and columns of the tokens of each image's
+            frames or views, `[[(24, 24)]]` for one LLaVA-1.5 image, whose grids are known without.
 
     Raises:
         SettingError: If such a method is given without `tokens`, a count is negative or all are zero, the schedule does not fit the depth, or
@@ -148,11 +152,16 @@ def cost(
         raise SettingError(f"tokens has a count for each of the {decoder.depth} layers; got {len(tokens)}.")
     if method is not None:
         method.check(decoder.depth)
+        grids = grids or kind.token_grids(config, sizes)
+        if grids is not None and len(grids) != len(sizes):
+            raise SettingError(f"grids has an entry for each image: got {len(grids)} for {len(sizes)} images.")
+        if tokens is None and grids is not None:
+            tokens = method.plan_grids(decoder.depth, sizes, grids)
         tokens = tokens or method.plan(decoder.depth, sizes)
         if tokens is None:
             raise SettingError(
                 f"How many tokens {type(method).__name__} leaves depends on the picture: run it and give its counts, "
-                "tokens=[count for (count,) in trace.latest.per_layer]."
+                "tokens=[count for (count,) in trace.latest.per_layer], or for a method on grids grids=…."
             )
         scoring = method.scoring_flops(decoder.depth, decoder.width, sizes)
         cached_as = dict.fromkeys(method.kv_layers(decoder.depth), tokens[-1])
@@ -160,6 +169,12 @@ def cost(
     cached = tuple(cached_as.get(layer, count) for layer, count in enumerate(tokens))
     rows, kept = [text_tokens + count for count in tokens], [text_tokens + count for count in cached]
     tower, projector = kind.tower_cost(config, sizes, pictures) if sum(sizes) else (0, 0)
+    if method is not None and method.stage == "pixels" and method.reduces_tower and grids:
+        cells = [
+            method.coarsen(mine, size, closing_rows(size - sum(h * w for h, w in mine)))
+            for mine, size in zip(grids, sizes, strict=True)
+        ]
+        tower, projector = kind.smaller_tower_cost(config, cells) or (tower, projector)
     return Cost(
         text_tokens=text_tokens,
         vision_tokens=sizes,

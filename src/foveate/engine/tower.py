@@ -1,11 +1,11 @@
 """Reducing tokens in or behind the vision tower: a decision that travels with the features to layer 0."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from foveate.core.grid import Grid
 from foveate.core.merge import Merge
 from foveate.engine.prompt import Item
 from foveate.errors import UnsupportedError
@@ -36,10 +36,18 @@ class _Reducer:
         merge: Merge | None = None,
         entered: int | None = None,
         reserved: int = 0,
+        grids: tuple[Grid, ...] = (),
     ) -> Cut | None:
-        return self._method.reduce(
-            TowerView(features, grid, cls, scores_of, keys_of, merge, self._reindex, entered or len(features), reserved)
-        )
+        entered = len(features) if entered is None else entered
+        view = TowerView(features, grid, cls, scores_of, keys_of, merge, self._reindex, entered, reserved, grids)
+        return self._method.reduce(view)
+
+    def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
+        return self._method.coarsen(grids, entered, reserved)
+
+    def replace(self, rows: Tensor, merge: Merge) -> Cut:
+        merge = merge.to(rows.device)
+        return Cut(merge.origin, (len(rows),), rows, merge.assign)
 
 
 def encode(
@@ -52,19 +60,42 @@ def encode(
     """
     cuts: Sequence[Cut | None] | None = None
     if method.reduces_tower:
-        output, cuts = family.encode(run, modality, given, _Reducer(method, reindex))
+        stages = {"pixels": family.encode_smaller, "tower": family.encode, "projector": family.encode_projected}
+        output, cuts = stages[method.stage](run, modality, given, _Reducer(method, reindex))
     else:
         output = run()
+    if not hasattr(output, "pooler_output"):  # a tuple, asked for by the user; the model itself never asks
+        return output
     features = _features(output)
     light = {name: value for name, value in given.items() if not name.startswith("pixel_values")}
     lengths = [len(one) for one in features]
     if cuts is not None:
-        output._foveate_cuts = cuts  # for features that are one tensor
+        output._foveate_cuts = cuts
+    places = [_Places(family, modality, light, lengths, index) for index in range(len(features))]
+    output._foveate_places = places  # for features that are one tensor, a video's
     for index, one in enumerate(features):
-        one._foveate_boxes = functools.partial(_boxes, family, modality, light, lengths, index)  # type: ignore[attr-defined]
+        one._foveate_boxes = places[index]  # type: ignore[attr-defined]
         if cuts is not None:
             one._foveate_cut = cuts[index]  # type: ignore[attr-defined]
     return output
+
+
+class _Places:
+    """Where an image's tokens look, asked for late.
+
+    A copy of the features carries this very object and not a copy of the model: assisted decoding copies what
+    `generate` has encoded.
+    """
+
+    def __init__(self, family: Family, modality: str, given: dict[str, Any], lengths: list[int], index: int) -> None:
+        self._known = family, modality, given, lengths, index
+
+    def __call__(self) -> Tensor | None:
+        family, modality, given, lengths, index = self._known
+        return family.boxes(modality, given, lengths)[index]
+
+    def __deepcopy__(self, memo: Any) -> "_Places":
+        return self
 
 
 def items_of(output: Any, method: Method) -> list[Item]:
@@ -76,8 +107,9 @@ def items_of(output: Any, method: Method) -> list[Item]:
     features = _features(output)
     whole = getattr(output, "_foveate_cuts", None)
     items = []
+    places = getattr(output, "_foveate_places", [lambda: None] * len(features))
     for index, one in enumerate(features):
-        item = Item(len(one), getattr(one, "_foveate_boxes", lambda: None))
+        item = Item(len(one), getattr(one, "_foveate_boxes", places[index] if index < len(places) else lambda: None))
         if method.reduces_tower:
             if hasattr(one, "_foveate_cut"):
                 item.cut = one._foveate_cut
@@ -96,7 +128,3 @@ def items_of(output: Any, method: Method) -> list[Item]:
 def _features(output: Any) -> list[Tensor]:
     """The features of each image in what a `get_*_features` call answered."""
     return list(getattr(output, "pooler_output", output))
-
-
-def _boxes(family: Family, modality: str, given: dict[str, Any], lengths: list[int], index: int) -> Tensor | None:
-    return family.boxes(modality, given, lengths)[index]

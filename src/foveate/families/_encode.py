@@ -1,6 +1,7 @@
 """Running a tower so that a method sees its tokens on the way out: what families with like towers share."""
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.attention import attention_rows, received_attention
+from foveate.core.grid import Grid, closing_rows, grids_of
 from foveate.core.merge import Merge, average
 from foveate.errors import UnsupportedError
 from foveate.families._tap import tapped
@@ -18,7 +20,11 @@ __all__ = [
     "encode_before_projector",
     "encoder_layers",
     "feature_layer",
+    "first_rows",
     "place_rows",
+    "reduce_apart",
+    "replaced",
+    "smaller",
     "stays_whole",
 ]
 
@@ -46,8 +52,17 @@ class Reducer(Protocol):
         merge: Merge | None = None,
         entered: int | None = None,
         reserved: int = 0,
+        grids: tuple[Grid, ...] = (),
     ) -> Any:
         """What becomes of one image's tokens (see `foveate.methods.base.TowerView`): a cut, or None."""
+        ...
+
+    def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
+        """What the token grids of an image's frames or views become (see `foveate.methods.base.Method.coarsen`)."""
+        ...
+
+    def replace(self, rows: Tensor, merge: Merge) -> Any:
+        """The cut that puts these rows in the place of an image's tokens, which go into them as `merge` says."""
         ...
 
 
@@ -125,7 +140,8 @@ def encode_before_projector(
             state = states[0][index, :1] if cls else None
             cuts.append(reducer.reduce(image, grid, read.scores, read.keys, state, merge))
         if all(stays_whole(image, cut) for image, cut in zip(features, cuts, strict=True)):
-            return original(features)
+            same: Tensor = original(features)
+            return same
         rows = [_rows(image, cut) for image, cut in zip(features, cuts, strict=True)]
         if len({len(row) for row in rows}) == 1:
             projected: Sequence[Tensor] = list(original(torch.stack(rows)))
@@ -142,7 +158,7 @@ def encode_before_projector(
             stack.enter_context(tapped(attention, lambda q, k, s, at=at: seen.update({at: (q, k, s)})))  # type: ignore[misc]
         stack.enter_context(_hook(layers[0], note_first))
         stack.enter_context(_hook(layers[layer], lambda module, args, output: states.append(output)))
-        original = stack.enter_context(_replaced(projector, project))
+        original = stack.enter_context(replaced(projector, "forward", project))
         return run(), cuts
 
 
@@ -165,8 +181,12 @@ def stays_whole(features: Tensor, cut: Any) -> bool:
 
 def place_rows(features: Tensor, cut: Any) -> Tensor:
     """An image's features with the rows of a cut in its first places and zeros after them, (tokens, width)."""
-    rows = _rows(features, cut)
-    whole = torch.zeros_like(features)
+    return first_rows(_rows(features, cut), len(features))
+
+
+def first_rows(rows: Tensor, length: int) -> Tensor:
+    """Rows with zeros after them, `length` in all."""
+    whole = rows.new_zeros(length, *rows.shape[1:])
     whole[: len(rows)] = rows
     return whole
 
@@ -177,6 +197,78 @@ def _rows(features: Tensor, cut: Any) -> Tensor:
         return features
     rows: Tensor = features[cut.kept] if cut.rows is None else cut.rows
     return rows.to(features.dtype)
+
+
+def reduce_apart(features: Tensor, boxes: Tensor | None, reducer: Reducer, stats: Tensor | None = None) -> Any:
+    """Reduce one image's tokens behind the projector, its newlines apart: the one that ends the image stays.
+
+    Args:
+        features: (tokens, width).
+        boxes: Where they look, (tokens, 4); NaN for a newline.
+        reducer: What reduces.
+        stats: (tokens that are no newline, 1 + key size) float32: scores and keys; None if nobody will ask.
+    """
+    if boxes is None:
+        raise UnsupportedError("Where this image's tokens look is not known, so its newlines cannot be told apart.")
+    newline = boxes.isnan().any(dim=-1).to(features.device)
+    tokens, newlines = (~newline).nonzero()[:, 0], newline.nonzero()[:, 0]
+    stays = newlines[: closing_rows(len(newlines))]
+    cut = reducer.reduce(
+        features[tokens],
+        None,
+        lambda layer: _known(stats)[:, 0],
+        lambda layer: _known(stats)[:, 1:],
+        entered=len(features),
+        reserved=len(stays),
+        grids=grids_of(boxes),
+    )
+    if cut is None:
+        return None
+    if stays_whole(features[tokens], cut):
+        every = torch.arange(len(features), device=features.device)
+        return dataclasses.replace(cut, kept=every, sizes=(len(every),), notes=_spread(cut.notes, tokens, len(every)))
+    kept = torch.where(cut.kept < 0, cut.kept, tokens[cut.kept.clamp(min=0)])
+    rows = features[kept] if cut.rows is None else cut.rows
+    assign = torch.full((len(features),), -1, device=features.device)
+    if cut.assign is None:
+        assign[kept] = torch.arange(len(kept), device=features.device)
+    else:
+        assign[tokens] = cut.assign
+    assign[stays] = len(kept)
+    count = len(kept) + len(stays)
+    places = torch.arange(len(kept), device=features.device)
+    return dataclasses.replace(
+        cut,
+        kept=torch.cat((kept, stays)),
+        sizes=(count,),
+        rows=torch.cat((rows, features[stays].to(rows.dtype))),
+        assign=assign,
+        notes=_spread(cut.notes, places, count),
+    )
+
+
+def _spread(notes: Mapping[str, Tensor], places: Tensor, count: int) -> dict[str, Tensor]:
+    """Notes of some rows as notes of all; true, or one, for a newline."""
+    spread = {}
+    for name, note in notes.items():
+        spread[name] = note.new_ones(count)
+        spread[name][places] = note
+    return spread
+
+
+def _known(stats: Tensor | None) -> Tensor:
+    if stats is None:
+        raise UnsupportedError(
+            "Attention and keys of the tower are not read for methods that work behind the projector."
+        )
+    return stats
+
+
+def smaller(pictures: Tensor, height: int, width: int) -> Tensor:
+    """Pictures, (count, channels, rows, columns), brought down to so many pixels: bilinear, and every pixel counts."""
+    resized = nn.functional.interpolate(pictures.float(), (height, width), mode="bilinear", antialias=True)
+    small: Tensor = resized.to(pictures.dtype)
+    return small
 
 
 def encoder_layers(tower: nn.Module) -> nn.ModuleList:
@@ -197,14 +289,14 @@ def _hook(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _replaced(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Run `forward` in the place of a module's own, which is handed out."""
-    original, own = module.forward, "forward" in module.__dict__
-    module.forward = forward
+def replaced(module: nn.Module, name: str, call: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """Put `call` in the place of a module's method, which is handed out."""
+    original, own = getattr(module, name), name in module.__dict__
+    setattr(module, name, call)
     try:
         yield original
     finally:
         if own:
-            module.forward = original
+            setattr(module, name, original)
         else:
-            del module.forward
+            delattr(module, name)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from foveate.core.flops import attention, linear, vit_block
+from foveate.core.grid import Grid
 from foveate.errors import UnsupportedError
 
 __all__ = ["llava_cost", "picture_tokens", "qwen_cost"]
@@ -10,17 +11,18 @@ __all__ = ["llava_cost", "picture_tokens", "qwen_cost"]
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # the towers known here
 
 
-def picture_tokens(config: Any) -> int:
-    """Vision tokens a LLaVA makes of one picture, before it pools, unpads or adds newlines.
+def picture_tokens(config: Any, grid: Grid | None = None) -> int:
+    """Vision tokens a LLaVA makes of one picture, or of one of a grid of patches, before it pools, unpads or adds
+    newlines.
 
     Raises:
         UnsupportedError: If the tower is neither CLIP nor SigLIP.
     """
-    return _tower_tokens(config.vision_config) - int(config.vision_feature_select_strategy == "default")
+    return _tower_tokens(config.vision_config, grid) - int(config.vision_feature_select_strategy == "default")
 
 
-def llava_cost(config: Any, pictures: int) -> tuple[int, int]:
-    """FLOPs of a LLaVA's (tower, projector) on so many square pictures.
+def llava_cost(config: Any, pictures: int, grid: Grid | None = None) -> tuple[int, int]:
+    """FLOPs of a LLaVA's (tower, projector) on so many square pictures, or pictures of a grid of patches.
 
     transformers runs every layer of the tower, also those behind the feature layer.
 
@@ -29,8 +31,8 @@ def llava_cost(config: Any, pictures: int) -> tuple[int, int]:
     """
     vision, width = config.vision_config, config.text_config.hidden_size
     features = 1 if isinstance(config.vision_feature_layer, int) else len(config.vision_feature_layer)
-    projector = linear(picture_tokens(config), vision.hidden_size * features, width, width)
-    return pictures * _tower_picture(vision), pictures * projector
+    projector = linear(picture_tokens(config, grid), vision.hidden_size * features, width, width)
+    return pictures * _tower_picture(vision, grid), pictures * projector
 
 
 def qwen_cost(
@@ -52,19 +54,20 @@ def qwen_cost(
     return tower, mergers * merger
 
 
-def _tower_tokens(vision: Any) -> int:
-    """Rows of a square picture in a CLIP or SigLIP tower."""
+def _tower_tokens(vision: Any, grid: Grid | None) -> int:
+    """Rows of a picture in a CLIP or SigLIP tower."""
     if vision.model_type not in CLASS_TOKENS:
         raise UnsupportedError(
             f"What a tower of type {vision.model_type!r} costs is not known; known are {', '.join(CLASS_TOKENS)}."
         )
     side: int = vision.image_size // vision.patch_size
-    return side * side + CLASS_TOKENS[vision.model_type]
+    rows, columns = grid or (side, side)
+    return rows * columns + CLASS_TOKENS[vision.model_type]
 
 
-def _tower_picture(vision: Any) -> int:
+def _tower_picture(vision: Any, grid: Grid | None) -> int:
     """FLOPs of a CLIP or SigLIP tower on one picture."""
-    tokens, width, inner = _tower_tokens(vision), vision.hidden_size, vision.intermediate_size
+    tokens, width, inner = _tower_tokens(vision, grid), vision.hidden_size, vision.intermediate_size
     patches = tokens - CLASS_TOKENS[vision.model_type]
     flops: int = linear(patches, vision.num_channels * vision.patch_size**2, width)
     flops += vision.num_hidden_layers * vit_block(tokens, width, inner)

@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from foveate.core.grid import Grid
 from foveate.errors import UnsupportedError
-from foveate.families._encode import Reducer
+from foveate.families._encode import Reducer, place_rows, reduce_apart, stays_whole
 
 __all__ = ["Family", "grid_boxes"]
 
@@ -155,6 +156,40 @@ class Family:
             "Use a method that drops between decoder layers."
         )
 
+    def encode_projected(
+        self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
+    ) -> tuple[Any, list[Any]]:
+        """As `encode`, behind the projector in every family; the tower's attention and keys are not read."""
+        output = run()
+        features, cuts = list(output.pooler_output), []
+        places = self.boxes(modality, given, [len(one) for one in features])
+        for index, (one, boxes) in enumerate(zip(features, places, strict=True)):
+            cut = reduce_apart(one, boxes, reducer)
+            cuts.append(cut)
+            if not stays_whole(one, cut):
+                features[index] = place_rows(one, cut)
+                self.place_deepstack(output, index, cut)
+        together = isinstance(output.pooler_output, Tensor)
+        output.pooler_output = torch.stack(features) if together else features
+        return output, cuts
+
+    def encode_smaller(
+        self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
+    ) -> tuple[Any, list[Any]]:
+        """As `encode`, with smaller images given to the tower: as large as the token grids `reducer.coarsen` wants."""
+        raise UnsupportedError(
+            f"Giving the tower smaller images is not known for {self.model_type!r} ({modality}). "
+            "Use AveragePool, which coarsens the grid of its tokens instead."
+        )
+
+    def place_deepstack(self, output: Any, index: int, cut: Any) -> None:
+        """Put what else belongs to an image's tokens where the rows of `cut` are now; most families have nothing."""
+
+    @classmethod
+    def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
+        """Rows and columns of the token grids of images of these sizes, where the config alone says them; else None."""
+        return None
+
     def boxes(self, modality: str, given: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
         """Where each vision token looks, for every image (or video) of a `get_*_features` call.
 
@@ -198,6 +233,11 @@ class Family:
             UnsupportedError: If the family does not know its tower's cost.
         """
         raise UnsupportedError(f"{cls.__name__} does not say what its tower costs; it needs a tower_cost method.")
+
+    @classmethod
+    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> tuple[int, int] | None:
+        """As `tower_cost`, where `encode_smaller` makes these grids of each image's frames; None if not known."""
+        return None
 
 
 def grid_boxes(height: int, width: int) -> Tensor:

@@ -6,8 +6,16 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from foveate.core.grid import Grid, into_cells
 from foveate.errors import SettingError
-from foveate.families._encode import Reducer, encode_before_projector, encoder_layers, feature_layer
+from foveate.families._encode import (
+    Reducer,
+    encode_before_projector,
+    encoder_layers,
+    feature_layer,
+    first_rows,
+    smaller,
+)
 from foveate.families._towers import llava_cost, picture_tokens
 from foveate.families.base import Family, grid_boxes
 
@@ -40,6 +48,29 @@ class Llava(Family):
         whole.pooler_output = [features for output in outputs for features in output.pooler_output]
         return whole, [cut for (cut,) in cuts]
 
+    def encode_smaller(
+        self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
+    ) -> tuple[Any, list[Any]]:
+        """The tower interpolates its position embeddings to the smaller grid."""
+        pixels = given["pixel_values"]
+        patch = self.model.config.vision_config.patch_size
+        grid = (pixels.shape[-2] // patch, pixels.shape[-1] // patch)
+        length = grid[0] * grid[1]
+        (cells,) = reducer.coarsen((grid,), length, 0)
+        if cells == grid:
+            return run(), [None] * len(pixels)
+        output = run(pixel_values=smaller(pixels, cells[0] * patch, cells[1] * patch), interpolate_pos_encoding=True)
+        cuts = [reducer.replace(rows, into_cells(grid, cells)) for rows in output.pooler_output]
+        output.pooler_output = [first_rows(rows, length) for rows in output.pooler_output]
+        return output, cuts
+
+    @classmethod
+    def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        if any(size != side * side for size in sizes):
+            return None
+        return [((side, side),)] * len(sizes)
+
     def boxes(self, modality: str, given: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
         vision = self.model.config.vision_config
         side = vision.image_size // vision.patch_size
@@ -56,6 +87,11 @@ class Llava(Family):
                 )
             pictures = tuple(size // each for size in sizes)
         return llava_cost(config, sum(pictures))
+
+    @classmethod
+    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> tuple[int, int] | None:
+        costs = [llava_cost(config, 1, grid) for image in cells for grid in image]
+        return sum(tower for tower, _ in costs), sum(projector for _, projector in costs)
 
 
 FAMILY = Llava

@@ -1,6 +1,6 @@
 """LLaVA-OneVision: a base view, then unpadded tiles with a newline after every row; video frames pooled."""
 
-import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -9,8 +9,20 @@ import torch
 from torch import Tensor
 
 from foveate.core.attention import received_attention
-from foveate.errors import SettingError, UnsupportedError
-from foveate.families._encode import Reducer, encoder_layers, feature_layer, place_rows, stays_whole
+from foveate.core.grid import Grid, into_cells, join
+from foveate.core.merge import Merge
+from foveate.errors import SettingError
+from foveate.families._encode import (
+    Reducer,
+    encoder_layers,
+    feature_layer,
+    first_rows,
+    place_rows,
+    reduce_apart,
+    replaced,
+    smaller,
+    stays_whole,
+)
 from foveate.families._tap import tapped
 from foveate.families._towers import llava_cost
 from foveate.families.base import Family, grid_boxes
@@ -58,7 +70,7 @@ class LlavaOnevision(Family):
         packed = self._pack(modality, torch.split(read, list(pictures)), given)
         places = self.boxes(modality, given, [len(one) for one in features])
         for index, (one, stats, boxes) in enumerate(zip(features, packed, places, strict=True)):
-            cut = _reduce(one, stats, boxes, reducer)
+            cut = reduce_apart(one, boxes, reducer, stats)
             cuts.append(cut)
             if not stays_whole(features[index], cut):
                 features[index] = place_rows(one, cut)
@@ -71,6 +83,89 @@ class LlavaOnevision(Family):
             return [self.core.apply_pooling(frames).flatten(0, 1) for frames in views]
         packed, _ = self.core.pack_image_features(views, given["image_sizes"], image_newline=None)
         return list(packed)
+
+    def encode_smaller(
+        self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
+    ) -> tuple[Any, list[Any]]:
+        """The tower interpolates its position embeddings; the smaller views are packed as the model packs its own.
+
+        Every view of a call gets the same size. Newlines stay, also those of tile rows.
+        """
+        config, side = self.model.config, self._side
+        name = "pixel_values" + ("_videos" if modality == "video" else "")
+        pixels, patch = given[name], config.vision_config.patch_size
+        fine = math.ceil(side / 2) if modality == "video" else side  # a frame's tokens are pooled
+        frames = pixels.shape[1] if modality == "video" else 1
+        grids = ((fine, fine),) * frames
+        coarse = reducer.coarsen(grids, frames * fine**2 + 1, 1)
+        if coarse == grids:
+            output = run()
+            return output, [None] * len(output.pooler_output)
+        cells = coarse[0]
+        merges: list[Merge] = []
+        if modality == "video":
+            views = min(side, 2 * cells[0]), min(side, 2 * cells[1])
+            frame, newline = into_cells((fine, fine), cells), into_cells((1, 1), (1, 1))
+            merges = [join([frame] * frames + [newline])] * len(pixels)
+            packing = replaced(self.core, "apply_pooling", functools.partial(_pool, views, cells))
+        else:
+            views = cells
+            pack = functools.partial(self._pack_smaller, cells, merges)
+            packing = replaced(self.core, "pack_image_features", pack)
+        resized = smaller(pixels.flatten(0, -4), views[0] * patch, views[1] * patch)
+        resized = resized.view(*pixels.shape[:-2], *resized.shape[-2:])
+        with packing:
+            output = run(**{name: resized, "interpolate_pos_encoding": True})
+        pairs = list(zip(output.pooler_output, merges, strict=True))
+        cuts = [reducer.replace(rows, merge) for rows, merge in pairs]
+        features = [first_rows(rows, len(merge.assign)) for rows, merge in pairs]
+        output.pooler_output = features if modality == "image" else torch.stack(features)
+        return output, cuts
+
+    @property
+    def _side(self) -> int:
+        vision = self.model.config.vision_config
+        return int(vision.image_size // vision.patch_size)
+
+    def _pack_smaller(
+        self,
+        cells: Grid,
+        merges: list[Merge],
+        image_features: Sequence[Tensor],
+        image_sizes: Any,
+        image_newline: Tensor,
+        vision_aspect_ratio: str,
+    ) -> tuple[list[Tensor], None]:
+        """`pack_image_features` for views of `cells` tokens; appends to `merges` what the usual tokens went into."""
+        from transformers.models.llava_onevision.modeling_llava_onevision import (
+            get_anyres_image_grid_shape,
+            unpad_image,
+        )
+
+        side, config, packed = self._side, self.model.config, []
+        for views, size in zip(image_features, image_sizes, strict=True):
+            base = into_cells((side, side), cells)
+            if len(views) == 1:
+                packed.append(torch.cat((views[0], image_newline[None].to(views[0]))))
+                merges.append(join([base, into_cells((1, 1), (1, 1))]))
+                continue
+            tall, wide = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, config.vision_config.image_size)
+            whole = _unpadded(side * tall, side * wide, *map(int, size))
+            rows, columns = fine = _shrunk(side, *whole)
+            tiles = views[1:].view(tall, wide, *cells, -1).permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)
+            tiles = unpad_image(tiles, size)
+            shrink = (rows / whole[0], columns / whole[1])
+            coarse = tuple(
+                max(1, min(most, int(length * share)))
+                for most, length, share in zip(fine, tiles.shape[1:], shrink, strict=True)
+            )
+            if coarse != tiles.shape[1:]:
+                tiles = torch.nn.functional.interpolate(tiles[None], coarse, mode="bilinear")[0]
+            newlines = image_newline[:, None, None].expand(-1, coarse[0], 1).to(tiles)
+            tiles = torch.cat((tiles, newlines), dim=-1).flatten(1, 2).T
+            packed.append(torch.cat((views[0], tiles)))
+            merges.append(join([base, into_cells(fine, (coarse[0], coarse[1]), newlines=True)]))
+        return packed, None
 
     @classmethod
     def tower_images(cls, config: Any, modality: str, given: Mapping[str, Any]) -> tuple[int, ...] | None:
@@ -93,55 +188,6 @@ class LlavaOnevision(Family):
         if pictures is None:
             pictures = tuple(_pictures(config, size) for size in sizes)
         return llava_cost(config, sum(pictures))
-
-
-def _reduce(features: Tensor, stats: Tensor, boxes: Tensor | None, reducer: Reducer) -> Any:
-    """Reduce one image's tokens, its newlines apart; a newline in last place stays there."""
-    if boxes is None:
-        raise UnsupportedError("Where this image's tokens look is not known, so its newlines cannot be told apart.")
-    newline = boxes.isnan().any(dim=-1).to(features.device)
-    tokens, newlines = (~newline).nonzero()[:, 0], newline.nonzero()[:, 0]
-    stays = newlines[:1] if len(newlines) == 1 else newlines[:0]  # of a single view or a video; tile rows' leave
-    cut = reducer.reduce(
-        features[tokens],
-        None,
-        lambda layer: stats[:, 0],
-        lambda layer: stats[:, 1:],
-        entered=len(features),
-        reserved=len(stays),
-    )
-    if cut is None:
-        return None
-    if stays_whole(features[tokens], cut):
-        every = torch.arange(len(features), device=features.device)
-        return dataclasses.replace(cut, kept=every, sizes=(len(every),), notes=_spread(cut.notes, tokens, len(every)))
-    kept = torch.where(cut.kept < 0, cut.kept, tokens[cut.kept.clamp(min=0)])
-    rows = features[kept] if cut.rows is None else cut.rows
-    assign = torch.full((len(features),), -1, device=features.device)
-    if cut.assign is None:
-        assign[kept] = torch.arange(len(kept), device=features.device)
-    else:
-        assign[tokens] = cut.assign
-    assign[stays] = len(kept)
-    count = len(kept) + len(stays)
-    places = torch.arange(len(kept), device=features.device)
-    return dataclasses.replace(
-        cut,
-        kept=torch.cat((kept, stays)),
-        sizes=(count,),
-        rows=torch.cat((rows, features[stays].to(rows.dtype))),
-        assign=assign,
-        notes=_spread(cut.notes, places, count),
-    )
-
-
-def _spread(notes: Mapping[str, Tensor], places: Tensor, count: int) -> dict[str, Tensor]:
-    """Notes of some rows as notes of all; true, or one, for a newline."""
-    spread = {}
-    for name, note in notes.items():
-        spread[name] = note.new_ones(count)
-        spread[name][places] = note
-    return spread
 
 
 def _frames(side: int, length: int) -> Tensor | None:
@@ -171,13 +217,24 @@ def _tile_maps(side: int, height: int, width: int) -> list[tuple[int, int]]:
     maps = []
     for tall in range(1, 7):
         for wide in range(1, 7):
-            rows, columns = tall * side, wide * side
-            if width / height > columns / rows:
-                rows -= 2 * ((rows - int(round(height * columns / width, 7))) // 2)
-            else:
-                columns -= 2 * ((columns - int(round(width * rows / height, 7))) // 2)
-            maps.append(_shrunk(side, rows, columns))
+            maps.append(_shrunk(side, *_unpadded(tall * side, wide * side, height, width)))
     return maps
+
+
+def _unpadded(rows: int, columns: int, height: int, width: int) -> tuple[int, int]:
+    """What is left of a map of so many rows and columns where the picture does not fill it."""
+    if width / height > columns / rows:
+        rows -= 2 * ((rows - int(round(height * columns / width, 7))) // 2)
+    else:
+        columns -= 2 * ((columns - int(round(width * rows / height, 7))) // 2)
+    return rows, columns
+
+
+def _pool(views: Grid, cells: Grid, frames: Tensor) -> Tensor:
+    """`apply_pooling` for frames of other sizes: (frames, tokens of a view, width) -> (frames, cells, width)."""
+    maps = frames.view(len(frames), *views, -1).permute(0, 3, 1, 2)
+    pooled = torch.nn.functional.interpolate(maps, cells, mode="bilinear")
+    return pooled.flatten(2).transpose(1, 2)
 
 
 def _shrunk(side: int, rows: int, columns: int) -> tuple[int, int]:

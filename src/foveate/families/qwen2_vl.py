@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from foveate.core.attention import received_attention
+from foveate.core.grid import Grid, into_cells, join
+from foveate.core.merge import Merge
 from foveate.errors import SettingError
-from foveate.families._encode import Reducer, place_rows, stays_whole
+from foveate.families._encode import Reducer, first_rows, place_rows, smaller, stays_whole
 from foveate.families._tap import tapped
 from foveate.families._towers import qwen_cost
 from foveate.families.base import Family, grid_boxes
@@ -68,11 +70,43 @@ class Qwen2VL(Family):
             cuts.append(cut)
             if not stays_whole(features[index], cut):
                 features[index] = place_rows(features[index], cut)
-                self._place_deepstack(output, index, cut)
+                self.place_deepstack(output, index, cut)
         output.pooler_output = features
         return output, cuts
 
-    def _place_deepstack(self, output: Any, index: int, cut: Any) -> None:
+    def encode_smaller(
+        self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
+    ) -> tuple[Any, list[Any]]:
+        """The patches are put together again, resized to whole tokens and cut anew."""
+        vision = self.model.config.vision_config
+        side, name = vision.spatial_merge_size, "pixel_values" + ("_videos" if modality == "video" else "")
+        grids = given[f"{modality}_grid_thw"]
+        small = grids.clone()
+        pictures: list[Tensor] = []
+        merges: list[Merge | None] = []
+        for index, (patches, (t, h, w)) in enumerate(
+            zip(given[name].split(grids.prod(-1).tolist()), grids.tolist(), strict=True)
+        ):
+            frames = ((h // side, w // side),) * t
+            cells = reducer.coarsen(frames, t * h * w // side**2, 0)
+            if cells == frames:
+                merges.append(None)
+                pictures.append(patches)
+            else:
+                merges.append(join([into_cells(frames[0], cells[0])] * t))
+                pictures.append(_resized(patches, (t, h, w), cells[0], vision))
+                small[index, 1:] = torch.tensor(cells[0]) * side
+        output = run(**{name: torch.cat(pictures), f"{modality}_grid_thw": small})
+        features, cuts = list(output.pooler_output), []
+        for index, merge in enumerate(merges):
+            cuts.append(None if merge is None else reducer.replace(features[index], merge))
+            if merge is not None:
+                features[index] = first_rows(features[index], len(merge.assign))
+                self._lengthen_deepstack(output, index, len(merge.assign))
+        output.pooler_output = features
+        return output, cuts
+
+    def _lengthen_deepstack(self, output: Any, index: int, length: int) -> None:
         """Nothing: this family has none."""
 
     @classmethod
@@ -88,9 +122,28 @@ class Qwen2VL(Family):
         return cls._tower(config.vision_config, sizes, pictures)
 
     @classmethod
+    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> tuple[int, int] | None:
+        sizes = tuple(sum(rows * columns for rows, columns in frames) for frames in cells)
+        return cls._tower(config.vision_config, sizes, tuple(len(frames) for frames in cells))
+
+    @classmethod
     def _tower(cls, vision: Any, sizes: tuple[int, ...], pictures: tuple[int, ...]) -> tuple[int, int]:
         inner = int(vision.embed_dim * vision.mlp_ratio)
         return qwen_cost(vision, sizes, pictures, inner=inner, out=vision.hidden_size)
+
+
+def _resized(patches: Tensor, grid: tuple[int, int, int], tokens: Grid, vision: Any) -> Tensor:
+    """The patches of an image or video, (t · h · w, pixels), as they would be of one of `tokens` tokens a frame.
+
+    Patches come token by token, each a block of `side` x `side` patches of (channels, frames, rows, columns).
+    """
+    side, patch, frames = vision.spatial_merge_size, vision.patch_size, vision.temporal_patch_size
+    times, height, width = grid
+    blocks = patches.view(times, height // side, width // side, side, side, -1, frames, patch, patch)
+    pictures = blocks.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(times * frames, -1, height * patch, width * patch)
+    pictures = smaller(pictures, tokens[0] * side * patch, tokens[1] * side * patch)
+    cut = pictures.view(times, frames, -1, tokens[0], side, patch, tokens[1], side, patch)
+    return cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, patches.shape[1])
 
 
 FAMILY = Qwen2VL

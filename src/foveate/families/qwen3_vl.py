@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from foveate.families._encode import first_rows
 from foveate.families._towers import qwen_cost
 from foveate.families.qwen2_vl import Qwen2VL
 
@@ -25,13 +26,19 @@ class Qwen3VL(Qwen2VL):
     def added_later(self, given: Mapping[str, Any]) -> list[Tensor] | None:
         return given.get("deepstack_visual_embeds")
 
-    def _place_deepstack(self, output: Any, index: int, cut: Any) -> None:
+    def place_deepstack(self, output: Any, index: int, cut: Any) -> None:
         """A row gets the deepstack features of the token it stands for: they are not merged."""
         for depth, features in enumerate(output.deepstack_features):
             parts = list(features)
             rows = parts[index][cut.kept.clamp(min=0)]
             parts[index] = torch.zeros_like(parts[index])
             parts[index][: len(rows)] = rows
+            output.deepstack_features[depth] = parts
+
+    def _lengthen_deepstack(self, output: Any, index: int, length: int) -> None:
+        for depth, features in enumerate(output.deepstack_features):
+            parts = list(features)
+            parts[index] = first_rows(parts[index], length)
             output.deepstack_features[depth] = parts
 
     @classmethod

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import keep_count
+from foveate.core.grid import Grid
 from foveate.core.merge import Merge
 from foveate.errors import SettingError, UnsupportedError
 
@@ -180,6 +181,7 @@ class TowerView:
         reindex: Whether positions may be numbered anew in this model.
         entered: Vision tokens the image will have had, newlines and the like among them: what counts are shares of.
         reserved: Rows the family will add by itself (a closing newline), to be spared from a fixed count.
+        grids: Rows and columns of each frame or view, one behind the other; empty where they are not known.
     """
 
     features: Tensor
@@ -191,6 +193,7 @@ class TowerView:
     reindex: bool = True
     entered: int = 0
     reserved: int = 0
+    grids: tuple[Grid, ...] = ()
 
     def __len__(self) -> int:
         return self.features.shape[0]
@@ -288,6 +291,12 @@ class Method(ABC):
         return False
 
     @property
+    def stage(self) -> Literal["pixels", "tower", "projector"]:
+        """Where a method that `reduces_tower` does it: smaller images go into the tower ("pixels", see `coarsen`), or
+        `reduce` sees the tokens between tower and projector, where the family can ("tower"), or behind both."""
+        return "tower"
+
+    @property
     def merges_early(self) -> bool:
         """Whether `merge_early` wants to see each image's patches behind the tower's first layer."""
         return False
@@ -299,6 +308,20 @@ class Method(ABC):
     def reduce(self, view: TowerView) -> Cut | None:
         """What becomes of one image's tokens on their way out of the tower; None: nothing."""
         return None
+
+    def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
+        """What the token grids of an image's frames or views become, where images are made smaller.
+
+        Args:
+            grids: Rows and columns of each, in tokens.
+            entered: Vision tokens the image has in the prompt.
+            reserved: How many of the rows that stay are no grid's (see `TowerView`).
+        """
+        return tuple(grids)
+
+    def plan_grids(self, depth: int, sizes: Sequence[int], grids: Sequence[Sequence[Grid]]) -> tuple[int, ...] | None:
+        """`plan` where the token grids of each image are known too: those of its frames or views, newlines apart."""
+        return self.plan(depth, sizes)
 
     def kv_layers(self, depth: int) -> Sequence[int]:
         """Decoder layers whose KV cache is cut, after prefill, to the tokens left at the end."""

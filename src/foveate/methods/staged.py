@@ -112,17 +112,19 @@ class StagedMethod(Method):
         layers: Sequence[int] | None = None,
         **settings: Any,
     ) -> Self:
-        """The three-cut schedule whose mean over decoder layers meets a budget.
+        """The three-cut schedule whose mean over decoder layers meets a budget; or the single cut, if `layers` has one.
 
         The last cut leaves `min_keep`, the second keeps 30 % of what arrives, the first is solved for; if
         that does not suffice, the second keeps more, then the cuts move later.
+
+            Uniform.for_budget(model, tokens=192, layers=(0,))     # before the decoder: any budget from one token on
 
         Args:
             model: A model or its config, for its depth (four layers or more).
             tokens: Mean vision tokens a layer processes.
             retention: The same as a share of the vision tokens, in (0, 1].
             vision_tokens: The image's token count; families with a fixed count know their own.
-            layers: Three cuts, instead of those for the depth. An earlier first cut lowers the floor.
+            layers: Three cuts, instead of those for the depth, or one. An earlier first cut lowers the floor.
             settings: Other settings of the method.
 
         Raises:
@@ -132,10 +134,10 @@ class StagedMethod(Method):
         target, count = share(model, tokens, retention, vision_tokens)
         depth = decoder_depth(model)
         cuts = default_layers(depth) if layers is None else as_layers(layers)
-        if len(cuts) != 3:
-            raise SettingError(f"A solved schedule has three cuts; got layers {cuts}.")
+        if len(cuts) not in (1, 3):
+            raise SettingError(f"A solved schedule has three cuts, or one; got layers {cuts}.")
         if target == 1:
-            return cls(layers=cuts, keep=(1.0, 1.0, 1.0), **settings)
+            return cls(layers=cuts, keep=(1.0,) * len(cuts), **settings)
         solve = _Solver(depth, target, count, settings.get("min_keep", MIN_KEEP), cls.__name__)
         cuts, keep = solve(cuts)
         return cls(layers=cuts, keep=keep, **settings)
@@ -169,10 +171,13 @@ class _Solver:
     method: str
 
     def __call__(self, cuts: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        first, second, third = cuts
         spent = self.depth * self.target  # in layers at full count
-        if spent <= first or self._floor(cuts) > self.target:
+        if spent <= cuts[0] or self._floor(cuts) > self.target + 1e-12:
             raise BudgetError(self._refusal(cuts))
+        if len(cuts) == 1:
+            ratio = (spent - cuts[0]) / (self.depth - cuts[0])
+            return cuts, (min(1.0, ratio + 1e-12),)  # a count's share, in floats, must not truncate to one less
+        first, second, third = cuts
         ratio = (spent - first) / ((second - first) + SECOND_KEEP * (third - second))
         if ratio <= 1:
             return cuts, (ratio, SECOND_KEEP, 0.0)
@@ -195,8 +200,9 @@ class _Solver:
         if self.vision_tokens is not None:
             asked = f"{self.target * self.vision_tokens:.4g} of {self.vision_tokens} vision tokens"
             lowest += f", {floor * self.vision_tokens:.1f} tokens"
-        earlier = f"layers=(1, {cuts[1]}, {cuts[2]})" if cuts[0] > 1 else "a reduction before the decoder"
+        earlier = f"layers={(1, *cuts[1:])}" if cuts[0] > 1 else "a reduction before the decoder"
         return (
             f"{self.method} cannot average {asked} on {self.depth} layers: its first cut is before layer {cuts[0]}, "
-            f"so its floor is {lowest}. Ask for more, or choose an earlier first cut yourself: {earlier}."
+            f"so its floor is {lowest}. Ask for more"
+            + (f", or choose an earlier first cut yourself: {earlier}." if cuts[0] else ".")
         )

@@ -1,0 +1,97 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foveate.core.grid import closing_rows, coarser, grids_of, into_cells, join
+from foveate.families.base import grid_boxes
+
+sides = st.integers(1, 40)
+
+
+@pytest.mark.parametrize(
+    ("grid", "tokens", "cells"),
+    [
+        ((24, 24), 192, (13, 14)),
+        ((24, 24), 128, (11, 11)),
+        ((24, 24), 64, (8, 8)),
+        ((24, 24), 576, (24, 24)),
+        ((24, 24), 1, (1, 1)),
+        ((36, 27), 324, (20, 16)),
+        ((4, 6), 6, (2, 3)),
+        ((1, 20), 7, (1, 7)),
+        ((20, 1), 7, (7, 1)),
+        ((2, 3), 0.2, (1, 1)),
+    ],
+)
+def test_the_nearest_coarser_grid(grid, tokens, cells):
+    assert coarser(grid, tokens) == cells
+
+
+@given(rows=sides, columns=sides, share=st.floats(0, 1))
+def test_a_coarser_grid_stays_within_its_budget_and_near_it_and_keeps_the_aspect(rows, columns, share):
+    budget = max(1, int(share * rows * columns))
+    tall, wide = coarser((rows, columns), budget)
+    assert 1 <= tall <= rows
+    assert 1 <= wide <= columns
+    assert tall * wide <= budget
+    assert budget - tall * wide < max(tall, wide) + 1  # one more row or column would not fit
+    exact = math.sqrt(budget / (rows * columns))
+    assert tall >= min(rows, budget, max(1, math.floor(rows * exact))) / 2
+    assert wide >= min(columns, budget, max(1, math.floor(columns * exact))) / 2
+
+
+@given(rows=sides, columns=sides, share=st.floats(0, 1))
+def test_a_picture_on_its_side_gets_as_many_cells(rows, columns, share):
+    tall, wide = coarser((rows, columns), share * rows * columns)
+    long, short = coarser((columns, rows), share * rows * columns)
+    assert tall * wide == long * short
+
+
+def test_a_share_of_a_count_loses_no_token_to_rounding():
+    assert all(coarser((1, n), k / n * n) == (1, k) for n in range(1, 200) for k in range(1, n + 1))
+
+
+def test_cells_of_a_small_grid_by_hand():
+    merge = into_cells((3, 4), (1, 2))
+    assert merge.assign.tolist() == [0, 0, 1, 1] * 3
+    assert merge.origin.tolist() == [5, 7]  # the middle row; of two columns the second is over the centre
+    merge = into_cells((5, 5), (2, 3))
+    assert merge.assign.tolist() == [0, 0, 1, 2, 2] * 2 + [3, 3, 4, 5, 5] * 3
+    assert merge.origin.tolist() == [5, 7, 9, 15, 17, 19]
+    merge = into_cells((2, 2), (1, 1), newlines=True)
+    assert merge.assign.tolist() == [0, 0, 1, 0, 0, 1]
+    assert merge.origin.tolist() == [4, 5]
+
+
+@given(rows=sides, columns=sides, data=st.data(), newlines=st.booleans())
+def test_every_token_goes_into_one_cell_and_every_cell_stands_for_one_of_its_own(rows, columns, data, newlines):
+    tall, wide = data.draw(st.integers(1, rows)), data.draw(st.integers(1, columns))
+    merge = into_cells((rows, columns), (tall, wide), newlines)
+    assert len(merge.assign) == rows * (columns + newlines)
+    assert len(merge) == tall * (wide + newlines)
+    assert merge.assign[merge.origin].tolist() == list(range(len(merge)))
+    assert (merge.origin.diff() > 0).all()
+    for token, cell in enumerate(merge.assign.tolist()):  # a loop in floating point says the same
+        row, column = divmod(token, columns + newlines)
+        down = math.floor((row + 0.5) * tall / rows + 1e-9)
+        across = wide if column == columns else math.floor((column + 0.5) * wide / columns + 1e-9)
+        assert cell == down * (wide + newlines) + across
+
+
+def test_grids_are_joined_one_behind_the_other():
+    merge = join([into_cells((2, 2), (1, 1)), into_cells((1, 2), (1, 2))])
+    assert merge.origin.tolist() == [3, 4, 5]
+    assert merge.assign.tolist() == [0, 0, 0, 0, 1, 2]
+
+
+@given(grids=st.lists(st.tuples(sides, sides), min_size=1, max_size=4), newline=st.booleans())
+def test_grids_are_read_off_where_tokens_look(grids, newline):
+    boxes = torch.cat([grid_boxes(*grid) for grid in grids] + [torch.full((int(newline), 4), float("nan"))])
+    assert grids_of(boxes) == tuple(grids)
+
+
+def test_only_a_newline_that_ends_the_image_stays():
+    assert [closing_rows(count) for count in (0, 1, 2, 9)] == [0, 1, 0, 0]

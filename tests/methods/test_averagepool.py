@@ -1,0 +1,225 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import foveate as fv
+from foveate.methods.averagepool import AveragePool
+from foveate.methods.base import TowerView
+from tests.methods.test_staged import Config
+from tests.models import FAMILIES, IMAGE, batch, generate, tiny
+
+EXAMPLES = [AveragePool(keep=0.4), AveragePool(keep=0.15)]
+KEEP_ALL = AveragePool(keep=1.0)
+DEPTH = 6
+
+
+def behind_the_projector(features, grids, **known):
+    known.setdefault("entered", len(features))
+    return TowerView(features, None, None, scores_of=None, keys_of=None, grids=grids, **known)
+
+
+def test_a_small_grid_by_hand():
+    features = torch.tensor([[0.0], [1.0], [2.0], [3.0], [4.0], [5.0], [6.0], [7.0]])  # 2 x 4
+    cut = AveragePool(keep=0.25).reduce(behind_the_projector(features, ((2, 4),)))
+    assert cut.rows.tolist() == [[2.5], [4.5]]
+    assert cut.assign.tolist() == [0, 0, 1, 1] * 2
+    assert cut.kept.tolist() == [5, 7]
+    assert cut.sizes == (2,)
+
+
+@given(tall=st.integers(1, 6), wide=st.integers(1, 6), down=st.integers(1, 4), across=st.integers(1, 4))
+def test_where_sides_divide_it_is_torchs_adaptive_pooling(tall, wide, down, across):
+    grid = (tall * down, wide * across)
+    features = torch.randn(grid[0] * grid[1], 3, generator=torch.Generator().manual_seed(tall + 7 * wide))
+    method = AveragePool(keep=1 / (down * across))
+    cells = method.coarsen((grid,), len(features), 0)[0]
+    cut = method.reduce(behind_the_projector(features, (grid,)))
+    if grid[0] % cells[0] or grid[1] % cells[1] or cells == grid:
+        return
+    pooled = torch.nn.functional.adaptive_avg_pool2d(features.T.view(1, 3, *grid), cells)[0].flatten(1).T
+    torch.testing.assert_close(cut.rows, pooled)
+
+
+@given(rows=st.integers(1, 30), columns=st.integers(1, 30), keep=st.floats(0.001, 1.0))
+def test_means_stay_within_the_features_and_weigh_every_token_once(rows, columns, keep):
+    features = torch.arange(rows * columns, dtype=torch.float32)[:, None]
+    cut = AveragePool(keep=keep).reduce(behind_the_projector(features, ((rows, columns),)))
+    if cut is None:
+        return
+    assert len(cut.kept) <= max(1, keep * rows * columns + 1e-6)
+    sizes = torch.bincount(cut.assign, minlength=len(cut.kept))
+    assert (sizes > 0).all()
+    torch.testing.assert_close((cut.rows[:, 0] * sizes).sum(), features.sum(), rtol=1e-4, atol=1e-3)
+
+
+def test_frames_are_pooled_apart_and_a_closing_newline_is_spared():
+    features = torch.cat((torch.zeros(4, 1), torch.ones(4, 1)))
+    cut = AveragePool(keep=0.25).reduce(behind_the_projector(features, ((2, 2), (2, 2))))
+    assert cut.rows.tolist() == [[0.0], [1.0]]
+    # a closing newline is one of the five rows that a fifth of 26 tokens may leave
+    assert AveragePool(keep=5.2 / 26).coarsen(((5, 5),), 26, 1) == ((2, 2),)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_family_shows_is_pooled_behind_the_projector(family):
+    model, inputs, method = tiny(family), batch(family, ["tit"]), AveragePool(keep=0.4)
+    given_ = {name: inputs[name] for name in ("pixel_values", "image_sizes", "image_grid_thw") if name in inputs}
+    with torch.no_grad():
+        (whole,) = model.model.get_image_features(**given_).pooler_output
+        with fv.drop(model, method) as trace:
+            (reduced,) = model.model.get_image_features(**given_).pooler_output
+            model(**inputs)
+    (stage,) = trace.stages
+    assert (stage.where, stage.layer, stage.before) == ("projector", None, (len(whole),))
+    (merged,), (origin,), (count,) = stage.merged, stage.origin, stage.after
+    assert len(merged) == count < len(whole)
+    for row, (members, centre) in enumerate(zip(merged, origin.tolist(), strict=True)):
+        assert centre in members
+        torch.testing.assert_close(reduced[row], whole[members].mean(dim=0))
+    assert not reduced[count:].any()
+    assert reduced.shape == whole.shape
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", EXAMPLES)
+def test_counts_are_as_the_grids_say(family, method):
+    model = tiny(family)
+    for word in ("tit", "titit"):
+        inputs = batch(family, [word])
+        with fv.drop(model, method) as trace, torch.no_grad():
+            model(**inputs)
+        sizes, grids = seen(trace)
+        plan = method.plan_grids(DEPTH, sizes, grids)
+        assert plan == tuple(trace.stages[0].after) * DEPTH
+        told = fv.cost(
+            model, text_tokens=7, vision_tokens=sizes, method=method, grids=grids, tower_images=[1] * len(sizes)
+        )
+        assert told.retention == pytest.approx(trace.retention[0])
+        most = [max(len(mine), method.keep * size) for size, mine in zip(sizes, grids, strict=True)]
+        assert sum(trace.stages[0].after) <= sum(most)
+
+
+def seen(trace):
+    """Tokens and grids of each image of the first sample."""
+    from foveate.core.grid import grids_of
+
+    boxes = list(trace.latest.boxes[0])
+    return [len(one) for one in boxes], [grids_of(one) for one in boxes]
+
+
+def test_newlines_of_tile_rows_leave_and_the_one_that_ends_a_single_view_stays():
+    core, inputs = tiny("llava_onevision").model, batch("llava_onevision", ["tit"])
+    pixels, sizes = inputs["pixel_values"], inputs["image_sizes"]
+    with fv.drop(core, AveragePool(keep=0.4)), torch.no_grad():
+        (tiled,) = core.get_image_features(pixel_values=pixels, image_sizes=sizes).pooler_output
+        two = {"pixel_values": pixels[:, :1].repeat(2, 1, 1, 1, 1), "image_sizes": sizes.repeat(2, 1)}
+        single, _ = core.get_image_features(**two, batch_num_images=torch.tensor([2])).pooler_output
+    newlines = tiled._foveate_boxes().isnan().any(dim=-1).nonzero()[:, 0].tolist()
+    assert len(newlines) > 1
+    assert not set(newlines) & set(tiled._foveate_cut.kept.tolist())
+    assert len(single) == 26
+    assert single._foveate_cut.kept.tolist()[-1] == 25
+    assert torch.equal(single[len(single._foveate_cut.kept) - 1], core.image_newline)
+
+
+def test_a_video_is_pooled_frame_by_frame():
+    model = tiny("llava_onevision")
+    pixels = torch.randn(1, 3, 3, 70, 70, generator=torch.Generator().manual_seed(0))
+    count = 3 * 9 + 1
+    ids = torch.tensor([[1, *[92] * count, 5, 6]])
+    with fv.drop(model, AveragePool(keep=0.5)) as trace:
+        generate(model, {"input_ids": ids, "pixel_values_videos": pixels})
+    assert trace.stages[0].after == (3 * 4 + 1,)
+    assert trace.stages[0].kept[0].tolist()[-1] == count - 1
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+def test_a_video_of_patches_is_pooled_frame_by_frame(family):
+    model, vision = tiny(family), tiny(family).config.vision_config
+    width = 3 * vision.temporal_patch_size * vision.patch_size**2
+    pixels = torch.randn(3 * 16, width, generator=torch.Generator().manual_seed(0))
+    grid = torch.tensor([[3, 4, 4]])
+    given_ = {"pixel_values_videos": pixels, "video_grid_thw": grid}
+    with torch.no_grad():
+        (whole,) = model.model.get_video_features(**given_).pooler_output
+        with fv.drop(model, AveragePool(keep=0.25)):
+            (reduced,) = model.model.get_video_features(**given_).pooler_output
+    torch.testing.assert_close(reduced[:3], whole.view(3, 4, -1).mean(dim=1))
+
+
+def test_positions_are_those_of_the_cells_centres():
+    """A pooled prompt is a prompt with its rows at its centres' position ids."""
+    model, inputs = tiny("llava"), batch("llava", ["tit"])
+    with fv.drop(model, AveragePool(keep=0.4)) as trace, torch.no_grad():
+        logits = model(**inputs, logits_to_keep=1).logits
+        features = model.model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output[0]
+    ids = inputs["input_ids"][0]
+    vision = (ids == IMAGE).nonzero()[:, 0]
+    origin = vision[trace.stages[0].origin[0]]
+    embeds = model.get_input_embeddings()(ids)
+    embeds[origin] = features[: len(origin)]
+    rows = torch.cat(((ids != IMAGE).nonzero()[:, 0], origin)).sort().values
+    with torch.no_grad():
+        out = model.model.language_model(inputs_embeds=embeds[None, rows], position_ids=rows[None])
+        short = model.lm_head(out.last_hidden_state[:, -1:])
+    torch.testing.assert_close(logits, short, atol=1e-5, rtol=1e-4)
+
+
+def test_what_the_spec_asks_for_at_published_budgets():
+    for tokens, left in ((192, 182), (128, 121), (64, 64), (576, 576), (1, 1)):
+        method = AveragePool.for_budget(Config(32), tokens=tokens)
+        assert method.plan_grids(32, (576,), [((24, 24),)]) == (left,) * 32
+
+
+@given(rows=st.integers(1, 60), columns=st.integers(1, 60), share=st.floats(0, 1))
+def test_any_budget_of_a_token_or_more_is_met_from_below(rows, columns, share):
+    size = rows * columns
+    tokens = share * size
+    if tokens < 1:
+        if share > 0:
+            with pytest.raises(fv.BudgetError, match="floor is 1 token"):
+                AveragePool.for_budget(Config(28, "qwen2_vl"), tokens=min(tokens, 0.99), vision_tokens=size)
+        return
+    method = AveragePool.for_budget(Config(28, "qwen2_vl"), tokens=tokens, vision_tokens=size)
+    (left, *_) = method.plan_grids(28, (size,), [((rows, columns),)])
+    assert 1 <= left <= tokens + 1e-6
+    assert left > tokens / 2
+
+
+def test_budgets_that_cannot_be():
+    with pytest.raises(fv.BudgetError, match=r"0.5 of 576 vision tokens: its floor is 1 token, 0.17%"):
+        AveragePool.for_budget(Config(32), tokens=0.5)
+    with pytest.raises(fv.SettingError, match="one of tokens= and retention="):
+        AveragePool.for_budget(Config(32))
+    with pytest.raises(fv.SettingError, match="give vision_tokens="):
+        AveragePool.for_budget(Config(28, "qwen2_vl"), tokens=192)
+    assert AveragePool.for_budget(Config(28, "qwen2_vl"), retention=0.25) == AveragePool(keep=0.25)
+    for keep in (0, -0.1, 1.1, float("nan")):
+        with pytest.raises(fv.SettingError, match=r"share in \(0, 1\]"):
+            AveragePool(keep=keep)
+
+
+def test_settings_go_round():
+    method = AveragePool(keep=0.25)
+    assert AveragePool.from_json(method.to_json()) == method
+    assert method.to_dict() == {"method": "averagepool", "keep": 0.25}
+    assert fv.methods()["averagepool"] is AveragePool
+
+
+def test_a_count_alone_does_not_say_how_wide_a_grid_is():
+    method = AveragePool(keep=0.25)
+    assert method.plan(32, (576,)) is None
+    assert method.plan(32, ()) == (0,) * 32
+    with pytest.raises(fv.SettingError, match=r"grids=…"):
+        fv.cost(tiny("qwen2_vl"), text_tokens=9, vision_tokens=64, method=method)
+    told = fv.cost(tiny("llava"), text_tokens=9, vision_tokens=25, method=method)  # LLaVA's are known
+    assert told.tokens == (6,) * DEPTH
+    assert told.scoring_flops == 25 * 32
+    with pytest.raises(fv.SettingError, match="got 2 for 1 images"):
+        fv.cost(tiny("llava"), text_tokens=9, vision_tokens=25, method=method, grids=[((5, 5),), ((5, 5),)])
+
+
+def test_tokens_without_a_known_place_are_refused():
+    with pytest.raises(fv.UnsupportedError, match="rows and columns"):
+        AveragePool().reduce(behind_the_projector(torch.zeros(4, 1), ()))
