@@ -1,0 +1,32 @@
+"""The state of one call of the decoder."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from foveate.engine.layout import Layout
+from foveate.engine.prompt import Prompt
+
+__all__ = ["Call"]
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One forward of the decoder: a prefill, a decode step or a later turn.
+
+    Attributes:
+        backend: Name of the attention implementation.
+        prompt: Its vision tokens; None where there are none, or all stay.
+        live: (samples, unpruned columns), nonzero where a column is no padding; None if all are, or nobody asks.
+        ids: Position ids, (samples or 1, columns); None until the model has made them, or where nobody asks.
+        masks: Re-mapped masks, made once for all layers alike: ((mask, layout, base), result).
+        rotaries: (cos, sin) of positions that moved up, made once for all layers alike: (shift, pair).
+    """
+
+    backend: str = "sdpa"
+    prompt: Prompt | None = None
+    live: Tensor | None = None
+    ids: Tensor | None = None
+    masks: list[tuple[tuple[Any, Layout | None, Tensor | None], Any]] = field(default_factory=list)
+    rotaries: list[tuple[Tensor, tuple[Tensor, Tensor]]] = field(default_factory=list)

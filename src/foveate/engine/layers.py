@@ -1,0 +1,174 @@
+"""Running decoder layers on the rows that are left."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.engine.attend import LayerAttention, past_keys
+from foveate.engine.cache import PrunedLayer, pruned_layer
+from foveate.engine.call import Call
+from foveate.engine.layout import Layout
+from foveate.engine.masks import Remap
+from foveate.errors import UnsupportedError
+from foveate.families.base import Family
+
+__all__ = ["Layers"]
+
+
+class Layers:
+    """Stands around every decoder layer's forward.
+
+    Attributes:
+        call: The call under way, set before its first layer.
+    """
+
+    def __init__(self, family: Family, reindex: bool) -> None:
+        self.call = Call()
+        self._family = family
+        self._reindex = reindex
+
+    def run(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run decoder layer `index` on the rows that are left, and put them back into the full-length stream."""
+        prompt, cache = self.call.prompt, kwargs.get("past_key_values")
+        hidden = args[0] if args else kwargs["hidden_states"]
+        pruned = _pruned(cache, index, make=False)
+        if prompt is None and pruned is None:
+            return original(*args, **kwargs)
+        if pruned is not None and pruned.shift is not None:
+            kwargs["position_embeddings"] = self._shifted(pruned.shift, hidden)
+        if prompt is not None:
+            hidden = prompt.enter(index, hidden, functools.partial(self._attend, index, kwargs, pruned))
+        if prompt is None or prompt.layout is None:
+            if pruned is not None:
+                kwargs["attention_mask"] = self._mask(kwargs.get("attention_mask"), index, hidden, pruned=pruned)
+                pruned.announce(None, hidden.shape[1])
+            return _call(original, hidden, args, kwargs)
+        layout = prompt.layout.on(hidden.device)
+        pruned = _pruned(cache, index, make=True)
+        columns = layout.columns(0 if pruned is None else pruned.seen)
+        kwargs["attention_mask"] = self._mask(kwargs.get("attention_mask"), index, hidden, layout, columns, pruned)
+        kwargs["position_embeddings"] = self._tables(layout, hidden, kwargs["position_embeddings"], pruned)
+        kwargs["position_ids"] = None  # gaps would read as packed sequences; RoPE is in position_embeddings
+        if pruned is not None:
+            pruned.announce(columns, hidden.shape[1], ragged=layout.valid is not None)
+            if self._reindex:
+                pruned.shift = layout.shift(pruned.shift, prompt.rows)
+        output = _call(original, layout.gather(hidden), args, kwargs)
+        if isinstance(output, tuple):
+            return (layout.scatter(hidden, output[0]), *output[1:])
+        return layout.scatter(hidden, output)
+
+    def _tables(
+        self, layout: Layout, hidden: Tensor, pair: tuple[Tensor, Tensor], pruned: PrunedLayer | None
+    ) -> tuple[Tensor, Tensor]:
+        """(cos, sin) of the rows: each at its own position, or numbered on from what the layer's cache holds."""
+        if not self._reindex:
+            return layout.rotary(pair[0], lambda: layout.pick(pair))
+        shift = None if pruned is None else pruned.shift
+        return layout.rotary(shift, lambda: self._renumbered(layout, hidden, shift))
+
+    def _renumbered(self, layout: Layout, hidden: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+        given, prompt = self.call.ids, self.call.prompt
+        assert given is not None
+        assert prompt is not None
+        device = given.device
+        ids = given.expand(hidden.shape[0], -1)
+        first = ids.gather(1, prompt.first.to(device)[:, None])[:, 0]
+        if shift is not None:
+            first = first - shift.to(device)
+        pair: tuple[Tensor, Tensor] = self._family.text.rotary_emb(hidden, layout.on(device).renumbered(first))
+        return pair[0].to(hidden.device), pair[1].to(hidden.device)
+
+    def _shifted(self, shift: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(cos, sin) of all rows of the call, moved up by what has left before them, made once a call."""
+        for known, made in self.call.rotaries:
+            if known is shift:
+                return made
+        assert self.call.ids is not None
+        ids = self.call.ids - shift.to(self.call.ids.device)[:, None]
+        pair: tuple[Tensor, Tensor] = self._family.text.rotary_emb(hidden, ids)
+        self.call.rotaries.append((shift, pair))
+        return pair
+
+    def _attend(
+        self, index: int, kwargs: dict[str, Any], pruned: PrunedLayer | None, hidden: Tensor, sample: int
+    ) -> LayerAttention:
+        """Attention of layer `index` for one sample, over the rows that have not left yet."""
+        prompt = self.call.prompt
+        assert prompt is not None
+        pair, cache = kwargs["position_embeddings"], kwargs.get("past_key_values")
+        state = prompt.samples[sample]
+        if prompt.layout is None:
+            columns = state.rows().to(hidden.device)
+            cos, sin = (table[sample if table.shape[0] > 1 else 0][columns] for table in pair)
+        else:
+            layout = prompt.layout.on(hidden.device)
+            start = layout.index.shape[1] - layout.lengths[sample]
+            columns = layout.index[sample, start:]
+            cos, sin = (table[sample, start:] for table in self._tables(layout, hidden, pair, pruned))
+        vision = torch.searchsorted(columns, state.vision[state.slots].to(hidden.device))
+        live = None if self.call.live is None else self.call.live[sample] != 0
+        past = past_keys(cache, index, sample, live)
+        layer = self._family.layers[index]
+        return LayerAttention(self._family, layer, hidden[sample, columns], (cos, sin), vision, past)
+
+    def _mask(
+        self,
+        mask: Any,
+        index: int,
+        hidden: Tensor,
+        layout: Layout | None = None,
+        columns: Tensor | None = None,
+        pruned: PrunedLayer | None = None,
+    ) -> Any:
+        """The mask of layer `index`, made once for all layers whose rows and slots stand for the same columns."""
+        self._refuse_sliding_flash(index)
+        ragged = (layout is not None and layout.valid is not None) or (pruned is not None and pruned.ragged)
+        if mask is None and not ragged:
+            return None
+        base = None if pruned is None else pruned.base
+        for key, made in self.call.masks:
+            if key[0] is mask and key[1] is layout and key[2] is base:
+                return made
+        samples, span, device = hidden.shape[0], hidden.shape[1], hidden.device
+        past = 0 if pruned is None else pruned.seen
+        coming: Tensor | int = span if columns is None else columns
+        if pruned is not None:
+            keys = pruned.columns(coming, samples, device)
+        else:
+            assert columns is not None
+            keys = columns
+        queries = layout.index if layout is not None else torch.arange(span, device=device).expand(samples, -1)
+        valid = None if layout is None else layout.valid
+        made = Remap(queries, valid, keys, past, past + span, ragged)(mask, self.call.backend)
+        self.call.masks.append(((mask, layout, base), made))
+        return made
+
+    def _refuse_sliding_flash(self, index: int) -> None:
+        if "flash" in self.call.backend:
+            attention = getattr(self._family.layers[index], "self_attn", None)
+            if getattr(attention, "sliding_window", None) is not None:
+                raise UnsupportedError(
+                    f"Layer {index} has a sliding window, which flash attention counts in stored tokens: with tokens "
+                    "dropped it would reach too far. Load the model with attn_implementation='sdpa'."
+                )
+
+
+def _pruned(cache: Any, index: int, make: bool) -> PrunedLayer | None:
+    """The cache's pruned layer at `index`, made if tokens have left; None if there is none."""
+    if cache is None:
+        return None
+    if make:
+        return pruned_layer(cache, index)
+    layers = getattr(cache, "layers", ())
+    layer = layers[index] if index < len(layers) else None
+    return layer if type(layer) is PrunedLayer else None
+
+
+def _call(original: Callable[..., Any], hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if args:
+        return original(hidden, *args[1:], **kwargs)
+    return original(**{**kwargs, "hidden_states": hidden})

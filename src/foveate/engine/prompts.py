@@ -1,0 +1,253 @@
+"""Finding the vision tokens of a call, before its first layer; and what is left to do after its last."""
+
+import inspect
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.engine.cache import PrunedLayer, check_cache, pruned_layer
+from foveate.engine.call import Call
+from foveate.engine.layers import Layers
+from foveate.engine.prompt import Item, Prompt, Sample, read_samples
+from foveate.engine.tower import encode, items_of
+from foveate.engine.trace import Prefill, Trace
+from foveate.errors import SessionError, UnsupportedError
+from foveate.families.base import Family
+from foveate.methods.base import Method
+
+__all__ = ["Prompts"]
+
+
+class Prompts:
+    """Watches a model's way from pictures to the decoder, and starts and ends each call.
+
+    Attributes:
+        trace: Filled by every prefill.
+        layers: Told of every call.
+    """
+
+    def __init__(self, family: Family, method: Method, reindex: bool) -> None:
+        self.family = family
+        self.method = method
+        self.trace = Trace()
+        self.layers = Layers(family, reindex)
+        self._reindex = reindex
+        self._placeholders: list[tuple[str, Tensor]] = []
+        self._items: dict[str, list[Item]] = {}
+        self._record: Prefill | None = None
+        self._ended_in_vision: _Ending | None = None
+        self._encoding = False
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise SessionError(
+            "A model inside a dropping context cannot be copied or pickled: the copy would run the original's layers. "
+            "Leave the context, or call foveate.remove(model), first."
+        )
+
+    def __reduce__(self) -> Any:
+        return self.__deepcopy__(None)
+
+    def encode(self, modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Stand in for `get_image_features`, which `generate` calls long before the decoder runs."""
+        given = dict(inspect.signature(original).bind(*args, **kwargs).arguments)
+        given.update(given.pop("kwargs", {}))
+
+        def run(**other: Any) -> Any:
+            return original(**{**given, **other}) if other else original(*args, **kwargs)
+
+        if self._encoding:  # a model may make a video's features with its images' function
+            return original(*args, **kwargs)
+        self._encoding = True
+        try:
+            output = encode(self.family, self.method, modality, run, given, self._reindex)
+        finally:
+            self._encoding = False
+        if hasattr(output, "pooler_output"):
+            self._items[modality] = items_of(output, self.method)
+        return output
+
+    def before_merge(self, core: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self._placeholders, self._items = [], {}
+        for modality, output in (kwargs.get("mm_encoder_outputs") or {}).items():
+            if output is not None:
+                self._items[modality] = items_of(output, self.method)
+
+    def note_ids(self, rotary: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Position ids of the call; the calls made here for renumbered rows come after the model's own."""
+        if self.layers.call.ids is None:
+            self.layers.call.ids = kwargs["position_ids"] if "position_ids" in kwargs else args[1]
+
+    def watch_placeholders(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        given = inspect.signature(original).bind(*args, **kwargs).arguments
+        placeholders = original(*args, **kwargs)
+        for modality, mask in self.family.vision_masks(placeholders, given):
+            self._placeholders.append((modality, mask[..., 0] if mask.dim() == 3 else mask))
+        return placeholders
+
+    def before_decoder(self, text: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self._record = None
+        self.layers.call = call = Call(backend=str(text.config._attn_implementation))  # type: ignore[union-attr]
+        found = [(mask, self._items.get(modality, [])) for modality, mask in self._placeholders]
+        self._placeholders = []
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is None or not found:
+            self._note_text_prompt(kwargs)
+            return
+        mask = kwargs.get("attention_mask")
+        live = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        span = embeds.shape[1]
+        samples = read_samples(found, None if live is None else live[:, -span:], embeds.device)
+        drops = self._drops(samples)
+        cache = kwargs.get("past_key_values")
+        if drops:
+            check_cache(cache)
+            _refuse_packing(kwargs, live)
+        self._refuse_split_image(samples, cache, drops)
+        rows = tuple(s.live for s in samples)
+        if live is not None and live.shape[1] > span:
+            rows = tuple(live.sum(dim=1).tolist())
+        elif live is None and cache is not None:
+            rows = tuple(row + max(0, _length(cache)) for row in rows)
+        record = Prefill(
+            depth=len(self.family.layers),
+            rows=rows,
+            vision_tokens=tuple(len(s.vision) for s in samples),
+            boxes=[_Boxes(s.items) for s in samples],
+            fit=self.family.fit,
+        )
+        self.trace.history.append(record)
+        self._record = record
+        if drops:
+            added = self.family.added_later(kwargs)
+            call.live, call.prompt = live, Prompt(self.method, samples, span, record, self._reindex, added)
+            call.prompt.start()
+        else:  # every layer runs as if nobody were here
+            record.note_that_all_stay(self.method.cuts(), [sample.tokens for sample in samples])
+
+    def _drops(self, samples: Sequence[Sample]) -> bool:
+        """Whether tokens will leave, as far as can be said beforehand."""
+        if any(item.leaves for sample in samples for item in sample.items):
+            return True
+        plans = [self.method.plan(len(self.family.layers), s.sizes or ()) for s in samples if len(s.vision)]
+        counts = [len(s.vision) for s in samples if len(s.vision)]
+        return any(plan is None or min(plan) < count for plan, count in zip(plans, counts, strict=True))
+
+    def _note_text_prompt(self, kwargs: dict[str, Any]) -> None:
+        """A fresh prompt without pictures is a prefill too, in which nothing can be dropped."""
+        embeds, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
+        given = embeds if embeds is not None else kwargs.get("input_ids")
+        if given is None or given.shape[1] == 1 or (cache is not None and _length(cache) != 0):
+            return
+        mask = kwargs.get("attention_mask")
+        live = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        rows = (given.shape[1],) * given.shape[0] if live is None else tuple(live.sum(dim=1).tolist())
+        self._record = Prefill(len(self.family.layers), rows, (0,) * given.shape[0])
+        self.trace.history.append(self._record)
+
+    def _refuse_split_image(self, samples: Sequence[Sample], cache: Any, drops: bool) -> None:
+        """An image cut in two by chunked prefill would be ranked in two halves."""
+        previous, self._ended_in_vision = self._ended_in_vision, None
+        if previous is None or previous.cache() is not cache or previous.length != _length(cache):
+            return
+        if any(sample.starts for sample in samples) and (drops or previous.dropped):
+            raise UnsupportedError(
+                "Chunked prefill has cut an image in two, so its tokens cannot be ranked together. "
+                "Leave prefill_chunk_size unset, or choose it so that no image is split."
+            )
+
+    def after_decoder(self, text: nn.Module, args: Any, output: Any) -> None:
+        record, self._record = self._record, None
+        if record is None:
+            return
+        cache = getattr(output, "past_key_values", None)
+        record._cached = cache is not None
+        prompt = self.layers.call.prompt
+        if prompt is None:
+            return
+        if cache is not None:
+            self._cut_cache(prompt, cache)
+        prompt.finish()
+        self.layers.call = Call(backend=self.layers.call.backend)
+        if cache is None:
+            return
+        dead = torch.tensor([rows - sample.live for rows, sample in zip(prompt.rows, prompt.samples, strict=True)])
+        for index, layer in enumerate(cache.layers):
+            if type(layer) is PrunedLayer:
+                prompt.record._slots[index] = layer.valid_slots() - dead.to(layer.keys.device)
+        if any(sample.ends for sample in prompt.samples):
+            dropped = any(len(sample.tokens) < len(sample.vision) for sample in prompt.samples)
+            self._ended_in_vision = _Ending(weakref.ref(cache), _length(cache), dropped)
+
+    def _cut_cache(self, prompt: Prompt, cache: Any) -> None:
+        """Cut earlier layers' keys and values down to the tokens left at the end, where the method wants that."""
+        layers = [index for index in self.method.kv_layers(len(self.family.layers)) if index < len(cache.layers)]
+        if not layers or prompt.layout is None:
+            return
+        final, wanted = prompt.final(), None
+        for index in layers:
+            layout = prompt.layouts[index]
+            if layout is prompt.layout:
+                continue
+            pruned = pruned_layer(cache, index)
+            device = pruned.keys.device
+            if layout is None:
+                wanted = final.to(device)
+                if self.layers.call.live is not None:
+                    wanted = wanted & (self.layers.call.live[:, -prompt.span :].to(device) != 0)
+            else:
+                layout = layout.on(device)
+                source = layout.source
+                wanted = final.to(device).take_along_dim(source.clamp(min=0), dim=1) & (source >= 0)
+                if layout.valid is not None:
+                    wanted = wanted & layout.valid
+            pruned.keep(wanted)
+            if self._reindex:
+                rows = prompt.rows if layout is None else layout.lengths
+                pruned.shift = prompt.layout.on(device).shift(pruned.shift, rows)
+        prompt.note_cache_cut()
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """That a call ended in the middle of, or right after, an image: on which cache, how long, had tokens left."""
+
+    cache: "weakref.ref[Any]"
+    length: int
+    dropped: bool
+
+
+class _Boxes(Sequence[Tensor | None]):
+    """Where the tokens of a sample's images look, worked out when asked for."""
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._items[index].boxes()
+
+
+def _length(cache: Any) -> int:
+    """Unpruned tokens in a cache; −1 where only the device knows (static caches), so that nothing syncs."""
+    length = cache.get_seq_length()
+    return length if isinstance(length, int) else -1
+
+
+def _refuse_packing(kwargs: dict[str, Any], live: Tensor | None) -> None:
+    """Several samples in one row, told apart by position ids alone, would be ranked together."""
+    ids = kwargs.get("position_ids")
+    packed = kwargs.get("cu_seq_lens_q") is not None
+    if not packed and live is None and isinstance(ids, Tensor) and ids.shape[-1] > 1:
+        row = ids if ids.dim() == 2 else ids[0] if ids.shape[0] == 4 else None
+        packed = row is not None and bool((row.diff(dim=-1) <= 0).any())
+    if packed:
+        raise UnsupportedError(
+            "Several samples packed into one row cannot be told apart when tokens are ranked. "
+            "Pass them as a padded batch with an attention_mask."
+        )

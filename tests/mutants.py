@@ -1,0 +1,91 @@
+"""Break the code on purpose, one place at a time, and see a test fail each time.
+
+    python -m tests.mutants            # all
+    python -m tests.mutants cache      # those whose file name contains "cache"
+
+A mutant that survives is a test that is missing. Run it after changing the engine; it is too slow for every push.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+INVARIANTS = "tests/invariants"
+
+# (file under src/foveate, what is there, what is put there, tests that must see it)
+MUTANTS = [
+    ("core/budget.py", "int(tokens * ratio)", "round(tokens * ratio)", "tests/methods tests/core"),
+    ("core/rank.py", "descending=True, stable=True", "descending=False, stable=True", "tests/methods tests/core"),
+    ("core/rank.py", "order[:count].sort().values", "order[:count]", "tests/methods tests/core"),
+    ("core/attention.py", "places > last_key", "places >= last_key", "tests/core tests/golden"),
+    ("core/merge.py", "base + (total - base)", "(total - base)", "tests/core tests/golden"),
+    ("methods/v2drop.py", "layer + self.window in self.layers", "layer in self.layers", "tests/methods/test_v2drop.py"),
+    ("methods/staged.py", "view.entered < self.skip_below", "False", "tests/methods"),
+    ("methods/mustdrop.py", "self.individual_thr)) | key)", "self.individual_thr)))", "tests/golden tests/methods"),
+    ("methods/visiondrop.py", "dominant - with_cls - view.reserved", "dominant - view.reserved", "tests/golden"),
+    ("engine/layout.py", "places = self.source.clamp(min=0)", "places = self.index", f"{INVARIANTS}/test_oracle.py"),
+    ("engine/layout.py", "rows[sample, row])", "rows[sample, row] * 1.01)", f"{INVARIANTS}/test_batch.py"),
+    ("engine/layout.py", "ranks.clamp(min=0)", "ranks", f"{INVARIANTS}/test_batch.py tests/engine"),
+    ("engine/cache.py", "self.base = self.base.index_select", "self.base.index_select", "tests/engine"),
+    ("engine/cache.py", "self.seen += span", "self.seen += key_states.shape[-2]", f"{INVARIANTS}/test_lengths.py tests/engine"),
+    ("engine/cache.py", "return self.seen + query_length, 0", "return self.keys.shape[-2] + query_length, 0", f"{INVARIANTS}/test_batch.py"),
+    ("engine/cache.py", "if self._announced is None and self.base is not None:", "if False:", f"{INVARIANTS}/test_refusals.py"),
+    ("engine/masks.py", "return mask.masked_fill((~self.valid)", "return mask.masked_fill((self.valid)", f"{INVARIANTS}/test_batch.py tests/engine"),
+    ("engine/masks.py", "return self.keys >= 0\n", "return self.keys >= -1\n", f"{INVARIANTS}/test_backends.py tests/engine"),
+    ("engine/masks.py", "offset = self.total - width", "offset = 0", "tests/engine"),
+    ("engine/masks.py", "(self.keys[:, None, :] <= rows)", "(self.keys[:, None, :] >= 0)", "tests/engine"),
+    ("engine/layers.py", 'kwargs["position_ids"] = None', "pass", f"{INVARIANTS}/test_backends.py"),
+    ("engine/layers.py", "pruned.shift = layout.shift(pruned.shift, prompt.rows)", "pass", "tests/golden " + f"{INVARIANTS}/test_oracle.py"),
+    ("engine/session.py", "self._undo.pop()()", "self._undo.pop()", f"{INVARIANTS}/test_restore.py"),
+    ("engine/prompts.py", "check_cache(cache)", "pass", f"{INVARIANTS}/test_refusals.py"),
+    ("engine/prompts.py", "            raise UnsupportedError(\n                \"Chunked", "            print(\n                \"Chunked", f"{INVARIANTS}/test_refusals.py"),
+    ("engine/prompts.py", "if self._encoding:", "if False:", f"{INVARIANTS}/test_generation.py"),
+    ("engine/prompt.py", "sample.notes.update({name: note[kept]", "sample.notes.update({name: note[: len(kept)]", "tests/golden"),
+    ("engine/prompt.py", "text = ((live & (owner < 0)) | read)", "text = (live & (owner < 0))", f"{INVARIANTS}/test_batch.py"),
+    ("engine/prompt.py", "text = ((live & (owner < 0)) | read)", "text = (owner < 0)", f"{INVARIANTS}/test_batch.py"),
+    ("engine/prompt.py", "self._move_added(index, layer, came_from)", "pass", f"{INVARIANTS}/test_oracle.py"),
+    ("engine/prompt.py", "hidden = hidden.index_put((owners, columns), rows.to(hidden.dtype))", "pass", f"{INVARIANTS}/test_oracle.py"),
+    ("engine/tower.py", "def __deepcopy__(self, memo: Any) -> \"_Places\":\n        return self", "def nothing(self) -> None:\n        pass", f"{INVARIANTS}/test_restore.py"),
+    ("families/base.py", 'getattr(attention, "q_norm", None)', "None", f"{INVARIANTS}/test_oracle.py"),
+]  # fmt: skip
+
+
+def survives(file: str, old: str, new: str, tests: str) -> bool | None:
+    """Whether all tests pass with the code broken; None if the place to break is gone."""
+    with tempfile.TemporaryDirectory() as folder:
+        src = Path(folder) / "src"
+        shutil.copytree(ROOT / "src", src, ignore=shutil.ignore_patterns("__pycache__"))
+        target = src / "foveate" / file
+        text = target.read_text()
+        if old not in text:
+            return None
+        target.write_text(text.replace(old, new, 1))
+        run = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests.split()],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(src)},
+            capture_output=True,
+        )
+        return run.returncode == 0
+
+
+def main() -> int:
+    """Run the mutants asked for; 1 if one survived or could not be made."""
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    chosen = [mutant for mutant in MUTANTS if wanted in mutant[0]]
+    bad = 0
+    for file, old, new, tests in chosen:
+        outcome = survives(file, old, new, tests)
+        word = {None: "GONE", True: "SURVIVED", False: "killed"}[outcome]
+        bad += outcome is not False
+        print(f"{word:9}{file}: {old.strip().splitlines()[0][:60]!r} -> {new.strip().splitlines()[0][:40]!r}", flush=True)
+    print(f"{len(chosen) - bad} of {len(chosen)} mutants killed")
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
