@@ -7,7 +7,7 @@ from torch import Tensor
 
 __all__ = ["BLOCK_NUMBERS", "attention_rows", "received_attention"]
 
-BLOCK_NUMBERS = 1 << 22  # float32 numbers of one block of logits: 16 MiB
+BLOCK_NUMBERS = 1 << 20  # float32 numbers of one block of logits: 4 MiB, below what a layer itself needs meanwhile
 
 
 def attention_rows(
@@ -40,10 +40,9 @@ def attention_rows(
         part = queries[:, start : start + step].float()
         count = part.shape[1]
         grouped = part.reshape(keys.shape[0], groups * count, size)
-        logits = (grouped @ transposed).view(heads, count, slots) * scaling
+        logits = (grouped @ transposed).view(heads, count, slots).mul_(scaling)
         if last_key is not None:
-            hidden = places > last_key[start : start + step, None]
-            logits = logits.masked_fill(hidden, float("-inf"))
+            logits.masked_fill_(places > last_key[start : start + step, None], float("-inf"))
         yield logits.softmax(dim=-1)[..., columns]
 
 
