@@ -10,7 +10,7 @@ from PIL import Image
 
 from foveate.errors import ShapeError
 from foveate.viz import draw_stages, stack
-from foveate.viz.dim import coverage, dim
+from foveate.viz.dim import TINT, coverage, dim, group_colour
 
 NAN = float("nan")
 
@@ -161,3 +161,40 @@ def test_stacked_pictures_lie_below_one_another_under_their_headings():
 def test_an_empty_stack_is_refused():
     with pytest.raises(ShapeError, match="no picture"):
         stack([])
+
+
+def test_merged_patches_are_tinted_kept_ones_untouched_and_dropped_ones_dark():
+    white = Image.new("RGB", (64, 64), (200, 200, 200))
+    # Tokens 0 and 1 stay; 2, 3 and 7 join 6; 4 joins 5; the rest leaves.
+    origin, assign = [0, 1, 6, 5], [0, 1, 2, 2, 3, 3, 2, 2, *[-1] * 8]
+    merged = draw_stages([white], [grid(4, 4)], [("cut", origin, assign)])
+    kept = draw_stages([white], [grid(4, 4)], [("cut", [0, 1])])
+    assert panel(merged, 1, 2, (200, 200, 200)) == pytest.approx(panel(kept, 1, 2, (200, 200, 200)), rel=0.01)
+    first, second = (200 + TINT * (group_colour(target) - 200) for target in (6, 5))
+    whole = panel(kept, 0, 2, (200, 200, 200))
+    assert panel(merged, 1, 2, first) == pytest.approx(whole * 4 / 16, rel=0.05)  # but for the frame
+    assert panel(merged, 1, 2, second) == pytest.approx(whole * 2 / 16, rel=0.05)
+    assert panel(merged, 1, 2, group_colour(6)) > 300  # the frame
+    assert merged.height > kept.height  # a legend
+
+
+def test_a_group_spread_over_two_images_is_tinted_in_both_and_framed_in_one():
+    grey = Image.new("RGB", (60, 60), (200, 200, 200))
+    sheet = draw_stages([grey, grey], [grid(1, 2), grid(1, 2)], [("cut", [0, 3, 1], [0, 2, 2, 1])])
+    tint, frame = 200 + TINT * (group_colour(1) - 200), group_colour(1)
+    top, bottom = (sheet.crop((0, at, sheet.width, at + sheet.height // 2)) for at in (0, sheet.height // 2))
+    assert panel(top, 1, 2, tint) > 10_000 < panel(bottom, 1, 2, tint)
+    assert panel(top, 1, 2, frame) > 300
+    assert panel(bottom, 1, 2, frame) == 0
+
+
+def test_a_cls_row_is_nowhere_and_rows_of_one_token_are_no_merging():
+    red = Image.new("RGB", (64, 64), (210, 20, 20))
+    sheet = draw_stages([red], [grid(2, 2)], [("cut", [-1, 0, 3], [1, -1, -1, 2])])
+    assert panel(sheet, 1, 2, (210, 20, 20)) == pytest.approx(panel(sheet, 0, 2, (210, 20, 20)) / 2, rel=0.02)
+
+
+@pytest.mark.parametrize(("origin", "assign"), [([0, 1], [0, 1, 1]), ([0], [0, 1, -1, -1]), ([4], [0, 0, 0, 0])])
+def test_merging_that_does_not_fit_the_tokens_is_refused(origin, assign):
+    with pytest.raises(ShapeError, match="have 4 tokens"):
+        draw_stages([Image.new("RGB", (8, 8))], [grid(2, 2)], [("cut", origin, assign)])

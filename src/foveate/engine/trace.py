@@ -210,7 +210,7 @@ class Trace:
         images: "Image.Image | str | Path | Sequence[Image.Image | str | Path]",
         sample: int = 0,
     ) -> "Image.Image":
-        """The kept patches drawn on the picture, a panel a stage.
+        """The kept patches drawn on the picture, a panel a stage; merged ones tinted, where they went framed.
 
         Args:
             images: The picture of that sample, or all its pictures, or their paths.
@@ -238,7 +238,10 @@ class Trace:
         if run.fit == "crop":
             pictures = [_centre_square(picture) for picture in pictures]
         whole = run.vision_tokens[sample]
-        panels = [(f"{_where(stage)}: {stage.after[sample]} of {whole}", stage.kept[sample]) for stage in run.stages]
+        panels = [
+            (f"{_where(stage)}: {stage.after[sample]} of {whole}", stage.origin[sample], stage.assign[sample])
+            for stage in run.stages
+        ]
         drawn: Image.Image = draw_stages(pictures, [boxes for boxes in places if boxes is not None], panels)
         return drawn
 

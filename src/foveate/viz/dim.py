@@ -1,15 +1,18 @@
 """Dimming the patches of a picture that the decoder no longer sees. NumPy only."""
 
+from colorsys import hsv_to_rgb
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["coverage", "dim"]
+__all__ = ["coverage", "dim", "group_colour", "outline"]
 
 Pixels = NDArray[np.uint8]
 Map = NDArray[np.float32]
 
 SLATE = np.array([34, 38, 48], dtype=np.float32)  # what dropped patches fade to, in dark pictures as in bright
 FADE = 0.72  # how far they fade
+TINT = 0.42  # how much of a merged patch is its group's colour
 WASH = 0.75  # how far the parts fade to white that no vision token ever covered
 
 
@@ -27,20 +30,55 @@ def coverage(boxes: NDArray[np.float64], height: int, width: int) -> Map:
     return steps.cumsum(axis=0).cumsum(axis=1)[:height, :width]
 
 
-def dim(picture: Pixels, boxes: NDArray[np.float64], kept: NDArray[np.int64]) -> Pixels:
-    """The picture with dropped patches grey and dark, kept ones untouched.
+def dim(
+    picture: Pixels,
+    boxes: NDArray[np.float64],
+    kept: NDArray[np.int64],
+    merged: NDArray[np.int64] | None = None,
+    groups: NDArray[np.int64] | None = None,
+) -> Pixels:
+    """The picture with dropped patches grey and dark, kept ones untouched, merged ones tinted by their group.
 
     Where several tokens share a place (a thumbnail and its tiles), it is as bright as the share of them
     that stayed. Parts that no token covers, such as what a processor cropped away, are washed out.
 
-    Shapes: (height, width, 3) uint8, (tokens, 4) boxes, (count,) indices into them -> as the picture.
+    Shapes: (height, width, 3) uint8, (tokens, 4) boxes, (count,) indices into them, (merged,) indices and the group of
+    each -> as the picture.
     """
     height, width, _ = picture.shape
     all_tokens = coverage(boxes, height, width)
-    light = coverage(boxes[kept], height, width) / np.maximum(all_tokens, 1)
+    light = (coverage(boxes[kept], height, width) / np.maximum(all_tokens, 1))[:, :, None]
     colour = picture.astype(np.float32)
     grey = (colour @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[:, :, None]
     dropped = grey + FADE * (SLATE - grey)
     unseen = grey + WASH * (255 - grey)
-    shown = dropped + light[:, :, None] * (colour - dropped)
+    shown = dropped + light * (colour - dropped)
+    if merged is not None and groups is not None and len(merged):
+        share = (coverage(boxes[merged], height, width) / np.maximum(all_tokens, 1))[:, :, None]
+        hues = (
+            sum(
+                coverage(boxes[merged[groups == group]], height, width)[:, :, None] * group_colour(int(group))
+                for group in np.unique(groups)
+            )
+            / np.maximum(coverage(boxes[merged], height, width), 1)[:, :, None]
+        )
+        shown = shown + share * (grey + TINT * (hues - grey) - dropped)
     return np.where(all_tokens[:, :, None] > 0, shown, unseen).round().astype(np.uint8)
+
+
+def group_colour(group: int) -> NDArray[np.float32]:
+    """A light colour for a group, far from those of its neighbours in number: (3,) float32 in 0 … 255."""
+    hue = group * 0.754878 % 1  # spreads any number of hues, also where numbers go up by ones, by threes, or by rows
+    return np.array(hsv_to_rgb(hue, 0.66, 0.98), dtype=np.float32) * 255
+
+
+def outline(picture: Pixels, box: NDArray[np.float64], colour: NDArray[np.float32], thickness: int = 2) -> None:
+    """Draw a frame just inside a box, into the picture; a box with NaN has no place."""
+    if np.isnan(box).any():
+        return
+    height, width, _ = picture.shape
+    x0, y0, x1, y1 = np.rint(box.clip(0, 1) * [width, height, width, height]).astype(int)
+    inside = picture[y0:y1, x0:x1]
+    middle = inside[thickness:-thickness, thickness:-thickness].copy()
+    inside[:] = colour.round().astype(np.uint8)
+    inside[thickness:-thickness, thickness:-thickness] = middle

@@ -14,11 +14,17 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.errors import ShapeError
-from foveate.viz.dim import dim
+from foveate.viz.dim import dim, group_colour, outline
 
 __all__ = ["draw_stages"]
 
-Stages = Sequence[tuple[str, "Tensor | Sequence[int]"]]
+Tokens = Tensor | Sequence[int]
+Stages = Sequence["tuple[str, Tokens] | tuple[str, Tokens, Tokens | None]"]
+
+LEGEND = "In colour: kept. Tinted: merged into the framed patch of the same tint. Dark: dropped."
+
+Pixels = NDArray[np.uint8]
+Ordinals = NDArray[np.int64]
 
 DPI = 150
 PANEL = 2.7  # inches, the longer side of a panel
@@ -40,8 +46,9 @@ def draw_stages(
         images: The pictures of one sample, in order.
         boxes: One (tokens, 4) array an image: x0, y0, x1, y1 of each vision token in [0, 1] of the picture;
             a row of NaN for a token with no place in it, such as a newline or CLS.
-        stages: (caption, kept) in order; `kept` are ascending ordinals into all images' tokens, one after
-            the other.
+        stages: (caption, kept) in order; `kept` are ordinals into all images' tokens, one after the other. Where
+            tokens were merged, (caption, origin, assign): the token each row stands for (−1: none), and the row each
+            token went into (−1: dropped).
         title: A line above everything.
 
     Raises:
@@ -54,13 +61,35 @@ def draw_stages(
     rows: list[list[tuple[NDArray[np.uint8], str]]] = []
     for sheet, place, start in zip(sheets, places, starts[:-1].tolist(), strict=True):
         row = [(sheet, f"{len(place)} tokens")]
-        for _, kept in stages:
-            ordinals = _ordinals(kept)
-            here = ordinals[(ordinals >= start) & (ordinals < start + len(place))] - start
-            row.append((dim(sheet, place, here), f"{len(here)} of {len(place)}"))
+        for stage in stages:
+            origin, assign = _stage(stage)
+            here = origin[(origin >= start) & (origin < start + len(place))] - start
+            drawn = dim(sheet, place, here) if assign is None else _merged(sheet, place, start, origin, assign)
+            row.append((drawn, f"{len(here)} of {len(place)}"))
         rows.append(row)
-    captions = ["the picture" if len(images) == 1 else "the pictures", *(caption for caption, _ in stages)]
-    return _compose(rows, captions, title)
+    captions = ["the picture" if len(images) == 1 else "the pictures", *(stage[0] for stage in stages)]
+    legend = LEGEND if any(_stage(stage)[1] is not None for stage in stages) else None
+    return _compose(rows, captions, title, legend)
+
+
+def _stage(stage: "tuple[str, Tokens] | tuple[str, Tokens, Tokens | None]") -> tuple[Ordinals, Ordinals | None]:
+    """(kept, None), or (origin, assign) where tokens were merged."""
+    assign = stage[2] if len(stage) == 3 else None
+    return _ordinals(stage[1]), None if assign is None else _ordinals(assign)
+
+
+def _merged(sheet: Pixels, place: NDArray[np.float64], start: int, origin: Ordinals, assign: Ordinals) -> Pixels:
+    """The picture with merged patches tinted and the patch they joined framed; rows of one token are kept ones."""
+    members = np.bincount(assign[assign >= 0], minlength=len(origin))
+    rows = assign[start : start + len(place)]
+    several = np.where(rows >= 0, members[rows], 0) > 1
+    alone, merged = ((rows >= 0) & ~several).nonzero()[0], several.nonzero()[0]
+    targets = origin[rows[merged]]  # what a group's colour goes by, so that it has the same one at every stage
+    drawn = dim(sheet, place, alone, merged, targets)
+    for target in np.unique(targets).tolist():
+        if 0 <= target - start < len(place):
+            outline(drawn, place[target - start], group_colour(target))
+    return drawn
 
 
 def _check(
@@ -73,12 +102,18 @@ def _check(
         if place.ndim != 2 or place.shape[1] != 4:
             raise ShapeError(f"Boxes are (tokens, 4): x0, y0, x1, y1; got {place.shape}.")
     total = sum(len(place) for place in places)
-    for caption, kept in stages:
-        ordinals = _ordinals(kept)
-        if ordinals.size and not 0 <= ordinals.min() <= ordinals.max() < total:
+    for stage in stages:
+        ordinals, assign = _stage(stage)
+        lowest = 0 if assign is None else -1
+        if ordinals.size and not lowest <= ordinals.min() <= ordinals.max() < total:
             raise ShapeError(
-                f"Stage {caption!r} keeps ordinals {ordinals.min()} to {ordinals.max()}, "
+                f"Stage {stage[0]!r} keeps ordinals {ordinals.min()} to {ordinals.max()}, "
                 f"but the images have {total} tokens."
+            )
+        if assign is not None and (len(assign) != total or assign.max(initial=-1) >= len(ordinals)):
+            raise ShapeError(
+                f"Stage {stage[0]!r} assigns {len(assign)} tokens to rows up to {assign.max(initial=-1)}, "
+                f"but the images have {total} tokens and the stage {len(ordinals)} rows."
             )
     return places
 
@@ -100,7 +135,9 @@ def _sized(image: Image.Image) -> Image.Image:
     return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
-def _compose(rows: list[list[tuple[NDArray[np.uint8], str]]], captions: list[str], title: str | None) -> Image.Image:
+def _compose(
+    rows: list[list[tuple[NDArray[np.uint8], str]]], captions: list[str], title: str | None, legend: str | None
+) -> Image.Image:
     """Panels on white, captions above the first row, token counts below each when there are several rows."""
     widths = [max(row[0][0].shape[1] for row in rows) / DPI] * len(captions)
     heights = [row[0][0].shape[0] / DPI for row in rows]
@@ -115,6 +152,9 @@ def _compose(rows: list[list[tuple[NDArray[np.uint8], str]]], captions: list[str
         title = textwrap.fill(title, max(20, int(width * 10)))
         head += 0.2 * title.count("\n")
         height += 0.2 * title.count("\n")
+    if legend:
+        legend = textwrap.fill(legend, max(20, int(width * 15)))
+        height += CAPTION * (1 + legend.count("\n"))
     figure = Figure(figsize=(ceil(width * DPI) / DPI, ceil(height * DPI) / DPI), dpi=DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     width, height = figure.get_size_inches()
@@ -138,5 +178,7 @@ def _compose(rows: list[list[tuple[NDArray[np.uint8], str]]], captions: list[str
                 write(left + wide / 2, top + tall + 0.04, count, fontsize=8, color=FAINT)
             left += wide + GAP
         top += tall + below + GAP
+    if legend:
+        write(width / 2, top - 0.02, legend, fontsize=8, color=FAINT)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba()).copy()).convert("RGB")
