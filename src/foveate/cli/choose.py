@@ -13,6 +13,9 @@ from foveate.registry import method, preset
 __all__ = ["RETENTION", "check_names", "choose", "parse_settings"]
 
 RETENTION = 1 / 3  # a share, so that it fits any model
+SCHEDULE = frozenset(  # settings that a budget is solved for
+    {"keep", "dominant", "contextual", "layer_list", "image_token_list", "reference", "mode", "counts"}
+)
 
 
 def check_names(names: Sequence[str], options: BudgetOptions) -> None:
@@ -61,8 +64,8 @@ def choose(name: str, config: Any, vision_tokens: int, options: BudgetOptions) -
         return dataclasses.replace(preset(name), **values)  # type: ignore[type-var]
     if options.settings and options.budget is None and options.retention is None:
         return kind(**values)
-    if "keep" in values:
-        raise UsageError("--set keep=… is a schedule already: leave --budget and --retention out.")
+    if solved := sorted(SCHEDULE & set(values)):
+        raise UsageError(f"--set {solved[0]}=… is a schedule already: leave --budget and --retention out.")
     if options.budget is not None:
         return kind.for_budget(config, tokens=options.budget, vision_tokens=vision_tokens, **values)
     retention = RETENTION if options.retention is None else options.retention

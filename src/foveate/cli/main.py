@@ -16,7 +16,7 @@ from foveate.cli.methods import Methods
 from foveate.cli.models import Models
 from foveate.cli.presets import Presets
 from foveate.cli.screen import note
-from foveate.cli.usage import DONE, INTERRUPTED, exit_code
+from foveate.cli.usage import DONE, INTERRUPTED, WRONG_USAGE, exit_code
 from foveate.errors import FoveateError
 
 __all__ = ["main"]
@@ -48,7 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: With 2 from the parser for flags it does not know, with 0 after `--help`.
     """
-    command = _parse(list(sys.argv[1:] if arguments is None else arguments))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if said := _leftover(words):
+        note(said)
+        return WRONG_USAGE
+    command = _parse(words)
     try:
         command.run()
         sys.stdout.flush()
@@ -61,6 +65,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; what is left must go nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return DONE
+
+
+LEFTOVERS = {
+    "--sparse": "it switched on code that their release no longer has. Name the method: --method mustdrop",
+    "--scale": "a leftover of SparseVLM that no code reads. Use --set global_thr=… (a share), or --budget TOKENS",
+    "--bias": "a leftover of SparseVLM that no code reads. Use --set individual_thr=… (an attention), or --budget TOKENS",
+}
+
+
+def _leftover(arguments: Sequence[str]) -> str | None:
+    """One line on a flag that the README of MustDrop's authors names, if there is one."""
+    if arguments[:1] not in (["generate"], ["compare"]):
+        return None
+    for flag in (word.partition("=")[0] for word in arguments):
+        if flag in LEFTOVERS:
+            return f"{flag} comes from the README of MustDrop's authors: {LEFTOVERS[flag]}."
+    return None
 
 
 def _parse(arguments: list[str]) -> Command:
