@@ -53,6 +53,28 @@ def test_generate_prints_the_answer_and_what_was_saved(ask, picture):
     assert "Full model" not in out
 
 
+@pytest.mark.parametrize(
+    ("method", "where", "left"),
+    [("averagepool", "behind the projector: 36 to 12", 12.0), ("resize", "in the vision tower: 36 to 12", 12.0)],
+)
+def test_generate_says_where_before_the_decoder_tokens_left(ask, picture, method, where, left):
+    code, out, _ = ask("generate", picture, "--method", method, "--budget", 12)
+    assert code == 0
+    assert where in out
+    result = json.loads(ask("generate", picture, "--method", method, "--budget", 12, "--json")[1])
+    assert result["mean_tokens"] == left
+    prefill, everything = result["saved"]["prefill_flops"], result["saved"]["total_flops"]
+    assert (everything < prefill - 0.05) == (method == "averagepool")  # whose tower costs what it always costs
+
+
+@pytest.mark.parametrize("method", sorted(methods()))
+def test_every_method_answers_and_is_counted(ask, picture, method):
+    code, out, _ = ask("generate", picture, "--method", method, "--retention", 0.5, "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert result["retention"] == pytest.approx(result["cost"]["retention"])
+
+
 def test_generate_json_is_all_there_is_on_stdout_and_its_figures_fit_together(ask, picture, tmp_path):
     code, out, _ = ask("generate", picture, "--json", "--out", tmp_path / "result.json", "--retention", 0.5)
     assert code == 0

@@ -65,7 +65,7 @@ class Compare:
             from foveate.viz import stack
 
         setup = set_up(self.images, self.prompt, self.method or tuple(methods()), self.models, self.budgets)
-        whole, costs = setup.cost(None), {name: setup.cost(method) for name, method in setup.methods.items()}
+        whole = setup.cost(None)
         with busy("Answering without dropping"):
             full = ask(setup.loaded, setup.inputs, None, self.models.max_new_tokens)
         answers = {}
@@ -74,7 +74,7 @@ class Compare:
                 answers[name] = ask(setup.loaded, setup.inputs, method, self.models.max_new_tokens)
         found = race(setup.loaded, setup.inputs, setup.methods, len(full.tokens), self.pairs)
         outcomes = [
-            report.outcome(name, setup.methods[name], answer, costs[name], whole)
+            report.outcome(name, setup.methods[name], answer, setup.cost(setup.methods[name], answer.trace), whole)
             | {"agreement": report.agreement(answer, full)}
             for name, answer in answers.items()
         ]
@@ -102,12 +102,14 @@ CONTROL = "In the full model's row it is timed against itself: what noise alone 
 
 def _table(prompt: str, answer: str, outcomes: "list[dict[str, Any]]", found: "Race") -> "Table":
     """A row for the full model and one a method."""
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     from foveate.cli.report import agreement_words, interval
 
-    table = Table("", "Answer", "Agreement", "Retention", "Decoder FLOPs", "Time ratio", title=Text(prompt))
+    table = Table(
+        Column(no_wrap=True), "Answer", "Agreement", "Retention", "Decoder FLOPs", "Time ratio", title=Text(prompt)
+    )
     table.add_row("full model", Text(answer), "", "100.0%", "100.0%", interval(found.control, "\n"))
     for row in outcomes:
         table.add_row(

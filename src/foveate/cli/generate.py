@@ -61,10 +61,11 @@ class Generate:
 
         setup = set_up(self.images, self.prompt, [self.method], self.models, self.budgets)
         method = setup.methods[self.method]
-        cost, whole = setup.cost(method), setup.cost(None)
+        whole = setup.cost(None)
         with busy(f"Answering with {self.method}"):
             answer = ask(setup.loaded, setup.inputs, method, self.models.max_new_tokens)
         trace = answer.trace
+        cost = setup.cost(method, trace)
         values: dict[str, Any] = setup.to_dict() | report.outcome(self.method, method, answer, cost, whole)
         rows = [("Question", setup.prompt), (f"With {self.method}", answer.text)]
         times: list[tuple[str, str]] = []

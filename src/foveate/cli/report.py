@@ -84,9 +84,9 @@ def budget_line(trace: Trace, layers: int) -> str:
 
 def stages_line(trace: Trace) -> str:
     """Where tokens left, in words."""
+    where = {"tower": "in the vision tower", "projector": "behind the projector", "kv": "before decoding"}
     steps = [
-        f"before {'layer ' + str(stage.layer) if stage.layer is not None else 'the ' + stage.where}: "
-        f"{stage.before[0]} to {stage.after[0]}"
+        f"{where.get(stage.where, f'before layer {stage.layer}')}: {stage.before[0]} to {stage.after[0]}"
         for stage in trace.stages
     ]
     return "; ".join(steps) or "nothing left"

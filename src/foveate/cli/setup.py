@@ -13,7 +13,9 @@ from foveate.cli.pictures import Picture, load_picture
 from foveate.cli.prompt import prepare, vision_sizes
 from foveate.cli.screen import busy, note
 from foveate.cli.usage import UsageError
+from foveate.core.grid import Grid, grids_of
 from foveate.cost import Cost, cost
+from foveate.engine.trace import Trace
 from foveate.methods.base import Method
 from foveate.registry import families
 
@@ -47,8 +49,8 @@ class Setup:
         """Decoder layers."""
         return int(self.loaded.model.config.get_text_config().num_hidden_layers)
 
-    def cost(self, method: Method | None) -> Cost:
-        """What this prompt costs with a method, or without any."""
+    def cost(self, method: Method | None, trace: Trace | None = None) -> Cost:
+        """What this prompt costs with a method, or without any; some methods' counts only a trace of it tells."""
         config = self.loaded.model.config
         pictures = families()[config.model_type].tower_images(config, "image", self.inputs)
         if pictures is not None and len(pictures) != len(self.sizes):  # only the images' sum is known
@@ -60,7 +62,14 @@ class Setup:
             method=method,
             tower_images=pictures,
             dtype=self.loaded.model.dtype,
+            tokens=None if trace is None else [count for (count,) in trace.latest.per_layer],
+            grids=None if trace is None else self._grids(trace),
         )
+
+    def _grids(self, trace: Trace) -> list[tuple[Grid, ...]] | None:
+        """Rows and columns of each image's tokens, where they are known."""
+        places = [boxes for boxes in trace.latest.boxes[0] if boxes is not None]
+        return [grids_of(boxes) for boxes in places] if len(places) == len(self.sizes) else None
 
     def to_dict(self) -> dict[str, Any]:
         """The input as plain values."""
