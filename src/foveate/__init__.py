@@ -27,10 +27,12 @@ _HOMES = {
     "View": "foveate.methods.base",
     "StagedMethod": "foveate.methods.staged",
     "AveragePool": "foveate.methods.averagepool",
+    "MustDrop": "foveate.methods.mustdrop",
     "Random": "foveate.methods.random",
     "Resize": "foveate.methods.resize",
     "Uniform": "foveate.methods.uniform",
     "V2Drop": "foveate.methods.v2drop",
+    "VisionDrop": "foveate.methods.visiondrop",
     "Family": "foveate.families.base",
     "families": "foveate.registry",
     "methods": "foveate.registry",
@@ -82,9 +84,11 @@ if TYPE_CHECKING:
     from foveate.families.base import Family
     from foveate.methods.averagepool import AveragePool
     from foveate.methods.base import Cut, Method, Preset, View
+    from foveate.methods.mustdrop import MustDrop
     from foveate.methods.random import Random
     from foveate.methods.resize import Resize
     from foveate.methods.staged import StagedMethod
     from foveate.methods.uniform import Uniform
     from foveate.methods.v2drop import V2Drop
+    from foveate.methods.visiondrop import VisionDrop
     from foveate.registry import families, methods, preset, presets, register_family, register_method

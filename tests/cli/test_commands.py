@@ -382,3 +382,15 @@ def test_ctrl_c_ends_with_130_and_one_line(run, monkeypatch):
 
     monkeypatch.setattr(Methods, "run", interrupt)
     assert run("methods") == (130, "", "foveate: interrupted.\n")
+
+
+def test_a_method_that_cannot_meet_the_budget_is_shown_with_its_floor_among_the_others(ask, picture):
+    code, out, _ = ask("compare", picture, "--budget", 3, "--pairs", 2, "--json")
+    assert code == 0
+    result = json.loads(out)
+    refused = {row["name"]: row["reason"] for row in result["infeasible"]}
+    assert {row["name"] for row in result["methods"]} | set(refused) == set(methods())
+    assert "its floor is 4.3 tokens" in refused["mustdrop"]
+    assert "visiondrop" in {row["name"] for row in result["methods"]}
+    code, _, err = ask("compare", picture, "--budget", 3, "--method", "mustdrop", "--method", "visiondrop")
+    assert (code, "floor is" in err) == (2, True)

@@ -64,7 +64,8 @@ class Compare:
             from foveate.registry import methods
             from foveate.viz import stack
 
-        setup = set_up(self.images, self.prompt, self.method or tuple(methods()), self.models, self.budgets)
+        names, every = (self.method, False) if self.method else (tuple(methods()), True)
+        setup = set_up(self.images, self.prompt, names, self.models, self.budgets, every=every)
         whole = setup.cost(None)
         with busy("Answering without dropping"):
             full = ask(setup.loaded, setup.inputs, None, self.models.max_new_tokens)
@@ -81,6 +82,7 @@ class Compare:
         values = setup.to_dict() | {
             "full": {"answer": full.text, "token_ids": full.tokens, "kv_bytes": full.kv_bytes},
             "methods": outcomes,
+            "infeasible": [{"name": name, "reason": reason} for name, reason in setup.infeasible.items()],
             "time": report.race_values(found),
         }
         footnotes = [Text(f"Time ratio to the full model's: {report.race_note(found)}."), Text(CONTROL)]
@@ -94,6 +96,8 @@ class Compare:
             values["figure"] = str(self.outputs.figure)
             footnotes.append(Text(f"Picture: {self.outputs.figure}"))
         table = _table(setup.prompt, full.text, outcomes, found)
+        for name, reason in setup.infeasible.items():
+            table.add_row(Text(name), Text(f"infeasible: {reason}"))
         finish(values, Group(table, *footnotes), draw, self.outputs)
 
 

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 LEFTOVERS = {
     "--sparse": "it switched on code that their release no longer has. Name the method: --method mustdrop",
     "--scale": "a leftover of SparseVLM that no code reads. Use --set global_thr=… (a share), or --budget TOKENS",
-    "--bias": "a leftover of SparseVLM that no code reads. Use --set individual_thr=… (an attention), or --budget TOKENS",
+    "--bias": "a leftover of SparseVLM that no code reads. Use --set individual_thr=… or --budget TOKENS",
 }
 
 

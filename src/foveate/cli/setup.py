@@ -16,6 +16,7 @@ from foveate.cli.usage import UsageError
 from foveate.core.grid import Grid, grids_of
 from foveate.cost import Cost, cost
 from foveate.engine.trace import Trace
+from foveate.errors import BudgetError
 from foveate.methods.base import Method
 from foveate.registry import families
 
@@ -34,6 +35,7 @@ class Setup:
         text_tokens: Tokens of the prompt that are not vision tokens.
         sizes: Vision tokens of each image.
         methods: The settings to run, by the name the user gave.
+        infeasible: Why a method cannot meet the budget, by its name.
     """
 
     pictures: list[Picture]
@@ -43,6 +45,7 @@ class Setup:
     text_tokens: int
     sizes: tuple[int, ...]
     methods: dict[str, Method]
+    infeasible: dict[str, str]
 
     @property
     def depth(self) -> int:
@@ -84,9 +87,17 @@ class Setup:
 
 
 def set_up(
-    images: Sequence[Path], prompt: str | None, names: Sequence[str], models: ModelOptions, budgets: BudgetOptions
+    images: Sequence[Path],
+    prompt: str | None,
+    names: Sequence[str],
+    models: ModelOptions,
+    budgets: BudgetOptions,
+    *,
+    every: bool = False,
 ) -> Setup:
     """Read the pictures, load the model and solve each method's schedule for this very input.
+
+    With `every`, a method that cannot meet the budget is noted as infeasible, as long as another can.
 
     Raises:
         FoveateError: Of the kind that fits, cheapest checks first.
@@ -103,9 +114,17 @@ def set_up(
     with busy("Preparing the pictures"):
         inputs = prepare(loaded, [picture.image for picture in pictures], prompt)
         sizes = vision_sizes(loaded.model.config, inputs["input_ids"], len(pictures))
-    methods = {name: choose(name, loaded.model.config, sum(sizes), budgets) for name in names}
+    methods: dict[str, Method] = {}
+    infeasible: dict[str, str] = {}
+    for name in names:
+        try:
+            methods[name] = choose(name, loaded.model.config, sum(sizes), budgets)
+        except BudgetError as error:
+            infeasible[name] = str(error)
+            if not every or len(infeasible) == len(names):
+                raise
     text_tokens = int(inputs["input_ids"].shape[1]) - sum(sizes)
-    return Setup(pictures, prompt, loaded, inputs, text_tokens, sizes, methods)
+    return Setup(pictures, prompt, loaded, inputs, text_tokens, sizes, methods, infeasible)
 
 
 def _question(images: Sequence[Path], prompt: str | None, models: ModelOptions) -> tuple[Sequence[Path], str]:
