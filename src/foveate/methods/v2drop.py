@@ -97,6 +97,8 @@ class V2Drop(StagedMethod):
     def scoring_flops(self, depth: int, width: int, sizes: Sequence[int]) -> int:
         """Of every move measured: at the cuts that rank, and for a path at the layers between."""
         plan = self.plan(depth, sizes)
+        if min(plan) == sum(sizes):
+            return 0  # where nobody leaves, nobody measures
         between = range(1, self.layers[-1]) if self.over == "path" and self.layers else ()
         moves = 0
         for layer, (arrive, stay) in enumerate(pairwise((sum(sizes), *plan))):
