@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Break the code on purpose, one place at a time, and see a test fail each time.
 
     python -m tests.mutants            # all

@@ -116,8 +116,8 @@ def cost(
             frames or views, `[[(24, 24)]]` for one LLaVA-1.5 image, whose grids are known without.
 
     Raises:
-        SettingError: If such a method is given without `tokens`, a count is negative or all are zero, the schedule does not fit the depth, or
-            `tower_images` is missing where the counts leave it open, or contradicts them.
+        SettingError: If such a method is given without `tokens`, a count is negative or all are zero, the schedule
+            does not fit the depth, or `tower_images` is missing where the counts leave it open, or contradicts them.
         UnsupportedError: If no family serves the config, or its decoder or tower is of a kind whose cost is
             not known (mixtures of experts; sliding windows shorter than the prompt).
     """

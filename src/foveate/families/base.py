@@ -87,8 +87,8 @@ class Family:
     def added_later(self, given: Mapping[str, Any]) -> list[Tensor] | None:
         """What the decoder adds to vision tokens behind its first layers, from its forward's arguments.
 
-        A list, an entry a layer, (all vision tokens of the batch in order, width), which the engine may write into: where
-        rows stand for other tokens than their places did, they get those tokens' additions. None if there is none.
+        A list, an entry a layer, (all vision tokens of the batch in order, width), which the engine may write into:
+        where rows stand for other tokens than their places did, they get those tokens' additions. None if there is none.
         """
         return None
 

@@ -202,7 +202,8 @@ class TowerView:
         """How important the tower finds each token: (tokens,) float32.
 
         With a CLS the sum over heads of the attention it pays; without one the mean over heads and patches of the
-        attention a patch receives. The CLS itself is left out. Patches that the projector makes one token of are averaged.
+        attention a patch receives. The CLS itself is left out. Patches that the projector makes one token of
+        are averaged.
 
         Args:
             layer: Which layer, from the one whose output is the feature layer (0) on; 1 is the one after it.

@@ -228,7 +228,8 @@ class MustDrop(Method):
         if mean < floor:
             raise BudgetError(
                 f"MustDrop cannot average {mean:.4g} of {full} vision tokens on {depth} layers: its first cut is "
-                f"before layer {first}, so its floor is {floor:.1f} tokens. Ask for more, or give earlier pruning_layers."
+                f"before layer {first}, so its floor is {floor:.1f} tokens. Ask for more, or give earlier "
+                "pruning_layers."
             )
         most_keys = (depth * mean - first * start) / (depth - first)
         key_rate = min(key_rate, math.floor(most_keys) / start)
