@@ -83,7 +83,9 @@ def main() -> int:
         outcome = survives(file, old, new, tests)
         word = {None: "GONE", True: "SURVIVED", False: "killed"}[outcome]
         bad += outcome is not False
-        print(f"{word:9}{file}: {old.strip().splitlines()[0][:60]!r} -> {new.strip().splitlines()[0][:40]!r}", flush=True)
+        print(
+            f"{word:9}{file}: {old.strip().splitlines()[0][:60]!r} -> {new.strip().splitlines()[0][:40]!r}", flush=True
+        )
     print(f"{len(chosen) - bad} of {len(chosen)} mutants killed")
     return int(bad > 0)
 

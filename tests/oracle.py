@@ -60,9 +60,9 @@ def forward(
         inputs: One unpadded sample.
         generated: Token ids after the prompt, (count,).
         cuts: For each cut layer the tokens that stay, as ordinals of the prompt's vision tokens (an int64 tensor), or
-            a rule: called for each picture with (layer, hidden of all rows up to the picture's last, which of them are its
-            own, cos and sin of these rows, the rows' states one layer earlier), it answers (its rows that the new ones
-            stand for, their new states).
+            a rule: called for each picture with (layer, hidden of all rows up to the picture's last, which of them are
+            its own, cos and sin of these rows, the rows' states one layer earlier), it answers (its rows that the new
+            ones stand for, their new states).
         reindex: Number rows anew, 0 on, at every layer.
         tower: Called with the picture features of each picture, it answers (tokens they stand for, features) of each.
         final_from: Generated tokens see, from this layer on, only the vision tokens left at the end.

@@ -88,7 +88,8 @@ class Family:
         """What the decoder adds to vision tokens behind its first layers, from its forward's arguments.
 
         A list, an entry a layer, (all vision tokens of the batch in order, width), which the engine may write into:
-        where rows stand for other tokens than their places did, they get those tokens' additions. None if there is none.
+        where rows stand for other tokens than their places did, they get those tokens' additions. None if there is
+        none.
         """
         return None
 
