@@ -21,6 +21,7 @@ PUBLIC = [
     "MustDrop",
     "Preset",
     "Random",
+    "Record",
     "Resize",
     "SessionError",
     "SettingError",
@@ -45,6 +46,7 @@ PUBLIC = [
     "register_family",
     "register_method",
     "remove",
+    "tune",
 ]
 
 

@@ -34,6 +34,8 @@ _HOMES = {
     "V2Drop": "foveate.methods.v2drop",
     "VisionDrop": "foveate.methods.visiondrop",
     "Family": "foveate.families.base",
+    "Record": "foveate.tune",
+    "tune": "foveate.tune",
     "families": "foveate.registry",
     "methods": "foveate.registry",
     "preset": "foveate.registry",
@@ -92,3 +94,4 @@ if TYPE_CHECKING:
     from foveate.methods.v2drop import V2Drop
     from foveate.methods.visiondrop import VisionDrop
     from foveate.registry import families, methods, preset, presets, register_family, register_method
+    from foveate.tune import Record, tune

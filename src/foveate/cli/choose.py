@@ -10,7 +10,7 @@ from foveate.cli.usage import UsageError
 from foveate.methods.base import Method
 from foveate.registry import method, preset
 
-__all__ = ["RETENTION", "check_names", "choose", "parse_settings"]
+__all__ = ["RETENTION", "check_names", "choose", "is_setting", "parse_settings", "setting"]
 
 RETENTION = 1 / 3  # a share, so that it fits any model
 SCHEDULE = frozenset(  # settings that a budget is solved for
@@ -34,10 +34,12 @@ def check_names(names: Sequence[str], options: BudgetOptions) -> None:
         raise UsageError(f"--retention {options.retention:g}: a share lies in (0, 1]. For a token count use --budget.")
     if twice := sorted({name for name in names if list(names).count(name) > 1}):
         raise UsageError(f"--method {twice[0]} is named twice.")
-    kinds = [type(preset(name)) if "/" in name else method(name) for name in names]
+    kinds = [_kind(name) for name in names]
     given = options.budget is not None or options.retention is not None
-    if given and names and all("/" in name for name in names):
-        raise UsageError("A preset brings its own budget: leave --budget and --retention out, or name a method.")
+    if given and names and all(is_setting(name) for name in names):
+        raise UsageError(
+            "A preset or a tuned record brings its own budget: leave --budget and --retention out, or name a method."
+        )
     for key in parse_settings(options.settings):
         if not any(key in _settings_of(kind) for kind in kinds):
             known = sorted({known for kind in kinds for known in _settings_of(kind)})
@@ -55,13 +57,13 @@ def choose(name: str, config: Any, vision_tokens: int, options: BudgetOptions) -
     Raises:
         SettingError: If the budget cannot be met or a setting leaves its range.
     """
-    kind = type(preset(name)) if "/" in name else method(name)
+    kind = _kind(name)
     values = parse_settings(options.settings)
     if options.seed is not None:
         values["seed"] = options.seed
     values = {key: value for key, value in values.items() if key in _settings_of(kind)}
-    if "/" in name:
-        return dataclasses.replace(preset(name), **values)  # type: ignore[type-var]
+    if is_setting(name):
+        return dataclasses.replace(setting(name), **values)  # type: ignore[type-var]
     if options.settings and options.budget is None and options.retention is None:
         return kind(**values)
     if solved := sorted(SCHEDULE & set(values)):
@@ -70,6 +72,23 @@ def choose(name: str, config: Any, vision_tokens: int, options: BudgetOptions) -
         return kind.for_budget(config, tokens=options.budget, vision_tokens=vision_tokens, **values)
     retention = RETENTION if options.retention is None else options.retention
     return kind.for_budget(config, retention=retention, vision_tokens=vision_tokens, **values)
+
+
+def is_setting(name: str) -> bool:
+    """Whether a name stands for a whole setting: a preset, or the record of a tuning."""
+    return "/" in name or name.endswith(".json")
+
+
+def setting(name: str) -> Method:
+    if not name.endswith(".json"):
+        return preset(name)
+    from foveate.tune import Record
+
+    return Record.load(name).method
+
+
+def _kind(name: str) -> type[Method]:
+    return type(setting(name)) if is_setting(name) else method(name)
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from foveate.cli.methods import Methods
 from foveate.cli.models import Models
 from foveate.cli.presets import Presets
 from foveate.cli.screen import note
+from foveate.cli.tune import Tune
 from foveate.cli.usage import DONE, INTERRUPTED, WRONG_USAGE, exit_code
 from foveate.errors import FoveateError
 
@@ -31,10 +32,11 @@ Examples:
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
 
-Command = Generate | Compare | Methods | Models | Presets
+Command = Generate | Compare | Tune | Methods | Models | Presets
 COMMANDS: dict[str, type[Command]] = {
     "generate": Generate,
     "compare": Compare,
+    "tune": Tune,
     "methods": Methods,
     "models": Models,
     "presets": Presets,

@@ -1,0 +1,137 @@
+"""`foveate tune`: a setting that meets a budget on the user's own pictures."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from foveate.cli.options import Flag, Images, ModelOptions, OutputOptions, Settings
+from foveate.cli.outputs import check_targets
+from foveate.cli.usage import UsageError
+from foveate.errors import InputError
+
+__all__ = ["Tune"]
+
+FEW = 64  # below so many samples the mean is a rough one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tune:
+    """Find the thresholds with which MustDrop meets a budget on your own pictures.
+
+    Its counts depend on picture and question, so thresholds are found by trying: some twelve steps, each a prefill of
+    every sample. The outcome goes to --out with its provenance, and runs with --method FILE. Methods with exact
+    schedules need no tuning: give generate --budget or --retention.
+
+    Examples:
+      foveate tune receipts/*.jpg --prompt "What is the total?" --retention 0.4 --out receipts.json
+      foveate tune --samples questions.jsonl --budget 192 --task vizwiz --out vizwiz.json
+      foveate generate receipt.jpg --prompt "What is the total?" --method receipts.json
+    """
+
+    images: Images = ()
+    """picture files, a sample each, all with the same question"""
+    prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
+    """the question"""
+    samples: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """instead: a JSON object a line, {"image": file, "prompt": text}; files relative to it"""
+    budget: Annotated[float | None, tyro.conf.arg(metavar="TOKENS", help_behavior_hint="")] = None
+    """mean vision tokens a decoder layer, over the samples"""
+    retention: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="")] = None
+    """the same as a share in (0, 1]"""
+    method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "mustdrop"
+    """a method, preset or record to start from: it gives α/γ and all that is not tuned"""
+    settings: Settings = ()
+    """a setting of the method, repeatable; thresholds give their ratio only"""
+    task: Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = ""
+    """what the samples are of, for the record"""
+    models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
+    json: Flag = False
+    """print the record to stdout, and nothing else there"""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """write the record to a file"""
+    force: Flag = False
+    """overwrite a file that exists"""
+
+    def run(self) -> None:
+        """Tune, print, and write what was asked for."""
+        asked = self._asked()
+        if (self.budget is None) == (self.retention is None):
+            raise UsageError("Give one of --budget and --retention.")
+        check_targets(OutputOptions(out=self.out, force=self.force))
+        from foveate.cli.screen import busy
+
+        with busy("Starting torch"):
+            from foveate.cli.choose import is_setting, parse_settings, setting
+            from foveate.cli.loading import load
+            from foveate.cli.outputs import write_text
+            from foveate.cli.pictures import load_picture
+            from foveate.cli.prompt import prepare
+            from foveate.cli.screen import as_json, counted, note, show, show_json
+            from foveate.methods.mustdrop import MustDrop
+            from foveate.registry import method
+            from foveate.tune import tune
+            from foveate.tune.thresholds import default_start
+
+        start = setting(self.method) if is_setting(self.method) else None
+        if start is None and self.method != "mustdrop":
+            kind = method(self.method).__name__
+            raise UsageError(f"{kind}'s schedules are exact, there is nothing to tune: use --budget or --retention.")
+        values = parse_settings(self.settings)
+        if unknown := sorted(set(values) - {known.name for known in dataclasses.fields(start or MustDrop)}):
+            raise UsageError(f"--set {unknown[0]}: no such setting of mustdrop.")
+        pictures = [(load_picture(path).image, prompt) for path, prompt in asked]
+        loaded = load(self.models)
+        inputs = [dict(prepare(loaded, [picture], prompt)) for picture, prompt in pictures]
+        if len(inputs) < FEW:
+            note(f"{len(inputs)} samples give a rough mean; {FEW} or more are better.")
+        with counted("Tuning, in steps", 12) as progress:
+            record = tune(
+                loaded.model,
+                inputs,
+                method=dataclasses.replace(start or default_start(loaded.model), **values),  # type: ignore[type-var]
+                tokens=self.budget,
+                retention=self.retention,
+                task=self.task,
+                advance=lambda: progress.advance(progress.task_ids[0]),
+            )
+        if self.out is not None:
+            write_text(self.out, as_json(record.to_dict()))
+        if self.json:
+            return show_json(record.to_dict())
+        found = record.method.to_dict()
+        return show(
+            f"global_thr = {found['global_thr']:.6g}, individual_thr = {found['individual_thr']:.6g}",
+            f"{record.retention:.1%} ± {record.spread:.1%} of {record.vision_tokens:.1f} vision tokens on "
+            f"{record.samples} samples ({record.target:.1%} asked for; {len(record.steps)} steps)",
+            *([f"Record: {self.out}"] if self.out is not None else []),
+        )
+
+    def _asked(self) -> list[tuple[Path, str]]:
+        """(picture, question) of each sample."""
+        if (self.samples is None) == (not self.images):
+            raise UsageError("Name picture files with --prompt, or a file of both with --samples; one of them.")
+        if self.samples is None:
+            if self.prompt is None:
+                raise UsageError('What is the question? Give it with --prompt "…".')
+            return [(path, self.prompt) for path in self.images]
+        try:
+            lines = self.samples.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise InputError(f"{self.samples} cannot be read: {error.strerror}. Check the path.") from error
+        asked = []
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                    asked.append((self.samples.parent / row["image"], str(row["prompt"])))
+                except (ValueError, KeyError, TypeError) as error:
+                    raise InputError(
+                        f'{self.samples}, line {number} is no {{"image": file, "prompt": text}}: {error}.'
+                    ) from error
+        if not asked:
+            raise InputError(f"{self.samples} has no sample in it.")
+        return asked

@@ -1,0 +1,100 @@
+"""What a tuning found, and on what: a JSON file that gives the method back."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from foveate.errors import InputError
+from foveate.methods.base import Method
+from foveate.registry import method
+
+__all__ = ["Record"]
+
+FORMAT = "foveate tuning 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A tuned method and where it comes from.
+
+    Attributes:
+        method: The setting found.
+        model: Which model it was found on.
+        task: What the samples are of.
+        samples: How many there were.
+        inputs: SHA-256 of all samples' tensors, so that two tunings on the same samples can be told.
+        target: The budget asked for, as mean retention.
+        retention: Mean retention reached on the samples.
+        spread: Standard deviation over the samples.
+        vision_tokens: Mean vision tokens of a sample.
+        steps: Every (γ, mean retention) tried, in order.
+        versions: Of foveate, torch and transformers.
+        date: Of the tuning, UTC, ISO 8601.
+    """
+
+    method: Method
+    model: str
+    task: str
+    samples: int
+    inputs: str
+    target: float
+    retention: float
+    spread: float
+    vision_tokens: float
+    steps: tuple[tuple[float, float], ...]
+    versions: Mapping[str, str]
+    date: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain values."""
+        values = {name: value for name, value in asdict(self).items() if name != "method"}
+        return {
+            "format": FORMAT,
+            "method": self.method.to_dict(),
+            **values,
+            "steps": [list(step) for step in self.steps],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The record that `to_dict` gave.
+
+        Raises:
+            InputError: If it is no such record.
+        """
+        values = dict(values)
+        if values.pop("format", None) != FORMAT:
+            raise InputError(f"This is no record of a tuning: its format is not {FORMAT!r}.")
+        settings = values.pop("method")
+        steps = tuple((float(gamma), float(mean)) for gamma, mean in values.pop("steps"))
+        return cls(method=method(settings["method"]).from_dict(settings), steps=steps, **values)
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the record as JSON.
+
+        Raises:
+            InputError: If the file exists and `force` is off.
+        """
+        path = Path(path)
+        if path.exists() and not force:
+            raise InputError(f"{path} exists already. Name another file, or overwrite it with force=True.")
+        path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The record in a file.
+
+        Raises:
+            InputError: If there is no such file, or it holds no record.
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
+        except ValueError as error:
+            raise InputError(f"{path} is no JSON: {error}.") from error
+        if not isinstance(values, dict):
+            raise InputError(f"{path} is no record of a tuning.")
+        return cls.from_dict(values)

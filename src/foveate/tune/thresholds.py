@@ -1,0 +1,155 @@
+"""MustDrop's γ for a budget, by bisection on samples of one's own."""
+
+import dataclasses
+import hashlib
+import statistics
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate import __version__
+from foveate.engine.session import drop
+from foveate.errors import BudgetError, SettingError
+from foveate.methods.base import Method, share
+from foveate.methods.mustdrop import MustDrop
+from foveate.tune.record import Record
+
+__all__ = ["default_start", "tune"]
+
+WITHIN = 0.01  # of the target
+STEPS = 24
+
+
+def tune(
+    model: Any,
+    samples: Iterable[Mapping[str, Any]],
+    *,
+    method: Method | None = None,
+    tokens: float | None = None,
+    retention: float | None = None,
+    task: str = "",
+    advance: Callable[[], object] | None = None,
+) -> Record:
+    """Find MustDrop's γ, at a fixed κ = α/γ, for a mean retention over samples of one's own.
+
+        record = foveate.tune(model, samples, retention=1 / 3, task="receipts")
+        record.save("receipts.json")
+        with foveate.drop(model, record.method):
+            model.generate(**inputs)
+
+    Later cuts depend on earlier ones, so every step runs the prefill of every sample: some twelve steps.
+
+    Args:
+        model: A model of a supported family.
+        samples: What the model is called with, a dictionary a sample; they are held in memory. Sixty-four or more.
+        method: The setting to start from, for its κ and everything but the thresholds; by default MustDrop's with
+            the cuts scaled to the model's depth.
+        tokens: Mean vision tokens a decoder layer processes, averaged over the samples.
+        retention: The same as a share of the vision tokens, in (0, 1].
+        task: What the samples are of, for the record.
+        advance: Called after each step.
+
+    Returns:
+        The setting found, in threshold mode, and where it comes from.
+
+    Raises:
+        BudgetError: If no γ reaches the budget; the message names what the samples allow.
+        SettingError: If the method needs no tuning, or there is no sample.
+    """
+    start = _start(model, method)
+    batches = list(samples)
+    if not batches:
+        raise SettingError("There are no samples to tune on.")
+    found, counts = _retentions(model, batches, dataclasses.replace(start, global_thr=0.0, individual_thr=0.0))
+    target, _ = share(model, tokens, retention, round(statistics.fmean(counts)))
+    kappa, most = start.individual_thr / start.global_thr, statistics.fmean(found)
+    gamma, low, high = 0.0, 1 / (50 * max(counts)), 1.0
+    steps, best = [(gamma, most)], (gamma, found)
+    if target > most * (1 + WITHIN):
+        raise BudgetError(
+            f"With everything kept these samples average {most:.1%}, less than the {target:.1%} asked for: merging in "
+            "the tower alone leaves that much. Ask for less, or tune MustDrop(merge_windows=False)."
+        )
+    while abs(steps[-1][1] - target) > WITHIN * target and len(steps) <= STEPS:
+        gamma = (low * high) ** 0.5 if len(steps) > 1 else high  # the far end first: it tells whether there is a way
+        found, _ = _retentions(model, batches, _with(start, gamma, kappa))
+        steps.append((gamma, statistics.fmean(found)))
+        if abs(steps[-1][1] - target) < abs(statistics.fmean(best[1]) - target):
+            best = gamma, found
+        if advance is not None:
+            advance()
+        if len(steps) == 2 and steps[-1][1] > target * (1 + WITHIN):
+            raise BudgetError(
+                f"With the key tokens alone these samples average {steps[-1][1]:.1%}, more than the {target:.1%} asked "
+                "for. Ask for more, or tune MustDrop(key_rate=…) with a lower rate or earlier pruning_layers."
+            )
+        low, high = (gamma, high) if steps[-1][1] > target else (low, gamma)
+    gamma, found = best
+    return Record(
+        method=_with(start, gamma, kappa),
+        model=getattr(model.config, "_name_or_path", "") or model.config.model_type,
+        task=task,
+        samples=len(found),
+        inputs=_digest(batches),
+        target=target,
+        retention=statistics.fmean(found),
+        spread=statistics.stdev(found) if len(found) > 1 else 0.0,
+        vision_tokens=statistics.fmean(counts),
+        steps=tuple(steps),
+        versions={"foveate": __version__, "torch": torch.__version__, "transformers": _transformers()},
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def default_start(model: Any) -> MustDrop:
+    """MustDrop's defaults, its cuts scaled to the model's depth."""
+    return MustDrop(pruning_layers=MustDrop.for_budget(model, retention=1.0).pruning_layers)
+
+
+def _start(model: Any, method: Method | None) -> MustDrop:
+    method = method or default_start(model)
+    if not isinstance(method, MustDrop):
+        raise SettingError(f"{type(method).__name__}'s schedules are exact: use {type(method).__name__}.for_budget.")
+    if not method.filter or method.global_thr <= 0:
+        raise SettingError("Tuning moves global_thr of the filter: give filter=True and global_thr above 0.")
+    return dataclasses.replace(method, mode="threshold", counts=())
+
+
+def _with(method: MustDrop, gamma: float, kappa: float) -> MustDrop:
+    return dataclasses.replace(method, global_thr=gamma, individual_thr=gamma * kappa)
+
+
+def _retentions(model: Any, batches: list[Mapping[str, Any]], method: MustDrop) -> tuple[list[float], list[int]]:
+    """Retention and vision tokens of every sample that has any."""
+    retentions, counts = [], []
+    for inputs in batches:
+        with drop(model, method) as trace, torch.inference_mode():
+            model(**{**inputs, "use_cache": False})
+        for kept, count in zip(trace.retention, trace.vision_tokens, strict=True):
+            if count:
+                retentions.append(kept)
+                counts.append(count)
+    if not counts:
+        raise SettingError("None of the samples has a vision token.")
+    return retentions, counts
+
+
+def _digest(batches: list[Mapping[str, Any]]) -> str:
+    """SHA-256 over names, shapes, dtypes and values of all tensors."""
+    found = hashlib.sha256()
+    for inputs in batches:
+        for name in sorted(inputs):
+            value = inputs[name]
+            if isinstance(value, Tensor):
+                found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+                found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _transformers() -> str:
+    import transformers
+
+    return str(transformers.__version__)

@@ -1,0 +1,59 @@
+import json
+
+import pytest
+from PIL import Image
+
+WHOLE = ("--set", "merge_windows=False")  # a random tower finds everything alike
+QUESTION = "What is this ?"
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    for number, colour in enumerate(("red", "teal", "gold")):
+        image = Image.effect_mandelbrot((60, 60), (-2 + number / 3, -1.5, 1, 1.5), 40).convert("RGB")
+        image.paste(colour, (5, 5, 25, 40))
+        image.save(tmp_path / f"{number}.png")
+    return [tmp_path / f"{number}.png" for number in range(3)]
+
+
+def test_a_record_is_found_written_and_run(run, tiny_llava, pictures, tmp_path):
+    out = tmp_path / "record.json"
+    shared = ("--model", tiny_llava, "--retention", 0.5, "--task", "squares", "--out", out, *WHOLE)
+    code, said, err = run("tune", *pictures, "--prompt", QUESTION, *shared)
+    assert code == 0
+    assert "3 samples give a rough mean" in err
+    assert "global_thr" in said
+    record = json.loads(out.read_text())
+    assert (record["samples"], record["task"], record["method"]["method"]) == (3, "squares", "mustdrop")
+    code, _, err = run("tune", *pictures, "--prompt", QUESTION, *shared)
+    assert (code, "exists already" in err) == (1, True)
+    code, said, _ = run("generate", pictures[0], "--prompt", QUESTION, "--model", tiny_llava, "--method", out, "--json")
+    assert code == 0
+    assert json.loads(said)["setting"] == record["method"]
+    code, _, err = run("generate", pictures[0], "--prompt", QUESTION, "--method", out, "--budget", 9)
+    assert (code, "brings its own budget" in err) == (2, True)
+
+
+def test_samples_may_come_from_a_file_with_a_question_each(run, tiny_llava, pictures, tmp_path):
+    lines = [json.dumps({"image": path.name, "prompt": f"What is w{at} ?"}) for at, path in enumerate(pictures)]
+    (listed := tmp_path / "asked.jsonl").write_text("\n".join(lines))
+    code, out, _ = run("tune", "--samples", listed, "--model", tiny_llava, "--budget", 20, "--json", *WHOLE)
+    assert code == 0
+    assert json.loads(out)["samples"] == 3
+    listed.write_text(lines[0] + "\n{}")
+    code, _, err = run("tune", "--samples", listed, "--model", tiny_llava, "--budget", 20)
+    assert (code, "line 2" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["a.png", "--prompt", "x"], "one of --budget and --retention"),
+        (["--retention", 0.5], "Name picture files"),
+        (["a.png", "--retention", 0.5], "What is the question?"),
+        (["a.png", "--prompt", "x", "--retention", 0.5, "--method", "visiondrop"], "nothing to tune"),
+    ],
+)
+def test_command_lines_that_cannot_be_meant_are_refused(run, arguments, says):
+    code, out, err = run("tune", *arguments)
+    assert (code, out, says in err) == (2, "", True)
