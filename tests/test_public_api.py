@@ -15,6 +15,7 @@ PUBLIC = [
     "Cost",
     "Cut",
     "Family",
+    "FinalKV",
     "FoveateError",
     "InputError",
     "Method",

@@ -27,6 +27,7 @@ _HOMES = {
     "View": "foveate.methods.base",
     "StagedMethod": "foveate.methods.staged",
     "AveragePool": "foveate.methods.averagepool",
+    "FinalKV": "foveate.methods.final_kv",
     "MustDrop": "foveate.methods.mustdrop",
     "Random": "foveate.methods.random",
     "Resize": "foveate.methods.resize",
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
     from foveate.families.base import Family
     from foveate.methods.averagepool import AveragePool
     from foveate.methods.base import Cut, Method, Preset, View
+    from foveate.methods.final_kv import FinalKV
     from foveate.methods.mustdrop import MustDrop
     from foveate.methods.random import Random
     from foveate.methods.resize import Resize

@@ -81,7 +81,8 @@ class Tune:
             kind = method(self.method).__name__
             raise UsageError(f"{kind}'s schedules are exact, there is nothing to tune: use --budget or --retention.")
         values = parse_settings(self.settings)
-        if unknown := sorted(set(values) - {known.name for known in dataclasses.fields(start or MustDrop)}):
+        known = {field.name for field in dataclasses.fields(start or MustDrop)}  # type: ignore[arg-type]
+        if unknown := sorted(set(values) - known):
             raise UsageError(f"--set {unknown[0]}: no such setting of mustdrop.")
         pictures = [(load_picture(path).image, prompt) for path, prompt in asked]
         loaded = load(self.models)

@@ -1,0 +1,104 @@
+import json
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate.methods.final_kv import FinalKV
+from tests.models import DEPTH, IMAGE, MIXED, batch, generate, tiny
+
+V2DROP = fv.V2Drop(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3))
+FILTER = {"pruning_layers": (1, 3), "global_thr": 0.05, "individual_thr": 0.2}
+
+
+def prefill(method, inputs):
+    with fv.drop(tiny("llava"), method) as trace, torch.no_grad():
+        output = tiny("llava")(**inputs, use_cache=True)
+    return output, trace
+
+
+@pytest.mark.parametrize("positions", ["reindex", "keep"])
+def test_around_mustdrop_without_its_cache_stage_it_is_that_stage(positions):
+    model, inputs = tiny("llava"), batch("llava", MIXED)
+    whole, bare = (fv.MustDrop(**FILTER, merge_windows=False, positions=positions, kv=kv) for kv in (True, False))
+    with fv.drop(model, whole) as wanted:
+        expected = generate(model, inputs)
+    with fv.drop(model, FinalKV(inner=bare)) as trace:
+        got = generate(model, inputs)
+    with fv.drop(model, bare):
+        other = generate(model, inputs)
+    assert torch.equal(torch.stack(expected.logits), torch.stack(got.logits))
+    assert not torch.equal(torch.stack(other.logits), torch.stack(got.logits))
+    assert trace.kv_lengths == wanted.kv_lengths
+
+
+def test_caches_from_the_first_layer_on_hold_the_final_tokens_and_the_prefill_is_the_inner_methods():
+    inputs = batch("llava", ["titt"])
+    bare, trace = prefill(V2DROP, inputs)
+    cut, wrapped = prefill(FinalKV(inner=V2DROP, first_layer=1), inputs)
+    assert torch.equal(bare.logits, cut.logits)
+    vision, text = ((inputs["input_ids"][0] == IMAGE) == flag for flag in (True, False))
+    vision, text = vision.nonzero()[:, 0], text.nonzero()[:, 0]
+    final = torch.cat((text, vision[trace.stages[-1].kept[0]]))
+    stood = {1: 0, 2: 0, 3: 1}  # which cut's tokens these layers processed
+    for layer in range(DEPTH):
+        rows = slice(None)
+        if layer in stood:
+            columns = torch.cat((text, vision[trace.stages[stood[layer]].kept[0]])).sort().values
+            rows = torch.isin(columns, final)
+        for part in ("keys", "values"):
+            before, after = (getattr(output.past_key_values.layers[layer], part)[0] for output in (bare, cut))
+            assert torch.equal(before[:, rows], after)
+    assert wrapped.stages[-1].where == "kv"
+    left = wrapped.stages[-2].after[0]
+    assert [layer[0] for layer in wrapped.kv_lengths] == [len(text) + 25] + [len(text) + left] * (DEPTH - 1)
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_onevision", "qwen2_vl"])
+def test_a_batch_answers_as_each_of_its_samples_alone(family):
+    model, method = tiny(family), FinalKV(inner=V2DROP)
+    with fv.drop(model, method):
+        together = generate(model, batch(family, MIXED)).sequences
+        alone = [generate(model, batch(family, [word])).sequences[0, -6:] for word in MIXED]
+    assert [row[-6:].tolist() for row in together] == [row.tolist() for row in alone]
+
+
+def test_the_cost_counts_the_smaller_cache():
+    config, given = tiny("llava").config, {"text_tokens": 10, "vision_tokens": 25}
+    bare = fv.cost(config, **given, method=V2DROP)
+    cut = fv.cost(config, **given, method=FinalKV(inner=V2DROP))
+    assert cut.prefill_flops == bare.prefill_flops
+    assert cut.cached == (bare.tokens[-1],) * DEPTH
+    assert cut.kv_bytes < bare.kv_bytes
+
+
+def test_a_setting_survives_json():
+    for method in (FinalKV(inner=V2DROP), FinalKV(inner=fv.VisionDrop(), first_layer=3)):
+        assert FinalKV.from_dict(json.loads(method.to_json())) == method
+        assert hash(FinalKV.from_json(method.to_json())) == hash(method)
+    with pytest.raises(fv.SettingError, match="needs the settings of an inner method"):
+        FinalKV.from_dict({"method": "finalkv"})
+    with pytest.raises(fv.SettingError, match="belong to 'v2drop'"):
+        FinalKV.from_dict({"method": "v2drop", "inner": V2DROP.to_dict()})
+
+
+def test_a_budget_is_the_inner_methods():
+    method = FinalKV.for_budget(tiny("llava"), retention=0.5, inner=fv.V2Drop, metric="cosine")
+    assert method.inner == fv.V2Drop.for_budget(tiny("llava"), retention=0.5, metric="cosine")
+    with pytest.raises(fv.SettingError, match="Which method drops"):
+        FinalKV.for_budget(tiny("llava"), retention=0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"inner": V2DROP, "first_layer": 4}, "lies in 0 … 3"),
+        ({"inner": V2DROP, "first_layer": -1}, "lies in 0 … 3"),
+        ({"inner": fv.VisionDrop(layer_list=(), image_token_list=())}, "cuts nowhere"),
+        ({"inner": FinalKV(inner=V2DROP)}, "inner is a method"),
+        ({"inner": "v2drop"}, "inner is a method"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(fv.SettingError, match=message):
+        FinalKV(**settings)
