@@ -17,11 +17,11 @@ LAYOUT = Layout([torch.tensor([0, 1, 3, 5]), torch.tensor([2, 5]), torch.tensor(
 
 def remap(ragged=True):
     keys = torch.cat((STORED, LAYOUT.columns(PAST)), dim=1)
-    return Remap(LAYOUT.index, LAYOUT.valid, keys, PAST, PAST + SPAN, ragged)
+    return Remap(LAYOUT.index, keys, PAST, PAST + SPAN, ragged)
 
 
 def expected(window=None):
-    """By hand, (samples, rows, slots); a pad row sees itself alone."""
+    """By hand, (samples, rows, slots), for rows that are no pads."""
     keys = torch.cat((STORED, LAYOUT.columns(PAST)), dim=1)
     samples, rows = LAYOUT.index.shape
     slots = keys.shape[1]
@@ -34,13 +34,11 @@ def expected(window=None):
                 near = window is None or key > column - window
                 if LAYOUT.valid[sample, row]:
                     seen[sample, row, slot] = key >= 0 and key <= column and near and bool(LIVE[sample, key])
-                else:
-                    seen[sample, row, slot] = slot == slots - rows + row
     return seen
 
 
 def real(mask):
-    """Rows that are no pads, and pad rows' own diagonal is checked apart."""
+    """Rows that are no pads."""
     return mask[LAYOUT.valid]
 
 
@@ -99,7 +97,7 @@ def test_flex():
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 def test_a_ragged_batch_where_the_model_gave_no_mask(backend):
     layout = Layout([torch.tensor([0, 1, 3, 5]), torch.tensor([2, 5])])
-    got = Remap(layout.index, layout.valid, layout.columns(0), 0, SPAN, True)(None, backend)[:, 0]
+    got = Remap(layout.index, layout.columns(0), 0, SPAN, True)(None, backend)[:, 0]
     assert got[0].tolist() == torch.ones(4, 4).tril().bool().tolist()
     assert got[1, 2:].tolist() == [[False, False, True, False], [False, False, True, True]]
     assert got.any(-1).all()
@@ -107,7 +105,7 @@ def test_a_ragged_batch_where_the_model_gave_no_mask(backend):
 
 def test_flash_where_the_model_gave_no_mask():
     layout = Layout([torch.tensor([0, 1, 3, 5]), torch.tensor([2, 5])])
-    remap = Remap(layout.index, layout.valid, layout.columns(0), 0, SPAN, True)
+    remap = Remap(layout.index, layout.columns(0), 0, SPAN, True)
     assert remap(None, "flash_attention_3").tolist() == [[True] * 4, [False, False, True, True]]
 
 

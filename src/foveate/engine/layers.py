@@ -142,8 +142,7 @@ class Layers:
             assert columns is not None
             keys = columns
         queries = layout.index if layout is not None else torch.arange(span, device=device).expand(samples, -1)
-        valid = None if layout is None else layout.valid
-        made = Remap(queries, valid, keys, past, past + span, ragged)(mask, self.call.backend)
+        made = Remap(queries, keys, past, past + span, ragged)(mask, self.call.backend)
         self.call.masks.append(((mask, layout, base), made))
         return made
 

@@ -92,7 +92,7 @@ class Layout:
         """Position ids of the rows, counted on from `first`, (samples,): (samples, rows) int64."""
         pads = self.index.shape[1] - torch.tensor(self.lengths, device=first.device)
         ranks = torch.arange(self.index.shape[1], device=first.device) - pads[:, None]
-        return first[:, None] + ranks.clamp(min=0)
+        return first[:, None] + ranks
 
     def shift(self, before: Tensor | None, live: Sequence[int]) -> Tensor:
         """How far positions have moved up once these rows are through: (samples,) int64, one tensor for all layers.

@@ -1,5 +1,7 @@
 """The model's own attention mask, re-mapped to the rows and slots a layer really has.
 
+A pad row repeats a real one and sees what that one sees, so its softmax is finite; as a key it is nobody's.
+
 One form per backend: None where causality alone is right, 4-D bool (SDPA), 4-D float (eager), 2-D key
 validity (flash) and BlockMask (flex). The model built its mask for the unpruned sequence; here it is read at
 the columns that are left.
@@ -24,7 +26,6 @@ class Remap:
 
     Attributes:
         queries: (samples, rows) int64, columns of this call.
-        valid: (samples, rows) bool, False for a pad; None if there are none.
         keys: (samples, slots) int64, unpruned columns, −1 for a pad.
         past: Unpruned columns before this call.
         total: Unpruned columns with this call's.
@@ -32,7 +33,6 @@ class Remap:
     """
 
     queries: Tensor
-    valid: Tensor | None
     keys: Tensor
     past: int
     total: int
@@ -69,7 +69,7 @@ class Remap:
             )
         rows = (self.queries + self.past)[:, :, None]
         seen = (self.keys[:, None, :] >= 0) & (self.keys[:, None, :] <= rows)
-        return self._with_pads(seen[:, None], True)
+        return seen[:, None]
 
     def _dense(self, mask: Tensor) -> Tensor:
         """A (samples or 1, heads or 1, columns, columns) mask, bool or additive float."""
@@ -81,17 +81,8 @@ class Remap:
         picked = picked.permute(0, 3, 1, 2)
         hidden = (keys < 0)[:, None, None, :]
         if mask.dtype == torch.bool:
-            return self._with_pads(picked & ~hidden, True)
-        return self._with_pads(picked.masked_fill(hidden, torch.finfo(mask.dtype).min), 0.0)
-
-    def _with_pads(self, mask: Tensor, seen: bool | float) -> Tensor:
-        """Let pad rows see themselves, so that their softmax stays finite."""
-        if self.valid is None:
-            return mask
-        rows, slots = mask.shape[-2:]
-        itself = torch.arange(rows, device=mask.device) + (slots - rows)
-        diagonal = torch.arange(slots, device=mask.device) == itself[:, None]
-        return mask.masked_fill((~self.valid)[:, None, :, None] & diagonal, seen)
+            return picked & ~hidden
+        return picked.masked_fill(hidden, torch.finfo(mask.dtype).min)
 
     def _validity(self, mask: Tensor) -> Tensor:
         """A (samples, columns) mask of keys."""
@@ -99,15 +90,11 @@ class Remap:
         return mask.take_along_dim(keys.clamp(min=0), dim=1).bool() & (keys >= 0)
 
     def _block(self, mask: BlockMask) -> BlockMask:
-        keys, queries, valid = self._columns_of(mask.seq_lengths[1]), self.queries, self.valid
-        inner, shift = mask.mask_mod, keys.shape[1] - queries.shape[1]
+        keys, queries, inner = self._columns_of(mask.seq_lengths[1]), self.queries, mask.mask_mod
 
         def seen(sample: Tensor, head: Tensor, row: Tensor, slot: Tensor) -> Tensor:
             column = keys[sample, slot]
-            open_ = (column >= 0) & inner(sample, head, queries[sample, row], column.clamp(min=0))
-            if valid is None:
-                return open_
-            return open_ | (~valid[sample, row] & (slot == row + shift))
+            return (column >= 0) & inner(sample, head, queries[sample, row], column.clamp(min=0))
 
         return create_block_mask(seen, keys.shape[0], None, queries.shape[1], keys.shape[1], device=keys.device)
 
