@@ -38,7 +38,7 @@ def settings() -> dict[str, object]:
 def main() -> None:
     """Answer, score, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=60)
+    parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--first", type=int, default=2000)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -85,7 +85,7 @@ STAGES: dict[str, Stage] = {
         constant=0.95,
     ),
     "middle": Stage(
-        images=40_000,
+        images=12_000,
         first=20_000_000,
         mix={84: 0.30, 168: 0.55, 336: 0.15},
         rates={"tower": 1e-3, "rest": 2e-3, "decoder": 3e-3, "projector": 1e-3},

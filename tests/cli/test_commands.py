@@ -263,6 +263,8 @@ def test_presets_can_be_narrowed(run):
         (["--budget", "37"], 2, "at most at the full count"),
         (["--set", "layers=40,41", "--set", "keep=0.5,0.5"], 2, "the decoder has layers 0 to 31"),
         (["--device", "cuda:77"], 2, "--device cuda:77 is not available"),
+        (["--device", "meta"], 2, "--device meta is not available"),
+        (["--device", "gpu"], 2, "--device gpu is not available"),
         (["--max-new-tokens", "0"], 2, "at least one token"),
         (["--pairs", "1"], 2, "needs two or more"),
         (["--figure", "nowhere/kept.png"], 1, "there is no folder nowhere"),

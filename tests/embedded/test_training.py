@@ -142,6 +142,9 @@ def test_the_exported_model_gives_our_logits(tmp_path, tokenizer):
     again = import_network(tmp_path)
     for name in ("decoder.layers.1.down.weight", "tower.layers.0.q.bias", "project2.weight", "tower.patch.weight"):
         torch.testing.assert_close(again.state_dict()[name], network.state_dict()[name].bfloat16().float())
+    with torch.enable_grad():  # training goes on from the exported folder alone
+        report = Trainer("x", small_stage(), again).advance()
+    assert 0 < report["loss"] < 50
 
 
 @torch.no_grad()

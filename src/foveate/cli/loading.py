@@ -85,13 +85,15 @@ def _check_family(config: Any) -> None:
 
 
 def _device(name: str) -> torch.device:
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device("cpu") if found is None else found
+        return here or torch.device("cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", here.type if here else "cpu"):
+            raise RuntimeError("torch sees no such accelerator")
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except RuntimeError as error:
         raise UsageError(f"--device {name} is not available here. Use auto, cpu, or one that torch sees.") from error
     return device
 
