@@ -3,6 +3,7 @@
 Stage (c) of Liu et al., arXiv:2411.10803, which needs nothing of its other stages.
 """
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -113,8 +114,8 @@ class FinalKV(Method):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        from foveate.registry import method  # which finds the methods, this one's module among them
-
+        # By name: the registry knows methods and families, so that methods must not need it to be imported.
+        method = importlib.import_module("foveate.registry").method
         inner = values.get("inner")
         if not isinstance(inner, Mapping) or "method" not in inner:
             raise SettingError(f"{cls.name} needs the settings of an inner method; got {inner!r}.")
