@@ -1,8 +1,8 @@
-"""What dropping costs this model: exact match on the text tasks with several methods.
+"""What dropping costs this model: exact match with several methods.
 
     python training/dropping.py [--scenes N] [--out FILE]
 
-One question of each of two tasks a scene, answered by `model.generate` with the method attached. This is a
+One question of each of three tasks a scene, answered by `model.generate` with the method attached. This is a
 check that dropping matters here, and in which order; it is no proof that a method is better in general.
 """
 
@@ -21,7 +21,7 @@ from foveate.embedded.questions import one_per_task
 from foveate.embedded.scenes import scene
 from measure import table
 
-TASKS = ("read text", "character")
+TASKS = ("colour", "read text", "character")
 LAYERS = (3, 17, 22)
 KEEPS = {192: (0.5, 0.3, 0.0), 128: (0.28, 0.25, 0.0), 64: (0.05, 0.05, 0.0)}
 
