@@ -53,7 +53,46 @@ _HOMES = {
     "UnsupportedError": "foveate.errors",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]
+__all__ = [
+    "__version__",
+    "AveragePool",
+    "BudgetError",
+    "Cost",
+    "Cut",
+    "Family",
+    "FinalKV",
+    "FoveateError",
+    "InputError",
+    "Method",
+    "MustDrop",
+    "Preset",
+    "Random",
+    "Record",
+    "Resize",
+    "SessionError",
+    "SettingError",
+    "ShapeError",
+    "Stage",
+    "StagedMethod",
+    "Trace",
+    "Uniform",
+    "UnknownNameError",
+    "UnsupportedError",
+    "V2Drop",
+    "View",
+    "VisionDrop",
+    "apply",
+    "cost",
+    "drop",
+    "families",
+    "methods",
+    "preset",
+    "presets",
+    "register_family",
+    "register_method",
+    "remove",
+    "tune",
+]
 
 
 def __getattr__(name: str) -> Any:

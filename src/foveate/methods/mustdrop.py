@@ -170,6 +170,8 @@ class MustDrop(Method):
             peak = peak / peak.max().clamp(min=1e-12)
         if self.mode == "threshold":
             return (~((share < self.global_thr) & (peak < self.individual_thr)) | key).nonzero()[:, 0]
+        if bool((share >= 1).all()):  # no text after the image: nobody is rated
+            return torch.arange(len(view), device=share.device)
         scores = torch.maximum(share, peak * (self.global_thr / self.individual_thr)) if self.individual_thr else share
         keys = int(key.sum())
         planned = self.counts[self.pruning_layers.index(view.layer - 1)] * view.entered_sizes[0] / self.reference
