@@ -54,7 +54,6 @@ _HOMES = {
 }
 
 __all__ = [
-    "__version__",
     "AveragePool",
     "BudgetError",
     "Cost",
@@ -81,6 +80,7 @@ __all__ = [
     "V2Drop",
     "View",
     "VisionDrop",
+    "__version__",
     "apply",
     "cost",
     "drop",
