@@ -20,6 +20,7 @@ EXAMPLES = [
     MustDrop(**CUTS, global_thr=0.2, individual_thr=0.2, merge_windows=False, positions="keep"),
     MustDrop(**CUTS, mode="budget", counts=(12, 7), reference=25, merge_windows=False, kv=False),
     MustDrop(**CUTS, global_thr=0.2, individual_thr=0.2, merge_threshold=0.3, positions="keep"),
+    MustDrop(**CUTS, mode="budget", retention=0.4, depth=6, merge_threshold=0.3),
 ]
 KEEP_ALL = MustDrop(**CUTS, global_thr=0.0, individual_thr=0.0, merge_windows=False)
 
@@ -227,12 +228,17 @@ class Config:
         self.num_hidden_layers, self.model_type, self.image_seq_length = depth, "llava", 576
 
 
-def mean(start, method, depth):
+def counts_of(start, method, full):
+    """Tokens left at each cut, of an image of `full` tokens that entered the decoder with `start`."""
+    return method._counts(full, start, math.ceil(method.key_rate * start))
+
+
+def mean(start, method, depth, full=None):
     """Vision tokens a layer processes on average, layer by layer."""
     counts, now = [], start
     for layer in range(depth):
         if layer in method.cuts():
-            now = method.counts[method.cuts().index(layer)]
+            now = counts_of(start, method, full or start)[method.cuts().index(layer)]
         counts.append(now)
     return sum(counts) / depth
 
@@ -243,7 +249,20 @@ def mean(start, method, depth):
 def test_counts_of_the_spec(tokens, counts, exact):
     method = MustDrop.for_budget(Config(32), tokens=tokens, entering=440)
     assert method.counts == counts
-    assert mean(440, method, 32) == exact
+    assert mean(440, method, 32, full=576) == exact
+
+
+@pytest.mark.parametrize("started", [440, 336, 250])
+def test_every_image_meets_the_budget_with_what_its_merging_leaves(started):
+    method = MustDrop.for_budget(Config(32), tokens=192)
+    assert (method.counts, method.retention) == ((), 192 / 576)
+    assert mean(started, method, 32, full=576) == pytest.approx(192, abs=0.5)
+    if started == 440:
+        assert counts_of(440, method, 576) == (316, 227, 163, 117)
+
+
+def test_an_image_that_merging_leaves_less_of_than_the_budget_keeps_all_it_has():
+    assert counts_of(120, MustDrop.for_budget(Config(32), tokens=192), 576) == (120,) * 4
 
 
 @pytest.mark.parametrize(
@@ -264,9 +283,10 @@ def test_a_budget_is_met_or_refused_with_its_floor(depth, share, tokens):
     else:
         method = MustDrop.for_budget(Config(depth), retention=share, vision_tokens=tokens)
         assert mean(tokens, method, depth) == pytest.approx(share * tokens, abs=0.5)
-        assert list(method.counts) == sorted(method.counts, reverse=True)
+        counts = list(counts_of(tokens, method, tokens))
+        assert counts == sorted(counts, reverse=True)
         keys = math.ceil(method.key_rate * tokens)
-        assert keys <= max(1, method.counts[-1])
+        assert keys <= max(1, counts[-1])
 
 
 def test_key_tokens_alone_are_never_more_than_the_budget():

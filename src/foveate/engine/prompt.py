@@ -31,6 +31,11 @@ class Item:
     cut: Cut | None = None
 
     @property
+    def started(self) -> int:
+        """Rows that enter the decoder."""
+        return self.length if self.cut is None else len(self.cut.kept)
+
+    @property
     def leaves(self) -> bool:
         """Whether the tower changed its rows."""
         return self.cut is not None and (self.cut.rows is not None or len(self.cut.kept) < self.length)
@@ -257,6 +262,7 @@ class Prompt:
             entered=sample.vision.shape[0],
             sizes=sample.sizes,
             entered_sizes=tuple(item.length for item in sample.items),
+            started_sizes=tuple(item.started for item in sample.items),
             notes=sample.notes,
             attend=lambda queries, start, stop, both: rows_of().rows(queries, start, stop, both),
             keys_of=lambda: rows_of().keys(),

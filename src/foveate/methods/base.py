@@ -39,6 +39,7 @@ class View:
         sizes: How many of `tokens` belong to each image or video of the sample, in order; None once a cut
             ranked over all of them together, since only the device knows then.
         entered_sizes: How many vision tokens each of these images had when it entered the model.
+        started_sizes: How many rows of each of them entered the decoder: fewer where the tower left fewer.
         notes: What a method wants to remember from layer to layer, a tensor a name whose first dimension
             is `tokens`. The engine cuts them with the tokens.
         attend: Where attention rows come from (see `attention`); None where nobody can compute them.
@@ -52,6 +53,7 @@ class View:
     entered: int
     sizes: tuple[int, ...] | None = None
     entered_sizes: tuple[int, ...] = ()
+    started_sizes: tuple[int, ...] = ()
     notes: dict[str, Tensor] = field(default_factory=dict)
     attend: Callable[[Queries, int, int, bool], Iterator[Tensor]] | None = None
     keys_of: Callable[[], Tensor] | None = None
@@ -67,6 +69,7 @@ class View:
         known.setdefault("entered", count)
         known.setdefault("sizes", (count,))
         known.setdefault("entered_sizes", known["sizes"])
+        known.setdefault("started_sizes", known["sizes"])
         return cls(layer=layer, read=lambda: hidden, **known)
 
     @property
@@ -123,8 +126,10 @@ class View:
             return [self]
         ends = itertools.accumulate(self.sizes)
         return [
-            dataclasses.replace(self.part(end - size, end), entered_sizes=(entered,))
-            for end, size, entered in zip(ends, self.sizes, self.entered_sizes, strict=True)
+            dataclasses.replace(self.part(end - size, end), entered_sizes=(entered,), started_sizes=(started,))
+            for end, size, entered, started in zip(
+                ends, self.sizes, self.entered_sizes, self.started_sizes, strict=True
+            )
         ]
 
 

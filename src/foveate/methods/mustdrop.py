@@ -46,6 +46,9 @@ class MustDrop(Method):
             the highest scores (share, or attention over α/γ, whichever is more) up to exact `counts`.
         counts: Tokens left at each cut in budget mode, for an image of `reference` tokens; others get their share.
         reference: Vision tokens of the image `counts` is for.
+        retention: Instead of `counts`: the share of an image's tokens a layer processes on average. The counts then
+            fall geometrically from what the tower's merging leaves of that image, so that every image meets it.
+        depth: Decoder layers that `retention` averages over.
         positions: "reindex" numbers rows anew after every cut (the released code), "keep" keeps position ids, and a
             merged token has its window's centre. Families with M-RoPE always keep.
         alpha_relative: Read `individual_thr` as a share of the largest attention any vision token gets.
@@ -68,6 +71,8 @@ class MustDrop(Method):
     mode: Literal["threshold", "budget"] = "threshold"
     counts: tuple[int, ...] = ()
     reference: int = REFERENCE
+    retention: float = 0.0
+    depth: int = DEPTH
     positions: Literal["reindex", "keep"] = "reindex"
     alpha_relative: bool = False
 
@@ -87,11 +92,14 @@ class MustDrop(Method):
             )
         if self.mode not in ("threshold", "budget"):
             raise SettingError(f"mode is 'threshold' or 'budget'; got {self.mode!r}.")
-        if self.mode == "budget" and len(self.counts) != len(self.pruning_layers):
+        wanted = len(self.pruning_layers) if self.retention == 0 else 0
+        if self.mode == "budget" and len(self.counts) != wanted:
             raise SettingError(
-                f"Budget mode needs a count for each of the {len(self.pruning_layers)} pruning layers; "
-                f"got {self.counts}."
+                f"Budget mode needs a count for each of the {len(self.pruning_layers)} pruning layers, or a retention; "
+                f"got counts {self.counts} and retention {self.retention}."
             )
+        if not 0 <= self.retention <= 1:
+            raise SettingError(f"retention is a share in [0, 1]; got {self.retention}.")
         if self.mode == "budget" and self.global_thr == 0:
             raise SettingError("Budget mode weighs the two attentions by individual_thr / global_thr; global_thr is 0.")
         if self.positions not in ("reindex", "keep"):
@@ -173,13 +181,18 @@ class MustDrop(Method):
         if bool((share >= 1).all()):  # no text after the image: nobody is rated
             return torch.arange(len(view), device=share.device)
         scores = torch.maximum(share, peak * (self.global_thr / self.individual_thr)) if self.individual_thr else share
-        keys = int(key.sum())
-        planned = self.counts[self.pruning_layers.index(view.layer - 1)] * view.entered_sizes[0] / self.reference
-        count = min(len(view), max(1, keys, math.floor(planned + 0.5)))
+        counts = self._counts(view.entered_sizes[0], view.started_sizes[0], int(key.sum()))
+        count = min(len(view), counts[self.pruning_layers.index(view.layer - 1)])
         return top(scores.masked_fill(key, float("inf")), count)
 
+    def _counts(self, entered: int, started: int, keys: int) -> tuple[int, ...]:
+        """Tokens left at each cut in budget mode, of an image that entered the decoder with `started` rows."""
+        if self.retention:
+            return _geometric(self.retention * entered, started, self.depth, self.pruning_layers, keys)
+        return tuple(max(1, keys, math.floor(count * entered / self.reference + 0.5)) for count in self.counts)
+
     def plan(self, depth: int, sizes: Sequence[int]) -> tuple[int, ...] | None:
-        """None where windows may merge or thresholds decide: both depend on what the image shows."""
+        """None where windows may merge or text decides: both depend on what there is to see."""
         if not self.filter and not self.merge_windows:
             return (sum(sizes),) * depth
         return None
@@ -209,8 +222,8 @@ class MustDrop(Method):
             tokens: Mean vision tokens a layer processes.
             retention: The same as a share of the vision tokens, in (0, 1].
             vision_tokens: The image's token count; families with a fixed count know their own.
-            entering: N, the tokens left by the tower. The default counts on no merging, so a picture with flat
-                windows spends less than the budget.
+            entering: N, for fixed counts from so many tokens left by the tower. By default every image's own N
+                counts, so that all meet the budget; one whose merging leaves less than the budget keeps all it has.
             key_rate: Share of the tokens that is never dropped.
             settings: Other settings of the method.
 
@@ -236,8 +249,10 @@ class MustDrop(Method):
         most_keys = (depth * mean - first * start) / (depth - first)
         key_rate = min(key_rate, math.floor(most_keys) / start)
         keys = math.ceil(key_rate * start)
-        counts = _geometric(mean, start, depth, layers, keys)
-        return cls(mode="budget", counts=counts, reference=full, pruning_layers=layers, key_rate=key_rate, **settings)
+        settings = {"mode": "budget", "pruning_layers": layers, "key_rate": key_rate, "depth": depth, **settings}
+        if entering is None and settings.get("merge_windows", True):
+            return cls(retention=target, **settings)
+        return cls(counts=_geometric(mean, start, depth, layers, keys), reference=full, **settings)
 
 
 def text_attention(view: View) -> tuple[Tensor, Tensor]:
