@@ -43,7 +43,7 @@ MUTANTS = [
     ("engine/prompts.py", "check_cache(cache)", "pass", f"{INVARIANTS}/test_refusals.py"),
     ("engine/prompts.py", "            raise UnsupportedError(\n                \"Chunked", "            print(\n                \"Chunked", f"{INVARIANTS}/test_refusals.py"),
     ("engine/prompts.py", "if self._encoding:", "if False:", f"{INVARIANTS}/test_generation.py"),
-    ("engine/prompt.py", "sample.notes.update({name: note[kept]", "sample.notes.update({name: note[: len(kept)]", "tests/golden"),
+    ("engine/prompt.py", "name: note[safe.to(note.device)] for", "name: note[: len(safe)] for", "tests/golden"),
     ("engine/prompt.py", "text = ((live & (owner < 0)) | read)", "text = (live & (owner < 0))", f"{INVARIANTS}/test_batch.py"),
     ("engine/prompt.py", "text = ((live & (owner < 0)) | read)", "text = (owner < 0)", f"{INVARIANTS}/test_batch.py"),
     ("engine/prompt.py", "self._move_added(index, layer, came_from)", "pass", f"{INVARIANTS}/test_oracle.py"),

@@ -124,9 +124,9 @@ class Family:
             states = projection(rows).view(len(rows), -1, attention.head_dim)
             states = norm(states) if norm is not None else states
             cos, sin = (table[places][None] for table in rotary)
-            turned, _ = rotate(states.transpose(0, 1)[None], states.transpose(0, 1)[None], cos, sin)
-            first: Tensor = turned[0]
-            return first
+            turned, _ = rotate(states.transpose(0, 1)[None], states.transpose(0, 1)[None, :1], cos, sin)
+            rotated: Tensor = turned[0]
+            return rotated
 
         return (
             heads(normed[queries], attention.q_proj, getattr(attention, "q_norm", None), queries),
