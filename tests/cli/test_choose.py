@@ -42,6 +42,27 @@ def test_settings_without_a_budget_are_the_whole_setting():
     assert choose("v2drop", CONFIG, 576, options) == V2Drop(layers=(2, 9), keep=(0.5, 0.25))
 
 
+def test_one_number_is_a_list_of_one():
+    options = BudgetOptions(settings=("layers=5", "keep=0.5"))
+    assert choose("v2drop", CONFIG, 576, options) == V2Drop(layers=(5,), keep=(0.5,))
+
+
+@pytest.mark.parametrize(("word", "value"), [("false", False), ("False", False), ("0", False), ("true", True)])
+def test_a_switch_is_true_or_false_and_never_a_word_that_counts_as_true(word, value):
+    assert choose("mustdrop", CONFIG, 576, BudgetOptions(settings=(f"merge_windows={word}",))).merge_windows is value
+    with pytest.raises(UsageError, match="--set merge_windows=no: write true or false"):
+        choose("mustdrop", CONFIG, 576, BudgetOptions(settings=("merge_windows=no",)))
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"), [("v2drop", "layers=a,b"), ("v2drop", "min_keep=few"), ("mustdrop", "global_thr=low")]
+)
+def test_a_value_of_the_wrong_kind_is_wrong_usage(name, setting):
+    for options in (BudgetOptions(settings=(setting,)), BudgetOptions(settings=(setting,), budget=192)):
+        with pytest.raises((UsageError, SettingError), match=setting.partition("=")[0]):
+            choose(name, CONFIG, 576, options)
+
+
 def test_settings_with_a_budget_shape_the_solved_schedule():
     method = choose("v2drop", CONFIG, 576, BudgetOptions(retention=0.4, settings=("metric=l1", "layers=2,9,20")))
     assert (method.metric, method.layers) == ("l1", (2, 9, 20))
@@ -102,6 +123,13 @@ def test_flags_that_cannot_be_meant_are_wrong_usage(names, options, says):
 def test_a_schedule_and_a_budget_contradict_each_other():
     with pytest.raises(UsageError, match="is a schedule already"):
         choose("v2drop", CONFIG, 576, BudgetOptions(budget=192, settings=("keep=0.5,0.3,0",)))
+    for setting in ("retention=0.3", "depth=28", "mode=threshold"):
+        for options in (
+            BudgetOptions(budget=192, settings=(setting,)),
+            BudgetOptions(retention=0.3, settings=(setting,)),
+        ):
+            with pytest.raises(UsageError, match="is a schedule already"):
+                choose("mustdrop", CONFIG, 576, options)
 
 
 @pytest.mark.parametrize("name", ["v3drop", "v2drop/llava-9/1"])

@@ -7,15 +7,18 @@ from typing import Any
 
 from foveate.cli.options import BudgetOptions
 from foveate.cli.usage import UsageError
+from foveate.errors import FoveateError
 from foveate.methods.base import Method
 from foveate.registry import method, preset
 
-__all__ = ["RETENTION", "check_names", "choose", "is_setting", "parse_settings", "setting"]
+__all__ = ["RETENTION", "check_names", "choose", "fitted", "is_setting", "parse_settings", "setting"]
 
 RETENTION = 1 / 3  # a share, so that it fits any model
-SCHEDULE = frozenset(  # settings that a budget is solved for
-    {"keep", "dominant", "contextual", "layer_list", "image_token_list", "reference", "mode", "counts"}
-)
+# Settings that a budget is solved for.
+SCHEDULE = {"keep", "dominant", "contextual", "layer_list", "image_token_list"}
+SCHEDULE |= {"reference", "mode", "counts", "retention", "depth"}
+
+SWITCHES = {"true": True, "1": True, "false": False, "0": False}
 
 
 def check_names(names: Sequence[str], options: BudgetOptions) -> None:
@@ -56,9 +59,19 @@ def choose(name: str, config: Any, vision_tokens: int, options: BudgetOptions) -
 
     Raises:
         SettingError: If the budget cannot be met or a setting leaves its range.
+        UsageError: If a setting and a budget contradict each other or a setting has a value of the wrong kind.
     """
+    try:
+        return _chosen(name, config, vision_tokens, options)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, FoveateError) or not options.settings:
+            raise
+        raise UsageError(f"--set {' --set '.join(options.settings)}: a value is of the wrong kind: {error}.") from error
+
+
+def _chosen(name: str, config: Any, vision_tokens: int, options: BudgetOptions) -> Method:
     kind = _kind(name)
-    values = parse_settings(options.settings)
+    values = fitted(kind, parse_settings(options.settings))
     if options.seed is not None:
         values["seed"] = options.seed
     values = {key: value for key, value in values.items() if key in _settings_of(kind)}
@@ -108,6 +121,24 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
             values[key] = literal_eval(text)
         except (ValueError, SyntaxError):
             values[key] = text
+    return values
+
+
+def fitted(kind: type[Method], values: dict[str, Any]) -> dict[str, Any]:
+    """Values as a method's settings want them: one number a list of one, a switch true or false.
+
+    Raises:
+        UsageError: If a switch is given anything else; a word would count as true.
+    """
+    values = dict(values)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        value = values.get(field.name)
+        if isinstance(field.default, tuple) and isinstance(value, int | float):
+            values[field.name] = (value,)
+        elif isinstance(field.default, bool) and value is not None:
+            if (switch := SWITCHES.get(str(value).lower())) is None:
+                raise UsageError(f"--set {field.name}={value}: write true or false.")
+            values[field.name] = switch
     return values
 
 

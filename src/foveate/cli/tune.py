@@ -65,7 +65,7 @@ class Tune:
         from foveate.cli.screen import busy
 
         with busy("Starting torch"):
-            from foveate.cli.choose import is_setting, parse_settings, setting
+            from foveate.cli.choose import fitted, is_setting, parse_settings, setting
             from foveate.cli.loading import load
             from foveate.cli.outputs import write_text
             from foveate.cli.pictures import load_picture
@@ -84,6 +84,7 @@ class Tune:
         known = {field.name for field in dataclasses.fields(start or MustDrop)}  # type: ignore[arg-type]
         if unknown := sorted(set(values) - known):
             raise UsageError(f"--set {unknown[0]}: no such setting of mustdrop.")
+        values = fitted(MustDrop, values)
         pictures = [(load_picture(path).image, prompt) for path, prompt in asked]
         loaded = load(self.models)
         inputs = [dict(prepare(loaded, [picture], prompt)) for picture, prompt in pictures]
