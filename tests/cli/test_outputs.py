@@ -2,6 +2,9 @@
 
 import os
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -35,6 +38,32 @@ def test_a_folder_is_no_file(tmp_path):
     (path := tmp_path / "x.png").mkdir()
     with pytest.raises(InputError, match="is a folder"):
         check_targets(OutputOptions(figure=path, force=True))
+
+
+def test_a_device_is_never_replaced_by_a_file(tmp_path):
+    os.mkfifo(pipe := tmp_path / "pipe.json")
+    with pytest.raises(InputError, match=r"pipe\.json is a device or a pipe"):
+        check_targets(OutputOptions(out=pipe, force=True))
+    assert pipe.is_fifo()
+
+
+def test_what_a_link_points_at_is_written_and_the_link_stays(tmp_path):
+    (real := tmp_path / "real.json").write_text("old")
+    (link := tmp_path / "link.json").symlink_to(real)
+    write_text(link, "new")
+    assert link.is_symlink()
+    assert real.read_text() == "new"
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full here")
+@pytest.mark.parametrize("arguments", [["models"], ["models", "--json"]])
+def test_a_full_disk_under_stdout_is_one_line(arguments):
+    program = f"import sys; from foveate.cli import main; sys.exit(main({arguments}))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("foveate: stdout could not be written: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_name_that_cannot_be_written_is_refused(tmp_path):

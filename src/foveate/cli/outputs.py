@@ -42,6 +42,8 @@ def _check(flag: str, path: Path, force: bool) -> None:
             raise InputError(f"{flag} {path} is a folder; name a file in it.")
         if not path.parent.is_dir():
             raise InputError(f"{flag} {path}: there is no folder {path.parent}. Create it first.")
+        if path.exists() and not path.is_file():  # --force would put a file in the place of /dev/null
+            raise InputError(f"{flag} {path} is a device or a pipe. Name a file, or print to stdout with --json.")
         if path.exists() and not force:
             raise InputError(f"{flag} {path} exists already. Name another file, or overwrite it with --force.")
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=PART):
@@ -61,13 +63,14 @@ def write_picture(path: Path, picture: "Image.Image") -> None:
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=PART)
+    target = path.resolve()  # a link stays one
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=PART)
     os.close(handle)
     part = Path(name)
     try:
         write(part)
         part.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
-        part.replace(path)
+        part.replace(target)
     except OSError as error:
         raise InputError(f"{path} could not be written: {error}.") from error
     finally:

@@ -1,6 +1,7 @@
 """What goes where: results to stdout, everything else to stderr."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,14 +11,17 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from foveate.errors import InputError
+
 __all__ = ["as_json", "busy", "counted", "note", "show", "show_json"]
 
 
 def show(*renderables: RenderableType) -> None:
     """Print tables or text to stdout."""
     console = Console(highlight=False)
-    for renderable in renderables:
-        console.print(renderable)
+    with _written():
+        for renderable in renderables:
+            console.print(renderable)
 
 
 def as_json(values: Mapping[str, Any]) -> str:
@@ -27,7 +31,22 @@ def as_json(values: Mapping[str, Any]) -> str:
 
 def show_json(values: Mapping[str, Any]) -> None:
     """Print JSON, and nothing else, to stdout."""
-    sys.stdout.write(as_json(values))
+    text = as_json(values)
+    with _written():
+        sys.stdout.write(text)
+
+
+@contextmanager
+def _written() -> Iterator[None]:
+    """Say in one line that stdout takes no more, as on a full disk; a reader that went away is no error."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails once more at its end
+        raise InputError(f"stdout could not be written: {error.strerror}. Make room, or name another file.") from error
 
 
 def note(text: str) -> None:
