@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.foveate-ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup demo test check docs clean
+.PHONY: help setup demo test check docs clean mutants
 
 help:
 	@echo "make setup   create $(VENV) and install foveate with all it needs"
@@ -18,6 +18,7 @@ help:
 	@echo "make test    run all tests"
 	@echo "make check   formatting, linting, types, import rules"
 	@echo "make docs    build the documentation into site/"
+	@echo "make mutants break the code on purpose, one place at a time, and see a test fail each time (slow)"
 
 setup: $(READY)
 
@@ -47,6 +48,10 @@ check: setup
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Breaks the code in some thirty places, one at a time; each time a test must fail. Half an hour.
+mutants: setup
+	$(BIN)/python -m tests.mutants
 
 clean:
 	rm -rf site out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

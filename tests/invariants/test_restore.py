@@ -141,10 +141,14 @@ def test_assisted_decoding_copies_no_weights(family, monkeypatch):
     """It copies what `generate` encoded, which carries our tags: they must not carry the model."""
     copied = []
     original = torch.nn.Parameter.__deepcopy__
+    model, inputs = tiny(family), batch(family, ["tit"])
+    helper = copy.deepcopy(model)
     monkeypatch.setattr(torch.nn.Parameter, "__deepcopy__", lambda self, memo: copied.append(1) or original(self, memo))
-    with fv.drop(tiny(family), METHOD):
-        generate(tiny(family), batch(family, ["tit"]), prompt_lookup_num_tokens=2)
+    with fv.drop(model, METHOD):
+        assisted = generate(model, inputs, assistant_model=helper)
+        greedy = generate(model, inputs)
     assert not copied
+    assert torch.equal(assisted.sequences, greedy.sequences)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
