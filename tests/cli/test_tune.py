@@ -43,6 +43,15 @@ def test_samples_may_come_from_a_file_with_a_question_each(run, tiny_llava, pict
     listed.write_text(lines[0] + "\n{}")
     code, _, err = run("tune", "--samples", listed, "--model", tiny_llava, "--budget", 20)
     assert (code, "line 2" in err) == (1, True)
+    listed.write_bytes(b"\x89PNG")
+    code, _, err = run("tune", "--samples", listed, "--budget", 20)
+    assert (code, "is no text" in err) == (1, True)
+
+
+def test_the_record_of_the_embedded_model_names_no_path(run, pictures, monkeypatch, tiny_llava):
+    monkeypatch.setattr("foveate.embedded.path", lambda: tiny_llava)
+    code, out, _ = run("tune", pictures[0], "--prompt", QUESTION, "--retention", 0.5, "--json", *WHOLE)
+    assert (code, json.loads(out)["model"]) == (0, "embedded")
 
 
 @pytest.mark.parametrize(
@@ -52,6 +61,8 @@ def test_samples_may_come_from_a_file_with_a_question_each(run, tiny_llava, pict
         (["--retention", 0.5], "Name picture files"),
         (["a.png", "--retention", 0.5], "What is the question?"),
         (["a.png", "--prompt", "x", "--retention", 0.5, "--method", "visiondrop"], "nothing to tune"),
+        (["--samples", "a.jsonl", "--prompt", "x", "--retention", 0.5], "leave --prompt out"),
+        (["a.png", "--prompt", "x", "--retention", 0.5, "--set", "global_thr=low"], "wrong kind"),
     ],
 )
 def test_command_lines_that_cannot_be_meant_are_refused(run, arguments, says):

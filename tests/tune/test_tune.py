@@ -80,10 +80,16 @@ def test_what_cannot_be_tuned_is_refused(samples, method, message):
         fv.tune(tiny("llava"), samples, method=method, retention=0.5)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "another"}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"format": "another"}', '{"format": "foveate tuning 1"}']
+    + [
+        f'{{"format": "foveate tuning 1", "method": {{"method": "mustdrop"}}, "steps": {steps}}}' for steps in (1, "[]")
+    ],
+)
 def test_a_file_that_is_no_record_is_refused(tmp_path, text):
     (path := tmp_path / "record.json").write_text(text)
-    with pytest.raises(fv.InputError, match=r"no JSON|no record"):
+    with pytest.raises(fv.InputError, match=r"no JSON|no record|is damaged"):
         fv.Record.load(path)
     with pytest.raises(fv.InputError, match="cannot be read"):
         fv.Record.load(tmp_path / "nothing.json")

@@ -85,11 +85,16 @@ class Tune:
         if unknown := sorted(set(values) - known):
             raise UsageError(f"--set {unknown[0]}: no such setting of mustdrop.")
         values = fitted(MustDrop, values)
+        try:
+            dataclasses.replace(start or MustDrop(), **values)  # type: ignore[type-var]
+        except TypeError as error:
+            raise UsageError(f"--set: a value is of the wrong kind: {error}.") from error
         pictures = [(load_picture(path).image, prompt) for path, prompt in asked]
         loaded = load(self.models)
         inputs = [dict(prepare(loaded, [picture], prompt)) for picture, prompt in pictures]
         if len(inputs) < FEW:
-            note(f"{len(inputs)} samples give a rough mean; {FEW} or more are better.")
+            plural = "sample gives" if len(inputs) == 1 else "samples give"
+            note(f"{len(inputs)} {plural} a rough mean; {FEW} or more are better.")
         with counted("Tuning, in steps", 12) as progress:
             record = tune(
                 loaded.model,
@@ -100,6 +105,7 @@ class Tune:
                 task=self.task,
                 advance=lambda: progress.advance(progress.task_ids[0]),
             )
+        record = dataclasses.replace(record, model=loaded.name)  # no path of this machine for the embedded model
         if self.out is not None:
             write_text(self.out, as_json(record.to_dict()))
         if self.json:
@@ -116,14 +122,18 @@ class Tune:
         """(picture, question) of each sample."""
         if (self.samples is None) == (not self.images):
             raise UsageError("Name picture files with --prompt, or a file of both with --samples; one of them.")
+        if self.samples is not None and self.prompt is not None:
+            raise UsageError("--samples brings a question for each picture: leave --prompt out.")
         if self.samples is None:
             if self.prompt is None:
                 raise UsageError('What is the question? Give it with --prompt "…".')
             return [(path, self.prompt) for path in self.images]
         try:
-            lines = self.samples.read_text(encoding="utf-8").splitlines()
+            lines = self.samples.read_text(encoding="utf-8-sig").splitlines()
         except OSError as error:
             raise InputError(f"{self.samples} cannot be read: {error.strerror}. Check the path.") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.samples} is no text: {error.reason}. Write a JSON object a line.") from error
         asked = []
         for number, line in enumerate(lines, 1):
             if line.strip():

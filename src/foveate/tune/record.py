@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from foveate.errors import InputError
+from foveate.errors import FoveateError, InputError
 from foveate.methods.base import Method
 from foveate.registry import method
 
@@ -67,9 +67,14 @@ class Record:
         values = dict(values)
         if values.pop("format", None) != FORMAT:
             raise InputError(f"This is no record of a tuning: its format is not {FORMAT!r}.")
-        settings = values.pop("method")
-        steps = tuple((float(gamma), float(mean)) for gamma, mean in values.pop("steps"))
-        return cls(method=method(settings["method"]).from_dict(settings), steps=steps, **values)
+        try:
+            settings = values.pop("method")
+            steps = tuple((float(gamma), float(mean)) for gamma, mean in values.pop("steps"))
+            return cls(method=method(settings["method"]).from_dict(settings), steps=steps, **values)
+        except FoveateError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"This record of a tuning is damaged: {type(error).__name__}: {error}.") from error
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the record as JSON.
