@@ -95,3 +95,21 @@ def test_asking_a_trace_before_anything_ran():
         assert repr(trace) == "Trace(nothing ran yet)"
         with pytest.raises(fv.SessionError, match="call the model inside the context first"):
             _ = trace.retention
+
+
+def test_a_prompt_of_nothing_but_tokens_that_leave():
+    model, inputs = tiny("llava"), batch("llava", ["i"])
+    inputs = {**inputs, "input_ids": inputs["input_ids"][:, 1:], "attention_mask": inputs["attention_mask"][:, 1:]}
+    method = fv.V2Drop(layers=(1,), keep=(0.0,), min_keep=0)
+    with fv.drop(model, method), pytest.raises(fv.UnsupportedError, match="keep a token"), torch.no_grad():
+        model(**inputs)
+
+
+def test_a_tower_whose_cls_is_a_vision_token():
+    import copy
+
+    model = copy.deepcopy(tiny("llava"))
+    model.config.vision_feature_select_strategy = "full"
+    given = {"pixel_values": torch.randn(1, 3, 70, 70)}
+    with fv.drop(model, fv.MustDrop(pruning_layers=(1,))), pytest.raises(fv.UnsupportedError, match="CLS"):
+        model.model.get_image_features(**given)

@@ -454,3 +454,28 @@ def test_decoders_of_other_depths(depth):
     assert [layer[0] for layer in trace.kv_lengths] == [text + 25] * first + [text + method.counts[-1]] * (
         depth - first
     )
+
+
+@pytest.mark.parametrize("thresholds", [(0.001, 0.001), (2.0, 2.0)])
+def test_without_text_after_the_image_nothing_leaves_whatever_the_thresholds(thresholds):
+    gamma, alpha = thresholds
+    method = MustDrop(**CUTS, global_thr=gamma, individual_thr=alpha, key_rate=0, merge_windows=False)
+    with fv.drop(tiny("llava"), method) as trace, torch.no_grad():
+        tiny("llava")(**batch("llava", ["ti"]))
+    assert {stage.after for stage in trace.stages if stage.where == "layer"} == {(25,)}
+
+
+def test_an_image_that_has_lost_everything_beside_one_that_has_not():
+    """Several seeds and thresholds: some leave one image of two without tokens at an early cut."""
+    emptied = 0
+    for seed in range(6):
+        for gamma in (0.045, 0.055, 0.07, 0.1):
+            method = MustDrop(
+                global_thr=gamma, individual_thr=0.05, pruning_layers=(0, 1, 2, 3), key_rate=0, merge_windows=False
+            )
+            with fv.drop(tiny("llava"), method) as trace, torch.no_grad():
+                tiny("llava")(**batch("llava", ["titit"], seed=seed))
+            for stage in trace.stages[:3]:
+                kept = stage.kept[0]
+                emptied += (kept < 25).any() != (kept >= 25).any()
+    assert emptied

@@ -413,3 +413,35 @@ def test_a_text_only_prompt_is_the_models_own():
     with fv.drop(model, EXAMPLES[0]):
         dropped = generate(model, inputs)
     assert torch.equal(torch.stack(whole.logits), torch.stack(dropped.logits))
+
+
+@pytest.mark.parametrize(("dominant", "contextual"), [(1, 0), (2, 0), (24, 6), (25, 1), (26, 0), (2, 30)])
+def test_a_cls_takes_the_place_of_a_token(dominant, contextual):
+    """Also where it is the only one, or where the counts exceed the image."""
+    method = VisionDrop(dominant=dominant, contextual=contextual, reference=25, layer_list=(), image_token_list=())
+    with fv.drop(tiny("llava"), method) as trace, torch.no_grad():
+        tiny("llava")(**batch("llava", ["tit"]))
+    if trace.stages:
+        assert trace.stages[0].after[0] == min(25, dominant + contextual)
+        assert trace.stages[0].origin[0][0] == -1
+
+
+def test_cuts_before_the_first_layer_are_refused():
+    with pytest.raises(fv.SettingError, match="from 0 on"):
+        VisionDrop(layer_list=(-1, 8, 16))
+
+
+def test_counts_larger_than_what_arrives_still_order_it():
+    """d + c >= n: c shrinks to what is left, and the rows become dominant, then contextual."""
+    hidden = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    scores = torch.tensor([0.1, 0.6, 0.2, 0.5, 0.3, 0.4])
+    view = View.of(
+        hidden,
+        layer=8,
+        attend=lambda queries, start, stop, both: iter([scores.expand(6, 6)]),
+        keys_of=lambda: hidden,
+    )
+    method = VisionDrop(layer_list=(8,), image_token_list=((4, 9),), reference=6)
+    cut = method.cut(view)
+    assert cut.kept.tolist() == [1, 3, 4, 5, 0, 2]
+    assert torch.equal(cut.rows, hidden[cut.kept])

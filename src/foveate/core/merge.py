@@ -96,6 +96,8 @@ def _joined(rows: Tensor, merge: Merge) -> tuple[Tensor, Tensor]:
     went = merge.assign.clamp(min=0)
     weight = (merge.assign >= 0).float()
     total = torch.zeros(len(merge), rows.shape[1], device=rows.device)
+    if not len(merge):
+        return total, total.new_zeros(0)
     total.index_add_(0, went, rows.float() * weight[:, None])
     return total, torch.zeros(len(merge), device=rows.device).index_add_(0, went, weight)
 

@@ -46,6 +46,8 @@ class LayerAttention:
     def rows(self, queries: Queries, start: int, stop: int, bidirectional: bool) -> Iterator[Tensor]:
         """See `View.attention`; `start` and `stop` say which of the view's tokens."""
         columns, count = self._vision[start:stop], self._hidden.shape[0]
+        if not len(columns):  # an image that has lost all its tokens
+            return
         if queries == "vision":
             asking = columns
         elif queries == "last":

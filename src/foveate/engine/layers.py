@@ -58,8 +58,19 @@ class Layers:
                 pruned.shift = layout.shift(pruned.shift, prompt.rows)
         output = _call(original, layout.gather(hidden), args, kwargs)
         if isinstance(output, tuple):
-            return (layout.scatter(hidden, output[0]), *output[1:])
-        return layout.scatter(hidden, output)
+            return (self._put_back(layout, hidden, output[0]), *output[1:])
+        return self._put_back(layout, hidden, output)
+
+    def _put_back(self, layout: Layout, hidden: Tensor, rows: Tensor) -> Tensor:
+        """The full-length stream with a layer's rows in it.
+
+        Whoever reads the last column wants the last row that is left: a prompt may end in an image whose own last
+        column has left.
+        """
+        full, prompt = layout.scatter(hidden, rows), self.call.prompt
+        if prompt is None or not prompt.ends or not rows.shape[1]:
+            return full
+        return torch.cat((full[:, :-1], rows[:, -1:]), dim=1)
 
     def _tables(
         self, layout: Layout, hidden: Tensor, pair: tuple[Tensor, Tensor], pruned: PrunedLayer | None

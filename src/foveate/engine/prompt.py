@@ -138,6 +138,7 @@ class Prompt:
         reindex: Whether rows are numbered anew after a cut.
         rows: Rows of each sample before anybody leaves.
         first: (samples,) int64, the first of them.
+        ends: Whether any sample ends in a vision token.
     """
 
     def __init__(
@@ -156,6 +157,7 @@ class Prompt:
         self.layouts: list[Layout | None] = []
         self.record = record
         self.reindex = reindex
+        self.ends = any(sample.ends for sample in samples)
         self.rows = tuple(len(sample.text) + len(sample.vision) for sample in samples)
         ends = [torch.cat((sample.text[:1], sample.vision[:1])) for sample in samples]
         self.first = torch.stack([end.min() if len(end) else end.new_zeros(()) for end in ends])
@@ -239,6 +241,10 @@ class Prompt:
 
     def _lay_out(self) -> Layout:
         rows = [sample.rows() for sample in self.samples]
+        if not any(len(row) for row in rows):
+            raise UnsupportedError(
+                "Every token of the prompt has left, since there is no text: keep a token (min_keep=1), or add text."
+            )
         if all(sample.assign is None for sample in self.samples):
             return Layout(rows)
         return Layout(rows, [sample.sources(row, self.span) for sample, row in zip(self.samples, rows, strict=True)])

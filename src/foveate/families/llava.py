@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from foveate.core.grid import Grid, into_cells
-from foveate.errors import SettingError
+from foveate.errors import SettingError, UnsupportedError
 from foveate.families._encode import (
     Reducer,
     encode_before_projector,
@@ -34,6 +34,11 @@ class Llava(Family):
         tower, config = self.core.vision_tower, self.model.config
         layer = feature_layer(config, len(encoder_layers(tower)))
         cls = config.vision_feature_select_strategy == "default"
+        if not cls and any(name.endswith("class_embedding") for name, _ in tower.named_parameters()):
+            raise UnsupportedError(
+                "This model takes the tower's CLS for a vision token (vision_feature_select_strategy='full'), so its "
+                "tokens are no grid and cannot be reduced in the tower. Use a method that drops between layers."
+            )
 
         def encode(pixels: Tensor) -> tuple[Any, list[Any]]:
             run_these = functools.partial(run, pixel_values=pixels)

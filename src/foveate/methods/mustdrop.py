@@ -175,10 +175,10 @@ class MustDrop(Method):
         """Which tokens of an image stay: ascending indices."""
         share, peak, key = view.notes["share"], view.notes["peak"], view.notes["key"]
         if self.alpha_relative:
-            peak = peak / peak.max().clamp(min=1e-12)
+            peak = peak / peak.amax(dim=0).clamp(min=1e-12) if len(peak) else peak
         if self.mode == "threshold":
             return (~((share < self.global_thr) & (peak < self.individual_thr)) | key).nonzero()[:, 0]
-        if bool((share >= 1).all()):  # no text after the image: nobody is rated
+        if bool(share.isinf().all()):  # no text after the image: nobody is rated
             return torch.arange(len(view), device=share.device)
         scores = torch.maximum(share, peak * (self.global_thr / self.individual_thr)) if self.individual_thr else share
         counts = self._counts(view.entered_sizes[0], view.started_sizes[0], int(key.sum()))
@@ -258,8 +258,9 @@ class MustDrop(Method):
 def text_attention(view: View) -> tuple[Tensor, Tensor]:
     """What the text after an image pays to each of its tokens: (share of it all, largest single), (tokens,) float32.
 
-    Head-mean probabilities over all a text token sees, not renormalised. Without text after the image both are 1, so
-    that nothing leaves.
+    Head-mean probabilities over all a text token sees, not renormalised. Without text after the image both are
+    infinite,
+    so that nothing leaves.
     """
     total = torch.zeros(len(view), device=view.tokens.device)
     peak = torch.zeros(len(view), device=view.tokens.device)
@@ -269,7 +270,7 @@ def text_attention(view: View) -> tuple[Tensor, Tensor]:
         peak = torch.maximum(peak, rows.amax(dim=0))
         blocks += 1
     if not blocks:
-        return torch.ones_like(total), torch.ones_like(peak)
+        return torch.full_like(total, torch.inf), torch.full_like(peak, torch.inf)
     return total / total.sum(), peak
 
 

@@ -62,6 +62,8 @@ class VisionDrop(Method):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layer_list", as_layers(self.layer_list))
+        if self.layer_list and self.layer_list[0] < 0:
+            raise SettingError(f"layer_list are decoder layers from 0 on; got {self.layer_list}.")
         pairs = tuple((int(dominant), int(contextual)) for dominant, contextual in self.image_token_list)
         object.__setattr__(self, "image_token_list", pairs)
         if len(self.layer_list) != len(pairs):
@@ -92,7 +94,9 @@ class VisionDrop(Method):
     def reduce(self, view: TowerView) -> Cut | None:
         dominant, contextual = self._counts((self.dominant, self.contextual), view.entered)
         with_cls = view.cls is not None and view.reindex and self.include_cls
-        dominant = min(max(0, dominant - with_cls - view.reserved), len(view))
+        # A CLS takes the place of a token: an image never has more rows than placeholders.
+        dominant = min(max(0, dominant - with_cls - view.reserved), len(view) - with_cls)
+        contextual = min(contextual, len(view) - with_cls - dominant)
         if not with_cls and dominant == len(view):
             return None
         merge = dominant_and_contextual(view.attention(), view.keys(), dominant, contextual)
@@ -115,7 +119,7 @@ class VisionDrop(Method):
 
     def _cut_image(self, view: View, counts: tuple[int, int]) -> Cut:
         dominant, contextual = self._counts(counts, view.entered_sizes[0])
-        if dominant + contextual >= len(view):
+        if dominant >= len(view):
             return Cut(torch.arange(len(view), device=view.tokens.device))
         merge = dominant_and_contextual(self._scores(view), view.keys, dominant, contextual)
         return Cut(merge.origin, (len(merge),), self._merged(view.hidden, merge), merge.assign)
