@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from transformers import LlavaConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from foveate.cli.loading import load
+from foveate.cli.loading import Loaded, load
 from foveate.cli.methods import Methods
 from foveate.cli.options import ModelOptions
 from foveate.cli.prompt import prepare, vision_sizes
 from foveate.cli.race import race
-from foveate.errors import UnsupportedError
+from foveate.errors import InputError, UnsupportedError
 from foveate.families.llava import Llava
 from foveate.methods.uniform import Uniform
 from foveate.registry import families, methods, presets
@@ -396,3 +396,14 @@ def test_a_method_that_cannot_meet_the_budget_is_shown_with_its_floor_among_the_
     assert "visiondrop" in {row["name"] for row in result["methods"]}
     code, _, err = ask("compare", picture, "--budget", 3, "--method", "mustdrop", "--method", "visiondrop")
     assert (code, "floor is" in err) == (2, True)
+
+
+def test_a_picture_that_grows_beyond_memory_is_one_line():
+    class Processor:
+        image_token = "<image>"
+
+        def __call__(self, **_):
+            raise MemoryError
+
+    with pytest.raises(InputError, match="60000 x 1 pixels: out of memory"):
+        prepare(Loaded("tiny", None, Processor()), [Image.new("RGB", (60000, 1))], "x")

@@ -18,7 +18,7 @@ def prepare(loaded: Loaded, images: Sequence[Image.Image], prompt: str) -> Any:
     Without a chat template the images' placeholders go before the text as it is.
 
     Raises:
-        InputError: If the processor refuses the pictures.
+        InputError: If the processor refuses the pictures or they grow too large.
     """
     processor, model = loaded.processor, loaded.model
     try:
@@ -34,9 +34,10 @@ def prepare(loaded: Loaded, images: Sequence[Image.Image], prompt: str) -> Any:
         else:
             text = f"{processor.image_token}\n" * len(images) + prompt
             inputs = processor(images=list(images), text=[text], return_tensors="pt")
-    except (ValueError, ZeroDivisionError) as error:
+    except (ValueError, ZeroDivisionError, MemoryError) as error:
         sizes = ", ".join(f"{image.width} x {image.height}" for image in images)
-        raise InputError(f"The processor of {loaded.name} refuses pictures of {sizes} pixels: {error}") from error
+        why = error if str(error) else "out of memory"  # a strip one pixel high grows to millions of columns
+        raise InputError(f"The processor of {loaded.name} refuses pictures of {sizes} pixels: {why}") from error
     return inputs.to(model.device, dtype=model.dtype)
 
 
