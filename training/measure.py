@@ -80,6 +80,19 @@ def generated(folder: Path, index: int) -> list[str]:
     return answers
 
 
+def provenance(folder: Path) -> dict[str, object]:
+    """Which weights, and on what they ran."""
+    return {
+        "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "hardware": "2 virtual cores of an AMD EPYC (Zen 5), one thread",
+    }
+
+
 def main() -> None:
     """Measure, print, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -107,19 +120,13 @@ def main() -> None:
             compared += len(answers)
     record = {
         "what": "exact match on held-out scenes, full model, no dropping",
-        "sha256": hashlib.sha256((args.folder / "model.safetensors").read_bytes()).hexdigest(),
         "scenes": f"held-out {args.first} to {args.first + args.scenes - 1}",
         "side": args.side,
         "decoder layers": network.shape.layers,
         "dtype": "float32 arithmetic on the shipped bfloat16 weights",
         "agreement with model.generate": f"{agree} of {compared}",
         "seconds": round(time.time() - began, 1),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "hardware": "2 virtual cores of an AMD EPYC (Zen 5), one thread",
+        **provenance(args.folder),
         "tasks": table(results),
     }
     print(json.dumps(record, indent=2))

@@ -98,6 +98,11 @@ class MustDrop(Method):
                 f"Budget mode needs a count for each of the {len(self.pruning_layers)} pruning layers, or a retention; "
                 f"got counts {self.counts} and retention {self.retention}."
             )
+        if self.mode == "threshold" and (self.counts or self.retention):
+            raise SettingError(
+                f"counts and retention belong to mode='budget'; got {self.counts} and {self.retention} with "
+                "mode='threshold'."
+            )
         if not 0 <= self.retention <= 1:
             raise SettingError(f"retention is a share in [0, 1]; got {self.retention}.")
         if self.mode == "budget" and self.global_thr == 0:

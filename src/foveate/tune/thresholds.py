@@ -5,6 +5,7 @@ import hashlib
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,7 +91,7 @@ def tune(
     gamma, found = best
     return Record(
         method=_with(start, gamma, kappa),
-        model=getattr(model.config, "_name_or_path", "") or model.config.model_type,
+        model=_named(model),
         task=task,
         samples=len(found),
         inputs=_digest(batches),
@@ -107,6 +108,12 @@ def tune(
 def default_start(model: Any) -> MustDrop:
     """MustDrop's defaults, its cuts scaled to the model's depth."""
     return MustDrop(pruning_layers=MustDrop.for_budget(model, retention=1.0).pruning_layers)
+
+
+def _named(model: Any) -> str:
+    """A model's hub id; of a local folder its name alone, since where it lies is nobody's business."""
+    known = getattr(model.config, "_name_or_path", "") or model.config.model_type
+    return Path(known).name if Path(known).is_dir() else str(known)
 
 
 def _start(model: Any, method: Method | None) -> MustDrop:
