@@ -19,6 +19,7 @@ def flash_like(module, query, key, value, attention_mask, scaling=None, position
     samples, _, rows, _ = query.shape
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    assert position_ids is None or position_ids.shape[-1] == rows, "ids of rows that are not there"
     if attention_mask is None and samples == 1 and rows > 1 and position_ids is not None:
         assert (position_ids.diff() == 1).all(), "packed"
     out = torch.zeros_like(query)
