@@ -9,7 +9,6 @@ from torch import Tensor
 import foveate as fv
 from foveate.methods.base import Method
 from tests import oracle
-from tests.models import batch
 
 
 def reference(method: Method, family: str, model: Any, inputs: dict[str, Any], trace: fv.Trace) -> dict[str, Any]:
@@ -63,8 +62,3 @@ def vision_rule(method: Any, pair: tuple[int, int], inputs: dict[str, Any]) -> C
         return max(1, scaled[0]), scaled[1]
 
     return oracle.vision_decides(counts, method.merge, method.bidirectional)
-
-
-def alone(family: str, word: str) -> dict[str, Any]:
-    """One unpadded sample."""
-    return batch(family, [word])

@@ -74,21 +74,19 @@ def test_cutting_before_the_decoder_is_a_shortened_prompt_bit_for_bit(family):
         cache = model(**inputs).past_key_values
     kept = trace.stages[0].kept[0]
     with torch.no_grad():
-        embeds, vision, _ = oracle.embed(model, inputs)
+        embeds, vision, deep = oracle.embed(model, inputs)
         ids = inputs["input_ids"][0]
         rows = torch.cat(((ids != IMAGE).nonzero()[:, 0], vision[kept])).sort().values
-        if family == "qwen3_vl":  # deepstack is added by the model's own loop
-            short = dict(inputs, input_ids=ids[None, rows], mm_token_type_ids=inputs["mm_token_type_ids"][:, rows])
-            pytest.skip(
-                "deepstack features have no shortened prompt: the oracle tests cover them"
-            ) if not short else None
         positions = oracle.positions(model, inputs, 0)[..., rows]
         if positions.shape[0] == 1:
             positions = positions[0]
-        out = model.model.language_model(inputs_embeds=embeds[:, rows], position_ids=positions)
+        given = {"inputs_embeds": embeds[:, rows], "position_ids": positions}
+        if deep:
+            given["visual_pos_masks"] = ids[None, rows] == IMAGE
+            given["deepstack_visual_embeds"] = [features[kept] for features in deep]
+        out = model.model.language_model(**given)
         short = model.lm_head(out.last_hidden_state[:, -1:])
-    if family != "qwen3_vl":
-        assert torch.equal(logits, short)
+    assert torch.equal(logits, short)
     assert {layer.keys.shape[-2] for layer in cache.layers} == {len(rows)}
 
 
