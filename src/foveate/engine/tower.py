@@ -26,20 +26,8 @@ class _Reducer:
     def merge_early(self, rows: Tensor, grid: tuple[int, int]) -> Merge | None:
         return self._method.merge_early(rows, grid)
 
-    def reduce(
-        self,
-        features: Tensor,
-        grid: tuple[int, int] | None,
-        scores_of: Callable[[int], Tensor],
-        keys_of: Callable[[int], Tensor],
-        cls: Tensor | None = None,
-        merge: Merge | None = None,
-        entered: int | None = None,
-        reserved: int = 0,
-        grids: tuple[Grid, ...] = (),
-    ) -> Cut | None:
-        entered = len(features) if entered is None else entered
-        view = TowerView(features, grid, cls, scores_of, keys_of, merge, self._reindex, entered, reserved, grids)
+    def reduce(self, view: TowerView) -> Cut | None:
+        view.reindex, view.entered = self._reindex, view.entered or len(view)
         return self._method.reduce(view)
 
     def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from foveate.core.attention import attention_rows, received_attention
 from foveate.core.grid import Grid, closing_rows, grids_of
 from foveate.core.merge import Merge, average
+from foveate.core.tower import TowerView
 from foveate.errors import UnsupportedError
 from foveate.families._tap import tapped
 
@@ -42,19 +43,8 @@ class Reducer(Protocol):
         """Which patches of one image become one after the first layer, (patches, width)."""
         ...
 
-    def reduce(
-        self,
-        features: Tensor,
-        grid: tuple[int, int] | None,
-        scores_of: Callable[[int], Tensor],
-        keys_of: Callable[[int], Tensor],
-        cls: Tensor | None = None,
-        merge: Merge | None = None,
-        entered: int | None = None,
-        reserved: int = 0,
-        grids: tuple[Grid, ...] = (),
-    ) -> Any:
-        """What becomes of one image's tokens (see `foveate.methods.base.TowerView`): a cut, or None."""
+    def reduce(self, view: TowerView) -> Any:
+        """What becomes of one image's tokens: a cut, or None."""
         ...
 
     def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
@@ -138,7 +128,7 @@ def encode_before_projector(
             merge = early[index]
             grid = (side, patches[0] // side) if merge is None else None
             state = states[0][index, :1] if cls else None
-            cuts.append(reducer.reduce(image, grid, read.scores, read.keys, state, merge))
+            cuts.append(reducer.reduce(TowerView(image, grid, state, read.scores, read.keys, merge)))
         if all(stays_whole(image, cut) for image, cut in zip(features, cuts, strict=True)):
             same: Tensor = original(features)
             return same
@@ -213,15 +203,17 @@ def reduce_apart(features: Tensor, boxes: Tensor | None, reducer: Reducer, stats
     newline = boxes.isnan().any(dim=-1).to(features.device)
     tokens, newlines = (~newline).nonzero()[:, 0], newline.nonzero()[:, 0]
     stays = newlines[: closing_rows(len(newlines))]
-    cut = reducer.reduce(
+    view = TowerView(
         features[tokens],
-        None,
-        lambda layer: _known(stats)[:, 0],
-        lambda layer: _known(stats)[:, 1:],
+        grid=None,
+        cls=None,
+        scores_of=lambda layer: _known(stats)[:, 0],
+        keys_of=lambda layer: _known(stats)[:, 1:],
         entered=len(features),
         reserved=len(stays),
         grids=grids_of(boxes),
     )
+    cut = reducer.reduce(view)
     if cut is None:
         return None
     if stays_whole(features[tokens], cut):

@@ -9,6 +9,7 @@ from torch import Tensor
 from foveate.core.attention import received_attention
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.merge import Merge
+from foveate.core.tower import TowerView
 from foveate.errors import SettingError
 from foveate.families._encode import Reducer, first_rows, place_rows, smaller, stays_whole
 from foveate.families._tap import tapped
@@ -66,7 +67,8 @@ class Qwen2VL(Family):
             side = visual.spatial_merge_size
             grid = (h // side, w // side) if t == 1 else None
             one, many = token_scores[index], token_keys[index]
-            cut = reducer.reduce(features[index], grid, lambda layer, one=one: one, lambda layer, many=many: many)  # type: ignore[misc]
+            view = TowerView(features[index], grid, None, lambda layer, one=one: one, lambda layer, many=many: many)  # type: ignore[misc]
+            cut = reducer.reduce(view)
             cuts.append(cut)
             if not stays_whole(features[index], cut):
                 features[index] = place_rows(features[index], cut)

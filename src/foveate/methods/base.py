@@ -18,9 +18,10 @@ from torch import Tensor
 from foveate.core.budget import keep_count
 from foveate.core.grid import Grid
 from foveate.core.merge import Merge
+from foveate.core.tower import TowerView
 from foveate.errors import SettingError, UnsupportedError
 
-__all__ = ["Cut", "Method", "Preset", "View"]
+__all__ = ["Cut", "Method", "Preset", "TowerView", "View"]
 
 
 Queries = Literal["vision", "after", "last"]
@@ -169,55 +170,6 @@ class Cut:
         ]
         rows = torch.cat([cut.rows for cut in cuts if cut.rows is not None])
         return cls(torch.cat(kept), counts, rows, torch.cat(assign))
-
-
-@dataclass(slots=True)
-class TowerView:
-    """One image in the vision tower, or just behind it.
-
-    Attributes:
-        features: (tokens, width): what will be reduced: the tower's features on their way to the projector, or the
-            vision tokens behind it where the projector pools or merges (Qwen2-VL, OneVision).
-        grid: Rows and columns of the tokens, or None where they are no plain grid.
-        cls: The CLS state beside them, (1, width), where the tower has one and it may become a token; else None.
-        scores_of: Returns what `attention` answers, for a layer.
-        keys_of: Returns what `keys` answers, for a layer.
-        merge: What `Method.merge_early` did to the patches, if anything: then these are the merged ones.
-        reindex: Whether positions may be numbered anew in this model.
-        entered: Vision tokens the image will have had, newlines and the like among them: what counts are shares of.
-        reserved: Rows the family will add by itself (a closing newline), to be spared from a fixed count.
-        grids: Rows and columns of each frame or view, one behind the other; empty where they are not known.
-    """
-
-    features: Tensor
-    grid: tuple[int, int] | None
-    cls: Tensor | None
-    scores_of: Callable[[int], Tensor]
-    keys_of: Callable[[int], Tensor]
-    merge: Merge | None = None
-    reindex: bool = True
-    entered: int = 0
-    reserved: int = 0
-    grids: tuple[Grid, ...] = ()
-
-    def __len__(self) -> int:
-        return self.features.shape[0]
-
-    def attention(self, layer: int = 0) -> Tensor:
-        """How important the tower finds each token: (tokens,) float32.
-
-        With a CLS the sum over heads of the attention it pays; without one the mean over heads and patches of the
-        attention a patch receives. The CLS itself is left out. Patches that the projector makes one token of
-        are averaged.
-
-        Args:
-            layer: Which layer, from the one whose output is the feature layer (0) on; 1 is the one after it.
-        """
-        return self.scores_of(layer)
-
-    def keys(self, layer: int = 0) -> Tensor:
-        """Keys of each token before RoPE, mean over heads: (tokens, head size) float32; a CLS is left out."""
-        return self.keys_of(layer)
 
 
 @dataclass(frozen=True, slots=True)
