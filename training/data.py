@@ -1,11 +1,13 @@
 """Batches of scenes as tensors."""
 
+from dataclasses import fields
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from foveate.embedded.scenes import Scene
-from labels import labels
+from labels import Labels, labels
 
 __all__ = ["dense_targets", "pictures"]
 
@@ -18,5 +20,4 @@ def pictures(scenes: list[Scene]) -> Tensor:
 def dense_targets(scenes: list[Scene]) -> dict[str, Tensor]:
     """Each field of `Labels`, stacked over the scenes."""
     each = [labels(s) for s in scenes]
-    names = ("shape", "colour", "character", "order", "centre", "xy", "present")
-    return {name: torch.from_numpy(np.stack([getattr(one, name) for one in each])) for name in names}
+    return {f.name: torch.from_numpy(np.stack([getattr(one, f.name) for one in each])) for f in fields(Labels)}

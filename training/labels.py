@@ -6,12 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.embedded.drawing import COLOURS, SHAPES
+from foveate.embedded.questions import MARGIN
 from foveate.embedded.scenes import CHARACTERS, PATCH, Scene
 
-__all__ = ["Labels", "labels"]
+__all__ = ["UNKNOWN", "Labels", "labels"]
 
 INK = 12  # pixels of one thing that make a patch (of 196) its own
 FAINT = 4  # ... of one character, whose strokes are thin
+MOST_PLACES = 8  # dense canvases, with more things, have no places
+UNKNOWN = -100  # what cross-entropy leaves out
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,8 @@ class Labels:
         centre: (n,) float32, 1 where an object's centre lies in the patch.
         xy: (n, 2) float32 in [-1, 1]: centre of the thing or character seen, else of the patch.
         present: (16,) float32: which shapes, then which colours occur anywhere.
+        across, down: (n,) int64, 0 for no thing, else the thing's place among all from the left or from
+            the top, from 1; UNKNOWN where a neighbour in that order is too near to tell.
     """
 
     shape: NDArray[np.int64]
@@ -35,6 +40,8 @@ class Labels:
     centre: NDArray[np.float32]
     xy: NDArray[np.float32]
     present: NDArray[np.float32]
+    across: NDArray[np.int64]
+    down: NDArray[np.int64]
 
 
 def labels(scene: Scene) -> Labels:
@@ -48,7 +55,8 @@ def labels(scene: Scene) -> Labels:
     ink = np.bincount((patch_of * (marks + 1) + scene.owner).ravel(), minlength=n * (marks + 1))
     ink = ink.reshape(n, marks + 1)[:, 1:]
 
-    kinds = np.zeros((4, marks + 1), dtype=np.int64)  # shape, colour, character, order per mark; last: none
+    # Shape, colour, character, order, across and down of each mark; last: none.
+    kinds = np.zeros((6, marks + 1), dtype=np.int64)
     centres = np.zeros((marks + 1, 2), dtype=np.float32)
     present = np.zeros(len(SHAPES) + len(COLOURS), dtype=np.float32)
     centre = np.zeros(n, dtype=np.float32)
@@ -58,8 +66,10 @@ def labels(scene: Scene) -> Labels:
         centres[i] = thing.x, thing.y
         present[[shape, len(SHAPES) + colour]] = 1
         centre[int(thing.y) // PATCH * grid + int(thing.x) // PATCH] = 1
+    kinds[4, : len(scene.things)] = places([thing.x for thing in scene.things])
+    kinds[5, : len(scene.things)] = places([thing.y for thing in scene.things])
     for i, (character, order, x, y) in enumerate(chars, start=len(scene.things)):
-        kinds[2:, i] = CHARACTERS.index(character) + 1, order
+        kinds[2:4, i] = CHARACTERS.index(character) + 1, order
         centres[i] = x, y
 
     if marks:
@@ -71,5 +81,16 @@ def labels(scene: Scene) -> Labels:
     rows, columns = np.divmod(np.arange(n), grid)
     own = np.stack([columns + 0.5, rows + 0.5], axis=1).astype(np.float32) * PATCH
     xy = np.where((seen < marks)[:, None], centres[seen], own) / side * 2 - 1
-    shape, colour, character, order = kinds[:, seen]
-    return Labels(shape, colour, character, order, centre, xy.astype(np.float32), present)
+    shape, colour, character, order, across, down = kinds[:, seen]
+    return Labels(shape, colour, character, order, centre, xy.astype(np.float32), present, across, down)
+
+
+def places(at: list[float]) -> NDArray[np.int64]:
+    """Place of each in ascending order, from 1; UNKNOWN beside a near tie and where there are too many."""
+    order = np.argsort(at, kind="stable")
+    found = np.full(len(at), UNKNOWN)
+    if 0 < len(at) <= MOST_PLACES:
+        near = np.diff(np.asarray(at)[order]) < MARGIN
+        clear = ~(np.append(near, False) | np.append(False, near))
+        found[order] = np.where(clear, np.arange(1, len(at) + 1), UNKNOWN)
+    return found

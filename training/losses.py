@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from labels import UNKNOWN
 from packing import Packed
 from tokenizer import EOS
 
@@ -20,10 +21,11 @@ def dense_loss(scores: dict[str, Tensor], targets: dict[str, Tensor]) -> tuple[T
     """
     total = torch.zeros(())
     report: dict[str, float] = {}
-    for name in ("shape", "colour", "character", "order"):
+    for name in ("shape", "colour", "character", "order", "across", "down"):
         flat, want = scores[name].flatten(0, 1), targets[name].flatten()
-        weight = torch.where(want > 0, 1.0, BACKGROUND)
-        total = total + (F.cross_entropy(flat, want, reduction="none") * weight).sum() / weight.sum()
+        weight = torch.where(want > 0, 1.0, BACKGROUND) * (want != UNKNOWN)
+        each = F.cross_entropy(flat, want, reduction="none", ignore_index=UNKNOWN)
+        total = total + (each * weight).sum() / weight.sum().clamp_min(1)
         seen = want > 0
         report[f"patch {name}"] = (flat.argmax(-1)[seen] == want[seen]).float().mean().item() if seen.any() else 1.0
     total = total + F.binary_cross_entropy_with_logits(

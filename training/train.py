@@ -147,6 +147,14 @@ def save(state: dict[str, object], path: Path) -> None:
     os.replace(temporary, path)
 
 
+def adopt(network: Network, weights: dict[str, Tensor]) -> None:
+    """Begin with another stage's weights; rows that its auxiliary heads lacked stay as they are drawn."""
+    own = network.state_dict()
+    for name, tensor in weights.items():
+        own[name][: len(tensor)] = tensor
+    network.load_state_dict(own)
+
+
 def work(rank: int, ranks: int, name: str, run: Path, start: Path | None) -> None:
     """One process: resume or start, train to the stage's end, save."""
     torch.set_num_threads(1)
@@ -163,7 +171,7 @@ def work(rank: int, ranks: int, name: str, run: Path, start: Path | None) -> Non
     if checkpoint.exists():
         trainer.restore(state)
     elif state:
-        network.load_state_dict(state["network"])
+        adopt(network, state["network"])
     began = saved = time.time()
     from_seen = trainer.seen
     sums: dict[tuple[int, str], list[float]] = {}

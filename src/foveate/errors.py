@@ -22,7 +22,15 @@ class SettingError(FoveateError, ValueError):
 
 
 class BudgetError(SettingError):
-    """No schedule of this method reaches the budget asked for."""
+    """No schedule of this method reaches the budget asked for.
+
+    Attributes:
+        floor: The lowest mean retention this method reaches, as a share; None where that is not known.
+    """
+
+    def __init__(self, message: str, floor: float | None = None) -> None:
+        super().__init__(message)
+        self.floor = floor
 
 
 class UnknownNameError(FoveateError, LookupError):

@@ -32,6 +32,8 @@ TEXT_TASKS = ("read text", "character", "text quadrant")
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
 MOST_LISTED = 5
+MARGIN = 14.0
+"""Pixels, one patch: things nearer than this along an axis have no order that is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,14 +123,13 @@ def _existence(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
 
 
 def _order(scene: Scene) -> Iterator[Question]:
-    margin = max(5.0, 0.02 * scene.side)
     axes = (
         ([(t.x, t) for t in scene.things], ("left of", "right of"), "left to right"),
         ([(t.y, t) for t in scene.things], ("above", "below"), "top to bottom"),
     )
     for places, (before, after), direction in axes:
         line = sorted(places, key=lambda place: place[0])
-        gaps = [b[0] - a[0] >= margin for a, b in pairwise(line)]
+        gaps = [b[0] - a[0] >= MARGIN for a, b in pairwise(line)]
         yield from _neighbours(line, gaps, before)
         yield from _neighbours(line[::-1], gaps[::-1], after)
         if 2 <= len(line) <= MOST_LISTED and all(gaps):

@@ -91,7 +91,8 @@ class GridMethod(Method):
         if count is not None and target * count < 1 - 1e-6:
             raise BudgetError(
                 f"{cls.__name__} cannot leave {target * count:.4g} of {count} vision tokens: its floor is 1 token, "
-                f"{1 / count:.2%}. Ask for more."
+                f"{1 / count:.2%}. Ask for more.",
+                floor=1 / count,
             )
         return cls(keep=target, **settings)
 

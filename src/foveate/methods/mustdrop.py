@@ -249,7 +249,8 @@ class MustDrop(Method):
             raise BudgetError(
                 f"MustDrop cannot average {mean:.4g} of {full} vision tokens on {depth} layers: its first cut is "
                 f"before layer {first}, so its floor is {floor:.1f} tokens. Ask for more, or give earlier "
-                "pruning_layers."
+                "pruning_layers.",
+                floor=floor / full,
             )
         most_keys = (depth * mean - first * start) / (depth - first)
         key_rate = min(key_rate, math.floor(most_keys) / start)

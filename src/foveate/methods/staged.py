@@ -173,7 +173,7 @@ class _Solver:
     def __call__(self, cuts: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[float, ...]]:
         spent = self.depth * self.target  # in layers at full count
         if spent <= cuts[0] or self._floor(cuts) > self.target + 1e-12:
-            raise BudgetError(self._refusal(cuts))
+            raise BudgetError(self._refusal(cuts), self._floor(cuts))
         if len(cuts) == 1:
             ratio = (spent - cuts[0]) / (self.depth - cuts[0])
             return cuts, (min(1.0, ratio + 1e-12),)  # a count's share, in floats, must not truncate to one less

@@ -38,6 +38,7 @@ class V2Drop(StagedMethod):
         over: The move through the last `window` layers ("net"), or all moves since the last cut added up
             ("path").
         window: Layers a net move spans, 1 or more; 1 is the paper's.
+        reverse: Keep the tokens that moved least instead: the control that shows whether the order means anything.
         score_dtype: "float32", or "model" to round as the released code does in half precision.
         min_keep, scope, skip_below: See `StagedMethod`.
 
@@ -53,6 +54,7 @@ class V2Drop(StagedMethod):
     metric: Metric = "l2"
     over: Literal["net", "path"] = "net"
     window: int = 1
+    reverse: bool = False
     score_dtype: Literal["float32", "model"] = "float32"
 
     def __post_init__(self) -> None:
@@ -89,10 +91,14 @@ class V2Drop(StagedMethod):
             view.notes[f"entered {view.layer}"] = view.hidden
 
     def select(self, view: View, count: int) -> Tensor:
+        scores = self._scores(view)
+        return top(-scores if self.reverse else scores, count)
+
+    def _scores(self, view: View) -> Tensor:
         if self.over == "path":
             moved = self._variation(view.hidden, view.notes["before"])
-            return top(view.notes["path"] + moved if "path" in view.notes else moved, count)
-        return top(self._variation(view.hidden, view.notes[f"entered {view.layer - self.window}"]), count)
+            return view.notes["path"] + moved if "path" in view.notes else moved
+        return self._variation(view.hidden, view.notes[f"entered {view.layer - self.window}"])
 
     def scoring_flops(self, depth: int, width: int, sizes: Sequence[int]) -> int:
         """Of every move measured: at the cuts that rank, and for a path at the layers between."""

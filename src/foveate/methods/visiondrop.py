@@ -197,9 +197,11 @@ class VisionDrop(Method):
         mean = target * reference
         sizes = solve_sizes(mean, reference, depth, cuts, entry)
         if sizes[-1] < 1:
+            floor = _floor(reference, depth, cuts, entry)
             raise BudgetError(
                 f"VisionDrop cannot average {mean:.4g} of {reference} vision tokens on {depth} layers: less than one "
-                f"would be left. Its floor is {_floor(reference, depth, cuts, entry):.4g} tokens."
+                f"would be left. Its floor is {floor:.4g} tokens.",
+                floor=floor / reference,
             )
         if target == 1:  # no stage at all; a CLS would take the place of a token
             return cls(dominant=0, contextual=0, layer_list=(), image_token_list=(), reference=reference, **settings)
