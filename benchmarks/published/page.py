@@ -1,0 +1,204 @@
+"""The papers' own numbers: reads the tables beside this file and writes them out as docs/published.md.
+
+python benchmarks/published/page.py            writes the page
+python benchmarks/published/page.py --check    says whether the page is what the tables give; exit code 1 if not
+
+A paper has a file, `papers.csv` says which paper that is, and `methods.csv` what a budget means for each method. A row
+is one number: `source` names the table or figure of the paper, `reported_by` whose paper prints the number, `budget`
+is as stated there, and several notes in one field are separated by ` | `.
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parents[1] / "docs" / "published.md"
+
+Row = dict[str, str]
+
+HEADS = {
+    "gqa": "GQA",
+    "mmbench_en": "MMBench",
+    "mmbench_cn": "MMBench-CN",
+    "mme": "MME",
+    "pope": "POPE",
+    "scienceqa": "ScienceQA",
+    "vqav2": "VQAv2",
+    "textvqa": "TextVQA",
+    "vizwiz": "VizWiz",
+    "ocrbench": "OCRBench",
+    "mvbench": "MVBench",
+    "videomme": "VideoMME",
+    "longvideobench": "LongVideoBench",
+    "mlvu": "MLVU",
+    "egoschema": "EgoSchema",
+    "average": "average",
+}
+BUDGETS = {"tokens": "{} tokens", "% kept": "{} %", "% dropped": "{} % dropped", "% entering": "{} % enter", "": "–"}
+MODELS = {"LLaVA": "LLaVA, version and size not in our notes", "": "Model not in our notes"}
+CONVENTIONS = {
+    "mean": "mean over all decoder layers",
+    "after": "what is left behind the cut",
+    "entering": "what enters the decoder",
+    "": "not in our notes",
+}
+NOT_A_METHOD = {"full model", "Random", "Resize"}  # nobody's, so nobody else's either
+
+INTRO = """\
+# Published numbers: the papers', not ours
+
+<!-- Written by benchmarks/published/page.py from the tables beside it; change those. -->
+
+!!! warning "Nothing on this page was measured here"
+    These are the numbers that papers print, to compare with. None of them was reproduced by foveate, and a paper's
+    number beside one of ours is no comparison unless model, prompt, task and budget are the same.
+
+The same numbers are data in `benchmarks/published/`, one file a paper. They come from notes taken while reading the
+papers, which name tables and figures by what they show, not by number. What the notes leave open is left open here.
+
+- **†** marks a number that the method's own authors did not report: somebody else ran it, or tabulated it.
+- Scores are in %, those of MME and OCRBench in points. MMBench is the English one where a paper says MMB.
+- **% of full** is the score as a share of the full model's in the same table, and an average is the mean of such
+  shares. The sets of benchmarks differ, and so do the full model's own scores, so compare within one table only.
+- A dash means that the number is not in our notes.
+
+## What a budget means
+
+Papers that say "192 tokens" mean three different things. Tables mix them.
+"""
+
+
+def read(name: str) -> list[Row]:
+    """Rows of one table beside this file."""
+    with (HERE / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, strict=True))
+
+
+def unique(values: list[str]) -> list[str]:
+    """The values that are not empty, each once, in order."""
+    return [value for value in dict.fromkeys(values) if value]
+
+
+def notes(row: Row) -> list[str]:
+    """What is to be said about a number, a paper or a method."""
+    return unique(row["note"].split(" | "))
+
+
+def method(row: Row) -> str:
+    """Row label: the method, a dagger where others report it, and its variant."""
+    name = row["method"]
+    foreign = name not in NOT_A_METHOD and name.rstrip("+") != row["reported_by"]
+    return name + " †" * foreign + (f", {row['variant']}" if row["variant"] else "")
+
+
+def budget(row: Row) -> str:
+    """Row or column label of a budget."""
+    return BUDGETS[row["budget_unit"]].format(row["budget"])
+
+
+def column(row: Row) -> str:
+    """Column label: benchmark or quantity, and its unit where it is not the usual one."""
+    unit = row["unit"].replace("x full", "× full")
+    if row["benchmark"] == "efficiency":
+        return f"{row['metric']}, {unit}"
+    tail = {"score": "", "relative": f", {unit}"}.get(row["metric"], f", {row['metric']}")
+    return HEADS[row["benchmark"]] + tail
+
+
+def grid(head: list[str], body: list[list[str]]) -> list[str]:
+    """A Markdown table."""
+    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body)]
+
+
+def table(rows: list[Row]) -> list[str]:
+    """A paper's table: methods down; benchmarks across, or budgets where there is one benchmark only."""
+    aside = [row for row in rows if all(r["method"] == "full model" for r in rows if column(r) == column(row))]
+    caption = [f"The full model has a {row['metric']} of {row['value']} ({budget(row)})." for row in aside]
+    source, suites = rows[0]["source"], unique([row["suite"] for row in rows])
+    rows = [row for row in rows if row not in aside]
+    one = len({column(row) for row in rows}) == 1
+    over = "".join(f" over {', '.join(HEADS.get(word, word) for word in suite.split(', '))}" for suite in suites)
+    what = (
+        column(rows[0]).replace("average,", f"average{over};" if over else "average,")
+        if one
+        else f"average{over}"
+        if over
+        else ""
+    )
+    caption.insert(0, f"{what[0].upper()}{what[1:]}." if what else "")
+
+    stated = any(row["budget"] for row in rows)
+    across = one and stated
+    heads = unique([budget(row) if across else column(row) for row in rows])
+    lines: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows:
+        label = (method(row), budget(row)) if stated and not across else (method(row),)
+        head = budget(row) if across else column(row)
+        if lines.setdefault(label, {}).setdefault(head, row) is not row:
+            raise ValueError(f"{source}: two numbers for {', '.join(label)}, {head}.")
+
+    everywhere = [note for note in notes(rows[0]) if all(note in notes(row) for row in rows)]
+    numbered = [note for note in unique([note for row in rows for note in notes(row)]) if note not in everywhere]
+
+    def marks(found: list[str]) -> str:
+        numbers = [str(numbered.index(note) + 1) for note in found if note in numbered]
+        return f" <sup>{', '.join(numbers)}</sup>" if numbers else ""
+
+    body = []
+    for label, cells in lines.items():
+        shared = [note for note in numbered if all(note in notes(row) for row in cells.values())]
+        line = [label[0] + marks(shared), *label[1:]]
+        for head in heads:
+            row = cells.get(head)
+            own = [note for note in notes(row) if note not in shared] if row else []
+            line.append(row["value"].replace("-", "−") + marks(own) if row else "–")
+        body.append(line)
+    foot = [f"{number}. {note}" for number, note in enumerate(numbered, 1)]
+    first = ["method", "budget"] if stated and not across else ["method"]
+    said = " ".join(unique([f"**{source}.**", *caption, *everywhere]))
+    return [said, "", *grid([*first, *heads], body), "", *foot, *[""] * bool(foot)]
+
+
+def page() -> str:
+    """The whole page, from the data."""
+    papers = read("papers")
+    rows = {paper["paper"]: read(paper["paper"]) for paper in papers}
+    body = [[m["method"], m["venue"] or "–", CONVENTIONS[m["budget"]], m["note"]] for m in read("methods")]
+    text = [INTRO, *grid(["method", "venue", "a budget is", "note"], body), "", "## The papers", ""]
+    for paper in papers:
+        parts = [paper["authors"], f"*{paper['title']}*" if paper["title"] else "", paper["venue"]]
+        link = f"[arXiv:{paper['arxiv']}](https://arxiv.org/abs/{paper['arxiv']})" if paper["arxiv"] else ""
+        cited = ", ".join(unique([*parts, link]))
+        count = len(rows[paper["paper"]])
+        file = f"`{paper['paper']}.csv`, {count} number{'s' * (count > 1)}"
+        name = paper["method"] or "Papers not named"
+        text += [f"- **{name}**{': ' if cited else ''}{cited} ({file})", *(f"    - {note}" for note in notes(paper))]
+    text.append("")
+    found = unique([row["model"] for part in rows.values() for row in part])
+    for model in [*found, ""]:
+        text += [f"## {MODELS.get(model, model)}", ""]
+        for paper in papers:
+            mine = [row for row in rows[paper["paper"]] if row["model"] == model]
+            if mine:
+                text += [f"### {paper['method'] or 'Papers not named'}", ""]
+            for source in unique([row["source"] for row in mine]):
+                text += table([row for row in mine if row["source"] == source])
+    return "\n".join(text).rstrip() + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the page, or check it."""
+    parser = argparse.ArgumentParser(description="Write docs/published.md from the tables in benchmarks/published.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is out of date")
+    if not parser.parse_args(arguments).check:
+        PAGE.write_text(page(), encoding="utf-8")
+    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page():
+        print(f"docs/{PAGE.name} is not what the data gives: run benchmarks/published/page.py", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
