@@ -1,0 +1,1 @@
+"""How other programs find foveate: one file a program."""
