@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from foveate.cli.compare import Compare
+from foveate.cli.eval import Eval
 from foveate.cli.generate import Generate
 from foveate.cli.methods import Methods
 from foveate.cli.models import Models
@@ -32,10 +33,11 @@ Examples:
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
 
-Command = Generate | Compare | Tune | Methods | Models | Presets
+Command = Generate | Compare | Eval | Tune | Methods | Models | Presets
 COMMANDS: dict[str, type[Command]] = {
     "generate": Generate,
     "compare": Compare,
+    "eval": Eval,
     "tune": Tune,
     "methods": Methods,
     "models": Models,

@@ -1,0 +1,1 @@
+"""What dropping costs in quality: methods at budgets against the full model, on the same questions."""

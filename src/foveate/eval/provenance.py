@@ -1,0 +1,44 @@
+"""What a figure depends on: weights, versions, and the state of the code."""
+
+import hashlib
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from foveate import __version__
+
+__all__ = ["commit", "versions", "weights"]
+
+
+def versions() -> dict[str, str]:
+    """Of foveate and of the libraries that compute."""
+    return {"foveate": __version__, "torch": torch.__version__, "transformers": str(transformers.__version__)}
+
+
+def commit() -> str | None:
+    """The commit of the checkout this runs from, with "+" behind it if files differ; None outside of one."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        found, changed = git("rev-parse", "HEAD").strip(), git("status", "--porcelain", "--", str(here.parent))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found + ("+" if changed.strip() else "")
+
+
+def weights(model: Any, place: str) -> str:
+    """Which weights: SHA-256 of a folder's safetensors, or a hub id with its revision."""
+    folder = Path(place)
+    if not folder.is_dir():
+        return f"{place}@{getattr(model.config, '_commit_hash', None) or 'unknown revision'}"
+    found = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
