@@ -1,0 +1,141 @@
+"""The model `foveate` of lmms-eval: any model of a supported family, with or without dropping.
+
+python -m lmms_eval --model foveate --model_args pretrained=…,method=v2drop,budget=192 --tasks gqa --batch_size 4
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from tqdm import tqdm
+
+from foveate._loading import EMBEDDED, device_of, load
+from foveate.errors import SettingError, UnsupportedError
+from foveate.eval.answerer import Answerer, Conduct, Request
+from foveate.eval.setting import Choice, Setting
+from foveate.eval.store import Store
+
+__all__ = ["Answering", "Foveate"]
+
+
+class Answering(lmms):  # type: ignore[misc]
+    """What lmms-eval asks, handed to an `Answerer`.
+
+    Args:
+        answerer: The model under its setting.
+    """
+
+    is_simple = False  # chat messages
+
+    def __init__(self, answerer: Answerer) -> None:
+        super().__init__()
+        self.answerer = answerer
+        self._rank, self._world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        if self._world_size > 1:
+            self.accelerator = Accelerator()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is; the harness gathers its counts there."""
+        device: torch.device = self.answerer.loaded.model.device
+        return device
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
+        """Greedy answers, in the order of the requests."""
+        asked = [self._request(one) for one in requests]
+        texts = self.answerer(asked)
+        counts = [self.answerer.records[one.task, one.document] for one in asked]
+        return [
+            GenerationResult(text, TokenCounts(output_tokens=len(row["tokens"])))
+            for text, row in zip(texts, counts, strict=True)
+        ]
+
+    def _request(self, one: Instance) -> Request:
+        _, messages, generation, number, task, split = one.args
+
+        def document() -> Mapping[str, Any]:
+            found: Mapping[str, Any] = self.task_dict[task][split][number]
+            return found
+
+        def ocr() -> tuple[str, Sequence[str]] | None:
+            found = document() if "textvqa" in task else {}
+            return (found["question"], found["ocr_tokens"]) if "ocr_tokens" in found else None
+
+        return Request(task, split, number, lambda: messages(document()), generation, ocr)
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> Any:
+        """Refused: this model answers in words."""
+        raise UnsupportedError("foveate answers in words; a task that compares likelihoods cannot be run with it.")
+
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> Any:
+        """Refused: one question, one answer."""
+        raise UnsupportedError(
+            "foveate answers one question at a time; a task of several rounds cannot be run with it."
+        )
+
+
+class Foveate(Answering):
+    """What `--model foveate` stands for; the arguments are those of `--model_args`.
+
+    Args:
+        pretrained: A hub id, a local folder, or "embedded".
+        method: A method or a preset; empty is the full model.
+        budget: Mean vision tokens a decoder layer, solved for each sample's own count.
+        retention: The same as a share; 1/3 where neither is given.
+        seed: Which draw, for methods that draw by lot.
+        settings: Other settings of the method: {"metric":"cosine"}.
+        protocol: "own" is the model's chat template and processor, "llava" the papers' conditions.
+        max_frames: Most frames of a video.
+        log: A folder for a record of every answer; a run that is started again reuses what is there.
+        device, dtype, attention: As of the command line.
+        batch_size: From lmms-eval's own flag.
+        max_batch_size: lmms-eval's flag for batches it sizes itself; refused.
+
+    Raises:
+        FoveateError: Of the kind that fits.
+    """
+
+    def __init__(
+        self,
+        pretrained: str = EMBEDDED,
+        *,
+        method: str = "",
+        budget: float | None = None,
+        retention: float | None = None,
+        seed: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+        protocol: str = "own",
+        max_frames: int = 32,
+        log: str = "",
+        device: str = "auto",
+        dtype: str = "auto",
+        attention: str = "auto",
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+    ) -> None:
+        if max_batch_size is not None or not str(batch_size).isdigit():
+            raise SettingError(f"batch_size is a number; got {batch_size!r}. Batches are not sized automatically.")
+        setting = Setting(name=method, budget=budget, retention=retention, seed=seed, settings=settings or {})
+        conduct = Conduct(protocol=protocol, batch_size=int(batch_size), most_frames=max_frames)
+        loaded = load(pretrained, _mine(device), dtype=dtype, attention=attention)
+        store = Store(Path(log).expanduser(), conduct.conditions(loaded)) if log else None
+        choice: Choice = setting.choice(loaded.model.config)
+        super().__init__(Answerer(loaded, choice, conduct, store))
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
+        with tqdm(total=len(requests), desc="Answering", disable=self.rank != 0) as bar:
+            self.answerer.advance = bar.update
+            return super().generate_until(requests)
+
+
+def _mine(name: str) -> torch.device:
+    """The device of this name; of several alike, "auto" is the one that belongs to this process."""
+    device = device_of(name)
+    if name == "auto" and device.type != "cpu" and "LOCAL_RANK" in os.environ:
+        return torch.device(device.type, int(os.environ["LOCAL_RANK"]))
+    return device
