@@ -110,7 +110,7 @@ STAGES: dict[str, Stage] = {
         constant=0.6,
     ),
     "order": Stage(
-        images=40_000,
+        images=45_000,
         first=60_000_000,
         mix={84: 0.15, 168: 0.40, 336: 0.45},
         rates={"tower": 1e-3, "rest": 2e-3, "decoder": 3e-3, "projector": 1e-3},
@@ -118,10 +118,11 @@ STAGES: dict[str, Stage] = {
         constant=0.4,
     ),
     "deep": Stage(
-        images=9_000,
-        first=40_000_000,
+        images=10_000,
+        first=70_000_000,
         mix={84: 0.10, 168: 0.30, 336: 0.60},
         rates={"tower": 3e-4, "rest": 5e-4, "decoder": 8e-4, "projector": 3e-4},
+        tasks=TASK_WEIGHTS | {"relation": 2.0, "list left to right": 2.0, "list top to bottom": 2.0},
         constant=0.3,
         exits=0.35,
         exit_from=18,

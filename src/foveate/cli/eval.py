@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from foveate.cli.options import Flag, ModelOptions, OutputOptions
+from foveate.cli.options import EMBEDDED, Flag, ModelOptions, OutputOptions
 from foveate.cli.outputs import check_targets
 from foveate.cli.usage import UsageError
 
 if TYPE_CHECKING:
     from foveate.eval.cells import Cell, Contender
+    from foveate.eval.summary import Summary
 
 __all__ = ["Eval"]
 
@@ -37,8 +38,8 @@ class Eval:
 
     tasks: Annotated[str, tyro.conf.arg(metavar="NAME,…", help_behavior_hint="")] = ""
     """tasks, separated by commas (default: all embedded tasks)"""
-    method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE…]")] = METHODS
-    """a method, with settings if need be, or a preset; repeatable"""
+    method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE…]")] = ()
+    """a method, with settings if need be, or a preset; repeatable (default: v2drop, visiondrop and mustdrop)"""
     budget: Annotated[
         tyro.conf.UseAppendAction[tuple[float, ...]], tyro.conf.arg(metavar="TOKENS", help_behavior_hint="")
     ] = ()
@@ -56,7 +57,7 @@ class Eval:
     no_baselines: Flag = False
     """leave the baselines out that nobody named"""
     jobs: Annotated[int, tyro.conf.arg(metavar="N", help_behavior_hint="")] = 0
-    """processes (default: one on an accelerator, else one a core, 4 at most)"""
+    """processes (default: for the embedded model on a CPU one a core, 4 at most; else one)"""
     cache: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """where answers are kept (default: foveate/eval in the user's cache folder)"""
     fresh: Flag = False
@@ -82,13 +83,15 @@ class Eval:
             from foveate.cli.loading import load
             from foveate.cli.screen import counted, note
             from foveate.eval import figure, provenance
-            from foveate.eval.cells import with_baselines
+            from foveate.eval.cells import BASELINES, Contender, with_baselines
             from foveate.eval.pictures import check_tasks, questions
             from foveate.eval.run import outstanding, run, vision_tokens
             from foveate.eval.store import Store, home
+            from foveate.eval.summary import unmatched
+            from foveate.registry import method
 
         tasks = check_tasks(tuple(name.strip() for name in self.tasks.split(",") if name.strip()))
-        contenders = [quality.contender(name) for name in self.method]
+        contenders = [quality.contender(name) for name in self.method or METHODS]
         if not self.no_baselines:
             contenders = with_baselines(contenders)
         loaded = load(self.models)
@@ -103,21 +106,29 @@ class Eval:
         if self.fresh:
             conditions["fresh"] = quality.now()
         store = Store(folder, conditions)
-        methods = [draw for cell in cells for draw in cell.draws]
-        work = outstanding(asked, methods, store)
-        left, total = sum(map(len, work)), len(asked) * (1 + len(methods))
-        if left < total:
-            note(f"{total - left} of {total} answers are known already, from {store.path}")
-        with counted("Answering", left) as progress:
-            run(
-                partial(quality.pair, self.models),
-                work,
-                store,
-                max_new_tokens=self.models.max_new_tokens,
-                jobs=self._jobs(loaded.model.device.type),
-                advance=lambda done: progress.advance(progress.task_ids[0], done),
-            )
-        summary = quality.summary(asked, cells, store)
+
+        def answer(cells: "list[Cell]", doing: str) -> "Summary":
+            methods = [draw for cell in cells for draw in cell.draws]
+            work = outstanding(asked, methods, store)
+            left, total = sum(map(len, work)), len(asked) * (1 + len(methods))
+            if left < total:
+                note(f"{total - left} of {total} answers are known already, from {store.path}")
+            with counted(doing, left) as progress:
+                run(
+                    partial(quality.pair, self.models),
+                    work,
+                    store,
+                    max_new_tokens=self.models.max_new_tokens,
+                    jobs=self._jobs(loaded.model.device.type),
+                    advance=lambda done: progress.advance(progress.task_ids[0], done),
+                )
+            return quality.summary(asked, cells, store)
+
+        summary = answer(cells, "Answering")
+        if not self.no_baselines and (spent := unmatched(summary)):
+            more = [Contender(name, method(name)) for name in BASELINES]
+            cells += self._cells(more, loaded.model, tuple(spent), count)
+            summary = answer(cells, "Answering, baselines at what was truly spent")
         values = {
             "what": "exact match on held-out questions about generated pictures, each paired with the full model's",
             "model": loaded.to_dict() | {"weights": weights},
@@ -163,8 +174,9 @@ class Eval:
         return [cell for one in contenders for cell in one.cells(model, budgets, count, range(self.draws))]
 
     def _jobs(self, device: str) -> int:
-        if self.jobs or device != "cpu":
+        if self.jobs or device != "cpu" or self.models.model != EMBEDDED:
             return self.jobs or 1
         import os
 
-        return min(MOST_JOBS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(MOST_JOBS, cores)

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.table import Column as TableColumn
 from rich.table import Table
 from rich.text import Text
@@ -35,6 +36,10 @@ __all__ = [
     "table",
     "task_table",
 ]
+
+
+SHORT = {"existence": "exists", "quadrant": "where", "read text": "text", "character": "char"}
+SHORT |= {"text quadrant": "text at", "list left to right": "list →", "list top to bottom": "list ↓"}
 
 
 def contender(name: str) -> Contender:
@@ -101,30 +106,28 @@ def summary(asked: Sequence[Asked], cells: Sequence[Cell], store: Store) -> Summ
 
 def table(summary: Summary, title: str) -> Table:
     """A row for the full model and one a cell."""
-    shown = Table(
-        TableColumn(no_wrap=True),
-        *("Tokens", "FLOPs", "Accuracy", "Of full", "Agreement", "KL", "− random", "− resize"),
-        title=Text(title),
-    )
-    shown.add_row("full model", f"{summary.vision_tokens:.1f}", "100.0%", _points(summary.accuracy), "100.0%", "100.0%")
+    names = ("", "Tokens", "FLOPs", "Accuracy", "Of full", "Agrees", "KL", "− random", "− resize")
+    shown = Table(*(TableColumn(name, no_wrap=True) for name in names), title=Text(title), box=SIMPLE_HEAD)
+    shown.add_row("full model", f"{summary.vision_tokens:.1f}", "100%", _points(summary.accuracy), "100%", "100%")
     for budget in _budgets(summary):
         shown.add_section()
         for outcome in (o for o in summary.outcomes if o.cell.budget == budget):
             shown.add_row(*_row(outcome))
         for cell in (c for c in summary.infeasible if c.budget == budget):
-            shown.add_row(Text(cell.name), Text(_infeasible(cell, summary.vision_tokens)))
+            shown.add_row(Text(cell.name), *_infeasible(cell, summary.vision_tokens))
     return shown
 
 
 def task_table(summary: Summary) -> Table:
     """Accuracy of every task."""
-    shown = Table(TableColumn(no_wrap=True), *summary.tasks, title="Accuracy by task, %")
-    shown.add_row("full model", *(f"{100 * found.value:.1f}" for found in summary.tasks.values()))
+    names = ("", *(SHORT.get(task, task) for task in summary.tasks))
+    shown = Table(*(TableColumn(name, no_wrap=True) for name in names), title="Accuracy by task, %", box=SIMPLE_HEAD)
+    shown.add_row("full model", *(f"{100 * found.value:.0f}" for found in summary.tasks.values()))
     for budget in _budgets(summary):
         shown.add_section()
         for outcome in (o for o in summary.outcomes if o.cell.budget == budget):
             name = f"{outcome.cell.name} {outcome.tokens:.0f}"
-            shown.add_row(Text(name), *(f"{100 * found.value:.1f}" for found in outcome.tasks.values()))
+            shown.add_row(Text(name), *(f"{100 * found.value:.0f}" for found in outcome.tasks.values()))
     return shown
 
 
@@ -132,7 +135,7 @@ def footnotes(summary: Summary) -> list[str]:
     """What a reader must know: how the intervals came about, and which methods did not beat a control."""
     lines = [
         "Tokens: what a decoder layer truly processed, on average. Intervals: 95 %, paired bootstrap over pictures. "
-        "− random, − resize: accuracy minus theirs at the same budget, in points."
+        "− random, − resize: accuracy minus theirs at the same true count, in points."
     ]
     for outcome in summary.outcomes:
         beaten = [rival for rival, found in outcome.against.items() if found.high < 0]
@@ -152,19 +155,20 @@ def _row(outcome: Outcome) -> list[str | Text]:
     return [
         Text(outcome.cell.name),
         f"{outcome.tokens:.1f}",
-        "" if outcome.flops is None else f"{outcome.flops:.1%}",
+        "" if outcome.flops is None else f"{outcome.flops:.0%}",
         _points(outcome.accuracy),
-        "" if outcome.share is None else f"{outcome.share.value:.1%}",
-        f"{outcome.agreement.value:.1%}",
+        "" if outcome.share is None else f"{outcome.share.value:.0%}",
+        f"{outcome.agreement.value:.0%}",
         "" if outcome.kl is None else f"{outcome.kl.value:.2f}",
         *(_points(outcome.against[rival], signed=True) if rival in outcome.against else "" for rival in RIVALS),
     ]
 
 
 def _points(found: Estimate, signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    return f"{100 * found.value:{sign}.1f} [{100 * found.low:{sign}.1f}, {100 * found.high:{sign}.1f}]"
+    """A share in points with half its interval's width: `61.4 ± 2.1`."""
+    return f"{100 * found.value:{'+' if signed else ''}.1f} ± {50 * (found.high - found.low):.1f}"
 
 
-def _infeasible(cell: Cell, vision_tokens: float) -> str:
-    return "infeasible" if cell.floor is None else f"infeasible: its floor is {cell.floor * vision_tokens:.1f} tokens"
+def _infeasible(cell: Cell, vision_tokens: float) -> tuple[str, str, str]:
+    floor = "" if cell.floor is None else f"≥ {cell.floor * vision_tokens:.1f}"
+    return floor, "", "infeasible"

@@ -16,9 +16,14 @@ from foveate.errors import InputError
 __all__ = ["as_json", "busy", "counted", "note", "show", "show_json"]
 
 
+WIDE = 120  # columns of what goes to a file or a pipe
+
+
 def show(*renderables: RenderableType) -> None:
     """Print tables or text to stdout."""
     console = Console(highlight=False)
+    if not console.is_terminal:  # a file has no edge: nothing is cut to fit one
+        console.width = max(console.width, WIDE)
     with _written():
         for renderable in renderables:
             console.print(renderable)

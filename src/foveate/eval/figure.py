@@ -59,13 +59,13 @@ def _panel(axis: "Axes", summary: Summary, by_flops: bool) -> None:
             capsize=2,
         )
     front = _front(summary.outcomes, by_flops)
-    axis.plot(
+    axis.step(
         [_cost(o, by_flops) for o in front],
         [o.accuracy.value for o in front],
+        where="post",
         color="black",
-        alpha=0.18,
-        linewidth=7,
-        solid_capstyle="round",
+        alpha=0.15,
+        linewidth=6,
         zorder=0,
         label="Pareto front",
     )
@@ -73,6 +73,7 @@ def _panel(axis: "Axes", summary: Summary, by_flops: bool) -> None:
     axis.axhspan(summary.accuracy.low, summary.accuracy.high, color="black", alpha=0.06, linewidth=0)
     axis.grid(alpha=0.25)
     axis.set_xlim(left=0)
+    axis.set_ylim(bottom=0)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
 

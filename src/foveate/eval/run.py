@@ -159,7 +159,7 @@ def _answered(model: Any, processor: Any, work: Work, max_new_tokens: int) -> li
             }
             if method is None:
                 first[one.key] = found = First.of(got.logs)
-                record["first"] = {"ids": found.ids, "logs": found.logs}
+                record["first"] = {"ids": list(found.ids), "logs": list(found.logs)}
             else:
                 whole = first[one.key]
                 record["kl"] = round(whole.divergence(First.of(got.logs, whole.ids)), 6)

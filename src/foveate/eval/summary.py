@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.eval.cells import Cell
+from foveate.eval.cells import BASELINES, Cell
 from foveate.eval.stats import Estimate, Resampled
 from foveate.methods.base import Method
 
-__all__ = ["RIVALS", "Column", "Outcome", "Summary", "summarise"]
+__all__ = ["RIVALS", "Column", "Outcome", "Summary", "summarise", "unmatched"]
 
 RIVALS = ("random", "resize")
-"""What every method is held against, at the same budget."""
+"""What every method is held against, at the same true retention."""
+
+NEAR = 0.1
+"""How far apart two retentions may be, as a share of one, to count as the same: grids come in steps."""
 
 Numbers = NDArray[np.float64]
 
@@ -61,7 +64,7 @@ class Outcome:
         agreement: Share of answers that are the full model's, word for word.
         kl: Mean divergence of the first answer token from the full model's, nats.
         tasks: Accuracy of each task.
-        against: Accuracy minus that of each rival at the same budget.
+        against: Accuracy minus that of each rival at the same true retention.
         draws: Accuracy of each draw, where there are several.
     """
 
@@ -163,14 +166,13 @@ def summarise(
 
     full = column(None)
     columns = {id(cell): Column.mean([column(draw) for draw in cell.draws]) for cell in cells if cell.draws}
-    rivals = {(cell.name, cell.budget): columns[id(cell)] for cell in cells if cell.name in RIVALS and cell.draws}
+    rivals = [(cell.name, columns[id(cell)]) for cell in cells if cell.name in RIVALS and cell.draws]
     outcomes = []
     for cell in cells:
         if not cell.draws:
             continue
         mine = columns[id(cell)]
         flops = None if np.isnan(mine.flops).any() else float(mine.flops.sum() / full.flops.sum())
-        against = {rival: rivals[rival, cell.budget] for rival in RIVALS if (rival, cell.budget) in rivals}
         outcomes.append(
             Outcome(
                 cell=cell,
@@ -185,8 +187,8 @@ def summarise(
                 tasks=by_task(mine.score),
                 against={
                     rival: resampled.difference(mine.score, theirs.score)
-                    for rival, theirs in against.items()
-                    if rival != cell.name
+                    for rival in RIVALS
+                    if rival != cell.name and (theirs := _nearest(rival, mine, rivals)) is not None
                 },
                 draws=tuple(float(column(draw).score.mean()) for draw in cell.draws) if len(cell.draws) > 1 else (),
             )
@@ -200,3 +202,27 @@ def summarise(
         outcomes=tuple(outcomes),
         infeasible=tuple(cell for cell in cells if not cell.draws),
     )
+
+
+def unmatched(summary: Summary) -> list[float]:
+    """Shares truly spent by methods that spend another share than they were given, for baselines to be run at."""
+    spent = [
+        round(outcome.retention, 3)
+        for outcome in summary.outcomes
+        if outcome.cell.budget is not None
+        and outcome.cell.name not in BASELINES
+        and abs(outcome.retention - outcome.cell.budget) > NEAR / 2 * outcome.cell.budget
+    ]
+    fixed = [round(outcome.retention, 3) for outcome in summary.outcomes if outcome.cell.budget is None]
+    return sorted({*spent, *fixed}, reverse=True)
+
+
+def _nearest(name: str, mine: Column, rivals: Sequence[tuple[str, Column]]) -> Column | None:
+    """The rival of that name whose true cost is nearest, if it is near."""
+    spent = mine.spent.mean()
+    found = min(
+        (column for rival, column in rivals if rival == name),
+        key=lambda column: abs(column.spent.mean() - spent),
+        default=None,
+    )
+    return found if found is not None and abs(found.spent.mean() - spent) <= NEAR * spent else None

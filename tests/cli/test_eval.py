@@ -1,0 +1,79 @@
+import json
+
+import pytest
+from PIL import Image
+
+SMALL = ("--questions", 4, "--tasks", "colour,read text", "--jobs", 1, "--max-new-tokens", 12)
+
+
+def test_a_table_json_and_a_picture_and_nothing_asked_twice(run, tmp_path):
+    out, drawn, cache = tmp_path / "quality.json", tmp_path / "pareto.png", tmp_path / "cache"
+    asked = (*SMALL, "--method", "v2drop", "--method", "v2drop:reverse=true", "--budget", 64, "--budget", 32)
+    code, said, err = run("eval", *asked, "--draws", 2, "--cache", cache, "--out", out, "--figure", drawn)
+    assert code == 0, err
+    assert "known already" not in err
+    for word in (
+        "full model",
+        "v2drop:reverse=true",
+        "random",
+        "uniform",
+        "averagepool",
+        "resize",
+        "infeasible",
+        "≥ 54.9",
+    ):
+        assert word in said
+    found = json.loads(out.read_text())
+    assert found["questions"] == 4
+    assert found["counts"] == {"colour": 2, "read text": 2}
+    assert {"weights", "dtype"} <= set(found["model"])
+    assert set(found["versions"]) == {"foveate", "torch", "transformers"}
+    names = [(cell["name"], round(576 * cell["budget"])) for cell in found["cells"]]
+    assert ("v2drop", 64) in names
+    assert ("random", 32) in names
+    assert [cell["name"] for cell in found["infeasible"]] == ["v2drop", "v2drop:reverse=true"]
+    (drawn_by_lot,) = (cell for cell in found["cells"] if cell["name"] == "random" and cell["budget"] > 0.1)
+    assert len(drawn_by_lot["draws"]) == len(drawn_by_lot["settings"]) == 2
+    (ours,) = (cell for cell in found["cells"] if cell["name"] == "v2drop")
+    assert ours["tokens"] == pytest.approx(64, abs=1)
+    assert set(ours["against"]) == {"random", "resize"}
+    Image.open(drawn).verify()
+    code, said, err = run("eval", *asked, "--draws", 2, "--cache", cache, "--json")
+    again = json.loads(said)
+    assert "known already" in err
+    assert (again["cells"], again["full"]) == (found["cells"], found["full"])
+
+
+def test_a_method_that_spends_less_is_held_against_baselines_that_do_too(run, tmp_path):
+    asked = (*SMALL, "--method", "mustdrop", "--budget", 400, "--draws", 1, "--cache", tmp_path)
+    code, said, err = run("eval", *asked, "--json")
+    assert code == 0, err
+    cells = json.loads(said)["cells"]
+    (ours,) = (cell for cell in cells if cell["name"] == "mustdrop")
+    assert ours["tokens"] < 350  # the tower's merging leaves less than was asked for
+    assert set(ours["against"]) == {"random", "resize"}
+    near = [cell for cell in cells if cell["name"] == "random" and abs(cell["tokens"] / ours["tokens"] - 1) < 0.05]
+    assert near
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--tasks", "smell"], "smell"),
+        (["--method", "nothing"], "nothing"),
+        (["--method", "v2drop:smell=3"], "no setting smell"),
+        (["--method", "v2drop", "--method", "v2drop"], "given twice"),
+        (["--budget", "64", "--retention", "0.1"], "say the same thing"),
+        (["--budget", "64", "--budget", "64"], "named twice"),
+        (["--budget", "0"], "lies above 0"),
+        (["--retention", "1.5"], "lies in (0, 1]"),
+        (["--questions", "0"], "--questions 0"),
+        (["--draws", "0"], "--draws 0"),
+        (["--budget", "900"], "576 vision tokens"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_a_line(run, tmp_path, arguments, says):
+    code, _, err = run("eval", *arguments, "--cache", tmp_path)
+    assert code == 2
+    assert says in err
+    assert not list(tmp_path.iterdir())

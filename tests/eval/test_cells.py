@@ -1,0 +1,59 @@
+import pytest
+from transformers import AutoConfig
+
+import foveate as fv
+from foveate import embedded
+from foveate.eval.cells import BASELINES, Contender, with_baselines
+
+CONFIG = AutoConfig.from_pretrained(embedded.path())
+
+
+def cells(contender, *budgets, seeds=(0, 1, 2)):
+    return contender.cells(CONFIG, [tokens / 576 for tokens in budgets], 576, seeds)
+
+
+def test_a_method_is_solved_for_every_budget():
+    found = cells(Contender("v2drop:metric=l1", fv.V2Drop, {"metric": "l1"}), 192, 64)
+    assert [cell.draws for cell in found] == [
+        (fv.V2Drop.for_budget(CONFIG, tokens=tokens, metric="l1"),) for tokens in (192, 64)
+    ]
+
+
+def test_a_method_that_draws_by_lot_is_drawn_once_a_seed():
+    (cell,) = cells(Contender("random", fv.Random), 192, seeds=(4, 7))
+    assert [draw.seed for draw in cell.draws] == [4, 7]
+    (cell,) = cells(Contender("random:seed=9", fv.Random, {"seed": 9}), 192)
+    assert [draw.seed for draw in cell.draws] == [9]
+
+
+def test_below_its_floor_a_method_is_infeasible_and_a_control_cuts_before_the_decoder():
+    (cell,) = cells(Contender("v2drop", fv.V2Drop), 32)
+    assert cell.draws == ()
+    assert cell.floor * 576 == pytest.approx(54.9, abs=0.1)
+    assert "floor" in cell.infeasible
+    for name, kind in (("random", fv.Random), ("uniform", fv.Uniform)):
+        (cell,) = cells(Contender(name, kind), 32)
+        assert {draw.layers for draw in cell.draws} == {(0,)}
+        assert cell.note == "cut before the decoder"
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens"), [(fv.MustDrop, 32), (fv.VisionDrop, 1), (fv.AveragePool, 0.5), (fv.Resize, 0.5)]
+)
+def test_every_method_names_its_floor(kind, tokens):
+    (cell,) = cells(Contender(kind.name, kind), tokens)
+    assert cell.draws == ()
+    (at,) = cells(Contender(kind.name, kind), cell.floor * 576 * 1.01 + 1e-3)
+    assert at.draws
+
+
+def test_a_preset_brings_its_own_budget():
+    preset = fv.preset("v2drop/llava-1.5-7b/192")
+    (cell,) = cells(Contender("v2drop/llava-1.5-7b/192", fv.V2Drop, fixed=preset), 64, 32)
+    assert (cell.budget, cell.draws) == (None, (preset,))
+
+
+def test_baselines_stand_behind_what_was_asked_for_once():
+    found = with_baselines([Contender("uniform", fv.Uniform), Contender("v2drop", fv.V2Drop)])
+    assert [one.name for one in found] == ["uniform", "v2drop", "random", "averagepool", "resize"]
+    assert {one.name for one in found} >= set(BASELINES)

@@ -1,0 +1,88 @@
+import pytest
+
+import foveate as fv
+from foveate import embedded
+from foveate.eval.pictures import questions
+from foveate.eval.run import key_of, outstanding, run, vision_tokens
+from foveate.eval.store import Store
+
+TASKS = ("colour", "read text")
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return embedded.load()
+
+
+@pytest.fixture(scope="module")
+def methods(loaded):
+    return [fv.V2Drop.for_budget(loaded[0], tokens=64), fv.MustDrop.for_budget(loaded[0], tokens=96)]
+
+
+@pytest.fixture(scope="module")
+def asked():
+    return questions(TASKS, 6, seed=9)
+
+
+def ask(loaded, asked, methods, store, **more):
+    run(lambda: loaded, outstanding(asked, methods, store), store, max_new_tokens=16, **more)
+
+
+def test_every_question_is_answered_under_every_method(loaded, asked, methods, tmp_path):
+    store, done = Store(tmp_path, {}), []
+    ask(loaded, asked, methods, store, advance=done.append)
+    assert sum(done) == len(store) == 3 * len(asked)
+    right = sum(store.get("full", one.key)["answer"] == one.question.answer for one in asked)
+    assert right >= len(asked) - 1
+    for one in asked:
+        kept = store.get(key_of(methods[0]), one.key)
+        assert kept["spent"] == pytest.approx(64, abs=1)
+        assert kept["vision_tokens"] == vision_tokens(*loaded, one) == 576
+        assert kept["flops"] < store.get("full", one.key)["flops"]
+        assert kept["kl"] >= 0
+    assert outstanding(asked, methods, Store(tmp_path, {})) == []
+
+
+def test_a_run_that_is_stopped_goes_on_and_says_the_same(loaded, asked, methods, tmp_path):
+    whole, broken = Store(tmp_path / "whole", {}), Store(tmp_path / "broken", {})
+    ask(loaded, asked, methods, whole)
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ask(loaded, asked, methods, broken, advance=stop)
+    again = Store(tmp_path / "broken", {})
+    assert 0 < len(again) < len(whole)
+    ask(loaded, asked, methods, again)
+    for method in (None, *methods):
+        for one in asked:
+            assert again.get(key_of(method), one.key) == whole.get(key_of(method), one.key)
+
+
+def test_a_method_that_is_added_later_is_held_against_the_answers_that_are_there(loaded, asked, methods, tmp_path):
+    at_once, later = Store(tmp_path / "once", {}), Store(tmp_path / "later", {})
+    ask(loaded, asked, methods, at_once)
+    ask(loaded, asked, [], later)
+    (todo, *_) = outstanding(asked, methods, later)
+    assert [values["method"] for values, _ in todo.methods] == ["v2drop", "mustdrop"]
+    ask(loaded, asked, methods, later)
+    for one in asked:
+        kl = later.get(key_of(methods[0]), one.key)["kl"]
+        assert kl == pytest.approx(at_once.get(key_of(methods[0]), one.key)["kl"], abs=1e-4)
+
+
+def test_several_processes_say_what_one_says(loaded, asked, methods, tmp_path):
+    one, two = Store(tmp_path / "one", {}), Store(tmp_path / "two", {})
+    ask(loaded, asked, methods[:1], one)
+    run(embedded.load, outstanding(asked, methods[:1], two), two, max_new_tokens=16, jobs=2)
+    assert len(one) == len(two)
+    for method in (None, methods[0]):
+        for question in asked:
+            answers = [store.get(key_of(method), question.key)["answer"] for store in (one, two)]
+            assert answers[0] == answers[1]
+
+
+def test_settings_have_different_names():
+    names = [key_of(method) for method in (None, fv.V2Drop(), fv.V2Drop(metric="l1"), fv.Random(), fv.Random(seed=1))]
+    assert len(set(names)) == 5

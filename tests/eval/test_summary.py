@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+
+import foveate as fv
+from foveate.eval import figure
+from foveate.eval.cells import Cell
+from foveate.eval.summary import Column, summarise, unmatched
+
+TASKS = ["colour", "count"] * 100
+PICTURES = [number // 2 for number in range(200)]
+
+
+def method(seed):
+    return fv.Random(seed=seed)
+
+
+def cell(name, budget, *seeds):
+    return Cell(name, budget, tuple(map(method, seeds)))
+
+
+def column(right, spent=64.0, flops=1e9):
+    score = np.zeros(200)
+    score[: int(200 * right)] = 1
+    score = score.reshape(2, 100).T.ravel()  # each task gets its part
+    return Column(
+        score=score,
+        agrees=score,
+        kl=np.full(200, 0.5),
+        spent=np.full(200, spent),
+        vision_tokens=np.full(200, 576.0),
+        flops=np.full(200, flops),
+    )
+
+
+COLUMNS = {
+    None: column(1.0, 576, 4e9),
+    method(1): column(0.8),
+    method(2): column(0.4),
+    method(3): column(0.6),
+    method(4): column(0.3, 60),
+    method(5): column(0.5, 30, 5e8),
+}
+CELLS = [
+    cell("ours", 64 / 576, 1),
+    cell("random", 64 / 576, 2, 3),
+    cell("resize", 64 / 576, 4),
+    cell("spender", 64 / 576, 5),
+    Cell("high", 64 / 576, (), infeasible="its floor is 70", floor=70 / 576),
+]
+
+
+@pytest.fixture(scope="module")
+def summary():
+    return summarise(TASKS, PICTURES, CELLS, COLUMNS.get)
+
+
+def test_figures_are_the_plain_means(summary):
+    ours, random, resize, spender = summary.outcomes
+    assert summary.accuracy.value == 1
+    assert summary.counts == {"colour": 100, "count": 100}
+    assert summary.pictures == 100
+    assert ours.accuracy.value == ours.share.value == 0.8
+    assert ours.difference.value == pytest.approx(-0.2)
+    assert ours.kl.value == 0.5
+    assert (ours.tokens, ours.flops) == (64, 0.25)
+    assert ours.retention == pytest.approx(64 / 576)
+    assert (ours.tasks["colour"].value, ours.tasks["count"].value) == (1.0, 0.6)
+    assert random.accuracy.value == pytest.approx(0.5)
+    assert random.draws == (0.4, 0.6)
+    assert resize.draws == ()
+    assert spender.accuracy.value == 0.5
+    assert ours.accuracy.low < 0.8 < ours.accuracy.high
+
+
+def test_rivals_are_those_that_truly_cost_the_same(summary):
+    ours, random, _, spender = summary.outcomes
+    assert ours.against["random"].value == pytest.approx(0.3)
+    assert ours.against["resize"].value == pytest.approx(0.5)
+    assert ours.against["random"].low > 0
+    assert set(random.against) == {"resize"}
+    assert spender.against == {}
+    assert unmatched(summary) == [pytest.approx(30 / 576, abs=1e-3)]
+
+
+def test_what_cannot_be_reached_is_listed_with_its_floor(summary):
+    assert summary.to_dict()["infeasible"] == [
+        {"name": "high", "budget": 64 / 576, "floor": 70 / 576, "reason": "its floor is 70"}
+    ]
+
+
+def test_the_figure_shows_every_method(summary):
+    drawn = figure.draw(summary, "a title")
+    assert drawn.mode == "RGB"
+    assert len(drawn.getcolors(maxcolors=10**6)) > 50
+    assert min(drawn.size) > 500
