@@ -1,0 +1,169 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import BatchFeature, LlavaForConditionalGeneration, LlavaProcessor
+
+from foveate._loading import Loaded
+from foveate.errors import SettingError, UnsupportedError
+from foveate.eval import answerer as module
+from foveate.eval import prompts
+from foveate.eval.answerer import Answerer, Conduct, Request
+from foveate.eval.setting import Choice, Setting
+from foveate.eval.store import Store
+from foveate.methods.v2drop import V2Drop
+from tests import models
+from tests.cli.conftest import save_tiny_llava
+
+GREEDY = {"max_new_tokens": 4, "temperature": 0, "do_sample": False, "num_beams": 1}
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    folder = save_tiny_llava(tmp_path_factory.mktemp("tiny"))
+    model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
+    return Loaded(str(folder), model, LlavaProcessor.from_pretrained(folder))
+
+
+def request_for(document, text, colour, **generation):
+    from PIL import Image
+
+    rng = torch.Generator().manual_seed(colour)
+    pixels = torch.randint(0, 255, (90, 90, 3), generator=rng, dtype=torch.uint8).numpy()
+    content = [{"type": "image", "url": Image.fromarray(pixels)}, {"type": "text", "text": text}]
+    return Request("task", "test", document, lambda: [{"role": "user", "content": content}], {**GREEDY, **generation})
+
+
+@pytest.fixture
+def requests():
+    texts = ["What is this ?", "this", "What What is is this ?", "?", "is this", "What is w3 w4 w5 w6", "this ?"]
+    return [request_for(at, text, at % 3) for at, text in enumerate(texts)]
+
+
+def test_a_batch_gives_the_answers_of_its_samples_in_the_order_asked(llava, requests):
+    choice = Choice.of(V2Drop.for_budget(llava.model, retention=0.4))
+    alone, four = (Answerer(llava, choice, Conduct(batch_size=size)) for size in (1, 4))
+    assert alone(requests) == four(requests)
+    assert len(set(alone(requests))) > 1
+    for key, row in alone.records.items():
+        assert row["tokens"] == four.records[key]["tokens"]
+        assert row["retention"] == four.records[key]["retention"] == pytest.approx(0.4, abs=0.02)
+
+
+def test_answers_are_those_of_the_model_itself(llava, requests):
+    texts = Answerer(llava)(requests)
+    for request, text in zip(requests, texts, strict=True):
+        conversation = prompts.Conversation.of(request.messages(), 1)
+        inputs = prompts.encoder("own")(llava, conversation)
+        out = llava.model.generate(**inputs, max_new_tokens=4, do_sample=False, temperature=None)
+        assert text == llava.processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def test_what_is_kept_is_not_asked_again(llava, requests, tmp_path, monkeypatch):
+    conduct = Conduct(batch_size=2)
+    first = Answerer(llava, Choice(), conduct, Store(tmp_path, conduct.conditions(llava)))(requests)
+    monkeypatch.setattr(module, "answer", None)
+    again = Answerer(llava, Choice(), conduct, Store(tmp_path, conduct.conditions(llava)))
+    assert again(requests) == first
+    assert len(again.records) == len(requests)
+
+
+def test_a_run_that_dies_loses_no_finished_batch(llava, requests, tmp_path, monkeypatch):
+    conduct = Conduct(batch_size=2)
+    asked = []
+    real = module.answer
+
+    def dying(model, inputs, method, **generation):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(len(inputs["input_ids"]))
+        return real(model, inputs, method, **generation)
+
+    monkeypatch.setattr(module, "answer", dying)
+    store = Store(tmp_path, conduct.conditions(llava))
+    with pytest.raises(KeyboardInterrupt):
+        Answerer(llava, Choice(), conduct, store)(requests)
+    with store.path.open("ab") as file:
+        file.write(b'{"method": "full", "quest')
+    monkeypatch.setattr(module, "answer", real)
+    fresh = Store(tmp_path, conduct.conditions(llava))
+    assert len(fresh) == sum(asked) == 4
+    added = []
+    whole = Answerer(llava, Choice(), conduct, fresh, added.append)
+    assert whole(requests) == Answerer(llava)(requests)
+    assert sum(added) == len(requests)
+    assert len(Store(tmp_path, conduct.conditions(llava))) == len(requests)
+
+
+def test_divergence_is_measured_where_the_full_models_answers_are_known(llava, requests, tmp_path):
+    store = Store(tmp_path, Conduct().conditions(llava))
+    choice = Choice.of(V2Drop.for_budget(llava.model, retention=0.2))
+    before = Answerer(llava, choice, store=store)
+    before(requests[:1])
+    assert "kl" not in before.records["task", 0]
+    Answerer(llava, store=store)(requests)
+    after = Answerer(llava, choice, store=store)
+    after(requests)
+    assert all(row["kl"] > 0 for (_, document), row in after.records.items() if document > 0)
+    whole = Answerer(llava, Choice.of(V2Drop(layers=(3,), keep=(1.0,))), store=store)
+    whole(requests)
+    assert all(row["kl"] == 0 for row in whole.records.values())
+
+
+def test_other_conditions_have_a_store_of_their_own(llava, tmp_path):
+    conducts = Conduct(), Conduct(protocol="llava"), Conduct(most_frames=8)
+    assert len({Store(tmp_path, one.conditions(llava)).path for one in conducts}) == 3
+
+
+def test_an_answer_ends_before_what_the_task_says(llava, requests):
+    (whole,) = Answerer(llava)(requests[:1])
+    stop = whole.split()[1]
+    (cut,) = Answerer(llava)([request_for(0, "What is this ?", 0, until=[stop, "nowhere"])])
+    assert cut == whole.split(stop)[0].strip()
+
+
+def test_sampling_is_refused_with_the_way_out(llava):
+    with pytest.raises(UnsupportedError, match=r"answers here are greedy.*--gen_kwargs temperature=0"):
+        Answerer(llava)([request_for(0, "this", 0, temperature=0.7)])
+
+
+def test_sizes_below_one_are_refused():
+    with pytest.raises(SettingError, match="batch_size is 1 or more; got 0"):
+        Conduct(batch_size=0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_each_sample_gets_the_budget_solved_for_its_own_tokens(monkeypatch, batch_size):
+    """A model whose token counts depend on the picture; up to three pictures a sample."""
+    model = models.tiny("qwen2_vl")
+    words = ["tit", "titt", "titit", "tititit", "itit", "ttt"]
+    monkeypatch.setattr(
+        prompts,
+        "PROTOCOLS",
+        {"own": lambda _, one: BatchFeature(models.batch("qwen2_vl", [one.turns[0][1][0][1]]))},
+    )
+    processor = SimpleNamespace(decode=lambda tokens, **_: " ".join(map(str, tokens)))
+    loaded = Loaded("tiny", model, processor)
+    asked = [
+        Request(
+            "task",
+            "test",
+            at,
+            lambda word=word: [{"role": "user", "content": [{"type": "text", "text": word}]}],
+            GREEDY,
+        )
+        for at, word in enumerate(words)
+    ]
+    found = Answerer(loaded, Setting(name="v2drop", budget=5).choice(model.config), Conduct(batch_size=batch_size))
+    texts = found(asked)
+    counts = {row["vision_tokens"] for row in found.records.values()}
+    assert len(counts) > 2
+    for row in found.records.values():
+        if row["vision_tokens"]:
+            expected = V2Drop.for_budget(model, tokens=5, vision_tokens=row["vision_tokens"])
+            assert row["setting"] == expected.to_dict()
+            assert row["spent"] == pytest.approx(5, abs=1)
+        else:
+            assert (row["setting"], row["retention"]) == (None, 1.0)
+    alone = Answerer(loaded, found.choice, Conduct())
+    assert [alone([one])[0] for one in asked] == texts
