@@ -20,6 +20,13 @@ TASK_WEIGHTS = {
     "list top to bottom": 1.2,
 }
 
+ORDER_WEIGHTS = TASK_WEIGHTS | {
+    "count": 1.5,
+    "relation": 2.5,
+    "list left to right": 2.5,
+    "list top to bottom": 2.5,
+}
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -110,19 +117,27 @@ STAGES: dict[str, Stage] = {
         constant=0.6,
     ),
     "order": Stage(
-        images=45_000,
+        images=19_000,
         first=60_000_000,
         mix={84: 0.15, 168: 0.40, 336: 0.45},
         rates={"tower": 1e-3, "rest": 2e-3, "decoder": 3e-3, "projector": 1e-3},
-        tasks=TASK_WEIGHTS | {"relation": 2.5, "list left to right": 2.0, "list top to bottom": 2.0},
-        constant=0.4,
+        tasks=ORDER_WEIGHTS,
+        constant=0.95,
+    ),
+    "beside": Stage(
+        images=32_000,
+        first=80_000_000,
+        mix={84: 0.12, 168: 0.36, 336: 0.52},
+        rates={"tower": 1e-3, "rest": 2e-3, "decoder": 3e-3, "projector": 1e-3},
+        tasks=ORDER_WEIGHTS,
+        constant=0.3,
     ),
     "deep": Stage(
         images=10_000,
         first=70_000_000,
         mix={84: 0.10, 168: 0.30, 336: 0.60},
         rates={"tower": 3e-4, "rest": 5e-4, "decoder": 8e-4, "projector": 3e-4},
-        tasks=TASK_WEIGHTS | {"relation": 2.0, "list left to right": 2.0, "list top to bottom": 2.0},
+        tasks=ORDER_WEIGHTS,
         constant=0.3,
         exits=0.35,
         exit_from=18,

@@ -55,8 +55,12 @@ def truth(one: Scene, question: str) -> str | None:
         return quadrant(one, *at[found[1]])
     if found := re.fullmatch(r"What is just (left of|right of|above|below) the (\w+ \w+)\?", question):
         axis, sign = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}[found[1]]
-        here = at[found[2]][axis]
-        beyond = {name: sign * (place[axis] - here) for name, place in at.items() if sign * (place[axis] - here) > 0}
+        here = at[found[2]]
+        beyond = {
+            name: sign * (place[axis] - here[axis])
+            for name, place in at.items()
+            if sign * (place[axis] - here[axis]) > 0 and abs(place[1 - axis] - here[1 - axis]) < 11
+        }
         return min(beyond, key=beyond.get)
     if found := re.fullmatch(r"List the objects from (left to right|top to bottom)\.", question):
         axis = 0 if found[1] == "left to right" else 1
@@ -103,7 +107,25 @@ def test_compared_places_differ_by_a_margin():
         one = scene("held-out", index)
         for q in all_questions(one, rng_for("held-out", index, 1)).get("list left to right", []):
             xs = [next(t.x for t in one.things if t.name == name) for name in q.answer.split(", ")]
-            assert min(np.diff(xs)) >= 5
+            assert min(np.diff(xs)) >= 14
+
+
+def test_what_is_just_beside_a_thing_touches_it_nearly_and_is_alone_there():
+    asked = 0
+    for index in range(80):
+        one = scene("held-out", index)
+        named = {thing.name: thing for thing in one.things}
+        for q in all_questions(one, rng_for("held-out", index, 1)).get("relation", []):
+            asked += 1
+            word, target = re.fullmatch(r"What is just (left of|right of|above|below) the (.*)\?", q.question).groups()
+            here, there = named[target], named[q.answer]
+            across = word in ("left of", "right of")
+            step = (there.x - here.x, there.y - here.y)
+            ahead, aside = step if across else step[::-1]
+            ahead *= -1 if word in ("left of", "above") else 1
+            assert 2 <= ahead - (here.size + there.size) / 2 <= 14
+            assert abs(aside) <= 9
+    assert asked > 40
 
 
 def test_asking_is_repeatable_and_follows_the_weights():

@@ -7,22 +7,24 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoTokenizer
 
 from data import dense_targets, pictures
 from export import export, import_network, llava, processor
+from foveate import embedded
 from foveate.embedded.drawing import COLOURS, SHAPES
 from foveate.embedded.questions import TASKS, all_questions, ask
 from foveate.embedded.scenes import CHARACTERS, rng_for, scene
 from grow import grow
-from labels import labels
-from losses import right_answers
+from labels import UNKNOWN, labels, places
+from losses import dense_loss, right_answers
 from measure import interval, table
 from network import Network, Shape
 from optimiser import orthogonal
 from packing import pack
 from stages import STAGES, Stage
-from tokenizer import ASSISTANT, BOS, EOS, IMAGE, SIZE, USER, build
-from train import Trainer, save
+from tokenizer import ASSISTANT, BOS, EOS, IMAGE, SIZE, USER, build, train
+from train import Trainer, adopt, save
 
 TINY = Shape(width=32, heads=2, tower_layers=2, tower_mlp=48, layers=2, mlp=40)
 RATES = {"tower": 1e-3, "rest": 1e-3, "decoder": 1e-3, "projector": 1e-3}
@@ -54,8 +56,56 @@ def test_a_prompt_has_its_special_tokens_and_one_token_a_character(tokenizer):
     assert tokenizer.get_vocab_size() <= SIZE  # the rest of the embedding is padding
 
 
-def test_the_tokenizer_is_the_same_every_time(tokenizer):
-    assert build.__wrapped__().to_str() == tokenizer.to_str()
+def test_the_tokenizer_is_the_one_that_ships(tokenizer):
+    shipped = AutoTokenizer.from_pretrained(embedded.path())
+    assert shipped.get_vocab() == tokenizer.get_vocab()
+    words = "USER: <image>\nWhat is just below the red star? ASSISTANT: blue ring</s>"
+    assert shipped(words)["input_ids"] == tokenizer.encode(words).ids
+
+
+def test_training_a_tokenizer_gives_the_same_one_every_time():
+    one, two = train(), train()
+    assert one.to_str() == two.to_str()
+    assert one.get_vocab_size() <= SIZE
+    word = one.encode("K7XQ", add_special_tokens=False).ids
+    assert [one.decode([i]) for i in word] == ["K", "7", "X", "Q"]
+
+
+def test_places_count_from_the_left_and_the_top_and_stay_open_beside_near_ties():
+    assert places([50.0, 10.0, 90.0]).tolist() == [2, 1, 3]
+    assert places([50.0, 10.0, 60.0]).tolist() == [UNKNOWN, 1, UNKNOWN]
+    assert places([]).tolist() == []
+    assert places([30.0 * i for i in range(9)]).tolist() == [UNKNOWN] * 9
+    one = scene("held-out", 3, 168)
+    found = labels(one)
+    for thing, place in zip(one.things, places([t.x for t in one.things]), strict=True):
+        patch = int(thing.y) // 14 * 12 + int(thing.x) // 14
+        if thing.shape not in ("ring", "moon"):
+            assert found.across[patch] == place
+
+
+def test_what_has_no_place_costs_nothing():
+    scores = {name: torch.zeros(1, 4, size) for name, size in Network(TINY).heads.sizes.items()}
+    targets = {name: value[:, :4] for name, value in dense_targets([scene("train", 1, 84)]).items()}
+    targets["across"] = torch.full((1, 4), UNKNOWN)
+    one, _ = dense_loss(scores, targets)
+    scores["across"] = torch.randn(1, 4, 9)
+    two, _ = dense_loss(scores, targets)
+    assert one == two
+    assert one.isfinite()
+
+
+def test_a_stage_may_begin_with_weights_whose_heads_were_smaller():
+    older = Network(TINY).state_dict()
+    older["heads.dense.weight"], older["heads.dense.bias"] = (
+        older[f"heads.dense.{kind}"][:10].clone() + 1 for kind in ("weight", "bias")
+    )
+    network = Network(TINY, seed=3)
+    before = network.heads.dense.weight.clone()
+    adopt(network, older)
+    torch.testing.assert_close(network.heads.dense.weight[:10], older["heads.dense.weight"])
+    torch.testing.assert_close(network.heads.dense.weight[10:], before[10:])
+    torch.testing.assert_close(network.tower.patch.weight, older["tower.patch.weight"])
 
 
 def test_labels_agree_with_the_scene():

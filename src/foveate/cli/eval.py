@@ -49,7 +49,7 @@ class Eval:
     ] = ()
     """the same as a share in (0, 1]; repeatable (default: 1/3, 2/9 and 1/9)"""
     questions: Annotated[int, tyro.conf.arg(metavar="N")] = 550
-    """questions in all, equally many a task"""
+    """questions in all, up to one a task and picture"""
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """which held-out pictures"""
     draws: Annotated[int, tyro.conf.arg(metavar="N")] = 3

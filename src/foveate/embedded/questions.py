@@ -34,6 +34,9 @@ ORDINALS = ("first", "second", "third", "fourth", "fifth")
 MOST_LISTED = 5
 MARGIN = 14.0
 """Pixels, one patch: things nearer than this along an axis have no order that is asked for."""
+BESIDE, ASIDE = 14.0, 9.0
+"""Pixels: how wide the gap to what is just beside a thing may be, and how far the two centres may be out of line."""
+SIDES = (("left of", "x", -1), ("right of", "x", 1), ("above", "y", -1), ("below", "y", 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,13 @@ def all_questions(scene: Scene, rng: np.random.Generator) -> dict[str, list[Ques
     `rng` only chooses which absent objects are asked for.
     """
     found: dict[str, list[Question]] = {}
-    for question in (*_objects(scene), *_existence(scene, rng), *_order(scene), *_text(scene)):
+    for question in (
+        *_objects(scene),
+        *_existence(scene, rng),
+        *_relations(scene),
+        *_order(scene),
+        *_text(scene),
+    ):
         found.setdefault(question.task, []).append(question)
     return found
 
@@ -123,25 +132,30 @@ def _existence(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
 
 
 def _order(scene: Scene) -> Iterator[Question]:
-    axes = (
-        ([(t.x, t) for t in scene.things], ("left of", "right of"), "left to right"),
-        ([(t.y, t) for t in scene.things], ("above", "below"), "top to bottom"),
-    )
-    for places, (before, after), direction in axes:
-        line = sorted(places, key=lambda place: place[0])
-        gaps = [b[0] - a[0] >= MARGIN for a, b in pairwise(line)]
-        yield from _neighbours(line, gaps, before)
-        yield from _neighbours(line[::-1], gaps[::-1], after)
-        if 2 <= len(line) <= MOST_LISTED and all(gaps):
-            names = ", ".join(thing.name for _, thing in line)
+    for direction, at in (("left to right", lambda thing: thing.x), ("top to bottom", lambda thing: thing.y)):
+        line = sorted(scene.things, key=at)
+        clear = all(at(b) - at(a) >= MARGIN for a, b in pairwise(line))
+        if 2 <= len(line) <= MOST_LISTED and clear:
+            names = ", ".join(thing.name for thing in line)
             yield Question(f"list {direction}", f"List the objects from {direction}.", names)
 
 
-def _neighbours(line: list[tuple[float, Thing]], gaps: list[bool], word: str) -> Iterator[Question]:
-    """What comes just before each thing of a line; skipped where either has a near tie."""
-    for i in range(1, len(line)):
-        if all(gaps[max(0, i - 2) : i + 1]):
-            yield Question("relation", f"What is just {word} the {line[i][1].name}?", line[i - 1][1].name)
+def _relations(scene: Scene) -> Iterator[Question]:
+    """What stands close beside each thing, on the sides where exactly one other does."""
+    for one in scene.things:
+        for word, along, sign in SIDES:
+            near = [other for other in scene.things if other is not one and _beside(one, other, along, sign, 1)]
+            about = [other for other in scene.things if other is not one and _beside(one, other, along, sign, 2)]
+            if len(near) == len(about) == 1:
+                yield Question("relation", f"What is just {word} the {one.name}?", near[0].name)
+
+
+def _beside(one: Thing, other: Thing, along: str, sign: int, reach: float) -> bool:
+    """Whether `other` stands on that side of `one`, within `reach` times what counts as just beside it."""
+    across = "y" if along == "x" else "x"
+    ahead = sign * (getattr(other, along) - getattr(one, along))
+    gap = ahead - (one.size + other.size) / 2
+    return ahead > 0 and gap <= reach * BESIDE and abs(getattr(other, across) - getattr(one, across)) <= reach * ASIDE
 
 
 def _text(scene: Scene) -> Iterator[Question]:

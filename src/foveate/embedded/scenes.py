@@ -18,6 +18,9 @@ CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 MOST = {84: 4, 168: 6}  # objects on small canvases; 8 on all others
 SPLITS = {"train": 1, "held-out": 2, "demo": 3}
 
+PAIRED = 0.5  # share of scenes in which things stand beside one another
+BESIDE = 0.7  # share of their things that are put beside an earlier one, if there is room
+
 Box = tuple[int, int, int, int]  # left, top, width, height
 
 
@@ -75,7 +78,7 @@ class Scene:
 
 
 def rng_for(split: str, index: int, purpose: int = 0) -> np.random.Generator:
-    """The generator of one scene; `purpose` separates drawing (0) from choosing questions (1)."""
+    """The generator of one scene; `purpose` separates drawing (0), choosing questions (1) and pairing things (2)."""
     return np.random.default_rng([SPLITS[split], index, purpose])
 
 
@@ -95,7 +98,9 @@ def scene(split: str, index: int, side: int = 336, dense: bool = False) -> Scene
     lines = int(rng.integers(0, 2 * (side // 84) + 1)) if dense else int(rng.random() < 0.75)
     texts = _place_texts(rng, side, taken, lines)
     most = 5 * (side // 84) ** 2 if dense else int(rng.integers(1, MOST.get(side, 8) + 1))
-    things = _place_things(rng, side, taken, min(most, 60), dense)
+    pairing = rng_for(split, index, purpose=2)
+    pairs = pairing if not dense and pairing.random() < PAIRED else None
+    things = _place_things(rng, side, taken, min(most, 60), dense, pairs)
     image, owner = _paint(rng, side, things, texts)
     return Scene(image, things, texts, owner)
 
@@ -103,13 +108,31 @@ def scene(split: str, index: int, side: int = 336, dense: bool = False) -> Scene
 def _free_box(rng: np.random.Generator, side: int, width: int, height: int, taken: list[Box], tries: int) -> Box | None:
     """A place at least 2 px from everything taken, or None; records the place it returns."""
     for left, top in rng.integers(1, (side - width, side - height), (tries, 2)).tolist():
-        if all(
-            left >= l + w + 2 or l >= left + width + 2 or top >= t + h + 2 or t >= top + height + 2
-            for l, t, w, h in taken  # noqa: E741
-        ):
+        if _is_free((left, top, width, height), taken):
             taken.append((left, top, width, height))
             return taken[-1]
     return None
+
+
+def _is_free(box: Box, taken: list[Box]) -> bool:
+    left, top, width, height = box
+    return all(
+        left >= l + w + 2 or l >= left + width + 2 or top >= t + h + 2 or t >= top + height + 2
+        for l, t, w, h in taken  # noqa: E741
+    )
+
+
+def _box_beside(rng: np.random.Generator, side: int, size: int, things: list[Thing], taken: list[Box]) -> Box | None:
+    """A place close to a thing, on one of its four sides, or None; records the place it returns."""
+    anchor = things[int(rng.integers(len(things)))]
+    apart = (anchor.size + size) // 2 + int(rng.integers(2, 11))
+    slip = int(rng.integers(-6, 7))
+    dx, dy = ((-apart, slip), (apart, slip), (slip, -apart), (slip, apart))[int(rng.integers(4))]
+    box = int(anchor.x + dx - size / 2), int(anchor.y + dy - size / 2), size, size
+    if not (1 <= box[0] < side - size and 1 <= box[1] < side - size and _is_free(box, taken)):
+        return None
+    taken.append(box)
+    return box
 
 
 def _place_texts(rng: np.random.Generator, side: int, taken: list[Box], count: int) -> tuple[Text, ...]:
@@ -129,18 +152,24 @@ def _place_texts(rng: np.random.Generator, side: int, taken: list[Box], count: i
     return tuple(texts)
 
 
-def _place_things(rng: np.random.Generator, side: int, taken: list[Box], most: int, dense: bool) -> tuple[Thing, ...]:
+def _place_things(
+    rng: np.random.Generator, side: int, taken: list[Box], most: int, dense: bool, pairs: np.random.Generator | None
+) -> tuple[Thing, ...]:
     colours, shapes = list(COLOURS), list(SHAPES)
     if not dense:  # few kinds, so that counts above one happen
         colours = [colours[i] for i in rng.permutation(8)[: rng.integers(2, 9)]]
         shapes = [shapes[i] for i in rng.permutation(8)[: rng.integers(2, 9)]]
-    pairs = [(shape, colour) for shape in shapes for colour in colours]
-    things = []
-    for pick in rng.permutation(len(pairs))[:most]:
+    kinds = [(shape, colour) for shape in shapes for colour in colours]
+    things: list[Thing] = []
+    for pick in rng.permutation(len(kinds))[:most]:
         size = int(rng.integers(16, 31))
-        box = _free_box(rng, side, size, size, taken, 40 if dense else 12)
+        box = None
+        if pairs is not None and things and pairs.random() < BESIDE:
+            box = _box_beside(pairs, side, size, things, taken)
+        if box is None:
+            box = _free_box(rng, side, size, size, taken, 40 if dense else 12)
         if box is not None:
-            shape, colour = pairs[int(pick)]
+            shape, colour = kinds[int(pick)]
             things.append(Thing(shape, colour, box[0] + size / 2, box[1] + size / 2, size))
     return tuple(things)
 

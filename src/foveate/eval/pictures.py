@@ -39,11 +39,11 @@ def check_tasks(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def questions(tasks: Sequence[str], count: int, seed: int = 0) -> list[Asked]:
-    """About `count` questions, equally many a task and at most one of a task a picture; a function of its arguments.
+    """The first `count` questions of a seed's pictures, one of every task that a picture allows.
 
     Args:
         tasks: Names in `TASKS`.
-        count: Rounded up to a multiple of the tasks.
+        count: How many in all. Few pictures allow a list or a relation, so these tasks get fewer.
         seed: Which pictures; no two seeds share one, and none was ever trained on.
 
     Raises:
@@ -51,14 +51,10 @@ def questions(tasks: Sequence[str], count: int, seed: int = 0) -> list[Asked]:
     """
     if count < 1 or not 0 <= seed < MOST_SEED:
         raise SettingError(f"Ask one question or more, with a seed in 0 to {MOST_SEED - 1}; got {count} and {seed}.")
-    each = -(-count // len(tasks))
-    missing = dict.fromkeys(tasks, each)
     found: list[Asked] = []
     picture = seed * APART
-    while any(missing.values()):
-        for question in one_per_task(scene(SPLIT, picture), SPLIT, picture):
-            if missing.get(question.task):
-                missing[question.task] -= 1
-                found.append(Asked(picture, question))
+    while len(found) < count:
+        drawn = one_per_task(scene(SPLIT, picture), SPLIT, picture)
+        found += [Asked(picture, question) for question in drawn if question.task in tasks]
         picture += 1
-    return found
+    return found[:count]
