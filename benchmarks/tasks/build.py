@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset, Features, Image, List, Value, disable_progress_bars
 from PIL import Image as Pictures
 
 from foveate.embedded.questions import all_questions
@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked.add_argument("--questions", type=int, default=200, help="of each task (default: 200)")
     asked.add_argument("--seed", type=int, default=0, help="which pictures (default: 0)")
     given = asked.parse_args(arguments)
+    disable_progress_bars()
     for name, (rows, features) in {
         "pope": (pope(given.questions, given.seed), POPE),
         "textvqa": (textvqa(given.questions, given.seed), TEXTVQA),

@@ -1,0 +1,163 @@
+"""lmms-eval's own command line, on drawn benchmarks, offline: it finds the model and says what `harness.run` says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from foveate._loading import device_of, load
+from foveate.errors import InputError, SettingError, UnsupportedError
+from foveate.eval.answerer import Conduct
+from foveate.eval.harness import Options, run
+from foveate.eval.setting import Setting
+from foveate.eval.store import Store
+from foveate.integrations.lmms_eval import manifest
+from tests.integrations.conftest import QUESTIONS
+
+NAMES = ("foveate_gqa", "foveate_mme", "foveate_pope", "foveate_textvqa")
+MODEL_ARGS = "pretrained=embedded,method=v2drop,budget=192"
+SETTING = Setting(name="v2drop", budget=192)
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load("embedded", device_of("cpu"))
+
+
+@pytest.fixture(scope="module")
+def found(loaded, tasks, tmp_path_factory):
+    """What `harness.run` says, one question at a time: of the full model, and of the setting."""
+    options = Options(include=(tasks,))
+    store = Store(tmp_path_factory.mktemp("store"), options.conduct.conditions(loaded))
+    full = run(loaded, NAMES, options=options, store=store)
+    return full, run(loaded, NAMES, SETTING.choice(loaded.model.config), options=options, store=store)
+
+
+def command_line(tasks, out, environment, *before, batch=1, log=""):
+    """The figures and the answers of `python -m lmms_eval`, task by task."""
+    words = [*before, "-m", "lmms_eval", "--model", "foveate", "--tasks", ",".join(NAMES)]
+    words += ["--model_args", MODEL_ARGS + (f",log={log}" if log else ""), "--include_path", str(tasks)]
+    words += ["--batch_size", str(batch), "--output_path", str(out), "--log_samples"]
+    done = subprocess.run(
+        [sys.executable, *words], env=environment, cwd=out, capture_output=True, text=True, timeout=300
+    )
+    (results,) = Path(out).rglob("*_results.json") or [None]
+    if results is None:
+        pytest.fail(done.stdout + done.stderr)
+    figures = json.loads(results.read_text())["results"]
+    answers = {}
+    for name in NAMES:
+        (samples,) = Path(out).rglob(f"*_samples_{name}.jsonl")
+        rows = [json.loads(line) for line in samples.read_text().splitlines()]
+        answers[name] = {row["doc_id"]: row["filtered_resps"] for row in rows}
+    return figures, answers
+
+
+def same(scores, figures, answers):
+    """Whether the command line's figures and answers are those of `harness.run`."""
+    for name, task in scores.tasks.items():
+        assert answers[name] == dict(zip(task.documents, (row["answer"] for row in task.records), strict=True))
+        for metric in task.metrics.values():
+            assert figures[name][f"{metric.name},none"] == pytest.approx(metric.value)
+
+
+def test_the_manifest_is_free_of_lmms_eval_until_it_is_asked():
+    program = "import sys, foveate.integrations.lmms_eval; sys.exit('lmms_eval' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    assert manifest().model_id == "foveate"
+
+
+def test_lmms_eval_finds_the_model_by_its_entry_point(offline):
+    from lmms_eval.models import get_model
+
+    from foveate.eval.backend import Foveate
+
+    assert get_model("foveate") is Foveate
+
+
+def test_the_command_line_in_batches_says_what_run_says_one_by_one(found, tasks, offline, tmp_path):
+    log = tmp_path / "log"
+    same(found[1], *command_line(tasks, tmp_path, offline, batch=4, log=log))
+    (file,) = log.glob("*.jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+    assert len(rows) == 4 * QUESTIONS
+    assert {round(row["spent"]) for row in rows} == {192}
+    assert {round(row["retention"], 3) for row in rows} == {0.333}
+
+
+def test_two_processes_say_what_one_says(found, tasks, offline, tmp_path):
+    sharded = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--rdzv_backend=c10d")
+    sharded += ("--rdzv_endpoint=localhost:0", "--no_python", sys.executable)
+    same(found[1], *command_line(tasks, tmp_path, offline, *sharded, batch=3, log=tmp_path / "log"))
+
+
+def test_every_sample_is_told_apart_and_paired_with_the_full_model(found):
+    full, cut = found
+    for name in NAMES:
+        one, other = full.tasks[name], cut.tasks[name]
+        assert one.documents == other.documents == tuple(range(QUESTIONS))
+        assert one.retention == 1
+        assert other.retention == pytest.approx(1 / 3, abs=0.01)
+        assert all(row["kl"] >= 0 for row in other.records)
+        for key, metric in other.metrics.items():
+            assert metric.groups == one.metrics[key].groups
+            assert metric.over([1] * (max(metric.groups) + 1)) == pytest.approx(metric.value)
+    pairs = cut.tasks["foveate_mme"].metrics["mme_perception_score"]
+    assert pairs.groups == (0, 0, 1, 1, 2, 2, 3, 3)
+    assert pairs.over([4, 0, 0, 0]) in (0, 50, 100, 200)
+
+
+def test_a_second_run_asks_nothing(found, loaded, tasks, tmp_path, monkeypatch):
+    options = Options(conduct=Conduct(batch_size=2), include=(tasks,), limit=4)
+    store = Store(tmp_path, options.conduct.conditions(loaded))
+    first = run(loaded, ["foveate_textvqa"], options=options, store=store)
+    monkeypatch.setattr("foveate.eval.answerer.answer", None)
+    assert run(loaded, ["foveate_textvqa"], options=options, store=store).to_dict() == first.to_dict()
+    assert first.tasks["foveate_textvqa"].documents == (0, 1, 2, 3)
+    whole = [row["answer"] for row in found[0].tasks["foveate_textvqa"].records]
+    assert [row["answer"] for row in first.tasks["foveate_textvqa"].records] == whole[:4]
+
+
+def test_the_llava_protocol_puts_ocr_tokens_into_textvqas_prompt(loaded, tasks, monkeypatch):
+    told = []
+
+    def encode(loaded, conversation):
+        told.append(conversation.turns[0][1][-1][1])
+        return encoder(loaded, conversation)
+
+    from foveate.eval import prompts
+
+    encoder = prompts.PROTOCOLS["llava"]
+    monkeypatch.setattr(prompts, "PROTOCOLS", {**prompts.PROTOCOLS, "llava": encode})
+    options = Options(conduct=Conduct(protocol="llava"), include=(tasks,), limit=1)
+    scores = run(loaded, ["foveate_textvqa", "foveate_pope"], options=options)
+    assert scores.protocol == scores.to_dict()["protocol"] == "llava"
+    assert sum("\nReference OCR token: " in text for text in told) == 1
+
+
+def test_half_a_pair_is_refused_in_words(loaded, tasks):
+    with pytest.raises(InputError, match=r"pairwise.*A limit must not cut"):
+        run(loaded, ["foveate_mme"], options=Options(include=(tasks,), limit=3))
+
+
+def test_arguments_that_cannot_be_meant_are_refused():
+    from foveate.eval.backend import Foveate
+
+    with pytest.raises(SettingError, match="batch_size is a number; got 'auto'"):
+        Foveate(batch_size="auto")
+    with pytest.raises(SettingError, match="without a method"):
+        Foveate(budget=192)
+    with pytest.raises(UnsupportedError, match="no number format float12"):
+        Foveate(dtype="float12", device="cpu")
+
+
+def test_tasks_that_are_not_answered_in_words_are_refused():
+    from foveate.eval.backend import Foveate
+
+    model = Foveate(device="cpu")
+    with pytest.raises(UnsupportedError, match="answers in words"):
+        model.loglikelihood([])
+    with pytest.raises(UnsupportedError, match="one question at a time"):
+        model.generate_until_multi_round([])
