@@ -93,3 +93,9 @@ def test_the_own_tasks_are_valid_yaml_without_a_suffix(root):
         task = yaml.safe_load(text)
         assert task["task"] == file.stem
         assert task["lmms_eval_specific_kwargs"]["default"]["post_prompt"] == ""
+
+
+def test_the_guide_lists_every_name(root):
+    page = (root / "docs/guides/benchmarks.md").read_text()
+    for benchmark in BENCHMARKS.values():
+        assert f"| `{benchmark.name}` | `{benchmark.task}` | {benchmark.about} |" in page
