@@ -8,10 +8,11 @@ from typing import Any
 from foveate.cli.options import BudgetOptions
 from foveate.cli.usage import UsageError
 from foveate.errors import FoveateError
+from foveate.eval.cells import Contender
 from foveate.methods.base import Method
 from foveate.registry import method, preset
 
-__all__ = ["RETENTION", "check_names", "choose", "fitted", "is_setting", "parse_settings", "setting"]
+__all__ = ["RETENTION", "check_names", "choose", "contender", "fitted", "is_setting", "parse_settings", "setting"]
 
 RETENTION = 1 / 3  # a share, so that it fits any model
 # Settings that a budget is solved for.
@@ -144,3 +145,21 @@ def fitted(kind: type[Method], values: dict[str, Any]) -> dict[str, Any]:
 
 def _settings_of(kind: type[Method]) -> set[str]:
     return {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+
+
+def contender(name: str) -> Contender:
+    """A method named on the command line: `v2drop`, `v2drop:metric=l1:reverse=true`, a preset, or a tuning's record.
+
+    Raises:
+        UnknownNameError: If there is none of that name.
+        UsageError: If a setting is unknown or of the wrong kind.
+    """
+    if is_setting(name):
+        return Contender(name, type(setting(name)), fixed=setting(name))
+    base, *pairs = name.split(":")
+    kind = method(base)
+    values = fitted(kind, parse_settings(pairs))
+    known = set(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+    if unknown := sorted(set(values) - known):
+        raise UsageError(f"--method {name}: {base} has no setting {unknown[0]}. It has: {', '.join(sorted(known))}.")
+    return Contender(name, kind, values)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Literal
 
 import tyro
 
@@ -10,13 +10,8 @@ from foveate.cli.options import EMBEDDED, Flag, ModelOptions, OutputOptions
 from foveate.cli.outputs import check_targets
 from foveate.cli.usage import UsageError
 
-if TYPE_CHECKING:
-    from foveate.eval.cells import Cell, Contender
-    from foveate.eval.summary import Summary
-
 __all__ = ["Eval"]
 
-BUDGETS = (1 / 3, 2 / 9, 1 / 9)  # 192, 128 and 64 of LLaVA-1.5's 576
 METHODS = ("v2drop", "visiondrop", "mustdrop")
 MOST_JOBS = 4
 
@@ -25,6 +20,7 @@ MOST_JOBS = 4
 class Eval:
     """Measure what methods cost in quality at several budgets.
 
+    By default on the embedded model's own tasks; with --tasks on benchmarks, by name, through lmms-eval (extra "eval").
     The same questions go to the full model and to every method at every budget: accuracy, its share of the full
     model's, agreement with its answers, KL divergence of the first answer token, the tokens truly spent and FLOPs,
     with 95 % intervals (paired bootstrap over pictures). Random (several draws), Uniform, AveragePool and Resize run
@@ -33,21 +29,22 @@ class Eval:
     Examples:
       foveate eval                                           the embedded model on its own tasks
       foveate eval --questions 2200 --figure pareto.png --out quality.json
+      foveate eval --model llava-hf/llava-1.5-7b-hf --tasks pope,textvqa --method v2drop --budget 192
       foveate eval --method v2drop --method v2drop:metric=l1 --budget 192 --budget 64 --tasks "read text,count"
     """
 
     tasks: Annotated[str, tyro.conf.arg(metavar="NAME,…", help_behavior_hint="")] = ""
-    """tasks, separated by commas (default: all embedded tasks)"""
+    """embedded tasks, or benchmarks such as pope,textvqa (default: all embedded tasks)"""
     method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE…]")] = ()
-    """a method, with settings if need be, or a preset; repeatable (default: v2drop, visiondrop and mustdrop)"""
+    """a method, with settings if need be, or a preset (default: v2drop, visiondrop and mustdrop)"""
     budget: Annotated[
         tyro.conf.UseAppendAction[tuple[float, ...]], tyro.conf.arg(metavar="TOKENS", help_behavior_hint="")
     ] = ()
-    """mean vision tokens a decoder layer; repeatable"""
+    """mean vision tokens a decoder layer"""
     retention: Annotated[
         tyro.conf.UseAppendAction[tuple[float, ...]], tyro.conf.arg(metavar="SHARE", help_behavior_hint="")
     ] = ()
-    """the same as a share in (0, 1]; repeatable (default: 1/3, 2/9 and 1/9)"""
+    """the same as a share in (0, 1] (default: 1/3, 2/9 and 1/9)"""
     questions: Annotated[int, tyro.conf.arg(metavar="N")] = 550
     """questions in all, up to one a task and picture"""
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
@@ -62,6 +59,16 @@ class Eval:
     """where answers are kept (default: foveate/eval in the user's cache folder)"""
     fresh: Flag = False
     """ask everything again, in a new file beside the old one"""
+    protocol: Literal["own", "llava"] = "own"
+    """benchmarks: the model's own chat template, or the conditions of LLaVA-1.5's papers"""
+    batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """benchmarks: samples a batch"""
+    limit: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """benchmarks: documents of each, from the first on (default: all)"""
+    frames: Annotated[int, tyro.conf.arg(metavar="N")] = 32
+    """benchmarks: most frames of a video"""
+    include: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")] = ()
+    """benchmarks: a folder with tasks of your own in lmms-eval's format"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     outputs: Annotated[OutputOptions, tyro.conf.arg(name="output")] = field(default_factory=OutputOptions)
 
@@ -73,79 +80,22 @@ class Eval:
         from foveate.cli.screen import busy
 
         with busy("Starting torch"):
-            from functools import partial
+            from foveate.cli.choose import contender
+            from foveate.cli.eval_benchmarks import run_benchmarks
+            from foveate.cli.eval_embedded import run_embedded
+            from foveate.embedded.questions import TASKS
+            from foveate.eval.cells import with_baselines
 
-            from rich.console import Group
-            from rich.text import Text
-
-            from foveate.cli import quality
-            from foveate.cli.finish import finish
-            from foveate.cli.loading import load
-            from foveate.cli.screen import counted, note
-            from foveate.eval import figure, provenance
-            from foveate.eval.cells import BASELINES, Contender, with_baselines
-            from foveate.eval.pictures import check_tasks, questions
-            from foveate.eval.run import outstanding, run, vision_tokens
-            from foveate.eval.store import Store, home
-            from foveate.eval.summary import unmatched
-            from foveate.registry import method
-
-        tasks = check_tasks(tuple(name.strip() for name in self.tasks.split(",") if name.strip()))
-        contenders = [quality.contender(name) for name in self.method or METHODS]
+        contenders = [contender(name) for name in self.method or METHODS]
         if not self.no_baselines:
             contenders = with_baselines(contenders)
-        loaded = load(self.models)
-        with busy("Drawing pictures"):
-            asked = questions(tasks, self.questions, self.seed)
-            count = vision_tokens(loaded.model, loaded.processor, asked[0])
-        budgets = self.retention or tuple(tokens / count for tokens in self.budget) or BUDGETS
-        cells = self._cells(contenders, loaded.model, budgets, count)
-        weights = provenance.weights(loaded.model, quality.place(self.models))
-        conditions = quality.conditions(loaded, weights, self.models.max_new_tokens)
-        folder = self.cache or home()
-        if self.fresh:
-            conditions["fresh"] = quality.now()
-        store = Store(folder, conditions)
-
-        def answer(cells: "list[Cell]", doing: str) -> "Summary":
-            methods = [draw for cell in cells for draw in cell.draws]
-            work = outstanding(asked, methods, store)
-            left, total = sum(map(len, work)), len(asked) * (1 + len(methods))
-            if left < total:
-                note(f"{total - left} of {total} answers are known already, from {store.path}")
-            with counted(doing, left) as progress:
-                run(
-                    partial(quality.pair, self.models),
-                    work,
-                    store,
-                    max_new_tokens=self.models.max_new_tokens,
-                    jobs=self._jobs(loaded.model.device.type),
-                    advance=lambda done: progress.advance(progress.task_ids[0], done),
-                )
-            return quality.summary(asked, cells, store)
-
-        summary = answer(cells, "Answering")
-        if not self.no_baselines and (spent := unmatched(summary)):
-            more = [Contender(name, method(name)) for name in BASELINES]
-            cells += self._cells(more, loaded.model, tuple(spent), count)
-            summary = answer(cells, "Answering, baselines at what was truly spent")
-        values = {
-            "what": "exact match on held-out questions about generated pictures, each paired with the full model's",
-            "model": loaded.to_dict() | {"weights": weights},
-            "versions": provenance.versions(),
-            "commit": provenance.commit(),
-            "seed": self.seed,
-            "draws": self.draws,
-            "max_new_tokens": self.models.max_new_tokens,
-            **summary.to_dict(),
-        }
-        title = f"{loaded.name}: {sum(summary.counts.values())} questions about {summary.pictures} pictures"
-        footnotes = [Text(line) for line in quality.footnotes(summary)]
-        if self.outputs.figure is not None:
-            values["figure"] = str(self.outputs.figure)
-            footnotes.append(Text(f"Picture: {self.outputs.figure}"))
-        shown = Group(quality.table(summary, title), quality.task_table(summary), *footnotes)
-        finish(values, shown, lambda: figure.draw(summary, title), self.outputs)
+        tasks = tuple(name.strip() for name in self.tasks.split(",") if name.strip())
+        if benchmarks := [name for name in tasks if name not in TASKS]:
+            if len(benchmarks) < len(tasks):
+                raise UsageError("Embedded tasks and benchmarks are run apart: name one kind with --tasks.")
+            run_benchmarks(self, benchmarks, contenders)
+        else:
+            run_embedded(self, tasks, contenders)
 
     def _check(self) -> None:
         if self.budget and self.retention:
@@ -164,16 +114,15 @@ class Eval:
             ("--draws", self.draws, 1),
             ("--jobs", self.jobs, 0),
             ("--max-new-tokens", self.models.max_new_tokens, 1),
+            ("--batch-size", self.batch_size, 1),
+            ("--frames", self.frames, 1),
+            ("--limit", 1 if self.limit is None else self.limit, 1),
         ):
             if value < least:
                 raise UsageError(f"{flag} {value}: {least} or more.")
 
-    def _cells(self, contenders: "list[Contender]", model: Any, budgets: tuple[float, ...], count: int) -> "list[Cell]":
-        if max(budgets) > 1:
-            raise UsageError(f"--budget {max(self.budget):g}: the pictures have {count} vision tokens.")
-        return [cell for one in contenders for cell in one.cells(model, budgets, count, range(self.draws))]
-
-    def _jobs(self, device: str) -> int:
+    def processes(self, device: str) -> int:
+        """How many processes answer the embedded tasks."""
         if self.jobs or device != "cpu" or self.models.model != EMBEDDED:
             return self.jobs or 1
         import os

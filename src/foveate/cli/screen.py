@@ -67,7 +67,7 @@ def busy(doing: str) -> Iterator[None]:
 
 
 @contextmanager
-def counted(doing: str, total: int) -> Iterator["Progress"]:
+def counted(doing: str, total: int | None) -> Iterator["Progress"]:
     """A progress bar on stderr with the time left; call `advance(progress.task_ids[0])` for each step."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     console = Console(stderr=True)

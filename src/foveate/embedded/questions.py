@@ -36,7 +36,7 @@ MARGIN = 14.0
 """Pixels, one patch: things nearer than this along an axis have no order that is asked for."""
 BESIDE, ASIDE = 14.0, 9.0
 """Pixels: how wide the gap to what is just beside a thing may be, and how far the two centres may be out of line."""
-SIDES = (("left of", "x", -1), ("right of", "x", 1), ("above", "y", -1), ("below", "y", 1))
+SIDES = (("left of", 0, -1), ("right of", 0, 1), ("above", 1, -1), ("below", 1, 1))  # word, axis, direction
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +132,9 @@ def _existence(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
 
 
 def _order(scene: Scene) -> Iterator[Question]:
-    for direction, at in (("left to right", lambda thing: thing.x), ("top to bottom", lambda thing: thing.y)):
-        line = sorted(scene.things, key=at)
-        clear = all(at(b) - at(a) >= MARGIN for a, b in pairwise(line))
+    for direction, axis in (("left to right", 0), ("top to bottom", 1)):
+        line = sorted(scene.things, key=lambda thing: thing.centre[axis])
+        clear = all(b.centre[axis] - a.centre[axis] >= MARGIN for a, b in pairwise(line))
         if 2 <= len(line) <= MOST_LISTED and clear:
             names = ", ".join(thing.name for thing in line)
             yield Question(f"list {direction}", f"List the objects from {direction}.", names)
@@ -143,19 +143,19 @@ def _order(scene: Scene) -> Iterator[Question]:
 def _relations(scene: Scene) -> Iterator[Question]:
     """What stands close beside each thing, on the sides where exactly one other does."""
     for one in scene.things:
-        for word, along, sign in SIDES:
-            near = [other for other in scene.things if other is not one and _beside(one, other, along, sign, 1)]
-            about = [other for other in scene.things if other is not one and _beside(one, other, along, sign, 2)]
+        for word, axis, sign in SIDES:
+            near = [other for other in scene.things if other is not one and _beside(one, other, axis, sign, 1)]
+            about = [other for other in scene.things if other is not one and _beside(one, other, axis, sign, 2)]
             if len(near) == len(about) == 1:
                 yield Question("relation", f"What is just {word} the {one.name}?", near[0].name)
 
 
-def _beside(one: Thing, other: Thing, along: str, sign: int, reach: float) -> bool:
+def _beside(one: Thing, other: Thing, axis: int, sign: int, reach: float) -> bool:
     """Whether `other` stands on that side of `one`, within `reach` times what counts as just beside it."""
-    across = "y" if along == "x" else "x"
-    ahead = sign * (getattr(other, along) - getattr(one, along))
+    ahead = sign * (other.centre[axis] - one.centre[axis])
     gap = ahead - (one.size + other.size) / 2
-    return ahead > 0 and gap <= reach * BESIDE and abs(getattr(other, across) - getattr(one, across)) <= reach * ASIDE
+    out_of_line = abs(other.centre[1 - axis] - one.centre[1 - axis])
+    return ahead > 0 and gap <= reach * BESIDE and out_of_line <= reach * ASIDE
 
 
 def _text(scene: Scene) -> Iterator[Question]:

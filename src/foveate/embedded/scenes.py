@@ -39,6 +39,11 @@ class Thing:
         """What questions and answers call it, as in "red star"."""
         return f"{self.colour} {self.shape}"
 
+    @property
+    def centre(self) -> tuple[float, float]:
+        """x and y."""
+        return self.x, self.y
+
 
 @dataclass(frozen=True, slots=True)
 class Text:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from foveate.errors import BudgetError
 from foveate.methods.base import Method
@@ -11,6 +11,8 @@ from foveate.methods.staged import StagedMethod
 from foveate.registry import method as kind_of
 
 __all__ = ["BASELINES", "Cell", "Contender", "with_baselines"]
+
+D = TypeVar("D", covariant=True)
 
 BASELINES = ("random", "uniform", "averagepool", "resize")
 
@@ -33,7 +35,7 @@ class Contender:
 
     def cells(
         self, model: Any, budgets: Sequence[float], vision_tokens: int | None, seeds: Sequence[int]
-    ) -> "list[Cell]":
+    ) -> "list[Cell[Method]]":
         """A cell for each budget (shares of the vision tokens); one alone for a fixed setting.
 
         Args:
@@ -45,7 +47,7 @@ class Contender:
             return [Cell(self.name, None, (self.fixed,))]
         return [self._cell(model, budget, vision_tokens, seeds) for budget in budgets]
 
-    def _cell(self, model: Any, budget: float, vision_tokens: int | None, seeds: Sequence[int]) -> "Cell":
+    def _cell(self, model: Any, budget: float, vision_tokens: int | None, seeds: Sequence[int]) -> "Cell[Method]":
         asked = {"retention": budget, "vision_tokens": vision_tokens, **self.settings}
         note = ""
         try:
@@ -60,7 +62,7 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(Generic[D]):
     """A contender at a budget.
 
     Attributes:
@@ -74,7 +76,7 @@ class Cell:
 
     name: str
     budget: float | None
-    draws: tuple[Method, ...]
+    draws: tuple[D, ...]
     infeasible: str = ""
     floor: float | None = None
     note: str = ""

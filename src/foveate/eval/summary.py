@@ -68,7 +68,7 @@ class Outcome:
         draws: Accuracy of each draw, where there are several.
     """
 
-    cell: Cell
+    cell: Cell[Any]
     tokens: float
     retention: float
     flops: float | None
@@ -114,6 +114,7 @@ class Summary:
         tasks: The full model's, task by task.
         outcomes: Of the cells that could be run, in the order asked.
         infeasible: Cells below a method's floor.
+        unit: What figures are multiplied by for people: 100 for shares, 1 for scores.
     """
 
     counts: Mapping[str, int]
@@ -122,7 +123,8 @@ class Summary:
     accuracy: Estimate
     tasks: Mapping[str, Estimate]
     outcomes: tuple[Outcome, ...]
-    infeasible: tuple[Cell, ...]
+    infeasible: tuple[Cell[Any], ...]
+    unit: float = 100.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -146,7 +148,7 @@ class Summary:
 def summarise(
     tasks: Sequence[str],
     groups: Sequence[Any],
-    cells: Sequence[Cell],
+    cells: Sequence[Cell[Method]],
     column: Callable[[Method | None], Column],
 ) -> Summary:
     """Every figure with its interval, all from the same resampled pictures.

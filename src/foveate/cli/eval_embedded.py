@@ -1,0 +1,138 @@
+"""`foveate eval` on the embedded tasks."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Group
+from rich.text import Text
+
+from foveate import embedded
+from foveate._loading import EMBEDDED, Loaded
+from foveate.cli.eval_tables import footnotes, table, task_table
+from foveate.cli.finish import finish
+from foveate.cli.loading import load
+from foveate.cli.options import ModelOptions
+from foveate.cli.screen import busy, counted, note
+from foveate.cli.usage import UsageError
+from foveate.eval import figure, provenance
+from foveate.eval.cells import BASELINES, Cell, Contender
+from foveate.eval.pictures import Asked, check_tasks, questions
+from foveate.eval.run import FULL, key_of, outstanding, run, vision_tokens
+from foveate.eval.store import Store, home
+from foveate.eval.summary import Column, Summary, summarise, unmatched
+from foveate.methods.base import Method
+from foveate.registry import method as kind_of
+
+if TYPE_CHECKING:
+    from foveate.cli.eval import Eval
+
+__all__ = ["place", "run_embedded"]
+
+BUDGETS = (1 / 3, 2 / 9, 1 / 9)  # 192, 128 and 64 of LLaVA-1.5's 576
+WHAT = "exact match on held-out questions about generated pictures, each paired with the full model's"
+
+
+def run_embedded(options: "Eval", tasks: Sequence[str], contenders: Sequence[Contender]) -> None:
+    """Ask, summarise, print, and write what was asked for."""
+    tasks = check_tasks(tasks)
+    loaded = load(options.models)
+    with busy("Drawing pictures"):
+        asked = questions(tasks, options.questions, options.seed)
+        count = vision_tokens(loaded.model, loaded.processor, asked[0])
+    budgets = options.retention or tuple(tokens / count for tokens in options.budget) or BUDGETS
+    if max(budgets) > 1:
+        raise UsageError(f"--budget {max(options.budget):g}: the pictures have {count} vision tokens.")
+    weights = provenance.weights(loaded.model, place(options.models))
+    store = Store(options.cache or home(), _conditions(options, loaded, weights))
+
+    def cells(contenders: Sequence[Contender], budgets: Sequence[float]) -> list[Cell[Method]]:
+        each = (one.cells(loaded.model, budgets, count, range(options.draws)) for one in contenders)
+        return [cell for cells in each for cell in cells]
+
+    chosen = cells(contenders, budgets)
+    summary = _answered(options, loaded, asked, chosen, store, "Answering")
+    if not options.no_baselines and (spent := unmatched(summary)):
+        chosen += cells([Contender(name, kind_of(name)) for name in BASELINES], spent)
+        summary = _answered(options, loaded, asked, chosen, store, "Answering: controls at what was truly spent")
+    values: dict[str, Any] = {
+        "what": WHAT,
+        "model": loaded.to_dict() | {"weights": weights},
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "seed": options.seed,
+        "draws": options.draws,
+        "max_new_tokens": options.models.max_new_tokens,
+        **summary.to_dict(),
+    }
+    title = f"{loaded.name}: {sum(summary.counts.values())} questions about {summary.pictures} pictures"
+    lines = footnotes(summary)
+    if options.outputs.figure is not None:
+        values["figure"] = str(options.outputs.figure)
+        lines.append(f"Picture: {options.outputs.figure}")
+    shown = Group(table(summary, title), task_table(summary), *map(Text, lines))
+    finish(values, shown, lambda: figure.draw(summary, title), options.outputs)
+
+
+def place(models: ModelOptions) -> str:
+    """Where the weights are: a folder or a hub id."""
+    return str(embedded.path()) if models.model == EMBEDDED else models.model
+
+
+def _answered(
+    options: "Eval", loaded: Loaded, asked: Sequence[Asked], cells: Sequence[Cell[Method]], store: Store, doing: str
+) -> Summary:
+    """Every figure of these cells, after asking what the store does not know."""
+    methods = [draw for cell in cells for draw in cell.draws]
+    work = outstanding(asked, methods, store)
+    left, total = sum(map(len, work)), len(asked) * (1 + len(methods))
+    if left < total:
+        note(f"{total - left} of {total} answers are known already, from {store.path}")
+    with counted(doing, left) as progress:
+        run(
+            partial(_pair, options.models),
+            work,
+            store,
+            max_new_tokens=options.models.max_new_tokens,
+            jobs=options.processes(loaded.model.device.type),
+            advance=lambda done: progress.advance(progress.task_ids[0], done),
+        )
+    return _summary(asked, cells, store)
+
+
+def _pair(models: ModelOptions) -> tuple[Any, Any]:
+    """Model and processor; called once in every process."""
+    loaded = load(models)
+    return loaded.model, loaded.processor
+
+
+def _conditions(options: "Eval", loaded: Loaded, weights: str) -> dict[str, Any]:
+    """All that an answer depends on but for question and method."""
+    ran = {name: value for name, value in loaded.to_dict().items() if name != "name"}
+    fresh = {"fresh": datetime.now(UTC).isoformat()} if options.fresh else {}
+    most = options.models.max_new_tokens
+    return {"weights": weights, **ran, **provenance.versions(), "max_new_tokens": most, **fresh}
+
+
+def _summary(asked: Sequence[Asked], cells: Sequence[Cell[Method]], store: Store) -> Summary:
+    """Every figure of a run whose answers the store has."""
+    full = [store.get(FULL, one.key) for one in asked]
+
+    def column(method: Method | None) -> Column:
+        rows = [store.get(key_of(method), one.key) or {} for one in asked]
+        pairs = zip(rows, asked, full, strict=True)
+        marks = [
+            (row["answer"] == one.question.answer, row["answer"] == (whole or {})["answer"])
+            for row, one, whole in pairs
+        ]
+        number = {
+            name: np.array([np.nan if row.get(name) is None else row[name] for row in rows], dtype=np.float64)
+            for name in ("kl", "spent", "vision_tokens", "flops")
+        }
+        score, agrees = np.array(marks, dtype=np.float64).T
+        return Column(score=score, agrees=agrees, **number)
+
+    tasks, groups = [one.question.task for one in asked], [one.picture for one in asked]
+    return summarise(tasks, groups, cells, column)
