@@ -18,7 +18,7 @@ try:
 except (ImportError, RuntimeError) as error:  # its image code imports torchvision wherever there is one
     raise UnsupportedError(
         "transformers cannot be imported. Where torchvision was made for another torch, install the one of your torch, "
-        "or none: pip uninstall torchvision."
+        "or none: pip uninstall torchvision timm."
     ) from error
 
 __all__ = ["EMBEDDED", "Loaded", "device_of", "load"]
