@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.embedded.drawing import COLOURS, SHAPES
-from foveate.embedded.questions import MARGIN
-from foveate.embedded.scenes import CHARACTERS, PATCH, Scene
+from foveate.embedded.questions import MARGIN, neighbours
+from foveate.embedded.scenes import CHARACTERS, PATCH, Scene, Thing
 
 __all__ = ["UNKNOWN", "Labels", "labels"]
 
@@ -31,6 +31,8 @@ class Labels:
         present: (16,) float32: which shapes, then which colours occur anywhere.
         across, down: (n,) int64, 0 for no thing, else the thing's place among all from the left or from
             the top, from 1; UNKNOWN where a neighbour in that order is too near to tell.
+        beside: (n, 8) int64, shape and colour, as above, of what stands just beside the thing on each of four sides;
+            UNKNOWN where no thing is seen or it is not clear what stands there.
     """
 
     shape: NDArray[np.int64]
@@ -42,6 +44,7 @@ class Labels:
     present: NDArray[np.float32]
     across: NDArray[np.int64]
     down: NDArray[np.int64]
+    beside: NDArray[np.int64]
 
 
 def labels(scene: Scene) -> Labels:
@@ -82,7 +85,23 @@ def labels(scene: Scene) -> Labels:
     own = np.stack([columns + 0.5, rows + 0.5], axis=1).astype(np.float32) * PATCH
     xy = np.where((seen < marks)[:, None], centres[seen], own) / side * 2 - 1
     shape, colour, character, order, across, down = kinds[:, seen]
-    return Labels(shape, colour, character, order, centre, xy.astype(np.float32), present, across, down)
+    near = np.full((marks + 1, 8), UNKNOWN)
+    for i, thing in enumerate(scene.things):
+        near[i] = beside(scene, thing)
+    return Labels(shape, colour, character, order, centre, xy.astype(np.float32), present, across, down, near[seen])
+
+
+def beside(scene: Scene, thing: Thing) -> list[int]:
+    """Shape and colour of what stands just beside a thing on each side, 0 for nothing, UNKNOWN where that is open."""
+    found: list[int] = []
+    for near in neighbours(scene, thing):
+        if len(near) > 1:
+            found += [UNKNOWN, UNKNOWN]
+        elif near:
+            found += [SHAPES.index(near[0].shape) + 1, list(COLOURS).index(near[0].colour) + 1]
+        else:
+            found += [0, 0]
+    return found
 
 
 def places(at: list[float]) -> NDArray[np.int64]:

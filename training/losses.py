@@ -21,8 +21,9 @@ def dense_loss(scores: dict[str, Tensor], targets: dict[str, Tensor]) -> tuple[T
     """
     total = torch.zeros(())
     report: dict[str, float] = {}
-    for name in ("shape", "colour", "character", "order", "across", "down"):
-        flat, want = scores[name].flatten(0, 1), targets[name].flatten()
+    for name in ("shape", "colour", "character", "order", "across", "down", "beside"):
+        want = targets[name].flatten()
+        flat = scores[name].reshape(len(want), -1)
         weight = torch.where(want > 0, 1.0, BACKGROUND) * (want != UNKNOWN)
         each = F.cross_entropy(flat, want, reduction="none", ignore_index=UNKNOWN)
         total = total + (each * weight).sum() / weight.sum().clamp_min(1)

@@ -220,7 +220,17 @@ class Heads(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.sizes = {"shape": 9, "colour": 9, "character": 37, "order": 6, "centre": 1, "xy": 2, "across": 9, "down": 9}
+        self.sizes = {
+            "shape": 9,
+            "colour": 9,
+            "character": 37,
+            "order": 6,
+            "centre": 1,
+            "xy": 2,
+            "across": 9,
+            "down": 9,
+            "beside": 72,
+        }
         self.norm = Norm(width, 1e-5)
         self.dense = Linear(width, sum(self.sizes.values()))
         self.present = Linear(width, 16)

@@ -92,7 +92,7 @@ def run_benchmarks(options: "Eval", names: Sequence[str], contenders: Sequence[C
     if options.outputs.figure is not None:
         values["figure"] = str(options.outputs.figure)
         lines.append(f"Picture: {options.outputs.figure}")
-    shown = Group(*(table(summary, titles[task]) for task, summary in summaries.items()), *map(Text, lines))
+    shown = Group(*(table(summary, titles[task], "Score") for task, summary in summaries.items()), *map(Text, lines))
     finish(
         values,
         shown,

@@ -16,9 +16,9 @@ SHORT = {"existence": "exists", "quadrant": "where", "read text": "text", "chara
 SHORT |= {"text quadrant": "text at", "list left to right": "list →", "list top to bottom": "list ↓"}
 
 
-def table(summary: Summary, title: str) -> Table:
+def table(summary: Summary, title: str, figure: str = "Accuracy") -> Table:
     """A row for the full model and one a cell."""
-    names = ("", "Tokens", "FLOPs", "Accuracy", "Of full", "Agrees", "KL", "− random", "− resize")
+    names = ("", "Tokens", "FLOPs", figure, "Of full", "Agrees", "KL", "− random", "− resize")
     shown = Table(*(Column(name, no_wrap=True) for name in names), title=Text(title), box=SIMPLE_HEAD)
     shown.add_row(
         "full model", f"{summary.vision_tokens:.1f}", "100%", _points(summary.accuracy, summary.unit), "100%", "100%"

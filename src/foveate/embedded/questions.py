@@ -13,7 +13,7 @@ import numpy as np
 from foveate.embedded.drawing import COLOURS, SHAPES
 from foveate.embedded.scenes import Scene, Thing, rng_for
 
-__all__ = ["TASKS", "TEXT_TASKS", "Question", "all_questions", "ask", "one_per_task"]
+__all__ = ["SIDES", "TASKS", "TEXT_TASKS", "Question", "all_questions", "ask", "neighbours", "one_per_task"]
 
 TASKS = (
     "colour",
@@ -36,7 +36,8 @@ MARGIN = 14.0
 """Pixels, one patch: things nearer than this along an axis have no order that is asked for."""
 BESIDE, ASIDE = 14.0, 9.0
 """Pixels: how wide the gap to what is just beside a thing may be, and how far the two centres may be out of line."""
-SIDES = (("left of", 0, -1), ("right of", 0, 1), ("above", 1, -1), ("below", 1, 1))  # word, axis, direction
+SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
+"""Each side's axis and direction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +142,25 @@ def _order(scene: Scene) -> Iterator[Question]:
 
 
 def _relations(scene: Scene) -> Iterator[Question]:
-    """What stands close beside each thing, on the sides where exactly one other does."""
     for one in scene.things:
-        for word, axis, sign in SIDES:
-            near = [other for other in scene.things if other is not one and _beside(one, other, axis, sign, 1)]
-            about = [other for other in scene.things if other is not one and _beside(one, other, axis, sign, 2)]
-            if len(near) == len(about) == 1:
+        for word, near in zip(SIDES, neighbours(scene, one), strict=True):
+            if len(near) == 1:
                 yield Question("relation", f"What is just {word} the {one.name}?", near[0].name)
+
+
+def neighbours(scene: Scene, one: Thing) -> list[tuple[Thing, ...]]:
+    """What stands close to a thing on each side, in the order of `SIDES`: nothing, one thing, or several.
+
+    Several where it is not clear which, if any, is just beside it.
+    """
+    found = []
+    for axis, sign in SIDES.values():
+        near, about = (
+            tuple(other for other in scene.things if other is not one and _beside(one, other, axis, sign, reach))
+            for reach in (1, 2)
+        )
+        found.append(near if len(near) == len(about) == 1 or not about else (*about, *about))
+    return found
 
 
 def _beside(one: Thing, other: Thing, axis: int, sign: int, reach: float) -> bool:
