@@ -7,14 +7,14 @@ from argparse import Namespace
 import numpy as np
 import pytest
 
-from foveate.eval import harness
+from foveate.eval import figures
 from foveate.eval.benchmarks import MME_TOTAL
 
 
 def metric_of(name, rows, aggregate, group):
     documents = sorted(rows)
     inputs = tuple(rows[at] for at in documents)
-    return harness._metric(name, float(aggregate(inputs)), True, documents, inputs, group, aggregate)
+    return figures._metric(name, float(aggregate(inputs)), True, documents, inputs, group, aggregate)
 
 
 def test_mme_is_perception_and_cognition_together():
@@ -30,7 +30,7 @@ def test_mme_is_perception_and_cognition_together():
         for name, row in mme_process_results(doc, [answer]).items():
             rows[name][at] = row
     metrics = {name: metric_of(name, found, mme_aggregate_results, group) for name, found in rows.items()}
-    total = harness._added(metrics, group)[MME_TOTAL]
+    total = figures._added(metrics, group)[MME_TOTAL]
     assert total.value == sum(metric.value for metric in metrics.values())
     assert total.documents == tuple(range(40))
     assert total.over([1] * 20) == pytest.approx(total.value)
@@ -51,7 +51,7 @@ def test_video_mme_is_given_for_each_length_of_video_too():
         rows[at] = videomme_process_results(doc, ["A" if at % 3 else "B"])["videomme_perception_score"]
     group = {at: at // 3 for at in rows}
     name = "videomme_perception_score"
-    added = harness._added({name: metric_of(name, rows, videomme_aggregate_results, group)}, group)
+    added = figures._added({name: metric_of(name, rows, videomme_aggregate_results, group)}, group)
     assert {key: len(metric.documents) for key, metric in added.items()} == {
         f"{name}/short": 6,
         f"{name}/medium": 3,
@@ -62,11 +62,37 @@ def test_video_mme_is_given_for_each_length_of_video_too():
     assert added[f"{name}/long"].factor == pytest.approx(100)
 
 
+@pytest.mark.parametrize("split", ["en_dev_static", "en_dev"])
+def test_mmbench_is_a_mean_of_questions_right_however_their_choices_are_turned(split):
+    from lmms_eval.tasks.mmbench import en_utils
+
+    aggregate = {
+        "en_dev_static": en_utils.mmbench_aggregate_dev_results_static,
+        "en_dev": en_utils.mmbench_aggregate_dev_results_eval,
+    }[split]
+    rows, expected = {}, []
+    for question in range(6):
+        right = [question % 3 != 0, question % 2 == 0]
+        expected.append(all(right))
+        for turn, hit in enumerate(right):
+            doc = {"index": question + 1_000_000 * turn, "question": "?", "answer": "A", "hint": "", "source": "s"}
+            doc |= {"split": "dev", "category": "c", "L2-category": "l", "A": "one", "B": "two"}
+            rows[2 * question + turn] = en_utils.mmbench_process_results(doc, ["A" if hit else "B"])["gpt_eval_score"]
+    group = {at: at // 4 for at in rows}
+    called = figures._with(aggregate, Namespace(output_path=None))
+    found = figures._hits(metric_of("gpt_eval_score", rows, called, group), group)
+    assert found.value == pytest.approx(100 * np.mean(expected))
+    assert found.documents == tuple(range(0, 12, 2))
+    assert found.scores.tolist() == [float(hit) for hit in expected]
+    assert found.factor == pytest.approx(100)
+    assert found.groups == (0, 0, 1, 1, 2, 2)
+
+
 def test_functions_that_write_files_get_a_folder(tmp_path, monkeypatch, capsys):
     from lmms_eval.tasks.textvqa.utils import textvqa_aggregate_submissions
 
     monkeypatch.chdir(tmp_path)
-    called = harness._with(textvqa_aggregate_submissions, Namespace(output_path=str(tmp_path / "gone")))
+    called = figures._with(textvqa_aggregate_submissions, Namespace(output_path=str(tmp_path / "gone")))
     assert called([{"question_id": 1, "answer": "a"}]) is None
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().out == ""

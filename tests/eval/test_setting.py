@@ -4,8 +4,10 @@ import transformers
 from foveate.errors import BudgetError, SettingError, UnknownNameError
 from foveate.eval.run import FULL, key_of
 from foveate.eval.setting import Choice, Setting
+from foveate.methods.mustdrop import MustDrop
 from foveate.methods.random import Random
 from foveate.methods.v2drop import V2Drop
+from foveate.tune import Record
 from tests.models import TEXT
 
 
@@ -48,6 +50,29 @@ def test_settings_without_a_budget_are_the_methods_own(config):
 
 def test_a_preset_goes_as_it_is(config):
     assert Setting(name="v2drop/llava-1.5-7b/192").choice(config).solve(576) == V2Drop()
+
+
+def test_the_record_of_a_tuning_goes_as_it_is(config, tmp_path):
+    path = tmp_path / "tuned.json"
+    thresholds = MustDrop()
+    Record(
+        method=thresholds,
+        model="tiny",
+        task="",
+        samples=4,
+        inputs="",
+        target=0.5,
+        retention=0.49,
+        spread=0.01,
+        vision_tokens=576.0,
+        steps=(),
+        versions={},
+        date="",
+    ).save(path)
+    choice = Setting(name=str(path)).choice(config)
+    assert choice.solve(576) == thresholds
+    with pytest.raises(SettingError, match="brings its own budget"):
+        Setting(name=str(path), budget=64)
 
 
 def test_a_budget_below_the_floor_says_so_when_the_sample_comes(config):

@@ -1,0 +1,73 @@
+"""`foveate eval --tasks` on drawn benchmarks: the harness's own figures, paired, with intervals."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from foveate import cli
+from tests.integrations.conftest import QUESTIONS
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_benchmarks_are_run_under_every_setting_and_paired(run, tasks, tmp_path):
+    out, drawn = tmp_path / "scores.json", tmp_path / "pareto.png"
+    asked = (
+        "--tasks",
+        "foveate_pope,foveate_textvqa",
+        "--include",
+        tasks,
+        "--batch-size",
+        4,
+        "--cache",
+        tmp_path / "kept",
+    )
+    asked = ("eval", *asked, "--method", "v2drop", "--budget", 64, "--budget", 32, "--draws", 1)
+    code, said, err = run(*asked, "--out", out, "--figure", drawn)
+    assert code == 0, err
+    assert "benchmarks: foveate_pope, foveate_textvqa" in err
+    assert "pope_f1_score" in said
+    assert "infeasible" in said
+    found = json.loads(out.read_text())
+    assert (found["protocol"], found["names"]["foveate_pope"]) == ("own", "foveate_pope")
+    pope = found["tasks"]["foveate_pope"]
+    assert pope["metric"] == "pope_f1_score"
+    assert pope["full"]["accuracy"]["value"] == pytest.approx(
+        found["harness"]["full"]["tasks"]["foveate_pope"]["metrics"]["pope_f1_score"], abs=1e-4
+    )
+    names = {(cell["name"], cell["budget"]) for cell in pope["cells"]}
+    assert names >= {
+        ("v2drop", 64),
+        ("random", 64),
+        ("random", 32),
+        ("uniform", 64),
+        ("averagepool", 64),
+        ("resize", 64),
+    }
+    assert [(cell["name"], cell["budget"]) for cell in pope["infeasible"]] == [("v2drop", 32)]
+    (ours,) = (cell for cell in pope["cells"] if cell["name"] == "v2drop")
+    assert ours["tokens"] == pytest.approx(64, abs=1)
+    assert ours["kl"]["value"] >= 0
+    assert set(ours["against"]) == {"random", "resize"}
+    Image.open(drawn).verify()
+    answered = sum(len(path.read_text().splitlines()) - 1 for path in (tmp_path / "kept").iterdir())
+    assert answered == 2 * QUESTIONS * (1 + 1 + 2 * 4)
+    code, _, err = run(*asked, "--json")
+    assert "answers are known already" in err
+    assert answered == sum(len(path.read_text().splitlines()) - 1 for path in (tmp_path / "kept").iterdir())
+
+
+def test_unknown_names_and_mixtures_are_refused(run, tmp_path):
+    code, _, err = run("eval", "--tasks", "nothing_of_that_name", "--cache", tmp_path)
+    assert code == 2
+    assert "textvqa" in err
+    code, _, err = run("eval", "--tasks", "colour,pope", "--cache", tmp_path)
+    assert (code, "run apart" in err) == (2, True)
