@@ -133,7 +133,7 @@ STAGES: dict[str, Stage] = {
         constant=0.7,
     ),
     "neighbours": Stage(
-        images=26_000,
+        images=60_000,
         first=90_000_000,
         mix={84: 0.2, 168: 0.4, 336: 0.4},
         rates={"tower": 2e-3, "rest": 2e-3, "decoder": 0, "projector": 0},
@@ -141,7 +141,7 @@ STAGES: dict[str, Stage] = {
         joint=False,
         dense_weight=1.0,
         presence_weight=0.05,
-        constant=0.6,
+        constant=0.65,
     ),
     "large-again": Stage(
         images=26_000,

@@ -1,0 +1,70 @@
+"""Write the tables of MODEL_CARD.md from the records.
+
+    python training/card.py            # write them
+    python training/card.py --check    # fail if they are not what the records give
+
+The full model's from `training/results/shipped.json`, what dropping costs from `benchmarks/quality/embedded.json`.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+CARD = ROOT / "src/foveate/embedded/model/MODEL_CARD.md"
+SHIPPED = ROOT / "training/results/shipped.json"
+QUALITY = ROOT / "benchmarks/quality/embedded.json"
+TASKS = ("read text", "character", "relation", "count", "colour")
+
+
+def main(arguments: list[str]) -> int:
+    """Write or check; the exit code."""
+    old = new = CARD.read_text(encoding="utf-8")
+    new = between(new, "full", full(json.loads(SHIPPED.read_text(encoding="utf-8"))))
+    new = between(new, "dropping", dropping(json.loads(QUALITY.read_text(encoding="utf-8"))))
+    if "--check" in arguments:
+        if old != new:
+            print("MODEL_CARD.md is not what the records give: run python training/card.py", file=sys.stderr)
+        return int(old != new)
+    CARD.write_text(new, encoding="utf-8")
+    return 0
+
+
+def between(text: str, name: str, table: str) -> str:
+    """The text with what stands between a pair of marks replaced."""
+    before, begin, rest = text.partition(f"<!-- {name}: begin -->\n")
+    _, end, after = rest.partition(f"<!-- {name}: end -->\n")
+    return before + begin + table + end + after
+
+
+def full(record: dict[str, Any]) -> str:
+    """Exact match of every task."""
+    rows = [
+        f"| {task} | {row['n']} | {row['accuracy']:.3f} | {row['low']:.2f} to {row['high']:.2f} |"
+        for task, row in record["tasks"].items()
+    ]
+    return "\n".join(["| task | n | exact match | 95 % interval |", "|---|---|---|---|", *rows, ""])
+
+
+def dropping(record: dict[str, Any]) -> str:
+    """Accuracy of every setting on a few tasks, with half the width of each interval."""
+    head = f"| method | mean tokens | {' | '.join(TASKS)} | all |"
+    rows = [row("full model", record["vision_tokens"], record["full"])]
+    rows += [row(cell["name"], cell["tokens"], cell) for cell in record["cells"]]
+    return "\n".join([head, "|---|" + "---|" * (len(TASKS) + 2), *rows, ""])
+
+
+def row(name: str, tokens: float, figures: dict[str, Any]) -> str:
+    """One row of `dropping`."""
+    shown = [*(figures["tasks"][task] for task in TASKS), figures["accuracy"]]
+    return f"| {name} | {tokens:.1f} | {' | '.join(map(points, shown))} |"
+
+
+def points(found: dict[str, float]) -> str:
+    """`.61 ± .02`"""
+    return f"{found['value']:.2f} ± {(found['high'] - found['low']) / 2:.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
