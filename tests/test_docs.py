@@ -40,6 +40,7 @@ def tiny(tmp_path_factory):
 def stand_in(tiny, tmp_path, monkeypatch):
     """A fresh folder with two pictures, in which every model is the tiny one; what is registered is forgotten."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Image.effect_mandelbrot((90, 60), (-2, -1.5, 1, 1.5), 50).save("cat.jpg")
     Image.new("RGB", (60, 60), "brown").save("dog.jpg")
     model, processor = LlavaForConditionalGeneration.from_pretrained(tiny), LlavaProcessor.from_pretrained(tiny)
@@ -64,7 +65,8 @@ def test_command_lines_run(page, stand_in, capsys):
         words = shlex.split(line, comments=True)
         if words[:1] == ["foveate"]:
             arguments = ["embedded" if "/" in word and word.startswith("llava-hf") else word for word in words[1:]]
-            quick = ["--max-new-tokens", "2"] if words[1] in ("generate", "compare") else []
+            quick = ["--max-new-tokens", "2"] if words[1] in ("generate", "compare", "eval") else []
+            quick += ["--jobs", "1"] if words[1] == "eval" else []
             assert cli.main([*arguments, *quick]) == 0, capsys.readouterr().err
         elif words[:1] == ["make"]:
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"no target {words[1]}"

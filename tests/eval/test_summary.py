@@ -79,6 +79,8 @@ def test_rivals_are_those_that_truly_cost_the_same(summary):
     assert ours.against["random"].low > 0
     assert set(random.against) == {"resize"}
     assert spender.against == {}
+    assert ours.hard.value == pytest.approx((0.8 - 0.3) / (1 - 0.3))
+    assert (spender.hard, summary.outcomes[2].hard) == (None, None)
     assert unmatched(summary) == [pytest.approx(30 / 576, abs=1e-3)]
 
 

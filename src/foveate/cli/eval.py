@@ -17,6 +17,14 @@ MOST_JOBS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvalOutputs(OutputOptions):
+    """What is written, and where."""
+
+    figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """draw quality against cost (png, jpg, webp, pdf)"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Eval:
     """Measure what methods cost in quality at several budgets.
 
@@ -70,7 +78,7 @@ class Eval:
     include: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")] = ()
     """benchmarks: a folder with tasks of your own in lmms-eval's format"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
-    outputs: Annotated[OutputOptions, tyro.conf.arg(name="output")] = field(default_factory=OutputOptions)
+    outputs: Annotated[EvalOutputs, tyro.conf.arg(name="output")] = field(default_factory=EvalOutputs)
 
     def run(self) -> None:
         """Ask, summarise, print, and write what was asked for."""

@@ -18,7 +18,7 @@ SHORT |= {"text quadrant": "text at", "list left to right": "list →", "list to
 
 def table(summary: Summary, title: str, figure: str = "Accuracy") -> Table:
     """A row for the full model and one a cell."""
-    names = ("", "Tokens", "FLOPs", figure, "Of full", "Agrees", "KL", "− random", "− resize")
+    names = ("", "Tokens", "FLOPs", figure, "Of full", "Agrees", "KL", "Hard", "− random", "− resize")
     shown = Table(*(Column(name, no_wrap=True) for name in names), title=Text(title), box=SIMPLE_HEAD)
     shown.add_row(
         "full model", f"{summary.vision_tokens:.1f}", "100%", _points(summary.accuracy, summary.unit), "100%", "100%"
@@ -48,8 +48,9 @@ def task_table(summary: Summary) -> Table:
 def footnotes(summary: Summary) -> list[str]:
     """What a reader must know: how the intervals came about, and which methods did not beat a control."""
     lines = [
+        "Hard: accuracy on the questions that resize, at the same true count, gets wrong.",
         "Tokens: what a decoder layer truly processed, on average. Intervals: 95 %, paired bootstrap over pictures. "
-        "− random, − resize: accuracy minus theirs at the same true count, in points."
+        "− random, − resize: accuracy minus theirs at the same true count, in points.",
     ]
     for outcome in summary.outcomes:
         beaten = [rival for rival, found in outcome.against.items() if found.high < 0]
@@ -74,6 +75,7 @@ def _row(outcome: Outcome, unit: float) -> list[str | Text]:
         "" if outcome.share is None else f"{outcome.share.value:.0%}",
         f"{outcome.agreement.value:.0%}",
         "" if outcome.kl is None else f"{outcome.kl.value:.2f}",
+        "" if outcome.hard is None else f"{outcome.hard.value:.0%}",
         *(_points(outcome.against[rival], unit, signed=True) if rival in outcome.against else "" for rival in RIVALS),
     ]
 

@@ -66,6 +66,7 @@ class Outcome:
         tasks: Accuracy of each task.
         against: Accuracy minus that of each rival at the same true retention.
         draws: Accuracy of each draw, where there are several.
+        hard: Accuracy on the questions that Resize, at the same true retention, gets wrong; None without it.
     """
 
     cell: Cell[Any]
@@ -80,6 +81,7 @@ class Outcome:
     tasks: Mapping[str, Estimate]
     against: Mapping[str, Estimate]
     draws: tuple[float, ...]
+    hard: Estimate | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -98,6 +100,7 @@ class Outcome:
             "kl": None if self.kl is None else self.kl.to_dict(),
             "tasks": {task: found.to_dict() for task, found in self.tasks.items()},
             "against": {rival: found.to_dict() for rival, found in self.against.items()},
+            "hard": None if self.hard is None else self.hard.to_dict(),
             "draws": [round(draw, 5) for draw in self.draws],
         }
 
@@ -192,6 +195,7 @@ def summarise(
                     for rival in RIVALS
                     if rival != cell.name and (theirs := _nearest(rival, mine, rivals)) is not None
                 },
+                hard=_hard(resampled, mine, _nearest("resize", mine, rivals)) if cell.name != "resize" else None,
                 draws=tuple(float(column(draw).score.mean()) for draw in cell.draws) if len(cell.draws) > 1 else (),
             )
         )
@@ -217,6 +221,12 @@ def unmatched(summary: Summary) -> list[float]:
     ]
     fixed = [round(outcome.retention, 3) for outcome in summary.outcomes if outcome.cell.budget is None]
     return sorted({*spent, *fixed}, reverse=True)
+
+
+def _hard(resampled: Resampled, mine: Column, resized: Column | None) -> Estimate | None:
+    if resized is None or not (missed := resized.score < 0.5).any():
+        return None
+    return resampled.mean(np.where(missed, mine.score, np.nan))
 
 
 def _nearest(name: str, mine: Column, rivals: Sequence[tuple[str, Column]]) -> Column | None:
