@@ -1,12 +1,9 @@
 """Benchmarks by name, through lmms-eval in this process."""
 
-import inspect
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +13,10 @@ from typing import Any
 from foveate._loading import Loaded
 from foveate.errors import InputError, UnsupportedError
 from foveate.eval.answerer import Answerer, Conduct
-from foveate.eval.benchmarks import BENCHMARKS, MME_TOTAL, primary, resolve
-from foveate.eval.scores import Metric, Scores, TaskScores
+from foveate.eval.benchmarks import BENCHMARKS, resolve
+from foveate.eval.figures import scores_of
+from foveate.eval.quiet import quiet
+from foveate.eval.scores import Scores
 from foveate.eval.setting import Choice
 from foveate.eval.store import Store
 from foveate.methods.base import Method
@@ -25,7 +24,6 @@ from foveate.methods.base import Method
 __all__ = ["Options", "check_names", "harness_tasks", "run"]
 
 INSTALL = 'pip install "foveate[eval]" -c constraints.txt'
-DURATIONS = ("short", "medium", "long")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +103,7 @@ def run(
     if not isinstance(choice, Choice):
         choice = Choice.of(choice)
     answerer = Answerer(loaded, choice, options.conduct, store, advance)
-    with TemporaryDirectory() as folder, _quiet():
+    with TemporaryDirectory() as folder, quiet():
         from lmms_eval.evaluator import simple_evaluate
 
         from foveate.eval.backend import Answering
@@ -127,7 +125,7 @@ def run(
         except AssertionError as error:  # how tasks refuse what they cannot count, such as half a pair of MME
             raise InputError(f"lmms-eval stopped: {error}. A limit must not cut what is counted together.") from error
         tasks = {
-            name: _scores(name, task, found["samples"][name], found, answerer, said)
+            name: scores_of(name, task, found, answerer.records, said)
             for name, task in manager.tasks().items()
             if found["samples"].get(name)
         }
@@ -141,7 +139,7 @@ def run(
 @cache
 def _manager(include: tuple[str, ...]) -> Any:
     """lmms-eval's index of tasks; reading it takes seconds."""
-    with _quiet():
+    with quiet():
         from lmms_eval.tasks import TaskManager
 
         return TaskManager(include_path=list(include) or None, model_name="foveate")
@@ -169,113 +167,3 @@ class _Manager:
                     yield str(name), task
 
         return dict(opened(self._loaded))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep stdout for results: what the harness and its tasks print goes to stderr, and its progress bars nowhere."""
-    with redirect_stdout(sys.stderr):
-        import lmms_eval.api.task
-        import lmms_eval.evaluator  # sets its own log up while it is imported
-        from datasets import disable_progress_bars, enable_progress_bars
-        from loguru import logger
-
-        logger.remove()
-        logger.add(sys.stderr, level="WARNING", format="lmms-eval: {message}")
-        modules = (lmms_eval.evaluator, lmms_eval.api.task)
-        bars = [module.tqdm for module in modules]
-        disable_progress_bars()
-        try:
-            for module, bar in zip(modules, bars, strict=True):
-                module.tqdm = partial(_hidden, bar)
-            yield
-        finally:
-            for module, bar in zip(modules, bars, strict=True):
-                module.tqdm = bar
-            enable_progress_bars()
-
-
-def _hidden(bar: Any, *args: Any, **kwargs: Any) -> Any:
-    """A progress bar that shows nothing."""
-    return bar(*args, **{**kwargs, "disable": True})
-
-
-def _scores(
-    name: str, task: Any, samples: Sequence[Mapping[str, Any]], found: Mapping[str, Any], answerer: Answerer, said: Any
-) -> TaskScores:
-    """A task's figures from the harness's report and what is known of each answer."""
-    by_document: dict[int, Mapping[str, Any]] = {}
-    for sample in samples:  # of several filters, the first
-        by_document.setdefault(int(sample["doc_id"]), sample)
-    documents = tuple(sorted(by_document))
-    records = tuple(answerer.records[name, document] for document in documents)
-    labels: dict[str, int] = {}
-    group = {
-        document: labels.setdefault(record["media"] or f"document {document}", len(labels))
-        for document, record in zip(documents, records, strict=True)
-    }
-    values: dict[str, float] = {}
-    for key, value in found["results"][name].items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            values.setdefault(key.split(",")[0], float(value))
-    metrics = {}
-    for metric, aggregate in task.aggregation().items():
-        there = [document for document in documents if metric in by_document[document]]
-        if there and metric in values:
-            if "args" in inspect.signature(aggregate).parameters:
-                aggregate = _with(aggregate, said)
-            inputs = tuple(by_document[document][metric] for document in there)
-            better = bool(task.higher_is_better()[metric])
-            metrics[metric] = _metric(metric, values[metric], better, there, inputs, group, aggregate)
-    metrics |= _added(metrics, group)
-    if not metrics:
-        raise UnsupportedError(f"{name} gives no figure, only files to send in somewhere. Take its validation split.")
-    return TaskScores(name, str(found["versions"].get(name)), documents, records, metrics, primary(list(metrics)))
-
-
-def _metric(
-    name: str,
-    value: float,
-    better: bool,
-    documents: Sequence[int],
-    inputs: tuple[Any, ...],
-    group: Mapping[int, int],
-    aggregate: Callable[[Sequence[Any]], float],
-) -> Metric:
-    """A metric whose groups are numbered anew: not every document counts in every metric."""
-    labels: dict[int, int] = {}
-    groups = tuple(labels.setdefault(group[document], len(labels)) for document in documents)
-    return Metric(name, value, better, tuple(documents), inputs, groups, aggregate)
-
-
-def _with(aggregate: Callable[..., float], said: Any) -> Callable[[Sequence[Any]], float]:
-    """A function that writes files gets a folder of its own each time; the run's is gone by then."""
-
-    def called(inputs: Sequence[Any]) -> float:
-        with TemporaryDirectory() as folder, _quiet():
-            return aggregate(inputs, args=Namespace(**{**vars(said), "output_path": folder}))
-
-    return called
-
-
-def _added(metrics: Mapping[str, Metric], group: Mapping[int, int]) -> dict[str, Metric]:
-    """Figures that papers print and the harness does not: MME's total, and Video-MME by the length of the video."""
-    added: dict[str, Metric] = {}
-    parts = [metrics[name] for name in ("mme_perception_score", "mme_cognition_score") if name in metrics]
-    if len(parts) == 2:
-        rows = {at: {**one, "metric": part.name} for part in parts for at, one in part.rows()}
-
-        def total(inputs: Sequence[Any]) -> float:
-            mine = [(part, [one for one in inputs if one["metric"] == part.name]) for part in parts]
-            return sum(part.aggregate(ones) for part, ones in mine if ones)
-
-        there, value = sorted(rows), sum(part.value for part in parts)
-        added[MME_TOTAL] = _metric(MME_TOTAL, value, True, there, tuple(rows[at] for at in there), group, total)
-    for metric in metrics.values():
-        for duration in DURATIONS if metric.name.startswith("videomme") else ():
-            part = {at: one for at, one in metric.rows() if one["duration"] == duration}
-            if part:
-                name, inputs = f"{metric.name}/{duration}", tuple(part.values())
-                value = float(metric.aggregate(inputs))
-                added[name] = _metric(name, value, metric.higher_is_better, list(part), inputs, group, metric.aggregate)
-    return added

@@ -10,6 +10,7 @@ from foveate.eval.run import FULL, key_of
 from foveate.eval.store import fingerprint
 from foveate.methods.base import Method
 from foveate.registry import method, preset
+from foveate.tune import Record
 
 __all__ = ["Choice", "Setting"]
 
@@ -41,7 +42,7 @@ class Setting:
     """What lmms-eval's `--model_args` say of dropping.
 
     Attributes:
-        name: A method or a preset; empty is the full model.
+        name: A method, a preset, or the record of a tuning (a JSON file); empty is the full model.
         budget: Mean vision tokens a decoder layer, counted on each sample.
         retention: The same as a share in (0, 1]; 1/3 where neither is given.
         seed: Which draw, for methods that draw by lot.
@@ -65,10 +66,12 @@ class Setting:
             raise SettingError(f"{given[0]}= without a method: name one with method=…, such as method=v2drop.")
         if self.budget is not None and self.retention is not None:
             raise SettingError("budget= and retention= say the same thing; give one of them.")
-        if "/" in self.name and (self.budget is not None or self.retention is not None):
-            raise SettingError(f"The preset {self.name} brings its own budget: leave budget= and retention= out.")
+        whole = _whole(self.name)
+        if whole is not None and (self.budget is not None or self.retention is not None):
+            raise SettingError(f"{self.name} brings its own budget: leave budget= and retention= out.")
         if self.name:
-            known = {one.name for one in fields(self._kind())}  # type: ignore[arg-type]
+            kind = method(self.name) if whole is None else type(whole)
+            known = {one.name for one in fields(kind)}  # type: ignore[arg-type]
             asked = {*self.settings, *(["seed"] if self.seed is not None else [])}
             if unknown := sorted(asked - known):
                 raise SettingError(f"{self.name} has no setting {unknown[0]}; it has {', '.join(sorted(known))}.")
@@ -78,6 +81,8 @@ class Setting:
         if not self.name:
             return Choice()
         values = {key: value for key, value in self.to_dict().items() if value not in (None, {})}
+        if (whole := _whole(self.name)) is not None:
+            values["whole"] = whole.to_dict()
         return Choice(f"{self.name} {fingerprint(values)}", values, cache(lambda count: self._solved(config, count)))
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,22 +90,25 @@ class Setting:
         told = {one.name: getattr(self, one.name) for one in fields(self)}
         return {**told, "settings": dict(self.settings)}
 
-    def _kind(self) -> type[Method]:
-        return type(preset(self.name)) if "/" in self.name else method(self.name)
-
     def _solved(self, config: Any, vision_tokens: int) -> Method:
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in self.settings.items()}
         values |= {} if self.seed is None else {"seed": self.seed}
         try:
-            if "/" in self.name:
-                return replace(preset(self.name), **values)  # type: ignore[type-var]
+            if (whole := _whole(self.name)) is not None:
+                return replace(whole, **values)  # type: ignore[type-var]
+            kind = method(self.name)
             if values.keys() - {"seed"} and self.budget is None and self.retention is None:
-                return self._kind()(**values)
+                return kind(**values)
             share = RETENTION if self.budget is None and self.retention is None else self.retention
-            return self._kind().for_budget(
-                config, tokens=self.budget, retention=share, vision_tokens=vision_tokens, **values
-            )
+            return kind.for_budget(config, tokens=self.budget, retention=share, vision_tokens=vision_tokens, **values)
         except (TypeError, ValueError) as error:
             if isinstance(error, FoveateError):
                 raise
             raise SettingError(f"settings={dict(self.settings)} has a value of the wrong kind: {error}.") from error
+
+
+def _whole(name: str) -> Method | None:
+    """What a name stands for as it is: a preset's setting, or that of a tuning's record; None for a method's name."""
+    if name.endswith(".json"):
+        return Record.load(name).method
+    return preset(name) if "/" in name else None
