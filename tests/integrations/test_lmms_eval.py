@@ -137,6 +137,18 @@ def test_the_llava_protocol_puts_ocr_tokens_into_textvqas_prompt(loaded, tasks, 
     assert sum("\nReference OCR token: " in text for text in told) == 1
 
 
+def test_data_that_cannot_be_read_are_named(loaded, tmp_path, tasks, monkeypatch):
+    from lmms_eval.api.task import ConfigurableTask
+
+    monkeypatch.setattr(ConfigurableTask.download.retry, "sleep", lambda seconds: None)
+    text = (tasks / "gqa/foveate_gqa.yaml").read_text()
+    (tmp_path / "foveate_lost.yaml").write_text(text.replace("foveate_gqa", "foveate_lost"))
+    with pytest.raises(
+        InputError, match=r"The data of foveate_lost cannot be read: FileNotFoundError: .*hf auth login"
+    ):
+        run(loaded, ["foveate_lost"], options=Options(include=(tmp_path,)))
+
+
 def test_half_a_pair_is_refused_in_words(loaded, tasks):
     with pytest.raises(InputError, match=r"pairwise.*A limit must not cut"):
         run(loaded, ["foveate_mme"], options=Options(include=(tasks,), limit=3))

@@ -152,8 +152,18 @@ class _Manager:
         self._manager = manager
         self._loaded: dict[Any, Any] = {}
 
-    def load_task_or_group(self, *args: Any, **kwargs: Any) -> Any:
-        self._loaded = self._manager.load_task_or_group(*args, **kwargs)
+    def load_task_or_group(self, names: Sequence[str], *args: Any) -> Any:
+        from tenacity import RetryError
+
+        try:
+            self._loaded = self._manager.load_task_or_group(names, *args)
+        except (RetryError, OSError, ImportError) as error:
+            cause = (error.last_attempt.exception() if isinstance(error, RetryError) else None) or error
+            said = f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0].rstrip('.')}"
+            raise InputError(
+                f"The data of {', '.join(names)} cannot be read: {said}. Most come from the hub: fetch them once where "
+                "it can be reached, logged in where a data set asks for it (hf auth login)."
+            ) from error
         return self._loaded
 
     def tasks(self) -> dict[str, Any]:
