@@ -144,12 +144,12 @@ STAGES: dict[str, Stage] = {
         constant=0.65,
     ),
     "large-again": Stage(
-        images=26_000,
+        images=36_000,
         first=100_000_000,
         mix={84: 0.12, 168: 0.36, 336: 0.52},
         rates={"tower": 1e-3, "rest": 2e-3, "decoder": 3e-3, "projector": 1e-3},
         tasks=ORDER_WEIGHTS,
-        constant=0.35,
+        constant=0.3,
     ),
     "deep": Stage(
         images=8_000,
