@@ -152,7 +152,7 @@ STAGES: dict[str, Stage] = {
         constant=0.3,
     ),
     "deep": Stage(
-        images=14_000,
+        images=15_000,
         first=70_000_000,
         mix={84: 0.05, 168: 0.25, 336: 0.70},
         rates={"tower": 5e-4, "rest": 6e-4, "decoder": 1.2e-3, "projector": 4e-4},

@@ -73,7 +73,9 @@ def test_things_and_texts_keep_apart(index):
 def test_sizes_and_numbers_are_as_described():
     scenes = [scene("held-out", index) for index in range(120)]
     assert all(1 <= len(s.things) <= 8 for s in scenes)
-    assert all(16 <= t.size <= 30 for s in scenes for t in s.things)
+    assert all(16 <= t.size <= 46 for s in scenes for t in s.things)
+    even = [s for s in scenes if len(np.unique(s.image[:3, :3].reshape(-1, 3), axis=0)) <= 2]
+    assert 0.1 < len(even) / len(scenes) < 0.3  # plain grounds without grain
     assert all(2 <= len(t.characters) <= 5 for s in scenes for t in s.texts)
     assert 0.6 < np.mean([len(s.texts) for s in scenes]) < 0.9
     assert all(len({t.name for t in s.things}) == len(s.things) for s in scenes)
@@ -97,3 +99,20 @@ def test_no_two_characters_and_no_two_shapes_look_the_same():
 def test_an_unknown_shape_is_refused_by_name():
     with pytest.raises(ValueError, match="No shape is called 'blob'"):
         shape_mask("blob", 20)
+
+
+def test_on_a_light_ground_nothing_is_white_and_text_stands_out():
+    plain_ones = 0
+    for index in range(200):
+        one = scene("held-out", index)
+        corner = one.image[:4, :4].astype(float)
+        if corner.std(axis=(0, 1)).max() > 4 or (one.owner[:4, :4] != 0).any():
+            continue
+        tone = corner.mean()
+        if tone > 170:
+            plain_ones += 1
+            assert "white" not in {thing.colour for thing in one.things}
+        if one.texts and (tone > 170 or tone < 50):
+            ink = one.image[one.owner > len(one.things)].astype(float).mean()
+            assert abs(ink - tone) > 100
+    assert plain_ones > 10

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["COLOURS", "SHAPES", "background", "glyph", "glyph_advance", "shape_mask"]
+__all__ = ["COLOURS", "PURE", "SHAPES", "background", "glyph", "glyph_advance", "plain", "shape_mask"]
 
 Array = NDArray[np.float32]
 
@@ -25,6 +25,18 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "cyan": (34, 208, 222),
     "white": (244, 244, 244),
 }
+
+PURE: dict[str, tuple[tuple[int, int, int], ...]] = {
+    "red": ((255, 0, 0),),
+    "green": ((0, 128, 0), (0, 255, 0)),
+    "blue": ((0, 0, 255),),
+    "yellow": ((255, 255, 0),),
+    "purple": ((128, 0, 128),),
+    "orange": ((255, 165, 0),),
+    "cyan": ((0, 255, 255),),
+    "white": ((255, 255, 255),),
+}
+"""What people take when they draw with the colours' names."""
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star", "ring", "moon")
 
@@ -121,6 +133,20 @@ def background(rng: np.random.Generator, side: int) -> Array:
     canvas = np.matmul(spread, canvas)  # (side, knots) @ (side rows, knots, 3)
     flat = _stripes(rng, side) + _strokes(rng, side)
     return np.asarray(canvas + flat[:, :, None], dtype=np.float32)
+
+
+def plain(rng: np.random.Generator, side: int) -> Array:
+    """One even tone, as a person would draw on: mostly white or light, sometimes dark. (side, side, 3), 0-255."""
+    kind = rng.random()
+    if kind < 0.4:
+        tone = rng.uniform(246, 255) + np.zeros(3)
+    elif kind < 0.65:
+        tone = rng.uniform(185, 245) + rng.uniform(-10, 10, 3)
+    elif kind < 0.85:
+        tone = rng.uniform(60, 165) + rng.uniform(-20, 20, 3)
+    else:
+        tone = rng.uniform(0, 40) + np.zeros(3)
+    return np.broadcast_to(np.float32(np.round(tone)), (side, side, 3)).copy()
 
 
 def _stripes(rng: np.random.Generator, side: int) -> Array:

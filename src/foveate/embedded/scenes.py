@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.embedded.drawing import COLOURS, SHAPES, background, glyph, glyph_advance, shape_mask
+from foveate.embedded.drawing import COLOURS, PURE, SHAPES, background, glyph, glyph_advance, plain, shape_mask
 
 __all__ = ["CHARACTERS", "PATCH", "SPLITS", "Scene", "Text", "Thing", "rng_for", "scene"]
 
@@ -20,6 +20,10 @@ SPLITS = {"train": 1, "held-out": 2, "demo": 3}
 
 PAIRED = 0.5  # share of scenes in which things stand beside one another
 BESIDE = 0.7  # share of their things that are put beside an earlier one, if there is room
+
+PLAIN = 0.3  # share of scenes on an even ground, with larger things, as a person would draw them
+
+LIGHT, DARK = 165.0, 55.0  # tones of a ground on which white, or dark ink, would not be seen
 
 Box = tuple[int, int, int, int]  # left, top, width, height
 
@@ -82,8 +86,36 @@ class Scene:
         return int(self.image.shape[0])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Style:
+    """How a plain scene is drawn.
+
+    Attributes:
+        ground: (side, side, 3) float32, 0-255.
+        largest, largest_text: Pixels.
+        grain: Of the pixel noise, 0 for none.
+    """
+
+    ground: NDArray[np.float32]
+    largest: int
+    largest_text: int
+    grain: int
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator, side: int) -> "Style":
+        """A style by lot; only large canvases have room for large things."""
+        large = side >= 336
+        grain = int(rng.integers(0, 6)) if rng.random() < 0.4 else 0
+        return cls(plain(rng, side), 46 if large else 30, 34 if large else 26, grain)
+
+    @property
+    def tone(self) -> float:
+        """Mean of the ground."""
+        return float(self.ground[0, 0].mean())
+
+
 def rng_for(split: str, index: int, purpose: int = 0) -> np.random.Generator:
-    """The generator of one scene; `purpose` separates drawing (0), choosing questions (1) and pairing things (2)."""
+    """The generator of one scene; `purpose` separates drawing (0), questions (1), pairs (2) and style (3)."""
     return np.random.default_rng([SPLITS[split], index, purpose])
 
 
@@ -101,12 +133,14 @@ def scene(split: str, index: int, side: int = 336, dense: bool = False) -> Scene
     rng = rng_for(split, index)
     taken: list[Box] = []
     lines = int(rng.integers(0, 2 * (side // 84) + 1)) if dense else int(rng.random() < 0.75)
-    texts = _place_texts(rng, side, taken, lines)
+    styling = rng_for(split, index, purpose=3)
+    style = Style.drawn(styling, side) if styling.random() < PLAIN else None
+    texts = _place_texts(rng, side, taken, lines, style)
     most = 5 * (side // 84) ** 2 if dense else int(rng.integers(1, MOST.get(side, 8) + 1))
     pairing = rng_for(split, index, purpose=2)
     pairs = pairing if not dense and pairing.random() < PAIRED else None
-    things = _place_things(rng, side, taken, min(most, 60), dense, pairs)
-    image, owner = _paint(rng, side, things, texts)
+    things = _place_things(rng, side, taken, min(most, 60), dense, pairs, style)
+    image, owner = _paint(rng, side, things, texts, style)
     return Scene(image, things, texts, owner)
 
 
@@ -140,10 +174,12 @@ def _box_beside(rng: np.random.Generator, side: int, size: int, things: list[Thi
     return box
 
 
-def _place_texts(rng: np.random.Generator, side: int, taken: list[Box], count: int) -> tuple[Text, ...]:
+def _place_texts(
+    rng: np.random.Generator, side: int, taken: list[Box], count: int, style: Style | None
+) -> tuple[Text, ...]:
     texts = []
     for _ in range(count):
-        size = int(rng.integers(20, 27))
+        size = int(rng.integers(20, (style.largest_text if style else 26) + 1))
         word = "".join(CHARACTERS[i] for i in rng.integers(0, len(CHARACTERS), int(rng.integers(2, 6))))
         advances = [glyph_advance(c, size) for c in word]
         while sum(advances) > side - 4:
@@ -158,16 +194,24 @@ def _place_texts(rng: np.random.Generator, side: int, taken: list[Box], count: i
 
 
 def _place_things(
-    rng: np.random.Generator, side: int, taken: list[Box], most: int, dense: bool, pairs: np.random.Generator | None
+    rng: np.random.Generator,
+    side: int,
+    taken: list[Box],
+    most: int,
+    dense: bool,
+    pairs: np.random.Generator | None,
+    style: Style | None,
 ) -> tuple[Thing, ...]:
     colours, shapes = list(COLOURS), list(SHAPES)
     if not dense:  # few kinds, so that counts above one happen
         colours = [colours[i] for i in rng.permutation(8)[: rng.integers(2, 9)]]
         shapes = [shapes[i] for i in rng.permutation(8)[: rng.integers(2, 9)]]
+    if style and style.tone > LIGHT:
+        colours = [colour for colour in colours if colour != "white"] or ["red"]
     kinds = [(shape, colour) for shape in shapes for colour in colours]
     things: list[Thing] = []
     for pick in rng.permutation(len(kinds))[:most]:
-        size = int(rng.integers(16, 31))
+        size = int(rng.integers(16, (style.largest if style else 30) + 1))
         box = None
         if pairs is not None and things and pairs.random() < BESIDE:
             box = _box_beside(pairs, side, size, things, taken)
@@ -180,16 +224,20 @@ def _place_things(
 
 
 def _paint(
-    rng: np.random.Generator, side: int, things: tuple[Thing, ...], texts: tuple[Text, ...]
+    rng: np.random.Generator, side: int, things: tuple[Thing, ...], texts: tuple[Text, ...], style: Style | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    canvas = background(rng, side)
+    canvas = style.ground.copy() if style else background(rng, side)
     owner = np.zeros((side, side), dtype=np.uint8)
     marks: list[tuple[NDArray[np.float32], float, float, NDArray[np.float64]]] = []
     for thing in things:
         colour = np.array(COLOURS[thing.colour]) + rng.uniform(-16, 16, 3)
+        if style:
+            pure = PURE[thing.colour]
+            colour += rng.random() * (np.array(pure[int(rng.integers(len(pure)))]) - COLOURS[thing.colour])
         marks.append((shape_mask(thing.shape, thing.size), thing.x, thing.y, colour))
     for text in texts:
-        ink = rng.uniform(0, 25) if rng.random() < 0.5 else rng.uniform(225, 255)
+        dark = rng.random() < 0.5 if style is None or DARK < style.tone < LIGHT else style.tone >= LIGHT
+        ink = rng.uniform(0, 25) if dark else rng.uniform(225, 255)
         for character, x in zip(text.characters, text.xs, strict=True):
             marks.append((glyph(character, text.size), x, text.y, np.full(3, ink)))
     for number, (mask, x, y, colour) in enumerate(marks, start=1):
@@ -198,6 +246,6 @@ def _paint(
         region = canvas[top : top + height, left : left + width]
         region += mask[:, :, None] * (colour.astype(np.float32) - region)
         owner[top : top + height, left : left + width][mask > 0.5] = number
-    grain = int(rng.integers(3, 12))
+    grain = style.grain if style else int(rng.integers(3, 12))
     canvas += rng.integers(-grain, grain + 1, canvas.shape, dtype=np.int8)
     return np.clip(canvas, 0, 255).astype(np.uint8), owner
