@@ -27,6 +27,8 @@ ORDER_WEIGHTS = TASK_WEIGHTS | {
     "list top to bottom": 2.5,
 }
 
+LAST_WEIGHTS = ORDER_WEIGHTS | {"count": 2.5, "relation": 4.0, "list left to right": 3.0, "list top to bottom": 3.0}
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -151,13 +153,32 @@ STAGES: dict[str, Stage] = {
         tasks=ORDER_WEIGHTS,
         constant=0.3,
     ),
+    "even": Stage(
+        images=20_000,
+        first=110_000_000,
+        mix={84: 0.2, 168: 0.4, 336: 0.4},
+        rates={"tower": 1.5e-3, "rest": 1.5e-3, "decoder": 0, "projector": 0},
+        batch={84: 32, 168: 16, 336: 6},
+        joint=False,
+        dense_weight=1.0,
+        presence_weight=0.05,
+        constant=0.4,
+    ),
+    "large-even": Stage(
+        images=14_000,
+        first=120_000_000,
+        mix={84: 0.10, 168: 0.35, 336: 0.55},
+        rates={"tower": 7e-4, "rest": 1.4e-3, "decoder": 2e-3, "projector": 7e-4},
+        tasks=LAST_WEIGHTS,
+        constant=0.4,
+    ),
     "deep": Stage(
-        images=15_000,
+        images=6_500,
         first=70_000_000,
         mix={84: 0.05, 168: 0.25, 336: 0.70},
-        rates={"tower": 5e-4, "rest": 6e-4, "decoder": 1.2e-3, "projector": 4e-4},
-        tasks=ORDER_WEIGHTS | {"count": 2.5, "relation": 4.0, "list left to right": 3.0, "list top to bottom": 3.0},
-        constant=0.35,
+        rates={"tower": 4e-4, "rest": 6e-4, "decoder": 1e-3, "projector": 4e-4},
+        tasks=LAST_WEIGHTS,
+        constant=0.3,
         exits=0.35,
         exit_from=18,
     ),
