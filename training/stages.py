@@ -119,7 +119,7 @@ STAGES: dict[str, Stage] = {
         constant=0.6,
     ),
     "order": Stage(
-        images=19_000,
+        images=21_000,
         first=60_000_000,
         mix={84: 0.15, 168: 0.40, 336: 0.45},
         rates={"tower": 1e-3, "rest": 2e-3, "decoder": 3e-3, "projector": 1e-3},
