@@ -173,7 +173,7 @@ STAGES: dict[str, Stage] = {
         constant=0.4,
     ),
     "deep": Stage(
-        images=6_500,
+        images=9_000,
         first=70_000_000,
         mix={84: 0.05, 168: 0.25, 336: 0.70},
         rates={"tower": 4e-4, "rest": 6e-4, "decoder": 1e-3, "projector": 4e-4},
