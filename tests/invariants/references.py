@@ -9,11 +9,12 @@ from torch import Tensor
 import foveate as fv
 from foveate.methods.base import Method
 from tests import oracle
+from tests.models import TINY
 
 
 def reference(method: Method, family: str, model: Any, inputs: dict[str, Any], trace: fv.Trace) -> dict[str, Any]:
     """Arguments for `oracle.forward` beside the inputs."""
-    reindex = method.reindexes and not family.startswith("qwen")
+    reindex = method.reindexes and not TINY[family].mrope
     told: dict[str, Any] = {"reindex": reindex, "tower": tower(method, family, model, inputs, trace)}
     if method.name == "visiondrop":
         told["cuts"] = {

@@ -5,7 +5,7 @@ import torch
 
 import foveate as fv
 from tests.invariants.settings import ATTENTIONS, EXAMPLES
-from tests.models import FAMILIES, MIXED, batch, generate, tiny
+from tests.models import FAMILIES, MIXED, TINY, batch, generate, tiny
 
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
 
@@ -58,7 +58,7 @@ def test_padding_right_of_or_between_real_tokens(family, attention, where):
     real = padded["attention_mask"][0].bool()
     ids = torch.zeros_like(padded["input_ids"])
     ids[0, real] = torch.arange(length)
-    if not family.startswith("qwen"):
+    if not TINY[family].mrope:
         padded["position_ids"] = ids
     with torch.no_grad():
         with fv.drop(model, method) as alone:

@@ -7,7 +7,7 @@ from transformers import DynamicCache
 import foveate as fv
 from foveate.engine.cache import PrunedLayer
 from tests import oracle
-from tests.models import FAMILIES, IMAGE, NO_PLACEHOLDERS, batch, generate, tiny
+from tests.models import FAMILIES, IMAGE, NO_PLACEHOLDERS, TINY, batch, generate, tiny
 
 METHOD = fv.V2Drop(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3))
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
@@ -85,7 +85,7 @@ def test_a_second_turn_of_text_on_the_same_cache(family, attention):
         turn = torch.tensor([[11, 12, 13, 14, 15]])
         ids = torch.cat((first.sequences, turn), dim=1)
         second = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": first.past_key_values}
-        if family.startswith("qwen"):
+        if TINY[family].mrope:
             second["mm_token_type_ids"] = (ids == IMAGE).long()
             second["image_grid_thw"] = inputs["image_grid_thw"]
         out = generate(model, second, new_tokens=3)
@@ -114,7 +114,7 @@ def test_a_second_turn_with_a_new_picture_drops_only_its_tokens(family, attentio
     with fv.drop(model, METHOD) as trace, torch.no_grad():
         for part, picture in parts:
             given = {"input_ids": ids[:, part], "position_ids": positions[..., part], **picture}
-            if family.startswith("qwen"):
+            if TINY[family].mrope:
                 given["mm_token_type_ids"] = (ids[:, part] == IMAGE).long()
             out = model(**given, past_key_values=cache, use_cache=True)
     first, second = trace.history

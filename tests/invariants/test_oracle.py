@@ -7,7 +7,7 @@ import foveate as fv
 from tests import oracle
 from tests.invariants.references import reference
 from tests.invariants.settings import ATTENTIONS, EXAMPLES
-from tests.models import FAMILIES, IMAGE, VIDEO, batch, generate, tiny
+from tests.models import FAMILIES, IMAGE, TINY, VIDEO, batch, generate, tiny
 
 BANNED = {IMAGE, VIDEO, 93, 94}
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
@@ -97,7 +97,7 @@ def test_a_prompt_that_ends_in_an_image(name, family, attention):
     """Generation reads the last column, whose own token may have left: the last row that is left answers for it."""
     model, inputs, method = tiny(family, attention), batch(family, ["tti"]), EXAMPLES[name]
     # With M-RoPE generate itself counts on from the image's last token, axis by axis, which the recompute does not.
-    count = 1 if family.startswith("qwen") else 2
+    count = 1 if TINY[family].mrope else 2
     with fv.drop(model, method) as trace:
         out = generate(model, inputs, new_tokens=count)
     if method.name == "resize" and family == "qwen3_vl":

@@ -12,7 +12,7 @@ from foveate.core.merge import window_similarity
 from foveate.methods.base import TowerView, View
 from foveate.methods.mustdrop import MustDrop, counter
 from tests import golden
-from tests.models import IMAGE, batch, generate, llava_config, tiny
+from tests.models import IMAGE, TINY, batch, generate, tiny
 
 CUTS = {"pruning_layers": (1, 3), "merge_window": 2}
 EXAMPLES = [
@@ -445,7 +445,7 @@ def test_an_image_at_the_prompts_end_loses_nothing_to_the_filter():
 @pytest.mark.parametrize("depth", [28, 40])
 def test_decoders_of_other_depths(depth):
     torch.manual_seed(0)
-    config = llava_config()
+    config = TINY["llava"].config()
     config.text_config.num_hidden_layers = depth
     model = LlavaForConditionalGeneration(config).eval()
     method = MustDrop.for_budget(model, tokens=8, merge_windows=False)

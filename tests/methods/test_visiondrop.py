@@ -12,7 +12,7 @@ import foveate as fv
 from foveate.methods.base import TowerView, View
 from foveate.methods.visiondrop import VisionDrop, solve_sizes
 from tests import golden
-from tests.models import FAMILIES, IMAGE, batch, generate, llava_config, tiny
+from tests.models import FAMILIES, IMAGE, TINY, batch, generate, tiny
 
 COUNTS = {"dominant": 14, "contextual": 3, "image_token_list": ((9, 2), (5, 1)), "layer_list": (2, 4), "reference": 25}
 EXAMPLES = [
@@ -346,11 +346,11 @@ def test_text_before_the_image_has_a_say_and_text_after_it_none():
 
 def test_shared_key_heads_equal_the_same_heads_written_out():
     torch.manual_seed(0)
-    config = llava_config()
+    config = TINY["llava"].config()
     text = config.text_config
     text.hidden_size, text.num_attention_heads, text.num_key_value_heads = 64, 8, 2
     few = LlavaForConditionalGeneration(config).eval()
-    config = llava_config()
+    config = TINY["llava"].config()
     text = config.text_config
     text.hidden_size, text.num_attention_heads, text.num_key_value_heads = 64, 8, 8
     many = LlavaForConditionalGeneration(config).eval()

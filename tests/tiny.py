@@ -1,0 +1,74 @@
+"""What a family's tiny random model is made of; each family's test file holds its own, as `TINY`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IMAGE, VIDEO, PAD = 91, 92, 0
+VOCABULARY = 96
+DEPTH = 6
+TEXT = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": DEPTH, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": VOCABULARY, "max_position_embeddings": 4096,
+    "bos_token_id": 1, "eos_token_id": None, "pad_token_id": PAD, "initializer_range": 0.2,
+}  # fmt: skip
+CLIP = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 14,
+    "image_size": 70, "projection_dim": 16, "initializer_range": 0.2,
+}  # fmt: skip
+
+Picture = dict[str, Any]
+"""The tensors of one picture, batch 1, as its processor would make them."""
+
+
+def whole(picture: Picture, length: int) -> Tensor:
+    """Ids of a picture that is one run of placeholders."""
+    return torch.full((length,), IMAGE)
+
+
+def nothing(ids: Tensor) -> dict[str, Tensor]:
+    """No tensors beside the ids."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A family's tiny random model, and how its prompts look.
+
+    Attributes:
+        config: Makes its config; the text model from `TEXT`.
+        kind: The class in transformers.
+        pictures: So many pictures, of different sizes where the family knows such.
+        ids: What stands in the prompt for a picture of so many vision tokens.
+        extra: Further tensors that go with (batch, columns) ids.
+        mrope: Whether positions have several axes.
+    """
+
+    config: Callable[[], Any]
+    kind: str
+    pictures: Callable[[Any, int, torch.Generator], list[Picture]]
+    ids: Callable[[Picture, int], Tensor] = whole
+    extra: Callable[[Tensor], dict[str, Tensor]] = nothing
+    mrope: bool = False
+
+
+def squares(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
+    """Pictures of one size."""
+    return [{"pixel_values": one[None]} for one in torch.randn(count, 3, 70, 70, generator=rng)]
+
+
+def qwen_patches(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
+    """Patches of pictures in several sizes, as the Qwen-VL processors make them."""
+    vision = config.vision_config
+    width = 3 * vision.temporal_patch_size * vision.patch_size**2
+    grids = torch.tensor([[1, 4, 6], [1, 6, 6], [1, 2, 4], [1, 8, 4]])[torch.arange(count) % 4]
+    pixels = torch.randn(int(grids.prod(-1).sum()), width, generator=rng).split(grids.prod(-1).tolist())
+    return [{"pixel_values": part, "image_grid_thw": grid[None]} for part, grid in zip(pixels, grids, strict=True)]
+
+
+def qwen_types(ids: Tensor) -> dict[str, Tensor]:
+    """Which tokens are of images."""
+    return {"mm_token_type_ids": (ids == IMAGE).long()}
