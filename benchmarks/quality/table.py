@@ -75,18 +75,24 @@ def sentences(record: dict[str, Any]) -> list[str]:
         "One small model on synthetic pictures: the table can show whether a method is implemented well and that "
         "dropping has a price; it cannot show which method is best on your model.",
     ]
-    lost = [
-        f"{cell['name']} at {cell['tokens']:.0f} ({' and '.join(rivals)})"
-        for cell in record["cells"]
-        if cell["name"] not in CONTROLS
-        and (rivals := [rival for rival, found in cell["against"].items() if found["high"] < 0])
+    own = [cell for cell in record["cells"] if cell["name"] not in CONTROLS]
+    worse = [
+        named(cell, rivals) for cell in own if (rivals := [r for r, d in cell["against"].items() if d["high"] < 0])
     ]
-    lines += [
-        f"Worse than a control that costs as much: {', '.join(lost)}."
-        if lost
-        else "None is worse than a control that costs as much."
-    ]
+    alike = [named(cell, rivals) for cell in own if (rivals := [r for r, d in cell["against"].items() if spans(d)])]
+    lines += ["", f"Worse than a control that costs as much: {', '.join(worse) or 'none'}."]
+    lines += ["", f"Not told apart from such a control: {', '.join(alike) or 'none'}."]
     return lines
+
+
+def named(cell: dict[str, Any], rivals: list[str]) -> str:
+    """A cell and its rivals in a few words."""
+    return f"{cell['name']} at {cell['tokens']:.0f} ({' and '.join(rivals)})"
+
+
+def spans(found: dict[str, float]) -> bool:
+    """Whether an interval holds zero."""
+    return found["low"] <= 0 <= found["high"]
 
 
 if __name__ == "__main__":
