@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from foveate.cli.pictures import load_picture
 from foveate.errors import InputError
@@ -167,3 +167,12 @@ def test_the_animated_first_frame_note_is_not_given_for_a_phones_two_view_jpeg(t
     read = load_picture(path)
     assert read.note is None
     assert read.image.getpixel((8, 8))[0] > 200
+
+
+def test_a_truncated_file_is_refused_whatever_else_in_the_process_wants(tmp_path, monkeypatch):
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+    noise().save(path := tmp_path / "short.png")
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InputError, match=r"short\.png is damaged"):
+        load_picture(path)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from foveate.errors import InputError
 
@@ -62,6 +62,8 @@ def load_picture(path: Path) -> Picture:
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
     """Turn whatever Pillow raises for a file into one line with the file's name."""
+    # Pillow fills what a file lacks with grey where anything in the process, such as lmms-eval's tasks, asked it to.
+    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         with warnings.catch_warnings():
             # Between Pillow's limit and twice it there is only a warning: large photographs are fine.
@@ -83,6 +85,8 @@ def _explained(path: Path) -> Iterator[None]:
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, zlib.error and more.
     except Exception as error:
         raise InputError(f"{path} is damaged: {error}. Fetch or export it again.") from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
 def _upright(image: Image.Image) -> tuple[Image.Image, bool]:
