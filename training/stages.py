@@ -164,6 +164,17 @@ STAGES: dict[str, Stage] = {
         presence_weight=0.05,
         constant=0.4,
     ),
+    "neighbours-large": Stage(
+        images=90_000,
+        first=130_000_000,
+        mix={84: 0.1, 168: 0.3, 336: 0.6},
+        rates={"tower": 2e-3, "rest": 2e-3, "decoder": 0, "projector": 0},
+        batch={84: 32, 168: 16, 336: 6},
+        joint=False,
+        dense_weight=1.0,
+        presence_weight=0.05,
+        constant=0.6,
+    ),
     "large-even": Stage(
         images=14_000,
         first=120_000_000,
