@@ -165,7 +165,7 @@ STAGES: dict[str, Stage] = {
         constant=0.4,
     ),
     "neighbours-large": Stage(
-        images=90_000,
+        images=74_000,
         first=130_000_000,
         mix={84: 0.1, 168: 0.3, 336: 0.6},
         rates={"tower": 2e-3, "rest": 2e-3, "decoder": 0, "projector": 0},
