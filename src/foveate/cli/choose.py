@@ -155,11 +155,12 @@ def contender(name: str) -> Contender:
         UsageError: If a setting is unknown or of the wrong kind.
     """
     if is_setting(name):
-        return Contender(name, type(setting(name)), fixed=setting(name))
+        fixed = setting(name)
+        return Contender(name, type(fixed), fixed=fixed)
     base, *pairs = name.split(":")
     kind = method(base)
     values = fitted(kind, parse_settings(pairs))
-    known = set(kind.__dataclass_fields__)  # type: ignore[attr-defined]
+    known = _settings_of(kind)
     if unknown := sorted(set(values) - known):
         raise UsageError(f"--method {name}: {base} has no setting {unknown[0]}. It has: {', '.join(sorted(known))}.")
     return Contender(name, kind, values)

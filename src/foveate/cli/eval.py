@@ -129,6 +129,12 @@ class Eval:
             if value < least:
                 raise UsageError(f"{flag} {value}: {least} or more.")
 
+    def stamp(self) -> dict[str, str]:
+        """What sets this run apart from earlier ones, if everything is to be asked again."""
+        from datetime import UTC, datetime
+
+        return {"fresh": datetime.now(UTC).isoformat()} if self.fresh else {}
+
     def processes(self, device: str) -> int:
         """How many processes answer the embedded tasks."""
         if self.jobs or device != "cpu" or self.models.model != EMBEDDED:

@@ -1,14 +1,12 @@
 """`foveate eval --tasks pope,textvqa`: benchmarks by name, through lmms-eval."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.text import Text
 
-from foveate.cli.eval_embedded import place
 from foveate.cli.eval_tables import footnotes, table
 from foveate.cli.finish import finish
 from foveate.cli.loading import load
@@ -40,7 +38,7 @@ def run_benchmarks(options: "Eval", names: Sequence[str], contenders: Sequence[C
     asked = asked or tuple(("retention", share) for share in options.retention) or BUDGETS
     cells = cells_of(contenders, asked, range(options.draws))
     loaded = load(options.models)
-    conditions = conduct.conditions(loaded) | ({"fresh": datetime.now(UTC).isoformat()} if options.fresh else {})
+    conditions = conduct.conditions(loaded) | options.stamp()
     store = Store(options.cache or home(), conditions)
     settings = Options(conduct=conduct, limit=options.limit, include=options.include)
     if len(store):
@@ -74,7 +72,7 @@ def run_benchmarks(options: "Eval", names: Sequence[str], contenders: Sequence[C
     each = [[one.to_dict() for one in scores.get(at, [])] for at in range(len(cells))]
     values: dict[str, Any] = {
         "what": "benchmarks through lmms-eval, each setting paired with the full model on the same documents",
-        "model": loaded.to_dict() | {"weights": provenance.weights(loaded.model, place(options.models))},
+        "model": loaded.to_dict() | {"weights": conditions["weights"]},
         "versions": provenance.versions() | {"lmms_eval": full.harness},
         "commit": provenance.commit(),
         "protocol": full.protocol,

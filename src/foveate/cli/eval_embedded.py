@@ -1,7 +1,6 @@
 """`foveate eval` on the embedded tasks."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +8,7 @@ import numpy as np
 from rich.console import Group
 from rich.text import Text
 
-from foveate import embedded
-from foveate._loading import EMBEDDED, Loaded
+from foveate._loading import Loaded
 from foveate.cli.eval_tables import footnotes, table, task_table
 from foveate.cli.finish import finish
 from foveate.cli.loading import load
@@ -29,7 +27,7 @@ from foveate.registry import method as kind_of
 if TYPE_CHECKING:
     from foveate.cli.eval import Eval
 
-__all__ = ["place", "run_embedded"]
+__all__ = ["run_embedded"]
 
 BUDGETS = (1 / 3, 2 / 9, 1 / 9)  # 192, 128 and 64 of LLaVA-1.5's 576
 WHAT = "exact match on held-out questions about generated pictures, each paired with the full model's"
@@ -45,8 +43,8 @@ def run_embedded(options: "Eval", tasks: Sequence[str], contenders: Sequence[Con
     budgets = options.retention or tuple(tokens / count for tokens in options.budget) or BUDGETS
     if max(budgets) > 1:
         raise UsageError(f"--budget {max(options.budget):g}: the pictures have {count} vision tokens.")
-    weights = provenance.weights(loaded.model, place(options.models))
-    store = Store(options.cache or home(), _conditions(options, loaded, weights))
+    conditions = provenance.conditions(loaded) | {"max_new_tokens": options.models.max_new_tokens} | options.stamp()
+    store = Store(options.cache or home(), conditions)
 
     def cells(contenders: Sequence[Contender], budgets: Sequence[float]) -> list[Cell[Method]]:
         each = (one.cells(loaded.model, budgets, count, range(options.draws)) for one in contenders)
@@ -59,7 +57,7 @@ def run_embedded(options: "Eval", tasks: Sequence[str], contenders: Sequence[Con
         summary = _answered(options, loaded, asked, chosen, store, "Answering: controls at what was truly spent")
     values: dict[str, Any] = {
         "what": WHAT,
-        "model": loaded.to_dict() | {"weights": weights},
+        "model": loaded.to_dict() | {"weights": conditions["weights"]},
         "versions": provenance.versions(),
         "commit": provenance.commit(),
         "seed": options.seed,
@@ -74,11 +72,6 @@ def run_embedded(options: "Eval", tasks: Sequence[str], contenders: Sequence[Con
         lines.append(f"Picture: {options.outputs.figure}")
     shown = Group(table(summary, title), task_table(summary), *map(Text, lines))
     finish(values, shown, lambda: figure.draw(summary, title), options.outputs)
-
-
-def place(models: ModelOptions) -> str:
-    """Where the weights are: a folder or a hub id."""
-    return str(embedded.path()) if models.model == EMBEDDED else models.model
 
 
 def _answered(
@@ -106,14 +99,6 @@ def _pair(models: ModelOptions) -> tuple[Any, Any]:
     """Model and processor; called once in every process."""
     loaded = load(models)
     return loaded.model, loaded.processor
-
-
-def _conditions(options: "Eval", loaded: Loaded, weights: str) -> dict[str, Any]:
-    """All that an answer depends on but for question and method."""
-    ran = {name: value for name, value in loaded.to_dict().items() if name != "name"}
-    fresh = {"fresh": datetime.now(UTC).isoformat()} if options.fresh else {}
-    most = options.models.max_new_tokens
-    return {"weights": weights, **ran, **provenance.versions(), "max_new_tokens": most, **fresh}
 
 
 def _summary(asked: Sequence[Asked], cells: Sequence[Cell[Method]], store: Store) -> Summary:

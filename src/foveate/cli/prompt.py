@@ -8,6 +8,7 @@ from torch import Tensor
 
 from foveate.cli.loading import Loaded
 from foveate.errors import InputError, UnsupportedError
+from foveate.eval.answering import placeholders
 
 __all__ = ["prepare", "vision_sizes"]
 
@@ -50,14 +51,13 @@ def vision_sizes(config: Any, input_ids: Tensor, images: int) -> tuple[int, ...]
     Raises:
         UnsupportedError: If there is none, so that nothing could be dropped.
     """
-    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
-    placeholders = {getattr(config, name, None) for name in names} - {None}
+    vision = placeholders(config)
     sizes: list[int] = []
     inside = False
     for token in input_ids[0].tolist():
-        if token in placeholders:
+        if token in vision:
             sizes = [*sizes[:-1], sizes[-1] + 1] if inside else [*sizes, 1]
-        inside = token in placeholders
+        inside = token in vision
     if not sizes:
         raise UnsupportedError("The processor made a prompt without any vision token; is it the model's own?")
     return tuple(sizes) if len(sizes) == images else (sum(sizes),)

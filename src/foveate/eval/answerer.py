@@ -4,11 +4,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from pathlib import Path
 from typing import Any, TypeVar
 
-from foveate import __version__, embedded
-from foveate._loading import EMBEDDED, Loaded
+from foveate._loading import Loaded
 from foveate.errors import SettingError, UnsupportedError
 from foveate.eval import provenance
 from foveate.eval.answering import First, answer, collate, vision_counts
@@ -53,10 +51,7 @@ class Conduct:
 
     def conditions(self, loaded: Loaded) -> dict[str, Any]:
         """All that an answer depends on but for question and method; see `Store`."""
-        place = str(embedded.path()) if loaded.name == EMBEDDED else str(Path(loaded.name).expanduser())
-        ran = {name: value for name, value in loaded.to_dict().items() if name != "name"}
-        told = {"weights": provenance.weights(loaded.model, place), **ran, "foveate": __version__}
-        return {**told, "protocol": self.protocol, "most_frames": self.most_frames}
+        return provenance.conditions(loaded) | {"protocol": self.protocol, "most_frames": self.most_frames}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

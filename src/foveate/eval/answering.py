@@ -23,6 +23,7 @@ __all__ = [
     "answer_about_one_picture",
     "can_share",
     "collate",
+    "placeholders",
     "vision_counts",
 ]
 
@@ -198,9 +199,13 @@ def vision_counts(config: Any, inputs: Mapping[str, Any]) -> list[int]:
 
 def _vision(config: Any, ids: Tensor) -> Tensor:
     """Which ids stand for vision tokens: bool, on the CPU."""
+    return torch.isin(ids.cpu(), torch.tensor(sorted(placeholders(config))))
+
+
+def placeholders(config: Any) -> set[int]:
+    """Ids that stand for vision tokens in a prompt."""
     names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
-    stand = sorted({found for name in names if (found := getattr(config, name, None)) is not None})
-    return torch.isin(ids.cpu(), torch.tensor(stand))
+    return {found for name in names if (found := getattr(config, name, None)) is not None}
 
 
 def _flops(model: Any, method: Method | None, trace: Trace, sample: int, text: int, vision: int) -> int | None:

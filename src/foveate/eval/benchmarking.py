@@ -11,7 +11,7 @@ from foveate.eval.cells import BASELINES, Cell, Contender
 from foveate.eval.scores import Metric, Scores, TaskScores
 from foveate.eval.setting import Setting
 from foveate.eval.stats import Estimate, Resampled
-from foveate.eval.summary import NEAR, RIVALS, Outcome, Summary
+from foveate.eval.summary import RIVALS, Outcome, Summary, nearest
 
 __all__ = ["cells_of", "run_cells", "summarise_task"]
 
@@ -38,10 +38,9 @@ def cells_of(
         if one.fixed is not None:
             found.append(Cell(one.name, None, (Setting(name=one.name),)))
             continue
-        drawn = "seed" in one.kind.__dataclass_fields__ and "seed" not in one.settings  # type: ignore[attr-defined]
         for kind, value in budgets:
             base = Setting(name=one.kind.name, settings=one.settings, **{kind: value})  # type: ignore[arg-type]
-            draws = tuple(replace(base, seed=seed) for seed in seeds) if drawn else (base,)
+            draws = tuple(replace(base, seed=seed) for seed in seeds) if one.drawn else (base,)
             found.append(Cell(one.name, value, draws))
     return found
 
@@ -99,7 +98,7 @@ def summarise_task(
                 against={
                     rival: _estimate(mine - columns[other])
                     for rival in RIVALS
-                    if rival != cell.name and (other := _nearest(rival, at, cells, spent)) is not None
+                    if rival != cell.name and (other := nearest(spent[at], _of(rival, cells, spent))) is not None
                 },
                 draws=tuple(float(np.mean(one.metrics[whole.primary].value)) for one in tasks)
                 if len(tasks) > 1
@@ -164,8 +163,6 @@ def _flops(tasks: Sequence[TaskScores], whole: TaskScores) -> float | None:
     return None if None in mine or None in theirs else float(np.sum(mine) / (len(tasks) * np.sum(theirs)))
 
 
-def _nearest(rival: str, at: int, cells: Sequence[Cell[Setting]], spent: Mapping[int, float]) -> int | None:
-    """Where the rival of that name stands whose true cost is nearest, if it is near."""
-    there = [other for other, cell in enumerate(cells) if cell.name == rival and other in spent]
-    found = min(there, key=lambda other: abs(spent[other] - spent[at]), default=None)
-    return found if found is not None and abs(spent[found] - spent[at]) <= NEAR * spent[at] else None
+def _of(name: str, cells: Sequence[Cell[Setting]], spent: Mapping[int, float]) -> dict[int, float]:
+    """What the cells of that name truly spent, by their place."""
+    return {at: spent[at] for at, cell in enumerate(cells) if cell.name == name and at in spent}

@@ -33,6 +33,12 @@ class Contender:
     settings: Mapping[str, Any] = field(default_factory=dict)
     fixed: Method | None = None
 
+    @property
+    def drawn(self) -> bool:
+        """Whether it draws by lot, and nobody said which draw."""
+        known = {field.name for field in dataclasses.fields(self.kind)}  # type: ignore[arg-type]
+        return "seed" in known and "seed" not in self.settings
+
     def cells(
         self, model: Any, budgets: Sequence[float], vision_tokens: int | None, seeds: Sequence[int]
     ) -> "list[Cell[Method]]":
@@ -56,8 +62,7 @@ class Contender:
             if not (issubclass(self.kind, StagedMethod) and self.kind.first_layer == 0 and "layers" not in asked):
                 return Cell(self.name, budget, (), infeasible=str(error), floor=error.floor)
             found, note = self.kind.for_budget(model, **asked, layers=(0,)), "cut before the decoder"
-        drawn = "seed" in {f.name for f in dataclasses.fields(found)} and "seed" not in self.settings  # type: ignore[arg-type]
-        draws = [dataclasses.replace(found, seed=seed) for seed in seeds] if drawn else [found]  # type: ignore[type-var]
+        draws = [dataclasses.replace(found, seed=seed) for seed in seeds] if self.drawn else [found]  # type: ignore[type-var]
         return Cell(self.name, budget, tuple(draws), note=note)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 import transformers
 
-from foveate import __version__
+from foveate import __version__, embedded
+from foveate._loading import EMBEDDED, Loaded
 
-__all__ = ["commit", "versions", "weights"]
+__all__ = ["commit", "conditions", "versions"]
 
 
 def versions() -> dict[str, str]:
@@ -32,11 +33,17 @@ def commit() -> str | None:
     return found + ("+" if changed.strip() else "")
 
 
-def weights(model: Any, place: str) -> str:
+def conditions(loaded: Loaded) -> dict[str, Any]:
+    """All of a model that its answers depend on; see `foveate.eval.store.Store`."""
+    ran = {name: value for name, value in loaded.to_dict().items() if name != "name"}
+    return {"weights": _weights(loaded), **ran, **versions()}
+
+
+def _weights(loaded: Loaded) -> str:
     """Which weights: SHA-256 of a folder's safetensors, or a hub id with its revision."""
-    folder = Path(place)
+    folder = embedded.path() if loaded.name == EMBEDDED else Path(loaded.name).expanduser()
     if not folder.is_dir():
-        return f"{place}@{getattr(model.config, '_commit_hash', None) or 'unknown revision'}"
+        return f"{loaded.name}@{getattr(loaded.model.config, '_commit_hash', None) or 'unknown revision'}"
     found = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from foveate.eval.cells import BASELINES, Cell
 from foveate.eval.stats import Estimate, Resampled
 from foveate.methods.base import Method
 
-__all__ = ["RIVALS", "Column", "Outcome", "Summary", "summarise", "unmatched"]
+__all__ = ["RIVALS", "Column", "Outcome", "Summary", "nearest", "summarise", "unmatched"]
 
 RIVALS = ("random", "resize")
 """What every method is held against, at the same true retention."""
@@ -20,6 +20,7 @@ NEAR = 0.1
 """How far apart two retentions may be, as a share of one, to count as the same: grids come in steps."""
 
 Numbers = NDArray[np.float64]
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,13 @@ def summarise(
 
     full = column(None)
     columns = {id(cell): Column.mean([column(draw) for draw in cell.draws]) for cell in cells if cell.draws}
-    rivals = [(cell.name, columns[id(cell)]) for cell in cells if cell.name in RIVALS and cell.draws]
+    spent = {at: float(column.spent.mean()) for at, column in columns.items()}
+
+    def rival_of(cell: Cell[Method], name: str) -> Column | None:
+        there = {id(one): spent[id(one)] for one in cells if one.name == name and one.draws}
+        found = None if name == cell.name else nearest(spent[id(cell)], there)
+        return None if found is None else columns[found]
+
     outcomes = []
     for cell in cells:
         if not cell.draws:
@@ -181,7 +188,7 @@ def summarise(
         outcomes.append(
             Outcome(
                 cell=cell,
-                tokens=float(mine.spent.mean()),
+                tokens=spent[id(cell)],
                 retention=float((mine.spent / mine.vision_tokens).mean()),
                 flops=flops,
                 accuracy=resampled.mean(mine.score),
@@ -193,9 +200,9 @@ def summarise(
                 against={
                     rival: resampled.difference(mine.score, theirs.score)
                     for rival in RIVALS
-                    if rival != cell.name and (theirs := _nearest(rival, mine, rivals)) is not None
+                    if (theirs := rival_of(cell, rival)) is not None
                 },
-                hard=_hard(resampled, mine, _nearest("resize", mine, rivals)) if cell.name != "resize" else None,
+                hard=_hard(resampled, mine, rival_of(cell, "resize")),
                 draws=tuple(float(column(draw).score.mean()) for draw in cell.draws) if len(cell.draws) > 1 else (),
             )
         )
@@ -229,12 +236,7 @@ def _hard(resampled: Resampled, mine: Column, resized: Column | None) -> Estimat
     return resampled.mean(np.where(missed, mine.score, np.nan))
 
 
-def _nearest(name: str, mine: Column, rivals: Sequence[tuple[str, Column]]) -> Column | None:
-    """The rival of that name whose true cost is nearest, if it is near."""
-    spent = mine.spent.mean()
-    found = min(
-        (column for rival, column in rivals if rival == name),
-        key=lambda column: abs(column.spent.mean() - spent),
-        default=None,
-    )
-    return found if found is not None and abs(found.spent.mean() - spent) <= NEAR * spent else None
+def nearest(spent: float, others: Mapping[K, float]) -> K | None:
+    """Of costs by name, whose is nearest to what was spent; None if that is not near."""
+    found = min(others, key=lambda name: abs(others[name] - spent), default=None)
+    return found if found is not None and abs(others[found] - spent) <= NEAR * spent else None
