@@ -1,6 +1,7 @@
 """Tiny random models of every family, and mixed batches for them."""
 
 import importlib
+import inspect
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -13,12 +14,16 @@ import foveate as fv
 from tests.tiny import DEPTH, IMAGE, PAD, TEXT, VIDEO, VOCABULARY, Picture, Tiny
 
 __all__ = [
-    "DEPTH", "FAMILIES", "IMAGE", "MIXED", "NO_PLACEHOLDERS", "PAD", "TEXT", "TINY", "VIDEO", "VOCABULARY",
-    "batch", "generate", "tiny",
+    "DEPTH", "FAMILIES", "IMAGE", "MIXED", "NO_PLACEHOLDERS", "PAD", "PROMPTS", "TEXT", "TINY", "VIDEO", "VOCABULARY",
+    "batch", "features", "generate", "given", "is_vision", "mixed", "sample", "tiny",
 ]  # fmt: skip
 
 TINY: dict[str, Tiny] = {name: importlib.import_module(f"tests.families.test_{name}").TINY for name in fv.families()}
 FAMILIES = sorted(TINY)
+PROMPTS = [
+    (family, word) for family in FAMILIES for word in ("titit", "titvt") if "v" not in word or TINY[family].videos
+]
+"""Two pictures for every family; a picture and a video for those that know video."""
 
 
 @cache
@@ -43,42 +48,68 @@ def batch(family: str, samples: Sequence[str], seed: int = 0) -> dict[str, Any]:
 
     Args:
         family: Which model it is for.
-        samples: A word a sample, a letter a piece: "t" is three text tokens, "i" an image.
+        samples: A word a sample, a letter a piece: "t" is three text tokens, "i" an image, "v" a video.
         seed: Which texts and pictures. A sample has the same ones alone and in any batch.
     """
     rows, pictures = [], []
     for word in samples:
-        row, found = _sample(family, word, seed)
-        rows.append(row)
+        pieces, found = sample(family, word, seed)
+        rows.append(torch.cat(pieces))
         pictures.extend(found)
     longest = max(len(row) for row in rows)
     ids = torch.stack([torch.cat((row.new_full((longest - len(row),), PAD), row)) for row in rows])
     mask = torch.stack([(torch.arange(longest) >= longest - len(row)).long() for row in rows])
     inputs = {"input_ids": ids, "attention_mask": mask}
-    for name in pictures[0] if pictures else ():
-        inputs[name] = torch.cat([picture[name] for picture in pictures])
+    for name in dict.fromkeys(name for picture in pictures for name in picture):
+        inputs[name] = torch.cat([picture[name] for picture in pictures if name in picture])
     inputs |= TINY[family].extra(ids)
     return inputs
 
 
 @cache
-def _sample(family: str, word: str, seed: int) -> tuple[Tensor, list[Picture]]:
+def sample(family: str, word: str, seed: int = 0) -> tuple[list[Tensor], list[Picture]]:
+    """What `batch` makes of a word: ids of its start and of every letter, and its pictures, then its videos."""
     rng = torch.Generator().manual_seed(1000 * seed + sum(map(ord, word)) + len(word))
-    model, known = tiny(family), TINY[family]
-    pictures = known.pictures(known.config(), word.count("i"), rng) if "i" in word else []
-    pieces, left = [torch.tensor([1])], iter(pictures)
+    known = TINY[family]
+    makers = {"i": known.pictures, "v": known.videos}
+    made = {at: make(known.config(), word.count(at), rng) for at, make in makers.items() if at in word and make}
+    pieces, left = [torch.tensor([1])], {letter: iter(found) for letter, found in made.items()}
     for letter in word:
-        if letter == "i":
-            picture = next(left)
-            with torch.no_grad():
-                length = sum(len(one) for one in model.model.get_image_features(**picture).pooler_output)
+        if letter in left:
+            picture = next(left[letter])
+            length = sum(map(len, features(tiny(family), picture, "image" if letter == "i" else "video")))
             pieces.append(known.ids(picture, length))
         else:
             pieces.append(torch.randint(2, 90, (3,), generator=rng))
-    return torch.cat(pieces), pictures
+    return pieces, [picture for found in made.values() for picture in found]
+
+
+def given(model: Any, inputs: dict[str, Any], modality: str = "image") -> dict[str, Any]:
+    """Of a model's inputs those that its `get_*_features` takes; empty where there are no pictures (or videos)."""
+    call = getattr(model.model, f"get_{modality}_features")
+    found = {name: inputs[name] for name in inspect.signature(call).parameters if name in inputs}
+    return found if any(name.startswith("pixel_values") for name in found) else {}
+
+
+def features(model: Any, inputs: dict[str, Any], modality: str = "image") -> list[Tensor]:
+    """The features of each picture (or video), (tokens, width) each."""
+    with torch.no_grad():
+        return list(getattr(model.model, f"get_{modality}_features")(**given(model, inputs, modality)).pooler_output)
+
+
+def is_vision(ids: Tensor) -> Tensor:
+    """Which ids stand for vision tokens."""
+    return (ids == IMAGE) | (ids == VIDEO)
 
 
 MIXED = ("titt", "titit", "ttttt", "tit")
+
+
+def mixed(family: str) -> tuple[str, ...]:
+    """Samples for a batch: one, two and no pictures; and videos, where the family knows them."""
+    return (*MIXED, "tvt", "titvt") if TINY[family].videos else MIXED
+
+
 NO_PLACEHOLDERS = {"bad_words_ids": [[IMAGE], [VIDEO], [93], [94]]}  # a random model would draw them
 
 

@@ -4,6 +4,7 @@ It embeds the prompt, walks the decoder on rows alone and, before a cut layer, a
 here imports foveate.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,18 +14,35 @@ from transformers import DynamicCache
 
 
 def embed(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Embeddings (1, columns, width), vision columns, and deepstack features if the model has them."""
-    core, ids = model.model, inputs["input_ids"]
-    embeds = core.get_input_embeddings()(ids)
-    vision = ids[0] == model.config.image_token_id
-    deep: list[Tensor] = []
-    if "pixel_values" in inputs:
-        given = {k: v for k, v in inputs.items() if k in ("pixel_values", "image_sizes", "image_grid_thw")}
-        output = core.get_image_features(**given)
-        embeds = embeds.clone()
-        embeds[0, vision] = torch.cat(list(output.pooler_output)).to(embeds.dtype)
-        deep = [torch.cat(list(one)) for one in getattr(output, "deepstack_features", None) or []]
-    return embeds, vision.nonzero()[:, 0], deep
+    """Embeddings (1, columns, width), the picture or video of each column (−1 for text), and deepstack features of
+    the vision columns, if the model has them."""
+    core, ids = model.model, inputs["input_ids"][0]
+    embeds = core.get_input_embeddings()(inputs["input_ids"]).clone()
+    owner, deep = torch.full(ids.shape, -1), []
+    for modality in ("image", "video"):
+        call = getattr(core, f"get_{modality}_features", None)
+        given = {} if call is None else {k: inputs[k] for k in inspect.signature(call).parameters if k in inputs}
+        if not any(name.startswith("pixel_values") for name in given):
+            continue
+        output = call(**given)
+        features = list(output.pooler_output)
+        names = (f"{modality}_token_id", f"{modality}_token_index")
+        there = ids == next(found for name in names if (found := getattr(model.config, name, None)) is not None)
+        embeds[0, there] = torch.cat(features).to(embeds.dtype)
+        lengths = torch.tensor([len(one) for one in features])
+        owner[there] = torch.repeat_interleave(torch.arange(len(features)), lengths) + int(owner.max()) + 1
+        for depth, added in enumerate(getattr(output, "deepstack_features", None) or []):
+            whole = deep.pop(depth) if depth < len(deep) else torch.zeros_like(embeds[0])
+            whole[there] = torch.cat(list(added)).to(whole.dtype)
+            deep.insert(depth, whole)
+    return embeds, _in_order(owner), [added[owner >= 0] for added in deep]
+
+
+def _in_order(owner: Tensor) -> Tensor:
+    """Pictures and videos numbered as they come in the prompt."""
+    first = [int((owner == one).nonzero()[0, 0]) for one in range(int(owner.max()) + 1)]
+    rank = torch.tensor(first, dtype=torch.long).argsort().argsort()
+    return torch.where(owner < 0, owner, rank[owner.clamp(min=0)] if first else owner)
 
 
 def positions(model: Any, inputs: Mapping[str, Any], extra: int) -> Tensor:
@@ -33,10 +51,10 @@ def positions(model: Any, inputs: Mapping[str, Any], extra: int) -> Tensor:
     length = ids.shape[1]
     if not hasattr(model.model, "get_rope_index"):
         return torch.arange(length + extra)[None, None]
-    if "image_grid_thw" in inputs:
-        prompt, _ = model.model.get_rope_index(
-            ids, mm_token_type_ids=inputs["mm_token_type_ids"], image_grid_thw=inputs["image_grid_thw"]
-        )
+    if any(name.endswith("grid_thw") for name in inputs):
+        call = model.model.get_rope_index
+        given = {k: inputs[k] for k in inspect.signature(call).parameters if k in inputs and k != "attention_mask"}
+        prompt, _ = call(**given)
     else:
         prompt = torch.arange(length).expand(3, 1, -1)
     after = prompt.max() + 1 + torch.arange(extra)
@@ -62,7 +80,7 @@ def forward(
         cuts: For each cut layer the tokens that stay, as ordinals of the prompt's vision tokens (an int64 tensor), or
             a rule: called for each picture with (layer, hidden of all rows up to the picture's last, which of them are
             its own, cos and sin of these rows, the rows' states one layer earlier), it answers (its rows that the new
-            ones stand for, their new states).
+            ones stand for, their new states, or None where they go on as they are).
         reindex: Number rows anew, 0 on, at every layer.
         tower: Called with the picture features of each picture, it answers (tokens they stand for, features) of each.
         final_from: Generated tokens see, from this layer on, only the vision tokens left at the end.
@@ -71,14 +89,11 @@ def forward(
         (1 + count, vocabulary) logits, and the tokens left after each cut, in row order.
     """
     text, core = model.model.language_model, model.model
-    embeds, vision, deep = embed(model, inputs)
+    embeds, picture, deep = embed(model, inputs)
     ids = positions(model, inputs, len(generated))
     ids = ids[0] if ids.shape[0] == 1 else ids
     length = inputs["input_ids"].shape[1]
-    picture = torch.full((length,), -1)
-    if len(vision):
-        starts = torch.cat((torch.tensor([True]), vision.diff() > 1))
-        picture[vision] = starts.cumsum(0) - 1
+    vision = (picture >= 0).nonzero()[:, 0]
     columns = torch.arange(length)
     token = torch.full((length,), -2)
     token[vision] = torch.arange(len(vision))
@@ -136,29 +151,15 @@ def _rotary(text: Any, x: Tensor, ids: Tensor, columns: Tensor, reindex: bool) -
 
 def _reduced(x, token, columns, picture, reduced):
     """Rows with every picture's replaced by (tokens, features); a row's column is its token's."""
-    parts, start = [], 0
-    vision = columns[picture >= 0]
+    parts = [_rows_of_text(picture, x, token, columns, picture)]
+    first = 0
     for index, (tokens, features) in enumerate(reduced):
         mine = (picture == index).nonzero()[:, 0]
-        first = len(vision[: (picture[picture >= 0] < index).sum()])
-        parts.append((torch.arange(start, int(mine[0])), None, None))
-        parts.append((None, torch.where(tokens < 0, tokens, tokens + first), features))
-        start = int(mine[-1]) + 1
-    parts.append((torch.arange(start, len(x)), None, None))
-    rows, names, places, owners, which = [], [], [], [], -1
-    for text_rows, tokens, features in parts:
-        if tokens is None:
-            rows.append(x[text_rows])
-            names.append(token[text_rows])
-            places.append(columns[text_rows])
-            owners.append(picture[text_rows])
-        else:
-            which += 1
-            rows.append(features)
-            names.append(tokens)
-            places.append(vision[tokens.clamp(min=0)])
-            owners.append(torch.full((len(tokens),), which))
-    return torch.cat(rows), torch.cat(names), torch.cat(places), torch.cat(owners)
+        own = mine[tokens.clamp(min=0)]
+        names = torch.where(tokens < 0, tokens, tokens + first)
+        parts.append((_places(mine, own), features, names, columns[own], picture[own]))
+        first += len(mine)
+    return _in_place(parts)
 
 
 def _cut(layer, rule, x, entered, token, columns, picture, rotary):
@@ -166,7 +167,7 @@ def _cut(layer, rule, x, entered, token, columns, picture, rotary):
     if isinstance(rule, Tensor):
         stays = (token == -2) | torch.isin(token, rule)
         return x[stays], entered[stays], token[stays], columns[stays], picture[stays]
-    parts, start = [], 0
+    parts = [_rows_of_text(picture, x, entered, token, columns, picture)]
     for index in range(int(picture.max()) + 1):
         mine = (picture == index).nonzero()[:, 0]
         if not len(mine):
@@ -174,14 +175,32 @@ def _cut(layer, rule, x, entered, token, columns, picture, rotary):
         upto = int(mine[-1]) + 1
         cos, sin = rotary[0][0, :upto], rotary[1][0, :upto]
         stand, states = rule(layer, x[:upto], mine, (cos, sin), entered[:upto])
-        text_rows = torch.arange(start, int(mine[0]))
-        parts.append((x[text_rows], entered[text_rows], token[text_rows], columns[text_rows], picture[text_rows]))
         rows = mine[stand]
-        parts.append((states, entered[rows], token[rows], columns[rows], picture[rows]))
-        start = upto
-    rest = torch.arange(start, len(x))
-    parts.append((x[rest], entered[rest], token[rest], columns[rest], picture[rest]))
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+        places = rows if states is None else _places(mine, rows)
+        states = x[rows] if states is None else states
+        parts.append((places, states, entered[rows], token[rows], columns[rows], picture[rows]))
+    return _in_place(parts)
+
+
+def _rows_of_text(picture, *states):
+    """The rows of no picture, which stay where they are."""
+    text = (picture < 0).nonzero()[:, 0]
+    return (text, *(one[text] for one in states))
+
+
+def _in_place(parts):
+    """Rows ordered by their places."""
+    places, *states = (torch.cat(part) for part in zip(*parts, strict=True))
+    return tuple(one[places.argsort()] for one in states)
+
+
+def _places(mine: Tensor, rows: Tensor) -> Tensor:
+    """Where new rows stand: in the first places of the run of the picture that has the row they stand for."""
+    places, run = torch.empty_like(rows), torch.cat((torch.zeros(1), (mine.diff() > 1).cumsum(0)))
+    for index in range(int(run[-1]) + 1):
+        there = torch.isin(rows, mine[run == index]).nonzero()[:, 0]
+        places[there] = mine[run == index][: len(there)]
+    return places
 
 
 def least_changed_leave(ratio: float) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -191,7 +210,7 @@ def least_changed_leave(ratio: float) -> Callable[..., tuple[Tensor, Tensor]]:
         moved = (x[mine] - entered[mine]).pow(2).sum(-1)
         stays = max(1, int(len(mine) * ratio))
         stand = torch.tensor(sorted(sorted(range(len(mine)), key=lambda i: (-moved[i].item(), i))[:stays]))
-        return stand, x[mine[stand]]
+        return stand, None
 
     return choose
 
@@ -263,7 +282,7 @@ def vision_decides(counts: Callable[[int], tuple[int, int]], how: str, bidirecti
     def choose(layer, x, mine, rotary, entered):
         dominant, contextual = counts(len(mine))
         if dominant + contextual >= len(mine):
-            return torch.arange(len(mine)), x[mine]
+            return torch.arange(len(mine)), None
         weights = dense_attention(layer, x, rotary, mine if bidirectional else None)
         scores = weights[mine][:, mine].mean(0)
         return merged(x[mine], scores, keys_after_rope(layer, x, rotary)[mine], dominant, contextual, how)

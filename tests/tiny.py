@@ -25,8 +25,8 @@ Picture = dict[str, Any]
 
 
 def whole(picture: Picture, length: int) -> Tensor:
-    """Ids of a picture that is one run of placeholders."""
-    return torch.full((length,), IMAGE)
+    """Ids of a picture or a video that is one run of placeholders."""
+    return torch.full((length,), VIDEO if any("video" in name for name in picture) else IMAGE)
 
 
 def nothing(ids: Tensor) -> dict[str, Tensor]:
@@ -42,7 +42,8 @@ class Tiny:
         config: Makes its config; the text model from `TEXT`.
         kind: The class in transformers.
         pictures: So many pictures, of different sizes where the family knows such.
-        ids: What stands in the prompt for a picture of so many vision tokens.
+        videos: So many videos, of different lengths where the family knows such; None if it knows no video.
+        ids: What stands in the prompt for a picture or a video of so many vision tokens.
         extra: Further tensors that go with (batch, columns) ids.
         mrope: Whether positions have several axes.
     """
@@ -50,6 +51,7 @@ class Tiny:
     config: Callable[[], Any]
     kind: str
     pictures: Callable[[Any, int, torch.Generator], list[Picture]]
+    videos: Callable[[Any, int, torch.Generator], list[Picture]] | None = None
     ids: Callable[[Picture, int], Tensor] = whole
     extra: Callable[[Tensor], dict[str, Tensor]] = nothing
     mrope: bool = False
@@ -62,13 +64,27 @@ def squares(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
 
 def qwen_patches(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
     """Patches of pictures in several sizes, as the Qwen-VL processors make them."""
+    grids = torch.tensor([[1, 4, 6], [1, 6, 6], [1, 2, 4], [1, 8, 4]])[torch.arange(count) % 4]
+    parts = _patches(config, grids, rng)
+    return [{"pixel_values": part, "image_grid_thw": grid[None]} for part, grid in zip(parts, grids, strict=True)]
+
+
+def qwen_frames(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
+    """As `qwen_patches`, of videos of several temporal patches."""
+    grids = torch.tensor([[3, 4, 4], [2, 4, 6]])[torch.arange(count) % 2]
+    parts = _patches(config, grids, rng)
+    return [
+        {"pixel_values_videos": part, "video_grid_thw": grid[None]} for part, grid in zip(parts, grids, strict=True)
+    ]
+
+
+def _patches(config: Any, grids: Tensor, rng: torch.Generator) -> tuple[Tensor, ...]:
     vision = config.vision_config
     width = 3 * vision.temporal_patch_size * vision.patch_size**2
-    grids = torch.tensor([[1, 4, 6], [1, 6, 6], [1, 2, 4], [1, 8, 4]])[torch.arange(count) % 4]
-    pixels = torch.randn(int(grids.prod(-1).sum()), width, generator=rng).split(grids.prod(-1).tolist())
-    return [{"pixel_values": part, "image_grid_thw": grid[None]} for part, grid in zip(pixels, grids, strict=True)]
+    counts = grids.prod(-1)
+    return torch.randn(int(counts.sum()), width, generator=rng).split(counts.tolist())
 
 
 def qwen_types(ids: Tensor) -> dict[str, Tensor]:
-    """Which tokens are of images."""
-    return {"mm_token_type_ids": (ids == IMAGE).long()}
+    """Which tokens are of images, and which of videos."""
+    return {"mm_token_type_ids": (ids == IMAGE).long() + 2 * (ids == VIDEO).long()}

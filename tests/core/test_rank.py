@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.core.rank import spread, top
+from foveate.core.rank import into_runs, spread, top
 from foveate.errors import ShapeError
 
 
@@ -42,3 +42,18 @@ def test_spread_takes_the_middle_of_equal_cells(tokens, data):
 def test_spreading_more_than_there_are_is_refused():
     with pytest.raises(ShapeError, match="Cannot spread 4 indices over 3"):
         spread(3, 4)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=6), st.randoms())
+def test_rows_stand_in_the_first_places_of_their_runs(sizes, random):
+    places = torch.tensor([run for run, (free, taken) in enumerate(sizes) for _ in range(free + taken)])
+    rows = [run for run, (_, taken) in enumerate(sizes) for _ in range(taken)]
+    random.shuffle(rows)
+    order, where = into_runs(torch.tensor(rows, dtype=torch.long), places)
+    assert sorted(order.tolist()) == list(range(len(rows)))
+    expected, told = [], {run: iter((places == run).nonzero()[:, 0].tolist()) for run in range(len(sizes))}
+    for run in sorted(rows):
+        expected.append(next(told[run]))
+    assert where.tolist() == expected
+    for run in range(len(sizes)):
+        assert order[places[where] == run].tolist() == [i for i, one in enumerate(rows) if one == run]

@@ -25,4 +25,9 @@ def tiles(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
     return [{"pixel_values": one[None], "image_sizes": size[None]} for one, size in zip(pixels, sizes, strict=True)]
 
 
-TINY = Tiny(config, "LlavaOnevisionForConditionalGeneration", tiles)
+def frames(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
+    """Videos of three frames."""
+    return [{"pixel_values_videos": one[None]} for one in torch.randn(count, 3, 3, 70, 70, generator=rng)]
+
+
+TINY = Tiny(config, "LlavaOnevisionForConditionalGeneration", tiles, frames)

@@ -4,7 +4,7 @@ from typing import Any
 
 import transformers
 
-from tests.tiny import IMAGE, TEXT, VIDEO, Tiny, qwen_patches, qwen_types
+from tests.tiny import IMAGE, TEXT, VIDEO, Tiny, qwen_frames, qwen_patches, qwen_types
 
 
 def config() -> Any:
@@ -16,4 +16,4 @@ def config() -> Any:
     )  # fmt: skip
 
 
-TINY = Tiny(config, "Qwen2VLForConditionalGeneration", qwen_patches, extra=qwen_types, mrope=True)
+TINY = Tiny(config, "Qwen2VLForConditionalGeneration", qwen_patches, qwen_frames, extra=qwen_types, mrope=True)

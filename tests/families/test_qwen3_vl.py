@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
 import transformers
+from torch import Tensor
 
-from tests.tiny import IMAGE, TEXT, VIDEO, Tiny, qwen_patches, qwen_types
+from tests.tiny import IMAGE, TEXT, VIDEO, Picture, Tiny, qwen_frames, qwen_patches, qwen_types, whole
 
 
 def config() -> Any:
@@ -19,4 +21,13 @@ def config() -> Any:
     )  # fmt: skip
 
 
-TINY = Tiny(config, "Qwen3VLForConditionalGeneration", qwen_patches, extra=qwen_types, mrope=True)
+def ids(picture: Picture, length: int) -> Tensor:
+    """An image is one run; every temporal patch of a video has a time stamp, a start and an end around its own."""
+    if "video_grid_thw" not in picture:
+        return whole(picture, length)
+    frames = int(picture["video_grid_thw"][0, 0])
+    run = [torch.tensor([7, 93]), whole(picture, length // frames), torch.tensor([94])]
+    return torch.cat(run * frames)
+
+
+TINY = Tiny(config, "Qwen3VLForConditionalGeneration", qwen_patches, qwen_frames, ids=ids, extra=qwen_types, mrope=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 import foveate as fv
 from foveate.methods.base import Method
 from tests import oracle
-from tests.models import TINY
+from tests.models import TINY, given
 
 
 def reference(method: Method, family: str, model: Any, inputs: dict[str, Any], trace: fv.Trace) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def reference(method: Method, family: str, model: Any, inputs: dict[str, Any], t
     told: dict[str, Any] = {"reindex": reindex, "tower": tower(method, family, model, inputs, trace)}
     if method.name == "visiondrop":
         told["cuts"] = {
-            layer: vision_rule(method, pair, inputs)
+            layer: vision_rule(method, pair, model, inputs)
             for layer, pair in zip(method.layer_list, method.image_token_list, strict=True)
         }
     else:
@@ -36,23 +36,24 @@ def tower(
     first = trace.stages[0] if trace.stages else None
     if first is None or first.where not in ("tower", "projector"):
         return None
-    given = {k: v for k, v in inputs.items() if k in ("pixel_values", "image_sizes", "image_grid_thw")}
-    with fv.drop(model, method), torch.no_grad():
-        features = list(model.model.get_image_features(**given).pooler_output)
-    sizes = [len(one) for one in features]
-    cuts = [one._foveate_cut for one in features]
+    features, cuts = [], []
+    for modality in ("image", "video"):  # in these prompts images come first
+        if of := given(model, inputs, modality):
+            with fv.drop(model, method), torch.no_grad():
+                output = getattr(model.model, f"get_{modality}_features")(**of)
+            features += list(output.pooler_output)
+            cuts += output._foveate_cuts
     assert sum(len(cut.kept) for cut in cuts) == first.after[0]
-    assert sum(sizes) == first.before[0]
+    assert sum(map(len, features)) == first.before[0]
     rows = [(cut.kept, one[: len(cut.kept)]) for cut, one in zip(cuts, features, strict=True)]
     return lambda _: rows
 
 
-def vision_rule(method: Any, pair: tuple[int, int], inputs: dict[str, Any]) -> Callable[..., Any]:
+def vision_rule(method: Any, pair: tuple[int, int], model: Any, inputs: dict[str, Any]) -> Callable[..., Any]:
     """VisionDrop's cut, with counts for the picture at hand: its share of what the setting says."""
-    ids = inputs["input_ids"][0]
-    places = (ids == 91).nonzero()[:, 0]
-    starts = torch.cat((torch.tensor([True]), places.diff() > 1)).cumsum(0) - 1
-    sizes = torch.bincount(starts).tolist()
+    with torch.no_grad():
+        _, picture, _ = oracle.embed(model, inputs)
+    sizes = torch.bincount(picture[picture >= 0]).tolist()
     todo: list[int] = []
 
     def counts(_: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from transformers import DynamicCache
 import foveate as fv
 from foveate.engine.cache import PrunedLayer
 from tests import oracle
-from tests.models import FAMILIES, IMAGE, NO_PLACEHOLDERS, TINY, batch, generate, tiny
+from tests.models import FAMILIES, IMAGE, NO_PLACEHOLDERS, TINY, batch, generate, is_vision, sample, tiny
 
 METHOD = fv.V2Drop(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3))
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
@@ -85,9 +85,8 @@ def test_a_second_turn_of_text_on_the_same_cache(family, attention):
         turn = torch.tensor([[11, 12, 13, 14, 15]])
         ids = torch.cat((first.sequences, turn), dim=1)
         second = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": first.past_key_values}
-        if TINY[family].mrope:
-            second["mm_token_type_ids"] = (ids == IMAGE).long()
-            second["image_grid_thw"] = inputs["image_grid_thw"]
+        second |= TINY[family].extra(ids)
+        second |= {name: inputs[name] for name in inputs if name.endswith("grid_thw")}
         out = generate(model, second, new_tokens=3)
         assert len(trace.history) == 1  # nothing was dropped in a turn without pictures
     _, logits, _ = oracle.greedy(model, inputs, 1, cuts, set())
@@ -103,10 +102,8 @@ def test_a_second_turn_with_a_new_picture_drops_only_its_tokens(family, attentio
     """One prompt in two calls, a picture in each, against a recompute of the whole."""
     model, whole = tiny(family, attention), batch(family, ["tttitttitt"])
     ids = whole["input_ids"]
-    split = int((ids[0] == IMAGE).nonzero()[0, 0]) - 4 + _first_picture(ids) + 10  # text between the pictures
-    assert ids[0, split - 1] != IMAGE
-    assert ids[0, split] != IMAGE
-    pictures = _split_pictures(whole)
+    pieces, pictures = sample(family, "tttitttitt")
+    split = sum(map(len, pieces[:7]))  # between texts that are between the pictures
     positions = oracle.positions(model, whole, 0)
     positions = positions[0] if positions.shape[0] == 1 else positions
     cache = DynamicCache(config=model.config.get_text_config())
@@ -114,8 +111,7 @@ def test_a_second_turn_with_a_new_picture_drops_only_its_tokens(family, attentio
     with fv.drop(model, METHOD) as trace, torch.no_grad():
         for part, picture in parts:
             given = {"input_ids": ids[:, part], "position_ids": positions[..., part], **picture}
-            if TINY[family].mrope:
-                given["mm_token_type_ids"] = (ids[:, part] == IMAGE).long()
+            given |= TINY[family].extra(ids[:, part])
             out = model(**given, past_key_values=cache, use_cache=True)
     first, second = trace.history
     assert second.stages[0].before == second.vision_tokens
@@ -126,30 +122,11 @@ def test_a_second_turn_with_a_new_picture_drops_only_its_tokens(family, attentio
     with torch.no_grad():
         logits, _ = oracle.forward(model, whole, torch.tensor([], dtype=torch.long), cuts)
     torch.testing.assert_close(out.logits[0, -1], logits[0], **CLOSE)
-    text = int((ids != IMAGE).sum())
+    text = int((~is_vision(ids)).sum())
     assert [layer[0] for layer in second.kv_lengths] == [
         text + a + b for (a,), (b,) in zip(first.per_layer, second.per_layer, strict=True)
     ]
     assert [layer.keys.shape[-2] for layer in cache.layers] == [layer[0] for layer in second.kv_lengths]
-
-
-def _first_picture(ids):
-    """How many tokens the first picture has."""
-    columns = (ids[0] == IMAGE).nonzero()[:, 0]
-    gaps = (columns.diff() > 1).nonzero()[:, 0]
-    return int(gaps[0]) + 1
-
-
-def _split_pictures(inputs):
-    if "image_grid_thw" in inputs:
-        sizes = inputs["image_grid_thw"].prod(-1).tolist()
-        pixels = inputs["pixel_values"].split(sizes)
-        return [
-            {"pixel_values": part, "image_grid_thw": grid[None]}
-            for part, grid in zip(pixels, inputs["image_grid_thw"], strict=True)
-        ]
-    names = [name for name in ("pixel_values", "image_sizes") if name in inputs]
-    return [{name: inputs[name][i : i + 1] for name in names} for i in range(2)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -5,20 +5,20 @@ import torch
 
 import foveate as fv
 from tests.invariants.settings import ATTENTIONS, KEEP_ALLS
-from tests.models import FAMILIES, MIXED, batch, generate, tiny
+from tests.models import FAMILIES, batch, generate, mixed, tiny
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", KEEP_ALLS)
 def test_keep_all_is_the_untouched_model(name, family, attention):
-    model, inputs = tiny(family, attention), batch(family, MIXED)
+    model, inputs = tiny(family, attention), batch(family, mixed(family))
     plain = generate(model, inputs)
     with fv.drop(model, KEEP_ALLS[name]) as trace:
         kept = generate(model, inputs)
     assert torch.equal(kept.sequences, plain.sequences)
     assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
-    assert trace.retention == [1.0] * len(MIXED)
+    assert trace.retention == [1.0] * len(mixed(family))
     for ours, theirs in zip(kept.past_key_values.layers, plain.past_key_values.layers, strict=True):
         assert type(ours) is type(theirs)
         assert torch.equal(ours.keys, theirs.keys)

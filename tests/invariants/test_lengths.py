@@ -1,23 +1,23 @@
 """Invariant 9: KV lengths and retention are the schedule's arithmetic, exactly."""
 
 import pytest
-import torch
 
 import foveate as fv
 from tests.invariants.settings import EXAMPLES
-from tests.models import DEPTH, FAMILIES, MIXED, batch, generate, tiny
+from tests.models import DEPTH, FAMILIES, batch, features, generate, is_vision, mixed, tiny
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_lengths_and_retention_are_as_planned(name, family):
-    model, inputs, method = tiny(family), batch(family, MIXED), EXAMPLES[name]
+    words = mixed(family)
+    model, inputs, method = tiny(family), batch(family, words), EXAMPLES[name]
     with fv.drop(model, method) as trace:
         out = generate(model, inputs, new_tokens=4)
     told, longest = trace.latest.per_layer, [0] * DEPTH
-    for index, word in enumerate(MIXED):
-        ids = batch(family, [word])["input_ids"][0]
-        text, sizes = int((ids != 91).sum()), [int(n) for n in runs(ids == 91)]
+    for index, word in enumerate(words):
+        one = batch(family, [word])
+        text, sizes = int((~is_vision(one["input_ids"])).sum()), in_order(model, one, word)
         plan = method.plan(DEPTH, sizes) or [layer[index] for layer in told]  # None where pictures decide
         stored = [plan[-1] if layer in method.kv_layers(DEPTH) else n for layer, n in enumerate(plan)]
         assert [layer[index] for layer in trace.kv_lengths] == [text + n for n in stored]
@@ -31,10 +31,11 @@ def test_lengths_and_retention_are_as_planned(name, family):
     assert out.past_key_values.get_seq_length() == inputs["input_ids"].shape[1] + 3
 
 
-def runs(mask):
-    """Lengths of the runs of True (pictures in these prompts have text between them)."""
-    edges = torch.diff(mask.int(), prepend=torch.zeros(1).int(), append=torch.zeros(1).int())
-    return (edges == -1).nonzero()[:, 0] - (edges == 1).nonzero()[:, 0]
+def in_order(model, inputs, word):
+    """Tokens of each picture and video, as they come in the prompt."""
+    makes = {"i": "image", "v": "video"}
+    found = {at: iter(features(model, inputs, makes[at])) for at in makes if at in word}
+    return [len(next(found[at])) for at in word if at in found]
 
 
 def test_the_table_of_the_spec():

@@ -7,17 +7,17 @@ import foveate as fv
 from tests import oracle
 from tests.invariants.references import reference
 from tests.invariants.settings import ATTENTIONS, EXAMPLES
-from tests.models import FAMILIES, IMAGE, TINY, VIDEO, batch, generate, tiny
+from tests.models import FAMILIES, IMAGE, PROMPTS, TINY, VIDEO, batch, generate, tiny
 
 BANNED = {IMAGE, VIDEO, 93, 94}
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "word"), PROMPTS)
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_cached_generation_is_the_recompute(name, family, attention):
-    model, inputs, method = tiny(family, attention), batch(family, ["titit"]), EXAMPLES[name]
+def test_cached_generation_is_the_recompute(name, family, word, attention):
+    model, inputs, method = tiny(family, attention), batch(family, [word]), EXAMPLES[name]
     if (method.stage, family) == ("pixels", "qwen3_vl"):
         return  # deepstack features are the smaller picture's too: tests/methods/test_resize.py recomputes that
     with fv.drop(model, method) as trace:
@@ -35,10 +35,10 @@ def test_cached_generation_is_the_recompute(name, family, attention):
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_v2drop_chooses_what_the_recompute_chooses(family, attention):
-    model, inputs = tiny(family, attention), batch(family, ["tit"])
-    method = fv.V2Drop(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3))
+@pytest.mark.parametrize(("family", "word"), PROMPTS)
+def test_v2drop_chooses_what_the_recompute_chooses(family, word, attention):
+    model, inputs = tiny(family, attention), batch(family, [word])
+    method = fv.V2Drop(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3), scope="image")
     with fv.drop(model, method) as trace, torch.no_grad():
         model(**inputs)
     rules = {layer: oracle.least_changed_leave(ratio) for layer, ratio in zip(method.layers, method.keep, strict=True)}
@@ -66,23 +66,23 @@ def test_no_cache_gives_the_same(name, family):
     assert plain.kv_lengths == []
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_cutting_before_the_decoder_is_a_shortened_prompt_bit_for_bit(family):
-    model, inputs = tiny(family), batch(family, ["tit"])
+@pytest.mark.parametrize(("family", "word"), PROMPTS)
+def test_cutting_before_the_decoder_is_a_shortened_prompt_bit_for_bit(family, word):
+    model, inputs = tiny(family), batch(family, [word])
     with fv.drop(model, fv.Uniform(layers=(0,), keep=(0.5,))) as trace, torch.no_grad():
         logits = model(**inputs, logits_to_keep=1).logits
         cache = model(**inputs).past_key_values
     kept = trace.stages[0].kept[0]
     with torch.no_grad():
-        embeds, vision, deep = oracle.embed(model, inputs)
-        ids = inputs["input_ids"][0]
-        rows = torch.cat(((ids != IMAGE).nonzero()[:, 0], vision[kept])).sort().values
+        embeds, picture, deep = oracle.embed(model, inputs)
+        vision = (picture >= 0).nonzero()[:, 0]
+        rows = torch.cat(((picture < 0).nonzero()[:, 0], vision[kept])).sort().values
         positions = oracle.positions(model, inputs, 0)[..., rows]
         if positions.shape[0] == 1:
             positions = positions[0]
         given = {"inputs_embeds": embeds[:, rows], "position_ids": positions}
         if deep:
-            given["visual_pos_masks"] = ids[None, rows] == IMAGE
+            given["visual_pos_masks"] = picture[None, rows] >= 0
             given["deepstack_visual_embeds"] = [features[kept] for features in deep]
         out = model.model.language_model(**given)
         short = model.lm_head(out.last_hidden_state[:, -1:])

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from foveate.errors import ShapeError
 
-__all__ = ["spread", "top"]
+__all__ = ["into_runs", "spread", "top"]
 
 
 def top(scores: Tensor, count: int) -> Tensor:
@@ -32,3 +32,19 @@ def spread(tokens: int, count: int, device: torch.device | str | None = None) ->
         raise ShapeError(f"Cannot spread {count} indices over {tokens} tokens.")
     step = torch.arange(count, device=device)
     return ((2 * step + 1) * tokens) // (2 * max(count, 1))
+
+
+def into_runs(rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Which row comes to stand where, if each stands in the first free place of its run.
+
+    Args:
+        rows: (rows,) int64, the run of each row.
+        places: (places,) int64, the run of each place, ascending; no run has fewer places than rows.
+
+    Returns:
+        (rows,) int64 twice: rows in the order of their places (those of one run in their own order), and the places.
+    """
+    order = rows.sort(stable=True).indices
+    runs = rows[order]
+    ordinal = torch.arange(len(rows), device=rows.device) - torch.searchsorted(runs, runs)
+    return order, torch.searchsorted(places, runs) + ordinal

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from foveate.core.rank import into_runs
 from foveate.engine.layout import Layout
 from foveate.engine.trace import Prefill, Stage
 from foveate.errors import SettingError, UnsupportedError
@@ -53,7 +54,9 @@ class Sample:
         tokens: Which tokens these rows stand for, ordinals into `vision` in row order; −1 for none of its own. The
             same as `slots` until something is merged or reordered.
         sizes: Rows left of each image, in order; None once only the device knows.
+        runs: Which run of columns each of its vision tokens is in, (entered,) int64, ascending; a run has one image.
         items: Its images, in order.
+        parted: Whether text stands between the tokens of an image.
         starts: Whether the call's first column is one of its vision tokens.
         ends: Whether the call's last column is.
         assign: The row each of its vision tokens went into, −1 if it was dropped; None while nothing is merged.
@@ -66,7 +69,9 @@ class Sample:
     slots: Tensor
     tokens: Tensor
     sizes: tuple[int, ...] | None
+    runs: Tensor
     items: list[Item]
+    parted: bool = False
     starts: bool = False
     ends: bool = False
     assign: Tensor | None = None
@@ -83,13 +88,34 @@ class Sample:
         origin[self.vision[self.slots]] = torch.where(self.tokens < 0, self.tokens, source)
         return origin[rows]
 
-    def take(self, cut: Cut) -> None:
-        """Let leave who leaves, in everything but the stream."""
+    def settle(self, cut: Cut) -> tuple[Cut, Tensor]:
+        """A cut with its rows in the order they will be stored in, and where that is: ordinals into `vision`.
+
+        Tokens stay in their places. Merged rows go to the first places of the run of the token they stand for; a row
+        that is no token of its own, to its image's first run.
+        """
         index = cut.kept.to(self.tokens.device)
         if cut.rows is None:
-            self.slots = self.slots[index]
-        else:
-            self.slots = self._first_slots(cut)
+            return cut, self.slots[index]
+        if self.sizes is None or cut.sizes is None:
+            raise SettingError("A cut that merges must know how many rows each image has (Cut.sizes).")
+        starts = [0, *itertools.accumulate(self.sizes)]
+        firsts = [at for at, count in zip(starts, cut.sizes, strict=False) for _ in range(count)]
+        of_row = torch.where(index < 0, torch.tensor(firsts, device=index.device), index)
+        runs = self.runs[self.slots]
+        order, places = into_runs(runs[of_row], runs)
+        assign = cut.assign
+        if assign is not None:
+            row = order.argsort().to(assign.device)
+            assign = torch.where(assign < 0, assign, row[assign.clamp(min=0)])
+        notes = {name: note[order.to(note.device)] for name, note in cut.notes.items()}
+        settled = Cut(index[order], cut.sizes, cut.rows[order.to(cut.rows.device)], assign, notes)
+        return settled, self.slots[places]
+
+    def take(self, cut: Cut, slots: Tensor) -> None:
+        """Let leave who leaves, in everything but the stream; rows are stored in `slots`."""
+        index = cut.kept.to(self.tokens.device)
+        self.slots = slots
         safe = index.clamp(min=0)
         self.tokens = torch.where(index < 0, index, self.tokens[safe])
         self.notes.update({name: note[safe.to(note.device)] for name, note in self.notes.items()})
@@ -97,13 +123,6 @@ class Sample:
         if cut.assign is not None or self.assign is not None:
             self.assign = self._assigned(cut, len(index))
         self.sizes = cut.sizes
-
-    def _first_slots(self, cut: Cut) -> Tensor:
-        """Merged rows are stored in the first places of their image, whatever token they stand for."""
-        if self.sizes is None or cut.sizes is None:
-            raise SettingError("A cut that merges must know how many rows each image has (Cut.sizes).")
-        starts = [0, *itertools.accumulate(self.sizes)]
-        return torch.cat([self.slots[at : at + count] for at, count in zip(starts, cut.sizes, strict=False)])
 
     def _assigned(self, cut: Cut, count: int) -> Tensor:
         before = self.assign
@@ -164,18 +183,33 @@ class Prompt:
         self._added = added
         self._cuts = frozenset(method.cuts())
 
-    def start(self) -> None:
-        """Take what the tower has decided as a cut before layer 0."""
+    def start(self, hidden: Tensor) -> Tensor:
+        """Take what the tower has decided as a cut before layer 0.
+
+        Args:
+            hidden: The decoder's input, (samples, columns, width); an image's rows are in the first of its columns.
+
+        Returns:
+            The input, each row in the run of columns of the token that it stands for.
+        """
         if not any(item.leaves for sample in self.samples for item in sample.items):
             for sample in self.samples:
                 sample.notes.update(_tower_cut(sample).notes if sample.items else {})
-            return
+            return hidden
         before = tuple(len(sample.tokens) for sample in self.samples)
-        for sample in self.samples:
-            if sample.items:
-                sample.take(_tower_cut(sample))
+        for index, sample in enumerate(self.samples):
+            if not sample.items:
+                continue
+            cut, slots = sample.settle(_tower_cut(sample))
+            sample.take(cut, slots)
+            if sample.parted:
+                assert cut.rows is not None
+                to, came_from = (sample.vision[places].to(hidden.device) for places in (slots, cut.rows))
+                hidden = hidden.index_put((torch.full_like(to, index), to), hidden[index, came_from])
+                self._move_added(index, 0, cut.rows)
         self._record("projector" if self.method.stage == "projector" else "tower", None, before)
         self.layout = self._lay_out()
+        return hidden
 
     def enter(self, layer: int, hidden: Tensor, attend: Callable[[Tensor, int], Attend]) -> Tensor:
         """Cut and observe before `layer`.
@@ -210,8 +244,9 @@ class Prompt:
             if cut.rows is None and len(cut.kept) == len(sample.tokens):
                 continue
             left = True
+            cut, slots = sample.settle(cut)
             came_from = sample.slots[cut.kept.clamp(min=0).to(sample.slots.device)]
-            sample.take(cut)
+            sample.take(cut, slots)
             if cut.rows is not None:
                 columns = sample.vision[sample.slots].to(hidden.device)
                 merged.append((torch.full_like(columns, index), columns, cut.rows))
@@ -277,8 +312,8 @@ class Prompt:
 
     def note_cache_cut(self) -> None:
         """Record that earlier layers' caches were cut to what is left."""
-        stages = self.record.stages
-        self._record("kv", None, stages[0].after if stages else self.record.vision_tokens)
+        reduced = [stage.after for stage in self.record.stages if stage.layer is None]
+        self._record("kv", None, (*reduced, self.record.vision_tokens)[0])
 
     def final(self) -> Tensor:
         """Which columns of the call the tokens left at the end stand for: (samples, columns) bool; text is."""
@@ -298,21 +333,23 @@ class Prompt:
 
 def _tower_cut(sample: Sample) -> Cut:
     """What the tower made of a sample's images, as one cut."""
-    device, cuts = sample.tokens.device, []
+    device, cuts, first = sample.tokens.device, [], 0
     for item in sample.items:
         cut = item.cut
         if cut is None:
             every = torch.arange(item.length, device=device)
             cut = Cut(every, (item.length,), every, every)
+        count = cut.kept.shape[0]
         cuts.append(
             Cut(
                 cut.kept.to(device),
-                (cut.kept.shape[0],),
-                cut.kept.to(device),  # the rows stand in the features already: only that there are some counts
+                (count,),
+                torch.arange(first, first + count, device=device),  # in the stream already: where
                 (torch.arange(item.length) if cut.assign is None else cut.assign).to(device),
                 {name: note.to(device) for name, note in cut.notes.items()},
             )
         )
+        first += item.length
     joined = Cut.join(cuts, [item.length for item in sample.items])
     names = {name for cut in cuts for name in cut.notes}
     return Cut(
@@ -369,6 +406,8 @@ def _read_sample(owner: Tensor, live: Tensor, items: Sequence[Item], device: tor
     text = ((live & (owner < 0)) | read).nonzero()[:, 0]
     vision = (live & (owner >= 0)).nonzero()[:, 0]
     mine, sizes = torch.unique_consecutive(owner[vision], return_counts=True)
+    apart = (vision.diff() > 1) | (owner[vision].diff() != 0)
+    runs = torch.cat((vision.new_zeros(min(1, len(vision))), apart.cumsum(0)))
     every = torch.arange(len(vision), device=device)
     found = [items[index] for index in mine.tolist()]
     if any(item.leaves and item.length != size for item, size in zip(found, sizes.tolist(), strict=True)):
@@ -380,7 +419,9 @@ def _read_sample(owner: Tensor, live: Tensor, items: Sequence[Item], device: tor
         slots=every,
         tokens=every,
         sizes=tuple(sizes.tolist()),
+        runs=runs.to(device),
         items=found,
+        parted=int(apart.sum()) + 1 > len(found),
         starts=bool(owner[0] >= 0),
         ends=bool(owner[-1] >= 0),
     )

@@ -88,7 +88,7 @@ class Prompts:
             self._placeholders.append((modality, mask[..., 0] if mask.dim() == 3 else mask))
         return placeholders
 
-    def before_decoder(self, text: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def before_decoder(self, text: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         self._record = None
         self.layers.call = call = Call(backend=str(text.config._attn_implementation))  # type: ignore[union-attr]
         found = [(mask, self._items.get(modality, [])) for modality, mask in self._placeholders]
@@ -96,7 +96,7 @@ class Prompts:
         embeds = kwargs.get("inputs_embeds")
         if embeds is None or not found:
             self._note_text_prompt(kwargs)
-            return
+            return None
         mask = kwargs.get("attention_mask")
         live = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         span = embeds.shape[1]
@@ -124,9 +124,10 @@ class Prompts:
         if drops:
             added = self.family.added_later(kwargs)
             call.live, call.prompt = live, Prompt(self.method, samples, span, record, self._reindex, added)
-            call.prompt.start()
-        else:  # every layer runs as if nobody were here
-            record.note_that_all_stay(self.method.cuts(), [sample.tokens for sample in samples])
+            return args, {**kwargs, "inputs_embeds": call.prompt.start(embeds)}
+        # Every layer runs as if nobody were here.
+        record.note_that_all_stay(self.method.cuts(), [sample.tokens for sample in samples])
+        return None
 
     def _drops(self, samples: Sequence[Sample]) -> bool:
         """Whether tokens will leave, as far as can be said beforehand."""
