@@ -1,9 +1,11 @@
 """What there is: methods, presets and families, found in their folders, in entry points, or registered."""
 
 import importlib
+import json
 import pkgutil
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from foveate.errors import SettingError, UnknownNameError
@@ -21,7 +23,11 @@ __all__ = [
     "presets",
     "register_family",
     "register_method",
+    "support",
 ]
+
+SUPPORT = Path(__file__).parent / "families" / "support.json"
+"""What works on which family, as the tests have found it (tests/support.py writes it)."""
 
 T = TypeVar("T", bound=type[Any])
 
@@ -70,6 +76,16 @@ def families() -> "dict[str, type[Family]]":
     """Every model family by the `model_type` it serves."""
     found = _discover("families", "FAMILY")
     return {**{kind.model_type: kind for kind in found.values()}, **_extra_families}
+
+
+def support() -> dict[str, dict[str, dict[str, Any]]]:
+    """What works on the families that ship with foveate, as its tests have found it.
+
+    For each `model_type`, modality ("image", "video") and method: the stages at which tokens left, or why it is
+    refused.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = json.loads(SUPPORT.read_text())
+    return found
 
 
 def family_for(model: Any) -> "Family":

@@ -4,6 +4,8 @@ import importlib
 
 import foveate as fv
 from foveate.methods.base import Method
+from foveate.registry import support
+from tests.models import FAMILIES, PROMPTS
 
 ATTENTIONS = ("sdpa", "eager")
 
@@ -22,5 +24,15 @@ def keep_alls() -> dict[str, Method]:
     return {name: importlib.import_module(f"tests.methods.test_{name}").KEEP_ALL for name in fv.methods()}
 
 
+def works(example: str, family: str, word: str = "i") -> bool:
+    """Whether a pair works, as tests/invariants/test_support.py has proven it; True for what is not known yet."""
+    modality = "video" if "v" in word else "image"
+    return isinstance(SUPPORT.get(family, {}).get(modality, {}).get(example.rsplit("-", 1)[0], []), list)
+
+
+SUPPORT = support()
 EXAMPLES = examples()
 KEEP_ALLS = keep_alls()
+PAIRS = [(name, family) for name in EXAMPLES for family in FAMILIES if works(name, family)]
+"""Every example on every family it works on; the others are refused, which is tested and counted."""
+PROMPT_PAIRS = [(name, *prompt) for name in EXAMPLES for prompt in PROMPTS if works(name, *prompt)]

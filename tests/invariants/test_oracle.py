@@ -6,20 +6,25 @@ import torch
 import foveate as fv
 from tests import oracle
 from tests.invariants.references import reference
-from tests.invariants.settings import ATTENTIONS, EXAMPLES
-from tests.models import FAMILIES, IMAGE, PROMPTS, TINY, VIDEO, batch, generate, tiny
+from tests.invariants.settings import ATTENTIONS, EXAMPLES, PAIRS, PROMPT_PAIRS
+from tests.models import IMAGE, PROMPTS, TINY, VIDEO, batch, generate, tiny
 
 BANNED = {IMAGE, VIDEO, 93, 94}
+DEEPSTACK = {"qwen3_vl", "qwen3_vl_moe"}
+
+
+def recomputed(name, family):
+    """Not where deepstack features are the smaller picture's too: tests/methods/test_resize.py recomputes that."""
+    return EXAMPLES[name].stage != "pixels" or family not in DEEPSTACK
+
+
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize(("family", "word"), PROMPTS)
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(("name", "family", "word"), [one for one in PROMPT_PAIRS if recomputed(*one[:2])])
 def test_cached_generation_is_the_recompute(name, family, word, attention):
     model, inputs, method = tiny(family, attention), batch(family, [word]), EXAMPLES[name]
-    if (method.stage, family) == ("pixels", "qwen3_vl"):
-        return  # deepstack features are the smaller picture's too: tests/methods/test_resize.py recomputes that
     with fv.drop(model, method) as trace:
         out = generate(model, inputs)
     assert min(trace.latest.per_layer)[0] < trace.vision_tokens[0]
@@ -47,11 +52,9 @@ def test_v2drop_chooses_what_the_recompute_chooses(family, word, attention):
     assert {stage.layer: stage.kept[0].tolist() for stage in trace.stages} == kept
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", EXAMPLES)
+# What reads text would choose again at every step, by the tokens generated so far: see the recompute above.
+@pytest.mark.parametrize(("name", "family"), [one for one in PAIRS if not EXAMPLES[one[0]].reads_text])
 def test_no_cache_gives_the_same(name, family):
-    if EXAMPLES[name].reads_text:
-        return  # it would choose again at every step, by the tokens generated so far: see the recompute above
     model, inputs = tiny(family), batch(family, ["titt", "tit"])
     with fv.drop(model, EXAMPLES[name]) as cached:
         with_cache = generate(model, inputs)
@@ -91,8 +94,7 @@ def test_cutting_before_the_decoder_is_a_shortened_prompt_bit_for_bit(family, wo
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(("name", "family"), [one for one in PAIRS if recomputed(*one)])
 def test_a_prompt_that_ends_in_an_image(name, family, attention):
     """Generation reads the last column, whose own token may have left: the last row that is left answers for it."""
     model, inputs, method = tiny(family, attention), batch(family, ["tti"]), EXAMPLES[name]
@@ -100,8 +102,6 @@ def test_a_prompt_that_ends_in_an_image(name, family, attention):
     count = 1 if TINY[family].mrope else 2
     with fv.drop(model, method) as trace:
         out = generate(model, inputs, new_tokens=count)
-    if method.name == "resize" and family == "qwen3_vl":
-        return  # the recompute would add the full picture's deepstack features
     told = reference(method, family, model, inputs, trace)
     tokens, logits, _ = oracle.greedy(model, inputs, count, banned=BANNED, **told)
     assert out.sequences[0, inputs["input_ids"].shape[1] :].tolist() == tokens

@@ -1,10 +1,26 @@
 """`foveate models`: the models that can be used."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from foveate.cli.options import Flag
 
-__all__ = ["Models"]
+__all__ = ["Models", "marks"]
+
+STAGES = {"tower": "In the tower", "projector": "Behind it", "layer": "Between layers", "kv": "In the KV cache"}
+
+
+def marks(methods: dict[str, dict[str, Any]] | None) -> list[str]:
+    """A cell a stage: "i" for images, "v" for videos; then the methods that are refused."""
+    if methods is None:
+        return ["not tested"] * len(STAGES) + [""]
+    works = {modality: [each for each in told.values() if isinstance(each, list)] for modality, told in methods.items()}
+    cells = [
+        " ".join(modality[0] for modality, seen in works.items() if any(stage in one for one in seen))
+        for stage in STAGES
+    ]
+    refused = dict.fromkeys(name for told in methods.values() for name, each in told.items() if isinstance(each, str))
+    return [*cells, ", ".join(refused)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,21 +50,26 @@ class Models:
 
         with busy("Looking for families"):
             from foveate import embedded
-            from foveate.registry import families, presets
+            from foveate.registry import families, presets, support
 
-            found = dict(sorted(families().items()))
+            known = support()
             kinds = [
-                {"model_type": name, "summary": summary(sys.modules[kind.__module__])} for name, kind in found.items()
+                {"model_type": name, "summary": summary(sys.modules[kind.__module__]), "methods": known.get(name)}
+                for name, kind in sorted(families().items())
             ]
             own = {"name": EMBEDDED, "model_type": "llava", "folder": str(embedded.path())}
             named = sorted({name.split("/")[1] for name in presets()})
         if self.json:
             return show_json({"embedded": own, "families": kinds, "presets_for": named})
-        table = Table("model_type", "What foveate knows about it")
+        table = Table("model_type", "What foveate knows about it", *STAGES.values(), "Refused")
         for kind in kinds:
-            table.add_row(kind["model_type"], Text(kind["summary"]))
+            table.add_row(kind["model_type"], Text(kind["summary"]), *marks(kind["methods"]))
         return show(
             table,
             Text(f"--model {EMBEDDED} (the default) is a small LLaVA that ships with foveate and runs offline."),
+            Text(
+                "Tokens can leave at a stage for images (i) and videos (v), as the tests have found with every method. "
+                "Why a method is refused: --json."
+            ),
             Text(f"Presets exist for: {', '.join(named)} (foveate presets)."),
         )
