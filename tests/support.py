@@ -4,16 +4,19 @@ python -m tests.support        # after a change; tests/invariants/test_support.p
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import foveate as fv
+from foveate.cli.models import STAGES, marks
 from foveate.registry import SUPPORT
 from tests.models import FAMILIES, TINY, batch, tiny
 
-__all__ = ["find"]
+__all__ = ["PAGE", "find", "page"]
 
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 WORDS = {"image": "titit", "video": "tvtit"}
 
 
@@ -49,5 +52,34 @@ def _try(family: str, word: str, method: Any) -> Any:
     return left
 
 
+def page(support: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """The documentation's page about models."""
+    heads = ["family", *STAGES.values()]
+    lines = [
+        "# Models",
+        "",
+        "Where tokens can leave, for images (i) and videos (v): found by running every method on a tiny random",
+        "model of every family, in the tests that also prove each of them against an independent recompute.",
+        "`foveate models` prints the same. A model of another type is refused with what to do:",
+        "[a new family](guides/new-family.md).",
+        "",
+        f"| {' | '.join(heads)} |",
+        f"|{'---|' * len(heads)}",
+    ]
+    refused = []
+    for family, told in support.items():
+        cells = marks(told)[:-1]
+        lines.append(f"| [`{family}`](families/{family}.md) | {' | '.join(cells)} |")
+        refused += [
+            f"- {method} on `{family}` ({modality}): {answer}"
+            for modality, methods in told.items()
+            for method, answer in methods.items()
+            if isinstance(answer, str)
+        ]
+    return "\n".join([*lines, *(["", "Refused:", "", *refused] if refused else []), ""])
+
+
 if __name__ == "__main__":
-    SUPPORT.write_text(json.dumps({family: find(family) for family in FAMILIES}, indent=1) + "\n")
+    found = {family: find(family) for family in FAMILIES}
+    SUPPORT.write_text(json.dumps(found, indent=1) + "\n")
+    PAGE.write_text(page(found))

@@ -29,6 +29,8 @@ ORDER_WEIGHTS = TASK_WEIGHTS | {
 
 LAST_WEIGHTS = ORDER_WEIGHTS | {"count": 2.5, "relation": 4.0, "list left to right": 3.0, "list top to bottom": 3.0}
 
+RELATED_WEIGHTS = LAST_WEIGHTS | {"relation": 8.0}
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -44,6 +46,7 @@ class Stage:
         exits: Share of steps in which all vision tokens leave before a random layer
             from `exit_from` on.
         constant: Share of the images at the constant rate before the linear decay.
+        draws: Scenes drawn for each that is used: the one with the most relations to ask for.
     """
 
     images: int
@@ -60,6 +63,7 @@ class Stage:
     questions: int = 9
     tasks: dict[str, float] = field(default_factory=lambda: dict(TASK_WEIGHTS))
     constant: float = 0.5
+    draws: int = 1
 
 
 STAGES: dict[str, Stage] = {
@@ -191,12 +195,22 @@ STAGES: dict[str, Stage] = {
         tasks=LAST_WEIGHTS,
         constant=0.35,
     ),
+    "large-related": Stage(
+        images=13_000,
+        first=160_000_000,
+        mix={84: 0.05, 168: 0.22, 336: 0.73},
+        rates={"tower": 5e-4, "rest": 1.5e-3, "decoder": 2e-3, "projector": 7e-4},
+        tasks=RELATED_WEIGHTS,
+        constant=0.4,
+        draws=3,
+    ),
     "deep": Stage(
-        images=10_000,
-        first=150_000_000,
-        mix={84: 0.05, 168: 0.25, 336: 0.70},
+        images=8_500,
+        first=170_000_000,
+        mix={84: 0.04, 168: 0.20, 336: 0.76},
         rates={"tower": 4e-4, "rest": 6e-4, "decoder": 1e-3, "projector": 4e-4},
-        tasks=LAST_WEIGHTS,
+        tasks=RELATED_WEIGHTS,
+        draws=3,
         constant=0.3,
         exits=0.35,
         exit_from=18,

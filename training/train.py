@@ -21,7 +21,7 @@ from torch import Tensor
 
 from data import dense_targets, pictures
 from export import import_network
-from foveate.embedded.questions import ask
+from foveate.embedded.questions import ask, relations
 from foveate.embedded.scenes import Scene, rng_for, scene
 from losses import answer_loss, dense_loss, presence_loss
 from network import Network, Shape
@@ -79,7 +79,7 @@ class Trainer:
         side = int(rng.choice(sides, p=[stage.mix[s] for s in sides]))
         count = stage.batch[side]
         first = stage.first + self.seen + self.rank * count
-        scenes = [scene("train", first + i, side, stage.dense) for i in range(count)]
+        scenes = [self.draw(first + i, side) for i in range(count)]
         targets = dense_targets(scenes)
         self.gradient.zero_()
         last = self.step % 2 == 0
@@ -106,6 +106,12 @@ class Trainer:
         self.step += 1
         self.seen += count * self.ranks
         return {"side": side, "norm": norm, "loss": loss.item(), **report}
+
+    def draw(self, index: int, side: int) -> Scene:
+        """Scene number `index` of the stage: of several drawn, the one with the most relations."""
+        stage, start = self.stage, self.stage.first + self.stage.draws * (index - self.stage.first)
+        drawn = [scene("train", start + k, side, stage.dense) for k in range(stage.draws)]
+        return max(drawn, key=relations) if stage.draws > 1 else drawn[0]
 
     def answers(
         self, scenes: list[Scene], first: int, features: Tensor, leave: int | None

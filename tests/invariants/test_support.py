@@ -4,7 +4,7 @@ import pytest
 
 from tests.invariants.settings import SUPPORT
 from tests.models import FAMILIES
-from tests.support import find
+from tests.support import PAGE, find, page
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -17,3 +17,7 @@ def test_what_is_told_of_a_family_is_what_happens(family, record_property):
             if isinstance(answer, str):
                 assert len(answer) > 40  # a reason
                 record_property("refused", f"{method} on {family} ({modality}): {answer}")
+
+
+def test_the_page_about_models_says_the_same():
+    assert PAGE.read_text() == page(SUPPORT), "python -m tests.support writes it"

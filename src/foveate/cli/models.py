@@ -53,7 +53,7 @@ class Models:
             from foveate.registry import families, presets, support
 
             known = support()
-            kinds = [
+            kinds: list[dict[str, Any]] = [
                 {"model_type": name, "summary": summary(sys.modules[kind.__module__]), "methods": known.get(name)}
                 for name, kind in sorted(families().items())
             ]

@@ -13,7 +13,17 @@ import numpy as np
 from foveate.embedded.drawing import COLOURS, SHAPES
 from foveate.embedded.scenes import Scene, Thing, rng_for
 
-__all__ = ["SIDES", "TASKS", "TEXT_TASKS", "Question", "all_questions", "ask", "neighbours", "one_per_task"]
+__all__ = [
+    "SIDES",
+    "TASKS",
+    "TEXT_TASKS",
+    "Question",
+    "all_questions",
+    "ask",
+    "neighbours",
+    "one_per_task",
+    "relations",
+]
 
 TASKS = (
     "colour",
@@ -146,6 +156,11 @@ def _relations(scene: Scene) -> Iterator[Question]:
         for word, near in zip(SIDES, neighbours(scene, one), strict=True):
             if len(near) == 1:
                 yield Question("relation", f"What is just {word} the {one.name}?", near[0].name)
+
+
+def relations(scene: Scene) -> int:
+    """How many relations can be asked for."""
+    return sum(1 for _ in _relations(scene))
 
 
 def neighbours(scene: Scene, one: Thing) -> list[tuple[Thing, ...]]:
