@@ -5,17 +5,21 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 JOBS ?= 2
+# The oldest transformers that works, with the newest hub client it takes.
+OLDEST := transformers==5.16.1 huggingface_hub==1.33.0
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.foveate-ready
+OLD := $(abspath $(VENV))/oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup demo test check docs clean mutants
+.PHONY: help setup demo test test-oldest check docs clean mutants
 
 help:
 	@echo "make setup   create $(VENV) and install foveate with all it needs"
 	@echo "make demo    ask the embedded model about a picture, with and without dropping; writes out/demo.png"
 	@echo "make test    run all tests"
+	@echo "make test-oldest  run a choice of them with the oldest transformers that works"
 	@echo "make check   formatting, linting, types, import rules"
 	@echo "make docs    build the documentation into site/"
 	@echo "make mutants break the code on purpose, one place at a time, and see a test fail each time (slow)"
@@ -42,6 +46,14 @@ demo: setup
 # One torch thread a process: with several processes, more only get in each other's way.
 test: setup
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+# A folder with the old packages alone: put in front, it takes the place of the new ones.
+$(OLD): $(READY) Makefile
+	rm -rf $@
+	$(PIP) install --quiet --no-deps --target $@ $(OLDEST)
+
+test-oldest: $(OLD)
+	PYTHONPATH=$(OLD) HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(OLDEST_TESTS)
 
 check: setup
 	$(BIN)/ruff format --check .

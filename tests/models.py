@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor
 
 import foveate as fv
+from tests import oracle
 from tests.tiny import DEPTH, IMAGE, PAD, TEXT, VIDEO, VOCABULARY, Picture, Tiny
 
 __all__ = [
@@ -86,15 +87,14 @@ def sample(family: str, word: str, seed: int = 0) -> tuple[list[Tensor], list[Pi
 
 def given(model: Any, inputs: dict[str, Any], modality: str = "image") -> dict[str, Any]:
     """Of a model's inputs those that its `get_*_features` takes; empty where there are no pictures (or videos)."""
-    call = getattr(model.model, f"get_{modality}_features")
-    found = {name: inputs[name] for name in inspect.signature(call).parameters if name in inputs}
-    return found if any(name.startswith("pixel_values") for name in found) else {}
+    return oracle.features_given(model.model, inputs, modality)
 
 
 def features(model: Any, inputs: dict[str, Any], modality: str = "image") -> list[Tensor]:
     """The features of each picture (or video), (tokens, width) each."""
+    of = given(model, inputs, modality)
     with torch.no_grad():
-        return list(getattr(model.model, f"get_{modality}_features")(**given(model, inputs, modality)).pooler_output)
+        return oracle.features_of(model.model, getattr(model.model, f"get_{modality}_features")(**of), of, modality)
 
 
 def is_vision(ids: Tensor) -> Tensor:

@@ -20,12 +20,10 @@ def embed(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, list[T
     embeds = core.get_input_embeddings()(inputs["input_ids"]).clone()
     owner, deep = torch.full(ids.shape, -1), []
     for modality in ("image", "video"):
-        call = getattr(core, f"get_{modality}_features", None)
-        given = {} if call is None else {k: inputs[k] for k in inspect.signature(call).parameters if k in inputs}
-        if not any(name.startswith("pixel_values") for name in given):
+        if not (given := features_given(core, inputs, modality)):
             continue
-        output = call(**given)
-        features = list(output.pooler_output)
+        output = getattr(core, f"get_{modality}_features")(**given)
+        features = features_of(core, output, given, modality)
         names = (f"{modality}_token_id", f"{modality}_token_index")
         there = ids == next(found for name in names if (found := getattr(model.config, name, None)) is not None)
         embeds[0, there] = torch.cat(features).to(embeds.dtype)
@@ -33,9 +31,27 @@ def embed(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, list[T
         owner[there] = torch.repeat_interleave(torch.arange(len(features)), lengths) + int(owner.max()) + 1
         for depth, added in enumerate(getattr(output, "deepstack_features", None) or []):
             whole = deep.pop(depth) if depth < len(deep) else torch.zeros_like(embeds[0])
-            whole[there] = torch.cat(list(added)).to(whole.dtype)
+            whole[there] = (added if isinstance(added, Tensor) else torch.cat(list(added))).to(whole.dtype)
             deep.insert(depth, whole)
     return embeds, _in_order(owner), [added[owner >= 0] for added in deep]
+
+
+def features_given(core: Any, inputs: Mapping[str, Any], modality: str) -> dict[str, Any]:
+    """Of a model's inputs those that its `get_*_features` takes; empty where there are no pictures (or videos)."""
+    call = getattr(core, f"get_{modality}_features", None)
+    names = {name: name for name in ([] if call is None else inspect.signature(call).parameters)}
+    if modality == "video" and "pixel_values" in names:  # transformers 5.16
+        names["pixel_values"] = "pixel_values_videos"
+    given = {name: inputs[from_] for name, from_ in names.items() if from_ in inputs}
+    return given if any(name.startswith("pixel_values") for name in given) else {}
+
+
+def features_of(core: Any, output: Any, given: Mapping[str, Any], modality: str) -> list[Tensor]:
+    """The features of each picture (or video) that takes part in the prompt, (tokens, width) each."""
+    features = list(output.pooler_output)
+    if modality == "video" and "pixel_values" in given and hasattr(core, "image_newline"):  # transformers 5.16
+        return [torch.cat((one, core.image_newline[None])) for one in features]
+    return features
 
 
 def _in_order(owner: Tensor) -> Tensor:
@@ -173,7 +189,7 @@ def _cut(layer, rule, x, entered, token, columns, picture, rotary):
         if not len(mine):
             continue
         upto = int(mine[-1]) + 1
-        cos, sin = rotary[0][0, :upto], rotary[1][0, :upto]
+        cos, sin = (table[..., 0, :upto, :] for table in rotary)
         stand, states = rule(layer, x[:upto], mine, (cos, sin), entered[:upto])
         rows = mine[stand]
         places = rows if states is None else _places(mine, rows)
@@ -227,7 +243,7 @@ def dense_attention(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor], sees_a
     try:
         _, weights = attention(
             layer.input_layernorm(x[None]),
-            position_embeddings=(rotary[0][None], rotary[1][None]),
+            position_embeddings=[table.unsqueeze(-3) for table in rotary],
             attention_mask=bias[None, None],
         )
     finally:
@@ -243,7 +259,10 @@ def keys_after_rope(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Ten
     index, attention.layer_idx = attention.layer_idx, 0
     try:
         attention(
-            normed, position_embeddings=(rotary[0][None], rotary[1][None]), attention_mask=None, past_key_values=cache
+            normed,
+            position_embeddings=[table.unsqueeze(-3) for table in rotary],
+            attention_mask=None,
+            past_key_values=cache,
         )
     finally:
         attention.layer_idx = index

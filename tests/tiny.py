@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IMAGE, VIDEO, PAD = 91, 92, 0
+IMAGE, VIDEO, VISION_START, PAD = 91, 92, 93, 0
 VOCABULARY = 96
 DEPTH = 6
 TEXT = {
@@ -27,6 +27,11 @@ Picture = dict[str, Any]
 def whole(picture: Picture, length: int) -> Tensor:
     """Ids of a picture or a video that is one run of placeholders."""
     return torch.full((length,), VIDEO if any("video" in name for name in picture) else IMAGE)
+
+
+def after_start(picture: Picture, length: int) -> Tensor:
+    """As `whole`, after the token that says so: older versions of transformers count the pictures of a beam by it."""
+    return torch.cat((torch.tensor([VISION_START]), whole(picture, length)))
 
 
 def nothing(ids: Tensor) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import transformers
 
-from tests.tiny import IMAGE, TEXT, VIDEO, Tiny, qwen_frames, qwen_patches, qwen_types
+from tests.tiny import IMAGE, TEXT, VIDEO, VISION_START, Tiny, after_start, qwen_frames, qwen_patches, qwen_types
 
 
 def config() -> Any:
@@ -12,8 +12,8 @@ def config() -> Any:
     return transformers.Qwen2VLConfig(
         text_config={**TEXT, "rope_parameters": rope},
         vision_config={"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2},
-        image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=93, vision_end_token_id=94,
+        image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START, vision_end_token_id=94,
     )  # fmt: skip
 
 
-TINY = Tiny(config, "Qwen2VLForConditionalGeneration", qwen_patches, qwen_frames, extra=qwen_types, mrope=True)
+TINY = Tiny(config, "Qwen2VLForConditionalGeneration", qwen_patches, qwen_frames, after_start, extra=qwen_types, mrope=True)

@@ -6,7 +6,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from tests.tiny import IMAGE, TEXT, VIDEO, Picture, Tiny, qwen_frames, qwen_patches, qwen_types, whole
+from tests.tiny import IMAGE, TEXT, VIDEO, VISION_START, Picture, Tiny, after_start, qwen_frames, qwen_patches, qwen_types, whole
 
 
 def config() -> Any:
@@ -17,16 +17,16 @@ def config() -> Any:
             "depth": 3, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 24,
             "deepstack_visual_indexes": [0, 1, 2], "num_position_embeddings": 64,
         },
-        image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=93, vision_end_token_id=94,
+        image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START, vision_end_token_id=94,
     )  # fmt: skip
 
 
 def ids(picture: Picture, length: int) -> Tensor:
     """An image is one run; every temporal patch of a video has a time stamp, a start and an end around its own."""
     if "video_grid_thw" not in picture:
-        return whole(picture, length)
+        return after_start(picture, length)
     frames = int(picture["video_grid_thw"][0, 0])
-    run = [torch.tensor([7, 93]), whole(picture, length // frames), torch.tensor([94])]
+    run = [torch.tensor([7, VISION_START]), whole(picture, length // frames), torch.tensor([94])]
     return torch.cat(run * frames)
 
 

@@ -41,7 +41,7 @@ def tower(
         if of := given(model, inputs, modality):
             with fv.drop(model, method), torch.no_grad():
                 output = getattr(model.model, f"get_{modality}_features")(**of)
-            features += list(output.pooler_output)
+            features += oracle.features_of(model.model, output, of, modality)
             cuts += output._foveate_cuts
     assert sum(len(cut.kept) for cut in cuts) == first.after[0]
     assert sum(map(len, features)) == first.before[0]

@@ -103,6 +103,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def reset(self) -> None:
         super().reset()
+        self.keys, self.values, self.is_initialized = None, None, False  # transformers 5.16 fills them with zeros
         self.seen, self.base, self.base_end, self.ragged, self._announced, self.shift = 0, None, 0, False, None, None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -130,6 +131,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         """Remove the last `-tokens_to_remove` unpruned columns (a negative number, as transformers has it)."""
         if tokens_to_remove > 0:
             raise ValueError(f"crop takes minus the number of tokens to remove; got {tokens_to_remove}.")
+        tokens_to_remove = int(tokens_to_remove)  # transformers 5.16 hands in a tensor
         end = self.seen + tokens_to_remove
         from_tail = min(-tokens_to_remove, self.seen - self.base_end)
         if from_tail:

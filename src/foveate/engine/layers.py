@@ -114,12 +114,12 @@ class Layers:
         state = prompt.samples[sample]
         if prompt.layout is None:
             columns = state.rows().to(hidden.device)
-            cos, sin = (table[sample if table.shape[0] > 1 else 0][columns] for table in pair)
+            cos, sin = (table[..., sample if table.shape[-3] > 1 else 0, columns, :] for table in pair)
         else:
             layout = prompt.layout.on(hidden.device)
             start = layout.index.shape[1] - layout.lengths[sample]
             columns = layout.index[sample, start:]
-            cos, sin = (table[sample, start:] for table in self._tables(layout, hidden, pair, pruned))
+            cos, sin = (table[..., sample, start:, :] for table in self._tables(layout, hidden, pair, pruned))
         vision = torch.searchsorted(columns, state.vision[state.slots].to(hidden.device))
         live = None if self.call.live is None else self.call.live[sample] != 0
         past = past_keys(cache, index, sample, live)

@@ -64,7 +64,7 @@ class Layout:
         return self._columns[past]
 
     def gather(self, full: Tensor) -> Tensor:
-        """Rows of a full-length tensor: (samples or 1, columns, …) -> (samples, rows, …)."""
+        """Rows of a full-length tensor: (samples or 1, columns, width) -> (samples, rows, width)."""
         return _rows_of(full, self.index, self._samples)
 
     def scatter(self, full: Tensor, rows: Tensor) -> Tensor:
@@ -115,7 +115,8 @@ def _padded(rows: Sequence[Tensor], longest: int) -> Tensor:
 
 
 def _rows_of(full: Tensor, places: Tensor, samples: Tensor) -> Tensor:
-    return full[0][places] if full.shape[0] == 1 else full[samples, places]
+    """(…, samples or 1, columns, width) -> (…, samples, rows, width); M-RoPE's tables may have its axes in front."""
+    return full[..., 0, places, :] if full.shape[-3] == 1 else full[..., samples, places, :]
 
 
 def _first(row: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate._transformers import FeatureCall, recomputes_from_outside
 from foveate.engine.cache import PrunedLayer, check_cache, pruned_layer
 from foveate.engine.call import Call
 from foveate.engine.layers import Layers
@@ -53,22 +54,17 @@ class Prompts:
 
     def encode(self, modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Stand in for `get_image_features`, which `generate` calls long before the decoder runs."""
-        given = dict(inspect.signature(original).bind(*args, **kwargs).arguments)
-        given.update(given.pop("kwargs", {}))
-
-        def run(**other: Any) -> Any:
-            return original(**{**given, **other}) if other else original(*args, **kwargs)
-
         if self._encoding:  # a model may make a video's features with its images' function
             return original(*args, **kwargs)
+        call = FeatureCall(self.family.core, modality, original, args, kwargs)
         self._encoding = True
         try:
-            output = encode(self.family, self.method, modality, run, given, self._reindex)
+            output = encode(self.family, self.method, modality, call.run, call.given, self._reindex)
         finally:
             self._encoding = False
         if hasattr(output, "pooler_output"):
             self._items[modality] = items_of(output, self.method)
-        return output
+        return call.answer(output)
 
     def before_merge(self, core: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self._placeholders, self._items = [], {}
@@ -106,6 +102,7 @@ class Prompts:
         if drops:
             check_cache(cache)
             _refuse_packing(kwargs, live)
+            _refuse_recomputing(self.family.layers[0])
         self._refuse_split_image(samples, cache, drops)
         rows = tuple(s.live for s in samples)
         if live is not None and live.shape[1] > span:
@@ -251,4 +248,13 @@ def _refuse_packing(kwargs: dict[str, Any], live: Tensor | None) -> None:
         raise UnsupportedError(
             "Several samples packed into one row cannot be told apart when tokens are ranked. "
             "Pass them as a padded batch with an attention_mask."
+        )
+
+
+def _refuse_recomputing(layer: nn.Module) -> None:
+    """A layer that runs again in the backward pass must find the rows it ran on."""
+    if recomputes_from_outside(layer):
+        raise UnsupportedError(
+            "Gradient checkpointing in this version of transformers runs layers again when the tokens that left are "
+            "forgotten. Turn it off, or install a newer one: pip install -U transformers."
         )

@@ -1,12 +1,12 @@
 """What the engine asks of a model family. A family knows where things are; it knows no method."""
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from foveate._transformers import rotation
 from foveate.core.grid import Grid
 from foveate.errors import UnsupportedError
 from foveate.families._encode import Reducer, place_rows, reduce_apart, stays_whole
@@ -102,7 +102,7 @@ class Family:
             layer: The decoder layer.
             hidden: Its input for one sample, (rows, width), before the input norm.
             queries: Rows whose queries are wanted, (…,) int64.
-            rotary: (cos, sin) of all rows, (rows, head size) each.
+            rotary: (cos, sin) of all rows, (rows, head size) each; with M-RoPE's axes first where layers combine them.
 
         Returns:
             Queries (heads, …, head size), keys of all rows (key heads, rows, head size), both after norms and RoPE,
@@ -112,7 +112,7 @@ class Family:
             UnsupportedError: If the layer's attention is built in a way this does not know.
         """
         attention = layer.self_attn
-        rotate = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
+        rotate = rotation(attention)
         if rotate is None or not hasattr(attention, "q_proj"):
             raise UnsupportedError(
                 f"How {type(attention).__name__} makes queries and keys is not known, so methods that read attention "
@@ -123,7 +123,7 @@ class Family:
         def heads(rows: Tensor, projection: Any, norm: Any, places: Any) -> Tensor:
             states = projection(rows).view(len(rows), -1, attention.head_dim)
             states = norm(states) if norm is not None else states
-            cos, sin = (table[places][None] for table in rotary)
+            cos, sin = (table[..., places, :].unsqueeze(-3) for table in rotary)
             turned, _ = rotate(states.transpose(0, 1)[None], states.transpose(0, 1)[None, :1], cos, sin)
             rotated: Tensor = turned[0]
             return rotated

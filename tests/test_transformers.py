@@ -1,0 +1,148 @@
+"""Which versions of transformers work, and what is used of them that they do not promise."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+import types
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import foveate as fv
+from foveate._transformers import NAMES, NEWEST, OLDEST, FeatureCall, check_version, rotation
+from tests.models import FAMILIES, tiny
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_promised_is_still_there(name):
+    module, expression = name.split(":")
+    try:
+        eval(f"module.{expression}", {"module": importlib.import_module(module)})
+    except (ImportError, AttributeError, TypeError) as error:
+        pytest.fail(
+            f"transformers {transformers.__version__} has moved {name} ({error}). foveate needs it: {NAMES[name]}."
+        )
+
+
+def test_every_such_name_is_listed():
+    """Imports from below the top of transformers, and underscored attributes that nothing here has made."""
+    imported, used, made = {}, {}, set()
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("transformers."):
+                imported |= {f"{node.module}:{alias.name}": path for alias in node.names}
+            elif isinstance(node, ast.Attribute) and re.match("_[^_]", node.attr):
+                own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+                made |= {node.attr} if own or isinstance(node.ctx, ast.Store) else set()
+                used |= {} if own else {node.attr: path}
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+                made.add(node.name)
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                made.add(node.target.id)
+    listed = {re.match(r"[^:]+:\w+", name).group() for name in NAMES}
+    assert {name: path for name, path in imported.items() if name not in listed} == {}
+    modules = {path.stem for path in (ROOT / "src").rglob("_*.py")}
+    foreign = set(used) - made - modules - set(re.findall(r"\b_\w+", " ".join(NAMES)))
+    assert {name: used[name] for name in foreign} == {}
+    assert len(imported) > 5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_decoders_rope_is_found(family):
+    decoder = fv.families()[tiny(family).config.model_type](tiny(family))
+    layer = next(layer for layer in decoder.layers if hasattr(layer, "self_attn"))
+    assert rotation(layer.self_attn) is not None
+    assert hasattr(decoder.text, "rotary_emb")
+
+
+@pytest.mark.parametrize("version", ["4.57.3", "5.9.0", "5.16.0"])
+def test_an_older_version_is_refused(version):
+    with pytest.raises(fv.UnsupportedError, match=rf"needs transformers {OLDEST} or newer; this is {version}"):
+        check_version(version)
+
+
+@pytest.mark.parametrize("version", [OLDEST, "5.20.1", f"{NEWEST}.0", f"{NEWEST}.7"])
+def test_a_tested_version_is_silent(version):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_version(version)
+
+
+@pytest.mark.parametrize("version", ["5.24.0", "5.100.0.dev0", "6.0.0rc1"])
+def test_a_newer_version_is_warned_of(version):
+    with pytest.warns(UserWarning, match=f"tested with transformers {OLDEST} to {NEWEST}; this is {version}"):
+        check_version(version)
+
+
+@pytest.mark.parametrize("room", ["engine", "families"])
+def test_importing_says_so(room):
+    code = f"import transformers; transformers.__version__ = '5.16.0'; import foveate.{room}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "UnsupportedError: foveate needs transformers" in done.stderr
+
+
+def test_the_range_is_stated_where_it_is_looked_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"transformers>={OLDEST},<6" in project["dependencies"]
+    assert f"transformers=={OLDEST}" in (ROOT / "Makefile").read_text()
+    for page in ("README.md", "docs/guides/getting-started.md"):
+        assert f"transformers {OLDEST} to {NEWEST}" in (ROOT / page).read_text(), page
+
+
+def test_mrope_with_axes_is_combined_as_the_module_does_it(monkeypatch):
+    """What Qwen2-VL's module has in 5.16."""
+    module = types.ModuleType("qwen_as_it_was")
+    module.apply_multimodal_rotary_pos_emb = lambda q, k, cos, sin, mrope_section: (q, k, cos, sin, mrope_section)
+    module.apply_rotary_pos_emb = None
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    attention = type("Attention", (), {"__module__": module.__name__})()
+    attention.config = types.SimpleNamespace(rope_parameters={"mrope_section": [2, 1, 1]})
+    assert rotation(attention)(1, 2, 3, 4) == (1, 2, 3, 4, [2, 1, 1])
+
+
+def test_features_in_the_form_of_5_16_are_brought_to_that_of_today_and_back():
+    core = types.SimpleNamespace(
+        image_newline=torch.tensor([8.0, 9.0]), config=types.SimpleNamespace(model_type="llava_onevision")
+    )
+    frames, deep = torch.arange(12.0).view(2, 3, 2), torch.arange(6.0)
+
+    def get_video_features(pixel_values, **kwargs):
+        return types.SimpleNamespace(pooler_output=pixel_values, other=kwargs)
+
+    call = FeatureCall(core, "video", get_video_features, (frames,), {"a": 1})
+    assert set(call.given) == {"pixel_values_videos", "a"}
+    output = call.run(a=2)
+    assert output.other == {"a": 2}
+    assert output.pooler_output[:, 3].tolist() == [[8, 9]] * 2
+    assert call.answer(output).pooler_output.tolist() == frames.tolist()
+    doubled = call.run(pixel_values_videos=2 * frames)
+    assert call.answer(doubled).pooler_output.tolist() == (2 * frames).tolist()
+
+    def get_image_features(pixel_values):
+        return types.SimpleNamespace(pooler_output=pixel_values.split([2, 4]), deepstack_features=[deep, 2 * deep])
+
+    call = FeatureCall(core, "image", get_image_features, (torch.zeros(6, 2),), {})
+    output = call.run()
+    assert [part.tolist() for part in output.deepstack_features[0]] == [[0, 1], [2, 3, 4, 5]]
+    assert torch.stack(call.answer(output).deepstack_features).tolist() == [deep.tolist(), (2 * deep).tolist()]
+
+
+def test_features_in_the_form_of_today_stay_as_they_are():
+    parts = [torch.zeros(2, 2)]
+
+    def get_video_features(pixel_values_videos):
+        return types.SimpleNamespace(pooler_output=[pixel_values_videos], deepstack_features=[parts])
+
+    call = FeatureCall(None, "video", get_video_features, (), {"pixel_values_videos": parts[0]})
+    output = call.answer(call.run())
+    assert output.pooler_output[0] is parts[0]
+    assert output.deepstack_features[0] is parts
