@@ -15,9 +15,12 @@ from tests import oracle
 from tests.tiny import DEPTH, IMAGE, PAD, TEXT, VIDEO, VOCABULARY, Picture, Tiny
 
 __all__ = [
-    "DEPTH", "FAMILIES", "IMAGE", "MIXED", "NO_PLACEHOLDERS", "PAD", "PROMPTS", "TEXT", "TINY", "VIDEO", "VOCABULARY",
-    "batch", "features", "generate", "given", "is_vision", "mixed", "sample", "tiny",
+    "DEPTH", "ENCODES_FIRST", "FAMILIES", "IMAGE", "MIXED", "NO_PLACEHOLDERS", "PAD", "PROMPTS", "TEXT", "TINY", "VIDEO",
+    "VOCABULARY", "batch", "features", "generate", "given", "is_vision", "mixed", "sample", "tiny",
 ]  # fmt: skip
+
+ENCODES_FIRST = "mm_encoder_outputs" in inspect.signature(transformers.LlavaForConditionalGeneration.forward).parameters
+"""Whether `generate` encodes pictures before the decoder runs; transformers 5.16 does not."""
 
 TINY: dict[str, Tiny] = {name: importlib.import_module(f"tests.families.test_{name}").TINY for name in fv.families()}
 FAMILIES = sorted(TINY)

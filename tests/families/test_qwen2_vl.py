@@ -16,4 +16,6 @@ def config() -> Any:
     )  # fmt: skip
 
 
-TINY = Tiny(config, "Qwen2VLForConditionalGeneration", qwen_patches, qwen_frames, after_start, extra=qwen_types, mrope=True)
+TINY = Tiny(
+    config, "Qwen2VLForConditionalGeneration", qwen_patches, qwen_frames, after_start, extra=qwen_types, mrope=True
+)

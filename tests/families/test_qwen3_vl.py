@@ -6,7 +6,19 @@ import torch
 import transformers
 from torch import Tensor
 
-from tests.tiny import IMAGE, TEXT, VIDEO, VISION_START, Picture, Tiny, after_start, qwen_frames, qwen_patches, qwen_types, whole
+from tests.tiny import (
+    IMAGE,
+    TEXT,
+    VIDEO,
+    VISION_START,
+    Picture,
+    Tiny,
+    after_start,
+    qwen_frames,
+    qwen_patches,
+    qwen_types,
+    whole,
+)
 
 
 def config() -> Any:

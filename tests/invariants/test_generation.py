@@ -5,9 +5,21 @@ import torch
 from transformers import DynamicCache
 
 import foveate as fv
+from foveate._transformers import recomputes_from_outside
 from foveate.engine.cache import PrunedLayer
 from tests import oracle
-from tests.models import FAMILIES, IMAGE, NO_PLACEHOLDERS, TINY, batch, generate, is_vision, sample, tiny
+from tests.models import (
+    ENCODES_FIRST,
+    FAMILIES,
+    IMAGE,
+    NO_PLACEHOLDERS,
+    TINY,
+    batch,
+    generate,
+    is_vision,
+    sample,
+    tiny,
+)
 
 METHOD = fv.V2Drop(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3))
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
@@ -170,6 +182,10 @@ def test_loss_and_gradients(family, checkpointing):
         model.train()
     try:
         with fv.drop(model, METHOD):
+            if recomputes_from_outside(model.model.language_model.layers[0]):  # transformers 5.16
+                with pytest.raises(fv.UnsupportedError, match="Gradient checkpointing"):
+                    model(**inputs, labels=labels, use_cache=False)
+                return
             out = model(**inputs, labels=labels, use_cache=False)
             out.loss.backward()
     finally:
@@ -191,6 +207,7 @@ def switch(model, on, *settings):
     getattr(model, name if hasattr(model, name) else f"gradient_checkpointing_{on}")(*settings)
 
 
+@pytest.mark.skipif(not ENCODES_FIRST, reason="here transformers fills a cache with zeros and calls it reset")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_cache_that_was_reset_starts_anew(family):
     model, inputs = tiny(family), batch(family, ["titt"])

@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 import foveate as fv
-from tests.models import FAMILIES, batch, generate, tiny
+from tests.models import ENCODES_FIRST, FAMILIES, batch, generate, tiny
 
 METHOD = fv.V2Drop(layers=(1, 3), keep=(0.6, 0.5))
 
@@ -47,6 +47,7 @@ def test_a_pruned_cache_outside_its_context(family):
         model(input_ids=torch.tensor([[5]]), past_key_values=cache)
 
 
+@pytest.mark.skipif(not ENCODES_FIRST, reason="here transformers leaves pictures out of a chunked prefill by itself")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_chunked_prefill_that_splits_a_picture(family):
     model, inputs = tiny(family), batch(family, ["tttitttttt"])
@@ -54,6 +55,7 @@ def test_chunked_prefill_that_splits_a_picture(family):
         generate(model, inputs, prefill_chunk_size=15)
 
 
+@pytest.mark.skipif(not ENCODES_FIRST, reason="here transformers leaves pictures out of a chunked prefill by itself")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_chunked_prefill_that_does_not_split_a_picture(family):
     model, inputs = tiny(family), batch(family, ["titttttttttttttttttttttttttttttttttttttttttttttt"])

@@ -165,7 +165,7 @@ def test_a_onevision_video_is_resized_frame_by_frame():
         states = model.model.vision_tower(small, interpolate_pos_encoding=True, output_hidden_states=True)
         frames = model.model.multi_modal_projector(states.hidden_states[-1]).view(3, 4, 4, -1)
         with fv.drop(model, Resize(keep=0.5)):
-            got = model.model.get_video_features(pixel_values_videos=pixels).pooler_output[0]
+            got = model.model.get_video_features(pixels).pooler_output[0]
     pooled = frames.view(3, 2, 2, 2, 2, -1).mean(dim=(2, 4)).flatten(0, 2)
     torch.testing.assert_close(got[:12], pooled)
     assert torch.equal(got[12], model.model.image_newline)
