@@ -15,8 +15,8 @@ from tests import oracle
 from tests.tiny import DEPTH, IMAGE, PAD, TEXT, VIDEO, VOCABULARY, Picture, Tiny
 
 __all__ = [
-    "DEPTH", "ENCODES_FIRST", "FAMILIES", "IMAGE", "MIXED", "NO_PLACEHOLDERS", "PAD", "PROMPTS", "TEXT", "TINY", "VIDEO",
-    "VOCABULARY", "batch", "features", "generate", "given", "is_vision", "mixed", "sample", "tiny",
+    "DEPTH", "ENCODES_FIRST", "FAMILIES", "IMAGE", "MIXED", "NO_PLACEHOLDERS", "PAD", "PROMPTS", "TEXT", "TINY",
+    "VIDEO", "VOCABULARY", "batch", "features", "generate", "given", "is_vision", "mixed", "sample", "tiny",
 ]  # fmt: skip
 
 ENCODES_FIRST = "mm_encoder_outputs" in inspect.signature(transformers.LlavaForConditionalGeneration.forward).parameters
