@@ -238,10 +238,21 @@ def test_what_is_not_known_is_refused_by_name():
         cost(experts)
     with pytest.raises(fv.UnsupportedError, match="tower of type 'pixtral'"):
         cost(LlavaConfig(vision_config={"model_type": "pixtral"}, text_config=SHORT.text_config))
-    windowed = LlavaConfig(text_config={"model_type": "mistral", "sliding_window": 600})
-    with pytest.raises(fv.UnsupportedError, match="600 tokens does not fit the sliding window of 600"):
-        cost(windowed, text_tokens=24)
-    assert cost(windowed, text_tokens=23)
+
+
+def test_a_layer_with_a_window_holds_no_more_than_it_sees():
+    whole = cost(LlavaConfig(text_config={"model_type": "mistral", "sliding_window": None}), text_tokens=24)
+    windowed = LlavaConfig(text_config={"model_type": "mistral", "sliding_window": 501})
+    found = cost(windowed, text_tokens=24)
+    assert found.layer_flops == whole.layer_flops  # the prefill multiplies every pair, seen or not
+    assert found.kv_lengths == (500,) * 32
+    assert found.kv_bytes * 600 == whole.kv_bytes * 500
+    assert (
+        found.decode_flops
+        == cost(
+            LlavaConfig(text_config={"model_type": "mistral", "sliding_window": None}), text_tokens=0, vision_tokens=500
+        ).decode_flops
+    )
 
 
 def test_a_family_without_tower_cost_says_so():

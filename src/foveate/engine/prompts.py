@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from foveate.engine.cache import PrunedLayer, check_cache, pruned_layer
 from foveate.engine.call import Call
@@ -37,6 +38,7 @@ class Prompts:
         self.layers = Layers(family, reindex)
         self._reindex = reindex
         self._placeholders: list[tuple[str, Tensor]] = []
+        self._padding: Any = None
         self._items: dict[str, list[Item]] = {}
         self._record: Prefill | None = None
         self._ended_in_vision: _Ending | None = None
@@ -71,7 +73,7 @@ class Prompts:
         return output
 
     def before_merge(self, core: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._placeholders, self._items = [], {}
+        self._placeholders, self._items, self._padding = [], {}, kwargs.get("attention_mask")
         for modality, output in (kwargs.get("mm_encoder_outputs") or {}).items():
             if output is not None:
                 self._items[modality] = items_of(output, self.method)
@@ -93,12 +95,10 @@ class Prompts:
         self.layers.call = call = Call(backend=str(text.config._attn_implementation))  # type: ignore[union-attr]
         found = [(mask, self._items.get(modality, [])) for modality, mask in self._placeholders]
         self._placeholders = []
-        embeds = kwargs.get("inputs_embeds")
+        embeds, live = kwargs.get("inputs_embeds"), self._live(kwargs)
         if embeds is None or not found:
-            self._note_text_prompt(kwargs)
+            self._note_text_prompt(kwargs, live)
             return None
-        mask = kwargs.get("attention_mask")
-        live = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         span = embeds.shape[1]
         samples = read_samples(found, None if live is None else live[:, -span:], embeds.device)
         drops = self._drops(samples)
@@ -129,6 +129,14 @@ class Prompts:
         record.note_that_all_stay(self.method.cuts(), [sample.tokens for sample in samples])
         return None
 
+    def _live(self, kwargs: dict[str, Any]) -> Tensor | None:
+        """Which columns are no padding, where that is known: a core may make the decoder's masks itself."""
+        given, self._padding = (kwargs.get("attention_mask"), self._padding), None
+        for mask in given:
+            if isinstance(mask, Tensor) and mask.dim() == 2:
+                return mask
+        return None
+
     def _drops(self, samples: Sequence[Sample]) -> bool:
         """Whether tokens will leave, as far as can be said beforehand."""
         if any(item.leaves for sample in samples for item in sample.items):
@@ -137,14 +145,12 @@ class Prompts:
         counts = [len(s.vision) for s in samples if len(s.vision)]
         return any(plan is None or min(plan) < count for plan, count in zip(plans, counts, strict=True))
 
-    def _note_text_prompt(self, kwargs: dict[str, Any]) -> None:
+    def _note_text_prompt(self, kwargs: dict[str, Any], live: Tensor | None) -> None:
         """A fresh prompt without pictures is a prefill too, in which nothing can be dropped."""
         embeds, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
         given = embeds if embeds is not None else kwargs.get("input_ids")
         if given is None or given.shape[1] == 1 or (cache is not None and _length(cache) != 0):
             return
-        mask = kwargs.get("attention_mask")
-        live = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         rows = (given.shape[1],) * given.shape[0] if live is None else tuple(live.sum(dim=1).tolist())
         self._record = Prefill(len(self.family.layers), rows, (0,) * given.shape[0])
         self.trace.history.append(self._record)
@@ -166,6 +172,9 @@ class Prompts:
             return
         cache = getattr(output, "past_key_values", None)
         record._cached = cache is not None
+        for index, layer in enumerate(getattr(cache, "layers", ())):
+            if isinstance(layer, DynamicSlidingWindowLayer):
+                record._slots[index] = torch.tensor(record.rows).clamp(max=layer.sliding_window - 1)
         prompt = self.layers.call.prompt
         if prompt is None:
             return
