@@ -86,8 +86,10 @@ def sample(family: str, word: str, seed: int = 0) -> tuple[list[Tensor], list[Pi
 
 def given(model: Any, inputs: dict[str, Any], modality: str = "image") -> dict[str, Any]:
     """Of a model's inputs those that its `get_*_features` takes; empty where there are no pictures (or videos)."""
-    call = getattr(model.model, f"get_{modality}_features")
-    found = {name: inputs[name] for name in inspect.signature(call).parameters if name in inputs}
+    call = getattr(model.model, f"get_{modality}_features", None)
+    found = (
+        {} if call is None else {name: inputs[name] for name in inspect.signature(call).parameters if name in inputs}
+    )
     return found if any(name.startswith("pixel_values") for name in found) else {}
 
 

@@ -31,4 +31,16 @@ def types(ids: Tensor) -> dict[str, Tensor]:
     return {"token_type_ids": (ids == IMAGE).long()}
 
 
-TINY = Tiny(config, "Gemma3ForConditionalGeneration", squares, extra=types)
+def sees(layer: int, columns: Tensor, picture: Tensor, prompt: int) -> Tensor:
+    """Up to itself and all of its own picture, of that in local layers what is no further back than the window."""
+    row, key = columns[:, None], columns
+    seen = (key <= row) | ((picture[:, None] == picture) & (picture >= 0))
+    reach = window(layer)
+    return seen if reach is None else seen & (row - key < reach)
+
+
+def window(layer: int) -> int | None:
+    return WINDOW if LAYERS[layer] == "sliding_attention" else None
+
+
+TINY = Tiny(config, "Gemma3ForConditionalGeneration", squares, extra=types, sees=sees, window=window)
