@@ -241,10 +241,16 @@ def dense_attention(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor], sees: 
             layer.input_layernorm(x[None]),
             position_embeddings=(rotary[0][None], rotary[1][None]),
             attention_mask=bias[None, None],
+            **_shared(attention),
         )
     finally:
         attention.config._attn_implementation = real
     return weights[0].mean(0)
+
+
+def _shared(attention: Any) -> dict[str, Any]:
+    """Some attentions must be told where layers share keys, also where none do."""
+    return {"shared_kv_states": None} if "shared_kv_states" in inspect.signature(attention.forward).parameters else {}
 
 
 def keys_after_rope(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
@@ -254,9 +260,8 @@ def keys_after_rope(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Ten
     attention = layer.self_attn
     index, attention.layer_idx = attention.layer_idx, 0
     try:
-        attention(
-            normed, position_embeddings=(rotary[0][None], rotary[1][None]), attention_mask=None, past_key_values=cache
-        )
+        pair = rotary[0][None], rotary[1][None]
+        attention(normed, position_embeddings=pair, attention_mask=None, past_key_values=cache, **_shared(attention))
     finally:
         attention.layer_idx = index
     return cache.layers[0].keys[0].mean(0)

@@ -49,6 +49,7 @@ class Tiny:
         videos: So many videos, of different lengths where the family knows such; None if it knows no video.
         ids: What stands in the prompt for a picture or a video of so many vision tokens.
         extra: Further tensors that go with (batch, columns) ids.
+        from_start: Whether those are read by position, from the start of the sequence, in later turns too.
         mrope: Whether positions have several axes.
         sees: Which rows each row sees in a layer, where that is not just those up to it: called with (layer, columns
             and pictures of the rows, −1 for text, and how many columns the prompt has), it answers (rows, rows) bool.
@@ -61,6 +62,7 @@ class Tiny:
     videos: Callable[[Any, int, torch.Generator], list[Picture]] | None = None
     ids: Callable[[Picture, int], Tensor] = whole
     extra: Callable[[Tensor], dict[str, Tensor]] = nothing
+    from_start: bool = False
     mrope: bool = False
     sees: Callable[[int, Tensor, Tensor, int], Tensor] | None = None
     window: Callable[[int], int | None] = nothing_of

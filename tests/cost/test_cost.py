@@ -13,6 +13,7 @@ from transformers import LlavaConfig
 import foveate as fv
 from foveate.methods import v2drop
 from tests.models import FAMILIES, batch, tiny
+from tests.models import given as pictures_of
 
 LLAVA_7B = LlavaConfig(text_config={"model_type": "llama", "vocab_size": 32064}, dtype="float16")
 PAPER = fv.preset("v2drop/llava-1.5-7b/192")
@@ -135,7 +136,7 @@ def test_layers_add_up_and_dropping_never_costs_more(vision, method):
 def test_the_engine_runs_what_was_counted(family):
     model, inputs = tiny(family, "eager"), batch(family, ["titit"])
     method = fv.V2Drop(layers=(2, 4), keep=(0.5, 0.3))
-    pictures = {k: inputs[k] for k in ("pixel_values", "image_sizes", "image_grid_thw") if k in inputs}
+    pictures = pictures_of(model, inputs)
     with torch.no_grad(), FlopCounterMode(display=False) as before:
         sizes = [len(one) for one in model.model.get_image_features(**pictures).pooler_output]
     found = fv.cost(

@@ -50,7 +50,7 @@ def window(layer: int) -> int | None:
     return WINDOW if LAYERS[layer] == "sliding_attention" else None
 
 
-TINY = Tiny(config, "Gemma3ForConditionalGeneration", squares, extra=types, sees=sees, window=window)
+TINY = Tiny(config, "Gemma3ForConditionalGeneration", squares, extra=types, from_start=True, sees=sees, window=window)
 
 
 # What is special about it; tests.models is imported late, since it imports this file.

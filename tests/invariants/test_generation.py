@@ -112,8 +112,7 @@ def test_a_second_turn_with_a_new_picture_drops_only_its_tokens(family, attentio
         for part, picture in parts:
             given = {"input_ids": ids[:, part], "position_ids": positions[..., part], **picture}
             for name, of_prompt in TINY[family].extra(ids[:, : part.stop]).items():
-                # Gemma reads types by position, from the start of the sequence.
-                given[name] = of_prompt if name == "token_type_ids" else of_prompt[:, part]
+                given[name] = of_prompt if TINY[family].from_start else of_prompt[:, part]
             out = model(**given, past_key_values=cache, use_cache=True)
     first, second = trace.history
     assert second.stages[0].before == second.vision_tokens

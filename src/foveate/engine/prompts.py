@@ -38,7 +38,7 @@ class Prompts:
         self.layers = Layers(family, reindex)
         self._reindex = reindex
         self._placeholders: list[tuple[str, Tensor]] = []
-        self._padding: Any = None
+        self._given: dict[str, Any] = {}
         self._items: dict[str, list[Item]] = {}
         self._record: Prefill | None = None
         self._ended_in_vision: _Ending | None = None
@@ -73,7 +73,7 @@ class Prompts:
         return output
 
     def before_merge(self, core: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._placeholders, self._items, self._padding = [], {}, kwargs.get("attention_mask")
+        self._placeholders, self._items, self._given = [], {}, kwargs
         for modality, output in (kwargs.get("mm_encoder_outputs") or {}).items():
             if output is not None:
                 self._items[modality] = items_of(output, self.method)
@@ -86,7 +86,7 @@ class Prompts:
     def watch_placeholders(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(original).bind(*args, **kwargs).arguments
         placeholders = original(*args, **kwargs)
-        for modality, mask in self.family.vision_masks(placeholders, given):
+        for modality, mask in self.family.vision_masks(placeholders, {**self._given, **given}):
             self._placeholders.append((modality, mask[..., 0] if mask.dim() == 3 else mask))
         return placeholders
 
@@ -94,8 +94,8 @@ class Prompts:
         self._record = None
         self.layers.call = call = Call(backend=str(text.config._attn_implementation))  # type: ignore[union-attr]
         found = [(mask, self._items.get(modality, [])) for modality, mask in self._placeholders]
-        self._placeholders = []
         embeds, live = kwargs.get("inputs_embeds"), self._live(kwargs)
+        self._placeholders, self._given = [], {}
         if embeds is None or not found:
             self._note_text_prompt(kwargs, live)
             return None
@@ -131,8 +131,7 @@ class Prompts:
 
     def _live(self, kwargs: dict[str, Any]) -> Tensor | None:
         """Which columns are no padding, where that is known: a core may make the decoder's masks itself."""
-        given, self._padding = (kwargs.get("attention_mask"), self._padding), None
-        for mask in given:
+        for mask in (kwargs.get("attention_mask"), self._given.get("attention_mask")):
             if isinstance(mask, Tensor) and mask.dim() == 2:
                 return mask
         return None

@@ -85,7 +85,7 @@ class Family:
 
         Args:
             placeholders: Its return value: one mask, or one for images and one for videos.
-            given: The keyword arguments it was called with; a modality without features is left out.
+            given: The arguments it was called with, and those of the core; a modality without features is left out.
         """
         masks = placeholders if isinstance(placeholders, tuple) else (placeholders,)
         return [
