@@ -38,9 +38,9 @@ def tiny(family: str, attention: str = "sdpa") -> Any:
     config._attn_implementation = attention if attention in ("sdpa", "eager") else "sdpa"
     model = getattr(transformers, TINY[family].kind)(config).eval()
     model.config.get_text_config()._attn_implementation = attention  # a name of our own passes no validation
-    with torch.no_grad():  # zero biases and unit norms would hide wrong gathers
+    with torch.no_grad():  # zeros and unit norms would hide wrong gathers
         for weight in model.parameters():
-            if weight.dim() == 1:
+            if weight.dim() == 1 or not weight.any():
                 weight.add_(0.1 * torch.randn_like(weight))
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD

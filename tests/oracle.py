@@ -4,6 +4,7 @@ It embeds the prompt, walks the decoder on rows alone and, before a cut layer, a
 here imports foveate.
 """
 
+import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -95,8 +96,8 @@ def forward(
         generated: Token ids after the prompt, (count,).
         cuts: For each cut layer the tokens that stay, as ordinals of the prompt's vision tokens (an int64 tensor), or
             a rule: called for each picture with (layer, hidden of all rows up to the picture's last, which of them are
-            its own, cos and sin of these rows, the rows' states one layer earlier), it answers (its rows that the new
-            ones stand for, their new states, or None where they go on as they are).
+            its own, cos and sin of these rows, the rows' states one layer earlier, which of these rows see which), it
+            answers (its rows that the new ones stand for, their new states, or None where they go on as they are).
         reindex: Number rows anew, 0 on, at every layer.
         tower: Called with the picture features of each picture, it answers (tokens they stand for, features) of each.
         final_from: Generated tokens see, from this layer on, only the vision tokens left at the end.
@@ -110,17 +111,17 @@ def forward(
     ids = ids[0] if ids.shape[0] == 1 else ids
     length = inputs["input_ids"].shape[1]
     vision = (picture >= 0).nonzero()[:, 0]
-    columns = torch.arange(length)
+    columns = places = torch.arange(length)  # a row has the position of its column, and is seen at its place
     token = torch.full((length,), -2)
     token[vision] = torch.arange(len(vision))
     x = embeds[0]
     if tower is not None and len(vision):
-        x, token, columns, picture = _reduced(x, token, columns, picture, tower(embeds[0, vision]))
+        x, token, columns, picture, places = _reduced(x, token, columns, picture, tower(embeds[0, vision]))
     grown = core.get_input_embeddings()(generated)
     count = len(generated)
     x = torch.cat((x, grown))
     token = torch.cat((token, torch.full((count,), -2)))
-    columns = torch.cat((columns, length + torch.arange(count)))
+    columns, places = (torch.cat((one, length + torch.arange(count))) for one in (columns, places))
     picture = torch.cat((picture, torch.full((count,), -1)))
     entered: Tensor = x
     kept: dict[int, list[int]] = {}
@@ -129,22 +130,23 @@ def forward(
         final = _final(model, inputs, cuts, reindex, tower)
     for index, layer in enumerate(text.layers):
         if index in cuts:
-            rotary = _rotary(text, x, ids, columns, reindex)
-            x, entered, token, columns, picture = _cut(layer, cuts[index], x, entered, token, columns, picture, rotary)
+            rotary = _rotary(text, index, x, torch.arange(len(x))[None] if reindex else ids[..., columns])
+            sees = visible(model, index, places, picture, length)
+            rows = (x, entered, token, columns, picture, places)
+            x, entered, token, columns, picture, places = _cut(layer, cuts[index], rows, rotary, sees)
             kept[index] = token[token > -2].tolist()
-        cos, sin = _rotary(text, x, ids, columns, reindex)
+        cos, sin = _rotary(text, index, x, torch.arange(len(x))[None] if reindex else ids[..., columns])
         if reindex and final is not None and index >= final_from:  # decoding counts on from each layer's own cache
             gone = sum(1 for one in token[token > -2].tolist() if one not in final)
             shifted = torch.arange(len(x))
             if count:
                 shifted[-count:] -= gone
-            cos, sin = text.rotary_emb(x[None], shifted[None])
-        n = len(x)
-        mask = torch.ones(n, n, dtype=torch.bool).tril()
+            cos, sin = _rotary(text, index, x, shifted[None])
+        mask = visible(model, index, places, picture, length)
         if final is not None and index >= final_from and count:
             gone_rows = torch.tensor([int(t) > -2 and int(t) not in final for t in token])
             mask[-count:, gone_rows] = False
-        bias = torch.zeros(n, n).masked_fill(~mask, torch.finfo(torch.float32).min)
+        bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
         entered = x
         x = layer(x[None], attention_mask=bias[None, None], position_embeddings=(cos, sin), past_key_values=None)[0]
         if index < len(deep):
@@ -160,41 +162,54 @@ def _final(model, inputs, cuts, reindex, tower) -> list[int]:
     return kept[max(kept)] if kept else list(range(10_000))
 
 
-def _rotary(text: Any, x: Tensor, ids: Tensor, columns: Tensor, reindex: bool) -> tuple[Tensor, Tensor]:
-    rows = torch.arange(len(x))[None] if reindex else ids[..., columns]
-    return text.rotary_emb(x[None], rows)
+def _rotary(text: Any, index: int, x: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of a layer; some decoders have a RoPE for each type of layer."""
+    types = "layer_type" in inspect.signature(text.rotary_emb.forward).parameters
+    return text.rotary_emb(x[None], ids, *([text.config.layer_types[index]] if types else []))
+
+
+def visible(model: Any, index: int, places: Tensor, picture: Tensor, prompt: int) -> Tensor:
+    """Which rows each row of a layer sees, (rows, rows) bool: those up to it, or what the family's tests say."""
+    try:
+        sees = importlib.import_module(f"tests.families.test_{model.config.model_type}").TINY.sees
+    except ModuleNotFoundError:
+        sees = None
+    causal = torch.ones(len(places), len(places), dtype=torch.bool).tril()
+    return causal if sees is None else sees(index, places, picture, prompt)
 
 
 def _reduced(x, token, columns, picture, reduced):
     """Rows with every picture's replaced by (tokens, features); a row's column is its token's."""
-    parts = [_rows_of_text(picture, x, token, columns, picture)]
+    parts = [_rows_of_text(picture, x, token, columns, picture, columns)]
     first = 0
     for index, (tokens, features) in enumerate(reduced):
         mine = (picture == index).nonzero()[:, 0]
         own = mine[tokens.clamp(min=0)]
         names = torch.where(tokens < 0, tokens, tokens + first)
-        parts.append((_places(mine, own), features, names, columns[own], picture[own]))
+        there = _places(mine, own)
+        parts.append((there, features, names, columns[own], picture[own], columns[there]))
         first += len(mine)
     return _in_place(parts)
 
 
-def _cut(layer, rule, x, entered, token, columns, picture, rotary):
+def _cut(layer, rule, rows, rotary, sees):
     """All rows after one cut, picture by picture."""
+    x, entered, token, columns, picture, places = rows
     if isinstance(rule, Tensor):
         stays = (token == -2) | torch.isin(token, rule)
-        return x[stays], entered[stays], token[stays], columns[stays], picture[stays]
-    parts = [_rows_of_text(picture, x, entered, token, columns, picture)]
+        return tuple(one[stays] for one in rows)
+    parts = [_rows_of_text(picture, *rows)]
     for index in range(int(picture.max()) + 1):
         mine = (picture == index).nonzero()[:, 0]
         if not len(mine):
             continue
         upto = int(mine[-1]) + 1
-        cos, sin = (table[..., 0, :upto, :] for table in rotary)
-        stand, states = rule(layer, x[:upto], mine, (cos, sin), entered[:upto])
-        rows = mine[stand]
-        places = rows if states is None else _places(mine, rows)
-        states = x[rows] if states is None else states
-        parts.append((places, states, entered[rows], token[rows], columns[rows], picture[rows]))
+        pair = tuple(table[..., 0, :upto, :] for table in rotary)
+        stand, states = rule(layer, x[:upto], mine, pair, entered[:upto], sees[:upto, :upto])
+        own = mine[stand]
+        there = own if states is None else _places(mine, own)
+        states = x[own] if states is None else states
+        parts.append((there, states, entered[own], token[own], columns[own], picture[own], places[there]))
     return _in_place(parts)
 
 
@@ -222,7 +237,7 @@ def _places(mine: Tensor, rows: Tensor) -> Tensor:
 def least_changed_leave(ratio: float) -> Callable[..., tuple[Tensor, Tensor]]:
     """V2Drop's rule in other words, for one picture: sort by the distance moved, drop from the bottom."""
 
-    def choose(layer, x, mine, rotary, entered):
+    def choose(layer, x, mine, rotary, entered, sees):
         moved = (x[mine] - entered[mine]).pow(2).sum(-1)
         stays = max(1, int(len(mine) * ratio))
         stand = torch.tensor(sorted(sorted(range(len(mine)), key=lambda i: (-moved[i].item(), i))[:stays]))
@@ -231,13 +246,10 @@ def least_changed_leave(ratio: float) -> Callable[..., tuple[Tensor, Tensor]]:
     return choose
 
 
-def dense_attention(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor], sees_all: Tensor | None = None) -> Tensor:
-    """The layer's own eager attention over all rows, causal but for the rows in `sees_all`: (rows, rows), head mean."""
-    attention, n = layer.self_attn, len(x)
-    sees = torch.ones(n, n, dtype=torch.bool).tril()
-    if sees_all is not None:
-        sees[sees_all] = True
-    bias = torch.zeros(n, n).masked_fill(~sees, torch.finfo(x.dtype).min)
+def dense_attention(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor], sees: Tensor) -> Tensor:
+    """The layer's own eager attention over all rows, each seeing what `sees` says: (rows, rows), head mean."""
+    attention = layer.self_attn
+    bias = torch.zeros(sees.shape).masked_fill(~sees, torch.finfo(x.dtype).min)
     real = attention.config._attn_implementation
     attention.config._attn_implementation = "eager"
     try:
@@ -245,10 +257,16 @@ def dense_attention(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor], sees_a
             layer.input_layernorm(x[None]),
             position_embeddings=[table.unsqueeze(-3) for table in rotary],
             attention_mask=bias[None, None],
+            **_shared(attention),
         )
     finally:
         attention.config._attn_implementation = real
     return weights[0].mean(0)
+
+
+def _shared(attention: Any) -> dict[str, Any]:
+    """Some attentions must be told where layers share keys, also where none do."""
+    return {"shared_kv_states": None} if "shared_kv_states" in inspect.signature(attention.forward).parameters else {}
 
 
 def keys_after_rope(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
@@ -263,6 +281,7 @@ def keys_after_rope(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Ten
             position_embeddings=[table.unsqueeze(-3) for table in rotary],
             attention_mask=None,
             past_key_values=cache,
+            **_shared(attention),
         )
     finally:
         attention.layer_idx = index
@@ -298,11 +317,14 @@ def merged(
 def vision_decides(counts: Callable[[int], tuple[int, int]], how: str, bidirectional: bool = False):
     """VisionDrop's decoder cut from the layer's own dense attention; `counts` by the rows that arrive."""
 
-    def choose(layer, x, mine, rotary, entered):
+    def choose(layer, x, mine, rotary, entered, sees):
         dominant, contextual = counts(len(mine))
         if dominant + contextual >= len(mine):
             return torch.arange(len(mine)), None
-        weights = dense_attention(layer, x, rotary, mine if bidirectional else None)
+        if bidirectional:  # all of the picture, whatever the layer lets its rows see
+            sees = sees.clone()
+            sees[mine, int(mine[0]) :] = True
+        weights = dense_attention(layer, x, rotary, sees)
         scores = weights[mine][:, mine].mean(0)
         return merged(x[mine], scores, keys_after_rope(layer, x, rotary)[mine], dominant, contextual, how)
 

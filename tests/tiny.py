@@ -39,6 +39,10 @@ def nothing(ids: Tensor) -> dict[str, Tensor]:
     return {}
 
 
+def nothing_of(layer: int) -> None:
+    """No layer has a window."""
+
+
 @dataclass(frozen=True)
 class Tiny:
     """A family's tiny random model, and how its prompts look.
@@ -50,7 +54,11 @@ class Tiny:
         videos: So many videos, of different lengths where the family knows such; None if it knows no video.
         ids: What stands in the prompt for a picture or a video of so many vision tokens.
         extra: Further tensors that go with (batch, columns) ids.
+        from_start: Whether those are read by position, from the start of the sequence, in later turns too.
         mrope: Whether positions have several axes.
+        sees: Which rows each row sees in a layer, where that is not just those up to it: called with (layer, columns
+            and pictures of the rows, −1 for text, and how many columns the prompt has), it answers (rows, rows) bool.
+        window: How many columns a row of a layer sees, its own included, where it has a window.
     """
 
     config: Callable[[], Any]
@@ -59,7 +67,15 @@ class Tiny:
     videos: Callable[[Any, int, torch.Generator], list[Picture]] | None = None
     ids: Callable[[Picture, int], Tensor] = whole
     extra: Callable[[Tensor], dict[str, Tensor]] = nothing
+    from_start: bool = False
     mrope: bool = False
+    sees: Callable[[int, Tensor, Tensor, int], Tensor] | None = None
+    window: Callable[[int], int | None] = nothing_of
+
+    def held(self, layer: int, rows: int) -> int:
+        """Of so many rows, those a layer's cache holds afterwards."""
+        window = self.window(layer)
+        return rows if window is None else min(rows, window - 1)
 
 
 def squares(config: Any, count: int, rng: torch.Generator) -> list[Picture]:

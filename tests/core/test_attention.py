@@ -45,6 +45,19 @@ def test_rows_equal_dense_attention_in_any_blocks(groups, key_heads, rows, slots
     assert largest <= max(block, groups * key_heads * slots)  # never more than a block, or one row of every head
 
 
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("block", [1, 40, 1000])
+def test_rows_see_what_they_are_told_to(heads, block):
+    rng = torch.Generator().manual_seed(6)
+    queries, keys = torch.randn(4, 7, 4, generator=rng), torch.randn(2, 6, 4, generator=rng)
+    seen = torch.rand(heads, 7, 6, generator=rng) > 0.4
+    seen[..., 2] = True
+    blocks = list(attention_rows(queries, keys, 0.5, block=block, visible=lambda rows: seen[:, rows]))
+    logits = torch.einsum("hqd,hkd->hqk", queries, keys.repeat_interleave(2, dim=0)) * 0.5
+    wanted = logits.masked_fill(~seen, float("-inf")).softmax(dim=-1)
+    torch.testing.assert_close(torch.cat(blocks, dim=1), wanted)
+
+
 def test_few_key_heads_equal_the_same_keys_repeated():
     rng = torch.Generator().manual_seed(1)
     queries, keys = torch.randn(8, 5, 4, generator=rng), torch.randn(2, 7, 4, generator=rng)

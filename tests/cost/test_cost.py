@@ -13,6 +13,7 @@ from transformers import LlavaConfig
 import foveate as fv
 from foveate.methods import v2drop
 from tests.models import FAMILIES, batch, tiny
+from tests.models import given as pictures_of
 
 LLAVA_7B = LlavaConfig(text_config={"model_type": "llama", "vocab_size": 32064}, dtype="float16")
 PAPER = fv.preset("v2drop/llava-1.5-7b/192")
@@ -135,7 +136,7 @@ def test_layers_add_up_and_dropping_never_costs_more(vision, method):
 def test_the_engine_runs_what_was_counted(family):
     model, inputs = tiny(family, "eager"), batch(family, ["titit"])
     method = fv.V2Drop(layers=(2, 4), keep=(0.5, 0.3))
-    pictures = {k: inputs[k] for k in ("pixel_values", "image_sizes", "image_grid_thw") if k in inputs}
+    pictures = pictures_of(model, inputs)
     with torch.no_grad(), FlopCounterMode(display=False) as before:
         sizes = [len(one) for one in model.model.get_image_features(**pictures).pooler_output]
     found = fv.cost(
@@ -238,10 +239,21 @@ def test_what_is_not_known_is_refused_by_name():
         cost(experts)
     with pytest.raises(fv.UnsupportedError, match="tower of type 'pixtral'"):
         cost(LlavaConfig(vision_config={"model_type": "pixtral"}, text_config=SHORT.text_config))
-    windowed = LlavaConfig(text_config={"model_type": "mistral", "sliding_window": 600})
-    with pytest.raises(fv.UnsupportedError, match="600 tokens does not fit the sliding window of 600"):
-        cost(windowed, text_tokens=24)
-    assert cost(windowed, text_tokens=23)
+
+
+def test_a_layer_with_a_window_holds_no_more_than_it_sees():
+    whole = cost(LlavaConfig(text_config={"model_type": "mistral", "sliding_window": None}), text_tokens=24)
+    windowed = LlavaConfig(text_config={"model_type": "mistral", "sliding_window": 501})
+    found = cost(windowed, text_tokens=24)
+    assert found.layer_flops == whole.layer_flops  # the prefill multiplies every pair, seen or not
+    assert found.kv_lengths == (500,) * 32
+    assert found.kv_bytes * 600 == whole.kv_bytes * 500
+    assert (
+        found.decode_flops
+        == cost(
+            LlavaConfig(text_config={"model_type": "mistral", "sliding_window": None}), text_tokens=0, vision_tokens=500
+        ).decode_flops
+    )
 
 
 def test_a_family_without_tower_cost_says_so():

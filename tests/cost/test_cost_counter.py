@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForImageTextToText,
     DynamicCache,
+    Gemma3Config,
     LlavaConfig,
     LlavaOnevisionConfig,
     Qwen2VLConfig,
@@ -52,11 +53,18 @@ def qwen3_vl():
     return Qwen3VLConfig(text_config=text, vision_config=QWEN3_TOWER)
 
 
+def gemma3():
+    # A window shorter than the prompt: a layer that has one holds less than it multiplies.
+    text = {**SMALL, "head_dim": 12, "sliding_window": 30, "layer_types": ["sliding_attention", "full_attention"] * 2}
+    tower = {**SIGLIP, "image_size": 56}
+    return Gemma3Config(text_config=text, vision_config=tower, mm_tokens_per_image=16)
+
+
 def mrope(*sections):
     return {"rope_type": "default", "mrope_section": list(sections), "rope_theta": 1e6}
 
 
-FAMILIES = {"llava": llava, "llava_onevision": onevision, "qwen2_vl": qwen2_vl, "qwen3_vl": qwen3_vl}
+FAMILIES = {"gemma3": gemma3, "llava": llava, "llava_onevision": onevision, "qwen2_vl": qwen2_vl, "qwen3_vl": qwen3_vl}
 
 
 def build(config):
@@ -87,7 +95,8 @@ def decoder_flops(model, rows, decoded=False):
     for layer, n in zip(text.layers, rows, strict=True):
         for queries, counts in ((n, prefill), (1, decode)):
             axes = (3,) if "vl" in text.config.model_type else ()
-            pair = text.rotary_emb(meta(1, queries, width), meta(*axes, 1, queries))
+            kinds = [text.config.layer_types[layer.layer_idx]] if hasattr(text.rotary_emb, "layer_types") else []
+            pair = text.rotary_emb(meta(1, queries, width), meta(*axes, 1, queries), *kinds)
             inputs = {"position_embeddings": pair, "past_key_values": cache, "attention_mask": None}
             counts.append(count(layer, meta(1, queries, width), **inputs).get_total_flops())
     return prefill, decode
@@ -208,6 +217,17 @@ def test_onevisions_video_costs_a_picture_a_frame():
     found = fv.cost(config, text_tokens=5, vision_tokens=32 * 196 + 1)
     assert found.projector_flops == inside(counter, "LlavaOnevisionMultiModalProjector")
     assert found.tower_flops == inside(counter, "SiglipVisionModel")
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_gemmas_tower_and_projector_equal_the_counter(images):
+    config = gemma3()
+    counter = count(build(config).model.get_image_features, meta(images, 3, 56, 56))
+    found = fv.cost(config, text_tokens=5, vision_tokens=[16] * images)
+    assert found.tower_flops == inside(counter, "SiglipVisionModel")
+    assert found.tower_flops + found.projector_flops == counter.get_total_flops()
+    with pytest.raises(fv.SettingError, match="makes 16 vision tokens of a picture; 17 is no multiple"):
+        fv.cost(config, text_tokens=5, vision_tokens=17)
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])

@@ -121,14 +121,105 @@ def test_unannounced_rows_are_refused_until_a_reset():
     assert layer.get_seq_length() == 3
 
 
-def test_a_window_that_has_evicted_is_refused():
-    layer = DynamicSlidingWindowLayer(sliding_window=4)
-    old = torch.arange(5)[None]
-    layer.update(states(old), states(old))
+def windowed(window, columns, span, tail=0, record=False):
+    """As `filled`, with a sliding window."""
+    layer = PrunedLayer(DynamicSlidingWindowLayer(sliding_window=window))
+    if record:
+        layer.activate_past_recording()
+    layer.announce(columns, span, ragged=bool((columns < 0).any()))
+    layer.update(states(columns), states(columns))
+    for step in range(tail):
+        new = torch.full((columns.shape[0], 1), span + step)
+        layer.announce(None, 1)
+        layer.update(states(new), states(new))
+    return layer
+
+
+@given(data=st.data(), window=st.integers(2, 9), tail=st.integers(0, 12))
+def test_a_window_lets_go_of_what_no_later_row_sees(data, window, tail):
+    span, samples = 8, data.draw(st.integers(1, 3))
+    kept = [sorted(data.draw(st.sets(st.integers(0, span - 1), min_size=1))) for _ in range(samples)]
+    longest = max(map(len, kept))
+    columns = torch.tensor([[-1] * (longest - len(row)) + row for row in kept])
+    layer = windowed(window, columns, span, tail)
+    whole = [[*row, *range(span, span + tail)] for row in kept]
+    assert layer.get_seq_length() == span + tail
+    assert layer.keys.shape[-2] == min(longest + tail, window - 1)
+    for held, row in zip(slots(layer), whole, strict=True):
+        assert held == row[len(row) - len(held) :]
+        assert [column for column in row if column > span + tail - window] == [
+            c for c in held if c > span + tail - window
+        ]
+    assert layer.valid_slots().tolist() == [len(row) for row in slots(layer)]
+
+
+def test_rows_still_see_what_leaves_behind_them():
+    layer = windowed(4, torch.tensor([[0, 2, 3, 5]]), 6)
+    layer.announce(None, 1)
+    new = torch.tensor([[6]])
+    assert layer.columns(1, 1, new.device).tolist() == [[2, 3, 5, 6]]
+    assert layer.update(states(new), states(new))[0][0, 0, :, 0].tolist() == [2, 3, 5, 6]
+    assert slots(layer) == [[3, 5, 6]]
+
+
+def test_layers_alike_share_what_is_left():
+    first, second = (windowed(4, COLUMNS, 6, tail=1) for _ in range(2))
+    assert first.base is second.base
+    assert windowed(4, COLUMNS, 6).base is not first.base
+
+
+@pytest.mark.parametrize("turn", [3, 9])
+def test_a_window_after_whole_turns(turn):
+    """A turn without pictures, which may have evicted already, and then one with tokens that leave."""
+    plain, old = DynamicSlidingWindowLayer(sliding_window=6), torch.arange(turn)[None]
+    plain.update(states(old), states(old))
     cache = DynamicCache()
-    cache.layers.append(layer)
-    with pytest.raises(fv.UnsupportedError, match="sliding window of 4 tokens and has already evicted"):
-        pruned_layer(cache, 0)
+    cache.layers.append(plain)
+    layer = pruned_layer(cache, 0)
+    held = list(range(max(0, turn - 5), turn))
+    assert slots(layer) == [held]
+    columns = torch.tensor([[turn, turn + 2]])
+    layer.announce(columns, 4)
+    assert layer.update(states(columns), states(columns))[0][0, 0, :, 0].tolist() == [*held, turn, turn + 2]
+    assert slots(layer) == [[*held, turn, turn + 2][-5:]]
+    assert layer.get_seq_length() == turn + 4
+
+
+@pytest.mark.parametrize("remove", range(4))
+def test_a_window_takes_tokens_back_where_the_past_is_recorded(remove):
+    layer = windowed(5, torch.tensor([[0, 2, 3, 5, 6]]), 8, record=True)
+    layer.crop(0)
+    assert slots(layer) == [[2, 3, 5, 6]]
+    new = torch.tensor([[8, 9, 10]])
+    layer.announce(None, 3)
+    assert layer.update(states(new), states(new))[0].shape[-2] == 7
+    layer.crop(-remove)
+    assert layer.get_seq_length() == 11 - remove
+    assert slots(layer) == [[2, 3, 5, 6, 8, 9, 10][3 - remove : 7 - remove]]
+
+
+def test_a_window_that_has_let_go_takes_nothing_back():
+    layer = windowed(4, COLUMNS, 6, tail=1)
+    layer.crop(0)
+    with pytest.raises(fv.UnsupportedError, match="sliding window of 4 tokens has let go"):
+        layer.crop(-1)
+
+
+@pytest.mark.parametrize("record", [False, True])
+def test_after_a_reset_a_window_is_a_plain_one(record):
+    plain, layer = DynamicSlidingWindowLayer(sliding_window=5), windowed(5, COLUMNS, 6, tail=3)
+    layer.reset()
+    if record:
+        plain.activate_past_recording()
+        layer.activate_past_recording()
+    for new in torch.arange(12).split([2, 1, 4, 1, 1, 3]):
+        assert layer.get_mask_sizes(len(new)) == plain.get_mask_sizes(len(new))
+        assert torch.equal(*(one.update(states(new[None]), states(new[None]))[0] for one in (layer, plain)))
+        if record:
+            layer.crop(-1)
+            plain.crop(-1)
+        assert torch.equal(layer.values, plain.values)
+        assert layer.get_seq_length() == plain.get_seq_length()
 
 
 def test_a_window_that_has_not_evicted_still_slides_for_the_mask_builder():

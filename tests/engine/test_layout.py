@@ -46,10 +46,11 @@ def test_one_pair_of_tables_serves_all_samples():
 
 def test_derived_tables_are_made_once_a_key():
     layout, made = Layout([torch.tensor([1, 3])]), []
-    keys = [None, torch.zeros(1), torch.zeros(1)]
+    shift = torch.zeros(1)
+    keys = [(None, None), (shift, None), (torch.zeros(1), None), (shift, "local"), (shift, "global")]
     for key in keys + keys:
         layout.rotary(key, lambda: made.append(1) or (torch.zeros(1), torch.zeros(1)))
-    assert len(made) == 3
+    assert len(made) == 5
 
 
 def test_rows_that_stand_for_others_have_their_positions():

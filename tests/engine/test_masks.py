@@ -7,7 +7,7 @@ from transformers.masking_utils import eager_mask, flash_attention_mask, sdpa_ma
 
 import foveate as fv
 from foveate.engine.layout import Layout
-from foveate.engine.masks import Remap
+from foveate.engine.masks import Remap, visibility
 
 PAST, SPAN = 5, 6
 LIVE = torch.tensor([[1] * 11, [0] * 2 + [1] * 9, [1] * 4 + [0] + [1] * 6])  # padding left, and in between
@@ -128,3 +128,40 @@ def test_a_window_reaches_no_column_its_mask_does_not_cover():
     reach = window - 1 + SPAN  # the last columns, as a sliding cache that has evicted hands them over
     got = remap()(model[..., -reach:], "sdpa")[:, 0]
     assert torch.equal(real(got), real(full))
+
+
+@pytest.mark.parametrize("form", ["sdpa", "eager", "flex"])
+@pytest.mark.parametrize("reach", [PAST + SPAN, 8])
+def test_what_a_sample_sees_is_read_off_any_form(form, reach):
+    """Both ways inside an image, in a window, with padding; masks may cover the last columns alone."""
+    rows, columns = torch.arange(SPAN)[:, None] + PAST, torch.arange(PAST + SPAN)
+    image = (rows >= 7) & (rows < 10) & (columns >= 7) & (columns < 10)
+    seen = ((columns <= rows) | image) & (columns > rows - 3)
+    seen = (seen[None] & LIVE.bool()[:, None])[..., -reach:]
+    mask = seen[:, None]
+    if form == "eager":
+        mask = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
+    if form == "flex":
+        table = seen
+        mask = create_block_mask(lambda b, h, q, k: table[b, q, k], 3, None, SPAN, reach, device="cpu")
+    keys = torch.tensor([0, 3, 5, 7, 8, 9, 10])
+    for sample in range(3):
+        see = visibility(mask, sample, keys, PAST + SPAN)
+        got = see(torch.tensor([1, 3, 5]))
+        wanted = [
+            [
+                column >= PAST + SPAN - reach and bool(seen[sample, row, column - (PAST + SPAN - reach)])
+                for column in keys
+            ]
+            for row in (1, 3, 5)
+        ]
+        assert got[0].tolist() == wanted
+    if form != "flex":
+        assert visibility(mask[:1], 2, keys, PAST + SPAN)(torch.arange(6)).equal(
+            visibility(mask, 0, keys, PAST + SPAN)(torch.arange(6))
+        )
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(3, PAST + SPAN)])
+def test_causality_alone_is_nothing_to_read(mask):
+    assert visibility(mask, 0, torch.arange(4), PAST + SPAN) is None

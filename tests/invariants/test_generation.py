@@ -123,7 +123,8 @@ def test_a_second_turn_with_a_new_picture_drops_only_its_tokens(family, attentio
     with fv.drop(model, METHOD) as trace, torch.no_grad():
         for part, picture in parts:
             given = {"input_ids": ids[:, part], "position_ids": positions[..., part], **picture}
-            given |= TINY[family].extra(ids[:, part])
+            for name, of_prompt in TINY[family].extra(ids[:, : part.stop]).items():
+                given[name] = of_prompt if TINY[family].from_start else of_prompt[:, part]
             out = model(**given, past_key_values=cache, use_cache=True)
     first, second = trace.history
     assert second.stages[0].before == second.vision_tokens
@@ -136,7 +137,8 @@ def test_a_second_turn_with_a_new_picture_drops_only_its_tokens(family, attentio
     torch.testing.assert_close(out.logits[0, -1], logits[0], **CLOSE)
     text = int((~is_vision(ids)).sum())
     assert [layer[0] for layer in second.kv_lengths] == [
-        text + a + b for (a,), (b,) in zip(first.per_layer, second.per_layer, strict=True)
+        TINY[family].held(layer, text + a + b)
+        for layer, ((a,), (b,)) in enumerate(zip(first.per_layer, second.per_layer, strict=True))
     ]
     assert [layer.keys.shape[-2] for layer in cache.layers] == [layer[0] for layer in second.kv_lengths]
 

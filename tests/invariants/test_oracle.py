@@ -84,13 +84,20 @@ def test_cutting_before_the_decoder_is_a_shortened_prompt_bit_for_bit(family, wo
         if positions.shape[0] == 1:
             positions = positions[0]
         given = {"inputs_embeds": embeds[:, rows], "position_ids": positions}
+        if TINY[family].sees:
+            kinds = model.model.language_model.config.layer_types
+            given["attention_mask"] = {
+                kind: oracle.visible(model, kinds.index(kind), rows, picture[rows], len(picture))[None, None]
+                for kind in set(kinds)
+            }
         if deep:
             given["visual_pos_masks"] = picture[None, rows] >= 0
             given["deepstack_visual_embeds"] = [features[kept] for features in deep]
         out = model.model.language_model(**given)
         short = model.lm_head(out.last_hidden_state[:, -1:])
     assert torch.equal(logits, short)
-    assert {layer.keys.shape[-2] for layer in cache.layers} == {len(rows)}
+    for index, layer in enumerate(cache.layers):
+        assert layer.keys.shape[-2] == TINY[family].held(index, len(rows))
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)

@@ -8,6 +8,7 @@ from foveate.methods.averagepool import AveragePool
 from foveate.methods.base import TowerView
 from tests.methods.test_staged import Config
 from tests.models import FAMILIES, IMAGE, batch, generate, tiny
+from tests.models import given as pictures_of
 
 EXAMPLES = [AveragePool(keep=0.4), AveragePool(keep=0.15)]
 KEEP_ALL = AveragePool(keep=1.0)
@@ -64,7 +65,7 @@ def test_frames_are_pooled_apart_and_a_closing_newline_is_spared():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_family_shows_is_pooled_behind_the_projector(family):
     model, inputs, method = tiny(family), batch(family, ["tit"]), AveragePool(keep=0.4)
-    given_ = {name: inputs[name] for name in ("pixel_values", "image_sizes", "image_grid_thw") if name in inputs}
+    given_ = pictures_of(model, inputs)
     with torch.no_grad():
         (whole,) = model.model.get_image_features(**given_).pooler_output
         with fv.drop(model, method) as trace:

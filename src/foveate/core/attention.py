@@ -1,6 +1,6 @@
 """Attention rows: the probabilities of the queries that score, and of no others, without an attention matrix."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ def attention_rows(
     last_key: Tensor | None = None,
     columns: slice = slice(None),
     block: int = BLOCK_NUMBERS,
+    visible: Callable[[slice], Tensor] | None = None,
 ) -> Iterator[Tensor]:
     """Post-softmax attention of some query rows, float32, a block of rows at a time.
 
@@ -27,6 +28,7 @@ def attention_rows(
         last_key: (rows,) int64, the last slot each row sees; None: every row sees all.
         columns: The slots to return; the softmax runs over all that a row sees.
         block: Float32 numbers a block of logits may hold.
+        visible: Says which slots some of the rows see, (heads or 1, those rows, slots) bool, where no last slot does.
 
     Yields:
         (heads, some rows, columns) float32, the blocks of rows in order.
@@ -43,6 +45,8 @@ def attention_rows(
         logits = (grouped @ transposed).view(heads, count, slots).mul_(scaling)
         if last_key is not None:
             logits.masked_fill_(places > last_key[start : start + step, None], float("-inf"))
+        if visible is not None:
+            logits.masked_fill_(~visible(slice(start, start + step)), float("-inf"))
         yield logits.softmax(dim=-1)[..., columns]
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from foveate.core.grid import closing_rows
-from foveate.cost._decoder import Decoder, sliding_window
+from foveate.cost._decoder import Decoder
 from foveate.errors import SettingError, UnsupportedError
 from foveate.methods.base import Method
 from foveate.registry import families
@@ -25,6 +25,8 @@ class Cost:
         vision_tokens: Vision tokens of each image or video, as they enter the decoder.
         tokens: Vision tokens each decoder layer processes.
         cached: Vision tokens in each layer's cache once decoding starts; fewer where a method cuts caches afterwards.
+        kv_lengths: Rows in each layer's cache after the prefill, text included: of a layer with a sliding window at
+            most one less than that.
         attention: "full", or "causal" if the prefill's attention was counted half.
         layer_flops: The prefill of each decoder layer: projections, MLP and attention.
         tower_flops: The vision tower.
@@ -39,6 +41,7 @@ class Cost:
     vision_tokens: tuple[int, ...]
     tokens: tuple[int, ...]
     cached: tuple[int, ...]
+    kv_lengths: tuple[int, ...]
     attention: Literal["full", "causal"]
     layer_flops: tuple[int, ...]
     tower_flops: int
@@ -65,14 +68,9 @@ class Cost:
         whole = len(self.tokens) * sum(self.vision_tokens)
         return sum(self.tokens) / whole if whole else 1.0
 
-    @property
-    def kv_lengths(self) -> tuple[int, ...]:
-        """Rows in each layer's cache after the prefill."""
-        return tuple(self.text_tokens + count for count in self.cached)
-
     def to_dict(self) -> dict[str, Any]:
         """Every figure as plain values that JSON knows."""
-        sums = ("prefill_flops", "total_flops", "retention", "kv_lengths")
+        sums = ("prefill_flops", "total_flops", "retention")
         values = {**dataclasses.asdict(self), **{name: getattr(self, name) for name in sums}}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -119,7 +117,7 @@ def cost(
         SettingError: If such a method is given without `tokens`, a count is negative or all are zero, the schedule
             does not fit the depth, or `tower_images` is missing where the counts leave it open, or contradicts them.
         UnsupportedError: If no family serves the config, or its decoder or tower is of a kind whose cost is
-            not known (mixtures of experts; sliding windows shorter than the prompt).
+            not known (mixtures of experts).
     """
     config = getattr(config, "config", config)
     kind = families().get(getattr(config, "model_type", None))  # type: ignore[arg-type]
@@ -141,12 +139,6 @@ def cost(
 
     text = config.get_text_config()
     decoder = Decoder.of(text, kind.decoders)
-    window = sliding_window(text)
-    if window is not None and window <= text_tokens + sum(sizes):
-        raise UnsupportedError(
-            f"A prompt of {text_tokens + sum(sizes)} tokens does not fit the sliding window of {window} "
-            f"of this {text.model_type!r} decoder; what that costs is not known."
-        )
     scoring, cached_as = 0, {}
     if tokens is not None and len(tokens) != decoder.depth:
         raise SettingError(f"tokens has a count for each of the {decoder.depth} layers; got {len(tokens)}.")
@@ -167,7 +159,8 @@ def cost(
         cached_as = dict.fromkeys(method.kv_layers(decoder.depth), tokens[-1])
     tokens = tuple(tokens or (sum(sizes),) * decoder.depth)
     cached = tuple(cached_as.get(layer, count) for layer, count in enumerate(tokens))
-    rows, kept = [text_tokens + count for count in tokens], [text_tokens + count for count in cached]
+    rows = [text_tokens + count for count in tokens]
+    kept = tuple(map(decoder.held, range(decoder.depth), (text_tokens + count for count in cached)))
     tower, projector = kind.tower_cost(config, sizes, pictures) if sum(sizes) else (0, 0)
     if method is not None and method.stage == "pixels" and method.reduces_tower and grids:
         cells = [
@@ -180,6 +173,7 @@ def cost(
         vision_tokens=sizes,
         tokens=tokens,
         cached=cached,
+        kv_lengths=kept,
         attention=attention,
         layer_flops=tuple(decoder.layer(n, keys=n, halved=attention == "causal") for n in rows),
         tower_flops=tower,

@@ -20,6 +20,7 @@ class Decoder:
         inner: The MLP's.
         heads, kv_heads, head_dim: Of the attention; heads · head_dim may differ from `width`.
         vocabulary: Columns of the head; tied to the embedding or not, it computes the same.
+        windows: Tokens a row of each layer sees, its own included; None if all.
     """
 
     depth: int
@@ -29,6 +30,7 @@ class Decoder:
     kv_heads: int
     head_dim: int
     vocabulary: int
+    windows: tuple[int | None, ...]
 
     @classmethod
     def of(cls, text: Any, known: Set[str]) -> Self:
@@ -52,6 +54,7 @@ class Decoder:
             kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
             head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
             vocabulary=text.vocab_size,
+            windows=_windows(text),
         )
 
     def layer(self, rows: int, keys: int, halved: bool = False) -> int:
@@ -60,6 +63,11 @@ class Decoder:
         keys_values = 2 * linear(rows, self.width, self.kv_heads * self.head_dim)
         mlp = linear(rows, self.width, 2 * self.inner) + linear(rows, self.inner, self.width)
         return queries + keys_values + mlp + attention(rows, keys, self.heads * self.head_dim) // (1 + halved)
+
+    def held(self, layer: int, rows: int) -> int:
+        """Rows in a layer's cache once `rows` are through: no more than a later one sees."""
+        window = self.windows[layer]
+        return rows if window is None else min(rows, window - 1)
 
     def head(self) -> int:
         """FLOPs of the language-model head on one row."""
@@ -70,8 +78,8 @@ class Decoder:
         return 2 * rows * self.kv_heads * self.head_dim
 
 
-def sliding_window(text: Any) -> int | None:
-    """The window of a decoder that has layers with one, as transformers' cache reads it from the config."""
+def _windows(text: Any) -> tuple[int | None, ...]:
+    """The window of each layer, as transformers' cache reads it from the config: of all where none is named."""
     window: int | None = getattr(text, "sliding_window", None)
-    kinds = getattr(text, "layer_types", None)
-    return None if kinds is not None and set(kinds) == {"full_attention"} else window
+    kinds = getattr(text, "layer_types", None) or ["sliding_attention"] * text.num_hidden_layers
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)

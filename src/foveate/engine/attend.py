@@ -1,6 +1,6 @@
 """Attention rows of a decoder layer for one sample, from the rows that are left and the cache before them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ class LayerAttention:
         rotary: (cos, sin) of these rows, (rows, head size) each.
         vision: Which of the rows are the view's tokens, (tokens,) int64, ascending.
         past: Keys of earlier turns that this sample's rows see, (key heads, slots, head size); None if there are none.
+        sees: Says which slots, earlier turns' first, some of the rows see: (heads or 1, those rows, slots) bool. None:
+            those up to their own.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class LayerAttention:
         rotary: tuple[Tensor, Tensor],
         vision: Tensor,
         past: Tensor | None,
+        sees: Callable[[Tensor], Tensor] | None,
     ) -> None:
         self._family = family
         self._layer = layer
@@ -41,6 +44,7 @@ class LayerAttention:
         self._rotary = rotary
         self._vision = vision
         self._past = past
+        self._sees = sees
         self._keys: Tensor | None = None
 
     def rows(self, queries: Queries, start: int, stop: int, bidirectional: bool) -> Iterator[Tensor]:
@@ -63,8 +67,15 @@ class LayerAttention:
         if self._past is not None:
             before = self._past.shape[1]
             keys = torch.cat((self._past.to(keys.dtype), keys), dim=1)
-        sees = columns[-1].expand(len(asking)) if bidirectional and queries == "vision" else asking
-        for probabilities in attention_rows(query, keys, scaling, last_key=sees + before):
+        both = bidirectional and queries == "vision"
+        if self._sees is None:
+            last = (columns[-1].expand(len(asking)) if both else asking) + before
+            blocks = attention_rows(query, keys, scaling, last_key=last)
+        else:
+            sees, slots = self._sees, torch.arange(keys.shape[1], device=keys.device) - before
+            more = both & (slots >= columns[0]) & (slots <= columns[-1])  # all of the image
+            blocks = attention_rows(query, keys, scaling, visible=lambda some: sees(asking[some]) | more)
+        for probabilities in blocks:
             yield probabilities.mean(dim=0)[:, columns + before]
 
     def keys(self) -> Tensor:
@@ -74,14 +85,17 @@ class LayerAttention:
         return self._keys[:, self._vision].float().mean(dim=0)
 
 
-def past_keys(cache: Any, index: int, sample: int, live: Tensor | None) -> Tensor | None:
-    """Keys of earlier turns in a cache layer, for one sample: (key heads, slots, head size); None if there are none.
+def past_keys(cache: Any, index: int, sample: int, live: Tensor | None) -> tuple[Tensor, Tensor, int] | None:
+    """Keys of earlier turns in a cache layer, for one sample; None if there are none.
 
     Args:
         cache: The model's cache, before this call's rows are in it.
         index: Which layer.
         sample: Which sample.
         live: (columns,) bool, which unpruned columns are no padding; None if all are.
+
+    Returns:
+        Keys, (key heads, slots, head size), the unpruned column of each slot, (slots,) int64, and how many there were.
     """
     layers = getattr(cache, "layers", ())
     layer = layers[index] if index < len(layers) else None
@@ -92,6 +106,7 @@ def past_keys(cache: Any, index: int, sample: int, live: Tensor | None) -> Tenso
         columns = layer.columns(0, layer.keys.shape[0], keys.device)[sample]
     else:
         columns = torch.arange(layer.get_seq_length() - keys.shape[1], layer.get_seq_length(), device=keys.device)
-    if live is None:
-        return keys[:, columns >= 0]
-    return keys[:, (columns >= 0) & live.to(keys.device)[columns.clamp(min=0)]]
+    real = columns >= 0
+    if live is not None:
+        real = real & live.to(keys.device)[columns.clamp(min=0)]
+    return keys[:, real], columns[real], layer.get_seq_length()

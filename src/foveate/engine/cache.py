@@ -14,13 +14,17 @@ __all__ = ["PrunedLayer", "check_cache", "pruned_layer"]
 class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values of the kept tokens of one decoder layer.
 
-    Its lengths are those of the unpruned sequence, so the model's own masks and positions stay right.
+    Its lengths are those of the unpruned sequence, so the model's own masks and positions stay right. A layer with a
+    sliding window keeps at most `window − 1` slots between calls, as transformers' own does: no later row sees more.
 
     Attributes:
         base: (samples, slots) int64, the unpruned column of each of the first slots, −1 for a pad. The
             slots after them (the tail: decoded tokens, later text) follow column by column.
+        base_end: The unpruned column where the tail begins.
         ragged: Whether any slot is a pad.
         seen: The unpruned length.
+        window: Unpruned columns a row sees, its own included; None if all.
+        record_past: Whether slots behind the window wait for `crop` before they leave.
         shift: (samples,) int64, how far positions have moved up on this layer, where rows are numbered anew; else None.
     """
 
@@ -32,11 +36,14 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if self.is_initialized:
             self.dtype, self.device = layer.dtype, layer.device
         self.is_sliding = layer.is_sliding  # which mask the model builds for layers of this type
+        self.window: int | None = getattr(layer, "sliding_window", None)
+        self.record_past: bool = getattr(layer, "record_past", False)
         self.seen: int = layer.get_seq_length()
         self.base: Tensor | None = None
-        self.base_end = 0  # the unpruned column where the tail begins
+        self.base_end = self.seen - layer.keys.shape[-2] if self.seen else 0
         self.ragged = False
         self.shift: Tensor | None = None
+        self._pruned = False
         self._announced: tuple[Tensor | None, int, bool] | None = None
 
     def announce(self, columns: Tensor | None, span: int, ragged: bool = False) -> None:
@@ -68,28 +75,53 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         Raises:
             SessionError: If a pruned layer is used outside `foveate.drop`.
         """
-        if self._announced is None and self.base is not None:
+        if self._announced is None and self._pruned:
             raise SessionError(
                 "This cache was pruned by foveate and is used outside its context: masks would be wrong. "
                 "Go on inside `with foveate.drop(model, method)`, or start from a fresh cache."
             )
         columns, span, ragged = self._announced or (None, key_states.shape[-2], False)
-        self._announced = None
+        plain, self._announced = self._announced is None, None
         if columns is not None:
             self.base = self.columns(columns, columns.shape[0], columns.device)
             self.base_end = self.seen + span
             self.ragged |= ragged
+            self._pruned = True
         self.seen += span
         keys, values = super().update(key_states, value_states)
+        if self.window is not None and not self.record_past:
+            self._evict()
+        elif self.window is not None and plain:  # outside the context masks are of the window's size
+            reach = self.window - 1 + span
+            return keys[..., -reach:, :], values[..., -reach:, :]
         return keys, values
+
+    def _evict(self) -> None:
+        """Let go of slots that no later row sees: all but the last `window − 1`.
+
+        Slots ascend in columns, so those before them are behind the window in every sample.
+        """
+        assert self.window is not None
+        gone = self.keys.shape[-2] - (self.window - 1) if self.is_initialized else 0
+        if gone <= 0:
+            return
+        self.keys, self.values = self.keys[..., gone:, :], self.values[..., gone:, :]
+        held = 0 if self.base is None else self.base.shape[1]
+        if gone < held:
+            assert self.base is not None
+            self.base = _without_first(self.base, gone)
+        else:
+            self.base, self.ragged = None, False
+            self.base_end += gone - held
 
     def get_seq_length(self) -> int:
         """The unpruned length."""
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Unpruned length with the query's, and offset, for the model's own masks."""
-        return self.seen + query_length, 0
+        """Columns that the model's own masks cover, and how many come before them: all, or those of the window."""
+        before = 0 if self.window is None else max(0, self.seen - self.window + 1)
+        return self.seen - before + query_length, before
 
     def valid_slots(self) -> Tensor:
         """Slots of each sample that are no pads: (samples,) int64."""
@@ -99,12 +131,14 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         return (self.base >= 0).sum(dim=1).add(slots - self.base.shape[1])
 
     def activate_past_recording(self) -> None:
-        """Nothing to do: no slot is ever evicted, so the past is there."""
+        """From now on slots behind the window wait for `crop`, so that tokens can be taken back."""
+        self.record_past = True
 
     def reset(self) -> None:
         super().reset()
         self.keys, self.values, self.is_initialized = None, None, False  # transformers 5.16 fills them with zeros
         self.seen, self.base, self.base_end, self.ragged, self._announced, self.shift = 0, None, 0, False, None, None
+        self._pruned = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
@@ -132,6 +166,11 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if tokens_to_remove > 0:
             raise ValueError(f"crop takes minus the number of tokens to remove; got {tokens_to_remove}.")
         tokens_to_remove = int(tokens_to_remove)  # transformers 5.16 hands in a tensor
+        if tokens_to_remove and self.window is not None and not self.record_past and self.seen >= self.window:
+            raise UnsupportedError(
+                f"A layer with a sliding window of {self.window} tokens has let go of what came before them, so no "
+                "token can be taken back. Call activate_past_recording on the cache before the prompt."
+            )
         end = self.seen + tokens_to_remove
         from_tail = min(-tokens_to_remove, self.seen - self.base_end)
         if from_tail:
@@ -139,6 +178,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if self.base is not None and end < self.base_end:
             self._crop_base(end)
         self.seen = end
+        if self.window is not None:
+            self._evict()
 
     def _crop_base(self, end: int) -> None:
         """Remove the slots of columns from `end` on, which differ in number between samples."""
@@ -149,7 +190,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     def keep(self, wanted: Tensor) -> None:
         """Of the rows that came last, keep only these: (samples, rows) bool, in the order they came."""
         self.base = self.columns(0, wanted.shape[0], wanted.device)
-        self.base_end = self.seen
+        self.base_end, self._pruned = self.seen, True
+        wanted = wanted[:, max(0, wanted.shape[1] - self.base.shape[1]) :]  # some may be behind the window already
         earlier = self.base[:, : self.base.shape[1] - wanted.shape[1]]
         self._keep_slots(torch.cat((earlier >= 0, wanted & (self.base[:, earlier.shape[1] :] >= 0)), dim=1))
 
@@ -168,6 +210,15 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.values = torch.cat(
             (self.values[:, :, :slots].take_along_dim(picked, dim=2), self.values[:, :, tail]), dim=2
         )
+
+
+def _without_first(base: Tensor, count: int) -> Tensor:
+    """The columns without the first `count` slots': one tensor for all layers that hold the same ones."""
+    known: tuple[int, Tensor] | None = getattr(base, "_foveate_rest", None)
+    if known is None or known[0] != count:
+        known = count, base[:, count:]
+        base._foveate_rest = known  # type: ignore[attr-defined]
+    return known[1]
 
 
 def check_cache(cache: Any) -> None:
@@ -194,21 +245,12 @@ def check_cache(cache: Any) -> None:
 
 
 def pruned_layer(cache: Any, index: int) -> PrunedLayer:
-    """The pruned layer at `index`, put in the place of the cache's own if need be.
-
-    Raises:
-        UnsupportedError: If that layer slides and has already evicted tokens.
-    """
+    """The pruned layer at `index`, put in the place of the cache's own if need be."""
     while len(cache.layers) <= index:
         cache.layers.append(cache.layer_class_to_replicate())
     layer = cache.layers[index]
     if type(layer) is PrunedLayer:
         return layer
-    if isinstance(layer, DynamicSlidingWindowLayer) and layer.get_seq_length() >= layer.sliding_window:
-        raise UnsupportedError(
-            f"Layer {index} has a sliding window of {layer.sliding_window} tokens and has already evicted some; "
-            "tokens can no longer be dropped there. Drop from the first turn on, or start a fresh cache."
-        )
     cache.layers[index] = PrunedLayer(layer)
     pruned: PrunedLayer = cache.layers[index]
     return pruned

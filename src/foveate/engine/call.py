@@ -20,13 +20,13 @@ class Call:
         prompt: Its vision tokens; None where there are none, or all stay.
         live: (samples, unpruned columns), nonzero where a column is no padding; None if all are, or nobody asks.
         ids: Position ids, (samples or 1, columns); None until the model has made them, or where nobody asks.
-        masks: Re-mapped masks, made once for all layers alike: ((mask, layout, base), result).
-        rotaries: (cos, sin) of positions that moved up, made once for all layers alike: (shift, pair).
+        masks: Re-mapped masks, made once for all layers alike: ((mask, layout, base, its end), result).
+        rotaries: (cos, sin) of positions that moved up, made once for all layers alike: ((shift, type of RoPE), pair).
     """
 
     backend: str = "sdpa"
     prompt: Prompt | None = None
     live: Tensor | None = None
     ids: Tensor | None = None
-    masks: list[tuple[tuple[Any, Layout | None, Tensor | None], Any]] = field(default_factory=list)
-    rotaries: list[tuple[Tensor, tuple[Tensor, Tensor]]] = field(default_factory=list)
+    masks: list[tuple[tuple[Any, Layout | None, Tensor | None, int], Any]] = field(default_factory=list)
+    rotaries: list[tuple[tuple[Tensor, str | None], tuple[Tensor, Tensor]]] = field(default_factory=list)

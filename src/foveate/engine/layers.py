@@ -11,7 +11,7 @@ from foveate.engine.attend import LayerAttention, past_keys
 from foveate.engine.cache import PrunedLayer, pruned_layer
 from foveate.engine.call import Call
 from foveate.engine.layout import Layout
-from foveate.engine.masks import Remap
+from foveate.engine.masks import Remap, visibility
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 
@@ -38,7 +38,7 @@ class Layers:
         if prompt is None and pruned is None:
             return original(*args, **kwargs)
         if pruned is not None and pruned.shift is not None:
-            kwargs["position_embeddings"] = self._shifted(pruned.shift, hidden)
+            kwargs["position_embeddings"] = self._shifted(index, pruned.shift, hidden)
         if prompt is not None:
             hidden = prompt.enter(index, hidden, functools.partial(self._attend, index, kwargs, pruned))
         if prompt is None or prompt.layout is None:
@@ -50,7 +50,7 @@ class Layers:
         pruned = _pruned(cache, index, make=True)
         columns = layout.columns(0 if pruned is None else pruned.seen)
         kwargs["attention_mask"] = self._mask(kwargs.get("attention_mask"), index, hidden, layout, columns, pruned)
-        kwargs["position_embeddings"] = self._tables(layout, hidden, kwargs["position_embeddings"], pruned)
+        kwargs["position_embeddings"] = self._tables(index, layout, hidden, kwargs["position_embeddings"], pruned)
         kwargs["position_ids"] = None  # gaps would read as packed sequences; RoPE is in position_embeddings
         if pruned is not None:
             pruned.announce(columns, hidden.shape[1], ragged=layout.valid is not None)
@@ -73,15 +73,15 @@ class Layers:
         return torch.cat((full[:, :-1], rows[:, -1:]), dim=1)
 
     def _tables(
-        self, layout: Layout, hidden: Tensor, pair: tuple[Tensor, Tensor], pruned: PrunedLayer | None
+        self, index: int, layout: Layout, hidden: Tensor, pair: tuple[Tensor, Tensor], pruned: PrunedLayer | None
     ) -> tuple[Tensor, Tensor]:
         """(cos, sin) of the rows: each at its own position, or numbered on from what the layer's cache holds."""
         if not self._reindex:
-            return layout.rotary(pair[0], lambda: layout.pick(pair))
-        shift = None if pruned is None else pruned.shift
-        return layout.rotary(shift, lambda: self._renumbered(layout, hidden, shift))
+            return layout.rotary((pair[0], None), lambda: layout.pick(pair))
+        shift, kind = None if pruned is None else pruned.shift, self._family.rotary_type(index)
+        return layout.rotary((shift, kind), lambda: self._renumbered(index, layout, hidden, shift))
 
-    def _renumbered(self, layout: Layout, hidden: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _renumbered(self, index: int, layout: Layout, hidden: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
         given, prompt = self.call.ids, self.call.prompt
         assert given is not None
         assert prompt is not None
@@ -90,18 +90,19 @@ class Layers:
         first = ids.gather(1, prompt.first.to(device)[:, None])[:, 0]
         if shift is not None:
             first = first - shift.to(device)
-        pair: tuple[Tensor, Tensor] = self._family.text.rotary_emb(hidden, layout.on(device).renumbered(first))
+        pair = self._family.rotary(index, hidden, layout.on(device).renumbered(first))
         return pair[0].to(hidden.device), pair[1].to(hidden.device)
 
-    def _shifted(self, shift: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def _shifted(self, index: int, shift: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(cos, sin) of all rows of the call, moved up by what has left before them, made once a call."""
-        for known, made in self.call.rotaries:
-            if known is shift:
+        kind = self._family.rotary_type(index)
+        for (moved, of), made in self.call.rotaries:
+            if moved is shift and of == kind:
                 return made
         assert self.call.ids is not None
         ids = self.call.ids - shift.to(self.call.ids.device)[:, None]
-        pair: tuple[Tensor, Tensor] = self._family.text.rotary_emb(hidden, ids)
-        self.call.rotaries.append((shift, pair))
+        pair = self._family.rotary(index, hidden, ids)
+        self.call.rotaries.append(((shift, kind), pair))
         return pair
 
     def _attend(
@@ -119,12 +120,21 @@ class Layers:
             layout = prompt.layout.on(hidden.device)
             start = layout.index.shape[1] - layout.lengths[sample]
             columns = layout.index[sample, start:]
-            cos, sin = (table[..., sample, start:, :] for table in self._tables(layout, hidden, pair, pruned))
+            cos, sin = (table[..., sample, start:, :] for table in self._tables(index, layout, hidden, pair, pruned))
         vision = torch.searchsorted(columns, state.vision[state.slots].to(hidden.device))
         live = None if self.call.live is None else self.call.live[sample] != 0
-        past = past_keys(cache, index, sample, live)
-        layer = self._family.layers[index]
-        return LayerAttention(self._family, layer, hidden[sample, columns], (cos, sin), vision, past)
+        past, stored, seen = past_keys(cache, index, sample, live) or (None, columns[:0], 0)
+        slots = torch.cat((stored, columns + seen))
+        sees = visibility(kwargs.get("attention_mask"), sample, slots, seen + hidden.shape[1])
+        return LayerAttention(
+            self._family,
+            self._family.layers[index],
+            hidden[sample, columns],
+            (cos, sin),
+            vision,
+            past,
+            sees=sees and (lambda rows: sees(columns[rows])),
+        )
 
     def _mask(
         self,
@@ -140,9 +150,9 @@ class Layers:
         ragged = (layout is not None and layout.valid is not None) or (pruned is not None and pruned.ragged)
         if mask is None and not ragged:
             return None
-        base = None if pruned is None else pruned.base
+        base, end = (None, 0) if pruned is None else (pruned.base, pruned.base_end)
         for key, made in self.call.masks:
-            if key[0] is mask and key[1] is layout and key[2] is base:
+            if key[0] is mask and key[1] is layout and key[2] is base and key[3] == end:
                 return made
         samples, span, device = hidden.shape[0], hidden.shape[1], hidden.device
         past = 0 if pruned is None else pruned.seen
@@ -154,7 +164,7 @@ class Layers:
             keys = columns
         queries = layout.index if layout is not None else torch.arange(span, device=device).expand(samples, -1)
         made = Remap(queries, keys, past, past + span, ragged)(mask, self.call.backend)
-        self.call.masks.append(((mask, layout, base), made))
+        self.call.masks.append(((mask, layout, base, end), made))
         return made
 
     def _refuse_sliding_flash(self, index: int) -> None:

@@ -37,7 +37,7 @@ class Layout:
             self._real = sample.to(device), row.to(device)
         self._samples = torch.arange(len(rows), device=device)[:, None]
         self._moved: dict[torch.device, Layout] = {device: self}
-        self._rotary: list[tuple[Tensor | None, tuple[Tensor, Tensor]]] = []
+        self._rotary: list[tuple[tuple[Tensor | None, str | None], tuple[Tensor, Tensor]]] = []
         self._columns: dict[int, Tensor] = {}
         self._shifts: list[tuple[Tensor | None, Tensor]] = []
 
@@ -74,10 +74,12 @@ class Layout:
         sample, row = self._real
         return full.index_put((sample, self.index[sample, row]), rows[sample, row])
 
-    def rotary(self, key: Tensor | None, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """What `make` answers, made once for all layers that give the same `key` object."""
-        for known, made in self._rotary:
-            if known is key:
+    def rotary(
+        self, key: tuple[Tensor | None, str | None], make: Callable[[], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
+        """What `make` answers, made once for all layers that give the same tensor object and type of RoPE."""
+        for (known, kind), made in self._rotary:
+            if known is key[0] and kind == key[1]:
                 return made
         made = make()
         self._rotary.append((key, made))

@@ -7,6 +7,7 @@ validity (flash) and BlockMask (flex). The model built its mask for the unpruned
 the columns that are left.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask,
 
 from foveate.errors import UnsupportedError
 
-__all__ = ["Remap"]
+__all__ = ["Remap", "visibility"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,3 +106,33 @@ class Remap:
             return self.keys
         # The shift may bring a real column below zero (outside a sliding window): nobody's key either.
         return (self.keys - offset).clamp(min=-1).masked_fill(self.keys < 0, -1)
+
+
+def visibility(mask: Any, sample: int, keys: Tensor, total: int) -> Callable[[Tensor], Tensor] | None:
+    """What a sample's rows see by the model's own mask; None where it says no more than causality.
+
+    Args:
+        mask: What the model hands the layer.
+        sample: Which sample.
+        keys: (slots,) int64, the unpruned column of each slot.
+        total: Unpruned columns with this call's.
+
+    Returns:
+        Says of rows, (rows,) int64 columns of this call, which slots they see: (heads or 1, rows, slots) bool.
+    """
+    if isinstance(mask, BlockMask):
+        width, inner = mask.seq_lengths[1], mask.mask_mod
+        of, head = (torch.tensor(index, device=keys.device) for index in (sample, 0))
+
+        def at(rows: Tensor, places: Tensor) -> Tensor:
+            return inner(of, head, rows, places)[None]
+    elif isinstance(mask, Tensor) and mask.dim() == 4:
+        width, table = mask.shape[-1], mask[sample if mask.shape[0] > 1 else 0]
+
+        def at(rows: Tensor, places: Tensor) -> Tensor:
+            seen = table[:, rows, places]
+            return seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
+    else:
+        return None
+    places = keys - (total - width)  # below zero where the mask does not reach: outside a sliding window
+    return lambda rows: at(rows[:, None], places.clamp(min=0)[None, :]) & (places >= 0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from foveate._transformers import FeatureCall, recomputes_from_outside
 from foveate.engine.cache import PrunedLayer, check_cache, pruned_layer
@@ -38,6 +39,7 @@ class Prompts:
         self.layers = Layers(family, reindex)
         self._reindex = reindex
         self._placeholders: list[tuple[str, Tensor]] = []
+        self._given: dict[str, Any] = {}
         self._items: dict[str, list[Item]] = {}
         self._record: Prefill | None = None
         self._ended_in_vision: _Ending | None = None
@@ -67,7 +69,7 @@ class Prompts:
         return call.answer(output)
 
     def before_merge(self, core: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._placeholders, self._items = [], {}
+        self._placeholders, self._items, self._given = [], {}, kwargs
         for modality, output in (kwargs.get("mm_encoder_outputs") or {}).items():
             if output is not None:
                 self._items[modality] = items_of(output, self.method)
@@ -80,7 +82,7 @@ class Prompts:
     def watch_placeholders(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         given = inspect.signature(original).bind(*args, **kwargs).arguments
         placeholders = original(*args, **kwargs)
-        for modality, mask in self.family.vision_masks(placeholders, given):
+        for modality, mask in self.family.vision_masks(placeholders, {**self._given, **given}):
             self._placeholders.append((modality, mask[..., 0] if mask.dim() == 3 else mask))
         return placeholders
 
@@ -88,13 +90,11 @@ class Prompts:
         self._record = None
         self.layers.call = call = Call(backend=str(text.config._attn_implementation))  # type: ignore[union-attr]
         found = [(mask, self._items.get(modality, [])) for modality, mask in self._placeholders]
-        self._placeholders = []
-        embeds = kwargs.get("inputs_embeds")
+        embeds, live = kwargs.get("inputs_embeds"), self._live(kwargs)
+        self._placeholders, self._given = [], {}
         if embeds is None or not found:
-            self._note_text_prompt(kwargs)
+            self._note_text_prompt(kwargs, live)
             return None
-        mask = kwargs.get("attention_mask")
-        live = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         span = embeds.shape[1]
         samples = read_samples(found, None if live is None else live[:, -span:], embeds.device)
         drops = self._drops(samples)
@@ -126,6 +126,13 @@ class Prompts:
         record.note_that_all_stay(self.method.cuts(), [sample.tokens for sample in samples])
         return None
 
+    def _live(self, kwargs: dict[str, Any]) -> Tensor | None:
+        """Which columns are no padding, where that is known: a core may make the decoder's masks itself."""
+        for mask in (kwargs.get("attention_mask"), self._given.get("attention_mask")):
+            if isinstance(mask, Tensor) and mask.dim() == 2:
+                return mask
+        return None
+
     def _drops(self, samples: Sequence[Sample]) -> bool:
         """Whether tokens will leave, as far as can be said beforehand."""
         if any(item.leaves for sample in samples for item in sample.items):
@@ -134,14 +141,12 @@ class Prompts:
         counts = [len(s.vision) for s in samples if len(s.vision)]
         return any(plan is None or min(plan) < count for plan, count in zip(plans, counts, strict=True))
 
-    def _note_text_prompt(self, kwargs: dict[str, Any]) -> None:
+    def _note_text_prompt(self, kwargs: dict[str, Any], live: Tensor | None) -> None:
         """A fresh prompt without pictures is a prefill too, in which nothing can be dropped."""
         embeds, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
         given = embeds if embeds is not None else kwargs.get("input_ids")
         if given is None or given.shape[1] == 1 or (cache is not None and _length(cache) != 0):
             return
-        mask = kwargs.get("attention_mask")
-        live = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
         rows = (given.shape[1],) * given.shape[0] if live is None else tuple(live.sum(dim=1).tolist())
         self._record = Prefill(len(self.family.layers), rows, (0,) * given.shape[0])
         self.trace.history.append(self._record)
@@ -163,6 +168,9 @@ class Prompts:
             return
         cache = getattr(output, "past_key_values", None)
         record._cached = cache is not None
+        for index, layer in enumerate(getattr(cache, "layers", ())):
+            if isinstance(layer, DynamicSlidingWindowLayer):
+                record._slots[index] = torch.tensor(record.rows).clamp(max=layer.sliding_window - 1)
         prompt = self.layers.call.prompt
         if prompt is None:
             return

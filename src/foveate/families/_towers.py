@@ -6,7 +6,7 @@ from foveate.core.flops import attention, linear, vit_block
 from foveate.core.grid import Grid
 from foveate.errors import UnsupportedError
 
-__all__ = ["llava_cost", "picture_tokens", "qwen_cost"]
+__all__ = ["llava_cost", "picture_tokens", "qwen_cost", "tower_picture"]
 
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # the towers known here
 
@@ -32,7 +32,7 @@ def llava_cost(config: Any, pictures: int, grid: Grid | None = None) -> tuple[in
     vision, width = config.vision_config, config.text_config.hidden_size
     features = 1 if isinstance(config.vision_feature_layer, int) else len(config.vision_feature_layer)
     projector = linear(picture_tokens(config, grid), vision.hidden_size * features, width, width)
-    return pictures * _tower_picture(vision, grid), pictures * projector
+    return pictures * tower_picture(vision, grid), pictures * projector
 
 
 def qwen_cost(
@@ -65,7 +65,7 @@ def _tower_tokens(vision: Any, grid: Grid | None) -> int:
     return rows * columns + CLASS_TOKENS[vision.model_type]
 
 
-def _tower_picture(vision: Any, grid: Grid | None) -> int:
+def tower_picture(vision: Any, grid: Grid | None = None) -> int:
     """FLOPs of a CLIP or SigLIP tower on one picture."""
     tokens, width, inner = _tower_tokens(vision, grid), vision.hidden_size, vision.intermediate_size
     patches = tokens - CLASS_TOKENS[vision.model_type]

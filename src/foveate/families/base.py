@@ -70,12 +70,22 @@ class Family:
         layers: nn.ModuleList = self.text.layers
         return layers
 
+    def rotary_type(self, layer: int) -> str | None:
+        """Which of the decoder's RoPEs a layer uses, as `text.rotary_emb` names it; None where all use the same."""
+        return self.text.config.layer_types[layer] if hasattr(self.text.rotary_emb, "layer_types") else None
+
+    def rotary(self, layer: int, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(cos, sin) of position ids, (samples or 1, rows), as the decoder makes them for a layer."""
+        kind = self.rotary_type(layer)
+        pair: tuple[Tensor, Tensor] = self.text.rotary_emb(hidden, ids, *(() if kind is None else (kind,)))
+        return pair
+
     def vision_masks(self, placeholders: Any, given: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
         """What `get_placeholder_mask` answered, as (modality, mask) pairs; masks are (samples, tokens, …) bool.
 
         Args:
             placeholders: Its return value: one mask, or one for images and one for videos.
-            given: The keyword arguments it was called with; a modality without features is left out.
+            given: The arguments it was called with, and those of the core; a modality without features is left out.
         """
         masks = placeholders if isinstance(placeholders, tuple) else (placeholders,)
         return [

@@ -1,0 +1,90 @@
+"""Generic: a model whose family nobody has written yet, if its decoder and its placeholders are of the usual kind.
+
+It knows where tokens enter and which layers they go through, and nothing of the pictures: not where a token looks, nor what
+the tower makes of it. It is asked for by name and never found by `model_type`.
+"""
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from foveate.errors import UnsupportedError
+from foveate.families.base import Family
+
+__all__ = ["Generic", "lacking"]
+
+KNOWN = {
+    "hidden_states", "attention_mask", "position_ids", "position_embeddings", "past_key_values", "past_key_value",
+    "use_cache", "cache_position", "output_attentions", "kwargs",
+}  # fmt: skip
+"""What a decoder layer of the usual kind is called with."""
+
+
+class Generic(Family):
+    """A core with a `language_model` whose layers take `position_embeddings`, a `get_placeholder_mask` and features.
+
+    Positions are never numbered anew: whether they are one running number is not known.
+
+    Raises:
+        UnsupportedError: If the model is not of that kind; the message says what it lacks.
+    """
+
+    model_type: ClassVar[str] = "generic"
+    renumbers: ClassVar[bool] = False
+    decoders: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, model: Any) -> None:
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        if found := lacking(model):
+            raise UnsupportedError(
+                f"The generic adapter cannot serve {kind!r} ({type(model).__name__}): {'; '.join(found)}. "
+                "Write a family for it: docs/guides/new-family.md."
+            )
+        super().__init__(model)
+        warnings.warn(
+            f"{type(model).__name__} ({kind!r}) is served by foveate's generic adapter, which knows nothing of its "
+            "pictures and was never tested on it: compare a setting that keeps every token with the model alone first.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def lacking(model: Any) -> list[str]:
+    """What the generic adapter needs and a model does not have; empty where it can serve it."""
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return ["it is an encoder-decoder: pictures are no tokens of its decoder"]
+    cores = [
+        module
+        for module in (model.modules() if isinstance(model, nn.Module) else ())
+        if isinstance(getattr(module, "language_model", None), nn.Module) and hasattr(module, "get_placeholder_mask")
+    ]
+    if not cores:
+        return ["it has no module with a language_model and a get_placeholder_mask"]
+    core: Any = cores[-1]
+    found = []
+    if not hasattr(core, "get_image_features") and not hasattr(core, "get_video_features"):
+        found.append(f"its {type(core).__name__} has no get_image_features")
+    layers = getattr(core.language_model, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        return [*found, f"its {type(core.language_model).__name__} has no layers"]
+    for kind in {type(layer): layer for layer in layers}.values():
+        found += _odd(kind)
+    if more := [name for name in inspect.signature(core.language_model.forward).parameters if "deepstack" in name]:
+        found.append(f"its decoder gets {', '.join(more)}")
+    return found
+
+
+def _odd(layer: nn.Module) -> list[str]:
+    """What is unusual about a decoder layer."""
+    name, given = type(layer).__name__, set(inspect.signature(layer.forward).parameters)
+    found = []
+    if "position_embeddings" not in given:
+        found.append(f"its {name} takes no position_embeddings")
+    if more := sorted(given - KNOWN):
+        found.append(f"its {name} takes {', '.join(more)}")
+    if not hasattr(layer, "self_attn"):
+        found.append(f"its {name} has no self_attn")
+    return found
