@@ -1,15 +1,14 @@
 """Generic: a model whose family nobody has written yet, if its decoder and its placeholders are of the usual kind.
 
-It knows where tokens enter and which layers they go through, and nothing of the pictures: not where a token looks, nor what
-the tower makes of it. It is asked for by name and never found by `model_type`.
+It knows where tokens enter and which layers they go through, and nothing of the pictures: not where a token looks, nor
+what the tower makes of it. It is asked for by name and never found by `model_type`.
 """
 
 import inspect
 import warnings
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
