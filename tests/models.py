@@ -11,12 +11,14 @@ import transformers
 from torch import Tensor
 
 import foveate as fv
+from foveate.families.qwen2_vl import Qwen2VL
 from tests import oracle
 from tests.tiny import DEPTH, IMAGE, PAD, TEXT, VIDEO, VOCABULARY, Picture, Tiny
 
 __all__ = [
-    "DEPTH", "ENCODES_FIRST", "FAMILIES", "IMAGE", "MIXED", "NO_PLACEHOLDERS", "PAD", "PROMPTS", "TEXT", "TINY",
-    "VIDEO", "VOCABULARY", "batch", "features", "generate", "given", "is_vision", "mixed", "sample", "tiny",
+    "DEPTH", "ENCODES_FIRST", "FAMILIES", "IMAGE", "MIXED", "NO_PLACEHOLDERS", "PAD", "PROMPTS", "QWENS", "TEXT",
+    "TINY", "VIDEO", "VOCABULARY", "batch", "cached", "features", "generate", "given", "is_vision", "mixed", "sample",
+    "slots", "tiny", "with_video",
 ]  # fmt: skip
 
 ENCODES_FIRST = "mm_encoder_outputs" in inspect.signature(transformers.LlavaForConditionalGeneration.forward).parameters
@@ -24,8 +26,20 @@ ENCODES_FIRST = "mm_encoder_outputs" in inspect.signature(transformers.LlavaForC
 
 TINY: dict[str, Tiny] = {name: importlib.import_module(f"tests.families.test_{name}").TINY for name in fv.families()}
 FAMILIES = sorted(TINY)
+QWENS = [family for family in FAMILIES if issubclass(fv.families()[family], Qwen2VL)]
+"""Families whose tower takes patches of pictures of any size."""
+
+
+def with_video(family: str) -> str:
+    """A prompt with a video and a picture; with two videos where these cannot be together."""
+    return "tvtvt" if TINY[family].apart else "titvt"
+
+
 PROMPTS = [
-    (family, word) for family in FAMILIES for word in ("titit", "titvt") if "v" not in word or TINY[family].videos
+    (family, word)
+    for family in FAMILIES
+    for word in ("titit", with_video(family))
+    if "v" not in word or TINY[family].videos
 ]
 """Two pictures for every family; a picture and a video for those that know video."""
 
@@ -36,6 +50,8 @@ def tiny(family: str, attention: str = "sdpa") -> Any:
     torch.manual_seed(0)
     config = TINY[family].config()
     config._attn_implementation = attention if attention in ("sdpa", "eager") else "sdpa"
+    if attention == "eager":
+        config._experts_implementation = "eager"
     model = getattr(transformers, TINY[family].kind)(config).eval()
     model.config.get_text_config()._attn_implementation = attention  # a name of our own passes no validation
     with torch.no_grad():  # zeros and unit norms would hide wrong gathers
@@ -100,6 +116,18 @@ def features(model: Any, inputs: dict[str, Any], modality: str = "image") -> lis
         return oracle.features_of(model.model, getattr(model.model, f"get_{modality}_features")(**of), of, modality)
 
 
+def cached(layer: Any) -> list[Tensor]:
+    """What a layer of a cache holds: keys and values, or the states it has in their place."""
+    if hasattr(layer, "keys"):
+        return [layer.keys, layer.values]
+    return [*layer.conv_states.values(), *layer.recurrent_states.values()]
+
+
+def slots(past: Any) -> list[int]:
+    """Rows in each layer of a cache; 0 where it holds a state."""
+    return [layer.keys.shape[-2] if hasattr(layer, "keys") else 0 for layer in past.layers]
+
+
 def is_vision(ids: Tensor) -> Tensor:
     """Which ids stand for vision tokens."""
     return (ids == IMAGE) | (ids == VIDEO)
@@ -110,7 +138,7 @@ MIXED = ("titt", "titit", "ttttt", "tit")
 
 def mixed(family: str) -> tuple[str, ...]:
     """Samples for a batch: one, two and no pictures; and videos, where the family knows them."""
-    return (*MIXED, "tvt", "titvt") if TINY[family].videos else MIXED
+    return (*MIXED, "tvt", "titvt") if TINY[family].videos and not TINY[family].apart else MIXED
 
 
 NO_PLACEHOLDERS = {"bad_words_ids": [[IMAGE], [VIDEO], [93], [94]]}  # a random model would draw them

@@ -26,7 +26,10 @@ def embed(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, list[T
         output = getattr(core, f"get_{modality}_features")(**given)
         features = features_of(core, output, given, modality)
         names = (f"{modality}_token_id", f"{modality}_token_index")
-        there = ids == next(found for name in names if (found := getattr(model.config, name, None)) is not None)
+        if "mm_token_type_ids" in inputs:  # a video's placeholders may be those of images
+            there = inputs["mm_token_type_ids"][0] == 1 + (modality == "video")
+        else:
+            there = ids == next(found for name in names if (found := getattr(model.config, name, None)) is not None)
         embeds[0, there] = torch.cat(features).to(embeds.dtype)
         lengths = torch.tensor([len(one) for one in features])
         owner[there] = torch.repeat_interleave(torch.arange(len(features)), lengths) + int(owner.max()) + 1
@@ -148,7 +151,8 @@ def forward(
             mask[-count:, gone_rows] = False
         bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
         entered = x
-        x = layer(x[None], attention_mask=bias[None, None], position_embeddings=(cos, sin), past_key_values=None)[0]
+        seen = bias[None, None] if hasattr(layer, "self_attn") else None  # a recurrent layer reads its rows in order
+        x = layer(x[None], attention_mask=seen, position_embeddings=(cos, sin), past_key_values=None)[0]
         if index < len(deep):
             there = token >= 0
             x = x.clone()

@@ -12,12 +12,11 @@ import torch
 import foveate as fv
 from foveate.cli.models import STAGES, marks
 from foveate.registry import SUPPORT
-from tests.models import FAMILIES, TINY, batch, tiny
+from tests.models import FAMILIES, TINY, batch, tiny, with_video
 
 __all__ = ["PAGE", "find", "page"]
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
-WORDS = {"image": "titit", "video": "tvtit"}
 
 
 def find(family: str) -> dict[str, dict[str, Any]]:
@@ -29,7 +28,7 @@ def find(family: str) -> dict[str, dict[str, Any]]:
     from tests.invariants.settings import EXAMPLES
 
     found: dict[str, dict[str, Any]] = {}
-    for modality, word in WORDS.items():
+    for modality, word in {"image": "titit", "video": with_video(family)}.items():
         if modality == "video" and TINY[family].videos is None:
             continue
         for example, method in EXAMPLES.items():

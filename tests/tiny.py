@@ -1,6 +1,6 @@
 """What a family's tiny random model is made of; each family's test file holds its own, as `TINY`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,8 @@ class Tiny:
         sees: Which rows each row sees in a layer, where that is not just those up to it: called with (layer, columns
             and pictures of the rows, −1 for text, and how many columns the prompt has), it answers (rows, rows) bool.
         window: How many columns a row of a layer sees, its own included, where it has a window.
+        recurrent: Layers that carry a state: it cannot be cropped, and fades where padding is between tokens.
+        apart: Whether transformers takes images or videos in one call, but not both.
     """
 
     config: Callable[[], Any]
@@ -71,9 +73,13 @@ class Tiny:
     mrope: bool = False
     sees: Callable[[int, Tensor, Tensor, int], Tensor] | None = None
     window: Callable[[int], int | None] = nothing_of
+    recurrent: Sequence[int] = ()
+    apart: bool = False
 
     def held(self, layer: int, rows: int) -> int:
         """Of so many rows, those a layer's cache holds afterwards."""
+        if layer in self.recurrent:
+            return 0
         window = self.window(layer)
         return rows if window is None else min(rows, window - 1)
 

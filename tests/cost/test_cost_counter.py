@@ -15,10 +15,17 @@ from transformers import (
     AutoModelForImageTextToText,
     DynamicCache,
     Gemma3Config,
+    Glm4vConfig,
+    Glm4vMoeConfig,
+    Glm46VConfig,
     LlavaConfig,
     LlavaOnevisionConfig,
+    Qwen2_5_VLConfig,
     Qwen2VLConfig,
+    Qwen3_5Config,
+    Qwen3_5MoeConfig,
     Qwen3VLConfig,
+    Qwen3VLMoeConfig,
 )
 from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
 
@@ -32,6 +39,12 @@ SMALL = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 4, "nu
 QWEN2_TOWER = {"depth": 3, "embed_dim": 32, "hidden_size": 48, "num_heads": 4, "mlp_ratio": 3, "patch_size": 6}
 QWEN3_TOWER = {"depth": 5, "hidden_size": 32, "intermediate_size": 72, "num_heads": 4, "patch_size": 6,
                "out_hidden_size": 48, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 2, 9]}  # fmt: skip
+
+QWEN25_TOWER = {"depth": 4, "hidden_size": 32, "intermediate_size": 72, "num_heads": 4, "patch_size": 6,
+                "out_hidden_size": 48, "fullatt_block_indexes": [1, 9], "window_size": 36}  # fmt: skip
+
+GLM_TOWER = {"depth": 3, "hidden_size": 32, "num_heads": 4, "patch_size": 6, "out_hidden_size": 48,
+             "intermediate_size": 72, "image_size": 48}  # fmt: skip
 
 
 def llava(text="llama", tower=CLIP, **settings):
@@ -47,6 +60,10 @@ def qwen2_vl():
     return Qwen2VLConfig(text_config={**SMALL, "rope_parameters": mrope(2, 1, 1)}, vision_config=QWEN2_TOWER)
 
 
+def qwen2_5_vl():
+    return Qwen2_5_VLConfig(text_config={**SMALL, "rope_parameters": mrope(2, 1, 1)}, vision_config=QWEN25_TOWER)
+
+
 def qwen3_vl():
     # 24 values a head, though 48 / 6 is 8: the attention is wider than the residual stream.
     text = {**SMALL, "head_dim": 24, "rope_parameters": mrope(4, 4, 4)}
@@ -60,16 +77,70 @@ def gemma3():
     return Gemma3Config(text_config=text, vision_config=tower, mm_tokens_per_image=16)
 
 
+def qwen3_vl_moe():
+    """Every second layer would be sparse, 1 and 3; layer 1 is not."""
+    text = {**SMALL, "rope_parameters": mrope(2, 1, 1), "num_experts": 5, "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40, "decoder_sparse_step": 2, "mlp_only_layers": [1]}  # fmt: skip
+    return Qwen3VLMoeConfig(text_config=text, vision_config=QWEN3_TOWER)
+
+
+def qwen3_5():
+    kinds = ["linear_attention", "full_attention", "linear_attention", "linear_attention"]
+    text = {**SMALL, "head_dim": 24, "rope_parameters": {**mrope(2, 2, 2), "partial_rotary_factor": 0.5},
+            "layer_types": kinds, "linear_num_key_heads": 3, "linear_num_value_heads": 6,
+            "linear_key_head_dim": 16, "linear_value_head_dim": 20}  # fmt: skip
+    tower = {name: value for name, value in QWEN3_TOWER.items() if name != "deepstack_visual_indexes"}
+    return Qwen3_5Config(text_config=text, vision_config=tower)
+
+
+def qwen3_5_moe():
+    settings = {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 40}
+    text = {**qwen3_5().text_config.to_dict(), **settings, "shared_expert_intermediate_size": 56}
+    del text["model_type"], text["intermediate_size"]
+    return Qwen3_5MoeConfig(text_config=text, vision_config=qwen3_5().vision_config.to_dict())
+
+
+def glm4v():
+    return Glm4vConfig(text_config={**SMALL, "rope_parameters": mrope(2, 1, 1)}, vision_config=GLM_TOWER)
+
+
+def glm4v_moe():
+    """Layer 0 is dense; two experts look at every row, and three of six by turns."""
+    settings = {"n_routed_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 40, "n_shared_experts": 2}
+    text = {**SMALL, **settings, "first_k_dense_replace": 1, "head_dim": 16, "rope_parameters": mrope(2, 1, 1)}
+    return Glm4vMoeConfig(text_config=text, vision_config=GLM_TOWER)
+
+
+def glm46v():
+    text = {**SMALL, "model_type": "glm4v_text", "rope_parameters": mrope(2, 1, 1)}
+    return Glm46VConfig(text_config=text, vision_config={**GLM_TOWER, "model_type": "glm4v_vision"})
+
+
 def mrope(*sections):
     return {"rope_type": "default", "mrope_section": list(sections), "rope_theta": 1e6}
 
 
-FAMILIES = {"gemma3": gemma3, "llava": llava, "llava_onevision": onevision, "qwen2_vl": qwen2_vl, "qwen3_vl": qwen3_vl}
+FAMILIES = {
+    "gemma3": gemma3,
+    "llava": llava,
+    "llava_onevision": onevision,
+    "qwen2_vl": qwen2_vl,
+    "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
+    "qwen3_vl_moe": qwen3_vl_moe,
+    "qwen3_5": qwen3_5,
+    "qwen3_5_moe": qwen3_5_moe,
+    "glm4v": glm4v,
+    "glm4v_moe": glm4v_moe,
+    "glm46v": glm46v,
+}
 
 
 def build(config):
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
+        return AutoModelForImageTextToText.from_config(
+            config, attn_implementation="eager", experts_implementation="batched_mm"
+        ).eval()
 
 
 def count(call, *args, **kwargs):
@@ -94,12 +165,20 @@ def decoder_flops(model, rows, decoded=False):
     cache, prefill, decode = DynamicCache(config=text.config), [], []
     for layer, n in zip(text.layers, rows, strict=True):
         for queries, counts in ((n, prefill), (1, decode)):
-            axes = (3,) if "vl" in text.config.model_type else ()
+            axes = (3,) if "mrope_section" in text.config.rope_parameters else ()
             kinds = [text.config.layer_types[layer.layer_idx]] if hasattr(text.rotary_emb, "layer_types") else []
             pair = text.rotary_emb(meta(1, queries, width), meta(*axes, 1, queries), *kinds)
             inputs = {"position_embeddings": pair, "past_key_values": cache, "attention_mask": None}
-            counts.append(count(layer, meta(1, queries, width), **inputs).get_total_flops())
+            counts.append(products(count(layer, meta(1, queries, width), **inputs)))
+            if counts is decode and hasattr(layer, "linear_attn"):  # multiplied element by element, which nobody counts
+                mixer = layer.linear_attn
+                counts[-1] += 3 * 2 * mixer.num_v_heads * mixer.head_k_dim * mixer.head_v_dim
     return prefill, decode
+
+
+def products(counter):
+    """All FLOPs but those of convolutions over rows, which are no matrix products."""
+    return sum(n for op, n in counter.get_flop_counts()["Global"].items() if "conv" not in str(op))
 
 
 def head_flops(model):
@@ -119,7 +198,7 @@ METHODS = [
 def test_every_decoder_layer_the_next_token_and_the_head_equal_the_counter(family, method):
     config = FAMILIES[family]()
     model = build(config)
-    found = fv.cost(config, text_tokens=11, vision_tokens=64, method=method, tower_images=1)
+    found = fv.cost(config, text_tokens=11, vision_tokens=64, method=method, tower_images=1, grids=[[(8, 8)]])
     prefill, decode = decoder_flops(model, [11 + n for n in found.tokens])
     assert list(found.layer_flops) == prefill
     assert found.head_flops == head_flops(model)
@@ -230,16 +309,24 @@ def test_gemmas_tower_and_projector_equal_the_counter(images):
         fv.cost(config, text_tokens=5, vision_tokens=17)
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
-@pytest.mark.parametrize("grids", [[(1, 4, 6)], [(1, 4, 6), (3, 8, 4)]], ids=["image", "image and video"])
+MERGERS = ("merger", "downsample", "deepstack_merger_list.0", "deepstack_merger_list.1")
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name.startswith(("qwen", "glm"))])
+@pytest.mark.parametrize("grids", [[(1, 4, 6)], [(1, 4, 6), (3, 8, 14)]], ids=["image", "image and video"])
 def test_a_qwens_tower_and_mergers_equal_the_counter(family, grids):
     config = FAMILIES[family]()
     tower = build(config).model.visual.to_empty(device="cpu")
     patches = torch.zeros(sum(map(math.prod, grids)), 3 * 2 * 6 * 6)
-    counter = count(tower, patches, grid_thw=torch.tensor(grids))
+    flat = family.startswith("glm")  # takes the frames of a video for images
+    given = [(1, h, w) for t, h, w in grids for _ in range(t)] if flat else grids
+    counter = count(tower, patches, grid_thw=torch.tensor(given))
     sizes, frames = [math.prod(grid) // 4 for grid in grids], [grid[0] for grid in grids]
-    found = fv.cost(config, text_tokens=5, vision_tokens=sizes, tower_images=frames)
-    assert found.projector_flops == inside(counter, "merger", "deepstack_merger_list.0", "deepstack_merger_list.1")
+    cells = [[(h // 2, w // 2)] * t for t, h, w in grids]
+    found = fv.cost(config, text_tokens=5, vision_tokens=sizes, grids=cells)
+    if family != "qwen2_5_vl":  # its windows are asked for by grid
+        assert found == fv.cost(config, text_tokens=5, vision_tokens=sizes, tower_images=frames)
+    assert found.projector_flops == inside(counter, *MERGERS)
     assert found.tower_flops + found.projector_flops == counter.get_total_flops()
 
 

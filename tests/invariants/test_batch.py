@@ -5,7 +5,7 @@ import torch
 
 import foveate as fv
 from tests.invariants.settings import ATTENTIONS, EXAMPLES, PAIRS, works
-from tests.models import DEPTH, FAMILIES, TINY, batch, generate, is_vision, mixed, tiny
+from tests.models import DEPTH, FAMILIES, TINY, batch, generate, is_vision, mixed, slots, tiny
 
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
 
@@ -46,12 +46,15 @@ def test_a_ragged_batch_shrinks(family):
     with fv.drop(model, fv.V2Drop(layers=(1,), keep=(0.0,))), torch.no_grad():
         cache = model(**inputs).past_key_values
     alone = batch(family, ["tttttttt" * 6])["input_ids"].shape[1]
-    assert cache.layers[-1].keys.shape[-2] == TINY[family].held(DEPTH - 1, alone)
+    assert slots(cache)[-1] == TINY[family].held(DEPTH - 1, alone)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("where", ["right", "between"])
+@pytest.mark.parametrize(
+    ("where", "family"),
+    # A state fades where padding is between tokens, whoever drops: transformers' own forward differs then.
+    [("right", one) for one in FAMILIES] + [("between", one) for one in FAMILIES if not TINY[one].recurrent],
+)
 def test_padding_right_of_or_between_real_tokens(family, attention, where):
     """Masked columns anywhere are dead: the real tokens' logits are those of the sample without them."""
     model = tiny(family, attention)
@@ -101,4 +104,4 @@ def test_generation_reads_a_masked_last_column_as_the_model_does(family, attenti
     assert (nearly - plain).abs().max() < 0.5 * (stale - plain).abs().max()
     left = trace.vision_tokens[0] - trace.stages[0].after[0]
     real = int(inputs["attention_mask"].sum()) - left
-    assert trace.kv_lengths[-1] == [TINY[family].held(DEPTH - 1, real + 1) - 1]  # the padding that is read is stored
+    assert trace.kv_lengths[4] == [TINY[family].held(4, real + 1) - 1]  # the padding that is read is stored

@@ -7,7 +7,7 @@ import foveate as fv
 from tests import oracle
 from tests.invariants.references import reference
 from tests.invariants.settings import ATTENTIONS, EXAMPLES, PAIRS, PROMPT_PAIRS
-from tests.models import IMAGE, PROMPTS, TINY, VIDEO, batch, generate, tiny
+from tests.models import IMAGE, PROMPTS, TINY, VIDEO, batch, generate, slots, tiny
 
 BANNED = {IMAGE, VIDEO, 93, 94}
 DEEPSTACK = {"qwen3_vl", "qwen3_vl_moe"}
@@ -96,8 +96,7 @@ def test_cutting_before_the_decoder_is_a_shortened_prompt_bit_for_bit(family, wo
         out = model.model.language_model(**given)
         short = model.lm_head(out.last_hidden_state[:, -1:])
     assert torch.equal(logits, short)
-    for index, layer in enumerate(cache.layers):
-        assert layer.keys.shape[-2] == TINY[family].held(index, len(rows))
+    assert slots(cache) == [TINY[family].held(index, len(rows)) for index in range(len(cache.layers))]
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)

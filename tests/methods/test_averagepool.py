@@ -7,7 +7,7 @@ import foveate as fv
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.base import TowerView
 from tests.methods.test_staged import Config
-from tests.models import FAMILIES, IMAGE, batch, generate, tiny
+from tests.models import FAMILIES, IMAGE, QWENS, batch, generate, tiny
 from tests.models import given as pictures_of
 
 EXAMPLES = [AveragePool(keep=0.4), AveragePool(keep=0.15)]
@@ -135,7 +135,7 @@ def test_a_video_is_pooled_frame_by_frame():
     assert trace.stages[0].kept[0].tolist()[-1] == count - 1
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", QWENS)
 def test_a_video_of_patches_is_pooled_frame_by_frame(family):
     model, vision = tiny(family), tiny(family).config.vision_config
     width = 3 * vision.temporal_patch_size * vision.patch_size**2

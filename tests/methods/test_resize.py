@@ -10,7 +10,7 @@ from foveate.methods.averagepool import AveragePool
 from foveate.methods.resize import Resize
 from tests.methods.test_averagepool import seen
 from tests.methods.test_staged import Config
-from tests.models import FAMILIES, IMAGE, batch, generate, tiny
+from tests.models import FAMILIES, IMAGE, QWENS, batch, generate, tiny
 
 EXAMPLES = [Resize(keep=0.4), Resize(keep=0.15)]
 KEEP_ALL = Resize(keep=1.0)
@@ -40,7 +40,7 @@ def test_llavas_rows_are_the_towers_on_the_smaller_picture():
     assert [len(members) for members in stage.merged[0]] == [4, 2, 4, 2, 1, 2, 4, 2, 4]
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", QWENS)
 @pytest.mark.parametrize("word", ["tit", "titit"])
 def test_a_qwen_sees_what_it_would_natively_see_of_the_smaller_picture(family, word):
     """The whole decoder against a short prompt with small pictures, at the position ids the trace names."""
@@ -171,7 +171,7 @@ def test_a_onevision_video_is_resized_frame_by_frame():
     assert torch.equal(got[12], model.model.image_newline)
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", QWENS)
 def test_a_qwen_video_is_resized_frame_by_frame(family):
     model, vision = tiny(family), tiny(family).config.vision_config
     width = 3 * vision.temporal_patch_size * vision.patch_size**2
@@ -205,7 +205,7 @@ def test_counts_are_as_the_grids_say(family, method):
         assert told.retention == pytest.approx(trace.retention[0])
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["llava", *QWENS])
 def test_the_smaller_towers_flops_are_counted(family):
     model, inputs, method = tiny(family, "eager"), batch(family, ["tit"]), Resize(keep=0.4)
     with fv.drop(model, method) as trace, torch.no_grad():
@@ -215,7 +215,7 @@ def test_the_smaller_towers_flops_are_counted(family):
     sizes, grids = seen(trace)
     told = fv.cost(model, text_tokens=7, vision_tokens=sizes, method=method, grids=grids)
     assert told.tower_flops + told.projector_flops == counter.get_total_flops()
-    assert told.tower_flops < fv.cost(model, text_tokens=7, vision_tokens=sizes).tower_flops
+    assert told.tower_flops < fv.cost(model, text_tokens=7, vision_tokens=sizes, grids=grids).tower_flops
 
 
 @given(rows=st.integers(1, 40), columns=st.integers(1, 40), keep=st.floats(0.01, 1.0))

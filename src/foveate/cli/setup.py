@@ -18,7 +18,7 @@ from foveate.cost import Cost, cost
 from foveate.engine.trace import Trace
 from foveate.errors import BudgetError
 from foveate.methods.base import Method
-from foveate.registry import families
+from foveate.registry import families, family_for
 
 __all__ = ["Setup", "set_up"]
 
@@ -66,13 +66,16 @@ class Setup:
             tower_images=pictures,
             dtype=self.loaded.model.dtype,
             tokens=None if trace is None else [count for (count,) in trace.latest.per_layer],
-            grids=None if trace is None else self._grids(trace),
+            grids=self._grids(),
         )
 
-    def _grids(self, trace: Trace) -> list[tuple[Grid, ...]] | None:
+    def _grids(self) -> list[tuple[Grid, ...]] | None:
         """Rows and columns of each image's tokens, where they are known."""
-        places = [boxes for boxes in trace.latest.boxes[0] if boxes is not None]
-        return [grids_of(boxes) for boxes in places] if len(places) == len(self.sizes) else None
+        if len(self.sizes) != len(self.pictures):  # only the images' sum is known
+            return None
+        boxes = family_for(self.loaded.model).boxes("image", self.inputs, self.sizes)
+        places = [one for one in boxes if one is not None]
+        return [grids_of(one) for one in places] if len(places) == len(boxes) else None
 
     def to_dict(self) -> dict[str, Any]:
         """The input as plain values."""

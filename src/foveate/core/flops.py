@@ -6,7 +6,7 @@ residual sums are left out.
 
 from itertools import pairwise
 
-__all__ = ["attention", "linear", "vit_block"]
+__all__ = ["attention", "delta_rule", "linear", "vit_block"]
 
 
 def linear(rows: int, *widths: int) -> int:
@@ -17,6 +17,17 @@ def linear(rows: int, *widths: int) -> int:
 def attention(queries: int, keys: int, width: int) -> int:
     """FLOPs of scores and weighted values over all pairs (nothing halved); `width` = heads · head_dim."""
     return 4 * queries * keys * width
+
+
+def delta_rule(rows: int, heads: int, key: int, value: int, chunk: int = 64) -> int:
+    """FLOPs of the gated delta rule's products, in chunks of rows as everybody computes it; one row by itself.
+
+    A row reads its key from each head's state (`key` x `value`), corrects the state and reads its query; in a chunk
+    rows also look at one another, whole chunks being computed. Triangular solves and convolutions are left out.
+    """
+    step = 1 if rows == 1 else chunk
+    together = 0 if rows == 1 else 2 * step * step * (2 * key + value)
+    return heads * -(-rows // step) * (together + 6 * step * key * value)
 
 
 def vit_block(tokens: int, width: int, inner: int) -> int:

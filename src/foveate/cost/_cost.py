@@ -26,7 +26,7 @@ class Cost:
         tokens: Vision tokens each decoder layer processes.
         cached: Vision tokens in each layer's cache once decoding starts; fewer where a method cuts caches afterwards.
         kv_lengths: Rows in each layer's cache after the prefill, text included: of a layer with a sliding window at
-            most one less than that.
+            most one less than that, of one that keeps a state none.
         attention: "full", or "causal" if the prefill's attention was counted half.
         layer_flops: The prefill of each decoder layer: projections, MLP and attention.
         tower_flops: The vision tower.
@@ -110,14 +110,16 @@ def cost(
         dtype: Of the cache; by default the config's, and bfloat16 if it names none.
         tokens: Vision tokens each decoder layer processes, for a method that decides by what the picture shows
             (MustDrop): a trace tells, `[count for (count,) in trace.latest.per_layer]`.
-        grids: For methods that work on grids (AveragePool, Resize): rows and columns of the tokens of each image's
-            frames or views, `[[(24, 24)]]` for one LLaVA-1.5 image, whose grids are known without.
+        grids: For methods that work on grids (AveragePool, Resize), and for towers whose cost depends on them
+            (Qwen2.5-VL's windows): rows and columns of the tokens of each image's frames or views, `[[(24, 24)]]`
+            for one LLaVA-1.5 image, whose grids are known without.
 
     Raises:
         SettingError: If such a method is given without `tokens`, a count is negative or all are zero, the schedule
-            does not fit the depth, or `tower_images` is missing where the counts leave it open, or contradicts them.
+            does not fit the depth, or `tower_images` or `grids` is missing where the counts leave it open, or
+            contradicts them.
         UnsupportedError: If no family serves the config, or its decoder or tower is of a kind whose cost is
-            not known (mixtures of experts).
+            not known.
     """
     config = getattr(config, "config", config)
     kind = families().get(getattr(config, "model_type", None))  # type: ignore[arg-type]
@@ -142,11 +144,12 @@ def cost(
     scoring, cached_as = 0, {}
     if tokens is not None and len(tokens) != decoder.depth:
         raise SettingError(f"tokens has a count for each of the {decoder.depth} layers; got {len(tokens)}.")
+    if grids and len(grids) != len(sizes):
+        raise SettingError(f"grids has an entry for each image: got {len(grids)} for {len(sizes)} images.")
+    told = grids
     if method is not None:
         method.check(decoder.depth)
         grids = grids or kind.token_grids(config, sizes)
-        if grids is not None and len(grids) != len(sizes):
-            raise SettingError(f"grids has an entry for each image: got {len(grids)} for {len(sizes)} images.")
         if tokens is None and grids is not None:
             tokens = method.plan_grids(decoder.depth, sizes, grids)
         tokens = tokens or method.plan(decoder.depth, sizes)
@@ -161,7 +164,8 @@ def cost(
     cached = tuple(cached_as.get(layer, count) for layer, count in enumerate(tokens))
     rows = [text_tokens + count for count in tokens]
     kept = tuple(map(decoder.held, range(decoder.depth), (text_tokens + count for count in cached)))
-    tower, projector = kind.tower_cost(config, sizes, pictures) if sum(sizes) else (0, 0)
+    whole = kind.smaller_tower_cost(config, told) if told else None
+    tower, projector = whole or (kind.tower_cost(config, sizes, pictures) if sum(sizes) else (0, 0))
     if method is not None and method.stage == "pixels" and method.reduces_tower and grids:
         cells = [
             method.coarsen(mine, size, closing_rows(size - sum(h * w for h, w in mine)))
@@ -175,12 +179,12 @@ def cost(
         cached=cached,
         kv_lengths=kept,
         attention=attention,
-        layer_flops=tuple(decoder.layer(n, keys=n, halved=attention == "causal") for n in rows),
+        layer_flops=tuple(decoder.layer(i, n, keys=n, halved=attention == "causal") for i, n in enumerate(rows)),
         tower_flops=tower,
         projector_flops=projector,
         head_flops=decoder.head(),
         scoring_flops=scoring,
-        decode_flops=sum(decoder.layer(1, keys=n + 1) for n in kept) + decoder.head(),
+        decode_flops=sum(decoder.layer(i, 1, keys=n + 1) for i, n in enumerate(kept)) + decoder.head(),
         kv_bytes=sum(map(decoder.cached, kept)) * (dtype or _dtype(config)).itemsize,
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any, Self
 
-from foveate.core.flops import attention, linear
+from foveate.core.flops import attention, delta_rule, linear
 from foveate.errors import UnsupportedError
 
 __all__ = ["Decoder"]
@@ -12,23 +12,28 @@ __all__ = ["Decoder"]
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """A dense decoder with a gated MLP, grouped-query attention included.
+    """A decoder with gated MLPs or mixtures of experts, grouped-query attention included.
 
     Attributes:
         depth: Layers.
         width: The residual stream's.
-        inner: The MLP's.
+        rows: FLOPs of each layer's projections and MLP on one row; in a mixture, of the router and the experts that a
+            row goes to.
+        recurrent: Layers that carry a state in the place of attention, by the gated delta rule.
         heads, kv_heads, head_dim: Of the attention; heads · head_dim may differ from `width`.
+        state: Heads, key size and value size of the recurrent layers.
         vocabulary: Columns of the head; tied to the embedding or not, it computes the same.
         windows: Tokens a row of each layer sees, its own included; None if all.
     """
 
     depth: int
     width: int
-    inner: int
+    rows: tuple[int, ...]
+    recurrent: frozenset[int]
     heads: int
     kv_heads: int
     head_dim: int
+    state: tuple[int, int, int]
     vocabulary: int
     windows: tuple[int | None, ...]
 
@@ -37,36 +42,40 @@ class Decoder:
         """The decoder of a text config whose `model_type` is among the `known`.
 
         Raises:
-            UnsupportedError: If it is not, as with mixtures of experts.
+            UnsupportedError: If it is not.
         """
         if text.model_type not in known:
-            experts = [n for n in ("num_experts", "num_local_experts", "n_routed_experts") if hasattr(text, n)]
-            why = f" (a mixture of experts: {experts[0]}={getattr(text, experts[0])})" if experts else ""
+            why = f" (a mixture of {_experts(text)} experts)" if _experts(text) else ""
             raise UnsupportedError(
                 f"What a decoder of type {text.model_type!r}{why} costs is not known. "
                 f"Known in this family: {', '.join(sorted(known))}."
             )
+        kinds = _of(text, "layer_types") or ("full_attention",) * text.num_hidden_layers
+        heads, width = text.num_attention_heads, text.hidden_size
         return cls(
             depth=text.num_hidden_layers,
-            width=text.hidden_size,
-            inner=text.intermediate_size,
-            heads=text.num_attention_heads,
-            kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+            width=width,
+            rows=tuple(_projections(text, kind) + _mlp(text, layer) for layer, kind in enumerate(kinds)),
+            recurrent=frozenset(layer for layer, kind in enumerate(kinds) if kind == "linear_attention"),
+            heads=heads,
+            kv_heads=_of(text, "num_key_value_heads") or heads,
+            head_dim=_of(text, "head_dim") or width // heads,
+            state=_state(text),
             vocabulary=text.vocab_size,
             windows=_windows(text),
         )
 
-    def layer(self, rows: int, keys: int, halved: bool = False) -> int:
-        """FLOPs of a layer on `rows` rows that look at `keys` rows; `halved` counts half the attention."""
-        queries = 2 * linear(rows, self.width, self.heads * self.head_dim)  # with the output projection
-        keys_values = 2 * linear(rows, self.width, self.kv_heads * self.head_dim)
-        mlp = linear(rows, self.width, 2 * self.inner) + linear(rows, self.inner, self.width)
-        return queries + keys_values + mlp + attention(rows, keys, self.heads * self.head_dim) // (1 + halved)
+    def layer(self, index: int, rows: int, keys: int, halved: bool = False) -> int:
+        """FLOPs of layer `index` on `rows` rows that look at `keys` rows; `halved` counts half the attention."""
+        if index in self.recurrent:
+            return rows * self.rows[index] + delta_rule(rows, *self.state)
+        return rows * self.rows[index] + attention(rows, keys, self.heads * self.head_dim) // (1 + halved)
 
-    def held(self, layer: int, rows: int) -> int:
-        """Rows in a layer's cache once `rows` are through: no more than a later one sees."""
-        window = self.windows[layer]
+    def held(self, index: int, rows: int) -> int:
+        """Rows in the cache of layer `index` once `rows` are through: no more than a later one sees; none in a state."""
+        if index in self.recurrent:
+            return 0
+        window = self.windows[index]
         return rows if window is None else min(rows, window - 1)
 
     def head(self) -> int:
@@ -76,6 +85,51 @@ class Decoder:
     def cached(self, rows: int) -> int:
         """Numbers a layer keeps for `rows` rows: their keys and values."""
         return 2 * rows * self.kv_heads * self.head_dim
+
+
+def _experts(text: Any) -> int:
+    """Experts of a mixture; 0 for a dense decoder."""
+    return next((n for name in ("num_experts", "n_routed_experts", "num_local_experts") if (n := _of(text, name))), 0)
+
+
+def _state(text: Any) -> tuple[int, int, int]:
+    """Heads, key size and value size of recurrent layers."""
+    return _of(text, "linear_num_value_heads"), _of(text, "linear_key_head_dim"), _of(text, "linear_value_head_dim")
+
+
+def _projections(text: Any, kind: str) -> int:
+    """FLOPs of a layer's projections on one row: before and behind its attention, or its state."""
+    width, heads = text.hidden_size, text.num_attention_heads
+    states, key, value = _state(text)
+    if kind == "linear_attention":
+        mixed = 2 * _of(text, "linear_num_key_heads") * key + states * value
+        return linear(1, width, mixed) + 2 * linear(1, width, states * value + states)  # two gates, decay and output
+    head_dim = _of(text, "head_dim") or width // heads
+    wide = (3 if states else 2) * heads  # queries and output; beside recurrent layers a gate too
+    narrow = 2 * (_of(text, "num_key_value_heads") or heads)
+    return linear(1, width, (wide + narrow) * head_dim)
+
+
+def _mlp(text: Any, layer: int) -> int:
+    """FLOPs of a layer's MLP on one row: dense; or router, chosen experts and the shared one, as the config says."""
+    width: int = text.hidden_size
+
+    def gated(inner: int) -> int:
+        return linear(1, width, 2 * inner) + linear(1, inner, width)
+
+    experts = _experts(text)
+    early = layer < _of(text, "first_k_dense_replace") or layer in (_of(text, "mlp_only_layers") or ())
+    if not experts or early or (layer + 1) % (_of(text, "decoder_sparse_step") or 1):
+        return gated(text.intermediate_size)
+    flops: int = linear(1, width, experts) + text.num_experts_per_tok * gated(text.moe_intermediate_size)
+    if shared := _of(text, "shared_expert_intermediate_size"):
+        return flops + gated(shared) + linear(1, width, 1)  # and its gate
+    return flops + gated(_of(text, "n_shared_experts") * text.moe_intermediate_size)
+
+
+def _of(text: Any, name: str) -> Any:
+    """A number or list of a config; 0 where it has none."""
+    return getattr(text, name, None) or 0
 
 
 def _windows(text: Any) -> tuple[int | None, ...]:

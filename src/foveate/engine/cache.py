@@ -4,11 +4,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from foveate.errors import SessionError, UnsupportedError
 
 __all__ = ["PrunedLayer", "check_cache", "pruned_layer"]
+
+KNOWN = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer)
 
 
 class PrunedLayer(DynamicLayer):  # type: ignore[misc]
@@ -236,7 +238,7 @@ def check_cache(cache: Any) -> None:
     if cache.offloading:
         raise UnsupportedError("Offloaded caches are not supported while tokens are dropped; use a DynamicCache.")
     kinds = {type(layer) for layer in cache.layers} or {cache.layer_class_to_replicate}
-    odd = sorted(kind.__name__ for kind in kinds - {DynamicLayer, DynamicSlidingWindowLayer, PrunedLayer})
+    odd = sorted(kind.__name__ for kind in kinds - {*KNOWN, PrunedLayer})
     if odd:
         raise UnsupportedError(
             f"The cache has layers of type {', '.join(odd)}, which cannot differ in length. Use a DynamicCache: "

@@ -28,6 +28,7 @@ class Layers:
     def __init__(self, family: Family, reindex: bool) -> None:
         self.call = Call()
         self._family = family
+        self._recurrent = family.recurrent
         self._reindex = reindex
 
     def run(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -47,9 +48,12 @@ class Layers:
                 pruned.announce(None, hidden.shape[1])
             return _call(original, hidden, args, kwargs)
         layout = prompt.layout.on(hidden.device)
-        pruned = _pruned(cache, index, make=True)
+        pruned = _pruned(cache, index, make=index not in self._recurrent)
         columns = layout.columns(0 if pruned is None else pruned.seen)
-        kwargs["attention_mask"] = self._mask(kwargs.get("attention_mask"), index, hidden, layout, columns, pruned)
+        if index in self._recurrent:
+            kwargs["attention_mask"] = _padding(kwargs.get("attention_mask"), index, layout, cache)
+        else:
+            kwargs["attention_mask"] = self._mask(kwargs.get("attention_mask"), index, hidden, layout, columns, pruned)
         kwargs["position_embeddings"] = self._tables(index, layout, hidden, kwargs["position_embeddings"], pruned)
         kwargs["position_ids"] = None  # gaps would read as packed sequences; RoPE is in position_embeddings
         if pruned is not None:
@@ -109,6 +113,12 @@ class Layers:
         self, index: int, kwargs: dict[str, Any], pruned: PrunedLayer | None, hidden: Tensor, sample: int
     ) -> LayerAttention:
         """Attention of layer `index` for one sample, over the rows that have not left yet."""
+        if index in self._recurrent:
+            readable = [str(layer) for layer in range(len(self._family.layers)) if layer not in self._recurrent]
+            raise UnsupportedError(
+                f"Layer {index} pays no attention but carries a state from token to token, so there is nothing to rank "
+                f"by. Read attention at layers {', '.join(readable)}, or use a method that reads none (V2Drop)."
+            )
         prompt = self.call.prompt
         assert prompt is not None
         pair, cache = kwargs["position_embeddings"], kwargs.get("past_key_values")
@@ -186,6 +196,23 @@ def _pruned(cache: Any, index: int, make: bool) -> PrunedLayer | None:
     layers = getattr(cache, "layers", ())
     layer = layers[index] if index < len(layers) else None
     return layer if type(layer) is PrunedLayer else None
+
+
+def _padding(mask: Tensor | None, index: int, layout: Layout, cache: Any) -> Tensor | None:
+    """Which rows of a recurrent layer are no padding, (samples, rows) bool; None if all are.
+
+    Raises:
+        UnsupportedError: If padding would come between a state and the rows that go on from it: it makes states fade.
+    """
+    if layout.valid is not None and cache is not None and cache.has_previous_state(index):
+        raise UnsupportedError(
+            f"Layer {index} carries a state on from an earlier call, and the samples of this batch keep different "
+            "numbers of tokens: the padding between would change it. Go on with one sample at a time."
+        )
+    if mask is None:
+        return layout.valid
+    real = layout.gather(mask) != 0
+    return real if layout.valid is None else real & layout.valid
 
 
 def _call(original: Callable[..., Any], hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from foveate._transformers import FeatureCall, recomputes_from_outside
 from foveate.engine.cache import PrunedLayer, check_cache, pruned_layer
@@ -103,6 +103,7 @@ class Prompts:
             check_cache(cache)
             _refuse_packing(kwargs, live)
             _refuse_recomputing(self.family.layers[0])
+            _refuse_router_logits(kwargs)
         self._refuse_split_image(samples, cache, drops)
         rows = tuple(s.live for s in samples)
         if live is not None and live.shape[1] > span:
@@ -171,6 +172,8 @@ class Prompts:
         for index, layer in enumerate(getattr(cache, "layers", ())):
             if isinstance(layer, DynamicSlidingWindowLayer):
                 record._slots[index] = torch.tensor(record.rows).clamp(max=layer.sliding_window - 1)
+            elif isinstance(layer, LinearAttentionLayer):
+                record._slots[index] = torch.zeros(len(record.rows), dtype=torch.int64)
         prompt = self.layers.call.prompt
         if prompt is None:
             return
@@ -190,7 +193,8 @@ class Prompts:
 
     def _cut_cache(self, prompt: Prompt, cache: Any) -> None:
         """Cut earlier layers' keys and values down to the tokens left at the end, where the method wants that."""
-        layers = [index for index in self.method.kv_layers(len(self.family.layers)) if index < len(cache.layers)]
+        asked = self.method.kv_layers(len(self.family.layers))
+        layers = [index for index in asked if index < len(cache.layers) and index not in self.family.recurrent]
         if not layers or prompt.layout is None:
             return
         final, wanted = prompt.final(), None
@@ -243,6 +247,15 @@ def _length(cache: Any) -> int:
     """Unpruned tokens in a cache; −1 where only the device knows (static caches), so that nothing syncs."""
     length = cache.get_seq_length()
     return length if isinstance(length, int) else -1
+
+
+def _refuse_router_logits(kwargs: dict[str, Any]) -> None:
+    """transformers balances experts over all tokens of the prompt in all layers, also those that have left."""
+    if kwargs.get("output_router_logits"):
+        raise UnsupportedError(
+            "output_router_logits asks how experts share the tokens of the whole prompt, of which some have left. "
+            "Set it to False (also config.text_config.output_router_logits), or keep all tokens."
+        )
 
 
 def _refuse_packing(kwargs: dict[str, Any], live: Tensor | None) -> None:

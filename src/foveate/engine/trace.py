@@ -128,7 +128,7 @@ class Prefill:
     def kv_lengths(self) -> list[list[int]]:
         """Tokens in the KV cache after prefill: `kv_lengths[layer][sample]`, padding not counted.
 
-        Empty if the model ran without a cache.
+        0 for a layer that caches a state and no tokens; empty if the model ran without a cache.
         """
         if not self._cached:
             return []

@@ -36,12 +36,19 @@ def llava_cost(config: Any, pictures: int, grid: Grid | None = None) -> tuple[in
 
 
 def qwen_cost(
-    vision: Any, sizes: tuple[int, ...], pictures: tuple[int, ...], *, inner: int, out: int, mergers: int = 1
+    vision: Any,
+    sizes: tuple[int, ...],
+    pictures: tuple[int, ...],
+    *,
+    inner: int,
+    out: int,
+    mergers: int = 1,
+    gated: bool = False,
 ) -> tuple[int, int]:
     """FLOPs of a Qwen-VL's (tower, mergers) on images of `sizes` vision tokens, each of so many temporal patches.
 
-    A patch attends to those of its own temporal patch. `inner` is the width of the blocks' MLP, `out` that of
-    the merged tokens.
+    A patch attends to those of its own temporal patch. `inner` is the width of the blocks' MLP, which may be gated,
+    `out` that of the merged tokens.
     """
     merged = vision.spatial_merge_size**2
     width = getattr(vision, "embed_dim", None) or vision.hidden_size
@@ -49,7 +56,8 @@ def qwen_cost(
     tower = 0
     for size, count in zip(sizes, pictures, strict=True):
         patches = size // count * merged
-        tower += count * (linear(patches, pixels, width) + vision.depth * vit_block(patches, width, inner))
+        block = vit_block(patches, width, inner) + gated * linear(patches, width, inner)
+        tower += count * (linear(patches, pixels, width) + vision.depth * block)
     merger = linear(sum(sizes), merged * width, merged * width, out)
     return tower, mergers * merger
 

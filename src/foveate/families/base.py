@@ -80,6 +80,14 @@ class Family:
         pair: tuple[Tensor, Tensor] = self.text.rotary_emb(hidden, ids, *(() if kind is None else (kind,)))
         return pair
 
+    @property
+    def recurrent(self) -> frozenset[int]:
+        """Decoder layers that carry a state from token to token, and cache it in the place of keys and values.
+
+        They get a mask of padding, (samples, columns), and no attention can be read there.
+        """
+        return frozenset()
+
     def vision_masks(self, placeholders: Any, given: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
         """What `get_placeholder_mask` answered, as (modality, mask) pairs; masks are (samples, tokens, …) bool.
 
@@ -139,10 +147,15 @@ class Family:
             return rotated
 
         return (
-            heads(normed[queries], attention.q_proj, getattr(attention, "q_norm", None), queries),
+            heads(normed[queries], self.query_projection(attention), getattr(attention, "q_norm", None), queries),
             heads(normed, attention.k_proj, getattr(attention, "k_norm", None), slice(None)),
             float(attention.scaling),
         )
+
+    def query_projection(self, attention: Any) -> Callable[[Tensor], Tensor]:
+        """What makes queries before norm and RoPE: (rows, width) -> (rows, heads · head size)."""
+        projection: nn.Module = attention.q_proj
+        return projection
 
     def encode(
         self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
@@ -247,7 +260,10 @@ class Family:
 
     @classmethod
     def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> tuple[int, int] | None:
-        """As `tower_cost`, where `encode_smaller` makes these grids of each image's frames; None if not known."""
+        """As `tower_cost`, for token grids of each image's frames, as they come or as `encode_smaller` makes them.
+
+        None if not known.
+        """
         return None
 
 

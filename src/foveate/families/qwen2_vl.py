@@ -39,8 +39,8 @@ class Qwen2VL(Family):
         self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
     ) -> tuple[Any, list[Any]]:
         """Behind the merger: a token's score and key are the means of its four patches'."""
-        visual = self.core.visual
-        attention = visual.blocks[-1].attn
+        visual, grids = self.core.visual, given[f"{modality}_grid_thw"]
+        attention, group = self.scoring_block.attn, visual.spatial_merge_size**2
         scores: list[Tensor] = []
         keys: list[Tensor] = []
 
@@ -57,13 +57,11 @@ class Qwen2VL(Family):
                 output = run()
         finally:
             handle.remove()
-        group = visual.spatial_merge_size**2
-        features, cuts = list(output.pooler_output), []
+        features, cuts, order = list(output.pooler_output), [], self.token_order(grids)
         sizes = [len(one) for one in features]
-        token_scores = torch.split(torch.cat(scores).view(-1, group).mean(dim=1), sizes)
-        token_keys = torch.split(keys[0].view(len(keys[0]) // group, group, -1).mean(dim=1), sizes)
-        grids = given[f"{modality}_grid_thw"].tolist()
-        for index, (t, h, w) in enumerate(grids):
+        token_scores = torch.split(torch.cat(scores).view(-1, group).mean(dim=1)[order], sizes)
+        token_keys = torch.split(keys[0].view(len(keys[0]) // group, group, -1).mean(dim=1)[order], sizes)
+        for index, (t, h, w) in enumerate(grids.tolist()):
             side = visual.spatial_merge_size
             grid = (h // side, w // side) if t == 1 else None
             one, many = token_scores[index], token_keys[index]
@@ -75,6 +73,15 @@ class Qwen2VL(Family):
                 self.place_deepstack(output, index, cut)
         output.pooler_output = features
         return output, cuts
+
+    @property
+    def scoring_block(self) -> Any:
+        """The block of the tower whose attention and keys are read."""
+        return self.core.visual.blocks[-1]
+
+    def token_order(self, grids: Tensor) -> Any:
+        """Index of the blocks' tokens that puts them in the order of the features; `grids` is (images, 3)."""
+        return slice(None)
 
     def encode_smaller(
         self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer

@@ -1,0 +1,74 @@
+"""GLM-4.1V's tiny model, and its videos, whose placeholders are those of images."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+import foveate as fv
+from tests.tiny import IMAGE, TEXT, VISION_START, Picture, Tiny, after_start, qwen_frames, qwen_patches
+
+VIDEO_START, VIDEO_END = 90, 95
+VISION = {
+    "depth": 2, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 40, "image_size": 70,
+}  # fmt: skip
+TOKENS = {
+    "image_token_id": IMAGE, "image_start_token_id": VISION_START, "image_end_token_id": 94,
+    "video_start_token_id": VIDEO_START, "video_end_token_id": VIDEO_END,
+}  # fmt: skip
+
+
+def config() -> Any:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 2, 1], "partial_rotary_factor": 1.0}
+    return transformers.Glm4vConfig(
+        text_config={**TEXT, "num_key_value_heads": 1, "rope_parameters": rope}, vision_config=VISION, **TOKENS
+    )
+
+
+def ids(picture: Picture, length: int) -> Tensor:
+    """A video is one image for every temporal patch, with a time stamp, between a start and an end of its own."""
+    if "video_grid_thw" not in picture:
+        return after_start(picture, length)
+    frames = int(picture["video_grid_thw"][0, 0])
+    frame = [torch.tensor([VISION_START]), torch.full((length // frames,), IMAGE), torch.tensor([94, 7])]
+    return torch.cat([torch.tensor([VIDEO_START]), *frame * frames, torch.tensor([VIDEO_END])])
+
+
+def types(ids: Tensor) -> dict[str, Tensor]:
+    """Which tokens are of images, and which, between start and end of one, of videos."""
+    inside = (ids == VIDEO_START).cumsum(-1) > (ids == VIDEO_END).cumsum(-1)
+    return {"mm_token_type_ids": (ids == IMAGE).long() * (1 + inside.long())}
+
+
+TINY = Tiny(
+    config, "Glm4vForConditionalGeneration", qwen_patches, qwen_frames, ids=ids, extra=types, mrope=True, apart=True
+)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [fv.V2Drop(layers=(1, 3), keep=(0.5, 0.4), scope="image"), fv.AveragePool(keep=0.4)],
+    ids=lambda one: one.name,
+)
+def test_a_batch_of_videos_is_its_samples_run_alone(method):
+    from tests.models import batch, generate, tiny
+
+    model, words = tiny("glm4v"), ("tvt", "tvtvt", "ttt")
+    with fv.drop(model, method) as trace:
+        together = generate(model, batch("glm4v", words))
+    assert trace.vision_tokens == [12, 24, 0]
+    for index, word in enumerate(words):
+        with fv.drop(model, method) as alone:
+            single = generate(model, batch("glm4v", [word]))
+        assert torch.equal(together.sequences[index, -6:], single.sequences[0, -6:])
+        assert alone.tokens[0] == trace.tokens[index]
+
+
+def test_transformers_takes_images_or_videos_in_one_call():
+    """It looks for the features of either behind all placeholders."""
+    from tests.models import batch, tiny
+
+    with pytest.raises((ValueError, RuntimeError), match="do not match"), torch.no_grad():
+        tiny("glm4v")(**batch("glm4v", ["titvt"]))

@@ -1,0 +1,143 @@
+"""Qwen3.5's tiny model, and its layers that carry a state in the place of attention."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import DynamicCache
+
+import foveate as fv
+from tests import oracle
+from tests.families.test_qwen3_vl import ids
+from tests.tiny import IMAGE, TEXT, VIDEO, VISION_START, Tiny, qwen_frames, qwen_patches, qwen_types
+
+
+def config() -> Any:
+    rope = {
+        "rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1], "mrope_interleaved": True,
+        "partial_rotary_factor": 0.5,
+    }  # fmt: skip
+    linear, full = "linear_attention", "full_attention"
+    return transformers.Qwen3_5Config(
+        text_config={
+            **TEXT, "head_dim": 16, "rope_parameters": rope, "layer_types": [linear, *[full] * 4, linear],
+            "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+            "linear_value_head_dim": 12,
+        },
+        vision_config={
+            "depth": 2, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 24,
+            "num_position_embeddings": 36,
+        },
+        image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START, vision_end_token_id=94,
+    )  # fmt: skip
+
+
+TINY = Tiny(
+    config, "Qwen3_5ForConditionalGeneration", qwen_patches, qwen_frames, ids=ids, extra=qwen_types, mrope=True,
+    recurrent=(0, 5),
+)  # fmt: skip
+CLOSE = {"atol": 5e-5, "rtol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def models() -> Any:
+    from tests import models  # which imports this module
+
+    return models
+
+
+def test_a_state_is_that_of_a_prompt_without_the_rows_that_left(models):
+    model, inputs = models.tiny("qwen3_5"), models.batch("qwen3_5", ["titt"])
+    with fv.drop(model, fv.Uniform(layers=(0,), keep=(0.5,))) as trace, torch.no_grad():
+        cache = model(**inputs).past_key_values
+    with torch.no_grad():
+        embeds, picture, _ = oracle.embed(model, inputs)
+        vision = (picture >= 0).nonzero()[:, 0][trace.stages[0].kept[0]]
+        rows = torch.cat(((picture < 0).nonzero()[:, 0], vision)).sort().values
+        short = DynamicCache(config=model.config.get_text_config())
+        positions = oracle.positions(model, inputs, 0)[..., rows]
+        model.model.language_model(inputs_embeds=embeds[:, rows], position_ids=positions, past_key_values=short)
+    for ours, theirs in zip(cache.layers, short.layers, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(models.cached(ours), models.cached(theirs), strict=True))
+    assert [lengths[0] for lengths in trace.kv_lengths] == [0, *[len(rows)] * 4, 0]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_cuts_right_before_states_in_the_released_pattern(models, attention):
+    """Three layers with a state to one that attends, as in the checkpoints; in a ragged batch too."""
+    settings = config().to_dict()
+    settings["text_config"] |= {"num_hidden_layers": 8, "layer_types": None, "num_key_value_heads": 4}
+    torch.manual_seed(1)
+    made = transformers.Qwen3_5Config(**settings)
+    made._attn_implementation = attention
+    model = transformers.Qwen3_5ForConditionalGeneration(made).eval()
+    model.generation_config.pad_token_id = 0
+    kinds = model.config.text_config.layer_types
+    assert [index for index, kind in enumerate(kinds) if kind == "full_attention"] == [3, 7]
+    method, words = fv.V2Drop(layers=(1, 2, 5), keep=(0.7, 0.6, 0.4)), ("titt", "titit", "tvt", "tt")
+    with fv.drop(model, method):
+        together = models.generate(model, models.batch("qwen3_5", words), new_tokens=4)
+    for index, word in enumerate(words):
+        inputs = models.batch("qwen3_5", [word])
+        with fv.drop(model, method) as trace:
+            alone = models.generate(model, inputs, new_tokens=4)
+        torch.testing.assert_close(
+            torch.cat([a[index, None] for a in together.logits]), torch.cat(alone.logits), **CLOSE
+        )
+        cuts = {stage.layer: stage.kept[0] for stage in trace.stages}
+        tokens, logits, _ = oracle.greedy(model, inputs, 4, cuts, {IMAGE, VIDEO, 93, 94})
+        assert alone.sequences[0, -4:].tolist() == tokens
+        torch.testing.assert_close(torch.cat(alone.logits), logits, **CLOSE)
+
+
+def test_attention_cannot_be_read_where_a_state_is(models):
+    method = fv.VisionDrop(dominant=0, contextual=0, layer_list=(5,), image_token_list=((3, 1),))
+    with (
+        fv.drop(models.tiny("qwen3_5"), method),
+        pytest.raises(fv.UnsupportedError, match=r"Layer 5 pays no attention.*at layers 1, 2, 3, 4, or"),
+    ):
+        models.generate(models.tiny("qwen3_5"), models.batch("qwen3_5", ["tit"]))
+
+
+def test_a_ragged_batch_does_not_go_on_from_a_state(models):
+    """Its padding would stand between the state and the rows, and make the state fade."""
+    model, inputs = models.tiny("qwen3_5"), models.batch("qwen3_5", ["tit", "titt"])
+    cache, first = DynamicCache(config=model.config.get_text_config()), torch.full((2, 3), 5)
+    mask = torch.cat((torch.ones_like(first), inputs["attention_mask"]), dim=1)
+    places = torch.arange(mask.shape[1]).expand(3, 2, -1)
+    with fv.drop(model, fv.Uniform(layers=(2,), keep=(0.5,))), torch.no_grad():
+        model(input_ids=first, position_ids=places[..., :3], past_key_values=cache)
+        with pytest.raises(fv.UnsupportedError, match="padding between would change it"):
+            model(**{**inputs, "attention_mask": mask}, position_ids=places[..., 3:], past_key_values=cache)
+
+
+def test_the_final_cache_leaves_states_as_they_are(models):
+    """They cannot forget a token; keys and values of the other layers go."""
+    model, inputs = models.tiny("qwen3_5"), models.batch("qwen3_5", ["titt"])
+    inner = fv.V2Drop(layers=(2, 4), keep=(0.5, 0.4))
+    with fv.drop(model, inner) as bare, torch.no_grad():
+        before = model(**inputs).past_key_values
+    with fv.drop(model, fv.FinalKV(inner=inner)) as cut, torch.no_grad():
+        after = model(**inputs).past_key_values
+    for index in (0, 5):
+        pairs = zip(models.cached(before.layers[index]), models.cached(after.layers[index]), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    final = bare.kv_lengths[4]
+    assert bare.kv_lengths[1] > final
+    assert cut.kv_lengths[2:] == [final] * 3 + [[0]]
+
+
+def test_what_transformers_itself_does_not_do_with_states(models):
+    """Padding between tokens makes a state fade, and it cannot be cropped: whoever drops, and if nobody does."""
+    model, inputs = models.tiny("qwen3_5"), models.batch("qwen3_5", ["t"])
+    ids, places = inputs["input_ids"], torch.tensor([[0, 1, 2, 2, 2, 3]]).expand(3, 1, -1)
+    padded = torch.cat((ids[:, :3], ids[:, :2], ids[:, 3:]), dim=1)
+    mask = torch.tensor([[1, 1, 1, 0, 0, 1]])
+    with torch.no_grad():
+        plain = model(input_ids=ids).logits[0, -1]
+        assert (
+            model(input_ids=padded, attention_mask=mask, position_ids=places).logits[0, -1] - plain
+        ).abs().max() > 0.01
+    with pytest.raises(ValueError, match="stateful"):
+        models.generate(model, inputs, prompt_lookup_num_tokens=2)

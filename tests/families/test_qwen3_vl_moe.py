@@ -1,0 +1,44 @@
+"""Qwen3-VL-MoE's tiny model."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import foveate as fv
+from tests.families.test_qwen3_vl import ids
+from tests.tiny import IMAGE, TEXT, VIDEO, VISION_START, Tiny, qwen_frames, qwen_patches, qwen_types
+
+
+def config() -> Any:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
+    return transformers.Qwen3VLMoeConfig(
+        text_config={
+            **TEXT, "num_key_value_heads": 1, "head_dim": 16, "rope_parameters": rope, "num_experts": 5,
+            "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_only_layers": [3],
+        },
+        vision_config={
+            "depth": 2, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 24,
+            "deepstack_visual_indexes": [1], "num_position_embeddings": 36,
+        },
+        image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START, vision_end_token_id=94,
+    )  # fmt: skip
+
+
+TINY = Tiny(
+    config, "Qwen3VLMoeForConditionalGeneration", qwen_patches, qwen_frames, ids=ids, extra=qwen_types, mrope=True
+)
+
+
+def test_router_logits_are_of_whole_prompts_alone():
+    from tests.models import batch, tiny
+
+    model, inputs = tiny("qwen3_vl_moe"), batch("qwen3_vl_moe", ["tit"])
+    with fv.drop(model, fv.V2Drop(layers=(1,), keep=(0.5,))), torch.no_grad():
+        with pytest.raises(fv.UnsupportedError, match="Set it to False"):
+            model(**inputs, output_router_logits=True)
+        assert model(**inputs, output_router_logits=False).logits.isfinite().all()
+    with fv.drop(model, fv.V2Drop(layers=(1,), keep=(1.0,))), torch.no_grad():
+        whole = model(**inputs, output_router_logits=True)
+    assert [len(one) for one in whole.router_logits] == [inputs["input_ids"].shape[1]] * 5  # layer 3 is dense

@@ -1,0 +1,65 @@
+"""Towers of patches: what methods are shown of a token is the attention its own patches receive, and their keys."""
+
+import sys
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate.registry import family_for
+from tests.families.test_qwen2_5_vl import Shown
+from tests.models import QWENS, batch, given, tiny, with_video
+
+
+def entering(visual, block, run):
+    """What a block of the tower is given: hidden states, normed, and (cos, sin)."""
+    seen = []
+    hook = block.attn.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((args, kwargs)), with_kwargs=True
+    )
+    try:
+        run()
+    finally:
+        hook.remove()
+    ((normed,), kwargs) = seen[0]
+    return normed, kwargs["position_embeddings"]
+
+
+@pytest.mark.parametrize("modality", ["image", "video"])
+@pytest.mark.parametrize("family", QWENS)
+def test_scores_and_keys_are_those_of_a_tokens_patches(family, modality):
+    model, visual, known = tiny(family), tiny(family).model.visual, family_for(tiny(family))
+    inputs = given(model, batch(family, ["titit" if modality == "image" else with_video(family)]), modality)
+    call, reducer = getattr(model.model, f"get_{modality}_features"), Shown()
+    with torch.no_grad():
+        known.encode(lambda: call(**inputs), modality, inputs, reducer)
+        attention = known.scoring_block.attn
+        normed, rotary = entering(visual, known.scoring_block, lambda: call(**inputs))
+        q, k, _ = attention.qkv(normed).view(len(normed), 3, attention.num_heads, -1).unbind(1)
+        keys = k.mean(1)
+        q, k = sys.modules[type(attention).__module__].apply_rotary_pos_emb_vision(q, k, *rotary)
+    grids, received = inputs[f"{modality}_grid_thw"], []
+    sizes = [h * w for t, h, w in grids.tolist() for _ in range(t)]
+    for queries, states in zip(q.split(sizes), k.split(sizes), strict=True):
+        logits = torch.einsum("qhd,khd->hqk", queries, states) * attention.scaling
+        received.append(logits.softmax(-1).mean(dim=(0, 1)))  # from the patches of its own frame
+    order = known.token_order(grids)
+    scores = torch.cat(received).view(-1, 4).mean(1)[order]
+    keys = keys.view(-1, 4, keys.shape[-1]).mean(1)[order]
+    counts = [t * h * w // 4 for t, h, w in grids.tolist()]
+    assert [len(view) for view in reducer.views] == counts
+    for view, mine, own in zip(reducer.views, scores.split(counts), keys.split(counts), strict=True):
+        torch.testing.assert_close(view.attention(), mine, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(view.keys(), own, atol=1e-6, rtol=1e-4)
+        assert mine.std() > 1e-6
+
+
+@pytest.mark.parametrize("family", QWENS)
+def test_a_method_that_keeps_all_in_the_tower_changes_no_feature(family):
+    model = tiny(family)
+    inputs = given(model, batch(family, ["titit"]))
+    with torch.no_grad():
+        plain = model.model.get_image_features(**inputs).pooler_output
+        with fv.drop(model, fv.VisionDrop(dominant=9999, contextual=0, layer_list=(), image_token_list=())):
+            same = model.model.get_image_features(**inputs).pooler_output
+    assert all(torch.equal(a, b) for a, b in zip(plain, same, strict=True))
