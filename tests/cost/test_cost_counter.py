@@ -88,8 +88,8 @@ def mrope(*sections):
 
 
 FAMILIES = {
-    "gemma3": gemma3, "llava": llava, "llava_next": llava_next, "llava_next_video": llava_next_video, "llava_onevision": onevision,
-    "qwen2_vl": qwen2_vl, "qwen3_vl": qwen3_vl, "video_llava": video_llava, "vipllava": vipllava,
+    "gemma3": gemma3, "llava": llava, "llava_next": llava_next, "llava_next_video": llava_next_video,
+    "llava_onevision": onevision, "qwen2_vl": qwen2_vl, "qwen3_vl": qwen3_vl, "video_llava": video_llava, "vipllava": vipllava,
 }  # fmt: skip
 
 

@@ -68,7 +68,7 @@ class Sample:
         ends: Whether the call's last column is.
         assign: The row each of its vision tokens went into, −1 if it was dropped; None while nothing is merged.
         notes: What the method remembers (see `View.notes`).
-        ordinals: Which of all its vision tokens these are, (entered,) int64, and which are always kept; None if none is.
+        ordinals: Which of all its vision tokens these are, (entered,) int64, and which always stay; None if none does.
     """
 
     live: int
