@@ -15,8 +15,8 @@ from transformers import DynamicCache
 
 
 def embed(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Embeddings (1, columns, width), the picture or video of each column (−1 for text), and deepstack features of
-    the vision columns, if the model has them."""
+    """Embeddings (1, columns, width), the picture or video of each column (−1 for text, −2 for a vision token that is
+    no patch and always stays), and deepstack features of the vision columns, if the model has them."""
     core, ids = model.model, inputs["input_ids"][0]
     embeds = core.get_input_embeddings()(inputs["input_ids"]).clone()
     owner, deep = torch.full(ids.shape, -1), []
@@ -33,11 +33,14 @@ def embed(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, list[T
         embeds[0, there] = torch.cat(features).to(embeds.dtype)
         lengths = torch.tensor([len(one) for one in features])
         owner[there] = torch.repeat_interleave(torch.arange(len(features)), lengths) + int(owner.max()) + 1
+        if modality == "video" and model.config.model_type == "video_llava":
+            vision = model.config.vision_config
+            owner[there.nonzero()[:: (vision.image_size // vision.patch_size) ** 2 + 1]] = -2  # the CLS of each frame
         for depth, added in enumerate(getattr(output, "deepstack_features", None) or []):
             whole = deep.pop(depth) if depth < len(deep) else torch.zeros_like(embeds[0])
             whole[there] = (added if isinstance(added, Tensor) else torch.cat(list(added))).to(whole.dtype)
             deep.insert(depth, whole)
-    return embeds, _in_order(owner), [added[owner >= 0] for added in deep]
+    return embeds, _in_order(owner), [added[owner != -1] for added in deep]
 
 
 def features_given(core: Any, inputs: Mapping[str, Any], modality: str) -> dict[str, Any]:
@@ -52,9 +55,12 @@ def features_given(core: Any, inputs: Mapping[str, Any], modality: str) -> dict[
 
 def features_of(core: Any, output: Any, given: Mapping[str, Any], modality: str) -> list[Tensor]:
     """The features of each picture (or video) that takes part in the prompt, (tokens, width) each."""
-    features = list(output.pooler_output)
+    features, pixels = list(output.pooler_output), given.get("pixel_values_videos")
     if modality == "video" and "pixel_values" in given and hasattr(core, "image_newline"):  # transformers 5.16
         return [torch.cat((one, core.image_newline[None])) for one in features]
+    if pixels is not None and pixels.dim() == 5:  # some models answer frame by frame
+        each = len(features) // len(pixels)
+        return [torch.cat(features[at : at + each]) for at in range(0, len(features), each)]
     return features
 
 
@@ -88,7 +94,7 @@ def forward(
     cuts: Mapping[int, Any],
     *,
     reindex: bool = False,
-    tower: Callable[[Tensor], list[tuple[Tensor, Tensor]]] | None = None,
+    tower: Callable[[Tensor], list[tuple[Tensor, Tensor, Tensor]]] | None = None,
     final_from: int | None = None,
 ) -> tuple[Tensor, dict[int, list[int]]]:
     """Logits of the last prompt token and of every generated one, with vision tokens leaving before the cut layers.
@@ -102,7 +108,8 @@ def forward(
             its own, cos and sin of these rows, the rows' states one layer earlier, which of these rows see which), it
             answers (its rows that the new ones stand for, their new states, or None where they go on as they are).
         reindex: Number rows anew, 0 on, at every layer.
-        tower: Called with the picture features of each picture, it answers (tokens they stand for, features) of each.
+        tower: Called with the picture features of each picture, it answers (tokens they stand for, features, features
+            of those that always stay) of each.
         final_from: Generated tokens see, from this layer on, only the vision tokens left at the end.
 
     Returns:
@@ -113,7 +120,7 @@ def forward(
     ids = positions(model, inputs, len(generated))
     ids = ids[0] if ids.shape[0] == 1 else ids
     length = inputs["input_ids"].shape[1]
-    vision = (picture >= 0).nonzero()[:, 0]
+    vision = (picture != -1).nonzero()[:, 0]
     columns = places = torch.arange(length)  # a row has the position of its column, and is seen at its place
     token = torch.full((length,), -2)
     token[vision] = torch.arange(len(vision))
@@ -184,15 +191,15 @@ def visible(model: Any, index: int, places: Tensor, picture: Tensor, prompt: int
 
 def _reduced(x, token, columns, picture, reduced):
     """Rows with every picture's replaced by (tokens, features); a row's column is its token's."""
+    x = x.clone()
+    x[picture == -2] = torch.cat([fixed for _, _, fixed in reduced])
     parts = [_rows_of_text(picture, x, token, columns, picture, columns)]
-    first = 0
-    for index, (tokens, features) in enumerate(reduced):
+    for index, (tokens, features, _) in enumerate(reduced):
         mine = (picture == index).nonzero()[:, 0]
         own = mine[tokens.clamp(min=0)]
-        names = torch.where(tokens < 0, tokens, tokens + first)
+        names = torch.where(tokens < 0, tokens, token[own])
         there = _places(mine, own)
         parts.append((there, features, names, columns[own], picture[own], columns[there]))
-        first += len(mine)
     return _in_place(parts)
 
 

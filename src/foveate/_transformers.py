@@ -44,9 +44,7 @@ NAMES: Mapping[str, str] = {
     "transformers.cache_utils:DynamicCache().has_previous_state": "whether there is a state to go on from",
     "transformers.vision_utils:get_vision_window_index": "in what order Qwen2.5-VL's tower has its tokens",
     "transformers.cache_utils:DynamicSlidingWindowLayer(4).sliding_window": "whether it has evicted tokens",
-    "transformers.models.llava_onevision.modeling_llava_onevision:get_anyres_image_grid_shape": "tiles of a picture",
-    "transformers.models.llava_onevision.modeling_llava_onevision:image_size_to_num_patches": "views of a picture",
-    "transformers.models.llava_onevision.modeling_llava_onevision:unpad_image": "packing of smaller views",
+    "transformers.image_processing_utils:select_best_resolution": "tiles of a picture",
     "transformers.models.llama.modeling_llama:apply_rotary_pos_emb": "RoPE of a decoder, of its own module",
     "transformers.models.llama.modeling_llama:eager_attention_forward": "eager attention of a module, of its own",
 }

@@ -19,6 +19,8 @@ from transformers import (
     Glm4vMoeConfig,
     Glm46VConfig,
     LlavaConfig,
+    LlavaNextConfig,
+    LlavaNextVideoConfig,
     LlavaOnevisionConfig,
     Qwen2_5_VLConfig,
     Qwen2VLConfig,
@@ -26,6 +28,8 @@ from transformers import (
     Qwen3_5MoeConfig,
     Qwen3VLConfig,
     Qwen3VLMoeConfig,
+    VideoLlavaConfig,
+    VipLlavaConfig,
 )
 from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
 
@@ -54,6 +58,25 @@ def llava(text="llama", tower=CLIP, **settings):
 def onevision():
     tower = {**SIGLIP, "vision_use_head": False, "image_size": 384, "patch_size": 14}
     return LlavaOnevisionConfig(text_config={"model_type": "qwen2", **SMALL}, vision_config=tower)
+
+
+def llava_next(kind=LlavaNextConfig, text="mistral"):
+    tower = {**CLIP, "image_size": 336, "patch_size": 14}
+    text = {"model_type": text, **SMALL, **({"sliding_window": None} if text == "mistral" else {})}
+    return kind(text_config=text, vision_config=tower)
+
+
+def llava_next_video():
+    return llava_next(LlavaNextVideoConfig, "llama")
+
+
+def video_llava():
+    return VideoLlavaConfig(text_config={"model_type": "llama", **SMALL}, vision_config=CLIP)
+
+
+def vipllava():
+    text = {"model_type": "llama", **SMALL}
+    return VipLlavaConfig(text_config=text, vision_config=CLIP, vision_feature_layer=(-2, -3, 1))
 
 
 def qwen2_vl():
@@ -123,6 +146,8 @@ def mrope(*sections):
 FAMILIES = {
     "gemma3": gemma3,
     "llava": llava,
+    "llava_next": llava_next,
+    "llava_next_video": llava_next_video,
     "llava_onevision": onevision,
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
@@ -133,6 +158,8 @@ FAMILIES = {
     "glm4v": glm4v,
     "glm4v_moe": glm4v_moe,
     "glm46v": glm46v,
+    "video_llava": video_llava,
+    "vipllava": vipllava,
 }
 
 
@@ -238,43 +265,54 @@ def test_a_llavas_tower_and_projector_equal_the_counter(settings, images):
     assert found.projector_flops == inside(counter, "LlavaMultiModalProjector")
 
 
+TILED = {"llava_next": llava_next, "llava_onevision": onevision}
+
+
+@pytest.mark.parametrize("family", TILED)
 @pytest.mark.parametrize(("height", "width"), [(480, 640), (384, 384), (2000, 1500)])
-def test_onevisions_tower_and_projector_equal_the_counter(height, width):
-    config = onevision()
-    crops = image_size_to_num_patches([height, width], config.image_grid_pinpoints, 384)
+def test_the_tower_and_projector_of_tiles_equal_the_counter(family, height, width):
+    config = TILED[family]()
+    side = config.vision_config.image_size
+    crops = image_size_to_num_patches([height, width], config.image_grid_pinpoints, side)
     features = []
 
     def encode():
         sizes = torch.tensor([[height, width]])
-        features.append(build(config).model.get_image_features(meta(1, crops, 3, 384, 384), sizes))
+        features.append(build(config).model.get_image_features(meta(1, crops, 3, side, side), sizes))
 
     counter = count(encode)
     tokens = len(features[0].pooler_output[0])
     found = fv.cost(config, text_tokens=5, vision_tokens=tokens, tower_images=crops)
-    assert found.projector_flops == inside(counter, "LlavaOnevisionMultiModalProjector")
-    assert found.tower_flops == inside(counter, "SiglipVisionModel")
+    assert found.projector_flops == inside(counter, "LlavaOnevisionMultiModalProjector", "LlavaNextMultiModalProjector")
+    assert found.tower_flops == inside(counter, "SiglipVisionModel", "CLIPVisionModel")
 
 
 @pytest.fixture(scope="module")
 def packed():
-    """Tells (crops, vision tokens) of a picture of some size, as transformers crops, unpads and shrinks it."""
-    config = onevision()
-    model = build(config).model
+    """Tells (config, crops, vision tokens) of a picture of some size, as transformers crops, unpads and shrinks it."""
+    models = {family: build(make()).model for family, make in TILED.items()}
 
-    def pack(height, width):
-        crops = image_size_to_num_patches([height, width], config.image_grid_pinpoints, 384)
-        sizes = torch.tensor([[height, width]])
-        return crops, len(model.pack_image_features([meta(crops, 729, 48)], sizes, model.image_newline)[0][0])
+    def pack(family, height, width):
+        model = models[family]
+        vision = model.config.vision_config
+        crops = image_size_to_num_patches([height, width], model.config.image_grid_pinpoints, vision.image_size)
+        views, newline = meta(crops, (vision.image_size // vision.patch_size) ** 2, 48), model.image_newline
+        further = ("default",) if family == "llava_next" else ()
+        features, _ = model.pack_image_features(
+            [views], torch.tensor([[height, width]]), *further, image_newline=newline
+        )
+        return model.config, crops, len(features[0])
 
     return pack
 
 
+@pytest.mark.parametrize("family", TILED)
 @given(height=st.integers(100, 1600), width=st.integers(100, 1600))
-def test_onevisions_crops_are_told_rightly_or_asked_for(packed, height, width):
-    crops, tokens = packed(height, width)
-    exact = fv.cost(onevision(), text_tokens=0, vision_tokens=tokens, tower_images=crops)
+def test_crops_are_told_rightly_or_asked_for(packed, family, height, width):
+    config, crops, tokens = packed(family, height, width)
+    exact = fv.cost(config, text_tokens=0, vision_tokens=tokens, tower_images=crops)
     try:
-        told = fv.cost(onevision(), text_tokens=0, vision_tokens=tokens)
+        told = fv.cost(config, text_tokens=0, vision_tokens=tokens)
     except fv.SettingError as refusal:
         told, choices = exact, re.findall(r"\d+", str(refusal).split("pictures")[0])[1:]
     else:
@@ -285,9 +323,9 @@ def test_onevisions_crops_are_told_rightly_or_asked_for(packed, height, width):
 
 @pytest.mark.parametrize("picture", [(480, 640), (300, 1700), (720, 1280), (665, 265)])
 def test_onevisions_crops_are_told_where_the_count_leaves_no_doubt(packed, picture):
-    crops, tokens = packed(*picture)
-    found = fv.cost(onevision(), text_tokens=0, vision_tokens=tokens)
-    assert found == fv.cost(onevision(), text_tokens=0, vision_tokens=tokens, tower_images=crops)
+    config, crops, tokens = packed("llava_onevision", *picture)
+    found = fv.cost(config, text_tokens=0, vision_tokens=tokens)
+    assert found == fv.cost(config, text_tokens=0, vision_tokens=tokens, tower_images=crops)
 
 
 def test_onevisions_video_costs_a_picture_a_frame():
@@ -307,6 +345,36 @@ def test_gemmas_tower_and_projector_equal_the_counter(images):
     assert found.tower_flops + found.projector_flops == counter.get_total_flops()
     with pytest.raises(fv.SettingError, match="makes 16 vision tokens of a picture; 17 is no multiple"):
         fv.cost(config, text_tokens=5, vision_tokens=17)
+
+
+@pytest.mark.parametrize("mode", ["average", "max", "conv"])
+def test_next_videos_frames_are_pooled_before_the_projector(mode):
+    config = llava_next_video()
+    config.spatial_pool_mode = mode
+    counter = count(build(config).model.get_video_features, meta(1, 8, 3, 336, 336))
+    found = fv.cost(config, text_tokens=5, vision_tokens=8 * 144)
+    assert found.projector_flops == inside(counter, "LlavaNextVideoMultiModalProjector", "LlavaNextVideoPooler")
+    assert found.tower_flops == inside(counter, "CLIPVisionModel")
+
+
+def test_video_llavas_projector_gets_the_cls_of_frames():
+    config = video_llava()
+    for method, pixels, tokens in (
+        ("get_image_features", meta(2, 3, 28, 28), [16, 16]),
+        ("get_video_features", meta(2, 5, 3, 28, 28), [5 * 17, 5 * 17]),
+    ):
+        counter = count(getattr(build(config).model, method), pixels)
+        found = fv.cost(config, text_tokens=5, vision_tokens=tokens)
+        assert found.projector_flops == inside(counter, "VideoLlavaMultiModalProjector")
+        assert found.tower_flops == inside(counter, "CLIPVisionModel")
+
+
+def test_vipllavas_projector_reads_several_layers():
+    config = vipllava()
+    counter = count(build(config).model.get_image_features, meta(2, 3, 28, 28))
+    found = fv.cost(config, text_tokens=5, vision_tokens=[16, 16])
+    assert found.projector_flops == inside(counter, "VipLlavaMultiModalProjector")
+    assert found.tower_flops == inside(counter, "CLIPVisionModel")
 
 
 MERGERS = ("merger", "downsample", "deepstack_merger_list.0", "deepstack_merger_list.1")

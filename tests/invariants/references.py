@@ -43,9 +43,13 @@ def tower(
                 output = getattr(model.model, f"get_{modality}_features")(**of)
             features += oracle.features_of(model.model, output, of, modality)
             cuts += output._foveate_cuts
-    assert sum(len(cut.kept) for cut in cuts) == first.after[0]
     assert sum(map(len, features)) == first.before[0]
-    rows = [(cut.kept, one[: len(cut.kept)]) for cut, one in zip(cuts, features, strict=True)]
+    rows = []
+    for cut, one in zip(cuts, features, strict=True):
+        stays = torch.zeros(len(one), dtype=torch.bool)
+        stays[list(fv.families()[family].always_kept(model.config, len(one)))] = True
+        rows.append((cut.kept, one[~stays][: len(cut.kept)], one[stays]))
+    assert sum(len(left) + len(fixed) for left, _, fixed in rows) == first.after[0]
     return lambda _: rows
 
 

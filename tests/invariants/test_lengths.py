@@ -18,7 +18,10 @@ def test_lengths_and_retention_are_as_planned(name, family):
     for index, word in enumerate(words):
         one = batch(family, [word])
         text, sizes = int((~is_vision(one["input_ids"])).sum()), in_order(model, one, word)
-        plan = method.plan(DEPTH, sizes) or [layer[index] for layer in told]  # None where pictures decide
+        fixed = [len(fv.families()[family].always_kept(model.config, size)) for size in sizes]
+        plan = method.plan(DEPTH, [size - few for size, few in zip(sizes, fixed, strict=True)])
+        # None where pictures decide
+        plan = [layer[index] for layer in told] if plan is None else [count + sum(fixed) for count in plan]
         stored = [plan[-1] if layer in method.kv_layers(DEPTH) else n for layer, n in enumerate(plan)]
         for layer, (lengths, n) in enumerate(zip(trace.kv_lengths, stored, strict=True)):
             most = held(layer, text + n)

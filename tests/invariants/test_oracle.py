@@ -78,8 +78,8 @@ def test_cutting_before_the_decoder_is_a_shortened_prompt_bit_for_bit(family, wo
     kept = trace.stages[0].kept[0]
     with torch.no_grad():
         embeds, picture, deep = oracle.embed(model, inputs)
-        vision = (picture >= 0).nonzero()[:, 0]
-        rows = torch.cat(((picture < 0).nonzero()[:, 0], vision[kept])).sort().values
+        vision = (picture != -1).nonzero()[:, 0]
+        rows = torch.cat(((picture == -1).nonzero()[:, 0], vision[kept])).sort().values
         positions = oracle.positions(model, inputs, 0)[..., rows]
         if positions.shape[0] == 1:
             positions = positions[0]
@@ -91,7 +91,7 @@ def test_cutting_before_the_decoder_is_a_shortened_prompt_bit_for_bit(family, wo
                 for kind in set(kinds)
             }
         if deep:
-            given["visual_pos_masks"] = picture[None, rows] >= 0
+            given["visual_pos_masks"] = picture[None, rows] != -1
             given["deepstack_visual_embeds"] = [features[kept] for features in deep]
         out = model.model.language_model(**given)
         short = model.lm_head(out.last_hidden_state[:, -1:])

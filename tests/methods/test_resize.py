@@ -197,7 +197,8 @@ def test_counts_are_as_the_grids_say(family, method):
             model(**inputs)
         sizes, grids = seen(trace)
         plan = method.plan_grids(DEPTH, sizes, grids)
-        if family == "llava_onevision":  # how tiles are unpadded depends on the picture
+        if any(size - sum(h * w for h, w in mine) > 1 for size, mine in zip(sizes, grids, strict=True)):
+            # How tiles are unpadded, and so how many rows have newlines, depends on the picture.
             assert plan is None
             continue
         assert plan == tuple(trace.stages[0].after) * DEPTH

@@ -141,6 +141,7 @@ def cost(
 
     text = config.get_text_config()
     decoder = Decoder.of(text, kind.decoders)
+    free = tuple(size - len(kind.always_kept(config, size)) for size in sizes)  # what a method ranks and counts
     scoring, cached_as = 0, {}
     if tokens is not None and len(tokens) != decoder.depth:
         raise SettingError(f"tokens has a count for each of the {decoder.depth} layers; got {len(tokens)}.")
@@ -150,15 +151,18 @@ def cost(
     if method is not None:
         method.check(decoder.depth)
         grids = grids or kind.token_grids(config, sizes)
-        if tokens is None and grids is not None:
-            tokens = method.plan_grids(decoder.depth, sizes, grids)
-        tokens = tokens or method.plan(decoder.depth, sizes)
+        if grids is not None and len(grids) != len(sizes):
+            raise SettingError(f"grids has an entry for each image: got {len(grids)} for {len(sizes)} images.")
+        if tokens is None:
+            planned = None if grids is None else method.plan_grids(decoder.depth, free, grids)
+            planned = planned or method.plan(decoder.depth, free)
+            tokens = planned and [count + sum(sizes) - sum(free) for count in planned]
         if tokens is None:
             raise SettingError(
                 f"How many tokens {type(method).__name__} leaves depends on the picture: run it and give its counts, "
                 "tokens=[count for (count,) in trace.latest.per_layer], or for a method on grids grids=…."
             )
-        scoring = method.scoring_flops(decoder.depth, decoder.width, sizes)
+        scoring = method.scoring_flops(decoder.depth, decoder.width, free)
         cached_as = dict.fromkeys(method.kv_layers(decoder.depth), tokens[-1])
     tokens = tuple(tokens or (sum(sizes),) * decoder.depth)
     cached = tuple(cached_as.get(layer, count) for layer, count in enumerate(tokens))
@@ -169,7 +173,7 @@ def cost(
     if method is not None and method.stage == "pixels" and method.reduces_tower and grids:
         cells = [
             method.coarsen(mine, size, closing_rows(size - sum(h * w for h, w in mine)))
-            for mine, size in zip(grids, sizes, strict=True)
+            for mine, size in zip(grids, free, strict=True)
         ]
         tower, projector = kind.smaller_tower_cost(config, cells) or (tower, projector)
     return Cost(

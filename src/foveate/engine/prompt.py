@@ -25,21 +25,28 @@ class Item:
         length: Its vision tokens.
         boxes: Where they look (asked for late: it may be costly).
         cut: What the tower made of them: its rows stand in the first places of the features; None if nothing.
+        fixed: Which are no patches and always stay, as the CLS of a frame; nobody ranks them (`Family.always_kept`).
     """
 
     length: int
     boxes: Callable[[], Tensor | None]
     cut: Cut | None = None
+    fixed: Sequence[int] = ()
+
+    @property
+    def free(self) -> int:
+        """Its vision tokens that may leave."""
+        return self.length - len(self.fixed)
 
     @property
     def started(self) -> int:
-        """Rows that enter the decoder."""
-        return self.length if self.cut is None else len(self.cut.kept)
+        """Rows of these that enter the decoder."""
+        return self.free if self.cut is None else len(self.cut.kept)
 
     @property
     def leaves(self) -> bool:
         """Whether the tower changed its rows."""
-        return self.cut is not None and (self.cut.rows is not None or len(self.cut.kept) < self.length)
+        return self.cut is not None and (self.cut.rows is not None or len(self.cut.kept) < self.free)
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +56,7 @@ class Sample:
     Attributes:
         live: Columns that are no padding.
         text: Columns of its other live tokens, (…,) int64, ascending; and of padding whose output somebody reads.
-        vision: Columns of its vision tokens as they entered, (entered,) int64, ascending.
+        vision: Columns of its vision tokens as they entered, (entered,) int64, ascending; those always kept are text.
         slots: Where the rows that are left are stored: ordinals into `vision`, ascending.
         tokens: Which tokens these rows stand for, ordinals into `vision` in row order; −1 for none of its own. The
             same as `slots` until something is merged or reordered.
@@ -61,6 +68,7 @@ class Sample:
         ends: Whether the call's last column is.
         assign: The row each of its vision tokens went into, −1 if it was dropped; None while nothing is merged.
         notes: What the method remembers (see `View.notes`).
+        ordinals: Which of all its vision tokens these are, (entered,) int64, and which always stay; None if none does.
     """
 
     live: int
@@ -76,6 +84,12 @@ class Sample:
     ends: bool = False
     assign: Tensor | None = None
     notes: dict[str, Tensor] = field(default_factory=dict)
+    ordinals: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def fixed(self) -> int:
+        """Vision tokens that always stay."""
+        return 0 if self.ordinals is None else len(self.ordinals[1])
 
     def rows(self) -> Tensor:
         """Columns of what is left, ascending."""
@@ -111,6 +125,22 @@ class Sample:
         notes = {name: note[order.to(note.device)] for name, note in cut.notes.items()}
         settled = Cut(index[order], cut.sizes, cut.rows[order.to(cut.rows.device)], assign, notes)
         return settled, self.slots[places]
+
+    def told(self) -> tuple[Tensor, Tensor | None]:
+        """`tokens` and `assign` as a trace tells them, which counts all vision tokens, also those always kept."""
+        if self.ordinals is None:
+            return self.tokens, self.assign
+        free, fixed = self.ordinals
+        names = torch.where(self.tokens < 0, self.tokens, free[self.tokens.clamp(min=0)])
+        order = torch.cat((free[self.slots], fixed)).argsort()
+        origin = torch.cat((names, fixed))[order]
+        if self.assign is None:
+            return origin, None
+        row = order.argsort()
+        assign = row.new_empty(len(free) + len(fixed))
+        assign[free] = torch.where(self.assign < 0, self.assign, row[self.assign.clamp(min=0)])
+        assign[fixed] = row[len(names) :]
+        return origin, assign
 
     def take(self, cut: Cut, slots: Tensor) -> None:
         """Let leave who leaves, in everything but the stream; rows are stored in `slots`."""
@@ -196,7 +226,7 @@ class Prompt:
             for sample in self.samples:
                 sample.notes.update(_tower_cut(sample).notes if sample.items else {})
             return hidden
-        before = tuple(len(sample.tokens) for sample in self.samples)
+        before = self._counts()
         for index, sample in enumerate(self.samples):
             if not sample.items:
                 continue
@@ -232,7 +262,7 @@ class Prompt:
         return hidden
 
     def _cut(self, layer: int, hidden: Tensor, attend: Callable[[Tensor, int], Attend]) -> Tensor:
-        before = tuple(len(sample.tokens) for sample in self.samples)
+        before = self._counts()
         left, merged = False, []
         for index, sample in enumerate(self.samples):
             if not len(sample.tokens):
@@ -269,10 +299,11 @@ class Prompt:
             self._added[depth] = added
 
     def _record(self, where: str, layer: int | None, before: tuple[int, ...]) -> None:
-        samples = self.samples
-        after = tuple(len(sample.tokens) for sample in samples)
-        origin, assign = [sample.tokens for sample in samples], [sample.assign for sample in samples]
-        self.record.stages.append(Stage(where, layer, before, after, origin, assign))  # type: ignore[arg-type]
+        origin, assign = zip(*(sample.told() for sample in self.samples), strict=True)
+        self.record.stages.append(Stage(where, layer, before, self._counts(), origin, assign))  # type: ignore[arg-type]
+
+    def _counts(self) -> tuple[int, ...]:
+        return tuple(len(sample.tokens) + sample.fixed for sample in self.samples)
 
     def _lay_out(self) -> Layout:
         rows = [sample.rows() for sample in self.samples]
@@ -302,7 +333,7 @@ class Prompt:
             read=lambda: hidden[index, columns],
             entered=sample.vision.shape[0],
             sizes=sample.sizes,
-            entered_sizes=tuple(item.length for item in sample.items),
+            entered_sizes=tuple(item.free for item in sample.items),
             started_sizes=tuple(item.started for item in sample.items),
             notes=sample.notes,
             attend=lambda queries, start, stop, both: rows_of().rows(queries, start, stop, both),
@@ -337,20 +368,20 @@ def _tower_cut(sample: Sample) -> Cut:
     for item in sample.items:
         cut = item.cut
         if cut is None:
-            every = torch.arange(item.length, device=device)
-            cut = Cut(every, (item.length,), every, every)
+            every = torch.arange(item.free, device=device)
+            cut = Cut(every, (item.free,), every, every)
         count = cut.kept.shape[0]
         cuts.append(
             Cut(
                 cut.kept.to(device),
                 (count,),
                 torch.arange(first, first + count, device=device),  # in the stream already: where
-                (torch.arange(item.length) if cut.assign is None else cut.assign).to(device),
+                (torch.arange(item.free) if cut.assign is None else cut.assign).to(device),
                 {name: note.to(device) for name, note in cut.notes.items()},
             )
         )
-        first += item.length
-    joined = Cut.join(cuts, [item.length for item in sample.items])
+        first += item.free
+    joined = Cut.join(cuts, [item.free for item in sample.items])
     names = {name for cut in cuts for name in cut.notes}
     return Cut(
         joined.kept,
@@ -390,38 +421,50 @@ def read_samples(
     alive = torch.ones_like(masks[0][0]) if live is None else live.to(masks[0][0].device) != 0
     table = (flags + alive).cpu()
     lives = table % 2 == 1
-    owners = torch.full(table.shape, -1)
+    owners, fixed = torch.full(table.shape, -1), torch.zeros(table.shape, dtype=torch.bool)
     items: list[Item] = []
     for bit, (_, found) in enumerate(masks):
         there = (table >> (bit + 1)) % 2 == 1
         lengths = torch.tensor([item.length for item in found])
         owners[there] = torch.repeat_interleave(torch.arange(len(found)), lengths) + len(items)
+        if any(len(item.fixed) for item in found):
+            fixed[there] = torch.cat([_marked(item) for item in found])
         items.extend(found)
-    return [_read_sample(owner, alive, items, device) for owner, alive in zip(owners, lives, strict=True)]
+    return [_read_sample(*of, items, device) for of in zip(owners, lives, fixed, strict=True)]
 
 
-def _read_sample(owner: Tensor, live: Tensor, items: Sequence[Item], device: torch.device) -> Sample:
+def _marked(item: Item) -> Tensor:
+    """Which of its tokens always stay, (tokens,) bool."""
+    marks = torch.zeros(item.length, dtype=torch.bool)
+    marks[list(item.fixed)] = True
+    return marks
+
+
+def _read_sample(owner: Tensor, live: Tensor, fixed: Tensor, items: Sequence[Item], device: torch.device) -> Sample:
     # Generation reads the row before a new token, also where that is padding (on the right of the prompt).
     read = ~live & torch.cat((live[1:], live.new_ones(1))) & (live.cumsum(0) > 0)
-    text = ((live & (owner < 0)) | read).nonzero()[:, 0]
-    vision = (live & (owner >= 0)).nonzero()[:, 0]
+    text = ((live & ((owner < 0) | fixed)) | read).nonzero()[:, 0]
+    every = live & (owner >= 0)
+    vision = (every & ~fixed).nonzero()[:, 0]
+    ordinals = every.cumsum(0) - 1
     mine, sizes = torch.unique_consecutive(owner[vision], return_counts=True)
     apart = (vision.diff() > 1) | (owner[vision].diff() != 0)
     runs = torch.cat((vision.new_zeros(min(1, len(vision))), apart.cumsum(0)))
-    every = torch.arange(len(vision), device=device)
+    slots = torch.arange(len(vision), device=device)
     found = [items[index] for index in mine.tolist()]
-    if any(item.leaves and item.length != size for item, size in zip(found, sizes.tolist(), strict=True)):
+    if any(item.leaves and item.free != size for item, size in zip(found, sizes.tolist(), strict=True)):
         raise UnsupportedError("An image that the tower has reduced is partly masked; pass its whole attention_mask.")
     return Sample(
         live=int(live.sum()),
         text=text.to(device),
         vision=vision.to(device),
-        slots=every,
-        tokens=every,
+        slots=slots,
+        tokens=slots,
         sizes=tuple(sizes.tolist()),
         runs=runs.to(device),
         items=found,
         parted=int(apart.sum()) + 1 > len(found),
         starts=bool(owner[0] >= 0),
         ends=bool(owner[-1] >= 0),
+        ordinals=(ordinals[vision].to(device), ordinals[every & fixed].to(device)) if fixed.any() else None,
     )

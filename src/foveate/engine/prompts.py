@@ -65,14 +65,14 @@ class Prompts:
         finally:
             self._encoding = False
         if hasattr(output, "pooler_output"):
-            self._items[modality] = items_of(output, self.method)
+            self._items[modality] = items_of(output, self.family, self.method)
         return call.answer(output)
 
     def before_merge(self, core: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self._placeholders, self._items, self._given = [], {}, kwargs
         for modality, output in (kwargs.get("mm_encoder_outputs") or {}).items():
             if output is not None:
-                self._items[modality] = items_of(output, self.method)
+                self._items[modality] = items_of(output, self.family, self.method)
 
     def note_ids(self, rotary: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Position ids of the call; the calls made here for renumbered rows come after the model's own."""
@@ -113,7 +113,7 @@ class Prompts:
         record = Prefill(
             depth=len(self.family.layers),
             rows=rows,
-            vision_tokens=tuple(len(s.vision) for s in samples),
+            vision_tokens=tuple(len(s.vision) + s.fixed for s in samples),
             boxes=[_Boxes(s.items) for s in samples],
             fit=self.family.fit,
         )
@@ -124,7 +124,7 @@ class Prompts:
             call.live, call.prompt = live, Prompt(self.method, samples, span, record, self._reindex, added)
             return args, {**kwargs, "inputs_embeds": call.prompt.start(embeds)}
         # Every layer runs as if nobody were here.
-        record.note_that_all_stay(self.method.cuts(), [sample.tokens for sample in samples])
+        record.note_that_all_stay(self.method.cuts(), [sample.told()[0] for sample in samples])
         return None
 
     def _live(self, kwargs: dict[str, Any]) -> Tensor | None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from foveate.core.grid import Grid
@@ -54,6 +55,7 @@ def encode(
         output = run()
     if not hasattr(output, "pooler_output"):  # a tuple, asked for by the user; the model itself never asks
         return output
+    output._foveate_pieces = family.pieces(modality, given)
     features = _features(output)
     light = {name: value for name, value in given.items() if not name.startswith("pixel_values")}
     lengths = [len(one) for one in features]
@@ -86,8 +88,8 @@ class _Places:
         return self
 
 
-def items_of(output: Any, method: Method) -> list[Item]:
-    """The images whose features these are, with their tags.
+def items_of(output: Any, family: Family, method: Method) -> list[Item]:
+    """The images and videos whose features these are, with their tags.
 
     Raises:
         UnsupportedError: If the method reduces in the tower and these features did not come through it here.
@@ -98,6 +100,7 @@ def items_of(output: Any, method: Method) -> list[Item]:
     places = getattr(output, "_foveate_places", [lambda: None] * len(features))
     for index, one in enumerate(features):
         item = Item(len(one), getattr(one, "_foveate_boxes", places[index] if index < len(places) else lambda: None))
+        item.fixed = family.always_kept(family.model.config, len(one))
         if method.reduces_tower:
             if hasattr(one, "_foveate_cut"):
                 item.cut = one._foveate_cut
@@ -114,5 +117,7 @@ def items_of(output: Any, method: Method) -> list[Item]:
 
 
 def _features(output: Any) -> list[Tensor]:
-    """The features of each image in what a `get_*_features` call answered."""
-    return list(getattr(output, "pooler_output", output))
+    """The features of each image or video in what a `get_*_features` call answered."""
+    parts = list(getattr(output, "pooler_output", output))
+    pieces = getattr(output, "_foveate_pieces", 1)
+    return parts if pieces == 1 else [torch.cat(parts[at : at + pieces]) for at in range(0, len(parts), pieces)]

@@ -1,6 +1,7 @@
 """Running a tower so that a method sees its tokens on the way out: what families with like towers share."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
@@ -20,11 +21,12 @@ __all__ = [
     "TowerReader",
     "encode_before_projector",
     "encoder_layers",
-    "feature_layer",
+    "feature_layers",
     "first_rows",
     "place_rows",
     "reduce_apart",
     "replaced",
+    "scoring_layers",
     "smaller",
     "stays_whole",
 ]
@@ -83,7 +85,7 @@ class TowerReader:
 
 
 def encode_before_projector(
-    run: Callable[[], Any], tower: nn.Module, projector: nn.Module, layer: int, cls: bool, reducer: Reducer
+    run: Callable[[], Any], tower: nn.Module, projector: nn.Module, chosen: Sequence[int], cls: bool, reducer: Reducer
 ) -> tuple[Any, list[Any]]:
     """Run a LLaVA's `get_image_features` with every image's tokens reduced on their way to the projector.
 
@@ -94,7 +96,7 @@ def encode_before_projector(
         run: Calls the original.
         tower: CLIP or SigLIP: `encoder.layers`, each with a `self_attn`.
         projector: Gets (images, patches, width).
-        layer: Index of the layer whose output the projector gets.
+        chosen: Indices of the layers whose output the projector gets; the last of them scores.
         cls: Whether the tower has a CLS, which the original leaves out.
         reducer: What reduces.
 
@@ -102,9 +104,9 @@ def encode_before_projector(
         What the original returns, and a cut (or None) an image.
     """
     layers = encoder_layers(tower)
-    wanted = [layer, min(layer + 1, len(layers) - 1)]
+    wanted = scoring_layers(chosen, len(layers))
     seen: dict[int, tuple[Tensor, Tensor, float]] = {}
-    states: list[Tensor] = []
+    states: dict[int, Tensor] = {}
     early: list[Merge | None] = []
     patches: list[int] = []
     cuts: list[Any] = []
@@ -127,7 +129,7 @@ def encode_before_projector(
             read = TowerReader(cls, [(q[index], k[index], s) for q, k, s in (seen[at] for at in wanted)])
             merge = early[index]
             grid = (side, patches[0] // side) if merge is None else None
-            state = states[0][index, :1] if cls else None
+            state = torch.cat([states[at][index, :1] for at in chosen], dim=-1) if cls else None
             cuts.append(reducer.reduce(TowerView(image, grid, state, read.scores, read.keys, merge)))
         if all(stays_whole(image, cut) for image, cut in zip(features, cuts, strict=True)):
             same: Tensor = original(features)
@@ -147,21 +149,35 @@ def encode_before_projector(
             attention: Any = layers[at].self_attn
             stack.enter_context(tapped(attention, lambda q, k, s, at=at: seen.update({at: (q, k, s)})))  # type: ignore[misc]
         stack.enter_context(_hook(layers[0], note_first))
-        stack.enter_context(_hook(layers[layer], lambda module, args, output: states.append(output)))
+        for at in dict.fromkeys(chosen):
+            note = functools.partial(_note, states, at)
+            stack.enter_context(_hook(layers[at], note))
         original = stack.enter_context(replaced(projector, "forward", project))
         return run(), cuts
 
 
-def feature_layer(config: Any, depth: int) -> int:
+def _note(states: dict[int, Tensor], at: int, module: nn.Module, args: Any, output: Tensor) -> None:
+    states[at] = output
+
+
+def feature_layers(config: Any, depth: int) -> list[int]:
     """Which of the tower's `depth` layers the projector reads the output of: −2 of 24 is 22.
 
     Raises:
-        UnsupportedError: If it reads several.
+        UnsupportedError: If it reads what goes into the first.
     """
-    chosen = config.vision_feature_layer
-    if not isinstance(chosen, int):
-        raise UnsupportedError(f"This model reads several tower layers ({chosen}); tokens cannot be reduced there.")
-    return (depth + 1 + chosen if chosen < 0 else chosen) - 1
+    given = config.vision_feature_layer
+    named = [given] if isinstance(given, int) else list(given)
+    chosen = [(depth + 1 + one if one < 0 else one) - 1 for one in named]
+    if min(chosen) < 0:
+        raise UnsupportedError(f"This model's projector reads the tower's input ({given}): nothing is reduced there.")
+    return chosen
+
+
+def scoring_layers(chosen: Sequence[int], depth: int) -> list[int]:
+    """The layers whose attention and keys score: the last the projector reads, and the one after it if there is one."""
+    last = max(chosen)
+    return [last, min(last + 1, depth - 1)]
 
 
 def stays_whole(features: Tensor, cut: Any) -> bool:
@@ -189,14 +205,17 @@ def _rows(features: Tensor, cut: Any) -> Tensor:
     return rows.to(features.dtype)
 
 
-def reduce_apart(features: Tensor, boxes: Tensor | None, reducer: Reducer, stats: Tensor | None = None) -> Any:
+def reduce_apart(
+    features: Tensor, boxes: Tensor | None, reducer: Reducer, stats: Callable[[int], Tensor] | None = None
+) -> Any:
     """Reduce one image's tokens behind the projector, its newlines apart: the one that ends the image stays.
 
     Args:
         features: (tokens, width).
         boxes: Where they look, (tokens, 4); NaN for a newline.
         reducer: What reduces.
-        stats: (tokens that are no newline, 1 + key size) float32: scores and keys; None if nobody will ask.
+        stats: Gives (tokens that are no newline, 1 + key size) float32, scores and keys, for a layer as
+            `TowerView.attention` counts; None if nobody will ask.
     """
     if boxes is None:
         raise UnsupportedError("Where this image's tokens look is not known, so its newlines cannot be told apart.")
@@ -207,8 +226,8 @@ def reduce_apart(features: Tensor, boxes: Tensor | None, reducer: Reducer, stats
         features[tokens],
         grid=None,
         cls=None,
-        scores_of=lambda layer: _known(stats)[:, 0],
-        keys_of=lambda layer: _known(stats)[:, 1:],
+        scores_of=lambda layer: _known(stats)(layer)[:, 0],
+        keys_of=lambda layer: _known(stats)(layer)[:, 1:],
         entered=len(features),
         reserved=len(stays),
         grids=grids_of(boxes),
@@ -248,7 +267,7 @@ def _spread(notes: Mapping[str, Tensor], places: Tensor, count: int) -> dict[str
     return spread
 
 
-def _known(stats: Tensor | None) -> Tensor:
+def _known(stats: Callable[[int], Tensor] | None) -> Callable[[int], Tensor]:
     if stats is None:
         raise UnsupportedError(
             "Attention and keys of the tower are not read for methods that work behind the projector."

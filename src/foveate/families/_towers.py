@@ -6,7 +6,7 @@ from foveate.core.flops import attention, linear, vit_block
 from foveate.core.grid import Grid
 from foveate.errors import UnsupportedError
 
-__all__ = ["llava_cost", "picture_tokens", "qwen_cost", "tower_picture"]
+__all__ = ["drops_cls", "llava_cost", "picture_tokens", "qwen_cost", "tower_picture"]
 
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # the towers known here
 
@@ -18,7 +18,14 @@ def picture_tokens(config: Any, grid: Grid | None = None) -> int:
     Raises:
         UnsupportedError: If the tower is neither CLIP nor SigLIP.
     """
-    return _tower_tokens(config.vision_config, grid) - int(config.vision_feature_select_strategy == "default")
+    return _tower_tokens(config.vision_config, grid) - int(drops_cls(config))
+
+
+def drops_cls(config: Any) -> bool:
+    """Whether the tower's first token is a CLS that the projector does not get; where the config does not say, it gets
+    none."""
+    strategy = getattr(config, "vision_feature_select_strategy", None)
+    return strategy == "default" if strategy else bool(CLASS_TOKENS.get(config.vision_config.model_type))
 
 
 def llava_cost(config: Any, pictures: int, grid: Grid | None = None) -> tuple[int, int]:

@@ -209,6 +209,19 @@ class Family:
     def place_deepstack(self, output: Any, index: int, cut: Any) -> None:
         """Put what else belongs to an image's tokens where the rows of `cut` are now; most families have nothing."""
 
+    def pieces(self, modality: str, given: Mapping[str, Any]) -> int:
+        """How many entries of what a `get_*_features` call answers are of one image or video: frames, where they come
+        one by one."""
+        return 1
+
+    @classmethod
+    def always_kept(cls, config: Any, size: int) -> Sequence[int]:
+        """Which tokens of an image or video of `size` vision tokens are no patches and always stay: ordinals.
+
+        Nobody ranks them, and what a method counts is without them.
+        """
+        return ()
+
     @classmethod
     def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
         """Rows and columns of the token grids of images of these sizes, where the config alone says them; else None."""

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from foveate.core.grid import Grid, into_cells
@@ -12,11 +13,11 @@ from foveate.families._encode import (
     Reducer,
     encode_before_projector,
     encoder_layers,
-    feature_layer,
+    feature_layers,
     first_rows,
     smaller,
 )
-from foveate.families._towers import llava_cost, picture_tokens
+from foveate.families._towers import drops_cls, llava_cost, picture_tokens
 from foveate.families.base import Family, grid_boxes
 
 __all__ = ["FAMILY", "Llava"]
@@ -28,45 +29,65 @@ class Llava(Family):
     model_type: ClassVar[str] = "llava"
     fit: ClassVar[Literal["whole", "crop"]] = "crop"
 
+    @property
+    def tower(self) -> Any:
+        """Encodes images."""
+        return self.core.vision_tower
+
+    @property
+    def side(self) -> int:
+        """Patches along a side of a picture."""
+        vision = self.model.config.vision_config
+        return int(vision.image_size // vision.patch_size)
+
+    def pixels(self, given: Mapping[str, Any]) -> str:
+        """The argument that pictures are given in."""
+        return "pixel_values"
+
     def encode(
         self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
     ) -> tuple[Any, list[Any]]:
-        tower, config = self.core.vision_tower, self.model.config
-        layer = feature_layer(config, len(encoder_layers(tower)))
-        cls = config.vision_feature_select_strategy == "default"
+        tower, config = self.tower, self.model.config
+        layers = feature_layers(config, len(encoder_layers(tower)))
+        cls = drops_cls(config)
         if not cls and any(name.endswith("class_embedding") for name, _ in tower.named_parameters()):
             raise UnsupportedError(
                 "This model takes the tower's CLS for a vision token (vision_feature_select_strategy='full'), so its "
                 "tokens are no grid and cannot be reduced in the tower. Use a method that drops between layers."
             )
 
-        def encode(pixels: Tensor) -> tuple[Any, list[Any]]:
-            run_these = functools.partial(run, pixel_values=pixels)
-            return encode_before_projector(run_these, tower, self.core.multi_modal_projector, layer, cls, reducer)
+        name = self.pixels(given)
 
-        pixels = given["pixel_values"]
+        def encode(pixels: Tensor) -> tuple[Any, list[Any]]:
+            run_these = functools.partial(run, **{name: pixels})
+            return encode_before_projector(run_these, tower, self.core.multi_modal_projector, layers, cls, reducer)
+
+        pixels = given[name]
         if not reducer.early or len(pixels) == 1:
             return encode(pixels)
         # Merged early, images differ in length inside the tower: one at a time, whatever its attention kernel.
         outputs, cuts = zip(*(encode(one[None]) for one in pixels), strict=True)
-        whole = outputs[0]
-        whole.pooler_output = [features for output in outputs for features in output.pooler_output]
+        whole, features = outputs[0], [features for output in outputs for features in output.pooler_output]
+        whole.pooler_output = torch.stack(features) if isinstance(whole.pooler_output, Tensor) else features
         return whole, [cut for (cut,) in cuts]
 
     def encode_smaller(
         self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
     ) -> tuple[Any, list[Any]]:
         """The tower interpolates its position embeddings to the smaller grid."""
-        pixels = given["pixel_values"]
+        name = self.pixels(given)
+        pixels = given[name]
         patch = self.model.config.vision_config.patch_size
         grid = (pixels.shape[-2] // patch, pixels.shape[-1] // patch)
         length = grid[0] * grid[1]
         (cells,) = reducer.coarsen((grid,), length, 0)
         if cells == grid:
             return run(), [None] * len(pixels)
-        output = run(pixel_values=smaller(pixels, cells[0] * patch, cells[1] * patch), interpolate_pos_encoding=True)
+        small = smaller(pixels, cells[0] * patch, cells[1] * patch)
+        output = run(**{name: small, "interpolate_pos_encoding": True})
         cuts = [reducer.replace(rows, into_cells(grid, cells)) for rows in output.pooler_output]
-        output.pooler_output = [first_rows(rows, length) for rows in output.pooler_output]
+        features = [first_rows(rows, length) for rows in output.pooler_output]
+        output.pooler_output = torch.stack(features) if isinstance(output.pooler_output, Tensor) else features
         return output, cuts
 
     @classmethod
@@ -77,9 +98,8 @@ class Llava(Family):
         return [((side, side),)] * len(sizes)
 
     def boxes(self, modality: str, given: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
-        vision = self.model.config.vision_config
-        side = vision.image_size // vision.patch_size
-        return [grid_boxes(side, side) if length == side * side else None for length in lengths]
+        whole = grid_boxes(self.side, self.side)
+        return [whole if length == len(whole) else None for length in lengths]
 
     @classmethod
     def tower_cost(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> tuple[int, int]:

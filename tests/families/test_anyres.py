@@ -1,0 +1,167 @@
+"""Pictures of any resolution: tile order, unpadding and newlines, against loops written by hand."""
+
+import pytest
+import torch
+import transformers
+
+import foveate as fv
+from foveate.registry import family_for
+from tests import oracle
+from tests.families import test_llava_next_video as next_video
+from tests.families.test_llava_next import config
+from tests.invariants.references import reference
+from tests.invariants.settings import EXAMPLES
+from tests.models import IMAGE, TEXT, batch, generate, tiny
+
+
+def prompt(size: tuple[int, int], seed: int = 0) -> dict[str, torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    return {"pixel_values": torch.randn(1, 5, 3, 70, 70, generator=rng), "image_sizes": torch.tensor([size])}
+
+
+def tokens_of(given: dict[str, torch.Tensor]) -> int:
+    with torch.no_grad():
+        return len(tiny("llava_next").model.get_image_features(**given).pooler_output[0])
+
+
+def test_boxes_against_a_hand_calculation():
+    """A picture 200 wide and 33 high goes on three tiles of 70 in a row, 15 x 5 patches of which the middle three rows
+    are picture: scaled by 210 / 200 it is 34.65 pixels high, 2 patches and a bit, and an even number of rows leaves."""
+    given = prompt((33, 200))
+    assert tokens_of(given) == 25 + 3 * (15 + 1)
+    (boxes,) = family_for(tiny("llava_next")).boxes("image", given, [73])
+    assert boxes[7].tolist() == pytest.approx([2 / 5, 1 / 5, 3 / 5, 2 / 5])  # base view, second row, third column
+    assert boxes[25].tolist() == pytest.approx([0, 0, 1 / 15, 1 / 3])
+    assert boxes[25 + 16 + 3].tolist() == pytest.approx([3 / 15, 1 / 3, 4 / 15, 2 / 3])
+    assert boxes.isnan().any(-1).nonzero()[:, 0].tolist() == [40, 56, 72]  # a newline behind every row
+
+
+@pytest.mark.parametrize("size", [(140, 90), (70, 70), (60, 140), (140, 140), (33, 200), (200, 33), (71, 70), (9, 400)])
+def test_every_token_has_a_box_for_any_shape(size):
+    given = prompt(size)
+    count = tokens_of(given)
+    (boxes,) = family_for(tiny("llava_next")).boxes("image", given, [count])
+    nowhere = boxes.isnan().any(-1)
+    assert len(boxes) == count
+    assert nowhere[-1]
+    assert not nowhere[:25].any()
+    assert nowhere.sum() == len(boxes[25:][~nowhere[25:]][:, 1].unique())
+
+
+@pytest.mark.parametrize(
+    ("size", "down", "across"), [((140, 90), 2, 2), ((33, 200), 1, 3), ((200, 33), 3, 1), ((60, 140), 1, 2)]
+)
+def test_the_tower_ranks_patches_of_all_crops_and_padding_never_stays(size, down, across):
+    """CLS attention from the eager tower, and a loop that stitches and unpads by hand."""
+    given = prompt(size, seed=3)
+    model = tiny("llava_next", "eager")
+    with torch.no_grad():
+        crops = given["pixel_values"][0, : 1 + down * across]
+        attention = model.model.vision_tower(crops, output_attentions=True).attentions[1]  # layer -2 of three
+    scores = attention[:, :, 0, 1:].sum(dim=1)  # (crops, 25)
+    height, width = size
+    scale = min(5 * down / height, 5 * across / width)
+    top = (5 * down - int(round(height * scale, 7))) // 2
+    left = (5 * across - int(round(width * scale, 7))) // 2
+    told = [(float(scores[0, cell]), cell) for cell in range(25)]
+    at = 25
+    for row in range(top, 5 * down - top):
+        for column in range(left, 5 * across - left):
+            crop = 1 + (row // 5) * across + column // 5
+            told.append((float(scores[crop, row % 5 * 5 + column % 5]), at))
+            at += 1
+        at += 1  # the newline
+    count = tokens_of(given)
+    assert at == count
+    expected = sorted(index for _, index in sorted(told, key=lambda pair: (-pair[0], pair[1]))[:12])
+    method = fv.VisionDrop(dominant=12, contextual=0, layer_list=(), image_token_list=(), reference=count)
+    with fv.drop(model, method), torch.no_grad():
+        (features,) = model.model.get_image_features(**given).pooler_output
+    with torch.no_grad():
+        (whole,) = model.model.get_image_features(**given).pooler_output
+    assert features._foveate_cut.kept.tolist() == expected
+    torch.testing.assert_close(features[:12], whole[expected])
+    assert not features[12:].any()
+
+
+def test_a_base_view_alone_keeps_its_newline():
+    """No pinpoint makes one, but the model packs one so."""
+    (boxes,) = family_for(tiny("llava_next")).boxes("image", {"image_sizes": torch.tensor([[70, 70]])}, [26])
+    assert boxes.isnan().any(-1).tolist() == [False] * 25 + [True]
+
+
+def test_newlines_between_layers_are_tokens_like_any_other():
+    model, inputs = tiny("llava_next"), batch("llava_next", ["tit"])
+    with fv.drop(model, fv.Uniform(layers=(1,), keep=(0.5,))) as trace, torch.no_grad():
+        model(**inputs)
+    newlines = trace.latest.boxes[0][0].isnan().any(-1)
+    kept = trace.stages[0].kept[0]
+    assert 0 < newlines[kept].sum() < newlines.sum()
+
+
+@pytest.mark.parametrize("name", ["v2drop-0", "visiondrop-0"])
+def test_a_vicuna_decoder_with_a_key_head_for_every_query_head(name):
+    torch.manual_seed(0)
+    model = transformers.LlavaNextForConditionalGeneration(
+        config(transformers.LlamaConfig(**{**TEXT, "num_key_value_heads": 4}))
+    ).eval()
+    inputs, method = batch("llava_next", ["titit"]), EXAMPLES[name]
+    with fv.drop(model, method) as trace:
+        out = generate(model, inputs)
+    told = reference(method, "llava_next", model, inputs, trace)
+    tokens, logits, _ = oracle.greedy(model, inputs, 6, banned={IMAGE, 92, 93, 94}, **told)
+    assert out.sequences[0, inputs["input_ids"].shape[1] :].tolist() == tokens
+    torch.testing.assert_close(torch.cat(out.logits), logits, atol=5e-5, rtol=1e-4)
+
+
+def video(mode, seed=0):
+    torch.manual_seed(0)
+    config = next_video.config(spatial_pool_mode=mode)
+    config._attn_implementation = "eager"
+    model = transformers.LlavaNextVideoForConditionalGeneration(config).eval().model
+    return model, torch.randn(2, 3, 3, 70, 70, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("mode", ["average", "max", "conv"])
+def test_a_next_videos_frames_are_scored_as_they_are_pooled(mode):
+    """5 x 5 patches make 2 x 2 tokens, the last row and column none; behind a convolution scores are averaged."""
+    model, pixels = video(mode)
+    method = fv.VisionDrop(dominant=5, contextual=0, layer_list=(), image_token_list=(), reference=12)
+    with torch.no_grad():
+        whole = model.get_video_features(pixels).pooler_output
+        with fv.drop(model, method):
+            reduced = model.get_video_features(pixels)
+        attention = model.vision_tower(pixels.flatten(0, 1), output_attentions=True).attentions[1]
+    patches = attention[:, :, 0, 1:].sum(dim=1).view(2, 3, 5, 5)
+    for index in range(2):
+        scores = []
+        for frame in range(3):
+            for row in range(2):
+                for column in range(2):
+                    cell = patches[index, frame, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+                    scores.append(float(cell.max() if mode == "max" else cell.mean()))
+        best = sorted(sorted(range(12), key=lambda one: -scores[one])[:5])
+        assert reduced._foveate_cuts[index].kept.tolist() == best
+        torch.testing.assert_close(reduced.pooler_output[index, :5], whole[index, best])
+        assert not reduced.pooler_output[index, 5:].any()
+
+
+def test_boxes_of_pooled_frames_leave_out_what_fills_no_cell():
+    model, _ = video("average")
+    (boxes,) = family_for(model).boxes("video", {}, [12])
+    cells = torch.tensor([[0, 0, 2, 2], [2, 0, 4, 2], [0, 2, 2, 4], [2, 2, 4, 4]]) / 5
+    torch.testing.assert_close(boxes[:4], cells)
+    assert torch.equal(boxes[4:8], boxes[:4])
+
+
+@pytest.mark.parametrize("mode", ["average", "conv"])
+def test_a_next_videos_smaller_frames_are_pooled_as_the_model_pools(mode):
+    model, pixels = video(mode, seed=1)
+    small = torch.nn.functional.interpolate(pixels.flatten(0, 1), (28, 28), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        expected = model.get_video_features(small.view(2, 3, 3, 28, 28), interpolate_pos_encoding=True).pooler_output
+        with fv.drop(model, fv.Resize(keep=0.3)):
+            got = model.get_video_features(pixels)
+    assert expected.shape[1] == 3
+    torch.testing.assert_close(got.pooler_output[:, :3], expected)
+    assert [cut.kept.tolist() for cut in got._foveate_cuts] == [[3, 7, 11]] * 2

@@ -1,0 +1,24 @@
+"""Video-LLaVA's tiny model."""
+
+from typing import Any
+
+import torch
+import transformers
+
+from tests.tiny import CLIP, IMAGE, TEXT, VIDEO, Picture, Tiny, squares
+
+
+def config() -> Any:
+    return transformers.VideoLlavaConfig(
+        text_config=transformers.LlamaConfig(**TEXT),
+        vision_config=transformers.CLIPVisionConfig(**CLIP),
+        image_token_index=IMAGE, video_token_index=VIDEO, vision_feature_layer=-2,
+    )  # fmt: skip
+
+
+def frames(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
+    """Videos of three frames."""
+    return [{"pixel_values_videos": one[None]} for one in torch.randn(count, 3, 3, 70, 70, generator=rng)]
+
+
+TINY = Tiny(config, "VideoLlavaForConditionalGeneration", squares, frames)

@@ -1,0 +1,130 @@
+"""The CLS tokens inside Video-LLaVA's videos: never a patch, never ranked, always there."""
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate.registry import family_for
+from tests.invariants.settings import EXAMPLES
+from tests.models import DEPTH, batch, features, generate, given, tiny
+
+FRAMES, PATCHES = 3, 25
+FIRST = [0, 26, 52]
+
+
+def video(seed=0):
+    return batch("video_llava", ["tvt"], seed)
+
+
+def patches(token):
+    """Which patch of the video a token is, frames one after the other."""
+    return [one - one // 26 - 1 for one in token]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_cls_of_every_frame_stays_at_every_stage(name):
+    model, inputs = tiny("video_llava"), video()
+    with fv.drop(model, EXAMPLES[name]) as trace:
+        generate(model, inputs, new_tokens=2)
+    assert trace.vision_tokens == [78]
+    for stage in trace.stages:
+        kept, origin = stage.kept[0].tolist(), stage.origin[0].tolist()
+        assert set(FIRST) <= set(kept)
+        assert len(origin) == stage.after[0] < 78
+        for row, members in enumerate(stage.merged[0]):
+            first = origin[row] in FIRST
+            assert members.tolist() == [origin[row]] if first else not set(FIRST) & set(members.tolist())
+
+
+def test_boxes_have_no_place_for_a_cls():
+    (boxes,) = family_for(tiny("video_llava")).boxes("video", {}, [78])
+    assert boxes.isnan().any(-1).nonzero()[:, 0].tolist() == FIRST
+    assert boxes[1].tolist() == pytest.approx([0, 0, 0.2, 0.2])
+    assert boxes[26 + 8].tolist() == pytest.approx([0.4, 0.2, 0.6, 0.4])
+    (image,) = family_for(tiny("video_llava")).boxes("image", {}, [25])
+    assert not image.isnan().any()
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.2, 0.5])
+def test_shares_are_of_the_patches(keep):
+    """Of 75 patches; the three CLS come on top, also where a single patch is left."""
+    model, inputs = tiny("video_llava"), video()
+    method = fv.V2Drop(layers=(1,), keep=(keep,))
+    with fv.drop(model, method) as trace, torch.no_grad():
+        states = model(**inputs, output_hidden_states=True).hidden_states
+    kept = trace.stages[0].kept[0].tolist()
+    assert len(kept) == max(1, int(75 * keep)) + 3 == trace.latest.per_layer[-1][0]
+    columns = (inputs["input_ids"][0] == 92).nonzero()[:, 0]
+    moved = (states[1] - states[0])[0, columns].norm(dim=-1)
+    best = sorted((i for i in range(78) if i not in FIRST), key=lambda i: -moved[i].item())
+    assert kept == sorted(FIRST + best[: max(1, int(75 * keep))])
+    told = fv.cost(model, text_tokens=7, vision_tokens=78, method=method)
+    assert told.tokens == tuple(layer[0] for layer in trace.latest.per_layer)
+    assert told.retention == pytest.approx(trace.retention[0])
+
+
+def test_the_tower_ranks_patches_of_all_frames_together():
+    """CLS attention of the eager video tower, frame by frame; the CLS features are the model's own."""
+    inputs, model = video(seed=2), tiny("video_llava", "eager")
+    method = fv.VisionDrop(dominant=12, contextual=0, layer_list=(), image_token_list=(), reference=75)
+    with torch.no_grad():
+        tower = model.model.video_tower(inputs["pixel_values_videos"][0], output_attentions=True)
+        scores = tower.attentions[1][:, :, 0, 1:].sum(dim=1).flatten()
+        (whole,) = features(model, inputs, "video")
+        with fv.drop(model, method) as trace:
+            (reduced,) = features(model, inputs, "video")
+            model(**inputs)
+    best = sorted(sorted(range(75), key=lambda i: (-scores[i].item(), i))[:12])
+    tokens = [1 + patch + patch // 25 for patch in best]
+    assert trace.stages[0].kept[0].tolist() == sorted(FIRST + tokens)
+    torch.testing.assert_close(reduced[FIRST], whole[FIRST])
+    free = [token for token in range(78) if token not in FIRST]
+    torch.testing.assert_close(reduced[free[:12]], whole[tokens])
+
+
+def test_pooling_and_smaller_frames_leave_the_cls_alone():
+    model, inputs = tiny("video_llava"), video()
+    (whole,) = features(model, inputs, "video")
+    with fv.drop(model, fv.AveragePool(keep=0.2)) as pooled:
+        (averaged,) = features(model, inputs, "video")
+        generate(model, inputs, new_tokens=1)
+    members = [one for one in pooled.stages[0].merged[0] if len(one) > 1]
+    assert torch.equal(averaged[FIRST], whole[FIRST])
+    torch.testing.assert_close(averaged[1], whole[members[0]].mean(dim=0))
+    with fv.drop(model, fv.Resize(keep=0.4)) as trace:
+        (resized,) = features(model, inputs, "video")
+        generate(model, inputs, new_tokens=1)
+    small = torch.nn.functional.interpolate(inputs["pixel_values_videos"][0], (42, 42), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        states = model.model.get_video_features(small[None], interpolate_pos_encoding=True).pooler_output
+    torch.testing.assert_close(resized[FIRST], states[:, 0])
+    assert trace.stages[0].after == (3 * 9 + 3,)
+    free = [token for token in range(78) if token not in FIRST]
+    torch.testing.assert_close(resized[free[:27]], states[:, 1:].flatten(0, 1))
+
+
+def test_a_picture_by_its_old_name():
+    """transformers' processor gives pictures as pixel_values_images."""
+    model, inputs = tiny("video_llava"), batch("video_llava", ["titit"])
+    old = {"pixel_values_images" if name == "pixel_values" else name: value for name, value in inputs.items()}
+    for method in (fv.VisionDrop(dominant=5, contextual=2, layer_list=(), image_token_list=(), reference=25),
+                   fv.MustDrop(pruning_layers=(1,)), fv.Resize(keep=0.4)):  # fmt: skip
+        with fv.drop(model, method):
+            out = generate(model, inputs)
+        with fv.drop(model, method):
+            same = generate(model, old)
+        assert torch.equal(out.sequences, same.sequences)
+
+
+def test_costs_of_images_and_frames():
+    config = tiny("video_llava").config
+    both = fv.cost(config, text_tokens=4, vision_tokens=[25, 78])
+    assert both == fv.cost(config, text_tokens=4, vision_tokens=[25, 78], tower_images=[1, 3])
+    with pytest.raises(fv.SettingError, match="25 vision tokens of a picture and 26 of a frame; 77"):
+        fv.cost(config, text_tokens=4, vision_tokens=77)
+    method = fv.Resize(keep=0.4)
+    told = fv.cost(config, text_tokens=4, vision_tokens=78, method=method)
+    assert told.tokens == (30,) * DEPTH
+    assert fv.families()["video_llava"].tower_images(config, "video", given(tiny("video_llava"), video(), "video")) == (
+        3,
+    )
