@@ -72,7 +72,7 @@ class Decoder:
         return rows * self.rows[index] + attention(rows, keys, self.heads * self.head_dim) // (1 + halved)
 
     def held(self, index: int, rows: int) -> int:
-        """Rows in the cache of layer `index` once `rows` are through: no more than a later one sees; none in a state."""
+        """Rows in the cache of layer `index` once `rows` are through: those a later one sees; none in a state."""
         if index in self.recurrent:
             return 0
         window = self.windows[index]
