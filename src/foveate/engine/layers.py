@@ -211,7 +211,7 @@ def _padding(mask: Tensor | None, index: int, layout: Layout, cache: Any) -> Ten
         )
     if mask is None:
         return layout.valid
-    real = layout.gather(mask) != 0
+    real = layout.gather(mask[..., None])[..., 0] != 0
     return real if layout.valid is None else real & layout.valid
 
 
