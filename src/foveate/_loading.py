@@ -11,7 +11,7 @@ import transformers
 
 from foveate import embedded
 from foveate.errors import FoveateError, InputError, UnsupportedError
-from foveate.registry import families
+from foveate.registry import families, no_family
 
 try:
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
@@ -108,10 +108,7 @@ def device_of(name: str) -> torch.device:
 
 def _check_family(config: Any) -> None:
     if config.model_type not in families():
-        raise UnsupportedError(
-            f"No family for model_type {config.model_type!r}. Supported: {', '.join(sorted(families()))}. "
-            "To add one: docs/guides/new-family.md."
-        )
+        raise no_family(config.model_type)
 
 
 def _dtype(name: str, device: torch.device) -> "torch.dtype | str":

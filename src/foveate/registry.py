@@ -6,9 +6,10 @@ import pkgutil
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from foveate.errors import SettingError, UnknownNameError
+from foveate.errors import SettingError, UnknownNameError, UnsupportedError
+from foveate.families._unserved import UNSERVED
 
 if TYPE_CHECKING:
     from foveate.families.base import Family
@@ -19,6 +20,7 @@ __all__ = [
     "family_for",
     "method",
     "methods",
+    "no_family",
     "preset",
     "presets",
     "register_family",
@@ -88,22 +90,57 @@ def support() -> dict[str, dict[str, dict[str, Any]]]:
     return found
 
 
-def family_for(model: Any) -> "Family":
+def family_for(model: Any, family: Literal["generic"] | None = None) -> "Family":
     """The family object of a model.
 
+    Args:
+        model: A vision-language model of transformers.
+        family: "generic" for a model without a family of its own, whose decoder is of the usual kind.
+
     Raises:
-        UnsupportedError: If no family serves its `model_type`; the message lists those served.
+        SettingError: If "generic" is asked for where there is a family.
+        UnsupportedError: If no family serves its `model_type`; the message lists those served, and says whether the
+            generic adapter would.
     """
-    from foveate.errors import UnsupportedError
+    from foveate.families.generic import Generic
 
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     known = families()
-    if model_type not in known:
-        raise UnsupportedError(
-            f"No family for model_type {model_type!r} ({type(model).__name__}). "
-            f"Supported: {', '.join(sorted(known))}. To add one: docs/guides/new-family.md."
+    if family is not None and (family != "generic" or model_type in known):
+        raise SettingError(
+            f"family is left out, or 'generic' for a model without one; got {family!r} for {model_type!r}, which "
+            f"{'has' if model_type in known else 'has not'}."
         )
-    return known[model_type](model)
+    if model_type in known:
+        return known[model_type](model)
+    if family is None or model_type in UNSERVED:
+        raise no_family(model_type, type(model).__name__, model)
+    return Generic(model)
+
+
+def no_family(model_type: Any, name: str = "", model: Any = None) -> "UnsupportedError":
+    """The error for a model without a family: what there is, and what can be done.
+
+    Args:
+        model_type: What its config says.
+        name: Of its class.
+        model: The model itself, if there is one to look at.
+    """
+    reason = f" It cannot be served: {UNSERVED[model_type]}." if model_type in UNSERVED else ""
+    if model is not None and not reason:
+        from foveate.families.generic import lacking
+
+        found = lacking(model)
+        reason = (
+            f" The generic adapter cannot serve it either: {'; '.join(found)}."
+            if found
+            else " Its decoder is of the usual kind: foveate.drop(model, method, family='generic') serves it, without "
+            "knowing its pictures."
+        )
+    return UnsupportedError(
+        f"No family for model_type {model_type!r}{name and f' ({name})'}. Supported: {', '.join(sorted(families()))}."
+        f"{reason} To add one: docs/guides/new-family.md."
+    )
 
 
 def register_method(kind: "type[Method]") -> "type[Method]":

@@ -2,10 +2,16 @@
 
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor
 
+import foveate as fv
+from foveate.families.gemma4 import Gemma4
+from foveate.methods.resize import Resize
+from foveate.methods.visiondrop import VisionDrop
+from foveate.registry import family_for
 from tests.tiny import IMAGE, TEXT, VIDEO, Picture, Tiny, qwen_types
 
 WINDOW = 14
@@ -84,3 +90,108 @@ TINY = Tiny(
     sees=sees,
     window=window,
 )
+
+
+# What is special about it; tests.models is imported late, since it imports this file.
+
+
+def test_local_layers_see_images_both_ways_and_global_ones_do_not():
+    from tests.models import batch, tiny
+
+    model, inputs, seen = tiny("gemma4"), batch("gemma4", ["titvt"]), {}
+    ids, types = inputs["input_ids"][0], inputs["mm_token_type_ids"][0]
+    picture = torch.where(types > 0, types - 1, -1)
+    handles = [
+        layer.self_attn.register_forward_pre_hook(
+            lambda module, args, kwargs, index=index: seen.update({index: kwargs["attention_mask"]}), with_kwargs=True
+        )
+        for index, layer in enumerate(model.model.language_model.layers)
+    ]
+    with fv.drop(model, fv.Uniform(layers=(1,), keep=(0.5,))) as trace, torch.no_grad():
+        model(**inputs)
+    for handle in handles:
+        handle.remove()
+    vision = (picture >= 0).nonzero()[:, 0][trace.stages[0].kept[0]]
+    rows = torch.cat(((picture < 0).nonzero()[:, 0], vision)).sort().values
+    for layer in range(1, 6):
+        wanted = sees(layer, rows, picture[rows], len(ids))
+        mask = torch.ones(len(rows), len(rows)).tril().bool() if seen[layer] is None else seen[layer][0, 0]
+        assert torch.equal(mask, wanted)
+        assert bool(wanted.triu(1).any()) == (window(layer) is not None)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"num_kv_shared_layers": 2}, {"hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 96}],
+    ids=str,
+)
+def test_shared_keys_and_inputs_for_every_layer_are_refused(changed):
+    model = transformers.Gemma4ForConditionalGeneration(config(**changed))
+    shared, more = changed.get("num_kv_shared_layers", 0), changed.get("hidden_size_per_layer_input", 0)
+    with pytest.raises(fv.UnsupportedError, match=f"{shared} layers reuse the keys.*gets {more} more inputs.*31B"):
+        family_for(model)
+
+
+def test_a_tokens_score_and_key_are_the_means_of_its_patches(monkeypatch):
+    from tests.models import batch, given, tiny
+
+    model, inputs, views = tiny("gemma4", "eager"), batch("gemma4", ["titit"]), []
+    monkeypatch.setattr(
+        VisionDrop, "reduce", lambda self, view: views.append((view.attention(), view.keys(), view.grid))
+    )
+    attention, seen = model.model.vision_tower.encoder.layers[-1].self_attn, []
+    handles = [
+        attention.register_forward_hook(lambda module, args, output: seen.append(output[1])),
+        attention.k_norm.register_forward_hook(lambda module, args, output: seen.append(output)),
+    ]
+    with fv.drop(model, VisionDrop(layer_list=(), image_token_list=())), torch.no_grad():
+        model.model.get_image_features(**given(model, inputs))
+    for handle in handles:
+        handle.remove()
+    keys, weights = seen
+    for index, (rows, columns) in enumerate([(3, 4), (4, 4)]):
+        count = 4 * rows * columns
+        received = weights[index, :, :count, :count].mean(dim=(0, 1)).view(rows, 2, columns, 2)
+        means = keys[index, :count].mean(dim=1).view(rows, 2, columns, 2, -1).mean(dim=(1, 3)).flatten(0, 1)
+        scores, states, grid = views[index]
+        assert grid == (rows, columns)
+        torch.testing.assert_close(scores, received.mean(dim=(1, 3)).flatten())
+        torch.testing.assert_close(states, means)
+
+
+def test_a_smaller_picture_is_cut_into_patches_as_the_processor_cuts_it():
+    from tests.models import tiny
+
+    family = Gemma4(tiny("gemma4"))
+    picture = torch.rand(3, 24, 32, generator=torch.Generator().manual_seed(0))
+
+    def cut(image):
+        _, height, width = image.shape
+        return torch.stack(
+            [
+                image[:, y : y + 4, x : x + 4].permute(1, 2, 0).flatten()
+                for y in range(0, height, 4)
+                for x in range(0, width, 4)
+            ]
+        )
+
+    pixels = torch.cat((cut(picture), torch.zeros(PATCHES - 48, 48)))
+    got, places = family._resized(pixels, (3, 4), (2, 3))
+    small = torch.nn.functional.interpolate(picture[None], (16, 24), mode="bilinear", antialias=True)[0]
+    torch.testing.assert_close(got[:24], cut(small))
+    assert not got[24:].any()
+    assert places[:24].tolist() == [[x, y] for y in range(4) for x in range(6)]
+    assert (places[24:] == -1).all()
+
+
+def test_a_smaller_video_keeps_its_frames():
+    from tests.models import batch, given, tiny
+
+    model, inputs = tiny("gemma4"), batch("gemma4", ["tvt"])
+    with fv.drop(model, Resize(keep=0.4)), torch.no_grad():
+        (features,) = model.model.get_video_features(**given(model, inputs, "video")).pooler_output
+    cut = features._foveate_cut
+    assert len(features) == 18
+    assert len(cut.kept) == 3 * 2  # of 2 x 3 tokens a frame, two of them
+    assert [int(token) // 6 for token in cut.kept] == [0, 0, 1, 1, 2, 2]
+    assert not features[6:].any()

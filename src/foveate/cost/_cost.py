@@ -9,9 +9,9 @@ import torch
 
 from foveate.core.grid import closing_rows
 from foveate.cost._decoder import Decoder
-from foveate.errors import SettingError, UnsupportedError
+from foveate.errors import SettingError
 from foveate.methods.base import Method
-from foveate.registry import families
+from foveate.registry import families, no_family
 
 __all__ = ["Cost", "cost"]
 
@@ -124,10 +124,7 @@ def cost(
     config = getattr(config, "config", config)
     kind = families().get(getattr(config, "model_type", None))  # type: ignore[arg-type]
     if kind is None:
-        raise UnsupportedError(
-            f"No family for model_type {getattr(config, 'model_type', None)!r} ({type(config).__name__}). "
-            f"Supported: {', '.join(sorted(families()))}. To add one: docs/guides/new-family.md."
-        )
+        raise no_family(getattr(config, "model_type", None), type(config).__name__)
     if attention not in ("full", "causal"):
         raise SettingError(f"attention is 'full' or 'causal'; got {attention!r}.")
     sizes = _counts(vision_tokens, "vision_tokens")

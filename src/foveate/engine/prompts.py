@@ -92,6 +92,10 @@ class Prompts:
         found = [(mask, self._items.get(modality, [])) for modality, mask in self._placeholders]
         embeds, live = kwargs.get("inputs_embeds"), self._live(kwargs)
         self._placeholders, self._given = [], {}
+        if self._items and not found:
+            raise UnsupportedError(
+                "Pictures were encoded, but where they are in the prompt was not said: this model cannot be served."
+            )
         if embeds is None or not found:
             self._note_text_prompt(kwargs, live)
             return None

@@ -4,7 +4,7 @@ import functools
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -21,7 +21,7 @@ _sessions: "weakref.WeakKeyDictionary[nn.Module, Session]" = weakref.WeakKeyDict
 
 
 @contextmanager
-def drop(model: nn.Module, method: Method) -> Iterator[Trace]:
+def drop(model: nn.Module, method: Method, family: Literal["generic"] | None = None) -> Iterator[Trace]:
     """Drop vision tokens while the context is open.
 
         with foveate.drop(model, foveate.V2Drop()) as trace:
@@ -33,6 +33,7 @@ def drop(model: nn.Module, method: Method) -> Iterator[Trace]:
     Args:
         model: An unmodified vision-language model of transformers.
         method: What drops: a method with its settings, or a `foveate.preset`.
+        family: "generic" serves a model that foveate has no family for, if its decoder is of the usual kind; it warns.
 
     Yields:
         The trace, filled by every prefill inside.
@@ -42,16 +43,16 @@ def drop(model: nn.Module, method: Method) -> Iterator[Trace]:
         SettingError: If the method's cuts do not fit the decoder's depth.
         UnsupportedError: If no family serves the model.
     """
-    session = _attach(model, method)
+    session = _attach(model, method, family)
     try:
         yield session.trace
     finally:
         session.detach()
 
 
-def apply(model: nn.Module, method: Method) -> Trace:
+def apply(model: nn.Module, method: Method, family: Literal["generic"] | None = None) -> Trace:
     """Drop vision tokens from now until `foveate.remove(model)`; see `drop`."""
-    return _attach(model, method).trace
+    return _attach(model, method, family).trace
 
 
 def remove(model: nn.Module) -> None:
@@ -60,17 +61,17 @@ def remove(model: nn.Module) -> None:
     Raises:
         SessionError: If nothing is on.
     """
-    session = _sessions.get(family_for(model).core)
+    session = next((found for module in model.modules() if (found := _sessions.get(module))), None)
     if session is None:
         raise SessionError(f"Nothing to remove: no method is applied to this {type(model).__name__}.")
     session.detach()
 
 
-def _attach(model: nn.Module, method: Method) -> "Session":
+def _attach(model: nn.Module, method: Method, kind: Literal["generic"] | None) -> "Session":
     if not isinstance(method, Method):
         hint = f"; a preset is foveate.preset({method!r})" if isinstance(method, str) else ""
         raise SettingError(f"The second argument is a method such as foveate.V2Drop(); got {method!r}{hint}.")
-    family = family_for(model)
+    family = family_for(model, kind)
     if (running := _sessions.get(family.core)) is not None:
         raise SessionError(
             f"This {type(model).__name__} is already dropping with {running.method}. Contexts cannot be nested: "

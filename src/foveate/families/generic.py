@@ -6,11 +6,13 @@ what the tower makes of it. It is asked for by name and never found by `model_ty
 
 import inspect
 import warnings
+from contextlib import suppress
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from foveate.errors import UnsupportedError
+from foveate.families._tap import tapped
 from foveate.families.base import Family
 
 __all__ = ["Generic", "lacking"]
@@ -34,6 +36,7 @@ class Generic(Family):
     model_type: ClassVar[str] = "generic"
     renumbers: ClassVar[bool] = False
     decoders: ClassVar[frozenset[str]] = frozenset()
+    encode_projected = encode_smaller = Family.encode  # all refused: that would take knowing the pictures
 
     def __init__(self, model: Any) -> None:
         kind = getattr(getattr(model, "config", None), "model_type", None)
@@ -49,6 +52,30 @@ class Generic(Family):
             UserWarning,
             stacklevel=4,
         )
+
+    def queries_and_keys(
+        self, layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, float]:
+        """The layer's attention itself makes them: it may norm, or leave RoPE out, in ways of its own."""
+        seen: list[tuple[Tensor, Tensor, float]] = []
+
+        def note(query: Tensor, key: Tensor, scaling: float) -> None:
+            seen.append((query[0, :, queries], key[0], scaling))
+            raise _Enough
+
+        pair = rotary[0][None], rotary[1][None]
+        with suppress(_Enough), tapped(layer.self_attn, note):
+            layer.self_attn(layer.input_layernorm(hidden)[None], position_embeddings=pair, attention_mask=None)
+        if not seen:
+            raise UnsupportedError(
+                f"How {type(layer.self_attn).__name__} attends is not known, so methods that read attention cannot run "
+                "here. Use a method that reads none."
+            )
+        return seen[0]
+
+
+class _Enough(Exception):
+    """Queries and keys are there; the rest of the attention need not run."""
 
 
 def lacking(model: Any) -> list[str]:
@@ -69,8 +96,10 @@ def lacking(model: Any) -> list[str]:
     layers = getattr(core.language_model, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         return [*found, f"its {type(core.language_model).__name__} has no layers"]
-    for kind in {type(layer): layer for layer in layers}.values():
-        found += _odd(kind)
+    takes = inspect.signature(core.get_placeholder_mask).parameters
+    if not {"image_features", "video_features"} & set(takes):
+        found.append("its get_placeholder_mask takes no image_features")
+    found += dict.fromkeys(reason for layer in layers for reason in _odd(layer))
     if more := [name for name in inspect.signature(core.language_model.forward).parameters if "deepstack" in name]:
         found.append(f"its decoder gets {', '.join(more)}")
     return found
@@ -84,6 +113,5 @@ def _odd(layer: nn.Module) -> list[str]:
         found.append(f"its {name} takes no position_embeddings")
     if more := sorted(given - KNOWN):
         found.append(f"its {name} takes {', '.join(more)}")
-    if not hasattr(layer, "self_attn"):
-        found.append(f"its {name} has no self_attn")
+    found += [f"its {name} has no {part}" for part in ("self_attn", "input_layernorm") if not hasattr(layer, part)]
     return found

@@ -1,0 +1,233 @@
+"""The generic adapter, on models that foveate has no family for."""
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+from transformers import CONFIG_MAPPING
+
+import foveate as fv
+from foveate.families._unserved import UNSERVED
+from foveate.families.generic import Generic, lacking
+from foveate.methods.averagepool import AveragePool
+from foveate.methods.visiondrop import VisionDrop
+from foveate.registry import family_for
+from tests import oracle
+from tests.models import NO_PLACEHOLDERS
+from tests.tiny import CLIP, DEPTH, IMAGE, PAD, TEXT
+
+CLOSE = {"atol": 5e-5, "rtol": 1e-4}
+pytestmark = pytest.mark.filterwarnings("ignore:.*generic adapter:UserWarning")
+SIGLIP = {key: value for key, value in CLIP.items() if key not in ("projection_dim", "initializer_range")}
+
+
+def aya():
+    """Tiles of one size, their patches shuffled into fewer tokens; a Cohere2 decoder with windows."""
+    config = transformers.AyaVisionConfig(
+        vision_config=transformers.SiglipVisionConfig(**{**SIGLIP, "image_size": 84}, vision_use_head=False),
+        text_config=transformers.Cohere2Config(**TEXT, sliding_window=24),
+        downsample_factor=2, image_token_id=IMAGE, vision_feature_layer=-1,
+    )  # fmt: skip
+    return transformers.AyaVisionForConditionalGeneration(config), 84, 9
+
+
+def deepseek():
+    """One square a picture, a Llama decoder; features come as one tensor."""
+    config = transformers.DeepseekVLConfig(
+        vision_config=transformers.SiglipVisionConfig(**SIGLIP, vision_use_head=False),
+        text_config=transformers.LlamaConfig(**TEXT), image_token_id=IMAGE,
+    )  # fmt: skip
+    return transformers.DeepseekVLForConditionalGeneration(config), 70, 25
+
+
+def tiny(build, attention="sdpa"):
+    torch.manual_seed(0)
+    model, side, tokens = build()
+    model = model.eval()
+    model.set_attn_implementation(attention)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 1 or not weight.any():
+                weight.add_(0.1 * torch.randn_like(weight))
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, PAD
+    return model, side, tokens
+
+
+def prompt(words, side, tokens):
+    """A left-padded batch; "t" is three text tokens, "i" an image."""
+    rng = torch.Generator().manual_seed(0)
+    rows, count = [], sum(word.count("i") for word in words)
+    for word in words:
+        pieces = [
+            torch.full((tokens,), IMAGE) if at == "i" else torch.randint(2, 90, (3,), generator=rng) for at in word
+        ]
+        rows.append(torch.cat([torch.tensor([1]), *pieces]))
+    longest = max(map(len, rows))
+    ids = torch.stack([torch.cat((row.new_zeros(longest - len(row)), row)) for row in rows])
+    pixels = torch.randn(count, 3, side, side, generator=rng)
+    return {"input_ids": ids, "attention_mask": (ids != PAD).long(), "pixel_values": pixels}
+
+
+def generate(model, inputs, **settings):
+    settings = {"do_sample": False, "max_new_tokens": 6, **NO_PLACEHOLDERS, **settings}
+    return model.generate(**inputs, **settings, return_dict_in_generate=True, output_logits=True)
+
+
+def alone(inputs, index, words):
+    """One sample of a batch."""
+    start = sum(word.count("i") for word in words[:index])
+    real = inputs["attention_mask"][index].bool()
+    one = {name: inputs[name][index : index + 1, real] for name in ("input_ids", "attention_mask")}
+    count = words[index].count("i")
+    return one | ({"pixel_values": inputs["pixel_values"][start : start + count]} if count else {})
+
+
+BUILDS = [aya, deepseek]
+METHODS = [
+    fv.V2Drop(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3)),
+    fv.Uniform(layers=(0, 3), keep=(0.7, 0.5), scope="image"),
+    VisionDrop(dominant=0, contextual=0, layer_list=(2, 3), image_token_list=((12, 4), (5, 2)), reference=25),
+    fv.FinalKV(inner=fv.V2Drop(layers=(2,), keep=(0.5,))),
+]
+WORDS = ("titt", "titit", "ttttt", "tit")
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("build", BUILDS)
+def test_keeping_everything_is_the_untouched_model(build, attention):
+    model, side, tokens = tiny(build, attention)
+    inputs = prompt(WORDS, side, tokens)
+    plain = generate(model, inputs)
+    with fv.drop(model, fv.V2Drop(layers=(1,), keep=(1.0,)), family="generic") as trace:
+        kept = generate(model, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
+    assert trace.vision_tokens == [tokens, 2 * tokens, 0, tokens]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_generation_is_the_recompute(method, build, attention, monkeypatch):
+    model, side, tokens = tiny(build, attention)
+    inputs = prompt(["titit"], side, tokens)
+    monkeypatch.setattr(oracle, "visible", lambda *args: sees(model, *args[1:3]))
+    with fv.drop(model, method, family="generic") as trace:
+        out = generate(model, inputs)
+    cuts = {stage.layer: stage.kept[0] for stage in trace.stages if stage.where == "layer"}
+    told = {"final_from": layers[0]} if (layers := method.kv_layers(DEPTH)) else {}
+    if method.name == "visiondrop":
+        counts = lambda pair: lambda _: tuple(int(n * tokens / 25 + 0.5) for n in pair)  # noqa: E731
+        pairs = zip(method.layer_list, method.image_token_list, strict=True)
+        cuts = {layer: oracle.vision_decides(counts(pair), method.merge) for layer, pair in pairs}
+    found, logits, kept = oracle.greedy(model, inputs, 6, cuts, {IMAGE, 92, 93, 94}, **told)
+    assert out.sequences[0, inputs["input_ids"].shape[1] :].tolist() == found
+    torch.testing.assert_close(torch.cat(out.logits), logits, **CLOSE)
+    assert kept == {stage.layer: stage.origin[0].tolist() for stage in trace.stages if stage.where == "layer"}
+    assert min(trace.latest.per_layer)[0] < 2 * tokens
+
+
+def sees(model, layer, columns):
+    """Those up to a row, in layers with a window those in it."""
+    kinds, reach = getattr(model.config.text_config, "layer_types", None), columns[:, None] - columns
+    window = model.config.text_config.sliding_window if kinds and kinds[layer].startswith("sliding") else 10_000
+    return (reach >= 0) & (reach < window)
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_a_batch_is_its_samples_run_alone(method, build):
+    model, side, tokens = tiny(build)
+    inputs = prompt(WORDS, side, tokens)
+    with fv.drop(model, method, family="generic") as together:
+        out = generate(model, inputs)
+    for index in range(len(WORDS)):
+        one = alone(inputs, index, WORDS)
+        with fv.drop(model, method, family="generic") as trace:
+            single = generate(model, one)
+        assert torch.equal(out.sequences[index, -6:], single.sequences[0, -6:])
+        assert together.retention[index] == trace.retention[0]
+        assert [rows[index] for rows in together.kv_lengths] == [rows[0] for rows in trace.kv_lengths]
+
+
+# What is said.
+
+
+def test_it_says_that_it_is_generic_and_leaves_nothing_behind():
+    model, side, tokens = tiny(deepseek)
+    before = {name: sorted(vars(module)) for name, module in model.named_modules()}
+    with pytest.warns(UserWarning, match="'deepseek_vl'.*generic adapter.*never tested"):
+        fv.apply(model, METHODS[0], family="generic")
+    generate(model, prompt(["tit"], side, tokens))
+    fv.remove(model)
+    assert {name: sorted(vars(module)) for name, module in model.named_modules()} == before
+
+
+def test_it_is_offered_where_it_would_do():
+    model, _, _ = tiny(deepseek)
+    with pytest.raises(
+        fv.UnsupportedError, match=r"'deepseek_vl' \(DeepseekVLFor.*llava.*family='generic'.*new-family"
+    ):
+        family_for(model)
+    assert "generic" not in fv.families()
+
+
+def test_what_it_cannot_do_is_refused():
+    model, side, tokens = tiny(deepseek)
+    inputs = prompt(["tit"], side, tokens)
+    for method in (VisionDrop.for_budget(model, retention=0.5, vision_tokens=25), AveragePool(keep=0.5)):
+        with (
+            fv.drop(model, method, family="generic"),
+            pytest.raises(fv.UnsupportedError, match="between decoder layers"),
+        ):
+            generate(model, inputs)
+    with fv.drop(model, METHODS[0], family="generic") as trace:
+        generate(model, inputs)
+    with pytest.raises(fv.InputError, match="not known"):
+        trace.show(Image.new("RGB", (70, 70)))
+
+
+def test_a_model_with_a_family_needs_no_other():
+    from tests.models import tiny as supported
+
+    with pytest.raises(fv.SettingError, match="'generic' for 'llava', which has"):
+        family_for(supported("llava"), "generic")
+    with pytest.raises(fv.SettingError, match="'generic' for a model without one; got 'llava'"):
+        family_for(tiny(deepseek)[0], "llava")
+
+
+UNUSUAL = {
+    "idefics2": "no module with a language_model and a get_placeholder_mask",
+    "florence2": "it is an encoder-decoder",
+    "ernie4_5_vl_moe": "Ernie4_5_VLMoeDecoderLayer takes moe_mm_token_type_ids",
+    "minicpmv4_6": "its get_placeholder_mask takes no image_features",
+    "gemma4_unified": "Gemma4UnifiedTextDecoderLayer takes shared_kv_states",
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_what_is_unusual_about_a_model_is_said(kind):
+    with torch.device("meta"):
+        model = transformers.AutoModelForImageTextToText.from_config(CONFIG_MAPPING[kind]())
+    assert any(UNUSUAL[kind] in reason for reason in lacking(model))
+    with pytest.raises(fv.UnsupportedError, match=f"cannot serve it either: .*{UNUSUAL[kind]}"):
+        family_for(model)
+    with pytest.raises(fv.UnsupportedError, match=f"generic adapter cannot serve '{kind}'.*{UNUSUAL[kind]}"):
+        family_for(model, "generic")
+
+
+@pytest.mark.parametrize("kind", UNSERVED)
+def test_models_that_no_family_can_serve_are_refused_with_the_reason(kind):
+    class Model:
+        config = CONFIG_MAPPING[kind]
+
+    for family in (None, "generic"):
+        with pytest.raises(fv.UnsupportedError, match=f"{kind!r}.*Supported: .*cannot be served: {UNSERVED[kind]}"):
+            family_for(Model(), family)
+
+
+def test_layers_of_different_kinds_are_all_looked_at():
+    model, _, _ = tiny(deepseek)
+    del model.model.language_model.layers[2].self_attn
+    assert lacking(model) == ["its LlamaDecoderLayer has no self_attn"]
+    assert Generic.model_type == "generic"
+    assert len(model.model.language_model.layers) == DEPTH
