@@ -14,7 +14,7 @@ from tests.tiny import DEPTH, IMAGE, PAD, TEXT, VIDEO, VOCABULARY, Picture, Tiny
 
 __all__ = [
     "DEPTH", "FAMILIES", "IMAGE", "MIXED", "NO_PLACEHOLDERS", "PAD", "TEXT", "TINY", "VIDEO", "VOCABULARY",
-    "batch", "generate", "tiny",
+    "batch", "generate", "made_of", "tiny",
 ]  # fmt: skip
 
 TINY: dict[str, Tiny] = {name: importlib.import_module(f"tests.families.test_{name}").TINY for name in fv.families()}
@@ -24,11 +24,17 @@ FAMILIES = sorted(TINY)
 @cache
 def tiny(family: str, attention: str = "sdpa") -> Any:
     """A tiny random model, its weights the same for every attention."""
-    torch.manual_seed(0)
     config = TINY[family].config()
     config._attn_implementation = attention if attention in ("sdpa", "eager") else "sdpa"
-    model = getattr(transformers, TINY[family].kind)(config).eval()
+    model = made_of(family, config)
     model.config.get_text_config()._attn_implementation = attention  # a name of our own passes no validation
+    return model
+
+
+def made_of(family: str, config: Any) -> Any:
+    """A random model of this config."""
+    torch.manual_seed(0)
+    model = getattr(transformers, TINY[family].kind)(config).eval()
     with torch.no_grad():  # zero biases and unit norms would hide wrong gathers
         for weight in model.parameters():
             if weight.dim() == 1:
@@ -38,17 +44,18 @@ def tiny(family: str, attention: str = "sdpa") -> Any:
     return model
 
 
-def batch(family: str, samples: Sequence[str], seed: int = 0) -> dict[str, Any]:
+def batch(family: str, samples: Sequence[str], seed: int = 0, *, start: bool = True) -> dict[str, Any]:
     """A left-padded batch.
 
     Args:
         family: Which model it is for.
         samples: A word a sample, a letter a piece: "t" is three text tokens, "i" an image.
         seed: Which texts and pictures. A sample has the same ones alone and in any batch.
+        start: Whether a token of text stands before each word.
     """
     rows, pictures = [], []
     for word in samples:
-        row, found = _sample(family, word, seed)
+        row, found = _sample(family, word, seed, start)
         rows.append(row)
         pictures.extend(found)
     longest = max(len(row) for row in rows)
@@ -62,11 +69,11 @@ def batch(family: str, samples: Sequence[str], seed: int = 0) -> dict[str, Any]:
 
 
 @cache
-def _sample(family: str, word: str, seed: int) -> tuple[Tensor, list[Picture]]:
+def _sample(family: str, word: str, seed: int, start: bool) -> tuple[Tensor, list[Picture]]:
     rng = torch.Generator().manual_seed(1000 * seed + sum(map(ord, word)) + len(word))
     model, known = tiny(family), TINY[family]
     pictures = known.pictures(known.config(), word.count("i"), rng) if "i" in word else []
-    pieces, left = [torch.tensor([1])], iter(pictures)
+    pieces, left = [torch.tensor([1])] * start, iter(pictures)
     for letter in word:
         if letter == "i":
             picture = next(left)

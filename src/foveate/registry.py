@@ -73,13 +73,14 @@ def families() -> "dict[str, type[Family]]":
 
 
 def family_for(model: Any) -> "Family":
-    """The family object of a model.
+    """The family object of a model, or of the transformers model inside a wrapper (PEFT, torch.compile, a pipeline).
 
     Raises:
         UnsupportedError: If no family serves its `model_type`; the message lists those served.
     """
     from foveate.errors import UnsupportedError
 
+    model = _inside(model)
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     known = families()
     if model_type not in known:
@@ -88,6 +89,28 @@ def family_for(model: Any) -> "Family":
             f"Supported: {', '.join(sorted(known))}. To add one: docs/guides/new-family.md."
         )
     return known[model_type](model)
+
+
+def _inside(model: Any) -> Any:
+    """The outermost transformers model of a pipeline or of a module; what was given where there is none.
+
+    Raises:
+        UnsupportedError: If copies of the model would run in several threads.
+    """
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from foveate.errors import UnsupportedError
+
+    if not isinstance(model, nn.Module):
+        model = getattr(model, "model", model)
+    if isinstance(model, nn.DataParallel):
+        raise UnsupportedError(
+            "nn.DataParallel runs copies of a model in several threads, and a model serves one thread at a time. "
+            "Spread it with device_map, or run a process for each device."
+        )
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    return next((module for module in modules if isinstance(module, PreTrainedModel)), model)
 
 
 def register_method(kind: "type[Method]") -> "type[Method]":

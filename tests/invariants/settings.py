@@ -22,5 +22,11 @@ def keep_alls() -> dict[str, Method]:
     return {name: importlib.import_module(f"tests.methods.test_{name}").KEEP_ALL for name in fv.methods()}
 
 
+def smallest() -> dict[str, Method]:
+    """For each method, the setting that leaves one token of an image where it can: `SMALLEST` of its test file."""
+    return {name: importlib.import_module(f"tests.methods.test_{name}").SMALLEST for name in fv.methods()}
+
+
 EXAMPLES = examples()
 KEEP_ALLS = keep_alls()
+SMALLEST = smallest()

@@ -11,6 +11,7 @@ from tests.models import FAMILIES, IMAGE, batch, generate, tiny
 
 EXAMPLES = [AveragePool(keep=0.4), AveragePool(keep=0.15)]
 KEEP_ALL = AveragePool(keep=1.0)
+SMALLEST = AveragePool(keep=0.001)
 DEPTH = 6
 
 
