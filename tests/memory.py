@@ -162,21 +162,27 @@ def page(record):
         cells = [f"{peak / 2**20:.1f} ({peak / full:.2f})" for peak, full in zip(peaks, whole, strict=True)]
         slopes = [(b - a) / (n - m) for a, b, m, n in zip(peaks, peaks[1:], sizes, sizes[1:], strict=False)]
         lines.append(f"| {name} | " + " | ".join(cells) + " | " + ", ".join(f"{slope:,.0f}" for slope in slopes) + " |")
-    lines += ["", "The last column is linear growth if its figures are alike: bytes a token between one size and the next."]
+    lines += [
+        "",
+        "The last column is linear growth if its figures are alike: bytes a token between one size and the next.",
+    ]
     return "\n".join([*lines, ""])
 
 
 def main():
     """Measure, and write the record and its page."""
     folder = Path(__file__).parents[1] / "benchmarks" / "memory"
-    width, layers, sides = 128, 6, (896, 1260, 1792)
+    width, layers, sides = 64, 5, (896, 1260, 1792)
     rows = {name: [] for name in ("untouched", *METHODS, *CONTROLS)}
     for side in sides:
         model, inputs = llava(side=side, width=width, layers=layers)
         for name, method in {"untouched": None, **METHODS, **CONTROLS}.items():
             start = time.process_time()
             rows[name].append(watched(model, inputs, method).peak)
-            print(f"{(side // 14) ** 2} tokens, {name}: {rows[name][-1]:,} bytes, {time.process_time() - start:.0f} s", flush=True)
+            print(
+                f"{(side // 14) ** 2} tokens, {name}: {rows[name][-1]:,} bytes, {time.process_time() - start:.0f} s",
+                flush=True,
+            )
     record = {
         "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version(),
         "layers": layers, "width": width, "vision_tokens": [(side // 14) ** 2 for side in sides], "rows": rows,

@@ -1,6 +1,8 @@
 """Models that accelerate has spread: layers in memory, layers and tower on disk, hooks that come and go."""
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 import foveate as fv
 from tests.arrive.running import FIRST, METHOD, prefill
+from tests.arrive.several_devices import METHODS
 from tests.cli.conftest import save_tiny_llava
 from tests.invariants.test_restore import state
 from tests.models import DEPTH, FAMILIES, MIXED, batch, generate, tiny
@@ -108,6 +111,13 @@ def test_a_smaller_picture_needs_its_tower_in_memory(spread):
         prefill(spread("llava"), batch("llava", ["tit"]), FIRST["resize-0"])
 
 
+def test_layers_on_several_devices():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.arrive.several_devices"], capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == [f"{name} works" for name in METHODS], done.stderr
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_spreading_a_model_inside_the_context(family, tmp_path):
     """What is left is what accelerate alone would have left, and it can be taken off."""
@@ -149,9 +159,7 @@ def test_a_wrapper_put_around_a_layer_inside_the_context_stays():
         generate(model, inputs, new_tokens=1)
     assert trace.stages[1].after[0] < 25
     theirs, dropped = layer.forward, len(trace.history)
-    assert torch.equal(
-        torch.cat(generate(model, inputs).logits), torch.cat(generate(tiny("llava"), inputs).logits)
-    )
+    assert torch.equal(torch.cat(generate(model, inputs).logits), torch.cat(generate(tiny("llava"), inputs).logits))
     assert layer.forward is theirs
     assert len(calls) == 7
     assert len(trace.history) == dropped

@@ -65,7 +65,7 @@ def test_scores_read_the_queries_and_keys_that_the_kernel_gets(family, dtype):
 
         def select(self, view, count):
             read["rows"] = torch.cat(list(view.attention("after")))
-            return super(Reading, self).select(view, count)
+            return super().select(view, count)
 
     def noting(module, query, key, value, attention_mask, **kwargs):
         if module.layer_idx == 2:

@@ -104,9 +104,7 @@ def test_an_adapter_of_its_own_for_each_sample():
         with fv.drop(wrapped, METHOD) as alone:
             single = wrapped.generate(**batch("llava", [word]), **settings)
         assert torch.equal(out[index, -2:], single[0, -2:])
-        assert all(
-            torch.equal(a.kept[index], b.kept[0]) for a, b in zip(together.stages, alone.stages, strict=True)
-        )
+        assert all(torch.equal(a.kept[index], b.kept[0]) for a, b in zip(together.stages, alone.stages, strict=True))
     with fv.drop(wrapped, EXAMPLES["visiondrop-2"]) as trace:  # a batch of one has one adapter
         wrapped.generate(**batch("llava", ["titt"]), adapter_names=["other"], **settings)
     scored = trace.stages[0].kept[0]

@@ -26,7 +26,9 @@ def chat(colour, question="What is this ?"):
 
 
 def answer(pipe, prompts, **settings):
-    return pipe(text=prompts, max_new_tokens=4, return_full_text=False, generate_kwargs={"do_sample": False}, **settings)
+    return pipe(
+        text=prompts, max_new_tokens=4, return_full_text=False, generate_kwargs={"do_sample": False}, **settings
+    )
 
 
 @pytest.mark.parametrize("given", ["pipeline", "model"])

@@ -76,6 +76,11 @@ def test_text_streams_of_the_embedded_model(capsys):
     assert len(pieces) > 1
 
 
+def test_copies_of_a_model_in_several_threads_are_refused():
+    with pytest.raises(fv.UnsupportedError, match="DataParallel runs copies"):
+        fv.apply(torch.nn.DataParallel(tiny("llava")), METHOD)
+
+
 def test_a_context_that_ends_under_a_running_thread_says_so():
     """Its next step would read a pruned cache with masks for the whole prompt."""
     model, inputs, failed = tiny("llava"), batch("llava", ["tit"]), []
