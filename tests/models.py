@@ -17,8 +17,8 @@ from tests.tiny import DEPTH, IMAGE, PAD, TEXT, VIDEO, VOCABULARY, Picture, Tiny
 
 __all__ = [
     "DEPTH", "ENCODES_FIRST", "FAMILIES", "IMAGE", "MIXED", "NO_PLACEHOLDERS", "PAD", "PROMPTS", "QWENS", "TEXT",
-    "TINY", "VIDEO", "VOCABULARY", "batch", "cached", "features", "generate", "given", "is_vision", "mixed", "sample",
-    "slots", "tiny", "with_video",
+    "TINY", "VIDEO", "VOCABULARY", "batch", "cached", "features", "generate", "given", "is_vision", "made_of", "mixed",
+    "sample", "slots", "tiny", "with_video",
 ]  # fmt: skip
 
 ENCODES_FIRST = "mm_encoder_outputs" in inspect.signature(transformers.LlavaForConditionalGeneration.forward).parameters
@@ -47,13 +47,19 @@ PROMPTS = [
 @cache
 def tiny(family: str, attention: str = "sdpa") -> Any:
     """A tiny random model, its weights the same for every attention."""
-    torch.manual_seed(0)
     config = TINY[family].config()
     config._attn_implementation = attention if attention in ("sdpa", "eager") else "sdpa"
     if attention == "eager":
         config._experts_implementation = "eager"
-    model = getattr(transformers, TINY[family].kind)(config).eval()
+    model = made_of(family, config)
     model.config.get_text_config()._attn_implementation = attention  # a name of our own passes no validation
+    return model
+
+
+def made_of(family: str, config: Any) -> Any:
+    """A random model of this config."""
+    torch.manual_seed(0)
+    model = getattr(transformers, TINY[family].kind)(config).eval()
     with torch.no_grad():  # zeros and unit norms would hide wrong gathers
         for weight in model.parameters():
             if weight.dim() == 1 or not weight.any():
@@ -63,18 +69,19 @@ def tiny(family: str, attention: str = "sdpa") -> Any:
     return model
 
 
-def batch(family: str, samples: Sequence[str], seed: int = 0) -> dict[str, Any]:
+def batch(family: str, samples: Sequence[str], seed: int = 0, *, start: bool = True) -> dict[str, Any]:
     """A left-padded batch.
 
     Args:
         family: Which model it is for.
         samples: A word a sample, a letter a piece: "t" is three text tokens, "i" an image, "v" a video.
         seed: Which texts and pictures. A sample has the same ones alone and in any batch.
+        start: Whether a token of text stands before each word.
     """
     rows, pictures = [], []
     for word in samples:
         pieces, found = sample(family, word, seed)
-        rows.append(torch.cat(pieces))
+        rows.append(torch.cat(pieces if start else pieces[1:]))
         pictures.extend(found)
     longest = max(len(row) for row in rows)
     ids = torch.stack([torch.cat((row.new_full((longest - len(row),), PAD), row)) for row in rows])

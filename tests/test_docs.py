@@ -53,6 +53,7 @@ def stand_in(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_extra_families", dict(registry._extra_families))
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT still reads it
 @with_blocks("python")
 def test_python_blocks_run(page, stand_in):
     source = "\n".join(blocks(page, "python"))

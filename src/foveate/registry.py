@@ -91,7 +91,7 @@ def support() -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def family_for(model: Any, family: Literal["generic"] | None = None) -> "Family":
-    """The family object of a model.
+    """The family object of a model, or of the transformers model inside a wrapper (PEFT, torch.compile, a pipeline).
 
     Args:
         model: A vision-language model of transformers.
@@ -104,6 +104,7 @@ def family_for(model: Any, family: Literal["generic"] | None = None) -> "Family"
     """
     from foveate.families.generic import Generic
 
+    model = _inside(model)
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     known = families()
     if family is not None and (family != "generic" or model_type in known):
@@ -141,6 +142,28 @@ def no_family(model_type: Any, name: str = "", model: Any = None) -> "Unsupporte
         f"No family for model_type {model_type!r}{name and f' ({name})'}. Supported: {', '.join(sorted(families()))}."
         f"{reason} To add one: docs/guides/new-family.md."
     )
+
+
+def _inside(model: Any) -> Any:
+    """The outermost transformers model of a pipeline or of a module; what was given where there is none.
+
+    Raises:
+        UnsupportedError: If copies of the model would run in several threads.
+    """
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from foveate.errors import UnsupportedError
+
+    if not isinstance(model, nn.Module):
+        model = getattr(model, "model", model)
+    if isinstance(model, nn.DataParallel):
+        raise UnsupportedError(
+            "nn.DataParallel runs copies of a model in several threads, and a model serves one thread at a time. "
+            "Spread it with device_map, or run a process for each device."
+        )
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    return next((module for module in modules if isinstance(module, PreTrainedModel)), model)
 
 
 def register_method(kind: "type[Method]") -> "type[Method]":

@@ -191,3 +191,13 @@ def test_what_no_window_covers_is_never_merged():
 
 def test_a_flat_grid_of_zeros_is_no_division_by_zero():
     assert torch.isfinite(window_similarity(torch.zeros(9, 2), 3, 3, 3)).all()
+
+
+def test_blocks_of_rows_find_the_same_targets(monkeypatch):
+    rng = torch.Generator().manual_seed(0)
+    scores, metric = torch.rand(200, generator=rng), torch.randn(200, 6, generator=rng)
+    whole = dominant_and_contextual(scores, metric, 20, 9)
+    monkeypatch.setattr("foveate.core.merge.BLOCK_NUMBERS", 5 * 9)
+    parts = dominant_and_contextual(scores, metric, 20, 9)
+    assert parts.assign.tolist() == whole.assign.tolist()
+    assert parts.origin.tolist() == whole.origin.tolist()

@@ -24,6 +24,11 @@ def keep_alls() -> dict[str, Method]:
     return {name: importlib.import_module(f"tests.methods.test_{name}").KEEP_ALL for name in fv.methods()}
 
 
+def smallest() -> dict[str, Method]:
+    """For each method, the setting that leaves one token of an image where it can: `SMALLEST` of its test file."""
+    return {name: importlib.import_module(f"tests.methods.test_{name}").SMALLEST for name in fv.methods()}
+
+
 def works(example: str, family: str, word: str = "i") -> bool:
     """Whether a pair works, as tests/invariants/test_support.py has proven it; True for what is not known yet."""
     modality = "video" if "v" in word else "image"
@@ -33,6 +38,7 @@ def works(example: str, family: str, word: str = "i") -> bool:
 SUPPORT = support()
 EXAMPLES = examples()
 KEEP_ALLS = keep_alls()
+SMALLEST = smallest()
 PAIRS = [(name, family) for name in EXAMPLES for family in FAMILIES if works(name, family)]
 """Every example on every family it works on; the others are refused, which is tested and counted."""
 PROMPT_PAIRS = [(name, *prompt) for name in EXAMPLES for prompt in PROMPTS if works(name, *prompt)]

@@ -12,6 +12,7 @@ from tests.models import given as pictures_of
 
 EXAMPLES = [AveragePool(keep=0.4), AveragePool(keep=0.15)]
 KEEP_ALL = AveragePool(keep=1.0)
+SMALLEST = AveragePool(keep=0.001)
 DEPTH = 6
 
 

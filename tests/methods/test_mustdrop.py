@@ -23,6 +23,7 @@ EXAMPLES = [
     MustDrop(**CUTS, mode="budget", retention=0.4, depth=6, merge_threshold=0.3),
 ]
 KEEP_ALL = MustDrop(**CUTS, global_thr=0.0, individual_thr=0.0, merge_windows=False)
+SMALLEST = MustDrop(**CUTS, mode="budget", counts=(2, 1), reference=10_000, key_rate=0.0, merge_windows=False)
 
 
 # -- the filter ----------------------------------------------------------------------------------------------

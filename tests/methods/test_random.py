@@ -10,6 +10,7 @@ EXAMPLES = [
     Random(layers=(0, 2), keep=(0.5, 0.0), seed=7, min_keep=0, scope="image"),
 ]
 KEEP_ALL = Random(layers=(0, 3), keep=(1.0, 1.0))
+SMALLEST = Random(layers=(0, 2), keep=(0.3, 0.0))
 
 
 def draw(count, tokens, seed):

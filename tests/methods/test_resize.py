@@ -14,6 +14,7 @@ from tests.models import FAMILIES, IMAGE, QWENS, batch, generate, tiny
 
 EXAMPLES = [Resize(keep=0.4), Resize(keep=0.15)]
 KEEP_ALL = Resize(keep=1.0)
+SMALLEST = Resize(keep=0.001)
 DEPTH = 6
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 

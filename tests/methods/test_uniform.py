@@ -8,6 +8,7 @@ EXAMPLES = [
     Uniform(layers=(0, 2), keep=(0.5, 0.5), scope="image", skip_below=10),
 ]
 KEEP_ALL = Uniform(layers=(0, 3), keep=(1.0, 1.0))
+SMALLEST = Uniform(layers=(0, 2), keep=(0.3, 0.0))
 
 
 def test_spreads_evenly_over_the_survivors():

@@ -16,6 +16,7 @@ EXAMPLES = [
     V2Drop(layers=LAYERS, keep=(0.7, 0.5, 0.0), over="path", min_keep=0),
 ]
 KEEP_ALL = V2Drop(layers=LAYERS, keep=(1.0, 1.0, 1.0))
+SMALLEST = V2Drop(layers=LAYERS, keep=(0.3, 0.3, 0.0))
 
 
 def select(method, hidden, before, count, layer=3):

@@ -24,6 +24,7 @@ EXAMPLES = [
 KEEP_ALL = VisionDrop(
     dominant=10_000, contextual=0, layer_list=(2,), image_token_list=((10_000, 0),), positions="keep", reference=25
 )
+SMALLEST = VisionDrop(dominant=2, contextual=1, layer_list=(2,), image_token_list=((1, 0),), reference=10_000)
 
 
 # -- the reductions ------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from foveate.core.attention import BLOCK_NUMBERS
 from foveate.core.rank import top
 from foveate.errors import ShapeError
 
@@ -68,11 +69,17 @@ def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, conte
     targets = torch.arange(contextual, device=scores.device) * step
     unit = metric[rest].float()
     unit = unit / torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp(min=1e-6)
-    similarity = unit @ unit[targets].T
-    nearest = (similarity == similarity.amax(dim=1, keepdim=True)).int().argmax(dim=1)
+    # A block of rows at a time: both numbers grow with the image.
+    nearest = torch.cat([_most_like(part, unit[targets]) for part in unit.split(max(1, BLOCK_NUMBERS // contextual))])
     nearest[targets] = torch.arange(contextual, device=scores.device)
     assign[rest] = nearest + dominant
     return Merge(torch.cat((kept, rest[targets])), assign)
+
+
+def _most_like(rows: Tensor, targets: Tensor) -> Tensor:
+    """The first of the targets most like each row: (rows,) int64."""
+    similarity = rows @ targets.T
+    return (similarity == similarity.amax(dim=1, keepdim=True)).int().argmax(dim=1)
 
 
 def target_plus_mean(rows: Tensor, merge: Merge) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveate.engine.attend import LayerAttention, past_keys
 from foveate.engine.cache import PrunedLayer, pruned_layer
@@ -30,6 +30,7 @@ class Layers:
         self._family = family
         self._recurrent = family.recurrent
         self._reindex = reindex
+        self._devices: dict[int, torch.device] = {}  # of each layer, as its last prefill found it
 
     def run(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run decoder layer `index` on the rows that are left, and put them back into the full-length stream."""
@@ -38,6 +39,11 @@ class Layers:
         pruned = _pruned(cache, index, make=False)
         if prompt is None and pruned is None:
             return original(*args, **kwargs)
+        if prompt is not None or index not in self._devices:
+            self._devices[index] = _device_of(self._family.layers[index], hidden)
+        device = self._devices[index]
+        hidden = hidden.to(device)
+        kwargs["position_embeddings"] = tuple(table.to(device) for table in kwargs["position_embeddings"])
         if pruned is not None and pruned.shift is not None:
             kwargs["position_embeddings"] = self._shifted(index, pruned.shift, hidden)
         if prompt is not None:
@@ -173,7 +179,8 @@ class Layers:
             assert columns is not None
             keys = columns
         queries = layout.index if layout is not None else torch.arange(span, device=device).expand(samples, -1)
-        made = Remap(queries, keys, past, past + span, ragged)(mask, self.call.backend)
+        here = mask if mask is None else mask.to(device)
+        made = Remap(queries, keys, past, past + span, ragged)(here, self.call.backend)
         self.call.masks.append(((mask, layout, base, end), made))
         return made
 
@@ -213,6 +220,15 @@ def _padding(mask: Tensor | None, index: int, layout: Layout, cache: Any) -> Ten
         return layout.valid
     real = layout.gather(mask[..., None])[..., 0] != 0
     return real if layout.valid is None else real & layout.valid
+
+
+def _device_of(layer: nn.Module, hidden: Tensor) -> torch.device:
+    """Where a layer computes: accelerate moves its input there inside the forward that is wrapped here.
+
+    Offloaded weights come to where the input is.
+    """
+    weight = next(layer.parameters(), hidden)
+    return hidden.device if weight.is_meta else weight.device
 
 
 def _call(original: Callable[..., Any], hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

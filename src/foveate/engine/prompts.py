@@ -4,7 +4,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from foveate.errors import SessionError, UnsupportedError
 from foveate.families.base import Family
 from foveate.methods.base import Method
 
-__all__ = ["Prompts"]
+__all__ = ["Prompts", "refuse_pages"]
 
 
 class Prompts:
@@ -87,6 +87,8 @@ class Prompts:
         return placeholders
 
     def before_decoder(self, text: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        if "write_index" in kwargs:
+            refuse_pages()
         self._record = None
         self.layers.call = call = Call(backend=str(text.config._attn_implementation))  # type: ignore[union-attr]
         found = [(mask, self._items.get(modality, [])) for modality, mask in self._placeholders]
@@ -181,6 +183,11 @@ class Prompts:
         prompt = self.layers.call.prompt
         if prompt is None:
             return
+        if not prompt.layouts:
+            raise SessionError(
+                "Nothing was dropped: the decoder layers got another forward inside the context, as when accelerate's "
+                "hooks come off. Leave the context before changing the model, and open a new one after."
+            )
         if cache is not None:
             self._cut_cache(prompt, cache)
         prompt.finish()
@@ -251,6 +258,14 @@ def _length(cache: Any) -> int:
     """Unpruned tokens in a cache; −1 where only the device knows (static caches), so that nothing syncs."""
     length = cache.get_seq_length()
     return length if isinstance(length, int) else -1
+
+
+def refuse_pages(*_: Any, **__: Any) -> NoReturn:
+    """Stand in for the way into continuous batching, and end the call of a manager made before the context."""
+    raise UnsupportedError(
+        "Continuous batching takes token ids without pictures and packs all requests into one row, over a cache in "
+        "pages that cannot differ in length between layers. Use generate with a padded batch while tokens are dropped."
+    )
 
 
 def _refuse_router_logits(kwargs: dict[str, Any]) -> None:

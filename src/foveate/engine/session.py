@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from foveate.engine.prompts import Prompts
+from foveate.engine.prompts import Prompts, refuse_pages
 from foveate.engine.trace import Trace
 from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.families.base import Family
@@ -31,7 +31,8 @@ def drop(model: nn.Module, method: Method, family: Literal["generic"] | None = N
     and one thread at a time.
 
     Args:
-        model: An unmodified vision-language model of transformers.
+        model: An unmodified vision-language model of transformers, also inside PEFT's wrapper, torch.compile's or a
+            pipeline.
         method: What drops: a method with its settings, or a `foveate.preset`.
         family: "generic" serves a model that foveate has no family for, if its decoder is of the usual kind; it warns.
 
@@ -107,6 +108,8 @@ class Session:
             self._keep(text.register_forward_hook(prompts.after_decoder))
             if self._reindex:
                 self._keep(text.rotary_emb.register_forward_pre_hook(prompts.note_ids, with_kwargs=True))
+            if hasattr(self.family.model, "init_continuous_batching"):
+                self._replace(self.family.model, "init_continuous_batching", refuse_pages)
             if self.method.reads_text and hasattr(self.family.model, "generate"):
                 self._replace(self.family.model, "generate", _refuse_candidates)
             for index, layer in enumerate(self.family.layers):
@@ -129,17 +132,20 @@ class Session:
 
     def _replace(self, module: nn.Module, name: str, around: Callable[..., Any]) -> None:
         """Put `around(original, *args, **kwargs)` in the place of a method, on this one object."""
-        original, own = getattr(module, name), name in module.__dict__
+        original, own, on = getattr(module, name), name in module.__dict__, True
 
         @functools.wraps(original)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            return around(original, *args, **kwargs)
+            return around(original, *args, **kwargs) if on else original(*args, **kwargs)
 
         def restore() -> None:
-            if own:
-                setattr(module, name, original)
-            else:
-                delattr(module, name)
+            nonlocal on
+            on = False  # somebody else's wrapper, put around this one since, goes on calling it
+            for place in [place for place, value in vars(module).items() if value is wrapped]:
+                if place == name and not own:
+                    delattr(module, name)
+                else:  # accelerate and others keep what they wrap under another name
+                    setattr(module, place, original)
 
         setattr(module, name, wrapped)
         self._undo.append(restore)

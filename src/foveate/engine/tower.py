@@ -50,7 +50,15 @@ def encode(
     cuts: Sequence[Cut | None] | None = None
     if method.reduces_tower:
         stages = {"pixels": family.encode_smaller, "tower": family.encode, "projector": family.encode_projected}
-        output, cuts = stages[method.stage](run, modality, given, _Reducer(method, reindex))
+        try:
+            output, cuts = stages[method.stage](run, modality, given, _Reducer(method, reindex))
+        except (NotImplementedError, RuntimeError) as error:
+            if method.stage != "pixels" or not any(weight.is_meta for weight in family.core.parameters()):
+                raise
+            raise UnsupportedError(
+                "The vision tower's weights are offloaded, and transformers cannot fit its position embeddings to a "
+                "smaller picture then. Keep the tower in memory in the device_map, or use AveragePool."
+            ) from error
     else:
         output = run()
     if not hasattr(output, "pooler_output"):  # a tuple, asked for by the user; the model itself never asks

@@ -136,10 +136,10 @@ class Family:
                 f"How {type(attention).__name__} makes queries and keys is not known, so methods that read attention "
                 "cannot run here. Override queries_and_keys in the family, or use a method that reads none."
             )
-        normed = layer.input_layernorm(hidden)
+        normed = layer.input_layernorm(hidden[None])  # a batch of one: adapters and quantised layers count samples
 
         def heads(rows: Tensor, projection: Any, norm: Any, places: Any) -> Tensor:
-            states = projection(rows).view(len(rows), -1, attention.head_dim)
+            states = projection(rows).view(rows.shape[1], -1, attention.head_dim)
             states = norm(states) if norm is not None else states
             cos, sin = (table[..., places, :].unsqueeze(-3) for table in rotary)
             turned, _ = rotate(states.transpose(0, 1)[None], states.transpose(0, 1)[None, :1], cos, sin)
@@ -147,7 +147,7 @@ class Family:
             return rotated
 
         return (
-            heads(normed[queries], self.query_projection(attention), getattr(attention, "q_norm", None), queries),
+            heads(normed[:, queries], self.query_projection(attention), getattr(attention, "q_norm", None), queries),
             heads(normed, attention.k_proj, getattr(attention, "k_norm", None), slice(None)),
             float(attention.scaling),
         )

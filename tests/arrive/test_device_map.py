@@ -1,0 +1,165 @@
+"""Models that accelerate has spread: layers in memory, layers and tower on disk, hooks that come and go."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from accelerate import cpu_offload, disk_offload, dispatch_model
+from accelerate.hooks import remove_hook_from_module
+from transformers import AutoModelForImageTextToText
+
+import foveate as fv
+from tests.arrive.running import FIRST, METHOD, prefill
+from tests.arrive.several_devices import METHODS
+from tests.cli.conftest import save_tiny_llava
+from tests.invariants.test_restore import state
+from tests.models import DEPTH, FAMILIES, MIXED, batch, generate, tiny
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*offload:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The following device_map keys:UserWarning"),  # single weights, which it places
+]
+
+
+def half_on_disk(model, tower="disk"):
+    """A device map: every other decoder layer on disk, and the tower where it says."""
+    core = model.model
+    places = {f"model.{name}": "cpu" for name, _ in core.named_children() if name != "language_model"}
+    places |= {f"model.{name}": "cpu" for name, _ in core.named_parameters(recurse=False)}
+    places |= {name: tower for name in places if "vis" in name}
+    places |= {f"model.language_model.{name}": "cpu" for name, _ in core.language_model.named_children()}
+    del places["model.language_model.layers"]
+    places |= {f"model.language_model.layers.{index}": ("cpu", "disk")[index % 2] for index in range(DEPTH)}
+    return {**places, "lm_head": "cpu"}
+
+
+def dispatched(model, folder, tower="disk"):
+    return dispatch_model(model, half_on_disk(model, tower), main_device="cpu", offload_dir=folder, force_hooks=True)
+
+
+@pytest.fixture(scope="module")
+def spread(tmp_path_factory):
+    """Each family's tiny model, half of it on disk."""
+    made = {}
+
+    def of(family, tower="disk"):
+        if (family, tower) not in made:
+            made[family, tower] = dispatched(copy.deepcopy(tiny(family)), tmp_path_factory.mktemp(family), tower)
+            generate(made[family, tower], batch(family, MIXED), new_tokens=1)  # it works untouched
+        return made[family, tower]
+
+    return of
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", FIRST)
+def test_half_on_disk_is_all_in_memory(name, family, spread):
+    model = spread(family, "cpu" if FIRST[name].stage == "pixels" else "disk")
+    inputs, before = batch(family, MIXED), state(model)
+    assert any(weight.is_meta for weight in model.model.language_model.layers.parameters())
+    logits, kept = prefill(model, inputs, FIRST[name])
+    expected, known = prefill(tiny(family), inputs, FIRST[name])
+    assert torch.equal(logits, expected)
+    assert kept == known
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation_half_on_disk(family, spread):
+    model, inputs = spread(family), batch(family, MIXED)
+    with fv.drop(model, METHOD):
+        out = generate(model, inputs, new_tokens=3)
+    with fv.drop(tiny(family), METHOD):
+        expected = generate(tiny(family), inputs, new_tokens=3)
+    assert torch.equal(torch.cat(out.logits), torch.cat(expected.logits))
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+@pytest.mark.parametrize("name", ["v2drop-0", "visiondrop-0", "mustdrop-0"])
+@pytest.mark.parametrize("way", ["cpu", "disk"])
+def test_every_weight_offloaded(way, name, family, tmp_path):
+    model = copy.deepcopy(tiny(family))
+    model = cpu_offload(model, "cpu") if way == "cpu" else disk_offload(model, tmp_path, "cpu")
+    assert all(weight.is_meta for weight in model.parameters())
+    inputs = batch(family, ["titit"])
+    logits, kept = prefill(model, inputs, FIRST[name])
+    expected, known = prefill(tiny(family), inputs, FIRST[name])
+    assert torch.equal(logits, expected)
+    assert kept == known
+
+
+def test_a_checkpoint_loaded_with_a_device_map(tmp_path):
+    folder = save_tiny_llava(tmp_path / "model", layers=DEPTH)
+    whole = AutoModelForImageTextToText.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, device_map=half_on_disk(whole), offload_folder=tmp_path / "offload"
+    )
+    assert model.hf_device_map["model.language_model.layers.1"] == "disk"
+    ids = torch.tensor([[1, 5, *[3] * 36, 6, 7]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(1, 3, 84, 84)}
+    logits, kept = prefill(model, inputs, METHOD)
+    expected, known = prefill(whole, inputs, METHOD)
+    assert torch.equal(logits, expected)
+    assert kept == known
+
+
+def test_a_smaller_picture_needs_its_tower_in_memory(spread):
+    """transformers reads the position embeddings it interpolates past accelerate's hooks."""
+    with pytest.raises(fv.UnsupportedError, match="tower's weights are offloaded"):
+        prefill(spread("llava"), batch("llava", ["tit"]), FIRST["resize-0"])
+
+
+def test_layers_on_several_devices():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.arrive.several_devices"], capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == [f"{name} works" for name in METHODS], done.stderr
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_spreading_a_model_inside_the_context(family, tmp_path):
+    """What is left is what accelerate alone would have left, and it can be taken off."""
+    model, inputs = copy.deepcopy(tiny(family)), batch(family, ["titt", "tit"])
+    plain, before = generate(model, inputs, new_tokens=2), state(model)
+    with fv.drop(model, METHOD) as trace:
+        expected = generate(model, inputs, new_tokens=2)
+        dispatched(model, tmp_path)
+        assert torch.equal(torch.cat(generate(model, inputs, new_tokens=2).logits), torch.cat(expected.logits))
+    layer = model.model.language_model.layers[1]
+    assert layer._old_forward == type(layer).forward.__get__(layer)
+    assert torch.equal(torch.cat(generate(model, inputs, new_tokens=2).logits), torch.cat(plain.logits))
+    assert len(trace.history) == 2
+    remove_hook_from_module(model, recurse=True)
+    changed = {name for name, known in state(model).items() if known[2] != before[name][2]}
+    assert not changed
+
+
+def test_taking_accelerates_hooks_off_inside_the_context(tmp_path):
+    """That takes the decoder layers' forward away from foveate too: no silent run at full length."""
+    model, inputs = dispatched(copy.deepcopy(tiny("llava")), tmp_path, "cpu"), batch("llava", ["tit"])
+    with fv.drop(model, METHOD):
+        remove_hook_from_module(model, recurse=True)
+        for name, weight in tiny("llava").named_parameters():
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(weight.clone()))
+        with pytest.raises(fv.SessionError, match="got another forward inside the context"):
+            generate(model, inputs)
+    plain = generate(tiny("llava"), inputs)
+    assert torch.equal(torch.cat(generate(model, inputs).logits), torch.cat(plain.logits))
+
+
+def test_a_wrapper_put_around_a_layer_inside_the_context_stays():
+    model, inputs, calls = copy.deepcopy(tiny("llava")), batch("llava", ["tit"]), []
+    layer = model.model.language_model.layers[2]
+    with fv.drop(model, METHOD) as trace:
+        ours = layer.forward
+        layer.forward = lambda *args, **kwargs: calls.append(1) or ours(*args, **kwargs)
+        generate(model, inputs, new_tokens=1)
+    assert trace.stages[1].after[0] < 25
+    theirs, dropped = layer.forward, len(trace.history)
+    assert torch.equal(torch.cat(generate(model, inputs).logits), torch.cat(generate(tiny("llava"), inputs).logits))
+    assert layer.forward is theirs
+    assert len(calls) == 7
+    assert len(trace.history) == dropped

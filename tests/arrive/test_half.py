@@ -1,0 +1,112 @@
+"""bf16 and fp16 weights: what is kept is what scores in float64 of the same hidden states keep."""
+
+import copy
+import sys
+
+import pytest
+import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+import foveate as fv
+from foveate.core.attention import attention_rows
+from foveate.methods.base import View
+from tests.arrive.running import FIRST, prefill
+from tests.invariants.settings import EXAMPLES
+from tests.models import FAMILIES, batch, generate, tiny
+
+DTYPES = [torch.bfloat16, torch.float16]
+
+
+def half(family, dtype, words=("titit",)):
+    model, inputs = copy.deepcopy(tiny(family)).to(dtype), batch(family, words)
+    return model, {name: one.to(dtype) if one.is_floating_point() else one for name, one in inputs.items()}
+
+
+def exact_rows(queries, keys, scaling, last_key=None, columns=slice(None), block=None):
+    """`attention_rows` as one formula, in float64."""
+    keys = keys.double().repeat_interleave(queries.shape[0] // keys.shape[0], dim=0)
+    logits = queries.double() @ keys.transpose(1, 2) * scaling
+    if last_key is not None:
+        logits = logits.masked_fill(torch.arange(keys.shape[1]) > last_key[:, None], float("-inf"))
+    yield logits.softmax(dim=-1)[..., columns]
+
+
+def in_float64(monkeypatch):
+    for name, module in list(sys.modules.items()):
+        if name.startswith("foveate.") and getattr(module, "attention_rows", None) is attention_rows:
+            monkeypatch.setattr(module, "attention_rows", exact_rows)
+    monkeypatch.setattr(View, "hidden", property(lambda view: view.read().double()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, torch.bfloat16) for name in EXAMPLES), *((name, torch.float16) for name in FIRST)]
+)
+def test_what_is_kept_is_what_exact_scores_keep(name, dtype, family, monkeypatch):
+    model, inputs = half(family, dtype)
+    logits, kept = prefill(model, inputs, EXAMPLES[name])
+    in_float64(monkeypatch)
+    exact_logits, exact = prefill(model, inputs, EXAMPLES[name])
+    assert kept == exact
+    assert kept
+    assert logits.dtype == dtype
+    assert torch.isfinite(logits).all()
+    assert torch.equal(logits, exact_logits)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_read_the_queries_and_keys_that_the_kernel_gets(family, dtype):
+    """Those of the layer in its own dtype, not of a copy in float32."""
+
+    class Reading(fv.Uniform):
+        __slots__ = ()
+
+        def select(self, view, count):
+            read["rows"] = torch.cat(list(view.attention("after")))
+            return super().select(view, count)
+
+    def noting(module, query, key, value, attention_mask, **kwargs):
+        if module.layer_idx == 2:
+            read["pair"] = query[0], key[0], kwargs["scaling"]
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+    read, (model, inputs) = {}, half(family, dtype, ("tit",))
+    AttentionInterface.register("noting", noting)
+    model.config.get_text_config()._attn_implementation = "noting"
+    with torch.no_grad():
+        model(**inputs)
+    query, key, scaling = read.pop("pair")
+    prefill(model, inputs, Reading(layers=(2,), keep=(0.5,)))
+    vision = (inputs["input_ids"][0] == 91).nonzero()[:, 0]
+    after = torch.arange(int(vision[-1]) + 1, inputs["input_ids"].shape[1])
+    (expected,) = exact_rows(query[:, after], key, scaling, last_key=after)
+    assert read["rows"].dtype == torch.float32
+    torch.testing.assert_close(read["rows"].double(), expected.mean(dim=0)[:, vision], atol=1e-4, rtol=1e-3)
+
+
+def test_scores_that_half_precision_cannot_tell_apart():
+    """700 keys whose probabilities differ by a thousandth, which bf16 rounds to one and the same number."""
+    keys = torch.zeros(1, 700, 1)
+    keys[0, 500] = 1.0
+    queries = torch.full((1, 1, 1), 1e-3)
+    (row,) = attention_rows(queries.bfloat16(), keys.bfloat16(), 1.0)
+    assert row.dtype == torch.float32
+    assert row[0, 0].argmax() == 500
+    assert len(row.bfloat16().unique()) == 1
+    before, hidden = torch.zeros(8, 64).bfloat16(), torch.ones(8, 64).bfloat16()
+    hidden[5, 0] = 1.0078125
+    for dtype, kept in (("float32", [0, 5]), ("model", [0, 1])):  # equal scores: the lower index
+        view = View.of(hidden, layer=3, notes={"entered 2": before})
+        assert fv.V2Drop(layers=(3,), keep=(0.25,), score_dtype=dtype).cut(view).kept.tolist() == kept
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_generates(family, dtype):
+    model, inputs = half(family, dtype, ("titt", "tit", "tt"))
+    with fv.drop(model, fv.V2Drop(layers=(1, 3), keep=(0.5, 0.5))) as trace:
+        out = generate(model, inputs, new_tokens=3)
+    assert {layer.keys.dtype for layer in out.past_key_values.layers} == {dtype}
+    assert trace.retention[0] < 1

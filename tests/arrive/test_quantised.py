@@ -1,0 +1,115 @@
+"""Quantised linear layers: modules that stand in for `nn.Linear` and have no float weight."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import foveate as fv
+from tests import oracle
+from tests.arrive.running import FIRST, METHOD, prefill
+from tests.invariants.references import reference
+from tests.models import FAMILIES, MIXED, batch, generate, tiny
+
+
+class Int8Linear(nn.Module):
+    """Weights in eight bits with a scale a row, made whole on the way through."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.scale = linear.weight.detach().abs().amax(dim=1, keepdim=True).clamp(min=1e-8) / 127
+        self.packed = (linear.weight.detach() / self.scale).round().to(torch.int8)
+        self.bias = linear.bias
+
+    def whole(self):
+        return self.packed * self.scale
+
+    def forward(self, rows):
+        return nn.functional.linear(rows, self.whole(), self.bias)
+
+
+def each_linear(model):
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Linear:
+                yield module, name, child
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Each family's model with quantised layers, and one with the weights these come to."""
+    made = {}
+
+    def of(family):
+        if family not in made:
+            packed, whole = copy.deepcopy(tiny(family)), copy.deepcopy(tiny(family))
+            for (module, name, child), (_, _, twin) in zip(
+                list(each_linear(packed)), list(each_linear(whole)), strict=True
+            ):
+                setattr(module, name, Int8Linear(child))
+                twin.weight.data = getattr(module, name).whole()
+            made[family] = packed, whole
+        return made[family]
+
+    return of
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", FIRST)
+def test_quantised_layers_are_their_whole_weights(name, family, pairs):
+    packed, whole = pairs(family)
+    inputs = batch(family, MIXED)
+    logits, kept = prefill(packed, inputs, FIRST[name])
+    expected, known = prefill(whole, inputs, FIRST[name])
+    assert torch.equal(logits, expected)
+    assert kept == known
+    assert not torch.equal(logits, prefill(tiny(family), inputs, FIRST[name])[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation_with_quantised_layers(family, pairs):
+    packed, whole = pairs(family)
+    inputs, found = batch(family, MIXED), []
+    for model in (packed, whole):
+        with fv.drop(model, METHOD):
+            found.append(torch.cat(generate(model, inputs, new_tokens=3).logits))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def dynamic():
+    """Torch's own dynamic quantisation of the decoder: activations are rounded too, by what comes in at once."""
+
+    def of(family):
+        model = copy.deepcopy(tiny(family))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.ao.quantization.quantize_dynamic(model.model.language_model, {nn.Linear}, torch.qint8, inplace=True)
+        return model
+
+    return of
+
+
+@pytest.mark.skipif(
+    not set(torch.backends.quantized.supported_engines) - {"none"}, reason="torch has no quantised kernels here"
+)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_torchs_dynamic_quantisation(family, dynamic):
+    model, inputs = dynamic(family), batch(family, ["titit"])
+    attention = model.model.language_model.layers[0].self_attn
+    assert "quantized" in type(attention.q_proj).__module__
+    plain = generate(model, inputs, new_tokens=2)
+    with fv.drop(model, fv.V2Drop(layers=(1,), keep=(1.0,))):
+        assert torch.equal(torch.cat(generate(model, inputs, new_tokens=2).logits), torch.cat(plain.logits))
+    with fv.drop(model, METHOD) as trace, torch.no_grad():
+        logits = model(**inputs).logits[0, -1:]
+    told = reference(METHOD, family, model, inputs, trace)
+    with torch.no_grad():
+        expected, _ = oracle.forward(model, inputs, torch.tensor([], dtype=torch.long), **told)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-3)
+    for method in FIRST.values():
+        with fv.drop(model, method) as trace:
+            assert torch.isfinite(torch.cat(generate(model, inputs, new_tokens=2).logits)).all()
+        assert trace.retention[0] < 1

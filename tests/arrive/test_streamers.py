@@ -1,0 +1,109 @@
+"""Streamers, also from a thread of their own: a model serves one context and one thread at a time."""
+
+import threading
+
+import pytest
+import torch
+from transformers import TextIteratorStreamer, TextStreamer
+from transformers.generation.streamers import BaseStreamer
+
+import foveate as fv
+from foveate import embedded
+from tests.arrive.running import METHOD
+from tests.models import FAMILIES, batch, generate, tiny
+
+
+class Collecting(BaseStreamer):
+    """Notes what comes, as it comes."""
+
+    def __init__(self):
+        self.parts, self.ended = [], False
+
+    def put(self, value):
+        self.parts.append(value.flatten())
+
+    def end(self):
+        self.ended = True
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_stream_as_they_are_drawn(family):
+    model, inputs, streamer = tiny(family), batch(family, ["titit"]), Collecting()
+    with fv.drop(model, METHOD):
+        expected = generate(model, inputs, new_tokens=4)
+        generate(model, inputs, new_tokens=4, streamer=streamer)
+    assert torch.equal(torch.cat(streamer.parts), expected.sequences[0])
+    assert [len(part) for part in streamer.parts[1:]] == [1, 1, 1, 1]
+    assert streamer.ended
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_thread_of_its_own(family):
+    model, inputs, streamer = tiny(family), batch(family, ["titit"]), Collecting()
+    with fv.drop(model, METHOD) as expected:
+        here = generate(model, inputs, new_tokens=4)
+    with fv.drop(model, METHOD) as trace:
+        thread = threading.Thread(target=generate, args=(model, inputs, 4), kwargs={"streamer": streamer})
+        thread.start()
+        thread.join(timeout=120)
+    assert torch.equal(torch.cat(streamer.parts), here.sequences[0])
+    assert trace.kv_lengths == expected.kv_lengths
+
+
+def test_text_streams_of_the_embedded_model(capsys):
+    """A question to the shipped model, printed as it comes and read from a thread."""
+    from PIL import Image
+
+    model, processor = embedded.load()
+    parts = [{"type": "image", "image": Image.open(embedded.picture())}, {"type": "text", "text": embedded.QUESTION}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": parts}], tokenize=True, return_dict=True, return_tensors="pt",
+        add_generation_prompt=True,
+    )  # fmt: skip
+    method = fv.V2Drop.for_budget(model, retention=0.5)
+    known = {"skip_prompt": True, "skip_special_tokens": True}
+    with fv.drop(model, method):
+        model.generate(**inputs, max_new_tokens=8, do_sample=False, streamer=TextStreamer(processor.tokenizer, **known))
+        printed = capsys.readouterr().out
+        streamer = TextIteratorStreamer(processor.tokenizer, timeout=120, **known)
+        settings = {**inputs, "max_new_tokens": 8, "do_sample": False, "streamer": streamer}
+        thread = threading.Thread(target=model.generate, kwargs=settings)
+        thread.start()
+        pieces = list(streamer)
+        thread.join()
+    assert embedded.ANSWER in printed
+    assert "".join(pieces).strip() == printed.strip()
+    assert len(pieces) > 1
+
+
+def test_copies_of_a_model_in_several_threads_are_refused():
+    with pytest.raises(fv.UnsupportedError, match="DataParallel runs copies"):
+        fv.apply(torch.nn.DataParallel(tiny("llava")), METHOD)
+
+
+def test_a_context_that_ends_under_a_running_thread_says_so():
+    """Its next step would read a pruned cache with masks for the whole prompt."""
+    model, inputs, failed = tiny("llava"), batch("llava", ["tit"]), []
+    left, drawn = threading.Event(), threading.Event()
+
+    class Waiting(Collecting):
+        def put(self, value):
+            super().put(value)
+            if len(self.parts) == 3:
+                drawn.set()
+                left.wait(timeout=120)
+
+    def run():
+        try:
+            generate(model, inputs, new_tokens=6, streamer=Waiting())
+        except fv.SessionError as error:
+            failed.append(str(error))
+
+    with fv.drop(model, METHOD):
+        thread = threading.Thread(target=run)
+        thread.start()
+        assert drawn.wait(timeout=120)
+    left.set()
+    thread.join(timeout=120)
+    assert failed
+    assert "outside its context" in failed[0]

@@ -1,0 +1,196 @@
+"""Bytes that live at once in a prefill, counted tensor by tensor.
+
+    python -m tests.memory          # writes benchmarks/memory: up to 16,384 vision tokens, some minutes
+
+What a kernel takes and gives back inside itself is not seen.
+"""
+
+import json
+import platform
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import transformers
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import (
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+from transformers.models.clip import CLIPVisionConfig
+
+import foveate as fv
+from foveate.methods.mustdrop import MustDrop
+from foveate.methods.visiondrop import VisionDrop
+from tests.models import IMAGE, PAD
+
+BEFORE, AFTER = 35, 20  # tokens of text
+
+
+class Watch(TorchDispatchMode):
+    """Notes the largest tensor that comes to be, and the most bytes that live at once.
+
+    Only what is made inside counts: weights and inputs do not.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.largest, self.where = 0, ""
+        self.peak = 0
+        self._live = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given = {self._key(leaf) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, torch.Tensor)}
+        made = function(*args, **(kwargs or {}))
+        self._live = {key: held for key, held in self._live.items() if not held[0].expired()}
+        for leaf in tree_leaves(made):
+            if isinstance(leaf, torch.Tensor) and self._key(leaf) not in given:
+                storage = leaf.untyped_storage()
+                self._live[self._key(leaf)] = (StorageWeakRef(storage), storage.nbytes())
+                if storage.nbytes() // leaf.element_size() > self.largest:
+                    self.largest = storage.nbytes() // leaf.element_size()
+                    self.where = f"{function} {tuple(leaf.shape)}"
+        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
+        return made
+
+    @staticmethod
+    def _key(tensor):
+        return tensor.untyped_storage()._cdata
+
+
+def text_config(kind, width, layers):
+    return kind(
+        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=96, max_position_embeddings=32768, pad_token_id=PAD,
+    )  # fmt: skip
+
+
+def vision_settings(side, width):
+    return {
+        "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 3, "num_attention_heads": 2,
+        "patch_size": 14, "image_size": side,
+    }  # fmt: skip
+
+
+def llava(side, width=32, tower=16, layers=6):
+    torch.manual_seed(0)
+    config = LlavaConfig(
+        text_config=text_config(LlamaConfig, width, layers),
+        vision_config=CLIPVisionConfig(**vision_settings(side, tower)),
+        image_token_index=IMAGE, image_seq_length=(side // 14) ** 2,
+    )  # fmt: skip
+    return LlavaForConditionalGeneration(config).eval(), prompt((side // 14) ** 2, torch.randn(1, 3, side, side))
+
+
+def onevision(side, width=32, tower=16, layers=6):
+    torch.manual_seed(0)
+    config = LlavaOnevisionConfig(
+        text_config=text_config(Qwen2Config, width, layers),
+        vision_config=SiglipVisionConfig(**vision_settings(side, tower), vision_use_head=False),
+        image_token_index=IMAGE, vision_feature_layer=-1, image_grid_pinpoints=[[side, side]],
+    )  # fmt: skip
+    model = LlavaOnevisionForConditionalGeneration(config).eval()
+    pictures = {"pixel_values": torch.randn(1, 2, 3, side, side), "image_sizes": torch.tensor([[side, side]])}
+    with torch.no_grad():
+        count = len(model.model.get_image_features(**pictures).pooler_output[0])
+    return model, {**prompt(count, pictures["pixel_values"]), "image_sizes": pictures["image_sizes"]}
+
+
+def prompt(vision, pixels):
+    ids = torch.cat((torch.full((BEFORE,), 7), torch.full((vision,), IMAGE), torch.full((AFTER,), 8)))[None]
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+
+
+def watched(model, inputs, method):
+    context = nullcontext() if method is None else fv.drop(model, method)
+    with torch.no_grad(), context, Watch() as watch:
+        model(**inputs, use_cache=True)
+    return watch
+
+
+METHODS = {
+    "visiondrop": VisionDrop(
+        dominant=400, contextual=60, layer_list=(2, 4), image_token_list=((300, 40), (200, 30)), reference=576
+    ),
+    "visiondrop, decoder alone": VisionDrop(
+        dominant=0, contextual=0, layer_list=(2, 4), image_token_list=((300, 40), (200, 30)), reference=576
+    ),
+    "visiondrop, both ways": VisionDrop(
+        dominant=0, contextual=0, layer_list=(2,), image_token_list=((300, 0),), bidirectional=True, positions="keep"
+    ),
+    "mustdrop": MustDrop(pruning_layers=(1, 3), global_thr=0.0005, individual_thr=0.0005),
+    "v2drop": fv.V2Drop(layers=(2, 4), keep=(0.5, 0.5)),
+}
+CONTROLS = {
+    "random": fv.Random(layers=(2, 4), keep=(0.5, 0.5)),
+    "uniform": fv.Uniform(layers=(2, 4), keep=(0.5, 0.5)),
+    "averagepool": fv.AveragePool(keep=0.4),
+    "resize": fv.Resize(keep=0.4),
+}
+
+
+def page(record):
+    """The README of a record."""
+    rows, sizes = record["rows"], record["vision_tokens"]
+    whole = rows["untouched"]
+    lines = [
+        "# Memory: one prompt of up to 16,384 vision tokens",
+        "",
+        "One image, one prefill, batch 1, SDPA, float32, on a random LLaVA of "
+        f"{record['layers']} layers and width {record['width']}: MiB of tensors that live at once, weights and inputs "
+        "apart, and in brackets the share of what the untouched model takes. Counted tensor by tensor, so that a run "
+        "anywhere gives the same; what a kernel takes and gives back inside itself is not seen. Made by",
+        "",
+        "```bash",
+        "python -m tests.memory",
+        "```",
+        "",
+        f"with torch {record['torch']} and transformers {record['transformers']}.",
+        "",
+        "| | " + " | ".join(f"{size:,} tokens" for size in sizes) + " | a token more, bytes |",
+        "|---|" + "---|" * (len(sizes) + 1),
+    ]
+    for name, peaks in rows.items():
+        cells = [f"{peak / 2**20:.1f} ({peak / full:.2f})" for peak, full in zip(peaks, whole, strict=True)]
+        slopes = [(b - a) / (n - m) for a, b, m, n in zip(peaks, peaks[1:], sizes, sizes[1:], strict=False)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " | " + ", ".join(f"{slope:,.0f}" for slope in slopes) + " |")
+    lines += [
+        "",
+        "The last column is linear growth if its figures are alike: bytes a token between one size and the next.",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def main():
+    """Measure, and write the record and its page."""
+    folder = Path(__file__).parents[1] / "benchmarks" / "memory"
+    width, layers, sides = 64, 5, (896, 1260, 1792)
+    rows = {name: [] for name in ("untouched", *METHODS, *CONTROLS)}
+    for side in sides:
+        model, inputs = llava(side=side, width=width, layers=layers)
+        for name, method in {"untouched": None, **METHODS, **CONTROLS}.items():
+            start = time.process_time()
+            rows[name].append(watched(model, inputs, method).peak)
+            print(
+                f"{(side // 14) ** 2} tokens, {name}: {rows[name][-1]:,} bytes, {time.process_time() - start:.0f} s",
+                flush=True,
+            )
+    record = {
+        "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version(),
+        "layers": layers, "width": width, "vision_tokens": [(side // 14) ** 2 for side in sides], "rows": rows,
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    (folder / "linear.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(page(record), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
