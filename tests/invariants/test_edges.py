@@ -12,7 +12,6 @@ from tests.invariants.settings import EXAMPLES, SMALLEST
 from tests.models import FAMILIES, TINY, batch, generate, made_of, tiny
 
 SETTINGS = {name: example for name, example in EXAMPLES.items() if name.endswith("-0")}
-SETTINGS |= {f"{name}-smallest": setting for name, setting in SMALLEST.items()}
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
 NOTHING = torch.tensor([], dtype=torch.long)
 
@@ -37,8 +36,6 @@ def recomputed(model, family, inputs, method):
 @pytest.mark.parametrize("word", ["it", "ti", "i"])
 def test_a_picture_first_or_last_or_alone(word, name, family):
     inputs = batch(family, [word], start=False)
-    ids = inputs["input_ids"][0]
-    assert (ids[0] != ids[-1]) == (word != "i")
     trace = recomputed(tiny(family), family, inputs, SETTINGS[name])
     if not SETTINGS[name].reads_text:  # without text after a picture MustDrop rates no token
         assert trace.retention[0] < 1
@@ -56,6 +53,7 @@ def smallest(family):
         picture = {"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, side, side]])}
     else:
         vision.image_size = side = vision.patch_size
+        config.mm_tokens_per_image = 1  # of Gemma 3
         picture["pixel_values"] = torch.randn(*picture["pixel_values"].shape[:-2], side, side, generator=rng)
         if "image_sizes" in picture:
             config.image_grid_pinpoints, picture["image_sizes"] = [[side, side]], torch.tensor([[side, side]])
@@ -67,13 +65,15 @@ def smallest(family):
     return model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), **picture, **known.extra(ids)}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# Gemma 4 pools patches in blocks that its processor chooses: a picture has at least its own least number of tokens.
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gemma4"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_grid_of_one_cell(name, family):
     model, inputs = smallest(family)
     trace = recomputed(model, family, inputs, SETTINGS[name])
     (count,) = trace.vision_tokens
-    assert count == (3 if family == "llava_onevision" else 1)  # the whole picture, its tile and a newline
+    tiled = ("llava_onevision", "llava_next", "llava_next_video")
+    assert count == (3 if family in tiled else 1)  # the whole picture, its tile and a newline
     assert all(1 <= stage.after[0] <= count for stage in trace.stages)
 
 
