@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from foveate.core.grid import frames_of
 from foveate.core.rank import into_runs
 from foveate.engine.layout import Layout
 from foveate.engine.trace import Prefill, Stage
@@ -25,11 +26,21 @@ class Item:
         length: Its vision tokens.
         boxes: Where they look (asked for late: it may be costly).
         cut: What the tower made of them: its rows stand in the first places of the features; None if nothing.
+        video: Whether it is a video.
     """
 
     length: int
     boxes: Callable[[], Tensor | None]
     cut: Cut | None = None
+    video: bool = False
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """Vision tokens of each of its frames, of which an image has one; empty where nobody knows."""
+        if not self.video:
+            return (self.length,)
+        boxes = self.boxes()
+        return () if boxes is None else frames_of(boxes)
 
     @property
     def started(self) -> int:
@@ -57,6 +68,7 @@ class Sample:
         runs: Which run of columns each of its vision tokens is in, (entered,) int64, ascending; a run has one image.
         items: Its images, in order.
         parted: Whether text stands between the tokens of an image.
+        frames: Vision tokens of each frame as they entered, where the method goes by frame; `sizes` are of these then.
         starts: Whether the call's first column is one of its vision tokens.
         ends: Whether the call's last column is.
         assign: The row each of its vision tokens went into, −1 if it was dropped; None while nothing is merged.
@@ -72,6 +84,7 @@ class Sample:
     runs: Tensor
     items: list[Item]
     parted: bool = False
+    frames: tuple[int, ...] | None = None
     starts: bool = False
     ends: bool = False
     assign: Tensor | None = None
@@ -302,8 +315,8 @@ class Prompt:
             read=lambda: hidden[index, columns],
             entered=sample.vision.shape[0],
             sizes=sample.sizes,
-            entered_sizes=tuple(item.length for item in sample.items),
-            started_sizes=tuple(item.started for item in sample.items),
+            entered_sizes=sample.frames or tuple(item.length for item in sample.items),
+            started_sizes=sample.frames or tuple(item.started for item in sample.items),
             notes=sample.notes,
             attend=lambda queries, start, stop, both: rows_of().rows(queries, start, stop, both),
             keys_of=lambda: rows_of().keys(),
@@ -377,7 +390,7 @@ def _check(cut: Cut, count: int, method: Method) -> None:
 
 
 def read_samples(
-    masks: Sequence[tuple[Tensor, Sequence[Item]]], live: Tensor | None, device: torch.device
+    masks: Sequence[tuple[Tensor, Sequence[Item]]], live: Tensor | None, device: torch.device, by_frame: bool = False
 ) -> list[Sample]:
     """The samples of a call, from its vision masks: one transfer to the host, the only one of a prefill.
 
@@ -385,6 +398,7 @@ def read_samples(
         masks: For each modality, where its tokens are, (samples, columns) bool, and its images in order.
         live: (samples, columns), nonzero where a column is no padding; None if all are live.
         device: Where the samples' tensors go.
+        by_frame: Whether their `sizes` are those of frames.
     """
     flags = sum(mask.to(torch.int16) << (bit + 1) for bit, (mask, _) in enumerate(masks))
     alive = torch.ones_like(masks[0][0]) if live is None else live.to(masks[0][0].device) != 0
@@ -397,10 +411,10 @@ def read_samples(
         lengths = torch.tensor([item.length for item in found])
         owners[there] = torch.repeat_interleave(torch.arange(len(found)), lengths) + len(items)
         items.extend(found)
-    return [_read_sample(owner, alive, items, device) for owner, alive in zip(owners, lives, strict=True)]
+    return [_read_sample(owner, alive, items, device, by_frame) for owner, alive in zip(owners, lives, strict=True)]
 
 
-def _read_sample(owner: Tensor, live: Tensor, items: Sequence[Item], device: torch.device) -> Sample:
+def _read_sample(owner: Tensor, live: Tensor, items: Sequence[Item], device: torch.device, by_frame: bool) -> Sample:
     # Generation reads the row before a new token, also where that is padding (on the right of the prompt).
     read = ~live & torch.cat((live[1:], live.new_ones(1))) & (live.cumsum(0) > 0)
     text = ((live & (owner < 0)) | read).nonzero()[:, 0]
@@ -412,16 +426,23 @@ def _read_sample(owner: Tensor, live: Tensor, items: Sequence[Item], device: tor
     found = [items[index] for index in mine.tolist()]
     if any(item.leaves and item.length != size for item, size in zip(found, sizes.tolist(), strict=True)):
         raise UnsupportedError("An image that the tower has reduced is partly masked; pass its whole attention_mask.")
+    frames = tuple(itertools.chain(*(item.frames for item in found))) if by_frame else None
+    if frames is not None and sum(frames) != len(vision):
+        raise UnsupportedError(
+            "Where this video's frames begin cannot be told, so nothing can be kept by frame: its family does not say "
+            "where its tokens look, or it is partly masked. Use scope='image' or 'sample'."
+        )
     return Sample(
         live=int(live.sum()),
         text=text.to(device),
         vision=vision.to(device),
         slots=every,
         tokens=every,
-        sizes=tuple(sizes.tolist()),
+        sizes=frames or tuple(sizes.tolist()),
         runs=runs.to(device),
         items=found,
         parted=int(apart.sum()) + 1 > len(found),
+        frames=frames,
         starts=bool(owner[0] >= 0),
         ends=bool(owner[-1] >= 0),
     )

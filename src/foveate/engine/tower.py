@@ -86,7 +86,7 @@ class _Places:
         return self
 
 
-def items_of(output: Any, method: Method) -> list[Item]:
+def items_of(output: Any, method: Method, modality: str) -> list[Item]:
     """The images whose features these are, with their tags.
 
     Raises:
@@ -97,7 +97,8 @@ def items_of(output: Any, method: Method) -> list[Item]:
     items = []
     places = getattr(output, "_foveate_places", [lambda: None] * len(features))
     for index, one in enumerate(features):
-        item = Item(len(one), getattr(one, "_foveate_boxes", places[index] if index < len(places) else lambda: None))
+        boxes = getattr(one, "_foveate_boxes", places[index] if index < len(places) else lambda: None)
+        item = Item(len(one), boxes, video=modality == "video")
         if method.reduces_tower:
             if hasattr(one, "_foveate_cut"):
                 item.cut = one._foveate_cut
