@@ -18,7 +18,12 @@ def test_lengths_and_retention_are_as_planned(name, family):
     for index, word in enumerate(words):
         one = batch(family, [word])
         text, sizes = int((~is_vision(one["input_ids"])).sum()), in_order(model, one, word)
-        plan = method.plan(DEPTH, sizes) or [layer[index] for layer in told]  # None where pictures decide
+        frames = [
+            size for one in trace.latest.frames[index] for size in one
+        ]  # of which tests/engine/test_show.py tells
+        plan = method.plan(DEPTH, frames if method.by_frame else sizes) or [
+            layer[index] for layer in told
+        ]  # None where pictures decide
         stored = [plan[-1] if layer in method.kv_layers(DEPTH) else n for layer, n in enumerate(plan)]
         assert [layer[index] for layer in trace.kv_lengths] == [text + n for n in stored]
         assert trace.tokens[index] == pytest.approx(sum(plan) / DEPTH)
