@@ -19,7 +19,15 @@ def test_lengths_and_retention_are_as_planned(name, family):
         one = batch(family, [word])
         text, sizes = int((~is_vision(one["input_ids"])).sum()), in_order(model, one, word)
         fixed = [len(fv.families()[family].always_kept(model.config, size)) for size in sizes]
-        plan = method.plan(DEPTH, [size - few for size, few in zip(sizes, fixed, strict=True)])
+        if method.by_frame:  # of frames tests/engine/test_show.py tells
+            parts = [
+                (size, few / len(one))
+                for one, few in zip(trace.latest.frames[index], fixed, strict=True)
+                for size in one
+            ]
+            plan = method.plan(DEPTH, [size - int(few) for size, few in parts])
+        else:
+            plan = method.plan(DEPTH, [size - few for size, few in zip(sizes, fixed, strict=True)])
         # None where pictures decide
         plan = [layer[index] for layer in told] if plan is None else [count + sum(fixed) for count in plan]
         stored = [plan[-1] if layer in method.kv_layers(DEPTH) else n for layer, n in enumerate(plan)]
