@@ -375,7 +375,7 @@ def test_a_family_that_is_not_supported_is_refused_before_its_weights_are_read(r
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "idefics2"}))
     code, _, err = run("generate", picture, *QUESTION, "--model", tmp_path)
     assert code == 1
-    assert "No family for model_type 'idefics2'. Supported: llava" in err
+    assert "No family for model_type 'idefics2'. Supported: " in err
 
 
 def test_ctrl_c_ends_with_130_and_one_line(run, monkeypatch):
