@@ -134,7 +134,16 @@ def test_layers_add_up_and_dropping_never_costs_more(vision, method):
 # Against the engine.
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+COUNTED = [family for family in FAMILIES if fv.families()[family].decoders]
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(COUNTED)))
+def test_a_family_whose_cost_is_not_known_says_so(family):
+    with pytest.raises(fv.UnsupportedError, match=r"costs is not known\. Known in this family: none"):
+        fv.cost(tiny(family), text_tokens=9, vision_tokens=12)
+
+
+@pytest.mark.parametrize("family", COUNTED)
 def test_the_engine_runs_what_was_counted(family):
     model, inputs = tiny(family, "eager"), batch(family, ["titit"])
     method = fv.V2Drop(layers=(2, 4), keep=(0.5, 0.3))

@@ -94,6 +94,8 @@ def test_counts_are_as_the_grids_say(family, method):
         sizes, grids = seen(trace)
         plan = method.plan_grids(DEPTH, sizes, grids)
         assert plan == tuple(trace.stages[0].after) * DEPTH
+        if not fv.families()[family].decoders:
+            continue  # its cost is not known
         told = fv.cost(
             model, text_tokens=7, vision_tokens=sizes, method=method, grids=grids, tower_images=[1] * len(sizes)
         )

@@ -203,6 +203,8 @@ def test_counts_are_as_the_grids_say(family, method):
             assert plan is None
             continue
         assert plan == tuple(trace.stages[0].after) * DEPTH
+        if not fv.families()[family].decoders:
+            continue  # its cost is not known
         told = fv.cost(model, text_tokens=7, vision_tokens=sizes, method=method, grids=grids)
         assert told.retention == pytest.approx(trace.retention[0])
 

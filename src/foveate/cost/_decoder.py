@@ -48,7 +48,7 @@ class Decoder:
             why = f" (a mixture of {_experts(text)} experts)" if _experts(text) else ""
             raise UnsupportedError(
                 f"What a decoder of type {text.model_type!r}{why} costs is not known. "
-                f"Known in this family: {', '.join(sorted(known))}."
+                f"Known in this family: {', '.join(sorted(known)) or 'none'}."
             )
         kinds = _of(text, "layer_types") or ("full_attention",) * text.num_hidden_layers
         heads, width = text.num_attention_heads, text.hidden_size
