@@ -4,7 +4,7 @@ It embeds the prompt, walks the decoder on rows alone and, before a cut layer, a
 here imports foveate.
 """
 
-import importlib
+import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -76,7 +76,8 @@ def positions(model: Any, inputs: Mapping[str, Any], extra: int) -> Tensor:
     ids = inputs["input_ids"]
     length = ids.shape[1]
     if not hasattr(model.model, "get_rope_index"):
-        return torch.arange(length + extra)[None, None]
+        first = int(model.config.model_type == "paligemma")  # which counts from 1
+        return torch.arange(first, first + length + extra)[None, None]
     if any(name.endswith("grid_thw") for name in inputs):
         call = model.model.get_rope_index
         given = {k: inputs[k] for k in inspect.signature(call).parameters if k in inputs and k != "attention_mask"}
@@ -96,6 +97,7 @@ def forward(
     reindex: bool = False,
     tower: Callable[[Tensor], list[tuple[Tensor, Tensor, Tensor]]] | None = None,
     final_from: int | None = None,
+    sees: Callable[..., Tensor] | None = None,
 ) -> tuple[Tensor, dict[int, list[int]]]:
     """Logits of the last prompt token and of every generated one, with vision tokens leaving before the cut layers.
 
@@ -104,13 +106,14 @@ def forward(
         inputs: One unpadded sample.
         generated: Token ids after the prompt, (count,).
         cuts: For each cut layer the tokens that stay, as ordinals of the prompt's vision tokens (an int64 tensor), or
-            a rule: called for each picture with (layer, hidden of all rows up to the picture's last, which of them are
-            its own, cos and sin of these rows, the rows' states one layer earlier, which of these rows see which), it
-            answers (its rows that the new ones stand for, their new states, or None where they go on as they are).
+            a rule: called for each picture with (layer, hidden of all rows, which of them are its own, cos and sin of
+            all, their states one layer earlier, which of them see which), it answers (its rows that the new ones stand
+            for, their new states, or None where they go on as they are).
         reindex: Number rows anew, 0 on, at every layer.
         tower: Called with the picture features of each picture, it answers (tokens they stand for, features, features
             of those that always stay) of each.
         final_from: Generated tokens see, from this layer on, only the vision tokens left at the end.
+        sees: Which rows see which, in the place of what the family's tests say (`Tiny.sees`).
 
     Returns:
         (1 + count, vocabulary) logits, and the tokens left after each cut, in row order.
@@ -137,13 +140,13 @@ def forward(
     kept: dict[int, list[int]] = {}
     final: list[int] | None = None
     if final_from is not None:
-        final = _final(model, inputs, cuts, reindex, tower)
+        final = _final(model, inputs, cuts, reindex, tower, sees)
     for index, layer in enumerate(text.layers):
         if index in cuts:
             rotary = _rotary(text, index, x, torch.arange(len(x))[None] if reindex else ids[..., columns])
-            sees = visible(model, index, places, picture, length)
+            seen = visible(model, index, places, picture, length, sees)
             rows = (x, entered, token, columns, picture, places)
-            x, entered, token, columns, picture, places = _cut(layer, cuts[index], rows, rotary, sees)
+            x, entered, token, columns, picture, places = _cut(layer, cuts[index], rows, rotary, seen)
             kept[index] = token[token > -2].tolist()
         cos, sin = _rotary(text, index, x, torch.arange(len(x))[None] if reindex else ids[..., columns])
         if reindex and final is not None and index >= final_from:  # decoding counts on from each layer's own cache
@@ -152,7 +155,7 @@ def forward(
             if count:
                 shifted[-count:] -= gone
             cos, sin = _rotary(text, index, x, shifted[None])
-        mask = visible(model, index, places, picture, length)
+        mask = visible(model, index, places, picture, length, sees)
         if final is not None and index >= final_from and count:
             gone_rows = torch.tensor([int(t) > -2 and int(t) not in final for t in token])
             mask[-count:, gone_rows] = False
@@ -164,12 +167,14 @@ def forward(
             there = token >= 0
             x = x.clone()
             x[there] = x[there] + deep[index][token[there]]
-    return model.lm_head(text.norm(x))[len(x) - count - 1 :], kept
+    logits, cap = model.lm_head(text.norm(x))[len(x) - count - 1 :], text.config.to_dict().get("final_logit_softcapping")
+    return (logits if cap is None else cap * torch.tanh(logits / cap)), kept
 
 
-def _final(model, inputs, cuts, reindex, tower) -> list[int]:
+def _final(model, inputs, cuts, reindex, tower, sees) -> list[int]:
     """The tokens left at the end."""
-    _, kept = forward(model, inputs, torch.tensor([], dtype=torch.long), cuts, reindex=reindex, tower=tower)
+    nothing = torch.tensor([], dtype=torch.long)
+    _, kept = forward(model, inputs, nothing, cuts, reindex=reindex, tower=tower, sees=sees)
     return kept[max(kept)] if kept else list(range(10_000))
 
 
@@ -179,12 +184,13 @@ def _rotary(text: Any, index: int, x: Tensor, ids: Tensor) -> tuple[Tensor, Tens
     return text.rotary_emb(x[None], ids, *([text.config.layer_types[index]] if types else []))
 
 
-def visible(model: Any, index: int, places: Tensor, picture: Tensor, prompt: int) -> Tensor:
+def visible(
+    model: Any, index: int, places: Tensor, picture: Tensor, prompt: int, sees: Callable[..., Tensor] | None = None
+) -> Tensor:
     """Which rows each row of a layer sees, (rows, rows) bool: those up to it, or what the family's tests say."""
-    try:
-        sees = importlib.import_module(f"tests.families.test_{model.config.model_type}").TINY.sees
-    except ModuleNotFoundError:
-        sees = None
+    home = f"tests.families.test_{model.config.model_type}"
+    if sees is None and importlib.util.find_spec(home):
+        sees = importlib.import_module(home).TINY.sees
     causal = torch.ones(len(places), len(places), dtype=torch.bool).tril()
     return causal if sees is None else sees(index, places, picture, prompt)
 
@@ -214,9 +220,8 @@ def _cut(layer, rule, rows, rotary, sees):
         mine = (picture == index).nonzero()[:, 0]
         if not len(mine):
             continue
-        upto = int(mine[-1]) + 1
-        pair = tuple(table[..., 0, :upto, :] for table in rotary)
-        stand, states = rule(layer, x[:upto], mine, pair, entered[:upto], sees[:upto, :upto])
+        pair = tuple(table[..., 0, :, :] for table in rotary)
+        stand, states = rule(layer, x, mine, pair, entered, sees)
         own = mine[stand]
         there = own if states is None else _places(mine, own)
         states = x[own] if states is None else states
@@ -334,7 +339,7 @@ def vision_decides(counts: Callable[[int], tuple[int, int]], how: str, bidirecti
             return torch.arange(len(mine)), None
         if bidirectional:  # all of the picture, whatever the layer lets its rows see
             sees = sees.clone()
-            sees[mine, int(mine[0]) :] = True
+            sees[mine, int(mine[0]) : int(mine[-1]) + 1] = True
         weights = dense_attention(layer, x, rotary, sees)
         scores = weights[mine][:, mine].mean(0)
         return merged(x[mine], scores, keys_after_rope(layer, x, rotary)[mine], dominant, contextual, how)

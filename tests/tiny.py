@@ -58,6 +58,8 @@ class Tiny:
         mrope: Whether positions have several axes.
         sees: Which rows each row sees in a layer, where that is not just those up to it: called with (layer, columns
             and pictures of the rows, −1 for text, and how many columns the prompt has), it answers (rows, rows) bool.
+        prefix: Whether all of a prompt sees all of it, in a later turn all before it too: `sees` then takes `turn`, how
+            many columns earlier turns had.
         window: How many columns a row of a layer sees, its own included, where it has a window.
         recurrent: Layers that carry a state: it cannot be cropped, and fades where padding is between tokens.
         apart: Whether transformers takes images or videos in one call, but not both.
@@ -72,6 +74,7 @@ class Tiny:
     from_start: bool = False
     mrope: bool = False
     sees: Callable[[int, Tensor, Tensor, int], Tensor] | None = None
+    prefix: bool = False
     window: Callable[[int], int | None] = nothing_of
     recurrent: Sequence[int] = ()
     apart: bool = False

@@ -19,6 +19,13 @@ def dense(queries, keys, scaling, last_key=None):
     return torch.stack(out).float()
 
 
+def test_a_softcap_by_hand():
+    """Logits 2 and 0 at a cap of 1 are tanh 2 and 0."""
+    queries, keys = torch.tensor([[[2.0, 0.0]]]), torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    (rows,) = attention_rows(queries, keys, scaling=1.0, softcap=1.0)
+    assert rows[0, 0].tolist() == pytest.approx(torch.tensor([2.0, 0.0]).tanh().softmax(0).tolist())
+
+
 def test_two_keys_by_hand():
     queries, keys = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     (rows,) = attention_rows(queries, keys, scaling=torch.log(torch.tensor(3.0)).item())

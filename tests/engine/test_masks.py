@@ -165,3 +165,11 @@ def test_what_a_sample_sees_is_read_off_any_form(form, reach):
 @pytest.mark.parametrize("mask", [None, torch.ones(3, PAST + SPAN)])
 def test_causality_alone_is_nothing_to_read(mask):
     assert visibility(mask, 0, torch.arange(4), PAST + SPAN) is None
+    both_ways = visibility(mask, 0, torch.arange(4), PAST + SPAN, causal=False)
+    assert both_ways(torch.tensor([1, 3])).equal(torch.ones(1, 2, 4, dtype=torch.bool))
+
+
+def test_a_kernel_that_looks_both_ways_without_a_mask_goes_on_to():
+    queries, keys = torch.tensor([[0, 1], [0, 0]]), torch.tensor([[0, 1, 2], [-1, 0, 2]])
+    got = Remap(queries, keys, past=0, total=3, ragged=True, causal=False)(None, "sdpa")
+    assert got[:, 0].tolist() == [[[True] * 3] * 2, [[False, True, True]] * 2]

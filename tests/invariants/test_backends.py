@@ -14,8 +14,8 @@ CLOSE = {"atol": 5e-5, "rtol": 1e-4}
 
 
 def flash_like(module, query, key, value, attention_mask, scaling=None, position_ids=None, **_):
-    """What flash attention does, on a CPU: takes samples apart by a 2-D mask, aligns causality to the last key, and
-    reads position ids with gaps in a single row as packed samples."""
+    """What flash attention does, on a CPU: takes samples apart by a 2-D mask, aligns causality, if its module wants it,
+    to the last key, and reads position ids with gaps in a single row as packed samples."""
     samples, _, rows, _ = query.shape
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
@@ -30,7 +30,8 @@ def flash_like(module, query, key, value, attention_mask, scaling=None, position
             slots = attention_mask[sample, -key.shape[2] :].bool()
         lines = slots[-rows:] if rows > 1 else torch.ones(1, dtype=torch.bool)
         q, k, v = query[sample][:, lines], key[sample][:, slots], value[sample][:, slots]
-        mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril(k.shape[1] - q.shape[1])
+        mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool)
+        mask = mask.tril(k.shape[1] - q.shape[1]) if getattr(module, "is_causal", True) else mask
         out[sample][:, lines] = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
     return out.transpose(1, 2), None
 

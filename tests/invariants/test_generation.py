@@ -1,5 +1,7 @@
 """Invariant 6: whatever generation people use works, or refuses loudly."""
 
+import functools
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -133,8 +135,9 @@ def test_a_second_turn_with_a_new_picture_drops_only_its_tokens(family, attentio
         a.layer: torch.cat((a.kept[0], b.kept[0] + first.vision_tokens[0]))
         for a, b in zip(first.stages, second.stages, strict=True)
     }
+    sees = functools.partial(TINY[family].sees, turn=split) if TINY[family].prefix else None
     with torch.no_grad():
-        logits, _ = oracle.forward(model, whole, torch.tensor([], dtype=torch.long), cuts)
+        logits, _ = oracle.forward(model, whole, torch.tensor([], dtype=torch.long), cuts, sees=sees)
     torch.testing.assert_close(out.logits[0, -1], logits[0], **CLOSE)
     text = int((~is_vision(ids)).sum())
     assert [layer[0] for layer in second.kv_lengths] == [

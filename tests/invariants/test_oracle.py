@@ -85,11 +85,12 @@ def test_cutting_before_the_decoder_is_a_shortened_prompt_bit_for_bit(family, wo
             positions = positions[0]
         given = {"inputs_embeds": embeds[:, rows], "position_ids": positions}
         if TINY[family].sees:
-            kinds = model.model.language_model.config.layer_types
-            given["attention_mask"] = {
+            kinds = getattr(model.model.language_model.config, "layer_types", ["all"])
+            masks = {
                 kind: oracle.visible(model, kinds.index(kind), rows, picture[rows], len(picture))[None, None]
                 for kind in set(kinds)
             }
+            given["attention_mask"] = masks.get("all", masks)
         if deep:
             given["visual_pos_masks"] = picture[None, rows] != -1
             given["deepstack_visual_embeds"] = [features[kept] for features in deep]

@@ -18,6 +18,7 @@ def attention_rows(
     columns: slice = slice(None),
     block: int = BLOCK_NUMBERS,
     visible: Callable[[slice], Tensor] | None = None,
+    softcap: float | None = None,
 ) -> Iterator[Tensor]:
     """Post-softmax attention of some query rows, float32, a block of rows at a time.
 
@@ -29,6 +30,7 @@ def attention_rows(
         columns: The slots to return; the softmax runs over all that a row sees.
         block: Float32 numbers a block of logits may hold.
         visible: Says which slots some of the rows see, (heads or 1, those rows, slots) bool, where no last slot does.
+        softcap: What the logits' size stays below, c · tanh(logit / c) (Gemma 2); None: nothing.
 
     Yields:
         (heads, some rows, columns) float32, the blocks of rows in order.
@@ -43,6 +45,8 @@ def attention_rows(
         count = part.shape[1]
         grouped = part.reshape(keys.shape[0], groups * count, size)
         logits = (grouped @ transposed).view(heads, count, slots).mul_(scaling)
+        if softcap is not None:
+            logits.div_(softcap).tanh_().mul_(softcap)
         if last_key is not None:
             logits.masked_fill_(places > last_key[start : start + step, None], float("-inf"))
         if visible is not None:

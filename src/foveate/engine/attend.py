@@ -67,14 +67,15 @@ class LayerAttention:
         if self._past is not None:
             before = self._past.shape[1]
             keys = torch.cat((self._past.to(keys.dtype), keys), dim=1)
-        both = bidirectional and queries == "vision"
+        both, softcap = bidirectional and queries == "vision", self._family.softcap(self._layer)
         if self._sees is None:
             last = (columns[-1].expand(len(asking)) if both else asking) + before
-            blocks = attention_rows(query, keys, scaling, last_key=last)
+            blocks = attention_rows(query, keys, scaling, last_key=last, softcap=softcap)
         else:
             sees, slots = self._sees, torch.arange(keys.shape[1], device=keys.device) - before
             more = both & (slots >= columns[0]) & (slots <= columns[-1])  # all of the image
-            blocks = attention_rows(query, keys, scaling, visible=lambda some: sees(asking[some]) | more)
+            visible = lambda some: sees(asking[some]) | more  # noqa: E731
+            blocks = attention_rows(query, keys, scaling, visible=visible, softcap=softcap)
         for probabilities in blocks:
             yield probabilities.mean(dim=0)[:, columns + before]
 

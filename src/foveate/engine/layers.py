@@ -141,7 +141,7 @@ class Layers:
         live = None if self.call.live is None else self.call.live[sample] != 0
         past, stored, seen = past_keys(cache, index, sample, live) or (None, columns[:0], 0)
         slots = torch.cat((stored, columns + seen))
-        sees = visibility(kwargs.get("attention_mask"), sample, slots, seen + hidden.shape[1])
+        sees = visibility(kwargs.get("attention_mask"), sample, slots, seen + hidden.shape[1], self._causal(index))
         return LayerAttention(
             self._family,
             self._family.layers[index],
@@ -180,9 +180,13 @@ class Layers:
             keys = columns
         queries = layout.index if layout is not None else torch.arange(span, device=device).expand(samples, -1)
         here = mask if mask is None else mask.to(device)
-        made = Remap(queries, keys, past, past + span, ragged)(here, self.call.backend)
+        made = Remap(queries, keys, past, past + span, ragged, self._causal(index))(here, self.call.backend)
         self.call.masks.append(((mask, layout, base, end), made))
         return made
+
+    def _causal(self, index: int) -> bool:
+        """Whether a layer's kernel, given no mask, lets a row see those before it alone."""
+        return bool(getattr(getattr(self._family.layers[index], "self_attn", None), "is_causal", True))
 
     def _refuse_sliding_flash(self, index: int) -> None:
         if "flash" in self.call.backend:

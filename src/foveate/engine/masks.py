@@ -31,6 +31,7 @@ class Remap:
         past: Unpruned columns before this call.
         total: Unpruned columns with this call's.
         ragged: Whether any key is a pad.
+        causal: Whether a layer without a mask lets a row see those before it alone.
     """
 
     queries: Tensor
@@ -38,6 +39,7 @@ class Remap:
     past: int
     total: int
     ragged: bool
+    causal: bool = True
 
     def __call__(self, mask: Any, backend: str) -> Any:
         """The mask for the layer.
@@ -58,7 +60,7 @@ class Remap:
         return self._dense(mask)
 
     def _from_nothing(self, backend: str) -> Tensor:
-        """Causal over columns, pads masked."""
+        """What the kernel does without a mask, pads masked."""
         builder = ALL_MASK_ATTENTION_FUNCTIONS.get(backend)
         if builder is flash_attention_mask:
             return self.keys >= 0
@@ -68,8 +70,9 @@ class Remap:
                 f"{backend!r} reads is not known. Use sdpa, eager, flash or flex attention, one sample at a time, or "
                 "register sdpa_mask for it in transformers' AttentionMaskInterface."
             )
-        rows = (self.queries + self.past)[:, :, None]
-        seen = (self.keys[:, None, :] >= 0) & (self.keys[:, None, :] <= rows)
+        seen = (self.keys >= 0)[:, None, :].expand(-1, self.queries.shape[1], -1)
+        if self.causal:
+            seen = seen & (self.keys[:, None, :] <= (self.queries + self.past)[:, :, None])
         return seen[:, None]
 
     def _dense(self, mask: Tensor) -> Tensor:
@@ -108,7 +111,9 @@ class Remap:
         return (self.keys - offset).clamp(min=-1).masked_fill(self.keys < 0, -1)
 
 
-def visibility(mask: Any, sample: int, keys: Tensor, total: int) -> Callable[[Tensor], Tensor] | None:
+def visibility(
+    mask: Any, sample: int, keys: Tensor, total: int, causal: bool = True
+) -> Callable[[Tensor], Tensor] | None:
     """What a sample's rows see by the model's own mask; None where it says no more than causality.
 
     Args:
@@ -116,6 +121,7 @@ def visibility(mask: Any, sample: int, keys: Tensor, total: int) -> Callable[[Te
         sample: Which sample.
         keys: (slots,) int64, the unpruned column of each slot.
         total: Unpruned columns with this call's.
+        causal: Whether the kernel lets a row see those before it alone where no mask says more.
 
     Returns:
         Says of rows, (rows,) int64 columns of this call, which slots they see: (heads or 1, rows, slots) bool.
@@ -133,6 +139,6 @@ def visibility(mask: Any, sample: int, keys: Tensor, total: int) -> Callable[[Te
             seen = table[:, rows, places]
             return seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
     else:
-        return None
+        return None if causal else lambda rows: keys.new_ones(1, len(rows), len(keys), dtype=torch.bool)
     places = keys - (total - width)  # below zero where the mask does not reach: outside a sliding window
     return lambda rows: at(rows[:, None], places.clamp(min=0)[None, :]) & (places >= 0)

@@ -161,12 +161,12 @@ def _note(states: dict[int, Tensor], at: int, module: nn.Module, args: Any, outp
 
 
 def feature_layers(config: Any, depth: int) -> list[int]:
-    """Which of the tower's `depth` layers the projector reads the output of: −2 of 24 is 22.
+    """Which of the tower's `depth` layers the projector reads the output of: −2 of 24 is 22; by default the last.
 
     Raises:
         UnsupportedError: If it reads what goes into the first.
     """
-    given = config.vision_feature_layer
+    given = getattr(config, "vision_feature_layer", -1)
     named = [given] if isinstance(given, int) else list(given)
     chosen = [(depth + 1 + one if one < 0 else one) - 1 for one in named]
     if min(chosen) < 0:

@@ -157,6 +157,10 @@ class Family:
         projection: nn.Module = attention.q_proj
         return projection
 
+    def softcap(self, layer: Any) -> float | None:
+        """What a decoder layer keeps the size of its attention logits below, as Gemma 2 does; None where it does not."""
+        return getattr(layer.self_attn, "attn_logit_softcapping", None)
+
     def encode(
         self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
     ) -> tuple[Any, list[Any]]:

@@ -111,11 +111,16 @@ class Llava(Family):
                     "Say with tower_images=… how many pictures the tower encodes."
                 )
             pictures = tuple(size // each for size in sizes)
-        return llava_cost(config, sum(pictures))
+        return cls.pictures_cost(config, sum(pictures))
+
+    @classmethod
+    def pictures_cost(cls, config: Any, pictures: int, grid: Grid | None = None) -> tuple[int, int]:
+        """FLOPs of (tower, projector) on so many pictures, or pictures of a grid of patches."""
+        return llava_cost(config, pictures, grid)
 
     @classmethod
     def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> tuple[int, int] | None:
-        costs = [llava_cost(config, 1, grid) for image in cells for grid in image]
+        costs = [cls.pictures_cost(config, 1, grid) for image in cells for grid in image]
         return sum(tower for tower, _ in costs), sum(projector for _, projector in costs)
 
 

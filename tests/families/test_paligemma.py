@@ -1,0 +1,33 @@
+"""PaliGemma's tiny model."""
+
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from tests.tiny import CLIP, IMAGE, TEXT, Tiny, squares
+
+
+def config(text: Any = None) -> Any:
+    tower = {key: value for key, value in CLIP.items() if key not in ("projection_dim", "initializer_range")}
+    return transformers.PaliGemmaConfig(
+        text_config=text or transformers.GemmaConfig(**TEXT, head_dim=12),
+        vision_config=transformers.SiglipVisionConfig(**tower, vision_use_head=False),
+        image_token_index=IMAGE, projection_dim=TEXT["hidden_size"], hidden_size=TEXT["hidden_size"],
+    )  # fmt: skip
+
+
+def types(ids: Tensor) -> dict[str, Tensor]:
+    """The whole prompt is prefix, as the processor has it where there is no suffix to train on."""
+    return {"token_type_ids": torch.zeros_like(ids)}
+
+
+def sees(layer: int, columns: Tensor, picture: Tensor, prompt: int, turn: int = 0) -> Tensor:
+    """All of the prompt, of one that came in two calls all that had come; then up to itself."""
+    row, key = columns[:, None], columns
+    both = (row < prompt) & (key < prompt) & ((row >= turn) | (key < turn))
+    return both | (key <= row)
+
+
+TINY = Tiny(config, "PaliGemmaForConditionalGeneration", squares, extra=types, from_start=True, sees=sees, prefix=True)
