@@ -95,20 +95,22 @@ def batch(family: str, samples: Sequence[str], seed: int = 0, *, start: bool = T
 
 @cache
 def sample(family: str, word: str, seed: int = 0) -> tuple[list[Tensor], list[Picture]]:
-    """What `batch` makes of a word: ids of its start and of every letter, and its pictures, then its videos."""
+    """What `batch` makes of a word: ids of its start and of every letter, and its pictures and videos in order."""
     rng = torch.Generator().manual_seed(1000 * seed + sum(map(ord, word)) + len(word))
     known = TINY[family]
     makers = {"i": known.pictures, "v": known.videos}
     made = {at: make(known.config(), word.count(at), rng) for at, make in makers.items() if at in word and make}
-    pieces, left = [torch.tensor([1])], {letter: iter(found) for letter, found in made.items()}
+    pieces, pictures = [torch.tensor([1])], []
+    left = {letter: iter(found) for letter, found in made.items()}
     for letter in word:
         if letter in left:
             picture = next(left[letter])
-            length = sum(map(len, features(tiny(family), picture, "image" if letter == "i" else "video")))
-            pieces.append(known.ids(picture, length))
+            modality = "video" if any("video" in name for name in picture) else "image"
+            pieces.append(known.ids(picture, sum(map(len, features(tiny(family), picture, modality)))))
+            pictures.append(picture)
         else:
             pieces.append(torch.randint(2, 90, (3,), generator=rng))
-    return pieces, [picture for found in made.values() for picture in found]
+    return pieces, pictures
 
 
 def given(model: Any, inputs: dict[str, Any], modality: str = "image") -> dict[str, Any]:
@@ -117,10 +119,14 @@ def given(model: Any, inputs: dict[str, Any], modality: str = "image") -> dict[s
 
 
 def features(model: Any, inputs: dict[str, Any], modality: str = "image") -> list[Tensor]:
-    """The features of each picture (or video), (tokens, width) each."""
+    """The features of each picture (or video), (tokens, width) each; of all together where no prompt is given."""
     of = given(model, inputs, modality)
     with torch.no_grad():
-        return oracle.features_of(model.model, getattr(model.model, f"get_{modality}_features")(**of), of, modality)
+        output = getattr(model.model, f"get_{modality}_features")(**of)
+    found = oracle.features_of(model.model, output, of, modality)
+    if "input_ids" in inputs:
+        return oracle.by_picture(model, found, is_vision(inputs["input_ids"][0]))
+    return [torch.cat([one.flatten(0, -2) for one in found])]
 
 
 def cached(layer: Any) -> list[Tensor]:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+TILED = {"idefics3", "internvl", "smolvlm"}
+
 
 def embed(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Embeddings (1, columns, width), the picture or video of each column (−1 for text, −2 for a vision token that is
@@ -24,12 +26,12 @@ def embed(model: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, list[T
         if not (given := features_given(core, inputs, modality)):
             continue
         output = getattr(core, f"get_{modality}_features")(**given)
-        features = features_of(core, output, given, modality)
         names = (f"{modality}_token_id", f"{modality}_token_index")
         if "mm_token_type_ids" in inputs:  # a video's placeholders may be those of images
             there = inputs["mm_token_type_ids"][0] == 1 + (modality == "video")
         else:
             there = ids == next(found for name in names if (found := getattr(model.config, name, None)) is not None)
+        features = by_picture(model, features_of(core, output, given, modality), there)
         embeds[0, there] = torch.cat(features).to(embeds.dtype)
         lengths = torch.tensor([len(one) for one in features])
         owner[there] = torch.repeat_interleave(torch.arange(len(features)), lengths) + int(owner.max()) + 1
@@ -62,6 +64,24 @@ def features_of(core: Any, output: Any, given: Mapping[str, Any], modality: str)
         each = len(features) // len(pixels)
         return [torch.cat(features[at : at + each]) for at in range(0, len(features), each)]
     return features
+
+
+def by_picture(model: Any, features: Any, there: Tensor) -> list[Tensor]:
+    """The features of each picture, (tokens, width) each.
+
+    Where they come as tiles or sample by sample, a picture is what stands together in the prompt, with at most four
+    tokens of text between its tiles.
+
+    Args:
+        model: Tells by its type how features come.
+        features: The pieces they come in.
+        there: Where the prompt has vision tokens, (columns,) bool.
+    """
+    if model.config.model_type not in TILED:
+        return list(features)
+    together, columns = torch.cat([one.flatten(0, -2) for one in features]), there.nonzero()[:, 0]
+    ends = [*(columns.diff() > 5).nonzero()[:, 0] + 1, len(columns)]
+    return [together[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _in_order(owner: Tensor) -> Tensor:
@@ -118,7 +138,7 @@ def forward(
     Returns:
         (1 + count, vocabulary) logits, and the tokens left after each cut, in row order.
     """
-    text, core = model.model.language_model, model.model
+    text, core = model.get_decoder(), model.model
     embeds, picture, deep = embed(model, inputs)
     ids = positions(model, inputs, len(generated))
     ids = ids[0] if ids.shape[0] == 1 else ids
@@ -167,7 +187,10 @@ def forward(
             there = token >= 0
             x = x.clone()
             x[there] = x[there] + deep[index][token[there]]
-    logits, cap = model.lm_head(text.norm(x))[len(x) - count - 1 :], text.config.to_dict().get("final_logit_softcapping")
+    logits, cap = (
+        model.lm_head(text.norm(x))[len(x) - count - 1 :],
+        text.config.to_dict().get("final_logit_softcapping"),
+    )
     return (logits if cap is None else cap * torch.tanh(logits / cap)), kept
 
 

@@ -24,6 +24,10 @@ Picture = dict[str, Any]
 """The tensors of one picture, batch 1, as its processor would make them."""
 
 
+class Frames(dict[str, Any]):
+    """The tensors of a video whose frames are pictures to the model."""
+
+
 def whole(picture: Picture, length: int) -> Tensor:
     """Ids of a picture or a video that is one run of placeholders."""
     return torch.full((length,), VIDEO if any("video" in name for name in picture) else IMAGE)

@@ -18,16 +18,20 @@ from transformers import (
     Glm4vConfig,
     Glm4vMoeConfig,
     Glm46VConfig,
+    Idefics3Config,
+    InternVLConfig,
     LlavaConfig,
     LlavaNextConfig,
     LlavaNextVideoConfig,
     LlavaOnevisionConfig,
+    Mistral3Config,
     Qwen2_5_VLConfig,
     Qwen2VLConfig,
     Qwen3_5Config,
     Qwen3_5MoeConfig,
     Qwen3VLConfig,
     Qwen3VLMoeConfig,
+    SmolVLMConfig,
     VideoLlavaConfig,
     VipLlavaConfig,
 )
@@ -40,6 +44,8 @@ CLIP = {"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size
 SIGLIP = {**CLIP, "model_type": "siglip_vision_model"}
 SMALL = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 4, "num_attention_heads": 6,
          "num_key_value_heads": 2, "vocab_size": 131, "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
+TILE = {"hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "image_size": 56, "patch_size": 7}  # fmt: skip
 QWEN2_TOWER = {"depth": 3, "embed_dim": 32, "hidden_size": 48, "num_heads": 4, "mlp_ratio": 3, "patch_size": 6}
 QWEN3_TOWER = {"depth": 5, "hidden_size": 32, "intermediate_size": 72, "num_heads": 4, "patch_size": 6,
                "out_hidden_size": 48, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 2, 9]}  # fmt: skip
@@ -139,16 +145,34 @@ def glm46v():
     return Glm46VConfig(text_config=text, vision_config={**GLM_TOWER, "model_type": "glm4v_vision"})
 
 
+def internvl():
+    vision = {**TILE, "image_size": [56, 56], "patch_size": [7, 7], "use_qk_norm": True}
+    return InternVLConfig(text_config={"model_type": "qwen3", **SMALL, "head_dim": 16}, vision_config=vision)
+
+
+def smolvlm(kind=SmolVLMConfig):
+    return kind(text_config={"model_type": "llama", **SMALL}, vision_config=TILE, scale_factor=2)
+
+
+def mistral3():
+    tower = {"model_type": "pixtral", **TILE, "image_size": 140}
+    text = {"model_type": "mistral", **SMALL, "head_dim": 16, "sliding_window": None}
+    return Mistral3Config(text_config=text, vision_config=tower, spatial_merge_size=2)
+
+
 def mrope(*sections):
     return {"rope_type": "default", "mrope_section": list(sections), "rope_theta": 1e6}
 
 
 FAMILIES = {
     "gemma3": gemma3,
+    "idefics3": lambda: smolvlm(Idefics3Config),
+    "internvl": internvl,
     "llava": llava,
     "llava_next": llava_next,
     "llava_next_video": llava_next_video,
     "llava_onevision": onevision,
+    "mistral3": mistral3,
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
@@ -158,6 +182,7 @@ FAMILIES = {
     "glm4v": glm4v,
     "glm4v_moe": glm4v_moe,
     "glm46v": glm46v,
+    "smolvlm": smolvlm,
     "video_llava": video_llava,
     "vipllava": vipllava,
 }
@@ -187,7 +212,7 @@ def meta(*shape):
 
 def decoder_flops(model, rows, decoded=False):
     """The counter's FLOPs of every decoder layer on its own number of rows, and of one token after them."""
-    text = model.model.language_model
+    text = model.get_decoder()
     width = text.config.hidden_size
     cache, prefill, decode = DynamicCache(config=text.config), [], []
     for layer, n in zip(text.layers, rows, strict=True):
@@ -395,6 +420,36 @@ def test_a_qwens_tower_and_mergers_equal_the_counter(family, grids):
     if family != "qwen2_5_vl":  # its windows are asked for by grid
         assert found == fv.cost(config, text_tokens=5, vision_tokens=sizes, tower_images=frames)
     assert found.projector_flops == inside(counter, *MERGERS)
+    assert found.tower_flops + found.projector_flops == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(("height", "width"), [(56, 56), (98, 70)])
+@pytest.mark.parametrize("pictures", [1, 3])
+def test_mistral3s_tower_and_projector_equal_the_counter(height, width, pictures):
+    """Several pictures are one sequence of patches, each multiplied with all."""
+    config = mistral3()
+    model = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
+    pixels, sizes = torch.ones(pictures, 3, height, width), torch.tensor([[height, width]] * pictures)
+    counter = count(model.model.get_image_features, pixels, sizes)
+    tokens = (height // 14) * (width // 14)
+    found = fv.cost(config, text_tokens=5, vision_tokens=[tokens] * pictures)
+    rotary = inside(counter, "vision_tower.patch_positional_embedding", "patch_positional_embedding")
+    assert found.tower_flops == inside(counter, "PixtralVisionModel") - rotary
+    assert found.projector_flops == inside(counter, "Mistral3MultiModalProjector")
+
+
+PROJECTORS = {"internvl": "InternVLMultiModalProjector", "smolvlm": "SmolVLMConnector", "idefics3": "Idefics3Connector"}
+
+
+@pytest.mark.parametrize("tiles", [[1], [3, 1], [13]])
+@pytest.mark.parametrize("family", PROJECTORS)
+def test_the_tower_and_projector_of_square_tiles_equal_the_counter(family, tiles):
+    config = FAMILIES[family]()
+    model = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
+    pixels = torch.ones(sum(tiles), 3, 56, 56)
+    counter = count(model.model.get_image_features, pixels if family == "internvl" else pixels[None])
+    found = fv.cost(config, text_tokens=5, vision_tokens=[16 * count for count in tiles])
+    assert found.projector_flops == inside(counter, PROJECTORS[family])
     assert found.tower_flops + found.projector_flops == counter.get_total_flops()
 
 

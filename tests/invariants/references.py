@@ -9,7 +9,7 @@ from torch import Tensor
 import foveate as fv
 from foveate.methods.base import Method
 from tests import oracle
-from tests.models import TINY, given
+from tests.models import TINY, given, is_vision
 
 
 def reference(method: Method, family: str, model: Any, inputs: dict[str, Any], trace: fv.Trace) -> dict[str, Any]:
@@ -41,8 +41,13 @@ def tower(
         if of := given(model, inputs, modality):
             with fv.drop(model, method), torch.no_grad():
                 output = getattr(model.model, f"get_{modality}_features")(**of)
-            features += oracle.features_of(model.model, output, of, modality)
-            cuts += output._foveate_cuts
+            if hasattr(output, "_foveate_samples"):  # tiles, which only a prompt makes images of
+                output, cut = with_prompt(model, method, inputs)
+            else:
+                cut = output._foveate_cuts
+            there = is_vision(inputs["input_ids"][0])
+            features += oracle.by_picture(model, oracle.features_of(model.model, output, of, modality), there)
+            cuts += cut
     assert sum(map(len, features)) == first.before[0]
     rows = []
     for cut, one in zip(cuts, features, strict=True):
@@ -51,6 +56,18 @@ def tower(
         rows.append((cut.kept, one[~stays][: len(cut.kept)], one[stays]))
     assert sum(len(left) + len(fixed) for left, _, fixed in rows) == first.after[0]
     return lambda _: rows
+
+
+def with_prompt(model: Any, method: Method, inputs: dict[str, Any]) -> tuple[Any, list[Any]]:
+    """What the model's own call of `get_image_features` answers, and the cut of each image."""
+    with fv.drop(model, method), torch.no_grad():
+        encode, answers = model.model.get_image_features, []
+        model.model.get_image_features = lambda *args, **kwargs: answers.append(encode(*args, **kwargs)) or answers[0]
+        try:
+            model(**inputs)
+        finally:
+            model.model.get_image_features = encode
+    return answers[0], [item.cut for items in answers[0]._foveate_samples for item in items]
 
 
 def vision_rule(method: Any, pair: tuple[int, int], model: Any, inputs: dict[str, Any]) -> Callable[..., Any]:

@@ -99,7 +99,7 @@ def test_generation_reads_a_masked_last_column_as_the_model_does(family, attenti
             same = model(**inputs).logits[0, -1]
         embeds = model.model.get_input_embeddings()(inputs["input_ids"])[0, -1]
     assert torch.equal(same, plain)
-    stale = model.lm_head(model.model.language_model.norm(embeds))
+    stale = model.lm_head(model.get_decoder().norm(embeds))
     assert trace.stages[0].after[0] < trace.vision_tokens[0]
     assert (nearly - plain).abs().max() < 0.5 * (stale - plain).abs().max()
     left = trace.vision_tokens[0] - trace.stages[0].after[0]

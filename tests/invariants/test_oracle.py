@@ -85,7 +85,7 @@ def test_cutting_before_the_decoder_is_a_shortened_prompt_bit_for_bit(family, wo
             positions = positions[0]
         given = {"inputs_embeds": embeds[:, rows], "position_ids": positions}
         if TINY[family].sees:
-            kinds = getattr(model.model.language_model.config, "layer_types", ["all"])
+            kinds = getattr(model.get_decoder().config, "layer_types", ["all"])
             masks = {
                 kind: oracle.visible(model, kinds.index(kind), rows, picture[rows], len(picture))[None, None]
                 for kind in set(kinds)
@@ -94,7 +94,7 @@ def test_cutting_before_the_decoder_is_a_shortened_prompt_bit_for_bit(family, wo
         if deep:
             given["visual_pos_masks"] = picture[None, rows] != -1
             given["deepstack_visual_embeds"] = [features[kept] for features in deep]
-        out = model.model.language_model(**given)
+        out = model.get_decoder()(**given)
         short = model.lm_head(out.last_hidden_state[:, -1:])
     assert torch.equal(logits, short)
     assert slots(cache) == [TINY[family].held(index, len(rows)) for index in range(len(cache.layers))]

@@ -40,7 +40,7 @@ def end_in_a_layer(model, inputs):
     def fail(*_):
         raise FloatingPointError
 
-    handle = model.model.language_model.layers[4].mlp.register_forward_pre_hook(fail)
+    handle = model.get_decoder().layers[4].mlp.register_forward_pre_hook(fail)
     try:
         end_normally(model, inputs)
     finally:

@@ -7,8 +7,7 @@ import foveate as fv
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.base import TowerView
 from tests.methods.test_staged import Config
-from tests.models import FAMILIES, IMAGE, QWENS, batch, generate, tiny
-from tests.models import given as pictures_of
+from tests.models import FAMILIES, IMAGE, QWENS, batch, features, generate, tiny
 
 EXAMPLES = [AveragePool(keep=0.4), AveragePool(keep=0.15)]
 KEEP_ALL = AveragePool(keep=1.0)
@@ -66,11 +65,10 @@ def test_frames_are_pooled_apart_and_a_closing_newline_is_spared():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_a_family_shows_is_pooled_behind_the_projector(family):
     model, inputs, method = tiny(family), batch(family, ["tit"]), AveragePool(keep=0.4)
-    given_ = pictures_of(model, inputs)
     with torch.no_grad():
-        (whole,) = model.model.get_image_features(**given_).pooler_output
+        (whole,) = features(model, inputs)
         with fv.drop(model, method) as trace:
-            (reduced,) = model.model.get_image_features(**given_).pooler_output
+            (reduced,) = features(model, inputs)
             model(**inputs)
     (stage,) = trace.stages
     assert (stage.where, stage.layer, stage.before) == ("projector", None, (len(whole),))

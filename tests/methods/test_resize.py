@@ -209,7 +209,7 @@ def test_counts_are_as_the_grids_say(family, method):
         assert told.retention == pytest.approx(trace.retention[0])
 
 
-@pytest.mark.parametrize("family", ["llava", *QWENS])
+@pytest.mark.parametrize("family", ["idefics3", "internvl", "llava", "mistral3", "smolvlm", *QWENS])
 def test_the_smaller_towers_flops_are_counted(family):
     model, inputs, method = tiny(family, "eager"), batch(family, ["tit"]), Resize(keep=0.4)
     with fv.drop(model, method) as trace, torch.no_grad():

@@ -77,13 +77,20 @@ def join(merges: Sequence[Merge]) -> Merge:
 def grids_of(boxes: Tensor) -> tuple[Grid, ...]:
     """The grids an image's tokens stand in, one behind the other, from where each looks (see `Family.boxes`).
 
-    A grid begins at the picture's top left corner; newlines, which look nowhere, belong to none.
+    A token that is neither right of the one before nor the first of the row below begins a new grid, so tiles above
+    each other in a single column read as one; newlines, which look nowhere, belong to none.
     """
-    tops, lefts = boxes[~boxes.isnan().any(dim=-1), 1].tolist(), boxes[~boxes.isnan().any(dim=-1), 0].tolist()
-    starts = [at for at, corner in enumerate(zip(lefts, tops, strict=True)) if corner == (0.0, 0.0)]
+    corners = boxes[~boxes.isnan().any(dim=-1), :2].tolist()
+    starts, first = [], (0.0, 0.0)
+    for at, (left, top) in enumerate(corners):
+        right = at > 0 and top == corners[at - 1][1] and left > corners[at - 1][0]
+        below = at > 0 and top > corners[at - 1][1] and left == first[0]
+        if not (right or below):
+            starts.append(at)
+            first = (left, top)
     grids = []
-    for start, end in zip(starts, [*starts[1:], len(tops)], strict=True):
-        columns = tops[start:end].count(0.0)
+    for start, end in zip(starts, [*starts[1:], len(corners)], strict=True):
+        columns = [top for _, top in corners[start:end]].count(corners[start][1])
         grids.append(((end - start) // columns, columns))
     return tuple(grids)
 

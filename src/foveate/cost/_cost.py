@@ -144,12 +144,11 @@ def cost(
         raise SettingError(f"tokens has a count for each of the {decoder.depth} layers; got {len(tokens)}.")
     if grids and len(grids) != len(sizes):
         raise SettingError(f"grids has an entry for each image: got {len(grids)} for {len(sizes)} images.")
-    told = grids
+    known = kind.token_grids(config, sizes)  # rather than what boxes show: tiles above each other look like one
+    told = grids and (known or grids)
     if method is not None:
         method.check(decoder.depth)
-        grids = grids or kind.token_grids(config, sizes)
-        if grids is not None and len(grids) != len(sizes):
-            raise SettingError(f"grids has an entry for each image: got {len(grids)} for {len(sizes)} images.")
+        grids = known or grids
         if tokens is None:
             planned = None if grids is None else method.plan_grids(decoder.depth, free, grids)
             planned = planned or method.plan(decoder.depth, free)

@@ -40,7 +40,10 @@ class Prompts:
         self._reindex = reindex
         self._placeholders: list[tuple[str, Tensor]] = []
         self._given: dict[str, Any] = {}
-        self._items: dict[str, list[Item]] = {}
+        self._encoded: dict[str, Any] = {}
+        self._ids: Tensor | None = None
+        self._chunk: int | None = None
+        self._splits = False
         self._record: Prefill | None = None
         self._ended_in_vision: _Ending | None = None
         self._encoding = False
@@ -54,6 +57,21 @@ class Prompts:
     def __reduce__(self) -> Any:
         return self.__deepcopy__(None)
 
+    def generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Stand around `generate`, which encodes pictures before the model has seen the prompt they are in."""
+        given = dict(inspect.signature(original).bind(*args, **kwargs).arguments)
+        given.update(given.pop("kwargs", {}))
+        ids, mask, cache = (given.get(name) for name in ("input_ids", "attention_mask", "past_key_values"))
+        ids = given.get("inputs") if ids is None else ids
+        if ids is not None and cache is not None and (mask is None or mask.shape == ids.shape):
+            ids = ids[:, max(0, _length(cache)) :]  # as generate itself does: the rest was fed before
+        settings = given.get("generation_config") or self.family.model.generation_config
+        self._ids, self._chunk = ids, given.get("prefill_chunk_size", getattr(settings, "prefill_chunk_size", None))
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self._ids, self._chunk, self._splits = None, None, False
+
     def encode(self, modality: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Stand in for `get_image_features`, which `generate` calls long before the decoder runs."""
         if self._encoding:  # a model may make a video's features with its images' function
@@ -61,18 +79,42 @@ class Prompts:
         call = FeatureCall(self.family.core, modality, original, args, kwargs)
         self._encoding = True
         try:
-            output = encode(self.family, self.method, modality, call.run, call.given, self._reindex)
+            prompt = self._images(None)
+            output = encode(self.family, self.method, modality, call.run, call.given, self._reindex, prompt)
         finally:
             self._encoding = False
         if hasattr(output, "pooler_output"):
-            self._items[modality] = items_of(output, self.family, self.method, modality)
+            self._encoded[modality] = output
+            self._note_splits(modality, output, prompt)
         return call.answer(output)
 
+    def _images(self, mask: Tensor | None) -> list[list[int]] | None:
+        """Vision tokens of each image of each sample where only the prompt tells, from its ids before there is a mask;
+        None where it need not, or nobody has seen it."""
+        if not self.family.tiled or (mask is None and self._ids is None):
+            return None
+        return self.family.image_lengths(self._placed("image") if mask is None else mask, self._ids)
+
+    def _placed(self, modality: str) -> Tensor:
+        """Where the prompt has vision tokens."""
+        placed: Tensor = self._ids == getattr(self.family.model.config, f"{modality}_token_id")
+        return placed
+
+    def _note_splits(self, modality: str, output: Any, prompt: list[list[int]] | None) -> None:
+        """Whether chunked prefill will cut an image in two, which may well end between its tokens, in text."""
+        if self._chunk is None or self._ids is None:
+            return
+        lengths = [item.length for item in items_of(output, self.family, self.method, modality, prompt)]
+        columns = self._placed(modality).nonzero()[:, 1].cpu() // self._chunk
+        if sum(lengths) == len(columns):
+            self._splits |= any(int(part[0]) != int(part[-1]) for part in torch.split(columns, lengths))
+
     def before_merge(self, core: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._placeholders, self._items, self._given = [], {}, kwargs
+        self._placeholders, self._encoded, self._given = [], {}, kwargs
+        self._ids = kwargs.get("input_ids", args[0] if args else None)
         for modality, output in (kwargs.get("mm_encoder_outputs") or {}).items():
             if output is not None:
-                self._items[modality] = items_of(output, self.family, self.method, modality)
+                self._encoded[modality] = output
 
     def note_ids(self, rotary: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Position ids of the call; the calls made here for renumbered rows come after the model's own."""
@@ -91,13 +133,13 @@ class Prompts:
             refuse_pages()
         self._record = None
         self.layers.call = call = Call(backend=str(text.config._attn_implementation))  # type: ignore[union-attr]
-        found = [(mask, self._items.get(modality, [])) for modality, mask in self._placeholders]
+        found = [(mask, self._items(modality, mask)) for modality, mask in self._placeholders]
         embeds, live = kwargs.get("inputs_embeds"), self._live(kwargs)
-        self._placeholders, self._given = [], {}
-        if self._items and not found:
+        if self._encoded and not found:
             raise UnsupportedError(
                 "Pictures were encoded, but where they are in the prompt was not said: this model cannot be served."
             )
+        self._placeholders, self._encoded, self._given, self._ids = [], {}, {}, None
         if embeds is None or not found:
             self._note_text_prompt(kwargs, live)
             return None
@@ -142,6 +184,11 @@ class Prompts:
                 return mask
         return None
 
+    def _items(self, modality: str, mask: Tensor) -> list[Item]:
+        if modality not in self._encoded:
+            return []
+        return items_of(self._encoded[modality], self.family, self.method, modality, self._images(mask))
+
     def _drops(self, samples: Sequence[Sample]) -> bool:
         """Whether tokens will leave, as far as can be said beforehand."""
         if any(item.leaves for sample in samples for item in sample.items):
@@ -163,9 +210,10 @@ class Prompts:
     def _refuse_split_image(self, samples: Sequence[Sample], cache: Any, drops: bool) -> None:
         """An image cut in two by chunked prefill would be ranked in two halves."""
         previous, self._ended_in_vision = self._ended_in_vision, None
-        if previous is None or previous.cache() is not cache or previous.length != _length(cache):
-            return
-        if any(sample.starts for sample in samples) and (drops or previous.dropped):
+        halves = False
+        if previous is not None and previous.cache() is cache and previous.length == _length(cache):
+            halves = any(sample.starts for sample in samples) and (drops or previous.dropped)
+        if halves or (drops and self._splits):
             raise UnsupportedError(
                 "Chunked prefill has cut an image in two, so its tokens cannot be ranked together. "
                 "Leave prefill_chunk_size unset, or choose it so that no image is split."

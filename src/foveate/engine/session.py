@@ -99,7 +99,7 @@ class Session:
         """Put everything on; nothing stays on if that fails."""
         try:
             core, text, prompts = self.family.core, self.family.text, self._prompts
-            self._replace(core, "get_placeholder_mask", prompts.watch_placeholders)
+            self._replace(core, self.family.merger, prompts.watch_placeholders)
             for modality in ("image", "video"):
                 if hasattr(core, f"get_{modality}_features"):
                     self._replace(core, f"get_{modality}_features", functools.partial(prompts.encode, modality))
@@ -110,8 +110,10 @@ class Session:
                 self._keep(text.rotary_emb.register_forward_pre_hook(prompts.note_ids, with_kwargs=True))
             if hasattr(self.family.model, "init_continuous_batching"):
                 self._replace(self.family.model, "init_continuous_batching", refuse_pages)
-            if self.method.reads_text and hasattr(self.family.model, "generate"):
-                self._replace(self.family.model, "generate", _refuse_candidates)
+            if hasattr(self.family.model, "generate"):
+                self._replace(self.family.model, "generate", prompts.generate)
+                if self.method.reads_text:
+                    self._replace(self.family.model, "generate", _refuse_candidates)
             for index, layer in enumerate(self.family.layers):
                 # The layer's forward, not a hook: hooks of others then all see the full-length stream.
                 self._replace(layer, "forward", functools.partial(prompts.layers.run, index))

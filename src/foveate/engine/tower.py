@@ -1,5 +1,6 @@
 """Reducing tokens in or behind the vision tower: a decision that travels with the features to layer 0."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,10 +20,15 @@ __all__ = ["encode", "items_of"]
 class _Reducer:
     """Lets a method see what a family shows of its tower."""
 
-    def __init__(self, method: Method, reindex: bool) -> None:
+    def __init__(self, method: Method, reindex: bool, prompt: Sequence[Sequence[int]] | None) -> None:
         self._method = method
         self._reindex = reindex
+        self._prompt = prompt
         self.early = method.merges_early
+
+    def lengths(self, total: int) -> list[int]:
+        told = [length for sample in self._prompt or () for length in sample]
+        return told if sum(told) == total else [total]
 
     def merge_early(self, rows: Tensor, grid: tuple[int, int]) -> Merge | None:
         return self._method.merge_early(rows, grid)
@@ -40,18 +46,34 @@ class _Reducer:
 
 
 def encode(
-    family: Family, method: Method, modality: str, run: Callable[..., Any], given: dict[str, Any], reindex: bool
+    family: Family,
+    method: Method,
+    modality: str,
+    run: Callable[..., Any],
+    given: dict[str, Any],
+    reindex: bool,
+    prompt: Sequence[Sequence[int]] | None = None,
 ) -> Any:
     """Run a `get_*_features` call, and tag every image's features with where its tokens look and what was cut.
 
     `generate` encodes long before the decoder runs, and repeats features for beams: a tag on the tensor itself goes
-    along.
+    along. Features that come in other pieces than images are tagged together, sample by sample.
+
+    Args:
+        family: Knows the model.
+        method: What drops.
+        modality: "image" or "video".
+        run: Calls the original, with the arguments given here in the place of its own.
+        given: The call's arguments by name.
+        reindex: Whether rows are numbered anew.
+        prompt: Vision tokens of each image of each sample, for a `tiled` family; None where no prompt was seen.
     """
     cuts: Sequence[Cut | None] | None = None
+    reducer = _Reducer(method, reindex, prompt)
     if method.reduces_tower:
         stages = {"pixels": family.encode_smaller, "tower": family.encode, "projector": family.encode_projected}
         try:
-            output, cuts = stages[method.stage](run, modality, given, _Reducer(method, reindex))
+            output, cuts = stages[method.stage](run, modality, given, reducer)
         except (NotImplementedError, RuntimeError) as error:
             if method.stage != "pixels" or not any(weight.is_meta for weight in family.core.parameters()):
                 raise
@@ -64,18 +86,32 @@ def encode(
     if not hasattr(output, "pooler_output"):  # a tuple, asked for by the user; the model itself never asks
         return output
     output._foveate_pieces = family.pieces(modality, given)
-    features = _features(output)
-    light = {name: value for name, value in given.items() if not name.startswith("pixel_values")}
+    features, light = _features(output), family.remembered(given)
     lengths = [len(one) for one in features]
+    if family.tiled:
+        lengths = reducer.lengths(sum(piece.shape[:-1].numel() for piece in features))
+    places = [_Places(family, modality, light, lengths, index) for index in range(len(lengths))]
+    if family.tiled:
+        every = cuts or [None] * len(lengths)
+        video = modality == "video"
+        items = [Item(*known, video=video) for known in zip(lengths, places, every, strict=True)]
+        counts = [len(sample) for sample in prompt or ()]
+        output._foveate_samples = _parts(items, counts if sum(counts) == len(items) else [len(items)])
+        return output
     if cuts is not None:
         output._foveate_cuts = cuts
-    places = [_Places(family, modality, light, lengths, index) for index in range(len(features))]
     output._foveate_places = places  # for features that are one tensor, a video's
     for index, one in enumerate(features):
         one._foveate_boxes = places[index]  # type: ignore[attr-defined]
         if cuts is not None:
             one._foveate_cut = cuts[index]  # type: ignore[attr-defined]
     return output
+
+
+def _parts(items: Sequence[Item], counts: Sequence[int]) -> list[list[Item]]:
+    """So many of them at a time."""
+    left = iter(items)
+    return [list(itertools.islice(left, count)) for count in counts]
 
 
 class _Places:
@@ -96,18 +132,29 @@ class _Places:
         return self
 
 
-def items_of(output: Any, family: Family, method: Method, modality: str) -> list[Item]:
+def items_of(
+    output: Any, family: Family, method: Method, modality: str, prompt: Sequence[Sequence[int]] | None = None
+) -> list[Item]:
     """The images and videos whose features these are, with their tags.
+
+    Args:
+        output: What a `get_*_features` call answered, maybe repeated for beams since.
+        family: Knows the model.
+        method: What drops.
+        modality: "image" or "video".
+        prompt: Vision tokens of each image of each sample, for a `tiled` family.
 
     Raises:
         UnsupportedError: If the method reduces in the tower and these features did not come through it here.
     """
+    if prompt is not None:
+        return _items_of_samples(output, method, prompt)
     features = _features(output)
     whole = getattr(output, "_foveate_cuts", None)
     items = []
-    places = getattr(output, "_foveate_places", [lambda: None] * len(features))
+    places = getattr(output, "_foveate_places", [_nowhere] * len(features))
     for index, one in enumerate(features):
-        boxes = getattr(one, "_foveate_boxes", places[index] if index < len(places) else lambda: None)
+        boxes = getattr(one, "_foveate_boxes", places[index] if index < len(places) else _nowhere)
         fixed = family.always_kept(family.model.config, len(one))
         item = Item(len(one), boxes, fixed=fixed, video=modality == "video")
         if method.reduces_tower:
@@ -116,13 +163,33 @@ def items_of(output: Any, family: Family, method: Method, modality: str) -> list
             elif whole is not None and len(whole) == len(features):
                 item.cut = whole[index]
             else:
-                raise UnsupportedError(
-                    f"{type(method).__name__} reduces tokens in the vision tower, but these image features were made "
-                    "outside the context, cut by chunked prefill, or are a video's repeated for beams. Encode inside "
-                    "the context, leave prefill_chunk_size unset, and give videos to one beam."
-                )
+                raise _not_from_here(method)
         items.append(item)
     return items
+
+
+def _items_of_samples(output: Any, method: Method, prompt: Sequence[Sequence[int]]) -> list[Item]:
+    """Each sample's images, from tags that a sample's beams share."""
+    known = getattr(output, "_foveate_samples", [])
+    beams = len(prompt) // max(1, len(known))
+    tagged = [items for items in known for _ in range(beams)]
+    if [[item.length for item in items] for items in tagged] == [list(sample) for sample in prompt]:
+        return [item for items in tagged for item in items]
+    if method.reduces_tower:
+        raise _not_from_here(method)
+    return [Item(length, _nowhere) for sample in prompt for length in sample]
+
+
+def _nowhere() -> None:
+    """Where tokens look is not known."""
+
+
+def _not_from_here(method: Method) -> UnsupportedError:
+    return UnsupportedError(
+        f"{type(method).__name__} reduces tokens in the vision tower, but these image features were made outside the "
+        "context or without their prompt, cut by chunked prefill, or are a video's repeated for beams. Give pictures "
+        "and prompt to the model inside the context, leave prefill_chunk_size unset, and give videos to one beam."
+    )
 
 
 def _features(output: Any) -> list[Tensor]:

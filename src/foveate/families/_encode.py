@@ -23,7 +23,9 @@ __all__ = [
     "encoder_layers",
     "feature_layers",
     "first_rows",
+    "images_of",
     "place_rows",
+    "put_images",
     "reduce_apart",
     "replaced",
     "scoring_layers",
@@ -40,6 +42,10 @@ class Reducer(Protocol):
     """
 
     early: bool
+
+    def lengths(self, total: int) -> Sequence[int]:
+        """Vision tokens of each image of a call that makes `total`, as the prompt tells; of one, if none was seen."""
+        ...
 
     def merge_early(self, rows: Tensor, grid: tuple[int, int]) -> Merge | None:
         """Which patches of one image become one after the first layer, (patches, width)."""
@@ -185,6 +191,31 @@ def stays_whole(features: Tensor, cut: Any) -> bool:
     return cut is None or (cut.rows is None and len(cut.kept) == len(features))
 
 
+def images_of(output: Any, lengths: Callable[[int], Sequence[int]] | None) -> list[Tensor]:
+    """The features of each image, (tokens, width), in what a `get_*_features` call answered.
+
+    Args:
+        output: Its `pooler_output` is a tensor or a sequence of pieces.
+        lengths: Tells tokens of each image from those of all; None where a piece is an image.
+    """
+    pieces = list(output.pooler_output)
+    if lengths is None:
+        return pieces
+    together = torch.cat([piece.flatten(0, -2) for piece in pieces])
+    return list(torch.split(together, list(lengths(len(together)))))
+
+
+def put_images(output: Any, images: Sequence[Tensor]) -> None:
+    """Put the features of each image back, in the form all came in."""
+    whole = output.pooler_output
+    if isinstance(whole, Tensor):
+        output.pooler_output = torch.cat(list(images)).view_as(whole)
+    elif len(whole) == len(images):
+        output.pooler_output = list(images)
+    else:
+        output.pooler_output = list(torch.split(torch.cat(list(images)), [len(piece) for piece in whole]))
+
+
 def place_rows(features: Tensor, cut: Any) -> Tensor:
     """An image's features with the rows of a cut in its first places and zeros after them, (tokens, width)."""
     return first_rows(_rows(features, cut), len(features))
@@ -206,7 +237,11 @@ def _rows(features: Tensor, cut: Any) -> Tensor:
 
 
 def reduce_apart(
-    features: Tensor, boxes: Tensor | None, reducer: Reducer, stats: Callable[[int], Tensor] | None = None
+    features: Tensor,
+    boxes: Tensor | None,
+    reducer: Reducer,
+    stats: Callable[[int], Tensor] | None = None,
+    grids: tuple[Grid, ...] | None = None,
 ) -> Any:
     """Reduce one image's tokens behind the projector, its newlines apart: the one that ends the image stays.
 
@@ -216,21 +251,23 @@ def reduce_apart(
         reducer: What reduces.
         stats: Gives (tokens that are no newline, 1 + key size) float32, scores and keys, for a layer as
             `TowerView.attention` counts; None if nobody will ask.
+        grids: The grids they stand in, if these are known without the boxes.
     """
     if boxes is None:
         raise UnsupportedError("Where this image's tokens look is not known, so its newlines cannot be told apart.")
     newline = boxes.isnan().any(dim=-1).to(features.device)
     tokens, newlines = (~newline).nonzero()[:, 0], newline.nonzero()[:, 0]
     stays = newlines[: closing_rows(len(newlines))]
+    grids = grids or grids_of(boxes)
     view = TowerView(
         features[tokens],
-        grid=None,
+        grid=grids[0] if len(grids) == 1 and not len(newlines) else None,
         cls=None,
         scores_of=lambda layer: _known(stats)(layer)[:, 0],
         keys_of=lambda layer: _known(stats)(layer)[:, 1:],
         entered=len(features),
         reserved=len(stays),
-        grids=grids_of(boxes),
+        grids=grids,
     )
     cut = reducer.reduce(view)
     if cut is None:

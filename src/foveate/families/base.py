@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from foveate._transformers import rotation
 from foveate.core.grid import Grid
 from foveate.errors import UnsupportedError
-from foveate.families._encode import Reducer, place_rows, reduce_apart, stays_whole
+from foveate.families._encode import Reducer, images_of, place_rows, put_images, reduce_apart, stays_whole
 
 __all__ = ["Family", "grid_boxes"]
 
@@ -25,6 +25,11 @@ class Family:
         fit: How the usual processor brings a picture to the model: "whole" (resized), or "crop" (the
             centre square is cut out).
         renumbers: Whether positions are one running number, so that rows may be numbered anew (not with M-RoPE).
+        decoder: The core's name for the decoder.
+        mergers: Names of the core's function that is asked where the vision tokens are (see `vision_masks`), the first
+            that it has.
+        tiled: Whether features come in other pieces than images, tiles for example; then the prompt tells which are
+            whose (see `image_lengths`).
         core: The module that merges vision features into the text.
         decoders: The `text_config.model_type`s whose layers `fv.cost` can count: query, key, value and
             output projections, attention, and a gated MLP, all dense.
@@ -34,13 +39,16 @@ class Family:
     decoders: ClassVar[frozenset[str]] = frozenset({"llama", "mistral", "qwen2", "qwen3"})
     fit: ClassVar[Literal["whole", "crop"]] = "whole"
     renumbers: ClassVar[bool] = True
+    decoder: ClassVar[str] = "language_model"
+    mergers: ClassVar[tuple[str, ...]] = ("get_placeholder_mask",)
+    tiled: ClassVar[bool] = False
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.core: Any = self.find_core()
 
     def find_core(self) -> nn.Module:
-        """The innermost module that has both a `language_model` and a `get_placeholder_mask`.
+        """The innermost module that has both the `decoder` and a merger.
 
         Raises:
             UnsupportedError: If there is none.
@@ -48,21 +56,27 @@ class Family:
         found = [
             module
             for module in self.model.modules()
-            if isinstance(getattr(module, "language_model", None), nn.Module)
-            and hasattr(module, "get_placeholder_mask")
+            if isinstance(getattr(module, self.decoder, None), nn.Module)
+            and any(hasattr(module, name) for name in self.mergers)
         ]
         if not found:
             raise UnsupportedError(
-                f"{type(self.model).__name__} has no module with a language_model and a get_placeholder_mask; "
+                f"{type(self.model).__name__} has no module with a {self.decoder} and a "
+                f"{' or '.join(self.mergers)}; "
                 "pass the whole vision-language model, not a part of it."
             )
         core: nn.Module = found[-1]
         return core
 
     @property
+    def merger(self) -> str:
+        """Name of the core's function that is asked where the vision tokens are."""
+        return next(name for name in self.mergers if hasattr(self.core, name))
+
+    @property
     def text(self) -> Any:
         """The decoder: takes `inputs_embeds`, runs `layers`."""
-        return self.core.language_model
+        return getattr(self.core, self.decoder)
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -89,7 +103,7 @@ class Family:
         return frozenset()
 
     def vision_masks(self, placeholders: Any, given: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
-        """What `get_placeholder_mask` answered, as (modality, mask) pairs; masks are (samples, tokens, …) bool.
+        """What the merger answered, as (modality, mask) pairs; masks are (samples, tokens, …) bool.
 
         Args:
             placeholders: Its return value: one mask, or one for images and one for videos.
@@ -101,6 +115,15 @@ class Family:
             for modality, mask in zip(("image", "video"), masks, strict=False)
             if given.get(f"{modality}_features") is not None
         ]
+
+    def image_lengths(self, mask: Tensor, ids: Tensor | None) -> list[list[int]]:
+        """Vision tokens of each image of each sample, in order, read off the prompt: for `tiled` families.
+
+        Args:
+            mask: Where the vision tokens are, (samples, columns) bool.
+            ids: The prompt's ids, (samples, columns); None where it came as embeddings.
+        """
+        raise NotImplementedError
 
     def added_later(self, given: Mapping[str, Any]) -> list[Tensor] | None:
         """What the decoder adds to vision tokens behind its first layers, from its forward's arguments.
@@ -189,17 +212,38 @@ class Family:
     ) -> tuple[Any, list[Any]]:
         """As `encode`, behind the projector in every family; the tower's attention and keys are not read."""
         output = run()
-        features, cuts = list(output.pooler_output), []
-        places = self.boxes(modality, given, [len(one) for one in features])
-        for index, (one, boxes) in enumerate(zip(features, places, strict=True)):
-            cut = reduce_apart(one, boxes, reducer)
+        return output, self.reduce_features(output, modality, given, reducer)
+
+    def reduce_features(
+        self,
+        output: Any,
+        modality: str,
+        given: Mapping[str, Any],
+        reducer: Reducer,
+        stats: Sequence[Callable[[int], Tensor]] | None = None,
+    ) -> list[Any]:
+        """Reduce every image's tokens in what a `get_*_features` call answered: a cut (or None) an image.
+
+        Args:
+            output: Its features are replaced.
+            modality: "image" or "video".
+            given: The call's arguments by name.
+            reducer: What reduces.
+            stats: Scores and keys of each image's tokens (see `reduce_apart`); None if nobody will ask.
+        """
+        features, cuts = images_of(output, reducer.lengths if self.tiled else None), []
+        sizes = [len(one) for one in features]
+        places = self.boxes(modality, self.remembered(given), sizes)
+        grids = self.token_grids(self.model.config, sizes)
+        for index, one in enumerate(features):
+            mine = None if grids is None else grids[index]
+            cut = reduce_apart(one, places[index], reducer, None if stats is None else stats[index], mine)
             cuts.append(cut)
             if not stays_whole(one, cut):
                 features[index] = place_rows(one, cut)
                 self.place_deepstack(output, index, cut)
-        together = isinstance(output.pooler_output, Tensor)
-        output.pooler_output = torch.stack(features) if together else features
-        return output, cuts
+        put_images(output, features)
+        return cuts
 
     def encode_smaller(
         self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
@@ -236,7 +280,7 @@ class Family:
 
         Args:
             modality: "image" or "video".
-            given: The call's arguments by name.
+            given: The call's arguments by name, as far as `remembered`.
             lengths: Vision tokens of each image.
 
         Returns:
@@ -244,6 +288,10 @@ class Family:
             it, NaN for a token without a place; None where the family cannot tell.
         """
         return [None] * len(lengths)
+
+    def remembered(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What of a `get_*_features` call's arguments `boxes` reads: a trace holds it, so no pixels."""
+        return {name: value for name, value in given.items() if not name.startswith("pixel_values")}
 
     @classmethod
     def tower_images(cls, config: Any, modality: str, given: Mapping[str, Any]) -> tuple[int, ...] | None:

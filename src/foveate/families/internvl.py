@@ -1,0 +1,56 @@
+"""InternVL3: up to a dozen square tiles a picture and a view of the whole, 2 x 2 patches a token, 1-D RoPE."""
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from foveate.families._encode import feature_layers, scoring_layers
+from foveate.families._tiles import Tiled, blocks, runs
+
+__all__ = ["FAMILY", "InternVL"]
+
+
+class InternVL(Tiled):
+    """Where things are inside `InternVLForConditionalGeneration`.
+
+    A run of placeholders is an image with its tiles, or a frame of a video.
+    """
+
+    model_type: ClassVar[str] = "internvl"
+    has_cls: ClassVar[bool] = True
+
+    @classmethod
+    def side(cls, config: Any) -> int:
+        vision = config.vision_config
+        return int(vision.image_size[0] // vision.patch_size[0] // cls.block(config))
+
+    @classmethod
+    def block(cls, config: Any) -> int:
+        return int(1 / config.downsample_ratio)
+
+    @classmethod
+    def widths(cls, config: Any) -> tuple[int, ...]:
+        width = config.text_config.hidden_size
+        return config.vision_config.hidden_size * cls.block(config) ** 2, width, width
+
+    def image_lengths(self, mask: Tensor, ids: Tensor | None) -> list[list[int]]:
+        return [[end - start for start, end in sample] for sample in runs(mask)]
+
+    def attentions(self) -> list[Any]:
+        layers = self.core.vision_tower.encoder.layer
+        wanted = scoring_layers(feature_layers(self.model.config, len(layers)), len(layers))
+        return [layers[at].attention for at in wanted]
+
+    def project(self, pixels: Tensor) -> tuple[Any, Tensor]:
+        """The tower interpolates its position embeddings."""
+        config, core = self.model.config, self.core
+        chosen, block = config.vision_feature_layer, self.block(config)
+        output = core.vision_tower(pixel_values=pixels.to(core.dtype), output_hidden_states=chosen != -1)
+        states = output.last_hidden_state if chosen == -1 else output.hidden_states[chosen]
+        patch = config.vision_config.patch_size
+        rows, columns = pixels.shape[-2] // patch[0], pixels.shape[-1] // patch[1]
+        patches = states[:, 1:].reshape(len(pixels), rows, columns, -1)
+        return output, core.multi_modal_projector(blocks(patches, block))
+
+
+FAMILY = InternVL

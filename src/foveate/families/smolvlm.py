@@ -1,0 +1,103 @@
+"""SmolVLM: square tiles with a tag before each and a view of the whole behind, s x s patches a token, 1-D RoPE."""
+
+import inspect
+import itertools
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.families._encode import encoder_layers
+from foveate.families._tiles import Tiled, blocks, runs
+
+__all__ = ["FAMILY", "SmolVLM"]
+
+
+class SmolVLM(Tiled):
+    """Where things are inside `SmolVLMForConditionalGeneration`.
+
+    Features come sample by sample. A tile is a run of placeholders behind a tag of text that says its row and column;
+    an image ends with the run whose tag is that of the view of the whole. A frame of a video is such an image.
+    """
+
+    model_type: ClassVar[str] = "smolvlm"
+    decoder: ClassVar[str] = "text_model"
+    mergers: ClassVar[tuple[str, ...]] = ("get_placeholder_mask", "inputs_merger")
+
+    @classmethod
+    def side(cls, config: Any) -> int:
+        vision = config.vision_config
+        return int(vision.image_size // vision.patch_size // cls.block(config))
+
+    @classmethod
+    def block(cls, config: Any) -> int:
+        return int(config.scale_factor)
+
+    @classmethod
+    def widths(cls, config: Any) -> tuple[int, ...]:
+        return config.vision_config.hidden_size * cls.block(config) ** 2, config.text_config.hidden_size
+
+    def vision_masks(self, placeholders: Any, given: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+        """`inputs_merger` answers embeddings: tokens are where the prompt has the placeholder's id or embedding."""
+        if self.merger == "get_placeholder_mask":
+            return super().vision_masks(placeholders, given)
+        ids, embeds, image = given.get("input_ids"), given["inputs_embeds"], self.model.config.image_token_id
+        if ids is not None:
+            return [("image", ids == image)]
+        table = self.core.get_input_embeddings()
+        return [("image", (embeds == table(embeds.new_full((), image, dtype=torch.long))).all(dim=-1))]
+
+    def image_lengths(self, mask: Tensor, ids: Tensor | None) -> list[list[int]]:
+        """Of a prompt that came as embeddings every tile is taken for an image, as its tags cannot be read."""
+        rows = [None] * len(mask) if ids is None else ids.tolist()
+        return [_images(row, tiles) for row, tiles in zip(rows, runs(mask), strict=True)]
+
+    def attentions(self) -> list[Any]:
+        return [encoder_layers(self.core.vision_model)[-1].self_attn]
+
+    def tiles(self, given: Mapping[str, Any]) -> Tensor:
+        pixels: Tensor = given["pixel_values"]
+        return pixels[_real(pixels)] if pixels.dim() == 5 else pixels
+
+    def form(self, features: Tensor, given: Mapping[str, Any]) -> Any:
+        if "mm_encoder_outputs" not in inspect.signature(self.core.forward).parameters:  # 5.16: tile by tile
+            return features
+        counts = _real(given["pixel_values"]).sum(dim=1).tolist()
+        return [sample.flatten(0, 1) for sample in torch.split(features, counts)]
+
+    def project(self, pixels: Tensor) -> tuple[Any, Tensor]:
+        """The tower spreads its position embeddings over the patches there are."""
+        core, patch = self.core, self.model.config.vision_config.patch_size
+        output = core.vision_model(pixel_values=pixels.to(core.dtype))
+        rows, columns = pixels.shape[-2] // patch, pixels.shape[-1] // patch
+        patches = output.last_hidden_state.reshape(len(pixels), rows, columns, -1)
+        return output, core.connector.modality_projection(blocks(patches, self.block(self.model.config)))
+
+
+def _real(pixels: Tensor) -> Tensor:
+    """Which tiles are none of the zeros that pad samples, (samples, tiles): as the model finds them."""
+    real = (pixels != 0).flatten(2).any(dim=2)
+    real[0, 0] |= ~real.any()
+    return real
+
+
+def _images(ids: list[int] | None, tiles: list[tuple[int, int]]) -> list[int]:
+    """Vision tokens of each image of a sample, from its ids and where the runs of its tiles begin and end."""
+    lengths = [end - start for start, end in tiles]
+    if ids is None or not tiles or tiles[-1][1] == len(ids):
+        return lengths
+    fence = ids[tiles[-1][1]]  # stands before every tag, and behind every image
+    tags = []
+    for (_, before), (start, _) in itertools.pairwise([(0, 0), *tiles]):
+        fences = [at for at in range(before, start) if ids[at] == fence]
+        tags.append(tuple(ids[fences[-1] + 1 : start]) if fences else None)
+    images = [0]
+    for length, tag in zip(lengths, tags, strict=True):
+        images[-1] += length
+        if tag == tags[-1]:
+            images.append(0)
+    return images[:-1]
+
+
+FAMILY = SmolVLM

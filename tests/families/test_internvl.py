@@ -1,0 +1,230 @@
+"""InternVL3: its tiny model, and what is special: tiles of an image are told by the prompt, a CLS, pixel shuffle."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+import foveate as fv
+from foveate.core.grid import grids_of
+from foveate.families._tiles import blocks, mosaic
+from foveate.methods.visiondrop import VisionDrop
+from foveate.registry import family_for
+from tests import models
+from tests.tiny import IMAGE, TEXT, Frames, Picture, Tiny
+
+
+def config() -> Any:
+    vision = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
+        "patch_size": [14, 14], "image_size": [84, 84], "initializer_range": 0.2,
+    }  # fmt: skip
+    return transformers.InternVLConfig(
+        text_config=transformers.Qwen2Config(**TEXT), vision_config=vision, image_token_id=IMAGE, image_seq_length=9,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+def tiles(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
+    """Two tiles and the whole, a single one, four and the whole."""
+    counts = torch.tensor([3, 1, 5])[torch.arange(count) % 3].tolist()
+    return [{"pixel_values": torch.randn(tiles, 3, 84, 84, generator=rng)} for tiles in counts]
+
+
+def frames(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
+    """Videos of three frames and of two, a tile each."""
+    counts = torch.tensor([3, 2])[torch.arange(count) % 2].tolist()
+    return [Frames(pixel_values=torch.randn(frames, 3, 84, 84, generator=rng)) for frames in counts]
+
+
+def wrapped(picture: Picture, length: int) -> Tensor:
+    """A start token, the placeholders in one run, an end token; for each frame of a video, with text before it."""
+    if isinstance(picture, Frames):
+        return torch.tensor([5, 6, 7, 93, *[IMAGE] * 9, 94] * (length // 9))
+    return torch.tensor([93, *[IMAGE] * length, 94])
+
+
+TINY = Tiny(config, "InternVLForConditionalGeneration", tiles, frames, wrapped)
+TOWER = VisionDrop(dominant=14, contextual=3, layer_list=(2,), image_token_list=((9, 2),), reference=25)
+
+
+def cut_up(rows: int, columns: int, side: int = 84) -> Tensor:
+    """A picture as the processor makes it: tiles in raster order, and the whole."""
+    rng = torch.Generator().manual_seed(rows + 20 * columns)
+    picture = torch.nn.functional.interpolate(torch.rand(1, 3, 9, 9, generator=rng), (rows * side, columns * side))
+    parts = picture[0].unfold(1, side, side).unfold(2, side, side).permute(1, 2, 0, 3, 4).flatten(0, 1)
+    whole = torch.nn.functional.interpolate(picture, (side, side), mode="bicubic", antialias=True)
+    return torch.cat((parts, whole))
+
+
+@pytest.mark.parametrize("grid", [(r, c) for r in range(1, 13) for c in range(1, 13) if 2 <= r * c <= 12])
+def test_the_whole_tells_which_mosaic_the_tiles_make(grid):
+    assert mosaic(cut_up(*grid, side=32)) == grid
+
+
+def test_tokens_look_where_their_tiles_do():
+    family, pixels = family_for(models.tiny("internvl")), torch.cat((cut_up(2, 3), cut_up(1, 1)[:1], cut_up(3, 1)))
+    given = family.remembered({"pixel_values": pixels})
+    wide, single, tall = family.boxes("image", given, [7 * 9, 9, 4 * 9])
+    assert wide[0].tolist() == pytest.approx([0, 0, 1 / 9, 1 / 6])
+    assert wide[9 * 4 + 5].tolist() == pytest.approx([5 / 9, 4 / 6, 6 / 9, 5 / 6])  # second row of tiles, second column
+    assert wide[-9:].tolist() == single.tolist()
+    assert grids_of(wide) == ((3, 3),) * 7
+    assert grids_of(tall) == ((9, 3), (3, 3))  # one column of tiles is one grid
+    assert fv.families()["internvl"].token_grids(family.model.config, [63, 9]) == [((3, 3),) * 7, ((3, 3),)]
+    assert family.boxes("image", given, [9, 9]) == [None, None]  # not the tiles of this call
+
+
+def test_blocks_are_the_models_pixel_shuffle():
+    patches = torch.randn(2, 6, 6, 5)
+    assert torch.equal(blocks(patches, 2), models.tiny("internvl").model.pixel_shuffle(patches, 0.5).flatten(1, 2))
+
+
+class Noted(VisionDrop):
+    """Notes what it is shown."""
+
+    __slots__ = ()
+    seen: list[Any] = []  # noqa: RUF012
+
+    def reduce(self, view: Any) -> Any:
+        self.seen.append((len(view), view.attention(), view.keys(), view.cls, view.grid, view.grids))
+        return super().reduce(view)
+
+
+def shown(model: Any, inputs: Any) -> list[Any]:
+    Noted.seen.clear()
+    with fv.drop(model, Noted(dominant=14, contextual=3, layer_list=(), image_token_list=(), reference=25)):
+        models.generate(model, inputs, new_tokens=1)
+    return list(Noted.seen)
+
+
+def test_a_tokens_score_is_the_mean_attention_its_patches_get_from_the_cls():
+    model, inputs = models.tiny("internvl", "eager"), models.batch("internvl", ["titit"])
+    seen = shown(model, inputs)
+    keys = []
+    attention = model.model.vision_tower.encoder.layer[-1].attention
+    handle = attention.k_norm.register_forward_hook(lambda _, args, output: keys.append(output))
+    with torch.no_grad():
+        told = model.model.vision_tower(inputs["pixel_values"], output_attentions=True).attentions[-1]
+    handle.remove()
+    patches = told[:, :, 0, 1:].sum(dim=1).view(4, 6, 6)
+    states = keys[0][:, 1:].view(4, 6, 6, 2, 8).mean(dim=3)
+    scores, means = [], []
+    for tile in range(4):
+        for row in range(0, 6, 2):
+            for column in range(0, 6, 2):
+                scores.append(patches[tile, row : row + 2, column : column + 2].mean())
+                means.append(states[tile, row : row + 2, column : column + 2].mean(dim=(0, 1)))
+    assert [one[0] for one in seen] == [27, 9]
+    torch.testing.assert_close(torch.cat([one[1] for one in seen]), torch.stack(scores), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(torch.cat([one[2] for one in seen]), torch.stack(means), atol=1e-6, rtol=1e-5)
+    assert all(one[3] is None for one in seen)
+    assert [one[4:] for one in seen] == [(None, ((3, 3),) * 3), ((3, 3), ((3, 3),))]
+
+
+@pytest.mark.parametrize("word", ["ti", "titit"])
+def test_an_image_with_its_tiles_is_one_item(word):
+    """Its share is of all its tiles, wherever among them the tokens stand."""
+    model, inputs = models.tiny("internvl"), models.batch("internvl", [word])
+    with fv.drop(model, TOWER) as trace, torch.no_grad():
+        model(**inputs)
+    sizes = [27, 9][: word.count("i")]
+    assert trace.stages[0].after == (sum(max(1, int(14 * n / 25 + 0.5)) + int(3 * n / 25 + 0.5) for n in sizes),)
+    assert [len(boxes) for boxes in trace.latest.boxes[0]] == sizes
+
+
+@pytest.mark.parametrize("method", [TOWER, VisionDrop(dominant=9, contextual=2, layer_list=(), image_token_list=())])
+def test_beams_share_what_the_tower_made(method):
+    model, words = models.tiny("internvl"), ("titt", "titit", "tt")
+    with fv.drop(model, method):
+        out = models.generate(model, models.batch("internvl", words), num_beams=3)
+        for index, word in enumerate(words):
+            one = models.batch("internvl", [word])
+            alone = models.generate(model, one, num_beams=3)
+            start = models.batch("internvl", words)["input_ids"].shape[1]
+            assert torch.equal(out.sequences[index, start:], alone.sequences[0, one["input_ids"].shape[1] :])
+
+
+@pytest.mark.skipif("not models.ENCODES_FIRST", reason="here a model takes no features made before")
+def test_encoded_by_hand_all_tiles_of_a_call_are_one_image():
+    model, inputs = models.tiny("internvl"), models.batch("internvl", ["tit"])
+    pixels = {"pixel_values": inputs.pop("pixel_values")}
+    with fv.drop(model, TOWER) as trace, torch.no_grad():
+        expected = model(**inputs, **pixels).logits
+        output = model.model.get_image_features(**pixels)
+        got = model(**inputs, mm_encoder_outputs={"image": output}).logits
+        assert torch.equal(got, expected)
+        assert [stage.after for stage in trace.stages] == [stage.after for stage in trace.history[0].stages]
+        two = models.batch("internvl", ["titit"])
+        output = model.model.get_image_features(two.pop("pixel_values"))
+        with pytest.raises(fv.UnsupportedError, match="without their prompt"):
+            model(**two, mm_encoder_outputs={"image": output})
+
+
+@pytest.mark.skipif("not models.ENCODES_FIRST", reason="here a model takes no features made before")
+def test_features_made_outside_serve_a_method_between_layers():
+    model, inputs = models.tiny("internvl"), models.batch("internvl", ["titit"])
+    with torch.no_grad():
+        output = model.model.get_image_features(inputs["pixel_values"])
+        with fv.drop(model, fv.Uniform(layers=(1,), keep=(0.5,), scope="image")) as trace:
+            expected = model(**inputs).logits
+            del inputs["pixel_values"]
+            assert torch.equal(model(**inputs, mm_encoder_outputs={"image": output}).logits, expected)
+    assert trace.stages[0].after == (13 + 4,)
+    assert list(trace.latest.boxes[0]) == [None, None]
+
+
+def test_a_prompt_of_embeddings():
+    model, inputs = models.tiny("internvl"), models.batch("internvl", ["titit"])
+    with fv.drop(model, TOWER) as trace, torch.no_grad():
+        expected = model(**inputs).logits
+        embeds = model.get_input_embeddings()(inputs.pop("input_ids"))
+        with pytest.raises(fv.UnsupportedError, match="without their prompt"):
+            model(inputs_embeds=embeds, **inputs)
+    method = fv.Uniform(layers=(1,), keep=(0.5,), scope="image")
+    with fv.drop(model, method) as trace, torch.no_grad():
+        expected = model(**models.batch("internvl", ["titit"])).logits
+        got = model(inputs_embeds=embeds, **inputs).logits
+    assert torch.equal(got, expected)
+    assert [stage.kept[0].tolist() for stage in trace.stages] == [
+        stage.kept[0].tolist() for stage in trace.history[0].stages
+    ]
+
+
+def test_a_second_turn_of_generate_with_new_pictures():
+    """Given all ids anew or the new ones alone, with the pixels of the new pictures alone."""
+    model, whole = models.tiny("internvl"), models.batch("internvl", ["titt"])
+    pixels = torch.randn(5 + 1, 3, 84, 84, generator=torch.Generator().manual_seed(3))
+    turn = torch.tensor([[5, 93, *[IMAGE] * 45, 94, 6, 93, *[IMAGE] * 9, 94, 7]])
+    answers = []
+    for every in (True, False):
+        with fv.drop(model, TOWER) as trace:
+            first = models.generate(model, whole, new_tokens=2)
+            ids, cache = torch.cat((first.sequences, turn), dim=1), first.past_key_values
+            given = ids if every else ids[:, cache.get_seq_length() :]
+            second = {"input_ids": given, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+            out = models.generate(model, second, new_tokens=2, past_key_values=cache)
+        assert [len(boxes) for boxes in trace.latest.boxes[0]] == [45, 9]
+        assert trace.stages[0].after == (25 + 5 + 5 + 1,)
+        answers.append(out.sequences[0, -2:].tolist())
+    assert answers[0] == answers[1]
+
+
+def test_a_frame_of_a_video_is_an_image():
+    """The processor puts frames among the tiles, each in a run of placeholders of its own."""
+    model, rng = models.tiny("internvl"), torch.Generator().manual_seed(1)
+    ids = torch.tensor([[1, *([5, 6, 93, *[IMAGE] * 9, 94] * 3), 7, 8]])
+    method = fv.Uniform(layers=(1,), keep=(0.5,), scope="image")
+    with fv.drop(model, method) as trace:
+        models.generate(
+            model, {"input_ids": ids, "pixel_values": torch.randn(3, 3, 84, 84, generator=rng)}, new_tokens=2
+        )
+    assert trace.stages[0].after == (4 * 3,)
+    assert [len(boxes) for boxes in trace.latest.boxes[0]] == [9, 9, 9]
+
+
+def test_a_count_that_is_no_multiple_of_a_tile_is_refused():
+    with pytest.raises(fv.SettingError, match="A tile has 9 vision tokens; 31 is no multiple"):
+        fv.cost(models.tiny("internvl"), text_tokens=5, vision_tokens=[27, 31])

@@ -1,0 +1,160 @@
+"""Mistral 3: its tiny model, and what is special: any picture size, padded in a batch, and breaks between rows."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+import foveate as fv
+from foveate.core.grid import grids_of
+from foveate.methods.resize import Resize
+from foveate.methods.visiondrop import VisionDrop
+from foveate.registry import family_for
+from tests import models
+from tests.tiny import IMAGE, TEXT, Picture, Tiny
+
+BREAK, END = 93, 94
+
+
+def config() -> Any:
+    vision = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2,
+        "patch_size": 14, "image_size": 140, "initializer_range": 0.2,
+    }  # fmt: skip
+    return transformers.Mistral3Config(
+        text_config=transformers.MistralConfig(**TEXT, head_dim=8, sliding_window=None),
+        vision_config=transformers.PixtralVisionConfig(**vision),
+        image_token_index=IMAGE, spatial_merge_size=2, vision_feature_layer=-1,
+    )  # fmt: skip
+
+
+def padded(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
+    """Pictures of several sizes on grounds of one."""
+    sizes = torch.tensor([[84, 112], [56, 140], [112, 84]])[torch.arange(count) % 3]
+    pixels = torch.randn(count, 3, 112, 140, generator=rng)
+    for one, (height, width) in zip(pixels, sizes.tolist(), strict=True):
+        one[:, height:], one[:, :, width:] = 0, 0
+    return [{"pixel_values": one[None], "image_sizes": size[None]} for one, size in zip(pixels, sizes, strict=True)]
+
+
+def rows(picture: Picture, length: int) -> Tensor:
+    """A break behind each row, an end behind the last."""
+    height, width = (picture["image_sizes"][0] // 28).tolist()
+    row = [*[IMAGE] * width, BREAK]
+    return torch.tensor([*(row * height)[:-1], END])
+
+
+TINY = Tiny(config, "Mistral3ForConditionalGeneration", padded, ids=rows)
+TOWER = VisionDrop(dominant=14, contextual=3, layer_list=(2,), image_token_list=((9, 2),), reference=25)
+CLOSE = {"atol": 5e-5, "rtol": 1e-4}
+
+
+class Shown:
+    """A reducer that keeps what it is shown."""
+
+    early = False
+
+    def __init__(self):
+        self.views = []
+
+    def reduce(self, view):
+        self.views.append(view)
+
+
+def test_a_tokens_score_is_the_mean_attention_its_patches_receive_within_their_picture():
+    model, inputs = models.tiny("mistral3", "eager"), models.batch("mistral3", ["titit"])
+    pictures, reducer = models.given(model, inputs), Shown()
+    with torch.no_grad():
+        family_for(model).encode(lambda: model.model.get_image_features(**pictures), "image", pictures, reducer)
+    for index, view in enumerate(reducer.views):
+        height, width = pictures["image_sizes"][index].tolist()
+        alone = pictures["pixel_values"][index : index + 1, :, :height, :width]
+        with torch.no_grad():
+            tower = model.model.vision_tower
+            told = tower(alone, output_attentions=True, output_hidden_states=True)
+            layer = tower.transformer.layers[-1]
+            keys = layer.attention.k_proj(layer.attention_norm(told.hidden_states[-2]))[0]
+        received = told.attentions[-1][0].mean(dim=(0, 1)).view(height // 14, width // 14)
+        keys = keys.view(height // 14, width // 14, 2, 8).mean(dim=2)
+        scores, means = [], []
+        for row in range(0, height // 14, 2):
+            for column in range(0, width // 14, 2):
+                scores.append(received[row : row + 2, column : column + 2].mean())
+                means.append(keys[row : row + 2, column : column + 2].mean(dim=(0, 1)))
+        torch.testing.assert_close(view.attention(), torch.stack(scores), **CLOSE)
+        torch.testing.assert_close(view.keys(), torch.stack(means), **CLOSE)
+        assert view.grid == (height // 28, width // 28)
+
+
+def test_a_side_that_is_no_whole_number_of_tokens():
+    """The merger leaves out what is left over, as the model does."""
+    model = models.tiny("mistral3")
+    pictures = {"pixel_values": torch.randn(1, 3, 98, 70), "image_sizes": torch.tensor([[98, 70]])}
+    with torch.no_grad():
+        (whole,) = model.model.get_image_features(**pictures).pooler_output
+        with fv.drop(model, TOWER):
+            (reduced,) = model.model.get_image_features(**pictures).pooler_output
+    assert len(whole) == 6
+    assert len(reduced._foveate_cut.kept) == 3 + 1
+    assert grids_of(reduced._foveate_boxes()) == ((3, 2),)
+
+
+def test_a_smaller_picture_is_what_the_model_makes_of_it_alone():
+    model, inputs = models.tiny("mistral3"), models.batch("mistral3", ["tiii"])
+    pictures = models.given(model, inputs)
+    with fv.drop(model, Resize(keep=0.4)), torch.no_grad():
+        got = list(model.model.get_image_features(**pictures).pooler_output)
+    for one, (height, width), features in zip(*pictures.values(), got, strict=True):
+        rows, columns = Resize(keep=0.4).coarsen(((height // 28, width // 28),), height * width // 784, 0)[0]
+        own = one[None, :, :height, :width]
+        small = torch.nn.functional.interpolate(own, (28 * rows, 28 * columns), mode="bilinear", antialias=True)
+        with torch.no_grad():
+            (expected,) = model.model.get_image_features(small, torch.tensor([small.shape[2:]])).pooler_output
+        torch.testing.assert_close(features[: rows * columns], expected, **CLOSE)
+        assert features.shape == (height * width // 784, 32)
+        assert not features[rows * columns :].any()
+
+
+def test_breaks_stay_where_all_tokens_of_their_row_have_left():
+    model, inputs = models.tiny("mistral3"), models.batch("mistral3", ["tit"])
+    with fv.drop(model, fv.Uniform(layers=(1,), keep=(0.0,))), torch.no_grad():
+        cache = model(**inputs).past_key_values
+    ids = inputs["input_ids"][0]
+    assert int((ids == BREAK).sum()) == 2
+    assert cache.layers[-1].keys.shape[-2] == int((ids != IMAGE).sum()) + 1
+
+
+def test_rows_stay_between_the_breaks_of_their_row():
+    model, inputs = models.tiny("mistral3"), models.batch("mistral3", ["tit"])
+    entered = []
+    handle = model.get_decoder().layers[0].register_forward_pre_hook(lambda _, args: entered.append(args[0][0]))
+    with fv.drop(model, TOWER), torch.no_grad():
+        (features,) = model.model.get_image_features(**models.given(model, inputs)).pooler_output
+        model(**inputs)
+    handle.remove()
+    origin, columns = features._foveate_cut.kept, (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0]
+    assert len(origin) == 8
+    for row in range(3):
+        mine = (origin // 4 == row).nonzero()[:, 0]
+        assert torch.equal(entered[0][columns[4 * row : 4 * row + len(mine)]], features[mine])
+
+
+@pytest.mark.skipif("not models.ENCODES_FIRST", reason="here transformers leaves pictures out of a chunked prefill")
+def test_chunked_prefill_that_ends_on_a_break():
+    model, inputs = models.tiny("mistral3"), models.batch("mistral3", ["tttitttttt"])
+    size = inputs["input_ids"][0].tolist().index(BREAK) + 1
+    with fv.drop(model, fv.V2Drop(layers=(1,), keep=(0.6,))), pytest.raises(fv.UnsupportedError, match="chunk"):
+        models.generate(model, inputs, prefill_chunk_size=size)
+    whole = models.generate(model, inputs, prefill_chunk_size=size)
+    with fv.drop(model, fv.V2Drop(layers=(1,), keep=(1.0,))):
+        kept = models.generate(model, inputs, prefill_chunk_size=size)
+    assert torch.equal(whole.sequences, kept.sequences)
+
+
+def test_a_small_picture_beside_a_large_one_is_not_its_padding():
+    """Padding is no part of a picture: its boxes and its smaller copy are of its own pixels."""
+    model, inputs = models.tiny("mistral3"), models.batch("mistral3", ["tii"])
+    boxes = family_for(model).boxes("image", models.given(model, inputs), [12, 10])
+    assert [one[-1].tolist() for one in boxes] == [pytest.approx([0.75, 2 / 3, 1, 1]), pytest.approx([0.8, 0.5, 1, 1])]
