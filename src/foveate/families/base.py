@@ -181,7 +181,7 @@ class Family:
         return projection
 
     def softcap(self, layer: Any) -> float | None:
-        """What a decoder layer keeps the size of its attention logits below, as Gemma 2 does; None where it does not."""
+        """What a decoder layer keeps its attention logits below, as Gemma 2 does; None where it does not."""
         return getattr(layer.self_attn, "attn_logit_softcapping", None)
 
     def encode(
