@@ -1,5 +1,6 @@
 """Token grids: how large a coarser one may be, and which of its cells a token falls into."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from foveate.core.merge import Merge
 
-__all__ = ["Grid", "closing_rows", "coarser", "grids_of", "into_cells", "join"]
+__all__ = ["Grid", "closing_rows", "coarser", "frames_of", "grids_of", "into_cells", "join"]
 
 Grid = tuple[int, int]
 """Rows and columns."""
@@ -85,6 +86,19 @@ def grids_of(boxes: Tensor) -> tuple[Grid, ...]:
         columns = tops[start:end].count(0.0)
         grids.append(((end - start) // columns, columns))
     return tuple(grids)
+
+
+def frames_of(boxes: Tensor) -> tuple[int, ...]:
+    """How many tokens each frame of a video has, from where each looks (see `Family.boxes`).
+
+    A frame begins at the picture's top left corner. A token that looks nowhere belongs to the frame before it, as a
+    closing newline does; where the video begins with one, as with a CLS, to the frame behind it.
+    """
+    starts = (boxes[:, :2] == 0).all(dim=-1).nonzero()[:, 0].tolist()
+    if not starts:
+        return (len(boxes),)
+    edges = [start - starts[0] for start in starts] + [len(boxes)]
+    return tuple(end - start for start, end in itertools.pairwise(edges))
 
 
 def closing_rows(newlines: int) -> int:

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from foveate.core.grid import frames_of
 from foveate.core.rank import into_runs
 from foveate.engine.layout import Layout
 from foveate.engine.trace import Prefill, Stage
@@ -26,17 +27,36 @@ class Item:
         boxes: Where they look (asked for late: it may be costly).
         cut: What the tower made of them: its rows stand in the first places of the features; None if nothing.
         fixed: Which are no patches and always stay, as the CLS of a frame; nobody ranks them (`Family.always_kept`).
+        video: Whether it is a video.
     """
 
     length: int
     boxes: Callable[[], Tensor | None]
     cut: Cut | None = None
     fixed: Sequence[int] = ()
+    video: bool = False
 
     @property
     def free(self) -> int:
         """Its vision tokens that may leave."""
         return self.length - len(self.fixed)
+
+    @property
+    def frames(self) -> tuple[int, ...]:
+        """Vision tokens of each of its frames, of which an image has one; empty where nobody knows."""
+        if not self.video:
+            return (self.length,)
+        boxes = self.boxes()
+        return () if boxes is None else frames_of(boxes)
+
+    @property
+    def free_frames(self) -> tuple[int, ...]:
+        """As `frames`, of those that may leave."""
+        ends = itertools.accumulate(self.frames)
+        return tuple(
+            size - sum(end - size <= place < end for place in self.fixed)
+            for size, end in zip(self.frames, ends, strict=True)
+        )
 
     @property
     def started(self) -> int:
@@ -64,6 +84,7 @@ class Sample:
         runs: Which run of columns each of its vision tokens is in, (entered,) int64, ascending; a run has one image.
         items: Its images, in order.
         parted: Whether text stands between the tokens of an image.
+        frames: Vision tokens of each frame as they entered, where the method goes by frame; `sizes` are of these then.
         starts: Whether the call's first column is one of its vision tokens.
         ends: Whether the call's last column is.
         assign: The row each of its vision tokens went into, −1 if it was dropped; None while nothing is merged.
@@ -80,6 +101,7 @@ class Sample:
     runs: Tensor
     items: list[Item]
     parted: bool = False
+    frames: tuple[int, ...] | None = None
     starts: bool = False
     ends: bool = False
     assign: Tensor | None = None
@@ -333,8 +355,8 @@ class Prompt:
             read=lambda: hidden[index, columns],
             entered=sample.vision.shape[0],
             sizes=sample.sizes,
-            entered_sizes=tuple(item.free for item in sample.items),
-            started_sizes=tuple(item.started for item in sample.items),
+            entered_sizes=sample.frames or tuple(item.free for item in sample.items),
+            started_sizes=sample.frames or tuple(item.started for item in sample.items),
             notes=sample.notes,
             attend=lambda queries, start, stop, both: rows_of().rows(queries, start, stop, both),
             keys_of=lambda: rows_of().keys(),
@@ -408,7 +430,7 @@ def _check(cut: Cut, count: int, method: Method) -> None:
 
 
 def read_samples(
-    masks: Sequence[tuple[Tensor, Sequence[Item]]], live: Tensor | None, device: torch.device
+    masks: Sequence[tuple[Tensor, Sequence[Item]]], live: Tensor | None, device: torch.device, by_frame: bool = False
 ) -> list[Sample]:
     """The samples of a call, from its vision masks: one transfer to the host, the only one of a prefill.
 
@@ -416,6 +438,7 @@ def read_samples(
         masks: For each modality, where its tokens are, (samples, columns) bool, and its images in order.
         live: (samples, columns), nonzero where a column is no padding; None if all are live.
         device: Where the samples' tensors go.
+        by_frame: Whether their `sizes` are those of frames.
     """
     flags = sum(mask.to(torch.int16) << (bit + 1) for bit, (mask, _) in enumerate(masks))
     alive = torch.ones_like(masks[0][0]) if live is None else live.to(masks[0][0].device) != 0
@@ -430,7 +453,7 @@ def read_samples(
         if any(len(item.fixed) for item in found):
             fixed[there] = torch.cat([_marked(item) for item in found])
         items.extend(found)
-    return [_read_sample(*of, items, device) for of in zip(owners, lives, fixed, strict=True)]
+    return [_read_sample(*of, items, device, by_frame) for of in zip(owners, lives, fixed, strict=True)]
 
 
 def _marked(item: Item) -> Tensor:
@@ -440,7 +463,9 @@ def _marked(item: Item) -> Tensor:
     return marks
 
 
-def _read_sample(owner: Tensor, live: Tensor, fixed: Tensor, items: Sequence[Item], device: torch.device) -> Sample:
+def _read_sample(
+    owner: Tensor, live: Tensor, fixed: Tensor, items: Sequence[Item], device: torch.device, by_frame: bool
+) -> Sample:
     # Generation reads the row before a new token, also where that is padding (on the right of the prompt).
     read = ~live & torch.cat((live[1:], live.new_ones(1))) & (live.cumsum(0) > 0)
     text = ((live & ((owner < 0) | fixed)) | read).nonzero()[:, 0]
@@ -454,16 +479,23 @@ def _read_sample(owner: Tensor, live: Tensor, fixed: Tensor, items: Sequence[Ite
     found = [items[index] for index in mine.tolist()]
     if any(item.leaves and item.free != size for item, size in zip(found, sizes.tolist(), strict=True)):
         raise UnsupportedError("An image that the tower has reduced is partly masked; pass its whole attention_mask.")
+    frames = tuple(itertools.chain(*(item.free_frames for item in found))) if by_frame else None
+    if frames is not None and sum(frames) != len(vision):
+        raise UnsupportedError(
+            "Where this video's frames begin cannot be told, so nothing can be kept by frame: its family does not say "
+            "where its tokens look, or it is partly masked. Use scope='image' or 'sample'."
+        )
     return Sample(
         live=int(live.sum()),
         text=text.to(device),
         vision=vision.to(device),
         slots=slots,
         tokens=slots,
-        sizes=tuple(sizes.tolist()),
+        sizes=frames or tuple(sizes.tolist()),
         runs=runs.to(device),
         items=found,
         parted=int(apart.sum()) + 1 > len(found),
+        frames=frames,
         starts=bool(owner[0] >= 0),
         ends=bool(owner[-1] >= 0),
         ordinals=(ordinals[vision].to(device), ordinals[every & fixed].to(device)) if fixed.any() else None,

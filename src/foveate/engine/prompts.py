@@ -65,14 +65,14 @@ class Prompts:
         finally:
             self._encoding = False
         if hasattr(output, "pooler_output"):
-            self._items[modality] = items_of(output, self.family, self.method)
+            self._items[modality] = items_of(output, self.family, self.method, modality)
         return call.answer(output)
 
     def before_merge(self, core: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self._placeholders, self._items, self._given = [], {}, kwargs
         for modality, output in (kwargs.get("mm_encoder_outputs") or {}).items():
             if output is not None:
-                self._items[modality] = items_of(output, self.family, self.method)
+                self._items[modality] = items_of(output, self.family, self.method, modality)
 
     def note_ids(self, rotary: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Position ids of the call; the calls made here for renumbered rows come after the model's own."""
@@ -102,7 +102,7 @@ class Prompts:
             self._note_text_prompt(kwargs, live)
             return None
         span = embeds.shape[1]
-        samples = read_samples(found, None if live is None else live[:, -span:], embeds.device)
+        samples = read_samples(found, None if live is None else live[:, -span:], embeds.device, self.method.by_frame)
         drops = self._drops(samples)
         cache = kwargs.get("past_key_values")
         if drops:
@@ -120,7 +120,9 @@ class Prompts:
             depth=len(self.family.layers),
             rows=rows,
             vision_tokens=tuple(len(s.vision) + s.fixed for s in samples),
-            boxes=[_Boxes(s.items) for s in samples],
+            boxes=[_Each(s.items, lambda item: item.boxes()) for s in samples],
+            frames=[_Each(s.items, lambda item: item.frames) for s in samples],
+            videos=tuple(tuple(item.video for item in s.items) for s in samples),
             fit=self.family.fit,
         )
         self.trace.history.append(record)
@@ -241,17 +243,18 @@ class _Ending:
     dropped: bool
 
 
-class _Boxes(Sequence[Tensor | None]):
-    """Where the tokens of a sample's images look, worked out when asked for."""
+class _Each(Sequence[Any]):
+    """Something about each of a sample's images, worked out when asked for."""
 
-    def __init__(self, items: Sequence[Item]) -> None:
+    def __init__(self, items: Sequence[Item], ask: Callable[[Item], Any]) -> None:
         self._items = items
+        self._ask = ask
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._items[index].boxes()
+        return self._ask(self._items[index])
 
 
 def _length(cache: Any) -> int:

@@ -96,7 +96,7 @@ class _Places:
         return self
 
 
-def items_of(output: Any, family: Family, method: Method) -> list[Item]:
+def items_of(output: Any, family: Family, method: Method, modality: str) -> list[Item]:
     """The images and videos whose features these are, with their tags.
 
     Raises:
@@ -107,8 +107,9 @@ def items_of(output: Any, family: Family, method: Method) -> list[Item]:
     items = []
     places = getattr(output, "_foveate_places", [lambda: None] * len(features))
     for index, one in enumerate(features):
-        item = Item(len(one), getattr(one, "_foveate_boxes", places[index] if index < len(places) else lambda: None))
-        item.fixed = family.always_kept(family.model.config, len(one))
+        boxes = getattr(one, "_foveate_boxes", places[index] if index < len(places) else lambda: None)
+        fixed = family.always_kept(family.model.config, len(one))
+        item = Item(len(one), boxes, fixed=fixed, video=modality == "video")
         if method.reduces_tower:
             if hasattr(one, "_foveate_cut"):
                 item.cut = one._foveate_cut

@@ -4,15 +4,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor
 
-from foveate.errors import InputError, SessionError
+from foveate.errors import SessionError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from foveate.engine.show import Media
 
 __all__ = ["Prefill", "Stage", "Trace"]
 
@@ -35,6 +37,12 @@ class Stage:
     after: tuple[int, ...]
     _origin: Sequence[Tensor] = field(repr=False)
     _assign: Sequence[Tensor | None] = field(repr=False, default=())
+
+    @property
+    def place(self) -> str:
+        """Where it is, in words."""
+        names = {"tower": "vision tower", "projector": "projector", "kv": "decoding"}
+        return names.get(self.where, f"before layer {self.layer}")
 
     @cached_property
     def origin(self) -> list[Tensor]:
@@ -89,6 +97,8 @@ class Prefill:
         rows: Prompt tokens of each sample that are no padding, earlier turns included.
         vision_tokens: Vision tokens of each sample in this call.
         boxes: For each sample, each of its images: where every token looks, or None (see `Family.boxes`).
+        frames: For each sample, each of its images or videos: vision tokens of each frame; empty where nobody knows.
+        videos: For each sample, which of its images are videos.
         fit: How the processor brought the picture to the model.
         stages: The cuts, in order.
     """
@@ -97,6 +107,8 @@ class Prefill:
     rows: tuple[int, ...]
     vision_tokens: tuple[int, ...]
     boxes: Sequence[Sequence[Tensor | None]] = field(repr=False, default=())
+    frames: Sequence[Sequence[tuple[int, ...]]] = field(repr=False, default=())
+    videos: Sequence[Sequence[bool]] = field(repr=False, default=())
     fit: Literal["whole", "crop"] = "whole"
     stages: list[Stage] = field(default_factory=list)
     _slots: dict[int, Tensor] = field(repr=False, default_factory=dict)
@@ -135,20 +147,36 @@ class Prefill:
         whole = list(self.rows)
         return [self._slots[layer].tolist() if layer in self._slots else whole for layer in range(self.depth)]
 
+    def kept_by_frame(self, sample: int = 0) -> list[tuple[int, ...]]:
+        """How many tokens of each frame a sample has left behind each stage; an image counts as one frame.
+
+        Empty where the family does not say which frame a token is of.
+        """
+        sizes = [size for frames in self.frames[sample] for size in frames] if sample < len(self.frames) else []
+        if sum(sizes) != self.vision_tokens[sample]:
+            return []
+        owners = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+        return [
+            tuple(torch.bincount(owners[stage.kept[sample]], minlength=len(sizes)).tolist()) for stage in self.stages
+        ]
+
     def note_that_all_stay(self, layers: Sequence[int], tokens: Sequence[Tensor]) -> None:
         """Record cuts before these layers that leave every token."""
         counts = self.vision_tokens
         self.stages.extend(Stage("layer", layer, counts, counts, tokens) for layer in layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as plain values."""
-        return {
+        """The record as plain values; what each frame has left only where there is a video."""
+        told = {
             "vision_tokens": list(self.vision_tokens),
             "tokens": self.tokens,
             "retention": self.retention,
             "kv_lengths": self.kv_lengths,
             "stages": [stage.to_dict() for stage in self.stages],
         }
+        if any(any(videos) for videos in self.videos):
+            told["kept_by_frame"] = [self.kept_by_frame(sample) for sample in range(len(self.rows))]
+        return told
 
 
 class Trace:
@@ -197,6 +225,10 @@ class Trace:
         """Tokens in the KV cache after prefill: `kv_lengths[layer][sample]`."""
         return self.latest.kv_lengths
 
+    def kept_by_frame(self, sample: int = 0) -> list[tuple[int, ...]]:
+        """How many tokens of each frame a sample has left behind each stage; an image counts as one frame."""
+        return self.latest.kept_by_frame(sample)
+
     def to_dict(self) -> dict[str, Any]:
         """The latest prefill as plain values."""
         return self.latest.to_dict()
@@ -205,64 +237,32 @@ class Trace:
         """The latest prefill as a JSON object."""
         return json.dumps(self.to_dict())
 
-    def show(
-        self,
-        images: "Image.Image | str | Path | Sequence[Image.Image | str | Path]",
-        sample: int = 0,
-    ) -> "Image.Image":
+    def show(self, images: "Media", sample: int = 0) -> "Image.Image":
         """The kept patches drawn on the picture, a panel a stage; merged ones tinted, where they went framed.
 
+        A clip is drawn as a contact sheet a stage, its frames in a grid with their times, above a histogram of the
+        frames that the kept tokens are of.
+
         Args:
-            images: The picture of that sample, or all its pictures, or their paths.
+            images: The picture of that sample, or its path, or its clip (see `foveate.video.read`); or all of them, in
+                order. The frames of a video also go as a list of pictures, if the sample has nothing else, or as one
+                array, (frames, height, width, 3) uint8. A clip may also stand for as many pictures as it has frames.
             sample: Which sample of the batch.
 
         Returns:
             The drawing; `.save(path)` writes it, a notebook shows it.
 
         Raises:
-            InputError: If the number of pictures is not the sample's, or its tokens have no known places.
+            InputError: If the number of pictures or frames is not the sample's, or its tokens have no known places.
             SessionError: If the model has not run yet.
         """
-        from PIL import Image
+        from foveate.engine.show import show
 
-        from foveate.viz import draw_stages
-
-        run = self.latest
-        given = [images] if isinstance(images, str | Path | Image.Image) else list(images)
-        pictures = [Image.open(one) if isinstance(one, str | Path) else one for one in given]
-        places = run.boxes[sample] if sample < len(run.boxes) else ()
-        if len(pictures) != len(places):
-            raise InputError(f"Sample {sample} has {len(places)} images; got {len(pictures)} to draw on.")
-        if any(boxes is None for boxes in places):
-            raise InputError("Where this model's vision tokens look is not known, so they cannot be drawn.")
-        if run.fit == "crop":
-            pictures = [_centre_square(picture) for picture in pictures]
-        whole = run.vision_tokens[sample]
-        panels = [
-            (f"{_where(stage)}: {stage.after[sample]} of {whole}", stage.origin[sample], stage.assign[sample])
-            for stage in run.stages
-        ]
-        drawn: Image.Image = draw_stages(pictures, [boxes for boxes in places if boxes is not None], panels)
-        return drawn
+        return show(self.latest, images, sample)
 
     def __repr__(self) -> str:
         if not self.history:
             return "Trace(nothing ran yet)"
         shares = ", ".join(f"{share:.1%}" for share in self.retention)
-        cuts = "; ".join(f"{_where(s)}: {sum(s.before)} to {sum(s.after)}" for s in self.stages) or "no cut"
+        cuts = "; ".join(f"{s.place}: {sum(s.before)} to {sum(s.after)}" for s in self.stages) or "no cut"
         return f"Trace(retention {shares}; {cuts})"
-
-
-def _where(stage: Stage) -> str:
-    """A stage's place in words."""
-    return {"tower": "vision tower", "projector": "projector", "kv": "decoding"}.get(
-        stage.where, f"before layer {stage.layer}"
-    )
-
-
-def _centre_square(picture: "Image.Image") -> "Image.Image":
-    """The centre square, which processors that crop let the model see."""
-    width, height = picture.size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return picture.crop((left, top, left + side, top + side))

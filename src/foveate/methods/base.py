@@ -37,8 +37,8 @@ class View:
             they entered the model; −1 for a row that is no token of its own (a tower's CLS).
         read: Returns the residual stream entering the layer at these tokens, (tokens, width), model dtype.
         entered: How many vision tokens the sample had when it entered the model.
-        sizes: How many of `tokens` belong to each image or video of the sample, in order; None once a cut
-            ranked over all of them together, since only the device knows then.
+        sizes: How many of `tokens` belong to each image or video of the sample, in order (to each frame, for a method
+            that goes `by_frame`); None once a cut ranked over all of them together, since only the device knows then.
         entered_sizes: How many vision tokens each of these images had when it entered the model.
         started_sizes: How many rows of each of them entered the decoder: fewer where the tower left fewer.
         notes: What a method wants to remember from layer to layer, a tensor a name whose first dimension
@@ -284,6 +284,11 @@ class Method(ABC):
     def kv_layers(self, depth: int) -> Sequence[int]:
         """Decoder layers whose KV cache is cut, after prefill, to the tokens left at the end."""
         return ()
+
+    @property
+    def by_frame(self) -> bool:
+        """Whether the frames of a video count as images of their own, in `View.sizes` and in `plan`."""
+        return False
 
     def watches(self, layer: int) -> bool:
         """Whether `observe` wants to see the tokens entering `layer`."""

@@ -76,6 +76,10 @@ class FinalKV(Method):
     def stage(self) -> Literal["pixels", "tower", "projector"]:
         return self.inner.stage
 
+    @property
+    def by_frame(self) -> bool:
+        return self.inner.by_frame
+
     def cuts(self) -> tuple[int, ...]:
         return self.inner.cuts()
 

@@ -14,7 +14,7 @@ from foveate.methods.base import Cut, Method, View, as_layers, decoder_depth, ke
 
 __all__ = ["Scope", "StagedMethod", "default_layers"]
 
-Scope = Literal["sample", "image"]
+Scope = Literal["sample", "image", "frame"]
 MIN_KEEP = 1  # the released V2Drop keeps one token where its paper prunes all
 SECOND_KEEP = 0.3  # the middle ratio of the paper's 192-token setting, which solved schedules start from
 
@@ -27,7 +27,8 @@ class StagedMethod(Method):
         layers: Decoder layers (0-based) whose input is cut, strictly ascending.
         keep: Share of the *arriving* vision tokens that stays at each, in [0, 1]; ratios compound.
         min_keep: Fewest tokens a cut leaves.
-        scope: Rank all vision tokens of a sample together ("sample") or each image by itself ("image").
+        scope: Rank all vision tokens of a sample together ("sample"), each image or video by itself ("image"), or each
+            frame of a video too ("frame").
         skip_below: Samples with fewer vision tokens than this are left whole; 0 switches that off.
 
     Raises:
@@ -58,12 +59,16 @@ class StagedMethod(Method):
             raise SettingError(
                 f"min_keep and skip_below cannot be negative; got {self.min_keep} and {self.skip_below}."
             )
-        if self.scope not in ("sample", "image"):
-            raise SettingError(f"scope is 'sample' or 'image'; got {self.scope!r}.")
+        if self.scope not in ("sample", "image", "frame"):
+            raise SettingError(f"scope is 'sample', 'image' or 'frame'; got {self.scope!r}.")
 
     @abstractmethod
     def select(self, view: View, count: int) -> Tensor:
         """Which `count` tokens of `view` stay: (count,) int64 indices into it, ascending."""
+
+    @property
+    def by_frame(self) -> bool:
+        return self.scope == "frame"
 
     def cuts(self) -> tuple[int, ...]:
         return self.layers
@@ -72,7 +77,7 @@ class StagedMethod(Method):
         if view.entered < self.skip_below:
             return None
         ratio = self.keep[self.layers.index(view.layer)]
-        if self.scope == "image" and view.sizes is not None:
+        if self.scope != "sample" and view.sizes is not None:
             return self._cut_each_image(view, ratio)
         count = keep_count(len(view), ratio, self.min_keep)
         if count == len(view):
@@ -92,7 +97,7 @@ class StagedMethod(Method):
         return Cut(torch.cat(kept), sizes=counts)
 
     def plan(self, depth: int, sizes: Sequence[int]) -> tuple[int, ...]:
-        groups = tuple(sizes) if self.scope == "image" else (sum(sizes),)
+        groups = (sum(sizes),) if self.scope == "sample" else tuple(sizes)
         ratios = dict(zip(self.layers, self.keep, strict=True)) if sum(sizes) >= self.skip_below else {}
         counts = []
         for layer in range(depth):

@@ -1,6 +1,7 @@
 """Pictures of what was kept. Imports core, errors, NumPy, Pillow and matplotlib; nothing of the engine."""
 
+from foveate.viz.frames import Frame, draw_frames
 from foveate.viz.stack import stack
 from foveate.viz.stages import draw_stages
 
-__all__ = ["draw_stages", "stack"]
+__all__ = ["Frame", "draw_frames", "draw_stages", "stack"]

@@ -6,25 +6,16 @@ from math import ceil
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike, NDArray
 from PIL import Image
-from torch import Tensor
 
-from foveate.errors import ShapeError
-from foveate.viz.dim import dim, group_colour, outline
+from foveate.viz.dim import Pixels
+from foveate.viz.panel import Boxes, Stages, checked, panel, split
 
 __all__ = ["draw_stages"]
 
-Tokens = Tensor | Sequence[int]
-Stages = Sequence["tuple[str, Tokens] | tuple[str, Tokens, Tokens | None]"]
-
 LEGEND = "In colour: kept. Tinted: merged into the framed patch of the same tint. Dark: dropped."
-
-Pixels = NDArray[np.uint8]
-Ordinals = NDArray[np.int64]
 
 DPI = 150
 PANEL = 2.7  # inches, the longer side of a panel
@@ -35,7 +26,7 @@ INK, FAINT = "#1c2330", "#667085"
 
 def draw_stages(
     images: Sequence[Image.Image],
-    boxes: Sequence["Tensor | ArrayLike"],
+    boxes: Sequence[Boxes],
     stages: Stages,
     *,
     title: str | None = None,
@@ -55,76 +46,19 @@ def draw_stages(
         ShapeError: If there is no image, images and boxes differ in number, a box array is not (tokens, 4),
             or an ordinal lies outside the tokens.
     """
-    places = _check(images, boxes, stages)
+    places = checked(len(images), boxes, stages)
     starts = np.cumsum([0, *(len(place) for place in places)])
     sheets = [np.asarray(_sized(image)) for image in images]
-    rows: list[list[tuple[NDArray[np.uint8], str]]] = []
+    rows: list[list[tuple[Pixels, str]]] = []
     for sheet, place, start in zip(sheets, places, starts[:-1].tolist(), strict=True):
         row = [(sheet, f"{len(place)} tokens")]
         for stage in stages:
-            origin, assign = _stage(stage)
-            here = origin[(origin >= start) & (origin < start + len(place))] - start
-            drawn = dim(sheet, place, here) if assign is None else _merged(sheet, place, start, origin, assign)
-            row.append((drawn, f"{len(here)} of {len(place)}"))
+            drawn, kept = panel(sheet, place, start, *split(stage))
+            row.append((drawn, f"{kept} of {len(place)}"))
         rows.append(row)
     captions = ["the picture" if len(images) == 1 else "the pictures", *(stage[0] for stage in stages)]
-    legend = LEGEND if any(_stage(stage)[1] is not None for stage in stages) else None
+    legend = LEGEND if any(split(stage)[1] is not None for stage in stages) else None
     return _compose(rows, captions, title, legend)
-
-
-def _stage(stage: "tuple[str, Tokens] | tuple[str, Tokens, Tokens | None]") -> tuple[Ordinals, Ordinals | None]:
-    """(kept, None), or (origin, assign) where tokens were merged."""
-    assign = stage[2] if len(stage) == 3 else None
-    return _ordinals(stage[1]), None if assign is None else _ordinals(assign)
-
-
-def _merged(sheet: Pixels, place: NDArray[np.float64], start: int, origin: Ordinals, assign: Ordinals) -> Pixels:
-    """The picture with merged patches tinted and the patch they joined framed; rows of one token are kept ones."""
-    members = np.bincount(assign[assign >= 0], minlength=len(origin))
-    rows = assign[start : start + len(place)]
-    several = np.where(rows >= 0, members[rows], 0) > 1
-    alone, merged = ((rows >= 0) & ~several).nonzero()[0], several.nonzero()[0]
-    targets = origin[rows[merged]]  # what a group's colour goes by, so that it has the same one at every stage
-    drawn = dim(sheet, place, alone, merged, targets)
-    for target in np.unique(targets).tolist():
-        if 0 <= target - start < len(place):
-            outline(drawn, place[target - start], group_colour(target))
-    return drawn
-
-
-def _check(
-    images: Sequence[Image.Image], boxes: Sequence["Tensor | ArrayLike"], stages: Stages
-) -> list[NDArray[np.float64]]:
-    if not images or len(images) != len(boxes):
-        raise ShapeError(f"Give one array of boxes an image; got {len(images)} images and {len(boxes)} arrays.")
-    places = [_array(box) for box in boxes]
-    for place in places:
-        if place.ndim != 2 or place.shape[1] != 4:
-            raise ShapeError(f"Boxes are (tokens, 4): x0, y0, x1, y1; got {place.shape}.")
-    total = sum(len(place) for place in places)
-    for stage in stages:
-        ordinals, assign = _stage(stage)
-        lowest = 0 if assign is None else -1
-        if ordinals.size and not lowest <= ordinals.min() <= ordinals.max() < total:
-            raise ShapeError(
-                f"Stage {stage[0]!r} keeps ordinals {ordinals.min()} to {ordinals.max()}, "
-                f"but the images have {total} tokens."
-            )
-        if assign is not None and (len(assign) != total or assign.max(initial=-1) >= len(ordinals)):
-            raise ShapeError(
-                f"Stage {stage[0]!r} assigns {len(assign)} tokens to rows up to {assign.max(initial=-1)}, "
-                f"but the images have {total} tokens and the stage {len(ordinals)} rows."
-            )
-    return places
-
-
-def _array(box: "Tensor | ArrayLike") -> NDArray[np.float64]:
-    return np.asarray(box.detach().cpu() if isinstance(box, Tensor) else box, dtype=np.float64)
-
-
-def _ordinals(kept: "Tensor | Sequence[int]") -> NDArray[np.int64]:
-    values: NDArray[np.int64] = torch.as_tensor(kept).detach().cpu().numpy().astype(np.int64)
-    return values
 
 
 def _sized(image: Image.Image) -> Image.Image:
@@ -136,7 +70,7 @@ def _sized(image: Image.Image) -> Image.Image:
 
 
 def _compose(
-    rows: list[list[tuple[NDArray[np.uint8], str]]], captions: list[str], title: str | None, legend: str | None
+    rows: list[list[tuple[Pixels, str]]], captions: list[str], title: str | None, legend: str | None
 ) -> Image.Image:
     """Panels on white, captions above the first row, token counts below each when there are several rows."""
     widths = [max(row[0][0].shape[1] for row in rows) / DPI] * len(captions)

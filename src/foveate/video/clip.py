@@ -1,0 +1,59 @@
+"""Some frames of a video, and when they are shown."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+__all__ = ["Clip"]
+
+FINE = 1000  # ticks a second: fine enough for the times of frames that come at no steady rate
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clip:
+    """Some frames of a video file.
+
+    Attributes:
+        path: The file.
+        frames: (frames, height, width, 3) uint8, RGB, upright, square pixels.
+        seconds: When each comes on show, from the video's start; a frame that is still on show when the next one is
+            due stands here again, with that time.
+        start, end: The part of the video they are of, in seconds.
+        rate: Frames a second of the file, on average.
+        note: What the user should know, such as that the file is damaged; None mostly.
+    """
+
+    path: Path
+    frames: NDArray[np.uint8]
+    seconds: tuple[float, ...]
+    start: float
+    end: float
+    rate: float
+    note: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def images(self) -> list[Image.Image]:
+        """The frames as pictures, for models that read no videos."""
+        return [Image.fromarray(frame) for frame in self.frames]
+
+    def metadata(self) -> Mapping[str, Any]:
+        """What transformers' video processors want to know of frames that are sampled already (`video_metadata`).
+
+        Times count from the start of the part, as if the rest had been cut away.
+        """
+        times = [second - self.start for second in self.seconds]
+        steady = all(abs(round(time * self.rate) / self.rate - time) < 1 / FINE for time in times)
+        rate = self.rate if steady else FINE
+        return {
+            "fps": rate,
+            "duration": self.end - self.start,
+            "total_num_frames": max(len(self), round((self.end - self.start) * rate)),
+            "frames_indices": [round(time * rate) for time in times],
+        }

@@ -1,0 +1,208 @@
+"""Frames of a video file at even steps of time, decoded where they are and nowhere else."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.errors import InputError, SettingError, UnsupportedError
+from foveate.video.clip import Clip
+from foveate.video.pixels import pixels
+from foveate.video.survey import Survey, survey, video_stream
+
+__all__ = ["read"]
+
+FRAMES = 32
+MOST = 768  # frames that a rate alone may ask for
+NEAR = 4.0  # seconds up to which decoding on is cheaper than looking for a key frame
+HAIR = 1e-6  # of a second, for times that went through floats
+
+
+def read(
+    path: str | Path,
+    frames: int | None = None,
+    fps: float | None = None,
+    start: float | None = None,
+    end: float | None = None,
+) -> Clip:
+    """Read some frames of a video file, at even steps of time.
+
+        clip = read("clip.mp4", frames=32)              # the middles of 32 equal parts
+        clip = read("clip.mp4", fps=1)                  # one a second, from the first frame on
+        clip = read("clip.mp4", fps=2, frames=64)       # two a second; in a long video only 64, evenly spread
+
+    What is taken is the frame on show at that time, whatever the file's rate and however unsteady it is. A video of
+    fewer frames gives all it has, each once. Frames are turned upright as the file says they were filmed. Only the
+    wanted ones are kept, and in a long file only what lies near them is decoded.
+
+    Args:
+        path: A video file.
+        frames: How many at most; 32 if nothing is said.
+        fps: How many a second.
+        start, end: The part that is meant, in seconds; None is the file's.
+
+    Raises:
+        InputError: If the file cannot be read, or holds no video, or no frame of it can be decoded.
+        SettingError: If a number leaves its range, or a rate alone would give more than 768 frames.
+        UnsupportedError: If PyAV is missing.
+
+    Warns:
+        UserWarning: If only a part of the file can be read; the sentence is also the clip's `note`.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise UnsupportedError("Videos are read with PyAV: pip install 'foveate[video]'.") from error
+    _check(frames, fps, start, end)
+    path = Path(path)
+    try:
+        if not path.is_dir() and path.stat().st_size == 0:
+            raise InputError(f"{path} is empty (0 bytes). Fetch or export it again.")
+        with av.open(str(path)) as container:
+            found = survey(container, video_stream(container, path))
+        if found is None:
+            raise InputError(f"{path} cannot be read as a video: it holds no data. Fetch or export it again.")
+        wanted, part = _wanted(found, path, frames, fps, start, end)
+        with av.open(str(path)) as container:
+            clip = _Decoder(container, video_stream(container, path), found).clip(path, wanted, part)
+    except av.error.InvalidDataError as error:
+        raise InputError(
+            f"{path} is no video that can be read, or its end is missing. Fetch or export it again."
+        ) from error
+    except (OSError, av.error.FFmpegError) as error:
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', error)}. Check the path.") from error
+    if clip.note:
+        warnings.warn(clip.note, stacklevel=2)
+    return clip
+
+
+def _check(frames: int | None, fps: float | None, start: float | None, end: float | None) -> None:
+    if frames is not None and frames < 1:
+        raise SettingError(f"frames is 1 or more; got {frames}.")
+    if fps is not None and not fps > 0:
+        raise SettingError(f"fps lies above 0; got {fps:g}.")
+    if (start is not None and start < 0) or (end is not None and end <= (start or 0.0)):
+        raise SettingError(f"A part lies between start, 0 or later, and a later end; got {start} and {end}.")
+
+
+def _wanted(
+    found: Survey, path: Path, frames: int | None, fps: float | None, start: float | None, end: float | None
+) -> tuple[list[float], tuple[float, float]]:
+    """At which times frames are wanted, ascending, and the part of the file they lie in."""
+    first, last = start or 0.0, min(found.end, end or found.end)
+    if first >= last:
+        raise InputError(f"{path} ends after {found.end:.2f} s, so nothing starts at {first:g} s.")
+    length = last - first
+    if fps is not None:
+        count = max(1, int(np.ceil(length * fps - HAIR)))
+        if count <= (frames or MOST):
+            return [first + at / fps for at in range(count)], (first, last)
+        if frames is None:
+            raise SettingError(
+                f"{fps:g} frames a second of {path} are {count} frames; more than {MOST} are read only if asked for: "
+                "say with frames=… how many there may be."
+            )
+    count = frames or FRAMES
+    if found.times is not None:
+        inside = [time for time in found.times if first - HAIR <= time < last - HAIR]
+        if 0 < len(inside) <= count:
+            return inside, (first, last)
+    return [first + length * (at + 0.5) / count for at in range(count)], (first, last)
+
+
+class _Decoder:
+    """Goes through a stream from one wanted time to the next, by decoding on or from the key frame before it."""
+
+    def __init__(self, container: Any, stream: Any, found: Survey) -> None:
+        self._container, self._stream, self._found = container, stream, found
+        self._frames = self._decode()
+        self._now: tuple[Any, float] | None = None  # the frame on show, and since when
+        self._next: tuple[Any, float] | None = None
+        self._hole = False  # whether something between the two could not be decoded
+        self._broken = 0
+        self._near = NEAR if found.seekable else float("inf")
+        stream.thread_type = "AUTO"
+
+    def clip(self, path: Path, wanted: Sequence[float], part: tuple[float, float]) -> Clip:
+        """The frames on show at these times, ascending."""
+        aspect = float(self._stream.sample_aspect_ratio or 1)
+        read: NDArray[np.uint8] | None = None
+        seconds: list[float] = []
+        shown: float | None = None
+        for time in wanted:
+            self._go_to(time)
+            if self._now is None or self._hole or (self._broken and self._now[1] > time + HAIR):
+                continue
+            frame, since = self._now
+            if read is None:
+                first = pixels(frame, aspect, None)
+                read = np.empty((len(wanted), *first.shape), np.uint8)
+            again = since == shown
+            read[len(seconds)] = read[len(seconds) - 1] if again else pixels(frame, aspect, read.shape[1:3])
+            seconds.append(time if again else max(since, part[0]))
+            shown = since
+        if read is None:
+            raise InputError(f"{path} is damaged: no frame of it can be decoded. Fetch or export it again.")
+        note = self._note(path, len(seconds), len(wanted))
+        return Clip(path, read[: len(seconds)], tuple(seconds), *part, self._found.rate, note)
+
+    def _note(self, path: Path, read: int, wanted: int) -> str | None:
+        found, harmed = self._found, self._broken or read < wanted
+        if found.promised is None and not harmed:
+            return None
+        what = "is damaged" if found.promised is None else f"breaks off after {found.end:.1f} of {found.promised:.1f} s"
+        smeared = ", some of them perhaps smeared" if harmed else ""
+        return (
+            f"{path} {what}: {read} of {wanted} frames could be read{smeared}. Fetch or export it again for the rest."
+        )
+
+    def _go_to(self, time: float) -> None:
+        """Make the frame on show at `time` the one that is now; the last one for a time behind the end."""
+        at = 0.0 if self._now is None else self._now[1]
+        if time - at > self._near:
+            self._seek(time)
+            if self._now is not None and self._now[1] <= at:  # no key frame on the way: it was for nothing
+                self._near *= 2
+        if self._now is None:
+            self._begin()
+        while self._next is not None and self._next[1] <= time + HAIR:
+            self._now, self._hole = self._next, False
+            self._next = next(self._frames, None)
+
+    def _seek(self, time: float) -> None:
+        """Start again at the key frame before `time`."""
+        for earlier in (0.0, 2.0, 20.0, time):  # without an index, files are entered somewhere
+            goal = max(0.0, time - earlier) + self._found.origin
+            self._container.seek(int(goal / self._stream.time_base), stream=self._stream)
+            self._frames = self._decode()
+            self._begin()
+            if self._now is not None and self._now[1] <= time:
+                return
+
+    def _begin(self) -> None:
+        self._now, self._hole = next(self._frames, None), False
+        self._next = next(self._frames, None)
+
+    def _decode(self) -> Iterator[tuple[Any, float]]:
+        """Frames from here on, each with when it comes on show, in seconds from the first frame."""
+        import av
+
+        last, step = -1 / self._found.rate, 1 / self._found.rate
+        try:
+            for packet in self._container.demux(self._stream):
+                try:
+                    frames = packet.decode()
+                except av.error.FFmpegError:
+                    self._broken += 1
+                    self._hole = True
+                    continue
+                for frame in frames:
+                    time = last + step if frame.time is None else frame.time - self._found.origin
+                    last = time if time > last else last + step  # H.264 in AVI comes with its times mixed up
+                    yield frame, last
+        except av.error.FFmpegError:
+            self._broken += 1
+            self._hole = True
