@@ -1,3 +1,4 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from foveate.cli.prompt import prepare
 from foveate.errors import UnknownNameError, UnsupportedError
 from foveate.eval import prompts
 from foveate.eval.prompts import Conversation, encoder
-from foveate.eval.videos import Clip
+from foveate.video import Clip
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -120,15 +121,15 @@ def test_pictures_may_be_files_and_are_rgb(tmp_path):
 
 
 def test_a_video_goes_to_the_processor_sampled_already(monkeypatch):
-    clip = Clip(np.zeros((2, 4, 4, 3), np.uint8), (0.5, 1.5), 10.0, 20)
+    clip = Clip(Path("film.mp4"), np.zeros((2, 4, 4, 3), np.uint8), (0.5, 1.5), 0.0, 2.0, 10.0)
     asked = {}
-    monkeypatch.setattr(prompts, "frames", lambda *given: asked.update(given=given) or clip)
+    monkeypatch.setattr(prompts, "read", lambda path, **given: asked.update(given, path=path) or clip)
     one = stub("qwen2_vl")
     one.processor.video_processor, one.processor.chat_template = object(), "{{ messages }}"
     one.processor.apply_chat_template = lambda turns, **_: str(turns)
     film = {"role": "user", "content": [{"type": "video", "url": "film.mp4", "start_time": 1.0}]}
     encoder("own")(one, conversation(film))
-    assert asked["given"] == ("film.mp4", 4, 1.0, None)
+    assert asked == {"path": "film.mp4", "frames": 4, "start": 1.0, "end": None}
     given = one.processor.given
     assert given["videos"][0] is clip.frames
     assert given["do_sample_frames"] is False
@@ -137,7 +138,8 @@ def test_a_video_goes_to_the_processor_sampled_already(monkeypatch):
 
 
 def test_a_model_that_reads_no_videos_says_so(monkeypatch, loaded):
-    monkeypatch.setattr(prompts, "frames", lambda *_: Clip(np.zeros((1, 4, 4, 3), np.uint8), (0.0,), 1.0, 1))
+    clip = Clip(Path("film.mp4"), np.zeros((1, 4, 4, 3), np.uint8), (0.0,), 0.0, 1.0, 1.0)
+    monkeypatch.setattr(prompts, "read", lambda *_, **__: clip)
     film = {"role": "user", "content": [{"type": "video", "url": "film.mp4"}]}
     with pytest.raises(UnsupportedError, match="LlavaProcessor reads no videos"):
         encoder("own")(loaded, conversation(film))

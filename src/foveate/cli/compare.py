@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from foveate.cli.options import BudgetOptions, Images, ModelOptions, OutputOptions
+from foveate.cli.options import BudgetOptions, Files, ModelOptions, OutputOptions, VideoOptions
 from foveate.cli.outputs import check_targets
 from foveate.cli.usage import UsageError
 
@@ -32,8 +32,8 @@ class Compare:
       foveate compare cat.jpg --prompt "Read the sign." --figure kept.png --out result.json
     """
 
-    images: Images = ()
-    """picture files, in the order in which the model sees them"""
+    files: Files = ()
+    """picture and video files, in the order in which the model sees them"""
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
     """the question"""
     method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME")] = ()
@@ -42,6 +42,7 @@ class Compare:
     """timed rounds, after a warm-up"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     budgets: Annotated[BudgetOptions, tyro.conf.arg(name="budget")] = field(default_factory=BudgetOptions)
+    videos: Annotated[VideoOptions, tyro.conf.arg(name="video")] = field(default_factory=VideoOptions)
     outputs: Annotated[OutputOptions, tyro.conf.arg(name="output")] = field(default_factory=OutputOptions)
 
     def run(self) -> None:
@@ -65,7 +66,7 @@ class Compare:
             from foveate.viz import stack
 
         names, every = (self.method, False) if self.method else (tuple(methods()), True)
-        setup = set_up(self.images, self.prompt, names, self.models, self.budgets, every=every)
+        setup = set_up(self.files, self.prompt, names, self.models, self.budgets, self.videos, every=every)
         whole = setup.cost(None)
         with busy("Answering without dropping"):
             full = ask(setup.loaded, setup.inputs, None, self.models.max_new_tokens)
@@ -88,8 +89,7 @@ class Compare:
         footnotes = [Text(f"Time ratio to the full model's: {report.race_note(found)}."), Text(CONTROL)]
 
         def draw() -> "Image":
-            images = [picture.image for picture in setup.pictures]
-            drawn = [(f"{name}: {answer.text}", answer.trace.show(images)) for name, answer in answers.items()]
+            drawn = [(f"{name}: {answer.text}", answer.trace.show(setup.shown)) for name, answer in answers.items()]
             return stack(drawn, title=f"{setup.prompt}  Full model: {full.text}")
 
         if self.outputs.figure is not None:

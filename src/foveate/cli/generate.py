@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from foveate.cli.options import BudgetOptions, Flag, Images, ModelOptions, OutputOptions
+from foveate.cli.options import BudgetOptions, Files, Flag, ModelOptions, OutputOptions, VideoOptions
 from foveate.cli.outputs import check_targets
 from foveate.cli.usage import UsageError
 
@@ -14,7 +14,7 @@ __all__ = ["Generate"]
 
 @dataclass(frozen=True, kw_only=True)
 class Generate:
-    """Answer a question about pictures while vision tokens are dropped.
+    """Answer a question about pictures or a video while vision tokens are dropped.
 
     Prints the answer, the retention, and the FLOPs and KV-cache bytes saved; with --full also the untouched
     model's answer and a measured time ratio. Without an image, the embedded model is asked about the
@@ -25,10 +25,11 @@ class Generate:
       foveate generate cat.jpg --prompt "What is it doing?" --model llava-hf/llava-1.5-7b-hf
       foveate generate a.png b.png --prompt "What changed?" --budget 192 --figure kept.png
       foveate generate cat.jpg --prompt "Describe it." --method v2drop/llava-1.5-7b/64 --full --json
+      foveate generate clip.mp4 --prompt "What happens?" --frames 32 --model llava-hf/llava-onevision-qwen2-7b-ov-hf
     """
 
-    images: Images = ()
-    """picture files, in the order in which the model sees them"""
+    files: Files = ()
+    """picture and video files, in the order in which the model sees them"""
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
     """the question"""
     method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "v2drop"
@@ -39,6 +40,7 @@ class Generate:
     """with --full: timed pairs, after a warm-up"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     budgets: Annotated[BudgetOptions, tyro.conf.arg(name="budget")] = field(default_factory=BudgetOptions)
+    videos: Annotated[VideoOptions, tyro.conf.arg(name="video")] = field(default_factory=VideoOptions)
     outputs: Annotated[OutputOptions, tyro.conf.arg(name="output")] = field(default_factory=OutputOptions)
 
     def run(self) -> None:
@@ -59,7 +61,7 @@ class Generate:
             from foveate.cli.race import race
             from foveate.cli.setup import set_up
 
-        setup = set_up(self.images, self.prompt, [self.method], self.models, self.budgets)
+        setup = set_up(self.files, self.prompt, [self.method], self.models, self.budgets, self.videos)
         method = setup.methods[self.method]
         whole = setup.cost(None)
         with busy(f"Answering with {self.method}"):
@@ -81,6 +83,7 @@ class Generate:
         rows += [
             ("Retention", report.budget_line(trace, setup.depth)),
             ("Stages", report.stages_line(trace)),
+            *report.clip_lines(setup.clips, trace, alone=len(setup.media) == 1),
             ("FLOPs", report.flops_line(cost, whole)),
             ("KV cache", report.kv_line(answer)),
             *times,
@@ -93,4 +96,4 @@ class Generate:
         table.add_column()
         for label, text in rows:
             table.add_row(Text(label), Text(text))
-        finish(values, table, lambda: trace.show([picture.image for picture in setup.pictures]), self.outputs)
+        finish(values, table, lambda: trace.show(setup.shown), self.outputs)

@@ -6,13 +6,24 @@ from typing import Annotated, Literal
 
 import tyro
 
-__all__ = ["EMBEDDED", "BudgetOptions", "Flag", "Images", "ModelOptions", "OutputOptions", "Settings"]
+__all__ = [
+    "EMBEDDED",
+    "BudgetOptions",
+    "Files",
+    "Flag",
+    "Images",
+    "ModelOptions",
+    "OutputOptions",
+    "Settings",
+    "VideoOptions",
+]
 
 EMBEDDED = "embedded"
 
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
 Images = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE…", help_behavior_hint="")]
+Files = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE…", help_behavior_hint="")]
 Settings = Annotated[
     tyro.conf.UseAppendAction[tuple[str, ...]],
     tyro.conf.arg(name="set", metavar="KEY=VALUE", help_behavior_hint=""),
@@ -50,11 +61,21 @@ class BudgetOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VideoOptions:
+    """Which frames of a video the model sees; files are read with PyAV, pip install 'foveate[video]'."""
+
+    frames: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """how many at most, evenly spread (default: 32; 4 on a model that reads pictures only)"""
+    fps: Annotated[float | None, tyro.conf.arg(metavar="RATE", help_behavior_hint="")] = None
+    """how many a second; --frames is then the most there may be"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """What is written, and where."""
 
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """draw the kept patches on the picture, a panel a stage (png, jpg, webp, pdf)"""
+    """draw the kept patches on the picture, a panel a stage; of a video a sheet a stage (png, jpg, webp, pdf)"""
     json: Flag = False
     """print JSON to stdout, and nothing else there"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None

@@ -1,4 +1,4 @@
-"""A question about pictures as a model wants it: the processor's chat template, then its tensors."""
+"""A question about pictures and clips as a model wants it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,44 +9,49 @@ from torch import Tensor
 from foveate.cli.loading import Loaded
 from foveate.errors import InputError, UnsupportedError
 from foveate.eval.answering import placeholders
+from foveate.eval.prompts import Conversation, encoder
+from foveate.video import Clip
 
-__all__ = ["prepare", "vision_sizes"]
+__all__ = ["prepare", "reads_videos", "vision_sizes"]
 
 
-def prepare(loaded: Loaded, images: Sequence[Image.Image], prompt: str) -> Any:
-    """The model's inputs for one sample: images first, then the text, on the model's device in its dtype.
+def reads_videos(processor: Any) -> bool:
+    """Whether a processor takes videos as such; else their frames may go in as pictures."""
+    return getattr(processor, "video_processor", None) is not None
 
-    Without a chat template the images' placeholders go before the text as it is.
+
+def prepare(loaded: Loaded, media: Sequence[Image.Image | Clip], prompt: str) -> Any:
+    """The model's inputs for one sample: pictures and clips first, then the text, on the model's device in its dtype.
+
+    Without a chat template the images' placeholders go before the text as it is. Where the model reads no videos, a
+    clip's frames go in as pictures.
 
     Raises:
         InputError: If the processor refuses the pictures or they grow too large.
     """
-    processor, model = loaded.processor, loaded.model
-    try:
-        if getattr(processor, "chat_template", None):
-            content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": prompt}]
-            inputs = processor.apply_chat_template(
-                [{"role": "user", "content": content}],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-            )
+    videos = reads_videos(loaded.processor)
+    parts: list[tuple[str, Any]] = []
+    for one in media:
+        if isinstance(one, Clip):
+            parts += [("video", one)] if videos else [("image", frame) for frame in one.images()]
         else:
-            text = f"{processor.image_token}\n" * len(images) + prompt
-            inputs = processor(images=list(images), text=[text], return_tensors="pt")
+            parts.append(("image", one))
+    conversation = Conversation((("user", (*parts, ("text", prompt))),))
+    try:
+        inputs = encoder("own")(loaded, conversation)
     except (ValueError, ZeroDivisionError, MemoryError) as error:
-        sizes = ", ".join(f"{image.width} x {image.height}" for image in images)
+        shapes = [one.frames.shape[2:0:-1] if isinstance(one, Clip) else one.size for one in media]
+        sizes = ", ".join(f"{width} x {height}" for width, height in shapes)
         why = error if str(error) else "out of memory"  # a strip one pixel high grows to millions of columns
         raise InputError(f"The processor of {loaded.name} refuses pictures of {sizes} pixels: {why}") from error
-    return inputs.to(model.device, dtype=model.dtype)
+    return inputs.to(loaded.model.device, dtype=loaded.model.dtype)
 
 
 def vision_sizes(config: Any, input_ids: Tensor, images: int) -> tuple[int, ...]:
-    """Vision tokens of each image of a prompt: (1, tokens) ids -> `images` counts, or one for all together.
+    """Vision tokens of each image or video of a prompt: (1, tokens) ids -> `images` counts, or one for all together.
 
-    Images are told apart by what stands between them; where a template puts nothing there, only their sum
-    is known.
+    Images are told apart by what stands between them; where a template puts nothing there, or something between the
+    frames of a video, only their sum is known.
 
     Raises:
         UnsupportedError: If there is none, so that nothing could be dropped.

@@ -1,5 +1,6 @@
 """What `generate` and `compare` say about a run: as plain values for JSON, as lines for people."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from foveate.cli.asking import Answer
@@ -8,11 +9,13 @@ from foveate.cli.timing import Ratio
 from foveate.cost import Cost
 from foveate.engine.trace import Trace
 from foveate.methods.base import Method
+from foveate.video import Clip
 
 __all__ = [
     "agreement",
     "agreement_words",
     "budget_line",
+    "clip_lines",
     "flops_line",
     "interval",
     "kv_line",
@@ -90,6 +93,31 @@ def stages_line(trace: Trace) -> str:
         for stage in trace.stages
     ]
     return "; ".join(steps) or "nothing left"
+
+
+def clip_lines(clips: Sequence[Clip], trace: Trace, *, alone: bool) -> list[tuple[str, str]]:
+    """Which frames of each video the model saw; and where a video is all there is, how much of what stays is late."""
+    lines = [
+        ("Frames", f"{len(clip)} of {clip.path}, from {clip.seconds[0]:.2f} to {clip.seconds[-1]:.2f} s")
+        for clip in clips
+    ]
+    if clips and alone:
+        shares = [
+            f"{late:.0%} {stage.place}"
+            for stage, counts in zip(trace.stages, trace.kept_by_frame(), strict=False)
+            if (late := _late(counts)) is not None
+        ]
+        lines += [("Late frames", f"the second half of the video has {', '.join(shares)}")] if shares else []
+    return lines
+
+
+def _late(counts: Sequence[int]) -> float | None:
+    """The share of tokens in the second half of the frames, half of the middle one among them; None without any."""
+    if len(counts) < 2 or not sum(counts):
+        return None
+    half = len(counts) // 2
+    middle = counts[half] / 2 if len(counts) % 2 else 0.0
+    return (middle + sum(counts[-half:])) / sum(counts)
 
 
 def flops_line(cost: Cost, whole: Cost) -> str:

@@ -1,17 +1,20 @@
 """What `generate` and `compare` do before the first answer: check everything, load, and solve the schedules."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from foveate import __version__
 from foveate.cli.choose import check_names, choose
 from foveate.cli.loading import Loaded, load
-from foveate.cli.options import EMBEDDED, BudgetOptions, ModelOptions
-from foveate.cli.pictures import Picture, load_picture
-from foveate.cli.prompt import prepare, vision_sizes
-from foveate.cli.screen import busy, note
+from foveate.cli.media import as_seen, load_media
+from foveate.cli.options import EMBEDDED, BudgetOptions, ModelOptions, VideoOptions
+from foveate.cli.pictures import Picture
+from foveate.cli.prompt import prepare, reads_videos, vision_sizes
+from foveate.cli.screen import busy
 from foveate.cli.usage import UsageError
 from foveate.core.grid import Grid, grids_of
 from foveate.cost import Cost, cost
@@ -19,6 +22,7 @@ from foveate.engine.trace import Trace
 from foveate.errors import BudgetError
 from foveate.methods.base import Method
 from foveate.registry import families, family_for
+from foveate.video import Clip
 
 __all__ = ["Setup", "set_up"]
 
@@ -28,17 +32,17 @@ class Setup:
     """Everything ready for a question.
 
     Attributes:
-        pictures: What is looked at.
+        media: What is looked at, in order.
         prompt: The question.
         loaded: The model.
         inputs: What the model gets.
         text_tokens: Tokens of the prompt that are not vision tokens.
-        sizes: Vision tokens of each image.
+        sizes: Vision tokens of each image or video, or of all together.
         methods: The settings to run, by the name the user gave.
         infeasible: Why a method cannot meet the budget, by its name.
     """
 
-    pictures: list[Picture]
+    media: list[Picture | Clip]
     prompt: str
     loaded: Loaded
     inputs: Any
@@ -52,12 +56,23 @@ class Setup:
         """Decoder layers."""
         return int(self.loaded.model.config.get_text_config().num_hidden_layers)
 
+    @property
+    def shown(self) -> list[Image.Image | Clip]:
+        """What `Trace.show` draws on."""
+        return [one if isinstance(one, Clip) else one.image for one in self.media]
+
+    @property
+    def clips(self) -> list[Clip]:
+        """The videos among it."""
+        return [one for one in self.media if isinstance(one, Clip)]
+
     def cost(self, method: Method | None, trace: Trace | None = None) -> Cost:
         """What this prompt costs with a method, or without any; some methods' counts only a trace of it tells."""
         config = self.loaded.model.config
-        pictures = families()[config.model_type].tower_images(config, "image", self.inputs)
+        kind = families()[config.model_type]
+        pictures = self._by_kind(lambda modality, _: kind.tower_images(config, modality, self.inputs))
         if pictures is not None and len(pictures) != len(self.sizes):  # only the images' sum is known
-            pictures = (sum(pictures),)
+            pictures = [sum(pictures)]
         return cost(
             config,
             text_tokens=self.text_tokens,
@@ -69,20 +84,48 @@ class Setup:
             grids=self._grids(),
         )
 
+    @property
+    def _kinds(self) -> list[str]:
+        """What each image of the prompt is to the model: "image" or "video"."""
+        kinds: list[str] = []
+        for one in self.media:
+            if not isinstance(one, Clip):
+                kinds.append("image")
+            elif reads_videos(self.loaded.processor):
+                kinds.append("video")
+            else:
+                kinds += ["image"] * len(one)
+        return kinds
+
+    def _by_kind(self, ask: Callable[[str, list[int]], Sequence[Any] | None]) -> list[Any] | None:
+        """What the family says of images and of videos of these sizes, in the order of the prompt; None if nothing."""
+        kinds, found = self._kinds, {}
+        for kind in set(kinds):
+            told = ask(kind, [size for size, mine in zip(self.sizes, kinds, strict=False) if mine == kind])
+            if told is None or len(told) != kinds.count(kind):
+                return None
+            found[kind] = iter(told)
+        return [next(found[kind]) for kind in kinds]
+
     def _grids(self) -> list[tuple[Grid, ...]] | None:
-        """Rows and columns of each image's tokens, where they are known."""
-        if len(self.sizes) != len(self.pictures):  # only the images' sum is known
+        """Rows and columns of each image's or frame's tokens, where they are known."""
+        if len(self.sizes) != len(self._kinds):  # only the images' sum is known
             return None
-        boxes = family_for(self.loaded.model).boxes("image", self.inputs, self.sizes)
-        places = [one for one in boxes if one is not None]
-        return [grids_of(one) for one in places] if len(places) == len(boxes) else None
+        family = family_for(self.loaded.model)
+        boxes = self._by_kind(lambda kind, sizes: family.boxes(kind, self.inputs, sizes))
+        places = [one for one in boxes or () if one is not None]
+        return [grids_of(one) for one in places] if len(places) == len(self.sizes) else None
 
     def to_dict(self) -> dict[str, Any]:
         """The input as plain values."""
         return {
             "foveate": __version__,
             "model": self.loaded.to_dict(),
-            "images": [str(picture.path) for picture in self.pictures],
+            "images": [str(one.path) for one in self.media if isinstance(one, Picture)],
+            "videos": [
+                {"path": str(clip.path), "frames": len(clip), "seconds": list(clip.seconds), "note": clip.note}
+                for clip in self.clips
+            ],
             "prompt": self.prompt,
             "text_tokens": self.text_tokens,
             "vision_tokens": list(self.sizes),
@@ -90,15 +133,16 @@ class Setup:
 
 
 def set_up(
-    images: Sequence[Path],
+    files: Sequence[Path],
     prompt: str | None,
     names: Sequence[str],
     models: ModelOptions,
     budgets: BudgetOptions,
+    videos: VideoOptions,
     *,
     every: bool = False,
 ) -> Setup:
-    """Read the pictures, load the model and solve each method's schedule for this very input.
+    """Read the files, load the model and solve each method's schedule for this very input.
 
     With `every`, a method that cannot meet the budget is noted as infeasible, as long as another can.
 
@@ -108,15 +152,15 @@ def set_up(
     if models.max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens {models.max_new_tokens}: an answer has at least one token.")
     check_names(names, budgets)
-    images, prompt = _question(images, prompt, models)
-    pictures = [load_picture(path) for path in images]
-    for picture in pictures:
-        if picture.note:
-            note(picture.note)
+    files, prompt = _question(files, prompt, models)
+    media = load_media(files, videos)
     loaded = load(models)
+    native = reads_videos(loaded.processor)
+    media = as_seen(media, videos, native)
     with busy("Preparing the pictures"):
-        inputs = prepare(loaded, [picture.image for picture in pictures], prompt)
-        sizes = vision_sizes(loaded.model.config, inputs["input_ids"], len(pictures))
+        inputs = prepare(loaded, [one if isinstance(one, Clip) else one.image for one in media], prompt)
+        count = sum(1 if native or isinstance(one, Picture) else len(one) for one in media)
+        sizes = vision_sizes(loaded.model.config, inputs["input_ids"], count)
     methods: dict[str, Method] = {}
     infeasible: dict[str, str] = {}
     for name in names:
@@ -127,17 +171,17 @@ def set_up(
             if not every or len(infeasible) == len(names):
                 raise
     text_tokens = int(inputs["input_ids"].shape[1]) - sum(sizes)
-    return Setup(pictures, prompt, loaded, inputs, text_tokens, sizes, methods, infeasible)
+    return Setup(media, prompt, loaded, inputs, text_tokens, sizes, methods, infeasible)
 
 
-def _question(images: Sequence[Path], prompt: str | None, models: ModelOptions) -> tuple[Sequence[Path], str]:
+def _question(files: Sequence[Path], prompt: str | None, models: ModelOptions) -> tuple[Sequence[Path], str]:
     """What is asked about what: the user's, or the embedded model's own picture and question."""
     from foveate import embedded
 
-    if not images and models.model == EMBEDDED:
+    if not files and models.model == EMBEDDED:
         return [embedded.picture()], prompt or embedded.QUESTION
-    if not images:
-        raise UsageError("Which picture? Name image files; only the embedded model brings one of its own.")
+    if not files:
+        raise UsageError("Which picture? Name image or video files; only the embedded model brings one of its own.")
     if prompt is None:
         raise UsageError('What is the question? Give it with --prompt "…".')
-    return images, prompt
+    return files, prompt

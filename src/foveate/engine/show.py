@@ -61,13 +61,13 @@ def show(run: Prefill, media: Media, sample: int) -> Image.Image:
     cells: list[Frame] = []
     for one, first, count in takes:
         sizes = [size for index in range(first, first + count) for size in run.frames[sample][index]]
-        boxes = np.concatenate([places[index] for index in range(first, first + count)])
+        around = np.concatenate([places[index] for index in range(first, first + count)])
         step = ceil(len(one.pictures) / len(sizes))  # some models make one of two frames
         if ceil(len(one.pictures) / step) != len(sizes):
             raise InputError(f"The model saw {len(sizes)} frames or groups of frames; got {len(one.pictures)} to draw.")
         starts = np.cumsum([0, *sizes])
         cells += [
-            Frame(crop(one.pictures[at * step]), boxes[starts[at] : starts[at + 1]], one.labels[at * step])
+            Frame(crop(one.pictures[at * step]), around[starts[at] : starts[at + 1]], one.labels[at * step])
             for at in range(len(sizes))
         ]
     return draw_frames(cells, stages)

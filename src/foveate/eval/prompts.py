@@ -10,7 +10,7 @@ from PIL import Image
 
 from foveate._loading import Loaded
 from foveate.errors import UnknownNameError, UnsupportedError
-from foveate.eval.videos import Clip, frames
+from foveate.video import Clip, read
 
 __all__ = ["PROTOCOLS", "Conversation", "encoder"]
 
@@ -95,7 +95,8 @@ def _read(part: Mapping[str, Any], most_frames: int) -> tuple[str, Any]:
         if isinstance(path, str):
             times = {**part, **places}
             start = times.get("start_time", times.get("video_start"))
-            return kind, frames(path, most_frames, start, times.get("end_time", times.get("video_end")))
+            end = times.get("end_time", times.get("video_end"))
+            return kind, read(path, frames=most_frames, start=start, end=end)
     raise UnsupportedError(f"A message holds {kind} as {type(source).__name__}; text, pictures and video files go.")
 
 

@@ -1,5 +1,6 @@
 """Some frames of a video, and when they are shown."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,13 @@ class Clip:
     def images(self) -> list[Image.Image]:
         """The frames as pictures, for models that read no videos."""
         return [Image.fromarray(frame) for frame in self.frames]
+
+    def thinned(self, count: int) -> "Clip":
+        """The middles of `count` equal parts of its frames; itself where it has no more."""
+        if len(self) <= count:
+            return self
+        at = [(2 * part + 1) * len(self) // (2 * count) for part in range(count)]
+        return dataclasses.replace(self, frames=self.frames[at], seconds=tuple(self.seconds[index] for index in at))
 
     def metadata(self) -> Mapping[str, Any]:
         """What transformers' video processors want to know of frames that are sampled already (`video_metadata`).

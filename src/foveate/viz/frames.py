@@ -133,8 +133,8 @@ def _histograms(
     room = (width - 2 * MARGIN) / len(shares)
     for number, (caption, counts) in enumerate(shares):
         left = MARGIN + number * room + 44
-        box = (left, height - top - BARS, room - 60, BARS - CAPTION)
-        axes = figure.add_axes(tuple(side / whole for side, whole in zip(box, (width, height) * 2, strict=True)))
+        low, high = (height - top - BARS) / height, (BARS - CAPTION) / height
+        axes = figure.add_axes((left / width, low, (room - 60) / width, high))
         axes.bar(range(len(counts)), counts, width=0.9, color=BAR)
         axes.step(
             np.arange(len(sizes) + 1) - 0.5,

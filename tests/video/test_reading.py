@@ -1,0 +1,359 @@
+"""Video files of every odd kind, encoded here: the frames on show at the right times, or a refusal that says why."""
+
+import itertools
+import os
+import sys
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foveate.errors import InputError, SettingError, UnsupportedError
+from foveate.video import read, reading
+from tests.films import QUARTERS, brightness, film, matrix, sound
+
+UNSTEADY = [0.05 * index for index in range(15)] + [1.0, 3.0, 5.0, 7.0, 9.0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("films")
+
+
+@pytest.fixture(scope="module")
+def steady(folder):
+    """Six seconds, ten frames a second, from black to white."""
+    return film(folder / "steady.mp4")
+
+
+def every_frame(path):
+    """An independent look: (time, brightness) of all frames, in order."""
+    with av.open(str(path)) as container:
+        return [(float(f.time), f.to_ndarray(format="rgb24").mean() / 255) for f in container.decode(video=0)]
+
+
+def on_show(path, time):
+    """The frame that a viewer sees at a time."""
+    return [found for found in every_frame(path) if found[0] <= time + 1e-6][-1]
+
+
+def test_frames_are_the_middles_of_equal_parts(steady):
+    clip = read(steady, frames=4)
+    assert clip.frames.shape == (4, 48, 64, 3)
+    assert clip.frames.dtype == np.uint8
+    assert clip.seconds == pytest.approx((0.7, 2.2, 3.7, 5.2))
+    assert brightness(clip.frames) == pytest.approx([second / 5.9 for second in clip.seconds], abs=0.02)
+    assert (clip.start, clip.end, clip.rate, clip.note) == (0, 6, 10, None)
+
+
+def test_32_frames_if_nothing_is_said(steady):
+    assert len(read(steady)) == 32
+
+
+def test_by_rate_frames_come_from_the_first_one_on(steady):
+    assert read(steady, fps=2).seconds == pytest.approx([0.5 * at for at in range(12)])
+    assert read(steady, fps=0.1).seconds == (0.0,)
+
+
+def test_a_rate_with_a_number_takes_no_more_than_that_evenly_spread(steady):
+    assert read(steady, fps=2, frames=20).seconds == read(steady, fps=2).seconds
+    assert read(steady, fps=5, frames=3).seconds == read(steady, frames=3).seconds
+
+
+def test_a_rate_that_would_fill_the_memory_wants_a_number_with_it(steady):
+    with pytest.raises(SettingError, match=r"200 frames a second of .* are 1200 frames; more than 768 .* frames="):
+        read(steady, fps=200)
+    assert len(read(steady, fps=200, frames=10)) == 10
+
+
+def test_a_clip_shorter_than_asked_gives_every_frame_once(steady):
+    clip = read(steady, frames=1000)
+    assert clip.seconds == pytest.approx([0.1 * at for at in range(60)])
+    assert np.diff(brightness(clip.frames)).min() > 0
+
+
+def test_one_frame(folder):
+    clip = read(film(folder / "one.mp4", 1), frames=8)
+    assert (len(clip), clip.seconds) == (1, (0.0,))
+    assert len(read(folder / "one.mp4", fps=1)) == 1
+
+
+def test_only_the_part_that_is_meant(steady):
+    clip = read(steady, frames=3, start=3.0, end=6.0)
+    assert clip.seconds == pytest.approx((3.5, 4.5, 5.5))
+    assert (clip.start, clip.end) == (3, 6)
+    assert read(steady, fps=1, start=1.25, end=3.5).seconds == pytest.approx((1.25, 2.2, 3.2))
+    assert read(steady, frames=99, start=2.0, end=2.5).seconds == pytest.approx((2.0, 2.1, 2.2, 2.3, 2.4))
+
+
+@pytest.mark.parametrize("kind", ["mp4", "mkv"])
+def test_an_unsteady_rate_is_followed_in_time(folder, kind):
+    path = film(folder / f"unsteady.{kind}", 20, rate=30, times=UNSTEADY)
+    clip = read(path, frames=6)
+    wanted = [clip.end * (at + 0.5) / 6 for at in range(6)]
+    assert brightness(clip.frames) == pytest.approx([on_show(path, time)[1] for time in wanted], abs=0.01)
+    changes = itertools.pairwise([(0.0, -1.0), *zip(clip.seconds, brightness(clip.frames), strict=True)])
+    for (before, seen), (second, now) in changes:
+        assert second > before or seen < 0
+        if now != seen:  # new on show: its own time; else that at which it is shown again
+            assert on_show(path, second)[0] == pytest.approx(second, abs=1e-3)
+
+
+def test_of_an_unsteady_clip_that_is_short_every_frame_comes_with_its_time(folder):
+    path = film(folder / "short.mp4", 20, rate=30, times=UNSTEADY)
+    assert read(path, frames=32).seconds == pytest.approx(UNSTEADY, abs=1e-3)
+    assert read(path, frames=32, start=0.9, end=6).seconds == pytest.approx((1, 3, 5), abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["mkv", "webm", "avi", "ts", "mov"])
+def test_containers_of_all_kinds_give_the_same_frames(folder, steady, kind):
+    codec = {"webm": "libvpx-vp9", "avi": "mpeg4"}.get(kind, "libx264")
+    clip, known = read(film(folder / f"film.{kind}", codec=codec), frames=7), read(steady, frames=7)
+    assert clip.seconds == pytest.approx(known.seconds, abs=2e-3)
+    assert brightness(clip.frames) == pytest.approx(brightness(known.frames), abs=0.02)
+
+
+def test_a_bare_stream_has_frames_at_its_nominal_rate(folder):
+    clip = read(film(folder / "bare.h264"), frames=6)
+    assert brightness(clip.frames) == pytest.approx(brightness(read(folder / "bare.h264", frames=60).frames[5::10]))
+    assert clip.note is None
+
+
+def quadrants(index, count, size):
+    """Red, green; blue, white."""
+    picture = np.zeros((size[1], size[0], 3), np.uint8)
+    tall, wide = size[1] // 2, size[0] // 2
+    picture[:tall, :wide], picture[:tall, wide:] = (250, 10, 10), (10, 250, 10)
+    picture[tall:, :wide], picture[tall:, wide:] = (10, 10, 250), (250, 250, 250)
+    return picture
+
+
+def corners(frame):
+    """The colours of its quadrants, by name."""
+    names = {(1, 0, 0): "red", (0, 1, 0): "green", (0, 0, 1): "blue", (1, 1, 1): "white"}
+    tall, wide = frame.shape[0] // 4, frame.shape[1] // 4
+    return [names[tuple(int(c > 128) for c in frame[y, x])] for y in (tall, -tall) for x in (wide, -wide)]
+
+
+@pytest.mark.parametrize(
+    ("turn", "seen"),
+    [
+        (QUARTERS[0], ["red", "green", "blue", "white"]),
+        (QUARTERS[90], ["blue", "red", "white", "green"]),
+        (QUARTERS[180], ["white", "blue", "green", "red"]),
+        (QUARTERS[270], ["green", "white", "red", "blue"]),
+        ((-1, 0, 0, 1), ["green", "red", "white", "blue"]),
+        ((1, 0, 0, -1), ["blue", "white", "red", "green"]),
+        ((0, 1, 1, 0), ["red", "blue", "green", "white"]),
+    ],
+)
+def test_a_video_filmed_sideways_or_mirrored_is_upright(tmp_path, turn, seen):
+    path = matrix(film(tmp_path / "phone.mp4", 3, size=(64, 32), draw=quadrants), turn)
+    frame = read(path, frames=1).frames[0]
+    assert frame.shape == ((64, 32, 3) if turn[0] == 0 else (32, 64, 3))
+    assert corners(frame) == seen
+
+
+@pytest.mark.parametrize(("tag", "full"), [(1, 1), (1, 2), (5, 1), (9, 1)], ids=["709", "709 full", "601", "2020"])
+def test_colours_are_those_that_the_file_says(tmp_path, tag, full):
+    wanted = np.array([[200, 40, 30], [40, 180, 60], [30, 60, 200], [190, 120, 70]], float)
+    kr, kb = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 9: (0.2627, 0.0593)}[tag]
+    r, g, b = (wanted / 255).T
+    luma = kr * r + (1 - kr - kb) * g + kb * b
+    u, v = (b - luma) / (2 * (1 - kb)), (r - luma) / (2 * (1 - kr))
+    planes = [255 * luma, 128 + 255 * u, 128 + 255 * v] if full == 2 else [16 + 219 * luma, 128 + 224 * u, 128 + 224 * v]
+    yuv = np.stack(planes).round().astype(np.uint8).repeat(16, axis=1)[:, None].repeat(64, axis=1)  # (3, 64, 64)
+    path = tmp_path / "colours.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt, stream.options = 64, 64, "yuv444p", {"qp": "2"}
+        stream.codec_context.colorspace, stream.codec_context.color_range = tag, full
+        frame = av.VideoFrame.from_ndarray(yuv, format="yuv444p")
+        frame.colorspace, frame.color_range = tag, full
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    seen = read(path, frames=1).frames[0][32, 8::16]
+    assert np.abs(seen - wanted).max() <= 4
+
+
+def test_pixels_that_are_not_square_are_made_square(tmp_path):
+    path = tmp_path / "wide.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = 2
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(quadrants(0, 1, (48, 64)), format="rgb24")))
+        container.mux(stream.encode())
+    assert read(path).frames.shape == (1, 64, 96, 3)
+
+
+@pytest.fixture(scope="module")
+def long(folder):
+    """Five minutes, 6,000 frames."""
+    return film(folder / "long.mp4", 6000, rate=20, size=(32, 32), gop=100, codec="mpeg4")
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The times of all frames that are decoded from now on."""
+    times, original = [], reading._Decoder._decode
+
+    def counted(self):
+        for found in original(self):
+            times.append(found[1])
+            yield found
+
+    monkeypatch.setattr(reading._Decoder, "_decode", counted)
+    return times
+
+
+def test_of_a_long_file_only_what_is_near_the_wanted_frames_is_decoded(long, decoded):
+    clip = read(long, frames=8)
+    assert brightness(clip.frames) == pytest.approx([second / 300 for second in clip.seconds], abs=0.02)
+    assert len(decoded) < 8 * 110  # a group of pictures each, of 6,000
+
+
+def test_frames_that_are_near_each_other_are_decoded_once(long, decoded):
+    assert len(read(long, fps=2, start=100, end=140)) == 80
+    assert len(decoded) < 40 * 20 + 200
+
+
+def test_a_long_file_with_one_key_frame_is_not_gone_through_for_every_frame(folder, decoded):
+    path = film(folder / "endless.mp4", 3000, rate=20, size=(32, 32), gop=100_000, codec="mpeg4")
+    clip = read(path, frames=24)
+    assert brightness(clip.frames) == pytest.approx([second / 150 for second in clip.seconds], abs=0.02)
+    assert len(decoded) < 3 * 3000
+
+
+def test_a_file_that_breaks_off_gives_the_part_that_is_there_and_says_so(folder):
+    whole = film(folder / "whole.mp4", 200, size=(160, 120), gop=20, options={"movflags": "faststart"}).read_bytes()
+    (path := folder / "broken-off.mp4").write_bytes(whole[: len(whole) * 6 // 10])
+    with pytest.warns(UserWarning, match=r"broken-off\.mp4 breaks off after \d\.\d of 20\.0 s: \d of 8 frames could") as w:
+        clip = read(path, frames=8)
+    assert clip.note == str(w[0].message)
+    assert 6 <= len(clip) <= 8
+    assert clip.end < 12
+    assert brightness(clip.frames) == pytest.approx([second / 19.9 for second in clip.seconds], abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["mkv", "ts"])
+def test_streams_that_end_early_are_read_to_their_end(folder, kind):
+    whole = film(folder / f"whole.{kind}", 200, size=(160, 120)).read_bytes()
+    (path := folder / f"half.{kind}").write_bytes(whole[: len(whole) // 2])
+    if kind == "mkv":  # a transport stream has no header that promises more
+        with pytest.warns(UserWarning, match=r"half\.mkv breaks off after .* of 20\.0 s: 8 of 8 frames"):
+            clip = read(path, frames=8)
+    else:
+        clip = read(path, frames=8)
+    assert len(clip) == 8
+    assert brightness(clip.frames) == pytest.approx([second / 19.9 for second in clip.seconds], abs=0.02)
+
+
+def test_damage_in_the_middle_leaves_out_what_cannot_be_read_and_says_so(folder):
+    data = bytearray(film(folder / "good.mp4", 200, size=(160, 120), gop=20).read_bytes())
+    start = data.index(b"mdat") + 4
+    length = int.from_bytes(data[start - 8 : start - 4], "big") - 8
+    third, quarter = start + length // 3, length // 4
+    data[third : third + quarter] = np.random.default_rng(0).bytes(quarter)
+    (path := folder / "scratched.mp4").write_bytes(data)
+    with pytest.warns(UserWarning, match=r"scratched\.mp4 is damaged: \d+ of 16 frames could be read, some of them"):
+        clip = read(path, frames=16)
+    assert 8 <= len(clip) < 16
+    assert np.diff(clip.seconds).min() > 0
+    assert brightness(clip.frames) == pytest.approx([second / 19.9 for second in clip.seconds], abs=0.05)
+
+
+def test_where_nothing_can_be_decoded_the_file_is_refused(folder):
+    data = bytearray(film(folder / "fine.mp4", 30).read_bytes())
+    at = data.index(b"mdat") + 4
+    length = int.from_bytes(data[at - 8 : at - 4], "big") - 8
+    data[at : at + length] = bytes(length)
+    (path := folder / "zeroed.mp4").write_bytes(data)
+    with pytest.raises(InputError, match=r"zeroed\.mp4 is damaged: no frame of it can be decoded"):
+        read(path)
+
+
+def test_an_mp4_without_its_end_is_refused(folder, steady):
+    whole = steady.read_bytes()  # the index comes last
+    (path := folder / "headless.mp4").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"headless\.mp4 is no video that can be read, or its end is missing"):
+        read(path)
+
+
+@pytest.mark.parametrize("content", [b"no video at all", b"\x00" * 5000, os.urandom(4096)])
+def test_what_is_no_video_is_refused(tmp_path, content):
+    (path := tmp_path / "film.mp4").write_bytes(content)
+    with pytest.raises(InputError, match=r"film\.mp4 is no video"):
+        read(path)
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (path := tmp_path / "empty.mp4").touch()
+    with pytest.raises(InputError, match=r"empty\.mp4 is empty \(0 bytes\)"):
+        read(path)
+
+
+def test_sound_alone_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"song\.m4a has no video in it, only sound"):
+        read(sound(tmp_path / "song.m4a"))
+
+
+def test_a_song_with_a_cover_is_no_video(tmp_path):
+    path = tmp_path / "song.mp3"
+    with av.open(str(path), "w") as container:
+        stream, cover = container.add_stream("mp3", rate=44100), container.add_stream("png")
+        cover.width, cover.height, cover.pix_fmt = 16, 16, "rgb24"
+        picture = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")
+        container.mux([*cover.encode(picture), *cover.encode()])
+        for index in range(20):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.float32), format="fltp", layout="mono")
+            frame.rate, frame.pts = 44100, 1152 * index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(InputError, match=r"song\.mp3 has no video in it, only sound"):
+        read(path)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"none\.mp4 cannot be read: No such file"):
+        read(tmp_path / "none.mp4")
+    with pytest.raises(InputError, match=r"cannot be read: Is a directory"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"frames": 0}, "frames is 1 or more; got 0"),
+        ({"fps": 0}, "fps lies above 0; got 0"),
+        ({"fps": float("nan")}, "fps lies above 0; got nan"),
+        ({"start": -1}, "got -1 and None"),
+        ({"start": 3, "end": 2}, "got 3 and 2"),
+    ],
+)
+def test_numbers_outside_their_range_are_refused(steady, asked, says):
+    with pytest.raises(SettingError, match=says):
+        read(steady, **asked)
+
+
+def test_a_part_behind_the_end_is_refused(steady):
+    with pytest.raises(InputError, match=r"ends after 6\.00 s, so nothing starts at 7 s"):
+        read(steady, start=7)
+
+
+def test_without_pyav_the_extra_is_named(steady, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(UnsupportedError, match=r"pip install 'foveate\[video\]'"):
+        read(steady)
+
+
+@settings(max_examples=25)
+@given(count=st.integers(1, 70), start=st.floats(0, 5.5), length=st.floats(0.05, 6))
+def test_what_is_read_is_what_a_viewer_sees(steady, count, start, length):
+    clip = read(steady, frames=count, start=start, end=start + length)
+    assert 1 <= len(clip) <= count
+    assert (np.diff(clip.seconds) > 0).all()
+    for second, seen in zip(clip.seconds, brightness(clip.frames), strict=True):
+        assert seen == pytest.approx(on_show(steady, second)[1], abs=0.01)
