@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.core.grid import closing_rows, coarser, grids_of, into_cells, join
+from foveate.core.grid import closing_rows, coarser, frames_of, grids_of, into_cells, join
 from foveate.families.base import grid_boxes
 
 sides = st.integers(1, 40)
@@ -91,6 +91,20 @@ def test_grids_are_joined_one_behind_the_other():
 def test_grids_are_read_off_where_tokens_look(grids, newline):
     boxes = torch.cat([grid_boxes(*grid) for grid in grids] + [torch.full((int(newline), 4), float("nan"))])
     assert grids_of(boxes) == tuple(grids)
+
+
+@given(rows=sides, columns=sides, count=st.integers(1, 9), newline=st.booleans())
+def test_frames_begin_at_the_corner_and_a_closing_newline_is_of_the_last(rows, columns, count, newline):
+    frames = [grid_boxes(rows, columns)] * count
+    boxes = torch.cat([*frames, torch.full((int(newline), 4), float("nan"))])
+    size = rows * columns
+    assert frames_of(boxes) == (size,) * (count - 1) + (size + newline,)
+
+
+def test_a_token_without_a_place_that_begins_each_frame_is_of_the_frame_behind_it():
+    nowhere = torch.full((1, 4), float("nan"))
+    assert frames_of(torch.cat([nowhere, grid_boxes(2, 2)] * 3)) == (5, 5, 5)
+    assert frames_of(nowhere) == (1,)
 
 
 def test_only_a_newline_that_ends_the_image_stays():

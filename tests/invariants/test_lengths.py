@@ -1,5 +1,7 @@
 """Invariant 9: KV lengths and retention are the schedule's arithmetic, exactly."""
 
+import itertools
+
 import pytest
 
 import foveate as fv
@@ -18,10 +20,13 @@ def test_lengths_and_retention_are_as_planned(name, family):
     for index, word in enumerate(words):
         one = batch(family, [word])
         text, sizes = int((~is_vision(one["input_ids"])).sum()), in_order(model, one, word)
-        fixed = [len(fv.families()[family].always_kept(model.config, size)) for size in sizes]
-        plan = method.plan(DEPTH, [size - few for size, few in zip(sizes, fixed, strict=True)])
-        # None where pictures decide
-        plan = [layer[index] for layer in told] if plan is None else [count + sum(fixed) for count in plan]
+        always = [fv.families()[family].always_kept(model.config, size) for size in sizes]
+        fixed, groups = sum(map(len, always)), [size - len(few) for size, few in zip(sizes, always, strict=True)]
+        if method.by_frame:
+            frames = zip(trace.latest.frames[index], always, strict=True)
+            groups = [size for each, few in frames for size in without(each, few)]
+        plan = method.plan(DEPTH, groups)  # None where pictures decide
+        plan = [layer[index] for layer in told] if plan is None else [count + fixed for count in plan]
         stored = [plan[-1] if layer in method.kv_layers(DEPTH) else n for layer, n in enumerate(plan)]
         for layer, (lengths, n) in enumerate(zip(trace.kv_lengths, stored, strict=True)):
             most = held(layer, text + n)
@@ -37,6 +42,12 @@ def test_lengths_and_retention_are_as_planned(name, family):
     wanted = [held(layer, n + 3) for layer, n in enumerate(longest)]  # four tokens are three decode steps
     assert slots(out.past_key_values)[first:] == wanted[first:]
     assert out.past_key_values.get_seq_length() == inputs["input_ids"].shape[1] + 3
+
+
+def without(frames, places):
+    """Tokens of each frame but those at these places of the video."""
+    ends = itertools.accumulate(frames)
+    return [size - sum(end - size <= at < end for at in places) for size, end in zip(frames, ends, strict=True)]
 
 
 def in_order(model, inputs, word):

@@ -110,6 +110,17 @@ def test_ranking_each_image_keeps_its_share_of_each():
     assert len(together.kept) == 15
 
 
+def test_ranking_each_frame_is_ranking_each_image_where_the_engine_counts_frames():
+    assert fv.Random(scope="frame").by_frame
+    assert not fv.Random(scope="image").by_frame
+    assert fv.FinalKV(inner=fv.Random(scope="frame")).by_frame
+    view = View.of(torch.zeros(30, 2), layer=3, sizes=(10, 20))
+    cuts = [fv.Random(layers=(3,), keep=(0.5,), scope=scope).cut(view) for scope in ("frame", "image")]
+    assert cuts[0].kept.tolist() == cuts[1].kept.tolist()
+    with pytest.raises(fv.SettingError, match="scope is 'sample', 'image' or 'frame'; got 'clip'"):
+        fv.Random(scope="clip")
+
+
 def test_small_prompts_are_left_whole_if_asked():
     method = fv.Uniform(layers=(3,), keep=(0.5,), skip_below=16)
     assert method.cut(View.of(torch.zeros(15, 2), layer=3)) is None
@@ -121,7 +132,7 @@ def test_small_prompts_are_left_whole_if_asked():
 @given(
     sizes=st.lists(st.integers(1, 50), min_size=1, max_size=4),
     keep=st.lists(st.floats(0, 1), min_size=1, max_size=3),
-    scope=st.sampled_from(["sample", "image"]),
+    scope=st.sampled_from(["sample", "image", "frame"]),
     min_keep=st.integers(0, 3),
 )
 def test_what_is_cut_is_what_was_planned(sizes, keep, scope, min_keep):

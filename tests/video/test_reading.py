@@ -163,7 +163,9 @@ def test_colours_are_those_that_the_file_says(tmp_path, tag, full):
     r, g, b = (wanted / 255).T
     luma = kr * r + (1 - kr - kb) * g + kb * b
     u, v = (b - luma) / (2 * (1 - kb)), (r - luma) / (2 * (1 - kr))
-    planes = [255 * luma, 128 + 255 * u, 128 + 255 * v] if full == 2 else [16 + 219 * luma, 128 + 224 * u, 128 + 224 * v]
+    planes = (
+        [255 * luma, 128 + 255 * u, 128 + 255 * v] if full == 2 else [16 + 219 * luma, 128 + 224 * u, 128 + 224 * v]
+    )
     yuv = np.stack(planes).round().astype(np.uint8).repeat(16, axis=1)[:, None].repeat(64, axis=1)  # (3, 64, 64)
     path = tmp_path / "colours.mp4"
     with av.open(str(path), "w") as container:
@@ -230,7 +232,9 @@ def test_a_long_file_with_one_key_frame_is_not_gone_through_for_every_frame(fold
 def test_a_file_that_breaks_off_gives_the_part_that_is_there_and_says_so(folder):
     whole = film(folder / "whole.mp4", 200, size=(160, 120), gop=20, options={"movflags": "faststart"}).read_bytes()
     (path := folder / "broken-off.mp4").write_bytes(whole[: len(whole) * 6 // 10])
-    with pytest.warns(UserWarning, match=r"broken-off\.mp4 breaks off after \d\.\d of 20\.0 s: \d of 8 frames could") as w:
+    with pytest.warns(
+        UserWarning, match=r"broken-off\.mp4 breaks off after \d\.\d of 20\.0 s: \d of 8 frames could"
+    ) as w:
         clip = read(path, frames=8)
     assert clip.note == str(w[0].message)
     assert 6 <= len(clip) <= 8

@@ -62,9 +62,11 @@ def show(run: Prefill, media: Media, sample: int) -> Image.Image:
     for one, first, count in takes:
         sizes = [size for index in range(first, first + count) for size in run.frames[sample][index]]
         around = np.concatenate([places[index] for index in range(first, first + count)])
-        step = ceil(len(one.pictures) / len(sizes))  # some models make one of two frames
+        step = 1 if len(one.pictures) == len(sizes) else 2  # some models make one of two frames
         if ceil(len(one.pictures) / step) != len(sizes):
-            raise InputError(f"The model saw {len(sizes)} frames or groups of frames; got {len(one.pictures)} to draw.")
+            raise InputError(
+                f"The model saw {len(sizes)} frames or pairs of frames; got {len(one.pictures)} to draw on."
+            )
         starts = np.cumsum([0, *sizes])
         cells += [
             Frame(crop(one.pictures[at * step]), around[starts[at] : starts[at + 1]], one.labels[at * step])
