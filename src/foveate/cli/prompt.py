@@ -50,19 +50,19 @@ def prepare(loaded: Loaded, media: Sequence[Image.Image | Clip], prompt: str) ->
 def vision_sizes(config: Any, input_ids: Tensor, images: int) -> tuple[int, ...]:
     """Vision tokens of each image or video of a prompt: (1, tokens) ids -> `images` counts, or one for all together.
 
-    Images are told apart by what stands between them; where a template puts nothing there, or something between the
-    frames of a video, only their sum is known.
+    Those of a kind are told apart by what stands between them; where a template puts nothing there, or something
+    between the frames of a video, only their sum is known.
 
     Raises:
         UnsupportedError: If there is none, so that nothing could be dropped.
     """
     vision = placeholders(config)
     sizes: list[int] = []
-    inside = False
+    before = None
     for token in input_ids[0].tolist():
         if token in vision:
-            sizes = [*sizes[:-1], sizes[-1] + 1] if inside else [*sizes, 1]
-        inside = token in vision
+            sizes = [*sizes[:-1], sizes[-1] + 1] if token == before else [*sizes, 1]
+        before = token
     if not sizes:
         raise UnsupportedError("The processor made a prompt without any vision token; is it the model's own?")
     return tuple(sizes) if len(sizes) == images else (sum(sizes),)

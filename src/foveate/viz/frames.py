@@ -93,6 +93,7 @@ def _compose(
     tall = max(pixels.shape[0] for _, cells in blocks for pixels, _ in cells) + LABEL
     columns = min(len(blocks[0][1]), max(1, (WIDTH + GAP) // wide))
     rows = ceil(len(blocks[0][1]) / columns)
+    columns = ceil(len(blocks[0][1]) / rows)  # no row much shorter than the others
     width = max(columns * wide - GAP, WIDTH // 2) + 2 * MARGIN
     height = 2 * MARGIN + len(blocks) * (HEADING + rows * tall) + (HEADING + BARS + TICKS if shares else 0) + LABEL
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")

@@ -1,0 +1,215 @@
+"""Videos end to end: a real file, the command line, real processors, tiny random models."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import foveate as fv
+from foveate._loading import load
+from foveate.cli.prompt import prepare
+from foveate.video import read
+from tests import oracle
+from tests.films import QUARTERS, film, matrix
+from tests.with_torchvision.conftest import save_onevision
+
+FAMILIES = ("qwen2_vl", "llava_onevision")
+TOKENS = {"qwen2_vl": lambda frames: 12 * ((frames + 1) // 2), "llava_onevision": lambda frames: 9 * frames + 1}
+QUESTION = ("--prompt", "What happens ?", "--max-new-tokens", 5)
+CLOSE = {"atol": 5e-5, "rtol": 1e-4}
+
+
+def moving(index, count, size):
+    """A bright square on noise goes from left to right."""
+    picture = np.random.default_rng(index // 4).integers(0, 120, (size[1], size[0], 3), dtype=np.uint8)
+    left = (size[0] - 20) * index // max(1, count - 1)
+    picture[10:30, left : left + 20] = (240, 230, 40)
+    return picture
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """Six seconds, 112 x 84."""
+    return film(tmp_path_factory.mktemp("clips") / "clip.mp4", size=(112, 84), draw=moving)
+
+
+@pytest.fixture(scope="module")
+def loaded(folders):
+    return {family: load(str(folder), torch.device("cpu")) for family, folder in folders.items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("frames", [8, 9])
+def test_generate_answers_about_a_video_file(run, folders, clip, tmp_path, family, frames):
+    figure = tmp_path / "kept.png"
+    asked = (clip, *QUESTION, "--model", folders[family], "--frames", frames, "--figure", figure, "--json")
+    code, out, err = run("generate", *asked)
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert told["vision_tokens"] == [TOKENS[family](frames)]
+    assert told["videos"] == [
+        {
+            "path": str(clip),
+            "frames": frames,
+            "seconds": pytest.approx([6 * (at + 0.5) / frames for at in range(frames)], abs=0.1),
+            "note": None,
+        }
+    ]
+    assert told["images"] == []
+    method = fv.V2Drop.from_dict(told["setting"])
+    assert told["mean_tokens"] == pytest.approx(sum(method.plan(28, told["vision_tokens"])) / 28)
+    assert told["cost"]["retention"] == pytest.approx(told["retention"])
+    assert told["cost"]["tower_flops"] > 0
+    kept = told["trace"]["kept_by_frame"][0]
+    assert [sum(counts) for counts in kept] == [stage["after"][0] for stage in told["trace"]["stages"]]
+    assert len(kept[0]) == ((frames + 1) // 2 if family == "qwen2_vl" else frames)
+    with Image.open(figure) as drawn:
+        assert drawn.width > 700
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_people_are_told_which_frames_and_how_much_of_what_stays_is_late(run, folders, clip, family):
+    code, out, err = run("generate", clip, *QUESTION, "--model", folders[family], "--fps", 2, "--full", "--pairs", 2)
+    assert (code, err) == (0, "")
+    assert f"12 of {clip}, from 0.00 to 5.50 s" in " ".join(out.split())
+    assert "the second half of the video has" in out
+    assert "before layer 3" in out.split("Late frames")[1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compare_runs_every_method_on_a_video(run, folders, clip, family, tmp_path):
+    figure = tmp_path / "all.png"
+    asked = (clip, *QUESTION, "--model", folders[family], "--frames", 4, "--pairs", 2, "--figure", figure, "--json")
+    code, out, err = run("compare", *asked)
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert {row["name"] for row in told["methods"]} | {row["name"] for row in told["infeasible"]} == set(fv.methods())
+    assert len(told["methods"]) >= 5
+    assert figure.exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_model_gets_is_what_its_own_processor_makes_of_the_frames(loaded, clip, family):
+    one, found = loaded[family], read(clip, frames=6)
+    inputs = prepare(one, [found], "What happens ?")
+    frames = [Image.fromarray(frame) for frame in found.frames]
+    content = [{"type": "video", "video": frames}, {"type": "text", "text": "What happens ?"}]
+    own = one.processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"do_sample_frames": False},
+    )
+    assert torch.equal(inputs["input_ids"], own["input_ids"])
+    torch.testing.assert_close(inputs["pixel_values_videos"], own["pixel_values_videos"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keeping_all_is_the_untouched_model_bit_for_bit(loaded, clip, family):
+    one = loaded[family]
+    inputs = prepare(one, [read(clip, frames=8)], "What happens ?")
+    asked = {**inputs, "max_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    plain = one.model.generate(**asked)
+    with fv.drop(one.model, fv.V2Drop(layers=(3, 16), keep=(1.0, 1.0), scope="frame")):
+        kept = one.model.generate(**asked)
+    assert torch.equal(plain.sequences, kept.sequences)
+    assert all(torch.equal(a, b) for a, b in zip(plain.logits, kept.logits, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("scope", ["sample", "frame"])
+def test_dropping_is_the_independent_recompute(loaded, clip, family, scope):
+    one = loaded[family]
+    inputs = prepare(one, [read(clip, frames=8)], "What happens ?")
+    method = fv.V2Drop(layers=(3, 16, 22), keep=(0.5, 0.3, 0.2), scope=scope)
+    with fv.drop(one.model, method) as trace, torch.no_grad():
+        out = one.model.generate(
+            **inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True
+        )
+    start = inputs["input_ids"].shape[1]
+    cuts = {stage.layer: stage.kept[0] for stage in trace.stages}
+    with torch.no_grad():
+        logits, _ = oracle.forward(one.model, inputs, out.sequences[0, start:-1], cuts)
+    torch.testing.assert_close(torch.cat(out.logits), logits, **CLOSE)
+    counts = trace.kept_by_frame()[0]
+    assert (max(counts) - min(counts) <= 1) == (scope == "frame")
+
+
+@pytest.mark.parametrize("share", ["33.3", "25", "20", "15"])
+def test_the_presets_for_32_frames_spend_what_they_say(tmp_path_factory, clip, run, share):
+    """OneVision's own geometry: 384 pixels, 27 x 27 patches pooled to 14 x 14."""
+    folder = tmp_path_factory.getbasetemp() / "full-geometry"
+    if not folder.exists():
+        save_onevision(folder, side=384)
+    asked = (clip, *QUESTION[:2], "--max-new-tokens", 1, "--frames", 32, "--model", folder, "--json")
+    code, out, err = run("generate", *asked, "--method", f"v2drop/llava-onevision-7b/{share}%")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert told["vision_tokens"] == [32 * 196 + 1]
+    assert told["retention"] == pytest.approx(float(share) / 100, abs=0.002)
+    assert told["setting"]["layers"] == [3, 17, 22]
+
+
+def test_the_preset_for_qwen2_vl_videos_spends_a_fifth(run, folders, clip):
+    asked = (clip, *QUESTION, "--frames", 32, "--model", folders["qwen2_vl"], "--method", "v2drop/qwen2-vl-7b/20%")
+    code, out, _ = run("generate", *asked, "--json")
+    assert code == 0
+    assert json.loads(out)["retention"] == pytest.approx(0.2, abs=0.005)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_preset_may_be_run_frame_by_frame(run, folders, clip, family):
+    name = {"qwen2_vl": "v2drop/qwen2-vl-7b/20%", "llava_onevision": "v2drop/llava-onevision-7b/25%"}[family]
+    asked = (clip, *QUESTION, "--frames", 8, "--model", folders[family], "--method", name, "--set", "scope=frame")
+    code, out, _ = run("generate", *asked, "--json")
+    assert code == 0
+    first = json.loads(out)["trace"]["kept_by_frame"][0][0]
+    assert max(first) - min(first) <= 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_picture_and_a_video_go_into_one_question(run, folders, clip, family, tmp_path):
+    Image.new("RGB", (84, 56), "purple").save(still := tmp_path / "still.png")
+    figure = tmp_path / "kept.png"
+    for files in ((still, clip), (clip, still)):
+        asked = (*files, *QUESTION, "--frames", 4, "--model", folders[family], "--figure", figure, "--force", "--json")
+        code, out, err = run("generate", *asked)
+        assert (code, err) == (0, "")
+        told = json.loads(out)
+        assert told["vision_tokens"][files.index(clip)] == TOKENS[family](4)
+        assert len(told["vision_tokens"]) == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_video_held_sideways_is_seen_upright(loaded, family, tmp_path):
+    held = matrix(film(tmp_path / "held.mp4", 6, size=(112, 56), draw=moving), QUARTERS[90])
+    inputs = prepare(loaded[family], [read(held, frames=4)], "What happens ?")
+    if family == "qwen2_vl":
+        (grid,) = inputs["video_grid_thw"].tolist()
+        assert grid[1] == 2 * grid[2]
+    upright = film(
+        tmp_path / "upright.mp4", 6, size=(56, 112), draw=lambda *a: np.rot90(moving(a[0], a[1], (112, 56)), 3)
+    )
+    same = prepare(loaded[family], [read(upright, frames=4)], "What happens ?")
+    off = (inputs["pixel_values_videos"] - same["pixel_values_videos"]).abs().mean()
+    assert off < 0.2 * same["pixel_values_videos"].abs().mean()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_of_videos_is_each_alone(loaded, clip, family):
+    one = loaded[family]
+    clips = [read(clip, frames=4), read(clip, frames=4, start=2)]
+    alone = [prepare(one, [each], "What happens ?") for each in clips]
+    together = {name: torch.cat([each[name] for each in alone]) for name in alone[0]}
+    method = fv.V2Drop(layers=(3, 16), keep=(0.5, 0.3), scope="frame")
+    with fv.drop(one.model, method) as trace, torch.no_grad():
+        logits = one.model(**together, logits_to_keep=1).logits
+    for index, each in enumerate(alone):
+        with fv.drop(one.model, method) as single, torch.no_grad():
+            expected = one.model(**each, logits_to_keep=1).logits
+        torch.testing.assert_close(logits[index], expected[0], **CLOSE)
+        assert trace.stages[1].kept[index].tolist() == single.stages[1].kept[0].tolist()
