@@ -26,16 +26,18 @@ help:
 
 setup: $(READY)
 
-# lmms-eval asks for torchvision. Where the one that pip finds was made for another torch, such as a CUDA one beside a
-# CPU one, it stops transformers from being imported, and timm stops accelerate without it; nothing here needs them.
+# Video processors and lmms-eval ask for torchvision. Where the one that pip finds was made for another torch, such as a
+# CUDA one beside a CPU one, it stops transformers from being imported, and timm stops accelerate without it: then it is
+# put apart, where only the tests of video processors look for it.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "foveate needs Python 3.11 or newer; choose one with: make setup PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo "python3 cannot make environments here; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install $(TORCH)
-	$(PIP) install -e '.[dev,docs,eval]' -c constraints.txt
-	@$(BIN)/python -c 'import torchvision' 2>/dev/null || $(PIP) uninstall --quiet --yes torchvision timm
+	$(PIP) install -e '.[dev,docs,eval,video]' -c constraints.txt
+	@$(BIN)/python -c 'import torchvision' 2>/dev/null || { $(PIP) uninstall --quiet --yes torchvision timm && \
+	  $(PIP) install --quiet --no-deps --upgrade --target $(VENV)/apart torchvision -c constraints.txt; }
 	@touch $@
 
 # Passive waiting: on a busy machine, threads that spin for work make everything ten times slower.

@@ -128,7 +128,9 @@ def _explained(name: str) -> Iterator[None]:
     except FoveateError:
         raise
     except ImportError as error:
-        raise InputError(f"Model {name!r} needs a package that is missing: {_first_line(error)}") from error
+        line = _first_line(error)
+        hint = " It must belong to your torch: pip install 'foveate[vision]'." if "torchvision" in line.lower() else ""
+        raise InputError(f"Model {name!r} needs a package that is missing: {line}{hint}") from error
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"Model {name!r} cannot be loaded: {_first_line(error)} "

@@ -276,6 +276,7 @@ VisionDrop.presets = (
     _derived("llava-next-7b", 160, 2880, (240, 176, 129, 95)),
     _derived("llava-next-7b", 320, 2880, (480, 352, 258, 190)),
     _derived("llava-next-7b", 640, 2880, (960, 704, 517, 379)),
+    _derived("video-llava-7b", 256, 2048, (768, 194, 49, 12)),  # the entry factor for video is 3
 )
 
 METHOD = VisionDrop

@@ -75,7 +75,7 @@ def draw_frames(frames: Sequence[Frame], stages: Stages) -> Image.Image:
 
 def _sized(picture: Image.Image, count: int) -> Pixels:
     """The frame at the size it will be drawn in: a row of landscape frames fills the sheet."""
-    side = WIDTH // min(ACROSS, max(3, count)) - GAP
+    side = WIDTH // min(ACROSS, max(5, count)) - GAP
     scale = side / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     return np.asarray(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS))

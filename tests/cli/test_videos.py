@@ -1,0 +1,123 @@
+"""Video files on the command line, on a model that reads pictures only; others: tests/with_torchvision."""
+
+import json
+import sys
+
+import pytest
+from PIL import Image
+
+from foveate.cli.media import is_video
+from foveate.video import read
+from tests.films import film, sound
+
+QUESTION = ("--prompt", "What is this ?", "--max-new-tokens", 5)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return film(tmp_path_factory.mktemp("clips") / "clip.mp4", 30)
+
+
+@pytest.fixture
+def ask(run, tiny_llava):
+    def call(command, *arguments):
+        return run(command, *arguments, *QUESTION, "--model", tiny_llava)
+
+    return call
+
+
+def test_on_a_model_that_reads_pictures_frames_go_in_as_pictures_and_a_line_says_so(ask, clip, tmp_path):
+    code, out, err = ask("generate", clip, "--frames", 3, "--figure", tmp_path / "kept.png", "--json")
+    assert code == 0
+    assert err == f"foveate: this model reads no videos: the 3 frames of {clip} go in as pictures.\n"
+    told = json.loads(out)
+    assert told["vision_tokens"] == [36, 36, 36]
+    assert told["videos"][0]["seconds"] == pytest.approx([0.5, 1.5, 2.5])
+    with Image.open(tmp_path / "kept.png") as drawn:
+        assert drawn.height > 1000 > drawn.width > 700  # four sheets of one row, and bars
+
+
+def test_those_frames_are_the_files_own(ask, clip, tmp_path):
+    for number, frame in enumerate(read(clip, frames=3).images()):
+        frame.save(tmp_path / f"{number}.png")
+    pictures = [tmp_path / f"{number}.png" for number in range(3)]
+    as_video, as_pictures = (
+        json.loads(ask("generate", *files, "--json")[1]) for files in ((clip, "--frames", 3), pictures)
+    )
+    assert as_video["token_ids"] == as_pictures["token_ids"]
+    assert as_video["trace"]["stages"] == as_pictures["trace"]["stages"]
+    assert as_video["cost"] == as_pictures["cost"]
+
+
+def test_four_frames_if_nothing_is_said(ask, clip):
+    told = json.loads(ask("generate", clip, "--json")[1])
+    assert told["vision_tokens"] == [36] * 4
+    assert told["videos"][0]["seconds"] == pytest.approx([0.4, 1.1, 1.8, 2.6], abs=0.11)
+
+
+def test_people_are_told_the_frames_and_how_much_of_what_stays_is_late(ask, clip):
+    code, out, _ = ask("generate", clip, "--fps", 2)
+    assert code == 0
+    said = " ".join(out.split())
+    assert f"Frames 6 of {clip}, from 0.00 to 2.50 s" in said
+    assert "Late frames the second half of the video has" in said
+
+
+def test_by_frame_each_keeps_the_same(ask, clip):
+    code, out, _ = ask("generate", clip, "--frames", 3, "--retention", 0.4, "--set", "scope=frame", "--json")
+    assert code == 0
+    kept = json.loads(out)["trace"]["stages"][0]["kept"][0]
+    assert len({sum(36 * at <= token < 36 * at + 36 for token in kept) for at in range(3)}) == 1
+
+
+def test_a_picture_and_a_video_go_in_as_they_are_named(ask, clip, picture):
+    code, out, _ = ask("compare", picture, clip, "--frames", 2, "--method", "random", "--pairs", 2, "--json")
+    assert code == 0
+    told = json.loads(out)
+    assert told["vision_tokens"] == [36] * 3
+    assert (told["images"], told["videos"][0]["path"]) == ([str(picture)], str(clip))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("{clip}", "--frames", 0), 2, "--frames and --fps: frames is 1 or more; got 0"),
+        (("{clip}", "--fps", 0), 2, "--frames and --fps: fps lies above 0; got 0"),
+        (("{clip}", "--fps", 9999), 2, "are 29997 frames; more than 768"),
+        (("{picture}", "--frames", 3), 2, "--frames and --fps are for videos, and no file named is one"),
+        (("none.mp4",), 1, "none.mp4 cannot be read: No such file"),
+        (("{song}",), 1, "song.mp4 has no video in it, only sound"),
+        (("{text}",), 1, "text.mp4 is no video that can be read, or its end is missing"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_before_the_model_is_loaded(
+    run, clip, picture, tmp_path, arguments, code, says
+):
+    (tmp_path / "text.mp4").write_text("no video at all")
+    places = {"clip": clip, "picture": picture, "song": sound(tmp_path / "song.mp4"), "text": tmp_path / "text.mp4"}
+    files = [str(argument).format(**places) for argument in arguments]
+    found, out, err = run("generate", *files, *QUESTION, "--model", tmp_path / "no-model-here")
+    assert (found, out) == (code, "")
+    assert says in " ".join(err.split())
+    assert len(err.splitlines()) == 1 or code == 2
+
+
+def test_a_damaged_video_is_a_note_and_no_warning(ask, clip, tmp_path):
+    whole = film(tmp_path / "whole.mp4", 200, options={"movflags": "faststart"}).read_bytes()
+    (path := tmp_path / "short.mp4").write_bytes(whole[: len(whole) * 6 // 10])
+    code, _, err = ask("generate", path, "--frames", 2)
+    assert code == 0
+    first, second = err.splitlines()
+    assert first.startswith(f"foveate: {path} breaks off after")
+    assert "this model reads no videos" in second
+
+
+def test_without_pyav_the_extra_is_named(ask, clip, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    code, _, err = ask("generate", clip)
+    assert (code, err) == (1, "foveate: Videos are read with PyAV: pip install 'foveate[video]'.\n")
+
+
+def test_files_are_videos_by_their_ending(tmp_path):
+    assert all(is_video(tmp_path / name) for name in ("a.mp4", "B.MOV", "c.webm", "d.mkv", "e.avi"))
+    assert not any(is_video(tmp_path / name) for name in ("a.png", "b.gif", "c", "d.jpeg"))
