@@ -54,6 +54,16 @@ MUTANTS = [
     ("engine/session.py", "setattr(module, place, original)", "pass", "tests/arrive/test_device_map.py"),
     ("engine/prompts.py", "if not prompt.layouts:", "if False:", "tests/arrive/test_device_map.py"),
     ("engine/prompts.py", 'if "write_index" in kwargs:', "if False:", "tests/arrive/test_continuous_batching.py"),
+    ("core/grid.py", "start - starts[0] for", "start for", "tests/core"),
+    ("engine/prompt.py", "sizes=frames or", "sizes=", "tests/engine/test_show.py"),
+    ("engine/trace.py", "owners[stage.kept[sample]]", "owners[: len(stage.kept[sample])]", "tests/engine/test_show.py"),
+    ("video/pixels.py", "if down < 0", "if down > 0", "tests/video"),
+    ("video/pixels.py", "int(frame.color_range) or LIMITED", "LIMITED", "tests/video"),
+    ("video/reading.py", "self._near *= 2", "pass", "tests/video"),
+    ("video/reading.py", "self._seek(time)", "pass", "tests/video"),
+    ("video/reading.py", "or self._hole or", "or", "tests/video"),
+    ("video/reading.py", "time if again else max(since, part[0])", "time", "tests/video"),
+    ("video/survey.py", "if not packet.size or packet.is_discard", "if not packet.size", "tests/video"),
     ("families/base.py", 'getattr(attention, "q_norm", None)', "None", f"{INVARIANTS}/test_oracle.py"),
 ]  # fmt: skip
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -400,7 +401,7 @@ def test_a_method_that_cannot_meet_the_budget_is_shown_with_its_floor_among_the_
 
 def test_a_picture_that_grows_beyond_memory_is_one_line():
     class Processor:
-        image_token = "<image>"
+        image_token, tokenizer = "<image>", SimpleNamespace(bos_token=None)
 
         def __call__(self, **_):
             raise MemoryError

@@ -1,5 +1,7 @@
 """Invariant 9: KV lengths and retention are the schedule's arithmetic, exactly."""
 
+import itertools
+
 import pytest
 
 import foveate as fv
@@ -18,18 +20,13 @@ def test_lengths_and_retention_are_as_planned(name, family):
     for index, word in enumerate(words):
         one = batch(family, [word])
         text, sizes = int((~is_vision(one["input_ids"])).sum()), in_order(model, one, word)
-        fixed = [len(fv.families()[family].always_kept(model.config, size)) for size in sizes]
-        if method.by_frame:  # of frames tests/engine/test_show.py tells
-            parts = [
-                (size, few / len(one))
-                for one, few in zip(trace.latest.frames[index], fixed, strict=True)
-                for size in one
-            ]
-            plan = method.plan(DEPTH, [size - int(few) for size, few in parts])
-        else:
-            plan = method.plan(DEPTH, [size - few for size, few in zip(sizes, fixed, strict=True)])
-        # None where pictures decide
-        plan = [layer[index] for layer in told] if plan is None else [count + sum(fixed) for count in plan]
+        always = [fv.families()[family].always_kept(model.config, size) for size in sizes]
+        fixed, groups = sum(map(len, always)), [size - len(few) for size, few in zip(sizes, always, strict=True)]
+        if method.by_frame:
+            frames = zip(trace.latest.frames[index], always, strict=True)
+            groups = [size for each, few in frames for size in without(each, few)]
+        plan = method.plan(DEPTH, groups)  # None where pictures decide
+        plan = [layer[index] for layer in told] if plan is None else [count + fixed for count in plan]
         stored = [plan[-1] if layer in method.kv_layers(DEPTH) else n for layer, n in enumerate(plan)]
         for layer, (lengths, n) in enumerate(zip(trace.kv_lengths, stored, strict=True)):
             most = held(layer, text + n)
@@ -47,11 +44,15 @@ def test_lengths_and_retention_are_as_planned(name, family):
     assert out.past_key_values.get_seq_length() == inputs["input_ids"].shape[1] + 3
 
 
+def without(frames, places):
+    """Tokens of each frame but those at these places of the video."""
+    ends = itertools.accumulate(frames)
+    return [size - sum(end - size <= at < end for at in places) for size, end in zip(frames, ends, strict=True)]
+
+
 def in_order(model, inputs, word):
     """Tokens of each picture and video, as they come in the prompt."""
     makes = {"i": "image", "v": "video"}
-    if "v" in word and not hasattr(model.model, "get_video_features"):  # its frames are pictures
-        return [len(one) for one in features(model, inputs)]
     found = {at: iter(features(model, inputs, makes[at])) for at in makes if at in word}
     return [len(next(found[at])) for at in word if at in found]
 

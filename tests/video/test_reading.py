@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import struct
 import sys
 
 import av
@@ -113,6 +114,19 @@ def test_containers_of_all_kinds_give_the_same_frames(folder, steady, kind):
     clip, known = read(film(folder / f"film.{kind}", codec=codec), frames=7), read(steady, frames=7)
     assert clip.seconds == pytest.approx(known.seconds, abs=2e-3)
     assert brightness(clip.frames) == pytest.approx(brightness(known.frames), abs=0.02)
+
+
+def test_what_an_edit_list_cuts_off_is_not_there(folder):
+    """As a phone does that trims a video without encoding it anew: the first second and a half is in the file still."""
+    data = bytearray(film(folder / "trimmed.mp4").read_bytes())
+    at = data.index(b"elst") + 12
+    duration, begin = struct.unpack(">Ii", data[at : at + 8])
+    data[at : at + 8] = struct.pack(">Ii", duration - 1500, begin + 15360)  # of 1000 and of 10240 a second
+    (folder / "trimmed.mp4").write_bytes(data)
+    clip = read(folder / "trimmed.mp4", frames=99)
+    assert (len(clip), clip.end) == (45, pytest.approx(4.5))
+    assert clip.seconds == pytest.approx([0.1 * step for step in range(45)])
+    assert brightness(clip.frames) == pytest.approx([(second + 1.5) / 5.9 for second in clip.seconds], abs=0.02)
 
 
 def test_a_bare_stream_has_frames_at_its_nominal_rate(folder):

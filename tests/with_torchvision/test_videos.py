@@ -139,7 +139,7 @@ def test_dropping_is_the_independent_recompute(loaded, clip, family, scope):
     assert (max(counts) - min(counts) <= 1) == (scope == "frame")
 
 
-@pytest.mark.parametrize("share", ["33.3", "25", "20", "15"])
+@pytest.mark.parametrize("share", ["25", "15"])
 def test_the_presets_for_32_frames_spend_what_they_say(tmp_path_factory, clip, run, share):
     """OneVision's own geometry: 384 pixels, 27 x 27 patches pooled to 14 x 14."""
     folder = tmp_path_factory.getbasetemp() / "full-geometry"

@@ -1,6 +1,6 @@
 """What `generate` and `compare` do before the first answer: check everything, load, and solve the schedules."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,10 @@ class Setup:
     def cost(self, method: Method | None, trace: Trace | None = None) -> Cost:
         """What this prompt costs with a method, or without any; some methods' counts only a trace of it tells."""
         config = self.loaded.model.config
-        pictures = self._tower_images()
+        kind = families()[config.model_type]
+        pictures = self._by_kind(lambda modality, _: kind.tower_images(config, modality, self.inputs))
         if pictures is not None and len(pictures) != len(self.sizes):  # only the images' sum is known
-            pictures = (sum(pictures),)
+            pictures = [sum(pictures)]
         return cost(
             config,
             text_tokens=self.text_tokens,
@@ -85,31 +86,35 @@ class Setup:
 
     @property
     def _kinds(self) -> list[str]:
-        """As what each of the media goes in; a clip goes in as many pictures where the model reads no videos."""
-        videos = reads_videos(self.loaded.processor)
-        return ["video" if videos and isinstance(one, Clip) else "image" for one in self.media]
+        """What each image of the prompt is to the model: "image" or "video"."""
+        kinds: list[str] = []
+        for one in self.media:
+            if not isinstance(one, Clip):
+                kinds.append("image")
+            elif reads_videos(self.loaded.processor):
+                kinds.append("video")
+            else:
+                kinds += ["image"] * len(one)
+        return kinds
 
-    def _tower_images(self) -> tuple[int, ...] | None:
-        """Pictures the tower encodes for each image or video; None where their token counts say it."""
-        config, kinds = self.loaded.model.config, self._kinds
-        counts: dict[str, Iterator[int]] = {}
+    def _by_kind(self, ask: Callable[[str, list[int]], Sequence[Any] | None]) -> list[Any] | None:
+        """What the family says of images and of videos of these sizes, in the order of the prompt; None if nothing."""
+        kinds, found = self._kinds, {}
         for kind in set(kinds):
-            told = families()[config.model_type].tower_images(config, kind, self.inputs)
-            if told is None:
+            told = ask(kind, [size for size, mine in zip(self.sizes, kinds, strict=False) if mine == kind])
+            if told is None or len(told) != kinds.count(kind):
                 return None
-            counts[kind] = iter(told)
-        if len(set(kinds)) == 1:  # a clip may have gone in as many pictures
-            return tuple(counts[kinds[0]])
-        return tuple(next(counts[kind]) for kind in kinds)
+            found[kind] = iter(told)
+        return [next(found[kind]) for kind in kinds]
 
     def _grids(self) -> list[tuple[Grid, ...]] | None:
-        """Rows and columns of each image's tokens, where they are known."""
-        kinds = self._kinds
-        if len(self.sizes) != len(kinds) or len(set(kinds)) > 1:  # only the images' sum, or not which is which
+        """Rows and columns of each image's or frame's tokens, where they are known."""
+        if len(self.sizes) != len(self._kinds):  # only the images' sum is known
             return None
-        boxes = family_for(self.loaded.model).boxes(kinds[0], self.inputs, self.sizes)
-        places = [one for one in boxes if one is not None]
-        return [grids_of(one) for one in places] if len(places) == len(boxes) else None
+        family = family_for(self.loaded.model)
+        boxes = self._by_kind(lambda kind, sizes: family.boxes(kind, self.inputs, sizes))
+        places = [one for one in boxes or () if one is not None]
+        return [grids_of(one) for one in places] if len(places) == len(self.sizes) else None
 
     def to_dict(self) -> dict[str, Any]:
         """The input as plain values."""

@@ -51,10 +51,12 @@ class Item:
 
     @property
     def free_frames(self) -> tuple[int, ...]:
-        """The same, of those that may leave."""
-        ends = list(itertools.accumulate(self.frames))
-        stay = [sum(end - size <= at < end for at in self.fixed) for end, size in zip(ends, self.frames, strict=True)]
-        return tuple(size - few for size, few in zip(self.frames, stay, strict=True))
+        """As `frames`, of those that may leave."""
+        ends = itertools.accumulate(self.frames)
+        return tuple(
+            size - sum(end - size <= place < end for place in self.fixed)
+            for size, end in zip(self.frames, ends, strict=True)
+        )
 
     @property
     def started(self) -> int:
