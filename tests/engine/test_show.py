@@ -36,6 +36,8 @@ def clip(count, size=(32, 24)):
 def test_every_family_with_videos_says_where_their_frames_begin():
     known = {family for family, one in TINY.items() if one.videos}
     for family in known:
+        if not hasattr(tiny(family).model, "get_video_features"):  # its frames are pictures
+            continue
         frames = run(family, "tvt").latest.frames[0][0]
         assert len(frames) > 1, family
         if family in FRAMES:

@@ -53,6 +53,8 @@ def without(frames, places):
 def in_order(model, inputs, word):
     """Tokens of each picture and video, as they come in the prompt."""
     makes = {"i": "image", "v": "video"}
+    if "v" in word and not hasattr(model.model, "get_video_features"):  # its frames are pictures
+        return [len(one) for one in features(model, inputs)]
     found = {at: iter(features(model, inputs, makes[at])) for at in makes if at in word}
     return [len(next(found[at])) for at in word if at in found]
 
