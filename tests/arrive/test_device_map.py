@@ -11,11 +11,11 @@ from accelerate.hooks import remove_hook_from_module
 from transformers import AutoModelForImageTextToText
 
 import foveate as fv
-from tests.arrive.running import FIRST, METHOD, prefill
+from tests.arrive.running import ARRIVALS, FIRST, METHOD, SOME, prefill
 from tests.arrive.several_devices import METHODS
 from tests.cli.conftest import save_tiny_llava
 from tests.invariants.test_restore import state
-from tests.models import DEPTH, FAMILIES, MIXED, batch, generate, tiny
+from tests.models import DEPTH, MIXED, batch, generate, tiny
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*offload:UserWarning"),
@@ -28,7 +28,7 @@ def half_on_disk(model, tower="disk"):
     core = model.model
     places = {f"model.{name}": "cpu" for name, _ in core.named_children() if name != "language_model"}
     places |= {f"model.{name}": "cpu" for name, _ in core.named_parameters(recurse=False)}
-    places |= {name: tower for name in places if "vis" in name}
+    places |= {name: tower for name in places if "vis" in name or "tower" in name}
     places |= {f"model.language_model.{name}": "cpu" for name, _ in core.language_model.named_children()}
     del places["model.language_model.layers"]
     places |= {f"model.language_model.layers.{index}": ("cpu", "disk")[index % 2] for index in range(DEPTH)}
@@ -53,8 +53,7 @@ def spread(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize(("name", "family"), ARRIVALS)
 def test_half_on_disk_is_all_in_memory(name, family, spread):
     model = spread(family, "cpu" if FIRST[name].stage == "pixels" else "disk")
     inputs, before = batch(family, MIXED), state(model)
@@ -66,7 +65,7 @@ def test_half_on_disk_is_all_in_memory(name, family, spread):
     assert state(model) == before
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SOME)
 def test_generation_half_on_disk(family, spread):
     model, inputs = spread(family), batch(family, MIXED)
     with fv.drop(model, METHOD):
@@ -118,7 +117,7 @@ def test_layers_on_several_devices():
     assert done.stdout.splitlines() == [f"{name} works" for name in METHODS], done.stderr
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SOME)
 def test_spreading_a_model_inside_the_context(family, tmp_path):
     """What is left is what accelerate alone would have left, and it can be taken off."""
     model, inputs = copy.deepcopy(tiny(family)), batch(family, ["titt", "tit"])

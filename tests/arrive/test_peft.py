@@ -8,10 +8,10 @@ import torch
 
 import foveate as fv
 from foveate.registry import family_for
-from tests.arrive.running import FIRST, METHOD, prefill
+from tests.arrive.running import ARRIVALS, FIRST, METHOD, SOME, prefill
 from tests.invariants.settings import EXAMPLES
 from tests.invariants.test_restore import state
-from tests.models import FAMILIES, MIXED, NO_PLACEHOLDERS, batch, generate, tiny
+from tests.models import MIXED, NO_PLACEHOLDERS, batch, generate, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT still reads it
 LORA = {"target_modules": "all-linear", "init_lora_weights": False, "r": 4}  # of random weights: it changes everything
@@ -33,8 +33,7 @@ def pairs():
     return of
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", FIRST)
+@pytest.mark.parametrize(("name", "family"), ARRIVALS)
 def test_an_adapter_is_its_merged_weights(name, family, pairs):
     wrapped, merged = pairs(family)
     inputs = batch(family, MIXED)
@@ -48,7 +47,7 @@ def test_an_adapter_is_its_merged_weights(name, family, pairs):
     assert state(wrapped) == before
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SOME)
 def test_generation_through_the_wrapper(family, pairs):
     wrapped, merged = pairs(family)
     inputs = batch(family, MIXED)

@@ -9,8 +9,8 @@ from transformers.generation.streamers import BaseStreamer
 
 import foveate as fv
 from foveate import embedded
-from tests.arrive.running import METHOD
-from tests.models import FAMILIES, batch, generate, tiny
+from tests.arrive.running import METHOD, SOME
+from tests.models import batch, generate, tiny
 
 
 class Collecting(BaseStreamer):
@@ -26,7 +26,7 @@ class Collecting(BaseStreamer):
         self.ended = True
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SOME)
 def test_tokens_stream_as_they_are_drawn(family):
     model, inputs, streamer = tiny(family), batch(family, ["titit"]), Collecting()
     with fv.drop(model, METHOD):
@@ -37,7 +37,7 @@ def test_tokens_stream_as_they_are_drawn(family):
     assert streamer.ended
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", SOME)
 def test_a_thread_of_its_own(family):
     model, inputs, streamer = tiny(family), batch(family, ["titit"]), Collecting()
     with fv.drop(model, METHOD) as expected:

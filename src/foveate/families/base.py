@@ -176,7 +176,7 @@ class Family:
         )
 
     def query_projection(self, attention: Any) -> Callable[[Tensor], Tensor]:
-        """What makes queries before norm and RoPE: (rows, width) -> (rows, heads · head size)."""
+        """What makes queries before norm and RoPE: (1, rows, width) -> (1, rows, heads · head size)."""
         projection: nn.Module = attention.q_proj
         return projection
 

@@ -58,10 +58,10 @@ class Gemma4(Family):
     ) -> tuple[Tensor, Tensor, float]:
         attention = layer.self_attn
         rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-        normed = layer.input_layernorm(hidden)
+        normed = layer.input_layernorm(hidden[None])
 
         def heads(places: Any, projection: Any, norm: Any) -> Tensor:
-            states = norm(projection(normed[places]).unflatten(-1, (-1, attention.head_dim)))
+            states = norm(projection(normed[:, places])[0].unflatten(-1, (-1, attention.head_dim)))
             turned: Tensor = rotate(states, rotary[0][places], rotary[1][places], unsqueeze_dim=1)
             return turned.transpose(0, 1)
 
