@@ -41,4 +41,14 @@ KEEP_ALLS = keep_alls()
 SMALLEST = smallest()
 PAIRS = [(name, family) for name in EXAMPLES for family in FAMILIES if works(name, family)]
 """Every example on every family it works on; the others are refused, which is tested and counted."""
-PROMPT_PAIRS = [(name, *prompt) for name in EXAMPLES for prompt in PROMPTS if works(name, *prompt)]
+FIRST = [(name, family) for name, family in PAIRS if name.endswith("-0")]
+"""Every method, by one example, on every family: what every attention and every kind of prompt is run with."""
+CORE = ("llava", "llava_onevision", "qwen2_vl", "qwen3_vl")
+RUNS = [(*pair, "sdpa") for pair in PAIRS if pair in FIRST or pair[1] in CORE] + [(*pair, "eager") for pair in FIRST]
+PROMPT_RUNS = [(*pair, "titit", "sdpa") for pair in PAIRS] + [
+    (name, family, word, attention)
+    for name in EXAMPLES
+    for family, word in PROMPTS
+    for attention in ATTENTIONS
+    if works(name, family, word) and name.endswith("-0") and (word, attention) != ("titit", "sdpa")
+]

@@ -7,7 +7,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import flash_attention_mask, sdpa_mask
 
 import foveate as fv
-from tests.invariants.settings import EXAMPLES, PAIRS
+from tests.invariants.settings import EXAMPLES, FIRST
 from tests.models import DEPTH, FAMILIES, IMAGE, MIXED, TINY, batch, generate, tiny
 
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
@@ -44,7 +44,7 @@ AttentionMaskInterface.register("own_kernel_with_masks", sdpa_mask)
 
 
 @pytest.mark.parametrize(("attention", "words"), [("eager", MIXED), ("flash_like", MIXED), ("flash_like", ("titit",))])
-@pytest.mark.parametrize(("name", "family"), PAIRS)
+@pytest.mark.parametrize(("name", "family"), FIRST)
 def test_backends_agree_with_sdpa(words, name, family, attention):
     inputs = batch(family, words)
     with fv.drop(tiny(family), EXAMPLES[name]) as reference:

@@ -4,14 +4,13 @@ import pytest
 import torch
 
 import foveate as fv
-from tests.invariants.settings import ATTENTIONS, EXAMPLES, PAIRS, works
+from tests.invariants.settings import ATTENTIONS, EXAMPLES, RUNS, works
 from tests.models import DEPTH, FAMILIES, TINY, batch, generate, is_vision, mixed, slots, tiny
 
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize(("name", "family"), PAIRS)
+@pytest.mark.parametrize(("name", "family", "attention"), RUNS)
 def test_a_batch_is_its_samples_run_alone(name, family, attention):
     words = [word for word in mixed(family) if works(name, family, word)]
     model, inputs = tiny(family, attention), batch(family, words)

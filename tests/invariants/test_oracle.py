@@ -6,7 +6,7 @@ import torch
 import foveate as fv
 from tests import oracle
 from tests.invariants.references import reference
-from tests.invariants.settings import ATTENTIONS, EXAMPLES, PAIRS, PROMPT_PAIRS
+from tests.invariants.settings import ATTENTIONS, EXAMPLES, PROMPT_RUNS, RUNS
 from tests.models import IMAGE, PROMPTS, TINY, VIDEO, batch, generate, slots, tiny
 
 BANNED = {IMAGE, VIDEO, 93, 94}
@@ -21,8 +21,7 @@ def recomputed(name, family):
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize(("name", "family", "word"), [one for one in PROMPT_PAIRS if recomputed(*one[:2])])
+@pytest.mark.parametrize(("name", "family", "word", "attention"), [one for one in PROMPT_RUNS if recomputed(*one[:2])])
 def test_cached_generation_is_the_recompute(name, family, word, attention):
     model, inputs, method = tiny(family, attention), batch(family, [word]), EXAMPLES[name]
     with fv.drop(model, method) as trace:
@@ -53,7 +52,9 @@ def test_v2drop_chooses_what_the_recompute_chooses(family, word, attention):
 
 
 # What reads text would choose again at every step, by the tokens generated so far: see the recompute above.
-@pytest.mark.parametrize(("name", "family"), [one for one in PAIRS if not EXAMPLES[one[0]].reads_text])
+@pytest.mark.parametrize(
+    ("name", "family"), [one[:2] for one in RUNS if one[2] == "sdpa" and not EXAMPLES[one[0]].reads_text]
+)
 def test_no_cache_gives_the_same(name, family):
     model, inputs = tiny(family), batch(family, ["titt", "tit"])
     with fv.drop(model, EXAMPLES[name]) as cached:
@@ -100,8 +101,7 @@ def test_cutting_before_the_decoder_is_a_shortened_prompt_bit_for_bit(family, wo
     assert slots(cache) == [TINY[family].held(index, len(rows)) for index in range(len(cache.layers))]
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize(("name", "family"), [one for one in PAIRS if recomputed(*one)])
+@pytest.mark.parametrize(("name", "family", "attention"), [one for one in RUNS if recomputed(*one[:2])])
 def test_a_prompt_that_ends_in_an_image(name, family, attention):
     """Generation reads the last column, whose own token may have left: the last row that is left answers for it."""
     model, inputs, method = tiny(family, attention), batch(family, ["tti"]), EXAMPLES[name]
