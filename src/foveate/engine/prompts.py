@@ -135,7 +135,7 @@ class Prompts:
         self.layers.call = call = Call(backend=str(text.config._attn_implementation))  # type: ignore[union-attr]
         found = [(mask, self._items(modality, mask)) for modality, mask in self._placeholders]
         embeds, live = kwargs.get("inputs_embeds"), self._live(kwargs)
-        if self._encoded and not found:
+        if self._encoded and self._given and not found:
             raise UnsupportedError(
                 "Pictures were encoded, but where they are in the prompt was not said: this model cannot be served."
             )
