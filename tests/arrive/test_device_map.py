@@ -25,13 +25,14 @@ pytestmark = [
 
 def half_on_disk(model, tower="disk"):
     """A device map: every other decoder layer on disk, and the tower where it says."""
-    core = model.model
-    places = {f"model.{name}": "cpu" for name, _ in core.named_children() if name != "language_model"}
+    core, text = model.model, model.get_decoder()
+    (decoder,) = (name for name, module in core.named_children() if module is text)
+    places = {f"model.{name}": "cpu" for name, _ in core.named_children() if name != decoder}
     places |= {f"model.{name}": "cpu" for name, _ in core.named_parameters(recurse=False)}
     places |= {name: tower for name in places if "vis" in name or "tower" in name}
-    places |= {f"model.language_model.{name}": "cpu" for name, _ in core.language_model.named_children()}
-    del places["model.language_model.layers"]
-    places |= {f"model.language_model.layers.{index}": ("cpu", "disk")[index % 2] for index in range(DEPTH)}
+    places |= {f"model.{decoder}.{name}": "cpu" for name, _ in text.named_children()}
+    del places[f"model.{decoder}.layers"]
+    places |= {f"model.{decoder}.layers.{index}": ("cpu", "disk")[index % 2] for index in range(DEPTH)}
     return {**places, "lm_head": "cpu"}
 
 
@@ -57,7 +58,7 @@ def spread(tmp_path_factory):
 def test_half_on_disk_is_all_in_memory(name, family, spread):
     model = spread(family, "cpu" if FIRST[name].stage == "pixels" else "disk")
     inputs, before = batch(family, MIXED), state(model)
-    assert any(weight.is_meta for weight in model.model.language_model.layers.parameters())
+    assert any(weight.is_meta for weight in model.get_decoder().layers.parameters())
     logits, kept = prefill(model, inputs, FIRST[name])
     expected, known = prefill(tiny(family), inputs, FIRST[name])
     assert torch.equal(logits, expected)
