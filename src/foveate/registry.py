@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "families",
     "family_for",
+    "inside",
     "method",
     "methods",
     "no_family",
@@ -104,7 +105,7 @@ def family_for(model: Any, family: Literal["generic"] | None = None) -> "Family"
     """
     from foveate.families.generic import Generic
 
-    model = _inside(model)
+    model = inside(model)
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     known = families()
     if family is not None and (family != "generic" or model_type in known):
@@ -144,7 +145,7 @@ def no_family(model_type: Any, name: str = "", model: Any = None) -> "Unsupporte
     )
 
 
-def _inside(model: Any) -> Any:
+def inside(model: Any) -> Any:
     """The outermost transformers model of a pipeline or of a module; what was given where there is none.
 
     Raises:
@@ -152,8 +153,6 @@ def _inside(model: Any) -> Any:
     """
     from torch import nn
     from transformers import PreTrainedModel
-
-    from foveate.errors import UnsupportedError
 
     if not isinstance(model, nn.Module):
         model = getattr(model, "model", model)

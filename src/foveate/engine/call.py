@@ -21,6 +21,7 @@ class Call:
         live: (samples, unpruned columns), nonzero where a column is no padding; None if all are, or nobody asks.
         ids: Position ids, (samples or 1, columns); None until the model has made them, or where nobody asks.
         masks: Re-mapped masks, made once for all layers alike: ((mask, layout, base, its end), result).
+        moved: What layers on other devices read, made once for all of a device: (as it was given, there).
         rotaries: (cos, sin) of positions that moved up, made once for all layers alike: ((shift, type of RoPE), pair).
     """
 
@@ -29,4 +30,5 @@ class Call:
     live: Tensor | None = None
     ids: Tensor | None = None
     masks: list[tuple[tuple[Any, Layout | None, Tensor | None, int], Any]] = field(default_factory=list)
+    moved: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     rotaries: list[tuple[tuple[Tensor, str | None], tuple[Tensor, Tensor]]] = field(default_factory=list)

@@ -41,9 +41,9 @@ class Layers:
             return original(*args, **kwargs)
         if prompt is not None or index not in self._devices:
             self._devices[index] = _device_of(self._family.layers[index], hidden)
-        device = self._devices[index]
-        hidden = hidden.to(device)
-        kwargs["position_embeddings"] = tuple(table.to(device) for table in kwargs["position_embeddings"])
+        hidden = hidden.to(self._devices[index])
+        kwargs["position_embeddings"] = tuple(self._here(one, hidden) for one in kwargs["position_embeddings"])
+        kwargs["attention_mask"] = self._here(kwargs.get("attention_mask"), hidden)
         if pruned is not None and pruned.shift is not None:
             kwargs["position_embeddings"] = self._shifted(index, pruned.shift, hidden)
         if prompt is not None:
@@ -70,6 +70,17 @@ class Layers:
         if isinstance(output, tuple):
             return (self._put_back(layout, hidden, output[0]), *output[1:])
         return self._put_back(layout, hidden, output)
+
+    def _here(self, given: Any, hidden: Tensor) -> Any:
+        """A table or mask on the layer's device, moved there once for all its layers."""
+        if not isinstance(given, Tensor) or given.device == hidden.device:
+            return given
+        for known, moved in self.call.moved:
+            if known is given and moved.device == hidden.device:
+                return moved
+        moved = given.to(hidden.device)
+        self.call.moved.append((given, moved))
+        return moved
 
     def _put_back(self, layout: Layout, hidden: Tensor, rows: Tensor) -> Tensor:
         """The full-length stream with a layer's rows in it.
@@ -179,8 +190,7 @@ class Layers:
             assert columns is not None
             keys = columns
         queries = layout.index if layout is not None else torch.arange(span, device=device).expand(samples, -1)
-        here = mask if mask is None else mask.to(device)
-        made = Remap(queries, keys, past, past + span, ragged, self._causal(index))(here, self.call.backend)
+        made = Remap(queries, keys, past, past + span, ragged, self._causal(index))(mask, self.call.backend)
         self.call.masks.append(((mask, layout, base, end), made))
         return made
 

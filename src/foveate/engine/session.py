@@ -13,7 +13,7 @@ from foveate.engine.trace import Trace
 from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.methods.base import Method
-from foveate.registry import family_for
+from foveate.registry import family_for, inside
 
 __all__ = ["apply", "drop", "remove"]
 
@@ -62,7 +62,7 @@ def remove(model: nn.Module) -> None:
     Raises:
         SessionError: If nothing is on.
     """
-    session = next((found for module in model.modules() if (found := _sessions.get(module))), None)
+    session = next((found for module in inside(model).modules() if (found := _sessions.get(module))), None)
     if session is None:
         raise SessionError(f"Nothing to remove: no method is applied to this {type(model).__name__}.")
     session.detach()
