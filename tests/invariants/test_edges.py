@@ -15,7 +15,7 @@ from tests.models import IMAGE, TINY, batch, features, generate, made_of, tiny
 
 FIRST = [pair for pair in PAIRS if pair[0].endswith("-0")]
 """One example of each method, on every family it works on."""
-CLOSE = {"atol": 5e-5, "rtol": 1e-4}
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 NOTHING = torch.tensor([], dtype=torch.long)
 
 
@@ -29,6 +29,7 @@ def checked(name, family, inputs, method, model):
         with torch.no_grad():
             expected, kept = oracle.forward(model, inputs, NOTHING, **told)
         torch.testing.assert_close(logits, expected, **CLOSE)
+        kept = {layer: tokens for layer, tokens in kept.items() if tokens}  # none without a picture
         assert kept == {stage.layer: stage.origin[0].tolist() for stage in trace.stages if stage.where == "layer"}
     return trace, logits[0]
 
@@ -103,7 +104,9 @@ def test_a_grid_of_one_cell(name, family):
     model, inputs = smallest(family)
     trace, _ = checked(name, family, inputs, EXAMPLES[name], model)
     (count,) = trace.vision_tokens
-    assert count == (3 if hasattr(model.config, "image_grid_pinpoints") else 1)  # the whole picture, its tile and a newline
+    assert count == (
+        3 if hasattr(model.config, "image_grid_pinpoints") else 1
+    )  # the whole picture, its tile and a newline
     assert all(1 <= stage.after[0] <= count for stage in trace.stages)
 
 
