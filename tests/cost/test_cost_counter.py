@@ -25,6 +25,7 @@ from transformers import (
     LlavaNextVideoConfig,
     LlavaOnevisionConfig,
     Mistral3Config,
+    PaliGemmaConfig,
     Qwen2_5_VLConfig,
     Qwen2VLConfig,
     Qwen3_5Config,
@@ -83,6 +84,13 @@ def video_llava():
 def vipllava():
     text = {"model_type": "llama", **SMALL}
     return VipLlavaConfig(text_config=text, vision_config=CLIP, vision_feature_layer=(-2, -3, 1))
+
+
+def paligemma(text="gemma"):
+    return PaliGemmaConfig(
+        text_config={"model_type": text, **SMALL, "head_dim": 24},
+        vision_config={**SIGLIP, "vision_use_head": False}, projection_dim=48, image_token_index=130,
+    )  # fmt: skip
 
 
 def qwen2_vl():
@@ -173,6 +181,7 @@ FAMILIES = {
     "llava_next_video": llava_next_video,
     "llava_onevision": onevision,
     "mistral3": mistral3,
+    "paligemma": paligemma,
     "qwen2_vl": qwen2_vl,
     "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
@@ -255,6 +264,13 @@ def test_every_decoder_layer_the_next_token_and_the_head_equal_the_counter(famil
     assert list(found.layer_flops) == prefill
     assert found.head_flops == head_flops(model)
     assert found.decode_flops == sum(decode) + head_flops(model)
+
+
+@pytest.mark.parametrize("text", ["gemma", "gemma2"])
+def test_every_decoder_a_paligemma_may_have_equals_the_counter(text):
+    config = paligemma(text)
+    found = fv.cost(config, text_tokens=5, vision_tokens=16)
+    assert list(found.layer_flops) == decoder_flops(build(config), [21] * 4)[0]
 
 
 @pytest.mark.parametrize("text", ["llama", "mistral", "qwen2", "qwen3"])
@@ -392,6 +408,15 @@ def test_video_llavas_projector_gets_the_cls_of_frames():
         found = fv.cost(config, text_tokens=5, vision_tokens=tokens)
         assert found.projector_flops == inside(counter, "VideoLlavaMultiModalProjector")
         assert found.tower_flops == inside(counter, "CLIPVisionModel")
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_paligemmas_tower_and_projector_equal_the_counter(images):
+    config = paligemma()
+    counter = count(build(config).model.get_image_features, meta(images, 3, 28, 28))
+    found = fv.cost(config, text_tokens=5, vision_tokens=[16] * images)
+    assert found.tower_flops == inside(counter, "SiglipVisionModel")
+    assert found.projector_flops == inside(counter, "PaliGemmaMultiModalProjector")
 
 
 def test_vipllavas_projector_reads_several_layers():

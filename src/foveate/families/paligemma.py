@@ -1,6 +1,6 @@
 """PaliGemma: one square per image, SigLIP patches in raster order; the prompt, image and text, is seen both ways.
 
-The masks say who sees whom, the whole prompt itself and a Gemma 2 its windows; they stay right for the rows that are
+The masks say who sees whom, all of the prompt itself and a Gemma 2 its windows; they stay right for the rows that are
 left.
 """
 

@@ -365,7 +365,8 @@ def vision_token_count(model: Any, given: int | None) -> int:
         return given
     config = getattr(model, "config", model)
     if getattr(config, "model_type", None) in FIXED_COUNT:
-        return int(config.image_seq_length)
+        count = getattr(config, "image_seq_length", None)  # PaliGemma's is in its text config
+        return int(config.get_text_config().num_image_tokens if count is None else count)
     raise SettingError(
         f"A {getattr(config, 'model_type', 'model')!r} model's token count depends on the image: "
         "give vision_tokens=…, or a share with retention=… instead of tokens=…."

@@ -1,0 +1,163 @@
+"""Decoders in which a row sees more than what is before it, or less: prefixes, windows and capped logits."""
+
+import functools
+
+import pytest
+import torch
+import transformers
+
+import foveate as fv
+from tests import oracle
+from tests.families import test_llava_next as llava_next
+from tests.families import test_paligemma as paligemma
+from tests.invariants.references import reference
+from tests.invariants.settings import EXAMPLES
+from tests.models import IMAGE, MIXED, TEXT, batch, generate, made_of, tiny
+
+CLOSE = {"atol": 5e-5, "rtol": 1e-4}
+BANNED = {IMAGE, 92, 93, 94}
+WINDOW = 20
+KINDS = ("sliding_attention", "full_attention") * 3
+NAMES = [name for name in EXAMPLES if name.rsplit("-", 1)[0] in ("v2drop", "visiondrop", "mustdrop", "averagepool")]
+
+
+def window_of(layer, columns, picture, prompt):
+    """Mistral: every layer sees itself and the columns just before it."""
+    row, key = columns[:, None], columns
+    return (key <= row) & (row - key < WINDOW)
+
+
+def prefix_and_window(layer, columns, picture, prompt):
+    """PaliGemma 2: all of the prompt; behind it a window in every second layer."""
+    row, key = columns[:, None], columns
+    near = row - key < WINDOW if KINDS[layer] == "sliding_attention" else torch.ones_like(row - key, dtype=torch.bool)
+    return ((row < prompt) & (key < prompt)) | ((key <= row) & near)
+
+
+@functools.cache
+def model_of(family):
+    if family == "llava_next":
+        config = llava_next.config(transformers.MistralConfig(**TEXT, sliding_window=WINDOW))
+        return made_of(family, config), window_of
+    text = transformers.Gemma2Config(
+        **TEXT, head_dim=12, query_pre_attn_scalar=9, sliding_window=WINDOW, layer_types=list(KINDS),
+        attn_logit_softcapping=1.5, final_logit_softcapping=4.0,
+    )  # fmt: skip
+    config = paligemma.config(text)
+    config._attn_implementation = "eager"  # SDPA cannot cap
+    return made_of(family, config), prefix_and_window
+
+
+WINDOWED = pytest.mark.parametrize("family", ["llava_next", "paligemma"])
+
+
+@WINDOWED
+@pytest.mark.parametrize("name", NAMES)
+def test_cached_generation_with_windows_is_the_recompute(name, family):
+    (model, sees), method = model_of(family), EXAMPLES[name]
+    inputs = batch(family, ["titit"])
+    with fv.drop(model, method) as trace:
+        out = generate(model, inputs, new_tokens=8)
+    assert inputs["input_ids"].shape[1] > WINDOW
+    told = reference(method, family, model, inputs, trace)
+    tokens, logits, kept = oracle.greedy(model, inputs, 8, banned=BANNED, sees=sees, **told)
+    assert out.sequences[0, inputs["input_ids"].shape[1] :].tolist() == tokens
+    torch.testing.assert_close(torch.cat(out.logits), logits, **CLOSE)
+    assert kept == {stage.layer: stage.origin[0].tolist() for stage in trace.stages if stage.where == "layer"}
+
+
+@WINDOWED
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_with_windows_is_its_samples_run_alone(name, family):
+    model, _ = model_of(family)
+    with fv.drop(model, EXAMPLES[name]) as together:
+        out = generate(model, batch(family, MIXED))
+    start = batch(family, MIXED)["input_ids"].shape[1]
+    for index, word in enumerate(MIXED):
+        one = batch(family, [word])
+        with fv.drop(model, EXAMPLES[name]) as alone:
+            single = generate(model, one)
+        assert torch.equal(out.sequences[index, start:], single.sequences[0, one["input_ids"].shape[1] :])
+        for a, b in zip(out.logits, single.logits, strict=True):
+            torch.testing.assert_close(a[index], b[0], **CLOSE)
+        assert together.retention[index] == alone.retention[0]
+
+
+@WINDOWED
+def test_keeping_all_with_windows_is_the_untouched_model(family):
+    model, _ = model_of(family)
+    inputs = batch(family, MIXED)
+    plain = generate(model, inputs)
+    with fv.drop(model, fv.V2Drop(layers=(1, 3), keep=(1.0, 1.0))):
+        kept = generate(model, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
+
+
+class Probe(fv.Uniform):
+    """Takes down what a layer says it pays."""
+
+    __slots__ = ("rows",)
+
+    def select(self, view, count):
+        object.__setattr__(self, "rows", {kind: torch.cat(list(view.attention(kind))) for kind in ("vision", "after")})
+        return super().select(view, count)
+
+
+@WINDOWED
+@pytest.mark.parametrize("layer", [1, 2])
+def test_scores_are_the_models_own_attention_with_windows_prefixes_and_caps(family, layer):
+    model, _ = model_of(family)
+    inputs, probe = batch(family, ["ttit"]), Probe(layers=(layer,), keep=(0.5,))
+    with fv.drop(model, probe), torch.no_grad():
+        model(**inputs)
+    real = model.config.get_text_config()._attn_implementation
+    model.config.get_text_config()._attn_implementation = "eager"
+    try:
+        with torch.no_grad():
+            attention = model(**inputs, output_attentions=True).attentions[layer][0].mean(dim=0)
+    finally:
+        model.config.get_text_config()._attn_implementation = real
+    vision = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0]
+    torch.testing.assert_close(probe.rows["vision"], attention[vision][:, vision], atol=1e-6, rtol=1e-5)
+    after = torch.arange(int(vision[-1]) + 1, len(attention))
+    torch.testing.assert_close(probe.rows["after"], attention[after][:, vision], atol=1e-6, rtol=1e-5)
+    if family == "paligemma":
+        assert (attention[vision[0], vision[1:]] > 0).all()  # patches see later ones
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["v2drop-0", "visiondrop-0", "visiondrop-2"])
+def test_a_suffix_to_train_on_is_causal(name, attention):
+    """token_type_ids of 1 behind the prompt: the prompt does not see it."""
+    model, inputs, method = tiny("paligemma", attention), batch("paligemma", ["titt"]), EXAMPLES[name]
+    inputs["token_type_ids"][:, -2:] = 1
+
+    def sees(layer, columns, picture, prompt):
+        return paligemma.sees(layer, columns, picture, prompt - 2)
+
+    with fv.drop(model, method) as trace, torch.no_grad():
+        got = model(**inputs).logits[0, -1]
+    told = reference(method, "paligemma", model, inputs, trace)
+    with torch.no_grad():
+        logits, _ = oracle.forward(model, inputs, torch.tensor([], dtype=torch.long), sees=sees, **told)
+        prefix, _ = oracle.forward(model, inputs, torch.tensor([], dtype=torch.long), **told)
+    torch.testing.assert_close(got, logits[0], **CLOSE)
+    assert (got - prefix[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["v2drop-0", "visiondrop-0", "mustdrop-0"])
+def test_a_prompt_without_types_is_seen_both_ways_by_a_kernel_without_a_mask(name):
+    """transformers gives SDPA none then, and Gemma's layers here are not causal."""
+    model, inputs, method = tiny("paligemma"), batch("paligemma", ["titit"]), EXAMPLES[name]
+    del inputs["token_type_ids"]
+    with fv.drop(model, method) as trace:
+        out = generate(model, inputs)
+    told = reference(method, "paligemma", model, inputs, trace)
+    tokens, logits, _ = oracle.greedy(model, inputs, 6, banned=BANNED, **told)
+    assert out.sequences[0, inputs["input_ids"].shape[1] :].tolist() == tokens
+    torch.testing.assert_close(torch.cat(out.logits), logits, **CLOSE)
+
+
+def test_the_count_of_a_picture_is_known_to_a_budget():
+    method = fv.V2Drop.for_budget(tiny("paligemma"), tokens=12, layers=(1, 3))
+    assert method == fv.V2Drop.for_budget(tiny("paligemma"), tokens=12, vision_tokens=25, layers=(1, 3))
