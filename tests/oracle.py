@@ -104,8 +104,7 @@ def positions(model: Any, inputs: Mapping[str, Any], extra: int) -> Tensor:
         prompt, _ = call(**given)
     else:
         prompt = torch.arange(length).expand(3, 1, -1)
-    after = prompt.max() + 1 + torch.arange(extra)
-    return torch.cat((prompt, after.expand(3, 1, -1)), dim=-1)
+    return torch.cat((prompt, prompt[..., -1:] + 1 + torch.arange(extra)), dim=-1)  # as generate counts on
 
 
 def forward(

@@ -4,6 +4,7 @@ Importing this module, and with it the engine or a family, fails on a version th
 newer than those tested.
 """
 
+import copy
 import functools
 import inspect
 import re
@@ -132,7 +133,9 @@ class FeatureCall:
         return output
 
     def answer(self, output: Any) -> Any:
-        """What `run` answered, as the model expects it."""
+        """What `run` answered, as the model expects it; what `run` answered stays as it is."""
+        if self._newline is not None or self._deepstack_whole:
+            output = copy.copy(output)
         if self._newline is not None and hasattr(output, "pooler_output"):
             output.pooler_output = output.pooler_output[:, :-1]
         if self._deepstack_whole:

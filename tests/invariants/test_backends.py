@@ -43,8 +43,15 @@ AttentionInterface.register("own_kernel_with_masks", sdpa_attention_forward)
 AttentionMaskInterface.register("own_kernel_with_masks", sdpa_mask)
 
 
-@pytest.mark.parametrize(("attention", "words"), [("eager", MIXED), ("flash_like", MIXED), ("flash_like", ("titit",))])
-@pytest.mark.parametrize(("name", "family"), FIRST)
+BACKENDS = [("eager", MIXED), ("flash_like", MIXED), ("flash_like", ("titit",))]
+# These GLMs hand flash attention ids with gaps, which it reads as packed samples, whoever drops.
+GAPS = ("glm46v", "glm4v_moe")
+
+
+@pytest.mark.parametrize(
+    ("attention", "words", "name", "family"),
+    [(*backend, *pair) for backend in BACKENDS for pair in FIRST if backend is not BACKENDS[2] or pair[1] not in GAPS],
+)
 def test_backends_agree_with_sdpa(words, name, family, attention):
     inputs = batch(family, words)
     with fv.drop(tiny(family), EXAMPLES[name]) as reference:

@@ -105,8 +105,7 @@ def test_cutting_before_the_decoder_is_a_shortened_prompt_bit_for_bit(family, wo
 def test_a_prompt_that_ends_in_an_image(name, family, attention):
     """Generation reads the last column, whose own token may have left: the last row that is left answers for it."""
     model, inputs, method = tiny(family, attention), batch(family, ["tti"]), EXAMPLES[name]
-    # With M-RoPE generate itself counts on from the image's last token, axis by axis, which the recompute does not.
-    count = 1 if TINY[family].mrope else 2
+    count = 2
     with fv.drop(model, method) as trace:
         out = generate(model, inputs, new_tokens=count)
     told = reference(method, family, model, inputs, trace)

@@ -321,7 +321,8 @@ def probed(inputs, family="llava"):
     return probe
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# transformers lists the attentions of those layers alone that have any: tests/families/test_qwen3_5.py knows which.
+@pytest.mark.parametrize("family", [family for family in FAMILIES if not family.startswith("qwen3_5")])
 def test_scores_are_the_models_own_attention(family):
     inputs = batch(family, ["titt"])
     with torch.no_grad():
