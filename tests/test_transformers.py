@@ -16,6 +16,7 @@ import transformers
 
 import foveate as fv
 from foveate._transformers import NAMES, NEWEST, OLDEST, FeatureCall, check_version, rotation
+from foveate.families.llava import Llava
 from tests.models import FAMILIES, tiny
 
 ROOT = Path(__file__).parent.parent
@@ -80,6 +81,14 @@ def test_a_tested_version_is_silent(version):
 def test_a_newer_version_is_warned_of(version):
     with pytest.warns(UserWarning, match=f"tested with transformers {OLDEST} to {NEWEST}; this is {version}"):
         check_version(version)
+
+
+def test_a_family_whose_model_came_later_is_refused_by_name():
+    class Later(Llava):
+        oldest = "99.1"
+
+    with pytest.raises(fv.UnsupportedError, match=r"Later needs transformers 99\.1 or newer; this is 5\."):
+        Later(tiny("llava"))
 
 
 @pytest.mark.parametrize("room", ["engine", "families"])

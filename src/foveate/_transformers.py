@@ -19,7 +19,17 @@ from torch import Tensor, nn
 
 from foveate.errors import UnsupportedError
 
-__all__ = ["NAMES", "NEWEST", "OLDEST", "FeatureCall", "check_version", "recomputes_from_outside", "rotation"]
+__all__ = [
+    "NAMES",
+    "NEWEST",
+    "OLDEST",
+    "FeatureCall",
+    "check_version",
+    "older",
+    "recomputes_from_outside",
+    "require",
+    "rotation",
+]
 
 OLDEST, NEWEST = "5.16.1", "5.23"
 """The versions all tests pass on, `make test-oldest` and `make test`."""
@@ -56,24 +66,38 @@ that, and to each still being there. What modules inside a model are called is i
 """
 
 
+def require(oldest: str, who: str, version: str = transformers.__version__) -> None:
+    """Refuse a version of transformers that is too old for somebody.
+
+    Raises:
+        UnsupportedError: If it is older than `oldest`.
+    """
+    if older(version, oldest):
+        raise UnsupportedError(
+            f"{who} needs transformers {oldest} or newer; this is {version}. "
+            f"Install one: pip install 'transformers>={oldest}'."
+        )
+
+
 def check_version(version: str) -> None:
     """Refuse a version of transformers that is too old, and warn of one that is too new to have been tested.
 
     Raises:
         UnsupportedError: If it is older than `OLDEST`.
     """
-    release, oldest, newest = (tuple(map(int, re.findall(r"\d+", text)[:3])) for text in (version, OLDEST, NEWEST))
-    if release < oldest:
-        raise UnsupportedError(
-            f"foveate needs transformers {OLDEST} or newer; this is {version}. "
-            f"Install one: pip install 'transformers>={OLDEST}'."
-        )
-    if release[: len(newest)] > newest:
+    require(OLDEST, "foveate", version)
+    if older(f"{NEWEST}.99", version):
         warnings.warn(
             f"foveate is tested with transformers {OLDEST} to {NEWEST}; this is {version}. Should anything fail, "
             f"install one of these: pip install 'transformers=={NEWEST}.*'.",
             stacklevel=2,
         )
+
+
+def older(version: str, than: str) -> bool:
+    """Whether one version comes before another, by their numbers alone."""
+    one, other = (tuple(map(int, re.findall(r"\d+", text)[:3])) for text in (version, than))
+    return one < other
 
 
 def rotation(attention: Any) -> Callable[..., tuple[Tensor, Tensor]] | None:

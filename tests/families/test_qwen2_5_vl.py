@@ -1,6 +1,7 @@
 """Qwen2.5-VL's tiny model, and its windows: scores and keys stand for the tokens they are of."""
 
 import copy
+import inspect
 from typing import Any
 
 import pytest
@@ -96,7 +97,12 @@ def raster_tower(visual, patches, grid):
     together = frame[:, None] == frame
     near = together & (y[:, None] // 4 == y // 4) & (x[:, None] // 4 == x // 4)  # a window of 56 is 4 x 4 patches
     hidden = visual.patch_embed(patches)
-    cos, sin = visual.rotary_pos_emb(hidden, torch.stack((y, x), dim=-1))
+    places = torch.stack((y, x), dim=-1)
+    if len(inspect.signature(visual.rotary_pos_emb.forward).parameters) > 1:
+        cos, sin = visual.rotary_pos_emb(hidden, places)
+    else:  # transformers 5.16
+        angles = visual.rotary_pos_emb(places).repeat(1, 2)
+        cos, sin = angles.cos(), angles.sin()
     received, keys = [], []
     for index, block in enumerate(visual.blocks):
         attention = block.attn

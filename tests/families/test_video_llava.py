@@ -1,5 +1,6 @@
 """Video-LLaVA's tiny model."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -16,9 +17,16 @@ def config() -> Any:
     )  # fmt: skip
 
 
+def pictures(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
+    """Pictures of one size, by the name this version of transformers has for them."""
+    known = inspect.signature(transformers.VideoLlavaForConditionalGeneration.forward).parameters
+    name = "pixel_values" if "pixel_values" in known else "pixel_values_images"
+    return [{name: picture["pixel_values"]} for picture in squares(config, count, rng)]
+
+
 def frames(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
     """Videos of three frames."""
     return [{"pixel_values_videos": one[None]} for one in torch.randn(count, 3, 3, 70, 70, generator=rng)]
 
 
-TINY = Tiny(config, "VideoLlavaForConditionalGeneration", squares, frames)
+TINY = Tiny(config, "VideoLlavaForConditionalGeneration", pictures, frames)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from foveate._transformers import rotation
+from foveate._transformers import OLDEST, require, rotation
 from foveate.core.grid import Grid
 from foveate.errors import UnsupportedError
 from foveate.families._encode import Reducer, images_of, place_rows, put_images, reduce_apart, stays_whole
@@ -22,6 +22,7 @@ class Family:
 
     Attributes:
         model_type: The `config.model_type` this family serves.
+        oldest: The first version of transformers whose model it knows.
         fit: How the usual processor brings a picture to the model: "whole" (resized), or "crop" (the
             centre square is cut out).
         renumbers: Whether positions are one running number, so that rows may be numbered anew (not with M-RoPE).
@@ -36,6 +37,7 @@ class Family:
     """
 
     model_type: ClassVar[str]
+    oldest: ClassVar[str] = OLDEST
     decoders: ClassVar[frozenset[str]] = frozenset({"llama", "mistral", "qwen2", "qwen3"})
     fit: ClassVar[Literal["whole", "crop"]] = "whole"
     renumbers: ClassVar[bool] = True
@@ -44,6 +46,7 @@ class Family:
     tiled: ClassVar[bool] = False
 
     def __init__(self, model: Any) -> None:
+        require(self.oldest, type(self).__name__)
         self.model = model
         self.core: Any = self.find_core()
 

@@ -32,6 +32,7 @@ class Gemma4(Family):
     """
 
     model_type: ClassVar[str] = "gemma4"
+    oldest: ClassVar[str] = "5.23"  # frames of videos come in another form before
     decoders: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, model: Any) -> None:

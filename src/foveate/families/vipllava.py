@@ -11,6 +11,7 @@ class VipLlava(Llava):
     """Where things are inside `VipLlavaForConditionalGeneration`."""
 
     model_type: ClassVar[str] = "vipllava"
+    oldest: ClassVar[str] = "5.23"  # its config calls the feature layers otherwise before
 
 
 FAMILY = VipLlava
