@@ -212,10 +212,10 @@ def test_after_a_reset_a_window_is_a_plain_one(record):
     if record:
         plain.activate_past_recording()
         layer.activate_past_recording()
-    for new in torch.arange(12).split([2, 1, 4, 1, 1, 3]):
+    for step, new in enumerate(torch.arange(12).split([2, 1, 4, 1, 1, 3])):
         assert layer.get_mask_sizes(len(new)) == plain.get_mask_sizes(len(new))
         assert torch.equal(*(one.update(states(new[None]), states(new[None]))[0] for one in (layer, plain)))
-        if record:
+        if record and step % 2:  # some calls go by without one
             layer.crop(-1)
             plain.crop(-1)
         assert torch.equal(layer.values, plain.values)

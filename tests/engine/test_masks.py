@@ -136,7 +136,7 @@ def test_what_a_sample_sees_is_read_off_any_form(form, reach):
     """Both ways inside an image, in a window, with padding; masks may cover the last columns alone."""
     rows, columns = torch.arange(SPAN)[:, None] + PAST, torch.arange(PAST + SPAN)
     image = (rows >= 7) & (rows < 10) & (columns >= 7) & (columns < 10)
-    seen = ((columns <= rows) | image) & (columns > rows - 3)
+    seen = ((columns <= rows) | image) & (columns > rows - 5)
     seen = (seen[None] & LIVE.bool()[:, None])[..., -reach:]
     mask = seen[:, None]
     if form == "eager":

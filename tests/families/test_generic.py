@@ -149,6 +149,15 @@ def test_a_batch_is_its_samples_run_alone(method, build):
         assert [rows[index] for rows in together.kv_lengths] == [rows[0] for rows in trace.kv_lengths]
 
 
+def test_a_picture_is_a_run_of_placeholders_whatever_its_tiles():
+    model, side, tokens = tiny(aya)
+    inputs = prompt(["tiit", "tit"], side, tokens)  # two tiles without text between them
+    with fv.drop(model, fv.Uniform(layers=(1,), keep=(0.5,), scope="image"), family="generic") as trace:
+        generate(model, inputs)
+    assert trace.vision_tokens == [2 * tokens, tokens]
+    assert trace.stages[0].after == (tokens, tokens // 2)
+
+
 # What is said.
 
 

@@ -100,7 +100,7 @@ def encode(
         return output
     if cuts is not None:
         output._foveate_cuts = cuts
-    output._foveate_places = places  # for features that are one tensor, a video's
+    output._foveate_places, output._foveate_known = places, features  # for features that are one tensor
     for index, one in enumerate(features):
         one._foveate_boxes = places[index]  # type: ignore[attr-defined]
         if cuts is not None:
@@ -152,20 +152,27 @@ def items_of(
     features = _features(output)
     whole = getattr(output, "_foveate_cuts", None)
     items = []
-    places = getattr(output, "_foveate_places", [_nowhere] * len(features))
-    for index, one in enumerate(features):
-        boxes = getattr(one, "_foveate_boxes", places[index] if index < len(places) else _nowhere)
+    places = getattr(output, "_foveate_places", [])
+    for one, index in zip(features, _which(features, getattr(output, "_foveate_known", [])), strict=True):
+        boxes = getattr(one, "_foveate_boxes", _nowhere if index is None else places[index])
         fixed = family.always_kept(family.model.config, len(one))
         item = Item(len(one), boxes, fixed=fixed, video=modality == "video")
         if method.reduces_tower:
             if hasattr(one, "_foveate_cut"):
                 item.cut = one._foveate_cut
-            elif whole is not None and len(whole) == len(features):
+            elif whole is not None and index is not None:
                 item.cut = whole[index]
             else:
                 raise _not_from_here(method)
         items.append(item)
     return items
+
+
+def _which(features: Sequence[Tensor], known: Sequence[Tensor]) -> list[int | None]:
+    """Which of the features that were encoded each of these is: one tensor, repeated for beams, has lost its tags."""
+    if len(features) == len(known):
+        return list(range(len(known)))
+    return [next((at for at, first in enumerate(known) if torch.equal(one, first)), None) for one in features]
 
 
 def _items_of_samples(output: Any, method: Method, prompt: Sequence[Sequence[int]]) -> list[Item]:
@@ -187,8 +194,8 @@ def _nowhere() -> None:
 def _not_from_here(method: Method) -> UnsupportedError:
     return UnsupportedError(
         f"{type(method).__name__} reduces tokens in the vision tower, but these image features were made outside the "
-        "context or without their prompt, cut by chunked prefill, or are a video's repeated for beams. Give pictures "
-        "and prompt to the model inside the context, leave prefill_chunk_size unset, and give videos to one beam."
+        "context or without their prompt, or cut by chunked prefill. Give pictures and prompt to the model inside the "
+        "context, and leave prefill_chunk_size unset."
     )
 
 

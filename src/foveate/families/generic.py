@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from foveate.errors import UnsupportedError
 from foveate.families._tap import tapped
+from foveate.families._tiles import runs
 from foveate.families.base import Family
 
 __all__ = ["Generic", "lacking"]
@@ -35,6 +36,7 @@ class Generic(Family):
 
     model_type: ClassVar[str] = "generic"
     renumbers: ClassVar[bool] = False
+    tiled: ClassVar[bool] = True
     decoders: ClassVar[frozenset[str]] = frozenset()
     encode_projected = encode_smaller = Family.encode  # all refused: that would take knowing the pictures
 
@@ -52,6 +54,10 @@ class Generic(Family):
             UserWarning,
             stacklevel=4,
         )
+
+    def image_lengths(self, mask: Tensor, ids: Tensor | None) -> list[list[int]]:
+        """A picture is a run of placeholders, whatever pieces its features come in."""
+        return [[end - start for start, end in sample] for sample in runs(mask)]
 
     def queries_and_keys(
         self, layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Tensor, Tensor]
