@@ -34,6 +34,8 @@ def film(
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         stream.codec_context.gop_size = gop
+        if codec == "libx264":
+            stream.options = {"x264-params": "scenecut=0"}  # key frames where the group of pictures ends, nowhere else
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for index in range(count):

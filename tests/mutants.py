@@ -68,7 +68,7 @@ MUTANTS = [
     ("video/pixels.py", "int(frame.color_range) or LIMITED", "LIMITED", "tests/video"),
     ("video/reading.py", "self._near *= 2", "pass", "tests/video"),
     ("video/reading.py", "self._seek(time)", "pass", "tests/video"),
-    ("video/reading.py", "or self._hole or", "or", "tests/video"),
+    ("video/reading.py", "or any(due <= time + HAIR for due in self._due)", "or False", "tests/video"),
     ("video/reading.py", "time if again else max(since, part[0])", "time", "tests/video"),
     ("video/survey.py", "if not packet.size or packet.is_discard", "if not packet.size", "tests/video"),
     ("families/base.py", 'getattr(attention, "q_norm", None)', "None", f"{INVARIANTS}/test_oracle.py"),

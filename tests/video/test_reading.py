@@ -208,7 +208,7 @@ def test_pixels_that_are_not_square_are_made_square(tmp_path):
 @pytest.fixture(scope="module")
 def long(folder):
     """Five minutes, 6,000 frames."""
-    return film(folder / "long.mp4", 6000, rate=20, size=(32, 32), gop=100, codec="mpeg4")
+    return film(folder / "long.mp4", 6000, rate=20, size=(32, 32), gop=100)
 
 
 @pytest.fixture
@@ -231,16 +231,26 @@ def test_of_a_long_file_only_what_is_near_the_wanted_frames_is_decoded(long, dec
     assert len(decoded) < 8 * 110  # a group of pictures each, of 6,000
 
 
+@pytest.mark.parametrize("kind", ["ts", "mkv", "avi"])
+def test_long_files_without_an_index_of_their_frames_are_read_alike(folder, kind, decoded):
+    codec = "mpeg4" if kind == "avi" else "libx264"
+    path = film(folder / f"long.{kind}", 3000, rate=20, size=(32, 32), gop=100, codec=codec)
+    clip = read(path, frames=4)
+    assert brightness(clip.frames) == pytest.approx([second / 150 for second in clip.seconds], abs=0.02)
+    assert clip.note is None
+    assert len(decoded) < 1500
+
+
 def test_frames_that_are_near_each_other_are_decoded_once(long, decoded):
     assert len(read(long, fps=2, start=100, end=140)) == 80
     assert len(decoded) < 40 * 20 + 200
 
 
 def test_a_long_file_with_one_key_frame_is_not_gone_through_for_every_frame(folder, decoded):
-    path = film(folder / "endless.mp4", 3000, rate=20, size=(32, 32), gop=100_000, codec="mpeg4")
+    path = film(folder / "endless.mp4", 3000, rate=20, size=(32, 32), gop=100_000)
     clip = read(path, frames=24)
     assert brightness(clip.frames) == pytest.approx([second / 150 for second in clip.seconds], abs=0.02)
-    assert len(decoded) < 3 * 3000
+    assert len(decoded) < 1.5 * 3000
 
 
 def test_a_file_that_breaks_off_gives_the_part_that_is_there_and_says_so(folder):
@@ -269,8 +279,14 @@ def test_streams_that_end_early_are_read_to_their_end(folder, kind):
     assert brightness(clip.frames) == pytest.approx([second / 19.9 for second in clip.seconds], abs=0.02)
 
 
+def grainy(index, count, size):
+    """As `brightening`, with noise, so that no frame is a few bytes."""
+    noise = np.random.default_rng(index).integers(-20, 21, (size[1], size[0], 3))
+    return (20 + 215 * index / (count - 1) + noise).round().astype(np.uint8)
+
+
 def test_damage_in_the_middle_leaves_out_what_cannot_be_read_and_says_so(folder):
-    data = bytearray(film(folder / "good.mp4", 200, size=(160, 120), gop=20).read_bytes())
+    data = bytearray(film(folder / "good.mp4", 200, gop=20, draw=grainy).read_bytes())
     start = data.index(b"mdat") + 4
     length = int.from_bytes(data[start - 8 : start - 4], "big") - 8
     third, quarter = start + length // 3, length // 4
@@ -280,7 +296,10 @@ def test_damage_in_the_middle_leaves_out_what_cannot_be_read_and_says_so(folder)
         clip = read(path, frames=16)
     assert 8 <= len(clip) < 16
     assert np.diff(clip.seconds).min() > 0
-    assert brightness(clip.frames) == pytest.approx([second / 19.9 for second in clip.seconds], abs=0.05)
+    right = [
+        abs(seen - (20 + 215 * at / 19.9) / 255) for seen, at in zip(brightness(clip.frames), clip.seconds, strict=True)
+    ]
+    assert sum(off < 0.02 for off in right) >= len(clip) - 2  # next to the damage they may be smeared
 
 
 def test_where_nothing_can_be_decoded_the_file_is_refused(folder):

@@ -121,8 +121,8 @@ class _Decoder:
         self._frames = self._decode()
         self._now: tuple[Any, float] | None = None  # the frame on show, and since when
         self._next: tuple[Any, float] | None = None
-        self._hole = False  # whether something between the two could not be decoded
-        self._broken = 0
+        self._due: list[float] = []  # when frames come on show whose packets have been given to the decoder
+        self._broken = False  # whether anything could not be decoded so far
         self._near = NEAR if found.seekable else float("inf")
         stream.thread_type = "AUTO"
 
@@ -134,7 +134,7 @@ class _Decoder:
         shown: float | None = None
         for time in wanted:
             self._go_to(time)
-            if self._now is None or self._hole or (self._broken and self._now[1] > time + HAIR):
+            if self._now is None or (self._broken and self._missing(time)):
                 continue
             frame, since = self._now
             if read is None:
@@ -159,6 +159,11 @@ class _Decoder:
             f"{path} {what}: {read} of {wanted} frames could be read{smeared}. Fetch or export it again for the rest."
         )
 
+    def _missing(self, time: float) -> bool:
+        """Whether the frame that should be on show at `time` was not among those that came out of the decoder."""
+        assert self._now is not None
+        return self._now[1] > time + HAIR or any(due <= time + HAIR for due in self._due)
+
     def _go_to(self, time: float) -> None:
         """Make the frame on show at `time` the one that is now; the last one for a time behind the end."""
         at = 0.0 if self._now is None else self._now[1]
@@ -169,8 +174,10 @@ class _Decoder:
         if self._now is None:
             self._begin()
         while self._next is not None and self._next[1] <= time + HAIR:
-            self._now, self._hole = self._next, False
+            self._now = self._next
             self._next = next(self._frames, None)
+        if self._now is not None:
+            self._due = [due for due in self._due if due > self._now[1] + HAIR]
 
     def _seek(self, time: float) -> None:
         """Start again at the key frame before `time`."""
@@ -183,7 +190,8 @@ class _Decoder:
                 return
 
     def _begin(self) -> None:
-        self._now, self._hole = next(self._frames, None), False
+        self._due = []
+        self._now = next(self._frames, None)
         self._next = next(self._frames, None)
 
     def _decode(self) -> Iterator[tuple[Any, float]]:
@@ -193,16 +201,17 @@ class _Decoder:
         last, step = -1 / self._found.rate, 1 / self._found.rate
         try:
             for packet in self._container.demux(self._stream):
+                self._broken |= packet.is_corrupt
+                if packet.size and packet.pts is not None and not packet.is_discard:
+                    self._due.append(float(packet.pts * packet.time_base) - self._found.origin)
                 try:
                     frames = packet.decode()
                 except av.error.FFmpegError:
-                    self._broken += 1
-                    self._hole = True
+                    self._broken = True
                     continue
                 for frame in frames:
                     time = last + step if frame.time is None else frame.time - self._found.origin
                     last = time if time > last else last + step  # H.264 in AVI comes with its times mixed up
                     yield frame, last
         except av.error.FFmpegError:
-            self._broken += 1
-            self._hole = True
+            self._broken = True
