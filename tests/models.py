@@ -66,6 +66,9 @@ def made_of(family: str, config: Any) -> Any:
         for weight in model.parameters():
             if weight.dim() == 1 or not weight.any():
                 weight.add_(0.1 * torch.randn_like(weight))
+        for name, weight in model.named_parameters():
+            if name.endswith("A_log"):  # states that fade at once would hide what is in them
+                weight.sub_(4)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
     return model

@@ -72,6 +72,11 @@ MUTANTS = [
     ("video/reading.py", "time if again else max(since, part[0])", "time", "tests/video"),
     ("video/survey.py", "if not packet.size or packet.is_discard", "if not packet.size", "tests/video"),
     ("families/base.py", 'getattr(attention, "q_norm", None)', "None", f"{INVARIANTS}/test_oracle.py"),
+    ("families/qwen2_5_vl.py", "index.argsort()", "index", "tests/families/test_qwen2_5_vl.py"),
+    ("families/qwen3_5.py", "attention.head_dim)[:, :, 0]", "attention.head_dim)[:, :, 1]", f"{INVARIANTS}/test_oracle.py"),
+    ("engine/layers.py", "        return layout.valid\n", "        return None\n", "tests/families/test_qwen3_5.py"),
+    ("engine/layers.py", "else real & layout.valid", "else real", f"{INVARIANTS}/test_batch.py"),
+    ("engine/layers.py", "make=index not in self._recurrent", "make=True", "tests/families/test_qwen3_5.py"),
 ]  # fmt: skip
 
 

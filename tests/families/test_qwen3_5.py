@@ -91,6 +91,23 @@ def test_cuts_right_before_states_in_the_released_pattern(models, attention):
         torch.testing.assert_close(torch.cat(alone.logits), logits, **CLOSE)
 
 
+def test_a_batch_that_gets_ragged_without_any_padding_before(models):
+    """As many tokens in each sample, more of them in pictures in one: the model itself makes no mask."""
+    model, method = models.tiny("qwen3_5"), fv.V2Drop(layers=(1,), keep=(0.4,))
+    singles = [models.batch("qwen3_5", [word]) for word in ("titit", "ttttttttit")]
+    start = min(one["input_ids"].shape[1] for one in singles)
+    for one in singles:
+        for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+            one[name] = one[name][:, -start:]
+    together = {name: torch.cat([one[name] for one in singles]) for name in singles[0]}
+    assert together["attention_mask"].all()
+    with fv.drop(model, method) as trace, torch.no_grad():
+        logits = model(**together, logits_to_keep=1).logits
+        assert len(set(trace.stages[0].after)) == 2
+        for index, one in enumerate(singles):
+            torch.testing.assert_close(model(**one, logits_to_keep=1).logits[0], logits[index], **CLOSE)
+
+
 def test_attention_cannot_be_read_where_a_state_is(models):
     method = fv.VisionDrop(dominant=0, contextual=0, layer_list=(5,), image_token_list=((3, 1),))
     with (
