@@ -159,5 +159,5 @@ def test_a_prompt_without_types_is_seen_both_ways_by_a_kernel_without_a_mask(nam
 
 
 def test_the_count_of_a_picture_is_known_to_a_budget():
-    method = fv.V2Drop.for_budget(tiny("paligemma"), tokens=12, layers=(1, 3))
-    assert method == fv.V2Drop.for_budget(tiny("paligemma"), tokens=12, vision_tokens=25, layers=(1, 3))
+    method = fv.Uniform.for_budget(tiny("paligemma"), tokens=12, layers=(1,))
+    assert method == fv.Uniform.for_budget(tiny("paligemma"), tokens=12, vision_tokens=25, layers=(1,))

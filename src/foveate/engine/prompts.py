@@ -187,7 +187,7 @@ class Prompts:
     def _items(self, modality: str, mask: Tensor) -> list[Item]:
         if modality not in self._encoded:
             return []
-        return items_of(self._encoded[modality], self.family, self.method, modality, self._images(mask))
+        return items_of(self._encoded[modality], self.family, self.method, modality, self._images(mask), mask)
 
     def _drops(self, samples: Sequence[Sample]) -> bool:
         """Whether tokens will leave, as far as can be said beforehand."""

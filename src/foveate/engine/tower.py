@@ -133,7 +133,12 @@ class _Places:
 
 
 def items_of(
-    output: Any, family: Family, method: Method, modality: str, prompt: Sequence[Sequence[int]] | None = None
+    output: Any,
+    family: Family,
+    method: Method,
+    modality: str,
+    prompt: Sequence[Sequence[int]] | None = None,
+    mask: Tensor | None = None,
 ) -> list[Item]:
     """The images and videos whose features these are, with their tags.
 
@@ -143,6 +148,7 @@ def items_of(
         method: What drops.
         modality: "image" or "video".
         prompt: Vision tokens of each image of each sample, for a `tiled` family.
+        mask: Where the prompt has vision tokens, (samples, columns) bool; None before it is there.
 
     Raises:
         UnsupportedError: If the method reduces in the tower and these features did not come through it here.
@@ -150,22 +156,40 @@ def items_of(
     if prompt is not None:
         return _items_of_samples(output, method, prompt)
     features = _features(output)
-    whole = getattr(output, "_foveate_cuts", None)
+    places, cuts = getattr(output, "_foveate_places", ()), getattr(output, "_foveate_cuts", ())
+    origins = _origins(len(places), [len(one) for one in features], mask)
     items = []
-    places = getattr(output, "_foveate_places", [_nowhere] * len(features))
-    for index, one in enumerate(features):
-        boxes = getattr(one, "_foveate_boxes", places[index] if index < len(places) else _nowhere)
+    for one, origin in zip(features, origins, strict=True):
+        boxes = getattr(one, "_foveate_boxes", _nowhere if origin is None else places[origin])
         fixed = family.always_kept(family.model.config, len(one))
         item = Item(len(one), boxes, fixed=fixed, video=modality == "video")
         if method.reduces_tower:
             if hasattr(one, "_foveate_cut"):
                 item.cut = one._foveate_cut
-            elif whole is not None and len(whole) == len(features):
-                item.cut = whole[index]
+            elif cuts and origin is not None:
+                item.cut = cuts[origin]
             else:
                 raise _not_from_here(method)
         items.append(item)
     return items
+
+
+def _origins(known: int, lengths: Sequence[int], mask: Tensor | None) -> Sequence[int | None]:
+    """Which of the images that were encoded each of these is, by their vision tokens; None where nobody can tell.
+
+    For beams the images of a sample are repeated together, as often as the sample.
+    """
+    if len(lengths) == known:
+        return range(known)
+    beams, rest = divmod(len(lengths), max(1, known))
+    if mask is None or known == 0 or rest or mask.shape[0] % beams:
+        return [None] * len(lengths)
+    ends, found, first, at = list(itertools.accumulate(lengths, initial=0)), list[int | None](), 0, 0
+    for row, count in enumerate(mask.sum(dim=1).tolist()):
+        stop = ends.index(ends[at] + count)
+        found += range(first, first + stop - at)
+        at, first = stop, first + (stop - at) * ((row + 1) % beams == 0)
+    return found
 
 
 def _items_of_samples(output: Any, method: Method, prompt: Sequence[Sequence[int]]) -> list[Item]:
@@ -187,8 +211,8 @@ def _nowhere() -> None:
 def _not_from_here(method: Method) -> UnsupportedError:
     return UnsupportedError(
         f"{type(method).__name__} reduces tokens in the vision tower, but these image features were made outside the "
-        "context or without their prompt, cut by chunked prefill, or are a video's repeated for beams. Give pictures "
-        "and prompt to the model inside the context, leave prefill_chunk_size unset, and give videos to one beam."
+        "context or without their prompt, or cut by chunked prefill. Give pictures and prompt to the model inside the "
+        "context, and leave prefill_chunk_size unset."
     )
 
 
