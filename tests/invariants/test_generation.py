@@ -71,7 +71,7 @@ def test_beams_share_what_the_tower_has_made_of_their_pictures(name, family):
             torch.testing.assert_close(out.sequences_scores[index], alone.sequences_scores[0], atol=1e-4, rtol=1e-4)
             first, second = together.history[0].stages[0].kept[2 * index : 2 * index + 2]
             assert torch.equal(first, second)
-            boxes = [one for sample in together.history[-1].boxes for one in sample]
+            boxes = [one for sample in together.history[-1].boxes[:1] for one in sample]
             for mine in with_boxes:
                 assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(mine, boxes, strict=True))
 
