@@ -11,6 +11,7 @@ from accelerate.hooks import remove_hook_from_module
 from transformers import AutoModelForImageTextToText
 
 import foveate as fv
+from foveate.registry import family_for
 from tests.arrive.running import ARRIVALS, FIRST, METHOD, SOME, prefill
 from tests.arrive.several_devices import METHODS
 from tests.cli.conftest import save_tiny_llava
@@ -56,7 +57,8 @@ def spread(tmp_path_factory):
 
 @pytest.mark.parametrize(("name", "family"), ARRIVALS)
 def test_half_on_disk_is_all_in_memory(name, family, spread):
-    model = spread(family, "cpu" if FIRST[name].stage == "pixels" else "disk")
+    # GLM's tower reads weights past accelerate's hooks, so transformers does not run it from a disk.
+    model = spread(family, "cpu" if FIRST[name].stage == "pixels" or family.startswith("glm") else "disk")
     inputs, before = batch(family, MIXED), state(model)
     assert any(weight.is_meta for weight in model.get_decoder().layers.parameters())
     logits, kept = prefill(model, inputs, FIRST[name])

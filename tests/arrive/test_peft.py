@@ -13,7 +13,12 @@ from tests.invariants.settings import EXAMPLES
 from tests.invariants.test_restore import state
 from tests.models import MIXED, NO_PLACEHOLDERS, batch, generate, tiny
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT still reads it
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # PEFT still reads it
+    pytest.mark.filterwarnings(
+        "ignore:The following rank_pattern keys:RuntimeWarning"
+    ),  # of experts that are not there
+]
 LORA = {"target_modules": "all-linear", "init_lora_weights": False, "r": 4}  # of random weights: it changes everything
 QUERIES = {**LORA, "target_modules": ["q_proj", "k_proj"]}
 

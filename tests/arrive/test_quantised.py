@@ -20,18 +20,19 @@ class Int8Linear(nn.Module):
     def __init__(self, linear):
         super().__init__()
         self.scale = linear.weight.detach().abs().amax(dim=1, keepdim=True).clamp(min=1e-8) / 127
-        self.packed = (linear.weight.detach() / self.scale).round().to(torch.int8)
+        self.register_buffer("weight", (linear.weight.detach() / self.scale).round().to(torch.int8))
         self.bias = linear.bias
 
     def whole(self):
-        return self.packed * self.scale
+        return self.weight * self.scale
 
     def forward(self, rows):
         return nn.functional.linear(rows, self.whole(), self.bias)
 
 
 def each_linear(model):
-    for module in list(model.modules()):
+    """Those of tower and decoder; the head may share its weights with the embeddings."""
+    for module in list(model.model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear:
                 yield module, name, child
