@@ -1,6 +1,5 @@
 import os
 
-import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -13,19 +12,6 @@ settings.register_profile(
     "foveate", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
 settings.load_profile("foveate")
-
-
-def pytest_collection_modifyitems(items):
-    """With an older transformers, a family's own tests tell why they do not run."""
-    import transformers
-
-    import foveate as fv
-    from foveate._transformers import older
-
-    for item in items:
-        kind = fv.families().get(item.path.stem.removeprefix("test_"))
-        if item.path.parent.name == "families" and kind and older(transformers.__version__, kind.oldest):
-            item.add_marker(pytest.mark.skip(reason=f"{kind.__name__} needs transformers {kind.oldest}"))
 
 
 def pytest_terminal_summary(terminalreporter):

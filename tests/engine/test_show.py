@@ -12,7 +12,7 @@ import foveate as fv
 from foveate.core.budget import keep_count
 from foveate.video import Clip
 from tests.methods.test_visiondrop import EXAMPLES
-from tests.models import TINY, batch, tiny
+from tests.models import FAMILIES, TINY, batch, tiny
 
 FRAMES = {"qwen2_vl": (4, 4, 4), "qwen3_vl": (4, 4, 4), "llava_onevision": (9, 9, 10)}  # a newline ends the last
 WITH_VIDEO = sorted(FRAMES)
@@ -34,7 +34,7 @@ def clip(count, size=(32, 24)):
 
 
 def test_every_family_with_videos_says_where_their_frames_begin():
-    known = {family for family, one in TINY.items() if one.videos}
+    known = {family for family in FAMILIES if TINY[family].videos}
     for family in known:
         if not hasattr(tiny(family).model, "get_video_features"):  # its frames are pictures
             continue

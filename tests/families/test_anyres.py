@@ -11,7 +11,7 @@ from tests.families import test_llava_next_video as next_video
 from tests.families.test_llava_next import config
 from tests.invariants.references import reference
 from tests.invariants.settings import EXAMPLES
-from tests.models import IMAGE, TEXT, batch, generate, tiny
+from tests.models import IMAGE, TEXT, batch, generate, made_of, tiny
 
 
 def prompt(size: tuple[int, int], seed: int = 0) -> dict[str, torch.Tensor]:
@@ -115,11 +115,11 @@ def test_a_vicuna_decoder_with_a_key_head_for_every_query_head(name):
 
 
 def video(mode, seed=0):
-    torch.manual_seed(0)
     config = next_video.config(spatial_pool_mode=mode)
     config._attn_implementation = "eager"
-    model = transformers.LlavaNextVideoForConditionalGeneration(config).eval().model
-    return model, torch.randn(2, 3, 3, 70, 70, generator=torch.Generator().manual_seed(seed))
+    return made_of("llava_next_video", config).model, torch.randn(
+        2, 3, 3, 70, 70, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 @pytest.mark.parametrize("mode", ["average", "max", "conv"])
