@@ -11,7 +11,6 @@ from accelerate.hooks import remove_hook_from_module
 from transformers import AutoModelForImageTextToText
 
 import foveate as fv
-from foveate.registry import family_for
 from tests.arrive.running import ARRIVALS, FIRST, METHOD, SOME, prefill
 from tests.arrive.several_devices import METHODS
 from tests.cli.conftest import save_tiny_llava
