@@ -18,6 +18,7 @@ class Call:
     Attributes:
         backend: Name of the attention implementation.
         prompt: Its vision tokens; None where there are none, or all stay.
+        idle: Whether every layer runs as if nobody were here: there is no prompt, and nothing has left its cache.
         live: (samples, unpruned columns), nonzero where a column is no padding; None if all are, or nobody asks.
         ids: Position ids, (samples or 1, columns); None until the model has made them, or where nobody asks.
         masks: Re-mapped masks, made once for all layers alike: ((mask, layout, base, its end), result).
@@ -27,6 +28,7 @@ class Call:
 
     backend: str = "sdpa"
     prompt: Prompt | None = None
+    idle: bool = False
     live: Tensor | None = None
     ids: Tensor | None = None
     masks: list[tuple[tuple[Any, Layout | None, Tensor | None, int], Any]] = field(default_factory=list)

@@ -31,9 +31,12 @@ class Layers:
         self._recurrent = family.recurrent
         self._reindex = reindex
         self._devices: dict[int, torch.device] = {}  # of each layer, as its last prefill found it
+        self._kinds = [family.rotary_type(index) for index in range(len(family.layers))] if reindex else []
 
     def run(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run decoder layer `index` on the rows that are left, and put them back into the full-length stream."""
+        if self.call.idle:
+            return original(*args, **kwargs)
         prompt, cache = self.call.prompt, kwargs.get("past_key_values")
         hidden = args[0] if args else kwargs["hidden_states"]
         pruned = _pruned(cache, index, make=False)
@@ -41,8 +44,9 @@ class Layers:
             return original(*args, **kwargs)
         if prompt is not None or index not in self._devices:
             self._devices[index] = _device_of(self._family.layers[index], hidden)
-        hidden = hidden.to(self._devices[index])
-        kwargs["position_embeddings"] = tuple(self._here(one, hidden) for one in kwargs["position_embeddings"])
+        if hidden.device != self._devices[index] or kwargs["position_embeddings"][0].device != hidden.device:
+            hidden = hidden.to(self._devices[index])
+            kwargs["position_embeddings"] = tuple(self._here(one, hidden) for one in kwargs["position_embeddings"])
         kwargs["attention_mask"] = self._here(kwargs.get("attention_mask"), hidden)
         if pruned is not None and pruned.shift is not None:
             kwargs["position_embeddings"] = self._shifted(index, pruned.shift, hidden)
@@ -99,7 +103,7 @@ class Layers:
         """(cos, sin) of the rows: each at its own position, or numbered on from what the layer's cache holds."""
         if not self._reindex:
             return layout.rotary((pair[0], None), lambda: layout.pick(pair))
-        shift, kind = None if pruned is None else pruned.shift, self._family.rotary_type(index)
+        shift, kind = None if pruned is None else pruned.shift, self._kinds[index]
         return layout.rotary((shift, kind), lambda: self._renumbered(index, layout, hidden, shift))
 
     def _renumbered(self, index: int, layout: Layout, hidden: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -116,7 +120,7 @@ class Layers:
 
     def _shifted(self, index: int, shift: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(cos, sin) of all rows of the call, moved up by what has left before them, made once a call."""
-        kind = self._family.rotary_type(index)
+        kind = self._kinds[index]
         for (moved, of), made in self.call.rotaries:
             if moved is shift and of == kind:
                 return made

@@ -132,7 +132,9 @@ class Prompts:
         if "write_index" in kwargs:
             refuse_pages()
         self._record = None
-        self.layers.call = call = Call(backend=str(text.config._attn_implementation))  # type: ignore[union-attr]
+        held = getattr(kwargs.get("past_key_values"), "layers", ())
+        idle = not any(type(layer) is PrunedLayer for layer in held)
+        self.layers.call = call = Call(str(text.config._attn_implementation), idle=idle)  # type: ignore[union-attr]
         found = [(mask, self._items(modality, mask)) for modality, mask in self._placeholders]
         embeds, live = kwargs.get("inputs_embeds"), self._live(kwargs)
         if self._encoded and self._given and not found:
@@ -172,6 +174,7 @@ class Prompts:
         if drops:
             added = self.family.added_later(kwargs)
             call.live, call.prompt = live, Prompt(self.method, samples, span, record, self._reindex, added)
+            call.idle = False
             return args, {**kwargs, "inputs_embeds": call.prompt.start(embeds)}
         # Every layer runs as if nobody were here.
         record.note_that_all_stay(self.method.cuts(), [sample.told()[0] for sample in samples])
