@@ -1,5 +1,7 @@
 """A cache layer that stores what was kept and speaks in unpruned columns."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -125,12 +127,9 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         before = 0 if self.window is None else max(0, self.seen - self.window + 1)
         return self.seen - before + query_length, before
 
-    def valid_slots(self) -> Tensor:
-        """Slots of each sample that are no pads: (samples,) int64."""
-        samples, slots = self.keys.shape[0], self.keys.shape[-2]
-        if self.base is None:
-            return torch.full((samples,), slots, device=self.keys.device)
-        return (self.base >= 0).sum(dim=1).add(slots - self.base.shape[1])
+    def valid_slots(self) -> Callable[[], list[int]]:
+        """Counts, when it is called, the slots of each sample that are no pads now: asking the device can wait."""
+        return partial(_valid, self.base, self.keys.shape[0], self.keys.shape[-2])
 
     def activate_past_recording(self) -> None:
         """From now on slots behind the window wait for `crop`, so that tokens can be taken back."""
@@ -221,6 +220,11 @@ def _without_first(base: Tensor, count: int) -> Tensor:
         known = count, base[:, count:]
         base._foveate_rest = known  # type: ignore[attr-defined]
     return known[1]
+
+
+def _valid(base: Tensor | None, samples: int, slots: int) -> list[int]:
+    pads = [0] * samples if base is None else (base < 0).sum(dim=1).tolist()
+    return [slots - pad for pad in pads]
 
 
 def check_cache(cache: Any) -> None:

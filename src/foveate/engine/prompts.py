@@ -230,9 +230,9 @@ class Prompts:
         record._cached = cache is not None
         for index, layer in enumerate(getattr(cache, "layers", ())):
             if isinstance(layer, DynamicSlidingWindowLayer):
-                record._slots[index] = torch.tensor(record.rows).clamp(max=layer.sliding_window - 1)
+                record._held[index] = [min(rows, layer.sliding_window - 1) for rows in record.rows]
             elif isinstance(layer, LinearAttentionLayer):
-                record._slots[index] = torch.zeros(len(record.rows), dtype=torch.int64)
+                record._held[index] = [0] * len(record.rows)
         prompt = self.layers.call.prompt
         if prompt is None:
             return
@@ -247,10 +247,10 @@ class Prompts:
         self.layers.call = Call(backend=self.layers.call.backend)
         if cache is None:
             return
-        dead = torch.tensor([rows - sample.live for rows, sample in zip(prompt.rows, prompt.samples, strict=True)])
+        record._dead = tuple(rows - sample.live for rows, sample in zip(prompt.rows, prompt.samples, strict=True))
         for index, layer in enumerate(cache.layers):
             if type(layer) is PrunedLayer:
-                prompt.record._slots[index] = layer.valid_slots() - dead.to(layer.keys.device)
+                record._slots[index] = layer.valid_slots()
         if any(sample.ends for sample in prompt.samples):
             dropped = any(len(sample.tokens) < len(sample.vision) for sample in prompt.samples)
             self._ended_in_vision = _Ending(weakref.ref(cache), _length(cache), dropped)

@@ -1,7 +1,7 @@
 """What was dropped where: the record of a context's prefills."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -111,7 +111,9 @@ class Prefill:
     videos: Sequence[Sequence[bool]] = field(repr=False, default=())
     fit: Literal["whole", "crop"] = "whole"
     stages: list[Stage] = field(default_factory=list)
-    _slots: dict[int, Tensor] = field(repr=False, default_factory=dict)
+    _held: dict[int, list[int]] = field(repr=False, default_factory=dict)  # of layers that hold less than all rows
+    _slots: dict[int, Callable[[], list[int]]] = field(repr=False, default_factory=dict)  # of pruned layers, …
+    _dead: tuple[int, ...] = field(repr=False, default=())  # … and how many of them are the prompt's padding
     _cached: bool = True
 
     @cached_property
@@ -145,7 +147,11 @@ class Prefill:
         if not self._cached:
             return []
         whole = list(self.rows)
-        return [self._slots[layer].tolist() if layer in self._slots else whole for layer in range(self.depth)]
+        pruned = {
+            layer: [slots - dead for slots, dead in zip(count(), self._dead, strict=True)]
+            for layer, count in self._slots.items()
+        }
+        return [pruned.get(layer, self._held.get(layer, whole)) for layer in range(self.depth)]
 
     def kept_by_frame(self, sample: int = 0) -> list[tuple[int, ...]]:
         """How many tokens of each frame a sample has left behind each stage; an image counts as one frame.
