@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import flash_attention_mask, sdpa_mask
@@ -48,11 +49,26 @@ BACKENDS = [("eager", MIXED), ("flash_like", MIXED), ("flash_like", ("titit",))]
 GAPS = ("glm46v", "glm4v_moe")
 
 
+# Each takes a second, and what it tries, masks made anew, is alike for all methods.
+FLEX = [
+    (name, family)
+    for name, family in FIRST
+    if getattr(transformers, TINY[family].kind)._supports_flex_attn
+    and name in ("v2drop-0", "visiondrop-0", "mustdrop-0")
+]
+
+
 @pytest.mark.parametrize(
     ("attention", "words", "name", "family"),
-    [(*backend, *pair) for backend in BACKENDS for pair in FIRST if backend is not BACKENDS[2] or pair[1] not in GAPS],
+    [(*backend, *pair) for backend in BACKENDS for pair in FIRST if backend is not BACKENDS[2] or pair[1] not in GAPS]
+    + [("flex_attention", MIXED, *pair) for pair in FLEX],
 )
-def test_backends_agree_with_sdpa(words, name, family, attention):
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler, about torch
+def test_backends_agree_with_sdpa(words, name, family, attention, request):
+    if attention == "flex_attention":  # torch cannot compile it for every mask on a CPU
+        stance = torch.compiler.set_stance("force_eager")
+        request.addfinalizer(lambda: stance.__exit__(None, None, None))
     inputs = batch(family, words)
     with fv.drop(tiny(family), EXAMPLES[name]) as reference:
         expected = generate(tiny(family), inputs)
@@ -71,7 +87,7 @@ def test_backends_agree_with_sdpa(words, name, family, attention):
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_kernel_of_ones_own_with_masks_agrees_with_sdpa(name):
-    test_backends_agree_with_sdpa(MIXED, name, "llava", "own_kernel_with_masks")
+    test_backends_agree_with_sdpa(MIXED, name, "llava", "own_kernel_with_masks", None)
 
 
 def test_an_attention_that_gets_no_masks_works_alone_and_is_refused_in_a_ragged_batch():
