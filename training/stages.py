@@ -31,6 +31,8 @@ LAST_WEIGHTS = ORDER_WEIGHTS | {"count": 2.5, "relation": 4.0, "list left to rig
 
 RELATED_WEIGHTS = LAST_WEIGHTS | {"relation": 8.0}
 
+CROWDED_WEIGHTS = LAST_WEIGHTS | {"relation": 30.0}  # nearly all that a scene allows
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -213,12 +215,23 @@ STAGES: dict[str, Stage] = {
         constant=0.4,
         draws=4,
     ),
+    "crowded": Stage(
+        images=34_000,
+        first=200_000_000,
+        mix={84: 0.04, 168: 0.56, 336: 0.40},
+        rates={"tower": 5e-4, "rest": 1.5e-3, "decoder": 2e-3, "projector": 7e-4},
+        questions=14,
+        tasks=CROWDED_WEIGHTS,
+        constant=0.4,
+        draws=4,
+    ),
     "deep": Stage(
-        images=11_000,
+        images=9_500,
         first=190_000_000,
-        mix={84: 0.04, 168: 0.20, 336: 0.76},
+        mix={84: 0.04, 168: 0.36, 336: 0.60},
         rates={"tower": 4e-4, "rest": 6e-4, "decoder": 1e-3, "projector": 4e-4},
-        tasks=RELATED_WEIGHTS,
+        questions=14,
+        tasks=CROWDED_WEIGHTS,
         draws=4,
         constant=0.3,
         exits=0.35,

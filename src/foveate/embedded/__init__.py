@@ -14,7 +14,7 @@ __all__ = ["ANSWER", "QUESTION", "load", "path", "picture"]
 QUESTION = "What does the text say?"
 """A question about `picture()` that the full model answers rightly."""
 
-ANSWER = "36KUM"
+ANSWER = "XRPMQ"
 """What is written in `picture()`."""
 
 

@@ -15,7 +15,7 @@ __all__ = ["CHARACTERS", "PATCH", "SPLITS", "Scene", "Text", "Thing", "rng_for",
 
 PATCH = 14
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-MOST = {84: 4, 168: 6}  # objects on small canvases; 8 on all others
+MOST = {84: 4}  # objects on small canvases; 8 on all others
 SPLITS = {"train": 1, "held-out": 2, "demo": 3}
 
 PAIRED = 0.5  # share of scenes in which things stand beside one another
