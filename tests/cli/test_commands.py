@@ -1,6 +1,9 @@
 """The commands end to end, on a tiny random model in a folder."""
 
+import io
 import json
+import logging
+import re
 import shutil
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -408,3 +411,38 @@ def test_a_picture_that_grows_beyond_memory_is_one_line():
 
     with pytest.raises(InputError, match="60000 x 1 pixels: out of memory"):
         prepare(Loaded("tiny", None, Processor()), [Image.new("RGB", (60000, 1))], "x")
+
+
+def test_a_prompt_longer_than_the_model_was_made_for_is_noted_in_our_words(run, tiny_llava, picture, tmp_path):
+    folder = shutil.copytree(tiny_llava, tmp_path / "short")
+    for name, key in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
+        told = json.loads((folder / name).read_text())
+        (told["text_config"] if name == "config.json" else told)[key] = 60
+        (folder / name).write_text(json.dumps(told))
+    heard = []
+    listener = logging.Handler()
+    listener.emit = heard.append
+    logging.getLogger("transformers").addHandler(listener)
+    try:
+        assert run("generate", picture, *QUESTION, "--model", folder)[::2] == (0, "")
+        code, _, err = run("generate", picture, picture, *QUESTION, "--model", folder)
+    finally:
+        logging.getLogger("transformers").removeHandler(listener)
+    assert code == 0
+    assert re.fullmatch(r"foveate: the prompt has 8\d tokens and this model was made for 60: the answer .*\n", err)
+    assert heard == []
+
+
+def test_no_answer_is_lost_where_stderr_takes_nothing(ask, tmp_path, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            if text:
+                raise OSError(28, "No space left on device")
+            return 0
+
+    still, other = (Image.new("RGB", (20, 20), colour) for colour in ("red", "blue"))
+    still.save(path := tmp_path / "two.gif", save_all=True, append_images=[other])
+    monkeypatch.setattr("sys.stderr", Full())
+    code, out, _ = ask("generate", path)
+    assert code == 0
+    assert "With v2drop" in out

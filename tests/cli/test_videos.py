@@ -1,6 +1,7 @@
 """Video files on the command line, on a model that reads pictures only; others: tests/with_torchvision."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -49,10 +50,10 @@ def test_those_frames_are_the_files_own(ask, clip, tmp_path):
     assert as_video["cost"] == as_pictures["cost"]
 
 
-def test_four_frames_if_nothing_is_said(ask, clip):
+def test_three_frames_if_nothing_is_said(ask, clip):
     told = json.loads(ask("generate", clip, "--json")[1])
-    assert told["vision_tokens"] == [36] * 4
-    assert told["videos"][0]["seconds"] == pytest.approx([0.4, 1.1, 1.8, 2.6], abs=0.11)
+    assert told["vision_tokens"] == [36] * 3
+    assert told["videos"][0]["seconds"] == pytest.approx([0.5, 1.5, 2.5], abs=0.11)
 
 
 def test_people_are_told_the_frames_and_how_much_of_what_stays_is_late(ask, clip):
@@ -61,6 +62,17 @@ def test_people_are_told_the_frames_and_how_much_of_what_stays_is_late(ask, clip
     said = " ".join(out.split())
     assert f"Frames 6 of {clip}, from 0.00 to 2.50 s" in said
     assert "Late frames the second half of the video has" in said
+
+
+def test_a_gif_is_a_video_where_frames_are_asked_for(ask, tmp_path):
+    first, *others = [Image.new("RGB", (64, 48), (0, 0, 40 * at)) for at in range(6)]
+    first.save(path := tmp_path / "film.gif", save_all=True, append_images=others, duration=100)
+    code, out, err = ask("generate", path, "--json")
+    assert (code, json.loads(out)["videos"]) == (0, [])
+    assert "only the first is read" in err
+    told = json.loads(ask("generate", path, "--frames", 2, "--json")[1])
+    assert told["vision_tokens"] == [36, 36]
+    assert told["videos"][0]["seconds"] == pytest.approx([0.1, 0.4])
 
 
 def test_by_frame_each_keeps_the_same(ask, clip):
@@ -83,8 +95,13 @@ def test_a_picture_and_a_video_go_in_as_they_are_named(ask, clip, picture):
     [
         (("{clip}", "--frames", 0), 2, "--frames and --fps: frames is 1 or more; got 0"),
         (("{clip}", "--fps", 0), 2, "--frames and --fps: fps lies above 0; got 0"),
-        (("{clip}", "--fps", 9999), 2, "are 29997 frames; more than 768"),
-        (("{picture}", "--frames", 3), 2, "--frames and --fps are for videos, and no file named is one"),
+        (("{many}", "--fps", 10), 2, "are 800 frames; more than 768"),
+        (("{picture}", "--frames", 3), 2, "no file named is one: their names end in .mp4, .mkv, .webm or the like"),
+        (
+            ("{nameless}",),
+            1,
+            "is not a picture that Pillow can read. Convert it to PNG or JPEG. The name of a video ends",
+        ),
         (("none.mp4",), 1, "none.mp4 cannot be read: No such file"),
         (("{song}",), 1, "song.mp4 has no video in it, only sound"),
         (("{text}",), 1, "text.mp4 is no video that can be read, or its end is missing"),
@@ -95,6 +112,9 @@ def test_what_cannot_be_done_is_one_line_before_the_model_is_loaded(
 ):
     (tmp_path / "text.mp4").write_text("no video at all")
     places = {"clip": clip, "picture": picture, "song": sound(tmp_path / "song.mp4"), "text": tmp_path / "text.mp4"}
+    places["nameless"] = shutil.copy(clip, tmp_path / "clip")
+    if "{many}" in arguments:
+        places["many"] = film(tmp_path / "many.mp4", 800, size=(16, 16))
     files = [str(argument).format(**places) for argument in arguments]
     found, out, err = run("generate", *files, *QUESTION, "--model", tmp_path / "no-model-here")
     assert (found, out) == (code, "")

@@ -4,6 +4,8 @@ import itertools
 import os
 import struct
 import sys
+import tracemalloc
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.video import read, reading
+from foveate.video.survey import survey, video_stream
 from tests.films import QUARTERS, brightness, film, matrix, sound
 
 UNSTEADY = [0.05 * index for index in range(15)] + [1.0, 3.0, 5.0, 7.0, 9.0]
@@ -63,10 +66,28 @@ def test_a_rate_with_a_number_takes_no_more_than_that_evenly_spread(steady):
     assert read(steady, fps=5, frames=3).seconds == read(steady, frames=3).seconds
 
 
-def test_a_rate_that_would_fill_the_memory_wants_a_number_with_it(steady):
-    with pytest.raises(SettingError, match=r"200 frames a second of .* are 1200 frames; more than 768 .* frames="):
-        read(steady, fps=200)
-    assert len(read(steady, fps=200, frames=10)) == 10
+@pytest.mark.parametrize("fps", [10, 30, 1e300, float("inf")])
+def test_a_rate_above_the_files_gives_every_frame_once(steady, fps):
+    assert read(steady, fps=fps).seconds == pytest.approx([0.1 * at for at in range(60)])
+    assert len(read(steady, fps=fps, frames=7)) == 7
+
+
+def test_a_rate_that_would_fill_the_memory_wants_a_number_with_it(long):
+    with pytest.raises(SettingError, match=r"20 frames a second of .* are 6000 frames; more than 768 .* frames="):
+        read(long, fps=20)
+    assert len(read(long, fps=20, frames=10)) == 10
+
+
+@pytest.mark.parametrize("frames", [6000, 10**12])
+def test_more_frames_than_the_memory_holds_are_refused(long, monkeypatch, frames):
+    monkeypatch.setattr(reading, "_memory", lambda: 2.0**24)
+    with pytest.raises(SettingError, match=r"6000 frames of 32 x 32 pixels take 0 GiB, more than the memory .* fewer"):
+        read(long, frames=frames)
+    assert len(read(long, frames=40)) == 40
+
+
+def test_the_memory_of_this_machine_is_known():
+    assert reading._memory() > 2**28
 
 
 def test_a_clip_shorter_than_asked_gives_every_frame_once(steady):
@@ -351,6 +372,38 @@ def test_a_song_with_a_cover_is_no_video(tmp_path):
         container.mux(stream.encode())
     with pytest.raises(InputError, match=r"song\.mp3 has no video in it, only sound"):
         read(path)
+
+
+def test_a_name_with_a_colon_is_no_protocol(tmp_path, monkeypatch):
+    film(tmp_path / "12:30.mp4", 3)
+    monkeypatch.chdir(tmp_path)
+    assert len(read("12:30.mp4")) == 3
+
+
+def test_of_long_sound_nothing_is_kept(tmp_path):
+    """Of twenty minutes beside few frames, as of a lecture with its slides."""
+    path = tmp_path / "lecture.mkv"
+    with av.open(str(path), "w") as container:
+        slides, voice = container.add_stream("mjpeg", rate=1), container.add_stream("pcm_s16le", rate=8000)
+        slides.width, slides.height, slides.pix_fmt, voice.layout = 32, 32, "yuvj420p", "mono"
+        picture = slides.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24"))[0]
+        for second in range(1200):
+            packets = [(slides, bytes(picture), 0, 1000)] if second % 300 == 0 else []
+            packets += [(voice, bytes(800), at, 50) for at in range(0, 1000, 50)]
+            for stream, content, at, length in packets:
+                packet = av.Packet(content)
+                packet.stream, packet.time_base, packet.duration = stream, Fraction(1, 1000), length
+                packet.pts = packet.dts = 1000 * second + at
+                packet.is_keyframe = True
+                container.mux(packet)
+    with av.open(str(path)) as container:
+        tracemalloc.start()
+        found = survey(container, video_stream(container, path))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert found.times == pytest.approx((0, 300, 600, 900))
+    assert found.promised is None
+    assert peak < 200_000  # 24,000 packets
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):

@@ -15,7 +15,7 @@ from foveate.cli.screen import busy, note
 from foveate.cli.usage import UsageError
 from foveate.errors import UnsupportedError
 
-__all__ = ["Loaded", "load"]
+__all__ = ["Loaded", "load", "quiet"]
 
 
 def load(options: ModelOptions) -> Loaded:
@@ -39,23 +39,28 @@ def load(options: ModelOptions) -> Loaded:
 
 @contextmanager
 def _shown(name: str, *, downloads: bool) -> Iterator[None]:
-    """Show on stderr that a model is loading: the hub's own bars where it may be downloaded, else a line.
-
-    Warnings and notices of transformers and the hub stay off the screen; what matters of them is in errors.
-    """
-    levels = [(log, log.get_verbosity()) for log in (transformers.logging, huggingface_hub.utils.logging)]
+    """Show on stderr that a model is loading: the hub's own bars where it may be downloaded, else a line."""
     bars = transformers.logging.is_progress_bar_enabled()
-    for log, _ in levels:
-        log.set_verbosity_error()
     if downloads and sys.stderr.isatty():
         note(f"looking for {name} in the cache and on the hub")
     else:
         transformers.logging.disable_progress_bar()
     try:
-        with nullcontext() if downloads else busy(f"Loading {name}"):
+        with quiet(), nullcontext() if downloads else busy(f"Loading {name}"):
             yield
+    finally:
+        if bars:
+            transformers.logging.enable_progress_bar()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep warnings and notices of transformers and the hub off the screen; what matters of them, foveate says."""
+    levels = [(log, log.get_verbosity()) for log in (transformers.logging, huggingface_hub.utils.logging)]
+    for log, _ in levels:
+        log.set_verbosity_error()
+    try:
+        yield
     finally:
         for log, level in levels:
             log.set_verbosity(level)
-        if bars:
-            transformers.logging.enable_progress_bar()

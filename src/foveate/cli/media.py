@@ -17,7 +17,7 @@ VIDEOS = {
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".f4v",
     ".3gp", ".3g2", ".ogv", ".vob", ".mxf", ".asf", ".h264", ".h265", ".hevc", ".y4m",
 }  # fmt: skip
-FEW = 4  # frames of a clip on a model that reads pictures, where nothing is said: each has a whole picture's tokens
+FEW = 3  # frames of a clip on a model that reads pictures, where nothing is said: each has a whole picture's tokens
 
 
 def is_video(path: Path) -> bool:
@@ -26,18 +26,23 @@ def is_video(path: Path) -> bool:
 
 
 def load_media(paths: Sequence[Path], options: VideoOptions) -> list[Picture | Clip]:
-    """Read pictures and videos, with a note on stderr where something is odd.
+    """Read pictures and videos, with a note on stderr where something is odd; a GIF is a video if frames are asked for.
 
     Raises:
         InputError: If a file cannot be read.
         UsageError: If flags for videos leave their range or no file is one.
         UnsupportedError: If there is a video and no PyAV.
     """
-    if (options.frames is not None or options.fps is not None) and not any(map(is_video, paths)):
-        raise UsageError("--frames and --fps are for videos, and no file named is one.")
+    asked = options.frames is not None or options.fps is not None
+    films = [is_video(path) or (asked and path.suffix.lower() == ".gif") for path in paths]
+    if asked and not any(films):
+        raise UsageError(
+            "--frames and --fps are for videos, and no file named is one: "
+            "their names end in .mp4, .mkv, .webm or the like."
+        )
     media: list[Picture | Clip] = []
-    for path in paths:
-        if is_video(path):
+    for path, film in zip(paths, films, strict=True):
+        if film:
             media.append(_clip(path, options))
         else:
             media.append(load_picture(path))

@@ -65,7 +65,7 @@ class VideoOptions:
     """Which frames of a video the model sees; files are read with PyAV, pip install 'foveate[video]'."""
 
     frames: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """how many at most, evenly spread (default: 32; 4 on a model that reads pictures only)"""
+    """how many at most, evenly spread (default: 32; 3 on a model that reads pictures only)"""
     fps: Annotated[float | None, tyro.conf.arg(metavar="RATE", help_behavior_hint="")] = None
     """how many a second; --frames is then the most there may be"""
 

@@ -79,7 +79,10 @@ def _explained(path: Path) -> Iterator[None]:
             "If it is a real picture, scale it down first."
         ) from error
     except UnidentifiedImageError as error:
-        raise InputError(f"{path} is not a picture that Pillow can read. Convert it to PNG or JPEG.") from error
+        raise InputError(
+            f"{path} is not a picture that Pillow can read. Convert it to PNG or JPEG. "
+            "The name of a video ends in .mp4, .mkv, .webm or the like."
+        ) from error
     except PermissionError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}. Check its rights.") from error
     # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, EOFError, zlib.error and more.

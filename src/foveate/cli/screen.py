@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -55,8 +55,9 @@ def _written() -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """One line to stderr, beginning with the program's name."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"foveate: {text}"))
+    """One line to stderr, beginning with the program's name; no answer is lost where stderr takes nothing."""
+    with suppress(OSError):
+        Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"foveate: {text}"))
 
 
 @contextmanager

@@ -9,12 +9,12 @@ from PIL import Image
 
 from foveate import __version__
 from foveate.cli.choose import check_names, choose
-from foveate.cli.loading import Loaded, load
+from foveate.cli.loading import Loaded, load, quiet
 from foveate.cli.media import as_seen, load_media
 from foveate.cli.options import EMBEDDED, BudgetOptions, ModelOptions, VideoOptions
 from foveate.cli.pictures import Picture
 from foveate.cli.prompt import prepare, reads_videos, vision_sizes
-from foveate.cli.screen import busy
+from foveate.cli.screen import busy, note
 from foveate.cli.usage import UsageError
 from foveate.core.grid import Grid, grids_of
 from foveate.cost import Cost, cost
@@ -157,10 +157,11 @@ def set_up(
     loaded = load(models)
     native = reads_videos(loaded.processor)
     media = as_seen(media, videos, native)
-    with busy("Preparing the pictures"):
+    with busy("Preparing the pictures"), quiet():
         inputs = prepare(loaded, [one if isinstance(one, Clip) else one.image for one in media], prompt)
         count = sum(1 if native or isinstance(one, Picture) else len(one) for one in media)
         sizes = vision_sizes(loaded.model.config, inputs["input_ids"], count)
+    _check_length(loaded.model.config.get_text_config(), int(inputs["input_ids"].shape[1]))
     methods: dict[str, Method] = {}
     infeasible: dict[str, str] = {}
     for name in names:
@@ -172,6 +173,17 @@ def set_up(
                 raise
     text_tokens = int(inputs["input_ids"].shape[1]) - sum(sizes)
     return Setup(media, prompt, loaded, inputs, text_tokens, sizes, methods, infeasible)
+
+
+def _check_length(config: Any, tokens: int) -> None:
+    """Say so where a prompt has more positions than the decoder was made for; M-RoPE gives a picture fewer of them."""
+    most = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if most and tokens > most and "mrope_section" not in rope:
+        note(
+            f"the prompt has {tokens:,} tokens and this model was made for {most:,}: the answer may be poor. "
+            "Take fewer frames or pictures."
+        )
 
 
 def _question(files: Sequence[Path], prompt: str | None, models: ModelOptions) -> tuple[Sequence[Path], str]:

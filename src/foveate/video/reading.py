@@ -1,5 +1,6 @@
 """Frames of a video file at even steps of time, decoded where they are and nowhere else."""
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,8 +36,8 @@ def read(
         clip = read("clip.mp4", fps=2, frames=64)       # two a second; in a long video only 64, evenly spread
 
     What is taken is the frame on show at that time, whatever the file's rate and however unsteady it is. A video of
-    fewer frames gives all it has, each once. Frames are turned upright as the file says they were filmed. Only the
-    wanted ones are kept, and in a long file only what lies near them is decoded.
+    fewer frames than asked for, also by `fps`, gives all it has, each once. Frames are turned upright as the file says
+    they were filmed. Only the wanted ones are kept, and in a long file only what lies near them is decoded.
 
     Args:
         path: A video file.
@@ -46,7 +47,8 @@ def read(
 
     Raises:
         InputError: If the file cannot be read, or holds no video, or no frame of it can be decoded.
-        SettingError: If a number leaves its range, or a rate alone would give more than 768 frames.
+        SettingError: If a number leaves its range, a rate alone would give more than 768 frames, or the frames would
+            not fit into memory.
         UnsupportedError: If PyAV is missing.
 
     Warns:
@@ -61,12 +63,13 @@ def read(
     try:
         if not path.is_dir() and path.stat().st_size == 0:
             raise InputError(f"{path} is empty (0 bytes). Fetch or export it again.")
-        with av.open(str(path)) as container:
+        name = str(path.absolute())  # "12:30.mp4" alone would be a protocol to FFmpeg
+        with av.open(name) as container:
             found = survey(container, video_stream(container, path))
         if found is None:
             raise InputError(f"{path} cannot be read as a video: it holds no data. Fetch or export it again.")
         wanted, part = _wanted(found, path, frames, fps, start, end)
-        with av.open(str(path)) as container:
+        with av.open(name) as container:
             clip = _Decoder(container, video_stream(container, path), found).clip(path, wanted, part)
     except av.error.InvalidDataError as error:
         raise InputError(
@@ -96,21 +99,42 @@ def _wanted(
     if first >= last:
         raise InputError(f"{path} ends after {found.end:.2f} s, so nothing starts at {first:g} s.")
     length = last - first
-    if fps is not None:
-        count = max(1, int(np.ceil(length * fps - HAIR)))
-        if count <= (frames or MOST):
-            return [first + at / fps for at in range(count)], (first, last)
-        if frames is None:
-            raise SettingError(
-                f"{fps:g} frames a second of {path} are {count} frames; more than {MOST} are read only if asked for: "
-                "say with frames=… how many there may be."
-            )
-    count = frames or FRAMES
-    if found.times is not None:
-        inside = [time for time in found.times if first - HAIR <= time < last - HAIR]
-        if 0 < len(inside) <= count:
-            return inside, (first, last)
+    inside = [time for time in found.times or () if first - HAIR <= time < last - HAIR]
+    there = len(inside) or max(1, round(length * found.rate))
+    due = np.inf if fps is None else max(1.0, np.ceil(length * fps - HAIR))
+    if fps is not None and frames is None and min(due, there) > MOST:
+        raise SettingError(
+            f"{fps:g} frames a second of {path} are {min(due, there):.0f} frames; more than {MOST} are read only if "
+            "asked for: say with frames=… how many there may be."
+        )
+    count = int(min(due, there, frames or (FRAMES if fps is None else MOST)))
+    if count == len(inside):
+        return inside, (first, last)
+    if fps is not None and count == due:
+        return [first + at / fps for at in range(count)], (first, last)
     return [first + length * (at + 0.5) / count for at in range(count)], (first, last)
+
+
+def _sheaf(count: int, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Room for `count` frames like this one.
+
+    Raises:
+        SettingError: If the machine has not so much memory.
+    """
+    need = count * frame.nbytes
+    if need > _memory():
+        raise SettingError(
+            f"{count} frames of {frame.shape[1]} x {frame.shape[0]} pixels take {need / 2**30:.0f} GiB, more than the "
+            "memory of this machine. Ask for fewer with frames=…, or for a part with start=… and end=…."
+        )
+    return np.empty((count, *frame.shape), np.uint8)
+
+
+def _memory() -> float:
+    """Bytes of this machine's memory; infinite where the system does not tell."""
+    if not hasattr(os, "sysconf"):
+        return np.inf
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 class _Decoder:
@@ -138,8 +162,7 @@ class _Decoder:
                 continue
             frame, since = self._now
             if read is None:
-                first = pixels(frame, aspect, None)
-                read = np.empty((len(wanted), *first.shape), np.uint8)
+                read = _sheaf(len(wanted), pixels(frame, aspect, None))
             again = since == shown
             read[len(seconds)] = read[len(seconds) - 1] if again else pixels(frame, aspect, read.shape[1:3])
             seconds.append(time if again else max(since, part[0]))

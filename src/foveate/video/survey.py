@@ -1,8 +1,7 @@
 """How long a video is, found without decoding it."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 from foveate.errors import InputError
 
@@ -34,12 +33,21 @@ class Survey:
     seekable: bool = True
 
 
-class _Packet(NamedTuple):
-    """When a packet starts and stops, in seconds of the file; None where nobody knows. Whether it is of the video."""
+@dataclass(slots=True)
+class _Seen:
+    """What packets say, in seconds of the file.
 
-    start: float | None
-    stop: float | None
-    video: bool
+    Attributes:
+        frames: Packets of the video.
+        starts: When each of those starts that know their time.
+        stop: When the last of the video stops.
+        last: When the last of sound and video stops.
+    """
+
+    frames: int = 0
+    starts: list[float] = field(default_factory=list)
+    stop: float = 0.0
+    last: float = 0.0
 
 
 def video_stream(container: Any, path: Any) -> Any:
@@ -59,41 +67,45 @@ def survey(container: Any, stream: Any) -> Survey | None:
     """Read the header and, of a long file, the last packets; of any other, all packets. None if none is readable."""
     rate = float(stream.average_rate or stream.guessed_rate or 25)
     promised = container.duration / 1e6 if container.duration else None
-    found: list[_Packet] = []
     if whole := promised is None or max(stream.frames, promised * rate) <= FEW:
-        found = list(_packets(container, stream))
+        seen = _look(container, stream)
     else:
         container.seek(int(LATE / stream.time_base), stream=stream)  # to the last key frame
-        found = list(_packets(container, stream))
-        if not any(packet.video for packet in found):
+        seen = _look(container, stream)
+        if not seen.frames:
             container.seek(0)
-            found, whole = list(_packets(container, stream)), True
-    mine = [packet for packet in found if packet.video]
-    starts = sorted(packet.start for packet in mine if packet.start is not None)
+            seen, whole = _look(container, stream), True
+    starts = sorted(seen.starts)
     if not starts:  # as in a bare stream of H.264: frames at an even rate
-        even = tuple(at / rate for at in range(len(mine)))
-        return Survey(0.0, len(mine) / rate, None, rate, even, seekable=False) if mine else None
+        even = tuple(at / rate for at in range(seen.frames))
+        return Survey(0.0, seen.frames / rate, None, rate, even, seekable=False) if seen.frames else None
     origin = starts[0] if whole else float((stream.start_time or 0) * stream.time_base)
-    end = max(packet.stop or 0.0 for packet in mine) - origin
-    last = max(packet.stop or 0.0 for packet in found) - float(container.start_time or 0) / 1e6
+    last = seen.last - float(container.start_time or 0) / 1e6
     short = promised is not None and last < promised - max(SLACK[0], SLACK[1] * promised)
     times = tuple(start - origin for start in starts) if whole else None
-    return Survey(origin, max(end, starts[-1] - origin + 1 / rate), promised if short else None, rate, times)
+    end = max(seen.stop, starts[-1] + 1 / rate) - origin
+    return Survey(origin, end, promised if short else None, rate, times)
 
 
-def _packets(container: Any, stream: Any) -> Iterator[_Packet]:
-    """Packets of sound and video from here on, as far as they can be read."""
+def _look(container: Any, stream: Any) -> _Seen:
+    """Go through the packets of sound and video from here on, as far as they can be read."""
     import av
 
+    seen = _Seen()
     try:
         for packet in container.demux():
             if not packet.size or packet.is_discard or packet.stream.type not in ("video", "audio"):
                 continue
-            video, at = packet.stream is stream, packet.dts if packet.pts is None else packet.pts
+            at, video = packet.dts if packet.pts is None else packet.pts, packet.stream is stream
+            seen.frames += video
             if at is None:
-                yield _Packet(None, None, video)
-            else:
-                start = float(at * packet.time_base)
-                yield _Packet(start, start + float((packet.duration or 0) * packet.time_base), video)
+                continue
+            start = float(at * packet.time_base)
+            stop = start + float((packet.duration or 0) * packet.time_base)
+            seen.last = max(seen.last, stop)
+            if video:  # of sound, an hour has a hundred thousand packets
+                seen.starts.append(start)
+                seen.stop = max(seen.stop, stop)
     except av.error.FFmpegError:
-        return
+        pass
+    return seen
