@@ -11,6 +11,7 @@ import torch
 
 import foveate as fv
 from foveate.cli.models import STAGES, marks
+from foveate.families._unserved import UNSERVED
 from foveate.registry import SUPPORT
 from tests.models import FAMILIES, TINY, batch, tiny, with_video
 
@@ -60,7 +61,8 @@ def page(support: dict[str, dict[str, dict[str, Any]]]) -> str:
         "Where tokens can leave, for images (i) and videos (v): found by running every method on a tiny random",
         "model of every family, in the tests that also prove each of them against an independent recompute.",
         "`foveate models` prints the same. A model of another type is refused with what to do:",
-        "[a new family](guides/new-family.md).",
+        "the [generic adapter](families/generic.md), which serves a decoder of the usual kind without knowing its",
+        "pictures, or [a new family](guides/new-family.md).",
         "",
         f"| {' | '.join(heads)} |",
         f"|{'---|' * len(heads)}",
@@ -75,7 +77,9 @@ def page(support: dict[str, dict[str, dict[str, Any]]]) -> str:
             for method, answer in methods.items()
             if isinstance(answer, str)
         ]
-    return "\n".join([*lines, *(["", "Refused:", "", *refused] if refused else []), ""])
+    unserved = ["", "No family can serve these:", "", "| `model_type` | why |", "|---|---|"]
+    unserved += [f"| `{name}` | {reason} |" for name, reason in UNSERVED.items()]
+    return "\n".join([*lines, *(["", "Refused:", "", *refused] if refused else []), *unserved, ""])
 
 
 if __name__ == "__main__":

@@ -44,6 +44,9 @@ def test_every_such_name_is_listed():
                 own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
                 made |= {node.attr} if own or isinstance(node.ctx, ast.Store) else set()
                 used |= {} if own else {node.attr: path}
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "setattr"):
+                name = ast.unparse(node.args[1])[1:-1]
+                used |= {name: path} if re.fullmatch(r"_[^_]\w*", name) else {}
             elif isinstance(node, ast.FunctionDef | ast.ClassDef):
                 made.add(node.name)
             elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):

@@ -129,7 +129,12 @@ def no_family(model_type: Any, name: str = "", model: Any = None) -> "Unsupporte
         model: The model itself, if there is one to look at.
     """
     reason = f" It cannot be served: {UNSERVED[model_type]}." if model_type in UNSERVED else ""
-    if model is not None and not reason:
+    if model is None and not reason:
+        reason = (
+            " If its decoder is of the usual kind, foveate.drop(model, method, family='generic') serves it in Python, "
+            "without knowing its pictures."
+        )
+    elif model is not None and not reason:
         from foveate.families.generic import lacking
 
         found = lacking(model)

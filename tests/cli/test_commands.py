@@ -380,6 +380,8 @@ def test_a_family_that_is_not_supported_is_refused_before_its_weights_are_read(r
     code, _, err = run("generate", picture, *QUESTION, "--model", tmp_path)
     assert code == 1
     assert "No family for model_type 'idefics2'. Supported: " in err
+    assert "foveate.drop(model, method, family='generic') serves it in Python" in err
+    assert "To add one: docs/guides/new-family.md" in err
 
 
 def test_ctrl_c_ends_with_130_and_one_line(run, monkeypatch):

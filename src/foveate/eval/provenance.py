@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 import transformers
 
@@ -43,9 +44,15 @@ def _weights(loaded: Loaded) -> str:
     """Which weights: SHA-256 of a folder's safetensors, or a hub id with its revision."""
     folder = embedded.path() if loaded.name == EMBEDDED else Path(loaded.name).expanduser()
     if not folder.is_dir():
-        return f"{loaded.name}@{getattr(loaded.model.config, '_commit_hash', None) or 'unknown revision'}"
+        return f"{loaded.name}@{_revision(loaded.name)}"
     found = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             found.update(hashlib.file_digest(file, "sha256").digest())
     return found.hexdigest()
+
+
+def _revision(name: str) -> str:
+    """The commit of a hub model, which is the folder that its files lie in."""
+    found = huggingface_hub.try_to_load_from_cache(name, "config.json")
+    return Path(found).parent.name if isinstance(found, str) else "unknown revision"

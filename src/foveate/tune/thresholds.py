@@ -112,7 +112,7 @@ def default_start(model: Any) -> MustDrop:
 
 def _named(model: Any) -> str:
     """A model's hub id; of a local folder its name alone, since where it lies is nobody's business."""
-    known = getattr(model.config, "_name_or_path", "") or model.config.model_type
+    known = getattr(model.config, "name_or_path", "") or model.config.model_type
     return Path(known).name if Path(known).is_dir() else str(known)
 
 
