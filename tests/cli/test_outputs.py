@@ -55,6 +55,19 @@ def test_what_a_link_points_at_is_written_and_the_link_stays(tmp_path):
     assert real.read_text() == "new"
 
 
+def test_a_full_disk_leaves_the_old_file_and_no_part_of_a_new_one(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    (path := tmp_path / "told.json").write_text("old")
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(
+        InputError, match=r"told\.json could not be written: No space left on device\. Make room, or name"
+    ):
+        write_text(path, "new")
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("told.json", "old")]
+
+
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full here")
 @pytest.mark.parametrize("arguments", [["models"], ["models", "--json"]])
 def test_a_full_disk_under_stdout_is_one_line(arguments):

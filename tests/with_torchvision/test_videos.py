@@ -213,3 +213,15 @@ def test_a_batch_of_videos_is_each_alone(loaded, clip, family):
             expected = one.model(**each, logits_to_keep=1).logits
         torch.testing.assert_close(logits[index], expected[0], **CLOSE)
         assert trace.stages[1].kept[index].tolist() == single.stages[1].kept[0].tolist()
+
+
+def test_videos_of_unequal_length_that_a_model_does_not_take_are_refused_with_what_to_do(run, folders, clip, tmp_path):
+    short = film(tmp_path / "short.mp4", 3)
+    asked = (clip, short, *QUESTION, "--json", "--frames")
+    assert json.loads(run("generate", *asked, 4, "--model", folders["qwen2_vl"])[1])["vision_tokens"] == [24, 8]
+    code, out, err = run("generate", *asked, 4, "--model", folders["llava_onevision"])
+    assert (code, out, len(err.splitlines())) == (1, "", 1)
+    assert "refuses 4 frames of 112 x 84, 3 frames of 64 x 48 pixels: " in err
+    assert err.endswith("Take as many frames of each video: --frames 3.\n")
+    told = json.loads(run("generate", *asked, 3, "--model", folders["llava_onevision"])[1])
+    assert told["vision_tokens"] == [56]  # nothing stands between them

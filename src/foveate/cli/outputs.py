@@ -72,7 +72,9 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
         part.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         part.replace(target)
     except OSError as error:
-        raise InputError(f"{path} could not be written: {error}.") from error
+        raise InputError(
+            f"{path} could not be written: {error.strerror or error}. Make room, or name another file."
+        ) from error
     finally:
         part.unlink(missing_ok=True)
 

@@ -40,11 +40,22 @@ def prepare(loaded: Loaded, media: Sequence[Image.Image | Clip], prompt: str) ->
     try:
         inputs = encoder("own")(loaded, conversation)
     except (ValueError, ZeroDivisionError, MemoryError) as error:
-        shapes = [one.frames.shape[2:0:-1] if isinstance(one, Clip) else one.size for one in media]
-        sizes = ", ".join(f"{width} x {height}" for width, height in shapes)
-        why = error if str(error) else "out of memory"  # a strip one pixel high grows to millions of columns
-        raise InputError(f"The processor of {loaded.name} refuses pictures of {sizes} pixels: {why}") from error
+        raise InputError(_refusal(loaded.name, media, error)) from error
     return inputs.to(loaded.model.device, dtype=loaded.model.dtype)
+
+
+def _refusal(name: str, media: Sequence[Image.Image | Clip], error: Exception) -> str:
+    """Why a processor takes no such media; a batch of videos, as LLaVA-OneVision's, has so many frames of each."""
+    sizes = ", ".join(
+        f"{len(one)} frames of {one.frames.shape[2]} x {one.frames.shape[1]}"
+        if isinstance(one, Clip)
+        else f"{one.width} x {one.height}"
+        for one in media
+    )
+    why = str(error).partition("\n")[0] or "out of memory"  # a strip one pixel high grows to millions of columns
+    lengths = {len(one) for one in media if isinstance(one, Clip)}
+    hint = f" Take as many frames of each video: --frames {min(lengths)}." if len(lengths) > 1 else ""
+    return f"The processor of {name} refuses {sizes} pixels: {why}{'' if why.endswith('.') else '.'}{hint}"
 
 
 def vision_sizes(config: Any, input_ids: Tensor, images: int) -> tuple[int, ...]:
