@@ -6,9 +6,11 @@ import logging
 import re
 import shutil
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -23,6 +25,7 @@ from foveate.errors import InputError, UnsupportedError
 from foveate.families.llava import Llava
 from foveate.methods.uniform import Uniform
 from foveate.registry import families, methods, presets
+from foveate.video import Clip
 from tests.cli.conftest import save_tiny_llava
 
 QUESTION = ("--prompt", "What is this ?", "--max-new-tokens", 5)
@@ -402,6 +405,21 @@ def test_a_method_that_cannot_meet_the_budget_is_shown_with_its_floor_among_the_
     assert "visiondrop" in {row["name"] for row in result["methods"]}
     code, _, err = ask("compare", picture, "--budget", 3, "--method", "mustdrop", "--method", "visiondrop")
     assert (code, "floor is" in err) == (2, True)
+
+
+def test_a_video_of_one_frame_that_a_processor_does_not_take_is_one_line():
+    """As Qwen3-VL's does not."""
+
+    class Processor:
+        image_token, tokenizer, video_processor = "<image>", SimpleNamespace(bos_token=None), object()
+
+        def __call__(self, **_):
+            raise ValueError("t:1 must be larger than temporal_factor:2\nYou can try: nothing")
+
+    clip = Clip(Path("one.mp4"), np.zeros((1, 4, 6, 3), np.uint8), (0.0,), 0.0, 0.1, 10.0)
+    says = r"refuses 1 frame of 6 x 4 pixels: t:1 must .*:2\. Of one frame, give the model a picture\.$"
+    with pytest.raises(InputError, match=says):
+        prepare(Loaded("m", None, Processor()), [clip], "What ?")
 
 
 def test_a_picture_that_grows_beyond_memory_is_one_line():

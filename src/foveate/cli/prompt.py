@@ -47,14 +47,18 @@ def prepare(loaded: Loaded, media: Sequence[Image.Image | Clip], prompt: str) ->
 def _refusal(name: str, media: Sequence[Image.Image | Clip], error: Exception) -> str:
     """Why a processor takes no such media; a batch of videos, as LLaVA-OneVision's, has so many frames of each."""
     sizes = ", ".join(
-        f"{len(one)} frames of {one.frames.shape[2]} x {one.frames.shape[1]}"
+        f"{len(one)} frame{'s' * (len(one) > 1)} of {one.frames.shape[2]} x {one.frames.shape[1]}"
         if isinstance(one, Clip)
         else f"{one.width} x {one.height}"
         for one in media
     )
     why = str(error).partition("\n")[0] or "out of memory"  # a strip one pixel high grows to millions of columns
     lengths = {len(one) for one in media if isinstance(one, Clip)}
-    hint = f" Take as many frames of each video: --frames {min(lengths)}." if len(lengths) > 1 else ""
+    hint = ""
+    if len(lengths) > 1:
+        hint = f" Take as many frames of each video: --frames {min(lengths)}."
+    elif lengths == {1}:
+        hint = " Of one frame, give the model a picture."
     return f"The processor of {name} refuses {sizes} pixels: {why}{'' if why.endswith('.') else '.'}{hint}"
 
 
