@@ -1,11 +1,14 @@
 """Scores come from rows: no attention matrix is ever made, and the peak is never above the untouched model's."""
 
+import gc
 import itertools
 
 import pytest
+import torch
 
+import foveate as fv
 from foveate.core.attention import BLOCK_NUMBERS
-from tests.memory import AFTER, BEFORE, CONTROLS, METHODS, llava, onevision, watched
+from tests.memory import AFTER, BEFORE, CONTROLS, METHODS, Watch, llava, onevision, watched
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -26,6 +29,19 @@ def test_the_peak_is_never_above_the_untouched_models(name):
     model, inputs = llava(side=336, width=512, tower=128)
     whole, found = (watched(model, inputs, method) for method in (None, METHODS[name]))
     assert found.peak <= 1.01 * whole.peak, f"{found.peak / whole.peak:.3f}"
+
+
+@pytest.mark.parametrize("name", ["v2drop", "visiondrop", "mustdrop", "averagepool", "resize"])
+@pytest.mark.parametrize("build", [llava, onevision])
+def test_a_trace_holds_no_rows(build, name):
+    """Of a prefill only who stayed is left, so that a context may see many."""
+    model, inputs = build(side=336, width=128, tower=64, layers=5)
+    with torch.no_grad(), fv.drop(model, {**METHODS, **CONTROLS}[name]) as trace, Watch() as watch:
+        model(**inputs)
+    assert trace.stages
+    gc.collect()
+    entered = sum(trace.vision_tokens)
+    assert watch.left < 64 * entered * len(trace.stages), f"{watch.left / entered:.0f} bytes a token"  # a row: 256 or more
 
 
 @pytest.mark.parametrize("name", ["v2drop", "visiondrop", "mustdrop", "averagepool"])

@@ -51,7 +51,8 @@ def attention_rows(
             logits.masked_fill_(places > last_key[start : start + step, None], float("-inf"))
         if visible is not None:
             logits.masked_fill_(~visible(slice(start, start + step)), float("-inf"))
-        yield logits.softmax(dim=-1)[..., columns]
+        logits = logits.softmax(dim=-1)  # in their place, so that no more than two blocks live at once
+        yield logits[..., columns]
 
 
 def received_attention(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""What towers and projectors that several families share cost, in FLOPs, from their configs alone."""
+"""What towers and projectors that several families share cost, in FLOPs and in memory, from their configs alone."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from foveate.core.flops import attention, linear, vit_block
 from foveate.core.grid import Grid
 from foveate.errors import UnsupportedError
 
-__all__ = ["drops_cls", "llava_cost", "picture_tokens", "qwen_cost", "tower_picture"]
+__all__ = ["drops_cls", "llava_bytes", "llava_cost", "picture_tokens", "qwen_bytes", "qwen_cost", "tower_picture"]
 
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # the towers known here
 
@@ -40,6 +40,40 @@ def llava_cost(config: Any, pictures: int, grid: Grid | None = None) -> tuple[in
     features = 1 if isinstance(config.vision_feature_layer, int) else len(config.vision_feature_layer)
     projector = linear(picture_tokens(config, grid), vision.hidden_size * features, width, width)
     return pictures * tower_picture(vision, grid), pictures * projector
+
+
+def llava_bytes(config: Any, tokens: int, pictures: int, itemsize: int, copies: int = 2) -> tuple[int, int]:
+    """Bytes of a LLaVA's pictures (while they are encoded, at the most; what stays until the decoder is through).
+
+    What stays is the tower's output, the states that the projector read, and `copies` of the `tokens` vision tokens.
+    """
+    vision, width = config.vision_config, config.text_config.hidden_size
+    rows, last, given = pictures * _tower_tokens(vision, None), vision.num_hidden_layers, config.vision_feature_layer
+    read = {layer % (last + 1) for layer in ([given] if isinstance(given, int) else given)}
+    output = vision.model_type == "siglip_vision_model" or last not in read  # SigLIP's has been through a norm
+    kept = rows * vision.hidden_size * (len(read) + output)
+    block = _mlp_rows(vision.hidden_act) * vision.intermediate_size + 4 * vision.hidden_size
+    tower = rows * (block + len(read - {0, last - 1, last}) * vision.hidden_size)
+    projector = kept + (2 * pictures * picture_tokens(config) + tokens) * width
+    return max(tower, projector) * itemsize, (kept + copies * tokens * width) * itemsize
+
+
+def qwen_bytes(vision: Any, tokens: int, out: int, itemsize: int) -> tuple[int, int]:
+    """As `llava_bytes`, of a Qwen2-VL's pictures; `out` is the width of the merged tokens.
+
+    Queries and keys are turned by RoPE in float32.
+    """
+    width, rows = vision.embed_dim, tokens * vision.spatial_merge_size**2
+    widened = 0 if itemsize == 4 else 2 * width * 4
+    turned = 5 * width * itemsize + widened + 4 * width * 4
+    block = (3 * width + _mlp_rows(vision.hidden_act) * int(width * vision.mlp_ratio)) * itemsize
+    angles = 2 * width // vision.num_heads * 4
+    return rows * (max(turned, block) + angles), (rows * width + 2 * tokens * out) * itemsize
+
+
+def _mlp_rows(activation: str) -> int:
+    """How many rows of a two-layer MLP's inner width live at once: before and behind the activation, and inside."""
+    return 3 if activation == "quick_gelu" else 2
 
 
 def qwen_cost(
