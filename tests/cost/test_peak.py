@@ -11,7 +11,9 @@ from transformers import (
     LlavaNextConfig,
     LlavaOnevisionConfig,
     MistralConfig,
+    Qwen2_5_VLConfig,
     Qwen2VLConfig,
+    Qwen3VLConfig,
     VipLlavaConfig,
 )
 
@@ -63,13 +65,16 @@ def onevision(frames=0):
     return config, {"pixel_values_videos": torch.randn(1, frames, 3, 168, 168)}, 36 * frames + 1, frames
 
 
-def qwen2_vl():
-    vision = {"depth": 3, "embed_dim": 64, "hidden_size": 256, "num_heads": 2, "mlp_ratio": 4, "patch_size": 14}
+def qwen(kind, patch=14, **vision):
     rope = {"rope_type": "default", "mrope_section": [8, 8, 16], "rope_theta": 1e4}
-    config = Qwen2VLConfig(text_config=text("qwen2_vl_text", 2, rope_parameters=rope), vision_config=vision,
-                           image_token_id=IMAGE, video_token_id=VIDEO)  # fmt: skip
-    pictures = {"pixel_values": torch.randn(4 * 24 * 26, 3 * 2 * 14**2), "image_grid_thw": torch.tensor([[1, 48, 52]])}
-    return config, pictures, 24 * 26, 1
+    config = kind(text_config={**text(None, 2, rope_parameters=rope, head_dim=64), "model_type": kind.model_type + "_text"},
+                  vision_config={"depth": 3, "num_heads": 2, "patch_size": patch, **vision},
+                  image_token_id=IMAGE, video_token_id=VIDEO)  # fmt: skip
+    patches = torch.randn(4 * 24 * 26, 3 * 2 * patch**2)
+    return config, {"pixel_values": patches, "image_grid_thw": torch.tensor([[1, 48, 52]])}, 24 * 26, 1
+
+
+WIDE = {"hidden_size": 128, "intermediate_size": 448, "out_hidden_size": 256}
 
 
 SHAPES = {
@@ -79,8 +84,11 @@ SHAPES = {
     "llava_next": next_,
     "llava_onevision": onevision,
     "llava_onevision, video": lambda: onevision(frames=16),
-    "qwen2_vl": qwen2_vl,
+    "qwen2_vl": lambda: qwen(Qwen2VLConfig, embed_dim=128, hidden_size=256, mlp_ratio=4),
+    "qwen2_5_vl": lambda: qwen(Qwen2_5_VLConfig, **WIDE, fullatt_block_indexes=[1]),
+    "qwen3_vl": lambda: qwen(Qwen3VLConfig, 16, **WIDE, deepstack_visual_indexes=[0, 1], num_position_embeddings=64),
 }
+QWENS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 METHODS = {
     "untouched": None,
     "v2drop": fv.V2Drop(layers=(2, 4), keep=(0.5, 0.3)),
@@ -134,7 +142,7 @@ def measured(model, inputs, method):
         *((shape, name, torch.float32) for shape in list(SHAPES)[1:] for name in ("untouched", "v2drop")),
         ("llava_onevision, video", "uniform", torch.float32),  # its projector is the worst moment
         *(("llava", name, torch.bfloat16) for name in ("untouched", "v2drop", "mustdrop", "uniform")),
-        *(("qwen2_vl", name, torch.bfloat16) for name in ("untouched", "v2drop", "uniform")),
+        *((shape, "uniform", dtype) for shape in QWENS for dtype in (torch.float32, torch.bfloat16)),  # towers are
     ],
 )
 def test_what_lives_at_once_was_predicted(shape, name, dtype):
@@ -142,7 +150,7 @@ def test_what_lives_at_once_was_predicted(shape, name, dtype):
     found = measured(model, inputs, METHODS[name])
     cost = fv.cost(
         model, text_tokens=TEXT, vision_tokens=tokens, method=METHODS[name], tower_images=count, dtype=dtype,
-        tokens=found.tokens,
+        tokens=found.tokens, grids=[[(24, 26)]] if "qwen" in shape else None,
     )  # fmt: skip
     assert cost.peak_bytes == pytest.approx(found.peak, rel=0.02)
     assert cost.kv_bytes == found.kv
@@ -175,7 +183,7 @@ def test_a_prompt_without_pictures_has_a_peak():
     assert found.peak_bytes == found.kv_bytes + 2 * 100 * (4 * 4096 + 3 * 11008 + 2 * 128)
 
 
-KNOWN = {"llava", "llava_next", "llava_onevision", "qwen2_vl", "vipllava"}
+KNOWN = {"llava", "llava_next", "llava_onevision", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "vipllava"}
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if fv.families()[family].decoders])

@@ -179,9 +179,12 @@ def cost(
             for mine, size in zip(grids, free, strict=True)
         ]
         tower, projector = kind.smaller_tower_cost(config, cells) or (tower, projector)
-    itemsize, pictured, notes = (dtype or _dtype(config)).itemsize, None, (0,) * decoder.depth
+    itemsize, pictured = (dtype or _dtype(config)).itemsize, None
+    span, notes = text_tokens + sum(sizes), (0,) * decoder.depth
     if method is not None and min(tokens) < sum(sizes):  # else the model runs as if nobody were here
         notes = method.remembered(tokens)
+    added = range(1, 1 + (kind.late_additions(config) if sum(sizes) else 0))
+    beside = [note + span * (layer in added) for layer, note in enumerate(notes)]
     if decoder.inner is not None and not (method is not None and method.stage == "pixels" and method.reduces_tower):
         pictured = kind.tower_bytes(config, sizes, pictures, itemsize) if sum(sizes) else (0, 0)
     return Cost(
@@ -198,7 +201,7 @@ def cost(
         scoring_flops=scoring,
         decode_flops=sum(decoder.layer(i, 1, keys=n + 1) for i, n in enumerate(kept)) + decoder.head(),
         kv_bytes=sum(map(decoder.cached, kept)) * itemsize,
-        peak_bytes=pictured and peak(decoder, text_tokens + sum(sizes), rows, notes, pictured, itemsize),
+        peak_bytes=pictured and peak(decoder, span, rows, beside, pictured, itemsize),
     )
 
 

@@ -10,7 +10,7 @@ from foveate.errors import UnsupportedError
 __all__ = ["Decoder"]
 
 
-PLAIN = frozenset({"llama", "mistral", "qwen2", "qwen2_vl_text", "qwen3"})
+PLAIN = frozenset({"llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ def peak(
     decoder: Decoder,
     span: int,
     rows: Sequence[int],
-    notes: Sequence[int],
+    beside: Sequence[int],
     pictures: tuple[int, int],
     itemsize: int,
 ) -> int | None:
@@ -21,7 +21,7 @@ def peak(
         decoder: Its shape.
         span: Rows of the prompt, vision tokens included.
         rows: Of these, those each layer processes.
-        notes: Rows that the method remembers while each layer runs.
+        beside: Rows that live while each layer runs and are not of its making: what the method remembers, for one.
         pictures: Bytes of the pictures, at the most while they are encoded and from then on.
         itemsize: Bytes of a number.
 
@@ -39,7 +39,7 @@ def peak(
     for layer, count in enumerate(rows):
         held += count * tables if count != before else 0
         before = count
-        here = held + notes[layer] * width
+        here = held + beside[layer] * width
         here += stream if layer else 0
         here += count * width if count < span else 0  # gathered from the stream
         held += decoder.cached(count)

@@ -58,17 +58,33 @@ def llava_bytes(config: Any, tokens: int, pictures: int, itemsize: int, copies: 
     return max(tower, projector) * itemsize, (kept + copies * tokens * width) * itemsize
 
 
-def qwen_bytes(vision: Any, tokens: int, out: int, itemsize: int) -> tuple[int, int]:
-    """As `llava_bytes`, of a Qwen2-VL's pictures; `out` is the width of the merged tokens.
+def qwen_bytes(
+    vision: Any,
+    tokens: int,
+    itemsize: int,
+    *,
+    inner: int,
+    out: int,
+    mergers: int = 1,
+    gated: bool = False,
+    learned: bool = False,
+) -> tuple[int, int]:
+    """As `llava_bytes`, of a Qwen-VL's pictures; further arguments as in `qwen_cost`.
 
-    Queries and keys are turned by RoPE in float32.
+    Queries and keys are turned by RoPE in float32, as are `learned` positions, which outlive the blocks.
     """
-    width, rows = vision.embed_dim, tokens * vision.spatial_merge_size**2
-    widened = 0 if itemsize == 4 else 2 * width * 4
-    turned = 5 * width * itemsize + widened + 4 * width * 4
-    block = (3 * width + _mlp_rows(vision.hidden_act) * int(width * vision.mlp_ratio)) * itemsize
-    angles = 2 * width // vision.num_heads * 4
-    return rows * (max(turned, block) + angles), (rows * width + 2 * tokens * out) * itemsize
+    width, rows = _width(vision), tokens * vision.spatial_merge_size**2
+    turned = 5 * width * itemsize + (0 if itemsize == 4 else 2 * width * 4) + 4 * width * 4
+    mlp = (3 * width + (3 if gated else _mlp_rows(vision.hidden_act)) * inner) * itemsize
+    beside = 4 * (2 * width // vision.num_heads + learned * width)
+    tower = rows * (max(turned, mlp) + beside) + (mergers - 1) * tokens * out * itemsize
+    return tower, (rows * width + 2 * mergers * tokens * out) * itemsize
+
+
+def _width(vision: Any) -> int:
+    """Width of a Qwen-VL's tower."""
+    width: int = getattr(vision, "embed_dim", None) or vision.hidden_size
+    return width
 
 
 def _mlp_rows(activation: str) -> int:
@@ -92,7 +108,7 @@ def qwen_cost(
     `out` that of the merged tokens.
     """
     merged = vision.spatial_merge_size**2
-    width = getattr(vision, "embed_dim", None) or vision.hidden_size
+    width = _width(vision)
     pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     tower = 0
     for size, count in zip(sizes, pictures, strict=True):

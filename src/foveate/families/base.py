@@ -336,6 +336,12 @@ class Family:
         return None
 
     @classmethod
+    def late_additions(cls, config: Any) -> int:
+        """Behind how many decoder layers, the first ones, `added_later` is added: the layer after each runs while both
+        streams live, with the addition and without."""
+        return 0
+
+    @classmethod
     def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> tuple[int, int] | None:
         """As `tower_cost`, for token grids of each image's frames, as they come or as `encode_smaller` makes them.
 

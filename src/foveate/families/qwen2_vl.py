@@ -134,7 +134,9 @@ class Qwen2VL(Family):
     def tower_bytes(
         cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None, itemsize: int
     ) -> tuple[int, int] | None:
-        return qwen_bytes(config.vision_config, sum(sizes), config.vision_config.hidden_size, itemsize)
+        vision = config.vision_config
+        inner = int(vision.embed_dim * vision.mlp_ratio)
+        return qwen_bytes(vision, sum(sizes), itemsize, inner=inner, out=vision.hidden_size)
 
     @classmethod
     def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> tuple[int, int] | None:
