@@ -31,7 +31,13 @@ RUN = pytest.mark.skipif(
 TEXT = 40  # tokens of text, half of them behind the picture
 DECODER = {"hidden_size": 256, "intermediate_size": 700, "num_hidden_layers": 6, "num_attention_heads": 4,
            "vocab_size": 96, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
-TOWER = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 2, "patch_size": 14}
+TOWER = {
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "patch_size": 14,
+}
 CLIP, SIGLIP = {"model_type": "clip_vision_model", **TOWER}, {"model_type": "siglip_vision_model", **TOWER}
 PLACES = {"image_token_index": IMAGE, "video_token_index": VIDEO}
 VIEWS = {"image_grid_pinpoints": [[168, 168], [336, 336]], **PLACES}
@@ -67,9 +73,9 @@ def onevision(frames=0):
 
 def qwen(kind, patch=14, **vision):
     rope = {"rope_type": "default", "mrope_section": [8, 8, 16], "rope_theta": 1e4}
-    config = kind(text_config={**text(None, 2, rope_parameters=rope, head_dim=64), "model_type": kind.model_type + "_text"},
-                  vision_config={"depth": 3, "num_heads": 2, "patch_size": patch, **vision},
-                  image_token_id=IMAGE, video_token_id=VIDEO)  # fmt: skip
+    decoder = text(f"{kind.model_type}_text", 2, rope_parameters=rope, head_dim=64)
+    tower = {"depth": 3, "num_heads": 2, "patch_size": patch, **vision}
+    config = kind(text_config=decoder, vision_config=tower, image_token_id=IMAGE, video_token_id=VIDEO)
     patches = torch.randn(4 * 24 * 26, 3 * 2 * patch**2)
     return config, {"pixel_values": patches, "image_grid_thw": torch.tensor([[1, 48, 52]])}, 24 * 26, 1
 

@@ -63,4 +63,5 @@ def received_attention(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
     total = torch.zeros(keys.shape[1], device=keys.device)
     for probabilities in attention_rows(queries, keys, scaling):
         total += probabilities.mean(dim=0).sum(dim=0)
+        del probabilities  # before the next block is made
     return total / queries.shape[1]

@@ -38,9 +38,9 @@ class Cost:
         kv_bytes: Keys and values of all decoder layers after the prefill.
         peak_bytes: The most bytes of activations, keys and values that live at once from the pixels to the first token,
             weights and inputs apart: one prompt alone, without gradients, padding or an attention matrix (SDPA, flash),
-            as transformers 5.23 runs it; so many such prompts in a batch hold so many times as much. Not seen is what a
-            kernel takes and gives back inside itself, and what a method makes to score, less than a layer does in models
-            that are no toys. None where it is not known: of most families, behind windows, and under Resize.
+            as transformers 5.23 runs it; so many such prompts in a batch hold so many times as much. Not counted is
+            what a kernel takes and gives back inside itself, and what a method makes to score: less than a layer does,
+            but in toys. None where it is not known: of most families, behind windows, and under Resize.
     """
 
     text_tokens: int

@@ -76,8 +76,10 @@ class LayerAttention:
             more = both & (slots >= columns[0]) & (slots <= columns[-1])  # all of the image
             visible = lambda some: sees(asking[some]) | more  # noqa: E731
             blocks = attention_rows(query, keys, scaling, visible=visible, softcap=softcap)
-        places = columns + before
-        yield from map(lambda block: block.mean(dim=0)[:, places], blocks)  # a loop would hold on to the last block
+        for probabilities in blocks:
+            mean = probabilities.mean(dim=0)[:, columns + before]
+            del probabilities  # before the next block is made
+            yield mean
 
     def keys(self) -> Tensor:
         """Keys of the view's tokens after RoPE, mean over heads: (tokens, head size) float32."""

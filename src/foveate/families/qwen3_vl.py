@@ -54,7 +54,6 @@ class Qwen3VL(Qwen2VL):
         inner, out, mergers = vision.intermediate_size, vision.out_hidden_size, _mergers(vision)
         return qwen_bytes(vision, sum(sizes), itemsize, inner=inner, out=out, mergers=mergers, learned=True)
 
-
     @classmethod
     def late_additions(cls, config: Any) -> int:
         return _mergers(config.vision_config) - 1
@@ -62,7 +61,8 @@ class Qwen3VL(Qwen2VL):
 
 def _mergers(vision: Any) -> int:
     """Deepstack's count as projectors too: they make decoder-wide features."""
-    return 1 + sum(index < vision.depth for index in vision.deepstack_visual_indexes)
+    count: int = 1 + sum(index < vision.depth for index in vision.deepstack_visual_indexes)
+    return count
 
 
 FAMILY = Qwen3VL
