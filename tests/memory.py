@@ -61,6 +61,11 @@ class Watch(TorchDispatchMode):
         self.peak = max(self.peak, sum(size for _, size in self._live.values()))
         return made
 
+    @property
+    def left(self):
+        """Bytes that live still."""
+        return sum(size for storage, size in self._live.values() if not storage.expired())
+
     @staticmethod
     def _key(tensor):
         return tensor.untyped_storage()._cdata

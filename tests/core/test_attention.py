@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.core.attention import BLOCK_NUMBERS, attention_rows, received_attention
+from tests.memory import Watch
 
 
 def dense(queries, keys, scaling, last_key=None):
@@ -108,3 +109,11 @@ def test_received_attention_is_the_same_over_several_blocks():
     assert queries.shape[0] * slots**2 > BLOCK_NUMBERS
     wanted = torch.stack([(queries[h] @ keys[h].T * 0.5).softmax(-1).mean(0) for h in range(4)]).mean(0)
     torch.testing.assert_close(received_attention(queries, keys, 0.5), wanted)
+
+
+def test_two_blocks_of_many_live_at_once():
+    queries, keys, block = torch.randn(2, 64, 4), torch.randn(2, 512, 4), 8192
+    with Watch() as watch:
+        sums = list(map(torch.sum, attention_rows(queries, keys, 1.0, block=block)))
+    assert len(sums) == 8
+    assert 2 * 4 * block <= watch.peak < 2.5 * 4 * block

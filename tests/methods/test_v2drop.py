@@ -190,3 +190,19 @@ def test_window_one_is_the_default_bit_for_bit():
         single = {"layers": settings["layers"][:1], "keep": settings["keep"][:1]}
         if single["layers"] == (1,):  # a path of one step
             assert run(V2Drop(**single, over="path"), streams) == run(V2Drop(**single), streams)
+
+
+@pytest.mark.parametrize("keep", [0.5, 1.0])
+def test_a_note_is_let_go_at_its_cut(keep):
+    view = View.of(torch.rand(4, 8), layer=3, notes={"entered 1": torch.rand(4, 8), "entered 3": torch.rand(4, 8)})
+    V2Drop(layers=(3, 5), keep=(keep, 0.5), window=2).cut(view)
+    assert list(view.notes) == ["entered 3"]
+
+
+def test_what_is_remembered_while_each_layer_runs():
+    tokens = (9, 9, 9, 6, 6, 2)
+    assert V2Drop(layers=(3, 5), keep=(0.5, 0.5)).remembered(tokens) == (0, 0, 9, 0, 6, 0)
+    assert V2Drop(layers=(3, 5), keep=(0.5, 0.5), window=3).remembered(tokens) == (9, 9, 18, 6, 6, 0)
+    path = V2Drop(layers=(3, 5), keep=(0.5, 0.5), over="path")
+    assert path.remembered(tokens) == fv.FinalKV(inner=path).remembered(tokens) == (9, 9, 9, 6, 6, 0)
+    assert fv.Random(layers=(3, 5), keep=(0.5, 0.5)).remembered(tokens) == (0,) * 6

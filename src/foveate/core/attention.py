@@ -51,7 +51,8 @@ def attention_rows(
             logits.masked_fill_(places > last_key[start : start + step, None], float("-inf"))
         if visible is not None:
             logits.masked_fill_(~visible(slice(start, start + step)), float("-inf"))
-        yield logits.softmax(dim=-1)[..., columns]
+        logits = logits.softmax(dim=-1)  # in their place, so that no more than two blocks live at once
+        yield logits[..., columns]
 
 
 def received_attention(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
@@ -62,4 +63,5 @@ def received_attention(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
     total = torch.zeros(keys.shape[1], device=keys.device)
     for probabilities in attention_rows(queries, keys, scaling):
         total += probabilities.mean(dim=0).sum(dim=0)
+        del probabilities  # before the next block is made
     return total / queries.shape[1]

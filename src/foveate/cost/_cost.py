@@ -9,6 +9,7 @@ import torch
 
 from foveate.core.grid import closing_rows
 from foveate.cost._decoder import Decoder
+from foveate.cost._peak import peak
 from foveate.errors import SettingError
 from foveate.methods.base import Method
 from foveate.registry import families, no_family
@@ -35,6 +36,11 @@ class Cost:
         scoring_flops: The method's own arithmetic.
         decode_flops: The token after the prompt: decoder layers over their caches, and the head.
         kv_bytes: Keys and values of all decoder layers after the prefill.
+        peak_bytes: The most bytes of activations, keys and values that live at once from the pixels to the first token,
+            weights and inputs apart: one prompt alone, without gradients, padding or an attention matrix (SDPA, flash),
+            as transformers 5.23 runs it; so many such prompts in a batch hold so many times as much. Not counted is
+            what a kernel takes and gives back inside itself, and what a method makes to score: less than a layer does,
+            but in toys. None where it is not known: of most families, behind windows, and under Resize.
     """
 
     text_tokens: int
@@ -50,6 +56,7 @@ class Cost:
     scoring_flops: int
     decode_flops: int
     kv_bytes: int
+    peak_bytes: int | None
 
     @property
     def prefill_flops(self) -> int:
@@ -107,7 +114,7 @@ def cost(
             view and its tiles), frames, or temporal patches (Qwen-VL). By default told from the token
             counts: for LLaVA their multiple of a picture's, for LLaVA-OneVision the number that alone gives
             that count, for Qwen-VL one, an image. `Family.tower_images` reads it off a processor's output.
-        dtype: Of the cache; by default the config's, and bfloat16 if it names none.
+        dtype: Of the cache and the activations; by default the config's, and bfloat16 if it names none.
         tokens: Vision tokens each decoder layer processes, for a method that decides by what the picture shows
             (MustDrop): a trace tells, `[count for (count,) in trace.latest.per_layer]`.
         grids: For methods that work on grids (AveragePool, Resize), and for towers whose cost depends on them
@@ -172,6 +179,14 @@ def cost(
             for mine, size in zip(grids, free, strict=True)
         ]
         tower, projector = kind.smaller_tower_cost(config, cells) or (tower, projector)
+    itemsize, pictured = (dtype or _dtype(config)).itemsize, None
+    span, notes = text_tokens + sum(sizes), (0,) * decoder.depth
+    if method is not None and min(tokens) < sum(sizes):  # else the model runs as if nobody were here
+        notes = method.remembered(tokens)
+    added = range(1, 1 + (kind.late_additions(config) if sum(sizes) else 0))
+    beside = [note + span * (layer in added) for layer, note in enumerate(notes)]
+    if decoder.inner is not None and not (method is not None and method.stage == "pixels" and method.reduces_tower):
+        pictured = kind.tower_bytes(config, sizes, pictures, itemsize) if sum(sizes) else (0, 0)
     return Cost(
         text_tokens=text_tokens,
         vision_tokens=sizes,
@@ -185,7 +200,8 @@ def cost(
         head_flops=decoder.head(),
         scoring_flops=scoring,
         decode_flops=sum(decoder.layer(i, 1, keys=n + 1) for i, n in enumerate(kept)) + decoder.head(),
-        kv_bytes=sum(map(decoder.cached, kept)) * (dtype or _dtype(config)).itemsize,
+        kv_bytes=sum(map(decoder.cached, kept)) * itemsize,
+        peak_bytes=pictured and peak(decoder, span, rows, beside, pictured, itemsize),
     )
 
 

@@ -10,6 +10,9 @@ from foveate.errors import UnsupportedError
 __all__ = ["Decoder"]
 
 
+PLAIN = frozenset({"llama", "mistral", "qwen2", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3", "qwen3_vl_text"})
+
+
 @dataclass(frozen=True, slots=True)
 class Decoder:
     """A decoder with gated MLPs or mixtures of experts, grouped-query attention included.
@@ -24,6 +27,7 @@ class Decoder:
         state: Heads, key size and value size of the recurrent layers.
         vocabulary: Columns of the head; tied to the embedding or not, it computes the same.
         windows: Tokens a row of each layer sees, its own included; None if all.
+        inner: Width of the MLP of a plain decoder, whose layers hold in memory what a Llama's do; else None.
     """
 
     depth: int
@@ -36,6 +40,7 @@ class Decoder:
     state: tuple[int, int, int]
     vocabulary: int
     windows: tuple[int | None, ...]
+    inner: int | None
 
     @classmethod
     def of(cls, text: Any, known: Set[str]) -> Self:
@@ -63,6 +68,7 @@ class Decoder:
             state=_state(text),
             vocabulary=text.vocab_size,
             windows=_windows(text),
+            inner=text.intermediate_size if text.model_type in PLAIN else None,
         )
 
     def layer(self, index: int, rows: int, keys: int, halved: bool = False) -> int:

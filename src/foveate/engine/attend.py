@@ -77,7 +77,9 @@ class LayerAttention:
             visible = lambda some: sees(asking[some]) | more  # noqa: E731
             blocks = attention_rows(query, keys, scaling, visible=visible, softcap=softcap)
         for probabilities in blocks:
-            yield probabilities.mean(dim=0)[:, columns + before]
+            mean = probabilities.mean(dim=0)[:, columns + before]
+            del probabilities  # before the next block is made
+            yield mean
 
     def keys(self) -> Tensor:
         """Keys of the view's tokens after RoPE, mean over heads: (tokens, head size) float32."""

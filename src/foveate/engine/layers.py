@@ -50,8 +50,9 @@ class Layers:
         kwargs["attention_mask"] = self._here(kwargs.get("attention_mask"), hidden)
         if pruned is not None and pruned.shift is not None:
             kwargs["position_embeddings"] = self._shifted(index, pruned.shift, hidden)
+        whole = hidden
         if prompt is not None:
-            hidden = prompt.enter(index, hidden, functools.partial(self._attend, index, kwargs, pruned))
+            hidden = prompt.enter(index, whole, functools.partial(self._attend, index, kwargs, pruned))
         if prompt is None or prompt.layout is None:
             if pruned is not None:
                 kwargs["attention_mask"] = self._mask(kwargs.get("attention_mask"), index, hidden, pruned=pruned)
@@ -70,10 +71,11 @@ class Layers:
             pruned.announce(columns, hidden.shape[1], ragged=layout.valid is not None)
             if self._reindex:
                 pruned.shift = layout.shift(pruned.shift, prompt.rows)
-        output = _call(original, layout.gather(hidden), args, kwargs)
-        if isinstance(output, tuple):
-            return (self._put_back(layout, hidden, output[0]), *output[1:])
-        return self._put_back(layout, hidden, output)
+        rows, hidden = layout.gather(hidden), whole  # a copy with merged rows in it has done its duty
+        rows = _call(original, rows, args, kwargs)
+        if isinstance(rows, tuple):
+            return (self._put_back(layout, hidden, rows[0]), *rows[1:])
+        return self._put_back(layout, hidden, rows)
 
     def _here(self, given: Any, hidden: Tensor) -> Any:
         """A table or mask on the layer's device, moved there once for all its layers."""

@@ -1,5 +1,6 @@
 """Reducing tokens in or behind the vision tower: a decision that travels with the features to layer 0."""
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -81,6 +82,7 @@ def encode(
                 "The vision tower's weights are offloaded, and transformers cannot fit its position embeddings to a "
                 "smaller picture then. Keep the tower in memory in the device_map, or use AveragePool."
             ) from error
+        cuts = [cut and _placed(cut) for cut in cuts]
     else:
         output = run()
     if not hasattr(output, "pooler_output"):  # a tuple, asked for by the user; the model itself never asks
@@ -106,6 +108,11 @@ def encode(
         if cuts is not None:
             one._foveate_cut = cuts[index]  # type: ignore[attr-defined]
     return output
+
+
+def _placed(cut: Cut) -> Cut:
+    """A cut whose rows are in the features now: their count is left of them, since features and trace hold it."""
+    return cut if cut.rows is None else dataclasses.replace(cut, rows=cut.rows.new_empty(len(cut.rows), 0))
 
 
 def _parts(items: Sequence[Item], counts: Sequence[int]) -> list[list[Item]]:

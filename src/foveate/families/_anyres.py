@@ -27,7 +27,7 @@ from foveate.families._encode import (
     stays_whole,
 )
 from foveate.families._tap import tapped
-from foveate.families._towers import drops_cls, llava_cost
+from foveate.families._towers import drops_cls, llava_bytes, llava_cost
 from foveate.families.base import Family, grid_boxes
 
 __all__ = ["NOWHERE", "AnyResolution", "tiles_of"]
@@ -177,6 +177,14 @@ class AnyResolution(Family):
         if pictures is None:
             pictures = tuple(cls.pictures_of(config, size) for size in sizes)
         return llava_cost(config, sum(pictures))
+
+    @classmethod
+    def tower_bytes(
+        cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None, itemsize: int
+    ) -> tuple[int, int] | None:
+        counts = pictures or tuple(cls.pictures_of(config, size) for size in sizes)
+        frames = all(cls.frames_of(config, size) == count for size, count in zip(sizes, counts, strict=True))
+        return llava_bytes(config, sum(sizes), sum(counts), itemsize, copies=1 if frames else 2)
 
     @classmethod
     def frames_of(cls, config: Any, size: int) -> int:

@@ -1,4 +1,4 @@
-"""What towers and projectors that several families share cost, in FLOPs, from their configs alone."""
+"""What towers and projectors that several families share cost, in FLOPs and in memory, from their configs alone."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from foveate.core.flops import attention, linear, vit_block
 from foveate.core.grid import Grid
 from foveate.errors import UnsupportedError
 
-__all__ = ["drops_cls", "llava_cost", "picture_tokens", "qwen_cost", "tower_picture"]
+__all__ = ["drops_cls", "llava_bytes", "llava_cost", "picture_tokens", "qwen_bytes", "qwen_cost", "tower_picture"]
 
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # the towers known here
 
@@ -42,6 +42,56 @@ def llava_cost(config: Any, pictures: int, grid: Grid | None = None) -> tuple[in
     return pictures * tower_picture(vision, grid), pictures * projector
 
 
+def llava_bytes(config: Any, tokens: int, pictures: int, itemsize: int, copies: int = 2) -> tuple[int, int]:
+    """Bytes of a LLaVA's pictures (while they are encoded, at the most; what stays until the decoder is through).
+
+    What stays is the tower's output, the states that the projector read, and `copies` of the `tokens` vision tokens.
+    """
+    vision, width = config.vision_config, config.text_config.hidden_size
+    rows, last, given = pictures * _tower_tokens(vision, None), vision.num_hidden_layers, config.vision_feature_layer
+    read = {layer % (last + 1) for layer in ([given] if isinstance(given, int) else given)}
+    output = vision.model_type == "siglip_vision_model" or last not in read  # SigLIP's has been through a norm
+    kept = rows * vision.hidden_size * (len(read) + output)
+    block = _mlp_rows(vision.hidden_act) * vision.intermediate_size + 4 * vision.hidden_size
+    tower = rows * (block + len(read - {0, last - 1, last}) * vision.hidden_size)
+    projector = kept + (2 * pictures * picture_tokens(config) + tokens) * width
+    return max(tower, projector) * itemsize, (kept + copies * tokens * width) * itemsize
+
+
+def qwen_bytes(
+    vision: Any,
+    tokens: int,
+    itemsize: int,
+    *,
+    inner: int,
+    out: int,
+    mergers: int = 1,
+    gated: bool = False,
+    learned: bool = False,
+) -> tuple[int, int]:
+    """As `llava_bytes`, of a Qwen-VL's pictures; further arguments as in `qwen_cost`.
+
+    Queries and keys are turned by RoPE in float32, as are `learned` positions, which outlive the blocks.
+    """
+    width, rows = _width(vision), tokens * vision.spatial_merge_size**2
+    turned = 5 * width * itemsize + (0 if itemsize == 4 else 2 * width * 4) + 4 * width * 4
+    mlp = (3 * width + (3 if gated else _mlp_rows(vision.hidden_act)) * inner) * itemsize
+    beside = 4 * (2 * width // vision.num_heads + learned * width)
+    tower = rows * (max(turned, mlp) + beside) + (mergers - 1) * tokens * out * itemsize
+    return tower, (rows * width + 2 * mergers * tokens * out) * itemsize
+
+
+def _width(vision: Any) -> int:
+    """Width of a Qwen-VL's tower."""
+    width: int = getattr(vision, "embed_dim", None) or vision.hidden_size
+    return width
+
+
+def _mlp_rows(activation: str) -> int:
+    """How many rows of a two-layer MLP's inner width live at once: before and behind the activation, and inside."""
+    return 3 if activation == "quick_gelu" else 2
+
+
 def qwen_cost(
     vision: Any,
     sizes: tuple[int, ...],
@@ -58,7 +108,7 @@ def qwen_cost(
     `out` that of the merged tokens.
     """
     merged = vision.spatial_merge_size**2
-    width = getattr(vision, "embed_dim", None) or vision.hidden_size
+    width = _width(vision)
     pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     tower = 0
     for size, count in zip(sizes, pictures, strict=True):

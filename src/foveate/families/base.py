@@ -327,6 +327,21 @@ class Family:
         raise UnsupportedError(f"{cls.__name__} does not say what its tower costs; it needs a tower_cost method.")
 
     @classmethod
+    def tower_bytes(
+        cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None, itemsize: int
+    ) -> tuple[int, int] | None:
+        """Bytes of one sample's pictures: at the most while they are encoded, and what of them stays until the decoder
+        is through, in numbers of `itemsize` bytes; None if not known. Weights and pixels apart; arguments as in
+        `tower_cost`."""
+        return None
+
+    @classmethod
+    def late_additions(cls, config: Any) -> int:
+        """Behind how many decoder layers, the first ones, `added_later` is added: the layer after each runs while both
+        streams live, with the addition and without."""
+        return 0
+
+    @classmethod
     def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> tuple[int, int] | None:
         """As `tower_cost`, for token grids of each image's frames, as they come or as `encode_smaller` makes them.
 

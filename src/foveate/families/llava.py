@@ -17,7 +17,7 @@ from foveate.families._encode import (
     first_rows,
     smaller,
 )
-from foveate.families._towers import drops_cls, llava_cost, picture_tokens
+from foveate.families._towers import drops_cls, llava_bytes, llava_cost, picture_tokens
 from foveate.families.base import Family, grid_boxes
 
 __all__ = ["FAMILY", "Llava"]
@@ -103,15 +103,30 @@ class Llava(Family):
 
     @classmethod
     def tower_cost(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> tuple[int, int]:
-        if pictures is None:
-            each = picture_tokens(config)
-            if odd := [size for size in sizes if size % each]:
-                raise SettingError(
-                    f"This model makes {each} vision tokens of a picture; {odd[0]} is no multiple of that. "
-                    "Say with tower_images=… how many pictures the tower encodes."
-                )
-            pictures = tuple(size // each for size in sizes)
-        return cls.pictures_cost(config, sum(pictures))
+        return cls.pictures_cost(config, cls.pictures_of(config, sizes, pictures))
+
+    @classmethod
+    def tower_bytes(
+        cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None, itemsize: int
+    ) -> tuple[int, int] | None:
+        return llava_bytes(config, sum(sizes), cls.pictures_of(config, sizes, pictures), itemsize)
+
+    @classmethod
+    def pictures_of(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> int:
+        """Pictures the tower encodes in all; where nobody says, as many as make these vision tokens.
+
+        Raises:
+            SettingError: If the tokens are no multiple of a picture's.
+        """
+        if pictures is not None:
+            return sum(pictures)
+        each = picture_tokens(config)
+        if odd := [size for size in sizes if size % each]:
+            raise SettingError(
+                f"This model makes {each} vision tokens of a picture; {odd[0]} is no multiple of that. "
+                "Say with tower_images=… how many pictures the tower encodes."
+            )
+        return sum(size // each for size in sizes)
 
     @classmethod
     def pictures_cost(cls, config: Any, pictures: int, grid: Grid | None = None) -> tuple[int, int]:

@@ -84,6 +84,13 @@ class LlavaNextVideo(LlavaNext):
                     projector += linear(size, config.spatial_pool_stride**2 * width, out)
         return tower, projector
 
+    @classmethod
+    def tower_bytes(
+        cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None, itemsize: int
+    ) -> tuple[int, int] | None:
+        """Not known: frames are pooled before the projector."""
+        return None
+
 
 def _pooled(pool: nn.Module, frames: Tensor, rows: int, columns: int) -> Tensor:
     """Frames of so many rows and columns of patches, pooled: (frames, patches, width) -> (frames, tokens, width)."""

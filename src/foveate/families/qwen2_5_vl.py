@@ -12,7 +12,7 @@ from transformers.vision_utils import get_vision_window_index
 from foveate.core.flops import attention
 from foveate.core.grid import Grid
 from foveate.errors import SettingError, UnsupportedError
-from foveate.families._towers import qwen_cost
+from foveate.families._towers import qwen_bytes, qwen_cost
 from foveate.families.qwen2_vl import Qwen2VL
 
 __all__ = ["FAMILY", "Qwen25VL"]
@@ -48,6 +48,14 @@ class Qwen25VL(Qwen2VL):
             "What Qwen2.5-VL's tower costs depends on the windows of each picture: give the rows and columns of its "
             "tokens, grids=[[(height // 28, width // 28)], …], an entry for each frame of each image."
         )
+
+    @classmethod
+    def tower_bytes(
+        cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None, itemsize: int
+    ) -> tuple[int, int] | None:
+        vision = config.vision_config
+        inner, out = vision.intermediate_size, vision.out_hidden_size
+        return qwen_bytes(vision, sum(sizes), itemsize, inner=inner, out=out, gated=True)
 
     @classmethod
     def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> tuple[int, int]:

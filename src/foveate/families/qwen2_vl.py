@@ -13,7 +13,7 @@ from foveate.core.tower import TowerView
 from foveate.errors import SettingError
 from foveate.families._encode import Reducer, first_rows, place_rows, smaller, stays_whole
 from foveate.families._tap import tapped
-from foveate.families._towers import qwen_cost
+from foveate.families._towers import qwen_bytes, qwen_cost
 from foveate.families.base import Family, grid_boxes
 
 __all__ = ["FAMILY", "Qwen2VL"]
@@ -129,6 +129,14 @@ class Qwen2VL(Family):
         if odd := [(size, count) for size, count in zip(sizes, pictures, strict=True) if count < 1 or size % count]:
             raise SettingError(f"{odd[0][0]} vision tokens do not divide into {odd[0][1]} temporal patches.")
         return cls._tower(config.vision_config, sizes, pictures)
+
+    @classmethod
+    def tower_bytes(
+        cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None, itemsize: int
+    ) -> tuple[int, int] | None:
+        vision = config.vision_config
+        inner = int(vision.embed_dim * vision.mlp_ratio)
+        return qwen_bytes(vision, sum(sizes), itemsize, inner=inner, out=vision.hidden_size)
 
     @classmethod
     def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> tuple[int, int] | None:

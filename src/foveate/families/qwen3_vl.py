@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foveate.families._encode import first_rows
-from foveate.families._towers import qwen_cost
+from foveate.families._towers import qwen_bytes, qwen_cost
 from foveate.families.qwen2_vl import Qwen2VL
 
 __all__ = ["FAMILY", "Qwen3VL"]
@@ -43,10 +43,26 @@ class Qwen3VL(Qwen2VL):
 
     @classmethod
     def _tower(cls, vision: Any, sizes: tuple[int, ...], pictures: tuple[int, ...]) -> tuple[int, int]:
-        # Deepstack's mergers count as projectors too: they make decoder-wide features.
-        mergers = 1 + sum(index < vision.depth for index in vision.deepstack_visual_indexes)
         inner, out = vision.intermediate_size, vision.out_hidden_size
-        return qwen_cost(vision, sizes, pictures, inner=inner, out=out, mergers=mergers)
+        return qwen_cost(vision, sizes, pictures, inner=inner, out=out, mergers=_mergers(vision))
+
+    @classmethod
+    def tower_bytes(
+        cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None, itemsize: int
+    ) -> tuple[int, int] | None:
+        vision = config.vision_config
+        inner, out, mergers = vision.intermediate_size, vision.out_hidden_size, _mergers(vision)
+        return qwen_bytes(vision, sum(sizes), itemsize, inner=inner, out=out, mergers=mergers, learned=True)
+
+    @classmethod
+    def late_additions(cls, config: Any) -> int:
+        return _mergers(config.vision_config) - 1
+
+
+def _mergers(vision: Any) -> int:
+    """Deepstack's count as projectors too: they make decoder-wide features."""
+    count: int = 1 + sum(index < vision.depth for index in vision.deepstack_visual_indexes)
+    return count
 
 
 FAMILY = Qwen3VL

@@ -163,6 +163,13 @@ class VideoLlava(Llava):
         tower, projector = llava_cost(config, sum(pictures))
         return tower, projector // max(1, each * sum(pictures)) * sum(sizes)  # it gets the CLS of frames too
 
+    @classmethod
+    def tower_bytes(
+        cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None, itemsize: int
+    ) -> tuple[int, int] | None:
+        """Not known: pictures and frames have a tower each."""
+        return None
+
 
 def _frames(config: Any, size: int) -> int:
     """Frames of a video of `size` vision tokens; 0 if it is none."""

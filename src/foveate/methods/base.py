@@ -302,6 +302,11 @@ class Method(ABC):
         sample with images of these sizes; sorting and gathering do not count."""
         return 0
 
+    def remembered(self, tokens: Sequence[int]) -> tuple[int, ...]:
+        """Rows of the residual stream that notes hold while each decoder layer runs, where these process so many vision
+        tokens."""
+        return (0,) * len(tokens)
+
     def check(self, depth: int) -> None:
         """Refuse a decoder of `depth` layers that the setting does not fit.
 

@@ -110,6 +110,9 @@ class FinalKV(Method):
     def scoring_flops(self, depth: int, width: int, sizes: Sequence[int]) -> int:
         return self.inner.scoring_flops(depth, width, sizes)
 
+    def remembered(self, tokens: Sequence[int]) -> tuple[int, ...]:
+        return self.inner.remembered(tokens)
+
     def check(self, depth: int) -> None:
         self.inner.check(depth)
 

@@ -15,7 +15,7 @@ from torch.linalg import vector_norm
 
 from foveate.core.rank import top
 from foveate.errors import SettingError, ShapeError
-from foveate.methods.base import Preset, View
+from foveate.methods.base import Cut, Preset, View
 from foveate.methods.staged import StagedMethod
 
 __all__ = ["METHOD", "V2Drop", "variation"]
@@ -89,6 +89,18 @@ class V2Drop(StagedMethod):
             view.notes["before"] = view.hidden
         else:
             view.notes[f"entered {view.layer}"] = view.hidden
+
+    def cut(self, view: View) -> Cut | None:
+        found = super(V2Drop, self).cut(view)
+        if self.over == "net":
+            view.notes.pop(f"entered {view.layer - self.window}", None)  # nobody reads it again
+        return found
+
+    def remembered(self, tokens: Sequence[int]) -> tuple[int, ...]:
+        if self.over == "path":
+            return tuple(count if self.watches(layer) else 0 for layer, count in enumerate(tokens))
+        spans = [range(cut - self.window, cut) for cut in self.layers]
+        return tuple(count * sum(layer in span for span in spans) for layer, count in enumerate(tokens))
 
     def select(self, view: View, count: int) -> Tensor:
         scores = self._scores(view)
