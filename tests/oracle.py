@@ -181,7 +181,9 @@ def forward(
         bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
         entered = x
         seen = bias[None, None] if hasattr(layer, "self_attn") else None  # a recurrent layer reads its rows in order
-        x = layer(x[None], attention_mask=seen, position_embeddings=(cos, sin), past_key_values=None)[0]
+        row = torch.arange(len(x))[None] if reindex else ids[..., columns]
+        given = {"position_ids": row} if _scales(layer) else {}
+        x = layer(x[None], attention_mask=seen, position_embeddings=(cos, sin), past_key_values=None, **given)[0]
         if index < len(deep):
             there = token >= 0
             x = x.clone()
@@ -191,6 +193,11 @@ def forward(
         text.config.to_dict().get("final_logit_softcapping"),
     )
     return (logits if cap is None else cap * torch.tanh(logits / cap)), kept
+
+
+def _scales(layer: Any) -> bool:
+    """Whether its attention scales queries by their positions."""
+    return type(getattr(layer, "self_attn", None)).__name__ == "Ministral3Attention"
 
 
 def _final(model, inputs, cuts, reindex, tower, sees) -> list[int]:
@@ -295,16 +302,19 @@ def dense_attention(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor], sees: 
             layer.input_layernorm(x[None]),
             position_embeddings=[table.unsqueeze(-3) for table in rotary],
             attention_mask=bias[None, None],
-            **_shared(attention),
+            **_shared(attention, x),
         )
     finally:
         attention.config._attn_implementation = real
     return weights[0].mean(0)
 
 
-def _shared(attention: Any) -> dict[str, Any]:
-    """Some attentions must be told where layers share keys, also where none do."""
-    return {"shared_kv_states": None} if "shared_kv_states" in inspect.signature(attention.forward).parameters else {}
+def _shared(attention: Any, x: Tensor) -> dict[str, Any]:
+    """Some attentions must be told where layers share keys, also where none do; or positions, where they do nothing
+    yet."""
+    if "shared_kv_states" in inspect.signature(attention.forward).parameters:
+        return {"shared_kv_states": None}
+    return {"position_ids": torch.zeros(1, len(x))} if type(attention).__name__ == "Ministral3Attention" else {}
 
 
 def keys_after_rope(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
@@ -319,7 +329,7 @@ def keys_after_rope(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Ten
             position_embeddings=[table.unsqueeze(-3) for table in rotary],
             attention_mask=None,
             past_key_values=cache,
-            **_shared(attention),
+            **_shared(attention, x),
         )
     finally:
         attention.layer_idx = index

@@ -93,7 +93,8 @@ class Tiny:
 
 def squares(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
     """Pictures of one size."""
-    return [{"pixel_values": one[None]} for one in torch.randn(count, 3, 70, 70, generator=rng)]
+    side = config.vision_config.image_size
+    return [{"pixel_values": one[None]} for one in torch.randn(count, 3, side, side, generator=rng)]
 
 
 def qwen_patches(config: Any, count: int, rng: torch.Generator) -> list[Picture]:

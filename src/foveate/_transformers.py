@@ -29,6 +29,7 @@ __all__ = [
     "recomputes_from_outside",
     "require",
     "rotation",
+    "scales_by_position",
 ]
 
 OLDEST, NEWEST = "5.16.1", "5.23"
@@ -108,6 +109,12 @@ def rotation(attention: Any) -> Callable[..., tuple[Tensor, Tensor]] | None:
         return functools.partial(sections, mrope_section=attention.config.rope_parameters["mrope_section"])
     rotate: Callable[..., tuple[Tensor, Tensor]] | None = home.get("apply_rotary_pos_emb")
     return rotate
+
+
+def scales_by_position(attention: Any) -> bool:
+    """Whether an attention module asks for position ids beside RoPE, since it scales queries by them (Ministral 3)."""
+    asked = inspect.signature(type(attention).forward).parameters.get("position_ids")
+    return asked is not None and asked.default is inspect.Parameter.empty
 
 
 def recomputes_from_outside(layer: Any) -> bool:

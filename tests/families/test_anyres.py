@@ -5,6 +5,7 @@ import torch
 import transformers
 
 import foveate as fv
+from foveate.methods.resize import Resize
 from foveate.registry import family_for
 from tests import oracle
 from tests.families import test_llava_next_video as next_video
@@ -46,6 +47,19 @@ def test_every_token_has_a_box_for_any_shape(size):
     assert nowhere[-1]
     assert not nowhere[:25].any()
     assert nowhere.sum() == len(boxes[25:][~nowhere[25:]][:, 1].unique())
+
+
+@pytest.mark.parametrize(("size", "left"), [((4, 400), 9 + 10), ((1, 400), 9 + 7), ((400, 1), 9 + 5)])
+def test_a_smaller_picture_so_long_that_next_to_nothing_of_its_map_is_left(size, left):
+    """A base view of 3 x 3, and one row with its newline, or the newlines of rows of which the model keeps nothing."""
+    given, model = prompt(size), tiny("llava_next")
+    with fv.drop(model, Resize(keep=0.4)), torch.no_grad():
+        (small,) = model.model.get_image_features(**given).pooler_output
+    cut = small._foveate_cut
+    assert len(small) == tokens_of(given) == len(cut.assign)
+    assert sorted(set(cut.assign.tolist())) == list(range(left))
+    assert small[:left].any(dim=-1).all()
+    assert not small[left:].any()
 
 
 @pytest.mark.parametrize(

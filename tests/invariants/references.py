@@ -53,7 +53,8 @@ def tower(
     for cut, one in zip(cuts, features, strict=True):
         stays = torch.zeros(len(one), dtype=torch.bool)
         stays[list(fv.families()[family].always_kept(model.config, len(one)))] = True
-        rows.append((cut.kept, one[~stays][: len(cut.kept)], one[stays]))
+        kept = torch.arange(int((~stays).sum())) if cut is None else cut.kept
+        rows.append((kept, one[~stays][: len(kept)], one[stays]))
     assert sum(len(left) + len(fixed) for left, _, fixed in rows) == first.after[0]
     return lambda _: rows
 

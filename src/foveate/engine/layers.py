@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate._transformers import scales_by_position
 from foveate.engine.attend import LayerAttention, past_keys
 from foveate.engine.cache import PrunedLayer, pruned_layer
 from foveate.engine.call import Call
@@ -32,6 +33,8 @@ class Layers:
         self._reindex = reindex
         self._devices: dict[int, torch.device] = {}  # of each layer, as its last prefill found it
         self._kinds = [family.rotary_type(index) for index in range(len(family.layers))] if reindex else []
+        attentions = (getattr(layer, "self_attn", None) for layer in family.layers)
+        self._scaled = {index for index, one in enumerate(attentions) if one is not None and scales_by_position(one)}
 
     def run(self, index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run decoder layer `index` on the rows that are left, and put them back into the full-length stream."""
@@ -50,6 +53,8 @@ class Layers:
         kwargs["attention_mask"] = self._here(kwargs.get("attention_mask"), hidden)
         if pruned is not None and pruned.shift is not None:
             kwargs["position_embeddings"] = self._shifted(index, pruned.shift, hidden)
+            if index in self._scaled:
+                kwargs["position_ids"] = self._moved_up(pruned.shift).to(hidden.device)
         whole = hidden
         if prompt is not None:
             hidden = prompt.enter(index, whole, functools.partial(self._attend, index, kwargs, pruned))
@@ -66,7 +71,7 @@ class Layers:
         else:
             kwargs["attention_mask"] = self._mask(kwargs.get("attention_mask"), index, hidden, layout, columns, pruned)
         kwargs["position_embeddings"] = self._tables(index, layout, hidden, kwargs["position_embeddings"], pruned)
-        kwargs["position_ids"] = None  # gaps would read as packed sequences; RoPE is in position_embeddings
+        kwargs["position_ids"] = self._asked_ids(index, kwargs.get("position_ids"), layout, hidden, pruned)
         if pruned is not None:
             pruned.announce(columns, hidden.shape[1], ragged=layout.valid is not None)
             if self._reindex:
@@ -109,6 +114,11 @@ class Layers:
         return layout.rotary((shift, kind), lambda: self._renumbered(index, layout, hidden, shift))
 
     def _renumbered(self, index: int, layout: Layout, hidden: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+        pair = self._family.rotary(index, hidden, self._numbers(layout, hidden, shift))
+        return pair[0].to(hidden.device), pair[1].to(hidden.device)
+
+    def _numbers(self, layout: Layout, hidden: Tensor, shift: Tensor | None) -> Tensor:
+        """Position ids of rows that are numbered anew, (samples, rows)."""
         given, prompt = self.call.ids, self.call.prompt
         assert given is not None
         assert prompt is not None
@@ -117,8 +127,24 @@ class Layers:
         first = ids.gather(1, prompt.first.to(device)[:, None])[:, 0]
         if shift is not None:
             first = first - shift.to(device)
-        pair = self._family.rotary(index, hidden, layout.on(device).renumbered(first))
-        return pair[0].to(hidden.device), pair[1].to(hidden.device)
+        return layout.on(device).renumbered(first)
+
+    def _asked_ids(
+        self, index: int, given: Tensor | None, layout: Layout, hidden: Tensor, pruned: PrunedLayer | None
+    ) -> Tensor | None:
+        """Position ids of the rows, (samples, rows), if the layer's attention scales queries by them; else None: RoPE
+        is in position_embeddings, and flash attention reads gaps as packed sequences."""
+        if index not in self._scaled:
+            return None
+        if "flash" in self.call.backend:
+            raise UnsupportedError(
+                f"Layer {index} needs the positions of its rows, whose gaps flash attention would read as the ends of "
+                "packed sequences. Load the model with attn_implementation='sdpa'."
+            )
+        if self._reindex:
+            return self._numbers(layout, hidden, None if pruned is None else pruned.shift).to(hidden.device)
+        assert given is not None
+        return given.to(hidden.device).expand(hidden.shape[0], -1).gather(1, layout.source.clamp(min=0))
 
     def _shifted(self, index: int, shift: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """(cos, sin) of all rows of the call, moved up by what has left before them, made once a call."""
@@ -126,11 +152,14 @@ class Layers:
         for (moved, of), made in self.call.rotaries:
             if moved is shift and of == kind:
                 return made
-        assert self.call.ids is not None
-        ids = self.call.ids - shift.to(self.call.ids.device)[:, None]
-        pair = self._family.rotary(index, hidden, ids)
+        pair = self._family.rotary(index, hidden, self._moved_up(shift))
         self.call.rotaries.append(((shift, kind), pair))
         return pair
+
+    def _moved_up(self, shift: Tensor) -> Tensor:
+        """Position ids of all rows of the call, moved up by what has left before them."""
+        assert self.call.ids is not None
+        return self.call.ids - shift.to(self.call.ids.device)[:, None]
 
     def _attend(
         self, index: int, kwargs: dict[str, Any], pruned: PrunedLayer | None, hidden: Tensor, sample: int
@@ -157,6 +186,7 @@ class Layers:
         vision = torch.searchsorted(columns, state.vision[state.slots].to(hidden.device))
         live = None if self.call.live is None else self.call.live[sample] != 0
         past, stored, seen = past_keys(cache, index, sample, live) or (None, columns[:0], 0)
+        self._refuse_scaled(index, seen + hidden.shape[1])
         slots = torch.cat((stored, columns + seen))
         sees = visibility(kwargs.get("attention_mask"), sample, slots, seen + hidden.shape[1], self._causal(index))
         return LayerAttention(
@@ -203,6 +233,16 @@ class Layers:
     def _causal(self, index: int) -> bool:
         """Whether a layer's kernel, given no mask, lets a row see those before it alone."""
         return bool(getattr(getattr(self._family.layers[index], "self_attn", None), "is_causal", True))
+
+    def _refuse_scaled(self, index: int, length: int) -> None:
+        """Scores leave out what an attention scales queries by, which is 1 in the prompts its model first learnt on."""
+        if index in self._scaled:
+            most = self._family.text.config.rope_parameters["original_max_position_embeddings"]
+            if length > most:
+                raise UnsupportedError(
+                    f"Layer {index} scales queries from position {most} on, and scores here do not. Use a method that "
+                    "reads no attention (V2Drop), or a shorter prompt."
+                )
 
     def _refuse_sliding_flash(self, index: int) -> None:
         if "flash" in self.call.backend:

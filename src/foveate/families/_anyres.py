@@ -44,7 +44,7 @@ class AnyResolution(Family):
         return _side(self.model.config)
 
     @classmethod
-    def shrunk(cls, side: int, rows: int, columns: int) -> Grid:
+    def shrunk(cls, config: Any, rows: int, columns: int) -> Grid:
         """What the model makes of an unpadded map of so many rows and columns: by default nothing."""
         return rows, columns
 
@@ -62,7 +62,7 @@ class AnyResolution(Family):
         if length == len(base) + 1:
             return torch.cat((base, NOWHERE))
         tall, wide = tiles_of(self.model.config, size)
-        rows, columns = self.shrunk(self.side, *_unpadded(tall * self.side, wide * self.side, *size))
+        rows, columns = self.shrunk(self.model.config, *_unpadded(tall * self.side, wide * self.side, *size))
         if length != len(base) + rows * (columns + 1):
             return None
         cells = torch.cat((grid_boxes(rows, columns).view(rows, columns, 4), NOWHERE.expand(rows, 1, 4)), dim=1)
@@ -151,7 +151,10 @@ class AnyResolution(Family):
             return rows, join([base, into_cells((1, 1), (1, 1))])
         tall, wide = tiles_of(self.model.config, size)
         whole = _unpadded(side * tall, side * wide, *size)
-        fine = self.shrunk(side, *whole)
+        fine = self.shrunk(self.model.config, *whole)
+        if not math.prod(fine):  # so long a picture that of its map at most the newlines are left
+            rows = torch.cat((views[0], newline.expand(fine[0], -1).to(views[0])))
+            return rows, join([base, into_cells((fine[0], 1), (fine[0], 1))])
         tiles = views[1:].view(tall, wide, *cells, -1).permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)
         tiles = _unpad(tiles, size)
         coarse = tuple(
@@ -211,7 +214,7 @@ class AnyResolution(Family):
             slimmer = max((w for t, w in mosaics if t == tall and w < wide), default=0)
             maps = [(rows, wide * side) for rows in range(tall * side, flatter * side - 1, -2)]
             maps += [(tall * side, columns) for columns in range(wide * side, slimmer * side - 1, -2)]
-            shrunk = (cls.shrunk(side, rows, columns) for rows, columns in maps)
+            shrunk = (cls.shrunk(config, rows, columns) for rows, columns in maps)
             if any(side * side + rows * (columns + 1) == size for rows, columns in shrunk):
                 found.add(1 + tall * wide)
         if len(found) == 1:
@@ -253,7 +256,7 @@ def _unpadded(rows: int, columns: int, height: int, width: int) -> Grid:
 
 
 def _unpad(tiles: Tensor, size: tuple[int, int]) -> Tensor:
-    """What is left of a map, (width, rows, columns), where the picture does not fill it."""
-    rows, columns = _unpadded(tiles.shape[1], tiles.shape[2], *size)
+    """What is left of a map, (width, rows, columns), where the picture does not fill it: one row or column at least."""
+    rows, columns = (max(1, left) for left in _unpadded(tiles.shape[1], tiles.shape[2], *size))
     top, left = (tiles.shape[1] - rows) // 2, (tiles.shape[2] - columns) // 2
     return tiles[:, top : top + rows, left : left + columns]

@@ -320,16 +320,24 @@ def smaller(pictures: Tensor, height: int, width: int) -> Tensor:
 
 
 def encoder_layers(tower: nn.Module) -> nn.ModuleList:
-    """The tower's layers, wherever its class keeps its encoder."""
+    """The tower's layers, wherever its class keeps its encoder.
+
+    Raises:
+        UnsupportedError: If it has none of the usual kind.
+    """
     for name, module in tower.named_modules():
         if name.split(".")[-2:] == ["encoder", "layers"] and isinstance(module, nn.ModuleList):
             return module
-    raise AttributeError(f"{type(tower).__name__} has no encoder.layers")
+    raise UnsupportedError(
+        f"{type(tower).__name__} has no encoder.layers, so tokens cannot be reduced in this tower. "
+        "Use a method that drops between layers, or AveragePool."
+    )
 
 
 @contextmanager
 def _hook(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
-    handle = module.register_forward_hook(hook)
+    # Before those by which transformers captures hidden states, which it installs when it first needs them.
+    handle = module.register_forward_hook(hook, prepend=True)
     try:
         yield
     finally:

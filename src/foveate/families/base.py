@@ -1,15 +1,17 @@
 """What the engine asks of a model family. A family knows where things are; it knows no method."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from foveate._transformers import OLDEST, require, rotation
+from foveate._transformers import OLDEST, require, rotation, scales_by_position
 from foveate.core.grid import Grid
 from foveate.errors import UnsupportedError
 from foveate.families._encode import Reducer, images_of, place_rows, put_images, reduce_apart, stays_whole
+from foveate.families._tap import tapped
 
 __all__ = ["Family", "grid_boxes"]
 
@@ -32,8 +34,8 @@ class Family:
         tiled: Whether features come in other pieces than images, tiles for example; then the prompt tells which are
             whose (see `image_lengths`).
         core: The module that merges vision features into the text.
-        decoders: The `text_config.model_type`s whose layers `fv.cost` can count: query, key, value and
-            output projections, attention, and a gated MLP, all dense.
+        decoders: The `text_config.model_type`s whose layers `fv.cost` can count, query, key, value and output
+            projections, attention, and a gated MLP, all dense; and whose queries and keys are made in the usual way.
     """
 
     model_type: ClassVar[str]
@@ -156,12 +158,10 @@ class Family:
             UnsupportedError: If the layer's attention is built in a way this does not know.
         """
         attention = layer.self_attn
+        if self.text.config.model_type not in self.decoders:
+            return _shown(layer, hidden, queries, rotary)
         rotate = rotation(attention)
-        if rotate is None or not hasattr(attention, "q_proj"):
-            raise UnsupportedError(
-                f"How {type(attention).__name__} makes queries and keys is not known, so methods that read attention "
-                "cannot run here. Override queries_and_keys in the family, or use a method that reads none."
-            )
+        assert rotate is not None
         normed = layer.input_layernorm(hidden[None])  # a batch of one: adapters and quantised layers count samples
 
         def heads(rows: Tensor, projection: Any, norm: Any, places: Any) -> Tensor:
@@ -348,6 +348,33 @@ class Family:
         None if not known.
         """
         return None
+
+
+def _shown(layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, float]:
+    """`queries_and_keys` as the layer's attention itself makes them: it may norm, or leave RoPE out, in ways of its
+    own."""
+    attention, seen = layer.self_attn, list[tuple[Tensor, Tensor, float]]()
+
+    def note(query: Tensor, key: Tensor, scaling: float) -> None:
+        seen.append((query[0, :, queries], key[0], scaling))
+        raise _Enough
+
+    # What a sink takes, which gpt-oss has in every row, is not in queries and keys.
+    known = hasattr(layer, "input_layernorm") and not hasattr(attention, "sinks")
+    if known and not scales_by_position(attention):
+        pair = rotary[0][None], rotary[1][None]
+        with suppress(_Enough), tapped(attention, note):
+            attention(layer.input_layernorm(hidden[None]), position_embeddings=pair, attention_mask=None)
+    if not seen:
+        raise UnsupportedError(
+            f"How {type(attention).__name__} attends is not known, so methods that read attention cannot run here. "
+            "Override queries_and_keys in the family, or use a method that reads none."
+        )
+    return seen[0]
+
+
+class _Enough(Exception):
+    """Queries and keys are there; the rest of the attention need not run."""
 
 
 def grid_boxes(height: int, width: int) -> Tensor:

@@ -6,13 +6,11 @@ what the tower makes of it. It is asked for by name and never found by `model_ty
 
 import inspect
 import warnings
-from contextlib import suppress
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from foveate.errors import UnsupportedError
-from foveate.families._tap import tapped
 from foveate.families._tiles import runs
 from foveate.families.base import Family
 
@@ -58,30 +56,6 @@ class Generic(Family):
     def image_lengths(self, mask: Tensor, ids: Tensor | None) -> list[list[int]]:
         """A picture is a run of placeholders, whatever pieces its features come in."""
         return [[end - start for start, end in sample] for sample in runs(mask)]
-
-    def queries_and_keys(
-        self, layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, float]:
-        """The layer's attention itself makes them: it may norm, or leave RoPE out, in ways of its own."""
-        seen: list[tuple[Tensor, Tensor, float]] = []
-
-        def note(query: Tensor, key: Tensor, scaling: float) -> None:
-            seen.append((query[0, :, queries], key[0], scaling))
-            raise _Enough
-
-        pair = rotary[0][None], rotary[1][None]
-        with suppress(_Enough), tapped(layer.self_attn, note):
-            layer.self_attn(layer.input_layernorm(hidden)[None], position_embeddings=pair, attention_mask=None)
-        if not seen:
-            raise UnsupportedError(
-                f"How {type(layer.self_attn).__name__} attends is not known, so methods that read attention cannot run "
-                "here. Use a method that reads none."
-            )
-        return seen[0]
-
-
-class _Enough(Exception):
-    """Queries and keys are there; the rest of the attention need not run."""
 
 
 def lacking(model: Any) -> list[str]:

@@ -44,18 +44,27 @@ class Llava(Family):
         """The argument that pictures are given in."""
         return "pixel_values"
 
+    def _check_cls(self) -> bool:
+        """Whether the tower has a CLS, which is left out.
+
+        Raises:
+            UnsupportedError: If what is left is no grid of patches, or the tower has no layers of the usual kind.
+        """
+        cls, tower = drops_cls(self.model.config), self.tower
+        encoder_layers(tower)
+        if cls != any(name.endswith("class_embedding") for name, _ in tower.named_parameters()):
+            what = "leaves out a patch as if it were a CLS" if cls else "takes the tower's CLS for a vision token"
+            raise UnsupportedError(
+                f"This model {what} (vision_feature_select_strategy={'default' if cls else 'full'!r}), so its tokens "
+                "are no grid and cannot be reduced in the tower. Use a method that drops between layers."
+            )
+        return cls
+
     def encode(
         self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
     ) -> tuple[Any, list[Any]]:
-        tower, config = self.tower, self.model.config
-        layers = feature_layers(config, len(encoder_layers(tower)))
-        cls = drops_cls(config)
-        if not cls and any(name.endswith("class_embedding") for name, _ in tower.named_parameters()):
-            raise UnsupportedError(
-                "This model takes the tower's CLS for a vision token (vision_feature_select_strategy='full'), so its "
-                "tokens are no grid and cannot be reduced in the tower. Use a method that drops between layers."
-            )
-
+        tower, cls = self.tower, self._check_cls()
+        layers = feature_layers(self.model.config, len(encoder_layers(tower)))
         name = self.pixels(given)
 
         def encode(pixels: Tensor) -> tuple[Any, list[Any]]:
@@ -75,6 +84,7 @@ class Llava(Family):
         self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
     ) -> tuple[Any, list[Any]]:
         """The tower interpolates its position embeddings to the smaller grid."""
+        self._check_cls()
         name = self.pixels(given)
         pixels = given[name]
         patch = self.model.config.vision_config.patch_size
@@ -98,6 +108,9 @@ class Llava(Family):
         return [((side, side),)] * len(sizes)
 
     def boxes(self, modality: str, given: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
+        if given.get("image_sizes") is not None:  # a Pixtral tower takes pictures of any shape
+            patch = self.model.config.vision_config.patch_size
+            return [grid_boxes(int(height) // patch, int(width) // patch) for height, width in given["image_sizes"]]
         whole = grid_boxes(self.side, self.side)
         return [whole if length == len(whole) else None for length in lengths]
 

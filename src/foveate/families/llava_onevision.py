@@ -15,8 +15,6 @@ from foveate.families.base import grid_boxes
 
 __all__ = ["FAMILY", "LlavaOnevision"]
 
-MAX_TILES = 9  # anyres_max_9: a larger map is shrunk to nine tiles' worth of tokens
-
 
 class LlavaOnevision(AnyResolution):
     """Where things are inside `LlavaOnevisionForConditionalGeneration`."""
@@ -24,15 +22,19 @@ class LlavaOnevision(AnyResolution):
     model_type: ClassVar[str] = "llava_onevision"
 
     @classmethod
-    def shrunk(cls, side: int, rows: int, columns: int) -> Grid:
-        """A map of more than about nine tiles' worth of tokens is brought down to them."""
-        ratio = math.sqrt(rows * columns / (MAX_TILES * side**2))
+    def shrunk(cls, config: Any, rows: int, columns: int) -> Grid:
+        """A map of more than about nine tiles' worth of tokens (anyres_max_9) is brought down to them."""
+        tiles = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        ratio = math.sqrt(rows * columns / (tiles * side**2))
         return (int(rows // ratio), int(columns // ratio)) if ratio > 1.1 else (rows, columns)
 
     def packed(self, modality: str, views: Sequence[Tensor], given: Mapping[str, Any]) -> list[Tensor]:
         if modality == "video":
             return [self.core.apply_pooling(frames).flatten(0, 1) for frames in views]
-        return list(self.core.pack_image_features(views, given["image_sizes"], image_newline=None)[0])
+        ratio = self.model.config.vision_aspect_ratio
+        pack = self.core.pack_image_features
+        return list(pack(views, given["image_sizes"], image_newline=None, vision_aspect_ratio=ratio)[0])
 
     def boxes(self, modality: str, given: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
         if modality == "video":

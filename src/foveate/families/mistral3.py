@@ -25,6 +25,7 @@ class Mistral3(Family):
     """
 
     model_type: ClassVar[str] = "mistral3"
+    decoders: ClassVar[frozenset[str]] = Family.decoders | {"ministral3"}
 
     @property
     def _side(self) -> int:

@@ -369,13 +369,27 @@ def vision_token_count(model: Any, given: int | None) -> int:
     if given is not None:
         return given
     config = getattr(model, "config", model)
-    if getattr(config, "model_type", None) in FIXED_COUNT:
-        count = getattr(config, "image_seq_length", None)  # PaliGemma's is in its text config
-        return int(config.get_text_config().num_image_tokens if count is None else count)
+    count = _picture_tokens(config) if getattr(config, "model_type", None) in FIXED_COUNT else None
+    if count is not None:
+        return count
     raise SettingError(
         f"A {getattr(config, 'model_type', 'model')!r} model's token count depends on the image: "
         "give vision_tokens=…, or a share with retention=… instead of tokens=…."
     )
+
+
+def _picture_tokens(config: Any) -> int | None:
+    """Vision tokens of any picture by the tower's grid, as image_seq_length may be a default that says nothing; None
+    where pictures have any shape (Pixtral)."""
+    vision = getattr(config, "vision_config", None)
+    if vision is None:
+        return int(config.image_seq_length)
+    if vision.model_type not in ("clip_vision_model", "siglip_vision_model"):
+        return None
+    cls = int(vision.model_type == "clip_vision_model")
+    strategy = getattr(config, "vision_feature_select_strategy", None)
+    left_out = cls if strategy is None else int(strategy == "default")
+    return int((vision.image_size // vision.patch_size) ** 2) + cls - left_out
 
 
 def share(

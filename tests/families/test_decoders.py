@@ -1,0 +1,116 @@
+"""Decoders that a family's models may have beside the usual ones: layers without RoPE, norms in other places."""
+
+import functools
+
+import pytest
+import torch
+import transformers
+
+import foveate as fv
+from tests import oracle
+from tests.families import test_mistral3 as mistral3
+from tests.invariants.references import reference
+from tests.invariants.settings import EXAMPLES
+from tests.invariants.test_oracle import BANNED
+from tests.models import ENCODES_FIRST, IMAGE, batch, generate, made_of
+from tests.tiny import CLIP, TEXT
+
+pytestmark = pytest.mark.skipif(not ENCODES_FIRST, reason="of older versions only the usual decoders are tested")
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+KINDS = ["sliding_attention", "full_attention"] * 3
+TEXTS = {
+    "no RoPE in some layers": lambda: transformers.SmolLM3Config(**TEXT, no_rope_layers=[1, 0] * 3),
+    "no RoPE in global layers": lambda: transformers.Cohere2Config(**TEXT, sliding_window=200, layer_types=KINDS),
+    "a norm behind RoPE": lambda: transformers.HunYuanDenseV1Config(**TEXT, head_dim=8),
+    "RoPE on a part of a head": lambda: transformers.StableLmConfig(**TEXT),
+    "one projection of all": lambda: transformers.Phi3Config(**TEXT, sliding_window=None),
+    "a norm of the usual kind": lambda: transformers.GemmaConfig(**TEXT, head_dim=12),
+}
+UNKNOWN = {
+    "a sink": lambda: transformers.GptOssConfig(**TEXT, head_dim=8, num_local_experts=4, layer_types=KINDS),
+    "norms behind": lambda: transformers.Olmo2Config(**TEXT),
+}
+
+
+@functools.cache
+def llava(text, attention="sdpa"):
+    config = transformers.LlavaConfig(
+        text_config={**TEXTS, **UNKNOWN}[text](), vision_config=transformers.CLIPVisionConfig(**CLIP),
+        image_token_index=IMAGE,
+    )  # fmt: skip
+    config._attn_implementation = attention
+    return made_of("llava", config)
+
+
+class Probe(fv.Uniform):
+    """Takes down what a layer says it pays."""
+
+    __slots__ = ("rows",)
+
+    def select(self, view, count):
+        object.__setattr__(self, "rows", {kind: torch.cat(list(view.attention(kind))) for kind in ("vision", "after")})
+        return super().select(view, count)
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+@pytest.mark.parametrize("text", TEXTS)
+def test_scores_are_the_models_own_attention(text, layer):
+    inputs, probe = batch("llava", ["ttit"]), Probe(layers=(layer,), keep=(0.5,))
+    with fv.drop(llava(text), probe), torch.no_grad():
+        llava(text)(**inputs)
+    with torch.no_grad():
+        attention = llava(text, "eager")(**inputs, output_attentions=True).attentions[layer][0].mean(dim=0)
+    vision = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0]
+    after = torch.arange(int(vision[-1]) + 1, len(attention))
+    torch.testing.assert_close(probe.rows["vision"], attention[vision][:, vision], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(probe.rows["after"], attention[after][:, vision], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("text", UNKNOWN)
+def test_attention_of_an_unknown_kind_is_not_read(text):
+    model, inputs = llava(text, "eager"), batch("llava", ["ttit"])
+    with (
+        fv.drop(model, Probe(layers=(1,), keep=(0.5,))),
+        torch.no_grad(),
+        pytest.raises(fv.UnsupportedError, match="attends is not known"),
+    ):
+        model(**inputs)
+    with fv.drop(model, fv.V2Drop(layers=(1,), keep=(0.5,))) as trace, torch.no_grad():
+        model(**inputs)
+    assert trace.stages[0].after == (12,)
+
+
+@functools.cache
+def ministral(learnt):
+    """Queries are scaled up every `learnt` positions."""
+    rope = {
+        "rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": learnt,
+        "llama_4_scaling_beta": 0.5, "beta_fast": 32.0, "beta_slow": 1.0,
+    }  # fmt: skip
+    config = mistral3.config()
+    text = transformers.Ministral3Config(**TEXT, head_dim=8, rope_parameters=rope)
+    return made_of("mistral3", transformers.Mistral3Config(**{**config.to_dict(), "text_config": text}))
+
+
+@pytest.mark.parametrize(
+    ("name", "learnt"),
+    [("v2drop-0", 8), ("averagepool-0", 8), ("visiondrop-3", 8), ("visiondrop-0", 4096), ("mustdrop-0", 4096)],
+)
+def test_ministral_gets_the_positions_it_scales_queries_by(name, learnt):
+    model, inputs, method = ministral(learnt), batch("mistral3", ["titit"]), EXAMPLES[name]
+    with fv.drop(model, method) as trace:
+        out = generate(model, inputs)
+    told = reference(method, "mistral3", model, inputs, trace)
+    tokens, logits, kept = oracle.greedy(model, inputs, 6, banned=BANNED, **told)
+    assert out.sequences[0, inputs["input_ids"].shape[1] :].tolist() == tokens
+    torch.testing.assert_close(torch.cat(out.logits), logits, **CLOSE)
+    assert kept == {stage.layer: stage.origin[0].tolist() for stage in trace.stages if stage.where == "layer"}
+
+
+def test_ministrals_scaled_queries_are_not_scored():
+    with (
+        fv.drop(ministral(8), EXAMPLES["visiondrop-0"]),
+        torch.no_grad(),
+        pytest.raises(fv.UnsupportedError, match="scales queries from position 8 on"),
+    ):
+        ministral(8)(**batch("mistral3", ["titit"]))

@@ -1,0 +1,104 @@
+"""LLaVA-1.5's class with other towers than CLIP, or with a CLS among its vision tokens."""
+
+import functools
+
+import pytest
+import torch
+import transformers
+
+import foveate as fv
+from foveate.methods.averagepool import AveragePool
+from foveate.methods.base import vision_token_count
+from foveate.methods.mustdrop import MustDrop
+from foveate.methods.resize import Resize
+from tests.models import batch, generate, made_of, tiny
+from tests.tiny import CLIP, IMAGE, TEXT
+
+SIGLIP = {key: value for key, value in CLIP.items() if key not in ("projection_dim", "initializer_range")}
+TOWERS = {
+    "clip": lambda: transformers.CLIPVisionConfig(**CLIP),
+    "siglip": lambda: transformers.SiglipVisionConfig(**SIGLIP),
+    "pixtral": lambda: transformers.PixtralVisionConfig(**{**SIGLIP, "image_size": 140}),
+}
+METHODS = {"tower": fv.VisionDrop(dominant=9, layer_list=(), image_token_list=()), "resize": Resize(keep=0.4)}
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+
+
+@functools.cache
+def llava(tower, strategy):
+    config = transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**TEXT), vision_config=TOWERS[tower](), image_token_index=IMAGE,
+        vision_feature_layer=-1, vision_feature_select_strategy=strategy,
+    )  # fmt: skip
+    return made_of("llava", config)
+
+
+def prompt(pixels, count, **more):
+    return {"input_ids": torch.tensor([[1, 5, *[IMAGE] * count, 6, 7]]), "pixel_values": pixels, **more}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize(
+    ("tower", "strategy", "count", "why"),
+    [
+        ("clip", "full", 26, "takes the tower's CLS for a vision token"),
+        ("siglip", "default", 24, "leaves out a patch as if it were a CLS"),
+        ("pixtral", "full", 25, "has no encoder.layers"),
+    ],
+)
+def test_tokens_that_are_no_grid_are_not_reduced_in_the_tower(tower, strategy, count, why, method):
+    model, inputs = llava(tower, strategy), prompt(torch.randn(1, 3, 70, 70), count)
+    if tower == "pixtral":
+        inputs["image_sizes"] = torch.tensor([[70, 70]])
+    with fv.drop(model, method), torch.no_grad(), pytest.raises(fv.UnsupportedError, match=why):
+        model(**inputs)
+    with fv.drop(model, fv.V2Drop(layers=(1,), keep=(0.5,))) as trace, torch.no_grad():
+        model(**inputs)
+    assert trace.stages[0].after == (count // 2,)
+
+
+def test_pictures_of_any_shape_are_pooled_as_they_are():
+    model, sizes = llava("pixtral", "full"), torch.tensor([[42, 98], [70, 28]])
+    pixels, ids = torch.randn(2, 3, 70, 98), [1, 5, *[IMAGE] * 21, 6, *[IMAGE] * 10, 7]
+    with fv.drop(model, AveragePool(keep=0.3)) as trace, torch.no_grad():
+        output = model.model.get_image_features(pixel_values=pixels, image_sizes=sizes)
+        model(input_ids=torch.tensor([ids]), pixel_values=pixels, image_sizes=sizes)
+    assert [boxes[-1].tolist() for boxes in trace.latest.boxes[0]] == [
+        pytest.approx([6 / 7, 2 / 3, 1, 1]), pytest.approx([1 / 2, 4 / 5, 1, 1])
+    ]  # fmt: skip
+    assert [len(one._foveate_cut.kept) for one in output.pooler_output] == [6, 3]
+    assert trace.stages[0].after == (9,)
+
+
+@pytest.mark.parametrize(
+    ("tower", "strategy", "count"),
+    [("clip", "default", 25), ("clip", "full", 26), ("siglip", "full", 25), ("siglip", "default", 24)],
+)
+def test_a_budget_counts_the_towers_tokens_whatever_image_seq_length_says(tower, strategy, count):
+    model = llava(tower, strategy)
+    assert model.config.image_seq_length == 576
+    assert vision_token_count(model, None) == count
+    pixels = torch.randn(1, 3, 70, 70)
+    with fv.drop(model, fv.Uniform.for_budget(model, tokens=count / 2, layers=(0,))) as trace, torch.no_grad():
+        model(**prompt(pixels, count))
+    assert trace.stages[0].after == (count // 2,)
+
+
+def test_a_budget_in_tokens_needs_a_count_where_pictures_have_any_shape():
+    with pytest.raises(fv.SettingError, match="depends on the image"):
+        fv.Uniform.for_budget(llava("pixtral", "full"), tokens=12, layers=(0,))
+
+
+def test_merging_early_reaches_a_projector_that_reads_the_first_layer():
+    """Whether or not transformers has installed by then what captures hidden states, behind which nothing merges."""
+    config = tiny("llava").config.__class__(**{**tiny("llava").config.to_dict(), "vision_feature_layer": [1, -1]})
+    inputs, found = batch("llava", ["titit"]), []
+    method = MustDrop(pruning_layers=(1,), merge_threshold=-1.0, merge_window=2)
+    for warm in (False, True):
+        model = made_of("llava", config)
+        if warm:
+            generate(model, inputs, new_tokens=1)
+        with fv.drop(model, method) as trace:
+            found.append(torch.cat(generate(model, inputs, new_tokens=2).logits))
+        assert trace.stages[0].after == (2 * (25 - 3 * 4),)
+    torch.testing.assert_close(*found, **CLOSE)

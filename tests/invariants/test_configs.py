@@ -1,0 +1,104 @@
+"""The first four invariants on models of other configs than those everything else is tested on (tests/others.py)."""
+
+import functools
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate.methods.averagepool import AveragePool
+from foveate.methods.mustdrop import MustDrop
+from foveate.methods.resize import Resize
+from foveate.methods.visiondrop import VisionDrop
+from tests import models, oracle
+from tests.invariants.references import reference
+from tests.invariants.test_batch import left
+from tests.invariants.test_oracle import BANNED, DEEPSTACK
+from tests.models import FAMILIES, batch, generate, mixed, with_video
+from tests.others import OTHERS
+
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+NAMES = ("v2drop", "random", "visiondrop", "mustdrop", "budget", "averagepool", "resize")
+RECOMPUTED = [
+    (name, family, with_video(family) if OTHERS[family].videos else "titit")
+    for name in NAMES
+    for family in FAMILIES
+    if name != "resize" or family not in DEEPSTACK  # whose features are the smaller picture's too
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def others():
+    """In the place of every family's tiny model the other one."""
+    with pytest.MonkeyPatch.context() as patch:
+        for family, other in OTHERS.items():
+            patch.setitem(models.TINY, family, other)
+        for name in ("tiny", "sample"):
+            patch.setattr(models, name, functools.cache(getattr(models, name).__wrapped__))
+        yield
+
+
+def method_for(name, family):
+    """A setting that fits the decoder's depth, and reads attention where there is some."""
+    depth, recurrent = models.tiny(family).config.get_text_config().num_hidden_layers, OTHERS[family].recurrent
+    spread = tuple(dict.fromkeys((1, (depth + 1) // 2, depth - 1)))
+    reading = [layer for layer in range(depth) if layer not in recurrent]
+    cuts = tuple(dict.fromkeys(layer for layer in (reading[len(reading) // 2], reading[-1]) if layer))
+    watched = tuple(dict.fromkeys(layer for layer in (reading[0], reading[-2]) if layer < depth - 1))
+    return {
+        "v2drop": lambda: fv.V2Drop(layers=spread, keep=(0.6, 0.5, 0.3)[: len(spread)], scope="image"),
+        "random": lambda: fv.Random(layers=(0, depth - 1), keep=(0.5, 0.0), min_keep=0),
+        "visiondrop": lambda: VisionDrop(
+            dominant=14, contextual=3, layer_list=cuts, image_token_list=((9, 2), (3, 1))[: len(cuts)], reference=25
+        ),
+        "mustdrop": lambda: MustDrop(
+            pruning_layers=watched, global_thr=0.2, individual_thr=0.2, merge_threshold=0.3, merge_window=2
+        ),
+        "budget": lambda: MustDrop(
+            pruning_layers=watched, mode="budget", counts=(12, 7)[: len(watched)], reference=25, positions="keep"
+        ),
+        "averagepool": lambda: AveragePool(keep=0.4),
+        "resize": lambda: Resize(keep=0.4),
+    }[name]()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keeping_everything_is_the_untouched_model(family):
+    model, inputs = models.tiny(family), batch(family, mixed(family))
+    plain = generate(model, inputs, new_tokens=3)
+    with fv.drop(model, fv.V2Drop(layers=(1,), keep=(1.0,))) as trace:
+        kept = generate(model, inputs, new_tokens=3)
+    assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
+    assert trace.retention == [1.0] * len(mixed(family))
+
+
+@pytest.mark.parametrize(("name", "family", "word"), RECOMPUTED)
+def test_cached_generation_is_the_recompute(name, family, word):
+    model, inputs, method = models.tiny(family), batch(family, [word]), method_for(name, family)
+    with fv.drop(model, method) as trace:
+        out = generate(model, inputs, new_tokens=3)
+    assert min(trace.latest.per_layer)[0] < trace.vision_tokens[0]
+    told = {"sees": OTHERS[family].sees} | reference(method, family, model, inputs, trace)
+    if name == "v2drop":
+        told["cuts"] = {
+            layer: oracle.least_changed_leave(ratio) for layer, ratio in zip(method.layers, method.keep, strict=True)
+        }
+    tokens, logits, kept = oracle.greedy(model, inputs, 3, banned=BANNED, **told)
+    assert out.sequences[0, inputs["input_ids"].shape[1] :].tolist() == tokens
+    torch.testing.assert_close(torch.cat(out.logits), logits, **CLOSE)
+    assert kept == {stage.layer: stage.origin[0].tolist() for stage in trace.stages if stage.where == "layer"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_is_its_samples_run_alone(name, family):
+    model, words, method = models.tiny(family), mixed(family), method_for(name, family)
+    with fv.drop(model, method) as together:
+        out = generate(model, batch(family, words), new_tokens=2)
+    for index, word in enumerate(words):
+        with fv.drop(model, method) as alone:
+            single = generate(model, batch(family, [word]), new_tokens=2)
+        for a, b in zip(out.logits, single.logits, strict=True):
+            torch.testing.assert_close(a[index], b[0], **CLOSE)
+        assert left(together, index) == left(alone, 0)
+        assert [layer[index] for layer in together.kv_lengths] == [layer[0] for layer in alone.kv_lengths]
