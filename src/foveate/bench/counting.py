@@ -34,7 +34,7 @@ class Memory(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.largest, self.where = 0, ""
         self.made = self.peak = self.operators = 0
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
@@ -43,7 +43,7 @@ class Memory(TorchDispatchMode):
         given = {_key(leaf) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, Tensor)}
         made = function(*args, **(kwargs or {}))
         self.operators += 1
-        self._live = {key: held for key, held in self._live.items() if not held[0].expired()}
+        self._live = {key: held for key, held in self._live.items() if not held[0].expired()}  # type: ignore[no-untyped-call]
         for leaf in tree_leaves(made):
             if isinstance(leaf, Tensor) and _key(leaf) not in given:
                 storage = leaf.untyped_storage()
@@ -72,7 +72,7 @@ SIZED_BY_VALUES = {
 """Operators that the host must wait for, since the size of what they make is in the values."""
 
 
-class Waits(TorchDispatchMode):
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes where the host waits for an accelerator: values it reads, and tensors whose size depends on values.
 
     Attributes:
@@ -80,7 +80,7 @@ class Waits(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.places: Counter[tuple[str, int, str, str]] = Counter()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -174,4 +174,4 @@ def count(call: Callable[[], object], layers: Iterable[nn.Module] = (), *modes: 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     """Of shapes (samples, heads, rows, head size)."""
-    return int(sdpa_flop_count(query, key, value))
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from foveate.cli.timing import interleave, ratio
 
 
