@@ -53,8 +53,6 @@ def _run(function, args, kwargs):
     near_args, near_kwargs = tree_map(_near, (args, kwargs))
     made = _flash(*near_args, **near_kwargs) if function is FLASH else function(*near_args, **near_kwargs)
     far = tree_any(lambda leaf: isinstance(leaf, FarTensor), (args, kwargs)) if to is None else to.type == NAME
-    if to is not None and made is near_args[:1]:
-        made = made.clone()
     return tree_map(lambda leaf: FarTensor(leaf) if isinstance(leaf, Tensor) else leaf, made) if far else made
 
 
@@ -83,6 +81,8 @@ def register():
         _near(target).copy_(_near(source))
         return target
 
+    # What torch.tensor(…) calls behind every mode's back.
+    library.impl("_local_scalar_dense", lambda one: _near(one).item(), "PrivateUse1")
     library.impl("empty_strided", empty_strided, "PrivateUse1")
     library.impl("_copy_from", copy_from, "PrivateUse1")
     return library  # its operators leave with it

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-__all__ = ["Counts", "Memory", "Waits", "count"]
+__all__ = ["Counts", "Memory", "Waits", "count", "counter"]
 
 aten = torch.ops.aten
 
@@ -75,19 +75,23 @@ SIZED_BY_VALUES = {
 class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes where the host waits for an accelerator: values it reads, and tensors whose size depends on values.
 
+    Args:
+        passed_over: Files that no place is in, beside torch's.
+
     Attributes:
-        places: How often, by place: (file, line, function, operator), of the innermost frame outside torch.
+        places: How often, by place: (file, line, function, operator), of the innermost frame that is not passed over.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *passed_over: str) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.places: Counter[tuple[str, int, str, str]] = Counter()
+        self._passed_over = (str(Path(torch.__file__).parent), __file__, *passed_over)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if any(one.device.type != "cpu" for one in given) and _is_read(function, args, kwargs or {}, made):
-            self.places[(*_place(), str(function).removesuffix(".default"))] += 1
+            self.places[(*_place(self._passed_over), str(function).removesuffix(".default"))] += 1
         return made
 
 
@@ -103,13 +107,10 @@ def _is_read(function: Any, args: Any, kwargs: dict[str, Any], made: Any) -> boo
     )
 
 
-def _place() -> tuple[str, int, str]:
-    """File, line and function of the innermost frame outside torch and this file."""
+def _place(passed_over: tuple[str, ...]) -> tuple[str, int, str]:
+    """File, line and function of the innermost frame in none of these files or folders."""
     frame: Any = sys._getframe(2)
-    torch_home = str(Path(torch.__file__).parent)
-    while frame.f_back is not None and (
-        frame.f_code.co_filename.startswith((torch_home, __file__)) or frame.f_code.co_name == "__torch_dispatch__"
-    ):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(passed_over):
         frame = frame.f_back
     path = Path(frame.f_code.co_filename)
     root = next((parent.parent for parent in path.parents if parent.name in ("foveate", "transformers")), path.parent)
@@ -145,12 +146,15 @@ class Counts:
 
 
 def count(call: Callable[[], object], layers: Iterable[nn.Module] = (), *modes: TorchDispatchMode) -> Counts:
-    """Run `call` and count; `modes` go between what counts waits and what counts the rest.
+    """Run `call` and count, everything under these modes but for waits, which are seen above them.
 
-    The attention of CPU kernels is counted too, which torch's counter leaves out.
+    Args:
+        call: What is counted.
+        layers: Decoder layers, whose operators are counted apart.
+        modes: Of torch's dispatch.
     """
-    flash = aten._scaled_dot_product_flash_attention_for_cpu.default
-    memory, waits, inside = Memory(), Waits(), []
+    memory, waits = Memory(), Waits(*(str(sys.modules[type(mode).__module__].__file__) for mode in modes))
+    inside: list[int] = []
     starts: list[int] = []
 
     def enter(*_: Any) -> None:
@@ -163,13 +167,19 @@ def count(call: Callable[[], object], layers: Iterable[nn.Module] = (), *modes: 
         for layer in layers:
             for handle in (layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)):
                 stack.callback(handle.remove)
-        flops = stack.enter_context(FlopCounterMode(display=False, custom_mapping={flash: _attention_flops}))
+        flops = stack.enter_context(counter())
         for mode in (memory, *modes, waits):
             stack.enter_context(mode)
         call()
     return Counts(
         flops.get_total_flops(), memory.operators, tuple(inside), memory.made, memory.peak, dict(waits.places)
     )
+
+
+def counter() -> FlopCounterMode:
+    """Torch's counter of FLOPs, and the attention of CPU kernels too, which it leaves out by itself."""
+    flash = aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={flash: _attention_flops})
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
