@@ -32,7 +32,7 @@ from foveate.cli.screen import busy, counted, note
 from foveate.cli.usage import UsageError
 from foveate.core.grid import grids_of
 from foveate.engine.session import drop
-from foveate.errors import SettingError, UnsupportedError
+from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.eval import provenance
 from foveate.methods.base import Method
 from foveate.registry import families, family_for
@@ -93,11 +93,11 @@ def _measure(
 ) -> None:
     """Time, print, and write what was asked for."""
     pairs = options.pairs or (10 if session.model.device.type == "cpu" else 30)
-    interrupted = _timed(session, methods, options, pairs)
+    stopped = _timed(session, methods, options, pairs)
     finished = session.finished
-    if finished < LEAST:
+    if finished < LEAST and stopped is not None:
         note(f"{finished} of {pairs} rounds were finished: too few for a ratio, so nothing is written.")
-        raise KeyboardInterrupt
+        raise stopped
     summary = summarise(session)
     values |= {"rounds": finished, "rounds_asked": pairs, "noisy": summary.noisy, "failed": summary.failed}
     values["rows"] = [row.to_dict(session.times[row.name][:finished]) for row in summary.rows]
@@ -107,19 +107,19 @@ def _measure(
             "Distrust differences of that size; run more --pairs on a quiet machine."
         )
     shown: list[RenderableType] = [table(summary, title)]
-    shown += map(Text, footnotes(summary, values["infeasible"], interrupted))
-    if options.profile and not interrupted:
+    shown += map(Text, footnotes(summary, values["infeasible"], stopped is not None))
+    if options.profile and stopped is None:
         values["profile"] = _profiles(session)
         shown += profile_tables(values["profile"])
     if options.outputs.figure is not None:
         values["figure"] = str(options.outputs.figure)
     finish(values, Group(*shown), lambda: draw(summary, title), options.outputs)
-    if interrupted:
-        raise KeyboardInterrupt
+    if stopped is not None:
+        raise stopped
 
 
-def _timed(session: Session, methods: dict[str, Method], options: "Bench", pairs: int) -> bool:
-    """Run everything; whether it was interrupted. What is finished then stays in the session."""
+def _timed(session: Session, methods: dict[str, Method], options: "Bench", pairs: int) -> BaseException | None:
+    """Run everything; what stopped it, if anything did. What is finished then stays in the session."""
     try:
         with counted("Weighing", None) as progress:
             session.prepare(
@@ -130,9 +130,11 @@ def _timed(session: Session, methods: dict[str, Method], options: "Bench", pairs
         with counted("Timing, in rounds", pairs + 1) as progress:
             for _ in session.run(pairs, options.seed, lambda: progress.advance(progress.task_ids[0])):
                 pass
-    except KeyboardInterrupt:
-        return True
-    return False
+    except KeyboardInterrupt as stopped:
+        return stopped
+    except torch.OutOfMemoryError:
+        return InputError("Out of memory while timing. Take a smaller --batch, fewer --images or --new-tokens.")
+    return None
 
 
 def _profiles(session: Session) -> dict[str, dict[str, dict[str, float]]]:
@@ -154,6 +156,8 @@ def _device(options: "Bench") -> torch.device:
         raise UsageError(
             f"--device {options.device} is not available here. Use auto, cpu, or one that torch sees."
         ) from error
+    if device.index is not None and device.type != "cpu":
+        torch.accelerator.set_device_index(device.index)
     if options.clock == "cpu" and device.type != "cpu":
         raise UsageError("--clock cpu: an accelerator's work is not the processor's. Use --clock wall.")
     return device
