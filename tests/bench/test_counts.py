@@ -10,7 +10,8 @@ import pytest
 from tests.bench.counts import COUNTS, METHODS, PROMPTS, versions
 
 ROOT = Path(__file__).parents[2]
-LEAST_WAITS = "foveate/engine/prompt.py read_samples: aten._to_copy"
+PLACES = "foveate/engine/prompt.py read_samples: aten._to_copy"
+GRIDS = "foveate/families/qwen2_vl.py Qwen2VL.encode: aten._to_copy"
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,8 @@ def test_no_decode_step_waits_for_the_device(found, prompt, name):
 @pytest.mark.parametrize("name", ["keep-all", "random", "v2drop", "visiondrop"])
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_a_prompt_waits_once_to_know_where_its_vision_tokens_are(found, prompt, name):
-    assert own(found[prompt][name]["prefill"]) == {LEAST_WAITS: 1}
+    reads_grids = prompt == "qwen2_vl" and name == "visiondrop"
+    assert own(found[prompt][name]["prefill"]) == {PLACES: 1} | ({GRIDS: 1} if reads_grids else {})
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -62,7 +62,8 @@ def test_times_that_are_flops_have_the_ratios_of_flops(measured):
         row = summary.row(name)
         for part in ("prefill", "ttft", "whole"):
             found = row.ratios[part]
-            assert found.median == pytest.approx(row.flops[part], rel=1e-9), (name, part)
+            exact = 1e-4 if part == "whole" else 1e-9  # later steps see the tokens of earlier ones
+            assert found.median == pytest.approx(row.flops[part], rel=exact), (name, part)
             assert found.low == found.high == found.median
         assert row.efficiency.median == pytest.approx(1, rel=1e-9)
         assert row.ratios["tower"].median == 1

@@ -22,7 +22,7 @@ from foveate.bench.shapes import Shape, shapes
 from foveate.bench.stopwatch import clock_of
 from foveate.bench.summary import kernel_cost, summarise
 from foveate.bench.workload import Workload, synthetic
-from foveate.cli.bench_tables import footnotes, forecast_table, profile_tables, shape_table, table
+from foveate.cli.bench_tables import footnotes, forecast_table, profile_tables, shape_table, tables
 from foveate.cli.choose import contender
 from foveate.cli.finish import finish
 from foveate.cli.loading import load
@@ -106,7 +106,7 @@ def _measure(
             f"warning: the machine is noisy: the untouched model differs from itself ({', '.join(summary.noisy)}). "
             "Distrust differences of that size; run more --pairs on a quiet machine."
         )
-    shown: list[RenderableType] = [table(summary, title)]
+    shown: list[RenderableType] = [*tables(summary, title)]
     shown += map(Text, footnotes(summary, values["infeasible"], stopped is not None))
     if options.profile and stopped is None:
         values["profile"] = _profiles(session)

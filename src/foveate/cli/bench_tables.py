@@ -13,51 +13,60 @@ from foveate.bench.shapes import Shape
 from foveate.bench.summary import Row, Summary
 from foveate.bench.timing import Ratio
 
-__all__ = ["footnotes", "forecast_table", "profile_tables", "shape_table", "table"]
+__all__ = ["footnotes", "forecast_table", "profile_tables", "shape_table", "tables"]
 
 MIB = 2**20
 
 
-def table(summary: Summary, title: str) -> Table:
-    """A row a candidate: speed-ups over the untouched model, whose own row has milliseconds."""
-    heads = ("", "Tokens", "FLOPs", "Prefill", "of limit", "÷ random", "First token", "Token", "Call", "Items/s")
-    names = (*heads, "Peak MiB", "KV MiB")
-    shown = Table(*(Column(name, no_wrap=True) for name in names), title=Text(title), box=SIMPLE_HEAD)
+def tables(summary: Summary, title: str) -> list[Table]:
+    """A row a candidate: speed-ups over the untouched model, whose own row has milliseconds; and sizes."""
+    names = ("", "FLOPs", "Prefill", "of limit", "÷ random", "First token", "Token", "Call")
+    times = Table(*(Column(name, no_wrap=True) for name in names), title=Text(title), box=SIMPLE_HEAD)
+    names = ("", "Tokens", "Retention", "Items/s", "Tower ms", "Peak MiB", "KV MiB")
+    sizes = Table(*(Column(name, no_wrap=True) for name in names), box=SIMPLE_HEAD)
     for row in summary.rows:
-        shown.add_row(*_cells(row, summary))
-    return shown
+        times.add_row(*_times(row))
+        sizes.add_row(*_sizes(row, summary))
+    return [times, sizes]
 
 
-def _cells(row: Row, summary: Summary) -> list[str | Text]:
-    held, base = row.candidate.held, row.name == FULL
-    assert held is not None
-    if not row.ratios:
-        return [Text(row.name)]
+def _times(row: Row) -> list[str | Text]:
+    base, efficiency = row.name == FULL, row.efficiency
 
     def speed(part: str) -> str:
         if part not in row.ratios:
             return ""
-        return f"{1000 * row.seconds[part]:.1f} ms" if base else _times(row.ratios[part].inverse())
+        return f"{1000 * row.seconds[part]:.1f} ms" if base else _interval(row.ratios[part].inverse())
 
-    efficiency = row.efficiency
     return [
         Text(row.name),
-        f"{sum(held.tokens) / len(held.tokens):.1f}",
         "" if base else f"{1 / row.flops['prefill']:.2f}×",
         speed("prefill"),
         "" if base or efficiency is None else f"{efficiency.median:.1%}",
-        _times(row.against["prefill"]) if row.against else "",
+        _interval(row.against["prefill"]) if row.against else "",
         speed("ttft"),
         speed("tpot"),
         speed("whole"),
+    ]
+
+
+def _sizes(row: Row, summary: Summary) -> list[str | Text]:
+    held = row.candidate.held
+    assert held is not None
+    return [
+        Text(row.name),
+        f"{sum(held.tokens) / len(held.tokens):.1f}",
+        f"{held.retention:.1%}",
         f"{summary.items_per_second(row):.3g}",
+        f"{1000 * row.seconds['tower']:.1f}" if "tower" in row.seconds else "",
         f"{held.peak / MIB:.1f}",
         f"{held.kv_bytes / MIB:.1f}",
     ]
 
 
-def _times(ratio: Ratio) -> str:
-    return f"{ratio.median:.3f} [{ratio.low:.3f}–{ratio.high:.3f}]"
+def _interval(ratio: Ratio) -> str:
+    """A median, and its interval below."""
+    return f"{ratio.median:.3f}\n[{ratio.low:.3f}–{ratio.high:.3f}]"
 
 
 def footnotes(summary: Summary, infeasible: Mapping[str, str], interrupted: bool) -> list[str]:
