@@ -20,9 +20,9 @@ MIB = 2**20
 
 def tables(summary: Summary, title: str) -> list[Table]:
     """A row a candidate: speed-ups over the untouched model, whose own row has milliseconds; and sizes."""
-    names = ("", "FLOPs", "Prefill", "of limit", "÷ random", "First token", "Token", "Call")
+    names = ("", "FLOPs", "Prefill", "of limit", "÷ random", "First token", "Token")
     times = Table(*(Column(name, no_wrap=True) for name in names), title=Text(title), box=SIMPLE_HEAD)
-    names = ("", "Tokens", "Retention", "Items/s", "Tower ms", "Peak MiB", "KV MiB")
+    names = ("", "Tokens", "Retention", "Call", "Items/s", "Tower ms", "Peak MiB", "KV MiB")
     sizes = Table(*(Column(name, no_wrap=True) for name in names), box=SIMPLE_HEAD)
     for row in summary.rows:
         times.add_row(*_times(row))
@@ -32,21 +32,14 @@ def tables(summary: Summary, title: str) -> list[Table]:
 
 def _times(row: Row) -> list[str | Text]:
     base, efficiency = row.name == FULL, row.efficiency
-
-    def speed(part: str) -> str:
-        if part not in row.ratios:
-            return ""
-        return f"{1000 * row.seconds[part]:.1f} ms" if base else _interval(row.ratios[part].inverse())
-
     return [
         Text(row.name),
         "" if base else f"{1 / row.flops['prefill']:.2f}×",
-        speed("prefill"),
+        _speed(row, "prefill"),
         "" if base or efficiency is None else f"{efficiency.median:.1%}",
         _interval(row.against["prefill"]) if row.against else "",
-        speed("ttft"),
-        speed("tpot"),
-        speed("whole"),
+        _speed(row, "ttft"),
+        _speed(row, "tpot"),
     ]
 
 
@@ -57,11 +50,19 @@ def _sizes(row: Row, summary: Summary) -> list[str | Text]:
         Text(row.name),
         f"{sum(held.tokens) / len(held.tokens):.1f}",
         f"{held.retention:.1%}",
+        _speed(row, "whole"),
         f"{summary.items_per_second(row):.3g}",
         f"{1000 * row.seconds['tower']:.1f}" if "tower" in row.seconds else "",
         f"{held.peak / MIB:.1f}",
         f"{held.kv_bytes / MIB:.1f}",
     ]
+
+
+def _speed(row: Row, part: str) -> str:
+    """The speed-up of a part; of the untouched model, its milliseconds."""
+    if part not in row.ratios:
+        return ""
+    return f"{1000 * row.seconds[part]:.1f} ms" if row.name == FULL else _interval(row.ratios[part].inverse())
 
 
 def _interval(ratio: Ratio) -> str:
