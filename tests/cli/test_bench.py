@@ -56,7 +56,7 @@ def test_json_goes_to_stdout_alone(run, tiny_llava):
 
 
 def test_a_prediction_runs_nothing_and_needs_no_weights(run, monkeypatch):
-    monkeypatch.setattr(bench_run, "_built", None)
+    monkeypatch.setattr(bench_run, "build", None)
     code, shown, told = run("bench", "--model", "qwen2-vl-72b", "--retention", "0.25", "--predict", "--device", "cpu")
     assert code == 0
     assert "qwen2-vl-72b (random weights)" in shown

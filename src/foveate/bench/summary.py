@@ -26,7 +26,7 @@ class Row:
         flops: Of "prefill", "ttft" and "whole", its FLOPs over the untouched model's, scoring left out: what time
             would be were it all matrix products.
         scoring: The method's own arithmetic, as a share of its prefill's.
-        kv_counted: What the arithmetic says the whole batch's cache holds, bytes; None where samples differ.
+        kv_counted: What the arithmetic says the whole batch's cache holds, bytes.
     """
 
     candidate: Candidate
@@ -35,7 +35,7 @@ class Row:
     against: dict[str, Ratio]
     flops: dict[str, float]
     scoring: float
-    kv_counted: int | None
+    kv_counted: int
 
     @property
     def name(self) -> str:

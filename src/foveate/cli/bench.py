@@ -12,8 +12,6 @@ from foveate.cli.usage import UsageError
 
 __all__ = ["Bench"]
 
-METHODS = ("v2drop", "visiondrop", "mustdrop")
-
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 
 

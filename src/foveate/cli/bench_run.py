@@ -7,13 +7,11 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from PIL import Image
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from foveate._loading import device_of
 from foveate.bench.figure import draw
 from foveate.bench.predict import Forecast, forecast, verdict
 from foveate.bench.profile import profiled
@@ -21,32 +19,23 @@ from foveate.bench.run import FULL, Session
 from foveate.bench.shapes import Shape, shapes
 from foveate.bench.stopwatch import clock_of
 from foveate.bench.summary import kernel_cost, summarise
-from foveate.bench.workload import Workload, synthetic
+from foveate.bench.workload import Workload
+from foveate.cli.bench_setup import build, device_for, dtype_for, methods_for, synthetic_for
 from foveate.cli.bench_tables import footnotes, forecast_table, profile_tables, shape_table, tables
-from foveate.cli.choose import contender
 from foveate.cli.finish import finish
-from foveate.cli.loading import load
-from foveate.cli.options import ModelOptions
-from foveate.cli.prompt import prepare, vision_sizes
 from foveate.cli.screen import busy, counted, note
 from foveate.cli.usage import UsageError
-from foveate.core.grid import grids_of
 from foveate.engine.session import drop
-from foveate.errors import InputError, SettingError, UnsupportedError
+from foveate.errors import InputError, SettingError
 from foveate.eval import provenance
 from foveate.methods.base import Method
-from foveate.registry import families, family_for
 
 if TYPE_CHECKING:
     from foveate.cli.bench import Bench
 
 __all__ = ["list_shapes", "run"]
 
-METHODS = ("v2drop", "visiondrop", "mustdrop")
-RETENTION = 1 / 3
-TEXT = 40  # tokens of text of a synthetic prompt
 LEAST = 2  # rounds a ratio needs
-SIDE = 672  # pixels of the noise picture that a checkpoint is shown
 
 
 def list_shapes(options: "Bench") -> None:
@@ -64,15 +53,15 @@ def run(options: "Bench") -> None:
     named = shapes().get(options.model)
     if named is not None and named.arithmetic and not options.predict:
         raise UsageError(f"--model {named.name} is there for arithmetic alone, not to be run: add --predict.")
-    device = _device(options)
-    dtype = _dtype(options, device)
+    device = device_for(options)
+    dtype = dtype_for(options, device)
     if options.predict and named is not None:
         config = named.make_config()
         config.dtype = dtype
-        model, workload = config, _synthetic(options, named, None, dtype)
+        model, workload = config, synthetic_for(options, named, None, dtype)
     else:
-        model, workload = _built(options, named, device, dtype)
-    methods, infeasible = _methods(options, model, workload)
+        model, workload = build(options, named, device, dtype)
+    methods, infeasible = methods_for(options, model, workload)
     promised = _forecasts(options, model, workload, methods, device)
     said = verdict(promised, workload.cost(model))
     note(f"prediction: {said}")
@@ -147,116 +136,6 @@ def _profiles(session: Session) -> dict[str, dict[str, dict[str, float]]]:
             parts, operators = profiled(session.model, session.workload.inputs)
         found[one.name] = {"parts": parts, "operators": operators}
     return found
-
-
-def _device(options: "Bench") -> torch.device:
-    try:
-        device = device_of(options.device)
-    except UnsupportedError as error:
-        raise UsageError(
-            f"--device {options.device} is not available here. Use auto, cpu, or one that torch sees."
-        ) from error
-    if device.index is not None and device.type != "cpu":
-        torch.accelerator.set_device_index(device.index)
-    if options.clock == "cpu" and device.type != "cpu":
-        raise UsageError("--clock cpu: an accelerator's work is not the processor's. Use --clock wall.")
-    return device
-
-
-def _dtype(options: "Bench", device: torch.device) -> torch.dtype:
-    if options.dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    dtype: torch.dtype = getattr(torch, options.dtype)
-    return dtype
-
-
-def _synthetic(options: "Bench", named: Shape, device: torch.device | None, dtype: torch.dtype) -> Workload:
-    try:
-        return synthetic(
-            named,
-            batch=options.batch,
-            text_tokens=options.text_tokens or TEXT,
-            images=options.images,
-            frames=options.frames,
-            device=device,
-            dtype=dtype,
-            seed=options.seed,
-        )
-    except SettingError as error:
-        raise UsageError(str(error)) from error
-
-
-def _built(options: "Bench", named: Shape | None, device: torch.device, dtype: torch.dtype) -> tuple[Any, Workload]:
-    """The model and its prompt: of a shape at random, or of a checkpoint."""
-    if named is not None:
-        with busy(f"Making random weights for {named.name}"):
-            model = named.build(device, dtype, options.kernel, options.seed)
-        return model, _synthetic(options, named, device, dtype)
-    if options.frames is not None:
-        raise UsageError("--frames goes with a shape; a checkpoint is shown pictures of noise: --images.")
-    loaded = load(
-        ModelOptions(model=options.model, device=str(device), dtype=options.dtype, attention=options.kernel)  # type: ignore[arg-type]
-    )
-    loaded.model.generation_config.eos_token_id = None
-    return loaded.model, _processed(loaded, options)
-
-
-def _processed(loaded: Any, options: "Bench") -> Workload:
-    """A prompt as the checkpoint's own processor makes it, of pictures of noise and of words."""
-    count = options.images or 1
-    rng = np.random.default_rng(options.seed)
-    pictures = [Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)) for _ in range(count)]
-
-    def prompt(words: int) -> tuple[Any, tuple[int, ...], int]:
-        inputs = prepare(loaded, pictures, " ".join(["word"] * words))
-        sizes = vision_sizes(loaded.model.config, inputs["input_ids"], count)
-        return inputs, sizes, inputs["input_ids"].shape[1] - sum(sizes)
-
-    inputs, sizes, text = prompt(1)
-    wanted = options.text_tokens or max(text, TEXT)
-    if wanted < text:
-        raise UsageError(f"--text-tokens {wanted}: this model's template alone takes {text}.")
-    if wanted > text:
-        inputs, sizes, text = prompt(1 + wanted - text)
-    if text != wanted:
-        note(f"the prompt has {text} tokens of text: words of this tokenizer do not add up to {wanted}.")
-    kind, family = families()[loaded.model.config.model_type], family_for(loaded.model)
-    places = family.boxes("image", inputs, list(sizes)) if len(sizes) == count else []
-    grids = [grids_of(one) for one in places if one is not None]
-    tower = kind.tower_images(loaded.model.config, "image", inputs)
-    batched = {
-        name: torch.cat([value] * options.batch) if isinstance(value, torch.Tensor) else value
-        for name, value in inputs.items()
-    }
-    return Workload(
-        batched,
-        options.batch,
-        text,
-        sizes,
-        tower if tower is None or len(tower) == len(sizes) else (sum(tower),),
-        grids if len(grids) == len(sizes) else None,
-    )
-
-
-def _methods(options: "Bench", model: Any, workload: Workload) -> tuple[dict[str, Method], dict[str, str]]:
-    """The settings to run by the names of their rows, and why others cannot meet their budget."""
-    count = workload.vision_tokens
-    if options.budget and max(options.budget) > count:
-        raise UsageError(f"--budget {max(options.budget):g}: the prompt has {count} vision tokens.")
-    shares = options.retention or tuple(tokens / count for tokens in options.budget) or (RETENTION,)
-    methods: dict[str, Method] = {}
-    infeasible: dict[str, str] = {}
-    config = getattr(model, "config", model)
-    for name in options.method or METHODS:
-        for cell in contender(name).cells(config, shares, count, [options.seed]):
-            label = name if cell.budget is None else f"{name} {cell.budget * count:.0f}"
-            if cell.infeasible:
-                infeasible[label] = cell.infeasible
-            else:
-                methods[label] = cell.draws[0]
-    if not methods:
-        raise SettingError(" ".join(infeasible.values()))
-    return methods, infeasible
 
 
 def _forecasts(

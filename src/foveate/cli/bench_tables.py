@@ -20,10 +20,10 @@ MIB = 2**20
 
 def tables(summary: Summary, title: str) -> list[Table]:
     """A row a candidate: speed-ups over the untouched model, whose own row has milliseconds; and sizes."""
-    names = ("", "FLOPs", "Prefill", "of limit", "÷ random", "First token", "Token")
-    times = Table(*(Column(name, no_wrap=True) for name in names), title=Text(title), box=SIMPLE_HEAD)
-    names = ("", "Tokens", "Retention", "Call", "Items/s", "Tower ms", "Peak MiB", "KV MiB")
-    sizes = Table(*(Column(name, no_wrap=True) for name in names), box=SIMPLE_HEAD)
+    heads = ["", "FLOPs", "Prefill", "of limit", "÷ random", "First token", "Token"]
+    times = Table(*(Column(name, no_wrap=True) for name in heads), title=Text(title), box=SIMPLE_HEAD)
+    heads = ["", "Tokens", "Retention", "Call", "Items/s", "Tower ms", "Peak MiB", "KV MiB"]
+    sizes = Table(*(Column(name, no_wrap=True) for name in heads), box=SIMPLE_HEAD)
     for row in summary.rows:
         times.add_row(*_times(row))
         sizes.add_row(*_sizes(row, summary))
@@ -85,7 +85,7 @@ def footnotes(summary: Summary, infeasible: Mapping[str, str], interrupted: bool
         + " of the time to the first token.",
     ]
     for row in summary.rows:
-        if row.kv_counted is not None and row.candidate.held and row.candidate.held.kv_bytes != row.kv_counted:
+        if row.candidate.held and row.candidate.held.kv_bytes != row.kv_counted:
             lines.append(
                 f"{row.name}: the cache holds {row.candidate.held.kv_bytes:,} bytes, counted {row.kv_counted:,}."
             )
