@@ -5,6 +5,7 @@ import shlex
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -65,10 +66,10 @@ def run(options: "Bench") -> None:
     promised = _forecasts(options, model, workload, methods, device)
     said = verdict(promised, workload.cost(model))
     note(f"prediction: {said}")
-    values = _conditions(options, named, model, workload, device, dtype)
+    values = _conditions(options, named, model, workload, device)
     values |= {"prediction": said, "infeasible": infeasible}
     values["forecasts"] = {name: asdict(found) for name, found in promised.items()}
-    title = _title(options, named, workload, device, dtype)
+    title = _title(values)
     if options.predict:
         asked = {"untouched": None} | {name: methods[name] for name in promised}
         costs = {name: workload.cost(model, method).to_dict() for name, method in asked.items()}
@@ -153,16 +154,10 @@ def _forecasts(
 
 
 def _conditions(
-    options: "Bench",
-    named: Shape | None,
-    model: Any,
-    workload: Workload,
-    device: torch.device,
-    dtype: torch.dtype,
+    options: "Bench", named: Shape | None, model: Any, workload: Workload, device: torch.device
 ) -> dict[str, Any]:
     """What a reader needs to know to repeat the run."""
     config = getattr(model, "config", model)
-    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "what": "time of generate with and without dropping, interleaved in one process, as ratios of paired rounds",
         "command": shlex.join(["foveate", *sys.argv[1:]]),
@@ -172,10 +167,10 @@ def _conditions(
             "sizes_of": named.of if named is not None else options.model,
             "model_type": config.model_type,
             "device": str(device),
-            "dtype": str(getattr(model, "dtype", dtype)).removeprefix("torch."),
+            "dtype": str(model.dtype).removeprefix("torch."),
             "attention": config.get_text_config()._attn_implementation,
         },
-        "machine": {"chip": chip, "threads": torch.get_num_threads(), "system": platform.system()},
+        "machine": {"chip": _chip(device), "threads": torch.get_num_threads(), "system": platform.system()},
         "versions": provenance.versions() | {"python": platform.python_version()},
         "commit": provenance.commit(),
         "seed": options.seed,
@@ -187,11 +182,23 @@ def _conditions(
     }
 
 
-def _title(options: "Bench", named: Shape | None, workload: Workload, device: torch.device, dtype: torch.dtype) -> str:
-    weights = "random weights" if named is not None else "its own weights"
+def _chip(device: torch.device) -> str:
+    """What computes."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    known = Path("/proc/cpuinfo")  # Python itself knows no more than the architecture on Linux
+    lines = known.read_text().splitlines() if known.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(iter(names), platform.processor() or platform.machine())
+
+
+def _title(values: dict[str, Any]) -> str:
+    model = values["model"]
+    weights = "random weights" if model["weights"] == "random" else "its own weights"
     return (
-        f"{options.model} ({weights}), {device!s}, {str(dtype).removeprefix('torch.')}: batch {workload.batch}, "
-        f"{workload.vision_tokens} vision and {workload.text_tokens} text tokens, answers of {options.new_tokens}"
+        f"{model['name']} ({weights}), {model['device']}, {model['dtype']}: batch {values['batch']}, "
+        f"{sum(values['vision_tokens'])} vision and {values['text_tokens']} text tokens, "
+        f"answers of {values['new_tokens']}"
     )
 
 
