@@ -13,9 +13,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import (
     LlamaConfig,
     LlavaConfig,
@@ -28,47 +25,12 @@ from transformers import (
 from transformers.models.clip import CLIPVisionConfig
 
 import foveate as fv
+from foveate.bench.counting import Memory
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.visiondrop import VisionDrop
 from tests.models import IMAGE, PAD
 
 BEFORE, AFTER = 35, 20  # tokens of text
-
-
-class Watch(TorchDispatchMode):
-    """Notes the largest tensor that comes to be, and the most bytes that live at once.
-
-    Only what is made inside counts: weights and inputs do not.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.largest, self.where = 0, ""
-        self.peak = 0
-        self._live = {}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        given = {self._key(leaf) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, torch.Tensor)}
-        made = function(*args, **(kwargs or {}))
-        self._live = {key: held for key, held in self._live.items() if not held[0].expired()}
-        for leaf in tree_leaves(made):
-            if isinstance(leaf, torch.Tensor) and self._key(leaf) not in given:
-                storage = leaf.untyped_storage()
-                self._live[self._key(leaf)] = (StorageWeakRef(storage), storage.nbytes())
-                if storage.nbytes() // leaf.element_size() > self.largest:
-                    self.largest = storage.nbytes() // leaf.element_size()
-                    self.where = f"{function} {tuple(leaf.shape)}"
-        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
-        return made
-
-    @property
-    def left(self):
-        """Bytes that live still."""
-        return sum(size for storage, size in self._live.values() if not storage.expired())
-
-    @staticmethod
-    def _key(tensor):
-        return tensor.untyped_storage()._cdata
 
 
 def text_config(kind, width, layers):
@@ -116,7 +78,7 @@ def prompt(vision, pixels):
 
 def watched(model, inputs, method):
     context = nullcontext() if method is None else fv.drop(model, method)
-    with torch.no_grad(), context, Watch() as watch:
+    with torch.no_grad(), context, Memory() as watch:
         model(**inputs, use_cache=True)
     return watch
 

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foveate.bench.counting import Memory
 from foveate.core.attention import BLOCK_NUMBERS, attention_rows, received_attention
-from tests.memory import Watch
 
 
 def dense(queries, keys, scaling, last_key=None):
@@ -113,7 +113,7 @@ def test_received_attention_is_the_same_over_several_blocks():
 
 def test_two_blocks_of_many_live_at_once():
     queries, keys, block = torch.randn(2, 64, 4), torch.randn(2, 512, 4), 8192
-    with Watch() as watch:
+    with Memory() as watch:
         sums = list(map(torch.sum, attention_rows(queries, keys, 1.0, block=block)))
     assert len(sums) == 8
     assert 2 * 4 * block <= watch.peak < 2.5 * 4 * block

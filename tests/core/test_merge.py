@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foveate.bench.counting import Memory
 from foveate.core.merge import (
     Merge,
     average,
@@ -14,7 +15,6 @@ from foveate.core.merge import (
     window_similarity,
 )
 from foveate.errors import ShapeError
-from tests.memory import Watch
 
 
 def cosine(a, b):
@@ -199,7 +199,7 @@ def test_blocks_of_rows_find_the_same_targets(monkeypatch):
     scores, metric = torch.rand(200, generator=rng), torch.randn(200, 6, generator=rng)
     whole = dominant_and_contextual(scores, metric, 20, 9)
     monkeypatch.setattr("foveate.core.merge.BLOCK_NUMBERS", 5 * 9)
-    with Watch() as watch:
+    with Memory() as watch:
         parts = dominant_and_contextual(scores, metric, 20, 9)
     assert watch.largest <= metric.numel()  # and no matrix of 180 rows and 9 targets
     assert parts.assign.tolist() == whole.assign.tolist()

@@ -19,9 +19,9 @@ from transformers import (
 
 import foveate as fv
 from foveate._transformers import older
+from foveate.bench.counting import Memory
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.visiondrop import VisionDrop
-from tests.memory import Watch
 from tests.models import FAMILIES, cached, generate, made_of, tiny
 from tests.tiny import IMAGE, PAD, VIDEO
 
@@ -128,7 +128,7 @@ def measured(model, inputs, method):
     """What `generate` holds at the most until the first token; its cache; vision tokens of each layer."""
     trace = None if method is None else fv.apply(model, method)
     try:
-        with torch.no_grad(), Watch() as watch:
+        with torch.no_grad(), Memory() as watch:
             cache = generate(model, inputs, 1).past_key_values
     finally:
         if method is not None:

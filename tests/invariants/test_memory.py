@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate.bench.counting import Memory
 from foveate.core.attention import BLOCK_NUMBERS
-from tests.memory import AFTER, BEFORE, CONTROLS, METHODS, Watch, llava, onevision, watched
+from tests.memory import AFTER, BEFORE, CONTROLS, METHODS, llava, onevision, watched
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -36,7 +37,7 @@ def test_the_peak_is_never_above_the_untouched_models(name):
 def test_a_trace_holds_no_rows(build, name):
     """Of a prefill only who stayed is left, so that a context may see many."""
     model, inputs = build(side=336, width=128, tower=64, layers=5)
-    with torch.no_grad(), fv.drop(model, {**METHODS, **CONTROLS}[name]) as trace, Watch() as watch:
+    with torch.no_grad(), fv.drop(model, {**METHODS, **CONTROLS}[name]) as trace, Memory() as watch:
         model(**inputs)
     assert trace.stages
     gc.collect()

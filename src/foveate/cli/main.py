@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from foveate.cli.bench import Bench
 from foveate.cli.compare import Compare
 from foveate.cli.eval import Eval
 from foveate.cli.generate import Generate
@@ -33,10 +34,11 @@ Examples:
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
 
-Command = Generate | Compare | Eval | Tune | Methods | Models | Presets
+Command = Generate | Compare | Bench | Eval | Tune | Methods | Models | Presets
 COMMANDS: dict[str, type[Command]] = {
     "generate": Generate,
     "compare": Compare,
+    "bench": Bench,
     "eval": Eval,
     "tune": Tune,
     "methods": Methods,

@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import torch
 
+from foveate.bench.timing import Ratio, ratio, rounds
 from foveate.cli.asking import generate
 from foveate.cli.loading import Loaded
 from foveate.cli.screen import counted
-from foveate.cli.timing import Ratio, interleave, ratio
 from foveate.engine.session import drop
 from foveate.methods.base import Method
 
@@ -34,14 +35,14 @@ class Race:
     new_tokens: int
 
 
-def race(loaded: Loaded, inputs: Any, methods: Mapping[str, Method], new_tokens: int, rounds: int) -> Race:
-    """Time the full model twice and every method once a round, interleaved, in this process; `rounds` ≥ 2."""
+def race(loaded: Loaded, inputs: Any, methods: Mapping[str, Method], new_tokens: int, pairs: int) -> Race:
+    """Time the full model twice and every method once a round, interleaved, in this process; `pairs` ≥ 2."""
     runs = {name: partial(_run, loaded.model, inputs, method, new_tokens) for name, method in methods.items()}
     whole = partial(_run, loaded.model, inputs, None, new_tokens)
-    with counted("Timing, in rounds", rounds + 1) as progress:
-        seconds = interleave(
-            {FULL: whole, **runs, AGAIN: whole}, rounds, after=lambda: progress.advance(progress.task_ids[0])
-        )
+    with counted("Timing, in rounds", pairs + 1) as progress:
+        calls = {FULL: whole, **runs, AGAIN: whole}
+        found = list(rounds(calls, pairs, after=lambda: progress.advance(progress.task_ids[0])))
+    seconds = {name: [one[name] for one in found] for name in calls}
     return Race(
         ratios={name: ratio(seconds[name], seconds[FULL]) for name in methods},
         control=ratio(seconds[AGAIN], seconds[FULL]),
@@ -49,7 +50,9 @@ def race(loaded: Loaded, inputs: Any, methods: Mapping[str, Method], new_tokens:
     )
 
 
-def _run(model: Any, inputs: Any, method: Method | None, new_tokens: int) -> None:
+def _run(model: Any, inputs: Any, method: Method | None, new_tokens: int) -> float:
+    """Seconds of a whole call, the context included."""
+    start = perf_counter()
     if method is None:
         generate(model, inputs, new_tokens, min_new_tokens=new_tokens)
     else:
@@ -57,3 +60,4 @@ def _run(model: Any, inputs: Any, method: Method | None, new_tokens: int) -> Non
             generate(model, inputs, new_tokens, min_new_tokens=new_tokens)
     if model.device.type != "cpu":
         torch.accelerator.synchronize()
+    return perf_counter() - start

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from foveate.bench.timing import Ratio
 from foveate.cli.asking import Answer
 from foveate.cli.race import Race
-from foveate.cli.timing import Ratio
 from foveate.cost import Cost
 from foveate.engine.trace import Trace
 from foveate.methods.base import Method

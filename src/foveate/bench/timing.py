@@ -1,16 +1,18 @@
 """Time ratios one can trust: interleaved runs in one process, the median ratio of a round, an interval."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from random import Random
 from statistics import median
-from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-__all__ = ["Ratio", "interleave", "ratio"]
+__all__ = ["Ratio", "ratio", "rounds"]
 
 RESAMPLES = 2000
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,30 +37,25 @@ class Ratio:
     def __str__(self) -> str:
         return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
+    def inverse(self) -> "Ratio":
+        """The same as a speed-up: base time over run time."""
+        return Ratio(1 / self.median, 1 / self.high, 1 / self.low, self.rounds)
 
-def interleave(
-    runs: Mapping[str, Callable[[], object]],
-    rounds: int,
-    *,
-    after: Callable[[], object] = lambda: None,
-    clock: Callable[[], float] = perf_counter,
-) -> dict[str, list[float]]:
-    """Time every run once a round, after one round of warm-up: seconds of each, in order of rounds.
 
-    The order turns by one place a round, so that no run always follows the same other one.
-    `after` is called after every round, the warm-up included.
+def rounds(
+    runs: Mapping[str, Callable[[], T]], count: int, seed: int = 0, after: Callable[[], object] = lambda: None
+) -> Iterator[dict[str, T]]:
+    """Call every run once a round, in an order drawn for each round, and yield what they answered, by name.
+
+    A round of warm-up comes before, whose answers are not yielded; `after` is called after every round, after that too.
     """
-    names = list(runs)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds + 1):
-        shift = number % len(names)
-        for name in names[shift:] + names[:shift]:
-            start = clock()
-            runs[name]()
-            if number:
-                seconds[name].append(clock() - start)
+    draw = Random(seed)
+    for number in range(count + 1):
+        order = draw.sample(list(runs), len(runs))
+        answers = {name: runs[name]() for name in order}
         after()
-    return seconds
+        if number:
+            yield {name: answers[name] for name in runs}
 
 
 def ratio(run: Sequence[float], base: Sequence[float]) -> Ratio:

@@ -1,0 +1,110 @@
+"""Write the speed tables of README.md and of benchmarks/speed/README.md from the records beside this file.
+
+python benchmarks/speed/table.py            # write them
+python benchmarks/speed/table.py --check    # fail if they are not what the records give
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+BEGIN, END = "<!-- speed: begin -->\n", "<!-- speed: end -->\n"
+PAGES = {HERE / "README.md": True, HERE.parents[1] / "README.md": False}
+"""Where tables go, and whether with every row or the methods' alone."""
+AGAIN, KEEP_ALL, FULL = "untouched again", "keep-all", "untouched"
+
+
+def main(arguments: list[str]) -> int:
+    """Write or check; the exit code."""
+    found = records(HERE)
+    stale = False
+    for page, whole in PAGES.items():
+        text = page.read_text(encoding="utf-8")
+        if BEGIN not in text:
+            continue
+        before, _, rest = text.partition(BEGIN)
+        old, _, after = rest.partition(END)
+        new = tables(found, whole)
+        stale |= old != new
+        if "--check" not in arguments:
+            page.write_text(before + BEGIN + new + END + after, encoding="utf-8")
+    if stale and "--check" in arguments:
+        print("The speed tables are not what the records give: run python benchmarks/speed/table.py", file=sys.stderr)
+        return 1
+    return 0
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """Every record of `foveate bench` in a folder, those of CPUs first."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    return sorted((one for one in found if "rows" in one), key=lambda one: one["model"]["device"] != "cpu")
+
+
+def tables(found: list[dict[str, Any]], whole: bool) -> str:
+    """A table a record, CPU and accelerator apart; `whole` with controls, memory and the noise of the machine."""
+    lines: list[str] = []
+    for title, cpu in (("On a CPU", True), ("On a GPU", False)):
+        mine = [one for one in found if (one["model"]["device"] == "cpu") == cpu]
+        lines += [f"**{title}**", ""] if mine else []
+        for record in mine:
+            lines += [caption(record), "", *table(record, whole), ""]
+    return "\n".join(lines) + ("\n" if lines else "")
+
+
+def caption(record: dict[str, Any]) -> str:
+    """What was run, in a sentence, and what noise alone did."""
+    model, again = record["model"], next(row for row in record["rows"] if row["name"] == AGAIN)
+    cores = f", {record['machine']['threads']} threads" if model["device"] == "cpu" else ""
+    noise = again["ratios"]["prefill"]
+    return (
+        f"`{model['name']}`, {'random' if model['weights'] == 'random' else 'its own'} weights, {model['dtype']}, "
+        f"{model['attention']} ({record['machine']['chip']}{cores}; torch {record['versions']['torch']}): batch "
+        f"{record['batch']}, {sum(record['vision_tokens'])} vision and {record['text_tokens']} text tokens, answers of "
+        f"{record['new_tokens']}; {record['rounds']} paired rounds. Untouched against itself: {noise['median']:.3f} "
+        f"[{noise['low']:.3f}, {noise['high']:.3f}] of the prefill's time."
+    )
+
+
+def table(record: dict[str, Any], whole: bool) -> list[str]:
+    """Speed-ups and shares against the untouched model."""
+    base = next(row for row in record["rows"] if row["name"] == FULL)
+    heads = ["", "tokens", "FLOPs", "prefill", "of limit", "÷ random", "first token", "each token", "items/s"]
+    heads += ["peak memory", "KV"] if whole else []
+    lines = [f"| {' | '.join(heads)} |", "|---|" + "---|" * (len(heads) - 1)]
+    for row in record["rows"]:
+        if row["name"] == FULL or (not whole and not row["control"]):
+            continue
+        over = row["over_random"].get("prefill")
+        cells = [
+            row["name"],
+            f"{sum(row['tokens']) / len(row['tokens']):.0f}",
+            f"{1 / row['flops']['prefill']:.2f}×",
+            speed_up(row, "prefill"),
+            f"{row['efficiency']['median']:.0%}" if row["efficiency"] else "",
+            f"{over['median']:.3f} [{over['low']:.3f}, {over['high']:.3f}]" if over else "",
+            speed_up(row, "ttft"),
+            speed_up(row, "tpot") if "tpot" in row["ratios"] else "",
+            speed_up(row, "whole"),
+        ]
+        cells += (
+            [
+                f"{row['peak_bytes'] / base['peak_bytes'] - 1:+.1%}",
+                f"{row['kv_bytes'] / base['kv_bytes'] - 1:+.1%}",
+            ]
+            if whole
+            else []
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def speed_up(row: dict[str, Any], part: str) -> str:
+    """How many times faster, with its interval."""
+    found = row["ratios"][part]
+    return f"{1 / found['median']:.2f}× [{1 / found['high']:.2f}, {1 / found['low']:.2f}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Speed, memory and cost of dropping, measured as ratios beside their controls."""

@@ -1,0 +1,134 @@
+"""Tables of `foveate bench` for people."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Column, Table
+from rich.text import Text
+
+from foveate.bench.predict import Forecast
+from foveate.bench.run import EAGER, FULL
+from foveate.bench.shapes import Shape
+from foveate.bench.summary import Row, Summary
+from foveate.bench.timing import Ratio
+
+__all__ = ["footnotes", "forecast_table", "profile_tables", "shape_table", "tables"]
+
+MIB = 2**20
+
+
+def tables(summary: Summary, title: str) -> list[Table]:
+    """A row a candidate: speed-ups over the untouched model, whose own row has milliseconds; and sizes."""
+    heads = ["", "FLOPs", "Prefill", "of limit", "÷ random", "First token", "Token"]
+    times = Table(*(Column(name, no_wrap=True) for name in heads), title=Text(title), box=SIMPLE_HEAD)
+    heads = ["", "Tokens", "Retention", "Call", "Items/s", "Tower ms", "Peak MiB", "KV MiB"]
+    sizes = Table(*(Column(name, no_wrap=True) for name in heads), box=SIMPLE_HEAD)
+    for row in summary.rows:
+        times.add_row(*_times(row))
+        sizes.add_row(*_sizes(row, summary))
+    return [times, sizes]
+
+
+def _times(row: Row) -> list[str | Text]:
+    base, efficiency = row.name == FULL, row.efficiency
+    return [
+        Text(row.name),
+        "" if base else f"{1 / row.flops['prefill']:.2f}×",
+        _speed(row, "prefill"),
+        "" if base or efficiency is None else f"{efficiency.median:.1%}",
+        _interval(row.against["prefill"]) if row.against else "",
+        _speed(row, "ttft"),
+        _speed(row, "tpot"),
+    ]
+
+
+def _sizes(row: Row, summary: Summary) -> list[str | Text]:
+    held = row.candidate.held
+    assert held is not None
+    return [
+        Text(row.name),
+        f"{sum(held.tokens) / len(held.tokens):.1f}",
+        f"{held.retention:.1%}",
+        _speed(row, "whole"),
+        f"{summary.items_per_second(row):.3g}",
+        f"{1000 * row.seconds['tower']:.1f}" if "tower" in row.seconds else "",
+        f"{held.peak / MIB:.1f}",
+        f"{held.kv_bytes / MIB:.1f}",
+    ]
+
+
+def _speed(row: Row, part: str) -> str:
+    """The speed-up of a part; of the untouched model, its milliseconds."""
+    if part not in row.ratios:
+        return ""
+    return f"{1000 * row.seconds[part]:.1f} ms" if row.name == FULL else _interval(row.ratios[part].inverse())
+
+
+def _interval(ratio: Ratio) -> str:
+    """A median, and its interval below."""
+    return f"{ratio.median:.3f}\n[{ratio.low:.3f}–{ratio.high:.3f}]"
+
+
+def footnotes(summary: Summary, infeasible: Mapping[str, str], interrupted: bool) -> list[str]:
+    """What a reader must know."""
+    lines = [
+        f"{summary.rounds} paired rounds{', then interrupted' if interrupted else ''}. Speed-ups over the untouched "
+        "model of the same round: median, 95 % bootstrap interval; of limit: the prefill's over that of FLOPs alone.",
+        "÷ random: prefill time over that of random at the same schedule. Peak: without weights and inputs. Tower and "
+        "projector take "
+        + ", ".join(
+            f"{row.seconds['tower'] / row.seconds['ttft']:.0%} ({row.name})"
+            for row in summary.rows
+            if "tower" in row.seconds and (row.name == FULL or row.candidate.control)
+        )
+        + " of the time to the first token.",
+    ]
+    for row in summary.rows:
+        if row.candidate.held and row.candidate.held.kv_bytes != row.kv_counted:
+            lines.append(
+                f"{row.name}: the cache holds {row.candidate.held.kv_bytes:,} bytes, counted {row.kv_counted:,}."
+            )
+    if any(row.name == EAGER for row in summary.rows):
+        lines.append(f"{EAGER}: random at the first method's schedule with attention matrices in every layer.")
+    lines += [f"{name}: infeasible: {why}" for name, why in infeasible.items()]
+    lines += [f"{name}: did not run: {why}" for name, why in summary.failed.items()]
+    return lines
+
+
+def forecast_table(forecasts: Mapping[str, Forecast], costs: Mapping[str, Any], title: str) -> Table:
+    """What arithmetic promises, a row a method."""
+    names = ("", "Tokens", "Prefill TFLOP", "Prefill", "with weights read", "First token", "KV MiB", "KV")
+    shown = Table(*(Column(name, no_wrap=True) for name in names), title=Text(title), box=SIMPLE_HEAD)
+    for name, cost in costs.items():
+        found = forecasts.get(name)
+        tokens = sum(cost["tokens"]) / len(cost["tokens"])
+        ratios = ("", "", "", "") if found is None else (found.prefill, found.bound, found.first, found.kv)
+        prefill, bound, first, kv = (one if isinstance(one, str) else f"{one:.2f}×" for one in ratios)
+        flops, held = f"{cost['prefill_flops'] / 1e12:.3g}", f"{cost['kv_bytes'] / MIB:.1f}"
+        shown.add_row(Text(name), f"{tokens:.1f}", flops, prefill, bound, first, held, kv)
+    return shown
+
+
+def profile_tables(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[Table]:
+    """Milliseconds from the pixels to the first token, a column a candidate: of each part, and of operators."""
+    tables = []
+    for kind, title in (("parts", "Where the time goes, ms"), ("operators", "Operators that take most, ms")):
+        heads = (Column(Text(name), no_wrap=True, justify="right") for name in found)
+        shown = Table("", *heads, title=title, box=SIMPLE_HEAD)
+        for name in dict.fromkeys(name for one in found.values() for name in one[kind]):
+            cells = (one[kind].get(name) for one in found.values())
+            shown.add_row(name, *("" if spent is None else f"{1000 * spent:.2f}" for spent in cells))
+        tables.append(shown)
+    return tables
+
+
+def shape_table(known: Sequence[Shape]) -> Table:
+    """Every shape and what it has the sizes of."""
+    shown = Table("Shape", "Sizes of", "Vision tokens", box=SIMPLE_HEAD)
+    for one in known:
+        tokens = [f"{one.image['tokens']} a picture"] if one.image else []
+        if one.frame:
+            tokens.append(f"{one.frame['tokens']} {'two frames' if 'grid' in one.frame else 'a frame'}")
+        shown.add_row(one.name, one.of + (" (arithmetic alone)" if one.arithmetic else ""), ", ".join(tokens))
+    return shown

@@ -1,0 +1,83 @@
+"""What a prompt and a decode step do, counted on tiny models on a device that is none; the committed figures.
+
+    python -m tests.bench.counts            # writes tests/bench/counts.json: after a change that is meant
+    python -m tests.bench.counts --print    # the same to stdout
+
+In a process of its own, since torch learns of the device for good.
+"""
+
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import transformers
+
+import foveate as fv
+from foveate.bench.counting import count
+from foveate.registry import family_for
+from tests.bench import far
+from tests.models import TINY, batch, made_of
+
+COUNTS = Path(__file__).with_name("counts.json")
+PROMPTS = {"llava": ("tit",), "llava, ragged": ("titit", "tit"), "qwen2_vl": ("tit",)}
+METHODS = {
+    "untouched": None,
+    "keep-all": fv.Uniform(layers=(1,), keep=(1.0,)),
+    "random": fv.Random(layers=(1, 3), keep=(0.6, 0.5)),
+    "v2drop": fv.V2Drop(layers=(1, 3), keep=(0.6, 0.5)),
+    "visiondrop": fv.VisionDrop(
+        dominant=14, contextual=3, layer_list=(2, 4), image_token_list=((10, 2), (6, 1)), reference=25
+    ),
+    "mustdrop": fv.MustDrop(pruning_layers=(1, 3), mode="budget", counts=(14, 8), reference=25, merge_threshold=0.3),
+}
+
+
+def versions():
+    return {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__}
+
+
+def counts():
+    """For each prompt and method: what the prefill and the decode step behind it do."""
+    found = {}
+    for prompt, words in PROMPTS.items():
+        family = prompt.split(",")[0]
+        model = far.move(made_of(family, TINY[family].config()))
+        inputs = batch(family, words)
+        found[prompt] = {name: _counted(model, inputs, method) for name, method in METHODS.items()}
+    return found
+
+
+def _counted(model, inputs, method):
+    layers, passed = family_for(model).layers, {}
+    given = {name: far.FarTensor(value) for name, value in inputs.items()}
+    mask = torch.cat((inputs["attention_mask"], torch.ones(len(inputs["attention_mask"]), 1, dtype=torch.int64)), dim=1)
+    ids = mask.cumsum(1)[:, -1:] - 1
+    step = {"input_ids": torch.full_like(ids, 5), "attention_mask": mask}
+    step["position_ids"] = ids.expand(3, -1, -1) if TINY[model.config.model_type].mrope else ids
+    step = {name: far.FarTensor(value) for name, value in step.items()}
+
+    def prefill():
+        passed["cache"] = model(**given, use_cache=True, logits_to_keep=1).past_key_values
+
+    def decode():
+        model(**step, past_key_values=passed["cache"], use_cache=True, logits_to_keep=1)
+
+    with nullcontext() if method is None else fv.drop(model, method):
+        return {
+            name: count(call, layers, far.Far()).to_dict() for name, call in (("prefill", prefill), ("decode", decode))
+        }
+
+
+def main(arguments):
+    far.register()
+    text = json.dumps({"versions": versions(), "counts": counts()}, indent=1) + "\n"
+    if "--print" in arguments:
+        print(text)
+    else:
+        COUNTS.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,56 @@
+"""Prediction by arithmetic: what dropping promises for long and short prompts, and where weights bound it."""
+
+import pytest
+
+import foveate as fv
+from foveate.bench.predict import forecast, verdict
+from foveate.bench.shapes import shape
+from foveate.bench.workload import synthetic
+
+
+def promised(tokens, text_tokens=40, batch=1, device="cpu", name="llava-1.5-7b"):
+    known = shape(name)
+    config, workload = known.make_config(), synthetic(known, text_tokens=text_tokens)
+    method = fv.V2Drop.for_budget(config, tokens=tokens, vision_tokens=workload.vision_tokens)
+    whole = workload.cost(config)
+    return forecast(workload.cost(config, method), whole, batch, device), whole
+
+
+def test_a_usual_prompt_pays():
+    found, whole = promised(128)
+    assert found.prefill == pytest.approx(3.7, abs=0.1)
+    assert found.bound == pytest.approx(found.prefill, rel=0.01)
+    assert 1.5 < found.first < found.prefill
+    said = verdict({"v2drop 128": found}, whole)
+    assert said.startswith("Dropping pays for this prompt: ")
+    assert "v2drop 128" in said
+    assert "94% of the prompt's rows are vision tokens" in said
+
+
+def test_a_long_text_hardly_pays():
+    found, whole = promised(192, text_tokens=8000)
+    assert found.first < 1.1
+    assert verdict({"v2drop 192": found}, whole).startswith("Dropping hardly pays for this prompt")
+
+
+def test_few_rows_on_an_accelerator_leave_the_time_of_reading_weights():
+    one, whole = promised(64, device="cuda")
+    many, _ = promised(64, device="cuda", batch=32)
+    assert one.bound < 0.6 * one.prefill
+    assert many.bound == pytest.approx(many.prefill, rel=0.02)
+    assert "reading weights" in verdict({"v2drop 64": one}, whole)
+    assert "reading weights" not in verdict({"v2drop 64": many}, whole)
+
+
+def test_the_best_row_is_named_and_none_is_no_prediction():
+    low, whole = promised(64)
+    high, _ = promised(384)
+    assert "(low)" in verdict({"high": high, "low": low}, whole)
+    assert "cannot tell" in verdict({}, whole)
+
+
+def test_the_cache_shrinks_as_counted():
+    found, _ = promised(192)
+    method = fv.V2Drop.for_budget(shape("llava-1.5-7b").make_config(), tokens=192)
+    rows = [40 + count for count in method.plan(32, (576,))]
+    assert found.kv == pytest.approx(32 * 616 / sum(rows))

@@ -1,0 +1,164 @@
+"""A whole run by a clock that counts FLOPs: what it measures must then be what arithmetic says, to the digit."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import foveate as fv
+from foveate.bench.counting import counter
+from foveate.bench.figure import draw
+from foveate.bench.run import AGAIN, EAGER, FULL, KEEP_ALL, Session, same_schedule
+from foveate.bench.stopwatch import generate
+from foveate.bench.summary import summarise
+from foveate.bench.workload import Workload
+from tests.memory import AFTER, BEFORE, llava
+
+
+def session(methods, *, layers=8, side=168, attention="eager", batch=1, new_tokens=3, pairs=3, eager=False):
+    model, inputs = llava(side=side, width=64, layers=layers)
+    model.set_attn_implementation(attention)
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    inputs = {name: torch.cat([value] * batch) for name, value in inputs.items()}
+    workload = Workload(inputs, batch, BEFORE + AFTER, ((side // 14) ** 2,))
+    told, flops = [], counter()
+    made = Session(model, workload, new_tokens, clock=flops.get_total_flops)
+    made.prepare(methods, eager=eager, told=told.append)
+    with flops:
+        assert list(made.run(pairs)) == list(range(1, pairs + 1))
+    return made, told
+
+
+METHODS = {
+    "v2drop": fv.V2Drop(layers=(2, 4), keep=(0.5, 0.5)),
+    "visiondrop": fv.VisionDrop(
+        dominant=80, contextual=10, layer_list=(2, 4), image_token_list=((40, 6), (20, 3)), reference=144
+    ),
+    "mustdrop": fv.MustDrop(pruning_layers=(1, 3), mode="budget", counts=(60, 30), reference=144),
+}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    made, told = session(METHODS)
+    return made, told, summarise(made)
+
+
+def test_beside_every_method_there_are_its_controls(measured):
+    made, told, _ = measured
+    names = [FULL, KEEP_ALL, *(name for method in METHODS for name in (method, f"{method}: random"))]
+    assert told == names
+    assert list(made.candidates) == [*names, AGAIN]
+    assert all(len(times) == 3 for times in made.times.values())
+    for name in METHODS:
+        one, control = made.candidates[name], made.candidates[f"{name}: random"]
+        assert one.control == control.name
+        assert one.held.tokens == control.held.tokens
+        assert one.held.kv_rows == control.held.kv_rows
+
+
+def test_times_that_are_flops_have_the_ratios_of_flops(measured):
+    _, _, summary = measured
+    for name in ("v2drop", "v2drop: random", "visiondrop: random", "mustdrop: random"):
+        row = summary.row(name)
+        for part in ("prefill", "ttft", "whole"):
+            found = row.ratios[part]
+            exact = 1e-4 if part == "whole" else 1e-9  # later steps see the tokens of earlier ones
+            assert found.median == pytest.approx(row.flops[part], rel=exact), (name, part)
+            assert found.low == found.high == found.median
+        assert row.efficiency.median == pytest.approx(1, rel=1e-9)
+        assert row.ratios["tower"].median == 1
+    for name in (KEEP_ALL, AGAIN):
+        assert {found.median for found in summary.row(name).ratios.values()} == {1.0}
+    assert summary.noisy == []
+
+
+def test_a_method_is_as_much_slower_than_random_as_it_computes_more(measured):
+    _, _, summary = measured
+    assert summary.row("v2drop").against["prefill"].median == 1.0
+    row = summary.row("visiondrop")
+    assert 1 < row.against["prefill"].median < 1 + 1.5 * row.scoring + 0.05
+    assert row.flops["prefill"] < row.ratios["prefill"].median
+
+
+def test_the_cache_holds_what_was_counted_and_the_peak_falls(measured):
+    _, _, summary = measured
+    whole = summary.row(FULL)
+    for row in summary.rows:
+        assert row.candidate.held.kv_bytes == row.kv_counted
+    for name in METHODS:
+        held = summary.row(name).candidate.held
+        assert held.kv_bytes < whole.candidate.held.kv_bytes
+        assert held.peak < whole.candidate.held.peak
+
+
+def test_the_record_has_every_single_time(measured):
+    made, _, summary = measured
+    row = summary.row("v2drop").to_dict(made.times["v2drop"])
+    assert row["times"]["prefill"] == [one["prefill"] for one in made.times["v2drop"]]
+    assert set(row["times"]) == {"tower", "prefill", "ttft", "tpot", "whole"}
+    assert row["over_random"]["prefill"]["rounds"] == 3
+    assert summary.row(FULL).to_dict(made.times[FULL])["setting"] is None
+
+
+def test_items_a_second_count_the_batch_and_controls_are_shared():
+    made, _ = session({"a": METHODS["v2drop"], "b": fv.V2Drop(layers=(2, 4), keep=(0.5, 0.5), metric="l1")}, batch=2)
+    summary = summarise(made)
+    assert made.candidates["b"].control == "a: random"
+    row = summary.row("a")
+    assert summary.items_per_second(row) == 2 / row.seconds["whole"]
+    assert row.candidate.held.kv_bytes == row.kv_counted
+
+
+def test_the_row_of_eager_attention_leaves_the_kernel_as_it_was():
+    made, told = session({"v2drop": METHODS["v2drop"]}, attention="sdpa", new_tokens=1, pairs=2, eager=True)
+    assert told[-1] == EAGER
+    text = made.model.model.language_model
+    assert text.config._attn_implementation == "sdpa"
+    row, random = summarise(made).row(EAGER), made.candidates["v2drop: random"]
+    assert row.candidate.kernel == "eager"
+    assert row.candidate.method == random.method
+    assert row.candidate.held.peak > random.held.peak
+    assert row.efficiency is None
+    assert "tpot" not in row.ratios
+
+
+def test_what_does_not_run_is_left_out_with_its_reason(monkeypatch):
+    monkeypatch.setattr(fv.V2Drop, "select", out_of_memory)
+    made, _ = session({"v2drop": METHODS["v2drop"]}, new_tokens=1, pairs=2)
+    summary = summarise(made)
+    assert summary.failed == {"v2drop": "out of memory"}
+    assert [row.name for row in summary.rows] == [FULL, KEEP_ALL, AGAIN]
+
+
+def out_of_memory(*_):
+    raise torch.OutOfMemoryError
+
+
+def test_random_at_the_same_schedule_has_the_same_counts_in_every_layer():
+    tokens = (100, 100, 37, 37, 36, 1, 0)
+    control = same_schedule(tokens, 144)
+    assert control.plan(7, (144,)) == tokens
+    assert isinstance(control, fv.Random)
+    assert same_schedule((144,) * 7, 144).plan(7, (144,)) == (144,) * 7
+    cut = same_schedule((144, 144, 60, 60, 30, 30, 30), 144, range(1, 4))
+    assert isinstance(cut, fv.FinalKV)
+    assert list(cut.kv_layers(7)) == [1, 2, 3]
+
+
+def test_an_answer_has_the_length_that_was_asked_for():
+    model, inputs = llava(side=112)
+    model.generation_config.eos_token_id = None
+    assert generate(model, inputs, 5).sequences.shape[1] == inputs["input_ids"].shape[1] + 5
+
+
+def test_a_figure_is_drawn_with_a_mark_a_row(measured):
+    picture = draw(measured[2], "by FLOPs")
+    assert picture.mode == "RGB"
+    assert picture.size[0] > 1500
+    assert len(picture.getcolors(1 << 16)) > 50
+
+
+def test_the_clock_of_flops_counts_what_torch_counts():
+    with counter() as found, FlopCounterMode(display=False) as torchs:
+        torch.ones(3, 5) @ torch.ones(5, 2)
+    assert found.get_total_flops() == torchs.get_total_flops() == 60

@@ -1,0 +1,77 @@
+"""Interleaved timing: order, warm-up, and intervals that mean something."""
+
+import numpy as np
+import pytest
+
+from foveate.bench.timing import ratio, rounds
+
+
+def test_every_run_is_called_once_a_round_after_one_warm_up_in_an_order_that_changes():
+    order, ends = [], []
+    runs = {name: lambda name=name: order.append(name) or len(order) for name in "abc"}
+    found = list(rounds(runs, 20, seed=1, after=lambda: ends.append(len(order))))
+    assert ends == list(range(3, 66, 3))
+    assert len(found) == 20
+    assert all(list(one) == ["a", "b", "c"] for one in found)
+    assert sorted(value for one in found for value in one.values()) == list(range(4, 64))
+    each = ["".join(order[at : at + 3]) for at in range(0, 63, 3)]
+    assert all(sorted(one) == ["a", "b", "c"] for one in each)
+    assert len(set(each)) == 6
+
+
+def test_the_order_is_that_of_the_seed():
+    def order(seed):
+        calls = []
+        list(rounds({name: lambda name=name: calls.append(name) for name in "abcd"}, 5, seed))
+        return calls
+
+    assert order(3) == order(3) != order(4)
+
+
+def test_rounds_that_are_finished_are_not_lost_when_a_later_one_is_interrupted():
+    def run():
+        calls.append(1)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return len(calls)
+
+    calls, found = [], []
+    interrupted = rounds({"a": run, "b": run}, 10)
+    found += [next(interrupted), next(interrupted), next(interrupted)]
+    with pytest.raises(KeyboardInterrupt):
+        next(interrupted)
+    assert [sorted(one.values()) for one in found] == [[3, 4], [5, 6], [7, 8]]
+
+
+def test_the_ratio_is_the_median_over_rounds_so_a_drifting_machine_changes_nothing():
+    drift = np.linspace(1, 5, 11)
+    found = ratio((drift * 0.5).tolist(), drift.tolist())
+    assert (found.median, found.low, found.high, found.rounds) == (0.5, 0.5, 0.5, 11)
+
+
+def test_a_speed_up_is_the_ratio_upside_down_its_interval_too():
+    found = ratio([1.0, 2.0, 4.0], [4.0, 4.0, 4.0]).inverse()
+    assert (found.median, found.low, found.high, found.rounds) == (2.0, 1.0, 4.0, 3)
+
+
+def test_one_hiccup_does_not_move_the_median():
+    base = [1.0] * 11
+    run = [0.7] * 10 + [90.0]
+    assert ratio(run, base).median == pytest.approx(0.7)
+
+
+def test_noise_widens_the_interval_and_it_holds_the_median():
+    rng = np.random.default_rng(3)
+    quiet = ratio((0.8 + rng.normal(0, 0.01, 20)).tolist(), [1.0] * 20)
+    loud = ratio((0.8 + rng.normal(0, 0.2, 20)).tolist(), [1.0] * 20)
+    assert quiet.low < quiet.median < quiet.high
+    assert loud.high - loud.low > 5 * (quiet.high - quiet.low)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        found = ratio(rng.lognormal(np.log(0.7), 0.1, 15).tolist(), [1.0] * 15)
+        hits += found.low <= 0.7 <= found.high
+    assert 0.88 <= hits / 200 <= 1.0

@@ -1,0 +1,69 @@
+"""The speed tables: made from the records, and what they say of one worked by hand."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.speed import table
+
+ROOT = Path(__file__).parents[2]
+
+
+def row(name, prefill, **known):
+    ratios = {part: {"median": prefill, "low": 0.8 * prefill, "high": 1.25 * prefill} for part in ("prefill", "ttft")}
+    return {
+        "name": name, "control": None, "tokens": [100, 50], "flops": {"prefill": 0.25}, "peak_bytes": 100,
+        "kv_bytes": 50, "ratios": {**ratios, "whole": ratios["ttft"]}, "over_random": {}, "efficiency": None, **known,
+    }  # fmt: skip
+
+
+RECORD = {
+    "model": {"name": "cpu-small", "weights": "random", "device": "cpu", "dtype": "float32", "attention": "sdpa"},
+    "machine": {"chip": "x86_64", "threads": 2}, "versions": {"torch": "2.13.0"}, "batch": 1, "new_tokens": 1,
+    "vision_tokens": [576, 576], "text_tokens": 40, "rounds": 10,
+    "rows": [
+        row("untouched", 1.0, peak_bytes=200, kv_bytes=100),
+        row("keep-all", 1.0),
+        row("v2drop 192", 0.5, control="v2drop 192: random", efficiency={"median": 0.5},
+            over_random={"prefill": {"median": 1.01, "low": 1.0, "high": 1.02}}),
+        row("v2drop 192: random", 0.5),
+        row("untouched again", 1.0),
+    ],
+}  # fmt: skip
+
+
+def test_the_tables_are_what_the_records_give():
+    script = ROOT / "benchmarks/speed/table.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_row_has_speed_ups_with_their_intervals_beside_the_limit():
+    lines = table.tables([RECORD], whole=False).splitlines()
+    assert lines[0] == "**On a CPU**"
+    assert "`cpu-small`, random weights, float32, sdpa (x86_64, 2 threads; torch 2.13.0)" in lines[2]
+    assert "1152 vision and 40 text tokens" in lines[2]
+    assert "Untouched against itself: 1.000 [0.800, 1.250]" in lines[2]
+    assert lines[6:] == [
+        "| v2drop 192 | 75 | 4.00× | 2.00× [1.60, 2.50] | 50% | 1.010 [1.000, 1.020] | 2.00× [1.60, 2.50] |  | "
+        "2.00× [1.60, 2.50] |",
+        "",
+    ]
+
+
+def test_the_long_table_has_controls_and_memory():
+    lines = table.tables([RECORD], whole=True).splitlines()
+    assert len([line for line in lines if line.startswith("|")]) == 2 + 4
+    assert next(line for line in lines if "keep-all" in line).endswith("| -50.0% | -50.0% |")
+
+
+def test_an_accelerator_stands_apart_and_other_records_are_left_out(tmp_path):
+    other = {**RECORD, "model": {**RECORD["model"], "device": "cuda:0"}}
+    for name, record in (("a.json", other), ("b.json", RECORD), ("linear.json", {"vision_tokens": []})):
+        (tmp_path / name).write_text(json.dumps(record))
+    found = table.records(tmp_path)
+    assert [one["model"]["device"] for one in found] == ["cpu", "cuda:0"]
+    said = table.tables(found, whole=False)
+    assert said.index("**On a CPU**") < said.index("**On a GPU**")
+    assert table.tables([], whole=True) == ""

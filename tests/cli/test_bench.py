@@ -1,0 +1,166 @@
+"""`foveate bench` on a tiny checkpoint and on shapes: tables, records, refusals, interruption."""
+
+import json
+
+import pytest
+
+from foveate.bench.run import AGAIN, FULL, KEEP_ALL, Session
+from foveate.cli import bench_run
+
+QUICK = ("--pairs", "2", "--new-tokens", "2", "--device", "cpu")
+
+
+def test_a_run_prints_a_table_and_writes_record_and_figure(run, tiny_llava, tmp_path):
+    out, figure = tmp_path / "bench.json", tmp_path / "bench.png"
+    code, shown, told = run(
+        "bench", "--model", tiny_llava, "--method", "v2drop", "--method", "visiondrop", "--budget", "16",
+        "--text-tokens", "48", "--batch", "2", "--profile", "--out", out, "--figure", figure, *QUICK,
+    )  # fmt: skip
+    assert code == 0
+    assert "prediction: Dropping " in told
+    for word in ("v2drop 16", "v2drop 16: random", "visiondrop 16: random", KEEP_ALL, AGAIN, "paired rounds"):
+        assert word in shown
+    assert "Where the time goes" in shown
+    assert "around the layers" in shown
+    assert figure.stat().st_size > 10_000
+    record = json.loads(out.read_text())
+    assert record["model"]["weights"] == "the checkpoint's"
+    assert (record["batch"], record["text_tokens"], record["vision_tokens"], record["new_tokens"]) == (2, 48, [36], 2)
+    assert record["rounds"] == record["rounds_asked"] == 2
+    assert record["versions"]["torch"]
+    assert record["command"].startswith("foveate ")
+    rows = {row["name"]: row for row in record["rows"]}
+    assert list(rows) == [
+        FULL,
+        KEEP_ALL,
+        "v2drop 16",
+        "v2drop 16: random",
+        "visiondrop 16",
+        "visiondrop 16: random",
+        AGAIN,
+    ]
+    for row in rows.values():
+        assert row["kv_bytes"] == row["kv_bytes_counted"]
+        assert len(row["times"]["prefill"]) == 2
+    assert rows["v2drop 16"]["setting"]["method"] == "v2drop"
+    assert rows["v2drop 16"]["over_random"]["prefill"]["rounds"] == 2
+    assert list(record["profile"]) == [FULL, "v2drop 16", "visiondrop 16"]
+
+
+def test_json_goes_to_stdout_alone(run, tiny_llava):
+    code, shown, _ = run("bench", "--model", tiny_llava, "--method", "random", "--retention", "0.5", "--json", *QUICK)
+    assert code == 0
+    record = json.loads(shown)
+    assert [row["name"] for row in record["rows"]] == [FULL, KEEP_ALL, "random 18", AGAIN]
+    assert record["rows"][2]["control"] is None
+
+
+def test_a_prediction_runs_nothing_and_needs_no_weights(run, monkeypatch):
+    monkeypatch.setattr(bench_run, "build", None)
+    code, shown, told = run("bench", "--model", "qwen2-vl-72b", "--retention", "0.25", "--predict", "--device", "cpu")
+    assert code == 0
+    assert "qwen2-vl-72b (random weights)" in shown
+    assert "v2drop 324" in shown
+    assert "1296 vision and 40 text tokens" in shown
+    assert "prediction: Dropping pays for this prompt" in told
+
+
+def test_shapes_are_listed(run):
+    code, shown, _ = run("bench", "--shapes")
+    assert code == 0
+    for name in ("llava-1.5-7b", "llava-onevision-7b", "qwen3-vl-8b", "cpu-medium"):
+        assert name in shown
+    assert "(arithmetic alone)" in shown
+
+
+def test_what_was_finished_is_kept_when_interrupted(run, tiny_llava, tmp_path, monkeypatch):
+    original = Session.run
+
+    def interrupted(self, *arguments):
+        for finished in original(self, *arguments):
+            yield finished
+            if finished == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "run", interrupted)
+    out = tmp_path / "part.json"
+    code, shown, told = run(
+        "bench", "--model", tiny_llava, "--method", "v2drop", "--out", out, "--pairs", "9", "--new-tokens", "1"
+    )
+    assert code == 130
+    assert "3 paired rounds, then interrupted" in shown
+    assert told.splitlines()[-1] == "foveate: interrupted."
+    record = json.loads(out.read_text())
+    assert (record["rounds"], record["rounds_asked"]) == (3, 9)
+    assert all(row["ratios"]["prefill"]["rounds"] == 3 for row in record["rows"])
+
+
+def test_too_few_rounds_for_a_ratio_write_nothing(run, tiny_llava, tmp_path, monkeypatch):
+    def interrupted(self, *_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "run", interrupted)
+    out = tmp_path / "part.json"
+    code, shown, told = run("bench", "--model", tiny_llava, "--method", "v2drop", "--out", out, *QUICK)
+    assert (code, shown, out.exists()) == (130, "", False)
+    assert "0 of 2 rounds were finished: too few for a ratio, so nothing is written." in told
+
+
+def test_a_machine_that_differs_from_itself_is_warned_of(run, tiny_llava, monkeypatch):
+    def drifting(self, pairs, *_):
+        for number in range(pairs):
+            for place, name in enumerate(self.candidates):
+                self.times.setdefault(name, []).append({"prefill": 1.0 + place, "ttft": 1.0, "whole": 2.0})
+            yield number + 1
+
+    monkeypatch.setattr(Session, "run", drifting)
+    code, _, told = run("bench", "--model", tiny_llava, "--method", "v2drop", *QUICK)
+    assert code == 0
+    assert "warning: the machine is noisy: the untouched model differs from itself (prefill)." in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--attention", "sdpa", "--attention", "eager"], "different kernels say nothing of dropping"),
+        (["--attention", "eager", "--with-eager"], "every row has attention matrices already"),
+        (["--budget", "3", "--retention", "0.3"], "give one of them"),
+        (["--retention", "2"], "a share lies in (0, 1]"),
+        (["--budget", "0"], "a budget lies above 0"),
+        (["--pairs", "1"], "--pairs 1: 2 or more"),
+        (["--batch", "0"], "--batch 0: 1 or more"),
+        (["--images", "2", "--frames", "4"], "exclude each other"),
+        (["--predict", "--profile"], "nothing to profile"),
+        (["--method", "v2drop", "--method", "v2drop"], "the same name is given twice"),
+        (["--model", "qwen2-vl-72b"], "add --predict"),
+        (["--model", "llava-1.5-7b", "--frames", "4", "--predict"], "takes pictures"),
+        (["--model", "cpu-tiny", "--budget", "600", "--predict"], "the prompt has 576 vision tokens"),
+        (["--model", "cpu-tiny", "--device", "nowhere"], "is not available here"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(run, arguments, told):
+    code, shown, said = run("bench", *arguments)
+    assert (code, shown) == (2, "")
+    assert told in said
+    assert said.startswith("foveate: ")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_budget_below_the_floor_is_told_beside_the_others(run, tiny_llava):
+    code, shown, _ = run(
+        "bench",
+        "--model",
+        tiny_llava,
+        "--method",
+        "v2drop",
+        "--method",
+        "visiondrop",
+        "--budget",
+        "3",
+        "--json",
+        *QUICK,
+    )
+    assert code == 0
+    record = json.loads(shown)
+    assert "floor" in record["infeasible"]["v2drop 3"]
+    assert "visiondrop 3" in [row["name"] for row in record["rows"]]
