@@ -122,7 +122,7 @@ def test_what_is_timed_really_drops(tiny_llava, picture):
             seen.append(view.layer)
             return super().cut(view)
 
-    found = race(loaded, inputs, {"watched": Watched(layers=(2, 5), keep=(0.5, 0.5))}, new_tokens=1, rounds=2)
+    found = race(loaded, inputs, {"watched": Watched(layers=(2, 5), keep=(0.5, 0.5))}, new_tokens=1, pairs=2)
     assert seen == [2, 5] * 3  # two rounds and the warm-up
     assert found.new_tokens == 1
     assert set(found.ratios) == {"watched"}

@@ -92,7 +92,7 @@ def test_generation_reads_a_masked_last_column_as_the_model_does(family, attenti
         inputs[name] = torch.cat((inputs[name], pad), dim=1)
     with torch.no_grad():
         plain = model(**inputs).logits[0, -1]
-        with fv.drop(model, fv.V2Drop(layers=(1,), keep=(0.96,))) as trace:  # one token or none leaves
+        with fv.drop(model, fv.V2Drop(layers=(3,), keep=(0.96,))) as trace:  # one token or none leaves
             nearly = model(**inputs).logits[0, -1]
         with fv.drop(model, fv.V2Drop(layers=(1,), keep=(1.0,))):
             same = model(**inputs).logits[0, -1]

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.generation.streamers import BaseStreamer
 
 from foveate.bench.around import ENCODERS, around
 from foveate.registry import family_for
@@ -69,7 +68,7 @@ def generate(model: Any, inputs: Mapping[str, Any], new_tokens: int, streamer: A
         )
 
 
-class _Stopwatch(BaseStreamer):  # type: ignore[misc]
+class _Stopwatch:
     """Marks when parts begin and end, and when tokens arrive.
 
     Attributes:
