@@ -14,7 +14,7 @@ from tests import models, oracle
 from tests.invariants.references import reference
 from tests.invariants.test_batch import left
 from tests.invariants.test_oracle import BANNED, DEEPSTACK
-from tests.models import FAMILIES, batch, generate, mixed, with_video
+from tests.models import batch, generate, mixed, with_video
 from tests.others import OTHERS
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
@@ -22,7 +22,7 @@ NAMES = ("v2drop", "random", "visiondrop", "mustdrop", "budget", "averagepool", 
 RECOMPUTED = [
     (name, family, with_video(family) if OTHERS[family].videos else "titit")
     for name in NAMES
-    for family in FAMILIES
+    for family in OTHERS
     if name != "resize" or family not in DEEPSTACK  # whose features are the smaller picture's too
 ]
 
@@ -62,7 +62,7 @@ def method_for(name, family):
     }[name]()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", OTHERS)
 def test_keeping_everything_is_the_untouched_model(family):
     model, inputs = models.tiny(family), batch(family, mixed(family))
     plain = generate(model, inputs, new_tokens=3)
@@ -89,7 +89,7 @@ def test_cached_generation_is_the_recompute(name, family, word):
     assert kept == {stage.layer: stage.origin[0].tolist() for stage in trace.stages if stage.where == "layer"}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", OTHERS)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_is_its_samples_run_alone(name, family):
     model, words, method = models.tiny(family), mixed(family), method_for(name, family)

@@ -34,6 +34,7 @@ class Gemma3(Family):
     """Where things are inside `Gemma3ForConditionalGeneration`."""
 
     model_type: ClassVar[str] = "gemma3"
+    oldest: ClassVar[str] = "5.23"  # second turns and calls without a cache fail on 5.16
     decoders: ClassVar[frozenset[str]] = frozenset({"gemma3_text"})
 
     def encode(

@@ -18,6 +18,7 @@ class PaliGemma(Llava):
     """Where things are inside `PaliGemmaForConditionalGeneration`, with a Gemma or a Gemma 2."""
 
     model_type: ClassVar[str] = "paligemma"
+    oldest: ClassVar[str] = "5.23"  # second turns and calls without a cache fail on 5.16
     fit: ClassVar[Literal["whole", "crop"]] = "whole"
     decoders: ClassVar[frozenset[str]] = frozenset({"gemma", "gemma2"})
 
