@@ -8,7 +8,7 @@ import tyro
 
 from foveate.cli.options import EMBEDDED, Flag, OutputOptions
 from foveate.cli.outputs import check_targets
-from foveate.cli.usage import UsageError
+from foveate.cli.usage import UsageError, check_budgets
 
 __all__ = ["Bench"]
 
@@ -112,17 +112,7 @@ class Bench:
             )
         if self.with_eager and self.kernel == "eager":
             raise UsageError("--with-eager beside --attention eager: every row has attention matrices already.")
-        if self.budget and self.retention:
-            raise UsageError("--budget and --retention say the same thing; give one of them.")
-        for flag, values in (("--budget", self.budget), ("--retention", self.retention)):
-            if wrong := [value for value in values if value <= 0]:
-                raise UsageError(f"{flag} {wrong[0]:g}: a budget lies above 0.")
-            if len(set(values)) < len(values):
-                raise UsageError(f"{flag}: the same budget is named twice.")
-        if wrong := [value for value in self.retention if value > 1]:
-            raise UsageError(f"--retention {wrong[0]:g}: a share lies in (0, 1]. For a token count use --budget.")
-        if len(set(self.method)) < len(self.method):
-            raise UsageError("--method: the same name is given twice.")
+        check_budgets(self.method, self.budget, self.retention)
         for flag, value, least in (
             ("--batch", self.batch, 1),
             ("--new-tokens", self.new_tokens, 1),

@@ -6,17 +6,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from foveate._loading import device_of
 from foveate.bench.shapes import Shape
 from foveate.bench.workload import Workload, synthetic
 from foveate.cli.choose import contender
-from foveate.cli.loading import load
+from foveate.cli.loading import load, named_device
 from foveate.cli.options import ModelOptions
 from foveate.cli.prompt import prepare, vision_sizes
 from foveate.cli.screen import busy, note
 from foveate.cli.usage import UsageError
 from foveate.core.grid import grids_of
-from foveate.errors import SettingError, UnsupportedError
+from foveate.errors import SettingError
 from foveate.methods.base import Method
 from foveate.registry import families, family_for
 
@@ -37,12 +36,7 @@ def device_for(options: "Bench") -> torch.device:
     Raises:
         UsageError: If torch does not have it here, or its work cannot be timed by the clock asked for.
     """
-    try:
-        device = device_of(options.device)
-    except UnsupportedError as error:
-        raise UsageError(
-            f"--device {options.device} is not available here. Use auto, cpu, or one that torch sees."
-        ) from error
+    device = named_device(options.device)
     if device.index is not None and device.type != "cpu":
         torch.accelerator.set_device_index(device.index)
     if options.clock == "cpu" and device.type != "cpu":

@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import huggingface_hub.utils.logging
+import torch
 import transformers
 
 from foveate._loading import EMBEDDED, Loaded, device_of
@@ -15,7 +16,7 @@ from foveate.cli.screen import busy, note
 from foveate.cli.usage import UsageError
 from foveate.errors import UnsupportedError
 
-__all__ = ["Loaded", "load", "quiet"]
+__all__ = ["Loaded", "load", "named_device", "quiet"]
 
 
 def load(options: ModelOptions) -> Loaded:
@@ -26,15 +27,22 @@ def load(options: ModelOptions) -> Loaded:
         InputError: If there is no such model, it has no safetensors, or it needs code of its own.
         UnsupportedError: If no family serves it.
     """
-    try:
-        device = device_of(options.device)
-    except UnsupportedError as error:
-        raise UsageError(
-            f"--device {options.device} is not available here. Use auto, cpu, or one that torch sees."
-        ) from error
+    device = named_device(options.device)
     here = options.model == EMBEDDED or options.model.startswith((".", "/", "~")) or Path(options.model).is_dir()
     with _shown(options.model, downloads=not here):
         return load_model(options.model, device, dtype=options.dtype, attention=options.attention)
+
+
+def named_device(name: str) -> torch.device:
+    """The device that --device names.
+
+    Raises:
+        UsageError: If it does not exist here.
+    """
+    try:
+        return device_of(name)
+    except UnsupportedError as error:
+        raise UsageError(f"--device {name} is not available here. Use auto, cpu, or one that torch sees.") from error
 
 
 @contextmanager
