@@ -6,13 +6,13 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers.masking_utils import eager_mask, flash_attention_mask, sdpa_mask
 
 import foveate as fv
-from foveate.engine.layout import Layout
 from foveate.engine.masks import Remap, visibility
+from tests.engine.test_layout import laid_out
 
 PAST, SPAN = 5, 6
 LIVE = torch.tensor([[1] * 11, [0] * 2 + [1] * 9, [1] * 4 + [0] + [1] * 6])  # padding left, and in between
 STORED = torch.tensor([[0, 1, 2, 3, 4], [-1, -1, 2, 3, 4], [-1, 0, 1, 2, 3]])
-LAYOUT = Layout([torch.tensor([0, 1, 3, 5]), torch.tensor([2, 5]), torch.tensor([0, 4, 5])])
+LAYOUT = laid_out([[0, 1, 3, 5], [2, 5], [0, 4, 5]], 6)
 
 
 def remap(ragged=True):
@@ -96,7 +96,7 @@ def test_flex():
 
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 def test_a_ragged_batch_where_the_model_gave_no_mask(backend):
-    layout = Layout([torch.tensor([0, 1, 3, 5]), torch.tensor([2, 5])])
+    layout = laid_out([[0, 1, 3, 5], [2, 5]], 6)
     got = Remap(layout.index, layout.columns(0), 0, SPAN, True)(None, backend)[:, 0]
     assert got[0].tolist() == torch.ones(4, 4).tril().bool().tolist()
     assert got[1, 2:].tolist() == [[False, False, True, False], [False, False, True, True]]
@@ -104,7 +104,7 @@ def test_a_ragged_batch_where_the_model_gave_no_mask(backend):
 
 
 def test_flash_where_the_model_gave_no_mask():
-    layout = Layout([torch.tensor([0, 1, 3, 5]), torch.tensor([2, 5])])
+    layout = laid_out([[0, 1, 3, 5], [2, 5]], 6)
     remap = Remap(layout.index, layout.columns(0), 0, SPAN, True)
     assert remap(None, "flash_attention_3").tolist() == [[True] * 4, [False, False, True, True]]
 
@@ -144,29 +144,34 @@ def test_what_a_sample_sees_is_read_off_any_form(form, reach):
     if form == "flex":
         table = seen
         mask = create_block_mask(lambda b, h, q, k: table[b, q, k], 3, None, SPAN, reach, device="cpu")
-    keys = torch.tensor([0, 3, 5, 7, 8, 9, 10])
-    for sample in range(3):
-        see = visibility(mask, sample, keys, PAST + SPAN)
-        got = see(torch.tensor([1, 3, 5]))
+    keys = torch.tensor([[0, 3, 5, 7, 8, 9, 10], [-1, 3, 5, 7, 8, 9, 10], [-1, -1, 1, 2, 8, 9, 10]])
+    asked = torch.tensor([[1, 3, 5], [0, 1, 2], [3, 4, 5]])
+    for samples in ([0, 1, 2], [2, 0]):
+        got = visibility(mask, torch.tensor(samples), keys[samples], PAST, PAST + SPAN)(asked[samples])
         wanted = [
             [
-                column >= PAST + SPAN - reach and bool(seen[sample, row, column - (PAST + SPAN - reach)])
-                for column in keys
+                [
+                    column >= max(0, PAST + SPAN - reach) and bool(seen[sample, row, column - (PAST + SPAN - reach)])
+                    for column in keys[sample].tolist()
+                ]
+                for row in asked[sample].tolist()
             ]
-            for row in (1, 3, 5)
+            for sample in samples
         ]
-        assert got[0].tolist() == wanted
+        assert got[:, 0].tolist() == wanted
     if form != "flex":
-        assert visibility(mask[:1], 2, keys, PAST + SPAN)(torch.arange(6)).equal(
-            visibility(mask, 0, keys, PAST + SPAN)(torch.arange(6))
-        )
+        first = visibility(mask, torch.tensor([0]), keys[:1], PAST, PAST + SPAN)(asked[:1])
+        assert visibility(mask[:1], torch.tensor([2]), keys[:1], PAST, PAST + SPAN)(asked[:1]).equal(first)
 
 
 @pytest.mark.parametrize("mask", [None, torch.ones(3, PAST + SPAN)])
-def test_causality_alone_is_nothing_to_read(mask):
-    assert visibility(mask, 0, torch.arange(4), PAST + SPAN) is None
-    both_ways = visibility(mask, 0, torch.arange(4), PAST + SPAN, causal=False)
-    assert both_ways(torch.tensor([1, 3])).equal(torch.ones(1, 2, 4, dtype=torch.bool))
+def test_causality_alone_is_nothing_to_read_but_pads_are(mask):
+    sample, keys, rows = torch.tensor([0]), torch.tensor([[-1, 1, PAST + 1, PAST + 3]]), torch.tensor([[1, 3]])
+    assert visibility(mask, sample, keys, PAST, PAST + SPAN) is None
+    padded = visibility(mask, sample, keys, PAST, PAST + SPAN, ragged=True)
+    assert padded(rows).tolist() == [[[[False, True, True, False], [False, True, True, True]]]]
+    both_ways = visibility(mask, sample, keys, PAST, PAST + SPAN, causal=False)
+    assert both_ways(rows).tolist() == [[[[False, True, True, True]] * 2]]
 
 
 def test_a_kernel_that_looks_both_ways_without_a_mask_goes_on_to():

@@ -84,7 +84,7 @@ def test_a_method_that_answers_nonsense_is_told():
         __slots__ = ()
 
         def select(self, view, count):
-            return torch.ones(len(view), dtype=torch.bool)
+            return torch.ones(len(view))
 
     model, inputs = tiny("llava"), batch("llava", ["tit"])
     with fv.drop(model, Wrong(layers=(1,), keep=(0.5,))), pytest.raises(fv.SettingError, match="int64"):

@@ -19,18 +19,23 @@ def attention_rows(
     block: int = BLOCK_NUMBERS,
     visible: Callable[[slice], Tensor] | None = None,
     softcap: float | None = None,
+    samples: int = 1,
 ) -> Iterator[Tensor]:
     """Post-softmax attention of some query rows, float32, a block of rows at a time.
+
+    The heads of several samples may stand one after another: then what is said of rows has the samples in front.
 
     Args:
         queries: (heads, rows, head size), after RoPE, any float dtype.
         keys: (key heads, slots, head size), after RoPE; fewer heads than `queries` are shared by groups of them.
         scaling: What the logits are multiplied by, usually 1 / √(head size).
-        last_key: (rows,) int64, the last slot each row sees; None: every row sees all.
+        last_key: ([samples,] rows) int64, the last slot each row sees; None: every row sees all.
         columns: The slots to return; the softmax runs over all that a row sees.
-        block: Float32 numbers a block of logits may hold.
-        visible: Says which slots some of the rows see, (heads or 1, those rows, slots) bool, where no last slot does.
+        block: Float32 numbers that a block of logits may hold.
+        visible: Says which slots some of the rows see, ([samples,] heads or 1, those rows, slots) bool, where no last
+            slot does.
         softcap: What the logits' size stays below, c · tanh(logit / c) (Gemma 2); None: nothing.
+        samples: How many samples' heads these are.
 
     Yields:
         (heads, some rows, columns) float32, the blocks of rows in order.
@@ -48,9 +53,12 @@ def attention_rows(
         if softcap is not None:
             logits.div_(softcap).tanh_().mul_(softcap)
         if last_key is not None:
-            logits.masked_fill_(places > last_key[start : start + step, None], float("-inf"))
+            last = last_key[..., start : start + step, None]
+            later = places > (last[:, None] if last.dim() == 3 else last)
+            logits.view(samples, -1, count, slots).masked_fill_(later, float("-inf"))
         if visible is not None:
-            logits.masked_fill_(~visible(slice(start, start + step)), float("-inf"))
+            hidden = ~visible(slice(start, start + step))
+            logits.view(samples, -1, count, slots).masked_fill_(hidden, float("-inf"))
         logits = logits.softmax(dim=-1)  # in their place, so that no more than two blocks live at once
         yield logits[..., columns]
 

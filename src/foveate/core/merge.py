@@ -102,11 +102,11 @@ def _joined(rows: Tensor, merge: Merge) -> tuple[Tensor, Tensor]:
     """Sum (float32) and number of the tokens in every new row, the one it stands for among them."""
     went = merge.assign.clamp(min=0)
     weight = (merge.assign >= 0).float()
-    total = torch.zeros(len(merge), rows.shape[1], device=rows.device)
+    total = rows.new_zeros(len(merge), rows.shape[1], dtype=torch.float32)
     if not len(merge):
         return total, total.new_zeros(0)
-    total.index_add_(0, went, rows.float() * weight[:, None])
-    return total, torch.zeros(len(merge), device=rows.device).index_add_(0, went, weight)
+    total = total.index_add(0, went, rows.float() * weight[:, None])
+    return total, total.new_zeros(len(merge)).index_add(0, went, weight)
 
 
 def window_similarity(rows: Tensor, height: int, width: int, window: int) -> Tensor:

@@ -11,7 +11,8 @@ from foveate._transformers import scales_by_position
 from foveate.engine.attend import LayerAttention, past_keys
 from foveate.engine.cache import PrunedLayer, pruned_layer
 from foveate.engine.call import Call
-from foveate.engine.layout import Layout
+from foveate.engine.group import Group
+from foveate.engine.layout import Layout, rows_of
 from foveate.engine.masks import Remap, visibility
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
@@ -162,9 +163,9 @@ class Layers:
         return self.call.ids - shift.to(self.call.ids.device)[:, None]
 
     def _attend(
-        self, index: int, kwargs: dict[str, Any], pruned: PrunedLayer | None, hidden: Tensor, sample: int
+        self, index: int, kwargs: dict[str, Any], pruned: PrunedLayer | None, hidden: Tensor, group: Group
     ) -> LayerAttention:
-        """Attention of layer `index` for one sample, over the rows that have not left yet."""
+        """Attention of layer `index` for samples alike, over the rows that have not left yet."""
         if index in self._recurrent:
             readable = [str(layer) for layer in range(len(self._family.layers)) if layer not in self._recurrent]
             raise UnsupportedError(
@@ -174,29 +175,37 @@ class Layers:
         prompt = self.call.prompt
         assert prompt is not None
         pair, cache = kwargs["position_embeddings"], kwargs.get("past_key_values")
-        state = prompt.samples[sample]
-        if prompt.layout is None:
-            columns = state.rows().to(hidden.device)
-            cos, sin = (table[..., sample if table.shape[-3] > 1 else 0, columns, :] for table in pair)
-        else:
-            layout = prompt.layout.on(hidden.device)
-            start = layout.index.shape[1] - layout.lengths[sample]
-            columns = layout.index[sample, start:]
-            cos, sin = (table[..., sample, start:, :] for table in self._tables(index, layout, hidden, pair, pruned))
-        vision = torch.searchsorted(columns, state.vision[state.slots].to(hidden.device))
-        live = None if self.call.live is None else self.call.live[sample] != 0
-        past, stored, seen = past_keys(cache, index, sample, live) or (None, columns[:0], 0)
+        layout, whole = prompt.present.on(hidden.device), len(group.members) == len(prompt.samples)
+        tables = layout.pick(pair) if prompt.layout is None else self._tables(index, layout, hidden, pair, pruned)
+        shortest = min(layout.lengths[member] for member in group.members)
+        ragged = shortest < max(layout.lengths[member] for member in group.members)
+        start = 0 if ragged else layout.index.shape[1] - shortest  # no pad in front of anybody's rows
+        of: Tensor | slice = slice(None) if whole else group.samples
+        columns = layout.index[of, start:]
+        cos, sin = (table[..., of, start:, :] for table in tables)
+        # The last of equals: pads in front repeat the first row.
+        vision = torch.searchsorted(columns.contiguous(), group.columns, right=True) - 1
+        past, stored, seen, pads = past_keys(cache, index, of, self.call.live) or (None, columns[:, :0], 0, False)
         self._refuse_scaled(index, seen + hidden.shape[1])
-        slots = torch.cat((stored, columns + seen))
-        sees = visibility(kwargs.get("attention_mask"), sample, slots, seen + hidden.shape[1], self._causal(index))
+        coming = layout.columns(seen)[of, start:]
+        sees = visibility(
+            kwargs.get("attention_mask"),
+            group.samples,
+            torch.cat((stored, coming), dim=1),
+            seen,
+            seen + hidden.shape[1],
+            ragged or pads,
+            self._causal(index),
+        )
         return LayerAttention(
             self._family,
             self._family.layers[index],
-            hidden[sample, columns],
+            rows_of(hidden, columns, group.owners),
             (cos, sin),
             vision,
             past,
-            sees=sees and (lambda rows: sees(columns[rows])),
+            sees=sees and (lambda rows: sees(columns.gather(1, rows))),
+            text_after=group.text_behind,
         )
 
     def _mask(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Layout"]
+__all__ = ["Layout", "rows_of"]
 
 
 class Layout:
@@ -22,20 +22,25 @@ class Layout:
             merged or reordered.
     """
 
-    def __init__(self, rows: Sequence[Tensor], sources: Sequence[Tensor] | None = None) -> None:
-        self.lengths = tuple(row.shape[0] for row in rows)
-        longest, device = max(self.lengths), rows[0].device
-        self.index = _padded(rows, longest)
-        self.source = self.index if sources is None else _padded(sources, longest)
+    def __init__(self, left: Tensor, lengths: Sequence[int], origin: Tensor | None = None) -> None:
+        """Takes which columns are left, (samples, columns) bool, how many in each sample, and the column whose position
+        each has, (samples, columns) int64, −1 for none (None: its own)."""
+        self.lengths, device = tuple(lengths), left.device
+        longest, ragged = max(self.lengths), min(self.lengths) < max(self.lengths)
+        # Those that left come first, so that pads are in front; the host knows how many there are.
+        self.index = left.to(torch.uint8).sort(dim=1, stable=True).indices[:, left.shape[1] - longest :]
         self.valid: Tensor | None = None
         self._real: tuple[Tensor, Tensor] | None = None
-        if any(length < longest for length in self.lengths):
+        if ragged:
             counts = torch.tensor(self.lengths)
             valid = torch.arange(longest)[None, :] >= (longest - counts)[:, None]
             sample, row = valid.nonzero(as_tuple=True)  # on the host: the counts are known there
             self.valid = valid.to(device)
             self._real = sample.to(device), row.to(device)
-        self._samples = torch.arange(len(rows), device=device)[:, None]
+            first = self.index.gather(1, (longest - counts).clamp(max=longest - 1)[:, None].to(device))
+            self.index = torch.where(self.valid, self.index, first)
+        self.source = self.index if origin is None else origin.gather(1, self.index)
+        self._samples = torch.arange(len(left), device=device)[:, None]
         self._moved: dict[torch.device, Layout] = {device: self}
         self._rotary: list[tuple[tuple[Tensor | None, str | None], tuple[Tensor, Tensor]]] = []
         self._columns: dict[int, Tensor] = {}
@@ -65,7 +70,7 @@ class Layout:
 
     def gather(self, full: Tensor) -> Tensor:
         """Rows of a full-length tensor: (samples or 1, columns, width) -> (samples, rows, width)."""
-        return _rows_of(full, self.index, self._samples)
+        return rows_of(full, self.index, self._samples)
 
     def scatter(self, full: Tensor, rows: Tensor) -> Tensor:
         """A copy of `full` with the real rows written back; columns that left keep their last value."""
@@ -88,7 +93,7 @@ class Layout:
     def pick(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The rows of a full-length (cos, sin) pair, each at the position it had."""
         places = self.source.clamp(min=0)
-        return _rows_of(pair[0], places, self._samples), _rows_of(pair[1], places, self._samples)
+        return rows_of(pair[0], places, self._samples), rows_of(pair[1], places, self._samples)
 
     def renumbered(self, first: Tensor) -> Tensor:
         """Position ids of the rows, counted on from `first`, (samples,): (samples, rows) int64."""
@@ -112,15 +117,6 @@ class Layout:
         return made
 
 
-def _padded(rows: Sequence[Tensor], longest: int) -> Tensor:
-    return torch.stack([torch.cat((_first(row).expand(longest - row.shape[0]), row)) for row in rows])
-
-
-def _rows_of(full: Tensor, places: Tensor, samples: Tensor) -> Tensor:
+def rows_of(full: Tensor, places: Tensor, samples: Tensor) -> Tensor:
     """(…, samples or 1, columns, width) -> (…, samples, rows, width); M-RoPE's tables may have its axes in front."""
     return full[..., 0, places, :] if full.shape[-3] == 1 else full[..., samples, places, :]
-
-
-def _first(row: Tensor) -> Tensor:
-    """A sample's first row, (1,); column 0 for a sample without any."""
-    return row[:1] if row.shape[0] else row.new_zeros(1)

@@ -112,33 +112,45 @@ class Remap:
 
 
 def visibility(
-    mask: Any, sample: int, keys: Tensor, total: int, causal: bool = True
+    mask: Any, samples: Tensor, keys: Tensor, past: int, total: int, ragged: bool = False, causal: bool = True
 ) -> Callable[[Tensor], Tensor] | None:
-    """What a sample's rows see by the model's own mask; None where it says no more than causality.
+    """What some samples' rows see by the model's own mask; None where it says no more than causality.
 
     Args:
         mask: What the model hands the layer.
-        sample: Which sample.
-        keys: (slots,) int64, the unpruned column of each slot.
+        samples: Which samples, (some,) int64.
+        keys: (some, slots) int64, the unpruned column of each slot, −1 for a pad.
+        past: Unpruned columns before this call.
         total: Unpruned columns with this call's.
+        ragged: Whether any slot may be a pad.
         causal: Whether the kernel lets a row see those before it alone where no mask says more.
 
     Returns:
-        Says of rows, (rows,) int64 columns of this call, which slots they see: (heads or 1, rows, slots) bool.
+        Says of rows, (some, rows) int64 columns of this call, which slots they see: (some, heads or 1, rows, slots)
+        bool.
     """
     if isinstance(mask, BlockMask):
         width, inner = mask.seq_lengths[1], mask.mask_mod
-        of, head = (torch.tensor(index, device=keys.device) for index in (sample, 0))
 
         def at(rows: Tensor, places: Tensor) -> Tensor:
-            return inner(of, head, rows, places)[None]
+            return inner(samples[:, None, None], rows.new_zeros(()), rows, places)[:, None]
     elif isinstance(mask, Tensor) and mask.dim() == 4:
-        width, table = mask.shape[-1], mask[sample if mask.shape[0] > 1 else 0]
+        width, of = mask.shape[-1], samples if mask.shape[0] > 1 else torch.zeros_like(samples)
 
         def at(rows: Tensor, places: Tensor) -> Tensor:
-            seen = table[:, rows, places]
+            # Advanced indices around a slice put their dimensions first: (samples, rows, slots, heads).
+            seen = mask[of[:, None, None], :, rows, places].permute(0, 3, 1, 2)
             return seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
+    elif causal and not ragged:
+        return None
     else:
-        return None if causal else lambda rows: keys.new_ones(1, len(rows), len(keys), dtype=torch.bool)
-    places = keys - (total - width)  # below zero where the mask does not reach: outside a sliding window
-    return lambda rows: at(rows[:, None], places.clamp(min=0)[None, :]) & (places >= 0)
+
+        def by_column(rows: Tensor) -> Tensor:
+            seen = (keys >= 0)[:, None, None, :].expand(-1, 1, rows.shape[1], -1)
+            return seen & (keys[:, None, None, :] <= (rows + past)[:, None, :, None]) if causal else seen
+
+        return by_column
+    # Below zero where the mask does not reach: outside a sliding window.
+    places = (keys - (total - width)).masked_fill(keys < 0, -1)
+    reached = (places >= 0)[:, None, None, :]
+    return lambda rows: at(rows[:, :, None], places.clamp(min=0)[:, None, :]) & reached

@@ -14,7 +14,9 @@ from foveate._transformers import FeatureCall, recomputes_from_outside
 from foveate.engine.cache import PrunedLayer, check_cache, pruned_layer
 from foveate.engine.call import Call
 from foveate.engine.layers import Layers
-from foveate.engine.prompt import Item, Prompt, Sample, read_samples
+from foveate.engine.items import Item
+from foveate.engine.prompt import Prompt
+from foveate.engine.samples import Sample, read_samples
 from foveate.engine.tower import encode, items_of
 from foveate.engine.trace import Prefill, Trace
 from foveate.errors import SessionError, UnsupportedError
@@ -146,7 +148,7 @@ class Prompts:
             self._note_text_prompt(kwargs, live)
             return None
         span = embeds.shape[1]
-        samples = read_samples(found, None if live is None else live[:, -span:], embeds.device, self.method.by_frame)
+        samples = read_samples(found, None if live is None else live[:, -span:], self.method.by_frame)
         drops = self._drops(samples)
         cache = kwargs.get("past_key_values")
         if drops:
@@ -163,7 +165,7 @@ class Prompts:
         record = Prefill(
             depth=len(self.family.layers),
             rows=rows,
-            vision_tokens=tuple(len(s.vision) + s.fixed for s in samples),
+            vision_tokens=tuple(s.vision_tokens for s in samples),
             boxes=[_Each(s.items, lambda item: item.boxes()) for s in samples],
             frames=[_Each(s.items, lambda item: item.frames) for s in samples],
             videos=tuple(tuple(item.video for item in s.items) for s in samples),
@@ -173,11 +175,12 @@ class Prompts:
         self._record = record
         if drops:
             added = self.family.added_later(kwargs)
-            call.live, call.prompt = live, Prompt(self.method, samples, span, record, self._reindex, added)
+            call.live = live
+            call.prompt = Prompt(self.method, samples, span, record, self._reindex, embeds.device, added)
             call.idle = False
             return args, {**kwargs, "inputs_embeds": call.prompt.start(embeds)}
         # Every layer runs as if nobody were here.
-        record.note_that_all_stay(self.method.cuts(), [sample.told()[0] for sample in samples])
+        record.note_that_all_stay(self.method.cuts())
         return None
 
     def _live(self, kwargs: dict[str, Any]) -> Tensor | None:
@@ -196,7 +199,7 @@ class Prompts:
         """Whether tokens will leave, as far as can be said beforehand."""
         if any(item.leaves for sample in samples for item in sample.items):
             return True
-        plans = [self.method.plan(len(self.family.layers), s.sizes or ()) for s in samples if len(s.vision)]
+        plans = [self.method.plan(len(self.family.layers), s.sizes) for s in samples if len(s.vision)]
         counts = [len(s.vision) for s in samples if len(s.vision)]
         return any(plan is None or min(plan) < count for plan, count in zip(plans, counts, strict=True))
 
@@ -252,8 +255,7 @@ class Prompts:
             if type(layer) is PrunedLayer:
                 record._slots[index] = layer.valid_slots()
         if any(sample.ends for sample in prompt.samples):
-            dropped = any(len(sample.tokens) < len(sample.vision) for sample in prompt.samples)
-            self._ended_in_vision = _Ending(weakref.ref(cache), _length(cache), dropped)
+            self._ended_in_vision = _Ending(weakref.ref(cache), _length(cache), prompt.dropped)
 
     def _cut_cache(self, prompt: Prompt, cache: Any) -> None:
         """Cut earlier layers' keys and values down to the tokens left at the end, where the method wants that."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.core.grid import Grid
 from foveate.core.merge import Merge
-from foveate.engine.prompt import Item
+from foveate.engine.items import Item
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.methods.base import Cut, Method, TowerView

@@ -166,9 +166,10 @@ class Prefill:
             tuple(torch.bincount(owners[stage.kept[sample]], minlength=len(sizes)).tolist()) for stage in self.stages
         ]
 
-    def note_that_all_stay(self, layers: Sequence[int], tokens: Sequence[Tensor]) -> None:
+    def note_that_all_stay(self, layers: Sequence[int]) -> None:
         """Record cuts before these layers that leave every token."""
         counts = self.vision_tokens
+        tokens = [torch.arange(count) for count in counts]
         self.stages.extend(Stage("layer", layer, counts, counts, tokens) for layer in layers)
 
     def to_dict(self) -> dict[str, Any]:

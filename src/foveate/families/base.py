@@ -146,13 +146,14 @@ class Family:
 
         Args:
             layer: The decoder layer.
-            hidden: Its input for one sample, (rows, width), before the input norm.
-            queries: Rows whose queries are wanted, (…,) int64.
-            rotary: (cos, sin) of all rows, (rows, head size) each; with M-RoPE's axes first where layers combine them.
+            hidden: Its input, (samples, rows, width), before the input norm.
+            queries: Rows whose queries are wanted, (samples, …) int64.
+            rotary: (cos, sin) of all rows, (samples, rows, head size) each; with M-RoPE's axes first where layers
+                combine them.
 
         Returns:
-            Queries (heads, …, head size), keys of all rows (key heads, rows, head size), both after norms and RoPE,
-            and the scaling of their product.
+            Queries (samples, heads, …, head size), keys of all rows (samples, key heads, rows, head size), both after
+            norms and RoPE, and the scaling of their product.
 
         Raises:
             UnsupportedError: If the layer's attention is built in a way this does not know.
@@ -162,24 +163,26 @@ class Family:
             return _shown(layer, hidden, queries, rotary)
         rotate = rotation(attention)
         assert rotate is not None
-        normed = layer.input_layernorm(hidden[None])  # a batch of one: adapters and quantised layers count samples
+        normed = layer.input_layernorm(hidden)
 
-        def heads(rows: Tensor, projection: Any, norm: Any, places: Any) -> Tensor:
-            states = projection(rows).view(rows.shape[1], -1, attention.head_dim)
-            states = norm(states) if norm is not None else states
-            cos, sin = (table[..., places, :].unsqueeze(-3) for table in rotary)
-            turned, _ = rotate(states.transpose(0, 1)[None], states.transpose(0, 1)[None, :1], cos, sin)
-            rotated: Tensor = turned[0]
-            return rotated
+        def heads(rows: Tensor, projection: Any, norm: Any, cos: Tensor, sin: Tensor) -> Tensor:
+            states = projection(rows).unflatten(-1, (-1, attention.head_dim))
+            states = (norm(states) if norm is not None else states).transpose(1, 2)
+            turned: Tensor = rotate(states, states[:, :1], cos, sin)[0]
+            return turned
 
+        places = queries[..., None]
+        tables = (table.take_along_dim(places, dim=-2) for table in rotary)
+        query = self.query_projection(attention)
         return (
-            heads(normed[:, queries], self.query_projection(attention), getattr(attention, "q_norm", None), queries),
-            heads(normed, attention.k_proj, getattr(attention, "k_norm", None), slice(None)),
+            heads(normed.take_along_dim(places, dim=1), query, getattr(attention, "q_norm", None), *tables),
+            heads(normed, attention.k_proj, getattr(attention, "k_norm", None), *rotary),
             float(attention.scaling),
         )
 
     def query_projection(self, attention: Any) -> Callable[[Tensor], Tensor]:
-        """What makes queries before norm and RoPE: (1, rows, width) -> (1, rows, heads · head size)."""
+        """What makes queries before norm and RoPE: (samples, rows, width) -> (samples, rows, heads · head
+        size)."""
         projection: nn.Module = attention.q_proj
         return projection
 
@@ -356,15 +359,14 @@ def _shown(layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Tensor, Te
     attention, seen = layer.self_attn, list[tuple[Tensor, Tensor, float]]()
 
     def note(query: Tensor, key: Tensor, scaling: float) -> None:
-        seen.append((query[0, :, queries], key[0], scaling))
+        seen.append((query.take_along_dim(queries[:, None, :, None], dim=2), key, scaling))
         raise _Enough
 
     # What a sink takes, which gpt-oss has in every row, is not in queries and keys.
     known = hasattr(layer, "input_layernorm") and not hasattr(attention, "sinks")
     if known and not scales_by_position(attention):
-        pair = rotary[0][None], rotary[1][None]
         with suppress(_Enough), tapped(attention, note):
-            attention(layer.input_layernorm(hidden[None]), position_embeddings=pair, attention_mask=None)
+            attention(layer.input_layernorm(hidden), position_embeddings=rotary, attention_mask=None)
     if not seen:
         raise UnsupportedError(
             f"How {type(attention).__name__} attends is not known, so methods that read attention cannot run here. "

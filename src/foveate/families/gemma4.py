@@ -59,18 +59,20 @@ class Gemma4(Family):
     ) -> tuple[Tensor, Tensor, float]:
         attention = layer.self_attn
         rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
-        normed = layer.input_layernorm(hidden[None])
+        normed = layer.input_layernorm(hidden)
 
-        def heads(places: Any, projection: Any, norm: Any) -> Tensor:
-            states = norm(projection(normed[:, places])[0].unflatten(-1, (-1, attention.head_dim)))
-            turned: Tensor = rotate(states, rotary[0][places], rotary[1][places], unsqueeze_dim=1)
-            return turned.transpose(0, 1)
+        def heads(rows: Tensor, projection: Any, norm: Any, cos: Tensor, sin: Tensor) -> Tensor:
+            states = norm(projection(rows).unflatten(-1, (-1, attention.head_dim)))
+            turned: Tensor = rotate(states, cos, sin, unsqueeze_dim=2)
+            return turned.transpose(1, 2)
 
-        found = (
-            heads(queries, attention.q_proj, attention.q_norm),
-            heads(slice(None), attention.k_proj, attention.k_norm),
+        places = queries[..., None]
+        tables = (table.take_along_dim(places, dim=-2) for table in rotary)
+        return (
+            heads(normed.take_along_dim(places, dim=1), attention.q_proj, attention.q_norm, *tables),
+            heads(normed, attention.k_proj, attention.k_norm, *rotary),
+            float(attention.scaling),
         )
-        return *found, float(attention.scaling)
 
     def encode(
         self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer

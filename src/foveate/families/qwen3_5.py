@@ -30,7 +30,7 @@ class Qwen35(Qwen2VL):
         """Each head's query has a gate beside it."""
 
         def project(rows: Tensor) -> Tensor:
-            queries: Tensor = attention.q_proj(rows).unflatten(-1, (-1, 2, attention.head_dim))[..., 0, :]
+            queries: Tensor = attention.q_proj(rows).unflatten(-1, (-1, 2, attention.head_dim))[..., 0, :].flatten(-2)
             return queries
 
         return project

@@ -46,6 +46,7 @@ class View:
         attend: Where attention rows come from (see `attention`); None where nobody can compute them.
         keys_of: Returns the layer's keys at these tokens (see `keys`).
         reindex: Whether positions may be numbered anew here; families with M-RoPE keep theirs.
+        text_after: Whether text comes after each of the images; empty if nobody knows.
     """
 
     layer: int
@@ -59,6 +60,7 @@ class View:
     attend: Callable[[Queries, int, int, bool], Iterator[Tensor]] | None = None
     keys_of: Callable[[], Tensor] | None = None
     reindex: bool = True
+    text_after: tuple[bool, ...] = ()
     start: int = 0
     _hidden: Tensor | None = None
 
@@ -125,13 +127,14 @@ class View:
         """A view of each image by itself; of all tokens together where only the device knows whose is whose."""
         if self.sizes is None or len(self.sizes) == 1:
             return [self]
-        ends = itertools.accumulate(self.sizes)
-        return [
-            dataclasses.replace(self.part(end - size, end), entered_sizes=(entered,), started_sizes=(started,))
-            for end, size, entered, started in zip(
-                ends, self.sizes, self.entered_sizes, self.started_sizes, strict=True
-            )
-        ]
+        after = self.text_after or (True,) * len(self.sizes)
+        told = zip(self.sizes, self.entered_sizes, self.started_sizes, after, strict=True)
+        views, start = [], 0
+        for size, entered, started, text in told:
+            known = {"entered_sizes": (entered,), "started_sizes": (started,), "text_after": (text,)}
+            views.append(dataclasses.replace(self.part(start, start + size), **known))
+            start += size
+        return views
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,7 +143,8 @@ class Cut:
 
     Attributes:
         kept: Which of the view's tokens the rows stand for, in row order: (rows,) int64. Ascending where no `rows` are
-            given; −1 for a row that is no token of its own.
+            given; −1 for a row that is no token of its own. Or which of them stay, (tokens,) bool, where how many they
+            are depends on what there is to see: the engine then asks the device, once for the whole batch.
         sizes: How many of them belong to each image or video, if the method knows. Needed with `rows`.
         rows: The new rows, (rows, width), where the method merges or reorders; None: the tokens stay as they are.
         assign: (tokens,) int64, the row each of the view's tokens went into, −1 if it was dropped; None without
@@ -232,6 +236,12 @@ class Method(ABC):
         **settings: Any,
     ) -> Self:
         """The setting that spends a budget on `model` (see the subclasses)."""
+
+    @property
+    def together(self) -> bool:
+        """Whether `cut` and `observe` can look at many samples at once, which is faster: under `torch.func.vmap`, so no
+        value of a tensor may decide what Python does, and what is written into must come from the view's tensors."""
+        return False
 
     @property
     def reindexes(self) -> bool:

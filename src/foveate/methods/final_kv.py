@@ -57,6 +57,10 @@ class FinalKV(Method):
         return range(max(0, cuts[0] - 1) if self.first_layer is None else self.first_layer, cuts[-1])
 
     @property
+    def together(self) -> bool:
+        return self.inner.together
+
+    @property
     def reindexes(self) -> bool:
         return self.inner.reindexes
 

@@ -31,6 +31,10 @@ class GridMethod(Method):
             raise SettingError(f"keep is a share in (0, 1]; got {self.keep}.")
 
     @property
+    def together(self) -> bool:
+        return True
+
+    @property
     def reduces_tower(self) -> bool:
         return self.keep < 1
 

@@ -111,6 +111,10 @@ class MustDrop(Method):
             raise SettingError(f"positions is 'reindex' or 'keep'; got {self.positions!r}.")
 
     @property
+    def together(self) -> bool:
+        return True
+
+    @property
     def reindexes(self) -> bool:
         return self.positions == "reindex"
 
@@ -170,24 +174,30 @@ class MustDrop(Method):
 
     def cut(self, view: View) -> Cut | None:
         if "key" not in view.notes:
-            view.notes["key"] = torch.zeros(len(view), dtype=torch.bool, device=view.tokens.device)
-        kept = [self._stays(image) for image in view.images()]
-        sizes = view.sizes
-        assert sizes is not None
-        return Cut.join([Cut(one) for one in kept], sizes)
-
-    def _stays(self, view: View) -> Tensor:
-        """Which tokens of an image stay: ascending indices."""
-        share, peak, key = view.notes["share"], view.notes["peak"], view.notes["key"]
-        if self.alpha_relative:
-            peak = peak / peak.amax(dim=0).clamp(min=1e-12) if len(peak) else peak
+            view.notes["key"] = torch.zeros_like(view.tokens, dtype=torch.bool)
+        assert view.sizes is not None
         if self.mode == "threshold":
-            return (~((share < self.global_thr) & (peak < self.individual_thr)) | key).nonzero()[:, 0]
-        if bool(share.isinf().all()):  # no text after the image: nobody is rated
-            return torch.arange(len(view), device=share.device)
+            share, peak = view.notes["share"], self._peak(view)
+            lazy = (share < self.global_thr) & (peak < self.individual_thr)
+            return Cut(~lazy | view.notes["key"])
+        return Cut.join([Cut(self._highest(image)) for image in view.images()], view.sizes)
+
+    def _peak(self, view: View) -> Tensor:
+        """The largest attention each token gets from one of the text's, in the unit of `individual_thr`."""
+        peaks = [image.notes["peak"] for image in view.images()]
+        if self.alpha_relative:
+            peaks = [peak / peak.amax(dim=0).clamp(min=1e-12) if len(peak) else peak for peak in peaks]
+        return torch.cat(peaks)
+
+    def _highest(self, view: View) -> Tensor:
+        """Which tokens of an image stay in budget mode: ascending indices."""
+        if view.text_after == (False,):  # nobody is rated
+            return torch.arange(len(view), device=view.tokens.device)
+        share, key, peak = view.notes["share"], view.notes["key"], self._peak(view)
         scores = torch.maximum(share, peak * (self.global_thr / self.individual_thr)) if self.individual_thr else share
-        counts = self._counts(view.entered_sizes[0], view.started_sizes[0], int(key.sum()))
-        count = min(len(view), counts[self.pruning_layers.index(view.layer - 1)])
+        entered, started = view.entered_sizes[0], view.started_sizes[0]
+        keys = math.ceil(self.key_rate * started) if self.reduces_tower else 0  # as many as `reduce` has marked
+        count = min(len(view), self._counts(entered, started, keys)[self.pruning_layers.index(view.layer - 1)])
         return top(scores.masked_fill(key, float("inf")), count)
 
     def _counts(self, entered: int, started: int, keys: int) -> tuple[int, ...]:
@@ -268,8 +278,12 @@ def text_attention(view: View) -> tuple[Tensor, Tensor]:
     infinite,
     so that nothing leaves.
     """
-    total = torch.zeros(len(view), device=view.tokens.device)
-    peak = torch.zeros(len(view), device=view.tokens.device)
+    if view.text_after == (False,):
+        return torch.full_like(view.tokens, torch.inf, dtype=torch.float32), torch.full_like(
+            view.tokens, torch.inf, dtype=torch.float32
+        )
+    total = view.tokens.new_zeros(len(view), dtype=torch.float32)
+    peak = torch.zeros_like(total)
     blocks = 0
     for rows in view.attention("after"):
         total += rows.sum(dim=0)

@@ -81,6 +81,10 @@ class VisionDrop(Method):
             raise SettingError(f"merge is 'sum' or 'average'; got {self.merge!r}.")
 
     @property
+    def together(self) -> bool:
+        return True
+
+    @property
     def reindexes(self) -> bool:
         return self.positions == "reindex"
 
@@ -126,7 +130,7 @@ class VisionDrop(Method):
 
     def _scores(self, view: View) -> Tensor:
         """Mean attention the image's own rows pay to each of its tokens: (tokens,) float32."""
-        total = torch.zeros(len(view), device=view.tokens.device)
+        total = view.tokens.new_zeros(len(view), dtype=torch.float32)
         for rows in view.attention("vision", bidirectional=self.bidirectional):
             total += (rows / rows.sum(dim=-1, keepdim=True) if self.renorm else rows).sum(dim=0)
         return total / len(view)
