@@ -5,6 +5,8 @@ import json
 import logging
 import re
 import shutil
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -393,6 +395,22 @@ def test_ctrl_c_ends_with_130_and_one_line(run, monkeypatch):
 
     monkeypatch.setattr(Methods, "run", interrupt)
     assert run("methods") == (130, "", "foveate: interrupted.\n")
+
+
+@pytest.mark.parametrize("package", ["tyro", "torch"])
+def test_ctrl_c_while_a_package_loads_ends_as_quietly(package):
+    program = f"""
+import signal, sys
+class CtrlC:
+    def find_spec(name, *_):
+        if name == {package!r}:
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, CtrlC)
+from foveate.cli import main
+sys.exit(main(["generate"]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "foveate: interrupted.\n")
 
 
 def test_a_method_that_cannot_meet_the_budget_is_shown_with_its_floor_among_the_others(ask, picture):
