@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
+from inspect import currentframe
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._inductor.exc import CppCompileError, InductorError
 from transformers import LlavaConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from foveate.cli.loading import Loaded, load
@@ -411,6 +413,22 @@ sys.exit(main(["generate"]))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "foveate: interrupted.\n")
+
+
+def test_a_kernel_that_cannot_be_compiled_ends_in_one_line(run, monkeypatch):
+    def compile_flex(self):
+        raise InductorError(CppCompileError(["g++", "main.cpp"], "main.cpp:1140: error: not declared"), currentframe())
+
+    monkeypatch.setattr(Methods, "run", compile_flex)
+    said = "foveate: torch cannot compile an attention kernel here: CppCompileError: C++ compile error. "
+    assert run("methods") == (1, "", said + "Take one that needs no compiling: --attention sdpa.\n")
+
+
+@pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash_attn is there")
+def test_a_kernel_that_is_not_installed_ends_in_one_line(run):
+    code, out, err = run("generate", "--attention", "flash_attention_2")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "the package for FlashAttention2 doesn't seem to be installed. Install it, or take another" in err
 
 
 def test_a_method_that_cannot_meet_the_budget_is_shown_with_its_floor_among_the_others(ask, picture):

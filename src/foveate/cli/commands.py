@@ -19,7 +19,7 @@ from foveate.cli.models import Models
 from foveate.cli.presets import Presets
 from foveate.cli.screen import note
 from foveate.cli.tune import Tune
-from foveate.cli.usage import DONE, WRONG_USAGE, exit_code
+from foveate.cli.usage import DONE, FAILED, WRONG_USAGE, exit_code
 from foveate.errors import FoveateError
 
 __all__ = ["COMMANDS", "run"]
@@ -67,6 +67,11 @@ def run(arguments: list[str]) -> int:
         return exit_code(error)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; what is left must go nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if (said := _uncompiled(error)) is None:
+            raise
+        note(said)
+        return FAILED
     return DONE
 
 
@@ -85,6 +90,17 @@ def _leftover(arguments: Sequence[str]) -> str | None:
         if flag in LEFTOVERS:
             return f"{flag} comes from the README of MustDrop's authors: {LEFTOVERS[flag]}."
     return None
+
+
+def _uncompiled(error: Exception) -> str | None:
+    """One line on a kernel that torch's compiler cannot make, such as flex_attention's for some masks on a CPU."""
+    compiler = sys.modules.get("torch._dynamo.exc")
+    if compiler is None or not isinstance(error, compiler.TorchDynamoException):
+        return None
+    return (
+        f"torch cannot compile an attention kernel here: {str(error).partition(chr(10))[0]}. "
+        "Take one that needs no compiling: --attention sdpa."
+    )
 
 
 def _parse(arguments: list[str]) -> Command:
