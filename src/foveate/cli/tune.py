@@ -69,7 +69,7 @@ class Tune:
             from foveate.cli.loading import load
             from foveate.cli.outputs import write_text
             from foveate.cli.pictures import load_picture
-            from foveate.cli.prompt import prepare
+            from foveate.cli.prompt import fitting, prepare
             from foveate.cli.screen import as_json, counted, note, show, show_json
             from foveate.methods.mustdrop import MustDrop
             from foveate.registry import method
@@ -95,7 +95,7 @@ class Tune:
         if len(inputs) < FEW:
             plural = "sample gives" if len(inputs) == 1 else "samples give"
             note(f"{len(inputs)} {plural} a rough mean; {FEW} or more are better.")
-        with counted("Tuning, in steps", 12) as progress:
+        with fitting(loaded, inputs[0]), counted("Tuning, in steps", 12) as progress:
             record = tune(
                 loaded.model,
                 inputs,
