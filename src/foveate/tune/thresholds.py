@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate import __version__
+from foveate._versions import versions
 from foveate.engine.session import drop
 from foveate.errors import BudgetError, SettingError
 from foveate.methods.base import Method, share
@@ -100,7 +100,7 @@ def tune(
         spread=statistics.stdev(found) if len(found) > 1 else 0.0,
         vision_tokens=statistics.fmean(counts),
         steps=tuple(steps),
-        versions={"foveate": __version__, "torch": torch.__version__, "transformers": _transformers()},
+        versions=versions(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -154,9 +154,3 @@ def _digest(batches: list[Mapping[str, Any]]) -> str:
                 found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
                 found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
-
-
-def _transformers() -> str:
-    import transformers
-
-    return str(transformers.__version__)
