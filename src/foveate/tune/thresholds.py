@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import statistics
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,11 +17,10 @@ from foveate.engine.session import drop
 from foveate.errors import BudgetError, SettingError
 from foveate.methods.base import Method, share
 from foveate.methods.mustdrop import MustDrop
-from foveate.tune.record import Record
+from foveate.tune.record import WITHIN, Record
 
 __all__ = ["default_start", "tune"]
 
-WITHIN = 0.01  # of the target
 STEPS = 24
 
 
@@ -59,6 +59,9 @@ def tune(
     Raises:
         BudgetError: If no γ reaches the budget; the message names what the samples allow.
         SettingError: If the method needs no tuning, or there is no sample.
+
+    Warns:
+        UserWarning: If no setting found meets the budget within 1 %; the record, `met` false, is then of the nearest.
     """
     start = _start(model, method)
     batches = list(samples)
@@ -89,7 +92,7 @@ def tune(
             )
         low, high = (gamma, high) if steps[-1][1] > target else (low, gamma)
     gamma, found = best
-    return Record(
+    record = Record(
         method=_with(start, gamma, kappa),
         model=_named(model),
         task=task,
@@ -103,6 +106,9 @@ def tune(
         versions=versions(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    if record.note:
+        warnings.warn(record.note, stacklevel=2)
+    return record
 
 
 def default_start(model: Any) -> MustDrop:
