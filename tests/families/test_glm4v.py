@@ -53,17 +53,10 @@ TINY = Tiny(
     ids=lambda one: one.name,
 )
 def test_a_batch_of_videos_is_its_samples_run_alone(method):
-    from tests.models import batch, generate, tiny
+    from tests.invariants.alone import check_alone
+    from tests.models import tiny
 
-    model, words = tiny("glm4v"), ("tvt", "tvtvt", "ttt")
-    with fv.drop(model, method) as trace:
-        together = generate(model, batch("glm4v", words))
-    assert trace.vision_tokens == [12, 24, 0]
-    for index, word in enumerate(words):
-        with fv.drop(model, method) as alone:
-            single = generate(model, batch("glm4v", [word]))
-        assert torch.equal(together.sequences[index, -6:], single.sequences[0, -6:])
-        assert alone.tokens[0] == trace.tokens[index]
+    check_alone(tiny("glm4v"), "glm4v", method, ("tvt", "tvtvt", "ttt"))
 
 
 def test_transformers_takes_images_or_videos_in_one_call():

@@ -10,6 +10,7 @@ import foveate as fv
 from tests import oracle
 from tests.families import test_llava_next as llava_next
 from tests.families import test_paligemma as paligemma
+from tests.invariants.alone import check_alone
 from tests.invariants.references import reference
 from tests.invariants.settings import EXAMPLES
 from tests.models import ENCODES_FIRST, IMAGE, MIXED, TEXT, batch, generate, made_of, tiny
@@ -71,17 +72,7 @@ def test_cached_generation_with_windows_is_the_recompute(name, family):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_with_windows_is_its_samples_run_alone(name, family):
     model, _ = model_of(family)
-    with fv.drop(model, EXAMPLES[name]) as together:
-        out = generate(model, batch(family, MIXED))
-    start = batch(family, MIXED)["input_ids"].shape[1]
-    for index, word in enumerate(MIXED):
-        one = batch(family, [word])
-        with fv.drop(model, EXAMPLES[name]) as alone:
-            single = generate(model, one)
-        assert torch.equal(out.sequences[index, start:], single.sequences[0, one["input_ids"].shape[1] :])
-        for a, b in zip(out.logits, single.logits, strict=True):
-            torch.testing.assert_close(a[index], b[0], **CLOSE)
-        assert together.retention[index] == alone.retention[0]
+    check_alone(model, family, EXAMPLES[name], MIXED, **CLOSE)
 
 
 @WINDOWED

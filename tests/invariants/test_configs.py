@@ -11,8 +11,8 @@ from foveate.methods.mustdrop import MustDrop
 from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
 from tests import models, oracle
+from tests.invariants.alone import check_alone
 from tests.invariants.references import reference
-from tests.invariants.test_batch import left
 from tests.invariants.test_oracle import BANNED, DEEPSTACK
 from tests.models import batch, generate, mixed, with_video
 from tests.others import OTHERS
@@ -92,13 +92,4 @@ def test_cached_generation_is_the_recompute(name, family, word):
 @pytest.mark.parametrize("family", OTHERS)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_is_its_samples_run_alone(name, family):
-    model, words, method = models.tiny(family), mixed(family), method_for(name, family)
-    with fv.drop(model, method) as together:
-        out = generate(model, batch(family, words), new_tokens=2)
-    for index, word in enumerate(words):
-        with fv.drop(model, method) as alone:
-            single = generate(model, batch(family, [word]), new_tokens=2)
-        for a, b in zip(out.logits, single.logits, strict=True):
-            torch.testing.assert_close(a[index], b[0], **CLOSE)
-        assert left(together, index) == left(alone, 0)
-        assert [layer[index] for layer in together.kv_lengths] == [layer[0] for layer in alone.kv_lengths]
+    check_alone(models.tiny(family), family, method_for(name, family), mixed(family), new_tokens=2)
