@@ -1,5 +1,6 @@
 """GLM-4.1V's tiny model, and its videos, whose placeholders are those of images."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import transformers
 from torch import Tensor
 
 import foveate as fv
+from tests import others
 from tests.tiny import IMAGE, TEXT, VISION_START, Picture, Tiny, after_start, qwen_frames, qwen_patches
 
 VIDEO_START, VIDEO_END = 90, 95
@@ -45,6 +47,23 @@ def types(ids: Tensor) -> dict[str, Tensor]:
 TINY = Tiny(
     config, "Glm4vForConditionalGeneration", qwen_patches, qwen_frames, ids=ids, extra=types, mrope=True, apart=True
 )
+
+
+def other_vision(width: int, merge: int, **more: Any) -> dict[str, Any]:
+    return {
+        "depth": 3, "hidden_size": 24, "out_hidden_size": width, "num_heads": 3, "intermediate_size": 20,
+        "image_size": 30, "patch_size": 6, "spatial_merge_size": merge, "temporal_patch_size": 1, **more,
+    }  # fmt: skip
+
+
+def other_config() -> Any:
+    rope = others.mrope(1, 1, 0, partial_rotary_factor=0.5)
+    return transformers.Glm4vConfig(
+        text_config=others.text(7, 3, 3, 24, rope_parameters=rope), vision_config=other_vision(24, 3), **TOKENS
+    )
+
+
+OTHER = replace(TINY, config=other_config, pictures=others.grids, videos=others.clips)
 
 
 @pytest.mark.parametrize(

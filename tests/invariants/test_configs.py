@@ -1,4 +1,4 @@
-"""The first four invariants on models of other configs than those everything else is tested on (tests/others.py)."""
+"""The first four invariants on models of other configs than those everything else is tested on."""
 
 import functools
 
@@ -14,8 +14,7 @@ from tests import models, oracle
 from tests.invariants.alone import check_alone
 from tests.invariants.references import reference
 from tests.invariants.test_oracle import BANNED, DEEPSTACK
-from tests.models import batch, generate, mixed, with_video
-from tests.others import OTHERS
+from tests.models import OTHERS, batch, generate, mixed, with_video
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 NAMES = ("v2drop", "random", "visiondrop", "mustdrop", "budget", "averagepool", "resize")
