@@ -14,6 +14,7 @@ from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
 from tests import models, others
+from tests.families.shown import Shown
 from tests.tiny import IMAGE, TEXT, Picture, Tiny
 
 BREAK, END = 93, 94
@@ -80,18 +81,6 @@ def other_rows(picture: Picture, length: int) -> Tensor:
 OTHER = replace(TINY, config=other_config, pictures=other_pictures, ids=other_rows)
 TOWER = VisionDrop(dominant=14, contextual=3, layer_list=(2,), image_token_list=((9, 2),), reference=25)
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
-
-
-class Shown:
-    """A reducer that keeps what it is shown."""
-
-    early = False
-
-    def __init__(self):
-        self.views = []
-
-    def reduce(self, view):
-        self.views.append(view)
 
 
 def test_a_tokens_score_is_the_mean_attention_its_patches_receive_within_their_picture():

@@ -13,6 +13,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 import foveate as fv
 from foveate.registry import family_for
 from tests import others
+from tests.families.shown import Shown
 from tests.tiny import (
     IMAGE,
     TEXT,
@@ -79,18 +80,6 @@ def model() -> Any:
     from tests.models import tiny  # which imports this module
 
     return tiny("qwen2_5_vl")
-
-
-class Shown:
-    """A reducer that keeps what it is shown."""
-
-    early = False
-
-    def __init__(self):
-        self.views = []
-
-    def reduce(self, view):
-        self.views.append(view)
 
 
 def shown(model, modality, given):

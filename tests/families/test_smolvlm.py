@@ -19,6 +19,7 @@ from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
 from tests import models, others
+from tests.families.shown import Shown
 from tests.tiny import IMAGE, TEXT, Frames, Picture, Tiny
 
 FENCE, WHOLE, NEWLINE = 93, 94, 95
@@ -188,22 +189,6 @@ def test_blocks_are_the_models_pixel_shuffle(family):
     connector, patches = models.tiny(family).model.connector, torch.randn(2, 6, 6, 5)
     for block in (1, 2, 3):
         assert torch.equal(blocks(patches, block), connector.pixel_shuffle(patches.flatten(1, 2), block))
-
-
-class Shown:
-    """A reducer that keeps what it is shown."""
-
-    early = False
-
-    def __init__(self, lengths):
-        self._lengths, self.views = lengths, []
-
-    def lengths(self, total):
-        assert total == sum(self._lengths)
-        return self._lengths
-
-    def reduce(self, view):
-        self.views.append(view)
 
 
 @FAMILIES

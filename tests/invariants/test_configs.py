@@ -12,8 +12,8 @@ from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
 from tests import models, oracle
 from tests.invariants.alone import check_alone
-from tests.invariants.references import reference
-from tests.invariants.test_oracle import BANNED, DEEPSTACK
+from tests.invariants.references import check_recomputed
+from tests.invariants.test_oracle import DEEPSTACK
 from tests.models import OTHERS, batch, generate, mixed, with_video
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
@@ -74,18 +74,13 @@ def test_keeping_everything_is_the_untouched_model(family):
 @pytest.mark.parametrize(("name", "family", "word"), RECOMPUTED)
 def test_cached_generation_is_the_recompute(name, family, word):
     model, inputs, method = models.tiny(family), batch(family, [word]), method_for(name, family)
-    with fv.drop(model, method) as trace:
-        out = generate(model, inputs, new_tokens=3)
-    assert min(trace.latest.per_layer)[0] < trace.vision_tokens[0]
-    told = {"sees": OTHERS[family].sees} | reference(method, family, model, inputs, trace)
+    told = {"sees": OTHERS[family].sees}
     if name == "v2drop":
         told["cuts"] = {
             layer: oracle.least_changed_leave(ratio) for layer, ratio in zip(method.layers, method.keep, strict=True)
         }
-    tokens, logits, kept = oracle.greedy(model, inputs, 3, banned=BANNED, **told)
-    assert out.sequences[0, inputs["input_ids"].shape[1] :].tolist() == tokens
-    torch.testing.assert_close(torch.cat(out.logits), logits, **CLOSE)
-    assert kept == {stage.layer: stage.origin[0].tolist() for stage in trace.stages if stage.where == "layer"}
+    trace, _ = check_recomputed(model, family, method, inputs, new_tokens=3, **told)
+    assert min(trace.latest.per_layer)[0] < trace.vision_tokens[0]
 
 
 @pytest.mark.parametrize("family", OTHERS)
