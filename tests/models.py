@@ -18,15 +18,18 @@ from tests import oracle
 from tests.tiny import DEPTH, IMAGE, PAD, TEXT, VIDEO, VOCABULARY, Picture, Tiny
 
 __all__ = [
-    "DEPTH", "ENCODES_FIRST", "FAMILIES", "IMAGE", "MIXED", "NO_PLACEHOLDERS", "PAD", "PROMPTS", "QWENS", "TEXT",
-    "TINY", "VIDEO", "VOCABULARY", "batch", "cached", "features", "generate", "given", "is_vision", "made_of", "mixed",
-    "sample", "slots", "tiny", "with_video",
+    "DEPTH", "ENCODES_FIRST", "FAMILIES", "IMAGE", "MIXED", "NO_PLACEHOLDERS", "OTHERS", "PAD", "PROMPTS", "QWENS",
+    "TEXT", "TINY", "VIDEO", "VOCABULARY", "batch", "cached", "features", "generate", "given", "is_vision", "made_of",
+    "mixed", "sample", "slots", "tiny", "with_video",
 ]  # fmt: skip
 
 ENCODES_FIRST = "mm_encoder_outputs" in inspect.signature(transformers.LlavaForConditionalGeneration.forward).parameters
 """Whether `generate` encodes pictures before the decoder runs; transformers 5.16 does not."""
 
-TINY: dict[str, Tiny] = {name: importlib.import_module(f"tests.families.test_{name}").TINY for name in fv.families()}
+HOMES = {name: importlib.import_module(f"tests.families.test_{name}") for name in fv.families()}
+TINY: dict[str, Tiny] = {name: home.TINY for name, home in HOMES.items()}
+OTHERS: dict[str, Tiny] = {name: home.OTHER for name, home in HOMES.items() if hasattr(home, "OTHER")}
+"""Of families another tiny model: other depths, heads and widths, towers, windows, experts and token ids."""
 FAMILIES = sorted(name for name in TINY if not older(transformers.__version__, fv.families()[name].oldest))
 """All of them; of these an older transformers serves those whose models it has, and refuses the others."""
 QWENS = [family for family in FAMILIES if issubclass(fv.families()[family], Qwen2VL)]

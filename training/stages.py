@@ -1,10 +1,17 @@
 """What is trained when: the schedule, by images seen."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 __all__ = ["STAGES", "Stage"]
 
-BATCH = {84: 12, 168: 8, 336: 4}  # images a step on each of the two processes
+SIDES = (84, 168, 336)  # of the canvases, in pixels
+BATCH = (12, 8, 4)  # images a step on each of the two processes, by side
+WIDE = (32, 16, 6)  # the same for the tower alone
+PARTS = ("tower", "rest", "decoder", "projector")  # with a learning rate each
+
+Shares = tuple[float, float, float]
+Sizes = tuple[int, int, int]
 
 TASK_WEIGHTS = {
     "colour": 1.0,
@@ -34,6 +41,10 @@ RELATED_WEIGHTS = LAST_WEIGHTS | {"relation": 8.0}
 CROWDED_WEIGHTS = LAST_WEIGHTS | {"relation": 30.0}  # nearly all that a scene allows
 
 
+def _by_side(values: tuple[Any, Any, Any]) -> dict[int, Any]:
+    return dict(zip(SIDES, values, strict=True))
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stretch of training with its own learning-rate schedule.
@@ -55,7 +66,7 @@ class Stage:
     first: int
     mix: dict[int, float]
     rates: dict[str, float]
-    batch: dict[int, int] = field(default_factory=lambda: dict(BATCH))
+    batch: dict[int, int] = field(default_factory=lambda: _by_side(BATCH))
     joint: bool = True
     dense: bool = False
     dense_weight: float = 0.4
@@ -68,170 +79,72 @@ class Stage:
     draws: int = 1
 
 
+def _tower(images: int, first: int, mix: Shares, rates: tuple[float, float], batch: Sizes = WIDE, **more: Any) -> Stage:
+    """A stretch for the tower alone, on dense labels; rates of the tower and the rest."""
+    known = {"joint": False, "dense_weight": 1.0, "presence_weight": 0.05, "batch": _by_side(batch)}
+    return Stage(images, first, _by_side(mix), dict(zip(PARTS, (*rates, 0, 0), strict=True)), **known, **more)
+
+
+def _joint(images: int, first: int, mix: Shares, rates: tuple[float, float, float, float], **more: Any) -> Stage:
+    """A stretch on questions too; rates of the tower, the rest, the decoder and the projector."""
+    return Stage(images, first, _by_side(mix), dict(zip(PARTS, rates, strict=True)), **more)
+
+
+# Images, first scene, mix by side and rates of each; then where it differs from its kind.
 STAGES: dict[str, Stage] = {
-    "tower": Stage(
-        images=120_000,
-        first=0,
-        mix={84: 0.9, 168: 0.06, 336: 0.04},
-        rates={"tower": 3e-3, "rest": 2e-3, "decoder": 0, "projector": 0},
-        batch={84: 32, 168: 8, 336: 4},
-        joint=False,
-        dense=True,
-        dense_weight=1.0,
-        presence_weight=0.05,
+    "tower": _tower(120_000, 0, (0.9, 0.06, 0.04), (3e-3, 2e-3), batch=(32, 8, 4), dense=True),
+    "tower-large": _tower(36_000, 1_000_000, (0.3, 0.5, 0.2), (2e-3, 1e-3), dense=True, constant=0.4),
+    "small": _joint(24_000, 10_000_000, (0.75, 0.15, 0.1), (1e-3, 2e-3, 3e-3, 1e-3), constant=0.95),
+    "middle": _joint(12_000, 20_000_000, (0.3, 0.55, 0.15), (1e-3, 2e-3, 3e-3, 1e-3), constant=0.95),
+    "large": _joint(21_000, 30_000_000, (0.15, 0.35, 0.5), (1e-3, 2e-3, 3e-3, 1e-3), constant=0.3),
+    "places": _tower(64_000, 50_000_000, (0.2, 0.35, 0.45), (2e-3, 1e-3), constant=0.6),
+    "order": _joint(
+        21_000, 60_000_000, (0.15, 0.4, 0.45), (1e-3, 2e-3, 3e-3, 1e-3), tasks=ORDER_WEIGHTS, constant=0.95
     ),
-    "tower-large": Stage(
-        images=36_000,
-        first=1_000_000,
-        mix={84: 0.3, 168: 0.5, 336: 0.2},
-        rates={"tower": 2e-3, "rest": 1e-3, "decoder": 0, "projector": 0},
-        batch={84: 32, 168: 16, 336: 6},
-        joint=False,
-        dense=True,
-        dense_weight=1.0,
-        presence_weight=0.05,
-        constant=0.4,
+    "beside": _joint(
+        14_000, 80_000_000, (0.12, 0.36, 0.52), (1e-3, 2e-3, 3e-3, 1e-3), tasks=ORDER_WEIGHTS, constant=0.7
     ),
-    "small": Stage(
-        images=24_000,
-        first=10_000_000,
-        mix={84: 0.75, 168: 0.15, 336: 0.10},
-        rates={"tower": 1e-3, "rest": 2e-3, "decoder": 3e-3, "projector": 1e-3},
-        constant=0.95,
+    "neighbours": _tower(60_000, 90_000_000, (0.2, 0.4, 0.4), (2e-3, 2e-3), constant=0.65),
+    "large-again": _joint(
+        36_000, 100_000_000, (0.12, 0.36, 0.52), (1e-3, 2e-3, 3e-3, 1e-3), tasks=ORDER_WEIGHTS, constant=0.3
     ),
-    "middle": Stage(
-        images=12_000,
-        first=20_000_000,
-        mix={84: 0.30, 168: 0.55, 336: 0.15},
-        rates={"tower": 1e-3, "rest": 2e-3, "decoder": 3e-3, "projector": 1e-3},
-        constant=0.95,
+    "even": _tower(20_000, 110_000_000, (0.2, 0.4, 0.4), (1.5e-3, 1.5e-3), constant=0.4),
+    "large-even": _joint(
+        14_000, 120_000_000, (0.1, 0.35, 0.55), (7e-4, 1.4e-3, 2e-3, 7e-4), tasks=LAST_WEIGHTS, constant=0.4
     ),
-    "large": Stage(
-        images=21_000,
-        first=30_000_000,
-        mix={84: 0.15, 168: 0.35, 336: 0.50},
-        rates={"tower": 1e-3, "rest": 2e-3, "decoder": 3e-3, "projector": 1e-3},
-        constant=0.3,
+    "neighbours-large": _tower(74_000, 130_000_000, (0.1, 0.3, 0.6), (2e-3, 2e-3), constant=0.6),
+    "large-beside": _joint(
+        32_000, 140_000_000, (0.08, 0.3, 0.62), (7e-4, 2e-3, 2.5e-3, 1e-3), tasks=LAST_WEIGHTS, constant=0.35
     ),
-    "places": Stage(
-        images=64_000,
-        first=50_000_000,
-        mix={84: 0.2, 168: 0.35, 336: 0.45},
-        rates={"tower": 2e-3, "rest": 1e-3, "decoder": 0, "projector": 0},
-        batch={84: 32, 168: 16, 336: 6},
-        joint=False,
-        dense_weight=1.0,
-        presence_weight=0.05,
-        constant=0.6,
-    ),
-    "order": Stage(
-        images=21_000,
-        first=60_000_000,
-        mix={84: 0.15, 168: 0.40, 336: 0.45},
-        rates={"tower": 1e-3, "rest": 2e-3, "decoder": 3e-3, "projector": 1e-3},
-        tasks=ORDER_WEIGHTS,
-        constant=0.95,
-    ),
-    "beside": Stage(
-        images=14_000,
-        first=80_000_000,
-        mix={84: 0.12, 168: 0.36, 336: 0.52},
-        rates={"tower": 1e-3, "rest": 2e-3, "decoder": 3e-3, "projector": 1e-3},
-        tasks=ORDER_WEIGHTS,
-        constant=0.7,
-    ),
-    "neighbours": Stage(
-        images=60_000,
-        first=90_000_000,
-        mix={84: 0.2, 168: 0.4, 336: 0.4},
-        rates={"tower": 2e-3, "rest": 2e-3, "decoder": 0, "projector": 0},
-        batch={84: 32, 168: 16, 336: 6},
-        joint=False,
-        dense_weight=1.0,
-        presence_weight=0.05,
-        constant=0.65,
-    ),
-    "large-again": Stage(
-        images=36_000,
-        first=100_000_000,
-        mix={84: 0.12, 168: 0.36, 336: 0.52},
-        rates={"tower": 1e-3, "rest": 2e-3, "decoder": 3e-3, "projector": 1e-3},
-        tasks=ORDER_WEIGHTS,
-        constant=0.3,
-    ),
-    "even": Stage(
-        images=20_000,
-        first=110_000_000,
-        mix={84: 0.2, 168: 0.4, 336: 0.4},
-        rates={"tower": 1.5e-3, "rest": 1.5e-3, "decoder": 0, "projector": 0},
-        batch={84: 32, 168: 16, 336: 6},
-        joint=False,
-        dense_weight=1.0,
-        presence_weight=0.05,
-        constant=0.4,
-    ),
-    "large-even": Stage(
-        images=14_000,
-        first=120_000_000,
-        mix={84: 0.10, 168: 0.35, 336: 0.55},
-        rates={"tower": 7e-4, "rest": 1.4e-3, "decoder": 2e-3, "projector": 7e-4},
-        tasks=LAST_WEIGHTS,
-        constant=0.4,
-    ),
-    "neighbours-large": Stage(
-        images=74_000,
-        first=130_000_000,
-        mix={84: 0.1, 168: 0.3, 336: 0.6},
-        rates={"tower": 2e-3, "rest": 2e-3, "decoder": 0, "projector": 0},
-        batch={84: 32, 168: 16, 336: 6},
-        joint=False,
-        dense_weight=1.0,
-        presence_weight=0.05,
-        constant=0.6,
-    ),
-    "large-beside": Stage(
-        images=32_000,
-        first=140_000_000,
-        mix={84: 0.08, 168: 0.30, 336: 0.62},
-        rates={"tower": 7e-4, "rest": 2e-3, "decoder": 2.5e-3, "projector": 1e-3},
-        tasks=LAST_WEIGHTS,
-        constant=0.35,
-    ),
-    "large-related": Stage(
-        images=13_000,
-        first=160_000_000,
-        mix={84: 0.05, 168: 0.22, 336: 0.73},
-        rates={"tower": 5e-4, "rest": 1.5e-3, "decoder": 2e-3, "projector": 7e-4},
+    "large-related": _joint(
+        13_000,
+        160_000_000,
+        (0.05, 0.22, 0.73),
+        (5e-4, 1.5e-3, 2e-3, 7e-4),
         tasks=RELATED_WEIGHTS,
-        constant=0.4,
         draws=3,
-    ),
-    "large-related-again": Stage(
-        images=36_000,
-        first=180_000_000,
-        mix={84: 0.04, 168: 0.20, 336: 0.76},
-        rates={"tower": 5e-4, "rest": 1.5e-3, "decoder": 2e-3, "projector": 7e-4},
-        tasks=RELATED_WEIGHTS,
         constant=0.4,
-        draws=4,
     ),
-    "crowded": Stage(
-        images=34_000,
-        first=200_000_000,
-        mix={84: 0.04, 168: 0.56, 336: 0.40},
-        rates={"tower": 5e-4, "rest": 1.5e-3, "decoder": 2e-3, "projector": 7e-4},
-        questions=14,
+    "large-related-again": _joint(
+        36_000, 180_000_000, (0.04, 0.2, 0.76), (5e-4, 1.5e-3, 2e-3, 7e-4), tasks=RELATED_WEIGHTS, draws=4, constant=0.4
+    ),
+    "crowded": _joint(
+        34_000,
+        200_000_000,
+        (0.04, 0.56, 0.4),
+        (5e-4, 1.5e-3, 2e-3, 7e-4),
         tasks=CROWDED_WEIGHTS,
+        questions=14,
+        draws=4,
         constant=0.4,
-        draws=4,
     ),
-    "deep": Stage(
-        images=9_500,
-        first=190_000_000,
-        mix={84: 0.04, 168: 0.36, 336: 0.60},
-        rates={"tower": 4e-4, "rest": 6e-4, "decoder": 1e-3, "projector": 4e-4},
-        questions=14,
+    "deep": _joint(
+        9_500,
+        190_000_000,
+        (0.04, 0.36, 0.6),
+        (4e-4, 6e-4, 1e-3, 4e-4),
         tasks=CROWDED_WEIGHTS,
+        questions=14,
         draws=4,
         constant=0.3,
         exits=0.35,

@@ -129,7 +129,11 @@ def _explained(name: str) -> Iterator[None]:
         raise
     except ImportError as error:
         line = _first_line(error)
-        hint = " It must belong to your torch: pip install 'foveate[vision]'." if "torchvision" in line.lower() else ""
+        hint = ""
+        if "torchvision" in line.lower():
+            hint = " It must belong to your torch: pip install 'foveate[vision]'."
+        elif "FlashAttention" in line:
+            hint = " Install it, or take another attention kernel, such as sdpa."
         raise InputError(f"Model {name!r} needs a package that is missing: {line}{hint}") from error
     except (OSError, ValueError, KeyError) as error:
         raise InputError(

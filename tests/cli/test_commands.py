@@ -5,7 +5,10 @@ import json
 import logging
 import re
 import shutil
+import subprocess
+import sys
 from importlib.util import find_spec
+from inspect import currentframe
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +17,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._inductor.exc import CppCompileError, InductorError
 from transformers import LlavaConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
+from foveate import embedded
 from foveate.cli.loading import Loaded, load
 from foveate.cli.methods import Methods
 from foveate.cli.options import ModelOptions
@@ -393,6 +398,75 @@ def test_ctrl_c_ends_with_130_and_one_line(run, monkeypatch):
 
     monkeypatch.setattr(Methods, "run", interrupt)
     assert run("methods") == (130, "", "foveate: interrupted.\n")
+
+
+@pytest.mark.parametrize("package", ["tyro", "torch"])
+def test_ctrl_c_while_a_package_loads_ends_as_quietly(package):
+    program = f"""
+import signal, sys
+class CtrlC:
+    def find_spec(name, *_):
+        if name == {package!r}:
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, CtrlC)
+from foveate.cli import main
+sys.exit(main(["generate"]))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "foveate: interrupted.\n")
+
+
+def test_a_kernel_that_cannot_be_compiled_ends_in_one_line(run, monkeypatch):
+    def compile_flex(self):
+        raise InductorError(CppCompileError(["g++", "main.cpp"], "main.cpp:1140: error: not declared"), currentframe())
+
+    monkeypatch.setattr(Methods, "run", compile_flex)
+    said = "foveate: torch cannot compile an attention kernel here: CppCompileError: C++ compile error. "
+    assert run("methods") == (1, "", said + "Take one that needs no compiling: --attention sdpa.\n")
+
+
+@pytest.fixture(scope="module")
+def mixed_up(tmp_path_factory, tiny_llava):
+    """The tiny model with a processor for smaller pictures; and with a tokenizer of more words."""
+    folder = tmp_path_factory.mktemp("mixed-up")
+    save_tiny_llava(folder / "small", side=56, layers=1)
+    shutil.copytree(embedded.path(), folder / "words")
+    for place in ("small", "words"):
+        for name in ("config.json", "model.safetensors"):
+            shutil.copy(tiny_llava / name, folder / place / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("small", r"Input image size \(56\*56\) doesn't match model \(84\*84\)"),
+        ("words", r"token \d+ is not among its 64"),
+    ],
+)
+@pytest.mark.parametrize("command", ["generate", "compare", ("tune", "--retention", 0.5)])
+def test_a_processor_of_another_model_ends_in_one_line_that_names_both(run, mixed_up, picture, command, place, why):
+    command, *flags = (command,) if isinstance(command, str) else command
+    code, out, err = run(command, picture, *QUESTION[:2], *flags, "--model", mixed_up / place)
+    assert (code, out) == (1, "")
+    both = rf"\(LlavaProcessor\) does not fit its model \(LlavaForConditionalGeneration\): {why}"
+    assert re.search(rf"^foveate: The processor of .*{place} {both}\. Take .*\n\Z", err, re.MULTILINE)
+
+
+def test_what_the_untouched_model_takes_is_no_misfit(ask, picture, monkeypatch):
+    def broken(*_):
+        raise ValueError("a mistake of our own")
+
+    monkeypatch.setattr("foveate.cli.setup.Setup.cost", broken)
+    with pytest.raises(ValueError, match="a mistake of our own"):
+        ask("generate", picture)
+
+
+@pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash_attn is there")
+def test_a_kernel_that_is_not_installed_ends_in_one_line(run):
+    code, out, err = run("generate", "--attention", "flash_attention_2")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "the package for FlashAttention2 doesn't seem to be installed. Install it, or take another" in err
 
 
 def test_a_method_that_cannot_meet_the_budget_is_shown_with_its_floor_among_the_others(ask, picture):

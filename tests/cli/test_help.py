@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from foveate.cli.main import COMMANDS
+from foveate import __version__
+from foveate.cli.commands import COMMANDS
 
 SLOW = ("torch", "transformers", "matplotlib", "numpy", "PIL")
 
@@ -17,6 +18,13 @@ def loaded_after(program):
     )
     done = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True)
     return done.stdout.splitlines()[-1]
+
+
+def test_the_version_is_printed_and_nothing_slow_is_loaded_for_it():
+    slow = {*SLOW, "rich", "tyro"}
+    report = f"import sys; from foveate import cli; cli.main(['--version']); print({slow} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True)
+    assert done.stdout == f"foveate {__version__}\nset()\n"
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import importlib
 import json
 
 import pytest
@@ -32,6 +33,17 @@ def test_a_record_is_found_written_and_run(run, tiny_llava, pictures, tmp_path):
     assert json.loads(said)["setting"] == record["method"]
     code, _, err = run("generate", pictures[0], "--prompt", QUESTION, "--method", out, "--budget", 9)
     assert (code, "brings its own budget" in err) == (2, True)
+
+
+def test_a_budget_that_is_not_met_is_said_not_to_be(run, tiny_llava, pictures, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("foveate.tune.thresholds"), "STEPS", 1)
+    shared = ("--model", tiny_llava, "--retention", 0.5, *WHOLE)
+    code, out, err = run("tune", *pictures, "--prompt", QUESTION, *shared)
+    assert code == 0
+    assert "(50.0% asked for and not met; 2 steps)" in " ".join(out.split())
+    assert "foveate: No setting was found with which these samples keep 50.00%" in err
+    code, out, _ = run("tune", *pictures, "--prompt", QUESTION, *shared, "--json")
+    assert (code, json.loads(out)["met"]) == (0, False)
 
 
 def test_samples_may_come_from_a_file_with_a_question_each(run, tiny_llava, pictures, tmp_path):

@@ -1,6 +1,7 @@
 """Video files on the command line, on a model that reads pictures only; others: tests/with_torchvision."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -51,7 +52,9 @@ def test_those_frames_are_the_files_own(ask, clip, tmp_path):
 
 
 def test_three_frames_if_nothing_is_said(ask, clip):
-    told = json.loads(ask("generate", clip, "--json")[1])
+    _, out, err = ask("generate", clip, "--json")
+    told = json.loads(out)
+    assert err == f"foveate: this model reads no videos: of the 30 frames read of {clip}, 3 go in as pictures.\n"
     assert told["vision_tokens"] == [36] * 3
     assert told["videos"][0]["seconds"] == pytest.approx([0.5, 1.5, 2.5], abs=0.11)
 
@@ -129,7 +132,20 @@ def test_a_damaged_video_is_a_note_and_no_warning(ask, clip, tmp_path):
     assert code == 0
     first, second = err.splitlines()
     assert first.startswith(f"foveate: {path} breaks off after")
-    assert "this model reads no videos" in second
+    assert second == f"foveate: this model reads no videos: the 2 frames of {path} go in as pictures."
+
+
+def test_of_a_damaged_video_both_are_said_how_many_frames_were_read_and_how_many_are_used(ask, tmp_path):
+    pieces = film(tmp_path / "whole.mp4", 200, gop=200, options={"movflags": "faststart"}).read_bytes()
+    (path := tmp_path / "short.mp4").write_bytes(pieces[: len(pieces) * 6 // 10])
+    code, out, err = ask("generate", path, "--json")
+    assert code == 0
+    first, second = err.splitlines()
+    read = re.search(r": (\d+) of 32 frames could be read", first)[1]
+    assert second == f"foveate: this model reads no videos: of the {read} frames read of {path}, 3 go in as pictures."
+    [told] = json.loads(out)["videos"]
+    assert told["frames"] == 3
+    assert told["note"] == f"{first.removeprefix('foveate: ')} 3 of those read are used."
 
 
 def test_without_pyav_the_extra_is_named(ask, clip, monkeypatch):

@@ -7,12 +7,10 @@ import torch
 import transformers
 
 import foveate as fv
-from tests import oracle
 from tests.families import test_mistral3 as mistral3
-from tests.invariants.references import reference
+from tests.invariants.references import check_recomputed
 from tests.invariants.settings import EXAMPLES
-from tests.invariants.test_oracle import BANNED
-from tests.models import ENCODES_FIRST, IMAGE, batch, generate, made_of
+from tests.models import ENCODES_FIRST, IMAGE, batch, made_of
 from tests.tiny import CLIP, TEXT
 
 pytestmark = pytest.mark.skipif(not ENCODES_FIRST, reason="of older versions only the usual decoders are tested")
@@ -97,14 +95,7 @@ def ministral(learnt):
     [("v2drop-0", 8), ("averagepool-0", 8), ("visiondrop-3", 8), ("visiondrop-0", 4096), ("mustdrop-0", 4096)],
 )
 def test_ministral_gets_the_positions_it_scales_queries_by(name, learnt):
-    model, inputs, method = ministral(learnt), batch("mistral3", ["titit"]), EXAMPLES[name]
-    with fv.drop(model, method) as trace:
-        out = generate(model, inputs)
-    told = reference(method, "mistral3", model, inputs, trace)
-    tokens, logits, kept = oracle.greedy(model, inputs, 6, banned=BANNED, **told)
-    assert out.sequences[0, inputs["input_ids"].shape[1] :].tolist() == tokens
-    torch.testing.assert_close(torch.cat(out.logits), logits, **CLOSE)
-    assert kept == {stage.layer: stage.origin[0].tolist() for stage in trace.stages if stage.where == "layer"}
+    check_recomputed(ministral(learnt), "mistral3", EXAMPLES[name], batch("mistral3", ["titit"]))
 
 
 def test_ministrals_scaled_queries_are_not_scored():

@@ -1,6 +1,7 @@
 """Gemma 3's tiny model, with a window shorter than its prompts."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import foveate as fv
 from foveate.core.grid import coarser
 from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
+from tests import others
 from tests.tiny import IMAGE, TEXT, Tiny, squares
 
 WINDOW = 20
@@ -51,6 +53,28 @@ def window(layer: int) -> int | None:
 
 
 TINY = Tiny(config, "Gemma3ForConditionalGeneration", squares, extra=types, from_start=True, sees=sees, window=window)
+
+
+def other_config() -> Any:
+    """Five local layers to a global one, as released."""
+    known = {"head_dim": 10, "query_pre_attn_scalar": 7, "sliding_window": 9}
+    return transformers.Gemma3Config(
+        text_config=transformers.Gemma3TextConfig(**others.text(7, 3, 3, 45), **known),
+        vision_config=others.siglip(2, 1, 42, 7), image_token_index=IMAGE, mm_tokens_per_image=4,
+    )  # fmt: skip
+
+
+def other_window(layer: int) -> int | None:
+    return None if layer == 5 else 9
+
+
+def other_sees(layer: int, columns: Tensor, picture: Tensor, prompt: int) -> Tensor:
+    row, key, reach = columns[:, None], columns, other_window(layer)
+    seen = (key <= row) | ((picture[:, None] == picture) & (picture >= 0))
+    return seen if reach is None else seen & (row - key < reach)
+
+
+OTHER = replace(TINY, config=other_config, window=other_window, sees=other_sees)
 
 
 # What is special about it; tests.models is imported late, since it imports this file.

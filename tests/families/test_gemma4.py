@@ -1,5 +1,6 @@
 """Gemma 4's tiny model: pictures of any shape, videos, and a window shorter than its prompts."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from foveate.families.gemma4 import Gemma4
 from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
+from tests import others
 from tests.tiny import IMAGE, TEXT, VIDEO, Picture, Tiny, qwen_types
 
 WINDOW = 14
@@ -89,6 +91,59 @@ TINY = Tiny(
     from_start=True,
     sees=sees,
     window=window,
+)
+
+
+def other_config() -> Any:
+    known = {
+        "head_dim": 12, "global_head_dim": 8, "num_global_key_value_heads": 2, "attention_k_eq_v": False,
+        "sliding_window": 6, "hidden_size_per_layer_input": 0, "use_bidirectional_attention": None,
+        "enable_moe_block": True, "num_experts": 5, "top_k_experts": 2, "moe_intermediate_size": 20,
+        "layer_types": [GLOBAL, LOCAL, LOCAL, GLOBAL],
+    }  # fmt: skip
+    return transformers.Gemma4Config(
+        text_config=transformers.Gemma4TextConfig(**others.text(4, 2, 2, 28), **known),
+        vision_config=transformers.Gemma4VisionConfig(
+            hidden_size=24, intermediate_size=20, num_hidden_layers=2, num_attention_heads=3, num_key_value_heads=3,
+            head_dim=8, patch_size=2, pooling_kernel_size=3, position_embedding_size=16, initializer_range=0.2,
+        ),
+        image_token_id=IMAGE, video_token_id=VIDEO,
+    )  # fmt: skip
+
+
+def other_window(layer: int) -> int | None:
+    return 6 if layer in (1, 2) else None
+
+
+def other_patches(sizes: list[tuple[int, int]], rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Patches of pictures of so many rows and columns of tokens, padded, and where they are."""
+    pixels, places = torch.zeros(len(sizes), 108, 12), torch.full((len(sizes), 108, 2), -1)
+    for index, (rows, columns) in enumerate(sizes):
+        y, x = torch.meshgrid(torch.arange(3 * rows), torch.arange(3 * columns), indexing="ij")
+        places[index, : x.numel()] = torch.stack((x, y), dim=-1).view(-1, 2)
+        pixels[index, : x.numel()] = torch.rand(x.numel(), 12, generator=rng)
+    return pixels, places
+
+
+def other_pictures(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
+    made = [other_patches([[(3, 4), (1, 1), (2, 5)][index % 3]], rng) for index in range(count)]
+    return [{"pixel_values": pixels, "image_position_ids": places} for pixels, places in made]
+
+
+def other_videos(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
+    """Of four frames."""
+    made = [other_patches([(1, 3)] * 4, rng) for _ in range(count)]
+    names = "pixel_values_videos", "video_position_ids", "num_frames_per_video"
+    return [dict(zip(names, (*pair, torch.tensor([4])), strict=True)) for pair in made]
+
+
+OTHER = replace(
+    TINY,
+    config=other_config,
+    pictures=other_pictures,
+    videos=other_videos,
+    window=other_window,
+    sees=others.behind(other_window),
 )
 
 

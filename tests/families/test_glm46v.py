@@ -1,10 +1,12 @@
 """GLM-4.6V's tiny model."""
 
+from dataclasses import replace
 from typing import Any
 
 import transformers
 
-from tests.families.test_glm4v import TOKENS, VISION, ids, types
+from tests import others
+from tests.families.test_glm4v import TOKENS, VISION, ids, other_vision, types
 from tests.families.test_glm4v_moe import MIXTURE
 from tests.tiny import TEXT, Tiny, qwen_frames, qwen_patches
 
@@ -19,3 +21,16 @@ def config() -> Any:
 TINY = Tiny(
     config, "Glm46VForConditionalGeneration", qwen_patches, qwen_frames, ids=ids, extra=types, mrope=True, apart=True
 )
+
+
+def other_config() -> Any:
+    """With a dense decoder."""
+    known = {"model_type": "glm4v_text", "rope_parameters": others.mrope(2, 1, 1, partial_rotary_factor=1.0)}
+    return transformers.Glm46VConfig(
+        text_config=others.text(5, 4, 2, 32, **known),
+        vision_config=other_vision(32, 2, model_type="glm4v_vision"),
+        **TOKENS,
+    )
+
+
+OTHER = replace(TINY, config=other_config, pictures=others.grids, videos=others.clips)

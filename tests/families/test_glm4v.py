@@ -1,5 +1,6 @@
 """GLM-4.1V's tiny model, and its videos, whose placeholders are those of images."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import transformers
 from torch import Tensor
 
 import foveate as fv
+from tests import others
 from tests.tiny import IMAGE, TEXT, VISION_START, Picture, Tiny, after_start, qwen_frames, qwen_patches
 
 VIDEO_START, VIDEO_END = 90, 95
@@ -47,23 +49,33 @@ TINY = Tiny(
 )
 
 
+def other_vision(width: int, merge: int, **more: Any) -> dict[str, Any]:
+    return {
+        "depth": 3, "hidden_size": 24, "out_hidden_size": width, "num_heads": 3, "intermediate_size": 20,
+        "image_size": 30, "patch_size": 6, "spatial_merge_size": merge, "temporal_patch_size": 1, **more,
+    }  # fmt: skip
+
+
+def other_config() -> Any:
+    rope = others.mrope(1, 1, 0, partial_rotary_factor=0.5)
+    return transformers.Glm4vConfig(
+        text_config=others.text(7, 3, 3, 24, rope_parameters=rope), vision_config=other_vision(24, 3), **TOKENS
+    )
+
+
+OTHER = replace(TINY, config=other_config, pictures=others.grids, videos=others.clips)
+
+
 @pytest.mark.parametrize(
     "method",
     [fv.V2Drop(layers=(1, 3), keep=(0.5, 0.4), scope="image"), fv.AveragePool(keep=0.4)],
     ids=lambda one: one.name,
 )
 def test_a_batch_of_videos_is_its_samples_run_alone(method):
-    from tests.models import batch, generate, tiny
+    from tests.invariants.alone import check_alone
+    from tests.models import tiny
 
-    model, words = tiny("glm4v"), ("tvt", "tvtvt", "ttt")
-    with fv.drop(model, method) as trace:
-        together = generate(model, batch("glm4v", words))
-    assert trace.vision_tokens == [12, 24, 0]
-    for index, word in enumerate(words):
-        with fv.drop(model, method) as alone:
-            single = generate(model, batch("glm4v", [word]))
-        assert torch.equal(together.sequences[index, -6:], single.sequences[0, -6:])
-        assert alone.tokens[0] == trace.tokens[index]
+    check_alone(tiny("glm4v"), "glm4v", method, ("tvt", "tvtvt", "ttt"))
 
 
 def test_transformers_takes_images_or_videos_in_one_call():

@@ -1,10 +1,12 @@
 """GLM-4.5V's tiny model."""
 
+from dataclasses import replace
 from typing import Any
 
 import transformers
 
-from tests.families.test_glm4v import TOKENS, VISION, ids, types
+from tests import others
+from tests.families.test_glm4v import TOKENS, VISION, ids, other_vision, types
 from tests.tiny import TEXT, Tiny, qwen_frames, qwen_patches
 
 MIXTURE = {
@@ -23,3 +25,19 @@ def config() -> Any:
 TINY = Tiny(
     config, "Glm4vMoeForConditionalGeneration", qwen_patches, qwen_frames, ids=ids, extra=types, mrope=True, apart=True
 )
+
+
+def other_config() -> Any:
+    experts = {
+        "n_routed_experts": 3, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 12,
+        "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0, "head_dim": 12,
+    }  # fmt: skip
+    rope = others.mrope(3, 2, 1, partial_rotary_factor=1.0)
+    return transformers.Glm4vMoeConfig(
+        text_config=others.text(3, 3, 1, 20, **experts, rope_parameters=rope),
+        vision_config=other_vision(20, 1),
+        **TOKENS,
+    )
+
+
+OTHER = replace(TINY, config=other_config, pictures=others.grids, videos=others.clips)

@@ -1,5 +1,6 @@
 """InternVL3: its tiny model, and what is special: tiles of an image are told by the prompt, a CLS, pixel shuffle."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from foveate.core.grid import grids_of
 from foveate.families._tiles import blocks, mosaic
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
-from tests import models
+from tests import models, others
 from tests.tiny import IMAGE, TEXT, Frames, Picture, Tiny
 
 
@@ -47,6 +48,38 @@ def wrapped(picture: Picture, length: int) -> Tensor:
 
 
 TINY = Tiny(config, "InternVLForConditionalGeneration", tiles, frames, wrapped)
+
+
+def other_config() -> Any:
+    """Four by four patches a token."""
+    vision = {
+        **others.tower(4, 3, 48, 6), "patch_size": [6, 6], "image_size": [48, 48], "use_qk_norm": True,
+        "norm_type": "rms_norm", "attention_bias": True,
+    }  # fmt: skip
+    del vision["projection_dim"]
+    return transformers.InternVLConfig(
+        text_config=transformers.LlamaConfig(**others.text(7, 4, 1, 20), head_dim=8), vision_config=vision,
+        image_token_id=IMAGE, image_seq_length=4, downsample_ratio=0.25, vision_feature_layer=-2,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+def other_tiles(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
+    """A single tile, six and the whole, one and the whole."""
+    return [{"pixel_values": torch.randn([1, 7, 2][at % 3], 3, 48, 48, generator=rng)} for at in range(count)]
+
+
+def other_frames(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
+    return [Frames(pixel_values=torch.randn(4, 3, 48, 48, generator=rng)) for _ in range(count)]
+
+
+def other_wrapped(picture: Picture, length: int) -> Tensor:
+    if isinstance(picture, Frames):
+        return torch.tensor([5, 6, 7, 93, *[IMAGE] * 4, 94] * (length // 4))
+    return torch.tensor([93, *[IMAGE] * length, 94])
+
+
+OTHER = replace(TINY, config=other_config, pictures=other_tiles, videos=other_frames, ids=other_wrapped)
 TOWER = VisionDrop(dominant=14, contextual=3, layer_list=(2,), image_token_list=((9, 2),), reference=25)
 
 

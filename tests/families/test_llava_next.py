@@ -1,10 +1,12 @@
 """LLaVA-NeXT's tiny model."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import transformers
 
+from tests import others
 from tests.tiny import CLIP, IMAGE, TEXT, Picture, Tiny
 
 
@@ -26,3 +28,16 @@ def tiles(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
 
 
 TINY = Tiny(config, "LlavaNextForConditionalGeneration", tiles)
+
+
+def other_config() -> Any:
+    return transformers.LlavaNextConfig(
+        text_config=transformers.MistralConfig(**others.text(5, 3, 3, 48), head_dim=10, sliding_window=17),
+        vision_config=transformers.CLIPVisionConfig(**others.tower(4, 1, 36, 9)), image_token_index=IMAGE,
+        vision_feature_layer=[-2, 1], image_grid_pinpoints=[[72, 108], [108, 72], [36, 36], [36, 144]],
+    )  # fmt: skip
+
+
+OTHER = replace(
+    TINY, config=other_config, pictures=others.tiles, window=lambda layer: 17, sees=others.behind(lambda layer: 17)
+)

@@ -1,10 +1,12 @@
 """LLaVA-OneVision's tiny model."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import transformers
 
+from tests import others
 from tests.tiny import CLIP, IMAGE, TEXT, VIDEO, Picture, Tiny
 
 
@@ -31,3 +33,14 @@ def frames(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
 
 
 TINY = Tiny(config, "LlavaOnevisionForConditionalGeneration", tiles, frames)
+
+
+def other_config() -> Any:
+    return transformers.LlavaOnevisionConfig(
+        text_config=transformers.Qwen2Config(**others.text(9, 2, 2, 28)), vision_config=others.siglip(4, 1, 42, 14),
+        image_token_index=IMAGE, video_token_index=VIDEO, vision_feature_layer=-2, vision_aspect_ratio="anyres_max_2",
+        image_grid_pinpoints=[[42, 126], [126, 126], [84, 42]],
+    )  # fmt: skip
+
+
+OTHER = replace(TINY, config=other_config, pictures=others.tiles, videos=others.frames(4))

@@ -10,12 +10,12 @@ import foveate as fv
 from tests import oracle
 from tests.families import test_llava_next as llava_next
 from tests.families import test_paligemma as paligemma
-from tests.invariants.references import reference
+from tests.invariants.alone import check_alone
+from tests.invariants.references import check_recomputed, reference
 from tests.invariants.settings import EXAMPLES
 from tests.models import ENCODES_FIRST, IMAGE, MIXED, TEXT, batch, generate, made_of, tiny
 
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
-BANNED = {IMAGE, 92, 93, 94}
 WINDOW = 20
 KINDS = ("sliding_attention", "full_attention") * 3
 NAMES = [name for name in EXAMPLES if name.rsplit("-", 1)[0] in ("v2drop", "visiondrop", "mustdrop", "averagepool")]
@@ -55,33 +55,16 @@ WINDOWED = pytest.mark.parametrize("family", ["llava_next", "paligemma"])
 @WINDOWED
 @pytest.mark.parametrize("name", NAMES)
 def test_cached_generation_with_windows_is_the_recompute(name, family):
-    (model, sees), method = model_of(family), EXAMPLES[name]
-    inputs = batch(family, ["titit"])
-    with fv.drop(model, method) as trace:
-        out = generate(model, inputs, new_tokens=8)
+    (model, sees), inputs = model_of(family), batch(family, ["titit"])
     assert inputs["input_ids"].shape[1] > WINDOW
-    told = reference(method, family, model, inputs, trace)
-    tokens, logits, kept = oracle.greedy(model, inputs, 8, banned=BANNED, sees=sees, **told)
-    assert out.sequences[0, inputs["input_ids"].shape[1] :].tolist() == tokens
-    torch.testing.assert_close(torch.cat(out.logits), logits, **CLOSE)
-    assert kept == {stage.layer: stage.origin[0].tolist() for stage in trace.stages if stage.where == "layer"}
+    check_recomputed(model, family, EXAMPLES[name], inputs, new_tokens=8, sees=sees, **CLOSE)
 
 
 @WINDOWED
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_with_windows_is_its_samples_run_alone(name, family):
     model, _ = model_of(family)
-    with fv.drop(model, EXAMPLES[name]) as together:
-        out = generate(model, batch(family, MIXED))
-    start = batch(family, MIXED)["input_ids"].shape[1]
-    for index, word in enumerate(MIXED):
-        one = batch(family, [word])
-        with fv.drop(model, EXAMPLES[name]) as alone:
-            single = generate(model, one)
-        assert torch.equal(out.sequences[index, start:], single.sequences[0, one["input_ids"].shape[1] :])
-        for a, b in zip(out.logits, single.logits, strict=True):
-            torch.testing.assert_close(a[index], b[0], **CLOSE)
-        assert together.retention[index] == alone.retention[0]
+    check_alone(model, family, EXAMPLES[name], MIXED, **CLOSE)
 
 
 @WINDOWED
@@ -149,14 +132,9 @@ def test_a_suffix_to_train_on_is_causal(name, attention):
 @pytest.mark.parametrize("name", ["v2drop-0", "visiondrop-0", "mustdrop-0"])
 def test_a_prompt_without_types_is_seen_both_ways_by_a_kernel_without_a_mask(name):
     """transformers gives SDPA none then, and Gemma's layers here are not causal."""
-    model, inputs, method = tiny("paligemma"), batch("paligemma", ["titit"]), EXAMPLES[name]
+    inputs = batch("paligemma", ["titit"])
     del inputs["token_type_ids"]
-    with fv.drop(model, method) as trace:
-        out = generate(model, inputs)
-    told = reference(method, "paligemma", model, inputs, trace)
-    tokens, logits, _ = oracle.greedy(model, inputs, 6, banned=BANNED, **told)
-    assert out.sequences[0, inputs["input_ids"].shape[1] :].tolist() == tokens
-    torch.testing.assert_close(torch.cat(out.logits), logits, **CLOSE)
+    check_recomputed(tiny("paligemma"), "paligemma", EXAMPLES[name], inputs, **CLOSE)
 
 
 def test_the_count_of_a_picture_is_known_to_a_budget():

@@ -1,5 +1,6 @@
 """Mistral 3: its tiny model, and what is special: any picture size, padded in a batch, and breaks between rows."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from foveate.core.grid import grids_of
 from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
-from tests import models
+from tests import models, others
+from tests.families.shown import Shown
 from tests.tiny import IMAGE, TEXT, Picture, Tiny
 
 BREAK, END = 93, 94
@@ -47,20 +49,38 @@ def rows(picture: Picture, length: int) -> Tensor:
 
 
 TINY = Tiny(config, "Mistral3ForConditionalGeneration", padded, ids=rows)
+
+
+def other_config() -> Any:
+    vision = transformers.PixtralVisionConfig(
+        hidden_size=24, intermediate_size=20, num_hidden_layers=4, num_attention_heads=3, patch_size=6, image_size=90,
+        initializer_range=0.2,
+    )  # fmt: skip
+    return transformers.Mistral3Config(
+        text_config=transformers.MistralConfig(**others.text(7, 5, 1, 30), head_dim=6, sliding_window=None),
+        vision_config=vision, image_token_index=IMAGE, spatial_merge_size=3, vision_feature_layer=-2,
+        multimodal_projector_bias=True,
+    )  # fmt: skip
+
+
+def other_pictures(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
+    """Pictures of several sizes on grounds of one."""
+    sizes = torch.tensor([[36, 72], [18, 54], [90, 36]])[torch.arange(count) % 3]
+    pixels = torch.randn(count, 3, 90, 90, generator=rng)
+    for one, (height, width) in zip(pixels, sizes.tolist(), strict=True):
+        one[:, height:], one[:, :, width:] = 0, 0
+    return [{"pixel_values": one[None], "image_sizes": size[None]} for one, size in zip(pixels, sizes, strict=True)]
+
+
+def other_rows(picture: Picture, length: int) -> Tensor:
+    """A break behind each row, an end behind the last."""
+    height, width = (picture["image_sizes"][0] // 18).tolist()
+    return torch.tensor([*([*[IMAGE] * width, 93] * height)[:-1], 94])
+
+
+OTHER = replace(TINY, config=other_config, pictures=other_pictures, ids=other_rows)
 TOWER = VisionDrop(dominant=14, contextual=3, layer_list=(2,), image_token_list=((9, 2),), reference=25)
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
-
-
-class Shown:
-    """A reducer that keeps what it is shown."""
-
-    early = False
-
-    def __init__(self):
-        self.views = []
-
-    def reduce(self, view):
-        self.views.append(view)
 
 
 def test_a_tokens_score_is_the_mean_attention_its_patches_receive_within_their_picture():

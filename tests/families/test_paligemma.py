@@ -1,11 +1,13 @@
 """PaliGemma's tiny model."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
 
+from tests import others
 from tests.tiny import CLIP, IMAGE, TEXT, Tiny, squares
 
 
@@ -31,3 +33,14 @@ def sees(layer: int, columns: Tensor, picture: Tensor, prompt: int, turn: int = 
 
 
 TINY = Tiny(config, "PaliGemmaForConditionalGeneration", squares, extra=types, from_start=True, sees=sees, prefix=True)
+
+
+def other_config() -> Any:
+    return transformers.PaliGemmaConfig(
+        text_config=transformers.GemmaConfig(**others.text(4, 3, 1, 20), head_dim=6),
+        vision_config=others.siglip(2, 3, 40, 10),
+        image_token_index=IMAGE, projection_dim=20, hidden_size=20,
+    )  # fmt: skip
+
+
+OTHER = replace(TINY, config=other_config)

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 import foveate as fv
 from foveate.registry import family_for
+from tests import others
+from tests.families.shown import Shown
 from tests.tiny import (
     IMAGE,
     TEXT,
@@ -48,6 +51,26 @@ TINY = Tiny(
     config, "Qwen2_5_VLForConditionalGeneration", qwen_patches, videos, after_start, extra=qwen_types, mrope=True
 )
 
+
+def other_config() -> Any:
+    """Windows of 2 x 2 tokens, a patch each, and one block of four that looks at all."""
+    return transformers.Qwen2_5_VLConfig(
+        text_config=others.text(5, 2, 2, 24, rope_parameters=others.mrope(2, 3, 1)),
+        vision_config={
+            "depth": 4, "hidden_size": 8, "out_hidden_size": 24, "num_heads": 1, "intermediate_size": 20,
+            "fullatt_block_indexes": [1], "window_size": 12, "patch_size": 6, "spatial_merge_size": 1,
+            "tokens_per_second": 4,
+        },
+        **others.QWEN,
+    )  # fmt: skip
+
+
+def other_videos(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
+    return [{**one, "second_per_grid_ts": torch.tensor([0.5])} for one in others.clips(config, count, rng)]
+
+
+OTHER = replace(TINY, config=other_config, pictures=others.grids, videos=other_videos)
+
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 GRIDS = {"images": [[1, 4, 6], [1, 8, 10]], "videos": [[3, 4, 6], [2, 6, 6]]}
 
@@ -57,18 +80,6 @@ def model() -> Any:
     from tests.models import tiny  # which imports this module
 
     return tiny("qwen2_5_vl")
-
-
-class Shown:
-    """A reducer that keeps what it is shown."""
-
-    early = False
-
-    def __init__(self):
-        self.views = []
-
-    def reduce(self, view):
-        self.views.append(view)
 
 
 def shown(model, modality, given):

@@ -1,5 +1,6 @@
 """Qwen3.5's tiny model, and its layers that carry a state in the place of attention."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,8 +9,8 @@ import transformers
 from transformers import DynamicCache
 
 import foveate as fv
-from tests import oracle
-from tests.families.test_qwen3_vl import ids
+from tests import oracle, others
+from tests.families.test_qwen3_vl import ids, other_vision
 from tests.tiny import IMAGE, TEXT, VIDEO, VISION_START, Tiny, qwen_frames, qwen_patches, qwen_types
 
 
@@ -37,6 +38,28 @@ TINY = Tiny(
     config, "Qwen3_5ForConditionalGeneration", qwen_patches, qwen_frames, ids=ids, extra=qwen_types, mrope=True,
     recurrent=(0, 5),
 )  # fmt: skip
+
+
+def other_states(depth: int, heads: int, keys: int, width: int, **more: Any) -> dict[str, Any]:
+    """Settings of a decoder with states: three key heads, six value heads, all of other sizes."""
+    known = {
+        "linear_num_key_heads": 3, "linear_num_value_heads": 6, "linear_key_head_dim": 4, "linear_value_head_dim": 10,
+        "linear_conv_kernel_dim": 2, "head_dim": 24, **more,
+    }  # fmt: skip
+    return others.text(depth, heads, keys, width, **known)
+
+
+def other_config() -> Any:
+    rope = others.mrope(1, 1, 1, mrope_interleaved=True, partial_rotary_factor=0.25)
+    linear, full = "linear_attention", "full_attention"
+    kinds = [linear, linear, full, linear, full, full, linear]
+    return transformers.Qwen3_5Config(
+        text_config=other_states(7, 3, 1, 20, rope_parameters=rope, layer_types=kinds),
+        vision_config=other_vision(20, 3), **others.QWEN,
+    )  # fmt: skip
+
+
+OTHER = replace(TINY, config=other_config, pictures=others.grids, videos=others.clips, recurrent=(0, 1, 3, 6))
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
 
 

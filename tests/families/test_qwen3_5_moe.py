@@ -1,10 +1,13 @@
 """Qwen3.5-MoE's tiny model."""
 
+from dataclasses import replace
 from typing import Any
 
 import transformers
 
-from tests.families.test_qwen3_vl import ids
+from tests import others
+from tests.families.test_qwen3_5 import other_states
+from tests.families.test_qwen3_vl import ids, other_vision
 from tests.tiny import IMAGE, TEXT, VIDEO, VISION_START, Tiny, qwen_frames, qwen_patches, qwen_types
 
 
@@ -34,3 +37,17 @@ TINY = Tiny(
     config, "Qwen3_5MoeForConditionalGeneration", qwen_patches, qwen_frames, ids=ids, extra=qwen_types, mrope=True,
     recurrent=(0, 5),
 )  # fmt: skip
+
+
+def other_config() -> Any:
+    linear, full = "linear_attention", "full_attention"
+    experts = {"num_experts": 3, "num_experts_per_tok": 1, "moe_intermediate_size": 12}
+    rope = others.mrope(4, 4, 4, mrope_interleaved=True, partial_rotary_factor=1.0)
+    more = {**experts, "shared_expert_intermediate_size": 8, "rope_parameters": rope}
+    return transformers.Qwen3_5MoeConfig(
+        text_config=other_states(4, 2, 2, 28, **more, layer_types=[full, linear, full, full]),
+        vision_config=other_vision(28, 1), **others.QWEN,
+    )  # fmt: skip
+
+
+OTHER = replace(TINY, config=other_config, pictures=others.grids, videos=others.clips, recurrent=(1,))

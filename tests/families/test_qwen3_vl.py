@@ -1,11 +1,13 @@
 """Qwen3-VL's tiny model."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
 
+from tests import others
 from tests.tiny import (
     IMAGE,
     TEXT,
@@ -43,3 +45,22 @@ def ids(picture: Picture, length: int) -> Tensor:
 
 
 TINY = Tiny(config, "Qwen3VLForConditionalGeneration", qwen_patches, qwen_frames, ids=ids, extra=qwen_types, mrope=True)
+
+
+def other_vision(width: int, merge: int, **more: Any) -> dict[str, Any]:
+    return {
+        "depth": 4, "hidden_size": 24, "out_hidden_size": width, "num_heads": 3, "intermediate_size": 20,
+        "num_position_embeddings": 25, "patch_size": 6, "spatial_merge_size": merge, "temporal_patch_size": 1, **more,
+    }  # fmt: skip
+
+
+def other_config() -> Any:
+    """The second layer but one of the tower alone is added, to the first of the decoder."""
+    rope = others.mrope(3, 2, 1, mrope_interleaved=True)
+    return transformers.Qwen3VLConfig(
+        text_config=others.text(7, 3, 3, 20, head_dim=12, rope_parameters=rope),
+        vision_config=other_vision(20, 3, deepstack_visual_indexes=[2]), **others.QWEN,
+    )  # fmt: skip
+
+
+OTHER = replace(TINY, config=other_config, pictures=others.grids, videos=others.clips)

@@ -1,5 +1,6 @@
 """Qwen3-VL-MoE's tiny model."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 import transformers
 
 import foveate as fv
-from tests.families.test_qwen3_vl import ids
+from tests import others
+from tests.families.test_qwen3_vl import ids, other_vision
 from tests.tiny import IMAGE, TEXT, VIDEO, VISION_START, Tiny, qwen_frames, qwen_patches, qwen_types
 
 
@@ -29,6 +31,18 @@ def config() -> Any:
 TINY = Tiny(
     config, "Qwen3VLMoeForConditionalGeneration", qwen_patches, qwen_frames, ids=ids, extra=qwen_types, mrope=True
 )
+
+
+def other_config() -> Any:
+    experts = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 12, "decoder_sparse_step": 2}
+    rope = others.mrope(2, 1, 1, mrope_interleaved=True)
+    return transformers.Qwen3VLMoeConfig(
+        text_config=others.text(3, 4, 2, 28, head_dim=8, rope_parameters=rope, **experts),
+        vision_config=other_vision(28, 1, deepstack_visual_indexes=[0, 3]), **others.QWEN,
+    )  # fmt: skip
+
+
+OTHER = replace(TINY, config=other_config, pictures=others.grids, videos=others.clips)
 
 
 def test_router_logits_are_of_whole_prompts_alone():

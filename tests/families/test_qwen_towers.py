@@ -7,7 +7,7 @@ import torch
 
 import foveate as fv
 from foveate.registry import family_for
-from tests.families.test_qwen2_5_vl import Shown
+from tests.families.shown import Shown
 from tests.models import QWENS, batch, given, tiny, with_video
 
 

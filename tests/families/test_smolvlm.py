@@ -1,6 +1,7 @@
 """SmolVLM: its tiny model, and what is special: tiles with tags between them, samples padded with empty tiles."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from foveate.methods.averagepool import AveragePool
 from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
-from tests import models
+from tests import models, others
+from tests.families.shown import Shown
 from tests.tiny import IMAGE, TEXT, Frames, Picture, Tiny
 
 FENCE, WHOLE, NEWLINE = 93, 94, 95
@@ -61,6 +63,17 @@ def tagged(picture: Picture, length: int) -> Tensor:
 
 
 TINY = Tiny(config, "SmolVLMForConditionalGeneration", tiles, frames, tagged)
+
+
+def other_config() -> Any:
+    """Three by three patches a token, two by two tokens a tile."""
+    return transformers.SmolVLMConfig(
+        text_config=transformers.MistralConfig(**others.text(5, 6, 2, 24), head_dim=6, sliding_window=None),
+        vision_config=others.tower(2, 2, 36, 6), image_token_id=IMAGE, scale_factor=3,
+    )  # fmt: skip
+
+
+OTHER = replace(TINY, config=other_config, pictures=others.few_tiles, videos=others.few_frames, ids=others.tagged)
 TOWER = VisionDrop(dominant=14, contextual=3, layer_list=(2,), image_token_list=((9, 2),), reference=25)
 FAMILIES = pytest.mark.parametrize("family", ["smolvlm", "idefics3"])
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
@@ -176,22 +189,6 @@ def test_blocks_are_the_models_pixel_shuffle(family):
     connector, patches = models.tiny(family).model.connector, torch.randn(2, 6, 6, 5)
     for block in (1, 2, 3):
         assert torch.equal(blocks(patches, block), connector.pixel_shuffle(patches.flatten(1, 2), block))
-
-
-class Shown:
-    """A reducer that keeps what it is shown."""
-
-    early = False
-
-    def __init__(self, lengths):
-        self._lengths, self.views = lengths, []
-
-    def lengths(self, total):
-        assert total == sum(self._lengths)
-        return self._lengths
-
-    def reduce(self, view):
-        self.views.append(view)
 
 
 @FAMILIES

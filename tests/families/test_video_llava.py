@@ -1,11 +1,13 @@
 """Video-LLaVA's tiny model."""
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import torch
 import transformers
 
+from tests import others
 from tests.tiny import CLIP, IMAGE, TEXT, VIDEO, Picture, Tiny, squares
 
 
@@ -30,3 +32,14 @@ def frames(config: Any, count: int, rng: torch.Generator) -> list[Picture]:
 
 
 TINY = Tiny(config, "VideoLlavaForConditionalGeneration", pictures, frames)
+
+
+def other_config() -> Any:
+    return transformers.VideoLlavaConfig(
+        text_config=transformers.LlamaConfig(**others.text(8, 1, 1, 20), head_dim=14, attention_bias=True),
+        vision_config=transformers.CLIPVisionConfig(**others.tower(2, 3, 28, 7)), image_token_index=IMAGE,
+        video_token_index=VIDEO, vision_feature_layer=[1, -1],
+    )  # fmt: skip
+
+
+OTHER = replace(TINY, config=other_config, videos=others.frames(2))

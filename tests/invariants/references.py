@@ -9,7 +9,25 @@ from torch import Tensor
 import foveate as fv
 from foveate.methods.base import Method
 from tests import oracle
-from tests.models import TINY, given, is_vision
+from tests.models import IMAGE, TINY, VIDEO, generate, given, is_vision
+
+BANNED = {IMAGE, VIDEO, 93, 94}
+
+
+def check_recomputed(model, family, method, inputs, new_tokens=6, *, atol=1e-4, rtol=1e-4, **told):
+    """Greedy tokens, logits and who was left are those of the plain recompute; `told` is for it, beside `reference`.
+
+    Returns:
+        The trace, and the logits of the tokens.
+    """
+    with fv.drop(model, method) as trace:
+        out = generate(model, inputs, new_tokens)
+    told = reference(method, family, model, inputs, trace) | told
+    tokens, logits, kept = oracle.greedy(model, inputs, new_tokens, banned=BANNED, **told)
+    assert out.sequences[0, inputs["input_ids"].shape[1] :].tolist() == tokens
+    torch.testing.assert_close(torch.cat(out.logits), logits, atol=atol, rtol=rtol)
+    assert kept == {stage.layer: stage.origin[0].tolist() for stage in trace.stages if stage.where == "layer"}
+    return trace, logits
 
 
 def reference(method: Method, family: str, model: Any, inputs: dict[str, Any], trace: fv.Trace) -> dict[str, Any]:

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import foveate as fv
+from tests.invariants.alone import check_alone
 from tests.invariants.settings import ATTENTIONS, EXAMPLES, RUNS, works
-from tests.models import DEPTH, FAMILIES, TINY, batch, generate, is_vision, mixed, slots, tiny
+from tests.models import DEPTH, FAMILIES, TINY, batch, is_vision, mixed, slots, tiny
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
@@ -13,29 +14,7 @@ CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 @pytest.mark.parametrize(("name", "family", "attention"), RUNS)
 def test_a_batch_is_its_samples_run_alone(name, family, attention):
     words = [word for word in mixed(family) if works(name, family, word)]
-    model, inputs = tiny(family, attention), batch(family, words)
-    with fv.drop(model, EXAMPLES[name]) as together:
-        out = generate(model, inputs)
-    start = inputs["input_ids"].shape[1]
-    for index, word in enumerate(words):
-        one = batch(family, [word])
-        with fv.drop(model, EXAMPLES[name]) as alone:
-            single = generate(model, one)
-        assert torch.equal(out.sequences[index, start:], single.sequences[0, one["input_ids"].shape[1] :])
-        for a, b in zip(out.logits, single.logits, strict=True):
-            torch.testing.assert_close(a[index], b[0], **CLOSE)
-        assert left(together, index) == left(alone, 0)
-        assert [layer[index] for layer in together.kv_lengths] == [layer[0] for layer in alone.kv_lengths]
-        assert together.retention[index] == alone.retention[0]
-
-
-def left(trace, sample):
-    """Who was left after each stage at which anybody left."""
-    return {
-        (stage.where, stage.layer): stage.kept[sample].tolist()
-        for stage in trace.stages
-        if stage.before[sample] != stage.after[sample]
-    }
+    check_alone(tiny(family, attention), family, EXAMPLES[name], words)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,4 +1,4 @@
-"""The first four invariants on models of other configs than those everything else is tested on (tests/others.py)."""
+"""The first four invariants on models of other configs than those everything else is tested on."""
 
 import functools
 
@@ -11,11 +11,10 @@ from foveate.methods.mustdrop import MustDrop
 from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
 from tests import models, oracle
-from tests.invariants.references import reference
-from tests.invariants.test_batch import left
-from tests.invariants.test_oracle import BANNED, DEEPSTACK
-from tests.models import batch, generate, mixed, with_video
-from tests.others import OTHERS
+from tests.invariants.alone import check_alone
+from tests.invariants.references import check_recomputed
+from tests.invariants.test_oracle import DEEPSTACK
+from tests.models import OTHERS, batch, generate, mixed, with_video
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 NAMES = ("v2drop", "random", "visiondrop", "mustdrop", "budget", "averagepool", "resize")
@@ -75,30 +74,16 @@ def test_keeping_everything_is_the_untouched_model(family):
 @pytest.mark.parametrize(("name", "family", "word"), RECOMPUTED)
 def test_cached_generation_is_the_recompute(name, family, word):
     model, inputs, method = models.tiny(family), batch(family, [word]), method_for(name, family)
-    with fv.drop(model, method) as trace:
-        out = generate(model, inputs, new_tokens=3)
-    assert min(trace.latest.per_layer)[0] < trace.vision_tokens[0]
-    told = {"sees": OTHERS[family].sees} | reference(method, family, model, inputs, trace)
+    told = {"sees": OTHERS[family].sees}
     if name == "v2drop":
         told["cuts"] = {
             layer: oracle.least_changed_leave(ratio) for layer, ratio in zip(method.layers, method.keep, strict=True)
         }
-    tokens, logits, kept = oracle.greedy(model, inputs, 3, banned=BANNED, **told)
-    assert out.sequences[0, inputs["input_ids"].shape[1] :].tolist() == tokens
-    torch.testing.assert_close(torch.cat(out.logits), logits, **CLOSE)
-    assert kept == {stage.layer: stage.origin[0].tolist() for stage in trace.stages if stage.where == "layer"}
+    trace, _ = check_recomputed(model, family, method, inputs, new_tokens=3, **told)
+    assert min(trace.latest.per_layer)[0] < trace.vision_tokens[0]
 
 
 @pytest.mark.parametrize("family", OTHERS)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_is_its_samples_run_alone(name, family):
-    model, words, method = models.tiny(family), mixed(family), method_for(name, family)
-    with fv.drop(model, method) as together:
-        out = generate(model, batch(family, words), new_tokens=2)
-    for index, word in enumerate(words):
-        with fv.drop(model, method) as alone:
-            single = generate(model, batch(family, [word]), new_tokens=2)
-        for a, b in zip(out.logits, single.logits, strict=True):
-            torch.testing.assert_close(a[index], b[0], **CLOSE)
-        assert left(together, index) == left(alone, 0)
-        assert [layer[index] for layer in together.kv_lengths] == [layer[0] for layer in alone.kv_lengths]
+    check_alone(models.tiny(family), family, method_for(name, family), mixed(family), new_tokens=2)

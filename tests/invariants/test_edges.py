@@ -7,9 +7,9 @@ import torch
 
 import foveate as fv
 from tests import oracle
+from tests.invariants.alone import left
 from tests.invariants.references import reference
 from tests.invariants.settings import EXAMPLES, PAIRS, SMALLEST
-from tests.invariants.test_batch import left
 from tests.invariants.test_oracle import recomputed
 from tests.models import IMAGE, TINY, batch, features, generate, made_of, tiny
 

@@ -5,11 +5,10 @@ import torch
 
 import foveate as fv
 from tests import oracle
-from tests.invariants.references import reference
+from tests.invariants.references import check_recomputed
 from tests.invariants.settings import ATTENTIONS, EXAMPLES, PROMPT_RUNS, RUNS
-from tests.models import IMAGE, PROMPTS, TINY, VIDEO, batch, generate, slots, tiny
+from tests.models import PROMPTS, TINY, batch, generate, slots, tiny
 
-BANNED = {IMAGE, VIDEO, 93, 94}
 DEEPSTACK = {"qwen3_vl", "qwen3_vl_moe"}
 
 
@@ -24,15 +23,8 @@ CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 @pytest.mark.parametrize(("name", "family", "word", "attention"), [one for one in PROMPT_RUNS if recomputed(*one[:2])])
 def test_cached_generation_is_the_recompute(name, family, word, attention):
     model, inputs, method = tiny(family, attention), batch(family, [word]), EXAMPLES[name]
-    with fv.drop(model, method) as trace:
-        out = generate(model, inputs)
+    trace, logits = check_recomputed(model, family, method, inputs)
     assert min(trace.latest.per_layer)[0] < trace.vision_tokens[0]
-    told = reference(method, family, model, inputs, trace)
-    tokens, logits, kept = oracle.greedy(model, inputs, 6, banned=BANNED, **told)
-    assert out.sequences[0, inputs["input_ids"].shape[1] :].tolist() == tokens
-    torch.testing.assert_close(torch.cat(out.logits), logits, **CLOSE)
-    cuts = {stage.layer: stage.origin[0].tolist() for stage in trace.stages if stage.where == "layer"}
-    assert kept == cuts
     with torch.no_grad():
         untouched, _ = oracle.forward(model, inputs, torch.tensor([], dtype=torch.long), {})
     assert (untouched[0] - logits[0]).abs().max() > 0.01  # dropping is no rounding error
@@ -104,11 +96,4 @@ def test_cutting_before_the_decoder_is_a_shortened_prompt_bit_for_bit(family, wo
 @pytest.mark.parametrize(("name", "family", "attention"), [one for one in RUNS if recomputed(*one[:2])])
 def test_a_prompt_that_ends_in_an_image(name, family, attention):
     """Generation reads the last column, whose own token may have left: the last row that is left answers for it."""
-    model, inputs, method = tiny(family, attention), batch(family, ["tti"]), EXAMPLES[name]
-    count = 2
-    with fv.drop(model, method) as trace:
-        out = generate(model, inputs, new_tokens=count)
-    told = reference(method, family, model, inputs, trace)
-    tokens, logits, _ = oracle.greedy(model, inputs, count, banned=BANNED, **told)
-    assert out.sequences[0, inputs["input_ids"].shape[1] :].tolist() == tokens
-    torch.testing.assert_close(torch.cat(out.logits), logits, **CLOSE)
+    check_recomputed(tiny(family, attention), family, EXAMPLES[name], batch(family, ["tti"]), new_tokens=2)

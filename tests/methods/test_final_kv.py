@@ -5,6 +5,7 @@ import torch
 
 import foveate as fv
 from foveate.methods.final_kv import FinalKV
+from tests.invariants.alone import check_alone
 from tests.models import DEPTH, IMAGE, MIXED, batch, generate, tiny
 
 V2DROP = fv.V2Drop(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3))
@@ -56,11 +57,7 @@ def test_caches_from_the_first_layer_on_hold_the_final_tokens_and_the_prefill_is
 
 @pytest.mark.parametrize("family", ["llava", "llava_onevision", "qwen2_vl"])
 def test_a_batch_answers_as_each_of_its_samples_alone(family):
-    model, method = tiny(family), FinalKV(inner=V2DROP)
-    with fv.drop(model, method):
-        together = generate(model, batch(family, MIXED)).sequences
-        alone = [generate(model, batch(family, [word])).sequences[0, -6:] for word in MIXED]
-    assert [row[-6:].tolist() for row in together] == [row.tolist() for row in alone]
+    check_alone(tiny(family), family, FinalKV(inner=V2DROP), MIXED)
 
 
 def test_the_cost_counts_the_smaller_cache():

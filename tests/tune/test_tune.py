@@ -32,6 +32,21 @@ def test_the_setting_found_meets_the_budget_on_the_samples(target):
     assert (record.method.global_thr, record.retention) in record.steps
     assert all(abs(mean - target) >= abs(record.retention - target) for _, mean in record.steps)
 
+    assert record.to_dict()["met"]
+
+
+def test_the_nearest_of_what_one_sample_allows_is_said_not_to_meet_the_budget(tmp_path):
+    said = (
+        "No setting was found with which these samples keep 50.00%, within 1% of it; with the nearest they keep 49.33%."
+    )
+    with pytest.warns(UserWarning, match=said):
+        record = fv.tune(tiny("llava"), SAMPLES[:1], method=START, retention=0.5)
+    assert all(abs(mean - 0.5) > 0.005 for _, mean in record.steps)
+    assert not record.met
+    record.save(path := tmp_path / "one.json")
+    assert json.loads(path.read_text())["met"] is False
+    assert fv.Record.load(path) == record
+
 
 def test_more_is_dropped_the_higher_the_threshold():
     steps = sorted(fv.tune(tiny("llava"), SAMPLES, method=START, retention=0.6).steps)

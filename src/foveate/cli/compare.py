@@ -60,6 +60,7 @@ class Compare:
             from foveate.cli import report
             from foveate.cli.asking import ask
             from foveate.cli.finish import finish
+            from foveate.cli.prompt import fitting
             from foveate.cli.race import race
             from foveate.cli.setup import set_up
             from foveate.registry import methods
@@ -67,8 +68,8 @@ class Compare:
 
         names, every = (self.method, False) if self.method else (tuple(methods()), True)
         setup = set_up(self.files, self.prompt, names, self.models, self.budgets, self.videos, every=every)
-        whole = setup.cost(None)
-        with busy("Answering without dropping"):
+        with busy("Answering without dropping"), fitting(setup.loaded, setup.inputs):
+            whole = setup.cost(None)
             full = ask(setup.loaded, setup.inputs, None, self.models.max_new_tokens)
         answers = {}
         for name, method in setup.methods.items():

@@ -58,13 +58,14 @@ class Generate:
             from foveate.cli import report
             from foveate.cli.asking import ask
             from foveate.cli.finish import finish
+            from foveate.cli.prompt import fitting
             from foveate.cli.race import race
             from foveate.cli.setup import set_up
 
         setup = set_up(self.files, self.prompt, [self.method], self.models, self.budgets, self.videos)
         method = setup.methods[self.method]
-        whole = setup.cost(None)
-        with busy(f"Answering with {self.method}"):
+        with busy(f"Answering with {self.method}"), fitting(setup.loaded, setup.inputs):
+            whole = setup.cost(None)
             answer = ask(setup.loaded, setup.inputs, method, self.models.max_new_tokens)
         trace = answer.trace
         cost = setup.cost(method, trace)

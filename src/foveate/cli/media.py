@@ -67,12 +67,14 @@ def as_seen(media: Sequence[Picture | Clip], options: VideoOptions, reads_videos
     seen: list[Picture | Clip] = []
     for one in media:
         if isinstance(one, Clip):
+            read = len(one)
             one = one.thinned(FEW) if options.frames is None and options.fps is None else one
-            many = (
-                f"the {len(one)} frames of {one.path} go in as pictures"
-                if len(one) > 1
-                else (f"the one frame of {one.path} goes in as a picture")
-            )
-            note(f"this model reads no videos: {many}.")
+            if read == 1:
+                what = f"the one frame of {one.path} goes in as a picture"
+            elif len(one) == read:
+                what = f"the {read} frames of {one.path} go in as pictures"
+            else:
+                what = f"of the {read} frames read of {one.path}, {len(one)} go in as pictures"
+            note(f"this model reads no videos: {what}.")
         seen.append(one)
     return seen

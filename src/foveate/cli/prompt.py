@@ -1,18 +1,20 @@
 """A question about pictures and clips as a model wants it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
+from foveate.cli.asking import generate
 from foveate.cli.loading import Loaded
-from foveate.errors import InputError, UnsupportedError
+from foveate.errors import FoveateError, InputError, SettingError, UnsupportedError
 from foveate.eval.answering import placeholders
 from foveate.eval.prompts import Conversation, encoder
 from foveate.video import Clip
 
-__all__ = ["prepare", "reads_videos", "vision_sizes"]
+__all__ = ["fitting", "prepare", "reads_videos", "vision_sizes"]
 
 
 def reads_videos(processor: Any) -> bool:
@@ -27,7 +29,7 @@ def prepare(loaded: Loaded, media: Sequence[Image.Image | Clip], prompt: str) ->
     clip's frames go in as pictures.
 
     Raises:
-        InputError: If the processor refuses the pictures or they grow too large.
+        InputError: If the processor refuses the pictures, they grow too large, or the model lacks tokens of it.
     """
     videos = reads_videos(loaded.processor)
     parts: list[tuple[str, Any]] = []
@@ -41,7 +43,40 @@ def prepare(loaded: Loaded, media: Sequence[Image.Image | Clip], prompt: str) ->
         inputs = encoder("own")(loaded, conversation)
     except (ValueError, ZeroDivisionError, MemoryError) as error:
         raise InputError(_refusal(loaded.name, media, error)) from error
+    known = loaded.model.get_input_embeddings().num_embeddings
+    most = max({*inputs["input_ids"].flatten().tolist()} - placeholders(loaded.model.config), default=0)
+    if most >= known:
+        raise InputError(_misfit(loaded, f"token {most} is not among its {known:,}."))
     return inputs.to(loaded.model.device, dtype=loaded.model.dtype)
+
+
+@contextmanager
+def fitting(loaded: Loaded, inputs: Any) -> Iterator[None]:
+    """Where something fails and the untouched model refuses these inputs too, say that its processor is another's.
+
+    Raises:
+        InputError: If that is so; else what was raised within.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, FoveateError) and not isinstance(error, SettingError):
+            raise
+        try:
+            generate(loaded.model, inputs, 1)
+        except (ValueError, TypeError, LookupError, RuntimeError) as refusal:
+            if isinstance(refusal, RuntimeError) and type(refusal) is not RuntimeError:
+                raise error from None  # out of memory, or a kernel that cannot be compiled
+            raise InputError(_misfit(loaded, str(refusal).partition("\n")[0])) from error
+        raise
+
+
+def _misfit(loaded: Loaded, why: str) -> str:
+    kinds = type(loaded.processor).__name__, type(loaded.model).__name__
+    return (
+        f"The processor of {loaded.name} ({kinds[0]}) does not fit its model ({kinds[1]}): {why} "
+        "Take the processor's files and the weights from the same place."
+    )
 
 
 def _refusal(name: str, media: Sequence[Image.Image | Clip], error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -69,7 +70,7 @@ class Tune:
             from foveate.cli.loading import load
             from foveate.cli.outputs import write_text
             from foveate.cli.pictures import load_picture
-            from foveate.cli.prompt import prepare
+            from foveate.cli.prompt import fitting, prepare
             from foveate.cli.screen import as_json, counted, note, show, show_json
             from foveate.methods.mustdrop import MustDrop
             from foveate.registry import method
@@ -95,7 +96,8 @@ class Tune:
         if len(inputs) < FEW:
             plural = "sample gives" if len(inputs) == 1 else "samples give"
             note(f"{len(inputs)} {plural} a rough mean; {FEW} or more are better.")
-        with counted("Tuning, in steps", 12) as progress:
+        with fitting(loaded, inputs[0]), counted("Tuning, in steps", 12) as progress, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # told as a note
             record = tune(
                 loaded.model,
                 inputs,
@@ -105,6 +107,8 @@ class Tune:
                 task=self.task,
                 advance=lambda: progress.advance(progress.task_ids[0]),
             )
+        if record.note:
+            note(record.note)
         record = dataclasses.replace(record, model=loaded.name)  # no path of this machine for the embedded model
         if self.out is not None:
             write_text(self.out, as_json(record.to_dict()))
@@ -114,7 +118,8 @@ class Tune:
         return show(
             f"global_thr = {found['global_thr']:.6g}, individual_thr = {found['individual_thr']:.6g}",
             f"{record.retention:.1%} ± {record.spread:.1%} of {record.vision_tokens:.1f} vision tokens on "
-            f"{record.samples} samples ({record.target:.1%} asked for; {len(record.steps)} steps)",
+            f"{record.samples} samples ({record.target:.1%} asked for{'' if record.met else ' and not met'}; "
+            f"{len(record.steps)} steps)",
             *([f"Record: {self.out}"] if self.out is not None else []),
         )
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from foveate.errors import FoveateError, SettingError, UnknownNameError
 
-__all__ = ["DONE", "FAILED", "INTERRUPTED", "WRONG_USAGE", "UsageError", "check_budgets", "exit_code"]
+__all__ = ["DONE", "FAILED", "WRONG_USAGE", "UsageError", "check_budgets", "exit_code"]
 
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
 
 class UsageError(FoveateError):

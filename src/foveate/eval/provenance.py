@@ -6,18 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import torch
-import transformers
 
-from foveate import __version__, embedded
+from foveate import embedded
 from foveate._loading import EMBEDDED, Loaded
+from foveate._versions import versions
 
 __all__ = ["commit", "conditions", "versions"]
-
-
-def versions() -> dict[str, str]:
-    """Of foveate and of the libraries that compute."""
-    return {"foveate": __version__, "torch": torch.__version__, "transformers": str(transformers.__version__)}
 
 
 def commit() -> str | None:

@@ -13,6 +13,7 @@ from foveate.registry import method
 __all__ = ["Record"]
 
 FORMAT = "foveate tuning 1"
+WITHIN = 0.01  # of the target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +48,29 @@ class Record:
     versions: Mapping[str, str]
     date: str
 
+    @property
+    def met(self) -> bool:
+        """Whether the retention reached lies within 1 % of the target; else it is the nearest that was found."""
+        return abs(self.retention - self.target) <= WITHIN * self.target
+
+    @property
+    def note(self) -> str | None:
+        """What the user should know of a budget that was not met; None where it was."""
+        if self.met:
+            return None
+        return (
+            f"No setting was found with which these samples keep {self.target:.2%}, within {WITHIN:.0%} of it; with "
+            f"the nearest they keep {self.retention:.2%}. With more samples the mean moves in smaller steps."
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """The record as plain values."""
+        """The record as plain values, `met` among them."""
         values = {name: value for name, value in asdict(self).items() if name != "method"}
         return {
             "format": FORMAT,
             "method": self.method.to_dict(),
             **values,
+            "met": self.met,
             "steps": [list(step) for step in self.steps],
         }
 
@@ -67,6 +84,7 @@ class Record:
         values = dict(values)
         if values.pop("format", None) != FORMAT:
             raise InputError(f"This is no record of a tuning: its format is not {FORMAT!r}.")
+        values.pop("met", None)
         try:
             settings = values.pop("method")
             steps = tuple((float(gamma), float(mean)) for gamma, mean in values.pop("steps"))

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import statistics
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,16 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate import __version__
+from foveate._versions import versions
 from foveate.engine.session import drop
 from foveate.errors import BudgetError, SettingError
 from foveate.methods.base import Method, share
 from foveate.methods.mustdrop import MustDrop
-from foveate.tune.record import Record
+from foveate.tune.record import WITHIN, Record
 
 __all__ = ["default_start", "tune"]
 
-WITHIN = 0.01  # of the target
 STEPS = 24
 
 
@@ -59,6 +59,9 @@ def tune(
     Raises:
         BudgetError: If no γ reaches the budget; the message names what the samples allow.
         SettingError: If the method needs no tuning, or there is no sample.
+
+    Warns:
+        UserWarning: If no setting found meets the budget within 1 %; the record, `met` false, is then of the nearest.
     """
     start = _start(model, method)
     batches = list(samples)
@@ -89,7 +92,7 @@ def tune(
             )
         low, high = (gamma, high) if steps[-1][1] > target else (low, gamma)
     gamma, found = best
-    return Record(
+    record = Record(
         method=_with(start, gamma, kappa),
         model=_named(model),
         task=task,
@@ -100,9 +103,12 @@ def tune(
         spread=statistics.stdev(found) if len(found) > 1 else 0.0,
         vision_tokens=statistics.fmean(counts),
         steps=tuple(steps),
-        versions={"foveate": __version__, "torch": torch.__version__, "transformers": _transformers()},
+        versions=versions(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    if record.note:
+        warnings.warn(record.note, stacklevel=2)
+    return record
 
 
 def default_start(model: Any) -> MustDrop:
@@ -154,9 +160,3 @@ def _digest(batches: list[Mapping[str, Any]]) -> str:
                 found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
                 found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
-
-
-def _transformers() -> str:
-    import transformers
-
-    return str(transformers.__version__)

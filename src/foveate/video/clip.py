@@ -49,7 +49,9 @@ class Clip:
         if len(self) <= count:
             return self
         at = [(2 * part + 1) * len(self) // (2 * count) for part in range(count)]
-        return dataclasses.replace(self, frames=self.frames[at], seconds=tuple(self.seconds[index] for index in at))
+        note = self.note and f"{self.note} {count} of those read are used."
+        seconds = tuple(self.seconds[index] for index in at)
+        return dataclasses.replace(self, frames=self.frames[at], seconds=seconds, note=note)
 
     def metadata(self) -> Mapping[str, Any]:
         """What transformers' video processors want to know of frames that are sampled already (`video_metadata`).

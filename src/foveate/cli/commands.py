@@ -1,4 +1,4 @@
-"""The entry point: which subcommand, and how it ends."""
+"""Which subcommand, and how it ends."""
 
 import functools
 import operator
@@ -19,10 +19,10 @@ from foveate.cli.models import Models
 from foveate.cli.presets import Presets
 from foveate.cli.screen import note
 from foveate.cli.tune import Tune
-from foveate.cli.usage import DONE, INTERRUPTED, WRONG_USAGE, exit_code
+from foveate.cli.usage import DONE, FAILED, WRONG_USAGE, exit_code
 from foveate.errors import FoveateError
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "run"]
 
 ABOUT = """Training-free vision-token dropping for large vision-language models.
 Everything runs offline on a small embedded model unless --model names another.
@@ -31,6 +31,7 @@ Examples:
   foveate generate                                    the embedded model and its picture
   foveate generate cat.jpg --prompt "What is this?" --model llava-hf/llava-1.5-7b-hf
   foveate compare --help
+  foveate --version
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
 
@@ -48,28 +49,29 @@ COMMANDS: dict[str, type[Command]] = {
 STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `foveate` with these arguments (default: the program's own); the exit code.
+def run(arguments: list[str]) -> int:
+    """Run the subcommand that these arguments name; the exit code.
 
     Raises:
         SystemExit: With 2 from the parser for flags it does not know, with 0 after `--help`.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if said := _leftover(words):
+    if said := _leftover(arguments):
         note(said)
         return WRONG_USAGE
-    command = _parse(words)
+    command = _parse(arguments)
     try:
         command.run()
         sys.stdout.flush()
     except FoveateError as error:
         note(str(error))
         return exit_code(error)
-    except KeyboardInterrupt:
-        note("interrupted.")
-        return INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; what is left must go nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if (said := _uncompiled(error)) is None:
+            raise
+        note(said)
+        return FAILED
     return DONE
 
 
@@ -88,6 +90,17 @@ def _leftover(arguments: Sequence[str]) -> str | None:
         if flag in LEFTOVERS:
             return f"{flag} comes from the README of MustDrop's authors: {LEFTOVERS[flag]}."
     return None
+
+
+def _uncompiled(error: Exception) -> str | None:
+    """One line on a kernel that torch's compiler cannot make, such as flex_attention's for some masks on a CPU."""
+    compiler = sys.modules.get("torch._dynamo.exc")
+    if compiler is None or not isinstance(error, compiler.TorchDynamoException):
+        return None
+    return (
+        f"torch cannot compile an attention kernel here: {str(error).partition(chr(10))[0]}. "
+        "Take one that needs no compiling: --attention sdpa."
+    )
 
 
 def _parse(arguments: list[str]) -> Command:
