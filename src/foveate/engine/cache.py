@@ -1,8 +1,9 @@
 """A cache layer that stores what was kept and speaks in unpruned columns."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -185,32 +186,85 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     def _crop_base(self, end: int) -> None:
         """Remove the slots of columns from `end` on, which differ in number between samples."""
         assert self.base is not None
-        self._keep_slots((self.base < end) & (self.base >= 0))
+        stays = (self.base < end) & (self.base >= 0)
+        counts = stays.sum(dim=1).tolist()
+        self._keep_slots(_Chosen.of(self.base, 0, stays, max(counts), ragged=min(counts) < max(counts)))
         self.base_end = end
 
-    def keep(self, wanted: Tensor) -> None:
-        """Of the rows that came last, keep only these: (samples, rows) bool, in the order they came."""
-        self.base = self.columns(0, wanted.shape[0], wanted.device)
-        self.base_end, self._pruned = self.seen, True
-        wanted = wanted[:, max(0, wanted.shape[1] - self.base.shape[1]) :]  # some may be behind the window already
-        earlier = self.base[:, : self.base.shape[1] - wanted.shape[1]]
-        self._keep_slots(torch.cat((earlier >= 0, wanted & (self.base[:, earlier.shape[1] :] >= 0)), dim=1))
+    def keep(self, wanted: Tensor, counts: Sequence[int]) -> None:
+        """Of the rows that came last, keep only these.
 
-    def _keep_slots(self, stays: Tensor) -> None:
-        """Keep these slots of the base, (samples, slots) bool, and pad anew on the left."""
-        assert self.base is not None
-        counts = stays.sum(dim=1)
-        slots, longest = self.base.shape[1], int(counts.max())
-        order = torch.sort(stays.long(), dim=1, stable=True).indices[:, slots - longest :]
-        pads = torch.arange(longest, device=counts.device)[None, :] < (longest - counts)[:, None]
-        self.base = self.base.gather(1, order).masked_fill(pads, -1)
-        self.ragged = bool(pads.any())
-        picked = order[:, None, :, None].to(self.keys.device)
-        tail = slice(slots, None)
-        self.keys = torch.cat((self.keys[:, :, :slots].take_along_dim(picked, dim=2), self.keys[:, :, tail]), dim=2)
-        self.values = torch.cat(
-            (self.values[:, :, :slots].take_along_dim(picked, dim=2), self.values[:, :, tail]), dim=2
-        )
+        Layers that hold the same columns, and get the same tensor, share what is worked out.
+
+        Args:
+            wanted: (samples, rows) bool, in the order they came.
+            counts: How many of them each sample has.
+        """
+        chosen = self._chosen(wanted, counts)
+        self.base_end, self._pruned = self.seen, True
+        self._keep_slots(chosen)
+
+    def _chosen(self, wanted: Tensor, counts: Sequence[int]) -> "_Chosen":
+        known: list[tuple[tuple[Any, ...], _Chosen]] = getattr(wanted, "_foveate_chosen", [])
+        alike = self.base_end, self.seen, self.keys.shape[-2], self.ragged
+        for (base, *numbers), chosen in known:
+            if base is self.base and tuple(numbers) == alike:
+                return chosen
+        columns = self.columns(0, wanted.shape[0], wanted.device)
+        rows = min(wanted.shape[1], columns.shape[1])  # some may be behind the window already, nobody knows which
+        earlier = columns.shape[1] - rows
+        stays = wanted[:, wanted.shape[1] - rows :] & (columns[:, earlier:] >= 0)
+        most = min(rows, max(counts))
+        even = rows == wanted.shape[1] and min(counts) == most
+        chosen = _Chosen.of(columns, earlier, stays, most, ragged=not even or (earlier > 0 and self.ragged))
+        wanted._foveate_chosen = [*known, ((self.base, *alike), chosen)]  # type: ignore[attr-defined]
+        return chosen
+
+    def _keep_slots(self, chosen: "_Chosen") -> None:
+        """Keep these slots and no others."""
+        self.base, self.ragged = chosen.base, chosen.ragged
+        self.keys, self.values = chosen.of_states(self.keys), chosen.of_states(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """Which of a layer's slots stay.
+
+    Attributes:
+        base: (samples, slots) int64, their columns, −1 for a pad.
+        order: (samples, slots) int64, where they are now.
+        ragged: Whether any may be a pad.
+    """
+
+    base: Tensor
+    order: Tensor
+    ragged: bool
+
+    @classmethod
+    def of(cls, columns: Tensor, earlier: int, stays: Tensor, most: int, ragged: bool) -> Self:
+        """The `earlier` first slots as they are, and those that stay of the others, padded anew on the left.
+
+        Args:
+            columns: (samples, slots) int64, what the slots hold now.
+            earlier: How many of them stay as they are.
+            stays: (samples, other slots) bool.
+            most: The most of these that any sample has, or more.
+            ragged: Whether any slot may be a pad then.
+        """
+        rows = stays.shape[1]
+        order = torch.sort(stays.long(), dim=1, stable=True).indices[:, rows - most :]
+        pads = ~stays.gather(1, order)
+        order = order + earlier
+        if earlier:
+            first = torch.arange(earlier, device=order.device).expand(len(order), -1)
+            order, pads = torch.cat((first, order), dim=1), torch.cat((columns[:, :earlier] < 0, pads), dim=1)
+        return cls(columns.gather(1, order).masked_fill(pads, -1), order, ragged)
+
+    def of_states(self, states: Tensor) -> Tensor:
+        """Keys or values of what stays, from (samples, heads, slots, head size)."""
+        order = self.order.to(states.device)
+        samples, heads = (torch.arange(size, device=states.device) for size in states.shape[:2])
+        return states[samples[:, None, None], heads[:, None], order[:, None]]
 
 
 def _without_first(base: Tensor, count: int) -> Tensor:

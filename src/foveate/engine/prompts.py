@@ -14,6 +14,7 @@ from foveate._transformers import FeatureCall, recomputes_from_outside
 from foveate.engine.cache import PrunedLayer, check_cache, pruned_layer
 from foveate.engine.call import Call
 from foveate.engine.layers import Layers
+from foveate.engine.layout import Layout
 from foveate.engine.prompt import Item, Prompt, Sample, read_samples
 from foveate.engine.tower import encode, items_of
 from foveate.engine.trace import Prefill, Trace
@@ -261,28 +262,36 @@ class Prompts:
         layers = [index for index in asked if index < len(cache.layers) and index not in self.family.recurrent]
         if not layers or prompt.layout is None:
             return
-        final, wanted = prompt.final(), None
+        final, left = prompt.final(), _tokens_left(prompt.samples)
+        wanted: dict[tuple[int, torch.device], tuple[Tensor, list[int]]] = {}  # layouts live meanwhile
         for index in layers:
             layout = prompt.layouts[index]
             if layout is prompt.layout:
                 continue
             pruned = pruned_layer(cache, index)
-            device = pruned.keys.device
-            if layout is None:
-                wanted = final.to(device)
-                if self.layers.call.live is not None:
-                    wanted = wanted & (self.layers.call.live[:, -prompt.span :].to(device) != 0)
-            else:
-                layout = layout.on(device)
-                source = layout.source
-                wanted = final.to(device).take_along_dim(source.clamp(min=0), dim=1) & (source >= 0)
-                if layout.valid is not None:
-                    wanted = wanted & layout.valid
-            pruned.keep(wanted)
+            alike = id(layout), pruned.keys.device
+            if alike not in wanted:
+                wanted[alike] = self._wanted(prompt, layout, final.to(pruned.keys.device), left)
+            pruned.keep(*wanted[alike])
             if self._reindex:
                 rows = prompt.rows if layout is None else layout.lengths
-                pruned.shift = prompt.layout.on(device).shift(pruned.shift, rows)
+                pruned.shift = prompt.layout.on(pruned.keys.device).shift(pruned.shift, rows)
         prompt.note_cache_cut()
+
+    def _wanted(
+        self, prompt: Prompt, layout: Layout | None, final: Tensor, left: Sequence[int]
+    ) -> tuple[Tensor, list[int]]:
+        """Which rows of layers with this layout are text or left at the end, and how many: see `PrunedLayer.keep`."""
+        if layout is None:
+            live = self.layers.call.live
+            wanted = final if live is None else final & (live[:, -prompt.span :].to(final.device) != 0)
+            texts = [sample.live - len(sample.vision) for sample in prompt.samples]
+        else:
+            layout = layout.on(final.device)
+            wanted = final.take_along_dim(layout.source.clamp(min=0), dim=1) & (layout.source >= 0)
+            wanted = wanted if layout.valid is None else wanted & layout.valid
+            texts = [len(sample.text) for sample in prompt.samples]
+        return wanted, [text + tokens for text, tokens in zip(texts, left, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +315,17 @@ class _Each(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         return self._ask(self._items[index])
+
+
+def _tokens_left(samples: Sequence[Sample]) -> list[int]:
+    """How many tokens of each sample are left; only where rows were merged may some be no tokens of their own."""
+    counts = [len(sample.tokens) for sample in samples]
+    merged = {index: (one.tokens >= 0).sum() for index, one in enumerate(samples) if one.assign is not None}
+    if merged:
+        counts_read = torch.stack(list(merged.values())).tolist()
+        for index, count in zip(merged, counts_read, strict=True):
+            counts[index] = count
+    return counts
 
 
 def _length(cache: Any) -> int:
