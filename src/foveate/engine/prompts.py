@@ -4,6 +4,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NoReturn
 
 import torch
@@ -156,9 +157,9 @@ class Prompts:
             _refuse_recomputing(self.family.layers[0])
             _refuse_router_logits(kwargs)
         self._refuse_split_image(samples, cache, drops)
-        rows = tuple(s.live for s in samples)
+        rows: Sequence[int] = tuple(s.live for s in samples)
         if live is not None and live.shape[1] > span:
-            rows = tuple(live.sum(dim=1).tolist())
+            rows = _Counted(live.sum(dim=1))
         elif live is None and cache is not None:
             rows = tuple(row + max(0, _length(cache)) for row in rows)
         record = Prefill(
@@ -207,7 +208,7 @@ class Prompts:
         given = embeds if embeds is not None else kwargs.get("input_ids")
         if given is None or given.shape[1] == 1 or (cache is not None and _length(cache) != 0):
             return
-        rows = (given.shape[1],) * given.shape[0] if live is None else tuple(live.sum(dim=1).tolist())
+        rows = (given.shape[1],) * given.shape[0] if live is None else _Counted(live.sum(dim=1))
         self._record = Prefill(len(self.family.layers), rows, (0,) * given.shape[0])
         self.trace.history.append(self._record)
 
@@ -231,9 +232,9 @@ class Prompts:
         record._cached = cache is not None
         for index, layer in enumerate(getattr(cache, "layers", ())):
             if isinstance(layer, DynamicSlidingWindowLayer):
-                record._held[index] = [min(rows, layer.sliding_window - 1) for rows in record.rows]
+                record._held[index] = layer.sliding_window - 1
             elif isinstance(layer, LinearAttentionLayer):
-                record._held[index] = [0] * len(record.rows)
+                record._held[index] = 0
         prompt = self.layers.call.prompt
         if prompt is None:
             return
@@ -315,6 +316,26 @@ class _Each(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         return self._ask(self._items[index])
+
+
+class _Counted(Sequence[int]):
+    """A number for each sample, (samples,) int64, read when asked for: asking the device can wait."""
+
+    def __init__(self, counts: Tensor) -> None:
+        self._counts = counts
+
+    @cached_property
+    def _read(self) -> tuple[int, ...]:
+        return tuple(self._counts.tolist())
+
+    def __len__(self) -> int:
+        return self._counts.shape[0]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._read[index]
+
+    def __repr__(self) -> str:
+        return repr(self._read)
 
 
 def _tokens_left(samples: Sequence[Sample]) -> list[int]:

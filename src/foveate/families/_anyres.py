@@ -96,13 +96,13 @@ class AnyResolution(Family):
             stats = [torch.cat((one.scores(layer)[:, None], one.keys(layer)), dim=-1) for one in readers]
             return self.packed(modality, torch.split(torch.stack(stats), list(pictures)), given)
 
-        features, cuts = list(output.pooler_output), []
+        features = list(output.pooler_output)
         places = self.boxes(modality, given, [len(one) for one in features])
-        for index, (one, boxes) in enumerate(zip(features, places, strict=True)):
-            cut = reduce_apart(one, boxes, reducer, lambda layer, index=index: read(layer)[index])  # type: ignore[misc]
-            cuts.append(cut)
-            if not stays_whole(one, cut):
-                features[index] = place_rows(one, cut)
+        each = [lambda layer, index=index: read(layer)[index] for index in range(len(features))]
+        cuts = reduce_apart(features, places, reducer, each)
+        features = [
+            one if stays_whole(one, cut) else place_rows(one, cut) for one, cut in zip(features, cuts, strict=True)
+        ]
         together = isinstance(output.pooler_output, Tensor)
         output.pooler_output = torch.stack(features) if together else features
         return output, cuts

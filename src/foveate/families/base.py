@@ -234,16 +234,14 @@ class Family:
             reducer: What reduces.
             stats: Scores and keys of each image's tokens (see `reduce_apart`); None if nobody will ask.
         """
-        features, cuts = images_of(output, reducer.lengths if self.tiled else None), []
+        features = images_of(output, reducer.lengths if self.tiled else None)
         sizes = [len(one) for one in features]
         places = self.boxes(modality, self.remembered(given), sizes)
         grids = self.token_grids(self.model.config, sizes)
-        for index, one in enumerate(features):
-            mine = None if grids is None else grids[index]
-            cut = reduce_apart(one, places[index], reducer, None if stats is None else stats[index], mine)
-            cuts.append(cut)
-            if not stays_whole(one, cut):
-                features[index] = place_rows(one, cut)
+        cuts = reduce_apart(features, places, reducer, stats, grids)
+        for index, cut in enumerate(cuts):
+            if not stays_whole(features[index], cut):
+                features[index] = place_rows(features[index], cut)
                 self.place_deepstack(output, index, cut)
         put_images(output, features)
         return cuts

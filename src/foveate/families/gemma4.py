@@ -91,16 +91,15 @@ class Gemma4(Family):
             scores = received_attention(queries[:, real], turned[:, real], scaling)
             each = torch.cat((scores[:, None], plain[real].float().mean(dim=1)), dim=1)
             stats.append(_pooled(each, positions[real], self._kernel))
-        features, cuts, pictures = list(output.pooler_output), [], iter(stats)
+        views, pictures = [], iter(stats)
         for index, grids in enumerate(self._grids(modality, given)):
             known = torch.cat([next(pictures) for _ in grids])
             grid = grids[0] if len(grids) == 1 else None
             scores, means = known[:, 0], known[:, 1:]
-            view = TowerView(features[index], grid, None, lambda _, s=scores: s, lambda _, k=means: k)  # type: ignore[misc]
-            cut = reducer.reduce(view)
-            cuts.append(cut)
-            features[index] = place_rows(features[index], cut)
-        output.pooler_output = features
+            one = output.pooler_output[index]
+            views.append(TowerView(one, grid, None, lambda _, s=scores: s, lambda _, k=means: k))  # type: ignore[misc]
+        cuts = reducer.reduce(views)
+        output.pooler_output = [place_rows(one, cut) for one, cut in zip(output.pooler_output, cuts, strict=True)]
         return output, cuts
 
     def encode_smaller(
