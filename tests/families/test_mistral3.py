@@ -59,8 +59,9 @@ class Shown:
     def __init__(self):
         self.views = []
 
-    def reduce(self, view):
-        self.views.append(view)
+    def reduce(self, views):
+        self.views.extend(views)
+        return [None] * len(self.views)
 
 
 def test_a_tokens_score_is_the_mean_attention_its_patches_receive_within_their_picture():

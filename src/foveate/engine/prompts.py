@@ -44,6 +44,7 @@ class Prompts:
         self._given: dict[str, Any] = {}
         self._encoded: dict[str, Any] = {}
         self._ids: Tensor | None = None
+        self._lengths: list[list[int]] | None = None
         self._chunk: int | None = None
         self._splits = False
         self._record: Prefill | None = None
@@ -81,7 +82,7 @@ class Prompts:
         call = FeatureCall(self.family.core, modality, original, args, kwargs)
         self._encoding = True
         try:
-            prompt = self._images(None)
+            prompt = self._lengths = self._images(None)
             output = encode(self.family, self.method, modality, call.run, call.given, self._reindex, prompt)
         finally:
             self._encoding = False
@@ -112,7 +113,7 @@ class Prompts:
             self._splits |= any(int(part[0]) != int(part[-1]) for part in torch.split(columns, lengths))
 
     def before_merge(self, core: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._placeholders, self._encoded, self._given = [], {}, kwargs
+        self._placeholders, self._encoded, self._given, self._lengths = [], {}, kwargs, None
         self._ids = kwargs.get("input_ids", args[0] if args else None)
         for modality, output in (kwargs.get("mm_encoder_outputs") or {}).items():
             if output is not None:
@@ -143,7 +144,7 @@ class Prompts:
             raise UnsupportedError(
                 "Pictures were encoded, but where they are in the prompt was not said: this model cannot be served."
             )
-        self._placeholders, self._encoded, self._given, self._ids = [], {}, {}, None
+        self._placeholders, self._encoded, self._given, self._ids, self._lengths = [], {}, {}, None, None
         if embeds is None or not found:
             self._note_text_prompt(kwargs, live)
             return None
@@ -192,7 +193,9 @@ class Prompts:
     def _items(self, modality: str, mask: Tensor) -> list[Item]:
         if modality not in self._encoded:
             return []
-        return items_of(self._encoded[modality], self.family, self.method, modality, self._images(mask))
+        known = self._lengths if modality == "image" else None
+        lengths = self._images(mask) if known is None else known
+        return items_of(self._encoded[modality], self.family, self.method, modality, lengths)
 
     def _drops(self, samples: Sequence[Sample]) -> bool:
         """Whether tokens will leave, as far as can be said beforehand."""
@@ -263,7 +266,7 @@ class Prompts:
         layers = [index for index in asked if index < len(cache.layers) and index not in self.family.recurrent]
         if not layers or prompt.layout is None:
             return
-        final, left = prompt.final(), _tokens_left(prompt.samples)
+        final, left = prompt.final(), _tokens_left(self.method, prompt.samples)
         wanted: dict[tuple[int, torch.device], tuple[Tensor, list[int]]] = {}  # layouts live meanwhile
         for index in layers:
             layout = prompt.layouts[index]
@@ -338,14 +341,11 @@ class _Counted(Sequence[int]):
         return repr(self._read)
 
 
-def _tokens_left(samples: Sequence[Sample]) -> list[int]:
-    """How many tokens of each sample are left; only where rows were merged may some be no tokens of their own."""
-    counts = [len(sample.tokens) for sample in samples]
-    merged = {index: (one.tokens >= 0).sum() for index, one in enumerate(samples) if one.assign is not None}
-    if merged:
-        counts_read = torch.stack(list(merged.values())).tolist()
-        for index, count in zip(merged, counts_read, strict=True):
-            counts[index] = count
+def _tokens_left(method: Method, samples: Sequence[Sample]) -> list[int]:
+    """How many tokens of each sample are left. The host waits only where some rows may be no tokens of their own."""
+    if not method.adds_rows or all(sample.assign is None for sample in samples):
+        return [len(sample.tokens) for sample in samples]
+    counts: list[int] = torch.stack([(sample.tokens >= 0).sum() for sample in samples]).tolist()
     return counts
 
 

@@ -59,7 +59,7 @@ def encode_before_projector(
         read = TowerReader(cls, [seen[at, index] for at in wanted], [None if at else merge for at in wanted])
         state = torch.cat([states[at][index, :1] for at in chosen], dim=-1) if cls else None
         grid = ragged.grid if merge is None else None
-        return TowerView(image, grid, state, read.scores, read.keys, merge)
+        return TowerView(image, grid, state, read.scores, read.keys, merge, early=reducer.early)
 
     def project(features: Tensor) -> Tensor:
         images = [image[: length - int(cls)] for image, length in zip(features, ragged.lengths, strict=True)]

@@ -183,24 +183,24 @@ def reduce_apart(
 
     Args:
         images: (tokens, width) each.
-        boxes: Where they look, (tokens, 4) each, on the host; NaN for a newline.
+        boxes: Where they look, (tokens, 4) each, on the host; NaN for a newline. None where `grids` holds all tokens.
         reducer: What reduces.
         stats: For each image what gives (tokens that are no newline, 1 + key size) float32, scores and keys, for a
             layer as `TowerView.attention` counts; None if nobody will ask.
         grids: The grids each image's tokens stand in, if these are known without the boxes.
     """
-    parts = [_parts(*of) for of in zip(images, boxes, strict=True)]
     nothing: list[None] = [None] * len(images)
+    parts = [_parts(*of) for of in zip(images, boxes, grids or nothing, strict=True)]
     known = zip(images, parts, boxes, stats or nothing, grids or nothing, strict=True)
     cuts = reducer.reduce(itertools.starmap(_without_newlines, known))
     return [_together(*of) for of in zip(images, parts, cuts, strict=True)]
 
 
-def _parts(features: Tensor, boxes: Tensor | None) -> tuple[Tensor, Tensor]:
+def _parts(features: Tensor, boxes: Tensor | None, grids: tuple[Grid, ...] | None) -> tuple[Tensor, Tensor]:
     """Which of an image's tokens are no newlines, and which newline stays: ordinals."""
-    if boxes is None:
+    if boxes is None and grids is None:
         raise UnsupportedError("Where this image's tokens look is not known, so its newlines cannot be told apart.")
-    newline = boxes.isnan().any(dim=-1)
+    newline = torch.zeros(len(features), dtype=torch.bool) if boxes is None else boxes.isnan().any(dim=-1)
     tokens, newlines = ((newline == flag).nonzero()[:, 0].to(features.device) for flag in (False, True))
     return tokens, newlines[: closing_rows(len(newlines))]
 
@@ -208,14 +208,16 @@ def _parts(features: Tensor, boxes: Tensor | None) -> tuple[Tensor, Tensor]:
 def _without_newlines(
     features: Tensor,
     parts: tuple[Tensor, Tensor],
-    boxes: Tensor,
+    boxes: Tensor | None,
     stats: Callable[[int], Tensor] | None,
     grids: tuple[Grid, ...] | None,
 ) -> TowerView:
     """The view of an image's tokens but its newlines: made late, where it needs a copy of them."""
     tokens, stays = parts
     plain = len(tokens) == len(features)
-    grids = grids or grids_of(boxes)
+    if grids is None:
+        assert boxes is not None
+        grids = grids_of(boxes)
     return TowerView(
         features if plain else features[tokens],
         grid=grids[0] if len(grids) == 1 and plain else None,

@@ -17,7 +17,7 @@ from foveate.families._encode import (
     smaller,
 )
 from foveate.families._towers import drops_cls, llava_bytes, llava_cost, picture_tokens
-from foveate.families.base import Family, grid_boxes
+from foveate.families.base import Family, grid_boxes, picture_sizes
 
 __all__ = ["FAMILY", "Llava"]
 
@@ -96,7 +96,8 @@ class Llava(Family):
     def boxes(self, modality: str, given: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
         if given.get("image_sizes") is not None:  # a Pixtral tower takes pictures of any shape
             patch = self.model.config.vision_config.patch_size
-            return [grid_boxes(int(height) // patch, int(width) // patch) for height, width in given["image_sizes"]]
+            sizes = picture_sizes(given["image_sizes"])
+            return [grid_boxes(height // patch, width // patch) for height, width in sizes]
         whole = grid_boxes(self.side, self.side)
         return [whole if length == len(whole) else None for length in lengths]
 

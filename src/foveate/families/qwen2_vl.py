@@ -39,7 +39,7 @@ class Qwen2VL(Family):
         self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
     ) -> tuple[Any, list[Any]]:
         """Behind the merger: a token's score and key are the means of its four patches'."""
-        visual, grids = self.core.visual, given[f"{modality}_grid_thw"]
+        visual, grids = self.core.visual, given[f"{modality}_grid_thw"].cpu()  # while nothing is under way to wait for
         attention, group = self.scoring_block.attn, visual.spatial_merge_size**2
         scores: list[Tensor] = []
         keys: list[Tensor] = []

@@ -260,6 +260,11 @@ class Method(ABC):
         """Whether `merge_early` wants to see each image's patches behind the tower's first layer."""
         return False
 
+    @property
+    def adds_rows(self) -> bool:
+        """Whether rows may come that are no tokens of their own (−1 in `Cut.kept`), as a tower's CLS."""
+        return True
+
     def merge_early(self, rows: Tensor, grid: tuple[int, int]) -> Asking[Merge | None]:
         """Which patches become one after the tower's first layer: (patches, width) of one image in raster order.
 

@@ -74,6 +74,10 @@ class FinalKV(Method):
         return self.inner.merges_early
 
     @property
+    def adds_rows(self) -> bool:
+        return self.inner.adds_rows
+
+    @property
     def stage(self) -> Literal["pixels", "tower", "projector"]:
         return self.inner.stage
 

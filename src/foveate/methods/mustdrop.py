@@ -126,6 +126,10 @@ class MustDrop(Method):
     def merges_early(self) -> bool:
         return self.merge_windows
 
+    @property
+    def adds_rows(self) -> bool:
+        return False
+
     def cuts(self) -> tuple[int, ...]:
         return tuple(layer + 1 for layer in self.pruning_layers) if self.filter else ()
 
@@ -143,7 +147,7 @@ class MustDrop(Method):
 
     def reduce(self, view: TowerView) -> Generator[Tensor, int, Cut | None]:
         merge, rows, scores = view.merge, view.features, view.attention(1)
-        if merge is None and self.merge_windows and view.grid is not None and view.cls is None:
+        if merge is None and self.merge_windows and not view.early and view.grid is not None:
             # Behind the projector, where the tower itself cannot lose tokens.
             merge = yield from self.merge_early(rows, view.grid)
             if merge is not None:
