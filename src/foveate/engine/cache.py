@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from foveate.errors import SessionError, UnsupportedError
 
 __all__ = ["PrunedLayer", "check_cache", "pruned_layer"]
 
+T = TypeVar("T")
 KNOWN = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer)
 
 
@@ -88,7 +89,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         columns, span, ragged = self._announced or (None, key_states.shape[-2], False)
         plain, self._announced = self._announced is None, None
         if columns is not None:
-            self.base = self.columns(columns, columns.shape[0], columns.device)
+            self.base = self._and_these(columns)
             self.base_end = self.seen + span
             self.ragged |= ragged
             self._pruned = True
@@ -100,6 +101,13 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             reach = self.window - 1 + span
             return keys[..., -reach:, :], values[..., -reach:, :]
         return keys, values
+
+    def _and_these(self, coming: Tensor) -> Tensor:
+        """The columns of all slots once these have come."""
+        if self.seen == 0:
+            return coming
+        alike = "joined", self.base, self.base_end, self.seen
+        return _once(coming, alike, lambda: self.columns(coming, coming.shape[0], coming.device))
 
     def _evict(self) -> None:
         """Let go of slots that no later row sees: all but the last `window − 1`.
@@ -114,7 +122,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         held = 0 if self.base is None else self.base.shape[1]
         if gone < held:
             assert self.base is not None
-            self.base = _without_first(self.base, gone)
+            base = self.base
+            self.base = _once(base, ("without first", gone), lambda: base[:, gone:])
         else:
             self.base, self.ragged = None, False
             self.base_end += gone - held
@@ -200,25 +209,19 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             wanted: (samples, rows) bool, in the order they came.
             counts: How many of them each sample has.
         """
-        chosen = self._chosen(wanted, counts)
+        alike = "kept", self.base, self.base_end, self.seen, self.keys.shape[-2], self.ragged
+        chosen = _once(wanted, alike, lambda: self._chosen(wanted, counts))
         self.base_end, self._pruned = self.seen, True
         self._keep_slots(chosen)
 
     def _chosen(self, wanted: Tensor, counts: Sequence[int]) -> "_Chosen":
-        known: list[tuple[tuple[Any, ...], _Chosen]] = getattr(wanted, "_foveate_chosen", [])
-        alike = self.base_end, self.seen, self.keys.shape[-2], self.ragged
-        for (base, *numbers), chosen in known:
-            if base is self.base and tuple(numbers) == alike:
-                return chosen
         columns = self.columns(0, wanted.shape[0], wanted.device)
         rows = min(wanted.shape[1], columns.shape[1])  # some may be behind the window already, nobody knows which
         earlier = columns.shape[1] - rows
         stays = wanted[:, wanted.shape[1] - rows :] & (columns[:, earlier:] >= 0)
         most = min(rows, max(counts))
         even = rows == wanted.shape[1] and min(counts) == most
-        chosen = _Chosen.of(columns, earlier, stays, most, ragged=not even or (earlier > 0 and self.ragged))
-        wanted._foveate_chosen = [*known, ((self.base, *alike), chosen)]  # type: ignore[attr-defined]
-        return chosen
+        return _Chosen.of(columns, earlier, stays, most, ragged=not even or (earlier > 0 and self.ragged))
 
     def _keep_slots(self, chosen: "_Chosen") -> None:
         """Keep these slots and no others."""
@@ -267,13 +270,18 @@ class _Chosen:
         return states[samples[:, None, None], heads[:, None], order[:, None]]
 
 
-def _without_first(base: Tensor, count: int) -> Tensor:
-    """The columns without the first `count` slots': one tensor for all layers that hold the same ones."""
-    known: tuple[int, Tensor] | None = getattr(base, "_foveate_rest", None)
-    if known is None or known[0] != count:
-        known = count, base[:, count:]
-        base._foveate_rest = known  # type: ignore[attr-defined]
-    return known[1]
+def _once(on: Tensor, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+    """What `make` answers, made once for all layers that give the same key, with the very same tensors; kept on `on`."""
+    known: list[tuple[tuple[Any, ...], T]] = on.__dict__.setdefault("_foveate_known", [])
+    for other, made in known:
+        if other[0] == key[0] and all(_same(*pair) for pair in zip(key, other, strict=True)):
+            return made
+    known.append((key, make()))
+    return known[-1][1]
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or (not isinstance(one, Tensor) and not isinstance(other, Tensor) and bool(one == other))
 
 
 def _valid(base: Tensor | None, samples: int, slots: int) -> list[int]:
