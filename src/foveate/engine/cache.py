@@ -271,7 +271,7 @@ class _Chosen:
 
 
 def _once(on: Tensor, key: tuple[Any, ...], make: Callable[[], T]) -> T:
-    """What `make` answers, made once for all layers that give the same key, with the very same tensors; kept on `on`."""
+    """What `make` answers, made once for all layers with the same key, of the same tensor objects; kept on `on`."""
     known: list[tuple[tuple[Any, ...], T]] = on.__dict__.setdefault("_foveate_known", [])
     for other, made in known:
         if other[0] == key[0] and all(_same(*pair) for pair in zip(key, other, strict=True)):
