@@ -121,6 +121,76 @@ def test_unannounced_rows_are_refused_until_a_reset():
     assert layer.get_seq_length() == 3
 
 
+def after_a_turn(data, samples):
+    """A pruned layer that may hold an earlier turn, and what it got of a prompt of eight behind it."""
+    layer, start = PrunedLayer(DynamicLayer()), 0
+    if data.draw(st.booleans()):
+        first = [[0, 2, 3], [-1, 1, 3], [-1, -1, 3]]
+        layer, start = filled(torch.tensor(first[:samples]), 4, tail=data.draw(st.integers(0, 2))), 4
+        start = layer.get_seq_length()
+    got = [sorted(data.draw(st.sets(st.integers(0, 7), min_size=1))) for _ in range(samples)]
+    longest = max(map(len, got))
+    columns = torch.tensor([[-1] * (longest - len(row)) + [start + column for column in row] for row in got])
+    layer.announce(columns, 8, ragged=bool((columns < 0).any()))
+    layer.update(states(columns), states(columns))
+    return layer, columns
+
+
+@given(data=st.data())
+def test_of_the_last_rows_some_stay_and_everything_before_them(data):
+    samples = data.draw(st.integers(1, 3))
+    layer, columns = after_a_turn(data, samples)
+    before = slots(layer)
+    stays = [[column for column in row if column >= 0 and data.draw(st.booleans())] for row in columns.tolist()]
+    wanted = torch.tensor([[c in row for c in all_] for row, all_ in zip(stays, columns.tolist(), strict=True)])
+    layer.keep(wanted, [len(row) for row in stays])
+    new = {column for row in columns.tolist() for column in row if column >= 0}
+    assert slots(layer) == [[c for c in old if c not in new] + row for old, row in zip(before, stays, strict=True)]
+    assert layer.valid_slots()() == [len(row) for row in slots(layer)]
+    assert layer.ragged or not (layer.base < 0).any()
+    if layer.get_seq_length() == 8:  # of the first turn it is known
+        assert layer.ragged == bool((layer.base < 0).any())
+
+
+def test_layers_alike_work_out_once_what_stays():
+    wanted = torch.tensor([[False, False, True, True], [True, False, True, True], [False, True, False, True]])
+    first, second, other = filled(COLUMNS, 6), filled(COLUMNS, 6), filled(COLUMNS.clone(), 6)
+    for layer in (first, second, other):
+        layer.keep(wanted, [2, 3, 2])
+        assert slots(layer) == [[0, 5], [0, 3, 5], [1, 5]]
+    assert first.base is second.base
+    assert other.base is not first.base
+    more, wanted = torch.tensor([[-1, 7], [6, 8], [7, 8]]), torch.tensor([[False, True]] * 3)
+    for layer in (first, second):  # a second turn
+        layer.announce(more, 3, ragged=True)
+        layer.update(states(more), states(more))
+    assert first.base is second.base
+    for layer in (first, second):
+        layer.keep(wanted, [1, 1, 1])
+        assert slots(layer) == [[0, 5, 7], [0, 3, 5, 8], [1, 5, 8]]
+    assert first.base is second.base
+
+
+@given(data=st.data(), window=st.integers(2, 9))
+def test_of_what_a_window_has_left_some_stays(data, window):
+    samples = data.draw(st.integers(1, 3))
+    got = [sorted(data.draw(st.sets(st.integers(0, 7), min_size=1))) for _ in range(samples)]
+    longest = max(map(len, got))
+    columns = torch.tensor([[-1] * (longest - len(row)) + row for row in got])
+    layer = windowed(window, columns, 8)
+    held = slots(layer)
+    stays = [[column for column in row if data.draw(st.booleans())] for row in got]
+    wanted = torch.tensor([[c in row for c in all_] for row, all_ in zip(stays, columns.tolist(), strict=True)])
+    layer.keep(wanted, [len(row) for row in stays])
+    assert slots(layer) == [[c for c in old if c in row] for old, row in zip(held, stays, strict=True)]
+    assert layer.ragged or not (layer.base < 0).any()
+    new = torch.full((samples, 1), 8)
+    layer.announce(None, 1)
+    layer.update(states(new), states(new))
+    sees = [[c for c in row if c > 8 + 1 - window] for row in stays]
+    assert [[c for c in row if c > 8 + 1 - window and c < 8] for row in slots(layer)] == sees
+
+
 def windowed(window, columns, span, tail=0, record=False):
     """As `filled`, with a sliding window."""
     layer = PrunedLayer(DynamicSlidingWindowLayer(sliding_window=window))

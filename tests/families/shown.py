@@ -15,5 +15,6 @@ class Shown:
         assert total == sum(self._lengths)
         return self._lengths
 
-    def reduce(self, view):
-        self.views.append(view)
+    def reduce(self, views):
+        self.views.extend(views)
+        return [None] * len(self.views)

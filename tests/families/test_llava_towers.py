@@ -102,3 +102,55 @@ def test_merging_early_reaches_a_projector_that_reads_the_first_layer():
             found.append(torch.cat(generate(model, inputs, new_tokens=2).logits))
         assert trace.stages[0].after == (2 * (25 - 3 * 4),)
     torch.testing.assert_close(*found, **CLOSE)
+
+
+class Noting(MustDrop):
+    """Notes what it is shown of each picture."""
+
+    __slots__ = ()
+    seen = []  # noqa: RUF012
+
+    def reduce(self, view):
+        self.seen.append(view.merge)
+        self.seen.append((len(view), view.attention(0), view.attention(1), view.keys(0)))
+        return super().reduce(view)
+
+
+@pytest.mark.parametrize(("tower", "strategy"), [("clip", "default"), ("siglip", "full")])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_where_the_first_layer_scores_and_merges_scores_and_keys_are_means(tower, strategy, depth):
+    config = transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**TEXT), vision_config=TOWERS[tower](), image_token_index=IMAGE,
+        vision_feature_layer=1, vision_feature_select_strategy=strategy,
+    )  # fmt: skip
+    config.vision_config.num_hidden_layers, config.vision_config._attn_implementation = depth, "eager"
+    model, cls = made_of("llava", config), int(strategy == "default")
+    pixels = torch.randn(2, 3, 70, 70, generator=torch.Generator().manual_seed(0))
+    Noting.seen.clear()
+    with fv.drop(model, Noting(pruning_layers=(1,), merge_threshold=-1.0, merge_window=2)) as trace, torch.no_grad():
+        model(**prompt(pixels, 50))
+    with torch.no_grad():
+        paid = model.model.vision_tower(pixels, output_attentions=True).attentions[0]  # (images, heads, rows, columns)
+    own = paid[:, :, 0, 1:].sum(dim=1) if cls else paid.mean(dim=1).mean(dim=1)
+    assert trace.stages[0].after == (2 * 13,)
+    for image, merge, (count, scores, later, keys) in zip(own, Noting.seen[::2], Noting.seen[1::2], strict=True):
+        assert count == len(merge) == 13
+        means = [image[merge.assign == row].mean() for row in range(13)]
+        torch.testing.assert_close(scores, torch.stack(means), **CLOSE)
+        assert later.shape == (13,)
+        assert torch.equal(later, scores) == (depth == 1)
+        assert len(keys) == 13
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 2.0])
+def test_a_tower_without_a_cls_merges_behind_its_first_layer_or_not_at_all(threshold):
+    """Pictures with nothing to merge there go through as they are, all at once."""
+    model, method = llava("siglip", "full"), MustDrop(merge_threshold=threshold, merge_window=2, filter=False)
+    pixels = torch.randn(2, 3, 70, 70, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        whole = model.model.get_image_features(pixels).pooler_output
+        with fv.drop(model, method) as trace:
+            mine = model.model.get_image_features(pixels).pooler_output
+            model(**prompt(pixels, 50))
+    assert trace.stages == [] if threshold > 1 else trace.stages[0].after == (26,)
+    assert all(torch.equal(*pair) for pair in zip(whole, mine, strict=True)) == (threshold > 1)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import foveate as fv
+import foveate.engine.tower
 from foveate.methods import mustdrop, visiondrop
 from tests.golden import TOLERANCE, cases, generate, layer_inputs, positions_seen
 
@@ -124,7 +125,7 @@ def test_mustdrop(case, attention, monkeypatch):
     facts, tensors = case.facts, case.tensors
     similarity = recorded(mustdrop, monkeypatch, "window_similarity")
     paid = recorded(mustdrop, monkeypatch, "text_attention")
-    reduced = recorded(mustdrop.MustDrop, monkeypatch, "reduce")
+    answered = recorded(foveate.engine.tower, monkeypatch, "answers")
     settings = {name: facts[name] for name in ("global_thr", "individual_thr", "pruning_layers", "merge_threshold")}
     trace = as_the_authors_ran(case, mustdrop.MustDrop(**settings, merge_window=facts["merge_window"][0]), attention)
     tower, *filters, cache = trace.stages
@@ -132,8 +133,9 @@ def test_mustdrop(case, attention, monkeypatch):
     assert (tower.where, tower.before, tower.after) == ("tower", (576,), (facts["n_visual_after_merge"],))
     assert tower.assign[0].tolist() == tensors["merge.assign"].tolist()
     assert [len(went) for went in tower.merged[0]] == tensors["merge.size"].tolist()
-    torch.testing.assert_close(reduced[0].rows, tensors["vision.features"], atol=TOLERANCE, rtol=0)
-    assert reduced[0].notes["key"].nonzero()[:, 0].tolist() == tensors["vision.key_slots"].tolist()
+    (_, (reduced,)) = answered  # of the first layer, and behind the tower
+    torch.testing.assert_close(reduced.rows, tensors["vision.features"], atol=TOLERANCE, rtol=0)
+    assert reduced.notes["key"].nonzero()[:, 0].tolist() == tensors["vision.key_slots"].tolist()
     for index, (stage, fact) in enumerate(zip(filters, facts["stages"], strict=True)):
         counts = (fact["applies_from_layer"], (fact["n_before"],), (fact["n_kept"],))
         assert (stage.layer, stage.before, stage.after) == counts

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from transformers import LlavaForConditionalGeneration
 
 import foveate as fv
+from foveate.core.asking import answers
 from foveate.core.merge import window_similarity
 from foveate.methods.base import TowerView, View
 from foveate.methods.mustdrop import MustDrop, counter
@@ -172,7 +173,7 @@ def in_the_tower(features, scores, grid, merge=None, cls=True, reindex=True):
 @pytest.mark.parametrize(("tokens", "keys"), [(576, 47), (448, 36), (440, 36), (336, 27), (1, 1)])
 def test_how_many_key_tokens_there_are(tokens, keys):
     scores = torch.rand(tokens, generator=torch.Generator().manual_seed(0))
-    cut = MustDrop().reduce(in_the_tower(torch.zeros(tokens, 2), scores, None))
+    (cut,) = answers([MustDrop().reduce(in_the_tower(torch.zeros(tokens, 2), scores, None))])
     key = cut.notes["key"]
     assert int(key.sum()) == keys
     assert scores[key].min() >= (scores[~key].max() if keys < tokens else 0)
@@ -182,21 +183,22 @@ def test_near_identical_windows_merge_and_a_threshold_nobody_reaches_changes_not
     grid = torch.randn(6, 6, 8, generator=torch.Generator().manual_seed(3))
     grid[:3, :3] = 1
     rows = grid.reshape(36, 8)
-    merge = MustDrop().merge_early(rows, (6, 6))
+    settings = [({}, rows, (6, 6)), ({"merge_threshold": 1.01}, rows, (6, 6)), ({}, rows[:10], (2, 5))]
+    merge, *others = answers(MustDrop(**setting).merge_early(*given) for setting, *given in settings)
     assert len(merge) == 28
     assert merge.origin[0] == 7
-    assert MustDrop(merge_threshold=1.01).merge_early(rows, (6, 6)) is None
-    assert MustDrop().merge_early(rows[:10], (2, 5)) is None  # no window fits
+    assert others == [None, None]  # nobody reaches it; no window fits
 
 
 def test_merged_tokens_come_first_or_where_ids_are_kept_at_their_windows_centre():
     rows, scores = torch.arange(20.0)[:, None], torch.arange(20.0)
     grid = torch.randn(6, 6, 8, generator=torch.Generator().manual_seed(3))
     grid[:3, :3], grid[3:, 3:] = 1, 2
-    merge = MustDrop(merge_threshold=0.99).merge_early(grid.reshape(36, 8), (6, 6))
-    new = MustDrop(key_rate=0.05).reduce(in_the_tower(rows, scores, (6, 6), merge))
-    kept = MustDrop(key_rate=0.05, positions="keep").reduce(in_the_tower(rows, scores, (6, 6), merge))
-    forced = MustDrop(key_rate=0.05).reduce(in_the_tower(rows, scores, (6, 6), merge, reindex=False))
+    (merge,) = answers([MustDrop(merge_threshold=0.99).merge_early(grid.reshape(36, 8), (6, 6))])
+    new, kept, forced = answers(
+        MustDrop(key_rate=0.05, positions=positions).reduce(in_the_tower(rows, scores, (6, 6), merge, **setting))
+        for positions, setting in (("reindex", {}), ("keep", {}), ("reindex", {"reindex": False}))
+    )
     assert new.kept[:2].tolist() == [7, 28]
     assert kept.kept.tolist() == sorted(new.kept.tolist()) == forced.kept.tolist()
     for cut in (new, kept):  # the same rows, members and key tokens, in another order
@@ -221,7 +223,7 @@ def test_where_the_tower_cannot_lose_tokens_the_projected_grid_is_merged():
     scores = torch.zeros(36)
     scores[[0, 1, 2]] = 9.0  # averaged over the window they are its three ninths
     scores[35] = 4.0
-    cut = MustDrop(key_rate=0.03).reduce(in_the_tower(grid.reshape(36, 8), scores, (6, 6), cls=False))
+    (cut,) = answers([MustDrop(key_rate=0.03).reduce(in_the_tower(grid.reshape(36, 8), scores, (6, 6), cls=False))])
     assert len(cut.kept) == 28
     assert torch.equal(cut.rows[0], torch.ones(8))
     assert cut.kept[cut.notes["key"]].tolist() == [35]

@@ -27,6 +27,7 @@ class TowerView:
         entered: Vision tokens the image will have had, newlines and the like among them: what counts are shares of.
         reserved: Rows the family will add by itself (a closing newline), to be spared from a fixed count.
         grids: Rows and columns of each frame or view, one behind the other; empty where they are not known.
+        early: Whether `Method.merge_early` has seen the patches, also where it merged none.
     """
 
     features: Tensor
@@ -39,6 +40,7 @@ class TowerView:
     entered: int = 0
     reserved: int = 0
     grids: tuple[Grid, ...] = ()
+    early: bool = False
 
     def __len__(self) -> int:
         return self.features.shape[0]

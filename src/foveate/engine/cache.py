@@ -1,8 +1,9 @@
 """A cache layer that stores what was kept and speaks in unpruned columns."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from foveate.errors import SessionError, UnsupportedError
 
 __all__ = ["PrunedLayer", "check_cache", "pruned_layer"]
 
+T = TypeVar("T")
 KNOWN = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer)
 
 
@@ -87,7 +89,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         columns, span, ragged = self._announced or (None, key_states.shape[-2], False)
         plain, self._announced = self._announced is None, None
         if columns is not None:
-            self.base = self.columns(columns, columns.shape[0], columns.device)
+            self.base = self._and_these(columns)
             self.base_end = self.seen + span
             self.ragged |= ragged
             self._pruned = True
@@ -99,6 +101,13 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             reach = self.window - 1 + span
             return keys[..., -reach:, :], values[..., -reach:, :]
         return keys, values
+
+    def _and_these(self, coming: Tensor) -> Tensor:
+        """The columns of all slots once these have come."""
+        if self.seen == 0:
+            return coming
+        alike = "joined", self.base, self.base_end, self.seen
+        return _once(coming, alike, lambda: self.columns(coming, coming.shape[0], coming.device))
 
     def _evict(self) -> None:
         """Let go of slots that no later row sees: all but the last `window − 1`.
@@ -113,7 +122,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         held = 0 if self.base is None else self.base.shape[1]
         if gone < held:
             assert self.base is not None
-            self.base = _without_first(self.base, gone)
+            base = self.base
+            self.base = _once(base, ("without first", gone), lambda: base[:, gone:])
         else:
             self.base, self.ragged = None, False
             self.base_end += gone - held
@@ -185,41 +195,93 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     def _crop_base(self, end: int) -> None:
         """Remove the slots of columns from `end` on, which differ in number between samples."""
         assert self.base is not None
-        self._keep_slots((self.base < end) & (self.base >= 0))
+        stays = (self.base < end) & (self.base >= 0)
+        counts = stays.sum(dim=1).tolist()
+        self._keep_slots(_Chosen.of(self.base, 0, stays, max(counts), ragged=min(counts) < max(counts)))
         self.base_end = end
 
-    def keep(self, wanted: Tensor) -> None:
-        """Of the rows that came last, keep only these: (samples, rows) bool, in the order they came."""
-        self.base = self.columns(0, wanted.shape[0], wanted.device)
+    def keep(self, wanted: Tensor, counts: Sequence[int]) -> None:
+        """Of the rows that came last, keep only these.
+
+        Layers that hold the same columns, and get the same tensor, share what is worked out.
+
+        Args:
+            wanted: (samples, rows) bool, in the order they came.
+            counts: How many of them each sample has.
+        """
+        alike = "kept", self.base, self.base_end, self.seen, self.keys.shape[-2], self.ragged
+        chosen = _once(wanted, alike, lambda: self._chosen(wanted, counts))
         self.base_end, self._pruned = self.seen, True
-        wanted = wanted[:, max(0, wanted.shape[1] - self.base.shape[1]) :]  # some may be behind the window already
-        earlier = self.base[:, : self.base.shape[1] - wanted.shape[1]]
-        self._keep_slots(torch.cat((earlier >= 0, wanted & (self.base[:, earlier.shape[1] :] >= 0)), dim=1))
+        self._keep_slots(chosen)
 
-    def _keep_slots(self, stays: Tensor) -> None:
-        """Keep these slots of the base, (samples, slots) bool, and pad anew on the left."""
-        assert self.base is not None
-        counts = stays.sum(dim=1)
-        slots, longest = self.base.shape[1], int(counts.max())
-        order = torch.sort(stays.long(), dim=1, stable=True).indices[:, slots - longest :]
-        pads = torch.arange(longest, device=counts.device)[None, :] < (longest - counts)[:, None]
-        self.base = self.base.gather(1, order).masked_fill(pads, -1)
-        self.ragged = bool(pads.any())
-        picked = order[:, None, :, None].to(self.keys.device)
-        tail = slice(slots, None)
-        self.keys = torch.cat((self.keys[:, :, :slots].take_along_dim(picked, dim=2), self.keys[:, :, tail]), dim=2)
-        self.values = torch.cat(
-            (self.values[:, :, :slots].take_along_dim(picked, dim=2), self.values[:, :, tail]), dim=2
-        )
+    def _chosen(self, wanted: Tensor, counts: Sequence[int]) -> "_Chosen":
+        columns = self.columns(0, wanted.shape[0], wanted.device)
+        rows = min(wanted.shape[1], columns.shape[1])  # some may be behind the window already, nobody knows which
+        earlier = columns.shape[1] - rows
+        stays = wanted[:, wanted.shape[1] - rows :] & (columns[:, earlier:] >= 0)
+        most = min(rows, max(counts))
+        even = rows == wanted.shape[1] and min(counts) == most
+        return _Chosen.of(columns, earlier, stays, most, ragged=not even or (earlier > 0 and self.ragged))
+
+    def _keep_slots(self, chosen: "_Chosen") -> None:
+        """Keep these slots and no others."""
+        self.base, self.ragged = chosen.base, chosen.ragged
+        self.keys, self.values = chosen.of_states(self.keys), chosen.of_states(self.values)
 
 
-def _without_first(base: Tensor, count: int) -> Tensor:
-    """The columns without the first `count` slots': one tensor for all layers that hold the same ones."""
-    known: tuple[int, Tensor] | None = getattr(base, "_foveate_rest", None)
-    if known is None or known[0] != count:
-        known = count, base[:, count:]
-        base._foveate_rest = known  # type: ignore[attr-defined]
-    return known[1]
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """Which of a layer's slots stay.
+
+    Attributes:
+        base: (samples, slots) int64, their columns, −1 for a pad.
+        order: (samples, slots) int64, where they are now.
+        ragged: Whether any may be a pad.
+    """
+
+    base: Tensor
+    order: Tensor
+    ragged: bool
+
+    @classmethod
+    def of(cls, columns: Tensor, earlier: int, stays: Tensor, most: int, ragged: bool) -> Self:
+        """The `earlier` first slots as they are, and those that stay of the others, padded anew on the left.
+
+        Args:
+            columns: (samples, slots) int64, what the slots hold now.
+            earlier: How many of them stay as they are.
+            stays: (samples, other slots) bool.
+            most: The most of these that any sample has, or more.
+            ragged: Whether any slot may be a pad then.
+        """
+        rows = stays.shape[1]
+        order = torch.sort(stays.long(), dim=1, stable=True).indices[:, rows - most :]
+        pads = ~stays.gather(1, order)
+        order = order + earlier
+        if earlier:
+            first = torch.arange(earlier, device=order.device).expand(len(order), -1)
+            order, pads = torch.cat((first, order), dim=1), torch.cat((columns[:, :earlier] < 0, pads), dim=1)
+        return cls(columns.gather(1, order).masked_fill(pads, -1), order, ragged)
+
+    def of_states(self, states: Tensor) -> Tensor:
+        """Keys or values of what stays, from (samples, heads, slots, head size)."""
+        order = self.order.to(states.device)
+        samples, heads = (torch.arange(size, device=states.device) for size in states.shape[:2])
+        return states[samples[:, None, None], heads[:, None], order[:, None]]
+
+
+def _once(on: Tensor, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+    """What `make` answers, made once for all layers with the same key, of the same tensor objects; kept on `on`."""
+    known: list[tuple[tuple[Any, ...], T]] = on.__dict__.setdefault("_foveate_known", [])
+    for other, made in known:
+        if other[0] == key[0] and all(_same(*pair) for pair in zip(key, other, strict=True)):
+            return made
+    known.append((key, make()))
+    return known[-1][1]
+
+
+def _same(one: Any, other: Any) -> bool:
+    return one is other or (not isinstance(one, Tensor) and not isinstance(other, Tensor) and bool(one == other))
 
 
 def _valid(base: Tensor | None, samples: int, slots: int) -> list[int]:

@@ -4,6 +4,7 @@ import inspect
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NoReturn
 
 import torch
@@ -13,8 +14,9 @@ from transformers.cache_utils import DynamicSlidingWindowLayer, LinearAttentionL
 from foveate._transformers import FeatureCall, recomputes_from_outside
 from foveate.engine.cache import PrunedLayer, check_cache, pruned_layer
 from foveate.engine.call import Call
-from foveate.engine.layers import Layers
 from foveate.engine.items import Item
+from foveate.engine.layers import Layers
+from foveate.engine.layout import Layout
 from foveate.engine.prompt import Prompt
 from foveate.engine.samples import Sample, read_samples
 from foveate.engine.tower import encode, items_of
@@ -44,6 +46,7 @@ class Prompts:
         self._given: dict[str, Any] = {}
         self._encoded: dict[str, Any] = {}
         self._ids: Tensor | None = None
+        self._lengths: list[list[int]] | None = None
         self._chunk: int | None = None
         self._splits = False
         self._record: Prefill | None = None
@@ -81,7 +84,7 @@ class Prompts:
         call = FeatureCall(self.family.core, modality, original, args, kwargs)
         self._encoding = True
         try:
-            prompt = self._images(None)
+            prompt = self._lengths = self._images(None)
             output = encode(self.family, self.method, modality, call.run, call.given, self._reindex, prompt)
         finally:
             self._encoding = False
@@ -112,7 +115,7 @@ class Prompts:
             self._splits |= any(int(part[0]) != int(part[-1]) for part in torch.split(columns, lengths))
 
     def before_merge(self, core: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._placeholders, self._encoded, self._given = [], {}, kwargs
+        self._placeholders, self._encoded, self._given, self._lengths = [], {}, kwargs, None
         self._ids = kwargs.get("input_ids", args[0] if args else None)
         for modality, output in (kwargs.get("mm_encoder_outputs") or {}).items():
             if output is not None:
@@ -143,7 +146,7 @@ class Prompts:
             raise UnsupportedError(
                 "Pictures were encoded, but where they are in the prompt was not said: this model cannot be served."
             )
-        self._placeholders, self._encoded, self._given, self._ids = [], {}, {}, None
+        self._placeholders, self._encoded, self._given, self._ids, self._lengths = [], {}, {}, None, None
         if embeds is None or not found:
             self._note_text_prompt(kwargs, live)
             return None
@@ -157,9 +160,9 @@ class Prompts:
             _refuse_recomputing(self.family.layers[0])
             _refuse_router_logits(kwargs)
         self._refuse_split_image(samples, cache, drops)
-        rows = tuple(s.live for s in samples)
+        rows: Sequence[int] = tuple(s.live for s in samples)
         if live is not None and live.shape[1] > span:
-            rows = tuple(live.sum(dim=1).tolist())
+            rows = _Counted(live.sum(dim=1))
         elif live is None and cache is not None:
             rows = tuple(row + max(0, _length(cache)) for row in rows)
         record = Prefill(
@@ -193,7 +196,9 @@ class Prompts:
     def _items(self, modality: str, mask: Tensor) -> list[Item]:
         if modality not in self._encoded:
             return []
-        return items_of(self._encoded[modality], self.family, self.method, modality, self._images(mask))
+        known = self._lengths if modality == "image" else None
+        lengths = self._images(mask) if known is None else known
+        return items_of(self._encoded[modality], self.family, self.method, modality, lengths)
 
     def _drops(self, samples: Sequence[Sample]) -> bool:
         """Whether tokens will leave, as far as can be said beforehand."""
@@ -209,7 +214,7 @@ class Prompts:
         given = embeds if embeds is not None else kwargs.get("input_ids")
         if given is None or given.shape[1] == 1 or (cache is not None and _length(cache) != 0):
             return
-        rows = (given.shape[1],) * given.shape[0] if live is None else tuple(live.sum(dim=1).tolist())
+        rows = (given.shape[1],) * given.shape[0] if live is None else _Counted(live.sum(dim=1))
         self._record = Prefill(len(self.family.layers), rows, (0,) * given.shape[0])
         self.trace.history.append(self._record)
 
@@ -233,9 +238,9 @@ class Prompts:
         record._cached = cache is not None
         for index, layer in enumerate(getattr(cache, "layers", ())):
             if isinstance(layer, DynamicSlidingWindowLayer):
-                record._held[index] = [min(rows, layer.sliding_window - 1) for rows in record.rows]
+                record._held[index] = layer.sliding_window - 1
             elif isinstance(layer, LinearAttentionLayer):
-                record._held[index] = [0] * len(record.rows)
+                record._held[index] = 0
         prompt = self.layers.call.prompt
         if prompt is None:
             return
@@ -263,28 +268,36 @@ class Prompts:
         layers = [index for index in asked if index < len(cache.layers) and index not in self.family.recurrent]
         if not layers or prompt.layout is None:
             return
-        final, wanted = prompt.final(), None
+        final, left = prompt.final(), _tokens_left(self.method, prompt)
+        wanted: dict[tuple[int, torch.device], tuple[Tensor, list[int]]] = {}  # layouts live meanwhile
         for index in layers:
             layout = prompt.layouts[index]
             if layout is prompt.layout:
                 continue
             pruned = pruned_layer(cache, index)
-            device = pruned.keys.device
-            if layout is None:
-                wanted = final.to(device)
-                if self.layers.call.live is not None:
-                    wanted = wanted & (self.layers.call.live[:, -prompt.span :].to(device) != 0)
-            else:
-                layout = layout.on(device)
-                source = layout.source
-                wanted = final.to(device).take_along_dim(source.clamp(min=0), dim=1) & (source >= 0)
-                if layout.valid is not None:
-                    wanted = wanted & layout.valid
-            pruned.keep(wanted)
+            alike = id(layout), pruned.keys.device
+            if alike not in wanted:
+                wanted[alike] = self._wanted(prompt, layout, final.to(pruned.keys.device), left)
+            pruned.keep(*wanted[alike])
             if self._reindex:
                 rows = prompt.rows if layout is None else layout.lengths
-                pruned.shift = prompt.layout.on(device).shift(pruned.shift, rows)
+                pruned.shift = prompt.layout.on(pruned.keys.device).shift(pruned.shift, rows)
         prompt.note_cache_cut()
+
+    def _wanted(
+        self, prompt: Prompt, layout: Layout | None, final: Tensor, left: Sequence[int]
+    ) -> tuple[Tensor, list[int]]:
+        """Which rows of layers with this layout are text or left at the end, and how many: see `PrunedLayer.keep`."""
+        if layout is None:
+            live = self.layers.call.live
+            wanted = final if live is None else final & (live[:, -prompt.span :].to(final.device) != 0)
+            texts = [sample.live - len(sample.vision) for sample in prompt.samples]
+        else:
+            layout = layout.on(final.device)
+            wanted = final.take_along_dim(layout.source.clamp(min=0), dim=1) & (layout.source >= 0)
+            wanted = wanted if layout.valid is None else wanted & layout.valid
+            texts = [len(sample.text) for sample in prompt.samples]
+        return wanted, [text + tokens for text, tokens in zip(texts, left, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +321,37 @@ class _Each(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         return self._ask(self._items[index])
+
+
+class _Counted(Sequence[int]):
+    """A number for each sample, (samples,) int64, read when asked for: asking the device can wait."""
+
+    def __init__(self, counts: Tensor) -> None:
+        self._counts = counts
+
+    @cached_property
+    def _read(self) -> tuple[int, ...]:
+        return tuple(self._counts.tolist())
+
+    def __len__(self) -> int:
+        return self._counts.shape[0]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._read[index]
+
+    def __repr__(self) -> str:
+        return repr(self._read)
+
+
+def _tokens_left(method: Method, prompt: Prompt) -> list[int]:
+    """How many tokens of each sample are left. The host waits only where some rows may be no tokens of their own."""
+    counts = [0] * len(prompt.samples)
+    for group in prompt.groups:
+        merged = method.adds_rows and group.assign is not None
+        left = (group.tokens >= 0).sum(dim=1).tolist() if merged else [group.left] * len(group.members)
+        for member, count in zip(group.members, left, strict=True):
+            counts[member] = count
+    return counts
 
 
 def _length(cache: Any) -> int:

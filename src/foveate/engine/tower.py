@@ -2,12 +2,13 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from foveate.core.asking import Asking, answers
 from foveate.core.grid import Grid
 from foveate.core.merge import Merge
 from foveate.engine.items import Item
@@ -31,10 +32,13 @@ class _Reducer:
         told = [length for sample in self._prompt or () for length in sample]
         return told if sum(told) == total else [total]
 
-    def merge_early(self, rows: Tensor, grid: tuple[int, int]) -> Merge | None:
-        return self._method.merge_early(rows, grid)
+    def merge_early(self, rows: Iterable[Tensor], grid: Grid) -> list[Merge | None]:
+        return answers(self._method.merge_early(one, grid) for one in rows)
 
-    def reduce(self, view: TowerView) -> Cut | None:
+    def reduce(self, views: Iterable[TowerView]) -> list[Cut | None]:
+        return answers(map(self._reduce, views))
+
+    def _reduce(self, view: TowerView) -> Asking[Cut | None]:
         view.reindex, view.entered = self._reindex, view.entered or len(view)
         return self._method.reduce(view)
 

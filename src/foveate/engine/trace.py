@@ -104,14 +104,14 @@ class Prefill:
     """
 
     depth: int
-    rows: tuple[int, ...]
+    rows: Sequence[int]
     vision_tokens: tuple[int, ...]
     boxes: Sequence[Sequence[Tensor | None]] = field(repr=False, default=())
     frames: Sequence[Sequence[tuple[int, ...]]] = field(repr=False, default=())
     videos: Sequence[Sequence[bool]] = field(repr=False, default=())
     fit: Literal["whole", "crop"] = "whole"
     stages: list[Stage] = field(default_factory=list)
-    _held: dict[int, list[int]] = field(repr=False, default_factory=dict)  # of layers that hold less than all rows
+    _held: dict[int, int] = field(repr=False, default_factory=dict)  # the most rows of layers that hold less than all
     _slots: dict[int, Callable[[], list[int]]] = field(repr=False, default_factory=dict)  # of pruned layers, …
     _dead: tuple[int, ...] = field(repr=False, default=())  # … and how many of them are the prompt's padding
     _cached: bool = True
@@ -151,7 +151,8 @@ class Prefill:
             layer: [slots - dead for slots, dead in zip(count(), self._dead, strict=True)]
             for layer, count in self._slots.items()
         }
-        return [pruned.get(layer, self._held.get(layer, whole)) for layer in range(self.depth)]
+        held = {layer: [min(rows, most) for rows in whole] for layer, most in self._held.items()}
+        return [pruned.get(layer, held.get(layer, whole)) for layer in range(self.depth)]
 
     def kept_by_frame(self, sample: int = 0) -> list[tuple[int, ...]]:
         """How many tokens of each frame a sample has left behind each stage; an image counts as one frame.

@@ -28,7 +28,7 @@ from foveate.families._encode import (
 )
 from foveate.families._tap import tapped
 from foveate.families._towers import drops_cls, llava_bytes, llava_cost
-from foveate.families.base import Family, grid_boxes
+from foveate.families.base import Family, grid_boxes, picture_sizes
 
 __all__ = ["NOWHERE", "AnyResolution", "tiles_of"]
 
@@ -54,7 +54,9 @@ class AnyResolution(Family):
         raise NotImplementedError
 
     def boxes(self, modality: str, given: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
-        return [self._image(length, size) for length, size in zip(lengths, _sizes(given["image_sizes"]), strict=True)]
+        return [
+            self._image(length, size) for length, size in zip(lengths, picture_sizes(given["image_sizes"]), strict=True)
+        ]
 
     def _image(self, length: int, size: tuple[int, int]) -> Tensor | None:
         """The base view, then the tile map, each of its rows closed by a newline; or a base view and one newline."""
@@ -76,6 +78,8 @@ class AnyResolution(Family):
         Newlines: the one that ends a single view or a video stays, in last place; those of tile rows leave.
         """
         layers, config = encoder_layers(self.core.vision_tower), self.model.config
+        if modality == "image":  # while nothing is under way to wait for
+            given = {**given, "image_sizes": picture_sizes(given["image_sizes"])}
         wanted = scoring_layers(feature_layers(config, len(layers)), len(layers))
         seen: dict[int, tuple[Tensor, Tensor, float]] = {}
         with ExitStack() as stack:
@@ -96,13 +100,13 @@ class AnyResolution(Family):
             stats = [torch.cat((one.scores(layer)[:, None], one.keys(layer)), dim=-1) for one in readers]
             return self.packed(modality, torch.split(torch.stack(stats), list(pictures)), given)
 
-        features, cuts = list(output.pooler_output), []
+        features = list(output.pooler_output)
         places = self.boxes(modality, given, [len(one) for one in features])
-        for index, (one, boxes) in enumerate(zip(features, places, strict=True)):
-            cut = reduce_apart(one, boxes, reducer, lambda layer, index=index: read(layer)[index])  # type: ignore[misc]
-            cuts.append(cut)
-            if not stays_whole(one, cut):
-                features[index] = place_rows(one, cut)
+        each = [lambda layer, index=index: read(layer)[index] for index in range(len(features))]
+        cuts = reduce_apart(features, places, reducer, each)
+        features = [
+            one if stays_whole(one, cut) else place_rows(one, cut) for one, cut in zip(features, cuts, strict=True)
+        ]
         together = isinstance(output.pooler_output, Tensor)
         output.pooler_output = torch.stack(features) if together else features
         return output, cuts
@@ -123,7 +127,7 @@ class AnyResolution(Family):
 
         def pack(image_features: Any, image_sizes: Any, *_: Any, image_newline: Tensor, **__: Any) -> Any:
             packed = []
-            for views, size in zip(image_features, _sizes(image_sizes), strict=True):
+            for views, size in zip(image_features, picture_sizes(image_sizes), strict=True):
                 rows, merge = self._pack_smaller(cells, views, size, image_newline)
                 packed.append(rows)
                 merges.append(merge)
@@ -173,7 +177,7 @@ class AnyResolution(Family):
         if modality == "video":
             videos, frames = given["pixel_values_videos"].shape[:2]
             return (int(frames),) * int(videos)
-        return tuple(1 + math.prod(tiles_of(config, size)) for size in _sizes(given["image_sizes"]))
+        return tuple(1 + math.prod(tiles_of(config, size)) for size in picture_sizes(given["image_sizes"]))
 
     @classmethod
     def tower_cost(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> tuple[int, int]:
@@ -235,11 +239,6 @@ def tiles_of(config: Any, size: tuple[int, int]) -> Grid:
     height, width = select_best_resolution(size, config.image_grid_pinpoints)
     crop = config.vision_config.image_size
     return height // crop, width // crop
-
-
-def _sizes(given: Any) -> list[tuple[int, int]]:
-    """Heights and widths, from what a processor makes of them: a tensor, or a list."""
-    return [(int(height), int(width)) for height, width in (given.tolist() if isinstance(given, Tensor) else given)]
 
 
 def _side(config: Any) -> int:

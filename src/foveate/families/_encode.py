@@ -1,9 +1,9 @@
 """Running a tower so that a method sees its tokens on the way out: what families with like towers share."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -14,12 +14,10 @@ from foveate.core.grid import Grid, closing_rows, grids_of
 from foveate.core.merge import Merge, average
 from foveate.core.tower import TowerView
 from foveate.errors import UnsupportedError
-from foveate.families._tap import tapped
 
 __all__ = [
     "Reducer",
     "TowerReader",
-    "encode_before_projector",
     "encoder_layers",
     "feature_layers",
     "first_rows",
@@ -28,6 +26,7 @@ __all__ = [
     "put_images",
     "reduce_apart",
     "replaced",
+    "rows_left",
     "scoring_layers",
     "smaller",
     "stays_whole",
@@ -47,12 +46,15 @@ class Reducer(Protocol):
         """Vision tokens of each image of a call that makes `total`, as the prompt tells; of one, if none was seen."""
         ...
 
-    def merge_early(self, rows: Tensor, grid: tuple[int, int]) -> Merge | None:
-        """Which patches of one image become one after the first layer, (patches, width)."""
+    def merge_early(self, rows: Iterable[Tensor], grid: Grid) -> list[Merge | None]:
+        """Which patches of each image become one after the first layer, (patches, width) each.
+
+        All images of a call at once, as the host may have to wait for the device; so with `reduce`.
+        """
         ...
 
-    def reduce(self, view: TowerView) -> Any:
-        """What becomes of one image's tokens: a cut, or None."""
+    def reduce(self, views: Iterable[TowerView]) -> list[Any]:
+        """What becomes of each image's tokens: a cut, or None."""
         ...
 
     def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
@@ -70,100 +72,34 @@ class TowerReader:
     Args:
         cls: Whether the first token is a CLS.
         tapped: For each layer asked for, queries and keys of the image, (heads, tokens, head size), and the scaling.
+        merges: For each of them, what its patches were merged into behind it; scores and keys are means then.
     """
 
-    def __init__(self, cls: bool, tapped: Sequence[tuple[Tensor, Tensor, float]]) -> None:
+    def __init__(
+        self, cls: bool, tapped: Sequence[tuple[Tensor, Tensor, float]], merges: Sequence[Merge | None] | None = None
+    ) -> None:
         self._cls = cls
         self._tapped = tapped
+        self._merges = merges or [None] * len(tapped)
 
     def scores(self, layer: int) -> Tensor:
         """(patches,) float32: with a CLS the attention it pays, summed over heads; else what a patch receives."""
-        queries, keys, scaling = self._tapped[min(layer, len(self._tapped) - 1)]
-        if not self._cls:
-            return received_attention(queries, keys, scaling)
-        (row,) = attention_rows(queries[:, :1], keys, scaling)
-        return row[:, 0, 1:].sum(dim=0)
+        at = min(layer, len(self._tapped) - 1)
+        queries, keys, scaling = self._tapped[at]
+        if self._cls:
+            (row,) = attention_rows(queries[:, :1], keys, scaling)
+            scores = row[:, 0, 1:].sum(dim=0)
+        else:
+            scores = received_attention(queries, keys, scaling)
+        merge = self._merges[at]
+        return scores if merge is None else average(scores[:, None], merge)[:, 0]
 
     def keys(self, layer: int) -> Tensor:
         """(patches, head size) float32, mean over heads; a CLS is left out."""
-        keys = self._tapped[min(layer, len(self._tapped) - 1)][1]
-        return keys[:, int(self._cls) :].float().mean(dim=0)
-
-
-def encode_before_projector(
-    run: Callable[[], Any], tower: nn.Module, projector: nn.Module, chosen: Sequence[int], cls: bool, reducer: Reducer
-) -> tuple[Any, list[Any]]:
-    """Run a LLaVA's `get_image_features` with every image's tokens reduced on their way to the projector.
-
-    The projector works on the rows that are left; behind it every image has as many rows as before, its own first
-    and zeros after them, so that the placeholders stay whole.
-
-    Args:
-        run: Calls the original.
-        tower: CLIP or SigLIP: `encoder.layers`, each with a `self_attn`.
-        projector: Gets (images, patches, width).
-        chosen: Indices of the layers whose output the projector gets; the last of them scores.
-        cls: Whether the tower has a CLS, which the original leaves out.
-        reducer: What reduces.
-
-    Returns:
-        What the original returns, and a cut (or None) an image.
-    """
-    layers = encoder_layers(tower)
-    wanted = scoring_layers(chosen, len(layers))
-    seen: dict[int, tuple[Tensor, Tensor, float]] = {}
-    states: dict[int, Tensor] = {}
-    early: list[Merge | None] = []
-    patches: list[int] = []
-    cuts: list[Any] = []
-
-    def note_first(module: Any, args: Any, output: Tensor) -> Tensor | None:
-        patches.append(output.shape[1] - int(cls))
-        if not reducer.early:
-            early.extend([None] * len(output))
-            return None
-        side = int(patches[0] ** 0.5)
-        merge = reducer.merge_early(output[0, int(cls) :], (side, patches[0] // side))
-        early.append(merge)
-        if merge is None:
-            return None
-        return torch.cat((output[:, : int(cls)], average(output[0, int(cls) :], merge)[None]), dim=1)
-
-    def project(features: Tensor) -> Tensor:
-        side = int(patches[0] ** 0.5)
-        for index, image in enumerate(features):
-            read = TowerReader(cls, [(q[index], k[index], s) for q, k, s in (seen[at] for at in wanted)])
-            merge = early[index]
-            grid = (side, patches[0] // side) if merge is None else None
-            state = torch.cat([states[at][index, :1] for at in chosen], dim=-1) if cls else None
-            cuts.append(reducer.reduce(TowerView(image, grid, state, read.scores, read.keys, merge)))
-        if all(stays_whole(image, cut) for image, cut in zip(features, cuts, strict=True)):
-            same: Tensor = original(features)
-            return same
-        rows = [_rows(image, cut) for image, cut in zip(features, cuts, strict=True)]
-        if len({len(row) for row in rows}) == 1:
-            projected: Sequence[Tensor] = list(original(torch.stack(rows)))
-        else:
-            projected = [original(row[None])[0] for row in rows]
-        whole = projected[0].new_zeros(len(rows), patches[0], projected[0].shape[-1])
-        for place, row in zip(whole, projected, strict=True):
-            place[: len(row)] = row
-        return whole  # a fresh tensor: views of it are one image's features each
-
-    with ExitStack() as stack:
-        for at in dict.fromkeys(wanted):
-            attention: Any = layers[at].self_attn
-            stack.enter_context(tapped(attention, lambda q, k, s, at=at: seen.update({at: (q, k, s)})))  # type: ignore[misc]
-        stack.enter_context(_hook(layers[0], note_first))
-        for at in dict.fromkeys(chosen):
-            note = functools.partial(_note, states, at)
-            stack.enter_context(_hook(layers[at], note))
-        original = stack.enter_context(replaced(projector, "forward", project))
-        return run(), cuts
-
-
-def _note(states: dict[int, Tensor], at: int, module: nn.Module, args: Any, output: Tensor) -> None:
-    states[at] = output
+        at = min(layer, len(self._tapped) - 1)
+        keys = self._tapped[at][1][:, int(self._cls) :].float().mean(dim=0)
+        merge = self._merges[at]
+        return keys if merge is None else average(keys, merge)
 
 
 def feature_layers(config: Any, depth: int) -> list[int]:
@@ -218,7 +154,7 @@ def put_images(output: Any, images: Sequence[Tensor]) -> None:
 
 def place_rows(features: Tensor, cut: Any) -> Tensor:
     """An image's features with the rows of a cut in its first places and zeros after them, (tokens, width)."""
-    return first_rows(_rows(features, cut), len(features))
+    return first_rows(rows_left(features, cut), len(features))
 
 
 def first_rows(rows: Tensor, length: int) -> Tensor:
@@ -228,7 +164,7 @@ def first_rows(rows: Tensor, length: int) -> Tensor:
     return whole
 
 
-def _rows(features: Tensor, cut: Any) -> Tensor:
+def rows_left(features: Tensor, cut: Any) -> Tensor:
     """The rows a cut leaves of an image's tokens."""
     if cut is None:
         return features
@@ -237,31 +173,54 @@ def _rows(features: Tensor, cut: Any) -> Tensor:
 
 
 def reduce_apart(
-    features: Tensor,
-    boxes: Tensor | None,
+    images: Sequence[Tensor],
+    boxes: Sequence[Tensor | None],
     reducer: Reducer,
-    stats: Callable[[int], Tensor] | None = None,
-    grids: tuple[Grid, ...] | None = None,
-) -> Any:
-    """Reduce one image's tokens behind the projector, its newlines apart: the one that ends the image stays.
+    stats: Sequence[Callable[[int], Tensor]] | None = None,
+    grids: Sequence[tuple[Grid, ...]] | None = None,
+) -> list[Any]:
+    """Reduce each image's tokens behind the projector, its newlines apart: the one that ends an image stays.
 
     Args:
-        features: (tokens, width).
-        boxes: Where they look, (tokens, 4); NaN for a newline.
+        images: (tokens, width) each.
+        boxes: Where they look, (tokens, 4) each, on the host; NaN for a newline. None where `grids` holds all tokens.
         reducer: What reduces.
-        stats: Gives (tokens that are no newline, 1 + key size) float32, scores and keys, for a layer as
-            `TowerView.attention` counts; None if nobody will ask.
-        grids: The grids they stand in, if these are known without the boxes.
+        stats: For each image what gives (tokens that are no newline, 1 + key size) float32, scores and keys, for a
+            layer as `TowerView.attention` counts; None if nobody will ask.
+        grids: The grids each image's tokens stand in, if these are known without the boxes.
     """
-    if boxes is None:
+    nothing: list[None] = [None] * len(images)
+    parts = [_parts(*of) for of in zip(images, boxes, grids or nothing, strict=True)]
+    known = zip(images, parts, boxes, stats or nothing, grids or nothing, strict=True)
+    cuts = reducer.reduce(itertools.starmap(_without_newlines, known))
+    return [_together(*of) for of in zip(images, parts, cuts, strict=True)]
+
+
+def _parts(features: Tensor, boxes: Tensor | None, grids: tuple[Grid, ...] | None) -> tuple[Tensor, Tensor]:
+    """Which of an image's tokens are no newlines, and which newline stays: ordinals."""
+    if boxes is None and grids is None:
         raise UnsupportedError("Where this image's tokens look is not known, so its newlines cannot be told apart.")
-    newline = boxes.isnan().any(dim=-1).to(features.device)
-    tokens, newlines = (~newline).nonzero()[:, 0], newline.nonzero()[:, 0]
-    stays = newlines[: closing_rows(len(newlines))]
-    grids = grids or grids_of(boxes)
-    view = TowerView(
-        features[tokens],
-        grid=grids[0] if len(grids) == 1 and not len(newlines) else None,
+    newline = torch.zeros(len(features), dtype=torch.bool) if boxes is None else boxes.isnan().any(dim=-1)
+    tokens, newlines = ((newline == flag).nonzero()[:, 0].to(features.device) for flag in (False, True))
+    return tokens, newlines[: closing_rows(len(newlines))]
+
+
+def _without_newlines(
+    features: Tensor,
+    parts: tuple[Tensor, Tensor],
+    boxes: Tensor | None,
+    stats: Callable[[int], Tensor] | None,
+    grids: tuple[Grid, ...] | None,
+) -> TowerView:
+    """The view of an image's tokens but its newlines: made late, where it needs a copy of them."""
+    tokens, stays = parts
+    plain = len(tokens) == len(features)
+    if grids is None:
+        assert boxes is not None
+        grids = grids_of(boxes)
+    return TowerView(
+        features if plain else features[tokens],
+        grid=grids[0] if len(grids) == 1 and plain else None,
         cls=None,
         scores_of=lambda layer: _known(stats)(layer)[:, 0],
         keys_of=lambda layer: _known(stats)(layer)[:, 1:],
@@ -269,10 +228,14 @@ def reduce_apart(
         reserved=len(stays),
         grids=grids,
     )
-    cut = reducer.reduce(view)
+
+
+def _together(features: Tensor, parts: tuple[Tensor, Tensor], cut: Any) -> Any:
+    """The cut of all of an image's tokens, from that of those that are no newlines; the newline that stays is last."""
     if cut is None:
         return None
-    if stays_whole(features[tokens], cut):
+    tokens, stays = parts
+    if cut.rows is None and len(cut.kept) == len(tokens):
         every = torch.arange(len(features), device=features.device)
         return dataclasses.replace(cut, kept=every, sizes=(len(every),), notes=_spread(cut.notes, tokens, len(every)))
     kept = torch.where(cut.kept < 0, cut.kept, tokens[cut.kept.clamp(min=0)])
@@ -332,16 +295,6 @@ def encoder_layers(tower: nn.Module) -> nn.ModuleList:
         f"{type(tower).__name__} has no encoder.layers, so tokens cannot be reduced in this tower. "
         "Use a method that drops between layers, or AveragePool."
     )
-
-
-@contextmanager
-def _hook(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
-    # Before those by which transformers captures hidden states, which it installs when it first needs them.
-    handle = module.register_forward_hook(hook, prepend=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

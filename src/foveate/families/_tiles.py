@@ -71,8 +71,9 @@ class Tiled(Family):
         return features
 
     def remembered(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        small = torch.nn.functional.adaptive_avg_pool2d(self.tiles(given).detach().float(), THUMBNAIL)
-        return {**super().remembered(given), "pixel_values": small}
+        pixels = given["pixel_values"].detach()
+        small = torch.nn.functional.adaptive_avg_pool2d(pixels.flatten(0, -4).float(), THUMBNAIL)
+        return {**super().remembered(given), "pixel_values": small.view(*pixels.shape[:-2], THUMBNAIL, THUMBNAIL)}
 
     def boxes(self, modality: str, given: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
         side = self.side(self.model.config)

@@ -1,5 +1,6 @@
 """What the engine asks of a model family. A family knows where things are; it knows no method."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, Literal
@@ -13,7 +14,7 @@ from foveate.errors import UnsupportedError
 from foveate.families._encode import Reducer, images_of, place_rows, put_images, reduce_apart, stays_whole
 from foveate.families._tap import tapped
 
-__all__ = ["Family", "grid_boxes"]
+__all__ = ["Family", "grid_boxes", "picture_sizes"]
 
 
 class Family:
@@ -237,16 +238,16 @@ class Family:
             reducer: What reduces.
             stats: Scores and keys of each image's tokens (see `reduce_apart`); None if nobody will ask.
         """
-        features, cuts = images_of(output, reducer.lengths if self.tiled else None), []
+        features = images_of(output, reducer.lengths if self.tiled else None)
         sizes = [len(one) for one in features]
-        places = self.boxes(modality, self.remembered(given), sizes)
         grids = self.token_grids(self.model.config, sizes)
-        for index, one in enumerate(features):
-            mine = None if grids is None else grids[index]
-            cut = reduce_apart(one, places[index], reducer, None if stats is None else stats[index], mine)
-            cuts.append(cut)
-            if not stays_whole(one, cut):
-                features[index] = place_rows(one, cut)
+        places: Sequence[Tensor | None] = [None] * len(sizes)
+        if grids is None or [sum(map(math.prod, one)) for one in grids] != sizes:  # there may be newlines
+            places = self.boxes(modality, self.remembered(given), sizes)
+        cuts = reduce_apart(features, places, reducer, stats, grids)
+        for index, cut in enumerate(cuts):
+            if not stays_whole(features[index], cut):
+                features[index] = place_rows(features[index], cut)
                 self.place_deepstack(output, index, cut)
         put_images(output, features)
         return cuts
@@ -377,6 +378,11 @@ def _shown(layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Tensor, Te
 
 class _Enough(Exception):
     """Queries and keys are there; the rest of the attention need not run."""
+
+
+def picture_sizes(given: Any) -> list[tuple[int, int]]:
+    """Heights and widths, from what a processor makes of them: a tensor, or a list."""
+    return [(int(height), int(width)) for height, width in (given.tolist() if isinstance(given, Tensor) else given)]
 
 
 def grid_boxes(height: int, width: int) -> Tensor:

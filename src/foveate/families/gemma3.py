@@ -46,14 +46,14 @@ class Gemma3(Family):
         with tapped(attention, lambda q, k, s: seen.append((q, k, s))):
             output = run()
         ((queries, keys, scaling),) = seen
-        features, cuts = list(output.pooler_output), []
-        for index, image in enumerate(features):
+        views = []
+        for index, image in enumerate(output.pooler_output):
             scores = self._pooled(received_attention(queries[index], keys[index], scaling)[:, None])[:, 0]
             states = self._pooled(keys[index].float().mean(dim=0))
-            cut = reducer.reduce(TowerView(image, self._grid, None, lambda _, s=scores: s, lambda _, k=states: k))  # type: ignore[misc]
-            cuts.append(cut)
-            features[index] = place_rows(image, cut)
-        output.pooler_output = torch.stack(features)
+            views.append(TowerView(image, self._grid, None, lambda _, s=scores: s, lambda _, k=states: k))  # type: ignore[misc]
+        cuts = reducer.reduce(views)
+        pairs = zip(output.pooler_output, cuts, strict=True)
+        output.pooler_output = torch.stack([place_rows(image, cut) for image, cut in pairs])
         return output, cuts
 
     def _pooled(self, patches: Tensor) -> Tensor:

@@ -79,6 +79,7 @@ class Gemma4(Family):
     ) -> tuple[Any, list[Any]]:
         """Behind the projector: a token's score and key are the means of the patches pooled into it."""
         attention = self.core.vision_tower.encoder.layers[-1].self_attn
+        every = self._grids(modality, given)  # while nothing is under way to wait for
         seen: list[tuple[Tensor, Tensor, float]] = []
         keys: list[Tensor] = []  # before RoPE: (pictures, patches, heads, head size)
         handle = attention.k_norm.register_forward_hook(lambda module, args, output: keys.append(output))
@@ -88,21 +89,21 @@ class Gemma4(Family):
         finally:
             handle.remove()
         stats, ((queried, states, scaling),) = [], seen
-        for queries, turned, plain, positions in zip(queried, states, keys[0], given[INPUTS[modality][1]], strict=True):
-            real = (positions >= 0).all(dim=-1)
+        places, flat = given[INPUTS[modality][1]], [grid for grids in every for grid in grids]
+        for queries, turned, plain, positions, grid in zip(queried, states, keys[0], places, flat, strict=True):
+            real = slice(grid[0] * grid[1] * self._kernel**2)  # padding is behind
             scores = received_attention(queries[:, real], turned[:, real], scaling)
             each = torch.cat((scores[:, None], plain[real].float().mean(dim=1)), dim=1)
-            stats.append(_pooled(each, positions[real], self._kernel))
-        features, cuts, pictures = list(output.pooler_output), [], iter(stats)
-        for index, grids in enumerate(self._grids(modality, given)):
+            stats.append(_pooled(each, positions[real], grid, self._kernel))
+        views, pictures = [], iter(stats)
+        for index, grids in enumerate(every):
             known = torch.cat([next(pictures) for _ in grids])
-            grid = grids[0] if len(grids) == 1 else None
+            alone = grids[0] if len(grids) == 1 else None
             scores, means = known[:, 0], known[:, 1:]
-            view = TowerView(features[index], grid, None, lambda _, s=scores: s, lambda _, k=means: k)  # type: ignore[misc]
-            cut = reducer.reduce(view)
-            cuts.append(cut)
-            features[index] = place_rows(features[index], cut)
-        output.pooler_output = features
+            one = output.pooler_output[index]
+            views.append(TowerView(one, alone, None, lambda _, s=scores: s, lambda _, k=means: k))  # type: ignore[misc]
+        cuts = reducer.reduce(views)
+        output.pooler_output = [place_rows(one, cut) for one, cut in zip(output.pooler_output, cuts, strict=True)]
         return output, cuts
 
     def encode_smaller(
@@ -158,11 +159,10 @@ class Gemma4(Family):
         return [torch.cat([grid_boxes(*grid) for grid in grids]) for grids in self._grids(modality, given)]
 
 
-def _pooled(patches: Tensor, positions: Tensor, kernel: int) -> Tensor:
+def _pooled(patches: Tensor, positions: Tensor, grid: Grid, kernel: int) -> Tensor:
     """Means over the patches of each token of a picture, (patches, columns) -> (tokens, columns)."""
-    wide = (int(positions[:, 0].max()) + 1) // kernel
-    token = positions[:, 0] // kernel + wide * (positions[:, 1] // kernel)
-    whole = patches.new_zeros(len(patches) // kernel**2, patches.shape[1])
+    token = positions[:, 0] // kernel + grid[1] * (positions[:, 1] // kernel)
+    whole = patches.new_zeros(grid[0] * grid[1], patches.shape[1])
     return whole.index_add(0, token, patches) / kernel**2
 
 

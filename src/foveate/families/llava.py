@@ -1,6 +1,5 @@
 """LLaVA-1.5: one square per image, CLIP patches in raster order, 1-D RoPE."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -9,16 +8,16 @@ from torch import Tensor
 
 from foveate.core.grid import Grid, into_cells
 from foveate.errors import SettingError, UnsupportedError
+from foveate.families._before import encode_before_projector
 from foveate.families._encode import (
     Reducer,
-    encode_before_projector,
     encoder_layers,
     feature_layers,
     first_rows,
     smaller,
 )
 from foveate.families._towers import drops_cls, llava_bytes, llava_cost, picture_tokens
-from foveate.families.base import Family, grid_boxes
+from foveate.families.base import Family, grid_boxes, picture_sizes
 
 __all__ = ["FAMILY", "Llava"]
 
@@ -65,20 +64,7 @@ class Llava(Family):
     ) -> tuple[Any, list[Any]]:
         tower, cls = self.tower, self._check_cls()
         layers = feature_layers(self.model.config, len(encoder_layers(tower)))
-        name = self.pixels(given)
-
-        def encode(pixels: Tensor) -> tuple[Any, list[Any]]:
-            run_these = functools.partial(run, **{name: pixels})
-            return encode_before_projector(run_these, tower, self.core.multi_modal_projector, layers, cls, reducer)
-
-        pixels = given[name]
-        if not reducer.early or len(pixels) == 1:
-            return encode(pixels)
-        # Merged early, images differ in length inside the tower: one at a time, whatever its attention kernel.
-        outputs, cuts = zip(*(encode(one[None]) for one in pixels), strict=True)
-        whole, features = outputs[0], [features for output in outputs for features in output.pooler_output]
-        whole.pooler_output = torch.stack(features) if isinstance(whole.pooler_output, Tensor) else features
-        return whole, [cut for (cut,) in cuts]
+        return encode_before_projector(run, tower, self.core.multi_modal_projector, layers, cls, reducer)
 
     def encode_smaller(
         self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
@@ -110,7 +96,8 @@ class Llava(Family):
     def boxes(self, modality: str, given: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
         if given.get("image_sizes") is not None:  # a Pixtral tower takes pictures of any shape
             patch = self.model.config.vision_config.patch_size
-            return [grid_boxes(int(height) // patch, int(width) // patch) for height, width in given["image_sizes"]]
+            sizes = picture_sizes(given["image_sizes"])
+            return [grid_boxes(height // patch, width // patch) for height, width in sizes]
         whole = grid_boxes(self.side, self.side)
         return [whole if length == len(whole) else None for length in lengths]
 

@@ -13,7 +13,7 @@ from foveate.core.merge import Merge
 from foveate.families._encode import Reducer, feature_layers, first_rows, smaller
 from foveate.families._tap import tapped
 from foveate.families._tiles import blocks
-from foveate.families.base import Family, grid_boxes
+from foveate.families.base import Family, grid_boxes, picture_sizes
 
 __all__ = ["FAMILY", "Mistral3"]
 
@@ -35,9 +35,8 @@ class Mistral3(Family):
 
     def _grids(self, given: Mapping[str, Any], side: int = 0) -> list[Grid]:
         """Rows and columns of each image's tokens, or of squares of so many pixels."""
-        sizes, side = given["image_sizes"], side or self._side
-        sizes = sizes.tolist() if isinstance(sizes, Tensor) else sizes
-        return [(int(height) // side, int(width) // side) for height, width in sizes]
+        side = side or self._side
+        return [(height // side, width // side) for height, width in picture_sizes(given["image_sizes"])]
 
     def boxes(self, modality: str, given: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
         return [grid_boxes(*grid) for grid in self._grids(given)]
@@ -50,6 +49,7 @@ class Mistral3(Family):
         The tower runs all images of a call as one sequence, in which each sees itself alone.
         """
         layers, block = self.core.vision_tower.transformer.layers, self.model.config.spatial_merge_size
+        given = {**given, "image_sizes": picture_sizes(given["image_sizes"])}  # while nothing is under way to wait for
         module: Any = layers[max(feature_layers(self.model.config, len(layers)))].attention
         seen: list[tuple[Tensor, Tensor, float]] = []
         keys: list[Tensor] = []

@@ -39,7 +39,7 @@ class Qwen2VL(Family):
         self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
     ) -> tuple[Any, list[Any]]:
         """Behind the merger: a token's score and key are the means of its four patches'."""
-        visual, grids = self.core.visual, given[f"{modality}_grid_thw"]
+        visual, grids = self.core.visual, given[f"{modality}_grid_thw"].cpu()  # while nothing is under way to wait for
         attention, group = self.scoring_block.attn, visual.spatial_merge_size**2
         scores: list[Tensor] = []
         keys: list[Tensor] = []
@@ -57,17 +57,17 @@ class Qwen2VL(Family):
                 output = run()
         finally:
             handle.remove()
-        features, cuts, order = list(output.pooler_output), [], self.token_order(grids)
+        features, order = list(output.pooler_output), self.token_order(grids)
         sizes = [len(one) for one in features]
         token_scores = torch.split(torch.cat(scores).view(-1, group).mean(dim=1)[order], sizes)
         token_keys = torch.split(keys[0].view(len(keys[0]) // group, group, -1).mean(dim=1)[order], sizes)
+        views, side = [], visual.spatial_merge_size
         for index, (t, h, w) in enumerate(grids.tolist()):
-            side = visual.spatial_merge_size
             grid = (h // side, w // side) if t == 1 else None
             one, many = token_scores[index], token_keys[index]
-            view = TowerView(features[index], grid, None, lambda layer, one=one: one, lambda layer, many=many: many)  # type: ignore[misc]
-            cut = reducer.reduce(view)
-            cuts.append(cut)
+            views.append(TowerView(features[index], grid, None, lambda _, one=one: one, lambda _, many=many: many))  # type: ignore[misc]
+        cuts = reducer.reduce(views)
+        for index, cut in enumerate(cuts):
             if not stays_whole(features[index], cut):
                 features[index] = place_rows(features[index], cut)
                 self.place_deepstack(output, index, cut)

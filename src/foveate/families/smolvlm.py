@@ -14,6 +14,9 @@ from foveate.families._tiles import Tiled, blocks, runs
 __all__ = ["FAMILY", "SmolVLM"]
 
 
+REAL = "foveate_real_tiles"
+
+
 class SmolVLM(Tiled):
     """Where things are inside `SmolVLMForConditionalGeneration`.
 
@@ -50,15 +53,25 @@ class SmolVLM(Tiled):
 
     def image_lengths(self, mask: Tensor, ids: Tensor | None) -> list[list[int]]:
         """Of a prompt that came as embeddings every tile is taken for an image, as its tags cannot be read."""
-        rows = [None] * len(mask) if ids is None else ids.tolist()
-        return [_images(row, tiles) for row, tiles in zip(rows, runs(mask), strict=True)]
+        if ids is None:
+            return [_images(None, tiles) for tiles in runs(mask)]
+        ids, placed = torch.stack((ids, mask.to(ids))).cpu()  # waiting once
+        return [_images(row, tiles) for row, tiles in zip(ids.tolist(), runs(placed), strict=True)]
 
     def attentions(self) -> list[Any]:
         return [encoder_layers(self.core.vision_model)[-1].self_attn]
 
     def tiles(self, given: Mapping[str, Any]) -> Tensor:
         pixels: Tensor = given["pixel_values"]
-        return pixels[_real(pixels)] if pixels.dim() == 5 else pixels
+        if pixels.dim() != 5:
+            return pixels
+        return pixels[given[REAL] if REAL in given else _real(pixels)]
+
+    def remembered(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Which tiles are padding is told from them as they are, but read late."""
+        known = super().remembered(given)
+        pixels = given["pixel_values"]
+        return {**known, REAL: _real(pixels)} if pixels.dim() == 5 and REAL not in given else known
 
     def form(self, features: Tensor, given: Mapping[str, Any]) -> Any:
         if "mm_encoder_outputs" not in inspect.signature(self.core.forward).parameters:  # 5.16: tile by tile

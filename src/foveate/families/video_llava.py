@@ -100,6 +100,7 @@ class VideoLlava(Llava):
     ) -> Tensor:
         """Frames, (videos · frames, 1 + patches, width), with each video's patches reduced; appends to `cuts`."""
         videos = states[:, 1:].reshape(len(states) // frames, -1, states.shape[-1])
+        views = []
         for index, patches in enumerate(videos):
             mine = readers[index * frames : (index + 1) * frames]
             view = TowerView(
@@ -110,7 +111,8 @@ class VideoLlava(Llava):
                 keys_of=lambda layer, mine=mine: torch.cat([one.keys(layer) for one in mine]),  # type: ignore[misc]
                 grids=((self.side, self.side),) * frames,
             )
-            cuts.append(reducer.reduce(view))
+            views.append(view)
+        cuts.extend(reducer.reduce(views))
         pairs = list(zip(videos, cuts, strict=True))
         if all(stays_whole(patches, cut) for patches, cut in pairs):
             return states

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from foveate.core.asking import Asking
 from foveate.core.budget import keep_count
 from foveate.core.grid import Grid
 from foveate.core.merge import Merge
@@ -269,12 +270,21 @@ class Method(ABC):
         """Whether `merge_early` wants to see each image's patches behind the tower's first layer."""
         return False
 
-    def merge_early(self, rows: Tensor, grid: tuple[int, int]) -> Merge | None:
-        """Which patches become one after the tower's first layer: (patches, width) of one image in raster order."""
+    @property
+    def adds_rows(self) -> bool:
+        """Whether rows may come that are no tokens of their own (−1 in `Cut.kept`), as a tower's CLS."""
+        return True
+
+    def merge_early(self, rows: Tensor, grid: tuple[int, int]) -> Asking[Merge | None]:
+        """Which patches become one after the tower's first layer: (patches, width) of one image in raster order.
+
+        A method that must know a number of the device's yields it, so that those of all images are read together.
+        """
         return None
 
-    def reduce(self, view: TowerView) -> Cut | None:
-        """What becomes of one image's tokens on their way out of the tower; None: nothing."""
+    def reduce(self, view: TowerView) -> Asking[Cut | None]:
+        """What becomes of one image's tokens on their way out of the tower; None: nothing. It may yield as
+        `merge_early` does."""
         return None
 
     def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:

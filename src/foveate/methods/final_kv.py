@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
+from foveate.core.asking import Asking
 from foveate.core.grid import Grid
 from foveate.core.merge import Merge
 from foveate.errors import SettingError
@@ -77,6 +78,10 @@ class FinalKV(Method):
         return self.inner.merges_early
 
     @property
+    def adds_rows(self) -> bool:
+        return self.inner.adds_rows
+
+    @property
     def stage(self) -> Literal["pixels", "tower", "projector"]:
         return self.inner.stage
 
@@ -90,10 +95,10 @@ class FinalKV(Method):
     def cut(self, view: View) -> Cut | None:
         return self.inner.cut(view)
 
-    def merge_early(self, rows: Tensor, grid: tuple[int, int]) -> Merge | None:
+    def merge_early(self, rows: Tensor, grid: tuple[int, int]) -> Asking[Merge | None]:
         return self.inner.merge_early(rows, grid)
 
-    def reduce(self, view: TowerView) -> Cut | None:
+    def reduce(self, view: TowerView) -> Asking[Cut | None]:
         return self.inner.reduce(view)
 
     def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:

@@ -6,7 +6,7 @@ arXiv:2411.10803. Constants the paper leaves open are those of the released code
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -130,6 +130,10 @@ class MustDrop(Method):
     def merges_early(self) -> bool:
         return self.merge_windows
 
+    @property
+    def adds_rows(self) -> bool:
+        return False
+
     def cuts(self) -> tuple[int, ...]:
         return tuple(layer + 1 for layer in self.pruning_layers) if self.filter else ()
 
@@ -138,17 +142,18 @@ class MustDrop(Method):
 
     # -- the tower -----------------------------------------------------------------------------------------
 
-    def merge_early(self, rows: Tensor, grid: tuple[int, int]) -> Merge | None:
+    def merge_early(self, rows: Tensor, grid: tuple[int, int]) -> Generator[Tensor, int, Merge | None]:
         if min(grid) < self.merge_window:
             return None
         similarity = window_similarity(rows, *grid, self.merge_window)
-        merged = int((similarity >= self.merge_threshold).sum())
+        merged = yield (similarity >= self.merge_threshold).sum()
         return merge_windows(similarity, merged, *grid, self.merge_window) if merged else None
 
-    def reduce(self, view: TowerView) -> Cut | None:
+    def reduce(self, view: TowerView) -> Generator[Tensor, int, Cut | None]:
         merge, rows, scores = view.merge, view.features, view.attention(1)
-        if merge is None and self.merge_windows and view.grid is not None and view.cls is None:
-            merge = self.merge_early(rows, view.grid)  # behind the projector, where the tower itself cannot lose tokens
+        if merge is None and self.merge_windows and not view.early and view.grid is not None:
+            # Behind the projector, where the tower itself cannot lose tokens.
+            merge = yield from self.merge_early(rows, view.grid)
             if merge is not None:
                 rows, scores = average(rows, merge), average(scores[:, None], merge)[:, 0]
         key = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)

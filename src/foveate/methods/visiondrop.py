@@ -92,6 +92,10 @@ class VisionDrop(Method):
     def reduces_tower(self) -> bool:
         return self.dominant > 0
 
+    @property
+    def adds_rows(self) -> bool:
+        return self.include_cls and self.reduces_tower and self.reindexes
+
     def cuts(self) -> tuple[int, ...]:
         return self.layer_list
 
