@@ -5,10 +5,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
+from foveate._greedy import generate
 from foveate.bench.counting import counter
 from foveate.bench.figure import draw
 from foveate.bench.run import AGAIN, EAGER, FULL, KEEP_ALL, Session, same_schedule
-from foveate.bench.stopwatch import generate
 from foveate.bench.summary import summarise
 from foveate.bench.workload import Workload
 from tests.memory import AFTER, BEFORE, llava
@@ -147,8 +147,10 @@ def test_random_at_the_same_schedule_has_the_same_counts_in_every_layer():
 
 def test_an_answer_has_the_length_that_was_asked_for():
     model, inputs = llava(side=112)
-    model.generation_config.eos_token_id = None
-    assert generate(model, inputs, 5).sequences.shape[1] == inputs["input_ids"].shape[1] + 5
+    prompt = inputs["input_ids"].shape[1]
+    model.generation_config.eos_token_id = generate(model, inputs, 1).sequences[0, -1].item()
+    assert generate(model, inputs, 5).sequences.shape[1] == prompt + 1
+    assert generate(model, inputs, 5, exactly=True).sequences.shape[1] == prompt + 5
 
 
 def test_a_figure_is_drawn_with_a_mark_a_row(measured):

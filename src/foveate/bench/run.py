@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from foveate._greedy import generate
 from foveate.bench.counting import Memory
-from foveate.bench.stopwatch import generate, timed
+from foveate.bench.stopwatch import timed
 from foveate.bench.timing import rounds
 from foveate.bench.workload import Workload
 from foveate.engine.session import drop
