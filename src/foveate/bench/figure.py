@@ -24,11 +24,12 @@ def draw(summary: Summary, title: str) -> Image.Image:
     for axis, part in zip(axes, panels, strict=True):
         axis.axvline(1, color="black", linewidth=1, linestyle=":")
         for place, row in enumerate(rows):
+            if part not in row.ratios:
+                continue
             found = row.ratios[part]
             errors = [[found.median - found.low], [found.high - found.median]]
-            axis.errorbar(
-                found.median, place, xerr=errors, fmt="o", color=_colour(row), markersize=5, capsize=3, linewidth=1.4
-            )
+            style = {"color": _colour(row), "markerfacecolor": "white" if row.is_bare else _colour(row)}
+            axis.errorbar(found.median, place, xerr=errors, fmt="o", markersize=5, capsize=3, linewidth=1.4, **style)
             axis.plot([row.flops[part]] * 2, [place - 0.32, place + 0.32], color="black", linewidth=1.6)
         axis.set_xlabel(f"{PANELS[part]}: time, untouched model = 1")
         axis.set_xlim(left=0)

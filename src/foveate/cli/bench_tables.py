@@ -20,40 +20,49 @@ MIB = 2**20
 
 def tables(summary: Summary, title: str) -> list[Table]:
     """A row a candidate: speed-ups over the untouched model, whose own row has milliseconds; and sizes."""
-    heads = ["", "FLOPs", "Prefill", "of limit", "÷ random", "First token", "Token"]
-    times = Table(*(Column(name, no_wrap=True) for name in heads), title=Text(title), box=SIMPLE_HEAD)
-    heads = ["", "Tokens", "Retention", "Call", "Items/s", "Tower ms", "Peak MiB", "KV MiB"]
-    sizes = Table(*(Column(name, no_wrap=True) for name in heads), box=SIMPLE_HEAD)
+    prefill = _table("FLOPs", "Prefill", "of limit", "÷ random", "÷ bare", title=title)
+    call = _table("First token", "Token", "Call", "Items/s", "Tower ms")
+    sizes = _table("Tokens", "Retention", "Peak MiB", "vs predicted", "KV MiB")
     for row in summary.rows:
-        times.add_row(*_times(row))
-        sizes.add_row(*_sizes(row, summary))
-    return [times, sizes]
+        prefill.add_row(Text(row.name), *_prefill(row))
+        if not row.is_bare:
+            call.add_row(Text(row.name), *_call(row, summary))
+            sizes.add_row(Text(row.name), *_sizes(row))
+    return [prefill, call, sizes]
 
 
-def _times(row: Row) -> list[str | Text]:
+def _table(*heads: str, title: str | None = None) -> Table:
+    columns = (Column(name, no_wrap=True) for name in ("", *heads))
+    return Table(*columns, title=None if title is None else Text(title), box=SIMPLE_HEAD)
+
+
+def _prefill(row: Row) -> list[str]:
     base, efficiency = row.name == FULL, row.efficiency
     return [
-        Text(row.name),
         "" if base else f"{1 / row.flops['prefill']:.2f}×",
         _speed(row, "prefill"),
         "" if base or efficiency is None else f"{efficiency.median:.1%}",
         _interval(row.against["prefill"]) if row.against else "",
-        _speed(row, "ttft"),
-        _speed(row, "tpot"),
+        _interval(row.over_bare["prefill"]) if row.over_bare else "",
     ]
 
 
-def _sizes(row: Row, summary: Summary) -> list[str | Text]:
+def _call(row: Row, summary: Summary) -> list[str]:
+    return [
+        *(_speed(row, part) for part in ("ttft", "tpot", "whole")),
+        f"{summary.items_per_second(row):.3g}",
+        f"{1000 * row.seconds['tower']:.1f}" if "tower" in row.seconds else "",
+    ]
+
+
+def _sizes(row: Row) -> list[str]:
     held = row.candidate.held
     assert held is not None
     return [
-        Text(row.name),
         f"{sum(held.tokens) / len(held.tokens):.1f}",
         f"{held.retention:.1%}",
-        _speed(row, "whole"),
-        f"{summary.items_per_second(row):.3g}",
-        f"{1000 * row.seconds['tower']:.1f}" if "tower" in row.seconds else "",
         f"{held.peak / MIB:.1f}",
+        "" if row.peak_counted is None else f"{held.peak / row.peak_counted - 1:+.1%}",
         f"{held.kv_bytes / MIB:.1f}",
     ]
 
@@ -70,12 +79,13 @@ def _interval(ratio: Ratio) -> str:
     return f"{ratio.median:.3f}\n[{ratio.low:.3f}–{ratio.high:.3f}]"
 
 
-def footnotes(summary: Summary, infeasible: Mapping[str, str], interrupted: bool) -> list[str]:
-    """What a reader must know."""
+def footnotes(summary: Summary, infeasible: Mapping[str, str], obstacle: str, interrupted: bool) -> list[str]:
+    """What a reader must know; `obstacle` is why there are no bare layers, if anything is."""
     lines = [
         f"{summary.rounds} paired rounds{', then interrupted' if interrupted else ''}. Speed-ups over the untouched "
         "model of the same round: median, 95 % bootstrap interval; of limit: the prefill's over that of FLOPs alone.",
-        "÷ random: prefill time over that of random at the same schedule. Peak: without weights and inputs. Tower and "
+        "÷ random: prefill time over that of random at the same schedule; ÷ bare: over that of the layers alone on as "
+        "many rows. Peak: without weights and inputs, and how much more that is than fv.cost predicts. Tower and "
         "projector take "
         + ", ".join(
             f"{row.seconds['tower'] / row.seconds['ttft']:.0%} ({row.name})"
@@ -85,12 +95,12 @@ def footnotes(summary: Summary, infeasible: Mapping[str, str], interrupted: bool
         + " of the time to the first token.",
     ]
     for row in summary.rows:
-        if row.candidate.held and row.candidate.held.kv_bytes != row.kv_counted:
-            lines.append(
-                f"{row.name}: the cache holds {row.candidate.held.kv_bytes:,} bytes, counted {row.kv_counted:,}."
-            )
+        held = row.candidate.held
+        if held and row.kv_counted is not None and held.kv_bytes != row.kv_counted:
+            lines.append(f"{row.name}: the cache holds {held.kv_bytes:,} bytes, counted {row.kv_counted:,}.")
     if any(row.name == EAGER for row in summary.rows):
         lines.append(f"{EAGER}: random at the first method's schedule with attention matrices in every layer.")
+    lines += [f"No rows of bare layers: {obstacle}."] if obstacle else []
     lines += [f"{name}: infeasible: {why}" for name, why in infeasible.items()]
     lines += [f"{name}: did not run: {why}" for name, why in summary.failed.items()]
     return lines
