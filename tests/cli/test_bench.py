@@ -155,6 +155,7 @@ def test_a_machine_that_differs_from_itself_is_warned_of(run, tiny_llava, monkey
         (["--model", "qwen2-vl-72b"], "add --predict"),
         (["--model", "llava-1.5-7b", "--frames", "4", "--predict"], "takes pictures"),
         (["--model", "cpu-tiny", "--budget", "600", "--predict"], "the prompt has 576 vision tokens"),
+        (["--model", "cpu-tiny", "--device", "cpu", "--attention", "flex_attention"], "is seen on CUDA alone"),
         (["--model", "cpu-tiny", "--device", "nowhere"], "is not available here"),
     ],
 )

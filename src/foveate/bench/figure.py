@@ -39,7 +39,9 @@ def draw(summary: Summary, title: str) -> Image.Image:
     axes[0].set_yticks(range(len(rows)), [row.name for row in rows])
     axes[0].invert_yaxis()
     figure.suptitle(title, fontsize=11)
-    figure.supxlabel("point: median of paired rounds, 95 % interval; black bar: ratio of FLOPs", fontsize=8)
+    legend = "point: median of paired rounds, 95 % interval; black bar: ratio of FLOPs"
+    legend += "; hollow: the layers alone" if any(row.is_bare for row in rows) else ""
+    figure.supxlabel(legend, fontsize=8)
     canvas.draw()
     return Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba(), "raw", "RGBA", 0, 1).convert("RGB")
 

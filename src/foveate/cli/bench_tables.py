@@ -20,51 +20,54 @@ MIB = 2**20
 
 def tables(summary: Summary, title: str) -> list[Table]:
     """A row a candidate: speed-ups over the untouched model, whose own row has milliseconds; and sizes."""
-    prefill = _table("FLOPs", "Prefill", "of limit", "÷ random", "÷ bare", title=title)
-    call = _table("First token", "Token", "Call", "Items/s", "Tower ms")
-    sizes = _table("Tokens", "Retention", "Peak MiB", "vs predicted", "KV MiB")
-    for row in summary.rows:
-        prefill.add_row(Text(row.name), *_prefill(row))
-        if not row.is_bare:
-            call.add_row(Text(row.name), *_call(row, summary))
-            sizes.add_row(Text(row.name), *_sizes(row))
-    return [prefill, call, sizes]
+    whole = [row for row in summary.rows if not row.is_bare]
+    prefill = _table({row.name: _prefill(row) for row in summary.rows}, title)
+    calls = _table({row.name: _call(row, summary) for row in whole})
+    return [prefill, calls, _table({row.name: _sizes(row) for row in whole})]
 
 
-def _table(*heads: str, title: str | None = None) -> Table:
-    columns = (Column(name, no_wrap=True) for name in ("", *heads))
-    return Table(*columns, title=None if title is None else Text(title), box=SIMPLE_HEAD)
+def _table(rows: Mapping[str, Mapping[str, str]], title: str = "") -> Table:
+    """Of cells by the names of their rows and columns; columns without any are left out."""
+    cells = list(rows.values())
+    heads = [name for name in cells[0] if any(row[name] for row in cells)]
+    shown = Table(*(Column(name, no_wrap=True) for name in ("", *heads)), box=SIMPLE_HEAD)
+    shown.title = Text(title) if title else None
+    for name, row in rows.items():
+        shown.add_row(Text(name), *(row[head] for head in heads))
+    return shown
 
 
-def _prefill(row: Row) -> list[str]:
+def _prefill(row: Row) -> dict[str, str]:
     base, efficiency = row.name == FULL, row.efficiency
-    return [
-        "" if base else f"{1 / row.flops['prefill']:.2f}×",
-        _speed(row, "prefill"),
-        "" if base or efficiency is None else f"{efficiency.median:.1%}",
-        _interval(row.against["prefill"]) if row.against else "",
-        _interval(row.over_bare["prefill"]) if row.over_bare else "",
-    ]
+    return {
+        "FLOPs": "" if base else f"{1 / row.flops['prefill']:.2f}×",
+        "Prefill": _speed(row, "prefill"),
+        "of limit": "" if base or efficiency is None else f"{efficiency.median:.1%}",
+        "÷ random": _interval(row.against["prefill"]) if row.against else "",
+        "÷ bare": _interval(row.over_bare["prefill"]) if row.over_bare else "",
+    }
 
 
-def _call(row: Row, summary: Summary) -> list[str]:
-    return [
-        *(_speed(row, part) for part in ("ttft", "tpot", "whole")),
-        f"{summary.items_per_second(row):.3g}",
-        f"{1000 * row.seconds['tower']:.1f}" if "tower" in row.seconds else "",
-    ]
+def _call(row: Row, summary: Summary) -> dict[str, str]:
+    return {
+        "First token": _speed(row, "ttft"),
+        "Token": _speed(row, "tpot"),
+        "Call": _speed(row, "whole"),
+        "Items/s": f"{summary.items_per_second(row):.3g}",
+        "Tower ms": f"{1000 * row.seconds['tower']:.1f}" if "tower" in row.seconds else "",
+    }
 
 
-def _sizes(row: Row) -> list[str]:
+def _sizes(row: Row) -> dict[str, str]:
     held = row.candidate.held
     assert held is not None
-    return [
-        f"{sum(held.tokens) / len(held.tokens):.1f}",
-        f"{held.retention:.1%}",
-        f"{held.peak / MIB:.1f}",
-        "" if row.peak_counted is None else f"{held.peak / row.peak_counted - 1:+.1%}",
-        f"{held.kv_bytes / MIB:.1f}",
-    ]
+    return {
+        "Tokens": f"{sum(held.tokens) / len(held.tokens):.1f}",
+        "Retention": f"{held.retention:.1%}",
+        "Peak MiB": f"{held.peak / MIB:.1f}",
+        "vs predicted": "" if row.peak_counted is None else f"{held.peak / row.peak_counted - 1:+.1%}",
+        "KV MiB": f"{held.kv_bytes / MIB:.1f}",
+    }
 
 
 def _speed(row: Row, part: str) -> str:
@@ -84,9 +87,15 @@ def footnotes(summary: Summary, infeasible: Mapping[str, str], obstacle: str, in
     lines = [
         f"{summary.rounds} paired rounds{', then interrupted' if interrupted else ''}. Speed-ups over the untouched "
         "model of the same round: median, 95 % bootstrap interval; of limit: the prefill's over that of FLOPs alone.",
-        "÷ random: prefill time over that of random at the same schedule; ÷ bare: over that of the layers alone on as "
-        "many rows. Peak: without weights and inputs, and how much more that is than fv.cost predicts. Tower and "
-        "projector take "
+        "÷ random: prefill time over that of random at the same schedule"
+        + (
+            "; ÷ bare: over that of the layers alone on as many rows"
+            if any(row.is_bare for row in summary.rows)
+            else ""
+        )
+        + ". Peak: without weights and inputs"
+        + (", and how much more that is than predicted" if any(row.peak_counted for row in summary.rows) else "")
+        + ". Tower and projector take "
         + ", ".join(
             f"{row.seconds['tower'] / row.seconds['ttft']:.0%} ({row.name})"
             for row in summary.rows
