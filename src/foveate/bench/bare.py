@@ -1,6 +1,7 @@
 """The least time a schedule can take: a model's own decoder layers on as many rows, and nothing else.
 
-Where rows leave, hidden states are sliced to the last so many, and RoPE tables, masks and position ids with them.
+Where rows leave, hidden states are sliced to the last so many, and RoPE tables, masks and, where a layer asks for them,
+position ids with them.
 Nothing is scored, gathered by index or put back, and no engine stands around the layers; the last norm has few rows
 too. What comes out means nothing.
 """
@@ -12,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from foveate._transformers import scales_by_position
 from foveate.families.base import Family
 
 __all__ = ["bare", "obstacle"]
@@ -47,15 +49,22 @@ def bare(family: Family, rows: Sequence[int]) -> Iterator[None]:
     known: dict[tuple[int, int], tuple[Any, Any]] = {}
     with ExitStack() as stack:
         for layer, count in zip(family.layers, rows, strict=True):
-            hook = partial(_before, count, known)
+            hook = partial(_before, count, scales_by_position(layer.self_attn), known)
             stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
 
 
 def _before(
-    count: int, known: dict[tuple[int, int], tuple[Any, Any]], _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    count: int,
+    needs_ids: bool,
+    known: dict[tuple[int, int], tuple[Any, Any]],
+    _: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A layer's arguments for its last `count` rows; what many layers are given is sliced once."""
+    if not needs_ids:  # RoPE is in position_embeddings; flash attention would look through them, and wait for it
+        kwargs["position_ids"] = None
     if args:
         args = (args[0][:, -count:], *args[1:])
     else:
