@@ -8,7 +8,8 @@ from foveate.bench.bare import bare, obstacle
 from foveate.bench.counting import counter
 from foveate.bench.stopwatch import timed
 from foveate.registry import family_for
-from tests.models import DEPTH, FAMILIES, batch, tiny
+from tests.families.test_decoders import ministral
+from tests.models import DEPTH, ENCODES_FIRST, FAMILIES, batch, tiny
 
 COUNTS = (25, 25, 14, 14, 6, 0)  # vision tokens of each layer
 OBSTACLES = {
@@ -45,7 +46,17 @@ def test_layers_compute_what_the_arithmetic_says_or_are_left_alone(family):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl", "gemma3"])
 def test_each_layer_runs_on_the_last_rows_at_their_own_positions(family, attention):
-    model, inputs, given = tiny(family, attention), batch(family, ("titit", "titit")), {}
+    check_numbers(tiny(family, attention), tiny(family), batch(family, ("titit", "titit")))
+
+
+@pytest.mark.skipif(not ENCODES_FIRST, reason="of older versions only the usual decoders are tested")
+def test_layers_that_scale_queries_by_position_are_given_positions():
+    check_numbers(ministral(8), ministral(8), batch("mistral3", ("titit", "titit")))
+
+
+def check_numbers(model, plain, inputs):
+    """Against a loop over the layers of `plain`, the same model with SDPA, which looks back alone without a mask."""
+    given = {}
     known, (rows, _) = family_for(model), rows_of(inputs)
     text = known.text
     watch = text.register_forward_pre_hook(lambda module, args, kwargs: given.update(kwargs), with_kwargs=True)
@@ -56,14 +67,15 @@ def test_each_layer_runs_on_the_last_rows_at_their_own_positions(family, attenti
         watch.remove()
     hidden, ids = given["inputs_embeds"], given["position_ids"]
     ids = torch.arange(hidden.shape[1])[None] if ids is None else ids
-    both_ways = family == "gemma3"  # its pictures: the others need no mask for SDPA, which looks back alone
+    both_ways = model.config.model_type == "gemma3"  # its pictures
     with torch.no_grad():
-        for index, (layer, count) in enumerate(zip(family_for(tiny(family)).layers, rows, strict=True)):
+        for index, (layer, count) in enumerate(zip(family_for(plain).layers, rows, strict=True)):
             mask = given["attention_mask"]
             mask = mask[text.config.layer_types[index]][..., -count:, -count:] if both_ways else None
             places = ids[..., -count:] if ids.dim() < 3 else ids[-3:, :, -count:]
             pair = known.rotary(index, hidden, places)
-            hidden = layer(hidden[:, -count:], attention_mask=mask, position_embeddings=pair)
+            asked = {"attention_mask": mask, "position_embeddings": pair, "position_ids": places}
+            hidden = layer(hidden[:, -count:], **asked)
         torch.testing.assert_close(found, text.norm(hidden), atol=1e-5, rtol=1e-5)
 
 

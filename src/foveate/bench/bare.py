@@ -1,9 +1,8 @@
 """The least time a schedule can take: a model's own decoder layers on as many rows, and nothing else.
 
 Where rows leave, hidden states are sliced to the last so many, and RoPE tables, masks and, where a layer asks for them,
-position ids with them.
-Nothing is scored, gathered by index or put back, and no engine stands around the layers; the last norm has few rows
-too. What comes out means nothing.
+position ids with them. Nothing is scored, gathered by index or put back, and no engine stands around the layers; the
+last norm has few rows too. What comes out means nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
