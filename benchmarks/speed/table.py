@@ -70,39 +70,40 @@ def caption(record: dict[str, Any]) -> str:
 def table(record: dict[str, Any], whole: bool) -> list[str]:
     """Speed-ups and shares against the untouched model."""
     base = next(row for row in record["rows"] if row["name"] == FULL)
-    heads = ["", "tokens", "FLOPs", "prefill", "of limit", "÷ random", "first token", "each token", "items/s"]
-    heads += ["peak memory", "KV"] if whole else []
+    bare = any(row.get("over_bare") for row in record["rows"])
+    heads = ["", "tokens", "FLOPs", "prefill", "of limit", "÷ random", *(["÷ bare"] if bare else [])]
+    heads += ["first token", "each token", "items/s", *(["peak memory", "KV"] if whole else [])]
     lines = [f"| {' | '.join(heads)} |", "|---|" + "---|" * (len(heads) - 1)]
     for row in record["rows"]:
         if row["name"] == FULL or (not whole and not row["control"]):
             continue
-        over = row["over_random"].get("prefill")
         cells = [
             row["name"],
             f"{sum(row['tokens']) / len(row['tokens']):.0f}",
             f"{1 / row['flops']['prefill']:.2f}×",
             speed_up(row, "prefill"),
             f"{row['efficiency']['median']:.0%}" if row["efficiency"] else "",
-            f"{over['median']:.3f} [{over['low']:.3f}, {over['high']:.3f}]" if over else "",
-            speed_up(row, "ttft"),
-            speed_up(row, "tpot") if "tpot" in row["ratios"] else "",
-            speed_up(row, "whole"),
+            interval(row["over_random"]),
+            *([interval(row["over_bare"])] if bare else []),
+            *(speed_up(row, part) for part in ("ttft", "tpot", "whole")),
         ]
-        cells += (
-            [
-                f"{row['peak_bytes'] / base['peak_bytes'] - 1:+.1%}",
-                f"{row['kv_bytes'] / base['kv_bytes'] - 1:+.1%}",
-            ]
-            if whole
-            else []
-        )
+        if whole:
+            cells += [f"{row[size] / base[size] - 1:+.1%}" if row[size] else "" for size in ("peak_bytes", "kv_bytes")]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
+def interval(over: dict[str, Any]) -> str:
+    """Prefill time over that of a control, with its interval; nothing where there is none."""
+    found = over.get("prefill")
+    return f"{found['median']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" if found else ""
+
+
 def speed_up(row: dict[str, Any], part: str) -> str:
-    """How many times faster, with its interval."""
-    found = row["ratios"][part]
+    """How many times faster, with its interval; nothing where that was not timed."""
+    found = row["ratios"].get(part)
+    if found is None:
+        return ""
     return f"{1 / found['median']:.2f}× [{1 / found['high']:.2f}, {1 / found['low']:.2f}]"
 
 

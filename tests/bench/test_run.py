@@ -5,24 +5,25 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
+from foveate._greedy import generate
 from foveate.bench.counting import counter
 from foveate.bench.figure import draw
 from foveate.bench.run import AGAIN, EAGER, FULL, KEEP_ALL, Session, same_schedule
-from foveate.bench.stopwatch import generate
 from foveate.bench.summary import summarise
 from foveate.bench.workload import Workload
 from tests.memory import AFTER, BEFORE, llava
 
 
-def session(methods, *, layers=8, side=168, attention="eager", batch=1, new_tokens=3, pairs=3, eager=False):
+def session(methods, *, layers=8, side=168, attention="eager", batch=1, new_tokens=3, pairs=3, shorter=0, **asked):
     model, inputs = llava(side=side, width=64, layers=layers)
     model.set_attn_implementation(attention)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
     inputs = {name: torch.cat([value] * batch) for name, value in inputs.items()}
+    inputs["attention_mask"][:1, :shorter] = 0
     workload = Workload(inputs, batch, BEFORE + AFTER, ((side // 14) ** 2,))
     told, flops = [], counter()
     made = Session(model, workload, new_tokens, clock=flops.get_total_flops)
-    made.prepare(methods, eager=eager, told=told.append)
+    made.prepare(methods, **asked, told=told.append)
     with flops:
         assert list(made.run(pairs)) == list(range(1, pairs + 1))
     return made, told
@@ -45,15 +46,19 @@ def measured():
 
 def test_beside_every_method_there_are_its_controls(measured):
     made, told, _ = measured
-    names = [FULL, KEEP_ALL, *(name for method in METHODS for name in (method, f"{method}: random"))]
-    assert told == names
-    assert list(made.candidates) == [*names, AGAIN]
+    of_each = ("", ": random", ": bare")
+    names = [FULL, KEEP_ALL, *(f"{name}{what}" for name in METHODS for what in of_each), AGAIN]
+    assert list(made.candidates) == names
+    assert told == [name for name in names if not name.endswith(": bare") and name != AGAIN]
+    assert list(made.times) == names
     assert all(len(times) == 3 for times in made.times.values())
     for name in METHODS:
-        one, control = made.candidates[name], made.candidates[f"{name}: random"]
+        one, control, alone = (made.candidates[f"{name}{what}"] for what in of_each)
         assert one.control == control.name
-        assert one.held.tokens == control.held.tokens
+        assert one.bare == control.bare == alone.name
+        assert one.held.tokens == control.held.tokens == alone.held.tokens
         assert one.held.kv_rows == control.held.kv_rows
+        assert alone.rows == tuple(BEFORE + AFTER + count for count in one.held.tokens)
 
 
 def test_times_that_are_flops_have_the_ratios_of_flops(measured):
@@ -80,11 +85,48 @@ def test_a_method_is_as_much_slower_than_random_as_it_computes_more(measured):
     assert row.flops["prefill"] < row.ratios["prefill"].median
 
 
+def test_bare_layers_are_timed_to_the_first_token_and_take_what_the_arithmetic_says(measured):
+    made, _, summary = measured
+    for name in METHODS:
+        row, cost = (
+            summary.row(f"{name}: bare"),
+            made.workload.cost(made.model, tokens=made.candidates[name].held.tokens),
+        )
+        assert row.seconds["prefill"] == cost.prefill_flops
+        assert row.efficiency.median == pytest.approx(1, rel=1e-9)
+        assert set(row.ratios) == {"tower", "prefill", "ttft"}
+        assert set(row.flops) == {"prefill", "ttft"}
+        assert row.flops["ttft"] == pytest.approx(row.ratios["ttft"].median, rel=1e-9)
+        assert summary.row(f"{name}: random").over_bare["prefill"].median == 1.0
+        record = row.to_dict(made.times[row.name])
+        assert [record[key] for key in ("peak_bytes", "peak_bytes_counted", "kv_bytes", "kv_bytes_counted")] == [
+            None
+        ] * 4
+        assert record["setting"] is record["control"] is record["bare"] is None
+    own = summary.row("visiondrop")
+    assert own.over_bare["prefill"].median == own.against["prefill"].median > 1
+    assert set(own.over_bare) == {"tower", "prefill", "ttft"}
+    assert own.to_dict(made.times["visiondrop"])["over_bare"]["prefill"] == own.over_bare["prefill"].to_dict()
+
+
+def test_there_are_no_bare_layers_where_nothing_leaves_or_they_are_not_wanted_or_cannot_be():
+    whole = {"whole": fv.Uniform(layers=(2,), keep=(1.0,))}
+    made, _ = session(whole, new_tokens=1, pairs=2)
+    assert made.candidates["whole"].bare is None
+    assert not any(one.rows for one in made.candidates.values())
+    made, _ = session({"v2drop": METHODS["v2drop"]}, new_tokens=1, pairs=2, bare=False)
+    assert (made.candidates["v2drop"].bare, made.obstacle) == (None, "")
+    made, _ = session({"v2drop": METHODS["v2drop"]}, new_tokens=1, pairs=2, batch=2, shorter=1)
+    assert made.obstacle == "the prompts of the batch differ in length"
+    assert list(made.candidates) == [FULL, KEEP_ALL, "v2drop", "v2drop: random", AGAIN]
+
+
 def test_the_cache_holds_what_was_counted_and_the_peak_falls(measured):
     _, _, summary = measured
     whole = summary.row(FULL)
     for row in summary.rows:
-        assert row.candidate.held.kv_bytes == row.kv_counted
+        assert row.is_bare or row.candidate.held.kv_bytes == row.kv_counted
+        assert row.peak_counted is None  # attention matrices are not counted
     for name in METHODS:
         held = summary.row(name).candidate.held
         assert held.kv_bytes < whole.candidate.held.kv_bytes
@@ -104,6 +146,11 @@ def test_items_a_second_count_the_batch_and_controls_are_shared():
     made, _ = session({"a": METHODS["v2drop"], "b": fv.V2Drop(layers=(2, 4), keep=(0.5, 0.5), metric="l1")}, batch=2)
     summary = summarise(made)
     assert made.candidates["b"].control == "a: random"
+    assert made.candidates["b"].bare == "a: bare"
+    assert (
+        summary.row("a: bare").seconds["prefill"]
+        == 2 * made.workload.cost(made.model, tokens=made.candidates["a"].held.tokens).prefill_flops
+    )
     row = summary.row("a")
     assert summary.items_per_second(row) == 2 / row.seconds["whole"]
     assert row.candidate.held.kv_bytes == row.kv_counted
@@ -114,7 +161,12 @@ def test_the_row_of_eager_attention_leaves_the_kernel_as_it_was():
     assert told[-1] == EAGER
     text = made.model.model.language_model
     assert text.config._attn_implementation == "sdpa"
-    row, random = summarise(made).row(EAGER), made.candidates["v2drop: random"]
+    summary, random = summarise(made), made.candidates["v2drop: random"]
+    for name in (FULL, KEEP_ALL, "v2drop", "v2drop: random", AGAIN):
+        row = summary.row(name)
+        assert row.candidate.held.peak == pytest.approx(row.peak_counted, rel=0.02)
+    row = summary.row(EAGER)
+    assert row.peak_counted is row.candidate.bare is None
     assert row.candidate.kernel == "eager"
     assert row.candidate.method == random.method
     assert row.candidate.held.peak > random.held.peak
@@ -147,8 +199,10 @@ def test_random_at_the_same_schedule_has_the_same_counts_in_every_layer():
 
 def test_an_answer_has_the_length_that_was_asked_for():
     model, inputs = llava(side=112)
-    model.generation_config.eos_token_id = None
-    assert generate(model, inputs, 5).sequences.shape[1] == inputs["input_ids"].shape[1] + 5
+    prompt = inputs["input_ids"].shape[1]
+    model.generation_config.eos_token_id = generate(model, inputs, 1).sequences[0, -1].item()
+    assert generate(model, inputs, 5).sequences.shape[1] == prompt + 1
+    assert generate(model, inputs, 5, exactly=True).sequences.shape[1] == prompt + 5
 
 
 def test_a_figure_is_drawn_with_a_mark_a_row(measured):

@@ -73,6 +73,14 @@ def test_several_pictures_and_a_video_of_patches():
     assert (inputs["mm_token_type_ids"] == 1).sum() == 4 * 576
 
 
+@pytest.mark.parametrize("name", shapes())
+def test_tokens_of_a_shape_are_in_its_vocabulary(name):
+    config = shape(name).make_config()
+    text = config.get_text_config()
+    found = {getattr(of, f"{what}_token_id", None) for of in (config, text) for what in ("bos", "eos", "pad")}
+    assert all(token < text.vocab_size for token in found - {None})
+
+
 def test_a_prompt_is_that_of_its_seed():
     one, same, other = (synthetic(shape("cpu-tiny"), device=CPU, seed=seed).inputs for seed in (0, 0, 1))
     assert all(one[name].equal(same[name]) for name in one)

@@ -35,24 +35,44 @@ def test_a_run_prints_a_table_and_writes_record_and_figure(run, tiny_llava, tmp_
         KEEP_ALL,
         "v2drop 16",
         "v2drop 16: random",
+        "v2drop 16: bare",
         "visiondrop 16",
         "visiondrop 16: random",
+        "visiondrop 16: bare",
         AGAIN,
     ]
-    for row in rows.values():
+    assert record["no_bare"] == ""
+    for name, row in rows.items():
         assert row["kv_bytes"] == row["kv_bytes_counted"]
+        assert (row["peak_bytes_counted"] is None) == name.endswith(": bare")
         assert len(row["times"]["prefill"]) == 2
     assert rows["v2drop 16"]["setting"]["method"] == "v2drop"
     assert rows["v2drop 16"]["over_random"]["prefill"]["rounds"] == 2
+    assert rows["v2drop 16: random"]["over_bare"]["prefill"]["rounds"] == 2
+    assert rows["visiondrop 16"]["bare"] == "visiondrop 16: bare"
     assert list(record["profile"]) == [FULL, "v2drop 16", "visiondrop 16"]
 
 
 def test_json_goes_to_stdout_alone(run, tiny_llava):
-    code, shown, _ = run("bench", "--model", tiny_llava, "--method", "random", "--retention", "0.5", "--json", *QUICK)
+    asked = ("bench", "--model", tiny_llava, "--method", "random", "--retention", "0.5", "--json")
+    code, shown, _ = run(*asked, *QUICK)
     assert code == 0
     record = json.loads(shown)
-    assert [row["name"] for row in record["rows"]] == [FULL, KEEP_ALL, "random 18", AGAIN]
-    assert record["rows"][2]["control"] is None
+    assert [row["name"] for row in record["rows"]] == [FULL, KEEP_ALL, "random 18", "random 18: bare", AGAIN]
+    assert (record["rows"][2]["control"], record["rows"][2]["bare"]) == (None, "random 18: bare")
+
+
+def test_bare_layers_can_be_left_out_and_what_stops_them_is_told(run, tiny_llava, monkeypatch):
+    asked = ("bench", "--model", tiny_llava, "--method", "v2drop", "--retention", "0.5", *QUICK)
+    code, shown, _ = run(*asked, "--no-bare")
+    assert code == 0
+    assert ": bare" not in shown
+    assert "No rows of bare layers" not in shown
+    monkeypatch.setattr("foveate.bench.run.obstacle", lambda *_: "a reason")
+    code, shown, _ = run(*asked)
+    assert code == 0
+    assert ": bare" not in shown
+    assert "No rows of bare layers: a reason." in shown
 
 
 def test_a_prediction_runs_nothing_and_needs_no_weights(run, monkeypatch):
@@ -135,6 +155,7 @@ def test_a_machine_that_differs_from_itself_is_warned_of(run, tiny_llava, monkey
         (["--model", "qwen2-vl-72b"], "add --predict"),
         (["--model", "llava-1.5-7b", "--frames", "4", "--predict"], "takes pictures"),
         (["--model", "cpu-tiny", "--budget", "600", "--predict"], "the prompt has 576 vision tokens"),
+        (["--model", "cpu-tiny", "--device", "cpu", "--attention", "flex_attention"], "is seen on CUDA alone"),
         (["--model", "cpu-tiny", "--device", "nowhere"], "is not available here"),
     ],
 )

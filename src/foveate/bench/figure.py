@@ -24,11 +24,12 @@ def draw(summary: Summary, title: str) -> Image.Image:
     for axis, part in zip(axes, panels, strict=True):
         axis.axvline(1, color="black", linewidth=1, linestyle=":")
         for place, row in enumerate(rows):
+            if part not in row.ratios:
+                continue
             found = row.ratios[part]
             errors = [[found.median - found.low], [found.high - found.median]]
-            axis.errorbar(
-                found.median, place, xerr=errors, fmt="o", color=_colour(row), markersize=5, capsize=3, linewidth=1.4
-            )
+            style = {"color": _colour(row), "markerfacecolor": "white" if row.is_bare else _colour(row)}
+            axis.errorbar(found.median, place, xerr=errors, fmt="o", markersize=5, capsize=3, linewidth=1.4, **style)
             axis.plot([row.flops[part]] * 2, [place - 0.32, place + 0.32], color="black", linewidth=1.6)
         axis.set_xlabel(f"{PANELS[part]}: time, untouched model = 1")
         axis.set_xlim(left=0)
@@ -38,7 +39,9 @@ def draw(summary: Summary, title: str) -> Image.Image:
     axes[0].set_yticks(range(len(rows)), [row.name for row in rows])
     axes[0].invert_yaxis()
     figure.suptitle(title, fontsize=11)
-    figure.supxlabel("point: median of paired rounds, 95 % interval; black bar: ratio of FLOPs", fontsize=8)
+    legend = "point: median of paired rounds, 95 % interval; black bar: ratio of FLOPs"
+    legend += "; hollow: the layers alone" if any(row.is_bare for row in rows) else ""
+    figure.supxlabel(legend, fontsize=8)
     canvas.draw()
     return Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba(), "raw", "RGBA", 0, 1).convert("RGB")
 

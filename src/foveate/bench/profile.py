@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from foveate._greedy import generate
 from foveate.bench.around import ENCODERS, around
-from foveate.bench.stopwatch import generate
 from foveate.registry import family_for
 
 __all__ = ["PARTS", "profiled"]

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from foveate._greedy import generate
+from foveate.bench.bare import bare, obstacle
 from foveate.bench.counting import Memory
-from foveate.bench.stopwatch import generate, timed
+from foveate.bench.stopwatch import timed
 from foveate.bench.timing import rounds
 from foveate.bench.workload import Workload
 from foveate.engine.session import drop
@@ -26,6 +28,7 @@ from foveate.registry import family_for
 __all__ = ["AGAIN", "EAGER", "FULL", "KEEP_ALL", "Candidate", "Held", "Session", "same_schedule"]
 
 FULL, AGAIN, KEEP_ALL, EAGER = "untouched", "untouched again", "keep-all", "eager attention"
+BARE_PARTS = ("tower", "prefill", "ttft")  # what bare layers are timed in
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,9 @@ class Candidate:
         name: Of its row.
         method: What drops; None for the untouched model.
         control: The name of the candidate that drops by lot at the same schedule.
+        bare: The name of the candidate that runs the layers alone on as many rows, if there is one.
+        rows: Of each layer, for such a candidate; see `foveate.bench.bare`. What it holds is that of the first method
+            with this schedule.
         kernel: The attention implementation it runs with, where that is not the model's own.
         held: See `Held`, once it is known.
         failed: Why it cannot run here, such as for want of memory.
@@ -64,6 +70,8 @@ class Candidate:
     name: str
     method: Method | None = None
     control: str | None = None
+    bare: str | None = None
+    rows: tuple[int, ...] | None = None
     kernel: str | None = None
     held: Held | None = None
     failed: str = ""
@@ -79,6 +87,7 @@ class Session:
         new_tokens: Length of every answer.
         candidates: By name, the untouched model first and again last.
         times: Of each candidate, a mapping of parts to seconds for every finished round.
+        obstacle: Why there are no bare layers beside the methods, if they were asked for and cannot be run.
     """
 
     model: Any
@@ -87,31 +96,50 @@ class Session:
     clock: Callable[[], float] = time.perf_counter
     candidates: dict[str, Candidate] = field(default_factory=dict)
     times: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    obstacle: str = ""
 
-    def prepare(self, methods: Mapping[str, Method], *, eager: bool = False, told: Callable[[str], None]) -> None:
+    def prepare(
+        self, methods: Mapping[str, Method], *, bare: bool = True, eager: bool = False, told: Callable[[str], None]
+    ) -> None:
         """Find out what every candidate holds, and put the controls beside them.
 
         Args:
             methods: By the names of their rows.
+            bare: Whether the layers alone are run on as many rows too, wherever they can be.
             eager: Whether the first method's schedule is run once more by lot under eager attention: what a method
                 that needs attention matrices pays for them.
             told: Called with the name of each candidate before it runs.
         """
-        depth = len(family_for(self.model).layers)
+        family = family_for(self.model)
+        depth = len(family.layers)
+        self.obstacle = obstacle(family, self.workload.inputs) if bare else ""
         self._add(Candidate(FULL), told)
         self._add(Candidate(KEEP_ALL, Uniform(layers=(0,), keep=(1.0,))), told)
         for name, method in methods.items():
             own = self._add(Candidate(name, method), told)
-            if own.held is None or isinstance(method, Random):
+            if own.held is None:
                 continue
-            twin = same_schedule(own.held.tokens, self.workload.vision_tokens, method.kv_layers(depth))
-            same = next((one for one in self.candidates.values() if one.method == twin), None)
-            own.control = (same or self._add(Candidate(f"{name}: random", twin), told)).name
+            if not isinstance(method, Random):
+                twin = same_schedule(own.held.tokens, self.workload.vision_tokens, method.kv_layers(depth))
+                same = next((one for one in self.candidates.values() if one.method == twin), None)
+                own.control = (same or self._add(Candidate(f"{name}: random", twin), told)).name
+            if bare and not self.obstacle and min(own.held.tokens) < self.workload.vision_tokens:
+                own.bare = self._bare(own)
+                if own.control:
+                    self.candidates[own.control].bare = own.bare
         if eager:
             first = next((one for one in self.candidates.values() if one.control), None)
             schedule = None if first is None else self.candidates[str(first.control)].method
             self._add(Candidate(EAGER, schedule, kernel="eager"), told)
         self.candidates[AGAIN] = Candidate(AGAIN, held=self.candidates[FULL].held)
+
+    def _bare(self, own: Candidate) -> str:
+        """The candidate that runs the layers alone at the schedule of another: made unless it is there."""
+        assert own.held is not None
+        rows = tuple(self.workload.text_tokens + tokens for tokens in own.held.tokens)
+        name = next((one.name for one in self.candidates.values() if one.rows == rows), f"{own.name}: bare")
+        self.candidates.setdefault(name, Candidate(name, rows=rows, held=own.held))
+        return name
 
     def _add(self, candidate: Candidate, told: Callable[[str], None]) -> Candidate:
         told(candidate.name)
@@ -151,17 +179,25 @@ class Session:
 
     def _time(self, candidate: Candidate) -> dict[str, float]:
         with self._context(candidate):
-            return timed(self.model, self.workload.inputs, self.new_tokens, self.clock)
+            if candidate.rows is None:
+                return timed(self.model, self.workload.inputs, self.new_tokens, self.clock)
+            parts = timed(self.model, self.workload.inputs, 1, self.clock)  # no token can follow the first
+            return {part: parts[part] for part in BARE_PARTS if part in parts}
 
     @contextmanager
     def _context(self, candidate: Candidate) -> Iterator[Trace]:
         """The model as the candidate runs it; entering and leaving is not timed."""
-        text = family_for(self.model).text
+        family = family_for(self.model)
+        text = family.text
         own = text.config._attn_implementation
         if candidate.kernel is not None:
             text.set_attn_implementation(candidate.kernel)
         try:
-            with nullcontext(Trace()) if candidate.method is None else drop(self.model, candidate.method) as trace:
+            alone = nullcontext() if candidate.rows is None else bare(family, candidate.rows)
+            with (
+                alone,
+                nullcontext(Trace()) if candidate.method is None else drop(self.model, candidate.method) as trace,
+            ):
                 yield trace
         finally:
             if candidate.kernel is not None:

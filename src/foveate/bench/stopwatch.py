@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate._greedy import generate
 from foveate.bench.around import ENCODERS, around
 from foveate.registry import family_for
 
-__all__ = ["PARTS", "clock_of", "generate", "timed"]
+__all__ = ["PARTS", "clock_of", "timed"]
 
 PARTS = {
     "tower": "vision tower and projector",
@@ -41,7 +42,7 @@ def timed(model: Any, inputs: Mapping[str, Any], new_tokens: int, clock: Clock =
     with watch.around(family.core, family.text):
         watch.wait()
         start = clock()
-        generate(model, inputs, new_tokens, watch)
+        generate(model, inputs, new_tokens, exactly=True, streamer=watch)
         watch.wait()
         end = clock()
     first, last = watch.tokens[0], watch.tokens[-1]
@@ -49,23 +50,6 @@ def timed(model: Any, inputs: Mapping[str, Any], new_tokens: int, clock: Clock =
     if new_tokens > 1:
         found["tpot"] = (last - first) / (new_tokens - 1)
     return {part: found[part] for part in PARTS if part in found}
-
-
-def generate(model: Any, inputs: Mapping[str, Any], new_tokens: int, streamer: Any = None) -> Any:
-    """Exactly `new_tokens` tokens, greedily, whatever the checkpoint's own settings say."""
-    with torch.inference_mode():
-        return model.generate(
-            **inputs,
-            max_new_tokens=new_tokens,
-            min_new_tokens=new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            streamer=streamer,
-            return_dict_in_generate=True,
-        )
 
 
 class _Stopwatch:

@@ -4,14 +4,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
+from foveate._greedy import generate
 from foveate.cli.loading import Loaded
 from foveate.engine.session import drop
 from foveate.engine.trace import Trace
 from foveate.methods.base import Method
 
-__all__ = ["Answer", "ask", "generate"]
+__all__ = ["Answer", "ask"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +41,6 @@ def ask(loaded: Loaded, inputs: Any, method: Method | None, max_new_tokens: int)
     tokens = out.sequences[0, prompt:].tolist()
     text = loaded.processor.decode(tokens, skip_special_tokens=True).strip()
     return Answer(text, tokens, held, whole, trace)
-
-
-def generate(model: Any, inputs: Any, max_new_tokens: int, *, min_new_tokens: int | None = None) -> Any:
-    """Greedy decoding, whatever the checkpoint's own generation settings say."""
-    with torch.inference_mode():
-        return model.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            return_dict_in_generate=True,
-        )
 
 
 def _kv_bytes(cache: Any, positions: int) -> tuple[int, int]:

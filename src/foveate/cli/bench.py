@@ -28,10 +28,10 @@ class Bench:
     """Time a model with and without dropping, interleaved, and weigh what it holds.
 
     Every round runs, in an order drawn anew: the untouched model, the same again (A/A), keep-all inside the context,
-    every method at every budget, and random at the same schedule. Times of the vision tower, the prefill, to the
-    first token, of each further token and of the whole call are given as medians of the rounds' ratios with 95 %
-    bootstrap intervals, beside the ratio of FLOPs. Answers have a fixed length. A named shape has a real model's sizes
-    and random weights, which do not change speed at a fixed schedule; it is labelled so.
+    every method at every budget, and at its schedule random and the bare layers. Times of the vision tower, the
+    prefill, to the first token, of each further token and of the whole call are given as medians of the rounds'
+    ratios with 95 % bootstrap intervals, beside the ratio of FLOPs. Answers have a fixed length. A named shape has a
+    real model's sizes and random weights, which do not change speed at a fixed schedule; it is labelled so.
 
     Examples:
       foveate bench --model cpu-medium --budget 192 --budget 64
@@ -74,6 +74,8 @@ class Bench:
     """attention kernel, one for all rows (default: the model's)"""
     with_eager: Flag = False
     """one more row, under eager attention: what a method that needs attention matrices pays at the first schedule"""
+    bare: Flag = True
+    """leave out the rows of the bare layers: the model's own on as many tokens, the least time a schedule can take"""
     clock: Literal["wall", "cpu"] = "wall"
     """time on the wall, or of the processor: for a busy machine, on a CPU alone"""
     predict: Flag = False

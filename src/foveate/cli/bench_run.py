@@ -1,5 +1,6 @@
 """What `foveate bench` does once its flags are known to be right."""
 
+import os
 import platform
 import shlex
 import sys
@@ -90,6 +91,7 @@ def _measure(
         raise stopped
     summary = summarise(session)
     values |= {"rounds": finished, "rounds_asked": pairs, "noisy": summary.noisy, "failed": summary.failed}
+    values["no_bare"] = session.obstacle
     values["rows"] = [row.to_dict(session.times[row.name][:finished]) for row in summary.rows]
     if summary.noisy:
         note(
@@ -97,7 +99,7 @@ def _measure(
             "Distrust differences of that size; run more --pairs on a quiet machine."
         )
     shown: list[RenderableType] = [*tables(summary, title)]
-    shown += map(Text, footnotes(summary, values["infeasible"], stopped is not None))
+    shown += map(Text, footnotes(summary, values["infeasible"], session.obstacle, stopped is not None))
     if options.profile and stopped is None:
         values["profile"] = _profiles(session)
         shown += profile_tables(values["profile"])
@@ -114,6 +116,7 @@ def _timed(session: Session, methods: dict[str, Method], options: "Bench", pairs
         with counted("Weighing", None) as progress:
             session.prepare(
                 methods,
+                bare=options.bare,
                 eager=options.with_eager,
                 told=lambda name: progress.update(progress.task_ids[0], description=f"Weighing {name}"),
             )
@@ -130,6 +133,8 @@ def _timed(session: Session, methods: dict[str, Method], options: "Bench", pairs
 def _profiles(session: Session) -> dict[str, dict[str, dict[str, float]]]:
     """Seconds of each part, and of the operators that take most, of the untouched model and of every method."""
     found = {}
+    if session.model.device.type == "cpu":
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler tells stderr when it begins and ends
     for one in session.candidates.values():
         if one.failed or (one.name != FULL and not one.control):
             continue

@@ -34,13 +34,17 @@ def device_for(options: "Bench") -> torch.device:
     """Where everything runs.
 
     Raises:
-        UsageError: If torch does not have it here, or its work cannot be timed by the clock asked for.
+        UsageError: If torch does not have it here, or its work cannot be timed or weighed as asked for.
     """
     device = named_device(options.device)
     if device.index is not None and device.type != "cpu":
         torch.accelerator.set_device_index(device.index)
     if options.clock == "cpu" and device.type != "cpu":
         raise UsageError("--clock cpu: an accelerator's work is not the processor's. Use --clock wall.")
+    if options.kernel == "flex_attention" and device.type != "cuda" and not options.predict:
+        raise UsageError(
+            "--attention flex_attention: what it holds is seen on CUDA alone, as it is compiled. Use --attention sdpa."
+        )
     return device
 
 

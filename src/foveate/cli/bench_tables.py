@@ -20,42 +20,54 @@ MIB = 2**20
 
 def tables(summary: Summary, title: str) -> list[Table]:
     """A row a candidate: speed-ups over the untouched model, whose own row has milliseconds; and sizes."""
-    heads = ["", "FLOPs", "Prefill", "of limit", "÷ random", "First token", "Token"]
-    times = Table(*(Column(name, no_wrap=True) for name in heads), title=Text(title), box=SIMPLE_HEAD)
-    heads = ["", "Tokens", "Retention", "Call", "Items/s", "Tower ms", "Peak MiB", "KV MiB"]
-    sizes = Table(*(Column(name, no_wrap=True) for name in heads), box=SIMPLE_HEAD)
-    for row in summary.rows:
-        times.add_row(*_times(row))
-        sizes.add_row(*_sizes(row, summary))
-    return [times, sizes]
+    whole = [row for row in summary.rows if not row.is_bare]
+    prefill = _table({row.name: _prefill(row) for row in summary.rows}, title)
+    calls = _table({row.name: _call(row, summary) for row in whole})
+    return [prefill, calls, _table({row.name: _sizes(row) for row in whole})]
 
 
-def _times(row: Row) -> list[str | Text]:
+def _table(rows: Mapping[str, Mapping[str, str]], title: str = "") -> Table:
+    """Of cells by the names of their rows and columns; columns without any are left out."""
+    cells = list(rows.values())
+    heads = [name for name in cells[0] if any(row[name] for row in cells)]
+    shown = Table(*(Column(name, no_wrap=True) for name in ("", *heads)), box=SIMPLE_HEAD)
+    shown.title = Text(title) if title else None
+    for name, row in rows.items():
+        shown.add_row(Text(name), *(row[head] for head in heads))
+    return shown
+
+
+def _prefill(row: Row) -> dict[str, str]:
     base, efficiency = row.name == FULL, row.efficiency
-    return [
-        Text(row.name),
-        "" if base else f"{1 / row.flops['prefill']:.2f}×",
-        _speed(row, "prefill"),
-        "" if base or efficiency is None else f"{efficiency.median:.1%}",
-        _interval(row.against["prefill"]) if row.against else "",
-        _speed(row, "ttft"),
-        _speed(row, "tpot"),
-    ]
+    return {
+        "FLOPs": "" if base else f"{1 / row.flops['prefill']:.2f}×",
+        "Prefill": _speed(row, "prefill"),
+        "of limit": "" if base or efficiency is None else f"{efficiency.median:.1%}",
+        "÷ random": _interval(row.against["prefill"]) if row.against else "",
+        "÷ bare": _interval(row.over_bare["prefill"]) if row.over_bare else "",
+    }
 
 
-def _sizes(row: Row, summary: Summary) -> list[str | Text]:
+def _call(row: Row, summary: Summary) -> dict[str, str]:
+    return {
+        "First token": _speed(row, "ttft"),
+        "Token": _speed(row, "tpot"),
+        "Call": _speed(row, "whole"),
+        "Items/s": f"{summary.items_per_second(row):.3g}",
+        "Tower ms": f"{1000 * row.seconds['tower']:.1f}" if "tower" in row.seconds else "",
+    }
+
+
+def _sizes(row: Row) -> dict[str, str]:
     held = row.candidate.held
     assert held is not None
-    return [
-        Text(row.name),
-        f"{sum(held.tokens) / len(held.tokens):.1f}",
-        f"{held.retention:.1%}",
-        _speed(row, "whole"),
-        f"{summary.items_per_second(row):.3g}",
-        f"{1000 * row.seconds['tower']:.1f}" if "tower" in row.seconds else "",
-        f"{held.peak / MIB:.1f}",
-        f"{held.kv_bytes / MIB:.1f}",
-    ]
+    return {
+        "Tokens": f"{sum(held.tokens) / len(held.tokens):.1f}",
+        "Retention": f"{held.retention:.1%}",
+        "Peak MiB": f"{held.peak / MIB:.1f}",
+        "vs predicted": "" if row.peak_counted is None else f"{held.peak / row.peak_counted - 1:+.1%}",
+        "KV MiB": f"{held.kv_bytes / MIB:.1f}",
+    }
 
 
 def _speed(row: Row, part: str) -> str:
@@ -70,13 +82,20 @@ def _interval(ratio: Ratio) -> str:
     return f"{ratio.median:.3f}\n[{ratio.low:.3f}–{ratio.high:.3f}]"
 
 
-def footnotes(summary: Summary, infeasible: Mapping[str, str], interrupted: bool) -> list[str]:
-    """What a reader must know."""
+def footnotes(summary: Summary, infeasible: Mapping[str, str], obstacle: str, interrupted: bool) -> list[str]:
+    """What a reader must know; `obstacle` is why there are no bare layers, if anything is."""
     lines = [
         f"{summary.rounds} paired rounds{', then interrupted' if interrupted else ''}. Speed-ups over the untouched "
         "model of the same round: median, 95 % bootstrap interval; of limit: the prefill's over that of FLOPs alone.",
-        "÷ random: prefill time over that of random at the same schedule. Peak: without weights and inputs. Tower and "
-        "projector take "
+        "÷ random: prefill time over that of random at the same schedule"
+        + (
+            "; ÷ bare: over that of the layers alone on as many rows"
+            if any(row.is_bare for row in summary.rows)
+            else ""
+        )
+        + ". Peak: without weights and inputs"
+        + (", and how much more that is than predicted" if any(row.peak_counted for row in summary.rows) else "")
+        + ". Tower and projector take "
         + ", ".join(
             f"{row.seconds['tower'] / row.seconds['ttft']:.0%} ({row.name})"
             for row in summary.rows
@@ -85,12 +104,12 @@ def footnotes(summary: Summary, infeasible: Mapping[str, str], interrupted: bool
         + " of the time to the first token.",
     ]
     for row in summary.rows:
-        if row.candidate.held and row.candidate.held.kv_bytes != row.kv_counted:
-            lines.append(
-                f"{row.name}: the cache holds {row.candidate.held.kv_bytes:,} bytes, counted {row.kv_counted:,}."
-            )
+        held = row.candidate.held
+        if held and row.kv_counted is not None and held.kv_bytes != row.kv_counted:
+            lines.append(f"{row.name}: the cache holds {held.kv_bytes:,} bytes, counted {row.kv_counted:,}.")
     if any(row.name == EAGER for row in summary.rows):
         lines.append(f"{EAGER}: random at the first method's schedule with attention matrices in every layer.")
+    lines += [f"No rows of bare layers: {obstacle}."] if obstacle else []
     lines += [f"{name}: infeasible: {why}" for name, why in infeasible.items()]
     lines += [f"{name}: did not run: {why}" for name, why in summary.failed.items()]
     return lines

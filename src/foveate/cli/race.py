@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from foveate._greedy import generate
 from foveate.bench.timing import Ratio, ratio, rounds
-from foveate.cli.asking import generate
 from foveate.cli.loading import Loaded
 from foveate.cli.screen import counted
 from foveate.engine.session import drop
@@ -54,10 +54,10 @@ def _run(model: Any, inputs: Any, method: Method | None, new_tokens: int) -> flo
     """Seconds of a whole call, the context included."""
     start = perf_counter()
     if method is None:
-        generate(model, inputs, new_tokens, min_new_tokens=new_tokens)
+        generate(model, inputs, new_tokens, exactly=True)
     else:
         with drop(model, method):
-            generate(model, inputs, new_tokens, min_new_tokens=new_tokens)
+            generate(model, inputs, new_tokens, exactly=True)
     if model.device.type != "cpu":
         torch.accelerator.synchronize()
     return perf_counter() - start
