@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 from foveate.engine.layout import Layout
 
 
-
 def laid_out(rows, columns=10, origin=None):
     left = torch.zeros(len(rows), columns, dtype=torch.bool)
     for sample, row in enumerate(rows):

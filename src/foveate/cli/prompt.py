@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from foveate.cli.asking import generate
+from foveate._greedy import generate
 from foveate.cli.loading import Loaded
 from foveate.errors import FoveateError, InputError, SettingError, UnsupportedError
 from foveate.eval.answering import placeholders

@@ -92,7 +92,7 @@ class LayerAttention:
         )
         done, places = 0, (columns + before)[:, None]
         for probabilities in blocks:
-            mean = probabilities.unflatten(0, (samples, -1)).mean(dim=1).take_along_dim(places, dim=2)
+            mean = probabilities.view(samples, -1, *probabilities.shape[1:]).mean(dim=1).take_along_dim(places, dim=2)
             del probabilities  # before the next block is made
             yield mean if real is None else mean * real[:, done : done + mean.shape[1], None]
             done += mean.shape[1]
@@ -111,9 +111,7 @@ class LayerAttention:
         real, order = text.sort(dim=1, stable=True)
         return order[:, rows - most :], real[:, rows - most :]
 
-    def _visible(
-        self, asking: Tensor, image: Tensor | None, slots: int, before: int
-    ) -> Callable[[slice], Tensor]:
+    def _visible(self, asking: Tensor, image: Tensor | None, slots: int, before: int) -> Callable[[slice], Tensor]:
         """Which slots some of the asking rows see; with all of an image whose rows look both ways."""
         sees = self._sees
         assert sees is not None

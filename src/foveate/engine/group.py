@@ -143,7 +143,6 @@ class Group:
         if len(places) == len(self.members):
             return self
         at = torch.tensor(places, device=self.samples.device)
-        pick = lambda one: None if one is None else one[at]  # noqa: E731
         return Group(
             members=tuple(self.members[place] for place in places),
             samples=self.samples[at],
@@ -151,10 +150,10 @@ class Group:
             slots=self.slots[at],
             tokens=self.tokens[at],
             sizes=self.sizes,
-            runs=pick(self.runs),
+            runs=None if self.runs is None else self.runs[at],
             first=self.first,
             text_after=tuple(self.text_after[place] for place in places),
-            assign=pick(self.assign),
+            assign=None if self.assign is None else self.assign[at],
             notes={name: note[at] for name, note in self.notes.items()},
             ordinals=None if self.ordinals is None else (self.ordinals[0][at], self.ordinals[1][at]),
         )

@@ -315,7 +315,7 @@ def _counted(asked: Sequence[tuple[Group, Cut | None]]) -> list[tuple[Group, Cut
     if not unknown:
         return list(asked)
     parts = [
-        torch.stack([part.sum(dim=1) for part in stays.split(list(group.sizes or (group.left,)), dim=1)], dim=1)
+        torch.stack([part.sum(dim=1) for part in torch.split(stays, list(group.sizes or (group.left,)), dim=1)], dim=1)
         for group, stays in unknown
     ]
     found = torch.cat([part.flatten().to(parts[0].device) for part in parts]).tolist()

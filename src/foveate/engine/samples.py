@@ -131,9 +131,7 @@ def _read_sample(owner: Tensor, live: Tensor, fixed: Tensor, items: Sequence[Ite
     sizes = frames or tuple(counts.tolist())
     lengths = torch.tensor(sizes, dtype=torch.int64)
     ends = lengths.cumsum(0)
-    first, last = (
-        torch.searchsorted(text, vision[at.clamp(0, len(vision) - 1)]) for at in (ends - lengths, ends - 1)
-    )
+    first, last = (torch.searchsorted(text, vision[at.clamp(0, len(vision) - 1)]) for at in (ends - lengths, ends - 1))
     return Sample(
         live=int(live.sum()),
         text=text,

@@ -132,8 +132,10 @@ class View:
         told = zip(self.sizes, self.entered_sizes, self.started_sizes, after, strict=True)
         views, start = [], 0
         for size, entered, started, text in told:
-            known = {"entered_sizes": (entered,), "started_sizes": (started,), "text_after": (text,)}
-            views.append(dataclasses.replace(self.part(start, start + size), **known))
+            part = self.part(start, start + size)
+            views.append(
+                dataclasses.replace(part, entered_sizes=(entered,), started_sizes=(started,), text_after=(text,))
+            )
             start += size
         return views
 
