@@ -18,6 +18,7 @@ from transformers import (
 
 from foveate import cli
 
+QUESTION = ("--prompt", "What is this ?", "--max-new-tokens", 5)
 TEMPLATE = (
     "{% for message in messages %}USER: "
     "{% for part in message['content'] if part['type'] == 'image' %}<image> is {% endfor %}"
@@ -95,5 +96,15 @@ def run(capsys):
             code = end.code
         out, err = capsys.readouterr()
         return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def ask(run, tiny_llava):
+    """Run a command on the tiny model: exit code, stdout, stderr."""
+
+    def call(command, *arguments):
+        return run(command, *arguments, *QUESTION, "--model", tiny_llava)
 
     return call

@@ -5,45 +5,21 @@ import json
 import logging
 import re
 import shutil
-import subprocess
-import sys
-from importlib.util import find_spec
-from inspect import currentframe
-from pathlib import Path
-from types import SimpleNamespace
 
-import huggingface_hub
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch._inductor.exc import CppCompileError, InductorError
-from transformers import LlavaConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import LlavaConfig
 
-from foveate import embedded
-from foveate.cli.loading import Loaded, load
-from foveate.cli.methods import Methods
+from foveate.cli.loading import load
 from foveate.cli.options import ModelOptions
 from foveate.cli.prompt import prepare, vision_sizes
 from foveate.cli.race import race
-from foveate.errors import InputError, UnsupportedError
+from foveate.errors import UnsupportedError
 from foveate.families.llava import Llava
 from foveate.methods.uniform import Uniform
 from foveate.registry import families, methods, presets
-from foveate.video import Clip
-from tests.cli.conftest import save_tiny_llava
-
-QUESTION = ("--prompt", "What is this ?", "--max-new-tokens", 5)
-
-
-@pytest.fixture
-def ask(run, tiny_llava):
-    """Run a command on the tiny model: exit code, stdout, stderr."""
-
-    def call(command, *arguments):
-        return run(command, *arguments, *QUESTION, "--model", tiny_llava)
-
-    return call
+from tests.cli.conftest import QUESTION, save_tiny_llava
 
 
 def whole_answer(folder, picture):
@@ -266,44 +242,6 @@ def test_presets_can_be_narrowed(run):
     assert "No preset's name contains" in err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "says"),
-    [
-        (["--method", "v3drop"], 2, "No method 'v3drop'. There are: "),
-        (["--method", "v2drop/llava-1.5-7b/99"], 2, "No preset"),
-        (["--budget", "1"], 2, "its floor is"),
-        (["--budget", "37"], 2, "at most at the full count"),
-        (["--set", "layers=40,41", "--set", "keep=0.5,0.5"], 2, "the decoder has layers 0 to 31"),
-        (["--device", "cuda:77"], 2, "--device cuda:77 is not available"),
-        (["--device", "meta"], 2, "--device meta is not available"),
-        (["--device", "gpu"], 2, "--device gpu is not available"),
-        (["--max-new-tokens", "0"], 2, "at least one token"),
-        (["--pairs", "1"], 2, "needs two or more"),
-        (["--figure", "nowhere/kept.png"], 1, "there is no folder nowhere"),
-    ],
-)
-def test_what_cannot_be_done_is_one_line_on_stderr(run, tiny_llava, picture, arguments, code, says):
-    got, out, err = run("generate", picture, "--model", tiny_llava, "--prompt", "What is this ?", *arguments)
-    assert got == code
-    assert out == ""
-    assert err.startswith("foveate: ")
-    assert says in err
-    assert err.count("\n") == 1
-
-
-def test_wrong_usage_is_said_before_any_file_is_read(run, tmp_path):
-    code, _, err = run("generate", tmp_path / "no-picture.png", "--prompt", "x", "--retention", 2)
-    assert code == 2
-    assert "a share lies in (0, 1]" in err
-
-
-def test_a_bad_picture_is_refused_before_the_model_is_loaded(run, tmp_path):
-    (path := tmp_path / "empty.png").touch()
-    code, _, err = run("generate", path, "--prompt", "x", "--model", tmp_path / "no-model-either")
-    assert code == 1
-    assert "empty.png is empty" in err
-
-
 def test_an_animation_is_read_with_a_note_on_stderr(ask, tmp_path):
     frames = [Image.new("RGB", (40, 40), colour) for colour in ("red", "blue")]
     frames[0].save(path := tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
@@ -311,43 +249,6 @@ def test_an_animation_is_read_with_a_note_on_stderr(ask, tmp_path):
     assert code == 0
     json.loads(out)
     assert "only the first is read" in err
-
-
-def test_a_question_needs_a_prompt_and_another_model_needs_an_image(run, tiny_llava, picture):
-    code, _, err = run("generate", picture)
-    assert (code, "--prompt" in err) == (2, True)
-    code, _, err = run("generate", "--model", tiny_llava, "--prompt", "x")
-    assert (code, "Which picture?" in err) == (2, True)
-
-
-def test_a_model_that_is_not_there_is_named(run, picture, tmp_path):
-    code, _, err = run("generate", picture, *QUESTION, "--model", tmp_path / "nothing")
-    assert code == 1
-    assert f"There is no folder {tmp_path / 'nothing'}" in err
-    assert err.count("\n") == 1
-
-
-def test_a_hub_id_that_cannot_be_reached_is_one_line(run, picture, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    code, _, err = run("generate", picture, *QUESTION, "--model", "nobody/has-this-model")
-    assert code == 1
-    assert "Model 'nobody/has-this-model' cannot be loaded: " in err
-    assert err.count("\n") == 1
-
-
-@pytest.mark.skipif(find_spec("torchvision") is not None, reason="torchvision is installed")
-def test_a_processor_that_needs_a_missing_package_says_which(run, picture, tmp_path):
-    config = Qwen2VLConfig(
-        text_config={"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16, "vocab_size": 16,
-                     "num_attention_heads": 2, "num_key_value_heads": 2,
-                     "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}},
-        vision_config={"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2},
-    )  # fmt: skip
-    Qwen2VLForConditionalGeneration(config).save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text('{"processor_class": "Qwen2VLProcessor"}')
-    code, _, err = run("generate", picture, *QUESTION, "--model", tmp_path)
-    assert code == 1
-    assert "torchvision" in err.lower()
 
 
 def test_images_are_told_apart_by_what_stands_between_them():
@@ -362,113 +263,6 @@ def test_images_are_told_apart_by_what_stands_between_them():
         sizes([1, 2], 1)
 
 
-def test_weights_that_are_no_safetensors_are_refused(run, picture, tiny_llava, tmp_path):
-    shutil.copytree(tiny_llava, folder := tmp_path / "pickled")
-    (folder / "model.safetensors").unlink()
-    torch.save({}, folder / "pytorch_model.bin")
-    code, _, err = run("generate", picture, *QUESTION, "--model", folder)
-    assert code == 1
-    assert "safetensors" in err
-
-
-def test_remote_code_is_never_run(run, picture, tiny_llava, tmp_path):
-    shutil.copytree(tiny_llava, folder := tmp_path / "remote")
-    settings = json.loads((folder / "config.json").read_text())
-    settings |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}
-    (folder / "config.json").write_text(json.dumps(settings))
-    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    code, _, err = run("generate", picture, *QUESTION, "--model", folder)
-    assert code == 1
-    assert "cannot be loaded" in err
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_family_that_is_not_supported_is_refused_before_its_weights_are_read(run, picture, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "idefics2"}))
-    code, _, err = run("generate", picture, *QUESTION, "--model", tmp_path)
-    assert code == 1
-    assert "No family for model_type 'idefics2'. Supported: " in err
-    assert "foveate.drop(model, method, family='generic') serves it in Python" in err
-    assert "To add one: docs/guides/new-family.md" in err
-
-
-def test_ctrl_c_ends_with_130_and_one_line(run, monkeypatch):
-    def interrupt(self):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Methods, "run", interrupt)
-    assert run("methods") == (130, "", "foveate: interrupted.\n")
-
-
-@pytest.mark.parametrize("package", ["tyro", "torch"])
-def test_ctrl_c_while_a_package_loads_ends_as_quietly(package):
-    program = f"""
-import signal, sys
-class CtrlC:
-    def find_spec(name, *_):
-        if name == {package!r}:
-            signal.raise_signal(signal.SIGINT)
-sys.meta_path.insert(0, CtrlC)
-from foveate.cli import main
-sys.exit(main(["generate"]))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "foveate: interrupted.\n")
-
-
-def test_a_kernel_that_cannot_be_compiled_ends_in_one_line(run, monkeypatch):
-    def compile_flex(self):
-        raise InductorError(CppCompileError(["g++", "main.cpp"], "main.cpp:1140: error: not declared"), currentframe())
-
-    monkeypatch.setattr(Methods, "run", compile_flex)
-    said = "foveate: torch cannot compile an attention kernel here: CppCompileError: C++ compile error. "
-    assert run("methods") == (1, "", said + "Take one that needs no compiling: --attention sdpa.\n")
-
-
-@pytest.fixture(scope="module")
-def mixed_up(tmp_path_factory, tiny_llava):
-    """The tiny model with a processor for smaller pictures; and with a tokenizer of more words."""
-    folder = tmp_path_factory.mktemp("mixed-up")
-    save_tiny_llava(folder / "small", side=56, layers=1)
-    shutil.copytree(embedded.path(), folder / "words")
-    for place in ("small", "words"):
-        for name in ("config.json", "model.safetensors"):
-            shutil.copy(tiny_llava / name, folder / place / name)
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("place", "why"),
-    [
-        ("small", r"Input image size \(56\*56\) doesn't match model \(84\*84\)"),
-        ("words", r"token \d+ is not among its 64"),
-    ],
-)
-@pytest.mark.parametrize("command", ["generate", "compare", ("tune", "--retention", 0.5)])
-def test_a_processor_of_another_model_ends_in_one_line_that_names_both(run, mixed_up, picture, command, place, why):
-    command, *flags = (command,) if isinstance(command, str) else command
-    code, out, err = run(command, picture, *QUESTION[:2], *flags, "--model", mixed_up / place)
-    assert (code, out) == (1, "")
-    both = rf"\(LlavaProcessor\) does not fit its model \(LlavaForConditionalGeneration\): {why}"
-    assert re.search(rf"^foveate: The processor of .*{place} {both}\. Take .*\n\Z", err, re.MULTILINE)
-
-
-def test_what_the_untouched_model_takes_is_no_misfit(ask, picture, monkeypatch):
-    def broken(*_):
-        raise ValueError("a mistake of our own")
-
-    monkeypatch.setattr("foveate.cli.setup.Setup.cost", broken)
-    with pytest.raises(ValueError, match="a mistake of our own"):
-        ask("generate", picture)
-
-
-@pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash_attn is there")
-def test_a_kernel_that_is_not_installed_ends_in_one_line(run):
-    code, out, err = run("generate", "--attention", "flash_attention_2")
-    assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "the package for FlashAttention2 doesn't seem to be installed. Install it, or take another" in err
-
-
 def test_a_method_that_cannot_meet_the_budget_is_shown_with_its_floor_among_the_others(ask, picture):
     code, out, _ = ask("compare", picture, "--budget", 3, "--pairs", 2, "--json")
     assert code == 0
@@ -479,32 +273,6 @@ def test_a_method_that_cannot_meet_the_budget_is_shown_with_its_floor_among_the_
     assert "visiondrop" in {row["name"] for row in result["methods"]}
     code, _, err = ask("compare", picture, "--budget", 3, "--method", "mustdrop", "--method", "visiondrop")
     assert (code, "floor is" in err) == (2, True)
-
-
-def test_a_video_of_one_frame_that_a_processor_does_not_take_is_one_line():
-    """As Qwen3-VL's does not."""
-
-    class Processor:
-        image_token, tokenizer, video_processor = "<image>", SimpleNamespace(bos_token=None), object()
-
-        def __call__(self, **_):
-            raise ValueError("t:1 must be larger than temporal_factor:2\nYou can try: nothing")
-
-    clip = Clip(Path("one.mp4"), np.zeros((1, 4, 6, 3), np.uint8), (0.0,), 0.0, 0.1, 10.0)
-    says = r"refuses 1 frame of 6 x 4 pixels: t:1 must .*:2\. Of one frame, give the model a picture\.$"
-    with pytest.raises(InputError, match=says):
-        prepare(Loaded("m", None, Processor()), [clip], "What ?")
-
-
-def test_a_picture_that_grows_beyond_memory_is_one_line():
-    class Processor:
-        image_token, tokenizer = "<image>", SimpleNamespace(bos_token=None)
-
-        def __call__(self, **_):
-            raise MemoryError
-
-    with pytest.raises(InputError, match="60000 x 1 pixels: out of memory"):
-        prepare(Loaded("tiny", None, Processor()), [Image.new("RGB", (60000, 1))], "x")
 
 
 def test_a_prompt_longer_than_the_model_was_made_for_is_noted_in_our_words(run, tiny_llava, picture, tmp_path):

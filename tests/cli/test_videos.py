@@ -10,22 +10,13 @@ from PIL import Image
 
 from foveate.cli.media import is_video
 from foveate.video import read
+from tests.cli.conftest import QUESTION
 from tests.films import film, sound
-
-QUESTION = ("--prompt", "What is this ?", "--max-new-tokens", 5)
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     return film(tmp_path_factory.mktemp("clips") / "clip.mp4", 30)
-
-
-@pytest.fixture
-def ask(run, tiny_llava):
-    def call(command, *arguments):
-        return run(command, *arguments, *QUESTION, "--model", tiny_llava)
-
-    return call
 
 
 def test_on_a_model_that_reads_pictures_frames_go_in_as_pictures_and_a_line_says_so(ask, clip, tmp_path):

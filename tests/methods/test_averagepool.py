@@ -81,35 +81,6 @@ def test_what_a_family_shows_is_pooled_behind_the_projector(family):
     assert reduced.shape == whole.shape
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", EXAMPLES)
-def test_counts_are_as_the_grids_say(family, method):
-    model = tiny(family)
-    for word in ("tit", "titit"):
-        inputs = batch(family, [word])
-        with fv.drop(model, method) as trace, torch.no_grad():
-            model(**inputs)
-        sizes, grids = seen(trace)
-        plan = method.plan_grids(DEPTH, sizes, grids)
-        assert plan == tuple(trace.stages[0].after) * DEPTH
-        if not fv.families()[family].decoders:
-            continue  # its cost is not known
-        told = fv.cost(
-            model, text_tokens=7, vision_tokens=sizes, method=method, grids=grids, tower_images=[1] * len(sizes)
-        )
-        assert told.retention == pytest.approx(trace.retention[0])
-        most = [max(len(mine), method.keep * size) for size, mine in zip(sizes, grids, strict=True)]
-        assert sum(trace.stages[0].after) <= sum(most)
-
-
-def seen(trace):
-    """Tokens and grids of each image of the first sample."""
-    from foveate.core.grid import grids_of
-
-    boxes = list(trace.latest.boxes[0])
-    return [len(one) for one in boxes], [grids_of(one) for one in boxes]
-
-
 def test_newlines_of_tile_rows_leave_and_the_one_that_ends_a_single_view_stays():
     core, inputs = tiny("llava_onevision").model, batch("llava_onevision", ["tit"])
     pixels, sizes = inputs["pixel_values"], inputs["image_sizes"]

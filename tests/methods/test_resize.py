@@ -8,9 +8,9 @@ import foveate as fv
 from foveate.families.qwen2_vl import _resized
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.resize import Resize
-from tests.methods.test_averagepool import seen
+from tests.methods.test_grid import seen
 from tests.methods.test_staged import Config
-from tests.models import FAMILIES, IMAGE, QWENS, batch, generate, tiny
+from tests.models import IMAGE, QWENS, batch, generate, tiny
 
 EXAMPLES = [Resize(keep=0.4), Resize(keep=0.15)]
 KEEP_ALL = Resize(keep=1.0)
@@ -186,27 +186,6 @@ def test_a_qwen_video_is_resized_frame_by_frame(family):
     assert got.shape == (12, 32)
     torch.testing.assert_close(got[:3], expected)
     assert got._foveate_cut.kept.tolist() == [3, 7, 11]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("method", EXAMPLES)
-def test_counts_are_as_the_grids_say(family, method):
-    model = tiny(family)
-    for word in ("tit", "titit"):
-        inputs = batch(family, [word])
-        with fv.drop(model, method) as trace, torch.no_grad():
-            model(**inputs)
-        sizes, grids = seen(trace)
-        plan = method.plan_grids(DEPTH, sizes, grids)
-        if any(size - sum(h * w for h, w in mine) > 1 for size, mine in zip(sizes, grids, strict=True)):
-            # How tiles are unpadded, and so how many rows have newlines, depends on the picture.
-            assert plan is None
-            continue
-        assert plan == tuple(trace.stages[0].after) * DEPTH
-        if not fv.families()[family].decoders:
-            continue  # its cost is not known
-        told = fv.cost(model, text_tokens=7, vision_tokens=sizes, method=method, grids=grids)
-        assert told.retention == pytest.approx(trace.retention[0])
 
 
 @pytest.mark.parametrize("family", ["idefics3", "internvl", "llava", "mistral3", "smolvlm", *QWENS])

@@ -13,12 +13,14 @@ from foveate.cli.eval_tables import footnotes, table, task_table
 from foveate.cli.finish import finish
 from foveate.cli.loading import load
 from foveate.cli.options import ModelOptions
+from foveate.cli.prompt import fitting
 from foveate.cli.screen import busy, counted, note
 from foveate.cli.usage import UsageError
 from foveate.eval import figure, provenance
+from foveate.eval.answering import vision_counts
 from foveate.eval.cells import BASELINES, Cell, Contender
 from foveate.eval.pictures import Asked, check_tasks, questions
-from foveate.eval.run import FULL, key_of, outstanding, run, vision_tokens
+from foveate.eval.run import FULL, key_of, outstanding, run, sample
 from foveate.eval.store import Store, home
 from foveate.eval.summary import Column, Summary, summarise, unmatched
 from foveate.methods.base import Method
@@ -39,7 +41,8 @@ def run_embedded(options: "Eval", tasks: Sequence[str], contenders: Sequence[Con
     loaded = load(options.models)
     with busy("Drawing pictures"):
         asked = questions(tasks, options.questions, options.seed)
-        count = vision_tokens(loaded.model, loaded.processor, asked[0])
+        inputs = sample(loaded.model, loaded.processor, asked[0])
+        (count,) = vision_counts(loaded.model.config, inputs)  # all pictures have the same size
     budgets = options.retention or tuple(tokens / count for tokens in options.budget) or BUDGETS
     if max(budgets) > 1:
         raise UsageError(f"--budget {max(options.budget):g}: the pictures have {count} vision tokens.")
@@ -51,7 +54,8 @@ def run_embedded(options: "Eval", tasks: Sequence[str], contenders: Sequence[Con
         return [cell for cells in each for cell in cells]
 
     chosen = cells(contenders, budgets)
-    summary = _answered(options, loaded, asked, chosen, store, "Answering")
+    with fitting(loaded, inputs):
+        summary = _answered(options, loaded, asked, chosen, store, "Answering")
     if not options.no_baselines and (spent := unmatched(summary)):
         chosen += cells([Contender(name, kind_of(name)) for name in BASELINES], spent)
         summary = _answered(options, loaded, asked, chosen, store, "Answering: controls at what was truly spent")

@@ -14,13 +14,13 @@ from PIL import Image
 
 from foveate.embedded.scenes import scene
 from foveate.errors import InputError
-from foveate.eval.answering import Answer, First, answer, answer_about_one_picture, can_share, collate, vision_counts
+from foveate.eval.answering import Answer, First, answer, answer_about_one_picture, can_share, collate
 from foveate.eval.pictures import SPLIT, Asked
 from foveate.eval.store import Store, fingerprint
 from foveate.methods.base import Method
 from foveate.registry import method as kind_of
 
-__all__ = ["FULL", "Work", "key_of", "outstanding", "run", "vision_tokens"]
+__all__ = ["FULL", "Work", "key_of", "outstanding", "run", "sample"]
 
 FULL = "full"
 
@@ -118,11 +118,10 @@ def run(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def vision_tokens(model: Any, processor: Any, asked: Asked) -> int:
-    """Vision tokens of a question's picture on this model; all embedded pictures have the same size."""
+def sample(model: Any, processor: Any, asked: Asked) -> Any:
+    """What the model gets of one question alone."""
     image = Image.fromarray(scene(SPLIT, asked.picture).image)
-    (count,) = vision_counts(model.config, _sample(model, processor, image, asked.question.question))
-    return count
+    return _sample(model, processor, image, asked.question.question)
 
 
 _mine: dict[str, Any] = {}

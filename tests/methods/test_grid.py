@@ -1,0 +1,41 @@
+"""What the methods that make grids smaller have in common: counts, and so cost, are known before the model runs."""
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate.core.grid import grids_of
+from foveate.methods.averagepool import AveragePool
+from foveate.methods.resize import Resize
+from tests.models import DEPTH, FAMILIES, batch, tiny
+
+
+def seen(trace):
+    """Tokens and grids of each image of the first sample."""
+    boxes = list(trace.latest.boxes[0])
+    return [len(one) for one in boxes], [grids_of(one) for one in boxes]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("keep", [0.4, 0.15])
+@pytest.mark.parametrize("kind", [AveragePool, Resize])
+def test_counts_are_as_the_grids_say(kind, keep, family):
+    model, method = tiny(family), kind(keep=keep)
+    for word in ("tit", "titit"):
+        with fv.drop(model, method) as trace, torch.no_grad():
+            model(**batch(family, [word]))
+        sizes, grids = seen(trace)
+        plan = method.plan_grids(DEPTH, sizes, grids)
+        newlines = [
+            size - sum(height * width for height, width in mine) for size, mine in zip(sizes, grids, strict=True)
+        ]
+        if kind is Resize and max(newlines) > 1:
+            # How tiles are unpadded, and so how many rows have newlines, depends on the picture.
+            assert plan is None
+            continue
+        assert plan == tuple(trace.stages[0].after) * DEPTH
+        if not fv.families()[family].decoders:
+            continue  # its cost is not known
+        pictures = [1] * len(sizes)
+        told = fv.cost(model, text_tokens=7, vision_tokens=sizes, method=method, grids=grids, tower_images=pictures)
+        assert told.retention == pytest.approx(trace.retention[0])
