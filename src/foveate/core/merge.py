@@ -105,8 +105,8 @@ def _joined(rows: Tensor, merge: Merge) -> tuple[Tensor, Tensor]:
     total = rows.new_zeros(len(merge), rows.shape[1], dtype=torch.float32)
     if not len(merge):
         return total, total.new_zeros(0)
-    total = total.index_add(0, went, rows.float() * weight[:, None])
-    return total, total.new_zeros(len(merge)).index_add(0, went, weight)
+    total = total.scatter_add(0, went[:, None].expand_as(rows), rows.float() * weight[:, None])
+    return total, total.new_zeros(len(merge)).scatter_add(0, went, weight)
 
 
 def window_similarity(rows: Tensor, height: int, width: int, window: int) -> Tensor:

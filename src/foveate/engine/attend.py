@@ -8,47 +8,46 @@ from torch import Tensor
 
 from foveate.core.attention import BLOCK_NUMBERS, attention_rows
 from foveate.engine.cache import PrunedLayer
-from foveate.families.base import Family
 from foveate.methods.base import Queries
 
 __all__ = ["LayerAttention", "past_keys"]
 
 
 class LayerAttention:
-    """Queries and keys of one layer and some samples, computed for what is asked and once.
+    """Attention rows of one layer and some samples, from queries and keys of what is asked for.
 
     Args:
-        family: Knows how the layer makes queries and keys.
-        layer: The decoder layer, which has not run yet.
-        hidden: Its input at these samples' rows, (samples, rows, width).
-        rotary: (cos, sin) of these rows, (samples, rows, head size) each.
+        ask: Answers queries of some rows and keys of all, as `Family.queries_and_keys` does, for (samples, …) int64.
+        count: Rows of each sample, pads in front included.
         vision: Which of the rows are the views' tokens, (samples, tokens) int64, ascending.
         past: Keys of earlier turns, (samples, key heads, slots, head size); None if there are none.
         sees: Says which slots, earlier turns' first, some of the rows see: (samples, those rows) int64 -> (samples,
             heads or 1, those rows, slots) bool. None: those up to their own.
         text_after: Text rows behind some of the views' tokens, the most that a sample has; None if the host does not
             know.
+        softcap: See `attention_rows`.
+        block: Float32 numbers of a block of rows.
     """
 
     def __init__(
         self,
-        family: Family,
-        layer: Any,
-        hidden: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        ask: Callable[[Tensor], tuple[Tensor, Tensor, float]],
+        count: int,
         vision: Tensor,
         past: Tensor | None,
         sees: Callable[[Tensor], Tensor] | None,
         text_after: Callable[[int, int], int | None],
+        softcap: float | None,
+        block: int = BLOCK_NUMBERS,
     ) -> None:
-        self._family = family
-        self._layer = layer
-        self._hidden = hidden
-        self._rotary = rotary
+        self._ask = ask
+        self._count = count
         self._vision = vision
         self._past = past
         self._sees = sees
         self._text_after = text_after
+        self._softcap = softcap
+        self._block = block
         self._keys: Tensor | None = None
 
     def rows(self, queries: Queries, start: int, stop: int, bidirectional: bool) -> Iterator[Tensor]:
@@ -57,18 +56,18 @@ class LayerAttention:
         A sample with less text behind them than another has rows of zeros in the place of what it lacks.
         """
         columns, real = self._vision[:, start:stop], None
-        samples, count = self._hidden.shape[:2]
+        samples = len(columns)
         if start == stop:  # an image that has lost all its tokens
             return
         if queries == "vision":
             asking = columns
         elif queries == "last":
-            asking = columns.new_full((samples, 1), count - 1)
+            asking = columns.new_full((samples, 1), self._count - 1)
         else:
             asking, real = self._behind(start, stop)
         if not asking.shape[1]:
             return
-        query, keys, scaling = self._family.queries_and_keys(self._layer, self._hidden, asking, self._rotary)
+        query, keys, scaling = self._ask(asking)
         self._keys, before = keys, 0
         if self._past is not None:
             before = self._past.shape[2]
@@ -86,8 +85,8 @@ class LayerAttention:
             scaling,
             last_key=last,
             visible=visible,
-            block=max(BLOCK_NUMBERS, self._hidden.numel()),  # less than the layer itself will hold
-            softcap=self._family.softcap(self._layer),
+            block=max(BLOCK_NUMBERS, self._block),
+            softcap=self._softcap,
             samples=samples,
         )
         done, places = 0, (columns + before)[:, None]
@@ -99,7 +98,7 @@ class LayerAttention:
 
     def _behind(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """Text rows behind some tokens, as many in every sample; and which of them a sample has, None if all do."""
-        rows = self._hidden.shape[1]
+        rows = self._count
         places = torch.arange(rows, device=self._vision.device)
         text = self._vision.new_ones(len(self._vision), rows).scatter_(1, self._vision, 0)
         text = text * (places > self._vision[:, stop - 1 : stop])
@@ -124,9 +123,7 @@ class LayerAttention:
     def keys(self) -> Tensor:
         """Keys of the views' tokens after RoPE, mean over heads: (samples, tokens, head size) float32."""
         if self._keys is None:
-            _, self._keys, _ = self._family.queries_and_keys(
-                self._layer, self._hidden, self._vision[:, :0], self._rotary
-            )
+            _, self._keys, _ = self._ask(self._vision[:, :0])
         return self._keys.take_along_dim(self._vision[:, None, :, None], dim=2).float().mean(dim=1)
 
 

@@ -1,7 +1,8 @@
 """Running decoder layers on the rows that are left."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from foveate.engine.group import Group
 from foveate.engine.layout import Layout, rows_of
 from foveate.engine.masks import Remap, visibility
 from foveate.errors import UnsupportedError
-from foveate.families.base import Family
+from foveate.families.base import Family, heard_in, unreadable
 
 __all__ = ["Layers"]
 
@@ -59,11 +60,13 @@ class Layers:
         whole = hidden
         if prompt is not None:
             hidden = prompt.enter(index, whole, functools.partial(self._attend, index, kwargs, pruned))
+        heeded = self._heeded(index, kwargs, pruned, hidden)
         if prompt is None or prompt.layout is None:
             if pruned is not None:
                 kwargs["attention_mask"] = self._mask(kwargs.get("attention_mask"), index, hidden, pruned=pruned)
                 pruned.announce(None, hidden.shape[1])
-            return _call(original, hidden, args, kwargs)
+            with heeded:
+                return _call(original, hidden, args, kwargs)
         layout = prompt.layout.on(hidden.device)
         pruned = _pruned(cache, index, make=index not in self._recurrent)
         columns = layout.columns(0 if pruned is None else pruned.seen)
@@ -78,7 +81,8 @@ class Layers:
             if self._reindex:
                 pruned.shift = layout.shift(pruned.shift, prompt.rows)
         rows, hidden = layout.gather(hidden), whole  # a copy with merged rows in it has done its duty
-        rows = _call(original, rows, args, kwargs)
+        with heeded:
+            rows = _call(original, rows, args, kwargs)
         if isinstance(rows, tuple):
             return (self._put_back(layout, hidden, rows[0]), *rows[1:])
         return self._put_back(layout, hidden, rows)
@@ -163,9 +167,16 @@ class Layers:
         return self.call.ids - shift.to(self.call.ids.device)[:, None]
 
     def _attend(
-        self, index: int, kwargs: dict[str, Any], pruned: PrunedLayer | None, hidden: Tensor, group: Group
+        self,
+        index: int,
+        kwargs: dict[str, Any],
+        pruned: PrunedLayer | None,
+        hidden: Tensor,
+        group: Group,
+        heard: Sequence[tuple[Tensor, Tensor, float]] = (),
     ) -> LayerAttention:
-        """Attention of layer `index` for samples alike, over the rows that have not left yet."""
+        """Attention of layer `index` for samples alike, over the rows that have not left yet: from queries, keys and
+        scaling that were `heard` of it when it is asked for, or else made from its input."""
         if index in self._recurrent:
             readable = [str(layer) for layer in range(len(self._family.layers)) if layer not in self._recurrent]
             raise UnsupportedError(
@@ -197,16 +208,57 @@ class Layers:
             ragged or pads,
             self._causal(index),
         )
+        layer, count = self._family.layers[index], columns.shape[1]
+
+        def ask(rows: Tensor) -> tuple[Tensor, Tensor, float]:
+            if not heard:
+                given = rows_of(hidden, columns, group.owners)
+                return self._family.queries_and_keys(layer, given, rows, (cos, sin))
+            query, keys, scaling = heard[0]
+            asked = query[of, :, start:].take_along_dim(rows[:, None, :, None], dim=2)
+            return asked, keys[of, :, -count:], scaling
+
         return LayerAttention(
-            self._family,
-            self._family.layers[index],
-            rows_of(hidden, columns, group.owners),
-            (cos, sin),
+            ask,
+            count,
             vision,
             past,
             sees=sees and (lambda rows: sees(columns.gather(1, rows))),
             text_after=group.text_behind,
+            softcap=self._family.softcap(layer),
+            block=len(columns) * count * hidden.shape[-1],  # less than the layer itself will hold
         )
+
+    def _heeded(
+        self, index: int, kwargs: dict[str, Any], pruned: PrunedLayer | None, hidden: Tensor
+    ) -> AbstractContextManager[None]:
+        """While the layer runs, show the method what its attention comes to, where it wants to see that.
+
+        To be called while arguments and cache are still those of the rows that come.
+        """
+        prompt, layer = self.call.prompt, self._family.layers[index]
+        if prompt is None or not prompt.listens(index):
+            return nullcontext()
+        heard: list[tuple[Tensor, Tensor, float]] = []
+        known = {
+            group.members: self._attend(index, kwargs, pruned, hidden, group, heard)
+            for group in prompt.groups
+            if group.left
+        }
+
+        def see(queries: Tensor, keys: Tensor, scaling: float) -> None:
+            heard[:] = [(queries, keys, scaling)]
+            prompt.observe(index, hidden, lambda _, group: known[group.members])
+
+        @contextmanager
+        def heeding() -> Iterator[None]:
+            with heard_in(layer, see):
+                yield
+            if not heard:
+                raise unreadable(layer.self_attn)
+            heard.clear()
+
+        return heeding()
 
     def _mask(
         self,

@@ -128,12 +128,20 @@ class Prompt:
         """
         if layer in self._cuts:
             hidden = self._cut(layer, hidden, attend)
-        if self.method.watches(layer):
-            for group in self.groups:
-                if group.left:
-                    self._ask(group, layer, hidden, attend, self._observed)
+        if self.method.watches(layer) and not self.method.observes_attention:
+            self.observe(layer, hidden, attend)
         self.layouts.append(self.layout)
         return hidden
+
+    def listens(self, layer: int) -> bool:
+        """Whether `observe` waits for the attention of this layer."""
+        return self.method.observes_attention and self.method.watches(layer)
+
+    def observe(self, layer: int, hidden: Tensor, attend: Callable[[Tensor, Group], Attend]) -> None:
+        """Let the method look at the tokens entering `layer`; arguments as in `enter`."""
+        for group in self.groups:
+            if group.left:
+                self._ask(group, layer, hidden, attend, self._observed)
 
     def _observed(self, view: View) -> None:
         self.method.observe(view)
@@ -227,14 +235,16 @@ class Prompt:
             self._added[depth] = added.index_put((to,), added[of])
 
     def _record(self, where: str, layer: int | None, before: tuple[int, ...]) -> None:
-        origin = [torch.arange(sample.fixed) for sample in self.samples]
-        assign: list[Tensor | None] = [None] * len(self.samples)
+        origin: dict[int, Tensor] = {}
+        assign: dict[int, Tensor | None] = {}
         for group in self.groups:
             tokens, went = group.told()
             parts = [None] * len(tokens) if went is None else went.unbind()
             for member, row, part in zip(group.members, tokens.unbind(), parts, strict=True):
                 origin[member], assign[member] = row, part
-        stage = Stage(where, layer, before, self._counts(), origin, assign)  # type: ignore[arg-type]
+        every = range(len(self.samples))
+        kept = [origin[at] if at in origin else torch.arange(self.samples[at].fixed) for at in every]
+        stage = Stage(where, layer, before, self._counts(), kept, [assign.get(at) for at in every])  # type: ignore[arg-type]
         self.record.stages.append(stage)
 
     def _counts(self) -> tuple[int, ...]:

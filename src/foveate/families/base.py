@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,7 +14,7 @@ from foveate.errors import UnsupportedError
 from foveate.families._encode import Reducer, images_of, place_rows, put_images, reduce_apart, stays_whole
 from foveate.families._tap import tapped
 
-__all__ = ["Family", "grid_boxes", "picture_sizes"]
+__all__ = ["Family", "grid_boxes", "heard_in", "picture_sizes", "unreadable"]
 
 
 class Family:
@@ -363,17 +363,31 @@ def _shown(layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Tensor, Te
         seen.append((query.take_along_dim(queries[:, None, :, None], dim=2), key, scaling))
         raise _Enough
 
-    # What a sink takes, which gpt-oss has in every row, is not in queries and keys.
-    known = hasattr(layer, "input_layernorm") and not hasattr(attention, "sinks")
-    if known and not scales_by_position(attention):
-        with suppress(_Enough), tapped(attention, note):
+    if hasattr(layer, "input_layernorm") and not scales_by_position(attention):
+        with suppress(_Enough), heard_in(layer, note):
             attention(layer.input_layernorm(hidden), position_embeddings=rotary, attention_mask=None)
     if not seen:
-        raise UnsupportedError(
-            f"How {type(attention).__name__} attends is not known, so methods that read attention cannot run here. "
-            "Override queries_and_keys in the family, or use a method that reads none."
-        )
+        raise unreadable(attention)
     return seen[0]
+
+
+def heard_in(layer: Any, see: Callable[[Tensor, Tensor, float], None]) -> AbstractContextManager[None]:
+    """Call `see(queries, keys, scaling)` with what a decoder layer's attention is about to attend with.
+
+    Raises:
+        UnsupportedError: If probabilities depend on more than that.
+    """
+    if hasattr(layer.self_attn, "sinks"):  # what a sink takes, which gpt-oss has in every row, is not in them
+        raise unreadable(layer.self_attn)
+    return tapped(layer.self_attn, see)
+
+
+def unreadable(attention: Any) -> UnsupportedError:
+    """Nobody can say what this attention pays to whom."""
+    return UnsupportedError(
+        f"How {type(attention).__name__} attends is not known, so methods that read attention cannot run here. "
+        "Override queries_and_keys in the family, or use a method that reads none."
+    )
 
 
 class _Enough(Exception):

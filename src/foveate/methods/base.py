@@ -316,6 +316,13 @@ class Method(ABC):
         """Whether `observe` wants to see the tokens entering `layer`."""
         return False
 
+    @property
+    def observes_attention(self) -> bool:
+        """Whether `observe` asks for attention rows: then it is called while the layer attends, and reads the layer's
+        own queries and keys, so that nothing is computed twice. (A cut comes before its layer, and has none to read.)
+        """
+        return False
+
     def observe(self, view: View) -> None:  # noqa: B027 - most methods take no notes
         """Look at the tokens entering a watched layer, after the cut there, and take notes."""
 

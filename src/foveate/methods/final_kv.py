@@ -110,6 +110,10 @@ class FinalKV(Method):
     def watches(self, layer: int) -> bool:
         return self.inner.watches(layer)
 
+    @property
+    def observes_attention(self) -> bool:
+        return self.inner.observes_attention
+
     def observe(self, view: View) -> None:
         self.inner.observe(view)
 

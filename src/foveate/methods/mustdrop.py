@@ -173,6 +173,10 @@ class MustDrop(Method):
     def watches(self, layer: int) -> bool:
         return self.filter and layer in self.pruning_layers
 
+    @property
+    def observes_attention(self) -> bool:
+        return True
+
     def observe(self, view: View) -> None:
         statistics = [text_attention(image) for image in view.images()]
         view.notes["share"], view.notes["peak"] = (torch.cat(parts) for parts in zip(*statistics, strict=True))

@@ -1,0 +1,82 @@
+"""Samples alike are cut together: one operator for all of them, and what each would have come to alone."""
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate.bench.counting import count
+from foveate.engine import group as engine
+from foveate.registry import family_for
+from tests.invariants.alone import check_alone
+from tests.invariants.settings import EXAMPLES, FIRST
+from tests.models import batch, tiny
+
+ALIKE = ("tit", "titttt", "tttit", "itt")
+"""One image each: so much text before it and behind it, or none."""
+ONE_SIZE = ("llava", "vipllava", "video_llava", "gemma3", "paligemma")
+DECODER = [(name, family) for name, family in FIRST if EXAMPLES[name].cuts()]
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+    """How many samples were looked at together, each time."""
+    seen, each = [], engine.each
+
+    def noting(run, given):
+        seen.append(len(next(iter(given.values()))))
+        return each(run, given)
+
+    for module in ("prompt", "group"):
+        monkeypatch.setattr(f"foveate.engine.{module}.each", noting)
+    return seen
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize(("name", "family"), DECODER)
+def test_samples_alike_are_asked_together_and_come_to_what_each_does_alone(name, family, attention, sizes):
+    words = [word for word in ALIKE if word[0] == "t" or "mustdrop" not in name]
+    check_alone(tiny(family, attention), family, EXAMPLES[name], words)
+    if not EXAMPLES[name].merges_early and family in ONE_SIZE:
+        assert max(sizes) == len(words)  # pictures of one size, which nothing but their number tells apart
+
+
+@pytest.mark.parametrize("name", ["v2drop-0", "visiondrop-0", "mustdrop-1"])
+def test_a_larger_batch_runs_no_more_operators_at_a_cut(name):
+    model, words = tiny("llava"), ["tit"] * 2
+    with fv.drop(model, EXAMPLES[name]), torch.no_grad():
+        two, six = (
+            count(lambda of=of: model(**batch("llava", of)), family_for(model).layers).to_dict()["per_layer"]
+            for of in (words, words * 3)
+        )
+    assert max(two) > min(two) + 10
+    assert six == two
+
+
+def test_who_is_not_alike_is_apart(sizes):
+    with fv.drop(tiny("llava"), EXAMPLES["v2drop-0"]), torch.no_grad():
+        tiny("llava")(**batch("llava", ["tit", "titit", "tt", "tit"]))
+    assert set(sizes) == {1, 2}
+
+
+def test_a_method_that_does_not_say_it_can_is_asked_for_each_sample(sizes):
+    class Counting(fv.Uniform):
+        __slots__ = ()
+
+        @property
+        def together(self):
+            return False
+
+        def select(self, view, count):
+            return torch.tensor(sorted(view.hidden.norm(dim=-1).topk(count).indices.tolist()))
+
+    check_alone(tiny("llava"), "llava", Counting(layers=(2,), keep=(0.5,)), ["tit", "titt"])
+    assert set(sizes) == {1}
+
+
+def test_thresholds_that_part_samples_keep_apart_what_is_each_ones():
+    method = fv.MustDrop(global_thr=0.02, individual_thr=0.5, pruning_layers=(1, 3), merge_windows=False)
+    words = ["tit", "titt", "titttt", "ttit"]
+    check_alone(tiny("llava"), "llava", method, words)
+    with fv.drop(tiny("llava"), method) as trace, torch.no_grad():
+        tiny("llava")(**batch("llava", words))
+    assert len(set(trace.stages[-1].after)) > 1
