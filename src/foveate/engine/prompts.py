@@ -266,7 +266,7 @@ class Prompts:
         layers = [index for index in asked if index < len(cache.layers) and index not in self.family.recurrent]
         if not layers or prompt.layout is None:
             return
-        final, left = prompt.final(), _tokens_left(self.method, prompt.samples)
+        final, left = _final(prompt), _tokens_left(self.method, prompt.samples)
         wanted: dict[tuple[int, torch.device], tuple[Tensor, list[int]]] = {}  # layouts live meanwhile
         for index in layers:
             layout = prompt.layouts[index]
@@ -339,6 +339,17 @@ class _Counted(Sequence[int]):
 
     def __repr__(self) -> str:
         return repr(self._read)
+
+
+def _final(prompt: Prompt) -> Tensor:
+    """Which columns of the call the tokens left at the end stand for: (samples, columns) bool; text is."""
+    device = prompt.samples[0].vision.device
+    final = torch.ones(len(prompt.samples), prompt.span, dtype=torch.bool, device=device)
+    for row, sample in zip(final, prompt.samples, strict=True):
+        stays = row.new_zeros(len(sample.vision) + 1)
+        stays[sample.tokens] = True  # −1, no token of its own, is the last
+        row[sample.vision] = stays[:-1]
+    return final
 
 
 def _tokens_left(method: Method, samples: Sequence[Sample]) -> list[int]:
