@@ -10,7 +10,7 @@ import pytest
 from tests.bench.counts import COUNTS, METHODS, PROMPTS, versions
 
 ROOT = Path(__file__).parents[2]
-PLACES = "foveate/engine/prompt.py read_samples: aten._to_copy"
+PLACES = "foveate/engine/samples.py read_samples: aten._to_copy"
 GRIDS = "foveate/families/qwen2_vl.py Qwen2VL.encode: aten._to_copy"
 
 

@@ -150,6 +150,7 @@ def test_of_the_last_rows_some_stay_and_everything_before_them(data):
     assert layer.ragged or not (layer.base < 0).any()
     if layer.get_seq_length() == 8:  # of the first turn it is known
         assert layer.ragged == bool((layer.base < 0).any())
+        assert layer.keys.shape[2] == max(map(len, stays))
 
 
 def test_layers_alike_work_out_once_what_stays():

@@ -154,3 +154,22 @@ def test_a_tower_without_a_cls_merges_behind_its_first_layer_or_not_at_all(thres
             model(**prompt(pixels, 50))
     assert trace.stages == [] if threshold > 1 else trace.stages[0].after == (26,)
     assert all(torch.equal(*pair) for pair in zip(whole, mine, strict=True)) == (threshold > 1)
+
+
+@pytest.mark.parametrize("cls", [True, False])
+def test_pictures_that_merge_differently_come_out_as_each_alone(cls):
+    model = llava("clip", "default") if cls else llava("siglip", "full")
+    pixels = torch.randn(5, 3, 70, 70, generator=torch.Generator().manual_seed(2))
+    pixels[1, :, :42, :42], pixels[3] = 0.5, -0.5  # of four windows some are flat, or all
+    method = MustDrop(merge_threshold=0.4, merge_window=2, filter=False)
+    with fv.drop(model, method), torch.no_grad():
+        together = model.model.get_image_features(pixels).pooler_output
+        alone = [model.model.get_image_features(one[None]).pooler_output[0] for one in pixels]
+    counts = [len(one._foveate_cut.kept) for one in alone]
+    assert [len(one._foveate_cut.kept) for one in together] == counts
+    assert len(set(counts)) > 2
+    for one, other, count in zip(together, alone, counts, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+        if count < 25:
+            assert torch.equal(one._foveate_cut.assign, other._foveate_cut.assign)
+        assert not one[count:].any()

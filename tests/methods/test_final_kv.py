@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate.engine.cache import PrunedLayer
 from foveate.methods.final_kv import FinalKV
 from tests.invariants.alone import check_alone
 from tests.models import DEPTH, IMAGE, MIXED, batch, generate, tiny
@@ -99,3 +100,43 @@ def test_a_budget_is_the_inner_methods():
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(fv.SettingError, match=message):
         FinalKV(**settings)
+
+
+def padded(where):
+    """A ragged batch with its padding on the left, on the right, or on the right and between."""
+    inputs = batch("llava", ["titit", "tit", "t"])
+    if where == "left":
+        return inputs
+    for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
+        count = int(mask.sum())
+        for row in (ids, mask):
+            row.copy_(row.roll(count - len(row)))
+        if where == "between":
+            ids[count - 2 :], mask[count - 2 :] = ids[count - 2 :].roll(1), mask[count - 2 :].roll(1)
+    return inputs
+
+
+@pytest.mark.parametrize("where", ["left", "right", "between"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        FinalKV(inner=V2DROP, first_layer=0),
+        FinalKV(inner=fv.VisionDrop(dominant=14, layer_list=(2,), image_token_list=((7, 2),), reference=25)),
+        fv.MustDrop(**FILTER, merge_threshold=-1.0, merge_window=2),
+        fv.MustDrop(**FILTER, merge_threshold=-1.0, merge_window=2, positions="keep"),
+    ],
+)
+def test_how_many_rows_of_a_cache_stay_is_known_without_asking_the_device(method, where, monkeypatch):
+    said, keep = [], PrunedLayer.keep
+
+    def noting(layer, wanted, counts):
+        said.append((wanted.sum(dim=1).tolist(), list(counts)))
+        keep(layer, wanted, counts)
+        assert layer.ragged == bool((layer.base < 0).any())
+
+    monkeypatch.setattr(PrunedLayer, "keep", noting)
+    inputs = padded(where)
+    _, trace = prefill(method, inputs)
+    assert trace.stages[-1].where == "kv"
+    assert said
+    assert all(there == counts for there, counts in said)

@@ -183,7 +183,16 @@ def _which(features: Sequence[Tensor], known: Sequence[Tensor]) -> list[int | No
     """Which of the features that were encoded each of these is: one tensor, repeated for beams, has lost its tags."""
     if len(features) == len(known):
         return list(range(len(known)))
-    return [next((at for at, first in enumerate(known) if torch.equal(one, first)), None) for one in features]
+    pairs = [(one, at) for one in range(len(features)) for at in range(len(known)) if _alike(features[one], known[at])]
+    if not pairs:
+        return [None] * len(features)
+    same = torch.stack([(features[one] == known[at]).all() for one, at in pairs]).tolist()  # waiting once
+    found = {one: at for (one, at), equal in reversed(list(zip(pairs, same, strict=True))) if equal}
+    return [found.get(one) for one in range(len(features))]
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.device == other.device
 
 
 def _items_of_samples(output: Any, method: Method, prompt: Sequence[Sequence[int]]) -> list[Item]:

@@ -198,9 +198,12 @@ def reduce_apart(
 
 def _parts(features: Tensor, boxes: Tensor | None, grids: tuple[Grid, ...] | None) -> tuple[Tensor, Tensor]:
     """Which of an image's tokens are no newlines, and which newline stays: ordinals."""
-    if boxes is None and grids is None:
+    if boxes is None and grids is not None:
+        every = torch.arange(len(features), device=features.device)
+        return every, every[:0]
+    if boxes is None:
         raise UnsupportedError("Where this image's tokens look is not known, so its newlines cannot be told apart.")
-    newline = torch.zeros(len(features), dtype=torch.bool) if boxes is None else boxes.isnan().any(dim=-1)
+    newline = boxes.isnan().any(dim=-1)
     tokens, newlines = ((newline == flag).nonzero()[:, 0].to(features.device) for flag in (False, True))
     return tokens, newlines[: closing_rows(len(newlines))]
 

@@ -91,7 +91,8 @@ class Gemma4(Family):
         stats, ((queried, states, scaling),) = [], seen
         places, flat = given[INPUTS[modality][1]], [grid for grids in every for grid in grids]
         for queries, turned, plain, positions, grid in zip(queried, states, keys[0], places, flat, strict=True):
-            real = slice(grid[0] * grid[1] * self._kernel**2)  # padding is behind
+            order = torch.sort((positions < 0).any(dim=-1).long(), stable=True).indices
+            real = order[: grid[0] * grid[1] * self._kernel**2]  # as many as known: padding comes last
             scores = received_attention(queries[:, real], turned[:, real], scaling)
             each = torch.cat((scores[:, None], plain[real].float().mean(dim=1)), dim=1)
             stats.append(_pooled(each, positions[real], grid, self._kernel))

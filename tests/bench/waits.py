@@ -1,0 +1,60 @@
+"""Where prompts of one picture and of several samples and pictures wait for the device; prints it as JSON.
+
+In a process of its own, since torch learns of the device for good.
+"""
+
+import json
+
+import torch
+
+import foveate as fv
+from foveate.bench.counting import count
+from foveate.methods.final_kv import FinalKV
+from tests.bench import far
+from tests.bench.counts import METHODS
+from tests.models import FAMILIES, TINY, batch, made_of
+
+FEW, MANY = ("tit",), ("titit", "titit", "tit")
+SHOWN = ("gemma4", "internvl", "llava", "llava_next", "mistral3", "qwen2_5_vl", "smolvlm")
+MUSTDROP = {"pruning_layers": (1, 3), "mode": "budget", "counts": (14, 8), "reference": 25, "merge_window": 2}
+METHODS = {
+    "v2drop": METHODS["v2drop"],
+    "finalkv": FinalKV(inner=METHODS["v2drop"]),
+    "visiondrop": METHODS["visiondrop"],
+    "mustdrop": fv.MustDrop(**MUSTDROP, merge_threshold=-0.1),
+}
+
+
+def waits(family):
+    """For each method and prompt: how often it waits where, in foveate's own code."""
+    model, found = far.move(made_of(family, TINY[family].config())), {}
+    for name, method in METHODS.items():
+        with fv.drop(model, method):
+            found[name] = {
+                "few": _of(model, batch(family, FEW)),
+                "many": _of(model, batch(family, MANY)),
+                "later": _of(model, batch(family, FEW), turns=2),
+            }
+    return found
+
+
+def _of(model, inputs, turns=1):
+    """Of the last of so many turns with the same new text and picture."""
+    given = {name: far.FarTensor(value) for name, value in inputs.items()}
+    mask, cache = inputs["attention_mask"], None
+    for turn in range(turns):
+        given["attention_mask"] = far.FarTensor(torch.cat([mask] * (turn + 1), dim=1))
+        passed = {}
+        if cache is not None:
+            ids = torch.arange(mask.shape[1] * turn, mask.shape[1] * (turn + 1))[None].expand(len(mask), -1)
+            ids = ids.expand(3, -1, -1) if TINY[model.config.model_type].mrope else ids
+            passed = {"past_key_values": cache, "position_ids": far.FarTensor(ids.contiguous())}
+        made = []
+        seen = count(lambda given=given, passed=passed, made=made: made.append(model(**given, **passed)), (), far.Far())
+        cache = made[0].past_key_values
+    return {place: times for place, times in seen.to_dict()["waits"].items() if place.startswith("foveate/")}
+
+
+if __name__ == "__main__":
+    far.register()
+    print(json.dumps({family: waits(family) for family in SHOWN if family in FAMILIES}))
