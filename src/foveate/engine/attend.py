@@ -23,8 +23,8 @@ class LayerAttention:
         past: Keys of earlier turns, (samples, key heads, slots, head size); None if there are none.
         sees: Says which slots, earlier turns' first, some of the rows see: (samples, those rows) int64 -> (samples,
             heads or 1, those rows, slots) bool. None: those up to their own.
-        text_after: Text rows behind some of the views' tokens, the most that a sample has; None if the host does not
-            know.
+        text_after: As many text rows as stand behind some of the views' tokens in any sample, or more; and whether that
+            many do in all.
         softcap: See `attention_rows`.
         block: Float32 numbers of a block of rows.
     """
@@ -36,7 +36,7 @@ class LayerAttention:
         vision: Tensor,
         past: Tensor | None,
         sees: Callable[[Tensor], Tensor] | None,
-        text_after: Callable[[int, int], int | None],
+        text_after: Callable[[int, int], tuple[int, bool]],
         softcap: float | None,
         block: int = BLOCK_NUMBERS,
     ) -> None:
@@ -102,13 +102,9 @@ class LayerAttention:
         places = torch.arange(rows, device=self._vision.device)
         text = self._vision.new_ones(len(self._vision), rows).scatter_(1, self._vision, 0)
         text = text * (places > self._vision[:, stop - 1 : stop])
-        most = self._text_after(start, stop)
-        if most is None:
-            most = int(text.sum(dim=1).max())
-        if len(text) == 1 or not most:
-            return text.sort(dim=1, stable=True).indices[:, rows - most :], None
+        most, exact = self._text_after(start, stop)
         real, order = text.sort(dim=1, stable=True)
-        return order[:, rows - most :], real[:, rows - most :]
+        return order[:, rows - most :], None if exact else real[:, rows - most :]
 
     def _visible(self, asking: Tensor, image: Tensor | None, slots: int, before: int) -> Callable[[slice], Tensor]:
         """Which slots some of the asking rows see; with all of an image whose rows look both ways."""

@@ -54,8 +54,7 @@ class Group:
             none of its own. The same as `slots` until something is merged or reordered.
         sizes: Rows left of each image, in order; None once only the device knows.
         runs: Which run of columns each vision token is in, (samples, entered) int64; None where each image has one.
-        first: One of the samples, for what is the same in all.
-        text_after: Text behind each image, of each sample.
+        known: What the host knows of each of them.
         assign: The row each vision token went into, (samples, entered) int64, −1 if it was dropped; None while nothing
             is merged.
         notes: What the method remembers, with the samples in front (see `View.notes`).
@@ -69,8 +68,7 @@ class Group:
     tokens: Tensor
     sizes: tuple[int, ...] | None
     runs: Tensor | None
-    first: Sample
-    text_after: tuple[tuple[int, ...], ...]
+    known: tuple[Sample, ...]
     assign: Tensor | None = None
     notes: dict[str, Tensor] = field(default_factory=dict)
     ordinals: tuple[Tensor, Tensor] | None = None
@@ -94,10 +92,14 @@ class Group:
             tokens=slots,
             sizes=first.sizes,
             runs=stacked([sample.runs for sample in mine]) if first.parted else None,
-            first=first,
-            text_after=tuple(sample.text_after for sample in mine),
+            known=tuple(mine),
             ordinals=(stacked([free for free, _ in pairs]), stacked([fixed for _, fixed in pairs])) if pairs else None,
         )
+
+    @property
+    def first(self) -> Sample:
+        """One of the samples, for what is the same in all."""
+        return self.known[0]
 
     @property
     def left(self) -> int:
@@ -118,15 +120,17 @@ class Group:
         """The column whose position each row has, (samples, left) int64; −1 for a row that is no token of its own."""
         return torch.where(self.tokens < 0, self.tokens, self.vision.gather(1, self.tokens.clamp(min=0)))
 
-    def text_behind(self, start: int, stop: int) -> int | None:
-        """Text rows behind the rows `start` to `stop`, the most that a sample has; None if only the device knows."""
-        if self.sizes is None:
-            return None
-        ends = [*itertools.accumulate(self.sizes)]
-        image = next((at for at, end in enumerate(ends) if end == stop and end - self.sizes[at] == start), None)
-        if image is None or not self.first.whole[image]:
-            return None
-        return max(after[image] for after in self.text_after)
+    def text_behind(self, start: int, stop: int) -> tuple[int, bool]:
+        """As many text rows as stand behind the rows `start` to `stop` in any sample, or more; and whether that many do
+        in all."""
+        counts = [len(sample.text) for sample in self.known]
+        ends = [*itertools.accumulate(self.sizes or ())]
+        sizes = self.sizes or ()
+        image = next((at for at, end in enumerate(ends) if (end - sizes[at], end) == (start, stop)), None)
+        if image is not None:
+            counts = [sample.text_from[image] for sample in self.known]
+        exact = image is not None and all(sample.text_after[image] == counts[0] for sample in self.known)
+        return max(counts), exact and min(counts) == max(counts)
 
     def to(self, device: torch.device) -> None:
         """Move there: a model may be spread over devices."""
@@ -151,8 +155,7 @@ class Group:
             tokens=self.tokens[at],
             sizes=self.sizes,
             runs=None if self.runs is None else self.runs[at],
-            first=self.first,
-            text_after=tuple(self.text_after[place] for place in places),
+            known=tuple(self.known[place] for place in places),
             assign=None if self.assign is None else self.assign[at],
             notes={name: note[at] for name, note in self.notes.items()},
             ordinals=None if self.ordinals is None else (self.ordinals[0][at], self.ordinals[1][at]),
@@ -258,4 +261,4 @@ def _looks(sample: Sample) -> Any:
     ]
     text = [bool(after) for after in sample.text_after]
     sizes = (sample.sizes, sample.entered_sizes, sample.started_sizes, sample.fixed, sample.parted)
-    return (*sizes, sample.whole, tuple(text), tuple(tower))
+    return (*sizes, tuple(text), tuple(tower))

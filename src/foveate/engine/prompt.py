@@ -98,7 +98,7 @@ class Prompt:
         """
         if not self.method.reduces_tower:
             return hidden
-        cuts = [_tower_cut([self.samples[member] for member in group.members], hidden.device) for group in self.groups]
+        cuts = [_tower_cut(group.known, hidden.device) for group in self.groups]
         if not any(item.leaves for sample in self.samples for item in sample.items):
             for group, cut in zip(self.groups, cuts, strict=True):
                 group.notes = dict(cut.notes)
@@ -176,7 +176,7 @@ class Prompt:
                 sizes=group.sizes,
                 entered_sizes=group.first.entered_sizes,
                 started_sizes=group.first.started_sizes,
-                text_after=tuple(after > 0 for after in group.text_after[0]),
+                text_after=tuple(after > 0 for after in group.first.text_after),
                 notes=given["notes"],
                 attend=rows,
                 keys_of=lambda: mine(rows_of().keys()),

@@ -3,7 +3,9 @@
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +13,8 @@ from foveate.engine.items import Item
 from foveate.errors import UnsupportedError
 
 __all__ = ["Sample", "read_samples"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,7 +29,7 @@ class Sample:
         items: Its images, in order.
         sizes: Vision tokens of each, or of each frame where the method goes by frame.
         text_after: How many of `text` come after the last token of each of these.
-        whole: Whether each of these has no text between its tokens.
+        text_from: How many come after the first: more where text stands between its tokens.
         frames: `sizes` if the method goes by frame.
         starts: Whether the call's first column is one of its vision tokens.
         ends: Whether the call's last column is.
@@ -40,7 +44,7 @@ class Sample:
     items: list[Item]
     sizes: tuple[int, ...]
     text_after: tuple[int, ...]
-    whole: tuple[bool, ...]
+    text_from: tuple[int, ...]
     frames: tuple[int, ...] | None = None
     starts: bool = False
     ends: bool = False
@@ -89,38 +93,37 @@ def read_samples(
     """
     flags = sum(mask.to(torch.int16) << (bit + 1) for bit, (mask, _) in enumerate(masks))
     alive = torch.ones_like(masks[0][0]) if live is None else live.to(masks[0][0].device) != 0
-    table = (flags + alive).cpu()
+    table = (flags + alive).cpu().numpy()
     lives = table % 2 == 1
-    owners, fixed = torch.full(table.shape, -1), torch.zeros(table.shape, dtype=torch.bool)
+    owners, fixed = np.full(table.shape, -1), np.zeros(table.shape, bool)
     items: list[Item] = []
     for bit, (_, found) in enumerate(masks):
         there = (table >> (bit + 1)) % 2 == 1
-        lengths = torch.tensor([item.length for item in found])
-        owners[there] = torch.repeat_interleave(torch.arange(len(found)), lengths) + len(items)
+        owners[there] = np.repeat(np.arange(len(found)), [item.length for item in found]) + len(items)
         if any(len(item.fixed) for item in found):
-            fixed[there] = torch.cat([_marked(item) for item in found])
+            fixed[there] = np.concatenate([_marked(item) for item in found])
         items.extend(found)
     return [_read_sample(*of, items, by_frame) for of in zip(owners, lives, fixed, strict=True)]
 
 
-def _marked(item: Item) -> Tensor:
+def _marked(item: Item) -> Array:
     """Which of its tokens always stay, (tokens,) bool."""
-    marks = torch.zeros(item.length, dtype=torch.bool)
+    marks = np.zeros(item.length, bool)
     marks[list(item.fixed)] = True
     return marks
 
 
-def _read_sample(owner: Tensor, live: Tensor, fixed: Tensor, items: Sequence[Item], by_frame: bool) -> Sample:
+def _read_sample(owner: Array, live: Array, fixed: Array, items: Sequence[Item], by_frame: bool) -> Sample:
     # Generation reads the row before a new token, also where that is padding (on the right of the prompt).
-    read = ~live & torch.cat((live[1:], live.new_ones(1))) & (live.cumsum(0) > 0)
-    text = ((live & ((owner < 0) | fixed)) | read).nonzero()[:, 0]
+    read = ~live & np.append(live[1:], True) & (live.cumsum() > 0)
+    text = np.flatnonzero((live & ((owner < 0) | fixed)) | read)
     every = live & (owner >= 0)
-    vision = (every & ~fixed).nonzero()[:, 0]
-    ordinals = every.cumsum(0) - 1
-    mine, counts = torch.unique_consecutive(owner[vision], return_counts=True)
-    apart = (vision.diff() > 1) | (owner[vision].diff() != 0)
-    found = [items[index] for index in mine.tolist()]
-    if any(item.leaves and item.free != size for item, size in zip(found, counts.tolist(), strict=True)):
+    vision = np.flatnonzero(every & ~fixed)
+    mine = owner[vision]
+    changes = np.flatnonzero(np.diff(mine, prepend=-1))  # where an image begins
+    counts = np.diff(changes, append=len(vision)).tolist()
+    found = [items[index] for index in mine[changes]]
+    if any(item.leaves and item.free != size for item, size in zip(found, counts, strict=True)):
         raise UnsupportedError("An image that the tower has reduced is partly masked; pass its whole attention_mask.")
     frames = tuple(itertools.chain(*(item.free_frames for item in found))) if by_frame else None
     if frames is not None and sum(frames) != len(vision):
@@ -128,21 +131,27 @@ def _read_sample(owner: Tensor, live: Tensor, fixed: Tensor, items: Sequence[Ite
             "Where this video's frames begin cannot be told, so nothing can be kept by frame: its family does not say "
             "where its tokens look, or it is partly masked. Use scope='image' or 'sample'."
         )
-    sizes = frames or tuple(counts.tolist())
-    lengths = torch.tensor(sizes, dtype=torch.int64)
-    ends = lengths.cumsum(0)
-    first, last = (torch.searchsorted(text, vision[at.clamp(0, len(vision) - 1)]) for at in (ends - lengths, ends - 1))
+    sizes = frames or tuple(counts)
+    ends = np.cumsum(sizes, dtype=np.int64)
+    first, last = (
+        len(text) - np.searchsorted(text, vision[at.clip(0, len(vision) - 1)])
+        for at in (np.concatenate(([0], ends))[: len(ends)], ends - 1)
+    )
+    apart = (np.diff(vision) > 1) | (np.diff(mine) != 0)
+    ordinals = every.cumsum() - 1
     return Sample(
         live=int(live.sum()),
-        text=text,
-        vision=vision,
-        runs=torch.cat((vision.new_zeros(min(1, len(vision))), apart.cumsum(0))),
+        text=torch.from_numpy(text),
+        vision=torch.from_numpy(vision),
+        runs=torch.from_numpy(np.concatenate((np.zeros(min(1, len(vision)), np.int64), apart.cumsum()))),
         items=found,
         sizes=sizes,
-        text_after=tuple((len(text) - last).tolist()),
-        whole=tuple((first == last).tolist()),
+        text_after=tuple(last.tolist()),
+        text_from=tuple(first.tolist()),
         frames=frames,
         starts=bool(owner[0] >= 0),
         ends=bool(owner[-1] >= 0),
-        ordinals=(ordinals[vision], ordinals[every & fixed]) if fixed.any() else None,
+        ordinals=(torch.from_numpy(ordinals[vision]), torch.from_numpy(ordinals[every & fixed]))
+        if fixed.any()
+        else None,
     )
