@@ -61,10 +61,7 @@ def test_who_is_not_alike_is_apart(sizes):
 def test_a_method_that_does_not_say_it_can_is_asked_for_each_sample(sizes):
     class Counting(fv.Uniform):
         __slots__ = ()
-
-        @property
-        def together(self):
-            return False
+        together = False
 
         def select(self, view, count):
             return torch.tensor(sorted(view.hidden.norm(dim=-1).topk(count).indices.tolist()))

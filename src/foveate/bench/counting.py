@@ -79,7 +79,8 @@ SIZED_BY_VALUES = {
 
 
 class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes where the host waits for an accelerator: values it reads, and tensors whose size depends on values.
+    """Notes where the host waits for an accelerator: values it reads, tensors whose size depends on values, and tensors
+    it sends without saying that it need not wait. (`torch.tensor(…, device=…)` is not seen.)
 
     Args:
         passed_over: Files that no place is in, beside torch's.
@@ -96,7 +97,9 @@ class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if any(one.device.type != "cpu" for one in given) and _is_read(function, args, kwargs or {}, made):
+        far = any(one.device.type != "cpu" for one in given)
+        waits = _is_read(function, args, kwargs or {}, made) if far else _is_sent(function, kwargs or {}, made)
+        if waits:
             self.places[(*_place(self._passed_over), str(function).removesuffix(".default"))] += 1
         return made
 
@@ -111,6 +114,12 @@ def _is_read(function: Any, args: Any, kwargs: dict[str, Any], made: Any) -> boo
         or not any(isinstance(leaf, Tensor) for leaf in tree_leaves(made))  # a number: item, equal
         or any(isinstance(leaf, Tensor) and leaf.device.type == "cpu" for leaf in tree_leaves(made))
     )
+
+
+def _is_sent(function: Any, kwargs: dict[str, Any], made: Any) -> bool:
+    """Whether the host hands over a tensor and stays until the device has it, behind all it still has to do."""
+    sent = function is aten._to_copy.default and made.device.type != "cpu"
+    return sent and not kwargs.get("non_blocking")
 
 
 def _place(passed_over: tuple[str, ...]) -> tuple[str, int, str]:

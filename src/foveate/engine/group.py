@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from foveate.core.host import send
 from foveate.core.rank import into_runs
 from foveate.engine.samples import Sample
 from foveate.errors import SettingError
@@ -78,7 +79,7 @@ class Group:
         """These of a call's samples, which must be alike."""
 
         def stacked(tensors: Sequence[Tensor]) -> Tensor:
-            return torch.stack(list(tensors)).to(device)
+            return send(torch.stack(list(tensors)), device)
 
         mine = [samples[member] for member in members]
         vision = stacked([sample.vision for sample in mine])
@@ -86,7 +87,7 @@ class Group:
         first, pairs = mine[0], [sample.ordinals for sample in mine if sample.ordinals is not None]
         return cls(
             members=tuple(members),
-            samples=torch.tensor(members, device=device),
+            samples=send(torch.tensor(members), device),
             vision=vision,
             slots=slots,
             tokens=slots,
@@ -146,7 +147,7 @@ class Group:
         """The samples at these places alone."""
         if len(places) == len(self.members):
             return self
-        at = torch.tensor(places, device=self.samples.device)
+        at = send(torch.tensor(places), self.samples.device)
         return Group(
             members=tuple(self.members[place] for place in places),
             samples=self.samples[at],
@@ -216,7 +217,7 @@ def _taken(
         if "runs" in mine:
             firsts = [at for at, count in zip(starts, counts, strict=False) for _ in range(count)]
             here = mine["runs"][slots]
-            of_row = torch.where(kept < 0, torch.tensor(firsts, device=kept.device), kept)
+            of_row = torch.where(kept < 0, send(torch.tensor(firsts), kept.device), kept)
             order, places = into_runs(here[of_row], here)
             kept, rows = kept[order], rows[order]
             fresh = {name: note[order] for name, note in fresh.items()}
@@ -224,7 +225,9 @@ def _taken(
                 step = torch.where(step < 0, step, order.argsort()[step.clamp(min=0)])
         else:
             parts = [torch.arange(at, at + count) for at, count in zip(starts, counts, strict=False)]
-            places = torch.cat(parts).to(kept.device) if len(parts) > 1 else torch.arange(len(kept), device=kept.device)
+            places = (
+                send(torch.cat(parts), kept.device) if len(parts) > 1 else torch.arange(len(kept), device=kept.device)
+            )
     safe = kept if rows is None else kept.clamp(min=0)
     found = {
         "before": slots[safe],

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from foveate.core.host import send
+
 __all__ = ["Layout", "rows_of"]
 
 
@@ -35,9 +37,9 @@ class Layout:
             counts = torch.tensor(self.lengths)
             valid = torch.arange(longest)[None, :] >= (longest - counts)[:, None]
             sample, row = valid.nonzero(as_tuple=True)  # on the host: the counts are known there
-            self.valid = valid.to(device)
-            self._real = sample.to(device), row.to(device)
-            first = self.index.gather(1, (longest - counts).clamp(max=longest - 1)[:, None].to(device))
+            self.valid = send(valid, device)
+            self._real = send(sample, device), send(row, device)
+            first = self.index.gather(1, send((longest - counts).clamp(max=longest - 1)[:, None], device))
             self.index = torch.where(self.valid, self.index, first)
         self.source = self.index if origin is None else origin.gather(1, self.index)
         self._samples = torch.arange(len(left), device=device)[:, None]
@@ -97,8 +99,10 @@ class Layout:
 
     def renumbered(self, first: Tensor) -> Tensor:
         """Position ids of the rows, counted on from `first`, (samples,): (samples, rows) int64."""
-        pads = self.index.shape[1] - torch.tensor(self.lengths, device=first.device)
-        ranks = torch.arange(self.index.shape[1], device=first.device) - pads[:, None]
+        ranks = torch.arange(self.index.shape[1], device=first.device)
+        if self.valid is not None:
+            pads = self.index.shape[1] - torch.tensor(self.lengths)[:, None]
+            ranks = ranks - send(pads, first.device)
         return first[:, None] + ranks
 
     def shift(self, before: Tensor | None, live: Sequence[int]) -> Tensor:
@@ -112,7 +116,7 @@ class Layout:
             if known is before:
                 return made
         gone = torch.tensor([count - left for count, left in zip(live, self.lengths, strict=True)])
-        made = gone.to(self.index.device) if before is None else gone.to(before.device) + before
+        made = send(gone, self.index.device) if before is None else send(gone, before.device) + before
         self._shifts.append((before, made))
         return made
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from foveate.core.host import send
 from foveate.engine.group import Group, Mine, each, groups_of
 from foveate.engine.layout import Layout
 from foveate.engine.samples import Sample
@@ -67,8 +68,8 @@ class Prompt:
         whole = text.clone()
         for row, sample in zip(whole, samples, strict=True):
             row[sample.vision] = True
-        self.first = whole.to(torch.uint8).argmax(dim=1).to(device)
-        self._text, self._all = text.to(device), whole
+        self.first = send(whole.to(torch.uint8).argmax(dim=1), device)
+        self._text, self._all = send(text, device), whole
         self._whole: Layout | None = None
         self._added = added
         self._cuts = frozenset(method.cuts())
@@ -84,7 +85,7 @@ class Prompt:
         if self.layout is not None:
             return self.layout
         if self._whole is None:
-            self._whole = Layout(self._all.to(self._text.device), self.rows)
+            self._whole = Layout(send(self._all, self._text.device), self.rows)
         return self._whole
 
     def start(self, hidden: Tensor) -> Tensor:
@@ -231,7 +232,7 @@ class Prompt:
         starts = torch.tensor([ends[member] for member in group.members])[:, None]
         for depth in range(layer, len(self._added)):
             added = self._added[depth]
-            to, of = ((places.to(added.device) + starts.to(added.device)) for places in (group.slots, came_from))
+            to, of = ((places.to(added.device) + send(starts, added.device)) for places in (group.slots, came_from))
             self._added[depth] = added.index_put((to,), added[of])
 
     def _record(self, where: str, layer: int | None, before: tuple[int, ...]) -> None:
@@ -340,7 +341,7 @@ def _counted(asked: Sequence[tuple[Group, Cut | None]]) -> list[tuple[Group, Cut
             alike.setdefault(counts, []).append(place)
         order = (~cut.kept).sort(dim=1, stable=True).indices
         for counts, places in alike.items():
-            mine = order if len(alike) == 1 else order[torch.tensor(places, device=order.device)]
+            mine = order if len(alike) == 1 else order[send(torch.tensor(places), order.device)]
             sizes = None if group.sizes is None else counts
             answers.append((group.part(places), Cut(mine[:, : sum(counts)], sizes)))
     return answers

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from foveate.core.attention import attention_rows, received_attention
 from foveate.core.grid import Grid, closing_rows, grids_of
+from foveate.core.host import send
 from foveate.core.merge import Merge, average
 from foveate.core.tower import TowerView
 from foveate.errors import UnsupportedError
@@ -204,7 +205,7 @@ def _parts(features: Tensor, boxes: Tensor | None, grids: tuple[Grid, ...] | Non
     if boxes is None:
         raise UnsupportedError("Where this image's tokens look is not known, so its newlines cannot be told apart.")
     newline = boxes.isnan().any(dim=-1)
-    tokens, newlines = ((newline == flag).nonzero()[:, 0].to(features.device) for flag in (False, True))
+    tokens, newlines = (send((newline == flag).nonzero()[:, 0], features.device) for flag in (False, True))
     return tokens, newlines[: closing_rows(len(newlines))]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from foveate.core.attention import received_attention
 from foveate.core.flops import attention, linear
 from foveate.core.grid import Grid, into_cells
+from foveate.core.host import send
 from foveate.core.merge import Merge
 from foveate.families._encode import Reducer, feature_layers, first_rows, smaller
 from foveate.families._tap import tapped
@@ -90,7 +91,7 @@ class Mistral3(Family):
             pictures.append(own[0] if whole else smaller(own, cells[0] * self._side, cells[1] * self._side)[0])
         if [tuple(picture.shape[1:]) for picture in pictures] == [(self._side, self._side)]:
             pictures *= 2  # the model cannot split the features of one token; pictures do not see each other
-        sizes = torch.tensor([picture.shape[1:] for picture in pictures], device=given["pixel_values"].device)
+        sizes = send(torch.tensor([picture.shape[1:] for picture in pictures]), given["pixel_values"].device)
         height, width = sizes.amax(dim=0).tolist()
         padded = [
             torch.nn.functional.pad(picture, (0, width - picture.shape[2], 0, height - picture.shape[1]))

@@ -32,6 +32,10 @@ class Random(StagedMethod):
     keep: tuple[float, ...] = (0.5, 0.3, 0.0)
     seed: int = 0
 
+    @property
+    def together(self) -> bool:
+        return True
+
     def select(self, view: View, count: int) -> Tensor:
         return top(lots(view.tokens, self.seed), count)
 

@@ -67,10 +67,6 @@ class StagedMethod(Method):
         """Which `count` tokens of `view` stay: (count,) int64 indices into it, ascending."""
 
     @property
-    def together(self) -> bool:
-        return True
-
-    @property
     def by_frame(self) -> bool:
         return self.scope == "frame"
 

@@ -30,6 +30,10 @@ class Uniform(StagedMethod):
     layers: tuple[int, ...] = (3, 17, 22)
     keep: tuple[float, ...] = (0.5, 0.3, 0.0)
 
+    @property
+    def together(self) -> bool:
+        return True
+
     def select(self, view: View, count: int) -> Tensor:
         return spread(len(view), count, device=view.tokens.device)
 

@@ -73,6 +73,10 @@ class V2Drop(StagedMethod):
                 f"layers start at {self.window} for window={self.window}."
             )
 
+    @property
+    def together(self) -> bool:
+        return True
+
     def watches(self, layer: int) -> bool:
         if self.over == "path":
             return bool(self.layers) and layer < self.layers[-1]
