@@ -5,19 +5,20 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicSlidingWindowLayer, LinearAttentionLayer
 
-from foveate._transformers import FeatureCall, recomputes_from_outside
-from foveate.engine.cache import PrunedLayer, check_cache, pruned_layer
+from foveate._transformers import FeatureCall
+from foveate.engine.cache import PrunedLayer, check_cache
 from foveate.engine.call import Call
+from foveate.engine.decoding import cut_cache
 from foveate.engine.items import Item
 from foveate.engine.layers import Layers
-from foveate.engine.layout import Layout
 from foveate.engine.prompt import Prompt
+from foveate.engine.refusals import refuse_packing, refuse_pages, refuse_recomputing, refuse_router_logits
 from foveate.engine.samples import Sample, read_samples
 from foveate.engine.tower import encode, items_of
 from foveate.engine.trace import Prefill, Trace
@@ -25,7 +26,7 @@ from foveate.errors import SessionError, UnsupportedError
 from foveate.families.base import Family
 from foveate.methods.base import Method
 
-__all__ = ["Prompts", "refuse_pages"]
+__all__ = ["Prompts"]
 
 
 class Prompts:
@@ -156,9 +157,9 @@ class Prompts:
         cache = kwargs.get("past_key_values")
         if drops:
             check_cache(cache)
-            _refuse_packing(kwargs, live)
-            _refuse_recomputing(self.family.layers[0])
-            _refuse_router_logits(kwargs)
+            refuse_packing(kwargs, live)
+            refuse_recomputing(self.family.layers[0])
+            refuse_router_logits(kwargs)
         self._refuse_split_image(samples, cache, drops)
         rows: Sequence[int] = tuple(s.live for s in samples)
         if live is not None and live.shape[1] > span:
@@ -250,7 +251,7 @@ class Prompts:
                 "hooks come off. Leave the context before changing the model, and open a new one after."
             )
         if cache is not None:
-            self._cut_cache(prompt, cache)
+            cut_cache(prompt, cache, self.family, self.layers.call.live)
         prompt.finish()
         self.layers.call = Call(backend=self.layers.call.backend)
         if cache is None:
@@ -261,43 +262,6 @@ class Prompts:
                 record._slots[index] = layer.valid_slots()
         if any(sample.ends for sample in prompt.samples):
             self._ended_in_vision = _Ending(weakref.ref(cache), _length(cache), prompt.dropped)
-
-    def _cut_cache(self, prompt: Prompt, cache: Any) -> None:
-        """Cut earlier layers' keys and values down to the tokens left at the end, where the method wants that."""
-        asked = self.method.kv_layers(len(self.family.layers))
-        layers = [index for index in asked if index < len(cache.layers) and index not in self.family.recurrent]
-        if not layers or prompt.layout is None:
-            return
-        final, left = prompt.final(), _tokens_left(self.method, prompt)
-        wanted: dict[tuple[int, torch.device], tuple[Tensor, list[int]]] = {}  # layouts live meanwhile
-        for index in layers:
-            layout = prompt.layouts[index]
-            if layout is prompt.layout:
-                continue
-            pruned = pruned_layer(cache, index)
-            alike = id(layout), pruned.keys.device
-            if alike not in wanted:
-                wanted[alike] = self._wanted(prompt, layout, final.to(pruned.keys.device), left)
-            pruned.keep(*wanted[alike])
-            if self._reindex:
-                rows = prompt.rows if layout is None else layout.lengths
-                pruned.shift = prompt.layout.on(pruned.keys.device).shift(pruned.shift, rows)
-        prompt.note_cache_cut()
-
-    def _wanted(
-        self, prompt: Prompt, layout: Layout | None, final: Tensor, left: Sequence[int]
-    ) -> tuple[Tensor, list[int]]:
-        """Which rows of layers with this layout are text or left at the end, and how many: see `PrunedLayer.keep`."""
-        if layout is None:
-            live = self.layers.call.live
-            wanted = final if live is None else final & (live[:, -prompt.span :].to(final.device) != 0)
-            texts = [sample.live - len(sample.vision) for sample in prompt.samples]
-        else:
-            layout = layout.on(final.device)
-            wanted = final.take_along_dim(layout.source.clamp(min=0), dim=1) & (layout.source >= 0)
-            wanted = wanted if layout.valid is None else wanted & layout.valid
-            texts = [len(sample.text) for sample in prompt.samples]
-        return wanted, [text + tokens for text, tokens in zip(texts, left, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,58 +307,7 @@ class _Counted(Sequence[int]):
         return repr(self._read)
 
 
-def _tokens_left(method: Method, prompt: Prompt) -> list[int]:
-    """How many tokens of each sample are left. The host waits only where some rows may be no tokens of their own."""
-    counts = [0] * len(prompt.samples)
-    for group in prompt.groups:
-        merged = method.adds_rows and group.assign is not None
-        left = (group.tokens >= 0).sum(dim=1).tolist() if merged else [group.left] * len(group.members)
-        for member, count in zip(group.members, left, strict=True):
-            counts[member] = count
-    return counts
-
-
 def _length(cache: Any) -> int:
     """Unpruned tokens in a cache; −1 where only the device knows (static caches), so that nothing syncs."""
     length = cache.get_seq_length()
     return length if isinstance(length, int) else -1
-
-
-def refuse_pages(*_: Any, **__: Any) -> NoReturn:
-    """Stand in for the way into continuous batching, and end the call of a manager made before the context."""
-    raise UnsupportedError(
-        "Continuous batching takes token ids without pictures and packs all requests into one row, over a cache in "
-        "pages that cannot differ in length between layers. Use generate with a padded batch while tokens are dropped."
-    )
-
-
-def _refuse_router_logits(kwargs: dict[str, Any]) -> None:
-    """transformers balances experts over all tokens of the prompt in all layers, also those that have left."""
-    if kwargs.get("output_router_logits"):
-        raise UnsupportedError(
-            "output_router_logits asks how experts share the tokens of the whole prompt, of which some have left. "
-            "Set it to False (also config.text_config.output_router_logits), or keep all tokens."
-        )
-
-
-def _refuse_packing(kwargs: dict[str, Any], live: Tensor | None) -> None:
-    """Several samples in one row, told apart by position ids alone, would be ranked together."""
-    ids = kwargs.get("position_ids")
-    packed = kwargs.get("cu_seq_lens_q") is not None
-    if not packed and live is None and isinstance(ids, Tensor) and ids.shape[-1] > 1:
-        row = ids if ids.dim() == 2 else ids[0] if ids.shape[0] == 4 else None
-        packed = row is not None and bool((row.diff(dim=-1) <= 0).any())
-    if packed:
-        raise UnsupportedError(
-            "Several samples packed into one row cannot be told apart when tokens are ranked. "
-            "Pass them as a padded batch with an attention_mask."
-        )
-
-
-def _refuse_recomputing(layer: nn.Module) -> None:
-    """A layer that runs again in the backward pass must find the rows it ran on."""
-    if recomputes_from_outside(layer):
-        raise UnsupportedError(
-            "Gradient checkpointing in this version of transformers runs layers again when the tokens that left are "
-            "forgotten. Turn it off, or install a newer one: pip install -U transformers."
-        )

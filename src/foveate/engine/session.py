@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from foveate.engine.prompts import Prompts, refuse_pages
+from foveate.engine.prompts import Prompts
+from foveate.engine.refusals import refuse_pages
 from foveate.engine.trace import Trace
 from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.families.base import Family
