@@ -33,7 +33,7 @@ def test_what_is_not_promised_is_still_there(name):
         )
 
 
-OTHERS = {"_cdata", "_getframe", "_scaled_dot_product_flash_attention_for_cpu", "_unique2"}
+OTHERS = {"_cdata", "_getframe", "_scaled_dot_product_flash_attention_for_cpu", "_to_copy", "_unique2"}
 """Names of torch and Python by which operators are counted."""
 
 

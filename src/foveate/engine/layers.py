@@ -247,16 +247,17 @@ class Layers:
         }
 
         def see(queries: Tensor, keys: Tensor, scaling: float) -> None:
-            heard[:] = [(queries, keys, scaling)]
+            heard.append((queries, keys, scaling))
             prompt.observe(index, hidden, lambda _, group: known[group.members])
+            heard.clear()
+            known.clear()  # nothing of it lives on while the MLP runs
 
         @contextmanager
         def heeding() -> Iterator[None]:
             with heard_in(layer, see):
                 yield
-            if not heard:
+            if known:
                 raise unreadable(layer.self_attn)
-            heard.clear()
 
         return heeding()
 

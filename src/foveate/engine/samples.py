@@ -81,6 +81,7 @@ class Sample:
         return bool(len(self.runs)) and int(self.runs[-1]) + 1 > len(self.items)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def read_samples(
     masks: Sequence[tuple[Tensor, Sequence[Item]]], live: Tensor | None, by_frame: bool = False
 ) -> list[Sample]:
