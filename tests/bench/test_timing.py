@@ -19,6 +19,19 @@ def test_every_run_is_called_once_a_round_after_one_warm_up_in_an_order_that_cha
     assert len(set(each)) == 6
 
 
+def test_those_that_are_compared_run_one_right_after_the_other():
+    order = []
+    runs = {name: lambda name=name: order.append(name) for name in "abcde"}
+    list(rounds(runs, 40, beside={"d": "b", "e": "b"}))
+    each = ["".join(order[at : at + 5]) for at in range(0, len(order), 5)]
+    places = [sorted(one.index(name) for name in "bde") for one in each]
+    assert all(last - first == 2 for first, _, last in places)
+    assert {first for first, _, _ in places} == {0, 1, 2}
+    assert {"".join(name for name in one if name in "bde") for one in each} == {
+        "bde", "bed", "dbe", "deb", "ebd", "edb"
+    }  # fmt: skip
+
+
 def test_the_order_is_that_of_the_seed():
     def order(seed):
         calls = []

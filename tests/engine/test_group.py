@@ -7,7 +7,7 @@ import foveate as fv
 from foveate.bench.counting import count
 from foveate.engine import group as engine
 from foveate.registry import family_for
-from tests.invariants.alone import check_alone
+from tests.invariants.alone import check_alone, left
 from tests.invariants.settings import EXAMPLES, FIRST
 from tests.models import batch, tiny
 
@@ -77,3 +77,28 @@ def test_thresholds_that_part_samples_keep_apart_what_is_each_ones():
     with fv.drop(tiny("llava"), method) as trace, torch.no_grad():
         tiny("llava")(**batch("llava", words))
     assert len(set(trace.stages[-1].after)) > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),  # padding in between is numbered too where rows are numbered anew, as mustdrop-2 has them
+    [(name, "right") for name in ("visiondrop-1", "mustdrop-1", "mustdrop-2")]
+    + [(name, "between") for name in ("visiondrop-1", "mustdrop-1")],
+)
+def test_attention_is_read_at_the_right_rows_whatever_the_padding(name, where):
+    """Masked columns right of the prompt, or in its text: a layer has them in it until somebody leaves."""
+    model, words = tiny("llava"), ("tit", "titttt")
+    alone = [batch("llava", [word]) for word in words]
+    span = 4 + max(one["input_ids"].shape[1] for one in alone)
+    ids, mask = torch.zeros(2, span, dtype=torch.int64), torch.zeros(2, span, dtype=torch.int64)
+    for row, one in enumerate(alone):
+        length = one["input_ids"].shape[1]
+        places = torch.arange(length) + (span - length) * (torch.arange(length) >= length - 2) * (where == "between")
+        ids[row, places], mask[row, places] = one["input_ids"][0], 1
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    pixels = torch.cat([one["pixel_values"] for one in alone])
+    with fv.drop(model, EXAMPLES[name]) as together, torch.no_grad():
+        model(input_ids=ids, attention_mask=mask, position_ids=positions, pixel_values=pixels)
+    for row, one in enumerate(alone):
+        with fv.drop(model, EXAMPLES[name]) as trace, torch.no_grad():
+            model(**one)
+        assert left(together, row) == left(trace, 0) != {}

@@ -164,13 +164,22 @@ class Session:
         gc.collect()
         gc.disable()  # collected between rounds
         try:
-            for found in rounds(calls, pairs, seed, after):
+            for found in rounds(calls, pairs, seed, after, self._beside()):
                 for name, parts in found.items():
                     self.times[name].append(parts)
                 gc.collect()
                 yield self.finished
         finally:
             gc.enable()
+
+    def _beside(self) -> dict[str, str]:
+        """Whom each candidate is timed right beside: a method's controls beside it, keep-all beside the untouched."""
+        beside = {KEEP_ALL: FULL}
+        for one in self.candidates.values():
+            for control in (one.control, one.bare):
+                if control is not None:
+                    beside.setdefault(control, beside.get(one.name, one.name))
+        return beside
 
     @property
     def finished(self) -> int:

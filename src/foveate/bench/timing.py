@@ -43,15 +43,23 @@ class Ratio:
 
 
 def rounds(
-    runs: Mapping[str, Callable[[], T]], count: int, seed: int = 0, after: Callable[[], object] = lambda: None
+    runs: Mapping[str, Callable[[], T]],
+    count: int,
+    seed: int = 0,
+    after: Callable[[], object] = lambda: None,
+    beside: Mapping[str, str] | None = None,
 ) -> Iterator[dict[str, T]]:
     """Call every run once a round, in an order drawn for each round, and yield what they answered, by name.
 
     A round of warm-up comes before, whose answers are not yielded; `after` is called after every round, after that too.
+    A machine's speed drifts within a round: runs that `beside` gives the same name to come one right after the other,
+    in an order drawn too, so that their ratio has little of it.
     """
-    draw = Random(seed)
+    draw, sets = Random(seed), dict[str, list[str]]()
+    for name in runs:
+        sets.setdefault((beside or {}).get(name, name), []).append(name)
     for number in range(count + 1):
-        order = draw.sample(list(runs), len(runs))
+        order = [name for some in draw.sample(list(sets.values()), len(sets)) for name in draw.sample(some, len(some))]
         answers = {name: runs[name]() for name in order}
         after()
         if number:

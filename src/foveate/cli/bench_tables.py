@@ -129,17 +129,24 @@ def forecast_table(forecasts: Mapping[str, Forecast], costs: Mapping[str, Any], 
     return shown
 
 
+ACROSS = 4
+"""Candidates whose profiles stand side by side: that many fit 100 columns beside the names of parts."""
+
+
 def profile_tables(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[Table]:
-    """Milliseconds from the pixels to the first token, a column a candidate: of each part, and of operators."""
-    tables = []
+    """Milliseconds from the pixels to the first token, a column a candidate and some of them a table: of each part, and
+    of operators."""
+    shown, names = [], list(found)
     for kind, title in (("parts", "Where the time goes, ms"), ("operators", "Operators that take most, ms")):
-        heads = (Column(Text(name), no_wrap=True, justify="right") for name in found)
-        shown = Table("", *heads, title=title, box=SIMPLE_HEAD)
-        for name in dict.fromkeys(name for one in found.values() for name in one[kind]):
-            cells = (one[kind].get(name) for one in found.values())
-            shown.add_row(name, *("" if spent is None else f"{1000 * spent:.2f}" for spent in cells))
-        tables.append(shown)
-    return tables
+        for at in range(0, len(names), ACROSS):
+            some = [found[name][kind] for name in names[at : at + ACROSS]]
+            heads = (Column(Text(name), no_wrap=True, justify="right") for name in names[at : at + ACROSS])
+            table = Table(Column("", no_wrap=True), *heads, title=title, box=SIMPLE_HEAD)
+            for name in dict.fromkeys(name for one in some for name in one):
+                cells = (one.get(name) for one in some)
+                table.add_row(name, *("" if spent is None else f"{1000 * spent:.2f}" for spent in cells))
+            shown.append(table)
+    return shown
 
 
 def shape_table(known: Sequence[Shape]) -> Table:

@@ -23,6 +23,7 @@ class LayerAttention:
         past: Keys of earlier turns, (samples, key heads, slots, head size); None if there are none.
         sees: Says which slots, earlier turns' first, some of the rows see: (samples, those rows) int64 -> (samples,
             heads or 1, those rows, slots) bool. None: those up to their own.
+        real: Answers which of the rows are no padding, (samples, rows) bool; None if all are.
         text_after: As many text rows as stand behind some of the views' tokens in any sample, or more; and whether that
             many do in all.
         softcap: See `attention_rows`.
@@ -36,6 +37,7 @@ class LayerAttention:
         vision: Tensor,
         past: Tensor | None,
         sees: Callable[[Tensor], Tensor] | None,
+        real: Callable[[], Tensor] | None,
         text_after: Callable[[int, int], tuple[int, bool]],
         softcap: float | None,
         block: int = BLOCK_NUMBERS,
@@ -45,6 +47,7 @@ class LayerAttention:
         self._vision = vision
         self._past = past
         self._sees = sees
+        self._real = real
         self._text_after = text_after
         self._softcap = softcap
         self._block = block
@@ -102,6 +105,8 @@ class LayerAttention:
         places = torch.arange(rows, device=self._vision.device)
         text = self._vision.new_ones(len(self._vision), rows).scatter_(1, self._vision, 0)
         text = text * (places > self._vision[:, stop - 1 : stop])
+        if self._real is not None:  # a padding row whose output is read asks for nothing
+            text = text * self._real()
         most, exact = self._text_after(start, stop)
         real, order = text.sort(dim=1, stable=True)
         return order[:, rows - most :], None if exact else real[:, rows - most :]

@@ -124,14 +124,13 @@ class Group:
     def text_behind(self, start: int, stop: int) -> tuple[int, bool]:
         """As many text rows as stand behind the rows `start` to `stop` in any sample, or more; and whether that many do
         in all."""
-        counts = [len(sample.text) for sample in self.known]
-        ends = [*itertools.accumulate(self.sizes or ())]
         sizes = self.sizes or ()
+        ends = itertools.accumulate(sizes)
         image = next((at for at, end in enumerate(ends) if (end - sizes[at], end) == (start, stop)), None)
-        if image is not None:
-            counts = [sample.text_from[image] for sample in self.known]
-        exact = image is not None and all(sample.text_after[image] == counts[0] for sample in self.known)
-        return max(counts), exact and min(counts) == max(counts)
+        if image is None:
+            return max(len(sample.text) for sample in self.known), False
+        counts = {sample.text_from[image] for sample in self.known}
+        return max(counts), counts == {sample.text_after[image] for sample in self.known} and len(counts) == 1
 
     def to(self, device: torch.device) -> None:
         """Move there: a model may be spread over devices."""
@@ -181,7 +180,7 @@ class Group:
         given: dict[str, Any] = {"kept": cut.kept, "slots": self.slots, "tokens": self.tokens, "notes": self.notes}
         known = {"rows": cut.rows, "step": cut.assign, "assign": self.assign, "runs": self.runs}
         given |= {"fresh": dict(cut.notes)} | {name: one for name, one in known.items() if one is not None}
-        found = each(lambda mine, _: _taken(mine, self.sizes, cut.sizes, self.vision.shape[1]), given)
+        found = each(lambda mine, _: _taken(mine, self.sizes, cut.sizes), given)
         self.slots, self.tokens, self.notes = found["slots"], found["tokens"], found["notes"]
         self.assign, self.sizes = found.get("assign"), cut.sizes
         return found.get("rows"), found["before"]
@@ -203,9 +202,7 @@ class Group:
         return origin, assign
 
 
-def _taken(
-    mine: dict[str, Any], sizes: tuple[int, ...] | None, counts: tuple[int, ...] | None, entered: int
-) -> dict[str, Any]:
+def _taken(mine: dict[str, Any], sizes: tuple[int, ...] | None, counts: tuple[int, ...] | None) -> dict[str, Any]:
     """`Group.take` for one sample."""
     kept, slots, tokens = mine["kept"], mine["slots"], mine["tokens"]
     rows, step, fresh = mine.get("rows"), mine.get("step"), mine["fresh"]

@@ -208,15 +208,19 @@ class Layers:
             ragged or pads,
             self._causal(index),
         )
-        layer, count = self._family.layers[index], columns.shape[1]
+        layer, count, live = self._family.layers[index], columns.shape[1], self.call.live
 
         def ask(rows: Tensor) -> tuple[Tensor, Tensor, float]:
             if not heard:
                 given = rows_of(hidden, columns, group.owners)
                 return self._family.queries_and_keys(layer, given, rows, (cos, sin))
             query, keys, scaling = heard[0]
-            asked = query[of, :, start:].take_along_dim(rows[:, None, :, None], dim=2)
-            return asked, keys[of, :, -count:], scaling
+            query, keys = query[of], keys[of, :, -query.shape[2] :]
+            if prompt.layout is not None:
+                query, keys = query[:, :, start:], keys[:, :, start:]
+            elif count < hidden.shape[1]:  # the layer has all columns in it, padding too
+                rows, keys = columns.gather(1, rows), keys.take_along_dim(columns[:, None, :, None], dim=2)
+            return query.take_along_dim(rows[:, None, :, None], dim=2), keys, scaling
 
         return LayerAttention(
             ask,
@@ -224,6 +228,9 @@ class Layers:
             vision,
             past,
             sees=sees and (lambda rows: sees(columns.gather(1, rows))),
+            real=live
+            if live is None
+            else lambda: live[of, -hidden.shape[1] :].to(columns.device).gather(1, columns) != 0,
             text_after=group.text_behind,
             softcap=self._family.softcap(layer),
             block=len(columns) * count * hidden.shape[-1],  # less than the layer itself will hold

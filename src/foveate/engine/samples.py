@@ -28,7 +28,7 @@ class Sample:
         runs: Which run of columns each of these is in, (entered,) int64, ascending; a run has one image.
         items: Its images, in order.
         sizes: Vision tokens of each, or of each frame where the method goes by frame.
-        text_after: How many of `text` come after the last token of each of these.
+        text_after: How many of `text` that are no padding come after the last token of each of these.
         text_from: How many come after the first: more where text stands between its tokens.
         frames: `sizes` if the method goes by frame.
         starts: Whether the call's first column is one of its vision tokens.
@@ -134,8 +134,9 @@ def _read_sample(owner: Array, live: Array, fixed: Array, items: Sequence[Item],
         )
     sizes = frames or tuple(counts)
     ends = np.cumsum(sizes, dtype=np.int64)
+    asking = text[live[text]]
     first, last = (
-        len(text) - np.searchsorted(text, vision[at.clip(0, len(vision) - 1)])
+        len(asking) - np.searchsorted(asking, vision[at.clip(0, len(vision) - 1)])
         for at in (np.concatenate(([0], ends))[: len(ends)], ends - 1)
     )
     apart = (np.diff(vision) > 1) | (np.diff(mine) != 0)
