@@ -6,27 +6,30 @@ python benchmarks/speed/table.py --check    # fail if they are not what the reco
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- speed: begin -->\n", "<!-- speed: end -->\n"
-PAGES = {HERE / "README.md": True, HERE.parents[1] / "README.md": False}
-"""Where tables go, and whether with every row or the methods' alone."""
+PAGES = {
+    HERE / "README.md": (("*.json",), True),
+    HERE.parents[1] / "README.md": (("cpu-large.json", "gpu-*.json"), False),
+}
+"""Where tables go, of which records, and whether with every row or the methods' alone."""
 AGAIN, KEEP_ALL, FULL = "untouched again", "keep-all", "untouched"
 
 
 def main(arguments: list[str]) -> int:
     """Write or check; the exit code."""
-    found = records(HERE)
     stale = False
-    for page, whole in PAGES.items():
+    for page, (files, whole) in PAGES.items():
         text = page.read_text(encoding="utf-8")
         if BEGIN not in text:
             continue
         before, _, rest = text.partition(BEGIN)
         old, _, after = rest.partition(END)
-        new = tables(found, whole)
+        new = tables(records(HERE, files), whole)
         stale |= old != new
         if "--check" not in arguments:
             page.write_text(before + BEGIN + new + END + after, encoding="utf-8")
@@ -36,9 +39,12 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    """Every record of `foveate bench` in a folder, those of CPUs first."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+def records(folder: Path, files: Sequence[str] = ("*.json",)) -> list[dict[str, Any]]:
+    """The records of `foveate bench` in a folder, those of CPUs first."""
+    found = [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(path for one in files for path in folder.glob(one))
+    ]
     return sorted((one for one in found if "rows" in one), key=lambda one: one["model"]["device"] != "cpu")
 
 

@@ -175,6 +175,7 @@ class MustDrop(Method):
 
     @property
     def observes_attention(self) -> bool:
+        """What is left to compute is the products of the text's queries, which `scoring_flops` leaves out."""
         return True
 
     def observe(self, view: View) -> None:
@@ -220,10 +221,6 @@ class MustDrop(Method):
         if not self.filter and not self.merge_windows:
             return (sum(sizes),) * depth
         return None
-
-    def scoring_flops(self, depth: int, width: int, sizes: Sequence[int]) -> int:
-        """Keys of the vision rows at each filtering layer, as if none had left before (an upper bound)."""
-        return 2 * sum(sizes) * width**2 * len(self.pruning_layers) if self.filter else 0
 
     @classmethod
     def for_budget(
