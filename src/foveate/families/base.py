@@ -173,7 +173,8 @@ class Family:
             return turned
 
         places = queries[..., None]
-        tables = (table.take_along_dim(places, dim=-2) for table in rotary)
+        axes = (1,) * (rotary[0].dim() - places.dim())  # M-RoPE's
+        tables = (table.take_along_dim(places.view(*axes, *places.shape), dim=-2) for table in rotary)
         query = self.query_projection(attention)
         return (
             heads(normed.take_along_dim(places, dim=1), query, getattr(attention, "q_norm", None), *tables),
