@@ -5,7 +5,8 @@
 
 One prompt of 1 to 56 pictures, half of the tokens kept from layer 1 on and a quarter from the middle. By torch's
 profiler: the time around the decoder layers, which is all that dropping does (scoring, gathering, writing back, masks)
-and the layers' residuals, and the whole way from the pixels to the first token.
+and the layers' residuals, and the whole way from the pixels to the first token. What MustDrop computes while a layer
+attends is booked as that layer's attention.
 """
 
 import argparse
