@@ -144,6 +144,7 @@ def test_ctrl_c_ends_with_130_and_one_line(run, monkeypatch):
 def test_ctrl_c_while_a_package_loads_ends_as_quietly(package):
     program = f"""
 import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
 class CtrlC:
     def find_spec(name, *_):
         if name == {package!r}:
