@@ -40,7 +40,7 @@ class LayerAttention:
         real: Callable[[], Tensor] | None,
         text_after: Callable[[int, int], tuple[int, bool]],
         softcap: float | None,
-        block: int = BLOCK_NUMBERS,
+        block: int,
     ) -> None:
         self._ask = ask
         self._count = count

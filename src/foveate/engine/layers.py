@@ -173,10 +173,10 @@ class Layers:
         pruned: PrunedLayer | None,
         hidden: Tensor,
         group: Group,
-        heard: Sequence[tuple[Tensor, Tensor, float]] = (),
+        heard: Sequence[tuple[Tensor, Tensor, float]] | None = None,
     ) -> LayerAttention:
         """Attention of layer `index` for samples alike, over the rows that have not left yet: from queries, keys and
-        scaling that were `heard` of it when it is asked for, or else made from its input."""
+        scaling that will have been `heard` of it when it is asked for, or else made from its input."""
         if index in self._recurrent:
             readable = [str(layer) for layer in range(len(self._family.layers)) if layer not in self._recurrent]
             raise UnsupportedError(
@@ -187,13 +187,11 @@ class Layers:
         assert prompt is not None
         pair, cache = kwargs["position_embeddings"], kwargs.get("past_key_values")
         layout, whole = prompt.present.on(hidden.device), len(group.members) == len(prompt.samples)
-        tables = layout.pick(pair) if prompt.layout is None else self._tables(index, layout, hidden, pair, pruned)
         shortest = min(layout.lengths[member] for member in group.members)
         ragged = shortest < max(layout.lengths[member] for member in group.members)
         start = 0 if ragged else layout.index.shape[1] - shortest  # no pad in front of anybody's rows
         of: Tensor | slice = slice(None) if whole else group.samples
         columns = layout.index[of, start:]
-        cos, sin = (table[..., of, start:, :] for table in tables)
         # The last of equals: pads in front repeat the first row.
         vision = torch.searchsorted(columns.contiguous(), group.columns, right=True) - 1
         past, stored, seen, pads = past_keys(cache, index, of, self.call.live) or (None, columns[:, :0], 0, False)
@@ -210,8 +208,12 @@ class Layers:
         )
         layer, count, live = self._family.layers[index], columns.shape[1], self.call.live
 
+        if heard is None:
+            tables = layout.pick(pair) if prompt.layout is None else self._tables(index, layout, hidden, pair, pruned)
+            cos, sin = (table[..., of, start:, :] for table in tables)
+
         def ask(rows: Tensor) -> tuple[Tensor, Tensor, float]:
-            if not heard:
+            if heard is None:
                 given = rows_of(hidden, columns, group.owners)
                 return self._family.queries_and_keys(layer, given, rows, (cos, sin))
             query, keys, scaling = heard[0]

@@ -1,7 +1,7 @@
 """One call of the decoder with vision tokens in it: who is left, layer by layer."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -143,10 +143,7 @@ class Prompt:
         """Let the method look at the tokens entering `layer`; arguments as in `enter`."""
         for group in self.groups:
             if group.left:
-                self._ask(group, layer, hidden, attend, self._observed)
-
-    def _observed(self, view: View) -> None:
-        self.method.observe(view)
+                self._ask(group, layer, hidden, attend, self.method.observe)
 
     def _ask(
         self,
@@ -250,17 +247,18 @@ class Prompt:
         self.record.stages.append(stage)
 
     def _counts(self) -> tuple[int, ...]:
-        counts = [sample.fixed for sample in self.samples]
+        return tuple(self._with_left(sample.fixed for sample in self.samples))
+
+    def _with_left(self, others: Iterable[int]) -> list[int]:
+        """Rows of each sample: so many others, and those that are left of its vision tokens."""
+        counts = list(others)
         for group in self.groups:
             for member in group.members:
                 counts[member] += group.left
-        return tuple(counts)
+        return counts
 
     def _lay_out(self) -> Layout:
-        lengths = [len(sample.text) for sample in self.samples]
-        for group in self.groups:
-            for member in group.members:
-                lengths[member] += group.left
+        lengths = self._with_left(len(sample.text) for sample in self.samples)
         if not any(lengths):
             raise UnsupportedError(
                 "Every token of the prompt has left, since there is no text: keep a token (min_keep=1), or add text."

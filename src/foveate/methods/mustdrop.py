@@ -194,10 +194,10 @@ class MustDrop(Method):
 
     def _peak(self, view: View) -> Tensor:
         """The largest attention each token gets from one of the text's, in the unit of `individual_thr`."""
+        if not self.alpha_relative:
+            return view.notes["peak"]
         peaks = [image.notes["peak"] for image in view.images()]
-        if self.alpha_relative:
-            peaks = [peak / peak.amax(dim=0).clamp(min=1e-12) if len(peak) else peak for peak in peaks]
-        return torch.cat(peaks)
+        return torch.cat([peak / peak.amax(dim=0).clamp(min=1e-12) if len(peak) else peak for peak in peaks])
 
     def _highest(self, view: View) -> Tensor:
         """Which tokens of an image stay in budget mode: ascending indices."""
@@ -284,14 +284,10 @@ def text_attention(view: View) -> tuple[Tensor, Tensor]:
     infinite,
     so that nothing leaves.
     """
-    if view.text_after == (False,):
-        return torch.full_like(view.tokens, torch.inf, dtype=torch.float32), torch.full_like(
-            view.tokens, torch.inf, dtype=torch.float32
-        )
     total = view.tokens.new_zeros(len(view), dtype=torch.float32)
     peak = torch.zeros_like(total)
     blocks = 0
-    for rows in view.attention("after"):
+    for rows in () if view.text_after == (False,) else view.attention("after"):
         total += rows.sum(dim=0)
         peak = torch.maximum(peak, rows.amax(dim=0))
         blocks += 1
