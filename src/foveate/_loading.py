@@ -1,6 +1,6 @@
 """Models from the hub, a local folder, or this package: safetensors only, never remote code."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +63,8 @@ def load(name: str, device: torch.device, *, dtype: str = "auto", attention: str
         attention: A kernel that transformers knows; "auto" is the model's default.
 
     Raises:
-        InputError: If there is no such model, it has no safetensors, or it needs code of its own.
+        InputError: If there is no such model, it has no safetensors, its weights are not exactly those of its config,
+            or it needs code of its own.
         UnsupportedError: If no family serves it.
     """
     place = str(embedded.path()) if name == EMBEDDED else name
@@ -73,14 +74,17 @@ def load(name: str, device: torch.device, *, dtype: str = "auto", attention: str
     with _explained(name):
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         _check_family(config)
-        model = AutoModelForImageTextToText.from_pretrained(
+        model, report = AutoModelForImageTextToText.from_pretrained(
             place,
             config=config,
             dtype=_dtype(dtype, device),
             attn_implementation=None if attention == "auto" else attention,
             use_safetensors=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # reported, and refused below by name
+            output_loading_info=True,
         )
+        _check_weights(name, report)
         processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
     return Loaded(name, model.to(device).eval(), processor)
 
@@ -111,6 +115,34 @@ def _check_family(config: Any) -> None:
         raise no_family(config.model_type)
 
 
+def _check_weights(name: str, report: Mapping[str, Any]) -> None:
+    """Refuse what transformers would fill at random or leave out: its loading report, tied weights left out."""
+    shapes = [
+        f"{key}: {list(stored)} in place of {list(expected)}" for key, stored, expected in report["mismatched_keys"]
+    ]
+    problems = {
+        ("is missing", "are missing"): report["missing_keys"],
+        ("is unexpected", "are unexpected"): report["unexpected_keys"],
+        ("has another shape", "have other shapes"): shapes,
+    }
+    parts = []
+    for (one, many), keys in problems.items():
+        if keys:
+            verb = f"weight {one}" if len(keys) == 1 else f"weights {many}"
+            parts.append(f"{len(keys)} {verb} ({_shortened(sorted(keys))})")
+    if parts:
+        raise InputError(
+            f"The weights of model {name!r} are not those of its config: {'; '.join(parts)}. "
+            "Download it again, or use a checkpoint that was saved for this architecture."
+        )
+
+
+def _shortened(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    more = f", … and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def _dtype(name: str, device: torch.device) -> "torch.dtype | str":
     if name == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
@@ -135,6 +167,13 @@ def _explained(name: str) -> Iterator[None]:
         elif "FlashAttention" in line:
             hint = " Install it, or take another attention kernel, such as sdpa."
         raise InputError(f"Model {name!r} needs a package that is missing: {line}{hint}") from error
+    except RuntimeError as error:
+        if "automatic conversion of the weights" not in str(error):
+            raise
+        raise InputError(
+            f"Model {name!r} cannot be loaded: its experts' weights do not fit together. "
+            "Download it again, or use a checkpoint that was saved for this architecture."
+        ) from error
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"Model {name!r} cannot be loaded: {_first_line(error)} "

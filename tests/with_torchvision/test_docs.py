@@ -7,7 +7,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from foveate import embedded
 from foveate._loading import load
 from tests.films import film
-from tests.test_docs import VIDEOS, blocks, run_command_lines, run_python
+from tests.test_docs import VIDEOS, always, blocks, run_command_lines, run_python
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def stand_in(folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     film(tmp_path / "clip.mp4")
     loaded = load(str(folders["llava_onevision"]), torch.device("cpu"))
-    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", lambda *_, **__: loaded.model)
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", always(loaded.model))
     monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda *_, **__: loaded.processor)
     monkeypatch.setattr(embedded, "path", lambda: folders["llava_onevision"])
     return tmp_path
