@@ -1,11 +1,19 @@
-"""Which weights an answer is of."""
+"""Which weights an answer is of, and what else decides it."""
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import huggingface_hub
+import pytest
+import torch
 
-from foveate._loading import Loaded
+from foveate import embedded
+from foveate._loading import Loaded, load
+from foveate.eval import provenance
+from foveate.eval.answerer import Conduct
 from foveate.eval.provenance import conditions
+from foveate.eval.store import Store, fingerprint
 
 
 def test_a_hub_model_is_named_by_its_commit(tmp_path, monkeypatch):
@@ -23,3 +31,101 @@ def test_a_hub_model_is_named_by_its_commit(tmp_path, monkeypatch):
         (place / "snapshots" / commit).mkdir(parents=True)
         (place / "snapshots" / commit / "config.json").write_text("{}")
         assert conditions(loaded)["weights"] == f"someone/a-model@{commit}"
+
+
+def stub(name) -> Loaded:
+    """A model of this name that was never loaded."""
+    text = SimpleNamespace(_attn_implementation="sdpa")
+    model = SimpleNamespace(device="cpu", dtype="float32")
+    model.config = SimpleNamespace(model_type="llava", get_text_config=lambda: text)
+    return Loaded(str(name), model, None)
+
+
+def key(loaded) -> str:
+    return fingerprint(Conduct().conditions(loaded))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shutil.copytree(embedded.path(), place := tmp_path / "model")
+    return place
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json", "generation_config.json", "processor_config.json", "preprocessor_config.json",
+        "video_preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+        "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja",
+        "chat_template.json", "additional_chat_templates/short.jinja", "model.safetensors",
+    ],
+)  # fmt: skip
+def test_every_file_that_decides_an_answer_is_part_of_the_key(folder, name):
+    before, path = key(stub(folder)), folder / name
+    path.parent.mkdir(exist_ok=True)
+    with path.open("ab") as file:
+        file.write(b" ")
+    assert key(stub(folder)) != before
+
+
+def test_what_decides_nothing_is_no_part_of_the_key(folder):
+    before = key(stub(folder))
+    (folder / "MODEL_CARD.md").write_text("Another card.")
+    (folder / ".gitattributes").write_text("*.safetensors filter=lfs")
+    assert key(stub(folder)) == before
+    moved = folder.rename(folder.parent / "elsewhere")
+    assert key(stub(moved)) == before
+
+
+def test_conduct_number_format_kernel_and_versions_are_part_of_the_key(folder, monkeypatch):
+    device = torch.device("cpu")
+    loaded = load(str(folder), device)
+    keys = {
+        key(loaded),
+        key(load(str(folder), device, dtype="bfloat16")),
+        key(load(str(folder), device, attention="eager")),
+    }
+    keys |= {fingerprint(other.conditions(loaded)) for other in (Conduct(protocol="llava"), Conduct(most_frames=8))}
+    assert len(keys) == 5
+    for library in ("foveate", "torch", "transformers"):
+        with monkeypatch.context() as changed:
+            changed.setattr(provenance, "versions", lambda name=library: {name: "0.0.0"})
+            keys.add(key(loaded))
+    with monkeypatch.context() as changed:
+        changed.setattr("importlib.metadata.version", lambda name: "0.0.0")
+        keys.add(key(loaded))
+    assert len(keys) == 9
+
+
+def test_a_changed_file_of_a_hub_model_is_another_key(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    place = tmp_path / "models--someone--a-model"
+    commit = "a" * 40
+    (place / "refs").mkdir(parents=True)
+    (place / "refs/main").write_text(commit)
+    (snapshot := place / "snapshots" / commit).mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (snapshot / name).write_text("{}")
+    keys = {key(stub("someone/a-model"))}
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (snapshot / name).write_text('{"changed": 1}')
+        keys.add(key(stub("someone/a-model")))
+    assert len(keys) == 4
+
+
+def test_a_changed_chat_template_takes_no_old_answers(folder, tmp_path):
+    store = Store(tmp_path / "answers", Conduct().conditions(stub(folder)))
+    store.add([{"method": "full", "question": "1/colour", "answer": "red"}])
+    assert len(Store(tmp_path / "answers", Conduct().conditions(stub(folder)))) == 1
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    assert len(Store(tmp_path / "answers", Conduct().conditions(stub(folder)))) == 0
+
+
+def test_records_of_before_can_still_be_read(tmp_path):
+    """Their key did not name the files; a store that is opened under it has them."""
+    old = {"weights": "abc", "device": "cpu", "protocol": "own", "most_frames": 32}
+    (tmp_path / f"{fingerprint(old)}.jsonl").write_text(
+        json.dumps({"format": "foveate eval 1", "conditions": old}) + "\n"
+        + json.dumps({"method": "full", "question": "1/colour", "answer": "red"}) + "\n"
+    )  # fmt: skip
+    assert Store(tmp_path, old).get("full", "1/colour")["answer"] == "red"
