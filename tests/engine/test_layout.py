@@ -65,3 +65,13 @@ def test_rows_that_stand_for_others_have_their_positions():
     layout = laid_out([[0, 1, 2]], 3, torch.tensor([[0, 2, -1]]))
     cos = torch.arange(3.0)[None, :, None]
     assert layout.pick((cos, cos))[0][0, :, 0].tolist() == [0, 2, 0]
+
+
+@given(rows=ROWS)
+def test_a_columns_last_row_is_the_nearest_before_it(rows):
+    layout = laid_out(rows)
+    samples = torch.arange(len(rows)).repeat_interleave(10)
+    columns = torch.arange(10).repeat(len(rows))
+    for sample, column, found in zip(samples, columns, layout.last_rows(samples, columns), strict=True):
+        if row := rows[sample]:
+            assert found == max((one for one in row if one <= column), default=int(column))

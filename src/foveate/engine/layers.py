@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate._transformers import scales_by_position
+from foveate.core.host import send
 from foveate.engine.attend import LayerAttention, past_keys
 from foveate.engine.cache import PrunedLayer, pruned_layer
 from foveate.engine.call import Call
@@ -84,8 +85,8 @@ class Layers:
         with heeded:
             rows = _call(original, rows, args, kwargs)
         if isinstance(rows, tuple):
-            return (self._put_back(layout, hidden, rows[0]), *rows[1:])
-        return self._put_back(layout, hidden, rows)
+            return (self._put_back(index, layout, hidden, rows[0]), *rows[1:])
+        return self._put_back(index, layout, hidden, rows)
 
     def _here(self, given: Any, hidden: Tensor) -> Any:
         """A table or mask on the layer's device, moved there once for all its layers."""
@@ -98,16 +99,19 @@ class Layers:
         self.call.moved.append((given, moved))
         return moved
 
-    def _put_back(self, layout: Layout, hidden: Tensor, rows: Tensor) -> Tensor:
+    def _put_back(self, index: int, layout: Layout, hidden: Tensor, rows: Tensor) -> Tensor:
         """The full-length stream with a layer's rows in it.
 
-        Whoever reads the last column wants the last row that is left: a prompt may end in an image whose own last
-        column has left.
+        Behind the last layer, an image's last column has the last row that is left before what follows: from it the
+        first token of that text is predicted, and the column's own token may have left.
         """
         full, prompt = layout.scatter(hidden, rows), self.call.prompt
-        if prompt is None or not prompt.ends or not rows.shape[1]:
+        if prompt is None or not rows.shape[1] or index < len(self._family.layers) - 1:
             return full
-        return torch.cat((full[:, :-1], rows[:, -1:]), dim=1)
+        if prompt.image_ends is not None:
+            samples, columns = (send(places, full.device) for places in prompt.image_ends)
+            return full.index_put((samples, columns), full[samples, layout.last_rows(samples, columns)])
+        return torch.cat((full[:, :-1], rows[:, -1:]), dim=1) if prompt.ends else full
 
     def _tables(
         self, index: int, layout: Layout, hidden: Tensor, pair: tuple[Tensor, Tensor], pruned: PrunedLayer | None

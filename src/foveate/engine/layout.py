@@ -81,6 +81,17 @@ class Layout:
         sample, row = self._real
         return full.index_put((sample, self.index[sample, row]), rows[sample, row])
 
+    def last_rows(self, samples: Tensor, columns: Tensor) -> Tensor:
+        """The column of the last row at or before each of some columns, (count,) int64 each.
+
+        With rows of columns 0, 1, 4 and 6 left, it is 4 for column 5 and 6 for column 6; a column with no row before it
+        stands for itself.
+        """
+        index = self.index[samples]  # (count, rows)
+        ranks = torch.searchsorted(index, columns[:, None], right=True) - 1
+        found = index.gather(1, ranks.clamp(min=0))
+        return torch.where(ranks < 0, columns[:, None], found)[:, 0]
+
     def rotary(
         self, key: tuple[Tensor | None, str | None], make: Callable[[], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,10 @@
 """One call of the decoder with vision tokens in it: who is left, layer by layer."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,6 +42,8 @@ class Prompt:
         rows: Rows of each sample before anybody leaves.
         first: (samples,) int64, the first of them.
         ends: Whether any sample ends in a vision token.
+        image_ends: Samples and columns of the last token of every run of vision tokens, (runs,) int64, on the host;
+            None where only the last column will be read.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Prompt:
         reindex: bool,
         device: torch.device,
         added: list[Tensor] | None = None,
+        last_only: bool = False,
     ) -> None:
         self.method = method
         self.samples = samples
@@ -62,6 +66,7 @@ class Prompt:
         self.record = record
         self.reindex = reindex
         self.ends = any(sample.ends for sample in samples)
+        self.image_ends = None if last_only else _ends_of_runs(samples)
         self.rows = tuple(sample.rows for sample in samples)
         text = torch.zeros(len(samples), span, dtype=torch.bool)
         for row, sample in zip(text, samples, strict=True):
@@ -295,3 +300,13 @@ class Prompt:
         self.layouts.clear()
         for group in self.groups:
             group.notes.clear()
+
+
+def _ends_of_runs(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+    """Samples and columns, (runs,) int64 each, of the last vision token of every run."""
+    owners = np.repeat(np.arange(len(samples)), [len(sample.vision) for sample in samples])
+    runs = np.concatenate([sample.runs.numpy() for sample in samples])
+    last = np.ones(len(owners), bool)
+    last[:-1] = (np.diff(owners) != 0) | (np.diff(runs) != 0)
+    columns = np.concatenate([sample.vision.numpy() for sample in samples])
+    return torch.from_numpy(owners[last]), torch.from_numpy(columns[last])

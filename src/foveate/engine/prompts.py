@@ -50,6 +50,7 @@ class Prompts:
         self._lengths: list[list[int]] | None = None
         self._chunk: int | None = None
         self._splits = False
+        self._last_only = False
         self._record: Prefill | None = None
         self._ended_in_vision: _Ending | None = None
         self._encoding = False
@@ -115,6 +116,11 @@ class Prompts:
         if sum(lengths) == len(columns):
             self._splits |= any(int(part[0]) != int(part[-1]) for part in torch.split(columns, lengths))
 
+    def before_model(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Note whether only the last column's logits are asked for, as `generate` does."""
+        asked = kwargs.get("logits_to_keep")
+        self._last_only = isinstance(asked, int) and asked == 1
+
     def before_merge(self, core: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self._placeholders, self._encoded, self._given, self._lengths = [], {}, kwargs, None
         self._ids = kwargs.get("input_ids", args[0] if args else None)
@@ -141,6 +147,7 @@ class Prompts:
         held = getattr(kwargs.get("past_key_values"), "layers", ())
         idle = not any(type(layer) is PrunedLayer for layer in held)
         self.layers.call = call = Call(str(text.config._attn_implementation), idle=idle)  # type: ignore[union-attr]
+        last_only, self._last_only = self._last_only, False  # who calls the core itself reads every column
         found = [(mask, self._items(modality, mask)) for modality, mask in self._placeholders]
         embeds, live = kwargs.get("inputs_embeds"), self._live(kwargs)
         if self._encoded and self._given and not found:
@@ -180,7 +187,8 @@ class Prompts:
         if drops:
             added = self.family.added_later(kwargs)
             call.live = live
-            call.prompt = Prompt(self.method, samples, span, record, self._reindex, embeds.device, added)
+            device = embeds.device
+            call.prompt = Prompt(self.method, samples, span, record, self._reindex, device, added, last_only)
             call.idle = False
             return args, {**kwargs, "inputs_embeds": call.prompt.start(embeds)}
         # Every layer runs as if nobody were here.
@@ -223,7 +231,9 @@ class Prompts:
         """An image cut in two by chunked prefill would be ranked in two halves."""
         previous, self._ended_in_vision = self._ended_in_vision, None
         halves = False
-        if previous is not None and previous.cache() is cache and previous.length == _length(cache):
+        # A cache that was collected, and no cache, are both None.
+        goes_on = previous is not None and cache is not None and previous.cache() is cache
+        if previous is not None and goes_on and previous.length == _length(cache):
             halves = any(sample.starts for sample in samples) and (drops or previous.dropped)
         if halves or (drops and self._splits):
             raise UnsupportedError(

@@ -104,6 +104,7 @@ class Session:
             for modality in ("image", "video"):
                 if hasattr(core, f"get_{modality}_features"):
                     self._replace(core, f"get_{modality}_features", functools.partial(prompts.encode, modality))
+            self._keep(self.family.model.register_forward_pre_hook(prompts.before_model, with_kwargs=True))
             self._keep(core.register_forward_pre_hook(prompts.before_merge, with_kwargs=True))
             self._keep(text.register_forward_pre_hook(prompts.before_decoder, with_kwargs=True))
             self._keep(text.register_forward_hook(prompts.after_decoder))
