@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from foveate.core.grid import grids_of
 from foveate.cost import cost
 from foveate.engine.session import drop
 from foveate.engine.trace import Trace
+from foveate.errors import UnsupportedError
 from foveate.methods.base import Method
 from foveate.registry import families, family_for
 
@@ -106,8 +108,19 @@ def answer(model: Any, inputs: Mapping[str, Any], method: Method | None, **gener
 
 
 def can_share(model: Any, method: Method | None) -> bool:
-    """Whether many questions about one picture may share its prefill: plain positions, and no text decides."""
-    return (method is None or not method.reads_text) and family_for(model).renumbers
+    """Whether many questions about one picture may share its prefill.
+
+    Its family must say that the question changes nothing before it, and no text may decide what leaves. Padding stands
+    between the picture and a short question, so positions must be plain and no layer may have a window: windows count
+    columns.
+    """
+    if method is not None and method.reads_text:
+        return False
+    family = family_for(model)
+    if not (family.shares_prefix and family.renumbers):
+        return False
+    cache = DynamicCache(config=family.text.config)  # transformers' own choice of layers for its config
+    return not any(getattr(layer, "is_sliding", False) for layer in cache.layers)
 
 
 def answer_about_one_picture(
@@ -115,15 +128,23 @@ def answer_about_one_picture(
 ) -> list[Answer]:
     """The same as `answer` for prompts that begin with the same one picture, whose prefill is run only once.
 
-    What follows a picture cannot change its rows in a causal decoder. Only where `can_share`.
+    What follows a picture cannot change its rows in a causal decoder.
 
     Args:
         samples: What the processor made of each prompt, batch 1, on the model's device; equal up to the last vision
             token.
+
+    Raises:
+        UnsupportedError: If it is not one that `can_share`.
     """
+    if not can_share(model, method):
+        raise UnsupportedError(
+            f"A {model.config.model_type!r} cannot share a prefill between questions with {method or 'no method'}: "
+            "what stands before a question may depend on it, or on the padding between. Ask one by one (answer)."
+        )
     prompts = [sample["input_ids"][0] for sample in samples]
     count, vision = len(prompts), vision_counts(model.config, samples[0])[0]
-    last = int(_vision(model.config, prompts[0]).nonzero()[-1]) + 1
+    last = _begin_alike(prompts, int(_vision(model.config, prompts[0]).nonzero()[-1]) + 1)
     longest = max(map(len, prompts))
     ids = torch.full((count, longest), model.generation_config.pad_token_id or 0, device=model.device)
     mask = torch.zeros_like(ids)
@@ -161,6 +182,17 @@ def collate(samples: Sequence[Sample], pad: int) -> dict[str, Tensor]:
         return torch.cat(values)
 
     return {name: joined(name) for name in samples[0]}
+
+
+def _begin_alike(prompts: Sequence[Tensor], least: int) -> int:
+    """How many tokens all prompts begin with; one stays for the call after.
+
+    The picture alone, `least` tokens, is not enough where a tag behind it says that it has ended.
+    """
+    most = min(map(len, prompts)) - 1
+    first = torch.stack([prompt[:most] for prompt in prompts])
+    alike = (first == first[0]).all(dim=0)
+    return max(least, int(alike.long().cumprod(dim=0).sum()))
 
 
 def _generate(model: Any, inputs: Mapping[str, Any], **generation: Any) -> tuple[Tensor, list[Tensor]]:

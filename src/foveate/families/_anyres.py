@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,8 @@ NOWHERE = torch.full((1, 4), float("nan"))
 
 class AnyResolution(Family):
     """What LLaVA-NeXT and its descendants share; they differ in `packed`, in `shrunk` and in videos."""
+
+    shares_prefix: ClassVar[bool] = True
 
     @property
     def side(self) -> int:

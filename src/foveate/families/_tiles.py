@@ -33,6 +33,7 @@ class Tiled(Family):
 
     tiled: ClassVar[bool] = True
     has_cls: ClassVar[bool] = False
+    shares_prefix: ClassVar[bool] = True
 
     @classmethod
     def side(cls, config: Any) -> int:

@@ -29,6 +29,9 @@ class Family:
         fit: How the usual processor brings a picture to the model: "whole" (resized), or "crop" (the
             centre square is cut out).
         renumbers: Whether positions are one running number, so that rows may be numbered anew (not with M-RoPE).
+        shares_prefix: Whether what stands before a question is computed without seeing the question, so that many
+            questions about one picture may share its prefill. False where the prompt is seen both ways or needs token
+            types, and where a state runs through the padding between; False until a family says so.
         decoder: The core's name for the decoder.
         mergers: Names of the core's function that is asked where the vision tokens are (see `vision_masks`), the first
             that it has.
@@ -44,6 +47,7 @@ class Family:
     decoders: ClassVar[frozenset[str]] = frozenset({"llama", "mistral", "qwen2", "qwen3"})
     fit: ClassVar[Literal["whole", "crop"]] = "whole"
     renumbers: ClassVar[bool] = True
+    shares_prefix: ClassVar[bool] = False
     decoder: ClassVar[str] = "language_model"
     mergers: ClassVar[tuple[str, ...]] = ("get_placeholder_mask",)
     tiled: ClassVar[bool] = False

@@ -36,6 +36,7 @@ class Gemma3(Family):
     model_type: ClassVar[str] = "gemma3"
     oldest: ClassVar[str] = "5.23"  # second turns and calls without a cache fail on 5.16
     decoders: ClassVar[frozenset[str]] = frozenset({"gemma3_text"})
+    shares_prefix: ClassVar[bool] = False  # images are seen both ways, told by token types
 
     def encode(
         self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer

@@ -27,6 +27,7 @@ class Llava(Family):
 
     model_type: ClassVar[str] = "llava"
     fit: ClassVar[Literal["whole", "crop"]] = "crop"
+    shares_prefix: ClassVar[bool] = True
 
     @property
     def tower(self) -> Any:

@@ -27,6 +27,7 @@ class Mistral3(Family):
 
     model_type: ClassVar[str] = "mistral3"
     decoders: ClassVar[frozenset[str]] = Family.decoders | {"ministral3"}
+    shares_prefix: ClassVar[bool] = True
 
     @property
     def _side(self) -> int:

@@ -21,6 +21,7 @@ class PaliGemma(Llava):
     oldest: ClassVar[str] = "5.23"  # second turns and calls without a cache fail on 5.16
     fit: ClassVar[Literal["whole", "crop"]] = "whole"
     decoders: ClassVar[frozenset[str]] = frozenset({"gemma", "gemma2"})
+    shares_prefix: ClassVar[bool] = False  # what stands before the question sees it
 
     @classmethod
     def pictures_cost(cls, config: Any, pictures: int, grid: Grid | None = None) -> tuple[int, int]:

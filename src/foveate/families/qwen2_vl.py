@@ -29,6 +29,7 @@ class Qwen2VL(Family):
     model_type: ClassVar[str] = "qwen2_vl"
     renumbers: ClassVar[bool] = False
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen2_vl_text"})
+    shares_prefix: ClassVar[bool] = True
 
     def boxes(self, modality: str, given: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
         side: int = self.core.visual.spatial_merge_size
