@@ -71,7 +71,7 @@ check: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# Breaks the code in some thirty places, one at a time; each time a test must fail. Half an hour.
+# Breaks the code in some seventy places, one at a time; each time a test must fail. An hour.
 mutants: setup
 	$(BIN)/python -m tests.mutants
 
