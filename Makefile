@@ -14,12 +14,17 @@ READY := $(VENV)/.foveate-ready
 OLD := $(abspath $(VENV))/oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup demo test test-oldest check docs clean mutants
+# The families that a quick run tests: a plain one, newlines and film, M-RoPE, and masks and windows of their own.
+QUICK := llava llava_onevision qwen2_vl gemma3
+QUICK_TESTS := tests/core tests/methods tests/golden $(patsubst %,tests/invariants/test_%.py,oracle keep_all)
+
+.PHONY: help setup demo test quick test-oldest check docs clean mutants
 
 help:
 	@echo "make setup   create $(VENV) and install foveate with all it needs"
 	@echo "make demo    ask the embedded model about a picture, with and without dropping; writes out/demo.png"
 	@echo "make test    run all tests"
+	@echo "make quick   run a choice of them that fits after every commit: at most two minutes on two cores"
 	@echo "make test-oldest  run a choice of them with the oldest transformers that works"
 	@echo "make check   formatting, linting, types, import rules"
 	@echo "make docs    build the documentation into site/"
@@ -49,6 +54,10 @@ demo: setup
 # One torch thread a process: with several processes, more only get in each other's way.
 test: setup
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+
+quick: setup
+	@start=$$(date +%s); HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $(QUICK_TESTS) \
+	  -k "not invariants $(foreach one,$(QUICK),or [$(one)- or -$(one)- or -$(one)])" && echo "make quick took $$(($$(date +%s) - start)) s"
 
 # A folder with the old packages alone: put in front, it takes the place of the new ones.
 $(OLD): $(READY) Makefile
