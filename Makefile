@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 QUICK := llava llava_onevision qwen2_vl gemma3
 QUICK_TESTS := tests/core tests/methods tests/golden $(patsubst %,tests/invariants/test_%.py,oracle keep_all)
 
-.PHONY: help setup demo test quick test-oldest check docs clean mutants
+.PHONY: help setup demo test quick test-oldest check docs clean mutants witness
 
 help:
 	@echo "make setup   create $(VENV) and install foveate with all it needs"
@@ -28,6 +28,7 @@ help:
 	@echo "make test-oldest  run a choice of them with the oldest transformers that works"
 	@echo "make check   formatting, linting, types, import rules"
 	@echo "make docs    build the documentation into site/"
+	@echo "make witness run many methods on all families here and at the commit 32cba4e, and compare bit for bit (slow)"
 	@echo "make mutants break the code on purpose, one place at a time, and see a test fail each time (slow)"
 
 setup: $(READY)
@@ -83,6 +84,10 @@ docs: setup
 # Breaks the code in some seventy places, one at a time; each time a test must fail. An hour.
 mutants: setup
 	$(BIN)/python -m tests.mutants
+
+# What was found is in benchmarks/witness/log.txt, what each tree did in out/witness.
+witness: setup
+	$(BIN)/python -m tests.witness --jobs $(JOBS)
 
 clean:
 	rm -rf site out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -20,6 +20,7 @@ from tests.breaking import KINDS, SOURCE, Gone, broken, places_of
 
 ROOT = Path(__file__).parent.parent
 INVARIANTS = "tests/invariants"
+HOUR = 3600
 
 # (module:function, kind of break and place, tests that must see it)
 MUTANTS = [
@@ -105,12 +106,12 @@ def survives(path: Path, source: str, tests: str) -> bool:
         src = Path(folder) / "src"
         shutil.copytree(SOURCE.parent, src, ignore=shutil.ignore_patterns("__pycache__"))
         (src / path.relative_to(SOURCE.parent)).write_text(source, encoding="utf-8")
-        run = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests.split()],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(src)},
-            capture_output=True,
-        )
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests.split()]
+        environment = {**os.environ, "PYTHONPATH": str(src)}
+        try:
+            run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=HOUR)
+        except subprocess.TimeoutExpired:  # a break may make a loop endless
+            return False
         return run.returncode == 0
 
 
