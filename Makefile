@@ -14,15 +14,21 @@ READY := $(VENV)/.foveate-ready
 OLD := $(abspath $(VENV))/oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help setup demo test test-oldest check docs clean mutants
+# The families that a quick run tests: a plain one, newlines and film, M-RoPE, and masks and windows of their own.
+QUICK := llava llava_onevision qwen2_vl gemma3
+QUICK_TESTS := tests/core tests/methods tests/golden $(patsubst %,tests/invariants/test_%.py,oracle keep_all)
+
+.PHONY: help setup demo test quick test-oldest check docs clean mutants witness
 
 help:
 	@echo "make setup   create $(VENV) and install foveate with all it needs"
 	@echo "make demo    ask the embedded model about a picture, with and without dropping; writes out/demo.png"
 	@echo "make test    run all tests"
+	@echo "make quick   run a choice of them that fits after every commit: at most two minutes on two cores"
 	@echo "make test-oldest  run a choice of them with the oldest transformers that works"
 	@echo "make check   formatting, linting, types, import rules"
 	@echo "make docs    build the documentation into site/"
+	@echo "make witness run many methods on all families here and at the commit 32cba4e, and compare bit for bit (slow)"
 	@echo "make mutants break the code on purpose, one place at a time, and see a test fail each time (slow)"
 
 setup: $(READY)
@@ -50,6 +56,10 @@ demo: setup
 test: setup
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
 
+quick: setup
+	@start=$$(date +%s); HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $(QUICK_TESTS) \
+	  -k "not invariants $(foreach one,$(QUICK),or [$(one)- or -$(one)- or -$(one)])" && echo "make quick took $$(($$(date +%s) - start)) s"
+
 # A folder with the old packages alone: put in front, it takes the place of the new ones.
 $(OLD): $(READY) Makefile
 	rm -rf $@
@@ -71,9 +81,13 @@ check: setup
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# Breaks the code in some thirty places, one at a time; each time a test must fail. Half an hour.
+# Breaks the code in some seventy places, one at a time; each time a test must fail. An hour.
 mutants: setup
 	$(BIN)/python -m tests.mutants
+
+# What was found is in benchmarks/witness/log.txt, what each tree did in out/witness.
+witness: setup
+	$(BIN)/python -m tests.witness --jobs $(JOBS)
 
 clean:
 	rm -rf site out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,283 @@
+"""Run examples on one tree, and keep what they did.
+
+The same file runs on both trees, so it uses foveate's public API alone.
+
+python -m tests.witness.worker TASK-AS-JSON
+"""
+
+import importlib.util
+import json
+import sys
+import warnings
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from pathlib import Path
+
+import torch
+import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import foveate as fv
+from foveate.registry import method as method_of
+from tests.witness.examples import COUNTED, EXAMPLES
+
+NEW_TOKENS = 4
+PLACEHOLDERS = {"bad_words_ids": [[91], [92], [93], [94]]}  # a random model would draw them
+
+
+def build(example):
+    """A method from its name and settings."""
+    name, settings = example
+    given = {key: build(value) if key == "inner" else value for key, value in settings.items()}
+    kind = fv.FinalKV if name == "finalkv" else method_of(name)
+    return kind(**given)
+
+
+# -- what a run does -------------------------------------------------------------------------------------------
+
+
+def facts(model, inputs, example):
+    """What a prefill and a few decode steps did, by names; a refusal is a fact too."""
+    try:
+        method = build(example)
+        told = prefill(model, inputs, method)
+    except fv.FoveateError as error:
+        return {"refusal": type(error).__name__}
+    try:
+        return told | generation(model, inputs, method)
+    except fv.FoveateError as error:
+        return told | {"refusal of generate": type(error).__name__}
+
+
+def prefill(model, inputs, method):
+    with fv.drop(model, method) as trace, rotary_tables(model) as seen, torch.no_grad():
+        output = model(**inputs, use_cache=True)
+    return {
+        **stages(trace),
+        "prefill logits": output.logits,
+        "prefill positions": live(trace.latest, seen),
+        "cache": slots(output.past_key_values),
+    }
+
+
+def generation(model, inputs, method):
+    settings = {"do_sample": False, "max_new_tokens": NEW_TOKENS, **PLACEHOLDERS}
+    with fv.drop(model, method), rotary_tables(model) as seen:
+        output = model.generate(**inputs, **settings, return_dict_in_generate=True, output_logits=True)
+    return {
+        "tokens": output.sequences,
+        "decode logits": output.logits,
+        "decode positions": [calls[1:] for calls in seen],
+        "cache after decoding": slots(output.past_key_values),
+    }
+
+
+def stages(trace):
+    """All that the trace says of the cuts."""
+    known = ("where", "layer", "before", "after", "kept", "origin", "assign", "merged")
+    told = {name: [getattr(stage, name) for stage in trace.stages] for name in known}
+    latest = trace.latest
+    return told | {
+        "vision tokens": tuple(latest.vision_tokens),
+        "per layer": latest.per_layer,
+        "retention": latest.retention,
+        "kv lengths": latest.kv_lengths,
+    }
+
+
+def slots(past):
+    """Rows in each layer of a cache; 0 where it holds a state."""
+    held = [getattr(layer, "keys", None) for layer in past.layers]
+    return [0 if keys is None else keys.shape[-2] for keys in held]
+
+
+def decoder(model):
+    """The layers of the text model."""
+    text = getattr(model.model, "language_model", None)
+    return (model.model.text_model if text is None else text).layers
+
+
+@contextmanager
+def rotary_tables(model):
+    """The rotary tables each layer's attention is called with: `seen[layer][call]`, (cos, sin).
+
+    After the call, so that attentions which are asked and do not finish leave nothing.
+    """
+    layers = decoder(model)
+    seen, hooks = [[] for _ in layers], []
+    for layer, calls in zip(layers, seen, strict=True):
+        if not hasattr(layer, "self_attn"):
+            continue
+
+        def note(module, args, kwargs, output, calls=calls):
+            calls.append([table.clone() for table in kwargs["position_embeddings"]])
+
+        hooks.append(layer.self_attn.register_forward_hook(note, with_kwargs=True))
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def live(record, seen):
+    """Of each layer's tables those rows that are no padding: the last ones of each sample, since it is on the left."""
+    text = [rows - vision for rows, vision in zip(record.rows, record.vision_tokens, strict=True)]
+    found = []
+    for calls, counts in zip(seen, record.per_layer, strict=True):
+        rows = [words + vision for words, vision in zip(text, counts, strict=True)]
+        found.append([[last_rows(table, rows) for table in tables] for tables in calls])
+    return found
+
+
+def last_rows(table, rows):
+    """So many last rows of each sample of (…, samples, rows, width)."""
+    samples = table.expand(*table.shape[:-3], len(rows), *table.shape[-2:])
+    return [samples[..., index, samples.shape[-2] - count :, :].clone() for index, count in enumerate(rows)]
+
+
+# -- what a run costs ------------------------------------------------------------------------------------------
+
+
+@cache
+def module_at(path):
+    """A module by its path, once a process: both trees count with the old tree's files."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+class Operators(TorchDispatchMode):
+    """Counts operators, views included."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+class Counter:
+    """Operators, and waits for a device that is none, of a prefill and of a decode step."""
+
+    def __init__(self, old, bundle):
+        self.far = module_at(old / "tests" / "bench" / "far.py")
+        self.waits = module_at(old / "src" / "foveate" / "bench" / "counting.py").Waits
+        self.far.register()
+        model = bundle["model"]
+        if hasattr(model, "set_experts_implementation"):
+            model.set_experts_implementation("eager")  # the others have no kernel for a device that is none
+        self.model, self.mrope = self.far.move(model), bundle["mrope"]
+
+    def counts(self, inputs, example=None):
+        """(operators, waits) by call; a refusal is a fact too."""
+        try:
+            with nullcontext() if example is None else fv.drop(self.model, build(example)):
+                return self._of(inputs)
+        except fv.FoveateError as error:
+            return {"refusal": type(error).__name__}
+
+    def _of(self, inputs):
+        given, step, passed = self._far(inputs), self._far(self._step(inputs)), {}
+
+        def prefill():
+            passed["cache"] = self.model(**given, use_cache=True, logits_to_keep=1).past_key_values
+
+        def decode():
+            self.model(**step, past_key_values=passed["cache"], use_cache=True, logits_to_keep=1)
+
+        found = {}
+        for name, call in (("prefill", prefill), ("decode", decode)):
+            with torch.no_grad(), Operators() as operators, self.far.Far(), self.waits(self.far.__file__) as waits:
+                call()
+            found[name] = (operators.count, sum(waits.places.values()))
+        return found
+
+    def _step(self, inputs):
+        mask = torch.cat((inputs["attention_mask"], inputs["attention_mask"].new_ones(len(inputs["input_ids"]), 1)), 1)
+        ids = mask.cumsum(1)[:, -1:] - 1
+        places = ids.expand(3, -1, -1) if self.mrope else ids
+        return {"input_ids": torch.full_like(ids, 5), "attention_mask": mask, "position_ids": places}
+
+    def _far(self, tensors):
+        return {name: self.far.FarTensor(value) for name, value in tensors.items()}
+
+
+# -- a task ----------------------------------------------------------------------------------------------------
+
+
+def keep(path, value):
+    """Save a result; whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(value, partial)
+    partial.rename(path)
+
+
+def load(task, family):
+    """A family's model and prompts; built anew, since a model that is unpickled records no hidden states."""
+    bundle = torch.load(Path(task["prompts"]) / f"{family}.pt", weights_only=False)
+    model = getattr(transformers, bundle["kind"])(bundle["config"]).eval()
+    model.load_state_dict(bundle["weights"])
+    model.generation_config = bundle["generation"]
+    return {"model": model, "prompts": bundle["prompts"], "mrope": bundle["mrope"]}
+
+
+@contextmanager
+def crashes_told(found, prompt):
+    """An error that is none of foveate's own is kept, and never taken for a result."""
+    try:
+        yield
+    except Exception as error:
+        found[prompt] = {"crash": f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"}
+
+
+def run_family(task, family):
+    """All examples of a family that have no result yet."""
+    results = Path(task["results"]) / family
+    missing = [name for name in task["examples"] if not (results / f"{name}.pt").exists()]
+    bundle = load(task, family) if missing else {}
+    for name in missing:
+        print(f"  {family} {name}", file=sys.stderr, flush=True)
+        found = {}
+        for prompt, inputs in bundle["prompts"].items():
+            with crashes_told(found, prompt):
+                found[prompt] = facts(bundle["model"], inputs, EXAMPLES[name])
+        keep(results / f"{name}.pt", found)
+
+
+def count_family(task, family):
+    """The same for operators and waits."""
+    results = Path(task["results"]) / family
+    missing = [name for name in task["examples"] if not (results / f"{name}.counts").exists()]
+    if not missing:
+        return
+    bundle = load(task, family)
+    counter = Counter(Path(task["old"]), bundle)
+    prompts = {name: inputs for name, inputs in bundle["prompts"].items() if name in COUNTED}
+    for prompt, inputs in prompts.items():
+        with crashes_told({}, prompt):
+            counter.counts(inputs)  # what a model works out once is worked out here
+    for name in missing:
+        found = {}
+        for prompt, inputs in prompts.items():
+            with crashes_told(found, prompt):
+                found[prompt] = counter.counts(inputs, EXAMPLES[name])
+        keep(results / f"{name}.counts", found)
+
+
+def main(task):
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    where = Path(fv.__file__).resolve()
+    assert where.is_relative_to(Path(task["root"]).resolve() / "src"), f"foveate came from {where}"
+    for family in task["families"]:
+        run_family(task, family)
+    for family in task["families"] if task["counts"] else ():
+        count_family(task, family)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
