@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 JOBS ?= 2
 # The oldest transformers that works, with the newest hub client it takes.
 OLDEST := transformers==5.16.1 huggingface_hub==1.33.0
-OLDEST_TESTS := keep_all oracle batch lengths generation refusals restore support
+OLDEST_TESTS := keep_all oracle batch lengths generation refusals restore coverage
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.foveate-ready
@@ -18,12 +18,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 QUICK := llava llava_onevision qwen2_vl gemma3
 QUICK_TESTS := tests/core tests/methods tests/golden $(patsubst %,tests/invariants/test_%.py,oracle keep_all)
 
-.PHONY: help setup demo test quick test-oldest check docs clean mutants witness
+TIERS := pure signals engine methods coverage rest
+
+.PHONY: help setup demo test quick $(TIERS:%=tier-%) test-all test-oldest check docs clean mutants witness
 
 help:
 	@echo "make setup   create $(VENV) and install foveate with all it needs"
 	@echo "make demo    ask the embedded model about a picture, with and without dropping; writes out/demo.png"
-	@echo "make test    run all tests"
+	@echo "make test    run all tests, tier by tier, and print each one's time; make tier-signals runs one of: $(TIERS)"
+	@echo "make test-all  run every method on every family and kernel; run it again to go on (hours)"
 	@echo "make quick   run a choice of them that fits after every commit: at most two minutes on two cores"
 	@echo "make test-oldest  run a choice of them with the oldest transformers that works"
 	@echo "make check   formatting, linting, types, import rules"
@@ -52,9 +55,20 @@ demo: setup
 	@mkdir -p out
 	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/foveate generate --full --figure out/demo.png --force
 
-# One torch thread a process: with several processes, more only get in each other's way.
+# One tier after the other, each with its time; all of them run also where one has failed.
 test: setup
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS)
+	@failed=; for tier in $(TIERS); do $(MAKE) --no-print-directory tier-$$tier || failed="$$failed $$tier"; done; \
+	  test -z "$$failed" || { echo "==> failed:$$failed" >&2; exit 1; }
+
+# One torch thread a process: with several processes, more only get in each other's way.
+$(TIERS:%=tier-%): tier-%: setup
+	@start=$$(date +%s); HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) -m $*; code=$$?; \
+	  echo "==> tier $* took $$(($$(date +%s) - start)) s"; exit $$code
+
+# What has passed is in the log of this commit, and is left out the next time.
+test-all: setup
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 FOVEATE_TESTS=all $(BIN)/python -m pytest -q -n $(JOBS) \
+	  --done out/test-all-$$(git rev-parse --short HEAD).log
 
 quick: setup
 	@start=$$(date +%s); HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $(QUICK_TESTS) \

@@ -1,7 +1,17 @@
 import os
+from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).parent
+TIERS = {
+    "pure": ("core", "methods", "golden"),
+    "signals": ("signals",),
+    "engine": ("invariants",),
+}
+"""Folders of each tier; methods and coverage are parts of tests/invariants, see `tier_of`."""
 
 # Tests run side by side on few cores; one thread each is faster than several that wait for one another.
 torch.set_num_threads(1)
@@ -14,12 +24,63 @@ settings.register_profile(
 settings.load_profile("foveate")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--done", metavar="FILE", help="leave out the tests that FILE lists, and add those that pass to it"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Mark each test with its tier; leave out what a run before has done."""
+    for item in items:
+        item.add_marker(getattr(pytest.mark, tier_of(item)))
+    if (log := config.getoption("--done")) and Path(log).exists():
+        done = set(Path(log).read_text().splitlines())
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in done])
+        items[:] = [item for item in items if item.nodeid not in done]
+
+
+def tier_of(item):
+    """Which tier a test belongs to."""
+    folder = item.path.relative_to(ROOT).parts[0]
+    if item.path.name == "test_coverage.py":
+        return "coverage"
+    name = item.callspec.params.get("name", "") if hasattr(item, "callspec") else ""
+    if folder == "invariants" and isinstance(name, str) and is_method(name):
+        return "methods"
+    return next((tier for tier, folders in TIERS.items() if folder in folders), "rest")
+
+
+def is_method(name):
+    """Whether an example, "v2drop-0", or a name, "v2drop", is a method's and not a probe's."""
+    from foveate.methods.names import methods
+
+    return name.rsplit("-", 1)[0] in methods()
+
+
+def pytest_runtest_logreport(report):
+    """Note what has passed (or was skipped); in a run with several processes, the first one notes it."""
+    log = CONFIG.getoption("--done") if CONFIG is not None else None
+    if log and report.when == "call" and not report.failed and not hasattr(CONFIG, "workerinput"):
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        with Path(log).open("a", encoding="utf-8") as file:
+            file.write(f"{report.nodeid}\n")
+
+
+CONFIG = None
+
+
+def pytest_configure(config):
+    global CONFIG
+    CONFIG = config
+
+
 def pytest_terminal_summary(terminalreporter):
     """Count the pairs of method and family that are refused."""
     reports = terminalreporter.getreports("passed")
     told = [each for one in reports if one.when == "call" for each in one.user_properties]
     refused = [reason for name, reason in told if name == "refused"]
-    if any("test_support.py" in one.nodeid for one in reports):
+    if any("test_coverage.py" in one.nodeid for one in reports):
         terminalreporter.section(f"{len(refused)} pairs of method and family are refused, each with its reason")
         for reason in refused:
             terminalreporter.line(reason)

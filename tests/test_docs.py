@@ -5,6 +5,7 @@ import re
 import runpy
 import shlex
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 
 import foveate
 from foveate import cli, embedded, registry
+from foveate.methods import names
 from tests.cli.conftest import save_tiny_llava
 
 ROOT = Path(__file__).parent.parent
+hooks = types.SimpleNamespace(**runpy.run_path(str(ROOT / "docs/hooks.py")))
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
 VIDEOS = ROOT / "docs/guides/video.md"  # needs a model that reads videos: tests/with_torchvision/test_docs.py
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -56,7 +59,7 @@ def stand_in(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "load", lambda: (model.eval(), processor))
     monkeypatch.setattr(embedded, "path", lambda: tiny)
     monkeypatch.setattr(embedded, "picture", lambda: tmp_path / "dog.jpg")
-    monkeypatch.setattr(registry, "_extra_methods", dict(registry._extra_methods))
+    monkeypatch.setattr(names, "extra", dict(names.extra))
     monkeypatch.setattr(registry, "_extra_families", dict(registry._extra_families))
 
 
@@ -116,9 +119,25 @@ def test_every_method_and_family_has_its_page():
 
 
 def test_every_public_name_is_in_the_reference():
-    reference = "".join((ROOT / "docs" / page).read_text() for page in ("api.md", "exceptions.md"))
+    pages = [hooks.filled((ROOT / "docs" / page).read_text()) for page in ("api.md", "exceptions.md")]
+    reference = "".join(pages)
     listed = set(re.findall(r"^::: [\w.]*\.(\w+)$", reference, re.MULTILINE))
     listed |= {name.strip() for found in re.findall(r"members: \[(.*)\]", reference) for name in found.split(",")}
     errors = {name for name in foveate.__all__ if name.endswith("Error")}
     assert "::: foveate.errors" in reference
-    assert set(foveate.__all__) - errors - {"__version__"} - listed == set()
+    assert set(foveate.__all__) - errors - {"__version__", *foveate._RENAMED} - listed == set()
+
+
+def test_every_page_of_a_method_is_in_the_navigation():
+    config = types.SimpleNamespace(nav=[{"Home": "index.md"}, {"Methods": "methods"}])
+    home, methods = hooks.on_config(config).nav
+    assert home == {"Home": "index.md"}
+    listed = [page for entry in methods["Methods"] for page in entry.values()]
+    assert listed == sorted(f"methods/{name}" for name in os.listdir(ROOT / "docs/methods"))
+
+
+def test_the_page_about_models_lists_every_family():
+    page = hooks.filled((ROOT / "docs/models.md").read_text())
+    assert hooks.MODELS not in page
+    for name in registry.families():
+        assert f"| [`{name}`](families/{name}.md) |" in page

@@ -42,7 +42,8 @@ def test_a_refusal_of_another_class_differs_and_a_crash_is_never_equal():
 
 
 @pytest.mark.parametrize(
-    ("prefill", "verdict"), [((900, 4), "equal"), ((899, 4), "fewer"), ((901, 3), "DIFFERS"), ((899, 5), "DIFFERS")]
+    ("prefill", "verdict"),
+    [((900, 4), "equal"), ((899, 4), "fewer"), ((909, 4), "more"), ((910, 3), "DIFFERS"), ((899, 5), "DIFFERS")],
 )
 def test_more_operators_or_waits_differ_and_fewer_are_told(prefill, verdict):
     found, words = compared(FACTS, FACTS, (COUNTS, COUNTS | {"prefill": prefill}))

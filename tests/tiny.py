@@ -7,18 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IMAGE, VIDEO, VISION_START, PAD = 91, 92, 93, 0
-VOCABULARY = 96
-DEPTH = 6
-TEXT = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": DEPTH, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": VOCABULARY, "max_position_embeddings": 4096,
-    "bos_token_id": 1, "eos_token_id": None, "pad_token_id": PAD, "initializer_range": 0.2,
-}  # fmt: skip
-CLIP = {
-    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 14,
-    "image_size": 70, "projection_dim": 16, "initializer_range": 0.2,
-}  # fmt: skip
+from foveate.testing.models import CLIP, DEPTH, IMAGE, PAD, TEXT, VIDEO, VISION_START, VOCABULARY
+
+__all__ = [
+    "CLIP", "DEPTH", "IMAGE", "PAD", "TEXT", "VIDEO", "VISION_START", "VOCABULARY", "Frames", "Picture", "Tiny",
+    "after_start",    "nothing", "nothing_of", "qwen_frames", "qwen_patches", "qwen_types", "squares", "whole",
+]  # fmt: skip
 
 Picture = dict[str, Any]
 """The tensors of one picture, batch 1, as its processor would make them."""

@@ -9,6 +9,8 @@
 Names load on first use, so importing the package costs nothing.
 """
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -21,19 +23,9 @@ _HOMES = {
     "Stage": "foveate.engine.trace",
     "Cost": "foveate.cost",
     "cost": "foveate.cost",
-    "Cut": "foveate.methods.base",
+    "Cut": "foveate.core.cut",
     "Method": "foveate.methods.base",
     "Preset": "foveate.methods.base",
-    "View": "foveate.methods.base",
-    "StagedMethod": "foveate.methods.staged",
-    "AveragePool": "foveate.methods.averagepool",
-    "FinalKV": "foveate.methods.final_kv",
-    "MustDrop": "foveate.methods.mustdrop",
-    "Random": "foveate.methods.random",
-    "Resize": "foveate.methods.resize",
-    "Uniform": "foveate.methods.uniform",
-    "V2Drop": "foveate.methods.v2drop",
-    "VisionDrop": "foveate.methods.visiondrop",
     "Family": "foveate.families.base",
     "Record": "foveate.tune",
     "tune": "foveate.tune",
@@ -53,49 +45,27 @@ _HOMES = {
     "UnsupportedError": "foveate.errors",
 }
 
-__all__ = [
-    "AveragePool",
-    "BudgetError",
-    "Cost",
-    "Cut",
-    "Family",
-    "FinalKV",
-    "FoveateError",
-    "InputError",
-    "Method",
-    "MustDrop",
-    "Preset",
-    "Random",
-    "Record",
-    "Resize",
-    "SessionError",
-    "SettingError",
-    "ShapeError",
-    "Stage",
-    "StagedMethod",
-    "Trace",
-    "Uniform",
-    "UnknownNameError",
-    "UnsupportedError",
-    "V2Drop",
-    "View",
-    "VisionDrop",
-    "__version__",
-    "apply",
-    "cost",
-    "drop",
-    "families",
-    "methods",
-    "preset",
-    "presets",
-    "register_family",
-    "register_method",
-    "remove",
-    "tune",
-]
+_METHOD = re.compile(r"^METHOD = (\w+)$", re.MULTILINE)
+
+
+def _methods() -> dict[str, str]:
+    """The class of every method and its module, read off the files' last lines: importing them would import torch."""
+    found = {}
+    for file in sorted((Path(__file__).parent / "methods").glob("[a-z]*.py")):
+        if named := _METHOD.search(file.read_text(encoding="utf-8")):
+            found[named.group(1)] = f"foveate.methods.{file.stem}"
+    return found
+
+
+_HOMES |= _methods()
+_RENAMED = {"View": ("LayerView", "foveate.core.views"), "StagedMethod": ("Scheduled", "foveate.methods.scheduled")}
+
+__all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        return _renamed(name)
     if name not in _HOMES:
         raise AttributeError(f"module 'foveate' has no attribute {name!r}")
     import importlib
@@ -105,11 +75,24 @@ def __getattr__(name: str) -> Any:
     return value
 
 
+def _renamed(name: str) -> Any:
+    """What a name of version 0.1 stands for now."""
+    import importlib
+    import warnings
+
+    new, home = _RENAMED[name]
+    warnings.warn(
+        f"foveate.{name} is {home}.{new} now; the old name goes in version 0.3.", DeprecationWarning, stacklevel=3
+    )
+    return getattr(importlib.import_module(home), new)
+
+
 def __dir__() -> list[str]:
     return __all__
 
 
 if TYPE_CHECKING:
+    from foveate.core.cut import Cut
     from foveate.cost import Cost, cost
     from foveate.engine.session import apply, drop, remove
     from foveate.engine.trace import Stage, Trace
@@ -125,12 +108,12 @@ if TYPE_CHECKING:
     )
     from foveate.families.base import Family
     from foveate.methods.averagepool import AveragePool
-    from foveate.methods.base import Cut, Method, Preset, View
-    from foveate.methods.final_kv import FinalKV
+    from foveate.methods.base import Method, Preset
+    from foveate.methods.chain import Chain
+    from foveate.methods.finalkv import FinalKV
     from foveate.methods.mustdrop import MustDrop
     from foveate.methods.random import Random
     from foveate.methods.resize import Resize
-    from foveate.methods.staged import StagedMethod
     from foveate.methods.uniform import Uniform
     from foveate.methods.v2drop import V2Drop
     from foveate.methods.visiondrop import VisionDrop

@@ -1,19 +1,19 @@
 """What there is: methods, presets and families, found in their folders, in entry points, or registered."""
 
 import importlib
-import json
 import pkgutil
 from functools import cache
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from foveate.errors import SettingError, UnknownNameError, UnsupportedError
+from foveate.errors import SettingError, UnsupportedError
 from foveate.families._unserved import UNSERVED
+from foveate.methods import names
+from foveate.methods.names import method, methods, preset, presets
 
 if TYPE_CHECKING:
     from foveate.families.base import Family
-    from foveate.methods.base import Method, Preset
+    from foveate.methods.base import Method
 
 __all__ = [
     "families",
@@ -29,66 +29,35 @@ __all__ = [
     "support",
 ]
 
-SUPPORT = Path(__file__).parent / "families" / "support.json"
-"""What works on which family, as the tests have found it (tests/support.py writes it)."""
-
 T = TypeVar("T", bound=type[Any])
 
-_extra_methods: dict[str, "type[Method]"] = {}
 _extra_families: dict[str, "type[Family]"] = {}
-
-
-def methods() -> "dict[str, type[Method]]":
-    """Every method by its name."""
-    return {**_discover("methods", "METHOD"), **_extra_methods}
-
-
-def method(name: str) -> "type[Method]":
-    """The method of this name.
-
-    Raises:
-        UnknownNameError: If there is none; the message lists those there are.
-    """
-    known = methods()
-    if name not in known:
-        raise UnknownNameError(f"No method {name!r}. There are: {', '.join(sorted(known))}.")
-    return known[name]
-
-
-def presets() -> "dict[str, Preset]":
-    """Every published or derived setting by its name, `method/model/budget`."""
-    return {preset.name: preset for kind in methods().values() for preset in kind.presets}
-
-
-def preset(name: str) -> "Method":
-    """The setting of this name, such as `v2drop/llava-1.5-7b/192`.
-
-    Raises:
-        UnknownNameError: If there is none; the message lists the nearest.
-    """
-    known = presets()
-    if name not in known:
-        import difflib
-
-        near = difflib.get_close_matches(name, known, n=4, cutoff=0.3) or sorted(known)
-        raise UnknownNameError(f"No preset {name!r}. Near it: {', '.join(near)}. All: foveate presets.")
-    return known[name].method
 
 
 def families() -> "dict[str, type[Family]]":
     """Every model family by the `model_type` it serves."""
-    found = _discover("families", "FAMILY")
+    found = _discover()
     return {**{kind.model_type: kind for kind in found.values()}, **_extra_families}
 
 
 def support() -> dict[str, dict[str, dict[str, Any]]]:
-    """What works on the families that ship with foveate, as its tests have found it.
+    """What works on which family, derived from the stages of each method's defaults.
 
-    For each `model_type`, modality ("image", "video") and method: the stages at which tokens left, or why it is
-    refused.
+    For each `model_type`, modality ("image", "video") and method: where tokens leave or can leave, as a trace names it
+    ("tower", "projector", "layer", "kv"), or why it is refused. The tests prove it, method by method and family by
+    family.
     """
-    found: dict[str, dict[str, dict[str, Any]]] = json.loads(SUPPORT.read_text())
+    from foveate.support import reach
+
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, family in sorted(families().items()):
+        answers = {each: _answer(reach(kind(), family)) for each, kind in sorted(methods().items())}
+        found[name] = dict.fromkeys(("image", "video")[: 1 + family.videos], answers)
     return found
+
+
+def _answer(found: Any) -> Any:
+    return found.places if found.refused is None else found.refused
 
 
 def family_for(model: Any, family: Literal["generic"] | None = None) -> "Family":
@@ -176,7 +145,7 @@ def register_method(kind: "type[Method]") -> "type[Method]":
     Raises:
         SettingError: If another method already has its name.
     """
-    return _register(_extra_methods, methods(), kind.name, kind)
+    return _register(names.extra, methods(), kind.name, kind)
 
 
 def register_family(kind: "type[Family]") -> "type[Family]":
@@ -196,16 +165,16 @@ def _register(extra: "dict[str, T]", known: "dict[str, T]", name: str, kind: T) 
 
 
 @cache
-def _discover(room: str, attribute: str) -> dict[str, Any]:
-    """The `attribute` of every module in foveate/`room` and of every entry point in group foveate.`room`."""
-    package = importlib.import_module(f"foveate.{room}")
-    found: dict[str, Any] = {}
+def _discover() -> "dict[str, type[Family]]":
+    """`FAMILY` of every module in `foveate/families`, and of every entry point in group `foveate.families`."""
+    package = importlib.import_module("foveate.families")
+    found: dict[str, type[Family]] = {}
     for module in pkgutil.iter_modules(package.__path__):
-        kind = getattr(importlib.import_module(f"foveate.{room}.{module.name}"), attribute, None)
-        for one in kind if isinstance(kind, tuple) else (kind,):
-            if one is not None:
-                found[getattr(one, "name", None) or one.model_type] = one
-    for point in entry_points(group=f"foveate.{room}"):
-        one = point.load()
-        found.setdefault(getattr(one, "name", None) or one.model_type, one)
+        kind = getattr(importlib.import_module(f"foveate.families.{module.name}"), "FAMILY", None)
+        for family in kind if isinstance(kind, tuple) else (kind,):
+            if family is not None:
+                found[family.model_type] = family
+    for point in entry_points(group="foveate.families"):
+        family = point.load()
+        found.setdefault(family.model_type, family)
     return found

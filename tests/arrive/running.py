@@ -11,8 +11,8 @@ from tests.invariants.settings import CORE, EXAMPLES
 from tests.invariants.settings import FIRST as FIRST_PAIRS
 
 SOME = ("llava", "qwen3_vl", "gemma3")  # 1-D and M-RoPE, deepstack, sliding windows
-FIRST = {name: example for name, example in EXAMPLES.items() if name.endswith("-0")}
-"""One example of each method there is."""
+FIRST = EXAMPLES
+"""Examples of each kind of stage and of each method there is."""
 KINDS = ("v2drop-0", "visiondrop-0", "mustdrop-0")
 """One that reads hidden states, one that reads the tower and attention, one that merges early and reads text."""
 MANY = (*CORE, "llava_next", "video_llava", "qwen2_5_vl", "internvl")

@@ -11,9 +11,12 @@ from accelerate.hooks import remove_hook_from_module
 from transformers import AutoModelForImageTextToText
 
 import foveate as fv
+from foveate.methods import follow
+from foveate.methods.stages import Place
 from tests.arrive.running import ARRIVALS, FIRST, METHOD, SOME, prefill
 from tests.arrive.several_devices import METHODS
 from tests.cli.conftest import save_tiny_llava
+from tests.invariants.settings import STAGES
 from tests.invariants.test_restore import state
 from tests.models import DEPTH, MIXED, batch, generate, tiny
 
@@ -57,7 +60,7 @@ def spread(tmp_path_factory):
 @pytest.mark.parametrize(("name", "family"), ARRIVALS)
 def test_half_on_disk_is_all_in_memory(name, family, spread):
     # GLM's tower reads weights past accelerate's hooks, so transformers does not run it from a disk.
-    model = spread(family, "cpu" if FIRST[name].stage == "pixels" or family.startswith("glm") else "disk")
+    model = spread(family, "cpu" if follow.at(STAGES[name], Place.PIXELS) or family.startswith("glm") else "disk")
     inputs, before = batch(family, MIXED), state(model)
     assert any(weight.is_meta for weight in model.get_decoder().layers.parameters())
     logits, kept = prefill(model, inputs, FIRST[name])

@@ -10,7 +10,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import foveate as fv
 from foveate.core.attention import attention_rows
-from foveate.methods.base import View
+from foveate.engine.forms import EngineView
+from foveate.methods.stages import Attention, LayerView, Shape
 from tests.arrive.running import ARRIVALS, SOME, prefill
 from tests.invariants.settings import EXAMPLES, PAIRS
 from tests.models import batch, generate, is_vision, tiny
@@ -44,7 +45,7 @@ def in_float64(monkeypatch):
     for name, module in list(sys.modules.items()):
         if name.startswith("foveate.") and getattr(module, "attention_rows", None) is attention_rows:
             monkeypatch.setattr(module, "attention_rows", exact_rows)
-    monkeypatch.setattr(View, "hidden", property(lambda view: view.read().double()))
+    monkeypatch.setattr(EngineView, "hidden", property(lambda view: view.read().double()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -61,16 +62,20 @@ def test_what_is_kept_is_what_exact_scores_keep(name, family, dtype, monkeypatch
     assert torch.equal(logits, exact_logits)
 
 
+AFTER = tuple(Attention(rows="after", layer="next", over=over) for over in ("mean", "max"))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
 def test_scores_read_the_queries_and_keys_that_the_kernel_gets(family, dtype):
     """Those of the layer in its own dtype, not of a copy in float32."""
 
     class Reading(fv.Uniform):
-        __slots__ = ()
+        def reads(self, layer):
+            return AFTER
 
         def select(self, view, count):
-            read["rows"] = torch.cat(list(view.attention("after")))
+            read["rows"] = tuple(view[signal] for signal in AFTER)
             return super().select(view, count)
 
     def noting(module, query, key, value, attention_mask, **kwargs):
@@ -88,8 +93,10 @@ def test_scores_read_the_queries_and_keys_that_the_kernel_gets(family, dtype):
     vision = is_vision(inputs["input_ids"][0]).nonzero()[:, 0]
     after = torch.arange(int(vision[-1]) + 1, inputs["input_ids"].shape[1])
     (expected,) = exact_rows(query[:, after], key, scaling, last_key=after)
-    assert read["rows"].dtype == torch.float32
-    torch.testing.assert_close(read["rows"].double(), expected.mean(dim=0)[:, vision], atol=1e-4, rtol=1e-3)
+    rows = expected.mean(dim=0)[:, vision]
+    for got, wanted in zip(read["rows"], (rows.mean(dim=0), rows.amax(dim=0)), strict=True):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), wanted, atol=1e-4, rtol=1e-3)
 
 
 def test_scores_that_half_precision_cannot_tell_apart():
@@ -104,8 +111,8 @@ def test_scores_that_half_precision_cannot_tell_apart():
     before, hidden = torch.zeros(8, 64).bfloat16(), torch.ones(8, 64).bfloat16()
     hidden[5, 0] = 1.0078125
     for dtype, kept in (("float32", [0, 5]), ("model", [0, 1])):  # equal scores: the lower index
-        view = View.of(hidden, layer=3, notes={"entered 2": before})
-        assert fv.V2Drop(layers=(3,), keep=(0.25,), score_dtype=dtype).cut(view).kept.tolist() == kept
+        (stage,) = fv.V2Drop(layers=(3,), keep=(0.25,), score_dtype=dtype).stages(Shape(depth=32))
+        assert stage.cut(LayerView(hidden=hidden, hidden_before=before)).source.tolist() == kept
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

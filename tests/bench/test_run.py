@@ -11,6 +11,8 @@ from foveate.bench.figure import draw
 from foveate.bench.run import AGAIN, EAGER, FULL, KEEP_ALL, Session, same_schedule
 from foveate.bench.summary import summarise
 from foveate.bench.workload import Workload
+from foveate.methods import follow
+from foveate.methods.stages import Shape
 from tests.memory import AFTER, BEFORE, llava
 
 
@@ -194,7 +196,7 @@ def test_random_at_the_same_schedule_has_the_same_counts_in_every_layer():
     assert same_schedule((144,) * 7, 144).plan(7, (144,)) == (144,) * 7
     cut = same_schedule((144, 144, 60, 60, 30, 30, 30), 144, range(1, 4))
     assert isinstance(cut, fv.FinalKV)
-    assert list(cut.kv_layers(7)) == [1, 2, 3]
+    assert list(follow.cached_layers(cut.stages(Shape(depth=7)))) == [1, 2, 3]
 
 
 def test_an_answer_has_the_length_that_was_asked_for():

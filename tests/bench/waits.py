@@ -9,7 +9,7 @@ import torch
 
 import foveate as fv
 from foveate.bench.counting import count
-from foveate.methods.final_kv import FinalKV
+from foveate.methods.finalkv import FinalKV
 from tests.bench import far
 from tests.bench.counts import METHODS
 from tests.models import FAMILIES, TINY, batch, made_of

@@ -3,7 +3,7 @@
 import pytest
 from transformers import LlavaConfig
 
-from foveate.cli.choose import check_names, choose, parse_settings
+from foveate.cli.choose import named
 from foveate.cli.options import BudgetOptions
 from foveate.cli.usage import UsageError
 from foveate.errors import BudgetError, SettingError, UnknownNameError
@@ -14,44 +14,52 @@ from foveate.registry import preset
 CONFIG = LlavaConfig()  # LLaVA-1.5-7B's: 32 layers
 
 
+def choose(name, options, count=576):
+    """What `generate` would run."""
+    (one,) = named([name], options).values()
+    return one.solved(CONFIG, tokens=options.budget, retention=options.retention, vision_tokens=count)
+
+
 def mean(method, depth=32, count=576):
     return sum(method.plan(depth, (count,))) / depth
 
 
 def test_without_flags_a_third_stays():
-    assert mean(choose("v2drop", CONFIG, 576, BudgetOptions())) == pytest.approx(192, abs=1)
+    assert mean(choose("v2drop", BudgetOptions())) == pytest.approx(192, abs=1)
 
 
 def test_a_budget_counts_the_tokens_of_this_very_input():
-    method = choose("v2drop", CONFIG, 1000, BudgetOptions(budget=250))
+    method = choose("v2drop", BudgetOptions(budget=250), count=1000)
     assert mean(method, count=1000) == pytest.approx(250, abs=1)
 
 
 def test_a_retention_is_a_share():
-    assert mean(choose("uniform", CONFIG, 576, BudgetOptions(retention=0.5))) == pytest.approx(288, abs=1)
+    assert mean(choose("uniform", BudgetOptions(retention=0.5))) == pytest.approx(288, abs=1)
 
 
 def test_a_preset_is_taken_as_it_is_and_may_be_changed():
-    assert choose("v2drop/llava-1.5-7b/64", CONFIG, 576, BudgetOptions()) == preset("v2drop/llava-1.5-7b/64")
-    changed = choose("v2drop/llava-1.5-7b/64", CONFIG, 576, BudgetOptions(settings=("metric=cosine",)))
+    assert choose("v2drop/llava-1.5-7b/64", BudgetOptions()) == preset("v2drop/llava-1.5-7b/64")
+    changed = choose("v2drop/llava-1.5-7b/64", BudgetOptions(settings=("metric=cosine",)))
     assert (changed.metric, changed.keep) == ("cosine", (0.05, 0.05, 0.0))
 
 
 def test_settings_without_a_budget_are_the_whole_setting():
     options = BudgetOptions(settings=("layers=2,9", "keep=0.5,0.25"))
-    assert choose("v2drop", CONFIG, 576, options) == V2Drop(layers=(2, 9), keep=(0.5, 0.25))
+    assert choose("v2drop", options) == V2Drop(layers=(2, 9), keep=(0.5, 0.25))
 
 
 def test_one_number_is_a_list_of_one():
     options = BudgetOptions(settings=("layers=5", "keep=0.5"))
-    assert choose("v2drop", CONFIG, 576, options) == V2Drop(layers=(5,), keep=(0.5,))
+    assert choose("v2drop", options) == V2Drop(layers=(5,), keep=(0.5,))
 
 
-@pytest.mark.parametrize(("word", "value"), [("false", False), ("False", False), ("0", False), ("true", True)])
+@pytest.mark.parametrize(
+    ("word", "value"), [("false", False), ("False", False), ("no", False), ("0", False), ("true", True)]
+)
 def test_a_switch_is_true_or_false_and_never_a_word_that_counts_as_true(word, value):
-    assert choose("mustdrop", CONFIG, 576, BudgetOptions(settings=(f"merge_windows={word}",))).merge_windows is value
-    with pytest.raises(UsageError, match="--set merge_windows=no: write true or false"):
-        choose("mustdrop", CONFIG, 576, BudgetOptions(settings=("merge_windows=no",)))
+    assert choose("mustdrop", BudgetOptions(settings=(f"merge_windows={word}",))).merge_windows is value
+    with pytest.raises(SettingError, match="merge_windows should be a valid boolean; got 'never'"):
+        choose("mustdrop", BudgetOptions(settings=("merge_windows=never",)))
 
 
 @pytest.mark.parametrize(
@@ -60,46 +68,57 @@ def test_a_switch_is_true_or_false_and_never_a_word_that_counts_as_true(word, va
 def test_a_value_of_the_wrong_kind_is_wrong_usage(name, setting):
     for options in (BudgetOptions(settings=(setting,)), BudgetOptions(settings=(setting,), budget=192)):
         with pytest.raises((UsageError, SettingError), match=setting.partition("=")[0]):
-            choose(name, CONFIG, 576, options)
+            choose(name, options)
 
 
 def test_settings_with_a_budget_shape_the_solved_schedule():
-    method = choose("v2drop", CONFIG, 576, BudgetOptions(retention=0.4, settings=("metric=l1", "layers=2,9,20")))
+    method = choose("v2drop", BudgetOptions(retention=0.4, settings=("metric=l1", "layers=2,9,20")))
     assert (method.metric, method.layers) == ("l1", (2, 9, 20))
     assert mean(method) == pytest.approx(0.4 * 576, abs=1)
 
 
 def test_the_seed_reaches_methods_that_draw_and_no_others():
     options = BudgetOptions(seed=7)
-    assert choose("random", CONFIG, 576, options).seed == 7
-    assert choose("uniform", CONFIG, 576, options) == choose("uniform", CONFIG, 576, BudgetOptions())
-    assert isinstance(choose("random", CONFIG, 576, BudgetOptions()), Random)
+    assert choose("random", options).seed == 7
+    assert named(["random", "uniform"], options)["uniform"] == named(["uniform"], BudgetOptions())["uniform"]
+    assert isinstance(choose("random", BudgetOptions()), Random)
 
 
 def test_a_budget_below_the_floor_names_the_floor():
     with pytest.raises(BudgetError, match="floor is"):
-        choose("v2drop", CONFIG, 576, BudgetOptions(budget=20))
+        choose("v2drop", BudgetOptions(budget=20))
 
 
 def test_a_setting_out_of_its_range_is_refused():
-    with pytest.raises(SettingError, match="metric is"):
-        choose("v2drop", CONFIG, 576, BudgetOptions(settings=("metric=l7",)))
+    with pytest.raises(SettingError, match="metric should be 'l2', 'l1'"):
+        choose("v2drop", BudgetOptions(settings=("metric=l7",)))
 
 
-def test_pairs_become_values():
-    assert parse_settings(["layers=3,17", "seed=4", "metric=cosine", "keep=(0.5,)", "a=b=c"]) == {
-        "layers": (3, 17),
-        "seed": 4,
-        "metric": "cosine",
-        "keep": (0.5,),
-        "a": "b=c",
-    }
-
-
-@pytest.mark.parametrize("pairs", [["metric"], ["=3"], ["seed=1", "seed=2"]])
+@pytest.mark.parametrize("pairs", [("metric",), ("=3",), ("seed=1", "seed=2")])
 def test_pairs_that_mean_nothing_are_refused(pairs):
     with pytest.raises(UsageError, match="--set"):
-        parse_settings(pairs)
+        named(["random"], BudgetOptions(settings=pairs))
+
+
+def test_a_setting_is_given_once():
+    with pytest.raises(UsageError, match="--set metric=l1: metric is given twice"):
+        named(["v2drop:metric=l2"], BudgetOptions(settings=("metric=l1",)))
+
+
+def test_a_budget_goes_to_the_last_of_a_chain_that_takes_one():
+    chain = choose("visiondrop:layer_list=();image_token_list=()+v2drop+finalkv", BudgetOptions(retention=0.05))
+    assert [getattr(member, "retention", None) for member in chain.members] == [None, 0.05, None]
+    assert mean(chain) == pytest.approx(0.05 * 576, rel=0.02)
+    with pytest.raises(BudgetError, match=r"its floor is 0\.94%, 5\.4 tokens"):
+        choose("visiondrop+v2drop", BudgetOptions(budget=2))
+
+
+def test_what_a_setting_says_it_spends_is_what_was_asked():
+    for name, share in (("v2drop:retention=0.4", 0.4), ("v2drop:tokens=144+finalkv", 0.25), ("v2drop", 1 / 3)):
+        (one,) = named([name], BudgetOptions()).values()
+        assert one.asked(one.solved(CONFIG, vision_tokens=576), 576) == pytest.approx(share)
+    (one,) = named(["v2drop:metric=l1"], BudgetOptions()).values()
+    assert one.asked(one.method(), 576) is None
 
 
 @pytest.mark.parametrize(
@@ -111,28 +130,31 @@ def test_pairs_that_mean_nothing_are_refused(pairs):
         (["v2drop"], BudgetOptions(budget=-3), "above 0"),
         (["v2drop", "random", "v2drop"], BudgetOptions(), "v2drop is named twice"),
         (["v2drop/llava-1.5-7b/64"], BudgetOptions(budget=64), "brings its own budget"),
+        (["v2drop:keep=0.5,0.3,0"], BudgetOptions(retention=0.2), "brings its own budget"),
+        (["v2drop/llava-1.5-7b/64+finalkv"], BudgetOptions(retention=0.2), "brings its own budget"),
+        (["finalkv"], BudgetOptions(retention=0.2), "or takes none"),
         (["v2drop"], BudgetOptions(settings=("colour=red",)), r"no such setting of v2drop\. There are: keep"),
         (["v2drop"], BudgetOptions(seed=1), "nothing is drawn by lot"),
     ],
 )
 def test_flags_that_cannot_be_meant_are_wrong_usage(names, options, says):
     with pytest.raises(UsageError, match=says):
-        check_names(names, options)
+        named(names, options)
 
 
 def test_a_schedule_and_a_budget_contradict_each_other():
     with pytest.raises(UsageError, match="is a schedule already"):
-        choose("v2drop", CONFIG, 576, BudgetOptions(budget=192, settings=("keep=0.5,0.3,0",)))
+        choose("v2drop", BudgetOptions(budget=192, settings=("keep=0.5,0.3,0",)))
     for setting in ("retention=0.3", "depth=28", "mode=threshold"):
         for options in (
             BudgetOptions(budget=192, settings=(setting,)),
             BudgetOptions(retention=0.3, settings=(setting,)),
         ):
             with pytest.raises(UsageError, match="is a schedule already"):
-                choose("mustdrop", CONFIG, 576, options)
+                choose("mustdrop", options)
 
 
 @pytest.mark.parametrize("name", ["v3drop", "v2drop/llava-9/1"])
 def test_an_unknown_name_lists_those_there_are(name):
     with pytest.raises(UnknownNameError, match="v2drop"):
-        check_names([name], BudgetOptions())
+        named([name], BudgetOptions())

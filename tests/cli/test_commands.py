@@ -55,7 +55,10 @@ def test_generate_says_where_before_the_decoder_tokens_left(ask, picture, method
     assert (everything < prefill - 0.05) == (method == "averagepool")  # whose tower costs what it always costs
 
 
-@pytest.mark.parametrize("method", sorted(methods()))
+BUDGETED = sorted(set(methods()) - {"finalkv"})  # which drops nothing by itself
+
+
+@pytest.mark.parametrize("method", [*BUDGETED, "v2drop+finalkv", "visiondrop+v2drop:metric=l1", "v2drop:metric=l1"])
 def test_every_method_answers_and_is_counted(ask, picture, method):
     code, out, _ = ask("generate", picture, "--method", method, "--retention", 0.5, "--json")
     assert code == 0
@@ -99,12 +102,12 @@ def test_what_is_timed_really_drops(tiny_llava, picture):
     seen = []
 
     class Watched(Uniform):
-        def cut(self, view):
-            seen.append(view.layer)
-            return super().cut(view)
+        def select(self, view, count):
+            seen.append(count)
+            return super().select(view, count)
 
     found = race(loaded, inputs, {"watched": Watched(layers=(2, 5), keep=(0.5, 0.5))}, new_tokens=1, pairs=2)
-    assert seen == [2, 5] * 3  # two rounds and the warm-up
+    assert seen == [18, 9] * 3  # two rounds and the warm-up
     assert found.new_tokens == 1
     assert set(found.ratios) == {"watched"}
 
@@ -192,7 +195,7 @@ def test_a_model_without_chat_template_is_asked_with_placeholders_first(run, pic
 def test_compare_shows_the_full_model_and_every_method_there_is(ask, picture):
     code, out, err = ask("compare", picture, "--pairs", 2)
     assert (code, err) == (0, "")
-    for name in ("full model", *methods()):
+    for name in ("full model", *BUDGETED):
         assert name in out
     assert "100.0%" in out
     assert "timed against itself" in " ".join(out.split())
@@ -209,6 +212,29 @@ def test_compare_json_has_a_record_a_method_at_one_budget(ask, picture, tmp_path
     assert set(result["time"]["ratio_to_full"]) == {row["name"] for row in result["methods"]}
     with Image.open(figure) as drawn:
         assert drawn.height > 3 * 400
+
+
+def test_a_budget_that_is_not_met_is_said_where_the_answer_is(ask, picture):
+    asked = ("--method", "averagepool", "--retention", 0.5)  # of 6 x 6 tokens 4 x 4 are the nearest below
+    code, out, _ = ask("generate", picture, *asked)
+    assert (code, "not met: 50.0% was asked for, 44.4% is spent" in " ".join(out.split())) == (0, True)
+    code, out, _ = ask("generate", picture, *asked, "--json")
+    found = json.loads(out)
+    assert (found["asked"], found["spent"], found["met"]) == (0.5, found["retention"], False)
+    code, out, _ = ask("compare", picture, *asked, "--method", "random:layers=0", "--pairs", 2)
+    said = " ".join(out.split())
+    assert "44.4%*" in said
+    assert "* The budget is not met: averagepool: 50.0% was asked for, 44.4% is spent." in said
+    assert said.count("is spent") == 1
+
+
+def test_what_a_setting_itself_asks_is_asked(ask, picture):
+    code, out, _ = ask("generate", picture, "--method", "visiondrop+v2drop:retention=0.9", "--json")
+    found = json.loads(out)
+    assert (code, found["asked"], found["met"]) == (0, 0.9, False)
+    code, out, _ = ask("generate", picture, "--method", "v2drop/llava-1.5-7b/64", "--json")
+    found = json.loads(out)
+    assert (code, found["asked"], found["met"]) == (0, None, None)
 
 
 def test_methods_models_and_presets_list_what_the_registry_has(run):
@@ -268,7 +294,7 @@ def test_a_method_that_cannot_meet_the_budget_is_shown_with_its_floor_among_the_
     assert code == 0
     result = json.loads(out)
     refused = {row["name"]: row["reason"] for row in result["infeasible"]}
-    assert {row["name"] for row in result["methods"]} | set(refused) == set(methods())
+    assert {row["name"] for row in result["methods"]} | set(refused) == set(BUDGETED)
     assert "its floor is 4.3 tokens" in refused["mustdrop"]
     assert "visiondrop" in {row["name"] for row in result["methods"]}
     code, _, err = ask("compare", picture, "--budget", 3, "--method", "mustdrop", "--method", "visiondrop")

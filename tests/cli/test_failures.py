@@ -33,7 +33,7 @@ from tests.cli.conftest import QUESTION, save_tiny_llava
         (["--method", "v3drop"], 2, "No method 'v3drop'. There are: "),
         (["--method", "v2drop/llava-1.5-7b/99"], 2, "No preset"),
         (["--budget", "1"], 2, "its floor is"),
-        (["--budget", "37"], 2, "at most at the full count"),
+        (["--budget", "37"], 2, "at most the full count"),
         (["--set", "layers=40,41", "--set", "keep=0.5,0.5"], 2, "the decoder has layers 0 to 31"),
         (["--device", "cuda:77"], 2, "--device cuda:77 is not available"),
         (["--device", "meta"], 2, "--device meta is not available"),

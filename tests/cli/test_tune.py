@@ -74,7 +74,10 @@ def test_the_record_of_the_embedded_model_names_no_path(run, pictures, monkeypat
         (["a.png", "--retention", 0.5], "What is the question?"),
         (["a.png", "--prompt", "x", "--retention", 0.5, "--method", "visiondrop"], "nothing to tune"),
         (["--samples", "a.jsonl", "--prompt", "x", "--retention", 0.5], "leave --prompt out"),
-        (["a.png", "--prompt", "x", "--retention", 0.5, "--set", "global_thr=low"], "wrong kind"),
+        (
+            ["a.png", "--prompt", "x", "--retention", 0.5, "--set", "global_thr=low"],
+            "global_thr should be a valid number",
+        ),
     ],
 )
 def test_command_lines_that_cannot_be_meant_are_refused(run, arguments, says):

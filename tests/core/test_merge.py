@@ -136,11 +136,70 @@ def two_flat_windows():
     return grid.reshape(36, 8)
 
 
+def into_windows(similarity, threshold, height, width, window):
+    """The windows that reach the threshold merged, as the host has it once it knows the count."""
+    merged = (similarity >= threshold).sum()
+    merge = merge_windows(similarity, merged, height, width, window)
+    assert (merge.origin.shape, merge.assign.shape) == ((height * width,), (height * width,))
+    return Merge(merge.origin[: height * width - int(merged) * (window**2 - 1)], merge.assign)
+
+
+def test_the_windows_of_the_drawing():
+    """A 2 x 4 grid whose second window merges: it comes first and stands for its centre, the third of its four."""
+    merge = merge_windows(torch.tensor([0.1, 0.9]), torch.tensor(1), 2, 4, 2)
+    assert merge.assign.tolist() == [1, 2, 0, 0, 3, 4, 0, 0]
+    assert merge.origin[:5].tolist() == [6, 0, 1, 4, 5]
+
+
+@given(
+    height=st.integers(2, 9), width=st.integers(2, 9), window=st.integers(2, 3), samples=st.integers(1, 3),
+    seed=st.integers(0, 2**16),
+)  # fmt: skip
+def test_windows_of_a_batch_are_each_ones(height, width, window, samples, seed):
+    if min(height, width) < window:
+        return
+    tiles = (height // window) * (width // window)
+    similarity = torch.rand(samples, tiles, generator=torch.Generator().manual_seed(seed))
+
+    def merged(one):
+        merge = merge_windows(one, (one >= 0.5).sum(), height, width, window)
+        return merge.origin, merge.assign
+
+    for together, alone in zip(zip(*torch.func.vmap(merged)(similarity), strict=True), similarity, strict=True):
+        assert all(torch.equal(*pair) for pair in zip(together, merged(alone), strict=True))
+
+
+@given(height=st.integers(2, 9), width=st.integers(2, 9), window=st.integers(2, 3), seed=st.integers(0, 2**16))
+def test_windows_equal_loops_over_them(height, width, window, seed):
+    if min(height, width) < window:
+        return
+    corners = [
+        (top, left) for top in range(0, height - window + 1, window) for left in range(0, width - window + 1, window)
+    ]
+    similarity = torch.randint(0, 4, (len(corners),), generator=torch.Generator().manual_seed(seed)).float()
+    ranked = sorted(range(len(corners)), key=lambda index: (-similarity[index].item(), index))
+    origin, assign = [], [-1] * (height * width)
+    for index in ranked:
+        if similarity[index] >= 2:
+            top, left = corners[index]
+            cells = [(top + i) * width + left + j for i in range(window) for j in range(window)]
+            for cell in cells:
+                assign[cell] = len(origin)
+            origin.append(cells[len(cells) // 2])
+    for token in range(height * width):
+        if assign[token] < 0:
+            assign[token] = len(origin)
+            origin.append(token)
+    merge = into_windows(similarity, 2, height, width, window)
+    assert merge.origin.tolist() == origin
+    assert merge.assign.tolist() == assign
+
+
 def test_two_flat_windows_of_a_6_by_6_grid():
     rows = two_flat_windows()
     similarity = window_similarity(rows, 6, 6, 3)
     assert (similarity >= 0.8).tolist() == [True, False, False, True]
-    merge = merge_windows(similarity, 2, 6, 6, 3)
+    merge = into_windows(similarity, 0.8, 6, 6, 3)
     first = [0, 1, 2, 6, 7, 8, 12, 13, 14]
     second = [21, 22, 23, 27, 28, 29, 33, 34, 35]
     alone = [token for token in range(36) if token not in first + second]
@@ -154,13 +213,15 @@ def test_two_flat_windows_of_a_6_by_6_grid():
 
 
 def test_windows_come_by_falling_similarity_and_ties_by_place():
-    merge = merge_windows(torch.tensor([0.9, 0.95, 0.9, 0.99]), 3, 4, 4, 2)
+    merge = into_windows(torch.tensor([0.9, 0.95, 0.9, 0.99]), 0.9, 4, 4, 2)
     assert merge.origin[:3].tolist() == [14, 6, 4]  # windows 3, 1 and 0; of an even window the third of four
 
 
 @given(merged=st.integers(0, 64))
 def test_each_window_takes_eight_tokens_away(merged):
-    merge = merge_windows(torch.rand(64, generator=torch.Generator().manual_seed(0)), merged, 24, 24, 3)
+    similarity = torch.rand(64, generator=torch.Generator().manual_seed(0))
+    threshold = similarity.sort(descending=True).values[merged - 1].item() if merged else 1.0
+    merge = into_windows(similarity, threshold, 24, 24, 3)
     assert len(merge) == 576 - 8 * merged
     assert torch.bincount(merge.assign, minlength=len(merge)).tolist() == [9] * merged + [1] * (576 - 9 * merged)
     assert merge.origin[merged:].tolist() == sorted(merge.origin[merged:].tolist())
@@ -185,7 +246,7 @@ def test_similarity_is_the_mean_over_ordered_pairs(height, width, window, seed):
 
 
 def test_what_no_window_covers_is_never_merged():
-    merge = merge_windows(torch.tensor([0.9]), 1, 3, 4, 3)  # the last column of a 3 x 4 grid lies outside
+    merge = into_windows(torch.tensor([0.9]), 0.5, 3, 4, 3)  # the last column of a 3 x 4 grid lies outside
     assert merge.origin.tolist() == [5, 3, 7, 11]
     assert merge.assign.tolist() == [0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3]
 

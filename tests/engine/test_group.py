@@ -1,20 +1,24 @@
 """Samples alike are cut together: one operator for all of them, and what each would have come to alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import foveate as fv
 from foveate.bench.counting import count
 from foveate.engine import group as engine
+from foveate.methods import follow
+from foveate.methods.stages import Hidden, Place
 from foveate.registry import family_for
 from tests.invariants.alone import check_alone, left
-from tests.invariants.settings import EXAMPLES, FIRST
+from tests.invariants.settings import EXAMPLES, FIRST, STAGES
 from tests.models import batch, tiny
 
 ALIKE = ("tit", "titttt", "tttit", "itt")
 """One image each: so much text before it and behind it, or none."""
 ONE_SIZE = ("llava", "vipllava", "video_llava", "gemma3", "paligemma")
-DECODER = [(name, family) for name, family in FIRST if EXAMPLES[name].cuts()]
+DECODER = [(name, family) for name, family in FIRST if follow.cut_layers(STAGES[name])]
 
 
 @pytest.fixture
@@ -36,7 +40,8 @@ def sizes(monkeypatch):
 def test_samples_alike_are_asked_together_and_come_to_what_each_does_alone(name, family, attention, sizes):
     words = [word for word in ALIKE if word[0] == "t" or "mustdrop" not in name]
     check_alone(tiny(family, attention), family, EXAMPLES[name], words)
-    if not EXAMPLES[name].merges_early and family in ONE_SIZE:
+    merges_early = any(stage.place is Place.TOWER for stage in STAGES[name])
+    if not merges_early and family in ONE_SIZE:
         assert max(sizes) == len(words)  # pictures of one size, which nothing but their number tells apart
 
 
@@ -60,8 +65,11 @@ def test_who_is_not_alike_is_apart(sizes):
 
 def test_a_method_that_does_not_say_it_can_is_asked_for_each_sample(sizes):
     class Counting(fv.Uniform):
-        __slots__ = ()
-        together = False
+        def reads(self, layer):
+            return (Hidden(),)
+
+        def stages(self, shape):
+            return tuple(replace(stage, host=True) for stage in super().stages(shape))
 
         def select(self, view, count):
             return torch.tensor(sorted(view.hidden.norm(dim=-1).topk(count).indices.tolist()))

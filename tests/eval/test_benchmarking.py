@@ -25,7 +25,7 @@ FULL = scores(90, 576)
 
 @pytest.fixture(scope="module")
 def cells():
-    ours, lots, small = Contender("v2drop", fv.V2Drop), Contender("random", fv.Random), Contender("resize", fv.Resize)
+    ours, lots, small = (Contender.of(name) for name in ("v2drop", "random", "resize"))
     return cells_of([ours, lots, small], [("budget", 64.0), ("budget", 32.0)], (0, 1))
 
 
@@ -51,7 +51,7 @@ def test_every_budget_and_draw_is_a_run(cells):
         ("resize", 32, 1),
     ]
     assert [draw.seed for draw in cells[2].draws] == [0, 1]
-    (preset,) = cells_of([Contender("v2drop/llava-1.5-7b/192", fv.V2Drop, fixed=fv.V2Drop())], [("budget", 9.0)], (0,))
+    (preset,) = cells_of([Contender.of("v2drop/llava-1.5-7b/192")], [("budget", 9.0)], (0,))
     assert (preset.budget, preset.draws) == (None, (Setting(name="v2drop/llava-1.5-7b/192"),))
 
 

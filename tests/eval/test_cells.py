@@ -13,26 +13,26 @@ def cells(contender, *budgets, seeds=(0, 1, 2)):
 
 
 def test_a_method_is_solved_for_every_budget():
-    found = cells(Contender("v2drop:metric=l1", fv.V2Drop, {"metric": "l1"}), 192, 64)
+    found = cells(Contender.of("v2drop:metric=l1"), 192, 64)
     assert [cell.draws for cell in found] == [
         (fv.V2Drop.for_budget(CONFIG, tokens=tokens, metric="l1"),) for tokens in (192, 64)
     ]
 
 
 def test_a_method_that_draws_by_lot_is_drawn_once_a_seed():
-    (cell,) = cells(Contender("random", fv.Random), 192, seeds=(4, 7))
+    (cell,) = cells(Contender.of("random"), 192, seeds=(4, 7))
     assert [draw.seed for draw in cell.draws] == [4, 7]
-    (cell,) = cells(Contender("random:seed=9", fv.Random, {"seed": 9}), 192)
+    (cell,) = cells(Contender.of("random:seed=9"), 192)
     assert [draw.seed for draw in cell.draws] == [9]
 
 
 def test_below_its_floor_a_method_is_infeasible_and_a_control_cuts_before_the_decoder():
-    (cell,) = cells(Contender("v2drop", fv.V2Drop), 32)
+    (cell,) = cells(Contender.of("v2drop"), 32)
     assert cell.draws == ()
     assert cell.floor * 576 == pytest.approx(54.9, abs=0.1)
     assert "floor" in cell.infeasible
-    for name, kind in (("random", fv.Random), ("uniform", fv.Uniform)):
-        (cell,) = cells(Contender(name, kind), 32)
+    for name in ("random", "uniform"):
+        (cell,) = cells(Contender.of(name), 32)
         assert {draw.layers for draw in cell.draws} == {(0,)}
         assert cell.note == "cut before the decoder"
 
@@ -41,19 +41,29 @@ def test_below_its_floor_a_method_is_infeasible_and_a_control_cuts_before_the_de
     ("kind", "tokens"), [(fv.MustDrop, 32), (fv.VisionDrop, 1), (fv.AveragePool, 0.5), (fv.Resize, 0.5)]
 )
 def test_every_method_names_its_floor(kind, tokens):
-    (cell,) = cells(Contender(kind.name, kind), tokens)
+    (cell,) = cells(Contender.of(kind.name), tokens)
     assert cell.draws == ()
-    (at,) = cells(Contender(kind.name, kind), cell.floor * 576 * 1.01 + 1e-3)
+    (at,) = cells(Contender.of(kind.name), cell.floor * 576 * 1.01 + 1e-3)
     assert at.draws
 
 
 def test_a_preset_brings_its_own_budget():
     preset = fv.preset("v2drop/llava-1.5-7b/192")
-    (cell,) = cells(Contender("v2drop/llava-1.5-7b/192", fv.V2Drop, fixed=preset), 64, 32)
+    (cell,) = cells(Contender.of("v2drop/llava-1.5-7b/192"), 64, 32)
     assert (cell.budget, cell.draws) == (None, (preset,))
 
 
 def test_baselines_stand_behind_what_was_asked_for_once():
-    found = with_baselines([Contender("uniform", fv.Uniform), Contender("v2drop", fv.V2Drop)])
+    found = with_baselines([Contender.of("uniform"), Contender.of("v2drop")])
     assert [one.name for one in found] == ["uniform", "v2drop", "random", "averagepool", "resize"]
     assert {one.name for one in found} >= set(BASELINES)
+
+
+def test_a_schedule_brings_its_own_budget_and_a_chain_spends_those_given():
+    (cell,) = cells(Contender.of("v2drop:layers=3;keep=0.5"), 192, 64)
+    assert (cell.budget, cell.draws) == (None, (fv.V2Drop(layers=(3,), keep=(0.5,)),))
+    found = cells(Contender.of("visiondrop+random"), 16, 12, seeds=(0, 1))
+    assert [cell.budget for cell in found] == [16 / 576, 12 / 576]
+    assert [[member.seed for member in draw.members[1:]] for draw in found[0].draws] == [[0], [1]]
+    (cell,) = cells(Contender.of("visiondrop+random"), 1)
+    assert (cell.draws, cell.floor < 0.02) == ((), True)

@@ -4,6 +4,7 @@ import transformers
 from foveate.errors import BudgetError, SettingError, UnknownNameError
 from foveate.eval.run import FULL, key_of
 from foveate.eval.setting import Choice, Setting
+from foveate.methods import names
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.random import Random
 from foveate.methods.v2drop import V2Drop
@@ -92,8 +93,18 @@ def test_other_settings_have_other_keys(config):
         ({"budget": 192}, "without a method"),
         ({"name": "v2drop", "budget": 192, "retention": 0.3}, "same thing"),
         ({"name": "v2drop/llava-1.5-7b/192", "budget": 64}, "brings its own budget"),
-        ({"name": "v2drop", "settings": {"metrik": "l1"}}, "no setting metrik; it has"),
+        ({"name": "v2drop", "settings": {"metrik": "l1"}}, "no setting metrik. It has"),
         ({"name": "v2drop", "seed": 1}, "no setting seed"),
+        ({"name": "v2drop", "budget": "1/3"}, "budget is a number; got '1/3'"),
+        ({"name": "v2drop", "retention": float("nan")}, "above 0"),
+        ({"name": "random", "seed": 1.5}, "seed is a number; got 1.5"),
+        ({"name": 7}, "method is a name"),
+        ({"name": "v2drop", "settings": "{metric"}, "no JSON"),
+        ({"name": "v2drop", "settings": [1]}, "settings is a dictionary"),
+        ({"name": "v2drop", "settings": {"min_keep": 1.5}}, "min_keep should be a valid integer; got 1.5"),
+        ({"name": "v2drop", "settings": {"layers": [2.5], "keep": 1}}, r"layers\[0\] should be a valid integer"),
+        ({"name": "v2drop", "settings": {"layers": [3]}}, "equally long"),
+        ({"name": "v2drop", "budget": 64, "settings": {"keep": [0.5, 0.3, 0]}}, "brings its own budget"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_at_once(values, said):
@@ -106,6 +117,25 @@ def test_an_unknown_method_is_refused_at_once():
         Setting(name="v3drop")
 
 
-def test_a_value_of_the_wrong_kind_is_named(config):
-    with pytest.raises(SettingError, match="wrong kind"):
-        Setting(name="v2drop", settings={"layers": 3, "keep": 0.5}).choice(config).solve(576)
+def test_a_chain_is_solved_for_every_sample_on_its_way(config):
+    solve = Setting(name="visiondrop+v2drop:metric=l1", retention=0.05).choice(config).solve
+    assert solve(576) == names.parse("visiondrop+v2drop:metric=l1;retention=0.05")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"layers": 3, "keep": 0.5},
+        {"layers": [3], "keep": [0.5]},
+        '{"layers": 3, "keep": [0.5]}',
+        '\'{"layers": 3, "keep": 0.5}\'',
+        "layers=3;keep=0.5",
+    ],
+)
+def test_settings_come_as_a_dictionary_or_a_text(config, settings):
+    assert Setting(name="v2drop", settings=settings).choice(config).solve(576) == V2Drop(layers=(3,), keep=(0.5,))
+
+
+@pytest.mark.parametrize("name", ['{"method": "v2drop", "layers": [3], "keep": 0.5}', "'v2drop:layers=3;keep=0.5'"])
+def test_a_method_comes_as_json_or_in_quotes(config, name):
+    assert Setting(name=name).choice(config).solve(576) == V2Drop(layers=(3,), keep=(0.5,))

@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import foveate as fv
+from foveate.cli.eval_tables import footnotes
 from foveate.eval import figure
 from foveate.eval.cells import Cell
 from foveate.eval.summary import Column, summarise, unmatched
@@ -95,3 +98,13 @@ def test_the_figure_shows_every_method(summary):
     assert drawn.mode == "RGB"
     assert len(drawn.getcolors(maxcolors=10**6)) > 50
     assert min(drawn.size) > 500
+
+
+def test_a_budget_that_is_not_met_is_said_below_the_table(summary):
+    said = " ".join(footnotes(summary))
+    assert "spender at 30 tokens: the budget is not met, 11.1% was asked for, 5.2% is spent." in said
+    assert "resize at 60 tokens: the budget is not met" in said
+    assert "ours at" not in said
+    (ours, *_) = summary.outcomes
+    tokens = replace(summary, outcomes=(replace(ours, cell=replace(ours.cell, budget=192.0)),))
+    assert "192 tokens was asked for, 64.0 is spent" in " ".join(footnotes(tokens))

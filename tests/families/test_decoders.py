@@ -8,6 +8,7 @@ import transformers
 
 import foveate as fv
 from tests.families import test_mistral3 as mistral3
+from tests.families.shown import paid, ways
 from tests.invariants.references import check_recomputed
 from tests.invariants.settings import EXAMPLES
 from tests.models import ENCODES_FIRST, IMAGE, batch, made_of
@@ -40,39 +41,24 @@ def llava(text, attention="sdpa"):
     return made_of("llava", config)
 
 
-class Probe(fv.Uniform):
-    """Takes down what a layer says it pays."""
-
-    __slots__ = ("rows",)
-
-    def select(self, view, count):
-        object.__setattr__(self, "rows", {kind: torch.cat(list(view.attention(kind))) for kind in ("vision", "after")})
-        return super().select(view, count)
-
-
 @pytest.mark.parametrize("layer", [1, 2])
 @pytest.mark.parametrize("text", TEXTS)
 def test_scores_are_the_models_own_attention(text, layer):
-    inputs, probe = batch("llava", ["ttit"]), Probe(layers=(layer,), keep=(0.5,))
-    with fv.drop(llava(text), probe), torch.no_grad():
-        llava(text)(**inputs)
+    inputs = batch("llava", ["ttit"])
+    seen = {rows: paid(llava(text), inputs, layer, rows) for rows in ("vision", "after")}
     with torch.no_grad():
         attention = llava(text, "eager")(**inputs, output_attentions=True).attentions[layer][0].mean(dim=0)
     vision = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0]
     after = torch.arange(int(vision[-1]) + 1, len(attention))
-    torch.testing.assert_close(probe.rows["vision"], attention[vision][:, vision], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(probe.rows["after"], attention[after][:, vision], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(seen["vision"], ways(attention[vision][:, vision]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(seen["after"], ways(attention[after][:, vision]), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("text", UNKNOWN)
 def test_attention_of_an_unknown_kind_is_not_read(text):
     model, inputs = llava(text, "eager"), batch("llava", ["ttit"])
-    with (
-        fv.drop(model, Probe(layers=(1,), keep=(0.5,))),
-        torch.no_grad(),
-        pytest.raises(fv.UnsupportedError, match="attends is not known"),
-    ):
-        model(**inputs)
+    with pytest.raises(fv.UnsupportedError, match="attends is not known"):
+        paid(model, inputs, 1, "vision")
     with fv.drop(model, fv.V2Drop(layers=(1,), keep=(0.5,))) as trace, torch.no_grad():
         model(**inputs)
     assert trace.stages[0].after == (12,)

@@ -181,9 +181,13 @@ def test_a_tokens_score_and_key_are_the_means_of_its_patches(monkeypatch):
     model, inputs = tiny("gemma3", "eager"), batch("gemma3", ["titit"])
     pixels = inputs["pixel_values"]
     views = []
-    monkeypatch.setattr(
-        VisionDrop, "reduce", lambda self, view: views.append((view.attention(), view.keys(), view.grid))
-    )
+    cut = VisionDrop._in_tower
+
+    def noting(self, depth, view, count):
+        views.append((view.attention, view.keys, view.grid))
+        return cut(self, depth, view, count)
+
+    monkeypatch.setattr(VisionDrop, "_in_tower", noting)
     with fv.drop(model, VisionDrop(layer_list=(), image_token_list=())), torch.no_grad():
         model.model.get_image_features(pixels)
         layer = model.model.vision_tower.encoder.layers[-1]

@@ -191,9 +191,13 @@ def test_a_tokens_score_and_key_are_the_means_of_its_patches(monkeypatch):
     from tests.models import batch, given, tiny
 
     model, inputs, views = tiny("gemma4", "eager"), batch("gemma4", ["titit"]), []
-    monkeypatch.setattr(
-        VisionDrop, "reduce", lambda self, view: views.append((view.attention(), view.keys(), view.grid))
-    )
+    cut = VisionDrop._in_tower
+
+    def noting(self, depth, view, count):
+        views.append((view.attention, view.keys, view.grid))
+        return cut(self, depth, view, count)
+
+    monkeypatch.setattr(VisionDrop, "_in_tower", noting)
     attention, seen = model.model.vision_tower.encoder.layers[-1].self_attn, []
     handles = [
         attention.register_forward_hook(lambda module, args, output: seen.append(output[1])),

@@ -9,7 +9,9 @@ from transformers import CONFIG_MAPPING
 import foveate as fv
 from foveate.families._unserved import UNSERVED
 from foveate.families.generic import Generic, lacking
+from foveate.methods import follow
 from foveate.methods.averagepool import AveragePool
+from foveate.methods.stages import Shape
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
 from tests import oracle
@@ -114,7 +116,7 @@ def test_generation_is_the_recompute(method, build, attention, monkeypatch):
     with fv.drop(model, method, family="generic") as trace:
         out = generate(model, inputs)
     cuts = {stage.layer: stage.kept[0] for stage in trace.stages if stage.where == "layer"}
-    told = {"final_from": layers[0]} if (layers := method.kv_layers(DEPTH)) else {}
+    told = {"final_from": layers[0]} if (layers := follow.cached_layers(method.stages(Shape(DEPTH)))) else {}
     if method.name == "visiondrop":
         counts = lambda pair: lambda _: tuple(int(n * tokens / 25 + 0.5) for n in pair)  # noqa: E731
         pairs = zip(method.layer_list, method.image_token_list, strict=True)

@@ -1,7 +1,7 @@
 """InternVL3: its tiny model, and what is special: tiles of an image are told by the prompt, a CLS, pixel shuffle."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 import foveate as fv
 from foveate.core.grid import grids_of
 from foveate.families._tiles import blocks, mosaic
+from foveate.methods.stages import Cls
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
 from tests import models, others
@@ -118,12 +119,13 @@ def test_blocks_are_the_models_pixel_shuffle():
 class Noted(VisionDrop):
     """Notes what it is shown."""
 
-    __slots__ = ()
-    seen: list[Any] = []  # noqa: RUF012
+    name = "noted"
+    seen: ClassVar[list[Any]] = []
 
-    def reduce(self, view: Any) -> Any:
-        self.seen.append((len(view), view.attention(), view.keys(), view.cls, view.grid, view.grids))
-        return super().reduce(view)
+    def _in_tower(self, depth: int, view: Any, count: Any) -> Any:
+        cls = view.cls if Cls() in view else None
+        self.seen.append((len(view), view.attention, view.keys, cls, view.grid, view.grids))
+        return super()._in_tower(depth, view, count)
 
 
 def shown(model: Any, inputs: Any) -> list[Any]:

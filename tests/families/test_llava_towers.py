@@ -1,6 +1,7 @@
 """LLaVA-1.5's class with other towers than CLIP, or with a CLS among its vision tokens."""
 
 import functools
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ import transformers
 
 import foveate as fv
 from foveate.methods.averagepool import AveragePool
-from foveate.methods.base import vision_token_count
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.resize import Resize
+from foveate.methods.schedule import vision_token_count
+from foveate.methods.stages import ImageStage, TowerAttention, TowerKeys
 from tests.models import batch, generate, made_of, tiny
 from tests.tiny import CLIP, IMAGE, TEXT
 
@@ -107,13 +109,22 @@ def test_merging_early_reaches_a_projector_that_reads_the_first_layer():
 class Noting(MustDrop):
     """Notes what it is shown of each picture."""
 
-    __slots__ = ()
-    seen = []  # noqa: RUF012
+    merges: ClassVar[list[Any]] = []
+    seen: ClassVar[list[Any]] = []
 
-    def reduce(self, view):
-        self.seen.append(view.merge)
-        self.seen.append((len(view), view.attention(0), view.attention(1), view.keys(0)))
-        return super().reduce(view)
+    def stages(self, shape):
+        by = "cls" if shape.cls else "patches"
+        reads = (TowerAttention(by, layer=0), TowerAttention(by, layer=1), TowerKeys())
+
+        def look(view):
+            self.seen.append((len(view), *(view[signal] for signal in reads)))
+            return {}
+
+        return (*super().stages(shape), ImageStage(reads=reads, look=look))
+
+    def _merge(self, view, count):
+        self.merges.append(super()._merge(view, count))
+        return self.merges[-1]
 
 
 @pytest.mark.parametrize(("tower", "strategy"), [("clip", "default"), ("siglip", "full")])
@@ -126,6 +137,7 @@ def test_where_the_first_layer_scores_and_merges_scores_and_keys_are_means(tower
     config.vision_config.num_hidden_layers, config.vision_config._attn_implementation = depth, "eager"
     model, cls = made_of("llava", config), int(strategy == "default")
     pixels = torch.randn(2, 3, 70, 70, generator=torch.Generator().manual_seed(0))
+    Noting.merges.clear()
     Noting.seen.clear()
     with fv.drop(model, Noting(pruning_layers=(1,), merge_threshold=-1.0, merge_window=2)) as trace, torch.no_grad():
         model(**prompt(pixels, 50))
@@ -133,9 +145,9 @@ def test_where_the_first_layer_scores_and_merges_scores_and_keys_are_means(tower
         paid = model.model.vision_tower(pixels, output_attentions=True).attentions[0]  # (images, heads, rows, columns)
     own = paid[:, :, 0, 1:].sum(dim=1) if cls else paid.mean(dim=1).mean(dim=1)
     assert trace.stages[0].after == (2 * 13,)
-    for image, merge, (count, scores, later, keys) in zip(own, Noting.seen[::2], Noting.seen[1::2], strict=True):
-        assert count == len(merge) == 13
-        means = [image[merge.assign == row].mean() for row in range(13)]
+    for image, merge, (count, scores, later, keys) in zip(own, Noting.merges, Noting.seen, strict=True):
+        assert count == int(merge.count) == 13
+        means = [image[merge.parent == row].mean() for row in range(13)]
         torch.testing.assert_close(scores, torch.stack(means), **CLOSE)
         assert later.shape == (13,)
         assert torch.equal(later, scores) == (depth == 1)

@@ -10,6 +10,7 @@ import foveate as fv
 from tests import oracle
 from tests.families import test_llava_next as llava_next
 from tests.families import test_paligemma as paligemma
+from tests.families.shown import paid, ways
 from tests.invariants.alone import check_alone
 from tests.invariants.references import check_recomputed, reference
 from tests.invariants.settings import EXAMPLES
@@ -77,23 +78,12 @@ def test_keeping_all_with_windows_is_the_untouched_model(family):
     assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
 
 
-class Probe(fv.Uniform):
-    """Takes down what a layer says it pays."""
-
-    __slots__ = ("rows",)
-
-    def select(self, view, count):
-        object.__setattr__(self, "rows", {kind: torch.cat(list(view.attention(kind))) for kind in ("vision", "after")})
-        return super().select(view, count)
-
-
 @WINDOWED
 @pytest.mark.parametrize("layer", [1, 2])
 def test_scores_are_the_models_own_attention_with_windows_prefixes_and_caps(family, layer):
     model, _ = model_of(family)
-    inputs, probe = batch(family, ["ttit"]), Probe(layers=(layer,), keep=(0.5,))
-    with fv.drop(model, probe), torch.no_grad():
-        model(**inputs)
+    inputs = batch(family, ["ttit"])
+    seen = {rows: paid(model, inputs, layer, rows) for rows in ("vision", "after")}
     real = model.config.get_text_config()._attn_implementation
     model.config.get_text_config()._attn_implementation = "eager"
     try:
@@ -102,9 +92,9 @@ def test_scores_are_the_models_own_attention_with_windows_prefixes_and_caps(fami
     finally:
         model.config.get_text_config()._attn_implementation = real
     vision = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0]
-    torch.testing.assert_close(probe.rows["vision"], attention[vision][:, vision], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(seen["vision"], ways(attention[vision][:, vision]), atol=1e-6, rtol=1e-5)
     after = torch.arange(int(vision[-1]) + 1, len(attention))
-    torch.testing.assert_close(probe.rows["after"], attention[after][:, vision], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(seen["after"], ways(attention[after][:, vision]), atol=1e-6, rtol=1e-5)
     if family == "paligemma":
         assert (attention[vision[0], vision[1:]] > 0).all()  # patches see later ones
 

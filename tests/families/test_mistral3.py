@@ -11,6 +11,7 @@ from torch import Tensor
 import foveate as fv
 from foveate.core.grid import grids_of
 from foveate.methods.resize import Resize
+from foveate.methods.stages import Arriving
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
 from tests import models, others
@@ -127,7 +128,9 @@ def test_a_smaller_picture_is_what_the_model_makes_of_it_alone():
     with fv.drop(model, Resize(keep=0.4)), torch.no_grad():
         got = list(model.model.get_image_features(**pictures).pooler_output)
     for one, (height, width), features in zip(*pictures.values(), got, strict=True):
-        rows, columns = Resize(keep=0.4).coarsen(((height // 28, width // 28),), height * width // 784, 0)[0]
+        tokens = height * width // 784
+        arriving = Arriving(tokens, tokens, tokens, grids=((height // 28, width // 28),))
+        ((rows, columns),) = Resize(keep=0.4).coarsen(arriving)
         own = one[None, :, :height, :width]
         small = torch.nn.functional.interpolate(own, (28 * rows, 28 * columns), mode="bilinear", antialias=True)
         with torch.no_grad():

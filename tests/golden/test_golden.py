@@ -82,13 +82,14 @@ def as_the_authors_ran(case, method, attention):
     return trace
 
 
-def recorded(kind, monkeypatch, name):
-    """What `kind`'s function `name` answers during a test, in order."""
+def called(kind, monkeypatch, name):
+    """What `kind`'s function `name` is called with during a test, and what it answers, in order."""
     found, original = [], getattr(kind, name)
 
     def noting(*args, **kwargs):
-        found.append(original(*args, **kwargs))
-        return found[-1]
+        answer = original(*args, **kwargs)
+        found.append((args, answer))
+        return answer
 
     monkeypatch.setattr(kind, name, noting)
     return found
@@ -98,50 +99,52 @@ def recorded(kind, monkeypatch, name):
 @pytest.mark.parametrize("case", cases("visiondrop"), ids=lambda case: case.name)
 def test_visiondrop(case, attention, monkeypatch):
     facts, tensors = case.facts, case.tensors
-    scores, cuts = (recorded(visiondrop.VisionDrop, monkeypatch, name) for name in ("_scores", "_cut_image"))
-    reduced = recorded(visiondrop.VisionDrop, monkeypatch, "reduce")
+    cuts, reduced = (called(visiondrop.VisionDrop, monkeypatch, name) for name in ("_in_decoder", "_in_tower"))
     settings = {name: facts[name] for name in ("dominant", "contextual", "layer_list", "image_token_list")}
     trace = as_the_authors_ran(case, visiondrop.VisionDrop(**settings), attention)
     tower, *stages = trace.stages
     assert (tower.where, tower.before, tower.after) == ("tower", (576,), (facts["stages"][0]["n_after"],))
     assert tower.origin[0].tolist() == tensors["vision.origin_patch"].tolist()
     assert tower.assign[0].tolist() == tensors["vision.assign"][1:].tolist()
-    torch.testing.assert_close(reduced[0].rows, tensors["vision.features"], atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(reduced[0][1].rows, tensors["vision.features"], atol=TOLERANCE, rtol=0)
     whole = tower.assign[0]
     for index, (stage, fact) in enumerate(zip(stages, facts["stages"][1:], strict=True)):
         assert (stage.layer, stage.before, stage.after) == (fact["layer"], (fact["n_before"],), (fact["n_after"],))
         assert stage.origin[0].tolist() == tensors[f"stage{index}.origin_patch"].tolist()
         step = tensors[f"stage{index}.assign"].long()
-        assert cuts[index].assign.tolist() == step.tolist()
+        (*_, view, _), cut = cuts[index]
+        assert cut.parent.tolist() == step.tolist()
         whole = step[whole]
         assert stage.assign[0].tolist() == whole.tolist()
-        torch.testing.assert_close(scores[index], tensors[f"stage{index}.scores"], atol=1e-5, rtol=1e-3)
-        torch.testing.assert_close(cuts[index].rows, tensors[f"stage{index}.image_states"], atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(view.attention, tensors[f"stage{index}.scores"], atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(cut.rows, tensors[f"stage{index}.image_states"], atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("case", cases("mustdrop"), ids=lambda case: case.name)
 def test_mustdrop(case, attention, monkeypatch):
     facts, tensors = case.facts, case.tensors
-    similarity = recorded(mustdrop, monkeypatch, "window_similarity")
-    paid = recorded(mustdrop, monkeypatch, "text_attention")
-    answered = recorded(foveate.engine.tower, monkeypatch, "answers")
+    similarity = called(mustdrop, monkeypatch, "window_similarity")
+    filtered = called(mustdrop.MustDrop, monkeypatch, "_filter")
+    answered = called(foveate.engine.tower, monkeypatch, "answers")
     settings = {name: facts[name] for name in ("global_thr", "individual_thr", "pruning_layers", "merge_threshold")}
     trace = as_the_authors_ran(case, mustdrop.MustDrop(**settings, merge_window=facts["merge_window"][0]), attention)
     tower, *filters, cache = trace.stages
-    torch.testing.assert_close(similarity[0], tensors["merge.window_similarity"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(similarity[0][1], tensors["merge.window_similarity"], atol=1e-5, rtol=0)
     assert (tower.where, tower.before, tower.after) == ("tower", (576,), (facts["n_visual_after_merge"],))
     assert tower.assign[0].tolist() == tensors["merge.assign"].tolist()
     assert [len(went) for went in tower.merged[0]] == tensors["merge.size"].tolist()
-    (_, (reduced,)) = answered  # of the first layer, and behind the tower
+    _, (_, (reduced,)) = answered  # of the first layer, and behind the tower
     torch.testing.assert_close(reduced.rows, tensors["vision.features"], atol=TOLERANCE, rtol=0)
-    assert reduced.notes["key"].nonzero()[:, 0].tolist() == tensors["vision.key_slots"].tolist()
+    (key,) = reduced.notes.values()
+    assert key.nonzero()[:, 0].tolist() == tensors["vision.key_slots"].tolist()
     for index, (stage, fact) in enumerate(zip(filters, facts["stages"], strict=True)):
         counts = (fact["applies_from_layer"], (fact["n_before"],), (fact["n_kept"],))
         assert (stage.layer, stage.before, stage.after) == counts
         left = tower.origin[0][tensors[f"stage{index}.kept_slots"].long()]
         assert stage.origin[0].tolist() == left.tolist()
-        share, peak = paid[index]
+        (_, view, _), _ = filtered[index]
+        share, peak = view[mustdrop.SHARE], view[mustdrop.PEAK]
         torch.testing.assert_close(share, tensors[f"stage{index}.share"], atol=1e-5, rtol=1e-3)
         torch.testing.assert_close(peak, tensors[f"stage{index}.max"], atol=1e-5, rtol=1e-3)
     assert (cache.where, cache.layer, cache.origin[0].tolist()) == ("kv", None, left.tolist())

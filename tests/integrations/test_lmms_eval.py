@@ -35,10 +35,10 @@ def found(loaded, tasks, tmp_path_factory):
     return full, run(loaded, NAMES, SETTING.choice(loaded.model.config), options=options, store=store)
 
 
-def command_line(tasks, out, environment, *before, batch=1, log=""):
+def command_line(tasks, out, environment, *before, batch=1, log="", names=NAMES, model_args=MODEL_ARGS):
     """The figures and the answers of `python -m lmms_eval`, task by task."""
-    words = [*before, "-m", "lmms_eval", "--model", "foveate", "--tasks", ",".join(NAMES)]
-    words += ["--model_args", MODEL_ARGS + (f",log={log}" if log else ""), "--include_path", str(tasks)]
+    words = [*before, "-m", "lmms_eval", "--model", "foveate", "--tasks", ",".join(names)]
+    words += ["--model_args", model_args + (f",log={log}" if log else ""), "--include_path", str(tasks)]
     words += ["--batch_size", str(batch), "--output_path", str(out), "--log_samples"]
     done = subprocess.run(
         [sys.executable, *words], env=environment, cwd=out, capture_output=True, text=True, timeout=300
@@ -48,7 +48,7 @@ def command_line(tasks, out, environment, *before, batch=1, log=""):
         pytest.fail(done.stdout + done.stderr)
     figures = json.loads(results.read_text())["results"]
     answers = {}
-    for name in NAMES:
+    for name in names:
         (samples,) = Path(out).rglob(f"*_samples_{name}.jsonl")
         rows = [json.loads(line) for line in samples.read_text().splitlines()]
         answers[name] = {row["doc_id"]: row["filtered_resps"] for row in rows}
@@ -85,6 +85,31 @@ def test_the_command_line_in_batches_says_what_run_says_one_by_one(found, tasks,
     assert len(rows) == 4 * QUESTIONS
     assert {round(row["spent"]) for row in rows} == {192}
     assert {round(row["retention"], 3) for row in rows} == {0.333}
+
+
+@pytest.mark.parametrize(
+    ("said", "setting"),
+    [
+        ("method='v2drop:layers=3,7;keep=0.5,0.3'", Setting(name="v2drop:layers=3,7;keep=0.5,0.3")),
+        ('method={"method":"v2drop","layers":[3,7],"keep":[0.5,0.3]}', Setting(name="v2drop:layers=3,7;keep=0.5,0.3")),
+        (
+            'method=visiondrop+v2drop,retention=0.2,settings={"metric":"cosine","layers":[3]}',
+            Setting(name="visiondrop+v2drop:metric=cosine;layers=3", retention=0.2),
+        ),
+    ],
+)
+def test_the_command_line_takes_chains_lists_and_json(said, setting, loaded, tasks, offline, tmp_path):
+    name = "foveate_gqa"
+    found = run(loaded, [name], setting.choice(loaded.model.config), options=Options(include=(tasks,)))
+    same(found, *command_line(tasks, tmp_path, offline, names=[name], model_args=f"pretrained=embedded,{said}"))
+
+
+def test_the_command_line_refuses_in_one_sentence_and_with_2(tasks, offline, tmp_path):
+    words = ["-m", "lmms_eval", "--model", "foveate", "--tasks", "foveate_gqa", "--include_path", str(tasks)]
+    words += ["--model_args", 'method=v2drop,settings={"min_keep":1.5}']
+    done = subprocess.run([sys.executable, *words], env=offline, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "foveate: V2Drop: min_keep should be a valid integer; got 1.5." in done.stderr.splitlines()
 
 
 def test_two_processes_say_what_one_says(found, tasks, offline, tmp_path):

@@ -9,6 +9,7 @@ from torch import Tensor
 import foveate as fv
 from foveate.methods.base import Method
 from tests import oracle
+from tests.invariants import facts
 from tests.models import IMAGE, TINY, VIDEO, generate, given, is_vision
 
 BANNED = {IMAGE, VIDEO, 93, 94}
@@ -32,16 +33,18 @@ def check_recomputed(model, family, method, inputs, new_tokens=6, *, atol=1e-4, 
 
 def reference(method: Method, family: str, model: Any, inputs: dict[str, Any], trace: fv.Trace) -> dict[str, Any]:
     """Arguments for `oracle.forward` beside the inputs."""
-    reindex = method.reindexes and not TINY[family].mrope
+    depth = len(model.get_decoder().layers)
+    reindex = facts.renumbers(method, depth) and not TINY[family].mrope
     told: dict[str, Any] = {"reindex": reindex, "tower": tower(method, family, model, inputs, trace)}
-    if method.name == "visiondrop":
+    dropper: Any = getattr(method, "inner", method)  # around which FinalKV stands
+    if dropper.name == "visiondrop":
         told["cuts"] = {
-            layer: vision_rule(method, pair, model, inputs)
-            for layer, pair in zip(method.layer_list, method.image_token_list, strict=True)
+            layer: vision_rule(dropper, pair, model, inputs)
+            for layer, pair in zip(dropper.layer_list, dropper.image_token_list, strict=True)
         }
     else:
         told["cuts"] = {stage.layer: stage.kept[0] for stage in trace.stages if stage.where == "layer"}
-    layers = method.kv_layers(6)
+    layers = facts.kv_layers(method, depth)
     if layers and any(stage.where == "kv" for stage in trace.stages):
         told["final_from"] = layers[0]
     return told

@@ -1,54 +1,135 @@
-"""What the contract suite runs: every method there is, by the examples its own test file names."""
+"""What the invariants run: probes on every family, every method on four; with FOVEATE_TESTS=all, all on all."""
 
 import importlib
+import importlib.util
+import os
+
+import pytest
 
 import foveate as fv
+from foveate.errors import FoveateError
+from foveate.methods import names
 from foveate.methods.base import Method
-from foveate.registry import support
-from tests.models import FAMILIES, PROMPTS
+from foveate.support import Reach, reach
+from tests import probes
+from tests.invariants.facts import stages
+from tests.models import DEPTH, FAMILIES, PROMPTS, TINY
+from tests.probes import PROBES
 
+MODALITIES = ("image", "video")
 ATTENTIONS = ("sdpa", "eager")
+EVERYTHING = os.environ.get("FOVEATE_TESTS") == "all"
+METHOD_FAMILIES = ("llava", "llava_next", "llava_onevision", "qwen2_5_vl")
+"""Where every method is run: one size of picture, tiles, film and newlines, M-RoPE and windows in the tower."""
+
+MISSING = (
+    "tests/methods/test_{name}.py has no EXAMPLES: a list of settings that drop on a decoder of six layers and images "
+    "of some 25 tokens, such as EXAMPLES = [{kind}(…)]. See docs/guides/new-method.md."
+)
+NO_KEEP_ALL = (
+    "{kind} takes no retention=1.0, so tests/methods/test_{name}.py needs a KEEP_ALL: what keeps everything. "
+    "See docs/guides/new-method.md."
+)
 
 
-def examples() -> dict[str, Method]:
-    """For each method, settings that drop on the tiny models: `EXAMPLES` of its test file."""
-    found = {}
-    for name in fv.methods():
-        home = importlib.import_module(f"tests.methods.test_{name}")
-        found.update({f"{name}-{index}": example for index, example in enumerate(home.EXAMPLES)})
-    return found
+def home_of(name: str) -> object:
+    """A method's test file; None if there is none."""
+    home = f"tests.methods.test_{name}"
+    return None if importlib.util.find_spec(home) is None else importlib.import_module(home)
 
 
-def keep_alls() -> dict[str, Method]:
-    """For each method, the setting that keeps everything: `KEEP_ALL` of its test file."""
-    return {name: importlib.import_module(f"tests.methods.test_{name}").KEEP_ALL for name in fv.methods()}
+def own_methods() -> dict[str, type[Method]]:
+    """Every method of this package by its name."""
+    return {name: kind for name, kind in names.discovered().items() if kind.__module__.startswith("foveate.")}
+
+
+def examples() -> tuple[dict[str, Method], list[str]]:
+    """For each method, settings that drop on the tiny models: `EXAMPLES` of its test file; and what lacks them."""
+    found, lacking = {}, []
+    for name, kind in own_methods().items():
+        settings = getattr(home_of(name), "EXAMPLES", None)
+        if not settings:
+            lacking.append(MISSING.format(name=name, kind=kind.__name__))
+        for index, example in enumerate(settings or ()):
+            found[f"{name}-{index}"] = example
+    return found, lacking
+
+
+def keep_alls() -> tuple[dict[str, Method], list[str]]:
+    """For each method, the setting that keeps everything: its test file's `KEEP_ALL`, or a whole budget."""
+    found, lacking = {}, []
+    for name, kind in own_methods().items():
+        setting = getattr(home_of(name), "KEEP_ALL", None)
+        try:
+            found[name] = setting or kind(retention=1.0)
+        except (FoveateError, TypeError):
+            lacking.append(NO_KEEP_ALL.format(name=name, kind=kind.__name__))
+    return found, lacking
 
 
 def smallest() -> dict[str, Method]:
-    """For each method, the setting that leaves one token of an image where it can: `SMALLEST` of its test file."""
-    return {name: importlib.import_module(f"tests.methods.test_{name}").SMALLEST for name in fv.methods()}
+    """For some methods, the setting that leaves one token of an image where it can: `SMALLEST` of its test file."""
+    homes = {name: home_of(name) for name in own_methods()}
+    return {f"{name}-0": home.SMALLEST for name, home in homes.items() if hasattr(home, "SMALLEST")}
+
+
+def reach_of(example: str, family: str) -> Reach:
+    """Where tokens leave in an example on a family's tiny model, as it is derived."""
+    return reach(EXAMPLES[example], fv.families()[family], TINY[family].config(), depth=DEPTH)
 
 
 def works(example: str, family: str, word: str = "i") -> bool:
-    """Whether a pair works, as tests/invariants/test_support.py has proven it; True for what is not known yet."""
+    """Whether an example drops on a family's tiny model; tests/invariants/test_coverage.py proves it."""
     modality = "video" if "v" in word else "image"
-    return isinstance(SUPPORT.get(family, {}).get(modality, {}).get(example.rsplit("-", 1)[0], []), list)
+    return reach_of(example, family).refused is None and f"{family} {modality}" not in NOTHING.get(example, ())
 
 
-SUPPORT = support()
-EXAMPLES = examples()
-KEEP_ALLS = keep_alls()
-SMALLEST = smallest()
-PAIRS = [(name, family) for name in EXAMPLES for family in FAMILIES if works(name, family)]
-"""Every example on every family it works on; the others are refused, which is tested and counted."""
-FIRST = [(name, family) for name, family in PAIRS if name.endswith("-0")]
-"""Every method, by one example, on every family: what every attention and every kind of prompt is run with."""
+NOTHING = {
+    "tower merge": {
+        *(
+            f"{family} {what}"
+            for family in ("llava_next", "llava_next_video", "llava_onevision")
+            for what in MODALITIES
+        ),
+        *(f"{family} video" for family in ("glm46v", "glm4v", "glm4v_moe")),
+    }
+}
+"""Where a probe has nothing to do: tokens of several views or frames are no single grid with windows in it."""
+METHODS, LACKING = examples()
+KEEP_ALLS, NOT_KEEPING = keep_alls()
+KEEP_ALLS = {**probes.KEEP_ALL, **KEEP_ALLS}
+SMALLEST = {**probes.SMALLEST, **smallest()}
+EXAMPLES = {**PROBES, **METHODS}
+STAGES = {name: stages(example) for name, example in EXAMPLES.items()}
+"""The stages of every example on the tiny models."""
+ENGINE = EXAMPLES if EVERYTHING else PROBES
+"""What runs on every family."""
+
+
+def families_of(name: str) -> tuple[str, ...]:
+    """Families that a probe or a method is run on."""
+    return tuple(FAMILIES) if EVERYTHING or name in PROBES or name in probes.KEEP_ALL else METHOD_FAMILIES
+
+
+PAIRS = [(name, family) for name in ENGINE for family in FAMILIES if works(name, family)]
+"""Tier "engine": what runs on a family; what does not is refused, which tests/invariants/test_coverage.py proves."""
+FIRST = [(name, family) for name, family in PAIRS if name in PROBES or name.endswith("-0")]
 CORE = ("llava", "llava_onevision", "qwen2_vl", "qwen3_vl")
-RUNS = [(*pair, "sdpa") for pair in PAIRS if pair in FIRST or pair[1] in CORE] + [(*pair, "eager") for pair in FIRST]
-PROMPT_RUNS = [(*pair, "titit", "sdpa") for pair in PAIRS] + [
+EVERY_PAIR = [(name, family) for name in EXAMPLES for family in families_of(name) if works(name, family)]
+"""Tiers "engine" and "methods"."""
+RUNS = [(*pair, "sdpa") for pair in EVERY_PAIR] + [(*pair, "eager") for pair in FIRST]
+PROMPT_RUNS = [(*pair, "titit", "sdpa") for pair in EVERY_PAIR] + [
     (name, family, word, attention)
     for name in EXAMPLES
     for family, word in PROMPTS
     for attention in ATTENTIONS
-    if works(name, family, word) and name.endswith("-0") and (word, attention) != ("titit", "sdpa")
+    if (word, attention) != ("titit", "sdpa")
+    and works(name, family, word)
+    and (name, family) in (FIRST if attention == "eager" else EVERY_PAIR)
 ]
+
+
+def complain() -> None:
+    """Fail with what test files must add; discovery goes on without them."""
+    if LACKING or NOT_KEEPING:
+        pytest.fail("\n".join((*LACKING, *NOT_KEEPING)))

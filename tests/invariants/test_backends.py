@@ -53,8 +53,7 @@ GAPS = ("glm46v", "glm4v_moe")
 FLEX = [
     (name, family)
     for name, family in FIRST
-    if getattr(transformers, TINY[family].kind)._supports_flex_attn
-    and name in ("v2drop-0", "visiondrop-0", "mustdrop-0")
+    if getattr(transformers, TINY[family].kind)._supports_flex_attn and name in ("layer cut", "layer merge", "cache")
 ]
 
 

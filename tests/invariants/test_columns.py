@@ -6,8 +6,8 @@ import torch
 import foveate as fv
 from tests import oracle
 from tests.invariants.references import reference
-from tests.invariants.settings import EXAMPLES, works
 from tests.models import FAMILIES, TINY, batch, generate, made_of, tiny
+from tests.probes import PROBES
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 CAPTION = torch.tensor([11, 12, 13, 14])
@@ -16,7 +16,7 @@ METHODS = {
     "v2drop": fv.V2Drop(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3)),
     "reversed": fv.V2Drop(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3), reverse=True),
     "nothing stays": fv.Random(layers=(2,), keep=(0.0,), min_keep=0),
-    "visiondrop-0": EXAMPLES["visiondrop-0"],
+    "layer merge": PROBES["layer merge"],
 }
 FORWARD = [one for one in FAMILIES if not TINY[one].prefix]
 """Families whose captions do not see themselves from both sides."""
@@ -35,8 +35,6 @@ def captioned(family, word):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("family", FORWARD)
 def test_the_logits_and_the_loss_of_a_caption_are_those_of_the_recompute(family, name):
-    if "-" in name and not works(name, family):
-        return
     model, method = tiny(family), METHODS[name]
     prompt, whole = captioned(family, "tti")
     length = prompt["input_ids"].shape[1]
@@ -50,11 +48,9 @@ def test_the_logits_and_the_loss_of_a_caption_are_those_of_the_recompute(family,
     torch.testing.assert_close(out.loss, torch.nn.functional.cross_entropy(logits[:-1], CAPTION), **CLOSE)
 
 
-@pytest.mark.parametrize("name", ["random", "visiondrop-0"])
+@pytest.mark.parametrize("name", ["random", "layer merge"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_columns_behind_images_are_the_same_in_a_ragged_batch(family, name):
-    if "-" in name and not works(name, family):
-        return
     model, method, words = tiny(family), METHODS[name], ("titit", "tit", "tti", "ttt")
     with fv.drop(model, method), torch.no_grad():
         together = model(**batch(family, words)).logits

@@ -5,13 +5,14 @@ import itertools
 import pytest
 
 import foveate as fv
-from tests.invariants.settings import EXAMPLES, PAIRS, works
+from tests.invariants import facts
+from tests.invariants.settings import EXAMPLES, PAIRS
 from tests.models import DEPTH, TINY, batch, features, generate, is_vision, mixed, slots, tiny
 
 
 @pytest.mark.parametrize(("name", "family"), PAIRS)
 def test_lengths_and_retention_are_as_planned(name, family):
-    words = [word for word in mixed(family) if works(name, family, word)]
+    words = mixed(family)
     model, inputs, method = tiny(family), batch(family, words), EXAMPLES[name]
     with fv.drop(model, method) as trace:
         out = generate(model, inputs, new_tokens=4)
@@ -22,15 +23,15 @@ def test_lengths_and_retention_are_as_planned(name, family):
         text, sizes = int((~is_vision(one["input_ids"])).sum()), in_order(model, one, word)
         always = [fv.families()[family].always_kept(model.config, size) for size in sizes]
         fixed, groups = sum(map(len, always)), [size - len(few) for size, few in zip(sizes, always, strict=True)]
-        if method.by_frame:
+        if facts.by_frame(method):
             frames = zip(trace.latest.frames[index], always, strict=True)
             groups = [size for each, few in frames for size in without(each, few)]
         plan = method.plan(DEPTH, groups)  # None where pictures decide
         plan = [layer[index] for layer in told] if plan is None else [count + fixed for count in plan]
-        stored = [plan[-1] if layer in method.kv_layers(DEPTH) else n for layer, n in enumerate(plan)]
+        stored = [plan[-1] if layer in facts.kv_layers(method) else n for layer, n in enumerate(plan)]
         for layer, (lengths, n) in enumerate(zip(trace.kv_lengths, stored, strict=True)):
             most = held(layer, text + n)
-            if layer in method.kv_layers(DEPTH) and 0 < held(layer, 10_000) < 10_000:
+            if layer in facts.kv_layers(method) and 0 < held(layer, 10_000) < 10_000:
                 assert lengths[index] <= most  # a window has let go of some that the cut would have left
             else:
                 assert lengths[index] == most

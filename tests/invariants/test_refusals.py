@@ -81,13 +81,11 @@ def test_samples_packed_into_one_row():
 
 def test_a_method_that_answers_nonsense_is_told():
     class Wrong(fv.Uniform):
-        __slots__ = ()
-
         def select(self, view, count):
             return torch.ones(len(view))
 
     model, inputs = tiny("llava"), batch("llava", ["tit"])
-    with fv.drop(model, Wrong(layers=(1,), keep=(0.5,))), pytest.raises(fv.SettingError, match="int64"):
+    with fv.drop(model, Wrong(layers=(1,), keep=(0.5,))), pytest.raises(fv.ShapeError, match="int64"):
         generate(model, inputs)
 
 

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 import foveate as fv
 from foveate.methods.averagepool import AveragePool
-from foveate.methods.base import TowerView
-from tests.methods.test_staged import Config
+from foveate.methods.stages import Arriving, ImageView, Shape
+from tests.methods.test_scheduled import Config
 from tests.models import FAMILIES, IMAGE, QWENS, batch, features, generate, tiny
 
 EXAMPLES = [AveragePool(keep=0.4), AveragePool(keep=0.15)]
@@ -15,18 +15,25 @@ SMALLEST = AveragePool(keep=0.001)
 DEPTH = 6
 
 
-def behind_the_projector(features, grids, **known):
-    known.setdefault("entered", len(features))
-    return TowerView(features, None, None, scores_of=None, keys_of=None, grids=grids, **known)
+def pooled(method, features, grids):
+    """What the stage behind the projector makes of an image's tokens."""
+    (stage,) = method.stages(Shape(depth=32))
+    assert (stage.side, stage.unit) == ("behind", "image")
+    return stage.cut(ImageView(features, grids=grids))
+
+
+def arriving(*grids, entered=None, reserved=0):
+    tokens = sum(rows * columns for rows, columns in grids)
+    return Arriving(tokens, entered or tokens, tokens, reserved, grids)
 
 
 def test_a_small_grid_by_hand():
     features = torch.tensor([[0.0], [1.0], [2.0], [3.0], [4.0], [5.0], [6.0], [7.0]])  # 2 x 4
-    cut = AveragePool(keep=0.25).reduce(behind_the_projector(features, ((2, 4),)))
+    cut = pooled(AveragePool(keep=0.25), features, ((2, 4),))
     assert cut.rows.tolist() == [[2.5], [4.5]]
-    assert cut.assign.tolist() == [0, 0, 1, 1] * 2
-    assert cut.kept.tolist() == [5, 7]
-    assert cut.sizes == (2,)
+    assert cut.parent.tolist() == [0, 0, 1, 1] * 2
+    assert cut.source.tolist() == [5, 7]
+    assert cut.count == 2
 
 
 @given(tall=st.integers(1, 6), wide=st.integers(1, 6), down=st.integers(1, 4), across=st.integers(1, 4))
@@ -34,32 +41,34 @@ def test_where_sides_divide_it_is_torchs_adaptive_pooling(tall, wide, down, acro
     grid = (tall * down, wide * across)
     features = torch.randn(grid[0] * grid[1], 3, generator=torch.Generator().manual_seed(tall + 7 * wide))
     method = AveragePool(keep=1 / (down * across))
-    cells = method.coarsen((grid,), len(features), 0)[0]
-    cut = method.reduce(behind_the_projector(features, (grid,)))
-    if grid[0] % cells[0] or grid[1] % cells[1] or cells == grid:
+    cells = method.coarsen(arriving(grid))[0]
+    if cells == grid:  # no stage at all, or nothing to do
         return
-    pooled = torch.nn.functional.adaptive_avg_pool2d(features.T.view(1, 3, *grid), cells)[0].flatten(1).T
-    torch.testing.assert_close(cut.rows, pooled)
+    cut = pooled(method, features, (grid,))
+    if grid[0] % cells[0] or grid[1] % cells[1]:
+        return
+    wanted = torch.nn.functional.adaptive_avg_pool2d(features.T.view(1, 3, *grid), cells)[0].flatten(1).T
+    torch.testing.assert_close(cut.rows, wanted)
 
 
 @given(rows=st.integers(1, 30), columns=st.integers(1, 30), keep=st.floats(0.001, 1.0))
 def test_means_stay_within_the_features_and_weigh_every_token_once(rows, columns, keep):
     features = torch.arange(rows * columns, dtype=torch.float32)[:, None]
-    cut = AveragePool(keep=keep).reduce(behind_the_projector(features, ((rows, columns),)))
+    cut = None if keep == 1 else pooled(AveragePool(keep=keep), features, ((rows, columns),))
     if cut is None:
         return
-    assert len(cut.kept) <= max(1, keep * rows * columns + 1e-6)
-    sizes = torch.bincount(cut.assign, minlength=len(cut.kept))
+    assert len(cut.source) <= max(1, keep * rows * columns + 1e-6)
+    sizes = torch.bincount(cut.parent, minlength=len(cut.source))
     assert (sizes > 0).all()
     torch.testing.assert_close((cut.rows[:, 0] * sizes).sum(), features.sum(), rtol=1e-4, atol=1e-3)
 
 
 def test_frames_are_pooled_apart_and_a_closing_newline_is_spared():
     features = torch.cat((torch.zeros(4, 1), torch.ones(4, 1)))
-    cut = AveragePool(keep=0.25).reduce(behind_the_projector(features, ((2, 2), (2, 2))))
+    cut = pooled(AveragePool(keep=0.25), features, ((2, 2), (2, 2)))
     assert cut.rows.tolist() == [[0.0], [1.0]]
     # a closing newline is one of the five rows that a fifth of 26 tokens may leave
-    assert AveragePool(keep=5.2 / 26).coarsen(((5, 5),), 26, 1) == ((2, 2),)
+    assert AveragePool(keep=5.2 / 26).coarsen(arriving((5, 5), entered=26, reserved=1)) == ((2, 2),)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -142,7 +151,7 @@ def test_positions_are_those_of_the_cells_centres():
 def test_what_the_spec_asks_for_at_published_budgets():
     for tokens, left in ((192, 182), (128, 121), (64, 64), (576, 576), (1, 1)):
         method = AveragePool.for_budget(Config(32), tokens=tokens)
-        assert method.plan_grids(32, (576,), [((24, 24),)]) == (left,) * 32
+        assert method.plan(32, (576,), [((24, 24),)]) == (left,) * 32
 
 
 @given(rows=st.integers(1, 60), columns=st.integers(1, 60), share=st.floats(0, 1))
@@ -155,7 +164,7 @@ def test_any_budget_of_a_token_or_more_is_met_from_below(rows, columns, share):
                 AveragePool.for_budget(Config(28, "qwen2_vl"), tokens=min(tokens, 0.99), vision_tokens=size)
         return
     method = AveragePool.for_budget(Config(28, "qwen2_vl"), tokens=tokens, vision_tokens=size)
-    (left, *_) = method.plan_grids(28, (size,), [((rows, columns),)])
+    (left, *_) = method.plan(28, (size,), [((rows, columns),)])
     assert 1 <= left <= tokens + 1e-6
     assert left > tokens / 2
 
@@ -169,14 +178,14 @@ def test_budgets_that_cannot_be():
         AveragePool.for_budget(Config(28, "qwen2_vl"), tokens=192)
     assert AveragePool.for_budget(Config(28, "qwen2_vl"), retention=0.25) == AveragePool(keep=0.25)
     for keep in (0, -0.1, 1.1, float("nan")):
-        with pytest.raises(fv.SettingError, match=r"share in \(0, 1\]"):
+        with pytest.raises(fv.SettingError, match="keep should be"):
             AveragePool(keep=keep)
 
 
 def test_settings_go_round():
     method = AveragePool(keep=0.25)
     assert AveragePool.from_json(method.to_json()) == method
-    assert method.to_dict() == {"method": "averagepool", "keep": 0.25}
+    assert method.to_dict() == {"method": "averagepool", "keep": 0.25, "tokens": None, "retention": None}
     assert fv.methods()["averagepool"] is AveragePool
 
 
@@ -195,4 +204,4 @@ def test_a_count_alone_does_not_say_how_wide_a_grid_is():
 
 def test_tokens_without_a_known_place_are_refused():
     with pytest.raises(fv.UnsupportedError, match="rows and columns"):
-        AveragePool().reduce(behind_the_projector(torch.zeros(4, 1), ()))
+        pooled(AveragePool(), torch.zeros(4, 1), ())

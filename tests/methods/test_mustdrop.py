@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from transformers import LlavaForConditionalGeneration
 
 import foveate as fv
-from foveate.core.asking import answers
 from foveate.core.merge import window_similarity
-from foveate.methods.base import TowerView, View
-from foveate.methods.mustdrop import MustDrop, counter
+from foveate.methods import follow
+from foveate.methods.mustdrop import PEAK, SHARE, MustDrop, counter
+from foveate.methods.stages import Arriving, Cut, ImageView, LayerView, PatchView, Place, Shape
 from tests import golden
 from tests.models import IMAGE, TINY, batch, generate, tiny
 
@@ -30,27 +30,28 @@ SMALLEST = MustDrop(**CUTS, mode="budget", counts=(2, 1), reference=10_000, key_
 # -- the filter ----------------------------------------------------------------------------------------------
 
 
-def looked_at(attention, keys=(), layer=7, **known):
-    """A view before the layer behind a filtering one, its statistics taken from attention rows (rows, tokens)."""
-    tokens = attention.shape[1]
-    view = View.of(torch.zeros(tokens, 2), layer=layer - 1, attend=attending(attention), **known)
-    METHOD.observe(view)
-    view.layer = layer
-    view.notes["key"] = torch.zeros(tokens, dtype=torch.bool)
-    view.notes["key"][list(keys)] = True
-    return view
+def looked_at(attention, keys=(), entered=None):
+    """A view before the layer behind a filtering one, its signals taken from attention rows (rows, tokens)."""
+    rows, tokens = attention.shape
+    column = attention.sum(dim=0)
+    is_key = torch.zeros(tokens, dtype=torch.bool)
+    is_key[list(keys)] = True
+    return LayerView(
+        count=tokens,
+        signals={
+            SHARE: column / column.sum() if rows else column,
+            PEAK: attention.amax(dim=0) if rows else column,
+        },
+        notes={"key": is_key},
+        arriving=Arriving(tokens, entered or tokens, tokens),
+        text_behind=rows > 0,
+    )
 
 
-def attending(attention):
-    def attend(queries, start, stop, bidirectional):
-        assert queries == "after"
-        if len(attention):
-            yield from attention[:, start:stop].split(3)  # in blocks, as the engine gives them
-
-    return attend
-
-
-METHOD = MustDrop()
+def filtered(method, view):
+    """What the cut before layer 7 makes of an image."""
+    (stage,) = [stage for stage in follow.layer_stages(method.stages(Shape(depth=32))) if stage.layer == 7]
+    return stage.cut(view)
 
 
 def attention_of(rows, tokens, seed):
@@ -60,19 +61,19 @@ def attention_of(rows, tokens, seed):
 
 def staying(cut):
     """Thresholds answer with who stays, since how many is known to the device alone."""
-    assert cut.kept.dtype == torch.bool
-    return cut.kept.nonzero()[:, 0].tolist()
+    assert cut.stays is not None
+    return cut.stays.nonzero()[:, 0].tolist()
 
 
 def test_the_filter_by_hand():
     attention = torch.tensor([[0.0, 0.125, 0.0625, 0.0], [0.5, 0.125, 0.0625, 0.125]])
     view = looked_at(attention)
-    assert view.notes["share"].tolist() == [0.5, 0.25, 0.125, 0.125]
-    assert view.notes["peak"].tolist() == [0.5, 0.125, 0.0625, 0.125]
+    assert view[SHARE].tolist() == [0.5, 0.25, 0.125, 0.125]
+    assert view[PEAK].tolist() == [0.5, 0.125, 0.0625, 0.125]
 
     def left(gamma, alpha, keys=()):
         view = looked_at(attention, keys)
-        return staying(MustDrop(global_thr=gamma, individual_thr=alpha).cut(view))
+        return staying(filtered(MustDrop(global_thr=gamma, individual_thr=alpha), view))
 
     assert left(0.2, 0.2) == [0, 1]
     assert left(0.2, 0.1) == [0, 1, 3]  # one text token looks at it
@@ -89,7 +90,7 @@ def test_the_filter_by_hand():
 def test_thresholds_and_the_score_of_both_attentions_agree(gamma, alpha, seed, rows, tokens, data):
     keys = data.draw(st.lists(st.integers(0, tokens - 1), max_size=5, unique=True))
     attention = attention_of(rows, tokens, seed)
-    kept = staying(MustDrop(global_thr=gamma, individual_thr=alpha).cut(looked_at(attention, keys)))
+    kept = staying(filtered(MustDrop(global_thr=gamma, individual_thr=alpha), looked_at(attention, keys)))
     column, total = attention.sum(dim=0), attention.sum()
     score = torch.maximum(column / total, attention.max(dim=0).values * gamma / alpha)
     close = ((score - gamma).abs() < 1e-6).nonzero()[:, 0].tolist()  # rounding may decide either way
@@ -101,25 +102,25 @@ def test_thresholds_and_the_score_of_both_attentions_agree(gamma, alpha, seed, r
 
 def test_thresholds_off_keep_all_and_thresholds_above_any_attention_keep_the_key_tokens():
     attention = attention_of(5, 40, seed=1)
-    assert staying(MustDrop(global_thr=0).cut(looked_at(attention))) == list(range(40))
-    cut = MustDrop(global_thr=2, individual_thr=2).cut(looked_at(attention, keys=[3, 17, 18]))
+    assert staying(filtered(MustDrop(global_thr=0), looked_at(attention))) == list(range(40))
+    cut = filtered(MustDrop(global_thr=2, individual_thr=2), looked_at(attention, keys=[3, 17, 18]))
     assert staying(cut) == [3, 17, 18]
 
 
 def test_without_text_after_the_image_nothing_leaves():
     view = looked_at(torch.zeros(0, 12))
-    assert staying(MustDrop(global_thr=0.5, individual_thr=0.5).cut(view)) == list(range(12))
+    assert filtered(MustDrop(global_thr=0.5, individual_thr=0.5), view) is None
 
 
 def test_one_key_token_is_enough_to_keep_one():
-    cut = MustDrop(global_thr=2, individual_thr=2).cut(looked_at(attention_of(4, 10, seed=2), keys=[6]))
+    cut = filtered(MustDrop(global_thr=2, individual_thr=2), looked_at(attention_of(4, 10, seed=2), keys=[6]))
     assert staying(cut) == [6]
 
 
 def test_alpha_may_be_a_share_of_the_largest_attention():
     attention = torch.tensor([[0.08, 0.04, 0.01, 0.0]])
     kept = [
-        staying(MustDrop(global_thr=2, individual_thr=0.5, alpha_relative=relative).cut(looked_at(attention)))
+        staying(filtered(MustDrop(global_thr=2, individual_thr=0.5, alpha_relative=relative), looked_at(attention)))
         for relative in (False, True)
     ]
     assert kept == [[], [0, 1]]
@@ -127,9 +128,11 @@ def test_alpha_may_be_a_share_of_the_largest_attention():
 
 def test_each_image_has_its_own_text_and_its_own_shares():
     attention = torch.tensor([[0.2, 0.1, 0.0, 0.05, 0.05, 0.0], [0.2, 0.1, 0.0, 0.05, 0.05, 0.0]])
-    view = looked_at(attention, sizes=(3, 3), entered_sizes=(3, 3))
-    cut = MustDrop(global_thr=0.4, individual_thr=1).cut(view)
-    assert staying(cut) == [0, 3, 4]  # shares 2/3, 1/3, 0 of the first and 1/2, 1/2, 0 of the second
+    method = MustDrop(global_thr=0.4, individual_thr=1)
+    assert {stage.unit for stage in follow.layer_stages(method.stages(Shape(depth=32)))} == {"image"}
+    images = attention.split(3, dim=1)
+    # shares 2/3, 1/3, 0 of the first and 1/2, 1/2, 0 of the second
+    assert [staying(filtered(method, looked_at(image))) for image in images] == [[0], [0, 1]]
 
 
 @given(seed=st.integers(0, 2**16), count=st.integers(1, 30), keys=st.lists(st.integers(0, 29), max_size=6, unique=True))
@@ -139,7 +142,8 @@ def test_a_budget_keeps_the_key_tokens_and_then_the_highest_scores(seed, count, 
     method = MustDrop(
         mode="budget", counts=(30, count, 1, 1), reference=30, global_thr=0.02, individual_thr=0.1, key_rate=rate
     )
-    kept = method.cut(looked_at(attention, keys)).kept.tolist()
+    cut = filtered(method, looked_at(attention, keys))
+    kept = list(range(30)) if cut is None else cut.source.tolist()
     assert len(kept) == max(count, len(keys))
     assert set(keys) <= set(kept)
     score = torch.maximum(attention.sum(dim=0) / attention.sum(), attention.max(dim=0).values * 0.02 / 0.1)
@@ -150,31 +154,36 @@ def test_a_budget_keeps_the_key_tokens_and_then_the_highest_scores(seed, count, 
 
 def test_a_budget_may_lie_below_the_key_share_of_the_unmerged_image():
     # 440 of 576 came out of the tower with 36 key tokens: forty stay where forty were asked for, not 47.
-    view = looked_at(attention_of(4, 440, seed=3), keys=range(36), entered=576, entered_sizes=(576,))
+    view = looked_at(attention_of(4, 440, seed=3), keys=range(36), entered=576)
     method = MustDrop(mode="budget", counts=(300, 40, 40, 40))
-    assert len(method.cut(view).kept) == 40
+    assert filtered(method, view).count == 40
 
 
 # -- the tower -----------------------------------------------------------------------------------------------
 
 
-def in_the_tower(features, scores, grid, merge=None, cls=True, reindex=True):
-    return TowerView(
-        features,
-        grid,
-        torch.zeros(1, features.shape[1]) if cls else None,
-        scores_of=lambda layer: scores if layer == 1 else None,
-        keys_of=lambda layer: None,
-        merge=merge,
-        reindex=reindex,
-    )
+def stage_at(method, place, **known):
+    (stage,) = follow.at(method.stages(Shape(depth=32, cls=True, **known)), place)
+    return stage
+
+
+def merged(method, rows, grid):
+    """What the tower stage makes of an image's patches, as the host has it once it knows the count."""
+    cut = stage_at(method, Place.TOWER).cut(PatchView(rows, grid))
+    return None if cut is None else cut.first(int(cut.count))
+
+
+def marked(method, base, scores, **known):
+    """Both stages in front of the decoder in one: patches merged, and the rows that are left marked."""
+    view = ImageView(base.rows, attention=scores, tokens=base.source, merged=True)
+    return base.then(stage_at(method, Place.BEFORE_PROJECTOR, **known).cut(view))
 
 
 @pytest.mark.parametrize(("tokens", "keys"), [(576, 47), (448, 36), (440, 36), (336, 27), (1, 1)])
 def test_how_many_key_tokens_there_are(tokens, keys):
     scores = torch.rand(tokens, generator=torch.Generator().manual_seed(0))
-    (cut,) = answers([MustDrop().reduce(in_the_tower(torch.zeros(tokens, 2), scores, None))])
-    key = cut.notes["key"]
+    stage = stage_at(MustDrop(), Place.BEFORE_PROJECTOR)
+    key = stage.cut(ImageView(torch.zeros(tokens, 2), attention=scores)).notes["key"]
     assert int(key.sum()) == keys
     assert scores[key].min() >= (scores[~key].max() if keys < tokens else 0)
 
@@ -183,50 +192,32 @@ def test_near_identical_windows_merge_and_a_threshold_nobody_reaches_changes_not
     grid = torch.randn(6, 6, 8, generator=torch.Generator().manual_seed(3))
     grid[:3, :3] = 1
     rows = grid.reshape(36, 8)
-    settings = [({}, rows, (6, 6)), ({"merge_threshold": 1.01}, rows, (6, 6)), ({}, rows[:10], (2, 5))]
-    merge, *others = answers(MustDrop(**setting).merge_early(*given) for setting, *given in settings)
-    assert len(merge) == 28
-    assert merge.origin[0] == 7
-    assert others == [None, None]  # nobody reaches it; no window fits
+    cut = merged(MustDrop(), rows, (6, 6))
+    assert cut.count == 28
+    assert cut.source[0] == 7
+    unmoved = merged(MustDrop(merge_threshold=1.01), rows, (6, 6))  # nobody reaches it
+    assert (unmoved.count, unmoved.source.tolist()) == (36, list(range(36)))
+    assert torch.equal(unmoved.rows, rows)
+    assert merged(MustDrop(), rows[:10], (2, 5)) is None  # no window fits
 
 
 def test_merged_tokens_come_first_or_where_ids_are_kept_at_their_windows_centre():
-    rows, scores = torch.arange(20.0)[:, None], torch.arange(20.0)
+    scores = torch.arange(20.0)
     grid = torch.randn(6, 6, 8, generator=torch.Generator().manual_seed(3))
     grid[:3, :3], grid[3:, 3:] = 1, 2
-    (merge,) = answers([MustDrop(merge_threshold=0.99).merge_early(grid.reshape(36, 8), (6, 6))])
-    new, kept, forced = answers(
-        MustDrop(key_rate=0.05, positions=positions).reduce(in_the_tower(rows, scores, (6, 6), merge, **setting))
-        for positions, setting in (("reindex", {}), ("keep", {}), ("reindex", {"reindex": False}))
-    )
-    assert new.kept[:2].tolist() == [7, 28]
-    assert kept.kept.tolist() == sorted(new.kept.tolist()) == forced.kept.tolist()
+    base = merged(MustDrop(merge_threshold=0.99), grid.reshape(36, 8), (6, 6))
+    assert base.count == 20
+    base = Cut.merge(base.source, torch.arange(20.0)[:, None], base.parent)
+    new = marked(MustDrop(key_rate=0.05), base, scores)
+    kept = marked(MustDrop(key_rate=0.05, positions="keep"), base, scores)
+    forced = marked(MustDrop(key_rate=0.05), base, scores, renumbers=False)
+    assert new.source[:2].tolist() == [7, 28]
+    assert kept.source.tolist() == sorted(new.source.tolist()) == forced.source.tolist()
     for cut in (new, kept):  # the same rows, members and key tokens, in another order
-        assert cut.rows[cut.kept.tolist().index(7)] == 0
-        assert (cut.assign == cut.kept.tolist().index(28)).nonzero()[:, 0].tolist() == [
-            21,
-            22,
-            23,
-            27,
-            28,
-            29,
-            33,
-            34,
-            35,
-        ]
-        assert cut.kept[cut.notes["key"]].tolist() == [new.kept[19].item()]
-
-
-def test_where_the_tower_cannot_lose_tokens_the_projected_grid_is_merged():
-    grid = torch.randn(6, 6, 8, generator=torch.Generator().manual_seed(3))
-    grid[:3, :3] = torch.ones(8)
-    scores = torch.zeros(36)
-    scores[[0, 1, 2]] = 9.0  # averaged over the window they are its three ninths
-    scores[35] = 4.0
-    (cut,) = answers([MustDrop(key_rate=0.03).reduce(in_the_tower(grid.reshape(36, 8), scores, (6, 6), cls=False))])
-    assert len(cut.kept) == 28
-    assert torch.equal(cut.rows[0], torch.ones(8))
-    assert cut.kept[cut.notes["key"]].tolist() == [35]
+        assert cut.rows[cut.source.tolist().index(7)] == 0
+        members = (cut.parent == cut.source.tolist().index(28)).nonzero()[:, 0].tolist()
+        assert members == [21, 22, 23, 27, 28, 29, 33, 34, 35]
+        assert cut.source[cut.notes["key"]].tolist() == [new.source[19].item()]
 
 
 # -- schedules, settings -------------------------------------------------------------------------------------
@@ -239,17 +230,26 @@ class Config:
         self.num_hidden_layers, self.model_type, self.image_seq_length = depth, "llava", 576
 
 
-def counts_of(start, method, full):
+def layers_of(method, depth=32):
+    """Decoder layers before which it cuts."""
+    return follow.cut_layers(method.stages(Shape(depth)))
+
+
+def cached(method):
+    return list(follow.cached_layers(method.stages(Shape(depth=32))))
+
+
+def counts_of(start, method, full, depth=32):
     """Tokens left at each cut, of an image of `full` tokens that entered the decoder with `start`."""
-    return method._counts(full, start, math.ceil(method.key_rate * start))
+    return method._counts(depth, Arriving(start, full, start))
 
 
 def mean(start, method, depth, full=None):
     """Vision tokens a layer processes on average, layer by layer."""
+    left = dict(zip(layers_of(method, depth), counts_of(start, method, full or start, depth), strict=True))
     counts, now = [], start
     for layer in range(depth):
-        if layer in method.cuts():
-            now = counts_of(start, method, full or start)[method.cuts().index(layer)]
+        now = left.get(layer, now)
         counts.append(now)
     return sum(counts) / depth
 
@@ -316,36 +316,37 @@ def test_the_released_counter_books_a_layer_after_its_cut():
 
 def test_each_stage_can_be_switched_off():
     whole = MustDrop()
-    assert whole.cuts() == (3, 7, 11, 15)
-    assert list(whole.kv_layers(32)) == list(range(2, 15))
+    assert layers_of(whole) == (3, 7, 11, 15)
+    assert cached(whole) == list(range(2, 15))
     assert whole.plan(32, (576,)) is None
     no_filter = MustDrop(filter=False)
-    assert (no_filter.cuts(), list(no_filter.kv_layers(32)), no_filter.merges_early) == ((), [], True)
-    assert list(MustDrop(kv=False).kv_layers(32)) == []
+    assert (layers_of(no_filter), cached(no_filter)) == ((), [])
+    assert [stage.place for stage in no_filter.stages(Shape(32))] == [Place.TOWER, Place.BEFORE_PROJECTOR]
+    assert cached(MustDrop(kv=False)) == []
     nothing = MustDrop(filter=False, merge_windows=False)
     assert nothing.plan(32, (576, 10)) == (586,) * 32
-    assert not nothing.reduces_tower
+    assert nothing.stages(Shape(32)) == ()
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"global_thr": -0.1}, "cannot be negative"),
-        ({"individual_thr": -1}, "cannot be negative"),
+        ({"global_thr": -0.1}, "global_thr should be greater than or equal to 0"),
+        ({"individual_thr": -1}, "individual_thr should be greater than or equal to 0"),
         ({"pruning_layers": ()}, "one or more"),
-        ({"pruning_layers": (-1, 3)}, "from 0 on"),
+        ({"pruning_layers": (-1, 3)}, r"pruning_layers\[0\] should be greater than or equal to 0"),
         ({"pruning_layers": (6, 6)}, "ascend strictly"),
-        ({"key_rate": 1.1}, "key_rate is a share"),
-        ({"merge_window": 1}, "merge_window 2 or more"),
-        ({"reference": 0}, "reference 1 or more"),
-        ({"mode": "calibrated"}, "mode is 'threshold' or 'budget'"),
+        ({"key_rate": 1.1}, "key_rate should be less than or equal to 1"),
+        ({"merge_window": 1}, "merge_window should be greater than or equal to 2"),
+        ({"reference": 0}, "reference should be greater than or equal to 1"),
+        ({"mode": "calibrated"}, "mode should be 'threshold' or 'budget'"),
         ({"mode": "budget"}, "a count for each of the 4"),
         ({"retention": 0.3}, "belong to mode='budget'"),
         ({"counts": (4, 3, 2, 1)}, "belong to mode='budget'"),
-        ({"mode": "budget", "retention": 1.5}, "a share in"),
+        ({"mode": "budget", "retention": 1.5}, "retention should be less than or equal to 1"),
         ({"mode": "budget", "counts": (9, 9)}, "a count for each of the 4"),
         ({"mode": "budget", "counts": (9, 8, 7, 6), "global_thr": 0}, "global_thr is 0"),
-        ({"positions": "compact"}, "positions is"),
+        ({"positions": "compact"}, "positions should be"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
@@ -400,8 +401,8 @@ def merged_similarity(case):
     found = []
 
     class Watching(MustDrop):
-        def merge_early(self, rows, grid):
-            found.append(window_similarity(rows, *grid, 3))
+        def _merge(self, view, _):
+            found.append(window_similarity(view.patches, *view.grid, 3))
 
     with fv.drop(case.model, Watching(filter=False)), torch.no_grad():
         case.model(**case.inputs)

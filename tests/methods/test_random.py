@@ -2,8 +2,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.methods.base import View
 from foveate.methods.random import Random, lots
+from foveate.methods.stages import LayerView
 
 EXAMPLES = [
     Random(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3)),
@@ -14,7 +14,7 @@ SMALLEST = Random(layers=(0, 2), keep=(0.3, 0.0))
 
 
 def draw(count, tokens, seed):
-    return Random(seed=seed).select(View.of(torch.zeros(len(tokens), 1), tokens=tokens), count)
+    return Random(seed=seed).select(LayerView(tokens=tokens), count)
 
 
 def test_a_seed_draws_the_same_and_another_seed_others():

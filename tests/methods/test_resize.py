@@ -8,8 +8,9 @@ import foveate as fv
 from foveate.families.qwen2_vl import _resized
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.resize import Resize
-from tests.methods.test_grid import seen
-from tests.methods.test_staged import Config
+from foveate.methods.stages import Arriving
+from tests.methods.test_gridded import seen
+from tests.methods.test_scheduled import Config
 from tests.models import IMAGE, QWENS, batch, generate, tiny
 
 EXAMPLES = [Resize(keep=0.4), Resize(keep=0.15)]
@@ -53,7 +54,8 @@ def test_a_qwen_sees_what_it_would_natively_see_of_the_smaller_picture(family, w
     small, pixels = grids.clone(), []
     for index, patches in enumerate(inputs["pixel_values"].split(grids.prod(-1).tolist())):
         _, h, w = grids[index].tolist()
-        (cells,) = Resize(keep=0.4).coarsen(((h // 2, w // 2),), h * w // 4, 0)
+        tokens = h * w // 4
+        (cells,) = Resize(keep=0.4).coarsen(Arriving(tokens, tokens, tokens, grids=((h // 2, w // 2),)))
         small[index] = torch.tensor([1, 2 * cells[0], 2 * cells[1]])
         pixels.append(patches if cells == (h // 2, w // 2) else _resized(patches, (1, h, w), cells, vision))
     columns = (ids == IMAGE).nonzero()[:, 0]
@@ -204,12 +206,12 @@ def test_the_smaller_towers_flops_are_counted(family):
 @given(rows=st.integers(1, 40), columns=st.integers(1, 40), keep=st.floats(0.01, 1.0))
 def test_it_spends_what_average_pooling_spends(rows, columns, keep):
     size, grids = rows * columns, [((rows, columns),)]
-    assert Resize(keep=keep).plan_grids(8, (size,), grids) == AveragePool(keep=keep).plan_grids(8, (size,), grids)
+    assert Resize(keep=keep).plan(8, (size,), grids) == AveragePool(keep=keep).plan(8, (size,), grids)
 
 
 def test_budgets():
     method = Resize.for_budget(Config(32), tokens=192)
-    assert method.plan_grids(32, (576,), [((24, 24),)]) == (182,) * 32
+    assert method.plan(32, (576,), [((24, 24),)]) == (182,) * 32
     assert Resize.for_budget(Config(32), tokens=576) == Resize(keep=1.0)
     with pytest.raises(fv.BudgetError, match=r"Resize cannot leave 0.5 of 576 .* floor is 1 token"):
         Resize.for_budget(Config(32), tokens=0.5)

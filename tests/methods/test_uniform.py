@@ -1,6 +1,6 @@
 import torch
 
-from foveate.methods.base import View
+from foveate.methods.stages import LayerView, Shape
 from foveate.methods.uniform import Uniform
 
 EXAMPLES = [
@@ -11,7 +11,14 @@ KEEP_ALL = Uniform(layers=(0, 3), keep=(1.0, 1.0))
 SMALLEST = Uniform(layers=(0, 2), keep=(0.3, 0.0))
 
 
+def kept(tokens, keep):
+    (stage,) = Uniform(layers=(0,), keep=(keep,)).stages(Shape(depth=1))
+    cut = stage.cut(LayerView(tokens=torch.arange(tokens)))
+    return None if cut is None else cut.source.tolist()
+
+
 def test_spreads_evenly_over_the_survivors():
-    assert Uniform().select(View.of(torch.zeros(12, 1)), 4).tolist() == [1, 4, 7, 10]
-    assert Uniform().select(View.of(torch.zeros(5, 1)), 1).tolist() == [2]
-    assert Uniform().select(View.of(torch.zeros(5, 1)), 5).tolist() == [0, 1, 2, 3, 4]
+    assert kept(12, 4 / 12) == [1, 4, 7, 10]
+    assert kept(5, 0.2) == [2]
+    assert kept(5, 1.0) is None  # all stay
+    assert Uniform().select(LayerView(count=5), 5).tolist() == [0, 1, 2, 3, 4]

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.methods.base import View
+from foveate.methods import follow
+from foveate.methods.stages import Arriving, Hidden, LayerView, Shape
 from foveate.methods.v2drop import V2Drop, variation
 
 LAYERS = (1, 3, 4)
@@ -19,10 +21,9 @@ KEEP_ALL = V2Drop(layers=LAYERS, keep=(1.0, 1.0, 1.0))
 SMALLEST = V2Drop(layers=LAYERS, keep=(0.3, 0.3, 0.0))
 
 
-def select(method, hidden, before, count, layer=3):
-    view = View.of(hidden, layer=layer)
-    view.notes[f"entered {layer - method.window}"] = before
-    return method.select(view, count).tolist()
+def select(method, hidden, before, count):
+    (stage,) = replace(method, layers=(3,), keep=(count / len(hidden) + 1e-9,)).stages(Shape(depth=32))
+    return stage.cut(LayerView(hidden=hidden, hidden_before=before)).source.tolist()
 
 
 def test_keeps_the_tokens_that_moved():
@@ -89,15 +90,15 @@ def test_scores_follow_their_tokens_when_tokens_are_reordered(tokens, seed, metr
         ({"layers": (0,), "keep": (0.5,)}, "start at 1 for this method; got 0"),
         ({"layers": (3, 3), "keep": (0.5, 0.5)}, "ascend strictly"),
         ({"layers": (3,), "keep": (0.5, 0.5)}, "equally long"),
-        ({"layers": (3,), "keep": (1.5,)}, "shares in"),
-        ({"metric": "linf"}, "metric is"),
-        ({"window": 0}, "window is 1 or more"),
+        ({"layers": (3,), "keep": (1.5,)}, r"keep\[0\] should be less than or equal to 1"),
+        ({"metric": "linf"}, "metric should be"),
+        ({"window": 0}, "window should be greater than or equal to 1"),
         ({"window": 4}, "layers start at 4 for window=4"),
         ({"over": "path", "window": 2}, "belongs to over='net'"),
-        ({"over": "sum"}, "over is"),
-        ({"score_dtype": "fp8"}, "score_dtype is"),
-        ({"scope": "batch"}, "scope is"),
-        ({"min_keep": -1}, "cannot be negative"),
+        ({"over": "sum"}, "over should be"),
+        ({"score_dtype": "fp8"}, "score_dtype should be"),
+        ({"scope": "batch"}, "scope should be"),
+        ({"min_keep": -1}, "min_keep should be greater than or equal to 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
@@ -150,18 +151,23 @@ def test_an_unknown_preset_names_the_near_ones():
 
 
 def run(method, streams):
-    """Walk a method by hand over one sample's streams (layers, tokens, width): which ordinals are left."""
-    tokens = torch.arange(streams.shape[1])
+    """Walk a method's stages by hand over one sample's streams (layers, tokens, width): which ordinals are left."""
+    depth, entered, _ = streams.shape
+    tokens = torch.arange(entered)
     notes: dict[str, torch.Tensor] = {}
-    for layer, stream in enumerate(streams):
-        known = {"tokens": tokens, "entered": streams.shape[1], "notes": notes}
-        if layer in method.cuts():
-            cut = method.cut(View.of(stream[tokens], layer=layer, **known))
-            if cut is not None:
-                tokens = tokens[cut.kept]
-                notes.update({name: note[cut.kept] for name, note in notes.items()})
-        if method.watches(layer):
-            method.observe(View.of(stream[tokens], layer=layer, **{**known, "tokens": tokens}))
+    for stage in follow.in_order(method.stages(Shape(depth))):
+        (back,) = [signal.back for signal in stage.reads if isinstance(signal, Hidden)] or [0]
+        view = LayerView(
+            hidden=streams[stage.layer][tokens],
+            hidden_before=streams[stage.layer - back][tokens],
+            tokens=tokens,
+            arriving=Arriving(len(tokens), entered, entered),
+            notes=notes,
+        )
+        cut = stage.cut(view)
+        if cut is not None:
+            tokens = tokens[cut.source]
+            notes = {name: note[cut.source] for name, note in notes.items()} | dict(cut.notes)
     return tokens.tolist()
 
 
@@ -192,17 +198,14 @@ def test_window_one_is_the_default_bit_for_bit():
             assert run(V2Drop(**single, over="path"), streams) == run(V2Drop(**single), streams)
 
 
-@pytest.mark.parametrize("keep", [0.5, 1.0])
-def test_a_note_is_let_go_at_its_cut(keep):
-    view = View.of(torch.rand(4, 8), layer=3, notes={"entered 1": torch.rand(4, 8), "entered 3": torch.rand(4, 8)})
-    V2Drop(layers=(3, 5), keep=(keep, 0.5), window=2).cut(view)
-    assert list(view.notes) == ["entered 3"]
+def held(method, tokens):
+    return follow.held_rows(method.stages(Shape(depth=len(tokens))), tokens)
 
 
 def test_what_is_remembered_while_each_layer_runs():
     tokens = (9, 9, 9, 6, 6, 2)
-    assert V2Drop(layers=(3, 5), keep=(0.5, 0.5)).remembered(tokens) == (0, 0, 9, 0, 6, 0)
-    assert V2Drop(layers=(3, 5), keep=(0.5, 0.5), window=3).remembered(tokens) == (9, 9, 18, 6, 6, 0)
+    assert held(V2Drop(layers=(3, 5), keep=(0.5, 0.5)), tokens) == (0, 0, 9, 0, 6, 0)
+    assert held(V2Drop(layers=(3, 5), keep=(0.5, 0.5), window=3), tokens) == (9, 9, 18, 6, 6, 0)
     path = V2Drop(layers=(3, 5), keep=(0.5, 0.5), over="path")
-    assert path.remembered(tokens) == fv.FinalKV(inner=path).remembered(tokens) == (9, 9, 9, 6, 6, 0)
-    assert fv.Random(layers=(3, 5), keep=(0.5, 0.5)).remembered(tokens) == (0,) * 6
+    assert held(path, tokens) == held(fv.FinalKV(inner=path), tokens) == (9, 9, 9, 6, 6, 0)
+    assert held(fv.Random(layers=(3, 5), keep=(0.5, 0.5)), tokens) == (0,) * 6

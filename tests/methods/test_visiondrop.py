@@ -9,9 +9,22 @@ from hypothesis import strategies as st
 from transformers import LlavaForConditionalGeneration
 
 import foveate as fv
-from foveate.methods.base import TowerView, View
-from foveate.methods.visiondrop import VisionDrop, solve_sizes
+from foveate.methods import follow
+from foveate.methods.schedule import entry_sizes
+from foveate.methods.stages import (
+    Arriving,
+    Attention,
+    Cls,
+    ImageView,
+    LayerView,
+    Place,
+    Shape,
+    TowerAttention,
+    TowerKeys,
+)
+from foveate.methods.visiondrop import VisionDrop
 from tests import golden
+from tests.families.shown import paid, ways
 from tests.models import FAMILIES, IMAGE, TINY, batch, generate, tiny
 
 COUNTS = {"dominant": 14, "contextual": 3, "image_token_list": ((9, 2), (5, 1)), "layer_list": (2, 4), "reference": 25}
@@ -30,69 +43,76 @@ SMALLEST = VisionDrop(dominant=2, contextual=1, layer_list=(2,), image_token_lis
 # -- the reductions ------------------------------------------------------------------------------------------
 
 
-def in_the_tower(features, scores, keys, cls=None, reindex=True):
-    return TowerView(
-        features, None, cls, scores_of=lambda layer: scores, keys_of=lambda layer: keys, reindex=reindex,
-        entered=len(features),
-    )  # fmt: skip
+def tower_stages(method, **known):
+    """The stages in front of the decoder, on a model whose tower has a CLS."""
+    shape = Shape(depth=32, **{"cls": True, **known})
+    return follow.at(method.stages(shape), Place.BEFORE_PROJECTOR)
 
 
-def tower(tokens, seed=0, **known):
+def tower(tokens, seed=0, cls=None):
     rng = torch.Generator().manual_seed(seed)
     features, keys = torch.randn(tokens, 8, generator=rng), torch.randn(tokens, 4, generator=rng)
-    return in_the_tower(features, torch.rand(tokens, generator=rng), keys, **known)
+    return ImageView(features, attention=torch.rand(tokens, generator=rng), keys=keys, cls=cls)
+
+
+def reduced(method, view, **known):
+    """What the tower stage makes of an image."""
+    (stage,) = tower_stages(method, **known)
+    return stage.cut(view)
 
 
 def test_the_released_setting_leaves_48_rows_with_the_cls_in_front():
     view = tower(576, cls=torch.full((1, 8), 7.0))
-    cut = VisionDrop().reduce(view)
-    scores = view.attention()
+    cut = reduced(VisionDrop(), view)
+    scores = view.attention
     dominant = sorted(sorted(range(576), key=lambda patch: -scores[patch].item())[:41])
     rest = [patch for patch in range(576) if patch not in dominant]
-    assert cut.kept.tolist() == [-1, *dominant, *(rest[place] for place in (0, 89, 178, 267, 356, 445))]
+    assert cut.source.tolist() == [-1, *dominant, *(rest[place] for place in (0, 89, 178, 267, 356, 445))]
     assert torch.equal(cut.rows[0], torch.full((8,), 7.0))
     assert torch.equal(cut.rows[1:42], view.features[dominant])
-    assert cut.assign[dominant].tolist() == list(range(1, 42))
-    assert set(cut.assign[rest].tolist()) == set(range(42, 48))
+    assert cut.parent[dominant].tolist() == list(range(1, 42))
+    assert set(cut.parent[rest].tolist()) == set(range(42, 48))
 
 
 @pytest.mark.parametrize(
     ("settings", "known"),
-    [({"include_cls": False}, {}), ({}, {"reindex": False}), ({}, {"cls": None})],
-    ids=["not asked for", "ids are kept", "there is none"],
+    [({"include_cls": False}, {}), ({"positions": "keep"}, {}), ({}, {"renumbers": False}), ({}, {"cls": False})],
+    ids=["not asked for", "ids are kept", "ids are always kept", "there is none"],
 )
 def test_without_a_cls_one_more_patch_stays(settings, known):
-    view = tower(576, **{"cls": torch.full((1, 8), 7.0), **known})
-    cut = VisionDrop(**settings).reduce(view)
-    assert len(cut.kept) == 48
-    assert (cut.kept >= 0).all()
-    top42 = view.attention().sort(descending=True).indices[:42].sort().values
-    assert cut.kept[:42].tolist() == top42.tolist()
+    (stage,) = tower_stages(VisionDrop(**settings), **known)
+    assert stage.ownerless == (Cls() in stage.reads) == (not known.get("cls", True))
+    view = tower(576)
+    cut = stage.cut(view)
+    assert cut.count == 48
+    assert (cut.source >= 0).all()
+    top42 = view.attention.sort(descending=True).indices[:42].sort().values
+    assert cut.source[:42].tolist() == top42.tolist()
+
+
+def test_a_tower_without_cls_is_scored_by_its_patches():
+    assert TowerAttention(by="cls") in tower_stages(VisionDrop())[0].reads
+    assert TowerAttention(by="patches") in tower_stages(VisionDrop(), cls=False)[0].reads
+    assert TowerKeys() in tower_stages(VisionDrop())[0].reads
 
 
 def test_an_image_of_another_size_gets_its_share():
-    assert len(VisionDrop().reduce(tower(288)).kept) == 24
-    assert len(VisionDrop().reduce(tower(1152)).kept) == 96
-    assert len(VisionDrop().reduce(tower(5)).kept) == 1
+    assert [reduced(VisionDrop(), tower(tokens)).count for tokens in (288, 1152, 5)] == [24, 96, 1]
 
 
 def test_a_tower_that_keeps_all_is_left_alone():
-    assert VisionDrop(dominant=576, contextual=0).reduce(tower(576)) is None
-    assert not VisionDrop(dominant=0, contextual=0).reduces_tower
+    assert reduced(VisionDrop(dominant=576, contextual=0), tower(576)) is None
+    assert tower_stages(VisionDrop(dominant=0, contextual=0)) == ()
 
 
-def attending(attention):
-    def attend(queries, start, stop, bidirectional):
-        assert queries == "vision"
-        yield from attention[start:stop, start:stop].split(5)
-
-    return attend
-
-
-def before_layer(attention, hidden, keys, **known):
+def before_layer(attention, hidden, keys, method=None, entered=576):
+    """What the cut before layer 8 makes of an image, whose own rows paid this attention, (rows, tokens)."""
     count = len(hidden)
-    known = {"sizes": (count,), "entered_sizes": (576,), "entered": 576, **known}
-    return View.of(hidden, layer=8, attend=attending(attention), keys_of=lambda: keys, **known)
+    (stage, *_) = follow.layer_stages((method or VisionDrop()).stages(Shape(depth=32)))
+    (signal,) = [signal for signal in stage.reads if isinstance(signal, Attention)]
+    rows = attention / attention.sum(dim=1, keepdim=True) if signal.renormalise else attention
+    view = LayerView(hidden, attention=rows.mean(dim=0), keys=keys, arriving=Arriving(count, entered, count))
+    return stage.cut(view)
 
 
 def rows_of(count, seed):
@@ -103,12 +123,12 @@ def rows_of(count, seed):
 
 def test_before_a_layer_30_and_5_of_48_stay():
     attention, hidden, keys = rows_of(48, seed=1)
-    cut = VisionDrop().cut(before_layer(attention, hidden, keys))
+    cut = before_layer(attention, hidden, keys)
     dominant = attention.mean(dim=0).sort(descending=True).indices[:30].sort().values.tolist()
     rest = [token for token in range(48) if token not in dominant]
-    assert cut.kept.tolist() == dominant + [rest[place] for place in (0, 3, 6, 9, 12)]
+    assert cut.source.tolist() == dominant + [rest[place] for place in (0, 3, 6, 9, 12)]
     assert torch.equal(cut.rows[:30], hidden[dominant])
-    joined = [token for token in rest if cut.assign[token] == 31 and token != rest[3]]
+    joined = [token for token in rest if cut.parent[token] == 31 and token != rest[3]]
     wanted = hidden[rest[3]] + (hidden[joined].mean(dim=0) if joined else 0)
     torch.testing.assert_close(cut.rows[31], wanted)
 
@@ -118,36 +138,29 @@ def test_averaging_and_renormalising_make_a_difference():
     attention[40:] = 1e-4  # rows that look elsewhere: token 47 gets little in all, yet most of what they give
     attention[40:, 47] = 2e-3
     cuts = [
-        VisionDrop(**settings).cut(before_layer(attention, hidden, keys))
+        before_layer(attention, hidden, keys, VisionDrop(**settings))
         for settings in ({}, {"merge": "average"}, {"renorm": True})
     ]
-    assert torch.equal(cuts[0].kept, cuts[1].kept)
+    assert torch.equal(cuts[0].source, cuts[1].source)
     assert not torch.equal(cuts[0].rows, cuts[1].rows)
-    assert not torch.equal(cuts[0].kept, cuts[2].kept)
+    assert not torch.equal(cuts[0].source, cuts[2].source)
     row = 32
-    members = (cuts[1].assign == row).nonzero()[:, 0]
+    members = (cuts[1].parent == row).nonzero()[:, 0]
     torch.testing.assert_close(cuts[1].rows[row], hidden[members].mean(dim=0))
 
 
-def test_each_image_is_scored_by_its_own_rows():
+def test_each_image_has_its_own_counts():
     attention, hidden, keys = rows_of(40, seed=3)
-    both = VisionDrop().cut(before_layer(attention, hidden, keys, sizes=(15, 25), entered_sizes=(96, 288)))
-    assert both.sizes == (6, 18)  # (5 + 1) and (15 + 3): a sixth and a half of 30 + 5, each rounded
-    first = VisionDrop().cut(
-        before_layer(attention[:15, :15], hidden[:15], keys[:15], sizes=(15,), entered_sizes=(96,))
-    )
-    assert both.kept[:6].tolist() == first.kept.tolist()
-    assert torch.equal(both.rows[:6], first.rows)
-    assert both.assign[:15].tolist() == first.assign.tolist()
-    assert both.kept[6:].min() >= 15
+    first = before_layer(attention[:15, :15], hidden[:15], keys[:15], entered=96)
+    second = before_layer(attention[15:, 15:], hidden[15:], keys[15:], entered=288)
+    assert (first.count, second.count) == (6, 18)  # (5 + 1) and (15 + 3): a sixth and a half of 30 + 5, each rounded
+    assert {stage.unit for stage in VisionDrop().stages(Shape(depth=32))} == {"image"}
 
 
-def test_an_image_with_fewer_rows_than_a_cut_keeps_stays_whole_beside_another():
+def test_an_image_with_fewer_rows_than_a_cut_keeps_stays_whole():
     attention, hidden, keys = rows_of(44, seed=4)
-    both = VisionDrop().cut(before_layer(attention, hidden, keys, sizes=(4, 40), entered_sizes=(576, 576)))
-    assert both.sizes == (4, 35)
-    assert torch.equal(both.rows[:4], hidden[:4])
-    assert VisionDrop().cut(before_layer(attention[:4, :4], hidden[:4], keys[:4])) is None
+    assert before_layer(attention[:4, :4], hidden[:4], keys[:4]) is None
+    assert before_layer(attention[4:, 4:], hidden[4:], keys[4:]).count == 35
 
 
 # -- schedules, settings -------------------------------------------------------------------------------------
@@ -167,13 +180,13 @@ def mean(method, depth, tokens):
 
 @pytest.mark.parametrize(("entry", "ratio"), [(1.5, 0.73362), (3, 0.25308)])
 def test_the_ratio_between_stages(entry, ratio):
-    sizes = solve_sizes(100, 10_000, 32, (8, 16, 24), entry)
+    sizes = entry_sizes(100, 10_000, 32, (8, 16, 24), entry)
     assert sizes[0] == pytest.approx(100 * entry)
     assert [after / before for before, after in itertools.pairwise(sizes)] == pytest.approx([ratio] * 3, abs=5e-6)
 
 
 def test_the_papers_video_schedule():
-    sizes = solve_sizes(256, 2048, 32, (8, 16, 24), 3)
+    sizes = entry_sizes(256, 2048, 32, (8, 16, 24), 3)
     assert [math.floor(size + 0.5) for size in sizes] == [768, 194, 49, 12]
 
 
@@ -238,7 +251,7 @@ def test_a_budget_near_the_whole_lowers_the_entry():
 
 def test_the_whole_budget_is_no_stage_at_all():
     method = VisionDrop.for_budget(Config(32), tokens=576)
-    assert (method.reduces_tower, method.cuts()) == (False, ())
+    assert method.stages(Shape(depth=32)) == ()
     assert method.plan(32, (576,)) == (576,) * 32
 
 
@@ -255,12 +268,12 @@ def test_less_than_a_token_at_the_end_is_refused_with_the_floor():
     [
         ({"layer_list": (8, 16)}, "equally long; got 2 and 3"),
         ({"layer_list": (8, 8, 16)}, "ascend strictly"),
-        ({"dominant": -1}, "dominant >= 1"),
+        ({"dominant": -1}, "dominant should be greater than or equal to 0"),
         ({"dominant": 0, "contextual": 3}, "dominant >= 1"),
-        ({"image_token_list": ((30, 5), (22, -4), (16, 3))}, "contextual >= 0"),
-        ({"reference": 0}, "1 or more"),
-        ({"positions": "compact"}, "positions is"),
-        ({"merge": "max"}, "merge is"),
+        ({"image_token_list": ((30, 5), (22, -4), (16, 3))}, r"image_token_list\[1\]\[1\] should be greater"),
+        ({"reference": 0}, "reference should be greater than or equal to 1"),
+        ({"positions": "compact"}, "positions should be"),
+        ({"merge": "max"}, "merge should be"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
@@ -290,37 +303,6 @@ def test_the_table_of_the_spec():
     assert trace.tokens == [32.0]
 
 
-class Probe(fv.Method):
-    """Looks at the attention rows before layer 2, and drops nothing."""
-
-    name = "probe"
-
-    def __init__(self):
-        self.rows = []
-
-    def cuts(self):
-        return (2,)
-
-    def plan(self, depth, sizes):
-        return None
-
-    @classmethod
-    def for_budget(cls, model, **_):
-        raise NotImplementedError
-
-    def cut(self, view):
-        self.rows = torch.cat(list(view.attention("vision")))
-        self.scores = VisionDrop()._scores(view)
-        self.keys = view.keys
-
-
-def probed(inputs, family="llava"):
-    probe = Probe()
-    with fv.drop(tiny(family), probe), torch.no_grad():
-        tiny(family)(**inputs)
-    return probe
-
-
 # transformers lists the attentions of those layers alone that have any: tests/families/test_qwen3_5.py knows which.
 @pytest.mark.parametrize("family", [family for family in FAMILIES if not family.startswith("qwen3_5")])
 def test_scores_are_the_models_own_attention(family):
@@ -328,10 +310,8 @@ def test_scores_are_the_models_own_attention(family):
     with torch.no_grad():
         attention = tiny(family, "eager")(**inputs, output_attentions=True).attentions[2][0].mean(dim=0)
     vision = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0]
-    probe = probed(inputs, family)
-    wanted = attention[vision][:, vision]
-    torch.testing.assert_close(probe.rows, wanted, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(probe.scores, wanted.mean(dim=0), atol=1e-6, rtol=1e-5)
+    seen = paid(tiny(family), inputs, 2, "vision")
+    torch.testing.assert_close(seen, ways(attention[vision][:, vision]), atol=1e-6, rtol=1e-5)
 
 
 def test_text_before_the_image_has_a_say_and_text_after_it_none():
@@ -340,9 +320,9 @@ def test_text_before_the_image_has_a_say_and_text_after_it_none():
     def scores(change):
         ids = inputs["input_ids"].clone()
         ids[0, change] = 5 if ids[0, change] != 5 else 6
-        return probed({**inputs, "input_ids": ids}).scores
+        return paid(tiny("llava"), {**inputs, "input_ids": ids}, 2, "vision")["mean"]
 
-    same = probed(inputs).scores
+    same = paid(tiny("llava"), inputs, 2, "vision")["mean"]
     assert torch.equal(scores(-1), same)
     assert not torch.equal(scores(1), same)
 
@@ -430,7 +410,7 @@ def test_a_cls_takes_the_place_of_a_token(dominant, contextual):
 
 
 def test_cuts_before_the_first_layer_are_refused():
-    with pytest.raises(fv.SettingError, match="from 0 on"):
+    with pytest.raises(fv.SettingError, match=r"layer_list\[0\] should be greater than or equal to 0"):
         VisionDrop(layer_list=(-1, 8, 16))
 
 
@@ -438,13 +418,7 @@ def test_counts_larger_than_what_arrives_still_order_it():
     """d + c >= n: c shrinks to what is left, and the rows become dominant, then contextual."""
     hidden = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     scores = torch.tensor([0.1, 0.6, 0.2, 0.5, 0.3, 0.4])
-    view = View.of(
-        hidden,
-        layer=8,
-        attend=lambda queries, start, stop, both: iter([scores.expand(6, 6)]),
-        keys_of=lambda: hidden,
-    )
     method = VisionDrop(layer_list=(8,), image_token_list=((4, 9),), reference=6)
-    cut = method.cut(view)
-    assert cut.kept.tolist() == [1, 3, 4, 5, 0, 2]
-    assert torch.equal(cut.rows, hidden[cut.kept])
+    cut = before_layer(scores.expand(6, 6), hidden, hidden, method, entered=6)
+    assert cut.source.tolist() == [1, 3, 4, 5, 0, 2]
+    assert torch.equal(cut.rows, hidden[cut.source])

@@ -86,6 +86,7 @@ def main(arguments: Sequence[str]) -> int:
     summary = [
         f"{trees[0].commit} (old) and {trees[1].commit} (new), {versions()}",
         f"{len(found)} runs: {totals['equal']} equal, {totals['fewer']} equal with fewer operators or waits, "
+        f"{totals['more']} equal with up to 1 % more operators, "
         f"{totals['DIFFERS']} differ; {refused} of them are refusals",
     ]
     log = given.log or (PARTIAL if given.family or given.example or given.quick else COMMITTED)

@@ -19,9 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveate as fv
 from foveate.registry import method as method_of
+from tests.witness.compare import MENDED
 from tests.witness.examples import COUNTED, EXAMPLES
 
 NEW_TOKENS = 4
+IMAGE, VIDEO = 91, 92
 PLACEHOLDERS = {"bad_words_ids": [[91], [92], [93], [94]]}  # a random model would draw them
 
 
@@ -205,6 +207,16 @@ class Counter:
         return {name: self.far.FarTensor(value) for name, value in tensors.items()}
 
 
+def ends(ids, config):
+    """Where a run of vision tokens ends before text, or before a frame's CLS: (samples, columns) bool."""
+    vision = (ids == IMAGE) | (ids == VIDEO)
+    if config.model_type == "video_llava":  # the first token of every frame is its CLS
+        frame = (config.vision_config.image_size // config.vision_config.patch_size) ** 2 + 1
+        film = (ids == VIDEO).long()
+        vision &= ~((film == 1) & (film.cumsum(1) % frame == 1))
+    return vision & torch.cat((~vision[:, 1:], torch.zeros_like(vision[:, :1])), dim=1)
+
+
 # -- a task ----------------------------------------------------------------------------------------------------
 
 
@@ -244,7 +256,9 @@ def run_family(task, family):
         found = {}
         for prompt, inputs in bundle["prompts"].items():
             with crashes_told(found, prompt):
-                found[prompt] = facts(bundle["model"], inputs, EXAMPLES[name])
+                found[prompt] = facts(bundle["model"], inputs, EXAMPLES[name]) | {
+                    MENDED: ends(inputs["input_ids"], bundle["model"].config)
+                }
         keep(results / f"{name}.pt", found)
 
 

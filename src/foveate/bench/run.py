@@ -20,8 +20,10 @@ from foveate.engine.session import drop
 from foveate.engine.trace import Trace
 from foveate.errors import UnsupportedError
 from foveate.methods.base import Method
-from foveate.methods.final_kv import FinalKV
+from foveate.methods.finalkv import FinalKV
+from foveate.methods.follow import cached_layers, in_order
 from foveate.methods.random import Random
+from foveate.methods.stages import Shape
 from foveate.methods.uniform import Uniform
 from foveate.registry import family_for
 
@@ -120,7 +122,8 @@ class Session:
             if own.held is None:
                 continue
             if not isinstance(method, Random):
-                twin = same_schedule(own.held.tokens, self.workload.vision_tokens, method.kv_layers(depth))
+                cached = cached_layers(in_order(method.stages(Shape(depth))))
+                twin = same_schedule(own.held.tokens, self.workload.vision_tokens, cached)
                 same = next((one for one in self.candidates.values() if one.method == twin), None)
                 own.control = (same or self._add(Candidate(f"{name}: random", twin), told)).name
             if bare and not self.obstacle and min(own.held.tokens) < self.workload.vision_tokens:

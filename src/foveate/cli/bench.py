@@ -42,8 +42,9 @@ class Bench:
 
     model: Annotated[str, tyro.conf.arg(metavar="SHAPE|ID|FOLDER")] = EMBEDDED
     """a shape with random weights (list: --shapes), a hub id or a local folder"""
-    method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE…]")] = ()
-    """a method, with settings if need be, or a preset (default: v2drop, visiondrop and mustdrop)"""
+    method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = ()
+    """a method, preset, tuned record or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
+    (default: v2drop, visiondrop and mustdrop; list: foveate methods)"""
     budget: Annotated[
         tyro.conf.UseAppendAction[tuple[float, ...]], tyro.conf.arg(metavar="TOKENS", help_behavior_hint="")
     ] = ()

@@ -22,7 +22,7 @@ from foveate.bench.shapes import Shape, shapes
 from foveate.bench.stopwatch import clock_of
 from foveate.bench.summary import kernel_cost, summarise
 from foveate.bench.workload import Workload
-from foveate.cli.bench_setup import build, device_for, dtype_for, methods_for, synthetic_for
+from foveate.cli.bench_setup import build, contenders_for, device_for, dtype_for, methods_for, synthetic_for
 from foveate.cli.bench_tables import footnotes, forecast_table, profile_tables, shape_table, tables
 from foveate.cli.finish import finish
 from foveate.cli.screen import busy, counted, note
@@ -55,6 +55,7 @@ def run(options: "Bench") -> None:
     named = shapes().get(options.model)
     if named is not None and named.arithmetic and not options.predict:
         raise UsageError(f"--model {named.name} is there for arithmetic alone, not to be run: add --predict.")
+    contenders = contenders_for(options)
     device = device_for(options)
     dtype = dtype_for(options, device)
     if options.predict and named is not None:
@@ -63,7 +64,7 @@ def run(options: "Bench") -> None:
         model, workload = config, synthetic_for(options, named, None, dtype)
     else:
         model, workload = build(options, named, device, dtype)
-    methods, infeasible = methods_for(options, model, workload)
+    methods, infeasible = methods_for(options, contenders, model, workload)
     promised = _forecasts(options, model, workload, methods, device)
     said = verdict(promised, workload.cost(model))
     note(f"prediction: {said}")

@@ -1,5 +1,6 @@
 """The model, the prompt and the methods that a `foveate bench` command line asks for."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,7 +9,6 @@ from PIL import Image
 
 from foveate.bench.shapes import Shape
 from foveate.bench.workload import Workload, synthetic
-from foveate.cli.choose import contender
 from foveate.cli.loading import load, named_device
 from foveate.cli.options import ModelOptions
 from foveate.cli.prompt import prepare, vision_sizes
@@ -16,13 +16,14 @@ from foveate.cli.screen import busy, note
 from foveate.cli.usage import UsageError
 from foveate.core.grid import grids_of
 from foveate.errors import SettingError
+from foveate.eval.cells import Contender
 from foveate.methods.base import Method
 from foveate.registry import families, family_for
 
 if TYPE_CHECKING:
     from foveate.cli.bench import Bench
 
-__all__ = ["build", "device_for", "dtype_for", "methods_for", "synthetic_for"]
+__all__ = ["build", "contenders_for", "device_for", "dtype_for", "methods_for", "synthetic_for"]
 
 METHODS = ("v2drop", "visiondrop", "mustdrop")
 RETENTION = 1 / 3
@@ -125,7 +126,14 @@ def _processed(loaded: Any, options: "Bench") -> Workload:
     )
 
 
-def methods_for(options: "Bench", model: Any, workload: Workload) -> tuple[dict[str, Method], dict[str, str]]:
+def contenders_for(options: "Bench") -> list[Contender]:
+    """What the command line names, before any model is made."""
+    return [Contender.of(name) for name in options.method or METHODS]
+
+
+def methods_for(
+    options: "Bench", contenders: Sequence[Contender], model: Any, workload: Workload
+) -> tuple[dict[str, Method], dict[str, str]]:
     """The settings to run by the names of their rows, and why others cannot meet their budget."""
     count = workload.vision_tokens
     if options.budget and max(options.budget) > count:
@@ -134,9 +142,9 @@ def methods_for(options: "Bench", model: Any, workload: Workload) -> tuple[dict[
     methods: dict[str, Method] = {}
     infeasible: dict[str, str] = {}
     config = getattr(model, "config", model)
-    for name in options.method or METHODS:
-        for cell in contender(name).cells(config, shares, count, [options.seed]):
-            label = name if cell.budget is None else f"{name} {cell.budget * count:.0f}"
+    for one in contenders:
+        for cell in one.cells(config, shares, count, [options.seed]):
+            label = one.name if cell.budget is None else f"{one.name} {cell.budget * count:.0f}"
             if cell.infeasible:
                 infeasible[label] = cell.infeasible
             else:

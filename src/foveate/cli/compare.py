@@ -36,8 +36,9 @@ class Compare:
     """picture and video files, in the order in which the model sees them"""
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
     """the question"""
-    method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME")] = ()
-    """a method or a preset, repeatable (default: every method; list: foveate methods)"""
+    method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = ()
+    """a method, preset, tuned record or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
+    (default: every method that takes a budget; list: foveate methods)"""
     pairs: Annotated[int, tyro.conf.arg(metavar="N")] = 10
     """timed rounds, after a warm-up"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
@@ -63,10 +64,12 @@ class Compare:
             from foveate.cli.prompt import fitting
             from foveate.cli.race import race
             from foveate.cli.setup import set_up
+            from foveate.methods.grammar import read
             from foveate.registry import methods
             from foveate.viz import stack
 
-        names, every = (self.method, False) if self.method else (tuple(methods()), True)
+        names = self.method or tuple(name for name in methods() if not read(name).settled)
+        every = not self.method
         setup = set_up(self.files, self.prompt, names, self.models, self.budgets, self.videos, every=every)
         with busy("Answering without dropping"), fitting(setup.loaded, setup.inputs):
             whole = setup.cost(None)
@@ -77,7 +80,14 @@ class Compare:
                 answers[name] = ask(setup.loaded, setup.inputs, method, self.models.max_new_tokens)
         found = race(setup.loaded, setup.inputs, setup.methods, len(full.tokens), self.pairs)
         outcomes = [
-            report.outcome(name, setup.methods[name], answer, setup.cost(setup.methods[name], answer.trace), whole)
+            report.outcome(
+                name,
+                setup.methods[name],
+                answer,
+                setup.cost(setup.methods[name], answer.trace),
+                whole,
+                setup.asked[name],
+            )
             | {"agreement": report.agreement(answer, full)}
             for name, answer in answers.items()
         ]
@@ -88,6 +98,9 @@ class Compare:
             "time": report.race_values(found),
         }
         footnotes = [Text(f"Time ratio to the full model's: {report.race_note(found)}."), Text(CONTROL)]
+        if any(row["met"] is False for row in outcomes):
+            footnotes.append(Text(UNMET))
+        footnotes += [Text(f"  {row['name']}: {said}.") for row in outcomes if (said := report.unmet(row)) is not None]
 
         def draw() -> "Image":
             drawn = [(f"{name}: {answer.text}", answer.trace.show(setup.shown)) for name, answer in answers.items()]
@@ -103,6 +116,7 @@ class Compare:
 
 
 CONTROL = "In the full model's row it is timed against itself: what noise alone does here."
+UNMET = "* The budget is not met:"
 
 
 def _table(prompt: str, answer: str, outcomes: "list[dict[str, Any]]", found: "Race") -> "Table":
@@ -121,7 +135,7 @@ def _table(prompt: str, answer: str, outcomes: "list[dict[str, Any]]", found: "R
             Text(row["name"]),
             Text(row["answer"]),
             agreement_words(row["agreement"]),
-            f"{row['retention']:.1%}",
+            f"{row['retention']:.1%}{'*' if row['met'] is False else ''}",
             f"{1 - row['saved']['prefill_flops']:.1%}",
             interval(found.ratios[row["name"]], "\n"),
         )

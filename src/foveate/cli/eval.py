@@ -43,8 +43,9 @@ class Eval:
 
     tasks: Annotated[str, tyro.conf.arg(metavar="NAME,…", help_behavior_hint="")] = ""
     """embedded tasks, or benchmarks such as pope,textvqa (default: all embedded tasks)"""
-    method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE…]")] = ()
-    """a method, with settings if need be, or a preset (default: v2drop, visiondrop and mustdrop)"""
+    method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = ()
+    """a method, preset, tuned record or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
+    (default: v2drop, visiondrop and mustdrop; list: foveate methods)"""
     budget: Annotated[
         tyro.conf.UseAppendAction[tuple[float, ...]], tyro.conf.arg(metavar="TOKENS", help_behavior_hint="")
     ] = ()
@@ -88,13 +89,12 @@ class Eval:
         from foveate.cli.screen import busy
 
         with busy("Starting torch"):
-            from foveate.cli.choose import contender
             from foveate.cli.eval_benchmarks import run_benchmarks
             from foveate.cli.eval_embedded import run_embedded
             from foveate.embedded.questions import TASKS
-            from foveate.eval.cells import with_baselines
+            from foveate.eval.cells import Contender, with_baselines
 
-        contenders = [contender(name) for name in self.method or METHODS]
+        contenders = [Contender.of(name) for name in self.method or METHODS]
         if not self.no_baselines:
             contenders = with_baselines(contenders)
         tasks = tuple(name.strip() for name in self.tasks.split(",") if name.strip())

@@ -24,7 +24,6 @@ from foveate.eval.run import FULL, key_of, outstanding, run, sample
 from foveate.eval.store import Store, home
 from foveate.eval.summary import Column, Summary, summarise, unmatched
 from foveate.methods.base import Method
-from foveate.registry import method as kind_of
 
 if TYPE_CHECKING:
     from foveate.cli.eval import Eval
@@ -57,7 +56,7 @@ def run_embedded(options: "Eval", tasks: Sequence[str], contenders: Sequence[Con
     with fitting(loaded, inputs):
         summary = _answered(options, loaded, asked, chosen, store, "Answering")
     if not options.no_baselines and (spent := unmatched(summary)):
-        chosen += cells([Contender(name, kind_of(name)) for name in BASELINES], spent)
+        chosen += cells([Contender.of(name) for name in BASELINES], spent)
         summary = _answered(options, loaded, asked, chosen, store, "Answering: controls at what was truly spent")
     values: dict[str, Any] = {
         "what": WHAT,

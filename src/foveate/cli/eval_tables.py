@@ -13,6 +13,7 @@ from foveate.eval.summary import RIVALS, Outcome, Summary
 __all__ = ["footnotes", "table", "task_table"]
 
 SHORT = {"existence": "exists", "quadrant": "where", "read text": "text", "character": "char"}
+NEAR = 0.02  # how far what is spent may lie from what was asked for, as a share of it
 SHORT |= {"text quadrant": "text at", "list left to right": "list →", "list top to bottom": "list ↓"}
 
 
@@ -56,9 +57,23 @@ def footnotes(summary: Summary) -> list[str]:
         beaten = [rival for rival, found in outcome.against.items() if found.high < 0]
         if beaten and outcome.cell.name not in RIVALS:
             lines.append(f"{outcome.cell.name} at {outcome.tokens:.0f} tokens is worse than {' and '.join(beaten)}.")
+        if (said := _unmet(outcome)) is not None:
+            lines.append(f"{outcome.cell.name} at {outcome.tokens:.0f} tokens: the budget is not met, {said}.")
         if outcome.cell.note:
             lines.append(f"{outcome.cell.name} at {outcome.tokens:.0f} tokens: {outcome.cell.note}.")
     return lines
+
+
+def _unmet(outcome: Outcome) -> str | None:
+    """What became of a budget that was not met."""
+    asked = outcome.cell.budget
+    if asked is None:
+        return None
+    if asked > 1:  # benchmarks are asked in tokens too
+        met, words = abs(outcome.tokens - asked) <= NEAR * asked, (f"{asked:g} tokens", f"{outcome.tokens:.1f}")
+    else:
+        met, words = abs(outcome.retention - asked) <= NEAR * asked, (f"{asked:.1%}", f"{outcome.retention:.1%}")
+    return None if met else f"{words[0]} was asked for, {words[1]} is spent"
 
 
 def _budgets(summary: Summary) -> list[float | None]:

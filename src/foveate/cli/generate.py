@@ -32,8 +32,9 @@ class Generate:
     """picture and video files, in the order in which the model sees them"""
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
     """the question"""
-    method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "v2drop"
-    """what drops: a method (list: foveate methods) or a preset (list: foveate presets)"""
+    method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "v2drop"
+    """a method, preset, tuned record or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
+    (list: foveate methods)"""
     full: Flag = False
     """also run the model without dropping: its answer, and the ratio of times"""
     pairs: Annotated[int, tyro.conf.arg(metavar="N")] = 10
@@ -69,7 +70,8 @@ class Generate:
             answer = ask(setup.loaded, setup.inputs, method, self.models.max_new_tokens)
         trace = answer.trace
         cost = setup.cost(method, trace)
-        values: dict[str, Any] = setup.to_dict() | report.outcome(self.method, method, answer, cost, whole)
+        asked = setup.asked[self.method]
+        values: dict[str, Any] = setup.to_dict() | report.outcome(self.method, method, answer, cost, whole, asked)
         rows = [("Question", setup.prompt), (f"With {self.method}", answer.text)]
         times: list[tuple[str, str]] = []
         if self.full:
@@ -83,6 +85,7 @@ class Generate:
             times = report.race_lines(self.method, found)
         rows += [
             ("Retention", report.budget_line(trace, setup.depth)),
+            *report.unmet_lines(values),
             ("Stages", report.stages_line(trace)),
             *report.clip_lines(setup.clips, trace, alone=len(setup.media) == 1),
             ("FLOPs", report.flops_line(cost, whole)),

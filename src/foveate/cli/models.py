@@ -10,10 +10,8 @@ __all__ = ["Models", "marks"]
 STAGES = {"tower": "In the tower", "projector": "Behind it", "layer": "Between layers", "kv": "In the KV cache"}
 
 
-def marks(methods: dict[str, dict[str, Any]] | None) -> list[str]:
+def marks(methods: dict[str, dict[str, Any]]) -> list[str]:
     """A cell a stage: "i" for images, "v" for videos; then the methods that are refused."""
-    if methods is None:
-        return ["not tested"] * len(STAGES) + [""]
     works = {modality: [each for each in told.values() if isinstance(each, list)] for modality, told in methods.items()}
     cells = [
         " ".join(modality[0] for modality, seen in works.items() if any(stage in one for one in seen))
@@ -54,7 +52,7 @@ class Models:
 
             known = support()
             kinds: list[dict[str, Any]] = [
-                {"model_type": name, "summary": summary(sys.modules[kind.__module__]), "methods": known.get(name)}
+                {"model_type": name, "summary": summary(sys.modules[kind.__module__]), "methods": known[name]}
                 for name, kind in sorted(families().items())
             ]
             own = {"name": EMBEDDED, "model_type": "llava", "folder": str(embedded.path())}

@@ -1,6 +1,6 @@
 """What `generate` and `compare` say about a run: as plain values for JSON, as lines for people."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foveate.bench.timing import Ratio
@@ -24,18 +24,30 @@ __all__ = [
     "race_note",
     "race_values",
     "stages_line",
+    "unmet",
+    "unmet_lines",
     "with_agreement",
 ]
 
 
-def outcome(name: str, method: Method, answer: Answer, cost: Cost, whole: Cost) -> dict[str, Any]:
-    """One method's run as plain values."""
+NEAR = 0.02
+"""How far what is spent may lie from what was asked for, as a share of it, for a budget to be met."""
+
+
+def outcome(
+    name: str, method: Method, answer: Answer, cost: Cost, whole: Cost, asked: float | None = None
+) -> dict[str, Any]:
+    """One method's run as plain values; `asked` is the retention that was asked for, if one was."""
+    spent = answer.trace.retention[0]
     return {
         "name": name,
         "setting": method.to_dict(),
         "answer": answer.text,
         "token_ids": answer.tokens,
-        "retention": answer.trace.retention[0],
+        "retention": spent,
+        "asked": asked,
+        "spent": spent,
+        "met": None if asked is None else abs(spent - asked) <= NEAR * asked,
         "mean_tokens": answer.trace.tokens[0],
         "trace": answer.trace.to_dict(),
         "cost": cost.to_dict(),
@@ -47,6 +59,19 @@ def outcome(name: str, method: Method, answer: Answer, cost: Cost, whole: Cost) 
         "kv_bytes": answer.kv_bytes,
         "kv_bytes_whole": answer.kv_bytes_whole,
     }
+
+
+def unmet(values: Mapping[str, Any]) -> str | None:
+    """What became of a budget that was not met, of an `outcome`; None where it was, or where none was asked for."""
+    if values["met"] is not False:
+        return None
+    return f"{values['asked']:.1%} was asked for, {values['spent']:.1%} is spent"
+
+
+def unmet_lines(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The same as a labelled line, if there is one."""
+    said = unmet(values)
+    return [] if said is None else [("Budget", f"not met: {said}")]
 
 
 def agreement(answer: Answer, full: Answer) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from foveate import __version__
-from foveate.cli.choose import check_names, choose
+from foveate.cli.choose import named
 from foveate.cli.loading import Loaded, load, quiet
 from foveate.cli.media import as_seen, load_media
 from foveate.cli.options import EMBEDDED, BudgetOptions, ModelOptions, VideoOptions
@@ -40,6 +40,7 @@ class Setup:
         sizes: Vision tokens of each image or video, or of all together.
         methods: The settings to run, by the name the user gave.
         infeasible: Why a method cannot meet the budget, by its name.
+        asked: The retention that was asked of each method, by its name; None where it was not.
     """
 
     media: list[Picture | Clip]
@@ -50,6 +51,7 @@ class Setup:
     sizes: tuple[int, ...]
     methods: dict[str, Method]
     infeasible: dict[str, str]
+    asked: dict[str, float | None]
 
     @property
     def depth(self) -> int:
@@ -151,7 +153,7 @@ def set_up(
     """
     if models.max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens {models.max_new_tokens}: an answer has at least one token.")
-    check_names(names, budgets)
+    chosen = named(names, budgets)
     files, prompt = _question(files, prompt, models)
     media = load_media(files, videos)
     loaded = load(models)
@@ -164,15 +166,20 @@ def set_up(
     _check_length(loaded.model.config.get_text_config(), int(inputs["input_ids"].shape[1]))
     methods: dict[str, Method] = {}
     infeasible: dict[str, str] = {}
-    for name in names:
+    asked: dict[str, float | None] = {}
+    for name, one in chosen.items():
         try:
-            methods[name] = choose(name, loaded.model.config, sum(sizes), budgets)
+            methods[name] = one.solved(
+                loaded.model.config, tokens=budgets.budget, retention=budgets.retention, vision_tokens=sum(sizes)
+            )
         except BudgetError as error:
             infeasible[name] = str(error)
             if not every or len(infeasible) == len(names):
                 raise
+            continue
+        asked[name] = one.asked(methods[name], sum(sizes), tokens=budgets.budget, retention=budgets.retention)
     text_tokens = int(inputs["input_ids"].shape[1]) - sum(sizes)
-    return Setup(media, prompt, loaded, inputs, text_tokens, sizes, methods, infeasible)
+    return Setup(media, prompt, loaded, inputs, text_tokens, sizes, methods, infeasible, asked)
 
 
 def _check_length(config: Any, tokens: int) -> None:

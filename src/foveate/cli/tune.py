@@ -43,8 +43,9 @@ class Tune:
     """mean vision tokens a decoder layer, over the samples"""
     retention: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="")] = None
     """the same as a share in (0, 1]"""
-    method: Annotated[str, tyro.conf.arg(metavar="NAME")] = "mustdrop"
-    """a method, preset or record to start from: it gives α/γ and all that is not tuned"""
+    method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "mustdrop"
+    """where to start: mustdrop, its preset or a tuned record, with settings if need be, such as
+    "mustdrop:merge_windows=false"; it gives α/γ and all that is not tuned"""
     settings: Settings = ()
     """a setting of the method, repeatable; thresholds give their ratio only"""
     task: Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = ""
@@ -66,30 +67,25 @@ class Tune:
         from foveate.cli.screen import busy
 
         with busy("Starting torch"):
-            from foveate.cli.choose import fitted, is_setting, parse_settings, setting
+            from foveate.cli.choose import named
             from foveate.cli.loading import load
+            from foveate.cli.options import BudgetOptions
             from foveate.cli.outputs import write_text
             from foveate.cli.pictures import load_picture
             from foveate.cli.prompt import fitting, prepare
             from foveate.cli.screen import as_json, counted, note, show, show_json
             from foveate.methods.mustdrop import MustDrop
-            from foveate.registry import method
             from foveate.tune import tune
             from foveate.tune.thresholds import default_start
 
-        start = setting(self.method) if is_setting(self.method) else None
-        if start is None and self.method != "mustdrop":
-            kind = method(self.method).__name__
-            raise UsageError(f"{kind}'s schedules are exact, there is nothing to tune: use --budget or --retention.")
-        values = parse_settings(self.settings)
-        known = {field.name for field in dataclasses.fields(start or MustDrop)}  # type: ignore[arg-type]
-        if unknown := sorted(set(values) - known):
-            raise UsageError(f"--set {unknown[0]}: no such setting of mustdrop.")
-        values = fitted(MustDrop, values)
-        try:
-            dataclasses.replace(start or MustDrop(), **values)  # type: ignore[type-var]
-        except TypeError as error:
-            raise UsageError(f"--set: a value is of the wrong kind: {error}.") from error
+        found = named([self.method], BudgetOptions(settings=self.settings))[self.method]
+        (member, *others) = found.members
+        if others or not issubclass(member.kind, MustDrop):
+            raise UsageError(
+                f"--method {self.method}: there is nothing to tune but MustDrop's thresholds. Schedules are exact: "
+                "give generate --budget or --retention."
+            )
+        found.method()
         pictures = [(load_picture(path).image, prompt) for path, prompt in asked]
         loaded = load(self.models)
         inputs = [dict(prepare(loaded, [picture], prompt)) for picture, prompt in pictures]
@@ -101,7 +97,7 @@ class Tune:
             record = tune(
                 loaded.model,
                 inputs,
-                method=dataclasses.replace(start or default_start(loaded.model), **values),  # type: ignore[type-var]
+                method=dataclasses.replace(member.whole or default_start(loaded.model), **member.values),  # type: ignore[type-var]
                 tokens=self.budget,
                 retention=self.retention,
                 task=self.task,
@@ -114,9 +110,9 @@ class Tune:
             write_text(self.out, as_json(record.to_dict()))
         if self.json:
             return show_json(record.to_dict())
-        found = record.method.to_dict()
+        tuned = record.method.to_dict()
         return show(
-            f"global_thr = {found['global_thr']:.6g}, individual_thr = {found['individual_thr']:.6g}",
+            f"global_thr = {tuned['global_thr']:.6g}, individual_thr = {tuned['individual_thr']:.6g}",
             f"{record.retention:.1%} ± {record.spread:.1%} of {record.vision_tokens:.1f} vision tokens on "
             f"{record.samples} samples ({record.target:.1%} asked for{'' if record.met else ' and not met'}; "
             f"{len(record.steps)} steps)",

@@ -26,10 +26,12 @@ class Merge:
     Attributes:
         origin: (rows,) int64, the token each new row stands for, in row order.
         assign: (tokens,) int64, the row each token went into; −1 if it was dropped.
+        rows: (rows, width), what the rows are, where that has been worked out.
     """
 
     origin: Tensor
     assign: Tensor
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return self.origin.shape[0]
@@ -124,19 +126,35 @@ def window_similarity(rows: Tensor, height: int, width: int, window: int) -> Ten
     return mean
 
 
-def merge_windows(similarity: Tensor, merged: int, height: int, width: int, window: int) -> Merge:
-    """Make one token of each of the `merged` most similar windows: these first, by falling similarity, then the rest.
+def merge_windows(similarity: Tensor, merged: Tensor, height: int, width: int, window: int) -> Merge:
+    """Make one token of each of the `merged` most similar windows: these first, by falling similarity, then the tokens
+    outside them in order. A merged row stands for its window's centre. Ties go to the earlier window.
 
-    A merged row stands for its window's centre. Ties go to the earlier window.
+    Shapes do not depend on values: `origin` has a place for every token, and what stands behind the rows means nothing.
+    An example: a 2 x 4 grid, windows of 2 x 2, of which the second is merged.
+
+        assign   1 2 0 0 | 3 4 0 0          origin   6, 0, 1, 4, 5, then nothing
+
+    Args:
+        similarity: (windows,) float32 in raster order.
+        merged: How many, an int64 tensor without dimensions.
+        height, width: Of the grid.
+        window: Side of a window.
     """
     members = _window_members(height, width, window, similarity.device)
-    order = torch.sort(similarity, descending=True, stable=True).indices[:merged]
     tokens, joined = height * width, members.shape[1]
-    assign = torch.full((tokens,), -1, device=similarity.device)
-    assign[members[order].flatten()] = torch.arange(merged, device=similarity.device).repeat_interleave(joined)
-    alone = torch.sort((assign >= 0).long(), stable=True).indices[: tokens - merged * joined]
-    assign[alone] = torch.arange(len(alone), device=similarity.device) + merged
-    return Merge(torch.cat((members[order, joined // 2], alone)), assign)
+    members = members[torch.sort(similarity, descending=True, stable=True).indices]
+    places = torch.arange(tokens, device=members.device)
+    ranks = places[: len(members)]
+    apart = ranks >= merged
+    rank = ranks.masked_fill(apart, -1)[:, None].expand_as(members)
+    assign = torch.full_like(places, -1).scatter(0, members.flatten(), rank.flatten())
+    alone = assign < 0
+    assign = torch.where(alone, alone.cumsum(0) + (merged - 1), assign)
+    # Every member of a merged window writes itself into its row; the centre has the last word.
+    origin = torch.zeros_like(places).scatter(0, assign, places)
+    centres = torch.where(apart, origin[: len(members)], members[:, joined // 2])
+    return Merge(origin.scatter(0, ranks, centres), assign)
 
 
 def _window_members(height: int, width: int, window: int, device: torch.device) -> Tensor:

@@ -22,12 +22,11 @@ class TowerView:
         cls: The CLS state beside them, (1, width), where the tower has one and it may become a token; else None.
         scores_of: Returns what `attention` answers, for a layer.
         keys_of: Returns what `keys` answers, for a layer.
-        merge: What `Method.merge_early` did to the patches, if anything: then these are the merged ones.
-        reindex: Whether positions may be numbered anew in this model.
+        merge: What a stage inside the tower did to the patches, if anything: then these are the merged ones.
         entered: Vision tokens the image will have had, newlines and the like among them: what counts are shares of.
         reserved: Rows the family will add by itself (a closing newline), to be spared from a fixed count.
         grids: Rows and columns of each frame or view, one behind the other; empty where they are not known.
-        early: Whether `Method.merge_early` has seen the patches, also where it merged none.
+        early: Whether a stage inside the tower has seen the patches, also where it merged none.
     """
 
     features: Tensor
@@ -36,7 +35,6 @@ class TowerView:
     scores_of: Callable[[int], Tensor]
     keys_of: Callable[[int], Tensor]
     merge: Merge | None = None
-    reindex: bool = True
     entered: int = 0
     reserved: int = 0
     grids: tuple[Grid, ...] = ()

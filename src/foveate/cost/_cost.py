@@ -7,11 +7,14 @@ from typing import Any, Literal
 
 import torch
 
-from foveate.core.grid import closing_rows
+from foveate.core.grid import Grid, closing_rows
+from foveate.core.views import Arriving
 from foveate.cost._decoder import Decoder
 from foveate.cost._peak import peak
 from foveate.errors import SettingError
+from foveate.methods import follow
 from foveate.methods.base import Method
+from foveate.methods.stages import Place, Shape, Stage
 from foveate.registry import families, no_family
 
 __all__ = ["Cost", "cost"]
@@ -153,39 +156,38 @@ def cost(
         raise SettingError(f"grids has an entry for each image: got {len(grids)} for {len(sizes)} images.")
     known = kind.token_grids(config, sizes)  # rather than what boxes show: tiles above each other look like one
     told = grids and (known or grids)
+    stages: tuple[Stage, ...] = ()
     if method is not None:
         method.check(decoder.depth)
+        stages = follow.in_order(method.stages(Shape(decoder.depth)))
         grids = known or grids
         if tokens is None:
-            planned = None if grids is None else method.plan_grids(decoder.depth, free, grids)
-            planned = planned or method.plan(decoder.depth, free)
+            planned = follow.layer_plan(stages, decoder.depth, free, grids)
             tokens = planned and [count + sum(sizes) - sum(free) for count in planned]
         if tokens is None:
             raise SettingError(
                 f"How many tokens {type(method).__name__} leaves depends on the picture: run it and give its counts, "
                 "tokens=[count for (count,) in trace.latest.per_layer], or for a method on grids grids=…."
             )
-        scoring = method.scoring_flops(decoder.depth, decoder.width, free)
-        cached_as = dict.fromkeys(method.kv_layers(decoder.depth), tokens[-1])
+        scoring = follow.scoring_flops(stages, decoder.depth, decoder.width, free)
+        cached_as = dict.fromkeys(follow.cached_layers(stages), tokens[-1])
     tokens = tuple(tokens or (sum(sizes),) * decoder.depth)
     cached = tuple(cached_as.get(layer, count) for layer, count in enumerate(tokens))
     rows = [text_tokens + count for count in tokens]
     kept = tuple(map(decoder.held, range(decoder.depth), (text_tokens + count for count in cached)))
     whole = kind.smaller_tower_cost(config, told) if told else None
     tower, projector = whole or (kind.tower_cost(config, sizes, pictures) if sum(sizes) else (0, 0))
-    if method is not None and method.stage == "pixels" and method.reduces_tower and grids:
-        cells = [
-            method.coarsen(mine, size, closing_rows(size - sum(h * w for h, w in mine)))
-            for mine, size in zip(grids, free, strict=True)
-        ]
+    resized = bool(follow.at(stages, Place.PIXELS))
+    if resized and grids:
+        cells = [_coarsened(stages, tuple(mine), size) for mine, size in zip(grids, free, strict=True)]
         tower, projector = kind.smaller_tower_cost(config, cells) or (tower, projector)
     itemsize, pictured = (dtype or _dtype(config)).itemsize, None
     span, notes = text_tokens + sum(sizes), (0,) * decoder.depth
     if method is not None and min(tokens) < sum(sizes):  # else the model runs as if nobody were here
-        notes = method.remembered(tokens)
+        notes = follow.held_rows(stages, tokens)
     added = range(1, 1 + (kind.late_additions(config) if sum(sizes) else 0))
     beside = [note + span * (layer in added) for layer, note in enumerate(notes)]
-    if decoder.inner is not None and not (method is not None and method.stage == "pixels" and method.reduces_tower):
+    if decoder.inner is not None and not resized:
         pictured = kind.tower_bytes(config, sizes, pictures, itemsize) if sum(sizes) else (0, 0)
     return Cost(
         text_tokens=text_tokens,
@@ -203,6 +205,12 @@ def cost(
         kv_bytes=sum(map(decoder.cached, kept)) * itemsize,
         peak_bytes=pictured and peak(decoder, span, rows, beside, pictured, itemsize),
     )
+
+
+def _coarsened(stages: Sequence[Stage], grids: tuple[Grid, ...], size: int) -> tuple[Grid, ...]:
+    """What the token grids of an image of `size` vision tokens become in front of the tower."""
+    cells = sum(rows * columns for rows, columns in grids)
+    return follow.coarsened(stages, Arriving(cells, size, cells, closing_rows(size - cells), grids))
 
 
 def _counts(given: int | Sequence[int], name: str) -> tuple[int, ...]:

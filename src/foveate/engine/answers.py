@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 
 from foveate.core.host import send
+from foveate.engine.forms import EngineCut
 from foveate.engine.group import Group
 from foveate.engine.samples import Sample
 from foveate.errors import SettingError
-from foveate.methods.base import Cut, Method
+from foveate.methods.base import Method
 
 __all__ = ["check", "counted", "tower_cut"]
 
 
-def tower_cut(samples: Sequence[Sample], device: torch.device) -> Cut:
+def tower_cut(samples: Sequence[Sample], device: torch.device) -> EngineCut:
     """What the tower made of the images of samples alike, as one cut with the samples in front; its rows say where they
     are in the stream."""
     kept, rows, assign, notes = [], [], [], dict[str, list[Tensor]]()
@@ -33,10 +34,10 @@ def tower_cut(samples: Sequence[Sample], device: torch.device) -> Cut:
         first, begun = first + items[0].free, begun + mine.shape[1]
     counts = tuple(part.shape[1] for part in kept)
     told = {name: torch.cat(parts, dim=1) for name, parts in notes.items()}
-    return Cut(torch.cat(kept, dim=1), counts, torch.cat(rows, dim=1), torch.cat(assign, dim=1), told)
+    return EngineCut(torch.cat(kept, dim=1), counts, torch.cat(rows, dim=1), torch.cat(assign, dim=1), told)
 
 
-def counted(asked: Sequence[tuple[Group, Cut | None]]) -> list[tuple[Group, Cut | None]]:
+def counted(asked: Sequence[tuple[Group, EngineCut | None]]) -> list[tuple[Group, EngineCut | None]]:
     """The same, where a cut says which tokens stay and not how many: the device is asked once for the whole batch."""
     unknown = [(group, cut.kept) for group, cut in asked if cut is not None and cut.kept.dtype == torch.bool]
     if not unknown:
@@ -46,7 +47,7 @@ def counted(asked: Sequence[tuple[Group, Cut | None]]) -> list[tuple[Group, Cut 
         for group, stays in unknown
     ]
     found = torch.cat([part.flatten().to(parts[0].device) for part in parts]).tolist()
-    answers: list[tuple[Group, Cut | None]] = []
+    answers: list[tuple[Group, EngineCut | None]] = []
     for group, cut in asked:
         if cut is None or cut.kept.dtype != torch.bool:
             answers.append((group, cut))
@@ -59,11 +60,11 @@ def counted(asked: Sequence[tuple[Group, Cut | None]]) -> list[tuple[Group, Cut 
         for counts, places in alike.items():
             mine = order if len(alike) == 1 else order[send(torch.tensor(places), order.device)]
             sizes = None if group.sizes is None else counts
-            answers.append((group.part(places), Cut(mine[:, : sum(counts)], sizes)))
+            answers.append((group.part(places), EngineCut(mine[:, : sum(counts)], sizes)))
     return answers
 
 
-def check(cut: Cut, count: int, method: Method) -> None:
+def check(cut: EngineCut, count: int, method: Method) -> None:
     """The shapes and dtypes a cut must have (values are not read: that would synchronise with the device)."""
     kept = cut.kept
     if kept.dtype == torch.bool and kept.shape == (count,) and cut.rows is None and not cut.notes:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from foveate.core.attention import BLOCK_NUMBERS, attention_rows
 from foveate.engine.cache import PrunedLayer
-from foveate.methods.base import Queries
+from foveate.engine.forms import Heads, Queries
 
 __all__ = ["LayerAttention", "past_keys"]
 
@@ -53,8 +53,10 @@ class LayerAttention:
         self._block = block
         self._keys: Tensor | None = None
 
-    def rows(self, queries: Queries, start: int, stop: int, bidirectional: bool) -> Iterator[Tensor]:
-        """See `View.attention`, here with the samples in front; `start` and `stop` say which of the views' tokens.
+    def rows(
+        self, queries: Queries, start: int, stop: int, bidirectional: bool, heads: Heads = "mean"
+    ) -> Iterator[Tensor]:
+        """See `EngineView.attention`, the samples in front; `start` and `stop` say which of the views' tokens.
 
         A sample with less text behind them than another has rows of zeros in the place of what it lacks.
         """
@@ -94,8 +96,10 @@ class LayerAttention:
         )
         done, places = 0, (columns + before)[:, None]
         for probabilities in blocks:
-            mean = probabilities.view(samples, -1, *probabilities.shape[1:]).mean(dim=1).take_along_dim(places, dim=2)
-            del probabilities  # before the next block is made
+            of_heads = probabilities.view(samples, -1, *probabilities.shape[1:])
+            reduced = of_heads.mean(dim=1) if heads == "mean" else of_heads.amax(dim=1)
+            mean = reduced.take_along_dim(places, dim=2)
+            del probabilities, of_heads, reduced  # before the next block is made
             yield mean if real is None else mean * real[:, done : done + mean.shape[1], None]
             done += mean.shape[1]
 

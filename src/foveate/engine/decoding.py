@@ -15,7 +15,7 @@ __all__ = ["cut_cache"]
 
 
 def cut_cache(prompt: Prompt, cache: Any, family: Family, live: Tensor | None) -> None:
-    """Cut earlier layers' keys and values down to the tokens left at the end, where the method wants that.
+    """Cut earlier layers' keys and values down to the tokens left at the end, where a stage wants that.
 
     Args:
         prompt: The call, through all layers.
@@ -23,7 +23,7 @@ def cut_cache(prompt: Prompt, cache: Any, family: Family, live: Tensor | None) -
         family: Knows which layers cache a state and no tokens.
         live: (samples, unpruned columns), nonzero where a column is no padding; None if all are.
     """
-    asked = prompt.method.kv_layers(len(family.layers))
+    asked = prompt.program.kv_layers()
     layers = [index for index in asked if index < len(cache.layers) and index not in family.recurrent]
     if not layers or prompt.layout is None:
         return
@@ -38,7 +38,7 @@ def cut_cache(prompt: Prompt, cache: Any, family: Family, live: Tensor | None) -
         if alike not in wanted:
             wanted[alike] = _wanted(prompt, layout, final.to(pruned.keys.device), left, live)
         pruned.keep(*wanted[alike])
-        if prompt.reindex:
+        if prompt.layout.numbered:
             rows = prompt.rows if layout is None else layout.lengths
             pruned.shift = prompt.layout.on(pruned.keys.device).shift(pruned.shift, rows)
     prompt.note_cache_cut()
@@ -63,7 +63,7 @@ def _tokens_left(prompt: Prompt) -> list[int]:
     """How many tokens of each sample are left. The host waits only where some rows may be no tokens of their own."""
     counts = [0] * len(prompt.samples)
     for group in prompt.groups:
-        merged = prompt.method.adds_rows and group.assign is not None
+        merged = prompt.program.adds_rows and group.assign is not None
         left = (group.tokens >= 0).sum(dim=1).tolist() if merged else [group.left] * len(group.members)
         for member, count in zip(group.members, left, strict=True):
             counts[member] = count

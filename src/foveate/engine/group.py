@@ -10,9 +10,9 @@ from torch import Tensor
 
 from foveate.core.host import send
 from foveate.core.rank import into_runs
+from foveate.engine.forms import EngineCut
 from foveate.engine.samples import Sample
 from foveate.errors import SettingError
-from foveate.methods.base import Cut
 
 __all__ = ["Group", "Mine", "each", "groups_of"]
 
@@ -58,7 +58,7 @@ class Group:
         known: What the host knows of each of them.
         assign: The row each vision token went into, (samples, entered) int64, −1 if it was dropped; None while nothing
             is merged.
-        notes: What the method remembers, with the samples in front (see `View.notes`).
+        notes: What the method remembers, with the samples in front (see `EngineView.notes`).
         ordinals: See `Sample.ordinals`, with the samples in front.
     """
 
@@ -161,7 +161,7 @@ class Group:
             ordinals=None if self.ordinals is None else (self.ordinals[0][at], self.ordinals[1][at]),
         )
 
-    def take(self, cut: Cut) -> tuple[Tensor | None, Tensor]:
+    def take(self, cut: EngineCut) -> tuple[Tensor | None, Tensor]:
         """Let leave who leaves, in everything but the stream.
 
         Tokens stay in their places. Merged rows go to the first places of the run of the token they stand for; a row
@@ -176,7 +176,10 @@ class Group:
         """
         merges = cut.rows is not None
         if merges and (self.sizes is None or cut.sizes is None):
-            raise SettingError("A cut that merges must know how many rows each image has (Cut.sizes).")
+            raise SettingError(
+                "A stage that merges must know whose rows are whose: give it unit='image', and a count that the host "
+                "knows."
+            )
         given: dict[str, Any] = {"kept": cut.kept, "slots": self.slots, "tokens": self.tokens, "notes": self.notes}
         known = {"rows": cut.rows, "step": cut.assign, "assign": self.assign, "runs": self.runs}
         given |= {"fresh": dict(cut.notes)} | {name: one for name, one in known.items() if one is not None}
@@ -230,7 +233,7 @@ def _taken(mine: dict[str, Any], sizes: tuple[int, ...] | None, counts: tuple[in
         "before": slots[safe],
         "slots": slots[places],
         "tokens": tokens[safe] if rows is None else torch.where(kept < 0, kept, tokens[safe]),
-        "notes": {name: note[safe] for name, note in mine["notes"].items()} | fresh,
+        "notes": {name: _noted(note, kept, rows) for name, note in mine["notes"].items()} | fresh,
     }
     if rows is not None:
         found["rows"] = rows
@@ -240,6 +243,11 @@ def _taken(mine: dict[str, Any], sizes: tuple[int, ...] | None, counts: tuple[in
     if step is not None:
         found["assign"] = step if before is None else torch.where(before < 0, before, step[before.clamp(min=0)])
     return found
+
+
+def _noted(note: Tensor, kept: Tensor, rows: Tensor | None) -> Tensor:
+    """A note as one of the rows that are left: each its source's, zero where a row has none."""
+    return note[kept] if rows is None else torch.cat((note, note.new_zeros(1, *note.shape[1:])))[kept]
 
 
 def groups_of(samples: Sequence[Sample], together: bool, device: torch.device) -> list[Group]:

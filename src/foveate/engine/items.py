@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from foveate.core.grid import frames_of
-from foveate.methods.base import Cut
+from foveate.engine.forms import EngineCut
 
 __all__ = ["Item"]
 
@@ -26,7 +26,7 @@ class Item:
 
     length: int
     boxes: Callable[[], Tensor | None]
-    cut: Cut | None = None
+    cut: EngineCut | None = None
     fixed: Sequence[int] = ()
     video: bool = False
 

@@ -79,7 +79,7 @@ class Layers:
         kwargs["position_ids"] = self._asked_ids(index, kwargs.get("position_ids"), layout, hidden, pruned)
         if pruned is not None:
             pruned.announce(columns, hidden.shape[1], ragged=layout.valid is not None)
-            if self._reindex:
+            if layout.numbered:
                 pruned.shift = layout.shift(pruned.shift, prompt.rows)
         rows, hidden = layout.gather(hidden), whole  # a copy with merged rows in it has done its duty
         with heeded:
@@ -117,7 +117,7 @@ class Layers:
         self, index: int, layout: Layout, hidden: Tensor, pair: tuple[Tensor, Tensor], pruned: PrunedLayer | None
     ) -> tuple[Tensor, Tensor]:
         """(cos, sin) of the rows: each at its own position, or numbered on from what the layer's cache holds."""
-        if not self._reindex:
+        if not layout.numbered:
             return layout.rotary((pair[0], None), lambda: layout.pick(pair))
         shift, kind = None if pruned is None else pruned.shift, self._kinds[index]
         return layout.rotary((shift, kind), lambda: self._renumbered(index, layout, hidden, shift))
@@ -150,7 +150,7 @@ class Layers:
                 f"Layer {index} needs the positions of its rows, whose gaps flash attention would read as the ends of "
                 "packed sequences. Load the model with attn_implementation='sdpa'."
             )
-        if self._reindex:
+        if layout.numbered:
             return self._numbers(layout, hidden, None if pruned is None else pruned.shift).to(hidden.device)
         assert given is not None
         return given.to(hidden.device).expand(hidden.shape[0], -1).gather(1, layout.source.clamp(min=0))
@@ -261,7 +261,7 @@ class Layers:
 
         def see(queries: Tensor, keys: Tensor, scaling: float) -> None:
             heard.append((queries, keys, scaling))
-            prompt.observe(index, hidden, lambda _, group: known[group.members])
+            prompt.listen(index, hidden, lambda _, group: known[group.members])
             heard.clear()
             known.clear()  # nothing of it lives on while the MLP runs
 

@@ -22,6 +22,8 @@ class Layout:
         valid: (samples, rows) bool, False for pads; None if there are none.
         source: (samples, rows) int64, the column whose position each row has, −1 for none; `index` unless rows were
             merged or reordered.
+        numbered: The layout whose rows were numbered anew last, this one or an earlier one; None while all rows have
+            the positions that they entered with.
     """
 
     def __init__(self, left: Tensor, lengths: Sequence[int], origin: Tensor | None = None) -> None:
@@ -42,11 +44,29 @@ class Layout:
             first = self.index.gather(1, send((longest - counts).clamp(max=longest - 1)[:, None], device))
             self.index = torch.where(self.valid, self.index, first)
         self.source = self.index if origin is None else origin.gather(1, self.index)
+        self.numbered: Layout | None = None
+        self._numbers: Tensor | None = None
+        self._span = left.shape[1]
         self._samples = torch.arange(len(left), device=device)[:, None]
         self._moved: dict[torch.device, Layout] = {device: self}
         self._rotary: list[tuple[tuple[Tensor | None, str | None], tuple[Tensor, Tensor]]] = []
         self._columns: dict[int, Tensor] = {}
         self._shifts: list[tuple[Tensor | None, Tensor]] = []
+
+    def number_anew(self) -> None:
+        """Number the rows from the first on: each has its place among those that are left as its position."""
+        self.numbered = self
+
+    def number_on(self, before: "Layout") -> None:
+        """Let the rows keep the numbers that they have in the layout before this one, if they have any."""
+        if before.numbered is None:
+            return
+        self.numbered = before.numbered
+        ranks = before._ranks(before.index.device) if before._numbers is None else before._numbers
+        # A pad repeats the first row, so it writes that one's number.
+        ranks = ranks.clamp(min=0).expand_as(before.index)
+        numbers = ranks.new_zeros(len(ranks), self._span).scatter(1, before.index, ranks)
+        self._numbers = numbers.to(self.source.device).gather(1, self.source.clamp(min=0))
 
     def on(self, device: torch.device) -> "Layout":
         """This layout with its tensors on `device`, kept for the next layer there."""
@@ -55,6 +75,8 @@ class Layout:
             twin.lengths, twin.index, twin.source = self.lengths, self.index.to(device), self.source.to(device)
             twin.valid = None if self.valid is None else self.valid.to(device)
             twin._real = None if self._real is None else (self._real[0].to(device), self._real[1].to(device))
+            twin.numbered, twin._span = self.numbered, self._span
+            twin._numbers = None if self._numbers is None else self._numbers.to(device)
             twin._samples, twin._moved = self._samples.to(device), self._moved
             twin._rotary, twin._columns, twin._shifts = [], {}, []
             self._moved[device] = twin
@@ -110,11 +132,16 @@ class Layout:
 
     def renumbered(self, first: Tensor) -> Tensor:
         """Position ids of the rows, counted on from `first`, (samples,): (samples, rows) int64."""
-        ranks = torch.arange(self.index.shape[1], device=first.device)
+        ranks = self._ranks(first.device) if self._numbers is None else self._numbers.to(first.device)
+        return first[:, None] + ranks
+
+    def _ranks(self, device: torch.device) -> Tensor:
+        """Each row's place among the real ones of its sample: (rows,) or (samples, rows) int64."""
+        ranks = torch.arange(self.index.shape[1], device=device)
         if self.valid is not None:
             pads = self.index.shape[1] - torch.tensor(self.lengths)[:, None]
-            ranks = ranks - send(pads, first.device)
-        return first[:, None] + ranks
+            ranks = ranks - send(pads, device)
+        return ranks
 
     def shift(self, before: Tensor | None, live: Sequence[int]) -> Tensor:
         """How far positions have moved up once these rows are through: (samples,) int64, one tensor for all layers.
@@ -126,7 +153,8 @@ class Layout:
         for known, made in self._shifts:
             if known is before:
                 return made
-        gone = torch.tensor([count - left for count, left in zip(live, self.lengths, strict=True)])
+        lengths = self.lengths if self.numbered is None else self.numbered.lengths
+        gone = torch.tensor([count - left for count, left in zip(live, lengths, strict=True)])
         made = send(gone, self.index.device) if before is None else send(gone, before.device) + before
         self._shifts.append((before, made))
         return made

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from foveate.core.host import send
 from foveate.engine.answers import check, counted, tower_cut
+from foveate.engine.forms import EngineCut, EngineView, Heads, Queries
 from foveate.engine.group import Group, Mine, each, groups_of
 from foveate.engine.layout import Layout
+from foveate.engine.program import Program
 from foveate.engine.samples import Sample
 from foveate.engine.trace import Prefill, Stage
 from foveate.errors import UnsupportedError
-from foveate.methods.base import Cut, Method, Queries, View
 
 __all__ = ["Attend", "Prompt"]
 
@@ -23,7 +24,7 @@ __all__ = ["Attend", "Prompt"]
 class Attend(Protocol):
     """Computes attention rows of the layer that some samples are about to enter."""
 
-    def rows(self, queries: Queries, start: int, stop: int, bidirectional: bool) -> Iterator[Tensor]: ...
+    def rows(self, queries: Queries, start: int, stop: int, both_ways: bool, heads: Heads) -> Iterator[Tensor]: ...
 
     def keys(self) -> Tensor: ...
 
@@ -38,7 +39,6 @@ class Prompt:
         layout: The rows the coming layer processes; None while nobody has left.
         layouts: The rows each layer processed, as far as the call has come.
         record: What the trace keeps.
-        reindex: Whether rows are numbered anew after a cut.
         rows: Rows of each sample before anybody leaves.
         first: (samples,) int64, the first of them.
         ends: Whether any sample ends in a vision token.
@@ -48,23 +48,21 @@ class Prompt:
 
     def __init__(
         self,
-        method: Method,
+        program: Program,
         samples: list[Sample],
         span: int,
         record: Prefill,
-        reindex: bool,
         device: torch.device,
         added: list[Tensor] | None = None,
         last_only: bool = False,
     ) -> None:
-        self.method = method
+        self.program = program
         self.samples = samples
-        self.groups = groups_of(samples, method.together, device)
+        self.groups = groups_of(samples, program.together, device)
         self.span = span
         self.layout: Layout | None = None
         self.layouts: list[Layout | None] = []
         self.record = record
-        self.reindex = reindex
         self.ends = any(sample.ends for sample in samples)
         self.image_ends = None if last_only else _ends_of_runs(samples)
         self.rows = tuple(sample.rows for sample in samples)
@@ -78,7 +76,7 @@ class Prompt:
         self._text, self._all = send(text, device), whole
         self._whole: Layout | None = None
         self._added = added
-        self._cuts = frozenset(method.cuts())
+        self._cuts = frozenset(program.cuts())
 
     @property
     def dropped(self) -> bool:
@@ -103,7 +101,7 @@ class Prompt:
         Returns:
             The input, each row in the run of columns of the token that it stands for.
         """
-        if not self.method.reduces_tower:
+        if self.program.encodes is None:
             return hidden
         cuts = [tower_cut(group.known, hidden.device) for group in self.groups]
         if not any(item.leaves for sample in self.samples for item in sample.items):
@@ -118,12 +116,12 @@ class Prompt:
                 to, came_from = group.columns, group.vision.gather(1, rows)
                 hidden = hidden.index_put((group.owners, to), hidden[group.owners, came_from])
                 self._move_added(group, 0, rows)
-        self._record("projector" if self.method.stage == "projector" else "tower", None, before)
-        self.layout = self._lay_out()
+        self._record("projector" if self.program.encodes == "projector" else "tower", None, before)
+        self.layout = self._lay_out(None)
         return hidden
 
     def enter(self, layer: int, hidden: Tensor, attend: Callable[[Tensor, Group], Attend]) -> Tensor:
-        """Cut and observe before `layer`.
+        """EngineCut and observe before `layer`.
 
         Args:
             layer: The coming layer.
@@ -135,20 +133,32 @@ class Prompt:
         """
         if layer in self._cuts:
             hidden = self._cut(layer, hidden, attend)
-        if self.method.watches(layer) and not self.method.observes_attention:
-            self.observe(layer, hidden, attend)
+            if self.program.remembers(layer):
+                self._show(self.program.remember, layer, hidden, attend)
+        elif self.program.looks(layer):
+            self._show(self.program.look, layer, hidden, attend)
         self.layouts.append(self.layout)
         return hidden
 
     def listens(self, layer: int) -> bool:
-        """Whether `observe` waits for the attention of this layer."""
-        return self.method.observes_attention and self.method.watches(layer)
+        """Whether a stage waits for the attention of this layer."""
+        return self.program.listens(layer)
 
-    def observe(self, layer: int, hidden: Tensor, attend: Callable[[Tensor, Group], Attend]) -> None:
-        """Let the method look at the tokens entering `layer`; arguments as in `enter`."""
+    def listen(self, layer: int, hidden: Tensor, attend: Callable[[Tensor, Group], Attend]) -> None:
+        """Let the stages see what `layer` attends with; arguments as in `enter`."""
+        self._show(self.program.listen, layer, hidden, attend)
+
+    def _show(
+        self,
+        look: Callable[[EngineView], EngineCut | None],
+        layer: int,
+        hidden: Tensor,
+        attend: Callable[[Tensor, Group], Attend],
+    ) -> None:
+        """Let somebody look at the rows of every group, and take notes."""
         for group in self.groups:
             if group.left:
-                self._ask(group, layer, hidden, attend, self.method.observe)
+                self._ask(group, layer, hidden, attend, look)
 
     def _ask(
         self,
@@ -156,11 +166,11 @@ class Prompt:
         layer: int,
         hidden: Tensor,
         attend: Callable[[Tensor, Group], Attend],
-        question: Callable[[View], Cut | None],
-    ) -> Cut | None:
+        question: Callable[[EngineView], EngineCut | None],
+    ) -> EngineCut | None:
         """What the method answers, with the samples in front of all tensors; its notes are kept."""
         group.to(hidden.device)
-        columns, made, answers = group.columns, list[Attend](), list[Cut | None]()
+        columns, made, answers = group.columns, list[Attend](), list[EngineCut | None]()
 
         def rows_of() -> Attend:
             if not made:
@@ -168,13 +178,13 @@ class Prompt:
             return made[0]
 
         def one(given: dict[str, Any], mine: Mine) -> dict[str, Any]:
-            def rows(queries: Queries, start: int, stop: int, both: bool) -> Iterator[Tensor]:
-                return (mine(block) for block in rows_of().rows(queries, start, stop, both))
+            def rows(queries: Queries, start: int, stop: int, both: bool, heads: Heads) -> Iterator[Tensor]:
+                return (mine(block) for block in rows_of().rows(queries, start, stop, both, heads))
 
             sample, places = given["sample"], given["columns"]
-            view = View(
+            view = EngineView(
                 layer=layer,
-                tokens=given["tokens"],
+                sample_tokens=given["tokens"],
                 read=lambda: hidden[sample.expand(len(places)), places],
                 entered=group.vision.shape[1],
                 sizes=group.sizes,
@@ -184,14 +194,14 @@ class Prompt:
                 notes=given["notes"],
                 attend=rows,
                 keys_of=lambda: mine(rows_of().keys()),
-                reindex=self.reindex,
+                several_frames=group.first.frames is not None and len(group.first.frames) > len(group.first.items),
             )
             cut = question(view)
             answers.append(cut)
             told = {"notes": view.notes}
             if cut is None:
                 return told
-            check(cut, len(view), self.method)
+            check(cut, len(view), self.program.method)
             parts = {"kept": cut.kept, "rows": cut.rows, "assign": cut.assign}
             found = {name: part.to(places.device) for name, part in parts.items() if part is not None}
             return told | {"cut": found, "cut notes": dict(cut.notes)}
@@ -199,12 +209,14 @@ class Prompt:
         asked = {"sample": group.samples, "columns": columns, "tokens": group.tokens, "notes": group.notes}
         found = each(one, asked)
         group.notes = found["notes"]
-        return None if answers[0] is None else Cut(sizes=answers[0].sizes, notes=found["cut notes"], **found["cut"])
+        return (
+            None if answers[0] is None else EngineCut(sizes=answers[0].sizes, notes=found["cut notes"], **found["cut"])
+        )
 
     def _cut(self, layer: int, hidden: Tensor, attend: Callable[[Tensor, Group], Attend]) -> Tensor:
         before = self._counts()
         asked = [
-            (group, self._ask(group, layer, hidden, attend, self.method.cut) if group.left else None)
+            (group, self._ask(group, layer, hidden, attend, self.program.cut) if group.left else None)
             for group in self.groups
         ]
         answers = counted(asked)
@@ -223,7 +235,7 @@ class Prompt:
             owners, columns, rows = (torch.cat(parts) for parts in zip(*merged, strict=True))
             hidden = hidden.index_put((owners, columns), rows.to(hidden.dtype))
         if left:
-            self.layout = self._lay_out()
+            self.layout = self._lay_out(layer)
         self._record("layer", layer, before)
         return hidden
 
@@ -262,7 +274,7 @@ class Prompt:
                 counts[member] += group.left
         return counts
 
-    def _lay_out(self) -> Layout:
+    def _lay_out(self, layer: int | None) -> Layout:
         lengths = self._with_left(len(sample.text) for sample in self.samples)
         if not any(lengths):
             raise UnsupportedError(
@@ -277,7 +289,12 @@ class Prompt:
             left = left.index_put((group.owners, columns), left.new_ones(()))
             if origin is not None:
                 origin = origin.index_put((group.owners, columns), group.origin())
-        return Layout(left, lengths, origin)
+        layout = Layout(left, lengths, origin)
+        if self.program.renumbers(layer):
+            layout.number_anew()
+        elif self.layout is not None:
+            layout.number_on(self.layout)
+        return layout
 
     def note_cache_cut(self) -> None:
         """Record that earlier layers' caches were cut to what is left."""

@@ -17,6 +17,7 @@ from foveate.engine.call import Call
 from foveate.engine.decoding import cut_cache
 from foveate.engine.items import Item
 from foveate.engine.layers import Layers
+from foveate.engine.program import Program
 from foveate.engine.prompt import Prompt
 from foveate.engine.refusals import refuse_packing, refuse_pages, refuse_recomputing, refuse_router_logits
 from foveate.engine.samples import Sample, read_samples
@@ -24,7 +25,6 @@ from foveate.engine.tower import encode, items_of
 from foveate.engine.trace import Prefill, Trace
 from foveate.errors import SessionError, UnsupportedError
 from foveate.families.base import Family
-from foveate.methods.base import Method
 
 __all__ = ["Prompts"]
 
@@ -37,12 +37,11 @@ class Prompts:
         layers: Told of every call.
     """
 
-    def __init__(self, family: Family, method: Method, reindex: bool) -> None:
+    def __init__(self, family: Family, program: Program) -> None:
         self.family = family
-        self.method = method
+        self.program = program
         self.trace = Trace()
-        self.layers = Layers(family, reindex)
-        self._reindex = reindex
+        self.layers = Layers(family, program.reindexes)
         self._placeholders: list[tuple[str, Tensor]] = []
         self._given: dict[str, Any] = {}
         self._encoded: dict[str, Any] = {}
@@ -87,7 +86,7 @@ class Prompts:
         self._encoding = True
         try:
             prompt = self._lengths = self._images(None)
-            output = encode(self.family, self.method, modality, call.run, call.given, self._reindex, prompt)
+            output = encode(self.family, self.program, modality, call.run, call.given, prompt)
         finally:
             self._encoding = False
         if hasattr(output, "pooler_output"):
@@ -111,7 +110,7 @@ class Prompts:
         """Whether chunked prefill will cut an image in two, which may well end between its tokens, in text."""
         if self._chunk is None or self._ids is None:
             return
-        lengths = [item.length for item in items_of(output, self.family, self.method, modality, prompt)]
+        lengths = [item.length for item in items_of(output, self.family, self.program, modality, prompt)]
         columns = self._placed(modality).nonzero()[:, 1].cpu() // self._chunk
         if sum(lengths) == len(columns):
             self._splits |= any(int(part[0]) != int(part[-1]) for part in torch.split(columns, lengths))
@@ -159,7 +158,7 @@ class Prompts:
             self._note_text_prompt(kwargs, live)
             return None
         span = embeds.shape[1]
-        samples = read_samples(found, None if live is None else live[:, -span:], self.method.by_frame)
+        samples = read_samples(found, None if live is None else live[:, -span:], self.program.by_frame)
         drops = self._drops(samples)
         cache = kwargs.get("past_key_values")
         if drops:
@@ -188,11 +187,11 @@ class Prompts:
             added = self.family.added_later(kwargs)
             call.live = live
             device = embeds.device
-            call.prompt = Prompt(self.method, samples, span, record, self._reindex, device, added, last_only)
+            call.prompt = Prompt(self.program, samples, span, record, device, added, last_only)
             call.idle = False
             return args, {**kwargs, "inputs_embeds": call.prompt.start(embeds)}
         # Every layer runs as if nobody were here.
-        record.note_that_all_stay(self.method.cuts())
+        record.note_that_all_stay(self.program.cuts())
         return None
 
     def _live(self, kwargs: dict[str, Any]) -> Tensor | None:
@@ -207,13 +206,13 @@ class Prompts:
             return []
         known = self._lengths if modality == "image" else None
         lengths = self._images(mask) if known is None else known
-        return items_of(self._encoded[modality], self.family, self.method, modality, lengths)
+        return items_of(self._encoded[modality], self.family, self.program, modality, lengths)
 
     def _drops(self, samples: Sequence[Sample]) -> bool:
         """Whether tokens will leave, as far as can be said beforehand."""
         if any(item.leaves for sample in samples for item in sample.items):
             return True
-        plans = [self.method.plan(len(self.family.layers), s.sizes) for s in samples if len(s.vision)]
+        plans = [self.program.plan(len(self.family.layers), s.sizes) for s in samples if len(s.vision)]
         counts = [len(s.vision) for s in samples if len(s.vision)]
         return any(plan is None or min(plan) < count for plan, count in zip(plans, counts, strict=True))
 

@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 from torch import nn
 
+from foveate.engine.program import Program
 from foveate.engine.prompts import Prompts
 from foveate.engine.refusals import refuse_pages
 from foveate.engine.trace import Trace
 from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.families.base import Family
+from foveate.methods import grammar
 from foveate.methods.base import Method
 from foveate.registry import family_for, inside
 
@@ -22,11 +24,19 @@ _sessions: "weakref.WeakKeyDictionary[nn.Module, Session]" = weakref.WeakKeyDict
 
 
 @contextmanager
-def drop(model: nn.Module, method: Method, family: Literal["generic"] | None = None) -> Iterator[Trace]:
+def drop(
+    model: nn.Module,
+    method: Method | str,
+    family: Literal["generic"] | None = None,
+    *,
+    retention: float | None = None,
+    tokens: float | None = None,
+) -> Iterator[Trace]:
     """Drop vision tokens while the context is open.
 
         with foveate.drop(model, foveate.V2Drop()) as trace:
             ids = model.generate(**inputs)
+        with foveate.drop(model, "visiondrop+v2drop", retention=0.3) as trace: ...
 
     The model is as it was before when the context ends, also by an exception. A model serves one context
     and one thread at a time.
@@ -34,27 +44,39 @@ def drop(model: nn.Module, method: Method, family: Literal["generic"] | None = N
     Args:
         model: An unmodified vision-language model of transformers, also inside PEFT's wrapper, torch.compile's or a
             pipeline.
-        method: What drops: a method with its settings, or a `foveate.preset`.
+        method: What drops: a method with its settings, or its name (`foveate.methods.names`): "v2drop", a preset, a
+            chain.
         family: "generic" serves a model that foveate has no family for, if its decoder is of the usual kind; it warns.
+        retention: A budget: the share of the vision tokens that a decoder layer processes on average. The method (the
+            last of a chain) solves its schedule for it, for every image.
+        tokens: The same as a number of tokens.
 
     Yields:
         The trace, filled by every prefill inside.
 
     Raises:
         SessionError: If the model is inside such a context already.
-        SettingError: If the method's cuts do not fit the decoder's depth.
-        UnsupportedError: If no family serves the model.
+        SettingError: If the method's cuts do not fit the decoder's depth, or it cannot spend such a budget.
+        UnknownNameError: If there is no method of that name.
+        UnsupportedError: If no family serves the model, or it lacks what the method reads.
     """
-    session = _attach(model, method, family)
+    session = _attach(model, _chosen(method, retention, tokens), family)
     try:
         yield session.trace
     finally:
         session.detach()
 
 
-def apply(model: nn.Module, method: Method, family: Literal["generic"] | None = None) -> Trace:
+def apply(
+    model: nn.Module,
+    method: Method | str,
+    family: Literal["generic"] | None = None,
+    *,
+    retention: float | None = None,
+    tokens: float | None = None,
+) -> Trace:
     """Drop vision tokens from now until `foveate.remove(model)`; see `drop`."""
-    return _attach(model, method, family).trace
+    return _attach(model, _chosen(method, retention, tokens), family).trace
 
 
 def remove(model: nn.Module) -> None:
@@ -69,10 +91,18 @@ def remove(model: nn.Module) -> None:
     session.detach()
 
 
-def _attach(model: nn.Module, method: Method, kind: Literal["generic"] | None) -> "Session":
+def _chosen(method: Method | str, retention: float | None, tokens: float | None) -> Method:
+    """A method by itself or by its name, with the budget given from outside."""
+    budget = retention is not None or tokens is not None
+    if isinstance(method, str):
+        named = grammar.read(method)
+        return named.spending(tokens, retention) if budget else named.method()
     if not isinstance(method, Method):
-        hint = f"; a preset is foveate.preset({method!r})" if isinstance(method, str) else ""
-        raise SettingError(f"The second argument is a method such as foveate.V2Drop(); got {method!r}{hint}.")
+        raise SettingError(f"The second argument is a method such as foveate.V2Drop(), or its name; got {method!r}.")
+    return method.with_budget(tokens=tokens, retention=retention) if budget else method
+
+
+def _attach(model: nn.Module, method: Method, kind: Literal["generic"] | None) -> "Session":
     family = family_for(model, kind)
     if (running := _sessions.get(family.core)) is not None:
         raise SessionError(
@@ -91,8 +121,8 @@ class Session:
     def __init__(self, family: Family, method: Method) -> None:
         self.family = family
         self.method = method
-        self._reindex = method.reindexes and family.renumbers
-        self._prompts = Prompts(family, method, self._reindex)
+        self._program = Program(method, family)
+        self._prompts = Prompts(family, self._program)
         self.trace = self._prompts.trace
         self._undo: list[Callable[[], None]] = []
 
@@ -108,13 +138,13 @@ class Session:
             self._keep(core.register_forward_pre_hook(prompts.before_merge, with_kwargs=True))
             self._keep(text.register_forward_pre_hook(prompts.before_decoder, with_kwargs=True))
             self._keep(text.register_forward_hook(prompts.after_decoder))
-            if self._reindex:
+            if self._program.reindexes:
                 self._keep(text.rotary_emb.register_forward_pre_hook(prompts.note_ids, with_kwargs=True))
             if hasattr(self.family.model, "init_continuous_batching"):
                 self._replace(self.family.model, "init_continuous_batching", refuse_pages)
             if hasattr(self.family.model, "generate"):
                 self._replace(self.family.model, "generate", prompts.generate)
-                if self.method.reads_text:
+                if self._program.reads_text:
                     self._replace(self.family.model, "generate", _refuse_candidates)
             for index, layer in enumerate(self.family.layers):
                 # The layer's forward, not a hook: hooks of others then all see the full-length stream.

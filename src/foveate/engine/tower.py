@@ -11,52 +11,52 @@ from torch import Tensor
 from foveate.core.asking import Asking, answers
 from foveate.core.grid import Grid
 from foveate.core.merge import Merge
+from foveate.core.tower import TowerView
+from foveate.engine.forms import EngineCut
 from foveate.engine.items import Item
+from foveate.engine.program import Program
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
-from foveate.methods.base import Cut, Method, TowerView
 
 __all__ = ["encode", "items_of"]
 
 
 class _Reducer:
-    """Lets a method see what a family shows of its tower."""
+    """Lets stages see what a family shows of its tower."""
 
-    def __init__(self, method: Method, reindex: bool, prompt: Sequence[Sequence[int]] | None) -> None:
-        self._method = method
-        self._reindex = reindex
+    def __init__(self, program: Program, prompt: Sequence[Sequence[int]] | None) -> None:
+        self._program = program
         self._prompt = prompt
-        self.early = method.merges_early
+        self.early = program.merges_early
 
     def lengths(self, total: int) -> list[int]:
         told = [length for sample in self._prompt or () for length in sample]
         return told if sum(told) == total else [total]
 
     def merge_early(self, rows: Iterable[Tensor], grid: Grid) -> list[Merge | None]:
-        return answers(self._method.merge_early(one, grid) for one in rows)
+        return answers(self._program.merge_early(one, grid) for one in rows)
 
-    def reduce(self, views: Iterable[TowerView]) -> list[Cut | None]:
+    def reduce(self, views: Iterable[TowerView]) -> list[EngineCut | None]:
         return answers(map(self._reduce, views))
 
-    def _reduce(self, view: TowerView) -> Asking[Cut | None]:
-        view.reindex, view.entered = self._reindex, view.entered or len(view)
-        return self._method.reduce(view)
+    def _reduce(self, view: TowerView) -> Asking[EngineCut | None]:
+        view.entered = view.entered or len(view)
+        return self._program.reduce(view)
 
     def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
-        return self._method.coarsen(grids, entered, reserved)
+        return self._program.coarsen(grids, entered, reserved)
 
-    def replace(self, rows: Tensor, merge: Merge) -> Cut:
+    def replace(self, rows: Tensor, merge: Merge) -> EngineCut:
         merge = merge.to(rows.device)
-        return Cut(merge.origin, (len(rows),), rows, merge.assign)
+        return EngineCut(merge.origin, (len(rows),), rows, merge.assign)
 
 
 def encode(
     family: Family,
-    method: Method,
+    program: Program,
     modality: str,
     run: Callable[..., Any],
     given: dict[str, Any],
-    reindex: bool,
     prompt: Sequence[Sequence[int]] | None = None,
 ) -> Any:
     """Run a `get_*_features` call, and tag every image's features with where its tokens look and what was cut.
@@ -66,21 +66,20 @@ def encode(
 
     Args:
         family: Knows the model.
-        method: What drops.
+        program: What drops.
         modality: "image" or "video".
         run: Calls the original, with the arguments given here in the place of its own.
         given: The call's arguments by name.
-        reindex: Whether rows are numbered anew.
         prompt: Vision tokens of each image of each sample, for a `tiled` family; None where no prompt was seen.
     """
-    cuts: Sequence[Cut | None] | None = None
-    reducer = _Reducer(method, reindex, prompt)
-    if method.reduces_tower:
+    cuts: Sequence[EngineCut | None] | None = None
+    reducer = _Reducer(program, prompt)
+    if program.encodes is not None:
         stages = {"pixels": family.encode_smaller, "tower": family.encode, "projector": family.encode_projected}
         try:
-            output, cuts = stages[method.stage](run, modality, given, reducer)
+            output, cuts = stages[program.encodes](run, modality, given, reducer)
         except (NotImplementedError, RuntimeError) as error:
-            if method.stage != "pixels" or not any(weight.is_meta for weight in family.core.parameters()):
+            if program.encodes != "pixels" or not any(weight.is_meta for weight in family.core.parameters()):
                 raise
             raise UnsupportedError(
                 "The vision tower's weights are offloaded, and transformers cannot fit its position embeddings to a "
@@ -114,7 +113,7 @@ def encode(
     return output
 
 
-def _placed(cut: Cut) -> Cut:
+def _placed(cut: EngineCut) -> EngineCut:
     """A cut whose rows are in the features now: their count is left of them, since features and trace hold it."""
     return cut if cut.rows is None else dataclasses.replace(cut, rows=cut.rows.new_empty(len(cut.rows), 0))
 
@@ -144,14 +143,14 @@ class _Places:
 
 
 def items_of(
-    output: Any, family: Family, method: Method, modality: str, prompt: Sequence[Sequence[int]] | None = None
+    output: Any, family: Family, program: Program, modality: str, prompt: Sequence[Sequence[int]] | None = None
 ) -> list[Item]:
     """The images and videos whose features these are, with their tags.
 
     Args:
         output: What a `get_*_features` call answered, maybe repeated for beams since.
         family: Knows the model.
-        method: What drops.
+        program: What drops.
         modality: "image" or "video".
         prompt: Vision tokens of each image of each sample, for a `tiled` family.
 
@@ -159,7 +158,7 @@ def items_of(
         UnsupportedError: If the method reduces in the tower and these features did not come through it here.
     """
     if prompt is not None:
-        return _items_of_samples(output, method, prompt)
+        return _items_of_samples(output, program, prompt)
     features = _features(output)
     whole = getattr(output, "_foveate_cuts", None)
     items = []
@@ -168,13 +167,13 @@ def items_of(
         boxes = getattr(one, "_foveate_boxes", _nowhere if index is None else places[index])
         fixed = family.always_kept(family.model.config, len(one))
         item = Item(len(one), boxes, fixed=fixed, video=modality == "video")
-        if method.reduces_tower:
+        if program.encodes is not None:
             if hasattr(one, "_foveate_cut"):
                 item.cut = one._foveate_cut
             elif whole is not None and index is not None:
                 item.cut = whole[index]
             else:
-                raise _not_from_here(method)
+                raise _not_from_here(program)
         items.append(item)
     return items
 
@@ -195,15 +194,15 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.device == other.device
 
 
-def _items_of_samples(output: Any, method: Method, prompt: Sequence[Sequence[int]]) -> list[Item]:
+def _items_of_samples(output: Any, program: Program, prompt: Sequence[Sequence[int]]) -> list[Item]:
     """Each sample's images, from tags that a sample's beams share."""
     known = getattr(output, "_foveate_samples", [])
     beams = len(prompt) // max(1, len(known))
     tagged = [items for items in known for _ in range(beams)]
     if [[item.length for item in items] for items in tagged] == [list(sample) for sample in prompt]:
         return [item for items in tagged for item in items]
-    if method.reduces_tower:
-        raise _not_from_here(method)
+    if program.encodes is not None:
+        raise _not_from_here(program)
     return [Item(length, _nowhere) for sample in prompt for length in sample]
 
 
@@ -211,11 +210,11 @@ def _nowhere() -> None:
     """Where tokens look is not known."""
 
 
-def _not_from_here(method: Method) -> UnsupportedError:
+def _not_from_here(program: Program) -> UnsupportedError:
     return UnsupportedError(
-        f"{type(method).__name__} reduces tokens in the vision tower, but these image features were made outside the "
-        "context or without their prompt, or cut by chunked prefill. Give pictures and prompt to the model inside the "
-        "context, and leave prefill_chunk_size unset."
+        f"{type(program.method).__name__} reduces tokens in the vision tower, but these image features were made "
+        "outside the context or without their prompt, or cut by chunked prefill. Give pictures and prompt to the model "
+        "inside the context, and leave prefill_chunk_size unset."
     )
 
 

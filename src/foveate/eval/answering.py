@@ -15,6 +15,8 @@ from foveate.engine.session import drop
 from foveate.engine.trace import Trace
 from foveate.errors import UnsupportedError
 from foveate.methods.base import Method
+from foveate.methods.follow import reads_text
+from foveate.methods.stages import Shape
 from foveate.registry import families, family_for
 
 __all__ = [
@@ -114,9 +116,9 @@ def can_share(model: Any, method: Method | None) -> bool:
     between the picture and a short question, so positions must be plain and no layer may have a window: windows count
     columns.
     """
-    if method is not None and method.reads_text:
-        return False
     family = family_for(model)
+    if method is not None and reads_text(method.stages(Shape(len(family.layers)))):
+        return False
     if not (family.shares_prefix and family.renumbers):
         return False
     cache = DynamicCache(config=family.text.config)  # transformers' own choice of layers for its config

@@ -3,19 +3,23 @@
 python -m lmms_eval --model foveate --model_args pretrained=…,method=v2drop,budget=192 --tasks gqa --batch_size 4
 """
 
+import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
+from lmms_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
 from foveate._loading import EMBEDDED, device_of, load
-from foveate.errors import SettingError, UnsupportedError
+from foveate.errors import FoveateError, SettingError, UnknownNameError, UnsupportedError
 from foveate.eval.answerer import Answerer, Conduct, Request
 from foveate.eval.setting import Choice, Setting
 from foveate.eval.store import Store
@@ -84,11 +88,12 @@ class Foveate(Answering):
 
     Args:
         pretrained: A hub id, a local folder, or "embedded".
-        method: A method or a preset; empty is the full model.
+        method: What drops, in the grammar of `foveate.methods.names`, quoted where it has commas:
+            method='v2drop:layers=3,17,22'; also JSON, method={"method":"v2drop"}. Empty is the full model.
         budget: Mean vision tokens a decoder layer, solved for each sample's own count.
         retention: The same as a share; 1/3 where neither is given.
         seed: Which draw, for methods that draw by lot.
-        settings: Other settings of the method: {"metric":"cosine"}.
+        settings: Other settings of the method: {"metric":"cosine"}, or metric=cosine;window=2.
         protocol: "own" is the model's chat template and processor, "llava" the papers' conditions.
         max_frames: Most frames of a video.
         log: A folder for a record of every answer; a run that is started again reuses what is there.
@@ -104,11 +109,11 @@ class Foveate(Answering):
         self,
         pretrained: str = EMBEDDED,
         *,
-        method: str = "",
+        method: str | Mapping[str, Any] = "",
         budget: float | None = None,
         retention: float | None = None,
         seed: int | None = None,
-        settings: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | str | None = None,
         protocol: str = "own",
         max_frames: int = 32,
         log: str = "",
@@ -120,17 +125,47 @@ class Foveate(Answering):
     ) -> None:
         if max_batch_size is not None or not str(batch_size).isdigit():
             raise SettingError(f"batch_size is a number; got {batch_size!r}. Batches are not sized automatically.")
-        setting = Setting(name=method, budget=budget, retention=retention, seed=seed, settings=settings or {})
+        name = json.dumps(method) if isinstance(method, Mapping) else method
+        setting = Setting(name=name, budget=budget, retention=retention, seed=seed, settings=settings or {})
         conduct = Conduct(protocol=protocol, batch_size=int(batch_size), most_frames=max_frames)
         loaded = load(pretrained, _mine(device), dtype=dtype, attention=attention)
         store = Store(Path(log).expanduser(), conduct.conditions(loaded)) if log else None
         choice: Choice = setting.choice(loaded.model.config)
         super().__init__(Answerer(loaded, choice, conduct, store))
 
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None) -> Self:
+        """The model that lmms-eval's command line asks for.
+
+        Raises:
+            SystemExit: With 2 where the arguments cannot be meant, with 1 where the model cannot be had; one line on
+                stderr says why.
+        """
+        try:
+            values = _arguments(arg_string, tuple(signature(cls.__init__).parameters)[1:])
+            values |= {key: value for key, value in (additional_config or {}).items() if value is not None}
+            return cls(**values)
+        except FoveateError as error:
+            print(f"foveate: {error}", file=sys.stderr)
+            raise SystemExit(2 if isinstance(error, SettingError | UnknownNameError) else 1) from error
+
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
         with tqdm(total=len(requests), desc="Answering", disable=self.rank != 0) as bar:
             self.answerer.advance = bar.update
             return super().generate_until(requests)
+
+
+def _arguments(text: str, known: Sequence[str]) -> dict[str, Any]:
+    """`--model_args` as lmms-eval reads them: split at commas outside quotes, braces and brackets."""
+    try:
+        values: dict[str, Any] = simple_parse_args_string(text)
+    except ValueError as error:
+        raise SettingError(
+            f"model_args are key=value,key=value; got {text!r}. Put quotes around a value with commas."
+        ) from error
+    if unknown := sorted(set(values) - set(known)):
+        raise SettingError(f"There is no model argument {unknown[0]}. There are: {', '.join(known)}.")
+    return values
 
 
 def _mine(name: str) -> torch.device:

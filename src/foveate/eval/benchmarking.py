@@ -7,11 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import BudgetError
-from foveate.eval.cells import BASELINES, Cell, Contender
+from foveate.eval.cells import Cell, Contender, before_decoder
 from foveate.eval.scores import Metric, Scores, TaskScores
 from foveate.eval.setting import Setting
 from foveate.eval.stats import Estimate, Resampled
 from foveate.eval.summary import RIVALS, Outcome, Summary, nearest
+from foveate.methods.grammar import read
 
 __all__ = ["cells_of", "run_cells", "summarise_task"]
 
@@ -35,13 +36,12 @@ def cells_of(
     """
     found = []
     for one in contenders:
-        if one.fixed is not None:
-            found.append(Cell(one.name, None, (Setting(name=one.name),)))
-            continue
-        for kind, value in budgets:
-            base = Setting(name=one.kind.name, settings=one.settings, **{kind: value})  # type: ignore[arg-type]
-            draws = tuple(replace(base, seed=seed) for seed in seeds) if one.drawn else (base,)
-            found.append(Cell(one.name, value, draws))
+        asked = [(None, Setting(name=one.name))]
+        if not one.named.settled:
+            asked = [(value, Setting(name=one.name, **{kind: value})) for kind, value in budgets]  # type: ignore[arg-type,misc]
+        for budget, base in asked:
+            draws = tuple(replace(base, seed=seed) for seed in seeds) if one.named.drawn else (base,)
+            found.append(Cell(one.name, budget, draws))
     return found
 
 
@@ -56,8 +56,8 @@ def run_cells(cells: Sequence[Cell[Setting]], run: Run) -> tuple[list[Cell[Setti
         try:
             scores[len(done)] = [run(draw) for draw in cell.draws]
         except BudgetError as error:
-            early = tuple(replace(draw, settings={**draw.settings, "layers": (0,)}) for draw in cell.draws)
-            if cell.name in BASELINES[:2]:
+            if before_decoder(read(cell.name)) is not None:
+                early = tuple(replace(draw, settings={"layers": (0,)}) for draw in cell.draws)
                 scores[len(done)] = [run(draw) for draw in early]
                 cell = replace(cell, draws=early, note="cut before the decoder")
             else:

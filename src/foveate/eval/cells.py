@@ -1,16 +1,17 @@
 """What is compared: methods at budgets, each a cell, with its draws and with what cannot be reached."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from foveate.errors import BudgetError
 from foveate.methods.base import Method
-from foveate.methods.staged import StagedMethod
-from foveate.registry import method as kind_of
+from foveate.methods.chain import Chain
+from foveate.methods.grammar import Named, read, settings_of
+from foveate.methods.scheduled import Scheduled
 
-__all__ = ["BASELINES", "Cell", "Contender", "with_baselines"]
+__all__ = ["BASELINES", "Cell", "Contender", "before_decoder", "with_baselines"]
 
 D = TypeVar("D", covariant=True)
 
@@ -22,48 +23,74 @@ class Contender:
     """A method as it was asked for.
 
     Attributes:
-        name: Under which it appears: "v2drop", "v2drop:metric=l1", or a preset.
-        kind: The method's class.
-        settings: What was set beside the budget.
-        fixed: A whole setting, such as a preset, that brings its own budget; else None.
+        named: What its name says.
     """
 
-    name: str
-    kind: type[Method]
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    fixed: Method | None = None
+    named: Named
+
+    @classmethod
+    def of(cls, text: str) -> "Contender":
+        """The one that a text names, in the grammar of `foveate.methods.names`.
+
+        Raises:
+            FoveateError: If a setting is unknown or of the wrong type, or there is no such method, preset or file.
+        """
+        named = read(text)
+        named.check()
+        return cls(named)
 
     @property
-    def drawn(self) -> bool:
-        """Whether it draws by lot, and nobody said which draw."""
-        known = {field.name for field in dataclasses.fields(self.kind)}  # type: ignore[arg-type]
-        return "seed" in known and "seed" not in self.settings
+    def name(self) -> str:
+        """Under which it appears: "v2drop", "v2drop:metric=l1", or a preset."""
+        return self.named.text
+
+    def draws(self, method: Method, seeds: Sequence[int]) -> tuple[Method, ...]:
+        """A method's draws: one, or one a seed where it draws by lot and nobody said which."""
+        return tuple(_seeded(method, seed) for seed in seeds) if self.named.drawn else (method,)
 
     def cells(
         self, model: Any, budgets: Sequence[float], vision_tokens: int | None, seeds: Sequence[int]
     ) -> "list[Cell[Method]]":
-        """A cell for each budget (shares of the vision tokens); one alone for a fixed setting.
+        """A cell for each budget (shares of the vision tokens); one alone for what takes none or brings its own.
 
         Args:
             model: A model or its config.
+            budgets: Mean shares that a decoder layer processes.
             vision_tokens: Tokens of each picture, where all have the same count.
             seeds: Draws of a method that draws by lot.
         """
-        if self.fixed is not None:
-            return [Cell(self.name, None, (self.fixed,))]
-        return [self._cell(model, budget, vision_tokens, seeds) for budget in budgets]
+        if not self.named.settled:
+            return [self._cell(model, budget, vision_tokens, seeds) for budget in budgets]
+        try:
+            fixed = self.named.solved(model, vision_tokens=vision_tokens)
+        except BudgetError as error:
+            return [Cell(self.name, None, (), infeasible=str(error), floor=error.floor)]
+        return [Cell(self.name, None, self.draws(fixed, seeds))]
 
     def _cell(self, model: Any, budget: float, vision_tokens: int | None, seeds: Sequence[int]) -> "Cell[Method]":
-        asked = {"retention": budget, "vision_tokens": vision_tokens, **self.settings}
         note = ""
         try:
-            found = self.kind.for_budget(model, **asked)
+            found = self.named.solved(model, retention=budget, vision_tokens=vision_tokens)
         except BudgetError as error:
-            if not (issubclass(self.kind, StagedMethod) and self.kind.first_layer == 0 and "layers" not in asked):
+            if (early := before_decoder(self.named)) is None:
                 return Cell(self.name, budget, (), infeasible=str(error), floor=error.floor)
-            found, note = self.kind.for_budget(model, **asked, layers=(0,)), "cut before the decoder"
-        draws = [dataclasses.replace(found, seed=seed) for seed in seeds] if self.drawn else [found]  # type: ignore[type-var]
-        return Cell(self.name, budget, tuple(draws), note=note)
+            found = early.solved(model, retention=budget, vision_tokens=vision_tokens)
+            note = "cut before the decoder"
+        return Cell(self.name, budget, self.draws(found, seeds), note=note)
+
+
+def before_decoder(named: Named) -> Named | None:
+    """A control that cannot meet a budget at its usual depth, cutting before the decoder; None where it cannot."""
+    (member, *others) = named.members
+    able = issubclass(member.kind, Scheduled) and member.kind.first_layer == 0 and "layers" not in member.values
+    return named.with_values({"layers": (0,)}) if able and not others else None
+
+
+def _seeded(method: Method, seed: int) -> Method:
+    """It with this draw; of a chain, whoever draws."""
+    if isinstance(method, Chain):
+        return dataclasses.replace(method, members=tuple(_seeded(member, seed) for member in method.members))
+    return dataclasses.replace(method, seed=seed) if "seed" in settings_of(type(method)) else method  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -91,4 +118,4 @@ def with_baselines(contenders: Iterable[Contender]) -> list[Contender]:
     """The contenders, and behind them every baseline that is not among them as it is."""
     found = list(contenders)
     names = {one.name for one in found}
-    return found + [Contender(name, kind_of(name)) for name in BASELINES if name not in names]
+    return found + [Contender.of(name) for name in BASELINES if name not in names]

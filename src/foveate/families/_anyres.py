@@ -72,6 +72,10 @@ class AnyResolution(Family):
         cells = torch.cat((grid_boxes(rows, columns).view(rows, columns, 4), NOWHERE.expand(rows, 1, 4)), dim=1)
         return torch.cat((base, cells.flatten(0, 1)))
 
+    @classmethod
+    def cls_in_tower(cls, config: Any = None) -> bool | None:
+        return None if config is None else drops_cls(config)
+
     def encode(
         self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
     ) -> tuple[Any, list[Any]]:

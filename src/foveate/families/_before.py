@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.core.merge import Merge, average
+from foveate.core.merge import Merge
 from foveate.core.tower import TowerView
 from foveate.families._encode import (
     Reducer,
@@ -139,7 +139,7 @@ class _Ragged:
             return output
         return _padded(
             [
-                one if merge is None else torch.cat((one[: self._cls], average(one[self._cls :], merge)))
+                one if merge is None else torch.cat((one[: self._cls], rows_of(merge)))
                 for one, merge in zip(output, self.merges, strict=True)
             ],
             max(self.lengths),
@@ -152,6 +152,12 @@ def _padded(rows: Sequence[Tensor], length: int) -> Tensor:
     for place, row in zip(whole, rows, strict=True):
         place[: len(row)] = row
     return whole
+
+
+def rows_of(merge: Merge) -> Tensor:
+    """The rows that patches have become."""
+    assert merge.rows is not None
+    return merge.rows
 
 
 def _note(states: dict[int, Tensor], at: int, module: nn.Module, args: Any, output: Tensor) -> None:

@@ -59,7 +59,7 @@ class Reducer(Protocol):
         ...
 
     def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
-        """What the token grids of an image's frames or views become (see `foveate.methods.base.Method.coarsen`)."""
+        """What the token grids of an image's frames or views become (see `foveate.methods.stages.PixelStage`)."""
         ...
 
     def replace(self, rows: Tensor, merge: Merge) -> Any:

@@ -91,6 +91,10 @@ class Tiled(Family):
             return None
         return [((side, side),) * (size // side**2) for size in sizes]
 
+    @classmethod
+    def cls_in_tower(cls, config: Any = None) -> bool | None:
+        return cls.has_cls
+
     def encode(
         self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
     ) -> tuple[Any, list[Any]]:

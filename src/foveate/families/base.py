@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from foveate._transformers import OLDEST, require, rotation, scales_by_position
 from foveate.core.grid import Grid
+from foveate.core.signals import Signal, TowerAttention
 from foveate.errors import UnsupportedError
 from foveate.families._encode import Reducer, images_of, place_rows, put_images, reduce_apart, stays_whole
 from foveate.families._tap import tapped
@@ -35,6 +36,7 @@ class Family:
         decoder: The core's name for the decoder.
         mergers: Names of the core's function that is asked where the vision tokens are (see `vision_masks`), the first
             that it has.
+        videos: Whether the model knows videos.
         tiled: Whether features come in other pieces than images, tiles for example; then the prompt tells which are
             whose (see `image_lengths`).
         core: The module that merges vision features into the text.
@@ -50,6 +52,7 @@ class Family:
     shares_prefix: ClassVar[bool] = False
     decoder: ClassVar[str] = "language_model"
     mergers: ClassVar[tuple[str, ...]] = ("get_placeholder_mask",)
+    videos: ClassVar[bool] = False
     tiled: ClassVar[bool] = False
 
     def __init__(self, model: Any) -> None:
@@ -103,6 +106,32 @@ class Family:
         kind = self.rotary_type(layer)
         pair: tuple[Tensor, Tensor] = self.text.rotary_emb(hidden, ids, *(() if kind is None else (kind,)))
         return pair
+
+    @classmethod
+    def cls_in_tower(cls, config: Any = None) -> bool | None:
+        """Whether the vision tower has a CLS, whose row of attention is what can be read of it then.
+
+        Args:
+            config: The model's; without one None is answered where models of the family differ in that.
+        """
+        return False
+
+    @property
+    def tower_cls(self) -> bool:
+        """Whether this model's vision tower has a CLS."""
+        return bool(self.cls_in_tower(self.model.config))
+
+    @classmethod
+    def lacking(cls, signal: Signal, tower_cls: bool) -> str | None:
+        """Why a stage cannot read this signal of a model whose tower has a CLS or has none; None if it can."""
+        if isinstance(signal, TowerAttention) and (signal.by == "cls") != tower_cls:
+            has = "has a CLS, whose row is what can be read" if tower_cls else "has no CLS"
+            return f"the vision tower of {cls.model_type!r} {has}"
+        return None
+
+    def lacks(self, signal: Signal) -> str | None:
+        """Why a stage cannot read this signal of this model; None if it can."""
+        return self.lacking(signal, self.tower_cls)
 
     @property
     def recurrent(self) -> frozenset[int]:

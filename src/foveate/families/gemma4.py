@@ -32,6 +32,7 @@ class Gemma4(Family):
     """
 
     model_type: ClassVar[str] = "gemma4"
+    videos: ClassVar[bool] = True
     oldest: ClassVar[str] = "5.23"  # frames of videos come in another form before
     decoders: ClassVar[frozenset[str]] = frozenset()
     shares_prefix: ClassVar[bool] = False  # images are seen both ways, told by token types

@@ -11,6 +11,7 @@ class Idefics3(SmolVLM):
     """Where things are inside `Idefics3ForConditionalGeneration`."""
 
     model_type: ClassVar[str] = "idefics3"
+    videos: ClassVar[bool] = False
 
 
 FAMILY = Idefics3

@@ -60,6 +60,10 @@ class Llava(Family):
             )
         return cls
 
+    @classmethod
+    def cls_in_tower(cls, config: Any = None) -> bool | None:
+        return None if config is None else drops_cls(config)
+
     def encode(
         self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
     ) -> tuple[Any, list[Any]]:

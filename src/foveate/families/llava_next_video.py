@@ -21,6 +21,7 @@ class LlavaNextVideo(LlavaNext):
     """Where things are inside `LlavaNextVideoForConditionalGeneration`."""
 
     model_type: ClassVar[str] = "llava_next_video"
+    videos: ClassVar[bool] = True
     oldest: ClassVar[str] = "5.23"  # frames come one by one before
 
     def packed(self, modality: str, views: Sequence[Tensor], given: Mapping[str, Any]) -> list[Tensor]:

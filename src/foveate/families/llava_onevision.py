@@ -20,6 +20,7 @@ class LlavaOnevision(AnyResolution):
     """Where things are inside `LlavaOnevisionForConditionalGeneration`."""
 
     model_type: ClassVar[str] = "llava_onevision"
+    videos: ClassVar[bool] = True
 
     @classmethod
     def shrunk(cls, config: Any, rows: int, columns: int) -> Grid:

@@ -27,6 +27,7 @@ class Qwen2VL(Family):
     """
 
     model_type: ClassVar[str] = "qwen2_vl"
+    videos: ClassVar[bool] = True
     renumbers: ClassVar[bool] = False
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen2_vl_text"})
     shares_prefix: ClassVar[bool] = True

@@ -25,6 +25,7 @@ class SmolVLM(Tiled):
     """
 
     model_type: ClassVar[str] = "smolvlm"
+    videos: ClassVar[bool] = True
     decoder: ClassVar[str] = "text_model"
     mergers: ClassVar[tuple[str, ...]] = ("get_placeholder_mask", "inputs_merger")
 

@@ -36,6 +36,7 @@ class VideoLlava(Llava):
     """Where things are inside `VideoLlavaForConditionalGeneration`."""
 
     model_type: ClassVar[str] = "video_llava"
+    videos: ClassVar[bool] = True
 
     @property
     def tower(self) -> Any:
@@ -58,6 +59,10 @@ class VideoLlava(Llava):
             return super().boxes(modality, given, lengths)
         frame = torch.cat((CLS, grid_boxes(self.side, self.side)))
         return [frame.repeat(count, 1) if (count := _frames(self.model.config, size)) else None for size in lengths]
+
+    @classmethod
+    def cls_in_tower(cls, config: Any = None) -> bool | None:
+        return True
 
     def encode(
         self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer

@@ -1,42 +1,30 @@
-"""Random: the control every claim is held against. Same schedule, tokens drawn by lot."""
-
-from dataclasses import dataclass
-from typing import ClassVar
+"""Random: the control that every claim is compared with. Same schedule, tokens drawn at random."""
 
 from torch import Tensor
 
 from foveate.core.rank import top
-from foveate.methods.base import View
-from foveate.methods.staged import StagedMethod
+from foveate.methods.scheduled import Scheduled
+from foveate.methods.stages import LayerView
 
 __all__ = ["METHOD", "Random", "lots"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Random(StagedMethod):
-    """Keeps tokens drawn by lot, uniformly without replacement.
+class Random(Scheduled):
+    """Keeps tokens drawn at random, uniformly without replacement.
 
-    A lot depends on the seed and the token's own ordinal alone, so neither the batch nor its padding nor
+    A draw depends on the seed and the token's own ordinal alone, so neither the batch nor its padding nor
     the device changes what is drawn, and a later cut draws from the survivors of the one before.
 
     Attributes:
-        layers: Decoder layers whose input is cut; 0 cuts before the decoder.
-        keep: Share of the arriving vision tokens that stays at each, in [0, 1].
         seed: Which draw, any integer.
-        min_keep, scope, skip_below: See `StagedMethod`.
+        layers, keep, retention, tokens, min_keep, scope, skip_below: See `Scheduled`; layer 0 cuts before the decoder.
     """
 
-    name: ClassVar[str] = "random"
+    name = "random"
 
-    layers: tuple[int, ...] = (3, 17, 22)
-    keep: tuple[float, ...] = (0.5, 0.3, 0.0)
     seed: int = 0
 
-    @property
-    def together(self) -> bool:
-        return True
-
-    def select(self, view: View, count: int) -> Tensor:
+    def select(self, view: LayerView, count: int) -> Tensor:
         return top(lots(view.tokens, self.seed), count)
 
 

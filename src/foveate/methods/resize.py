@@ -1,16 +1,12 @@
 """Resize: the control that looks at a smaller picture: the tower itself makes fewer tokens."""
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
-
-from foveate.core.grid import Grid
-from foveate.methods.grid import GridMethod
+from foveate.methods.gridded import Gridded
+from foveate.methods.stages import Arriving, PixelStage, Shape, Stage
 
 __all__ = ["METHOD", "Resize"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resize(GridMethod):
+class Resize(Gridded):
     """Gives the tower a smaller image, so that its token grid is coarser: 13 x 14 for 24 x 24 at a third.
 
     Pixels are resized as the processor left them, bilinear and antialiased. CLIP and SigLIP interpolate their position
@@ -18,19 +14,20 @@ class Resize(GridMethod):
     has the position ids of the usual token at its centre. The tower gets cheaper too.
 
     Attributes:
-        keep: See `GridMethod`.
+        keep, tokens, retention: See `Gridded`.
     """
 
-    name: ClassVar[str] = "resize"
+    name = "resize"
 
-    @property
-    def stage(self) -> Literal["pixels", "tower", "projector"]:
-        return "pixels"
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        if self.whole:
+            return ()
+        return (PixelStage(coarsen=self.coarsen, count=self.left),)
 
-    def _left(self, size: int, grids: tuple[Grid, ...]) -> int | None:
+    def left(self, arriving: Arriving) -> int | None:
         # How a mosaic of smaller tiles is unpadded depends on the picture's proportions.
-        newlines = size - sum(rows * columns for rows, columns in grids)
-        return None if newlines > 1 else GridMethod._left(self, size, grids)
+        newlines = arriving.entered - arriving.tokens
+        return None if newlines > 1 else super().left(arriving)
 
 
 METHOD = Resize

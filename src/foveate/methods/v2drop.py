@@ -4,19 +4,20 @@ Paper: Chen et al., "Variation-aware Vision Token Dropping for Faster Large Visi
 CVPR 2026, arXiv:2509.01552. Reads no attention weights, so it runs under any attention kernel.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 from torch.linalg import vector_norm
 
 from foveate.core.rank import top
 from foveate.errors import SettingError, ShapeError
-from foveate.methods.base import Cut, Preset, View
-from foveate.methods.staged import StagedMethod
+from foveate.methods.base import Preset
+from foveate.methods.scheduled import Scheduled
+from foveate.methods.stages import Arriving, Hidden, LayerStage, LayerView, Shape, Signal, Stage
 
 __all__ = ["METHOD", "V2Drop", "variation"]
 
@@ -25,111 +26,82 @@ EPSILON = 1e-6  # of norms that divide
 OPERATIONS = {"l2": 3, "l1": 3, "cosine": 6, "relative": 5}  # a number of a move: subtract, square, add, …
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class V2Drop(StagedMethod):
-    """Progressive dropping by token-wise variation: before each cut, the tokens that moved least leave.
+class V2Drop(Scheduled):
+    """Progressive dropping by token-wise variation: before each cut, the tokens that moved least are dropped.
+
+    The defaults are the paper's 192-token setting for LLaVA-1.5-7B.
 
     Attributes:
-        layers: Decoder layers whose input is cut, strictly ascending, from 1 on.
-        keep: Share of the arriving vision tokens that stays at each, in [0, 1]; ratios compound: 0.5 then
-            0.3 leaves 15 %. The defaults are the paper's 192-token setting for LLaVA-1.5-7B.
         metric: How a move is measured: "l2" (the paper's choice), "l1", "cosine" (1 − cosine similarity,
             the first public release) or "relative" (L2 over the norm it started from).
         over: The move through the last `window` layers ("net"), or all moves since the last cut added up
             ("path").
-        window: Layers a net move spans, 1 or more; 1 is the paper's.
+        window: Layers that a net move spans, 1 or more; 1 is the paper's.
         reverse: Keep the tokens that moved least instead: the control that shows whether the order means anything.
         score_dtype: "float32", or "model" to round as the released code does in half precision.
-        min_keep, scope, skip_below: See `StagedMethod`.
+        layers, keep, retention, tokens, min_keep, scope, skip_below: See `Scheduled`; layers start at 1.
 
     Raises:
         SettingError: If layers and ratios differ in length or a setting leaves its range.
     """
 
-    name: ClassVar[str] = "v2drop"
+    name = "v2drop"
     first_layer: ClassVar[int] = 1  # variation needs the layer before
 
-    layers: tuple[int, ...] = (3, 17, 22)
-    keep: tuple[float, ...] = (0.5, 0.3, 0.0)
     metric: Metric = "l2"
     over: Literal["net", "path"] = "net"
-    window: int = 1
+    window: Annotated[int, Ge(1)] = 1
     reverse: bool = False
     score_dtype: Literal["float32", "model"] = "float32"
 
-    def __post_init__(self) -> None:
-        super(V2Drop, self).__post_init__()
-        if self.metric not in ("l2", "l1", "cosine", "relative"):
-            raise SettingError(f"metric is 'l2', 'l1', 'cosine' or 'relative'; got {self.metric!r}.")
-        if self.over not in ("net", "path"):
-            raise SettingError(f"over is 'net' or 'path'; got {self.over!r}.")
-        if self.score_dtype not in ("float32", "model"):
-            raise SettingError(f"score_dtype is 'float32' or 'model'; got {self.score_dtype!r}.")
-        if self.window < 1 or (self.over == "path" and self.window != 1):
-            raise SettingError(f"window is 1 or more, and belongs to over='net'; got {self.window} with {self.over!r}.")
+    def check_settings(self) -> None:
+        super().check_settings()
+        if self.over == "path" and self.window != 1:
+            raise SettingError(f"window belongs to over='net'; got window={self.window} with over='path'.")
         if self.layers and self.layers[0] < self.window:
             raise SettingError(
                 f"A move over {self.window} layers cannot be seen before layer {self.layers[0]}: "
                 f"layers start at {self.window} for window={self.window}."
             )
 
-    @property
-    def together(self) -> bool:
-        return True
+    def reads(self, layer: int) -> tuple[Signal, ...]:
+        return (Hidden(back=self.window),) if self.over == "net" else ()
 
-    def watches(self, layer: int) -> bool:
-        if self.over == "path":
-            return bool(self.layers) and layer < self.layers[-1]
-        return layer + self.window in self.layers
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        cuts = super().stages(shape)
+        return cuts if self.over == "net" else (*self._steps(shape.depth), *cuts)
 
-    def observe(self, view: View) -> None:
-        if self.over == "path":
-            at_a_cut = view.layer in self.layers
-            if "before" in view.notes and not at_a_cut:
-                moved = self._variation(view.hidden, view.notes["before"])
-                view.notes["path"] = view.notes["path"] + moved if "path" in view.notes else moved
-            if at_a_cut:
-                view.notes.pop("path", None)
-            view.notes["before"] = view.hidden
-        else:
-            view.notes[f"entered {view.layer}"] = view.hidden
+    def _steps(self, depth: int) -> tuple[Stage, ...]:
+        """Looks before every layer up to the last cut, which add up the path since the cut before."""
+        cuts = self.cuts(depth)
+        return tuple(
+            LayerStage(
+                layer,
+                reads=(Hidden(back=1),),
+                look=partial(self._step, starts=layer - 1 in (0, *cuts)),
+                flops=self._move_flops,
+            )
+            for layer in range(1, max(cuts, default=0) + 1)
+        )
 
-    def cut(self, view: View) -> Cut | None:
-        found = super(V2Drop, self).cut(view)
-        if self.over == "net":
-            view.notes.pop(f"entered {view.layer - self.window}", None)  # nobody reads it again
-        return found
+    def _step(self, view: LayerView, starts: bool) -> Mapping[str, Tensor]:
+        moved = self._variation(view)
+        return {"path": moved if starts else view.notes["path"] + moved}
 
-    def remembered(self, tokens: Sequence[int]) -> tuple[int, ...]:
-        if self.over == "path":
-            return tuple(count if self.watches(layer) else 0 for layer, count in enumerate(tokens))
-        spans = [range(cut - self.window, cut) for cut in self.layers]
-        return tuple(count * sum(layer in span for span in spans) for layer, count in enumerate(tokens))
-
-    def select(self, view: View, count: int) -> Tensor:
-        scores = self._scores(view)
+    def select(self, view: LayerView, count: int) -> Tensor:
+        scores = self._variation(view) if self.over == "net" else view.notes["path"]
         return top(-scores if self.reverse else scores, count)
 
-    def _scores(self, view: View) -> Tensor:
-        if self.over == "path":
-            moved = self._variation(view.hidden, view.notes["before"])
-            return view.notes["path"] + moved if "path" in view.notes else moved
-        return self._variation(view.hidden, view.notes[f"entered {view.layer - self.window}"])
+    def _variation(self, view: LayerView) -> Tensor:
+        dtype = view.hidden.dtype if self.score_dtype == "model" else torch.float32
+        return variation(view.hidden, view.hidden_before, self.metric, dtype)
 
-    def scoring_flops(self, depth: int, width: int, sizes: Sequence[int]) -> int:
-        """Of every move measured: at the cuts that rank, and for a path at the layers between."""
-        plan = self.plan(depth, sizes)
-        if min(plan) == sum(sizes):
-            return 0  # where nobody leaves, nobody measures
-        between = range(1, self.layers[-1]) if self.over == "path" and self.layers else ()
-        moves = 0
-        for layer, (arrive, stay) in enumerate(pairwise((sum(sizes), *plan))):
-            if stay < arrive if layer in self.layers else layer in between:
-                moves += arrive
-        return OPERATIONS[self.metric] * width * moves
+    def rank_flops(self, tokens: int, width: int) -> int:
+        """Of a move of so many tokens; a path has been added up by its steps."""
+        return 0 if self.over == "path" else self._move_flops(Arriving.all_of(tokens), width)
 
-    def _variation(self, hidden: Tensor, before: Tensor) -> Tensor:
-        return variation(hidden, before, self.metric, hidden.dtype if self.score_dtype == "model" else torch.float32)
+    def _move_flops(self, arriving: Arriving, width: int) -> int:
+        return OPERATIONS[self.metric] * width * arriving.tokens
 
 
 def variation(hidden: Tensor, before: Tensor, metric: Metric = "l2", dtype: torch.dtype = torch.float32) -> Tensor:
@@ -158,12 +130,7 @@ def variation(hidden: Tensor, before: Tensor, metric: Metric = "l2", dtype: torc
 
 
 def _preset(
-    name: str,
-    layers: tuple[int, ...],
-    keep: tuple[float, ...],
-    depth: int,
-    vision_tokens: int | None,
-    source: str,
+    name: str, layers: tuple[int, ...], keep: tuple[float, ...], depth: int, vision_tokens: int | None, source: str
 ) -> Preset:
     return Preset(f"v2drop/{name}", V2Drop(layers=layers, keep=keep), depth, vision_tokens, source)
 

@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from foveate.errors import FoveateError, InputError
+from foveate.errors import InputError, SettingError
+from foveate.methods import names
 from foveate.methods.base import Method
-from foveate.registry import method
+from foveate.methods.grammar import read_json
+from foveate.methods.settings import check
 
 __all__ = ["Record"]
 
@@ -85,14 +87,14 @@ class Record:
         if values.pop("format", None) != FORMAT:
             raise InputError(f"This is no record of a tuning: its format is not {FORMAT!r}.")
         values.pop("met", None)
+        wanted = {one.name for one in fields(cls)}
+        if wrong := sorted(wanted ^ set(values)):
+            raise InputError(f"This record of a tuning is damaged: {wrong[0]} is missing, or no part of one.")
+        values["method"] = names.from_dict(values["method"])
         try:
-            settings = values.pop("method")
-            steps = tuple((float(gamma), float(mean)) for gamma, mean in values.pop("steps"))
-            return cls(method=method(settings["method"]).from_dict(settings), steps=steps, **values)
-        except FoveateError:
-            raise
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"This record of a tuning is damaged: {type(error).__name__}: {error}.") from error
+            return cls(**check("This record of a tuning is damaged", cls, values))
+        except SettingError as error:
+            raise InputError(str(error)) from error
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the record as JSON.
@@ -112,12 +114,4 @@ class Record:
         Raises:
             InputError: If there is no such file, or it holds no record.
         """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
-        except ValueError as error:
-            raise InputError(f"{path} is no JSON: {error}.") from error
-        if not isinstance(values, dict):
-            raise InputError(f"{path} is no record of a tuning.")
-        return cls.from_dict(values)
+        return cls.from_dict(read_json(path))

@@ -15,8 +15,9 @@ from torch import Tensor
 from foveate._versions import versions
 from foveate.engine.session import drop
 from foveate.errors import BudgetError, SettingError
-from foveate.methods.base import Method, share
+from foveate.methods.base import Method
 from foveate.methods.mustdrop import MustDrop
+from foveate.methods.schedule import budget_of
 from foveate.tune.record import WITHIN, Record
 
 __all__ = ["default_start", "tune"]
@@ -68,7 +69,7 @@ def tune(
     if not batches:
         raise SettingError("There are no samples to tune on.")
     found, counts = _retentions(model, batches, dataclasses.replace(start, global_thr=0.0, individual_thr=0.0))
-    target, _ = share(model, tokens, retention, round(statistics.fmean(counts)))
+    target, _ = budget_of(model, tokens, retention, round(statistics.fmean(counts)))
     kappa, most = start.individual_thr / start.global_thr, statistics.fmean(found)
     gamma, low, high = 0.0, 1 / (50 * max(counts)), 1.0
     steps, best = [(gamma, most)], (gamma, found)

@@ -25,7 +25,7 @@ def test_counts_are_as_the_grids_say(kind, keep, family):
         with fv.drop(model, method) as trace, torch.no_grad():
             model(**batch(family, [word]))
         sizes, grids = seen(trace)
-        plan = method.plan_grids(DEPTH, sizes, grids)
+        plan = method.plan(DEPTH, sizes, grids)
         newlines = [
             size - sum(height * width for height, width in mine) for size, mine in zip(sizes, grids, strict=True)
         ]

@@ -1,15 +1,20 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 import foveate as fv
 from foveate.engine.cache import PrunedLayer
-from foveate.methods.final_kv import FinalKV
+from foveate.methods.finalkv import FinalKV
 from tests.invariants.alone import check_alone
 from tests.models import DEPTH, IMAGE, MIXED, batch, generate, tiny
 
 V2DROP = fv.V2Drop(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3))
+VISIONDROP = fv.VisionDrop(dominant=14, layer_list=(2,), image_token_list=((7, 2),), reference=25)
+EXAMPLES = [FinalKV(inner=V2DROP), FinalKV(inner=replace(VISIONDROP, include_cls=False), first_layer=0)]
+KEEP_ALL = FinalKV(inner=fv.V2Drop(layers=(1, 3, 4), keep=(1.0, 1.0, 1.0)))
+SMALLEST = FinalKV(inner=fv.V2Drop(layers=(1, 3, 4), keep=(0.3, 0.3, 0.0)))
 FILTER = {"pruning_layers": (1, 3), "global_thr": 0.05, "individual_thr": 0.2}
 
 
@@ -61,6 +66,13 @@ def test_a_batch_answers_as_each_of_its_samples_alone(family):
     check_alone(tiny(family), family, FinalKV(inner=V2DROP), MIXED)
 
 
+@pytest.mark.xfail(strict=True, reason="a row that is no token leaves the earlier caches, though it is left at the end")
+def test_a_cls_that_is_left_at_the_end_stays_in_earlier_caches():
+    _, trace = prefill(FinalKV(inner=VISIONDROP, first_layer=0), batch("llava", ["titt"]))
+    assert trace.stages[1].origin[0][0] == -1
+    assert [layer[0] for layer in trace.kv_lengths] == [10 + 9] * DEPTH
+
+
 def test_the_cost_counts_the_smaller_cache():
     config, given = tiny("llava").config, {"text_tokens": 10, "vision_tokens": 25}
     bare = fv.cost(config, **given, method=V2DROP)
@@ -74,8 +86,7 @@ def test_a_setting_survives_json():
     for method in (FinalKV(inner=V2DROP), FinalKV(inner=fv.VisionDrop(), first_layer=3)):
         assert FinalKV.from_dict(json.loads(method.to_json())) == method
         assert hash(FinalKV.from_json(method.to_json())) == hash(method)
-    with pytest.raises(fv.SettingError, match="needs the settings of an inner method"):
-        FinalKV.from_dict({"method": "finalkv"})
+    assert FinalKV.from_dict({"method": "finalkv"}) == FinalKV()  # the method stands beside it
     with pytest.raises(fv.SettingError, match="belong to 'v2drop'"):
         FinalKV.from_dict({"method": "v2drop", "inner": V2DROP.to_dict()})
 
@@ -91,10 +102,10 @@ def test_a_budget_is_the_inner_methods():
     ("settings", "message"),
     [
         ({"inner": V2DROP, "first_layer": 4}, "lies in 0 … 3"),
-        ({"inner": V2DROP, "first_layer": -1}, "lies in 0 … 3"),
+        ({"inner": V2DROP, "first_layer": -1}, "first_layer should be greater than or equal to 0; got -1"),
         ({"inner": fv.VisionDrop(layer_list=(), image_token_list=())}, "cuts nowhere"),
         ({"inner": FinalKV(inner=V2DROP)}, "inner is a method"),
-        ({"inner": "v2drop"}, "inner is a method"),
+        ({"inner": "v2drop"}, "inner should be a method"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
@@ -121,7 +132,7 @@ def padded(where):
     "method",
     [
         FinalKV(inner=V2DROP, first_layer=0),
-        FinalKV(inner=fv.VisionDrop(dominant=14, layer_list=(2,), image_token_list=((7, 2),), reference=25)),
+        FinalKV(inner=VISIONDROP),
         fv.MustDrop(**FILTER, merge_threshold=-1.0, merge_window=2),
         fv.MustDrop(**FILTER, merge_threshold=-1.0, merge_window=2, positions="keep"),
     ],

@@ -1,0 +1,237 @@
+"""What becomes of the tokens that arrive at a stage: the one form every method answers in."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from foveate.errors import ShapeError
+
+__all__ = ["Cut"]
+
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+
+
+class Cut:
+    """What becomes of the tokens that arrive at a stage. Made by `keep`, `take` or `merge`, never changed.
+
+    Shapes do not depend on values, so that a cut comes out of `torch.func.vmap`. Where only the device knows how many
+    rows are left, `count` is a tensor, and what stands behind that many rows means nothing.
+
+    An example: four tokens arrive, the first is dropped, the last joins the third.
+
+        parent   −1  0  1  1       the row each token went into
+        source       1  2          the token each row stands for
+        rows         two, made by the method
+
+    Attributes:
+        arriving: Tokens that arrived.
+        notes: What the stage wants to remember: a tensor a name, whose first dimension is the rows. Through later cuts
+            a row has its source's note, and zeros where it has no source.
+    """
+
+    __slots__ = ("_count", "_make", "_parent", "_rows", "_source", "_stays", "arriving", "notes")
+
+    def __init__(
+        self,
+        arriving: int,
+        count: int | Tensor | None = None,
+        *,
+        stays: Tensor | None = None,
+        source: Tensor | None = None,
+        parent: Tensor | None = None,
+        rows: Tensor | None = None,
+        notes: Mapping[str, Tensor] = NOTHING,
+        make: "Callable[[], Cut] | None" = None,
+    ) -> None:
+        self.arriving = arriving
+        self.notes = notes
+        self._rows = rows
+        self._make = make
+        self._count = count
+        self._stays = stays
+        self._source = source
+        self._parent = parent
+
+    @classmethod
+    def keep(cls, stays: Tensor, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":
+        """These stay, in order: (arriving,) bool. How many they are, only the device knows.
+
+        Notes have the arriving tokens as their first dimension here.
+
+        Raises:
+            ShapeError: If it is no mask of one dimension.
+        """
+        if stays.dim() != 1 or stays.dtype != torch.bool:
+            raise ShapeError(f"Cut.keep takes a (tokens,) bool tensor; got {tuple(stays.shape)} {stays.dtype}.")
+        return cls(len(stays), stays=stays, notes=notes)
+
+    @classmethod
+    def stay(cls, arriving: int, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":
+        """All stay as they are, and something is remembered of them."""
+        return cls(arriving, arriving, notes=notes)
+
+    @classmethod
+    def take(cls, source: Tensor, arriving: int, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":
+        """These stay, in this order: (rows,) int64 indices into the `arriving` tokens, none of them twice.
+
+        Raises:
+            ShapeError: If it is no tensor of indices, or has more of them than tokens arrive.
+        """
+        if source.dim() != 1 or source.dtype != torch.int64 or len(source) > arriving:
+            raise ShapeError(
+                f"Cut.take takes a (rows,) int64 tensor of at most {arriving} indices; "
+                f"got {tuple(source.shape)} {source.dtype}."
+            )
+        return cls(arriving, len(source), source=source, notes=notes)
+
+    @classmethod
+    def merge(
+        cls,
+        source: Tensor,
+        rows: Tensor,
+        parent: Tensor,
+        notes: Mapping[str, Tensor] = NOTHING,
+    ) -> "Cut":
+        """New rows take the tokens' place.
+
+        Args:
+            source: (rows,) int64, the token whose position and place each row has; −1: none, as a tower's CLS.
+            rows: (rows, width).
+            parent: (arriving,) int64, the row each token went into, the largest share of it where it went into
+                several; −1: dropped.
+            notes: See `Cut`.
+
+        Raises:
+            ShapeError: If there is not one row for each source, or indices are no int64.
+        """
+        if source.dim() != 1 or parent.dim() != 1 or {source.dtype, parent.dtype} != {torch.int64}:
+            raise ShapeError(
+                "Cut.merge takes source and parent as int64 tensors of one dimension; got "
+                f"{tuple(source.shape)} {source.dtype} and {tuple(parent.shape)} {parent.dtype}."
+            )
+        if len(rows) != len(source):
+            raise ShapeError(f"Cut.merge takes a row for each source; got {len(rows)} rows for {len(source)}.")
+        return cls(len(parent), len(source), source=source, parent=parent, rows=rows, notes=notes)
+
+    @classmethod
+    def fewer(cls, arriving: int, count: Tensor, make: "Callable[[], Cut]") -> "Cut":
+        """A merge of which only the device knows how many rows it leaves: it is made once that is known, if at all.
+
+        Args:
+            arriving: Tokens that arrive.
+            count: Rows that are left, an int64 tensor without dimensions; `arriving` if nothing merges.
+            make: Gives a merge with a place for every token, of which the first `count` are rows.
+        """
+        return cls(arriving, count, make=make)
+
+    @property
+    def count(self) -> int | Tensor:
+        """Rows that are left: an int, or an int64 tensor without dimensions where only the device knows."""
+        if self._count is None:
+            assert self._stays is not None
+            self._count = self._stays.sum()
+        return self._count
+
+    @property
+    def rows(self) -> Tensor | None:
+        """The new rows, (rows, width); None where those that stay are as they were."""
+        return self._made()._rows
+
+    def _made(self) -> "Cut":
+        """This cut, what was put off done."""
+        if self._make is not None:
+            made, self._make = self._make(), None
+            self._source, self._parent, self._rows = made._source, made._parent, made._rows
+            self.notes = made.notes
+        return self
+
+    @property
+    def stays(self) -> Tensor | None:
+        """The mask it was made of, (arriving,) bool; None if it was not made of one."""
+        return self._stays
+
+    @property
+    def source(self) -> Tensor:
+        """The token each row stands for: (rows,) int64, −1 for none; of a mask (arriving,), those that stay first."""
+        self._made()
+        if self._source is None and self._stays is None:
+            self._source = torch.arange(self.arriving)
+        elif self._source is None:
+            assert self._stays is not None
+            order = torch.sort(self._stays.logical_not().to(torch.uint8), stable=True).indices
+            behind = torch.arange(self.arriving, device=order.device) >= self.count
+            self._source = order.masked_fill(behind, -1)
+        return self._source
+
+    @property
+    def stays_whole(self) -> bool:
+        """Whether all tokens stay as they are."""
+        return self._source is None and self._stays is None and self._make is None
+
+    @property
+    def parent(self) -> Tensor:
+        """The row each token went into: (arriving,) int64, −1 if it was dropped."""
+        self._made()
+        if self._parent is None:
+            if self._stays is not None:
+                self._parent = torch.where(self._stays, self._stays.cumsum(0) - 1, -1)
+            elif len(self.source) == self.arriving:  # the same tokens in another order
+                self._parent = self.source.argsort()
+            else:
+                ranks = torch.arange(len(self.source), device=self.source.device)
+                dropped = torch.full((self.arriving,), -1, device=ranks.device)
+                self._parent = dropped.scatter(0, self.source, ranks)
+        return self._parent
+
+    def first(self, count: int) -> "Cut":
+        """The same where the host knows by now that `count` rows are real."""
+        source = self.source[:count]
+        if self._stays is not None:
+            return Cut.take(source, self.arriving, {name: note[source] for name, note in self.notes.items()})
+        rows = None if self.rows is None else self.rows[:count]
+        notes = {name: note[:count] for name, note in self.notes.items()}
+        return Cut(self.arriving, count, source=source, parent=self._parent, rows=rows, notes=notes)
+
+    def then(self, later: "Cut") -> "Cut":
+        """One cut from two, the second made of the rows that the first left; both counts are known to the host."""
+        if later.stays_whole:
+            notes = {**self.notes, **later.notes}
+            return Cut(
+                self.arriving, self._count, source=self._source, parent=self._parent, rows=self.rows, notes=notes
+            )
+        if self.stays_whole and not self.notes:
+            return later
+        source = self.source[later.source] if later.rows is None else _followed(later.source, self.source)
+        rows = later.rows
+        if rows is None and self.rows is not None:
+            rows = self.rows[later.source]
+        notes = {name: note_of(note, later) for name, note in self.notes.items()}
+        return Cut(
+            self.arriving,
+            later._count,
+            source=source,
+            parent=_followed(self.parent, later.parent),
+            rows=rows,
+            notes={**notes, **later.notes},
+        )
+
+    def __repr__(self) -> str:
+        merges = self._rows is not None or self._make is not None
+        kind = "keep" if self._stays is not None else "merge" if merges else "take"
+        return f"Cut.{kind}({self.arriving} to {self._count if isinstance(self._count, int) else '?'})"
+
+
+def note_of(note: Tensor, cut: Cut) -> Tensor:
+    """A note of the tokens that arrive at a cut, as one of the rows it leaves: each its source's, zero where there is
+    none."""
+    if cut.rows is None:
+        return note[cut.source]
+    return torch.cat((note, note.new_zeros(1, *note.shape[1:])))[cut.source]  # −1 finds what was put behind
+
+
+def _followed(places: Tensor, to: Tensor) -> Tensor:
+    """Where each of some places leads: `to[place]`, and −1 for −1."""
+    return pad(to, (0, 1), value=-1)[places]  # −1 finds what was put behind

@@ -1,0 +1,168 @@
+"""What a stage may read: declared here by the method, computed by whoever runs it, and reduced on the way.
+
+A signal is a value: two that are equal are read once. Every one says which tensor the stage gets for it.
+"""
+
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal, get_args, get_type_hints
+
+from foveate.errors import SettingError
+
+__all__ = [
+    "Attention",
+    "Cells",
+    "Cls",
+    "Features",
+    "Hidden",
+    "Keys",
+    "Resource",
+    "Signal",
+    "Text",
+    "TowerAttention",
+    "TowerKeys",
+]
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Something that a stage reads.
+
+    Raises:
+        SettingError: If an option is given a value that it does not have.
+    """
+
+    kind: ClassVar[str]
+    """What a view calls it: `view.attention` for `Attention`."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            options, value = get_args(hints[field.name]), getattr(self, field.name)
+            if options and value not in options:
+                known = ", ".join(map(repr, options))
+                raise SettingError(f"{type(self).__name__}({field.name}=…) is one of {known}; got {value!r}.")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the prompt's text decides its value."""
+        return False
+
+
+@dataclass(frozen=True)
+class Hidden(Signal):
+    """The residual stream entering the layer, `view.hidden`, and `back` layers earlier, `view.hidden_before`.
+
+    Shape: (tokens, width), the model's dtype. With back=0 there is no earlier one.
+    """
+
+    kind: ClassVar[str] = "hidden"
+
+    back: int = 0
+
+
+@dataclass(frozen=True)
+class Attention(Signal):
+    """Attention that a decoder layer pays to the tokens: float32 probabilities after a softmax over all a row sees.
+
+    Attributes:
+        rows: Whose: "last" is the prompt's last token, "after" all text behind the tokens' own image, template
+            included, "vision" the tokens themselves.
+        layer: The one that just "ran", which costs next to nothing, or the "next" one, whose queries and keys are made
+            for it.
+        heads: The mean over them, or the largest.
+        over: What is left of the rows: their "mean", "sum", or "max"; or the "share", the sum over what all tokens of
+            the image get. Shape (tokens,).
+        renormalise: Let every row sum to 1 over the tokens first.
+        both_ways: Let vision rows also see the tokens behind them.
+    """
+
+    kind: ClassVar[str] = "attention"
+
+    rows: Literal["last", "after", "vision"] = "last"
+    layer: Literal["ran", "next"] = "ran"
+    heads: Literal["mean", "max"] = "mean"
+    over: Literal["mean", "sum", "max", "share"] = "mean"
+    renormalise: bool = False
+    both_ways: bool = False
+
+    @property
+    def reads_text(self) -> bool:
+        return self.rows != "vision"
+
+
+@dataclass(frozen=True)
+class Keys(Signal):
+    """The next decoder layer's keys of the tokens after RoPE, mean over heads: (tokens, head size) float32."""
+
+    kind: ClassVar[str] = "keys"
+
+
+@dataclass(frozen=True)
+class Text(Signal):
+    """Text behind the tokens' image: its input embeddings, its hidden states or its ids."""
+
+    kind: ClassVar[str] = "text"
+
+    of: Literal["embeddings", "hidden", "ids"] = "embeddings"
+
+    @property
+    def reads_text(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class TowerAttention(Signal):
+    """Attention in the vision tower to each token: (tokens,) float32.
+
+    Tokens that are made of several patches have the mean of theirs.
+
+    Attributes:
+        by: Who pays it: the "cls" row, summed over heads; or all patches ("patches"), the mean over heads and rows.
+        layer: Counted from the layer whose output goes on to the projector (0); 1 is the one after it.
+    """
+
+    kind: ClassVar[str] = "attention"
+
+    by: Literal["cls", "patches"] = "cls"
+    layer: Literal[0, 1] = 0
+
+
+@dataclass(frozen=True)
+class TowerKeys(Signal):
+    """Keys of the vision tower before RoPE, mean over heads: (tokens, head size) float32."""
+
+    kind: ClassVar[str] = "keys"
+
+    layer: Literal[0, 1] = 0
+
+
+@dataclass(frozen=True)
+class Cls(Signal):
+    """The tower's CLS state beside the features: (1, width). Only where a row without a position is of use."""
+
+    kind: ClassVar[str] = "cls"
+
+
+@dataclass(frozen=True)
+class Features(Signal):
+    """The image's tokens before or behind the projector: (tokens, width). The stage's own side comes without asking."""
+
+    kind: ClassVar[str] = "features"
+
+    side: Literal["before", "behind"] = "before"
+
+
+@dataclass(frozen=True)
+class Cells(Signal):
+    """Frame, row and column of each token: (tokens, 3) int64, −1 where it has none."""
+
+    kind: ClassVar[str] = "cells"
+
+
+@dataclass(frozen=True)
+class Resource(Signal):
+    """Something handed in by name with `foveate.drop(…, resources={…})`, such as a text encoder."""
+
+    kind: ClassVar[str] = "resource"
+
+    name: str = ""

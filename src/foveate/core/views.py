@@ -1,0 +1,233 @@
+"""What a stage sees: some tokens, where they come from, and the signals that the stage has declared.
+
+A view holds plain tensors, so a stage runs without a model:
+
+    LayerView(hidden=now, hidden_before=earlier)
+    ImageView(features, attention=cls_row, keys=keys, grid=(24, 24))
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.core.grid import Grid
+from foveate.core.signals import Signal
+from foveate.errors import SettingError
+
+__all__ = ["Arriving", "ImageView", "LayerView", "PatchView", "View"]
+
+Given = Tensor | Callable[[], Tensor]
+"""A tensor, or what makes it when it is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """What the host knows of the tokens that arrive at a stage: enough to say how many stay.
+
+    Attributes:
+        tokens: How many arrive.
+        entered: How many vision tokens they were when they entered the model, all units counted that the stage ranks
+            together, newlines and the like among them.
+        started: How many rows of these entered the decoder: fewer where an earlier stage left fewer.
+        reserved: Rows that the family will add by itself (a closing newline), to be spared from a fixed count.
+        grids: Rows and columns of each frame or view, one behind the other; empty where they are not known.
+        in_sample: Vision tokens of the whole sample as they entered, where these are a part of it.
+    """
+
+    tokens: int
+    entered: int
+    started: int
+    reserved: int = 0
+    grids: tuple[Grid, ...] = ()
+    in_sample: int | None = None
+
+    @property
+    def sample(self) -> int:
+        """Vision tokens of the whole sample as they entered the model."""
+        return self.entered if self.in_sample is None else self.in_sample
+
+    @classmethod
+    def all_of(cls, tokens: int) -> "Arriving":
+        """So many tokens, of which none has left yet."""
+        return cls(tokens, tokens, tokens)
+
+
+class Undeclared(SettingError, AttributeError):
+    """A stage reads what it has not declared."""
+
+
+class View:
+    """Tokens at a stage, and what the stage reads of them.
+
+    `view[signal]` is the tensor of a declared signal; where the stage reads one signal of its kind, `view.attention`,
+    `view.keys`, `view.hidden` and so on name it by that.
+
+    Args:
+        tokens: Which tokens these are, (tokens,) int64: ordinals among those that entered, −1 for a row that is none of
+            its own; None: all, in order.
+        arriving: What the host knows of them; None: none has left yet.
+        notes: What earlier stages of the same method have remembered of these tokens, by name.
+        signals: Tensors by signal.
+        device: Where the tensors are; None: where `tokens` is.
+        named: Tensors by kind, for a view made by hand.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        tokens: Given | None = None,
+        arriving: Arriving | None = None,
+        notes: Mapping[str, Tensor] | None = None,
+        signals: Mapping[Signal, Given] | None = None,
+        device: torch.device | None = None,
+        **named: Given | None,
+    ) -> None:
+        self.arriving = arriving or Arriving.all_of(count)
+        self.notes: Mapping[str, Tensor] = notes or {}
+        self._count = count
+        self._device = device
+        self._tokens = tokens
+        self._signals = dict(signals or {})
+        self._named = {kind: given for kind, given in named.items() if given is not None}
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self._device or self.tokens.device
+
+    @property
+    def tokens(self) -> Tensor:
+        """Which tokens these are: (tokens,) int64, −1 for none of its own."""
+        if self._tokens is None:
+            self._tokens = torch.arange(self._count)
+        elif not isinstance(self._tokens, Tensor):
+            self._tokens = self._tokens()
+        return self._tokens
+
+    def __contains__(self, signal: Signal) -> bool:
+        """Whether the model has this signal, of those that it may lack (`Cls`)."""
+        return signal in self._signals or signal.kind in self._named
+
+    def __getitem__(self, signal: Signal) -> Tensor:
+        """The tensor of a declared signal.
+
+        Raises:
+            SettingError: If the stage does not declare it.
+        """
+        if signal in self._signals:
+            return self._made(self._signals, signal)
+        if signal.kind in self._named:
+            return self._made(self._named, signal.kind)
+        raise Undeclared(f"This stage reads {signal!r} without declaring it. It declares {self._declared()}.")
+
+    def __getattr__(self, kind: str) -> Tensor:
+        if kind.startswith("_"):
+            raise AttributeError(kind)
+        if kind in self._named:
+            return self._made(self._named, kind)
+        alike = [signal for signal in self._signals if signal.kind == kind]
+        if len(alike) == 1:
+            return self._made(self._signals, alike[0])
+        if alike:
+            raise Undeclared(f"This stage reads several signals of kind {kind!r}; name one: view[{alike[0]!r}].")
+        raise Undeclared(f"This stage reads {kind!r} without declaring it. It declares {self._declared()}.")
+
+    @staticmethod
+    def _made(given: dict[Any, Given], key: Any) -> Tensor:
+        if not isinstance(value := given[key], Tensor):
+            given[key] = value = value()
+        return value
+
+    def _declared(self) -> str:
+        return ", ".join([*map(repr, self._signals), *self._named]) or "nothing"
+
+
+class LayerView(View):
+    """Vision tokens before a decoder layer: of a sample, of one image, or of one frame, as the stage's unit says.
+
+    Args:
+        hidden: (tokens, width), the residual stream entering the layer.
+        hidden_before: The same some layers earlier.
+        attention: (tokens,) float32.
+        keys: (tokens, head size) float32.
+        count: How many tokens there are, where no tensor says it.
+        text_behind: Whether text stands behind them in the prompt.
+        rest: See `View`.
+    """
+
+    def __init__(
+        self,
+        hidden: Given | None = None,
+        hidden_before: Given | None = None,
+        attention: Given | None = None,
+        keys: Given | None = None,
+        *,
+        count: int | None = None,
+        text_behind: bool = True,
+        **rest: Any,
+    ) -> None:
+        named: dict[str, Any] = {
+            "hidden": hidden, "hidden_before": hidden_before, "attention": attention, "keys": keys
+        }  # fmt: skip
+        if count is None:
+            given = (*named.values(), rest.get("tokens"), *(rest.get("signals") or {}).values())
+            count = next(len(one) for one in given if isinstance(one, Tensor))
+        super().__init__(count, **named, **rest)
+        self.text_behind = text_behind
+
+
+class PatchView(View):
+    """One image's patches in front of a block of the vision tower.
+
+    Args:
+        patches: (patches, width), in raster order.
+        grid: Their rows and columns.
+        rest: See `View`.
+    """
+
+    def __init__(self, patches: Tensor, grid: Grid, **rest: Any) -> None:
+        super().__init__(len(patches), **rest)
+        self.patches = patches
+        self.grid = grid
+
+
+class ImageView(View):
+    """One image's tokens between the vision tower and the decoder.
+
+    Args:
+        features: (tokens, width).
+        attention: (tokens,) float32.
+        keys: (tokens, head size) float32.
+        grid: Rows and columns of the tokens; None where they are no plain grid.
+        grids: Rows and columns of each frame or view; those of `grid` by default.
+        cls: (1, width), the tower's CLS state.
+        merged: Whether an earlier stage has merged some of them already.
+        rest: See `View`.
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        *,
+        attention: Given | None = None,
+        keys: Given | None = None,
+        cls: Given | None = None,
+        grid: Grid | None = None,
+        grids: Sequence[Grid] = (),
+        merged: bool = False,
+        **rest: Any,
+    ) -> None:
+        self.grid = grid
+        self.grids = tuple(grids) or (() if grid is None else (grid,))
+        count = len(features)
+        rest.setdefault("arriving", Arriving(count, count, count, grids=self.grids))
+        super().__init__(count, attention=attention, keys=keys, cls=cls, **rest)
+        self.features = features
+        self.merged = merged

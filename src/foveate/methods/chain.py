@@ -1,0 +1,76 @@
+"""Several methods as one: `VisionZip() + V2Drop()`, or "visionzip+v2drop"."""
+
+import dataclasses
+from typing import Self
+
+from foveate.errors import SettingError
+from foveate.methods.base import Method
+from foveate.methods.schedule import Budget
+from foveate.methods.settings import MethodSetting
+from foveate.methods.stages import Shape, Stage
+
+__all__ = ["Chain"]
+
+
+class Chain(Method):
+    """Methods that work one after the other along a token's life, whatever order they are written in.
+
+    Where two stand at one place, the second works on what the first left. Each keeps its own notes and its own budget.
+
+    Attributes:
+        members: The methods.
+
+    Raises:
+        SettingError: If there are fewer than two.
+    """
+
+    name = "chain"
+
+    members: tuple[MethodSetting, ...] = ()
+
+    def check_settings(self) -> None:
+        if len(self.members) < 2:
+            raise SettingError(f"A chain has two methods or more; got {len(self.members)}.")
+
+    @classmethod
+    def of(cls, *methods: Method) -> Self:
+        """The chain of these, those of chains among them one by one."""
+        members: list[Method] = []
+        for method in methods:
+            members.extend(method.members if isinstance(method, Chain) else (method,))
+        return cls(members=tuple(members))
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        stages: list[Stage] = []
+        for index, member in enumerate(self.members):
+            mine = member.stages(shape)
+            stages.extend(dataclasses.replace(stage, owner=(index, *stage.owner)) for stage in mine)
+        return tuple(stages)
+
+    def check(self, depth: int) -> None:
+        for member in self.members:
+            member.check(depth)
+        super().check(depth)
+
+    def with_budget(self, *, tokens: float | None = None, retention: float | None = None) -> Self:
+        """The same, the last member that takes a budget spending this one; the others keep theirs.
+
+        Raises:
+            SettingError: If no member takes one, or not exactly one of both is given.
+        """
+        Budget(tokens, retention)
+        reasons = []
+        for index in reversed(range(len(self.members))):
+            try:
+                member = self.members[index].with_budget(tokens=tokens, retention=retention)
+            except SettingError as error:
+                reasons.append(str(error))
+                continue
+            return type(self)(members=(*self.members[:index], member, *self.members[index + 1 :]))
+        raise SettingError(f"No method of this chain takes a budget: {' '.join(reversed(reasons))}")
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.members))
+
+
+METHOD = Chain

@@ -1,0 +1,84 @@
+"""FinalKV: the cache holds the tokens left at the end, and no others, after any method that cuts between layers.
+
+Stage (c) of MustDrop (Liu et al., arXiv:2411.10803), which needs nothing of its other stages.
+"""
+
+from dataclasses import replace
+from typing import Any, Self
+
+from foveate.errors import SettingError
+from foveate.methods import follow
+from foveate.methods.base import Method
+from foveate.methods.settings import Layer, MethodSetting
+from foveate.methods.stages import CacheStage, Shape, Stage
+
+__all__ = ["METHOD", "FinalKV"]
+
+ANY = Shape(depth=1000)
+"""Deep enough for any explicit schedule."""
+
+
+class FinalKV(Method):
+    """After prefill, earlier layers' caches are cut to the vision tokens that the methods beside it leave at the end.
+
+        V2Drop() + FinalKV()
+        FinalKV(inner=V2Drop())          # the same
+
+    The prefill is that of the other method, bit for bit; generated tokens then see its final tokens only, from
+    `first_layer` on.
+
+    Attributes:
+        inner: The method that drops, if it is not written beside it with `+`.
+        first_layer: The first decoder layer whose cache is cut; None: the layer before the first cut, as MustDrop has
+            it.
+
+    Raises:
+        SettingError: If the inner method cuts nowhere in the decoder, or not behind `first_layer`.
+    """
+
+    name = "finalkv"
+
+    inner: MethodSetting | None = None
+    first_layer: Layer | None = None
+
+    def check_settings(self) -> None:
+        if isinstance(self.inner, FinalKV):
+            raise SettingError(f"inner is a method that drops; got {self.inner!r}.")
+        if self.inner is not None:
+            self._check_cuts(follow.cut_layers(self.inner.stages(ANY)))
+
+    def _check_cuts(self, cuts: tuple[int, ...]) -> None:
+        if not cuts or cuts[-1] == 0:
+            raise SettingError(f"{self.inner} cuts nowhere between decoder layers, so its caches are final already.")
+        if self.first_layer is not None and not 0 <= self.first_layer < cuts[-1]:
+            raise SettingError(
+                f"first_layer lies in 0 … {cuts[-1] - 1}, before the last cut of {self.inner}; got {self.first_layer}."
+            )
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        inner = () if self.inner is None else self.inner.stages(shape)
+        return (*inner, CacheStage(first_layer=self.first_layer))
+
+    def with_budget(self, *, tokens: float | None = None, retention: float | None = None) -> Self:
+        if self.inner is None:
+            return super().with_budget(tokens=tokens, retention=retention)
+        return replace(self, inner=self.inner.with_budget(tokens=tokens, retention=retention))
+
+    @classmethod
+    def solved(
+        cls,
+        share: float,
+        entered: int | None,
+        depth: int,
+        /,
+        inner: type[Method] | None = None,
+        first_layer: int | None = None,
+        **values: Any,
+    ) -> Self:
+        """The `inner` method's schedule for a budget; the cache saved on top is not part of it. See `Method.solved`."""
+        if inner is None:
+            raise SettingError("Which method drops? Give inner=…, such as inner=foveate.V2Drop.")
+        return cls(inner=inner.solved(share, entered, depth, **values), first_layer=first_layer)
+
+
+METHOD = FinalKV

@@ -1,0 +1,71 @@
+"""What AveragePool and Resize share: an image's token grids get coarser before the decoder, by a share."""
+
+from typing import Any, ClassVar, Self
+
+from foveate.core.grid import Grid, coarser
+from foveate.errors import BudgetError, SettingError
+from foveate.methods.base import Method
+from foveate.methods.schedule import Budget
+from foveate.methods.settings import Share, Tokens
+from foveate.methods.stages import Arriving
+
+__all__ = ["Gridded"]
+
+
+class Gridded(Method):
+    """Coarser token grids before the decoder.
+
+    Attributes:
+        keep: Share of an image's vision tokens that its grids may have afterwards, in (0, 1]. The grid is the one of
+            at most so many tokens that comes nearest to them and keeps the aspect; every grid keeps one token.
+        tokens: Instead of `keep`: how many tokens an image's grids may have.
+        retention: Another name for `keep`, as a budget is called.
+    """
+
+    schedule: ClassVar[tuple[str, ...]] = ("keep",)
+
+    keep: Share | None = None
+    tokens: Tokens | None = None
+    retention: Share | None = None
+
+    def check_settings(self) -> None:
+        given = [value for value in (self.keep, self.tokens, self.retention) if value is not None]
+        if len(given) > 1:
+            raise SettingError(
+                f"Give one of keep=, tokens= and retention=; got {self.keep}, {self.tokens} and {self.retention}."
+            )
+        if not given:
+            self._set(keep=1 / 3)
+        if 0 in (self.keep, self.retention):
+            raise SettingError(f"{type(self).__name__}: keep should be a share in (0, 1]; got {0.0}.")
+
+    @property
+    def whole(self) -> bool:
+        """Whether all stays."""
+        return 1 in (self.keep, self.retention)
+
+    def coarsen(self, arriving: Arriving) -> tuple[Grid, ...]:
+        """What the token grids of an image's frames or views become."""
+        share = self.keep if self.keep is not None else self.retention
+        mean = Budget(self.tokens, share).mean(arriving.entered)
+        cells = sum(rows * columns for rows, columns in arriving.grids)
+        each = (mean - arriving.reserved) / cells
+        return tuple(coarser((rows, columns), each * rows * columns) for rows, columns in arriving.grids)
+
+    def left(self, arriving: Arriving) -> int | None:
+        """Tokens left of an image, its newlines apart; None where its grids are not known."""
+        if not arriving.grids:
+            return None
+        cells = self.coarsen(arriving)
+        return arriving.tokens if cells == arriving.grids else sum(rows * columns for rows, columns in cells)
+
+    @classmethod
+    def solved(cls, share: float, entered: int | None, depth: int, /, **values: Any) -> Self:
+        """The share itself: what is spent is the nearest grid below it, in every layer. See `Method.solved`."""
+        if entered is not None and share * entered < 1 - 1e-6:
+            raise BudgetError(
+                f"{cls.__name__} cannot leave {share * entered:.4g} of {entered} vision tokens: its floor is 1 token, "
+                f"{1 / entered:.2%}. Ask for more.",
+                floor=1 / entered,
+            )
+        return cls(keep=share, **values)

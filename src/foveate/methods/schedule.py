@@ -1,0 +1,275 @@
+"""Schedules: which layers cut, and how many tokens each leaves, for a budget. The one place that solves them.
+
+A budget is a mean: vision tokens that a decoder layer processes, averaged over all layers, or the same as a share of
+the vision tokens that entered the model.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from foveate.errors import BudgetError, SettingError
+
+__all__ = [
+    "Budget",
+    "as_layers",
+    "budget_of",
+    "decoder_depth",
+    "default_layers",
+    "entry_floor",
+    "entry_sizes",
+    "geometric_counts",
+    "staged_ratios",
+]
+
+SECOND_KEEP = 0.3  # the middle ratio of V2Drop's 192-token setting, which solved schedules start from
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A mean over decoder layers: a number of vision tokens, or a share of those that entered.
+
+    Raises:
+        SettingError: If not exactly one is given, or it leaves its range.
+    """
+
+    tokens: float | None = None
+    retention: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.tokens is None) == (self.retention is None):
+            raise SettingError(
+                f"Give one of tokens= and retention=; got tokens={self.tokens}, retention={self.retention}."
+            )
+        if self.retention is not None and not 0 < self.retention <= 1:
+            raise SettingError(f"retention must be above 0 and at most 1; got retention={self.retention}.")
+        if self.tokens is not None and not 0 < self.tokens < math.inf:
+            raise SettingError(f"tokens must be above 0 and at most the full count; got tokens={self.tokens}.")
+
+    def mean(self, entered: int) -> float:
+        """Vision tokens that a layer processes on average, of so many that entered; never more than these."""
+        if self.retention is not None:
+            return self.retention * entered
+        assert self.tokens is not None
+        return min(self.tokens, float(entered))
+
+
+def budget_of(
+    model: Any, tokens: float | None, retention: float | None, vision_tokens: int | None
+) -> tuple[float, int | None]:
+    """A budget for a model as (mean retention in (0, 1], vision tokens if known).
+
+    Raises:
+        SettingError: If not exactly one of `tokens` and `retention` is given, or it leaves its range.
+    """
+    if (tokens is None) == (retention is None):
+        raise SettingError(f"Give one of tokens= and retention=; got tokens={tokens}, retention={retention}.")
+    if vision_tokens is not None and vision_tokens < 1:
+        raise SettingError(f"vision_tokens is the image's token count, 1 or more; got {vision_tokens}.")
+    if retention is None:
+        assert tokens is not None
+        vision_tokens = vision_token_count(model, vision_tokens)
+        retention = tokens / vision_tokens
+    if not 0 < retention <= 1:
+        got = f"tokens={tokens} of {vision_tokens}" if tokens is not None else f"retention={retention}"
+        raise SettingError(f"A budget must be above 0 and at most the full count; got {got}.")
+    return retention, vision_tokens
+
+
+FIXED_COUNT = frozenset({"llava", "vipllava", "paligemma"})  # one token count for every image
+
+
+def vision_token_count(model: Any, given: int | None) -> int:
+    """Vision tokens of the model's usual input: `given`, or the family's fixed count.
+
+    Raises:
+        SettingError: If the count depends on the image and none was given.
+    """
+    if given is not None:
+        return given
+    config = getattr(model, "config", model)
+    count = _picture_tokens(config) if getattr(config, "model_type", None) in FIXED_COUNT else None
+    if count is not None:
+        return count
+    raise SettingError(
+        f"A {getattr(config, 'model_type', 'model')!r} model's token count depends on the image: "
+        "give vision_tokens=…, or a share with retention=… instead of tokens=…."
+    )
+
+
+def _picture_tokens(config: Any) -> int | None:
+    """Vision tokens of any picture by the tower's grid, as image_seq_length may be a default that says nothing; None
+    where pictures have any shape (Pixtral)."""
+    vision = getattr(config, "vision_config", None)
+    if vision is None:
+        return int(config.image_seq_length)
+    if vision.model_type not in ("clip_vision_model", "siglip_vision_model"):
+        return None
+    cls = int(vision.model_type == "clip_vision_model")
+    strategy = getattr(config, "vision_feature_select_strategy", None)
+    left_out = cls if strategy is None else int(strategy == "default")
+    return int((vision.image_size // vision.patch_size) ** 2) + cls - left_out
+
+
+def decoder_depth(model: Any) -> int:
+    """Decoder layers of a model or of its config."""
+    config = getattr(model, "config", model)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return int(text.num_hidden_layers)
+
+
+def as_layers(layers: Sequence[int]) -> tuple[int, ...]:
+    """Layers as a tuple of ints, strictly ascending.
+
+    Raises:
+        SettingError: If they are not.
+    """
+    values = tuple(layers)
+    if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in values):
+        raise SettingError(f"Layers are whole numbers; got {values}.")
+    if any(after <= before for before, after in itertools.pairwise(values)):
+        raise SettingError(f"Layers must ascend strictly; got {values}.")
+    return values
+
+
+# -- V2Drop's: three cuts, or one -----------------------------------------------------------------------------
+
+
+def default_layers(depth: int) -> tuple[int, int, int]:
+    """V2Drop's cuts for a decoder of `depth` layers: 32 gives 3, 17, 22 and 28 gives 3, 16, 22.
+
+    Other depths scale: 55 % and 72 % of the depth, the first at 3, or at 10 % below twenty layers.
+
+    Raises:
+        SettingError: If the decoder has fewer than four layers.
+    """
+    if depth < 4:
+        raise SettingError(f"A three-cut schedule needs a decoder of four layers or more; got {depth}.")
+    if depth in (28, 32):
+        return (3, 17, 22) if depth == 32 else (3, 16, 22)
+    first = 3 if depth >= 20 else max(1, round(0.1 * depth))
+    second = max(first + 1, round(0.55 * depth))
+    return first, second, min(depth - 1, max(second + 1, round(0.72 * depth)))
+
+
+def staged_ratios(
+    cuts: tuple[int, ...],
+    depth: int,
+    mean: float,
+    start: float,
+    entered: int | None,
+    floor: float,
+    owner: str,
+    movable: bool = True,
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Cuts and keep ratios of the arriving tokens whose mean over decoder layers meets a budget.
+
+    With three cuts the last leaves `floor`, the second keeps 30 % of what arrives, the first is solved for; if that
+    does not suffice, the second keeps more, then the third, which moves later first where it may. With one cut its
+    ratio is solved for.
+
+    Args:
+        cuts: Three layers, or one.
+        depth: Decoder layers.
+        mean: Tokens that a layer shall process on average, in units of `start`.
+        start: Tokens that enter the decoder, in the same unit.
+        entered: Vision tokens, if the unit is a token; None if it is a share.
+        floor: What the last cut leaves, in the same unit.
+        owner: Whose schedule it is, for the error.
+        movable: Whether the third cut may move.
+
+    Raises:
+        BudgetError: If the layers before the first cut alone exceed it; the message names the floor.
+        SettingError: If there are neither three cuts nor one.
+    """
+    if len(cuts) not in (1, 3):
+        raise SettingError(f"A solved schedule has three cuts, or one; got layers {cuts}.")
+    spent = depth * mean / start  # in layers at full count
+    after = floor / start
+    lowest = (cuts[0] + after * (depth - cuts[0])) / depth
+    if spent <= cuts[0] or lowest > spent / depth + 1e-12:
+        raise BudgetError(
+            _refusal(owner, cuts, depth, mean, start, entered, lowest), lowest * start / (entered or start)
+        )
+    if len(cuts) == 1:
+        ratio = (spent - cuts[0]) / (depth - cuts[0])
+        return cuts, (min(1.0, ratio + 1e-12),)  # a count's share, in floats, must not truncate to one less
+    first, second, third = cuts
+    last = after * (depth - third)  # what the tokens that the last cut leaves will have cost
+    ratio = (spent - last - first) / ((second - first) + SECOND_KEEP * (third - second))
+    if ratio <= 1:
+        return cuts, (ratio, SECOND_KEEP, 0.0)
+    if spent - last < third:
+        return cuts, (1.0, (spent - last - second) / (third - second), 0.0)
+    # Even keeping all up to the third cut is too little: it moves late, and keeps the rest.
+    late = min(depth - 1, int(spent)) if movable else third
+    return (first, second, late), (1.0, 1.0, min(1.0, (spent - late) / (depth - late)))
+
+
+def _refusal(
+    owner: str, cuts: Sequence[int], depth: int, mean: float, start: float, entered: int | None, lowest: float
+) -> str:
+    asked, least = f"{mean / start:.2%} of the vision tokens", f"{lowest:.2%}"
+    if entered is not None:
+        asked = f"{mean:.4g} of {entered} vision tokens"
+        least = f"{lowest * start / entered:.2%}, {lowest * start:.1f} tokens"
+    earlier = f"layers={(1, *cuts[1:])}" if cuts[0] > 1 else "a reduction before the decoder"
+    advice = f", or choose an earlier first cut yourself: {earlier}." if cuts[0] else "."
+    return (
+        f"{owner} cannot average {asked} on {depth} layers: its first cut is before layer {cuts[0]}, "
+        f"so its floor is {least}. Ask for more{advice}"
+    )
+
+
+# -- VisionDrop's: an entry factor, then a geometric fall -----------------------------------------------------
+
+
+def entry_sizes(mean: float, full: float, depth: int, cuts: Sequence[int], entry: float) -> list[float]:
+    """Stage sizes e · T · ρ^i, i = 0 … cuts, whose mean over the layers is T: the paper's schedule for any cuts.
+
+    `entry` (e) is lowered to full / T where e · T exceeds the image; at e <= 1 every stage is T.
+    """
+    entry = min(entry, full / mean)
+    bounds = [0, *cuts, depth]
+    weights = [(after - before) / depth for before, after in itertools.pairwise(bounds)]
+    if entry <= 1:
+        return [mean] * len(weights)
+    low, high = 0.0, 1.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        over = entry * sum(weight * middle**stage for stage, weight in enumerate(weights)) > 1
+        low, high = (low, middle) if over else (middle, high)
+    return [entry * mean * low**stage for stage in range(len(weights))]
+
+
+def entry_floor(full: float, depth: int, cuts: Sequence[int], entry: float) -> float:
+    """The smallest mean whose last stage has one token."""
+    low, high = 1e-6, float(full)
+    for _ in range(100):
+        middle = (low + high) / 2
+        enough = entry_sizes(middle, full, depth, cuts, entry)[-1] >= 1
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+# -- MustDrop's: a geometric fall from what enters the decoder ------------------------------------------------
+
+
+def geometric_counts(mean: float, start: int, depth: int, cuts: Sequence[int], least: int) -> tuple[int, ...]:
+    """start · q^i for i = 1 …, never below `least`, with q such that the mean over the layers is `mean`."""
+    bounds = [*cuts, depth]
+
+    def sizes(q: float) -> list[float]:
+        return [max(least, 1, start * q**i) for i in range(1, len(cuts) + 1)]
+
+    def spent(counts: Sequence[float]) -> float:
+        spans = (after - before for before, after in itertools.pairwise(bounds))
+        return (bounds[0] * start + sum(n * span for n, span in zip(counts, spans, strict=True))) / depth
+
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if spent(sizes(middle)) > mean else (middle, high)
+    return tuple(math.floor(size + 0.5) for size in sizes(low))

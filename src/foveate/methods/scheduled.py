@@ -1,0 +1,150 @@
+"""What V2Drop, Random and Uniform share: cuts before given decoder layers, each keeping a share of what arrives."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from foveate.core.budget import keep_count
+from foveate.core.cut import Cut
+from foveate.errors import SettingError
+from foveate.methods.base import Method
+from foveate.methods.schedule import Budget, as_layers, default_layers, staged_ratios
+from foveate.methods.settings import Count, Layers, Share, Shares, Tokens, Unit
+from foveate.methods.stages import Arriving, LayerStage, LayerView, Shape, Signal, Stage
+
+__all__ = ["Scheduled"]
+
+
+class Scheduled(Method):
+    """Cuts before given decoder layers, each keeping a share of the vision tokens that arrive there.
+
+    A subclass says which tokens stay (`select`) and what it reads (`reads`).
+
+    Attributes:
+        layers: Decoder layers (0-based) whose input is cut, strictly ascending. With a budget three of them, or one;
+            left out, those for the decoder's depth.
+        keep: Share of the *arriving* vision tokens that stays at each, in [0, 1]; ratios compound: 0.5 then 0.3 leaves
+            15 %.
+        retention: Instead of `keep`: the share of the vision tokens that a decoder layer processes on average, in
+            (0, 1]. Solved for every image.
+        tokens: The same as a number of tokens.
+        min_keep: Fewest tokens a cut leaves; the released V2Drop keeps one where its paper prunes all.
+        scope: Rank all vision tokens of a sample together ("sample"), each image or video by itself ("image"), or each
+            frame of a video too ("frame").
+        skip_below: Samples with fewer vision tokens than this are left whole; 0 switches that off.
+    """
+
+    first_layer: ClassVar[int] = 0
+    """The earliest layer that may be cut."""
+    usual_layers: ClassVar[tuple[int, ...]] = (3, 17, 22)
+    """Three cuts, or one, where none are given: V2Drop's 192-token setting for LLaVA-1.5-7B."""
+    usual_keep: ClassVar[tuple[float, ...]] = (0.5, 0.3, 0.0)
+    """As many ratios."""
+    schedule: ClassVar[tuple[str, ...]] = ("keep",)
+
+    layers: Layers | None = None
+    keep: Shares | None = None
+    retention: Share | None = None
+    tokens: Tokens | None = None
+    min_keep: Count = 1
+    scope: Unit = "sample"
+    skip_below: Count = 0
+
+    def check_settings(self) -> None:
+        if self.retention is not None or self.tokens is not None:
+            Budget(self.tokens, self.retention)
+            if self.keep is not None:
+                raise SettingError(f"A budget is solved for keep, so keep cannot be given too; got keep={self.keep}.")
+            if self.layers is not None and len(self.layers) not in (1, 3):
+                raise SettingError(f"A solved schedule has three cuts, or one; got layers {self.layers}.")
+        else:
+            layers = self.usual_layers if self.layers is None else self.layers
+            keep = self.usual_keep if self.keep is None else self.keep
+            self._set(layers=layers, keep=keep)
+            if len(layers) != len(keep):
+                raise SettingError(
+                    f"layers and keep must be equally long; got {len(layers)} layers {layers} "
+                    f"and {len(keep)} ratios {keep}."
+                )
+        if self.layers and self.layers[0] < self.first_layer:
+            raise SettingError(f"layers start at {self.first_layer} for this method; got {self.layers[0]}.")
+
+    @abstractmethod
+    def select(self, view: LayerView, count: int) -> Tensor:
+        """Which `count` tokens of `view` stay: (count,) int64 indices into it, ascending."""
+
+    def reads(self, layer: int) -> tuple[Signal, ...]:
+        """The signals that `select` reads before this layer."""
+        return ()
+
+    def cuts(self, depth: int) -> tuple[int, ...]:
+        """Decoder layers whose input is cut, in a decoder of `depth` layers."""
+        if self.layers is not None:
+            return self.layers
+        return default_layers(depth) if len(self.usual_layers) == 3 else self.usual_layers
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        return tuple(
+            LayerStage(
+                layer,
+                reads=self.reads(layer),
+                count=partial(self._count, shape.depth, index),
+                choose=self._chosen,
+                unit=self.scope,
+                flops=partial(self._flops, shape.depth, index),
+            )
+            for index, layer in enumerate(self.cuts(shape.depth))
+        )
+
+    def _chosen(self, view: LayerView, count: int | None) -> Cut | None:
+        assert count is not None
+        return None if count == len(view) else Cut.take(self.select(view, count), len(view))
+
+    def _count(self, depth: int, index: int, arriving: Arriving) -> int:
+        """How many tokens the cut of this index leaves."""
+        if arriving.sample < self.skip_below:
+            return arriving.tokens
+        return keep_count(arriving.tokens, self._ratios(depth, arriving)[index], self.min_keep)
+
+    def _ratios(self, depth: int, arriving: Arriving) -> tuple[float, ...]:
+        """Keep ratios of all cuts: as given, or solved for what has entered."""
+        if self.keep is not None:
+            return self.keep
+        mean = Budget(self.tokens, self.retention).mean(arriving.entered)
+        if mean >= arriving.started:
+            return (1.0,) * len(self.cuts(depth))
+        floor, owner = min(self.min_keep, arriving.started), type(self).__name__
+        _, ratios = staged_ratios(
+            self.cuts(depth), depth, mean, arriving.started, arriving.entered, floor, owner, movable=False
+        )
+        return ratios
+
+    def _flops(self, depth: int, index: int, arriving: Arriving, width: int) -> int:
+        """FLOPs of ranking at a cut; none where all stay."""
+        return 0 if self._count(depth, index, arriving) == arriving.tokens else self.rank_flops(arriving.tokens, width)
+
+    def rank_flops(self, tokens: int, width: int) -> int:
+        """FLOPs of ranking so many tokens."""
+        return 0
+
+    @classmethod
+    def solved(
+        cls, share: float, entered: int | None, depth: int, /, layers: Sequence[int] | None = None, **values: Any
+    ) -> Self:
+        """Three cuts whose mean meets a budget, or the single cut, if `layers` has one. See `Method.solved`.
+
+        Uniform.for_budget(model, tokens=192, layers=(0,))     # before the decoder: any budget from one token on
+        """
+        usual = default_layers(depth) if len(cls.usual_layers) == 3 else cls.usual_layers
+        cuts = usual if layers is None else as_layers(layers)
+        if len(cuts) not in (1, 3):
+            raise SettingError(f"A solved schedule has three cuts, or one; got layers {cuts}.")
+        if share == 1:
+            return cls(layers=cuts, keep=(1.0,) * len(cuts), **values)
+        start = entered or 1.0
+        floor = min(values.get("min_keep", cls.min_keep), start) if entered else 0.0
+        cuts, keep = staged_ratios(cuts, depth, share * start, start, entered, floor, cls.__name__)
+        return cls(layers=cuts, keep=keep, **values)

@@ -1,0 +1,320 @@
+"""Stages: where a method works, what it reads, how many tokens come out, and which. Nothing else.
+
+A stage is pure: tensors in, one `Cut` out, so it runs on bare tensors without a model:
+
+    stage = LayerStage(3, keep=0.5, reads=(Hidden(back=1),), score=moved)
+    stage.cut(LayerView(hidden=now, hidden_before=earlier)).source
+
+What a stage may *not* do is read what it has not declared, leave more or fewer rows than it counted, or ask a tensor
+for its value in Python (stages run under `torch.func.vmap`), unless it says `host=True`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from foveate.core.budget import keep_count
+from foveate.core.cut import Cut
+from foveate.core.grid import Grid
+from foveate.core.rank import top
+from foveate.core.signals import (
+    Attention,
+    Cells,
+    Cls,
+    Features,
+    Hidden,
+    Keys,
+    Resource,
+    Signal,
+    Text,
+    TowerAttention,
+    TowerKeys,
+)
+from foveate.core.views import Arriving, ImageView, LayerView, PatchView, View
+from foveate.errors import SettingError
+
+__all__ = [
+    "Arriving",
+    "Attention",
+    "CacheStage",
+    "Cells",
+    "Cls",
+    "Cut",
+    "DecodeStage",
+    "Features",
+    "Hidden",
+    "ImageStage",
+    "ImageView",
+    "Keys",
+    "LayerStage",
+    "LayerView",
+    "PatchView",
+    "PixelStage",
+    "Place",
+    "Resource",
+    "Shape",
+    "Signal",
+    "Stage",
+    "Text",
+    "TowerAttention",
+    "TowerKeys",
+    "TowerStage",
+    "View",
+]
+
+Number = Callable[[Arriving], int | None]
+"""How many of the arriving tokens stay; None: the picture or the question decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a method may know of a model before it has seen a picture.
+
+    Attributes:
+        depth: Decoder layers.
+        cls: Whether the vision tower has a CLS.
+        renumbers: Whether positions may be numbered anew (not with M-RoPE).
+    """
+
+    depth: int
+    cls: bool = False
+    renumbers: bool = True
+
+
+class Place(IntEnum):
+    """Where along a token's life a stage stands, in this order."""
+
+    PIXELS = 0
+    TOWER = 1
+    BEFORE_PROJECTOR = 2
+    BEHIND_PROJECTOR = 3
+    LAYER = 4
+    CACHE = 5
+    DECODE = 6
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stage:
+    """One thing that a method does.
+
+    Which tokens stay is said in one of three ways: `score` gives each a number, and the highest stay; `choose` gives a
+    whole cut; `look` drops nothing and returns notes.
+
+    Attributes:
+        reads: The signals it reads.
+        keep: How many stay, as a share of those that arrive: truncated, and never below one.
+        count: How many stay, from what arrives, where a share does not say it.
+        score: A number for each token, (tokens,); larger stays, ties go to the lower index.
+        choose: A cut, from the view and how many stay by `keep` or `count` (None: it decides itself). What is None
+            leaves all as they are.
+        look: Notes, a tensor a name whose first dimension is the tokens.
+        unit: What is ranked together: all tokens of a sample, those of each image or video, or of each frame.
+        positions: "keep": a row keeps the position of its source. "renumber": rows are numbered anew from here on;
+            models with M-RoPE keep.
+        newlines: What becomes of newline tokens: the one that ends an image stays ("keep_last"), all are dropped
+            ("drop"), or they are ranked as others are ("rank").
+        ownerless: Whether rows may come that stand for no token (source −1), as a tower's CLS.
+        host: Whether it must read values in Python; then samples are looked at one by one.
+        flops: FLOPs of its own arithmetic on what arrives, from (arriving, width of the residual stream); what the
+            signals cost is known.
+        owner: Which member of a chain it belongs to; its notes are that member's. Chains fill it in.
+    """
+
+    place: ClassVar[Place]
+
+    reads: tuple[Signal, ...] = ()
+    keep: float | None = None
+    count: Number | None = None
+    score: Callable[[Any], Tensor] | None = None
+    choose: Callable[[Any, int | None], Cut | None] | None = None
+    look: Callable[[Any], Mapping[str, Tensor]] | None = None
+    unit: Literal["sample", "image", "frame"] = "sample"
+    positions: Literal["keep", "renumber"] = "keep"
+    newlines: Literal["keep_last", "drop", "rank"] = "rank"
+    ownerless: bool = False
+    host: bool = False
+    flops: Callable[[Arriving, int], int] | None = None
+    owner: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        odd = [signal for signal in self.reads if not isinstance(signal, Signal)]
+        if odd:
+            raise SettingError(f"{type(self).__name__} reads {odd[0]!r}, which is no signal (foveate.methods.stages).")
+        if sum(way is not None for way in (self.score, self.choose, self.look)) > 1:
+            raise SettingError(f"{type(self).__name__} takes one of score, choose and look; got several.")
+        if self.keep is not None and self.count is not None:
+            raise SettingError(f"{type(self).__name__} takes keep or count; got keep={self.keep} and a count.")
+        if self.score is not None and self.keep is None and self.count is None:
+            raise SettingError(f"{type(self).__name__} has a score, so it needs keep or count: how many stay?")
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Where it stands in a chain."""
+        return int(self.place), 0
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the prompt's text decides what it does."""
+        return any(signal.reads_text for signal in self.reads)
+
+    @property
+    def drops(self) -> bool:
+        """Whether tokens may leave here; else it only looks."""
+        return self.look is None
+
+    def left(self, arriving: Arriving) -> int | None:
+        """How many of the arriving tokens stay; None where the picture or the question decides."""
+        if self.look is not None:
+            return arriving.tokens
+        if self.keep is not None:
+            return keep_count(arriving.tokens, self.keep)
+        if self.count is None:
+            return None
+        count = self.count(arriving)
+        return None if count is None else min(count, arriving.tokens)
+
+    def cut(self, view: View) -> Cut | None:
+        """What becomes of these tokens; None if nothing does.
+
+        Raises:
+            SettingError: If it leaves another number of rows than it counted, or reads what it has not declared.
+        """
+        count = self.left(view.arriving)
+        if self.look is not None:
+            return Cut.stay(len(view), self.look(view))
+        if self.score is not None:
+            assert count is not None
+            return None if count >= len(view) else Cut.take(top(self.score(view), count), len(view))
+        assert self.choose is not None
+        found = self.choose(view, count)
+        self._check(found, len(view), count)
+        return found
+
+    def _check(self, found: Cut | None, arriving: int, count: int | None) -> None:
+        """Refuse a cut of other tokens than those that arrived, or with other rows than were counted."""
+        if found is not None and found.arriving != arriving:
+            raise SettingError(f"{self} was shown {arriving} tokens and gave a cut of {found.arriving}.")
+        if count is None:
+            return
+        left = arriving if found is None else found.count
+        if isinstance(left, int) and left != count:
+            raise SettingError(f"{self} leaves {left} of {arriving} tokens where it counted {count}.")
+
+    def __str__(self) -> str:
+        return type(self).__name__
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PixelStage(Stage):
+    """Before the vision tower: a smaller picture goes in, so the tower itself makes fewer tokens.
+
+    Attributes:
+        coarsen: What the token grids of an image's frames or views become, from what would arrive without it.
+    """
+
+    place: ClassVar[Place] = Place.PIXELS
+
+    unit: Literal["sample", "image", "frame"] = "image"
+    newlines: Literal["keep_last", "drop", "rank"] = "keep_last"
+    coarsen: Callable[[Arriving], tuple[Grid, ...]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TowerStage(Stage):
+    """Inside the vision tower, on patches: it sees a `PatchView`.
+
+    Where a family's tower cannot lose patches, the stage works on the image's tokens behind the projector.
+
+    Attributes:
+        block: The tower's block before which it stands; 0 is behind the patch embedding.
+    """
+
+    place: ClassVar[Place] = Place.TOWER
+
+    unit: Literal["sample", "image", "frame"] = "image"
+    newlines: Literal["keep_last", "drop", "rank"] = "keep_last"
+    block: int = dataclasses.field(kw_only=False)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return int(self.place), self.block
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageStage(Stage):
+    """Between the vision tower and the decoder, one image at a time: it sees an `ImageView`.
+
+    Attributes:
+        side: Before the projector or behind it. A family that pools or merges in its projector has its tokens behind.
+    """
+
+    unit: Literal["sample", "image", "frame"] = "image"
+    newlines: Literal["keep_last", "drop", "rank"] = "keep_last"
+    side: Literal["before", "behind"] = "before"
+
+    @property
+    def place(self) -> Place:  # type: ignore[override]  # depends on the side
+        return Place.BEFORE_PROJECTOR if self.side == "before" else Place.BEHIND_PROJECTOR
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerStage(Stage):
+    """Before a decoder layer: it sees a `LayerView`.
+
+    Attributes:
+        layer: The decoder layer, 0-based, that is the first to see fewer tokens.
+    """
+
+    place: ClassVar[Place] = Place.LAYER
+
+    layer: int = dataclasses.field(kw_only=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        back = max((_looks_back(signal) for signal in self.reads), default=0)
+        if self.layer < back:
+            raise SettingError(
+                f"A stage before layer {self.layer} cannot look {back} layers back: "
+                f"it stands before layer {back} or later."
+            )
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return int(self.place), self.layer
+
+    def __str__(self) -> str:
+        return f"LayerStage({self.layer})"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CacheStage(Stage):
+    """After the prefill: earlier layers' KV caches keep the tokens that are left at the end, and no others.
+
+    Attributes:
+        first_layer: The first decoder layer whose cache is cut; None: the one before the chain's first cut.
+    """
+
+    place: ClassVar[Place] = Place.CACHE
+
+    first_layer: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DecodeStage(Stage):
+    """During decoding: (slots that stay, memory) from a view of a layer's cache and the sample's memory.
+
+    A place for methods to come; the engine refuses it today.
+    """
+
+    place: ClassVar[Place] = Place.DECODE
+
+
+def _looks_back(signal: Signal) -> int:
+    """How many layers must have run for a signal to be there."""
+    if isinstance(signal, Hidden):
+        return signal.back
+    return int(isinstance(signal, Attention) and signal.layer == "ran")

@@ -1,0 +1,145 @@
+"""What a method does on a family, derived from its stages: no model is loaded, and nothing is written down."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from foveate.core.signals import Attention, Cls, Hidden, Keys, Signal, TowerAttention, TowerKeys
+from foveate.core.views import Arriving
+from foveate.families.base import Family
+from foveate.methods import follow
+from foveate.methods.base import Method
+from foveate.methods.stages import Place, Shape, Stage
+
+__all__ = ["SERVED", "Reach", "reach", "refusal"]
+
+SERVED = (Hidden, Attention, Keys, TowerAttention, TowerKeys, Cls)
+"""Signals that this engine reads."""
+USUAL = Arriving(576, 576, 576, grids=((24, 24),))
+DEPTH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Where tokens leave, as a trace names it: "tower", "projector", "layer", "kv".
+
+    Attributes:
+        sure: For any picture and question.
+        can: What else depends on the picture or the question, such as whether windows of patches are alike.
+        refused: Why the method cannot run, if it cannot; then nothing leaves anywhere.
+    """
+
+    sure: frozenset[str] = frozenset()
+    can: frozenset[str] = frozenset()
+    refused: str | None = None
+
+    @property
+    def places(self) -> list[str]:
+        """All of them, in order."""
+        return sorted(self.sure | self.can)
+
+    def __or__(self, other: "Reach") -> "Reach":
+        """What holds of one of two models: refused only if both are."""
+        if self.refused is not None or other.refused is not None:
+            return other if self.refused is not None else self
+        sure, both = self.sure & other.sure, self.sure | other.sure | self.can | other.can
+        return Reach(sure, both - sure)
+
+
+def refusal(stages: Sequence[Stage], lacks: Callable[[Signal], str | None]) -> str | None:
+    """Why the engine does not run these stages: what a method "has", "reads" or "makes"; None if it does.
+
+    Args:
+        stages: In order.
+        lacks: Says of a signal why the model has not got it, or None.
+    """
+    for stage in stages:
+        for signal in stage.reads:
+            reason = lacks(signal) if isinstance(signal, SERVED) else "this engine does not read it yet"
+            if reason is not None:
+                return f"reads {signal!r}: {reason}."
+        if stage.place is Place.DECODE:
+            return "has stages of decoding, which this engine does not run yet."
+        usual = "keep_last" if stage.place < Place.LAYER else "rank"
+        if stage.drops and stage.newlines != usual:
+            return f"has newlines={stage.newlines!r} in {stage}, which this engine does not run yet."
+    early = [stage.place for stage in stages if stage.place < Place.LAYER]
+    if Place.PIXELS in early and (Place.TOWER in early or Place.BEFORE_PROJECTOR in early):
+        return (
+            "makes pictures smaller and cuts in the tower too, which this engine does not run in one pass yet. Drop "
+            "between layers instead of in the tower."
+        )
+    return None
+
+
+def reach(
+    method: Method, kind: type[Family], config: Any = None, *, depth: int = DEPTH, arriving: Arriving = USUAL
+) -> Reach:
+    """Where tokens leave when this method runs on a model of this family, or why it is refused.
+
+    Args:
+        method: Its settings decide.
+        kind: The family.
+        config: The model's; without one, models of the family are thought of whose tower has a CLS and others.
+        depth: Decoder layers.
+        arriving: An image.
+    """
+    has = kind.cls_in_tower(config)
+    found = [_reach(method, kind, cls, depth, arriving) for cls in ((True, False) if has is None else (has,))]
+    return found[0] if len(found) == 1 else found[0] | found[1]
+
+
+def _reach(method: Method, kind: type[Family], cls: bool, depth: int, arriving: Arriving) -> Reach:
+    stages = follow.in_order(method.stages(Shape(depth, cls=cls, renumbers=kind.renumbers)))
+    reason = refusal(stages, lambda signal: kind.lacking(signal, cls))
+    places = {stage.place for stage in stages if stage.place < Place.LAYER}
+    way = _way(places)
+    if reason is None and way is not None and _unknown(kind, way):
+        reason = f"drops in or behind the vision tower, which is not known of {kind.model_type!r}."
+    if reason is not None:
+        return Reach(refused=f"{method.name} {reason}")
+    behind_early = len(places) > 1
+    sure, can, counted = set[str](), set[str](), True
+    for stage in stages:
+        where = _where(stage.place, way, behind_early)
+        if stage.place is Place.CACHE:
+            if not follow.cut_layers(stages):
+                can.add("kv")
+            elif follow.cached_layers(stages):
+                (sure if "layer" in sure else can).add("kv")
+            continue
+        if stage.place >= Place.LAYER and arriving.grids:
+            arriving = replace(arriving, started=arriving.tokens, grids=())
+        left = stage.left(arriving) if stage.drops else arriving.tokens
+        if left is None:
+            can.add(where)
+            counted = False
+        elif left < arriving.tokens:
+            (sure if counted else can).add(where)
+            arriving = replace(arriving, tokens=left)
+        if stage.place < Place.LAYER and (left is None or left < arriving.tokens):
+            arriving = replace(arriving, grids=())
+    return Reach(frozenset(sure), frozenset(can - sure))
+
+
+def _way(places: set[Place]) -> str | None:
+    """How a run through the tower is made: the family's function for it."""
+    if Place.PIXELS in places:
+        return "encode_smaller"
+    if Place.TOWER in places or Place.BEFORE_PROJECTOR in places:
+        return "encode"
+    return "encode_projected" if places else None
+
+
+def _unknown(kind: type[Family], way: str) -> bool:
+    """Whether a family has not got this way through the tower."""
+    return getattr(kind, way) in (Family.encode, Family.encode_smaller)
+
+
+def _where(place: Place, way: str | None, several: bool) -> str:
+    """What a trace calls a place."""
+    if place >= Place.LAYER:
+        return "layer"
+    if place is Place.BEHIND_PROJECTOR:
+        return "layer" if several else "projector"
+    return "tower"

@@ -1,0 +1,342 @@
+"""What every method must hold, on bare tensors and on tiny models. Nothing here needs pytest, and it works with it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from foveate.core.cut import Cut
+from foveate.core.signals import Cls, Hidden, Keys, Signal, TowerKeys
+from foveate.core.views import Arriving, ImageView, LayerView, PatchView, View
+from foveate.engine.session import apply, remove
+from foveate.engine.trace import Trace
+from foveate.errors import SettingError, UnsupportedError
+from foveate.methods import follow
+from foveate.methods.base import Method
+from foveate.methods.stages import Place, Shape, Stage
+from foveate.testing.models import DEPTH, FAMILIES, TinyModel, tiny_model, words_of
+
+__all__ = ["MethodContract", "check_method"]
+
+WIDTH, HEAD = 12, 8
+CLOSE: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
+
+
+def check_method(*examples: Method, keep_all: Method | None = None) -> None:
+    """Run the whole contract on settings of a method.
+
+    Args:
+        examples: Settings that drop on a decoder of six layers and images of some 25 tokens.
+        keep_all: The setting that keeps everything; left out, the method with `retention=1.0`.
+
+    Raises:
+        AssertionError: If something does not hold; the message lists all that does not.
+    """
+    contract = MethodContract()
+    contract.examples, contract.keep_all = examples, keep_all  # type: ignore[misc]
+    wrong = []
+    for name in sorted(dir(contract)):
+        if name.startswith("test_"):
+            try:
+                getattr(contract, name)()
+            except Exception as error:  # whatever a method does wrong is listed
+                wrong.append(f"{name.removeprefix('test_').replace('_', ' ')}: {type(error).__name__}: {error}")
+    if wrong:
+        raise AssertionError("The method breaks its contract.\n" + "\n".join(wrong))
+
+
+class MethodContract:
+    """The contract as a class of tests: name a subclass `Test…`, give it `examples`, and pytest runs it.
+
+        class TestNorm(MethodContract):
+            examples = (Norm(layer=2, keep=0.5),)
+
+    Attributes:
+        examples: Settings that drop on a decoder of six layers and images of some 25 tokens.
+        keep_all: The setting that keeps everything; None: the method with `retention=1.0`.
+    """
+
+    examples: ClassVar[Sequence[Method]] = ()
+    keep_all: ClassVar[Method | None] = None
+
+    def test_there_are_examples(self) -> None:
+        """Without any, the rest proves nothing."""
+        assert self.examples, "Give examples: settings that drop on six layers and images of some 25 tokens."
+
+    def test_settings_survive_json(self) -> None:
+        """A setting is what its JSON says, and nothing changes it."""
+        for method in self.examples:
+            again = type(method).from_json(method.to_json())
+            assert again == method, f"{method} came back as {again}"
+            assert hash(again) == hash(method)
+
+    def test_stages_are_pure(self) -> None:
+        """A stage answers alike when asked twice, and leaves what it is shown as it was."""
+        for method in self.examples:
+            for stage, view, tensors in walk(method):
+                before = [tensor.clone() for tensor in tensors]
+                first, second = stage.cut(view()), stage.cut(view())
+                where = f"{stage} of {method}"
+                assert alike(first, second), f"{where} answers differently when it is asked again"
+                same = all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
+                assert same, f"{where} writes into what it is shown"
+
+    def test_stages_count_right(self) -> None:
+        """As many rows are left as `keep` or `count` says beforehand, and every row stands for a token of its own."""
+        for method in self.examples:
+            for stage, view, _ in walk(method):
+                cut, arriving = stage.cut(view()), view().arriving
+                told, where = stage.left(arriving), f"{stage} of {method}"
+                left = arriving.tokens if cut is None else int(cut.count)
+                assert told is None or told == left, f"{where} counted {told} and left {left}"
+                assert 0 <= left <= arriving.tokens + int(stage.ownerless), f"{where} left {left} of {arriving.tokens}"
+                source = None if cut is None else cut.source[:left]
+                if source is not None:
+                    owned = source[source >= 0]
+                    assert len(set(owned.tolist())) == len(owned), f"{where} takes a token twice"
+                    assert bool((source < arriving.tokens).all()), f"{where} takes a token that is not there"
+                    assert stage.ownerless or len(owned) == len(source), f"{where} makes ownerless rows unsaid"
+
+    def test_stages_run_on_many_samples_at_once(self) -> None:
+        """Between layers: under `torch.func.vmap` as one by one, unless `host=True` says that it cannot."""
+        for method in self.examples:
+            for stage, view, tensors in walk(method):
+                if stage.host or stage.place is not Place.LAYER or stage.cut(view()) is None:
+                    continue
+
+                def parent(*given: Tensor, stage: Stage = stage, view: Any = view) -> Tensor:
+                    cut = stage.cut(view(*given))
+                    assert cut is not None
+                    return cut.parent + 0
+
+                batch = [
+                    torch.stack((tensor, tensor.flip(0) if tensor.is_floating_point() else tensor))
+                    for tensor in tensors
+                ]
+                try:
+                    together = torch.func.vmap(parent)(*batch)
+                except RuntimeError as error:
+                    raise AssertionError(f"{stage} of {method} asks tensors for their values: {error}") from error
+                for index in range(2):
+                    single = parent(*(tensor[index] for tensor in batch))
+                    assert torch.equal(together[index], single), f"{stage} of {method} differs in a batch"
+
+    def test_something_leaves(self) -> None:
+        """On one of the tiny models at the least, the examples drop."""
+        for method in self.examples:
+            ran = [trace for _, trace in self._prefills(method)]
+            assert ran, f"{method} is refused on all of {', '.join(FAMILIES)}"
+            left = [stage for trace in ran for stage in trace.stages if stage.after != stage.before]
+            assert left, f"{method} drops nothing on images of some 25 tokens and six layers"
+
+    def test_keeping_everything_is_the_untouched_model(self) -> None:
+        """Bit for bit."""
+        for method in (self.keep_all,) if self.keep_all is not None else self._whole():
+            for tiny in models():
+                inputs = tiny.inputs(*words_of(tiny.family))
+                plain = tiny.generate(inputs)
+                with dropping(tiny, method) as trace:
+                    if trace is None:
+                        continue
+                    kept = tiny.generate(inputs)
+                same = all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
+                assert same, f"{method} changes {tiny.family}, though it should keep everything"
+
+    def test_a_batch_is_its_samples_alone(self) -> None:
+        """Who is left, and what is said, does not depend on what else is in the batch."""
+        for method in self.examples:
+            for tiny in models():
+                words = words_of(tiny.family)
+                with dropping(tiny, method) as together:
+                    if together is None:
+                        continue
+                    out = tiny.generate(tiny.inputs(*words))
+                for index, word in enumerate(words):
+                    with dropping(tiny, method) as alone:
+                        single = tiny.generate(tiny.inputs(word))
+                    where = f"{method} on {tiny.family}, sample {word!r}"
+                    assert alone is not None
+                    assert kept_of(together, index) == kept_of(alone, 0), f"{where}: others are left in a batch"
+                    for a, b in zip(out.logits, single.logits, strict=True):
+                        torch.testing.assert_close(a[index], b[0], msg=f"{where}: other logits in a batch", **CLOSE)
+
+    def test_generation_with_a_cache_is_that_without(self) -> None:
+        """Where text decides, or the cache itself is cut, there is nothing to compare with."""
+        for method in self.examples:
+            stages = method.stages(Shape(DEPTH))
+            if follow.reads_text(stages) or follow.cached_layers(follow.in_order(stages)):
+                continue
+            for tiny in models():
+                inputs = tiny.inputs("titt", "tit")
+                with dropping(tiny, method) as trace:
+                    if trace is None:
+                        continue
+                    cached, plain = tiny.generate(inputs), tiny.generate(inputs, use_cache=False)
+                message = f"{method} on {tiny.family}: other logits without a cache"
+                torch.testing.assert_close(torch.cat(cached.logits), torch.cat(plain.logits), msg=message, **CLOSE)
+
+    def test_leaving_restores_the_model(self) -> None:
+        """Behind the context the model is itself again."""
+        for method in self.examples:
+            for tiny in models():
+                inputs, before = tiny.inputs("titt"), state_of(tiny.model)
+                plain = tiny.generate(inputs)
+                with dropping(tiny, method) as trace:
+                    if trace is not None:
+                        tiny.generate(inputs)
+                after = tiny.generate(inputs)
+                assert state_of(tiny.model) == before, f"{method} leaves something on {tiny.family}"
+                same = all(torch.equal(a, b) for a, b in zip(after.logits, plain.logits, strict=True))
+                assert same, f"{method} leaves {tiny.family} changed"
+
+    def _whole(self) -> Sequence[Method]:
+        kinds: dict[Any, None] = dict.fromkeys(type(method) for method in self.examples)
+        try:
+            return [kind(retention=1.0) for kind in kinds]
+        except (TypeError, SettingError) as error:
+            raise AssertionError(f"Give keep_all, the setting that keeps everything: {error}") from error
+
+    def _prefills(self, method: Method) -> Iterator[tuple[TinyModel, Trace]]:
+        for tiny in models():
+            with dropping(tiny, method) as trace:
+                if trace is not None:
+                    with torch.no_grad():
+                        tiny.model(**tiny.inputs("titit"))
+                    yield tiny, trace
+
+
+def models() -> list[TinyModel]:
+    """One of each family."""
+    return [tiny_model(family) for family in FAMILIES]
+
+
+@contextmanager
+def dropping(tiny: TinyModel, method: Method) -> Iterator[Trace | None]:
+    """The trace of a context; None where the method is refused on this model."""
+    try:
+        trace = apply(tiny.model, method)
+    except UnsupportedError:
+        yield None
+        return
+    try:
+        yield trace
+    finally:
+        remove(tiny.model)
+
+
+def kept_of(trace: Trace, sample: int) -> dict[tuple[str, int | None], list[int]]:
+    """Who is left of a sample behind each stage at which any of it left."""
+    return {
+        (stage.where, stage.layer): stage.kept[sample].tolist()
+        for stage in trace.stages
+        if stage.before[sample] != stage.after[sample]
+    }
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """What attaching could leave behind: attributes and hooks of every module."""
+    return {
+        name: (
+            type(module),
+            sorted(vars(module)),
+            {k: len(v) for k, v in vars(module).items() if k.endswith("_hooks") and v},
+        )
+        for name, module in model.named_modules()
+    }
+
+
+# -- stages on bare tensors ----------------------------------------------------------------------------------------
+
+Made = tuple[Stage, Callable[..., View], list[Tensor]]
+"""A stage, what makes a view for it (of other tensors, if they are given), and its tensors."""
+
+
+def walk(method: Method) -> Iterator[Made]:
+    """Each stage of a method with tokens to look at, as the stages before it have left them."""
+    for cls in (True, False):
+        stages = follow.in_order(method.stages(Shape(DEPTH, cls=cls)))
+        rng = torch.Generator().manual_seed(0)
+        grid, tokens = (5, 5), torch.arange(25)
+        arriving = Arriving(25, 25, 25, grids=(grid,))
+        notes: dict[str, Tensor] = {}
+        for stage in stages:
+            if stage.place is Place.PIXELS or stage.place >= Place.CACHE:
+                continue
+            if stage.place is Place.LAYER and arriving.grids:
+                arriving = replace(arriving, grids=(), started=arriving.tokens)
+            view, tensors = _made(stage, grid, tokens, arriving, dict(notes), rng)
+            yield stage, view, tensors
+            cut = stage.cut(view())
+            if cut is None:
+                continue
+            left = int(cut.count)
+            cut = cut.first(left) if not cut.stays_whole else cut
+            if cut.stays_whole:
+                notes |= cut.notes
+                continue
+            source = cut.source[:left]
+            tokens = torch.where(source < 0, -1, tokens[source.clamp(min=0)])
+            notes = {name: note[source.clamp(min=0)] for name, note in notes.items()} | dict(cut.notes)
+            arriving = replace(arriving, tokens=left, grids=())
+            if not left:
+                return
+
+
+def _made(
+    stage: Stage,
+    grid: tuple[int, int],
+    tokens: Tensor,
+    arriving: Arriving,
+    notes: dict[str, Tensor],
+    rng: torch.Generator,
+) -> tuple[Callable[..., View], list[Tensor]]:
+    """What makes a view for a stage, and the tensors it is made of."""
+    count = len(tokens)
+    rows, before = torch.randn(2, count, WIDTH, generator=rng)
+    signals = [signal for signal in stage.reads if not isinstance(signal, Hidden)]
+    values = [_value(signal, count, rng) for signal in signals]
+    names, known = list(notes), list(notes.values())
+    whole = bool(arriving.grids)
+
+    def view(*given: Tensor) -> View:
+        now, then, *rest = given or (rows, before, *values, *known)
+        told: dict[Any, Any] = dict(zip(signals, rest, strict=False))
+        shown: dict[str, Any] = {
+            "tokens": tokens,
+            "arriving": arriving,
+            "notes": dict(zip(names, rest[len(signals) :], strict=True)),
+        }
+        if stage.place is Place.TOWER:
+            return PatchView(now, grid, **shown)
+        if stage.place is not Place.LAYER:
+            return ImageView(now, grid=grid if whole else None, merged=not whole, signals=told, **shown)
+        looks = [signal for signal in stage.reads if isinstance(signal, Hidden)]
+        earlier = any(signal.back for signal in looks)
+        return LayerView(now if looks else None, then if earlier else None, count=count, signals=told, **shown)
+
+    return view, [rows, before, *values, *known]
+
+
+def _value(signal: Signal, count: int, rng: torch.Generator) -> Tensor:
+    """A random tensor of a signal's shape."""
+    if isinstance(signal, Cls):
+        return torch.randn(1, WIDTH, generator=rng)
+    if isinstance(signal, Keys | TowerKeys):
+        return torch.randn(count, HEAD, generator=rng)
+    return torch.rand(count, generator=rng).softmax(dim=0)
+
+
+def alike(first: Cut | None, second: Cut | None) -> bool:
+    """Whether two cuts say the same."""
+    if first is None or second is None:
+        return first is second
+    if int(first.count) != int(second.count) or set(first.notes) != set(second.notes):
+        return False
+    left = int(first.count)
+    same = torch.equal(first.source[:left], second.source[:left]) and torch.equal(first.parent, second.parent)
+    for a, b in [(first.rows, second.rows), *((first.notes[name], second.notes[name]) for name in first.notes)]:
+        same = same and (a is None) == (b is None) and (a is None or b is None or torch.equal(a[:left], b[:left]))
+    return same

@@ -1,0 +1,123 @@
+"""What tests of a method need: a stage's view made of random tensors, with every signal that it declares."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.core.grid import Grid
+from foveate.core.signals import (
+    Attention,
+    Cells,
+    Cls,
+    Features,
+    Hidden,
+    Keys,
+    Resource,
+    Signal,
+    Text,
+    TowerAttention,
+    TowerKeys,
+)
+from foveate.core.views import Arriving, ImageView, LayerView, PatchView, View
+from foveate.errors import SettingError
+from foveate.methods.stages import Place, Stage
+
+__all__ = ["made_tensors", "made_view"]
+
+WIDTH, HEAD, WORDS = 8, 4, 5
+OWN = "own"
+"""Key of the rows that a stage works on, whether it declares them or not."""
+
+Tensors = Mapping[Signal | str, Tensor]
+
+
+def made_view(
+    stage: Stage,
+    tokens: int,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    grid: Grid | None = None,
+    arriving: Arriving | None = None,
+    notes: Mapping[str, Tensor] | None = None,
+    tensors: Tensors | None = None,
+) -> View:
+    """What a stage sees of so many tokens: random tensors of the right shape for every signal that it declares.
+
+        stage.cut(made_view(stage, 25, grid=(5, 5)))
+
+    Args:
+        stage: At any place where a view is seen: in the tower, behind it, or before a decoder layer.
+        tokens: How many tokens (or patches) arrive.
+        seed: Of the random numbers.
+        dtype: Of hidden states and features; what is read of attention and keys is always float32.
+        grid: Rows and columns of the tokens, if they stand on one; a tower's patches always do.
+        arriving: What the host knows; None: none has left yet.
+        notes: What earlier stages of the same method have remembered.
+        tensors: Given instead of made, as `made_tensors` makes them; a `Resource` must be.
+
+    Raises:
+        SettingError: If the stage sees no tokens, or reads what cannot be made.
+    """
+    given = made_tensors(stage, tokens, seed=seed, dtype=dtype) if tensors is None else dict(tensors)
+    own = given.pop(OWN)
+    known: dict[str, Any] = {"notes": notes, "signals": given}
+    if stage.place is Place.TOWER:
+        return PatchView(own, grid or _squarest(tokens), arriving=arriving, **known)
+    if stage.place in (Place.BEFORE_PROJECTOR, Place.BEHIND_PROJECTOR):
+        started = arriving or Arriving.all_of(tokens)
+        grids = () if grid is None else (grid,)
+        return ImageView(own, grid=grid, arriving=replace(started, grids=grids), **known)
+    before = [given.pop(signal) for signal in list(given) if isinstance(signal, Hidden) and signal.back]
+    hidden = own if any(isinstance(signal, Hidden) for signal in stage.reads) else None
+    given.pop(Hidden(), None)
+    return LayerView(hidden, before[0] if before else None, count=tokens, arriving=arriving, **known)
+
+
+def made_tensors(
+    stage: Stage, tokens: int, *, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> dict[Signal | str, Tensor]:
+    """The random tensors of `made_view`: of every signal, and of the rows themselves.
+
+    Raises:
+        SettingError: If the stage sees no tokens, or reads what cannot be made.
+    """
+    if stage.place in (Place.PIXELS, Place.CACHE, Place.DECODE):
+        raise SettingError(f"{stage} sees no tokens, so there is no view of it.")
+    random = torch.Generator().manual_seed(seed)
+    made: dict[Signal | str, Tensor] = {OWN: torch.randn(tokens, WIDTH, generator=random).to(dtype)}
+    for signal in stage.reads:
+        made[signal] = _made(signal, tokens, dtype, random)
+    return made
+
+
+def _made(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.Generator) -> Tensor:
+    """A tensor as `foveate.core.signals` says this one is."""
+    if isinstance(signal, Attention | TowerAttention):
+        return torch.rand(tokens, generator=random).softmax(dim=0)
+    if isinstance(signal, Keys | TowerKeys):
+        return torch.randn(tokens, HEAD, generator=random)
+    if isinstance(signal, Hidden | Features):
+        return torch.randn(tokens, WIDTH, generator=random).to(dtype)
+    if isinstance(signal, Cls):
+        return torch.randn(1, WIDTH, generator=random).to(dtype)
+    if isinstance(signal, Cells):
+        rows, columns = _squarest(tokens)
+        place = torch.cartesian_prod(torch.zeros(1), torch.arange(rows), torch.arange(columns))
+        return place.view(tokens, 3).long()
+    if isinstance(signal, Text):
+        if signal.of == "ids":
+            return torch.randint(0, 99, (WORDS,), generator=random)
+        return torch.randn(WORDS, WIDTH, generator=random).to(dtype)
+    what = f"resource {signal.name!r}" if isinstance(signal, Resource) else repr(signal)
+    raise SettingError(f"Nobody can make a {what}: give it with tensors=.")
+
+
+def _squarest(tokens: int) -> Grid:
+    """The grid of so many tokens that is nearest to a square."""
+    rows = max((side for side in range(1, math.isqrt(tokens) + 1) if tokens % side == 0), default=1)
+    return rows, tokens // rows

@@ -1,0 +1,213 @@
+"""What becomes of the tokens that arrive: by hand, one after the other, and out of vmap."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foveate.core.cut import Cut
+from foveate.errors import ShapeError
+
+
+def ints(*values):
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def test_a_mask_by_hand():
+    cut = Cut.keep(torch.tensor([False, True, True, False, True]))
+    assert isinstance(cut.count, torch.Tensor)
+    assert int(cut.count) == 3
+    assert cut.source.tolist() == [1, 2, 4, -1, -1]
+    assert cut.parent.tolist() == [-1, 0, 1, -1, 2]
+    assert (cut.arriving, cut.rows, cut.stays_whole) == (5, None, False)
+    assert repr(cut) == "Cut.keep(5 to ?)"
+
+
+def test_a_mask_of_which_the_host_knows_the_count():
+    note = torch.arange(5)
+    cut = Cut.keep(torch.tensor([False, True, True, False, True]), {"note": note}).first(3)
+    assert (cut.count, cut.source.tolist(), cut.parent.tolist()) == (3, [1, 2, 4], [-1, 0, 1, -1, 2])
+    assert cut.notes["note"].tolist() == [1, 2, 4]
+
+
+def test_indices_by_hand_in_an_order_of_their_own():
+    cut = Cut.take(ints(3, 0), 4)
+    assert (cut.count, cut.source.tolist()) == (2, [3, 0])
+    assert cut.parent.tolist() == [1, -1, -1, 0]
+    assert cut.stays is None
+    assert repr(cut) == "Cut.take(4 to 2)"
+
+
+def test_a_merge_by_hand():
+    """Four tokens arrive, the first is dropped, the last joins the third, and a CLS comes in front."""
+    rows = torch.tensor([[9.0], [1.0], [2.5]])
+    cut = Cut.merge(ints(-1, 1, 2), rows, ints(-1, 1, 2, 2))
+    assert (cut.count, cut.arriving) == (3, 4)
+    assert cut.source.tolist() == [-1, 1, 2]
+    assert cut.parent.tolist() == [-1, 1, 2, 2]
+    assert torch.equal(cut.rows, rows)
+    assert repr(cut) == "Cut.merge(4 to 3)"
+
+
+def test_a_merge_of_which_only_the_device_knows_the_count():
+    rows, count, made = torch.tensor([[1.0], [2.0], [0.0]]), torch.tensor(2), []
+
+    def merge():
+        made.append(Cut.merge(ints(0, 2, 0), rows, ints(0, 0, 1), notes={"size": ints(2, 1, 0)}))
+        return made[0]
+
+    cut = Cut.fewer(3, count, merge)
+    assert cut.count is count
+    assert not cut.stays_whole
+    assert not made
+    known = cut.first(2)
+    assert len(made) == 1
+    assert (known.count, known.source.tolist(), known.rows.tolist()) == (2, [0, 2], [[1.0], [2.0]])
+    assert known.parent.tolist() == [0, 0, 1]
+    assert known.notes["size"].tolist() == [2, 1]
+
+
+def test_all_stay():
+    cut = Cut.stay(3, {"note": ints(5, 6, 7)})
+    assert (cut.count, cut.stays_whole) == (3, True)
+    assert cut.source.tolist() == cut.parent.tolist() == [0, 1, 2]
+
+
+def test_nothing_arrives_and_nobody_stays():
+    assert Cut.keep(torch.zeros(0, dtype=torch.bool)).source.tolist() == []
+    nobody = Cut.keep(torch.zeros(2, dtype=torch.bool))
+    assert (int(nobody.count), nobody.parent.tolist()) == (0, [-1, -1])
+    assert nobody.first(0).source.tolist() == []
+    assert Cut.take(ints(), 2).parent.tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Cut.keep(torch.ones(3)), r"\(tokens,\) bool tensor; got \(3,\) torch.float32"),
+        (lambda: Cut.keep(torch.ones(1, 3, dtype=torch.bool)), r"got \(1, 3\)"),
+        (lambda: Cut.take(torch.ones(3), 4), r"int64 tensor of at most 4 indices; got \(3,\) torch.float32"),
+        (lambda: Cut.take(ints(0, 1, 2), 2), "at most 2 indices"),
+        (lambda: Cut.merge(ints(0), torch.ones(2, 1), ints(0, 0)), "got 2 rows for 1"),
+        (lambda: Cut.merge(ints(0), torch.ones(1, 1), torch.zeros(2)), "source and parent as int64"),
+    ],
+)
+def test_what_is_no_cut_is_refused(make, message):
+    with pytest.raises(ShapeError, match=message):
+        make()
+
+
+# -- one after the other ---------------------------------------------------------------------------------------
+
+
+def applied(cut, rows):
+    """The rows a cut leaves of those that arrived, in a loop over rows."""
+    if cut.rows is not None:
+        return cut.rows.tolist()
+    return [rows[token] for token in cut.source.tolist()]
+
+
+def traced(first, second):
+    """The source of every row and the parent of every token after both cuts, in loops."""
+    source = [-1 if at < 0 else first.source.tolist()[at] for at in second.source.tolist()]
+    parent = [-1 if at < 0 else second.parent.tolist()[at] for at in first.parent.tolist()]
+    return source, parent
+
+
+@st.composite
+def cuts(draw, arriving):
+    """Any cut of so many tokens whose count the host knows."""
+    kind = draw(st.sampled_from(["keep", "take", "merge", "stay"]))
+    note = torch.tensor([draw(st.integers(0, 99)) for _ in range(arriving)], dtype=torch.int64)
+    if kind == "stay":
+        return Cut.stay(arriving, {"note": note} if draw(st.booleans()) else {})
+    if kind == "keep":
+        stays = torch.tensor([draw(st.booleans()) for _ in range(arriving)], dtype=torch.bool)
+        return Cut.keep(stays, {"note": note}).first(int(stays.sum()))
+    tokens = draw(st.permutations(range(arriving)))
+    source = torch.tensor(tokens[: draw(st.integers(0, arriving))], dtype=torch.int64)
+    if kind == "take":
+        return Cut.take(source, arriving, {"note": note[source]})
+    parent = [draw(st.integers(-1, len(source) - 1)) for _ in range(arriving)]
+    for row, token in enumerate(source.tolist()):
+        parent[token] = row
+    rows = torch.tensor([[float(draw(st.integers(0, 99)))] for _ in source]).view(-1, 1)
+    return Cut.merge(source, rows, torch.tensor(parent, dtype=torch.int64), {"note": note[source]})
+
+
+@given(data=st.data(), arriving=st.integers(0, 8))
+def test_two_cuts_in_one_are_one_after_the_other(data, arriving):
+    first = data.draw(cuts(arriving))
+    second = data.draw(cuts(first.count))
+    both = first.then(second)
+    source, parent = traced(first, second)
+    assert (both.arriving, both.count) == (arriving, second.count)
+    assert both.source.tolist() == source
+    assert both.parent.tolist() == parent
+    rows = [[float(100 + token)] for token in range(arriving)]
+    assert applied(both, rows) == applied(second, applied(first, rows))
+
+
+@given(data=st.data(), arriving=st.integers(0, 8))
+def test_notes_go_with_their_rows_and_the_later_ones_win(data, arriving):
+    first = data.draw(cuts(arriving))
+    second = data.draw(cuts(first.count))
+    both = first.then(second)
+    wanted = {}
+    if "note" in first.notes:
+        wanted = first.notes["note"][second.source]
+    if "note" in second.notes:
+        wanted = second.notes["note"]
+    assert ("note" in both.notes) == ("note" in first.notes or "note" in second.notes)
+    if "note" in both.notes:
+        assert both.notes["note"].tolist() == wanted.tolist()
+
+
+def test_a_row_without_a_token_stays_one_through_later_cuts():
+    first = Cut.merge(ints(-1, 2), torch.tensor([[7.0], [2.0]]), ints(1, 1, 1))
+    both = first.then(Cut.take(ints(0), 2))
+    assert (both.source.tolist(), both.parent.tolist()) == ([-1], [-1, -1, -1])
+    assert both.rows.tolist() == [[7.0]]
+
+
+# -- shapes do not depend on values ----------------------------------------------------------------------------
+
+
+def kept(scores):
+    cut = Cut.keep(scores > 0.5)
+    return cut.source, cut.parent, cut.count
+
+
+def taken(scores):
+    cut = Cut.take(torch.sort(scores, descending=True, stable=True).indices[:3], len(scores))
+    return cut.source, cut.parent
+
+
+def merged(scores):
+    order = torch.sort(scores, descending=True, stable=True).indices
+    parent = torch.zeros_like(order).scatter(0, order, torch.arange(len(scores)) % 3)
+    few = (scores > 0.5).sum().clamp(max=3)
+    cut = Cut.fewer(len(scores), few, lambda: Cut.merge(order[:3], scores[order[:3], None], parent))
+    return cut.source, cut.parent, cut.rows, cut.count
+
+
+def two(scores):
+    first = Cut.take(torch.sort(scores, descending=True, stable=True).indices[:4], len(scores), {"note": scores[:4]})
+    both = first.then(Cut.take(torch.sort(scores[:4], stable=True).indices[:2], 4))
+    return both.source, both.parent, both.notes["note"]
+
+
+@pytest.mark.parametrize("made", [kept, taken, merged, two])
+@given(samples=st.integers(1, 4), seed=st.integers(0, 2**16))
+def test_a_batch_of_cuts_is_each_ones(made, samples, seed):
+    scores = torch.rand(samples, 7, generator=torch.Generator().manual_seed(seed))
+    together = torch.func.vmap(made)(scores)
+    for index, one in enumerate(scores):
+        for batched, alone in zip(together, made(one), strict=True):
+            assert torch.equal(batched[index], torch.as_tensor(alone))
+
+
+def test_a_row_without_a_token_has_notes_of_zeros():
+    first = Cut.take(ints(2, 0), 3, {"key": ints(5, 7)})
+    both = first.then(Cut.merge(ints(-1, 1), torch.zeros(2, 1), ints(0, 1)))
+    assert both.notes["key"].tolist() == [0, 7]

@@ -1,0 +1,57 @@
+"""What a stage may read: values that are equal where they ask for the same, and refuse options they have not."""
+
+import pytest
+
+from foveate.core import signals
+from foveate.core.signals import (
+    Attention,
+    Cells,
+    Cls,
+    Features,
+    Hidden,
+    Keys,
+    Resource,
+    Text,
+    TowerAttention,
+    TowerKeys,
+)
+from foveate.errors import SettingError
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Attention(rows="text"), r"Attention\(rows=…\) is one of 'last', 'after', 'vision'; got 'text'"),
+        (lambda: Attention(layer="before"), "'ran', 'next'; got 'before'"),
+        (lambda: Attention(heads="each"), "'mean', 'max'; got 'each'"),
+        (lambda: Attention(over="min"), "'mean', 'sum', 'max', 'share'; got 'min'"),
+        (lambda: TowerAttention(by="text"), "'cls', 'patches'; got 'text'"),
+        (lambda: TowerAttention(layer=2), "one of 0, 1; got 2"),
+        (lambda: TowerKeys(layer=-1), "one of 0, 1; got -1"),
+        (lambda: Text(of="words"), "'embeddings', 'hidden', 'ids'; got 'words'"),
+        (lambda: Features(side="left"), "'before', 'behind'; got 'left'"),
+    ],
+)
+def test_a_wrong_option_is_an_error_that_names_the_right_ones(make, message):
+    with pytest.raises(SettingError, match=message):
+        make()
+
+
+def test_equal_signals_are_one():
+    assert Attention(rows="after") == Attention(rows="after") != Attention(rows="after", over="max")
+    assert len({Hidden(), Hidden(back=0), Hidden(back=1)}) == 2
+    assert len({Keys(), TowerKeys(), TowerKeys(layer=1)}) == 3
+
+
+def test_who_reads_text():
+    assert Attention(rows="last").reads_text
+    assert Attention(rows="after").reads_text
+    assert not Attention(rows="vision").reads_text
+    assert Text().reads_text
+    silent = (Hidden(), Keys(), TowerAttention(), TowerKeys(), Cls(), Features(), Cells(), Resource("clip"))
+    assert not any(signal.reads_text for signal in silent)
+
+
+def test_every_signal_has_a_kind_that_a_view_calls_it_by():
+    for name in set(signals.__all__) - {"Signal"}:
+        assert getattr(signals, name).kind.isidentifier()

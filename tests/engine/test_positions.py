@@ -1,0 +1,65 @@
+"""Positions are a stage's: one that numbers rows anew does so from its place on; later stages keep its numbers."""
+
+import torch
+
+import foveate as fv
+from foveate.methods.stages import Hidden, LayerStage
+from tests.golden import positions_seen
+from tests.invariants.alone import check_alone
+from tests.models import MIXED, batch, generate, is_vision, tiny
+
+
+class Renumbering(fv.Method):
+    """Keeps the half with the longest rows before layer 2, and numbers what is left anew."""
+
+    name = "renumbering"
+
+    def stages(self, shape):
+        return (LayerStage(2, keep=0.5, reads=(Hidden(),), score=length, positions="renumber"),)
+
+
+def length(view):
+    return view.hidden.float().norm(dim=-1)
+
+
+BEFORE = fv.Uniform(layers=(1,), keep=(0.6,))
+BEHIND = fv.Random(layers=(4,), keep=(0.5,))
+
+
+def columns_left(ids, trace):
+    """The columns of the prompt that each cut left, ascending."""
+    vision = is_vision(ids)
+    text, places = (~vision).nonzero()[:, 0], vision.nonzero()[:, 0]
+    return [torch.cat((text, places[stage.kept[0]])).sort().values for stage in trace.stages]
+
+
+def test_a_stage_numbers_from_its_place_on_and_later_ones_keep_its_numbers():
+    model, inputs = tiny("llava"), batch("llava", ["titt"])
+    with fv.drop(model, BEHIND + Renumbering() + BEFORE) as trace, positions_seen(model) as seen:
+        generate(model, inputs, new_tokens=3)
+    first, second, third = columns_left(inputs["input_ids"][0], trace)
+    span = inputs["input_ids"].shape[1]
+    numbers = torch.isin(second, third).nonzero()[:, 0].tolist()
+    prefill = [calls[0] for calls in seen]
+    assert prefill[:2] == [list(range(span)), first.tolist()]
+    assert prefill[2:4] == [list(range(len(second)))] * 2
+    assert prefill[4:] == [numbers] * 2
+    for step in (1, 2):
+        assert [calls[step] for calls in seen] == [[span + step - 1]] * 2 + [[len(second) + step - 1]] * 4
+
+
+def test_a_ragged_batch_of_such_a_chain_answers_as_its_samples_alone():
+    check_alone(tiny("llava"), "llava", BEHIND + Renumbering() + BEFORE, MIXED)
+
+
+def test_a_second_turn_counts_on_from_what_each_layer_holds():
+    model, first = tiny("llava"), batch("llava", ["titt"])
+    text = torch.tensor([[7, 8, 9]])
+    with fv.drop(model, Renumbering() + BEHIND) as trace, positions_seen(model) as seen, torch.no_grad():
+        cache = model(**first, use_cache=True).past_key_values
+        renumbered, _ = columns_left(first["input_ids"][0], trace)
+        model(input_ids=text, past_key_values=cache, use_cache=True)
+    span = first["input_ids"].shape[1]
+    for layer, calls in enumerate(seen):
+        start = span if layer < 2 else len(renumbered)
+        assert calls[1] == list(range(start, start + 3)), layer

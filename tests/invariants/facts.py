@@ -1,0 +1,43 @@
+"""What the tests must know of a method, read off its stages."""
+
+from foveate.methods import follow
+from foveate.methods.base import Method
+from foveate.methods.stages import Place, Shape, Stage
+from tests.models import DEPTH
+
+__all__ = ["by_frame", "cuts", "kv_layers", "of_pixels", "reads_text", "renumbers"]
+
+
+def cuts(method: Method, depth: int = DEPTH) -> tuple[int, ...]:
+    """Decoder layers before which tokens may leave."""
+    return follow.cut_layers(stages(method, depth))
+
+
+def kv_layers(method: Method, depth: int = DEPTH) -> range:
+    """Decoder layers whose caches are cut after the prefill."""
+    return follow.cached_layers(stages(method, depth))
+
+
+def reads_text(method: Method) -> bool:
+    """Whether text decides what is left."""
+    return follow.reads_text(stages(method))
+
+
+def by_frame(method: Method) -> bool:
+    """Whether the frames of a video are counted one by one."""
+    return any(stage.unit == "frame" for stage in stages(method))
+
+
+def renumbers(method: Method, depth: int = DEPTH) -> bool:
+    """Whether rows are numbered anew anywhere."""
+    return any(stage.positions == "renumber" for stage in stages(method, depth))
+
+
+def of_pixels(method: Method) -> bool:
+    """Whether the tower gets smaller pictures."""
+    return any(stage.place is Place.PIXELS for stage in stages(method))
+
+
+def stages(method: Method, depth: int = DEPTH) -> tuple[Stage, ...]:
+    """On a decoder of so many layers."""
+    return follow.in_order(method.stages(Shape(depth)))

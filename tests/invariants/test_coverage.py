@@ -1,0 +1,73 @@
+"""Tier "coverage": one prefill of every method on every family: tokens leave, or it is refused, as derived."""
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate.registry import support
+from foveate.support import reach
+from tests.invariants import settings
+from tests.invariants.settings import EXAMPLES, MODALITIES, NOTHING, reach_of
+from tests.models import FAMILIES, TINY, batch, tiny, with_video
+from tests.probes import DECODE
+
+CASES = [
+    (name, family, modality)
+    for name in EXAMPLES
+    for family in FAMILIES
+    for modality in MODALITIES
+    if modality == "image" or TINY[family].videos
+]
+
+
+def test_every_method_has_examples():
+    settings.complain()
+
+
+@pytest.mark.parametrize(("name", "family", "modality"), CASES)
+def test_tokens_leave_where_it_is_derived(name, family, modality, record_property):
+    told, model = reach_of(name, family), tiny(family)
+    inputs = batch(family, ["titit" if modality == "image" else with_video(family)])
+    if told.refused is not None:
+        record_property("refused", f"{name} on {family} ({modality}): {told.refused}")
+        with pytest.raises(fv.UnsupportedError) as found, fv.drop(model, EXAMPLES[name]), torch.no_grad():
+            model(**inputs)
+        assert str(found.value) == told.refused
+        return
+    with fv.drop(model, EXAMPLES[name]) as trace, torch.no_grad():
+        model(**inputs)
+    left = {stage.where for stage in trace.stages if stage.after != stage.before}
+    assert told.sure <= left <= told.sure | told.can
+    if name in NOTHING:
+        assert bool(left) == (f"{family} {modality}" not in NOTHING[name])
+    else:
+        assert left, "nothing left: EXAMPLES are settings that drop on images of some 25 tokens"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_says_whether_it_knows_videos(family):
+    assert fv.families()[family].videos == bool(TINY[family].videos)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_holds_without_a_config_holds_with_one(family):
+    kind = fv.families()[family]
+    for method in EXAMPLES.values():
+        without, with_one = reach(method, kind), reach(method, kind, TINY[family].config())
+        assert without.sure <= with_one.sure | with_one.can
+        assert set(with_one.places) <= set(without.places)
+
+
+def test_the_table_is_of_every_family_and_method():
+    table = support()
+    assert set(FAMILIES) <= set(table)
+    for modalities in table.values():
+        for methods in modalities.values():
+            assert set(methods) == set(fv.methods())
+
+
+def test_a_stage_of_decoding_is_refused():
+    model = tiny("llava")
+    with pytest.raises(fv.UnsupportedError, match="stages of decoding"), fv.drop(model, DECODE):
+        pass
+    assert reach(DECODE, fv.families()["llava"]).refused is not None

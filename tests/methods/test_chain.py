@@ -1,0 +1,168 @@
+"""Methods one after the other: their order, their budgets, their notes."""
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate.methods import follow
+from foveate.methods.averagepool import AveragePool
+from foveate.methods.chain import Chain
+from foveate.methods.resize import Resize
+from foveate.methods.stages import LayerStage, Place, Shape
+from tests.models import DEPTH, batch, generate, tiny
+
+V2DROP = fv.V2Drop(layers=(2, 4), keep=(0.5, 0.5))
+RANDOM = fv.Random(layers=(0,), keep=(0.8,))
+
+
+def test_methods_add_up_and_chains_are_flat():
+    chain = V2DROP + fv.FinalKV()
+    assert isinstance(chain, Chain)
+    assert chain.members == (V2DROP, fv.FinalKV())
+    assert (RANDOM + chain).members == (RANDOM, V2DROP, fv.FinalKV())
+    assert (chain + RANDOM).members == (V2DROP, fv.FinalKV(), RANDOM)
+    assert Chain.of(chain, chain).members == chain.members * 2
+    assert chain == V2DROP + fv.FinalKV()
+    assert len({chain, V2DROP + fv.FinalKV(), RANDOM + V2DROP}) == 2
+    with pytest.raises(TypeError):
+        V2DROP + 1
+
+
+def test_a_chain_of_fewer_than_two_is_refused():
+    for members in ((), (V2DROP,)):
+        with pytest.raises(fv.SettingError, match=f"two methods or more; got {len(members)}"):
+            Chain(members=members)
+    with pytest.raises(fv.SettingError, match=r"members\[1\] should be a method"):
+        Chain(members=(V2DROP, "finalkv"))
+
+
+def test_however_it_is_written_it_runs_along_a_tokens_life():
+    chain = fv.FinalKV() + V2DROP + AveragePool() + RANDOM + fv.VisionDrop() + Resize()
+    stages = follow.in_order(chain.stages(Shape(depth=32, cls=True)))
+    places = [stage.place for stage in stages]
+    assert places == sorted(places)
+    assert places[:3] == [Place.PIXELS, Place.BEFORE_PROJECTOR, Place.BEHIND_PROJECTOR]
+    assert places[-1] is Place.CACHE
+    layers = [stage.layer for stage in stages if isinstance(stage, LayerStage)]
+    assert layers == sorted(layers) == [0, 2, 4, 8, 16, 24]
+
+
+def test_every_stage_knows_whose_it_is():
+    chain = V2DROP + fv.FinalKV(inner=V2DROP) + (RANDOM + fv.Uniform(layers=(1,), keep=(0.5,)))
+    owners = {stage.owner for stage in chain.stages(Shape(DEPTH))}
+    assert owners == {(0,), (1,), (2,), (3,)}
+    assert all(stage.owner == () for stage in V2DROP.stages(Shape(DEPTH)))
+
+
+def test_a_plan_is_one_members_after_the_others():
+    assert (V2DROP + RANDOM).plan(DEPTH, (100,)) == (80, 80, 40, 40, 20, 20)
+    assert (RANDOM + V2DROP).plan(DEPTH, (100,)) == (80, 80, 40, 40, 20, 20)
+    same = fv.Random(layers=(2,), keep=(0.5,)) + fv.Uniform(layers=(2,), keep=(0.1,))
+    assert same.plan(DEPTH, (100,)) == (100, 100, 5, 5, 5, 5)
+
+
+def test_every_member_is_checked_against_the_decoder():
+    with pytest.raises(fv.SettingError, match=r"cuts before layers \[17, 22\]"):
+        (RANDOM + fv.V2Drop()).check(16)
+    (RANDOM + fv.V2Drop()).check(32)
+
+
+# -- budgets ---------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_goes_to_the_last_member_that_takes_one():
+    chain = (RANDOM + fv.V2Drop() + fv.FinalKV()).with_budget(retention=0.3)
+    assert chain.members == (RANDOM, fv.V2Drop(retention=0.3), fv.FinalKV())
+    chain = (fv.VisionDrop(retention=0.5) + fv.V2Drop()).with_budget(tokens=64)
+    assert chain.members == (fv.VisionDrop(retention=0.5), fv.V2Drop(tokens=64))
+    chain = (RANDOM + fv.FinalKV(inner=fv.V2Drop())).with_budget(tokens=64)
+    assert chain.members == (RANDOM, fv.FinalKV(inner=fv.V2Drop(tokens=64)))
+
+
+def test_a_chain_without_a_member_for_a_budget_refuses_it():
+    with pytest.raises(fv.SettingError, match="FinalKV takes no budget"):
+        (fv.FinalKV() + fv.FinalKV(first_layer=1)).with_budget(retention=0.3)
+
+
+def test_a_members_budget_is_of_what_entered_the_model():
+    """And is met with what an earlier member has left of it."""
+    chain = AveragePool(keep=0.5) + fv.V2Drop(layers=(2,), retention=0.3)
+    plan = chain.plan(DEPTH, (100,), [((10, 10),)])
+    assert plan == (49, 49, 20, 20, 20, 20)
+    assert sum(plan) / DEPTH == pytest.approx(30, abs=1)
+
+
+# -- settings --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [V2DROP + fv.FinalKV(), RANDOM + V2DROP + fv.MustDrop(), fv.FinalKV(inner=V2DROP) + RANDOM],
+    ids=lambda chain: "+".join(member.name for member in chain.members),
+)
+def test_a_chain_survives_json(chain):
+    assert Chain.from_json(chain.to_json()) == chain
+    assert hash(Chain.from_json(chain.to_json())) == hash(chain)
+    assert str(chain).count(" + ") == len(chain.members) - 1
+
+
+# -- in a model ------------------------------------------------------------------------------------------------
+
+
+class Marking(fv.Method):
+    """Remembers a number of every token, and says later what it remembers."""
+
+    name = "marking"
+
+    number: int = 0
+
+    def stages(self, shape):
+        return (LayerStage(1, look=self._mark), LayerStage(3, choose=self._read, host=True))
+
+    def _mark(self, view):
+        return {"mark": torch.full((len(view),), self.number) + view.tokens}
+
+    def _read(self, view, count):
+        read.append((self.number, {name: (note - view.tokens).unique().tolist() for name, note in view.notes.items()}))
+
+
+read: list[tuple[int, dict[str, list[int]]]] = []
+
+
+def test_notes_of_members_are_apart_and_go_with_their_tokens():
+    read.clear()
+    chain = Marking(number=1000) + fv.Uniform(layers=(2,), keep=(0.5,)) + Marking(number=2000)
+    with fv.drop(tiny("llava"), chain) as trace, torch.no_grad():
+        tiny("llava")(**batch("llava", ["tit"]))
+    assert trace.stages[0].after == (12,)
+    assert read == [(1000, {"mark": [1000]}), (2000, {"mark": [2000]})]
+
+
+def test_two_of_a_kind_that_remember_do_not_mix():
+    """Two paths with cuts of their own: the first drops what the second has added up."""
+    one = fv.V2Drop(layers=(2,), keep=(0.6,), over="path")
+    two = fv.V2Drop(layers=(4,), keep=(0.5,), over="path", metric="l1")
+    with fv.drop(tiny("llava"), one + two) as trace, torch.no_grad():
+        tiny("llava")(**batch("llava", ["tit"]))
+    assert [stage.after for stage in trace.stages] == [(15,), (7,)]
+    with fv.drop(tiny("llava"), one) as alone, torch.no_grad():
+        tiny("llava")(**batch("llava", ["tit"]))
+    assert torch.equal(trace.stages[0].kept[0], alone.stages[0].kept[0])
+
+
+def test_a_cache_method_beside_is_one_around():
+    model, inputs = tiny("llava"), batch("llava", ["titt", "tit"])
+    with fv.drop(model, fv.FinalKV(inner=V2DROP)) as around:
+        wanted = generate(model, inputs)
+    with fv.drop(model, V2DROP + fv.FinalKV()) as beside:
+        got = generate(model, inputs)
+    assert torch.equal(torch.stack(got.logits), torch.stack(wanted.logits))
+    assert beside.kv_lengths == around.kv_lengths
+
+
+def test_a_chain_may_be_given_by_name_and_with_a_budget():
+    model, inputs = tiny("llava"), batch("llava", ["tit"])
+    with fv.drop(model, "averagepool:keep=0.5+v2drop", retention=0.25) as trace, torch.no_grad():
+        model(**inputs)
+    assert [stage.where for stage in trace.stages] == ["projector", "layer", "layer", "layer"]
+    assert trace.tokens[0] == pytest.approx(25 * 0.25, abs=1)

@@ -1,0 +1,211 @@
+"""What follows from stages: plans, order, what is read, remembered and cached, and what scoring costs."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import foveate as fv
+from foveate.core.cut import Cut
+from foveate.methods import follow
+from foveate.methods.stages import (
+    Arriving,
+    Attention,
+    CacheStage,
+    Hidden,
+    ImageStage,
+    Keys,
+    LayerStage,
+    PixelStage,
+    Shape,
+    Text,
+    TowerAttention,
+)
+
+DEPTH = 6
+
+
+def some(view, count):
+    return Cut.take(torch.arange(count), len(view))
+
+
+def share(layer, keep, unit="sample"):
+    return LayerStage(layer, keep=keep, choose=some, unit=unit)
+
+
+def plan(*stages, sizes=(10,), grids=None):
+    return follow.layer_plan(follow.in_order(stages), DEPTH, sizes, grids)
+
+
+# -- plans -----------------------------------------------------------------------------------------------------
+
+
+def test_shares_compound():
+    assert plan() == (10,) * 6
+    assert plan(share(2, 0.5)) == (10, 10, 5, 5, 5, 5)
+    assert plan(share(4, 0.5), share(1, 0.5)) == (10, 5, 5, 5, 2, 2)
+    assert plan(share(2, 0.5), share(2, 0.5)) == (10, 10, 2, 2, 2, 2)
+
+
+def test_a_count_sees_what_entered_and_what_started():
+    third = ImageStage(count=lambda a: a.entered // 3, choose=some)
+    half = LayerStage(3, count=lambda a: a.started // 2, choose=some)
+    assert plan(half, third) == (3, 3, 3, 1, 1, 1)
+    assert plan(half) == (10, 10, 10, 5, 5, 5)
+    tenth = LayerStage(3, count=lambda a: a.entered // 10, choose=some)
+    assert plan(tenth, third) == (3, 3, 3, 1, 1, 1)
+
+
+def test_images_are_counted_one_by_one_where_a_stage_goes_by_image():
+    assert plan(share(2, 0.5, "image"), sizes=(5, 5)) == (10, 10, 4, 4, 4, 4)
+    assert plan(share(2, 0.5, "frame"), sizes=(5, 5)) == (10, 10, 4, 4, 4, 4)
+    assert plan(share(2, 0.5), sizes=(5, 5)) == (10, 10, 5, 5, 5, 5)
+    assert plan(ImageStage(count=lambda a: a.tokens // 2, choose=some), sizes=(5, 4)) == (4,) * 6
+    assert plan(ImageStage(keep=0.5, choose=some), sizes=(5, 4)) is None  # newlines may be among them
+
+
+def test_behind_a_cut_over_all_images_nobody_knows_how_many_each_has_left():
+    assert plan(share(2, 0.5), share(4, 0.5, "image"), sizes=(5, 5)) is None
+    assert plan(share(2, 0.5), share(4, 0.5, "image"), sizes=(10,)) == (10, 10, 5, 5, 2, 2)
+    assert plan(share(2, 1.0), share(4, 0.5, "image"), sizes=(5, 5)) == (10, 10, 10, 10, 4, 4)
+
+
+def test_where_the_picture_decides_there_is_no_plan():
+    assert plan(LayerStage(2, choose=some)) is None
+    assert plan(ImageStage(choose=some), share(2, 0.5)) is None
+    assert plan(LayerStage(2, choose=some), sizes=()) == (0,) * 6
+
+
+def test_a_look_takes_nobody_away():
+    look = LayerStage(2, look=lambda view: {})
+    assert plan(look, share(4, 0.5)) == (10, 10, 10, 10, 5, 5)
+    assert follow.cut_layers((look, share(4, 0.5))) == (4,)
+
+
+def test_a_smaller_picture_has_the_cells_of_its_grids_and_a_closing_newline():
+    seen = []
+
+    def coarsen(arriving):
+        seen.append(arriving.reserved)
+        return tuple((1, columns) for _, columns in arriving.grids)
+
+    def left(arriving):
+        return sum(rows * columns for rows, columns in coarsen(arriving)) if arriving.grids else None
+
+    pixels = PixelStage(coarsen=coarsen, count=left)
+    assert plan(pixels) is None  # its grid is not known
+    assert plan(pixels, sizes=(6,), grids=[((2, 3),)]) == (3,) * 6
+    assert plan(pixels, share(3, 0.5), sizes=(6, 4), grids=[((2, 3),), ((2, 2),)]) == (5, 5, 5, 2, 2, 2)
+    assert 1 not in seen
+    assert plan(pixels, sizes=(7,), grids=[((2, 3),)]) == (4,) * 6
+    assert seen[-1] == 1
+    arriving = Arriving(6, 6, 6, grids=((2, 3), (2, 3)))
+    assert follow.coarsened((pixels, share(1, 0.5)), arriving) == ((1, 3), (1, 3))
+    assert follow.coarsened((share(1, 0.5),), arriving) == ((2, 3), (2, 3))
+
+
+@given(
+    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=3),
+    cuts=st.lists(st.tuples(st.integers(0, 5), st.floats(0, 1)), max_size=4),
+)
+def test_a_plan_never_grows(sizes, cuts):
+    stages = [share(layer, keep) for layer, keep in cuts]
+    counts = plan(*stages, sizes=tuple(sizes))
+    assert list(counts) == sorted(counts, reverse=True)
+    assert counts[0] <= sum(sizes)
+    assert counts[-1] >= 1
+
+
+# -- who cuts, reads and remembers -----------------------------------------------------------------------------
+
+
+def test_caches_are_cut_from_the_layer_before_the_first_cut_up_to_the_last():
+    cuts = (share(3, 0.5), share(5, 0.5))
+    assert list(follow.cached_layers((*cuts, CacheStage()))) == [2, 3, 4]
+    assert list(follow.cached_layers((*cuts, CacheStage(first_layer=1)))) == [1, 2, 3, 4]
+    assert list(follow.cached_layers((*cuts, CacheStage(first_layer=4), CacheStage(first_layer=3)))) == [3, 4]
+    assert list(follow.cached_layers(cuts)) == list(follow.cached_layers((CacheStage(),))) == []
+    assert list(follow.cached_layers((share(0, 0.5), CacheStage()))) == []
+
+
+def test_text_is_read_where_a_signal_says_so():
+    assert not follow.reads_text(
+        (LayerStage(2, reads=(Hidden(back=1), Keys(), Attention(rows="vision")), choose=some),)
+    )
+    assert not follow.reads_text((ImageStage(reads=(TowerAttention(),), choose=some),))
+    assert follow.reads_text((share(1, 0.5), LayerStage(2, reads=(Attention(rows="last"),), choose=some)))
+    assert follow.reads_text((ImageStage(reads=(Text(),), choose=some),))
+
+
+@pytest.mark.parametrize(
+    ("method", "reads"),
+    [
+        (fv.V2Drop(), False),
+        (fv.Random(), False),
+        (fv.Uniform(), False),
+        (fv.VisionDrop(), False),
+        (fv.MustDrop(), True),
+        (fv.MustDrop(filter=False), False),
+        (fv.FinalKV(inner=fv.MustDrop()), True),
+        (fv.V2Drop() + fv.MustDrop(), True),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_which_methods_read_text_is_derived(method, reads):
+    assert follow.reads_text(method.stages(Shape(depth=32))) is reads
+
+
+def test_rows_are_held_from_the_layer_that_is_looked_back_to():
+    one, three = (LayerStage(4, reads=(Hidden(back=back),), choose=some) for back in (1, 3))
+    tokens = (9, 8, 7, 6, 5, 4)
+    assert follow.held_rows((one,), tokens) == (0, 0, 0, 6, 0, 0)
+    assert follow.held_rows((three,), tokens) == (0, 8, 7, 6, 0, 0)
+    assert follow.held_rows((one, one), tokens) == (0, 0, 0, 6, 0, 0)
+    assert follow.held_rows((one, three), tokens) == (0, 8, 7, 12, 0, 0)
+    assert follow.held_rows((LayerStage(4, reads=(Hidden(),), choose=some),), tokens) == (0,) * 6
+
+
+# -- what scoring costs ----------------------------------------------------------------------------------------
+
+
+def scoring(method, depth, width, sizes):
+    return follow.scoring_flops(follow.in_order(method.stages(Shape(depth, cls=True))), depth, width, sizes)
+
+
+OPERATIONS = {"l2": 3, "l1": 3, "cosine": 6, "relative": 5}
+
+
+@pytest.mark.parametrize("metric", OPERATIONS)
+@pytest.mark.parametrize("sizes", [(576,), (100, 40), (7,)])
+@pytest.mark.parametrize(("layers", "keep"), [((3, 17, 22), (0.5, 0.3, 0.0)), ((2, 4), (1.0, 0.2)), ((1,), (1.0,))])
+def test_v2drop_pays_for_a_move_where_somebody_leaves(layers, keep, sizes, metric):
+    method = fv.V2Drop(layers=layers, keep=keep, metric=metric)
+    counts = (sum(sizes), *method.plan(32, sizes))
+    moves = sum(counts[layer] for layer in layers if counts[layer + 1] < counts[layer])
+    assert scoring(method, 32, 64, sizes) == OPERATIONS[metric] * 64 * moves
+
+
+def test_v2drop_pays_for_a_path_at_every_layer_up_to_the_last_cut_once():
+    method = fv.V2Drop(layers=(2, 4), keep=(0.5, 0.2), over="path")
+    assert scoring(method, 6, 32, (50,)) == 3 * 32 * (50 + 50 + 25 + 25)
+    assert scoring(fv.V2Drop(layers=(2, 4), keep=(1.0, 1.0), over="path"), 6, 32, (50,)) == 0
+
+
+@pytest.mark.parametrize("sizes", [(576,), (576, 288)])
+@pytest.mark.parametrize(
+    "method", [fv.VisionDrop(), fv.VisionDrop(layer_list=(0, 8, 16)), fv.VisionDrop(retention=0.2)]
+)
+def test_visiondrop_pays_for_queries_keys_and_products_of_the_rows_at_a_cut(method, sizes):
+    width, counts = 64, method.plan(32, sizes)
+    total = 0
+    for layer in method.layer_list or (8, 16, 24):
+        rows = counts[layer - 1] if layer else sum(sizes)
+        total += 4 * rows * width**2 + 2 * rows**2 * width
+    assert scoring(method, 32, width, sizes) == total
+
+
+def test_what_a_layer_makes_itself_costs_nothing():
+    ran = LayerStage(2, reads=(Attention(rows="vision", layer="ran"), Hidden(back=1)), keep=0.5, choose=some)
+    assert follow.scoring_flops((ran,), 6, 32, (10,)) == 0
+    last = LayerStage(2, reads=(Attention(rows="last", layer="next"),), keep=0.5, choose=some)
+    assert follow.scoring_flops((last,), 6, 32, (10,)) == (1 + 10) * 2 * 32**2 + 2 * 10 * 32

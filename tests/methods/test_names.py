@@ -1,0 +1,104 @@
+"""One grammar for methods, in every command and in Python."""
+
+import json
+
+import pytest
+
+import foveate as fv
+from foveate.methods import names
+from foveate.methods.chain import Chain
+from foveate.methods.names import parse
+
+
+@pytest.mark.parametrize(
+    ("text", "method"),
+    [
+        ("v2drop", fv.V2Drop()),
+        (" v2drop ", fv.V2Drop()),
+        ("v2drop:", fv.V2Drop()),
+        ("v2drop:metric=cosine", fv.V2Drop(metric="cosine")),
+        ("v2drop:metric=cosine;window=2", fv.V2Drop(metric="cosine", window=2)),
+        ("v2drop:metric=cosine:window=2", fv.V2Drop(metric="cosine", window=2)),
+        ("v2drop : metric = cosine ; window = 2", fv.V2Drop(metric="cosine", window=2)),
+        ("v2drop:layers=3,17,22;keep=0.5,0.3,0", fv.V2Drop()),
+        ("v2drop:layers=(3,17,22);keep=[0.5,0.3,0]", fv.V2Drop()),
+        ("v2drop:layers=3;keep=0.5", fv.V2Drop(layers=(3,), keep=(0.5,))),
+        ("v2drop:reverse=true", fv.V2Drop(reverse=True)),
+        ("v2drop:reverse=No", fv.V2Drop()),
+        ("v2drop:retention=0.25", fv.V2Drop(retention=0.25)),
+        ("visiondrop:image_token_list=((1,1),(1,0),(1,0))", fv.VisionDrop(image_token_list=((1, 1), (1, 0), (1, 0)))),
+        ("mustdrop:mode=budget;counts=9,8,7,6", fv.MustDrop(mode="budget", counts=(9, 8, 7, 6))),
+        ("v2drop/llava-1.5-7b/192", fv.preset("v2drop/llava-1.5-7b/192")),
+        ("v2drop/llava-1.5-7b/64:metric=l1", fv.V2Drop(keep=(0.05, 0.05, 0.0), metric="l1")),
+        ("v2drop+finalkv", fv.V2Drop() + fv.FinalKV()),
+        ("visiondrop:retention=0.5 + v2drop:layers=3;keep=0.5+finalkv:first_layer=1",
+         fv.VisionDrop(retention=0.5) + fv.V2Drop(layers=(3,), keep=(0.5,)) + fv.FinalKV(first_layer=1)),
+        ('{"method": "v2drop", "layers": [3], "keep": [0.5]}', fv.V2Drop(layers=(3,), keep=(0.5,))),
+    ],
+)  # fmt: skip
+def test_what_a_text_names(text, method):
+    assert parse(text) == method
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "A method has a name"),
+        ("+v2drop", "A method has a name"),
+        ("v2drop+", "A method has a name"),
+        (":metric=l1", "A method has a name"),
+        ("v2drop:metric", "write key=value"),
+        ("v2drop:=l1", "write key=value"),
+        ("v2drop:metric=", "write key=value"),
+        ("v2drop:metric=l1;metric=l2", "metric is given twice"),
+        ("v2drop:bogus=1", "v2drop has no setting bogus. It has: keep, layers, metric"),
+        ("v2drop:layers=1e999", r"layers\[0\] should be a valid integer; got \(inf,\)"),
+        ("v2drop:layers=3.7,17,22", r"layers\[0\] should be a valid integer"),
+        ("v2drop:reverse=maybe", "reverse should be a valid boolean; got 'maybe'"),
+        ("v2drop:keep=" + "(" * 2000, "keep should be a valid tuple"),
+        ("random:seed=a", "seed should be a valid integer; got 'a'"),
+        ("finalkv:inner=v2drop", "inner should be a method"),
+        ("{", "This is no JSON"),
+        ("{}", "A method's settings name it"),
+        ('{"method": 1}', "A method's settings name it"),
+        ('{"method":' * 10_000, "This is no JSON"),
+    ],
+)
+def test_a_text_that_names_none_is_refused(text, message):
+    with pytest.raises(fv.SettingError, match=message):
+        parse(text)
+
+
+@pytest.mark.parametrize("text", ["nope", "v2drop+nope", "nope:metric=l1", "v2drop/nope", '{"method": "nope"}'])
+def test_an_unknown_name_is_refused_with_those_there_are(text):
+    with pytest.raises(fv.UnknownNameError, match="nope"):
+        parse(text)
+
+
+@pytest.mark.parametrize("kind", fv.methods().values(), ids=fv.methods())
+def test_every_method_is_named_by_its_name_and_by_its_json(kind):
+    method = kind()
+    assert parse(kind.name) == method
+    assert parse(method.to_json()) == names.from_dict(method.to_dict()) == method
+
+
+@pytest.mark.parametrize("name", fv.presets())
+def test_every_preset_is_named(name):
+    assert parse(name) == fv.presets()[name].method
+
+
+def test_a_chain_goes_round_as_json():
+    chain = parse("visiondrop+v2drop:retention=0.3+finalkv")
+    assert isinstance(chain, Chain)
+    assert parse(chain.to_json()) == Chain.from_json(chain.to_json()) == chain
+    assert [member["method"] for member in json.loads(chain.to_json())["members"]] == [
+        "visiondrop",
+        "v2drop",
+        "finalkv",
+    ]
+
+
+def test_a_chain_is_no_method_that_can_be_named_alone():
+    assert "chain" not in fv.methods()
+    with pytest.raises(fv.UnknownNameError):
+        parse("chain")

@@ -1,0 +1,284 @@
+"""Settings: what does not fit is one sentence, and plain dataclasses of third parties are methods too."""
+
+import json
+import math
+from dataclasses import FrozenInstanceError, dataclass, replace
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate.methods.averagepool import AveragePool
+from foveate.methods.resize import Resize
+from foveate.methods.settings import Count, Layer, Layers, Share, Shares, check
+from foveate.methods.stages import Hidden, LayerStage, LayerView, Shape
+
+V2DROP, VISIONDROP, MUSTDROP = fv.V2Drop, fv.VisionDrop, fv.MustDrop
+DEEP = {"method": "v2drop"}
+for _ in range(2000):
+    DEEP = {"method": "finalkv", "inner": DEEP}
+
+
+# -- wrong types and values ------------------------------------------------------------------------------------
+
+WRONG_TYPES = [
+    (V2DROP, {"keep": 0.5}, "keep should be a valid tuple; got 0.5"),
+    (V2DROP, {"keep": "0.5"}, "keep should be a valid tuple; got '0.5'"),
+    (V2DROP, {"keep": torch.tensor([0.5])}, "keep should be a valid tuple"),
+    (V2DROP, {"keep": ("half", 0.3, 0.0)}, r"keep\[0\] should be a valid number"),
+    (V2DROP, {"layers": (3.7, 17, 22)}, r"layers\[0\] should be a valid integer"),
+    (V2DROP, {"layers": (True, 17, 22)}, r"layers\[0\] should be a valid integer"),
+    (V2DROP, {"layers": "3,17,22"}, "layers should be a valid tuple"),
+    (V2DROP, {"min_keep": 1.5}, "min_keep should be a valid integer; got 1.5"),
+    (V2DROP, {"min_keep": True}, "min_keep should be a valid integer; got True"),
+    (V2DROP, {"window": 1.5}, "window should be a valid integer"),
+    (V2DROP, {"reverse": "yes"}, "reverse should be a valid boolean"),
+    (V2DROP, {"reverse": 1}, "reverse should be a valid boolean"),
+    (V2DROP, {"metric": ["l2"]}, "metric should be 'l2', 'l1', 'cosine' or 'relative'"),
+    (V2DROP, {"metric": None}, "metric should be"),
+    (fv.Random, {"seed": "a"}, "seed should be a valid integer; got 'a'"),
+    (VISIONDROP, {"dominant": 2.5}, "dominant should be a valid integer"),
+    (VISIONDROP, {"image_token_list": ((1,),)}, r"image_token_list\[0\]\[1\] is missing"),
+    (VISIONDROP, {"image_token_list": ((1, 2, 3),)}, r"image_token_list\[0\] has too many values"),
+    (VISIONDROP, {"include_cls": None}, "include_cls should be a valid boolean"),
+    (MUSTDROP, {"merge_window": 2.5}, "merge_window should be a valid integer"),
+    (MUSTDROP, {"merge_threshold": "x"}, "merge_threshold should be a valid number"),
+    (MUSTDROP, {"counts": (4.5,)}, r"counts\[0\] should be a valid integer"),
+    (AveragePool, {"keep": "half"}, "keep should be a valid number"),
+    (fv.FinalKV, {"inner": 5}, "inner should be a method that drops; got 5"),
+    (fv.FinalKV, {"inner": V2DROP}, "inner should be a method that drops"),
+    (fv.FinalKV, {"inner": {"method": "v2drop", "keep": 3}}, "V2Drop: keep should be a valid tuple; got 3"),
+    (fv.FinalKV, {"inner": DEEP}, "too deep"),
+]
+NOT_FINITE = [
+    (V2DROP, {"layers": math.inf}, "layers should be a valid tuple"),
+    (V2DROP, {"layers": (math.inf,)}, r"layers\[0\] should be a valid integer"),
+    (V2DROP, {"keep": (math.inf, 0.3, 0.0)}, r"keep\[0\] should be a finite number"),
+    (V2DROP, {"keep": (math.nan, 0.3, 0.0)}, r"keep\[0\] should be a finite number"),
+    (V2DROP, {"tokens": math.inf}, "tokens should be a finite number"),
+    (V2DROP, {"retention": math.nan}, "retention should be a finite number"),
+    (VISIONDROP, {"retention": 0.5, "entry": math.inf}, "entry should be a finite number"),
+    (MUSTDROP, {"merge_threshold": math.inf}, "merge_threshold should be a finite number"),
+    (MUSTDROP, {"global_thr": math.nan}, "global_thr should be a finite number"),
+    (Resize, {"keep": math.nan}, "keep should be a finite number"),
+]
+CONTRADICTIONS = [
+    (V2DROP, {"layers": (3, 9), "keep": (0.5,)}, "equally long; got 2 layers"),
+    (V2DROP, {"layers": (9, 3), "keep": (0.5, 0.5)}, "layers must ascend strictly; got"),
+    (V2DROP, {"retention": 0.3, "tokens": 100}, "Give one of tokens= and retention="),
+    (V2DROP, {"retention": 0.3, "keep": (0.5, 0.3, 0.0)}, "a budget is solved for keep".capitalize()),
+    (V2DROP, {"retention": 0.3, "layers": (3, 9)}, "three cuts, or one"),
+    (V2DROP, {"retention": 0.0}, "retention must be above 0"),
+    (
+        VISIONDROP,
+        {"retention": 0.3, "image_token_list": ((1, 1),)},
+        "a budget is solved for image_token_list".capitalize(),
+    ),
+    (MUSTDROP, {"mode": "budget", "depth": 0}, "a count for each of the 4 pruning layers"),
+    (MUSTDROP, {"mode": "budget", "retention": 0.3, "tokens": 5}, "Give one of tokens= and retention="),
+    (AveragePool, {"keep": 0.5, "tokens": 4}, "Give one of keep=, tokens= and retention="),
+    (fv.FinalKV, {"inner": fv.FinalKV()}, "inner is a method that drops"),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings", "message"), [*WRONG_TYPES, *NOT_FINITE, *CONTRADICTIONS])
+def test_what_does_not_fit_is_one_sentence(kind, settings, message):
+    with pytest.raises(fv.SettingError, match=message) as refused:
+        kind(**settings)
+    said = str(refused.value)
+    assert said.endswith(".")
+    assert "\n" not in said
+    assert len(said) < 300
+    assert refused.value.__cause__ is None
+
+
+def test_a_method_of_an_unknown_name_within_settings_is_named():
+    with pytest.raises(fv.UnknownNameError, match="No method 'nope'"):
+        fv.FinalKV(inner={"method": "nope"})
+
+
+def test_a_budget_for_an_image_of_no_tokens_is_refused():
+    class Config:
+        num_hidden_layers, model_type = 32, "qwen2_vl"
+
+    for kind in (V2DROP, VISIONDROP, MUSTDROP, AveragePool):
+        with pytest.raises(fv.SettingError, match="vision_tokens is the image's token count, 1 or more; got 0"):
+            kind.for_budget(Config(), tokens=10, vision_tokens=0)
+
+
+def test_records_that_are_none_are_refused():
+    for text, message in (
+        ('{"keep": [Infinity, 0.3, 0]}', r"keep\[0\] should be a finite number"),
+        ('{"min_keep": "one"}', "min_keep should be a valid integer"),
+        ("[1]", "are a dictionary; got \\[1\\]"),
+        ("{", "are no JSON"),
+        ("[" * 100_000, "are no JSON"),
+    ):
+        with pytest.raises(fv.SettingError, match=message):
+            V2DROP.from_json(text)
+
+
+# -- what fits -------------------------------------------------------------------------------------------------
+
+
+def test_lists_ranges_and_numbers_of_other_libraries_are_pythons():
+    import numpy as np
+
+    method = V2DROP(layers=range(1, 4), keep=[np.float32(0.5), torch.tensor(0.25), 0], min_keep=np.int64(2))
+    assert method == V2DROP(layers=(1, 2, 3), keep=(0.5, 0.25, 0.0), min_keep=2)
+    assert {type(value) for value in (*method.layers, method.min_keep)} == {int}
+    assert {type(value) for value in method.keep} == {float}
+    assert json.loads(method.to_json())["keep"] == [0.5, 0.25, 0.0]
+
+
+def test_a_setting_cannot_be_changed_but_made_anew():
+    method = V2DROP()
+    with pytest.raises(FrozenInstanceError, match="make another with replace"):
+        method.metric = "l1"
+    with pytest.raises(FrozenInstanceError):
+        del method.metric
+    assert replace(method, metric="l1") == V2DROP(metric="l1") != method
+    assert hash(replace(method, metric="l2")) == hash(method)
+
+
+def test_annotations_are_what_is_checked():
+    @dataclass
+    class Some:
+        layer: Layer
+        keep: Share
+        more: Layers
+        shares: Shares
+        count: Count
+
+    right = {"layer": 2, "keep": 1, "more": [1, 2], "shares": [0.5], "count": 0}
+    assert check("Some", Some, right) == {"layer": 2, "keep": 1.0, "more": (1, 2), "shares": (0.5,), "count": 0}
+    for name, value in (("layer", -1), ("keep", 1.5), ("more", (2, 1)), ("shares", (2.0,)), ("count", 0.5)):
+        with pytest.raises(fv.SettingError, match="Some: "):
+            check("Some", Some, {**right, name: value})
+
+
+# -- budgets from outside --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [V2DROP, fv.Random, fv.Uniform, VISIONDROP, MUSTDROP, AveragePool, Resize])
+def test_a_budget_from_outside_takes_the_place_of_the_counts(kind):
+    method = kind().with_budget(retention=0.3)
+    assert method.retention == 0.3
+    again = method.with_budget(tokens=100)
+    assert (again.tokens, again.retention or None) == (100, None)
+    assert kind.from_json(again.to_json()) == again
+    for wrong in ({}, {"tokens": 5, "retention": 0.5}):
+        with pytest.raises(fv.SettingError, match="one of tokens= and retention="):
+            kind().with_budget(**wrong)
+
+
+def test_a_budget_from_outside_leaves_other_settings_as_they_are():
+    assert V2DROP(metric="l1", scope="image").with_budget(retention=0.3) == V2DROP(
+        metric="l1", scope="image", retention=0.3
+    )
+    assert V2DROP(layers=(1, 17, 22)).with_budget(tokens=64).layers == (1, 17, 22)
+    assert VISIONDROP(positions="keep").with_budget(tokens=64) == VISIONDROP(positions="keep", tokens=64)
+    assert MUSTDROP(key_rate=0.02).with_budget(tokens=64).key_rate == 0.02
+    with pytest.raises(fv.SettingError, match="FinalKV takes no budget"):
+        fv.FinalKV().with_budget(retention=0.3)
+
+
+def test_a_budget_that_is_a_setting_spends_what_the_solved_one_spends():
+    class Config:
+        num_hidden_layers, model_type, image_seq_length = 32, "llava", 576
+
+    for kind in (V2DROP, VISIONDROP):
+        for tokens in (64, 128, 192):
+            solved = kind.for_budget(Config(), tokens=tokens)
+            assert kind(tokens=tokens).plan(32, (576,)) == solved.plan(32, (576,))
+
+
+# -- methods of third parties ----------------------------------------------------------------------------------
+
+
+def stages_of(method, shape):
+    return (LayerStage(method.layer, reads=(Hidden(),), keep=method.keep, score=lambda view: view.hidden.norm(dim=-1)),)
+
+
+@dataclass(frozen=True)
+class Plain(fv.Method):
+    """As methods of foveate 0.1 were written."""
+
+    name = "plain"
+
+    layer: Layer = 2
+    keep: Share = 0.5
+    stages = stages_of
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted(fv.Method):
+    name = "slotted"
+
+    layer: Layer = 2
+    keep: Share = 0.5
+    stages = stages_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untyped(fv.Method):
+    """With annotations that say less."""
+
+    name = "untyped"
+
+    layer: int = 2
+    keep: float = 0.5
+    stages = stages_of
+
+
+class Bare(fv.Method):
+    """As methods are written today."""
+
+    name = "bare"
+
+    layer: Layer = 2
+    keep: Share = 0.5
+    stages = stages_of
+
+
+@pytest.mark.parametrize("kind", [Plain, Slotted, Untyped, Bare])
+def test_a_third_partys_method_works(kind):
+    method = kind(keep=0.25)
+    (stage,) = method.stages(Shape(depth=6))
+    assert stage.cut(LayerView(torch.arange(8.0)[:, None])).source.tolist() == [6, 7]
+    assert method.plan(4, (8,)) == (8, 8, 2, 2)
+    assert kind.from_json(method.to_json()) == method
+    assert replace(method, layer=3).plan(4, (8,)) == (8, 8, 8, 2)
+    assert len({method, kind(keep=0.25), kind()}) == 2
+    with pytest.raises(fv.SettingError, match="layer should be a valid integer"):
+        kind(layer=2.5)
+    with pytest.raises(fv.SettingError, match="keep should be a finite number"):
+        kind(keep=math.inf)
+    with pytest.raises(fv.SettingError, match="the decoder has layers 0 to 1"):
+        method.check(2)
+    with pytest.raises((FrozenInstanceError, TypeError)):
+        method.keep = 0.5
+    assert len((method + fv.FinalKV()).stages(Shape(depth=6))) == 2
+
+
+def test_a_subclass_may_check_its_own_rules():
+    class Careful(Bare):
+        name = "careful"
+
+        def check_settings(self):
+            if self.layer == 3:
+                raise fv.SettingError("Not before layer 3.")
+
+    assert Careful(layer=4).keep == 0.5
+    with pytest.raises(fv.SettingError, match="Not before layer 3"):
+        Careful(layer=3)
+
+
+def test_a_method_of_the_old_contract_is_told_what_has_changed():
+    with pytest.raises(TypeError, match=r"Old gives cuts\(\) and cut\(\).*docs/guides/new-method.md"):
+
+        class Old(fv.Method):
+            name = "old"
+
+            def cuts(self):
+                return (2,)

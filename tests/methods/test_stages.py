@@ -1,0 +1,212 @@
+"""A stage by itself: what it refuses, which of three ways says who stays, and where it stands."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foveate.core.cut import Cut
+from foveate.errors import SettingError, ShapeError
+from foveate.methods import follow
+from foveate.methods.stages import (
+    Arriving,
+    Attention,
+    CacheStage,
+    DecodeStage,
+    Hidden,
+    ImageStage,
+    ImageView,
+    LayerStage,
+    LayerView,
+    PixelStage,
+    Place,
+    TowerStage,
+)
+
+
+def attention(view):
+    return view.attention
+
+
+def scored(**settings):
+    return LayerStage(2, reads=(Attention(),), score=attention, **settings)
+
+
+def seen(*scores, **known):
+    return LayerView(attention=torch.tensor(scores), **known)
+
+
+# -- who stays -------------------------------------------------------------------------------------------------
+
+
+def test_the_highest_scores_stay_in_order_and_ties_go_to_the_lower_index():
+    assert scored(keep=0.5).cut(seen(0.1, 0.4, 0.3, 0.2)).source.tolist() == [1, 2]
+    assert scored(count=lambda arriving: 3).cut(seen(1.0, 2.0, 1.0, 1.0, 2.0)).source.tolist() == [0, 1, 4]
+    assert scored(keep=0.5).cut(seen(1.0, 1.0, 1.0, 1.0)).source.tolist() == [0, 1]
+
+
+def test_a_share_is_truncated_and_never_below_one():
+    assert scored(keep=0.29).cut(LayerView(attention=torch.rand(100))).count == 28
+    assert scored(keep=0.0).cut(seen(0.1, 0.2)).source.tolist() == [1]
+    assert scored(keep=1.0).cut(seen(0.1, 0.2)) is None
+
+
+@given(tokens=st.integers(1, 40), count=st.integers(0, 60))
+def test_a_count_is_never_more_than_arrive(tokens, count):
+    stage = scored(count=lambda arriving: count)
+    cut = stage.cut(LayerView(attention=torch.rand(tokens)))
+    left = tokens if cut is None else cut.count
+    assert left == stage.left(Arriving.all_of(tokens)) == min(count, tokens)
+
+
+def test_a_count_may_look_at_all_that_the_host_knows():
+    known = Arriving(tokens=6, entered=20, started=10, reserved=1, grids=((2, 3),))
+    stages = [scored(count=lambda a, name=name: getattr(a, name)) for name in ("entered", "started", "reserved")]
+    assert [stage.left(known) for stage in stages] == [6, 6, 1]  # no more than arrive
+    assert scored(count=lambda a: a.started // 5).cut(seen(1.0, 2.0, 3.0, arriving=Arriving(3, 20, 10))).count == 2
+
+
+def test_a_stage_may_give_a_whole_cut():
+    def choose(view, count):
+        return Cut.keep(view.attention > 0.25)
+
+    stage = LayerStage(2, reads=(Attention(),), choose=choose)
+    assert stage.left(Arriving.all_of(4)) is None
+    cut = stage.cut(seen(0.1, 0.4, 0.3, 0.2))
+    assert cut.first(int(cut.count)).source.tolist() == [1, 2]
+
+
+def test_a_stage_may_look_and_drop_nothing():
+    stage = LayerStage(2, reads=(Attention(),), look=lambda view: {"paid": view.attention * 2})
+    cut = stage.cut(seen(0.5, 1.0))
+    assert cut.stays_whole
+    assert cut.notes["paid"].tolist() == [1.0, 2.0]
+    assert (stage.drops, stage.left(Arriving.all_of(7))) == (False, 7)
+
+
+def test_notes_of_the_same_method_are_seen():
+    def choose(view, count):
+        return Cut.keep(view.notes["key"])
+
+    cut = LayerStage(3, choose=choose).cut(LayerView(count=2, notes={"key": torch.tensor([False, True])}))
+    assert cut.parent.tolist() == [-1, 0]
+
+
+# -- what is refused -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("left", [1, 3])
+def test_a_stage_that_leaves_another_number_than_it_counted_is_an_error(left):
+    """As `select` once could, silently."""
+
+    def choose(view, count):
+        return Cut.take(torch.arange(left), len(view))
+
+    stage = LayerStage(4, count=lambda arriving: 2, choose=choose)
+    with pytest.raises(SettingError, match=rf"LayerStage\(4\) leaves {left} of 5 tokens where it counted 2"):
+        stage.cut(LayerView(count=5))
+
+
+def test_a_stage_that_counted_fewer_and_does_nothing_is_an_error():
+    stage = LayerStage(4, count=lambda arriving: 2, choose=lambda view, count: None)
+    with pytest.raises(SettingError, match="leaves 5 of 5 tokens where it counted 2"):
+        stage.cut(LayerView(count=5))
+    assert stage.cut(LayerView(count=2)) is None
+
+
+def test_a_cut_of_other_tokens_than_arrived_is_an_error():
+    stage = LayerStage(4, choose=lambda view, count: Cut.take(torch.arange(2), 3))
+    with pytest.raises(SettingError, match="was shown 5 tokens and gave a cut of 3"):
+        stage.cut(LayerView(count=5))
+
+
+def test_indices_that_are_none_are_an_error():
+    stage = LayerStage(4, keep=0.5, choose=lambda view, count: Cut.take(torch.ones(count), len(view)))
+    with pytest.raises(ShapeError, match="int64"):
+        stage.cut(LayerView(count=4))
+
+
+def test_what_is_not_declared_cannot_be_read():
+    stage = LayerStage(2, reads=(Hidden(),), keep=0.5, score=attention)
+    with pytest.raises(SettingError, match=r"reads 'attention' without declaring it. It declares Hidden"):
+        stage.cut(LayerView(signals={Hidden(): torch.zeros(4, 2)}))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: scored(), "has a score, so it needs keep or count"),
+        (lambda: scored(keep=0.5, count=lambda arriving: 2), "takes keep or count"),
+        (lambda: scored(keep=0.5, look=lambda view: {}), "one of score, choose and look; got several"),
+        (lambda: LayerStage(2, keep=0.5, score=attention, choose=lambda view, count: None), "got several"),
+        (
+            lambda: LayerStage(2, reads=("attention",), keep=0.5, score=attention),
+            "reads 'attention', which is no signal",
+        ),
+        (lambda: LayerStage(2, reads=(Attention,), keep=0.5, score=attention), "which is no signal"),
+        (lambda: LayerStage(0, reads=(Hidden(back=1),)), "before layer 0 cannot look 1 layers back"),
+        (lambda: LayerStage(2, reads=(Hidden(), Hidden(back=3))), "before layer 2 cannot look 3 layers back"),
+        (lambda: LayerStage(0, reads=(Attention(layer="ran"),)), "before layer 0 cannot look 1 layers back"),
+    ],
+)
+def test_a_stage_that_cannot_be_is_refused(make, message):
+    with pytest.raises(SettingError, match=message):
+        make()
+
+
+def test_a_stage_may_look_back_to_the_first_layer():
+    assert LayerStage(3, reads=(Hidden(back=3),)).layer == 3
+    assert LayerStage(1, reads=(Attention(layer="ran"),)).layer == 1
+    assert LayerStage(0, reads=(Attention(layer="next"), Hidden())).layer == 0
+
+
+# -- where it stands -------------------------------------------------------------------------------------------
+
+
+def nothing(view, count):
+    return None
+
+
+PIXELS = PixelStage(coarsen=lambda arriving: arriving.grids)
+PATCHES, DEEPER = TowerStage(0, choose=nothing), TowerStage(2, choose=nothing)
+BEFORE, BEHIND = ImageStage(choose=nothing), ImageStage(side="behind", choose=nothing)
+FIRST, LATER = LayerStage(0, choose=nothing), LayerStage(5, choose=nothing)
+CACHE, DECODE = CacheStage(), DecodeStage()
+LIFE = (PIXELS, PATCHES, DEEPER, BEFORE, BEHIND, FIRST, LATER, CACHE, DECODE)
+
+
+def test_places_are_along_a_tokens_life():
+    assert [stage.place for stage in LIFE] == [
+        Place.PIXELS,
+        Place.TOWER,
+        Place.TOWER,
+        Place.BEFORE_PROJECTOR,
+        Place.BEHIND_PROJECTOR,
+        Place.LAYER,
+        Place.LAYER,
+        Place.CACHE,
+        Place.DECODE,
+    ]
+    assert follow.in_order(LIFE[::-1]) == LIFE
+
+
+@given(st.permutations(LIFE))
+def test_however_they_are_written_they_run_in_that_order(stages):
+    assert follow.in_order(stages) == LIFE
+
+
+def test_two_at_one_place_stay_as_they_are_written():
+    other = LayerStage(5, choose=nothing)
+    assert follow.in_order((LATER, FIRST, other)) == (FIRST, LATER, other)
+    assert follow.in_order((other, FIRST, LATER)) == (FIRST, other, LATER)
+
+
+def test_what_stands_in_front_of_the_decoder_goes_by_image_and_spares_a_closing_newline():
+    for stage in (PIXELS, PATCHES, BEFORE, BEHIND):
+        assert (stage.unit, stage.newlines) == ("image", "keep_last")
+    assert (LATER.unit, LATER.newlines) == ("sample", "rank")
+
+
+def test_an_image_stage_sees_features():
+    stage = ImageStage(keep=0.5, score=lambda view: view.features[:, 0])
+    assert stage.cut(ImageView(torch.tensor([[1.0], [3.0], [2.0], [0.0]]))).source.tolist() == [1, 2]

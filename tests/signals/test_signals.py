@@ -1,0 +1,196 @@
+"""Tier "signals": what a stage reads is what the model itself computes, on every family, with both kernels.
+
+The plain recompute is the untouched model's own `output_attentions`, and what enters its layers. What families show of
+their towers, tiles and windows has its tests in tests/families/test_*_towers.py.
+"""
+
+import itertools
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate.methods.stages import Attention, Hidden, ImageStage, Keys, LayerStage, LayerView, TowerAttention, TowerKeys
+from tests import oracle
+from tests.models import DEPTH, FAMILIES, TINY, batch, is_vision, tiny
+
+LAYER, BACK, CLIP_HEADS = 3, 2, 2
+CLOSE = {"atol": 2e-6, "rtol": 1e-4}
+WAYS = tuple(
+    Attention(rows=rows, layer=layer, heads=heads, over=over, renormalise=renormalise)
+    for rows, layer, (heads, over, renormalise) in itertools.product(
+        ("last", "after", "vision"),
+        ("ran", "next"),
+        (
+            ("mean", "mean", False),
+            ("mean", "share", False),
+            ("mean", "sum", True),
+            ("max", "max", False),
+            ("max", "mean", True),
+        ),
+    )
+)
+
+
+class Reading(fv.Method):
+    """Reads everything, drops nothing."""
+
+    name = "reading"
+
+    def stages(self, shape):
+        paid = [TowerAttention(by="cls" if shape.cls else "patches", layer=layer) for layer in (0, 1)]
+        keys = [TowerKeys(layer=layer) for layer in (0, 1)]
+        return (
+            ImageStage(reads=(*paid, *keys), choose=self.note, count=lambda here: here.tokens, host=True),
+            LayerStage(LAYER, reads=(*WAYS, Keys(), Hidden(back=BACK)), choose=self.note, host=True),
+        )
+
+    @staticmethod
+    def note(view, _):
+        for signal in view._signals:
+            SEEN[signal] = view[signal]
+        if isinstance(view, LayerView):
+            SEEN["hidden"], SEEN["before"] = view.hidden, view.hidden_before
+
+
+SEEN = {}
+
+
+def read(model, inputs, method=None):
+    SEEN.clear()
+    with fv.drop(model, method or Reading()), torch.no_grad():
+        model(**inputs)
+    return dict(SEEN)
+
+
+def computed(family, inputs):
+    """The untouched eager model's attentions by layer, and what entered each: (rows, width), (cos, sin)."""
+    model, entered = tiny(family, "eager"), {}
+
+    def note(index):
+        return lambda _, args, kwargs: entered.update({index: (args[0][0], kwargs["position_embeddings"])})
+
+    layers = model.get_decoder().layers
+    hooks = [layer.register_forward_pre_hook(note(index), with_kwargs=True) for index, layer in enumerate(layers)]
+    with torch.no_grad():
+        found = model(**inputs, output_attentions=True).attentions
+    for hook in hooks:
+        hook.remove()
+    # transformers lists the attentions of those layers alone that have any.
+    attending = [layer for layer in range(DEPTH) if layer not in TINY[family].recurrent]
+    return dict(zip(attending, (one[0] for one in found), strict=True)), entered
+
+
+def reduced(signal, attention, vision):
+    """A signal from a layer's whole attention matrix, (heads, rows, columns), in other words."""
+    last = int(vision.nonzero()[-1])
+    rows = {"last": slice(-1, None), "after": slice(last + 1, None), "vision": vision}[signal.rows]
+    paid = attention.mean(dim=0) if signal.heads == "mean" else attention.amax(dim=0)
+    paid = paid[rows][:, vision]
+    if signal.renormalise:
+        paid = torch.nn.functional.normalize(paid, p=1, dim=-1)
+    if signal.over == "max":
+        return paid.max(dim=0).values
+    total = torch.stack(list(paid)).sum(dim=0)
+    return {"sum": total, "mean": total / len(paid), "share": total / total.sum()}[signal.over]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoder_signals_are_the_models_own(family, attention):
+    inputs = batch(family, ["titt"])
+    attentions, entered = computed(family, inputs)
+    vision = is_vision(inputs["input_ids"][0])
+    seen = read(tiny(family, attention), inputs)
+    for signal in WAYS:
+        wanted = reduced(signal, attentions[LAYER - 1 if signal.layer == "ran" else LAYER], vision)
+        torch.testing.assert_close(seen[signal], wanted, **CLOSE, msg=lambda text, signal=signal: f"{signal}\n{text}")
+    torch.testing.assert_close(seen["hidden"], entered[LAYER][0][vision], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(seen["before"], entered[LAYER - BACK][0][vision], atol=1e-5, rtol=1e-4)
+    rows, rotary = entered[LAYER]
+    layer = tiny(family, "eager").get_decoder().layers[LAYER]
+    with torch.no_grad():
+        keys = oracle.keys_after_rope(layer, rows, tuple(table[..., 0, :, :] for table in rotary))
+    torch.testing.assert_close(seen[Keys()], keys[vision], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_tower_signals_are_the_towers_own(attention):
+    """A CLIP's: the CLS row summed over heads, and keys before RoPE, of the feature layer and the one behind it."""
+    inputs = batch("llava", ["titt"])
+    seen, tower = read(tiny("llava", attention), inputs), tiny("llava", "eager").model.vision_tower
+    layers = tower.vision_model.encoder.layers if hasattr(tower, "vision_model") else tower.encoder.layers
+    with torch.no_grad():
+        out = tower(inputs["pixel_values"], output_attentions=True, output_hidden_states=True)
+        for ahead in (0, 1):
+            at = len(layers) - 2 + ahead
+            paid = out.attentions[at][0].sum(dim=0)[0, 1:]
+            torch.testing.assert_close(seen[TowerAttention(by="cls", layer=ahead)], paid, **CLOSE)
+            keys = layers[at].self_attn.k_proj(layers[at].layer_norm1(out.hidden_states[at]))[0, 1:]
+            keys = keys.unflatten(-1, (CLIP_HEADS, -1)).mean(dim=1)
+            torch.testing.assert_close(seen[TowerKeys(layer=ahead)], keys, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tower_signals_have_a_value_for_each_token(family):
+    inputs = batch(family, ["titt"])
+    seen, tokens = read(tiny(family), inputs), int(is_vision(inputs["input_ids"]).sum())
+    scores = [value for signal, value in seen.items() if isinstance(signal, TowerAttention)]
+    keys = [value for signal, value in seen.items() if isinstance(signal, TowerKeys)]
+    assert len(scores) == len(keys) == 2
+    for score, key in zip(scores, keys, strict=True):
+        assert score.shape == key.shape[:1]
+        assert score.dtype == key.dtype == torch.float32
+        assert score.isfinite().all()
+        assert (score >= 0).all()
+        assert len(score) <= tokens  # newlines have none
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "llava_onevision"])
+def test_attention_of_the_text_behind_is_of_each_image_apart(family):
+    """Behind the second image stands less text than behind the first."""
+    inputs = batch(family, ["titit"])
+    attentions, _ = computed(family, inputs)
+    vision = is_vision(inputs["input_ids"][0])
+    columns = vision.nonzero()[:, 0]
+    second = int((columns.diff() > 1).nonzero()[-1]) + 1
+    seen = read(tiny(family), inputs)
+    for layer, at in (("ran", LAYER - 1), ("next", LAYER)):
+        for part in (slice(0, second), slice(second, None)):
+            own = torch.zeros_like(vision)
+            own[columns[part]] = True
+            rows = ~vision & (torch.arange(len(vision)) > int(columns[part][-1]))
+            wanted = attentions[at].mean(dim=0)[rows][:, own].mean(dim=0)
+            got = seen[Attention(rows="after", layer=layer)][part]
+            torch.testing.assert_close(got, wanted, **CLOSE)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "mistral3"])
+def test_attention_of_the_text_behind_is_the_same_in_a_batch(family):
+    """Samples differ in how much text is behind their images."""
+    words, seen = ("tit", "titttt", "titt"), []
+
+    class Asking(fv.Method):
+        name = "asking"
+
+        def stages(self, shape):
+            reads = tuple(signal for signal in WAYS if signal.rows == "after")
+            return (
+                LayerStage(LAYER, reads=reads, look=lambda view: {"all": torch.stack([view[one] for one in reads], 1)}),
+                LayerStage(LAYER + 1, choose=self.tell, host=True),
+            )
+
+        @staticmethod
+        def tell(view, _):
+            seen.append(view.notes["all"])
+
+    def ask(*words):
+        seen.clear()
+        with fv.drop(tiny(family), Asking()), torch.no_grad():
+            tiny(family)(**batch(family, words))
+        return list(seen)
+
+    for got, word in zip(ask(*words), words, strict=True):
+        (alone,) = ask(word)
+        assert got.isfinite().all()
+        torch.testing.assert_close(got, alone, **CLOSE)

@@ -1,0 +1,269 @@
+"""One grammar for methods, everywhere: in Python, in every command, and in lmms-eval; and what it refuses."""
+
+import json
+
+import pytest
+import torch
+from transformers import LlavaConfig
+
+import foveate as fv
+from foveate import cli
+from foveate.methods import names
+from foveate.methods.chain import Chain
+from foveate.methods.grammar import read
+from foveate.methods.uniform import Uniform
+from foveate.tune import Record
+from tests.models import batch, tiny
+
+CONFIG = LlavaConfig()  # LLaVA-1.5-7B's: 32 layers
+
+
+# -- what a text says -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "method"),
+    [
+        ("v2drop", fv.V2Drop()),
+        ("'v2drop'", fv.V2Drop()),
+        ("v2drop/llava-1.5-7b/64", fv.preset("v2drop/llava-1.5-7b/64")),
+        ("v2drop/llava-1.5-7b/64:metric=l1", fv.V2Drop(keep=(0.05, 0.05, 0.0), metric="l1")),
+        ("v2drop:metric=l1;reverse=true", fv.V2Drop(metric="l1", reverse=True)),
+        ("v2drop:metric=l1:reverse=true", fv.V2Drop(metric="l1", reverse=True)),
+        ("v2drop:layers=3,17;keep=0.5,0.3", fv.V2Drop(layers=(3, 17), keep=(0.5, 0.3))),
+        ("v2drop:layers=[3,17];keep=(0.5,0.3)", fv.V2Drop(layers=(3, 17), keep=(0.5, 0.3))),
+        ("v2drop:layers=3;keep=0.5", fv.V2Drop(layers=(3,), keep=(0.5,))),
+        ("v2drop:retention=0.3", fv.V2Drop(retention=0.3)),
+        ("mustdrop:global_thr=1e+0;alpha_relative=yes", fv.MustDrop(global_thr=1.0, alpha_relative=True)),
+        ("visiondrop + v2drop:scope=image + finalkv", fv.VisionDrop() + fv.V2Drop(scope="image") + fv.FinalKV()),
+        ('{"method": "v2drop", "layers": [3], "keep": 0.5}', fv.V2Drop(layers=(3,), keep=(0.5,))),
+    ],
+)
+def test_a_text_says_a_method(text, method):
+    assert names.parse(text) == method
+
+
+@pytest.mark.parametrize("text", ["v2drop:metric=l1", "visiondrop+v2drop", "mustdrop/llava-1.5-7b/64-vizwiz+finalkv"])
+def test_json_says_the_same(text):
+    method = names.parse(text)
+    assert names.parse(method.to_json()) == names.from_dict(method.to_dict()) == method
+
+
+def test_a_file_says_the_same(tmp_path):
+    path = tmp_path / "a+b.json"
+    path.write_text(fv.V2Drop(metric="l1").to_json())
+    assert names.parse(str(path)) == fv.V2Drop(metric="l1")
+    path.write_text('{"method": 3}')
+    with pytest.raises(fv.InputError, match="names no method"):
+        names.parse(str(path))
+
+
+WRONG = [
+    ("v2drop:keep=x", "keep should be"),
+    ("v2drop:min_keep=1.5", "min_keep should be a valid integer; got 1.5"),
+    ("v2drop:window=1.5", "window should be a valid integer"),
+    ("random:seed=a", "seed should be a valid integer; got 'a'"),
+    ("visiondrop:dominant=2.5", "dominant should be a valid integer"),
+    ("mustdrop:merge_window=2.5", "merge_window should be a valid integer"),
+    ("mustdrop:merge_threshold=x", "merge_threshold should be a valid number"),
+    ("mustdrop:merge_windows=never", "merge_windows should be a valid boolean"),
+    ("v2drop:layers=1e999", r"layers[0] should be a valid integer; got (inf,)"),
+    ("v2drop:keep=1e999", "keep[0] should be"),
+    ("v2drop:layers=3.7,9,20", "layers[0] should be a valid integer"),
+    ("v2drop:layers=9,3", "layers must ascend strictly"),
+    ("v2drop:layers=a,b", "layers should be a valid tuple; got 'a,b'"),
+    ("v2drop:layers=5;keep=0.5,0.3", "layers and keep must be equally long"),
+    ("v2drop:keep=0.5,0.3,0;retention=0.3", "so keep cannot be given too"),
+    ("visiondrop:dominant=20;retention=0.3", "so these cannot be given too"),
+    ("v2drop:retention=0", "above 0 and at most 1"),
+    ("v2drop:retention=2", "retention should be"),
+    ("mustdrop:mode=budget", "needs a count for each"),
+    ("mustdrop:mode=budget;depth=0", "needs a count for each"),
+    ("v2drop:colour=red", "v2drop has no setting colour. It has: keep"),
+    ("v2drop:metric", "write key=value"),
+    ("v2drop:metric=l1;metric=l2", "metric is given twice"),
+    ("v2drop+", "A method has a name"),
+    ('{"method": "v2drop", "colour": 1}', "has no setting colour"),
+    ('{"method": "v2drop"', "no JSON"),
+    ('{"method": "chain", "members": 3}', "A chain has members"),
+    ('{"method": "chain", "members": [{"method": "v2drop", "min_keep": "x"}, {"method": "finalkv"}]}', "min_keep"),
+    ('{"keep": 1}', "name it"),
+    ('{"method": ' + "[" * 100_000, "no JSON"),
+    ("v3drop", "No method 'v3drop'"),
+    ("v2drop/llava-9/1", "No preset"),
+    ("visiondrop+v3drop:metric=l1", "No method 'v3drop'"),
+]
+
+
+@pytest.mark.parametrize(("text", "says"), WRONG, ids=[text[:40] for text, _ in WRONG])
+@pytest.mark.parametrize("command", ["generate", "compare", "bench", "eval", "tune"])
+def test_every_command_refuses_in_one_sentence(command, text, says, capsys):
+    asked = {"tune": ["a.png", "--prompt", "x", "--retention", "0.5"], "bench": ["--model", "cpu-small"]}
+    code = cli.main([command, *asked.get(command, ()), "--method", text])
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert says in err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("text", "says"), WRONG, ids=[text[:40] for text, _ in WRONG])
+def test_lmms_eval_refuses_in_one_sentence(text, says, capsys):
+    pytest.importorskip("lmms_eval")
+    from foveate.eval.backend import Foveate
+
+    quoted = text if text.startswith("{") else f"'{text}'"
+    with pytest.raises(SystemExit) as ended:
+        Foveate.create_from_arg_string(f"pretrained=embedded,method={quoted}", {"batch_size": 1})
+    err = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert (
+        says in err or text.startswith('{"method": "v2drop"') or text.endswith("[")
+    )  # an open brace swallows the rest
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("methode=v2drop", "There is no model argument methode. There are: pretrained, method"),
+        ("v2drop", "key=value"),
+        ("method=v2drop:layers=3,17,22", "Put quotes around a value with commas"),
+        ("method=v2drop,retention=1/3", "retention is a number; got '1/3'"),
+        ("method=v2drop,budget=-1", "above 0"),
+        ("method=v2drop,budget=64,retention=0.3", "same thing"),
+        ("method=v2drop,settings=metric", "write key=value"),
+        ('method=v2drop,settings={"min_keep":1.5}', "min_keep should be a valid integer"),
+    ],
+)
+def test_lmms_evals_arguments_that_cannot_be_meant(arguments, says, capsys):
+    pytest.importorskip("lmms_eval")
+    from foveate.eval.backend import Foveate
+
+    with pytest.raises(SystemExit) as ended:
+        Foveate.create_from_arg_string(arguments, {})
+    assert (ended.value.code, says in capsys.readouterr().err) == (2, True)
+
+
+# -- budgets --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(set(fv.methods()) - {"finalkv"}))
+def test_every_method_spends_a_budget_by_name(name):
+    with fv.drop(tiny("llava"), name, retention=0.6) as trace, torch.no_grad():
+        tiny("llava")(**batch("llava", ["titit"]))
+    assert 0 < trace.retention[0] <= 0.62
+
+
+def test_a_chains_last_member_spends_the_budget():
+    model = tiny("llava")
+    with fv.drop(model, "averagepool:keep=0.8+v2drop", retention=0.5) as trace:
+        model(**batch("llava", ["titit"]))
+    assert trace.stages[0].where == "projector"
+    assert trace.retention[0] == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("method", "budget", "error", "says"),
+    [
+        ("v3drop", {}, fv.UnknownNameError, "No method 'v3drop'"),
+        ("v2drop/llava-9/1", {}, fv.UnknownNameError, "No preset"),
+        (3, {}, fv.SettingError, "or its name; got 3"),
+        ("v2drop", {"retention": 1.5}, fv.SettingError, "retention must be above 0"),
+        ("v2drop", {"retention": 0.0}, fv.SettingError, "above 0"),
+        ("v2drop", {"retention": 0.5, "tokens": 5}, fv.SettingError, "Give one of"),
+        ("v2drop:keep=0.4,0.3,0", {"retention": 0.5}, fv.SettingError, "says by itself how much it spends"),
+        ("finalkv", {"retention": 0.5}, fv.SettingError, "takes no budget"),
+        (fv.VisionDrop(dominant=9), {"retention": 0.5}, fv.SettingError, "has a schedule of its own, dominant=9"),
+    ],
+)
+def test_drop_refuses_names_and_budgets_that_cannot_be_meant(method, budget, error, says):
+    with pytest.raises(error, match=says), fv.drop(tiny("llava"), method, **budget):
+        pass
+
+
+def test_a_budget_below_the_floor_is_refused_when_the_image_comes():
+    model = tiny("llava")
+    with pytest.raises(fv.BudgetError, match="floor"), fv.drop(model, "v2drop", retention=0.01):
+        model(**batch("llava", ["titit"]))
+
+
+def test_settings_beside_a_budget_shape_its_schedule():
+    assert fv.V2Drop(metric="l1").with_budget(retention=0.3) == fv.V2Drop(metric="l1", retention=0.3)
+    assert fv.V2Drop(retention=0.5).with_budget(tokens=64) == fv.V2Drop(tokens=64)
+    assert fv.MustDrop(global_thr=0.01).with_budget(retention=0.3).global_thr == 0.01
+    assert read("uniform:layers=0").solved(CONFIG, retention=0.2, vision_tokens=576).layers == (0,)
+    assert (fv.V2Drop() + fv.FinalKV()).with_budget(retention=0.3) == fv.V2Drop(retention=0.3) + fv.FinalKV()
+
+
+def test_the_budget_of_a_chain_is_solved_for_each_image():
+    method = read("visiondrop+uniform").solved(CONFIG, tokens=20)
+    assert method == Chain.of(fv.VisionDrop(), Uniform(tokens=20))
+    with pytest.raises(fv.BudgetError, match=r"5\.4 tokens"):
+        read("visiondrop+v2drop").solved(CONFIG, tokens=2)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_an_image_has_tokens(count):
+    for name in sorted(set(fv.methods()) - {"finalkv"}):
+        with pytest.raises(fv.SettingError, match=f"1 or more; got {count}"):
+            fv.methods()[name].for_budget(CONFIG, retention=0.3, vision_tokens=count)
+
+
+# -- records --------------------------------------------------------------------------------------------------
+
+OLD = {  # as 0.1 wrote it
+    "format": "foveate tuning 1",
+    "method": {
+        "method": "mustdrop", "global_thr": 0.004, "individual_thr": 0.004, "pruning_layers": [2, 5, 9, 12],
+        "merge_windows": True, "merge_threshold": 0.8, "merge_window": 3, "key_rate": 0.08, "filter": True, "kv": True,
+        "mode": "threshold", "counts": [], "reference": 576, "retention": 0.0, "depth": 32, "positions": "reindex",
+        "alpha_relative": False,
+    },
+    "model": "tiny", "task": "", "samples": 4, "inputs": "0", "target": 0.5, "retention": 0.49, "spread": 0.01,
+    "vision_tokens": 576.0, "steps": [[0.0, 1.0], [0.004, 0.49]], "versions": {"torch": "2"}, "date": "", "met": True,
+}  # fmt: skip
+
+
+def test_an_old_record_is_read(tmp_path):
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(OLD))
+    tuned = fv.MustDrop(global_thr=0.004, individual_thr=0.004, pruning_layers=(2, 5, 9, 12))
+    assert Record.load(path).method == names.parse(str(path)) == tuned
+    assert names.parse(f"{path}:kv=false").kv is False
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target": float("inf")},
+        {"retention": "x"},
+        {"steps": [[1]]},
+        {"steps": 3},
+        {"samples": 1.5},
+        {"versions": []},
+        {"more": 1},
+        {"method": {**OLD["method"], "merge_window": 2.5}},
+        {"method": {**OLD["method"], "global_thr": float("inf")}},
+        {"method": 7},
+        {"method": "v2drop"},
+        {"format": 3},
+    ],
+)
+def test_a_damaged_record_is_refused_in_words(changes, tmp_path):
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(OLD | changes))
+    with pytest.raises(fv.FoveateError):
+        Record.load(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 100_000, "[1]", "", "{", '{"method": {"method": "v2drop", "min_keep": 1.5}}']
+)
+@pytest.mark.parametrize("command", ["generate", "eval"])
+def test_a_file_that_is_no_record_is_refused_in_one_sentence(text, command, tmp_path, capsys):
+    path = tmp_path / "record.json"
+    path.write_text(text)
+    code = cli.main([command, "--method", str(path)])
+    err = capsys.readouterr().err
+    assert (code in (1, 2), len(err.strip().splitlines())) == (True, 1)

@@ -1,0 +1,249 @@
+"""`foveate.testing` as somebody else uses it: on a method of their own, and on methods that break the contract."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate.methods.settings import Share
+from foveate.methods.stages import Attention, Cut, Hidden, ImageStage, LayerStage, LayerView, Shape, Stage
+from foveate.testing import MethodContract, check_method, tiny_model
+
+MODULE = '''
+from foveate.methods.base import Method
+from foveate.methods.settings import Layer, Share
+from foveate.methods.stages import Hidden, LayerStage, Shape, Stage
+
+
+class Longest(Method):
+    """Keeps the tokens whose hidden states are longest."""
+
+    name = "longest"
+
+    layer: Layer = 2
+    keep: Share = 0.5
+    retention: Share | None = None
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        share = self.keep if self.retention is None else self.retention
+        return (LayerStage(self.layer, keep=share, reads=(Hidden(),), score=lambda view: view.hidden.norm(dim=-1)),)
+'''
+TESTS = """
+from foveate.testing import MethodContract
+from somebody.longest import Longest
+
+
+class TestLongest(MethodContract):
+    examples = (Longest(), Longest(layer=0, keep=0.3))
+"""
+ENTRY_POINT = "[foveate.methods]\nlongest = somebody.longest:Longest\n"
+
+
+def test_a_package_of_ones_own_is_found_and_tested(tmp_path):
+    """A folder with an entry point, as pip leaves it, and its test file."""
+    (tmp_path / "somebody").mkdir()
+    (tmp_path / "somebody/__init__.py").touch()
+    (tmp_path / "somebody/longest.py").write_text(MODULE)
+    (tmp_path / "somebody-1.0.dist-info").mkdir()
+    (tmp_path / "somebody-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
+    (tmp_path / "somebody-1.0.dist-info/entry_points.txt").write_text(ENTRY_POINT)
+    (tmp_path / "test_longest.py").write_text(TESTS)
+    asked = (
+        "import foveate as fv, sys; from foveate.methods.names import parse; print(parse('longest:keep=0.3+finalkv'))"
+    )
+    path = {"PYTHONPATH": ":".join((str(tmp_path), *sys.path))}
+    told = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, env=path, check=True)
+    assert told.stdout.startswith("Longest(layer=2, keep=0.3")
+    run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "test_longest.py")]
+    done = subprocess.run(run, capture_output=True, text=True, env=path, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "10 passed" in done.stdout
+
+
+def test_the_contract_does_not_load_pytest():
+    program = "import sys, foveate.testing; sys.exit('pytest' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+class Own(fv.Method):
+    """A method with a stage before layer 2, whichever a test makes of it."""
+
+    name = "own"
+
+    keep: Share = 0.5
+    retention: Share | None = None
+
+    @property
+    def share(self) -> float:
+        return self.keep if self.retention is None else self.retention
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        return (LayerStage(2, reads=(Hidden(),), keep=self.share, score=self.score),)
+
+    def score(self, view: LayerView) -> torch.Tensor:
+        return view.hidden.float().norm(dim=-1)
+
+
+def test_a_method_that_holds_it_passes():
+    check_method(Own())
+
+
+def test_a_method_may_take_its_budget_as_a_share_alone():
+    assert Own().with_budget(retention=0.25) == Own(retention=0.25)
+    with pytest.raises(fv.SettingError, match=r"as retention=, not as tokens=64"):
+        Own().with_budget(tokens=64)
+
+
+class Forgetful(Own):
+    """Its JSON is not its settings."""
+
+    def to_dict(self):
+        return {**super().to_dict(), "keep": 0.25}
+
+
+class Counting(Own):
+    """Remembers how often it was asked."""
+
+    def score(self, view):
+        asked.append(1)
+        return view.hidden.float().norm(dim=-1) * (-1) ** len(asked)
+
+
+asked: list[int] = []
+
+
+class Writing(Own):
+    """Writes into what it is shown."""
+
+    def score(self, view):
+        return view.hidden.abs_().sum(dim=-1)
+
+
+class Miscounting(Own):
+    """Leaves one fewer than it said."""
+
+    def stages(self, shape):
+        return (LayerStage(2, reads=(Hidden(),), keep=self.share, choose=self.choose),)
+
+    def choose(self, view, count):
+        return Cut.take(torch.arange(count - 1), len(view))
+
+
+class Twice(Own):
+    """Takes the first token twice."""
+
+    def stages(self, shape):
+        return (LayerStage(2, reads=(Hidden(),), keep=self.share, choose=self.choose),)
+
+    def choose(self, view, count):
+        return None if count == len(view) else Cut.take(torch.arange(count).clamp(min=1), len(view))
+
+
+class Asking(Own):
+    """Lets a tensor's value decide what Python does."""
+
+    def score(self, view):
+        norms = view.hidden.float().norm(dim=-1)
+        return norms if norms.max() > 0 else -norms
+
+
+class Undeclared(Own):
+    """Reads what it has not declared."""
+
+    def score(self, view):
+        return view.attention
+
+
+class Lossy(Own):
+    """Never keeps everything."""
+
+    @property
+    def share(self):
+        return min(0.96, super().share)
+
+
+class Idle(Own):
+    """Drops nothing."""
+
+    def stages(self, shape):
+        return (LayerStage(2, reads=(Hidden(),), keep=1.0, score=self.score),)
+
+
+class Crowded(Own):
+    """Looks at how many prompts were seen before."""
+
+    def stages(self, shape):
+        return (ImageStage(keep=self.share, score=self.score),)
+
+    def score(self, view):
+        asked.append(1)
+        return view.features.float().norm(dim=-1) * (-1) ** (len(asked) // 5)
+
+
+BROKEN = {
+    Forgetful: "settings survive json: AssertionError: .* came back as",
+    Counting: "stages are pure: AssertionError: .* answers differently when it is asked again",
+    Writing: "stages are pure: AssertionError: .* writes into what it is shown",
+    Miscounting: "stages count right: SettingError: .* where it counted",
+    Twice: "stages count right: AssertionError: .* takes a token twice",
+    Asking: "stages run on many samples at once: AssertionError: .* asks tensors for their values",
+    Undeclared: "stages are pure: Undeclared: .* without declaring it",
+    Lossy: "keeping everything is the untouched model: AssertionError: .* changes llava",
+    Idle: "something leaves: AssertionError: .* drops nothing",
+    Crowded: "a batch is its samples alone: AssertionError: .* others are left in a batch",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN, ids=lambda kind: kind.__name__)
+def test_what_breaks_the_contract_is_found(kind):
+    with pytest.raises(AssertionError, match=BROKEN[kind]):
+        check_method(kind())
+
+
+def test_no_examples_prove_nothing():
+    with pytest.raises(AssertionError, match="Give examples"):
+        check_method()
+
+
+def test_a_method_without_a_budget_must_say_what_keeps_everything():
+    class Fixed(fv.Method):
+        name = "fixed"
+        keep: Share = 0.5
+
+        def stages(self, shape):
+            return (LayerStage(2, reads=(Attention(),), keep=self.keep, score=lambda view: view.attention),)
+
+    with pytest.raises(AssertionError, match="Give keep_all"):
+        check_method(Fixed())
+    check_method(Fixed(), keep_all=Fixed(keep=1.0))
+
+
+def test_a_method_that_leaves_something_on_the_model_is_found(monkeypatch):
+    """Methods hardly can; the engine could."""
+    from foveate.engine.session import Session
+
+    def forget(self):
+        self.family.model.left_behind = True
+        original(self)
+
+    original = Session.detach
+    monkeypatch.setattr(Session, "detach", forget)
+    contract = type("Contract", (MethodContract,), {"examples": (Own(),)})()
+    try:
+        with pytest.raises(AssertionError, match="leaves something on llava"):
+            contract.test_leaving_restores_the_model()
+    finally:
+        for family in ("llava", "llava_onevision", "qwen2_vl"):
+            vars(tiny_model(family).model).pop("left_behind", None)
+
+
+def test_tiny_models_are_those_of_a_seed_and_unknown_ones_are_named():
+    state = torch.get_rng_state()
+    tiny_model.cache_clear()
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(fv.UnknownNameError, match="llava_onevision"):
+        tiny_model("gemma")
+    with pytest.raises(fv.UnknownNameError, match="no films"):
+        tiny_model().inputs("tv")
