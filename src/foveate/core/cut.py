@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from foveate.errors import ShapeError
 
-__all__ = ["Cut"]
+__all__ = ["Cut", "note_of"]
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
@@ -208,7 +208,7 @@ class Cut:
         rows = later.rows
         if rows is None and self.rows is not None:
             rows = self.rows[later.source]
-        notes = {name: note_of(note, later) for name, note in self.notes.items()}
+        notes = {name: note_of(note, later.source, later.rows) for name, note in self.notes.items()}
         return Cut(
             self.arriving,
             later._count,
@@ -224,12 +224,12 @@ class Cut:
         return f"Cut.{kind}({self.arriving} to {self._count if isinstance(self._count, int) else '?'})"
 
 
-def note_of(note: Tensor, cut: Cut) -> Tensor:
+def note_of(note: Tensor, source: Tensor, rows: Tensor | None) -> Tensor:
     """A note of the tokens that arrive at a cut, as one of the rows it leaves: each its source's, zero where there is
-    none."""
-    if cut.rows is None:
-        return note[cut.source]
-    return torch.cat((note, note.new_zeros(1, *note.shape[1:])))[cut.source]  # −1 finds what was put behind
+    none. Only where there are new `rows` may a source be −1."""
+    if rows is None:
+        return note[source]
+    return torch.cat((note, note.new_zeros(1, *note.shape[1:])))[source]  # −1 finds what was put behind
 
 
 def _followed(places: Tensor, to: Tensor) -> Tensor:

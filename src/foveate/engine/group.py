@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from foveate.core.cut import note_of
 from foveate.core.host import send
 from foveate.core.rank import into_runs
 from foveate.engine.forms import EngineCut
@@ -233,7 +234,7 @@ def _taken(mine: dict[str, Any], sizes: tuple[int, ...] | None, counts: tuple[in
         "before": slots[safe],
         "slots": slots[places],
         "tokens": tokens[safe] if rows is None else torch.where(kept < 0, kept, tokens[safe]),
-        "notes": {name: _noted(note, kept, rows) for name, note in mine["notes"].items()} | fresh,
+        "notes": {name: note_of(note, kept, rows) for name, note in mine["notes"].items()} | fresh,
     }
     if rows is not None:
         found["rows"] = rows
@@ -243,11 +244,6 @@ def _taken(mine: dict[str, Any], sizes: tuple[int, ...] | None, counts: tuple[in
     if step is not None:
         found["assign"] = step if before is None else torch.where(before < 0, before, step[before.clamp(min=0)])
     return found
-
-
-def _noted(note: Tensor, kept: Tensor, rows: Tensor | None) -> Tensor:
-    """A note as one of the rows that are left: each its source's, zero where a row has none."""
-    return note[kept] if rows is None else torch.cat((note, note.new_zeros(1, *note.shape[1:])))[kept]
 
 
 def groups_of(samples: Sequence[Sample], together: bool, device: torch.device) -> list[Group]:

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from foveate.core.cut import Cut
+from foveate.core.cut import Cut, note_of
 from foveate.core.grid import Grid
 from foveate.core.merge import Merge, average
 from foveate.core.signals import Attention, Cls, Hidden, Keys, Signal, TowerAttention, TowerKeys
@@ -430,7 +430,7 @@ def _after(view: EngineView, cut: Cut, sizes: tuple[int, ...] | None, stage: Sta
             "them cut before different layers."
         )
     source = cut.source.clamp(min=0)
-    notes = {**{name: note[source] for name, note in view.notes.items()}, **cut.notes}
+    notes = {name: note_of(note, cut.source, cut.rows) for name, note in view.notes.items()} | dict(cut.notes)
     hidden = view.hidden
     return replace(
         view,

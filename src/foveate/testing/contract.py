@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from foveate.core.cut import Cut
-from foveate.core.signals import Cls, Hidden, Keys, Signal, TowerKeys
+from foveate.core.cut import Cut, note_of
+from foveate.core.signals import Hidden
 from foveate.core.views import Arriving, ImageView, LayerView, PatchView, View
 from foveate.engine.session import apply, remove
 from foveate.engine.trace import Trace
@@ -18,10 +18,10 @@ from foveate.methods import follow
 from foveate.methods.base import Method
 from foveate.methods.stages import Place, Shape, Stage
 from foveate.testing.models import DEPTH, FAMILIES, TinyModel, tiny_model, words_of
+from foveate.testing.views import WIDTH, made_signal
 
 __all__ = ["MethodContract", "check_method"]
 
-WIDTH, HEAD = 12, 8
 CLOSE: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-4}
 
 
@@ -279,7 +279,7 @@ def walk(method: Method) -> Iterator[Made]:
                 continue
             source = cut.source[:left]
             tokens = torch.where(source < 0, -1, tokens[source.clamp(min=0)])
-            notes = {name: note[source.clamp(min=0)] for name, note in notes.items()} | dict(cut.notes)
+            notes = {name: note_of(note, source, cut.rows) for name, note in notes.items()} | dict(cut.notes)
             arriving = replace(arriving, tokens=left, grids=())
             if not left:
                 return
@@ -297,7 +297,7 @@ def _made(
     count = len(tokens)
     rows, before = torch.randn(2, count, WIDTH, generator=rng)
     signals = [signal for signal in stage.reads if not isinstance(signal, Hidden)]
-    values = [_value(signal, count, rng) for signal in signals]
+    values = [made_signal(signal, count, torch.float32, rng) for signal in signals]
     names, known = list(notes), list(notes.values())
     whole = bool(arriving.grids)
 
@@ -318,15 +318,6 @@ def _made(
         return LayerView(now if looks else None, then if earlier else None, count=count, signals=told, **shown)
 
     return view, [rows, before, *values, *known]
-
-
-def _value(signal: Signal, count: int, rng: torch.Generator) -> Tensor:
-    """A random tensor of a signal's shape."""
-    if isinstance(signal, Cls):
-        return torch.randn(1, WIDTH, generator=rng)
-    if isinstance(signal, Keys | TowerKeys):
-        return torch.randn(count, HEAD, generator=rng)
-    return torch.rand(count, generator=rng).softmax(dim=0)
 
 
 def alike(first: Cut | None, second: Cut | None) -> bool:

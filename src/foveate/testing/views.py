@@ -91,11 +91,11 @@ def made_tensors(
     random = torch.Generator().manual_seed(seed)
     made: dict[Signal | str, Tensor] = {OWN: torch.randn(tokens, WIDTH, generator=random).to(dtype)}
     for signal in stage.reads:
-        made[signal] = _made(signal, tokens, dtype, random)
+        made[signal] = made_signal(signal, tokens, dtype, random)
     return made
 
 
-def _made(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.Generator) -> Tensor:
+def made_signal(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.Generator) -> Tensor:
     """A tensor as `foveate.core.signals` says this one is."""
     if isinstance(signal, Attention | TowerAttention):
         return torch.rand(tokens, generator=random).softmax(dim=0)
