@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import foveate as fv
-import foveate.engine.tower
+import foveate.engine.encode
 from foveate.methods import mustdrop, visiondrop
 from tests.golden import TOLERANCE, cases, generate, layer_inputs, positions_seen
 
@@ -126,7 +126,7 @@ def test_mustdrop(case, attention, monkeypatch):
     facts, tensors = case.facts, case.tensors
     similarity = called(mustdrop, monkeypatch, "window_similarity")
     filtered = called(mustdrop.MustDrop, monkeypatch, "_filter")
-    answered = called(foveate.engine.tower, monkeypatch, "answers")
+    answered = called(foveate.engine.encode, monkeypatch, "answers")
     settings = {name: facts[name] for name in ("global_thr", "individual_thr", "pruning_layers", "merge_threshold")}
     trace = as_the_authors_ran(case, mustdrop.MustDrop(**settings, merge_window=facts["merge_window"][0]), attention)
     tower, *filters, cache = trace.stages

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from foveate.core.host import send
+from foveate.engine.bucket import Bucket
 from foveate.engine.forms import EngineCut
-from foveate.engine.group import Group
 from foveate.engine.samples import Sample
 from foveate.errors import SettingError
 from foveate.methods.base import Method
@@ -37,7 +37,7 @@ def tower_cut(samples: Sequence[Sample], device: torch.device) -> EngineCut:
     return EngineCut(torch.cat(kept, dim=1), counts, torch.cat(rows, dim=1), torch.cat(assign, dim=1), told)
 
 
-def counted(asked: Sequence[tuple[Group, EngineCut | None]]) -> list[tuple[Group, EngineCut | None]]:
+def counted(asked: Sequence[tuple[Bucket, EngineCut | None]]) -> list[tuple[Bucket, EngineCut | None]]:
     """The same, where a cut says which tokens stay and not how many: the device is asked once for the whole batch."""
     unknown = [(group, cut.kept) for group, cut in asked if cut is not None and cut.kept.dtype == torch.bool]
     if not unknown:
@@ -47,7 +47,7 @@ def counted(asked: Sequence[tuple[Group, EngineCut | None]]) -> list[tuple[Group
         for group, stays in unknown
     ]
     found = torch.cat([part.flatten().to(parts[0].device) for part in parts]).tolist()
-    answers: list[tuple[Group, EngineCut | None]] = []
+    answers: list[tuple[Bucket, EngineCut | None]] = []
     for group, cut in asked:
         if cut is None or cut.kept.dtype != torch.bool:
             answers.append((group, cut))

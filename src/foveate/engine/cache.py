@@ -203,7 +203,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     def keep(self, wanted: Tensor, counts: Sequence[int]) -> None:
         """Of the rows that came last, keep only these.
 
-        Layers that hold the same columns, and get the same tensor, share what is worked out.
+        LayerRunner that hold the same columns, and get the same tensor, share what is worked out.
 
         Args:
             wanted: (samples, rows) bool, in the order they came.

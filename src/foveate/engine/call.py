@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from foveate.engine.layout import Layout
-from foveate.engine.prompt import Prompt
+from foveate.engine.prefill import Prefill
+from foveate.engine.rows import RowMap
 
 __all__ = ["Call"]
 
@@ -27,10 +27,10 @@ class Call:
     """
 
     backend: str = "sdpa"
-    prompt: Prompt | None = None
+    prompt: Prefill | None = None
     idle: bool = False
     live: Tensor | None = None
     ids: Tensor | None = None
-    masks: list[tuple[tuple[Any, Layout | None, Tensor | None, int], Any]] = field(default_factory=list)
+    masks: list[tuple[tuple[Any, RowMap | None, Tensor | None, int], Any]] = field(default_factory=list)
     moved: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     rotaries: list[tuple[tuple[Tensor, str | None], tuple[Tensor, Tensor]]] = field(default_factory=list)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.engine.items import Item
+from foveate.engine.media import MediaTokens
 from foveate.errors import UnsupportedError
 
 __all__ = ["Sample", "read_samples"]
@@ -41,7 +41,7 @@ class Sample:
     text: Tensor
     vision: Tensor
     runs: Tensor
-    items: list[Item]
+    items: list[MediaTokens]
     sizes: tuple[int, ...]
     text_after: tuple[int, ...]
     text_from: tuple[int, ...]
@@ -83,7 +83,7 @@ class Sample:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def read_samples(
-    masks: Sequence[tuple[Tensor, Sequence[Item]]], live: Tensor | None, by_frame: bool = False
+    masks: Sequence[tuple[Tensor, Sequence[MediaTokens]]], live: Tensor | None, by_frame: bool = False
 ) -> list[Sample]:
     """The samples of a call, from its vision masks: one transfer to the host, the only one of a prefill.
 
@@ -97,7 +97,7 @@ def read_samples(
     table = (flags + alive).cpu().numpy()
     lives = table % 2 == 1
     owners, fixed = np.full(table.shape, -1), np.zeros(table.shape, bool)
-    items: list[Item] = []
+    items: list[MediaTokens] = []
     for bit, (_, found) in enumerate(masks):
         there = (table >> (bit + 1)) % 2 == 1
         owners[there] = np.repeat(np.arange(len(found)), [item.length for item in found]) + len(items)
@@ -107,14 +107,14 @@ def read_samples(
     return [_read_sample(*of, items, by_frame) for of in zip(owners, lives, fixed, strict=True)]
 
 
-def _marked(item: Item) -> Array:
+def _marked(item: MediaTokens) -> Array:
     """Which of its tokens always stay, (tokens,) bool."""
     marks = np.zeros(item.length, bool)
     marks[list(item.fixed)] = True
     return marks
 
 
-def _read_sample(owner: Array, live: Array, fixed: Array, items: Sequence[Item], by_frame: bool) -> Sample:
+def _read_sample(owner: Array, live: Array, fixed: Array, items: Sequence[MediaTokens], by_frame: bool) -> Sample:
     # Generation reads the row before a new token, also where that is padding (on the right of the prompt).
     read = ~live & np.append(live[1:], True) & (live.cumsum() > 0)
     text = np.flatnonzero((live & ((owner < 0) | fixed)) | read)

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from torch import nn
 
+from foveate.engine.guards import refuse_pages
+from foveate.engine.hooks import ModelHooks
 from foveate.engine.program import Program
-from foveate.engine.prompts import Prompts
-from foveate.engine.refusals import refuse_pages
 from foveate.engine.trace import Trace
 from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.families.base import Family
@@ -122,7 +122,7 @@ class Session:
         self.family = family
         self.method = method
         self._program = Program(method, family)
-        self._prompts = Prompts(family, self._program)
+        self._prompts = ModelHooks(family, self._program)
         self.trace = self._prompts.trace
         self._undo: list[Callable[[], None]] = []
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from foveate.engine.trace import Prefill
+from foveate.engine.trace import PrefillRecord
 from foveate.errors import InputError
 from foveate.video import Clip
 from foveate.viz import Frame, draw_frames, draw_stages
@@ -39,7 +39,7 @@ class _Shown:
         return cls(pictures, [f"frame {number}" for number in range(1, len(pictures) + 1)], True)
 
 
-def show(run: Prefill, media: Media, sample: int) -> Image.Image:
+def show(run: PrefillRecord, media: Media, sample: int) -> Image.Image:
     """See `Trace.show`."""
     videos = list(run.videos[sample]) if sample < len(run.videos) else []
     given: list[Any] = list(media) if isinstance(media, Sequence) and not isinstance(media, str) else [media]

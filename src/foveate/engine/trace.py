@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from foveate.engine.show import Media
 
-__all__ = ["Prefill", "Stage", "Trace"]
+__all__ = ["PrefillRecord", "Stage", "Trace"]
 
 
 @dataclass(eq=False)
@@ -89,7 +89,7 @@ class Stage:
 
 
 @dataclass(eq=False)
-class Prefill:
+class PrefillRecord:
     """One prompt's way through the decoder.
 
     Attributes:
@@ -195,10 +195,10 @@ class Trace:
     """
 
     def __init__(self) -> None:
-        self.history: list[Prefill] = []
+        self.history: list[PrefillRecord] = []
 
     @property
-    def latest(self) -> Prefill:
+    def latest(self) -> PrefillRecord:
         """The latest prefill.
 
         Raises:

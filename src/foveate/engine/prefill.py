@@ -10,15 +10,15 @@ from torch import Tensor
 
 from foveate.core.host import send
 from foveate.engine.answers import check, counted, tower_cut
+from foveate.engine.bucket import Bucket, Mine, buckets_of, each
 from foveate.engine.forms import EngineCut, EngineView, Heads, Queries
-from foveate.engine.group import Group, Mine, each, groups_of
-from foveate.engine.layout import Layout
 from foveate.engine.program import Program
+from foveate.engine.rows import RowMap
 from foveate.engine.samples import Sample
-from foveate.engine.trace import Prefill, Stage
+from foveate.engine.trace import PrefillRecord, Stage
 from foveate.errors import UnsupportedError
 
-__all__ = ["Attend", "Prompt"]
+__all__ = ["Attend", "Prefill"]
 
 
 class Attend(Protocol):
@@ -29,7 +29,7 @@ class Attend(Protocol):
     def keys(self) -> Tensor: ...
 
 
-class Prompt:
+class Prefill:
     """The state of one call with vision tokens: made before the first layer, cut between layers.
 
     Attributes:
@@ -51,17 +51,17 @@ class Prompt:
         program: Program,
         samples: list[Sample],
         span: int,
-        record: Prefill,
+        record: PrefillRecord,
         device: torch.device,
         added: list[Tensor] | None = None,
         last_only: bool = False,
     ) -> None:
         self.program = program
         self.samples = samples
-        self.groups = groups_of(samples, program.together, device)
+        self.groups = buckets_of(samples, program.together, device)
         self.span = span
-        self.layout: Layout | None = None
-        self.layouts: list[Layout | None] = []
+        self.layout: RowMap | None = None
+        self.layouts: list[RowMap | None] = []
         self.record = record
         self.ends = any(sample.ends for sample in samples)
         self.image_ends = None if last_only else _ends_of_runs(samples)
@@ -74,7 +74,7 @@ class Prompt:
             row[sample.vision] = True
         self.first = send(whole.to(torch.uint8).argmax(dim=1), device)
         self._text, self._all = send(text, device), whole
-        self._whole: Layout | None = None
+        self._whole: RowMap | None = None
         self._added = added
         self._cuts = frozenset(program.cuts())
 
@@ -84,12 +84,12 @@ class Prompt:
         return any(group.left < group.vision.shape[1] for group in self.groups)
 
     @property
-    def present(self) -> Layout:
+    def present(self) -> RowMap:
         """The rows that are left, also while nobody has left."""
         if self.layout is not None:
             return self.layout
         if self._whole is None:
-            self._whole = Layout(send(self._all, self._text.device), self.rows)
+            self._whole = RowMap(send(self._all, self._text.device), self.rows)
         return self._whole
 
     def start(self, hidden: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class Prompt:
         self.layout = self._lay_out(None)
         return hidden
 
-    def enter(self, layer: int, hidden: Tensor, attend: Callable[[Tensor, Group], Attend]) -> Tensor:
+    def enter(self, layer: int, hidden: Tensor, attend: Callable[[Tensor, Bucket], Attend]) -> Tensor:
         """EngineCut and observe before `layer`.
 
         Args:
@@ -144,7 +144,7 @@ class Prompt:
         """Whether a stage waits for the attention of this layer."""
         return self.program.listens(layer)
 
-    def listen(self, layer: int, hidden: Tensor, attend: Callable[[Tensor, Group], Attend]) -> None:
+    def listen(self, layer: int, hidden: Tensor, attend: Callable[[Tensor, Bucket], Attend]) -> None:
         """Let the stages see what `layer` attends with; arguments as in `enter`."""
         self._show(self.program.listen, layer, hidden, attend)
 
@@ -153,7 +153,7 @@ class Prompt:
         look: Callable[[EngineView], EngineCut | None],
         layer: int,
         hidden: Tensor,
-        attend: Callable[[Tensor, Group], Attend],
+        attend: Callable[[Tensor, Bucket], Attend],
     ) -> None:
         """Let somebody look at the rows of every group, and take notes."""
         for group in self.groups:
@@ -162,10 +162,10 @@ class Prompt:
 
     def _ask(
         self,
-        group: Group,
+        group: Bucket,
         layer: int,
         hidden: Tensor,
-        attend: Callable[[Tensor, Group], Attend],
+        attend: Callable[[Tensor, Bucket], Attend],
         question: Callable[[EngineView], EngineCut | None],
     ) -> EngineCut | None:
         """What the method answers, with the samples in front of all tensors; its notes are kept."""
@@ -213,7 +213,7 @@ class Prompt:
             None if answers[0] is None else EngineCut(sizes=answers[0].sizes, notes=found["cut notes"], **found["cut"])
         )
 
-    def _cut(self, layer: int, hidden: Tensor, attend: Callable[[Tensor, Group], Attend]) -> Tensor:
+    def _cut(self, layer: int, hidden: Tensor, attend: Callable[[Tensor, Bucket], Attend]) -> Tensor:
         before = self._counts()
         asked = [
             (group, self._ask(group, layer, hidden, attend, self.program.cut) if group.left else None)
@@ -239,7 +239,7 @@ class Prompt:
         self._record("layer", layer, before)
         return hidden
 
-    def _move_added(self, group: Group, layer: int, came_from: Tensor) -> None:
+    def _move_added(self, group: Bucket, layer: int, came_from: Tensor) -> None:
         """Let the later additions of merged rows go with the tokens they stand for, to the places they are in now."""
         if self._added is None or layer >= len(self._added):
             return
@@ -274,7 +274,7 @@ class Prompt:
                 counts[member] += group.left
         return counts
 
-    def _lay_out(self, layer: int | None) -> Layout:
+    def _lay_out(self, layer: int | None) -> RowMap:
         lengths = self._with_left(len(sample.text) for sample in self.samples)
         if not any(lengths):
             raise UnsupportedError(
@@ -289,7 +289,7 @@ class Prompt:
             left = left.index_put((group.owners, columns), left.new_ones(()))
             if origin is not None:
                 origin = origin.index_put((group.owners, columns), group.origin())
-        layout = Layout(left, lengths, origin)
+        layout = RowMap(left, lengths, origin)
         if self.program.renumbers(layer):
             layout.number_anew()
         elif self.layout is not None:

@@ -9,11 +9,11 @@ from torch import Tensor
 from foveate.core.grid import frames_of
 from foveate.engine.forms import EngineCut
 
-__all__ = ["Item"]
+__all__ = ["MediaTokens"]
 
 
 @dataclass(slots=True, eq=False)
-class Item:
+class MediaTokens:
     """One image or video of a call.
 
     Attributes:

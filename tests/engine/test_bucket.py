@@ -7,7 +7,7 @@ import torch
 
 import foveate as fv
 from foveate.bench.counting import count
-from foveate.engine import group as engine
+from foveate.engine import bucket as engine
 from foveate.methods import follow
 from foveate.methods.stages import Hidden, Place
 from foveate.registry import family_for
@@ -30,7 +30,7 @@ def sizes(monkeypatch):
         seen.append(len(next(iter(given.values()))))
         return each(run, given)
 
-    for module in ("prompt", "group"):
+    for module in ("prefill", "bucket"):
         monkeypatch.setattr(f"foveate.engine.{module}.each", noting)
     return seen
 

@@ -2,14 +2,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.engine.layout import Layout
+from foveate.engine.rows import RowMap
 
 
 def laid_out(rows, columns=10, origin=None):
     left = torch.zeros(len(rows), columns, dtype=torch.bool)
     for sample, row in enumerate(rows):
         left[sample, list(row)] = True
-    return Layout(left, [len(row) for row in rows], origin)
+    return RowMap(left, [len(row) for row in rows], origin)
 
 
 ROWS = st.lists(st.sets(st.integers(0, 9)).map(sorted), min_size=1, max_size=4).filter(lambda rows: any(rows))

@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 from foveate._transformers import scales_by_position
 from foveate.core.host import send
-from foveate.engine.attend import LayerAttention, past_keys
+from foveate.engine.bucket import Bucket
 from foveate.engine.cache import PrunedLayer, pruned_layer
 from foveate.engine.call import Call
-from foveate.engine.group import Group
-from foveate.engine.layout import Layout, rows_of
 from foveate.engine.masks import Remap, visibility
+from foveate.engine.reader import AttentionReader, past_keys
+from foveate.engine.rows import RowMap, rows_of
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family, heard_in, unreadable
 
-__all__ = ["Layers"]
+__all__ = ["LayerRunner"]
 
 
-class Layers:
+class LayerRunner:
     """Stands around every decoder layer's forward.
 
     Attributes:
@@ -99,7 +99,7 @@ class Layers:
         self.call.moved.append((given, moved))
         return moved
 
-    def _put_back(self, index: int, layout: Layout, hidden: Tensor, rows: Tensor) -> Tensor:
+    def _put_back(self, index: int, layout: RowMap, hidden: Tensor, rows: Tensor) -> Tensor:
         """The full-length stream with a layer's rows in it.
 
         Behind the last layer, an image's last column has the last row that is left before what follows: from it the
@@ -114,7 +114,7 @@ class Layers:
         return torch.cat((full[:, :-1], rows[:, -1:]), dim=1) if prompt.ends else full
 
     def _tables(
-        self, index: int, layout: Layout, hidden: Tensor, pair: tuple[Tensor, Tensor], pruned: PrunedLayer | None
+        self, index: int, layout: RowMap, hidden: Tensor, pair: tuple[Tensor, Tensor], pruned: PrunedLayer | None
     ) -> tuple[Tensor, Tensor]:
         """(cos, sin) of the rows: each at its own position, or numbered on from what the layer's cache holds."""
         if not layout.numbered:
@@ -122,11 +122,11 @@ class Layers:
         shift, kind = None if pruned is None else pruned.shift, self._kinds[index]
         return layout.rotary((shift, kind), lambda: self._renumbered(index, layout, hidden, shift))
 
-    def _renumbered(self, index: int, layout: Layout, hidden: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _renumbered(self, index: int, layout: RowMap, hidden: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
         pair = self._family.rotary(index, hidden, self._numbers(layout, hidden, shift))
         return pair[0].to(hidden.device), pair[1].to(hidden.device)
 
-    def _numbers(self, layout: Layout, hidden: Tensor, shift: Tensor | None) -> Tensor:
+    def _numbers(self, layout: RowMap, hidden: Tensor, shift: Tensor | None) -> Tensor:
         """Position ids of rows that are numbered anew, (samples, rows)."""
         given, prompt = self.call.ids, self.call.prompt
         assert given is not None
@@ -139,7 +139,7 @@ class Layers:
         return layout.on(device).renumbered(first)
 
     def _asked_ids(
-        self, index: int, given: Tensor | None, layout: Layout, hidden: Tensor, pruned: PrunedLayer | None
+        self, index: int, given: Tensor | None, layout: RowMap, hidden: Tensor, pruned: PrunedLayer | None
     ) -> Tensor | None:
         """Position ids of the rows, (samples, rows), if the layer's attention scales queries by them; else None: RoPE
         is in position_embeddings, and flash attention reads gaps as packed sequences."""
@@ -176,9 +176,9 @@ class Layers:
         kwargs: dict[str, Any],
         pruned: PrunedLayer | None,
         hidden: Tensor,
-        group: Group,
+        group: Bucket,
         heard: Sequence[tuple[Tensor, Tensor, float]] | None = None,
-    ) -> LayerAttention:
+    ) -> AttentionReader:
         """Attention of layer `index` for samples alike, over the rows that have not left yet: from queries, keys and
         scaling that will have been `heard` of it when it is asked for, or else made from its input."""
         if index in self._recurrent:
@@ -228,7 +228,7 @@ class Layers:
                 rows, keys = columns.gather(1, rows), keys.take_along_dim(columns[:, None, :, None], dim=2)
             return query.take_along_dim(rows[:, None, :, None], dim=2), keys, scaling
 
-        return LayerAttention(
+        return AttentionReader(
             ask,
             count,
             vision,
@@ -279,7 +279,7 @@ class Layers:
         mask: Any,
         index: int,
         hidden: Tensor,
-        layout: Layout | None = None,
+        layout: RowMap | None = None,
         columns: Tensor | None = None,
         pruned: PrunedLayer | None = None,
     ) -> Any:
@@ -340,7 +340,7 @@ def _pruned(cache: Any, index: int, make: bool) -> PrunedLayer | None:
     return layer if type(layer) is PrunedLayer else None
 
 
-def _padding(mask: Tensor | None, index: int, layout: Layout, cache: Any) -> Tensor | None:
+def _padding(mask: Tensor | None, index: int, layout: RowMap, cache: Any) -> Tensor | None:
     """Which rows of a recurrent layer are no padding, (samples, rows) bool; None if all are.
 
     Raises:

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from foveate.engine.cache import pruned_layer
-from foveate.engine.layout import Layout
-from foveate.engine.prompt import Prompt
+from foveate.engine.prefill import Prefill
+from foveate.engine.rows import RowMap
 from foveate.families.base import Family
 
 __all__ = ["cut_cache"]
 
 
-def cut_cache(prompt: Prompt, cache: Any, family: Family, live: Tensor | None) -> None:
+def cut_cache(prompt: Prefill, cache: Any, family: Family, live: Tensor | None) -> None:
     """Cut earlier layers' keys and values down to the tokens left at the end, where a stage wants that.
 
     Args:
@@ -45,7 +45,7 @@ def cut_cache(prompt: Prompt, cache: Any, family: Family, live: Tensor | None) -
 
 
 def _wanted(
-    prompt: Prompt, layout: Layout | None, final: Tensor, left: Sequence[int], live: Tensor | None
+    prompt: Prefill, layout: RowMap | None, final: Tensor, left: Sequence[int], live: Tensor | None
 ) -> tuple[Tensor, list[int]]:
     """Which rows of layers with this layout are text or left at the end, and how many: see `PrunedLayer.keep`."""
     if layout is None:
@@ -59,7 +59,7 @@ def _wanted(
     return wanted, [text + tokens for text, tokens in zip(texts, left, strict=True)]
 
 
-def _tokens_left(prompt: Prompt) -> list[int]:
+def _tokens_left(prompt: Prefill) -> list[int]:
     """How many tokens of each sample are left. The host waits only where some rows may be no tokens of their own."""
     counts = [0] * len(prompt.samples)
     for group in prompt.groups:

@@ -15,7 +15,7 @@ from foveate.engine.forms import EngineCut
 from foveate.engine.samples import Sample
 from foveate.errors import SettingError
 
-__all__ = ["Group", "Mine", "each", "groups_of"]
+__all__ = ["Bucket", "Mine", "buckets_of", "each"]
 
 Mine = Callable[[Tensor], Tensor]
 """Of a tensor with the samples in front, the part of the sample that is looked at."""
@@ -44,7 +44,7 @@ def _device(given: Mapping[str, Any]) -> torch.device:
 
 
 @dataclass(slots=True, eq=False)
-class Group:
+class Bucket:
     """Some samples of a call that have as many images as each other, of the same sizes, and have lost as many tokens.
 
     Attributes:
@@ -143,12 +143,12 @@ class Group:
         self.notes = {name: note.to(device) for name, note in self.notes.items()}
         self.ordinals = None if self.ordinals is None else (self.ordinals[0].to(device), self.ordinals[1].to(device))
 
-    def part(self, places: Sequence[int]) -> "Group":
+    def part(self, places: Sequence[int]) -> "Bucket":
         """The samples at these places alone."""
         if len(places) == len(self.members):
             return self
         at = send(torch.tensor(places), self.samples.device)
-        return Group(
+        return Bucket(
             members=tuple(self.members[place] for place in places),
             samples=self.samples[at],
             vision=self.vision[at],
@@ -207,7 +207,7 @@ class Group:
 
 
 def _taken(mine: dict[str, Any], sizes: tuple[int, ...] | None, counts: tuple[int, ...] | None) -> dict[str, Any]:
-    """`Group.take` for one sample."""
+    """`Bucket.take` for one sample."""
     kept, slots, tokens = mine["kept"], mine["slots"], mine["tokens"]
     rows, step, fresh = mine.get("rows"), mine.get("step"), mine["fresh"]
     places = kept
@@ -246,13 +246,13 @@ def _taken(mine: dict[str, Any], sizes: tuple[int, ...] | None, counts: tuple[in
     return found
 
 
-def groups_of(samples: Sequence[Sample], together: bool, device: torch.device) -> list[Group]:
+def buckets_of(samples: Sequence[Sample], together: bool, device: torch.device) -> list[Bucket]:
     """The samples that have vision tokens, those alike together."""
     alike: dict[Any, list[int]] = {}
     for index, sample in enumerate(samples):
         if len(sample.vision):
             alike.setdefault(_looks(sample) if together else index, []).append(index)
-    return [Group.of(members, samples, device) for members in alike.values()]
+    return [Bucket.of(members, samples, device) for members in alike.values()]
 
 
 def _looks(sample: Sample) -> Any:

@@ -13,7 +13,7 @@ from foveate.core.grid import Grid
 from foveate.core.merge import Merge
 from foveate.core.tower import TowerView
 from foveate.engine.forms import EngineCut
-from foveate.engine.items import Item
+from foveate.engine.media import MediaTokens
 from foveate.engine.program import Program
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
@@ -99,7 +99,7 @@ def encode(
     if family.tiled:
         every = cuts or [None] * len(lengths)
         video = modality == "video"
-        items = [Item(*known, video=video) for known in zip(lengths, places, every, strict=True)]
+        items = [MediaTokens(*known, video=video) for known in zip(lengths, places, every, strict=True)]
         counts = [len(sample) for sample in prompt or ()]
         output._foveate_samples = _parts(items, counts if sum(counts) == len(items) else [len(items)])
         return output
@@ -118,7 +118,7 @@ def _placed(cut: EngineCut) -> EngineCut:
     return cut if cut.rows is None else dataclasses.replace(cut, rows=cut.rows.new_empty(len(cut.rows), 0))
 
 
-def _parts(items: Sequence[Item], counts: Sequence[int]) -> list[list[Item]]:
+def _parts(items: Sequence[MediaTokens], counts: Sequence[int]) -> list[list[MediaTokens]]:
     """So many of them at a time."""
     left = iter(items)
     return [list(itertools.islice(left, count)) for count in counts]
@@ -144,7 +144,7 @@ class _Places:
 
 def items_of(
     output: Any, family: Family, program: Program, modality: str, prompt: Sequence[Sequence[int]] | None = None
-) -> list[Item]:
+) -> list[MediaTokens]:
     """The images and videos whose features these are, with their tags.
 
     Args:
@@ -166,7 +166,7 @@ def items_of(
     for one, index in zip(features, _which(features, getattr(output, "_foveate_known", [])), strict=True):
         boxes = getattr(one, "_foveate_boxes", _nowhere if index is None else places[index])
         fixed = family.always_kept(family.model.config, len(one))
-        item = Item(len(one), boxes, fixed=fixed, video=modality == "video")
+        item = MediaTokens(len(one), boxes, fixed=fixed, video=modality == "video")
         if program.encodes is not None:
             if hasattr(one, "_foveate_cut"):
                 item.cut = one._foveate_cut
@@ -194,7 +194,7 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.device == other.device
 
 
-def _items_of_samples(output: Any, program: Program, prompt: Sequence[Sequence[int]]) -> list[Item]:
+def _items_of_samples(output: Any, program: Program, prompt: Sequence[Sequence[int]]) -> list[MediaTokens]:
     """Each sample's images, from tags that a sample's beams share."""
     known = getattr(output, "_foveate_samples", [])
     beams = len(prompt) // max(1, len(known))
@@ -203,7 +203,7 @@ def _items_of_samples(output: Any, program: Program, prompt: Sequence[Sequence[i
         return [item for items in tagged for item in items]
     if program.encodes is not None:
         raise _not_from_here(program)
-    return [Item(length, _nowhere) for sample in prompt for length in sample]
+    return [MediaTokens(length, _nowhere) for sample in prompt for length in sample]
 
 
 def _nowhere() -> None:

@@ -14,22 +14,22 @@ from transformers.cache_utils import DynamicSlidingWindowLayer, LinearAttentionL
 from foveate._transformers import FeatureCall
 from foveate.engine.cache import PrunedLayer, check_cache
 from foveate.engine.call import Call
-from foveate.engine.decoding import cut_cache
-from foveate.engine.items import Item
-from foveate.engine.layers import Layers
+from foveate.engine.encode import encode, items_of
+from foveate.engine.finish import cut_cache
+from foveate.engine.guards import refuse_packing, refuse_pages, refuse_recomputing, refuse_router_logits
+from foveate.engine.media import MediaTokens
+from foveate.engine.prefill import Prefill
 from foveate.engine.program import Program
-from foveate.engine.prompt import Prompt
-from foveate.engine.refusals import refuse_packing, refuse_pages, refuse_recomputing, refuse_router_logits
+from foveate.engine.runner import LayerRunner
 from foveate.engine.samples import Sample, read_samples
-from foveate.engine.tower import encode, items_of
-from foveate.engine.trace import Prefill, Trace
+from foveate.engine.trace import PrefillRecord, Trace
 from foveate.errors import SessionError, UnsupportedError
 from foveate.families.base import Family
 
-__all__ = ["Prompts"]
+__all__ = ["ModelHooks"]
 
 
-class Prompts:
+class ModelHooks:
     """Watches a model's way from pictures to the decoder, and starts and ends each call.
 
     Attributes:
@@ -41,7 +41,7 @@ class Prompts:
         self.family = family
         self.program = program
         self.trace = Trace()
-        self.layers = Layers(family, program.reindexes)
+        self.layers = LayerRunner(family, program.reindexes)
         self._placeholders: list[tuple[str, Tensor]] = []
         self._given: dict[str, Any] = {}
         self._encoded: dict[str, Any] = {}
@@ -50,7 +50,7 @@ class Prompts:
         self._chunk: int | None = None
         self._splits = False
         self._last_only = False
-        self._record: Prefill | None = None
+        self._record: PrefillRecord | None = None
         self._ended_in_vision: _Ending | None = None
         self._encoding = False
 
@@ -172,7 +172,7 @@ class Prompts:
             rows = _Counted(live.sum(dim=1))
         elif live is None and cache is not None:
             rows = tuple(row + max(0, _length(cache)) for row in rows)
-        record = Prefill(
+        record = PrefillRecord(
             depth=len(self.family.layers),
             rows=rows,
             vision_tokens=tuple(s.vision_tokens for s in samples),
@@ -187,7 +187,7 @@ class Prompts:
             added = self.family.added_later(kwargs)
             call.live = live
             device = embeds.device
-            call.prompt = Prompt(self.program, samples, span, record, device, added, last_only)
+            call.prompt = Prefill(self.program, samples, span, record, device, added, last_only)
             call.idle = False
             return args, {**kwargs, "inputs_embeds": call.prompt.start(embeds)}
         # Every layer runs as if nobody were here.
@@ -201,7 +201,7 @@ class Prompts:
                 return mask
         return None
 
-    def _items(self, modality: str, mask: Tensor) -> list[Item]:
+    def _items(self, modality: str, mask: Tensor) -> list[MediaTokens]:
         if modality not in self._encoded:
             return []
         known = self._lengths if modality == "image" else None
@@ -223,7 +223,7 @@ class Prompts:
         if given is None or given.shape[1] == 1 or (cache is not None and _length(cache) != 0):
             return
         rows = (given.shape[1],) * given.shape[0] if live is None else _Counted(live.sum(dim=1))
-        self._record = Prefill(len(self.family.layers), rows, (0,) * given.shape[0])
+        self._record = PrefillRecord(len(self.family.layers), rows, (0,) * given.shape[0])
         self.trace.history.append(self._record)
 
     def _refuse_split_image(self, samples: Sequence[Sample], cache: Any, drops: bool) -> None:
@@ -285,7 +285,7 @@ class _Ending:
 class _Each(Sequence[Any]):
     """Something about each of a sample's images, worked out when asked for."""
 
-    def __init__(self, items: Sequence[Item], ask: Callable[[Item], Any]) -> None:
+    def __init__(self, items: Sequence[MediaTokens], ask: Callable[[MediaTokens], Any]) -> None:
         self._items = items
         self._ask = ask
 

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from foveate.core.host import send
 
-__all__ = ["Layout", "rows_of"]
+__all__ = ["RowMap", "rows_of"]
 
 
-class Layout:
+class RowMap:
     """The rows a layer processes, as columns of the call's full-length stream.
 
     A ragged batch is padded on the left, since generation reads the last row; a pad repeats the sample's
@@ -44,11 +44,11 @@ class Layout:
             first = self.index.gather(1, send((longest - counts).clamp(max=longest - 1)[:, None], device))
             self.index = torch.where(self.valid, self.index, first)
         self.source = self.index if origin is None else origin.gather(1, self.index)
-        self.numbered: Layout | None = None
+        self.numbered: RowMap | None = None
         self._numbers: Tensor | None = None
         self._span = left.shape[1]
         self._samples = torch.arange(len(left), device=device)[:, None]
-        self._moved: dict[torch.device, Layout] = {device: self}
+        self._moved: dict[torch.device, RowMap] = {device: self}
         self._rotary: list[tuple[tuple[Tensor | None, str | None], tuple[Tensor, Tensor]]] = []
         self._columns: dict[int, Tensor] = {}
         self._shifts: list[tuple[Tensor | None, Tensor]] = []
@@ -57,7 +57,7 @@ class Layout:
         """Number the rows from the first on: each has its place among those that are left as its position."""
         self.numbered = self
 
-    def number_on(self, before: "Layout") -> None:
+    def number_on(self, before: "RowMap") -> None:
         """Let the rows keep the numbers that they have in the layout before this one, if they have any."""
         if before.numbered is None:
             return
@@ -68,10 +68,10 @@ class Layout:
         numbers = ranks.new_zeros(len(ranks), self._span).scatter(1, before.index, ranks)
         self._numbers = numbers.to(self.source.device).gather(1, self.source.clamp(min=0))
 
-    def on(self, device: torch.device) -> "Layout":
+    def on(self, device: torch.device) -> "RowMap":
         """This layout with its tensors on `device`, kept for the next layer there."""
         if device not in self._moved:
-            twin = object.__new__(Layout)
+            twin = object.__new__(RowMap)
             twin.lengths, twin.index, twin.source = self.lengths, self.index.to(device), self.source.to(device)
             twin.valid = None if self.valid is None else self.valid.to(device)
             twin._real = None if self._real is None else (self._real[0].to(device), self._real[1].to(device))

@@ -10,10 +10,10 @@ from foveate.core.attention import BLOCK_NUMBERS, attention_rows
 from foveate.engine.cache import PrunedLayer
 from foveate.engine.forms import Heads, Queries
 
-__all__ = ["LayerAttention", "past_keys"]
+__all__ = ["AttentionReader", "past_keys"]
 
 
-class LayerAttention:
+class AttentionReader:
     """Attention rows of one layer and some samples, from queries and keys of what is asked for.
 
     Args:
