@@ -152,7 +152,7 @@ def test_where_the_tower_cannot_lose_tokens_the_projected_grid_is_merged():
     with pytest.raises(StopIteration) as done:
         asking.send(int(count))
     cut = done.value.value
-    assert len(cut.kept) == 28
+    assert cut.count == 28
     assert torch.equal(cut.rows[0], torch.ones(8))
     (key,) = cut.notes.values()
-    assert cut.kept[key].tolist() == [35]
+    assert cut.source[key].tolist() == [35]

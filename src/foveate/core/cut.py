@@ -15,7 +15,8 @@ NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Cut:
-    """What becomes of the tokens that arrive at a stage. Made by `keep`, `take` or `merge`, never changed.
+    """What becomes of the tokens that arrive at a stage. Made by `keep`, `take`, `merge` or `join`, never
+    changed.
 
     Shapes do not depend on values, so that a cut comes out of `torch.func.vmap`. Where only the device knows how many
     rows are left, `count` is a tensor, and what stands behind that many rows means nothing.
@@ -117,6 +118,11 @@ class Cut:
         return cls(len(parent), len(source), source=source, parent=parent, rows=rows, notes=notes)
 
     @classmethod
+    def join(cls, source: Tensor, parent: Tensor, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":
+        """As `merge`, of rows that are still to be worked out from the tokens that joined: see `with_rows`."""
+        return cls(len(parent), len(source), source=source, parent=parent, notes=notes)
+
+    @classmethod
     def fewer(cls, arriving: int, count: Tensor, make: "Callable[[], Cut]") -> "Cut":
         """A merge of which only the device knows how many rows it leaves: it is made once that is known, if at all.
 
@@ -185,6 +191,14 @@ class Cut:
                 dropped = torch.full((self.arriving,), -1, device=ranks.device)
                 self._parent = dropped.scatter(0, self.source, ranks)
         return self._parent
+
+    def with_rows(self, rows: Tensor) -> "Cut":
+        """The same with these new rows, (rows, width)."""
+        return Cut.merge(self.source, rows, self.parent, self.notes)
+
+    def to(self, device: torch.device) -> "Cut":
+        """What `join` made, on another device."""
+        return Cut.join(self.source.to(device), self.parent.to(device), self.notes)
 
     def first(self, count: int) -> "Cut":
         """The same where the host knows by now that `count` rows are real."""

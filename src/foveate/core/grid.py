@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from foveate.core.merge import Merge
+from foveate.core.cut import Cut
 
 __all__ = ["Grid", "closing_rows", "coarser", "frames_of", "grids_of", "into_cells", "join"]
 
@@ -40,7 +40,7 @@ def _around(grid: Grid, most: int, scale: float) -> Iterator[Grid]:
             yield min(rows, most // wide), wide
 
 
-def into_cells(grid: Grid, cells: Grid, newlines: bool = False) -> Merge:
+def into_cells(grid: Grid, cells: Grid, newlines: bool = False) -> Cut:
     """What becomes of the tokens of a grid, in raster order, when it gets coarser: a token goes into the cell over its
     centre, and a cell stands for the token over its own.
 
@@ -54,9 +54,9 @@ def into_cells(grid: Grid, cells: Grid, newlines: bool = False) -> Merge:
     if newlines:
         columns = torch.cat((columns, torch.tensor([cells[1]])))
         lefts = torch.cat((lefts, torch.tensor([grid[1]])))
-    assign = rows[:, None] * (cells[1] + newlines) + columns
-    origin = tops[:, None] * (grid[1] + newlines) + lefts
-    return Merge(origin.flatten(), assign.flatten())
+    parent = rows[:, None] * (cells[1] + newlines) + columns  # (rows, columns)
+    source = tops[:, None] * (grid[1] + newlines) + lefts
+    return Cut.join(source.flatten(), parent.flatten())
 
 
 def _axis(steps: int, cells: int) -> Tensor:
@@ -64,14 +64,15 @@ def _axis(steps: int, cells: int) -> Tensor:
     return (2 * torch.arange(steps) + 1) * cells // (2 * steps)
 
 
-def join(merges: Sequence[Merge]) -> Merge:
+def join(grids: Sequence[Cut]) -> Cut:
     """What becomes of the tokens of several grids, one behind the other."""
-    origins, assigns, token, row = [], [], 0, 0
-    for merge in merges:
-        origins.append(merge.origin + token)
-        assigns.append(merge.assign + row)
-        token, row = token + len(merge.assign), row + len(merge)
-    return Merge(torch.cat(origins), torch.cat(assigns))
+    sources, parents, token, row = [], [], 0, 0
+    for cut in grids:
+        sources.append(cut.source + token)
+        parents.append(cut.parent + row)
+        token += cut.arriving
+        row += len(cut.source)
+    return Cut.join(torch.cat(sources), torch.cat(parents))
 
 
 def grids_of(boxes: Tensor) -> tuple[Grid, ...]:

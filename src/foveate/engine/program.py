@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.core.cut import Cut, note_of
 from foveate.core.grid import Grid
-from foveate.core.merge import Merge, average
+from foveate.core.merge import average
 from foveate.core.signals import Attention, Cls, Hidden, Keys, Signal, TowerAttention, TowerKeys
 from foveate.core.tower import TowerView
 from foveate.core.views import Arriving, ImageView, LayerView, PatchView, View
@@ -140,12 +140,8 @@ class Program:
         tokens = sum(rows * columns for rows, columns in grids)
         return follow.coarsened(self.stages, Arriving(tokens, entered, tokens, reserved, tuple(grids)))
 
-    def merge_early(self, rows: Tensor, grid: Grid) -> Generator[Tensor, int, Merge | None]:
+    def merge_early(self, rows: Tensor, grid: Grid) -> Generator[Tensor, int, Cut | None]:
         """Which patches become one after the tower's first layer: (patches, width) of one image in raster order."""
-        cut = yield from self._merged(rows, grid)
-        return None if cut is None else Merge(cut.source, cut.parent, cut.rows)
-
-    def _merged(self, rows: Tensor, grid: Grid) -> Generator[Tensor, int, Cut | None]:
         (stage,) = self._tower
         cut = stage.cut(PatchView(rows, grid))
         if cut is None:
@@ -153,17 +149,17 @@ class Program:
         count = cut.count if isinstance(cut.count, int) else (yield cut.count)
         return cut.first(count) if count < len(rows) else None
 
-    def reduce(self, view: TowerView) -> Generator[Tensor, int, EngineCut | None]:
+    def reduce(self, view: TowerView) -> Generator[Tensor, int, Cut | None]:
         """What becomes of one image's tokens on their way out of the tower, newlines apart."""
         base = Cut.stay(len(view))  # what happened to patches
-        pooled: Merge | None = None
+        pooled: Cut | None = None
         if view.merge is not None:
-            base = Cut.merge(view.merge.origin, view.features, view.merge.assign)
+            base = Cut.merge(view.merge.source, view.features, view.merge.parent)
         elif self._tower and not view.early and view.grid is not None:
             # Behind the projector, where the tower itself cannot lose tokens.
-            cut = yield from self._merged(view.features, view.grid)
+            cut = yield from self.merge_early(view.features, view.grid)
             if cut is not None:
-                base, pooled = cut, Merge(cut.source, cut.parent)
+                base = pooled = cut
         done = Cut.stay(len(_rows(base, view.features)))  # what the image stages make of it
         for stage in self._images:
             cut = stage.cut(self._image_view(stage, view, base, done, pooled))
@@ -172,7 +168,7 @@ class Program:
                 done = done.then(_named(known, stage))
         return _of_image(base.then(done), view.features)
 
-    def _image_view(self, stage: Stage, view: TowerView, base: Cut, done: Cut, pooled: Merge | None) -> ImageView:
+    def _image_view(self, stage: Stage, view: TowerView, base: Cut, done: Cut, pooled: Cut | None) -> ImageView:
         features = _rows(done, _rows(base, view.features))
         whole = base.stays_whole and done.stays_whole
 
@@ -450,13 +446,10 @@ def _of_layer(cut: Cut, sizes: tuple[int, ...] | None) -> EngineCut:
     return EngineCut(cut.source, sizes, cut.rows, cut.parent, cut.notes)
 
 
-def _of_image(cut: Cut, features: Tensor) -> EngineCut | None:
+def _of_image(cut: Cut, features: Tensor) -> Cut | None:
     if cut.stays_whole:
-        if not cut.notes:
-            return None
-        every = torch.arange(len(features), device=features.device)
-        return EngineCut(every, (len(every),), notes=cut.notes)
-    return EngineCut(cut.source, (len(cut.source),), _rows(cut, features), cut.parent, cut.notes)
+        return cut if cut.notes else None
+    return cut.with_rows(_rows(cut, features))
 
 
 # -- notes belong to a member of a chain ---------------------------------------------------------------------------

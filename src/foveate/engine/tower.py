@@ -1,6 +1,5 @@
 """Reducing tokens in or behind the vision tower: a decision that travels with the features to layer 0."""
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -9,8 +8,8 @@ import torch
 from torch import Tensor
 
 from foveate.core.asking import Asking, answers
+from foveate.core.cut import Cut
 from foveate.core.grid import Grid
-from foveate.core.merge import Merge
 from foveate.core.tower import TowerView
 from foveate.engine.forms import EngineCut
 from foveate.engine.items import Item
@@ -33,22 +32,18 @@ class _Reducer:
         told = [length for sample in self._prompt or () for length in sample]
         return told if sum(told) == total else [total]
 
-    def merge_early(self, rows: Iterable[Tensor], grid: Grid) -> list[Merge | None]:
-        return answers(self._program.merge_early(one, grid) for one in rows)
+    def merge_early(self, images: Sequence[Tensor], grid: Grid) -> list[Cut | None]:
+        return answers(self._program.merge_early(image, grid) for image in images)
 
-    def reduce(self, views: Iterable[TowerView]) -> list[EngineCut | None]:
+    def reduce(self, views: Iterable[TowerView]) -> list[Cut | None]:
         return answers(map(self._reduce, views))
 
-    def _reduce(self, view: TowerView) -> Asking[EngineCut | None]:
+    def _reduce(self, view: TowerView) -> Asking[Cut | None]:
         view.entered = view.entered or len(view)
         return self._program.reduce(view)
 
     def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
         return self._program.coarsen(grids, entered, reserved)
-
-    def replace(self, rows: Tensor, merge: Merge) -> EngineCut:
-        merge = merge.to(rows.device)
-        return EngineCut(merge.origin, (len(rows),), rows, merge.assign)
 
 
 def encode(
@@ -77,7 +72,7 @@ def encode(
     if program.encodes is not None:
         stages = {"pixels": family.encode_smaller, "tower": family.encode, "projector": family.encode_projected}
         try:
-            output, cuts = stages[program.encodes](run, modality, given, reducer)
+            output, made = stages[program.encodes](run, modality, given, reducer)
         except (NotImplementedError, RuntimeError) as error:
             if program.encodes != "pixels" or not any(weight.is_meta for weight in family.core.parameters()):
                 raise
@@ -85,7 +80,7 @@ def encode(
                 "The vision tower's weights are offloaded, and transformers cannot fit its position embeddings to a "
                 "smaller picture then. Keep the tower in memory in the device_map, or use AveragePool."
             ) from error
-        cuts = [cut and _placed(cut) for cut in cuts]
+        cuts = [cut and _placed(cut) for cut in made]
     else:
         output = run()
     if not hasattr(output, "pooler_output"):  # a tuple, asked for by the user; the model itself never asks
@@ -113,9 +108,13 @@ def encode(
     return output
 
 
-def _placed(cut: EngineCut) -> EngineCut:
+def _placed(cut: Cut) -> EngineCut:
     """A cut whose rows are in the features now: their count is left of them, since features and trace hold it."""
-    return cut if cut.rows is None else dataclasses.replace(cut, rows=cut.rows.new_empty(len(cut.rows), 0))
+    if cut.stays_whole:
+        device = next(iter(cut.notes.values())).device
+        return EngineCut(torch.arange(cut.arriving, device=device), (cut.arriving,), notes=cut.notes)
+    rows = None if cut.rows is None else cut.rows.new_empty(len(cut.rows), 0)
+    return EngineCut(cut.source, (len(cut.source),), rows, cut.parent, cut.notes)
 
 
 def _parts(items: Sequence[Item], counts: Sequence[int]) -> list[list[Item]]:

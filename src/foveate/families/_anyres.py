@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from foveate.core.cut import Cut
 from foveate.core.grid import Grid, into_cells, join
-from foveate.core.merge import Merge
 from foveate.errors import SettingError
 from foveate.families._encode import (
     Reducer,
     TowerReader,
+    cells_cut,
     encoder_layers,
     feature_layers,
     first_rows,
@@ -110,9 +111,7 @@ class AnyResolution(Family):
         places = self.boxes(modality, given, [len(one) for one in features])
         each = [lambda layer, index=index: read(layer)[index] for index in range(len(features))]
         cuts = reduce_apart(features, places, reducer, each)
-        features = [
-            one if stays_whole(one, cut) else place_rows(one, cut) for one, cut in zip(features, cuts, strict=True)
-        ]
+        features = [one if stays_whole(cut) else place_rows(one, cut) for one, cut in zip(features, cuts, strict=True)]
         together = isinstance(output.pooler_output, Tensor)
         output.pooler_output = torch.stack(features) if together else features
         return output, cuts
@@ -129,7 +128,7 @@ class AnyResolution(Family):
         if cells == grid:
             output = run()
             return output, [None] * len(output.pooler_output)
-        merges: list[Merge] = []
+        merges: list[Cut] = []
 
         def pack(image_features: Any, image_sizes: Any, *_: Any, image_newline: Tensor, **__: Any) -> Any:
             packed = []
@@ -142,8 +141,8 @@ class AnyResolution(Family):
         with replaced(self.core, "pack_image_features", pack):
             output = self.run_smaller(run, "pixel_values", given, cells)
         pairs = list(zip(output.pooler_output, merges, strict=True))
-        output.pooler_output = [first_rows(rows, len(merge.assign)) for rows, merge in pairs]
-        return output, [reducer.replace(rows, merge) for rows, merge in pairs]
+        output.pooler_output = [first_rows(rows, merge.arriving) for rows, merge in pairs]
+        return output, [cells_cut(rows, merge) for rows, merge in pairs]
 
     def run_smaller(self, run: Callable[..., Any], name: str, given: Mapping[str, Any], cells: Grid) -> Any:
         """Run with pictures of so many rows and columns of patches."""
@@ -152,7 +151,7 @@ class AnyResolution(Family):
         resized = resized.view(*pixels.shape[:-2], *resized.shape[-2:])
         return run(**{name: resized, "interpolate_pos_encoding": True})
 
-    def _pack_smaller(self, cells: Grid, views: Tensor, size: tuple[int, int], newline: Tensor) -> tuple[Tensor, Merge]:
+    def _pack_smaller(self, cells: Grid, views: Tensor, size: tuple[int, int], newline: Tensor) -> tuple[Tensor, Cut]:
         """`pack_image_features` of one image with views of `cells` tokens, and what the usual tokens went into."""
         side = self.side
         base = into_cells((side, side), cells)

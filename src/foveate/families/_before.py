@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.core.merge import Merge
+from foveate.core.cut import Cut
 from foveate.core.tower import TowerView
 from foveate.families._encode import (
     Reducer,
@@ -64,7 +64,7 @@ def encode_before_projector(
     def project(features: Tensor) -> Tensor:
         images = [image[: length - int(cls)] for image, length in zip(features, ragged.lengths, strict=True)]
         cuts.extend(reducer.reduce(view(index, image) for index, image in enumerate(images)))
-        if all(stays_whole(image, cut) for image, cut in zip(images, cuts, strict=True)):
+        if all(stays_whole(cut) for image, cut in zip(images, cuts, strict=True)):
             same: Tensor = original(features)
             return same
         rows = [rows_left(image, cut) for image, cut in zip(images, cuts, strict=True)]
@@ -101,7 +101,7 @@ class _Ragged:
 
     def __init__(self, cls: bool, reducer: Reducer) -> None:
         self.grid = 0, 0
-        self.merges: list[Merge | None] = []
+        self.merges: list[Cut | None] = []
         self.lengths: list[int] = []
         self.inside: Sequence[int] = ()
         self._cls = int(cls)
@@ -133,8 +133,10 @@ class _Ragged:
         side = int(count**0.5)
         self.grid = side, count // side
         patches = output[:, self._cls :]
-        self.merges = self._reducer.merge_early(patches, self.grid) if self._reducer.early else [None] * len(output)
-        self.lengths = [self._cls + (count if merge is None else len(merge)) for merge in self.merges]
+        self.merges = (
+            self._reducer.merge_early(list(patches), self.grid) if self._reducer.early else [None] * len(output)
+        )
+        self.lengths = [self._cls + (count if merge is None else len(merge.source)) for merge in self.merges]
         if all(merge is None for merge in self.merges):
             return output
         return _padded(
@@ -154,7 +156,7 @@ def _padded(rows: Sequence[Tensor], length: int) -> Tensor:
     return whole
 
 
-def rows_of(merge: Merge) -> Tensor:
+def rows_of(merge: Cut) -> Tensor:
     """The rows that patches have become."""
     assert merge.rows is not None
     return merge.rows

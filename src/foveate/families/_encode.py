@@ -1,6 +1,5 @@
 """Running a tower so that a method sees its tokens on the way out: what families with like towers share."""
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.attention import attention_rows, received_attention
+from foveate.core.cut import Cut
 from foveate.core.grid import Grid, closing_rows, grids_of
 from foveate.core.host import send
-from foveate.core.merge import Merge, average
+from foveate.core.merge import average
 from foveate.core.tower import TowerView
 from foveate.errors import UnsupportedError
 
 __all__ = [
     "Reducer",
     "TowerReader",
+    "cells_cut",
     "encoder_layers",
     "feature_layers",
     "first_rows",
@@ -47,23 +48,19 @@ class Reducer(Protocol):
         """Vision tokens of each image of a call that makes `total`, as the prompt tells; of one, if none was seen."""
         ...
 
-    def merge_early(self, rows: Iterable[Tensor], grid: Grid) -> list[Merge | None]:
-        """Which patches of each image become one after the first layer, (patches, width) each.
+    def merge_early(self, images: Sequence[Tensor], grid: Grid) -> list[Cut | None]:
+        """Which patches of each image become one after the first layer, (patches, width) each; with the new rows.
 
         All images of a call at once, as the host may have to wait for the device; so with `reduce`.
         """
         ...
 
-    def reduce(self, views: Iterable[TowerView]) -> list[Any]:
-        """What becomes of each image's tokens: a cut, or None."""
+    def reduce(self, views: Iterable[TowerView]) -> list[Cut | None]:
+        """What becomes of each image's tokens, of which the host knows how many are left; None: nothing."""
         ...
 
     def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
         """What the token grids of an image's frames or views become (see `foveate.methods.stages.PixelStage`)."""
-        ...
-
-    def replace(self, rows: Tensor, merge: Merge) -> Any:
-        """The cut that puts these rows in the place of an image's tokens, which go into them as `merge` says."""
         ...
 
 
@@ -77,7 +74,7 @@ class TowerReader:
     """
 
     def __init__(
-        self, cls: bool, tapped: Sequence[tuple[Tensor, Tensor, float]], merges: Sequence[Merge | None] | None = None
+        self, cls: bool, tapped: Sequence[tuple[Tensor, Tensor, float]], merges: Sequence[Cut | None] | None = None
     ) -> None:
         self._cls = cls
         self._tapped = tapped
@@ -123,9 +120,14 @@ def scoring_layers(chosen: Sequence[int], depth: int) -> list[int]:
     return [last, min(last + 1, depth - 1)]
 
 
-def stays_whole(features: Tensor, cut: Any) -> bool:
+def stays_whole(cut: Cut | None) -> bool:
     """Whether a cut leaves an image's tokens as they are."""
-    return cut is None or (cut.rows is None and len(cut.kept) == len(features))
+    return cut is None or cut.stays_whole
+
+
+def cells_cut(rows: Tensor, cells: Cut) -> Cut:
+    """The cut that puts the features of a smaller picture in the place of an image's tokens, as `cells` says."""
+    return cells.to(rows.device).with_rows(rows)
 
 
 def images_of(output: Any, lengths: Callable[[int], Sequence[int]] | None) -> list[Tensor]:
@@ -167,9 +169,9 @@ def first_rows(rows: Tensor, length: int) -> Tensor:
 
 def rows_left(features: Tensor, cut: Any) -> Tensor:
     """The rows a cut leaves of an image's tokens."""
-    if cut is None:
+    if cut is None or cut.stays_whole:
         return features
-    rows: Tensor = features[cut.kept] if cut.rows is None else cut.rows
+    rows: Tensor = features[cut.source] if cut.rows is None else cut.rows
     return rows.to(features.dtype)
 
 
@@ -239,26 +241,19 @@ def _together(features: Tensor, parts: tuple[Tensor, Tensor], cut: Any) -> Any:
     if cut is None:
         return None
     tokens, stays = parts
-    if cut.rows is None and len(cut.kept) == len(tokens):
-        every = torch.arange(len(features), device=features.device)
-        return dataclasses.replace(cut, kept=every, sizes=(len(every),), notes=_spread(cut.notes, tokens, len(every)))
-    kept = torch.where(cut.kept < 0, cut.kept, tokens[cut.kept.clamp(min=0)])
-    rows = features[kept] if cut.rows is None else cut.rows
-    assign = torch.full((len(features),), -1, device=features.device)
-    if cut.assign is None:
-        assign[kept] = torch.arange(len(kept), device=features.device)
-    else:
-        assign[tokens] = cut.assign
-    assign[stays] = len(kept)
-    count = len(kept) + len(stays)
-    places = torch.arange(len(kept), device=features.device)
-    return dataclasses.replace(
-        cut,
-        kept=torch.cat((kept, stays)),
-        sizes=(count,),
-        rows=torch.cat((rows, features[stays].to(rows.dtype))),
-        assign=assign,
-        notes=_spread(cut.notes, places, count),
+    if cut.stays_whole:
+        return Cut.stay(len(features), _spread(cut.notes, tokens, len(features)))
+    source = torch.where(cut.source < 0, cut.source, tokens[cut.source.clamp(min=0)])
+    rows = features[source] if cut.rows is None else cut.rows
+    parent = torch.full((len(features),), -1, device=features.device)
+    parent[tokens] = cut.parent
+    parent[stays] = len(source)
+    places = torch.arange(len(source), device=features.device)
+    return Cut.merge(
+        torch.cat((source, stays)),
+        torch.cat((rows, features[stays].to(rows.dtype))),
+        parent,
+        _spread(cut.notes, places, len(source) + len(stays)),
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from foveate.core.flops import linear, vit_block
 from foveate.core.grid import Grid, into_cells, join
 from foveate.errors import SettingError
-from foveate.families._encode import Reducer, TowerReader, first_rows, images_of, smaller
+from foveate.families._encode import Reducer, TowerReader, cells_cut, first_rows, images_of, smaller
 from foveate.families._tap import tapped
 from foveate.families.base import Family, grid_boxes
 
@@ -141,8 +141,9 @@ class Tiled(Family):
         tile = into_cells((side, side), cells)
         whole, cuts = [], []
         for rows, count, length in zip(torch.split(features, counts), counts, lengths, strict=True):
-            cuts.append(reducer.replace(rows.flatten(0, 1), join([tile] * count)))
-            whole.append(first_rows(cuts[-1].rows, length))
+            image = rows.flatten(0, 1)
+            cuts.append(cells_cut(image, join([tile] * count)))
+            whole.append(first_rows(image, length))
         output.pooler_output = self.form(torch.cat(whole).view(len(pixels), side**2, -1), given)
         return output, cuts
 

@@ -280,7 +280,7 @@ class Family:
             places = self.boxes(modality, self.remembered(given), sizes)
         cuts = reduce_apart(features, places, reducer, stats, grids)
         for index, cut in enumerate(cuts):
-            if not stays_whole(features[index], cut):
+            if not stays_whole(cut):
                 features[index] = place_rows(features[index], cut)
                 self.place_deepstack(output, index, cut)
         put_images(output, features)

@@ -17,6 +17,7 @@ from foveate.core.tower import TowerView
 from foveate.errors import SettingError
 from foveate.families._encode import (
     Reducer,
+    cells_cut,
     encoder_layers,
     first_rows,
     place_rows,
@@ -90,7 +91,7 @@ class Gemma3(Family):
         patch = self.model.config.vision_config.patch_size
         with replaced(projector, "forward", project) as original:
             output = run(pixel_values=smaller(pixels, rows * patch, columns * patch), interpolate_pos_encoding=True)
-        cuts = [reducer.replace(image, into_cells(grid, cells)) for image in output.pooler_output]
+        cuts = [cells_cut(image, into_cells(grid, cells)) for image in output.pooler_output]
         whole = [first_rows(image, grid[0] * grid[1]) for image in output.pooler_output]
         output.pooler_output = torch.stack(whole)
         return output, cuts

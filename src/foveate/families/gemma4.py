@@ -14,7 +14,7 @@ from foveate.core.attention import received_attention
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.tower import TowerView
 from foveate.errors import UnsupportedError
-from foveate.families._encode import Reducer, first_rows, place_rows, smaller
+from foveate.families._encode import Reducer, cells_cut, first_rows, place_rows, smaller
 from foveate.families._tap import tapped
 from foveate.families.base import Family, grid_boxes
 
@@ -126,9 +126,9 @@ class Gemma4(Family):
                     patches[at], positions[at] = self._resized(patches[at], grid, few)
                 at += 1
         output = run(**dict(zip(names, (patches, positions), strict=True)))
-        cuts = [merge and reducer.replace(one, merge) for one, merge in zip(output.pooler_output, merges, strict=True)]
+        cuts = [merge and cells_cut(one, merge) for one, merge in zip(output.pooler_output, merges, strict=True)]
         output.pooler_output = [
-            one if merge is None else first_rows(one, len(merge.assign))
+            one if merge is None else first_rows(one, merge.arriving)
             for one, merge in zip(output.pooler_output, merges, strict=True)
         ]
         return output, cuts

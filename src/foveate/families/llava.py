@@ -11,6 +11,7 @@ from foveate.errors import SettingError, UnsupportedError
 from foveate.families._before import encode_before_projector
 from foveate.families._encode import (
     Reducer,
+    cells_cut,
     encoder_layers,
     feature_layers,
     first_rows,
@@ -86,7 +87,7 @@ class Llava(Family):
             return run(), [None] * len(pixels)
         small = smaller(pixels, cells[0] * patch, cells[1] * patch)
         output = run(**{name: small, "interpolate_pos_encoding": True})
-        cuts = [reducer.replace(rows, into_cells(grid, cells)) for rows in output.pooler_output]
+        cuts = [cells_cut(rows, into_cells(grid, cells)) for rows in output.pooler_output]
         features = [first_rows(rows, length) for rows in output.pooler_output]
         output.pooler_output = torch.stack(features) if isinstance(output.pooler_output, Tensor) else features
         return output, cuts

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from foveate.core.flops import linear
 from foveate.core.grid import into_cells, join
-from foveate.families._encode import Reducer, first_rows, replaced
+from foveate.families._encode import Reducer, cells_cut, first_rows, replaced
 from foveate.families._towers import llava_cost, picture_tokens
 from foveate.families.base import grid_boxes
 from foveate.families.llava_next import LlavaNext
@@ -55,8 +55,8 @@ class LlavaNextVideo(LlavaNext):
         with replaced(resampler, "forward", lambda states: _pooled(resampler.pool, states, rows, columns)):
             output = self.run_smaller(run, "pixel_values_videos", given, (rows, columns))
         merge = join([into_cells(grids[0], coarse[0])] * frames)
-        cuts = [reducer.replace(tokens, merge) for tokens in output.pooler_output]
-        output.pooler_output = torch.stack([first_rows(tokens, len(merge.assign)) for tokens in output.pooler_output])
+        cuts = [cells_cut(tokens, merge) for tokens in output.pooler_output]
+        output.pooler_output = torch.stack([first_rows(tokens, merge.arriving) for tokens in output.pooler_output])
         return output, cuts
 
     @property

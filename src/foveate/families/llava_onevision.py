@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.core.grid import Grid, into_cells, join
 from foveate.families._anyres import NOWHERE, AnyResolution
-from foveate.families._encode import Reducer, first_rows, replaced
+from foveate.families._encode import Reducer, cells_cut, first_rows, replaced
 from foveate.families.base import grid_boxes
 
 __all__ = ["FAMILY", "LlavaOnevision"]
@@ -59,8 +59,8 @@ class LlavaOnevision(AnyResolution):
         with replaced(self.core, "apply_pooling", functools.partial(_pool, views, cells)):
             output = self.run_smaller(run, "pixel_values_videos", given, views)
         merge = join([into_cells((fine, fine), cells)] * frames + [into_cells((1, 1), (1, 1))])
-        cuts = [reducer.replace(rows, merge) for rows in output.pooler_output]
-        output.pooler_output = torch.stack([first_rows(rows, len(merge.assign)) for rows in output.pooler_output])
+        cuts = [cells_cut(rows, merge) for rows in output.pooler_output]
+        output.pooler_output = torch.stack([first_rows(rows, merge.arriving) for rows in output.pooler_output])
         return output, cuts
 
     @classmethod

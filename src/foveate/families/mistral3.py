@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from foveate.core.attention import received_attention
+from foveate.core.cut import Cut
 from foveate.core.flops import attention, linear
 from foveate.core.grid import Grid, into_cells
 from foveate.core.host import send
-from foveate.core.merge import Merge
-from foveate.families._encode import Reducer, feature_layers, first_rows, smaller
+from foveate.families._encode import Reducer, cells_cut, feature_layers, first_rows, smaller
 from foveate.families._tap import tapped
 from foveate.families._tiles import blocks
 from foveate.families.base import Family, grid_boxes, picture_sizes
@@ -83,7 +83,7 @@ class Mistral3(Family):
     ) -> tuple[Any, list[Any]]:
         """Each image is resized without its padding and padded anew."""
         pictures: list[Tensor] = []
-        merges: list[Merge | None] = []
+        merges: list[Cut | None] = []
         for picture, (rows, columns) in zip(given["pixel_values"], self._grids(given), strict=True):
             own = picture[None, :, : rows * self._side, : columns * self._side]
             (cells,) = reducer.coarsen(((rows, columns),), rows * columns, 0)
@@ -101,9 +101,9 @@ class Mistral3(Family):
         output = run(pixel_values=torch.stack(padded), image_sizes=sizes)
         features, cuts = list(output.pooler_output)[: len(merges)], []
         for index, merge in enumerate(merges):
-            cuts.append(None if merge is None else reducer.replace(features[index], merge))
+            cuts.append(None if merge is None else cells_cut(features[index], merge))
             if merge is not None:
-                features[index] = first_rows(features[index], len(merge.assign))
+                features[index] = first_rows(features[index], merge.arriving)
         output.pooler_output = features
         return output, cuts
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from foveate.core.attention import received_attention
+from foveate.core.cut import Cut
 from foveate.core.grid import Grid, into_cells, join
-from foveate.core.merge import Merge
 from foveate.core.tower import TowerView
 from foveate.errors import SettingError
-from foveate.families._encode import Reducer, first_rows, place_rows, smaller, stays_whole
+from foveate.families._encode import Reducer, cells_cut, first_rows, place_rows, smaller, stays_whole
 from foveate.families._tap import tapped
 from foveate.families._towers import qwen_bytes, qwen_cost
 from foveate.families.base import Family, grid_boxes
@@ -70,7 +70,7 @@ class Qwen2VL(Family):
             views.append(TowerView(features[index], grid, None, lambda _, one=one: one, lambda _, many=many: many))  # type: ignore[misc]
         cuts = reducer.reduce(views)
         for index, cut in enumerate(cuts):
-            if not stays_whole(features[index], cut):
+            if not stays_whole(cut):
                 features[index] = place_rows(features[index], cut)
                 self.place_deepstack(output, index, cut)
         output.pooler_output = features
@@ -94,7 +94,7 @@ class Qwen2VL(Family):
         grids = given[f"{modality}_grid_thw"]
         small = grids.clone()
         pictures: list[Tensor] = []
-        merges: list[Merge | None] = []
+        merges: list[Cut | None] = []
         for index, (patches, (t, h, w)) in enumerate(
             zip(given[name].split(grids.prod(-1).tolist()), grids.tolist(), strict=True)
         ):
@@ -110,10 +110,10 @@ class Qwen2VL(Family):
         output = run(**{name: torch.cat(pictures), f"{modality}_grid_thw": small})
         features, cuts = list(output.pooler_output), []
         for index, merge in enumerate(merges):
-            cuts.append(None if merge is None else reducer.replace(features[index], merge))
+            cuts.append(None if merge is None else cells_cut(features[index], merge))
             if merge is not None:
-                features[index] = first_rows(features[index], len(merge.assign))
-                self._lengthen_deepstack(output, index, len(merge.assign))
+                features[index] = first_rows(features[index], merge.arriving)
+                self._lengthen_deepstack(output, index, merge.arriving)
         output.pooler_output = features
         return output, cuts
 

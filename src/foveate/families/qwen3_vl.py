@@ -30,7 +30,7 @@ class Qwen3VL(Qwen2VL):
         """A row gets the deepstack features of the token it stands for: they are not merged."""
         for depth, features in enumerate(output.deepstack_features):
             parts = list(features)
-            rows = parts[index][cut.kept.clamp(min=0)]
+            rows = parts[index][cut.source.clamp(min=0)]
             parts[index] = torch.zeros_like(parts[index])
             parts[index][: len(rows)] = rows
             output.deepstack_features[depth] = parts

@@ -13,6 +13,7 @@ from foveate.errors import SettingError
 from foveate.families._encode import (
     Reducer,
     TowerReader,
+    cells_cut,
     encoder_layers,
     feature_layers,
     first_rows,
@@ -119,7 +120,7 @@ class VideoLlava(Llava):
             views.append(view)
         cuts.extend(reducer.reduce(views))
         pairs = list(zip(videos, cuts, strict=True))
-        if all(stays_whole(patches, cut) for patches, cut in pairs):
+        if all(stays_whole(cut) for patches, cut in pairs):
             return states
         return _put(states[:, :1], [place_rows(patches, cut) for patches, cut in pairs])
 
@@ -141,8 +142,8 @@ class VideoLlava(Llava):
         states = output.pooler_output
         merge = join([into_cells(grids[0], coarse[0])] * frames)
         rows = states[:, 1:].reshape(videos, -1, states.shape[-1])
-        output.pooler_output = _put(states[:, :1], [first_rows(one, len(merge.assign)) for one in rows])
-        return output, [reducer.replace(one, merge) for one in rows]
+        output.pooler_output = _put(states[:, :1], [first_rows(one, merge.arriving) for one in rows])
+        return output, [cells_cut(one, merge) for one in rows]
 
     @classmethod
     def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:

@@ -37,9 +37,9 @@ class AveragePool(Gridded):
         cells = self.coarsen(view.arriving)
         if cells == view.grids:
             return None
-        merge = join([into_cells(grid, few) for grid, few in zip(view.grids, cells, strict=True)])
-        merge = merge.to(view.features.device)
-        return Cut.merge(merge.origin, average(view.features, merge), merge.assign)
+        pooled = join([into_cells(grid, few) for grid, few in zip(view.grids, cells, strict=True)])
+        pooled = pooled.to(view.features.device)
+        return pooled.with_rows(average(view.features, pooled))
 
 
 METHOD = AveragePool

@@ -159,7 +159,7 @@ class MustDrop(Method):
 
         def merge() -> Cut:
             windows = merge_windows(similarity, merged, *view.grid, self.merge_window)
-            return Cut.merge(windows.origin, average(view.patches, windows), windows.assign)
+            return windows.with_rows(average(view.patches, windows))
 
         return Cut.fewer(len(view), left, merge)
 
