@@ -13,7 +13,7 @@ from torch import Tensor
 
 import foveate as fv
 from foveate._transformers import older
-from foveate.families.qwen2_vl import Qwen2VL
+from foveate.families.qwen_vl import Qwen2VL
 from tests import oracle
 from tests.tiny import DEPTH, IMAGE, PAD, TEXT, VIDEO, VOCABULARY, Picture, Tiny
 

@@ -4,10 +4,11 @@ import importlib
 import pkgutil
 from functools import cache
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from foveate.errors import SettingError, UnsupportedError
-from foveate.families._unserved import UNSERVED
+from foveate.families.unserved import UNSERVED
 from foveate.methods import names
 from foveate.methods.names import method, methods, preset, presets
 
@@ -166,15 +167,20 @@ def _register(extra: "dict[str, T]", known: "dict[str, T]", name: str, kind: T) 
 
 @cache
 def _discover() -> "dict[str, type[Family]]":
-    """`FAMILY` of every module in `foveate/families`, and of every entry point in group `foveate.families`."""
+    """The families of every module in `foveate/families`, and of every entry point in group `foveate.families`."""
     package = importlib.import_module("foveate.families")
-    found: dict[str, type[Family]] = {}
+    kinds: dict[str, type[Family]] = {}
     for module in pkgutil.iter_modules(package.__path__):
-        kind = getattr(importlib.import_module(f"foveate.families.{module.name}"), "FAMILY", None)
-        for family in kind if isinstance(kind, tuple) else (kind,):
-            if family is not None:
-                found[family.model_type] = family
+        for family in _families_of(importlib.import_module(f"foveate.families.{module.name}")):
+            kinds[family.model_type] = family
     for point in entry_points(group="foveate.families"):
         family = point.load()
-        found.setdefault(family.model_type, family)
-    return found
+        kinds.setdefault(family.model_type, family)
+    return kinds
+
+
+def _families_of(module: ModuleType) -> "tuple[type[Family], ...]":
+    """The families of a module: `FAMILIES = (Llava, VipLlava)`, or `FAMILY = InternVL`."""
+    if hasattr(module, "FAMILIES"):
+        return tuple(module.FAMILIES)
+    return (module.FAMILY,) if hasattr(module, "FAMILY") else ()

@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor
 
 import foveate as fv
-from foveate.families.gemma4 import Gemma4
+from foveate.families.gemma import Gemma4
 from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
 import foveate as fv
-from foveate.families._tiles import blocks
+from foveate.families.tiles import blocks
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop

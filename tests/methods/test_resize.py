@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
-from foveate.families.qwen2_vl import _resized
+from foveate.families.qwen_vl import _resized
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.resize import Resize
 from foveate.methods.stages import Arriving

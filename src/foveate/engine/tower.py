@@ -80,7 +80,7 @@ def encode(
                 "The vision tower's weights are offloaded, and transformers cannot fit its position embeddings to a "
                 "smaller picture then. Keep the tower in memory in the device_map, or use AveragePool."
             ) from error
-        cuts = [cut and _placed(cut) for cut in made]
+        cuts = [None if cut is None else _placed(cut) for cut in made]
     else:
         output = run()
     if not hasattr(output, "pooler_output"):  # a tuple, asked for by the user; the model itself never asks

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from foveate.errors import UnsupportedError
-from foveate.families._tiles import runs
 from foveate.families.base import Family
+from foveate.families.tiles import runs
 
 __all__ = ["Generic", "lacking"]
 

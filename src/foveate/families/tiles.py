@@ -3,18 +3,21 @@
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, pad
 
-from foveate.core.flops import linear, vit_block
+from foveate.core.cut import Cut
 from foveate.core.grid import Grid, into_cells, join
 from foveate.errors import SettingError
-from foveate.families._encode import Reducer, TowerReader, cells_cut, first_rows, images_of, smaller
-from foveate.families._tap import tapped
-from foveate.families.base import Family, grid_boxes
+from foveate.families.base import Family
+from foveate.families.costs import tiles_cost
+from foveate.families.placing import replace_images
+from foveate.families.tap import tapped_all
+from foveate.families.tower import Reducer, TowerReader
+from foveate.families.vision import grid_boxes, smaller
 
 __all__ = ["Tiled", "blocks", "mosaic", "runs"]
 
@@ -62,27 +65,27 @@ class Tiled(Family):
         """
         raise NotImplementedError
 
-    def tiles(self, given: Mapping[str, Any]) -> Tensor:
+    def tiles(self, inputs: Mapping[str, Any]) -> Tensor:
         """The pixels of all tiles of a call, (tiles, channels, rows, columns), in prompt order and without padding."""
-        pixels: Tensor = given["pixel_values"]
+        pixels: Tensor = inputs["pixel_values"]
         return pixels
 
-    def form(self, features: Tensor, given: Mapping[str, Any]) -> Any:
+    def form(self, features: Tensor, inputs: Mapping[str, Any]) -> Any:
         """Features of all tiles, (tiles, tokens, width), in the form the model makes them."""
         return features
 
-    def remembered(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        pixels = given["pixel_values"].detach()
-        small = torch.nn.functional.adaptive_avg_pool2d(pixels.flatten(0, -4).float(), THUMBNAIL)
-        return {**super().remembered(given), "pixel_values": small.view(*pixels.shape[:-2], THUMBNAIL, THUMBNAIL)}
+    def remembered(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        pixels = inputs["pixel_values"].detach()
+        small = adaptive_avg_pool2d(pixels.flatten(0, -4).float(), THUMBNAIL)
+        return {**super().remembered(inputs), "pixel_values": small.view(*pixels.shape[:-2], THUMBNAIL, THUMBNAIL)}
 
-    def boxes(self, modality: str, given: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
+    def boxes(self, modality: str, inputs: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
         side = self.side(self.model.config)
         counts = [length // side**2 for length in lengths]
-        tiles = self.tiles(given)
+        tiles = self.tiles(inputs)
         if sum(counts) != len(tiles) or any(length % side**2 for length in lengths):
             return [None] * len(lengths)
-        return [_boxes(side, mine) for mine in torch.split(tiles.cpu(), counts)]
+        return [_boxes(side, image) for image in torch.split(tiles.cpu(), counts)]
 
     @classmethod
     def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
@@ -96,38 +99,31 @@ class Tiled(Family):
         return cls.has_cls
 
     def encode(
-        self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Any]]:
+        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
+    ) -> tuple[Any, list[Cut | None]]:
         """Behind the projector, over all tiles of an image: a token's score and key are the means of its patches'."""
-        modules, block = self.attentions(), self.block(self.model.config)
-        seen: dict[int, tuple[Tensor, Tensor, float]] = {}
-        with ExitStack() as stack:
-            for at, module in {id(module): module for module in modules}.items():
-                stack.enter_context(tapped(module, lambda q, k, s, at=at: seen.update({at: (q, k, s)})))  # type: ignore[misc]
+        with tapped_all(self.attentions()) as taps:
             output = run()
-        tapped_states = [seen[id(module)] for module in modules]
 
         @functools.cache
-        def read(layer: int) -> tuple[Tensor, ...]:
-            stats = []
-            for tile in range(len(tapped_states[0][0])):
-                reader = TowerReader(self.has_cls, [(q[tile], k[tile], s) for q, k, s in tapped_states])
-                patches = torch.cat((reader.scores(layer)[:, None], reader.keys(layer)), dim=-1)
-                side = math.isqrt(len(patches))
-                grouped = blocks(patches.view(1, side, side, -1), block)[0]
-                stats.append(grouped.view(len(grouped), block**2, -1).mean(dim=1))
-            together = torch.cat(stats)
-            return torch.split(together, list(reducer.lengths(len(together))))
+        def stats(layer: int) -> tuple[Tensor, ...]:
+            readers = [TowerReader(self.has_cls, taps.sample(tile)) for tile in range(len(taps))]
+            tokens = torch.cat([self._token_means(reader.stats(layer)) for reader in readers])
+            return torch.split(tokens, list(reducer.lengths(len(tokens))))
 
-        images = len(images_of(output, reducer.lengths))
-        each = [lambda layer, index=index: read(layer)[index] for index in range(images)]
-        return output, self.reduce_features(output, modality, given, reducer, each)
+        return output, self.reduce_features(output, modality, inputs, reducer, stats)
+
+    def _token_means(self, patches: Tensor) -> Tensor:
+        """Means over the patches of each of a tile's tokens, (patches, numbers) -> (tokens, numbers)."""
+        block, side = self.block(self.model.config), math.isqrt(len(patches))
+        grouped = blocks(patches.view(1, side, side, -1), block)[0]
+        return grouped.view(len(grouped), block**2, -1).mean(dim=1)
 
     def encode_smaller(
-        self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Any]]:
+        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
+    ) -> tuple[Any, list[Cut | None]]:
         """Every tile of a call gets the same size."""
-        config, pixels = self.model.config, self.tiles(given)
+        config, pixels = self.model.config, self.tiles(inputs)
         side, block = self.side(config), self.block(config)
         lengths = reducer.lengths(len(pixels) * side**2)
         counts = [length // side**2 for length in lengths]
@@ -135,16 +131,13 @@ class Tiled(Family):
         coarse = reducer.coarsen(grids, lengths[0], 0)
         if coarse == grids:
             return run(), [None] * len(lengths)
-        cells = coarse[0]
-        patch = pixels.shape[-1] // (side * block)
-        output, features = self.project(smaller(pixels, cells[0] * block * patch, cells[1] * block * patch))
-        tile = into_cells((side, side), cells)
-        whole, cuts = [], []
-        for rows, count, length in zip(torch.split(features, counts), counts, lengths, strict=True):
-            image = rows.flatten(0, 1)
-            cuts.append(cells_cut(image, join([tile] * count)))
-            whole.append(first_rows(image, length))
-        output.pooler_output = self.form(torch.cat(whole).view(len(pixels), side**2, -1), given)
+        rows, columns = coarse[0]
+        patch = pixels.shape[-1] // (side * block)  # pixels of a patch's side
+        output, features = self.project(smaller(pixels, rows * block * patch, columns * block * patch))
+        images = [tiles.flatten(0, 1) for tiles in torch.split(features, counts)]
+        tile = into_cells((side, side), (rows, columns))
+        placed, cuts = replace_images(images, [join([tile] * count) for count in counts])
+        output.pooler_output = self.form(torch.cat(placed).view(len(pixels), side**2, -1), inputs)
         return output, cuts
 
     @classmethod
@@ -153,23 +146,12 @@ class Tiled(Family):
         side = cls.side(config)
         if odd := [size for size in sizes if size % side**2]:
             raise SettingError(f"A tile has {side**2} vision tokens; {odd[0]} is no multiple of that.")
-        return cls._tower(config, [(side, side)] * (sum(sizes) // side**2))
+        return cls.smaller_tower_cost(config, [[(side, side)] * (sum(sizes) // side**2)])
 
     @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> tuple[int, int] | None:
-        return cls._tower(config, [grid for image in cells for grid in image])
-
-    @classmethod
-    def _tower(cls, config: Any, grids: Sequence[Grid]) -> tuple[int, int]:
-        """FLOPs of (tower, projector) on tiles of so many rows and columns of tokens."""
-        vision, block, tower = config.vision_config, cls.block(config), 0
-        patch = vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0]
-        for rows, columns in grids:
-            patches = rows * columns * block**2
-            tower += linear(patches, vision.num_channels * patch**2, vision.hidden_size)
-            width, inner = vision.hidden_size, vision.intermediate_size
-            tower += vision.num_hidden_layers * vit_block(patches + int(cls.has_cls), width, inner)
-        return tower, linear(sum(rows * columns for rows, columns in grids), *cls.widths(config))
+    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> tuple[int, int]:
+        grids = [grid for image in cells for grid in image]
+        return tiles_cost(config.vision_config, grids, cls.block(config), cls.has_cls, cls.widths(config))
 
 
 def blocks(patches: Tensor, block: int) -> Tensor:
@@ -183,13 +165,13 @@ def blocks(patches: Tensor, block: int) -> Tensor:
 
 
 def runs(mask: Tensor) -> list[list[tuple[int, int]]]:
-    """Where the runs of True begin and end in each row of (samples, columns)."""
-    edges = torch.nn.functional.pad(mask.cpu().to(torch.int8), (1, 1)).diff()
-    found = []
+    """Where the runs of True begin and end in each row of (samples, columns): 0 1 1 0 1 has (1, 3) and (4, 5)."""
+    edges = pad(mask.cpu().to(torch.int8), (1, 1)).diff()  # 1 where a run begins, −1 behind its end
+    runs_of_rows = []
     for row in edges:
         starts, ends = (row == 1).nonzero()[:, 0].tolist(), (row == -1).nonzero()[:, 0].tolist()
-        found.append(list(zip(starts, ends, strict=True)))
-    return found
+        runs_of_rows.append(list(zip(starts, ends, strict=True)))
+    return runs_of_rows
 
 
 def mosaic(tiles: Tensor) -> Grid:
@@ -200,17 +182,19 @@ def mosaic(tiles: Tensor) -> Grid:
     Args:
         tiles: (tiles + 1, channels, pixels, pixels), float.
     """
-    parts, whole = tiles[:-1], tiles[-1]
-    count, size = len(parts), whole.shape[-1]
+    parts, picture = tiles[:-1], tiles[-1]
+    count, size = len(parts), picture.shape[-1]
 
-    def order(grid: Grid) -> tuple[float, int]:
+    def unlike(grid: Grid) -> tuple[float, int]:
         rows, columns = grid
-        stitched = parts.view(rows, columns, *whole.shape).permute(2, 0, 3, 1, 4)
+        # (rows, columns, channels, pixels, pixels) -> (1, channels, rows · pixels, columns · pixels)
+        stitched = parts.view(rows, columns, *picture.shape).permute(2, 0, 3, 1, 4)
         stitched = stitched.reshape(1, -1, rows * size, columns * size)
-        seen = torch.nn.functional.adaptive_avg_pool2d(stitched, size)[0]
-        return float((seen - whole).square().mean()), abs(rows - columns)
+        small = adaptive_avg_pool2d(stitched, size)[0]
+        return float((small - picture).square().mean()), abs(rows - columns)
 
-    return min(((rows, count // rows) for rows in range(1, count + 1) if count % rows == 0), key=order)
+    grids = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
+    return min(grids, key=unlike)
 
 
 def _boxes(side: int, tiles: Tensor) -> Tensor:
