@@ -93,7 +93,7 @@ MUTANTS = [
     ("engine.session:Session._replace", "drop 4", "tests/arrive/test_device_map.py"),
     ("engine.tower:_Places.__deepcopy__", "none 1", f"{INVARIANTS}/test_restore.py"),
     ("engine.trace:Prefill.kept_by_frame", "flip 2", "tests/engine/test_show.py"),
-    ("families.tower:_ReducedRun._view", "more 1", "tests/families/test_llava_towers.py"),
+    ("families.tower:_ReducedRun._view", "more 1", "tests/families/test_tower.py"),
     ("families.base:Family.queries_and_keys", "never 2", f"{INVARIANTS}/test_oracle.py"),
     ("families.qwen_vl:Qwen25VL.token_order", "receiver 1", "tests/families/test_qwen2_5_vl.py"),
     ("families.qwen_vl:Qwen35.query_projection", "more 4", f"{INVARIANTS}/test_oracle.py"),

@@ -1,7 +1,8 @@
 """Numbers that only the device knows, read for all images of a call together."""
 
 from collections.abc import Generator, Iterable
-from typing import TypeAlias, TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,24 +17,37 @@ returns the value."""
 
 def answers(asking: Iterable[Asking[T]]) -> list[T]:
     """What each of them comes to: the host waits for the device once for all that ask, and not for each."""
-    found: list[T | None] = []
-    asked: list[tuple[int, Generator[Tensor, int, T], Tensor]] = []
-
-    def go_on(index: int, one: Generator[Tensor, int, T], number: int | None) -> None:
-        try:
-            asked.append((index, one, one.send(number)))  # type: ignore[arg-type]  # None starts it
-        except StopIteration as end:
-            found[index] = end.value
-
-    for index, one in enumerate(asking):
-        found.append(None)
-        if isinstance(one, Generator):
-            go_on(index, one, None)
+    values: list[T | None] = []
+    waiting: list[_Waiting[T]] = []
+    for index, value in enumerate(asking):
+        if isinstance(value, Generator):
+            values.append(None)
+            waiting.extend(_resumed(index, value, None, values))
         else:
-            found[index] = one
-    while asked:
-        waiting, asked = asked, []
-        numbers = torch.stack([number for _, _, number in waiting]).tolist()
-        for (index, generator, _), number in zip(waiting, numbers, strict=True):
-            go_on(index, generator, number)
-    return found  # type: ignore[return-value]
+            values.append(value)
+    while waiting:
+        numbers = torch.stack([asked.number for asked in waiting]).tolist()
+        answered, waiting = waiting, []
+        for asked, number in zip(answered, numbers, strict=True):
+            waiting.extend(_resumed(asked.index, asked.generator, number, values))
+    return values  # type: ignore[return-value]
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting(Generic[T]):
+    """A generator, which of all it is, and the number it waits for."""
+
+    index: int
+    generator: Generator[Tensor, int, T]
+    number: Tensor
+
+
+def _resumed(
+    index: int, generator: Generator[Tensor, int, T], number: int | None, values: list[T | None]
+) -> list[_Waiting[T]]:
+    """Send a generator its number, None to start it: it waits for the next, or its value is there."""
+    try:
+        return [_Waiting(index, generator, generator.send(number))]  # type: ignore[arg-type]
+    except StopIteration as end:
+        values[index] = end.value
+        return []

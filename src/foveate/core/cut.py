@@ -233,9 +233,13 @@ class Cut:
         )
 
     def __repr__(self) -> str:
-        merges = self._rows is not None or self._make is not None
-        kind = "keep" if self._stays is not None else "merge" if merges else "take"
-        return f"Cut.{kind}({self.arriving} to {self._count if isinstance(self._count, int) else '?'})"
+        kind = "take"
+        if self._stays is not None:
+            kind = "keep"
+        elif self._rows is not None or self._make is not None:
+            kind = "merge"
+        count = self._count if isinstance(self._count, int) else "?"
+        return f"Cut.{kind}({self.arriving} to {count})"
 
 
 def note_of(note: Tensor, source: Tensor, rows: Tensor | None) -> Tensor:

@@ -3,7 +3,7 @@ newline behind every row."""
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,11 +15,20 @@ from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.errors import SettingError
 from foveate.families.base import Family
-from foveate.families.costs import drops_cls, llava_bytes, llava_cost
+from foveate.families.costs import Counts, Flops, drops_cls, llava_bytes, llava_cost
 from foveate.families.newlines import reduce_apart
 from foveate.families.placing import place_rows, replace_images, stays_whole
 from foveate.families.tap import tapped_all
-from foveate.families.tower import Reducer, TowerReader, encoder_layers, feature_layers, scoring_layers
+from foveate.families.tower import (
+    Encoded,
+    Inputs,
+    Reducer,
+    Run,
+    TowerReader,
+    encoder_layers,
+    feature_layers,
+    scoring_layers,
+)
 from foveate.families.vision import grid_boxes, picture_sizes, smaller
 
 __all__ = ["NOWHERE", "AnyResolution", "tiles_of"]
@@ -43,12 +52,12 @@ class AnyResolution(Family):
         """What the model makes of an unpadded map of so many rows and columns: by default nothing."""
         return rows, columns
 
-    def packed(self, modality: str, views: Sequence[Tensor], inputs: Mapping[str, Any]) -> list[Tensor]:
+    def packed(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
         """What the model does to the views of each image (or the frames of each video), done to other numbers than
         features, without newlines: (views, patches, any) each -> (tokens, any) each."""
         raise NotImplementedError
 
-    def boxes(self, modality: str, inputs: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
+    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         sizes = picture_sizes(inputs["image_sizes"])
         return [self._image_boxes(length, size) for length, size in zip(lengths, sizes, strict=True)]
 
@@ -68,9 +77,7 @@ class AnyResolution(Family):
     def cls_in_tower(cls, config: Any = None) -> bool | None:
         return None if config is None else drops_cls(config)
 
-    def encode(
-        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Cut | None]]:
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector, on the packed tokens; scores and keys of all views are packed as the features are.
 
         Newlines: the one that ends a single view or a video stays, in last place; those of tile rows leave.
@@ -100,9 +107,7 @@ class AnyResolution(Family):
         output.pooler_output = torch.stack(features) if together else features
         return output, cuts
 
-    def encode_smaller(
-        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Cut | None]]:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The tower interpolates its position embeddings; the smaller views are packed as the model packs its own.
 
         Every view of a call gets the same size. Newlines stay, also those of tile rows.
@@ -119,7 +124,7 @@ class AnyResolution(Family):
         output.pooler_output, cuts = replace_images(output.pooler_output, packer.cells)
         return output, cuts
 
-    def run_smaller(self, run: Callable[..., Any], name: str, inputs: Mapping[str, Any], cells: Grid) -> Any:
+    def run_smaller(self, run: Run, name: str, inputs: Inputs, cells: Grid) -> Any:
         """Run with pictures of so many rows and columns of patches."""
         pixels, patch = inputs[name], self.model.config.vision_config.patch_size
         resized = smaller(pixels.flatten(0, -4), cells[0] * patch, cells[1] * patch)
@@ -127,22 +132,20 @@ class AnyResolution(Family):
         return run(**{name: resized, "interpolate_pos_encoding": True})
 
     @classmethod
-    def tower_images(cls, config: Any, modality: str, inputs: Mapping[str, Any]) -> tuple[int, ...] | None:
+    def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:
         if modality == "video":
             videos, frames = inputs["pixel_values_videos"].shape[:2]
             return (int(frames),) * int(videos)
         return tuple(1 + math.prod(tiles_of(config, size)) for size in picture_sizes(inputs["image_sizes"]))
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> tuple[int, int]:
+    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
         if pictures is None:
             pictures = tuple(cls.pictures_of(config, size) for size in sizes)
         return llava_cost(config, sum(pictures))
 
     @classmethod
-    def tower_bytes(
-        cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None, itemsize: int
-    ) -> tuple[int, int] | None:
+    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
         counts = pictures or tuple(cls.pictures_of(config, size) for size in sizes)
         frames = all(cls.frames_of(config, size) == count for size, count in zip(sizes, counts, strict=True))
         return llava_bytes(config, sum(sizes), sum(counts), itemsize, copies=1 if frames else 2)

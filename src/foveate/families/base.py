@@ -1,7 +1,7 @@
 """What the engine asks of a model family. A family knows where things are; it knows no method."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -11,10 +11,11 @@ from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.signals import Signal, TowerAttention
 from foveate.errors import UnsupportedError
+from foveate.families.costs import Counts, Flops
 from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.placing import images_of, place_rows, put_images, stays_whole
 from foveate.families.tap import heard_in, made_by_itself, unreadable
-from foveate.families.tower import Reducer
+from foveate.families.tower import Encoded, Inputs, Reducer, Run
 from foveate.families.vision import grid_boxes
 
 __all__ = ["Family", "grid_boxes", "heard_in", "unreadable"]
@@ -146,7 +147,7 @@ class Family:
         """
         return frozenset()
 
-    def vision_masks(self, placeholders: Any, inputs: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+    def vision_masks(self, placeholders: Any, inputs: Inputs) -> list[tuple[str, Tensor]]:
         """What the merger answered, as (modality, mask) pairs; masks are (samples, tokens, …) bool.
 
         Args:
@@ -166,7 +167,7 @@ class Family:
         """
         raise NotImplementedError
 
-    def added_later(self, inputs: Mapping[str, Any]) -> list[Tensor] | None:
+    def added_later(self, inputs: Inputs) -> list[Tensor] | None:
         """What the decoder adds to vision tokens behind its first layers, from its forward's arguments.
 
         A list, an entry a layer, (all vision tokens of the batch in order, width), which the engine may write into:
@@ -228,9 +229,7 @@ class Family:
         """What a decoder layer keeps its attention logits below, as Gemma 2 does; None where it does not."""
         return getattr(layer.self_attn, "attn_logit_softcapping", None)
 
-    def encode(
-        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Cut | None]]:
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Run a `get_*_features` call with every image's tokens reduced; placeholders stay whole.
 
         Args:
@@ -251,9 +250,7 @@ class Family:
             "Use a method that drops between decoder layers."
         )
 
-    def encode_projected(
-        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Cut | None]]:
+    def encode_projected(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """As `encode`, behind the projector in every family; the tower's attention and keys are not read."""
         output = run()
         return output, self.reduce_features(output, modality, inputs, reducer)
@@ -262,7 +259,7 @@ class Family:
         self,
         output: Any,
         modality: str,
-        inputs: Mapping[str, Any],
+        inputs: Inputs,
         reducer: Reducer,
         stats: Stats | None = None,
     ) -> list[Cut | None]:
@@ -289,9 +286,7 @@ class Family:
         put_images(output, features)
         return cuts
 
-    def encode_smaller(
-        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Cut | None]]:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """As `encode`, with smaller images given to the tower: as large as the token grids `reducer.coarsen` wants."""
         raise UnsupportedError(
             f"Giving the tower smaller images is not known for {self.model_type!r} ({modality}). "
@@ -301,7 +296,7 @@ class Family:
     def place_deepstack(self, output: Any, index: int, cut: Cut) -> None:
         """Put what else belongs to an image's tokens where the rows of `cut` are now; most families have nothing."""
 
-    def pieces(self, modality: str, inputs: Mapping[str, Any]) -> int:
+    def pieces(self, modality: str, inputs: Inputs) -> int:
         """How many entries of what a `get_*_features` call answers are of one image or video: frames, where they come
         one by one."""
         return 1
@@ -319,7 +314,7 @@ class Family:
         """Rows and columns of the token grids of images of these sizes, where the config alone says them; else None."""
         return None
 
-    def boxes(self, modality: str, inputs: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
+    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         """Where each vision token looks, for every image (or video) of a `get_*_features` call.
 
         Args:
@@ -333,12 +328,12 @@ class Family:
         """
         return [None] * len(lengths)
 
-    def remembered(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def remembered(self, inputs: Inputs) -> dict[str, Any]:
         """What of a `get_*_features` call's arguments `boxes` reads: a trace holds it, so no pixels."""
         return {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
 
     @classmethod
-    def tower_images(cls, config: Any, modality: str, inputs: Mapping[str, Any]) -> tuple[int, ...] | None:
+    def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:
         """What `foveate.cost` asks for under this name, read off a processor's output.
 
         Args:
@@ -352,7 +347,7 @@ class Family:
         return None
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> tuple[int, int]:
+    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
         """FLOPs of the vision tower and of the projector for one sample; a multiply-add counts two.
 
         Args:
@@ -368,9 +363,7 @@ class Family:
         raise UnsupportedError(f"{cls.__name__} does not say what its tower costs; it needs a tower_cost method.")
 
     @classmethod
-    def tower_bytes(
-        cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None, itemsize: int
-    ) -> tuple[int, int] | None:
+    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
         """Bytes of one sample's pictures: at the most while they are encoded, and what of them stays until the decoder
         is through, in numbers of `itemsize` bytes; None if not known. Weights and pixels apart; arguments as in
         `tower_cost`."""
@@ -383,7 +376,7 @@ class Family:
         return 0
 
     @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> tuple[int, int] | None:
+    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops | None:
         """As `tower_cost`, for token grids of each image's frames, as they come or as `encode_smaller` makes them.
 
         None if not known.

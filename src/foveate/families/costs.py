@@ -8,6 +8,8 @@ from foveate.core.grid import Grid
 from foveate.errors import SettingError, UnsupportedError
 
 __all__ = [
+    "Counts",
+    "Flops",
     "drops_cls",
     "gemma_cost",
     "glm_cost",
@@ -23,6 +25,12 @@ __all__ = [
     "tower_picture",
     "windowed_cost",
 ]
+
+Counts = tuple[int, ...]
+"""A count for each image or video."""
+
+Flops = tuple[int, int]
+"""FLOPs of (tower, projector); a multiply-add counts two."""
 
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # the towers known here
 
@@ -90,7 +98,7 @@ def _tower_tokens(vision: Any, grid: Grid | None) -> int:
     return rows * columns + CLASS_TOKENS[vision.model_type]
 
 
-def llava_cost(config: Any, pictures: int, grid: Grid | None = None) -> tuple[int, int]:
+def llava_cost(config: Any, pictures: int, grid: Grid | None = None) -> Flops:
     """FLOPs of a LLaVA's (tower, projector) on so many square pictures, or pictures of a grid of patches.
 
     transformers runs every layer of the tower, also those behind the feature layer.
@@ -131,7 +139,7 @@ def _mlp_rows(activation: str) -> int:
     return 3 if activation == "quick_gelu" else 2
 
 
-def pooled_cost(config: Any, sizes: Sequence[int], pictures: Sequence[int], videos: Sequence[bool]) -> tuple[int, int]:
+def pooled_cost(config: Any, sizes: Sequence[int], pictures: Sequence[int], videos: Sequence[bool]) -> Flops:
     """As `llava_cost`, of pictures and of videos whose frames are pooled before the projector; a convolution counts
     with it."""
     tower, projector = llava_cost(config, sum(pictures))
@@ -147,7 +155,7 @@ def pooled_cost(config: Any, sizes: Sequence[int], pictures: Sequence[int], vide
     return tower, projector
 
 
-def gemma_cost(config: Any, grids: Sequence[Grid | None]) -> tuple[int, int]:
+def gemma_cost(config: Any, grids: Sequence[Grid | None]) -> Flops:
     """FLOPs of a Gemma 3's (tower, projector) on pictures of these grids of patches, or on square ones of the usual
     size; the projector makes as many tokens of each."""
     vision = config.vision_config
@@ -159,7 +167,7 @@ def gemma_cost(config: Any, grids: Sequence[Grid | None]) -> tuple[int, int]:
 # -- tiles ---------------------------------------------------------------------------------------------------------
 
 
-def tiles_cost(vision: Any, grids: Iterable[Grid], block: int, has_cls: bool, widths: Sequence[int]) -> tuple[int, int]:
+def tiles_cost(vision: Any, grids: Iterable[Grid], block: int, has_cls: bool, widths: Sequence[int]) -> Flops:
     """FLOPs of (tower, projector) on tiles of so many rows and columns of tokens, each a block of patches.
 
     Args:
@@ -193,7 +201,7 @@ def qwen_cost(
     out: int,
     mergers: int = 1,
     gated: bool = False,
-) -> tuple[int, int]:
+) -> Flops:
     """FLOPs of a Qwen-VL's (tower, mergers) on images of `sizes` vision tokens, each of so many temporal patches.
 
     A patch attends to those of its own temporal patch. `inner` is the width of the blocks' MLP, which may be gated,
@@ -242,7 +250,7 @@ def _width(vision: Any) -> int:
     return width
 
 
-def windowed_cost(vision: Any, frames: Sequence[Grid], whole_blocks: Collection[int]) -> tuple[int, int]:
+def windowed_cost(vision: Any, frames: Sequence[Grid], whole_blocks: Collection[int]) -> Flops:
     """As `qwen_cost`, of a Qwen2.5-VL, for frames of so many rows and columns of tokens: all blocks but the
     `whole_blocks` look through windows."""
     sizes = tuple(rows * columns for rows, columns in frames)
@@ -264,7 +272,7 @@ def _windows(vision: Any, grid: Grid) -> list[int]:
     return [rows * columns * merge**2 for rows in tall for columns in wide]
 
 
-def glm_cost(vision: Any, sizes: tuple[int, ...], pictures: tuple[int, ...]) -> tuple[int, int]:
+def glm_cost(vision: Any, sizes: Counts, pictures: Counts) -> Flops:
     """As `qwen_cost`, of a GLM-4V: the blocks' MLP is as wide as the decoder, and the merger, after a convolution over
     2 x 2 patches, has one too."""
     width, out, group = vision.hidden_size, vision.out_hidden_size, vision.spatial_merge_size**2
@@ -273,7 +281,7 @@ def glm_cost(vision: Any, sizes: tuple[int, ...], pictures: tuple[int, ...]) -> 
     return tower, linear(tokens, group * width, out, out) + linear(tokens, out, 2 * inner) + linear(tokens, inner, out)
 
 
-def pixtral_cost(config: Any, sizes: Iterable[int]) -> tuple[int, int]:
+def pixtral_cost(config: Any, sizes: Iterable[int]) -> Flops:
     """FLOPs of a Mistral 3's (tower, projector) on images of `sizes` vision tokens.
 
     Every patch is multiplied with those of all images, as without flash attention; what pads images to a common size

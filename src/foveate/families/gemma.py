@@ -6,7 +6,7 @@ global layers have a RoPE of their own, and in Gemma 4 a head size of their own.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,11 +20,11 @@ from foveate.core.patching import Patcher
 from foveate.core.tower import TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
-from foveate.families.costs import gemma_cost, picture_tokens, pictures_in, tower_picture
+from foveate.families.costs import Counts, Flops, gemma_cost, picture_tokens, pictures_in, tower_picture
 from foveate.families.llava import Llava
 from foveate.families.placing import first_rows, place_rows, replace_images
 from foveate.families.tap import Tapped, tap, tapped_all
-from foveate.families.tower import Reducer, always, encoder_layers
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, always, encoder_layers
 from foveate.families.vision import grid_boxes, smaller
 
 __all__ = ["FAMILIES", "Gemma3", "Gemma4", "PaliGemma"]
@@ -41,7 +41,7 @@ class PaliGemma(Llava):
     shares_prefix: ClassVar[bool] = False  # what stands before the question sees it
 
     @classmethod
-    def pictures_cost(cls, config: Any, pictures: int, grid: Grid | None = None) -> tuple[int, int]:
+    def pictures_cost(cls, config: Any, pictures: int, grid: Grid | None = None) -> Flops:
         vision = config.vision_config
         projector = linear(picture_tokens(config, grid), vision.hidden_size, vision.projection_dim)
         return pictures * tower_picture(vision, grid), pictures * projector
@@ -59,9 +59,7 @@ class Gemma3(Family):
     def _grid(self) -> Grid:
         return _grid(self.model.config)
 
-    def encode(
-        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Cut | None]]:
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector: a token's score and key are the means of the patches averaged into it."""
         attention: Any = encoder_layers(self.core.vision_tower)[-1].self_attn
         with tapped_all([attention]) as taps:
@@ -84,9 +82,7 @@ class Gemma3(Family):
         means: Tensor = projector.avg_pool(patches.T.reshape(1, -1, side, side))
         return means.flatten(2)[0].T
 
-    def encode_smaller(
-        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Cut | None]]:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The tower interpolates its position embeddings; the projector, made for one grid, gets the patches in the
         corner of an empty one.
         """
@@ -120,16 +116,16 @@ class Gemma3(Family):
             return None
         return [((rows, columns),)] * len(sizes)
 
-    def boxes(self, modality: str, inputs: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
+    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         """Of the picture the processor made of each image: with pan and scan that may be a part of it."""
         return [grid_boxes(*self._grid)] * len(lengths)
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> tuple[int, int]:
+    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
         return gemma_cost(config, [None] * pictures_in(sizes, config.mm_tokens_per_image))
 
     @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> tuple[int, int] | None:
+    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops | None:
         kernel = config.vision_config.image_size // config.vision_config.patch_size // _grid(config)[0]
         return gemma_cost(config, [(rows * kernel, columns * kernel) for image in cells for rows, columns in image])
 
@@ -170,7 +166,7 @@ class Gemma4(Family):
                 "Gemma 4 is served where it does neither: 26B-A4B and 31B."
             )
 
-    def vision_masks(self, placeholders: Any, inputs: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+    def vision_masks(self, placeholders: Any, inputs: Inputs) -> list[tuple[str, Tensor]]:
         """The core asks where everything would be, at every call: of that, what is there."""
         encoded = inputs.get("mm_encoder_outputs") or {}
         masks = []
@@ -197,9 +193,7 @@ class Gemma4(Family):
         keys = heads(normed, attention.k_proj, attention.k_norm, *rotary)
         return asking, keys, float(attention.scaling)
 
-    def encode(
-        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Cut | None]]:
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector: a token's score and key are the means of the patches pooled into it."""
         grids_of = self._grids(modality, inputs)  # while nothing is under way to wait for
         reader = _Reader(self.core.vision_tower.encoder.layers[-1].self_attn, self._kernel)
@@ -217,9 +211,7 @@ class Gemma4(Family):
         output.pooler_output = [place_rows(image, cut) for image, cut in zip(images, cuts, strict=True)]
         return output, cuts
 
-    def encode_smaller(
-        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Cut | None]]:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The patches are put together again, resized to whole tokens and cut anew."""
         names = INPUTS[modality]
         patches, positions = (inputs[name].clone() for name in names)
@@ -256,7 +248,7 @@ class Gemma4(Family):
         kernel: int = self.model.config.vision_config.pooling_kernel_size
         return kernel
 
-    def _grids(self, modality: str, inputs: Mapping[str, Any]) -> list[tuple[Grid, ...]]:
+    def _grids(self, modality: str, inputs: Inputs) -> list[tuple[Grid, ...]]:
         """Rows and columns of the tokens of each image, or of each video's frames."""
         sides = (inputs[INPUTS[modality][1]].amax(dim=1) + 1) // self._kernel
         grids = [(rows, columns) for columns, rows in sides.tolist()]
@@ -266,7 +258,7 @@ class Gemma4(Family):
         counts = inputs["num_frames_per_video"].tolist()
         return [tuple(next(frames) for _ in range(count)) for count in counts]
 
-    def boxes(self, modality: str, inputs: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
+    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         return [torch.cat([grid_boxes(*grid) for grid in grids]) for grids in self._grids(modality, inputs)]
 
 

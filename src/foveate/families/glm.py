@@ -3,7 +3,7 @@ time stamps between."""
 
 from typing import Any, ClassVar
 
-from foveate.families.costs import glm_cost
+from foveate.families.costs import Counts, Flops, glm_cost
 from foveate.families.qwen_vl import Qwen2VL
 
 __all__ = ["FAMILIES", "Glm4v", "Glm4vMoe", "Glm46V"]
@@ -16,7 +16,7 @@ class Glm4v(Qwen2VL):
     decoders: ClassVar[frozenset[str]] = frozenset({"glm4v_text"})
 
     @classmethod
-    def _tower(cls, vision: Any, sizes: tuple[int, ...], pictures: tuple[int, ...]) -> tuple[int, int]:
+    def _tower(cls, vision: Any, sizes: Counts, pictures: Counts) -> Flops:
         return glm_cost(vision, sizes, pictures)
 
 

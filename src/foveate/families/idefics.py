@@ -3,14 +3,13 @@ RoPE."""
 
 import inspect
 import itertools
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from foveate.families.tiles import Tiled, blocks, runs
-from foveate.families.tower import encoder_layers
+from foveate.families.tower import Inputs, encoder_layers
 
 __all__ = ["FAMILIES", "Idefics3", "SmolVLM"]
 
@@ -43,7 +42,7 @@ class SmolVLM(Tiled):
     def widths(cls, config: Any) -> tuple[int, ...]:
         return config.vision_config.hidden_size * cls.block(config) ** 2, config.text_config.hidden_size
 
-    def vision_masks(self, placeholders: Any, inputs: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+    def vision_masks(self, placeholders: Any, inputs: Inputs) -> list[tuple[str, Tensor]]:
         """`inputs_merger` answers embeddings: tokens are where the prompt has the placeholder's id or embedding."""
         if self.merger == "get_placeholder_mask":
             return super().vision_masks(placeholders, inputs)
@@ -64,14 +63,14 @@ class SmolVLM(Tiled):
     def attentions(self) -> list[Any]:
         return [encoder_layers(self.core.vision_model)[-1].self_attn]
 
-    def tiles(self, inputs: Mapping[str, Any]) -> Tensor:
+    def tiles(self, inputs: Inputs) -> Tensor:
         pixels: Tensor = inputs["pixel_values"]
         if pixels.dim() != 5:
             return pixels
         real = inputs[REAL] if REAL in inputs else _real(pixels)
         return pixels[real]
 
-    def remembered(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def remembered(self, inputs: Inputs) -> dict[str, Any]:
         """Which tiles are padding is told from them as they are, but read late."""
         remembered = super().remembered(inputs)
         pixels = inputs["pixel_values"]
@@ -79,7 +78,7 @@ class SmolVLM(Tiled):
             remembered[REAL] = _real(pixels)
         return remembered
 
-    def form(self, features: Tensor, inputs: Mapping[str, Any]) -> Any:
+    def form(self, features: Tensor, inputs: Inputs) -> Any:
         if "mm_encoder_outputs" not in inspect.signature(self.core.forward).parameters:  # 5.16: tile by tile
             return features
         counts = _real(inputs["pixel_values"]).sum(dim=1).tolist()

@@ -1,18 +1,25 @@
 """LLaVA-1.5 and ViP-LLaVA: one square per image, CLIP patches in raster order, 1-D RoPE."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from foveate.core.cut import Cut
 from foveate.core.grid import Grid, into_cells
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
-from foveate.families.costs import drops_cls, llava_bytes, llava_cost, picture_tokens, pictures_in
+from foveate.families.costs import Counts, Flops, drops_cls, llava_bytes, llava_cost, picture_tokens, pictures_in
 from foveate.families.placing import replace_images
-from foveate.families.tower import Reducer, encode_before_projector, encoder_layers, feature_layers
+from foveate.families.tower import (
+    Encoded,
+    Inputs,
+    Reducer,
+    Run,
+    encode_before_projector,
+    encoder_layers,
+    feature_layers,
+)
 from foveate.families.vision import grid_boxes, picture_sizes, smaller
 
 __all__ = ["FAMILIES", "Llava", "VipLlava"]
@@ -36,7 +43,7 @@ class Llava(Family):
         vision = self.model.config.vision_config
         return int(vision.image_size // vision.patch_size)
 
-    def pixels(self, inputs: Mapping[str, Any]) -> str:
+    def pixels(self, inputs: Inputs) -> str:
         """The argument that pictures are given in."""
         return "pixel_values"
 
@@ -60,16 +67,12 @@ class Llava(Family):
     def cls_in_tower(cls, config: Any = None) -> bool | None:
         return None if config is None else drops_cls(config)
 
-    def encode(
-        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Cut | None]]:
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         tower, cls = self.tower, self._check_cls()
         layers = feature_layers(self.model.config, len(encoder_layers(tower)))
         return encode_before_projector(run, tower, self.core.multi_modal_projector, layers, cls, reducer)
 
-    def encode_smaller(
-        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Cut | None]]:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The tower interpolates its position embeddings to the smaller grid."""
         self._check_cls()
         name = self.pixels(inputs)
@@ -92,27 +95,25 @@ class Llava(Family):
             return None
         return [((side, side),)] * len(sizes)
 
-    def boxes(self, modality: str, inputs: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
+    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         if inputs.get("image_sizes") is not None:  # a Pixtral tower takes pictures of any shape
             patch = self.model.config.vision_config.patch_size
             sizes = picture_sizes(inputs["image_sizes"])
             return [grid_boxes(height // patch, width // patch) for height, width in sizes]
         picture = grid_boxes(self.side, self.side)
-        known = {len(picture): picture}
-        return [known.get(length) for length in lengths]
+        by_length = {len(picture): picture}
+        return [by_length.get(length) for length in lengths]
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> tuple[int, int]:
+    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
         return cls.pictures_cost(config, cls.pictures_of(config, sizes, pictures))
 
     @classmethod
-    def tower_bytes(
-        cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None, itemsize: int
-    ) -> tuple[int, int] | None:
+    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
         return llava_bytes(config, sum(sizes), cls.pictures_of(config, sizes, pictures), itemsize)
 
     @classmethod
-    def pictures_of(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> int:
+    def pictures_of(cls, config: Any, sizes: Counts, pictures: Counts | None) -> int:
         """Pictures the tower encodes in all; where nobody says, as many as make these vision tokens.
 
         Raises:
@@ -124,12 +125,12 @@ class Llava(Family):
         return pictures_in(sizes, picture_tokens(config), advice)
 
     @classmethod
-    def pictures_cost(cls, config: Any, pictures: int, grid: Grid | None = None) -> tuple[int, int]:
+    def pictures_cost(cls, config: Any, pictures: int, grid: Grid | None = None) -> Flops:
         """FLOPs of (tower, projector) on so many pictures, or pictures of a grid of patches."""
         return llava_cost(config, pictures, grid)
 
     @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> tuple[int, int] | None:
+    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops | None:
         costs = [cls.pictures_cost(config, 1, grid) for image in cells for grid in image]
         return sum(tower for tower, _ in costs), sum(projector for _, projector in costs)
 
@@ -141,9 +142,7 @@ class VipLlava(Llava):
     oldest: ClassVar[str] = "5.23"  # its config calls the feature layers otherwise before
 
     @classmethod
-    def tower_bytes(
-        cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None, itemsize: int
-    ) -> tuple[int, int] | None:
+    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
         """The features go into the prompt as they are, not put together anew."""
         return llava_bytes(config, sum(sizes), cls.pictures_of(config, sizes, pictures), itemsize, copies=1)
 

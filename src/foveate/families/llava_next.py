@@ -2,7 +2,7 @@
 newline after every row; a video's frames are pooled."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from foveate.core.cut import Cut
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.families.anyres import NOWHERE, AnyResolution
-from foveate.families.costs import pooled_cost
+from foveate.families.costs import Counts, Flops, pooled_cost
 from foveate.families.placing import replace_images
-from foveate.families.tower import Reducer
+from foveate.families.tower import Encoded, Inputs, Reducer, Run
 from foveate.families.vision import grid_boxes
 
 __all__ = ["FAMILIES", "LlavaNext", "LlavaNextVideo", "LlavaOnevision"]
@@ -27,7 +26,7 @@ class LlavaNext(AnyResolution):
 
     model_type: ClassVar[str] = "llava_next"
 
-    def packed(self, modality: str, views: Sequence[Tensor], inputs: Mapping[str, Any]) -> list[Tensor]:
+    def packed(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
         strategy = self.model.config.vision_feature_select_strategy
         return list(self.core.pack_image_features(views, inputs["image_sizes"], strategy, image_newline=None)[0])
 
@@ -45,7 +44,7 @@ class LlavaNextVideo(LlavaNext):
         """Patches along a side of what becomes one token of a video."""
         return int(self.model.config.spatial_pool_stride)
 
-    def packed(self, modality: str, views: Sequence[Tensor], inputs: Mapping[str, Any]) -> list[Tensor]:
+    def packed(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
         """Scores are averaged also where features pass through a convolution."""
         if modality != "video":
             return super().packed(modality, views, inputs)
@@ -54,16 +53,14 @@ class LlavaNextVideo(LlavaNext):
             pool = nn.AvgPool2d(self.stride)
         return [_pooled(pool, (self.side, self.side), frames).flatten(0, 1) for frames in views]
 
-    def boxes(self, modality: str, inputs: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
+    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         if modality != "video":
             return super().boxes(modality, inputs, lengths)
         cells = self.side // self.stride
         frame = grid_boxes(cells, cells) * (cells * self.stride / self.side)  # what does not fill a cell is not seen
         return [_repeated(frame, length) for length in lengths]
 
-    def encode_smaller(
-        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Cut | None]]:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """A video's frames are resized so that their pooled tokens are as many as wanted."""
         if modality != "video":
             return super().encode_smaller(run, modality, inputs, reducer)
@@ -90,7 +87,7 @@ class LlavaNextVideo(LlavaNext):
         return 0 if rest else frames
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> tuple[int, int]:
+    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
         """Frames are pooled before the projector; a convolution counts with it."""
         pictures = pictures or tuple(cls.pictures_of(config, size) for size in sizes)
         pairs = zip(sizes, pictures, strict=True)
@@ -98,9 +95,7 @@ class LlavaNextVideo(LlavaNext):
         return pooled_cost(config, sizes, pictures, videos)
 
     @classmethod
-    def tower_bytes(
-        cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None, itemsize: int
-    ) -> tuple[int, int] | None:
+    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
         """Not known: frames are pooled before the projector."""
         return None
 
@@ -136,23 +131,21 @@ class LlavaOnevision(AnyResolution):
         """Tokens along a side of a video's frame."""
         return math.ceil(self.side / 2)
 
-    def packed(self, modality: str, views: Sequence[Tensor], inputs: Mapping[str, Any]) -> list[Tensor]:
+    def packed(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
         if modality == "video":
             return [self.core.apply_pooling(frames).flatten(0, 1) for frames in views]
         ratio = self.model.config.vision_aspect_ratio
         pack = self.core.pack_image_features
         return list(pack(views, inputs["image_sizes"], image_newline=None, vision_aspect_ratio=ratio)[0])
 
-    def boxes(self, modality: str, inputs: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
+    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         if modality != "video":
             return super().boxes(modality, inputs, lengths)
         frame = grid_boxes(self._cells, self._cells)
         frames = [_repeated(frame, length - 1) for length in lengths]
         return [None if places is None else torch.cat((places, NOWHERE)) for places in frames]
 
-    def encode_smaller(
-        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Cut | None]]:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """A video's frames are resized so that their pooled tokens are as many as wanted."""
         if modality != "video":
             return super().encode_smaller(run, modality, inputs, reducer)
@@ -174,7 +167,7 @@ class LlavaOnevision(AnyResolution):
         return output, cuts
 
     @classmethod
-    def tower_images(cls, config: Any, modality: str, inputs: Mapping[str, Any]) -> tuple[int, ...] | None:
+    def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:
         crops = super().tower_images(config, modality, inputs)
         in_sample = inputs.get("batch_num_images")
         if modality == "video" or in_sample is None or crops is None:

@@ -1,6 +1,6 @@
 """Mistral 3: a Pixtral tower for any picture size, s x s patches a token, a break after each row, 1-D RoPE."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,11 +13,11 @@ from foveate.core.grid import Grid, into_cells
 from foveate.core.host import send
 from foveate.core.patching import Patcher
 from foveate.families.base import Family
-from foveate.families.costs import pixtral_cost
+from foveate.families.costs import Counts, Flops, pixtral_cost
 from foveate.families.placing import replace_images
 from foveate.families.tap import Tapped, tap
 from foveate.families.tiles import blocks
-from foveate.families.tower import Reducer, always, feature_layers
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, always, feature_layers
 from foveate.families.vision import grid_boxes, picture_sizes, smaller
 
 __all__ = ["FAMILY", "Mistral3"]
@@ -39,12 +39,10 @@ class Mistral3(Family):
         config = self.model.config
         return int(config.vision_config.patch_size * config.spatial_merge_size)
 
-    def boxes(self, modality: str, inputs: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
+    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         return [grid_boxes(*grid) for grid in _grids(inputs, self._side)]
 
-    def encode(
-        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Cut | None]]:
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector, whose merger makes one token of a block of patches: scores and keys are their means.
 
         The tower runs all images of a call as one sequence, in which each sees itself alone.
@@ -60,9 +58,7 @@ class Mistral3(Family):
         stats = [_token_means(patches, config.spatial_merge_size) for patches in reader.images(grids)]
         return output, self.reduce_features(output, modality, inputs, reducer, always(stats))
 
-    def encode_smaller(
-        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Cut | None]]:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Each image is resized without its padding and padded anew."""
         side = self._side
         pictures: list[Tensor] = []
@@ -86,11 +82,11 @@ class Mistral3(Family):
         return output, cuts
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> tuple[int, int]:
+    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
         return pixtral_cost(config, sizes)
 
     @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> tuple[int, int] | None:
+    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops | None:
         return pixtral_cost(config, [rows * columns for ((rows, columns),) in cells])
 
 
@@ -125,7 +121,7 @@ class _Reader:
             start = image.stop
 
 
-def _grids(inputs: Mapping[str, Any], side: int) -> list[Grid]:
+def _grids(inputs: Inputs, side: int) -> list[Grid]:
     """Rows and columns of each image in squares of so many pixels."""
     return [(height // side, width // side) for height, width in picture_sizes(inputs["image_sizes"])]
 

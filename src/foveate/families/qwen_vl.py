@@ -1,6 +1,6 @@
 """The Qwen-VLs (2, 2.5, 3, 3.5, and with experts): any image size, 2 x 2 patches merged into one token, M-RoPE."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,10 +15,10 @@ from foveate.core.patching import Patcher
 from foveate.core.tower import TowerView
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.base import Family
-from foveate.families.costs import qwen_bytes, qwen_cost, windowed_cost
+from foveate.families.costs import Counts, Flops, qwen_bytes, qwen_cost, windowed_cost
 from foveate.families.placing import first_rows, place_rows, replace_images, stays_whole
 from foveate.families.tap import tap
-from foveate.families.tower import Reducer, always
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, always
 from foveate.families.vision import grid_boxes, smaller
 
 __all__ = ["FAMILIES", "Qwen2VL", "Qwen3VL", "Qwen3VLMoe", "Qwen25VL", "Qwen35", "Qwen35Moe"]
@@ -40,7 +40,7 @@ class Qwen2VL(Family):
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen2_vl_text"})
     shares_prefix: ClassVar[bool] = True
 
-    def boxes(self, modality: str, inputs: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
+    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         side: int = self.core.visual.spatial_merge_size
         grids = inputs[f"{modality}_grid_thw"].tolist()
         return [grid_boxes(height // side, width // side).repeat(times, 1) for times, height, width in grids]
@@ -56,9 +56,7 @@ class Qwen2VL(Family):
         """Index of the blocks' tokens that puts them in the order of the features; `grids` is (images, 3)."""
         return slice(None)
 
-    def encode(
-        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Cut | None]]:
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the merger: a token's score and key are the means of its four patches'."""
         grids = inputs[f"{modality}_grid_thw"].cpu()  # while nothing is under way to wait for
         block = _Block(self.scoring_block.attn)
@@ -77,9 +75,7 @@ class Qwen2VL(Family):
         output.pooler_output = features
         return output, cuts
 
-    def encode_smaller(
-        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Cut | None]]:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The patches are put together again, resized to whole tokens and cut anew."""
         vision = self.model.config.vision_config
         side, name = vision.spatial_merge_size, PIXELS[modality]
@@ -111,11 +107,11 @@ class Qwen2VL(Family):
     # -- costs -------------------------------------------------------------------------------------------------
 
     @classmethod
-    def tower_images(cls, config: Any, modality: str, inputs: Mapping[str, Any]) -> tuple[int, ...] | None:
+    def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:
         return tuple(int(frames) for frames, _, _ in inputs[f"{modality}_grid_thw"])
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> tuple[int, int]:
+    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
         """As in the base class; a picture is a temporal patch, one for an image. The merger is the projector."""
         pictures = pictures or (1,) * len(sizes)
         for size, count in zip(sizes, pictures, strict=True):
@@ -124,20 +120,18 @@ class Qwen2VL(Family):
         return cls._tower(config.vision_config, sizes, pictures)
 
     @classmethod
-    def tower_bytes(
-        cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None, itemsize: int
-    ) -> tuple[int, int] | None:
+    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
         vision = config.vision_config
         inner = int(vision.embed_dim * vision.mlp_ratio)
         return qwen_bytes(vision, sum(sizes), itemsize, inner=inner, out=vision.hidden_size)
 
     @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> tuple[int, int] | None:
+    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops | None:
         sizes = tuple(sum(rows * columns for rows, columns in frames) for frames in cells)
         return cls._tower(config.vision_config, sizes, tuple(len(frames) for frames in cells))
 
     @classmethod
-    def _tower(cls, vision: Any, sizes: tuple[int, ...], pictures: tuple[int, ...]) -> tuple[int, int]:
+    def _tower(cls, vision: Any, sizes: Counts, pictures: Counts) -> Flops:
         inner = int(vision.embed_dim * vision.mlp_ratio)
         return qwen_cost(vision, sizes, pictures, inner=inner, out=vision.hidden_size)
 
@@ -224,22 +218,20 @@ class Qwen25VL(Qwen2VL):
         return order
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> tuple[int, int]:
+    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
         raise SettingError(
             "What Qwen2.5-VL's tower costs depends on the windows of each picture: give the rows and columns of its "
             "tokens, grids=[[(height // 28, width // 28)], …], an entry for each frame of each image."
         )
 
     @classmethod
-    def tower_bytes(
-        cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None, itemsize: int
-    ) -> tuple[int, int] | None:
+    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
         vision = config.vision_config
         inner, out = vision.intermediate_size, vision.out_hidden_size
         return qwen_bytes(vision, sum(sizes), itemsize, inner=inner, out=out, gated=True)
 
     @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> tuple[int, int]:
+    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops:
         vision, frames = config.vision_config, [grid for image in cells for grid in image]
         return windowed_cost(vision, frames, vision.fullatt_block_indexes)
 
@@ -255,7 +247,7 @@ class Qwen3VL(Qwen2VL):
     model_type: ClassVar[str] = "qwen3_vl"
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen3_vl_text"})
 
-    def added_later(self, inputs: Mapping[str, Any]) -> list[Tensor] | None:
+    def added_later(self, inputs: Inputs) -> list[Tensor] | None:
         return inputs.get("deepstack_visual_embeds")
 
     def place_deepstack(self, output: Any, index: int, cut: Cut) -> None:
@@ -267,14 +259,12 @@ class Qwen3VL(Qwen2VL):
         _change_deepstack(output, index, partial(first_rows, length=length))
 
     @classmethod
-    def _tower(cls, vision: Any, sizes: tuple[int, ...], pictures: tuple[int, ...]) -> tuple[int, int]:
+    def _tower(cls, vision: Any, sizes: Counts, pictures: Counts) -> Flops:
         inner, out = vision.intermediate_size, vision.out_hidden_size
         return qwen_cost(vision, sizes, pictures, inner=inner, out=out, mergers=_mergers(vision))
 
     @classmethod
-    def tower_bytes(
-        cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None, itemsize: int
-    ) -> tuple[int, int] | None:
+    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
         vision = config.vision_config
         inner, out, mergers = vision.intermediate_size, vision.out_hidden_size, _mergers(vision)
         return qwen_bytes(vision, sum(sizes), itemsize, inner=inner, out=out, mergers=mergers, learned=True)
@@ -333,7 +323,7 @@ class Qwen35(Qwen2VL):
         return project
 
     @classmethod
-    def _tower(cls, vision: Any, sizes: tuple[int, ...], pictures: tuple[int, ...]) -> tuple[int, int]:
+    def _tower(cls, vision: Any, sizes: Counts, pictures: Counts) -> Flops:
         return qwen_cost(vision, sizes, pictures, inner=vision.intermediate_size, out=vision.out_hidden_size)
 
 

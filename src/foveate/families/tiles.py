@@ -2,21 +2,20 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, pad
 
-from foveate.core.cut import Cut
 from foveate.core.grid import Grid, into_cells, join
 from foveate.errors import SettingError
 from foveate.families.base import Family
-from foveate.families.costs import tiles_cost
+from foveate.families.costs import Counts, Flops, tiles_cost
 from foveate.families.placing import replace_images
 from foveate.families.tap import tapped_all
-from foveate.families.tower import Reducer, TowerReader
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, TowerReader
 from foveate.families.vision import grid_boxes, smaller
 
 __all__ = ["Tiled", "blocks", "mosaic", "runs"]
@@ -65,21 +64,21 @@ class Tiled(Family):
         """
         raise NotImplementedError
 
-    def tiles(self, inputs: Mapping[str, Any]) -> Tensor:
+    def tiles(self, inputs: Inputs) -> Tensor:
         """The pixels of all tiles of a call, (tiles, channels, rows, columns), in prompt order and without padding."""
         pixels: Tensor = inputs["pixel_values"]
         return pixels
 
-    def form(self, features: Tensor, inputs: Mapping[str, Any]) -> Any:
+    def form(self, features: Tensor, inputs: Inputs) -> Any:
         """Features of all tiles, (tiles, tokens, width), in the form the model makes them."""
         return features
 
-    def remembered(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    def remembered(self, inputs: Inputs) -> dict[str, Any]:
         pixels = inputs["pixel_values"].detach()
         small = adaptive_avg_pool2d(pixels.flatten(0, -4).float(), THUMBNAIL)
         return {**super().remembered(inputs), "pixel_values": small.view(*pixels.shape[:-2], THUMBNAIL, THUMBNAIL)}
 
-    def boxes(self, modality: str, inputs: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
+    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         side = self.side(self.model.config)
         counts = [length // side**2 for length in lengths]
         tiles = self.tiles(inputs)
@@ -98,9 +97,7 @@ class Tiled(Family):
     def cls_in_tower(cls, config: Any = None) -> bool | None:
         return cls.has_cls
 
-    def encode(
-        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Cut | None]]:
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector, over all tiles of an image: a token's score and key are the means of its patches'."""
         with tapped_all(self.attentions()) as taps:
             output = run()
@@ -119,9 +116,7 @@ class Tiled(Family):
         grouped = blocks(patches.view(1, side, side, -1), block)[0]
         return grouped.view(len(grouped), block**2, -1).mean(dim=1)
 
-    def encode_smaller(
-        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Cut | None]]:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Every tile of a call gets the same size."""
         config, pixels = self.model.config, self.tiles(inputs)
         side, block = self.side(config), self.block(config)
@@ -141,7 +136,7 @@ class Tiled(Family):
         return output, cuts
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> tuple[int, int]:
+    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
         """As in the base class; a picture is a tile."""
         side = cls.side(config)
         if odd := [size for size in sizes if size % side**2]:
@@ -149,7 +144,7 @@ class Tiled(Family):
         return cls.smaller_tower_cost(config, [[(side, side)] * (sum(sizes) // side**2)])
 
     @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> tuple[int, int]:
+    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops:
         grids = [grid for image in cells for grid in image]
         return tiles_cost(config.vision_config, grids, cls.block(config), cls.has_cls, cls.widths(config))
 

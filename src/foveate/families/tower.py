@@ -1,12 +1,11 @@
 """The run through a tower: what its layers show, patches merging inside it, tokens leaving before the projector."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from foveate.core.attention import attention_rows, received_attention
 from foveate.core.cut import Cut
@@ -19,7 +18,10 @@ from foveate.families.placing import rows_left, stays_whole
 from foveate.families.tap import Tapped, tap
 
 __all__ = [
+    "Encoded",
+    "Inputs",
     "Reducer",
+    "Run",
     "TowerReader",
     "always",
     "encode_before_projector",
@@ -29,6 +31,15 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+Inputs = Mapping[str, Any]
+"""The arguments of a call of the model, by name."""
+
+Run = Callable[..., Any]
+"""Calls a `get_*_features` of the core, with the arguments passed to it in the place of the call's own."""
+
+Encoded = tuple[Any, list[Cut | None]]
+"""What such a call answers, and what became of each image's tokens; None: nothing."""
 
 
 class Reducer(Protocol):
@@ -158,7 +169,7 @@ def always(stats: T) -> Callable[[int], T]:
 
 def encode_before_projector(
     run: Callable[[], Any], tower: nn.Module, projector: nn.Module, chosen: Sequence[int], cls: bool, reducer: Reducer
-) -> tuple[Any, list[Cut | None]]:
+) -> Encoded:
     """Run a LLaVA's `get_image_features` with every image's tokens reduced on their way to the projector.
 
     The projector works on the rows that are left; behind it every image has as many rows as before, its own first
@@ -225,9 +236,8 @@ class _ReducedRun:
         if all(stays_whole(cut) for cut in cuts):
             return original(features)
         rows = [rows_left(image, cut) for image, cut in zip(images, cuts, strict=True)]
-        # Fresh: views of it are one image's features each.
-        rows_of_image, columns_of_image = self._ragged.grid
-        return _padded(_projected(original, rows), rows_of_image * columns_of_image)
+        height, width = self._ragged.grid
+        return _padded(_projected(original, rows), height * width)
 
     def _view(self, index: int, image: Tensor) -> TowerView:
         merge = self._ragged.merges[index]
@@ -309,8 +319,7 @@ class _Ragged:
         patches = output[:, self._cls :]
         if self._reducer.early:
             self.merges = self._reducer.merge_early(list(patches), self.grid)
-        merged = [count if cut is None else len(cut.source) for cut in self.merges]
-        self.lengths = [self._cls + rows for rows in merged]
+        self.lengths = [self._cls + _rows_of(cut, count) for cut in self.merges]
         if all(cut is None for cut in self.merges):
             return output
         images = [self._image(rows, cut) for rows, cut in zip(output, self.merges, strict=True)]
@@ -324,6 +333,17 @@ class _Ragged:
         return torch.cat((rows[: self._cls], cut.rows))
 
 
+def _rows_of(cut: Cut | None, patches: int) -> int:
+    """How many rows so many patches have become."""
+    return patches if cut is None else len(cut.source)
+
+
 def _padded(rows: Sequence[Tensor], length: int) -> Tensor:
     """Images' rows, (…, width) each, with zeros behind them: (images, length, width)."""
-    return torch.stack([pad(image, (0, 0, 0, length - len(image))) for image in rows])
+    # Fresh, as its views become one image's features each. Written into through slices: autograd forbids writing into
+    # the images that iterating over a tensor gives.
+    padded = rows[0].new_zeros(len(rows) * length, rows[0].shape[-1])
+    for index, image in enumerate(rows):
+        start = index * length
+        padded[start : start + len(image)] = image
+    return padded.view(len(rows), length, -1)

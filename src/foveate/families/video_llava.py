@@ -1,6 +1,6 @@
 """Video-LLaVA: a tower for images and one for videos; a video's frames come with their CLS, which always stays."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,11 +11,20 @@ from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.core.tower import TowerView
 from foveate.errors import SettingError
-from foveate.families.costs import llava_cost, picture_tokens
+from foveate.families.costs import Counts, Flops, llava_cost, picture_tokens
 from foveate.families.llava import Llava
 from foveate.families.placing import place_rows, replace_images, stays_whole
 from foveate.families.tap import Taps
-from foveate.families.tower import Reducer, TowerReader, encoder_layers, feature_layers, scoring_layers
+from foveate.families.tower import (
+    Encoded,
+    Inputs,
+    Reducer,
+    Run,
+    TowerReader,
+    encoder_layers,
+    feature_layers,
+    scoring_layers,
+)
 from foveate.families.vision import grid_boxes, smaller
 
 __all__ = ["FAMILY", "VideoLlava"]
@@ -34,11 +43,11 @@ class VideoLlava(Llava):
     def tower(self) -> Any:
         return self.core.image_tower
 
-    def pixels(self, inputs: Mapping[str, Any]) -> str:
+    def pixels(self, inputs: Inputs) -> str:
         """Also by the name they had, which transformers' processor still gives them."""
         return "pixel_values_images" if inputs.get("pixel_values") is None else "pixel_values"
 
-    def pieces(self, modality: str, inputs: Mapping[str, Any]) -> int:
+    def pieces(self, modality: str, inputs: Inputs) -> int:
         return int(inputs["pixel_values_videos"].shape[1]) if modality == "video" else 1
 
     @classmethod
@@ -46,7 +55,7 @@ class VideoLlava(Llava):
         """The CLS of each frame of a video."""
         return range(0, size, picture_tokens(config) + 1) if _frames(config, size) else ()
 
-    def boxes(self, modality: str, inputs: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
+    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         if modality != "video":
             return super().boxes(modality, inputs, lengths)
         frame = torch.cat((CLS, grid_boxes(self.side, self.side)))
@@ -57,9 +66,7 @@ class VideoLlava(Llava):
     def cls_in_tower(cls, config: Any = None) -> bool | None:
         return True
 
-    def encode(
-        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Cut | None]]:
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """A video's patches of all frames are reduced together, before the projector."""
         if modality != "video":
             return super().encode(run, modality, inputs, reducer)
@@ -73,9 +80,7 @@ class VideoLlava(Llava):
             patches.wrap(self.core.multi_modal_projector, "forward", videos.project)
             return run(), videos.cuts
 
-    def encode_projected(
-        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Cut | None]]:
+    def encode_projected(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         if modality != "video":
             return super().encode_projected(run, modality, inputs, reducer)
         output = run()
@@ -83,9 +88,7 @@ class VideoLlava(Llava):
         output.pooler_output = videos.reduced(output.pooler_output)
         return output, videos.cuts
 
-    def encode_smaller(
-        self, run: Callable[..., Any], modality: str, inputs: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Cut | None]]:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The tower interpolates its position embeddings; the CLS of each frame is the smaller frame's."""
         if modality != "video":
             return super().encode_smaller(run, modality, inputs, reducer)
@@ -112,23 +115,21 @@ class VideoLlava(Llava):
         return [((side, side),) * count for count in counts] if all(counts) else None
 
     @classmethod
-    def tower_images(cls, config: Any, modality: str, inputs: Mapping[str, Any]) -> tuple[int, ...] | None:
+    def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:
         if modality != "video":
             return None
         videos, frames = inputs["pixel_values_videos"].shape[:2]
         return (int(frames),) * int(videos)
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> tuple[int, int]:
+    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
         count = sum(_pictures(config, size) for size in sizes) if pictures is None else sum(pictures)
         tower, projector = llava_cost(config, count)
         one_token = projector // max(1, picture_tokens(config) * count)
         return tower, one_token * sum(sizes)  # it gets the CLS of frames too
 
     @classmethod
-    def tower_bytes(
-        cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None, itemsize: int
-    ) -> tuple[int, int] | None:
+    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
         """Not known: pictures and frames have a tower each."""
         return None
 
