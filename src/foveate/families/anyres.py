@@ -17,7 +17,7 @@ from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.families.costs import Counts, Flops, drops_cls, llava_bytes, llava_cost
 from foveate.families.newlines import reduce_apart
-from foveate.families.placing import place_rows, replace_images, stays_whole
+from foveate.families.placing import place_rows, replace_images
 from foveate.families.tap import tapped_all
 from foveate.families.tower import (
     Encoded,
@@ -67,15 +67,19 @@ class AnyResolution(Family):
         if length == len(base) + 1:
             return torch.cat((base, NOWHERE))
         tall, wide = tiles_of(self.model.config, size)
-        rows, columns = self.shrunk(self.model.config, *_unpadded(tall * self.side, wide * self.side, *size))
+        patches = _unpadded(tall * self.side, wide * self.side, *size)
+        rows, columns = self.shrunk(self.model.config, *patches)
         if length != len(base) + rows * (columns + 1):
             return None
-        cells = torch.cat((grid_boxes(rows, columns).view(rows, columns, 4), NOWHERE.expand(rows, 1, 4)), dim=1)
+        cells = grid_boxes(rows, columns).view(rows, columns, 4)
+        cells = torch.cat((cells, NOWHERE.expand(rows, 1, 4)), dim=1)  # a newline behind each row
         return torch.cat((base, cells.flatten(0, 1)))
 
     @classmethod
     def cls_in_tower(cls, config: Any = None) -> bool | None:
-        return None if config is None else drops_cls(config)
+        if config is None:
+            return None
+        return drops_cls(config)
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector, on the packed tokens; scores and keys of all views are packed as the features are.
@@ -102,8 +106,8 @@ class AnyResolution(Family):
         images = list(output.pooler_output)
         places = self.boxes(modality, inputs, [len(image) for image in images])
         cuts = reduce_apart(images, places, reducer, stats)
-        features = [_placed(image, cut) for image, cut in zip(images, cuts, strict=True)]
-        together = isinstance(output.pooler_output, Tensor)
+        features = [place_rows(image, cut) for image, cut in zip(images, cuts, strict=True)]
+        together = isinstance(output.pooler_output, Tensor)  # videos, which are as long as each other
         output.pooler_output = torch.stack(features) if together else features
         return output, cuts
 
@@ -147,8 +151,11 @@ class AnyResolution(Family):
     @classmethod
     def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
         counts = pictures or tuple(cls.pictures_of(config, size) for size in sizes)
-        frames = all(cls.frames_of(config, size) == count for size, count in zip(sizes, counts, strict=True))
-        return llava_bytes(config, sum(sizes), sum(counts), itemsize, copies=1 if frames else 2)
+        pairs = zip(sizes, counts, strict=True)
+        only_videos = all(cls.frames_of(config, size) == count for size, count in pairs)
+        # Images are packed from their views, which is a copy more.
+        copies = 1 if only_videos else 2
+        return llava_bytes(config, sum(sizes), sum(counts), itemsize, copies=copies)
 
     @classmethod
     def frames_of(cls, config: Any, size: int) -> int:
@@ -239,9 +246,11 @@ class _Packer:
         # (tiles, patches, width) -> one map, (width, rows, columns)
         tiles = views[1:].view(tall, wide, *self._views, -1).permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)
         tiles = _unpad(tiles, size)
+        # OneVision shrinks large maps; this one shrinks by as much.
         coarse = _shrunk_alike(usual, fine, tiles.shape[1:])
         if coarse != tiles.shape[1:]:
             tiles = interpolate(tiles[None], coarse, mode="bilinear")[0]
+        # A newline behind each row, then row by row: (width, rows, columns + 1) -> (rows · (columns + 1), width)
         newlines = newline[:, None, None].expand(-1, coarse[0], 1).to(tiles)
         tiles = torch.cat((tiles, newlines), dim=-1).flatten(1, 2).T
         return torch.cat((views[0], tiles)), join([base, into_cells(fine, coarse, newlines=True)])
@@ -253,10 +262,6 @@ def _shrunk_alike(usual: Grid, fine: Grid, sides: Sequence[int]) -> Grid:
         max(1, min(few, int(length * (few / most)))) for most, few, length in zip(usual, fine, sides, strict=True)
     )
     return rows, columns
-
-
-def _placed(features: Tensor, cut: Cut | None) -> Tensor:
-    return features if stays_whole(cut) else place_rows(features, cut)
 
 
 def tiles_of(config: Any, size: tuple[int, int]) -> Grid:

@@ -94,6 +94,7 @@ class Gemma3(Family):
 
         def project(original: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
             side = projector.patches_per_image
+            # (pictures, patches, width) into the corner of the usual grid, and its tokens out of their corner
             canvas = states.new_zeros(len(states), side, side, states.shape[-1])
             canvas[:, :rows, :columns] = states.view(len(states), rows, columns, -1)
             tokens = original(canvas.flatten(1, 2)).view(len(states), *grid, -1)
@@ -200,6 +201,7 @@ class Gemma4(Family):
         with Patcher() as patches:
             reader.attach(patches)
             output = run()
+        # The tower sees pictures and frames alike; an image is one of them, a video several.
         flat = [grid for grids in grids_of for grid in grids]
         pictures = iter(reader.pictures(inputs[INPUTS[modality][1]], flat))
         images, views = output.pooler_output, []
@@ -219,9 +221,13 @@ class Gemma4(Family):
         picture = 0
         for grids in self._grids(modality, inputs):
             cells = reducer.coarsen(grids, sum(rows * columns for rows, columns in grids), 0)
+            if cells == grids:
+                merged.append(None)
+                picture += len(grids)
+                continue
             pairs = list(zip(grids, cells, strict=True))
-            merged.append(None if cells == grids else join([into_cells(*pair) for pair in pairs]))
-            for grid, coarse in pairs:
+            merged.append(join([into_cells(*pair) for pair in pairs]))
+            for grid, coarse in pairs:  # each picture, or each frame of a video
                 if coarse != grid:
                     patches[picture], positions[picture] = self._resized(patches[picture], grid, coarse)
                 picture += 1
@@ -238,6 +244,7 @@ class Gemma4(Family):
         small = smaller(picture.reshape(1, -1, rows * size, columns * size), tall * size, wide * size)[0]
         cut = small.view(-1, tall, size, wide, size).permute(1, 3, 2, 4, 0).reshape(tall * wide, -1)
         y, x = torch.meshgrid(torch.arange(tall), torch.arange(wide), indexing="ij")
+        # −1 marks the patches that are left over as padding
         places = torch.full((len(patches), 2), -1, device=patches.device)
         places[: tall * wide] = torch.stack((x, y), dim=-1).view(-1, 2).to(places.device)
         return first_rows(cut, len(patches)), places

@@ -65,7 +65,7 @@ class SmolVLM(Tiled):
 
     def tiles(self, inputs: Inputs) -> Tensor:
         pixels: Tensor = inputs["pixel_values"]
-        if pixels.dim() != 5:
+        if pixels.dim() != 5:  # already (tiles, channels, rows, columns), and not by sample
             return pixels
         real = inputs[REAL] if REAL in inputs else _real(pixels)
         return pixels[real]

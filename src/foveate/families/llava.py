@@ -54,7 +54,7 @@ class Llava(Family):
             UnsupportedError: If what is left is no grid of patches, or the tower has no layers of the usual kind.
         """
         cls, tower = drops_cls(self.model.config), self.tower
-        encoder_layers(tower)
+        encoder_layers(tower)  # or a refusal
         if cls == any(name.endswith("class_embedding") for name, _ in tower.named_parameters()):
             return cls
         what = "leaves out a patch as if it were a CLS" if cls else "takes the tower's CLS for a vision token"
@@ -65,7 +65,9 @@ class Llava(Family):
 
     @classmethod
     def cls_in_tower(cls, config: Any = None) -> bool | None:
-        return None if config is None else drops_cls(config)
+        if config is None:
+            return None
+        return drops_cls(config)
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         tower, cls = self.tower, self._check_cls()

@@ -1,6 +1,7 @@
 """LLaVA-NeXT (1.6), LLaVA-NeXT-Video and LLaVA-OneVision: a base view, then tiles put together and unpadded, with a
 newline after every row; a video's frames are pooled."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -58,7 +59,7 @@ class LlavaNextVideo(LlavaNext):
             return super().boxes(modality, inputs, lengths)
         cells = self.side // self.stride
         frame = grid_boxes(cells, cells) * (cells * self.stride / self.side)  # what does not fill a cell is not seen
-        return [_repeated(frame, length) for length in lengths]
+        return [_repeated(frame, length, NOWHERE[:0]) for length in lengths]
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """A video's frames are resized so that their pooled tokens are as many as wanted."""
@@ -100,10 +101,13 @@ class LlavaNextVideo(LlavaNext):
         return None
 
 
-def _repeated(frame: Tensor, length: int) -> Tensor | None:
-    """Frames one after the other, `length` tokens in all; None if these are no whole frames."""
+def _repeated(frame: Tensor, length: int, end: Tensor) -> Tensor | None:
+    """Boxes of frames one after the other, `length` tokens in all, and of what ends them; None if these are no whole
+    frames."""
     frames, rest = divmod(length, len(frame))
-    return None if rest else frame.repeat(frames, 1)
+    if rest:
+        return None
+    return torch.cat((frame.repeat(frames, 1), end))
 
 
 def _pooled(pool: Callable[[Tensor], Tensor], grid: Grid, frames: Tensor) -> Tensor:
@@ -124,7 +128,9 @@ class LlavaOnevision(AnyResolution):
         tiles = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
         side = config.vision_config.image_size // config.vision_config.patch_size
         ratio = math.sqrt(rows * columns / (tiles * side**2))
-        return (int(rows // ratio), int(columns // ratio)) if ratio > 1.1 else (rows, columns)
+        if ratio <= 1.1:
+            return rows, columns
+        return int(rows // ratio), int(columns // ratio)
 
     @property
     def _cells(self) -> int:
@@ -142,8 +148,7 @@ class LlavaOnevision(AnyResolution):
         if modality != "video":
             return super().boxes(modality, inputs, lengths)
         frame = grid_boxes(self._cells, self._cells)
-        frames = [_repeated(frame, length - 1) for length in lengths]
-        return [None if places is None else torch.cat((places, NOWHERE)) for places in frames]
+        return [_repeated(frame, length - 1, NOWHERE) for length in lengths]
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """A video's frames are resized so that their pooled tokens are as many as wanted."""
@@ -172,9 +177,12 @@ class LlavaOnevision(AnyResolution):
         in_sample = inputs.get("batch_num_images")
         if modality == "video" or in_sample is None or crops is None:
             return crops
-        # Of several images in a sample only the base views are seen.
-        alone = [int(count) == 1 for count in in_sample for _ in range(int(count))]
-        return tuple(count if is_alone else 1 for count, is_alone in zip(crops, alone, strict=True))
+        counts, left = [], iter(crops)
+        for images in map(int, in_sample):
+            of_sample = list(itertools.islice(left, images))
+            # Of several images in a sample only the base views are seen.
+            counts.extend(of_sample if images == 1 else [1] * images)
+        return tuple(counts)
 
     @classmethod
     def frames_of(cls, config: Any, size: int) -> int:

@@ -65,7 +65,7 @@ class Mistral3(Family):
         merged: list[Cut | None] = []
         for pixels, grid in zip(inputs["pixel_values"], _grids(inputs, side), strict=True):
             rows, columns = grid
-            picture = pixels[None, :, : rows * side, : columns * side]
+            picture = pixels[None, :, : rows * side, : columns * side]  # without padding
             (cells,) = reducer.coarsen((grid,), rows * columns, 0)
             if cells == grid:
                 merged.append(None)
@@ -73,8 +73,9 @@ class Mistral3(Family):
                 merged.append(into_cells(grid, cells))
                 picture = smaller(picture, cells[0] * side, cells[1] * side)
             pictures.append(picture[0])
+        # The model cannot split the features of one token, so it gets two: pictures do not see each other.
         if [tuple(picture.shape[1:]) for picture in pictures] == [(side, side)]:
-            pictures *= 2  # the model cannot split the features of one token; pictures do not see each other
+            pictures *= 2
         sizes = send(torch.tensor([picture.shape[1:] for picture in pictures]), inputs["pixel_values"].device)
         output = run(pixel_values=_padded(pictures, sizes), image_sizes=sizes)
         images = list(output.pooler_output)[: len(merged)]

@@ -83,18 +83,21 @@ class _Image:
 
     def view(self) -> TowerView:
         """The tokens without newlines: made late, where that takes a copy of them."""
-        plain = len(self.tokens) == len(self.features)
-        grids = self.grids
+        grids, features, grid = self.grids, self.features, None
         if grids is None:
             assert self.boxes is not None
             grids = grids_of(self.boxes)
+        if len(self.tokens) < len(features):
+            features = features[self.tokens]
+        elif len(grids) == 1:
+            grid = grids[0]
         return TowerView(
-            self.features if plain else self.features[self.tokens],
-            grid=grids[0] if len(grids) == 1 and plain else None,
+            features,
+            grid=grid,
             cls=None,
             scores_of=self._scores,
             keys_of=self._keys,
-            entered=len(self.features),
+            entered=len(self.features),  # newlines among them
             reserved=len(self.closing),
             grids=grids,
         )

@@ -32,6 +32,8 @@ def first_rows(rows: Tensor, length: int) -> Tensor:
 
 def place_rows(features: Tensor, cut: Cut | None) -> Tensor:
     """An image's features with the rows of a cut in its first places and zeros behind, (tokens, width)."""
+    if stays_whole(cut):
+        return features
     return first_rows(rows_left(features, cut), len(features))
 
 

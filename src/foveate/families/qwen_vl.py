@@ -85,6 +85,7 @@ class Qwen2VL(Family):
         merged: list[Cut | None] = []
         patches_of = inputs[name].split(grids.prod(-1).tolist())
         for index, (patches, (times, height, width)) in enumerate(zip(patches_of, grids.tolist(), strict=True)):
+            # Every temporal patch is a grid of tokens, and all get the same.
             frames = ((height // side, width // side),) * times
             cells = reducer.coarsen(frames, times * height * width // side**2, 0)
             if cells == frames:
@@ -169,8 +170,10 @@ class _Block:
 def _view(side: int, features: Tensor, grid: Sequence[int], scores: Tensor, keys: Tensor) -> TowerView:
     """What is shown of an image, or of a video of several temporal patches: `grid` counts these, rows and columns."""
     times, height, width = grid
-    cells = (height // side, width // side)
-    return TowerView(features, cells if times == 1 else None, None, always(scores), always(keys))
+    cells = None
+    if times == 1:
+        cells = (height // side, width // side)
+    return TowerView(features, cells, None, always(scores), always(keys))
 
 
 def _resized(patches: Tensor, grid: tuple[int, int, int], tokens: Grid, vision: Any) -> Tensor:
@@ -213,6 +216,7 @@ class Qwen25VL(Qwen2VL):
 
     def token_order(self, grids: Tensor) -> Tensor:
         visual = self.core.visual
+        # index[i] is the token, in raster order, that stands at place i of the windows: its inverse leads back.
         index, _ = get_vision_window_index(grids, visual.spatial_merge_size, visual.window_size, visual.patch_size)
         order: Tensor = index.argsort()
         return order

@@ -156,6 +156,7 @@ def blocks(patches: Tensor, block: int) -> Tensor:
     """
     tiles, rows, columns, width = patches.shape
     cut = patches.reshape(tiles, rows // block, block, columns // block, block, width)
+    # (tiles, down, block, across, block, width) -> (tiles, down, across, block, block, width)
     return cut.transpose(2, 3).reshape(tiles, -1, block**2 * width)
 
 
@@ -198,7 +199,7 @@ def _boxes(side: int, tiles: Tensor) -> Tensor:
     if len(tiles) == 1:
         return view
     rows, columns = mosaic(tiles) if len(tiles) > 2 else (1, 1)
-    sides = torch.tensor([columns, rows, columns, rows])
+    sides = torch.tensor([columns, rows, columns, rows])  # of x0, y0, x1, y1
     parts = []
     for row in range(rows):
         for column in range(columns):

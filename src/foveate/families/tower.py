@@ -133,7 +133,9 @@ class TowerReader:
         """(patches,) float32: with a CLS the attention it pays, summed over heads; else what a patch receives."""
         at = self._nearest(layer)
         scores, cut = self._scores(self._tapped[at]), self._merges[at]
-        return scores if cut is None else average(scores[:, None], cut)[:, 0]
+        if cut is None:
+            return scores
+        return average(scores[:, None], cut)[:, 0]
 
     def _scores(self, heads: Tapped) -> Tensor:
         if not self._cls:
@@ -144,8 +146,11 @@ class TowerReader:
     def keys(self, layer: int) -> Tensor:
         """(patches, head size) float32, mean over heads; a CLS is left out."""
         at = self._nearest(layer)
-        keys, cut = self._tapped[at].keys[:, int(self._cls) :].float().mean(dim=0), self._merges[at]
-        return keys if cut is None else average(keys, cut)
+        keys, cut = self._tapped[at].keys[:, int(self._cls) :], self._merges[at]  # (heads, patches, head size)
+        keys = keys.float().mean(dim=0)
+        if cut is None:
+            return keys
+        return average(keys, cut)
 
     def stats(self, layer: int) -> Tensor:
         """Scores, and keys beside them: (patches, 1 + head size) float32."""
@@ -305,7 +310,7 @@ class _Ragged:
             return original(hidden_states, *args, **kwargs)
         rows = []
         for index, length in enumerate(self.lengths):
-            self.inside = (index,)
+            self.inside = (index,)  # so that what is tapped is noted under its image
             image = hidden_states[index : index + 1, :length]
             rows.append(original(image, *args, **kwargs)[0])
         return _padded(rows, max(self.lengths))
@@ -314,7 +319,7 @@ class _Ragged:
         """What the first layer made, (images, rows, width), with patches merged."""
         count = output.shape[1] - self._cls
         side = int(count**0.5)
-        self.grid = side, count // side
+        self.grid = side, count // side  # pictures are squares here
         self.merges = [None] * len(output)
         patches = output[:, self._cls :]
         if self._reducer.early:

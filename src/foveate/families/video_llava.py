@@ -48,19 +48,26 @@ class VideoLlava(Llava):
         return "pixel_values_images" if inputs.get("pixel_values") is None else "pixel_values"
 
     def pieces(self, modality: str, inputs: Inputs) -> int:
-        return int(inputs["pixel_values_videos"].shape[1]) if modality == "video" else 1
+        if modality != "video":
+            return 1
+        return int(inputs["pixel_values_videos"].shape[1])
 
     @classmethod
     def always_kept(cls, config: Any, size: int) -> Sequence[int]:
         """The CLS of each frame of a video."""
-        return range(0, size, picture_tokens(config) + 1) if _frames(config, size) else ()
+        if not _frames(config, size):
+            return ()
+        return range(0, size, picture_tokens(config) + 1)
 
     def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         if modality != "video":
             return super().boxes(modality, inputs, lengths)
         frame = torch.cat((CLS, grid_boxes(self.side, self.side)))
-        counts = [_frames(self.model.config, length) for length in lengths]
-        return [frame.repeat(count, 1) if count else None for count in counts]
+        videos: list[Tensor | None] = []
+        for length in lengths:
+            frames = _frames(self.model.config, length)
+            videos.append(frame.repeat(frames, 1) if frames else None)
+        return videos
 
     @classmethod
     def cls_in_tower(cls, config: Any = None) -> bool | None:
@@ -112,7 +119,9 @@ class VideoLlava(Llava):
     def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
         side = config.vision_config.image_size // config.vision_config.patch_size
         counts = [_frames(config, size) or int(size == side * side) for size in sizes]
-        return [((side, side),) * count for count in counts] if all(counts) else None
+        if not all(counts):
+            return None
+        return [((side, side),) * count for count in counts]
 
     @classmethod
     def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:
@@ -123,7 +132,9 @@ class VideoLlava(Llava):
 
     @classmethod
     def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
-        count = sum(_pictures(config, size) for size in sizes) if pictures is None else sum(pictures)
+        if pictures is None:
+            pictures = tuple(_pictures(config, size) for size in sizes)
+        count = sum(pictures)
         tower, projector = llava_cost(config, count)
         one_token = projector // max(1, picture_tokens(config) * count)
         return tower, one_token * sum(sizes)  # it gets the CLS of frames too
