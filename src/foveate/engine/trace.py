@@ -14,7 +14,7 @@ from foveate.errors import SessionError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from foveate.engine.show import Media
+    from foveate.viz.prefill import Media
 
 __all__ = ["Prefill", "Stage", "Trace"]
 
@@ -264,7 +264,7 @@ class Trace:
             InputError: If the number of pictures or frames is not the sample's, or its tokens have no known places.
             SessionError: If the model has not run yet.
         """
-        from foveate.engine.show import show
+        from foveate.viz.prefill import show
 
         return show(self.latest, images, sample)
 

@@ -1,16 +1,12 @@
-"""Which frames tokens are of: ranked by frame, counted by frame, drawn as a contact sheet."""
+"""Which frames tokens are of: ranked by frame, counted by frame."""
 
 import json
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import foveate as fv
 from foveate.core.budget import keep_count
-from foveate.video import Clip
 from tests.methods.test_visiondrop import EXAMPLES
 from tests.models import FAMILIES, TINY, batch, tiny
 
@@ -24,13 +20,6 @@ def run(family, word, method=METHOD):
     with fv.drop(tiny(family), method) as trace, torch.no_grad():
         tiny(family)(**batch(family, [word]))
     return trace
-
-
-def clip(count, size=(32, 24)):
-    """Frames from dark to bright red, half a second each."""
-    frames = np.zeros((count, size[1], size[0], 3), np.uint8)
-    frames[..., 0] = np.linspace(60, 250, count).round()[:, None, None]
-    return Clip(Path("clip.mp4"), frames, tuple(0.5 * at for at in range(count)), 0.0, 0.5 * count, 2.0)
 
 
 def test_every_family_with_videos_says_where_their_frames_begin():
@@ -91,8 +80,6 @@ def test_where_nobody_knows_the_frames_ranking_by_frame_is_refused(monkeypatch):
         run("qwen2_vl", "tvt", fv.V2Drop(**SHORT, scope="frame"))
     trace = run("qwen2_vl", "tvt")
     assert trace.kept_by_frame() == []
-    with pytest.raises(fv.InputError, match="not known, so they cannot be drawn"):
-        trace.show(clip(3))
 
 
 def test_a_trace_of_a_video_tells_what_each_frame_has_left():
@@ -107,41 +94,3 @@ def test_merged_rows_count_for_the_frame_of_the_token_they_stand_for():
     trace = run("qwen2_vl", "tvt", EXAMPLES[0])
     assert trace.stages[0].assign[0] is not None
     assert [sum(counts) for counts in trace.kept_by_frame()] == [stage.after[0] for stage in trace.stages]
-
-
-def brightest(picture):
-    """How many pixels are as red as the clip's frames."""
-    pixels = np.asarray(picture).astype(int)
-    return int(((pixels[..., 0] > 55) & (pixels[..., 1:].max(axis=-1) < 5)).sum())
-
-
-def test_a_clip_is_drawn_as_sheets_above_a_histogram():
-    trace = run("llava_onevision", "tvt")
-    drawn = trace.show(clip(3))
-    assert drawn.size == trace.show(clip(3).frames).size == trace.show(clip(3).images()).size
-    whole = run("llava_onevision", "tvt", fv.Uniform(layers=(1,), keep=(1.0,))).show(clip(3))
-    red, all_red = brightest(drawn), brightest(whole)  # three sheets: 28 + 14 + 5 of 28; two: 28 + 28 of 28
-    assert red / all_red == pytest.approx((28 + 14 + 5) / 56, abs=0.04)
-
-
-def test_two_frames_that_the_model_makes_one_of_are_one_in_the_sheet():
-    trace = run("qwen2_vl", "tvt")
-    assert trace.show(clip(6)).size == trace.show(clip(5)).size == trace.show(clip(3)).size
-    assert brightest(trace.show(clip(6))) == pytest.approx(brightest(trace.show(clip(3))), rel=0.01)
-
-
-def test_a_clip_may_stand_for_as_many_pictures():
-    trace = run("llava", "tiiit")
-    sheet, rows = trace.show(clip(3)), trace.show(clip(3).images())
-    assert sheet.size != rows.size
-    mixed = run("llava_onevision", "titvt")
-    assert mixed.show([Image.new("RGB", (20, 20), "red"), clip(3)]).width > 500
-
-
-def test_clips_that_are_not_the_samples_are_refused():
-    with pytest.raises(fv.InputError, match="The model saw 3 frames or pairs of frames; got 7 to draw on"):
-        run("llava_onevision", "tvt").show(clip(7))
-    with pytest.raises(fv.InputError, match="The sample has 3 images; got pictures and frames for 2 to draw on"):
-        run("llava", "tiiit").show(clip(2))
-    with pytest.raises(fv.InputError, match="The sample has 1 images and 1 videos; got pictures and frames for 1"):
-        run("qwen2_vl", "titvt").show(Image.new("RGB", (9, 9)))
