@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families._unserved import UNSERVED
-from foveate.methods import names
-from foveate.methods.names import method, methods, preset, presets
+from foveate.methods import catalogue
+from foveate.methods.catalogue import method, methods, preset, presets
 
 if TYPE_CHECKING:
     from foveate.families.base import Family
@@ -145,7 +145,7 @@ def register_method(kind: "type[Method]") -> "type[Method]":
     Raises:
         SettingError: If another method already has its name.
     """
-    return _register(names.extra, methods(), kind.name, kind)
+    return _register(catalogue.extra, methods(), kind.name, kind)
 
 
 def register_family(kind: "type[Family]") -> "type[Family]":

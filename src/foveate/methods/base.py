@@ -3,13 +3,14 @@
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, dataclass_transform
 
 from foveate.core.grid import Grid
 from foveate.errors import SettingError
-from foveate.methods import follow, settings
+from foveate.methods import follow
+from foveate.methods.checking import check
 from foveate.methods.schedule import Budget, budget_of, decoder_depth
 from foveate.methods.stages import Shape, Stage
 
@@ -55,6 +56,9 @@ class Method(ABC):
     """Published and derived settings."""
     schedule: ClassVar[tuple[str, ...]] = ()
     """Settings that say how much is spent, so that a budget cannot be given beside them."""
+    _chain_of: ClassVar[
+        Callable[..., "Method"]
+    ]  # `Chain.of`: a chain is a method, so foveate.methods.chain puts it here
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -76,7 +80,7 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-        for name, value in settings.check(type(self).__name__, type(self), values).items():
+        for name, value in check(type(self).__name__, type(self), values).items():
             object.__setattr__(self, name, value)
         self.check_settings()
 
@@ -193,9 +197,7 @@ class Method(ABC):
         """Both, one after the other along a token's life (see `foveate.methods.chain`)."""
         if not isinstance(other, Method):
             return NotImplemented
-        from foveate.methods.chain import Chain
-
-        return Chain.of(self, other)
+        return Method._chain_of(self, other)
 
     def to_dict(self) -> dict[str, Any]:
         """The setting as plain values: `{"method": name, …}`."""
