@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from foveate._version import __version__
 
 _HOMES = {
     "apply": "foveate.engine.session",
