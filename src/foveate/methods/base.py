@@ -216,9 +216,9 @@ class Method(ABC):
         values = dict(values)
         if (name := values.pop("method", cls.name)) != cls.name:
             raise SettingError(f"These settings belong to {name!r}, not to {cls.name!r}.")
-        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        if unknown := sorted(set(values) - known):
-            raise SettingError(f"{cls.name} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
+        own = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if unknown := sorted(set(values) - own):
+            raise SettingError(f"{cls.name} has no setting {', '.join(unknown)}; it has {', '.join(sorted(own))}.")
         return cls(**values)
 
     def to_json(self) -> str:

@@ -83,10 +83,9 @@ def method_name(values: Any) -> str:
     Raises:
         SettingError: If it names none.
     """
-    name = values.get("method") if isinstance(values, Mapping) else None
-    if not isinstance(name, str):
-        raise SettingError(f"A method's settings name it: {{'method': …}}; got {values!r}.")
-    return name
+    if isinstance(values, Mapping) and isinstance(name := values.get("method"), str):
+        return name
+    raise SettingError(f"A method's settings name it: {{'method': …}}; got {values!r}.")
 
 
 def from_dict(values: Mapping[str, Any]) -> Method:

@@ -38,7 +38,10 @@ class Chain(Method):
         """The chain of these, those of chains among them one by one."""
         members: list[Method] = []
         for method in methods:
-            members.extend(method.members if isinstance(method, Chain) else (method,))
+            if isinstance(method, Chain):
+                members.extend(method.members)
+            else:
+                members.append(method)
         return cls(members=tuple(members))
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:

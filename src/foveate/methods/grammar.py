@@ -38,8 +38,9 @@ def read(text: str) -> Named:
 
 def unquoted(text: str) -> str:
     """A text without the quotes that a shell or a list of arguments has left around it."""
-    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    return text[1:-1] if quoted else text
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1]
+    return text
 
 
 def _split(text: str) -> tuple[str, list[str]]:
@@ -98,8 +99,9 @@ def _is_file(name: str) -> bool:
 def _from_file(path: str) -> Method:
     """The method of a tuning's record, or of what `Method.to_json` wrote."""
     values = read_json(path)
-    of_record = values.get("method")
-    settings = values if isinstance(of_record, str) else of_record
+    settings: Any = values
+    if not isinstance(values.get("method"), str):
+        settings = values.get("method")  # a record has the method's settings under this name
     if not isinstance(settings, Mapping):
         raise InputError(f"{path} is no record of a tuning, nor a method's own JSON: it names no method.")
     return catalogue.from_dict(settings)

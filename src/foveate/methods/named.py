@@ -141,9 +141,8 @@ class Named:
                 f"{self.text} says by itself how much it spends, or takes no budget: leave tokens= and retention= out."
             )
         last = max(index for index, member in enumerate(self.members) if member.open)
-        methods = []
-        for index, member in enumerate(self.members):
-            methods.append(member.spending(tokens, retention) if index == last else member.method())
+        methods = [member.method() for index, member in enumerate(self.members) if index != last]
+        methods.insert(last, self.members[last].spending(tokens, retention))
         return _joined(methods)
 
     def solved(
@@ -192,7 +191,9 @@ class Named:
             return asked_share(method, vision_tokens)
         if tokens is not None:
             return tokens / vision_tokens
-        return RETENTION if retention is None else retention
+        if retention is not None:
+            return retention
+        return RETENTION
 
     def _spends(self, tokens: float | None, retention: float | None) -> bool:
         """Whether `solved` gives a budget to a member: one from outside, or a third to a name alone."""
@@ -261,4 +262,7 @@ def _refuse_unmet(method: Method, model: Any, vision_tokens: int) -> None:
 
 
 def _joined(methods: Sequence[Method]) -> Method:
-    return methods[0] if len(methods) == 1 else Chain.of(*methods)
+    """A lone method as it is, several as a chain."""
+    if len(methods) == 1:
+        return methods[0]
+    return Chain.of(*methods)
