@@ -97,8 +97,12 @@ def check_version(version: str) -> None:
 
 def older(version: str, than: str) -> bool:
     """Whether one version comes before another, by their numbers alone."""
-    one, other = (tuple(map(int, re.findall(r"\d+", text)[:3])) for text in (version, than))
-    return one < other
+    return _numbers(version) < _numbers(than)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """5.16.1 of "5.16.1.dev0"."""
+    return tuple(int(digits) for digits in re.findall(r"\d+", version)[:3])
 
 
 def rotation(attention: Any) -> Callable[..., tuple[Tensor, Tensor]] | None:
@@ -147,10 +151,10 @@ class FeatureCall:
 
     def run(self, **other: Any) -> Any:
         """What the original answers, with these arguments in the place of the call's own."""
-        given = {**self.given, **other}
+        arguments = {**self.given, **other}
         if self._renamed:
-            given["pixel_values"] = given.pop("pixel_values_videos")
-        output = self._original(**given)
+            arguments["pixel_values"] = arguments.pop("pixel_values_videos")
+        output = self._original(**arguments)
         if not hasattr(output, "pooler_output"):
             return output
         if self._newline is not None:
@@ -159,7 +163,7 @@ class FeatureCall:
         deep = getattr(output, "deepstack_features", None)
         if deep and isinstance(deep[0], Tensor):
             self._deepstack_whole = True
-            sizes = [len(one) for one in output.pooler_output]
+            sizes = [len(features) for features in output.pooler_output]
             output.deepstack_features = [features.split(sizes) for features in deep]
         return output
 
