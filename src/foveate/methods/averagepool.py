@@ -37,6 +37,7 @@ class AveragePool(Gridded):
         cells = self.coarsen(view.arriving)
         if cells == view.grids:
             return None
+        # Each frame's grid into its cells, then all frames as one: rows are numbered on from frame to frame.
         merge = join([into_cells(grid, few) for grid, few in zip(view.grids, cells, strict=True)])
         merge = merge.to(view.features.device)
         return Cut.merge(merge.origin, average(view.features, merge), merge.assign)
