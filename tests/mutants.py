@@ -37,7 +37,7 @@ MUTANTS = [
     ("engine.layout:Layout.number_on", "drop 5", "tests/engine/test_positions.py"),
     ("engine.layout:Layout.number_on", "receiver 3", "tests/engine/test_positions.py"),
     ("engine.program:_reduced", "left 10", "tests/golden tests/signals"),
-    ("methods.follow:layer_plan", "left 3", "tests/methods"),
+    ("methods.follow:layer_plan", "left 2", "tests/methods"),
     ("methods.mustdrop:MustDrop._highest", "none 1", "tests/methods/test_mustdrop.py"),
     ("methods.mustdrop:MustDrop._filter", "left 2", "tests/golden tests/methods"),
     ("methods.scheduled:Scheduled._count", "never 1", "tests/methods"),
