@@ -46,7 +46,7 @@ def reference() -> str:
 def models() -> str:
     """Where tokens can leave in each family, what is refused, and what cannot be served."""
     from foveate.cli.models import STAGES, marks
-    from foveate.families._unserved import UNSERVED
+    from foveate.families.unserved import UNSERVED
     from foveate.registry import support
 
     heads = ["family", *STAGES.values()]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import foveate as fv
 from foveate._transformers import older
-from foveate.families.qwen2_vl import Qwen2VL
+from foveate.families.qwen_vl import Qwen2VL
 from tests import oracle
 from tests.tiny import DEPTH, IMAGE, PAD, TEXT, VIDEO, VOCABULARY, Picture, Tiny
 
@@ -138,6 +138,11 @@ def features(model: Any, inputs: dict[str, Any], modality: str = "image") -> lis
     if "input_ids" in inputs:
         return oracle.by_picture(model, found, is_vision(inputs["input_ids"][0]))
     return [torch.cat([one.flatten(0, -2) for one in found])]
+
+
+def cuts_of(output: Any) -> list[Any]:
+    """What became of each image in the tower, by the tag on what a `get_*_features` call answered; None: nothing."""
+    return [image.cut for sample in output._foveate.media for image in sample]
 
 
 def cached(layer: Any) -> list[Tensor]:

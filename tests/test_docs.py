@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 
 import foveate
 from foveate import cli, embedded, registry
-from foveate.methods import names
+from foveate.methods import catalogue
 from tests.cli.conftest import save_tiny_llava
 
 ROOT = Path(__file__).parent.parent
@@ -59,7 +59,7 @@ def stand_in(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "load", lambda: (model.eval(), processor))
     monkeypatch.setattr(embedded, "path", lambda: tiny)
     monkeypatch.setattr(embedded, "picture", lambda: tmp_path / "dog.jpg")
-    monkeypatch.setattr(names, "extra", dict(names.extra))
+    monkeypatch.setattr(catalogue, "extra", dict(catalogue.extra))
     monkeypatch.setattr(registry, "_extra_families", dict(registry._extra_families))
 
 

@@ -225,7 +225,7 @@ def test_a_method_that_leaves_something_on_the_model_is_found(monkeypatch):
     from foveate.engine.session import Session
 
     def forget(self):
-        self.family.model.left_behind = True
+        self._core.left_behind = True
         original(self)
 
     original = Session.detach
@@ -236,7 +236,7 @@ def test_a_method_that_leaves_something_on_the_model_is_found(monkeypatch):
             contract.test_leaving_restores_the_model()
     finally:
         for family in ("llava", "llava_onevision", "qwen2_vl"):
-            vars(tiny_model(family).model).pop("left_behind", None)
+            vars(tiny_model(family).model.model).pop("left_behind", None)
 
 
 def test_tiny_models_are_those_of_a_seed_and_unknown_ones_are_named():

@@ -135,7 +135,7 @@ def test_features_in_the_form_of_5_16_are_brought_to_that_of_today_and_back():
         return types.SimpleNamespace(pooler_output=pixel_values, other=kwargs)
 
     call = FeatureCall(core, "video", get_video_features, (frames,), {"a": 1})
-    assert set(call.given) == {"pixel_values_videos", "a"}
+    assert set(call.arguments) == {"pixel_values_videos", "a"}
     output = call.run(a=2)
     assert output.other == {"a": 2}
     assert output.pooler_output[:, 3].tolist() == [[8, 9]] * 2

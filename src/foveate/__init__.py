@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from foveate._version import __version__
 
 _HOMES = {
     "apply": "foveate.engine.session",
@@ -50,11 +50,11 @@ _METHOD = re.compile(r"^METHOD = (\w+)$", re.MULTILINE)
 
 def _methods() -> dict[str, str]:
     """The class of every method and its module, read off the files' last lines: importing them would import torch."""
-    found = {}
+    homes = {}
     for file in sorted((Path(__file__).parent / "methods").glob("[a-z]*.py")):
         if named := _METHOD.search(file.read_text(encoding="utf-8")):
-            found[named.group(1)] = f"foveate.methods.{file.stem}"
-    return found
+            homes[named.group(1)] = f"foveate.methods.{file.stem}"
+    return homes
 
 
 _HOMES |= _methods()

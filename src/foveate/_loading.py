@@ -126,9 +126,9 @@ def _check_weights(name: str, report: Mapping[str, Any]) -> None:
         ("has another shape", "have other shapes"): shapes,
     }
     parts = []
-    for (one, many), keys in problems.items():
+    for (singular, plural), keys in problems.items():
         if keys:
-            verb = f"weight {one}" if len(keys) == 1 else f"weights {many}"
+            verb = f"weight {singular}" if len(keys) == 1 else f"weights {plural}"
             parts.append(f"{len(keys)} {verb} ({_shortened(sorted(keys))})")
     if parts:
         raise InputError(
@@ -186,5 +186,5 @@ def _first_line(error: Exception) -> str:
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if text.endswith((".", "!", "?")):
         return text
-    whole, stop, _ = text.rpartition(". ")
-    return f"{whole}." if stop else f"{text}."
+    sentences, stop, _ = text.rpartition(". ")
+    return f"{sentences}." if stop else f"{text}."

@@ -97,8 +97,12 @@ def check_version(version: str) -> None:
 
 def older(version: str, than: str) -> bool:
     """Whether one version comes before another, by their numbers alone."""
-    one, other = (tuple(map(int, re.findall(r"\d+", text)[:3])) for text in (version, than))
-    return one < other
+    return _numbers(version) < _numbers(than)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """5.16.1 of "5.16.1.dev0"."""
+    return tuple(int(digits) for digits in re.findall(r"\d+", version)[:3])
 
 
 def rotation(attention: Any) -> Callable[..., tuple[Tensor, Tensor]] | None:
@@ -130,27 +134,27 @@ class FeatureCall:
     features of all images in one tensor.
 
     Attributes:
-        given: The call's arguments by name.
+        arguments: The call's arguments by name.
     """
 
     def __init__(
         self, core: Any, modality: str, original: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]
     ) -> None:
-        self.given = dict(inspect.signature(original).bind(*args, **kwargs).arguments)
-        self.given.update(self.given.pop("kwargs", {}))
+        self.arguments = dict(inspect.signature(original).bind(*args, **kwargs).arguments)
+        self.arguments.update(self.arguments.pop("kwargs", {}))
         self._original = original
-        self._renamed = modality == "video" and "pixel_values" in self.given
+        self._renamed = modality == "video" and "pixel_values" in self.arguments
         self._newline = core.image_newline if self._renamed and core.config.model_type == "llava_onevision" else None
         self._deepstack_whole = False
         if self._renamed:
-            self.given["pixel_values_videos"] = self.given.pop("pixel_values")
+            self.arguments["pixel_values_videos"] = self.arguments.pop("pixel_values")
 
     def run(self, **other: Any) -> Any:
         """What the original answers, with these arguments in the place of the call's own."""
-        given = {**self.given, **other}
+        arguments = {**self.arguments, **other}
         if self._renamed:
-            given["pixel_values"] = given.pop("pixel_values_videos")
-        output = self._original(**given)
+            arguments["pixel_values"] = arguments.pop("pixel_values_videos")
+        output = self._original(**arguments)
         if not hasattr(output, "pooler_output"):
             return output
         if self._newline is not None:
@@ -159,7 +163,7 @@ class FeatureCall:
         deep = getattr(output, "deepstack_features", None)
         if deep and isinstance(deep[0], Tensor):
             self._deepstack_whole = True
-            sizes = [len(one) for one in output.pooler_output]
+            sizes = [len(features) for features in output.pooler_output]
             output.deepstack_features = [features.split(sizes) for features in deep]
         return output
 

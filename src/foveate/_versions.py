@@ -3,7 +3,7 @@
 import torch
 import transformers
 
-from foveate import __version__
+from foveate._version import __version__
 
 __all__ = ["versions"]
 

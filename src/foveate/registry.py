@@ -4,12 +4,13 @@ import importlib
 import pkgutil
 from functools import cache
 from importlib.metadata import entry_points
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from foveate.errors import SettingError, UnsupportedError
-from foveate.families._unserved import UNSERVED
-from foveate.methods import names
-from foveate.methods.names import method, methods, preset, presets
+from foveate.families.unserved import UNSERVED
+from foveate.methods import catalogue
+from foveate.methods.catalogue import method, methods, preset, presets
 
 if TYPE_CHECKING:
     from foveate.families.base import Family
@@ -36,8 +37,8 @@ _extra_families: dict[str, "type[Family]"] = {}
 
 def families() -> "dict[str, type[Family]]":
     """Every model family by the `model_type` it serves."""
-    found = _discover()
-    return {**{kind.model_type: kind for kind in found.values()}, **_extra_families}
+    kinds = {kind.model_type: kind for kind in _discover().values()}
+    return {**kinds, **_extra_families}
 
 
 def support() -> dict[str, dict[str, dict[str, Any]]]:
@@ -49,15 +50,15 @@ def support() -> dict[str, dict[str, dict[str, Any]]]:
     """
     from foveate.support import reach
 
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, family in sorted(families().items()):
-        answers = {each: _answer(reach(kind(), family)) for each, kind in sorted(methods().items())}
-        found[name] = dict.fromkeys(("image", "video")[: 1 + family.videos], answers)
-    return found
-
-
-def _answer(found: Any) -> Any:
-    return found.places if found.refused is None else found.refused
+    table: dict[str, dict[str, dict[str, Any]]] = {}
+    for model_type, family in sorted(families().items()):
+        answers: dict[str, Any] = {}
+        for name, kind in sorted(methods().items()):
+            where = reach(kind(), family)
+            answers[name] = where.places if where.refused is None else where.refused
+        modalities = ("image", "video") if family.videos else ("image",)
+        table[model_type] = dict.fromkeys(modalities, answers)
+    return table
 
 
 def family_for(model: Any, family: Literal["generic"] | None = None) -> "Family":
@@ -76,14 +77,14 @@ def family_for(model: Any, family: Literal["generic"] | None = None) -> "Family"
 
     model = inside(model)
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    known = families()
-    if family is not None and (family != "generic" or model_type in known):
+    kinds = families()
+    if family is not None and (family != "generic" or model_type in kinds):
         raise SettingError(
             f"family is left out, or 'generic' for a model without one; got {family!r} for {model_type!r}, which "
-            f"{'has' if model_type in known else 'has not'}."
+            f"{'has' if model_type in kinds else 'has not'}."
         )
-    if model_type in known:
-        return known[model_type](model)
+    if model_type in kinds:
+        return kinds[model_type](model)
     if family is None or model_type in UNSERVED:
         raise no_family(model_type, type(model).__name__, model)
     return Generic(model)
@@ -97,25 +98,29 @@ def no_family(model_type: Any, name: str = "", model: Any = None) -> "Unsupporte
         name: Of its class.
         model: The model itself, if there is one to look at.
     """
-    reason = f" It cannot be served: {UNSERVED[model_type]}." if model_type in UNSERVED else ""
-    if model is None and not reason:
-        reason = (
-            " If its decoder is of the usual kind, foveate.drop(model, method, family='generic') serves it in Python, "
+    of_class = f" ({name})" if name else ""
+    return UnsupportedError(
+        f"No family for model_type {model_type!r}{of_class}. Supported: {', '.join(sorted(families()))}. "
+        f"{_way_out(model_type, model)} To add one: docs/guides/new-family.md."
+    )
+
+
+def _way_out(model_type: Any, model: Any) -> str:
+    """What can be done about a model without a family, in a sentence."""
+    if model_type in UNSERVED:
+        return f"It cannot be served: {UNSERVED[model_type]}."
+    if model is None:
+        return (
+            "If its decoder is of the usual kind, foveate.drop(model, method, family='generic') serves it in Python, "
             "without knowing its pictures."
         )
-    elif model is not None and not reason:
-        from foveate.families.generic import lacking
+    from foveate.families.generic import lacking
 
-        found = lacking(model)
-        reason = (
-            f" The generic adapter cannot serve it either: {'; '.join(found)}."
-            if found
-            else " Its decoder is of the usual kind: foveate.drop(model, method, family='generic') serves it, without "
-            "knowing its pictures."
-        )
-    return UnsupportedError(
-        f"No family for model_type {model_type!r}{name and f' ({name})'}. Supported: {', '.join(sorted(families()))}."
-        f"{reason} To add one: docs/guides/new-family.md."
+    if missing := lacking(model):
+        return f"The generic adapter cannot serve it either: {'; '.join(missing)}."
+    return (
+        "Its decoder is of the usual kind: foveate.drop(model, method, family='generic') serves it, without "
+        "knowing its pictures."
     )
 
 
@@ -130,13 +135,15 @@ def inside(model: Any) -> Any:
 
     if not isinstance(model, nn.Module):
         model = getattr(model, "model", model)
+    if not isinstance(model, nn.Module):
+        return model
     if isinstance(model, nn.DataParallel):
         raise UnsupportedError(
             "nn.DataParallel runs copies of a model in several threads, and a model serves one thread at a time. "
             "Spread it with device_map, or run a process for each device."
         )
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    return next((module for module in modules if isinstance(module, PreTrainedModel)), model)
+    of_transformers = (module for module in model.modules() if isinstance(module, PreTrainedModel))
+    return next(of_transformers, model)
 
 
 def register_method(kind: "type[Method]") -> "type[Method]":
@@ -145,7 +152,7 @@ def register_method(kind: "type[Method]") -> "type[Method]":
     Raises:
         SettingError: If another method already has its name.
     """
-    return _register(names.extra, methods(), kind.name, kind)
+    return _register(catalogue.extra, methods(), kind.name, kind)
 
 
 def register_family(kind: "type[Family]") -> "type[Family]":
@@ -157,24 +164,30 @@ def register_family(kind: "type[Family]") -> "type[Family]":
     return _register(_extra_families, families(), kind.model_type, kind)
 
 
-def _register(extra: "dict[str, T]", known: "dict[str, T]", name: str, kind: T) -> T:
-    if known.get(name, kind) is not kind:
-        raise SettingError(f"{name!r} is taken by {known[name].__module__}.{known[name].__qualname__}; rename yours.")
+def _register(extra: "dict[str, T]", taken: "dict[str, T]", name: str, kind: T) -> T:
+    other = taken.get(name, kind)
+    if other is not kind:
+        raise SettingError(f"{name!r} is taken by {other.__module__}.{other.__qualname__}; rename yours.")
     extra[name] = kind
     return kind
 
 
 @cache
 def _discover() -> "dict[str, type[Family]]":
-    """`FAMILY` of every module in `foveate/families`, and of every entry point in group `foveate.families`."""
+    """The families of every module in `foveate/families`, and of every entry point in group `foveate.families`."""
     package = importlib.import_module("foveate.families")
-    found: dict[str, type[Family]] = {}
+    kinds: dict[str, type[Family]] = {}
     for module in pkgutil.iter_modules(package.__path__):
-        kind = getattr(importlib.import_module(f"foveate.families.{module.name}"), "FAMILY", None)
-        for family in kind if isinstance(kind, tuple) else (kind,):
-            if family is not None:
-                found[family.model_type] = family
+        for family in _families_of(importlib.import_module(f"foveate.families.{module.name}")):
+            kinds[family.model_type] = family
     for point in entry_points(group="foveate.families"):
         family = point.load()
-        found.setdefault(family.model_type, family)
-    return found
+        kinds.setdefault(family.model_type, family)
+    return kinds
+
+
+def _families_of(module: ModuleType) -> "tuple[type[Family], ...]":
+    """The families of a module: `FAMILIES = (Llava, VipLlava)`, or `FAMILY = InternVL`."""
+    if hasattr(module, "FAMILIES"):
+        return tuple(module.FAMILIES)
+    return (module.FAMILY,) if hasattr(module, "FAMILY") else ()

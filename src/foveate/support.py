@@ -1,7 +1,7 @@
 """What a method does on a family, derived from its stages: no model is loaded, and nothing is written down."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from foveate.core.signals import Attention, Cls, Hidden, Keys, Signal, TowerAttention, TowerKeys
@@ -40,10 +40,13 @@ class Reach:
 
     def __or__(self, other: "Reach") -> "Reach":
         """What holds of one of two models: refused only if both are."""
-        if self.refused is not None or other.refused is not None:
-            return other if self.refused is not None else self
-        sure, both = self.sure & other.sure, self.sure | other.sure | self.can | other.can
-        return Reach(sure, both - sure)
+        if self.refused is not None:
+            return other
+        if other.refused is not None:
+            return self
+        sure = self.sure & other.sure
+        anywhere = self.sure | other.sure | self.can | other.can
+        return Reach(sure, anywhere - sure)
 
 
 def refusal(stages: Sequence[Stage], lacks: Callable[[Signal], str | None]) -> str | None:
@@ -54,21 +57,29 @@ def refusal(stages: Sequence[Stage], lacks: Callable[[Signal], str | None]) -> s
         lacks: Says of a signal why the model has not got it, or None.
     """
     for stage in stages:
-        for signal in stage.reads:
-            reason = lacks(signal) if isinstance(signal, SERVED) else "this engine does not read it yet"
-            if reason is not None:
-                return f"reads {signal!r}: {reason}."
-        if stage.place is Place.DECODE:
-            return "has stages of decoding, which this engine does not run yet."
-        usual = "keep_last" if stage.place < Place.LAYER else "rank"
-        if stage.drops and stage.newlines != usual:
-            return f"has newlines={stage.newlines!r} in {stage}, which this engine does not run yet."
+        reason = _refusal_of(stage, lacks)
+        if reason is not None:
+            return reason
     early = [stage.place for stage in stages if stage.place < Place.LAYER]
     if Place.PIXELS in early and (Place.TOWER in early or Place.BEFORE_PROJECTOR in early):
         return (
             "makes pictures smaller and cuts in the tower too, which this engine does not run in one pass yet. Drop "
             "between layers instead of in the tower."
         )
+    return None
+
+
+def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | None:
+    """Why the engine does not run this stage, whatever stands beside it."""
+    for signal in stage.reads:
+        reason = lacks(signal) if isinstance(signal, SERVED) else "this engine does not read it yet"
+        if reason is not None:
+            return f"reads {signal!r}: {reason}."
+    if stage.place is Place.DECODE:
+        return "has stages of decoding, which this engine does not run yet."
+    usual = "keep_last" if stage.place < Place.LAYER else "rank"
+    if stage.drops and stage.newlines != usual:
+        return f"has newlines={stage.newlines!r} in {stage}, which this engine does not run yet."
     return None
 
 
@@ -84,42 +95,65 @@ def reach(
         depth: Decoder layers.
         arriving: An image.
     """
-    has = kind.cls_in_tower(config)
-    found = [_reach(method, kind, cls, depth, arriving) for cls in ((True, False) if has is None else (has,))]
-    return found[0] if len(found) == 1 else found[0] | found[1]
+    cls = kind.cls_in_tower(config)
+    if cls is not None:
+        return _reach(method, kind, cls, depth, arriving)
+    return _reach(method, kind, True, depth, arriving) | _reach(method, kind, False, depth, arriving)
 
 
 def _reach(method: Method, kind: type[Family], cls: bool, depth: int, arriving: Arriving) -> Reach:
     stages = follow.in_order(method.stages(Shape(depth, cls=cls, renumbers=kind.renumbers)))
     reason = refusal(stages, lambda signal: kind.lacking(signal, cls))
-    places = {stage.place for stage in stages if stage.place < Place.LAYER}
-    way = _way(places)
+    early = {stage.place for stage in stages if stage.place < Place.LAYER}
+    way = _way(early)
     if reason is None and way is not None and _unknown(kind, way):
         reason = f"drops in or behind the vision tower, which is not known of {kind.model_type!r}."
     if reason is not None:
         return Reach(refused=f"{method.name} {reason}")
-    behind_early = len(places) > 1
-    sure, can, counted = set[str](), set[str](), True
+    walk = _Walk(arriving)
     for stage in stages:
-        where = _where(stage.place, way, behind_early)
-        if stage.place is Place.CACHE:
-            if not follow.cut_layers(stages):
-                can.add("kv")
-            elif follow.cached_layers(stages):
-                (sure if "layer" in sure else can).add("kv")
-            continue
-        if stage.place >= Place.LAYER and arriving.grids:
-            arriving = replace(arriving, started=arriving.tokens, grids=())
-        left = stage.left(arriving) if stage.drops else arriving.tokens
+        if stage.place is not Place.CACHE:
+            walk.through(stage, _where(stage.place, way, several=len(early) > 1))
+        elif not follow.cut_layers(stages):
+            walk.can.add("kv")
+        elif follow.cached_layers(stages):
+            walk.add("kv", sure="layer" in walk.sure)
+    return Reach(frozenset(walk.sure), frozenset(walk.can - walk.sure))
+
+
+@dataclass
+class _Walk:
+    """An image on its way through the stages, and where it has lost tokens.
+
+    Attributes:
+        arriving: What arrives at the next stage.
+        sure: Places where tokens leave for any picture and question.
+        can: Places where they may leave.
+        counted: Whether no picture or question has decided a count yet.
+    """
+
+    arriving: Arriving
+    sure: set[str] = field(default_factory=set)
+    can: set[str] = field(default_factory=set)
+    counted: bool = True
+
+    def add(self, where: str, sure: bool) -> None:
+        places = self.sure if sure else self.can
+        places.add(where)
+
+    def through(self, stage: Stage, where: str) -> None:
+        """Let a stage work."""
+        if stage.place >= Place.LAYER and self.arriving.grids:  # it enters the decoder
+            self.arriving = replace(self.arriving, started=self.arriving.tokens, grids=())
+        left = stage.left(self.arriving) if stage.drops else self.arriving.tokens
         if left is None:
-            can.add(where)
-            counted = False
-        elif left < arriving.tokens:
-            (sure if counted else can).add(where)
-            arriving = replace(arriving, tokens=left)
-        if stage.place < Place.LAYER and (left is None or left < arriving.tokens):
-            arriving = replace(arriving, grids=())
-    return Reach(frozenset(sure), frozenset(can - sure))
+            self.can.add(where)
+            self.counted = False
+            if stage.place < Place.LAYER:  # what is left is no grid
+                self.arriving = replace(self.arriving, grids=())
+        elif left < self.arriving.tokens:
+            self.add(where, sure=self.counted)
+            self.arriving = replace(self.arriving, tokens=left)
 
 
 def _way(places: set[Place]) -> str | None:
@@ -128,7 +162,9 @@ def _way(places: set[Place]) -> str | None:
         return "encode_smaller"
     if Place.TOWER in places or Place.BEFORE_PROJECTOR in places:
         return "encode"
-    return "encode_projected" if places else None
+    if places:
+        return "encode_projected"
+    return None
 
 
 def _unknown(kind: type[Family], way: str) -> bool:
@@ -140,6 +176,6 @@ def _where(place: Place, way: str | None, several: bool) -> str:
     """What a trace calls a place."""
     if place >= Place.LAYER:
         return "layer"
-    if place is Place.BEHIND_PROJECTOR:
-        return "layer" if several else "projector"
-    return "tower"
+    if place is not Place.BEHIND_PROJECTOR:
+        return "tower"
+    return "layer" if several else "projector"

@@ -10,7 +10,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import foveate as fv
 from foveate.core.attention import attention_rows
-from foveate.engine.forms import EngineView
+from foveate.engine.looking import SampleRows
 from foveate.methods.stages import Attention, LayerView, Shape
 from tests.arrive.running import ARRIVALS, SOME, prefill
 from tests.invariants.settings import EXAMPLES, PAIRS
@@ -45,7 +45,7 @@ def in_float64(monkeypatch):
     for name, module in list(sys.modules.items()):
         if name.startswith("foveate.") and getattr(module, "attention_rows", None) is attention_rows:
             monkeypatch.setattr(module, "attention_rows", exact_rows)
-    monkeypatch.setattr(EngineView, "hidden", property(lambda view: view.read().double()))
+    monkeypatch.setattr(SampleRows, "hidden", property(lambda rows: rows.read().double()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -11,7 +11,7 @@ from tests.bench.counts import COUNTS, METHODS, PROMPTS, versions
 
 ROOT = Path(__file__).parents[2]
 PLACES = "foveate/engine/samples.py read_samples: aten._to_copy"
-GRIDS = "foveate/families/qwen2_vl.py Qwen2VL.encode: aten._to_copy"
+GRIDS = "foveate/families/qwen_vl.py Qwen2VL.encode: aten._to_copy"
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,15 @@ from tests.bench.waits import METHODS, SHOWN
 from tests.models import FAMILIES
 
 SAMPLES = "engine/samples.py read_samples"
-COUNTS = "core/asking.py answers"
+COUNTS = "engine/images.py with_counts"
 READ = {
-    "gemma4": "families/gemma4.py Gemma4._grids",
-    "llava_next": "families/base.py picture_sizes",
-    "mistral3": "families/base.py picture_sizes",
-    "qwen2_5_vl": "families/qwen2_vl.py Qwen2VL.encode",
+    "gemma4": "families/gemma.py Gemma4._grids",
+    "llava_next": "families/vision.py picture_sizes",
+    "mistral3": "families/vision.py picture_sizes",
+    "qwen2_5_vl": "families/qwen_vl.py Qwen2VL.encode",
 }
 """Where a tower's reader needs the grids of pictures of any size, and reads them before the tower runs."""
-PROMPTS = {"internvl": "families/_tiles.py runs", "smolvlm": "families/smolvlm.py SmolVLM.image_lengths"}
+PROMPTS = {"internvl": "families/tiles.py runs", "smolvlm": "families/idefics.py SmolVLM.image_lengths"}
 """Where only the prompt tells which features are of one image."""
 
 

@@ -211,3 +211,18 @@ def test_a_row_without_a_token_has_notes_of_zeros():
     first = Cut.take(ints(2, 0), 3, {"key": ints(5, 7)})
     both = first.then(Cut.merge(ints(-1, 1), torch.zeros(2, 1), ints(0, 1)))
     assert both.notes["key"].tolist() == [0, 7]
+
+
+def test_a_merge_whose_rows_are_worked_out_later():
+    joined = Cut.join(ints(1, 2), ints(-1, 0, 1, 1), {"sizes": ints(1, 2)})
+    assert (joined.arriving, joined.count, joined.rows, joined.stays_whole) == (4, 2, None, False)
+    rows = torch.tensor([[1.0], [2.5]])
+    cut = joined.to(torch.device("cpu")).with_rows(rows)
+    assert (cut.source.tolist(), cut.parent.tolist()) == ([1, 2], [-1, 0, 1, 1])
+    assert cut.rows is rows
+    assert cut.notes["sizes"].tolist() == [1, 2]
+
+
+def test_a_merge_gets_a_row_for_each_source():
+    with pytest.raises(ShapeError, match="got 3 rows for 2"):
+        Cut.join(ints(1, 2), ints(-1, 0, 1, 1)).with_rows(torch.zeros(3, 1))

@@ -56,25 +56,25 @@ def test_a_share_of_a_count_loses_no_token_to_rounding():
 
 def test_cells_of_a_small_grid_by_hand():
     merge = into_cells((3, 4), (1, 2))
-    assert merge.assign.tolist() == [0, 0, 1, 1] * 3
-    assert merge.origin.tolist() == [5, 7]  # the middle row; of two columns the second is over the centre
+    assert merge.parent.tolist() == [0, 0, 1, 1] * 3
+    assert merge.source.tolist() == [5, 7]  # the middle row; of two columns the second is over the centre
     merge = into_cells((5, 5), (2, 3))
-    assert merge.assign.tolist() == [0, 0, 1, 2, 2] * 2 + [3, 3, 4, 5, 5] * 3
-    assert merge.origin.tolist() == [5, 7, 9, 15, 17, 19]
+    assert merge.parent.tolist() == [0, 0, 1, 2, 2] * 2 + [3, 3, 4, 5, 5] * 3
+    assert merge.source.tolist() == [5, 7, 9, 15, 17, 19]
     merge = into_cells((2, 2), (1, 1), newlines=True)
-    assert merge.assign.tolist() == [0, 0, 1, 0, 0, 1]
-    assert merge.origin.tolist() == [4, 5]
+    assert merge.parent.tolist() == [0, 0, 1, 0, 0, 1]
+    assert merge.source.tolist() == [4, 5]
 
 
 @given(rows=sides, columns=sides, data=st.data(), newlines=st.booleans())
 def test_every_token_goes_into_one_cell_and_every_cell_stands_for_one_of_its_own(rows, columns, data, newlines):
     tall, wide = data.draw(st.integers(1, rows)), data.draw(st.integers(1, columns))
     merge = into_cells((rows, columns), (tall, wide), newlines)
-    assert len(merge.assign) == rows * (columns + newlines)
-    assert len(merge) == tall * (wide + newlines)
-    assert merge.assign[merge.origin].tolist() == list(range(len(merge)))
-    assert (merge.origin.diff() > 0).all()
-    for token, cell in enumerate(merge.assign.tolist()):  # a loop in floating point says the same
+    assert len(merge.parent) == rows * (columns + newlines)
+    assert merge.count == tall * (wide + newlines)
+    assert merge.parent[merge.source].tolist() == list(range(merge.count))
+    assert (merge.source.diff() > 0).all()
+    for token, cell in enumerate(merge.parent.tolist()):  # a loop in floating point says the same
         row, column = divmod(token, columns + newlines)
         down = math.floor((row + 0.5) * tall / rows + 1e-9)
         across = wide if column == columns else math.floor((column + 0.5) * wide / columns + 1e-9)
@@ -83,8 +83,8 @@ def test_every_token_goes_into_one_cell_and_every_cell_stands_for_one_of_its_own
 
 def test_grids_are_joined_one_behind_the_other():
     merge = join([into_cells((2, 2), (1, 1)), into_cells((1, 2), (1, 2))])
-    assert merge.origin.tolist() == [3, 4, 5]
-    assert merge.assign.tolist() == [0, 0, 0, 0, 1, 2]
+    assert merge.source.tolist() == [3, 4, 5]
+    assert merge.parent.tolist() == [0, 0, 0, 0, 1, 2]
 
 
 @given(grids=st.lists(st.tuples(sides, sides), min_size=1, max_size=4), newline=st.booleans())

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.bench.counting import Memory
+from foveate.core.cut import Cut
 from foveate.core.merge import (
-    Merge,
     average,
     dominant_and_contextual,
     merge_windows,
@@ -56,15 +56,15 @@ def naive(scores, metric, dominant, contextual):
 )
 def test_targets_are_spread_over_the_rest(tokens, dominant, contextual, places):
     merge = dominant_and_contextual(-torch.arange(float(tokens)), torch.randn(tokens, 4), dominant, contextual)
-    assert merge.origin.tolist() == [*range(dominant), *(dominant + place for place in places)]
+    assert merge.source.tolist() == [*range(dominant), *(dominant + place for place in places)]
 
 
 def test_a_reduction_by_hand():
     scores = torch.tensor([0.1, 0.9, 0.2, 0.8, 0.3, 0.0])  # dominant 1 and 3; the rest 0, 2, 4, 5; targets 0 and 4
     keys = torch.tensor([[1.0, 0.0], [5.0, 5.0], [3.0, 0.1], [5.0, 5.0], [0.0, 2.0], [0.1, 9.0]])
     merge = dominant_and_contextual(scores, keys, dominant=2, contextual=2)
-    assert merge.origin.tolist() == [1, 3, 0, 4]
-    assert merge.assign.tolist() == [2, 0, 2, 1, 3, 3]
+    assert merge.source.tolist() == [1, 3, 0, 4]
+    assert merge.parent.tolist() == [2, 0, 2, 1, 3, 3]
     rows = torch.tensor([[1.0], [2.0], [10.0], [3.0], [4.0], [20.0]])
     assert target_plus_mean(rows, merge)[:, 0].tolist() == [2.0, 3.0, 11.0, 24.0]
     assert average(rows, merge)[:, 0].tolist() == [2.0, 3.0, 5.5, 12.0]
@@ -72,19 +72,19 @@ def test_a_reduction_by_hand():
 
 def test_identical_keys_join_the_first_target_alike():
     merge = dominant_and_contextual(torch.zeros(9), torch.ones(9, 3), dominant=1, contextual=2)
-    assert merge.origin.tolist() == [0, 1, 5]
-    assert merge.assign.tolist() == [0, 1, 1, 1, 1, 2, 1, 1, 1]  # 5 is a target itself; ties go to the first
+    assert merge.source.tolist() == [0, 1, 5]
+    assert merge.parent.tolist() == [0, 1, 1, 1, 1, 2, 1, 1, 1]  # 5 is a target itself; ties go to the first
 
 
 def test_a_target_nobody_joins_stays_what_it_is_and_one_with_a_member_adds_it():
     rows = torch.tensor([[1.5, -2.0], [4.0, 8.0], [0.25, 0.5]])
-    merge = Merge(torch.tensor([0, 1]), torch.tensor([0, 1, 1]))
+    merge = Cut.join(torch.tensor([0, 1]), torch.tensor([0, 1, 1]))
     assert torch.equal(target_plus_mean(rows, merge), torch.tensor([[1.5, -2.0], [4.25, 8.5]]))
 
 
 def test_without_context_the_rest_is_dropped():
     merge = dominant_and_contextual(torch.tensor([3.0, 1.0, 2.0]), torch.ones(3, 2), dominant=2, contextual=0)
-    assert (merge.origin.tolist(), merge.assign.tolist()) == ([0, 2], [0, -1, 1])
+    assert (merge.source.tolist(), merge.parent.tolist()) == ([0, 2], [0, -1, 1])
     rows = torch.tensor([[1.0], [9.0], [2.0]])
     assert target_plus_mean(rows, merge)[:, 0].tolist() == [1.0, 2.0]
     assert average(rows, merge)[:, 0].tolist() == [1.0, 2.0]
@@ -92,7 +92,7 @@ def test_without_context_the_rest_is_dropped():
 
 def test_a_key_of_length_zero_does_no_harm():
     merge = dominant_and_contextual(torch.zeros(5), torch.zeros(5, 2), dominant=1, contextual=2)
-    assert (merge.assign >= 0).all()
+    assert (merge.parent >= 0).all()
 
 
 @given(tokens=st.integers(1, 40), seed=st.integers(0, 2**16), data=st.data())
@@ -104,8 +104,8 @@ def test_a_reduction_equals_loops_over_tokens(tokens, seed, data):
     metric = torch.randn(tokens, 5, generator=rng)
     merge = dominant_and_contextual(scores, metric, dominant, contextual)
     origin, assign = naive(scores.tolist(), metric.double().tolist(), dominant, contextual)
-    assert merge.origin.tolist() == origin
-    assert merge.assign.tolist() == assign
+    assert merge.source.tolist() == origin
+    assert merge.parent.tolist() == assign
     rows = torch.randn(tokens, 3, generator=rng)
     for row, target in enumerate(origin):
         went = [token for token in range(tokens) if assign[token] == row]
@@ -118,7 +118,7 @@ def test_a_reduction_equals_loops_over_tokens(tokens, seed, data):
 def test_merged_rows_have_their_inputs_dtype_and_are_summed_in_float32():
     # 256 + 1 is 256 in bfloat16: a running sum in it would never move.
     rows = torch.cat((torch.full((1, 1), 256.0), torch.ones(512, 1))).bfloat16()
-    merge = Merge(torch.tensor([0]), torch.zeros(513, dtype=torch.int64))
+    merge = Cut.join(torch.tensor([0]), torch.zeros(513, dtype=torch.int64))
     assert average(rows, merge).dtype == torch.bfloat16
     assert average(rows, merge).item() == pytest.approx((256 + 512) / 513, rel=0.01)
     assert target_plus_mean(rows, merge).item() == pytest.approx(257, rel=0.01)
@@ -140,15 +140,15 @@ def into_windows(similarity, threshold, height, width, window):
     """The windows that reach the threshold merged, as the host has it once it knows the count."""
     merged = (similarity >= threshold).sum()
     merge = merge_windows(similarity, merged, height, width, window)
-    assert (merge.origin.shape, merge.assign.shape) == ((height * width,), (height * width,))
-    return Merge(merge.origin[: height * width - int(merged) * (window**2 - 1)], merge.assign)
+    assert (merge.source.shape, merge.parent.shape) == ((height * width,), (height * width,))
+    return Cut.join(merge.source[: height * width - int(merged) * (window**2 - 1)], merge.parent)
 
 
 def test_the_windows_of_the_drawing():
     """A 2 x 4 grid whose second window merges: it comes first and stands for its centre, the third of its four."""
     merge = merge_windows(torch.tensor([0.1, 0.9]), torch.tensor(1), 2, 4, 2)
-    assert merge.assign.tolist() == [1, 2, 0, 0, 3, 4, 0, 0]
-    assert merge.origin[:5].tolist() == [6, 0, 1, 4, 5]
+    assert merge.parent.tolist() == [1, 2, 0, 0, 3, 4, 0, 0]
+    assert merge.source[:5].tolist() == [6, 0, 1, 4, 5]
 
 
 @given(
@@ -163,7 +163,7 @@ def test_windows_of_a_batch_are_each_ones(height, width, window, samples, seed):
 
     def merged(one):
         merge = merge_windows(one, (one >= 0.5).sum(), height, width, window)
-        return merge.origin, merge.assign
+        return merge.source, merge.parent
 
     for together, alone in zip(zip(*torch.func.vmap(merged)(similarity), strict=True), similarity, strict=True):
         assert all(torch.equal(*pair) for pair in zip(together, merged(alone), strict=True))
@@ -191,8 +191,8 @@ def test_windows_equal_loops_over_them(height, width, window, seed):
             assign[token] = len(origin)
             origin.append(token)
     merge = into_windows(similarity, 2, height, width, window)
-    assert merge.origin.tolist() == origin
-    assert merge.assign.tolist() == assign
+    assert merge.source.tolist() == origin
+    assert merge.parent.tolist() == assign
 
 
 def test_two_flat_windows_of_a_6_by_6_grid():
@@ -203,9 +203,9 @@ def test_two_flat_windows_of_a_6_by_6_grid():
     first = [0, 1, 2, 6, 7, 8, 12, 13, 14]
     second = [21, 22, 23, 27, 28, 29, 33, 34, 35]
     alone = [token for token in range(36) if token not in first + second]
-    assert len(merge) == 20
-    assert merge.origin.tolist() == [7, 28, *alone]
-    assert [(merge.assign == row).nonzero()[:, 0].tolist() for row in (0, 1)] == [first, second]
+    assert merge.count == 20
+    assert merge.source.tolist() == [7, 28, *alone]
+    assert [(merge.parent == row).nonzero()[:, 0].tolist() for row in (0, 1)] == [first, second]
     merged = average(rows, merge)
     torch.testing.assert_close(merged[0], rows[first].mean(dim=0), atol=1e-6, rtol=0)
     torch.testing.assert_close(merged[1], rows[second].mean(dim=0), atol=1e-6, rtol=0)
@@ -214,7 +214,7 @@ def test_two_flat_windows_of_a_6_by_6_grid():
 
 def test_windows_come_by_falling_similarity_and_ties_by_place():
     merge = into_windows(torch.tensor([0.9, 0.95, 0.9, 0.99]), 0.9, 4, 4, 2)
-    assert merge.origin[:3].tolist() == [14, 6, 4]  # windows 3, 1 and 0; of an even window the third of four
+    assert merge.source[:3].tolist() == [14, 6, 4]  # windows 3, 1 and 0; of an even window the third of four
 
 
 @given(merged=st.integers(0, 64))
@@ -222,9 +222,9 @@ def test_each_window_takes_eight_tokens_away(merged):
     similarity = torch.rand(64, generator=torch.Generator().manual_seed(0))
     threshold = similarity.sort(descending=True).values[merged - 1].item() if merged else 1.0
     merge = into_windows(similarity, threshold, 24, 24, 3)
-    assert len(merge) == 576 - 8 * merged
-    assert torch.bincount(merge.assign, minlength=len(merge)).tolist() == [9] * merged + [1] * (576 - 9 * merged)
-    assert merge.origin[merged:].tolist() == sorted(merge.origin[merged:].tolist())
+    assert merge.count == 576 - 8 * merged
+    assert torch.bincount(merge.parent, minlength=merge.count).tolist() == [9] * merged + [1] * (576 - 9 * merged)
+    assert merge.source[merged:].tolist() == sorted(merge.source[merged:].tolist())
 
 
 @given(height=st.integers(2, 9), width=st.integers(2, 9), window=st.integers(2, 3), seed=st.integers(0, 2**16))
@@ -247,8 +247,8 @@ def test_similarity_is_the_mean_over_ordered_pairs(height, width, window, seed):
 
 def test_what_no_window_covers_is_never_merged():
     merge = into_windows(torch.tensor([0.9]), 0.5, 3, 4, 3)  # the last column of a 3 x 4 grid lies outside
-    assert merge.origin.tolist() == [5, 3, 7, 11]
-    assert merge.assign.tolist() == [0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3]
+    assert merge.source.tolist() == [5, 3, 7, 11]
+    assert merge.parent.tolist() == [0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3]
 
 
 def test_a_flat_grid_of_zeros_is_no_division_by_zero():
@@ -263,5 +263,5 @@ def test_blocks_of_rows_find_the_same_targets(monkeypatch):
     with Memory() as watch:
         parts = dominant_and_contextual(scores, metric, 20, 9)
     assert watch.largest <= metric.numel()  # and no matrix of 180 rows and 9 targets
-    assert parts.assign.tolist() == whole.assign.tolist()
-    assert parts.origin.tolist() == whole.origin.tolist()
+    assert parts.parent.tolist() == whole.parent.tolist()
+    assert parts.source.tolist() == whole.source.tolist()

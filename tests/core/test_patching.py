@@ -1,6 +1,8 @@
 """The patcher: what it changes is there while it is open and gone after, whenever an interrupt comes."""
 
+import gc
 import sys
+import weakref
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -124,3 +126,23 @@ def test_an_interrupt_at_any_line_leaves_nothing_behind():
     assert interrupted > 50
     with pytest.raises(AttributeError):
         Patcher().wrap(Doubler(), "no_such_method", one_more)
+
+
+def test_what_a_wrapper_holds_is_let_go_at_once():
+    """A run through a tower holds queries and keys: no garbage collection should have to come for them."""
+
+    class Reader:
+        def around(self, original: Callable[[int], int], number: int) -> int:
+            return original(number)
+
+    reader, module = Reader(), Doubler()
+    held = weakref.ref(reader)
+    gc.disable()
+    try:
+        with Patcher() as patches:
+            patches.wrap(module, "forward", reader.around)
+            assert module(1) == 2
+        del reader, patches
+        assert held() is None
+    finally:
+        gc.enable()

@@ -30,7 +30,7 @@ def sizes(monkeypatch):
         seen.append(len(next(iter(given.values()))))
         return each(run, given)
 
-    for module in ("prefill", "bucket"):
+    for module in ("cutting", "bucket"):
         monkeypatch.setattr(f"foveate.engine.{module}.each", noting)
     return seen
 

@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, QuantizedCache, StaticCache
 
 import foveate as fv
-from foveate.engine.cache import PrunedLayer, check_cache, pruned_layer
+from foveate.core.memo import Memo
+from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, pruned_layer
+from foveate.engine.guards import refuse_cache
 
 WIDTH = 2
 
@@ -15,9 +17,11 @@ def states(columns):
     return columns.float()[:, None, :, None].expand(-1, 1, -1, WIDTH).contiguous()
 
 
-def filled(columns, span, tail=0):
-    """A pruned layer that got `columns` (samples, slots; −1 pads) of a prompt of `span`, then `tail` decoded tokens."""
-    layer = PrunedLayer(DynamicLayer())
+def filled(columns, span, tail=0, made=None):
+    """A pruned layer that got `columns` (samples, slots; −1 pads) of a prompt of `span`, then `tail` decoded tokens.
+
+    Layers of one cache share what they have `made`."""
+    layer = PrunedLayer(DynamicLayer(), made)
     layer.announce(columns, span, ragged=bool((columns < 0).any()))
     layer.update(states(columns), states(columns))
     for step in range(tail):
@@ -155,7 +159,8 @@ def test_of_the_last_rows_some_stay_and_everything_before_them(data):
 
 def test_layers_alike_work_out_once_what_stays():
     wanted = torch.tensor([[False, False, True, True], [True, False, True, True], [False, True, False, True]])
-    first, second, other = filled(COLUMNS, 6), filled(COLUMNS, 6), filled(COLUMNS.clone(), 6)
+    memo = Memo()
+    first, second, other = (filled(columns, 6, made=memo) for columns in (COLUMNS, COLUMNS, COLUMNS.clone()))
     for layer in (first, second, other):
         layer.keep(wanted, [2, 3, 2])
         assert slots(layer) == [[0, 5], [0, 3, 5], [1, 5]]
@@ -192,9 +197,9 @@ def test_of_what_a_window_has_left_some_stays(data, window):
     assert [[c for c in row if c > 8 + 1 - window and c < 8] for row in slots(layer)] == sees
 
 
-def windowed(window, columns, span, tail=0, record=False):
+def windowed(window, columns, span, tail=0, record=False, made=None):
     """As `filled`, with a sliding window."""
-    layer = PrunedLayer(DynamicSlidingWindowLayer(sliding_window=window))
+    layer = PrunedLayer(DynamicSlidingWindowLayer(sliding_window=window), made)
     if record:
         layer.activate_past_recording()
     layer.announce(columns, span, ragged=bool((columns < 0).any()))
@@ -234,7 +239,8 @@ def test_rows_still_see_what_leaves_behind_them():
 
 
 def test_layers_alike_share_what_is_left():
-    first, second = (windowed(4, COLUMNS, 6, tail=1) for _ in range(2))
+    memo = Memo()
+    first, second = (windowed(4, COLUMNS, 6, tail=1, made=memo) for _ in range(2))
     assert first.base is second.base
     assert windowed(4, COLUMNS, 6).base is not first.base
 
@@ -303,11 +309,11 @@ def test_a_window_that_has_not_evicted_still_slides_for_the_mask_builder():
 def test_caches_that_cannot_differ_in_length_are_refused():
     from transformers import LlamaConfig
 
-    check_cache(None)
-    check_cache(DynamicCache())
+    refuse_cache(None, CACHE_LAYERS)
+    refuse_cache(DynamicCache(), CACHE_LAYERS)
     static = StaticCache(config=LlamaConfig(num_hidden_layers=2), max_cache_len=8)
     with pytest.raises(fv.UnsupportedError, match="StaticLayer"):
-        check_cache(static)
+        refuse_cache(static, CACHE_LAYERS)
     with pytest.raises(fv.UnsupportedError, match="needs a transformers DynamicCache"):
-        check_cache(())
+        refuse_cache((), CACHE_LAYERS)
     assert QuantizedCache is not None

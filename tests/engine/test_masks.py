@@ -16,19 +16,19 @@ LAYOUT = laid_out([[0, 1, 3, 5], [2, 5], [0, 4, 5]], 6)
 
 
 def remap(ragged=True):
-    keys = torch.cat((STORED, LAYOUT.columns(PAST)), dim=1)
-    return Remap(LAYOUT.index, keys, PAST, PAST + SPAN, ragged)
+    keys = torch.cat((STORED, LAYOUT.unpruned(PAST)), dim=1)
+    return Remap(LAYOUT.columns, keys, PAST, PAST + SPAN, ragged)
 
 
 def expected(window=None):
     """By hand, (samples, rows, slots), for rows that are no pads."""
-    keys = torch.cat((STORED, LAYOUT.columns(PAST)), dim=1)
-    samples, rows = LAYOUT.index.shape
+    keys = torch.cat((STORED, LAYOUT.unpruned(PAST)), dim=1)
+    samples, rows = LAYOUT.columns.shape
     slots = keys.shape[1]
     seen = torch.zeros(samples, rows, slots, dtype=torch.bool)
     for sample in range(samples):
         for row in range(rows):
-            column = int(LAYOUT.index[sample, row]) + PAST
+            column = int(LAYOUT.columns[sample, row]) + PAST
             for slot in range(slots):
                 key = int(keys[sample, slot])
                 near = window is None or key > column - window
@@ -69,7 +69,7 @@ def test_a_mask_shared_by_all_samples():
 def test_flash_takes_validity_of_slots():
     mask = flash_attention_mask(**SIZES, attention_mask=LIVE.bool())
     got = remap()(mask, "flash_attention_2")
-    keys = torch.cat((STORED, LAYOUT.columns(PAST)), dim=1)
+    keys = torch.cat((STORED, LAYOUT.unpruned(PAST)), dim=1)
     wanted = [[key >= 0 and bool(LIVE[sample, key]) for key in row] for sample, row in enumerate(keys.tolist())]
     assert got.tolist() == wanted
 
@@ -80,7 +80,7 @@ def test_flex():
 
     block = create_block_mask(causal, 3, None, SPAN, PAST + SPAN, device="cpu")
     got = remap()(block, "flex_attention")
-    rows, slots = LAYOUT.index.shape[1], STORED.shape[1] + LAYOUT.index.shape[1]
+    rows, slots = LAYOUT.columns.shape[1], STORED.shape[1] + LAYOUT.columns.shape[1]
     rng = torch.Generator().manual_seed(0)
     query = torch.randn(3, 2, rows, 16, generator=rng)
     key, value = torch.randn(2, 3, 2, slots, 16, generator=rng)
@@ -97,7 +97,7 @@ def test_flex():
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 def test_a_ragged_batch_where_the_model_gave_no_mask(backend):
     layout = laid_out([[0, 1, 3, 5], [2, 5]], 6)
-    got = Remap(layout.index, layout.columns(0), 0, SPAN, True)(None, backend)[:, 0]
+    got = Remap(layout.columns, layout.unpruned(0), 0, SPAN, True)(None, backend)[:, 0]
     assert got[0].tolist() == torch.ones(4, 4).tril().bool().tolist()
     assert got[1, 2:].tolist() == [[False, False, True, False], [False, False, True, True]]
     assert got.any(-1).all()
@@ -105,7 +105,7 @@ def test_a_ragged_batch_where_the_model_gave_no_mask(backend):
 
 def test_flash_where_the_model_gave_no_mask():
     layout = laid_out([[0, 1, 3, 5], [2, 5]], 6)
-    remap = Remap(layout.index, layout.columns(0), 0, SPAN, True)
+    remap = Remap(layout.columns, layout.unpruned(0), 0, SPAN, True)
     assert remap(None, "flash_attention_3").tolist() == [[True] * 4, [False, False, True, True]]
 
 

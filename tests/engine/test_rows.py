@@ -40,9 +40,9 @@ def test_pads_repeat_the_first_row_and_are_marked(rows):
     for sample, row in enumerate(rows):
         pads = longest - len(row)
         assert layout.valid[sample].tolist() == [False] * pads + [True] * len(row)
-        assert len(set(layout.index[sample, :pads].tolist()) | set(row[:1])) <= 1
-        assert (layout.columns(100)[sample, :pads] == -1).all()
-        assert layout.columns(100)[sample, pads:].tolist() == [100 + column for column in row]
+        assert len(set(layout.columns[sample, :pads].tolist()) | set(row[:1])) <= 1
+        assert (layout.unpruned(100)[sample, :pads] == -1).all()
+        assert layout.unpruned(100)[sample, pads:].tolist() == [100 + column for column in row]
 
 
 def test_one_pair_of_tables_serves_all_samples():
@@ -50,15 +50,6 @@ def test_one_pair_of_tables_serves_all_samples():
     cos = torch.arange(5.0)[None, :, None]
     gathered, _ = layout.pick((cos, cos))
     assert gathered[:, :, 0].tolist() == [[1, 3], [0, 2]]
-
-
-def test_derived_tables_are_made_once_a_key():
-    layout, made = laid_out([[1, 3]]), []
-    shift = torch.zeros(1)
-    keys = [(None, None), (shift, None), (torch.zeros(1), None), (shift, "local"), (shift, "global")]
-    for key in keys + keys:
-        layout.rotary(key, lambda: made.append(1) or (torch.zeros(1), torch.zeros(1)))
-    assert len(made) == 5
 
 
 def test_rows_that_stand_for_others_have_their_positions():

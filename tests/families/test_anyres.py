@@ -11,7 +11,7 @@ from tests.families import test_llava_next_video as next_video
 from tests.families.test_llava_next import config
 from tests.invariants.references import check_recomputed
 from tests.invariants.settings import EXAMPLES
-from tests.models import TEXT, batch, made_of, tiny
+from tests.models import TEXT, batch, cuts_of, made_of, tiny
 
 
 def prompt(size: tuple[int, int], seed: int = 0) -> dict[str, torch.Tensor]:
@@ -54,9 +54,9 @@ def test_a_smaller_picture_so_long_that_next_to_nothing_of_its_map_is_left(size,
     given, model = prompt(size), tiny("llava_next")
     with fv.drop(model, Resize(keep=0.4)), torch.no_grad():
         (small,) = model.model.get_image_features(**given).pooler_output
-    cut = small._foveate_cut
-    assert len(small) == tokens_of(given) == len(cut.assign)
-    assert sorted(set(cut.assign.tolist())) == list(range(left))
+    cut = small._foveate.cut
+    assert len(small) == tokens_of(given) == len(cut.parent)
+    assert sorted(set(cut.parent.tolist())) == list(range(left))
     assert small[:left].any(dim=-1).all()
     assert not small[left:].any()
 
@@ -92,7 +92,7 @@ def test_the_tower_ranks_patches_of_all_crops_and_padding_never_stays(size, down
         (features,) = model.model.get_image_features(**given).pooler_output
     with torch.no_grad():
         (whole,) = model.model.get_image_features(**given).pooler_output
-    assert features._foveate_cut.kept.tolist() == expected
+    assert features._foveate.cut.source.tolist() == expected
     torch.testing.assert_close(features[:12], whole[expected])
     assert not features[12:].any()
 
@@ -148,7 +148,7 @@ def test_a_next_videos_frames_are_scored_as_they_are_pooled(mode):
                     cell = patches[index, frame, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
                     scores.append(float(cell.max() if mode == "max" else cell.mean()))
         best = sorted(sorted(range(12), key=lambda one: -scores[one])[:5])
-        assert reduced._foveate_cuts[index].kept.tolist() == best
+        assert cuts_of(reduced)[index].source.tolist() == best
         torch.testing.assert_close(reduced.pooler_output[index, :5], whole[index, best])
         assert not reduced.pooler_output[index, 5:].any()
 
@@ -171,4 +171,4 @@ def test_a_next_videos_smaller_frames_are_pooled_as_the_model_pools(mode):
             got = model.get_video_features(pixels)
     assert expected.shape[1] == 3
     torch.testing.assert_close(got.pooler_output[:, :3], expected)
-    assert [cut.kept.tolist() for cut in got._foveate_cuts] == [[3, 7, 11]] * 2
+    assert [cut.source.tolist() for cut in cuts_of(got)] == [[3, 7, 11]] * 2

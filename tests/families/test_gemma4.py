@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor
 
 import foveate as fv
-from foveate.families.gemma4 import Gemma4
+from foveate.families.gemma import Gemma4
 from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
@@ -249,8 +249,8 @@ def test_a_smaller_video_keeps_its_frames():
     model, inputs = tiny("gemma4"), batch("gemma4", ["tvt"])
     with fv.drop(model, Resize(keep=0.4)), torch.no_grad():
         (features,) = model.model.get_video_features(**given(model, inputs, "video")).pooler_output
-    cut = features._foveate_cut
+    cut = features._foveate.cut
     assert len(features) == 18
-    assert len(cut.kept) == 3 * 2  # of 2 x 3 tokens a frame, two of them
-    assert [int(token) // 6 for token in cut.kept] == [0, 0, 1, 1, 2, 2]
+    assert len(cut.source) == 3 * 2  # of 2 x 3 tokens a frame, two of them
+    assert [int(token) // 6 for token in cut.source] == [0, 0, 1, 1, 2, 2]
     assert not features[6:].any()

@@ -7,8 +7,8 @@ from PIL import Image
 from transformers import CONFIG_MAPPING
 
 import foveate as fv
-from foveate.families._unserved import UNSERVED
 from foveate.families.generic import Generic, lacking
+from foveate.families.unserved import UNSERVED
 from foveate.methods import follow
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.stages import Shape

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import foveate as fv
 from foveate.core.grid import grids_of
-from foveate.families._tiles import blocks, mosaic
+from foveate.families.tiles import blocks, mosaic
 from foveate.methods.stages import Cls
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for

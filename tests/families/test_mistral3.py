@@ -118,8 +118,8 @@ def test_a_side_that_is_no_whole_number_of_tokens():
         with fv.drop(model, TOWER):
             (reduced,) = model.model.get_image_features(**pictures).pooler_output
     assert len(whole) == 6
-    assert len(reduced._foveate_cut.kept) == 3 + 1
-    assert grids_of(reduced._foveate_boxes()) == ((3, 2),)
+    assert len(reduced._foveate.cut.source) == 3 + 1
+    assert grids_of(reduced._foveate.boxes()) == ((3, 2),)
 
 
 def test_a_smaller_picture_is_what_the_model_makes_of_it_alone():
@@ -157,7 +157,7 @@ def test_rows_stay_between_the_breaks_of_their_row():
         (features,) = model.model.get_image_features(**models.given(model, inputs)).pooler_output
         model(**inputs)
     handle.remove()
-    origin, columns = features._foveate_cut.kept, (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0]
+    origin, columns = features._foveate.cut.source, (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0]
     assert len(origin) == 8
     for row in range(3):
         mine = (origin // 4 == row).nonzero()[:, 0]

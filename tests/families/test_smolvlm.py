@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
 import foveate as fv
-from foveate.families._tiles import blocks
+from foveate.families.tiles import blocks
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
@@ -235,8 +235,8 @@ def test_rows_stay_behind_the_tags_of_their_tiles(method, family):
         model(**inputs)
         output = model.model.get_image_features(**models.given(model, inputs))
     handle.remove()
-    ((item,),) = output._foveate_samples
-    rows, origin = torch.cat(list(output.pooler_output))[: len(item.cut.kept)], item.cut.kept
+    ((item,),) = output._foveate.media
+    rows, origin = torch.cat(list(output.pooler_output))[: len(item.cut.source)], item.cut.source
     columns, taken = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0], set()
     for tile in range(3):
         mine = (origin // TOKENS == tile).nonzero()[:, 0]

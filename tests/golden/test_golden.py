@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import foveate as fv
-import foveate.engine.encode
+from foveate.engine.encode import TowerReducer
 from foveate.methods import mustdrop, visiondrop
 from tests.golden import TOLERANCE, cases, generate, layer_inputs, positions_seen
 
@@ -126,7 +126,7 @@ def test_mustdrop(case, attention, monkeypatch):
     facts, tensors = case.facts, case.tensors
     similarity = called(mustdrop, monkeypatch, "window_similarity")
     filtered = called(mustdrop.MustDrop, monkeypatch, "_filter")
-    answered = called(foveate.engine.encode, monkeypatch, "answers")
+    answered = called(TowerReducer, monkeypatch, "reduce")
     settings = {name: facts[name] for name in ("global_thr", "individual_thr", "pruning_layers", "merge_threshold")}
     trace = as_the_authors_ran(case, mustdrop.MustDrop(**settings, merge_window=facts["merge_window"][0]), attention)
     tower, *filters, cache = trace.stages
@@ -134,7 +134,7 @@ def test_mustdrop(case, attention, monkeypatch):
     assert (tower.where, tower.before, tower.after) == ("tower", (576,), (facts["n_visual_after_merge"],))
     assert tower.assign[0].tolist() == tensors["merge.assign"].tolist()
     assert [len(went) for went in tower.merged[0]] == tensors["merge.size"].tolist()
-    _, (_, (reduced,)) = answered  # of the first layer, and behind the tower
+    ((_, (reduced,)),) = answered
     torch.testing.assert_close(reduced.rows, tensors["vision.features"], atol=TOLERANCE, rtol=0)
     (key,) = reduced.notes.values()
     assert key.nonzero()[:, 0].tolist() == tensors["vision.key_slots"].tolist()

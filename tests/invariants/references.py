@@ -10,7 +10,7 @@ import foveate as fv
 from foveate.methods.base import Method
 from tests import oracle
 from tests.invariants import facts
-from tests.models import IMAGE, TINY, VIDEO, generate, given, is_vision
+from tests.models import IMAGE, TINY, VIDEO, cuts_of, generate, given, is_vision
 
 BANNED = {IMAGE, VIDEO, 93, 94}
 
@@ -62,26 +62,24 @@ def tower(
         if of := given(model, inputs, modality):
             with fv.drop(model, method), torch.no_grad():
                 output = getattr(model.model, f"get_{modality}_features")(**of)
-            if hasattr(output, "_foveate_samples"):  # tiles, which only a prompt makes images of
-                output, cut = with_prompt(model, method, inputs)
-            else:
-                cut = output._foveate_cuts
+            if output._foveate.tiled:  # tiles, which only a prompt makes images of
+                output = with_prompt(model, method, inputs)
             there = is_vision(inputs["input_ids"][0])
             features += oracle.by_picture(model, oracle.features_of(model.model, output, of, modality), there)
-            cuts += cut
+            cuts += cuts_of(output)
     assert sum(map(len, features)) == first.before[0]
     rows = []
     for cut, one in zip(cuts, features, strict=True):
         stays = torch.zeros(len(one), dtype=torch.bool)
         stays[list(fv.families()[family].always_kept(model.config, len(one)))] = True
-        kept = torch.arange(int((~stays).sum())) if cut is None else cut.kept
+        kept = torch.arange(int((~stays).sum())) if cut is None else cut.source
         rows.append((kept, one[~stays][: len(kept)], one[stays]))
     assert sum(len(left) + len(fixed) for left, _, fixed in rows) == first.after[0]
     return lambda _: rows
 
 
-def with_prompt(model: Any, method: Method, inputs: dict[str, Any]) -> tuple[Any, list[Any]]:
-    """What the model's own call of `get_image_features` answers, and the cut of each image."""
+def with_prompt(model: Any, method: Method, inputs: dict[str, Any]) -> Any:
+    """What the model's own call of `get_image_features` answers."""
     with fv.drop(model, method), torch.no_grad():
         encode, answers = model.model.get_image_features, []
         model.model.get_image_features = lambda *args, **kwargs: answers.append(encode(*args, **kwargs)) or answers[0]
@@ -89,7 +87,7 @@ def with_prompt(model: Any, method: Method, inputs: dict[str, Any]) -> tuple[Any
             model(**inputs)
         finally:
             model.model.get_image_features = encode
-    return answers[0], [item.cut for items in answers[0]._foveate_samples for item in items]
+    return answers[0]
 
 
 def vision_rule(method: Any, pair: tuple[int, int], model: Any, inputs: dict[str, Any]) -> Callable[..., Any]:

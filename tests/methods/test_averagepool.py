@@ -97,12 +97,12 @@ def test_newlines_of_tile_rows_leave_and_the_one_that_ends_a_single_view_stays()
         (tiled,) = core.get_image_features(pixel_values=pixels, image_sizes=sizes).pooler_output
         two = {"pixel_values": pixels[:, :1].repeat(2, 1, 1, 1, 1), "image_sizes": sizes.repeat(2, 1)}
         single, _ = core.get_image_features(**two, batch_num_images=torch.tensor([2])).pooler_output
-    newlines = tiled._foveate_boxes().isnan().any(dim=-1).nonzero()[:, 0].tolist()
+    newlines = tiled._foveate.boxes().isnan().any(dim=-1).nonzero()[:, 0].tolist()
     assert len(newlines) > 1
-    assert not set(newlines) & set(tiled._foveate_cut.kept.tolist())
+    assert not set(newlines) & set(tiled._foveate.cut.source.tolist())
     assert len(single) == 26
-    assert single._foveate_cut.kept.tolist()[-1] == 25
-    assert torch.equal(single[len(single._foveate_cut.kept) - 1], core.image_newline)
+    assert single._foveate.cut.source.tolist()[-1] == 25
+    assert torch.equal(single[len(single._foveate.cut.source) - 1], core.image_newline)
 
 
 def test_a_video_is_pooled_frame_by_frame():

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
-from foveate.families.qwen2_vl import _resized
+from foveate.families.qwen_vl import _resized
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.resize import Resize
 from foveate.methods.stages import Arriving
@@ -135,9 +135,9 @@ def test_onevisions_tiles_are_packed_as_the_model_packs_its_own():
         expected.append(newline)
     torch.testing.assert_close(got[: len(expected)], torch.stack(expected))
     assert not got[len(expected) :].any()
-    cut = got._foveate_cut
-    assert cut.kept[8] == 24  # the base view's last cell over its last patch
-    assert cut.kept[15] == 25 + 10  # the first tile row's newline for a newline
+    cut = got._foveate.cut
+    assert cut.source[8] == 24  # the base view's last cell over its last patch
+    assert cut.source[15] == 25 + 10  # the first tile row's newline for a newline
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
@@ -187,7 +187,7 @@ def test_a_qwen_video_is_resized_frame_by_frame(family):
         expected = model.model.get_video_features(small, torch.tensor([[3, 2, 2]])).pooler_output[0]
     assert got.shape == (12, 32)
     torch.testing.assert_close(got[:3], expected)
-    assert got._foveate_cut.kept.tolist() == [3, 7, 11]
+    assert got._foveate.cut.source.tolist() == [3, 7, 11]
 
 
 @pytest.mark.parametrize("family", ["idefics3", "internvl", "llava", "mistral3", "smolvlm", *QWENS])

@@ -1,9 +1,10 @@
-"""Standing around functions of one object, and taking that away again."""
+"""Standing around functions of one object for a while."""
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+
+from foveate.core.patching import Patcher
 
 __all__ = ["ENCODERS", "around"]
 
@@ -17,31 +18,27 @@ def around(owner: Any, names: Sequence[str], context: Callable[[], AbstractConte
 
     Calls inside calls do not count: a model may make a video's features with its images' function.
     """
-    before = {name: (getattr(owner, name), name in vars(owner)) for name in names if hasattr(owner, name)}
-    inside = False
-
-    def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)  # generate reads its signature
-        def call(*args: Any, **kwargs: Any) -> Any:
-            nonlocal inside
-            if inside:
-                return original(*args, **kwargs)
-            inside = True
-            try:
-                with context():
-                    return original(*args, **kwargs)
-            finally:
-                inside = False
-
-        return call
-
-    for name, (original, _) in before.items():
-        setattr(owner, name, wrapped(original))
-    try:
+    outermost = _Outermost(context)
+    with Patcher() as patches:
+        for name in names:
+            if hasattr(owner, name):
+                patches.wrap(owner, name, outermost.call)
         yield
-    finally:
-        for name, (original, own) in before.items():
-            if own:
-                setattr(owner, name, original)
-            else:
-                delattr(owner, name)
+
+
+class _Outermost:
+    """Enters a context around calls, but not around those inside another."""
+
+    def __init__(self, context: Callable[[], AbstractContextManager[Any]]) -> None:
+        self._context = context
+        self._inside = False
+
+    def call(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._inside:
+            return original(*args, **kwargs)
+        self._inside = True
+        try:
+            with self._context():
+                return original(*args, **kwargs)
+        finally:
+            self._inside = False

@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Sequence
 
-from foveate import __version__
+from foveate._version import __version__
 
 __all__ = ["main"]
 

@@ -7,7 +7,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
@@ -22,6 +22,7 @@ from foveate.bench.shapes import Shape, shapes
 from foveate.bench.stopwatch import clock_of
 from foveate.bench.summary import kernel_cost, summarise
 from foveate.bench.workload import Workload
+from foveate.cli.bench_options import BenchOptions
 from foveate.cli.bench_setup import build, contenders_for, device_for, dtype_for, methods_for, synthetic_for
 from foveate.cli.bench_tables import footnotes, forecast_table, profile_tables, shape_table, tables
 from foveate.cli.finish import finish
@@ -32,21 +33,18 @@ from foveate.errors import InputError, SettingError
 from foveate.eval import provenance
 from foveate.methods.base import Method
 
-if TYPE_CHECKING:
-    from foveate.cli.bench import Bench
-
 __all__ = ["list_shapes", "run"]
 
 LEAST = 2  # rounds a ratio needs
 
 
-def list_shapes(options: "Bench") -> None:
+def list_shapes(options: BenchOptions) -> None:
     """Print what `--model` may name beside checkpoints."""
     known = {one.name: {"of": one.of, "arithmetic_only": one.arithmetic, **one.config} for one in shapes().values()}
     finish({"shapes": known}, shape_table(list(shapes().values())), _no_figure, options.outputs)
 
 
-def run(options: "Bench") -> None:
+def run(options: BenchOptions) -> None:
     """Predict, time, print, and write what was asked for.
 
     Raises:
@@ -81,7 +79,7 @@ def run(options: "Bench") -> None:
 
 
 def _measure(
-    options: "Bench", session: Session, methods: dict[str, Method], values: dict[str, Any], title: str
+    options: BenchOptions, session: Session, methods: dict[str, Method], values: dict[str, Any], title: str
 ) -> None:
     """Time, print, and write what was asked for."""
     pairs = options.pairs or (10 if session.model.device.type == "cpu" else 30)
@@ -111,7 +109,7 @@ def _measure(
         raise stopped
 
 
-def _timed(session: Session, methods: dict[str, Method], options: "Bench", pairs: int) -> BaseException | None:
+def _timed(session: Session, methods: dict[str, Method], options: BenchOptions, pairs: int) -> BaseException | None:
     """Run everything; what stopped it, if anything did. What is finished then stays in the session."""
     try:
         with counted("Weighing", None) as progress:
@@ -146,7 +144,7 @@ def _profiles(session: Session) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def _forecasts(
-    options: "Bench", model: Any, workload: Workload, methods: dict[str, Method], device: torch.device
+    options: BenchOptions, model: Any, workload: Workload, methods: dict[str, Method], device: torch.device
 ) -> dict[str, Forecast]:
     """What arithmetic promises for each method whose counts do not depend on the picture."""
     whole, found = kernel_cost(workload, model, options.kernel), {}
@@ -160,7 +158,7 @@ def _forecasts(
 
 
 def _conditions(
-    options: "Bench", named: Shape | None, model: Any, workload: Workload, device: torch.device
+    options: BenchOptions, named: Shape | None, model: Any, workload: Workload, device: torch.device
 ) -> dict[str, Any]:
     """What a reader needs to know to repeat the run."""
     config = getattr(model, "config", model)

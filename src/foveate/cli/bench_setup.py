@@ -1,7 +1,7 @@
 """The model, the prompt and the methods that a `foveate bench` command line asks for."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from PIL import Image
 
 from foveate.bench.shapes import Shape
 from foveate.bench.workload import Workload, synthetic
+from foveate.cli.bench_options import BenchOptions
 from foveate.cli.loading import load, named_device
 from foveate.cli.options import ModelOptions
 from foveate.cli.prompt import prepare, vision_sizes
@@ -20,9 +21,6 @@ from foveate.eval.cells import Contender
 from foveate.methods.base import Method
 from foveate.registry import families, family_for
 
-if TYPE_CHECKING:
-    from foveate.cli.bench import Bench
-
 __all__ = ["build", "contenders_for", "device_for", "dtype_for", "methods_for", "synthetic_for"]
 
 METHODS = ("v2drop", "visiondrop", "mustdrop")
@@ -31,7 +29,7 @@ TEXT = 40  # tokens of text of a synthetic prompt
 SIDE = 672  # pixels of the noise picture that a checkpoint is shown
 
 
-def device_for(options: "Bench") -> torch.device:
+def device_for(options: BenchOptions) -> torch.device:
     """Where everything runs.
 
     Raises:
@@ -49,7 +47,7 @@ def device_for(options: "Bench") -> torch.device:
     return device
 
 
-def dtype_for(options: "Bench", device: torch.device) -> torch.dtype:
+def dtype_for(options: BenchOptions, device: torch.device) -> torch.dtype:
     """The number format; of a checkpoint with "auto", what a shape would have in its place."""
     if options.dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
@@ -57,7 +55,7 @@ def dtype_for(options: "Bench", device: torch.device) -> torch.dtype:
     return dtype
 
 
-def synthetic_for(options: "Bench", named: Shape, device: torch.device | None, dtype: torch.dtype) -> Workload:
+def synthetic_for(options: BenchOptions, named: Shape, device: torch.device | None, dtype: torch.dtype) -> Workload:
     """A shape's prompt; without tensors where there is no device."""
     try:
         return synthetic(
@@ -74,7 +72,7 @@ def synthetic_for(options: "Bench", named: Shape, device: torch.device | None, d
         raise UsageError(str(error)) from error
 
 
-def build(options: "Bench", named: Shape | None, device: torch.device, dtype: torch.dtype) -> tuple[Any, Workload]:
+def build(options: BenchOptions, named: Shape | None, device: torch.device, dtype: torch.dtype) -> tuple[Any, Workload]:
     """The model and its prompt: of a shape at random, or of a checkpoint."""
     if named is not None:
         with busy(f"Making random weights for {named.name}"):
@@ -89,7 +87,7 @@ def build(options: "Bench", named: Shape | None, device: torch.device, dtype: to
     return loaded.model, _processed(loaded, options)
 
 
-def _processed(loaded: Any, options: "Bench") -> Workload:
+def _processed(loaded: Any, options: BenchOptions) -> Workload:
     """A prompt as the checkpoint's own processor makes it, of pictures of noise and of words."""
     count = options.images or 1
     rng = np.random.default_rng(options.seed)
@@ -126,13 +124,13 @@ def _processed(loaded: Any, options: "Bench") -> Workload:
     )
 
 
-def contenders_for(options: "Bench") -> list[Contender]:
+def contenders_for(options: BenchOptions) -> list[Contender]:
     """What the command line names, before any model is made."""
     return [Contender.of(name) for name in options.method or METHODS]
 
 
 def methods_for(
-    options: "Bench", contenders: Sequence[Contender], model: Any, workload: Workload
+    options: BenchOptions, contenders: Sequence[Contender], model: Any, workload: Workload
 ) -> tuple[dict[str, Method], dict[str, str]]:
     """The settings to run by the names of their rows, and why others cannot meet their budget."""
     count = workload.vision_tokens

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from foveate.cli.options import BudgetOptions
 from foveate.cli.usage import UsageError
 from foveate.errors import SettingError
-from foveate.methods.grammar import Named, read
+from foveate.methods.grammar import read
+from foveate.methods.named import Named
 
 __all__ = ["named"]
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Group
 from rich.text import Text
 
+from foveate.cli.eval_options import EvalOptions
 from foveate.cli.eval_tables import footnotes, table
 from foveate.cli.finish import finish
 from foveate.cli.loading import load
@@ -21,15 +22,12 @@ from foveate.eval.setting import Setting
 from foveate.eval.store import Store, home
 from foveate.viz import stack
 
-if TYPE_CHECKING:
-    from foveate.cli.eval import Eval
-
 __all__ = ["run_benchmarks"]
 
 BUDGETS = (("retention", 1 / 3), ("retention", 2 / 9), ("retention", 1 / 9))
 
 
-def run_benchmarks(options: "Eval", names: Sequence[str], contenders: Sequence[Contender]) -> None:
+def run_benchmarks(options: EvalOptions, names: Sequence[str], contenders: Sequence[Contender]) -> None:
     """Run every benchmark under every setting, print a table each, and write what was asked for."""
     resolved = check_names(names, options.include)
     note("benchmarks: " + ", ".join(name if name == task else f"{name} = {task}" for name, task in resolved.items()))

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from rich.console import Group
 from rich.text import Text
 
 from foveate._loading import Loaded
+from foveate.cli.eval_options import EvalOptions
 from foveate.cli.eval_tables import footnotes, table, task_table
 from foveate.cli.finish import finish
 from foveate.cli.loading import load
@@ -25,16 +26,13 @@ from foveate.eval.store import Store, home
 from foveate.eval.summary import Column, Summary, summarise, unmatched
 from foveate.methods.base import Method
 
-if TYPE_CHECKING:
-    from foveate.cli.eval import Eval
-
 __all__ = ["run_embedded"]
 
 BUDGETS = (1 / 3, 2 / 9, 1 / 9)  # 192, 128 and 64 of LLaVA-1.5's 576
 WHAT = "exact match on held-out questions about generated pictures, each paired with the full model's"
 
 
-def run_embedded(options: "Eval", tasks: Sequence[str], contenders: Sequence[Contender]) -> None:
+def run_embedded(options: EvalOptions, tasks: Sequence[str], contenders: Sequence[Contender]) -> None:
     """Ask, summarise, print, and write what was asked for."""
     tasks = check_tasks(tasks)
     loaded = load(options.models)
@@ -78,7 +76,12 @@ def run_embedded(options: "Eval", tasks: Sequence[str], contenders: Sequence[Con
 
 
 def _answered(
-    options: "Eval", loaded: Loaded, asked: Sequence[Asked], cells: Sequence[Cell[Method]], store: Store, doing: str
+    options: EvalOptions,
+    loaded: Loaded,
+    asked: Sequence[Asked],
+    cells: Sequence[Cell[Method]],
+    store: Store,
+    doing: str,
 ) -> Summary:
     """Every figure of these cells, after asking what the store does not know."""
     methods = [draw for cell in cells for draw in cell.draws]

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from foveate import __version__
+from foveate._version import __version__
 from foveate.cli.choose import named
 from foveate.cli.loading import Loaded, load, quiet
 from foveate.cli.media import as_seen, load_media

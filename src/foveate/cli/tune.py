@@ -97,7 +97,7 @@ class Tune:
             record = tune(
                 loaded.model,
                 inputs,
-                method=dataclasses.replace(member.whole or default_start(loaded.model), **member.values),  # type: ignore[type-var]
+                method=dataclasses.replace(member.ready or default_start(loaded.model), **member.values),  # type: ignore[type-var]
                 tokens=self.budget,
                 retention=self.retention,
                 task=self.task,

@@ -54,13 +54,20 @@ def attention_rows(
             logits.div_(softcap).tanh_().mul_(softcap)
         if last_key is not None:
             last = last_key[..., start : start + step, None]
-            later = places > (last[:, None] if last.dim() == 3 else last)
-            logits.view(samples, -1, count, slots).masked_fill_(later, float("-inf"))
+            _hide(logits.view(samples, -1, count, slots), places > (last[:, None] if last.dim() == 3 else last))
         if visible is not None:
-            hidden = ~visible(slice(start, start + step))
-            logits.view(samples, -1, count, slots).masked_fill_(hidden, float("-inf"))
+            _hide(logits.view(samples, -1, count, slots), ~visible(slice(start, start + step)))
         logits = logits.softmax(dim=-1)  # in their place, so that no more than two blocks live at once
         yield logits[..., columns]
+
+
+def _hide(logits: Tensor, hidden: Tensor) -> None:
+    """Give hidden slots no attention, in place: (samples, heads, rows, slots), and bool of that or broadcast to it.
+
+    Added, since a mask that is broadcast over heads is slow to fill.
+    """
+    nothing = torch.zeros_like(hidden, dtype=logits.dtype).masked_fill_(hidden, float("-inf"))
+    logits.add_(nothing)
 
 
 def received_attention(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:

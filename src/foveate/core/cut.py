@@ -1,7 +1,8 @@
 """What becomes of the tokens that arrive at a stage: the one form every method answers in."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Cut:
-    """What becomes of the tokens that arrive at a stage. Made by `keep`, `take` or `merge`, never changed.
+    """What becomes of the tokens that arrive at a stage. Made by `keep`, `take`, `merge` or `join`, never
+    changed.
 
     Shapes do not depend on values, so that a cut comes out of `torch.func.vmap`. Where only the device knows how many
     rows are left, `count` is a tensor, and what stands behind that many rows means nothing.
@@ -32,7 +34,7 @@ class Cut:
             a row has its source's note, and zeros where it has no source.
     """
 
-    __slots__ = ("_count", "_make", "_parent", "_rows", "_source", "_stays", "arriving", "notes")
+    __slots__ = ("_count", "_inputs", "_make", "_parent", "_rows", "_source", "_stays", "arriving", "notes")
 
     def __init__(
         self,
@@ -44,10 +46,12 @@ class Cut:
         parent: Tensor | None = None,
         rows: Tensor | None = None,
         notes: Mapping[str, Tensor] = NOTHING,
-        make: "Callable[[], Cut] | None" = None,
+        make: "Callable[..., Cut] | None" = None,
+        inputs: Sequence[Tensor] = (),
     ) -> None:
         self.arriving = arriving
         self.notes = notes
+        self._inputs = tuple(inputs)
         self._rows = rows
         self._make = make
         self._count = count
@@ -117,15 +121,21 @@ class Cut:
         return cls(len(parent), len(source), source=source, parent=parent, rows=rows, notes=notes)
 
     @classmethod
-    def fewer(cls, arriving: int, count: Tensor, make: "Callable[[], Cut]") -> "Cut":
+    def join(cls, source: Tensor, parent: Tensor, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":
+        """As `merge`, of rows that are still to be worked out from the tokens that joined: see `with_rows`."""
+        return cls(len(parent), len(source), source=source, parent=parent, notes=notes)
+
+    @classmethod
+    def fewer(cls, arriving: int, count: Tensor, make: "Callable[..., Cut]", *inputs: Tensor) -> "Cut":
         """A merge of which only the device knows how many rows it leaves: it is made once that is known, if at all.
 
         Args:
             arriving: Tokens that arrive.
             count: Rows that are left, an int64 tensor without dimensions; `arriving` if nothing merges.
             make: Gives a merge with a place for every token, of which the first `count` are rows.
+            inputs: What it is given: all the tensors that it works on.
         """
-        return cls(arriving, count, make=make)
+        return cls(arriving, count, make=make, inputs=inputs)
 
     @property
     def count(self) -> int | Tensor:
@@ -143,7 +153,8 @@ class Cut:
     def _made(self) -> "Cut":
         """This cut, what was put off done."""
         if self._make is not None:
-            made, self._make = self._make(), None
+            made, self._make = self._make(*self._inputs), None
+            self._inputs = ()
             self._source, self._parent, self._rows = made._source, made._parent, made._rows
             self.notes = made.notes
         return self
@@ -161,6 +172,7 @@ class Cut:
             self._source = torch.arange(self.arriving)
         elif self._source is None:
             assert self._stays is not None
+            # A stable sort of 0s and 1s brings the tokens that stay to the front: of 1 0 1 (stay) it makes 0 2 1.
             order = torch.sort(self._stays.logical_not().to(torch.uint8), stable=True).indices
             behind = torch.arange(self.arriving, device=order.device) >= self.count
             self._source = order.masked_fill(behind, -1)
@@ -177,14 +189,49 @@ class Cut:
         self._made()
         if self._parent is None:
             if self._stays is not None:
+                # Tokens that stay are counted in order: 1 0 1 (stay) gives 0 −1 1.
                 self._parent = torch.where(self._stays, self._stays.cumsum(0) - 1, -1)
             elif len(self.source) == self.arriving:  # the same tokens in another order
                 self._parent = self.source.argsort()
             else:
                 ranks = torch.arange(len(self.source), device=self.source.device)
                 dropped = torch.full((self.arriving,), -1, device=ranks.device)
+                # The inverse of `source`, with −1 where no row stands for a token: 0 2 of three gives 0 −1 1.
                 self._parent = dropped.scatter(0, self.source, ranks)
         return self._parent
+
+    def with_rows(self, rows: Tensor) -> "Cut":
+        """The same with these new rows, (rows, width)."""
+        return Cut.merge(self.source, rows, self.parent, self.notes)
+
+    def to(self, device: torch.device) -> "Cut":
+        """What `join` made, on another device."""
+        return Cut.join(self.source.to(device), self.parent.to(device), self.notes)
+
+    def tensors(self) -> dict[str, Any]:
+        """What it is made of, by name: what `torch.func.vmap` can hand out."""
+        parts = {"stays": self._stays, "source": self._source, "parent": self._parent, "rows": self._rows}
+        tensors: dict[str, Any] = {name: part for name, part in parts.items() if part is not None}
+        if self._make is not None:
+            tensors["count"] = self._count
+            tensors["inputs"] = {str(place): tensor for place, tensor in enumerate(self._inputs)}
+        return tensors | {"notes": dict(self.notes)}
+
+    def with_tensors(self, tensors: Mapping[str, Any]) -> "Cut":
+        """The same cut of other tokens, made of their `tensors`."""
+        parts = {name: tensors.get(name) for name in ("stays", "source", "parent", "rows")}
+        count, inputs = tensors.get("count", self._count), tuple(tensors.get("inputs", {}).values())
+        return Cut(self.arriving, count, **parts, notes=tensors["notes"], make=self._make, inputs=inputs)
+
+    @property
+    def put_off(self) -> bool:
+        """Whether it is a merge that is still to be made."""
+        return self._make is not None
+
+    def made(self) -> "Cut":
+        """The merge that was put off, with a place for every token."""
+        assert self._make is not None
+        return self._make(*self._inputs)
 
     def first(self, count: int) -> "Cut":
         """The same where the host knows by now that `count` rows are real."""
@@ -219,14 +266,20 @@ class Cut:
         )
 
     def __repr__(self) -> str:
-        merges = self._rows is not None or self._make is not None
-        kind = "keep" if self._stays is not None else "merge" if merges else "take"
-        return f"Cut.{kind}({self.arriving} to {self._count if isinstance(self._count, int) else '?'})"
+        kind = "take"
+        if self._stays is not None:
+            kind = "keep"
+        elif self._rows is not None or self._make is not None:
+            kind = "merge"
+        count = self._count if isinstance(self._count, int) else "?"
+        return f"Cut.{kind}({self.arriving} to {count})"
 
 
 def note_of(note: Tensor, source: Tensor, rows: Tensor | None) -> Tensor:
-    """A note of the tokens that arrive at a cut, as one of the rows it leaves: each its source's, zero where there is
-    none. Only where there are new `rows` may a source be −1."""
+    """A note of the tokens that arrive at a cut, as a note of the rows it leaves.
+
+    A row has its source's note, and zeros where its source is −1, which only new `rows` may have.
+    """
     if rows is None:
         return note[source]
     return torch.cat((note, note.new_zeros(1, *note.shape[1:])))[source]  # −1 finds what was put behind

@@ -20,7 +20,7 @@ def attention(queries: int, keys: int, width: int) -> int:
 
 
 def delta_rule(rows: int, heads: int, key: int, value: int, chunk: int = 64) -> int:
-    """FLOPs of the gated delta rule's products, in chunks of rows as everybody computes it; one row by itself.
+    """FLOPs of the gated delta rule's products, in chunks of rows as its kernels compute it; one row by itself.
 
     A row reads its key from each head's state (`key` x `value`), corrects the state and reads its query; in a chunk
     rows also look at one another, whole chunks being computed. Triangular solves and convolutions are left out.

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from foveate.core.merge import Merge
+from foveate.core.cut import Cut
 
 __all__ = ["Grid", "closing_rows", "coarser", "frames_of", "grids_of", "into_cells", "join"]
 
@@ -26,21 +26,25 @@ def coarser(grid: Grid, tokens: float) -> Grid:
     scale = math.sqrt(most / (rows * columns))
 
     def order(sides: Grid) -> tuple[int, float, int]:
-        return -sides[0] * sides[1], round(abs(math.log(sides[0] * columns / (sides[1] * rows))), 9), sides[0]
+        tall, wide = sides
+        off_aspect = abs(math.log(tall * columns / (wide * rows)))
+        return -tall * wide, round(off_aspect, 9), tall
 
     return min(_around(grid, most, scale), key=order)
 
 
 def _around(grid: Grid, most: int, scale: float) -> Iterator[Grid]:
+    """The grids to try: each side rounded down and up, and the other as long as it may then be."""
     rows, columns = grid
     for exact in (rows * scale, columns * scale):
         for side in (math.floor(exact), math.ceil(exact)):
-            tall, wide = min(max(side, 1), rows, most), min(max(side, 1), columns, most)
+            tall = min(max(side, 1), rows, most)
+            wide = min(max(side, 1), columns, most)
             yield tall, min(columns, most // tall)
             yield min(rows, most // wide), wide
 
 
-def into_cells(grid: Grid, cells: Grid, newlines: bool = False) -> Merge:
+def into_cells(grid: Grid, cells: Grid, newlines: bool = False) -> Cut:
     """What becomes of the tokens of a grid, in raster order, when it gets coarser: a token goes into the cell over its
     centre, and a cell stands for the token over its own.
 
@@ -49,14 +53,15 @@ def into_cells(grid: Grid, cells: Grid, newlines: bool = False) -> Merge:
         cells: Rows and columns they become, not more.
         newlines: Every row, before and after, has a newline behind it.
     """
-    rows, columns = (_axis(fine, coarse) for fine, coarse in zip(grid, cells, strict=True))
-    tops, lefts = (_axis(coarse, fine) for fine, coarse in zip(grid, cells, strict=True))
+    # Of six columns that become three: columns 0 0 1 1 2 2 (the cell of each), lefts 1 3 5 (the token of each cell).
+    rows, columns = _axis(grid[0], cells[0]), _axis(grid[1], cells[1])
+    tops, lefts = _axis(cells[0], grid[0]), _axis(cells[1], grid[1])
     if newlines:
         columns = torch.cat((columns, torch.tensor([cells[1]])))
         lefts = torch.cat((lefts, torch.tensor([grid[1]])))
-    assign = rows[:, None] * (cells[1] + newlines) + columns
-    origin = tops[:, None] * (grid[1] + newlines) + lefts
-    return Merge(origin.flatten(), assign.flatten())
+    parent = rows[:, None] * (cells[1] + newlines) + columns  # (rows, columns)
+    source = tops[:, None] * (grid[1] + newlines) + lefts
+    return Cut.join(source.flatten(), parent.flatten())
 
 
 def _axis(steps: int, cells: int) -> Tensor:
@@ -64,14 +69,15 @@ def _axis(steps: int, cells: int) -> Tensor:
     return (2 * torch.arange(steps) + 1) * cells // (2 * steps)
 
 
-def join(merges: Sequence[Merge]) -> Merge:
+def join(grids: Sequence[Cut]) -> Cut:
     """What becomes of the tokens of several grids, one behind the other."""
-    origins, assigns, token, row = [], [], 0, 0
-    for merge in merges:
-        origins.append(merge.origin + token)
-        assigns.append(merge.assign + row)
-        token, row = token + len(merge.assign), row + len(merge)
-    return Merge(torch.cat(origins), torch.cat(assigns))
+    sources, parents, token, row = [], [], 0, 0
+    for cut in grids:
+        sources.append(cut.source + token)
+        parents.append(cut.parent + row)
+        token += cut.arriving
+        row += len(cut.source)
+    return Cut.join(torch.cat(sources), torch.cat(parents))
 
 
 def grids_of(boxes: Tensor) -> tuple[Grid, ...]:
@@ -101,7 +107,8 @@ def frames_of(boxes: Tensor) -> tuple[int, ...]:
     A frame begins at the picture's top left corner. A token that looks nowhere belongs to the frame before it, as a
     closing newline does; where the video begins with one, as with a CLS, to the frame behind it.
     """
-    starts = (boxes[:, :2] == 0).all(dim=-1).nonzero()[:, 0].tolist()
+    in_corner = (boxes[:, :2] == 0).all(dim=-1)
+    starts = in_corner.nonzero()[:, 0].tolist()
     if not starts:
         return (len(boxes),)
     edges = [start - starts[0] for start in starts] + [len(boxes)]

@@ -6,9 +6,9 @@ from torch import Tensor
 __all__ = ["send"]
 
 
-def send(known: Tensor, device: torch.device) -> Tensor:
+def send(numbers: Tensor, device: torch.device) -> Tensor:
     """A small tensor of the host on `device`, without a wait for what the device still has to do.
 
     CUDA stages what it is given before the call returns; Metal may not.
     """
-    return known.to(device, non_blocking=device.type != "mps")
+    return numbers.to(device, non_blocking=device.type != "mps")

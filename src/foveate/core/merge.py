@@ -1,16 +1,18 @@
-"""Merging: which tokens become one, and what it is."""
+"""Merging: which tokens become one, and what it is.
 
-from dataclasses import dataclass
+Which ones is a cut whose rows are still to be worked out; `average` and `target_plus_mean` work them out of anything
+that tokens have: features, scores, keys.
+"""
 
 import torch
 from torch import Tensor
 
 from foveate.core.attention import BLOCK_NUMBERS
+from foveate.core.cut import Cut
 from foveate.core.rank import top
 from foveate.errors import ShapeError
 
 __all__ = [
-    "Merge",
     "average",
     "dominant_and_contextual",
     "merge_windows",
@@ -19,29 +21,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Merge:
-    """What becomes of some tokens.
-
-    Attributes:
-        origin: (rows,) int64, the token each new row stands for, in row order.
-        assign: (tokens,) int64, the row each token went into; −1 if it was dropped.
-        rows: (rows, width), what the rows are, where that has been worked out.
-    """
-
-    origin: Tensor
-    assign: Tensor
-    rows: Tensor | None = None
-
-    def __len__(self) -> int:
-        return self.origin.shape[0]
-
-    def to(self, device: torch.device) -> "Merge":
-        """The same on another device."""
-        return Merge(self.origin.to(device), self.assign.to(device))
-
-
-def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, contextual: int) -> Merge:
+def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, contextual: int) -> Cut:
     """Keep the highest scored tokens, and let every other one join one of a few among the rest.
 
     The `contextual` targets are spread over the rest in order (every step-th one, step = rest // contextual); a token
@@ -60,22 +40,23 @@ def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, conte
     kept = top(scores, dominant)
     is_rest = torch.ones_like(scores, dtype=torch.bool)
     is_rest[kept] = False
-    # As many as known: no synchronisation with the device.
+    # A stable sort brings the rest to the front. The host knows their number, so nothing waits for the device.
     rest = torch.sort(is_rest.logical_not().long(), stable=True).indices[: len(scores) - dominant]
     contextual = min(contextual, len(rest))
-    assign = torch.full_like(scores, -1, dtype=torch.int64)
-    assign[kept] = torch.arange(dominant, device=scores.device)
+    parent = torch.full_like(scores, -1, dtype=torch.int64)
+    parent[kept] = torch.arange(dominant, device=scores.device)
     if contextual == 0:
-        return Merge(kept, assign)
+        return Cut.join(kept, parent)
     step = max(1, len(rest) // contextual)
     targets = torch.arange(contextual, device=scores.device) * step
     unit = metric[rest].float()
     unit = unit / torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp(min=1e-6)
     # A block of rows at a time: both numbers grow with the image.
-    nearest = torch.cat([_most_like(part, unit[targets]) for part in unit.split(max(1, BLOCK_NUMBERS // contextual))])
+    blocks = unit.split(max(1, BLOCK_NUMBERS // contextual))
+    nearest = torch.cat([_most_like(block, unit[targets]) for block in blocks])
     nearest[targets] = torch.arange(contextual, device=scores.device)
-    assign[rest] = nearest + dominant
-    return Merge(torch.cat((kept, rest[targets])), assign)
+    parent[rest] = nearest + dominant
+    return Cut.join(torch.cat((kept, rest[targets])), parent)
 
 
 def _most_like(rows: Tensor, targets: Tensor) -> Tensor:
@@ -84,31 +65,33 @@ def _most_like(rows: Tensor, targets: Tensor) -> Tensor:
     return (similarity == similarity.amax(dim=1, keepdim=True)).int().argmax(dim=1)
 
 
-def target_plus_mean(rows: Tensor, merge: Merge) -> Tensor:
+def target_plus_mean(rows: Tensor, cut: Cut) -> Tensor:
     """Each new row: the token it stands for plus the mean of those that joined it, (rows, width), dtype of `rows`.
 
     A sum, as the released code of both methods has it, not an average: the norm of a merged row about doubles.
     """
-    base = rows[merge.origin].float()
-    total, count = _joined(rows, merge)
-    return (base + (total - base) / (count - 1).clamp(min=1)[:, None]).to(rows.dtype)
+    base = rows[cut.source].float()
+    total, count = _joined(rows, cut)
+    others = (total - base) / (count - 1).clamp(min=1)[:, None]  # the mean of those that joined; 0 where none did
+    return (base + others).to(rows.dtype)
 
 
-def average(rows: Tensor, merge: Merge) -> Tensor:
+def average(rows: Tensor, cut: Cut) -> Tensor:
     """Each new row: the mean of the token it stands for and those that joined it, (rows, width), dtype of `rows`."""
-    total, count = _joined(rows, merge)
+    total, count = _joined(rows, cut)
     return (total / count.clamp(min=1)[:, None]).to(rows.dtype)
 
 
-def _joined(rows: Tensor, merge: Merge) -> tuple[Tensor, Tensor]:
+def _joined(rows: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
     """Sum (float32) and number of the tokens in every new row, the one it stands for among them."""
-    went = merge.assign.clamp(min=0)
-    weight = (merge.assign >= 0).float()
-    total = rows.new_zeros(len(merge), rows.shape[1], dtype=torch.float32)
-    if not len(merge):
+    count, width = len(cut.source), rows.shape[1]
+    row = cut.parent.clamp(min=0)
+    weight = (cut.parent >= 0).float()  # a token that was dropped counts as nothing, in row 0
+    total = rows.new_zeros(count, width, dtype=torch.float32)
+    if not count:
         return total, total.new_zeros(0)
-    total = total.scatter_add(0, went[:, None].expand_as(rows), rows.float() * weight[:, None])
-    return total, total.new_zeros(len(merge)).scatter_add(0, went, weight)
+    total = total.scatter_add(0, row[:, None].expand_as(rows), rows.float() * weight[:, None])
+    return total, total.new_zeros(count).scatter_add(0, row, weight)
 
 
 def window_similarity(rows: Tensor, height: int, width: int, window: int) -> Tensor:
@@ -121,19 +104,20 @@ def window_similarity(rows: Tensor, height: int, width: int, window: int) -> Ten
     members = unit[_window_members(height, width, window, rows.device)]  # (windows, tokens of one, size)
     count = members.shape[1]
     pairs = members @ members.transpose(1, 2)
+    # All pairs of two tokens: without the diagonal, where each meets itself.
     others = pairs.sum(dim=(1, 2)) - pairs.diagonal(dim1=1, dim2=2).sum(dim=1)
     mean: Tensor = others / (count * (count - 1))
     return mean
 
 
-def merge_windows(similarity: Tensor, merged: Tensor, height: int, width: int, window: int) -> Merge:
+def merge_windows(similarity: Tensor, merged: Tensor, height: int, width: int, window: int) -> Cut:
     """Make one token of each of the `merged` most similar windows: these first, by falling similarity, then the tokens
     outside them in order. A merged row stands for its window's centre. Ties go to the earlier window.
 
-    Shapes do not depend on values: `origin` has a place for every token, and what stands behind the rows means nothing.
+    Shapes do not depend on values: `source` has a place for every token, and what stands behind the rows means nothing.
     An example: a 2 x 4 grid, windows of 2 x 2, of which the second is merged.
 
-        assign   1 2 0 0 | 3 4 0 0          origin   6, 0, 1, 4, 5, then nothing
+        parent   1 2 0 0 | 3 4 0 0          source   6, 0, 1, 4, 5, then nothing
 
     Args:
         similarity: (windows,) float32 in raster order.
@@ -142,19 +126,20 @@ def merge_windows(similarity: Tensor, merged: Tensor, height: int, width: int, w
         window: Side of a window.
     """
     members = _window_members(height, width, window, similarity.device)
-    tokens, joined = height * width, members.shape[1]
-    members = members[torch.sort(similarity, descending=True, stable=True).indices]
+    tokens, size = height * width, members.shape[1]
+    members = members[torch.sort(similarity, descending=True, stable=True).indices]  # (windows, size)
     places = torch.arange(tokens, device=members.device)
     ranks = places[: len(members)]
-    apart = ranks >= merged
-    rank = ranks.masked_fill(apart, -1)[:, None].expand_as(members)
-    assign = torch.full_like(places, -1).scatter(0, members.flatten(), rank.flatten())
-    alone = assign < 0
-    assign = torch.where(alone, alone.cumsum(0) + (merged - 1), assign)
+    apart = ranks >= merged  # windows that stay as they are
+    row = ranks.masked_fill(apart, -1)[:, None].expand_as(members)
+    parent = torch.full_like(places, -1).scatter(0, members.flatten(), row.flatten())
+    # Tokens that were not merged get the rows behind, in order: the first of them row `merged`.
+    alone = parent < 0
+    parent = torch.where(alone, alone.cumsum(0) + (merged - 1), parent)
     # Every member of a merged window writes itself into its row; the centre has the last word.
-    origin = torch.zeros_like(places).scatter(0, assign, places)
-    centres = torch.where(apart, origin[: len(members)], members[:, joined // 2])
-    return Merge(origin.scatter(0, ranks, centres), assign)
+    source = torch.zeros_like(places).scatter(0, parent, places)
+    centres = torch.where(apart, source[: len(members)], members[:, size // 2])
+    return Cut.join(source.scatter(0, ranks, centres), parent)
 
 
 def _window_members(height: int, width: int, window: int, device: torch.device) -> Tensor:

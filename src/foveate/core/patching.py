@@ -107,6 +107,8 @@ class _Wrapped:
                 delattr(self.owner, name)
             else:
                 setattr(self.owner, name, self.original)
+        # The wrapper knows this object: in a circle, what it holds would live until garbage is collected.
+        self.wrapper = None
 
 
 @dataclass(eq=False)

@@ -46,5 +46,6 @@ def into_runs(rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     """
     order = rows.sort(stable=True).indices
     runs = rows[order]
+    # A row's place in its run is its own place less that of its run's first row: runs 0 0 2 give 0 1 0.
     ordinal = torch.arange(len(rows), device=rows.device) - torch.searchsorted(runs, runs)
     return order, torch.searchsorted(places, runs) + ordinal

@@ -39,8 +39,8 @@ class Signal:
         for field in fields(self):
             options, value = get_args(hints[field.name]), getattr(self, field.name)
             if options and value not in options:
-                known = ", ".join(map(repr, options))
-                raise SettingError(f"{type(self).__name__}({field.name}=…) is one of {known}; got {value!r}.")
+                choices = ", ".join(map(repr, options))
+                raise SettingError(f"{type(self).__name__}({field.name}=…) is one of {choices}; got {value!r}.")
 
     @property
     def reads_text(self) -> bool:

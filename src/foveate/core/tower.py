@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from foveate.core.cut import Cut
 from foveate.core.grid import Grid
-from foveate.core.merge import Merge
 
 __all__ = ["TowerView"]
 
@@ -34,7 +34,7 @@ class TowerView:
     cls: Tensor | None
     scores_of: Callable[[int], Tensor]
     keys_of: Callable[[int], Tensor]
-    merge: Merge | None = None
+    merge: Cut | None = None
     entered: int = 0
     reserved: int = 0
     grids: tuple[Grid, ...] = ()

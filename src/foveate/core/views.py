@@ -20,7 +20,7 @@ from foveate.errors import SettingError
 __all__ = ["Arriving", "ImageView", "LayerView", "PatchView", "View"]
 
 Given = Tensor | Callable[[], Tensor]
-"""A tensor, or what makes it when it is asked for."""
+"""A tensor, or a function that makes it when it is first read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class View:
         self._device = device
         self._tokens = tokens
         self._signals = dict(signals or {})
-        self._named = {kind: given for kind, given in named.items() if given is not None}
+        self._named = {kind: value for kind, value in named.items() if value is not None}
 
     def __len__(self) -> int:
         return self._count
@@ -140,9 +140,10 @@ class View:
         raise Undeclared(f"This stage reads {kind!r} without declaring it. It declares {self._declared()}.")
 
     @staticmethod
-    def _made(given: dict[Any, Given], key: Any) -> Tensor:
-        if not isinstance(value := given[key], Tensor):
-            given[key] = value = value()
+    def _made(values: dict[Any, Given], key: Any) -> Tensor:
+        value = values[key]
+        if not isinstance(value, Tensor):
+            value = values[key] = value()
         return value
 
     def _declared(self) -> str:
@@ -177,8 +178,8 @@ class LayerView(View):
             "hidden": hidden, "hidden_before": hidden_before, "attention": attention, "keys": keys
         }  # fmt: skip
         if count is None:
-            given = (*named.values(), rest.get("tokens"), *(rest.get("signals") or {}).values())
-            count = next(len(one) for one in given if isinstance(one, Tensor))
+            values = (*named.values(), rest.get("tokens"), *(rest.get("signals") or {}).values())
+            count = next(len(value) for value in values if isinstance(value, Tensor))
         super().__init__(count, **named, **rest)
         self.text_behind = text_behind
 

@@ -7,14 +7,16 @@ from typing import Any, Literal
 
 import torch
 
-from foveate.core.grid import Grid, closing_rows
-from foveate.core.views import Arriving
 from foveate.cost._decoder import Decoder
+from foveate.cost._dropping import Dropping, rankable
 from foveate.cost._peak import peak
+from foveate.cost._prompt import Prompt
+from foveate.cost._tower import smaller_tower_flops, tower_bytes, tower_flops
 from foveate.errors import SettingError
+from foveate.families.base import Family
 from foveate.methods import follow
 from foveate.methods.base import Method
-from foveate.methods.stages import Place, Shape, Stage
+from foveate.methods.stages import Place
 from foveate.registry import families, no_family
 
 __all__ = ["Cost", "cost"]
@@ -75,14 +77,15 @@ class Cost:
     @property
     def retention(self) -> float:
         """Mean over decoder layers of the share of vision tokens processed; 1 for a prompt without any."""
-        whole = len(self.tokens) * sum(self.vision_tokens)
-        return sum(self.tokens) / whole if whole else 1.0
+        untouched = len(self.tokens) * sum(self.vision_tokens)
+        return sum(self.tokens) / untouched if untouched else 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure as plain values that JSON knows."""
-        sums = ("prefill_flops", "total_flops", "retention")
-        values = {**dataclasses.asdict(self), **{name: getattr(self, name) for name in sums}}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        values = dataclasses.asdict(self)
+        for name in ("prefill_flops", "total_flops", "retention"):
+            values[name] = getattr(self, name)
+        return {name: _as_json(value) for name, value in values.items()}
 
 
 def cost(
@@ -132,103 +135,103 @@ def cost(
             not known.
     """
     config = getattr(config, "config", config)
-    kind = families().get(getattr(config, "model_type", None))  # type: ignore[arg-type]
-    if kind is None:
-        raise no_family(getattr(config, "model_type", None), type(config).__name__)
+    family = _family_of(config)
     if attention not in ("full", "causal"):
         raise SettingError(f"attention is 'full' or 'causal'; got {attention!r}.")
-    sizes = _counts(vision_tokens, "vision_tokens")
-    pictures = None if tower_images is None else _counts(tower_images, "tower_images")
-    if pictures is not None and len(pictures) != len(sizes):
-        raise SettingError(
-            f"tower_images has a count for each image or video: got {len(pictures)} for {len(sizes)} in vision_tokens."
-        )
-    if text_tokens < 0 or text_tokens + sum(sizes) == 0:
-        raise SettingError(f"A prompt has at least one token; got {text_tokens} of text and {sum(sizes)} of vision.")
+    prompt = Prompt.of(text_tokens, vision_tokens, tower_images)
+    decoder = Decoder.of(config.get_text_config(), family.decoders)
+    _check_lengths(decoder, prompt, tokens, grids)
 
-    text = config.get_text_config()
-    decoder = Decoder.of(text, kind.decoders)
-    free = tuple(size - len(kind.always_kept(config, size)) for size in sizes)  # what a method ranks and counts
-    scoring, cached_as = 0, {}
-    if tokens is not None and len(tokens) != decoder.depth:
-        raise SettingError(f"tokens has a count for each of the {decoder.depth} layers; got {len(tokens)}.")
-    if grids and len(grids) != len(sizes):
-        raise SettingError(f"grids has an entry for each image: got {len(grids)} for {len(sizes)} images.")
-    known = kind.token_grids(config, sizes)  # rather than what boxes show: tiles above each other look like one
-    told = grids and (known or grids)
-    stages: tuple[Stage, ...] = ()
-    if method is not None:
-        method.check(decoder.depth)
-        stages = follow.in_order(method.stages(Shape(decoder.depth)))
-        grids = known or grids
-        if tokens is None:
-            planned = follow.layer_plan(stages, decoder.depth, free, grids)
-            tokens = planned and [count + sum(sizes) - sum(free) for count in planned]
-        if tokens is None:
-            raise SettingError(
-                f"How many tokens {type(method).__name__} leaves depends on the picture: run it and give its counts, "
-                "tokens=[count for (count,) in trace.latest.per_layer], or for a method on grids grids=…."
-            )
-        scoring = follow.scoring_flops(stages, decoder.depth, decoder.width, free)
-        cached_as = dict.fromkeys(follow.cached_layers(stages), tokens[-1])
-    tokens = tuple(tokens or (sum(sizes),) * decoder.depth)
-    cached = tuple(cached_as.get(layer, count) for layer, count in enumerate(tokens))
-    rows = [text_tokens + count for count in tokens]
-    kept = tuple(map(decoder.held, range(decoder.depth), (text_tokens + count for count in cached)))
-    whole = kind.smaller_tower_cost(config, told) if told else None
-    tower, projector = whole or (kind.tower_cost(config, sizes, pictures) if sum(sizes) else (0, 0))
-    resized = bool(follow.at(stages, Place.PIXELS))
-    if resized and grids:
-        cells = [_coarsened(stages, tuple(mine), size) for mine, size in zip(grids, free, strict=True)]
-        tower, projector = kind.smaller_tower_cost(config, cells) or (tower, projector)
-    itemsize, pictured = (dtype or _dtype(config)).itemsize, None
-    span, notes = text_tokens + sum(sizes), (0,) * decoder.depth
-    if method is not None and min(tokens) < sum(sizes):  # else the model runs as if nobody were here
-        notes = follow.held_rows(stages, tokens)
-    added = range(1, 1 + (kind.late_additions(config) if sum(sizes) else 0))
-    beside = [note + span * (layer in added) for layer, note in enumerate(notes)]
-    if decoder.inner is not None and not resized:
-        pictured = kind.tower_bytes(config, sizes, pictures, itemsize) if sum(sizes) else (0, 0)
+    # Rather what the config says of the grids than what was given: tiles above each other look like one in boxes.
+    known_grids = family.token_grids(config, prompt.sizes) or grids
+    if method is None:
+        dropping = Dropping.nothing(prompt, decoder.depth, tokens)
+    else:
+        dropping = Dropping.by(method, prompt, family, config, decoder, tokens, known_grids)
+    rows = [text_tokens + count for count in dropping.tokens]
+    cached = [text_tokens + count for count in dropping.cached]
+    kv_lengths = tuple(decoder.held(layer, count) for layer, count in enumerate(cached))
+
+    tower, projector = tower_flops(family, config, prompt, known_grids if grids else None)
+    smaller = bool(follow.at(dropping.stages, Place.PIXELS))
+    if smaller and known_grids:
+        ranked = rankable(family, config, prompt.sizes)
+        of_smaller = smaller_tower_flops(family, config, dropping.stages, ranked, known_grids)
+        tower, projector = of_smaller or (tower, projector)
+
+    itemsize = (dtype or _dtype(config)).itemsize
+    peak_bytes = None
+    if decoder.inner is not None and not smaller:
+        pictures = tower_bytes(family, config, prompt, itemsize)
+        if pictures is not None:
+            beside = _beside(family, config, prompt, dropping)
+            peak_bytes = peak(decoder, prompt.rows, rows, beside, pictures, itemsize)
+    halved = attention == "causal"
     return Cost(
         text_tokens=text_tokens,
-        vision_tokens=sizes,
-        tokens=tokens,
-        cached=cached,
-        kv_lengths=kept,
+        vision_tokens=prompt.sizes,
+        tokens=dropping.tokens,
+        cached=dropping.cached,
+        kv_lengths=kv_lengths,
         attention=attention,
-        layer_flops=tuple(decoder.layer(i, n, keys=n, halved=attention == "causal") for i, n in enumerate(rows)),
+        layer_flops=tuple(decoder.layer(layer, n, keys=n, halved=halved) for layer, n in enumerate(rows)),
         tower_flops=tower,
         projector_flops=projector,
         head_flops=decoder.head(),
-        scoring_flops=scoring,
-        decode_flops=sum(decoder.layer(i, 1, keys=n + 1) for i, n in enumerate(kept)) + decoder.head(),
-        kv_bytes=sum(map(decoder.cached, kept)) * itemsize,
-        peak_bytes=pictured and peak(decoder, span, rows, beside, pictured, itemsize),
+        scoring_flops=dropping.scoring,
+        decode_flops=_decode_flops(decoder, kv_lengths),
+        kv_bytes=sum(map(decoder.cached, kv_lengths)) * itemsize,
+        peak_bytes=peak_bytes,
     )
 
 
-def _coarsened(stages: Sequence[Stage], grids: tuple[Grid, ...], size: int) -> tuple[Grid, ...]:
-    """What the token grids of an image of `size` vision tokens become in front of the tower."""
-    cells = sum(rows * columns for rows, columns in grids)
-    return follow.coarsened(stages, Arriving(cells, size, cells, closing_rows(size - cells), grids))
+def _family_of(config: Any) -> type[Family]:
+    model_type = getattr(config, "model_type", None)
+    family = families().get(model_type)  # type: ignore[arg-type]
+    if family is None:
+        raise no_family(model_type, type(config).__name__)
+    return family
 
 
-def _counts(given: int | Sequence[int], name: str) -> tuple[int, ...]:
-    """One count an image as a tuple.
+def _check_lengths(
+    decoder: Decoder,
+    prompt: Prompt,
+    tokens: Sequence[int] | None,
+    grids: Sequence[Sequence[tuple[int, int]]] | None,
+) -> None:
+    """Refuse `tokens` that are not of each layer, and `grids` that are not of each image."""
+    if tokens is not None and len(tokens) != decoder.depth:
+        raise SettingError(f"tokens has a count for each of the {decoder.depth} layers; got {len(tokens)}.")
+    if grids and len(grids) != len(prompt.sizes):
+        raise SettingError(f"grids has an entry for each image: got {len(grids)} for {len(prompt.sizes)} images.")
 
-    Raises:
-        SettingError: If one is negative.
-    """
-    counts = (given,) if isinstance(given, int) else tuple(int(count) for count in given)
-    if any(count < 0 for count in counts):
-        raise SettingError(f"{name} cannot be negative; got {given}.")
-    return counts
+
+def _beside(family: type[Family], config: Any, prompt: Prompt, dropping: Dropping) -> list[int]:
+    """Rows that live while each layer runs and are not of its making: what the method remembers, and for the layers
+    behind which the family adds to the stream a second stream."""
+    late = family.late_additions(config) if prompt.vision else 0
+    beside = list(dropping.remembered)
+    for layer in range(1, min(1 + late, len(beside))):
+        beside[layer] += prompt.rows
+    return beside
+
+
+def _decode_flops(decoder: Decoder, kv_lengths: Sequence[int]) -> int:
+    """The token after the prompt: every layer over its cache and the token itself, and the head."""
+    layers = (decoder.layer(layer, 1, keys=held + 1) for layer, held in enumerate(kv_lengths))
+    return sum(layers) + decoder.head()
 
 
 def _dtype(config: Any) -> torch.dtype:
     """The dtype the config names, for the whole or for its text model; else bfloat16."""
-    for named in (getattr(config, "dtype", None), getattr(config.get_text_config(), "dtype", None)):
-        found = getattr(torch, named, None) if isinstance(named, str) else named
-        if isinstance(found, torch.dtype):
-            return found
+    for part in (config, config.get_text_config()):
+        dtype = getattr(part, "dtype", None)
+        if isinstance(dtype, str):
+            dtype = getattr(torch, dtype, None)
+        if isinstance(dtype, torch.dtype):
+            return dtype
     return torch.bfloat16
+
+
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -50,7 +50,8 @@ class Decoder:
             UnsupportedError: If it is not.
         """
         if text.model_type not in known:
-            why = f" (a mixture of {_experts(text)} experts)" if _experts(text) else ""
+            experts = _experts(text)
+            why = f" (a mixture of {experts} experts)" if experts else ""
             raise UnsupportedError(
                 f"What a decoder of type {text.model_type!r}{why} costs is not known. "
                 f"Known in this family: {', '.join(sorted(known)) or 'none'}."
@@ -75,7 +76,8 @@ class Decoder:
         """FLOPs of layer `index` on `rows` rows that look at `keys` rows; `halved` counts half the attention."""
         if index in self.recurrent:
             return rows * self.rows[index] + delta_rule(rows, *self.state)
-        return rows * self.rows[index] + attention(rows, keys, self.heads * self.head_dim) // (1 + halved)
+        looking = attention(rows, keys, self.heads * self.head_dim)
+        return rows * self.rows[index] + looking // (1 + halved)
 
     def held(self, index: int, rows: int) -> int:
         """Rows in the cache of layer `index` once `rows` are through: those a later one sees; none in a state."""
@@ -95,7 +97,8 @@ class Decoder:
 
 def _experts(text: Any) -> int:
     """Experts of a mixture; 0 for a dense decoder."""
-    return next((n for name in ("num_experts", "n_routed_experts", "num_local_experts") if (n := _of(text, name))), 0)
+    counts = [_of(text, name) for name in ("num_experts", "n_routed_experts", "num_local_experts")]
+    return next(filter(None, counts), 0)
 
 
 def _state(text: Any) -> tuple[int, int, int]:
@@ -109,7 +112,8 @@ def _projections(text: Any, kind: str) -> int:
     states, key, value = _state(text)
     if kind == "linear_attention":
         mixed = 2 * _of(text, "linear_num_key_heads") * key + states * value
-        return linear(1, width, mixed) + 2 * linear(1, width, states * value + states)  # two gates, decay and output
+        gates_decay_output = 2 * linear(1, width, states * value + states)
+        return linear(1, width, mixed) + gates_decay_output
     head_dim = _of(text, "head_dim") or width // heads
     wide = (3 if states else 2) * heads  # queries and output; beside recurrent layers a gate too
     narrow = 2 * (_of(text, "num_key_value_heads") or heads)
@@ -125,7 +129,8 @@ def _mlp(text: Any, layer: int) -> int:
 
     experts = _experts(text)
     early = layer < _of(text, "first_k_dense_replace") or layer in (_of(text, "mlp_only_layers") or ())
-    if not experts or early or (layer + 1) % (_of(text, "decoder_sparse_step") or 1):
+    between = (layer + 1) % (_of(text, "decoder_sparse_step") or 1) != 0  # of a step of 2 only each second is a mixture
+    if not experts or early or between:
         return gated(text.intermediate_size)
     flops: int = linear(1, width, experts) + text.num_experts_per_tok * gated(text.moe_intermediate_size)
     if shared := _of(text, "shared_expert_intermediate_size"):

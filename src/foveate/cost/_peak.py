@@ -30,20 +30,27 @@ def peak(
     """
     if decoder.inner is None or any(window is not None and window <= span for window in decoder.windows):
         return None
-    width, queries, keys = decoder.width, decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
+    width = decoder.width
+    queries = decoder.heads * decoder.head_dim
+    keys = decoder.kv_heads * decoder.head_dim
     attention = width + max(4 * queries + 2 * keys, 2 * queries + 5 * keys)  # normed; RoPE on queries, then on keys
     mlp = 2 * width + 3 * decoder.inner  # residual and normed; activated, up and their product
     tables = 2 * decoder.head_dim  # cos and sin, made anew when rows leave
     stream = span * width
-    held, most, before = stream + span * tables, 0, span  # what goes into the decoder outlives its layers
+    held = stream + span * tables  # what goes into the decoder outlives its layers
+    most, before = 0, span
     for layer, count in enumerate(rows):
-        held += count * tables if count != before else 0
+        if count != before:
+            held += count * tables
         before = count
         here = held + beside[layer] * width
-        here += stream if layer else 0
-        here += count * width if count < span else 0  # gathered from the stream
-        held += decoder.cached(count)
-        most = max(most, here + count * attention, here + decoder.cached(count) + count * mlp)
+        if layer > 0:
+            here += stream
+        if count < span:
+            here += count * width  # gathered from the stream
+        cached = decoder.cached(count)
+        held += cached
+        most = max(most, here + count * attention, here + cached + count * mlp)
     encoding, kept = pictures
     last_norm = (held + stream) * itemsize + 2 * stream * 4  # in float32, of all columns
     return max(encoding, kept + most * itemsize, kept + last_norm)

@@ -1,112 +1,141 @@
-"""Samples whose vision tokens are alike in number, so that one operator serves all of them."""
+"""Each layer: the vision tokens that are left, in samples so alike that one operator serves all of them."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from foveate.core.cut import note_of
+from foveate.core.cut import Cut, note_of
 from foveate.core.host import send
+from foveate.core.nested import Tensors, on_tensors
 from foveate.core.rank import into_runs
-from foveate.engine.forms import EngineCut
+from foveate.engine import guards
 from foveate.engine.samples import Sample
-from foveate.errors import SettingError
 
-__all__ = ["Bucket", "Mine", "buckets_of", "each"]
+__all__ = ["Bucket", "Pick", "buckets_of", "each"]
 
-Mine = Callable[[Tensor], Tensor]
+TENSORS = ("index", "vision", "slots", "source", "runs", "parent", "notes", "ordinals")
+"""The attributes of a bucket that are tensors with the samples in front, or nests of them; some may be None."""
+
+Sizes = tuple[int, ...]
+"""Rows of each image of a sample, or of each frame, in order."""
+
+Pick = Callable[[Tensor], Tensor]
 """Of a tensor with the samples in front, the part of the sample that is looked at."""
 
 
-def each(run: Callable[[dict[str, Any], Mine], dict[str, Any]], given: dict[str, Any]) -> dict[str, Any]:
-    """What `run` answers for every sample: tensors by name (or by a name of a name) go in without the samples in front,
-    and come out with them again."""
-    count = len(next(iter(given.values())))
+def each(run: Callable[[Tensors, Pick], Tensors], tensors: Tensors) -> Tensors:
+    """Run a function on every sample of a batch, by vmap where there are several.
+
+    Args:
+        run: Takes the tensors of one sample, without the samples in front, and a `Pick` for further tensors.
+        tensors: By name, with the samples in front; an entry may be a mapping of such.
+
+    Returns:
+        What `run` answers, with the samples in front again.
+    """
+    count = len(next(iter(tensors.values())))
     if count == 1:
-        return _with(lambda one: one[None], run(_with(lambda one: one[0], given), lambda one: one[0]))
+        answer = run(on_tensors(tensors, _first), _first)
+        batched: Tensors = on_tensors(answer, lambda tensor: tensor[None])
+        return batched
 
-    def alone(place: Tensor, mine: dict[str, Any]) -> dict[str, Any]:
-        return run(mine, lambda one: one[place.expand(1)][0])
+    def of_sample(place: Tensor, part: Tensors) -> Tensors:
+        return run(part, lambda tensor: tensor[place.expand(1)][0])
 
-    found: dict[str, Any] = torch.func.vmap(alone)(torch.arange(count, device=_device(given)), given)
-    return found
-
-
-def _with(change: Callable[[Tensor], Tensor], given: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: change(one) if isinstance(one, Tensor) else _with(change, one) for name, one in given.items()}
+    device = next(value.device for value in tensors.values() if isinstance(value, Tensor))
+    places = torch.arange(count, device=device)
+    answers: Tensors = torch.func.vmap(of_sample)(places, tensors)
+    return answers
 
 
-def _device(given: Mapping[str, Any]) -> torch.device:
-    return next(one.device for one in given.values() if isinstance(one, Tensor))
+def _first(tensor: Tensor) -> Tensor:
+    return tensor[0]
 
 
 @dataclass(slots=True, eq=False)
 class Bucket:
-    """Some samples of a call that have as many images as each other, of the same sizes, and have lost as many tokens.
+    """Samples of a batch that are alike: as many images, of the same sizes, and as many tokens left.
+
+    The tokens that are left have the form of a `Cut`, with the samples in front, counted from the tokens that entered:
+    `source` is the token that each row stands for, `parent` the row that each token went into. An example: one sample
+    with five tokens in columns 3 to 7, of which the third was dropped and the last joined the second:
+
+        vision   3 4 5 6 7       source   0 1 3         slots   0 1 3
+                                 parent   0 1 −1 2 1    columns 3 4 6
 
     Attributes:
-        members: Which samples.
-        samples: The same, (samples,) int64.
+        members: Which samples of the batch.
+        samples: The same as the host knows them.
+        index: `members`, (samples,) int64.
         vision: Columns of their vision tokens as they entered, (samples, entered) int64, ascending.
         slots: Where the rows that are left are stored, (samples, left) int64: ordinals into `vision`, ascending.
-        tokens: Which tokens these rows stand for, (samples, left) int64: ordinals into `vision` in row order; −1 for
+        source: Which tokens these rows stand for, (samples, left) int64: ordinals into `vision` in row order; −1 for
             none of its own. The same as `slots` until something is merged or reordered.
         sizes: Rows left of each image, in order; None once only the device knows.
         runs: Which run of columns each vision token is in, (samples, entered) int64; None where each image has one.
-        known: What the host knows of each of them.
-        assign: The row each vision token went into, (samples, entered) int64, −1 if it was dropped; None while nothing
+        parent: The row each vision token went into, (samples, entered) int64, −1 if it was dropped; None while nothing
             is merged.
-        notes: What the method remembers, with the samples in front (see `EngineView.notes`).
+        notes: What is remembered of the rows, a tensor a name with samples and rows in front.
         ordinals: See `Sample.ordinals`, with the samples in front.
     """
 
     members: tuple[int, ...]
-    samples: Tensor
+    samples: tuple[Sample, ...]
+    index: Tensor
     vision: Tensor
     slots: Tensor
-    tokens: Tensor
-    sizes: tuple[int, ...] | None
-    runs: Tensor | None
-    known: tuple[Sample, ...]
-    assign: Tensor | None = None
+    source: Tensor
+    sizes: Sizes | None
+    runs: Tensor | None = None
+    parent: Tensor | None = None
     notes: dict[str, Tensor] = field(default_factory=dict)
     ordinals: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def of(cls, members: Sequence[int], samples: Sequence[Sample], device: torch.device) -> Self:
-        """These of a call's samples, which must be alike."""
+    def of(cls, members: Sequence[int], batch: Sequence[Sample], device: torch.device) -> Self:
+        """These samples of a batch, which must be alike."""
 
         def stacked(tensors: Sequence[Tensor]) -> Tensor:
             return send(torch.stack(list(tensors)), device)
 
-        mine = [samples[member] for member in members]
-        vision = stacked([sample.vision for sample in mine])
+        samples = tuple(batch[member] for member in members)
+        vision = stacked([sample.vision for sample in samples])
         slots = torch.arange(vision.shape[1], device=device).expand_as(vision)
-        first, pairs = mine[0], [sample.ordinals for sample in mine if sample.ordinals is not None]
-        return cls(
+        bucket = cls(
             members=tuple(members),
-            samples=send(torch.tensor(members), device),
+            samples=samples,
+            index=send(torch.tensor(members), device),
             vision=vision,
             slots=slots,
-            tokens=slots,
-            sizes=first.sizes,
-            runs=stacked([sample.runs for sample in mine]) if first.parted else None,
-            known=tuple(mine),
-            ordinals=(stacked([free for free, _ in pairs]), stacked([fixed for _, fixed in pairs])) if pairs else None,
+            source=slots,
+            sizes=samples[0].sizes,
         )
+        if samples[0].parted:
+            bucket.runs = stacked([sample.runs for sample in samples])
+        pairs = [sample.ordinals for sample in samples if sample.ordinals is not None]
+        if pairs:
+            free, fixed = zip(*pairs, strict=True)
+            bucket.ordinals = stacked(free), stacked(fixed)
+        return bucket
 
     @property
     def first(self) -> Sample:
         """One of the samples, for what is the same in all."""
-        return self.known[0]
+        return self.samples[0]
+
+    @property
+    def entered(self) -> int:
+        """Vision tokens of each sample as they entered the model."""
+        return self.vision.shape[1]
 
     @property
     def left(self) -> int:
         """Rows left of each sample."""
-        return self.tokens.shape[1]
+        return self.source.shape[1]
 
     @property
     def columns(self) -> Tensor:
@@ -115,154 +144,196 @@ class Bucket:
 
     @property
     def owners(self) -> Tensor:
-        """`samples` with a dimension for rows."""
-        return self.samples[:, None]
+        """`index` with a dimension for rows, (samples, 1)."""
+        return self.index[:, None]
 
-    def origin(self) -> Tensor:
+    def positions_of(self) -> Tensor:
         """The column whose position each row has, (samples, left) int64; −1 for a row that is no token of its own."""
-        return torch.where(self.tokens < 0, self.tokens, self.vision.gather(1, self.tokens.clamp(min=0)))
+        return _gathered(self.vision, self.source)
 
     def text_behind(self, start: int, stop: int) -> tuple[int, bool]:
-        """As many text rows as stand behind the rows `start` to `stop` in any sample, or more; and whether that many do
-        in all."""
-        sizes = self.sizes or ()
-        ends = itertools.accumulate(sizes)
-        image = next((at for at, end in enumerate(ends) if (end - sizes[at], end) == (start, stop)), None)
-        if image is None:
-            return max(len(sample.text) for sample in self.known), False
-        counts = {sample.text_from[image] for sample in self.known}
-        return max(counts), counts == {sample.text_after[image] for sample in self.known} and len(counts) == 1
+        """How much text stands behind the rows `start` to `stop`.
+
+        Returns:
+            At least as many text rows as stand there in any sample, and whether every sample has exactly that many.
+        """
+        spans = list(itertools.pairwise([0, *itertools.accumulate(self.sizes or ())]))
+        if (start, stop) not in spans:  # the rows of several images, or of one whose size only the device knows
+            return max(len(sample.text) for sample in self.samples), False
+        image = spans.index((start, stop))
+        counts = {sample.text_from[image] for sample in self.samples}
+        after = {sample.text_after[image] for sample in self.samples}
+        return max(counts), counts == after and len(counts) == 1
 
     def to(self, device: torch.device) -> None:
         """Move there: a model may be spread over devices."""
-        if self.samples.device == device:
+        if self.index.device == device:
             return
-        for name in ("samples", "vision", "slots", "tokens", "runs", "assign"):
-            one = getattr(self, name)
-            setattr(self, name, None if one is None else one.to(device))
-        self.notes = {name: note.to(device) for name, note in self.notes.items()}
-        self.ordinals = None if self.ordinals is None else (self.ordinals[0].to(device), self.ordinals[1].to(device))
+        for name in TENSORS:
+            setattr(self, name, on_tensors(getattr(self, name), lambda tensor: tensor.to(device)))
 
     def part(self, places: Sequence[int]) -> "Bucket":
         """The samples at these places alone."""
         if len(places) == len(self.members):
             return self
-        at = send(torch.tensor(places), self.samples.device)
+        at = send(torch.tensor(places), self.index.device)
+        tensors = {name: on_tensors(getattr(self, name), lambda tensor: tensor[at]) for name in TENSORS}
         return Bucket(
             members=tuple(self.members[place] for place in places),
-            samples=self.samples[at],
-            vision=self.vision[at],
-            slots=self.slots[at],
-            tokens=self.tokens[at],
+            samples=tuple(self.samples[place] for place in places),
             sizes=self.sizes,
-            runs=None if self.runs is None else self.runs[at],
-            known=tuple(self.known[place] for place in places),
-            assign=None if self.assign is None else self.assign[at],
-            notes={name: note[at] for name, note in self.notes.items()},
-            ordinals=None if self.ordinals is None else (self.ordinals[0][at], self.ordinals[1][at]),
+            **tensors,
         )
 
-    def take(self, cut: EngineCut) -> tuple[Tensor | None, Tensor]:
-        """Let leave who leaves, in everything but the stream.
+    def take(self, cut: Cut, sizes: Sizes | None) -> tuple[Tensor | None, Tensor]:
+        """Drop and merge as a cut says, in everything but the stream.
 
-        Tokens stay in their places. Merged rows go to the first places of the run of the token they stand for; a row
-        that is no token of its own, to its image's first run.
+        Tokens that stay do so in their places. Merged rows go to the first places of the run of the token they stand
+        for; a row that is no token of its own, to its image's first run.
 
         Args:
             cut: With the samples in front of all its tensors.
+            sizes: Rows it leaves of each image; None where only the device knows.
 
         Returns:
             Merged rows in the order they are stored in, (samples, rows, …), None where nothing is merged; and the
             ordinals into `vision` that rows were stored at before, (samples, rows) int64.
         """
-        merges = cut.rows is not None
-        if merges and (self.sizes is None or cut.sizes is None):
-            raise SettingError(
-                "A stage that merges must know whose rows are whose: give it unit='image', and a count that the host "
-                "knows."
-            )
-        given: dict[str, Any] = {"kept": cut.kept, "slots": self.slots, "tokens": self.tokens, "notes": self.notes}
-        known = {"rows": cut.rows, "step": cut.assign, "assign": self.assign, "runs": self.runs}
-        given |= {"fresh": dict(cut.notes)} | {name: one for name, one in known.items() if one is not None}
-        found = each(lambda mine, _: _taken(mine, self.sizes, cut.sizes), given)
-        self.slots, self.tokens, self.notes = found["slots"], found["tokens"], found["notes"]
-        self.assign, self.sizes = found.get("assign"), cut.sizes
-        return found.get("rows"), found["before"]
+        tensors: Tensors = {
+            "kept": cut.source,
+            "slots": self.slots,
+            "source": self.source,
+            "notes": self.notes,
+            "new notes": dict(cut.notes),
+        }
+        if self.runs is not None:
+            tensors["runs"] = self.runs
+        if self.parent is not None:
+            tensors["parent"] = self.parent
+        if cut.rows is not None:
+            guards.refuse_unknown_owners(self.sizes, sizes)
+            tensors["rows"] = cut.rows
+            tensors["went"] = cut.parent
+        left = each(lambda sample, _: _taken(sample, self.sizes, sizes), tensors)
+        self.slots, self.source, self.notes = left["slots"], left["source"], left["notes"]
+        self.parent, self.sizes = left.get("parent"), sizes
+        return left.get("rows"), left["before"]
 
-    def told(self) -> tuple[Tensor, Tensor | None]:
-        """`tokens` and `assign` as a trace tells them, which counts all vision tokens, also those always kept."""
+    def source_and_parent(self) -> tuple[Tensor, Tensor | None]:
+        """`source` and `parent` as a trace has them, which counts all vision tokens, also those always kept.
+
+        An example: token 0 is a CLS that always stays, tokens 1 to 3 are patches, and the second patch was dropped.
+
+            free 1 2 3, fixed 0      here: source 0 2, parent 0 −1 1      in the trace: source 0 1 3, parent 0 1 −1 2
+        """
         if self.ordinals is None:
-            return self.tokens, self.assign
+            return self.source, self.parent
         free, fixed = self.ordinals
-        names = torch.where(self.tokens < 0, self.tokens, free.gather(1, self.tokens.clamp(min=0)))
-        order = torch.cat((free.gather(1, self.slots), fixed), dim=1).argsort(dim=1)
-        origin = torch.cat((names, fixed), dim=1).gather(1, order)
-        if self.assign is None:
-            return origin, None
-        row = order.argsort(dim=1)
-        assign = row.new_empty(len(free), free.shape[1] + fixed.shape[1])
-        assign.scatter_(1, free, torch.where(self.assign < 0, self.assign, row.gather(1, self.assign.clamp(min=0))))
-        assign.scatter_(1, fixed, row[:, names.shape[1] :])
-        return origin, assign
+        names = _gathered(free, self.source)
+        # Rows are in the order in which they are stored; those that always stay are among them.
+        stored = torch.cat((free.gather(1, self.slots), fixed), dim=1)
+        order = stored.argsort(dim=1)
+        source = torch.cat((names, fixed), dim=1).gather(1, order)
+        if self.parent is None:
+            return source, None
+        row = order.argsort(dim=1)  # the place of each row in that order
+        parent = row.new_empty(len(free), free.shape[1] + fixed.shape[1])
+        parent.scatter_(1, free, _gathered(row, self.parent))
+        parent.scatter_(1, fixed, row[:, names.shape[1] :])
+        return source, parent
 
 
-def _taken(mine: dict[str, Any], sizes: tuple[int, ...] | None, counts: tuple[int, ...] | None) -> dict[str, Any]:
-    """`Bucket.take` for one sample."""
-    kept, slots, tokens = mine["kept"], mine["slots"], mine["tokens"]
-    rows, step, fresh = mine.get("rows"), mine.get("step"), mine["fresh"]
-    places = kept
-    if rows is not None:
+def _taken(sample: Tensors, sizes: Sizes | None, left: Sizes | None) -> Tensors:
+    """`Bucket.take` for one sample, whose images had `sizes` rows and have so many `left`."""
+    if "rows" in sample:
         assert sizes is not None
-        assert counts is not None
-        starts = [0, *itertools.accumulate(sizes)]
-        if "runs" in mine:
-            firsts = [at for at, count in zip(starts, counts, strict=False) for _ in range(count)]
-            here = mine["runs"][slots]
-            of_row = torch.where(kept < 0, send(torch.tensor(firsts), kept.device), kept)
-            order, places = into_runs(here[of_row], here)
-            kept, rows = kept[order], rows[order]
-            fresh = {name: note[order] for name, note in fresh.items()}
-            if step is not None:
-                step = torch.where(step < 0, step, order.argsort()[step.clamp(min=0)])
-        else:
-            parts = [torch.arange(at, at + count) for at, count in zip(starts, counts, strict=False)]
-            places = (
-                send(torch.cat(parts), kept.device) if len(parts) > 1 else torch.arange(len(kept), device=kept.device)
-            )
-    safe = kept if rows is None else kept.clamp(min=0)
-    found = {
+        assert left is not None
+        return _merged(sample, sizes, left)
+    kept, source = sample["kept"], sample["source"]
+    slots = sample["slots"][kept]
+    answer = {"before": slots, "slots": slots, "source": source[kept]}
+    answer["notes"] = {name: note[kept] for name, note in sample["notes"].items()} | sample["new notes"]
+    if "parent" in sample:
+        # Of three rows the first and last stay: went 0 −1 1.
+        rows = torch.arange(len(kept), device=kept.device)
+        went = torch.full_like(source, -1).index_put((kept,), rows)
+        answer["parent"] = _looked_up(went, sample["parent"])
+    return answer
+
+
+def _merged(sample: Tensors, sizes: Sizes, left: Sizes) -> Tensors:
+    """`_taken` where there are new rows, which are stored at the first places of their images or runs."""
+    kept, rows, went, notes = (sample[name] for name in ("kept", "rows", "went", "new notes"))
+    slots, source = sample["slots"], sample["source"]
+    starts = [0, *itertools.accumulate(sizes)][: len(left)]  # where each image begins among the rows that arrived
+    if "runs" in sample:
+        runs = sample["runs"][slots]
+        order, places = into_runs(runs[_stands_for(kept, starts, left)], runs)
+        kept, rows = kept[order], rows[order]
+        notes = {name: note[order] for name, note in notes.items()}
+        went = _looked_up(order.argsort(), went)
+    else:
+        places = _first_places(starts, left, kept.device)
+    if "parent" in sample:  # an earlier cut has merged, so tokens go on from the rows that it left
+        went = _looked_up(went, sample["parent"])
+    safe = kept.clamp(min=0)
+    followed = {name: note_of(note, kept, rows) for name, note in sample["notes"].items()}
+    return {
         "before": slots[safe],
         "slots": slots[places],
-        "tokens": tokens[safe] if rows is None else torch.where(kept < 0, kept, tokens[safe]),
-        "notes": {name: note_of(note, kept, rows) for name, note in mine["notes"].items()} | fresh,
+        "source": torch.where(kept < 0, kept, source[safe]),
+        "notes": followed | notes,
+        "rows": rows,
+        "parent": went,
     }
-    if rows is not None:
-        found["rows"] = rows
-    before = mine.get("assign")
-    if step is None and before is not None:
-        step = torch.full_like(tokens, -1).index_put((kept,), torch.arange(len(kept), device=kept.device))
-    if step is not None:
-        found["assign"] = step if before is None else torch.where(before < 0, before, step[before.clamp(min=0)])
-    return found
+
+
+def _stands_for(kept: Tensor, starts: Sequence[int], left: Sequence[int]) -> Tensor:
+    """`kept`, (rows,) int64, in which a row that stands for no token has the first token of its image."""
+    firsts: list[int] = []
+    for start, count in zip(starts, left, strict=True):
+        firsts += [start] * count
+    return torch.where(kept < 0, send(torch.tensor(firsts), kept.device), kept)
+
+
+def _first_places(starts: Sequence[int], left: Sequence[int], device: torch.device) -> Tensor:
+    """The first places of each image, as many as it has rows left: of images at 0 and 5 with two rows each 0 1 5 6."""
+    if len(left) == 1:
+        return torch.arange(left[0], device=device)
+    parts = [torch.arange(start, start + count) for start, count in zip(starts, left, strict=True)]
+    return send(torch.cat(parts), device)
+
+
+def _looked_up(table: Tensor, places: Tensor) -> Tensor:
+    """The entries of a table, (rows,) int64, at these places; −1 stays −1."""
+    return torch.where(places < 0, places, table[places.clamp(min=0)])
+
+
+def _gathered(tables: Tensor, places: Tensor) -> Tensor:
+    """As `_looked_up`, with the samples in front of both."""
+    return torch.where(places < 0, places, tables.gather(1, places.clamp(min=0)))
 
 
 def buckets_of(samples: Sequence[Sample], together: bool, device: torch.device) -> list[Bucket]:
-    """The samples that have vision tokens, those alike together."""
+    """The samples that have vision tokens, those alike together if they may be looked at together."""
     alike: dict[Any, list[int]] = {}
     for index, sample in enumerate(samples):
         if len(sample.vision):
-            alike.setdefault(_looks(sample) if together else index, []).append(index)
+            key = _kind(sample) if together else index
+            alike.setdefault(key, []).append(index)
     return [Bucket.of(members, samples, device) for members in alike.values()]
 
 
-def _looks(sample: Sample) -> Any:
-    """What is the same in samples that are alike."""
-    tower = [
-        None
-        if item.cut is None
-        else (len(item.cut.kept), item.cut.rows is None, item.cut.assign is None, tuple(sorted(item.cut.notes)))
-        for item in sample.items
-    ]
-    text = [bool(after) for after in sample.text_after]
+def _kind(sample: Sample) -> Any:
+    """What samples that are alike have in common."""
+    tower = tuple(_kind_of_cut(image.cut) for image in sample.media)
+    text = tuple(after > 0 for after in sample.text_after)
     sizes = (sample.sizes, sample.entered_sizes, sample.started_sizes, sample.fixed, sample.parted)
-    return (*sizes, tuple(text), tuple(tower))
+    return (*sizes, text, tower)
+
+
+def _kind_of_cut(cut: Cut | None) -> Any:
+    """What the tower did to an image, as far as samples that are alike must have it in common."""
+    if cut is None:
+        return None
+    return cut.count, cut.stays_whole, tuple(sorted(cut.notes))

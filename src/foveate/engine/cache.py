@@ -1,20 +1,22 @@
-"""A cache layer that stores what was kept and speaks in unpruned columns."""
+"""Decode: a cache layer that stores what was kept and speaks in unpruned columns."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
-from foveate.errors import SessionError, UnsupportedError
+from foveate.core.memo import Memo
+from foveate.core.nested import on_tensors
+from foveate.engine import guards
 
-__all__ = ["PrunedLayer", "check_cache", "pruned_layer"]
+__all__ = ["CACHE_LAYERS", "PrunedLayer", "find_pruned", "length_of", "pruned_layer"]
 
-T = TypeVar("T")
-KNOWN = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer)
+MEMO_SIZE = 8
+"""How many tensors that layers of one cache share are remembered: layers alike follow each other."""
 
 
 class PrunedLayer(DynamicLayer):  # type: ignore[misc]
@@ -36,8 +38,10 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     is_croppable = True
 
-    def __init__(self, layer: DynamicLayer) -> None:
+    def __init__(self, layer: DynamicLayer, memo: Memo | None = None) -> None:
+        """Take over what a layer of the usual kind holds; layers of one cache share one `memo`."""
         super().__init__()
+        self._memo = Memo(MEMO_SIZE) if memo is None else memo
         self.keys, self.values, self.is_initialized = layer.keys, layer.values, layer.is_initialized
         if self.is_initialized:
             self.dtype, self.device = layer.dtype, layer.device
@@ -46,6 +50,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.record_past: bool = getattr(layer, "record_past", False)
         self.seen: int = layer.get_seq_length()
         self.base: Tensor | None = None
+        # Where a window has evicted slots, fewer are stored than were seen.
         self.base_end = self.seen - layer.keys.shape[-2] if self.seen else 0
         self.ragged = False
         self.shift: Tensor | None = None
@@ -71,9 +76,11 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             coming = torch.arange(self.seen, self.seen + coming, device=device).expand(samples, -1)
         if self.seen == 0:
             return coming
+        # Of six columns with 2 and 3 dropped, and two decoded tokens: base 0 1 4 5, tail 6 7.
         tail = torch.arange(self.base_end, self.seen, device=device).expand(samples, -1)
-        stored = (tail,) if self.base is None else (self.base, tail)
-        return torch.cat((*stored, coming), dim=1)
+        if self.base is None:
+            return torch.cat((tail, coming), dim=1)
+        return torch.cat((self.base, tail, coming), dim=1)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values, (samples, heads, rows, head size), and return all.
@@ -82,10 +89,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             SessionError: If a pruned layer is used outside `foveate.drop`.
         """
         if self._announced is None and self._pruned:
-            raise SessionError(
-                "This cache was pruned by foveate and is used outside its context: masks would be wrong. "
-                "Go on inside `with foveate.drop(model, method)`, or start from a fresh cache."
-            )
+            guards.refuse_pruned_cache_outside()
         columns, span, ragged = self._announced or (None, key_states.shape[-2], False)
         plain, self._announced = self._announced is None, None
         if columns is not None:
@@ -106,11 +110,12 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         """The columns of all slots once these have come."""
         if self.seen == 0:
             return coming
-        alike = "joined", self.base, self.base_end, self.seen
-        return _once(coming, alike, lambda: self.columns(coming, coming.shape[0], coming.device))
+        samples, device = coming.shape[0], coming.device
+        alike = "joined", coming, self.base, self.base_end, self.seen
+        return self._memo.once(lambda: self.columns(coming, samples, device), *alike)
 
     def _evict(self) -> None:
-        """Let go of slots that no later row sees: all but the last `window − 1`.
+        """Remove slots that no later row sees: all but the last `window − 1`.
 
         Slots ascend in columns, so those before them are behind the window in every sample.
         """
@@ -118,12 +123,12 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         gone = self.keys.shape[-2] - (self.window - 1) if self.is_initialized else 0
         if gone <= 0:
             return
-        self.keys, self.values = self.keys[..., gone:, :], self.values[..., gone:, :]
-        held = 0 if self.base is None else self.base.shape[1]
-        if gone < held:
-            assert self.base is not None
-            base = self.base
-            self.base = _once(base, ("without first", gone), lambda: base[:, gone:])
+        self.keys = self.keys[..., gone:, :]
+        self.values = self.values[..., gone:, :]
+        base = self.base
+        held = 0 if base is None else base.shape[1]
+        if base is not None and gone < held:
+            self.base = self._memo.once(lambda: base[:, gone:], "without first", base, gone)
         else:
             self.base, self.ragged = None, False
             self.base_end += gone - held
@@ -134,11 +139,16 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Columns that the model's own masks cover, and how many come before them: all, or those of the window."""
-        before = 0 if self.window is None else max(0, self.seen - self.window + 1)
+        before = 0
+        if self.window is not None:
+            before = max(0, self.seen - self.window + 1)
         return self.seen - before + query_length, before
 
     def valid_slots(self) -> Callable[[], list[int]]:
-        """Counts, when it is called, the slots of each sample that are no pads now: asking the device can wait."""
+        """A function that counts the slots of each sample that are no pads now.
+
+        The host waits for the device when it is called, and not before.
+        """
         return partial(_valid, self.base, self.keys.shape[0], self.keys.shape[-2])
 
     def activate_past_recording(self) -> None:
@@ -148,29 +158,27 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     def reset(self) -> None:
         super().reset()
         self.keys, self.values, self.is_initialized = None, None, False  # transformers 5.16 fills them with zeros
-        self.seen, self.base, self.base_end, self.ragged, self._announced, self.shift = 0, None, 0, False, None, None
-        self._pruned = False
+        self.seen = 0
+        self.base, self.base_end, self.ragged = None, 0, False
+        self.shift = None
+        self._announced, self._pruned = None, False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
-        if self.base is not None:
-            self.base = self.base.index_select(0, beam_idx.to(self.base.device))
-        if self.shift is not None:
-            self.shift = self.shift.index_select(0, beam_idx.to(self.shift.device))
+        self._for_samples(lambda tensor: tensor.index_select(0, beam_idx.to(tensor.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        if self.base is not None:
-            self.base = self.base.repeat_interleave(repeats, dim=0)
-        if self.shift is not None:
-            self.shift = self.shift.repeat_interleave(repeats, dim=0)
+        self._for_samples(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
-        if self.base is not None:
-            self.base = self.base[indices.to(self.base.device), ...]
-        if self.shift is not None:
-            self.shift = self.shift[indices.to(self.shift.device)]
+        self._for_samples(lambda tensor: tensor[indices.to(tensor.device)])
+
+    def _for_samples(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Let columns and shift follow the samples, which are in front of both."""
+        self.base = on_tensors(self.base, change)
+        self.shift = on_tensors(self.shift, change)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last `-tokens_to_remove` unpruned columns (a negative number, as transformers has it)."""
@@ -178,14 +186,12 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             raise ValueError(f"crop takes minus the number of tokens to remove; got {tokens_to_remove}.")
         tokens_to_remove = int(tokens_to_remove)  # transformers 5.16 hands in a tensor
         if tokens_to_remove and self.window is not None and not self.record_past and self.seen >= self.window:
-            raise UnsupportedError(
-                f"A layer with a sliding window of {self.window} tokens has let go of what came before them, so no "
-                "token can be taken back. Call activate_past_recording on the cache before the prompt."
-            )
+            guards.refuse_crop(self.window)
         end = self.seen + tokens_to_remove
         from_tail = min(-tokens_to_remove, self.seen - self.base_end)
         if from_tail:
-            self.keys, self.values = self.keys[..., :-from_tail, :], self.values[..., :-from_tail, :]
+            self.keys = self.keys[..., :-from_tail, :]
+            self.values = self.values[..., :-from_tail, :]
         if self.base is not None and end < self.base_end:
             self._crop_base(end)
         self.seen = end
@@ -197,27 +203,28 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         assert self.base is not None
         stays = (self.base < end) & (self.base >= 0)
         counts = stays.sum(dim=1).tolist()
-        self._keep_slots(_Chosen.of(self.base, 0, stays, max(counts), ragged=min(counts) < max(counts)))
+        ragged = min(counts) < max(counts)
+        self._keep_slots(_Chosen.of(self.base, 0, stays, max(counts), ragged))
         self.base_end = end
 
     def keep(self, wanted: Tensor, counts: Sequence[int]) -> None:
         """Of the rows that came last, keep only these.
 
-        LayerRunner that hold the same columns, and get the same tensor, share what is worked out.
+        Layers that hold the same columns, and get the same tensor, share what is worked out.
 
         Args:
             wanted: (samples, rows) bool, in the order they came.
             counts: How many of them each sample has.
         """
-        alike = "kept", self.base, self.base_end, self.seen, self.keys.shape[-2], self.ragged
-        chosen = _once(wanted, alike, lambda: self._chosen(wanted, counts))
+        alike = "kept", wanted, self.base, self.base_end, self.seen, self.keys.shape[-2], self.ragged
+        chosen = self._memo.once(lambda: self._chosen(wanted, counts), *alike)
         self.base_end, self._pruned = self.seen, True
         self._keep_slots(chosen)
 
     def _chosen(self, wanted: Tensor, counts: Sequence[int]) -> "_Chosen":
         columns = self.columns(0, wanted.shape[0], wanted.device)
-        rows = min(wanted.shape[1], columns.shape[1])  # some may be behind the window already, nobody knows which
-        earlier = columns.shape[1] - rows
+        rows = min(wanted.shape[1], columns.shape[1])  # the window may have evicted the first of them
+        earlier = columns.shape[1] - rows  # slots of earlier turns, which all stay
         stays = wanted[:, wanted.shape[1] - rows :] & (columns[:, earlier:] >= 0)
         most = min(rows, max(counts))
         even = rows == wanted.shape[1] and min(counts) == most
@@ -255,61 +262,49 @@ class _Chosen:
             ragged: Whether any slot may be a pad then.
         """
         rows = stays.shape[1]
+        # A stable sort of 0s and 1s brings the slots that stay to the end, in order: of 1 0 1 (stay) it makes 1 0 2.
         order = torch.sort(stays.long(), dim=1, stable=True).indices[:, rows - most :]
         pads = ~stays.gather(1, order)
         order = order + earlier
         if earlier:
             first = torch.arange(earlier, device=order.device).expand(len(order), -1)
-            order, pads = torch.cat((first, order), dim=1), torch.cat((columns[:, :earlier] < 0, pads), dim=1)
+            order = torch.cat((first, order), dim=1)
+            pads = torch.cat((columns[:, :earlier] < 0, pads), dim=1)
         return cls(columns.gather(1, order).masked_fill(pads, -1), order, ragged)
 
     def of_states(self, states: Tensor) -> Tensor:
         """Keys or values of what stays, from (samples, heads, slots, head size)."""
         order = self.order.to(states.device)
+        # Indices (samples, 1, 1), (heads, 1) and (samples, 1, slots) pick (samples, heads, slots, head size).
         samples, heads = (torch.arange(size, device=states.device) for size in states.shape[:2])
         return states[samples[:, None, None], heads[:, None], order[:, None]]
 
 
-def _once(on: Tensor, key: tuple[Any, ...], make: Callable[[], T]) -> T:
-    """What `make` answers, made once for all layers with the same key, of the same tensor objects; kept on `on`."""
-    known: list[tuple[tuple[Any, ...], T]] = on.__dict__.setdefault("_foveate_known", [])
-    for other, made in known:
-        if other[0] == key[0] and all(_same(*pair) for pair in zip(key, other, strict=True)):
-            return made
-    known.append((key, make()))
-    return known[-1][1]
-
-
-def _same(one: Any, other: Any) -> bool:
-    return one is other or (not isinstance(one, Tensor) and not isinstance(other, Tensor) and bool(one == other))
-
-
 def _valid(base: Tensor | None, samples: int, slots: int) -> list[int]:
-    pads = [0] * samples if base is None else (base < 0).sum(dim=1).tolist()
+    pads = [0] * samples
+    if base is not None:
+        pads = (base < 0).sum(dim=1).tolist()
     return [slots - pad for pad in pads]
 
 
-def check_cache(cache: Any) -> None:
-    """Refuse a cache that cannot hold layers of different lengths, before anything was written to it.
+CACHE_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, PrunedLayer)
+"""The kinds of cache layers that may stand beside pruned ones."""
 
-    Raises:
-        UnsupportedError: If the cache is static, quantised, offloaded or of an unknown kind.
-    """
-    if cache is None:
-        return
-    if not isinstance(cache, Cache):
-        raise UnsupportedError(
-            f"past_key_values is a {type(cache).__name__}; foveate needs a transformers DynamicCache."
-        )
-    if cache.offloading:
-        raise UnsupportedError("Offloaded caches are not supported while tokens are dropped; use a DynamicCache.")
-    kinds = {type(layer) for layer in cache.layers} or {cache.layer_class_to_replicate}
-    odd = sorted(kind.__name__ for kind in kinds - {*KNOWN, PrunedLayer})
-    if odd:
-        raise UnsupportedError(
-            f"The cache has layers of type {', '.join(odd)}, which cannot differ in length. Use a DynamicCache: "
-            "leave cache_implementation unset, or pass past_key_values=DynamicCache(config=model.config)."
-        )
+
+def length_of(cache: Any) -> int:
+    """Unpruned tokens in a cache; −1 where only the device knows (static caches), so that nothing waits."""
+    length = cache.get_seq_length()
+    if isinstance(length, int):
+        return length
+    return -1
+
+
+def find_pruned(cache: Any, index: int) -> PrunedLayer | None:
+    """The cache's pruned layer at `index`; None if tokens of it were never dropped."""
+    layers = getattr(cache, "layers", ())
+    if index < len(layers) and type(layers[index]) is PrunedLayer:
+        return layers[index]  # type: ignore[no-any-return]
+    return None
 
 
 def pruned_layer(cache: Any, index: int) -> PrunedLayer:
@@ -319,6 +314,6 @@ def pruned_layer(cache: Any, index: int) -> PrunedLayer:
     layer = cache.layers[index]
     if type(layer) is PrunedLayer:
         return layer
-    cache.layers[index] = PrunedLayer(layer)
-    pruned: PrunedLayer = cache.layers[index]
+    others = (other._memo for other in cache.layers if type(other) is PrunedLayer)
+    cache.layers[index] = pruned = PrunedLayer(layer, next(others, None))
     return pruned

@@ -1,54 +1,26 @@
-"""Reducing tokens in or behind the vision tower: a decision that travels with the features to layer 0."""
+"""Encode: stages in and behind the vision tower reduce each image's tokens, on their way to the decoder."""
 
-import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from foveate.core.asking import Asking, answers
+from foveate.core.cut import Cut
 from foveate.core.grid import Grid
-from foveate.core.merge import Merge
+from foveate.core.nested import Tensors
 from foveate.core.tower import TowerView
-from foveate.engine.forms import EngineCut
-from foveate.engine.media import MediaTokens
+from foveate.core.views import PatchView
+from foveate.engine import guards
+from foveate.engine.forward import Forward
+from foveate.engine.images import Ask, ImageTokens, PickOf, ask_alike, image_view, kind_of, with_counts
+from foveate.engine.media import Encoded, MediaTokens, features_of, media_of, nowhere, tag
 from foveate.engine.program import Program
-from foveate.errors import UnsupportedError
 from foveate.families.base import Family
+from foveate.methods.stages import Stage
 
-__all__ = ["encode", "items_of"]
-
-
-class _Reducer:
-    """Lets stages see what a family shows of its tower."""
-
-    def __init__(self, program: Program, prompt: Sequence[Sequence[int]] | None) -> None:
-        self._program = program
-        self._prompt = prompt
-        self.early = program.merges_early
-
-    def lengths(self, total: int) -> list[int]:
-        told = [length for sample in self._prompt or () for length in sample]
-        return told if sum(told) == total else [total]
-
-    def merge_early(self, rows: Iterable[Tensor], grid: Grid) -> list[Merge | None]:
-        return answers(self._program.merge_early(one, grid) for one in rows)
-
-    def reduce(self, views: Iterable[TowerView]) -> list[EngineCut | None]:
-        return answers(map(self._reduce, views))
-
-    def _reduce(self, view: TowerView) -> Asking[EngineCut | None]:
-        view.entered = view.entered or len(view)
-        return self._program.reduce(view)
-
-    def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
-        return self._program.coarsen(grids, entered, reserved)
-
-    def replace(self, rows: Tensor, merge: Merge) -> EngineCut:
-        merge = merge.to(rows.device)
-        return EngineCut(merge.origin, (len(rows),), rows, merge.assign)
+__all__ = ["encode", "image_lengths", "media_in"]
 
 
 def encode(
@@ -56,170 +28,245 @@ def encode(
     program: Program,
     modality: str,
     run: Callable[..., Any],
-    given: dict[str, Any],
+    arguments: dict[str, Any],
     prompt: Sequence[Sequence[int]] | None = None,
 ) -> Any:
     """Run a `get_*_features` call, and tag every image's features with where its tokens look and what was cut.
 
-    `generate` encodes long before the decoder runs, and repeats features for beams: a tag on the tensor itself goes
-    along. Features that come in other pieces than images are tagged together, sample by sample.
-
     Args:
         family: Knows the model.
-        program: What drops.
+        program: The method's stages.
         modality: "image" or "video".
         run: Calls the original, with the arguments given here in the place of its own.
-        given: The call's arguments by name.
+        arguments: The call's arguments by name.
         prompt: Vision tokens of each image of each sample, for a `tiled` family; None where no prompt was seen.
+
+    Returns:
+        What the original answers, each image's rows in the first places of its features.
     """
-    cuts: Sequence[EngineCut | None] | None = None
-    reducer = _Reducer(program, prompt)
-    if program.encodes is not None:
-        stages = {"pixels": family.encode_smaller, "tower": family.encode, "projector": family.encode_projected}
-        try:
-            output, cuts = stages[program.encodes](run, modality, given, reducer)
-        except (NotImplementedError, RuntimeError) as error:
-            if program.encodes != "pixels" or not any(weight.is_meta for weight in family.core.parameters()):
-                raise
-            raise UnsupportedError(
-                "The vision tower's weights are offloaded, and transformers cannot fit its position embeddings to a "
-                "smaller picture then. Keep the tower in memory in the device_map, or use AveragePool."
-            ) from error
-        cuts = [cut and _placed(cut) for cut in cuts]
-    else:
+    reducer = TowerReducer(program, prompt)
+    cuts: list[Cut | None] = []
+    if program.encodes is None:
         output = run()
-    if not hasattr(output, "pooler_output"):  # a tuple, asked for by the user; the model itself never asks
+    else:
+        output, cuts = _reduced(family, program.encodes, modality, run, arguments, reducer)
+    if not hasattr(output, "pooler_output"):  # a tuple, for a user with return_dict=False; the model uses none
         return output
-    output._foveate_pieces = family.pieces(modality, given)
-    features, light = _features(output), family.remembered(given)
-    lengths = [len(one) for one in features]
+    pieces = family.pieces(modality, arguments)
+    features = features_of(output, pieces)
+    lengths = [len(tensor) for tensor in features]
     if family.tiled:
-        lengths = reducer.lengths(sum(piece.shape[:-1].numel() for piece in features))
-    places = [_Places(family, modality, light, lengths, index) for index in range(len(lengths))]
-    if family.tiled:
-        every = cuts or [None] * len(lengths)
-        video = modality == "video"
-        items = [MediaTokens(*known, video=video) for known in zip(lengths, places, every, strict=True)]
-        counts = [len(sample) for sample in prompt or ()]
-        output._foveate_samples = _parts(items, counts if sum(counts) == len(items) else [len(items)])
-        return output
-    if cuts is not None:
-        output._foveate_cuts = cuts
-    output._foveate_places, output._foveate_known = places, features  # for features that are one tensor
-    for index, one in enumerate(features):
-        one._foveate_boxes = places[index]  # type: ignore[attr-defined]
-        if cuts is not None:
-            one._foveate_cut = cuts[index]  # type: ignore[attr-defined]
+        lengths = reducer.lengths(sum(tensor.shape[:-1].numel() for tensor in features))
+    places = _Boxes(family, modality, family.remembered(arguments), lengths)
+    media = []
+    for index, (length, cut) in enumerate(zip(lengths, cuts or [None] * len(lengths), strict=True)):
+        boxes = partial(places.boxes, index)
+        media.append(MediaTokens(length, boxes, cut, _always_kept(family, length), modality == "video"))
+    counts = [len(sample) for sample in prompt or ()]
+    tag(output, Encoded(_by_sample(media, counts), pieces, features, family.tiled))
     return output
 
 
-def _placed(cut: EngineCut) -> EngineCut:
-    """A cut whose rows are in the features now: their count is left of them, since features and trace hold it."""
-    return cut if cut.rows is None else dataclasses.replace(cut, rows=cut.rows.new_empty(len(cut.rows), 0))
+def _reduced(
+    family: Family,
+    where: str,
+    modality: str,
+    run: Callable[..., Any],
+    arguments: dict[str, Any],
+    reducer: "TowerReducer",
+) -> tuple[Any, list[Cut | None]]:
+    """What the original answers, reduced; and what became of each image."""
+    # Where the first cut is: a smaller picture, inside the tower or before the projector, or behind the projector.
+    ways = {"pixels": family.encode_smaller, "tower": family.encode, "projector": family.encode_projected}
+    try:
+        output, cuts = ways[where](run, modality, arguments, reducer)
+    except (NotImplementedError, RuntimeError) as error:
+        if where == "pixels":
+            guards.refuse_offloaded_tower(family, error)
+        raise
+    return output, [_without_rows(cut) for cut in cuts]
 
 
-def _parts(items: Sequence[MediaTokens], counts: Sequence[int]) -> list[list[MediaTokens]]:
-    """So many of them at a time."""
-    left = iter(items)
-    return [list(itertools.islice(left, count)) for count in counts]
+def _without_rows(cut: Cut | None) -> Cut | None:
+    """A cut whose rows are in the features now. The trace holds it, so it must not hold the features."""
+    if cut is None or cut.stays_whole:
+        return cut
+    return Cut(cut.arriving, cut.count, source=cut.source, parent=cut.parent, notes=cut.notes)
 
 
-class _Places:
-    """Where an image's tokens look, asked for late.
+def _always_kept(family: Family, length: int) -> Sequence[int]:
+    """Which of an image's tokens are no patches and always stay; tiled families have none."""
+    if family.tiled:
+        return ()
+    return family.always_kept(family.model.config, length)
 
-    A copy of the features carries this very object and not a copy of the model: assisted decoding copies what
-    `generate` has encoded.
+
+def _by_sample(media: Sequence[MediaTokens], counts: Sequence[int]) -> list[list[MediaTokens]]:
+    """Images sample by sample, with so many each; as one sample where the counts do not add up."""
+    if sum(counts) != len(media):
+        return [list(media)]
+    images = iter(media)
+    return [list(itertools.islice(images, count)) for count in counts]
+
+
+class _Boxes:
+    """Computes where the tokens of a call's images look, when that is first needed.
+
+    The trace holds this object, so it must not hold pixels.
     """
 
-    def __init__(self, family: Family, modality: str, given: dict[str, Any], lengths: list[int], index: int) -> None:
-        self._known = family, modality, given, lengths, index
+    def __init__(self, family: Family, modality: str, arguments: dict[str, Any], lengths: Sequence[int]) -> None:
+        self._family = family
+        self._modality = modality
+        self._arguments = arguments
+        self._lengths = lengths
 
-    def __call__(self) -> Tensor | None:
-        family, modality, given, lengths, index = self._known
-        return family.boxes(modality, given, lengths)[index]
-
-    def __deepcopy__(self, memo: Any) -> "_Places":
-        return self
+    def boxes(self, index: int) -> Tensor | None:
+        """Of one image: see `Family.boxes`."""
+        return self._family.boxes(self._modality, self._arguments, self._lengths)[index]
 
 
-def items_of(
-    output: Any, family: Family, program: Program, modality: str, prompt: Sequence[Sequence[int]] | None = None
-) -> list[MediaTokens]:
-    """The images and videos whose features these are, with their tags.
+def image_lengths(family: Family, mask: Tensor | None, ids: Tensor | None) -> list[list[int]] | None:
+    """Vision tokens of each image of each sample where only the prompt tells; None where it need not, or was not seen.
 
     Args:
-        output: What a `get_*_features` call answered, maybe repeated for beams since.
+        family: Knows whether it must.
+        mask: Where the vision tokens are, (samples, columns) bool; None before that is said: read off the ids.
+        ids: The prompt's ids, (samples, columns).
+    """
+    if not family.tiled or (mask is None and ids is None):
+        return None
+    if mask is None:
+        mask = placed(family, "image", ids)
+    return family.image_lengths(mask, ids)
+
+
+def placed(family: Family, modality: str, ids: Tensor | None) -> Tensor:
+    """Where a prompt has vision tokens, (samples, columns) bool."""
+    places: Tensor = ids == getattr(family.model.config, f"{modality}_token_id")
+    return places
+
+
+def media_in(forward: Forward, program: Program, family: Family, modality: str, mask: Tensor) -> list[MediaTokens]:
+    """The images (or videos) of a forward's prompt, by the tags of their features.
+
+    Args:
+        forward: What was encoded.
+        program: Whether it must have been reduced here.
         family: Knows the model.
-        program: What drops.
         modality: "image" or "video".
-        prompt: Vision tokens of each image of each sample, for a `tiled` family.
+        mask: Where their tokens are, (samples, columns) bool.
 
     Raises:
         UnsupportedError: If the method reduces in the tower and these features did not come through it here.
     """
-    if prompt is not None:
-        return _items_of_samples(output, program, prompt)
-    features = _features(output)
-    whole = getattr(output, "_foveate_cuts", None)
-    items = []
-    places = getattr(output, "_foveate_places", [])
-    for one, index in zip(features, _which(features, getattr(output, "_foveate_known", [])), strict=True):
-        boxes = getattr(one, "_foveate_boxes", _nowhere if index is None else places[index])
-        fixed = family.always_kept(family.model.config, len(one))
-        item = MediaTokens(len(one), boxes, fixed=fixed, video=modality == "video")
-        if program.encodes is not None:
-            if hasattr(one, "_foveate_cut"):
-                item.cut = one._foveate_cut
-            elif whole is not None and index is not None:
-                item.cut = whole[index]
-            else:
-                raise _not_from_here(program)
-        items.append(item)
-    return items
+    if modality not in forward.encoded:
+        return []
+    lengths = forward.image_lengths if modality == "image" else None
+    if lengths is None:
+        lengths = image_lengths(family, mask, forward.ids)
+    return tagged_media(forward.encoded[modality], lengths, program, family, modality)
 
 
-def _which(features: Sequence[Tensor], known: Sequence[Tensor]) -> list[int | None]:
-    """Which of the features that were encoded each of these is: one tensor, repeated for beams, has lost its tags."""
-    if len(features) == len(known):
-        return list(range(len(known)))
-    pairs = [(one, at) for one in range(len(features)) for at in range(len(known)) if _alike(features[one], known[at])]
-    if not pairs:
-        return [None] * len(features)
-    same = torch.stack([(features[one] == known[at]).all() for one, at in pairs]).tolist()  # waiting once
-    found = {one: at for (one, at), equal in reversed(list(zip(pairs, same, strict=True))) if equal}
-    return [found.get(one) for one in range(len(features))]
+def tagged_media(
+    output: Any, lengths: Sequence[Sequence[int]] | None, program: Program, family: Family, modality: str
+) -> list[MediaTokens]:
+    """The images whose features these are.
+
+    Features that were made outside the context have no tags: of them only the length is known.
+    """
+    media = []
+    for length, image in media_of(output, lengths):
+        if image is None:
+            if program.encodes is not None:
+                guards.refuse_foreign_features(program.method)
+            fixed = _always_kept(family, length)
+            image = MediaTokens(length, nowhere, fixed=fixed, video=modality == "video")
+        media.append(image)
+    return media
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.device == other.device
+# -- reducing -----------------------------------------------------------------------------------------------------
 
 
-def _items_of_samples(output: Any, program: Program, prompt: Sequence[Sequence[int]]) -> list[MediaTokens]:
-    """Each sample's images, from tags that a sample's beams share."""
-    known = getattr(output, "_foveate_samples", [])
-    beams = len(prompt) // max(1, len(known))
-    tagged = [items for items in known for _ in range(beams)]
-    if [[item.length for item in items] for items in tagged] == [list(sample) for sample in prompt]:
-        return [item for items in tagged for item in items]
-    if program.encodes is not None:
-        raise _not_from_here(program)
-    return [MediaTokens(length, _nowhere) for sample in prompt for length in sample]
+class TowerReducer:
+    """Runs a method's stages on what a family shows of its tower; images that are alike go through a stage together.
+
+    Args:
+        program: The stages.
+        prompt: Vision tokens of each image of each sample, where a prompt was seen.
+
+    Attributes:
+        early: Whether a stage stands inside the tower.
+    """
+
+    def __init__(self, program: Program, prompt: Sequence[Sequence[int]] | None) -> None:
+        self._program = program
+        self._prompt = prompt
+        self.early = program.tower is not None
+
+    def lengths(self, total: int) -> list[int]:
+        """Vision tokens of each image of a call that makes `total`; of one, if no prompt was seen."""
+        lengths = list(itertools.chain(*self._prompt or ()))
+        if sum(lengths) == total:
+            return lengths
+        return [total]
+
+    def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
+        """What the token grids of an image's frames or views become in front of the tower."""
+        return self._program.coarsen(grids, entered, reserved)
+
+    def merge_early(self, images: Sequence[Tensor], grid: Grid) -> list[Cut | None]:
+        """Which patches of each image become one after the tower's first layer.
+
+        Args:
+            images: (patches, width) each, in raster order.
+            grid: Their rows and columns.
+        """
+        return self._merged(images, [grid] * len(images))
+
+    def reduce(self, views: Iterable[TowerView]) -> list[Cut | None]:
+        """What becomes of each image's tokens on their way out of the tower, newlines apart."""
+        images = [ImageTokens(view) for view in views]
+        # Where the tower itself cannot lose tokens, the stage inside it works behind the projector.
+        late = [image for image in images if self.early and image.can_pool]
+        pooled = self._merged([image.rows for image in late], [image.grid for image in late])
+        for image, cut in zip(late, pooled, strict=True):
+            image.pool(cut)
+        for stage in self._program.images:
+            for image, cut in zip(images, self._ask(stage, images), strict=True):
+                image.take(cut, stage)
+        return [image.cut for image in images]
+
+    def _merged(self, images: Sequence[Tensor], grids: Sequence[Grid]) -> list[Cut | None]:
+        """Cuts of the stage inside the tower, of patches (or tokens) on these grids; None where none is merged."""
+
+        def ask(places: Sequence[int], tensors: Tensors, pick: PickOf) -> Cut | None:
+            assert self._program.tower is not None
+            return self._program.tower.cut(PatchView(tensors["rows"], grids[places[0]]))
+
+        kinds = [(grid, *kind_of(rows)) for rows, grid in zip(images, grids, strict=True)]
+        cuts = self._asked(ask, [{"rows": rows} for rows in images], kinds)
+        return [_if_it_merges(cut) for cut in cuts]
+
+    def _ask(self, stage: Stage, images: Sequence[ImageTokens]) -> list[Cut | None]:
+        """What an image stage makes of each image."""
+
+        def ask(places: Sequence[int], tensors: Tensors, pick: PickOf) -> Cut | None:
+            return stage.cut(image_view(stage, [images[place] for place in places], tensors, pick))
+
+        inputs = [{"rows": image.rows, "notes": dict(image.done.notes)} for image in images]
+        return self._asked(ask, inputs, [image.kind for image in images])
+
+    def _asked(self, ask: Ask, inputs: Sequence[Tensors], kinds: Sequence[Hashable]) -> list[Cut | None]:
+        """A stage's cuts, with counts that the host knows."""
+        if not self._program.together:  # every image is a kind of its own
+            kinds = range(len(inputs))
+        return with_counts(ask_alike(ask, inputs, kinds), kinds)
 
 
-def _nowhere() -> None:
-    """Where tokens look is not known."""
-
-
-def _not_from_here(program: Program) -> UnsupportedError:
-    return UnsupportedError(
-        f"{type(program.method).__name__} reduces tokens in the vision tower, but these image features were made "
-        "outside the context or without their prompt, or cut by chunked prefill. Give pictures and prompt to the model "
-        "inside the context, and leave prefill_chunk_size unset."
-    )
-
-
-def _features(output: Any) -> list[Tensor]:
-    """The features of each image or video in what a `get_*_features` call answered."""
-    parts = list(getattr(output, "pooler_output", output))
-    pieces = getattr(output, "_foveate_pieces", 1)
-    return parts if pieces == 1 else [torch.cat(parts[at : at + pieces]) for at in range(0, len(parts), pieces)]
+def _if_it_merges(cut: Cut | None) -> Cut | None:
+    """The cut; None if it leaves as many rows as arrived."""
+    if cut is None or cut.count == cut.arriving:
+        return None
+    return cut

@@ -1,13 +1,48 @@
-"""Calls that cannot run while tokens are dropped, refused before anything is computed."""
+"""Every refusal of the engine: what cannot run while tokens are dropped, said before anything is computed wrongly."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from foveate._transformers import recomputes_from_outside
-from foveate.errors import UnsupportedError
+from foveate.core.cut import Cut
+from foveate.core.signals import Keys
+from foveate.engine.media import MediaTokens
+from foveate.errors import SessionError, SettingError, UnsupportedError
+from foveate.families.base import Family
+from foveate.methods.base import Method
+from foveate.methods.stages import Stage
+from foveate.support import refusal
 
-__all__ = ["refuse_packing", "refuse_pages", "refuse_recomputing", "refuse_router_logits"]
+CANDIDATES = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+
+# -- attach ---------------------------------------------------------------------------------------------------
+
+
+def refuse_second_session(model: nn.Module, running: Method | None) -> None:
+    """Contexts on one model cannot be nested."""
+    if running is not None:
+        raise SessionError(
+            f"This {type(model).__name__} is already dropping with {running}. Contexts cannot be nested: "
+            "leave the first one, or call foveate.remove(model)."
+        )
+
+
+def refuse_stages(method: Method, stages: Sequence[Stage], family: Family) -> None:
+    """A stage may read what this model or this engine has not, or stand where nothing runs."""
+    reason = refusal(stages, family.lacks)
+    if reason is not None:
+        raise UnsupportedError(f"{method.name} {reason}")
+
+
+def refuse_copies() -> NoReturn:
+    """A copy of an attached model would run the original's layers."""
+    raise SessionError(
+        "A model inside a dropping context cannot be copied or pickled: the copy would run the original's layers. "
+        "Leave the context, or call foveate.remove(model), first."
+    )
 
 
 def refuse_pages(*_: Any, **__: Any) -> NoReturn:
@@ -18,8 +53,123 @@ def refuse_pages(*_: Any, **__: Any) -> NoReturn:
     )
 
 
-def refuse_router_logits(kwargs: dict[str, Any]) -> None:
-    """transformers balances experts over all tokens of the prompt in all layers, also those that have left."""
+def refuse_candidates(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Assisted decoding puts its candidates behind the prompt, into the very call that ranks by the text after it."""
+    config = kwargs.get("generation_config")
+    for name in CANDIDATES:
+        if kwargs.get(name) is not None or getattr(config, name, None) is not None:
+            raise UnsupportedError(
+                f"{name} puts candidate tokens into the prefill, where this method would read them as the prompt. "
+                "Decode without it, or use a method that reads no text (V2Drop, VisionDrop)."
+            )
+    return original(*args, **kwargs)
+
+
+# -- encode ---------------------------------------------------------------------------------------------------
+
+
+def refuse_offloaded_tower(family: Family, error: Exception) -> None:
+    """transformers cannot fit position embeddings to a smaller picture where these are not in memory."""
+    if any(weight.is_meta for weight in family.core.parameters()):
+        raise UnsupportedError(
+            "The vision tower's weights are offloaded, and transformers cannot fit its position embeddings to a "
+            "smaller picture then. Keep the tower in memory in the device_map, or use AveragePool."
+        ) from error
+
+
+def refuse_foreign_features(method: Method) -> NoReturn:
+    """A method that reduces in the tower must have seen the tower run."""
+    raise UnsupportedError(
+        f"{type(method).__name__} reduces tokens in the vision tower, but these image features were made "
+        "outside the context or without their prompt, or cut by chunked prefill. Give pictures and prompt to the model "
+        "inside the context, and leave prefill_chunk_size unset."
+    )
+
+
+# -- begin ----------------------------------------------------------------------------------------------------
+
+
+def refuse_unplaced_pictures() -> NoReturn:
+    """Pictures without places in the prompt cannot be found among the decoder's rows."""
+    raise UnsupportedError(
+        "Pictures were encoded, but where they are in the prompt was not said: this model cannot be served."
+    )
+
+
+def refuse_partly_masked(images: Sequence[MediaTokens], counts: Sequence[int]) -> None:
+    """The rows of an image that the tower has reduced stand in its first columns, so none may be masked."""
+    if any(image.changed and image.free != count for image, count in zip(images, counts, strict=True)):
+        raise UnsupportedError("An image that the tower has reduced is partly masked; pass its whole attention_mask.")
+
+
+def refuse_unknown_frames(frames: Sequence[int] | None, tokens: int) -> None:
+    """What goes by frame must know where frames begin."""
+    if frames is not None and sum(frames) != tokens:
+        raise UnsupportedError(
+            "Where this video's frames begin cannot be told, so nothing can be kept by frame: its family does not say "
+            "where its tokens look, or it is partly masked. Use scope='image' or 'sample'."
+        )
+
+
+def refuse_call(kwargs: dict[str, Any], live: Tensor | None, layer: nn.Module, cache_layers: Sequence[type]) -> None:
+    """A call in which tokens will be dropped: its cache, packing, recomputing and outputs must allow it."""
+    refuse_cache(kwargs.get("past_key_values"), cache_layers)
+    _refuse_packing(kwargs, live)
+    _refuse_recomputing(layer)
+    _refuse_router_logits(kwargs)
+
+
+def refuse_cache(cache: Any, served: Sequence[type]) -> None:
+    """A cache must hold layers of different lengths, of the kinds that are served: none that is static, quantised,
+    offloaded or unknown."""
+    if cache is None:
+        return
+    if not isinstance(cache, Cache):
+        raise UnsupportedError(
+            f"past_key_values is a {type(cache).__name__}; foveate needs a transformers DynamicCache."
+        )
+    if cache.offloading:
+        raise UnsupportedError("Offloaded caches are not supported while tokens are dropped; use a DynamicCache.")
+    kinds = {type(layer) for layer in cache.layers} or {cache.layer_class_to_replicate}
+    odd = sorted(kind.__name__ for kind in kinds - set(served))
+    if odd:
+        raise UnsupportedError(
+            f"The cache has layers of type {', '.join(odd)}, which cannot differ in length. Use a DynamicCache: "
+            "leave cache_implementation unset, or pass past_key_values=DynamicCache(config=model.config)."
+        )
+
+
+def _refuse_packing(kwargs: dict[str, Any], live: Tensor | None) -> None:
+    """Several samples in one row, told apart by position ids alone, would be ranked together."""
+    if kwargs.get("cu_seq_lens_q") is not None or (live is None and _steps_back(kwargs.get("position_ids"))):
+        raise UnsupportedError(
+            "Several samples packed into one row cannot be told apart when tokens are ranked. "
+            "Pass them as a padded batch with an attention_mask."
+        )
+
+
+def _steps_back(ids: Any) -> bool:
+    """Whether position ids, (samples, columns) or with four axes in front, do not go up by a step or more each."""
+    if not isinstance(ids, Tensor) or ids.shape[-1] == 1:
+        return False
+    if ids.dim() != 2:
+        if ids.shape[0] != 4:  # M-RoPE's three axes stand still or go back inside an image
+            return False
+        ids = ids[0]
+    return bool((ids.diff(dim=-1) <= 0).any())
+
+
+def _refuse_recomputing(layer: nn.Module) -> None:
+    """A layer that runs again in the backward pass must find the rows it ran on."""
+    if recomputes_from_outside(layer):
+        raise UnsupportedError(
+            "Gradient checkpointing in this version of transformers runs layers again when the tokens that left are "
+            "forgotten. Turn it off, or install a newer one: pip install -U transformers."
+        )
+
+
+def _refuse_router_logits(kwargs: dict[str, Any]) -> None:
+    """transformers balances experts over all tokens of the prompt in all layers, also those that were dropped."""
     if kwargs.get("output_router_logits"):
         raise UnsupportedError(
             "output_router_logits asks how experts share the tokens of the whole prompt, of which some have left. "
@@ -27,24 +177,138 @@ def refuse_router_logits(kwargs: dict[str, Any]) -> None:
         )
 
 
-def refuse_packing(kwargs: dict[str, Any], live: Tensor | None) -> None:
-    """Several samples in one row, told apart by position ids alone, would be ranked together."""
-    ids = kwargs.get("position_ids")
-    packed = kwargs.get("cu_seq_lens_q") is not None
-    if not packed and live is None and isinstance(ids, Tensor) and ids.shape[-1] > 1:
-        row = ids if ids.dim() == 2 else ids[0] if ids.shape[0] == 4 else None
-        packed = row is not None and bool((row.diff(dim=-1) <= 0).any())
-    if packed:
+def refuse_split_image() -> NoReturn:
+    """An image cut in two by chunked prefill would be ranked in two halves."""
+    raise UnsupportedError(
+        "Chunked prefill has cut an image in two, so its tokens cannot be ranked together. "
+        "Leave prefill_chunk_size unset, or choose it so that no image is split."
+    )
+
+
+# -- each layer -----------------------------------------------------------------------------------------------
+
+
+def refuse_unknown_units(stage: Stage, sizes: Sequence[int] | None, several_frames: bool) -> None:
+    """A stage that ranks images or frames by themselves must know which tokens are whose."""
+    if sizes is None:
         raise UnsupportedError(
-            "Several samples packed into one row cannot be told apart when tokens are ranked. "
-            "Pass them as a padded batch with an attention_mask."
+            f"{stage} ranks each {stage.unit} by itself, behind a cut that ranked all of a sample's images together: "
+            "how many tokens of each are left is not known. Give both the same scope."
+        )
+    if stage.unit == "image" and several_frames:
+        raise UnsupportedError(
+            f"{stage} ranks each video as a whole beside a stage that ranks frame by frame: give both the same scope."
         )
 
 
-def refuse_recomputing(layer: nn.Module) -> None:
-    """A layer that runs again in the backward pass must find the rows it ran on."""
-    if recomputes_from_outside(layer):
+def refuse_reading_ahead(stage: Stage, layer: int, first: Cut) -> None:
+    """The second stage before one layer works on what the first one left, whose attention nothing has computed."""
+    ahead = any(isinstance(signal, Keys) or getattr(signal, "layer", "") == "next" for signal in stage.reads)
+    if first.stays is not None or ahead:
         raise UnsupportedError(
-            "Gradient checkpointing in this version of transformers runs layers again when the tokens that left are "
-            "forgotten. Turn it off, or install a newer one: pip install -U transformers."
+            f"Two stages cut before layer {layer}, and the second reads what is only known behind the first: let "
+            "them cut before different layers."
         )
+
+
+def refuse_unknown_owners(sizes: Sequence[int] | None, left: Sequence[int] | None) -> None:
+    """Merged rows go to their image's columns, so it must be known which rows are whose."""
+    if sizes is None or left is None:
+        raise SettingError(
+            "A stage that merges must know whose rows are whose: give it unit='image', and a count that the host knows."
+        )
+
+
+def refuse_empty_prompt(lengths: Sequence[int]) -> None:
+    """A decoder cannot run on no rows at all."""
+    if not any(lengths):
+        raise UnsupportedError(
+            "Every token of the prompt has left, since there is no text: keep a token (min_keep=1), or add text."
+        )
+
+
+def refuse_recurrent_reading(layer: int, recurrent: frozenset[int], depth: int) -> None:
+    """A recurrent layer pays no attention that could be read."""
+    if layer in recurrent:
+        readable = [str(other) for other in range(depth) if other not in recurrent]
+        raise UnsupportedError(
+            f"Layer {layer} pays no attention but carries a state from token to token, so there is nothing to rank "
+            f"by. Read attention at layers {', '.join(readable)}, or use a method that reads none (V2Drop)."
+        )
+
+
+def refuse_recurrent_padding(layer: int, ragged: bool, cache: Any) -> None:
+    """Padding between a state and the rows that go on from it makes the state fade."""
+    if ragged and cache is not None and cache.has_previous_state(layer):
+        raise UnsupportedError(
+            f"Layer {layer} carries a state on from an earlier call, and the samples of this batch keep different "
+            "numbers of tokens: the padding between would change it. Go on with one sample at a time."
+        )
+
+
+def refuse_scaled_reading(layer: int, length: int, most: int) -> None:
+    """Scores leave out what an attention scales queries by, which is 1 in the prompts its model first learnt on."""
+    if length > most:
+        raise UnsupportedError(
+            f"Layer {layer} scales queries from position {most} on, and scores here do not. Use a method that "
+            "reads no attention (V2Drop), or a shorter prompt."
+        )
+
+
+def refuse_scaled_flash(layer: int, backend: str) -> None:
+    """An attention that scales queries by position needs ids, and flash attention reads gaps in these as ends."""
+    if "flash" in backend:
+        raise UnsupportedError(
+            f"Layer {layer} needs the positions of its rows, whose gaps flash attention would read as the ends of "
+            "packed sequences. Load the model with attn_implementation='sdpa'."
+        )
+
+
+def refuse_sliding_flash(layer: int, module: nn.Module, backend: str) -> None:
+    """Flash attention counts a sliding window in stored tokens, not in the columns of the unpruned sequence."""
+    attention = getattr(module, "self_attn", None)
+    if "flash" in backend and getattr(attention, "sliding_window", None) is not None:
+        raise UnsupportedError(
+            f"Layer {layer} has a sliding window, which flash attention counts in stored tokens: with tokens "
+            "dropped it would reach too far. Load the model with attn_implementation='sdpa'."
+        )
+
+
+def refuse_unknown_backend(backend: str) -> NoReturn:
+    """A ragged batch needs a mask, of a form that the kernel reads."""
+    raise UnsupportedError(
+        f"A batch whose samples keep different numbers of tokens needs a mask, and what form the attention "
+        f"{backend!r} reads is not known. Use sdpa, eager, flash or flex attention, one sample at a time, or "
+        "register sdpa_mask for it in transformers' AttentionMaskInterface."
+    )
+
+
+# -- finish ---------------------------------------------------------------------------------------------------
+
+
+def refuse_lost_layers(ran: Sequence[Any]) -> None:
+    """If no layer came by, the model's layers have got another forward meanwhile."""
+    if not ran:
+        raise SessionError(
+            "Nothing was dropped: the decoder layers got another forward inside the context, as when accelerate's "
+            "hooks come off. Leave the context before changing the model, and open a new one after."
+        )
+
+
+# -- decode ---------------------------------------------------------------------------------------------------
+
+
+def refuse_pruned_cache_outside() -> NoReturn:
+    """Outside its context a pruned cache gets masks of another width."""
+    raise SessionError(
+        "This cache was pruned by foveate and is used outside its context: masks would be wrong. "
+        "Go on inside `with foveate.drop(model, method)`, or start from a fresh cache."
+    )
+
+
+def refuse_crop(window: int) -> NoReturn:
+    """What a sliding window has let go of cannot come back."""
+    raise UnsupportedError(
+        f"A layer with a sliding window of {window} tokens has let go of what came before them, so no "
+        "token can be taken back. Call activate_past_recording on the cache before the prompt."
+    )

@@ -1,6 +1,6 @@
-"""The model's own attention mask, re-mapped to the rows and slots a layer really has.
+"""Each layer: the model's own attention mask, re-mapped to the rows and slots a layer really has.
 
-A pad row repeats a real one and sees what that one sees, so its softmax is finite; as a key it is nobody's.
+A pad row repeats a real one and sees what that one sees, so its softmax is finite; no row sees it as a key.
 
 One form per backend: None where causality alone is right, 4-D bool (SDPA), 4-D float (eager), 2-D key
 validity (flash) and BlockMask (flex). The model built its mask for the unpruned sequence; here it is read at
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, flash_attention_mask, sdpa_mask
 
-from foveate.errors import UnsupportedError
+from foveate.engine import guards
 
 __all__ = ["Remap", "visibility"]
 
@@ -52,7 +52,9 @@ class Remap:
             UnsupportedError: If no mask of a form this backend reads can be made.
         """
         if mask is None:
-            return self._from_nothing(backend) if self.ragged else None
+            if not self.ragged:
+                return None
+            return self._from_nothing(backend)
         if isinstance(mask, BlockMask):
             return self._block(mask)
         if mask.dim() == 2:
@@ -65,23 +67,22 @@ class Remap:
         if builder is flash_attention_mask:
             return self.keys >= 0
         if builder is not sdpa_mask and builder is not eager_mask:
-            raise UnsupportedError(
-                f"A batch whose samples keep different numbers of tokens needs a mask, and what form the attention "
-                f"{backend!r} reads is not known. Use sdpa, eager, flash or flex attention, one sample at a time, or "
-                "register sdpa_mask for it in transformers' AttentionMaskInterface."
-            )
+            guards.refuse_unknown_backend(backend)
         seen = (self.keys >= 0)[:, None, :].expand(-1, self.queries.shape[1], -1)
         if self.causal:
-            seen = seen & (self.keys[:, None, :] <= (self.queries + self.past)[:, :, None])
+            rows = self.queries + self.past  # as unpruned columns, which keys are in
+            seen = seen & (self.keys[:, None, :] <= rows[:, :, None])
         return seen[:, None]
 
     def _dense(self, mask: Tensor) -> Tensor:
         """A (samples or 1, heads or 1, columns, columns) mask, bool or additive float."""
         keys = self._columns_of(mask.shape[-1])
         samples = torch.arange(keys.shape[0], device=keys.device)
+        # A pad has no column of its own: it is read at column 0 and hidden below.
         picked = mask.expand(keys.shape[0], -1, -1, -1)
+        rows, slots = self.queries[:, :, None], keys.clamp(min=0)[:, None, :]
         # Advanced indices around a slice put their dimensions first: (samples, rows, slots, heads).
-        picked = picked[samples[:, None, None], :, self.queries[:, :, None], keys.clamp(min=0)[:, None, :]]
+        picked = picked[samples[:, None, None], :, rows, slots]
         picked = picked.permute(0, 3, 1, 2)
         hidden = (keys < 0)[:, None, None, :]
         if mask.dtype == torch.bool:
@@ -107,7 +108,7 @@ class Remap:
         offset = self.total - width
         if offset == 0:
             return self.keys
-        # The shift may bring a real column below zero (outside a sliding window): nobody's key either.
+        # The shift may bring a real column below zero (outside a sliding window): no row's key either.
         return (self.keys - offset).clamp(min=-1).masked_fill(self.keys < 0, -1)
 
 
@@ -130,27 +131,52 @@ def visibility(
         bool.
     """
     if isinstance(mask, BlockMask):
-        width, inner = mask.seq_lengths[1], mask.mask_mod
-
-        def at(rows: Tensor, places: Tensor) -> Tensor:
-            return inner(samples[:, None, None], rows.new_zeros(()), rows, places)[:, None]
+        width, sees = mask.seq_lengths[1], _block_lookup(mask, samples)
     elif isinstance(mask, Tensor) and mask.dim() == 4:
-        width, of = mask.shape[-1], samples if mask.shape[0] > 1 else torch.zeros_like(samples)
-
-        def at(rows: Tensor, places: Tensor) -> Tensor:
-            # Advanced indices around a slice put their dimensions first: (samples, rows, slots, heads).
-            seen = mask[of[:, None, None], :, rows, places].permute(0, 3, 1, 2)
-            return seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
+        width, sees = mask.shape[-1], _dense_lookup(mask, samples)
     elif causal and not ragged:
         return None
     else:
-
-        def by_column(rows: Tensor) -> Tensor:
-            seen = (keys >= 0)[:, None, None, :].expand(-1, 1, rows.shape[1], -1)
-            return seen & (keys[:, None, None, :] <= (rows + past)[:, None, :, None]) if causal else seen
-
-        return by_column
+        return _column_order(keys, past, causal)
     # Below zero where the mask does not reach: outside a sliding window.
     places = (keys - (total - width)).masked_fill(keys < 0, -1)
     reached = (places >= 0)[:, None, None, :]
-    return lambda rows: at(rows[:, :, None], places.clamp(min=0)[:, None, :]) & reached
+    return lambda rows: sees(rows[:, :, None], places.clamp(min=0)[:, None, :]) & reached
+
+
+Lookup = Callable[[Tensor, Tensor], Tensor]
+"""Reads a mask at rows, (some, rows, 1), and its columns, (some, 1, slots): (some, heads or 1, rows, slots) bool."""
+
+
+def _block_lookup(mask: BlockMask, samples: Tensor) -> Lookup:
+    """Reads a mask of flex attention, whose function says yes or no for a sample, head, row and column."""
+    inner = mask.mask_mod
+    return lambda rows, places: inner(samples[:, None, None], rows.new_zeros(()), rows, places)[:, None]
+
+
+def _dense_lookup(mask: Tensor, samples: Tensor) -> Lookup:
+    """Reads a (samples or 1, heads or 1, columns, columns) mask, bool or additive float."""
+    if mask.shape[0] == 1:  # shared by all samples
+        samples = torch.zeros_like(samples)
+
+    def sees(rows: Tensor, places: Tensor) -> Tensor:
+        # Advanced indices around a slice put their dimensions first: (samples, rows, slots, heads).
+        seen = mask[samples[:, None, None], :, rows, places].permute(0, 3, 1, 2)
+        if seen.dtype == torch.bool:
+            return seen
+        return seen > torch.finfo(seen.dtype).min / 2
+
+    return sees
+
+
+def _column_order(keys: Tensor, past: int, causal: bool) -> Callable[[Tensor], Tensor]:
+    """What rows see without a mask: slots that are no pads, and where the layer is causal, none behind themselves."""
+
+    def sees(rows: Tensor) -> Tensor:
+        seen = (keys >= 0)[:, None, None, :].expand(-1, 1, rows.shape[1], -1)
+        if not causal:
+            return seen
+        unpruned = rows + past
+        return seen & (keys[:, None, None, :] <= unpruned[:, None, :, None])
+
+    return sees

@@ -1,43 +1,54 @@
-"""One image or video of a call."""
+"""Encode: the images and videos of a call, and the tag by which their features are known again."""
 
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
+from foveate.core.cut import Cut
 from foveate.core.grid import frames_of
-from foveate.engine.forms import EngineCut
 
-__all__ = ["MediaTokens"]
+__all__ = ["Encoded", "MediaTokens", "features_of", "media_of", "nowhere", "tag", "tag_of"]
+
+T = TypeVar("T")
+TAG = "_foveate"
+"""The one attribute that foveate hangs on objects of others: on what a `get_*_features` call answers, and on each of
+its features. `generate` encodes long before the decoder runs, and repeats features for beams; a tag goes along."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class MediaTokens:
-    """One image or video of a call.
+    """The vision tokens of one image or video.
 
     Attributes:
-        length: Its vision tokens.
-        boxes: Where they look (asked for late: it may be costly).
-        cut: What the tower made of them: its rows stand in the first places of the features; None if nothing.
-        fixed: Which are no patches and always stay, as the CLS of a frame; nobody ranks them (`Family.always_kept`).
+        length: How many there are.
+        boxes: Computes where they look; called only when that is needed, as it may be costly.
+        cut: What became of them in the tower or behind it, where that was looked at; the rows of a cut that changes
+            anything are the first rows of the features.
+        fixed: Which are no patches and always stay, as the CLS of a frame; they are not ranked (`Family.always_kept`).
         video: Whether it is a video.
     """
 
     length: int
     boxes: Callable[[], Tensor | None]
-    cut: EngineCut | None = None
+    cut: Cut | None = None
     fixed: Sequence[int] = ()
     video: bool = False
 
+    def __deepcopy__(self, memo: Any) -> "MediaTokens":
+        return self  # assisted decoding copies what `generate` has encoded, and must not copy the model with it
+
     @property
     def free(self) -> int:
-        """Its vision tokens that may leave."""
+        """Its vision tokens that may be dropped."""
         return self.length - len(self.fixed)
 
     @property
     def frames(self) -> tuple[int, ...]:
-        """Vision tokens of each of its frames, of which an image has one; empty where nobody knows."""
+        """Vision tokens of each of its frames, of which an image has one; empty where that is not known."""
         if not self.video:
             return (self.length,)
         boxes = self.boxes()
@@ -45,19 +56,124 @@ class MediaTokens:
 
     @property
     def free_frames(self) -> tuple[int, ...]:
-        """As `frames`, of those that may leave."""
-        ends = itertools.accumulate(self.frames)
-        return tuple(
-            size - sum(end - size <= place < end for place in self.fixed)
-            for size, end in zip(self.frames, ends, strict=True)
-        )
+        """As `frames`, of those that may be dropped."""
+        sizes = []
+        for size, end in zip(self.frames, itertools.accumulate(self.frames), strict=True):
+            # The frame's tokens are end − size to end.
+            fixed = sum(end - size <= place < end for place in self.fixed)
+            sizes.append(size - fixed)
+        return tuple(sizes)
 
     @property
     def started(self) -> int:
-        """Rows of these that enter the decoder."""
-        return self.free if self.cut is None else len(self.cut.kept)
+        """Rows of its free tokens that enter the decoder."""
+        if self.cut is None:
+            return self.free
+        assert isinstance(self.cut.count, int)
+        return self.cut.count
 
     @property
-    def leaves(self) -> bool:
+    def changed(self) -> bool:
         """Whether the tower changed its rows."""
-        return self.cut is not None and (self.cut.rows is not None or len(self.cut.kept) < self.free)
+        return self.cut is not None and not self.cut.stays_whole
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """The tag of a whole answer of a `get_*_features` call.
+
+    Attributes:
+        media: Its images or videos, sample by sample where the prompt was seen, else as one sample.
+        pieces: Entries of the answer that are of one image or video (see `Family.pieces`).
+        features: Each image's, where an entry is an image: one tensor of all loses the tags of its parts.
+        tiled: Whether features come in other pieces than images.
+    """
+
+    media: Sequence[Sequence[MediaTokens]]
+    pieces: int
+    features: Sequence[Tensor]
+    tiled: bool
+
+    def __deepcopy__(self, memo: Any) -> "Encoded":
+        return self
+
+
+def nowhere() -> None:
+    """The boxes of tokens of which it is not known where they look: None."""
+
+
+def tag(output: Any, encoded: Encoded) -> None:
+    """Tag an answer, and each image's features in it."""
+    setattr(output, TAG, encoded)
+    if encoded.tiled:
+        return
+    for features, media in zip(encoded.features, itertools.chain(*encoded.media), strict=True):
+        setattr(features, TAG, media)
+
+
+def tag_of(tagged: Any, kind: type[T]) -> T | None:
+    """The tag of this kind that hangs on an object, if any."""
+    value = getattr(tagged, TAG, None)
+    if isinstance(value, kind):
+        return value
+    return None
+
+
+def features_of(output: Any, pieces: int) -> list[Tensor]:
+    """The features of each image or video in what a `get_*_features` call answered."""
+    parts = list(getattr(output, "pooler_output", output))
+    if pieces == 1:
+        return parts
+    # With two pieces an image, parts 0 1 2 3 are the images 0 1 and 2 3.
+    return [torch.cat(parts[start : start + pieces]) for start in range(0, len(parts), pieces)]
+
+
+def media_of(output: Any, lengths: Sequence[Sequence[int]] | None) -> list[tuple[int, MediaTokens | None]]:
+    """Vision tokens of each image or video of an answer, and what its tag says; None for one that has none.
+
+    Args:
+        output: What a `get_*_features` call answered, maybe repeated for beams since.
+        lengths: Vision tokens of each image of each sample, for families whose features come in other pieces.
+    """
+    encoded = tag_of(output, Encoded)
+    if lengths is not None:
+        return _media_of_samples(encoded, lengths)
+    features = features_of(output, 1 if encoded is None else encoded.pieces)
+    media = [tag_of(tensor, MediaTokens) for tensor in features]
+    if encoded is not None and any(image is None for image in media):
+        originals = list(itertools.chain(*encoded.media))
+        places = _which(features, encoded.features)
+        media = [None if place is None else originals[place] for place in places]
+    return [(len(tensor), image) for tensor, image in zip(features, media, strict=True)]
+
+
+def _media_of_samples(
+    encoded: Encoded | None, lengths: Sequence[Sequence[int]]
+) -> list[tuple[int, MediaTokens | None]]:
+    """The same sample by sample: a sample's beams share its tags."""
+    samples = [] if encoded is None else encoded.media
+    beams = len(lengths) // max(1, len(samples))  # generate repeats a sample's rows: a a b b for two beams
+    tagged = [media for media in samples for _ in range(beams)]
+    if [[image.length for image in media] for media in tagged] == [list(sample) for sample in lengths]:
+        return [(image.length, image) for image in itertools.chain(*tagged)]
+    return [(length, None) for length in itertools.chain(*lengths)]
+
+
+def _which(features: Sequence[Tensor], originals: Sequence[Tensor]) -> list[int | None]:
+    """Which of the features that were encoded each of these is: one tensor, repeated for beams, has lost its tags."""
+    if len(features) == len(originals):
+        return list(range(len(originals)))
+    pairs, equal = [], []
+    for place, tensor in enumerate(features):
+        for index, original in enumerate(originals):
+            if tensor.shape == original.shape and tensor.device == original.device:
+                pairs.append((place, index))
+                equal.append((tensor == original).all())
+    if not pairs:
+        return [None] * len(features)
+    answers = torch.stack(equal).tolist()  # the host waits once
+    first: dict[int, int] = {}
+    for (place, index), same in zip(pairs, answers, strict=True):
+        if same:
+            first.setdefault(place, index)
+    return [first.get(place) for place in range(len(features))]

@@ -1,135 +1,310 @@
-"""Attention rows of a decoder layer for samples alike, from the rows that are left and the cache before them."""
+"""Each layer: attention rows of the queries that score, and of no others, reduced to what stages read of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from foveate.core.attention import BLOCK_NUMBERS, attention_rows
+from foveate.core.gather import take_along
+from foveate.core.signals import Attention
+from foveate.engine import guards
+from foveate.engine.bucket import Bucket
 from foveate.engine.cache import PrunedLayer
-from foveate.engine.forms import Heads, Queries
+from foveate.engine.forward import Forward, LayerCall
+from foveate.engine.looking import Unit
+from foveate.engine.masks import visibility
+from foveate.engine.positions import Positions
+from foveate.engine.rows import rows_of
+from foveate.families.base import Family
 
-__all__ = ["AttentionReader", "past_keys"]
+__all__ = ["AttentionReader", "OwnAttention", "Reduction", "is_causal", "streams"]
+
+OwnAttention = list[tuple[Tensor, Tensor, float]]
+"""One entry while a layer attends: the queries and keys of its own attention, and their scaling. Else empty."""
 
 
 class AttentionReader:
-    """Attention rows of one layer and some samples, from queries and keys of what is asked for.
+    """Reads the attention that a decoder layer pays to the rows of a bucket, before the layer runs or while it attends.
 
     Args:
-        ask: Answers queries of some rows and keys of all, as `Family.queries_and_keys` does, for (samples, …) int64.
-        count: Rows of each sample, pads in front included.
-        vision: Which of the rows are the views' tokens, (samples, tokens) int64, ascending.
-        past: Keys of earlier turns, (samples, key heads, slots, head size); None if there are none.
-        sees: Says which slots, earlier turns' first, some of the rows see: (samples, those rows) int64 -> (samples,
-            heads or 1, those rows, slots) bool. None: those up to their own.
-        real: Answers which of the rows are no padding, (samples, rows) bool; None if all are.
-        text_after: As many text rows as stand behind some of the views' tokens in any sample, or more; and whether that
-            many do in all.
-        softcap: See `attention_rows`.
-        block: Float32 numbers of a block of rows.
+        forward: What is left.
+        call: The layer's call, arguments and cache still those of the rows that come.
+        bucket: The samples, and their rows that are left.
+        family: Makes queries and keys of a layer's input.
+        positions: Makes the tables of rows that are numbered anew.
+        own_attention: Where the layer's own queries and keys will be when they are needed; None: they are made here.
     """
 
     def __init__(
         self,
-        ask: Callable[[Tensor], tuple[Tensor, Tensor, float]],
-        count: int,
-        vision: Tensor,
-        past: Tensor | None,
-        sees: Callable[[Tensor], Tensor] | None,
-        real: Callable[[], Tensor] | None,
-        text_after: Callable[[int, int], tuple[int, bool]],
-        softcap: float | None,
-        block: int,
+        forward: Forward,
+        call: LayerCall,
+        bucket: Bucket,
+        family: Family,
+        positions: Positions,
+        own_attention: OwnAttention | None = None,
     ) -> None:
-        self._ask = ask
-        self._count = count
-        self._vision = vision
-        self._past = past
-        self._sees = sees
-        self._real = real
-        self._text_after = text_after
-        self._softcap = softcap
-        self._block = block
-        self._keys: Tensor | None = None
+        guards.refuse_recurrent_reading(call.index, family.recurrent, len(family.layers))
+        self._forward = forward
+        self._call = call
+        self._hidden = hidden = call.hidden
+        self._bucket = bucket
+        self._family = family
+        self._positions = positions
+        self._own_attention = own_attention
+        self._made_keys: Tensor | None = None
+        self._rows = rows = forward.present.on(hidden.device)
+        self._of: Tensor | slice = bucket.index
+        if len(bucket.members) == len(forward.samples):
+            self._of = slice(None)
+        # Rows of the bucket's samples, with no pad in front of them if all are of one length.
+        lengths = [rows.lengths[member] for member in bucket.members]
+        ragged = min(lengths) < max(lengths)
+        self._start = 0
+        if not ragged:
+            self._start = rows.columns.shape[1] - min(lengths)
+        self._columns = rows.columns[self._of, self._start :]
+        # Which rows are vision tokens: the last of equal columns, since pads in front repeat the first row.
+        self._vision = torch.searchsorted(self._columns.contiguous(), bucket.columns, right=True) - 1
+        self._past: Tensor | None = None
+        self._sees = self._visibility(ragged)
+        # Tables are made now, while the arguments are those of all rows.
+        self._tables: tuple[Tensor, Tensor] | None = None
+        if own_attention is None:
+            self._tables = self._tables_of_rows()
 
-    def rows(
-        self, queries: Queries, start: int, stop: int, bidirectional: bool, heads: Heads = "mean"
-    ) -> Iterator[Tensor]:
-        """See `EngineView.attention`, the samples in front; `start` and `stop` say which of the views' tokens.
+    def _visibility(self, ragged: bool) -> Callable[[Tensor], Tensor] | None:
+        """Which slots rows see by the model's mask (see `visibility`): the slots of earlier turns, then these rows."""
+        call, index = self._call, self._call.index
+        slots, seen = self._columns[:, :0], 0
+        stored = past_keys(call.cache, index, self._of, self._forward.live)
+        if stored is not None:
+            self._past, slots, seen, padded = stored
+            ragged = ragged or padded
+        length = seen + self._hidden.shape[1]
+        if self._positions.scales(index):
+            guards.refuse_scaled_reading(index, length, self._positions.learned_length)
+        coming = self._rows.unpruned(seen)[self._of, self._start :]
+        keys = torch.cat((slots, coming), dim=1)
+        mask = call.kwargs.get("attention_mask")
+        return visibility(mask, self._bucket.index, keys, seen, length, ragged, is_causal(call.module))
+
+    def _tables_of_rows(self) -> tuple[Tensor, Tensor]:
+        """(cos, sin) of the bucket's rows."""
+        if self._forward.rows is None:
+            tables = self._rows.pick(self._call.kwargs["position_embeddings"])
+        else:
+            tables = self._positions.tables(self._forward, self._call, self._rows)
+        # M-RoPE's tables may have its axes in front of the samples.
+        cos, sin = (table[..., self._of, self._start :, :] for table in tables)
+        return cos, sin
+
+    # -- signals -----------------------------------------------------------------------------------------------
+
+    def reduced(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]:
+        """Signals that differ in nothing but how rows are put together: each row of attention is made once.
+
+        Returns:
+            For each signal (samples, rows of these units, one behind the other) float32.
+        """
+        values = [self._of_unit(signals, unit) for unit in units]
+        if len(values) == 1:
+            return values[0]
+        return {signal: torch.cat([value[signal] for value in values], dim=1) for signal in signals}
+
+    def _of_unit(self, signals: Sequence[Attention], unit: Unit) -> dict[Attention, Tensor]:
+        reduction = Reduction(signals)
+        no_text = unit.text_after == (False,)
+        if not (signals[0].rows == "after" and no_text):
+            for block in self._blocks(signals[0], unit):
+                reduction.add(block)
+        values = reduction.values()
+        if values:
+            return values
+        zeros = self._vision.new_zeros(len(self._vision), len(unit), dtype=torch.float32)
+        return dict.fromkeys(signals, zeros)
+
+    def keys(self) -> Tensor:
+        """Keys of the bucket's rows after RoPE, mean over heads: (samples, rows, head size) float32."""
+        if self._made_keys is None:
+            no_queries = self._vision[:, :0]
+            _, self._made_keys, _ = self._queries_and_keys(no_queries)
+        keys = take_along(self._made_keys, self._vision[:, None, :, None], dim=2)
+        return keys.float().mean(dim=1)
+
+    # -- attention rows ----------------------------------------------------------------------------------------
+
+    def _blocks(self, signal: Attention, unit: Unit) -> Iterator[Tensor]:
+        """Attention that rows which ask pay to a unit's rows: (samples, some of them, rows) float32, blocks in order.
 
         A sample with less text behind them than another has rows of zeros in the place of what it lacks.
         """
-        columns, real = self._vision[:, start:stop], None
+        columns, real = self._vision[:, unit.rows], None
         samples = len(columns)
-        if start == stop:  # an image that has lost all its tokens
+        if not len(unit):  # an image that has lost all its tokens
             return
-        if queries == "vision":
+        if signal.rows == "vision":
             asking = columns
-        elif queries == "last":
-            asking = columns.new_full((samples, 1), self._count - 1)
+        elif signal.rows == "last":
+            asking = columns.new_full((samples, 1), self._columns.shape[1] - 1)
         else:
-            asking, real = self._behind(start, stop)
+            asking, real = self._text_behind(unit)
         if not asking.shape[1]:
             return
-        query, keys, scaling = self._ask(asking)
-        self._keys, before = keys, 0
+        query, keys, scaling = self._queries_and_keys(asking)
+        self._made_keys, before = keys, 0
         if self._past is not None:
             before = self._past.shape[2]
             keys = torch.cat((self._past.to(keys.dtype), keys), dim=2)
-        both = bidirectional and queries == "vision"
+        both_ways = signal.both_ways and signal.rows == "vision"
         last: Tensor | None = None
         visible: Callable[[slice], Tensor] | None = None
         if self._sees is None:
-            last = (columns[:, -1:].expand_as(asking) if both else asking) + before
+            last = (columns[:, -1:].expand_as(asking) if both_ways else asking) + before
         else:
-            visible = self._visible(asking, columns if both else None, keys.shape[2], before)
+            visible = self._visible(self._sees, asking, columns if both_ways else None, keys.shape[2], before)
         blocks = attention_rows(
             query.flatten(0, 1),
             keys.flatten(0, 1),
             scaling,
             last_key=last,
             visible=visible,
-            block=max(BLOCK_NUMBERS, self._block),
-            softcap=self._softcap,
+            block=max(BLOCK_NUMBERS, self._columns.numel() * self._hidden.shape[-1]),  # less than the layer will hold
+            softcap=self._family.softcap(self._call.module),
             samples=samples,
         )
         done, places = 0, (columns + before)[:, None]
         for probabilities in blocks:
             of_heads = probabilities.view(samples, -1, *probabilities.shape[1:])
-            reduced = of_heads.mean(dim=1) if heads == "mean" else of_heads.amax(dim=1)
-            mean = reduced.take_along_dim(places, dim=2)
-            del probabilities, of_heads, reduced  # before the next block is made
-            yield mean if real is None else mean * real[:, done : done + mean.shape[1], None]
-            done += mean.shape[1]
+            over_heads = of_heads.mean(dim=1) if signal.heads == "mean" else of_heads.amax(dim=1)
+            paid = take_along(over_heads, places, dim=2)
+            del probabilities, of_heads, over_heads  # before the next block is made
+            yield paid if real is None else paid * real[:, done : done + paid.shape[1], None]
+            done += paid.shape[1]
 
-    def _behind(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
-        """Text rows behind some tokens, as many in every sample; and which of them a sample has, None if all do."""
-        rows = self._count
+    def _text_behind(self, unit: Unit) -> tuple[Tensor, Tensor | None]:
+        """Text rows behind a unit, as many in every sample; and which of them a sample has, None if all do.
+
+        An example: rows are vision, text, text in one sample and text, vision, text in the other. Two rows are taken of
+        both, the last two; of the other sample's the first is not real.
+        """
+        rows = self._columns.shape[1]
         places = torch.arange(rows, device=self._vision.device)
+        # 1 at every row, then 0 at vision tokens, rows before the unit's end, and padding: (samples, rows).
         text = self._vision.new_ones(len(self._vision), rows).scatter_(1, self._vision, 0)
-        text = text * (places > self._vision[:, stop - 1 : stop])
-        if self._real is not None:  # a padding row whose output is read asks for nothing
-            text = text * self._real()
-        most, exact = self._text_after(start, stop)
+        text = text * (places > self._vision[:, unit.stop - 1 : unit.stop])
+        live = self._forward.live
+        if live is not None:  # generation reads the output of some padding rows, but their attention is not scored
+            here = live[self._of, -self._hidden.shape[1] :].to(self._columns.device)
+            text = text * (here.gather(1, self._columns) != 0)
+        most, exact = self._bucket.text_behind(unit.start, unit.stop)
+        # A stable sort of 0s and 1s brings the text rows to the end, in order.
         real, order = text.sort(dim=1, stable=True)
-        return order[:, rows - most :], None if exact else real[:, rows - most :]
+        asking = order[:, rows - most :]
+        if exact:
+            return asking, None
+        return asking, real[:, rows - most :]
 
-    def _visible(self, asking: Tensor, image: Tensor | None, slots: int, before: int) -> Callable[[slice], Tensor]:
+    def _visible(
+        self, sees: Callable[[Tensor], Tensor], asking: Tensor, image: Tensor | None, slots: int, before: int
+    ) -> Callable[[slice], Tensor]:
         """Which slots some of the asking rows see; with all of an image whose rows look both ways."""
-        sees = self._sees
-        assert sees is not None
+        columns = self._columns
         if image is None:
-            return lambda some: sees(asking[:, some])
+            return lambda some: sees(columns.gather(1, asking[:, some]))
         places = torch.arange(slots, device=asking.device) - before
-        more = ((places >= image[:, :1]) & (places <= image[:, -1:]))[:, None, None]
-        return lambda some: sees(asking[:, some]) | more
+        inside = (places >= image[:, :1]) & (places <= image[:, -1:])  # (samples, slots)
+        inside = inside[:, None, None]
+        return lambda some: sees(columns.gather(1, asking[:, some])) | inside
 
-    def keys(self) -> Tensor:
-        """Keys of the views' tokens after RoPE, mean over heads: (samples, tokens, head size) float32."""
-        if self._keys is None:
-            _, self._keys, _ = self._ask(self._vision[:, :0])
-        return self._keys.take_along_dim(self._vision[:, None, :, None], dim=2).float().mean(dim=1)
+    def _queries_and_keys(self, asking: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Queries of the rows that ask, (samples, rows) int64, keys of all, and the scaling of their product."""
+        if self._own_attention is not None:
+            return self._from_own_attention(asking, *self._own_attention[0])
+        assert self._tables is not None
+        rows = rows_of(self._hidden, self._columns, self._bucket.owners)
+        return self._family.queries_and_keys(self._call.module, rows, asking, self._tables)
+
+    def _from_own_attention(
+        self, asking: Tensor, query: Tensor, keys: Tensor, scaling: float
+    ) -> tuple[Tensor, Tensor, float]:
+        """The same, taken from the queries and keys that the layer's own attention has made of all its rows."""
+        # (samples, heads, rows, head size); keys of earlier turns stand in front of those of these rows.
+        query, keys = query[self._of], keys[self._of, :, -query.shape[2] :]
+        if self._forward.rows is not None:
+            query, keys = query[:, :, self._start :], keys[:, :, self._start :]
+        elif self._columns.shape[1] < self._hidden.shape[1]:  # the layer has all columns in it, padding too
+            asking = self._columns.gather(1, asking)
+            keys = take_along(keys, self._columns[:, None, :, None], dim=2)
+        return take_along(query, asking[:, None, :, None], dim=2), keys, scaling
+
+
+class Reduction:
+    """Attention rows put together, block by block.
+
+    Args:
+        signals: What is wanted: they differ in nothing but how rows are put together.
+    """
+
+    def __init__(self, signals: Sequence[Attention]) -> None:
+        self._signals = signals
+        self._over = {signal.over for signal in signals}
+        self._renormalises = signals[0].renormalise
+        # Where samples differ in how much text is behind, rows of zeros fill up: they ask for nothing.
+        self._filled = signals[0].rows == "after" and (self._renormalises or "mean" in self._over)
+        self._sum: Tensor | None = None
+        self._max: Tensor | None = None
+        self._asking: int | Tensor = 0
+
+    def add(self, block: Tensor) -> None:
+        """Add attention rows, (samples, some rows, tokens)."""
+        sums = block.sum(dim=-1, keepdim=True) if self._filled or self._renormalises else None
+        if "mean" in self._over:
+            real = (sums > 0).sum(dim=(1, 2)) if self._filled and sums is not None else block.shape[1]
+            self._asking = self._asking + real
+        if self._renormalises:
+            assert sums is not None
+            block = block / (sums.clamp(min=torch.finfo(torch.float32).tiny) if self._filled else sums)
+        if self._over - {"max"}:
+            total = block.sum(dim=1)
+            self._sum = total if self._sum is None else self._sum + total
+        if "max" in self._over:
+            highest = block.amax(dim=1)
+            self._max = highest if self._max is None else torch.maximum(self._max, highest)
+
+    def values(self) -> dict[Attention, Tensor]:
+        """The signals, (samples, tokens) each; none where no row was added."""
+        if self._sum is None and self._max is None:
+            return {}
+        return {signal: self._value(signal) for signal in self._signals}
+
+    def _value(self, signal: Attention) -> Tensor:
+        if signal.over == "max":
+            assert self._max is not None
+            return self._max
+        assert self._sum is not None
+        if signal.over == "mean":
+            asking = self._asking
+            return self._sum / (asking.clamp(min=1)[:, None] if isinstance(asking, Tensor) else asking)
+        if signal.over == "share":
+            return self._sum / self._sum.sum(dim=1, keepdim=True)
+        return self._sum
+
+
+def streams(signals: Sequence[Attention]) -> list[list[Attention]]:
+    """Signals that are made of the same rows of attention, together."""
+    alike: dict[Attention, list[Attention]] = {}
+    for signal in signals:
+        alike.setdefault(replace(signal, over="sum"), []).append(signal)
+    return list(alike.values())
+
+
+def is_causal(layer: Any) -> bool:
+    """Whether a layer's kernel, given no mask, lets a row see those before it alone."""
+    return bool(getattr(getattr(layer, "self_attn", None), "is_causal", True))
 
 
 def past_keys(
@@ -148,14 +323,17 @@ def past_keys(
         pad, how many columns there were, and whether any slot may be a pad.
     """
     layers = getattr(cache, "layers", ())
-    layer = layers[index] if index < len(layers) else None
-    if layer is None or not layer.is_initialized or not layer.get_seq_length():
+    if index >= len(layers):
         return None
-    count, seen, ragged = layer.keys.shape[0], layer.get_seq_length(), False
+    layer = layers[index]
+    if not layer.is_initialized or not layer.get_seq_length():
+        return None
+    samples_in_cache, _, slots, _ = layer.keys.shape
+    seen, device = layer.get_seq_length(), layer.keys.device
     if type(layer) is PrunedLayer:
-        columns, ragged = layer.columns(0, count, layer.keys.device), layer.ragged
+        columns, ragged = layer.columns(0, samples_in_cache, device), layer.ragged
     else:
-        columns = torch.arange(seen - layer.keys.shape[2], seen, device=layer.keys.device).expand(count, -1)
+        columns, ragged = torch.arange(seen - slots, seen, device=device).expand(samples_in_cache, -1), False
     if live is not None:
         real = live.to(columns.device).take_along_dim(columns.clamp(min=0), dim=1) != 0
         columns, ragged = columns.masked_fill(~real, -1), True

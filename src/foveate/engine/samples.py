@@ -1,4 +1,4 @@
-"""The samples of a call as the host knows them: where their vision tokens are, and whose."""
+"""Begin: the samples of a call as the host knows them, where their vision tokens are and of which image."""
 
 import itertools
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foveate.engine import guards
 from foveate.engine.media import MediaTokens
-from foveate.errors import UnsupportedError
 
 __all__ = ["Sample", "read_samples"]
 
@@ -23,10 +23,10 @@ class Sample:
 
     Attributes:
         live: Columns that are no padding.
-        text: Columns of its other live tokens, (…,) int64, ascending; and of padding whose output somebody reads.
+        text: Columns of its other live tokens, (…,) int64, ascending; and of padding whose output is read.
         vision: Columns of its vision tokens, (entered,) int64, ascending; those always kept are text.
         runs: Which run of columns each of these is in, (entered,) int64, ascending; a run has one image.
-        items: Its images, in order.
+        media: Its images, in order.
         sizes: Vision tokens of each, or of each frame where the method goes by frame.
         text_after: How many of `text` that are no padding come after the last token of each of these.
         text_from: How many come after the first: more where text stands between its tokens.
@@ -41,7 +41,7 @@ class Sample:
     text: Tensor
     vision: Tensor
     runs: Tensor
-    items: list[MediaTokens]
+    media: list[MediaTokens]
     sizes: tuple[int, ...]
     text_after: tuple[int, ...]
     text_from: tuple[int, ...]
@@ -53,7 +53,10 @@ class Sample:
     @property
     def fixed(self) -> int:
         """Vision tokens that always stay."""
-        return 0 if self.ordinals is None else len(self.ordinals[1])
+        if self.ordinals is None:
+            return 0
+        _, fixed = self.ordinals
+        return len(fixed)
 
     @property
     def vision_tokens(self) -> int:
@@ -62,23 +65,23 @@ class Sample:
 
     @property
     def rows(self) -> int:
-        """Rows of the decoder's first layer if nobody leaves."""
+        """Rows of the decoder's first layer if nothing is dropped."""
         return len(self.text) + len(self.vision)
 
     @property
     def entered_sizes(self) -> tuple[int, ...]:
-        """Vision tokens that may leave, of each image (or frame)."""
-        return self.frames or tuple(item.free for item in self.items)
+        """Vision tokens that may be dropped, of each image (or frame)."""
+        return self.frames or tuple(image.free for image in self.media)
 
     @property
     def started_sizes(self) -> tuple[int, ...]:
         """Rows of each that enter the decoder."""
-        return self.frames or tuple(item.started for item in self.items)
+        return self.frames or tuple(image.started for image in self.media)
 
     @property
     def parted(self) -> bool:
         """Whether text stands between the tokens of an image."""
-        return bool(len(self.runs)) and int(self.runs[-1]) + 1 > len(self.items)
+        return bool(len(self.runs)) and int(self.runs[-1]) + 1 > len(self.media)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -92,68 +95,87 @@ def read_samples(
         live: (samples, columns), nonzero where a column is no padding; None if all are live.
         by_frame: Whether their `sizes` are those of frames.
     """
+    # One number a column: bit 0 says that it is live, bit 1 + n that it belongs to the n-th modality.
     flags = sum(mask.to(torch.int16) << (bit + 1) for bit, (mask, _) in enumerate(masks))
-    alive = torch.ones_like(masks[0][0]) if live is None else live.to(masks[0][0].device) != 0
+    first_mask = masks[0][0]
+    alive = torch.ones_like(first_mask) if live is None else live.to(first_mask.device) != 0
     table = (flags + alive).cpu().numpy()
     lives = table % 2 == 1
-    owners, fixed = np.full(table.shape, -1), np.zeros(table.shape, bool)
-    items: list[MediaTokens] = []
-    for bit, (_, found) in enumerate(masks):
-        there = (table >> (bit + 1)) % 2 == 1
-        owners[there] = np.repeat(np.arange(len(found)), [item.length for item in found]) + len(items)
-        if any(len(item.fixed) for item in found):
-            fixed[there] = np.concatenate([_marked(item) for item in found])
-        items.extend(found)
-    return [_read_sample(*of, items, by_frame) for of in zip(owners, lives, fixed, strict=True)]
+    owners = np.full(table.shape, -1)  # each column's image
+    fixed = np.zeros(table.shape, bool)  # whether it always stays
+    media: list[MediaTokens] = []
+    for bit, (_, images) in enumerate(masks):
+        placed = (table >> (bit + 1)) % 2 == 1
+        # Two images of 2 and 3 tokens: 0 0 1 1 1, in the order in which their columns come.
+        lengths = [image.length for image in images]
+        owners[placed] = np.repeat(np.arange(len(images)), lengths) + len(media)
+        if any(len(image.fixed) for image in images):
+            fixed[placed] = np.concatenate([_marked(image) for image in images])
+        media.extend(images)
+    return [_read_sample(*columns, media, by_frame) for columns in zip(owners, lives, fixed, strict=True)]
 
 
-def _marked(item: MediaTokens) -> Array:
+def _marked(image: MediaTokens) -> Array:
     """Which of its tokens always stay, (tokens,) bool."""
-    marks = np.zeros(item.length, bool)
-    marks[list(item.fixed)] = True
+    marks = np.zeros(image.length, bool)
+    marks[list(image.fixed)] = True
     return marks
 
 
-def _read_sample(owner: Array, live: Array, fixed: Array, items: Sequence[MediaTokens], by_frame: bool) -> Sample:
+def _read_sample(owner: Array, live: Array, fixed: Array, media: Sequence[MediaTokens], by_frame: bool) -> Sample:
+    """One row of the table: each column's image (−1: none), whether it is live, and whether it always stays."""
     # Generation reads the row before a new token, also where that is padding (on the right of the prompt).
     read = ~live & np.append(live[1:], True) & (live.cumsum() > 0)
     text = np.flatnonzero((live & ((owner < 0) | fixed)) | read)
     every = live & (owner >= 0)
     vision = np.flatnonzero(every & ~fixed)
-    mine = owner[vision]
-    changes = np.flatnonzero(np.diff(mine, prepend=-1))  # where an image begins
-    counts = np.diff(changes, append=len(vision)).tolist()
-    found = [items[index] for index in mine[changes]]
-    if any(item.leaves and item.free != size for item, size in zip(found, counts, strict=True)):
-        raise UnsupportedError("An image that the tower has reduced is partly masked; pass its whole attention_mask.")
-    frames = tuple(itertools.chain(*(item.free_frames for item in found))) if by_frame else None
-    if frames is not None and sum(frames) != len(vision):
-        raise UnsupportedError(
-            "Where this video's frames begin cannot be told, so nothing can be kept by frame: its family does not say "
-            "where its tokens look, or it is partly masked. Use scope='image' or 'sample'."
-        )
+    image_of = owner[vision]
+    begins = np.flatnonzero(np.diff(image_of, prepend=-1))
+    counts = np.diff(begins, append=len(vision)).tolist()
+    images = [media[index] for index in image_of[begins]]
+    guards.refuse_partly_masked(images, counts)
+    frames: tuple[int, ...] | None = None
+    if by_frame:
+        frames = tuple(itertools.chain(*(image.free_frames for image in images)))
+    guards.refuse_unknown_frames(frames, len(vision))
     sizes = frames or tuple(counts)
-    ends = np.cumsum(sizes, dtype=np.int64)
-    asking = text[live[text]]
-    first, last = (
-        len(asking) - np.searchsorted(asking, vision[at.clip(0, len(vision) - 1)])
-        for at in (np.concatenate(([0], ends))[: len(ends)], ends - 1)
-    )
-    apart = (np.diff(vision) > 1) | (np.diff(mine) != 0)
-    ordinals = every.cumsum() - 1
+    text_after, text_from = _text_behind(text[live[text]], vision, sizes)
+    ordinals: tuple[Tensor, Tensor] | None = None
+    if fixed.any():
+        counted = every.cumsum() - 1  # of columns text, image, image: −1 0 1
+        ordinals = torch.from_numpy(counted[vision]), torch.from_numpy(counted[every & fixed])
     return Sample(
         live=int(live.sum()),
         text=torch.from_numpy(text),
         vision=torch.from_numpy(vision),
-        runs=torch.from_numpy(np.concatenate((np.zeros(min(1, len(vision)), np.int64), apart.cumsum()))),
-        items=found,
+        runs=torch.from_numpy(_runs(vision, image_of)),
+        media=images,
         sizes=sizes,
-        text_after=tuple(last.tolist()),
-        text_from=tuple(first.tolist()),
+        text_after=text_after,
+        text_from=text_from,
         frames=frames,
         starts=bool(owner[0] >= 0),
         ends=bool(owner[-1] >= 0),
-        ordinals=(torch.from_numpy(ordinals[vision]), torch.from_numpy(ordinals[every & fixed]))
-        if fixed.any()
-        else None,
+        ordinals=ordinals,
     )
+
+
+def _text_behind(text: Array, vision: Array, sizes: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """How many of the text's columns come after the last token of each image, and after its first."""
+    if not len(vision):
+        return (0,) * len(sizes), (0,) * len(sizes)
+    ends = np.cumsum(sizes, dtype=np.int64)
+    starts = ends - np.asarray(sizes, dtype=np.int64)
+
+    def behind(places: Array) -> tuple[int, ...]:
+        before = np.searchsorted(text, vision[places])
+        return tuple((len(text) - before).tolist())
+
+    return behind((ends - 1).clip(0)), behind(starts.clip(0, len(vision) - 1))
+
+
+def _runs(vision: Array, image_of: Array) -> Array:
+    """Which run of columns each vision token is in: a new one begins where columns or images do not go on."""
+    apart = (np.diff(vision) > 1) | (np.diff(image_of) != 0)
+    first = np.zeros(min(1, len(vision)), np.int64)  # of no tokens at all there is no first
+    return np.concatenate((first, apart.cumsum()))

@@ -1,7 +1,8 @@
-"""What was dropped where: the record of a context's prefills."""
+"""The record of a context's prefills: what was dropped where."""
 
+import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,14 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from foveate.core.nested import on_tensors
+from foveate.engine.media import MediaTokens
 from foveate.errors import SessionError
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from foveate.engine.show import Media
+    from foveate.viz.prefill import Media
 
-__all__ = ["PrefillRecord", "Stage", "Trace"]
+__all__ = ["CacheRecord", "Counted", "PrefillRecord", "Stage", "Trace"]
 
 
 @dataclass(eq=False)
@@ -60,22 +63,23 @@ class Stage:
     @cached_property
     def merged(self) -> list[list[Tensor]]:
         """Which tokens went into each row that went on: for each sample, an ascending int64 tensor a row."""
-        return [
-            [(assign == row).nonzero()[:, 0] for row in range(len(origin))]
-            if assign is not None
-            else list(origin[:, None])
-            for origin, assign in zip(self.origin, self.assign, strict=True)
-        ]
+        merged = []
+        for origin, assign in zip(self.origin, self.assign, strict=True):
+            if assign is None:  # each row is one token
+                merged.append(list(origin[:, None]))
+            else:
+                merged.append([(assign == row).nonzero()[:, 0] for row in range(len(origin))])
+        return merged
 
     @cached_property
     def assign(self) -> list[Tensor | None]:
         """The row each of a sample's vision tokens went into, −1 if it was dropped; None where nothing is merged."""
-        given = self._assign or [None] * len(self._origin)
-        return [None if assign is None else assign.cpu() for assign in given]
+        assigns = self._assign or [None] * len(self._origin)
+        return [on_tensors(assign, Tensor.cpu) for assign in assigns]
 
     def to_dict(self) -> dict[str, Any]:
         """The stage as plain values; `assign` only where something was merged."""
-        told: dict[str, Any] = {
+        values: dict[str, Any] = {
             "where": self.where,
             "layer": self.layer,
             "before": list(self.before),
@@ -83,49 +87,105 @@ class Stage:
             "kept": [tokens.tolist() for tokens in self.kept],
         }
         if any(assign is not None for assign in self.assign):
-            told["origin"] = [tokens.tolist() for tokens in self.origin]
-            told["assign"] = [None if assign is None else assign.tolist() for assign in self.assign]
-        return told
+            values["origin"] = [tokens.tolist() for tokens in self.origin]
+            values["assign"] = [on_tensors(assign, Tensor.tolist) for assign in self.assign]
+        return values
+
+
+@dataclass(eq=False)
+class CacheRecord:
+    """What a KV cache holds behind a prefill.
+
+    Attributes:
+        held: The most tokens of layers that hold fewer than the prompt has, though nothing was dropped.
+        slots: Counts the slots of layers whose tokens were dropped, of each sample.
+        dead: How many slots of each sample are padding of the prompt.
+    """
+
+    held: Mapping[int, int] = field(default_factory=dict)
+    slots: Mapping[int, Callable[[], list[int]]] = field(default_factory=dict)
+    dead: tuple[int, ...] = ()
+
+    def lengths(self, layer: int, rows: list[int]) -> list[int]:
+        """Tokens of each sample in a layer's cache, where the prompt has so many `rows`."""
+        if layer in self.slots:
+            return [slots - dead for slots, dead in zip(self.slots[layer](), self.dead, strict=True)]
+        if layer in self.held:
+            return [min(count, self.held[layer]) for count in rows]
+        return rows
+
+
+class Counted(Sequence[int]):
+    """A number for each sample, (samples,) int64, which is read from the device when it is first needed."""
+
+    def __init__(self, counts: Tensor) -> None:
+        self._counts = counts
+
+    @cached_property
+    def _numbers(self) -> tuple[int, ...]:
+        return tuple(self._counts.tolist())
+
+    def __len__(self) -> int:
+        return self._counts.shape[0]
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._numbers[index]
+
+    def __repr__(self) -> str:
+        return repr(self._numbers)
 
 
 @dataclass(eq=False)
 class PrefillRecord:
-    """One prompt's way through the decoder.
+    """The record of one prompt's way through the decoder.
 
     Attributes:
         depth: Decoder layers.
         rows: Prompt tokens of each sample that are no padding, earlier turns included.
         vision_tokens: Vision tokens of each sample in this call.
-        boxes: For each sample, each of its images: where every token looks, or None (see `Family.boxes`).
-        frames: For each sample, each of its images or videos: vision tokens of each frame; empty where nobody knows.
-        videos: For each sample, which of its images are videos.
+        media: The images and videos of each sample.
         fit: How the processor brought the picture to the model.
         stages: The cuts, in order.
+        cache: What the KV cache holds behind it; None if the model ran without one.
     """
 
     depth: int
     rows: Sequence[int]
     vision_tokens: tuple[int, ...]
-    boxes: Sequence[Sequence[Tensor | None]] = field(repr=False, default=())
-    frames: Sequence[Sequence[tuple[int, ...]]] = field(repr=False, default=())
-    videos: Sequence[Sequence[bool]] = field(repr=False, default=())
+    media: Sequence[Sequence[MediaTokens]] = field(repr=False, default=())
     fit: Literal["whole", "crop"] = "whole"
     stages: list[Stage] = field(default_factory=list)
-    _held: dict[int, int] = field(repr=False, default_factory=dict)  # the most rows of layers that hold less than all
-    _slots: dict[int, Callable[[], list[int]]] = field(repr=False, default_factory=dict)  # of pruned layers, …
-    _dead: tuple[int, ...] = field(repr=False, default=())  # … and how many of them are the prompt's padding
-    _cached: bool = True
+    cache: CacheRecord | None = field(repr=False, default_factory=CacheRecord)
+
+    @cached_property
+    def boxes(self) -> list[list[Tensor | None]]:
+        """For each sample, each of its images: where every token looks, or None (see `Family.boxes`)."""
+        return [[image.boxes() for image in media] for media in self.media]
+
+    @cached_property
+    def frames(self) -> list[list[tuple[int, ...]]]:
+        """For each sample, each of its images or videos: vision tokens of each frame; empty where that is not known."""
+        return [[image.frames for image in media] for media in self.media]
+
+    @property
+    def videos(self) -> list[list[bool]]:
+        """For each sample, which of its images are videos."""
+        return [[image.video for image in media] for media in self.media]
 
     @cached_property
     def per_layer(self) -> list[tuple[int, ...]]:
         """Vision tokens each decoder layer processes, one count a sample."""
-        counts, now = [], self.vision_tokens
-        cuts = {stage.layer: stage.after for stage in self.stages if stage.where == "layer"}
-        entered = [stage.after for stage in self.stages if stage.where in ("tower", "projector")]
-        now = entered[-1] if entered else now
+        # Each layer has what the last cut before it left; what enters is what the tower left.
+        arriving, cuts = self.vision_tokens, {}
+        for stage in self.stages:
+            if stage.where == "layer":
+                cuts[stage.layer] = stage.after
+            elif stage.where != "kv":
+                arriving = stage.after
+        counts = []
         for layer in range(self.depth):
-            now = cuts.get(layer, now)
-            counts.append(now)
+            arriving = cuts.get(layer, arriving)
+            counts.append(arriving)
         return counts
 
     @property
@@ -144,28 +204,27 @@ class PrefillRecord:
 
         0 for a layer that caches a state and no tokens; empty if the model ran without a cache.
         """
-        if not self._cached:
+        if self.cache is None:
             return []
-        whole = list(self.rows)
-        pruned = {
-            layer: [slots - dead for slots, dead in zip(count(), self._dead, strict=True)]
-            for layer, count in self._slots.items()
-        }
-        held = {layer: [min(rows, most) for rows in whole] for layer, most in self._held.items()}
-        return [pruned.get(layer, held.get(layer, whole)) for layer in range(self.depth)]
+        return [self.cache.lengths(layer, list(self.rows)) for layer in range(self.depth)]
 
     def kept_by_frame(self, sample: int = 0) -> list[tuple[int, ...]]:
         """How many tokens of each frame a sample has left behind each stage; an image counts as one frame.
 
         Empty where the family does not say which frame a token is of.
         """
-        sizes = [size for frames in self.frames[sample] for size in frames] if sample < len(self.frames) else []
+        sizes: list[int] = []
+        if sample < len(self.frames):
+            sizes = list(itertools.chain(*self.frames[sample]))
         if sum(sizes) != self.vision_tokens[sample]:
             return []
+        # The frame of each token: 0 0 1 1 1 for two frames of 2 and 3 tokens.
         owners = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-        return [
-            tuple(torch.bincount(owners[stage.kept[sample]], minlength=len(sizes)).tolist()) for stage in self.stages
-        ]
+        counts = []
+        for stage in self.stages:
+            kept = owners[stage.kept[sample]]
+            counts.append(tuple(torch.bincount(kept, minlength=len(sizes)).tolist()))
+        return counts
 
     def note_that_all_stay(self, layers: Sequence[int]) -> None:
         """Record cuts before these layers that leave every token."""
@@ -175,7 +234,7 @@ class PrefillRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain values; what each frame has left only where there is a video."""
-        told = {
+        values = {
             "vision_tokens": list(self.vision_tokens),
             "tokens": self.tokens,
             "retention": self.retention,
@@ -183,8 +242,8 @@ class PrefillRecord:
             "stages": [stage.to_dict() for stage in self.stages],
         }
         if any(any(videos) for videos in self.videos):
-            told["kept_by_frame"] = [self.kept_by_frame(sample) for sample in range(len(self.rows))]
-        return told
+            values["kept_by_frame"] = [self.kept_by_frame(sample) for sample in range(len(self.rows))]
+        return values
 
 
 class Trace:
@@ -264,7 +323,7 @@ class Trace:
             InputError: If the number of pictures or frames is not the sample's, or its tokens have no known places.
             SessionError: If the model has not run yet.
         """
-        from foveate.engine.show import show
+        from foveate.viz.prefill import show
 
         return show(self.latest, images, sample)
 
@@ -272,5 +331,6 @@ class Trace:
         if not self.history:
             return "Trace(nothing ran yet)"
         shares = ", ".join(f"{share:.1%}" for share in self.retention)
-        cuts = "; ".join(f"{s.place}: {sum(s.before)} to {sum(s.after)}" for s in self.stages) or "no cut"
+        cuts = "; ".join(f"{stage.place}: {sum(stage.before)} to {sum(stage.after)}" for stage in self.stages)
+        cuts = cuts or "no cut"
         return f"Trace(retention {shares}; {cuts})"

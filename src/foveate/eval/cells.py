@@ -8,8 +8,10 @@ from typing import Any, Generic, TypeVar
 from foveate.errors import BudgetError
 from foveate.methods.base import Method
 from foveate.methods.chain import Chain
-from foveate.methods.grammar import Named, read, settings_of
+from foveate.methods.grammar import read
+from foveate.methods.named import Named
 from foveate.methods.scheduled import Scheduled
+from foveate.methods.values import settings_of
 
 __all__ = ["BASELINES", "Cell", "Contender", "before_decoder", "with_baselines"]
 

@@ -9,7 +9,8 @@ from foveate.errors import SettingError
 from foveate.eval.run import FULL, key_of
 from foveate.eval.store import fingerprint
 from foveate.methods.base import Method
-from foveate.methods.grammar import Named, parsed, read, unquoted
+from foveate.methods.grammar import parsed, read, unquoted
+from foveate.methods.named import Named
 from foveate.methods.schedule import Budget
 
 __all__ = ["Choice", "Setting"]
@@ -99,7 +100,7 @@ class Setting:
             return Choice()
         named = self.named()
         values = {key: value for key, value in self.to_dict().items() if value not in (None, {})}
-        if any(member.whole is not None for member in named.members):
+        if any(member.ready is not None for member in named.members):
             values["whole"] = named.method().to_dict()
 
         @cache

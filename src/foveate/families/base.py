@@ -1,21 +1,25 @@
 """What the engine asks of a model family. A family knows where things are; it knows no method."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
-from foveate._transformers import OLDEST, require, rotation, scales_by_position
+from foveate._transformers import OLDEST, require, rotation
+from foveate.core.cut import Cut
+from foveate.core.gather import take_along
 from foveate.core.grid import Grid
 from foveate.core.signals import Signal, TowerAttention
 from foveate.errors import UnsupportedError
-from foveate.families._encode import Reducer, images_of, place_rows, put_images, reduce_apart, stays_whole
-from foveate.families._tap import tapped
+from foveate.families.costs import Counts, Flops
+from foveate.families.newlines import Stats, reduce_apart
+from foveate.families.placing import images_of, place_rows, put_images, stays_whole
+from foveate.families.tap import made_by_itself, tapped_layer, unreadable
+from foveate.families.tower import Encoded, Inputs, Reducer, Run
+from foveate.families.vision import grid_boxes
 
-__all__ = ["Family", "grid_boxes", "heard_in", "picture_sizes", "unreadable"]
+__all__ = ["Family", "grid_boxes", "tapped_layer", "unreadable"]
 
 
 class Family:
@@ -66,20 +70,19 @@ class Family:
         Raises:
             UnsupportedError: If there is none.
         """
-        found = [
-            module
-            for module in self.model.modules()
-            if isinstance(getattr(module, self.decoder, None), nn.Module)
-            and any(hasattr(module, name) for name in self.mergers)
-        ]
-        if not found:
+        cores = [module for module in self.model.modules() if self._is_core(module)]
+        if not cores:
             raise UnsupportedError(
                 f"{type(self.model).__name__} has no module with a {self.decoder} and a "
                 f"{' or '.join(self.mergers)}; "
                 "pass the whole vision-language model, not a part of it."
             )
-        core: nn.Module = found[-1]
+        core: nn.Module = cores[-1]
         return core
+
+    def _is_core(self, module: nn.Module) -> bool:
+        decodes = isinstance(getattr(module, self.decoder, None), nn.Module)
+        return decodes and any(hasattr(module, name) for name in self.mergers)
 
     @property
     def merger(self) -> str:
@@ -99,12 +102,16 @@ class Family:
 
     def rotary_type(self, layer: int) -> str | None:
         """Which of the decoder's RoPEs a layer uses, as `text.rotary_emb` names it; None where all use the same."""
-        return self.text.config.layer_types[layer] if hasattr(self.text.rotary_emb, "layer_types") else None
+        if not hasattr(self.text.rotary_emb, "layer_types"):
+            return None
+        kind: str = self.text.config.layer_types[layer]
+        return kind
 
     def rotary(self, layer: int, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         """(cos, sin) of position ids, (samples or 1, rows), as the decoder makes them for a layer."""
         kind = self.rotary_type(layer)
-        pair: tuple[Tensor, Tensor] = self.text.rotary_emb(hidden, ids, *(() if kind is None else (kind,)))
+        kinds = () if kind is None else (kind,)
+        pair: tuple[Tensor, Tensor] = self.text.rotary_emb(hidden, ids, *kinds)
         return pair
 
     @classmethod
@@ -124,10 +131,10 @@ class Family:
     @classmethod
     def lacking(cls, signal: Signal, tower_cls: bool) -> str | None:
         """Why a stage cannot read this signal of a model whose tower has a CLS or has none; None if it can."""
-        if isinstance(signal, TowerAttention) and (signal.by == "cls") != tower_cls:
-            has = "has a CLS, whose row is what can be read" if tower_cls else "has no CLS"
-            return f"the vision tower of {cls.model_type!r} {has}"
-        return None
+        if not isinstance(signal, TowerAttention) or (signal.by == "cls") == tower_cls:
+            return None
+        has = "has a CLS, whose row is what can be read" if tower_cls else "has no CLS"
+        return f"the vision tower of {cls.model_type!r} {has}"
 
     def lacks(self, signal: Signal) -> str | None:
         """Why a stage cannot read this signal of this model; None if it can."""
@@ -141,19 +148,16 @@ class Family:
         """
         return frozenset()
 
-    def vision_masks(self, placeholders: Any, given: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+    def vision_masks(self, placeholders: Any, inputs: Inputs) -> list[tuple[str, Tensor]]:
         """What the merger answered, as (modality, mask) pairs; masks are (samples, tokens, …) bool.
 
         Args:
             placeholders: Its return value: one mask, or one for images and one for videos.
-            given: The arguments it was called with, and those of the core; a modality without features is left out.
+            inputs: The arguments it was called with, and those of the core; a modality without features is left out.
         """
         masks = placeholders if isinstance(placeholders, tuple) else (placeholders,)
-        return [
-            (modality, mask)
-            for modality, mask in zip(("image", "video"), masks, strict=False)
-            if given.get(f"{modality}_features") is not None
-        ]
+        pairs = zip(("image", "video"), masks, strict=False)
+        return [(modality, mask) for modality, mask in pairs if inputs.get(f"{modality}_features") is not None]
 
     def image_lengths(self, mask: Tensor, ids: Tensor | None) -> list[list[int]]:
         """Vision tokens of each image of each sample, in order, read off the prompt: for `tiled` families.
@@ -164,7 +168,7 @@ class Family:
         """
         raise NotImplementedError
 
-    def added_later(self, given: Mapping[str, Any]) -> list[Tensor] | None:
+    def added_later(self, inputs: Inputs) -> list[Tensor] | None:
         """What the decoder adds to vision tokens behind its first layers, from its forward's arguments.
 
         A list, an entry a layer, (all vision tokens of the batch in order, width), which the engine may write into:
@@ -194,26 +198,27 @@ class Family:
         """
         attention = layer.self_attn
         if self.text.config.model_type not in self.decoders:
-            return _shown(layer, hidden, queries, rotary)
+            return made_by_itself(layer, hidden, queries, rotary)
         rotate = rotation(attention)
         assert rotate is not None
         normed = layer.input_layernorm(hidden)
 
         def heads(rows: Tensor, projection: Any, norm: Any, cos: Tensor, sin: Tensor) -> Tensor:
+            """(samples, rows, width) -> (samples, heads, rows, head size), after norm and RoPE."""
             states = projection(rows).unflatten(-1, (-1, attention.head_dim))
-            states = (norm(states) if norm is not None else states).transpose(1, 2)
+            if norm is not None:
+                states = norm(states)
+            states = states.transpose(1, 2)
             turned: Tensor = rotate(states, states[:, :1], cos, sin)[0]
             return turned
 
-        places = queries[..., None]
+        places = queries[..., None]  # (samples, …, 1)
         axes = (1,) * (rotary[0].dim() - places.dim())  # M-RoPE's
-        tables = (table.take_along_dim(places.view(*axes, *places.shape), dim=-2) for table in rotary)
+        tables = (take_along(table, places.view(*axes, *places.shape), dim=-2) for table in rotary)
         query = self.query_projection(attention)
-        return (
-            heads(normed.take_along_dim(places, dim=1), query, getattr(attention, "q_norm", None), *tables),
-            heads(normed, attention.k_proj, getattr(attention, "k_norm", None), *rotary),
-            float(attention.scaling),
-        )
+        asking = heads(take_along(normed, places, dim=1), query, getattr(attention, "q_norm", None), *tables)
+        keys = heads(normed, attention.k_proj, getattr(attention, "k_norm", None), *rotary)
+        return asking, keys, float(attention.scaling)
 
     def query_projection(self, attention: Any) -> Callable[[Tensor], Tensor]:
         """What makes queries before norm and RoPE: (samples, rows, width) -> (samples, rows, heads · head
@@ -225,15 +230,13 @@ class Family:
         """What a decoder layer keeps its attention logits below, as Gemma 2 does; None where it does not."""
         return getattr(layer.self_attn, "attn_logit_softcapping", None)
 
-    def encode(
-        self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Any]]:
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Run a `get_*_features` call with every image's tokens reduced; placeholders stay whole.
 
         Args:
-            run: Calls the original, with the arguments given here in the place of its own.
+            run: Calls the original, with the arguments passed to it in the place of its own.
             modality: "image" or "video".
-            given: The call's arguments by name.
+            inputs: The call's arguments by name.
             reducer: What reduces.
 
         Returns:
@@ -248,57 +251,53 @@ class Family:
             "Use a method that drops between decoder layers."
         )
 
-    def encode_projected(
-        self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Any]]:
+    def encode_projected(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """As `encode`, behind the projector in every family; the tower's attention and keys are not read."""
         output = run()
-        return output, self.reduce_features(output, modality, given, reducer)
+        return output, self.reduce_features(output, modality, inputs, reducer)
 
     def reduce_features(
         self,
         output: Any,
         modality: str,
-        given: Mapping[str, Any],
+        inputs: Inputs,
         reducer: Reducer,
-        stats: Sequence[Callable[[int], Tensor]] | None = None,
-    ) -> list[Any]:
+        stats: Stats | None = None,
+    ) -> list[Cut | None]:
         """Reduce every image's tokens in what a `get_*_features` call answered: a cut (or None) an image.
 
         Args:
             output: Its features are replaced.
             modality: "image" or "video".
-            given: The call's arguments by name.
+            inputs: The call's arguments by name.
             reducer: What reduces.
-            stats: Scores and keys of each image's tokens (see `reduce_apart`); None if nobody will ask.
+            stats: Scores and keys of each image's tokens; None if no method reads them.
         """
         features = images_of(output, reducer.lengths if self.tiled else None)
-        sizes = [len(one) for one in features]
+        sizes = [len(image) for image in features]
         grids = self.token_grids(self.model.config, sizes)
         places: Sequence[Tensor | None] = [None] * len(sizes)
-        if grids is None or [sum(map(math.prod, one)) for one in grids] != sizes:  # there may be newlines
-            places = self.boxes(modality, self.remembered(given), sizes)
+        if grids is None or [_cells(frames) for frames in grids] != sizes:  # there may be newlines
+            places = self.boxes(modality, self.remembered(inputs), sizes)
         cuts = reduce_apart(features, places, reducer, stats, grids)
         for index, cut in enumerate(cuts):
-            if not stays_whole(features[index], cut):
+            if cut is not None and not stays_whole(cut):
                 features[index] = place_rows(features[index], cut)
                 self.place_deepstack(output, index, cut)
         put_images(output, features)
         return cuts
 
-    def encode_smaller(
-        self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Any]]:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """As `encode`, with smaller images given to the tower: as large as the token grids `reducer.coarsen` wants."""
         raise UnsupportedError(
             f"Giving the tower smaller images is not known for {self.model_type!r} ({modality}). "
             "Use AveragePool, which coarsens the grid of its tokens instead."
         )
 
-    def place_deepstack(self, output: Any, index: int, cut: Any) -> None:
+    def place_deepstack(self, output: Any, index: int, cut: Cut) -> None:
         """Put what else belongs to an image's tokens where the rows of `cut` are now; most families have nothing."""
 
-    def pieces(self, modality: str, given: Mapping[str, Any]) -> int:
+    def pieces(self, modality: str, inputs: Inputs) -> int:
         """How many entries of what a `get_*_features` call answers are of one image or video: frames, where they come
         one by one."""
         return 1
@@ -307,7 +306,7 @@ class Family:
     def always_kept(cls, config: Any, size: int) -> Sequence[int]:
         """Which tokens of an image or video of `size` vision tokens are no patches and always stay: ordinals.
 
-        Nobody ranks them, and what a method counts is without them.
+        They are not ranked, and a method's counts are without them.
         """
         return ()
 
@@ -316,12 +315,12 @@ class Family:
         """Rows and columns of the token grids of images of these sizes, where the config alone says them; else None."""
         return None
 
-    def boxes(self, modality: str, given: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
+    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         """Where each vision token looks, for every image (or video) of a `get_*_features` call.
 
         Args:
             modality: "image" or "video".
-            given: The call's arguments by name, as far as `remembered`.
+            inputs: The call's arguments by name, as far as `remembered`.
             lengths: Vision tokens of each image.
 
         Returns:
@@ -330,18 +329,18 @@ class Family:
         """
         return [None] * len(lengths)
 
-    def remembered(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def remembered(self, inputs: Inputs) -> dict[str, Any]:
         """What of a `get_*_features` call's arguments `boxes` reads: a trace holds it, so no pixels."""
-        return {name: value for name, value in given.items() if not name.startswith("pixel_values")}
+        return {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
 
     @classmethod
-    def tower_images(cls, config: Any, modality: str, given: Mapping[str, Any]) -> tuple[int, ...] | None:
+    def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:
         """What `foveate.cost` asks for under this name, read off a processor's output.
 
         Args:
             config: The model's config.
             modality: "image" or "video".
-            given: What goes into the model, by name.
+            inputs: What goes into the model, by name.
 
         Returns:
             Pictures the tower encodes for each image (or video); None where the token counts say it.
@@ -349,7 +348,7 @@ class Family:
         return None
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> tuple[int, int]:
+    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
         """FLOPs of the vision tower and of the projector for one sample; a multiply-add counts two.
 
         Args:
@@ -365,9 +364,7 @@ class Family:
         raise UnsupportedError(f"{cls.__name__} does not say what its tower costs; it needs a tower_cost method.")
 
     @classmethod
-    def tower_bytes(
-        cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None, itemsize: int
-    ) -> tuple[int, int] | None:
+    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
         """Bytes of one sample's pictures: at the most while they are encoded, and what of them stays until the decoder
         is through, in numbers of `itemsize` bytes; None if not known. Weights and pixels apart; arguments as in
         `tower_cost`."""
@@ -380,7 +377,7 @@ class Family:
         return 0
 
     @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> tuple[int, int] | None:
+    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops | None:
         """As `tower_cost`, for token grids of each image's frames, as they come or as `encode_smaller` makes them.
 
         None if not known.
@@ -388,53 +385,6 @@ class Family:
         return None
 
 
-def _shown(layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, float]:
-    """`queries_and_keys` as the layer's attention itself makes them: it may norm, or leave RoPE out, in ways of its
-    own."""
-    attention, seen = layer.self_attn, list[tuple[Tensor, Tensor, float]]()
-
-    def note(query: Tensor, key: Tensor, scaling: float) -> None:
-        seen.append((query.take_along_dim(queries[:, None, :, None], dim=2), key, scaling))
-        raise _Enough
-
-    if hasattr(layer, "input_layernorm") and not scales_by_position(attention):
-        with suppress(_Enough), heard_in(layer, note):
-            attention(layer.input_layernorm(hidden), position_embeddings=rotary, attention_mask=None)
-    if not seen:
-        raise unreadable(attention)
-    return seen[0]
-
-
-def heard_in(layer: Any, see: Callable[[Tensor, Tensor, float], None]) -> AbstractContextManager[None]:
-    """Call `see(queries, keys, scaling)` with what a decoder layer's attention is about to attend with.
-
-    Raises:
-        UnsupportedError: If probabilities depend on more than that.
-    """
-    if hasattr(layer.self_attn, "sinks"):  # what a sink takes, which gpt-oss has in every row, is not in them
-        raise unreadable(layer.self_attn)
-    return tapped(layer.self_attn, see)
-
-
-def unreadable(attention: Any) -> UnsupportedError:
-    """Nobody can say what this attention pays to whom."""
-    return UnsupportedError(
-        f"How {type(attention).__name__} attends is not known, so methods that read attention cannot run here. "
-        "Override queries_and_keys in the family, or use a method that reads none."
-    )
-
-
-class _Enough(Exception):
-    """Queries and keys are there; the rest of the attention need not run."""
-
-
-def picture_sizes(given: Any) -> list[tuple[int, int]]:
-    """Heights and widths, from what a processor makes of them: a tensor, or a list."""
-    return [(int(height), int(width)) for height, width in (given.tolist() if isinstance(given, Tensor) else given)]
-
-
-def grid_boxes(height: int, width: int) -> Tensor:
-    """The cells of a grid in raster order: (height · width, 4) float32, x0, y0, x1, y1 in [0, 1]."""
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    cells = torch.stack((x / width, y / height, (x + 1) / width, (y + 1) / height), dim=-1)
-    return cells.reshape(-1, 4).float()
+def _cells(grids: Sequence[Grid]) -> int:
+    """Tokens of some grids together."""
+    return sum(map(math.prod, grids))

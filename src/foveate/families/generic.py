@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from foveate.errors import UnsupportedError
-from foveate.families._tiles import runs
 from foveate.families.base import Family
+from foveate.families.tiles import runs
 
 __all__ = ["Generic", "lacking"]
 
@@ -40,9 +40,9 @@ class Generic(Family):
 
     def __init__(self, model: Any) -> None:
         kind = getattr(getattr(model, "config", None), "model_type", None)
-        if found := lacking(model):
+        if reasons := lacking(model):
             raise UnsupportedError(
-                f"The generic adapter cannot serve {kind!r} ({type(model).__name__}): {'; '.join(found)}. "
+                f"The generic adapter cannot serve {kind!r} ({type(model).__name__}): {'; '.join(reasons)}. "
                 "Write a family for it: docs/guides/new-family.md."
             )
         super().__init__(model)
@@ -62,36 +62,41 @@ def lacking(model: Any) -> list[str]:
     """What the generic adapter needs and a model does not have; empty where it can serve it."""
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return ["it is an encoder-decoder: pictures are no tokens of its decoder"]
-    cores = [
-        module
-        for module in (model.modules() if isinstance(model, nn.Module) else ())
-        if isinstance(getattr(module, "language_model", None), nn.Module) and hasattr(module, "get_placeholder_mask")
-    ]
-    if not cores:
+    core: Any = _core(model)
+    if core is None:
         return ["it has no module with a language_model and a get_placeholder_mask"]
-    core: Any = cores[-1]
-    found = []
+    reasons = []
     if not hasattr(core, "get_image_features") and not hasattr(core, "get_video_features"):
-        found.append(f"its {type(core).__name__} has no get_image_features")
+        reasons.append(f"its {type(core).__name__} has no get_image_features")
     layers = getattr(core.language_model, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
-        return [*found, f"its {type(core.language_model).__name__} has no layers"]
-    takes = inspect.signature(core.get_placeholder_mask).parameters
-    if not {"image_features", "video_features"} & set(takes):
-        found.append("its get_placeholder_mask takes no image_features")
-    found += dict.fromkeys(reason for layer in layers for reason in _odd(layer))
-    if more := [name for name in inspect.signature(core.language_model.forward).parameters if "deepstack" in name]:
-        found.append(f"its decoder gets {', '.join(more)}")
-    return found
+        return [*reasons, f"its {type(core.language_model).__name__} has no layers"]
+    asked = inspect.signature(core.get_placeholder_mask).parameters
+    if not {"image_features", "video_features"} & set(asked):
+        reasons.append("its get_placeholder_mask takes no image_features")
+    reasons += dict.fromkeys(reason for layer in layers for reason in _odd(layer))
+    parameters = inspect.signature(core.language_model.forward).parameters
+    if more := [name for name in parameters if "deepstack" in name]:
+        reasons.append(f"its decoder gets {', '.join(more)}")
+    return reasons
+
+
+def _core(model: Any) -> nn.Module | None:
+    """The innermost module with a `language_model` and a `get_placeholder_mask`."""
+    core = None
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        if isinstance(getattr(module, "language_model", None), nn.Module) and hasattr(module, "get_placeholder_mask"):
+            core = module
+    return core
 
 
 def _odd(layer: nn.Module) -> list[str]:
     """What is unusual about a decoder layer."""
-    name, given = type(layer).__name__, set(inspect.signature(layer.forward).parameters)
-    found = []
-    if "position_embeddings" not in given:
-        found.append(f"its {name} takes no position_embeddings")
-    if more := sorted(given - KNOWN):
-        found.append(f"its {name} takes {', '.join(more)}")
-    found += [f"its {name} has no {part}" for part in ("self_attn", "input_layernorm") if not hasattr(layer, part)]
-    return found
+    name, parameters = type(layer).__name__, set(inspect.signature(layer.forward).parameters)
+    reasons = []
+    if "position_embeddings" not in parameters:
+        reasons.append(f"its {name} takes no position_embeddings")
+    if more := sorted(parameters - KNOWN):
+        reasons.append(f"its {name} takes {', '.join(more)}")
+    missing = [part for part in ("self_attn", "input_layernorm") if not hasattr(layer, part)]
+    return reasons + [f"its {name} has no {part}" for part in missing]

@@ -4,8 +4,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from foveate.families._encode import feature_layers, scoring_layers
-from foveate.families._tiles import Tiled, blocks, runs
+from foveate.families.tiles import Tiled, blocks, runs
+from foveate.families.tower import feature_layers, scoring_layers
 
 __all__ = ["FAMILY", "InternVL"]
 
@@ -39,8 +39,8 @@ class InternVL(Tiled):
 
     def attentions(self) -> list[Any]:
         layers = self.core.vision_tower.encoder.layer
-        wanted = scoring_layers(feature_layers(self.model.config, len(layers)), len(layers))
-        return [layers[at].attention for at in wanted]
+        scoring = scoring_layers(feature_layers(self.model.config, len(layers)), len(layers))
+        return [layers[at].attention for at in scoring]
 
     def project(self, pixels: Tensor) -> tuple[Any, Tensor]:
         """The tower interpolates its position embeddings."""
@@ -50,7 +50,7 @@ class InternVL(Tiled):
         states = output.last_hidden_state if chosen == -1 else output.hidden_states[chosen]
         patch = config.vision_config.patch_size
         rows, columns = pixels.shape[-2] // patch[0], pixels.shape[-1] // patch[1]
-        patches = states[:, 1:].reshape(len(pixels), rows, columns, -1)
+        patches = states[:, 1:].reshape(len(pixels), rows, columns, -1)  # without the CLS
         return output, core.multi_modal_projector(blocks(patches, block))
 
 

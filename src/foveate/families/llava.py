@@ -1,25 +1,28 @@
-"""LLaVA-1.5: one square per image, CLIP patches in raster order, 1-D RoPE."""
+"""LLaVA-1.5 and ViP-LLaVA: one square per image, CLIP patches in raster order, 1-D RoPE."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from foveate.core.grid import Grid, into_cells
-from foveate.errors import SettingError, UnsupportedError
-from foveate.families._before import encode_before_projector
-from foveate.families._encode import (
+from foveate.errors import UnsupportedError
+from foveate.families.base import Family
+from foveate.families.costs import Counts, Flops, drops_cls, llava_bytes, llava_cost, picture_tokens, pictures_in
+from foveate.families.placing import replace_images
+from foveate.families.tower import (
+    Encoded,
+    Inputs,
     Reducer,
+    Run,
+    encode_before_projector,
     encoder_layers,
     feature_layers,
-    first_rows,
-    smaller,
 )
-from foveate.families._towers import drops_cls, llava_bytes, llava_cost, picture_tokens
-from foveate.families.base import Family, grid_boxes, picture_sizes
+from foveate.families.vision import grid_boxes, picture_sizes, smaller
 
-__all__ = ["FAMILY", "Llava"]
+__all__ = ["FAMILIES", "Llava", "VipLlava"]
 
 
 class Llava(Family):
@@ -40,7 +43,7 @@ class Llava(Family):
         vision = self.model.config.vision_config
         return int(vision.image_size // vision.patch_size)
 
-    def pixels(self, given: Mapping[str, Any]) -> str:
+    def pixels(self, inputs: Inputs) -> str:
         """The argument that pictures are given in."""
         return "pixel_values"
 
@@ -51,44 +54,40 @@ class Llava(Family):
             UnsupportedError: If what is left is no grid of patches, or the tower has no layers of the usual kind.
         """
         cls, tower = drops_cls(self.model.config), self.tower
-        encoder_layers(tower)
-        if cls != any(name.endswith("class_embedding") for name, _ in tower.named_parameters()):
-            what = "leaves out a patch as if it were a CLS" if cls else "takes the tower's CLS for a vision token"
-            raise UnsupportedError(
-                f"This model {what} (vision_feature_select_strategy={'default' if cls else 'full'!r}), so its tokens "
-                "are no grid and cannot be reduced in the tower. Use a method that drops between layers."
-            )
-        return cls
+        encoder_layers(tower)  # or a refusal
+        if cls == any(name.endswith("class_embedding") for name, _ in tower.named_parameters()):
+            return cls
+        what = "leaves out a patch as if it were a CLS" if cls else "takes the tower's CLS for a vision token"
+        raise UnsupportedError(
+            f"This model {what} (vision_feature_select_strategy={'default' if cls else 'full'!r}), so its tokens "
+            "are no grid and cannot be reduced in the tower. Use a method that drops between layers."
+        )
 
     @classmethod
     def cls_in_tower(cls, config: Any = None) -> bool | None:
-        return None if config is None else drops_cls(config)
+        if config is None:
+            return None
+        return drops_cls(config)
 
-    def encode(
-        self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Any]]:
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         tower, cls = self.tower, self._check_cls()
         layers = feature_layers(self.model.config, len(encoder_layers(tower)))
         return encode_before_projector(run, tower, self.core.multi_modal_projector, layers, cls, reducer)
 
-    def encode_smaller(
-        self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Any]]:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The tower interpolates its position embeddings to the smaller grid."""
         self._check_cls()
-        name = self.pixels(given)
-        pixels = given[name]
-        patch = self.model.config.vision_config.patch_size
+        name = self.pixels(inputs)
+        pixels, patch = inputs[name], self.model.config.vision_config.patch_size
         grid = (pixels.shape[-2] // patch, pixels.shape[-1] // patch)
-        length = grid[0] * grid[1]
-        (cells,) = reducer.coarsen((grid,), length, 0)
+        (cells,) = reducer.coarsen((grid,), grid[0] * grid[1], 0)
         if cells == grid:
             return run(), [None] * len(pixels)
         small = smaller(pixels, cells[0] * patch, cells[1] * patch)
         output = run(**{name: small, "interpolate_pos_encoding": True})
-        cuts = [reducer.replace(rows, into_cells(grid, cells)) for rows in output.pooler_output]
-        features = [first_rows(rows, length) for rows in output.pooler_output]
-        output.pooler_output = torch.stack(features) if isinstance(output.pooler_output, Tensor) else features
+        images = output.pooler_output
+        features, cuts = replace_images(images, [into_cells(grid, cells)] * len(images))
+        output.pooler_output = torch.stack(features) if isinstance(images, Tensor) else features
         return output, cuts
 
     @classmethod
@@ -98,50 +97,56 @@ class Llava(Family):
             return None
         return [((side, side),)] * len(sizes)
 
-    def boxes(self, modality: str, given: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
-        if given.get("image_sizes") is not None:  # a Pixtral tower takes pictures of any shape
+    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
+        if inputs.get("image_sizes") is not None:  # a Pixtral tower takes pictures of any shape
             patch = self.model.config.vision_config.patch_size
-            sizes = picture_sizes(given["image_sizes"])
+            sizes = picture_sizes(inputs["image_sizes"])
             return [grid_boxes(height // patch, width // patch) for height, width in sizes]
-        whole = grid_boxes(self.side, self.side)
-        return [whole if length == len(whole) else None for length in lengths]
+        picture = grid_boxes(self.side, self.side)
+        by_length = {len(picture): picture}
+        return [by_length.get(length) for length in lengths]
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> tuple[int, int]:
+    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
         return cls.pictures_cost(config, cls.pictures_of(config, sizes, pictures))
 
     @classmethod
-    def tower_bytes(
-        cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None, itemsize: int
-    ) -> tuple[int, int] | None:
+    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
         return llava_bytes(config, sum(sizes), cls.pictures_of(config, sizes, pictures), itemsize)
 
     @classmethod
-    def pictures_of(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> int:
-        """Pictures the tower encodes in all; where nobody says, as many as make these vision tokens.
+    def pictures_of(cls, config: Any, sizes: Counts, pictures: Counts | None) -> int:
+        """Pictures the tower encodes in all; where that is not given, as many as make these vision tokens.
 
         Raises:
             SettingError: If the tokens are no multiple of a picture's.
         """
         if pictures is not None:
             return sum(pictures)
-        each = picture_tokens(config)
-        if odd := [size for size in sizes if size % each]:
-            raise SettingError(
-                f"This model makes {each} vision tokens of a picture; {odd[0]} is no multiple of that. "
-                "Say with tower_images=… how many pictures the tower encodes."
-            )
-        return sum(size // each for size in sizes)
+        advice = " Say with tower_images=… how many pictures the tower encodes."
+        return pictures_in(sizes, picture_tokens(config), advice)
 
     @classmethod
-    def pictures_cost(cls, config: Any, pictures: int, grid: Grid | None = None) -> tuple[int, int]:
+    def pictures_cost(cls, config: Any, pictures: int, grid: Grid | None = None) -> Flops:
         """FLOPs of (tower, projector) on so many pictures, or pictures of a grid of patches."""
         return llava_cost(config, pictures, grid)
 
     @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> tuple[int, int] | None:
+    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops | None:
         costs = [cls.pictures_cost(config, 1, grid) for image in cells for grid in image]
         return sum(tower for tower, _ in costs), sum(projector for _, projector in costs)
 
 
-FAMILY = Llava
+class VipLlava(Llava):
+    """Where things are inside `VipLlavaForConditionalGeneration`, whose projector reads several layers of the tower."""
+
+    model_type: ClassVar[str] = "vipllava"
+    oldest: ClassVar[str] = "5.23"  # its config calls the feature layers otherwise before
+
+    @classmethod
+    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
+        """The features go into the prompt as they are, not put together anew."""
+        return llava_bytes(config, sum(sizes), cls.pictures_of(config, sizes, pictures), itemsize, copies=1)
+
+
+FAMILIES = (Llava, VipLlava)

@@ -1,13 +1,25 @@
-"""LLaVA-NeXT (1.6): a base view, then tiles put together and unpadded, with a newline after every row."""
+"""LLaVA-NeXT (1.6), LLaVA-NeXT-Video and LLaVA-OneVision: a base view, then tiles put together and unpadded, with a
+newline after every row; a video's frames are pooled."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
-from foveate.families._anyres import AnyResolution
+from foveate.core.grid import Grid, into_cells, join
+from foveate.core.patching import Patcher
+from foveate.families.anyres import NOWHERE, AnyResolution
+from foveate.families.costs import Counts, Flops, pooled_cost
+from foveate.families.placing import replace_images
+from foveate.families.tower import Encoded, Inputs, Reducer, Run
+from foveate.families.vision import grid_boxes
 
-__all__ = ["FAMILY", "LlavaNext"]
+__all__ = ["FAMILIES", "LlavaNext", "LlavaNextVideo", "LlavaOnevision"]
 
 
 class LlavaNext(AnyResolution):
@@ -15,9 +27,169 @@ class LlavaNext(AnyResolution):
 
     model_type: ClassVar[str] = "llava_next"
 
-    def packed(self, modality: str, views: Sequence[Tensor], given: Mapping[str, Any]) -> list[Tensor]:
+    def packed(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
         strategy = self.model.config.vision_feature_select_strategy
-        return list(self.core.pack_image_features(views, given["image_sizes"], strategy, image_newline=None)[0])
+        return list(self.core.pack_image_features(views, inputs["image_sizes"], strategy, image_newline=None)[0])
 
 
-FAMILY = LlavaNext
+class LlavaNextVideo(LlavaNext):
+    """Where things are inside `LlavaNextVideoForConditionalGeneration`: a video's frames are pooled by 2 x 2, one
+    behind the other, no newline."""
+
+    model_type: ClassVar[str] = "llava_next_video"
+    videos: ClassVar[bool] = True
+    oldest: ClassVar[str] = "5.23"  # frames come one by one before
+
+    @property
+    def stride(self) -> int:
+        """Patches along a side of what becomes one token of a video."""
+        return int(self.model.config.spatial_pool_stride)
+
+    def packed(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
+        """Scores are averaged also where features pass through a convolution."""
+        if modality != "video":
+            return super().packed(modality, views, inputs)
+        pool = self.core.vision_resampler.pool
+        if isinstance(pool, nn.Conv2d):
+            pool = nn.AvgPool2d(self.stride)
+        return [_pooled(pool, (self.side, self.side), frames).flatten(0, 1) for frames in views]
+
+    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
+        if modality != "video":
+            return super().boxes(modality, inputs, lengths)
+        cells = self.side // self.stride
+        frame = grid_boxes(cells, cells) * (cells * self.stride / self.side)  # what does not fill a cell is not seen
+        return [_repeated(frame, length, NOWHERE[:0]) for length in lengths]
+
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+        """A video's frames are resized so that their pooled tokens are as many as wanted."""
+        if modality != "video":
+            return super().encode_smaller(run, modality, inputs, reducer)
+        videos, frames = inputs["pixel_values_videos"].shape[:2]
+        cells = self.side // self.stride
+        grids = ((cells, cells),) * frames
+        coarse = reducer.coarsen(grids, frames * cells**2, 0)
+        if coarse == grids:
+            return run(), [None] * videos
+        views = self.stride * coarse[0][0], self.stride * coarse[0][1]
+        resampler = self.core.vision_resampler
+        with Patcher() as patches:
+            patches.wrap(resampler, "forward", lambda original, states: _pooled(resampler.pool, views, states))
+            output = self.run_smaller(run, "pixel_values_videos", inputs, views)
+        merged = join([into_cells(grids[0], coarse[0])] * frames)
+        features, cuts = replace_images(output.pooler_output, [merged] * videos)
+        output.pooler_output = torch.stack(features)
+        return output, cuts
+
+    @classmethod
+    def frames_of(cls, config: Any, size: int) -> int:
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        frames, rest = divmod(size, (side // config.spatial_pool_stride) ** 2)
+        return 0 if rest else frames
+
+    @classmethod
+    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
+        """Frames are pooled before the projector; a convolution counts with it."""
+        pictures = pictures or tuple(cls.pictures_of(config, size) for size in sizes)
+        pairs = zip(sizes, pictures, strict=True)
+        videos = [count > 0 and cls.frames_of(config, size) == count for size, count in pairs]
+        return pooled_cost(config, sizes, pictures, videos)
+
+    @classmethod
+    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
+        """Not known: frames are pooled before the projector."""
+        return None
+
+
+def _repeated(frame: Tensor, length: int, end: Tensor) -> Tensor | None:
+    """Boxes of frames one after the other, `length` tokens in all, and of what ends them; None if these are no whole
+    frames."""
+    frames, rest = divmod(length, len(frame))
+    if rest:
+        return None
+    return torch.cat((frame.repeat(frames, 1), end))
+
+
+def _pooled(pool: Callable[[Tensor], Tensor], grid: Grid, frames: Tensor) -> Tensor:
+    """Frames of a grid of patches, pooled: (frames, patches, width) -> (frames, tokens, width)."""
+    maps = frames.view(len(frames), *grid, -1).permute(0, 3, 1, 2)
+    return pool(maps).flatten(2).transpose(1, 2)
+
+
+class LlavaOnevision(AnyResolution):
+    """Where things are inside `LlavaOnevisionForConditionalGeneration`: a video ends with a newline."""
+
+    model_type: ClassVar[str] = "llava_onevision"
+    videos: ClassVar[bool] = True
+
+    @classmethod
+    def shrunk(cls, config: Any, rows: int, columns: int) -> Grid:
+        """A map of more than about nine tiles' worth of tokens (anyres_max_9) is brought down to them."""
+        tiles = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        ratio = math.sqrt(rows * columns / (tiles * side**2))
+        if ratio <= 1.1:
+            return rows, columns
+        return int(rows // ratio), int(columns // ratio)
+
+    @property
+    def _cells(self) -> int:
+        """Tokens along a side of a video's frame."""
+        return math.ceil(self.side / 2)
+
+    def packed(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
+        if modality == "video":
+            return [self.core.apply_pooling(frames).flatten(0, 1) for frames in views]
+        ratio = self.model.config.vision_aspect_ratio
+        pack = self.core.pack_image_features
+        return list(pack(views, inputs["image_sizes"], image_newline=None, vision_aspect_ratio=ratio)[0])
+
+    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
+        if modality != "video":
+            return super().boxes(modality, inputs, lengths)
+        frame = grid_boxes(self._cells, self._cells)
+        return [_repeated(frame, length - 1, NOWHERE) for length in lengths]
+
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+        """A video's frames are resized so that their pooled tokens are as many as wanted."""
+        if modality != "video":
+            return super().encode_smaller(run, modality, inputs, reducer)
+        videos, frames = inputs["pixel_values_videos"].shape[:2]
+        grids = ((self._cells, self._cells),) * frames
+        coarse = reducer.coarsen(grids, frames * self._cells**2 + 1, 1)
+        if coarse == grids:
+            return run(), [None] * videos
+        cells = coarse[0]
+        views = min(self.side, 2 * cells[0]), min(self.side, 2 * cells[1])
+        pool = partial(interpolate, size=cells, mode="bilinear")
+        with Patcher() as patches:
+            patches.wrap(self.core, "apply_pooling", lambda original, states: _pooled(pool, views, states))
+            output = self.run_smaller(run, "pixel_values_videos", inputs, views)
+        newline = into_cells((1, 1), (1, 1))
+        merged = join([into_cells(grids[0], cells)] * frames + [newline])
+        features, cuts = replace_images(output.pooler_output, [merged] * videos)
+        output.pooler_output = torch.stack(features)
+        return output, cuts
+
+    @classmethod
+    def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:
+        crops = super().tower_images(config, modality, inputs)
+        in_sample = inputs.get("batch_num_images")
+        if modality == "video" or in_sample is None or crops is None:
+            return crops
+        counts, left = [], iter(crops)
+        for images in map(int, in_sample):
+            of_sample = list(itertools.islice(left, images))
+            # Of several images in a sample only the base views are seen.
+            counts.extend(of_sample if images == 1 else [1] * images)
+        return tuple(counts)
+
+    @classmethod
+    def frames_of(cls, config: Any, size: int) -> int:
+        """With the closing newline or without."""
+        vision = config.vision_config
+        frames, rest = divmod(size, math.ceil(vision.image_size // vision.patch_size / 2) ** 2)
+        return frames if rest in (0, 1) else 0
+
+
+FAMILIES = (LlavaNext, LlavaNextVideo, LlavaOnevision)

@@ -1,35 +1,36 @@
 """Video-LLaVA: a tower for images and one for videos; a video's frames come with their CLS, which always stays."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from foveate.core.cut import Cut
 from foveate.core.grid import Grid, into_cells, join
+from foveate.core.patching import Patcher
 from foveate.core.tower import TowerView
 from foveate.errors import SettingError
-from foveate.families._encode import (
+from foveate.families.costs import Counts, Flops, llava_cost, picture_tokens
+from foveate.families.llava import Llava
+from foveate.families.placing import place_rows, replace_images, stays_whole
+from foveate.families.tap import Taps
+from foveate.families.tower import (
+    Encoded,
+    Inputs,
     Reducer,
+    Run,
     TowerReader,
     encoder_layers,
     feature_layers,
-    first_rows,
-    place_rows,
-    replaced,
     scoring_layers,
-    smaller,
-    stays_whole,
 )
-from foveate.families._tap import tapped
-from foveate.families._towers import llava_cost, picture_tokens
-from foveate.families.base import grid_boxes
-from foveate.families.llava import Llava
+from foveate.families.vision import grid_boxes, smaller
 
 __all__ = ["FAMILY", "VideoLlava"]
 
 CLS = torch.full((1, 4), float("nan"))
+"""The box of a CLS."""
 
 
 class VideoLlava(Llava):
@@ -42,151 +43,197 @@ class VideoLlava(Llava):
     def tower(self) -> Any:
         return self.core.image_tower
 
-    def pixels(self, given: Mapping[str, Any]) -> str:
+    def pixels(self, inputs: Inputs) -> str:
         """Also by the name they had, which transformers' processor still gives them."""
-        return "pixel_values" if given.get("pixel_values") is not None else "pixel_values_images"
+        return "pixel_values_images" if inputs.get("pixel_values") is None else "pixel_values"
 
-    def pieces(self, modality: str, given: Mapping[str, Any]) -> int:
-        return int(given["pixel_values_videos"].shape[1]) if modality == "video" else 1
+    def pieces(self, modality: str, inputs: Inputs) -> int:
+        if modality != "video":
+            return 1
+        return int(inputs["pixel_values_videos"].shape[1])
 
     @classmethod
     def always_kept(cls, config: Any, size: int) -> Sequence[int]:
         """The CLS of each frame of a video."""
-        return range(0, size, picture_tokens(config) + 1) if _frames(config, size) else ()
+        if not _frames(config, size):
+            return ()
+        return range(0, size, picture_tokens(config) + 1)
 
-    def boxes(self, modality: str, given: Mapping[str, Any], lengths: Sequence[int]) -> list[Tensor | None]:
+    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         if modality != "video":
-            return super().boxes(modality, given, lengths)
+            return super().boxes(modality, inputs, lengths)
         frame = torch.cat((CLS, grid_boxes(self.side, self.side)))
-        return [frame.repeat(count, 1) if (count := _frames(self.model.config, size)) else None for size in lengths]
+        videos: list[Tensor | None] = []
+        for length in lengths:
+            frames = _frames(self.model.config, length)
+            videos.append(frame.repeat(frames, 1) if frames else None)
+        return videos
 
     @classmethod
     def cls_in_tower(cls, config: Any = None) -> bool | None:
         return True
 
-    def encode(
-        self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Any]]:
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """A video's patches of all frames are reduced together, before the projector."""
         if modality != "video":
-            return super().encode(run, modality, given, reducer)
-        frames, layers = self.pieces(modality, given), encoder_layers(self.core.video_tower)
-        wanted = scoring_layers(feature_layers(self.model.config, len(layers)), len(layers))
-        seen: dict[int, tuple[Tensor, Tensor, float]] = {}
-        cuts: list[Any] = []
+            return super().encode(run, modality, inputs, reducer)
+        layers = encoder_layers(self.core.video_tower)
+        scoring = scoring_layers(feature_layers(self.model.config, len(layers)), len(layers))
+        attentions: list[Any] = [layers[at].self_attn for at in scoring]
+        taps = Taps(attentions)
+        videos = _Videos(self.pieces(modality, inputs), (self.side, self.side), reducer, taps)
+        with Patcher() as patches:
+            taps.attach(patches)
+            patches.wrap(self.core.multi_modal_projector, "forward", videos.project)
+            return run(), videos.cuts
 
-        def project(states: Tensor) -> Tensor:
-            readers = [
-                TowerReader(True, [(q[frame], k[frame], s) for q, k, s in (seen[at] for at in wanted)])
-                for frame in range(len(states))
-            ]
-            projected: Tensor = original(self._reduced(states, frames, reducer, readers, cuts))
-            return projected
-
-        with ExitStack() as stack:
-            for at in dict.fromkeys(wanted):
-                attention: Any = layers[at].self_attn
-                stack.enter_context(tapped(attention, lambda q, k, s, at=at: seen.update({at: (q, k, s)})))  # type: ignore[misc]
-            original = stack.enter_context(replaced(self.core.multi_modal_projector, "forward", project))
-            return run(), cuts
-
-    def encode_projected(
-        self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Any]]:
+    def encode_projected(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         if modality != "video":
-            return super().encode_projected(run, modality, given, reducer)
+            return super().encode_projected(run, modality, inputs, reducer)
         output = run()
-        cuts: list[Any] = []
-        output.pooler_output = self._reduced(output.pooler_output, self.pieces(modality, given), reducer, (), cuts)
-        return output, cuts
+        videos = _Videos(self.pieces(modality, inputs), (self.side, self.side), reducer)
+        output.pooler_output = videos.reduced(output.pooler_output)
+        return output, videos.cuts
 
-    def _reduced(
-        self, states: Tensor, frames: int, reducer: Reducer, readers: Sequence[TowerReader], cuts: list[Any]
-    ) -> Tensor:
-        """Frames, (videos · frames, 1 + patches, width), with each video's patches reduced; appends to `cuts`."""
-        videos = states[:, 1:].reshape(len(states) // frames, -1, states.shape[-1])
-        views = []
-        for index, patches in enumerate(videos):
-            mine = readers[index * frames : (index + 1) * frames]
-            view = TowerView(
-                patches,
-                grid=None,
-                cls=None,
-                scores_of=lambda layer, mine=mine: torch.cat([one.scores(layer) for one in mine]),  # type: ignore[misc]
-                keys_of=lambda layer, mine=mine: torch.cat([one.keys(layer) for one in mine]),  # type: ignore[misc]
-                grids=((self.side, self.side),) * frames,
-            )
-            views.append(view)
-        cuts.extend(reducer.reduce(views))
-        pairs = list(zip(videos, cuts, strict=True))
-        if all(stays_whole(patches, cut) for patches, cut in pairs):
-            return states
-        return _put(states[:, :1], [place_rows(patches, cut) for patches, cut in pairs])
-
-    def encode_smaller(
-        self, run: Callable[..., Any], modality: str, given: Mapping[str, Any], reducer: Reducer
-    ) -> tuple[Any, list[Any]]:
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The tower interpolates its position embeddings; the CLS of each frame is the smaller frame's."""
         if modality != "video":
-            return super().encode_smaller(run, modality, given, reducer)
-        pixels, patch = given["pixel_values_videos"], self.model.config.vision_config.patch_size
+            return super().encode_smaller(run, modality, inputs, reducer)
+        pixels, patch = inputs["pixel_values_videos"], self.model.config.vision_config.patch_size
         videos, frames = pixels.shape[:2]
         grids = ((self.side, self.side),) * frames
         coarse = reducer.coarsen(grids, frames * self.side**2, 0)
         if coarse == grids:
             return run(), [None] * videos
-        small = smaller(pixels.flatten(0, 1), coarse[0][0] * patch, coarse[0][1] * patch)
+        rows, columns = coarse[0]
+        small = smaller(pixels.flatten(0, 1), rows * patch, columns * patch)
         small = small.view(videos, frames, *small.shape[1:])
         output = run(pixel_values_videos=small, interpolate_pos_encoding=True)
         states = output.pooler_output
-        merge = join([into_cells(grids[0], coarse[0])] * frames)
-        rows = states[:, 1:].reshape(videos, -1, states.shape[-1])
-        output.pooler_output = _put(states[:, :1], [first_rows(one, len(merge.assign)) for one in rows])
-        return output, [reducer.replace(one, merge) for one in rows]
+        merged = join([into_cells(grids[0], coarse[0])] * frames)
+        features, cuts = replace_images(_patches(states, frames), [merged] * videos)
+        output.pooler_output = _with_cls(states[:, :1], features)
+        return output, cuts
 
     @classmethod
     def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
         side = config.vision_config.image_size // config.vision_config.patch_size
         counts = [_frames(config, size) or int(size == side * side) for size in sizes]
-        return [((side, side),) * count for count in counts] if all(counts) else None
+        if not all(counts):
+            return None
+        return [((side, side),) * count for count in counts]
 
     @classmethod
-    def tower_images(cls, config: Any, modality: str, given: Mapping[str, Any]) -> tuple[int, ...] | None:
+    def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:
         if modality != "video":
             return None
-        videos, frames = given["pixel_values_videos"].shape[:2]
+        videos, frames = inputs["pixel_values_videos"].shape[:2]
         return (int(frames),) * int(videos)
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None) -> tuple[int, int]:
-        each = picture_tokens(config)
+    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
         if pictures is None:
-            if odd := [size for size in sizes if size % each and not _frames(config, size)]:
-                raise SettingError(
-                    f"This model makes {each} vision tokens of a picture and {each + 1} of a frame; {odd[0]} is no "
-                    "multiple of either. Say with tower_images=… how many pictures or frames the tower encodes."
-                )
-            pictures = tuple(_frames(config, size) or size // each for size in sizes)
-        tower, projector = llava_cost(config, sum(pictures))
-        return tower, projector // max(1, each * sum(pictures)) * sum(sizes)  # it gets the CLS of frames too
+            pictures = tuple(_pictures(config, size) for size in sizes)
+        count = sum(pictures)
+        tower, projector = llava_cost(config, count)
+        one_token = projector // max(1, picture_tokens(config) * count)
+        return tower, one_token * sum(sizes)  # it gets the CLS of frames too
 
     @classmethod
-    def tower_bytes(
-        cls, config: Any, sizes: tuple[int, ...], pictures: tuple[int, ...] | None, itemsize: int
-    ) -> tuple[int, int] | None:
+    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
         """Not known: pictures and frames have a tower each."""
         return None
+
+
+class _Videos:
+    """Reduces the patches of each video's frames together, beside the CLS of each frame, which stay.
+
+    Args:
+        frames: Of each video.
+        grid: Rows and columns of a frame's patches.
+        reducer: What reduces.
+        taps: What the tower's scoring layers attended with; None if no method reads them.
+
+    Attributes:
+        cuts: What became of each video's patches.
+    """
+
+    def __init__(self, frames: int, grid: Grid, reducer: Reducer, taps: Taps | None = None) -> None:
+        self.cuts: list[Cut | None] = []
+        self._frames = frames
+        self._grid = grid
+        self._reducer = reducer
+        self._taps = taps
+
+    def project(self, original: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+        """In the place of the projector's forward."""
+        return original(self.reduced(states))
+
+    def reduced(self, states: Tensor) -> Tensor:
+        """Frames, (videos · frames, 1 + patches, width), with each video's patches reduced."""
+        readers: list[TowerReader] = []
+        if self._taps is not None:
+            readers = [TowerReader(True, self._taps.sample(frame)) for frame in range(len(states))]
+        videos = _patches(states, self._frames)
+        views = []
+        for index, patches in enumerate(videos):
+            stats = _VideoStats(readers[index * self._frames : (index + 1) * self._frames])
+            grids = (self._grid,) * self._frames
+            views.append(TowerView(patches, None, None, stats.scores, stats.keys, grids=grids))
+        self.cuts = self._reducer.reduce(views)
+        if all(stays_whole(cut) for cut in self.cuts):
+            return states
+        placed = [place_rows(patches, cut) for patches, cut in zip(videos, self.cuts, strict=True)]
+        return _with_cls(states[:, :1], placed)
+
+
+class _VideoStats:
+    """Scores and keys of a video's patches, frame by frame."""
+
+    def __init__(self, frames: Sequence[TowerReader]) -> None:
+        self._frames = frames
+
+    def scores(self, layer: int) -> Tensor:
+        return torch.cat([frame.scores(layer) for frame in self._frames])
+
+    def keys(self, layer: int) -> Tensor:
+        return torch.cat([frame.keys(layer) for frame in self._frames])
+
+
+def _patches(states: Tensor, frames: int) -> Tensor:
+    """Each video's patches without the CLS.
+
+    (videos · frames, 1 + patches, width) -> (videos, frames · patches, width).
+    """
+    return states[:, 1:].reshape(len(states) // frames, -1, states.shape[-1])
+
+
+def _with_cls(cls: Tensor, rows: Sequence[Tensor]) -> Tensor:
+    """Frames, (videos · frames, 1 + patches, width), from their CLS and each video's patches in order."""
+    patches = torch.cat(list(rows)).view(len(cls), -1, cls.shape[-1])
+    return torch.cat((cls, patches), dim=1)
 
 
 def _frames(config: Any, size: int) -> int:
     """Frames of a video of `size` vision tokens; 0 if it is none."""
     frames, rest = divmod(size, picture_tokens(config) + 1)
-    return frames if rest == 0 else 0
+    return 0 if rest else frames
 
 
-def _put(cls: Tensor, rows: Sequence[Tensor]) -> Tensor:
-    """Frames, (videos · frames, 1 + patches, width), from their CLS and each video's patches in order."""
-    return torch.cat((cls, torch.cat(list(rows)).view(len(cls), -1, cls.shape[-1])), dim=1)
+def _pictures(config: Any, size: int) -> int:
+    """Pictures or frames that make `size` vision tokens.
+
+    Raises:
+        SettingError: If neither does.
+    """
+    each = picture_tokens(config)
+    frames = _frames(config, size)
+    if size % each and not frames:
+        raise SettingError(
+            f"This model makes {each} vision tokens of a picture and {each + 1} of a frame; {size} is no "
+            "multiple of either. Say with tower_images=… how many pictures or frames the tower encodes."
+        )
+    return frames or size // each
 
 
 FAMILY = VideoLlava

@@ -24,7 +24,7 @@ class AveragePool(Gridded):
     name = "averagepool"
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.whole:
+        if self.keeps_all:
             return ()
         return (ImageStage(side="behind", count=self.left, choose=self._pool, flops=self._flops),)
 
@@ -37,9 +37,10 @@ class AveragePool(Gridded):
         cells = self.coarsen(view.arriving)
         if cells == view.grids:
             return None
-        merge = join([into_cells(grid, few) for grid, few in zip(view.grids, cells, strict=True)])
-        merge = merge.to(view.features.device)
-        return Cut.merge(merge.origin, average(view.features, merge), merge.assign)
+        # Each frame's grid into its cells, then all frames as one: rows are numbered on from frame to frame.
+        pooled = join([into_cells(grid, few) for grid, few in zip(view.grids, cells, strict=True)])
+        pooled = pooled.to(view.features.device)
+        return pooled.with_rows(average(view.features, pooled))
 
 
 METHOD = AveragePool

@@ -3,13 +3,14 @@
 import dataclasses
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, dataclass_transform
 
 from foveate.core.grid import Grid
 from foveate.errors import SettingError
-from foveate.methods import follow, settings
+from foveate.methods import follow
+from foveate.methods.checking import check
 from foveate.methods.schedule import Budget, budget_of, decoder_depth
 from foveate.methods.stages import Shape, Stage
 
@@ -55,6 +56,9 @@ class Method(ABC):
     """Published and derived settings."""
     schedule: ClassVar[tuple[str, ...]] = ()
     """Settings that say how much is spent, so that a budget cannot be given beside them."""
+    _chain_of: ClassVar[
+        Callable[..., "Method"]
+    ]  # `Chain.of`: a chain is a method, so foveate.methods.chain puts it here
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -75,8 +79,7 @@ class Method(ABC):
         raise dataclasses.FrozenInstanceError(f"a setting cannot be deleted: {name}")
 
     def __post_init__(self) -> None:
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-        for name, value in settings.check(type(self).__name__, type(self), values).items():
+        for name, value in check(type(self).__name__, type(self), self._values()).items():
             object.__setattr__(self, name, value)
         self.check_settings()
 
@@ -86,6 +89,13 @@ class Method(ABC):
         Raises:
             SettingError: If they do.
         """
+
+    @classmethod
+    def _fields(cls) -> "dict[str, dataclasses.Field[Any]]":
+        return {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+
+    def _values(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._fields()}
 
     def _set(self, **values: Any) -> None:
         """Fill in settings while the method is being made."""
@@ -112,7 +122,8 @@ class Method(ABC):
             SettingError: If a cut lies outside the decoder.
         """
         cuts = follow.cut_layers(self.stages(Shape(depth)))
-        if late := [layer for layer in cuts if layer >= depth]:
+        late = [layer for layer in cuts if layer >= depth]
+        if late:
             raise SettingError(
                 f"{type(self).__name__} cuts before layers {late}, but the decoder has layers 0 to {depth - 1}. "
                 f"Give a budget (retention=…), which fits any depth."
@@ -169,38 +180,37 @@ class Method(ABC):
             SettingError: If the method takes no budget, has a schedule of its own, or not exactly one of both is given.
         """
         Budget(tokens, retention)
-        fields = {field.name: field for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        fields = self._fields()
         if "retention" not in fields:
             raise SettingError(f"{type(self).__name__} takes no budget: give its settings.")
         required = {name: getattr(self, name) for name, field in fields.items() if _is_required(field)}
         usual = type(self)(**required)
-        filled: dict[str, Any] = {}
+        changes: dict[str, Any] = {}
         for name, field in fields.items():
-            value = getattr(self, name)
-            if field.default is None and value == getattr(usual, name):
-                filled[name] = None
-            elif name in self.schedule and value not in (field.default, getattr(usual, name)):
+            value, usual_value = getattr(self, name), getattr(usual, name)
+            if field.default is None and value == usual_value:
+                changes[name] = None  # the method has filled it in, and shall again for the budget
+            elif name in self.schedule and value not in (field.default, usual_value):
                 raise SettingError(
                     f"{type(self).__name__} has a schedule of its own, {name}={value}: leave that out, or the budget."
                 )
         if "tokens" in fields:
-            filled["tokens"] = tokens
+            changes["tokens"] = tokens
         elif tokens is not None:
             raise SettingError(f"{type(self).__name__} takes its budget as retention=, not as tokens={tokens}.")
-        return dataclasses.replace(self, **{**filled, "retention": retention})  # type: ignore[type-var]
+        changes["retention"] = retention
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
     def __add__(self, other: "Method") -> "Method":
         """Both, one after the other along a token's life (see `foveate.methods.chain`)."""
         if not isinstance(other, Method):
             return NotImplemented
-        from foveate.methods.chain import Chain
-
-        return Chain.of(self, other)
+        return Method._chain_of(self, other)
 
     def to_dict(self) -> dict[str, Any]:
         """The setting as plain values: `{"method": name, …}`."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return {"method": self.name, **{name: _as_plain(value) for name, value in values.items()}}
+        values = {name: _as_plain(value) for name, value in self._values().items()}
+        return {"method": self.name, **values}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -214,9 +224,9 @@ class Method(ABC):
         values = dict(values)
         if (name := values.pop("method", cls.name)) != cls.name:
             raise SettingError(f"These settings belong to {name!r}, not to {cls.name!r}.")
-        known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        if unknown := sorted(set(values) - known):
-            raise SettingError(f"{cls.name} has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
+        settings = cls._fields()
+        if unknown := sorted(set(values) - set(settings)):
+            raise SettingError(f"{cls.name} has no setting {', '.join(unknown)}; it has {', '.join(sorted(settings))}.")
         return cls(**values)
 
     def to_json(self) -> str:

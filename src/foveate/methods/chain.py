@@ -5,6 +5,7 @@ from typing import Self
 
 from foveate.errors import SettingError
 from foveate.methods.base import Method
+from foveate.methods.catalogue import CHAIN
 from foveate.methods.schedule import Budget
 from foveate.methods.settings import MethodSetting
 from foveate.methods.stages import Shape, Stage
@@ -24,7 +25,7 @@ class Chain(Method):
         SettingError: If there are fewer than two.
     """
 
-    name = "chain"
+    name = CHAIN
 
     members: tuple[MethodSetting, ...] = ()
 
@@ -37,14 +38,17 @@ class Chain(Method):
         """The chain of these, those of chains among them one by one."""
         members: list[Method] = []
         for method in methods:
-            members.extend(method.members if isinstance(method, Chain) else (method,))
+            if isinstance(method, Chain):
+                members.extend(method.members)
+            else:
+                members.append(method)
         return cls(members=tuple(members))
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         stages: list[Stage] = []
         for index, member in enumerate(self.members):
-            mine = member.stages(shape)
-            stages.extend(dataclasses.replace(stage, owner=(index, *stage.owner)) for stage in mine)
+            for stage in member.stages(shape):
+                stages.append(dataclasses.replace(stage, owner=(index, *stage.owner)))
         return tuple(stages)
 
     def check(self, depth: int) -> None:
@@ -72,5 +76,7 @@ class Chain(Method):
     def __str__(self) -> str:
         return " + ".join(map(str, self.members))
 
+
+Method._chain_of = Chain.of
 
 METHOD = Chain

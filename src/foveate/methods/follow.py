@@ -52,7 +52,8 @@ def cached_layers(stages: Sequence[Stage]) -> range:
     if not caches or not cuts:
         return range(0)
     before_first = max(0, cuts[0] - 1)
-    first = min(before_first if cache.first_layer is None else cache.first_layer for cache in caches)
+    firsts = [cache.first_layer for cache in caches]
+    first = min(before_first if layer is None else layer for layer in firsts)
     return range(first, cuts[-1])
 
 
@@ -93,10 +94,12 @@ class Units:
     def _after_all(self, left: int | None) -> "Units | None":
         if left is None:
             return None
-        whole = replace(self.all, tokens=left)
+        sample = replace(self.all, tokens=left)
         if left == self.all.tokens:
-            return Units(self.images, whole)
-        return Units([whole] if self.images is not None and len(self.images) == 1 else None, whole)
+            return Units(self.images, sample)
+        if self.images is not None and len(self.images) == 1:
+            return Units([sample], sample)
+        return Units(None, sample)  # which of the images they were is not known
 
     def entering_decoder(self) -> "Units":
         """The same where nothing stands between them and the decoder any more."""
@@ -118,20 +121,18 @@ def layer_plan(
     Returns:
         None where the picture or the question decides.
     """
-    known = [tuple(grid) for grid in grids] if grids is not None else [()] * len(sizes)
-    whole = sum(sizes)
-    images = [Arriving(size, size, size, grids=mine, in_sample=whole) for size, mine in zip(sizes, known, strict=True)]
-    units: Units | None = Units(images, Arriving.all_of(whole))
-    layers = layer_stages(stages)
+    units: Units | None = _arriving(sizes, grids)
     for stage in stages:
-        if stage.place < Place.LAYER and units is not None and stage.drops:
+        if stage.place < Place.LAYER and stage.drops and units is not None:
             units = _after_early(stage, units)
     if units is None:
         return None
-    units, counts = units.entering_decoder(), []
+    units = units.entering_decoder()
+    cuts = [stage for stage in layer_stages(stages) if stage.drops]
+    counts = []
     for layer in range(depth):
-        for stage in layers:
-            if stage.layer == layer and units is not None and stage.drops and units.all.tokens:
+        for stage in cuts:
+            if stage.layer == layer and units is not None and units.all.tokens:
                 units = units.after(stage)
         if units is None:
             return None
@@ -139,19 +140,36 @@ def layer_plan(
     return tuple(counts)
 
 
+def _arriving(sizes: Sequence[int], grids: Sequence[Sequence[Grid]] | None) -> Units:
+    """The images of a sample of which no token has left yet."""
+    if grids is None:
+        grids = [()] * len(sizes)
+    total = sum(sizes)
+    images = []
+    for size, grid in zip(sizes, grids, strict=True):
+        images.append(Arriving(size, size, size, grids=tuple(grid), in_sample=total))
+    return Units(images, Arriving.all_of(total))
+
+
 def _after_early(stage: Stage, units: Units) -> Units | None:
     """What a stage before the decoder leaves. It counts without newlines where the grids are known."""
     assert units.images is not None
     counts = []
     for image in units.images:
-        newlines = image.tokens - sum(map(math.prod, image.grids)) if image.grids else 0
+        newlines = 0
+        if image.grids:
+            newlines = image.tokens - sum(map(math.prod, image.grids))
+        patches = image.tokens - newlines
         stays = closing_rows(newlines)
-        left = stage.left(replace(image, tokens=image.tokens - newlines, reserved=stays))
+        left = stage.left(replace(image, tokens=patches, reserved=stays))
         if stage.keep is not None and not image.grids:  # of what share newlines are none is not known
             left = None
         if left is None:
             return None
-        counts.append(image.tokens if left == image.tokens - newlines else left + stays)
+        if left == patches:
+            counts.append(image.tokens)
+        else:
+            counts.append(left + stays)
     images = [replace(image, tokens=count, grids=()) for image, count in zip(units.images, counts, strict=True)]
     return Units(images, replace(units.all, tokens=sum(counts)))
 
@@ -175,10 +193,10 @@ def scoring_flops(stages: Sequence[Stage], depth: int, width: int, sizes: Sequen
     for stage in stages:
         if stage.place < Place.LAYER and stage.flops is not None:
             flops += stage.flops(Arriving.all_of(total), width)
-    if plan is None or min(plan) == total:  # where nobody leaves, nobody looks
+    if plan is None or min(plan) == total:  # where nothing is dropped, the stages do not run
         return flops
     for stage in layer_stages(stages):
-        rows = plan[stage.layer - 1] if stage.layer else total
+        rows = (total, *plan)[stage.layer]  # what the layer before has processed arrives
         arriving = Arriving(rows, total, plan[0])
         if stage.flops is not None:
             flops += stage.flops(arriving, width)
@@ -190,19 +208,23 @@ def _reading_flops(stage: LayerStage, rows: int, width: int) -> int:
     """Queries, keys and their products that are made for a stage alone: those of the layer to come."""
     ahead = [signal for signal in stage.reads if isinstance(signal, Attention) and signal.layer == "next"]
     keys = any(isinstance(signal, Keys) for signal in stage.reads)
-    asking = max((rows if signal.rows == "vision" else 1 for signal in ahead), default=0)
-    projections = (asking + rows if ahead or keys else 0) * 2 * width**2
-    return projections + 2 * asking * rows * width
+    if not ahead and not keys:
+        return 0
+    queries = 0
+    for signal in ahead:
+        queries = max(queries, rows if signal.rows == "vision" else 1)
+    projections = (queries + rows) * 2 * width**2
+    return projections + 2 * queries * rows * width
 
 
 def held_rows(stages: Sequence[Stage], tokens: Sequence[int]) -> tuple[int, ...]:
     """Rows of the residual stream that are remembered while each decoder layer runs, where these process so many vision
     tokens: what stages want to see again `back` layers later."""
-    held: list[set[int]] = [set() for _ in tokens]
+    held: list[set[int]] = [set() for _ in tokens]  # of each layer: before which layers the rows were as remembered
     for stage in layer_stages(stages):
         for signal in stage.reads:
             if isinstance(signal, Hidden) and signal.back:
                 entered = stage.layer - signal.back
                 for layer in range(entered, stage.layer):
                     held[layer].add(entered)
-    return tuple(count * len(of) for count, of in zip(tokens, held, strict=True))
+    return tuple(count * len(layers) for count, layers in zip(tokens, held, strict=True))

@@ -29,19 +29,19 @@ class Gridded(Method):
     retention: Share | None = None
 
     def check_settings(self) -> None:
-        given = [value for value in (self.keep, self.tokens, self.retention) if value is not None]
-        if len(given) > 1:
+        budgets = [value for value in (self.keep, self.tokens, self.retention) if value is not None]
+        if len(budgets) > 1:
             raise SettingError(
                 f"Give one of keep=, tokens= and retention=; got {self.keep}, {self.tokens} and {self.retention}."
             )
-        if not given:
+        if not budgets:
             self._set(keep=1 / 3)
         if 0 in (self.keep, self.retention):
             raise SettingError(f"{type(self).__name__}: keep should be a share in (0, 1]; got {0.0}.")
 
     @property
-    def whole(self) -> bool:
-        """Whether all stays."""
+    def keeps_all(self) -> bool:
+        """Whether the grids stay as they are."""
         return 1 in (self.keep, self.retention)
 
     def coarsen(self, arriving: Arriving) -> tuple[Grid, ...]:

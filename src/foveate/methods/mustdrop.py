@@ -16,6 +16,7 @@ from torch import Tensor
 
 from foveate.core.budget import mean_tokens
 from foveate.core.cut import Cut
+from foveate.core.grid import Grid
 from foveate.core.merge import average, merge_windows, window_similarity
 from foveate.core.rank import top
 from foveate.errors import BudgetError, SettingError
@@ -157,11 +158,13 @@ class MustDrop(Method):
         merged = (similarity >= self.merge_threshold).sum()
         left = len(view) - merged * (self.merge_window**2 - 1)
 
-        def merge() -> Cut:
-            windows = merge_windows(similarity, merged, *view.grid, self.merge_window)
-            return Cut.merge(windows.origin, average(view.patches, windows), windows.assign)
+        merge = partial(self._windows, view.grid)
+        return Cut.fewer(len(view), left, merge, view.patches, similarity, merged)
 
-        return Cut.fewer(len(view), left, merge)
+    def _windows(self, grid: Grid, patches: Tensor, similarity: Tensor, merged: Tensor) -> Cut:
+        """The most similar windows become one patch each."""
+        windows = merge_windows(similarity, merged, *grid, self.merge_window)
+        return windows.with_rows(average(patches, windows))
 
     def _mark(self, ascending: bool, view: ImageView, _: int | None) -> Cut:
         """Mark the key tokens; where positions are kept, put merged rows where they stand for."""
@@ -175,7 +178,7 @@ class MustDrop(Method):
     # -- prefill -----------------------------------------------------------------------------------------------
 
     def _filter(self, view: LayerView, _: int | None) -> Cut | None:
-        """Drop what nobody looks at; where no text can look, all stays."""
+        """Drop the tokens that get little attention from text; where there is no text behind, all stay."""
         if not view.text_behind:
             return None
         # A window may hide an image from all text: then shares are 0 / 0, and nothing is below a threshold.

@@ -36,6 +36,7 @@ def lots(tokens: Tensor, seed: int) -> Tensor:
     """
     golden, first, second = (_signed(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
     state = (tokens.long() + 1) * golden + _signed(seed * 0xD1342543DE82EF95 + 1)
+    # Each line mixes high bits into low ones; multiplying brings them back up, so that one bit changes half of all.
     state = (state ^ _shift(state, 30)) * first
     state = (state ^ _shift(state, 27)) * second
     return state ^ _shift(state, 31)

@@ -20,7 +20,7 @@ class Resize(Gridded):
     name = "resize"
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.whole:
+        if self.keeps_all:
             return ()
         return (PixelStage(coarsen=self.coarsen, count=self.left),)
 

@@ -6,7 +6,7 @@ the vision tokens that entered the model.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 SECOND_KEEP = 0.3  # the middle ratio of V2Drop's 192-token setting, which solved schedules start from
+PUBLISHED_LAYERS = {32: (3, 17, 22), 28: (3, 16, 22)}  # V2Drop's, by the decoder's depth
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,9 @@ def budget_of(
         vision_tokens = vision_token_count(model, vision_tokens)
         retention = tokens / vision_tokens
     if not 0 < retention <= 1:
-        got = f"tokens={tokens} of {vision_tokens}" if tokens is not None else f"retention={retention}"
+        got = f"retention={retention}"
+        if tokens is not None:
+            got = f"tokens={tokens} of {vision_tokens}"
         raise SettingError(f"A budget must be above 0 and at most the full count; got {got}.")
     return retention, vision_tokens
 
@@ -81,22 +84,25 @@ def budget_of(
 FIXED_COUNT = frozenset({"llava", "vipllava", "paligemma"})  # one token count for every image
 
 
-def vision_token_count(model: Any, given: int | None) -> int:
-    """Vision tokens of the model's usual input: `given`, or the family's fixed count.
+def vision_token_count(model: Any, vision_tokens: int | None) -> int:
+    """Vision tokens of the model's usual input: as given, or the family's fixed count.
 
     Raises:
         SettingError: If the count depends on the image and none was given.
     """
-    if given is not None:
-        return given
+    if vision_tokens is not None:
+        return vision_tokens
     config = getattr(model, "config", model)
-    count = _picture_tokens(config) if getattr(config, "model_type", None) in FIXED_COUNT else None
-    if count is not None:
-        return count
-    raise SettingError(
-        f"A {getattr(config, 'model_type', 'model')!r} model's token count depends on the image: "
-        "give vision_tokens=…, or a share with retention=… instead of tokens=…."
-    )
+    model_type = getattr(config, "model_type", "model")
+    count = None
+    if model_type in FIXED_COUNT:
+        count = _picture_tokens(config)
+    if count is None:
+        raise SettingError(
+            f"A {model_type!r} model's token count depends on the image: "
+            "give vision_tokens=…, or a share with retention=… instead of tokens=…."
+        )
+    return count
 
 
 def _picture_tokens(config: Any) -> int | None:
@@ -107,10 +113,12 @@ def _picture_tokens(config: Any) -> int | None:
         return int(config.image_seq_length)
     if vision.model_type not in ("clip_vision_model", "siglip_vision_model"):
         return None
+    patches = int((vision.image_size // vision.patch_size) ** 2)
     cls = int(vision.model_type == "clip_vision_model")
     strategy = getattr(config, "vision_feature_select_strategy", None)
-    left_out = cls if strategy is None else int(strategy == "default")
-    return int((vision.image_size // vision.patch_size) ** 2) + cls - left_out
+    if strategy is None:
+        return patches  # a CLS is left out
+    return patches + cls - int(strategy == "default")
 
 
 def decoder_depth(model: Any) -> int:
@@ -147,11 +155,14 @@ def default_layers(depth: int) -> tuple[int, int, int]:
     """
     if depth < 4:
         raise SettingError(f"A three-cut schedule needs a decoder of four layers or more; got {depth}.")
-    if depth in (28, 32):
-        return (3, 17, 22) if depth == 32 else (3, 16, 22)
-    first = 3 if depth >= 20 else max(1, round(0.1 * depth))
+    if depth in PUBLISHED_LAYERS:
+        return PUBLISHED_LAYERS[depth]
+    first = 3
+    if depth < 20:
+        first = max(1, round(0.1 * depth))
     second = max(first + 1, round(0.55 * depth))
-    return first, second, min(depth - 1, max(second + 1, round(0.72 * depth)))
+    third = max(second + 1, round(0.72 * depth))
+    return first, second, min(depth - 1, third)
 
 
 def staged_ratios(
@@ -190,9 +201,8 @@ def staged_ratios(
     after = floor / start
     lowest = (cuts[0] + after * (depth - cuts[0])) / depth
     if spent <= cuts[0] or lowest > spent / depth + 1e-12:
-        raise BudgetError(
-            _refusal(owner, cuts, depth, mean, start, entered, lowest), lowest * start / (entered or start)
-        )
+        message = _refusal(owner, cuts, depth, mean, start, entered, lowest)
+        raise BudgetError(message, lowest * start / (entered or start))
     if len(cuts) == 1:
         ratio = (spent - cuts[0]) / (depth - cuts[0])
         return cuts, (min(1.0, ratio + 1e-12),)  # a count's share, in floats, must not truncate to one less
@@ -204,8 +214,9 @@ def staged_ratios(
     if spent - last < third:
         return cuts, (1.0, (spent - last - second) / (third - second), 0.0)
     # Even keeping all up to the third cut is too little: it moves late, and keeps the rest.
-    late = min(depth - 1, int(spent)) if movable else third
-    return (first, second, late), (1.0, 1.0, min(1.0, (spent - late) / (depth - late)))
+    if movable:
+        third = min(depth - 1, int(spent))
+    return (first, second, third), (1.0, 1.0, min(1.0, (spent - third) / (depth - third)))
 
 
 def _refusal(
@@ -215,11 +226,14 @@ def _refusal(
     if entered is not None:
         asked = f"{mean:.4g} of {entered} vision tokens"
         least = f"{lowest * start / entered:.2%}, {lowest * start:.1f} tokens"
-    earlier = f"layers={(1, *cuts[1:])}" if cuts[0] > 1 else "a reduction before the decoder"
-    advice = f", or choose an earlier first cut yourself: {earlier}." if cuts[0] else "."
+    advice = "Ask for more"
+    if cuts[0] > 1:
+        advice += f", or choose an earlier first cut yourself: layers={(1, *cuts[1:])}"
+    elif cuts[0] == 1:
+        advice += ", or choose an earlier first cut yourself: a reduction before the decoder"
     return (
         f"{owner} cannot average {asked} on {depth} layers: its first cut is before layer {cuts[0]}, "
-        f"so its floor is {least}. Ask for more{advice}"
+        f"so its floor is {least}. {advice}."
     )
 
 
@@ -231,27 +245,28 @@ def entry_sizes(mean: float, full: float, depth: int, cuts: Sequence[int], entry
 
     `entry` (e) is lowered to full / T where e · T exceeds the image; at e <= 1 every stage is T.
     """
-    entry = min(entry, full / mean)
+    lowered = min(entry, full / mean)
     bounds = [0, *cuts, depth]
     weights = [(after - before) / depth for before, after in itertools.pairwise(bounds)]
-    if entry <= 1:
+    if lowered <= 1:
         return [mean] * len(weights)
-    low, high = 0.0, 1.0
-    for _ in range(100):
-        middle = (low + high) / 2
-        over = entry * sum(weight * middle**stage for stage, weight in enumerate(weights)) > 1
-        low, high = (low, middle) if over else (middle, high)
-    return [entry * mean * low**stage for stage in range(len(weights))]
+
+    def exceeds(ratio: float) -> bool:
+        shares = (weight * ratio**stage for stage, weight in enumerate(weights))
+        return lowered * sum(shares) > 1
+
+    ratio, _ = _bisected(0.0, 1.0, exceeds, halvings=100)
+    return [lowered * mean * ratio**stage for stage in range(len(weights))]
 
 
 def entry_floor(full: float, depth: int, cuts: Sequence[int], entry: float) -> float:
     """The smallest mean whose last stage has one token."""
-    low, high = 1e-6, float(full)
-    for _ in range(100):
-        middle = (low + high) / 2
-        enough = entry_sizes(middle, full, depth, cuts, entry)[-1] >= 1
-        low, high = (low, middle) if enough else (middle, high)
-    return high
+
+    def leaves_one(mean: float) -> bool:
+        return entry_sizes(mean, full, depth, cuts, entry)[-1] >= 1
+
+    _, floor = _bisected(1e-6, float(full), leaves_one, halvings=100)
+    return floor
 
 
 # -- MustDrop's: a geometric fall from what enters the decoder ------------------------------------------------
@@ -260,16 +275,25 @@ def entry_floor(full: float, depth: int, cuts: Sequence[int], entry: float) -> f
 def geometric_counts(mean: float, start: int, depth: int, cuts: Sequence[int], least: int) -> tuple[int, ...]:
     """start · q^i for i = 1 …, never below `least`, with q such that the mean over the layers is `mean`."""
     bounds = [*cuts, depth]
+    spans = [after - before for before, after in itertools.pairwise(bounds)]  # layers behind each cut
 
-    def sizes(q: float) -> list[float]:
-        return [max(least, 1, start * q**i) for i in range(1, len(cuts) + 1)]
+    def sizes(ratio: float) -> list[float]:
+        return [max(least, 1, start * ratio**stage) for stage in range(1, len(cuts) + 1)]
 
-    def spent(counts: Sequence[float]) -> float:
-        spans = (after - before for before, after in itertools.pairwise(bounds))
-        return (bounds[0] * start + sum(n * span for n, span in zip(counts, spans, strict=True))) / depth
+    def exceeds(ratio: float) -> bool:
+        behind_cuts = sum(size * span for size, span in zip(sizes(ratio), spans, strict=True))
+        return (bounds[0] * start + behind_cuts) / depth > mean
 
-    low, high = 0.0, 1.0
-    for _ in range(60):
+    ratio, _ = _bisected(0.0, 1.0, exceeds, halvings=60)
+    return tuple(math.floor(size + 0.5) for size in sizes(ratio))
+
+
+def _bisected(low: float, high: float, holds: Callable[[float], bool], halvings: int) -> tuple[float, float]:
+    """The ends of the interval, halved so often, in which `holds` turns from false (below) to true (above)."""
+    for _ in range(halvings):
         middle = (low + high) / 2
-        low, high = (low, middle) if spent(sizes(middle)) > mean else (middle, high)
-    return tuple(math.floor(size + 0.5) for size in sizes(low))
+        if holds(middle):
+            high = middle
+        else:
+            low = middle
+    return low, high

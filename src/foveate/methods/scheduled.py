@@ -55,22 +55,30 @@ class Scheduled(Method):
 
     def check_settings(self) -> None:
         if self.retention is not None or self.tokens is not None:
-            Budget(self.tokens, self.retention)
-            if self.keep is not None:
-                raise SettingError(f"A budget is solved for keep, so keep cannot be given too; got keep={self.keep}.")
-            if self.layers is not None and len(self.layers) not in (1, 3):
-                raise SettingError(f"A solved schedule has three cuts, or one; got layers {self.layers}.")
+            self._check_budget()
         else:
-            layers = self.usual_layers if self.layers is None else self.layers
-            keep = self.usual_keep if self.keep is None else self.keep
-            self._set(layers=layers, keep=keep)
-            if len(layers) != len(keep):
-                raise SettingError(
-                    f"layers and keep must be equally long; got {len(layers)} layers {layers} "
-                    f"and {len(keep)} ratios {keep}."
-                )
+            self._fill_in()
         if self.layers and self.layers[0] < self.first_layer:
             raise SettingError(f"layers start at {self.first_layer} for this method; got {self.layers[0]}.")
+
+    def _check_budget(self) -> None:
+        """Refuse a schedule beside a budget."""
+        Budget(self.tokens, self.retention)
+        if self.keep is not None:
+            raise SettingError(f"A budget is solved for keep, so keep cannot be given too; got keep={self.keep}.")
+        if self.layers is not None and len(self.layers) not in (1, 3):
+            raise SettingError(f"A solved schedule has three cuts, or one; got layers {self.layers}.")
+
+    def _fill_in(self) -> None:
+        """Take the usual layers or ratios where none are given."""
+        layers = self.usual_layers if self.layers is None else self.layers
+        keep = self.usual_keep if self.keep is None else self.keep
+        self._set(layers=layers, keep=keep)
+        if len(layers) != len(keep):
+            raise SettingError(
+                f"layers and keep must be equally long; got {len(layers)} layers {layers} "
+                f"and {len(keep)} ratios {keep}."
+            )
 
     @abstractmethod
     def select(self, view: LayerView, count: int) -> Tensor:
@@ -82,9 +90,13 @@ class Scheduled(Method):
 
     def cuts(self, depth: int) -> tuple[int, ...]:
         """Decoder layers whose input is cut, in a decoder of `depth` layers."""
-        if self.layers is not None:
-            return self.layers
-        return default_layers(depth) if len(self.usual_layers) == 3 else self.usual_layers
+        return self._default_cuts(depth) if self.layers is None else self.layers
+
+    @classmethod
+    def _default_cuts(cls, depth: int) -> tuple[int, ...]:
+        if len(cls.usual_layers) == 3:
+            return default_layers(depth)
+        return cls.usual_layers
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         return tuple(
@@ -101,7 +113,9 @@ class Scheduled(Method):
 
     def _chosen(self, view: LayerView, count: int | None) -> Cut | None:
         assert count is not None
-        return None if count == len(view) else Cut.take(self.select(view, count), len(view))
+        if count == len(view):
+            return None
+        return Cut.take(self.select(view, count), len(view))
 
     def _count(self, depth: int, index: int, arriving: Arriving) -> int:
         """How many tokens the cut of this index leaves."""
@@ -116,15 +130,23 @@ class Scheduled(Method):
         mean = Budget(self.tokens, self.retention).mean(arriving.entered)
         if mean >= arriving.started:
             return (1.0,) * len(self.cuts(depth))
-        floor, owner = min(self.min_keep, arriving.started), type(self).__name__
         _, ratios = staged_ratios(
-            self.cuts(depth), depth, mean, arriving.started, arriving.entered, floor, owner, movable=False
+            self.cuts(depth),
+            depth,
+            mean,
+            start=arriving.started,
+            entered=arriving.entered,
+            floor=min(self.min_keep, arriving.started),
+            owner=type(self).__name__,
+            movable=False,
         )
         return ratios
 
     def _flops(self, depth: int, index: int, arriving: Arriving, width: int) -> int:
         """FLOPs of ranking at a cut; none where all stay."""
-        return 0 if self._count(depth, index, arriving) == arriving.tokens else self.rank_flops(arriving.tokens, width)
+        if self._count(depth, index, arriving) == arriving.tokens:
+            return 0
+        return self.rank_flops(arriving.tokens, width)
 
     def rank_flops(self, tokens: int, width: int) -> int:
         """FLOPs of ranking so many tokens."""
@@ -138,13 +160,14 @@ class Scheduled(Method):
 
         Uniform.for_budget(model, tokens=192, layers=(0,))     # before the decoder: any budget from one token on
         """
-        usual = default_layers(depth) if len(cls.usual_layers) == 3 else cls.usual_layers
-        cuts = usual if layers is None else as_layers(layers)
+        cuts = cls._default_cuts(depth) if layers is None else as_layers(layers)
         if len(cuts) not in (1, 3):
             raise SettingError(f"A solved schedule has three cuts, or one; got layers {cuts}.")
         if share == 1:
             return cls(layers=cuts, keep=(1.0,) * len(cuts), **values)
-        start = entered or 1.0
-        floor = min(values.get("min_keep", cls.min_keep), start) if entered else 0.0
+        start, floor = 1.0, 0.0  # in shares
+        if entered:  # in tokens
+            start = entered
+            floor = min(values.get("min_keep", cls.min_keep), start)
         cuts, keep = staged_ratios(cuts, depth, share * start, start, entered, floor, cls.__name__)
         return cls(layers=cuts, keep=keep, **values)

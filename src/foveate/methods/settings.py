@@ -7,19 +7,15 @@
 Scalars are strict: a word is no number, 3.7 no layer, and infinity nothing at all. Lists become tuples.
 """
 
-import dataclasses
-import operator
 from collections.abc import Mapping
-from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from annotated_types import Ge, Gt, Le
 
-from foveate.errors import SettingError
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter, ValidationError
+from foveate.methods import catalogue
+from foveate.methods.base import Method
+from foveate.methods.checking import check
 
 __all__ = [
     "Count",
@@ -55,11 +51,8 @@ class _Method:
 
 
 def _method(value: Any) -> Any:
-    from foveate.methods import names
-    from foveate.methods.base import Method
-
     if isinstance(value, Mapping) and "method" in value:
-        return names.from_dict(value)
+        return catalogue.from_dict(value)
     if not isinstance(value, Method):
         raise ValueError("a method that drops")
     return value
@@ -88,75 +81,7 @@ Unit: TypeAlias = Literal["sample", "image", "frame"]
 Positions: TypeAlias = Literal["reindex", "keep"]
 """Whether rows are numbered anew after a cut, or keep their position ids."""
 if TYPE_CHECKING:
-    from foveate.methods.base import Method
-
     MethodSetting: TypeAlias = Method
 else:
     MethodSetting = Annotated[Any, _Method()]
     """Another method, or its dictionary."""
-
-
-def check(owner: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a dataclass as its annotations have them.
-
-    Args:
-        owner: Whose they are, for the error.
-        kind: The dataclass.
-        values: What was given, by name.
-
-    Raises:
-        SettingError: If a value is of the wrong type or leaves its range.
-    """
-    from pydantic import ValidationError
-
-    checked = {}
-    for name, adapter in _adapters(kind).items():
-        value = values[name]
-        try:
-            checked[name] = adapter.validate_python(_plain(value))
-        except ValidationError as error:
-            within = error.errors(include_url=False)[0].get("ctx", {}).get("error")
-            if isinstance(within, SettingError):  # of a method among the settings
-                raise within from None
-            raise SettingError(_sentence(owner, name, value, error)) from None
-    return checked
-
-
-@cache
-def _adapters(kind: type) -> "dict[str, TypeAdapter[Any]]":
-    """What checks each setting, made once a class."""
-    from pydantic import ConfigDict, TypeAdapter
-
-    hints = get_type_hints(kind, include_extras=True)
-    config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
-    return {
-        field.name: TypeAdapter(hints[field.name], config=config) for field in dataclasses.fields(kind) if field.init
-    }
-
-
-def _plain(value: Any) -> Any:
-    """Lists as tuples, and numbers of other libraries as Python's."""
-    if isinstance(value, list | tuple | range):
-        return tuple(_plain(part) for part in value)
-    if isinstance(value, bool | int | float | str) or value is None:
-        return value
-    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
-        return value.item()
-    if hasattr(value, "__index__") and not hasattr(value, "ndim"):
-        return operator.index(value)
-    return value
-
-
-def _sentence(owner: str, name: str, value: Any, error: "ValidationError") -> str:
-    """What was wrong, and what was got."""
-    worst = error.errors(include_url=False)[0]
-    place = name + "".join(f"[{at}]" for at in worst["loc"] if isinstance(at, int))
-    said = worst["msg"].removeprefix("Value error, ").removeprefix("Input should ")
-    if worst["type"] == "missing":
-        said = f"{place} is missing"
-    elif worst["type"] == "too_long":
-        said = f"{place} has too many values"
-    elif not said.startswith("layers"):
-        said = f"{place} should be {said.removeprefix('be ')}"
-    got = repr(value) if len(repr(value)) < 80 else f"{repr(value)[:77]}…"
-    return f"{owner}: {said}; got {got}."

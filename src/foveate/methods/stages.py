@@ -141,15 +141,17 @@ class Stage:
     owner: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        odd = [signal for signal in self.reads if not isinstance(signal, Signal)]
-        if odd:
-            raise SettingError(f"{type(self).__name__} reads {odd[0]!r}, which is no signal (foveate.methods.stages).")
-        if sum(way is not None for way in (self.score, self.choose, self.look)) > 1:
-            raise SettingError(f"{type(self).__name__} takes one of score, choose and look; got several.")
+        kind = type(self).__name__
+        for signal in self.reads:
+            if not isinstance(signal, Signal):
+                raise SettingError(f"{kind} reads {signal!r}, which is no signal (foveate.methods.stages).")
+        ways = [way for way in (self.score, self.choose, self.look) if way is not None]
+        if len(ways) > 1:
+            raise SettingError(f"{kind} takes one of score, choose and look; got several.")
         if self.keep is not None and self.count is not None:
-            raise SettingError(f"{type(self).__name__} takes keep or count; got keep={self.keep} and a count.")
+            raise SettingError(f"{kind} takes keep or count; got keep={self.keep} and a count.")
         if self.score is not None and self.keep is None and self.count is None:
-            raise SettingError(f"{type(self).__name__} has a score, so it needs keep or count: how many stay?")
+            raise SettingError(f"{kind} has a score, so it needs keep or count: how many stay?")
 
     @property
     def order(self) -> tuple[int, int]:
@@ -175,7 +177,9 @@ class Stage:
         if self.count is None:
             return None
         count = self.count(arriving)
-        return None if count is None else min(count, arriving.tokens)
+        if count is None:
+            return None
+        return min(count, arriving.tokens)
 
     def cut(self, view: View) -> Cut | None:
         """What becomes of these tokens; None if nothing does.
@@ -188,19 +192,21 @@ class Stage:
             return Cut.stay(len(view), self.look(view))
         if self.score is not None:
             assert count is not None
-            return None if count >= len(view) else Cut.take(top(self.score(view), count), len(view))
+            if count >= len(view):
+                return None
+            return Cut.take(top(self.score(view), count), len(view))
         assert self.choose is not None
-        found = self.choose(view, count)
-        self._check(found, len(view), count)
-        return found
+        cut = self.choose(view, count)
+        self._check(cut, len(view), count)
+        return cut
 
-    def _check(self, found: Cut | None, arriving: int, count: int | None) -> None:
+    def _check(self, cut: Cut | None, arriving: int, count: int | None) -> None:
         """Refuse a cut of other tokens than those that arrived, or with other rows than were counted."""
-        if found is not None and found.arriving != arriving:
-            raise SettingError(f"{self} was shown {arriving} tokens and gave a cut of {found.arriving}.")
+        if cut is not None and cut.arriving != arriving:
+            raise SettingError(f"{self} was shown {arriving} tokens and gave a cut of {cut.arriving}.")
         if count is None:
             return
-        left = arriving if found is None else found.count
+        left = arriving if cut is None else cut.count  # a tensor where only the device knows
         if isinstance(left, int) and left != count:
             raise SettingError(f"{self} leaves {left} of {arriving} tokens where it counted {count}.")
 

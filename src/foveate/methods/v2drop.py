@@ -65,24 +65,24 @@ class V2Drop(Scheduled):
             )
 
     def reads(self, layer: int) -> tuple[Signal, ...]:
-        return (Hidden(back=self.window),) if self.over == "net" else ()
+        if self.over == "path":
+            return ()  # the steps have read it
+        return (Hidden(back=self.window),)
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         cuts = super().stages(shape)
-        return cuts if self.over == "net" else (*self._steps(shape.depth), *cuts)
+        if self.over == "path":
+            return (*self._steps(shape.depth), *cuts)
+        return cuts
 
     def _steps(self, depth: int) -> tuple[Stage, ...]:
         """Looks before every layer up to the last cut, which add up the path since the cut before."""
         cuts = self.cuts(depth)
-        return tuple(
-            LayerStage(
-                layer,
-                reads=(Hidden(back=1),),
-                look=partial(self._step, starts=layer - 1 in (0, *cuts)),
-                flops=self._move_flops,
-            )
-            for layer in range(1, max(cuts, default=0) + 1)
-        )
+        steps = []
+        for layer in range(1, max(cuts, default=0) + 1):
+            look = partial(self._step, starts=layer - 1 in (0, *cuts))
+            steps.append(LayerStage(layer, reads=(Hidden(back=1),), look=look, flops=self._move_flops))
+        return tuple(steps)
 
     def _step(self, view: LayerView, starts: bool) -> Mapping[str, Tensor]:
         moved = self._variation(view)
@@ -90,7 +90,9 @@ class V2Drop(Scheduled):
 
     def select(self, view: LayerView, count: int) -> Tensor:
         scores = self._variation(view) if self.over == "net" else view.notes["path"]
-        return top(-scores if self.reverse else scores, count)
+        if self.reverse:
+            scores = -scores
+        return top(scores, count)
 
     def _variation(self, view: LayerView) -> Tensor:
         dtype = view.hidden.dtype if self.score_dtype == "model" else torch.float32
@@ -98,7 +100,9 @@ class V2Drop(Scheduled):
 
     def rank_flops(self, tokens: int, width: int) -> int:
         """Of a move of so many tokens; a path has been added up by its steps."""
-        return 0 if self.over == "path" else self._move_flops(Arriving.all_of(tokens), width)
+        if self.over == "path":
+            return 0
+        return self._move_flops(Arriving.all_of(tokens), width)
 
     def _move_flops(self, arriving: Arriving, width: int) -> int:
         return OPERATIONS[self.metric] * width * arriving.tokens

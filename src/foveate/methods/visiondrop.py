@@ -14,7 +14,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from foveate.core.cut import Cut
-from foveate.core.merge import Merge, average, dominant_and_contextual, target_plus_mean
+from foveate.core.merge import average, dominant_and_contextual, target_plus_mean
 from foveate.errors import BudgetError, SettingError
 from foveate.methods.base import Method, Preset
 from foveate.methods.schedule import Budget, as_layers, entry_floor, entry_sizes
@@ -159,23 +159,23 @@ class VisionDrop(Method):
         contextual = min(contextual, len(view) - with_cls - dominant)
         if not with_cls and dominant == len(view):
             return None
-        merge = dominant_and_contextual(view.attention, view.keys, dominant, contextual)
-        rows = self._merged(view.features, merge)
+        cut = dominant_and_contextual(view.attention, view.keys, dominant, contextual)
+        rows = self._merged(view.features, cut)
         if not with_cls:
-            return Cut.merge(merge.origin, rows, merge.assign)
-        source = torch.cat((merge.origin.new_full((1,), -1), merge.origin))
-        parent = torch.where(merge.assign < 0, merge.assign, merge.assign + 1)
+            return cut.with_rows(rows)
+        source = torch.cat((cut.source.new_full((1,), -1), cut.source))
+        parent = torch.where(cut.parent < 0, cut.parent, cut.parent + 1)
         return Cut.merge(source, torch.cat((view.cls.to(rows.dtype), rows)), parent)
 
     def _in_decoder(self, depth: int, index: int, view: LayerView, count: int | None) -> Cut | None:
         dominant, contextual = self._pair(depth, index, view.arriving)
         if dominant >= len(view):
             return None
-        merge = dominant_and_contextual(view.attention, view.keys, dominant, contextual)
-        return Cut.merge(merge.origin, self._merged(view.hidden, merge), merge.assign)
+        cut = dominant_and_contextual(view.attention, view.keys, dominant, contextual)
+        return cut.with_rows(self._merged(view.hidden, cut))
 
-    def _merged(self, rows: Tensor, merge: Merge) -> Tensor:
-        return target_plus_mean(rows, merge) if self.merge == "sum" else average(rows, merge)
+    def _merged(self, rows: Tensor, cut: Cut) -> Tensor:
+        return target_plus_mean(rows, cut) if self.merge == "sum" else average(rows, cut)
 
     # -- how many ----------------------------------------------------------------------------------------------
 

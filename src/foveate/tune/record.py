@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from foveate.errors import InputError, SettingError
-from foveate.methods import names
+from foveate.methods import catalogue
 from foveate.methods.base import Method
 from foveate.methods.grammar import read_json
 from foveate.methods.settings import check
@@ -90,7 +90,7 @@ class Record:
         wanted = {one.name for one in fields(cls)}
         if wrong := sorted(wanted ^ set(values)):
             raise InputError(f"This record of a tuning is damaged: {wrong[0]} is missing, or no part of one.")
-        values["method"] = names.from_dict(values["method"])
+        values["method"] = catalogue.from_dict(values["method"])
         try:
             return cls(**check("This record of a tuning is damaged", cls, values))
         except SettingError as error:

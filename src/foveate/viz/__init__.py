@@ -1,4 +1,4 @@
-"""Pictures of what was kept. Imports core, errors, NumPy, Pillow and matplotlib; nothing of the engine."""
+"""Pictures of what was kept. Imports errors, video, NumPy, Pillow, torch and matplotlib; nothing of the engine."""
 
 from foveate.viz.frames import Frame, draw_frames
 from foveate.viz.stack import stack

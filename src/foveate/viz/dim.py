@@ -46,24 +46,28 @@ def dim(
     each -> as the picture.
     """
     height, width, _ = picture.shape
-    all_tokens = coverage(boxes, height, width)
-    light = (coverage(boxes[kept], height, width) / np.maximum(all_tokens, 1))[:, :, None]
+    all_tokens = coverage(boxes, height, width)[:, :, None]  # one channel, which broadcasts over three
+    some = np.maximum(all_tokens, 1)
+    light = coverage(boxes[kept], height, width)[:, :, None] / some
     colour = picture.astype(np.float32)
     grey = (colour @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[:, :, None]
     dropped = grey + FADE * (SLATE - grey)
     unseen = grey + WASH * (255 - grey)
     shown = dropped + light * (colour - dropped)
     if merged is not None and groups is not None and len(merged):
-        share = (coverage(boxes[merged], height, width) / np.maximum(all_tokens, 1))[:, :, None]
-        hues = (
-            sum(
-                coverage(boxes[merged[groups == group]], height, width)[:, :, None] * group_colour(int(group))
-                for group in np.unique(groups)
-            )
-            / np.maximum(coverage(boxes[merged], height, width), 1)[:, :, None]
-        )
-        shown = shown + share * (grey + TINT * (hues - grey) - dropped)
-    return np.where(all_tokens[:, :, None] > 0, shown, unseen).round().astype(np.uint8)
+        of_merged = coverage(boxes[merged], height, width)[:, :, None]
+        hues = _hues(boxes[merged], groups, height, width) / np.maximum(of_merged, 1)
+        tinted = grey + TINT * (hues - grey)
+        shown = shown + of_merged / some * (tinted - dropped)
+    return np.where(all_tokens > 0, shown, unseen).round().astype(np.uint8)
+
+
+def _hues(boxes: NDArray[np.float64], groups: NDArray[np.int64], height: int, width: int) -> Map:
+    """The colours of the groups added up wherever their boxes lie: (height, width, 3) float32."""
+    total = np.zeros((height, width, 3), dtype=np.float32)
+    for group in np.unique(groups).tolist():
+        total += coverage(boxes[groups == group], height, width)[:, :, None] * group_colour(group)
+    return total
 
 
 def group_colour(group: int) -> NDArray[np.float32]:

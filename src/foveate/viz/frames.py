@@ -28,6 +28,10 @@ CAPTION = 32
 BAR = "#4a6fa5"
 
 
+_Sheet = tuple[str, list[tuple[Pixels, str]]]  # a heading, and frames with what stands under each
+_Counts = tuple[str, NDArray[np.int64]]  # a caption, and how many tokens of each frame a stage kept
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
     """A frame of a clip as the model saw it.
@@ -57,20 +61,25 @@ def draw_frames(frames: Sequence[Frame], stages: Stages) -> Image.Image:
     places = checked(len(frames), [frame.boxes for frame in frames], stages)
     starts = np.cumsum([0, *(len(place) for place in places)])
     drawn = np.linspace(0, len(frames) - 1, min(MOST, len(frames))).round().astype(int).tolist()
-    sheets = {index: _sized(frames[index].picture, len(drawn)) for index in drawn}
-    some = "" if len(drawn) == len(frames) else f"; {len(drawn)} of {len(frames)} are drawn"
-    blocks = [(f"the frames: {starts[-1]} tokens{some}", [(sheets[at], frames[at].label) for at in drawn])]
-    shares = []
+    pictures = {index: _sized(frames[index].picture, len(drawn)) for index in drawn}
+    heading = f"the frames: {starts[-1]} tokens"
+    if len(drawn) < len(frames):
+        heading += f"; {len(drawn)} of {len(frames)} are drawn"
+    sheets: list[_Sheet] = [(heading, [(pictures[index], frames[index].label) for index in drawn])]
+    shares: list[_Counts] = []
+    legend = "In colour: kept. Dark: dropped."
     for stage in stages:
         origin, assign = split(stage)
         cells = []
-        for at in drawn:
-            pixels, kept = panel(sheets[at], places[at], int(starts[at]), origin, assign)
-            cells.append((pixels, f"{frames[at].label}: {kept}"))
-        blocks.append((stage[0], cells))
-        shares.append((stage[0], np.histogram(origin[origin >= 0], starts)[0]))
-    legend = LEGEND if any(split(stage)[1] is not None for stage in stages) else "In colour: kept. Dark: dropped."
-    return _compose(blocks, shares, [frame.label for frame in frames], np.diff(starts), legend)
+        for index in drawn:
+            pixels, kept = panel(pictures[index], places[index], int(starts[index]), origin, assign)
+            cells.append((pixels, f"{frames[index].label}: {kept}"))
+        sheets.append((stage[0], cells))
+        of_frames, _ = np.histogram(origin[origin >= 0], starts)
+        shares.append((stage[0], of_frames))
+        if assign is not None:
+            legend = LEGEND
+    return _compose(sheets, shares, [frame.label for frame in frames], np.diff(starts), legend)
 
 
 def _sized(picture: Image.Image, count: int) -> Pixels:
@@ -82,20 +91,20 @@ def _sized(picture: Image.Image, count: int) -> Pixels:
 
 
 def _compose(
-    blocks: Sequence[tuple[str, list[tuple[Pixels, str]]]],
-    shares: Sequence[tuple[str, NDArray[np.int64]]],
-    labels: Sequence[str],
-    sizes: NDArray[np.int64],
-    legend: str,
+    sheets: Sequence[_Sheet], shares: Sequence[_Counts], labels: Sequence[str], sizes: NDArray[np.int64], legend: str
 ) -> Image.Image:
     """Sheets on white, from top to bottom, the histograms in one row below them."""
-    wide = max(pixels.shape[1] for _, cells in blocks for pixels, _ in cells) + GAP
-    tall = max(pixels.shape[0] for _, cells in blocks for pixels, _ in cells) + LABEL
-    columns = min(len(blocks[0][1]), max(1, (WIDTH + GAP) // wide))
-    rows = ceil(len(blocks[0][1]) / columns)
-    columns = ceil(len(blocks[0][1]) / rows)  # no row much shorter than the others
+    pictures = [pixels for _, cells in sheets for pixels, _ in cells]
+    wide = max(pixels.shape[1] for pixels in pictures) + GAP
+    tall = max(pixels.shape[0] for pixels in pictures) + LABEL
+    count = len(sheets[0][1])
+    columns = min(count, max(1, (WIDTH + GAP) // wide))
+    rows = ceil(count / columns)
+    columns = ceil(count / rows)  # no row much shorter than the others
     width = max(columns * wide - GAP, WIDTH // 2) + 2 * MARGIN
-    height = 2 * MARGIN + len(blocks) * (HEADING + rows * tall) + (HEADING + BARS + TICKS if shares else 0) + LABEL
+    height = 2 * MARGIN + len(sheets) * (HEADING + rows * tall) + LABEL
+    if shares:
+        height += HEADING + BARS + TICKS
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
 
@@ -103,12 +112,12 @@ def _compose(
         figure.text(x / width, 1 - y / height, text, ha=align, va="top", fontsize=size, color=colour)
 
     top = MARGIN
-    for heading, cells in blocks:
+    for heading, cells in sheets:
         write(MARGIN, top + 6, heading, 10, INK)
         top += HEADING
         for number, (pixels, label) in enumerate(cells):
-            left = MARGIN + number % columns * wide
-            upper = top + number // columns * tall
+            row, column = divmod(number, columns)
+            left, upper = MARGIN + column * wide, top + row * tall
             # figimage draws pixel for pixel: nothing is resampled, so patch edges stay sharp.
             figure.figimage(pixels, left, height - upper - pixels.shape[0], origin="upper")
             write(left + pixels.shape[1] / 2, upper + pixels.shape[0] + 5, label, 6.5, FAINT, "center")
@@ -123,7 +132,7 @@ def _compose(
 
 def _histograms(
     figure: Figure,
-    shares: Sequence[tuple[str, NDArray[np.int64]]],
+    shares: Sequence[_Counts],
     labels: Sequence[str],
     sizes: NDArray[np.int64],
     top: int,
@@ -137,13 +146,9 @@ def _histograms(
         low, high = (height - top - BARS) / height, (BARS - CAPTION) / height
         axes = figure.add_axes((left / width, low, (room - 60) / width, high))
         axes.bar(range(len(counts)), counts, width=0.9, color=BAR)
-        axes.step(
-            np.arange(len(sizes) + 1) - 0.5,
-            np.append(sizes, sizes[-1]) * (counts.sum() / max(1, sizes.sum())),
-            where="post",
-            color=INK,
-            linewidth=0.8,
-        )
+        edges = np.arange(len(sizes) + 1) - 0.5
+        even = np.append(sizes, sizes[-1]) * (counts.sum() / max(1, sizes.sum()))  # the last again, to end its step
+        axes.step(edges, even, where="post", color=INK, linewidth=0.8)
         ticks = sorted({0, (len(labels) - 1) // 2, len(labels) - 1})
         axes.set_xticks(ticks, [labels[at] for at in ticks])
         axes.set_xlim(-0.6, len(counts) - 0.4)

@@ -20,8 +20,9 @@ Ordinals = NDArray[np.int64]
 
 def split(stage: "tuple[str, Tokens] | tuple[str, Tokens, Tokens | None]") -> tuple[Ordinals, Ordinals | None]:
     """(kept, None), or (origin, assign) where tokens were merged."""
-    assign = stage[2] if len(stage) == 3 else None
-    return _ordinals(stage[1]), None if assign is None else _ordinals(assign)
+    if len(stage) == 2 or stage[2] is None:
+        return _ordinals(stage[1]), None
+    return _ordinals(stage[1]), _ordinals(stage[2])
 
 
 def panel(
@@ -32,15 +33,17 @@ def panel(
     Merged patches are tinted and the patch they joined framed; rows of one token are kept ones.
     """
     here = origin[(origin >= start) & (origin < start + len(place))] - start
-    drawn = dim(sheet, place, here) if assign is None else _merged(sheet, place, start, origin, assign)
-    return drawn, len(here)
+    if assign is None:
+        return dim(sheet, place, here), len(here)
+    return _merged(sheet, place, start, origin, assign), len(here)
 
 
 def _merged(sheet: Pixels, place: NDArray[np.float64], start: int, origin: Ordinals, assign: Ordinals) -> Pixels:
-    members = np.bincount(assign[assign >= 0], minlength=len(origin))
-    rows = assign[start : start + len(place)]
+    members = np.bincount(assign[assign >= 0], minlength=len(origin))  # tokens that went into each row
+    rows = assign[start : start + len(place)]  # the row that each token of this picture went into, or -1
     several = np.where(rows >= 0, members[rows], 0) > 1
-    alone, merged = ((rows >= 0) & ~several).nonzero()[0], several.nonzero()[0]
+    alone = ((rows >= 0) & ~several).nonzero()[0]
+    merged = several.nonzero()[0]
     targets = origin[rows[merged]]  # what a group's colour goes by, so that it has the same one at every stage
     drawn = dim(sheet, place, alone, merged, targets)
     for target in np.unique(targets).tolist():
@@ -58,25 +61,37 @@ def checked(images: int, boxes: Sequence[Boxes], stages: Stages) -> list[NDArray
     """
     if not images or images != len(boxes):
         raise ShapeError(f"Give one array of boxes an image; got {images} images and {len(boxes)} arrays.")
-    places = [np.asarray(box.detach().cpu() if isinstance(box, Tensor) else box, dtype=np.float64) for box in boxes]
+    places = [_as_array(box) for box in boxes]
     for place in places:
         if place.ndim != 2 or place.shape[1] != 4:
             raise ShapeError(f"Boxes are (tokens, 4): x0, y0, x1, y1; got {place.shape}.")
     total = sum(len(place) for place in places)
     for stage in stages:
-        ordinals, assign = split(stage)
-        lowest = 0 if assign is None else -1
-        if ordinals.size and not lowest <= ordinals.min() <= ordinals.max() < total:
-            raise ShapeError(
-                f"Stage {stage[0]!r} keeps ordinals {ordinals.min()} to {ordinals.max()}, "
-                f"but the images have {total} tokens."
-            )
-        if assign is not None and (len(assign) != total or assign.max(initial=-1) >= len(ordinals)):
-            raise ShapeError(
-                f"Stage {stage[0]!r} assigns {len(assign)} tokens to rows up to {assign.max(initial=-1)}, "
-                f"but the images have {total} tokens and the stage {len(ordinals)} rows."
-            )
+        _check(stage[0], *split(stage), total)
     return places
+
+
+def _check(caption: str, origin: Ordinals, assign: Ordinals | None, total: int) -> None:
+    """Refuse a stage that is not one of so many tokens."""
+    lowest = 0 if assign is None else -1  # a merged row may stand for no token
+    if origin.size and not lowest <= origin.min() <= origin.max() < total:
+        raise ShapeError(
+            f"Stage {caption!r} keeps ordinals {origin.min()} to {origin.max()}, but the images have {total} tokens."
+        )
+    if assign is None:
+        return
+    last = assign.max(initial=-1)
+    if len(assign) != total or last >= len(origin):
+        raise ShapeError(
+            f"Stage {caption!r} assigns {len(assign)} tokens to rows up to {last}, "
+            f"but the images have {total} tokens and the stage {len(origin)} rows."
+        )
+
+
+def _as_array(boxes: Boxes) -> NDArray[np.float64]:
+    if isinstance(boxes, Tensor):
+        boxes = boxes.detach().cpu()
+    return np.asarray(boxes, dtype=np.float64)
 
 
 def _ordinals(kept: Tokens) -> Ordinals:

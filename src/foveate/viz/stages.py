@@ -56,9 +56,10 @@ def draw_stages(
             drawn, kept = panel(sheet, place, start, *split(stage))
             row.append((drawn, f"{kept} of {len(place)}"))
         rows.append(row)
-    captions = ["the picture" if len(images) == 1 else "the pictures", *(stage[0] for stage in stages)]
-    legend = LEGEND if any(split(stage)[1] is not None for stage in stages) else None
-    return _compose(rows, captions, title, legend)
+    captions = ["the picture" if len(images) == 1 else "the pictures"]
+    captions += [stage[0] for stage in stages]
+    merges = any(split(stage)[1] is not None for stage in stages)
+    return _compose(rows, captions, title, LEGEND if merges else None)
 
 
 def _sized(image: Image.Image) -> Image.Image:
@@ -73,14 +74,17 @@ def _compose(
     rows: list[list[tuple[Pixels, str]]], captions: list[str], title: str | None, legend: str | None
 ) -> Image.Image:
     """Panels on white, captions above the first row, token counts below each when there are several rows."""
-    widths = [max(row[0][0].shape[1] for row in rows) / DPI] * len(captions)
+    panel_width = max(row[0][0].shape[1] for row in rows) / DPI
     heights = [row[0][0].shape[0] / DPI for row in rows]
-    per_line = max(12, int(widths[0] * 13))
+    per_line = max(12, int(panel_width * 13))
     wrapped = [textwrap.fill(caption, per_line) for caption in captions]
+    most_breaks = max(text.count("\n") for text in wrapped)
     several = len(rows) > 1
     below = CAPTION if several else 0.0
-    head = GAP + CAPTION * (1 + max(text.count("\n") for text in wrapped)) + (0.34 if title else 0.0)
-    width = sum(widths) + GAP * (len(widths) + 1)
+    head = GAP + CAPTION * (1 + most_breaks)
+    if title:
+        head += 0.34
+    width = sum([panel_width] * len(captions)) + GAP * (len(captions) + 1)
     height = head + sum(heights) + (GAP + below) * len(heights)
     if title:  # a narrow picture must not cut its title
         title = textwrap.fill(title, max(20, int(width * 10)))
@@ -101,16 +105,17 @@ def _compose(
     top = head
     for number, (row, tall) in enumerate(zip(rows, heights, strict=True)):
         left = GAP
-        for caption, (pixels, count), wide in zip(wrapped, row, widths, strict=True):
+        for caption, (pixels, count) in zip(wrapped, row, strict=True):
+            middle = left + panel_width / 2
             if number == 0:
                 lines = CAPTION * (1 + caption.count("\n"))
-                write(left + wide / 2, top - lines - 0.02, caption, fontsize=9.5, color=INK)
-            inset = (wide - pixels.shape[1] / DPI) / 2
+                write(middle, top - lines - 0.02, caption, fontsize=9.5, color=INK)
+            inset = (panel_width - pixels.shape[1] / DPI) / 2
             # figimage draws pixel for pixel: nothing is resampled, so patch edges stay sharp.
             figure.figimage(pixels, round((left + inset) * DPI), round((height - top - tall) * DPI), origin="upper")
             if several:
-                write(left + wide / 2, top + tall + 0.04, count, fontsize=8, color=FAINT)
-            left += wide + GAP
+                write(middle, top + tall + 0.04, count, fontsize=8, color=FAINT)
+            left += panel_width + GAP
         top += tall + below + GAP
     if legend:
         write(width / 2, top - 0.02, legend, fontsize=8, color=FAINT)

@@ -1,0 +1,109 @@
+"""What a method's own work costs in a large batch: writes benchmarks/speed/batch.json.
+
+    python benchmarks/speed/batch.py                                          # cpu-small at batch 32, minutes
+    python benchmarks/speed/batch.py --layers 32 --rounds 5                   # the same width, as deep as real models
+
+A prefill with the method over one with random dropping at the same tokens in every layer, run one right after the
+other in an order drawn anew for each round. The control is random dropping run twice. The median ratio of the rounds is
+printed with a 95 % bootstrap interval, beside the share of FLOPs to the first token that the method's scoring is.
+"""
+
+import argparse
+import json
+import platform
+import random
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+
+import foveate as fv
+from foveate.bench.run import same_schedule
+from foveate.bench.shapes import Shape, shape
+from foveate.bench.workload import Workload, synthetic
+from foveate.eval import provenance
+from foveate.methods import grammar
+
+HERE = Path(__file__).resolve().parent
+DRAWS = 2_000
+
+
+def deeper(named: Shape, layers: int | None) -> Shape:
+    """The shape with another number of decoder layers."""
+    if layers is None:
+        return named
+    text = {**named.config["text_config"], "num_hidden_layers": layers}
+    return Shape(named.name, named.of, {**named.config, "text_config": text}, named.image, named.frame)
+
+
+def prefill(model: Any, workload: Workload, method: fv.Method) -> tuple[float, list[float]]:
+    """Seconds of one prefill, and vision tokens of the first sample in each layer."""
+    with fv.drop(model, method) as trace, torch.no_grad():
+        begun = perf_counter()
+        model(**workload.inputs, logits_to_keep=1)
+        seconds = perf_counter() - begun
+    return seconds, [counts[0] for counts in trace.latest.per_layer]
+
+
+def interval(ratios: list[float], rng: random.Random) -> tuple[float, float, float]:
+    """The median, and a 95 % bootstrap interval of it."""
+    medians = sorted(median(rng.choices(ratios, k=len(ratios))) for _ in range(DRAWS))
+    return median(ratios), medians[int(0.025 * DRAWS)], medians[int(0.975 * DRAWS) - 1]
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Ratios of all rounds."""
+    named = deeper(shape(options.shape), options.layers)
+    model = named.build(torch.device("cpu"), torch.float32)
+    workload = synthetic(named, batch=options.batch, device=torch.device("cpu"))
+    depth = model.config.get_text_config().num_hidden_layers
+    chosen = grammar.read(options.method).spending(options.budget, None)
+    _, tokens = prefill(model, workload, chosen)
+    plain = same_schedule([int(count) for count in tokens], workload.vision_tokens)
+    runs = {"method": chosen, "random": plain, "random again": plain}
+    rng, rounds = random.Random(options.seed), []
+    for number in range(options.rounds):
+        order = rng.sample(list(runs), k=len(runs))
+        rounds.append({name: prefill(model, workload, runs[name])[0] for name in order})
+        print(f"round {number + 1}: " + ", ".join(f"{name} {rounds[-1][name]:.2f} s" for name in runs), flush=True)
+    own = workload.cost(model, chosen, tokens)
+    return {
+        "shape": named.name,
+        "layers": depth,
+        "batch": options.batch,
+        "method": str(chosen),
+        "tokens": tokens,
+        "share of FLOPs": own.scoring_flops / own.total_flops,
+        "over random": interval([run["method"] / run["random"] for run in rounds], rng),
+        "control": interval([run["random again"] / run["random"] for run in rounds], rng),
+        "rounds": rounds,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="cpu-small", metavar="NAME", help="default: cpu-small")
+    parser.add_argument("--layers", type=int, metavar="N", help="decoder layers (default: the shape's)")
+    parser.add_argument("--batch", type=int, default=32, metavar="N", help="samples (default: 32)")
+    parser.add_argument("--budget", type=float, default=128, metavar="TOKENS", help="default: 128")
+    parser.add_argument("--method", default="visiondrop", metavar="NAME", help="default: visiondrop")
+    parser.add_argument("--rounds", type=int, default=8, metavar="N", help="default: 8")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the order and intervals (default: 0)")
+    parser.add_argument("--out", type=Path, default=HERE / "batch.json", metavar="FILE")
+    options = parser.parse_args()
+    record = measure(options)
+    options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    for name in ("over random", "control"):
+        middle, low, high = record[name]
+        print(f"{name}: {middle:.3f} [{low:.3f}, {high:.3f}]")
+    print(f"scoring is {record['share of FLOPs']:.1%} of the FLOPs to the first token")
+
+
+if __name__ == "__main__":
+    main()

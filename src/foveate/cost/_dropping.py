@@ -1,0 +1,109 @@
+"""What a method leaves of a prompt's vision tokens, layer by layer, and what that takes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from foveate.core.grid import Grid
+from foveate.cost._decoder import Decoder
+from foveate.cost._prompt import Prompt
+from foveate.errors import SettingError
+from foveate.families.base import Family
+from foveate.methods import follow
+from foveate.methods.base import Method
+from foveate.methods.stages import Shape, Stage
+
+__all__ = ["Dropping", "rankable"]
+
+Grids = Sequence[Sequence[Grid]]
+
+
+@dataclass(frozen=True, slots=True)
+class Dropping:
+    """A method at work on a prompt, or nobody.
+
+    Attributes:
+        stages: The method's, in order; none without a method.
+        tokens: Vision tokens that each decoder layer processes.
+        cached: Vision tokens in each layer's cache once decoding starts.
+        scoring: FLOPs of the method's own arithmetic.
+        remembered: Rows that the method remembers while each layer runs.
+    """
+
+    stages: tuple[Stage, ...]
+    tokens: tuple[int, ...]
+    cached: tuple[int, ...]
+    scoring: int
+    remembered: tuple[int, ...]
+
+    @classmethod
+    def nothing(cls, prompt: Prompt, depth: int, tokens: Sequence[int] | None) -> "Dropping":
+        """The untouched model, or one whose layers process so many vision tokens."""
+        counts = tuple(tokens or (prompt.vision,) * depth)
+        return cls((), counts, counts, 0, (0,) * depth)
+
+    @classmethod
+    def by(
+        cls,
+        method: Method,
+        prompt: Prompt,
+        family: type[Family],
+        config: Any,
+        decoder: Decoder,
+        tokens: Sequence[int] | None,
+        grids: Grids | None,
+    ) -> "Dropping":
+        """A method's.
+
+        Args:
+            method: With its settings.
+            prompt: What goes in.
+            family: Says which tokens always stay.
+            config: The model's.
+            decoder: Its shape.
+            tokens: Vision tokens that each layer processes, where a trace has told.
+            grids: Rows and columns of each image's frames or views, if they are known.
+
+        Raises:
+            SettingError: If the method does not fit the depth, or what it leaves depends on the picture and `tokens`
+                is missing.
+        """
+        depth = decoder.depth
+        method.check(depth)
+        stages = follow.in_order(method.stages(Shape(depth)))
+        ranked = rankable(family, config, prompt.sizes)
+        if tokens is None:
+            tokens = _planned(method, stages, depth, ranked, grids, always_kept=prompt.vision - sum(ranked))
+        cut_caches = follow.cached_layers(stages)  # these have what is left at the end
+        cached = tuple(tokens[-1] if layer in cut_caches else count for layer, count in enumerate(tokens))
+        drops = min(tokens) < prompt.vision  # else the model runs as if nobody were here
+        return cls(
+            stages=stages,
+            tokens=tuple(tokens),
+            cached=cached,
+            scoring=follow.scoring_flops(stages, depth, decoder.width, ranked),
+            remembered=follow.held_rows(stages, tokens) if drops else (0,) * depth,
+        )
+
+
+def rankable(family: type[Family], config: Any, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Vision tokens of each image that a method ranks and counts: all but those that always stay."""
+    return tuple(size - len(family.always_kept(config, size)) for size in sizes)
+
+
+def _planned(
+    method: Method,
+    stages: Sequence[Stage],
+    depth: int,
+    ranked: Sequence[int],
+    grids: Grids | None,
+    always_kept: int,
+) -> list[int]:
+    """Vision tokens that each layer processes, as the method's stages count them."""
+    plan = follow.layer_plan(stages, depth, ranked, grids)
+    if plan is None:
+        raise SettingError(
+            f"How many tokens {type(method).__name__} leaves depends on the picture: run it and give its counts, "
+            "tokens=[count for (count,) in trace.latest.per_layer], or for a method on grids grids=…."
+        )
+    return [count + always_kept for count in plan]

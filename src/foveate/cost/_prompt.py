@@ -1,0 +1,60 @@
+"""A prompt of one sample, as `cost` is asked for it: counted, and refused where the counts make none."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from foveate.errors import SettingError
+
+__all__ = ["Prompt"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """How many tokens go in.
+
+    Attributes:
+        text: Tokens that are not vision tokens.
+        sizes: Vision tokens of each image or video.
+        pictures: How many pictures the tower encodes for each of them; None to tell from the sizes.
+    """
+
+    text: int
+    sizes: tuple[int, ...]
+    pictures: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, text: int, vision_tokens: int | Sequence[int], tower_images: int | Sequence[int] | None) -> Self:
+        """The prompt of these counts.
+
+        Raises:
+            SettingError: If one is negative, all are zero, or there is not a number of pictures for each image.
+        """
+        sizes = _counts(vision_tokens, "vision_tokens")
+        pictures = None if tower_images is None else _counts(tower_images, "tower_images")
+        if pictures is not None and len(pictures) != len(sizes):
+            raise SettingError(
+                f"tower_images has a count for each image or video: got {len(pictures)} for {len(sizes)} "
+                "in vision_tokens."
+            )
+        if text < 0 or text + sum(sizes) == 0:
+            raise SettingError(f"A prompt has at least one token; got {text} of text and {sum(sizes)} of vision.")
+        return cls(text, sizes, pictures)
+
+    @property
+    def vision(self) -> int:
+        """Vision tokens of all images."""
+        return sum(self.sizes)
+
+    @property
+    def rows(self) -> int:
+        """Tokens of the prompt."""
+        return self.text + self.vision
+
+
+def _counts(counts: int | Sequence[int], name: str) -> tuple[int, ...]:
+    """One count an image as a tuple."""
+    values = (counts,) if isinstance(counts, int) else tuple(int(count) for count in counts)
+    if any(count < 0 for count in values):
+        raise SettingError(f"{name} cannot be negative; got {counts}.")
+    return values

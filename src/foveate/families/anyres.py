@@ -1,0 +1,297 @@
+"""Pictures of any resolution, as several LLaVAs take them: a base view, then tiles put together to a map, unpadded, a
+newline behind every row."""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from foveate.core.cut import Cut
+from foveate.core.grid import Grid, into_cells, join
+from foveate.core.patching import Patcher
+from foveate.errors import SettingError
+from foveate.families.base import Family
+from foveate.families.costs import Counts, Flops, drops_cls, llava_bytes, llava_cost
+from foveate.families.newlines import reduce_apart
+from foveate.families.placing import place_rows, replace_images
+from foveate.families.tap import tapped_all
+from foveate.families.tower import (
+    Encoded,
+    Inputs,
+    Reducer,
+    Run,
+    TowerReader,
+    encoder_layers,
+    feature_layers,
+    scoring_layers,
+)
+from foveate.families.vision import grid_boxes, picture_sizes, smaller
+
+__all__ = ["NOWHERE", "AnyResolution", "tiles_of"]
+
+NOWHERE = torch.full((1, 4), float("nan"))
+"""The box of a newline."""
+
+
+class AnyResolution(Family):
+    """What LLaVA-NeXT and its descendants share; they differ in `packed`, in `shrunk` and in videos."""
+
+    shares_prefix: ClassVar[bool] = True
+
+    @property
+    def side(self) -> int:
+        """Patches along a side of a view."""
+        return _side(self.model.config)
+
+    @classmethod
+    def shrunk(cls, config: Any, rows: int, columns: int) -> Grid:
+        """What the model makes of an unpadded map of so many rows and columns: by default nothing."""
+        return rows, columns
+
+    def packed(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
+        """What the model does to the views of each image (or the frames of each video), done to other numbers than
+        features, without newlines: (views, patches, any) each -> (tokens, any) each."""
+        raise NotImplementedError
+
+    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
+        sizes = picture_sizes(inputs["image_sizes"])
+        return [self._image_boxes(length, size) for length, size in zip(lengths, sizes, strict=True)]
+
+    def _image_boxes(self, length: int, size: tuple[int, int]) -> Tensor | None:
+        """The base view, then the tile map, each of its rows closed by a newline; or a base view and one newline."""
+        base = grid_boxes(self.side, self.side)
+        if length == len(base) + 1:
+            return torch.cat((base, NOWHERE))
+        tall, wide = tiles_of(self.model.config, size)
+        patches = _unpadded(tall * self.side, wide * self.side, *size)
+        rows, columns = self.shrunk(self.model.config, *patches)
+        if length != len(base) + rows * (columns + 1):
+            return None
+        cells = grid_boxes(rows, columns).view(rows, columns, 4)
+        cells = torch.cat((cells, NOWHERE.expand(rows, 1, 4)), dim=1)  # a newline behind each row
+        return torch.cat((base, cells.flatten(0, 1)))
+
+    @classmethod
+    def cls_in_tower(cls, config: Any = None) -> bool | None:
+        if config is None:
+            return None
+        return drops_cls(config)
+
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+        """Behind the projector, on the packed tokens; scores and keys of all views are packed as the features are.
+
+        Newlines: the one that ends a single view or a video stays, in last place; those of tile rows leave.
+        """
+        layers, config = encoder_layers(self.core.vision_tower), self.model.config
+        if modality == "image":  # while nothing is under way to wait for
+            inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
+        scoring = scoring_layers(feature_layers(config, len(layers)), len(layers))
+        attentions: list[Any] = [layers[at].self_attn for at in scoring]
+        with tapped_all(attentions) as taps:
+            output = run()
+        views = self.tower_images(config, modality, inputs)
+        assert views is not None
+        cls = drops_cls(config)
+        readers = [TowerReader(cls, taps.sample(view)) for view in range(sum(views))]
+
+        @functools.cache
+        def stats(layer: int) -> list[Tensor]:
+            patches = torch.stack([reader.stats(layer) for reader in readers])  # (views, patches, 1 + head size)
+            return self.packed(modality, torch.split(patches, list(views)), inputs)
+
+        images = list(output.pooler_output)
+        places = self.boxes(modality, inputs, [len(image) for image in images])
+        cuts = reduce_apart(images, places, reducer, stats)
+        features = [place_rows(image, cut) for image, cut in zip(images, cuts, strict=True)]
+        together = isinstance(output.pooler_output, Tensor)  # videos, which are as long as each other
+        output.pooler_output = torch.stack(features) if together else features
+        return output, cuts
+
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+        """The tower interpolates its position embeddings; the smaller views are packed as the model packs its own.
+
+        Every view of a call gets the same size. Newlines stay, also those of tile rows.
+        """
+        grid = (self.side, self.side)
+        (cells,) = reducer.coarsen((grid,), self.side**2 + 1, 1)
+        if cells == grid:
+            output = run()
+            return output, [None] * len(output.pooler_output)
+        packer = _Packer(self, cells)
+        with Patcher() as patches:
+            patches.wrap(self.core, "pack_image_features", packer.pack)
+            output = self.run_smaller(run, "pixel_values", inputs, cells)
+        output.pooler_output, cuts = replace_images(output.pooler_output, packer.cells)
+        return output, cuts
+
+    def run_smaller(self, run: Run, name: str, inputs: Inputs, cells: Grid) -> Any:
+        """Run with pictures of so many rows and columns of patches."""
+        pixels, patch = inputs[name], self.model.config.vision_config.patch_size
+        resized = smaller(pixels.flatten(0, -4), cells[0] * patch, cells[1] * patch)
+        resized = resized.view(*pixels.shape[:-2], *resized.shape[-2:])
+        return run(**{name: resized, "interpolate_pos_encoding": True})
+
+    @classmethod
+    def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:
+        if modality == "video":
+            videos, frames = inputs["pixel_values_videos"].shape[:2]
+            return (int(frames),) * int(videos)
+        return tuple(1 + math.prod(tiles_of(config, size)) for size in picture_sizes(inputs["image_sizes"]))
+
+    @classmethod
+    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
+        if pictures is None:
+            pictures = tuple(cls.pictures_of(config, size) for size in sizes)
+        return llava_cost(config, sum(pictures))
+
+    @classmethod
+    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
+        counts = pictures or tuple(cls.pictures_of(config, size) for size in sizes)
+        pairs = zip(sizes, counts, strict=True)
+        only_videos = all(cls.frames_of(config, size) == count for size, count in pairs)
+        # Images are packed from their views, which is a copy more.
+        copies = 1 if only_videos else 2
+        return llava_bytes(config, sum(sizes), sum(counts), itemsize, copies=copies)
+
+    @classmethod
+    def frames_of(cls, config: Any, size: int) -> int:
+        """Frames of a video of `size` vision tokens; 0 if no video has so many."""
+        return 0
+
+    @classmethod
+    def pictures_of(cls, config: Any, size: int) -> int:
+        """Crops or frames the tower encoded to make `size` vision tokens, where the count leaves no doubt.
+
+        Raises:
+            SettingError: If several counts of pictures make as many tokens, or none.
+        """
+        if size == 0:
+            return 0
+        counts = set(cls._mosaic_counts(config, size))
+        if frames := cls.frames_of(config, size):
+            counts.add(frames)
+        if size == _side(config) ** 2 + 1:  # a base view and one newline
+            counts.add(1)
+        if len(counts) == 1:
+            return counts.pop()
+        what = "fit no picture or video"
+        if counts:
+            what = f"may come from {', '.join(map(str, sorted(counts)))} pictures"
+        raise SettingError(
+            f"{size} vision tokens {what} of this model ({cls.model_type}): say with tower_images=… how many the tower "
+            "encodes (of an image its base view and tiles, of a video its frames); Family.tower_images reads it off "
+            "the inputs."
+        )
+
+    @classmethod
+    def _mosaic_counts(cls, config: Any, size: int) -> Iterator[int]:
+        """Crops of each mosaic of which some picture makes `size` vision tokens, with the base view."""
+        crop, side = config.vision_config.image_size, _side(config)
+        mosaics: list[Grid] = [(tall // crop, wide // crop) for tall, wide in config.image_grid_pinpoints]
+        for tall, wide in mosaics:
+            # Unpadding trims one side by an even count, never to where a smaller mosaic would have been chosen.
+            flatter = max((rows for rows, columns in mosaics if columns == wide and rows < tall), default=0)
+            slimmer = max((columns for rows, columns in mosaics if rows == tall and columns < wide), default=0)
+            maps = [(rows, wide * side) for rows in range(tall * side, flatter * side - 1, -2)]
+            maps += [(tall * side, columns) for columns in range(wide * side, slimmer * side - 1, -2)]
+            shrunk = (cls.shrunk(config, *patches) for patches in maps)
+            if any(side * side + rows * (columns + 1) == size for rows, columns in shrunk):
+                yield 1 + tall * wide
+
+
+class _Packer:
+    """`pack_image_features` for views of fewer patches, which remembers what the usual tokens went into.
+
+    Args:
+        family: Knows the model.
+        views: Rows and columns of a view's patches.
+
+    Attributes:
+        cells: Of each image, which of its new tokens each usual one went into.
+    """
+
+    def __init__(self, family: AnyResolution, views: Grid) -> None:
+        self.cells: list[Cut] = []
+        self._family = family
+        self._views = views
+
+    def pack(
+        self, original: Any, image_features: Any, image_sizes: Any, *_: Any, image_newline: Tensor, **__: Any
+    ) -> tuple[list[Tensor], None]:
+        """In the place of the core's own."""
+        packed = []
+        for views, size in zip(image_features, picture_sizes(image_sizes), strict=True):
+            rows, cells = self._image(views, size, image_newline)
+            packed.append(rows)
+            self.cells.append(cells)
+        return packed, None
+
+    def _image(self, views: Tensor, size: tuple[int, int], newline: Tensor) -> tuple[Tensor, Cut]:
+        """An image's rows, from its views, (views, patches, width), the base view first."""
+        family, side = self._family, self._family.side
+        base = into_cells((side, side), self._views)
+        if len(views) == 1:
+            rows = torch.cat((views[0], newline[None].to(views[0])))
+            return rows, join([base, into_cells((1, 1), (1, 1))])
+        tall, wide = tiles_of(family.model.config, size)
+        usual = _unpadded(side * tall, side * wide, *size)
+        fine = family.shrunk(family.model.config, *usual)
+        if not math.prod(fine):  # so long a picture that of its map at most the newlines are left
+            rows = torch.cat((views[0], newline.expand(fine[0], -1).to(views[0])))
+            return rows, join([base, into_cells((fine[0], 1), (fine[0], 1))])
+        # (tiles, patches, width) -> one map, (width, rows, columns)
+        tiles = views[1:].view(tall, wide, *self._views, -1)  # (down, across, rows, columns, width)
+        tiles = tiles.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)
+        tiles = _unpad(tiles, size)
+        # OneVision shrinks large maps; this one shrinks by as much.
+        coarse = _shrunk_alike(usual, fine, tiles.shape[1:])
+        if coarse != tiles.shape[1:]:
+            tiles = interpolate(tiles[None], coarse, mode="bilinear")[0]
+        # A newline behind each row, then row by row: (width, rows, columns + 1) -> (rows · (columns + 1), width)
+        newlines = newline[:, None, None].expand(-1, coarse[0], 1).to(tiles)
+        tiles = torch.cat((tiles, newlines), dim=-1).flatten(1, 2).T
+        return torch.cat((views[0], tiles)), join([base, into_cells(fine, coarse, newlines=True)])
+
+
+def _shrunk_alike(usual: Grid, fine: Grid, sides: Sequence[int]) -> Grid:
+    """A map of these sides brought down by as much as the model brings the usual one down, to `fine`."""
+    shrunk = []
+    for most, few, length in zip(usual, fine, sides, strict=True):
+        side = int(length * (few / most))
+        shrunk.append(max(1, min(few, side)))
+    rows, columns = shrunk
+    return rows, columns
+
+
+def tiles_of(config: Any, size: tuple[int, int]) -> Grid:
+    """Tiles down and across of a picture of this height and width."""
+    # Here, as listing the families should not load it.
+    from transformers.image_processing_utils import select_best_resolution
+
+    height, width = select_best_resolution(size, config.image_grid_pinpoints)
+    crop = config.vision_config.image_size
+    return height // crop, width // crop
+
+
+def _side(config: Any) -> int:
+    return int(config.vision_config.image_size // config.vision_config.patch_size)
+
+
+def _unpadded(rows: int, columns: int, height: int, width: int) -> Grid:
+    """What is left of a map of so many rows and columns where the picture does not fill it."""
+    if width / height > columns / rows:
+        rows -= 2 * ((rows - int(round(height * columns / width, 7))) // 2)
+    else:
+        columns -= 2 * ((columns - int(round(width * rows / height, 7))) // 2)
+    return rows, columns
+
+
+def _unpad(tiles: Tensor, size: tuple[int, int]) -> Tensor:
+    """What is left of a map, (width, rows, columns), where the picture does not fill it: one row or column at least."""
+    rows, columns = (max(1, left) for left in _unpadded(tiles.shape[1], tiles.shape[2], *size))
+    top, left = (tiles.shape[1] - rows) // 2, (tiles.shape[2] - columns) // 2
+    return tiles[:, top : top + rows, left : left + columns]

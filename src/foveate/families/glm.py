@@ -1,0 +1,38 @@
+"""GLM-4.1V, GLM-4.5V and GLM-4.6V: as Qwen2-VL, with a tower and a merger of their own; a video is many images with
+time stamps between."""
+
+from typing import Any, ClassVar
+
+from foveate.families.costs import Counts, Flops, glm_cost
+from foveate.families.qwen_vl import Qwen2VL
+
+__all__ = ["FAMILIES", "Glm4v", "Glm4vMoe", "Glm46V"]
+
+
+class Glm4v(Qwen2VL):
+    """Where things are inside `Glm4vForConditionalGeneration`."""
+
+    model_type: ClassVar[str] = "glm4v"
+    decoders: ClassVar[frozenset[str]] = frozenset({"glm4v_text"})
+
+    @classmethod
+    def _tower(cls, vision: Any, sizes: Counts, pictures: Counts) -> Flops:
+        return glm_cost(vision, sizes, pictures)
+
+
+class Glm4vMoe(Glm4v):
+    """Where things are inside `Glm4vMoeForConditionalGeneration`; experts see the rows that are left and no others."""
+
+    model_type: ClassVar[str] = "glm4v_moe"
+    decoders: ClassVar[frozenset[str]] = frozenset({"glm4v_moe_text"})
+
+
+class Glm46V(Glm4v):
+    """Where things are inside `Glm46VForConditionalGeneration`: the tower and the decoders of the other two; its
+    processor samples videos in another way."""
+
+    model_type: ClassVar[str] = "glm46v"
+    decoders: ClassVar[frozenset[str]] = frozenset({"glm4v_text", "glm4v_moe_text"})
+
+
+FAMILIES = (Glm4v, Glm4vMoe, Glm46V)

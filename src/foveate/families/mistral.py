@@ -1,0 +1,149 @@
+"""Mistral 3: a Pixtral tower for any picture size, s x s patches a token, a break after each row, 1-D RoPE."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from foveate.core.attention import received_attention
+from foveate.core.cut import Cut
+from foveate.core.grid import Grid, into_cells
+from foveate.core.host import send
+from foveate.core.patching import Patcher
+from foveate.families.base import Family
+from foveate.families.costs import Counts, Flops, pixtral_cost
+from foveate.families.placing import replace_images
+from foveate.families.tap import Tapped, tap
+from foveate.families.tiles import blocks
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, always, feature_layers
+from foveate.families.vision import grid_boxes, picture_sizes, smaller
+
+__all__ = ["FAMILY", "Mistral3"]
+
+
+class Mistral3(Family):
+    """Where things are inside `Mistral3ForConditionalGeneration`.
+
+    The breaks between the rows of an image are text: they stay, and no vision token is one.
+    """
+
+    model_type: ClassVar[str] = "mistral3"
+    decoders: ClassVar[frozenset[str]] = Family.decoders | {"ministral3"}
+    shares_prefix: ClassVar[bool] = True
+
+    @property
+    def _side(self) -> int:
+        """Pixels of a token's side."""
+        config = self.model.config
+        return int(config.vision_config.patch_size * config.spatial_merge_size)
+
+    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
+        return [grid_boxes(*grid) for grid in _grids(inputs, self._side)]
+
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+        """Behind the projector, whose merger makes one token of a block of patches: scores and keys are their means.
+
+        The tower runs all images of a call as one sequence, in which each sees itself alone.
+        """
+        config, layers = self.model.config, self.core.vision_tower.transformer.layers
+        # Read while nothing is under way to wait for.
+        inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
+        reader = _Reader(layers[max(feature_layers(config, len(layers)))].attention)
+        with Patcher() as patches:
+            reader.attach(patches)
+            output = run()
+        grids = _grids(inputs, config.vision_config.patch_size)
+        stats = [_token_means(patches, config.spatial_merge_size) for patches in reader.images(grids)]
+        return output, self.reduce_features(output, modality, inputs, reducer, always(stats))
+
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+        """Each image is resized without its padding and padded anew."""
+        side = self._side
+        pictures: list[Tensor] = []
+        merged: list[Cut | None] = []
+        for pixels, grid in zip(inputs["pixel_values"], _grids(inputs, side), strict=True):
+            rows, columns = grid
+            picture = pixels[None, :, : rows * side, : columns * side]  # without padding
+            (cells,) = reducer.coarsen((grid,), rows * columns, 0)
+            if cells == grid:
+                merged.append(None)
+            else:
+                merged.append(into_cells(grid, cells))
+                picture = smaller(picture, cells[0] * side, cells[1] * side)
+            pictures.append(picture[0])
+        # The model cannot split the features of one token, so it gets two: pictures do not see each other.
+        if [tuple(picture.shape[1:]) for picture in pictures] == [(side, side)]:
+            pictures *= 2
+        sizes = send(torch.tensor([picture.shape[1:] for picture in pictures]), inputs["pixel_values"].device)
+        output = run(pixel_values=_padded(pictures, sizes), image_sizes=sizes)
+        images = list(output.pooler_output)[: len(merged)]
+        output.pooler_output, cuts = replace_images(images, merged)
+        return output, cuts
+
+    @classmethod
+    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
+        return pixtral_cost(config, sizes)
+
+    @classmethod
+    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops | None:
+        return pixtral_cost(config, [rows * columns for ((rows, columns),) in cells])
+
+
+class _Reader:
+    """Queries and keys of the patches of all images of a call, from one layer of the tower."""
+
+    def __init__(self, attention: Any) -> None:
+        self._attention = attention
+        self._heads: list[Tapped] = []
+        self._keys: list[Tensor] = []
+
+    def attach(self, patches: Patcher) -> None:
+        """Read until the patcher restores the layer."""
+        patches.hook(self._attention.k_proj, "after", self._note_keys)
+        tap(patches, self._attention, self._note_heads)
+
+    def _note_keys(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        heads = output[0].view(output.shape[1], self._attention.num_heads, -1)
+        self._keys.append(heads.float().mean(dim=1))  # before RoPE: (patches, head size)
+
+    def _note_heads(self, queries: Tensor, keys: Tensor, scaling: float) -> None:
+        self._heads.append(Tapped(queries, keys, scaling))
+
+    def images(self, grids: Sequence[Grid]) -> Iterator[Tensor]:
+        """Scores and keys of each image's patches: (1, rows, columns, 1 + head size)."""
+        (heads,), (keys,) = self._heads, self._keys
+        start = 0
+        for rows, columns in grids:
+            image = slice(start, start + rows * columns)
+            scores = received_attention(heads.queries[0, :, image], heads.keys[0, :, image], heads.scaling)
+            stats = torch.cat((scores[:, None], keys[image]), dim=-1)
+            yield stats.view(1, rows, columns, -1)
+            start = image.stop
+
+
+def _grids(inputs: Inputs, side: int) -> list[Grid]:
+    """Rows and columns of each image in squares of so many pixels."""
+    return [(height // side, width // side) for height, width in picture_sizes(inputs["image_sizes"])]
+
+
+def _token_means(patches: Tensor, block: int) -> Tensor:
+    """Means over the patches of each token, (1, rows, columns, numbers) -> (tokens, numbers); patches that fill no
+    block are left out."""
+    rows, columns = (side // block * block for side in patches.shape[1:3])
+    grouped = blocks(patches[:, :rows, :columns], block)[0]
+    return grouped.view(len(grouped), block**2, -1).mean(dim=1)
+
+
+def _padded(pictures: Sequence[Tensor], sizes: Tensor) -> Tensor:
+    """Pictures of different sizes, (pictures, 2), with zeros below and right of them: (pictures, channels, …)."""
+    height, width = sizes.amax(dim=0).tolist()
+    padded = []
+    for picture in pictures:
+        _, rows, columns = picture.shape
+        padded.append(pad(picture, (0, width - columns, 0, height - rows)))
+    return torch.stack(padded)
+
+
+FAMILY = Mistral3

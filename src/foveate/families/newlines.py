@@ -1,0 +1,147 @@
+"""Reducing an image's tokens behind the projector, without its newlines, which are never ranked."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foveate.core.cut import Cut
+from foveate.core.grid import Grid, closing_rows, grids_of
+from foveate.core.host import send
+from foveate.core.tower import TowerView
+from foveate.errors import UnsupportedError
+from foveate.families.tower import Reducer
+
+__all__ = ["Stats", "reduce_apart"]
+
+Stats = Callable[[int], Sequence[Tensor]]
+"""What the tower tells of each image's tokens, newlines apart, (tokens, 1 + key size) float32: scores, and keys beside
+them; for a layer as `TowerView.attention` counts."""
+
+
+def reduce_apart(
+    images: Sequence[Tensor],
+    boxes: Sequence[Tensor | None],
+    reducer: Reducer,
+    stats: Stats | None = None,
+    grids: Sequence[tuple[Grid, ...]] | None = None,
+) -> list[Cut | None]:
+    """Reduce each image's tokens behind the projector. The newline that ends an image stays; others leave.
+
+    Args:
+        images: (tokens, width) each.
+        boxes: Where they look, (tokens, 4) each, on the host; NaN for a newline. None where `grids` holds all tokens.
+        reducer: What reduces.
+        stats: Scores and keys; None if no method reads them.
+        grids: The grids each image's tokens stand in, if these are known without the boxes.
+    """
+    parts = []
+    frames: Sequence[tuple[Grid, ...] | None] = grids or [None] * len(images)
+    for index, (features, places, own) in enumerate(zip(images, boxes, frames, strict=True)):
+        tokens, closing = _parts(features, places, own)
+        parts.append(_Image(index, features, places, own, stats, tokens, closing))
+    cuts = reducer.reduce(image.view() for image in parts)
+    return [image.with_newline(cut) for image, cut in zip(parts, cuts, strict=True)]
+
+
+def _parts(features: Tensor, boxes: Tensor | None, grids: tuple[Grid, ...] | None) -> tuple[Tensor, Tensor]:
+    """Which of an image's tokens are no newlines, and which newline stays: ordinals."""
+    if boxes is None and grids is not None:
+        every = torch.arange(len(features), device=features.device)
+        return every, every[:0]
+    if boxes is None:
+        raise UnsupportedError("Where this image's tokens look is not known, so its newlines cannot be told apart.")
+    newline = boxes.isnan().any(dim=-1)
+    tokens = send((~newline).nonzero()[:, 0], features.device)
+    newlines = send(newline.nonzero()[:, 0], features.device)
+    return tokens, newlines[: closing_rows(len(newlines))]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Image:
+    """An image's tokens and newlines. An example: a view of 2 x 2 tokens, and the newline that ends it.
+
+        0 1 2 3 ↵        tokens 0, 1, 2, 3        closing 4
+
+    Attributes:
+        index: Which image of the call.
+        features: (tokens, width), newlines among them.
+        boxes: Where they look.
+        grids: The grids they stand in, if known.
+        stats: Scores and keys of all images.
+        tokens: Which are no newlines: ordinals.
+        closing: Which newline stays, behind all others: one ordinal or none.
+    """
+
+    index: int
+    features: Tensor
+    boxes: Tensor | None
+    grids: tuple[Grid, ...] | None
+    stats: Stats | None
+    tokens: Tensor
+    closing: Tensor
+
+    def view(self) -> TowerView:
+        """The tokens without newlines: made late, where that takes a copy of them."""
+        grids, features, grid = self.grids, self.features, None
+        if grids is None:
+            assert self.boxes is not None
+            grids = grids_of(self.boxes)
+        if len(self.tokens) < len(features):
+            features = features[self.tokens]
+        elif len(grids) == 1:
+            grid = grids[0]
+        return TowerView(
+            features,
+            grid=grid,
+            cls=None,
+            scores_of=self._scores,
+            keys_of=self._keys,
+            entered=len(self.features),  # newlines among them
+            reserved=len(self.closing),
+            grids=grids,
+        )
+
+    def _scores(self, layer: int) -> Tensor:
+        return self._stats(layer)[:, 0]
+
+    def _keys(self, layer: int) -> Tensor:
+        return self._stats(layer)[:, 1:]
+
+    def _stats(self, layer: int) -> Tensor:
+        if self.stats is None:
+            raise UnsupportedError(
+                "Attention and keys of the tower are not read for methods that work behind the projector."
+            )
+        return self.stats(layer)[self.index]
+
+    def with_newline(self, cut: Cut | None) -> Cut | None:
+        """The cut of all tokens, from that of those without newlines; the newline that stays is the last row."""
+        if cut is None:
+            return None
+        arriving, device = len(self.features), self.features.device
+        if cut.stays_whole:
+            return Cut.stay(arriving, _spread(cut.notes, self.tokens, arriving))
+        # From ordinals among the tokens to ordinals among all; −1 stays −1.
+        source = torch.where(cut.source < 0, cut.source, self.tokens[cut.source.clamp(min=0)])
+        rows = self.features[source] if cut.rows is None else cut.rows
+        parent = torch.full((arriving,), -1, device=device)
+        parent[self.tokens] = cut.parent
+        parent[self.closing] = len(source)
+        places = torch.arange(len(source), device=device)
+        return Cut.merge(
+            torch.cat((source, self.closing)),
+            torch.cat((rows, self.features[self.closing].to(rows.dtype))),
+            parent,
+            _spread(cut.notes, places, len(source) + len(self.closing)),
+        )
+
+
+def _spread(notes: Mapping[str, Tensor], places: Tensor, count: int) -> dict[str, Tensor]:
+    """Notes of some rows as notes of all; true, or one, for a newline."""
+    spread = {}
+    for name, note in notes.items():
+        spread[name] = note.new_ones(count)
+        spread[name][places] = note
+    return spread

@@ -1,0 +1,88 @@
+"""Putting what is left of an image in its place: the rows first, zeros behind, so that the placeholders stay whole."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from foveate.core.cut import Cut
+
+__all__ = ["first_rows", "images_of", "place_rows", "put_images", "replace_images", "rows_left", "stays_whole"]
+
+
+def stays_whole(cut: Cut | None) -> bool:
+    """Whether a cut leaves an image's tokens as they are."""
+    return cut is None or cut.stays_whole
+
+
+def rows_left(features: Tensor, cut: Cut | None) -> Tensor:
+    """The rows a cut leaves of an image's tokens, in the dtype of its features."""
+    if cut is None or cut.stays_whole:
+        return features
+    if cut.rows is None:
+        return features[cut.source]
+    return cut.rows.to(features.dtype)
+
+
+def first_rows(rows: Tensor, length: int) -> Tensor:
+    """Rows, (rows, width), with zeros behind them: (length, width)."""
+    # `pad` counts from the last dimension: nothing left and right, nothing above, zeros below.
+    return pad(rows, (0, 0, 0, length - len(rows)))
+
+
+def place_rows(features: Tensor, cut: Cut | None) -> Tensor:
+    """An image's features with the rows of a cut in its first places and zeros behind, (tokens, width)."""
+    if stays_whole(cut):
+        return features
+    return first_rows(rows_left(features, cut), len(features))
+
+
+def replace_images(images: Iterable[Tensor], cells: Sequence[Cut | None]) -> tuple[list[Tensor], list[Cut | None]]:
+    """Put the features of smaller pictures in the place of images' tokens.
+
+    Args:
+        images: Features of each picture, (cells, width); whole where there is no cut.
+        cells: Which cell each of an image's tokens went into (see `foveate.core.grid.into_cells`); None: it is whole.
+
+    Returns:
+        Features of each image with zeros behind, (tokens, width), and the cuts.
+    """
+    features: list[Tensor] = []
+    cuts: list[Cut | None] = []
+    for rows, cut in zip(images, cells, strict=True):
+        if cut is None:
+            features.append(rows)
+            cuts.append(None)
+        else:
+            features.append(first_rows(rows, cut.arriving))
+            cuts.append(cut.to(rows.device).with_rows(rows))
+    return features, cuts
+
+
+def images_of(output: Any, lengths: Callable[[int], Sequence[int]] | None) -> list[Tensor]:
+    """The features of each image, (tokens, width), in what a `get_*_features` call answered.
+
+    Args:
+        output: Its `pooler_output` is a tensor or a sequence of pieces.
+        lengths: Tells tokens of each image from those of all; None where a piece is an image.
+    """
+    pieces = list(output.pooler_output)
+    if lengths is None:
+        return pieces
+    # Pieces are tiles, so an image is several of them: all tokens in one tensor, divided anew.
+    together = torch.cat([piece.flatten(0, -2) for piece in pieces])
+    return list(torch.split(together, list(lengths(len(together)))))
+
+
+def put_images(output: Any, images: Sequence[Tensor]) -> None:
+    """Put the features of each image back, in the form all came in."""
+    pieces = output.pooler_output
+    if isinstance(pieces, Tensor):
+        output.pooler_output = torch.cat(list(images)).view_as(pieces)
+    elif len(pieces) == len(images):
+        output.pooler_output = list(images)
+    else:
+        sizes = [len(piece) for piece in pieces]
+        output.pooler_output = list(torch.split(torch.cat(list(images)), sizes))

@@ -1,0 +1,342 @@
+"""The Qwen-VLs (2, 2.5, 3, 3.5, and with experts): any image size, 2 x 2 patches merged into one token, M-RoPE."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.vision_utils import get_vision_window_index
+
+from foveate.core.attention import received_attention
+from foveate.core.cut import Cut
+from foveate.core.grid import Grid, into_cells, join
+from foveate.core.patching import Patcher
+from foveate.core.tower import TowerView
+from foveate.errors import SettingError, UnsupportedError
+from foveate.families.base import Family
+from foveate.families.costs import Counts, Flops, qwen_bytes, qwen_cost, windowed_cost
+from foveate.families.placing import first_rows, place_rows, replace_images, stays_whole
+from foveate.families.tap import tap
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, always
+from foveate.families.vision import grid_boxes, smaller
+
+__all__ = ["FAMILIES", "Qwen2VL", "Qwen3VL", "Qwen3VLMoe", "Qwen25VL", "Qwen35", "Qwen35Moe"]
+
+PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
+"""The argument that a modality's patches are given in."""
+
+
+class Qwen2VL(Family):
+    """Where things are inside `Qwen2VLForConditionalGeneration`.
+
+    The layers get one (cos, sin) pair with M-RoPE's three axes already combined, so positions need
+    nothing special; `rope_deltas` stay those of the unpruned prompt.
+    """
+
+    model_type: ClassVar[str] = "qwen2_vl"
+    videos: ClassVar[bool] = True
+    renumbers: ClassVar[bool] = False
+    decoders: ClassVar[frozenset[str]] = frozenset({"qwen2_vl_text"})
+    shares_prefix: ClassVar[bool] = True
+
+    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
+        side: int = self.core.visual.spatial_merge_size
+        grids = inputs[f"{modality}_grid_thw"].tolist()
+        return [grid_boxes(height // side, width // side).repeat(times, 1) for times, height, width in grids]
+
+    # -- the tower ---------------------------------------------------------------------------------------------
+
+    @property
+    def scoring_block(self) -> Any:
+        """The block of the tower whose attention and keys are read."""
+        return self.core.visual.blocks[-1]
+
+    def token_order(self, grids: Tensor) -> Any:
+        """Index of the blocks' tokens that puts them in the order of the features; `grids` is (images, 3)."""
+        return slice(None)
+
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+        """Behind the merger: a token's score and key are the means of its four patches'."""
+        grids = inputs[f"{modality}_grid_thw"].cpu()  # while nothing is under way to wait for
+        block = _Block(self.scoring_block.attn)
+        with Patcher() as patches:
+            block.attach(patches)
+            output = run()
+        features, side = list(output.pooler_output), self.core.visual.spatial_merge_size
+        scores, keys = block.token_means(side**2, self.token_order(grids))
+        sizes = [len(image) for image in features]
+        shown = zip(features, grids.tolist(), torch.split(scores, sizes), torch.split(keys, sizes), strict=True)
+        cuts = reducer.reduce([_view(side, *image) for image in shown])
+        for index, cut in enumerate(cuts):
+            if cut is not None and not stays_whole(cut):
+                features[index] = place_rows(features[index], cut)
+                self.place_deepstack(output, index, cut)
+        output.pooler_output = features
+        return output, cuts
+
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+        """The patches are put together again, resized to whole tokens and cut anew."""
+        vision = self.model.config.vision_config
+        side, name = vision.spatial_merge_size, PIXELS[modality]
+        grids = inputs[f"{modality}_grid_thw"]
+        small_grids = grids.clone()
+        pictures: list[Tensor] = []
+        merged: list[Cut | None] = []
+        patches_of = inputs[name].split(grids.prod(-1).tolist())
+        for index, (patches, (times, height, width)) in enumerate(zip(patches_of, grids.tolist(), strict=True)):
+            # Every temporal patch is a grid of tokens, and all get the same.
+            frames = ((height // side, width // side),) * times
+            cells = reducer.coarsen(frames, times * height * width // side**2, 0)
+            if cells == frames:
+                merged.append(None)
+                pictures.append(patches)
+                continue
+            merged.append(join([into_cells(frames[0], cells[0])] * times))
+            pictures.append(_resized(patches, (times, height, width), cells[0], vision))
+            small_grids[index, 1:] = torch.tensor(cells[0]) * side
+        output = run(**{name: torch.cat(pictures), f"{modality}_grid_thw": small_grids})
+        output.pooler_output, cuts = replace_images(output.pooler_output, merged)
+        for index, cut in enumerate(cuts):
+            if cut is not None:
+                self._lengthen_deepstack(output, index, cut.arriving)
+        return output, cuts
+
+    def _lengthen_deepstack(self, output: Any, index: int, length: int) -> None:
+        """Nothing: this family has none."""
+
+    # -- costs -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:
+        return tuple(int(frames) for frames, _, _ in inputs[f"{modality}_grid_thw"])
+
+    @classmethod
+    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
+        """As in the base class; a picture is a temporal patch, one for an image. The merger is the projector."""
+        pictures = pictures or (1,) * len(sizes)
+        for size, count in zip(sizes, pictures, strict=True):
+            if count < 1 or size % count:
+                raise SettingError(f"{size} vision tokens do not divide into {count} temporal patches.")
+        return cls._tower(config.vision_config, sizes, pictures)
+
+    @classmethod
+    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
+        vision = config.vision_config
+        inner = int(vision.embed_dim * vision.mlp_ratio)
+        return qwen_bytes(vision, sum(sizes), itemsize, inner=inner, out=vision.hidden_size)
+
+    @classmethod
+    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops | None:
+        sizes = tuple(sum(rows * columns for rows, columns in frames) for frames in cells)
+        return cls._tower(config.vision_config, sizes, tuple(len(frames) for frames in cells))
+
+    @classmethod
+    def _tower(cls, vision: Any, sizes: Counts, pictures: Counts) -> Flops:
+        inner = int(vision.embed_dim * vision.mlp_ratio)
+        return qwen_cost(vision, sizes, pictures, inner=inner, out=vision.hidden_size)
+
+
+class _Block:
+    """Scores and keys of the patches of all images of a call, from one block of the tower.
+
+    Its attention runs once for each sequence that looks at itself alone, so it may be tapped several times.
+    """
+
+    def __init__(self, attention: Any) -> None:
+        self._attention = attention
+        self._scores: list[Tensor] = []
+        self._keys: list[Tensor] = []
+
+    def attach(self, patches: Patcher) -> None:
+        """Read until the patcher restores the block."""
+        patches.hook(self._attention.qkv, "after", self._note_keys)
+        tap(patches, self._attention, self._note_scores)
+
+    def _note_keys(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        heads = output.reshape(len(output), 3, self._attention.num_heads, -1)[:, 1]
+        self._keys.append(heads.float().mean(dim=1))  # before RoPE: (patches, head size)
+
+    def _note_scores(self, queries: Tensor, keys: Tensor, scaling: float) -> None:
+        self._scores.append(received_attention(queries[0], keys[0], scaling))
+
+    def token_means(self, group: int, order: Any) -> tuple[Tensor, Tensor]:
+        """Means over the `group` patches of each token, in this order: scores (tokens,), keys (tokens, head size)."""
+        scores = torch.cat(self._scores).view(-1, group).mean(dim=1)
+        keys = self._keys[0].view(len(self._keys[0]) // group, group, -1).mean(dim=1)
+        return scores[order], keys[order]
+
+
+def _view(side: int, features: Tensor, grid: Sequence[int], scores: Tensor, keys: Tensor) -> TowerView:
+    """What is shown of an image, or of a video of several temporal patches: `grid` counts these, rows and columns."""
+    times, height, width = grid
+    cells = None
+    if times == 1:
+        cells = (height // side, width // side)
+    return TowerView(features, cells, None, always(scores), always(keys))
+
+
+def _resized(patches: Tensor, grid: tuple[int, int, int], tokens: Grid, vision: Any) -> Tensor:
+    """The patches of an image or video, (t · h · w, pixels), as they would be of one of `tokens` tokens a frame.
+
+    Patches come token by token, each a block of `side` x `side` patches of (channels, frames, rows, columns).
+    """
+    side, patch, frames = vision.spatial_merge_size, vision.patch_size, vision.temporal_patch_size
+    times, height, width = grid
+    # (times, down, across, side, side, channels, frames, patch, patch) -> (times · frames, channels, rows, columns)
+    blocks = patches.view(times, height // side, width // side, side, side, -1, frames, patch, patch)
+    pictures = blocks.permute(0, 6, 5, 1, 3, 7, 2, 4, 8)
+    pictures = pictures.reshape(times * frames, -1, height * patch, width * patch)
+    pictures = smaller(pictures, tokens[0] * side * patch, tokens[1] * side * patch)
+    # and back, with fewer tokens down and across
+    cut = pictures.view(times, frames, -1, tokens[0], side, patch, tokens[1], side, patch)
+    return cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, patches.shape[1])
+
+
+class Qwen25VL(Qwen2VL):
+    """Where things are inside `Qwen2_5_VLForConditionalGeneration`, whose tower looks through windows, but for a few
+    blocks.
+
+    Inside the tower tokens stand window by window; the features leave it in raster order.
+    """
+
+    model_type: ClassVar[str] = "qwen2_5_vl"
+    decoders: ClassVar[frozenset[str]] = frozenset({"qwen2_5_vl_text"})
+
+    @property
+    def scoring_block(self) -> Any:
+        """The last block that looks at the whole picture: what a token receives in a window is local."""
+        visual = self.core.visual
+        looking = [index for index in range(len(visual.blocks)) if index in visual.fullatt_block_indexes]
+        if not looking:
+            raise UnsupportedError(
+                "No block of this tower looks at the whole picture (fullatt_block_indexes names none of its "
+                f"{len(visual.blocks)}), so tokens cannot be ranked there. Use a method that drops between layers."
+            )
+        return visual.blocks[looking[-1]]
+
+    def token_order(self, grids: Tensor) -> Tensor:
+        visual = self.core.visual
+        # index[i] is the token, in raster order, that stands at place i of the windows: its inverse leads back.
+        index, _ = get_vision_window_index(grids, visual.spatial_merge_size, visual.window_size, visual.patch_size)
+        order: Tensor = index.argsort()
+        return order
+
+    @classmethod
+    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
+        raise SettingError(
+            "What Qwen2.5-VL's tower costs depends on the windows of each picture: give the rows and columns of its "
+            "tokens, grids=[[(height // 28, width // 28)], …], an entry for each frame of each image."
+        )
+
+    @classmethod
+    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
+        vision = config.vision_config
+        inner, out = vision.intermediate_size, vision.out_hidden_size
+        return qwen_bytes(vision, sum(sizes), itemsize, inner=inner, out=out, gated=True)
+
+    @classmethod
+    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops:
+        vision, frames = config.vision_config, [grid for image in cells for grid in image]
+        return windowed_cost(vision, frames, vision.fullatt_block_indexes)
+
+
+class Qwen3VL(Qwen2VL):
+    """Where things are inside `Qwen3VLForConditionalGeneration`: as Qwen2-VL, and deepstack: tower features of three
+    depths are added after the first layers.
+
+    The model adds them to the full-length stream between layers, which the engine leaves at full length: a token that
+    was dropped gets its addition too, which is never read.
+    """
+
+    model_type: ClassVar[str] = "qwen3_vl"
+    decoders: ClassVar[frozenset[str]] = frozenset({"qwen3_vl_text"})
+
+    def added_later(self, inputs: Inputs) -> list[Tensor] | None:
+        return inputs.get("deepstack_visual_embeds")
+
+    def place_deepstack(self, output: Any, index: int, cut: Cut) -> None:
+        """A row gets the deepstack features of the token it stands for: they are not merged."""
+        source = cut.source.clamp(min=0)
+        _change_deepstack(output, index, lambda features: first_rows(features[source], len(features)))
+
+    def _lengthen_deepstack(self, output: Any, index: int, length: int) -> None:
+        _change_deepstack(output, index, partial(first_rows, length=length))
+
+    @classmethod
+    def _tower(cls, vision: Any, sizes: Counts, pictures: Counts) -> Flops:
+        inner, out = vision.intermediate_size, vision.out_hidden_size
+        return qwen_cost(vision, sizes, pictures, inner=inner, out=out, mergers=_mergers(vision))
+
+    @classmethod
+    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
+        vision = config.vision_config
+        inner, out, mergers = vision.intermediate_size, vision.out_hidden_size, _mergers(vision)
+        return qwen_bytes(vision, sum(sizes), itemsize, inner=inner, out=out, mergers=mergers, learned=True)
+
+    @classmethod
+    def late_additions(cls, config: Any) -> int:
+        return _mergers(config.vision_config) - 1
+
+
+def _change_deepstack(output: Any, index: int, change: Callable[[Tensor], Tensor]) -> None:
+    """Change an image's deepstack features, (tokens, width), at each depth."""
+    for depth, features in enumerate(output.deepstack_features):
+        images = list(features)
+        images[index] = change(images[index])
+        output.deepstack_features[depth] = images
+
+
+def _mergers(vision: Any) -> int:
+    """Deepstack's count as projectors too: they make decoder-wide features."""
+    count: int = 1 + sum(index < vision.depth for index in vision.deepstack_visual_indexes)
+    return count
+
+
+class Qwen3VLMoe(Qwen3VL):
+    """Where things are inside `Qwen3VLMoeForConditionalGeneration`; experts see the rows that are left, no others."""
+
+    model_type: ClassVar[str] = "qwen3_vl_moe"
+    decoders: ClassVar[frozenset[str]] = frozenset({"qwen3_vl_moe_text"})
+
+
+class Qwen35(Qwen2VL):
+    """Where things are inside `Qwen3_5ForConditionalGeneration`: as Qwen3-VL without deepstack; most decoder layers
+    carry a state in the place of attention.
+
+    Such a layer (a gated delta net) reads its rows in order, so a row that has left before it never enters its state:
+    as if the prompt had been shorter there.
+    """
+
+    model_type: ClassVar[str] = "qwen3_5"
+    decoders: ClassVar[frozenset[str]] = frozenset({"qwen3_5_text"})
+    shares_prefix: ClassVar[bool] = False  # padding before the question would enter its states
+
+    @property
+    def recurrent(self) -> frozenset[int]:
+        kinds = self.text.config.layer_types
+        return frozenset(layer for layer, kind in enumerate(kinds) if kind == "linear_attention")
+
+    def query_projection(self, attention: Any) -> Callable[[Tensor], Tensor]:
+        """Each head's query has a gate beside it."""
+
+        def project(rows: Tensor) -> Tensor:
+            heads = attention.q_proj(rows).unflatten(-1, (-1, 2, attention.head_dim))  # query, gate
+            queries: Tensor = heads[..., 0, :].flatten(-2)
+            return queries
+
+        return project
+
+    @classmethod
+    def _tower(cls, vision: Any, sizes: Counts, pictures: Counts) -> Flops:
+        return qwen_cost(vision, sizes, pictures, inner=vision.intermediate_size, out=vision.out_hidden_size)
+
+
+class Qwen35Moe(Qwen35):
+    """Where things are inside `Qwen3_5MoeForConditionalGeneration`; experts see the rows that are left, no others."""
+
+    model_type: ClassVar[str] = "qwen3_5_moe"
+    decoders: ClassVar[frozenset[str]] = frozenset({"qwen3_5_moe_text"})
+
+
+FAMILIES = (Qwen2VL, Qwen25VL, Qwen3VL, Qwen3VLMoe, Qwen35, Qwen35Moe)

@@ -1,0 +1,170 @@
+"""Reading an attention module's queries and keys while its own kernel runs."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from foveate._transformers import scales_by_position
+from foveate.core.gather import take_along
+from foveate.core.patching import Patcher
+from foveate.errors import UnsupportedError
+
+__all__ = [
+    "TAP",
+    "See",
+    "Tapped",
+    "Taps",
+    "made_by_itself",
+    "tap",
+    "tapped",
+    "tapped_all",
+    "tapped_layer",
+    "unreadable",
+]
+
+TAP = "foveate_tap"
+
+See = Callable[[Tensor, Tensor, float], None]
+"""Called with the queries and the keys of all samples, (samples, heads, tokens, head size), and the scaling of their
+product."""
+
+
+class Tapped(NamedTuple):
+    """What one attention module attended with; see `See`."""
+
+    queries: Tensor
+    keys: Tensor
+    scaling: float
+
+    def sample(self, index: int) -> "Tapped":
+        """That of one sample: (heads, tokens, head size)."""
+        return Tapped(self.queries[index], self.keys[index], self.scaling)
+
+
+class Taps:
+    """What several attention modules attended with when they last ran.
+
+    Args:
+        modules: One module may stand here several times.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = modules
+        self._heads: dict[nn.Module, Tapped] = {}
+
+    def attach(self, patches: Patcher) -> None:
+        """Tap the modules until the patcher restores them."""
+        for module in dict.fromkeys(self._modules):
+            tap(patches, module, partial(self._note, module))
+
+    def _note(self, module: nn.Module, queries: Tensor, keys: Tensor, scaling: float) -> None:
+        self._heads[module] = Tapped(queries, keys, scaling)
+
+    def __len__(self) -> int:
+        """How many samples there were."""
+        return len(self._heads[self._modules[0]].queries)
+
+    def sample(self, index: int) -> list[Tapped]:
+        """What each module attended with in one sample."""
+        return [self._heads[module].sample(index) for module in self._modules]
+
+
+class _Config:
+    """A module's config, but for the name of its attention: other modules and the masks keep the real one."""
+
+    def __init__(self, real: Any, see: See) -> None:
+        self._real = real
+        self._see = see
+        self._attn_implementation = TAP
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+    """Show queries and keys, and let the real kernel go on."""
+    config: _Config = module.config
+    real, scaling = config._real, kwargs.get("scaling")
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    config._see(query, key, scaling)
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    kernel = ALL_ATTENTION_FUNCTIONS.get_interface(real._attn_implementation, eager)
+    with Patcher() as patches:
+        patches.put(module, "config", real)  # flash attention reads it
+        return kernel(module, query, key, value, attention_mask, **kwargs)
+
+
+def tap(patches: Patcher, module: nn.Module, see: See) -> None:
+    """Call `see` whenever this attention module runs, until the patcher restores it; its output stays what it was.
+
+    A module may be called several times, once for each of its packed sequences.
+    """
+    AttentionInterface.register(TAP, _attend)
+    patches.put(module, "config", _Config(module.config, see))
+
+
+@contextmanager
+def tapped(module: nn.Module, see: See) -> Iterator[None]:
+    """As `tap`, inside a context."""
+    with Patcher() as patches:
+        tap(patches, module, see)
+        yield
+
+
+@contextmanager
+def tapped_all(modules: Sequence[nn.Module]) -> Iterator[Taps]:
+    """Tap several modules inside a context."""
+    taps = Taps(modules)
+    with Patcher() as patches:
+        taps.attach(patches)
+        yield taps
+
+
+# -- decoder layers ------------------------------------------------------------------------------------------------
+
+
+def tapped_layer(layer: Any, see: See) -> AbstractContextManager[None]:
+    """Call `see(queries, keys, scaling)` with what a decoder layer's attention is about to attend with.
+
+    Raises:
+        UnsupportedError: If probabilities depend on more than that.
+    """
+    if hasattr(layer.self_attn, "sinks"):  # what a sink takes, which gpt-oss has in every row, is not in them
+        raise unreadable(layer.self_attn)
+    return tapped(layer.self_attn, see)
+
+
+class _Enough(Exception):
+    """Queries and keys are there; the rest of the attention need not run."""
+
+
+def made_by_itself(layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Tensor, Tensor]) -> Tapped:
+    """`Family.queries_and_keys` as the layer's attention itself makes them: it may norm, or leave RoPE out, in ways of
+    its own."""
+    attention, heads = layer.self_attn, list[Tapped]()
+
+    def note(query: Tensor, key: Tensor, scaling: float) -> None:
+        heads.append(Tapped(take_along(query, queries[:, None, :, None], dim=2), key, scaling))
+        raise _Enough
+
+    if hasattr(layer, "input_layernorm") and not scales_by_position(attention):
+        with suppress(_Enough), tapped_layer(layer, note):
+            attention(layer.input_layernorm(hidden), position_embeddings=rotary, attention_mask=None)
+    if not heads:
+        raise unreadable(attention)
+    return heads[0]
+
+
+def unreadable(attention: Any) -> UnsupportedError:
+    """The refusal to read an attention whose queries and keys are made, or used, in an unknown way."""
+    return UnsupportedError(
+        f"How {type(attention).__name__} attends is not known, so methods that read attention cannot run here. "
+        "Override queries_and_keys in the family, or use a method that reads none."
+    )

@@ -1,0 +1,208 @@
+"""What families share that cut a picture into square tiles, and end with a tile that shows the whole of it."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, pad
+
+from foveate.core.grid import Grid, into_cells, join
+from foveate.errors import SettingError
+from foveate.families.base import Family
+from foveate.families.costs import Counts, Flops, tiles_cost
+from foveate.families.placing import replace_images
+from foveate.families.tap import tapped_all
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, TowerReader
+from foveate.families.vision import grid_boxes, smaller
+
+__all__ = ["Tiled", "blocks", "mosaic", "runs"]
+
+THUMBNAIL = 32  # pixels of a side that tell which mosaic the tiles of a picture make
+
+
+class Tiled(Family):
+    """A family whose tower sees tiles, and whose projector makes one token of a block of patches.
+
+    An image with all of its tiles is one item. Tiles carry no place. The last tile shows the whole picture: the mosaic
+    that looks most like it is the one the tiles make.
+
+    Attributes:
+        has_cls: Whether the tower has a CLS.
+    """
+
+    tiled: ClassVar[bool] = True
+    has_cls: ClassVar[bool] = False
+    shares_prefix: ClassVar[bool] = True
+
+    @classmethod
+    def side(cls, config: Any) -> int:
+        """Tokens of a tile's side."""
+        raise NotImplementedError
+
+    @classmethod
+    def block(cls, config: Any) -> int:
+        """Patches of a token's side."""
+        raise NotImplementedError
+
+    @classmethod
+    def widths(cls, config: Any) -> tuple[int, ...]:
+        """Widths of the projector's linear layers, the first that of a block of patches."""
+        raise NotImplementedError
+
+    def attentions(self) -> list[Any]:
+        """The attention modules of the tower's scoring layers (see `scoring_layers`)."""
+        raise NotImplementedError
+
+    def project(self, pixels: Tensor) -> tuple[Any, Tensor]:
+        """Encode tiles of another size: the tower's output, and features (tiles, tokens, width) behind the projector.
+
+        Args:
+            pixels: (tiles, channels, rows, columns).
+        """
+        raise NotImplementedError
+
+    def tiles(self, inputs: Inputs) -> Tensor:
+        """The pixels of all tiles of a call, (tiles, channels, rows, columns), in prompt order and without padding."""
+        pixels: Tensor = inputs["pixel_values"]
+        return pixels
+
+    def form(self, features: Tensor, inputs: Inputs) -> Any:
+        """Features of all tiles, (tiles, tokens, width), in the form the model makes them."""
+        return features
+
+    def remembered(self, inputs: Inputs) -> dict[str, Any]:
+        pixels = inputs["pixel_values"].detach()
+        small = adaptive_avg_pool2d(pixels.flatten(0, -4).float(), THUMBNAIL)
+        return {**super().remembered(inputs), "pixel_values": small.view(*pixels.shape[:-2], THUMBNAIL, THUMBNAIL)}
+
+    def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
+        side = self.side(self.model.config)
+        counts = [length // side**2 for length in lengths]
+        tiles = self.tiles(inputs)
+        if sum(counts) != len(tiles) or any(length % side**2 for length in lengths):
+            return [None] * len(lengths)
+        return [_boxes(side, image) for image in torch.split(tiles.cpu(), counts)]
+
+    @classmethod
+    def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
+        side = cls.side(config)
+        if any(size % side**2 for size in sizes):
+            return None
+        return [((side, side),) * (size // side**2) for size in sizes]
+
+    @classmethod
+    def cls_in_tower(cls, config: Any = None) -> bool | None:
+        return cls.has_cls
+
+    def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+        """Behind the projector, over all tiles of an image: a token's score and key are the means of its patches'."""
+        with tapped_all(self.attentions()) as taps:
+            output = run()
+
+        @functools.cache
+        def stats(layer: int) -> tuple[Tensor, ...]:
+            readers = [TowerReader(self.has_cls, taps.sample(tile)) for tile in range(len(taps))]
+            tokens = torch.cat([self._token_means(reader.stats(layer)) for reader in readers])
+            return torch.split(tokens, list(reducer.lengths(len(tokens))))
+
+        return output, self.reduce_features(output, modality, inputs, reducer, stats)
+
+    def _token_means(self, patches: Tensor) -> Tensor:
+        """Means over the patches of each of a tile's tokens, (patches, numbers) -> (tokens, numbers)."""
+        block, side = self.block(self.model.config), math.isqrt(len(patches))
+        grouped = blocks(patches.view(1, side, side, -1), block)[0]
+        return grouped.view(len(grouped), block**2, -1).mean(dim=1)
+
+    def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
+        """Every tile of a call gets the same size."""
+        config, pixels = self.model.config, self.tiles(inputs)
+        side, block = self.side(config), self.block(config)
+        lengths = reducer.lengths(len(pixels) * side**2)
+        counts = [length // side**2 for length in lengths]
+        grids = ((side, side),) * counts[0]
+        coarse = reducer.coarsen(grids, lengths[0], 0)
+        if coarse == grids:
+            return run(), [None] * len(lengths)
+        rows, columns = coarse[0]
+        patch = pixels.shape[-1] // (side * block)  # pixels of a patch's side
+        output, features = self.project(smaller(pixels, rows * block * patch, columns * block * patch))
+        images = [tiles.flatten(0, 1) for tiles in torch.split(features, counts)]
+        tile = into_cells((side, side), (rows, columns))
+        placed, cuts = replace_images(images, [join([tile] * count) for count in counts])
+        output.pooler_output = self.form(torch.cat(placed).view(len(pixels), side**2, -1), inputs)
+        return output, cuts
+
+    @classmethod
+    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
+        """As in the base class; a picture is a tile."""
+        side = cls.side(config)
+        if odd := [size for size in sizes if size % side**2]:
+            raise SettingError(f"A tile has {side**2} vision tokens; {odd[0]} is no multiple of that.")
+        return cls.smaller_tower_cost(config, [[(side, side)] * (sum(sizes) // side**2)])
+
+    @classmethod
+    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops:
+        grids = [grid for image in cells for grid in image]
+        return tiles_cost(config.vision_config, grids, cls.block(config), cls.has_cls, cls.widths(config))
+
+
+def blocks(patches: Tensor, block: int) -> Tensor:
+    """What pixel shuffle makes of patches: each block of them side by side, row by row.
+
+    (tiles, rows, columns, width) -> (tiles, rows · columns / block², block² · width).
+    """
+    tiles, rows, columns, width = patches.shape
+    cut = patches.reshape(tiles, rows // block, block, columns // block, block, width)
+    # (tiles, down, block, across, block, width) -> (tiles, down, across, block, block, width)
+    return cut.transpose(2, 3).reshape(tiles, -1, block**2 * width)
+
+
+def runs(mask: Tensor) -> list[list[tuple[int, int]]]:
+    """Where the runs of True begin and end in each row of (samples, columns): 0 1 1 0 1 has (1, 3) and (4, 5)."""
+    edges = pad(mask.cpu().to(torch.int8), (1, 1)).diff()  # 1 where a run begins, −1 behind its end
+    runs_of_rows = []
+    for row in edges:
+        starts = (row == 1).nonzero()[:, 0].tolist()
+        ends = (row == -1).nonzero()[:, 0].tolist()
+        runs_of_rows.append(list(zip(starts, ends, strict=True)))
+    return runs_of_rows
+
+
+def mosaic(tiles: Tensor) -> Grid:
+    """Rows and columns in which the tiles of a picture stand, raster order, by the tile behind them that shows it all.
+
+    The mosaic that looks most like the whole, in squares of its pixels; of equals the one nearest to a square.
+
+    Args:
+        tiles: (tiles + 1, channels, pixels, pixels), float.
+    """
+    parts, picture = tiles[:-1], tiles[-1]
+    count, size = len(parts), picture.shape[-1]
+
+    def unlike(grid: Grid) -> tuple[float, int]:
+        rows, columns = grid
+        # (rows, columns, channels, pixels, pixels) -> (1, channels, rows · pixels, columns · pixels)
+        stitched = parts.view(rows, columns, *picture.shape).permute(2, 0, 3, 1, 4)
+        stitched = stitched.reshape(1, -1, rows * size, columns * size)
+        small = adaptive_avg_pool2d(stitched, size)[0]
+        return float((small - picture).square().mean()), abs(rows - columns)
+
+    grids = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
+    return min(grids, key=unlike)
+
+
+def _boxes(side: int, tiles: Tensor) -> Tensor:
+    """Where the tokens of a picture's tiles look, (tokens, 4): the whole last, alone if there is one tile."""
+    view = grid_boxes(side, side)
+    if len(tiles) == 1:
+        return view
+    rows, columns = mosaic(tiles) if len(tiles) > 2 else (1, 1)
+    sides = torch.tensor([columns, rows, columns, rows])  # of x0, y0, x1, y1
+    parts = []
+    for row in range(rows):
+        for column in range(columns):
+            parts.append((view + torch.tensor([column, row, column, row])) / sides)
+    return torch.cat((*parts, view))

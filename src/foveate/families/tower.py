@@ -1,0 +1,354 @@
+"""The run through a tower: what its layers show, patches merging inside it, tokens leaving before the projector."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from foveate.core.attention import attention_rows, received_attention
+from foveate.core.cut import Cut
+from foveate.core.grid import Grid
+from foveate.core.merge import average
+from foveate.core.patching import Patcher
+from foveate.core.tower import TowerView
+from foveate.errors import UnsupportedError
+from foveate.families.placing import rows_left, stays_whole
+from foveate.families.tap import Tapped, tap
+
+__all__ = [
+    "Encoded",
+    "Inputs",
+    "Reducer",
+    "Run",
+    "TowerReader",
+    "always",
+    "encode_before_projector",
+    "encoder_layers",
+    "feature_layers",
+    "scoring_layers",
+]
+
+T = TypeVar("T")
+
+Inputs = Mapping[str, Any]
+"""The arguments of a call of the model, by name."""
+
+Run = Callable[..., Any]
+"""Calls a `get_*_features` of the core, with the arguments passed to it in the place of the call's own."""
+
+Encoded = tuple[Any, list[Cut | None]]
+"""What such a call answers, and what became of each image's tokens; None: nothing."""
+
+
+class Reducer(Protocol):
+    """What the engine hands a family to reduce a tower's tokens with.
+
+    Attributes:
+        early: Whether `merge_early` wants the first layer's tokens.
+    """
+
+    early: bool
+
+    def lengths(self, total: int) -> Sequence[int]:
+        """Vision tokens of each image of a call that makes `total`, as the prompt tells; of one, if none was seen."""
+        ...
+
+    def merge_early(self, images: Sequence[Tensor], grid: Grid) -> list[Cut | None]:
+        """Which patches of each image become one after the first layer, (patches, width) each; with the new rows.
+
+        All images of a call at once, as the host may have to wait for the device; so with `reduce`.
+        """
+        ...
+
+    def reduce(self, views: Iterable[TowerView]) -> list[Cut | None]:
+        """What becomes of each image's tokens, of which the host knows how many are left; None: nothing."""
+        ...
+
+    def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
+        """What the token grids of an image's frames or views become (see `foveate.methods.stages.PixelStage`)."""
+        ...
+
+
+# -- which layers --------------------------------------------------------------------------------------------------
+
+
+def encoder_layers(tower: nn.Module) -> nn.ModuleList:
+    """The tower's layers, wherever its class keeps its encoder.
+
+    Raises:
+        UnsupportedError: If it has none of the usual kind.
+    """
+    for name, module in tower.named_modules():
+        if name.split(".")[-2:] == ["encoder", "layers"] and isinstance(module, nn.ModuleList):
+            return module
+    raise UnsupportedError(
+        f"{type(tower).__name__} has no encoder.layers, so tokens cannot be reduced in this tower. "
+        "Use a method that drops between layers, or AveragePool."
+    )
+
+
+def feature_layers(config: Any, depth: int) -> list[int]:
+    """Which of the tower's `depth` layers the projector reads the output of: −2 of 24 is 22; by default the last.
+
+    Raises:
+        UnsupportedError: If it reads what goes into the first.
+    """
+    setting = getattr(config, "vision_feature_layer", -1)
+    states = [setting] if isinstance(setting, int) else list(setting)
+    chosen = []
+    for state in states:  # 0 goes into the first layer, and l + 1 is what layer l makes
+        from_start = state + depth + 1 if state < 0 else state
+        chosen.append(from_start - 1)
+    if min(chosen) < 0:
+        raise UnsupportedError(f"This model's projector reads the tower's input ({setting}): nothing is reduced there.")
+    return chosen
+
+
+def scoring_layers(chosen: Sequence[int], depth: int) -> list[int]:
+    """The layers whose attention and keys score: the last the projector reads, and the one after it if there is one."""
+    last = max(chosen)
+    return [last, min(last + 1, depth - 1)]
+
+
+# -- what layers show ----------------------------------------------------------------------------------------------
+
+
+class TowerReader:
+    """Attention scores and keys of one image, from queries and keys tapped in the tower.
+
+    Args:
+        cls: Whether the first token is a CLS.
+        tapped: For each layer asked for, queries and keys of the image, (heads, tokens, head size), and the scaling.
+        merges: For each of them, what its patches were merged into behind it; scores and keys are means then.
+    """
+
+    def __init__(self, cls: bool, tapped: Sequence[Tapped], merges: Sequence[Cut | None] | None = None) -> None:
+        self._cls = cls
+        self._tapped = tapped
+        self._merges = merges or [None] * len(tapped)
+
+    def scores(self, layer: int) -> Tensor:
+        """(patches,) float32: with a CLS the attention it pays, summed over heads; else what a patch receives."""
+        at = self._nearest(layer)
+        scores, cut = self._scores(self._tapped[at]), self._merges[at]
+        if cut is None:
+            return scores
+        return average(scores[:, None], cut)[:, 0]
+
+    def _scores(self, heads: Tapped) -> Tensor:
+        if not self._cls:
+            return received_attention(heads.queries, heads.keys, heads.scaling)
+        (row,) = attention_rows(heads.queries[:, :1], heads.keys, heads.scaling)  # (heads, 1, 1 + patches)
+        return row[:, 0, 1:].sum(dim=0)
+
+    def keys(self, layer: int) -> Tensor:
+        """(patches, head size) float32, mean over heads; a CLS is left out."""
+        at = self._nearest(layer)
+        keys, cut = self._tapped[at].keys[:, int(self._cls) :], self._merges[at]  # (heads, patches, head size)
+        keys = keys.float().mean(dim=0)
+        if cut is None:
+            return keys
+        return average(keys, cut)
+
+    def stats(self, layer: int) -> Tensor:
+        """Scores, and keys beside them: (patches, 1 + head size) float32."""
+        return torch.cat((self.scores(layer)[:, None], self.keys(layer)), dim=-1)
+
+    def _nearest(self, layer: int) -> int:
+        return min(layer, len(self._tapped) - 1)
+
+
+def always(stats: T) -> Callable[[int], T]:
+    """Answers the same for every layer: where one layer of the tower is read."""
+
+    def read(layer: int) -> T:
+        return stats
+
+    return read
+
+
+# -- merging inside the tower, reducing before the projector -------------------------------------------------------
+
+
+def encode_before_projector(
+    run: Callable[[], Any], tower: nn.Module, projector: nn.Module, chosen: Sequence[int], cls: bool, reducer: Reducer
+) -> Encoded:
+    """Run a LLaVA's `get_image_features` with every image's tokens reduced on their way to the projector.
+
+    The projector works on the rows that are left; behind it every image has as many rows as before, its own first
+    and zeros after them, so that the placeholders stay whole.
+
+    Args:
+        run: Calls the original.
+        tower: CLIP or SigLIP: `encoder.layers`, each with a `self_attn`.
+        projector: Gets (images, patches, width).
+        chosen: Indices of the layers whose output the projector gets; the last of them scores.
+        cls: Whether the tower has a CLS, which the original leaves out.
+        reducer: What reduces.
+
+    Returns:
+        What the original returns, and a cut (or None) an image.
+    """
+    reduced = _ReducedRun(encoder_layers(tower), chosen, cls, reducer)
+    with Patcher() as patches:
+        reduced.attach(patches, projector)
+        return run(), reduced.cuts
+
+
+class _ReducedRun:
+    """One run through tower and projector: what its layers showed, and what became of each image's tokens."""
+
+    def __init__(self, layers: nn.ModuleList, chosen: Sequence[int], cls: bool, reducer: Reducer) -> None:
+        self.cuts: list[Cut | None] = []
+        self._layers = layers
+        self._chosen = chosen
+        self._scoring = scoring_layers(chosen, len(layers))
+        self._cls = cls
+        self._reducer = reducer
+        self._ragged = _Ragged(cls, reducer)
+        self._heads: dict[tuple[int, int], Tapped] = {}
+        """By layer and image."""
+        self._states: dict[int, Tensor] = {}
+        """Outputs of the chosen layers, (images, rows, width)."""
+
+    def attach(self, patches: Patcher, projector: nn.Module) -> None:
+        """Stand in tower and projector until the patcher restores them."""
+        for at in dict.fromkeys(self._scoring):
+            attention: Any = self._layers[at].self_attn
+            tap(patches, attention, partial(self._note_heads, at))
+        self._ragged.attach(patches, self._layers)
+        for at in dict.fromkeys(self._chosen):
+            # Before those by which transformers captures hidden states, which it installs when it first needs them.
+            patches.hook(self._layers[at], "after", partial(self._note_state, at), prepend=True)
+        patches.wrap(projector, "forward", self._project)
+
+    def _note_heads(self, at: int, queries: Tensor, keys: Tensor, scaling: float) -> None:
+        for image, query, key in zip(self._ragged.inside, queries, keys, strict=True):
+            self._heads[at, image] = Tapped(query, key, scaling)
+
+    def _note_state(self, at: int, module: nn.Module, args: Any, output: Tensor) -> None:
+        self._states[at] = output
+
+    def _project(self, original: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+        """What the projector makes of the rows that are left: (images, patches, width of the decoder)."""
+        # The CLS is gone already; what pads the shorter images goes here.
+        lengths = [length - int(self._cls) for length in self._ragged.lengths]
+        images = [image[:length] for image, length in zip(features, lengths, strict=True)]
+        cuts = self._reducer.reduce(self._view(index, image) for index, image in enumerate(images))
+        self.cuts.extend(cuts)
+        if all(stays_whole(cut) for cut in cuts):
+            return original(features)
+        rows = [rows_left(image, cut) for image, cut in zip(images, cuts, strict=True)]
+        height, width = self._ragged.grid
+        return _padded(_projected(original, rows), height * width)
+
+    def _view(self, index: int, image: Tensor) -> TowerView:
+        merge = self._ragged.merges[index]
+        # The first layer attends before its patches merge, so means are taken of what it shows.
+        behind = {0: merge}
+        merges = [behind.get(at) for at in self._scoring]
+        heads = [self._heads[at, index] for at in self._scoring]
+        reader = TowerReader(self._cls, heads, merges)
+        return TowerView(
+            image,
+            grid=self._ragged.grid if merge is None else None,
+            cls=self._cls_state(index) if self._cls else None,
+            scores_of=reader.scores,
+            keys_of=reader.keys,
+            merge=merge,
+            early=self._reducer.early,
+        )
+
+    def _cls_state(self, index: int) -> Tensor:
+        """An image's CLS as the projector would read it: (1, width)."""
+        return torch.cat([self._states[at][index, :1] for at in self._chosen], dim=-1)
+
+
+def _projected(projector: Callable[[Tensor], Tensor], rows: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The projected rows of each image: all at once where they are as many."""
+    if len({len(image) for image in rows}) == 1:
+        return list(projector(torch.stack(list(rows))))
+    return [projector(image[None])[0] for image in rows]
+
+
+class _Ragged:
+    """A tower whose images may differ in length behind its first layer, where patches are merged.
+
+    Between layers the shorter ones are padded at their ends; a layer runs them one by one then, whatever its kernel.
+
+    Attributes:
+        grid: Rows and columns of an image's patches.
+        merges: What was merged in each image.
+        lengths: Rows of each image, a CLS among them.
+        inside: Which images are in the layer that runs.
+    """
+
+    def __init__(self, cls: bool, reducer: Reducer) -> None:
+        self.grid = 0, 0
+        self.merges: list[Cut | None] = []
+        self.lengths: list[int] = []
+        self.inside: Sequence[int] = ()
+        self._cls = int(cls)
+        self._reducer = reducer
+
+    def attach(self, patches: Patcher, layers: nn.ModuleList) -> None:
+        """Stand around the forward of each layer until the patcher restores them."""
+        first, *later = layers
+        patches.wrap(first, "forward", self._run_first)
+        for layer in later:
+            patches.wrap(layer, "forward", self._run_later)
+
+    def _run_first(self, original: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.inside = range(len(hidden_states))
+        return self._merged(original(hidden_states, *args, **kwargs))
+
+    def _run_later(self, original: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.inside = range(len(hidden_states))
+        if len(set(self.lengths)) == 1:
+            return original(hidden_states, *args, **kwargs)
+        rows = []
+        for index, length in enumerate(self.lengths):
+            self.inside = (index,)  # so that what is tapped is noted under its image
+            image = hidden_states[index : index + 1, :length]
+            rows.append(original(image, *args, **kwargs)[0])
+        return _padded(rows, max(self.lengths))
+
+    def _merged(self, output: Tensor) -> Tensor:
+        """What the first layer made, (images, rows, width), with patches merged."""
+        count = output.shape[1] - self._cls
+        side = int(count**0.5)
+        self.grid = side, count // side  # pictures are squares here
+        self.merges = [None] * len(output)
+        patches = output[:, self._cls :]
+        if self._reducer.early:
+            self.merges = self._reducer.merge_early(list(patches), self.grid)
+        self.lengths = [self._cls + _rows_of(cut, count) for cut in self.merges]
+        if all(cut is None for cut in self.merges):
+            return output
+        images = [self._image(rows, cut) for rows, cut in zip(output, self.merges, strict=True)]
+        return _padded(images, max(self.lengths))
+
+    def _image(self, rows: Tensor, cut: Cut | None) -> Tensor:
+        """An image's rows behind the first layer, its CLS among them."""
+        if cut is None:
+            return rows
+        assert cut.rows is not None
+        return torch.cat((rows[: self._cls], cut.rows))
+
+
+def _rows_of(cut: Cut | None, patches: int) -> int:
+    """How many rows so many patches have become."""
+    return patches if cut is None else len(cut.source)
+
+
+def _padded(rows: Sequence[Tensor], length: int) -> Tensor:
+    """Images' rows, (…, width) each, with zeros behind them: (images, length, width)."""
+    # Fresh, as its views become one image's features each. Written into through slices: autograd forbids writing into
+    # the images that iterating over a tensor gives.
+    padded = rows[0].new_zeros(len(rows) * length, rows[0].shape[-1])
+    for index, image in enumerate(rows):
+        start = index * length
+        padded[start : start + len(image)] = image
+    return padded.view(len(rows), length, -1)

@@ -1,0 +1,103 @@
+"""Which methods and presets there are: found in this folder, in entry points, or registered."""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from foveate.errors import SettingError, UnknownNameError
+from foveate.methods.base import Method, Preset
+
+__all__ = ["CHAIN", "discovered", "extra", "from_dict", "method", "method_name", "methods", "preset", "presets"]
+
+CHAIN = "chain"
+"""The name of several methods as one, which no list of methods has."""
+
+extra: dict[str, type[Method]] = {}
+"""Methods that somebody registered."""
+
+
+@cache
+def _in_folder() -> dict[str, type[Method]]:
+    """`METHOD` of every module in `foveate/methods`."""
+    kinds: dict[str, type[Method]] = {}
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        kind = getattr(importlib.import_module(f"foveate.methods.{module.name}"), "METHOD", None)
+        if kind is not None:
+            kinds[kind.name] = kind
+    return kinds
+
+
+@cache
+def discovered() -> dict[str, type[Method]]:
+    """Every method of `foveate/methods`, and of every entry point in group `foveate.methods`."""
+    kinds = {name: kind for name, kind in _in_folder().items() if name != CHAIN}
+    for point in entry_points(group="foveate.methods"):
+        kind = point.load()
+        kinds.setdefault(kind.name, kind)
+    return kinds
+
+
+def methods() -> dict[str, type[Method]]:
+    """Every method by its name."""
+    return {**discovered(), **extra}
+
+
+def method(name: str) -> type[Method]:
+    """The method of this name.
+
+    Raises:
+        UnknownNameError: If there is none; the message lists those there are.
+    """
+    kinds = methods()
+    if name not in kinds:
+        raise UnknownNameError(f"No method {name!r}. There are: {', '.join(sorted(kinds))}.")
+    return kinds[name]
+
+
+def presets() -> dict[str, Preset]:
+    """Every published or derived setting by its name, `method/model/budget`."""
+    return {preset.name: preset for kind in methods().values() for preset in kind.presets}
+
+
+def preset(name: str) -> Method:
+    """The setting of this name, such as `v2drop/llava-1.5-7b/192`.
+
+    Raises:
+        UnknownNameError: If there is none; the message lists the nearest.
+    """
+    by_name = presets()
+    if name not in by_name:
+        near = difflib.get_close_matches(name, by_name, n=4, cutoff=0.3) or sorted(by_name)
+        raise UnknownNameError(f"No preset {name!r}. Near it: {', '.join(near)}. All: foveate presets.")
+    return by_name[name].method
+
+
+def method_name(values: Any) -> str:
+    """The method that a dictionary of settings names.
+
+    Raises:
+        SettingError: If it names none.
+    """
+    if isinstance(values, Mapping) and isinstance(name := values.get("method"), str):
+        return name
+    raise SettingError(f"A method's settings name it: {{'method': …}}; got {values!r}.")
+
+
+def from_dict(values: Mapping[str, Any]) -> Method:
+    """The method that `Method.to_dict` gave, whichever it is.
+
+    Raises:
+        SettingError: If it names no method, or settings do not fit.
+        UnknownNameError: If there is no such method.
+    """
+    name = method_name(values)
+    try:
+        kind = _in_folder()[CHAIN] if name == CHAIN else method(name)
+        return kind.from_dict(values)
+    except RecursionError:
+        raise SettingError(f"The settings of {name} hold methods within methods too deep.") from None

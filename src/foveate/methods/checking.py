@@ -1,0 +1,80 @@
+"""Whether values fit a dataclass's annotations: pydantic checks, and one error for whatever does not fit."""
+
+import dataclasses
+import operator
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from foveate.errors import SettingError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
+
+__all__ = ["check"]
+
+
+def check(owner: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a dataclass as its annotations have them.
+
+    Args:
+        owner: Whose they are, for the error.
+        kind: The dataclass.
+        values: What was given, by name.
+
+    Raises:
+        SettingError: If a value is of the wrong type or leaves its range.
+    """
+    from pydantic import ValidationError
+
+    checked = {}
+    for name, adapter in _adapters(kind).items():
+        value = values[name]
+        try:
+            checked[name] = adapter.validate_python(_plain(value))
+        except ValidationError as error:
+            within = error.errors(include_url=False)[0].get("ctx", {}).get("error")
+            if isinstance(within, SettingError):  # of a method among the settings
+                raise within from None
+            raise SettingError(_sentence(owner, name, value, error)) from None
+    return checked
+
+
+@cache
+def _adapters(kind: type) -> "dict[str, TypeAdapter[Any]]":
+    """What checks each setting, made once a class."""
+    from pydantic import ConfigDict, TypeAdapter
+
+    hints = get_type_hints(kind, include_extras=True)
+    config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    return {
+        field.name: TypeAdapter(hints[field.name], config=config) for field in dataclasses.fields(kind) if field.init
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Lists as tuples, and numbers of other libraries as Python's."""
+    if isinstance(value, list | tuple | range):
+        return tuple(_plain(part) for part in value)
+    if isinstance(value, bool | int | float | str) or value is None:
+        return value
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        return value.item()
+    if hasattr(value, "__index__") and not hasattr(value, "ndim"):
+        return operator.index(value)
+    return value
+
+
+def _sentence(owner: str, name: str, value: Any, error: "ValidationError") -> str:
+    """What was wrong, and what was got."""
+    worst = error.errors(include_url=False)[0]
+    place = name + "".join(f"[{at}]" for at in worst["loc"] if isinstance(at, int))
+    said = worst["msg"].removeprefix("Value error, ").removeprefix("Input should ")
+    if worst["type"] == "missing":
+        said = f"{place} is missing"
+    elif worst["type"] == "too_long":
+        said = f"{place} has too many values"
+    elif not said.startswith("layers"):
+        said = f"{place} should be {said.removeprefix('be ')}"
+    got = repr(value) if len(repr(value)) < 80 else f"{repr(value)[:77]}…"
+    return f"{owner}: {said}; got {got}."

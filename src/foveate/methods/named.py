@@ -1,0 +1,268 @@
+"""What a text names: methods with their settings, and which of them spends a budget from outside."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from foveate.errors import SettingError
+from foveate.methods.base import Method
+from foveate.methods.chain import Chain
+from foveate.methods.schedule import budget_of, decoder_depth
+from foveate.methods.values import listed, pair_of, settings_of, value_of
+
+__all__ = ["RETENTION", "Member", "Named", "asked_share"]
+
+RETENTION = 1 / 3
+"""What a name alone spends where a program asks for no budget: a share, so that it fits any model."""
+
+BUDGET = ("tokens", "retention")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One method of a text.
+
+    Attributes:
+        kind: Which.
+        values: The settings that were given.
+        ready: What the name stands for as it is, of a preset or a file; else None.
+    """
+
+    kind: type[Method]
+    values: Mapping[str, Any] = field(default_factory=dict)
+    ready: Method | None = None
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether it says by itself how much it spends."""
+        if self.ready is not None:
+            return True
+        defaults = {field.name: field.default for field in fields(self.kind)}  # type: ignore[arg-type]
+        changed = {name for name, value in self.values.items() if value != defaults.get(name)}
+        return bool(changed & {*self.kind.schedule, *BUDGET})
+
+    @property
+    def open(self) -> bool:
+        """Whether it takes a budget from outside."""
+        if self.scheduled:
+            return False
+        try:
+            self.kind().with_budget(retention=1.0)
+        except (SettingError, TypeError):  # it takes none, or cannot be made without settings
+            return False
+        return True
+
+    def check(self) -> None:
+        """Refuse what is no value of a setting, and settings that contradict each other.
+
+        Raises:
+            SettingError: If there are such.
+        """
+        if self.open:
+            self.spending(None, 1.0)
+        else:
+            self.method()
+
+    def method(self) -> Method:
+        """It, as it is."""
+        if self.ready is not None:
+            return replace(self.ready, **self.values)  # type: ignore[type-var]
+        return self.kind(**self.values)
+
+    def spending(self, tokens: float | None, retention: float | None) -> Method:
+        """It, with a budget that its stages solve for every image they see."""
+        usual = self.kind().with_budget(tokens=tokens, retention=retention)
+        return replace(usual, **self.values)  # type: ignore[type-var]
+
+    def solved(self, model: Any, **budget: Any) -> Method:
+        """It, with its schedule solved for a budget on a model; arguments as of `Method.for_budget`."""
+        self.check()
+        return self.kind.for_budget(model, **budget, **self.values)
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a text says: methods, their settings, and which of them takes a budget from outside.
+
+    Attributes:
+        text: As it was written.
+        members: The methods; several are a chain.
+    """
+
+    text: str
+    members: tuple[Member, ...]
+
+    @property
+    def settled(self) -> bool:
+        """Whether no member takes a budget from outside, as of a preset."""
+        return not any(member.open for member in self.members)
+
+    @property
+    def bare(self) -> bool:
+        """Whether nothing but names was given, and which draw."""
+        return not any(set(member.values) - {"seed"} for member in self.members)
+
+    @property
+    def drawn(self) -> bool:
+        """Whether a member drops at random and no seed was given."""
+        return any("seed" in settings_of(member.kind) and "seed" not in member.values for member in self.members)
+
+    def has(self, setting: str) -> bool:
+        """Whether a member has such a setting."""
+        return bool(self._owners(setting))
+
+    def settings(self) -> list[str]:
+        """The settings of all members."""
+        return sorted({name for member in self.members for name in settings_of(member.kind)})
+
+    def check(self) -> None:
+        """Refuse what is no value of a setting, and settings that contradict each other.
+
+        Raises:
+            SettingError: If there are such.
+        """
+        for member in self.members:
+            member.check()
+
+    # -- as a method ------------------------------------------------------------------------------------------
+
+    def method(self) -> Method:
+        """The method, as it is."""
+        return _joined([member.method() for member in self.members])
+
+    def spending(self, tokens: float | None, retention: float | None) -> Method:
+        """The method with a budget from outside, which its last member that takes one solves for every image.
+
+        Raises:
+            SettingError: If no member takes one, or not exactly one of both is given.
+        """
+        if self.settled:
+            raise SettingError(
+                f"{self.text} says by itself how much it spends, or takes no budget: leave tokens= and retention= out."
+            )
+        last = max(index for index, member in enumerate(self.members) if member.open)
+        methods = [member.method() for index, member in enumerate(self.members) if index != last]
+        methods.insert(last, self.members[last].spending(tokens, retention))
+        return _joined(methods)
+
+    def solved(
+        self,
+        model: Any,
+        *,
+        tokens: float | None = None,
+        retention: float | None = None,
+        vision_tokens: int | None = None,
+    ) -> Method:
+        """The method with a budget from outside, which goes to the last member that takes one.
+
+        Without a budget a name alone spends a third, and what has settings is as it says; a preset always is. Alone, a
+        method's schedule is solved here; in a chain, for every image on its way.
+
+        Args:
+            model: A model or its config.
+            tokens: Mean vision tokens that a decoder layer processes.
+            retention: The same as a share of the vision tokens, in (0, 1].
+            vision_tokens: The image's token count, if it is known.
+
+        Raises:
+            BudgetError: If the budget cannot be met; the message names the floor.
+            SettingError: If settings contradict each other, or the budget.
+        """
+        if not self._spends(tokens, retention):
+            method = self.method()
+            if vision_tokens is not None and asked_share(method, vision_tokens) is not None:
+                _refuse_unmet(method, model, vision_tokens)
+            return method
+        if tokens is None and retention is None:
+            retention = RETENTION
+        if len(self.members) == 1:
+            return self.members[0].solved(model, tokens=tokens, retention=retention, vision_tokens=vision_tokens)
+        _, count = budget_of(model, tokens, retention, vision_tokens)
+        chain = self.spending(tokens, retention)
+        if count is not None:
+            _refuse_unmet(chain, model, count)
+        return chain
+
+    def asked(
+        self, method: Method, vision_tokens: int, *, tokens: float | None = None, retention: float | None = None
+    ) -> float | None:
+        """The share that `solved` was to spend of so many vision tokens, if there was one; `method` is what it gave."""
+        if not self._spends(tokens, retention):
+            return asked_share(method, vision_tokens)
+        if tokens is not None:
+            return tokens / vision_tokens
+        if retention is not None:
+            return retention
+        return RETENTION
+
+    def _spends(self, tokens: float | None, retention: float | None) -> bool:
+        """Whether `solved` gives a budget to a member: one from outside, or a third to a name alone."""
+        if self.settled:
+            return False
+        return tokens is not None or retention is not None or self.bare
+
+    # -- with more settings -----------------------------------------------------------------------------------
+
+    def with_values(self, values: Mapping[str, Any]) -> "Named":
+        """The same with these settings besides, each of the member that has it.
+
+        Raises:
+            SettingError: If no member has a setting, several have, or it is given already.
+        """
+        members = list(self.members)
+        for name, value in values.items():
+            index = self._owner(name)
+            member = members[index]
+            if name in member.values:
+                raise SettingError(f"{name} is given twice.")
+            settings = {**member.values, **listed(member.kind, {name: value})}
+            members[index] = replace(member, values=settings)
+        return replace(self, members=tuple(members))
+
+    def with_pairs(self, pairs: Sequence[str]) -> "Named":
+        """The same with these `key=value` texts besides; see `with_values`."""
+        values: dict[str, Any] = {}
+        for pair in pairs:
+            name, text = pair_of(pair)
+            if name in values:
+                raise SettingError(f"{name} is given twice.")
+            owner = self.members[self._owner(name)]
+            values[name] = value_of(owner.kind, name, text)
+        return self.with_values(values)
+
+    def _owners(self, setting: str) -> list[int]:
+        """The members that have a setting."""
+        return [index for index, member in enumerate(self.members) if setting in settings_of(member.kind)]
+
+    def _owner(self, name: str) -> int:
+        """The one member that has a setting."""
+        owners = self._owners(name)
+        if not owners:
+            raise SettingError(f"{self.text} has no setting {name}. It has: {', '.join(self.settings())}.")
+        if len(owners) > 1:
+            raise SettingError(f"Several of {self.text} have {name}: write it behind one's name, as name:{name}=….")
+        return owners[0]
+
+
+def asked_share(method: Method, vision_tokens: int) -> float | None:
+    """The share of so many vision tokens that a method (of a chain the last) itself says it spends; else None."""
+    members = method.members if isinstance(method, Chain) else (method,)
+    for member in reversed(members):
+        member = getattr(member, "inner", None) or member
+        if share := getattr(member, "retention", None):
+            return float(share)
+        if tokens := getattr(member, "tokens", None):
+            return min(1.0, float(tokens) / vision_tokens)
+    return None
+
+
+def _refuse_unmet(method: Method, model: Any, vision_tokens: int) -> None:
+    """Raise what solving a method's budget for an image raises, where it cannot be met."""
+    method.plan(decoder_depth(model), (vision_tokens,))
+
+
+def _joined(methods: Sequence[Method]) -> Method:
+    """A lone method as it is, several as a chain."""
+    if len(methods) == 1:
+        return methods[0]
+    return Chain.of(*methods)

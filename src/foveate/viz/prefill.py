@@ -1,0 +1,191 @@
+"""The picture of a prefill: which of the user's pictures and frames its vision tokens are of."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from foveate.errors import InputError
+from foveate.video import Clip
+from foveate.viz.frames import Frame, draw_frames
+from foveate.viz.panel import Stages
+from foveate.viz.stages import draw_stages
+
+__all__ = ["Media", "PrefillRecord", "StageRecord", "show"]
+
+Medium = Image.Image | str | Path | Clip | NDArray[np.uint8]
+Media = Medium | Sequence[Medium]
+
+
+class StageRecord(Protocol):
+    """What is read of a cut; see `foveate.engine.trace.Stage`."""
+
+    @property
+    def place(self) -> str: ...
+    @property
+    def after(self) -> Sequence[int]: ...
+    @property
+    def origin(self) -> Sequence[Tensor]: ...
+    @property
+    def assign(self) -> Sequence[Tensor | None]: ...
+
+
+class PrefillRecord(Protocol):
+    """What is read of a prefill; see `foveate.engine.trace.Prefill`."""
+
+    @property
+    def vision_tokens(self) -> Sequence[int]: ...
+    @property
+    def videos(self) -> Sequence[Sequence[bool]]: ...
+    @property
+    def boxes(self) -> Sequence[Sequence[Tensor | None]]: ...
+    @property
+    def frames(self) -> Sequence[Sequence[Sequence[int]]]: ...
+    @property
+    def fit(self) -> Literal["whole", "crop"]: ...
+    @property
+    def stages(self) -> Sequence[StageRecord]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Medium:
+    """A picture, or the frames of a clip with what is written under each."""
+
+    pictures: list[Image.Image]
+    labels: list[str]
+    moves: bool
+
+    @classmethod
+    def of(cls, medium: Any) -> "_Medium":
+        if isinstance(medium, Clip):
+            return cls(medium.images(), [_clock(second) for second in medium.seconds], True)
+        if isinstance(medium, Image.Image):
+            return cls([medium], ["picture"], False)
+        if isinstance(medium, str | Path):
+            return cls([Image.open(medium)], ["picture"], False)
+        pictures = [_as_picture(frame) for frame in medium]
+        return cls(pictures, [f"frame {number}" for number in range(1, len(pictures) + 1)], True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A picture or clip, and which of the sample's images it is of: `count` of them from `first` on."""
+
+    medium: _Medium
+    first: int
+    count: int
+
+
+def show(prefill: PrefillRecord, media: Media, sample: int) -> Image.Image:
+    """The kept patches of a sample drawn on its pictures; see `Trace.show`."""
+    videos = list(prefill.videos[sample]) if sample < len(prefill.videos) else []
+    shown = [_Medium.of(medium) for medium in _listed(media, videos)]
+    spans = _match(shown, videos)
+    places = _places(prefill, sample, len(videos))
+    stages = _stages_of(prefill, sample)
+    crop = _centre_square if prefill.fit == "crop" else _uncropped
+    if not any(medium.moves for medium in shown):
+        return draw_stages([crop(medium.pictures[0]) for medium in shown], places, stages)
+    cells: list[Frame] = []
+    for span in spans:
+        images = range(span.first, span.first + span.count)
+        sizes = [size for image in images for size in prefill.frames[sample][image]]
+        boxes = np.concatenate([places[image] for image in images])
+        for picture, its_boxes, label in _cells(span.medium, sizes, boxes):
+            cells.append(Frame(crop(picture), its_boxes, label))
+    return draw_frames(cells, stages)
+
+
+def _listed(media: Media, videos: Sequence[bool]) -> list[Any]:
+    """What was handed in as a list; the pictures of a lone video are its frames."""
+    several = isinstance(media, Sequence) and not isinstance(media, str)
+    media_list: list[Any] = list(media) if several else [media]  # type: ignore[arg-type]
+    if list(videos) == [True] and len(media_list) != 1:
+        return [media_list]
+    return media_list
+
+
+def _places(prefill: PrefillRecord, sample: int, images: int) -> list[Tensor]:
+    """Where the tokens of each of a sample's images look."""
+    places = []
+    for image in range(images):
+        boxes = prefill.boxes[sample][image]
+        if boxes is None:
+            raise InputError("Where this model's vision tokens look is not known, so they cannot be drawn.")
+        places.append(boxes)
+    return places
+
+
+def _stages_of(prefill: PrefillRecord, sample: int) -> Stages:
+    """Every cut as drawings take it: a caption, the token of each row, and where merged ones went."""
+    arrived = prefill.vision_tokens[sample]
+    return [
+        (f"{stage.place}: {stage.after[sample]} of {arrived}", stage.origin[sample], stage.assign[sample])
+        for stage in prefill.stages
+    ]
+
+
+def _match(shown: Sequence[_Medium], videos: Sequence[bool]) -> list[_Span]:
+    """Each picture or clip with the sample's images it is of: a clip may be shown to a model as one video or as so many
+    pictures."""
+    spans, first = [], 0
+    for medium in shown:
+        as_pictures = medium.moves and not any(videos[first : first + 1])
+        count = len(medium.pictures) if as_pictures else 1
+        spans.append(_Span(medium, first, count))
+        first += count
+    if first != len(videos):
+        kinds = f"{videos.count(False)} images"
+        if any(videos):
+            kinds += f" and {videos.count(True)} videos"
+        raise InputError(f"The sample has {kinds}; got pictures and frames for {first} to draw on.")
+    return spans
+
+
+def _cells(
+    medium: _Medium, sizes: Sequence[int], boxes: NDArray[np.float32]
+) -> Iterator[tuple[Image.Image, NDArray[np.float32], str]]:
+    """A picture, the boxes of its tokens and a label for each frame that the model saw.
+
+    Args:
+        medium: What was handed in.
+        sizes: Vision tokens of each frame that the model saw.
+        boxes: (tokens, 4): theirs, one frame after the other.
+    """
+    step = 1 if len(medium.pictures) == len(sizes) else 2  # some models make one of two frames
+    if ceil(len(medium.pictures) / step) != len(sizes):
+        raise InputError(
+            f"The model saw {len(sizes)} frames or pairs of frames; got {len(medium.pictures)} to draw on."
+        )
+    starts = np.cumsum([0, *sizes])  # of frames with 9, 9 and 10 tokens: 0, 9, 18, 28
+    for index in range(len(sizes)):
+        picture, label = medium.pictures[index * step], medium.labels[index * step]
+        yield picture, boxes[starts[index] : starts[index + 1]], label
+
+
+def _as_picture(frame: Any) -> Image.Image:
+    return frame if isinstance(frame, Image.Image) else Image.fromarray(frame)
+
+
+def _clock(second: float) -> str:
+    """7.25 s, or 1:07.2 from a minute on."""
+    minutes, rest = divmod(second, 60)
+    return f"{int(minutes)}:{rest:04.1f}" if minutes else f"{second:.2f} s"
+
+
+def _uncropped(picture: Image.Image) -> Image.Image:
+    return picture
+
+
+def _centre_square(picture: Image.Image) -> Image.Image:
+    """The centre square, which processors that crop let the model see."""
+    width, height = picture.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return picture.crop((left, top, left + side, top + side))

@@ -1,0 +1,104 @@
+"""What the reducer makes of images in the tower: pooled where the tower cannot, and alike ones together as alone."""
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate.core.tower import TowerView
+from foveate.engine import images
+from foveate.engine.encode import TowerReducer
+from foveate.engine.program import Program
+from foveate.registry import family_for
+from tests.models import tiny
+
+
+def reducer(method, family="llava"):
+    return TowerReducer(Program(method, family_for(tiny(family))), None)
+
+
+def test_where_the_tower_cannot_lose_tokens_the_projected_grid_is_merged():
+    grid = torch.randn(6, 6, 8, generator=torch.Generator().manual_seed(3))
+    grid[:3, :3] = torch.ones(8)
+    scores = torch.zeros(36)
+    scores[[0, 1, 2]] = 9.0  # averaged over the window they are its three ninths
+    scores[35] = 4.0
+    view = TowerView(grid.reshape(36, 8), (6, 6), None, lambda layer: scores if layer == 1 else None, None, entered=36)
+    (cut,) = reducer(fv.MustDrop(key_rate=0.03, pruning_layers=(2,))).reduce([view])
+    assert cut.count == 28
+    assert torch.equal(cut.rows[0], torch.ones(8))
+    (key,) = cut.notes.values()
+    assert cut.source[key].tolist() == [35]
+
+
+def shown(seed, tokens=36, alike=0.0):
+    """An image in the tower, whose first window of patches is alike to a share."""
+    rng = torch.Generator().manual_seed(seed)
+    features = torch.randn(tokens, 8, generator=rng)
+    features[[0, 1, 2, 6, 7, 8, 12, 13, 14]] *= 1 - alike
+    features[[0, 1, 2, 6, 7, 8, 12, 13, 14]] += alike * torch.ones(8)
+    scores, keys = torch.rand(tokens, generator=rng), torch.randn(tokens, 4, generator=rng)
+    cls = torch.randn(1, 8, generator=rng)
+    return TowerView(features, (6, tokens // 6), cls, lambda layer: scores, lambda layer: keys, entered=tokens)
+
+
+def same(one, other):
+    if one is None or other is None:
+        assert one is other
+        return
+    assert one.count == other.count
+    assert one.source.tolist() == other.source.tolist()
+    assert one.parent.tolist() == other.parent.tolist()
+    torch.testing.assert_close(one.rows, other.rows, atol=1e-6, rtol=0)
+    assert {name: note.tolist() for name, note in one.notes.items()} == {
+        name: note.tolist() for name, note in other.notes.items()
+    }
+
+
+METHODS = [
+    fv.VisionDrop(dominant=14, contextual=3, layer_list=(2,), image_token_list=((9, 2),), reference=36),
+    fv.MustDrop(pruning_layers=(2,)),
+    fv.MustDrop(pruning_layers=(2,), positions="keep"),
+    fv.MustDrop(pruning_layers=(2,), merge_windows=False),
+]
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """How many images were asked together, each time."""
+    counts, together = [], images._together
+
+    def noting(ask, inputs):
+        counts.append(len(inputs))
+        return together(ask, inputs)
+
+    monkeypatch.setattr(images, "_together", noting)
+    return counts
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("alike", [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.0, 1.0)], ids=str)
+def test_images_alike_go_through_stages_together_and_come_to_what_each_does_alone(method, alike, asked):
+    views = [shown(seed, alike=share) for seed, share in enumerate(alike)]
+    alone = [reducer(method).reduce([shown(seed, alike=share)])[0] for seed, share in enumerate(alike)]
+    asked.clear()
+    for one, other in zip(reducer(method).reduce(views), alone, strict=True):
+        same(one, other)
+    assert max(asked) == 3
+
+
+def test_images_of_other_sizes_are_asked_apart(asked):
+    views = [shown(0), shown(1, tokens=42), shown(2)]
+    alone = [reducer(METHODS[0]).reduce([view])[0] for view in views]
+    asked.clear()
+    for one, other in zip(reducer(METHODS[0]).reduce(views), alone, strict=True):
+        same(one, other)
+    assert sorted(asked) == [1, 2]
+
+
+def test_patches_merge_in_the_tower_together():
+    patches = [shown(seed, alike=share).features for seed, share in enumerate((1.0, 0.0, 1.0))]
+    merges = reducer(METHODS[1]).merge_early(patches, (6, 6))
+    assert [None if merge is None else merge.count for merge in merges] == [28, None, 28]
+    for tokens, merge in zip(patches, merges, strict=True):
+        (alone,) = reducer(METHODS[1]).merge_early([tokens], (6, 6))
+        same(merge, alone)

@@ -1,0 +1,150 @@
+"""What stages before a layer decide about a sample: units cut and put together, signals of each, notes let go."""
+
+import numpy as np
+import torch
+
+import foveate as fv
+from foveate.engine.looking import SampleRows, asking_units, decide, sample_unit
+from foveate.engine.program import Program, attention_note
+from foveate.engine.reader import Reduction
+from foveate.engine.samples import Sample
+from foveate.registry import family_for
+from tests.models import tiny
+
+
+def program(method, family="llava"):
+    return Program(method, family_for(tiny(family)))
+
+
+class Rows:
+    """Attention rows (rows, tokens) of a whole sample, read by its images: the rows "after" ask of every image."""
+
+    def __init__(self, attention, keys=None):
+        self.attention_rows = attention
+        self.made_keys = keys
+
+    def attention(self, signal, units):
+        return torch.cat([self.of_unit(signal, unit) for unit in units])
+
+    def of_unit(self, signal, unit):
+        own = self.attention_rows[unit.rows] if signal.rows == "vision" else self.attention_rows
+        reduction = Reduction([signal])
+        if len(own) and unit.text_after != (False,):
+            reduction.add(own[None, :, unit.rows])
+        values = reduction.values()
+        return values[signal][0] if values else torch.zeros(len(unit))
+
+    def keys(self):
+        return self.made_keys
+
+
+def sample_of(sizes, text=True):
+    """As the host knows a sample whose images have so many tokens, with text behind each or behind none."""
+    tokens = sum(sizes)
+    images = [FakeMedia(size) for size in sizes]
+    none = torch.zeros(tokens, dtype=torch.int64)
+    return Sample(
+        tokens, none, torch.arange(tokens), none, images, tuple(sizes), (text,) * len(sizes), (1,) * len(sizes)
+    )
+
+
+class FakeMedia:
+    def __init__(self, size):
+        self.free = self.started = size
+
+
+def shown(hidden, layer, sizes=None, entered=None, reader=None, notes=None, text=True):
+    """What stages see of a sample before a layer."""
+    sizes = sizes or (len(hidden),)
+    sample = sample_of(entered or sizes, text)
+    return SampleRows(layer, sample, torch.arange(len(hidden)), sizes, dict(notes or {}), lambda: hidden, reader)
+
+
+def cut(method, rows):
+    return decide(rows, program(method).before(rows.layer))
+
+
+# -- units -----------------------------------------------------------------------------------------------------
+
+
+def test_ranking_each_image_keeps_its_share_of_each():
+    rows = shown(torch.zeros(30, 2), 3, (10, 20))
+    per_image = cut(fv.Random(layers=(3,), keep=(0.5,), scope="image"), rows)
+    assert per_image.sizes == (5, 10)
+    assert (per_image.cut.source < 10).sum() == 5
+    together = cut(fv.Random(layers=(3,), keep=(0.5,)), rows)
+    assert together.sizes is None
+    assert together.cut.count == 15
+
+
+def rows_of(count, seed):
+    rng = torch.Generator().manual_seed(seed)
+    attention = torch.rand(count, count, generator=rng).tril() / count
+    return attention, torch.randn(count, 6, generator=rng), torch.randn(count, 4, generator=rng)
+
+
+VISIONDROP = fv.VisionDrop(layer_list=(3,), image_token_list=((30, 5),))
+
+
+def decided(attention, hidden, keys, sizes, entered):
+    return cut(VISIONDROP, shown(hidden, 3, sizes, entered, Rows(attention, keys)))
+
+
+def test_each_image_is_scored_by_its_own_rows():
+    attention, hidden, keys = rows_of(40, seed=3)
+    both = decided(attention, hidden, keys, (15, 25), (96, 288))
+    assert both.sizes == (6, 18)  # (5 + 1) and (15 + 3): a sixth and a half of 30 + 5, each rounded
+    first = decided(attention[:15, :15], hidden[:15], keys[:15], (15,), (96,)).cut
+    assert both.cut.source[:6].tolist() == first.source.tolist()
+    assert torch.equal(both.cut.rows[:6], first.rows)
+    assert both.cut.parent[:15].tolist() == first.parent.tolist()
+    assert both.cut.source[6:].min() >= 15
+
+
+def test_an_image_with_fewer_rows_than_a_cut_keeps_stays_whole_beside_another():
+    attention, hidden, keys = rows_of(44, seed=4)
+    both = decided(attention, hidden, keys, (4, 40), (576, 576))
+    assert both.sizes == (4, 35)
+    assert torch.equal(both.cut.rows[:4], hidden[:4])
+    assert decided(attention[:4, :4], hidden[:4], keys[:4], (4,), (576,)) is None
+
+
+def listened(method, layer, hidden, reader, **others):
+    """What stages see before a layer that has been listened to while the one before it ran."""
+    run, rows = program(method), shown(hidden, layer, **others)
+    rows.reader, unit = reader, sample_unit(rows.sample, len(rows))
+    for signal in run.signals_while(layer - 1):
+        units = asking_units(signal, rows.sample, rows.sizes, unit)
+        rows.notes[attention_note(signal, layer - 1)] = reader.attention(signal, units)
+    return run, rows
+
+
+def test_each_image_has_its_own_text_and_its_own_shares():
+    attention = torch.tensor([[0.2, 0.1, 0.0, 0.05, 0.05, 0.0], [0.2, 0.1, 0.0, 0.05, 0.05, 0.0]])
+    method = fv.MustDrop(global_thr=0.4, individual_thr=1, pruning_layers=(2,), merge_windows=False, key_rate=0)
+    run, rows = listened(method, 3, torch.zeros(6, 2), Rows(attention), sizes=(3, 3))
+    stays = decide(rows, run.before(3)).cut.stays
+    assert stays.nonzero()[:, 0].tolist() == [0, 3, 4]  # shares 2/3, 1/3, 0 and 1/2, 1/2, 0
+    assert set(run.done_with(3)) == set(rows.notes)  # they are not read again
+
+
+def test_text_that_is_not_there_pays_nothing():
+    method = fv.MustDrop(global_thr=0.5, individual_thr=0.5, pruning_layers=(2,), merge_windows=False)
+    run, rows = listened(method, 3, torch.zeros(12, 2), Rows(torch.zeros(0, 12)), text=False)
+    assert all(note.tolist() == [0.0] * 12 for note in rows.notes.values())
+    assert decide(rows, run.before(3)) is None
+
+
+def test_what_is_remembered_is_let_go_at_its_cut():
+    run = program(fv.V2Drop(layers=(3, 5), keep=(0.5, 0.5), window=2))
+    assert list(run.done_with(3)) == ["hidden 1"]
+    assert list(run.done_with(5)) == ["hidden 3"]
+
+
+def test_a_chain_of_three_cuts_before_one_layer_follows_each_in_turn():
+    halves = fv.Uniform(layers=(3,), keep=(0.5,)) + fv.Uniform(layers=(3,), keep=(0.5,))
+    decision = cut(halves + fv.Uniform(layers=(3,), keep=(0.5,)), shown(torch.zeros(16, 2), 3))
+    once = np.arange(16)
+    for left in (8, 4, 2):
+        once = once[((2 * np.arange(left) + 1) * len(once)) // (2 * left)]
+    assert decision.cut.source.tolist() == once.tolist()

@@ -1,0 +1,36 @@
+"""A file holds a family or a lineage of them, and all are found unasked."""
+
+import inspect
+import pkgutil
+from importlib import import_module
+from types import ModuleType
+
+import pytest
+
+import foveate as fv
+import foveate.families
+from foveate import registry
+from foveate.families.base import Family
+from foveate.families.internvl import InternVL
+from foveate.families.llava import Llava, VipLlava
+
+MODULES = [module.name for module in pkgutil.iter_modules(foveate.families.__path__)]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_family_of_a_file_that_names_its_model_is_found(name):
+    """But the generic adapter, which is asked for by name."""
+    module = import_module(f"foveate.families.{name}")
+    here = [kind for _, kind in inspect.getmembers(module, inspect.isclass) if kind.__module__ == module.__name__]
+    served = [kind for kind in here if issubclass(kind, Family) and "model_type" in vars(kind)]
+    assert all(fv.families()[kind.model_type] is kind for kind in served if kind.model_type != "generic")
+
+
+@pytest.mark.parametrize(
+    ("written", "families"),
+    [({"FAMILY": InternVL}, (InternVL,)), ({"FAMILIES": (Llava, VipLlava)}, (Llava, VipLlava)), ({}, ())],
+)
+def test_a_file_says_which_are_its_own(written, families):
+    module = ModuleType("somebodys")
+    vars(module).update(written)
+    assert registry._families_of(module) == families

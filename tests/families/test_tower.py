@@ -1,0 +1,206 @@
+"""LLaVA-1.5's class with other towers than CLIP, or with a CLS among its vision tokens."""
+
+import functools
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import transformers
+
+import foveate as fv
+from foveate.methods.averagepool import AveragePool
+from foveate.methods.mustdrop import MustDrop
+from foveate.methods.resize import Resize
+from foveate.methods.schedule import vision_token_count
+from foveate.methods.stages import ImageStage, TowerAttention, TowerKeys
+from tests.models import batch, generate, made_of, tiny
+from tests.tiny import CLIP, IMAGE, TEXT
+
+SIGLIP = {key: value for key, value in CLIP.items() if key not in ("projection_dim", "initializer_range")}
+TOWERS = {
+    "clip": lambda: transformers.CLIPVisionConfig(**CLIP),
+    "siglip": lambda: transformers.SiglipVisionConfig(**SIGLIP),
+    "pixtral": lambda: transformers.PixtralVisionConfig(**{**SIGLIP, "image_size": 140}),
+}
+METHODS = {"tower": fv.VisionDrop(dominant=9, layer_list=(), image_token_list=()), "resize": Resize(keep=0.4)}
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+
+
+@functools.cache
+def llava(tower, strategy):
+    config = transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**TEXT), vision_config=TOWERS[tower](), image_token_index=IMAGE,
+        vision_feature_layer=-1, vision_feature_select_strategy=strategy,
+    )  # fmt: skip
+    return made_of("llava", config)
+
+
+def prompt(pixels, count, **more):
+    return {"input_ids": torch.tensor([[1, 5, *[IMAGE] * count, 6, 7]]), "pixel_values": pixels, **more}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize(
+    ("tower", "strategy", "count", "why"),
+    [
+        ("clip", "full", 26, "takes the tower's CLS for a vision token"),
+        ("siglip", "default", 24, "leaves out a patch as if it were a CLS"),
+        ("pixtral", "full", 25, "has no encoder.layers"),
+    ],
+)
+def test_tokens_that_are_no_grid_are_not_reduced_in_the_tower(tower, strategy, count, why, method):
+    model, inputs = llava(tower, strategy), prompt(torch.randn(1, 3, 70, 70), count)
+    if tower == "pixtral":
+        inputs["image_sizes"] = torch.tensor([[70, 70]])
+    with fv.drop(model, method), torch.no_grad(), pytest.raises(fv.UnsupportedError, match=why):
+        model(**inputs)
+    with fv.drop(model, fv.V2Drop(layers=(1,), keep=(0.5,))) as trace, torch.no_grad():
+        model(**inputs)
+    assert trace.stages[0].after == (count // 2,)
+
+
+def test_pictures_of_any_shape_are_pooled_as_they_are():
+    model, sizes = llava("pixtral", "full"), torch.tensor([[42, 98], [70, 28]])
+    pixels, ids = torch.randn(2, 3, 70, 98), [1, 5, *[IMAGE] * 21, 6, *[IMAGE] * 10, 7]
+    with fv.drop(model, AveragePool(keep=0.3)) as trace, torch.no_grad():
+        output = model.model.get_image_features(pixel_values=pixels, image_sizes=sizes)
+        model(input_ids=torch.tensor([ids]), pixel_values=pixels, image_sizes=sizes)
+    assert [boxes[-1].tolist() for boxes in trace.latest.boxes[0]] == [
+        pytest.approx([6 / 7, 2 / 3, 1, 1]), pytest.approx([1 / 2, 4 / 5, 1, 1])
+    ]  # fmt: skip
+    assert [len(one._foveate.cut.source) for one in output.pooler_output] == [6, 3]
+    assert trace.stages[0].after == (9,)
+
+
+@pytest.mark.parametrize(
+    ("tower", "strategy", "count"),
+    [("clip", "default", 25), ("clip", "full", 26), ("siglip", "full", 25), ("siglip", "default", 24)],
+)
+def test_a_budget_counts_the_towers_tokens_whatever_image_seq_length_says(tower, strategy, count):
+    model = llava(tower, strategy)
+    assert model.config.image_seq_length == 576
+    assert vision_token_count(model, None) == count
+    pixels = torch.randn(1, 3, 70, 70)
+    with fv.drop(model, fv.Uniform.for_budget(model, tokens=count / 2, layers=(0,))) as trace, torch.no_grad():
+        model(**prompt(pixels, count))
+    assert trace.stages[0].after == (count // 2,)
+
+
+def test_a_budget_in_tokens_needs_a_count_where_pictures_have_any_shape():
+    with pytest.raises(fv.SettingError, match="depends on the image"):
+        fv.Uniform.for_budget(llava("pixtral", "full"), tokens=12, layers=(0,))
+
+
+def test_merging_early_reaches_a_projector_that_reads_the_first_layer():
+    """Whether or not transformers has installed by then what captures hidden states, behind which nothing merges."""
+    config = tiny("llava").config.__class__(**{**tiny("llava").config.to_dict(), "vision_feature_layer": [1, -1]})
+    inputs, found = batch("llava", ["titit"]), []
+    method = MustDrop(pruning_layers=(1,), merge_threshold=-1.0, merge_window=2)
+    for warm in (False, True):
+        model = made_of("llava", config)
+        if warm:
+            generate(model, inputs, new_tokens=1)
+        with fv.drop(model, method) as trace:
+            found.append(torch.cat(generate(model, inputs, new_tokens=2).logits))
+        assert trace.stages[0].after == (2 * (25 - 3 * 4),)
+    torch.testing.assert_close(*found, **CLOSE)
+
+
+class Noting(MustDrop):
+    """Notes what it is shown of each picture."""
+
+    merges: ClassVar[list[Any]] = []
+    seen: ClassVar[list[Any]] = []
+
+    def stages(self, shape):
+        by = "cls" if shape.cls else "patches"
+        reads = (TowerAttention(by, layer=0), TowerAttention(by, layer=1), TowerKeys())
+
+        def look(view):
+            self.seen.append((len(view), *(view[signal] for signal in reads)))
+            return {}
+
+        return (*super().stages(shape), ImageStage(reads=reads, look=look, host=True))
+
+    def _merge(self, view, count):
+        self.merges.append(super()._merge(view, count))
+        return self.merges[-1]
+
+
+@pytest.mark.parametrize(("tower", "strategy"), [("clip", "default"), ("siglip", "full")])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_where_the_first_layer_scores_and_merges_scores_and_keys_are_means(tower, strategy, depth):
+    config = transformers.LlavaConfig(
+        text_config=transformers.LlamaConfig(**TEXT), vision_config=TOWERS[tower](), image_token_index=IMAGE,
+        vision_feature_layer=1, vision_feature_select_strategy=strategy,
+    )  # fmt: skip
+    config.vision_config.num_hidden_layers, config.vision_config._attn_implementation = depth, "eager"
+    model, cls = made_of("llava", config), int(strategy == "default")
+    pixels = torch.randn(2, 3, 70, 70, generator=torch.Generator().manual_seed(0))
+    Noting.merges.clear()
+    Noting.seen.clear()
+    with fv.drop(model, Noting(pruning_layers=(1,), merge_threshold=-1.0, merge_window=2)) as trace, torch.no_grad():
+        model(**prompt(pixels, 50))
+    with torch.no_grad():
+        paid = model.model.vision_tower(pixels, output_attentions=True).attentions[0]  # (images, heads, rows, columns)
+    own = paid[:, :, 0, 1:].sum(dim=1) if cls else paid.mean(dim=1).mean(dim=1)
+    assert trace.stages[0].after == (2 * 13,)
+    for image, merge, (count, scores, later, keys) in zip(own, Noting.merges, Noting.seen, strict=True):
+        assert count == int(merge.count) == 13
+        means = [image[merge.parent == row].mean() for row in range(13)]
+        torch.testing.assert_close(scores, torch.stack(means), **CLOSE)
+        assert later.shape == (13,)
+        assert torch.equal(later, scores) == (depth == 1)
+        assert len(keys) == 13
+
+
+@pytest.mark.parametrize("threshold", [-1.0, 2.0])
+def test_a_tower_without_a_cls_merges_behind_its_first_layer_or_not_at_all(threshold):
+    """Pictures with nothing to merge there go through as they are, all at once."""
+    model, method = llava("siglip", "full"), MustDrop(merge_threshold=threshold, merge_window=2, filter=False)
+    pixels = torch.randn(2, 3, 70, 70, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        whole = model.model.get_image_features(pixels).pooler_output
+        with fv.drop(model, method) as trace:
+            mine = model.model.get_image_features(pixels).pooler_output
+            model(**prompt(pixels, 50))
+    assert trace.stages == [] if threshold > 1 else trace.stages[0].after == (26,)
+    assert all(torch.equal(*pair) for pair in zip(whole, mine, strict=True)) == (threshold > 1)
+
+
+@pytest.mark.parametrize("cls", [True, False])
+def test_pictures_that_merge_differently_come_out_as_each_alone(cls):
+    model = llava("clip", "default") if cls else llava("siglip", "full")
+    pixels = torch.randn(5, 3, 70, 70, generator=torch.Generator().manual_seed(2))
+    pixels[1, :, :42, :42], pixels[3] = 0.5, -0.5  # of four windows some are flat, or all
+    method = MustDrop(merge_threshold=0.4, merge_window=2, filter=False)
+    with fv.drop(model, method), torch.no_grad():
+        together = model.model.get_image_features(pixels).pooler_output
+        alone = [model.model.get_image_features(one[None]).pooler_output[0] for one in pixels]
+    counts = [len(one._foveate.cut.source) for one in alone]
+    assert [len(one._foveate.cut.source) for one in together] == counts
+    assert len(set(counts)) > 2
+    for one, other, count in zip(together, alone, counts, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+        if count < 25:
+            assert torch.equal(one._foveate.cut.parent, other._foveate.cut.parent)
+        assert not one[count:].any()
+
+
+@pytest.mark.parametrize(
+    "method", [MustDrop(merge_threshold=0.4, merge_window=2, filter=False), METHODS["tower"]], ids=["mustdrop", "tower"]
+)
+def test_with_gradients_on_pictures_come_out_the_same(method):
+    """Training and attribution run so; autograd forbids writing into some views."""
+    model = llava("clip", "default")
+    pixels = torch.randn(3, 3, 70, 70, generator=torch.Generator().manual_seed(2))
+    pixels[1, :, :42, :42] = 0.5
+    with fv.drop(model, method):
+        features = model.model.get_image_features(pixels).pooler_output
+        with torch.no_grad():
+            same = model.model.get_image_features(pixels).pooler_output
+    assert all(torch.equal(*pair) for pair in zip(features, same, strict=True))
+    torch.stack(list(features)).sum().backward()
+    first = model.model.vision_tower.encoder.layers[0]
+    assert first.mlp.fc1.weight.grad.any()
+    model.zero_grad()

@@ -1,0 +1,53 @@
+"""The page on the architecture tells the truth: every file and function it names is there, and no file is missing."""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ENGINE = ROOT / "src" / "foveate" / "engine"
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+PARTS = ("Attach", "Encode", "Begin", "Each layer", "Finish", "Decode")
+BESIDE = ("forward.py", "guards.py", "trace.py")
+FILES = sorted(path.name for path in ENGINE.glob("*.py") if path.name != "__init__.py")
+UNDRAWN = {"_room", "_transformers", "_version", "_versions"}
+"""Small modules that the drawing leaves out."""
+PLACES = sorted(set(re.findall(r"`(\w+\.py):([\w.]+)`", PAGE)))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_of_the_engine_is_on_the_way(name):
+    assert name in PAGE
+    if name not in BESIDE:
+        first = ast.get_docstring(ast.parse((ENGINE / name).read_text(encoding="utf-8"))).splitlines()[0]
+        assert first.split(":")[0].split(",")[0] in PARTS, first
+
+
+@pytest.mark.parametrize(("file", "function"), PLACES)
+def test_every_function_named_is_there(file, function):
+    node = ast.parse((ENGINE / file).read_text(encoding="utf-8"))
+    for part in function.split("."):
+        named = (ast.FunctionDef, ast.ClassDef)
+        node = next(child for child in ast.walk(node) if isinstance(child, named) and child.name == part)
+
+
+def test_the_page_names_places_at_all():
+    assert len(PLACES) > 8
+
+
+def test_the_house_is_drawn_as_the_imports_are_held():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    drawn = PAGE.split("## The house")[1].split("```")[1].splitlines()
+    above = 0
+    for layer in layers:
+        rooms = set(re.split(r"[|:\s]+", layer)) - UNDRAWN
+        lines = [line for line, text in enumerate(drawn) for room in rooms if room in text[:37]]
+        assert bool(lines) == bool(rooms), layer
+        assert min(lines, default=above) >= above, layer
+        above = max(lines, default=above)
