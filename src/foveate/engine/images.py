@@ -104,10 +104,10 @@ class ImageTokens:
     def kind(self) -> Hashable:
         """What is the same in images that are alike."""
         view, notes = self.view, tuple(sorted(self.done.notes))
-        cuts = tuple((cut.stays_whole, cut.rows is None) for cut in (self.patches, self.done))
-        counts = (len(view), self.entered, view.reserved)
+        cuts = tuple((cut.count, cut.stays_whole, cut.rows is None) for cut in (self.patches, self.done))
+        counts = (self.entered, view.reserved)
         signals = (view.early, self.pooled is None, view.cls is None)
-        return (*kind_of(self.rows), view.grid, view.grids, *counts, *signals, *cuts, *notes)
+        return (*kind_of(view.features), view.grid, view.grids, *counts, *signals, *cuts, *notes)
 
     def signal(self, signal: Signal) -> Tensor:
         """What the tower shows of each row: (rows,) attention, or (rows, head size) keys."""
