@@ -189,7 +189,8 @@ def test_a_tokens_score_and_key_are_the_means_of_its_patches(monkeypatch):
 
     monkeypatch.setattr(VisionDrop, "_in_tower", noting)
     with fv.drop(model, VisionDrop(layer_list=(), image_token_list=())), torch.no_grad():
-        model.model.get_image_features(pixels)
+        for picture in pixels:  # one by one: what vmap shows of several is no tensor to keep
+            model.model.get_image_features(picture[None])
         layer = model.model.vision_tower.encoder.layers[-1]
         states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2]
         _, attention = layer.self_attn(layer.layer_norm1(states), output_attentions=True)

@@ -66,6 +66,6 @@ def test_clips_that_are_not_the_samples_are_refused():
 
 
 def test_where_nobody_knows_where_tokens_look_they_are_not_drawn(monkeypatch):
-    monkeypatch.setattr("foveate.families.qwen2_vl.Qwen2VL.boxes", lambda self, m, g, lengths: [None] * len(lengths))
+    monkeypatch.setattr("foveate.families.qwen_vl.Qwen2VL.boxes", lambda self, m, g, lengths: [None] * len(lengths))
     with pytest.raises(fv.InputError, match="not known, so they cannot be drawn"):
         run("qwen2_vl", "tvt").show(clip(3))
