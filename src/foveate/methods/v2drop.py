@@ -22,8 +22,9 @@ from foveate.methods.stages import Arriving, Hidden, LayerStage, LayerView, Shap
 __all__ = ["METHOD", "V2Drop", "variation"]
 
 Metric = Literal["l2", "l1", "cosine", "relative"]
-EPSILON = 1e-6  # of norms that divide
-OPERATIONS = {"l2": 3, "l1": 3, "cosine": 6, "relative": 5}  # a number of a move: subtract, square, add, …
+EPSILON = 1e-6  # the smallest norm that divides
+# FLOPs for each number of a hidden state: "l2" and "l1" subtract, square (or take the absolute value) and add.
+OPERATIONS = {"l2": 3, "l1": 3, "cosine": 6, "relative": 5}
 
 
 class V2Drop(Scheduled):
@@ -85,17 +86,27 @@ class V2Drop(Scheduled):
         return tuple(steps)
 
     def _step(self, view: LayerView, starts: bool) -> Mapping[str, Tensor]:
+        """Add the move through one layer to the path; `starts` where a path begins: (tokens,)."""
         moved = self._variation(view)
-        return {"path": moved if starts else view.notes["path"] + moved}
+        if starts:
+            return {"path": moved}
+        return {"path": view.notes["path"] + moved}
 
     def select(self, view: LayerView, count: int) -> Tensor:
-        scores = self._variation(view) if self.over == "net" else view.notes["path"]
+        scores = self._scores(view)
         if self.reverse:
             scores = -scores
         return top(scores, count)
 
+    def _scores(self, view: LayerView) -> Tensor:
+        if self.over == "net":
+            return self._variation(view)
+        return view.notes["path"]
+
     def _variation(self, view: LayerView) -> Tensor:
-        dtype = view.hidden.dtype if self.score_dtype == "model" else torch.float32
+        dtype = torch.float32
+        if self.score_dtype == "model":
+            dtype = view.hidden.dtype
         return variation(view.hidden, view.hidden_before, self.metric, dtype)
 
     def rank_flops(self, tokens: int, width: int) -> int:
