@@ -67,7 +67,7 @@ class V2Drop(Scheduled):
 
     def reads(self, layer: int) -> tuple[Signal, ...]:
         if self.over == "path":
-            return ()  # the steps have read it
+            return ()  # the notes of the steps have all moves
         return (Hidden(back=self.window),)
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
@@ -77,7 +77,10 @@ class V2Drop(Scheduled):
         return cuts
 
     def _steps(self, depth: int) -> tuple[Stage, ...]:
-        """Looks before every layer up to the last cut, which add up the path since the cut before."""
+        """Before every layer up to the last cut, a look that adds the last move to the path since the cut before.
+
+        With cuts before 3 and 5, paths begin with the looks before layers 1, 4 and 6: those see the first move.
+        """
         cuts = self.cuts(depth)
         steps = []
         for layer in range(1, max(cuts, default=0) + 1):
@@ -110,7 +113,7 @@ class V2Drop(Scheduled):
         return variation(view.hidden, view.hidden_before, self.metric, dtype)
 
     def rank_flops(self, tokens: int, width: int) -> int:
-        """Of a move of so many tokens; a path has been added up by its steps."""
+        """FLOPs of measuring a move of so many tokens; the moves of a path count with their steps."""
         if self.over == "path":
             return 0
         return self._move_flops(Arriving.all_of(tokens), width)
@@ -120,7 +123,7 @@ class V2Drop(Scheduled):
 
 
 def variation(hidden: Tensor, before: Tensor, metric: Metric = "l2", dtype: torch.dtype = torch.float32) -> Tensor:
-    """How far each token moved between two layers' inputs (Sec. 3 of the paper for "l2").
+    """How far each token moved between two layers' inputs: s_j = ‖h_j − h'_j‖ for "l2" (Sec. 3 of the paper).
 
     Shapes: two (tokens, width) tensors of any float dtype -> (tokens,) `dtype`. Unit: for "l2" and "l1"
     that of the hidden state, else none; >= 0, larger means keep.
