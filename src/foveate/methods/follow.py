@@ -134,7 +134,7 @@ def layer_plan(
     if units is None:
         return None
     units = units.entering_decoder()
-    # A cut before layer 3 is the first that layer 3 shows: 576, 576, 576, 288, …
+    # A cut before layer 3 counts from layer 3 on: 576, 576, 576, 288, …
     cuts = [stage for stage in layer_stages(stages) if stage.drops]
     counts = []
     for layer in range(depth):

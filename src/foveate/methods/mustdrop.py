@@ -5,8 +5,9 @@ arXiv:2411.10803. Constants the paper leaves open are those of the released code
 
     (a) Tower: each 3 x 3 window of near-identical patches becomes one patch. Of the N that are left, the ⌈0.08 N⌉ with
         the most CLS attention are key tokens.
-    (b) Prefill: at layers 2, 6, 10 and 14, let A be the attention that text rows t behind an image pay to its tokens j,
-        g_j = Σ_t A_tj and m_j = max_t A_tj. Token j is dropped if g_j < γ · Σ g and m_j < α, unless it is a key token.
+    (b) Prefill: at layers 2, 6, 10 and 14, let A be the attention (mean over heads) that text rows t behind an image
+        pay to its tokens j, with g_j = Σ_t A_tj and m_j = max_t A_tj. Token j is dropped if g_j < γ · Σ g and m_j < α,
+        unless it is a key token.
     (c) Decoding: the KV caches of layers 2 to 14 keep only the tokens that (b) has left at the end.
 """
 
@@ -69,7 +70,7 @@ class MustDrop(Method):
         merge_windows: Merge windows of near-identical patches behind the tower's first layer.
         merge_threshold: Mean cosine from which a window is merged.
         merge_window: Side of a window, in patches.
-        key_rate: Share of the tokens that is never dropped.
+        key_rate: Share of the tokens that are key tokens.
         filter: Drop in prefill.
         kv: Cut the cache of the filtering layers to the final tokens before decoding.
         mode: "threshold" drops by γ and α, so counts depend on picture and question; "budget" keeps the key tokens and

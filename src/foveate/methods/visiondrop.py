@@ -155,7 +155,7 @@ class VisionDrop(Method):
         )
 
     def _in_tower(self, depth: int, view: ImageView, count: int | None) -> Cut | None:
-        if self.image_token_list is None and count == len(view):  # a CLS would take the place of a token
+        if self.image_token_list is None and count == len(view):  # the budget keeps all; a CLS would replace a patch
             return None
         dominant, contextual = self._pair(depth, 0, view.arriving)
         # Dominant rows are the CLS, rows that the family adds by itself (a closing newline), and patches:
@@ -198,7 +198,11 @@ class VisionDrop(Method):
         return cut.with_rows(self._merged(view.hidden, cut))
 
     def _merged(self, rows: Tensor, cut: Cut) -> Tensor:
-        """(tokens, width) -> (dominant + contextual, width)."""
+        """The rows of a cut, (tokens, width) -> (d + c, width).
+
+        Dominant tokens stay as they are. A contextual row is its target plus the mean of the tokens that joined it, or
+        the average of all.
+        """
         if self.merge == "sum":
             return target_plus_mean(rows, cut)
         return average(rows, cut)
@@ -225,7 +229,8 @@ class VisionDrop(Method):
             mean = Budget(self.tokens, self.retention).mean(arriving.entered)
             pairs = _solved(mean, arriving.entered, depth, self._cuts(depth), self.entry)
             return pairs[index]
-        dominant, contextual = ((self.dominant, self.contextual), *self.image_token_list)[index]
+        counts = ((self.dominant, self.contextual), *self.image_token_list)
+        dominant, contextual = counts[index]
         if arriving.entered == self.reference:
             return dominant, contextual
         # An image of another size gets its share: 42 + 6 of 576 tokens are 84 + 12 of 1,152.
