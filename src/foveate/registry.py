@@ -1,4 +1,4 @@
-"""What there is: methods, presets and families, found in their folders, in entry points, or registered."""
+"""All methods, presets and families: those in their folders, of entry points, and registered ones."""
 
 import importlib
 import pkgutil
@@ -44,8 +44,8 @@ def families() -> "dict[str, type[Family]]":
 def support() -> dict[str, dict[str, dict[str, Any]]]:
     """What works on which family, derived from the stages of each method's defaults.
 
-    For each `model_type`, modality ("image", "video") and method: where tokens leave or can leave, as a trace names it
-    ("tower", "projector", "layer", "kv"), or why it is refused. The tests prove it, method by method and family by
+    For each `model_type`, modality ("image", "video") and method: where tokens are dropped or can be, as a trace names
+    it ("tower", "projector", "layer", "kv"), or why the method is refused. The tests check it for each method on each
     family.
     """
     from foveate.support import reach
@@ -55,9 +55,10 @@ def support() -> dict[str, dict[str, dict[str, Any]]]:
         answers: dict[str, Any] = {}
         for name, kind in sorted(methods().items()):
             where = reach(kind(), family)
-            answers[name] = where.places if where.refused is None else where.refused
-        modalities = ("image", "video") if family.videos else ("image",)
-        table[model_type] = dict.fromkeys(modalities, answers)
+            answers[name] = where.refused or where.places
+        table[model_type] = {"image": answers}
+        if family.videos:
+            table[model_type]["video"] = answers
     return table
 
 
@@ -79,9 +80,12 @@ def family_for(model: Any, family: Literal["generic"] | None = None) -> "Family"
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     kinds = families()
     if family is not None and (family != "generic" or model_type in kinds):
+        answer = "has not"
+        if model_type in kinds:
+            answer = "has"
         raise SettingError(
             f"family is left out, or 'generic' for a model without one; got {family!r} for {model_type!r}, which "
-            f"{'has' if model_type in kinds else 'has not'}."
+            f"{answer}."
         )
     if model_type in kinds:
         return kinds[model_type](model)
@@ -91,14 +95,16 @@ def family_for(model: Any, family: Literal["generic"] | None = None) -> "Family"
 
 
 def no_family(model_type: Any, name: str = "", model: Any = None) -> "UnsupportedError":
-    """The error for a model without a family: what there is, and what can be done.
+    """The error for a model without a family: which families there are, and what can be done.
 
     Args:
         model_type: What its config says.
-        name: Of its class.
-        model: The model itself, if there is one to look at.
+        name: The name of its class.
+        model: The model itself, if it is loaded.
     """
-    of_class = f" ({name})" if name else ""
+    of_class = ""
+    if name:
+        of_class = f" ({name})"
     return UnsupportedError(
         f"No family for model_type {model_type!r}{of_class}. Supported: {', '.join(sorted(families()))}. "
         f"{_way_out(model_type, model)} To add one: docs/guides/new-family.md."
@@ -125,7 +131,7 @@ def _way_out(model_type: Any, model: Any) -> str:
 
 
 def inside(model: Any) -> Any:
-    """The outermost transformers model of a pipeline or of a module; what was given where there is none.
+    """The outermost transformers model of a pipeline or of a module; the argument itself where there is none.
 
     Raises:
         UnsupportedError: If copies of the model would run in several threads.
@@ -190,4 +196,6 @@ def _families_of(module: ModuleType) -> "tuple[type[Family], ...]":
     """The families of a module: `FAMILIES = (Llava, VipLlava)`, or `FAMILY = InternVL`."""
     if hasattr(module, "FAMILIES"):
         return tuple(module.FAMILIES)
-    return (module.FAMILY,) if hasattr(module, "FAMILY") else ()
+    if hasattr(module, "FAMILY"):
+        return (module.FAMILY,)
+    return ()

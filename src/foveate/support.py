@@ -1,4 +1,4 @@
-"""What a method does on a family, derived from its stages: no model is loaded, and nothing is written down."""
+"""What a method does on a family, derived from its stages: no model is loaded, and no table is kept by hand."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,18 +15,18 @@ __all__ = ["SERVED", "Reach", "reach", "refusal"]
 
 SERVED = (Hidden, Attention, Keys, TowerAttention, TowerKeys, Cls)
 """Signals that this engine reads."""
-USUAL = Arriving(576, 576, 576, grids=((24, 24),))
+USUAL = Arriving(576, 576, 576, grids=((24, 24),))  # an image of LLaVA-1.5, which the table is made for
 DEPTH = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Where tokens leave, as a trace names it: "tower", "projector", "layer", "kv".
+    """Where tokens are dropped, as a trace names it: "tower", "projector", "layer", "kv".
 
     Attributes:
-        sure: For any picture and question.
-        can: What else depends on the picture or the question, such as whether windows of patches are alike.
-        refused: Why the method cannot run, if it cannot; then nothing leaves anywhere.
+        sure: Places where tokens are dropped for any picture and question.
+        can: Places where that depends on the picture or the question, such as whether windows of patches are alike.
+        refused: Why the method cannot run; None if it can.
     """
 
     sure: frozenset[str] = frozenset()
@@ -35,11 +35,11 @@ class Reach:
 
     @property
     def places(self) -> list[str]:
-        """All of them, in order."""
+        """All places, in alphabetical order."""
         return sorted(self.sure | self.can)
 
     def __or__(self, other: "Reach") -> "Reach":
-        """What holds of one of two models: refused only if both are."""
+        """What holds for a family whose models may be of either kind: refused only if both are."""
         if self.refused is not None:
             return other
         if other.refused is not None:
@@ -50,11 +50,11 @@ class Reach:
 
 
 def refusal(stages: Sequence[Stage], lacks: Callable[[Signal], str | None]) -> str | None:
-    """Why the engine does not run these stages: what a method "has", "reads" or "makes"; None if it does.
+    """Why the engine does not run these stages, as the end of a sentence ("reads …", "has …"); None if it runs them.
 
     Args:
         stages: In order.
-        lacks: Says of a signal why the model has not got it, or None.
+        lacks: Why the model has no such signal; None if it has.
     """
     for stage in stages:
         reason = _refusal_of(stage, lacks)
@@ -70,14 +70,18 @@ def refusal(stages: Sequence[Stage], lacks: Callable[[Signal], str | None]) -> s
 
 
 def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | None:
-    """Why the engine does not run this stage, whatever stands beside it."""
+    """Why the engine does not run this stage, whatever the others are."""
     for signal in stage.reads:
-        reason = lacks(signal) if isinstance(signal, SERVED) else "this engine does not read it yet"
+        reason: str | None = "this engine does not read it yet"
+        if isinstance(signal, SERVED):
+            reason = lacks(signal)
         if reason is not None:
             return f"reads {signal!r}: {reason}."
     if stage.place is Place.DECODE:
         return "has stages of decoding, which this engine does not run yet."
-    usual = "keep_last" if stage.place < Place.LAYER else "rank"
+    usual = "rank"
+    if stage.place < Place.LAYER:
+        usual = "keep_last"
     if stage.drops and stage.newlines != usual:
         return f"has newlines={stage.newlines!r} in {stage}, which this engine does not run yet."
     return None
@@ -86,12 +90,12 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
 def reach(
     method: Method, kind: type[Family], config: Any = None, *, depth: int = DEPTH, arriving: Arriving = USUAL
 ) -> Reach:
-    """Where tokens leave when this method runs on a model of this family, or why it is refused.
+    """Where tokens are dropped when this method runs on a model of this family, or why it is refused.
 
     Args:
-        method: Its settings decide.
+        method: The method, with its settings.
         kind: The family.
-        config: The model's; without one, models of the family are thought of whose tower has a CLS and others.
+        config: The model's. Without one, and if towers of the family may have a CLS or none, the answer is for both.
         depth: Decoder layers.
         arriving: An image.
     """
@@ -127,9 +131,9 @@ class _Walk:
 
     Attributes:
         arriving: What arrives at the next stage.
-        sure: Places where tokens leave for any picture and question.
-        can: Places where they may leave.
-        counted: Whether no picture or question has decided a count yet.
+        sure: Places where tokens are dropped for any picture and question.
+        can: Places where they may be dropped.
+        counted: Whether all counts up to here are known for any picture and question.
     """
 
     arriving: Arriving
@@ -138,11 +142,13 @@ class _Walk:
     counted: bool = True
 
     def add(self, where: str, sure: bool) -> None:
-        places = self.sure if sure else self.can
-        places.add(where)
+        if sure:
+            self.sure.add(where)
+        else:
+            self.can.add(where)
 
     def through(self, stage: Stage, where: str) -> None:
-        """Let a stage work."""
+        """Count what a stage leaves."""
         if stage.place >= Place.LAYER and self.arriving.grids:  # it enters the decoder
             self.arriving = replace(self.arriving, started=self.arriving.tokens, grids=())
         left = stage.left(self.arriving) if stage.drops else self.arriving.tokens
@@ -157,7 +163,7 @@ class _Walk:
 
 
 def _way(places: set[Place]) -> str | None:
-    """How a run through the tower is made: the family's function for it."""
+    """The name of the family's function that runs the tower for stages at these places."""
     if Place.PIXELS in places:
         return "encode_smaller"
     if Place.TOWER in places or Place.BEFORE_PROJECTOR in places:
@@ -168,7 +174,7 @@ def _way(places: set[Place]) -> str | None:
 
 
 def _unknown(kind: type[Family], way: str) -> bool:
-    """Whether a family has not got this way through the tower."""
+    """Whether a family has no such function of its own."""
     return getattr(kind, way) in (Family.encode, Family.encode_smaller)
 
 

@@ -24,16 +24,16 @@ __all__ = ["Cost", "cost"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What one sample's prompt costs. FLOPs are exact counts of matrix products, a multiply-add counts two.
+    """What one sample's prompt costs. FLOPs are exact counts of matrix products; a multiply-add counts as two.
 
     Attributes:
         text_tokens: Rows of the prompt that are not vision tokens; each layer processes them all.
         vision_tokens: Vision tokens of each image or video, as they enter the decoder.
         tokens: Vision tokens each decoder layer processes.
         cached: Vision tokens in each layer's cache once decoding starts; fewer where a method cuts caches afterwards.
-        kv_lengths: Rows in each layer's cache after the prefill, text included: of a layer with a sliding window at
-            most one less than that, of one that keeps a state none.
-        attention: "full", or "causal" if the prefill's attention was counted half.
+        kv_lengths: Rows in each layer's cache after the prefill, text included. A layer with a sliding window has at
+            most one row less than its window, a layer that keeps a state has none.
+        attention: "full", or "causal" if half of the prefill's attention was counted.
         layer_flops: The prefill of each decoder layer: projections, MLP and attention.
         tower_flops: The vision tower.
         projector_flops: From the tower's features to the decoder's width (Qwen: the patch mergers).
@@ -42,10 +42,10 @@ class Cost:
         decode_flops: The token after the prompt: decoder layers over their caches, and the head.
         kv_bytes: Keys and values of all decoder layers after the prefill.
         peak_bytes: The most bytes of activations, keys and values that live at once from the pixels to the first token,
-            weights and inputs apart: one prompt alone, without gradients, padding or an attention matrix (SDPA, flash),
-            as transformers 5.23 runs it; so many such prompts in a batch hold so many times as much. Not counted is
-            what a kernel takes and gives back inside itself, and what a method makes to score: less than a layer does,
-            but in toys. None where it is not known: of most families, behind windows, and under Resize.
+            without weights and inputs: one prompt alone, without gradients, padding or an attention matrix (SDPA,
+            flash), as transformers 5.23 runs it. A batch of n such prompts holds n times as much. Not counted are
+            buffers inside a kernel, and what a method needs to score: less than a layer, except in toy models. None
+            where it is not known: for most families, for prompts longer than a window, and for Resize.
     """
 
     text_tokens: int
@@ -78,10 +78,12 @@ class Cost:
     def retention(self) -> float:
         """Mean over decoder layers of the share of vision tokens processed; 1 for a prompt without any."""
         untouched = len(self.tokens) * sum(self.vision_tokens)
-        return sum(self.tokens) / untouched if untouched else 1.0
+        if not untouched:
+            return 1.0
+        return sum(self.tokens) / untouched
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure as plain values that JSON knows."""
+        """Every figure as a plain value that JSON has."""
         values = dataclasses.asdict(self)
         for name in ("prefill_flops", "total_flops", "retention"):
             values[name] = getattr(self, name)
@@ -152,7 +154,10 @@ def cost(
     cached = [text_tokens + count for count in dropping.cached]
     kv_lengths = tuple(decoder.held(layer, count) for layer, count in enumerate(cached))
 
-    tower, projector = tower_flops(family, config, prompt, known_grids if grids else None)
+    tower_grids = None
+    if grids:
+        tower_grids = known_grids
+    tower, projector = tower_flops(family, config, prompt, tower_grids)
     smaller = bool(follow.at(dropping.stages, Place.PIXELS))
     if smaller and known_grids:
         ranked = rankable(family, config, prompt.sizes)
@@ -207,10 +212,14 @@ def _check_lengths(
 
 
 def _beside(family: type[Family], config: Any, prompt: Prompt, dropping: Dropping) -> list[int]:
-    """Rows that live while each layer runs and are not of its making: what the method remembers, and for the layers
-    behind which the family adds to the stream a second stream."""
-    late = family.late_additions(config) if prompt.vision else 0
+    """Rows that live while each layer runs and that the layer has not made.
+
+    They are what the method remembers, and a second stream for each layer behind which the family adds to the stream.
+    """
     beside = list(dropping.remembered)
+    if not prompt.vision:
+        return beside
+    late = family.late_additions(config)
     for layer in range(1, min(1 + late, len(beside))):
         beside[layer] += prompt.rows
     return beside
@@ -234,4 +243,6 @@ def _dtype(config: Any) -> torch.dtype:
 
 
 def _as_json(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return list(value)
+    return value

@@ -22,7 +22,7 @@ class Decoder:
         width: The residual stream's.
         rows: FLOPs of each layer's projections and MLP on one row; in a mixture, of the router and the experts that a
             row goes to.
-        recurrent: Layers that carry a state in the place of attention, by the gated delta rule.
+        recurrent: Layers with a state instead of attention (the gated delta rule).
         heads, kv_heads, head_dim: Of the attention; heads · head_dim may differ from `width`.
         state: Heads, key size and value size of the recurrent layers.
         vocabulary: Columns of the head; tied to the embedding or not, it computes the same.
@@ -77,14 +77,18 @@ class Decoder:
         if index in self.recurrent:
             return rows * self.rows[index] + delta_rule(rows, *self.state)
         looking = attention(rows, keys, self.heads * self.head_dim)
-        return rows * self.rows[index] + looking // (1 + halved)
+        if halved:
+            looking //= 2
+        return rows * self.rows[index] + looking
 
     def held(self, index: int, rows: int) -> int:
-        """Rows in the cache of layer `index` once `rows` are through: those a later one sees; none in a state."""
+        """Rows in the cache of layer `index` after `rows` rows: those that the next row sees; none beside a state."""
         if index in self.recurrent:
             return 0
         window = self.windows[index]
-        return rows if window is None else min(rows, window - 1)
+        if window is None:
+            return rows
+        return min(rows, window - 1)
 
     def head(self) -> int:
         """FLOPs of the language-model head on one row."""
@@ -97,8 +101,10 @@ class Decoder:
 
 def _experts(text: Any) -> int:
     """Experts of a mixture; 0 for a dense decoder."""
-    counts = [_of(text, name) for name in ("num_experts", "n_routed_experts", "num_local_experts")]
-    return next(filter(None, counts), 0)
+    for name in ("num_experts", "n_routed_experts", "num_local_experts"):
+        if count := _of(text, name):
+            return int(count)
+    return 0
 
 
 def _state(text: Any) -> tuple[int, int, int]:
@@ -111,12 +117,15 @@ def _projections(text: Any, kind: str) -> int:
     width, heads = text.hidden_size, text.num_attention_heads
     states, key, value = _state(text)
     if kind == "linear_attention":
+        # Queries, keys and values; then the gate and the output, (states · value) wide, and two numbers for each state.
         mixed = 2 * _of(text, "linear_num_key_heads") * key + states * value
         gates_decay_output = 2 * linear(1, width, states * value + states)
         return linear(1, width, mixed) + gates_decay_output
     head_dim = _of(text, "head_dim") or width // heads
-    wide = (3 if states else 2) * heads  # queries and output; beside recurrent layers a gate too
-    narrow = 2 * (_of(text, "num_key_value_heads") or heads)
+    wide = 2 * heads  # queries and output
+    if states:  # beside recurrent layers, attention has a gate
+        wide += heads
+    narrow = 2 * (_of(text, "num_key_value_heads") or heads)  # keys and values
     return linear(1, width, (wide + narrow) * head_dim)
 
 
@@ -128,8 +137,9 @@ def _mlp(text: Any, layer: int) -> int:
         return linear(1, width, 2 * inner) + linear(1, inner, width)
 
     experts = _experts(text)
+    # The first layers of some mixtures are dense, as are all but every second one where the step is 2.
     early = layer < _of(text, "first_k_dense_replace") or layer in (_of(text, "mlp_only_layers") or ())
-    between = (layer + 1) % (_of(text, "decoder_sparse_step") or 1) != 0  # of a step of 2 only each second is a mixture
+    between = (layer + 1) % (_of(text, "decoder_sparse_step") or 1) != 0
     if not experts or early or between:
         return gated(text.intermediate_size)
     flops: int = linear(1, width, experts) + text.num_experts_per_tok * gated(text.moe_intermediate_size)

@@ -1,4 +1,4 @@
-"""What a method leaves of a prompt's vision tokens, layer by layer, and what that takes."""
+"""How many of a prompt's vision tokens a method leaves, layer by layer, and what the method itself costs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Grids = Sequence[Sequence[Grid]]
 
 @dataclass(frozen=True, slots=True)
 class Dropping:
-    """A method at work on a prompt, or nobody.
+    """The effect of a method on a prompt, or of no method.
 
     Attributes:
         stages: The method's, in order; none without a method.
@@ -53,15 +53,15 @@ class Dropping:
         tokens: Sequence[int] | None,
         grids: Grids | None,
     ) -> "Dropping":
-        """A method's.
+        """The effect of a method.
 
         Args:
-            method: With its settings.
-            prompt: What goes in.
+            method: The method, with its settings.
+            prompt: The prompt's counts.
             family: Says which tokens always stay.
             config: The model's.
             decoder: Its shape.
-            tokens: Vision tokens that each layer processes, where a trace has told.
+            tokens: Vision tokens that each layer processes, from a trace; None to plan them.
             grids: Rows and columns of each image's frames or views, if they are known.
 
         Raises:
@@ -74,15 +74,18 @@ class Dropping:
         ranked = rankable(family, config, prompt.sizes)
         if tokens is None:
             tokens = _planned(method, stages, depth, ranked, grids, always_kept=prompt.vision - sum(ranked))
-        cut_caches = follow.cached_layers(stages)  # these have what is left at the end
-        cached = tuple(tokens[-1] if layer in cut_caches else count for layer, count in enumerate(tokens))
-        drops = min(tokens) < prompt.vision  # else the model runs as if nobody were here
+        cached = list(tokens)
+        for layer in follow.cached_layers(stages):
+            cached[layer] = tokens[-1]
+        remembered = (0,) * depth
+        if min(tokens) < prompt.vision:  # else the stages do not run
+            remembered = follow.held_rows(stages, tokens)
         return cls(
             stages=stages,
             tokens=tuple(tokens),
-            cached=cached,
+            cached=tuple(cached),
             scoring=follow.scoring_flops(stages, depth, decoder.width, ranked),
-            remembered=follow.held_rows(stages, tokens) if drops else (0,) * depth,
+            remembered=remembered,
         )
 
 

@@ -1,4 +1,4 @@
-"""A prompt of one sample, as `cost` is asked for it: counted, and refused where the counts make none."""
+"""The prompt of one sample as counts of tokens; counts that make no prompt are refused."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,9 @@ class Prompt:
             SettingError: If one is negative, all are zero, or there is not a number of pictures for each image.
         """
         sizes = _counts(vision_tokens, "vision_tokens")
-        pictures = None if tower_images is None else _counts(tower_images, "tower_images")
+        pictures: tuple[int, ...] | None = None
+        if tower_images is not None:
+            pictures = _counts(tower_images, "tower_images")
         if pictures is not None and len(pictures) != len(sizes):
             raise SettingError(
                 f"tower_images has a count for each image or video: got {len(pictures)} for {len(sizes)} "

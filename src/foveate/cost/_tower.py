@@ -22,12 +22,13 @@ def tower_flops(family: type[Family], config: Any, prompt: Prompt, grids: Grids 
         family: Knows its tower.
         config: The model's.
         prompt: What goes in.
-        grids: Rows and columns of each image's frames or views, where somebody gave them: some towers' cost depends on
+        grids: Rows and columns of each image's frames or views, if the caller gave any: some towers' cost depends on
             them.
     """
-    by_grids = family.smaller_tower_cost(config, grids) if grids else None
-    if by_grids is not None:
-        return by_grids
+    if grids:
+        by_grids = family.smaller_tower_cost(config, grids)
+        if by_grids is not None:
+            return by_grids
     if not prompt.vision:
         return 0, 0
     return family.tower_cost(config, prompt.sizes, prompt.pictures)
@@ -57,7 +58,7 @@ def tower_bytes(family: type[Family], config: Any, prompt: Prompt, itemsize: int
 
 
 def _coarsened(stages: Sequence[Stage], grids: tuple[Grid, ...], size: int) -> tuple[Grid, ...]:
-    """What the token grids of an image of `size` vision tokens become in front of the tower."""
+    """The token grids of an image of `size` vision tokens after the stages before the tower."""
     cells = sum(rows * columns for rows, columns in grids)
     newlines = closing_rows(size - cells)
     return follow.coarsened(stages, Arriving(cells, size, cells, newlines, grids))

@@ -1,4 +1,4 @@
-"""AveragePool: the control that knows nothing: the mean over each cell of a coarser grid, behind the projector."""
+"""AveragePool: the control without any score: the mean over each cell of a coarser grid, behind the projector."""
 
 from foveate.core.cut import Cut
 from foveate.core.grid import into_cells, join

@@ -19,13 +19,13 @@ __all__ = ["Method", "Preset"]
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A setting with a name and a source.
+    """A named setting of a method.
 
     Attributes:
         name: `method/model/budget`.
         method: The setting itself.
         depth: Decoder layers of the model it was made for.
-        vision_tokens: Vision tokens of the model's usual input; None where any count goes.
+        vision_tokens: Vision tokens of the model's usual input; None where the setting fits any count.
         source: Where the numbers come from.
     """
 
@@ -40,10 +40,10 @@ class Preset:
 class Method(ABC):
     """A way to drop vision tokens: settings, and the stages that they make.
 
-    A subclass lists its settings with their types (`foveate.methods.settings`). It becomes a frozen dataclass by
-    itself, and every value is checked when one is made. Rules between settings go into `check_settings`.
+    A subclass lists its settings with their types (`foveate.methods.settings`). It becomes a frozen dataclass without a
+    decorator, and every value is checked when an instance is made. Rules between settings go into `check_settings`.
 
-    Subclasses in `foveate/methods/` are found by themselves; others call `foveate.register_method` or declare an entry
+    Subclasses in `foveate/methods/` need no registration; others call `foveate.register_method` or declare an entry
     point in the group `foveate.methods`.
 
     Raises:
@@ -55,16 +55,15 @@ class Method(ABC):
     presets: ClassVar[tuple[Preset, ...]] = ()
     """Published and derived settings."""
     schedule: ClassVar[tuple[str, ...]] = ()
-    """Settings that say how much is spent, so that a budget cannot be given beside them."""
-    _chain_of: ClassVar[
-        Callable[..., "Method"]
-    ]  # `Chain.of`: a chain is a method, so foveate.methods.chain puts it here
+    """Settings that say how many tokens stay, so that a budget cannot be given beside them."""
+    # `Chain.of`. A chain is a method and so imports this module; foveate.methods.chain sets it here.
+    _chain_of: ClassVar[Callable[..., "Method"]]
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "__dataclass_params__" not in cls.__dict__:
             dataclass(frozen=True, kw_only=True)(cls)
-            # `Method` has its own; without these an author may write @dataclass(frozen=True) as well.
+            # `Method` has these two. Without those of the dataclass an author may write @dataclass(frozen=True) too.
             del cls.__setattr__, cls.__delattr__
         if "cuts" in cls.__dict__ and cls.stages is Method.stages:
             raise TypeError(
@@ -84,10 +83,10 @@ class Method(ABC):
         self.check_settings()
 
     def check_settings(self) -> None:  # noqa: B027 - most settings do not depend on one another
-        """Refuse settings that contradict each other, and fill in what depends on others (`self._set`).
+        """Refuse settings that contradict each other, and fill in those that depend on others (`self._set`).
 
         Raises:
-            SettingError: If they do.
+            SettingError: If settings contradict each other.
         """
 
     @classmethod
@@ -98,25 +97,25 @@ class Method(ABC):
         return {name: getattr(self, name) for name in self._fields()}
 
     def _set(self, **values: Any) -> None:
-        """Fill in settings while the method is being made."""
+        """Fill in settings from `check_settings`, past the guard of a frozen class."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
     @abstractmethod
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        """What it does on a model of this shape."""
+        """The steps of the method on a model of this shape."""
 
     def plan(
         self, depth: int, sizes: Sequence[int], grids: Sequence[Sequence[Grid]] | None = None
     ) -> tuple[int, ...] | None:
         """Vision tokens that each of `depth` decoder layers processes, for a sample with images of these sizes.
 
-        None where that depends on what the images show or the text asks; see `foveate.methods.follow.layer_plan`.
+        None where that depends on what the images show or the text asks. See `foveate.methods.follow.layer_plan`.
         """
         return follow.layer_plan(follow.in_order(self.stages(Shape(depth))), depth, sizes, grids)
 
     def check(self, depth: int) -> None:
-        """Refuse a decoder of `depth` layers that the setting does not fit.
+        """Refuse a decoder of `depth` layers that is too shallow for the setting.
 
         Raises:
             SettingError: If a cut lies outside the decoder.
@@ -139,10 +138,10 @@ class Method(ABC):
         vision_tokens: int | None = None,
         **values: Any,
     ) -> Self:
-        """The setting that spends a budget on `model`, solved.
+        """The setting whose cost meets a budget on `model`.
 
         Args:
-            model: A model or its config, for its depth.
+            model: A model or its config; its depth is read.
             tokens: Mean vision tokens that a decoder layer processes.
             retention: The same as a share of the vision tokens, in (0, 1].
             vision_tokens: The image's token count; families with a fixed count know their own.
@@ -157,10 +156,10 @@ class Method(ABC):
 
     @classmethod
     def solved(cls, share: float, entered: int | None, depth: int, /, **values: Any) -> Self:
-        """What `for_budget` gives: the setting for a mean share in (0, 1] of the vision tokens, in a decoder so deep.
+        """The setting for a mean share of the vision tokens, in a decoder of `depth` layers: what `for_budget` returns.
 
         Args:
-            share: Of the vision tokens that a decoder layer processes, on average.
+            share: The share of the vision tokens that a decoder layer processes on average, in (0, 1].
             entered: How many vision tokens an image has; None where that is not known.
             depth: Decoder layers.
             values: Other settings of the method.
@@ -172,24 +171,25 @@ class Method(ABC):
         raise SettingError(f"{cls.__name__} takes no budget: give its settings.")
 
     def with_budget(self, *, tokens: float | None = None, retention: float | None = None) -> Self:
-        """The same method spending a budget, which its stages solve for every image they see.
+        """The same method with a budget, which its stages solve for every image they see.
 
-        What the method has filled in by itself is solved anew.
+        Settings that the method has filled in by itself are solved again.
 
         Raises:
-            SettingError: If the method takes no budget, has a schedule of its own, or not exactly one of both is given.
+            SettingError: If the method takes no budget, was given a schedule, or not exactly one of both is given.
         """
         Budget(tokens, retention)
         fields = self._fields()
         if "retention" not in fields:
             raise SettingError(f"{type(self).__name__} takes no budget: give its settings.")
+        # The same method as its name alone makes it: what it has filled in by itself has these values.
         required = {name: getattr(self, name) for name, field in fields.items() if _is_required(field)}
         usual = type(self)(**required)
         changes: dict[str, Any] = {}
         for name, field in fields.items():
             value, usual_value = getattr(self, name), getattr(usual, name)
             if field.default is None and value == usual_value:
-                changes[name] = None  # the method has filled it in, and shall again for the budget
+                changes[name] = None  # filled in; the budget fills it in again
             elif name in self.schedule and value not in (field.default, usual_value):
                 raise SettingError(
                     f"{type(self).__name__} has a schedule of its own, {name}={value}: leave that out, or the budget."
@@ -202,7 +202,7 @@ class Method(ABC):
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
     def __add__(self, other: "Method") -> "Method":
-        """Both, one after the other along a token's life (see `foveate.methods.chain`)."""
+        """A chain of both: each works at its own places (see `foveate.methods.chain`)."""
         if not isinstance(other, Method):
             return NotImplemented
         return Method._chain_of(self, other)
@@ -252,7 +252,7 @@ def _is_required(field: "dataclasses.Field[Any]") -> bool:
 
 
 def _as_plain(value: Any) -> Any:
-    """Methods among the settings as dictionaries."""
+    """A setting for `to_dict`: a method as its dictionary, anything else as it is."""
     if isinstance(value, Method):
         return value.to_dict()
     if isinstance(value, tuple) and any(isinstance(part, Method) for part in value):

@@ -15,10 +15,10 @@ from foveate.methods.base import Method, Preset
 __all__ = ["CHAIN", "discovered", "extra", "from_dict", "method", "method_name", "methods", "preset", "presets"]
 
 CHAIN = "chain"
-"""The name of several methods as one, which no list of methods has."""
+"""The name of a chain of methods. It is in no list of methods."""
 
 extra: dict[str, type[Method]] = {}
-"""Methods that somebody registered."""
+"""Methods from `foveate.register_method`, by name."""
 
 
 @cache
@@ -97,7 +97,8 @@ def from_dict(values: Mapping[str, Any]) -> Method:
     """
     name = method_name(values)
     try:
-        kind = _in_folder()[CHAIN] if name == CHAIN else method(name)
-        return kind.from_dict(values)
+        if name == CHAIN:  # `methods` has no chain
+            return _in_folder()[CHAIN].from_dict(values)
+        return method(name).from_dict(values)
     except RecursionError:
         raise SettingError(f"The settings of {name} hold methods within methods too deep.") from None

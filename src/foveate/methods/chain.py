@@ -14,9 +14,9 @@ __all__ = ["Chain"]
 
 
 class Chain(Method):
-    """Methods that work one after the other along a token's life, whatever order they are written in.
+    """Methods that work one after the other, each at its own places, whatever order they are written in.
 
-    Where two stand at one place, the second works on what the first left. Each keeps its own notes and its own budget.
+    Where two work at the same place, the second works on what the first left. Each has its own notes and budget.
 
     Attributes:
         members: The methods.
@@ -35,7 +35,7 @@ class Chain(Method):
 
     @classmethod
     def of(cls, *methods: Method) -> Self:
-        """The chain of these, those of chains among them one by one."""
+        """The chain of these methods; a chain among them adds its members."""
         members: list[Method] = []
         for method in methods:
             if isinstance(method, Chain):

@@ -34,7 +34,7 @@ def check(owner: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
             checked[name] = adapter.validate_python(_plain(value))
         except ValidationError as error:
             within = error.errors(include_url=False)[0].get("ctx", {}).get("error")
-            if isinstance(within, SettingError):  # of a method among the settings
+            if isinstance(within, SettingError):  # the error of a method among the settings
                 raise within from None
             raise SettingError(_sentence(owner, name, value, error)) from None
     return checked
@@ -53,12 +53,12 @@ def _adapters(kind: type) -> "dict[str, TypeAdapter[Any]]":
 
 
 def _plain(value: Any) -> Any:
-    """Lists as tuples, and numbers of other libraries as Python's."""
+    """Lists as tuples, and numbers of numpy or torch as Python's: `np.int64(3)` gives 3."""
     if isinstance(value, list | tuple | range):
         return tuple(_plain(part) for part in value)
     if isinstance(value, bool | int | float | str) or value is None:
         return value
-    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:  # a scalar of numpy or torch
         return value.item()
     if hasattr(value, "__index__") and not hasattr(value, "ndim"):
         return operator.index(value)
@@ -66,7 +66,7 @@ def _plain(value: Any) -> Any:
 
 
 def _sentence(owner: str, name: str, value: Any, error: "ValidationError") -> str:
-    """What was wrong, and what was got."""
+    """The error's message: what was wrong with a setting, and the value."""
     worst = error.errors(include_url=False)[0]
     place = name + "".join(f"[{at}]" for at in worst["loc"] if isinstance(at, int))
     said = worst["msg"].removeprefix("Value error, ").removeprefix("Input should ")
@@ -76,5 +76,7 @@ def _sentence(owner: str, name: str, value: Any, error: "ValidationError") -> st
         said = f"{place} has too many values"
     elif not said.startswith("layers"):
         said = f"{place} should be {said.removeprefix('be ')}"
-    got = repr(value) if len(repr(value)) < 80 else f"{repr(value)[:77]}…"
+    got = repr(value)
+    if len(got) >= 80:
+        got = f"{got[:77]}…"
     return f"{owner}: {said}; got {got}."

@@ -1,6 +1,6 @@
-"""FinalKV: the cache holds the tokens left at the end, and no others, after any method that cuts between layers.
+"""FinalKV: behind any method that cuts between layers, the cache keeps only the tokens that are left at the end.
 
-Stage (c) of MustDrop (Liu et al., arXiv:2411.10803), which needs nothing of its other stages.
+Part (c) of MustDrop (Liu et al., arXiv:2411.10803), which works without its other parts.
 """
 
 from dataclasses import replace
@@ -56,8 +56,10 @@ class FinalKV(Method):
             )
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        inner = () if self.inner is None else self.inner.stages(shape)
-        return (*inner, CacheStage(first_layer=self.first_layer))
+        cache = CacheStage(first_layer=self.first_layer)
+        if self.inner is None:
+            return (cache,)
+        return (*self.inner.stages(shape), cache)
 
     def with_budget(self, *, tokens: float | None = None, retention: float | None = None) -> Self:
         if self.inner is None:

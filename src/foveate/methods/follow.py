@@ -1,9 +1,8 @@
 """What follows from a method's stages: layers that cut, tokens left in each layer, what is read and what that costs.
 
-Each is a fold over the stages, written once; no method writes its own.
+Each walks through the stages in order. It is written here once, so that no method has to.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -26,35 +25,41 @@ __all__ = [
 
 
 def in_order(stages: Sequence[Stage]) -> tuple[Stage, ...]:
-    """Along a token's life; where two stand at one place, as they were written."""
+    """The stages in the order in which tokens meet them; those at the same place as they were written."""
     return tuple(sorted(stages, key=lambda stage: stage.order))
 
 
 def at(stages: Sequence[Stage], *places: Place) -> tuple[Stage, ...]:
-    """Those that stand at these places."""
+    """The stages at these places."""
     return tuple(stage for stage in stages if stage.place in places)
 
 
 def layer_stages(stages: Sequence[Stage]) -> tuple[LayerStage, ...]:
-    """Those that stand before decoder layers."""
+    """The stages before decoder layers."""
     return at(stages, Place.LAYER)  # type: ignore[return-value]
 
 
 def cut_layers(stages: Sequence[Stage]) -> tuple[int, ...]:
-    """Decoder layers before which tokens may leave, ascending."""
+    """Decoder layers before which tokens may be dropped, ascending."""
     return tuple(sorted({stage.layer for stage in layer_stages(stages) if stage.drops}))
 
 
 def cached_layers(stages: Sequence[Stage]) -> range:
-    """Decoder layers whose KV cache is cut after the prefill: up to the last cut, which leaves the final tokens."""
+    """Decoder layers whose KV cache is cut after the prefill.
+
+    Layers from the last cut on have seen the final tokens only. Cuts before 3, 7, 11 and 15 give layers 2 to 14.
+    """
     caches: tuple[CacheStage, ...] = at(stages, Place.CACHE)  # type: ignore[assignment]
     cuts = cut_layers(stages)
     if not caches or not cuts:
         return range(0)
-    before_first = max(0, cuts[0] - 1)
-    firsts = [cache.first_layer for cache in caches]
-    first = min(before_first if layer is None else layer for layer in firsts)
-    return range(first, cuts[-1])
+    first_layers = []
+    for cache in caches:
+        if cache.first_layer is None:
+            first_layers.append(max(0, cuts[0] - 1))
+        else:
+            first_layers.append(cache.first_layer)
+    return range(min(first_layers), cuts[-1])
 
 
 def reads_text(stages: Sequence[Stage]) -> bool:
@@ -67,18 +72,18 @@ def reads_text(stages: Sequence[Stage]) -> bool:
 
 @dataclass
 class Units:
-    """The images (or frames) of a sample on their way through the stages.
+    """How many tokens the images (or frames) of a sample have left, on their way through the stages.
 
     Attributes:
-        images: What the host knows of each; None once a cut over the whole sample has left an unknown number of each.
-        all: The same of all together.
+        images: For each image; None once a cut that ranks the whole sample has left an unknown number of each.
+        all: For all images together.
     """
 
     images: list[Arriving] | None
     all: Arriving
 
     def after(self, stage: Stage) -> "Units | None":
-        """What a stage leaves; None where the picture or the question decides."""
+        """The numbers behind a stage; None where the picture or the question decides."""
         if stage.unit == "sample" and stage.place is Place.LAYER:
             return self._after_all(stage.left(self.all))
         if self.images is None:
@@ -99,11 +104,12 @@ class Units:
             return Units(self.images, sample)
         if self.images is not None and len(self.images) == 1:
             return Units([sample], sample)
-        return Units(None, sample)  # which of the images they were is not known
+        return Units(None, sample)  # how many of each image are left is not known
 
     def entering_decoder(self) -> "Units":
-        """The same where nothing stands between them and the decoder any more."""
-        images = self.images and [replace(image, started=image.tokens) for image in self.images]
+        """The same tokens as those that the decoder starts with."""
+        assert self.images is not None  # the stages before the decoder rank each image by itself
+        images = [replace(image, started=image.tokens) for image in self.images]
         return Units(images, replace(self.all, started=self.all.tokens))
 
 
@@ -115,8 +121,8 @@ def layer_plan(
     Args:
         stages: Of a method, in order.
         depth: Decoder layers.
-        sizes: Vision tokens of each image as they enter the model, or of each frame where a stage goes by frame.
-        grids: Rows and columns of each image's frames or views, newlines apart, if they are known.
+        sizes: Vision tokens of each image as they enter the model, or of each frame where a stage ranks by frame.
+        grids: Rows and columns of each image's frames or views, without newlines, if they are known.
 
     Returns:
         None where the picture or the question decides.
@@ -128,6 +134,7 @@ def layer_plan(
     if units is None:
         return None
     units = units.entering_decoder()
+    # A cut before layer 3 counts from layer 3 on: 576, 576, 576, 288, …
     cuts = [stage for stage in layer_stages(stages) if stage.drops]
     counts = []
     for layer in range(depth):
@@ -141,7 +148,7 @@ def layer_plan(
 
 
 def _arriving(sizes: Sequence[int], grids: Sequence[Sequence[Grid]] | None) -> Units:
-    """The images of a sample of which no token has left yet."""
+    """The images of a sample before any stage."""
     if grids is None:
         grids = [()] * len(sizes)
     total = sum(sizes)
@@ -152,30 +159,40 @@ def _arriving(sizes: Sequence[int], grids: Sequence[Sequence[Grid]] | None) -> U
 
 
 def _after_early(stage: Stage, units: Units) -> Units | None:
-    """What a stage before the decoder leaves. It counts without newlines where the grids are known."""
+    """What a stage before the decoder leaves; None where the picture decides."""
     assert units.images is not None
-    counts = []
+    images = []
     for image in units.images:
-        newlines = 0
-        if image.grids:
-            newlines = image.tokens - sum(map(math.prod, image.grids))
-        patches = image.tokens - newlines
-        stays = closing_rows(newlines)
-        left = stage.left(replace(image, tokens=patches, reserved=stays))
-        if stage.keep is not None and not image.grids:  # of what share newlines are none is not known
-            left = None
+        left = _left_early(stage, image)
         if left is None:
             return None
-        if left == patches:
-            counts.append(image.tokens)
-        else:
-            counts.append(left + stays)
-    images = [replace(image, tokens=count, grids=()) for image, count in zip(units.images, counts, strict=True)]
-    return Units(images, replace(units.all, tokens=sum(counts)))
+        images.append(replace(image, tokens=left, grids=()))
+    return Units(images, replace(units.all, tokens=sum(image.tokens for image in images)))
+
+
+def _left_early(stage: Stage, image: Arriving) -> int | None:
+    """Tokens of an image that a stage before the decoder leaves. Stages see no newlines, so these are counted apart.
+
+    A LLaVA-NeXT image of one tile has 576 patches and a newline that closes it. A stage that leaves 100 patches leaves
+    101 tokens. Newlines behind each row of patches stay only if all patches do.
+    """
+    if stage.keep is not None and not image.grids:
+        return None  # a share of the patches, and how many tokens are patches is not known
+    newlines = 0
+    if image.grids:
+        newlines = image.tokens - sum(rows * columns for rows, columns in image.grids)
+    patches = image.tokens - newlines
+    closing = closing_rows(newlines)
+    left = stage.left(replace(image, tokens=patches, reserved=closing))
+    if left is None:
+        return None
+    if left == patches:
+        return image.tokens
+    return left + closing
 
 
 def coarsened(stages: Sequence[Stage], arriving: Arriving) -> tuple[Grid, ...]:
-    """What the token grids of an image's frames or views become in front of the tower."""
+    """The token grids of an image's frames or views after the stages before the tower."""
     for stage in at(stages, Place.PIXELS):
         arriving = replace(arriving, grids=stage.coarsen(arriving))  # type: ignore[attr-defined]
     return arriving.grids
@@ -185,8 +202,17 @@ def coarsened(stages: Sequence[Stage], arriving: Arriving) -> tuple[Grid, ...]:
 
 
 def scoring_flops(stages: Sequence[Stage], depth: int, width: int, sizes: Sequence[int]) -> int:
-    """FLOPs of scoring in a decoder of `depth` layers and residual width `width`, of a sample with these images: what
-    signals take that the layers do not make themselves, and the stages' own arithmetic. Sorting does not count."""
+    """FLOPs of scoring a sample with images of these sizes.
+
+    They are those of signals that the layers do not compute anyway, and of the stages' own arithmetic; sorting does not
+    count.
+
+    Args:
+        stages: Of a method, in order.
+        depth: Decoder layers.
+        width: Width of the residual stream.
+        sizes: Vision tokens of each image as they enter the model.
+    """
     total = sum(sizes)
     plan = layer_plan(stages, depth, sizes)
     flops = 0
@@ -196,7 +222,7 @@ def scoring_flops(stages: Sequence[Stage], depth: int, width: int, sizes: Sequen
     if plan is None or min(plan) == total:  # where nothing is dropped, the stages do not run
         return flops
     for stage in layer_stages(stages):
-        rows = (total, *plan)[stage.layer]  # what the layer before has processed arrives
+        rows = (total, *plan)[stage.layer]  # those that the layer before has processed; `total` before layer 0
         arriving = Arriving(rows, total, plan[0])
         if stage.flops is not None:
             flops += stage.flops(arriving, width)
@@ -205,22 +231,36 @@ def scoring_flops(stages: Sequence[Stage], depth: int, width: int, sizes: Sequen
 
 
 def _reading_flops(stage: LayerStage, rows: int, width: int) -> int:
-    """Queries, keys and their products that are made for a stage alone: those of the layer to come."""
-    ahead = [signal for signal in stage.reads if isinstance(signal, Attention) and signal.layer == "next"]
+    """Queries, keys and their products that are computed for a stage alone: those of the layer to come."""
+    attentions = [signal for signal in stage.reads if isinstance(signal, Attention)]
+    ahead = [attention for attention in attentions if attention.layer == "next"]
     keys = any(isinstance(signal, Keys) for signal in stage.reads)
     if not ahead and not keys:
         return 0
     queries = 0
-    for signal in ahead:
-        queries = max(queries, rows if signal.rows == "vision" else 1)
+    for attention in ahead:
+        asking = rows
+        if attention.rows != "vision":  # text rows count as a single one
+            asking = 1
+        queries = max(queries, asking)
+    # A row times a (width, width) matrix takes 2 · width² FLOPs, a query times a key 2 · width over all heads.
     projections = (queries + rows) * 2 * width**2
-    return projections + 2 * queries * rows * width
+    products = queries * rows * 2 * width
+    return projections + products
 
 
 def held_rows(stages: Sequence[Stage], tokens: Sequence[int]) -> tuple[int, ...]:
-    """Rows of the residual stream that are remembered while each decoder layer runs, where these process so many vision
-    tokens: what stages want to see again `back` layers later."""
-    held: list[set[int]] = [set() for _ in tokens]  # of each layer: before which layers the rows were as remembered
+    """Rows of the residual stream that are remembered while each decoder layer runs, for stages that look back.
+
+    An example: a stage before layer 3 reads `Hidden(back=2)`, so layers 1 and 2 each hold the rows that entered layer
+    1. With 576 tokens in every layer that is 0, 576, 576, 0, ….
+
+    Args:
+        stages: Of a method, in order.
+        tokens: Vision tokens that each decoder layer processes.
+    """
+    # For each layer, the layers whose input is held. Stages that look back to the same one share it.
+    held: list[set[int]] = [set() for _ in tokens]
     for stage in layer_stages(stages):
         for signal in stage.reads:
             if isinstance(signal, Hidden) and signal.back:

@@ -14,7 +14,7 @@ from foveate.methods.values import listed, refuse_unknown, values_of
 
 __all__ = ["parsed", "read", "read_json", "unquoted"]
 
-NEXT = re.compile(r"\+(?!\d)")  # between members of a chain; the sign in 1e+3 is none
+NEXT = re.compile(r"\+(?!\d)")  # between members of a chain, but not the sign in 1e+3
 
 
 def read(text: str) -> Named:
@@ -63,7 +63,7 @@ def _member(name: str, pairs: Sequence[str]) -> Member:
 
 
 def _changed(ready: Method, pairs: Sequence[str]) -> Member:
-    """A method as it is, but for these settings."""
+    """A method with these settings changed."""
     return Member(type(ready), values_of(type(ready), pairs), ready)
 
 

@@ -46,18 +46,21 @@ class Gridded(Method):
 
     def coarsen(self, arriving: Arriving) -> tuple[Grid, ...]:
         """What the token grids of an image's frames or views become."""
-        share = self.keep if self.keep is not None else self.retention
+        share = self.retention if self.keep is None else self.keep
         mean = Budget(self.tokens, share).mean(arriving.entered)
         cells = sum(rows * columns for rows, columns in arriving.grids)
+        # Tokens left for each that arrives: 192 of 576 are a third, so a 24 x 24 grid may have 192 cells.
         each = (mean - arriving.reserved) / cells
         return tuple(coarser((rows, columns), each * rows * columns) for rows, columns in arriving.grids)
 
     def left(self, arriving: Arriving) -> int | None:
-        """Tokens left of an image, its newlines apart; None where its grids are not known."""
+        """Tokens left of an image, newlines not counted; None where its grids are not known."""
         if not arriving.grids:
             return None
-        cells = self.coarsen(arriving)
-        return arriving.tokens if cells == arriving.grids else sum(rows * columns for rows, columns in cells)
+        grids = self.coarsen(arriving)
+        if grids == arriving.grids:
+            return arriving.tokens
+        return sum(rows * columns for rows, columns in grids)
 
     @classmethod
     def solved(cls, share: float, entered: int | None, depth: int, /, **values: Any) -> Self:

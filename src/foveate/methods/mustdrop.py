@@ -2,10 +2,17 @@
 
 Paper: Liu et al., "Multi-Stage Vision Token Dropping: Towards Efficient Multimodal Large Language Model",
 arXiv:2411.10803. Constants the paper leaves open are those of the released code.
+
+    (a) Tower: each 3 x 3 window of near-identical patches becomes one patch. Of the N that are left, the ⌈0.08 N⌉ with
+        the most CLS attention are key tokens.
+    (b) Prefill: at layers 2, 6, 10 and 14, let A be the attention (mean over heads) that text rows t behind an image
+        pay to its tokens j, with g_j = Σ_t A_tj and m_j = max_t A_tj. Token j is dropped if g_j < γ · Σ g and m_j < α,
+        unless it is a key token.
+    (c) Decoding: the KV caches of layers 2 to 14 keep only the tokens that (b) has left at the end.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -21,8 +28,8 @@ from foveate.core.merge import average, merge_windows, window_similarity
 from foveate.core.rank import top
 from foveate.errors import BudgetError, SettingError
 from foveate.methods.base import Method, Preset
-from foveate.methods.schedule import Budget, geometric_counts
-from foveate.methods.settings import Count, Counts, Layers, Positions, Share
+from foveate.methods.schedule import Budget, geometric_counts, half_up
+from foveate.methods.settings import Count, Counts, Layers, Positions, Share, numbering
 from foveate.methods.stages import (
     Arriving,
     Attention,
@@ -40,37 +47,38 @@ from foveate.methods.stages import (
 
 __all__ = ["METHOD", "MustDrop", "counter"]
 
-DEPTH, LAYERS = 32, (2, 6, 10, 14)  # the released code's decoder and its cuts
-REFERENCE = 576
+DEPTH, LAYERS = 32, (2, 6, 10, 14)  # the released code's decoder, and the layers whose attention filters
+REFERENCE = 576  # vision tokens of LLaVA-1.5's images, 24 x 24 patches
 SHARE = Attention(rows="after", over="share")
-"""Of all the attention that text pays to an image, what each token gets."""
+"""g_j / Σ g: the share that each token gets of all the attention that text pays to its image."""
 PEAK = Attention(rows="after", over="max")
-"""The most that a single text token pays to each."""
+"""m_j: the most attention that a single text token pays to each token."""
 
 
 class MustDrop(Method):
     """Drops over a token's whole life: window merging, a dual attention filter, and a final set for decoding.
 
-    A vision token is dropped at a cut if the text gives it little attention in all (a share below `global_thr`) and no
-    single text token looks at it (below `individual_thr`); the key tokens the tower's CLS attends to always stay.
+    A vision token is dropped at a cut if the text as a whole gives it little attention (a share below `global_thr`) and
+    every single text token does too (below `individual_thr`). The key tokens, which the tower's CLS attends to most,
+    always stay.
 
     Attributes:
         global_thr: γ, a share of the attention all vision tokens get.
         individual_thr: α, an attention probability.
-        pruning_layers: Decoder layers whose attention filters; the cut is before the layer after each. With a
-            retention, by default, the released code's scaled to the decoder's depth.
+        pruning_layers: Decoder layers whose attention filters; the cut is before the layer after each. The default is
+            the released code's; with a budget it is scaled to the decoder's depth.
         merge_windows: Merge windows of near-identical patches behind the tower's first layer.
         merge_threshold: Mean cosine from which a window is merged.
         merge_window: Side of a window, in patches.
-        key_rate: Share of the tokens that is never dropped.
+        key_rate: Share of the tokens that are key tokens.
         filter: Drop in prefill.
         kv: Cut the cache of the filtering layers to the final tokens before decoding.
         mode: "threshold" drops by γ and α, so counts depend on picture and question; "budget" keeps the key tokens and
             the highest scores (share, or attention over α/γ, whichever is more) up to exact `counts`.
-        counts: Tokens left at each cut in budget mode, for an image of `reference` tokens; others get their share.
+        counts: Tokens left at each cut in budget mode, for an image of `reference` tokens; scaled for other images.
         reference: Vision tokens of the image `counts` is for.
-        retention: Instead of `counts`: the share of an image's tokens a layer processes on average. The counts then
-            fall geometrically from what the tower's merging leaves of that image, so that every image meets it.
+        retention: Instead of `counts`: the share of an image's tokens that a layer processes on average. The counts
+            then fall geometrically from what the tower's merging leaves of that image, so that every image meets it.
         tokens: The same as a number of tokens.
         depth: Decoder layers that `retention` averages over; 0: the model's.
         positions: "reindex" numbers rows anew after every cut (the released code), "keep" keeps position ids, and a
@@ -103,7 +111,7 @@ class MustDrop(Method):
     alpha_relative: bool = False
 
     def check_settings(self) -> None:
-        budget = self.retention or self.tokens
+        budget = self._has_budget
         if self.pruning_layers is None and not budget:
             self._set(pruning_layers=LAYERS)
         if self.pruning_layers == ():
@@ -114,10 +122,12 @@ class MustDrop(Method):
             )
         if self.retention and self.tokens:
             raise SettingError(f"Give one of tokens= and retention=; got {self.tokens} and {self.retention}.")
-        wanted = 0 if budget else len(self.pruning_layers or ())
-        if self.mode == "budget" and len(self.counts) != wanted:
+        needed = 0
+        if not budget:
+            needed = len(self.pruning_layers or ())
+        if self.mode == "budget" and len(self.counts) != needed:
             raise SettingError(
-                f"Budget mode needs a count for each of the {wanted} pruning layers, or a retention; "
+                f"Budget mode needs a count for each of the {needed} pruning layers, or a retention; "
                 f"got counts {self.counts} and retention {self.retention}."
             )
         if self.mode == "threshold" and (self.counts or budget):
@@ -128,65 +138,103 @@ class MustDrop(Method):
         if self.mode == "budget" and self.global_thr == 0:
             raise SettingError("Budget mode weighs the two attentions by individual_thr / global_thr; global_thr is 0.")
 
+    @property
+    def _has_budget(self) -> bool:
+        """Whether the counts are solved for a mean, given by `retention` or `tokens`."""
+        return bool(self.retention or self.tokens)
+
+    @property
+    def _has_image_stage(self) -> bool:
+        """Whether a stage behind the tower marks key tokens and sorts merged rows."""
+        return self.merge_windows or (self.filter and self.key_rate > 0)
+
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        positions: Literal["renumber", "keep"] = "renumber" if self.positions == "reindex" else "keep"
-        ascending = positions == "keep" or not shape.renumbers
         stages: list[Stage] = []
         if self.merge_windows:
-            stages.append(TowerStage(1, choose=self._merge, positions=positions))
-        if self.merge_windows or (self.filter and self.key_rate > 0):
-            paid = TowerAttention(by="cls" if shape.cls else "patches", layer=1)
-            mark = partial(self._mark, ascending)
-            stages.append(ImageStage(reads=(paid,), choose=mark, count=all_stay, positions=positions))
+            # Behind the tower's first layer, so before its block 1.
+            stages.append(TowerStage(1, choose=self._merge, positions=numbering(self.positions)))
+        if self._has_image_stage:
+            stages.append(self._image_stage(shape))
         if not self.filter:
             return tuple(stages)
         layers = self._layers(shape.depth)
         for index, layer in enumerate(layers):
-            choose = self._filter if self.mode == "threshold" else partial(self._highest, shape.depth, index)
-            stages.append(LayerStage(layer + 1, reads=(SHARE, PEAK), choose=choose, unit="image", positions=positions))
+            stages.append(self._layer_stage(shape.depth, index, layer))
         if self.kv:
             stages.append(CacheStage(first_layer=layers[0]))
         return tuple(stages)
 
-    # -- the tower ---------------------------------------------------------------------------------------------
+    def _layers(self, depth: int) -> tuple[int, ...]:
+        """Decoder layers whose attention filters."""
+        if self.pruning_layers is None:
+            return scaled_layers(depth)
+        return self.pruning_layers
+
+    # -- (a) the tower -----------------------------------------------------------------------------------------
 
     def _merge(self, view: PatchView, _: int | None) -> Cut | None:
-        """Near-identical patches become one."""
+        """Each window of patches that are alike becomes one patch."""
         if min(view.grid) < self.merge_window:
             return None
+        # Mean cosine over the pairs of a 3 x 3 window: Σ_{p≠q} cos(F_p, F_q) / 72, (windows,).
         similarity = window_similarity(view.patches, *view.grid, self.merge_window)
         merged = (similarity >= self.merge_threshold).sum()
+        # N = P − (w² − 1) · merged: 17 windows of 9 patches leave 576 − 8 · 17 = 440.
         left = len(view) - merged * (self.merge_window**2 - 1)
 
         merge = partial(self._windows, view.grid)
         return Cut.fewer(len(view), left, merge, view.patches, similarity, merged)
 
     def _windows(self, grid: Grid, patches: Tensor, similarity: Tensor, merged: Tensor) -> Cut:
-        """The most similar windows become one patch each."""
+        """The `merged` most similar windows become one patch each: the mean of theirs."""
         windows = merge_windows(similarity, merged, *grid, self.merge_window)
         return windows.with_rows(average(patches, windows))
 
-    def _mark(self, ascending: bool, view: ImageView, _: int | None) -> Cut:
-        """Mark the key tokens; where positions are kept, put merged rows where they stand for."""
-        none = torch.zeros(len(view), dtype=torch.bool, device=view.features.device)
-        key = none.scatter(0, top(view.attention, math.ceil(self.key_rate * len(view))), True)
-        if not (view.merged and ascending):
-            return Cut.stay(len(view), {"key": key})
-        order = view.tokens.argsort()
-        return Cut.take(order, len(view), {"key": key[order]})
+    def _image_stage(self, shape: Shape) -> Stage:
+        """Behind the tower: marks the key tokens, and drops nothing."""
+        # Features come from layer 22 of CLIP's 24, and the released code reads the layer after it, 23: layer=1.
+        paid = TowerAttention(by="cls" if shape.cls else "patches", layer=1)
+        ascending = self.positions == "keep" or not shape.renumbers
+        mark = partial(self._mark, ascending)
+        return ImageStage(reads=(paid,), choose=mark, count=all_stay, positions=numbering(self.positions))
 
-    # -- prefill -----------------------------------------------------------------------------------------------
+    def _mark(self, ascending: bool, view: ImageView, _: int | None) -> Cut:
+        """Mark the key tokens. Where position ids are kept, sort the rows by them: merging puts merged rows first."""
+        none = torch.zeros(len(view), dtype=torch.bool, device=view.features.device)
+        keys = top(view.attention, math.ceil(self.key_rate * len(view)))
+        is_key = none.scatter(0, keys, True)
+        if not (view.merged and ascending):
+            return Cut.stay(len(view), {"key": is_key})
+        order = view.tokens.argsort()
+        return Cut.take(order, len(view), {"key": is_key[order]})
+
+    # -- (b) prefill -------------------------------------------------------------------------------------------
+
+    def _layer_stage(self, depth: int, index: int, layer: int) -> Stage:
+        """The cut of this index. It reads the attention of `layer`, which has run, so it is before the next."""
+        choose: Callable[[LayerView, int | None], Cut | None] = self._filter
+        if self.mode == "budget":
+            choose = partial(self._highest, depth, index)
+        return LayerStage(
+            layer + 1, reads=(SHARE, PEAK), choose=choose, unit="image", positions=numbering(self.positions)
+        )
 
     def _filter(self, view: LayerView, _: int | None) -> Cut | None:
-        """Drop the tokens that get little attention from text; where there is no text behind, all stay."""
+        """Threshold mode: drop j if g_j / Σ g < γ and m_j < α; without text behind the image all tokens stay."""
         if not view.text_behind:
             return None
-        # A window may hide an image from all text: then shares are 0 / 0, and nothing is below a threshold.
-        lazy = (view[SHARE] < self.global_thr) & (self._peak(view) < self.individual_thr)
-        return Cut.keep(~lazy | view.notes["key"] if "key" in view.notes else ~lazy)
+        # A window may hide an image from all text: then shares are 0 / 0 = nan, and nan is below no threshold.
+        ignored = (view[SHARE] < self.global_thr) & (self._peak(view) < self.individual_thr)
+        stays = ~ignored
+        if "key" in view.notes:
+            stays = stays | view.notes["key"]
+        return Cut.keep(stays)
 
     def _highest(self, depth: int, index: int, view: LayerView, _: int | None) -> Cut | None:
-        """Keep the key tokens and the highest scores, up to an exact count."""
+        """Budget mode: keep the key tokens and the highest s_j = max(g_j / Σ g, m_j · γ / α), up to an exact count.
+
+        The thresholds keep those of s_j >= γ, so both modes rank alike.
+        """
         count = min(len(view), self._counts(depth, view.arriving)[index])
         if not view.text_behind or count == len(view):
             return None
@@ -198,30 +246,36 @@ class MustDrop(Method):
         return Cut.take(top(scores, count), len(view))
 
     def _peak(self, view: LayerView) -> Tensor:
-        """The largest attention that each token gets from one of the text's, in the unit of `individual_thr`."""
+        """m_j in the unit of `individual_thr`: a probability, or a share of the largest m_j."""
         peak = view[PEAK]
         if not self.alpha_relative or not len(peak):
             return peak
-        return peak / peak.amax(dim=0).clamp(min=1e-12)
+        return peak / peak.amax(dim=0).clamp(min=1e-12)  # all 0 where a window hides the image from all text
 
     def _counts(self, depth: int, arriving: Arriving) -> tuple[int, ...]:
-        """Tokens left at each cut in budget mode."""
-        marks = self.merge_windows or (self.filter and self.key_rate > 0)
-        keys = math.ceil(self.key_rate * arriving.started) if marks else 0
-        if self.retention or self.tokens:
-            cuts = [layer + 1 for layer in self._layers(depth)]
-            mean = min(self.tokens, arriving.entered) if self.tokens else self.retention * arriving.entered
-            return geometric_counts(mean, arriving.started, self.depth or depth, cuts, keys)
-        scaled = (math.floor(count * arriving.entered / self.reference + 0.5) for count in self.counts)
-        return tuple(max(1, keys, count) for count in scaled)
+        """Budget mode: tokens left at each cut, never fewer than the key tokens."""
+        keys = 0
+        if self._has_image_stage:
+            keys = math.ceil(self.key_rate * arriving.started)
+        if not self._has_budget:
+            counts = [half_up(count * arriving.entered / self.reference) for count in self.counts]
+            return tuple(max(1, keys, count) for count in counts)
+        mean = self.retention * arriving.entered
+        if self.tokens:
+            mean = min(self.tokens, arriving.entered)
+        cuts = [layer + 1 for layer in self._layers(depth)]
+        return geometric_counts(mean, arriving.started, self.depth or depth, cuts, keys)
 
-    def _layers(self, depth: int) -> tuple[int, ...]:
-        return scaled_layers(depth) if self.pruning_layers is None else self.pruning_layers
+    # -- with a budget -----------------------------------------------------------------------------------------
 
     def with_budget(self, *, tokens: float | None = None, retention: float | None = None) -> Self:
         Budget(tokens, retention)
-        count = 0 if tokens is None else max(1, round(tokens))
-        layers = None if self.pruning_layers == LAYERS else self.pruning_layers
+        count = 0
+        if tokens is not None:
+            count = max(1, round(tokens))
+        layers = self.pruning_layers
+        if layers == LAYERS:  # the default, which a budget scales to the model's depth
+            layers = None
         return replace(self, mode="budget", pruning_layers=layers, depth=0, tokens=count, retention=retention or 0.0)
 
     @classmethod
@@ -237,13 +291,15 @@ class MustDrop(Method):
     ) -> Self:
         """Budget mode: geometric counts N · q^i at the cuts of 32 layers, scaled. See `Method.solved`.
 
-        The key rate is lowered where the key tokens alone exceed the budget. N is every image's own, so that all meet
-        the budget (one whose merging leaves less keeps all it has), unless `entering` gives it.
+        N is what each image's own merging leaves of it, so that all images meet the budget (one that has less after
+        merging keeps all of that), unless `entering` gives N. The key rate is lowered where the key tokens alone exceed
+        the budget.
         """
         layers = values.pop("pruning_layers", None) or scaled_layers(depth)
         full = entered or REFERENCE
         mean, start = share * full, entering or full
         first = layers[0] + 1
+        # Layers before the first cut process all tokens, the others at least one.
         floor = (first * start + (depth - first)) / depth
         if mean < floor:
             raise BudgetError(
@@ -252,29 +308,36 @@ class MustDrop(Method):
                 "pruning_layers.",
                 floor=floor / full,
             )
+        # With only key tokens behind it, they may be so many: (first · N + (depth − first) · keys) / depth <= mean.
         most_keys = (depth * mean - first * start) / (depth - first)
         key_rate = min(key_rate, math.floor(most_keys) / start)
         values = {"mode": "budget", "pruning_layers": layers, "key_rate": key_rate, "depth": depth, **values}
         if entering is None and values.get("merge_windows", True):
             return cls(retention=share, **values)
-        cuts, keys = [layer + 1 for layer in layers], math.ceil(key_rate * start)
-        return cls(counts=geometric_counts(mean, start, depth, cuts, keys), reference=full, **values)
+        cuts = [layer + 1 for layer in layers]
+        keys = math.ceil(key_rate * start)
+        counts = geometric_counts(mean, start, depth, cuts, keys)
+        return cls(counts=counts, reference=full, **values)
 
 
 def all_stay(arriving: Arriving) -> int:
-    """As many as arrive."""
+    """The count of a stage that drops nothing."""
     return arriving.tokens
 
 
 def scaled_layers(depth: int) -> tuple[int, ...]:
-    """The released code's layers in a decoder of another depth; some coincide in the shallowest."""
+    """The released code's layers in a decoder of another depth: 28 gives 2, 5, 9, 12.
+
+    In a shallow decoder some coincide and count once: 4 gives 0, 1, 2.
+    """
     return tuple(dict.fromkeys(round(layer * depth / DEPTH) for layer in LAYERS))
 
 
 def counter(per_layer: Sequence[float]) -> float:
-    """The released code's mean, which books a layer after its cut: for comparison with published budgets.
+    """The released code's mean, which counts each layer with the tokens left behind it, as published budgets do.
 
-    `per_layer` are the vision tokens each decoder layer really processes; their plain mean is the true figure.
+    `per_layer` are the vision tokens that each decoder layer really processes; their plain mean is the true figure.
+    200 tokens in layers 0 to 2 and 100 in 3 to 31 are 106.25 by the released code, and truly 109.375.
     """
     return mean_tokens([*per_layer[1:], per_layer[-1]])
 

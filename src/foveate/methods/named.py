@@ -1,4 +1,4 @@
-"""What a text names: methods with their settings, and which of them spends a budget from outside."""
+"""What a text names: methods with their settings, and which of them takes a budget from a command or a call."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -13,7 +13,7 @@ from foveate.methods.values import listed, pair_of, settings_of, value_of
 __all__ = ["RETENTION", "Member", "Named", "asked_share"]
 
 RETENTION = 1 / 3
-"""What a name alone spends where a program asks for no budget: a share, so that it fits any model."""
+"""The budget of a method of which only the name is given: a share, so that it fits any model."""
 
 BUDGET = ("tokens", "retention")
 
@@ -23,9 +23,9 @@ class Member:
     """One method of a text.
 
     Attributes:
-        kind: Which.
+        kind: The method's class.
         values: The settings that were given.
-        ready: What the name stands for as it is, of a preset or a file; else None.
+        ready: The method that the name of a preset or a file stands for; else None.
     """
 
     kind: type[Method]
@@ -34,7 +34,7 @@ class Member:
 
     @property
     def scheduled(self) -> bool:
-        """Whether it says by itself how much it spends."""
+        """Whether its own settings say how many tokens stay."""
         if self.ready is not None:
             return True
         defaults = {field.name: field.default for field in fields(self.kind)}  # type: ignore[arg-type]
@@ -43,20 +43,20 @@ class Member:
 
     @property
     def open(self) -> bool:
-        """Whether it takes a budget from outside."""
+        """Whether it takes a budget: it can, and its own settings have none."""
         if self.scheduled:
             return False
         try:
             self.kind().with_budget(retention=1.0)
-        except (SettingError, TypeError):  # it takes none, or cannot be made without settings
+        except (SettingError, TypeError):  # it takes no budget, or cannot be made without settings
             return False
         return True
 
     def check(self) -> None:
-        """Refuse what is no value of a setting, and settings that contradict each other.
+        """Refuse values that do not fit a setting, and settings that contradict each other.
 
         Raises:
-            SettingError: If there are such.
+            SettingError: If there are such values or settings.
         """
         if self.open:
             self.spending(None, 1.0)
@@ -64,25 +64,25 @@ class Member:
             self.method()
 
     def method(self) -> Method:
-        """It, as it is."""
+        """The method with the settings that were given."""
         if self.ready is not None:
             return replace(self.ready, **self.values)  # type: ignore[type-var]
         return self.kind(**self.values)
 
     def spending(self, tokens: float | None, retention: float | None) -> Method:
-        """It, with a budget that its stages solve for every image they see."""
+        """The method with a budget, which its stages solve for every image they see."""
         usual = self.kind().with_budget(tokens=tokens, retention=retention)
         return replace(usual, **self.values)  # type: ignore[type-var]
 
     def solved(self, model: Any, **budget: Any) -> Method:
-        """It, with its schedule solved for a budget on a model; arguments as of `Method.for_budget`."""
+        """The method with its schedule solved for a budget on a model; arguments as for `Method.for_budget`."""
         self.check()
         return self.kind.for_budget(model, **budget, **self.values)
 
 
 @dataclass(frozen=True)
 class Named:
-    """What a text says: methods, their settings, and which of them takes a budget from outside.
+    """What a text says: methods, their settings, and which of them takes a budget.
 
     Attributes:
         text: As it was written.
@@ -94,12 +94,12 @@ class Named:
 
     @property
     def settled(self) -> bool:
-        """Whether no member takes a budget from outside, as of a preset."""
+        """Whether no member takes a budget, as with a preset."""
         return not any(member.open for member in self.members)
 
     @property
     def bare(self) -> bool:
-        """Whether nothing but names was given, and which draw."""
+        """Whether only names were given; a seed does not count, as it decides no schedule."""
         return not any(set(member.values) - {"seed"} for member in self.members)
 
     @property
@@ -116,10 +116,10 @@ class Named:
         return sorted({name for member in self.members for name in settings_of(member.kind)})
 
     def check(self) -> None:
-        """Refuse what is no value of a setting, and settings that contradict each other.
+        """Refuse values that do not fit a setting, and settings that contradict each other.
 
         Raises:
-            SettingError: If there are such.
+            SettingError: If there are such values or settings.
         """
         for member in self.members:
             member.check()
@@ -127,14 +127,14 @@ class Named:
     # -- as a method ------------------------------------------------------------------------------------------
 
     def method(self) -> Method:
-        """The method, as it is."""
+        """The method, or the chain of them, with the settings that were given."""
         return _joined([member.method() for member in self.members])
 
     def spending(self, tokens: float | None, retention: float | None) -> Method:
-        """The method with a budget from outside, which its last member that takes one solves for every image.
+        """The method with a budget, which its last member that takes one solves for every image.
 
         Raises:
-            SettingError: If no member takes one, or not exactly one of both is given.
+            SettingError: If no member takes a budget, or not exactly one of both is given.
         """
         if self.settled:
             raise SettingError(
@@ -153,10 +153,11 @@ class Named:
         retention: float | None = None,
         vision_tokens: int | None = None,
     ) -> Method:
-        """The method with a budget from outside, which goes to the last member that takes one.
+        """The method with a budget, which goes to the last member that takes one.
 
-        Without a budget a name alone spends a third, and what has settings is as it says; a preset always is. Alone, a
-        method's schedule is solved here; in a chain, for every image on its way.
+        Without a budget, names alone get a third (`RETENTION`), and methods with settings stay as they are. Presets
+        stay as they are in any case. The schedule of a single method is solved here, that of a chain by its stages, for
+        every image.
 
         Args:
             model: A model or its config.
@@ -186,7 +187,7 @@ class Named:
     def asked(
         self, method: Method, vision_tokens: int, *, tokens: float | None = None, retention: float | None = None
     ) -> float | None:
-        """The share that `solved` was to spend of so many vision tokens, if there was one; `method` is what it gave."""
+        """The share of the vision tokens that `solved` was asked for, if any; `method` is what `solved` returned."""
         if not self._spends(tokens, retention):
             return asked_share(method, vision_tokens)
         if tokens is not None:
@@ -196,7 +197,7 @@ class Named:
         return RETENTION
 
     def _spends(self, tokens: float | None, retention: float | None) -> bool:
-        """Whether `solved` gives a budget to a member: one from outside, or a third to a name alone."""
+        """Whether `solved` gives a budget to a member: the one that was asked for, or a third to names alone."""
         if self.settled:
             return False
         return tokens is not None or retention is not None or self.bare
@@ -204,10 +205,10 @@ class Named:
     # -- with more settings -----------------------------------------------------------------------------------
 
     def with_values(self, values: Mapping[str, Any]) -> "Named":
-        """The same with these settings besides, each of the member that has it.
+        """The same with these settings added, each to the member that has it.
 
         Raises:
-            SettingError: If no member has a setting, several have, or it is given already.
+            SettingError: If no member or several have such a setting, or it is given already.
         """
         members = list(self.members)
         for name, value in values.items():
@@ -220,7 +221,7 @@ class Named:
         return replace(self, members=tuple(members))
 
     def with_pairs(self, pairs: Sequence[str]) -> "Named":
-        """The same with these `key=value` texts besides; see `with_values`."""
+        """The same with these `key=value` texts added; see `with_values`."""
         values: dict[str, Any] = {}
         for pair in pairs:
             name, text = pair_of(pair)
@@ -245,8 +246,10 @@ class Named:
 
 
 def asked_share(method: Method, vision_tokens: int) -> float | None:
-    """The share of so many vision tokens that a method (of a chain the last) itself says it spends; else None."""
-    members = method.members if isinstance(method, Chain) else (method,)
+    """The share of the vision tokens that a method's own budget asks for (the last of a chain's); None without one."""
+    members: tuple[Method, ...] = (method,)
+    if isinstance(method, Chain):
+        members = method.members
     for member in reversed(members):
         member = getattr(member, "inner", None) or member
         if share := getattr(member, "retention", None):
@@ -257,12 +260,12 @@ def asked_share(method: Method, vision_tokens: int) -> float | None:
 
 
 def _refuse_unmet(method: Method, model: Any, vision_tokens: int) -> None:
-    """Raise what solving a method's budget for an image raises, where it cannot be met."""
+    """Plan a method on an image of this size, which raises where its budget cannot be met."""
     method.plan(decoder_depth(model), (vision_tokens,))
 
 
 def _joined(methods: Sequence[Method]) -> Method:
-    """A lone method as it is, several as a chain."""
+    """A single method as it is, several as a chain."""
     if len(methods) == 1:
         return methods[0]
     return Chain.of(*methods)

@@ -34,23 +34,27 @@ def lots(tokens: Tensor, seed: int) -> Tensor:
     The finaliser of SplitMix64 (Steele et al., OOPSLA 2014) over seed and ordinal: pure integer
     arithmetic modulo 2^64, so equal on every device.
     """
-    golden, first, second = (_signed(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-    state = (tokens.long() + 1) * golden + _signed(seed * 0xD1342543DE82EF95 + 1)
-    # Each line mixes high bits into low ones; multiplying brings them back up, so that one bit changes half of all.
+    # Start at the ordinal times 2^64 / golden ratio, which is SplitMix64's step, moved by the seed.
+    start = _signed(seed * 0xD1342543DE82EF95 + 1)
+    state = (tokens.long() + 1) * _signed(0x9E3779B97F4A7C15) + start
+    # Each line mixes high bits into low ones. Multiplying takes them up again, so that one bit changes half of all.
+    first, second = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
     state = (state ^ _shift(state, 30)) * first
     state = (state ^ _shift(state, 27)) * second
     return state ^ _shift(state, 31)
 
 
 def _shift(state: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64 (torch's is arithmetic)."""
+    """Logical right shift of int64. Torch's is arithmetic: it fills with the sign, which the mask takes off."""
     return (state >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _signed(value: int) -> int:
-    """The int64 that has the bits of `value` modulo 2^64."""
+    """The int64 that has the bits of `value` modulo 2^64: 2^64 − 1 gives −1."""
     value &= (1 << 64) - 1
-    return value - (1 << 64) if value >= 1 << 63 else value
+    if value < 1 << 63:
+        return value
+    return value - (1 << 64)
 
 
 METHOD = Random

@@ -1,4 +1,4 @@
-"""Resize: the control that looks at a smaller picture: the tower itself makes fewer tokens."""
+"""Resize: the control that gives the tower a smaller picture, so that it makes fewer tokens."""
 
 from foveate.methods.gridded import Gridded
 from foveate.methods.stages import Arriving, PixelStage, Shape, Stage
@@ -25,9 +25,12 @@ class Resize(Gridded):
         return (PixelStage(coarsen=self.coarsen, count=self.left),)
 
     def left(self, arriving: Arriving) -> int | None:
-        # How a mosaic of smaller tiles is unpadded depends on the picture's proportions.
+        # A mosaic of tiles has a newline for each row. How many rows of smaller tiles are padding, which is cut off,
+        # depends on the picture's proportions.
         newlines = arriving.entered - arriving.tokens
-        return None if newlines > 1 else super().left(arriving)
+        if newlines > 1:
+            return None
+        return super().left(arriving)
 
 
 METHOD = Resize

@@ -21,11 +21,13 @@ __all__ = [
     "entry_floor",
     "entry_sizes",
     "geometric_counts",
+    "half_up",
     "staged_ratios",
 ]
 
 SECOND_KEEP = 0.3  # the middle ratio of V2Drop's 192-token setting, which solved schedules start from
 PUBLISHED_LAYERS = {32: (3, 17, 22), 28: (3, 16, 22)}  # V2Drop's, by the decoder's depth
+ROUNDING = 1e-12  # what float rounding may take off a ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Budget:
             raise SettingError(f"tokens must be above 0 and at most the full count; got tokens={self.tokens}.")
 
     def mean(self, entered: int) -> float:
-        """Vision tokens that a layer processes on average, of so many that entered; never more than these."""
+        """The mean as a number of tokens, for an image of which `entered` tokens entered the model; at most these."""
         if self.retention is not None:
             return self.retention * entered
         assert self.tokens is not None
@@ -94,7 +96,7 @@ def vision_token_count(model: Any, vision_tokens: int | None) -> int:
         return vision_tokens
     config = getattr(model, "config", model)
     model_type = getattr(config, "model_type", "model")
-    count = None
+    count: int | None = None
     if model_type in FIXED_COUNT:
         count = _picture_tokens(config)
     if count is None:
@@ -106,8 +108,11 @@ def vision_token_count(model: Any, vision_tokens: int | None) -> int:
 
 
 def _picture_tokens(config: Any) -> int | None:
-    """Vision tokens of any picture by the tower's grid, as image_seq_length may be a default that says nothing; None
-    where pictures have any shape (Pixtral)."""
+    """Vision tokens of every picture, from the tower's grid: `image_seq_length` may be a default that does not fit the
+    tower. None where pictures keep their shape (Pixtral), so that the count differs.
+
+    CLIP at 336 pixels with patches of 14: 24 x 24 = 576, and one more with the CLS ("full").
+    """
     vision = getattr(config, "vision_config", None)
     if vision is None:
         return int(config.image_seq_length)
@@ -116,23 +121,25 @@ def _picture_tokens(config: Any) -> int | None:
     patches = int((vision.image_size // vision.patch_size) ** 2)
     cls = int(vision.model_type == "clip_vision_model")
     strategy = getattr(config, "vision_feature_select_strategy", None)
-    if strategy is None:
-        return patches  # a CLS is left out
-    return patches + cls - int(strategy == "default")
+    if strategy is None:  # the projector gets no CLS
+        return patches
+    first_dropped = int(strategy == "default")  # transformers drops the first row, whether or not it is a CLS
+    return patches + cls - first_dropped
 
 
 def decoder_depth(model: Any) -> int:
     """Decoder layers of a model or of its config."""
     config = getattr(model, "config", model)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return int(text.num_hidden_layers)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    return int(config.num_hidden_layers)
 
 
 def as_layers(layers: Sequence[int]) -> tuple[int, ...]:
-    """Layers as a tuple of ints, strictly ascending.
+    """Layers as a tuple.
 
     Raises:
-        SettingError: If they are not.
+        SettingError: If they are not whole numbers that ascend strictly.
     """
     values = tuple(layers)
     if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in values):
@@ -148,7 +155,8 @@ def as_layers(layers: Sequence[int]) -> tuple[int, ...]:
 def default_layers(depth: int) -> tuple[int, int, int]:
     """V2Drop's cuts for a decoder of `depth` layers: 32 gives 3, 17, 22 and 28 gives 3, 16, 22.
 
-    Other depths scale: 55 % and 72 % of the depth, the first at 3, or at 10 % below twenty layers.
+    At other depths the first cut is at 3 (below twenty layers at 10 %), the others at 55 % and 72 %: 40 gives 3, 22,
+    29.
 
     Raises:
         SettingError: If the decoder has fewer than four layers.
@@ -175,16 +183,20 @@ def staged_ratios(
     owner: str,
     movable: bool = True,
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Cuts and keep ratios of the arriving tokens whose mean over decoder layers meets a budget.
+    """Cuts and the share that each keeps of the arriving tokens, so that the mean over decoder layers meets a budget.
 
-    With three cuts the last leaves `floor`, the second keeps 30 % of what arrives, the first is solved for; if that
-    does not suffice, the second keeps more, then the third, which moves later first where it may. With one cut its
-    ratio is solved for.
+    With three cuts before layers a, b and c of L, which keep r1, r2 and then `floor` tokens, the layers process
+
+        a  +  r1 · (b − a)  +  r1 · r2 · (c − b)  +  floor / start · (L − c)  =  L · mean / start
+
+    in units of a layer that processes all `start` tokens. r2 is 0.3, and r1 is solved for. Where that r1 exceeds 1, it
+    is 1 and r2 is solved for; where r2 exceeds 1 too, the third cut moves later if it may, and its ratio is solved for.
+    With one cut its ratio is solved for.
 
     Args:
         cuts: Three layers, or one.
         depth: Decoder layers.
-        mean: Tokens that a layer shall process on average, in units of `start`.
+        mean: Tokens that a layer shall process on average, in the unit of `start`.
         start: Tokens that enter the decoder, in the same unit.
         entered: Vision tokens, if the unit is a token; None if it is a share.
         floor: What the last cut leaves, in the same unit.
@@ -197,23 +209,26 @@ def staged_ratios(
     """
     if len(cuts) not in (1, 3):
         raise SettingError(f"A solved schedule has three cuts, or one; got layers {cuts}.")
-    spent = depth * mean / start  # in layers at full count
-    after = floor / start
-    lowest = (cuts[0] + after * (depth - cuts[0])) / depth
-    if spent <= cuts[0] or lowest > spent / depth + 1e-12:
+    # The budget in layers at full count: 192 of 576 tokens on 32 layers pay for 10.7 of them.
+    spent = depth * mean / start
+    share_left = floor / start
+    lowest = (cuts[0] + share_left * (depth - cuts[0])) / depth
+    if spent <= cuts[0] or lowest > spent / depth + ROUNDING:
         message = _refusal(owner, cuts, depth, mean, start, entered, lowest)
         raise BudgetError(message, lowest * start / (entered or start))
     if len(cuts) == 1:
         ratio = (spent - cuts[0]) / (depth - cuts[0])
-        return cuts, (min(1.0, ratio + 1e-12),)  # a count's share, in floats, must not truncate to one less
+        # Counts are truncated: the share of 7 tokens must not come out as 6.999….
+        return cuts, (min(1.0, ratio + ROUNDING),)
     first, second, third = cuts
-    last = after * (depth - third)  # what the tokens that the last cut leaves will have cost
+    last = share_left * (depth - third)  # what the layers behind the last cut cost
+    # Cuts at 3, 17, 22 with 10.7 layers to spend: (10.67 − 0.02 − 3) / (14 + 0.3 · 5) keeps 49 % at the first.
     ratio = (spent - last - first) / ((second - first) + SECOND_KEEP * (third - second))
     if ratio <= 1:
         return cuts, (ratio, SECOND_KEEP, 0.0)
     if spent - last < third:
         return cuts, (1.0, (spent - last - second) / (third - second), 0.0)
-    # Even keeping all up to the third cut is too little: it moves late, and keeps the rest.
+    # Keeping all tokens up to the third cut spends too little: it moves later, and keeps what is left to spend.
     if movable:
         third = min(depth - 1, int(spent))
     return (first, second, third), (1.0, 1.0, min(1.0, (spent - third) / (depth - third)))
@@ -241,12 +256,15 @@ def _refusal(
 
 
 def entry_sizes(mean: float, full: float, depth: int, cuts: Sequence[int], entry: float) -> list[float]:
-    """Stage sizes e · T · ρ^i, i = 0 … cuts, whose mean over the layers is T: the paper's schedule for any cuts.
+    """Stage sizes n_i = e · T · ρ^i whose mean over the layers is T: the paper's schedule for any number of cuts.
+
+    With w_i the share of the layers that stage i spans, ρ is the root of e · Σ w_i ρ^i = 1. For four stages of equal
+    length e = 1.5 gives ρ = 0.7336, and T = 32 the sizes 48, 35.2, 25.8 and 19.0.
 
     `entry` (e) is lowered to full / T where e · T exceeds the image; at e <= 1 every stage is T.
     """
     lowered = min(entry, full / mean)
-    bounds = [0, *cuts, depth]
+    bounds = [0, *cuts, depth]  # stage 0, the tower's, spans the layers before the first cut
     weights = [(after - before) / depth for before, after in itertools.pairwise(bounds)]
     if lowered <= 1:
         return [mean] * len(weights)
@@ -260,7 +278,7 @@ def entry_sizes(mean: float, full: float, depth: int, cuts: Sequence[int], entry
 
 
 def entry_floor(full: float, depth: int, cuts: Sequence[int], entry: float) -> float:
-    """The smallest mean whose last stage has one token."""
+    """The smallest mean T whose last stage has one token."""
 
     def leaves_one(mean: float) -> bool:
         return entry_sizes(mean, full, depth, cuts, entry)[-1] >= 1
@@ -273,23 +291,36 @@ def entry_floor(full: float, depth: int, cuts: Sequence[int], entry: float) -> f
 
 
 def geometric_counts(mean: float, start: int, depth: int, cuts: Sequence[int], least: int) -> tuple[int, ...]:
-    """start · q^i for i = 1 …, never below `least`, with q such that the mean over the layers is `mean`."""
+    """n_i = N · q^i tokens behind cut i = 1 …, never below `least`, whose mean over the layers is `mean`.
+
+    `start` (N) tokens enter, and q is solved for. N = 440 and a mean of 192 give 316, 227, 163 and 117 tokens behind
+    cuts at 3, 7, 11 and 15 of 32 layers.
+    """
     bounds = [*cuts, depth]
     spans = [after - before for before, after in itertools.pairwise(bounds)]  # layers behind each cut
+    before_cuts = bounds[0] * start
 
     def sizes(ratio: float) -> list[float]:
-        return [max(least, 1, start * ratio**stage) for stage in range(1, len(cuts) + 1)]
+        return [max(least, 1, start * ratio**cut) for cut in range(1, len(cuts) + 1)]
 
     def exceeds(ratio: float) -> bool:
         behind_cuts = sum(size * span for size, span in zip(sizes(ratio), spans, strict=True))
-        return (bounds[0] * start + behind_cuts) / depth > mean
+        return (before_cuts + behind_cuts) / depth > mean
 
     ratio, _ = _bisected(0.0, 1.0, exceeds, halvings=60)
-    return tuple(math.floor(size + 0.5) for size in sizes(ratio))
+    return tuple(half_up(size) for size in sizes(ratio))
+
+
+# -- arithmetic that the schedules share ----------------------------------------------------------------------
+
+
+def half_up(number: float) -> int:
+    """The nearest whole number, halves up: 2.5 gives 3, where Python's `round` gives the even 2."""
+    return math.floor(number + 0.5)
 
 
 def _bisected(low: float, high: float, holds: Callable[[float], bool], halvings: int) -> tuple[float, float]:
-    """The ends of the interval, halved so often, in which `holds` turns from false (below) to true (above)."""
+    """Halve an interval, and go on with the half in which `holds` turns from false (below) to true (above)."""
     for _ in range(halvings):
         middle = (low + high) / 2
         if holds(middle):

@@ -24,8 +24,8 @@ class Scheduled(Method):
     A subclass says which tokens stay (`select`) and what it reads (`reads`).
 
     Attributes:
-        layers: Decoder layers (0-based) whose input is cut, strictly ascending. With a budget three of them, or one;
-            left out, those for the decoder's depth.
+        layers: Decoder layers (0-based) whose input is cut, strictly ascending. With a budget there are three, or one;
+            the default then depends on the decoder's depth.
         keep: Share of the *arriving* vision tokens that stays at each, in [0, 1]; ratios compound: 0.5 then 0.3 leaves
             15 %.
         retention: Instead of `keep`: the share of the vision tokens that a decoder layer processes on average, in
@@ -34,15 +34,15 @@ class Scheduled(Method):
         min_keep: Fewest tokens a cut leaves; the released V2Drop keeps one where its paper prunes all.
         scope: Rank all vision tokens of a sample together ("sample"), each image or video by itself ("image"), or each
             frame of a video too ("frame").
-        skip_below: Samples with fewer vision tokens than this are left whole; 0 switches that off.
+        skip_below: Samples with fewer vision tokens than this keep all of them; 0 switches that off.
     """
 
     first_layer: ClassVar[int] = 0
     """The earliest layer that may be cut."""
     usual_layers: ClassVar[tuple[int, ...]] = (3, 17, 22)
-    """Three cuts, or one, where none are given: V2Drop's 192-token setting for LLaVA-1.5-7B."""
+    """Default of `layers`, three or one: V2Drop's 192-token setting for LLaVA-1.5-7B."""
     usual_keep: ClassVar[tuple[float, ...]] = (0.5, 0.3, 0.0)
-    """As many ratios."""
+    """Default of `keep`, a share for each of these layers."""
     schedule: ClassVar[tuple[str, ...]] = ("keep",)
 
     layers: Layers | None = None
@@ -90,10 +90,13 @@ class Scheduled(Method):
 
     def cuts(self, depth: int) -> tuple[int, ...]:
         """Decoder layers whose input is cut, in a decoder of `depth` layers."""
-        return self._default_cuts(depth) if self.layers is None else self.layers
+        if self.layers is None:
+            return self._default_cuts(depth)
+        return self.layers
 
     @classmethod
     def _default_cuts(cls, depth: int) -> tuple[int, ...]:
+        """Three cuts move with the depth; a single one stays where it is."""
         if len(cls.usual_layers) == 3:
             return default_layers(depth)
         return cls.usual_layers
@@ -127,6 +130,7 @@ class Scheduled(Method):
         """Keep ratios of all cuts: as given, or solved for what has entered."""
         if self.keep is not None:
             return self.keep
+        # An earlier stage may have left fewer tokens than entered: the budget counts from those that entered.
         mean = Budget(self.tokens, self.retention).mean(arriving.entered)
         if mean >= arriving.started:
             return (1.0,) * len(self.cuts(depth))
@@ -165,8 +169,8 @@ class Scheduled(Method):
             raise SettingError(f"A solved schedule has three cuts, or one; got layers {cuts}.")
         if share == 1:
             return cls(layers=cuts, keep=(1.0,) * len(cuts), **values)
-        start, floor = 1.0, 0.0  # in shares
-        if entered:  # in tokens
+        start, floor = 1.0, 0.0  # the image's count is not known: all in shares
+        if entered:  # all in tokens
             start = entered
             floor = min(values.get("min_keep", cls.min_keep), start)
         cuts, keep = staged_ratios(cuts, depth, share * start, start, entered, floor, cls.__name__)

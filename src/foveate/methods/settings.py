@@ -29,6 +29,7 @@ __all__ = [
     "Tokens",
     "Unit",
     "check",
+    "numbering",
 ]
 
 
@@ -80,6 +81,15 @@ Unit: TypeAlias = Literal["sample", "image", "frame"]
 """What is ranked together: all vision tokens of a sample, those of each image or video, or of each frame."""
 Positions: TypeAlias = Literal["reindex", "keep"]
 """Whether rows are numbered anew after a cut, or keep their position ids."""
+
+
+def numbering(positions: Positions) -> Literal["renumber", "keep"]:
+    """What a stage calls a method's `positions`: "reindex", the name in the released codes, is "renumber" there."""
+    if positions == "reindex":
+        return "renumber"
+    return "keep"
+
+
 if TYPE_CHECKING:
     MethodSetting: TypeAlias = Method
 else:

@@ -5,8 +5,8 @@ A stage is pure: tensors in, one `Cut` out, so it runs on bare tensors without a
     stage = LayerStage(3, keep=0.5, reads=(Hidden(back=1),), score=moved)
     stage.cut(LayerView(hidden=now, hidden_before=earlier)).source
 
-What a stage may *not* do is read what it has not declared, leave more or fewer rows than it counted, or ask a tensor
-for its value in Python (stages run under `torch.func.vmap`), unless it says `host=True`.
+A stage may not read what it has not declared, nor leave more or fewer rows than it counted. It may read a tensor's
+value in Python only with `host=True`, because stages run under `torch.func.vmap`.
 """
 
 import dataclasses
@@ -86,7 +86,7 @@ class Shape:
 
 
 class Place(IntEnum):
-    """Where along a token's life a stage stands, in this order."""
+    """The places where a stage may work, in the order in which a token meets them."""
 
     PIXELS = 0
     TOWER = 1
@@ -99,29 +99,28 @@ class Place(IntEnum):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stage:
-    """One thing that a method does.
+    """One step of a method at one place.
 
-    Which tokens stay is said in one of three ways: `score` gives each a number, and the highest stay; `choose` gives a
+    A stage has one of three functions: `score` gives each token a number, and the highest stay; `choose` returns a
     whole cut; `look` drops nothing and returns notes.
 
     Attributes:
         reads: The signals it reads.
         keep: How many stay, as a share of those that arrive: truncated, and never below one.
-        count: How many stay, from what arrives, where a share does not say it.
+        count: How many stay, as a function of what arrives; instead of `keep`.
         score: A number for each token, (tokens,); larger stays, ties go to the lower index.
-        choose: A cut, from the view and how many stay by `keep` or `count` (None: it decides itself). What is None
-            leaves all as they are.
-        look: Notes, a tensor a name whose first dimension is the tokens.
+        choose: A cut, from the view and how many stay by `keep` or `count` (None: it decides itself). It returns None
+            where all tokens stay as they are.
+        look: Notes: tensors by name, whose first dimension is the tokens.
         unit: What is ranked together: all tokens of a sample, those of each image or video, or of each frame.
         positions: "keep": a row keeps the position of its source. "renumber": rows are numbered anew from here on;
             models with M-RoPE keep.
         newlines: What becomes of newline tokens: the one that ends an image stays ("keep_last"), all are dropped
             ("drop"), or they are ranked as others are ("rank").
-        ownerless: Whether rows may come that stand for no token (source −1), as a tower's CLS.
-        host: Whether it must read values in Python; then samples are looked at one by one.
-        flops: FLOPs of its own arithmetic on what arrives, from (arriving, width of the residual stream); what the
-            signals cost is known.
-        owner: Which member of a chain it belongs to; its notes are that member's. Chains fill it in.
+        ownerless: Whether its cut may have rows that stand for no token (source −1), such as a tower's CLS.
+        host: Whether it must read values in Python; then it runs on one sample at a time.
+        flops: FLOPs of its own arithmetic, from (arriving, width of the residual stream), without those of its signals.
+        owner: Which member of a chain it belongs to; it sees the notes of that member only. Chains fill it in.
     """
 
     place: ClassVar[Place]
@@ -155,7 +154,7 @@ class Stage:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Where it stands in a chain."""
+        """What stages are sorted by: their place, then the block or layer."""
         return int(self.place), 0
 
     @property
@@ -165,7 +164,7 @@ class Stage:
 
     @property
     def drops(self) -> bool:
-        """Whether tokens may leave here; else it only looks."""
+        """Whether tokens may be dropped here; a stage with `look` drops none."""
         return self.look is None
 
     def left(self, arriving: Arriving) -> int | None:
@@ -182,16 +181,16 @@ class Stage:
         return min(count, arriving.tokens)
 
     def cut(self, view: View) -> Cut | None:
-        """What becomes of these tokens; None if nothing does.
+        """What becomes of these tokens; None if all stay as they are.
 
         Raises:
-            SettingError: If it leaves another number of rows than it counted, or reads what it has not declared.
+            SettingError: If the stage leaves another number of rows than it counted, or reads what it has not declared.
         """
         count = self.left(view.arriving)
         if self.look is not None:
             return Cut.stay(len(view), self.look(view))
         if self.score is not None:
-            assert count is not None
+            assert count is not None  # a stage with a score has keep or count
             if count >= len(view):
                 return None
             return Cut.take(top(self.score(view), count), len(view))
@@ -206,7 +205,9 @@ class Stage:
             raise SettingError(f"{self} was shown {arriving} tokens and gave a cut of {cut.arriving}.")
         if count is None:
             return
-        left = arriving if cut is None else cut.count  # a tensor where only the device knows
+        left: int | Tensor = arriving
+        if cut is not None:
+            left = cut.count  # a tensor where only the device knows how many stay; that is not waited for
         if isinstance(left, int) and left != count:
             raise SettingError(f"{self} leaves {left} of {arriving} tokens where it counted {count}.")
 
@@ -216,10 +217,10 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PixelStage(Stage):
-    """Before the vision tower: a smaller picture goes in, so the tower itself makes fewer tokens.
+    """Before the vision tower: the picture is made smaller, so that the tower itself makes fewer tokens.
 
     Attributes:
-        coarsen: What the token grids of an image's frames or views become, from what would arrive without it.
+        coarsen: The token grids that an image's frames or views shall have, from what would arrive without the stage.
     """
 
     place: ClassVar[Place] = Place.PIXELS
@@ -233,10 +234,10 @@ class PixelStage(Stage):
 class TowerStage(Stage):
     """Inside the vision tower, on patches: it sees a `PatchView`.
 
-    Where a family's tower cannot lose patches, the stage works on the image's tokens behind the projector.
+    Where a family's tower cannot run on fewer patches, the stage works on the image's tokens behind the projector.
 
     Attributes:
-        block: The tower's block before which it stands; 0 is behind the patch embedding.
+        block: The block of the tower before which the stage works; 0 is behind the patch embedding.
     """
 
     place: ClassVar[Place] = Place.TOWER
@@ -255,7 +256,8 @@ class ImageStage(Stage):
     """Between the vision tower and the decoder, one image at a time: it sees an `ImageView`.
 
     Attributes:
-        side: Before the projector or behind it. A family that pools or merges in its projector has its tokens behind.
+        side: Before the projector or behind it. A family that pools or merges in its projector has vision tokens only
+            behind it.
     """
 
     unit: Literal["sample", "image", "frame"] = "image"
@@ -264,7 +266,9 @@ class ImageStage(Stage):
 
     @property
     def place(self) -> Place:  # type: ignore[override]  # depends on the side
-        return Place.BEFORE_PROJECTOR if self.side == "before" else Place.BEHIND_PROJECTOR
+        if self.side == "before":
+            return Place.BEFORE_PROJECTOR
+        return Place.BEHIND_PROJECTOR
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -298,10 +302,10 @@ class LayerStage(Stage):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CacheStage(Stage):
-    """After the prefill: earlier layers' KV caches keep the tokens that are left at the end, and no others.
+    """After the prefill: the KV caches of earlier layers keep only the tokens that the last cut has left.
 
     Attributes:
-        first_layer: The first decoder layer whose cache is cut; None: the one before the chain's first cut.
+        first_layer: The first decoder layer whose cache is cut; None: the layer before the chain's first cut.
     """
 
     place: ClassVar[Place] = Place.CACHE
@@ -313,14 +317,16 @@ class CacheStage(Stage):
 class DecodeStage(Stage):
     """During decoding: (slots that stay, memory) from a view of a layer's cache and the sample's memory.
 
-    A place for methods to come; the engine refuses it today.
+    Reserved for later methods; the engine refuses it today.
     """
 
     place: ClassVar[Place] = Place.DECODE
 
 
 def _looks_back(signal: Signal) -> int:
-    """How many layers must have run for a signal to be there."""
+    """How many layers must have run before a stage can read the signal."""
     if isinstance(signal, Hidden):
         return signal.back
-    return int(isinstance(signal, Attention) and signal.layer == "ran")
+    if isinstance(signal, Attention) and signal.layer == "ran":
+        return 1
+    return 0

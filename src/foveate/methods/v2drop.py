@@ -22,8 +22,9 @@ from foveate.methods.stages import Arriving, Hidden, LayerStage, LayerView, Shap
 __all__ = ["METHOD", "V2Drop", "variation"]
 
 Metric = Literal["l2", "l1", "cosine", "relative"]
-EPSILON = 1e-6  # of norms that divide
-OPERATIONS = {"l2": 3, "l1": 3, "cosine": 6, "relative": 5}  # a number of a move: subtract, square, add, …
+EPSILON = 1e-6  # the smallest norm that divides
+# FLOPs for each number of a hidden state: "l2" and "l1" subtract, square (or take the absolute value) and add.
+OPERATIONS = {"l2": 3, "l1": 3, "cosine": 6, "relative": 5}
 
 
 class V2Drop(Scheduled):
@@ -66,7 +67,7 @@ class V2Drop(Scheduled):
 
     def reads(self, layer: int) -> tuple[Signal, ...]:
         if self.over == "path":
-            return ()  # the steps have read it
+            return ()  # the notes of the steps have all moves
         return (Hidden(back=self.window),)
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
@@ -76,7 +77,10 @@ class V2Drop(Scheduled):
         return cuts
 
     def _steps(self, depth: int) -> tuple[Stage, ...]:
-        """Looks before every layer up to the last cut, which add up the path since the cut before."""
+        """Before every layer up to the last cut, a look that adds the last move to the path since the cut before.
+
+        With cuts before 3 and 5, paths begin with the looks before layers 1, 4 and 6: those see the first move.
+        """
         cuts = self.cuts(depth)
         steps = []
         for layer in range(1, max(cuts, default=0) + 1):
@@ -85,21 +89,31 @@ class V2Drop(Scheduled):
         return tuple(steps)
 
     def _step(self, view: LayerView, starts: bool) -> Mapping[str, Tensor]:
+        """Add the move through one layer to the path; `starts` where a path begins: (tokens,)."""
         moved = self._variation(view)
-        return {"path": moved if starts else view.notes["path"] + moved}
+        if starts:
+            return {"path": moved}
+        return {"path": view.notes["path"] + moved}
 
     def select(self, view: LayerView, count: int) -> Tensor:
-        scores = self._variation(view) if self.over == "net" else view.notes["path"]
+        scores = self._scores(view)
         if self.reverse:
             scores = -scores
         return top(scores, count)
 
+    def _scores(self, view: LayerView) -> Tensor:
+        if self.over == "net":
+            return self._variation(view)
+        return view.notes["path"]
+
     def _variation(self, view: LayerView) -> Tensor:
-        dtype = view.hidden.dtype if self.score_dtype == "model" else torch.float32
+        dtype = torch.float32
+        if self.score_dtype == "model":
+            dtype = view.hidden.dtype
         return variation(view.hidden, view.hidden_before, self.metric, dtype)
 
     def rank_flops(self, tokens: int, width: int) -> int:
-        """Of a move of so many tokens; a path has been added up by its steps."""
+        """FLOPs of measuring a move of so many tokens; the moves of a path count with their steps."""
         if self.over == "path":
             return 0
         return self._move_flops(Arriving.all_of(tokens), width)
@@ -109,7 +123,7 @@ class V2Drop(Scheduled):
 
 
 def variation(hidden: Tensor, before: Tensor, metric: Metric = "l2", dtype: torch.dtype = torch.float32) -> Tensor:
-    """How far each token moved between two layers' inputs (Sec. 3 of the paper for "l2").
+    """How far each token moved between two layers' inputs: s_j = ‖h_j − h'_j‖ for "l2" (Sec. 3 of the paper).
 
     Shapes: two (tokens, width) tensors of any float dtype -> (tokens,) `dtype`. Unit: for "l2" and "l1"
     that of the hidden state, else none; >= 0, larger means keep.

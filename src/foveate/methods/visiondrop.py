@@ -2,9 +2,11 @@
 
 Paper: Xu et al., "Rethinking Visual Token Reduction in LVLMs under Cross-modal Misalignment", AAAI 2026,
 arXiv:2506.22283. Importance of a vision token is the attention that other vision tokens pay to it.
+
+Four stages: 0 behind the vision tower, 1 to 3 before decoder layers. Each keeps its d most attended tokens as they are
+("dominant") and merges the others into c rows ("contextual"), by the cosine of their keys.
 """
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -17,8 +19,8 @@ from foveate.core.cut import Cut
 from foveate.core.merge import average, dominant_and_contextual, target_plus_mean
 from foveate.errors import BudgetError, SettingError
 from foveate.methods.base import Method, Preset
-from foveate.methods.schedule import Budget, as_layers, entry_floor, entry_sizes
-from foveate.methods.settings import Count, Layers, Positions, Share, Tokens
+from foveate.methods.schedule import Budget, as_layers, entry_floor, entry_sizes, half_up
+from foveate.methods.settings import Count, Layers, Positions, Share, Tokens, numbering
 from foveate.methods.stages import (
     Arriving,
     Attention,
@@ -30,6 +32,7 @@ from foveate.methods.stages import (
     LayerStage,
     LayerView,
     Shape,
+    Signal,
     Stage,
     TowerAttention,
     TowerKeys,
@@ -37,11 +40,15 @@ from foveate.methods.stages import (
 
 __all__ = ["METHOD", "VisionDrop"]
 
-ENTRY = 1.5  # the paper's entry: half as many again as the mean
-CONTEXTUAL = 0.15  # share of merged rows, near the released 6 of 48
-REFERENCE = 576
-DOMINANT, CONTEXT = 42, 6  # the released code's, out of the tower
-LAYERS, PAIRS = (8, 16, 24), ((30, 5), (22, 4), (16, 3))  # the released code's
+# The released setting for LLaVA-1.5: 48, 35, 26 and 19 rows in eight layers each, 32 on average.
+REFERENCE = 576  # vision tokens of its images, 24 x 24 patches
+DOMINANT, CONTEXT = 42, 6  # behind the tower; the CLS is one of the 42
+LAYERS = (8, 16, 24)
+PAIRS = ((30, 5), (22, 4), (16, 3))
+
+# What a budget is solved with.
+ENTRY = 1.5  # the paper's e: half as many rows again as the mean leave the tower
+CONTEXTUAL = 0.15  # share of merged rows; the released setting has 6 of 48, 5 of 35, 4 of 26, 3 of 19
 
 Pair = tuple[Count, Count]
 """(dominant, contextual)."""
@@ -53,20 +60,21 @@ class VisionDrop(Method):
     The names are those of the authors' command line; the defaults are their setting, 32 tokens on average.
 
     Attributes:
-        dominant: Tokens that leave the tower as they are; the CLS counts as one where the tower has one.
-        contextual: Rows the others are merged into there. 0 and 0 switch the tower stage off.
+        dominant: Tokens that leave the tower unmerged; the CLS counts as one where the tower has one.
+        contextual: Rows into which the tower stage merges the other tokens. 0 and 0 switch the tower stage off.
         layer_list: Decoder layers whose input is cut, strictly ascending.
-        image_token_list: (dominant, contextual) at each.
-        reference: Vision tokens of the image these counts are for; an image of other size gets its share of them.
+        image_token_list: (dominant, contextual) at each of these layers.
+        reference: Vision tokens of the image that these counts are for; for an image of another size they are scaled.
         retention: Instead of the counts: the share of an image's tokens that a decoder layer processes on average.
         tokens: The same as a number of tokens.
-        entry: With a budget: what leaves the tower, in units of the mean (1.5 for images, 3 for video in the paper).
+        entry: With a budget: rows that leave the tower, as a multiple of the mean (the paper has 1.5 for images and 3
+            for video).
         positions: "reindex" numbers rows anew after every cut, as the paper's code does; "keep" keeps position ids, and
             a merged row takes its target's. Families with M-RoPE always keep.
         merge: "sum" adds the mean of the merged tokens to their target (the released code), "average" averages all.
         include_cls: Feed the tower's CLS state to the decoder (only where rows are numbered anew: it has no position).
         renorm: Renormalise the scoring rows over the vision tokens.
-        bidirectional: Let scoring rows see later vision tokens too, which takes off the causal bias to early ones.
+        bidirectional: Let scoring rows see later vision tokens too, which removes the causal bias towards early ones.
 
     Raises:
         SettingError: If the lists differ in length or counts leave their range.
@@ -91,15 +99,23 @@ class VisionDrop(Method):
 
     def check_settings(self) -> None:
         if self.retention is not None or self.tokens is not None:
-            Budget(self.tokens, self.retention)
-            if self.image_token_list is not None:
-                raise SettingError("A budget is solved for image_token_list, so that cannot be given too.")
-            if (self.dominant, self.contextual) != (DOMINANT, CONTEXT):
-                raise SettingError(
-                    "A budget is solved for dominant and contextual, so these cannot be given too; "
-                    f"got {self.dominant} and {self.contextual}."
-                )
-            return
+            self._check_budget()
+        else:
+            self._fill_in()
+
+    def _check_budget(self) -> None:
+        """Refuse counts beside a budget."""
+        Budget(self.tokens, self.retention)
+        if self.image_token_list is not None:
+            raise SettingError("A budget is solved for image_token_list, so that cannot be given too.")
+        if (self.dominant, self.contextual) != (DOMINANT, CONTEXT):
+            raise SettingError(
+                "A budget is solved for dominant and contextual, so these cannot be given too; "
+                f"got {self.dominant} and {self.contextual}."
+            )
+
+    def _fill_in(self) -> None:
+        """Take the released layers and counts where none are given."""
         layers = LAYERS if self.layer_list is None else self.layer_list
         pairs = PAIRS if self.image_token_list is None else self.image_token_list
         self._set(layer_list=layers, image_token_list=pairs)
@@ -112,60 +128,67 @@ class VisionDrop(Method):
                 raise SettingError(f"Counts are dominant >= 1 and contextual >= 0; got {dominant} and {contextual}.")
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        renumbers = self.positions == "reindex" and shape.renumbers
-        positions: Literal["renumber", "keep"] = "renumber" if self.positions == "reindex" else "keep"
-        cuts = [
-            LayerStage(
-                layer,
-                reads=(self._received, Keys(), Hidden()),
-                count=partial(self._left, shape.depth, index + 1),
-                choose=partial(self._in_decoder, shape.depth, index + 1),
-                unit="image",
-                positions=positions,
-            )
-            for index, layer in enumerate(self._cuts(shape.depth))
-        ]
+        layers = self._cuts(shape.depth)
+        cuts = [self._decoder_stage(shape.depth, index, layer) for index, layer in enumerate(layers, start=1)]
         if self.retention == 1:
             return ()
-        if self.dominant == 0 and self.image_token_list is not None:
+        if self.dominant == 0 and self.image_token_list is not None:  # counts of 0 and 0: no tower stage
             return tuple(cuts)
-        cls = (Cls(),) if self.include_cls and renumbers else ()
+        return (self._tower_stage(shape), *cuts)
+
+    # -- stage 0: behind the vision tower ----------------------------------------------------------------------
+
+    def _tower_stage(self, shape: Shape) -> Stage:
+        # Where the tower has no CLS, the patches score each other, as the tokens do in the decoder.
         paid = TowerAttention(by="cls" if shape.cls else "patches")
-        tower = ImageStage(
-            reads=(paid, TowerKeys(), *cls),
-            count=partial(self._left, shape.depth, 0),
+        reads: tuple[Signal, ...] = (paid, TowerKeys())
+        # The CLS has no position of its own, so it can enter the decoder only where rows are numbered anew.
+        feeds_cls = self.include_cls and self.positions == "reindex" and shape.renumbers
+        if feeds_cls:
+            reads = (*reads, Cls())
+        return ImageStage(
+            reads=reads,
+            count=partial(self._rows_left, shape.depth, 0),
             choose=partial(self._in_tower, shape.depth),
-            positions=positions,
-            ownerless=bool(cls),
-        )
-        return (tower, *cuts)
-
-    # -- which tokens ------------------------------------------------------------------------------------------
-
-    @property
-    def _received(self) -> Attention:
-        """Mean attention that an image's own rows pay to each of its tokens."""
-        return Attention(
-            rows="vision", layer="next", over="mean", renormalise=self.renorm, both_ways=self.bidirectional
+            positions=numbering(self.positions),
+            ownerless=feeds_cls,
         )
 
     def _in_tower(self, depth: int, view: ImageView, count: int | None) -> Cut | None:
-        if self.image_token_list is None and count == len(view):  # a CLS would take the place of a token
+        if self.image_token_list is None and count == len(view):  # the budget keeps all; a CLS would replace a patch
             return None
         dominant, contextual = self._pair(depth, 0, view.arriving)
+        # Dominant rows are the CLS, rows that the family adds by itself (a closing newline), and patches:
+        # 42 + 6 with a CLS are the CLS, 41 patches and 6 merged rows.
         with_cls = Cls() in view
-        # A CLS takes the place of a token: an image never has more rows than placeholders.
-        dominant = min(max(0, dominant - with_cls - view.arriving.reserved), len(view) - with_cls)
-        contextual = min(contextual, len(view) - with_cls - dominant)
-        if not with_cls and dominant == len(view):
+        patches = max(0, dominant - with_cls - view.arriving.reserved)
+        # An image never has more rows than placeholders, so the CLS takes the place of a patch.
+        room = len(view) - with_cls
+        patches = min(patches, room)
+        contextual = min(contextual, room - patches)
+        if not with_cls and patches == len(view):
             return None
-        cut = dominant_and_contextual(view.attention, view.keys, dominant, contextual)
+        cut = dominant_and_contextual(view.attention, view.keys, patches, contextual)
         rows = self._merged(view.features, cut)
-        if not with_cls:
-            return cut.with_rows(rows)
-        source = torch.cat((cut.source.new_full((1,), -1), cut.source))
-        parent = torch.where(cut.parent < 0, cut.parent, cut.parent + 1)
-        return Cut.merge(source, torch.cat((view.cls.to(rows.dtype), rows)), parent)
+        if with_cls:
+            return _behind_cls(view.cls, rows, cut)
+        return cut.with_rows(rows)
+
+    # -- stages 1 to 3: before decoder layers ------------------------------------------------------------------
+
+    def _decoder_stage(self, depth: int, index: int, layer: int) -> Stage:
+        # score_j: column j of softmax(q kᵀ / √d) in the layer to come, mean over heads and over the image's own rows.
+        attention = Attention(
+            rows="vision", layer="next", over="mean", renormalise=self.renorm, both_ways=self.bidirectional
+        )
+        return LayerStage(
+            layer,
+            reads=(attention, Keys(), Hidden()),
+            count=partial(self._rows_left, depth, index),
+            choose=partial(self._in_decoder, depth, index),
+            unit="image",
+            positions=numbering(self.positions),
+        )
 
     def _in_decoder(self, depth: int, index: int, view: LayerView, count: int | None) -> Cut | None:
         dominant, contextual = self._pair(depth, index, view.arriving)
@@ -175,30 +198,45 @@ class VisionDrop(Method):
         return cut.with_rows(self._merged(view.hidden, cut))
 
     def _merged(self, rows: Tensor, cut: Cut) -> Tensor:
-        return target_plus_mean(rows, cut) if self.merge == "sum" else average(rows, cut)
+        """The rows of a cut, (tokens, width) -> (d + c, width).
 
-    # -- how many ----------------------------------------------------------------------------------------------
+        Dominant tokens stay as they are. A contextual row is its target plus the mean of the tokens that joined it, or
+        the average of all.
+        """
+        if self.merge == "sum":
+            return target_plus_mean(rows, cut)
+        return average(rows, cut)
+
+    # -- how many rows each stage leaves -----------------------------------------------------------------------
 
     def _cuts(self, depth: int) -> tuple[int, ...]:
-        return _quarters(depth) if self.layer_list is None else self.layer_list
+        """Decoder layers whose input is cut."""
+        if self.layer_list is None:
+            return _quarters(depth)
+        return self.layer_list
 
-    def _left(self, depth: int, index: int, arriving: Arriving) -> int:
-        """Rows that a stage leaves of an image."""
-        left = sum(self._pair(depth, index, arriving))
-        if index == 0:  # the family's own closing row is among them
-            left = max(left - arriving.reserved, 0)
-        return min(left, arriving.tokens)
+    def _rows_left(self, depth: int, index: int, arriving: Arriving) -> int:
+        """Rows that stage `index` leaves of an image."""
+        dominant, contextual = self._pair(depth, index, arriving)
+        rows = dominant + contextual
+        if index == 0:  # the family adds its reserved rows to these later
+            rows = max(rows - arriving.reserved, 0)
+        return min(rows, arriving.tokens)
 
     def _pair(self, depth: int, index: int, arriving: Arriving) -> tuple[int, int]:
-        """(dominant, contextual) of a stage for an image: the tower's is 0; at least one token."""
+        """(dominant, contextual) of stage `index` for an image."""
         if self.image_token_list is None:
             mean = Budget(self.tokens, self.retention).mean(arriving.entered)
-            return _solved(mean, arriving.entered, depth, self._cuts(depth), self.entry)[index]
-        pair = ((self.dominant, self.contextual), *self.image_token_list)[index]
+            pairs = _solved(mean, arriving.entered, depth, self._cuts(depth), self.entry)
+            return pairs[index]
+        counts = ((self.dominant, self.contextual), *self.image_token_list)
+        dominant, contextual = counts[index]
         if arriving.entered == self.reference:
-            return pair
-        scaled = tuple(math.floor(count * arriving.entered / self.reference + 0.5) for count in pair)
-        return max(1, scaled[0]), scaled[1]
+            return dominant, contextual
+        # An image of another size gets its share: 42 + 6 of 576 tokens are 84 + 12 of 1,152.
+        dominant = half_up(dominant * arriving.entered / self.reference)
+        contextual = half_up(contextual * arriving.entered / self.reference)
+        return max(1, dominant), contextual
 
     @classmethod
     def solved(
@@ -229,8 +267,16 @@ class VisionDrop(Method):
         )
 
 
+def _behind_cls(cls: Tensor, rows: Tensor, cut: Cut) -> Cut:
+    """The cut with the tower's CLS, (1, width), as row 0. It stands for no token, so its source is −1."""
+    source = torch.cat((cut.source.new_full((1,), -1), cut.source))
+    # Each token's row moves on by one, and what was dropped stays −1: parent −1 0 1 1 becomes −1 1 2 2.
+    parent = torch.where(cut.parent < 0, cut.parent, cut.parent + 1)
+    return Cut.merge(source, torch.cat((cls.to(rows.dtype), rows)), parent)
+
+
 def _quarters(depth: int) -> tuple[int, ...]:
-    """Cuts at a quarter, half and three quarters of the depth."""
+    """Cuts at a quarter, half and three quarters of the depth: 28 layers give 7, 14, 21."""
     if depth < 4:
         raise SettingError(f"A four-stage schedule needs a decoder of four layers or more; got {depth}.")
     return as_layers([round(depth * part / 4) for part in (1, 2, 3)])
@@ -250,12 +296,12 @@ def _solved(mean: float, full: int, depth: int, cuts: Sequence[int], entry: floa
             f"would be left. Its floor is {floor:.4g} tokens.",
             floor=floor / full,
         )
-    return [_split(math.floor(size + 0.5)) for size in sizes]
+    return [_split(half_up(size)) for size in sizes]
 
 
 def _split(size: int) -> tuple[int, int]:
-    """(dominant, contextual) of a stage of so many rows."""
-    contextual = min(math.floor(CONTEXTUAL * size + 0.5), size - 1)
+    """(dominant, contextual) of a stage of so many rows, at least one of them dominant: 96 are 82 and 14."""
+    contextual = min(half_up(CONTEXTUAL * size), size - 1)
     return size - contextual, contextual
 
 
