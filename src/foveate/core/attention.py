@@ -41,22 +41,29 @@ def attention_rows(
         (heads, some rows, columns) float32, the blocks of rows in order.
     """
     heads, rows, size = queries.shape
-    slots, groups = keys.shape[1], heads // keys.shape[0]
+    key_heads, slots, _ = keys.shape
+    groups = heads // key_heads
     step = max(1, block // max(1, heads * slots))
     transposed = keys.float().transpose(1, 2)
     places = torch.arange(slots, device=keys.device)
     for start in range(0, rows, step):
         part = queries[:, start : start + step].float()
         count = part.shape[1]
-        grouped = part.reshape(keys.shape[0], groups * count, size)
-        logits = (grouped @ transposed).view(heads, count, slots).mul_(scaling)
+        # Query heads that share a key head stand one below the other, as more rows of it. Of 4 heads and 2 key heads:
+        # (4, count, size) -> (2, 2 · count, size)
+        grouped = part.reshape(key_heads, groups * count, size)
+        logits = (grouped @ transposed).view(heads, count, slots)
+        logits.mul_(scaling)
         if softcap is not None:
             logits.div_(softcap).tanh_().mul_(softcap)
         if last_key is not None:
-            last = last_key[..., start : start + step, None]
-            _hide(logits.view(samples, -1, count, slots), places > (last[:, None] if last.dim() == 3 else last))
+            last = last_key[..., start : start + step, None]  # ([samples,] some rows, 1)
+            if last.dim() == 3:
+                last = last[:, None]  # one for all heads of a sample
+            _hide(logits.view(samples, -1, count, slots), places > last)
         if visible is not None:
-            _hide(logits.view(samples, -1, count, slots), ~visible(slice(start, start + step)))
+            some = slice(start, start + step)
+            _hide(logits.view(samples, -1, count, slots), ~visible(some))
         logits = logits.softmax(dim=-1)  # in their place, so that no more than two blocks live at once
         yield logits[..., columns]
 
