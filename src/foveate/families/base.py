@@ -70,7 +70,7 @@ class Family:
         Raises:
             UnsupportedError: If there is none.
         """
-        cores = [module for module in self.model.modules() if self._is_core(module)]
+        cores = [module for module in self.model.modules() if self._is_core(module)]  # outer ones first
         if not cores:
             raise UnsupportedError(
                 f"{type(self.model).__name__} has no module with a {self.decoder} and a "
@@ -156,8 +156,11 @@ class Family:
             inputs: The arguments it was called with, and those of the core; a modality without features is left out.
         """
         masks = placeholders if isinstance(placeholders, tuple) else (placeholders,)
-        pairs = zip(("image", "video"), masks, strict=False)
-        return [(modality, mask) for modality, mask in pairs if inputs.get(f"{modality}_features") is not None]
+        pairs = []
+        for modality, mask in zip(("image", "video"), masks, strict=False):
+            if inputs.get(f"{modality}_features") is not None:
+                pairs.append((modality, mask))
+        return pairs
 
     def image_lengths(self, mask: Tensor, ids: Tensor | None) -> list[list[int]]:
         """Vision tokens of each image of each sample, in order, read off the prompt: for `tiled` families.
@@ -212,12 +215,15 @@ class Family:
             turned: Tensor = rotate(states, states[:, :1], cos, sin)[0]
             return turned
 
+        q_norm = getattr(attention, "q_norm", None)
+        k_norm = getattr(attention, "k_norm", None)
         places = queries[..., None]  # (samples, …, 1)
         axes = (1,) * (rotary[0].dim() - places.dim())  # M-RoPE's
-        tables = (take_along(table, places.view(*axes, *places.shape), dim=-2) for table in rotary)
+        in_tables = places.view(*axes, *places.shape)
+        tables = (take_along(table, in_tables, dim=-2) for table in rotary)
         query = self.query_projection(attention)
-        asking = heads(take_along(normed, places, dim=1), query, getattr(attention, "q_norm", None), *tables)
-        keys = heads(normed, attention.k_proj, getattr(attention, "k_norm", None), *rotary)
+        asking = heads(take_along(normed, places, dim=1), query, q_norm, *tables)
+        keys = heads(normed, attention.k_proj, k_norm, *rotary)
         return asking, keys, float(attention.scaling)
 
     def query_projection(self, attention: Any) -> Callable[[Tensor], Tensor]:
@@ -275,9 +281,10 @@ class Family:
         """
         features = images_of(output, reducer.lengths if self.tiled else None)
         sizes = [len(image) for image in features]
-        grids = self.token_grids(self.model.config, sizes)
         places: Sequence[Tensor | None] = [None] * len(sizes)
-        if grids is None or [_cells(frames) for frames in grids] != sizes:  # there may be newlines
+        grids = self.token_grids(self.model.config, sizes)
+        # Where the grids hold all tokens, there are no newlines, and no boxes are needed to find them.
+        if grids is None or [_cells(frames) for frames in grids] != sizes:
             places = self.boxes(modality, self.remembered(inputs), sizes)
         cuts = reduce_apart(features, places, reducer, stats, grids)
         for index, cut in enumerate(cuts):
@@ -331,7 +338,8 @@ class Family:
 
     def remembered(self, inputs: Inputs) -> dict[str, Any]:
         """What of a `get_*_features` call's arguments `boxes` reads: a trace holds it, so no pixels."""
-        return {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
+        names = [name for name in inputs if not name.startswith("pixel_values")]
+        return {name: inputs[name] for name in names}
 
     @classmethod
     def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:

@@ -73,7 +73,8 @@ def images_of(output: Any, lengths: Callable[[int], Sequence[int]] | None) -> li
         return pieces
     # Pieces are tiles, so an image is several of them: all tokens in one tensor, divided anew.
     together = torch.cat([piece.flatten(0, -2) for piece in pieces])
-    return list(torch.split(together, list(lengths(len(together)))))
+    of_images = lengths(len(together))
+    return list(torch.split(together, list(of_images)))
 
 
 def put_images(output: Any, images: Sequence[Tensor]) -> None:
@@ -85,4 +86,5 @@ def put_images(output: Any, images: Sequence[Tensor]) -> None:
         output.pooler_output = list(images)
     else:
         sizes = [len(piece) for piece in pieces]
-        output.pooler_output = list(torch.split(torch.cat(list(images)), sizes))
+        together = torch.cat(list(images))
+        output.pooler_output = list(torch.split(together, sizes))

@@ -90,9 +90,10 @@ class _Config:
 def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
     """Show queries and keys, and let the real kernel go on."""
     config: _Config = module.config
-    real, scaling = config._real, kwargs.get("scaling")
+    real = config._real
+    scaling = kwargs.get("scaling")
     if scaling is None:
-        scaling = query.shape[-1] ** -0.5
+        scaling = query.shape[-1] ** -0.5  # 1 / √(head size), what kernels take by default
     config._see(query, key, scaling)
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     kernel = ALL_ATTENTION_FUNCTIONS.get_interface(real._attn_implementation, eager)
@@ -149,14 +150,17 @@ def made_by_itself(layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Te
     """`Family.queries_and_keys` as the layer's attention itself makes them: it may norm, or leave RoPE out, in ways of
     its own."""
     attention, heads = layer.self_attn, list[Tapped]()
+    places = queries[:, None, :, None]  # (samples, 1, …, 1): the same for all heads and numbers
 
     def note(query: Tensor, key: Tensor, scaling: float) -> None:
-        heads.append(Tapped(take_along(query, queries[:, None, :, None], dim=2), key, scaling))
+        asking = take_along(query, places, dim=2)
+        heads.append(Tapped(asking, key, scaling))
         raise _Enough
 
     if hasattr(layer, "input_layernorm") and not scales_by_position(attention):
         with suppress(_Enough), tapped_layer(layer, note):
-            attention(layer.input_layernorm(hidden), position_embeddings=rotary, attention_mask=None)
+            normed = layer.input_layernorm(hidden)
+            attention(normed, position_embeddings=rotary, attention_mask=None)
     if not heads:
         raise unreadable(attention)
     return heads[0]
