@@ -17,7 +17,7 @@ from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.families.costs import Counts, Flops, drops_cls, llava_bytes, llava_cost
 from foveate.families.newlines import reduce_apart
-from foveate.families.placing import place_rows, replace_images
+from foveate.families.placing import place_images, replace_images
 from foveate.families.tap import tapped_all
 from foveate.families.tower import (
     Encoded,
@@ -49,12 +49,12 @@ class AnyResolution(Family):
 
     @classmethod
     def shrunk(cls, config: Any, rows: int, columns: int) -> Grid:
-        """What the model makes of an unpadded map of so many rows and columns: by default nothing."""
+        """Rows and columns of a map once the model has shrunk it. The default: it does not."""
         return rows, columns
 
     def packed(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
-        """What the model does to the views of each image (or the frames of each video), done to other numbers than
-        features, without newlines: (views, patches, any) each -> (tokens, any) each."""
+        """Scores and keys put together as the model puts together the features of each image's views, or of each
+        video's frames. Without newlines: (views, patches, any) each -> (tokens, any) each."""
         raise NotImplementedError
 
     def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
@@ -107,7 +107,7 @@ class AnyResolution(Family):
         lengths = [len(image) for image in images]
         places = self.boxes(modality, inputs, lengths)
         cuts = reduce_apart(images, places, reducer, stats)
-        features = [place_rows(image, cut) for image, cut in zip(images, cuts, strict=True)]
+        features = place_images(images, cuts)
         if isinstance(output.pooler_output, Tensor):  # videos, which are as long as each other
             output.pooler_output = torch.stack(features)
         else:
@@ -204,7 +204,8 @@ class AnyResolution(Family):
     def _mosaic_counts(cls, config: Any, size: int) -> Iterator[int]:
         """Crops of each mosaic of which some picture makes `size` vision tokens, with the base view."""
         crop, side = config.vision_config.image_size, _side(config)
-        mosaics: list[Grid] = [(tall // crop, wide // crop) for tall, wide in config.image_grid_pinpoints]
+        pinpoints: list[tuple[int, int]] = config.image_grid_pinpoints  # pixels
+        mosaics = [(height // crop, width // crop) for height, width in pinpoints]
         for mosaic in mosaics:
             shrunk = (cls.shrunk(config, *patches) for patches in _maps(mosaic, mosaics, side))
             # The base view, and a map with a newline behind each row.
@@ -213,7 +214,7 @@ class AnyResolution(Family):
 
 
 class _Packer:
-    """`pack_image_features` for views of fewer patches, which remembers what the usual tokens went into.
+    """`pack_image_features` for views of fewer patches. It remembers what the usual tokens went into.
 
     Args:
         family: Knows the model.
@@ -261,8 +262,8 @@ class _Packer:
         coarse = _shrunk_alike(usual, fine, tiles.shape[1:])
         if coarse != tiles.shape[1:]:
             tiles = interpolate(tiles[None], coarse, mode="bilinear")[0]
-        tiles = _with_newlines(tiles, newline)
-        return torch.cat((base_view, tiles)), join([base, into_cells(fine, coarse, newlines=True)])
+        rows = torch.cat((base_view, _with_newlines(tiles, newline)))
+        return rows, join([base, into_cells(fine, coarse, newlines=True)])
 
     def _map(self, tiles: Tensor, mosaic: Grid) -> Tensor:
         """Tiles put together to one map: (tiles, patches, width) -> (width, rows, columns)."""

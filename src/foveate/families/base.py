@@ -116,10 +116,10 @@ class Family:
 
     @classmethod
     def cls_in_tower(cls, config: Any = None) -> bool | None:
-        """Whether the vision tower has a CLS, whose row of attention is what can be read of it then.
+        """Whether the vision tower has a CLS. Then its row of the tower's attention can be read, and no other.
 
         Args:
-            config: The model's; without one None is answered where models of the family differ in that.
+            config: The model's config. Without one the answer is None where models of the family differ.
         """
         return False
 
@@ -153,7 +153,7 @@ class Family:
 
         Args:
             placeholders: Its return value: one mask, or one for images and one for videos.
-            inputs: The arguments it was called with, and those of the core; a modality without features is left out.
+            inputs: The arguments of its call and of the core's. A modality without features is left out.
         """
         masks = placeholders if isinstance(placeholders, tuple) else (placeholders,)
         pairs = []
@@ -305,13 +305,13 @@ class Family:
         """Put what else belongs to an image's tokens where the rows of `cut` are now; most families have nothing."""
 
     def pieces(self, modality: str, inputs: Inputs) -> int:
-        """How many entries of what a `get_*_features` call answers are of one image or video: frames, where they come
-        one by one."""
+        """How many entries of a `get_*_features` call's answer are one image or video: as many as it has frames, where
+        these come one by one."""
         return 1
 
     @classmethod
     def always_kept(cls, config: Any, size: int) -> Sequence[int]:
-        """Which tokens of an image or video of `size` vision tokens are no patches and always stay: ordinals.
+        """Ordinals of the tokens that always stay, as they are no patches, in an image or video of `size` tokens.
 
         They are not ranked, and a method's counts are without them.
         """
@@ -337,7 +337,7 @@ class Family:
         return [None] * len(lengths)
 
     def remembered(self, inputs: Inputs) -> dict[str, Any]:
-        """What of a `get_*_features` call's arguments `boxes` reads: a trace holds it, so no pixels."""
+        """The arguments of a `get_*_features` call that `boxes` reads. A trace keeps them, so pixels are left out."""
         names = [name for name in inputs if not name.startswith("pixel_values")]
         return {name: inputs[name] for name in names}
 
@@ -373,15 +373,23 @@ class Family:
 
     @classmethod
     def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
-        """Bytes of one sample's pictures: at the most while they are encoded, and what of them stays until the decoder
-        is through, in numbers of `itemsize` bytes; None if not known. Weights and pixels apart; arguments as in
-        `tower_cost`."""
+        """Bytes that one sample's pictures take: the most while they are encoded, and what stays until the decoder is
+        through. None if not known. Weights and pixels are not counted.
+
+        Args:
+            config: The model's config.
+            sizes: Vision tokens of each image or video.
+            pictures: How many pictures the tower encodes for each; None to tell from the sizes.
+            itemsize: Bytes of a number.
+        """
         return None
 
     @classmethod
     def late_additions(cls, config: Any) -> int:
-        """Behind how many decoder layers, the first ones, `added_later` is added: the layer after each runs while both
-        streams live, with the addition and without."""
+        """How many decoder layers, from the first on, are followed by an addition of `added_later`.
+
+        The layer after each runs while two streams are in memory, with the addition and without.
+        """
         return 0
 
     @classmethod

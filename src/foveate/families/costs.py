@@ -39,8 +39,8 @@ CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # the towers 
 
 
 def drops_cls(config: Any) -> bool:
-    """Whether the tower's first token is a CLS that the projector does not get; where the config does not say, it gets
-    none."""
+    """Whether the tower's first token is a CLS that the projector does not get. Where the config does not say, no CLS
+    goes to the projector."""
     strategy = getattr(config, "vision_feature_select_strategy", None)
     if strategy:
         return bool(strategy == "default")

@@ -24,7 +24,7 @@ from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.costs import Counts, Flops, gemma_cost, picture_tokens, pictures_in, tower_picture
 from foveate.families.llava import Llava
-from foveate.families.placing import first_rows, place_rows, replace_images
+from foveate.families.placing import first_rows, place_images, replace_images
 from foveate.families.tap import Tapped, tap, tapped_all
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, always, encoder_layers
 from foveate.families.vision import grid_boxes, smaller
@@ -69,8 +69,7 @@ class Gemma3(Family):
         images = output.pooler_output
         views = [self._view(image, *taps.sample(index)) for index, image in enumerate(images)]
         cuts = reducer.reduce(views)
-        placed = [place_rows(image, cut) for image, cut in zip(images, cuts, strict=True)]
-        output.pooler_output = torch.stack(placed)
+        output.pooler_output = torch.stack(place_images(images, cuts))
         return output, cuts
 
     def _view(self, image: Tensor, heads: Tapped) -> TowerView:
@@ -232,7 +231,8 @@ class Gemma4(Family):
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector: a token's score and key are the means of the patches pooled into it."""
         grids_of = self._grids(modality, inputs)  # while nothing is under way to wait for
-        reader = _Reader(self.core.vision_tower.encoder.layers[-1].self_attn, self._kernel)
+        last = self.core.vision_tower.encoder.layers[-1]
+        reader = _Reader(last.self_attn, self._kernel)
         with Patcher() as patches:
             reader.attach(patches)
             output = run()
@@ -248,7 +248,7 @@ class Gemma4(Family):
             plain = grids[0] if len(grids) == 1 else None
             views.append(TowerView(image, plain, None, always(scores), always(keys)))
         cuts = reducer.reduce(views)
-        output.pooler_output = [place_rows(image, cut) for image, cut in zip(images, cuts, strict=True)]
+        output.pooler_output = place_images(images, cuts)
         return output, cuts
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
@@ -287,11 +287,12 @@ class Gemma4(Family):
         small = smaller(picture, tall * size, wide * size)[0]
         # and back: (channels, rows, size, columns, size) -> (patches, …)
         blocks = small.view(-1, tall, size, wide, size)
-        cut = blocks.permute(1, 3, 2, 4, 0).reshape(tall * wide, -1)
+        blocks = blocks.permute(1, 3, 2, 4, 0)
+        cut = blocks.reshape(tall * wide, -1)
+        # Column and row of each patch, in raster order; −1 marks the patches that are left over as padding.
         y, x = torch.meshgrid(torch.arange(tall), torch.arange(wide), indexing="ij")
-        # −1 marks the patches that are left over as padding
+        real = torch.stack((x, y), dim=-1).view(-1, 2)
         places = torch.full((len(patches), 2), -1, device=patches.device)
-        real = torch.stack((x, y), dim=-1).view(-1, 2)  # column and row of each patch, in raster order
         places[: tall * wide] = real.to(places.device)
         return first_rows(cut, len(patches)), places
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
-from foveate.families.tiles import runs
+from foveate.families.tiles import run_lengths
 
 __all__ = ["Generic", "lacking"]
 
@@ -56,7 +56,7 @@ class Generic(Family):
 
     def image_lengths(self, mask: Tensor, ids: Tensor | None) -> list[list[int]]:
         """A picture is a run of placeholders, whatever pieces its features come in."""
-        return [[end - start for start, end in sample] for sample in runs(mask)]
+        return run_lengths(mask)
 
 
 def lacking(model: Any) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from foveate.families.tiles import Tiled, blocks, runs
+from foveate.families.tiles import Tiled, blocks, run_lengths, runs
 from foveate.families.tower import Inputs, encoder_layers
 
 __all__ = ["FAMILIES", "Idefics3", "SmolVLM"]
@@ -60,7 +60,7 @@ class SmolVLM(Tiled):
     def image_lengths(self, mask: Tensor, ids: Tensor | None) -> list[list[int]]:
         """Of a prompt that came as embeddings every tile is taken for an image, as its tags cannot be read."""
         if ids is None:
-            return [[end - start for start, end in tiles] for tiles in runs(mask)]
+            return run_lengths(mask)
         ids, placed = torch.stack((ids, mask.to(ids))).cpu()  # waiting once
         samples = zip(ids.tolist(), runs(placed), strict=True)
         return [_images(row, tiles) for row, tiles in samples]
@@ -76,7 +76,7 @@ class SmolVLM(Tiled):
         return pixels[real]
 
     def remembered(self, inputs: Inputs) -> dict[str, Any]:
-        """Which tiles are padding is told from them as they are, but read late."""
+        """Also which tiles are no padding: that is read later, when there are no pixels to tell it from."""
         remembered = super().remembered(inputs)
         pixels = inputs["pixel_values"]
         if pixels.dim() == 5 and REAL not in inputs:
@@ -94,22 +94,22 @@ class SmolVLM(Tiled):
         core, config = self.core, self.model.config
         patch = config.vision_config.patch_size
         output = core.vision_model(pixel_values=pixels.to(core.dtype))
-        height, width = pixels.shape[-2:]
-        patches = output.last_hidden_state.reshape(len(pixels), height // patch, width // patch, -1)
+        rows, columns = pixels.shape[-2] // patch, pixels.shape[-1] // patch
+        patches = output.last_hidden_state.reshape(len(pixels), rows, columns, -1)
         tokens = blocks(patches, self.block(config))
         return output, core.connector.modality_projection(tokens)
 
 
 class Idefics3(SmolVLM):
-    """Where things are inside `Idefics3ForConditionalGeneration`: as SmolVLM, but that the function which merges
-    pictures into text does not say where."""
+    """Where things are inside `Idefics3ForConditionalGeneration`: as SmolVLM, but its function that merges pictures
+    into text does not say where they are."""
 
     model_type: ClassVar[str] = "idefics3"
     videos: ClassVar[bool] = False
 
 
 def _real(pixels: Tensor) -> Tensor:
-    """Which tiles are none of the zeros that pad samples, (samples, tiles): as the model finds them."""
+    """Which tiles are not all zeros, as those are that pad samples, (samples, tiles) bool: as the model finds them."""
     real = (pixels != 0).flatten(2).any(dim=2)
     real[0, 0] |= ~real.any()  # where all are zeros, the first one counts
     return real

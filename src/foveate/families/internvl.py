@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from foveate.families.tiles import Tiled, blocks, runs
+from foveate.families.tiles import Tiled, blocks, run_lengths
 from foveate.families.tower import feature_layers, scoring_layers
 
 __all__ = ["FAMILY", "InternVL"]
@@ -37,7 +37,7 @@ class InternVL(Tiled):
         return config.vision_config.hidden_size * patches, width, width
 
     def image_lengths(self, mask: Tensor, ids: Tensor | None) -> list[list[int]]:
-        return [[end - start for start, end in sample] for sample in runs(mask)]
+        return run_lengths(mask)
 
     def attentions(self) -> list[Any]:
         layers = self.core.vision_tower.encoder.layer
@@ -51,8 +51,9 @@ class InternVL(Tiled):
         chosen = config.vision_feature_layer
         output = core.vision_tower(pixel_values=pixels.to(core.dtype), output_hidden_states=chosen != -1)
         states = output.last_hidden_state if chosen == -1 else output.hidden_states[chosen]
-        (tall, wide), (height, width) = config.vision_config.patch_size, pixels.shape[-2:]
-        patches = states[:, 1:].reshape(len(pixels), height // tall, width // wide, -1)  # without the CLS
+        tall, wide = config.vision_config.patch_size
+        rows, columns = pixels.shape[-2] // tall, pixels.shape[-1] // wide
+        patches = states[:, 1:].reshape(len(pixels), rows, columns, -1)  # without the CLS
         tokens = blocks(patches, self.block(config))
         return output, core.multi_modal_projector(tokens)
 

@@ -77,10 +77,15 @@ class LlavaNextVideo(LlavaNext):
         rows, columns = coarse[0]
         views = self.stride * rows, self.stride * columns  # patches of a smaller frame
         resampler = self.core.vision_resampler
+
+        def resample(original: Any, states: Tensor) -> Tensor:
+            return _pooled(resampler.pool, views, states)
+
         with Patcher() as patches:
-            patches.wrap(resampler, "forward", lambda original, states: _pooled(resampler.pool, views, states))
+            patches.wrap(resampler, "forward", resample)
             output = self.run_smaller(run, "pixel_values_videos", inputs, views)
-        merged = join([into_cells(grids[0], coarse[0])] * frames)
+        frame = into_cells(grids[0], coarse[0])
+        merged = join([frame] * frames)
         features, cuts = replace_images(output.pooler_output, [merged] * videos)
         output.pooler_output = torch.stack(features)
         return output, cuts
@@ -169,11 +174,16 @@ class LlavaOnevision(AnyResolution):
         rows, columns = cells
         views = min(self.side, 2 * rows), min(self.side, 2 * columns)  # patches of a smaller frame
         pool = partial(interpolate, size=cells, mode="bilinear")
+
+        def apply_pooling(original: Any, states: Tensor) -> Tensor:
+            return _pooled(pool, views, states)
+
         with Patcher() as patches:
-            patches.wrap(self.core, "apply_pooling", lambda original, states: _pooled(pool, views, states))
+            patches.wrap(self.core, "apply_pooling", apply_pooling)
             output = self.run_smaller(run, "pixel_values_videos", inputs, views)
         newline = into_cells((1, 1), (1, 1))
-        merged = join([into_cells(grids[0], cells)] * frames + [newline])
+        frame = into_cells(grids[0], cells)
+        merged = join([frame] * frames + [newline])
         features, cuts = replace_images(output.pooler_output, [merged] * videos)
         output.pooler_output = torch.stack(features)
         return output, cuts

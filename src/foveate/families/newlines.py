@@ -84,7 +84,7 @@ class _Image:
     closing: Tensor
 
     def view(self) -> TowerView:
-        """The tokens without newlines: made late, where that takes a copy of them."""
+        """The tokens without newlines. Made when the reducer asks, as leaving newlines out takes a copy."""
         grids = self.grids
         if grids is None:
             assert self.boxes is not None

@@ -9,7 +9,16 @@ from torch.nn.functional import pad
 
 from foveate.core.cut import Cut
 
-__all__ = ["first_rows", "images_of", "place_rows", "put_images", "replace_images", "rows_left", "stays_whole"]
+__all__ = [
+    "first_rows",
+    "images_of",
+    "place_images",
+    "place_rows",
+    "put_images",
+    "replace_images",
+    "rows_left",
+    "stays_whole",
+]
 
 
 def stays_whole(cut: Cut | None) -> bool:
@@ -37,6 +46,11 @@ def place_rows(features: Tensor, cut: Cut | None) -> Tensor:
     if stays_whole(cut):
         return features
     return first_rows(rows_left(features, cut), len(features))
+
+
+def place_images(images: Iterable[Tensor], cuts: Iterable[Cut | None]) -> list[Tensor]:
+    """As `place_rows`, of each image."""
+    return [place_rows(image, cut) for image, cut in zip(images, cuts, strict=True)]
 
 
 def replace_images(images: Iterable[Tensor], cells: Sequence[Cut | None]) -> tuple[list[Tensor], list[Cut | None]]:

@@ -76,7 +76,7 @@ class Taps:
 
 
 class _Config:
-    """A module's config, but for the name of its attention: other modules and the masks keep the real one."""
+    """A module's config with the tap as its attention. Other modules and the masks keep the real one."""
 
     def __init__(self, real: Any, see: See) -> None:
         self._real = real
@@ -137,7 +137,8 @@ def tapped_layer(layer: Any, see: See) -> AbstractContextManager[None]:
     Raises:
         UnsupportedError: If probabilities depend on more than that.
     """
-    if hasattr(layer.self_attn, "sinks"):  # what a sink takes, which gpt-oss has in every row, is not in them
+    # A sink, as gpt-oss has, takes a share of every row that queries and keys do not tell.
+    if hasattr(layer.self_attn, "sinks"):
         raise unreadable(layer.self_attn)
     return tapped(layer.self_attn, see)
 

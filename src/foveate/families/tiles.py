@@ -1,4 +1,4 @@
-"""What families share that cut a picture into square tiles, and end with a tile that shows the whole of it."""
+"""Shared by the families that cut a picture into square tiles and put a tile behind them that shows all of it."""
 
 import functools
 import math
@@ -18,7 +18,7 @@ from foveate.families.tap import tapped_all
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, TowerReader
 from foveate.families.vision import grid_boxes, smaller
 
-__all__ = ["Tiled", "blocks", "mosaic", "runs"]
+__all__ = ["Tiled", "blocks", "mosaic", "run_lengths", "runs"]
 
 THUMBNAIL = 32  # pixels of a side that tell which mosaic the tiles of a picture make
 
@@ -185,6 +185,14 @@ def runs(mask: Tensor) -> list[list[tuple[int, int]]]:
         ends = (row == -1).nonzero()[:, 0].tolist()
         runs_of_rows.append(list(zip(starts, ends, strict=True)))
     return runs_of_rows
+
+
+def run_lengths(mask: Tensor) -> list[list[int]]:
+    """How long the runs of True are in each row of (samples, columns): 0 1 1 0 1 has 2 and 1."""
+    lengths = []
+    for row in runs(mask):
+        lengths.append([end - start for start, end in row])
+    return lengths
 
 
 def mosaic(tiles: Tensor) -> Grid:

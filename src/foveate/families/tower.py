@@ -43,7 +43,7 @@ Encoded = tuple[Any, list[Cut | None]]
 
 
 class Reducer(Protocol):
-    """What the engine hands a family to reduce a tower's tokens with.
+    """Reduces a tower's tokens: what the engine hands a family.
 
     Attributes:
         early: Whether `merge_early` wants the first layer's tokens.
@@ -81,7 +81,8 @@ def encoder_layers(tower: nn.Module) -> nn.ModuleList:
         UnsupportedError: If it has none of the usual kind.
     """
     for name, module in tower.named_modules():
-        if name.split(".")[-2:] == ["encoder", "layers"] and isinstance(module, nn.ModuleList):
+        is_layers = name.split(".")[-2:] == ["encoder", "layers"]
+        if is_layers and isinstance(module, nn.ModuleList):
             return module
     raise UnsupportedError(
         f"{type(tower).__name__} has no encoder.layers, so tokens cannot be reduced in this tower. "
@@ -157,8 +158,8 @@ class TowerReader:
 
     def stats(self, layer: int) -> Tensor:
         """Scores, and keys beside them: (patches, 1 + head size) float32."""
-        scores = self.scores(layer)
-        return torch.cat((scores[:, None], self.keys(layer)), dim=-1)
+        scores = self.scores(layer)[:, None]
+        return torch.cat((scores, self.keys(layer)), dim=-1)
 
     def _nearest(self, layer: int) -> int:
         return min(layer, len(self._tapped) - 1)

@@ -13,7 +13,7 @@ from foveate.core.tower import TowerView
 from foveate.errors import SettingError
 from foveate.families.costs import Counts, Flops, llava_cost, picture_tokens
 from foveate.families.llava import Llava
-from foveate.families.placing import place_rows, replace_images, stays_whole
+from foveate.families.placing import place_images, replace_images, stays_whole
 from foveate.families.tap import Taps
 from foveate.families.tower import (
     Encoded,
@@ -191,8 +191,7 @@ class _Videos:
         self.cuts = self._reducer.reduce(views)
         if all(stays_whole(cut) for cut in self.cuts):
             return states
-        pairs = zip(videos, self.cuts, strict=True)
-        placed = [place_rows(patches, cut) for patches, cut in pairs]
+        placed = place_images(videos, self.cuts)
         return _with_cls(states[:, :1], placed)
 
 
