@@ -23,7 +23,8 @@ def attention_rows(
 ) -> Iterator[Tensor]:
     """Post-softmax attention of some query rows, float32, a block of rows at a time.
 
-    The heads of several samples may stand one after another: then what is said of rows has the samples in front.
+    The heads of several samples may be given one after another. Then `last_key` and what `visible` answers have the
+    samples as their first dimension.
 
     Args:
         queries: (heads, rows, head size), after RoPE, any float dtype.
@@ -32,9 +33,9 @@ def attention_rows(
         last_key: ([samples,] rows) int64, the last slot each row sees; None: every row sees all.
         columns: The slots to return; the softmax runs over all that a row sees.
         block: Float32 numbers that a block of logits may hold.
-        visible: Says which slots some of the rows see, ([samples,] heads or 1, those rows, slots) bool, where no last
-            slot does.
-        softcap: What the logits' size stays below, c · tanh(logit / c) (Gemma 2); None: nothing.
+        visible: Called with a slice of the rows, where `last_key` cannot say what they see. Answers which slots they
+            see, ([samples,] heads or 1, those rows, slots) bool.
+        softcap: The bound c of the logits, c · tanh(logit / c) (Gemma 2); None: no bound.
         samples: How many samples' heads these are.
 
     Yields:

@@ -17,11 +17,11 @@ PARTS = ("stays", "source", "parent", "rows")
 
 
 class Cut:
-    """What becomes of the tokens that arrive at a stage. Made by `keep`, `take`, `merge` or `join`, never
-    changed.
+    """What becomes of the tokens that arrive at a stage.
 
-    Shapes do not depend on values, so that a cut comes out of `torch.func.vmap`. Where only the device knows how many
-    rows are left, `count` is a tensor, and what stands behind that many rows means nothing.
+    Made by `keep`, `take`, `merge` or `join`, and never changed. Shapes do not depend on values, so that a cut comes
+    out of `torch.func.vmap`. Where only the device knows how many rows are left, `count` is a tensor, and what stands
+    behind that many rows means nothing.
 
     An example: four tokens arrive, the first is dropped, the last joins the third.
 
@@ -130,7 +130,7 @@ class Cut:
 
     @classmethod
     def fewer(cls, arriving: int, count: Tensor, make: "Callable[..., Cut]", *inputs: Tensor) -> "Cut":
-        """A merge of which only the device knows how many rows it leaves: it is made once that is known, if at all.
+        """A merge of which only the device knows how many rows it leaves. It is made once that is known, if at all.
 
         Args:
             arriving: Tokens that arrive.
@@ -173,7 +173,10 @@ class Cut:
 
     @property
     def source(self) -> Tensor:
-        """The token each row stands for: (rows,) int64, −1 for none; of a mask (arriving,), those that stay first."""
+        """The token each row stands for: (rows,) int64, −1 for none.
+
+        Of a mask it is (arriving,): the tokens that stay, then −1.
+        """
         self._made()
         if self._source is None:
             self._source = self._source_of_stays()

@@ -18,8 +18,8 @@ Grid = tuple[int, int]
 def coarser(grid: Grid, tokens: float) -> Grid:
     """The grid of at most `tokens` cells, and of 1 x 1 at least, that comes nearest to them and keeps the aspect.
 
-    Around the exact sides, √tokens apart as the grid's are, each side is tried rounded down and up, with the most the
-    other may then be: the largest product wins, then the truest aspect, then fewer rows. 24 x 24 gives 13 x 14 for 192.
+    Each exact side is tried rounded down and up, with the other as long as it may then be. The most cells win; of
+    equals the aspect nearest to the grid's, then fewer rows. 24 x 24 gives 13 x 14 for 192 tokens.
     """
     rows, columns = grid
     # A share of a count, in floats, may miss a whole number by a hair.
@@ -47,8 +47,9 @@ def _around(grid: Grid, most: int, scale: float) -> Iterator[Grid]:
 
 
 def into_cells(grid: Grid, cells: Grid, newlines: bool = False) -> Cut:
-    """What becomes of the tokens of a grid, in raster order, when it gets coarser: a token goes into the cell over its
-    centre, and a cell stands for the token over its own.
+    """What becomes of the tokens of a grid, in raster order, when it gets coarser.
+
+    A token goes into the cell that its centre lies in. A cell stands for the token that the cell's centre lies in.
 
     Args:
         grid: Rows and columns of the tokens.
@@ -91,8 +92,8 @@ def join(grids: Sequence[Cut]) -> Cut:
 def grids_of(boxes: Tensor) -> tuple[Grid, ...]:
     """The grids an image's tokens stand in, one behind the other, from where each looks (see `Family.boxes`).
 
-    A token that is neither right of the one before nor the first of the row below begins a new grid, so tiles above
-    each other in a single column read as one; newlines, which look nowhere, belong to none.
+    A token begins a new grid if it is neither right of the one before nor the first of the row below. So tiles above
+    each other in a single column read as one grid. Newlines look nowhere and belong to no grid.
     """
     looks_somewhere = ~boxes.isnan().any(dim=-1)
     corners = boxes[looks_somewhere, :2].tolist()  # left and top of each token
@@ -135,5 +136,8 @@ def frames_of(boxes: Tensor) -> tuple[int, ...]:
 
 
 def closing_rows(newlines: int) -> int:
-    """How many newlines stay where an image's tokens are reduced: the one that ends it; those of tile rows leave."""
+    """How many newlines stay when an image's tokens are reduced.
+
+    A single one ends the image and stays. Several end tile rows, and leave.
+    """
     return int(newlines == 1)

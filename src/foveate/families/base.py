@@ -227,8 +227,10 @@ class Family:
         return asking, keys, float(attention.scaling)
 
     def query_projection(self, attention: Any) -> Callable[[Tensor], Tensor]:
-        """What makes queries before norm and RoPE: (samples, rows, width) -> (samples, rows, heads · head
-        size)."""
+        """What makes queries before norm and RoPE.
+
+        (samples, rows, width) -> (samples, rows, heads · head size).
+        """
         projection: nn.Module = attention.q_proj
         return projection
 
