@@ -88,7 +88,7 @@ class AnyResolution(Family):
 
         Newlines: the one that ends a single view or a video stays, in last place; those of tile rows leave.
         """
-        if modality == "image":  # while nothing is under way to wait for
+        if modality == "image":  # read before the device has work to wait for
             inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
         with tapped_all(self._attentions()) as taps:
             output = run()
@@ -139,7 +139,7 @@ class AnyResolution(Family):
         return output, cuts
 
     def run_smaller(self, run: Run, name: str, inputs: Inputs, cells: Grid) -> Any:
-        """Run with pictures of so many rows and columns of patches."""
+        """Run with pictures resized to `cells`, rows and columns of patches."""
         pixels = inputs[name]  # (…, channels, rows, columns)
         patch = self.model.config.vision_config.patch_size
         rows, columns = cells
@@ -321,7 +321,7 @@ def _side(config: Any) -> int:
 
 
 def _unpadded(rows: int, columns: int, height: int, width: int) -> Grid:
-    """What is left of a map of so many rows and columns where the picture does not fill it."""
+    """Rows and columns that the picture fills of a map of `rows` x `columns`."""
     # As much is cut off on either side, so an even count in all.
     if width / height > columns / rows:
         filled = int(round(height * columns / width, 7))
@@ -333,7 +333,7 @@ def _unpadded(rows: int, columns: int, height: int, width: int) -> Grid:
 
 
 def _unpad(tiles: Tensor, size: tuple[int, int]) -> Tensor:
-    """What is left of a map, (width, rows, columns), where the picture does not fill it: one row or column at least."""
+    """The part of a map, (width, rows, columns), that the picture fills: one row and column at least."""
     _, tall, wide = tiles.shape
     rows, columns = (max(1, side) for side in _unpadded(tall, wide, *size))
     top = (tall - rows) // 2

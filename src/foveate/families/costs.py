@@ -101,7 +101,7 @@ def _tower_tokens(vision: Any, grid: Grid | None) -> int:
 
 
 def llava_cost(config: Any, pictures: int, grid: Grid | None = None) -> Flops:
-    """FLOPs of a LLaVA's (tower, projector) on so many square pictures, or pictures of a grid of patches.
+    """FLOPs of a LLaVA's (tower, projector) on `pictures` square pictures, or pictures of a grid of patches.
 
     transformers runs every layer of the tower, also those behind the feature layer.
 
@@ -175,7 +175,7 @@ def gemma_cost(config: Any, grids: Sequence[Grid | None]) -> Flops:
 
 
 def tiles_cost(vision: Any, grids: Iterable[Grid], block: int, has_cls: bool, widths: Sequence[int]) -> Flops:
-    """FLOPs of (tower, projector) on tiles of so many rows and columns of tokens, each a block of patches.
+    """FLOPs of (tower, projector) on tiles of these grids of tokens, each token a block of patches.
 
     Args:
         vision: The tower's config.
@@ -265,8 +265,8 @@ def _width(vision: Any) -> int:
 
 
 def windowed_cost(vision: Any, frames: Sequence[Grid], whole_blocks: Collection[int]) -> Flops:
-    """As `qwen_cost`, of a Qwen2.5-VL, for frames of so many rows and columns of tokens: all blocks but the
-    `whole_blocks` look through windows."""
+    """As `qwen_cost`, of a Qwen2.5-VL, for the token grids of frames. All blocks except the `whole_blocks` look through
+    windows."""
     inner, out, width = vision.intermediate_size, vision.out_hidden_size, vision.hidden_size
     sizes = tuple(rows * columns for rows, columns in frames)
     pictures = (1,) * len(sizes)

@@ -230,7 +230,7 @@ class Gemma4(Family):
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector: a token's score and key are the means of the patches pooled into it."""
-        grids_of = self._grids(modality, inputs)  # while nothing is under way to wait for
+        grids_of = self._grids(modality, inputs)  # read before the device has work to wait for
         last = self.core.vision_tower.encoder.layers[-1]
         reader = _Reader(last.self_attn, self._kernel)
         with Patcher() as patches:

@@ -139,7 +139,7 @@ def _tags(ids: list[int], tiles: list[tuple[int, int]]) -> list[tuple[int, ...] 
     fence = ids[tiles[-1][1]]
     tags: list[tuple[int, ...] | None] = []
     for (_, before), (start, _) in itertools.pairwise([(0, 0), *tiles]):
-        # Between the tile before, or the prompt's begin, and this one; the last fence there is this tile's.
+        # Between the tile before, or the start of the prompt, and this one. The last fence there is this tile's.
         fences = [at for at in range(before, start) if ids[at] == fence]
         tag: tuple[int, ...] | None = None
         if fences:

@@ -136,7 +136,7 @@ class Llava(Family):
 
     @classmethod
     def pictures_cost(cls, config: Any, pictures: int, grid: Grid | None = None) -> Flops:
-        """FLOPs of (tower, projector) on so many pictures, or pictures of a grid of patches."""
+        """FLOPs of (tower, projector) on `pictures` pictures of the usual size, or of a grid of patches."""
         return llava_cost(config, pictures, grid)
 
     @classmethod
@@ -157,7 +157,7 @@ class VipLlava(Llava):
 
     @classmethod
     def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
-        """The features go into the prompt as they are, not put together anew."""
+        """One copy of the vision tokens: the features go into the prompt as the projector makes them."""
         count = cls.pictures_of(config, sizes, pictures)
         return llava_bytes(config, sum(sizes), count, itemsize, copies=1)
 

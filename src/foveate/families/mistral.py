@@ -48,7 +48,7 @@ class Mistral3(Family):
         The tower runs all images of a call as one sequence, in which each sees itself alone.
         """
         config, layers = self.model.config, self.core.vision_tower.transformer.layers
-        # Read while nothing is under way to wait for.
+        # Read before the device has work to wait for.
         inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
         last = max(feature_layers(config, len(layers)))
         reader = _Reader(layers[last].attention)
@@ -130,7 +130,7 @@ class _Reader:
 
 
 def _grids(inputs: Inputs, side: int) -> list[Grid]:
-    """Rows and columns of each image in squares of so many pixels."""
+    """Rows and columns of each image in squares of `side` pixels."""
     sizes = picture_sizes(inputs["image_sizes"])
     return [(height // side, width // side) for height, width in sizes]
 

@@ -62,7 +62,7 @@ class Qwen2VL(Family):
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the merger: a token's score and key are the means of its four patches'."""
-        grids = inputs[f"{modality}_grid_thw"].cpu()  # while nothing is under way to wait for
+        grids = inputs[f"{modality}_grid_thw"].cpu()  # read before the device has work to wait for
         block = _Block(self.scoring_block.attn)
         with Patcher() as patches:
             block.attach(patches)
@@ -213,8 +213,7 @@ def _resized(patches: Tensor, grid: tuple[int, int, int], tokens: Grid, vision: 
 
 
 class Qwen25VL(Qwen2VL):
-    """Where things are inside `Qwen2_5_VLForConditionalGeneration`, whose tower looks through windows, but for a few
-    blocks.
+    """Where things are inside `Qwen2_5_VLForConditionalGeneration`, whose tower looks through windows in most blocks.
 
     Inside the tower tokens stand window by window; the features leave it in raster order.
     """

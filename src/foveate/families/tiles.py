@@ -135,7 +135,7 @@ class Tiled(Family):
         if coarse == grids:
             return run(), [None] * len(lengths)
         rows, columns = coarse[0]
-        # Whole patches, so many that they make whole tokens: a token's side has `block` of them.
+        # Whole tokens of whole patches: a token's side is `block` patches.
         block = self.block(self.model.config)
         patch = pixels.shape[-1] // (side * block)  # pixels of a patch's side
         output, features = self.project(smaller(pixels, rows * block * patch, columns * block * patch))

@@ -347,7 +347,7 @@ class _Ragged:
 
 
 def _rows_of(cut: Cut | None, patches: int) -> int:
-    """How many rows so many patches have become."""
+    """Rows of an image of `patches` patches behind the first layer."""
     return patches if cut is None else len(cut.source)
 
 

@@ -25,7 +25,8 @@ def grid_boxes(height: int, width: int) -> Tensor:
 
 
 def smaller(pictures: Tensor, height: int, width: int) -> Tensor:
-    """Pictures, (count, channels, rows, columns), brought down to so many pixels: bilinear, and every pixel counts."""
+    """Pictures, (count, channels, rows, columns), resized to height x width: bilinear and antialiased, so that every
+    pixel counts."""
     resized = interpolate(pictures.float(), (height, width), mode="bilinear", antialias=True)
     small: Tensor = resized.to(pictures.dtype)
     return small
