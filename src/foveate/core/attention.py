@@ -23,7 +23,8 @@ def attention_rows(
 ) -> Iterator[Tensor]:
     """Post-softmax attention of some query rows, float32, a block of rows at a time.
 
-    The heads of several samples may stand one after another: then what is said of rows has the samples in front.
+    The heads of several samples may be given one after another. Then `last_key` and what `visible` answers have the
+    samples as their first dimension.
 
     Args:
         queries: (heads, rows, head size), after RoPE, any float dtype.
@@ -32,31 +33,38 @@ def attention_rows(
         last_key: ([samples,] rows) int64, the last slot each row sees; None: every row sees all.
         columns: The slots to return; the softmax runs over all that a row sees.
         block: Float32 numbers that a block of logits may hold.
-        visible: Says which slots some of the rows see, ([samples,] heads or 1, those rows, slots) bool, where no last
-            slot does.
-        softcap: What the logits' size stays below, c · tanh(logit / c) (Gemma 2); None: nothing.
+        visible: Called with a slice of the rows, where `last_key` cannot say what they see. Answers which slots they
+            see, ([samples,] heads or 1, those rows, slots) bool.
+        softcap: The bound c of the logits, c · tanh(logit / c) (Gemma 2); None: no bound.
         samples: How many samples' heads these are.
 
     Yields:
         (heads, some rows, columns) float32, the blocks of rows in order.
     """
     heads, rows, size = queries.shape
-    slots, groups = keys.shape[1], heads // keys.shape[0]
+    key_heads, slots, _ = keys.shape
+    groups = heads // key_heads
     step = max(1, block // max(1, heads * slots))
     transposed = keys.float().transpose(1, 2)
     places = torch.arange(slots, device=keys.device)
     for start in range(0, rows, step):
         part = queries[:, start : start + step].float()
         count = part.shape[1]
-        grouped = part.reshape(keys.shape[0], groups * count, size)
-        logits = (grouped @ transposed).view(heads, count, slots).mul_(scaling)
+        # Query heads that share a key head stand one below the other, as more rows of it. Of 4 heads and 2 key heads:
+        # (4, count, size) -> (2, 2 · count, size)
+        grouped = part.reshape(key_heads, groups * count, size)
+        logits = (grouped @ transposed).view(heads, count, slots)
+        logits.mul_(scaling)
         if softcap is not None:
             logits.div_(softcap).tanh_().mul_(softcap)
         if last_key is not None:
-            last = last_key[..., start : start + step, None]
-            _hide(logits.view(samples, -1, count, slots), places > (last[:, None] if last.dim() == 3 else last))
+            last = last_key[..., start : start + step, None]  # ([samples,] some rows, 1)
+            if last.dim() == 3:
+                last = last[:, None]  # one for all heads of a sample
+            _hide(logits.view(samples, -1, count, slots), places > last)
         if visible is not None:
-            _hide(logits.view(samples, -1, count, slots), ~visible(slice(start, start + step)))
+            some = slice(start, start + step)
+            _hide(logits.view(samples, -1, count, slots), ~visible(some))
         logits = logits.softmax(dim=-1)  # in their place, so that no more than two blocks live at once
         yield logits[..., columns]
 

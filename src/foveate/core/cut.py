@@ -13,14 +13,15 @@ from foveate.errors import ShapeError
 __all__ = ["Cut", "note_of"]
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
+PARTS = ("stays", "source", "parent", "rows")
 
 
 class Cut:
-    """What becomes of the tokens that arrive at a stage. Made by `keep`, `take`, `merge` or `join`, never
-    changed.
+    """What becomes of the tokens that arrive at a stage.
 
-    Shapes do not depend on values, so that a cut comes out of `torch.func.vmap`. Where only the device knows how many
-    rows are left, `count` is a tensor, and what stands behind that many rows means nothing.
+    Made by `keep`, `take`, `merge` or `join`, and never changed. Shapes do not depend on values, so that a cut comes
+    out of `torch.func.vmap`. Where only the device knows how many rows are left, `count` is a tensor, and what stands
+    behind that many rows means nothing.
 
     An example: four tokens arrive, the first is dropped, the last joins the third.
 
@@ -84,7 +85,7 @@ class Cut:
         Raises:
             ShapeError: If it is no tensor of indices, or has more of them than tokens arrive.
         """
-        if source.dim() != 1 or source.dtype != torch.int64 or len(source) > arriving:
+        if not _are_indices(source) or len(source) > arriving:
             raise ShapeError(
                 f"Cut.take takes a (rows,) int64 tensor of at most {arriving} indices; "
                 f"got {tuple(source.shape)} {source.dtype}."
@@ -111,23 +112,25 @@ class Cut:
         Raises:
             ShapeError: If there is not one row for each source, or indices are no int64.
         """
-        if source.dim() != 1 or parent.dim() != 1 or {source.dtype, parent.dtype} != {torch.int64}:
+        if not (_are_indices(source) and _are_indices(parent)):
             raise ShapeError(
                 "Cut.merge takes source and parent as int64 tensors of one dimension; got "
                 f"{tuple(source.shape)} {source.dtype} and {tuple(parent.shape)} {parent.dtype}."
             )
         if len(rows) != len(source):
             raise ShapeError(f"Cut.merge takes a row for each source; got {len(rows)} rows for {len(source)}.")
-        return cls(len(parent), len(source), source=source, parent=parent, rows=rows, notes=notes)
+        arriving, count = len(parent), len(source)
+        return cls(arriving, count, source=source, parent=parent, rows=rows, notes=notes)
 
     @classmethod
     def join(cls, source: Tensor, parent: Tensor, notes: Mapping[str, Tensor] = NOTHING) -> "Cut":
         """As `merge`, of rows that are still to be worked out from the tokens that joined: see `with_rows`."""
-        return cls(len(parent), len(source), source=source, parent=parent, notes=notes)
+        arriving, count = len(parent), len(source)
+        return cls(arriving, count, source=source, parent=parent, notes=notes)
 
     @classmethod
     def fewer(cls, arriving: int, count: Tensor, make: "Callable[..., Cut]", *inputs: Tensor) -> "Cut":
-        """A merge of which only the device knows how many rows it leaves: it is made once that is known, if at all.
+        """A merge of which only the device knows how many rows it leaves. It is made once that is known, if at all.
 
         Args:
             arriving: Tokens that arrive.
@@ -152,11 +155,15 @@ class Cut:
 
     def _made(self) -> "Cut":
         """This cut, what was put off done."""
-        if self._make is not None:
-            made, self._make = self._make(*self._inputs), None
-            self._inputs = ()
-            self._source, self._parent, self._rows = made._source, made._parent, made._rows
-            self.notes = made.notes
+        if self._make is None:
+            return self
+        merge = self._make(*self._inputs)
+        self._make = None
+        self._inputs = ()  # so that they are freed
+        self._source = merge._source
+        self._parent = merge._parent
+        self._rows = merge._rows
+        self.notes = merge.notes
         return self
 
     @property
@@ -166,17 +173,24 @@ class Cut:
 
     @property
     def source(self) -> Tensor:
-        """The token each row stands for: (rows,) int64, −1 for none; of a mask (arriving,), those that stay first."""
+        """The token each row stands for: (rows,) int64, −1 for none.
+
+        Of a mask it is (arriving,): the tokens that stay, then −1.
+        """
         self._made()
-        if self._source is None and self._stays is None:
-            self._source = torch.arange(self.arriving)
-        elif self._source is None:
-            assert self._stays is not None
-            # A stable sort of 0s and 1s brings the tokens that stay to the front: of 1 0 1 (stay) it makes 0 2 1.
-            order = torch.sort(self._stays.logical_not().to(torch.uint8), stable=True).indices
-            behind = torch.arange(self.arriving, device=order.device) >= self.count
-            self._source = order.masked_fill(behind, -1)
+        if self._source is None:
+            self._source = self._source_of_stays()
         return self._source
+
+    def _source_of_stays(self) -> Tensor:
+        if self._stays is None:  # all stay
+            return torch.arange(self.arriving)
+        # A stable sort of 0s and 1s brings the tokens that stay to the front: of 1 0 1 (stay) it makes 0 2 1.
+        leaves = self._stays.logical_not().to(torch.uint8)
+        order = torch.sort(leaves, stable=True).indices
+        # Behind them −1, so that the shape does not depend on how many stay: 0 2 −1.
+        places = torch.arange(self.arriving, device=order.device)
+        return order.masked_fill(places >= self.count, -1)
 
     @property
     def stays_whole(self) -> bool:
@@ -188,17 +202,21 @@ class Cut:
         """The row each token went into: (arriving,) int64, −1 if it was dropped."""
         self._made()
         if self._parent is None:
-            if self._stays is not None:
-                # Tokens that stay are counted in order: 1 0 1 (stay) gives 0 −1 1.
-                self._parent = torch.where(self._stays, self._stays.cumsum(0) - 1, -1)
-            elif len(self.source) == self.arriving:  # the same tokens in another order
-                self._parent = self.source.argsort()
-            else:
-                ranks = torch.arange(len(self.source), device=self.source.device)
-                dropped = torch.full((self.arriving,), -1, device=ranks.device)
-                # The inverse of `source`, with −1 where no row stands for a token: 0 2 of three gives 0 −1 1.
-                self._parent = dropped.scatter(0, self.source, ranks)
+            self._parent = self._row_of_each_token()
         return self._parent
+
+    def _row_of_each_token(self) -> Tensor:
+        if self._stays is not None:
+            # Tokens that stay are counted in order: 1 0 1 (stay) gives 0 −1 1.
+            rows = self._stays.cumsum(0) - 1
+            return torch.where(self._stays, rows, -1)
+        source = self.source
+        if len(source) == self.arriving:  # the same tokens in another order
+            return source.argsort()
+        # The inverse of `source`, with −1 where no row stands for a token: 0 2 of three gives 0 −1 1.
+        rows = torch.arange(len(source), device=source.device)
+        dropped = torch.full((self.arriving,), -1, device=rows.device)
+        return dropped.scatter(0, source, rows)
 
     def with_rows(self, rows: Tensor) -> "Cut":
         """The same with these new rows, (rows, width)."""
@@ -206,22 +224,35 @@ class Cut:
 
     def to(self, device: torch.device) -> "Cut":
         """What `join` made, on another device."""
-        return Cut.join(self.source.to(device), self.parent.to(device), self.notes)
+        source = self.source.to(device)
+        parent = self.parent.to(device)
+        return Cut.join(source, parent, self.notes)
 
     def tensors(self) -> dict[str, Any]:
         """What it is made of, by name: what `torch.func.vmap` can hand out."""
-        parts = {"stays": self._stays, "source": self._source, "parent": self._parent, "rows": self._rows}
-        tensors: dict[str, Any] = {name: part for name, part in parts.items() if part is not None}
+        tensors: dict[str, Any] = {}
+        for name in PARTS:
+            part = getattr(self, f"_{name}")
+            if part is not None:
+                tensors[name] = part
         if self._make is not None:
             tensors["count"] = self._count
             tensors["inputs"] = {str(place): tensor for place, tensor in enumerate(self._inputs)}
-        return tensors | {"notes": dict(self.notes)}
+        tensors["notes"] = dict(self.notes)
+        return tensors
 
     def with_tensors(self, tensors: Mapping[str, Any]) -> "Cut":
         """The same cut of other tokens, made of their `tensors`."""
-        parts = {name: tensors.get(name) for name in ("stays", "source", "parent", "rows")}
-        count, inputs = tensors.get("count", self._count), tuple(tensors.get("inputs", {}).values())
-        return Cut(self.arriving, count, **parts, notes=tensors["notes"], make=self._make, inputs=inputs)
+        parts = {name: tensors.get(name) for name in PARTS}
+        inputs = tensors.get("inputs", {})
+        return Cut(
+            self.arriving,
+            tensors.get("count", self._count),
+            **parts,
+            notes=tensors["notes"],
+            make=self._make,
+            inputs=tuple(inputs.values()),
+        )
 
     @property
     def put_off(self) -> bool:
@@ -236,25 +267,35 @@ class Cut:
     def first(self, count: int) -> "Cut":
         """The same where the host knows by now that `count` rows are real."""
         source = self.source[:count]
-        if self._stays is not None:
-            return Cut.take(source, self.arriving, {name: note[source] for name, note in self.notes.items()})
-        rows = None if self.rows is None else self.rows[:count]
+        if self._stays is not None:  # its notes have the arriving tokens as their first dimension
+            notes = {name: note[source] for name, note in self.notes.items()}
+            return Cut.take(source, self.arriving, notes)
+        rows = self.rows
+        if rows is not None:
+            rows = rows[:count]
         notes = {name: note[:count] for name, note in self.notes.items()}
         return Cut(self.arriving, count, source=source, parent=self._parent, rows=rows, notes=notes)
 
     def then(self, later: "Cut") -> "Cut":
         """One cut from two, the second made of the rows that the first left; both counts are known to the host."""
         if later.stays_whole:
-            notes = {**self.notes, **later.notes}
             return Cut(
-                self.arriving, self._count, source=self._source, parent=self._parent, rows=self.rows, notes=notes
+                self.arriving,
+                self._count,
+                source=self._source,
+                parent=self._parent,
+                rows=self.rows,
+                notes={**self.notes, **later.notes},
             )
         if self.stays_whole and not self.notes:
             return later
-        source = self.source[later.source] if later.rows is None else _followed(later.source, self.source)
         rows = later.rows
-        if rows is None and self.rows is not None:
-            rows = self.rows[later.source]
+        if rows is not None:
+            source = _followed(later.source, self.source)
+        else:  # then the rows are some of the first cut's, and no source is −1
+            source = self.source[later.source]
+            if self.rows is not None:
+                rows = self.rows[later.source]
         notes = {name: note_of(note, later.source, later.rows) for name, note in self.notes.items()}
         return Cut(
             self.arriving,
@@ -275,6 +316,10 @@ class Cut:
         return f"Cut.{kind}({self.arriving} to {count})"
 
 
+def _are_indices(tensor: Tensor) -> bool:
+    return tensor.dim() == 1 and tensor.dtype == torch.int64
+
+
 def note_of(note: Tensor, source: Tensor, rows: Tensor | None) -> Tensor:
     """A note of the tokens that arrive at a cut, as a note of the rows it leaves.
 
@@ -282,7 +327,8 @@ def note_of(note: Tensor, source: Tensor, rows: Tensor | None) -> Tensor:
     """
     if rows is None:
         return note[source]
-    return torch.cat((note, note.new_zeros(1, *note.shape[1:])))[source]  # −1 finds what was put behind
+    none = note.new_zeros(1, *note.shape[1:])
+    return torch.cat((note, none))[source]  # −1 finds what was put behind
 
 
 def _followed(places: Tensor, to: Tensor) -> Tensor:

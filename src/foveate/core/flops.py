@@ -25,11 +25,16 @@ def delta_rule(rows: int, heads: int, key: int, value: int, chunk: int = 64) -> 
     A row reads its key from each head's state (`key` x `value`), corrects the state and reads its query; in a chunk
     rows also look at one another, whole chunks being computed. Triangular solves and convolutions are left out.
     """
-    step = 1 if rows == 1 else chunk
-    together = 0 if rows == 1 else 2 * step * step * (2 * key + value)
-    return heads * -(-rows // step) * (together + 6 * step * key * value)
+    if rows == 1:
+        return heads * 6 * key * value
+    chunks = -(-rows // chunk)  # rounded up
+    among_rows = 2 * chunk * chunk * (2 * key + value)
+    with_state = 6 * chunk * key * value
+    return heads * chunks * (among_rows + with_state)
 
 
 def vit_block(tokens: int, width: int, inner: int) -> int:
     """FLOPs of a vision transformer's block on one sequence: q, k, v, output, attention, two-layer MLP."""
-    return 4 * linear(tokens, width, width) + attention(tokens, tokens, width) + linear(tokens, width, inner, width)
+    projections = 4 * linear(tokens, width, width)  # query, key, value, output
+    mlp = linear(tokens, width, inner, width)
+    return projections + attention(tokens, tokens, width) + mlp

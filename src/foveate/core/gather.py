@@ -12,6 +12,7 @@ def take_along(tensor: Tensor, places: Tensor, dim: int) -> Tensor:
     An example: (samples, rows, width) and places (samples, few, 1), dim=1 -> (samples, few, width).
     """
     sizes, indices = list(tensor.shape), list(places.shape)
+    # All dimensions but this one are broadcast against each other.
     sizes[dim] = indices[dim] = 1
     common = list(torch.broadcast_shapes(sizes, indices))  # type: ignore[no-untyped-call]
     common[dim] = tensor.shape[dim]

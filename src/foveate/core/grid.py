@@ -18,11 +18,12 @@ Grid = tuple[int, int]
 def coarser(grid: Grid, tokens: float) -> Grid:
     """The grid of at most `tokens` cells, and of 1 x 1 at least, that comes nearest to them and keeps the aspect.
 
-    Around the exact sides, √tokens apart as the grid's are, each side is tried rounded down and up, with the most the
-    other may then be: the largest product wins, then the truest aspect, then fewer rows. 24 x 24 gives 13 x 14 for 192.
+    Each exact side is tried rounded down and up, with the other as long as it may then be. The most cells win; of
+    equals the aspect nearest to the grid's, then fewer rows. 24 x 24 gives 13 x 14 for 192 tokens.
     """
     rows, columns = grid
-    most = max(1, math.floor(min(tokens, rows * columns) + 1e-6))  # a share of a count, in floats, may miss by a hair
+    # A share of a count, in floats, may miss a whole number by a hair.
+    most = max(1, math.floor(min(tokens, rows * columns) + 1e-6))
     scale = math.sqrt(most / (rows * columns))
 
     def order(sides: Grid) -> tuple[int, float, int]:
@@ -38,6 +39,7 @@ def _around(grid: Grid, most: int, scale: float) -> Iterator[Grid]:
     rows, columns = grid
     for exact in (rows * scale, columns * scale):
         for side in (math.floor(exact), math.ceil(exact)):
+            # The side as rows with the most columns that fit, and as columns with the most rows.
             tall = min(max(side, 1), rows, most)
             wide = min(max(side, 1), columns, most)
             yield tall, min(columns, most // tall)
@@ -45,22 +47,27 @@ def _around(grid: Grid, most: int, scale: float) -> Iterator[Grid]:
 
 
 def into_cells(grid: Grid, cells: Grid, newlines: bool = False) -> Cut:
-    """What becomes of the tokens of a grid, in raster order, when it gets coarser: a token goes into the cell over its
-    centre, and a cell stands for the token over its own.
+    """What becomes of the tokens of a grid, in raster order, when it gets coarser.
+
+    A token goes into the cell that its centre lies in. A cell stands for the token that the cell's centre lies in.
 
     Args:
         grid: Rows and columns of the tokens.
         cells: Rows and columns they become, not more.
         newlines: Every row, before and after, has a newline behind it.
     """
+    (tall, wide), (coarse_tall, coarse_wide) = grid, cells
     # Of six columns that become three: columns 0 0 1 1 2 2 (the cell of each), lefts 1 3 5 (the token of each cell).
-    rows, columns = _axis(grid[0], cells[0]), _axis(grid[1], cells[1])
-    tops, lefts = _axis(cells[0], grid[0]), _axis(cells[1], grid[1])
-    if newlines:
-        columns = torch.cat((columns, torch.tensor([cells[1]])))
-        lefts = torch.cat((lefts, torch.tensor([grid[1]])))
-    parent = rows[:, None] * (cells[1] + newlines) + columns  # (rows, columns)
-    source = tops[:, None] * (grid[1] + newlines) + lefts
+    rows = _axis(tall, coarse_tall)
+    columns = _axis(wide, coarse_wide)
+    tops = _axis(coarse_tall, tall)
+    lefts = _axis(coarse_wide, wide)
+    if newlines:  # one column more, before and after
+        columns = torch.cat((columns, torch.tensor([coarse_wide])))
+        lefts = torch.cat((lefts, torch.tensor([wide])))
+    # Raster order: the number of a cell is its row times the length of a row, plus its column.
+    parent = rows[:, None] * (coarse_wide + newlines) + columns  # (rows, columns)
+    source = tops[:, None] * (wide + newlines) + lefts
     return Cut.join(source.flatten(), parent.flatten())
 
 
@@ -71,7 +78,9 @@ def _axis(steps: int, cells: int) -> Tensor:
 
 def join(grids: Sequence[Cut]) -> Cut:
     """What becomes of the tokens of several grids, one behind the other."""
-    sources, parents, token, row = [], [], 0, 0
+    sources: list[Tensor] = []
+    parents: list[Tensor] = []
+    token = row = 0  # how many stand in the grids before
     for cut in grids:
         sources.append(cut.source + token)
         parents.append(cut.parent + row)
@@ -83,22 +92,33 @@ def join(grids: Sequence[Cut]) -> Cut:
 def grids_of(boxes: Tensor) -> tuple[Grid, ...]:
     """The grids an image's tokens stand in, one behind the other, from where each looks (see `Family.boxes`).
 
-    A token that is neither right of the one before nor the first of the row below begins a new grid, so tiles above
-    each other in a single column read as one; newlines, which look nowhere, belong to none.
+    A token begins a new grid if it is neither right of the one before nor the first of the row below. So tiles above
+    each other in a single column read as one grid. Newlines look nowhere and belong to no grid.
     """
-    corners = boxes[~boxes.isnan().any(dim=-1), :2].tolist()
-    starts, first = [], (0.0, 0.0)
-    for at, (left, top) in enumerate(corners):
-        right = at > 0 and top == corners[at - 1][1] and left > corners[at - 1][0]
-        below = at > 0 and top > corners[at - 1][1] and left == first[0]
-        if not (right or below):
-            starts.append(at)
-            first = (left, top)
+    looks_somewhere = ~boxes.isnan().any(dim=-1)
+    corners = boxes[looks_somewhere, :2].tolist()  # left and top of each token
+    starts = _grid_starts(corners)
     grids = []
-    for start, end in zip(starts, [*starts[1:], len(corners)], strict=True):
-        columns = [top for _, top in corners[start:end]].count(corners[start][1])
+    for start, end in itertools.pairwise([*starts, len(corners)]):
+        _, first_top = corners[start]
+        tops = [top for _, top in corners[start:end]]
+        columns = tops.count(first_top)
         grids.append(((end - start) // columns, columns))
     return tuple(grids)
+
+
+def _grid_starts(corners: Sequence[Sequence[float]]) -> list[int]:
+    """Which tokens begin a grid, from the top left corner of each."""
+    starts: list[int] = []
+    first_left = previous_left = previous_top = 0.0
+    for at, (left, top) in enumerate(corners):
+        right = top == previous_top and left > previous_left
+        below = top > previous_top and left == first_left
+        if at == 0 or not (right or below):
+            starts.append(at)
+            first_left = left
+        previous_left, previous_top = left, top
+    return starts
 
 
 def frames_of(boxes: Tensor) -> tuple[int, ...]:
@@ -116,5 +136,8 @@ def frames_of(boxes: Tensor) -> tuple[int, ...]:
 
 
 def closing_rows(newlines: int) -> int:
-    """How many newlines stay where an image's tokens are reduced: the one that ends it; those of tile rows leave."""
+    """How many newlines stay when an image's tokens are reduced.
+
+    A single one ends the image and stays. Several end tile rows, and leave.
+    """
     return int(newlines == 1)

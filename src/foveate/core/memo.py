@@ -29,6 +29,7 @@ class Memo:
     def once(self, make: Callable[[], T], *key: Any) -> T:
         """What `make` answers, or answered before for the same key."""
         for other, made in self._made:
+            # `map` ends with the shorter key, so their lengths are compared first.
             if len(other) == len(key) and all(map(_same, other, key)):
                 return made  # type: ignore[no-any-return]
         made = make()

@@ -41,7 +41,8 @@ def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, conte
     is_rest = torch.ones_like(scores, dtype=torch.bool)
     is_rest[kept] = False
     # A stable sort brings the rest to the front. The host knows their number, so nothing waits for the device.
-    rest = torch.sort(is_rest.logical_not().long(), stable=True).indices[: len(scores) - dominant]
+    order = torch.sort(is_rest.logical_not().long(), stable=True).indices
+    rest = order[: len(scores) - dominant]
     contextual = min(contextual, len(rest))
     parent = torch.full_like(scores, -1, dtype=torch.int64)
     parent[kept] = torch.arange(dominant, device=scores.device)
@@ -49,20 +50,29 @@ def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, conte
         return Cut.join(kept, parent)
     step = max(1, len(rest) // contextual)
     targets = torch.arange(contextual, device=scores.device) * step
-    unit = metric[rest].float()
-    unit = unit / torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp(min=1e-6)
+    unit = _of_length_one(metric[rest], least=1e-6)
     # A block of rows at a time: both numbers grow with the image.
-    blocks = unit.split(max(1, BLOCK_NUMBERS // contextual))
+    blocks = torch.split(unit, max(1, BLOCK_NUMBERS // contextual))
     nearest = torch.cat([_most_like(block, unit[targets]) for block in blocks])
     nearest[targets] = torch.arange(contextual, device=scores.device)
     parent[rest] = nearest + dominant
     return Cut.join(torch.cat((kept, rest[targets])), parent)
 
 
+def _of_length_one(rows: Tensor, least: float) -> Tensor:
+    """Rows divided by their lengths, (rows, size) float32; by `least` where a row is shorter than that."""
+    rows = rows.float()
+    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    unit: Tensor = rows / length.clamp(min=least)
+    return unit
+
+
 def _most_like(rows: Tensor, targets: Tensor) -> Tensor:
     """The first of the targets most like each row: (rows,) int64."""
     similarity = rows @ targets.T
-    return (similarity == similarity.amax(dim=1, keepdim=True)).int().argmax(dim=1)
+    # Of equals `argmax` may give any: among 0s and 1s it gives the first 1.
+    is_most = similarity == similarity.amax(dim=1, keepdim=True)
+    return is_most.int().argmax(dim=1)
 
 
 def target_plus_mean(rows: Tensor, cut: Cut) -> Tensor:
@@ -90,8 +100,10 @@ def _joined(rows: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
     total = rows.new_zeros(count, width, dtype=torch.float32)
     if not count:
         return total, total.new_zeros(0)
-    total = total.scatter_add(0, row[:, None].expand_as(rows), rows.float() * weight[:, None])
-    return total, total.new_zeros(count).scatter_add(0, row, weight)
+    row_of_each = row[:, None].expand_as(rows)
+    total = total.scatter_add(0, row_of_each, rows.float() * weight[:, None])
+    joined = total.new_zeros(count).scatter_add(0, row, weight)
+    return total, joined
 
 
 def window_similarity(rows: Tensor, height: int, width: int, window: int) -> Tensor:
@@ -99,13 +111,13 @@ def window_similarity(rows: Tensor, height: int, width: int, window: int) -> Ten
 
     `rows` is a grid in raster order, (height · width, size); windows tile its top left part.
     """
-    unit = rows.float()
-    unit = unit / torch.linalg.vector_norm(unit, dim=-1, keepdim=True).clamp(min=1e-12)
+    unit = _of_length_one(rows, least=1e-12)
     members = unit[_window_members(height, width, window, rows.device)]  # (windows, tokens of one, size)
     count = members.shape[1]
     pairs = members @ members.transpose(1, 2)
     # All pairs of two tokens: without the diagonal, where each meets itself.
-    others = pairs.sum(dim=(1, 2)) - pairs.diagonal(dim1=1, dim2=2).sum(dim=1)
+    with_itself = pairs.diagonal(dim1=1, dim2=2)
+    others = pairs.sum(dim=(1, 2)) - with_itself.sum(dim=1)
     mean: Tensor = others / (count * (count - 1))
     return mean
 
@@ -127,11 +139,12 @@ def merge_windows(similarity: Tensor, merged: Tensor, height: int, width: int, w
     """
     members = _window_members(height, width, window, similarity.device)
     tokens, size = height * width, members.shape[1]
-    members = members[torch.sort(similarity, descending=True, stable=True).indices]  # (windows, size)
+    by_similarity = torch.sort(similarity, descending=True, stable=True).indices
+    members = members[by_similarity]  # (windows, size)
     places = torch.arange(tokens, device=members.device)
     ranks = places[: len(members)]
     apart = ranks >= merged  # windows that stay as they are
-    row = ranks.masked_fill(apart, -1)[:, None].expand_as(members)
+    row = ranks.masked_fill(apart, -1)[:, None].expand_as(members)  # that of a window's tokens, −1 if it stays apart
     parent = torch.full_like(places, -1).scatter(0, members.flatten(), row.flatten())
     # Tokens that were not merged get the rows behind, in order: the first of them row `merged`.
     alone = parent < 0
@@ -147,6 +160,8 @@ def _window_members(height: int, width: int, window: int, device: torch.device) 
     if window < 1 or height < window or width < window:
         raise ShapeError(f"A {height} x {width} grid holds no window of {window} x {window}.")
     grid = torch.arange(height * width, device=device).view(height, width)
+    # What fills no window is left out, below and on the right.
     grid = grid[: height // window * window, : width // window * window]
+    # (rows, columns) -> (down, across, window, window)
     tiles: Tensor = grid.unfold(0, window, window).unfold(1, window, window)
     return tiles.reshape(-1, window * window)

@@ -56,7 +56,8 @@ class Patcher:
 
     def put(self, owner: Any, name: str, value: Any) -> None:
         """Give an attribute of this one object another value."""
-        self._changes.append(_Put(owner, name, getattr(owner, name), value, owned=name in vars(owner)))
+        change = _Put(owner, name, getattr(owner, name), value, owned=name in vars(owner))
+        self._changes.append(change)
         setattr(owner, name, value)
 
     def hook(
@@ -64,8 +65,10 @@ class Patcher:
     ) -> None:
         """Register a forward hook, to be called before or after the module's forward; `options` are torch's."""
         self._changes.append(_Hooked(module, call))
-        register = module.register_forward_pre_hook if when == "before" else module.register_forward_hook
-        register(call, **options)
+        if when == "before":
+            module.register_forward_pre_hook(call, **options)
+        else:
+            module.register_forward_hook(call, **options)
 
     def restore(self) -> None:
         """Take all changes back; calling it again does nothing."""
@@ -140,7 +143,8 @@ class _Hooked:
     def undo(self) -> None:
         for hooks, marks in TABLES:
             registered = getattr(self.module, hooks)
-            for key in [key for key, call in registered.items() if call is self.call]:
+            keys = [key for key, call in registered.items() if call is self.call]
+            for key in keys:
                 for mark in marks:
                     getattr(self.module, mark).pop(key, None)
                 del registered[key]

@@ -30,6 +30,7 @@ def spread(tokens: int, count: int, device: torch.device | str | None = None) ->
     """
     if not 0 <= count <= tokens:
         raise ShapeError(f"Cannot spread {count} indices over {tokens} tokens.")
+    # Three of twelve tokens: the cells 0–3, 4–7 and 8–11 have their middles at 2, 6 and 10.
     step = torch.arange(count, device=device)
     return ((2 * step + 1) * tokens) // (2 * max(count, 1))
 
@@ -47,5 +48,6 @@ def into_runs(rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     order = rows.sort(stable=True).indices
     runs = rows[order]
     # A row's place in its run is its own place less that of its run's first row: runs 0 0 2 give 0 1 0.
-    ordinal = torch.arange(len(rows), device=rows.device) - torch.searchsorted(runs, runs)
+    place = torch.arange(len(rows), device=rows.device)
+    ordinal = place - torch.searchsorted(runs, runs)
     return order, torch.searchsorted(places, runs) + ordinal

@@ -37,7 +37,8 @@ class Signal:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for field in fields(self):
-            options, value = get_args(hints[field.name]), getattr(self, field.name)
+            options = get_args(hints[field.name])  # of a Literal; of any other type none
+            value = getattr(self, field.name)
             if options and value not in options:
                 choices = ", ".join(map(repr, options))
                 raise SettingError(f"{type(self).__name__}({field.name}=…) is one of {choices}; got {value!r}.")

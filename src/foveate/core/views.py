@@ -143,7 +143,8 @@ class View:
     def _made(values: dict[Any, Given], key: Any) -> Tensor:
         value = values[key]
         if not isinstance(value, Tensor):
-            value = values[key] = value()
+            value = value()
+            values[key] = value  # made once
         return value
 
     def _declared(self) -> str:
@@ -175,10 +176,15 @@ class LayerView(View):
         **rest: Any,
     ) -> None:
         named: dict[str, Any] = {
-            "hidden": hidden, "hidden_before": hidden_before, "attention": attention, "keys": keys
-        }  # fmt: skip
+            "hidden": hidden,
+            "hidden_before": hidden_before,
+            "attention": attention,
+            "keys": keys,
+        }
         if count is None:
-            values = (*named.values(), rest.get("tokens"), *(rest.get("signals") or {}).values())
+            # The first tensor says it; what is made when it is first read is not made for that.
+            signals = rest.get("signals") or {}
+            values = (*named.values(), rest.get("tokens"), *signals.values())
             count = next(len(value) for value in values if isinstance(value, Tensor))
         super().__init__(count, **named, **rest)
         self.text_behind = text_behind
@@ -226,7 +232,9 @@ class ImageView(View):
         **rest: Any,
     ) -> None:
         self.grid = grid
-        self.grids = tuple(grids) or (() if grid is None else (grid,))
+        self.grids = tuple(grids)
+        if not self.grids and grid is not None:
+            self.grids = (grid,)
         count = len(features)
         rest.setdefault("arriving", Arriving(count, count, count, grids=self.grids))
         super().__init__(count, attention=attention, keys=keys, cls=cls, **rest)

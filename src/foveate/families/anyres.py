@@ -17,7 +17,7 @@ from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.families.costs import Counts, Flops, drops_cls, llava_bytes, llava_cost
 from foveate.families.newlines import reduce_apart
-from foveate.families.placing import place_rows, replace_images
+from foveate.families.placing import place_images, replace_images
 from foveate.families.tap import tapped_all
 from foveate.families.tower import (
     Encoded,
@@ -49,26 +49,28 @@ class AnyResolution(Family):
 
     @classmethod
     def shrunk(cls, config: Any, rows: int, columns: int) -> Grid:
-        """What the model makes of an unpadded map of so many rows and columns: by default nothing."""
+        """Rows and columns of a map once the model has shrunk it. The default: it does not."""
         return rows, columns
 
     def packed(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
-        """What the model does to the views of each image (or the frames of each video), done to other numbers than
-        features, without newlines: (views, patches, any) each -> (tokens, any) each."""
+        """Scores and keys put together as the model puts together the features of each image's views, or of each
+        video's frames. Without newlines: (views, patches, any) each -> (tokens, any) each."""
         raise NotImplementedError
 
     def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         sizes = picture_sizes(inputs["image_sizes"])
-        return [self._image_boxes(length, size) for length, size in zip(lengths, sizes, strict=True)]
+        pairs = zip(lengths, sizes, strict=True)
+        return [self._image_boxes(length, size) for length, size in pairs]
 
     def _image_boxes(self, length: int, size: tuple[int, int]) -> Tensor | None:
         """The base view, then the tile map, each of its rows closed by a newline; or a base view and one newline."""
         base = grid_boxes(self.side, self.side)
-        if length == len(base) + 1:
+        if length == len(base) + 1:  # no tiles
             return torch.cat((base, NOWHERE))
-        tall, wide = tiles_of(self.model.config, size)
+        config = self.model.config
+        tall, wide = tiles_of(config, size)
         patches = _unpadded(tall * self.side, wide * self.side, *size)
-        rows, columns = self.shrunk(self.model.config, *patches)
+        rows, columns = self.shrunk(config, *patches)
         if length != len(base) + rows * (columns + 1):
             return None
         cells = grid_boxes(rows, columns).view(rows, columns, 4)
@@ -86,30 +88,38 @@ class AnyResolution(Family):
 
         Newlines: the one that ends a single view or a video stays, in last place; those of tile rows leave.
         """
-        layers, config = encoder_layers(self.core.vision_tower), self.model.config
-        if modality == "image":  # while nothing is under way to wait for
+        if modality == "image":  # read before the device has work to wait for
             inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
-        scoring = scoring_layers(feature_layers(config, len(layers)), len(layers))
-        attentions: list[Any] = [layers[at].self_attn for at in scoring]
-        with tapped_all(attentions) as taps:
+        with tapped_all(self._attentions()) as taps:
             output = run()
-        views = self.tower_images(config, modality, inputs)
+        views = self.tower_images(self.model.config, modality, inputs)
         assert views is not None
-        cls = drops_cls(config)
+        cls = drops_cls(self.model.config)
         readers = [TowerReader(cls, taps.sample(view)) for view in range(sum(views))]
 
         @functools.cache
         def stats(layer: int) -> list[Tensor]:
             patches = torch.stack([reader.stats(layer) for reader in readers])  # (views, patches, 1 + head size)
-            return self.packed(modality, torch.split(patches, list(views)), inputs)
+            of_images = torch.split(patches, list(views))
+            return self.packed(modality, of_images, inputs)
 
         images = list(output.pooler_output)
-        places = self.boxes(modality, inputs, [len(image) for image in images])
+        lengths = [len(image) for image in images]
+        places = self.boxes(modality, inputs, lengths)
         cuts = reduce_apart(images, places, reducer, stats)
-        features = [place_rows(image, cut) for image, cut in zip(images, cuts, strict=True)]
-        together = isinstance(output.pooler_output, Tensor)  # videos, which are as long as each other
-        output.pooler_output = torch.stack(features) if together else features
+        features = place_images(images, cuts)
+        if isinstance(output.pooler_output, Tensor):  # videos, which are as long as each other
+            output.pooler_output = torch.stack(features)
+        else:
+            output.pooler_output = features
         return output, cuts
+
+    def _attentions(self) -> list[Any]:
+        """The attention modules of the tower's scoring layers."""
+        layers = encoder_layers(self.core.vision_tower)
+        depth = len(layers)
+        scoring = scoring_layers(feature_layers(self.model.config, depth), depth)
+        return [layers[at].self_attn for at in scoring]
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The tower interpolates its position embeddings; the smaller views are packed as the model packs its own.
@@ -129,9 +139,11 @@ class AnyResolution(Family):
         return output, cuts
 
     def run_smaller(self, run: Run, name: str, inputs: Inputs, cells: Grid) -> Any:
-        """Run with pictures of so many rows and columns of patches."""
-        pixels, patch = inputs[name], self.model.config.vision_config.patch_size
-        resized = smaller(pixels.flatten(0, -4), cells[0] * patch, cells[1] * patch)
+        """Run with pictures resized to `cells`, rows and columns of patches."""
+        pixels = inputs[name]  # (…, channels, rows, columns)
+        patch = self.model.config.vision_config.patch_size
+        rows, columns = cells
+        resized = smaller(pixels.flatten(0, -4), rows * patch, columns * patch)
         resized = resized.view(*pixels.shape[:-2], *resized.shape[-2:])
         return run(**{name: resized, "interpolate_pos_encoding": True})
 
@@ -140,7 +152,8 @@ class AnyResolution(Family):
         if modality == "video":
             videos, frames = inputs["pixel_values_videos"].shape[:2]
             return (int(frames),) * int(videos)
-        return tuple(1 + math.prod(tiles_of(config, size)) for size in picture_sizes(inputs["image_sizes"]))
+        sizes = picture_sizes(inputs["image_sizes"])
+        return tuple(1 + math.prod(tiles_of(config, size)) for size in sizes)  # the base view and its tiles
 
     @classmethod
     def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
@@ -191,20 +204,17 @@ class AnyResolution(Family):
     def _mosaic_counts(cls, config: Any, size: int) -> Iterator[int]:
         """Crops of each mosaic of which some picture makes `size` vision tokens, with the base view."""
         crop, side = config.vision_config.image_size, _side(config)
-        mosaics: list[Grid] = [(tall // crop, wide // crop) for tall, wide in config.image_grid_pinpoints]
-        for tall, wide in mosaics:
-            # Unpadding trims one side by an even count, never to where a smaller mosaic would have been chosen.
-            flatter = max((rows for rows, columns in mosaics if columns == wide and rows < tall), default=0)
-            slimmer = max((columns for rows, columns in mosaics if rows == tall and columns < wide), default=0)
-            maps = [(rows, wide * side) for rows in range(tall * side, flatter * side - 1, -2)]
-            maps += [(tall * side, columns) for columns in range(wide * side, slimmer * side - 1, -2)]
-            shrunk = (cls.shrunk(config, *patches) for patches in maps)
+        pinpoints: list[tuple[int, int]] = config.image_grid_pinpoints  # pixels
+        mosaics = [(height // crop, width // crop) for height, width in pinpoints]
+        for mosaic in mosaics:
+            shrunk = (cls.shrunk(config, *patches) for patches in _maps(mosaic, mosaics, side))
+            # The base view, and a map with a newline behind each row.
             if any(side * side + rows * (columns + 1) == size for rows, columns in shrunk):
-                yield 1 + tall * wide
+                yield 1 + math.prod(mosaic)
 
 
 class _Packer:
-    """`pack_image_features` for views of fewer patches, which remembers what the usual tokens went into.
+    """`pack_image_features` for views of fewer patches. It remembers what the usual tokens went into.
 
     Args:
         family: Knows the model.
@@ -232,29 +242,42 @@ class _Packer:
 
     def _image(self, views: Tensor, size: tuple[int, int], newline: Tensor) -> tuple[Tensor, Cut]:
         """An image's rows, from its views, (views, patches, width), the base view first."""
-        family, side = self._family, self._family.side
+        base_view, config, side = views[0], self._family.model.config, self._family.side
         base = into_cells((side, side), self._views)
         if len(views) == 1:
-            rows = torch.cat((views[0], newline[None].to(views[0])))
-            return rows, join([base, into_cells((1, 1), (1, 1))])
-        tall, wide = tiles_of(family.model.config, size)
+            rows = torch.cat((base_view, newline[None].to(base_view)))
+            one_newline = into_cells((1, 1), (1, 1))
+            return rows, join([base, one_newline])
+        mosaic = tiles_of(config, size)
+        tall, wide = mosaic
         usual = _unpadded(side * tall, side * wide, *size)
-        fine = family.shrunk(family.model.config, *usual)
+        fine = self._family.shrunk(config, *usual)
         if not math.prod(fine):  # so long a picture that of its map at most the newlines are left
-            rows = torch.cat((views[0], newline.expand(fine[0], -1).to(views[0])))
-            return rows, join([base, into_cells((fine[0], 1), (fine[0], 1))])
-        # (tiles, patches, width) -> one map, (width, rows, columns)
-        tiles = views[1:].view(tall, wide, *self._views, -1)  # (down, across, rows, columns, width)
-        tiles = tiles.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3)
-        tiles = _unpad(tiles, size)
+            count = fine[0]
+            rows = torch.cat((base_view, newline.expand(count, -1).to(base_view)))
+            newlines = into_cells((count, 1), (count, 1))
+            return rows, join([base, newlines])
+        tiles = _unpad(self._map(views[1:], mosaic), size)
         # OneVision shrinks large maps; this one shrinks by as much.
         coarse = _shrunk_alike(usual, fine, tiles.shape[1:])
         if coarse != tiles.shape[1:]:
             tiles = interpolate(tiles[None], coarse, mode="bilinear")[0]
-        # A newline behind each row, then row by row: (width, rows, columns + 1) -> (rows · (columns + 1), width)
-        newlines = newline[:, None, None].expand(-1, coarse[0], 1).to(tiles)
-        tiles = torch.cat((tiles, newlines), dim=-1).flatten(1, 2).T
-        return torch.cat((views[0], tiles)), join([base, into_cells(fine, coarse, newlines=True)])
+        rows = torch.cat((base_view, _with_newlines(tiles, newline)))
+        return rows, join([base, into_cells(fine, coarse, newlines=True)])
+
+    def _map(self, tiles: Tensor, mosaic: Grid) -> Tensor:
+        """Tiles put together to one map: (tiles, patches, width) -> (width, rows, columns)."""
+        tiles = tiles.view(*mosaic, *self._views, -1)  # (down, across, rows, columns, width)
+        tiles = tiles.permute(4, 0, 2, 1, 3)  # (width, down, rows, across, columns)
+        return tiles.flatten(1, 2).flatten(2, 3)
+
+
+def _with_newlines(tiles: Tensor, newline: Tensor) -> Tensor:
+    """A map's tokens row by row, a newline behind each row: (width, rows, columns) -> (rows · (columns + 1), width)."""
+    rows = tiles.shape[1]
+    newlines = newline[:, None, None].expand(-1, rows, 1).to(tiles)
+    tiles = torch.cat((tiles, newlines), dim=-1)
+    return tiles.flatten(1, 2).T
 
 
 def _shrunk_alike(usual: Grid, fine: Grid, sides: Sequence[int]) -> Grid:
@@ -277,21 +300,42 @@ def tiles_of(config: Any, size: tuple[int, int]) -> Grid:
     return height // crop, width // crop
 
 
+def _maps(mosaic: Grid, mosaics: Sequence[Grid], side: int) -> Iterator[Grid]:
+    """Rows and columns that the unpadded map of a mosaic may have, in patches.
+
+    Unpadding trims one side by an even count, never to where a smaller of the mosaics would have been chosen.
+    """
+    tall, wide = mosaic
+    flatter = [rows for rows, columns in mosaics if columns == wide and rows < tall]
+    slimmer = [columns for rows, columns in mosaics if rows == tall and columns < wide]
+    fewest_rows = max(flatter, default=0) * side
+    fewest_columns = max(slimmer, default=0) * side
+    for rows in range(tall * side, fewest_rows - 1, -2):
+        yield rows, wide * side
+    for columns in range(wide * side, fewest_columns - 1, -2):
+        yield tall * side, columns
+
+
 def _side(config: Any) -> int:
     return int(config.vision_config.image_size // config.vision_config.patch_size)
 
 
 def _unpadded(rows: int, columns: int, height: int, width: int) -> Grid:
-    """What is left of a map of so many rows and columns where the picture does not fill it."""
+    """Rows and columns that the picture fills of a map of `rows` x `columns`."""
+    # As much is cut off on either side, so an even count in all.
     if width / height > columns / rows:
-        rows -= 2 * ((rows - int(round(height * columns / width, 7))) // 2)
+        filled = int(round(height * columns / width, 7))
+        rows -= 2 * ((rows - filled) // 2)
     else:
-        columns -= 2 * ((columns - int(round(width * rows / height, 7))) // 2)
+        filled = int(round(width * rows / height, 7))
+        columns -= 2 * ((columns - filled) // 2)
     return rows, columns
 
 
 def _unpad(tiles: Tensor, size: tuple[int, int]) -> Tensor:
-    """What is left of a map, (width, rows, columns), where the picture does not fill it: one row or column at least."""
-    rows, columns = (max(1, left) for left in _unpadded(tiles.shape[1], tiles.shape[2], *size))
-    top, left = (tiles.shape[1] - rows) // 2, (tiles.shape[2] - columns) // 2
+    """The part of a map, (width, rows, columns), that the picture fills: one row and column at least."""
+    _, tall, wide = tiles.shape
+    rows, columns = (max(1, side) for side in _unpadded(tall, wide, *size))
+    top = (tall - rows) // 2
+    left = (wide - columns) // 2
     return tiles[:, top : top + rows, left : left + columns]

@@ -70,7 +70,7 @@ class Family:
         Raises:
             UnsupportedError: If there is none.
         """
-        cores = [module for module in self.model.modules() if self._is_core(module)]
+        cores = [module for module in self.model.modules() if self._is_core(module)]  # outer ones first
         if not cores:
             raise UnsupportedError(
                 f"{type(self.model).__name__} has no module with a {self.decoder} and a "
@@ -116,10 +116,10 @@ class Family:
 
     @classmethod
     def cls_in_tower(cls, config: Any = None) -> bool | None:
-        """Whether the vision tower has a CLS, whose row of attention is what can be read of it then.
+        """Whether the vision tower has a CLS. Then its row of the tower's attention can be read, and no other.
 
         Args:
-            config: The model's; without one None is answered where models of the family differ in that.
+            config: The model's config. Without one the answer is None where models of the family differ.
         """
         return False
 
@@ -153,11 +153,14 @@ class Family:
 
         Args:
             placeholders: Its return value: one mask, or one for images and one for videos.
-            inputs: The arguments it was called with, and those of the core; a modality without features is left out.
+            inputs: The arguments of its call and of the core's. A modality without features is left out.
         """
         masks = placeholders if isinstance(placeholders, tuple) else (placeholders,)
-        pairs = zip(("image", "video"), masks, strict=False)
-        return [(modality, mask) for modality, mask in pairs if inputs.get(f"{modality}_features") is not None]
+        pairs = []
+        for modality, mask in zip(("image", "video"), masks, strict=False):
+            if inputs.get(f"{modality}_features") is not None:
+                pairs.append((modality, mask))
+        return pairs
 
     def image_lengths(self, mask: Tensor, ids: Tensor | None) -> list[list[int]]:
         """Vision tokens of each image of each sample, in order, read off the prompt: for `tiled` families.
@@ -212,17 +215,22 @@ class Family:
             turned: Tensor = rotate(states, states[:, :1], cos, sin)[0]
             return turned
 
+        q_norm = getattr(attention, "q_norm", None)
+        k_norm = getattr(attention, "k_norm", None)
         places = queries[..., None]  # (samples, …, 1)
         axes = (1,) * (rotary[0].dim() - places.dim())  # M-RoPE's
-        tables = (take_along(table, places.view(*axes, *places.shape), dim=-2) for table in rotary)
+        in_tables = places.view(*axes, *places.shape)
+        tables = (take_along(table, in_tables, dim=-2) for table in rotary)
         query = self.query_projection(attention)
-        asking = heads(take_along(normed, places, dim=1), query, getattr(attention, "q_norm", None), *tables)
-        keys = heads(normed, attention.k_proj, getattr(attention, "k_norm", None), *rotary)
+        asking = heads(take_along(normed, places, dim=1), query, q_norm, *tables)
+        keys = heads(normed, attention.k_proj, k_norm, *rotary)
         return asking, keys, float(attention.scaling)
 
     def query_projection(self, attention: Any) -> Callable[[Tensor], Tensor]:
-        """What makes queries before norm and RoPE: (samples, rows, width) -> (samples, rows, heads · head
-        size)."""
+        """What makes queries before norm and RoPE.
+
+        (samples, rows, width) -> (samples, rows, heads · head size).
+        """
         projection: nn.Module = attention.q_proj
         return projection
 
@@ -275,9 +283,10 @@ class Family:
         """
         features = images_of(output, reducer.lengths if self.tiled else None)
         sizes = [len(image) for image in features]
-        grids = self.token_grids(self.model.config, sizes)
         places: Sequence[Tensor | None] = [None] * len(sizes)
-        if grids is None or [_cells(frames) for frames in grids] != sizes:  # there may be newlines
+        grids = self.token_grids(self.model.config, sizes)
+        # Where the grids hold all tokens, there are no newlines, and no boxes are needed to find them.
+        if grids is None or [_cells(frames) for frames in grids] != sizes:
             places = self.boxes(modality, self.remembered(inputs), sizes)
         cuts = reduce_apart(features, places, reducer, stats, grids)
         for index, cut in enumerate(cuts):
@@ -298,13 +307,13 @@ class Family:
         """Put what else belongs to an image's tokens where the rows of `cut` are now; most families have nothing."""
 
     def pieces(self, modality: str, inputs: Inputs) -> int:
-        """How many entries of what a `get_*_features` call answers are of one image or video: frames, where they come
-        one by one."""
+        """How many entries of a `get_*_features` call's answer are one image or video: as many as it has frames, where
+        these come one by one."""
         return 1
 
     @classmethod
     def always_kept(cls, config: Any, size: int) -> Sequence[int]:
-        """Which tokens of an image or video of `size` vision tokens are no patches and always stay: ordinals.
+        """Ordinals of the tokens that always stay, as they are no patches, in an image or video of `size` tokens.
 
         They are not ranked, and a method's counts are without them.
         """
@@ -330,8 +339,9 @@ class Family:
         return [None] * len(lengths)
 
     def remembered(self, inputs: Inputs) -> dict[str, Any]:
-        """What of a `get_*_features` call's arguments `boxes` reads: a trace holds it, so no pixels."""
-        return {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}
+        """The arguments of a `get_*_features` call that `boxes` reads. A trace keeps them, so pixels are left out."""
+        names = [name for name in inputs if not name.startswith("pixel_values")]
+        return {name: inputs[name] for name in names}
 
     @classmethod
     def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:
@@ -365,15 +375,23 @@ class Family:
 
     @classmethod
     def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
-        """Bytes of one sample's pictures: at the most while they are encoded, and what of them stays until the decoder
-        is through, in numbers of `itemsize` bytes; None if not known. Weights and pixels apart; arguments as in
-        `tower_cost`."""
+        """Bytes that one sample's pictures take: the most while they are encoded, and what stays until the decoder is
+        through. None if not known. Weights and pixels are not counted.
+
+        Args:
+            config: The model's config.
+            sizes: Vision tokens of each image or video.
+            pictures: How many pictures the tower encodes for each; None to tell from the sizes.
+            itemsize: Bytes of a number.
+        """
         return None
 
     @classmethod
     def late_additions(cls, config: Any) -> int:
-        """Behind how many decoder layers, the first ones, `added_later` is added: the layer after each runs while both
-        streams live, with the addition and without."""
+        """How many decoder layers, from the first on, are followed by an addition of `added_later`.
+
+        The layer after each runs while two streams are in memory, with the addition and without.
+        """
         return 0
 
     @classmethod

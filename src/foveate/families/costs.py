@@ -39,8 +39,8 @@ CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # the towers 
 
 
 def drops_cls(config: Any) -> bool:
-    """Whether the tower's first token is a CLS that the projector does not get; where the config does not say, it gets
-    none."""
+    """Whether the tower's first token is a CLS that the projector does not get. Where the config does not say, no CLS
+    goes to the projector."""
     strategy = getattr(config, "vision_feature_select_strategy", None)
     if strategy:
         return bool(strategy == "default")
@@ -75,9 +75,11 @@ def pictures_in(sizes: Iterable[int], each: int, advice: str = "") -> int:
 
 def tower_picture(vision: Any, grid: Grid | None = None) -> int:
     """FLOPs of a CLIP or SigLIP tower on one picture, or on one of a grid of patches."""
-    tokens, width, inner = _tower_tokens(vision, grid), vision.hidden_size, vision.intermediate_size
+    width, inner = vision.hidden_size, vision.intermediate_size
+    tokens = _tower_tokens(vision, grid)
     patches = tokens - CLASS_TOKENS[vision.model_type]
-    flops: int = linear(patches, vision.num_channels * vision.patch_size**2, width)
+    numbers = vision.num_channels * vision.patch_size**2  # of a patch's pixels
+    flops: int = linear(patches, numbers, width)
     flops += vision.num_hidden_layers * vit_block(tokens, width, inner)
     if getattr(vision, "vision_use_head", False):
         # SigLIP's pooling head runs, though its output is not used: one query, and an MLP behind its attention.
@@ -99,7 +101,7 @@ def _tower_tokens(vision: Any, grid: Grid | None) -> int:
 
 
 def llava_cost(config: Any, pictures: int, grid: Grid | None = None) -> Flops:
-    """FLOPs of a LLaVA's (tower, projector) on so many square pictures, or pictures of a grid of patches.
+    """FLOPs of a LLaVA's (tower, projector) on `pictures` square pictures, or pictures of a grid of patches.
 
     transformers runs every layer of the tower, also those behind the feature layer.
 
@@ -123,15 +125,19 @@ def llava_bytes(config: Any, tokens: int, pictures: int, itemsize: int, copies: 
     What stays is the tower's output, the states that the projector read, and `copies` of the `tokens` vision tokens.
     """
     vision, width = config.vision_config, config.text_config.hidden_size
-    rows, last = pictures * _tower_tokens(vision, None), vision.num_hidden_layers
-    states = {layer % (last + 1) for layer in _feature_layers(config)}
+    last = vision.num_hidden_layers
+    rows = pictures * _tower_tokens(vision, None)
+    states = {layer % (last + 1) for layer in _feature_layers(config)}  # −1 is the last of last + 1 states
     # The output is a tensor of its own unless it is a state that is read; SigLIP's has been through a norm.
     output = vision.model_type == "siglip_vision_model" or last not in states
     kept = rows * vision.hidden_size * (len(states) + output)
-    block = _mlp_rows(vision.hidden_act) * vision.intermediate_size + 4 * vision.hidden_size
-    tower = rows * (block + len(states - {0, last - 1, last}) * vision.hidden_size)
+    # While a block runs: its MLP, four states, and those that the projector reads from blocks before.
+    mlp = _mlp_rows(vision.hidden_act) * vision.intermediate_size
+    held = len(states - {0, last - 1, last})
+    tower = rows * (mlp + (4 + held) * vision.hidden_size)
     projector = kept + (2 * pictures * picture_tokens(config) + tokens) * width
-    return max(tower, projector) * itemsize, (kept + copies * tokens * width) * itemsize
+    stays = kept + copies * tokens * width
+    return max(tower, projector) * itemsize, stays * itemsize
 
 
 def _mlp_rows(activation: str) -> int:
@@ -148,7 +154,8 @@ def pooled_cost(config: Any, sizes: Sequence[int], pictures: Sequence[int], vide
         if not video:
             continue
         patches = count * each
-        projector -= llava_cost(config, count)[1] // patches * (patches - size)
+        one_token = llava_cost(config, count)[1] // patches
+        projector -= one_token * (patches - size)
         if config.spatial_pool_mode == "conv":
             out = getattr(config, "spatial_pool_out_channels", width)
             projector += linear(size, config.spatial_pool_stride**2 * width, out)
@@ -168,7 +175,7 @@ def gemma_cost(config: Any, grids: Sequence[Grid | None]) -> Flops:
 
 
 def tiles_cost(vision: Any, grids: Iterable[Grid], block: int, has_cls: bool, widths: Sequence[int]) -> Flops:
-    """FLOPs of (tower, projector) on tiles of so many rows and columns of tokens, each a block of patches.
+    """FLOPs of (tower, projector) on tiles of these grids of tokens, each token a block of patches.
 
     Args:
         vision: The tower's config.
@@ -177,14 +184,15 @@ def tiles_cost(vision: Any, grids: Iterable[Grid], block: int, has_cls: bool, wi
         has_cls: Whether the tower has a CLS.
         widths: Of the projector's linear layers.
     """
+    width = vision.hidden_size
     patch = vision.patch_size
-    pixels = patch if isinstance(patch, int) else patch[0]
+    pixels = patch if isinstance(patch, int) else patch[0]  # of a patch's side
     tower = tokens = 0
     for rows, columns in grids:
-        patches = rows * columns * block**2
         tokens += rows * columns
-        tower += linear(patches, vision.num_channels * pixels**2, vision.hidden_size)
-        layer = vit_block(patches + int(has_cls), vision.hidden_size, vision.intermediate_size)
+        patches = rows * columns * block**2
+        tower += linear(patches, vision.num_channels * pixels**2, width)
+        layer = vit_block(patches + int(has_cls), width, vision.intermediate_size)
         tower += vision.num_hidden_layers * layer
     return tower, linear(tokens, *widths)
 
@@ -213,7 +221,9 @@ def qwen_cost(
     tower = 0
     for size, count in zip(sizes, pictures, strict=True):
         patches = size // count * merged
-        block = vit_block(patches, width, inner) + gated * linear(patches, width, inner)
+        block = vit_block(patches, width, inner)
+        if gated:
+            block += linear(patches, width, inner)
         tower += count * (linear(patches, pixels, width) + vision.depth * block)
     merger = linear(sum(sizes), merged * width, merged * width, out)
     return tower, mergers * merger
@@ -234,14 +244,18 @@ def qwen_bytes(
 
     Queries and keys are turned by RoPE in float32, as are `learned` positions, which outlive the blocks.
     """
-    width, rows = _width(vision), tokens * vision.spatial_merge_size**2
+    width = _width(vision)
+    rows = tokens * vision.spatial_merge_size**2
+    # Of one row, in bytes: where its query and key are turned, in the MLP, and what lives beside either.
     in_float32 = 0 if itemsize == 4 else 2 * width * 4
     turned = 5 * width * itemsize + in_float32 + 4 * width * 4
     gates = 3 if gated else _mlp_rows(vision.hidden_act)
     mlp = (3 * width + gates * inner) * itemsize
     beside = 4 * (2 * width // vision.num_heads + learned * width)
-    tower = rows * (max(turned, mlp) + beside) + (mergers - 1) * tokens * out * itemsize
-    return tower, (rows * width + 2 * mergers * tokens * out) * itemsize
+    deepstack = (mergers - 1) * tokens * out * itemsize
+    tower = rows * (max(turned, mlp) + beside) + deepstack
+    stays = rows * width + 2 * mergers * tokens * out
+    return tower, stays * itemsize
 
 
 def _width(vision: Any) -> int:
@@ -251,16 +265,19 @@ def _width(vision: Any) -> int:
 
 
 def windowed_cost(vision: Any, frames: Sequence[Grid], whole_blocks: Collection[int]) -> Flops:
-    """As `qwen_cost`, of a Qwen2.5-VL, for frames of so many rows and columns of tokens: all blocks but the
-    `whole_blocks` look through windows."""
-    sizes = tuple(rows * columns for rows, columns in frames)
+    """As `qwen_cost`, of a Qwen2.5-VL, for the token grids of frames. All blocks except the `whole_blocks` look through
+    windows."""
     inner, out, width = vision.intermediate_size, vision.out_hidden_size, vision.hidden_size
-    tower, merger = qwen_cost(vision, sizes, (1,) * len(sizes), inner=inner, out=out, gated=True)
+    sizes = tuple(rows * columns for rows, columns in frames)
+    pictures = (1,) * len(sizes)
+    tower, merger = qwen_cost(vision, sizes, pictures, inner=inner, out=out, gated=True)
+    # As if all blocks saw the whole frame; so what windows save is taken off.
     windowed = sum(index not in whole_blocks for index in range(vision.depth))
     for grid, size in zip(frames, sizes, strict=True):
         patches = size * vision.spatial_merge_size**2
+        frame = attention(patches, patches, width)
         windows = sum(attention(count, count, width) for count in _windows(vision, grid))
-        tower -= windowed * (attention(patches, patches, width) - windows)
+        tower -= windowed * (frame - windows)
     return tower, merger
 
 
@@ -268,17 +285,25 @@ def _windows(vision: Any, grid: Grid) -> list[int]:
     """Patches of each window of a grid of tokens: those at its edges are smaller."""
     merge = vision.spatial_merge_size
     side = vision.window_size // merge // vision.patch_size
-    tall, wide = ([min(side, length - start) for start in range(0, length, side)] for length in grid)
+    tall, wide = (_pieces(length, side) for length in grid)
     return [rows * columns * merge**2 for rows in tall for columns in wide]
+
+
+def _pieces(length: int, side: int) -> list[int]:
+    """A length cut in pieces of `side`, the last as long as what is left: 10 in pieces of 4 gives 4, 4, 2."""
+    return [min(side, length - start) for start in range(0, length, side)]
 
 
 def glm_cost(vision: Any, sizes: Counts, pictures: Counts) -> Flops:
     """As `qwen_cost`, of a GLM-4V: the blocks' MLP is as wide as the decoder, and the merger, after a convolution over
     2 x 2 patches, has one too."""
-    width, out, group = vision.hidden_size, vision.out_hidden_size, vision.spatial_merge_size**2
+    width, out, inner = vision.hidden_size, vision.out_hidden_size, vision.intermediate_size
+    group = vision.spatial_merge_size**2
     tower, _ = qwen_cost(vision, sizes, pictures, inner=out, out=out, gated=True)
-    tokens, inner = sum(sizes), vision.intermediate_size
-    return tower, linear(tokens, group * width, out, out) + linear(tokens, out, 2 * inner) + linear(tokens, inner, out)
+    tokens = sum(sizes)
+    convolution = linear(tokens, group * width, out, out)
+    mlp = linear(tokens, out, 2 * inner) + linear(tokens, inner, out)  # gated
+    return tower, convolution + mlp
 
 
 def pixtral_cost(config: Any, sizes: Iterable[int]) -> Flops:
@@ -287,10 +312,13 @@ def pixtral_cost(config: Any, sizes: Iterable[int]) -> Flops:
     Every patch is multiplied with those of all images, as without flash attention; what pads images to a common size
     is not counted.
     """
-    vision, text, block = config.vision_config, config.text_config.hidden_size, config.spatial_merge_size**2
-    tokens, width, inner = sum(sizes), vision.hidden_size, vision.intermediate_size
+    vision, text = config.vision_config, config.text_config.hidden_size
+    width, inner = vision.hidden_size, vision.intermediate_size
+    block = config.spatial_merge_size**2
+    tokens = sum(sizes)
     patches = tokens * block
-    layer = 4 * linear(patches, width, width) + 2 * linear(patches, width, inner) + linear(patches, inner, width)
-    layer += attention(patches, patches, width)
-    tower = linear(patches, vision.num_channels * vision.patch_size**2, width) + vision.num_hidden_layers * layer
+    layer = vit_block(patches, width, inner)
+    layer += linear(patches, width, inner)  # its MLP is gated
+    tower = linear(patches, vision.num_channels * vision.patch_size**2, width)
+    tower += vision.num_hidden_layers * layer
     return tower, linear(tokens, block * width, width, text, text)

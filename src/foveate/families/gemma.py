@@ -5,6 +5,7 @@ images both ways, and windows in columns of the whole prompt. They stay right fo
 global layers have a RoPE of their own, and in Gemma 4 a head size of their own.
 """
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
@@ -23,7 +24,7 @@ from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.costs import Counts, Flops, gemma_cost, picture_tokens, pictures_in, tower_picture
 from foveate.families.llava import Llava
-from foveate.families.placing import first_rows, place_rows, replace_images
+from foveate.families.placing import first_rows, place_images, replace_images
 from foveate.families.tap import Tapped, tap, tapped_all
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, always, encoder_layers
 from foveate.families.vision import grid_boxes, smaller
@@ -66,13 +67,14 @@ class Gemma3(Family):
         with tapped_all([attention]) as taps:
             output = run()
         images = output.pooler_output
-        cuts = reducer.reduce([self._view(image, *taps.sample(index)) for index, image in enumerate(images)])
-        placed = [place_rows(image, cut) for image, cut in zip(images, cuts, strict=True)]
-        output.pooler_output = torch.stack(placed)
+        views = [self._view(image, *taps.sample(index)) for index, image in enumerate(images)]
+        cuts = reducer.reduce(views)
+        output.pooler_output = torch.stack(place_images(images, cuts))
         return output, cuts
 
     def _view(self, image: Tensor, heads: Tapped) -> TowerView:
-        scores = self._token_means(received_attention(*heads)[:, None])[:, 0]
+        received = received_attention(*heads)  # (patches,)
+        scores = self._token_means(received[:, None])[:, 0]
         keys = self._token_means(heads.keys.float().mean(dim=0))
         return TowerView(image, self._grid, None, always(scores), always(keys))
 
@@ -80,31 +82,25 @@ class Gemma3(Family):
         """Means over the patches of each token, (patches, numbers) -> (tokens, numbers)."""
         projector = self.core.multi_modal_projector
         side: int = projector.patches_per_image
-        means: Tensor = projector.avg_pool(patches.T.reshape(1, -1, side, side))
+        picture = patches.T.reshape(1, -1, side, side)  # numbers as channels
+        means: Tensor = projector.avg_pool(picture)
         return means.flatten(2)[0].T
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The tower interpolates its position embeddings; the projector, made for one grid, gets the patches in the
         corner of an empty one.
         """
-        grid, projector, pixels = self._grid, self.core.multi_modal_projector, inputs["pixel_values"]
-        (cells,) = reducer.coarsen((grid,), grid[0] * grid[1], 0)
+        grid, pixels = self._grid, inputs["pixel_values"]
+        (cells,) = reducer.coarsen((grid,), math.prod(grid), 0)
         if cells == grid:
             return run(), [None] * len(pixels)
-        rows, columns = (side * projector.kernel_size for side in cells)  # of patches
-
-        def project(original: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
-            side = projector.patches_per_image
-            # (pictures, patches, width) into the corner of the usual grid, and its tokens out of their corner
-            canvas = states.new_zeros(len(states), side, side, states.shape[-1])
-            canvas[:, :rows, :columns] = states.view(len(states), rows, columns, -1)
-            tokens = original(canvas.flatten(1, 2)).view(len(states), *grid, -1)
-            return tokens[:, : cells[0], : cells[1]].flatten(1, 2)
-
+        projector = self.core.multi_modal_projector
+        corner = _Corner(projector, grid, cells)
+        rows, columns = corner.patches
         patch = self.model.config.vision_config.patch_size
         small = smaller(pixels, rows * patch, columns * patch)
         with Patcher() as patches:
-            patches.wrap(projector, "forward", project)
+            patches.wrap(projector, "forward", corner.project)
             output = run(pixel_values=small, interpolate_pos_encoding=True)
         images = output.pooler_output
         features, cuts = replace_images(images, [into_cells(grid, cells)] * len(images))
@@ -128,8 +124,42 @@ class Gemma3(Family):
 
     @classmethod
     def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops | None:
-        kernel = config.vision_config.image_size // config.vision_config.patch_size // _grid(config)[0]
-        return gemma_cost(config, [(rows * kernel, columns * kernel) for image in cells for rows, columns in image])
+        vision = config.vision_config
+        tokens, _ = _grid(config)
+        kernel = vision.image_size // vision.patch_size // tokens  # patches of a token's side
+        grids = [(rows * kernel, columns * kernel) for image in cells for rows, columns in image]
+        return gemma_cost(config, grids)
+
+
+class _Corner:
+    """Gemma 3's projector on smaller pictures: their patches go into the corner of the usual grid, and their tokens
+    come out of its corner.
+
+    Args:
+        projector: Made for one grid of patches.
+        grid: Rows and columns of the tokens it makes.
+        cells: Rows and columns of those that the smaller pictures have.
+
+    Attributes:
+        patches: Rows and columns of a smaller picture's patches.
+    """
+
+    def __init__(self, projector: Any, grid: Grid, cells: Grid) -> None:
+        rows, columns = cells
+        self.patches: Grid = rows * projector.kernel_size, columns * projector.kernel_size
+        self._side: int = projector.patches_per_image
+        self._grid = grid
+        self._cells = cells
+
+    def project(self, original: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+        """In the place of the projector's forward, (pictures, patches, width)."""
+        pictures, _, width = states.shape
+        rows, columns = self.patches
+        canvas = states.new_zeros(pictures, self._side, self._side, width)
+        canvas[:, :rows, :columns] = states.view(pictures, rows, columns, -1)
+        tokens = original(canvas.flatten(1, 2)).view(pictures, *self._grid, -1)
+        rows, columns = self._cells
+        return tokens[:, :rows, :columns].flatten(1, 2)
 
 
 def _grid(config: Any) -> Grid:
@@ -172,8 +202,9 @@ class Gemma4(Family):
         """The core asks where everything would be, at every call: of that, what is there."""
         encoded = inputs.get("mm_encoder_outputs") or {}
         masks = []
-        for (modality, (name, _)), mask in zip(INPUTS.items(), placeholders, strict=False):
-            if inputs.get(name) is not None or encoded.get(modality) is not None:
+        for modality, mask in zip(INPUTS, placeholders, strict=False):
+            pixels, _ = INPUTS[modality]
+            if inputs.get(pixels) is not None or encoded.get(modality) is not None:
                 masks.append((modality, mask))
         return masks
 
@@ -185,11 +216,13 @@ class Gemma4(Family):
         normed = layer.input_layernorm(hidden)
 
         def heads(rows: Tensor, projection: Any, norm: Any, cos: Tensor, sin: Tensor) -> Tensor:
-            states = norm(projection(rows).unflatten(-1, (-1, attention.head_dim)))
+            """(samples, rows, width) -> (samples, heads, rows, head size), after norm and RoPE."""
+            states = projection(rows).unflatten(-1, (-1, attention.head_dim))
+            states = norm(states)
             turned: Tensor = rotate(states, cos, sin, unsqueeze_dim=2)
             return turned.transpose(1, 2)
 
-        places = queries[..., None]
+        places = queries[..., None]  # (samples, …, 1)
         tables = (take_along(table, places, dim=-2) for table in rotary)
         asking = heads(take_along(normed, places, dim=1), attention.q_proj, attention.q_norm, *tables)
         keys = heads(normed, attention.k_proj, attention.k_norm, *rotary)
@@ -197,21 +230,25 @@ class Gemma4(Family):
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector: a token's score and key are the means of the patches pooled into it."""
-        grids_of = self._grids(modality, inputs)  # while nothing is under way to wait for
-        reader = _Reader(self.core.vision_tower.encoder.layers[-1].self_attn, self._kernel)
+        grids_of = self._grids(modality, inputs)  # read before the device has work to wait for
+        last = self.core.vision_tower.encoder.layers[-1]
+        reader = _Reader(last.self_attn, self._kernel)
         with Patcher() as patches:
             reader.attach(patches)
             output = run()
         # The tower sees pictures and frames alike; an image is one of them, a video several.
         flat = [grid for grids in grids_of for grid in grids]
-        pictures = iter(reader.pictures(inputs[INPUTS[modality][1]], flat))
-        images, views = output.pooler_output, []
+        _, positions = INPUTS[modality]
+        pictures = iter(reader.pictures(inputs[positions], flat))
+        images = output.pooler_output
+        views = []
         for image, grids in zip(images, grids_of, strict=True):
             stats = torch.cat([next(pictures) for _ in grids])
+            scores, keys = stats[:, 0], stats[:, 1:]
             plain = grids[0] if len(grids) == 1 else None
-            views.append(TowerView(image, plain, None, always(stats[:, 0]), always(stats[:, 1:])))
+            views.append(TowerView(image, plain, None, always(scores), always(keys)))
         cuts = reducer.reduce(views)
-        output.pooler_output = [place_rows(image, cut) for image, cut in zip(images, cuts, strict=True)]
+        output.pooler_output = place_images(images, cuts)
         return output, cuts
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
@@ -221,7 +258,8 @@ class Gemma4(Family):
         merged: list[Cut | None] = []
         picture = 0
         for grids in self._grids(modality, inputs):
-            cells = reducer.coarsen(grids, sum(rows * columns for rows, columns in grids), 0)
+            tokens = sum(map(math.prod, grids))
+            cells = reducer.coarsen(grids, tokens, 0)
             if cells == grids:
                 merged.append(None)
                 picture += len(grids)
@@ -232,7 +270,8 @@ class Gemma4(Family):
                 if coarse != grid:
                     patches[picture], positions[picture] = self._resized(patches[picture], grid, coarse)
                 picture += 1
-        output = run(**dict(zip(names, (patches, positions), strict=True)))
+        smaller_inputs = dict(zip(names, (patches, positions), strict=True))
+        output = run(**smaller_inputs)
         output.pooler_output, cuts = replace_images(output.pooler_output, merged)
         return output, cuts
 
@@ -244,14 +283,16 @@ class Gemma4(Family):
         # (patches, …) -> (channels, rows, size, columns, size) -> one picture
         blocks = patches[: rows * columns].view(rows, columns, size, size, -1)
         picture = blocks.permute(4, 0, 2, 1, 3)
-        small = smaller(picture.reshape(1, -1, rows * size, columns * size), tall * size, wide * size)[0]
+        picture = picture.reshape(1, -1, rows * size, columns * size)
+        small = smaller(picture, tall * size, wide * size)[0]
         # and back: (channels, rows, size, columns, size) -> (patches, …)
         blocks = small.view(-1, tall, size, wide, size)
-        cut = blocks.permute(1, 3, 2, 4, 0).reshape(tall * wide, -1)
+        blocks = blocks.permute(1, 3, 2, 4, 0)
+        cut = blocks.reshape(tall * wide, -1)
+        # Column and row of each patch, in raster order; −1 marks the patches that are left over as padding.
         y, x = torch.meshgrid(torch.arange(tall), torch.arange(wide), indexing="ij")
-        # −1 marks the patches that are left over as padding
+        real = torch.stack((x, y), dim=-1).view(-1, 2)
         places = torch.full((len(patches), 2), -1, device=patches.device)
-        real = torch.stack((x, y), dim=-1).view(-1, 2)  # column and row of each patch, in raster order
         places[: tall * wide] = real.to(places.device)
         return first_rows(cut, len(patches)), places
 
@@ -263,7 +304,9 @@ class Gemma4(Family):
 
     def _grids(self, modality: str, inputs: Inputs) -> list[tuple[Grid, ...]]:
         """Rows and columns of the tokens of each image, or of each video's frames."""
-        sides = (inputs[INPUTS[modality][1]].amax(dim=1) + 1) // self._kernel
+        _, positions = INPUTS[modality]
+        last = inputs[positions].amax(dim=1)  # column and row of each picture's last patch
+        sides = (last + 1) // self._kernel
         grids = [(rows, columns) for columns, rows in sides.tolist()]
         if modality == "image":
             return [(grid,) for grid in grids]
@@ -272,7 +315,11 @@ class Gemma4(Family):
         return [tuple(next(frames) for _ in range(count)) for count in counts]
 
     def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
-        return [torch.cat([grid_boxes(*grid) for grid in grids]) for grids in self._grids(modality, inputs)]
+        boxes: list[Tensor | None] = []
+        for grids in self._grids(modality, inputs):
+            frames = [grid_boxes(*grid) for grid in grids]
+            boxes.append(torch.cat(frames))
+        return boxes
 
 
 class _Reader:
@@ -297,26 +344,30 @@ class _Reader:
 
     def pictures(self, positions: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
         """Scores and keys of each picture's tokens, (tokens, 1 + head size), from where its patches are."""
-        (heads,) = self._heads
-        pictures = zip(heads.queries, heads.keys, self._keys[0], positions, grids, strict=True)
+        (heads,), (keys,) = self._heads, self._keys
+        pictures = zip(heads.queries, heads.keys, keys, positions, grids, strict=True)
         return [self._picture(*picture, heads.scaling) for picture in pictures]
 
     def _picture(
         self, queries: Tensor, turned: Tensor, keys: Tensor, positions: Tensor, grid: Grid, scaling: float
     ) -> Tensor:
-        # Padding comes last, and as many are real as the grid says.
-        order = torch.sort((positions < 0).any(dim=-1).long(), stable=True).indices
-        real = order[: grid[0] * grid[1] * self._kernel**2]
+        # Sorted so that padding comes last; as many are real as the grid says, so nothing waits for the device.
+        is_padding = (positions < 0).any(dim=-1)
+        order = torch.sort(is_padding.long(), stable=True).indices
+        real = order[: math.prod(grid) * self._kernel**2]
         scores = received_attention(queries[:, real], turned[:, real], scaling)
-        patches = torch.cat((scores[:, None], keys[real].float().mean(dim=1)), dim=1)
+        mean_keys = keys[real].float().mean(dim=1)
+        patches = torch.cat((scores[:, None], mean_keys), dim=1)
         return _token_means(patches, positions[real], grid, self._kernel)
 
 
 def _token_means(patches: Tensor, positions: Tensor, grid: Grid, kernel: int) -> Tensor:
     """Means over the patches of each token of a picture, (patches, numbers) -> (tokens, numbers)."""
-    x, y = positions[:, 0] // kernel, positions[:, 1] // kernel
-    totals = patches.new_zeros(grid[0] * grid[1], patches.shape[1])
-    return totals.index_add(0, x + grid[1] * y, patches) / kernel**2
+    rows, columns = grid
+    x, y = positions[:, 0] // kernel, positions[:, 1] // kernel  # of each patch's token
+    totals = patches.new_zeros(rows * columns, patches.shape[1])
+    token = x + columns * y
+    return totals.index_add(0, token, patches) / kernel**2
 
 
 FAMILIES = (PaliGemma, Gemma3, Gemma4)

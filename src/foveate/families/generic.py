@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
-from foveate.families.tiles import runs
+from foveate.families.tiles import run_lengths
 
 __all__ = ["Generic", "lacking"]
 
@@ -39,7 +39,8 @@ class Generic(Family):
     encode_projected = encode_smaller = Family.encode  # all refused: that would take knowing the pictures
 
     def __init__(self, model: Any) -> None:
-        kind = getattr(getattr(model, "config", None), "model_type", None)
+        config = getattr(model, "config", None)
+        kind = getattr(config, "model_type", None)
         if reasons := lacking(model):
             raise UnsupportedError(
                 f"The generic adapter cannot serve {kind!r} ({type(model).__name__}): {'; '.join(reasons)}. "
@@ -55,12 +56,13 @@ class Generic(Family):
 
     def image_lengths(self, mask: Tensor, ids: Tensor | None) -> list[list[int]]:
         """A picture is a run of placeholders, whatever pieces its features come in."""
-        return [[end - start for start, end in sample] for sample in runs(mask)]
+        return run_lengths(mask)
 
 
 def lacking(model: Any) -> list[str]:
     """What the generic adapter needs and a model does not have; empty where it can serve it."""
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False):
         return ["it is an encoder-decoder: pictures are no tokens of its decoder"]
     core: Any = _core(model)
     if core is None:
@@ -74,6 +76,7 @@ def lacking(model: Any) -> list[str]:
     asked = inspect.signature(core.get_placeholder_mask).parameters
     if not {"image_features", "video_features"} & set(asked):
         reasons.append("its get_placeholder_mask takes no image_features")
+    # Layers are mostly alike: each reason once, in order.
     reasons += dict.fromkeys(reason for layer in layers for reason in _odd(layer))
     parameters = inspect.signature(core.language_model.forward).parameters
     if more := [name for name in parameters if "deepstack" in name]:
@@ -83,16 +86,20 @@ def lacking(model: Any) -> list[str]:
 
 def _core(model: Any) -> nn.Module | None:
     """The innermost module with a `language_model` and a `get_placeholder_mask`."""
+    if not isinstance(model, nn.Module):
+        return None
     core = None
-    for module in model.modules() if isinstance(model, nn.Module) else ():
-        if isinstance(getattr(module, "language_model", None), nn.Module) and hasattr(module, "get_placeholder_mask"):
+    for module in model.modules():  # outer ones first
+        decodes = isinstance(getattr(module, "language_model", None), nn.Module)
+        if decodes and hasattr(module, "get_placeholder_mask"):
             core = module
     return core
 
 
 def _odd(layer: nn.Module) -> list[str]:
     """What is unusual about a decoder layer."""
-    name, parameters = type(layer).__name__, set(inspect.signature(layer.forward).parameters)
+    name = type(layer).__name__
+    parameters = set(inspect.signature(layer.forward).parameters)
     reasons = []
     if "position_embeddings" not in parameters:
         reasons.append(f"its {name} takes no position_embeddings")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from foveate.families.tiles import Tiled, blocks, runs
+from foveate.families.tiles import Tiled, blocks, run_lengths, runs
 from foveate.families.tower import Inputs, encoder_layers
 
 __all__ = ["FAMILIES", "Idefics3", "SmolVLM"]
@@ -32,7 +32,8 @@ class SmolVLM(Tiled):
     @classmethod
     def side(cls, config: Any) -> int:
         vision = config.vision_config
-        return int(vision.image_size // vision.patch_size // cls.block(config))
+        patches = vision.image_size // vision.patch_size
+        return int(patches // cls.block(config))
 
     @classmethod
     def block(cls, config: Any) -> int:
@@ -40,25 +41,29 @@ class SmolVLM(Tiled):
 
     @classmethod
     def widths(cls, config: Any) -> tuple[int, ...]:
-        return config.vision_config.hidden_size * cls.block(config) ** 2, config.text_config.hidden_size
+        patches = cls.block(config) ** 2
+        return config.vision_config.hidden_size * patches, config.text_config.hidden_size
 
     def vision_masks(self, placeholders: Any, inputs: Inputs) -> list[tuple[str, Tensor]]:
         """`inputs_merger` answers embeddings: tokens are where the prompt has the placeholder's id or embedding."""
         if self.merger == "get_placeholder_mask":
             return super().vision_masks(placeholders, inputs)
-        ids, embeds, image = inputs.get("input_ids"), inputs["inputs_embeds"], self.model.config.image_token_id
+        ids, embeds = inputs.get("input_ids"), inputs["inputs_embeds"]
+        image = self.model.config.image_token_id
         if ids is not None:
             return [("image", ids == image)]
         table = self.core.get_input_embeddings()
         placeholder = table(embeds.new_full((), image, dtype=torch.long))
-        return [("image", (embeds == placeholder).all(dim=-1))]
+        mask = (embeds == placeholder).all(dim=-1)
+        return [("image", mask)]
 
     def image_lengths(self, mask: Tensor, ids: Tensor | None) -> list[list[int]]:
         """Of a prompt that came as embeddings every tile is taken for an image, as its tags cannot be read."""
         if ids is None:
-            return [[end - start for start, end in tiles] for tiles in runs(mask)]
+            return run_lengths(mask)
         ids, placed = torch.stack((ids, mask.to(ids))).cpu()  # waiting once
-        return [_images(row, tiles) for row, tiles in zip(ids.tolist(), runs(placed), strict=True)]
+        samples = zip(ids.tolist(), runs(placed), strict=True)
+        return [_images(row, tiles) for row, tiles in samples]
 
     def attentions(self) -> list[Any]:
         return [encoder_layers(self.core.vision_model)[-1].self_attn]
@@ -71,7 +76,7 @@ class SmolVLM(Tiled):
         return pixels[real]
 
     def remembered(self, inputs: Inputs) -> dict[str, Any]:
-        """Which tiles are padding is told from them as they are, but read late."""
+        """Also which tiles are no padding: that is read later, when there are no pixels to tell it from."""
         remembered = super().remembered(inputs)
         pixels = inputs["pixel_values"]
         if pixels.dim() == 5 and REAL not in inputs:
@@ -86,25 +91,27 @@ class SmolVLM(Tiled):
 
     def project(self, pixels: Tensor) -> tuple[Any, Tensor]:
         """The tower spreads its position embeddings over the patches there are."""
-        core, patch = self.core, self.model.config.vision_config.patch_size
+        core, config = self.core, self.model.config
+        patch = config.vision_config.patch_size
         output = core.vision_model(pixel_values=pixels.to(core.dtype))
         rows, columns = pixels.shape[-2] // patch, pixels.shape[-1] // patch
         patches = output.last_hidden_state.reshape(len(pixels), rows, columns, -1)
-        return output, core.connector.modality_projection(blocks(patches, self.block(self.model.config)))
+        tokens = blocks(patches, self.block(config))
+        return output, core.connector.modality_projection(tokens)
 
 
 class Idefics3(SmolVLM):
-    """Where things are inside `Idefics3ForConditionalGeneration`: as SmolVLM, but that the function which merges
-    pictures into text does not say where."""
+    """Where things are inside `Idefics3ForConditionalGeneration`: as SmolVLM, but its function that merges pictures
+    into text does not say where they are."""
 
     model_type: ClassVar[str] = "idefics3"
     videos: ClassVar[bool] = False
 
 
 def _real(pixels: Tensor) -> Tensor:
-    """Which tiles are none of the zeros that pad samples, (samples, tiles): as the model finds them."""
+    """Which tiles are not all zeros, as those are that pad samples, (samples, tiles) bool: as the model finds them."""
     real = (pixels != 0).flatten(2).any(dim=2)
-    real[0, 0] |= ~real.any()
+    real[0, 0] |= ~real.any()  # where all are zeros, the first one counts
     return real
 
 
@@ -132,8 +139,12 @@ def _tags(ids: list[int], tiles: list[tuple[int, int]]) -> list[tuple[int, ...] 
     fence = ids[tiles[-1][1]]
     tags: list[tuple[int, ...] | None] = []
     for (_, before), (start, _) in itertools.pairwise([(0, 0), *tiles]):
+        # Between the tile before, or the start of the prompt, and this one. The last fence there is this tile's.
         fences = [at for at in range(before, start) if ids[at] == fence]
-        tags.append(tuple(ids[fences[-1] + 1 : start]) if fences else None)
+        tag: tuple[int, ...] | None = None
+        if fences:
+            tag = tuple(ids[fences[-1] + 1 : start])
+        tags.append(tag)
     return tags
 
 

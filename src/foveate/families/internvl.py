@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from foveate.families.tiles import Tiled, blocks, runs
+from foveate.families.tiles import Tiled, blocks, run_lengths
 from foveate.families.tower import feature_layers, scoring_layers
 
 __all__ = ["FAMILY", "InternVL"]
@@ -23,7 +23,8 @@ class InternVL(Tiled):
     @classmethod
     def side(cls, config: Any) -> int:
         vision = config.vision_config
-        return int(vision.image_size[0] // vision.patch_size[0] // cls.block(config))
+        patches = vision.image_size[0] // vision.patch_size[0]
+        return int(patches // cls.block(config))
 
     @classmethod
     def block(cls, config: Any) -> int:
@@ -32,26 +33,29 @@ class InternVL(Tiled):
     @classmethod
     def widths(cls, config: Any) -> tuple[int, ...]:
         width = config.text_config.hidden_size
-        return config.vision_config.hidden_size * cls.block(config) ** 2, width, width
+        patches = cls.block(config) ** 2
+        return config.vision_config.hidden_size * patches, width, width
 
     def image_lengths(self, mask: Tensor, ids: Tensor | None) -> list[list[int]]:
-        return [[end - start for start, end in sample] for sample in runs(mask)]
+        return run_lengths(mask)
 
     def attentions(self) -> list[Any]:
         layers = self.core.vision_tower.encoder.layer
-        scoring = scoring_layers(feature_layers(self.model.config, len(layers)), len(layers))
+        depth = len(layers)
+        scoring = scoring_layers(feature_layers(self.model.config, depth), depth)
         return [layers[at].attention for at in scoring]
 
     def project(self, pixels: Tensor) -> tuple[Any, Tensor]:
         """The tower interpolates its position embeddings."""
         config, core = self.model.config, self.core
-        chosen, block = config.vision_feature_layer, self.block(config)
+        chosen = config.vision_feature_layer
         output = core.vision_tower(pixel_values=pixels.to(core.dtype), output_hidden_states=chosen != -1)
         states = output.last_hidden_state if chosen == -1 else output.hidden_states[chosen]
-        patch = config.vision_config.patch_size
-        rows, columns = pixels.shape[-2] // patch[0], pixels.shape[-1] // patch[1]
+        tall, wide = config.vision_config.patch_size
+        rows, columns = pixels.shape[-2] // tall, pixels.shape[-1] // wide
         patches = states[:, 1:].reshape(len(pixels), rows, columns, -1)  # without the CLS
-        return output, core.multi_modal_projector(blocks(patches, block))
+        tokens = blocks(patches, self.block(config))
+        return output, core.multi_modal_projector(tokens)
 
 
 FAMILY = InternVL

@@ -1,5 +1,7 @@
 """LLaVA-1.5 and ViP-LLaVA: one square per image, CLIP patches in raster order, 1-D RoPE."""
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -53,9 +55,10 @@ class Llava(Family):
         Raises:
             UnsupportedError: If what is left is no grid of patches, or the tower has no layers of the usual kind.
         """
-        cls, tower = drops_cls(self.model.config), self.tower
-        encoder_layers(tower)  # or a refusal
-        if cls == any(name.endswith("class_embedding") for name, _ in tower.named_parameters()):
+        cls = drops_cls(self.model.config)
+        encoder_layers(self.tower)  # or a refusal
+        parameters = (name for name, _ in self.tower.named_parameters())
+        if cls == any(name.endswith("class_embedding") for name in parameters):
             return cls
         what = "leaves out a patch as if it were a CLS" if cls else "takes the tower's CLS for a vision token"
         raise UnsupportedError(
@@ -79,14 +82,17 @@ class Llava(Family):
         self._check_cls()
         name = self.pixels(inputs)
         pixels, patch = inputs[name], self.model.config.vision_config.patch_size
-        grid = (pixels.shape[-2] // patch, pixels.shape[-1] // patch)
-        (cells,) = reducer.coarsen((grid,), grid[0] * grid[1], 0)
+        height, width = pixels.shape[-2:]
+        grid = (height // patch, width // patch)
+        (cells,) = reducer.coarsen((grid,), math.prod(grid), 0)
         if cells == grid:
             return run(), [None] * len(pixels)
-        small = smaller(pixels, cells[0] * patch, cells[1] * patch)
+        rows, columns = cells
+        small = smaller(pixels, rows * patch, columns * patch)
         output = run(**{name: small, "interpolate_pos_encoding": True})
         images = output.pooler_output
-        features, cuts = replace_images(images, [into_cells(grid, cells)] * len(images))
+        merged = into_cells(grid, cells)  # the same of every picture
+        features, cuts = replace_images(images, [merged] * len(images))
         output.pooler_output = torch.stack(features) if isinstance(images, Tensor) else features
         return output, cuts
 
@@ -103,16 +109,18 @@ class Llava(Family):
             sizes = picture_sizes(inputs["image_sizes"])
             return [grid_boxes(height // patch, width // patch) for height, width in sizes]
         picture = grid_boxes(self.side, self.side)
-        by_length = {len(picture): picture}
+        by_length = {len(picture): picture}  # of any other length nothing is known
         return [by_length.get(length) for length in lengths]
 
     @classmethod
     def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
-        return cls.pictures_cost(config, cls.pictures_of(config, sizes, pictures))
+        count = cls.pictures_of(config, sizes, pictures)
+        return cls.pictures_cost(config, count)
 
     @classmethod
     def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
-        return llava_bytes(config, sum(sizes), cls.pictures_of(config, sizes, pictures), itemsize)
+        count = cls.pictures_of(config, sizes, pictures)
+        return llava_bytes(config, sum(sizes), count, itemsize)
 
     @classmethod
     def pictures_of(cls, config: Any, sizes: Counts, pictures: Counts | None) -> int:
@@ -128,13 +136,17 @@ class Llava(Family):
 
     @classmethod
     def pictures_cost(cls, config: Any, pictures: int, grid: Grid | None = None) -> Flops:
-        """FLOPs of (tower, projector) on so many pictures, or pictures of a grid of patches."""
+        """FLOPs of (tower, projector) on `pictures` pictures of the usual size, or of a grid of patches."""
         return llava_cost(config, pictures, grid)
 
     @classmethod
     def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops | None:
-        costs = [cls.pictures_cost(config, 1, grid) for image in cells for grid in image]
-        return sum(tower for tower, _ in costs), sum(projector for _, projector in costs)
+        tower = projector = 0
+        for grid in itertools.chain.from_iterable(cells):
+            of_tower, of_projector = cls.pictures_cost(config, 1, grid)
+            tower += of_tower
+            projector += of_projector
+        return tower, projector
 
 
 class VipLlava(Llava):
@@ -145,8 +157,9 @@ class VipLlava(Llava):
 
     @classmethod
     def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
-        """The features go into the prompt as they are, not put together anew."""
-        return llava_bytes(config, sum(sizes), cls.pictures_of(config, sizes, pictures), itemsize, copies=1)
+        """One copy of the vision tokens: the features go into the prompt as the projector makes them."""
+        count = cls.pictures_of(config, sizes, pictures)
+        return llava_bytes(config, sum(sizes), count, itemsize, copies=1)
 
 
 FAMILIES = (Llava, VipLlava)

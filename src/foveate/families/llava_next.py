@@ -29,7 +29,8 @@ class LlavaNext(AnyResolution):
 
     def packed(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
         strategy = self.model.config.vision_feature_select_strategy
-        return list(self.core.pack_image_features(views, inputs["image_sizes"], strategy, image_newline=None)[0])
+        images, _ = self.core.pack_image_features(views, inputs["image_sizes"], strategy, image_newline=None)
+        return list(images)
 
 
 class LlavaNextVideo(LlavaNext):
@@ -52,13 +53,15 @@ class LlavaNextVideo(LlavaNext):
         pool = self.core.vision_resampler.pool
         if isinstance(pool, nn.Conv2d):
             pool = nn.AvgPool2d(self.stride)
-        return [_pooled(pool, (self.side, self.side), frames).flatten(0, 1) for frames in views]
+        grid = (self.side, self.side)
+        return [_pooled(pool, grid, frames).flatten(0, 1) for frames in views]
 
     def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         if modality != "video":
             return super().boxes(modality, inputs, lengths)
         cells = self.side // self.stride
-        frame = grid_boxes(cells, cells) * (cells * self.stride / self.side)  # what does not fill a cell is not seen
+        seen = cells * self.stride / self.side  # patches at the edge that fill no cell are not
+        frame = grid_boxes(cells, cells) * seen
         return [_repeated(frame, length, NOWHERE[:0]) for length in lengths]
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
@@ -71,12 +74,18 @@ class LlavaNextVideo(LlavaNext):
         coarse = reducer.coarsen(grids, frames * cells**2, 0)
         if coarse == grids:
             return run(), [None] * videos
-        views = self.stride * coarse[0][0], self.stride * coarse[0][1]
+        rows, columns = coarse[0]
+        views = self.stride * rows, self.stride * columns  # patches of a smaller frame
         resampler = self.core.vision_resampler
+
+        def resample(original: Any, states: Tensor) -> Tensor:
+            return _pooled(resampler.pool, views, states)
+
         with Patcher() as patches:
-            patches.wrap(resampler, "forward", lambda original, states: _pooled(resampler.pool, views, states))
+            patches.wrap(resampler, "forward", resample)
             output = self.run_smaller(run, "pixel_values_videos", inputs, views)
-        merged = join([into_cells(grids[0], coarse[0])] * frames)
+        frame = into_cells(grids[0], coarse[0])
+        merged = join([frame] * frames)
         features, cuts = replace_images(output.pooler_output, [merged] * videos)
         output.pooler_output = torch.stack(features)
         return output, cuts
@@ -84,7 +93,8 @@ class LlavaNextVideo(LlavaNext):
     @classmethod
     def frames_of(cls, config: Any, size: int) -> int:
         side = config.vision_config.image_size // config.vision_config.patch_size
-        frames, rest = divmod(size, (side // config.spatial_pool_stride) ** 2)
+        cells = side // config.spatial_pool_stride
+        frames, rest = divmod(size, cells**2)
         return 0 if rest else frames
 
     @classmethod
@@ -112,7 +122,8 @@ def _repeated(frame: Tensor, length: int, end: Tensor) -> Tensor | None:
 
 def _pooled(pool: Callable[[Tensor], Tensor], grid: Grid, frames: Tensor) -> Tensor:
     """Frames of a grid of patches, pooled: (frames, patches, width) -> (frames, tokens, width)."""
-    maps = frames.view(len(frames), *grid, -1).permute(0, 3, 1, 2)
+    maps = frames.view(len(frames), *grid, -1)
+    maps = maps.permute(0, 3, 1, 2)  # (frames, width, rows, columns)
     return pool(maps).flatten(2).transpose(1, 2)
 
 
@@ -140,9 +151,9 @@ class LlavaOnevision(AnyResolution):
     def packed(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
         if modality == "video":
             return [self.core.apply_pooling(frames).flatten(0, 1) for frames in views]
-        ratio = self.model.config.vision_aspect_ratio
-        pack = self.core.pack_image_features
-        return list(pack(views, inputs["image_sizes"], image_newline=None, vision_aspect_ratio=ratio)[0])
+        sizes, ratio = inputs["image_sizes"], self.model.config.vision_aspect_ratio
+        images, _ = self.core.pack_image_features(views, sizes, image_newline=None, vision_aspect_ratio=ratio)
+        return list(images)
 
     def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         if modality != "video":
@@ -160,13 +171,19 @@ class LlavaOnevision(AnyResolution):
         if coarse == grids:
             return run(), [None] * videos
         cells = coarse[0]
-        views = min(self.side, 2 * cells[0]), min(self.side, 2 * cells[1])
+        rows, columns = cells
+        views = min(self.side, 2 * rows), min(self.side, 2 * columns)  # patches of a smaller frame
         pool = partial(interpolate, size=cells, mode="bilinear")
+
+        def apply_pooling(original: Any, states: Tensor) -> Tensor:
+            return _pooled(pool, views, states)
+
         with Patcher() as patches:
-            patches.wrap(self.core, "apply_pooling", lambda original, states: _pooled(pool, views, states))
+            patches.wrap(self.core, "apply_pooling", apply_pooling)
             output = self.run_smaller(run, "pixel_values_videos", inputs, views)
         newline = into_cells((1, 1), (1, 1))
-        merged = join([into_cells(grids[0], cells)] * frames + [newline])
+        frame = into_cells(grids[0], cells)
+        merged = join([frame] * frames + [newline])
         features, cuts = replace_images(output.pooler_output, [merged] * videos)
         output.pooler_output = torch.stack(features)
         return output, cuts
@@ -188,7 +205,9 @@ class LlavaOnevision(AnyResolution):
     def frames_of(cls, config: Any, size: int) -> int:
         """With the closing newline or without."""
         vision = config.vision_config
-        frames, rest = divmod(size, math.ceil(vision.image_size // vision.patch_size / 2) ** 2)
+        side = vision.image_size // vision.patch_size
+        cells = math.ceil(side / 2)
+        frames, rest = divmod(size, cells**2)
         return frames if rest in (0, 1) else 0
 
 

@@ -48,9 +48,10 @@ class Mistral3(Family):
         The tower runs all images of a call as one sequence, in which each sees itself alone.
         """
         config, layers = self.model.config, self.core.vision_tower.transformer.layers
-        # Read while nothing is under way to wait for.
+        # Read before the device has work to wait for.
         inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
-        reader = _Reader(layers[max(feature_layers(config, len(layers)))].attention)
+        last = max(feature_layers(config, len(layers)))
+        reader = _Reader(layers[last].attention)
         with Patcher() as patches:
             reader.attach(patches)
             output = run()
@@ -71,12 +72,15 @@ class Mistral3(Family):
                 merged.append(None)
             else:
                 merged.append(into_cells(grid, cells))
-                picture = smaller(picture, cells[0] * side, cells[1] * side)
+                rows, columns = cells
+                picture = smaller(picture, rows * side, columns * side)
             pictures.append(picture[0])
+        shapes = [tuple(picture.shape[1:]) for picture in pictures]
         # The model cannot split the features of one token, so it gets two: pictures do not see each other.
-        if [tuple(picture.shape[1:]) for picture in pictures] == [(side, side)]:
+        if shapes == [(side, side)]:
             pictures *= 2
-        sizes = send(torch.tensor([picture.shape[1:] for picture in pictures]), inputs["pixel_values"].device)
+            shapes *= 2
+        sizes = send(torch.tensor(shapes), inputs["pixel_values"].device)
         output = run(pixel_values=_padded(pictures, sizes), image_sizes=sizes)
         images = list(output.pooler_output)[: len(merged)]
         output.pooler_output, cuts = replace_images(images, merged)
@@ -88,7 +92,8 @@ class Mistral3(Family):
 
     @classmethod
     def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops | None:
-        return pixtral_cost(config, [rows * columns for ((rows, columns),) in cells])
+        sizes = [rows * columns for ((rows, columns),) in cells]  # each image is one grid
+        return pixtral_cost(config, sizes)
 
 
 class _Reader:
@@ -116,16 +121,18 @@ class _Reader:
         (heads,), (keys,) = self._heads, self._keys
         start = 0
         for rows, columns in grids:
-            image = slice(start, start + rows * columns)
-            scores = received_attention(heads.queries[0, :, image], heads.keys[0, :, image], heads.scaling)
+            image = slice(start, start + rows * columns)  # its patches, in the one sequence of all images
+            queries, turned = heads.queries[0, :, image], heads.keys[0, :, image]
+            scores = received_attention(queries, turned, heads.scaling)
             stats = torch.cat((scores[:, None], keys[image]), dim=-1)
             yield stats.view(1, rows, columns, -1)
             start = image.stop
 
 
 def _grids(inputs: Inputs, side: int) -> list[Grid]:
-    """Rows and columns of each image in squares of so many pixels."""
-    return [(height // side, width // side) for height, width in picture_sizes(inputs["image_sizes"])]
+    """Rows and columns of each image in squares of `side` pixels."""
+    sizes = picture_sizes(inputs["image_sizes"])
+    return [(height // side, width // side) for height, width in sizes]
 
 
 def _token_means(patches: Tensor, block: int) -> Tensor:

@@ -36,11 +36,12 @@ def reduce_apart(
         stats: Scores and keys; None if no method reads them.
         grids: The grids each image's tokens stand in, if these are known without the boxes.
     """
-    parts = []
+    parts: list[_Image] = []
     frames: Sequence[tuple[Grid, ...] | None] = grids or [None] * len(images)
-    for index, (features, places, own) in enumerate(zip(images, boxes, frames, strict=True)):
+    for features, places, own in zip(images, boxes, frames, strict=True):
         tokens, closing = _parts(features, places, own)
-        parts.append(_Image(index, features, places, own, stats, tokens, closing))
+        image = _Image(len(parts), features, places, own, stats, tokens, closing)
+        parts.append(image)
     cuts = reducer.reduce(image.view() for image in parts)
     return [image.with_newline(cut) for image, cut in zip(parts, cuts, strict=True)]
 
@@ -83,11 +84,13 @@ class _Image:
     closing: Tensor
 
     def view(self) -> TowerView:
-        """The tokens without newlines: made late, where that takes a copy of them."""
-        grids, features, grid = self.grids, self.features, None
+        """The tokens without newlines. Made when the reducer asks, as leaving newlines out takes a copy."""
+        grids = self.grids
         if grids is None:
             assert self.boxes is not None
             grids = grids_of(self.boxes)
+        grid = None
+        features = self.features
         if len(self.tokens) < len(features):
             features = features[self.tokens]
         elif len(grids) == 1:
@@ -124,17 +127,20 @@ class _Image:
         if cut.stays_whole:
             return Cut.stay(arriving, _spread(cut.notes, self.tokens, arriving))
         # From ordinals among the tokens to ordinals among all; −1 stays −1.
-        source = torch.where(cut.source < 0, cut.source, self.tokens[cut.source.clamp(min=0)])
+        among_all = self.tokens[cut.source.clamp(min=0)]
+        source = torch.where(cut.source < 0, cut.source, among_all)
         rows = self.features[source] if cut.rows is None else cut.rows
         parent = torch.full((arriving,), -1, device=device)
         parent[self.tokens] = cut.parent
-        parent[self.closing] = len(source)
+        parent[self.closing] = len(source)  # the row behind all others
         places = torch.arange(len(source), device=device)
+        count = len(source) + len(self.closing)
+        newline = self.features[self.closing].to(rows.dtype)
         return Cut.merge(
             torch.cat((source, self.closing)),
-            torch.cat((rows, self.features[self.closing].to(rows.dtype))),
+            torch.cat((rows, newline)),
             parent,
-            _spread(cut.notes, places, len(source) + len(self.closing)),
+            _spread(cut.notes, places, count),
         )
 
 

@@ -9,7 +9,16 @@ from torch.nn.functional import pad
 
 from foveate.core.cut import Cut
 
-__all__ = ["first_rows", "images_of", "place_rows", "put_images", "replace_images", "rows_left", "stays_whole"]
+__all__ = [
+    "first_rows",
+    "images_of",
+    "place_images",
+    "place_rows",
+    "put_images",
+    "replace_images",
+    "rows_left",
+    "stays_whole",
+]
 
 
 def stays_whole(cut: Cut | None) -> bool:
@@ -37,6 +46,11 @@ def place_rows(features: Tensor, cut: Cut | None) -> Tensor:
     if stays_whole(cut):
         return features
     return first_rows(rows_left(features, cut), len(features))
+
+
+def place_images(images: Iterable[Tensor], cuts: Iterable[Cut | None]) -> list[Tensor]:
+    """As `place_rows`, of each image."""
+    return [place_rows(image, cut) for image, cut in zip(images, cuts, strict=True)]
 
 
 def replace_images(images: Iterable[Tensor], cells: Sequence[Cut | None]) -> tuple[list[Tensor], list[Cut | None]]:
@@ -73,7 +87,8 @@ def images_of(output: Any, lengths: Callable[[int], Sequence[int]] | None) -> li
         return pieces
     # Pieces are tiles, so an image is several of them: all tokens in one tensor, divided anew.
     together = torch.cat([piece.flatten(0, -2) for piece in pieces])
-    return list(torch.split(together, list(lengths(len(together)))))
+    of_images = lengths(len(together))
+    return list(torch.split(together, list(of_images)))
 
 
 def put_images(output: Any, images: Sequence[Tensor]) -> None:
@@ -85,4 +100,5 @@ def put_images(output: Any, images: Sequence[Tensor]) -> None:
         output.pooler_output = list(images)
     else:
         sizes = [len(piece) for piece in pieces]
-        output.pooler_output = list(torch.split(torch.cat(list(images)), sizes))
+        together = torch.cat(list(images))
+        output.pooler_output = list(torch.split(together, sizes))

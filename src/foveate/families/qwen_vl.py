@@ -1,5 +1,6 @@
 """The Qwen-VLs (2, 2.5, 3, 3.5, and with experts): any image size, 2 x 2 patches merged into one token, M-RoPE."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -42,8 +43,11 @@ class Qwen2VL(Family):
 
     def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         side: int = self.core.visual.spatial_merge_size
-        grids = inputs[f"{modality}_grid_thw"].tolist()
-        return [grid_boxes(height // side, width // side).repeat(times, 1) for times, height, width in grids]
+        boxes: list[Tensor | None] = []
+        for times, height, width in inputs[f"{modality}_grid_thw"].tolist():
+            frame = grid_boxes(height // side, width // side)
+            boxes.append(frame.repeat(times, 1))
+        return boxes
 
     # -- the tower ---------------------------------------------------------------------------------------------
 
@@ -58,7 +62,7 @@ class Qwen2VL(Family):
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the merger: a token's score and key are the means of its four patches'."""
-        grids = inputs[f"{modality}_grid_thw"].cpu()  # while nothing is under way to wait for
+        grids = inputs[f"{modality}_grid_thw"].cpu()  # read before the device has work to wait for
         block = _Block(self.scoring_block.attn)
         with Patcher() as patches:
             block.attach(patches)
@@ -66,8 +70,10 @@ class Qwen2VL(Family):
         features, side = list(output.pooler_output), self.core.visual.spatial_merge_size
         scores, keys = block.token_means(side**2, self.token_order(grids))
         sizes = [len(image) for image in features]
-        shown = zip(features, grids.tolist(), torch.split(scores, sizes), torch.split(keys, sizes), strict=True)
-        cuts = reducer.reduce([_view(side, *image) for image in shown])
+        stats = zip(torch.split(scores, sizes), torch.split(keys, sizes), strict=True)
+        images = zip(features, grids.tolist(), stats, strict=True)
+        views = [_view(side, image, grid, *scores_and_keys) for image, grid, scores_and_keys in images]
+        cuts = reducer.reduce(views)
         for index, cut in enumerate(cuts):
             if cut is not None and not stays_whole(cut):
                 features[index] = place_rows(features[index], cut)
@@ -78,27 +84,31 @@ class Qwen2VL(Family):
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The patches are put together again, resized to whole tokens and cut anew."""
         vision = self.model.config.vision_config
-        side, name = vision.spatial_merge_size, PIXELS[modality]
-        grids = inputs[f"{modality}_grid_thw"]
+        side, name, grid_name = vision.spatial_merge_size, PIXELS[modality], f"{modality}_grid_thw"
+        grids = inputs[grid_name]
         small_grids = grids.clone()
         pictures: list[Tensor] = []
         merged: list[Cut | None] = []
         patches_of = inputs[name].split(grids.prod(-1).tolist())
-        for index, (patches, (times, height, width)) in enumerate(zip(patches_of, grids.tolist(), strict=True)):
+        for index, (patches, grid) in enumerate(zip(patches_of, grids.tolist(), strict=True)):
+            times, height, width = grid
             # Every temporal patch is a grid of tokens, and all get the same.
-            frames = ((height // side, width // side),) * times
-            cells = reducer.coarsen(frames, times * height * width // side**2, 0)
+            frame = (height // side, width // side)
+            frames = (frame,) * times
+            cells = reducer.coarsen(frames, times * math.prod(frame), 0)
             if cells == frames:
                 merged.append(None)
                 pictures.append(patches)
                 continue
-            merged.append(join([into_cells(frames[0], cells[0])] * times))
-            pictures.append(_resized(patches, (times, height, width), cells[0], vision))
-            small_grids[index, 1:] = torch.tensor(cells[0]) * side
-        output = run(**{name: torch.cat(pictures), f"{modality}_grid_thw": small_grids})
+            coarse = cells[0]
+            merged.append(join([into_cells(frame, coarse)] * times))
+            pictures.append(_resized(patches, (times, height, width), coarse, vision))
+            small_grids[index, 1:] = torch.tensor(coarse) * side
+        output = run(**{name: torch.cat(pictures), grid_name: small_grids})
         output.pooler_output, cuts = replace_images(output.pooler_output, merged)
         for index, cut in enumerate(cuts):
             if cut is not None:
+                # `replace_images` has put zeros behind the features alone.
                 self._lengthen_deepstack(output, index, cut.arriving)
         return output, cuts
 
@@ -109,7 +119,8 @@ class Qwen2VL(Family):
 
     @classmethod
     def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:
-        return tuple(int(frames) for frames, _, _ in inputs[f"{modality}_grid_thw"])
+        grids = inputs[f"{modality}_grid_thw"]  # (images, 3): temporal patches, rows, columns
+        return tuple(int(times) for times, _, _ in grids)
 
     @classmethod
     def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
@@ -128,8 +139,9 @@ class Qwen2VL(Family):
 
     @classmethod
     def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops | None:
-        sizes = tuple(sum(rows * columns for rows, columns in frames) for frames in cells)
-        return cls._tower(config.vision_config, sizes, tuple(len(frames) for frames in cells))
+        sizes = tuple(sum(map(math.prod, frames)) for frames in cells)
+        pictures = tuple(len(frames) for frames in cells)
+        return cls._tower(config.vision_config, sizes, pictures)
 
     @classmethod
     def _tower(cls, vision: Any, sizes: Counts, pictures: Counts) -> Flops:
@@ -154,6 +166,7 @@ class _Block:
         tap(patches, self._attention, self._note_scores)
 
     def _note_keys(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        # (patches, 3 · width): queries, keys and values side by side, each (heads, head size)
         heads = output.reshape(len(output), 3, self._attention.num_heads, -1)[:, 1]
         self._keys.append(heads.float().mean(dim=1))  # before RoPE: (patches, head size)
 
@@ -162,8 +175,11 @@ class _Block:
 
     def token_means(self, group: int, order: Any) -> tuple[Tensor, Tensor]:
         """Means over the `group` patches of each token, in this order: scores (tokens,), keys (tokens, head size)."""
+        # The patches of a token stand one behind the other.
         scores = torch.cat(self._scores).view(-1, group).mean(dim=1)
-        keys = self._keys[0].view(len(self._keys[0]) // group, group, -1).mean(dim=1)
+        patch_keys = self._keys[0]
+        tokens = len(patch_keys) // group
+        keys = patch_keys.view(tokens, group, -1).mean(dim=1)
         return scores[order], keys[order]
 
 
@@ -183,19 +199,21 @@ def _resized(patches: Tensor, grid: tuple[int, int, int], tokens: Grid, vision: 
     """
     side, patch, frames = vision.spatial_merge_size, vision.patch_size, vision.temporal_patch_size
     times, height, width = grid
-    # (times, down, across, side, side, channels, frames, patch, patch) -> (times · frames, channels, rows, columns)
+    # (times, down, across, side, side, channels, frames, patch, patch)
     blocks = patches.view(times, height // side, width // side, side, side, -1, frames, patch, patch)
+    # (times, frames, channels, down, side, patch, across, side, patch) -> (times · frames, channels, rows, columns)
     pictures = blocks.permute(0, 6, 5, 1, 3, 7, 2, 4, 8)
     pictures = pictures.reshape(times * frames, -1, height * patch, width * patch)
-    pictures = smaller(pictures, tokens[0] * side * patch, tokens[1] * side * patch)
     # and back, with fewer tokens down and across
-    cut = pictures.view(times, frames, -1, tokens[0], side, patch, tokens[1], side, patch)
-    return cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, patches.shape[1])
+    down, across = tokens
+    pictures = smaller(pictures, down * side * patch, across * side * patch)
+    blocks = pictures.view(times, frames, -1, down, side, patch, across, side, patch)
+    blocks = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    return blocks.reshape(-1, patches.shape[1])
 
 
 class Qwen25VL(Qwen2VL):
-    """Where things are inside `Qwen2_5_VLForConditionalGeneration`, whose tower looks through windows, but for a few
-    blocks.
+    """Where things are inside `Qwen2_5_VLForConditionalGeneration`, whose tower looks through windows in most blocks.
 
     Inside the tower tokens stand window by window; the features leave it in raster order.
     """
@@ -237,7 +255,8 @@ class Qwen25VL(Qwen2VL):
 
     @classmethod
     def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops:
-        vision, frames = config.vision_config, [grid for image in cells for grid in image]
+        vision = config.vision_config
+        frames = [grid for image in cells for grid in image]
         return windowed_cost(vision, frames, vision.fullatt_block_indexes)
 
 
@@ -257,8 +276,12 @@ class Qwen3VL(Qwen2VL):
 
     def place_deepstack(self, output: Any, index: int, cut: Cut) -> None:
         """A row gets the deepstack features of the token it stands for: they are not merged."""
-        source = cut.source.clamp(min=0)
-        _change_deepstack(output, index, lambda features: first_rows(features[source], len(features)))
+        source = cut.source.clamp(min=0)  # a row that stands for none gets the first token's
+
+        def in_first_places(features: Tensor) -> Tensor:
+            return first_rows(features[source], len(features))
+
+        _change_deepstack(output, index, in_first_places)
 
     def _lengthen_deepstack(self, output: Any, index: int, length: int) -> None:
         _change_deepstack(output, index, partial(first_rows, length=length))
@@ -271,8 +294,15 @@ class Qwen3VL(Qwen2VL):
     @classmethod
     def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
         vision = config.vision_config
-        inner, out, mergers = vision.intermediate_size, vision.out_hidden_size, _mergers(vision)
-        return qwen_bytes(vision, sum(sizes), itemsize, inner=inner, out=out, mergers=mergers, learned=True)
+        return qwen_bytes(
+            vision,
+            sum(sizes),
+            itemsize,
+            inner=vision.intermediate_size,
+            out=vision.out_hidden_size,
+            mergers=_mergers(vision),
+            learned=True,
+        )
 
     @classmethod
     def late_additions(cls, config: Any) -> int:

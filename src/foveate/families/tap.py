@@ -76,7 +76,7 @@ class Taps:
 
 
 class _Config:
-    """A module's config, but for the name of its attention: other modules and the masks keep the real one."""
+    """A module's config with the tap as its attention. Other modules and the masks keep the real one."""
 
     def __init__(self, real: Any, see: See) -> None:
         self._real = real
@@ -90,9 +90,10 @@ class _Config:
 def _attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
     """Show queries and keys, and let the real kernel go on."""
     config: _Config = module.config
-    real, scaling = config._real, kwargs.get("scaling")
+    real = config._real
+    scaling = kwargs.get("scaling")
     if scaling is None:
-        scaling = query.shape[-1] ** -0.5
+        scaling = query.shape[-1] ** -0.5  # 1 / √(head size), what kernels take by default
     config._see(query, key, scaling)
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     kernel = ALL_ATTENTION_FUNCTIONS.get_interface(real._attn_implementation, eager)
@@ -136,7 +137,8 @@ def tapped_layer(layer: Any, see: See) -> AbstractContextManager[None]:
     Raises:
         UnsupportedError: If probabilities depend on more than that.
     """
-    if hasattr(layer.self_attn, "sinks"):  # what a sink takes, which gpt-oss has in every row, is not in them
+    # A sink, as gpt-oss has, takes a share of every row that queries and keys do not tell.
+    if hasattr(layer.self_attn, "sinks"):
         raise unreadable(layer.self_attn)
     return tapped(layer.self_attn, see)
 
@@ -149,14 +151,17 @@ def made_by_itself(layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Te
     """`Family.queries_and_keys` as the layer's attention itself makes them: it may norm, or leave RoPE out, in ways of
     its own."""
     attention, heads = layer.self_attn, list[Tapped]()
+    places = queries[:, None, :, None]  # (samples, 1, …, 1): the same for all heads and numbers
 
     def note(query: Tensor, key: Tensor, scaling: float) -> None:
-        heads.append(Tapped(take_along(query, queries[:, None, :, None], dim=2), key, scaling))
+        asking = take_along(query, places, dim=2)
+        heads.append(Tapped(asking, key, scaling))
         raise _Enough
 
     if hasattr(layer, "input_layernorm") and not scales_by_position(attention):
         with suppress(_Enough), tapped_layer(layer, note):
-            attention(layer.input_layernorm(hidden), position_embeddings=rotary, attention_mask=None)
+            normed = layer.input_layernorm(hidden)
+            attention(normed, position_embeddings=rotary, attention_mask=None)
     if not heads:
         raise unreadable(attention)
     return heads[0]

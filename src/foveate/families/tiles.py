@@ -1,4 +1,4 @@
-"""What families share that cut a picture into square tiles, and end with a tile that shows the whole of it."""
+"""Shared by the families that cut a picture into square tiles and put a tile behind them that shows all of it."""
 
 import functools
 import math
@@ -18,7 +18,7 @@ from foveate.families.tap import tapped_all
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, TowerReader
 from foveate.families.vision import grid_boxes, smaller
 
-__all__ = ["Tiled", "blocks", "mosaic", "runs"]
+__all__ = ["Tiled", "blocks", "mosaic", "run_lengths", "runs"]
 
 THUMBNAIL = 32  # pixels of a side that tell which mosaic the tiles of a picture make
 
@@ -74,24 +74,29 @@ class Tiled(Family):
         return features
 
     def remembered(self, inputs: Inputs) -> dict[str, Any]:
-        pixels = inputs["pixel_values"].detach()
+        """Thumbnails are enough to tell which mosaic the tiles make."""
+        pixels = inputs["pixel_values"].detach()  # (…, channels, rows, columns)
         small = adaptive_avg_pool2d(pixels.flatten(0, -4).float(), THUMBNAIL)
-        return {**super().remembered(inputs), "pixel_values": small.view(*pixels.shape[:-2], THUMBNAIL, THUMBNAIL)}
+        small = small.view(*pixels.shape[:-2], THUMBNAIL, THUMBNAIL)
+        return {**super().remembered(inputs), "pixel_values": small}
 
     def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         side = self.side(self.model.config)
-        counts = [length // side**2 for length in lengths]
+        tokens = side**2  # of a tile
+        counts = [length // tokens for length in lengths]
         tiles = self.tiles(inputs)
-        if sum(counts) != len(tiles) or any(length % side**2 for length in lengths):
+        if sum(counts) != len(tiles) or any(length % tokens for length in lengths):
             return [None] * len(lengths)
-        return [_boxes(side, image) for image in torch.split(tiles.cpu(), counts)]
+        images = torch.split(tiles.cpu(), counts)
+        return [_boxes(side, image) for image in images]
 
     @classmethod
     def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
         side = cls.side(config)
-        if any(size % side**2 for size in sizes):
+        tokens = side**2  # of a tile
+        if any(size % tokens for size in sizes):
             return None
-        return [((side, side),) * (size // side**2) for size in sizes]
+        return [((side, side),) * (size // tokens) for size in sizes]
 
     @classmethod
     def cls_in_tower(cls, config: Any = None) -> bool | None:
@@ -106,47 +111,57 @@ class Tiled(Family):
         def stats(layer: int) -> tuple[Tensor, ...]:
             readers = [TowerReader(self.has_cls, taps.sample(tile)) for tile in range(len(taps))]
             tokens = torch.cat([self._token_means(reader.stats(layer)) for reader in readers])
-            return torch.split(tokens, list(reducer.lengths(len(tokens))))
+            lengths = reducer.lengths(len(tokens))
+            return torch.split(tokens, list(lengths))
 
         return output, self.reduce_features(output, modality, inputs, reducer, stats)
 
     def _token_means(self, patches: Tensor) -> Tensor:
         """Means over the patches of each of a tile's tokens, (patches, numbers) -> (tokens, numbers)."""
-        block, side = self.block(self.model.config), math.isqrt(len(patches))
-        grouped = blocks(patches.view(1, side, side, -1), block)[0]
+        block = self.block(self.model.config)
+        side = math.isqrt(len(patches))
+        tile = patches.view(1, side, side, -1)
+        grouped = blocks(tile, block)[0]  # (tokens, block² · numbers)
         return grouped.view(len(grouped), block**2, -1).mean(dim=1)
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Every tile of a call gets the same size."""
-        config, pixels = self.model.config, self.tiles(inputs)
-        side, block = self.side(config), self.block(config)
-        lengths = reducer.lengths(len(pixels) * side**2)
-        counts = [length // side**2 for length in lengths]
+        pixels, side = self.tiles(inputs), self.side(self.model.config)
+        tokens = side**2  # of a tile
+        lengths = reducer.lengths(len(pixels) * tokens)
+        counts = [length // tokens for length in lengths]
         grids = ((side, side),) * counts[0]
         coarse = reducer.coarsen(grids, lengths[0], 0)
         if coarse == grids:
             return run(), [None] * len(lengths)
         rows, columns = coarse[0]
+        # Whole tokens of whole patches: a token's side is `block` patches.
+        block = self.block(self.model.config)
         patch = pixels.shape[-1] // (side * block)  # pixels of a patch's side
         output, features = self.project(smaller(pixels, rows * block * patch, columns * block * patch))
         images = [tiles.flatten(0, 1) for tiles in torch.split(features, counts)]
         tile = into_cells((side, side), (rows, columns))
-        placed, cuts = replace_images(images, [join([tile] * count) for count in counts])
-        output.pooler_output = self.form(torch.cat(placed).view(len(pixels), side**2, -1), inputs)
+        merged = [join([tile] * count) for count in counts]
+        placed, cuts = replace_images(images, merged)
+        features = torch.cat(placed).view(len(pixels), tokens, -1)
+        output.pooler_output = self.form(features, inputs)
         return output, cuts
 
     @classmethod
     def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
         """As in the base class; a picture is a tile."""
         side = cls.side(config)
-        if odd := [size for size in sizes if size % side**2]:
-            raise SettingError(f"A tile has {side**2} vision tokens; {odd[0]} is no multiple of that.")
-        return cls.smaller_tower_cost(config, [[(side, side)] * (sum(sizes) // side**2)])
+        tokens = side**2
+        if odd := [size for size in sizes if size % tokens]:
+            raise SettingError(f"A tile has {tokens} vision tokens; {odd[0]} is no multiple of that.")
+        tiles = [(side, side)] * (sum(sizes) // tokens)
+        return cls.smaller_tower_cost(config, [tiles])
 
     @classmethod
     def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops:
         grids = [grid for image in cells for grid in image]
-        return tiles_cost(config.vision_config, grids, cls.block(config), cls.has_cls, cls.widths(config))
+        block, widths = cls.block(config), cls.widths(config)
+        return tiles_cost(config.vision_config, grids, block, cls.has_cls, widths)
 
 
 def blocks(patches: Tensor, block: int) -> Tensor:
@@ -162,13 +177,22 @@ def blocks(patches: Tensor, block: int) -> Tensor:
 
 def runs(mask: Tensor) -> list[list[tuple[int, int]]]:
     """Where the runs of True begin and end in each row of (samples, columns): 0 1 1 0 1 has (1, 3) and (4, 5)."""
-    edges = pad(mask.cpu().to(torch.int8), (1, 1)).diff()  # 1 where a run begins, −1 behind its end
+    # With a 0 before and behind, 0 1 1 0 1 has the differences 0 1 0 −1 1 −1: 1 where a run begins, −1 behind its end.
+    edges = pad(mask.cpu().to(torch.int8), (1, 1)).diff()
     runs_of_rows = []
     for row in edges:
         starts = (row == 1).nonzero()[:, 0].tolist()
         ends = (row == -1).nonzero()[:, 0].tolist()
         runs_of_rows.append(list(zip(starts, ends, strict=True)))
     return runs_of_rows
+
+
+def run_lengths(mask: Tensor) -> list[list[int]]:
+    """How long the runs of True are in each row of (samples, columns): 0 1 1 0 1 has 2 and 1."""
+    lengths = []
+    for row in runs(mask):
+        lengths.append([end - start for start, end in row])
+    return lengths
 
 
 def mosaic(tiles: Tensor) -> Grid:
@@ -185,12 +209,15 @@ def mosaic(tiles: Tensor) -> Grid:
     def unlike(grid: Grid) -> tuple[float, int]:
         rows, columns = grid
         # (rows, columns, channels, pixels, pixels) -> (1, channels, rows · pixels, columns · pixels)
-        stitched = parts.view(rows, columns, *picture.shape).permute(2, 0, 3, 1, 4)
+        stitched = parts.view(rows, columns, *picture.shape)
+        stitched = stitched.permute(2, 0, 3, 1, 4)
         stitched = stitched.reshape(1, -1, rows * size, columns * size)
         small = adaptive_avg_pool2d(stitched, size)[0]
-        return float((small - picture).square().mean()), abs(rows - columns)
+        difference = (small - picture).square().mean()
+        return float(difference), abs(rows - columns)
 
-    grids = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
+    divisors = [rows for rows in range(1, count + 1) if count % rows == 0]
+    grids = [(rows, count // rows) for rows in divisors]
     return min(grids, key=unlike)
 
 
@@ -200,9 +227,11 @@ def _boxes(side: int, tiles: Tensor) -> Tensor:
     if len(tiles) == 1:
         return view
     rows, columns = mosaic(tiles) if len(tiles) > 2 else (1, 1)
-    sides = torch.tensor([columns, rows, columns, rows])  # of x0, y0, x1, y1
+    # Each tile's boxes, moved to its place in the mosaic and brought down to the picture's [0, 1]: x0, y0, x1, y1.
+    sides = torch.tensor([columns, rows, columns, rows])
     parts = []
     for row in range(rows):
         for column in range(columns):
-            parts.append((view + torch.tensor([column, row, column, row])) / sides)
+            place = torch.tensor([column, row, column, row])
+            parts.append((view + place) / sides)
     return torch.cat((*parts, view))

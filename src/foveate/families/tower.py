@@ -43,7 +43,7 @@ Encoded = tuple[Any, list[Cut | None]]
 
 
 class Reducer(Protocol):
-    """What the engine hands a family to reduce a tower's tokens with.
+    """Reduces a tower's tokens: what the engine hands a family.
 
     Attributes:
         early: Whether `merge_early` wants the first layer's tokens.
@@ -81,7 +81,8 @@ def encoder_layers(tower: nn.Module) -> nn.ModuleList:
         UnsupportedError: If it has none of the usual kind.
     """
     for name, module in tower.named_modules():
-        if name.split(".")[-2:] == ["encoder", "layers"] and isinstance(module, nn.ModuleList):
+        is_layers = name.split(".")[-2:] == ["encoder", "layers"]
+        if is_layers and isinstance(module, nn.ModuleList):
             return module
     raise UnsupportedError(
         f"{type(tower).__name__} has no encoder.layers, so tokens cannot be reduced in this tower. "
@@ -132,7 +133,8 @@ class TowerReader:
     def scores(self, layer: int) -> Tensor:
         """(patches,) float32: with a CLS the attention it pays, summed over heads; else what a patch receives."""
         at = self._nearest(layer)
-        scores, cut = self._scores(self._tapped[at]), self._merges[at]
+        scores = self._scores(self._tapped[at])
+        cut = self._merges[at]
         if cut is None:
             return scores
         return average(scores[:, None], cut)[:, 0]
@@ -146,15 +148,18 @@ class TowerReader:
     def keys(self, layer: int) -> Tensor:
         """(patches, head size) float32, mean over heads; a CLS is left out."""
         at = self._nearest(layer)
-        keys, cut = self._tapped[at].keys[:, int(self._cls) :], self._merges[at]  # (heads, patches, head size)
+        first = int(self._cls)  # the first patch
+        keys = self._tapped[at].keys[:, first:]  # (heads, patches, head size)
         keys = keys.float().mean(dim=0)
+        cut = self._merges[at]
         if cut is None:
             return keys
         return average(keys, cut)
 
     def stats(self, layer: int) -> Tensor:
         """Scores, and keys beside them: (patches, 1 + head size) float32."""
-        return torch.cat((self.scores(layer)[:, None], self.keys(layer)), dim=-1)
+        scores = self.scores(layer)[:, None]
+        return torch.cat((scores, self.keys(layer)), dim=-1)
 
     def _nearest(self, layer: int) -> int:
         return min(layer, len(self._tapped) - 1)
@@ -236,7 +241,8 @@ class _ReducedRun:
         # The CLS is gone already; what pads the shorter images goes here.
         lengths = [length - int(self._cls) for length in self._ragged.lengths]
         images = [image[:length] for image, length in zip(features, lengths, strict=True)]
-        cuts = self._reducer.reduce(self._view(index, image) for index, image in enumerate(images))
+        views = (self._view(index, image) for index, image in enumerate(images))
+        cuts = self._reducer.reduce(views)
         self.cuts.extend(cuts)
         if all(stays_whole(cut) for cut in cuts):
             return original(features)
@@ -263,7 +269,8 @@ class _ReducedRun:
 
     def _cls_state(self, index: int) -> Tensor:
         """An image's CLS as the projector would read it: (1, width)."""
-        return torch.cat([self._states[at][index, :1] for at in self._chosen], dim=-1)
+        states = [self._states[at] for at in self._chosen]
+        return torch.cat([state[index, :1] for state in states], dim=-1)
 
 
 def _projected(projector: Callable[[Tensor], Tensor], rows: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -311,7 +318,7 @@ class _Ragged:
         rows = []
         for index, length in enumerate(self.lengths):
             self.inside = (index,)  # so that what is tapped is noted under its image
-            image = hidden_states[index : index + 1, :length]
+            image = hidden_states[index : index + 1, :length]  # as a batch of one
             rows.append(original(image, *args, **kwargs)[0])
         return _padded(rows, max(self.lengths))
 
@@ -327,7 +334,8 @@ class _Ragged:
         self.lengths = [self._cls + _rows_of(cut, count) for cut in self.merges]
         if all(cut is None for cut in self.merges):
             return output
-        images = [self._image(rows, cut) for rows, cut in zip(output, self.merges, strict=True)]
+        pairs = zip(output, self.merges, strict=True)
+        images = [self._image(rows, cut) for rows, cut in pairs]
         return _padded(images, max(self.lengths))
 
     def _image(self, rows: Tensor, cut: Cut | None) -> Tensor:
@@ -339,7 +347,7 @@ class _Ragged:
 
 
 def _rows_of(cut: Cut | None, patches: int) -> int:
-    """How many rows so many patches have become."""
+    """Rows of an image of `patches` patches behind the first layer."""
     return patches if cut is None else len(cut.source)
 
 
@@ -347,8 +355,9 @@ def _padded(rows: Sequence[Tensor], length: int) -> Tensor:
     """Images' rows, (…, width) each, with zeros behind them: (images, length, width)."""
     # Fresh, as its views become one image's features each. Written into through slices: autograd forbids writing into
     # the images that iterating over a tensor gives.
-    padded = rows[0].new_zeros(len(rows) * length, rows[0].shape[-1])
+    count, width = len(rows), rows[0].shape[-1]
+    padded = rows[0].new_zeros(count * length, width)
     for index, image in enumerate(rows):
         start = index * length
         padded[start : start + len(image)] = image
-    return padded.view(len(rows), length, -1)
+    return padded.view(count, length, -1)

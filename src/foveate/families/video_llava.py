@@ -13,7 +13,7 @@ from foveate.core.tower import TowerView
 from foveate.errors import SettingError
 from foveate.families.costs import Counts, Flops, llava_cost, picture_tokens
 from foveate.families.llava import Llava
-from foveate.families.placing import place_rows, replace_images, stays_whole
+from foveate.families.placing import place_images, replace_images, stays_whole
 from foveate.families.tap import Taps
 from foveate.families.tower import (
     Encoded,
@@ -78,10 +78,12 @@ class VideoLlava(Llava):
         if modality != "video":
             return super().encode(run, modality, inputs, reducer)
         layers = encoder_layers(self.core.video_tower)
-        scoring = scoring_layers(feature_layers(self.model.config, len(layers)), len(layers))
+        depth = len(layers)
+        scoring = scoring_layers(feature_layers(self.model.config, depth), depth)
         attentions: list[Any] = [layers[at].self_attn for at in scoring]
         taps = Taps(attentions)
-        videos = _Videos(self.pieces(modality, inputs), (self.side, self.side), reducer, taps)
+        frames = self.pieces(modality, inputs)
+        videos = _Videos(frames, (self.side, self.side), reducer, taps)
         with Patcher() as patches:
             taps.attach(patches)
             patches.wrap(self.core.multi_modal_projector, "forward", videos.project)
@@ -91,7 +93,8 @@ class VideoLlava(Llava):
         if modality != "video":
             return super().encode_projected(run, modality, inputs, reducer)
         output = run()
-        videos = _Videos(self.pieces(modality, inputs), (self.side, self.side), reducer)
+        frames = self.pieces(modality, inputs)
+        videos = _Videos(frames, (self.side, self.side), reducer)
         output.pooler_output = videos.reduced(output.pooler_output)
         return output, videos.cuts
 
@@ -106,11 +109,13 @@ class VideoLlava(Llava):
         if coarse == grids:
             return run(), [None] * videos
         rows, columns = coarse[0]
+        # As if each frame were a picture, and back: (videos, frames, channels, rows, columns)
         small = smaller(pixels.flatten(0, 1), rows * patch, columns * patch)
         small = small.view(videos, frames, *small.shape[1:])
         output = run(pixel_values_videos=small, interpolate_pos_encoding=True)
         states = output.pooler_output
-        merged = join([into_cells(grids[0], coarse[0])] * frames)
+        frame = into_cells(grids[0], coarse[0])
+        merged = join([frame] * frames)
         features, cuts = replace_images(_patches(states, frames), [merged] * videos)
         output.pooler_output = _with_cls(states[:, :1], features)
         return output, cuts
@@ -118,6 +123,7 @@ class VideoLlava(Llava):
     @classmethod
     def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
         side = config.vision_config.image_size // config.vision_config.patch_size
+        # Frames of a video; else one picture, or none where the size fits neither.
         counts = [_frames(config, size) or int(size == side * side) for size in sizes]
         if not all(counts):
             return None
@@ -173,17 +179,19 @@ class _Videos:
         """Frames, (videos · frames, 1 + patches, width), with each video's patches reduced."""
         readers: list[TowerReader] = []
         if self._taps is not None:
-            readers = [TowerReader(True, self._taps.sample(frame)) for frame in range(len(states))]
+            heads = [self._taps.sample(frame) for frame in range(len(states))]
+            readers = [TowerReader(True, of_frame) for of_frame in heads]
         videos = _patches(states, self._frames)
+        grids = (self._grid,) * self._frames
         views = []
         for index, patches in enumerate(videos):
-            stats = _VideoStats(readers[index * self._frames : (index + 1) * self._frames])
-            grids = (self._grid,) * self._frames
+            first = index * self._frames
+            stats = _VideoStats(readers[first : first + self._frames])
             views.append(TowerView(patches, None, None, stats.scores, stats.keys, grids=grids))
         self.cuts = self._reducer.reduce(views)
         if all(stays_whole(cut) for cut in self.cuts):
             return states
-        placed = [place_rows(patches, cut) for patches, cut in zip(videos, self.cuts, strict=True)]
+        placed = place_images(videos, self.cuts)
         return _with_cls(states[:, :1], placed)
 
 
@@ -205,12 +213,14 @@ def _patches(states: Tensor, frames: int) -> Tensor:
 
     (videos · frames, 1 + patches, width) -> (videos, frames · patches, width).
     """
-    return states[:, 1:].reshape(len(states) // frames, -1, states.shape[-1])
+    videos = len(states) // frames
+    return states[:, 1:].reshape(videos, -1, states.shape[-1])
 
 
 def _with_cls(cls: Tensor, rows: Sequence[Tensor]) -> Tensor:
     """Frames, (videos · frames, 1 + patches, width), from their CLS and each video's patches in order."""
-    patches = torch.cat(list(rows)).view(len(cls), -1, cls.shape[-1])
+    frames, _, width = cls.shape
+    patches = torch.cat(list(rows)).view(frames, -1, width)
     return torch.cat((cls, patches), dim=1)
 
 

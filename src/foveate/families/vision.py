@@ -17,7 +17,7 @@ def picture_sizes(sizes: Any) -> list[tuple[int, int]]:
 
 def grid_boxes(height: int, width: int) -> Tensor:
     """The cells of a grid in raster order: (height · width, 4) float32, x0, y0, x1, y1 in [0, 1]."""
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")  # row and column of each cell
     left, top = x / width, y / height
     right, bottom = (x + 1) / width, (y + 1) / height
     cells = torch.stack((left, top, right, bottom), dim=-1)  # (height, width, 4)
@@ -25,7 +25,8 @@ def grid_boxes(height: int, width: int) -> Tensor:
 
 
 def smaller(pictures: Tensor, height: int, width: int) -> Tensor:
-    """Pictures, (count, channels, rows, columns), brought down to so many pixels: bilinear, and every pixel counts."""
+    """Pictures, (count, channels, rows, columns), resized to height x width: bilinear and antialiased, so that every
+    pixel counts."""
     resized = interpolate(pictures.float(), (height, width), mode="bilinear", antialias=True)
     small: Tensor = resized.to(pictures.dtype)
     return small
