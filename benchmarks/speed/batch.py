@@ -1,7 +1,7 @@
 """What a method's own work costs in a large batch: writes benchmarks/speed/batch.json.
 
-    python benchmarks/speed/batch.py                                          # cpu-small at batch 32, minutes
-    python benchmarks/speed/batch.py --layers 32 --rounds 5                   # the same width, as deep as real models
+    python benchmarks/speed/batch.py --rounds 10                              # cpu-small at batch 32, minutes
+    python benchmarks/speed/batch.py --layers 32 --out benchmarks/speed/batch-deep.json  # as deep as real models
 
 A prefill with the method over one with random dropping at the same tokens in every layer, run one right after the
 other in an order drawn anew for each round. The control is random dropping run twice. The median ratio of the rounds is
