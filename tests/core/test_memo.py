@@ -27,3 +27,9 @@ def test_a_memo_with_a_limit_forgets_the_oldest():
     for number in range(3):
         memo.once(lambda number=number: number, number)
     assert [memo.once(lambda: "new", number) for number in (1, 2, 0)] == [1, 2, "new"]
+
+
+def test_other_objects_are_the_same_by_object_though_they_are_equal():
+    memo = Memo()
+    assert memo.once(lambda: 1, "mask", [1]) == 1
+    assert memo.once(lambda: 2, "mask", [1]) == 2
