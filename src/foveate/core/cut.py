@@ -157,7 +157,7 @@ class Cut:
         """This cut, what was put off done."""
         if self._make is None:
             return self
-        merge = self._make(*self._inputs)
+        merge = self.made()
         self._make = None
         self._inputs = ()  # so that they are freed
         self._source = merge._source
@@ -217,6 +217,14 @@ class Cut:
         rows = torch.arange(len(source), device=source.device)
         dropped = torch.full((self.arriving,), -1, device=rows.device)
         return dropped.scatter(0, source, rows)
+
+    def rows_left(self, arrived: Tensor) -> Tensor:
+        """The rows that it leaves of those that arrived, (arriving, width)."""
+        if self.rows is not None:
+            return self.rows
+        if self.stays_whole:
+            return arrived
+        return arrived[self.source]
 
     def with_rows(self, rows: Tensor) -> "Cut":
         """The same with these new rows, (rows, width)."""

@@ -15,7 +15,6 @@ from foveate.core.nested import Tensors
 from foveate.core.signals import Cls, Signal, TowerAttention, TowerKeys
 from foveate.core.tower import TowerView
 from foveate.core.views import Arriving, ImageView
-from foveate.engine.looking import rows_left
 from foveate.engine.program import NotesOf, named
 from foveate.methods.stages import Stage
 
@@ -56,7 +55,7 @@ class ImageTokens:
     @property
     def rows(self) -> Tensor:
         """The rows that are left, (rows, width)."""
-        return rows_left(self.done, rows_left(self.patches, self.view.features))
+        return self.done.rows_left(self.patches.rows_left(self.view.features))
 
     @property
     def untouched(self) -> bool:
@@ -93,7 +92,7 @@ class ImageTokens:
             return None
         if cut.stays_whole:
             return cut
-        return cut.with_rows(rows_left(cut, self.view.features))
+        return cut.with_rows(cut.rows_left(self.view.features))
 
     @property
     def source(self) -> Tensor:

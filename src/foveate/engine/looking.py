@@ -205,7 +205,7 @@ class SampleRows:
         return replace(
             self,
             source=source,
-            read=partial(rows_left, cut, self.hidden),
+            read=partial(cut.rows_left, self.hidden),
             sizes=decision.sizes,
             notes=notes,
             _hidden=None,
@@ -301,7 +301,7 @@ def _joined(cuts: Sequence[Cut], units: Sequence[Unit], rows: SampleRows) -> Cut
     firsts = [0, *itertools.accumulate(len(source) for source in moved)]  # of each unit, its first row in the joined
     parents = [_parent(cut, device) for cut in cuts]
     placed = [torch.where(parent < 0, parent, parent + first) for parent, first in zip(parents, firsts, strict=False)]
-    merged = [rows_left(cut, rows.hidden[unit.rows]) for cut, unit in zip(cuts, units, strict=True)]
+    merged = [cut.rows_left(rows.hidden[unit.rows]) for cut, unit in zip(cuts, units, strict=True)]
     return Cut.merge(torch.cat(moved), torch.cat(merged), torch.cat(placed), notes)
 
 
@@ -335,12 +335,3 @@ def _moved(source: Tensor, cut: Cut, start: int) -> Tensor:
     if cut.rows is None:  # every row stands for a token, so there is no −1
         return source + start
     return torch.where(source < 0, source, source + start)
-
-
-def rows_left(cut: Cut, arrived: Tensor) -> Tensor:
-    """The rows that a cut leaves of those that arrived."""
-    if cut.rows is not None:
-        return cut.rows
-    if cut.stays_whole:
-        return arrived
-    return arrived[cut.source]

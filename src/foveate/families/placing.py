@@ -28,11 +28,9 @@ def stays_whole(cut: Cut | None) -> bool:
 
 def rows_left(features: Tensor, cut: Cut | None) -> Tensor:
     """The rows a cut leaves of an image's tokens, in the dtype of its features."""
-    if cut is None or cut.stays_whole:
+    if cut is None:
         return features
-    if cut.rows is None:
-        return features[cut.source]
-    return cut.rows.to(features.dtype)
+    return cut.rows_left(features).to(features.dtype)
 
 
 def first_rows(rows: Tensor, length: int) -> Tensor:
