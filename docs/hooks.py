@@ -45,7 +45,7 @@ def reference() -> str:
 
 def models() -> str:
     """Where tokens can leave in each family, what is refused, and what cannot be served."""
-    from foveate.cli.models import STAGES, marks
+    from foveate.cli.lists import STAGES, marks
     from foveate.families.unserved import UNSERVED
     from foveate.registry import support
 

@@ -19,8 +19,8 @@ from torch._inductor.exc import CppCompileError, InductorError
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from foveate import embedded
+from foveate.cli.lists import Methods
 from foveate.cli.loading import Loaded
-from foveate.cli.methods import Methods
 from foveate.cli.prompt import prepare
 from foveate.errors import InputError
 from foveate.video import Clip

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from foveate.cli.bench_options import BenchOptions
+from foveate.cli.checks import check_methods, check_shape
 from foveate.cli.outputs import check_targets
 
 __all__ = ["Bench"]
@@ -29,6 +30,8 @@ class Bench(BenchOptions):
         """Predict, time, print, and write what was asked for."""
         self.check()
         check_targets(self.outputs)
+        check_methods(self.method)
+        check_shape(self.model)
         # Only now anything slow is imported: --help and refusals stay quick.
         from foveate.cli.screen import busy
 

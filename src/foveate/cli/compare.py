@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from foveate.cli.checks import check_input, check_methods
 from foveate.cli.options import BudgetOptions, Files, ModelOptions, OutputOptions, VideoOptions
 from foveate.cli.outputs import check_targets
 from foveate.cli.usage import UsageError
@@ -51,6 +52,8 @@ class Compare:
         if self.pairs < 2:
             raise UsageError(f"--pairs {self.pairs}: an interval needs two or more.")
         check_targets(self.outputs)
+        check_methods(self.method, self.budgets)
+        check_input(self.files, self.prompt, self.models)
         # Only now anything slow is imported: --help and refusals stay quick.
         from foveate.cli.screen import busy
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from foveate.cli.checks import check_methods, check_model
 from foveate.cli.eval_options import EvalOptions
 from foveate.cli.outputs import check_targets
 from foveate.cli.usage import UsageError
@@ -32,6 +33,8 @@ class Eval(EvalOptions):
         """Ask, summarise, print, and write what was asked for."""
         self.check()
         check_targets(self.outputs)
+        check_methods(self.method)
+        check_model(self.models)
         # Only now anything slow is imported: --help and refusals stay quick.
         from foveate.cli.screen import busy
 

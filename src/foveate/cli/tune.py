@@ -9,7 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from foveate.cli.options import Flag, Images, ModelOptions, OutputOptions, Settings
+from foveate.cli.checks import check_files, check_methods, check_model
+from foveate.cli.options import BudgetOptions, Flag, Images, ModelOptions, OutputOptions, Settings
 from foveate.cli.outputs import check_targets
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
@@ -64,12 +65,14 @@ class Tune:
         if (self.budget is None) == (self.retention is None):
             raise UsageError("Give one of --budget and --retention.")
         check_targets(OutputOptions(out=self.out, force=self.force))
+        check_methods([self.method], BudgetOptions(settings=self.settings))
+        check_files(path for path, _ in asked)
+        check_model(self.models)
         from foveate.cli.screen import busy
 
         with busy("Starting torch"):
             from foveate.cli.choose import named
             from foveate.cli.loading import load
-            from foveate.cli.options import BudgetOptions
             from foveate.cli.outputs import write_text
             from foveate.cli.pictures import load_picture
             from foveate.cli.prompt import fitting, prepare

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
+from foveate._spelling import parsed, unquoted
 from foveate.errors import SettingError
 from foveate.eval.run import FULL, key_of
 from foveate.eval.store import fingerprint
 from foveate.methods.base import Method
-from foveate.methods.grammar import parsed, read, unquoted
+from foveate.methods.grammar import read
 from foveate.methods.named import Named
 from foveate.methods.schedule import Budget
 

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from foveate._spelling import pair_of
 from foveate.errors import SettingError
 from foveate.methods.base import Method
 from foveate.methods.chain import Chain
 from foveate.methods.schedule import budget_of, decoder_depth
-from foveate.methods.values import listed, pair_of, settings_of, value_of
+from foveate.methods.values import listed, settings_of, value_of
 
 __all__ = ["RETENTION", "Member", "Named", "asked_share"]
 

@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from foveate._spelling import read_json
 from foveate.errors import InputError, SettingError
 from foveate.methods import catalogue
 from foveate.methods.base import Method
-from foveate.methods.grammar import read_json
 from foveate.methods.settings import check
 
 __all__ = ["Record"]
