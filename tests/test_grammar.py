@@ -7,7 +7,7 @@ import torch
 from transformers import LlavaConfig
 
 import foveate as fv
-from foveate import cli
+from foveate import cli, embedded
 from foveate.methods import names
 from foveate.methods.chain import Chain
 from foveate.methods.grammar import read
@@ -98,7 +98,10 @@ WRONG = [
 @pytest.mark.parametrize(("text", "says"), WRONG, ids=[text[:40] for text, _ in WRONG])
 @pytest.mark.parametrize("command", ["generate", "compare", "bench", "eval", "tune"])
 def test_every_command_refuses_in_one_sentence(command, text, says, capsys):
-    asked = {"tune": ["a.png", "--prompt", "x", "--retention", "0.5"], "bench": ["--model", "cpu-small"]}
+    asked = {
+        "tune": [str(embedded.picture()), "--prompt", "x", "--retention", "0.5"],
+        "bench": ["--model", "cpu-small"],
+    }
     code = cli.main([command, *asked.get(command, ()), "--method", text])
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
