@@ -87,8 +87,8 @@ def test_a_picture_and_a_video_go_in_as_they_are_named(ask, clip, picture):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("{clip}", "--frames", 0), 2, "--frames and --fps: frames is 1 or more; got 0"),
-        (("{clip}", "--fps", 0), 2, "--frames and --fps: fps lies above 0; got 0"),
+        (("{clip}", "--frames", 0), 2, "--frames 0: 1 or more"),
+        (("{clip}", "--fps", 0), 2, "--fps 0: a rate lies above 0"),
         (("{many}", "--fps", 10), 2, "are 800 frames; more than 768"),
         (("{picture}", "--frames", 3), 2, "no file named is one: their names end in .mp4, .mkv, .webm or the like"),
         (
@@ -110,7 +110,8 @@ def test_what_cannot_be_done_is_one_line_before_the_model_is_loaded(
     if "{many}" in arguments:
         places["many"] = film(tmp_path / "many.mp4", 800, size=(16, 16))
     files = [str(argument).format(**places) for argument in arguments]
-    found, out, err = run("generate", *files, *QUESTION, "--model", tmp_path / "no-model-here")
+    (tmp_path / "config.json").write_text("{}")  # it cannot be loaded, and only loading tells
+    found, out, err = run("generate", *files, *QUESTION, "--model", tmp_path)
     assert (found, out) == (code, "")
     assert says in " ".join(err.split())
     assert len(err.splitlines()) == 1 or code == 2

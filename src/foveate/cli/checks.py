@@ -21,7 +21,7 @@ from foveate._spelling import (
     settings_in,
     written,
 )
-from foveate.cli.options import EMBEDDED, BudgetOptions, ModelOptions
+from foveate.cli.options import EMBEDDED, BudgetOptions, ModelOptions, VideoOptions
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError, SettingError
 
@@ -43,17 +43,21 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # -- files and models -----------------------------------------------------------------------------------------
 
 
-def check_input(files: Sequence[Path], prompt: str | None, models: ModelOptions) -> None:
+def check_input(files: Sequence[Path], prompt: str | None, models: ModelOptions, videos: VideoOptions) -> None:
     """Refuse a question that cannot be asked: no file, no prompt, files that cannot be read, no such model.
 
     Raises:
-        UsageError: If a file or the prompt is missing, or an answer would have no token.
+        UsageError: If a file or the prompt is missing, or a number of frames or tokens leaves its range.
         InputError: If a file cannot be read, or there is no such model.
     """
     if not files and models.model != EMBEDDED:
         raise UsageError("Which picture? Name image or video files; only the embedded model brings one of its own.")
     if files and prompt is None:
         raise UsageError('What is the question? Give it with --prompt "…".')
+    if videos.frames is not None and videos.frames < 1:
+        raise UsageError(f"--frames {videos.frames}: 1 or more.")
+    if videos.fps is not None and not videos.fps > 0:
+        raise UsageError(f"--fps {videos.fps:g}: a rate lies above 0.")
     check_files(files)
     check_model(models)
 

@@ -53,7 +53,7 @@ class Compare:
             raise UsageError(f"--pairs {self.pairs}: an interval needs two or more.")
         check_targets(self.outputs)
         check_methods(self.method, self.budgets)
-        check_input(self.files, self.prompt, self.models)
+        check_input(self.files, self.prompt, self.models, self.videos)
         # Only now anything slow is imported: --help and refusals stay quick.
         from foveate.cli.screen import busy
 
