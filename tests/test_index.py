@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 import foveate
-from foveate import _index
+from foveate import _index, cli
 from foveate.methods import catalogue
+from foveate.methods.settings import MethodSetting, Share
 from foveate.methods.uniform import Uniform
 
 STALE = "src/foveate/index.json is an old one: run make index, and commit it"
@@ -92,6 +93,22 @@ def test_a_new_method_in_the_folder_is_found_without_make_index(tmp_path):
         check=True,
     )
     assert "another: Found although no index names it." in done.stdout
+
+
+class Odd(Uniform):
+    """Has settings that JSON does not know."""
+
+    name = "odd"
+    needed: Share
+    inner: MethodSetting = Uniform(layers=(2,), keep=(0.5,))
+
+
+def test_a_registered_method_is_listed_whatever_its_defaults_are(capsys, monkeypatch):
+    monkeypatch.setitem(catalogue.extra, "odd", Odd)
+    assert cli.main(["methods", "odd"]) == 0
+    out, _ = capsys.readouterr()
+    assert "must be given" in out
+    assert "Uniform(" in out
 
 
 def test_settings_say_in_words_what_they_take():

@@ -71,18 +71,31 @@ def _from_other_packages() -> bool:
 # -- from the classes -----------------------------------------------------------------------------------------
 
 
-def contents() -> dict[str, Any]:
+def contents(parts: Iterable[str] = ("methods", "presets", "families")) -> dict[str, Any]:
     """What the classes say, as JSON has it: lists in the place of tuples."""
-    from foveate.registry import families, methods, presets, support
+    makers = {"methods": _methods, "presets": _presets, "families": _families}
+    values = {part: makers[part]() for part in parts}
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=repr))
+    return plain
+
+
+def _methods() -> list[dict[str, Any]]:
+    from foveate.registry import methods
+
+    return [_method(name, kind) for name, kind in sorted(methods().items())]
+
+
+def _presets() -> list[dict[str, Any]]:
+    from foveate.registry import presets
+
+    return [_preset(preset) for preset in presets().values()]
+
+
+def _families() -> list[dict[str, Any]]:
+    from foveate.registry import families, support
 
     table = support()
-    values = {
-        "methods": [_method(name, kind) for name, kind in sorted(methods().items())],
-        "presets": [_preset(preset) for preset in presets().values()],
-        "families": [_family(name, kind, table[name]) for name, kind in sorted(families().items())],
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(values))
-    return plain
+    return [_family(name, kind, table[name]) for name, kind in sorted(families().items())]
 
 
 def _method(name: str, kind: Any) -> dict[str, Any]:
@@ -93,12 +106,21 @@ def _method(name: str, kind: Any) -> dict[str, Any]:
     return {
         "name": name,
         "summary": summary(kind),
-        "settings": {field.name: field.default for field in fields},
+        "settings": {field.name: _default(field) for field in fields},
         "types": {field.name: _words(hints[field.name]) for field in fields},
         "schedule": list(kind.schedule),
         "takes_budget": Member(kind).open,
         "presets": len(kind.presets),
     }
+
+
+def _default(field: "dataclasses.Field[Any]") -> Any:
+    """What a setting is if nothing is said."""
+    if field.default is not dataclasses.MISSING:
+        return field.default
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return "must be given"
 
 
 def _preset(preset: Any) -> dict[str, Any]:
@@ -171,9 +193,18 @@ def _either(words: Iterable[str]) -> str:
 
 
 def write() -> None:
-    """Write the index, from the classes as they are."""
-    values = {"sources": digests(), **contents()}
-    FILE.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write the index, from the classes as they are: a line for each source, method, preset and family."""
+    lines = [f'"{name}": [\n{_joined(map(_json, rows))}\n]' for name, rows in contents().items()]
+    sources = _joined(f"{_json(path)}: {_json(digest)}" for path, digest in digests().items())
+    FILE.write_text(f'{{\n"sources": {{\n{sources}\n}},\n{_joined(lines)}\n}}\n', encoding="utf-8")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _joined(lines: Iterable[str]) -> str:
+    return ",\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Methods:
 
     def run(self) -> None:
         """Print the list, or one method."""
-        index = _there_is()
+        index = _there_is("methods", "presets")
         rows = index["methods"]
         if self.name:
             rows = [row for row in rows if row["name"] == self.name]
@@ -91,7 +91,7 @@ class Models:
         """Print the list, or one family."""
         from foveate import embedded
 
-        index = _there_is()
+        index = _there_is("families", "presets")
         rows = index["families"]
         if self.name:
             rows = [row for row in rows if row["model_type"] == self.name]
@@ -178,7 +178,7 @@ class Presets:
 
     def run(self) -> None:
         """Print the list."""
-        rows = [row for row in _there_is()["presets"] if self.text in row["name"]]
+        rows = [row for row in _there_is("presets")["presets"] if self.text in row["name"]]
         if not rows:
             raise UnknownNameError(f"No preset's name contains {self.text!r}. All of them: foveate presets.")
         if self.json:
@@ -203,13 +203,13 @@ def _spent(row: Mapping[str, Any]) -> str:
 # -- for all three --------------------------------------------------------------------------------------------
 
 
-def _there_is() -> dict[str, Any]:
-    """The index; where it does not hold, everything is imported, which takes some seconds."""
+def _there_is(*parts: str) -> dict[str, Any]:
+    """These parts of the index; where it does not hold, everything is imported, which takes some seconds."""
     index = _index.stored()
     if index is not None:
         return index
     with busy("Looking for methods and families"):
-        return _index.contents()
+        return _index.contents(parts)
 
 
 def _no_family(name: str, names: Sequence[str]) -> UnknownNameError:
