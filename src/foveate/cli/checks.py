@@ -166,19 +166,19 @@ def _members(text: str, methods: Mapping[str, Any], presets: Mapping[str, str]) 
     members: list[str] = []
     for part in written(text):
         if part.is_file:
-            found = [member.name for member in members_in(settings_in(part.name))]
+            kinds = [member.name for member in members_in(settings_in(part.name))]
         elif part.is_preset:
             if part.name not in presets:
                 raise no_preset(part.name, presets)
-            found = [presets[part.name]]
+            kinds = [presets[part.name]]
         else:
-            found = [part.name]
-        for name in found:
+            kinds = [part.name]
+        for name in kinds:
             if name not in methods:
                 raise no_method(name, methods)
-        if len(found) == 1:  # a file with a chain is left to those who make one of it
-            _check_pairs(part, found[0], methods[found[0]]["settings"])
-        members += found
+        if len(kinds) == 1:  # settings of a file with a chain are left to those who make one of it
+            _check_pairs(part, kinds[0], methods[kinds[0]]["settings"])
+        members += kinds
     return members
 
 

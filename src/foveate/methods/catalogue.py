@@ -12,7 +12,7 @@ from foveate._spelling import CHAIN, method_name, no_method, no_preset
 from foveate.errors import SettingError
 from foveate.methods.base import Method, Preset
 
-__all__ = ["CHAIN", "discovered", "extra", "from_dict", "method", "method_name", "methods", "preset", "presets"]
+__all__ = ["discovered", "extra", "from_dict", "method", "methods", "preset", "presets"]
 
 extra: dict[str, type[Method]] = {}
 """Methods from `foveate.register_method`, by name."""

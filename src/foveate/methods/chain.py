@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Self
 
+from foveate._spelling import CHAIN
 from foveate.errors import SettingError
 from foveate.methods.base import Method
-from foveate.methods.catalogue import CHAIN
 from foveate.methods.schedule import Budget
 from foveate.methods.settings import MethodSetting
 from foveate.methods.stages import Shape, Stage

@@ -2,6 +2,7 @@
 
 from foveate._spelling import Written, settings_in, unquoted, written
 from foveate.methods import catalogue
+from foveate.methods.base import Method
 from foveate.methods.named import Member, Named
 from foveate.methods.values import listed, refuse_unknown, values_of
 
@@ -26,8 +27,14 @@ def _member(part: Written) -> Member:
         for key in sorted(part.values):
             refuse_unknown(kind, key)
         return Member(kind, listed(kind, part.values))
-    if part.is_file or part.is_preset:
-        ready = catalogue.from_dict(settings_in(part.name)) if part.is_file else catalogue.preset(part.name)
-        return Member(type(ready), values_of(type(ready), part.pairs), ready)
+    if part.is_file:
+        return _changed(catalogue.from_dict(settings_in(part.name)), part)
+    if part.is_preset:
+        return _changed(catalogue.preset(part.name), part)
     kind = catalogue.method(part.name)
     return Member(kind, values_of(kind, part.pairs))
+
+
+def _changed(ready: Method, part: Written) -> Member:
+    """A method with these settings changed."""
+    return Member(type(ready), values_of(type(ready), part.pairs), ready)
