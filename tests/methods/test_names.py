@@ -87,6 +87,10 @@ def test_every_preset_is_named(name):
     assert parse(name) == fv.presets()[name].method
 
 
+def test_a_preset_prints_its_name():
+    assert repr(fv.presets()["v2drop/llava-1.5-7b/192"]) == "Preset('v2drop/llava-1.5-7b/192')"
+
+
 def test_a_chain_goes_round_as_json():
     chain = parse("visiondrop+v2drop:retention=0.3+finalkv")
     assert isinstance(chain, Chain)

@@ -57,6 +57,7 @@ def test_more_is_dropped_the_higher_the_threshold():
 
 def test_a_record_survives_its_file_and_is_not_overwritten(tmp_path):
     record = fv.tune(tiny("llava"), SAMPLES, method=START, tokens=26)
+    assert repr(record) == "Record(mustdrop on llava: retention 69.0% for 68.4% asked, 8 samples)"
     record.save(path := tmp_path / "squares.json")
     assert fv.Record.load(path) == record
     assert json.loads(path.read_text())["versions"]["torch"] == torch.__version__

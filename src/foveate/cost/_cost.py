@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from foveate._sheet import SECTION, Column, Sheet
 from foveate.cost._decoder import Decoder
 from foveate.cost._dropping import Dropping, rankable
 from foveate.cost._peak import peak
@@ -22,7 +23,7 @@ from foveate.registry import families, no_family
 __all__ = ["Cost", "cost"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Cost:
     """What one sample's prompt costs. FLOPs are exact counts of matrix products; a multiply-add counts as two.
 
@@ -88,6 +89,44 @@ class Cost:
         for name in ("prefill_flops", "total_flops", "retention"):
             values[name] = getattr(self, name)
         return {name: _as_json(value) for name, value in values.items()}
+
+    def __repr__(self) -> str:
+        return (
+            f"Cost(retention {self.retention:.1%}, prefill {_flops(self.prefill_flops)}, "
+            f"total {_flops(self.total_flops)}, KV {_mebibytes(self.kv_bytes)})"
+        )
+
+    def _repr_html_(self) -> str:
+        return self._sheet().to_html()
+
+    def _sheet(self) -> Sheet:
+        """The FLOPs part by part, and what memory is needed."""
+        layers = len(self.layer_flops)
+        parts = {
+            "Vision tower": self.tower_flops,
+            "Projector": self.projector_flops,
+            f"Prefill of {layers} decoder layers": self.prefill_flops,
+            "Scoring": self.scoring_flops,
+            "Language-model head": self.head_flops,
+            "To the first token": self.total_flops,
+        }
+        rows = [(name, _flops(count), f"{count / self.total_flops:.1%}") for name, count in parts.items()]
+        total = rows.pop()
+        peak = "not known"
+        if self.peak_bytes is not None:
+            peak = _mebibytes(self.peak_bytes)
+        sizes = [
+            ("The next token", _flops(self.decode_flops)),
+            ("KV cache after the prefill", _mebibytes(self.kv_bytes)),
+            ("Peak of activations, keys and values", peak),
+        ]
+        mean = sum(self.tokens) / layers
+        note = (
+            f"Retention {self.retention:.1%}: a decoder layer processes {mean:.1f} of {sum(self.vision_tokens)} vision "
+            f"tokens on average, and {self.text_tokens} text tokens."
+        )
+        heads = ["", Column("FLOPs and bytes", right=True), Column("Share", right=True)]
+        return Sheet("Cost of a prompt", heads, [*rows, SECTION, total, SECTION, *sizes], [note])
 
 
 def cost(
@@ -240,6 +279,19 @@ def _dtype(config: Any) -> torch.dtype:
         if isinstance(dtype, torch.dtype):
             return dtype
     return torch.bfloat16
+
+
+def _flops(count: float) -> str:
+    """A count of operations with its prefix: 8177382850560 -> 8.18 TFLOP."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if count < 1000:
+            return f"{count:.3g} {prefix}FLOP"
+        count /= 1000
+    return f"{count:.3g} PFLOP"
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"
 
 
 def _as_json(value: Any) -> Any:

@@ -17,7 +17,7 @@ from foveate.methods.stages import Shape, Stage
 __all__ = ["Method", "Preset"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Preset:
     """A named setting of a method.
 
@@ -34,6 +34,9 @@ class Preset:
     depth: int
     vision_tokens: int | None
     source: str
+
+    def __repr__(self) -> str:
+        return f"Preset({self.name!r})"
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

@@ -18,7 +18,7 @@ FORMAT = "foveate tuning 1"
 WITHIN = 0.01  # of the target
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Record:
     """A tuned method and where it comes from.
 
@@ -63,6 +63,12 @@ class Record:
         return (
             f"No setting was found with which these samples keep {self.target:.2%}, within {WITHIN:.0%} of it; with "
             f"the nearest they keep {self.retention:.2%}. With more samples the mean moves in smaller steps."
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"Record({self.method.name} on {self.model}: retention {self.retention:.1%} for {self.target:.1%} asked, "
+            f"{self.samples} samples)"
         )
 
     def to_dict(self) -> dict[str, Any]:
