@@ -66,7 +66,7 @@ class Compare:
             from foveate.cli.setup import set_up
             from foveate.methods.grammar import read
             from foveate.registry import methods
-            from foveate.viz import stack
+            from foveate.viz import draw_comparison
 
         names = self.method or tuple(name for name in methods() if not read(name).settled)
         every = not self.method
@@ -103,8 +103,8 @@ class Compare:
         footnotes += [Text(f"  {row['name']}: {said}.") for row in outcomes if (said := report.unmet(row)) is not None]
 
         def draw() -> "Image":
-            drawn = [(f"{name}: {answer.text}", answer.trace.show(setup.shown)) for name, answer in answers.items()]
-            return stack(drawn, title=f"{setup.prompt}  Full model: {full.text}")
+            prefills = [(f"{name}: {answer.text}", answer.trace.latest) for name, answer in answers.items()]
+            return draw_comparison(prefills, setup.shown, f"{setup.prompt}  Full model: {full.text}")
 
         if self.outputs.figure is not None:
             values["figure"] = str(self.outputs.figure)
