@@ -125,8 +125,8 @@ class Cost:
             f"Retention {self.retention:.1%}: a decoder layer processes {mean:.1f} of {sum(self.vision_tokens)} vision "
             f"tokens on average, and {self.text_tokens} text tokens."
         )
-        heads = ["", Column("FLOPs and bytes", right=True), Column("Share", right=True)]
-        return Sheet("Cost of a prompt", heads, [*rows, SECTION, total, SECTION, *sizes], [note])
+        numbers = [Column(head, right=True) for head in ("FLOPs and bytes", "Share")]
+        return Sheet("Cost of a prompt", ["", *numbers], [*rows, SECTION, total, SECTION, *sizes], [note])
 
 
 def cost(

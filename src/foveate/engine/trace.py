@@ -277,8 +277,8 @@ class PrefillRecord:
             notes.append(f"Tokens are sums over {len(self.rows)} samples.")
         if not rows:
             notes.append("No cut.")
-        heads = ["Stage", Column("Before", right=True), Column("After", right=True), Column("Kept", right=True)]
-        return Sheet("Vision tokens", heads, rows, notes)
+        counts = [Column(head, right=True) for head in ("Before", "After", "Kept")]
+        return Sheet("Vision tokens", ["Stage", *counts], rows, notes)
 
 
 class Trace:

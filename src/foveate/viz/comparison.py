@@ -93,13 +93,15 @@ def _originals(frames: Sequence[Frame], word: str) -> _Row:
     panels = []
     for index in drawn:
         frame = frames[index]
-        panels.append((_scaled([frame.picture], len(drawn))[0], f"{frame.label}: {len(frame.boxes)} tokens"))
+        (pixels,) = _scaled([frame.picture], len(drawn))
+        caption = f"{frame.label}: {len(np.asarray(frame.boxes))} tokens"
+        panels.append((pixels, wrapped(caption, pixels.shape[1], CAPTION_SIZE)))
     label = f"the {word}"
     if len(frames) > 1:
         label = f"the {len(frames)} {word}s"
     if len(drawn) < len(frames):
         label = f"{len(drawn)} of {label}"
-    return _Row(label, [(pixels, wrapped(caption, pixels.shape[1], CAPTION_SIZE)) for pixels, caption in panels])
+    return _Row(label, panels)
 
 
 def _row(label: str, prefill: PrefillRecord, media: Media, sample: int) -> tuple[_Row, bool]:
@@ -136,7 +138,7 @@ def _scaled(pictures: Sequence[Image.Image], sharing: int = 1) -> list[Pixels]:
     wide, tall = max(width for width, _ in sizes), max(height for _, height in sizes)
     columns = _columns(len(pictures), wide, tall)
     rows = ceil(len(pictures) / columns)
-    area = SIDE * SIDE
+    area: float = SIDE * SIDE
     if len(pictures) > 1:
         area *= SEVERAL
     if sharing > 3:
