@@ -48,10 +48,10 @@ class Clip:
         """The middles of `count` equal parts of its frames; itself where it has no more."""
         if len(self) <= count:
             return self
-        at = [(2 * part + 1) * len(self) // (2 * count) for part in range(count)]
+        middles = [(2 * part + 1) * len(self) // (2 * count) for part in range(count)]
+        seconds = tuple(self.seconds[index] for index in middles)
         note = self.note and f"{self.note} {count} of those read are used."
-        seconds = tuple(self.seconds[index] for index in at)
-        return dataclasses.replace(self, frames=self.frames[at], seconds=seconds, note=note)
+        return dataclasses.replace(self, frames=self.frames[middles], seconds=seconds, note=note)
 
     def metadata(self) -> Mapping[str, Any]:
         """What transformers' video processors want to know of frames that are sampled already (`video_metadata`).
@@ -60,7 +60,9 @@ class Clip:
         """
         times = [second - self.start for second in self.seconds]
         steady = all(abs(round(time * self.rate) / self.rate - time) < 1 / FINE for time in times)
-        rate = self.rate if steady else FINE
+        rate: float = FINE
+        if steady:
+            rate = self.rate
         return {
             "fps": rate,
             "duration": self.end - self.start,
