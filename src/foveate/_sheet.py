@@ -4,7 +4,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -36,6 +36,13 @@ class Column:
     head: str
     right: bool = False
     wrap: bool = False
+
+    @property
+    def justify(self) -> Literal["left", "right"]:
+        """To which side its cells are aligned."""
+        if self.right:
+            return "right"
+        return "left"
 
 
 class Sheet:
@@ -89,12 +96,14 @@ class Sheet:
         """The table as aligned lines of plain text, none longer than `width` where columns can be wrapped."""
         widths = self._widths(width)
         heads = tuple(column.head for column in self.columns)
-        lines = _wrapped(self.title, width) if self.title else []
+        lines = []
+        if self.title:
+            lines = _wrapped(self.title, width)
         if self.columns:
             lines += self._lines(heads, widths)
             lines.append("─" * (sum(widths) + len(BETWEEN) * (len(widths) - 1)))
         for row in self.rows:
-            lines += self._lines(row, widths) if row else [""]
+            lines += self._lines(row, widths)
         for note in self.notes:
             lines += _wrapped(note, width)
         return "\n".join(lines)
@@ -119,14 +128,16 @@ class Sheet:
         return max(wrapping or wide, key=lambda index: widths[index], default=None)
 
     def _lines(self, row: Sequence[str], widths: Sequence[int]) -> list[str]:
-        """A row as lines of text, as many as its tallest cell has."""
+        """A row as lines of text, as many as its tallest cell has; a gap is an empty one."""
+        if not row:
+            return [""]
         cells = [_wrapped(cell, width) for cell, width in zip(row, widths, strict=True)]
         tallest = max(len(cell) for cell in cells)
         lines = []
         for number in range(tallest):
             parts = []
             for column, cell, width in zip(self.columns, cells, widths, strict=True):
-                text = cell[number] if number < len(cell) else ""
+                text = "".join(cell[number : number + 1])  # nothing below a cell's last line
                 parts.append(_padded(text, width, column.right))
             lines.append(BETWEEN.join(parts).rstrip())
         return lines
@@ -140,11 +151,13 @@ class Sheet:
             heads = [column.head for column in self.columns]
             parts.append(f"<thead>{self._html_row('th', heads, f'border-bottom: {LINE}')}</thead>")
         parts.append("<tbody>")
-        style = ""
+        border = ""
         for row in self.rows:
-            if row:
-                parts.append(self._html_row("td", row, style))
-            style = "" if row else f"border-top: {LINE}"
+            if not row:
+                border = f"border-top: {LINE}"
+                continue
+            parts.append(self._html_row("td", row, border))
+            border = ""
         parts.append("</tbody></table>")
         for note in self.notes:
             parts.append(f'<div style="font-size: smaller; opacity: 0.8">{_as_html(note)}</div>')
@@ -153,8 +166,7 @@ class Sheet:
     def _html_row(self, tag: str, row: Sequence[str], border: str) -> str:
         cells = []
         for column, cell in zip(self.columns, row, strict=True):
-            align = "right" if column.right else "left"
-            style = f"text-align: {align}; {CELL}; {border}".rstrip("; ")
+            style = f"text-align: {column.justify}; {CELL}; {border}".rstrip("; ")
             cells.append(f'<{tag} style="{style}">{_as_html(cell)}</{tag}>')
         return f"<tr>{''.join(cells)}</tr>"
 
@@ -171,8 +183,7 @@ class Sheet:
         if self.title:
             table.title = Text(self.title)
         for column in self.columns:
-            justify = "right" if column.right else "left"
-            table.add_column(Text(column.head), justify=justify, no_wrap=not column.wrap)  # type: ignore[arg-type]
+            table.add_column(Text(column.head), justify=column.justify, no_wrap=not column.wrap)
         for row in self.rows:
             if row:
                 table.add_row(*(Text(cell) for cell in row))
@@ -190,7 +201,9 @@ class Sheet:
 
 
 def _as_column(head: str | Column) -> Column:
-    return head if isinstance(head, Column) else Column(head)
+    if isinstance(head, Column):
+        return head
+    return Column(head)
 
 
 def _as_html(text: str) -> str:
@@ -205,7 +218,9 @@ def _width(text: str) -> int:
 def _character_width(character: str) -> int:
     if unicodedata.combining(character):
         return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+    if unicodedata.east_asian_width(character) in "WF":
+        return 2
+    return 1
 
 
 def _cell_width(cell: str) -> int:
@@ -215,22 +230,26 @@ def _cell_width(cell: str) -> int:
 
 def _padded(text: str, width: int, right: bool) -> str:
     blank = " " * (width - _width(text))
-    return blank + text if right else text + blank
+    if right:
+        return blank + text
+    return text + blank
 
 
 def _wrapped(text: str, width: int) -> list[str]:
     """The lines of a text, each at most `width` columns wide; breaks at spaces, and inside a word longer than that."""
     lines: list[str] = []
     for line in text.split("\n"):
-        lines += [line] if _width(line) <= width else _broken(line, width)
+        lines += _broken(line, width)
     return lines
 
 
 def _broken(line: str, width: int) -> list[str]:
-    """A line that is too long, as several."""
+    """A line as several where it is too long."""
+    if _width(line) <= width:
+        return [line]
     lines, current = [], ""
     for word in line.split(" "):
-        joined = f"{current} {word}" if current else word
+        joined = f"{current} {word}".lstrip()
         if _width(joined) <= width:
             current = joined
             continue

@@ -11,7 +11,7 @@ from foveate.errors import ShapeError
 from foveate.viz.dim import Pixels
 from foveate.viz.frames import PLAIN_LEGEND, Frame, chosen
 from foveate.viz.page import FAINT, Page, fitted, line_height, text_height, wrapped
-from foveate.viz.panel import checked, panel, split
+from foveate.viz.panel import checked, panel
 from foveate.viz.prefill import Media, PrefillRecord, frames_of, stages_of
 from foveate.viz.stages import LEGEND
 
@@ -77,7 +77,10 @@ def draw_comparison(
     if not prefills:
         raise ShapeError("There is no method to draw.")
     frames, moving = frames_of(prefills[0][1], media, sample)
-    rows = [_originals(frames, "frame" if moving else "picture")]
+    word = "picture"
+    if moving:
+        word = "frame"
+    rows = [_originals(frames, word)]
     legend = PLAIN_LEGEND
     for label, prefill in prefills:
         row, merges = _row(label, prefill, media, sample)
@@ -107,8 +110,7 @@ def _originals(frames: Sequence[Frame], word: str) -> _Row:
 def _row(label: str, prefill: PrefillRecord, media: Media, sample: int) -> tuple[_Row, bool]:
     """The row of a method, and whether it merges tokens."""
     frames, _ = frames_of(prefill, media, sample)
-    stages = stages_of(prefill, sample)
-    places = checked(len(frames), [frame.boxes for frame in frames], stages)
+    places, stages = checked(len(frames), [frame.boxes for frame in frames], stages_of(prefill, sample))
     starts = np.cumsum([0, *(len(place) for place in places)]).tolist()
     drawn = chosen(len(frames), MOST)
     pictures = _scaled([frames[index].picture for index in drawn])
@@ -117,11 +119,10 @@ def _row(label: str, prefill: PrefillRecord, media: Media, sample: int) -> tuple
         count = record.after[sample]
         if count == record.before[sample]:
             continue
-        origin, assign = split(stage)
-        merges = merges or assign is not None
+        merges = merges or stage.merges
         dimmed = []
         for index, picture in zip(drawn, pictures, strict=True):
-            pixels, _ = panel(picture, places[index], starts[index], origin, assign)
+            pixels, _ = panel(picture, places[index], starts[index], stage)
             dimmed.append(pixels)
         pixels = _mosaic(dimmed)
         panels.append((pixels, wrapped(f"{record.place}: {count}", pixels.shape[1], CAPTION_SIZE)))
@@ -184,12 +185,12 @@ def _put_into(cell: Pixels, pixels: Pixels) -> None:
 def _compose(rows: Sequence[_Row], title: str, legend: str) -> Image.Image:
     """The title, the rows with their labels at the left, and the legend."""
     width = 2 * MARGIN + LABEL + GAP + max(row.width for row in rows)
-    title = wrapped(title, width - 2 * MARGIN, TITLE_SIZE, bold=True)
+    title = wrapped(title, width - 2 * MARGIN, TITLE_SIZE, weight="bold")
     legend = wrapped(legend, width - 2 * MARGIN, CAPTION_SIZE)
     head = MARGIN + text_height(title, TITLE_SIZE)
     body = sum(row.height for row in rows)
     page = Page(width, head + body + text_height(legend, CAPTION_SIZE) + MARGIN / 2)
-    page.write(title, MARGIN, MARGIN / 2, TITLE_SIZE, bold=True)
+    page.write(title, MARGIN, MARGIN / 2, TITLE_SIZE, weight="bold")
     top = head
     for row in rows:
         most = int((row.height - GAP) / line_height(LABEL_SIZE))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from foveate.viz.dim import Pixels
 from foveate.viz.page import FAINT, INK, Page, fitted, wrapped
-from foveate.viz.panel import Boxes, Stages, checked, panel, split
+from foveate.viz.panel import Boxes, Stages, checked, panel
 from foveate.viz.stages import LEGEND
 
 __all__ = ["PLAIN_LEGEND", "Frame", "chosen", "draw_frames"]
@@ -59,7 +59,7 @@ def draw_frames(frames: Sequence[Frame], stages: Stages) -> Image.Image:
     Raises:
         ShapeError: If there is no frame, a box array is not (tokens, 4), or an ordinal lies outside the tokens.
     """
-    places = checked(len(frames), [frame.boxes for frame in frames], stages)
+    places, parsed = checked(len(frames), [frame.boxes for frame in frames], stages)
     starts = np.cumsum([0, *(len(place) for place in places)])
     drawn = chosen(len(frames), MOST)
     pictures = {index: _sized(frames[index].picture, len(drawn)) for index in drawn}
@@ -69,16 +69,15 @@ def draw_frames(frames: Sequence[Frame], stages: Stages) -> Image.Image:
     sheets: list[_Contacts] = [(heading, [(pictures[index], frames[index].label) for index in drawn])]
     shares: list[_Counts] = []
     legend = PLAIN_LEGEND
-    for stage in stages:
-        origin, assign = split(stage)
+    for stage in parsed:
         cells = []
         for index in drawn:
-            pixels, kept = panel(pictures[index], places[index], int(starts[index]), origin, assign)
+            pixels, kept = panel(pictures[index], places[index], int(starts[index]), stage)
             cells.append((pixels, f"{frames[index].label}: {kept}"))
-        sheets.append((stage[0], cells))
-        of_frames, _ = np.histogram(origin[origin >= 0], starts)
-        shares.append((stage[0], of_frames))
-        if assign is not None:
+        sheets.append((stage.caption, cells))
+        of_frames, _ = np.histogram(stage.origin[stage.origin >= 0], starts)
+        shares.append((stage.caption, of_frames))
+        if stage.merges:
             legend = LEGEND
     return _compose(sheets, shares, [frame.label for frame in frames], np.diff(starts), legend)
 

@@ -16,8 +16,10 @@ __all__ = ["FAINT", "INK", "Page", "fitted", "line_height", "text_height", "wrap
 DPI = 150
 INK, FAINT = "#1c2330", "#667085"
 HAIRLINE = (152, 162, 179)
-LETTER, BOLD_LETTER = 0.58, 0.65  # the width of a letter as a share of its size, on the safe side
+LETTER = {"normal": 0.58, "bold": 0.65}  # the width of a letter as a share of its size, on the safe side
 SPACING = 1.45  # from line to line, as a share of the letters' size
+
+Weight = Literal["normal", "bold"]
 
 
 class Page:
@@ -47,7 +49,7 @@ class Page:
         *,
         colour: str = INK,
         align: Literal["left", "center"] = "left",
-        bold: bool = False,
+        weight: Weight = "normal",
     ) -> None:
         """Write lines of text, their left ends or their middles at `x`."""
         self._figure.text(
@@ -57,7 +59,7 @@ class Page:
             ha=align,
             va="top",
             fontsize=size,
-            fontweight="bold" if bold else "normal",
+            fontweight=weight,
             color=colour,
             linespacing=1.25,
             parse_math=False,  # a dollar is a dollar
@@ -76,9 +78,9 @@ class Page:
         return Image.fromarray(np.asarray(self._canvas.buffer_rgba()).copy()).convert("RGB")
 
 
-def wrapped(text: str, width: float, size: float, *, bold: bool = False, lines: int | None = None) -> str:
+def wrapped(text: str, width: float, size: float, *, weight: Weight = "normal", lines: int | None = None) -> str:
     """The text with line breaks so that it fits into `width` pixels, cut with an ellipsis after so many lines."""
-    letter = (BOLD_LETTER if bold else LETTER) * size * DPI / 72
+    letter = LETTER[weight] * size * DPI / 72
     letters = max(12, int(width / letter))
     return textwrap.fill(text, letters, max_lines=lines, placeholder=" …")
 

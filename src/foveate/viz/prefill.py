@@ -118,8 +118,9 @@ def frames_of(prefill: PrefillRecord, media: Media, sample: int) -> tuple[list[F
 
 def _listed(media: Media, videos: Sequence[bool]) -> list[Any]:
     """What was handed in as a list; the pictures of a lone video are its frames."""
-    several = isinstance(media, Sequence) and not isinstance(media, str)
-    media_list: list[Any] = list(media) if several else [media]  # type: ignore[arg-type]
+    media_list: list[Any] = [media]
+    if isinstance(media, Sequence) and not isinstance(media, str):
+        media_list = list(media)
     if list(videos) == [True] and len(media_list) != 1:
         return [media_list]
     return media_list
@@ -150,8 +151,9 @@ def _match(shown: Sequence[_Medium], videos: Sequence[bool]) -> list[_Span]:
     pictures."""
     spans, first = [], 0
     for medium in shown:
-        as_pictures = medium.moves and not any(videos[first : first + 1])
-        count = len(medium.pictures) if as_pictures else 1
+        count = 1
+        if medium.moves and not any(videos[first : first + 1]):
+            count = len(medium.pictures)
         spans.append(_Span(medium, first, count))
         first += count
     if first != len(videos):
@@ -173,7 +175,9 @@ def _cut_up(medium: _Medium, sizes: Sequence[int], boxes: NDArray[np.float32]) -
     if not medium.moves:
         yield Frame(medium.pictures[0], boxes, medium.labels[0])
         return
-    step = 1 if len(medium.pictures) == len(sizes) else 2  # some models make one of two frames
+    step = 1
+    if len(medium.pictures) != len(sizes):
+        step = 2  # some models make one of two frames
     if ceil(len(medium.pictures) / step) != len(sizes):
         raise InputError(
             f"The model saw {len(sizes)} frames or pairs of frames; got {len(medium.pictures)} to draw on."
@@ -185,13 +189,17 @@ def _cut_up(medium: _Medium, sizes: Sequence[int], boxes: NDArray[np.float32]) -
 
 
 def _as_picture(frame: Any) -> Image.Image:
-    return frame if isinstance(frame, Image.Image) else Image.fromarray(frame)
+    if isinstance(frame, Image.Image):
+        return frame
+    return Image.fromarray(frame)
 
 
 def _clock(second: float) -> str:
     """7.25 s, or 1:07.2 from a minute on."""
     minutes, rest = divmod(second, 60)
-    return f"{int(minutes)}:{rest:04.1f}" if minutes else f"{second:.2f} s"
+    if minutes:
+        return f"{int(minutes)}:{rest:04.1f}"
+    return f"{second:.2f} s"
 
 
 def _centre_square(picture: Image.Image) -> Image.Image:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from foveate.viz.dim import Pixels
 from foveate.viz.page import FAINT, Page, fitted, text_height, wrapped
-from foveate.viz.panel import Boxes, Stages, checked, panel, split
+from foveate.viz.panel import Boxes, Stages, checked, panel
 
 __all__ = ["LEGEND", "draw_stages"]
 
@@ -41,20 +41,24 @@ def draw_stages(
         ShapeError: If there is no image, images and boxes differ in number, a box array is not (tokens, 4),
             or an ordinal lies outside the tokens.
     """
-    places = checked(len(images), boxes, stages)
+    places, parsed = checked(len(images), boxes, stages)
     starts = np.cumsum([0, *(len(place) for place in places)])
     sheets = [fitted(image, PANEL / max(image.size)) for image in images]
     rows: list[list[tuple[Pixels, str]]] = []
     for sheet, place, start in zip(sheets, places, starts[:-1].tolist(), strict=True):
         row = [(sheet, f"{len(place)} tokens")]
-        for stage in stages:
-            drawn, kept = panel(sheet, place, start, *split(stage))
+        for stage in parsed:
+            drawn, kept = panel(sheet, place, start, stage)
             row.append((drawn, f"{kept} of {len(place)}"))
         rows.append(row)
-    captions = ["the picture" if len(images) == 1 else "the pictures"]
-    captions += [stage[0] for stage in stages]
-    merges = any(split(stage)[1] is not None for stage in stages)
-    return _compose(rows, captions, title or "", LEGEND if merges else "")
+    first = "the picture"
+    if len(images) > 1:
+        first = "the pictures"
+    legend = ""
+    if any(stage.merges for stage in parsed):
+        legend = LEGEND
+    captions = [first, *(stage.caption for stage in parsed)]
+    return _compose(rows, captions, title or "", legend)
 
 
 def _compose(rows: list[list[tuple[Pixels, str]]], captions: list[str], title: str, legend: str) -> Image.Image:
@@ -62,16 +66,18 @@ def _compose(rows: list[list[tuple[Pixels, str]]], captions: list[str], title: s
     widest = max(row[0][0].shape[1] for row in rows)
     width = GAP + len(captions) * (widest + GAP)
     captions = [wrapped(caption, widest, CAPTION_SIZE) for caption in captions]
-    title = wrapped(title, width - 2 * GAP, TITLE_SIZE, bold=True)
+    title = wrapped(title, width - 2 * GAP, TITLE_SIZE, weight="bold")
     legend = wrapped(legend, width - 2 * GAP, SMALL_SIZE)
 
-    below = COUNT_ROOM if len(rows) > 1 else 0
+    below = 0
+    if len(rows) > 1:
+        below = COUNT_ROOM
     caption_room = max(text_height(caption, CAPTION_SIZE) for caption in captions)
     head = GAP + text_height(title, TITLE_SIZE) + caption_room
     heights = [row[0][0].shape[0] + below + GAP for row in rows]
     page = Page(width, head + sum(heights) + text_height(legend, SMALL_SIZE))
 
-    page.write(title, width / 2, GAP, TITLE_SIZE, align="center", bold=True)
+    page.write(title, width / 2, GAP, TITLE_SIZE, align="center", weight="bold")
     for number, caption in enumerate(captions):
         middle = GAP + number * (widest + GAP) + widest / 2
         page.write(caption, middle, head - text_height(caption, CAPTION_SIZE), CAPTION_SIZE, align="center")
