@@ -64,7 +64,7 @@ def dim(
         joined = coverage(boxes[merged], height, width)[:, :, None]
         hues = _hues(boxes[merged], groups, height, width) / np.maximum(joined, 1)
         tinted = grey + TINT * (hues - grey)
-        shown = shown + joined / at_least_one * (tinted - dropped)
+        shown += joined / at_least_one * (tinted - dropped)
     return np.where(tokens > 0, shown, unseen).round().astype(np.uint8)
 
 
