@@ -10,7 +10,9 @@ OLDEST := transformers==5.16.1 huggingface_hub==1.33.0
 OLDEST_TESTS := keep_all oracle batch lengths generation refusals restore coverage
 
 BIN := $(VENV)/bin
+LIGHT := $(VENV)/.foveate-light
 READY := $(VENV)/.foveate-ready
+LOG := $(VENV)/setup.log
 OLD := $(abspath $(VENV))/oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -20,40 +22,70 @@ QUICK_TESTS := tests/core tests/methods tests/golden $(patsubst %,tests/invarian
 
 TIERS := pure signals engine methods coverage rest
 
-.PHONY: help setup demo test quick $(TIERS:%=tier-%) test-all test-oldest check docs clean mutants witness
+.PHONY: help setup demo test quick $(TIERS:%=tier-%) test-all test-oldest check docs index clean mutants witness
 
 help:
-	@echo "make setup   create $(VENV) and install foveate with all it needs"
 	@echo "make demo    ask the embedded model about a picture, with and without dropping; writes out/demo.png"
+	@echo "make setup   add what tests, checks and documentation need to what the demo has installed"
 	@echo "make test    run all tests, tier by tier, and print each one's time; make tier-signals runs one of: $(TIERS)"
 	@echo "make test-all  run every method on every family and kernel; run it again to go on (hours)"
 	@echo "make quick   run a choice of them that fits after every commit: at most two minutes on two cores"
 	@echo "make test-oldest  run a choice of them with the oldest transformers that works"
 	@echo "make check   formatting, linting, types, import rules"
 	@echo "make docs    build the documentation into site/"
+	@echo "make index   write src/foveate/index.json, after a change to a method, a preset or a family"
 	@echo "make witness run many methods on all families here and at the commit 32cba4e, and compare bit for bit (slow)"
 	@echo "make mutants break the code on purpose, one place at a time, and see a test fail each time (slow)"
+
+# Behind a command: its output goes to the log, whose end is shown if the command fails.
+define LOGGED
+>>$(LOG) 2>&1 || { tail -n 12 $(LOG) >&2; \
+  echo "foveate: setting up failed; the lines above are the end of $(LOG). The first setup needs the network." >&2; exit 1; }
+endef
+QUIET_PIP := $(PIP) install --progress-bar off
+
+# What the demo needs, and no more.
+$(LIGHT): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "foveate needs Python 3.11 or newer; choose one with: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@echo "[1/3] Making $(VENV): some seconds"
+	@mkdir -p $(VENV) && : >$(LOG)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) >>$(LOG) 2>&1 || \
+	  { echo "foveate: $(PYTHON) cannot make environments; on Debian: apt-get install python3-venv. See $(LOG)." >&2; exit 1; }
+	@echo "[2/3] Installing torch and foveate: about 2 minutes and 1.3 GB, more with a torch for CUDA"
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(QUIET_PIP) $(TORCH) $(LOGGED)
+	@$(QUIET_PIP) -e . -c constraints.txt $(LOGGED)
+	@touch $@
 
 setup: $(READY)
 
 # Video processors and lmms-eval ask for torchvision. Where the one that pip finds was made for another torch, such as a
 # CUDA one beside a CPU one, it stops transformers from being imported, and timm stops accelerate without it: then it is
 # put apart, where only the tests of video processors look for it.
-$(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "foveate needs Python 3.11 or newer; choose one with: make setup PYTHON=python3.12" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
-	  { echo "python3 cannot make environments here; on Debian: apt-get install python3-venv" >&2; exit 1; }
-	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install $(TORCH)
-	$(PIP) install -e '.[dev,docs,eval,video]' -c constraints.txt
-	@$(BIN)/python -c 'import torchvision' 2>/dev/null || { $(PIP) uninstall --quiet --yes torchvision timm && \
-	  $(PIP) install --quiet --no-deps --upgrade --target $(VENV)/apart torchvision -c constraints.txt; }
+$(READY): $(LIGHT)
+	@echo "[3/3] Installing what tests, checks and documentation need: about 3 minutes and 1.4 GB"
+	@$(QUIET_PIP) -e '.[dev,docs,eval,video]' -c constraints.txt $(LOGGED)
+	@$(BIN)/python -c 'import torchvision' 2>/dev/null || { $(PIP) uninstall --yes torchvision timm && \
+	  $(QUIET_PIP) --no-deps --upgrade --target $(VENV)/apart torchvision -c constraints.txt; } $(LOGGED)
 	@touch $@
 
 # Passive waiting: on a busy machine, threads that spin for work make everything ten times slower.
-demo: setup
+demo: $(LIGHT)
+	@echo "[3/3] Asking the embedded model, with and without dropping: about half a minute"
+	@echo
 	@mkdir -p out
-	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/foveate generate --full --figure out/demo.png --force
+	@HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/foveate generate --full --figure out/demo.png --force
+	@echo
+	@echo "The picture shows what stays at each stage: out/demo.png"
+	@echo "What to try next:"
+	@echo "  $(BIN)/foveate compare --figure out/compare.png      every method on the same question, about a minute"
+	@echo "  $(BIN)/foveate generate --retention 0.2 --full       fewer tokens: does the answer hold?"
+	@echo "  $(BIN)/foveate methods                               the methods, and what each does"
+
+# So that lists and refusals need not import torch; a test fails where the committed file is an old one.
+index: $(LIGHT)
+	$(BIN)/python -m foveate._index
 
 # One tier after the other, each with its time; all of them run also where one has failed.
 test: setup

@@ -1,4 +1,4 @@
-"""What MkDocs fills in by itself, so that a new method or family needs no line here: navigation, tables, reference."""
+"""What MkDocs fills in automatically: navigation, tables, reference. A new method or family needs no line here."""
 
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,8 @@ def reference() -> str:
 
 
 def models() -> str:
-    """Where tokens can leave in each family, what is refused, and what cannot be served."""
-    from foveate.cli.models import STAGES, marks
+    """Where tokens can be dropped in each family, which methods raise an error, and which models are not supported."""
+    from foveate.cli.lists import STAGES, marks
     from foveate.families.unserved import UNSERVED
     from foveate.registry import support
 
@@ -62,7 +62,7 @@ def models() -> str:
                 if isinstance(answer, str)
             ]
     if refused:
-        lines += ["", "Refused:", "", *refused]
-    lines += ["", "No family can serve these:", "", "| `model_type` | why |", "|---|---|"]
+        lines += ["", "These raise an error:", "", *refused]
+    lines += ["", "foveate cannot support these models:", "", "| `model_type` | reason |", "|---|---|"]
     lines += [f"| `{name}` | {reason} |" for name, reason in UNSERVED.items()]
     return "\n".join(lines)

@@ -25,9 +25,9 @@ from transformers import (
 from transformers.models.clip import CLIPVisionConfig
 
 import foveate as fv
-from foveate.bench.counting import Memory
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.visiondrop import VisionDrop
+from tests.bench.counting import Memory
 from tests.models import IMAGE, PAD
 
 BEFORE, AFTER = 35, 20  # tokens of text

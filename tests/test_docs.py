@@ -10,12 +10,19 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
 
 import foveate
 from foveate import cli, embedded, registry
 from foveate.methods import catalogue
 from tests.cli.conftest import save_tiny_llava
+from tests.films import film
 
 ROOT = Path(__file__).parent.parent
 hooks = types.SimpleNamespace(**runpy.run_path(str(ROOT / "docs/hooks.py")))
@@ -48,14 +55,16 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def stand_in(tiny, tmp_path, monkeypatch):
-    """A fresh folder with two pictures, in which every model is the tiny one; what is registered is forgotten."""
+    """A fresh folder with pictures and a film; every model is the tiny one, and what is registered is forgotten."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    Image.effect_mandelbrot((90, 60), (-2, -1.5, 1, 1.5), 50).save("cat.jpg")
+    Image.effect_mandelbrot((60, 60), (-2, -1.5, 1, 1.5), 50).save("cat.jpg")
     Image.new("RGB", (60, 60), "brown").save("dog.jpg")
+    film(tmp_path / "clip.mp4", 12, size=(64, 64))
     model, processor = LlavaForConditionalGeneration.from_pretrained(tiny), LlavaProcessor.from_pretrained(tiny)
     monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", always(model.eval()))
     monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda *_, **__: processor)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: model.config)
     monkeypatch.setattr(embedded, "load", lambda: (model.eval(), processor))
     monkeypatch.setattr(embedded, "path", lambda: tiny)
     monkeypatch.setattr(embedded, "picture", lambda: tmp_path / "dog.jpg")
@@ -64,6 +73,7 @@ def stand_in(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT still reads it
+@pytest.mark.filterwarnings("ignore:this model reads no videos")
 @with_blocks("python")
 def test_python_blocks_run(page, stand_in):
     run_python(page)

@@ -7,7 +7,7 @@ import torch
 from transformers import LlavaConfig
 
 import foveate as fv
-from foveate import cli
+from foveate import cli, embedded
 from foveate.methods import names
 from foveate.methods.chain import Chain
 from foveate.methods.grammar import read
@@ -72,23 +72,23 @@ WRONG = [
     ("v2drop:layers=3.7,9,20", "layers[0] should be a valid integer"),
     ("v2drop:layers=9,3", "layers must ascend strictly"),
     ("v2drop:layers=a,b", "layers should be a valid tuple; got 'a,b'"),
-    ("v2drop:layers=5;keep=0.5,0.3", "layers and keep must be equally long"),
-    ("v2drop:keep=0.5,0.3,0;retention=0.3", "so keep cannot be given too"),
-    ("visiondrop:dominant=20;retention=0.3", "so these cannot be given too"),
+    ("v2drop:layers=5;keep=0.5,0.3", "layers and keep must have the same length"),
+    ("v2drop:keep=0.5,0.3,0;retention=0.3", "either keep or a budget"),
+    ("visiondrop:dominant=20;retention=0.3", "either dominant and contextual or a budget"),
     ("v2drop:retention=0", "above 0 and at most 1"),
     ("v2drop:retention=2", "retention should be"),
-    ("mustdrop:mode=budget", "needs a count for each"),
-    ("mustdrop:mode=budget;depth=0", "needs a count for each"),
+    ("mustdrop:mode=budget", "needs one count for each"),
+    ("mustdrop:mode=budget;depth=0", "needs one count for each"),
     ("v2drop:colour=red", "v2drop has no setting colour. It has: keep"),
     ("v2drop:metric", "write key=value"),
     ("v2drop:metric=l1;metric=l2", "metric is given twice"),
-    ("v2drop+", "A method has a name"),
+    ("v2drop+", "A method's name is missing"),
     ('{"method": "v2drop", "colour": 1}', "has no setting colour"),
-    ('{"method": "v2drop"', "no JSON"),
-    ('{"method": "chain", "members": 3}', "A chain has members"),
+    ('{"method": "v2drop"', "Not valid JSON"),
+    ('{"method": "chain", "members": 3}', "members, with a list of methods"),
     ('{"method": "chain", "members": [{"method": "v2drop", "min_keep": "x"}, {"method": "finalkv"}]}', "min_keep"),
-    ('{"keep": 1}', "name it"),
-    ('{"method": ' + "[" * 100_000, "no JSON"),
+    ('{"keep": 1}', "name their method"),
+    ('{"method": ' + "[" * 100_000, "Not valid JSON"),
     ("v3drop", "No method 'v3drop'"),
     ("v2drop/llava-9/1", "No preset"),
     ("visiondrop+v3drop:metric=l1", "No method 'v3drop'"),
@@ -98,7 +98,10 @@ WRONG = [
 @pytest.mark.parametrize(("text", "says"), WRONG, ids=[text[:40] for text, _ in WRONG])
 @pytest.mark.parametrize("command", ["generate", "compare", "bench", "eval", "tune"])
 def test_every_command_refuses_in_one_sentence(command, text, says, capsys):
-    asked = {"tune": ["a.png", "--prompt", "x", "--retention", "0.5"], "bench": ["--model", "cpu-small"]}
+    asked = {
+        "tune": [str(embedded.picture()), "--prompt", "x", "--retention", "0.5"],
+        "bench": ["--model", "cpu-small"],
+    }
     code = cli.main([command, *asked.get(command, ()), "--method", text])
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
@@ -110,7 +113,7 @@ def test_every_command_refuses_in_one_sentence(command, text, says, capsys):
 @pytest.mark.parametrize(("text", "says"), WRONG, ids=[text[:40] for text, _ in WRONG])
 def test_lmms_eval_refuses_in_one_sentence(text, says, capsys):
     pytest.importorskip("lmms_eval")
-    from foveate.eval.backend import Foveate
+    from foveate.eval.lmms.backend import Foveate
 
     quoted = text if text.startswith("{") else f"'{text}'"
     with pytest.raises(SystemExit) as ended:
@@ -138,7 +141,7 @@ def test_lmms_eval_refuses_in_one_sentence(text, says, capsys):
 )
 def test_lmms_evals_arguments_that_cannot_be_meant(arguments, says, capsys):
     pytest.importorskip("lmms_eval")
-    from foveate.eval.backend import Foveate
+    from foveate.eval.lmms.backend import Foveate
 
     with pytest.raises(SystemExit) as ended:
         Foveate.create_from_arg_string(arguments, {})
@@ -172,7 +175,7 @@ def test_a_chains_last_member_spends_the_budget():
         ("v2drop", {"retention": 1.5}, fv.SettingError, "retention must be above 0"),
         ("v2drop", {"retention": 0.0}, fv.SettingError, "above 0"),
         ("v2drop", {"retention": 0.5, "tokens": 5}, fv.SettingError, "Give one of"),
-        ("v2drop:keep=0.4,0.3,0", {"retention": 0.5}, fv.SettingError, "says by itself how much it spends"),
+        ("v2drop:keep=0.4,0.3,0", {"retention": 0.5}, fv.SettingError, "has its own budget"),
         ("finalkv", {"retention": 0.5}, fv.SettingError, "takes no budget"),
         (fv.VisionDrop(dominant=9), {"retention": 0.5}, fv.SettingError, "has a schedule of its own, dominant=9"),
     ],

@@ -40,8 +40,8 @@ BUDGETS = {"tokens": "{} tokens", "% kept": "{} %", "% dropped": "{} % dropped",
 MODELS = {"LLaVA": "LLaVA, version and size not in our notes", "": "Model not in our notes"}
 CONVENTIONS = {
     "mean": "mean over all decoder layers",
-    "after": "what is left behind the cut",
-    "entering": "what enters the decoder",
+    "after": "the tokens left after the cut",
+    "entering": "the tokens that enter the decoder",
     "": "not in our notes",
 }
 NOT_A_METHOD = {"full model", "Random", "Resize"}  # nobody's, so nobody else's either
@@ -52,21 +52,23 @@ INTRO = """\
 <!-- Written by benchmarks/published/page.py from the tables beside it; change those. -->
 
 !!! warning "Nothing on this page was measured here"
-    These are the numbers that papers print, to compare with. None of them was reproduced by foveate, and a paper's
-    number beside one of ours is no comparison unless model, prompt, task and budget are the same.
+    These are numbers from papers. foveate has reproduced none of them. Compare a paper's number with one of ours only
+    if model, prompt, task and budget are the same.
 
-The same numbers are data in `benchmarks/published/`, one file a paper. They come from notes taken while reading the
-papers, which name tables and figures by what they show, not by number. What the notes leave open is left open here.
+The same numbers are data in `benchmarks/published/`, one file per paper. They come from notes taken while reading the
+papers. The notes identify a table or figure by what it shows, not by its number. If the notes do not give a detail,
+this page says so.
 
-- **†** marks a number that the method's own authors did not report: somebody else ran it, or tabulated it.
-- Scores are in %, those of MME and OCRBench in points. MMBench is the English one where a paper says MMB.
-- **% of full** is the score as a share of the full model's in the same table, and an average is the mean of such
-  shares. The sets of benchmarks differ, and so do the full model's own scores, so compare within one table only.
+- **†** marks a number that the method's own authors did not report: other authors ran the method, or tabulated it.
+- Scores are in %, except MME and OCRBench, which are in points. Where a paper says MMB, MMBench is the English one.
+- **% of full** is the score as a share of the full model's score in the same table. An average is the mean of such
+  shares. Papers use different sets of benchmarks, and their full models have different scores, so compare numbers only
+  within one table.
 - A dash means that the number is not in our notes.
 
 ## What a budget means
 
-Papers that say "192 tokens" mean three different things. Tables mix them.
+"192 tokens" has three different meanings in papers, and tables mix them.
 """
 
 

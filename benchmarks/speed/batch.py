@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 import foveate as fv
-from foveate.bench.run import same_schedule
+from foveate._versions import commit, versions
 from foveate.bench.shapes import Shape, shape
-from foveate.bench.workload import Workload, synthetic
-from foveate.eval import provenance
+from foveate.bench.workload import PromptSize, Workload, synthetic
 from foveate.methods import grammar
+from foveate.methods.controls import same_schedule
 
 HERE = Path(__file__).resolve().parent
 DRAWS = 2_000
@@ -57,7 +57,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Ratios of all rounds."""
     named = deeper(shape(options.shape), options.layers)
     model = named.build(torch.device("cpu"), torch.float32)
-    workload = synthetic(named, batch=options.batch, device=torch.device("cpu"))
+    workload = synthetic(named, PromptSize(batch=options.batch), torch.device("cpu"))
     depth = model.config.get_text_config().num_hidden_layers
     chosen = grammar.read(options.method).spending(options.budget, None)
     _, tokens = prefill(model, workload, chosen)
@@ -81,8 +81,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "rounds": rounds,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
-        "versions": provenance.versions(),
-        "commit": provenance.commit(),
+        "versions": versions(),
+        "commit": commit(),
     }
 
 

@@ -22,10 +22,10 @@ import torch
 from matplotlib.figure import Figure
 
 import foveate as fv
+from foveate._versions import commit, versions
 from foveate.bench.profile import profiled
 from foveate.bench.shapes import shape
-from foveate.bench.workload import synthetic
-from foveate.eval import provenance
+from foveate.bench.workload import PromptSize, synthetic
 
 HERE = Path(__file__).resolve().parent
 IMAGES = (1, 2, 4, 8, 16, 32, 56)
@@ -55,7 +55,8 @@ def measure(name: str, device: str, images: tuple[int, ...], runs: int) -> dict[
     rows: dict[str, dict[str, list[float]]] = {}
     sizes = []
     for count in images:
-        workload = synthetic(shape(name), text_tokens=2 * count + 40, images=count, device=place, dtype=dtype)
+        size = PromptSize(text_tokens=2 * count + 40, images=count)
+        workload = synthetic(shape(name), size, place, dtype)
         sizes.append(workload.vision_tokens)
         for method, setting in methods(model.config.get_text_config().num_hidden_layers).items():
             with nullcontext() if setting is None else fv.drop(model, setting):
@@ -74,8 +75,8 @@ def measure(name: str, device: str, images: tuple[int, ...], runs: int) -> dict[
         "threads": torch.get_num_threads(),
         "dtype": str(dtype).removeprefix("torch."),
         "runs": runs,
-        "versions": provenance.versions(),
-        "commit": provenance.commit(),
+        "versions": versions(),
+        "commit": commit(),
         "vision_tokens": sizes,
         "seconds": rows,
     }

@@ -16,6 +16,11 @@ from typing import TYPE_CHECKING, Any
 from foveate._version import __version__
 
 _HOMES = {
+    "load": "foveate.ask",
+    "Answer": "foveate.ask",
+    "Generation": "foveate.ask",
+    "Question": "foveate.ask",
+    "VLM": "foveate.ask",
     "apply": "foveate.engine.session",
     "drop": "foveate.engine.session",
     "remove": "foveate.engine.session",
@@ -92,6 +97,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from foveate.ask import VLM, Answer, Generation, Question, load
     from foveate.core.cut import Cut
     from foveate.cost import Cost, cost
     from foveate.engine.session import apply, drop, remove

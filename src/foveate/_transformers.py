@@ -19,6 +19,14 @@ from torch import Tensor, nn
 
 from foveate.errors import UnsupportedError
 
+try:
+    from transformers import AttentionInterface  # noqa: F401  # its image code imports torchvision wherever there is one
+except (ImportError, RuntimeError) as error:
+    raise UnsupportedError(
+        "transformers cannot be imported. If torchvision was built for another torch, install the one for your torch, "
+        "or none: pip uninstall torchvision timm."
+    ) from error
+
 __all__ = [
     "NAMES",
     "NEWEST",
@@ -76,7 +84,7 @@ def require(oldest: str, who: str, version: str = transformers.__version__) -> N
     if older(version, oldest):
         raise UnsupportedError(
             f"{who} needs transformers {oldest} or newer; this is {version}. "
-            f"Install one: pip install 'transformers>={oldest}'."
+            f"Upgrade it: pip install 'transformers>={oldest}'."
         )
 
 
@@ -89,8 +97,8 @@ def check_version(version: str) -> None:
     require(OLDEST, "foveate", version)
     if older(f"{NEWEST}.99", version):
         warnings.warn(
-            f"foveate is tested with transformers {OLDEST} to {NEWEST}; this is {version}. Should anything fail, "
-            f"install one of these: pip install 'transformers=={NEWEST}.*'.",
+            f"foveate is tested with transformers {OLDEST} to {NEWEST}; this is {version}. If anything fails, "
+            f"install a tested version: pip install 'transformers=={NEWEST}.*'.",
             stacklevel=2,
         )
 

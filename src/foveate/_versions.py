@@ -1,13 +1,32 @@
-"""The versions that a figure depends on."""
+"""The versions and the commit that a figure depends on."""
+
+import subprocess
+from pathlib import Path
 
 import torch
 import transformers
 
 from foveate._version import __version__
 
-__all__ = ["versions"]
+__all__ = ["commit", "versions"]
+
+HERE = Path(__file__).resolve().parent
 
 
 def versions() -> dict[str, str]:
     """Of foveate and of the libraries that compute."""
     return {"foveate": __version__, "torch": torch.__version__, "transformers": str(transformers.__version__)}
+
+
+def commit() -> str | None:
+    """The commit of the checkout this runs from, with "+" behind it if files differ; None outside of one."""
+    try:
+        head, changed = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", str(HERE))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{head}+" if changed else head
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(HERE), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

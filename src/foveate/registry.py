@@ -80,12 +80,12 @@ def family_for(model: Any, family: Literal["generic"] | None = None) -> "Family"
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     kinds = families()
     if family is not None and (family != "generic" or model_type in kinds):
-        answer = "has not"
+        answer = "has none"
         if model_type in kinds:
-            answer = "has"
+            answer = "has one"
         raise SettingError(
-            f"family is left out, or 'generic' for a model without one; got {family!r} for {model_type!r}, which "
-            f"{answer}."
+            f"family must be left out, or be 'generic' for a model without a family; got {family!r} for "
+            f"{model_type!r}, which {answer}."
         )
     if model_type in kinds:
         return kinds[model_type](model)
@@ -118,7 +118,7 @@ def _way_out(model_type: Any, model: Any) -> str:
     if model is None:
         return (
             "If its decoder is of the usual kind, foveate.drop(model, method, family='generic') serves it in Python, "
-            "without knowing its pictures."
+            "but without knowing its pictures."
         )
     from foveate.families.generic import lacking
 
@@ -145,8 +145,8 @@ def inside(model: Any) -> Any:
         return model
     if isinstance(model, nn.DataParallel):
         raise UnsupportedError(
-            "nn.DataParallel runs copies of a model in several threads, and a model serves one thread at a time. "
-            "Spread it with device_map, or run a process for each device."
+            "nn.DataParallel runs copies of a model in several threads, and foveate allows one thread per model. "
+            "Use device_map, or one process per device."
         )
     of_transformers = (module for module in model.modules() if isinstance(module, PreTrainedModel))
     return next(of_transformers, model)
@@ -173,7 +173,7 @@ def register_family(kind: "type[Family]") -> "type[Family]":
 def _register(extra: "dict[str, T]", taken: "dict[str, T]", name: str, kind: T) -> T:
     other = taken.get(name, kind)
     if other is not kind:
-        raise SettingError(f"{name!r} is taken by {other.__module__}.{other.__qualname__}; rename yours.")
+        raise SettingError(f"{name!r} is already the name of {other.__module__}.{other.__qualname__}. Rename yours.")
     extra[name] = kind
     return kind
 

@@ -63,7 +63,7 @@ def refusal(stages: Sequence[Stage], lacks: Callable[[Signal], str | None]) -> s
     early = [stage.place for stage in stages if stage.place < Place.LAYER]
     if Place.PIXELS in early and (Place.TOWER in early or Place.BEFORE_PROJECTOR in early):
         return (
-            "makes pictures smaller and cuts in the tower too, which this engine does not run in one pass yet. Drop "
+            "makes pictures smaller and also cuts in the tower; the engine cannot do both in one pass yet. Drop "
             "between layers instead of in the tower."
         )
     return None
@@ -72,18 +72,18 @@ def refusal(stages: Sequence[Stage], lacks: Callable[[Signal], str | None]) -> s
 def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | None:
     """Why the engine does not run this stage, whatever the others are."""
     for signal in stage.reads:
-        reason: str | None = "this engine does not read it yet"
+        reason: str | None = "the engine does not read it yet"
         if isinstance(signal, SERVED):
             reason = lacks(signal)
         if reason is not None:
             return f"reads {signal!r}: {reason}."
     if stage.place is Place.DECODE:
-        return "has stages of decoding, which this engine does not run yet."
+        return "has stages of decoding, which the engine does not run yet."
     usual = "rank"
     if stage.place < Place.LAYER:
         usual = "keep_last"
     if stage.drops and stage.newlines != usual:
-        return f"has newlines={stage.newlines!r} in {stage}, which this engine does not run yet."
+        return f"has newlines={stage.newlines!r} in {stage}, which the engine does not run yet."
     return None
 
 
@@ -111,7 +111,7 @@ def _reach(method: Method, kind: type[Family], cls: bool, depth: int, arriving: 
     early = {stage.place for stage in stages if stage.place < Place.LAYER}
     way = _way(early)
     if reason is None and way is not None and _unknown(kind, way):
-        reason = f"drops in or behind the vision tower, which is not known of {kind.model_type!r}."
+        reason = f"drops in or after the vision tower, which foveate cannot do for {kind.model_type!r}."
     if reason is not None:
         return Reach(refused=f"{method.name} {reason}")
     walk = _Walk(arriving)

@@ -57,6 +57,6 @@ def test_requests_of_a_manager_made_before_the_context_fail_with_the_reason(mode
             result = manager.get_result(request, timeout=60)
     finally:
         manager.stop(block=True, timeout=60)
-    assert "Use generate with a padded batch" in result.error
+    assert "use generate with a padded batch" in result.error
     assert result.generated_tokens == []
     assert trace.history == []

@@ -148,7 +148,7 @@ def test_taking_accelerates_hooks_off_inside_the_context(tmp_path):
         for name, weight in tiny("llava").named_parameters():
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, torch.nn.Parameter(weight.clone()))
-        with pytest.raises(fv.SessionError, match="got another forward inside the context"):
+        with pytest.raises(fv.SessionError, match="was replaced inside the context"):
             generate(model, inputs)
     plain = generate(tiny("llava"), inputs)
     assert torch.equal(torch.cat(generate(model, inputs).logits), torch.cat(plain.logits))

@@ -15,9 +15,9 @@ import torch
 import transformers
 
 import foveate as fv
-from foveate.bench.counting import count
 from foveate.registry import family_for
 from tests.bench import far
+from tests.bench.counting import count
 from tests.models import TINY, batch, made_of
 
 COUNTS = Path(__file__).with_name("counts.json")

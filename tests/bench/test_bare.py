@@ -5,15 +5,15 @@ import torch
 
 import foveate as fv
 from foveate.bench.bare import bare, obstacle
-from foveate.bench.counting import counter
 from foveate.bench.stopwatch import timed
 from foveate.registry import family_for
+from tests.bench.counting import counter
 from tests.families.test_decoders import ministral
 from tests.models import DEPTH, ENCODES_FIRST, FAMILIES, batch, tiny
 
 COUNTS = (25, 25, 14, 14, 6, 0)  # vision tokens of each layer
 OBSTACLES = {
-    "gemma4": "is not known",
+    "gemma4": "does not know what layers",
     "qwen3_5": "carry a state",
     "qwen3_5_moe": "carry a state",
     "qwen3_vl": "adds tower features",
@@ -77,6 +77,16 @@ def check_numbers(model, plain, inputs):
             asked = {"attention_mask": mask, "position_embeddings": pair, "position_ids": places}
             hidden = layer(hidden[:, -count:], **asked)
         torch.testing.assert_close(found, text.norm(hidden), atol=1e-5, rtol=1e-5)
+
+
+def test_layers_that_read_no_position_ids_are_given_none():
+    model, inputs, seen = tiny("llava"), batch("llava", ("tit",)), []
+    known = family_for(model)
+    with torch.no_grad(), bare(known, (3,) * DEPTH):
+        watch = known.layers[0].register_forward_pre_hook(lambda *call: seen.append(call[-1]), with_kwargs=True)
+        model(**inputs)
+        watch.remove()
+    assert [kwargs["position_ids"] for kwargs in seen] == [None]
 
 
 def test_hooks_come_off_whatever_happens():

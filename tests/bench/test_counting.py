@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import foveate as fv
-from foveate.bench.counting import Memory, Waits, count
+from tests.bench.counting import Memory, Waits, count
 from tests.memory import BEFORE, llava
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 PROGRAM = """
 import torch
-from foveate.bench.counting import count
+from tests.bench.counting import count
 from tests.bench import far
 far.register()
 

@@ -5,14 +5,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
-from foveate._greedy import generate
-from foveate.bench.counting import counter
+from foveate.ask.generation import generate
 from foveate.bench.figure import draw
-from foveate.bench.run import AGAIN, EAGER, FULL, KEEP_ALL, Session, same_schedule
+from foveate.bench.run import AGAIN, EAGER, FULL, KEEP_ALL, Session
 from foveate.bench.summary import summarise
+from foveate.bench.timing import interval_words
 from foveate.bench.workload import Workload
-from foveate.methods import follow
-from foveate.methods.stages import Shape
+from tests.bench.counting import counter
 from tests.memory import AFTER, BEFORE, llava
 
 
@@ -23,12 +22,12 @@ def session(methods, *, layers=8, side=168, attention="eager", batch=1, new_toke
     inputs = {name: torch.cat([value] * batch) for name, value in inputs.items()}
     inputs["attention_mask"][:1, :shorter] = 0
     workload = Workload(inputs, batch, BEFORE + AFTER, ((side // 14) ** 2,))
-    told, flops = [], counter()
+    started, flops = [], counter()
     made = Session(model, workload, new_tokens, clock=flops.get_total_flops)
-    made.prepare(methods, **asked, told=told.append)
+    made.prepare(methods, **asked, starting=started.append)
     with flops:
         assert list(made.run(pairs)) == list(range(1, pairs + 1))
-    return made, told
+    return made, started
 
 
 METHODS = {
@@ -42,16 +41,16 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def measured():
-    made, told = session(METHODS)
-    return made, told, summarise(made)
+    made, started = session(METHODS)
+    return made, started, summarise(made)
 
 
 def test_beside_every_method_there_are_its_controls(measured):
-    made, told, _ = measured
+    made, started, _ = measured
     of_each = ("", ": random", ": bare")
     names = [FULL, KEEP_ALL, *(f"{name}{what}" for name in METHODS for what in of_each), AGAIN]
     assert list(made.candidates) == names
-    assert told == [name for name in names if not name.endswith(": bare") and name != AGAIN]
+    assert started == [name for name in names if not name.endswith(": bare") and name != AGAIN]
     assert list(made.times) == names
     assert all(len(times) == 3 for times in made.times.values())
     for name in METHODS:
@@ -59,7 +58,7 @@ def test_beside_every_method_there_are_its_controls(measured):
         assert one.control == control.name
         assert one.bare == control.bare == alone.name
         assert one.held.tokens == control.held.tokens == alone.held.tokens
-        assert one.held.kv_rows == control.held.kv_rows
+        assert one.held.kv_bytes == control.held.kv_bytes
         assert alone.rows == tuple(BEFORE + AFTER + count for count in one.held.tokens)
 
 
@@ -100,7 +99,7 @@ def test_bare_layers_are_timed_to_the_first_token_and_take_what_the_arithmetic_s
         assert set(row.flops) == {"prefill", "ttft"}
         assert row.flops["ttft"] == pytest.approx(row.ratios["ttft"].median, rel=1e-9)
         assert summary.row(f"{name}: random").over_bare["prefill"].median == 1.0
-        record = row.to_dict(made.times[row.name])
+        record = row.to_dict()
         assert [record[key] for key in ("peak_bytes", "peak_bytes_counted", "kv_bytes", "kv_bytes_counted")] == [
             None
         ] * 4
@@ -108,7 +107,7 @@ def test_bare_layers_are_timed_to_the_first_token_and_take_what_the_arithmetic_s
     own = summary.row("visiondrop")
     assert own.over_bare["prefill"].median == own.against["prefill"].median > 1
     assert set(own.over_bare) == {"tower", "prefill", "ttft"}
-    assert own.to_dict(made.times["visiondrop"])["over_bare"]["prefill"] == own.over_bare["prefill"].to_dict()
+    assert own.to_dict()["over_bare"]["prefill"] == own.over_bare["prefill"].to_dict()
 
 
 def test_there_are_no_bare_layers_where_nothing_leaves_or_they_are_not_wanted_or_cannot_be():
@@ -135,13 +134,30 @@ def test_the_cache_holds_what_was_counted_and_the_peak_falls(measured):
         assert held.peak < whole.candidate.held.peak
 
 
+def test_a_summary_shows_its_tables_in_a_notebook_and_itself_in_a_line(measured):
+    _, _, summary = measured
+    assert repr(summary).startswith("Summary(3 rounds of untouched, keep-all, v2drop, ")
+    html = summary._repr_html_()
+    assert html.count("<table") == html.count("</table>") == 3
+    assert "visiondrop: random" in html
+    assert "÷ bare" in html
+
+
+def test_few_rounds_have_a_range_and_no_95_percent_interval(measured):
+    _, _, summary = measured
+    words = "".join(summary.sheets("title")[-1].notes)
+    assert "3 paired rounds. " in words
+    assert "range (a 95 % interval takes 6 rounds or more)" in words
+    assert "95 % bootstrap interval" in interval_words(6)
+
+
 def test_the_record_has_every_single_time(measured):
     made, _, summary = measured
-    row = summary.row("v2drop").to_dict(made.times["v2drop"])
-    assert row["times"]["prefill"] == [one["prefill"] for one in made.times["v2drop"]]
+    row = summary.row("v2drop").to_dict()
+    assert row["times"]["prefill"] == [seconds["prefill"] for seconds in made.times["v2drop"]]
     assert set(row["times"]) == {"tower", "prefill", "ttft", "tpot", "whole"}
     assert row["over_random"]["prefill"]["rounds"] == 3
-    assert summary.row(FULL).to_dict(made.times[FULL])["setting"] is None
+    assert summary.row(FULL).to_dict()["setting"] is None
 
 
 def test_items_a_second_count_the_batch_and_controls_are_shared():
@@ -154,13 +170,13 @@ def test_items_a_second_count_the_batch_and_controls_are_shared():
         == 2 * made.workload.cost(made.model, tokens=made.candidates["a"].held.tokens).prefill_flops
     )
     row = summary.row("a")
-    assert summary.items_per_second(row) == 2 / row.seconds["whole"]
+    assert row.items_per_second == 2 / row.seconds["whole"]
     assert row.candidate.held.kv_bytes == row.kv_counted
 
 
 def test_the_row_of_eager_attention_leaves_the_kernel_as_it_was():
-    made, told = session({"v2drop": METHODS["v2drop"]}, attention="sdpa", new_tokens=1, pairs=2, eager=True)
-    assert told[-1] == EAGER
+    made, started = session({"v2drop": METHODS["v2drop"]}, attention="sdpa", new_tokens=1, pairs=2, eager=True)
+    assert started[-1] == EAGER
     text = made.model.model.language_model
     assert text.config._attn_implementation == "sdpa"
     summary, random = summarise(made), made.candidates["v2drop: random"]
@@ -186,17 +202,6 @@ def test_what_does_not_run_is_left_out_with_its_reason(monkeypatch):
 
 def out_of_memory(*_):
     raise torch.OutOfMemoryError
-
-
-def test_random_at_the_same_schedule_has_the_same_counts_in_every_layer():
-    tokens = (100, 100, 37, 37, 36, 1, 0)
-    control = same_schedule(tokens, 144)
-    assert control.plan(7, (144,)) == tokens
-    assert isinstance(control, fv.Random)
-    assert same_schedule((144,) * 7, 144).plan(7, (144,)) == (144,) * 7
-    cut = same_schedule((144, 144, 60, 60, 30, 30, 30), 144, range(1, 4))
-    assert isinstance(cut, fv.FinalKV)
-    assert list(follow.cached_layers(cut.stages(Shape(depth=7)))) == [1, 2, 3]
 
 
 def test_an_answer_has_the_length_that_was_asked_for():

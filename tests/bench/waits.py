@@ -8,9 +8,9 @@ import json
 import torch
 
 import foveate as fv
-from foveate.bench.counting import count
 from foveate.methods.finalkv import FinalKV
 from tests.bench import far
+from tests.bench.counting import count
 from tests.bench.counts import METHODS
 from tests.models import FAMILIES, TINY, batch, made_of
 

@@ -31,7 +31,7 @@ def save_tiny_llava(folder: Path, *, side: int = 84, layers: int = 32, template:
     """A random LLaVA of `layers` decoder layers that sees (side / 14)² tokens, with its processor."""
     torch.manual_seed(0)
     words = ["<pad>", "<s>", "</s>", "<image>", "<unk>", "USER:", "ASSISTANT:", "What", "is", "this", "?"]
-    words += [f"w{number}" for number in range(53)]
+    words += [*(f"w{number}" for number in range(47)), "yes", "no", "0", "1", "2", "3"]
     tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     LlavaProcessor(
@@ -75,7 +75,7 @@ def tiny_llava(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def picture(tmp_path) -> Path:
-    image = Image.new("RGB", (120, 90), (30, 60, 90))
+    image = Image.new("RGB", (120, 120), (30, 60, 90))  # a square: nothing is cropped
     draw = ImageDraw.Draw(image)
     draw.ellipse((20, 20, 60, 60), fill=(250, 40, 40))
     draw.rectangle((70, 30, 110, 80), fill=(240, 240, 60))

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from foveate.bench.run import AGAIN, FULL, KEEP_ALL, Session
-from foveate.cli import bench_run
 
 QUICK = ("--pairs", "2", "--new-tokens", "2", "--device", "cpu")
 
@@ -76,11 +75,12 @@ def test_bare_layers_can_be_left_out_and_what_stops_them_is_told(run, tiny_llava
 
 
 def test_a_prediction_runs_nothing_and_needs_no_weights(run, monkeypatch):
-    monkeypatch.setattr(bench_run, "build", None)
+    monkeypatch.setattr("foveate.bench.subject.from_shape", None)
     code, shown, told = run("bench", "--model", "qwen2-vl-72b", "--retention", "0.25", "--predict", "--device", "cpu")
     assert code == 0
     assert "qwen2-vl-72b (random weights)" in shown
     assert "v2drop 324" in shown
+    assert "mustdrop 324: how many tokens stay depends on the picture." in shown
     assert "1296 vision and 40 text tokens" in shown
     assert "prediction: Dropping pays for this prompt" in told
 
@@ -155,7 +155,7 @@ def test_a_machine_that_differs_from_itself_is_warned_of(run, tiny_llava, monkey
         (["--model", "qwen2-vl-72b"], "add --predict"),
         (["--model", "llava-1.5-7b", "--frames", "4", "--predict"], "takes pictures"),
         (["--model", "cpu-tiny", "--budget", "600", "--predict"], "the prompt has 576 vision tokens"),
-        (["--model", "cpu-tiny", "--device", "cpu", "--attention", "flex_attention"], "is seen on CUDA alone"),
+        (["--model", "cpu-tiny", "--device", "cpu", "--attention", "flex_attention"], "measured on CUDA alone"),
         (["--model", "cpu-tiny", "--device", "nowhere"], "is not available here"),
     ],
 )

@@ -3,7 +3,7 @@
 import pytest
 from transformers import LlavaConfig
 
-from foveate.cli.choose import named
+from foveate.cli.asking import named
 from foveate.cli.options import BudgetOptions
 from foveate.cli.usage import UsageError
 from foveate.errors import BudgetError, SettingError, UnknownNameError

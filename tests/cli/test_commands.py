@@ -9,13 +9,10 @@ import shutil
 import pytest
 import torch
 from PIL import Image
-from transformers import LlavaConfig
 
-from foveate.cli.loading import load
+from foveate.bench.race import race
+from foveate.cli.asking import load
 from foveate.cli.options import ModelOptions
-from foveate.cli.prompt import prepare, vision_sizes
-from foveate.cli.race import race
-from foveate.errors import UnsupportedError
 from foveate.families.llava import Llava
 from foveate.methods.uniform import Uniform
 from foveate.registry import families, methods, presets
@@ -56,6 +53,8 @@ def test_generate_says_where_before_the_decoder_tokens_left(ask, picture, method
 
 
 BUDGETED = sorted(set(methods()) - {"finalkv"})  # which drops nothing by itself
+AT_SCHEDULES = ("random as v2drop", "random as visiondrop", "random as mustdrop")
+COMPARED = {"v2drop", "visiondrop", "mustdrop", "averagepool", "resize", *AT_SCHEDULES}
 
 
 @pytest.mark.parametrize("method", [*BUDGETED, "v2drop+finalkv", "visiondrop+v2drop:metric=l1", "v2drop:metric=l1"])
@@ -97,8 +96,8 @@ def test_full_adds_the_untouched_models_answer_and_a_time_ratio(ask, picture, ti
 
 
 def test_what_is_timed_really_drops(tiny_llava, picture):
-    loaded = load(ModelOptions(model=str(tiny_llava)))
-    inputs = prepare(loaded, [Image.open(picture)], "What is this ?")
+    vlm = load(ModelOptions(model=str(tiny_llava)))
+    inputs = vlm.prepare(picture, "What is this ?").inputs
     seen = []
 
     class Watched(Uniform):
@@ -106,7 +105,7 @@ def test_what_is_timed_really_drops(tiny_llava, picture):
             seen.append(count)
             return super().select(view, count)
 
-    found = race(loaded, inputs, {"watched": Watched(layers=(2, 5), keep=(0.5, 0.5))}, new_tokens=1, pairs=2)
+    found = race(vlm.model, inputs, {"watched": Watched(layers=(2, 5), keep=(0.5, 0.5))}, new_tokens=1, pairs=2)
     assert seen == [18, 9] * 3  # two rounds and the warm-up
     assert found.new_tokens == 1
     assert set(found.ratios) == {"watched"}
@@ -194,8 +193,9 @@ def test_a_model_without_chat_template_is_asked_with_placeholders_first(run, pic
 
 def test_compare_shows_the_full_model_and_every_method_there_is(ask, picture):
     code, out, err = ask("compare", picture, "--pairs", 2)
-    assert (code, err) == (0, "")
-    for name in ("full model", *BUDGETED):
+    assert code == 0
+    assert not err or "the machine is noisy" in err
+    for name in ("full model", *COMPARED):
         assert name in out
     assert "100.0%" in out
     assert "timed against itself" in " ".join(out.split())
@@ -207,11 +207,14 @@ def test_compare_json_has_a_record_a_method_at_one_budget(ask, picture, tmp_path
     code, out, _ = ask("compare", picture, *names, "--budget", 18, "--pairs", 2, "--json", "--figure", figure)
     assert code == 0
     result = json.loads(out)
-    assert [row["name"] for row in result["methods"]] == ["v2drop", "random", "v2drop/llava-1.5-7b/128"]
+    preset = "v2drop/llava-1.5-7b/128"
+    expected = ["v2drop", "random as v2drop", preset, f"random as {preset}"]
+    assert [row["name"] for row in result["methods"]] == expected
     assert [round(row["mean_tokens"]) for row in result["methods"][:2]] == [18, 18]
     assert set(result["time"]["ratio_to_full"]) == {row["name"] for row in result["methods"]}
     with Image.open(figure) as drawn:
-        assert drawn.height > 3 * 400
+        assert drawn.height > 4 * 170  # the picture and three methods
+        assert max(drawn.size) < 1800
 
 
 def test_a_budget_that_is_not_met_is_said_where_the_answer_is(ask, picture):
@@ -277,24 +280,13 @@ def test_an_animation_is_read_with_a_note_on_stderr(ask, tmp_path):
     assert "only the first is read" in err
 
 
-def test_images_are_told_apart_by_what_stands_between_them():
-    config = LlavaConfig(image_token_index=3)
-
-    def sizes(ids, images):
-        return vision_sizes(config, torch.tensor([ids]), images)
-
-    assert sizes([1, 3, 3, 9, 3, 3, 3, 2], 2) == (2, 3)
-    assert sizes([3, 3, 3, 3], 2) == (4,)  # nothing between them: only their sum is known
-    with pytest.raises(UnsupportedError, match="without any vision token"):
-        sizes([1, 2], 1)
-
-
 def test_a_method_that_cannot_meet_the_budget_is_shown_with_its_floor_among_the_others(ask, picture):
     code, out, _ = ask("compare", picture, "--budget", 3, "--pairs", 2, "--json")
     assert code == 0
     result = json.loads(out)
     refused = {row["name"]: row["reason"] for row in result["infeasible"]}
-    assert {row["name"] for row in result["methods"]} | set(refused) == set(BUDGETED)
+    shown = {row["name"] for row in result["methods"]}
+    assert {name.partition(" as ")[0] for name in shown} | set(refused) == {*BUDGETED} - {"uniform"}
     assert "its floor is 4.3 tokens" in refused["mustdrop"]
     assert "visiondrop" in {row["name"] for row in result["methods"]}
     code, _, err = ask("compare", picture, "--budget", 3, "--method", "mustdrop", "--method", "visiondrop")

@@ -70,6 +70,11 @@ def test_a_method_that_spends_less_is_held_against_baselines_that_do_too(run, tm
         (["--questions", "0"], "--questions 0"),
         (["--draws", "0"], "--draws 0"),
         (["--budget", "900"], "576 vision tokens"),
+        (["--tasks", ","], "--tasks ',' names no task"),
+        (["--tasks", ""], "--tasks '' names no task"),
+        (["--include", "somewhere"], "--include is for benchmarks"),
+        (["--tasks", "colour", "--limit", "4"], "--limit is for benchmarks"),
+        (["--tasks", "pope", "--seed", "7"], "--seed is for the embedded tasks"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_a_line(run, tmp_path, arguments, says):

@@ -19,12 +19,14 @@ from torch._inductor.exc import CppCompileError, InductorError
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from foveate import embedded
-from foveate.cli.loading import Loaded
-from foveate.cli.methods import Methods
-from foveate.cli.prompt import prepare
+from foveate.ask.vlm import VLM
+from foveate.cli.lists import Methods
 from foveate.errors import InputError
 from foveate.video import Clip
 from tests.cli.conftest import QUESTION, save_tiny_llava
+
+LLAVA = SimpleNamespace(config=SimpleNamespace(model_type="llava"))
+"""As much of a model as a prompt that is refused needs."""
 
 
 @pytest.mark.parametrize(
@@ -33,7 +35,7 @@ from tests.cli.conftest import QUESTION, save_tiny_llava
         (["--method", "v3drop"], 2, "No method 'v3drop'. There are: "),
         (["--method", "v2drop/llava-1.5-7b/99"], 2, "No preset"),
         (["--budget", "1"], 2, "its floor is"),
-        (["--budget", "37"], 2, "at most the full count"),
+        (["--budget", "37"], 2, "tokens must be between 1 and 36 for this input; got 37"),
         (["--set", "layers=40,41", "--set", "keep=0.5,0.5"], 2, "the decoder has layers 0 to 31"),
         (["--device", "cuda:77"], 2, "--device cuda:77 is not available"),
         (["--device", "meta"], 2, "--device meta is not available"),
@@ -205,7 +207,7 @@ def test_what_the_untouched_model_takes_is_no_misfit(ask, picture, monkeypatch):
     def broken(*_):
         raise ValueError("a mistake of our own")
 
-    monkeypatch.setattr("foveate.cli.setup.Setup.cost", broken)
+    monkeypatch.setattr("foveate.ask.answering.kv_bytes", broken)
     with pytest.raises(ValueError, match="a mistake of our own"):
         ask("generate", picture)
 
@@ -229,7 +231,7 @@ def test_a_video_of_one_frame_that_a_processor_does_not_take_is_one_line():
     clip = Clip(Path("one.mp4"), np.zeros((1, 4, 6, 3), np.uint8), (0.0,), 0.0, 0.1, 10.0)
     says = r"refuses 1 frame of 6 x 4 pixels: t:1 must .*:2\. Of one frame, give the model a picture\.$"
     with pytest.raises(InputError, match=says):
-        prepare(Loaded("m", None, Processor()), [clip], "What ?")
+        VLM(LLAVA, Processor(), "m").prepare(clip, "What ?")
 
 
 def test_a_picture_that_grows_beyond_memory_is_one_line():
@@ -240,4 +242,4 @@ def test_a_picture_that_grows_beyond_memory_is_one_line():
             raise MemoryError
 
     with pytest.raises(InputError, match="60000 x 1 pixels: out of memory"):
-        prepare(Loaded("tiny", None, Processor()), [Image.new("RGB", (60000, 1))], "x")
+        VLM(LLAVA, Processor(), "tiny").prepare(Image.new("RGB", (60000, 1)), "x")

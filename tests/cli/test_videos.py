@@ -8,7 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
-from foveate.cli.media import is_video
+from foveate.ask.media import is_video
 from foveate.video import read
 from tests.cli.conftest import QUESTION
 from tests.films import film, sound
@@ -16,7 +16,7 @@ from tests.films import film, sound
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    return film(tmp_path_factory.mktemp("clips") / "clip.mp4", 30)
+    return film(tmp_path_factory.mktemp("clips") / "clip.mp4", 30, size=(64, 64))
 
 
 def test_on_a_model_that_reads_pictures_frames_go_in_as_pictures_and_a_line_says_so(ask, clip, tmp_path):
@@ -87,8 +87,8 @@ def test_a_picture_and_a_video_go_in_as_they_are_named(ask, clip, picture):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("{clip}", "--frames", 0), 2, "--frames and --fps: frames is 1 or more; got 0"),
-        (("{clip}", "--fps", 0), 2, "--frames and --fps: fps lies above 0; got 0"),
+        (("{clip}", "--frames", 0), 2, "--frames 0: 1 or more"),
+        (("{clip}", "--fps", 0), 2, "--fps 0: a rate is above 0"),
         (("{many}", "--fps", 10), 2, "are 800 frames; more than 768"),
         (("{picture}", "--frames", 3), 2, "no file named is one: their names end in .mp4, .mkv, .webm or the like"),
         (
@@ -98,7 +98,7 @@ def test_a_picture_and_a_video_go_in_as_they_are_named(ask, clip, picture):
         ),
         (("none.mp4",), 1, "none.mp4 cannot be read: No such file"),
         (("{song}",), 1, "song.mp4 has no video in it, only sound"),
-        (("{text}",), 1, "text.mp4 is no video that can be read, or its end is missing"),
+        (("{text}",), 1, "text.mp4 is not a readable video, or its end is missing"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_before_the_model_is_loaded(
@@ -110,14 +110,15 @@ def test_what_cannot_be_done_is_one_line_before_the_model_is_loaded(
     if "{many}" in arguments:
         places["many"] = film(tmp_path / "many.mp4", 800, size=(16, 16))
     files = [str(argument).format(**places) for argument in arguments]
-    found, out, err = run("generate", *files, *QUESTION, "--model", tmp_path / "no-model-here")
+    (tmp_path / "config.json").write_text("{}")  # it cannot be loaded, and only loading tells
+    found, out, err = run("generate", *files, *QUESTION, "--model", tmp_path)
     assert (found, out) == (code, "")
     assert says in " ".join(err.split())
     assert len(err.splitlines()) == 1 or code == 2
 
 
 def test_a_damaged_video_is_a_note_and_no_warning(ask, clip, tmp_path):
-    whole = film(tmp_path / "whole.mp4", 200, options={"movflags": "faststart"}).read_bytes()
+    whole = film(tmp_path / "whole.mp4", 200, size=(64, 64), options={"movflags": "faststart"}).read_bytes()
     (path := tmp_path / "short.mp4").write_bytes(whole[: len(whole) * 6 // 10])
     code, _, err = ask("generate", path, "--frames", 2)
     assert code == 0
@@ -127,7 +128,7 @@ def test_a_damaged_video_is_a_note_and_no_warning(ask, clip, tmp_path):
 
 
 def test_of_a_damaged_video_both_are_said_how_many_frames_were_read_and_how_many_are_used(ask, tmp_path):
-    pieces = film(tmp_path / "whole.mp4", 200, gop=200, options={"movflags": "faststart"}).read_bytes()
+    pieces = film(tmp_path / "whole.mp4", 200, size=(64, 64), gop=200, options={"movflags": "faststart"}).read_bytes()
     (path := tmp_path / "short.mp4").write_bytes(pieces[: len(pieces) * 6 // 10])
     code, out, err = ask("generate", path, "--json")
     assert code == 0
@@ -142,7 +143,7 @@ def test_of_a_damaged_video_both_are_said_how_many_frames_were_read_and_how_many
 def test_without_pyav_the_extra_is_named(ask, clip, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     code, _, err = ask("generate", clip)
-    assert (code, err) == (1, "foveate: Videos are read with PyAV: pip install 'foveate[video]'.\n")
+    assert (code, err) == (1, "foveate: Reading videos needs PyAV: pip install 'foveate[video]'.\n")
 
 
 def test_files_are_videos_by_their_ending(tmp_path):

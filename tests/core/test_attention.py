@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.bench.counting import Memory
 from foveate.core.attention import BLOCK_NUMBERS, attention_rows, received_attention
+from tests.bench.counting import Memory
 
 
 def dense(queries, keys, scaling, last_key=None):

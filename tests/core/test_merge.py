@@ -5,7 +5,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.bench.counting import Memory
 from foveate.core.cut import Cut
 from foveate.core.merge import (
     average,
@@ -15,6 +14,7 @@ from foveate.core.merge import (
     window_similarity,
 )
 from foveate.errors import ShapeError
+from tests.bench.counting import Memory
 
 
 def cosine(a, b):
@@ -231,7 +231,7 @@ def test_each_window_takes_eight_tokens_away(merged):
 def test_similarity_is_the_mean_over_ordered_pairs(height, width, window, seed):
     rows = torch.randn(height * width, 4, generator=torch.Generator().manual_seed(seed))
     if min(height, width) < window:
-        with pytest.raises(ShapeError, match="holds no window"):
+        with pytest.raises(ShapeError, match="too small for a window"):
             window_similarity(rows, height, width, window)
         return
     wanted = []

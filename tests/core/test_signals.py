@@ -21,7 +21,7 @@ from foveate.errors import SettingError
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Attention(rows="text"), r"Attention\(rows=…\) is one of 'last', 'after', 'vision'; got 'text'"),
+        (lambda: Attention(rows="text"), r"Attention: rows must be one of 'last', 'after', 'vision'; got 'text'"),
         (lambda: Attention(layer="before"), "'ran', 'next'; got 'before'"),
         (lambda: Attention(heads="each"), "'mean', 'max'; got 'each'"),
         (lambda: Attention(over="min"), "'mean', 'sum', 'max', 'share'; got 'min'"),

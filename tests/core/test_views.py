@@ -30,7 +30,9 @@ def test_the_only_signal_of_a_kind_has_a_short_name():
 def test_of_two_signals_of_a_kind_each_is_named():
     view = View(2, signals={LAST: torch.zeros(2), AFTER: torch.ones(2)})
     assert (view[LAST].tolist(), view[AFTER].tolist()) == ([0.0, 0.0], [1.0, 1.0])
-    with pytest.raises(SettingError, match=r"several signals of kind 'attention'; name one: view\[Attention"):
+    with pytest.raises(
+        SettingError, match=r"several signals of kind 'attention'. Write which one you mean, such as view\[Attention"
+    ):
         view.attention  # noqa: B018
 
 

@@ -19,6 +19,7 @@ from tests.models import given as pictures_of
 
 LLAVA_7B = LlavaConfig(text_config={"model_type": "llama", "vocab_size": 32064}, dtype="float16")
 PAPER = fv.preset("v2drop/llava-1.5-7b/192")
+REST = ("tower_flops", "projector_flops", "scoring_flops", "head_flops")
 SHORT = LlavaConfig(
     text_config={"model_type": "qwen2", "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 6,
                  "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 131,
@@ -31,6 +32,22 @@ def cost(config=SHORT, **given):
 
 
 # By hand.
+
+
+def test_a_repr_is_one_line_and_a_notebook_shows_the_parts():
+    found = fv.cost(LLAVA_7B, text_tokens=40, vision_tokens=576, method=PAPER)
+    assert repr(found) == "Cost(retention 33.6%, prefill 3.07 TFLOP, total 3.48 TFLOP, KV 116.9 MiB)"
+    html = found._repr_html_()
+    for text in ("382 GFLOP", "3.07 TFLOP", "13.3 GFLOP", "157.5 MiB", "193.8 of 576 vision tokens", "100.0%"):
+        assert text in html
+    assert "not known" in replace(found, peak_bytes=None)._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "0 FLOP"), (8177382850560, "8.18 TFLOP"), (12.3e18, "1.23e+04 PFLOP")]
+)
+def test_counts_of_operations_have_prefixes(count, words):
+    assert f"total {words}," in repr(replace(cost(), **dict.fromkeys(REST, 0), layer_flops=(count,)))
 
 
 def test_the_paper_setting_on_llava_7b_by_hand():
@@ -139,7 +156,7 @@ COUNTED = [family for family in FAMILIES if fv.families()[family].decoders]
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(COUNTED)))
 def test_a_family_whose_cost_is_not_known_says_so(family):
-    with pytest.raises(fv.UnsupportedError, match=r"costs is not known\. Known in this family: none"):
+    with pytest.raises(fv.UnsupportedError, match=r"is not known\. Known in this family: none"):
         fv.cost(tiny(family), text_tokens=9, vision_tokens=12)
 
 
@@ -219,11 +236,19 @@ def test_onevisions_inputs_tell_its_crops():
 
 REFUSED = [
     (fv.SettingError, "negative; got -1", {"vision_tokens": -1}),
-    (fv.SettingError, "at least one token; got 0 of text and 0 of vision", {"text_tokens": 0, "vision_tokens": 0}),
+    (
+        fv.SettingError,
+        "at least one token; got 0 text tokens and 0 vision tokens",
+        {"text_tokens": 0, "vision_tokens": 0},
+    ),
     (fv.SettingError, "at least one token; got -2", {"text_tokens": -2}),
-    (fv.SettingError, "attention is 'full' or 'causal'; got 'half'", {"attention": "half"}),
-    (fv.SettingError, "got 1 for 2 in vision_tokens", {"vision_tokens": [576, 576]}),
-    (fv.SettingError, "makes 576 vision tokens of a picture; 575 is no", {"vision_tokens": 575, "tower_images": None}),
+    (fv.SettingError, "attention must be 'full' or 'causal'; got 'half'", {"attention": "half"}),
+    (fv.SettingError, "got 1 counts for 2 in vision_tokens", {"vision_tokens": [576, 576]}),
+    (
+        fv.SettingError,
+        "A picture has 576 vision tokens in this model; 575 is not",
+        {"vision_tokens": 575, "tower_images": None},
+    ),
     (fv.SettingError, "but the decoder has layers 0 to 5", {"method": PAPER}),
 ]
 
@@ -284,5 +309,5 @@ def test_a_family_without_tower_cost_says_so():
     class Bare(Family):
         model_type = "bare"
 
-    with pytest.raises(fv.UnsupportedError, match="Bare does not say what its tower costs"):
+    with pytest.raises(fv.UnsupportedError, match="The cost of the vision tower of Bare is not known"):
         Bare.tower_cost(SHORT, (1,), None)

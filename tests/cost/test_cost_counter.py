@@ -384,7 +384,7 @@ def test_gemmas_tower_and_projector_equal_the_counter(images):
     found = fv.cost(config, text_tokens=5, vision_tokens=[16] * images)
     assert found.tower_flops == inside(counter, "SiglipVisionModel")
     assert found.tower_flops + found.projector_flops == counter.get_total_flops()
-    with pytest.raises(fv.SettingError, match="makes 16 vision tokens of a picture; 17 is no multiple"):
+    with pytest.raises(fv.SettingError, match="A picture has 16 vision tokens in this model; 17 is not a multiple"):
         fv.cost(config, text_tokens=5, vision_tokens=17)
 
 

@@ -19,9 +19,9 @@ from transformers import (
 
 import foveate as fv
 from foveate._transformers import older
-from foveate.bench.counting import Memory
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.visiondrop import VisionDrop
+from tests.bench.counting import Memory
 from tests.models import FAMILIES, cached, generate, made_of, tiny
 from tests.tiny import IMAGE, PAD, VIDEO
 

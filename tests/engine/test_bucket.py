@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.bench.counting import count
 from foveate.engine import bucket as engine
 from foveate.methods import follow
 from foveate.methods.stages import Hidden, Place
 from foveate.registry import family_for
+from tests.bench.counting import count
 from tests.invariants.alone import check_alone, left
 from tests.invariants.settings import EXAMPLES, FIRST, STAGES
 from tests.models import batch, tiny

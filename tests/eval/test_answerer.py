@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import BatchFeature, LlavaForConditionalGeneration, LlavaProcessor
 
-from foveate._loading import Loaded
+from foveate.ask import templates
+from foveate.ask.conversation import Conversation
+from foveate.ask.vlm import VLM
 from foveate.errors import SettingError, UnsupportedError
-from foveate.eval import answerer as module
-from foveate.eval import prompts
-from foveate.eval.answerer import Answerer, Conduct, Request
-from foveate.eval.setting import Choice, Setting
+from foveate.eval.lmms.answerer import Answerer, Conduct, Request
+from foveate.eval.lmms.setting import Choice, Setting
 from foveate.eval.store import Store
 from foveate.methods.v2drop import V2Drop
 from tests import models
@@ -22,7 +22,7 @@ GREEDY = {"max_new_tokens": 4, "temperature": 0, "do_sample": False, "num_beams"
 def llava(tmp_path_factory):
     folder = save_tiny_llava(tmp_path_factory.mktemp("tiny"))
     model = LlavaForConditionalGeneration.from_pretrained(folder).eval()
-    return Loaded(str(folder), model, LlavaProcessor.from_pretrained(folder))
+    return VLM(model, LlavaProcessor.from_pretrained(folder), str(folder))
 
 
 def request_for(document, text, colour, **generation):
@@ -53,8 +53,8 @@ def test_a_batch_gives_the_answers_of_its_samples_in_the_order_asked(llava, requ
 def test_answers_are_those_of_the_model_itself(llava, requests):
     texts = Answerer(llava)(requests)
     for request, text in zip(requests, texts, strict=True):
-        conversation = prompts.Conversation.of(request.messages(), 1)
-        inputs = prompts.encoder("own")(llava, conversation)
+        conversation = Conversation.of(request.messages(), 1)
+        inputs = templates.encode(llava.model, llava.processor, conversation)
         out = llava.model.generate(**inputs, max_new_tokens=4, do_sample=False, temperature=None)
         assert text == llava.processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
@@ -62,7 +62,7 @@ def test_answers_are_those_of_the_model_itself(llava, requests):
 def test_what_is_kept_is_not_asked_again(llava, requests, tmp_path, monkeypatch):
     conduct = Conduct(batch_size=2)
     first = Answerer(llava, Choice(), conduct, Store(tmp_path, conduct.conditions(llava)))(requests)
-    monkeypatch.setattr(module, "answer", None)
+    monkeypatch.setattr(VLM, "answer_batch", None)
     again = Answerer(llava, Choice(), conduct, Store(tmp_path, conduct.conditions(llava)))
     assert again(requests) == first
     assert len(again.records) == len(requests)
@@ -71,21 +71,21 @@ def test_what_is_kept_is_not_asked_again(llava, requests, tmp_path, monkeypatch)
 def test_a_run_that_dies_loses_no_finished_batch(llava, requests, tmp_path, monkeypatch):
     conduct = Conduct(batch_size=2)
     asked = []
-    real = module.answer
+    real = VLM.answer_batch
 
-    def dying(model, inputs, method, **generation):
+    def dying(vlm, prompts, method, **settings):
         if len(asked) == 2:
             raise KeyboardInterrupt
-        asked.append(len(inputs["input_ids"]))
-        return real(model, inputs, method, **generation)
+        asked.append(len(prompts))
+        return real(vlm, prompts, method, **settings)
 
-    monkeypatch.setattr(module, "answer", dying)
+    monkeypatch.setattr(VLM, "answer_batch", dying)
     store = Store(tmp_path, conduct.conditions(llava))
     with pytest.raises(KeyboardInterrupt):
         Answerer(llava, Choice(), conduct, store)(requests)
     with store.path.open("ab") as file:
         file.write(b'{"method": "full", "quest')
-    monkeypatch.setattr(module, "answer", real)
+    monkeypatch.setattr(VLM, "answer_batch", real)
     fresh = Store(tmp_path, conduct.conditions(llava))
     assert len(fresh) == sum(asked) == 4
     added = []
@@ -138,12 +138,12 @@ def test_each_sample_gets_the_budget_solved_for_its_own_tokens(monkeypatch, batc
     model = models.tiny("qwen2_vl")
     words = ["tit", "titt", "titit", "tititit", "itit", "ttt"]
     monkeypatch.setattr(
-        prompts,
+        templates,
         "PROTOCOLS",
-        {"own": lambda _, one: BatchFeature(models.batch("qwen2_vl", [one.turns[0][1][0][1]]))},
+        {"own": lambda _, __, one: BatchFeature(models.batch("qwen2_vl", [one.turns[0][1][0][1]]))},
     )
-    processor = SimpleNamespace(decode=lambda tokens, **_: " ".join(map(str, tokens)))
-    loaded = Loaded("tiny", model, processor)
+    processor = SimpleNamespace(decode=lambda tokens, **_: " ".join(map(str, tokens)), tokenizer=None)
+    loaded = VLM(model, processor, "tiny")
     asked = [
         Request(
             "task",

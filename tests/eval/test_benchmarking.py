@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import foveate as fv
-from foveate.eval.benchmarking import cells_of, run_cells, summarise_task
-from foveate.eval.cells import Contender
-from foveate.eval.scores import Metric, Scores, TaskScores
-from foveate.eval.setting import Setting
+from foveate.eval.cells import contender
+from foveate.eval.lmms.pairing import cells_of, run_cells, summarise_task
+from foveate.eval.lmms.scores import Metric, Scores, TaskScores
+from foveate.eval.lmms.setting import Setting
 
 
 def scores(right, spent, answers="a"):
@@ -25,7 +25,7 @@ FULL = scores(90, 576)
 
 @pytest.fixture(scope="module")
 def cells():
-    ours, lots, small = (Contender.of(name) for name in ("v2drop", "random", "resize"))
+    ours, lots, small = (contender(name) for name in ("v2drop", "random", "resize"))
     return cells_of([ours, lots, small], [("budget", 64.0), ("budget", 32.0)], (0, 1))
 
 
@@ -51,7 +51,7 @@ def test_every_budget_and_draw_is_a_run(cells):
         ("resize", 32, 1),
     ]
     assert [draw.seed for draw in cells[2].draws] == [0, 1]
-    (preset,) = cells_of([Contender.of("v2drop/llava-1.5-7b/192")], [("budget", 9.0)], (0,))
+    (preset,) = cells_of([contender("v2drop/llava-1.5-7b/192")], [("budget", 9.0)], (0,))
     assert (preset.budget, preset.draws) == (None, (Setting(name="v2drop/llava-1.5-7b/192"),))
 
 

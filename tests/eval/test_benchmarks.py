@@ -2,8 +2,8 @@ import pytest
 import yaml
 
 from foveate.errors import UnknownNameError, UnsupportedError
-from foveate.eval import harness
-from foveate.eval.benchmarks import BENCHMARKS, MME_TOTAL, primary, resolve
+from foveate.eval.lmms import harness
+from foveate.eval.lmms.benchmarks import BENCHMARKS, MME_TOTAL, primary, resolve
 
 NAMES = [
     "gqa",

@@ -7,8 +7,8 @@ from argparse import Namespace
 import numpy as np
 import pytest
 
-from foveate.eval import figures
-from foveate.eval.benchmarks import MME_TOTAL
+from foveate.eval.lmms import figures
+from foveate.eval.lmms.benchmarks import MME_TOTAL
 
 
 def metric_of(name, rows, aggregate, group):

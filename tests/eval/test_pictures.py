@@ -4,7 +4,7 @@ import pytest
 
 import foveate as fv
 from foveate.embedded.questions import TASKS
-from foveate.eval.pictures import check_tasks, questions
+from foveate.eval.embedded.pictures import check_tasks, questions
 
 
 def test_every_task_is_asked_and_no_question_twice():

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from foveate import embedded
-from foveate._loading import Loaded, load
+from foveate.ask.loading import load
+from foveate.ask.vlm import VLM
 from foveate.eval import provenance
-from foveate.eval.answerer import Conduct
+from foveate.eval.lmms.answerer import Conduct
 from foveate.eval.provenance import conditions
 from foveate.eval.store import Store, fingerprint
 
@@ -22,7 +23,7 @@ def test_a_hub_model_is_named_by_its_commit(tmp_path, monkeypatch):
     text = SimpleNamespace(_attn_implementation="sdpa")
     model = SimpleNamespace(device="cpu", dtype="float32")
     model.config = SimpleNamespace(model_type="llava", get_text_config=lambda: text)
-    loaded = Loaded("someone/a-model", model, None)
+    loaded = VLM(model, None, "someone/a-model")
     assert conditions(loaded)["weights"] == "someone/a-model@unknown revision"
     for commit in ("a" * 40, "b" * 40):
         place = tmp_path / "models--someone--a-model"
@@ -33,12 +34,12 @@ def test_a_hub_model_is_named_by_its_commit(tmp_path, monkeypatch):
         assert conditions(loaded)["weights"] == f"someone/a-model@{commit}"
 
 
-def stub(name) -> Loaded:
+def stub(name) -> VLM:
     """A model of this name that was never loaded."""
     text = SimpleNamespace(_attn_implementation="sdpa")
     model = SimpleNamespace(device="cpu", dtype="float32")
     model.config = SimpleNamespace(model_type="llava", get_text_config=lambda: text)
-    return Loaded(str(name), model, None)
+    return VLM(model, None, str(name))
 
 
 def key(loaded) -> str:
@@ -79,11 +80,11 @@ def test_what_decides_nothing_is_no_part_of_the_key(folder):
 
 def test_conduct_number_format_kernel_and_versions_are_part_of_the_key(folder, monkeypatch):
     device = torch.device("cpu")
-    loaded = load(str(folder), device)
+    loaded = load(str(folder), device=device)
     keys = {
         key(loaded),
-        key(load(str(folder), device, dtype="bfloat16")),
-        key(load(str(folder), device, attention="eager")),
+        key(load(str(folder), device=device, dtype="bfloat16")),
+        key(load(str(folder), device=device, attention="eager")),
     }
     keys |= {fingerprint(other.conditions(loaded)) for other in (Conduct(protocol="llava"), Conduct(most_frames=8))}
     assert len(keys) == 5

@@ -1,23 +1,22 @@
 import pytest
 
 import foveate as fv
-from foveate import embedded
-from foveate.eval.answering import vision_counts
-from foveate.eval.pictures import questions
-from foveate.eval.run import key_of, outstanding, run, sample
-from foveate.eval.store import Store
+from foveate.ask.loading import load
+from foveate.eval.embedded.pictures import questions
+from foveate.eval.embedded.run import outstanding, prompts_of, run
+from foveate.eval.store import Store, key_of
 
 TASKS = ("colour", "read text")
 
 
 @pytest.fixture(scope="module")
 def loaded():
-    return embedded.load()
+    return load("embedded", device="cpu")
 
 
 @pytest.fixture(scope="module")
 def methods(loaded):
-    return [fv.V2Drop.for_budget(loaded[0], tokens=64), fv.MustDrop.for_budget(loaded[0], tokens=96)]
+    return [fv.V2Drop.for_budget(loaded.model, tokens=64), fv.MustDrop.for_budget(loaded.model, tokens=96)]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +25,7 @@ def asked():
 
 
 def ask(loaded, asked, methods, store, **more):
-    run(lambda: loaded, outstanding(asked, methods, store), store, max_new_tokens=16, **more)
+    run(loaded, outstanding(asked, methods, store), store, max_new_tokens=16, **more)
 
 
 def test_every_question_is_answered_under_every_method(loaded, asked, methods, tmp_path):
@@ -38,7 +37,7 @@ def test_every_question_is_answered_under_every_method(loaded, asked, methods, t
     for one in asked:
         kept = store.get(key_of(methods[0]), one.key)
         assert kept["spent"] == pytest.approx(64, abs=1)
-        assert kept["vision_tokens"] == vision_counts(loaded[0].config, sample(*loaded, one))[0] == 576
+        assert kept["vision_tokens"] == prompts_of(loaded, [one])[0].vision_tokens == 576
         assert kept["flops"] < store.get("full", one.key)["flops"]
         assert kept["kl"] >= 0
     assert outstanding(asked, methods, Store(tmp_path, {})) == []
@@ -66,7 +65,7 @@ def test_a_method_that_is_added_later_is_held_against_the_answers_that_are_there
     ask(loaded, asked, methods, at_once)
     ask(loaded, asked, [], later)
     (todo, *_) = outstanding(asked, methods, later)
-    assert [values["method"] for values, _ in todo.methods] == ["v2drop", "mustdrop"]
+    assert [method.name for method, _ in todo.methods] == ["v2drop", "mustdrop"]
     ask(loaded, asked, methods, later)
     for one in asked:
         kl = later.get(key_of(methods[0]), one.key)["kl"]
@@ -76,7 +75,7 @@ def test_a_method_that_is_added_later_is_held_against_the_answers_that_are_there
 def test_several_processes_say_what_one_says(loaded, asked, methods, tmp_path):
     one, two = Store(tmp_path / "one", {}), Store(tmp_path / "two", {})
     ask(loaded, asked, methods[:1], one)
-    run(embedded.load, outstanding(asked, methods[:1], two), two, max_new_tokens=16, jobs=2)
+    run(loaded, outstanding(asked, methods[:1], two), two, max_new_tokens=16, jobs=2)
     assert len(one) == len(two)
     for method in (None, methods[0]):
         for question in asked:

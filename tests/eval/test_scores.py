@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from foveate.eval.scores import Metric
+from foveate.eval.lmms.scores import Metric
 
 
 def metric(inputs, aggregate, groups=None):

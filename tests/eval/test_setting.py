@@ -2,8 +2,8 @@ import pytest
 import transformers
 
 from foveate.errors import BudgetError, SettingError, UnknownNameError
-from foveate.eval.run import FULL, key_of
-from foveate.eval.setting import Choice, Setting
+from foveate.eval.lmms.setting import Choice, Setting
+from foveate.eval.store import FULL, key_of
 from foveate.methods import names
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.random import Random
@@ -19,7 +19,7 @@ def config():
 
 def test_no_method_is_the_full_model(config):
     choice = Setting().choice(config)
-    assert (choice.key, choice.solve, choice.values) == (FULL, None, None)
+    assert (choice.key, choice.solve) == (FULL, None)
     assert Choice.of(None) == Choice()
 
 
@@ -99,11 +99,11 @@ def test_other_settings_have_other_keys(config):
         ({"name": "v2drop", "retention": float("nan")}, "above 0"),
         ({"name": "random", "seed": 1.5}, "seed is a number; got 1.5"),
         ({"name": 7}, "method is a name"),
-        ({"name": "v2drop", "settings": "{metric"}, "no JSON"),
+        ({"name": "v2drop", "settings": "{metric"}, "Not valid JSON"),
         ({"name": "v2drop", "settings": [1]}, "settings is a dictionary"),
         ({"name": "v2drop", "settings": {"min_keep": 1.5}}, "min_keep should be a valid integer; got 1.5"),
         ({"name": "v2drop", "settings": {"layers": [2.5], "keep": 1}}, r"layers\[0\] should be a valid integer"),
-        ({"name": "v2drop", "settings": {"layers": [3]}}, "equally long"),
+        ({"name": "v2drop", "settings": {"layers": [3]}}, "the same length"),
         ({"name": "v2drop", "budget": 64, "settings": {"keep": [0.5, 0.3, 0]}}, "brings its own budget"),
     ],
 )

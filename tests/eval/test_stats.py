@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from foveate.eval.stats import Resampled
+from foveate.eval.stats import Resampled, estimate, share
 
 
 def test_an_interval_holds_the_mean_about_as_often_as_it_says():
@@ -24,10 +24,11 @@ def test_questions_about_one_picture_share_its_luck():
 def test_differences_are_paired():
     rng = np.random.default_rng(2)
     ours = (rng.random(300) < 0.6).astype(float)
-    found = Resampled(range(300)).difference(ours, ours)
+    resampled = Resampled(range(300))
+    found = estimate(resampled.means(ours) - resampled.means(ours))
     assert (found.value, found.low, found.high) == (0, 0, 0)
     better = np.maximum(ours, np.arange(300) < 30)
-    found = Resampled(range(300)).difference(better, ours)
+    found = estimate(resampled.means(better) - resampled.means(ours))
     assert 0 <= found.low < found.value < found.high < 0.1
     assert found.value == pytest.approx(better.mean() - ours.mean())
 
@@ -35,8 +36,9 @@ def test_differences_are_paired():
 def test_a_share_of_nothing_is_none_and_of_itself_one():
     resampled = Resampled([0, 0, 1, 1])
     values = np.array([1.0, 0.0, 1.0, 1.0])
-    assert resampled.share(values, np.zeros(4)) is None
-    found = resampled.share(values, values)
+    means = resampled.means(values)
+    assert share(means, resampled.means(np.zeros(4))) is None
+    found = share(means, means)
     assert (found.value, found.low, found.high) == (1, 1, 1)
 
 

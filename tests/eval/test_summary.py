@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 import foveate as fv
-from foveate.cli.eval_tables import footnotes
 from foveate.eval import figure
 from foveate.eval.cells import Cell
-from foveate.eval.summary import Column, summarise, unmatched
+from foveate.eval.pairing import Column, summarise, unmatched
 
 TASKS = ["colour", "count"] * 100
 PICTURES = [number // 2 for number in range(200)]
@@ -54,7 +53,8 @@ CELLS = [
 
 @pytest.fixture(scope="module")
 def summary():
-    return summarise(TASKS, PICTURES, CELLS, COLUMNS.get)
+    columns = [[COLUMNS[draw] for draw in cell.draws] for cell in CELLS]
+    return summarise(TASKS, PICTURES, COLUMNS[None], CELLS, columns, title="a title")
 
 
 def test_figures_are_the_plain_means(summary):
@@ -93,18 +93,37 @@ def test_what_cannot_be_reached_is_listed_with_its_floor(summary):
     ]
 
 
+def test_tables_show_every_cell_and_no_empty_column(summary):
+    heads = [column.head for column in summary.table().columns]
+    assert heads == ["", "Tokens", "FLOPs", "Accuracy", "Of full", "Agrees", "KL", "Hard", "− random", "− resize"]
+    rows = [line.split() for line in str(summary.table()).splitlines()]
+    assert ["ours", "64.0", "25%", "80.0", "±"] in [row[:5] for row in rows]
+    assert ["high", "≥", "70.0", "infeasible"] in rows
+    alone = replace(summary, outcomes=tuple(replace(outcome, against={}, hard=None) for outcome in summary.outcomes))
+    assert [column.head for column in alone.table().columns] == heads[:-3]
+    assert "Hard" not in " ".join(alone.notes())
+    assert "full model" in summary.task_table().rows[0]
+    assert summary.task_table().rows[0][1:] == ("100", "100")
+
+
+def test_a_notebook_shows_tables_and_python_a_line(summary):
+    assert repr(summary).startswith("Summary('a title', 200 questions about 100 pictures, full model 100.0 ± 0.0")
+    assert summary._repr_html_().count("<table") == 2
+    assert "spender at 30 tokens: the budget is not met" in summary._repr_html_()
+
+
 def test_the_figure_shows_every_method(summary):
-    drawn = figure.draw(summary, "a title")
+    drawn = figure.draw(summary)
     assert drawn.mode == "RGB"
     assert len(drawn.getcolors(maxcolors=10**6)) > 50
     assert min(drawn.size) > 500
 
 
 def test_a_budget_that_is_not_met_is_said_below_the_table(summary):
-    said = " ".join(footnotes(summary))
+    said = " ".join(summary.notes())
     assert "spender at 30 tokens: the budget is not met, 11.1% was asked for, 5.2% is spent." in said
     assert "resize at 60 tokens: the budget is not met" in said
     assert "ours at" not in said
     (ours, *_) = summary.outcomes
     tokens = replace(summary, outcomes=(replace(ours, cell=replace(ours.cell, budget=192.0)),))
-    assert "192 tokens was asked for, 64.0 is spent" in " ".join(footnotes(tokens))
+    assert "192 tokens was asked for, 64.0 is spent" in " ".join(tokens.notes())

@@ -57,7 +57,7 @@ def test_scores_are_the_models_own_attention(text, layer):
 @pytest.mark.parametrize("text", UNKNOWN)
 def test_attention_of_an_unknown_kind_is_not_read(text):
     model, inputs = llava(text, "eager"), batch("llava", ["ttit"])
-    with pytest.raises(fv.UnsupportedError, match="attends is not known"):
+    with pytest.raises(fv.UnsupportedError, match="way it attends is not known"):
         paid(model, inputs, 1, "vision")
     with fv.drop(model, fv.V2Drop(layers=(1,), keep=(0.5,))) as trace, torch.no_grad():
         model(**inputs)

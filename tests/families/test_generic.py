@@ -200,9 +200,9 @@ def test_what_it_cannot_do_is_refused():
 def test_a_model_with_a_family_needs_no_other():
     from tests.models import tiny as supported
 
-    with pytest.raises(fv.SettingError, match="'generic' for 'llava', which has"):
+    with pytest.raises(fv.SettingError, match="'generic' for 'llava', which has one"):
         family_for(supported("llava"), "generic")
-    with pytest.raises(fv.SettingError, match="'generic' for a model without one; got 'llava'"):
+    with pytest.raises(fv.SettingError, match="'generic' for a model without a family; got 'llava'"):
         family_for(tiny(deepseek)[0], "llava")
 
 

@@ -43,8 +43,8 @@ def prompt(pixels, count, **more):
 @pytest.mark.parametrize(
     ("tower", "strategy", "count", "why"),
     [
-        ("clip", "full", 26, "takes the tower's CLS for a vision token"),
-        ("siglip", "default", 24, "leaves out a patch as if it were a CLS"),
+        ("clip", "full", 26, "uses the tower's CLS as a vision token"),
+        ("siglip", "default", 24, "drops a patch as if it were a CLS"),
         ("pixtral", "full", 25, "has no encoder.layers"),
     ],
 )

@@ -120,7 +120,7 @@ def test_costs_of_images_and_frames():
     config = tiny("video_llava").config
     both = fv.cost(config, text_tokens=4, vision_tokens=[25, 78])
     assert both == fv.cost(config, text_tokens=4, vision_tokens=[25, 78], tower_images=[1, 3])
-    with pytest.raises(fv.SettingError, match="25 vision tokens of a picture and 26 of a frame; 77"):
+    with pytest.raises(fv.SettingError, match="has 25 vision tokens and a frame 26 in this model; 77"):
         fv.cost(config, text_tokens=4, vision_tokens=77)
     method = fv.Resize(keep=0.4)
     told = fv.cost(config, text_tokens=4, vision_tokens=78, method=method)

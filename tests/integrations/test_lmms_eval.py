@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from foveate._loading import device_of, load
+from foveate.ask import templates
+from foveate.ask.loading import load
+from foveate.ask.vlm import VLM
 from foveate.errors import InputError, SettingError, UnsupportedError
-from foveate.eval.answerer import Conduct
-from foveate.eval.harness import Options, run
-from foveate.eval.setting import Setting
+from foveate.eval.lmms.answerer import Conduct
+from foveate.eval.lmms.harness import Options, run
+from foveate.eval.lmms.setting import Setting
 from foveate.eval.store import Store
 from foveate.integrations.lmms_eval import manifest
 from tests.integrations.conftest import QUESTIONS
@@ -23,7 +25,7 @@ SETTING = Setting(name="v2drop", budget=192)
 
 @pytest.fixture(scope="module")
 def loaded():
-    return load("embedded", device_of("cpu"))
+    return load("embedded", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def test_the_manifest_is_free_of_lmms_eval_until_it_is_asked():
 def test_lmms_eval_finds_the_model_by_its_entry_point(offline):
     from lmms_eval.models import get_model
 
-    from foveate.eval.backend import Foveate
+    from foveate.eval.lmms.backend import Foveate
 
     assert get_model("foveate") is Foveate
 
@@ -138,7 +140,7 @@ def test_a_second_run_asks_nothing(found, loaded, tasks, tmp_path, monkeypatch):
     options = Options(conduct=Conduct(batch_size=2), include=(tasks,), limit=4)
     store = Store(tmp_path, options.conduct.conditions(loaded))
     first = run(loaded, ["foveate_textvqa"], options=options, store=store)
-    monkeypatch.setattr("foveate.eval.answerer.answer", None)
+    monkeypatch.setattr(VLM, "answer_batch", None)
     assert run(loaded, ["foveate_textvqa"], options=options, store=store).to_dict() == first.to_dict()
     assert first.tasks["foveate_textvqa"].documents == (0, 1, 2, 3)
     whole = [row["answer"] for row in found[0].tasks["foveate_textvqa"].records]
@@ -148,14 +150,12 @@ def test_a_second_run_asks_nothing(found, loaded, tasks, tmp_path, monkeypatch):
 def test_the_llava_protocol_puts_ocr_tokens_into_textvqas_prompt(loaded, tasks, monkeypatch):
     told = []
 
-    def encode(loaded, conversation):
+    def encode(model, processor, conversation):
         told.append(conversation.turns[0][1][-1][1])
-        return encoder(loaded, conversation)
+        return encoder(model, processor, conversation)
 
-    from foveate.eval import prompts
-
-    encoder = prompts.PROTOCOLS["llava"]
-    monkeypatch.setattr(prompts, "PROTOCOLS", {**prompts.PROTOCOLS, "llava": encode})
+    encoder = templates.PROTOCOLS["llava"]
+    monkeypatch.setattr(templates, "PROTOCOLS", {**templates.PROTOCOLS, "llava": encode})
     options = Options(conduct=Conduct(protocol="llava"), include=(tasks,), limit=1)
     scores = run(loaded, ["foveate_textvqa", "foveate_pope"], options=options)
     assert scores.protocol == scores.to_dict()["protocol"] == "llava"
@@ -180,7 +180,7 @@ def test_half_a_pair_is_refused_in_words(loaded, tasks):
 
 
 def test_arguments_that_cannot_be_meant_are_refused():
-    from foveate.eval.backend import Foveate
+    from foveate.eval.lmms.backend import Foveate
 
     with pytest.raises(SettingError, match="batch_size is a number; got 'auto'"):
         Foveate(batch_size="auto")
@@ -191,7 +191,7 @@ def test_arguments_that_cannot_be_meant_are_refused():
 
 
 def test_tasks_that_are_not_answered_in_words_are_refused():
-    from foveate.eval.backend import Foveate
+    from foveate.eval.lmms.backend import Foveate
 
     model = Foveate(device="cpu")
     with pytest.raises(UnsupportedError, match="answers in words"):

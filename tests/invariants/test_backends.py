@@ -72,7 +72,7 @@ def test_backends_agree_with_sdpa(words, name, family, attention, request):
     with fv.drop(tiny(family), EXAMPLES[name]) as reference:
         expected = generate(tiny(family), inputs)
     if attention == "flash_like" and any(map(TINY[family].window, range(DEPTH))):
-        refused = pytest.raises(fv.UnsupportedError, match="sliding window, which flash attention counts")
+        refused = pytest.raises(fv.UnsupportedError, match="sliding window, and flash attention counts it")
         with fv.drop(tiny(family, attention), EXAMPLES[name]), refused:
             generate(tiny(family, attention), inputs)
         return
@@ -97,7 +97,7 @@ def test_an_attention_that_gets_no_masks_works_alone_and_is_refused_in_a_ragged_
     with fv.drop(tiny("llava"), method):
         expected = generate(tiny("llava"), batch("llava", ["tit"]))
     assert torch.equal(alone.sequences, expected.sequences)
-    with fv.drop(model, method), pytest.raises(fv.UnsupportedError, match="'own_kernel' reads is not known"):
+    with fv.drop(model, method), pytest.raises(fv.UnsupportedError, match="attention kernel 'own_kernel' is not known"):
         generate(model, batch("llava", ["tit", "titt"]))
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.bench.counting import Memory
 from foveate.core.attention import BLOCK_NUMBERS
+from tests.bench.counting import Memory
 from tests.memory import AFTER, BEFORE, CONTROLS, METHODS, llava, onevision, watched
 
 

@@ -94,17 +94,17 @@ def test_a_setting_survives_json():
 def test_a_budget_is_the_inner_methods():
     method = FinalKV.for_budget(tiny("llava"), retention=0.5, inner=fv.V2Drop, metric="cosine")
     assert method.inner == fv.V2Drop.for_budget(tiny("llava"), retention=0.5, metric="cosine")
-    with pytest.raises(fv.SettingError, match="Which method drops"):
+    with pytest.raises(fv.SettingError, match="FinalKV needs the method that drops"):
         FinalKV.for_budget(tiny("llava"), retention=0.5)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"inner": V2DROP, "first_layer": 4}, "lies in 0 … 3"),
+        ({"inner": V2DROP, "first_layer": 4}, "must be between 0 and 3"),
         ({"inner": V2DROP, "first_layer": -1}, "first_layer should be greater than or equal to 0; got -1"),
-        ({"inner": fv.VisionDrop(layer_list=(), image_token_list=())}, "cuts nowhere"),
-        ({"inner": FinalKV(inner=V2DROP)}, "inner is a method"),
+        ({"inner": fv.VisionDrop(layer_list=(), image_token_list=())}, "does not cut between decoder layers"),
+        ({"inner": FinalKV(inner=V2DROP)}, "inner must be a method"),
         ({"inner": "v2drop"}, "inner should be a method"),
     ],
 )

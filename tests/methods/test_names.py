@@ -43,10 +43,10 @@ def test_what_a_text_names(text, method):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "A method has a name"),
-        ("+v2drop", "A method has a name"),
-        ("v2drop+", "A method has a name"),
-        (":metric=l1", "A method has a name"),
+        ("", "A method's name is missing"),
+        ("+v2drop", "A method's name is missing"),
+        ("v2drop+", "A method's name is missing"),
+        (":metric=l1", "A method's name is missing"),
         ("v2drop:metric", "write key=value"),
         ("v2drop:=l1", "write key=value"),
         ("v2drop:metric=", "write key=value"),
@@ -58,10 +58,10 @@ def test_what_a_text_names(text, method):
         ("v2drop:keep=" + "(" * 2000, "keep should be a valid tuple"),
         ("random:seed=a", "seed should be a valid integer; got 'a'"),
         ("finalkv:inner=v2drop", "inner should be a method"),
-        ("{", "This is no JSON"),
-        ("{}", "A method's settings name it"),
-        ('{"method": 1}', "A method's settings name it"),
-        ('{"method":' * 10_000, "This is no JSON"),
+        ("{", "Not valid JSON"),
+        ("{}", "The settings must name their method"),
+        ('{"method": 1}', "The settings must name their method"),
+        ('{"method":' * 10_000, "Not valid JSON"),
     ],
 )
 def test_a_text_that_names_none_is_refused(text, message):
@@ -85,6 +85,10 @@ def test_every_method_is_named_by_its_name_and_by_its_json(kind):
 @pytest.mark.parametrize("name", fv.presets())
 def test_every_preset_is_named(name):
     assert parse(name) == fv.presets()[name].method
+
+
+def test_a_preset_prints_its_name():
+    assert repr(fv.presets()["v2drop/llava-1.5-7b/192"]) == "Preset('v2drop/llava-1.5-7b/192')"
 
 
 def test_a_chain_goes_round_as_json():

@@ -213,7 +213,7 @@ def test_budgets():
     method = Resize.for_budget(Config(32), tokens=192)
     assert method.plan(32, (576,), [((24, 24),)]) == (182,) * 32
     assert Resize.for_budget(Config(32), tokens=576) == Resize(keep=1.0)
-    with pytest.raises(fv.BudgetError, match=r"Resize cannot leave 0.5 of 576 .* floor is 1 token"):
+    with pytest.raises(fv.BudgetError, match=r"Resize cannot keep 0.5 of 576 .* floor is 1 token"):
         Resize.for_budget(Config(32), tokens=0.5)
 
 
@@ -230,7 +230,7 @@ def test_a_family_that_does_not_know_how_says_so():
         def __init__(self):
             pass
 
-    with pytest.raises(fv.UnsupportedError, match=r"smaller images is not known for 'plain'.*AveragePool"):
+    with pytest.raises(fv.UnsupportedError, match=r"cannot give smaller images to the tower of 'plain'.*AveragePool"):
         Plain().encode_smaller(None, "image", {}, None)
 
 

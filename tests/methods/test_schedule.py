@@ -43,8 +43,8 @@ def test_a_budget_is_a_number_or_a_share():
         ({"retention": 0}, "above 0 and at most 1"),
         ({"retention": 1.1}, "above 0 and at most 1"),
         ({"retention": math.nan}, "above 0 and at most 1"),
-        ({"tokens": 0}, "tokens must be above 0"),
-        ({"tokens": math.inf}, "tokens must be above 0"),
+        ({"tokens": 0}, "tokens must be a finite number above 0"),
+        ({"tokens": math.inf}, "tokens must be a finite number above 0"),
     ],
 )
 def test_what_is_no_budget_is_refused(given_, message):
@@ -61,7 +61,7 @@ def test_a_budget_for_a_model():
     assert budget_of(Config(), None, 0.5, None) == (0.5, None)
     assert budget_of(Config(), 192, None, 1024) == (192 / 1024, 1024)
     assert decoder_depth(Config()) == 32
-    with pytest.raises(SettingError, match="vision_tokens is the image's token count, 1 or more; got 0"):
+    with pytest.raises(SettingError, match="vision_tokens is the number of the image's tokens, 1 or more; got 0"):
         budget_of(Config(), 192, None, 0)
 
 

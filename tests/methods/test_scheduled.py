@@ -75,7 +75,7 @@ def test_a_full_budget_keeps_all():
         ({"tokens": 192, "retention": 0.3}, "one of tokens= and retention="),
         ({"retention": 0}, "above 0"),
         ({"retention": 1.2}, "at most"),
-        ({"tokens": 600}, "tokens=600 of 576"),
+        ({"tokens": 600}, "tokens must be between 1 and 576 for this input; got 600"),
         ({"retention": 0.3, "layers": (3, 9)}, "three cuts"),
     ],
 )

@@ -48,7 +48,7 @@ WRONG_TYPES = [
     (fv.FinalKV, {"inner": 5}, "inner should be a method that drops; got 5"),
     (fv.FinalKV, {"inner": V2DROP}, "inner should be a method that drops"),
     (fv.FinalKV, {"inner": {"method": "v2drop", "keep": 3}}, "V2Drop: keep should be a valid tuple; got 3"),
-    (fv.FinalKV, {"inner": DEEP}, "too deep"),
+    (fv.FinalKV, {"inner": DEEP}, "nest too many methods"),
 ]
 NOT_FINITE = [
     (V2DROP, {"layers": math.inf}, "layers should be a valid tuple"),
@@ -63,21 +63,21 @@ NOT_FINITE = [
     (Resize, {"keep": math.nan}, "keep should be a finite number"),
 ]
 CONTRADICTIONS = [
-    (V2DROP, {"layers": (3, 9), "keep": (0.5,)}, "equally long; got 2 layers"),
+    (V2DROP, {"layers": (3, 9), "keep": (0.5,)}, "the same length; got 2 layers"),
     (V2DROP, {"layers": (9, 3), "keep": (0.5, 0.5)}, "layers must ascend strictly; got"),
     (V2DROP, {"retention": 0.3, "tokens": 100}, "Give one of tokens= and retention="),
-    (V2DROP, {"retention": 0.3, "keep": (0.5, 0.3, 0.0)}, "a budget is solved for keep".capitalize()),
+    (V2DROP, {"retention": 0.3, "keep": (0.5, 0.3, 0.0)}, "either keep or a budget"),
     (V2DROP, {"retention": 0.3, "layers": (3, 9)}, "three cuts, or one"),
     (V2DROP, {"retention": 0.0}, "retention must be above 0"),
     (
         VISIONDROP,
         {"retention": 0.3, "image_token_list": ((1, 1),)},
-        "a budget is solved for image_token_list".capitalize(),
+        "either image_token_list or a budget",
     ),
-    (MUSTDROP, {"mode": "budget", "depth": 0}, "a count for each of the 4 pruning layers"),
+    (MUSTDROP, {"mode": "budget", "depth": 0}, "one count for each of the 4 pruning layers"),
     (MUSTDROP, {"mode": "budget", "retention": 0.3, "tokens": 5}, "Give one of tokens= and retention="),
     (AveragePool, {"keep": 0.5, "tokens": 4}, "Give one of keep=, tokens= and retention="),
-    (fv.FinalKV, {"inner": fv.FinalKV()}, "inner is a method that drops"),
+    (fv.FinalKV, {"inner": fv.FinalKV()}, "inner must be a method that drops"),
 ]
 
 
@@ -102,7 +102,9 @@ def test_a_budget_for_an_image_of_no_tokens_is_refused():
         num_hidden_layers, model_type = 32, "qwen2_vl"
 
     for kind in (V2DROP, VISIONDROP, MUSTDROP, AveragePool):
-        with pytest.raises(fv.SettingError, match="vision_tokens is the image's token count, 1 or more; got 0"):
+        with pytest.raises(
+            fv.SettingError, match="vision_tokens is the number of the image's tokens, 1 or more; got 0"
+        ):
             kind.for_budget(Config(), tokens=10, vision_tokens=0)
 
 
@@ -110,9 +112,9 @@ def test_records_that_are_none_are_refused():
     for text, message in (
         ('{"keep": [Infinity, 0.3, 0]}', r"keep\[0\] should be a finite number"),
         ('{"min_keep": "one"}', "min_keep should be a valid integer"),
-        ("[1]", "are a dictionary; got \\[1\\]"),
-        ("{", "are no JSON"),
-        ("[" * 100_000, "are no JSON"),
+        ("[1]", "must be a dictionary; got \\[1\\]"),
+        ("{", "are not valid JSON"),
+        ("[" * 100_000, "are not valid JSON"),
     ):
         with pytest.raises(fv.SettingError, match=message):
             V2DROP.from_json(text)

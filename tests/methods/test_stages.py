@@ -103,20 +103,20 @@ def test_a_stage_that_leaves_another_number_than_it_counted_is_an_error(left):
         return Cut.take(torch.arange(left), len(view))
 
     stage = LayerStage(4, count=lambda arriving: 2, choose=choose)
-    with pytest.raises(SettingError, match=rf"LayerStage\(4\) leaves {left} of 5 tokens where it counted 2"):
+    with pytest.raises(SettingError, match=rf"LayerStage\(4\) keeps {left} of 5 tokens, but its count is 2"):
         stage.cut(LayerView(count=5))
 
 
 def test_a_stage_that_counted_fewer_and_does_nothing_is_an_error():
     stage = LayerStage(4, count=lambda arriving: 2, choose=lambda view, count: None)
-    with pytest.raises(SettingError, match="leaves 5 of 5 tokens where it counted 2"):
+    with pytest.raises(SettingError, match="keeps 5 of 5 tokens, but its count is 2"):
         stage.cut(LayerView(count=5))
     assert stage.cut(LayerView(count=2)) is None
 
 
 def test_a_cut_of_other_tokens_than_arrived_is_an_error():
     stage = LayerStage(4, choose=lambda view, count: Cut.take(torch.arange(2), 3))
-    with pytest.raises(SettingError, match="was shown 5 tokens and gave a cut of 3"):
+    with pytest.raises(SettingError, match="got 5 tokens but returned a cut of 3"):
         stage.cut(LayerView(count=5))
 
 
@@ -135,18 +135,18 @@ def test_what_is_not_declared_cannot_be_read():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: scored(), "has a score, so it needs keep or count"),
-        (lambda: scored(keep=0.5, count=lambda arriving: 2), "takes keep or count"),
+        (lambda: scored(), "has a score but neither keep nor count"),
+        (lambda: scored(keep=0.5, count=lambda arriving: 2), "takes either keep or count"),
         (lambda: scored(keep=0.5, look=lambda view: {}), "one of score, choose and look; got several"),
         (lambda: LayerStage(2, keep=0.5, score=attention, choose=lambda view, count: None), "got several"),
         (
             lambda: LayerStage(2, reads=("attention",), keep=0.5, score=attention),
-            "reads 'attention', which is no signal",
+            "reads 'attention', which is not a signal",
         ),
-        (lambda: LayerStage(2, reads=(Attention,), keep=0.5, score=attention), "which is no signal"),
-        (lambda: LayerStage(0, reads=(Hidden(back=1),)), "before layer 0 cannot look 1 layers back"),
-        (lambda: LayerStage(2, reads=(Hidden(), Hidden(back=3))), "before layer 2 cannot look 3 layers back"),
-        (lambda: LayerStage(0, reads=(Attention(layer="ran"),)), "before layer 0 cannot look 1 layers back"),
+        (lambda: LayerStage(2, reads=(Attention,), keep=0.5, score=attention), "which is not a signal"),
+        (lambda: LayerStage(0, reads=(Hidden(back=1),)), "before layer 0 cannot read 1 layers back"),
+        (lambda: LayerStage(2, reads=(Hidden(), Hidden(back=3))), "before layer 2 cannot read 3 layers back"),
+        (lambda: LayerStage(0, reads=(Attention(layer="ran"),)), "before layer 0 cannot read 1 layers back"),
     ],
 )
 def test_a_stage_that_cannot_be_is_refused(make, message):

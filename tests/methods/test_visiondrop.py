@@ -266,10 +266,10 @@ def test_less_than_a_token_at_the_end_is_refused_with_the_floor():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layer_list": (8, 16)}, "equally long; got 2 and 3"),
+        ({"layer_list": (8, 16)}, "the same length; got 2 and 3"),
         ({"layer_list": (8, 8, 16)}, "ascend strictly"),
         ({"dominant": -1}, "dominant should be greater than or equal to 0"),
-        ({"dominant": 0, "contextual": 3}, "dominant >= 1"),
+        ({"dominant": 0, "contextual": 3}, "at least one dominant token"),
         ({"image_token_list": ((30, 5), (22, -4), (16, 3))}, r"image_token_list\[1\]\[1\] should be greater"),
         ({"reference": 0}, "reference should be greater than or equal to 1"),
         ({"positions": "compact"}, "positions should be"),

@@ -36,9 +36,7 @@ def test_the_setting_found_meets_the_budget_on_the_samples(target):
 
 
 def test_the_nearest_of_what_one_sample_allows_is_said_not_to_meet_the_budget(tmp_path):
-    said = (
-        "No setting was found with which these samples keep 50.00%, within 1% of it; with the nearest they keep 49.33%."
-    )
+    said = "No setting keeps 50.00% of these samples' tokens, within 1% of it. The nearest setting keeps 49.33%."
     with pytest.warns(UserWarning, match=said):
         record = fv.tune(tiny("llava"), SAMPLES[:1], method=START, retention=0.5)
     assert all(abs(mean - 0.5) > 0.005 for _, mean in record.steps)
@@ -57,6 +55,7 @@ def test_more_is_dropped_the_higher_the_threshold():
 
 def test_a_record_survives_its_file_and_is_not_overwritten(tmp_path):
     record = fv.tune(tiny("llava"), SAMPLES, method=START, tokens=26)
+    assert repr(record) == "Record(mustdrop on llava: retention 69.0% for 68.4% asked, 8 samples)"
     record.save(path := tmp_path / "squares.json")
     assert fv.Record.load(path) == record
     assert json.loads(path.read_text())["versions"]["torch"] == torch.__version__
@@ -74,10 +73,10 @@ def test_the_samples_are_known_by_their_hash():
 
 
 def test_budgets_the_samples_do_not_allow_are_refused():
-    with pytest.raises(fv.BudgetError, match="key tokens alone these samples average"):
+    with pytest.raises(fv.BudgetError, match="key tokens alone average"):
         fv.tune(tiny("llava"), SAMPLES, method=START, retention=0.2)
     merging = fv.MustDrop(pruning_layers=(1, 3), merge_window=2, merge_threshold=-1)
-    with pytest.raises(fv.BudgetError, match="With everything kept"):
+    with pytest.raises(fv.BudgetError, match=r"average only .* after merging in the tower"):
         fv.tune(tiny("llava"), SAMPLES, method=merging, retention=0.9)
 
 
@@ -85,7 +84,7 @@ def test_budgets_the_samples_do_not_allow_are_refused():
     ("samples", "method", "message"),
     [
         ([], START, "no samples"),
-        (SAMPLES, fv.V2Drop(), "use V2Drop.for_budget"),
+        (SAMPLES, fv.V2Drop(), "V2Drop needs no tuning"),
         (SAMPLES, fv.MustDrop(filter=False), "filter=True"),
         ([batch("llava", ["tt"])], START, "has a vision token"),
     ],
@@ -104,7 +103,7 @@ def test_what_cannot_be_tuned_is_refused(samples, method, message):
 )
 def test_a_file_that_is_no_record_is_refused(tmp_path, text):
     (path := tmp_path / "record.json").write_text(text)
-    with pytest.raises(fv.InputError, match=r"no JSON|no record|is damaged"):
+    with pytest.raises(fv.InputError, match=r"not valid JSON|not hold a JSON object|not a record|is damaged"):
         fv.Record.load(path)
     with pytest.raises(fv.InputError, match="cannot be read"):
         fv.Record.load(tmp_path / "nothing.json")

@@ -73,7 +73,7 @@ def test_a_rate_above_the_files_gives_every_frame_once(steady, fps):
 
 
 def test_a_rate_that_would_fill_the_memory_wants_a_number_with_it(long):
-    with pytest.raises(SettingError, match=r"20 frames a second of .* are 6000 frames; more than 768 .* frames="):
+    with pytest.raises(SettingError, match=r"20 frames per second of .* are 6000 frames; more than 768 .* frames="):
         read(long, fps=20)
     assert len(read(long, fps=20, frames=10)) == 10
 
@@ -336,14 +336,14 @@ def test_where_nothing_can_be_decoded_the_file_is_refused(folder):
 def test_an_mp4_without_its_end_is_refused(folder, steady):
     whole = steady.read_bytes()  # the index comes last
     (path := folder / "headless.mp4").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"headless\.mp4 is no video that can be read, or its end is missing"):
+    with pytest.raises(InputError, match=r"headless\.mp4 is not a readable video, or its end is missing"):
         read(path)
 
 
 @pytest.mark.parametrize("content", [b"no video at all", b"\x00" * 5000, os.urandom(4096)])
 def test_what_is_no_video_is_refused(tmp_path, content):
     (path := tmp_path / "film.mp4").write_bytes(content)
-    with pytest.raises(InputError, match=r"film\.mp4 is no video"):
+    with pytest.raises(InputError, match=r"film\.mp4 is not a readable video"):
         read(path)
 
 
@@ -416,11 +416,11 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ({"frames": 0}, "frames is 1 or more; got 0"),
-        ({"fps": 0}, "fps lies above 0; got 0"),
-        ({"fps": float("nan")}, "fps lies above 0; got nan"),
-        ({"start": -1}, "got -1 and None"),
-        ({"start": 3, "end": 2}, "got 3 and 2"),
+        ({"frames": 0}, "frames must be 1 or more; got 0"),
+        ({"fps": 0}, "fps must be above 0; got 0"),
+        ({"fps": float("nan")}, "fps must be above 0; got nan"),
+        ({"start": -1}, "got start=-1, end=None"),
+        ({"start": 3, "end": 2}, "got start=3, end=2"),
     ],
 )
 def test_numbers_outside_their_range_are_refused(steady, asked, says):
@@ -429,7 +429,7 @@ def test_numbers_outside_their_range_are_refused(steady, asked, says):
 
 
 def test_a_part_behind_the_end_is_refused(steady):
-    with pytest.raises(InputError, match=r"ends after 6\.00 s, so nothing starts at 7 s"):
+    with pytest.raises(InputError, match=r"ends after 6\.00 s, before start=7 s"):
         read(steady, start=7)
 
 

@@ -11,6 +11,8 @@ from PIL import Image
 from foveate.errors import ShapeError
 from foveate.viz import draw_stages, stack
 from foveate.viz.dim import TINT, coverage, dim, group_colour
+from foveate.viz.page import HAIRLINE
+from foveate.viz.stages import PANEL
 
 NAN = float("nan")
 
@@ -42,6 +44,29 @@ def test_keeping_everything_shows_the_picture_itself():
 def test_keeping_nothing_dims_everything():
     picture = plain((250, 250, 250))
     assert dim(picture, grid(3, 3), np.array([], dtype=np.int64)).max() < 150
+
+
+@pytest.mark.parametrize("shade", [0, 20, 60, 255])
+def test_dropped_patches_are_told_from_kept_ones_in_dark_and_bright_pictures(shade):
+    shown = dim(plain((shade,) * 3), grid(2, 2), np.array([1])).astype(int)
+    kept, dropped = shown[:20, 20:, 0], shown[20:, :20, 0]
+    assert np.ptp(kept) == 0
+    assert np.ptp(dropped) >= 15  # the hatch
+    assert np.abs(dropped - shade).max() >= 20
+
+
+def test_every_panel_has_a_hairline_around_it_that_covers_no_pixel():
+    white = Image.new("RGB", (60, 60), "white")
+    sheet = np.asarray(draw_stages([white], [grid(2, 2)], [("all", range(4))]))
+    lines = (sheet == HAIRLINE).all(axis=-1)
+    assert lines.sum() == 2 * (4 * PANEL + 4)
+    rows, columns = lines.nonzero()
+    assert rows.max() - rows.min() == PANEL + 1
+    assert (sheet[rows.min() + 1 : rows.max(), columns.min() + 1 : columns.min() + 1 + PANEL] == 255).all()
+
+
+def test_dollars_in_a_title_are_no_formula():
+    draw_stages([Image.new("RGB", (50, 50))], [grid(2, 2)], [("from $5_ to $6^", [0])], title="$5_ or $6^?")
 
 
 def test_a_pixel_counts_every_box_over_it_and_a_token_with_no_place_covers_none():

@@ -1,11 +1,10 @@
 """The code blocks of the guide to videos run, with a tiny OneVision in place of a large one."""
 
 import pytest
-import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from foveate import embedded
-from foveate._loading import load
+from foveate.ask.loading import load
 from tests.films import film
 from tests.test_docs import VIDEOS, always, blocks, run_command_lines, run_python
 
@@ -15,7 +14,7 @@ def stand_in(folders, tmp_path, monkeypatch):
     """A fresh folder with a clip, in which every model is the tiny OneVision."""
     monkeypatch.chdir(tmp_path)
     film(tmp_path / "clip.mp4")
-    loaded = load(str(folders["llava_onevision"]), torch.device("cpu"))
+    loaded = load(str(folders["llava_onevision"]), device="cpu")
     monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", always(loaded.model))
     monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda *_, **__: loaded.processor)
     monkeypatch.setattr(embedded, "path", lambda: folders["llava_onevision"])

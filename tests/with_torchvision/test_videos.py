@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 import foveate as fv
-from foveate._loading import load
-from foveate.cli.prompt import prepare
+from foveate.ask.loading import load
 from foveate.video import read
 from tests import oracle
 from tests.films import QUARTERS, film, matrix
@@ -37,7 +36,7 @@ def clip(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(folders):
-    return {family: load(str(folder), torch.device("cpu")) for family, folder in folders.items()}
+    return {family: load(str(folder), device="cpu") for family, folder in folders.items()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -72,7 +71,8 @@ def test_generate_answers_about_a_video_file(run, folders, clip, tmp_path, famil
 @pytest.mark.parametrize("family", FAMILIES)
 def test_people_are_told_which_frames_and_how_much_of_what_stays_is_late(run, folders, clip, family):
     code, out, err = run("generate", clip, *QUESTION, "--model", folders[family], "--fps", 2, "--full", "--pairs", 2)
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert not err or "the machine is noisy" in err
     assert f"12 of {clip}, from 0.00 to 5.50 s" in " ".join(out.split())
     assert "the second half of the video has" in out
     assert "before layer 3" in out.split("Late frames")[1]
@@ -83,11 +83,11 @@ def test_compare_runs_every_method_on_a_video(run, folders, clip, family, tmp_pa
     figure = tmp_path / "all.png"
     asked = (clip, *QUESTION, "--model", folders[family], "--frames", 4, "--pairs", 2, "--figure", figure, "--json")
     code, out, err = run("compare", *asked)
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert not err or "the machine is noisy" in err
     told = json.loads(out)
-    assert {row["name"] for row in told["methods"]} | {row["name"] for row in told["infeasible"]} == set(
-        fv.methods()
-    ) - {"finalkv"}  # which drops nothing by itself
+    names = {row["name"].partition(" as ")[0] for row in (*told["methods"], *told["infeasible"])}
+    assert names == set(fv.methods()) - {"finalkv", "uniform"}  # finalkv drops nothing by itself
     assert len(told["methods"]) >= 5
     assert figure.exists()
 
@@ -95,7 +95,7 @@ def test_compare_runs_every_method_on_a_video(run, folders, clip, family, tmp_pa
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_the_model_gets_is_what_its_own_processor_makes_of_the_frames(loaded, clip, family):
     one, found = loaded[family], read(clip, frames=6)
-    inputs = prepare(one, [found], "What happens ?")
+    inputs = one.prepare([found], "What happens ?").inputs
     frames = [Image.fromarray(frame) for frame in found.frames]
     content = [{"type": "video", "video": frames}, {"type": "text", "text": "What happens ?"}]
     own = one.processor.apply_chat_template(
@@ -113,7 +113,7 @@ def test_what_the_model_gets_is_what_its_own_processor_makes_of_the_frames(loade
 @pytest.mark.parametrize("family", FAMILIES)
 def test_keeping_all_is_the_untouched_model_bit_for_bit(loaded, clip, family):
     one = loaded[family]
-    inputs = prepare(one, [read(clip, frames=8)], "What happens ?")
+    inputs = one.prepare([read(clip, frames=8)], "What happens ?").inputs
     asked = {**inputs, "max_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
     plain = one.model.generate(**asked)
     with fv.drop(one.model, fv.V2Drop(layers=(3, 16), keep=(1.0, 1.0), scope="frame")):
@@ -126,7 +126,7 @@ def test_keeping_all_is_the_untouched_model_bit_for_bit(loaded, clip, family):
 @pytest.mark.parametrize("scope", ["sample", "frame"])
 def test_dropping_is_the_independent_recompute(loaded, clip, family, scope):
     one = loaded[family]
-    inputs = prepare(one, [read(clip, frames=8)], "What happens ?")
+    inputs = one.prepare([read(clip, frames=8)], "What happens ?").inputs
     method = fv.V2Drop(layers=(3, 16, 22), keep=(0.5, 0.3, 0.2), scope=scope)
     with fv.drop(one.model, method) as trace, torch.no_grad():
         out = one.model.generate(
@@ -189,14 +189,14 @@ def test_a_picture_and_a_video_go_into_one_question(run, folders, clip, family, 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_video_held_sideways_is_seen_upright(loaded, family, tmp_path):
     held = matrix(film(tmp_path / "held.mp4", 6, size=(112, 56), draw=moving), QUARTERS[90])
-    inputs = prepare(loaded[family], [read(held, frames=4)], "What happens ?")
+    inputs = loaded[family].prepare([read(held, frames=4)], "What happens ?").inputs
     if family == "qwen2_vl":
         (grid,) = inputs["video_grid_thw"].tolist()
         assert grid[1] == 2 * grid[2]
     upright = film(
         tmp_path / "upright.mp4", 6, size=(56, 112), draw=lambda *a: np.rot90(moving(a[0], a[1], (112, 56)), 3)
     )
-    same = prepare(loaded[family], [read(upright, frames=4)], "What happens ?")
+    same = loaded[family].prepare([read(upright, frames=4)], "What happens ?").inputs
     off = (inputs["pixel_values_videos"] - same["pixel_values_videos"]).abs().mean()
     assert off < 0.2 * same["pixel_values_videos"].abs().mean()
 
@@ -205,7 +205,7 @@ def test_a_video_held_sideways_is_seen_upright(loaded, family, tmp_path):
 def test_a_batch_of_videos_is_each_alone(loaded, clip, family):
     one = loaded[family]
     clips = [read(clip, frames=4), read(clip, frames=4, start=2)]
-    alone = [prepare(one, [each], "What happens ?") for each in clips]
+    alone = [one.prepare([each], "What happens ?").inputs for each in clips]
     together = {name: torch.cat([each[name] for each in alone]) for name in alone[0]}
     method = fv.V2Drop(layers=(3, 16), keep=(0.5, 0.3), scope="frame")
     with fv.drop(one.model, method) as trace, torch.no_grad():
@@ -224,6 +224,6 @@ def test_videos_of_unequal_length_that_a_model_does_not_take_are_refused_with_wh
     code, out, err = run("generate", *asked, 4, "--model", folders["llava_onevision"])
     assert (code, out, len(err.splitlines())) == (1, "", 1)
     assert "refuses 4 frames of 112 x 84, 3 frames of 64 x 48 pixels: " in err
-    assert err.endswith("Take as many frames of each video: --frames 3.\n")
+    assert err.endswith("Take as many frames of each video: 3.\n")
     told = json.loads(run("generate", *asked, 3, "--model", folders["llava_onevision"])[1])
     assert told["vision_tokens"] == [56]  # nothing stands between them

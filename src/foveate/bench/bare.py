@@ -2,29 +2,33 @@
 
 Where rows leave, hidden states are sliced to the last so many, and RoPE tables, masks and, where a layer asks for them,
 position ids with them. Nothing is scored, gathered by index or put back, and no engine stands around the layers; the
-last norm has few rows too. What comes out means nothing.
+last norm has few rows too. The model's answer then means nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
 from foveate._transformers import scales_by_position
+from foveate.core.patching import Patcher
 from foveate.families.base import Family
 
 __all__ = ["bare", "obstacle"]
 
+Memo = dict[tuple[str, int, int], tuple[Any, Any]]
+"""By argument, identity and rows: the argument, so that its identity stays its own, and its last rows."""
+
 
 def obstacle(family: Family, inputs: Mapping[str, Any]) -> str:
-    """Why a prompt's rows cannot just be sliced in this model, in a few words; empty where they can."""
-    kind, mask = family.text.config.model_type, inputs.get("attention_mask")
+    """Why a prompt's rows cannot be sliced in this model, in a few words; empty where they can."""
+    kind = family.text.config.model_type
+    mask = inputs.get("attention_mask")
     if kind not in family.decoders:
-        return f"what layers of {kind} are given is not known"
+        return f"foveate does not know what layers of {kind} take"
     if family.recurrent:
-        return "layers that carry a state are given masks of another form"
+        return "layers that carry a state take masks of another form"
     if family.late_additions(family.model.config):
         return "the model adds tower features between its layers, to all rows"
     if "flex" in family.text.config._attn_implementation:
@@ -45,37 +49,47 @@ def bare(family: Family, rows: Sequence[int]) -> Iterator[None]:
         family: Of the model.
         rows: Of each layer, text included; never more than in the layer before.
     """
-    known: dict[tuple[int, int], tuple[Any, Any]] = {}
-    with ExitStack() as stack:
+    memo: Memo = {}
+    with Patcher() as patches:
         for layer, count in zip(family.layers, rows, strict=True):
-            hook = partial(_before, count, scales_by_position(layer.self_attn), known)
-            stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            slicer = _Slicer(count, scales_by_position(layer.self_attn), memo)
+            patches.hook(layer, "before", slicer, with_kwargs=True)
         yield
 
 
-def _before(
-    count: int,
-    needs_ids: bool,
-    known: dict[tuple[int, int], tuple[Any, Any]],
-    _: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A layer's arguments for its last `count` rows; what many layers are given is sliced once."""
-    if not needs_ids:  # RoPE is in position_embeddings; flash attention would look through them, and wait for it
-        kwargs["position_ids"] = None
-    if args:
-        args = (args[0][:, -count:], *args[1:])
-    else:
-        kwargs["hidden_states"] = kwargs["hidden_states"][:, -count:]
-    for name, last in SLICED.items():
-        whole = kwargs.get(name)
-        if whole is not None:
-            key = id(whole), count
-            if key not in known:
-                known[key] = whole, last(whole, count)  # the whole one too, so that its id stays its own
-            kwargs[name] = known[key][1]
-    return args, kwargs
+class _Slicer:
+    """A layer's forward pre-hook: gives it the last rows of its arguments.
+
+    Args:
+        count: How many.
+        needs_ids: Whether the layer reads position ids.
+        memo: What many layers take is sliced once.
+    """
+
+    def __init__(self, count: int, needs_ids: bool, memo: Memo) -> None:
+        self._count = count
+        self._needs_ids = needs_ids
+        self._memo = memo
+
+    def __call__(
+        self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if not self._needs_ids:  # RoPE is in position_embeddings; flash attention would read the ids, and wait for them
+            kwargs["position_ids"] = None
+        if args:
+            args = (args[0][:, -self._count :], *args[1:])
+        else:
+            kwargs["hidden_states"] = kwargs["hidden_states"][:, -self._count :]
+        for name, last in LAST_ROWS.items():
+            if kwargs.get(name) is not None:
+                kwargs[name] = self._sliced(name, kwargs[name], last)
+        return args, kwargs
+
+    def _sliced(self, name: str, argument: Any, last: Callable[[Any, int], Any]) -> Any:
+        key = name, id(argument), self._count
+        if key not in self._memo:
+            self._memo[key] = argument, last(argument, self._count)
+        return self._memo[key][1]
 
 
 def _tables(pair: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
@@ -85,7 +99,9 @@ def _tables(pair: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
 
 def _mask(mask: Tensor, count: int) -> Tensor:
     """What each row sees, (samples, heads, rows, columns), or which columns are real, (samples, columns)."""
-    return mask[..., -count:, -count:].contiguous() if mask.ndim == 4 else mask[..., -count:]
+    if mask.ndim == 4:
+        return mask[..., -count:, -count:].contiguous()
+    return mask[..., -count:]
 
 
 def _ids(ids: Tensor, count: int) -> Tensor:
@@ -93,7 +109,7 @@ def _ids(ids: Tensor, count: int) -> Tensor:
     return ids[..., -count:]
 
 
-SLICED: dict[str, Callable[[Any, int], Any]] = {
+LAST_ROWS: dict[str, Callable[[Any, int], Any]] = {
     "position_embeddings": _tables,
     "attention_mask": _mask,
     "position_ids": _ids,

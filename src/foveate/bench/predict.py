@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from foveate.bench.workload import Workload
 from foveate.cost import Cost
+from foveate.errors import SettingError
+from foveate.methods.base import Method
 
-__all__ = ["Forecast", "forecast", "verdict"]
+__all__ = ["Forecast", "forecast", "forecasts", "verdict"]
 
 RIDGE = {"cpu": 8, "cuda": 250}
 """Rows below which a layer's time is that of reading its weights, not of its FLOPs: a device's FLOP/s over its bytes/s.
@@ -33,37 +37,71 @@ class Forecast:
     kv: float
 
 
-def forecast(cost: Cost, whole: Cost, batch: int = 1, device: str = "cpu") -> Forecast:
+def forecasts(
+    model: Any, workload: Workload, methods: Mapping[str, Method], kernel: str, device: str
+) -> dict[str, Forecast]:
+    """What arithmetic promises, by name, of each method whose counts depend on neither picture nor question.
+
+    Args:
+        model: A model or its config.
+        workload: The prompt.
+        methods: By name.
+        kernel: The attention implementation.
+        device: The type of the device.
+    """
+    untouched = workload.kernel_cost(model, kernel)
+    promised = {}
+    for name, method in methods.items():
+        try:
+            cost = workload.kernel_cost(model, kernel, method)
+        except SettingError:  # the picture decides
+            continue
+        promised[name] = forecast(cost, untouched, workload.batch, device)
+    return promised
+
+
+def forecast(cost: Cost, untouched: Cost, batch: int = 1, device: str = "cpu") -> Forecast:
     """What a method's cost promises over the untouched model's, both of one sample."""
-    mine, full = _bound(cost, batch, device), _bound(whole, batch, device)
-    around = whole.tower_flops + whole.projector_flops + whole.head_flops
-    own = cost.tower_flops + cost.projector_flops + cost.head_flops + cost.scoring_flops
+    bound, untouched_bound = _bound(cost, batch, device), _bound(untouched, batch, device)
+    outside = cost.tower_flops + cost.projector_flops + cost.head_flops + cost.scoring_flops
+    untouched_outside = untouched.tower_flops + untouched.projector_flops + untouched.head_flops
     return Forecast(
-        prefill=whole.prefill_flops / cost.prefill_flops,
-        bound=full / mine,
-        first=(full + around) / (mine + own),
-        kv=whole.kv_bytes / cost.kv_bytes if cost.kv_bytes else 1.0,
+        prefill=untouched.prefill_flops / cost.prefill_flops,
+        bound=untouched_bound / bound,
+        first=(untouched_bound + untouched_outside) / (bound + outside),
+        kv=untouched.kv_bytes / cost.kv_bytes if cost.kv_bytes else 1.0,
     )
 
 
 def _bound(cost: Cost, batch: int, device: str) -> float:
     """FLOPs of the prefill, a layer of few rows counted as one at the ridge."""
     ridge = RIDGE.get(device, RIDGE["cuda"])
-    rows = [batch * (cost.text_tokens + tokens) for tokens in cost.tokens]
-    return sum(flops * max(1.0, ridge / n) for flops, n in zip(cost.layer_flops, rows, strict=True) if n)
+    total = 0.0
+    for flops, tokens in zip(cost.layer_flops, cost.tokens, strict=True):
+        rows = batch * (cost.text_tokens + tokens)
+        if rows:
+            total += flops * max(1.0, ridge / rows)
+    return total
 
 
-def verdict(forecasts: Mapping[str, Forecast], whole: Cost) -> str:
-    """One sentence for all rows: whether dropping pays for this prompt."""
+def verdict(forecasts: Mapping[str, Forecast], untouched: Cost) -> str:
+    """One sentence: whether dropping pays for this prompt."""
     if not forecasts:
-        return "What these methods leave depends on the picture: arithmetic cannot tell before they run."
-    name, best = max(forecasts.items(), key=lambda pair: pair[1].first)
-    vision = sum(whole.vision_tokens) / (sum(whole.vision_tokens) + whole.text_tokens)
-    tower = (whole.tower_flops + whole.projector_flops) / whole.total_flops
-    said = f"{best.first:.2f} times faster to the first token at most ({name}), {best.bound:.2f} in the prefill"
+        return "How many tokens these methods leave depends on the picture: arithmetic cannot tell before they run."
+    name, best = max(forecasts.items(), key=lambda item: item[1].first)
+    vision_tokens = sum(untouched.vision_tokens)
+    vision = vision_tokens / (vision_tokens + untouched.text_tokens)
+    tower = (untouched.tower_flops + untouched.projector_flops) / untouched.total_flops
+    speed = f"at most {best.first:.2f} times faster to the first token ({name}), {best.bound:.2f} times in the prefill"
     if best.bound < 0.9 * best.prefill:
-        said += f" where its FLOPs fall {best.prefill:.2f} times, since so few rows leave the time of reading weights"
-    why = f"{vision:.0%} of the prompt's rows are vision tokens and the tower takes {tower:.0%} of the FLOPs"
-    if best.first < LITTLE:
-        return f"Dropping hardly pays for this prompt: {said}; {why}."
-    return f"Dropping {'pays a little' if best.first < SOME else 'pays'} for this prompt: {said}; {why}."
+        speed += f" (its FLOPs fall {best.prefill:.2f} times, but with so few rows reading the weights takes longer)"
+    why = f"{vision:.0%} of the prompt are vision tokens and the tower takes {tower:.0%} of the FLOPs"
+    return f"Dropping {_pays(best.first)} for this prompt: {speed}; {why}."
+
+
+def _pays(speed_up: float) -> str:
+    if speed_up < LITTLE:
+        return "hardly pays"
+    if speed_up < SOME:
+        return "pays a little"
+    return "pays"

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,47 +10,26 @@ from typing import Any
 
 import torch
 
-from foveate._greedy import generate
 from foveate.bench.bare import bare, obstacle
-from foveate.bench.counting import Memory
-from foveate.bench.stopwatch import timed
+from foveate.bench.held import Held, hold
+from foveate.bench.stopwatch import Clock, timed
 from foveate.bench.timing import rounds
 from foveate.bench.workload import Workload
 from foveate.engine.session import drop
 from foveate.engine.trace import Trace
-from foveate.errors import UnsupportedError
+from foveate.errors import InputError, UnsupportedError
 from foveate.methods.base import Method
-from foveate.methods.finalkv import FinalKV
+from foveate.methods.controls import same_schedule
 from foveate.methods.follow import cached_layers, in_order
 from foveate.methods.random import Random
 from foveate.methods.stages import Shape
 from foveate.methods.uniform import Uniform
 from foveate.registry import family_for
 
-__all__ = ["AGAIN", "EAGER", "FULL", "KEEP_ALL", "Candidate", "Held", "Session", "same_schedule"]
+__all__ = ["AGAIN", "EAGER", "FULL", "KEEP_ALL", "Candidate", "Session"]
 
 FULL, AGAIN, KEEP_ALL, EAGER = "untouched", "untouched again", "keep-all", "eager attention"
 BARE_PARTS = ("tower", "prefill", "ttft")  # what bare layers are timed in
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What a candidate processes and holds, found in one prompt before any timing.
-
-    Attributes:
-        tokens: Vision tokens each decoder layer processes: of the sample with most, to which a batch is padded.
-        retention: Mean over samples of what the trace says.
-        kv_bytes: Of the whole batch's cache after the prompt, read off its tensors.
-        kv_rows: Rows each layer's cache has.
-        peak: Bytes at the most, without weights and inputs: what the accelerator's allocator says, or on a CPU the
-            tensors that live at once.
-    """
-
-    tokens: tuple[int, ...]
-    retention: float
-    kv_bytes: int
-    kv_rows: tuple[int, ...]
-    peak: int
 
 
 @dataclass(slots=True)
@@ -60,12 +39,12 @@ class Candidate:
     Attributes:
         name: Of its row.
         method: What drops; None for the untouched model.
-        control: The name of the candidate that drops by lot at the same schedule.
+        control: The name of the candidate with random dropping at the same schedule.
         bare: The name of the candidate that runs the layers alone on as many rows, if there is one.
         rows: Of each layer, for such a candidate; see `foveate.bench.bare`. What it holds is that of the first method
             with this schedule.
         kernel: The attention implementation it runs with, where that is not the model's own.
-        held: See `Held`, once it is known.
+        held: What it holds, once that is measured.
         failed: Why it cannot run here, such as for want of memory.
     """
 
@@ -78,116 +57,165 @@ class Candidate:
     held: Held | None = None
     failed: str = ""
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether it is the base of every ratio."""
+        return self.name == FULL
+
 
 @dataclass(slots=True)
 class Session:
     """A model, a prompt, and the candidates.
 
+        session = Session(model, workload, new_tokens=16)
+        session.prepare(methods)
+        for finished in session.run(pairs=30): ...
+        summary = summarise(session)
+
     Attributes:
         model: In evaluation mode.
         workload: What it is given.
         new_tokens: Length of every answer.
+        clock: What tells seconds.
         candidates: By name, the untouched model first and again last.
         times: Of each candidate, a mapping of parts to seconds for every finished round.
+        asked: How many rounds were asked for.
         obstacle: Why there are no bare layers beside the methods, if they were asked for and cannot be run.
     """
 
     model: Any
     workload: Workload
     new_tokens: int
-    clock: Callable[[], float] = time.perf_counter
+    clock: Clock = time.perf_counter
     candidates: dict[str, Candidate] = field(default_factory=dict)
     times: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    asked: int = 0
     obstacle: str = ""
 
+    @property
+    def finished(self) -> int:
+        """Rounds that every candidate has run."""
+        return len(self.times.get(FULL, ()))
+
+    # -- who runs ---------------------------------------------------------------------------------------------
+
     def prepare(
-        self, methods: Mapping[str, Method], *, bare: bool = True, eager: bool = False, told: Callable[[str], None]
+        self,
+        methods: Mapping[str, Method],
+        *,
+        bare: bool = True,
+        eager: bool = False,
+        starting: Callable[[str], object] = lambda name: None,
     ) -> None:
-        """Find out what every candidate holds, and put the controls beside them.
+        """Measure what every candidate holds, and put the controls beside them.
 
         Args:
             methods: By the names of their rows.
             bare: Whether the layers alone are run on as many rows too, wherever they can be.
-            eager: Whether the first method's schedule is run once more by lot under eager attention: what a method
+            eager: Whether the first method's schedule is run once more at random under eager attention: what a method
                 that needs attention matrices pays for them.
-            told: Called with the name of each candidate before it runs.
+            starting: Called with the name of each candidate before it runs.
         """
-        family = family_for(self.model)
-        depth = len(family.layers)
-        self.obstacle = obstacle(family, self.workload.inputs) if bare else ""
-        self._add(Candidate(FULL), told)
-        self._add(Candidate(KEEP_ALL, Uniform(layers=(0,), keep=(1.0,))), told)
+        if bare:
+            self.obstacle = obstacle(family_for(self.model), self.workload.inputs)
+        self._add(Candidate(FULL), starting)
+        self._add(Candidate(KEEP_ALL, Uniform(layers=(0,), keep=(1.0,))), starting)
         for name, method in methods.items():
-            own = self._add(Candidate(name, method), told)
-            if own.held is None:
+            candidate = self._add(Candidate(name, method), starting)
+            if candidate.held is None:
                 continue
             if not isinstance(method, Random):
-                cached = cached_layers(in_order(method.stages(Shape(depth))))
-                twin = same_schedule(own.held.tokens, self.workload.vision_tokens, cached)
-                same = next((one for one in self.candidates.values() if one.method == twin), None)
-                own.control = (same or self._add(Candidate(f"{name}: random", twin), told)).name
-            if bare and not self.obstacle and min(own.held.tokens) < self.workload.vision_tokens:
-                own.bare = self._bare(own)
-                if own.control:
-                    self.candidates[own.control].bare = own.bare
+                candidate.control = self._control(name, method, candidate.held, starting)
+            if bare and not self.obstacle:
+                self._add_bare(candidate, candidate.held)
         if eager:
-            first = next((one for one in self.candidates.values() if one.control), None)
-            schedule = None if first is None else self.candidates[str(first.control)].method
-            self._add(Candidate(EAGER, schedule, kernel="eager"), told)
+            self._add(Candidate(EAGER, self._first_schedule(), kernel="eager"), starting)
         self.candidates[AGAIN] = Candidate(AGAIN, held=self.candidates[FULL].held)
 
-    def _bare(self, own: Candidate) -> str:
-        """The candidate that runs the layers alone at the schedule of another: made unless it is there."""
-        assert own.held is not None
-        rows = tuple(self.workload.text_tokens + tokens for tokens in own.held.tokens)
-        name = next((one.name for one in self.candidates.values() if one.rows == rows), f"{own.name}: bare")
-        self.candidates.setdefault(name, Candidate(name, rows=rows, held=own.held))
-        return name
+    def _control(self, name: str, method: Method, held: Held, starting: Callable[[str], object]) -> str:
+        """The candidate that drops at random at a method's schedule: made unless there is one."""
+        depth = len(family_for(self.model).layers)
+        cached = cached_layers(in_order(method.stages(Shape(depth))))
+        control = same_schedule(held.tokens, self.workload.vision_tokens, cached)
+        for candidate in self.candidates.values():
+            if candidate.method == control:
+                return candidate.name
+        return self._add(Candidate(f"{name}: random", control), starting).name
 
-    def _add(self, candidate: Candidate, told: Callable[[str], None]) -> Candidate:
-        told(candidate.name)
+    def _add_bare(self, candidate: Candidate, held: Held) -> None:
+        """Let the layers alone run beside a candidate and its control, if it drops at all."""
+        if min(held.tokens) == self.workload.vision_tokens:
+            return
+        rows = tuple(self.workload.text_tokens + tokens for tokens in held.tokens)
+        names = [other.name for other in self.candidates.values() if other.rows == rows]
+        if not names:
+            names = [f"{candidate.name}: bare"]
+            self.candidates[names[0]] = Candidate(names[0], rows=rows, held=held)
+        candidate.bare = names[0]
+        if candidate.control:
+            self.candidates[candidate.control].bare = names[0]
+
+    def _first_schedule(self) -> Method | None:
+        """The first method's schedule, at random."""
+        for candidate in self.candidates.values():
+            if candidate.control:
+                return self.candidates[candidate.control].method
+        return None
+
+    def _add(self, candidate: Candidate, starting: Callable[[str], object]) -> Candidate:
+        starting(candidate.name)
         self.candidates[candidate.name] = candidate
         try:
             with self._context(candidate) as trace:
-                candidate.held = hold(self.model, self.workload, trace if candidate.method else None)
+                candidate.held = hold(self.model, self.workload, trace)
         except torch.OutOfMemoryError:
             candidate.failed = "out of memory"
         except UnsupportedError as error:
             candidate.failed = str(error)
         return candidate
 
+    # -- how they run -----------------------------------------------------------------------------------------
+
     def run(self, pairs: int, seed: int = 0, after: Callable[[], object] = lambda: None) -> Iterator[int]:
         """Time every candidate once a round; yields how many rounds are finished, after each.
 
-        `after` is called after every round, that of warm-up included.
+        Args:
+            pairs: Rounds, after one of warm-up.
+            seed: Of the order.
+            after: Called after every round, that of warm-up included.
+
+        Raises:
+            InputError: If memory runs out; finished rounds stay in `times`.
         """
-        able = [one for one in self.candidates.values() if not one.failed]
-        calls = {one.name: partial(self._time, one) for one in able}
+        self.asked = pairs
+        calls: dict[str, Callable[[], dict[str, float]]] = {}
+        for candidate in self.candidates.values():
+            if not candidate.failed:
+                calls[candidate.name] = partial(self._time, candidate)
         self.times = {name: [] for name in calls}
         gc.collect()
         gc.disable()  # collected between rounds
         try:
-            for found in rounds(calls, pairs, seed, after, self._beside()):
-                for name, parts in found.items():
+            for answers in rounds(calls, pairs, seed, after, self._neighbours()):
+                for name, parts in answers.items():
                     self.times[name].append(parts)
                 gc.collect()
                 yield self.finished
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                "Out of memory while timing. Take a smaller batch, fewer images or fewer new tokens."
+            ) from error
         finally:
             gc.enable()
 
-    def _beside(self) -> dict[str, str]:
+    def _neighbours(self) -> dict[str, str]:
         """Whom each candidate is timed right beside: a method's controls beside it, keep-all beside the untouched."""
-        beside = {KEEP_ALL: FULL}
-        for one in self.candidates.values():
-            for control in (one.control, one.bare):
+        neighbours = {KEEP_ALL: FULL}
+        for candidate in self.candidates.values():
+            for control in (candidate.control, candidate.bare):
                 if control is not None:
-                    beside.setdefault(control, beside.get(one.name, one.name))
-        return beside
-
-    @property
-    def finished(self) -> int:
-        """Rounds that every candidate has run."""
-        return len(self.times.get(FULL, ()))
+                    neighbours.setdefault(control, neighbours.get(candidate.name, candidate.name))
+        return neighbours
 
     def _time(self, candidate: Candidate) -> dict[str, float]:
         with self._context(candidate):
@@ -197,68 +225,26 @@ class Session:
             return {part: parts[part] for part in BARE_PARTS if part in parts}
 
     @contextmanager
-    def _context(self, candidate: Candidate) -> Iterator[Trace]:
-        """The model as the candidate runs it; entering and leaving is not timed."""
-        family = family_for(self.model)
-        text = family.text
-        own = text.config._attn_implementation
-        if candidate.kernel is not None:
-            text.set_attn_implementation(candidate.kernel)
+    def _context(self, candidate: Candidate) -> Iterator[Trace | None]:
+        """The model as the candidate runs it, and the trace of what it drops; entering and leaving is not timed."""
+        with self._attending(candidate.kernel):
+            if candidate.method is not None:
+                with drop(self.model, candidate.method) as trace:
+                    yield trace
+                return
+            alone = nullcontext() if candidate.rows is None else bare(family_for(self.model), candidate.rows)
+            with alone:
+                yield None
+
+    @contextmanager
+    def _attending(self, kernel: str | None) -> Iterator[None]:
+        """The decoder with another attention implementation, if one is given."""
+        text = family_for(self.model).text
+        before = text.config._attn_implementation
+        if kernel is not None:
+            text.set_attn_implementation(kernel)
         try:
-            alone = nullcontext() if candidate.rows is None else bare(family, candidate.rows)
-            with (
-                alone,
-                nullcontext(Trace()) if candidate.method is None else drop(self.model, candidate.method) as trace,
-            ):
-                yield trace
+            yield
         finally:
-            if candidate.kernel is not None:
-                text.set_attn_implementation(own)
-
-
-def same_schedule(tokens: Sequence[int], entered: int, kv_layers: Sequence[int] = ()) -> Method:
-    """Random with as many vision tokens in every layer, and caches cut where the other's are.
-
-    Args:
-        tokens: Of one sample, in each decoder layer.
-        entered: As they enter the model.
-        kv_layers: Layers whose cache is cut to the final tokens after the prompt.
-    """
-    before, layers, keep = entered, [], []
-    for layer, count in enumerate(tokens):
-        if count < before:
-            layers.append(layer)
-            keep.append((count + 0.5) / before)  # truncated to the count
-            before = count
-    plain = Random(layers=tuple(layers), keep=tuple(keep), min_keep=0)
-    cuts_caches = kv_layers and layers and layers[-1] > kv_layers[0]
-    return FinalKV(inner=plain, first_layer=kv_layers[0]) if cuts_caches else plain
-
-
-def hold(model: Any, workload: Workload, trace: Trace | None) -> Held:
-    """Run the prompt once and see what it holds; inside the dropping context whose trace is given, if any."""
-    cuda = model.device.type == "cuda"
-    memory = Memory()
-    if cuda:
-        generate(model, workload.inputs, 1)  # libraries take their workspaces once, and keep them
-        torch.cuda.synchronize()
-        gc.collect()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-    with nullcontext() if cuda else memory:
-        cache = generate(model, workload.inputs, 1).past_key_values
-    peak = torch.cuda.max_memory_allocated() - before if cuda else memory.peak
-    layers = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
-    depth, entered = len(family_for(model).layers), workload.vision_tokens
-    if trace is None:
-        tokens, retention = (entered,) * depth, 1.0
-    else:
-        tokens = tuple(max(samples) for samples in trace.latest.per_layer)
-        retention = sum(trace.retention) / len(trace.retention)
-    return Held(
-        tokens=tokens,
-        retention=retention,
-        kv_bytes=sum(part.nbytes for layer in layers for part in (layer.keys, layer.values)),
-        kv_rows=tuple(layer.keys.shape[-2] for layer in layers),
-        peak=peak,
-    )
+            if kernel is not None:
+                text.set_attn_implementation(before)

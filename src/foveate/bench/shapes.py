@@ -1,17 +1,20 @@
 """Named shapes: models of real sizes with random weights, since weights do not change speed at a fixed schedule."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig
 
+from foveate._sheet import Column, Sheet
+from foveate.ask.loading import random_model
 from foveate.errors import UnknownNameError
 
-__all__ = ["Shape", "shape", "shapes"]
+__all__ = ["Shape", "shape", "shape_sheet", "shapes"]
 
 SHAPES = Path(__file__).with_name("shapes.json")
 
@@ -44,19 +47,21 @@ class Shape:
 
     def build(self, device: torch.device, dtype: torch.dtype, attention: str = "auto", seed: int = 0) -> Any:
         """The model with random weights, made on the device in the dtype, in evaluation mode."""
-        torch.manual_seed(seed)
-        settings = {} if attention == "auto" else {"attn_implementation": attention}
-        with torch.device(device):
-            model = AutoModelForImageTextToText.from_config(self.make_config(), dtype=dtype, **settings)
+        model = random_model(self.make_config(), device, dtype, attention=attention, seed=seed)
         model.generation_config.eos_token_id = None  # answers have a fixed length
         model.generation_config.pad_token_id = 0
-        return model.eval()
+        return model
+
+    def to_dict(self) -> dict[str, Any]:
+        """What it is, as plain values."""
+        return {"of": self.of, "arithmetic_only": self.arithmetic, **self.config}
 
 
 @cache
 def shapes() -> dict[str, Shape]:
     """Every shape by its name."""
-    return {name: Shape(name, **values) for name, values in json.loads(SHAPES.read_text(encoding="utf-8")).items()}
+    entries = json.loads(SHAPES.read_text(encoding="utf-8"))
+    return {name: Shape(name, **values) for name, values in entries.items()}
 
 
 def shape(name: str) -> Shape:
@@ -68,3 +73,23 @@ def shape(name: str) -> Shape:
     if name not in shapes():
         raise UnknownNameError(f"No shape {name!r}. There are: {', '.join(shapes())}.")
     return shapes()[name]
+
+
+def shape_sheet(shapes: Sequence[Shape]) -> Sheet:
+    """Every shape, what it has the sizes of, and its vision tokens."""
+    rows = [(shape.name, _sizes_of(shape), _tokens_of(shape)) for shape in shapes]
+    return Sheet("", ("Shape", Column("Sizes of", wrap=True), "Vision tokens"), rows)
+
+
+def _sizes_of(shape: Shape) -> str:
+    return f"{shape.of} (arithmetic alone)" if shape.arithmetic else shape.of
+
+
+def _tokens_of(shape: Shape) -> str:
+    tokens = []
+    if shape.image:
+        tokens.append(f"{shape.image['tokens']} a picture")
+    if shape.frame:
+        unit = "two frames" if "grid" in shape.frame else "a frame"
+        tokens.append(f"{shape.frame['tokens']} {unit}")
+    return ", ".join(tokens)

@@ -2,17 +2,18 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from foveate._greedy import generate
-from foveate.bench.around import ENCODERS, around
+from foveate.ask.generation import generate
+from foveate.bench.encoders import around_encoders
+from foveate.core.patching import Patcher
 from foveate.registry import family_for
 
-__all__ = ["PARTS", "clock_of", "timed"]
+__all__ = ["PARTS", "Clock", "clock_of", "timed"]
 
 PARTS = {
     "tower": "vision tower and projector",
@@ -39,21 +40,21 @@ def timed(model: Any, inputs: Mapping[str, Any], new_tokens: int, clock: Clock =
     """
     family = family_for(model)
     watch = _Stopwatch(family.text.device, clock)
-    with watch.around(family.core, family.text):
+    with watch.watching(family.core, family.text):
         watch.wait()
         start = clock()
         generate(model, inputs, new_tokens, exactly=True, streamer=watch)
         watch.wait()
         end = clock()
     first, last = watch.tokens[0], watch.tokens[-1]
-    found = {**watch.parts(), "ttft": first - start, "whole": end - start}
+    seconds = {**watch.parts(), "ttft": first - start, "whole": end - start}
     if new_tokens > 1:
-        found["tpot"] = (last - first) / (new_tokens - 1)
-    return {part: found[part] for part in PARTS if part in found}
+        seconds["tpot"] = (last - first) / (new_tokens - 1)
+    return {part: seconds[part] for part in PARTS if part in seconds}
 
 
 class _Stopwatch:
-    """Marks when parts begin and end, and when tokens arrive.
+    """Marks when parts begin and end, and when tokens arrive. It is the streamer of `generate`.
 
     Attributes:
         tokens: When each new token was on the host.
@@ -62,41 +63,40 @@ class _Stopwatch:
     def __init__(self, device: torch.device, clock: Clock) -> None:
         self.tokens: list[float] = []
         self._clock = clock
-        self._device, self._events = device.type, device.type == "cuda"
+        self._on_cpu = device.type == "cpu"
+        self._has_events = device.type == "cuda"
         self._spans: list[tuple[str, Any, Any]] = []
+        self._decoder_begins: list[Any] = []
         self._prompt_seen = False
 
     def wait(self) -> None:
         """Until the device has done all it was asked for."""
-        if self._device != "cpu":
+        if not self._on_cpu:
             torch.accelerator.synchronize()
 
     def put(self, value: Tensor) -> None:
-        """What a streamer is given: the prompt, then token after token."""
+        """What a streamer receives: the prompt, then token after token."""
         if self._prompt_seen:
             self.tokens.append(self._clock())
         self._prompt_seen = True
 
     def end(self) -> None:
-        """Nothing is held back."""
+        """A streamer may hold text back until the end; nothing is held back here."""
 
     @contextmanager
-    def around(self, core: Any, text: Any) -> Iterator[None]:
-        """Stand around the functions that encode pictures, and around the decoder's first forward."""
-        begun: list[Any] = []
-
-        def before(*_: Any) -> None:
-            begun.append(self._mark())
-
-        def after(*_: Any) -> None:
-            if len(begun) == 1:
-                self._spans.append(("prefill", begun[0], self._mark()))
-
-        with ExitStack() as stack:
-            stack.callback(text.register_forward_pre_hook(before, prepend=True).remove)
-            stack.callback(text.register_forward_hook(after).remove)
-            stack.enter_context(around(core, ENCODERS, self._tower))
+    def watching(self, core: Any, text: Any) -> Iterator[None]:
+        """Mark the functions that encode pictures, and the decoder's first forward."""
+        with Patcher() as patches, around_encoders(core, self._tower):
+            patches.hook(text, "before", self._before_decoder, prepend=True)
+            patches.hook(text, "after", self._after_decoder)
             yield
+
+    def _before_decoder(self, *_: Any) -> None:
+        self._decoder_begins.append(self._mark())
+
+    def _after_decoder(self, *_: Any) -> None:
+        if len(self._decoder_begins) == 1:
+            self._spans.append(("prefill", self._decoder_begins[0], self._mark()))
 
     @contextmanager
     def _tower(self) -> Iterator[None]:
@@ -105,7 +105,8 @@ class _Stopwatch:
         self._spans.append(("tower", start, self._mark()))
 
     def _mark(self) -> Any:
-        if not self._events:
+        """Now: an accelerator's event, or seconds once it has done all it was asked for."""
+        if not self._has_events:
             self.wait()
             return self._clock()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -114,8 +115,12 @@ class _Stopwatch:
 
     def parts(self) -> dict[str, float]:
         """Seconds of each part, after `wait`."""
-        found: dict[str, float] = {}
+        parts: dict[str, float] = {}
         for part, start, end in self._spans:
-            seconds = start.elapsed_time(end) / 1000 if self._events else end - start
-            found[part] = found.get(part, 0.0) + seconds
-        return found
+            parts[part] = parts.get(part, 0.0) + self._seconds(start, end)
+        return parts
+
+    def _seconds(self, start: Any, end: Any) -> float:
+        if self._has_events:
+            return float(start.elapsed_time(end)) / 1000
+        return float(end - start)

@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-__all__ = ["Ratio", "ratio", "rounds"]
+__all__ = ["Ratio", "interval_words", "ratio", "rounds"]
 
 RESAMPLES = 2000
+LEAST_FOR_95 = 6
+"""Rounds from which on a median has a 95 % interval at all: the range of n values misses it in 2 of 2**n cases."""
 
 T = TypeVar("T")
 
@@ -21,7 +23,7 @@ class Ratio:
 
     Attributes:
         median: Median over rounds of run time over base time; below 1 is faster than the base.
-        low, high: 95 % bootstrap interval of that median.
+        low, high: 95 % bootstrap interval of that median; with fewer than `LEAST_FOR_95` rounds their range.
         rounds: How many rounds there were.
     """
 
@@ -55,20 +57,36 @@ def rounds(
     A machine's speed drifts within a round: runs that `beside` gives the same name to come one right after the other,
     in an order drawn too, so that their ratio has little of it.
     """
-    draw, sets = Random(seed), dict[str, list[str]]()
+    draw = Random(seed)
+    groups: dict[str, list[str]] = {}
     for name in runs:
-        sets.setdefault((beside or {}).get(name, name), []).append(name)
+        neighbour = (beside or {}).get(name, name)
+        groups.setdefault(neighbour, []).append(name)
     for number in range(count + 1):
-        order = [name for some in draw.sample(list(sets.values()), len(sets)) for name in draw.sample(some, len(some))]
-        answers = {name: runs[name]() for name in order}
+        answers = {name: runs[name]() for name in _order(list(groups.values()), draw)}
         after()
         if number:
             yield {name: answers[name] for name in runs}
 
 
+def _order(groups: Sequence[Sequence[str]], draw: Random) -> list[str]:
+    """All names: groups in an order drawn at random, and in each its names in one."""
+    names: list[str] = []
+    for group in draw.sample(groups, len(groups)):
+        names += draw.sample(group, len(group))
+    return names
+
+
+def interval_words(rounds: int) -> str:
+    """What the interval of a ratio of so many rounds is."""
+    if rounds < LEAST_FOR_95:
+        return f"range (a 95 % interval takes {LEAST_FOR_95} rounds or more)"
+    return "95 % bootstrap interval"
+
+
 def ratio(run: Sequence[float], base: Sequence[float]) -> Ratio:
     """The ratio of two interleaved series of times, round by round, with a percentile bootstrap."""
-    each = np.asarray(run) / np.asarray(base)
-    draws = np.random.default_rng(0).integers(0, len(each), (RESAMPLES, len(each)))
-    low, high = np.quantile(np.median(each[draws], axis=1), [0.025, 0.975])
-    return Ratio(median(each.tolist()), float(low), float(high), len(each))
+    ratios = np.asarray(run) / np.asarray(base)
+    draws = np.random.default_rng(0).integers(0, len(ratios), (RESAMPLES, len(ratios)))
+    low, high = np.quantile(np.median(ratios[draws], axis=1), [0.025, 0.975])
+    return Ratio(median(ratios.tolist()), float(low), float(high), len(ratios))

@@ -1,7 +1,7 @@
 """What a run is timed on: a batch of prompts, each with pictures or videos."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -13,9 +13,30 @@ from foveate.cost import Cost, cost
 from foveate.errors import SettingError
 from foveate.methods.base import Method
 
-__all__ = ["Workload", "synthetic"]
+__all__ = ["TEXT", "PromptSize", "Workload", "synthetic"]
 
 LEAD = 4  # tokens of text before the first picture
+TEXT = 40
+"""Tokens of text, where nobody says how many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSize:
+    """How large a prompt is asked for.
+
+    Attributes:
+        batch: Samples; each has pictures of its own, except of a checkpoint.
+        text_tokens: Of one sample; None: 40, or as many as a checkpoint's template needs.
+        images: Pictures of one sample; None: one.
+        frames: Frames of its video, instead.
+        seed: Which noise and words.
+    """
+
+    batch: int = 1
+    text_tokens: int | None = None
+    images: int | None = None
+    frames: int | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +70,7 @@ class Workload:
         tokens: Sequence[int] | None = None,
         attention: Literal["full", "causal"] = "full",
     ) -> Cost:
-        """What one sample costs; `model` or its config, `tokens` of each layer where a trace told them."""
+        """What one sample costs; `model` or its config, `tokens` of each layer where a trace has them."""
         return cost(
             model,
             text_tokens=self.text_tokens,
@@ -62,108 +83,171 @@ class Workload:
             dtype=getattr(model, "dtype", None),
         )
 
+    def kernel_cost(
+        self, model: Any, kernel: str, method: Method | None = None, tokens: Sequence[int] | None = None
+    ) -> Cost:
+        """What one sample costs under an attention kernel: only eager attention computes what causality hides."""
+        if kernel == "eager":
+            return self.cost(model, method, tokens, "full")
+        return self.cost(model, method, tokens, "causal")
+
+
+@dataclass(frozen=True, slots=True)
+class _Media:
+    """The pictures or the video of one sample.
+
+    Attributes:
+        spec: Of the shape; see `Shape.image`.
+        modality: "image" or "video".
+        count: How many pictures; of a video, one.
+        frames: Of a video; 1 of a picture.
+    """
+
+    spec: Mapping[str, Any]
+    modality: Literal["image", "video"]
+    count: int
+    frames: int
+
+    @property
+    def grid(self) -> tuple[int, int, int] | None:
+        """Patches of one picture or video, (time, rows, columns); two frames are one step of time."""
+        if "grid" not in self.spec:
+            return None
+        time, rows, columns = self.spec["grid"]
+        return max(time, self.frames // 2), rows, columns
+
+    def workload(self, batch: int, text_tokens: int) -> Workload:
+        """What arithmetic needs of these prompts, without tensors."""
+        if self.grid is None:
+            crops = self.frames
+            if len(self.spec["pixels"]) == 4:
+                crops = self.spec["pixels"][0]
+            tokens = self.spec["tokens"] * self.frames + self.spec.get("more", 0)
+            return Workload({}, batch, text_tokens, (tokens,) * self.count, (crops,) * self.count)
+        time, rows, columns = self.grid
+        tokens = self.spec["tokens"] * time + self.spec.get("more", 0)
+        merged = [(rows // 2, columns // 2)] * time
+        return Workload({}, batch, text_tokens, (tokens,) * self.count, (time,) * self.count, [merged] * self.count)
+
 
 def synthetic(
     shape: Shape,
-    *,
-    batch: int = 1,
-    text_tokens: int = 40,
-    images: int | None = None,
-    frames: int | None = None,
+    size: PromptSize = PromptSize(),
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
-    seed: int = 0,
 ) -> Workload:
     """Prompts of random text and noise for a shape: pictures, or one video.
 
+    Some text stands before the first picture, and one token between two.
+
     Args:
         shape: Which.
-        batch: Samples; each has pictures of its own.
-        text_tokens: Of one sample; some stand before the first picture, one between two.
-        images: Pictures of one sample.
-        frames: Frames of its video, instead.
+        size: How large they are.
         device: Where tensors go; None makes none, for arithmetic alone.
         dtype: Of the pixels.
-        seed: Which noise.
 
     Raises:
         SettingError: If the shape has no such input, or too little text is asked for.
     """
-    spec, modality, count, length = _asked(shape, images, frames)
-    if text_tokens < LEAD + 2 * count:
+    media = _media(shape, size.images, size.frames)
+    text_tokens = TEXT if size.text_tokens is None else size.text_tokens
+    least = LEAD + 2 * media.count
+    if text_tokens < least:
         raise SettingError(
-            f"A prompt with {count} pictures has {LEAD + 2 * count} tokens of text or more; got {text_tokens}."
+            f"A prompt with {media.count} pictures has {least} tokens of text or more; got {text_tokens}."
         )
-    grid = _grid(spec, length)
-    size = spec["tokens"] * (length if grid is None else grid[0]) + spec.get("more", 0)
-    sides = None if grid is None else [[(grid[1] // 2, grid[2] // 2)] * grid[0]] * count
-    crops = spec["pixels"][0] if len(spec.get("pixels", ())) == 4 else length
-    pictures = (crops if grid is None else grid[0],) * count
-    known = Workload({}, batch, text_tokens, (size,) * count, pictures, sides)
+    workload = media.workload(size.batch, text_tokens)
     if device is None:
-        return known
-    config, rng = shape.make_config(), torch.Generator(device).manual_seed(seed)
-    noise: dict[str, Any] = {"generator": rng, "device": device, "dtype": dtype}
-    inputs = _ids(config, known, modality, noise)
-    suffix = "_videos" if modality == "video" else ""
-    if grid is not None:
-        vision = config.vision_config
-        width = 3 * vision.temporal_patch_size * vision.patch_size**2
-        patches = grid[0] * grid[1] * grid[2]
-        inputs[f"pixel_values{suffix}"] = torch.randn(batch * count * patches, width, **noise)
-        inputs[f"{modality}_grid_thw"] = torch.tensor([grid] * (batch * count), device=device)
-    else:
-        shape_of_one = ([length] if modality == "video" else []) + spec["pixels"]
-        inputs[f"pixel_values{suffix}"] = torch.randn(batch * count, *shape_of_one, **noise)
-        if "size" in spec:
-            inputs["image_sizes"] = torch.tensor([spec["size"]] * (batch * count), device=device)
-    return Workload(inputs, batch, text_tokens, known.sizes, known.tower_images, known.grids)
+        return workload
+    config = shape.make_config()
+    noise = _Noise(torch.Generator(device).manual_seed(size.seed), device, dtype)
+    inputs = _ids(config, workload, media.modality, noise) | _pixels(config, workload, media, noise)
+    return replace(workload, inputs=inputs)
 
 
-def _asked(shape: Shape, images: int | None, frames: int | None) -> tuple[dict[str, Any], str, int, int]:
-    """What of a shape is asked for: its spec, image or video, how many, frames of each."""
+def _media(shape: Shape, images: int | None, frames: int | None) -> _Media:
+    """The pictures or frames that are asked for, or the shape's usual ones."""
     if images is not None and frames is not None:
         raise SettingError("Give pictures or the frames of a video: images and frames exclude each other.")
     if frames is not None or (images is None and shape.image is None):
-        if shape.frame is None:
-            raise SettingError(f"The shape {shape.name} takes pictures: give images, not frames.")
-        frames = shape.frame["frames"] if frames is None else frames
-        if frames < 2 or frames % 2:
-            raise SettingError(f"A video of {shape.name} has two frames or more, an even number; got {frames}.")
-        return shape.frame, "video", 1, frames
+        return _video(shape, frames)
     if shape.image is None:
         raise SettingError(f"The shape {shape.name} takes a video: give frames, not images.")
     if images is not None and images < 1:
         raise SettingError(f"A prompt has one picture or more; got {images}.")
-    return shape.image, "image", images or 1, 1
+    return _Media(shape.image, "image", images or 1, 1)
 
 
-def _grid(spec: Mapping[str, Any], frames: int) -> tuple[int, int, int] | None:
-    """Patches of one picture or video, (time, rows, columns); two frames are one step of time."""
-    if "grid" not in spec:
-        return None
-    time, rows, columns = spec["grid"]
-    return (max(time, frames // 2), rows, columns)
+def _video(shape: Shape, frames: int | None) -> _Media:
+    if shape.frame is None:
+        raise SettingError(f"The shape {shape.name} takes pictures: give images, not frames.")
+    if frames is None:
+        frames = int(shape.frame["frames"])
+    if frames < 2 or frames % 2:
+        raise SettingError(f"A video of {shape.name} has two frames or more, an even number; got {frames}.")
+    return _Media(shape.frame, "video", 1, frames)
 
 
-def _ids(config: Any, of: Workload, modality: str, noise: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Ids of random text around runs of placeholders, one for each of `of.sizes`."""
-    placeholder = next(
-        found
-        for name in (f"{modality}_token_id", f"{modality}_token_index")
-        if (found := getattr(config, name, None)) is not None
-    )
-    device, rng = noise["device"], noise["generator"]
+@dataclass(frozen=True, slots=True)
+class _Noise:
+    """Draws random numbers on a device."""
+
+    generator: torch.Generator
+    device: torch.device
+    dtype: torch.dtype
+
+    def pixels(self, *size: int) -> Tensor:
+        return torch.randn(*size, generator=self.generator, device=self.device, dtype=self.dtype)
+
+    def words(self, *size: int) -> Tensor:
+        return torch.randint(10, 900, size, generator=self.generator, device=self.device)
+
+
+def _pixels(config: Any, workload: Workload, media: _Media, noise: _Noise) -> dict[str, Tensor]:
+    """Pixels of all pictures or videos of the batch, and their sizes."""
+    total = workload.batch * media.count
+    name = "pixel_values_videos" if media.modality == "video" else "pixel_values"
+    if media.grid is not None:
+        time, rows, columns = media.grid
+        vision = config.vision_config
+        width = 3 * vision.temporal_patch_size * vision.patch_size**2
+        grids = torch.tensor([media.grid] * total, device=noise.device)
+        return {name: noise.pixels(total * time * rows * columns, width), f"{media.modality}_grid_thw": grids}
+    size = list(media.spec["pixels"])
+    if media.modality == "video":
+        size.insert(0, media.frames)
+    pixels = {name: noise.pixels(total, *size)}
+    if "size" in media.spec:
+        pixels["image_sizes"] = torch.tensor([media.spec["size"]] * total, device=noise.device)
+    return pixels
+
+
+def _ids(config: Any, workload: Workload, modality: str, noise: _Noise) -> dict[str, Tensor]:
+    """Ids of random text around runs of placeholders, one run for each of `workload.sizes`.
+
+    With two pictures of three tokens: w w w w s I I I s I I I w w …, where s is the token that starts a picture.
+    """
+    placeholder = _placeholder(config, modality)
     start = getattr(config, "vision_start_token_id", None)
-    ids = torch.randint(10, 900, (of.batch, of.text_tokens), generator=rng, device=device)
-    pieces = [ids[:, :LEAD]]
-    at = LEAD
-    for size in of.sizes:
-        before = ids[:, at : at + 1] if start is None else torch.full_like(ids[:, :1], start)
-        pieces += [before, torch.full((of.batch, size), placeholder, device=device)]
-        at += 1
-    row = torch.cat((*pieces, ids[:, at:]), dim=1)
-    inputs = {"input_ids": row, "attention_mask": torch.ones_like(row)}
+    words = noise.words(workload.batch, workload.text_tokens)  # (samples, tokens of text)
+    pieces = [words[:, :LEAD]]
+    used = LEAD
+    for size in workload.sizes:
+        before = words[:, used : used + 1]
+        if start is not None:
+            before = torch.full_like(before, start)
+        pieces += [before, torch.full((workload.batch, size), placeholder, device=noise.device)]
+        used += 1
+    ids = torch.cat((*pieces, words[:, used:]), dim=1)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if start is not None:
-        inputs["mm_token_type_ids"] = (row == placeholder).long() * (2 if modality == "video" else 1)
+        types = {"image": 1, "video": 2}
+        inputs["mm_token_type_ids"] = (ids == placeholder).long() * types[modality]
     return inputs
+
+
+def _placeholder(config: Any, modality: str) -> int:
+    """The id of a vision token."""
+    names = (f"{modality}_token_id", f"{modality}_token_index")
+    ids: list[int | None] = [getattr(config, name, None) for name in names]
+    return next(token for token in ids if token is not None)

@@ -1,54 +1,217 @@
-"""One question to one model, greedily, with or without dropping."""
+"""What `generate`, `compare` and `tune` do before the first answer: read the files, load the model, solve schedules."""
 
-from contextlib import nullcontext
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from foveate._greedy import generate
-from foveate.cli.loading import Loaded
-from foveate.engine.session import drop
-from foveate.engine.trace import Trace
+from foveate import embedded
+from foveate._version import __version__
+from foveate.ask.answer import Answer
+from foveate.ask.generation import Generation
+from foveate.ask.loading import device_of, is_folder
+from foveate.ask.loading import load as load_model
+from foveate.ask.media import read_media
+from foveate.ask.pictures import Picture
+from foveate.ask.prompt import Prompt
+from foveate.ask.vlm import VLM
+from foveate.cli.checks import check_budget, check_settings
+from foveate.cli.options import BudgetOptions, MediaOptions, ModelOptions
+from foveate.cli.screen import busy, note
+from foveate.cli.usage import UsageError
+from foveate.errors import BudgetError, SettingError, UnsupportedError
 from foveate.methods.base import Method
+from foveate.methods.grammar import read
+from foveate.methods.named import Named
+from foveate.video import Clip
 
-__all__ = ["Answer", "ask"]
+__all__ = ["Setup", "device_named", "load", "named", "read_files", "set_up"]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a model said, and what it took.
+class Setup:
+    """Everything ready for a question.
 
     Attributes:
-        text: The answer.
-        tokens: Its token ids, the end of sequence included.
-        kv_bytes: Bytes of keys and values the cache held at the end, measured.
-        kv_bytes_whole: Bytes the same cache would hold had no layer dropped anything.
-        trace: What left and where; empty without dropping.
+        vlm: The model.
+        prompt: The question as the model gets it.
+        named: What each --method says, by its text.
+        methods: Of those that can meet the budget, with the schedule solved for this prompt.
+        infeasible: Why a method cannot meet the budget, by its text.
+        budgets: The budget that was asked for.
     """
 
-    text: str
-    tokens: list[int]
-    kv_bytes: int
-    kv_bytes_whole: int
-    trace: Trace
+    vlm: VLM
+    prompt: Prompt
+    named: dict[str, Named]
+    methods: dict[str, Method]
+    infeasible: dict[str, str]
+    budgets: BudgetOptions
+
+    def answer(self, name: str, generation: Generation) -> Answer:
+        """What the model says while this method drops."""
+        return self.vlm.answer(
+            self.prompt,
+            self.named[name],
+            tokens=self.budgets.budget,
+            retention=self.budgets.retention,
+            generation=generation,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The input as plain values."""
+        return {"foveate": __version__} | self.prompt.to_dict()
 
 
-def ask(loaded: Loaded, inputs: Any, method: Method | None, max_new_tokens: int) -> Answer:
-    """Answer the question in `inputs` (one sample), dropping with `method` if there is one."""
-    prompt = inputs["input_ids"].shape[1]
-    with nullcontext(Trace()) if method is None else drop(loaded.model, method) as trace:
-        out = generate(loaded.model, inputs, max_new_tokens)
-        held, whole = _kv_bytes(out.past_key_values, out.sequences.shape[1] - 1)
-    tokens = out.sequences[0, prompt:].tolist()
-    text = loaded.processor.decode(tokens, skip_special_tokens=True).strip()
-    return Answer(text, tokens, held, whole, trace)
+def set_up(
+    files: Sequence[Path],
+    question: str | None,
+    names: Sequence[str],
+    models: ModelOptions,
+    budgets: BudgetOptions,
+    options: MediaOptions,
+    *,
+    every: bool = False,
+    unsolved: Collection[str] = (),
+) -> Setup:
+    """Read the files, load the model and solve each method's schedule for this very input.
+
+    Args:
+        every: Whether a method that cannot meet the budget is only noted, as long as another can.
+        unsolved: Names whose schedule is left as it is: controls, which run at the schedule of others.
+
+    Raises:
+        FoveateError: Of the kind that fits, cheapest checks first.
+    """
+    chosen = named(names, budgets)
+    if not files:
+        files, question = [embedded.picture()], question or embedded.QUESTION
+    media = read_files(files, options)
+    vlm = load(models)
+    with busy("Preparing the pictures"):
+        prompt = vlm.prepare(media, question, frames=options.frames, fps=options.fps, fit=options.fit)
+    tell(prompt.notes)
+    methods: dict[str, Method] = {}
+    infeasible: dict[str, str] = {}
+    for name, method in chosen.items():
+        if name in unsolved:
+            continue
+        try:
+            solved = vlm.solve(method, prompt.vision_tokens, tokens=budgets.budget, retention=budgets.retention)
+        except BudgetError as error:
+            infeasible[name] = str(error)
+            if not every or len(infeasible) == len(names) - len(unsolved):
+                raise
+            continue
+        assert solved is not None  # a picture has vision tokens
+        methods[name] = solved
+    return Setup(vlm, prompt, chosen, methods, infeasible, budgets)
 
 
-def _kv_bytes(cache: Any, positions: int) -> tuple[int, int]:
-    """Bytes of keys and values in a cache, and what they would be with `positions` slots in every layer."""
-    held = whole = 0
-    for layer in cache.layers:
-        for part in (layer.keys, layer.values):
-            slot = part[:, :, :1].nbytes  # (samples, heads, slots, width)
-            held += part.nbytes
-            whole += slot * positions
-    return held, whole
+def tell(notes: Sequence[str]) -> None:
+    """Print what the user should know."""
+    for text in notes:
+        note(text)
+
+
+def read_files(files: Sequence[Path], options: MediaOptions) -> list[Picture | Clip]:
+    """Read pictures and videos, before any model is loaded.
+
+    Raises:
+        InputError: If a file cannot be read.
+        UsageError: If flags for videos do not fit the file.
+        UnsupportedError: If there is a video and no PyAV.
+    """
+    try:
+        with busy("Reading the files"):
+            return read_media(files, options.frames, options.fps)
+    except SettingError as error:
+        raise UsageError(f"--frames and --fps: {error}") from error
+
+
+# -- models ---------------------------------------------------------------------------------------------------
+
+
+def load(options: ModelOptions) -> VLM:
+    """Load the model that the flags name, and show on stderr that it takes a moment.
+
+    Raises:
+        UsageError: If the device does not exist here.
+        InputError: If there is no such model, it has no safetensors, or it needs code of its own.
+        UnsupportedError: If no family serves it.
+    """
+    device = device_named(options.device)
+    with _shown(options.model):
+        return load_model(options.model, device=device, dtype=options.dtype, attention=options.attention)
+
+
+def device_named(name: str) -> Any:
+    """The torch device that --device names.
+
+    Raises:
+        UsageError: If it does not exist here.
+    """
+    try:
+        return device_of(name)
+    except UnsupportedError as error:
+        raise UsageError(f"--device {name} is not available here. Use auto, cpu, or one that torch sees.") from error
+
+
+@contextmanager
+def _shown(name: str) -> Iterator[None]:
+    """Show on stderr that a model is loading: the hub's own bars where it may be downloaded, else a line."""
+    if is_folder(name):
+        with busy(f"Loading {name}"):
+            yield
+        return
+    if sys.stderr.isatty():
+        note(f"looking for {name} in the cache and on the hub")
+    yield
+
+
+# -- methods --------------------------------------------------------------------------------------------------
+
+
+def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Named]:
+    """What each name of a command line says, with its `--set` and `--seed`; before any model is loaded.
+
+    Where several methods run, each takes the settings that it has.
+
+    Raises:
+        FoveateError: If flags contradict each other, a setting is unknown or of the wrong type, or there is no such
+            method, preset or file.
+    """
+    check_budget(names, options)
+    methods = {name: read(name) for name in names}
+    schedules = {name for method in methods.values() for member in method.members for name in member.kind.schedule}
+    check_settings({name: method.settings() for name, method in methods.items()}, schedules, options)
+    methods = {name: _with_flags(method, options) for name, method in methods.items()}
+    has_budget = options.budget is not None or options.retention is not None
+    for method in methods.values():
+        method.check()
+        if not (has_budget or method.bare):
+            method.method()
+    if has_budget and methods and all(method.settled for method in methods.values()):
+        raise UsageError(
+            f"{', '.join(methods)} brings its own budget, as presets, tuned records and schedules do, or takes none: "
+            "leave --budget and --retention out, or name a method."
+        )
+    return methods
+
+
+def _with_flags(method: Named, options: BudgetOptions) -> Named:
+    """It with those of the settings on the command line that it has."""
+    pairs = []
+    for pair in options.settings:
+        key = pair.partition("=")[0].strip()
+        if method.has(key) or "=" not in pair[1:]:
+            pairs.append(pair)
+    try:
+        method = method.with_pairs(pairs)
+    except SettingError as error:
+        raise UsageError(f"--set {' --set '.join(pairs)}: {error}") from error
+    if options.seed is not None and method.has("seed"):
+        method = method.with_values({"seed": options.seed})
+    return method

@@ -14,9 +14,7 @@ from foveate.cli.bench import Bench
 from foveate.cli.compare import Compare
 from foveate.cli.eval import Eval
 from foveate.cli.generate import Generate
-from foveate.cli.methods import Methods
-from foveate.cli.models import Models
-from foveate.cli.presets import Presets
+from foveate.cli.lists import Methods, Models, Presets
 from foveate.cli.screen import note
 from foveate.cli.tune import Tune
 from foveate.cli.usage import DONE, FAILED, WRONG_USAGE, exit_code

@@ -1,21 +1,30 @@
 """`foveate compare`: the full model and several methods side by side on one question."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from foveate.cli.options import BudgetOptions, Files, ModelOptions, OutputOptions, VideoOptions
+from foveate.cli.checks import check_input, check_methods
+from foveate.cli.options import BudgetOptions, Files, MediaOptions, ModelOptions, OutputOptions
 from foveate.cli.outputs import check_targets
 from foveate.cli.usage import UsageError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from rich.table import Table
 
-    from foveate.cli.race import Race
+    from foveate.ask.answer import Answer
+    from foveate.bench.race import Race
+    from foveate.cli.asking import Setup
 
 __all__ = ["Compare"]
+
+METHODS = ("v2drop", "visiondrop", "mustdrop", "averagepool", "resize", "random")
+SCHEDULED_CONTROLS = ("random", "uniform")
+"""Controls that run at the schedule of each method they stand beside."""
+OTHER_CONTROLS = ("averagepool", "resize")
+"""Controls that bring a schedule of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +47,12 @@ class Compare:
     """the question"""
     method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = ()
     """a method, preset, tuned record or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
-    (default: every method that takes a budget; list: foveate methods)"""
+    (default: v2drop, visiondrop, mustdrop, averagepool, resize and random; list: foveate methods)"""
     pairs: Annotated[int, tyro.conf.arg(metavar="N")] = 10
     """timed rounds, after a warm-up"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     budgets: Annotated[BudgetOptions, tyro.conf.arg(name="budget")] = field(default_factory=BudgetOptions)
-    videos: Annotated[VideoOptions, tyro.conf.arg(name="video")] = field(default_factory=VideoOptions)
+    media: Annotated[MediaOptions, tyro.conf.arg(name="media")] = field(default_factory=MediaOptions)
     outputs: Annotated[OutputOptions, tyro.conf.arg(name="output")] = field(default_factory=OutputOptions)
 
     def run(self) -> None:
@@ -51,6 +60,9 @@ class Compare:
         if self.pairs < 2:
             raise UsageError(f"--pairs {self.pairs}: an interval needs two or more.")
         check_targets(self.outputs)
+        names = self.method or METHODS
+        check_methods(names, self.budgets)
+        check_input(self.files, self.prompt, self.models, self.media)
         # Only now anything slow is imported: --help and refusals stay quick.
         from foveate.cli.screen import busy
 
@@ -58,85 +70,120 @@ class Compare:
             from rich.console import Group
             from rich.text import Text
 
+            from foveate.ask.generation import Generation
             from foveate.cli import report
-            from foveate.cli.asking import ask
-            from foveate.cli.finish import finish
-            from foveate.cli.prompt import fitting
-            from foveate.cli.race import race
-            from foveate.cli.setup import set_up
-            from foveate.methods.grammar import read
-            from foveate.registry import methods
-            from foveate.viz import stack
+            from foveate.cli.asking import set_up
+            from foveate.cli.generate import timed
+            from foveate.cli.outputs import finish
+            from foveate.viz import draw_comparison
 
-        names = self.method or tuple(name for name in methods() if not read(name).settled)
-        every = not self.method
-        setup = set_up(self.files, self.prompt, names, self.models, self.budgets, self.videos, every=every)
-        with busy("Answering without dropping"), fitting(setup.loaded, setup.inputs):
-            whole = setup.cost(None)
-            full = ask(setup.loaded, setup.inputs, None, self.models.max_new_tokens)
-        answers = {}
-        for name, method in setup.methods.items():
-            with busy(f"Answering with {name}"):
-                answers[name] = ask(setup.loaded, setup.inputs, method, self.models.max_new_tokens)
-        found = race(setup.loaded, setup.inputs, setup.methods, len(full.tokens), self.pairs)
-        outcomes = [
-            report.outcome(
-                name,
-                setup.methods[name],
-                answer,
-                setup.cost(setup.methods[name], answer.trace),
-                whole,
-                setup.asked[name],
-            )
-            | {"agreement": report.agreement(answer, full)}
-            for name, answer in answers.items()
-        ]
-        values = setup.to_dict() | {
-            "full": {"answer": full.text, "token_ids": full.tokens, "kv_bytes": full.kv_bytes},
-            "methods": outcomes,
+        compared = [name for name in names if name not in (*SCHEDULED_CONTROLS, *OTHER_CONTROLS)]
+        controls = [name for name in names if name in SCHEDULED_CONTROLS and compared]
+        setup = set_up(
+            self.files,
+            self.prompt,
+            names,
+            self.models,
+            self.budgets,
+            self.media,
+            every=not self.method,
+            unsolved=controls,
+        )
+        prompt, vlm = setup.prompt, setup.vlm
+        generation = Generation(max_new_tokens=self.models.max_new_tokens)
+        with busy("Answering without dropping"):
+            full = vlm.answer(prompt, generation=generation)
+        answers = _answers(setup, controls, generation)
+        methods = {name: answer.method for name, answer in answers.items() if answer.method is not None}
+        race = timed(prompt, methods, len(full.tokens), self.pairs)
+        agreements = {name: report.agreement(answer, full) for name, answer in answers.items()}
+        values: dict[str, Any] = setup.to_dict() | {
+            "full": {"answer": full.text, "token_ids": list(full.tokens), "kv_bytes": full.kv_bytes},
+            "methods": [
+                {"name": name, "agreement": agreements[name]} | answer.to_dict() for name, answer in answers.items()
+            ],
             "infeasible": [{"name": name, "reason": reason} for name, reason in setup.infeasible.items()],
-            "time": report.race_values(found),
+            "time": race.to_dict(),
         }
-        footnotes = [Text(f"Time ratio to the full model's: {report.race_note(found)}."), Text(CONTROL)]
-        if any(row["met"] is False for row in outcomes):
-            footnotes.append(Text(UNMET))
-        footnotes += [Text(f"  {row['name']}: {said}.") for row in outcomes if (said := report.unmet(row)) is not None]
-
-        def draw() -> "Image":
-            drawn = [(f"{name}: {answer.text}", answer.trace.show(setup.shown)) for name, answer in answers.items()]
-            return stack(drawn, title=f"{setup.prompt}  Full model: {full.text}")
-
+        lines = [f"Time ratio to the full model's: {report.race_note(race)}.", CONTROL]
+        if any(" as " in name for name in answers):
+            lines.append(SCHEDULES)
+        missed = {name: report.unmet(answer) for name, answer in answers.items() if answer.met is False}
+        if missed:
+            lines.append(UNMET)
+            lines += [f"  {name}: {words}." for name, words in missed.items()]
         if self.outputs.figure is not None:
             values["figure"] = str(self.outputs.figure)
-            footnotes.append(Text(f"Picture: {self.outputs.figure}"))
-        table = _table(setup.prompt, full.text, outcomes, found)
+            lines.append(f"Picture: {self.outputs.figure}")
+        table = _table(full, answers, agreements, race)
         for name, reason in setup.infeasible.items():
             table.add_row(Text(name), Text(f"infeasible: {reason}"))
-        finish(values, Group(table, *footnotes), draw, self.outputs)
+        drawn = [(f"{name}: {answer.text}", answer.trace.latest) for name, answer in answers.items()]
+        title = f"{prompt.text}  Full model: {full.text}"
+        finish(
+            values,
+            Group(table, *map(Text, lines)),
+            lambda: draw_comparison(drawn, prompt.shown, title),
+            self.outputs,
+        )
+
+
+def _answers(setup: "Setup", controls: Sequence[str], generation: Any) -> "dict[str, Answer]":
+    """Each method's answer by its name; controls run at the schedule of each method, right behind it."""
+    from foveate.cli.screen import busy
+
+    answers: dict[str, Answer] = {}
+    for name in sorted(setup.methods, key=OTHER_CONTROLS.__contains__):  # in order, with other controls last
+        with busy(f"Answering with {name}"):
+            answers[name] = setup.answer(name, generation)
+        if name in OTHER_CONTROLS:
+            continue
+        for control in controls:
+            method = _at_schedule(answers[name], setup.named[control].method())
+            with busy(f"Answering with {control} as {name}"):
+                answers[f"{control} as {name}"] = setup.vlm.answer(setup.prompt, method, generation=generation)
+    return answers
+
+
+def _at_schedule(answer: "Answer", control: Any) -> Any:
+    """A control with as many tokens in every layer as a method had, and caches cut where its were."""
+    from foveate.methods.controls import same_schedule
+    from foveate.methods.follow import cached_layers, in_order
+    from foveate.methods.stages import Shape
+
+    assert answer.method is not None
+    stages = in_order(answer.method.stages(Shape(answer.prompt.loaded.depth)))
+    counts = [layer[0] for layer in answer.trace.latest.per_layer]
+    return same_schedule(counts, answer.vision_tokens, cached_layers(stages), control)
 
 
 CONTROL = "In the full model's row it is timed against itself: what noise alone does here."
+SCHEDULES = "“random as v2drop”: random dropping of as many tokens before the same layers."
 UNMET = "* The budget is not met:"
 
 
-def _table(prompt: str, answer: str, outcomes: "list[dict[str, Any]]", found: "Race") -> "Table":
+def _table(
+    full: "Answer", answers: "Mapping[str, Answer]", agreements: Mapping[str, Mapping[str, Any]], race: "Race"
+) -> "Table":
     """A row for the full model and one a method."""
     from rich.table import Column, Table
     from rich.text import Text
 
     from foveate.cli.report import agreement_words, interval
 
-    table = Table(
-        Column(no_wrap=True), "Answer", "Agreement", "Retention", "Decoder FLOPs", "Time ratio", title=Text(prompt)
-    )
-    table.add_row("full model", Text(answer), "", "100.0%", "100.0%", interval(found.control, "\n"))
-    for row in outcomes:
+    heads = (Column(no_wrap=True), "Answer", "Agreement", "Retention", "Decoder FLOPs", "Time ratio")
+    table = Table(*heads, title=Text(full.prompt.text))
+    table.add_row("full model", Text(full.text), "", "100.0%", "100.0%", interval(race.control, "\n"))
+    for name, answer in answers.items():
+        retention = f"{answer.retention:.1%}"
+        if answer.met is False:
+            retention += "*"
         table.add_row(
-            Text(row["name"]),
-            Text(row["answer"]),
-            agreement_words(row["agreement"]),
-            f"{row['retention']:.1%}{'*' if row['met'] is False else ''}",
-            f"{1 - row['saved']['prefill_flops']:.1%}",
-            interval(found.ratios[row["name"]], "\n"),
+            Text(name),
+            Text(answer.text),
+            agreement_words(agreements[name]),
+            retention,
+            f"{1 - answer.saved.prefill_flops:.1%}",
+            interval(race.ratios[name], "\n"),
         )
     return table

@@ -1,25 +1,48 @@
 """`foveate eval`: what dropping costs in quality, against the full model on the same questions."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from foveate.cli.eval_options import EvalOptions
-from foveate.cli.outputs import check_targets
-from foveate.cli.usage import UsageError
+import tyro
+
+from foveate.cli.checks import check_methods, check_model
+from foveate.cli.options import Flag, MethodsOptions, ModelOptions, OutputOptions
+from foveate.cli.outputs import check_targets, finish
+from foveate.cli.screen import busy, counted, note
+from foveate.cli.usage import UsageError, check_budgets
+from foveate.eval.listener import Advance, Listener
+
+if TYPE_CHECKING:
+    from foveate.eval.lmms.evaluation import Report
+    from foveate.eval.plan import Plan
+    from foveate.eval.summary import Summary
 
 __all__ = ["Eval"]
 
-METHODS = ("v2drop", "visiondrop", "mustdrop")
+FOR_QUESTIONS = ("questions", "seed", "jobs")
+FOR_BENCHMARKS = ("protocol", "batch_size", "limit", "frames", "include")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval(EvalOptions):
+class EvalOutputs(OutputOptions):
+    """What is written, and where."""
+
+    figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """draw quality against cost (png, jpg, webp, pdf)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval(MethodsOptions):
     """Measure what methods cost in quality at several budgets.
 
     By default on the embedded model's own tasks; with --tasks on benchmarks, by name, through lmms-eval (extra "eval").
-    The same questions go to the full model and to every method at every budget: accuracy, its share of the full
-    model's, agreement with its answers, KL divergence of the first answer token, the tokens truly spent and FLOPs,
-    with 95 % intervals (paired bootstrap over pictures). Random (several draws), Uniform, AveragePool and Resize run
-    beside them. Answers are kept as they come: an interrupted run goes on where it stopped.
+    The full model and every method at every budget answer the same questions. The table shows accuracy, its share of
+    the full model's, agreement with its answers, KL divergence of the first answer token, the tokens truly spent and
+    FLOPs, with 95 % intervals (paired bootstrap over pictures). Random (several draws), Uniform, AveragePool and Resize
+    run as baselines. Answers are saved as they come: a run that was interrupted goes on where it stopped.
 
     Examples:
       foveate eval                                           the embedded model on its own tasks
@@ -28,26 +51,156 @@ class Eval(EvalOptions):
       foveate eval --method v2drop --method v2drop:metric=l1 --budget 192 --budget 64 --tasks "read text,count"
     """
 
+    tasks: Annotated[str | None, tyro.conf.arg(metavar="NAME,…", help_behavior_hint="")] = None
+    """embedded tasks, or benchmarks such as pope,textvqa (default: all embedded tasks)"""
+    questions: Annotated[int, tyro.conf.arg(metavar="N")] = 550
+    """embedded tasks: questions in all, up to one a task and picture"""
+    seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """embedded tasks: which held-out pictures"""
+    draws: Annotated[int, tyro.conf.arg(metavar="N")] = 3
+    """runs of each method that drops at random, each with a seed of its own"""
+    no_baselines: Flag = False
+    """run only the methods given with --method"""
+    jobs: Annotated[int, tyro.conf.arg(metavar="N", help_behavior_hint="")] = 0
+    """embedded tasks: processes (default: for the embedded model on a CPU one a core, at most 4; else 1)"""
+    cache: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """where answers are saved (default: foveate/eval in the user's cache folder)"""
+    fresh: Flag = False
+    """ask everything again, and save the answers in a new file"""
+    protocol: Literal["own", "llava"] = "own"
+    """benchmarks: the model's own chat template, or the conditions of LLaVA-1.5's papers"""
+    batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """benchmarks: samples a batch"""
+    limit: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """benchmarks: run only the first N documents of each (default: all)"""
+    frames: Annotated[int, tyro.conf.arg(metavar="N")] = 32
+    """benchmarks: at most N frames of a video"""
+    include: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")] = ()
+    """benchmarks: a folder with tasks of your own in lmms-eval's format"""
+    models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
+    outputs: Annotated[EvalOutputs, tyro.conf.arg(name="output")] = field(default_factory=EvalOutputs)
+
     def run(self) -> None:
         """Ask, summarise, print, and write what was asked for."""
-        self.check()
+        self._check()
         check_targets(self.outputs)
+        check_model(self.models)
         # Only now anything slow is imported: --help and refusals stay quick.
-        from foveate.cli.screen import busy
-
         with busy("Starting torch"):
-            from foveate.cli.eval_benchmarks import run_benchmarks
-            from foveate.cli.eval_embedded import run_embedded
-            from foveate.embedded.questions import TASKS
-            from foveate.eval.cells import Contender, with_baselines
+            from rich.console import Group
+            from rich.text import Text
 
-        contenders = [Contender.of(name) for name in self.method or METHODS]
-        if not self.no_baselines:
-            contenders = with_baselines(contenders)
-        tasks = tuple(name.strip() for name in self.tasks.split(",") if name.strip())
-        if benchmarks := [name for name in tasks if name not in TASKS]:
-            if len(benchmarks) < len(tasks):
-                raise UsageError("Embedded tasks and benchmarks are run apart: name one kind with --tasks.")
-            run_benchmarks(self, benchmarks, contenders)
+            from foveate.eval.figure import draw_all
+            from foveate.eval.plan import METHODS, Plan
+            from foveate.eval.summary import sheets
+
+        plan = Plan(
+            methods=self.method or METHODS,
+            tokens=self.budget,
+            retention=self.retention,
+            draws=self.draws,
+            baselines=not self.no_baselines,
+            cache=self.cache,
+            fresh=self.fresh,
+        )
+        names = self._task_names()
+        summaries: list[Summary]
+        if self._benchmarks(names):
+            report = self._run_benchmarks(names, plan)
+            values, summaries = report.to_dict(), list(report.summaries.values())
         else:
-            run_embedded(self, tasks, contenders)
+            summary = self._run_embedded(names, plan)
+            values, summaries = summary.to_dict(), [summary]
+        shown: list[Any] = list(sheets(summaries))
+        if self.outputs.figure is not None:
+            values["figure"] = str(self.outputs.figure)
+            shown.append(Text(f"Picture: {self.outputs.figure}"))
+        finish(values, Group(*shown), lambda: draw_all(summaries), self.outputs)
+
+    def _check(self) -> None:
+        """Refuse flags that contradict each other, and numbers out of range."""
+        check_budgets(self.method, self.budget, self.retention)
+        check_methods(self.method)
+        for flag, value, least in (
+            ("--questions", self.questions, 1),
+            ("--draws", self.draws, 1),
+            ("--jobs", self.jobs, 0),
+            ("--max-new-tokens", self.models.max_new_tokens, 1),
+            ("--batch-size", self.batch_size, 1),
+            ("--frames", self.frames, 1),
+            ("--limit", self.limit, 1),
+        ):
+            if value is not None and value < least:
+                raise UsageError(f"{flag} {value}: must be {least} or more.")
+        names = self._task_names()
+        if self._benchmarks(names):
+            self._refuse(FOR_QUESTIONS, "is for the embedded tasks, and these are benchmarks. Leave it out.")
+        else:
+            self._refuse(
+                FOR_BENCHMARKS, "is for benchmarks, and the embedded tasks run here. Name a benchmark with --tasks."
+            )
+
+    def _refuse(self, flags: tuple[str, ...], why: str) -> None:
+        """Refuse flags that would do nothing."""
+        for name in flags:
+            if getattr(self, name) != getattr(Eval, name):
+                raise UsageError(f"--{name.replace('_', '-')} {why}")
+
+    def _task_names(self) -> tuple[str, ...]:
+        """What --tasks names; nothing without it."""
+        if self.tasks is None:
+            return ()
+        names = tuple(name.strip() for name in self.tasks.split(",") if name.strip())
+        if not names:
+            raise UsageError(
+                f"--tasks {self.tasks!r} names no task. Name some, such as --tasks colour,count, or leave it out for "
+                "all embedded tasks."
+            )
+        return names
+
+    def _benchmarks(self, names: tuple[str, ...]) -> bool:
+        """Whether these are benchmarks, not embedded tasks."""
+        from foveate.embedded import TASKS
+
+        benchmarks = [name for name in names if name not in TASKS]
+        if benchmarks and len(benchmarks) < len(names):
+            raise UsageError("Embedded tasks and benchmarks are run apart: name one kind with --tasks.")
+        return bool(benchmarks)
+
+    def _run_embedded(self, names: tuple[str, ...], plan: "Plan") -> "Summary":
+        from foveate.cli.asking import load
+        from foveate.eval.embedded import evaluate
+
+        return evaluate(
+            load(self.models),
+            names,
+            plan,
+            count=self.questions,
+            seed=self.seed,
+            max_new_tokens=self.models.max_new_tokens,
+            jobs=self.jobs,
+            listener=_OnScreen(),
+        )
+
+    def _run_benchmarks(self, names: tuple[str, ...], plan: "Plan") -> "Report":
+        from foveate.cli.asking import load
+        from foveate.eval.lmms.answerer import Conduct
+        from foveate.eval.lmms.evaluation import evaluate
+        from foveate.eval.lmms.harness import Options, check_names
+
+        check_names(names, self.include)
+        conduct = Conduct(protocol=self.protocol, batch_size=self.batch_size, most_frames=self.frames)
+        options = Options(conduct=conduct, limit=self.limit, include=self.include)
+        return evaluate(load(self.models), names, plan, options=options, listener=_OnScreen())
+
+
+class _OnScreen(Listener):
+    """Shows on stderr how a run goes."""
+
+    def note(self, text: str) -> None:
+        note(text)
+
+    @contextmanager
+    def stage(self, doing: str, total: int | None) -> Iterator[Advance]:
+        with counted(doing, total) as progress:
+            yield lambda answers: progress.advance(progress.task_ids[0], answers)

@@ -1,15 +1,26 @@
 """`foveate generate`: an answer with vision tokens dropped, and what that saved."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from foveate.cli.options import BudgetOptions, Files, Flag, ModelOptions, OutputOptions, VideoOptions
+from foveate.cli.checks import check_input, check_methods
+from foveate.cli.options import BudgetOptions, Files, Flag, MediaOptions, ModelOptions, OutputOptions
 from foveate.cli.outputs import check_targets
 from foveate.cli.usage import UsageError
 
-__all__ = ["Generate"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.console import RenderableType
+
+    from foveate.ask.answer import Answer
+    from foveate.ask.prompt import Prompt
+    from foveate.bench.race import Race
+    from foveate.methods.base import Method
+
+__all__ = ["Generate", "timed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +50,11 @@ class Generate:
     """also run the model without dropping: its answer, and the ratio of times"""
     pairs: Annotated[int, tyro.conf.arg(metavar="N")] = 10
     """with --full: timed pairs, after a warm-up"""
+    show: Flag = False
+    """show the kept patches in the terminal, where it has colours"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     budgets: Annotated[BudgetOptions, tyro.conf.arg(name="budget")] = field(default_factory=BudgetOptions)
-    videos: Annotated[VideoOptions, tyro.conf.arg(name="video")] = field(default_factory=VideoOptions)
+    media: Annotated[MediaOptions, tyro.conf.arg(name="media")] = field(default_factory=MediaOptions)
     outputs: Annotated[OutputOptions, tyro.conf.arg(name="output")] = field(default_factory=OutputOptions)
 
     def run(self) -> None:
@@ -49,55 +62,79 @@ class Generate:
         if self.pairs < 2:
             raise UsageError(f"--pairs {self.pairs}: an interval needs two or more.")
         check_targets(self.outputs)
+        check_methods([self.method], self.budgets)
+        check_input(self.files, self.prompt, self.models, self.media)
         # Only now anything slow is imported: --help and refusals stay quick.
         from foveate.cli.screen import busy
 
         with busy("Starting torch"):
-            from rich.table import Table
-            from rich.text import Text
-
+            from foveate.ask.generation import Generation
             from foveate.cli import report
-            from foveate.cli.asking import ask
-            from foveate.cli.finish import finish
-            from foveate.cli.prompt import fitting
-            from foveate.cli.race import race
-            from foveate.cli.setup import set_up
+            from foveate.cli.asking import set_up
+            from foveate.cli.outputs import finish
 
-        setup = set_up(self.files, self.prompt, [self.method], self.models, self.budgets, self.videos)
-        method = setup.methods[self.method]
-        with busy(f"Answering with {self.method}"), fitting(setup.loaded, setup.inputs):
-            whole = setup.cost(None)
-            answer = ask(setup.loaded, setup.inputs, method, self.models.max_new_tokens)
-        trace = answer.trace
-        cost = setup.cost(method, trace)
-        asked = setup.asked[self.method]
-        values: dict[str, Any] = setup.to_dict() | report.outcome(self.method, method, answer, cost, whole, asked)
-        rows = [("Question", setup.prompt), (f"With {self.method}", answer.text)]
+        setup = set_up(self.files, self.prompt, [self.method], self.models, self.budgets, self.media)
+        prompt, vlm = setup.prompt, setup.vlm
+        generation = Generation(max_new_tokens=self.models.max_new_tokens)
+        with busy(f"Answering with {self.method}"):
+            answer = setup.answer(self.method, generation)
+        values: dict[str, Any] = setup.to_dict() | {"name": self.method} | answer.to_dict()
+        rows = [("Question", prompt.text), (f"With {self.method}", answer.text)]
         times: list[tuple[str, str]] = []
         if self.full:
             with busy("Answering without dropping"):
-                full = ask(setup.loaded, setup.inputs, None, self.models.max_new_tokens)
-            found = race(setup.loaded, setup.inputs, setup.methods, len(full.tokens), self.pairs)
+                full = vlm.answer(prompt, generation=generation)
+            race = timed(prompt, setup.methods, len(full.tokens), self.pairs)
             same = report.agreement(answer, full)
-            values["full"] = {"answer": full.text, "token_ids": full.tokens, "kv_bytes": full.kv_bytes}
-            values |= {"agreement": same, "time": report.race_values(found)}
+            values["full"] = {"answer": full.text, "token_ids": list(full.tokens), "kv_bytes": full.kv_bytes}
+            values |= {"agreement": same, "time": race.to_dict()}
             rows[1:] = [("Full model", full.text), (f"With {self.method}", report.with_agreement(answer, same))]
-            times = report.race_lines(self.method, found)
+            times = report.race_lines(self.method, race)
+        rows.append(("Retention", report.budget_line(answer)))
+        if (missed := report.unmet(answer)) is not None:
+            rows.append(("Budget", f"not met: {missed}"))
         rows += [
-            ("Retention", report.budget_line(trace, setup.depth)),
-            *report.unmet_lines(values),
-            ("Stages", report.stages_line(trace)),
-            *report.clip_lines(setup.clips, trace, alone=len(setup.media) == 1),
-            ("FLOPs", report.flops_line(cost, whole)),
+            ("Stages", report.stages_line(answer.trace)),
+            *report.clip_lines(prompt.clips, answer.trace, alone=len(prompt.media) == 1),
+            ("FLOPs", report.flops_line(answer.cost, answer.cost_untouched)),
             ("KV cache", report.kv_line(answer)),
             *times,
         ]
         if self.outputs.figure is not None:
             values["figure"] = str(self.outputs.figure)
             rows.append(("Picture", str(self.outputs.figure)))
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column()
-        for label, text in rows:
-            table.add_row(Text(label), Text(text))
-        finish(values, table, lambda: trace.show(setup.shown), self.outputs)
+        finish(values, _lines(rows, answer, self.show), answer.show, self.outputs)
+
+
+def timed(prompt: "Prompt", methods: "Mapping[str, Method]", new_tokens: int, pairs: int) -> "Race":
+    """The full model and methods timed on this prompt, with a bar on stderr."""
+    from foveate.bench.race import race
+    from foveate.cli.screen import counted, note
+
+    with counted("Timing, in rounds", pairs + 1) as progress:
+        bar = progress.task_ids[0]
+        times = race(prompt.loaded.model, prompt.inputs, methods, new_tokens, pairs, lambda: progress.advance(bar))
+    if times.noisy:
+        note(
+            "the machine is noisy: the full model's time differs from itself. Distrust time ratios; "
+            "run more --pairs on a quiet machine."
+        )
+    return times
+
+
+def _lines(rows: list[tuple[str, str]], answer: "Answer", show: bool) -> "RenderableType":
+    """Labelled lines, and below them the picture, where it is wanted and the terminal can."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for label, text in rows:
+        table.add_row(Text(label), Text(text))
+    if not show:
+        return table
+    from foveate.cli.screen import preview
+
+    return Group(table, preview(answer.show()))

@@ -12,10 +12,11 @@ __all__ = [
     "Files",
     "Flag",
     "Images",
+    "MediaOptions",
+    "MethodsOptions",
     "ModelOptions",
     "OutputOptions",
     "Settings",
-    "VideoOptions",
 ]
 
 EMBEDDED = "embedded"
@@ -61,13 +62,32 @@ class BudgetOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideoOptions:
-    """Which frames of a video the model sees; files are read with PyAV, pip install 'foveate[video]'."""
+class MethodsOptions:
+    """Which methods run, and at which budgets."""
+
+    method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = ()
+    """a method, preset, tuned record or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
+    (default: v2drop, visiondrop and mustdrop; list: foveate methods)"""
+    budget: Annotated[
+        tyro.conf.UseAppendAction[tuple[float, ...]], tyro.conf.arg(metavar="TOKENS", help_behavior_hint="")
+    ] = ()
+    """mean vision tokens a decoder layer"""
+    retention: Annotated[
+        tyro.conf.UseAppendAction[tuple[float, ...]], tyro.conf.arg(metavar="SHARE", help_behavior_hint="")
+    ] = ()
+    """the same as a share in (0, 1] (default: 1/3; eval also 2/9 and 1/9)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaOptions:
+    """How pictures and videos are shown to the model; videos are read with PyAV, pip install 'foveate[video]'."""
 
     frames: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """how many at most, evenly spread (default: 32; 3 on a model that reads pictures only)"""
+    """how many frames of a video at most, evenly spread (default: 32; 3 on a model that reads pictures only)"""
     fps: Annotated[float | None, tyro.conf.arg(metavar="RATE", help_behavior_hint="")] = None
-    """how many a second; --frames is then the most there may be"""
+    """how many frames a second; --frames is then the most there may be"""
+    fit: Literal["own", "pad"] = "own"
+    """pad shows a picture whole, on a square, where the model's processor would cut its sides off"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,10 @@
-"""Files a command writes: refused before the work starts if they are in the way, written whole or not at all."""
+"""What a command hands out: files, written whole or not at all, then the screen."""
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from foveate.cli.options import OutputOptions
 from foveate.cli.usage import UsageError
@@ -12,8 +12,9 @@ from foveate.errors import InputError
 
 if TYPE_CHECKING:
     from PIL import Image
+    from rich.console import RenderableType
 
-__all__ = ["check_targets", "write_picture", "write_text"]
+__all__ = ["check_targets", "finish", "write_picture", "write_text"]
 
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".pdf": "PDF"}
 PART = ".foveate-"  # how files begin that are not finished
@@ -50,6 +51,33 @@ def _check(flag: str, path: Path, force: bool) -> None:
             pass
     except OSError as error:
         raise InputError(f"{flag} {path} cannot be written: {error.strerror}. Name another file.") from error
+
+
+def finish(
+    values: Mapping[str, Any],
+    shown: "RenderableType",
+    draw: "Callable[[], Image.Image]",
+    outputs: OutputOptions,
+) -> None:
+    """Write the figure and the JSON file where they were asked for, then print JSON or `shown`.
+
+    What cannot be written is an error after all else is done, so that no answer is lost for it.
+
+    Raises:
+        InputError: If a file cannot be written or `draw` knows no places to draw at.
+    """
+    from foveate.cli.screen import as_json, show, show_json
+
+    try:
+        if outputs.out is not None:
+            write_text(outputs.out, as_json(values))
+        if outputs.figure is not None:
+            write_picture(outputs.figure, draw())
+    finally:
+        if outputs.json:
+            show_json(values)
+        else:
+            show(shown)
 
 
 def write_text(path: Path, text: str) -> None:

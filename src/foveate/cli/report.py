@@ -1,14 +1,13 @@
-"""What `generate` and `compare` say about a run: as plain values for JSON, as lines for people."""
+"""What `generate` and `compare` say about a run: lines for people."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from foveate.ask.answer import Answer
+from foveate.bench.race import Race
 from foveate.bench.timing import Ratio
-from foveate.cli.asking import Answer
-from foveate.cli.race import Race
 from foveate.cost import Cost
 from foveate.engine.trace import Trace
-from foveate.methods.base import Method
 from foveate.video import Clip
 
 __all__ = [
@@ -19,120 +18,84 @@ __all__ = [
     "flops_line",
     "interval",
     "kv_line",
-    "outcome",
     "race_lines",
     "race_note",
-    "race_values",
     "stages_line",
     "unmet",
-    "unmet_lines",
     "with_agreement",
 ]
 
-
-NEAR = 0.02
-"""How far what is spent may lie from what was asked for, as a share of it, for a budget to be met."""
+PLACES = {"tower": "in the vision tower", "projector": "behind the projector", "kv": "before decoding"}
 
 
-def outcome(
-    name: str, method: Method, answer: Answer, cost: Cost, whole: Cost, asked: float | None = None
-) -> dict[str, Any]:
-    """One method's run as plain values; `asked` is the retention that was asked for, if one was."""
-    spent = answer.trace.retention[0]
-    return {
-        "name": name,
-        "setting": method.to_dict(),
-        "answer": answer.text,
-        "token_ids": answer.tokens,
-        "retention": spent,
-        "asked": asked,
-        "spent": spent,
-        "met": None if asked is None else abs(spent - asked) <= NEAR * asked,
-        "mean_tokens": answer.trace.tokens[0],
-        "trace": answer.trace.to_dict(),
-        "cost": cost.to_dict(),
-        "saved": {
-            "prefill_flops": 1 - (cost.prefill_flops + cost.scoring_flops) / whole.prefill_flops,
-            "total_flops": 1 - cost.total_flops / whole.total_flops,
-            "kv_bytes": 1 - answer.kv_bytes / answer.kv_bytes_whole,
-        },
-        "kv_bytes": answer.kv_bytes,
-        "kv_bytes_whole": answer.kv_bytes_whole,
-    }
-
-
-def unmet(values: Mapping[str, Any]) -> str | None:
-    """What became of a budget that was not met, of an `outcome`; None where it was, or where none was asked for."""
-    if values["met"] is not False:
+def unmet(answer: Answer) -> str | None:
+    """What became of a budget that was not met; None where it was, or where none was asked for."""
+    if answer.met is not False:
         return None
-    return f"{values['asked']:.1%} was asked for, {values['spent']:.1%} is spent"
-
-
-def unmet_lines(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The same as a labelled line, if there is one."""
-    said = unmet(values)
-    return [] if said is None else [("Budget", f"not met: {said}")]
+    return f"{answer.asked:.1%} was asked for, {answer.retention:.1%} is spent"
 
 
 def agreement(answer: Answer, full: Answer) -> dict[str, Any]:
     """How far an answer goes with the full model's, token by token."""
-    pairs = zip(answer.tokens, full.tokens, strict=False)
-    same = next((at for at, (a, b) in enumerate(pairs) if a != b), min(len(answer.tokens), len(full.tokens)))
-    return {"identical": answer.tokens == full.tokens, "same_leading_tokens": same, "full_tokens": len(full.tokens)}
+    same = 0
+    for token, other in zip(answer.tokens, full.tokens, strict=False):
+        if token != other:
+            break
+        same += 1
+    return {
+        "identical": answer.tokens == full.tokens,
+        "same_leading_tokens": same,
+        "full_tokens": len(full.tokens),
+    }
 
 
-def agreement_words(same: dict[str, Any]) -> str:
+def agreement_words(same: Mapping[str, Any]) -> str:
     """An agreement in words."""
     if same["identical"]:
         return "the same"
     return f"first {same['same_leading_tokens']} of {same['full_tokens']} tokens"
 
 
-def with_agreement(answer: Answer, same: dict[str, Any]) -> str:
+def with_agreement(answer: Answer, same: Mapping[str, Any]) -> str:
     """An answer and how far it agrees with the full model's."""
-    return f"{answer.text}   ({'the same' if same['identical'] else 'differs: ' + agreement_words(same)})"
+    words = agreement_words(same)
+    if not same["identical"]:
+        words = f"differs: {words}"
+    return f"{answer.text}   ({words})"
 
 
-def race_values(found: Race) -> dict[str, Any]:
-    """The times as plain values."""
-    return {
-        "ratio_to_full": {name: ratio.to_dict() for name, ratio in found.ratios.items()},
-        "control": found.control.to_dict(),
-        "new_tokens": found.new_tokens,
-    }
-
-
-def budget_line(trace: Trace, layers: int) -> str:
+def budget_line(answer: Answer) -> str:
     """The retention in words."""
     return (
-        f"{trace.retention[0]:.1%} of the vision tokens: {trace.tokens[0]:.1f} of {trace.vision_tokens[0]}, "
-        f"mean over {layers} decoder layers"
+        f"{answer.retention:.1%} of the vision tokens: {answer.spent:.1f} of {answer.vision_tokens}, "
+        f"mean over {answer.prompt.loaded.depth} decoder layers"
     )
 
 
 def stages_line(trace: Trace) -> str:
-    """Where tokens left, in words."""
-    where = {"tower": "in the vision tower", "projector": "behind the projector", "kv": "before decoding"}
-    steps = [
-        f"{where.get(stage.where, f'before layer {stage.layer}')}: {stage.before[0]} to {stage.after[0]}"
-        for stage in trace.stages
-    ]
-    return "; ".join(steps) or "nothing left"
+    """Where tokens were dropped, in words."""
+    steps = []
+    for stage in trace.stages:
+        place = PLACES.get(stage.where, f"before layer {stage.layer}")
+        steps.append(f"{place}: {stage.before[0]} to {stage.after[0]}")
+    return "; ".join(steps) or "nothing was dropped"
 
 
 def clip_lines(clips: Sequence[Clip], trace: Trace, *, alone: bool) -> list[tuple[str, str]]:
     """Which frames of each video the model saw; and where a video is all there is, how much of what stays is late."""
-    lines = [
-        ("Frames", f"{len(clip)} of {clip.path}, from {clip.seconds[0]:.2f} to {clip.seconds[-1]:.2f} s")
-        for clip in clips
-    ]
-    if clips and alone:
-        shares = [
-            f"{late:.0%} {stage.place}"
-            for stage, counts in zip(trace.stages, trace.kept_by_frame(), strict=False)
-            if (late := _late(counts)) is not None
-        ]
-        lines += [("Late frames", f"the second half of the video has {', '.join(shares)}")] if shares else []
+    lines = []
+    for clip in clips:
+        times = f"from {clip.seconds[0]:.2f} to {clip.seconds[-1]:.2f} s"
+        lines.append(("Frames", f"{len(clip)} of {clip.path}, {times}"))
+    if not clips or not alone:
+        return lines
+    shares = []
+    for stage, counts in zip(trace.stages, trace.kept_by_frame(), strict=False):
+        late = _late(counts)
+        if late is not None:
+            shares.append(f"{late:.0%} {stage.place}")
+    if shares:
+        lines.append(("Late frames", f"the second half of the video has {', '.join(shares)}"))
     return lines
 
 
@@ -141,44 +104,49 @@ def _late(counts: Sequence[int]) -> float | None:
     if len(counts) < 2 or not sum(counts):
         return None
     half = len(counts) // 2
-    middle = counts[half] / 2 if len(counts) % 2 else 0.0
-    return (middle + sum(counts[-half:])) / sum(counts)
+    late = float(sum(counts[-half:]))
+    if len(counts) % 2:
+        late += counts[half] / 2
+    return late / sum(counts)
 
 
-def flops_line(cost: Cost, whole: Cost) -> str:
+def flops_line(cost: Cost, untouched: Cost) -> str:
     """What the arithmetic saves, counted."""
     decoder = cost.prefill_flops + cost.scoring_flops
     return (
-        f"{1 - decoder / whole.prefill_flops:.1%} saved in the decoder's prefill "
-        f"({_flops(decoder)} of {_flops(whole.prefill_flops)}); "
-        f"{1 - cost.total_flops / whole.total_flops:.1%} from the pixels to the first token (counted)"
+        f"{1 - decoder / untouched.prefill_flops:.1%} saved in the decoder's prefill "
+        f"({_flops(decoder)} of {_flops(untouched.prefill_flops)}); "
+        f"{1 - cost.total_flops / untouched.total_flops:.1%} from the pixels to the first token (counted)"
     )
 
 
 def kv_line(answer: Answer) -> str:
     """What the cache saves, measured."""
-    held, whole = answer.kv_bytes, answer.kv_bytes_whole
-    return f"{1 - held / whole:.1%} saved: {held / 2**20:.2f} of {whole / 2**20:.2f} MiB (measured after the answer)"
+    held, undropped = answer.kv_bytes, answer.kv_bytes_whole
+    if not undropped:
+        return "the model keeps no keys and values"
+    sizes = f"{held / 2**20:.2f} of {undropped / 2**20:.2f} MiB"
+    return f"{1 - held / undropped:.1%} saved: {sizes} (measured after the answer)"
 
 
-def race_lines(name: str, found: Race) -> list[tuple[str, str]]:
+def race_lines(name: str, race: Race) -> list[tuple[str, str]]:
     """The time ratio and its control as labelled lines."""
     return [
-        ("Time ratio", f"{interval(found.ratios[name])} of the full model's time; {race_note(found)}"),
-        ("", f"{interval(found.control)} for the full model against itself: what noise alone does here"),
+        ("Time ratio", f"{interval(race.ratios[name])} of the full model's time; {race_note(race)}"),
+        ("", f"{interval(race.control)} for the full model against itself: what noise alone does here"),
     ]
 
 
-def race_note(found: Race) -> str:
+def race_note(race: Race) -> str:
     """What was timed and how often."""
     return (
-        f"{found.control.rounds} interleaved pairs, vision encoder, prefill and {found.new_tokens} tokens, "
+        f"{race.control.rounds} interleaved pairs, vision encoder, prefill and {race.new_tokens} tokens, "
         "median and 95 % interval"
     )
 
 
 def interval(ratio: Ratio, between: str = " ") -> str:
-    """A ratio and its interval: `0.71 [0.69-0.74]`."""
+    """A ratio and its interval: `0.71 [0.69–0.74]`."""
     return f"{ratio.median:.2f}{between}[{ratio.low:.2f}–{ratio.high:.2f}]"
 
 

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,7 +13,10 @@ from rich.text import Text
 
 from foveate.errors import InputError
 
-__all__ = ["as_json", "busy", "counted", "note", "show", "show_json"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["as_json", "busy", "counted", "note", "preview", "show", "show_json"]
 
 
 WIDE = 120  # columns of what goes to a file or a pipe
@@ -27,6 +30,14 @@ def show(*renderables: RenderableType) -> None:
     with _written():
         for renderable in renderables:
             console.print(renderable)
+
+
+def preview(image: "Image") -> RenderableType:
+    """A picture for stdout, where that is a terminal with colours; else a line that says so."""
+    from foveate.viz.terminal import preview_on
+
+    drawn = preview_on(Console(), image)
+    return drawn or Text("Pictures are shown in terminals with colours; --figure FILE writes one.")
 
 
 def as_json(values: Mapping[str, Any]) -> str:

@@ -9,7 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from foveate.cli.options import Flag, Images, ModelOptions, OutputOptions, Settings
+from foveate._files import check_readable
+from foveate.cli.checks import check_methods, check_model
+from foveate.cli.options import BudgetOptions, Flag, Images, ModelOptions, OutputOptions, Settings
 from foveate.cli.outputs import check_targets
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
@@ -64,40 +66,44 @@ class Tune:
         if (self.budget is None) == (self.retention is None):
             raise UsageError("Give one of --budget and --retention.")
         check_targets(OutputOptions(out=self.out, force=self.force))
+        check_methods([self.method], BudgetOptions(settings=self.settings))
+        for path, _ in asked:
+            check_readable(path)
+        check_model(self.models)
         from foveate.cli.screen import busy
 
         with busy("Starting torch"):
-            from foveate.cli.choose import named
-            from foveate.cli.loading import load
-            from foveate.cli.options import BudgetOptions
+            from foveate.ask.answering import fitting
+            from foveate.ask.pictures import load_picture
+            from foveate.cli.asking import load, named
             from foveate.cli.outputs import write_text
-            from foveate.cli.pictures import load_picture
-            from foveate.cli.prompt import fitting, prepare
             from foveate.cli.screen import as_json, counted, note, show, show_json
             from foveate.methods.mustdrop import MustDrop
             from foveate.tune import tune
             from foveate.tune.thresholds import default_start
 
-        found = named([self.method], BudgetOptions(settings=self.settings))[self.method]
-        (member, *others) = found.members
+        start = named([self.method], BudgetOptions(settings=self.settings))[self.method]
+        (member, *others) = start.members
         if others or not issubclass(member.kind, MustDrop):
             raise UsageError(
                 f"--method {self.method}: there is nothing to tune but MustDrop's thresholds. Schedules are exact: "
                 "give generate --budget or --retention."
             )
-        found.method()
-        pictures = [(load_picture(path).image, prompt) for path, prompt in asked]
-        loaded = load(self.models)
-        inputs = [dict(prepare(loaded, [picture], prompt)) for picture, prompt in pictures]
-        if len(inputs) < FEW:
-            plural = "sample gives" if len(inputs) == 1 else "samples give"
-            note(f"{len(inputs)} {plural} a rough mean; {FEW} or more are better.")
-        with fitting(loaded, inputs[0]), counted("Tuning, in steps", 12) as progress, warnings.catch_warnings():
+        start.method()
+        pictures = [(load_picture(path), prompt) for path, prompt in asked]
+        vlm = load(self.models)
+        prompts = [vlm.prepare(picture, prompt) for picture, prompt in pictures]
+        if len(prompts) < FEW:
+            plural = "sample gives" if len(prompts) == 1 else "samples give"
+            note(f"{len(prompts)} {plural} a rough mean; {FEW} or more are better.")
+        inputs = [dict(prompt.inputs) for prompt in prompts]
+        method = dataclasses.replace(member.ready or default_start(vlm.model), **member.values)  # type: ignore[type-var]
+        with fitting(vlm, inputs[0]), counted("Tuning, in steps", 12) as progress, warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # told as a note
             record = tune(
-                loaded.model,
+                vlm.model,
                 inputs,
-                method=dataclasses.replace(member.ready or default_start(loaded.model), **member.values),  # type: ignore[type-var]
+                method=method,
                 tokens=self.budget,
                 retention=self.retention,
                 task=self.task,
@@ -105,19 +111,23 @@ class Tune:
             )
         if record.note:
             note(record.note)
-        record = dataclasses.replace(record, model=loaded.name)  # no path of this machine for the embedded model
+        record = dataclasses.replace(record, model=vlm.name)  # no path of this machine for the embedded model
         if self.out is not None:
             write_text(self.out, as_json(record.to_dict()))
         if self.json:
             return show_json(record.to_dict())
         tuned = record.method.to_dict()
-        return show(
+        target = f"{record.target:.1%} asked for"
+        if not record.met:
+            target += " and not met"
+        lines = [
             f"global_thr = {tuned['global_thr']:.6g}, individual_thr = {tuned['individual_thr']:.6g}",
             f"{record.retention:.1%} ± {record.spread:.1%} of {record.vision_tokens:.1f} vision tokens on "
-            f"{record.samples} samples ({record.target:.1%} asked for{'' if record.met else ' and not met'}; "
-            f"{len(record.steps)} steps)",
-            *([f"Record: {self.out}"] if self.out is not None else []),
-        )
+            f"{record.samples} samples ({target}; {len(record.steps)} steps)",
+        ]
+        if self.out is not None:
+            lines.append(f"Record: {self.out}")
+        return show(*lines)
 
     def _asked(self) -> list[tuple[Path, str]]:
         """(picture, question) of each sample."""

@@ -70,7 +70,7 @@ class Cut:
             ShapeError: If it is no mask of one dimension.
         """
         if stays.dim() != 1 or stays.dtype != torch.bool:
-            raise ShapeError(f"Cut.keep takes a (tokens,) bool tensor; got {tuple(stays.shape)} {stays.dtype}.")
+            raise ShapeError(f"Cut.keep needs a (tokens,) bool tensor; got {tuple(stays.shape)} {stays.dtype}.")
         return cls(len(stays), stays=stays, notes=notes)
 
     @classmethod
@@ -87,7 +87,7 @@ class Cut:
         """
         if not _are_indices(source) or len(source) > arriving:
             raise ShapeError(
-                f"Cut.take takes a (rows,) int64 tensor of at most {arriving} indices; "
+                f"Cut.take needs a (rows,) int64 tensor of at most {arriving} indices; "
                 f"got {tuple(source.shape)} {source.dtype}."
             )
         return cls(arriving, len(source), source=source, notes=notes)
@@ -114,11 +114,13 @@ class Cut:
         """
         if not (_are_indices(source) and _are_indices(parent)):
             raise ShapeError(
-                "Cut.merge takes source and parent as int64 tensors of one dimension; got "
+                "Cut.merge needs source and parent as int64 tensors of one dimension; got "
                 f"{tuple(source.shape)} {source.dtype} and {tuple(parent.shape)} {parent.dtype}."
             )
         if len(rows) != len(source):
-            raise ShapeError(f"Cut.merge takes a row for each source; got {len(rows)} rows for {len(source)}.")
+            raise ShapeError(
+                f"Cut.merge needs one row for each source; got {len(rows)} rows for {len(source)} sources."
+            )
         arriving, count = len(parent), len(source)
         return cls(arriving, count, source=source, parent=parent, rows=rows, notes=notes)
 

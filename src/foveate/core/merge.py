@@ -158,7 +158,9 @@ def merge_windows(similarity: Tensor, merged: Tensor, height: int, width: int, w
 def _window_members(height: int, width: int, window: int, device: torch.device) -> Tensor:
     """Tokens of each window: (windows, window²) int64, windows and members in raster order."""
     if window < 1 or height < window or width < window:
-        raise ShapeError(f"A {height} x {width} grid holds no window of {window} x {window}.")
+        raise ShapeError(
+            f"A {height} x {width} grid is too small for a window of {window} x {window}. Use a smaller window."
+        )
     grid = torch.arange(height * width, device=device).view(height, width)
     # What fills no window is left out, below and on the right.
     grid = grid[: height // window * window, : width // window * window]

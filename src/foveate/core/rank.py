@@ -17,7 +17,7 @@ def top(scores: Tensor, count: int) -> Tensor:
         ShapeError: If `scores` is not one-dimensional or has fewer than `count` entries.
     """
     if scores.dim() != 1 or not 0 <= count <= scores.shape[0]:
-        raise ShapeError(f"Cannot take the top {count} of scores shaped {tuple(scores.shape)}.")
+        raise ShapeError(f"Cannot take the top {count} of scores of shape {tuple(scores.shape)}.")
     order = torch.sort(scores, descending=True, stable=True).indices
     return order[:count].sort().values
 

@@ -41,7 +41,7 @@ class Signal:
             value = getattr(self, field.name)
             if options and value not in options:
                 choices = ", ".join(map(repr, options))
-                raise SettingError(f"{type(self).__name__}({field.name}=…) is one of {choices}; got {value!r}.")
+                raise SettingError(f"{type(self).__name__}: {field.name} must be one of {choices}; got {value!r}.")
 
     @property
     def reads_text(self) -> bool:
@@ -66,15 +66,15 @@ class Attention(Signal):
     """Attention that a decoder layer pays to the tokens: float32 probabilities after a softmax over all a row sees.
 
     Attributes:
-        rows: Whose: "last" is the prompt's last token, "after" all text behind the tokens' own image, template
-            included, "vision" the tokens themselves.
-        layer: The one that just "ran", which costs next to nothing, or the "next" one, whose queries and keys are made
-            for it.
-        heads: The mean over them, or the largest.
-        over: What is left of the rows: their "mean", "sum", or "max"; or the "share", the sum over what all tokens of
+        rows: The tokens that pay it: "last" is the prompt's last token, "after" is all text after the tokens' own
+            image, template included, "vision" is the vision tokens themselves.
+        layer: The layer that just "ran", which costs almost nothing, or the "next" one, whose queries and keys are
+            computed a second time.
+        heads: The "mean" or the "max" over the heads.
+        over: How rows are reduced: their "mean", "sum", or "max"; or the "share", the sum divided by what all tokens of
             the image get. Shape (tokens,).
-        renormalise: Let every row sum to 1 over the tokens first.
-        both_ways: Let vision rows also see the tokens behind them.
+        renormalise: First make each row sum to 1 over the tokens.
+        both_ways: Vision rows also attend to later vision tokens.
     """
 
     kind: ClassVar[str] = "attention"
@@ -115,7 +115,7 @@ class Text(Signal):
 class TowerAttention(Signal):
     """Attention in the vision tower to each token: (tokens,) float32.
 
-    Tokens that are made of several patches have the mean of theirs.
+    A token made of several patches has the mean of theirs.
 
     Attributes:
         by: Who pays it: the "cls" row, summed over heads; or all patches ("patches"), the mean over heads and rows.
@@ -139,14 +139,14 @@ class TowerKeys(Signal):
 
 @dataclass(frozen=True)
 class Cls(Signal):
-    """The tower's CLS state beside the features: (1, width). Only where a row without a position is of use."""
+    """The tower's CLS state beside the features: (1, width). Only useful for a row without a position."""
 
     kind: ClassVar[str] = "cls"
 
 
 @dataclass(frozen=True)
 class Features(Signal):
-    """The image's tokens before or behind the projector: (tokens, width). The stage's own side comes without asking."""
+    """The image's tokens before or behind the projector: (tokens, width). The stage always gets its own side."""
 
     kind: ClassVar[str] = "features"
 

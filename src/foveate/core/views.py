@@ -136,7 +136,10 @@ class View:
         if len(alike) == 1:
             return self._made(self._signals, alike[0])
         if alike:
-            raise Undeclared(f"This stage reads several signals of kind {kind!r}; name one: view[{alike[0]!r}].")
+            raise Undeclared(
+                f"This stage reads several signals of kind {kind!r}. Write which one you mean, such as "
+                f"view[{alike[0]!r}]."
+            )
         raise Undeclared(f"This stage reads {kind!r} without declaring it. It declares {self._declared()}.")
 
     @staticmethod

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 
+from foveate._sheet import SECTION, Column, Sheet
 from foveate.cost._decoder import Decoder
 from foveate.cost._dropping import Dropping, rankable
 from foveate.cost._peak import peak
@@ -22,7 +23,7 @@ from foveate.registry import families, no_family
 __all__ = ["Cost", "cost"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Cost:
     """What one sample's prompt costs. FLOPs are exact counts of matrix products; a multiply-add counts as two.
 
@@ -89,6 +90,44 @@ class Cost:
             values[name] = getattr(self, name)
         return {name: _as_json(value) for name, value in values.items()}
 
+    def __repr__(self) -> str:
+        return (
+            f"Cost(retention {self.retention:.1%}, prefill {_flops(self.prefill_flops)}, "
+            f"total {_flops(self.total_flops)}, KV {_mebibytes(self.kv_bytes)})"
+        )
+
+    def _repr_html_(self) -> str:
+        return self._sheet().to_html()
+
+    def _sheet(self) -> Sheet:
+        """The FLOPs part by part, and what memory is needed."""
+        layers = len(self.layer_flops)
+        parts = {
+            "Vision tower": self.tower_flops,
+            "Projector": self.projector_flops,
+            f"Prefill of {layers} decoder layers": self.prefill_flops,
+            "Scoring": self.scoring_flops,
+            "Language-model head": self.head_flops,
+            "To the first token": self.total_flops,
+        }
+        rows = [(name, _flops(count), f"{count / self.total_flops:.1%}") for name, count in parts.items()]
+        total = rows.pop()
+        peak = "not known"
+        if self.peak_bytes is not None:
+            peak = _mebibytes(self.peak_bytes)
+        sizes = [
+            ("The next token", _flops(self.decode_flops)),
+            ("KV cache after the prefill", _mebibytes(self.kv_bytes)),
+            ("Peak of activations, keys and values", peak),
+        ]
+        mean = sum(self.tokens) / layers
+        note = (
+            f"Retention {self.retention:.1%}: a decoder layer processes {mean:.1f} of {sum(self.vision_tokens)} vision "
+            f"tokens on average, and {self.text_tokens} text tokens."
+        )
+        numbers = [Column(head, right=True) for head in ("FLOPs and bytes", "Share")]
+        return Sheet("Cost of a prompt", ["", *numbers], [*rows, SECTION, total, SECTION, *sizes], [note])
+
 
 def cost(
     config: Any,
@@ -107,17 +146,18 @@ def cost(
         cost(config, text_tokens=40, vision_tokens=576).prefill_flops / 1e12        # 8.18 on LLaVA-1.5-7B
         cost(config, text_tokens=40, vision_tokens=[576, 576], method=V2Drop()).kv_bytes
 
-    The parts equal torch's `FlopCounterMode` under eager attention. The tower is counted whole: methods
-    drop behind it, but for Resize, whose smaller tower is counted where the grids are known (not LLaVA-OneVision's).
+    The parts equal torch's `FlopCounterMode` under eager attention. The full tower is counted,
+    because methods drop tokens behind it. Only for Resize the smaller tower is counted, if the grids are known (not for
+    LLaVA-OneVision).
 
     Args:
         config: The config of a vision-language model of a supported family, or such a model.
         text_tokens: Tokens of the prompt that are not vision tokens, template and separators included.
-        vision_tokens: Vision tokens, one count an image or video; an int is one image. Newline rows that a
-            model puts between tiles are vision tokens.
-        method: What drops; None is the untouched model.
+        vision_tokens: Vision tokens, one count per image or video; an int is one image. Newline rows between
+            tiles are vision tokens.
+        method: The method that drops tokens; None is the untouched model.
         attention: "full" counts every query with every key, "causal" half of that; only in the decoder's
-            prefill, as a tower looks both ways and a decoded token at everything.
+            prefill, because a tower attends in both directions and a decoded token to all tokens.
         tower_images: Pictures the tower encodes for each image or video: crops (LLaVA-OneVision: the base
             view and its tiles), frames, or temporal patches (Qwen-VL). By default told from the token
             counts: for LLaVA their multiple of a picture's, for LLaVA-OneVision the number that alone gives
@@ -139,7 +179,7 @@ def cost(
     config = getattr(config, "config", config)
     family = _family_of(config)
     if attention not in ("full", "causal"):
-        raise SettingError(f"attention is 'full' or 'causal'; got {attention!r}.")
+        raise SettingError(f"attention must be 'full' or 'causal'; got {attention!r}.")
     prompt = Prompt.of(text_tokens, vision_tokens, tower_images)
     decoder = Decoder.of(config.get_text_config(), family.decoders)
     _check_lengths(decoder, prompt, tokens, grids)
@@ -206,9 +246,11 @@ def _check_lengths(
 ) -> None:
     """Refuse `tokens` that are not of each layer, and `grids` that are not of each image."""
     if tokens is not None and len(tokens) != decoder.depth:
-        raise SettingError(f"tokens has a count for each of the {decoder.depth} layers; got {len(tokens)}.")
+        raise SettingError(
+            f"tokens must have one count for each of the {decoder.depth} layers; got {len(tokens)} counts."
+        )
     if grids and len(grids) != len(prompt.sizes):
-        raise SettingError(f"grids has an entry for each image: got {len(grids)} for {len(prompt.sizes)} images.")
+        raise SettingError(f"grids must have one entry per image; got {len(grids)} for {len(prompt.sizes)} images.")
 
 
 def _beside(family: type[Family], config: Any, prompt: Prompt, dropping: Dropping) -> list[int]:
@@ -240,6 +282,19 @@ def _dtype(config: Any) -> torch.dtype:
         if isinstance(dtype, torch.dtype):
             return dtype
     return torch.bfloat16
+
+
+def _flops(count: float) -> str:
+    """A count of operations with its prefix: 8177382850560 -> 8.18 TFLOP."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if count < 1000:
+            return f"{count:.3g} {prefix}FLOP"
+        count /= 1000
+    return f"{count:.3g} PFLOP"
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"
 
 
 def _as_json(value: Any) -> Any:

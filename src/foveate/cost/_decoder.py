@@ -53,7 +53,7 @@ class Decoder:
             experts = _experts(text)
             why = f" (a mixture of {experts} experts)" if experts else ""
             raise UnsupportedError(
-                f"What a decoder of type {text.model_type!r}{why} costs is not known. "
+                f"The cost of a decoder of type {text.model_type!r}{why} is not known. "
                 f"Known in this family: {', '.join(sorted(known)) or 'none'}."
             )
         kinds = _of(text, "layer_types") or ("full_attention",) * text.num_hidden_layers

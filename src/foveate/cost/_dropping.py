@@ -106,7 +106,8 @@ def _planned(
     plan = follow.layer_plan(stages, depth, ranked, grids)
     if plan is None:
         raise SettingError(
-            f"How many tokens {type(method).__name__} leaves depends on the picture: run it and give its counts, "
-            "tokens=[count for (count,) in trace.latest.per_layer], or for a method on grids grids=…."
+            f"The number of tokens that {type(method).__name__} keeps depends on the picture. Run it and pass the "
+            "counts, tokens=[count for (count,) in trace.latest.per_layer]. For a method on grids (AveragePool, "
+            "Resize), pass grids=…."
         )
     return [count + always_kept for count in plan]

@@ -36,11 +36,13 @@ class Prompt:
             pictures = _counts(tower_images, "tower_images")
         if pictures is not None and len(pictures) != len(sizes):
             raise SettingError(
-                f"tower_images has a count for each image or video: got {len(pictures)} for {len(sizes)} "
+                f"tower_images must have one count per image or video; got {len(pictures)} counts for {len(sizes)} "
                 "in vision_tokens."
             )
         if text < 0 or text + sum(sizes) == 0:
-            raise SettingError(f"A prompt has at least one token; got {text} of text and {sum(sizes)} of vision.")
+            raise SettingError(
+                f"A prompt needs at least one token; got {text} text tokens and {sum(sizes)} vision tokens."
+            )
         return cls(text, sizes, pictures)
 
     @property

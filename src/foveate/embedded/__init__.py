@@ -1,7 +1,7 @@
 """The embedded model: a small LLaVA trained on synthetic pictures, shipped inside the package.
 
-It exists so that dropping can be tried, and its price measured, offline and at once. It is no
-general vision-language model; `model/MODEL_CARD.md` says what it can do and what not.
+With it you can try dropping, and measure its price, offline. It is not a general vision-language
+model; `model/MODEL_CARD.md` says what it can do.
 
 Importing this package loads neither torch nor transformers; `load` does.
 """
@@ -9,13 +9,30 @@ Importing this package loads neither torch nor transformers; `load` does.
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ANSWER", "QUESTION", "load", "path", "picture"]
+__all__ = ["ANSWER", "NAME", "QUESTION", "TASKS", "load", "path", "picture"]
+
+NAME = "embedded"
+"""The name of the model on the command line and in `foveate.load`."""
 
 QUESTION = "What does the text say?"
-"""A question about `picture()` that the full model answers rightly."""
+"""A question about `picture()` that the full model answers correctly."""
+
+TASKS = (
+    "colour",
+    "shape",
+    "count",
+    "existence",
+    "quadrant",
+    "relation",
+    "read text",
+    "character",
+    "text quadrant",
+    "list left to right",
+    "list top to bottom",
+)
 
 ANSWER = "XRPMQ"
-"""What is written in `picture()`."""
+"""The text in `picture()`."""
 
 
 def path() -> Path:
@@ -32,7 +49,7 @@ def load(device: str = "cpu", dtype: Any = None) -> tuple[Any, Any]:
     """Load the model and its processor without any network access.
 
     Args:
-        device: Where the model goes.
+        device: The device for the model.
         dtype: A torch dtype; None is float32, which is fastest on most CPUs. The weights are
             stored in bfloat16.
 

@@ -73,7 +73,7 @@ def shape_mask(shape: str, size: int) -> Array:
         spikes = [(1.0 if i % 2 == 0 else 0.42, pi * i / 5) for i in range(10)]
         draw.polygon(place([(r * sin(a), -r * cos(a)) for r, a in spikes]), fill=255)
     else:
-        raise ValueError(f"No shape is called {shape!r}. Known: {', '.join(SHAPES)}.")
+        raise ValueError(f"No shape is called {shape!r}. The shapes are: {', '.join(SHAPES)}.")
     small = np.asarray(image.resize((size, size), Image.Resampling.BOX), dtype=np.float32) / np.float32(255)
     small.flags.writeable = False
     return small

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from foveate.embedded import TASKS
 from foveate.embedded.drawing import COLOURS, SHAPES
 from foveate.embedded.scenes import Scene, Thing, rng_for
 
@@ -25,19 +26,6 @@ __all__ = [
     "relations",
 ]
 
-TASKS = (
-    "colour",
-    "shape",
-    "count",
-    "existence",
-    "quadrant",
-    "relation",
-    "read text",
-    "character",
-    "text quadrant",
-    "list left to right",
-    "list top to bottom",
-)
 TEXT_TASKS = ("read text", "character", "text quadrant")
 
 ORDINALS = ("first", "second", "third", "fourth", "fifth")

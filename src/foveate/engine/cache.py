@@ -183,7 +183,9 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last `-tokens_to_remove` unpruned columns (a negative number, as transformers has it)."""
         if tokens_to_remove > 0:
-            raise ValueError(f"crop takes minus the number of tokens to remove; got {tokens_to_remove}.")
+            raise ValueError(
+                f"crop takes a negative number, minus the number of tokens to remove; got {tokens_to_remove}."
+            )
         tokens_to_remove = int(tokens_to_remove)  # transformers 5.16 hands in a tensor
         if tokens_to_remove and self.window is not None and not self.record_past and self.seen >= self.window:
             guards.refuse_crop(self.window)

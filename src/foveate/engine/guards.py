@@ -25,8 +25,8 @@ def refuse_second_session(model: nn.Module, running: Method | None) -> None:
     """Contexts on one model cannot be nested."""
     if running is not None:
         raise SessionError(
-            f"This {type(model).__name__} is already dropping with {running}. Contexts cannot be nested: "
-            "leave the first one, or call foveate.remove(model)."
+            f"{running} is already applied to this {type(model).__name__}. Contexts cannot be nested: "
+            "exit the first one, or call foveate.remove(model)."
         )
 
 
@@ -40,16 +40,16 @@ def refuse_stages(method: Method, stages: Sequence[Stage], family: Family) -> No
 def refuse_copies() -> NoReturn:
     """A copy of an attached model would run the original's layers."""
     raise SessionError(
-        "A model inside a dropping context cannot be copied or pickled: the copy would run the original's layers. "
-        "Leave the context, or call foveate.remove(model), first."
+        "A model cannot be copied or pickled inside a dropping context: the copy would run the original's layers. "
+        "Exit the context, or call foveate.remove(model), and then copy."
     )
 
 
 def refuse_pages(*_: Any, **__: Any) -> NoReturn:
     """Stand in for the way into continuous batching, and end the call of a manager made before the context."""
     raise UnsupportedError(
-        "Continuous batching takes token ids without pictures and packs all requests into one row, over a cache in "
-        "pages that cannot differ in length between layers. Use generate with a padded batch while tokens are dropped."
+        "Continuous batching takes token ids without pictures, and its paged cache cannot hold layers of different "
+        "lengths. Inside a dropping context, use generate with a padded batch."
     )
 
 
@@ -59,8 +59,8 @@ def refuse_candidates(original: Callable[..., Any], *args: Any, **kwargs: Any) -
     for name in CANDIDATES:
         if kwargs.get(name) is not None or getattr(config, name, None) is not None:
             raise UnsupportedError(
-                f"{name} puts candidate tokens into the prefill, where this method would read them as the prompt. "
-                "Decode without it, or use a method that reads no text (V2Drop, VisionDrop)."
+                f"{name} puts candidate tokens into the prefill, and this method would read them as part of the "
+                f"prompt. Leave {name} unset, or use a method that reads no text (V2Drop, VisionDrop)."
             )
     return original(*args, **kwargs)
 
@@ -72,17 +72,17 @@ def refuse_offloaded_tower(family: Family, error: Exception) -> None:
     """transformers cannot fit position embeddings to a smaller picture where these are not in memory."""
     if any(weight.is_meta for weight in family.core.parameters()):
         raise UnsupportedError(
-            "The vision tower's weights are offloaded, and transformers cannot fit its position embeddings to a "
-            "smaller picture then. Keep the tower in memory in the device_map, or use AveragePool."
+            "The vision tower's weights are offloaded, so transformers cannot interpolate its position embeddings "
+            "for a smaller picture. Keep the tower in memory in the device_map, or use AveragePool."
         ) from error
 
 
 def refuse_foreign_features(method: Method) -> NoReturn:
     """A method that reduces in the tower must have seen the tower run."""
     raise UnsupportedError(
-        f"{type(method).__name__} reduces tokens in the vision tower, but these image features were made "
-        "outside the context or without their prompt, or cut by chunked prefill. Give pictures and prompt to the model "
-        "inside the context, and leave prefill_chunk_size unset."
+        f"{type(method).__name__} reduces tokens in the vision tower, but these image features were computed "
+        "outside the context or without their prompt, or chunked prefill has split them. Pass the pictures and the "
+        "prompt to the model inside the context, and leave prefill_chunk_size unset."
     )
 
 
@@ -92,22 +92,26 @@ def refuse_foreign_features(method: Method) -> NoReturn:
 def refuse_unplaced_pictures() -> NoReturn:
     """Pictures without places in the prompt cannot be found among the decoder's rows."""
     raise UnsupportedError(
-        "Pictures were encoded, but where they are in the prompt was not said: this model cannot be served."
+        "The model encoded pictures but did not report their positions in the prompt, so foveate cannot drop tokens. "
+        "Write a family for this model: docs/guides/new-family.md."
     )
 
 
 def refuse_partly_masked(images: Sequence[MediaTokens], counts: Sequence[int]) -> None:
     """The rows of an image that the tower has reduced stand in its first columns, so none may be masked."""
     if any(image.changed and image.free != count for image, count in zip(images, counts, strict=True)):
-        raise UnsupportedError("An image that the tower has reduced is partly masked; pass its whole attention_mask.")
+        raise UnsupportedError(
+            "The attention_mask hides some tokens of an image whose tokens were reduced in the tower. "
+            "Unmask all tokens of the image."
+        )
 
 
 def refuse_unknown_frames(frames: Sequence[int] | None, tokens: int) -> None:
     """What goes by frame must know where frames begin."""
     if frames is not None and sum(frames) != tokens:
         raise UnsupportedError(
-            "Where this video's frames begin cannot be told, so nothing can be kept by frame: its family does not say "
-            "where its tokens look, or it is partly masked. Use scope='image' or 'sample'."
+            "Where this video's frames begin is not known, so its tokens cannot be ranked frame by frame: its family "
+            "does not report the frames, or the attention_mask hides some tokens. Use scope='image' or 'sample'."
         )
 
 
@@ -126,10 +130,13 @@ def refuse_cache(cache: Any, served: Sequence[type]) -> None:
         return
     if not isinstance(cache, Cache):
         raise UnsupportedError(
-            f"past_key_values is a {type(cache).__name__}; foveate needs a transformers DynamicCache."
+            f"past_key_values is a {type(cache).__name__}; foveate needs a transformers DynamicCache. Pass one, or "
+            "leave it out."
         )
     if cache.offloading:
-        raise UnsupportedError("Offloaded caches are not supported while tokens are dropped; use a DynamicCache.")
+        raise UnsupportedError(
+            "Offloaded caches do not work while tokens are dropped. Use a DynamicCache without offloading."
+        )
     kinds = {type(layer) for layer in cache.layers} or {cache.layer_class_to_replicate}
     odd = sorted(kind.__name__ for kind in kinds - set(served))
     if odd:
@@ -143,8 +150,8 @@ def _refuse_packing(kwargs: dict[str, Any], live: Tensor | None) -> None:
     """Several samples in one row, told apart by position ids alone, would be ranked together."""
     if kwargs.get("cu_seq_lens_q") is not None or (live is None and _steps_back(kwargs.get("position_ids"))):
         raise UnsupportedError(
-            "Several samples packed into one row cannot be told apart when tokens are ranked. "
-            "Pass them as a padded batch with an attention_mask."
+            "Several samples are packed into one row, so their vision tokens cannot be ranked separately. "
+            "Pass the samples as a padded batch with an attention_mask."
         )
 
 
@@ -163,8 +170,8 @@ def _refuse_recomputing(layer: nn.Module) -> None:
     """A layer that runs again in the backward pass must find the rows it ran on."""
     if recomputes_from_outside(layer):
         raise UnsupportedError(
-            "Gradient checkpointing in this version of transformers runs layers again when the tokens that left are "
-            "forgotten. Turn it off, or install a newer one: pip install -U transformers."
+            "Gradient checkpointing in this version of transformers runs layers a second time without the record of "
+            "dropped tokens. Turn it off, or install a newer version: pip install -U transformers."
         )
 
 
@@ -172,7 +179,7 @@ def _refuse_router_logits(kwargs: dict[str, Any]) -> None:
     """transformers balances experts over all tokens of the prompt in all layers, also those that were dropped."""
     if kwargs.get("output_router_logits"):
         raise UnsupportedError(
-            "output_router_logits asks how experts share the tokens of the whole prompt, of which some have left. "
+            "output_router_logits needs the tokens of the whole prompt, and some of them are dropped. "
             "Set it to False (also config.text_config.output_router_logits), or keep all tokens."
         )
 
@@ -180,8 +187,8 @@ def _refuse_router_logits(kwargs: dict[str, Any]) -> None:
 def refuse_split_image() -> NoReturn:
     """An image cut in two by chunked prefill would be ranked in two halves."""
     raise UnsupportedError(
-        "Chunked prefill has cut an image in two, so its tokens cannot be ranked together. "
-        "Leave prefill_chunk_size unset, or choose it so that no image is split."
+        "Chunked prefill has split an image, so its tokens cannot be ranked together. "
+        "Leave prefill_chunk_size unset, or choose a size that splits no image."
     )
 
 
@@ -192,12 +199,13 @@ def refuse_unknown_units(stage: Stage, sizes: Sequence[int] | None, several_fram
     """A stage that ranks images or frames by themselves must know which tokens are whose."""
     if sizes is None:
         raise UnsupportedError(
-            f"{stage} ranks each {stage.unit} by itself, behind a cut that ranked all of a sample's images together: "
-            "how many tokens of each are left is not known. Give both the same scope."
+            f"{stage} ranks each {stage.unit} separately, but an earlier cut ranked all images of a sample together, "
+            f"so the number of tokens left in each {stage.unit} is not known. Give both the same scope."
         )
     if stage.unit == "image" and several_frames:
         raise UnsupportedError(
-            f"{stage} ranks each video as a whole beside a stage that ranks frame by frame: give both the same scope."
+            f"{stage} ranks each video as a whole, but an earlier stage ranked frame by frame. Give both the same "
+            "scope."
         )
 
 
@@ -206,8 +214,8 @@ def refuse_reading_ahead(stage: Stage, layer: int, first: Cut) -> None:
     ahead = any(isinstance(signal, Keys) or getattr(signal, "layer", "") == "next" for signal in stage.reads)
     if first.stays is not None or ahead:
         raise UnsupportedError(
-            f"Two stages cut before layer {layer}, and the second reads what is only known behind the first: let "
-            "them cut before different layers."
+            f"Two stages cut before layer {layer}, and the second reads values that are not computed for the tokens "
+            "left by the first. Move one of them to another layer."
         )
 
 
@@ -215,7 +223,8 @@ def refuse_unknown_owners(sizes: Sequence[int] | None, left: Sequence[int] | Non
     """Merged rows go to their image's columns, so it must be known which rows are whose."""
     if sizes is None or left is None:
         raise SettingError(
-            "A stage that merges must know whose rows are whose: give it unit='image', and a count that the host knows."
+            "A stage that merges must know which rows belong to which image. Set unit='image', and give a count that "
+            "does not depend on tensor values."
         )
 
 
@@ -223,7 +232,8 @@ def refuse_empty_prompt(lengths: Sequence[int]) -> None:
     """A decoder cannot run on no rows at all."""
     if not any(lengths):
         raise UnsupportedError(
-            "Every token of the prompt has left, since there is no text: keep a token (min_keep=1), or add text."
+            "Every token of the prompt was dropped: the prompt has no text, and no vision token was kept. "
+            "Always keep a token (min_keep=1), or add text."
         )
 
 
@@ -232,8 +242,8 @@ def refuse_recurrent_reading(layer: int, recurrent: frozenset[int], depth: int) 
     if layer in recurrent:
         readable = [str(other) for other in range(depth) if other not in recurrent]
         raise UnsupportedError(
-            f"Layer {layer} pays no attention but carries a state from token to token, so there is nothing to rank "
-            f"by. Read attention at layers {', '.join(readable)}, or use a method that reads none (V2Drop)."
+            f"Layer {layer} has no attention to rank by: it carries a state from token to token. "
+            f"Read attention at layers {', '.join(readable)}, or use a method that reads none (V2Drop)."
         )
 
 
@@ -241,8 +251,8 @@ def refuse_recurrent_padding(layer: int, ragged: bool, cache: Any) -> None:
     """Padding between a state and the rows that go on from it makes the state fade."""
     if ragged and cache is not None and cache.has_previous_state(layer):
         raise UnsupportedError(
-            f"Layer {layer} carries a state on from an earlier call, and the samples of this batch keep different "
-            "numbers of tokens: the padding between would change it. Go on with one sample at a time."
+            f"Layer {layer} continues from the state of an earlier call, and the samples of this batch keep different "
+            "numbers of tokens, so padding would change the state. Continue with one sample at a time."
         )
 
 
@@ -250,8 +260,8 @@ def refuse_scaled_reading(layer: int, length: int, most: int) -> None:
     """Scores leave out what an attention scales queries by, which is 1 in the prompts its model first learnt on."""
     if length > most:
         raise UnsupportedError(
-            f"Layer {layer} scales queries from position {most} on, and scores here do not. Use a method that "
-            "reads no attention (V2Drop), or a shorter prompt."
+            f"Layer {layer} scales queries from position {most} on, and foveate's attention scores do not. This prompt "
+            f"has {length} positions. Use a shorter prompt, or a method that reads no attention (V2Drop)."
         )
 
 
@@ -259,8 +269,8 @@ def refuse_scaled_flash(layer: int, backend: str) -> None:
     """An attention that scales queries by position needs ids, and flash attention reads gaps in these as ends."""
     if "flash" in backend:
         raise UnsupportedError(
-            f"Layer {layer} needs the positions of its rows, whose gaps flash attention would read as the ends of "
-            "packed sequences. Load the model with attn_implementation='sdpa'."
+            f"Layer {layer} needs position ids, and flash attention would read gaps between the kept positions as the "
+            "ends of packed sequences. Load the model with attn_implementation='sdpa'."
         )
 
 
@@ -269,17 +279,17 @@ def refuse_sliding_flash(layer: int, module: nn.Module, backend: str) -> None:
     attention = getattr(module, "self_attn", None)
     if "flash" in backend and getattr(attention, "sliding_window", None) is not None:
         raise UnsupportedError(
-            f"Layer {layer} has a sliding window, which flash attention counts in stored tokens: with tokens "
-            "dropped it would reach too far. Load the model with attn_implementation='sdpa'."
+            f"Layer {layer} has a sliding window, and flash attention counts it in stored tokens: after dropping, the "
+            "window would reach too far. Load the model with attn_implementation='sdpa'."
         )
 
 
 def refuse_unknown_backend(backend: str) -> NoReturn:
     """A ragged batch needs a mask, of a form that the kernel reads."""
     raise UnsupportedError(
-        f"A batch whose samples keep different numbers of tokens needs a mask, and what form the attention "
-        f"{backend!r} reads is not known. Use sdpa, eager, flash or flex attention, one sample at a time, or "
-        "register sdpa_mask for it in transformers' AttentionMaskInterface."
+        f"The samples of this batch keep different numbers of tokens, so they need a mask, and the mask format of the "
+        f"attention kernel {backend!r} is not known. Use sdpa, eager, flash or flex attention, or run one sample at "
+        "a time, or register sdpa_mask for the kernel in transformers' AttentionMaskInterface."
     )
 
 
@@ -290,8 +300,8 @@ def refuse_lost_layers(ran: Sequence[Any]) -> None:
     """If no layer came by, the model's layers have got another forward meanwhile."""
     if not ran:
         raise SessionError(
-            "Nothing was dropped: the decoder layers got another forward inside the context, as when accelerate's "
-            "hooks come off. Leave the context before changing the model, and open a new one after."
+            "No token was dropped: the forward of the decoder layers was replaced inside the context, for example by "
+            "removing accelerate's hooks. Exit the context before you change the model, and open a new one afterwards."
         )
 
 
@@ -302,13 +312,13 @@ def refuse_pruned_cache_outside() -> NoReturn:
     """Outside its context a pruned cache gets masks of another width."""
     raise SessionError(
         "This cache was pruned by foveate and is used outside its context: masks would be wrong. "
-        "Go on inside `with foveate.drop(model, method)`, or start from a fresh cache."
+        "Continue inside `with foveate.drop(model, method)`, or start with an empty cache."
     )
 
 
 def refuse_crop(window: int) -> NoReturn:
     """What a sliding window has let go of cannot come back."""
     raise UnsupportedError(
-        f"A layer with a sliding window of {window} tokens has let go of what came before them, so no "
-        "token can be taken back. Call activate_past_recording on the cache before the prompt."
+        f"A layer with a sliding window of {window} tokens has discarded all earlier tokens, so the cache cannot be "
+        "cropped. Call activate_past_recording on the cache before the prompt."
     )

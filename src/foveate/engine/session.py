@@ -38,27 +38,26 @@ def drop(
             ids = model.generate(**inputs)
         with foveate.drop(model, "visiondrop+v2drop", retention=0.3) as trace: ...
 
-    The model is restored when the context exits, even after an exception or an interrupt. A model serves one context
-    and one thread at a time.
+    The model is restored when the context exits, even after an exception or an interrupt. A model can be in one
+    context, and run in one thread, at a time.
 
     Args:
         model: An unmodified vision-language model of transformers, also inside PEFT's wrapper, torch.compile's or a
             pipeline.
-        method: What drops: a method with its settings, or its name (`foveate.methods.names`): "v2drop", a preset, a
-            chain.
-        family: "generic" serves a model that foveate has no family for, if its decoder is of the usual kind; it warns.
-        retention: A budget: the share of the vision tokens that a decoder layer processes on average. The method (the
-            last of a chain) solves its schedule for it, for every image.
+        method: A method with its settings, or its name (`foveate.methods.names`): "v2drop", a preset, a chain.
+        family: "generic" for a model without a family, if its decoder is of the usual kind; it warns.
+        retention: A budget: the mean share of the vision tokens that a decoder layer processes. The method (in a chain,
+            the last one that takes a budget) solves its schedule for every image.
         tokens: The same as a number of tokens.
 
     Yields:
-        The trace, filled by every prefill inside.
+        The trace, which every prefill inside the context fills.
 
     Raises:
         SessionError: If the model is inside such a context already.
-        SettingError: If the method's cuts do not fit the decoder's depth, or it cannot spend such a budget.
+        SettingError: If the method's cuts do not fit the decoder's depth, or the method cannot meet the budget.
         UnknownNameError: If there is no method of that name.
-        UnsupportedError: If no family serves the model, or it lacks what the method reads.
+        UnsupportedError: If no family serves the model, or the model lacks a signal that the method reads.
     """
     session = _session(model, method, family, retention, tokens)
     try:
@@ -98,7 +97,9 @@ def remove(model: nn.Module) -> None:
     sessions = (_sessions.get(module) for module in inside(model).modules())
     session = next(filter(None, sessions), None)
     if session is None:
-        raise SessionError(f"Nothing to remove: no method is applied to this {type(model).__name__}.")
+        raise SessionError(
+            f"Nothing to remove: no method is applied to this {type(model).__name__}. Call foveate.apply first."
+        )
     try:
         session.detach()
     finally:
@@ -130,7 +131,9 @@ def _chosen(method: Method | str, retention: float | None, tokens: float | None)
             return named.spending(tokens, retention)
         return named.method()
     if not isinstance(method, Method):
-        raise SettingError(f"The second argument is a method such as foveate.V2Drop(), or its name; got {method!r}.")
+        raise SettingError(
+            f"The second argument must be a method, such as foveate.V2Drop(), or its name; got {method!r}."
+        )
     if budget:
         return method.with_budget(tokens=tokens, retention=retention)
     return method

@@ -1,5 +1,6 @@
 """The record of a context's prefills: what was dropped where."""
 
+import html
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from foveate._sheet import Column, Sheet
 from foveate.core.nested import on_tensors
 from foveate.engine.media import MediaTokens
 from foveate.errors import SessionError
@@ -22,24 +24,24 @@ if TYPE_CHECKING:
 __all__ = ["CacheRecord", "Counted", "PrefillRecord", "Stage", "Trace"]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Stage:
     """One cut of one prefill.
 
     Attributes:
-        where: "tower" for what the vision tower or the projector left, "layer" for a cut before a decoder layer, "kv"
-            for the cache cut after prefill.
-        layer: The first decoder layer (0-based) that sees fewer tokens; None for the others.
-        before: Vision tokens that arrived, one count a sample.
-        after: Vision tokens that went on.
+        where: "tower" for a cut in the vision tower, "projector" for a cut after the projector, "layer" for a cut
+            before a decoder layer, "kv" for the cut of the caches after the prefill.
+        layer: The first decoder layer (0-based) that processes fewer tokens; None if the cut is not before a layer.
+        before: Number of vision tokens before the cut, one per sample.
+        after: Number of vision tokens after the cut, one per sample.
     """
 
     where: Literal["tower", "projector", "layer", "kv"]
     layer: int | None
     before: tuple[int, ...]
     after: tuple[int, ...]
-    _origin: Sequence[Tensor] = field(repr=False)
-    _assign: Sequence[Tensor | None] = field(repr=False, default=())
+    _origin: Sequence[Tensor]
+    _assign: Sequence[Tensor | None] = ()
 
     @property
     def place(self) -> str:
@@ -49,20 +51,20 @@ class Stage:
 
     @cached_property
     def origin(self) -> list[Tensor]:
-        """The token each row that went on stands for, in row order: an int64 tensor (on the CPU) a sample.
+        """The token that each remaining row stands for, in row order: one int64 tensor (on the CPU) per sample.
 
-        Ordinals among the sample's vision tokens as they entered the model; −1 for a CLS, the target for a merged row.
+        Indices among the sample's vision tokens as they entered the model; −1 for a CLS, the target for a merged row.
         """
         return [origin.cpu() for origin in self._origin]
 
     @cached_property
     def kept(self) -> list[Tensor]:
-        """The same, ascending, without rows that are no token of their own."""
+        """The kept tokens: `origin` in ascending order, without rows that stand for no token."""
         return [origin[origin >= 0].sort().values for origin in self.origin]
 
     @cached_property
     def merged(self) -> list[list[Tensor]]:
-        """Which tokens went into each row that went on: for each sample, an ascending int64 tensor a row."""
+        """The tokens that went into each remaining row: for each sample, one ascending int64 tensor per row."""
         merged = []
         for origin, assign in zip(self.origin, self.assign, strict=True):
             if assign is None:  # each row is one token
@@ -73,7 +75,7 @@ class Stage:
 
     @cached_property
     def assign(self) -> list[Tensor | None]:
-        """The row each of a sample's vision tokens went into, −1 if it was dropped; None where nothing is merged."""
+        """The row that each of a sample's vision tokens went into, −1 if it was dropped; None if nothing is merged."""
         assigns = self._assign or [None] * len(self._origin)
         return [on_tensors(assign, Tensor.cpu) for assign in assigns]
 
@@ -90,6 +92,13 @@ class Stage:
             values["origin"] = [tokens.tolist() for tokens in self.origin]
             values["assign"] = [on_tensors(assign, Tensor.tolist) for assign in self.assign]
         return values
+
+    def __repr__(self) -> str:
+        return f"Stage({self._words()})"
+
+    def _words(self) -> str:
+        """`before layer 3: 576 to 288`, the sum of all samples."""
+        return f"{self.place}: {sum(self.before)} to {sum(self.after)}"
 
 
 @dataclass(eq=False)
@@ -135,7 +144,7 @@ class Counted(Sequence[int]):
         return repr(self._numbers)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class PrefillRecord:
     """The record of one prompt's way through the decoder.
 
@@ -152,10 +161,10 @@ class PrefillRecord:
     depth: int
     rows: Sequence[int]
     vision_tokens: tuple[int, ...]
-    media: Sequence[Sequence[MediaTokens]] = field(repr=False, default=())
+    media: Sequence[Sequence[MediaTokens]] = ()
     fit: Literal["whole", "crop"] = "whole"
     stages: list[Stage] = field(default_factory=list)
-    cache: CacheRecord | None = field(repr=False, default_factory=CacheRecord)
+    cache: CacheRecord | None = field(default_factory=CacheRecord)
 
     @cached_property
     def boxes(self) -> list[list[Tensor | None]]:
@@ -245,6 +254,32 @@ class PrefillRecord:
             values["kept_by_frame"] = [self.kept_by_frame(sample) for sample in range(len(self.rows))]
         return values
 
+    def __repr__(self) -> str:
+        return f"PrefillRecord({self._words()})"
+
+    def _repr_html_(self) -> str:
+        return self._sheet().to_html()
+
+    def _words(self) -> str:
+        """`retention 33.4%; before layer 3: 576 to 288`."""
+        cuts = "; ".join(stage._words() for stage in self.stages)
+        return f"retention {_shares(self.retention)}; {cuts or 'no cut'}"
+
+    def _sheet(self) -> Sheet:
+        """A row a stage: vision tokens of all samples before and after it, and the share that stayed."""
+        rows = []
+        for stage in self.stages:
+            before, after = sum(stage.before), sum(stage.after)
+            share = f"{after / before:.1%}" if before else ""
+            rows.append((stage.place, str(before), str(after), share))
+        notes = [f"Retention {_shares(self.retention)}, the mean over {self.depth} decoder layers."]
+        if len(self.rows) > 1:
+            notes.append(f"Tokens are sums over {len(self.rows)} samples.")
+        if not rows:
+            notes.append("No cut.")
+        counts = [Column(head, right=True) for head in ("Before", "After", "Kept")]
+        return Sheet("Vision tokens", ["Stage", *counts], rows, notes)
+
 
 class Trace:
     """What a context dropped: its attributes are those of the latest prefill.
@@ -264,7 +299,7 @@ class Trace:
             SessionError: If the model has not run yet.
         """
         if not self.history:
-            raise SessionError("Nothing to show yet: call the model inside the context first.")
+            raise SessionError("There is nothing to show yet: call the model inside the context first.")
         return self.history[-1]
 
     @property
@@ -330,7 +365,25 @@ class Trace:
     def __repr__(self) -> str:
         if not self.history:
             return "Trace(nothing ran yet)"
-        shares = ", ".join(f"{share:.1%}" for share in self.retention)
-        cuts = "; ".join(f"{stage.place}: {sum(stage.before)} to {sum(stage.after)}" for stage in self.stages)
-        cuts = cuts or "no cut"
-        return f"Trace(retention {shares}; {cuts})"
+        return f"Trace({self.latest._words()})"
+
+    def _repr_html_(self) -> str:
+        """A table of the latest prefill, which a notebook shows."""
+        if not self.history:
+            return html.escape(repr(self))
+        sheet = self.latest._sheet()
+        if len(self.history) > 1:
+            notes = (*sheet.notes, f"The latest of {len(self.history)} prefills; `history` has all.")
+            sheet = Sheet(sheet.title, sheet.columns, sheet.rows, notes)
+        return sheet.to_html()
+
+
+MOST_SHARES = 4  # samples whose shares are listed one by one
+
+
+def _shares(shares: Sequence[float]) -> str:
+    """`33.4%`, one a sample; of many samples their mean and range."""
+    if len(shares) <= MOST_SHARES:
+        return ", ".join(f"{share:.1%}" for share in shares)
+    mean = sum(shares) / len(shares)
+    return f"{mean:.1%} ({min(shares):.1%} to {max(shares):.1%} in {len(shares)} samples)"

@@ -1,5 +1,7 @@
 """Quality against cost: a line a method, the Pareto front, and what the full model reaches."""
 
+from collections.abc import Callable, Iterable, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import matplotlib
@@ -7,61 +9,77 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from foveate.eval.summary import Outcome, Summary
+from foveate.eval.outcome import Outcome
+from foveate.eval.summary import Summary
+from foveate.viz import stack
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["draw"]
+__all__ = ["draw", "draw_all"]
+
+Cost = Callable[[Outcome], float]
 
 CONTROLS = {"random": "#8a8a8a", "uniform": "#b59f6b", "averagepool": "#9fb0c9", "resize": "#c99fb0"}
 MARKS = "osD^vP*Xh"
 
 
-def draw(summary: Summary, title: str) -> Image.Image:
+def draw(summary: Summary, title: str = "") -> Image.Image:
     """Accuracy over the tokens truly spent and, where the cost is known, over FLOPs: an RGB picture."""
-    panels = [("Vision tokens a decoder layer processes, mean", False)]
+    panels = [("Vision tokens a decoder layer processes, mean", _tokens)]
     if summary.outcomes and all(outcome.flops is not None for outcome in summary.outcomes):
-        panels.append(("FLOPs from the pixels to the first token, share of the full model's", True))
+        panels.append(("FLOPs from the pixels to the first token, share of the full model's", _flops))
     figure = Figure(figsize=(6.6 * len(panels) + 2.2, 5.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axis, (label, by_flops) in zip(axes, panels, strict=True):
-        _panel(axis, summary, by_flops)
+    for axis, (label, cost) in zip(axes, panels, strict=True):
+        _panel(axis, summary, cost)
         axis.set_xlabel(label)
-    axes[0].set_ylabel("Accuracy, 95 % interval")
+    axes[0].set_ylabel(f"{summary.figure}, 95 % interval")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=11)
-    canvas = FigureCanvasAgg(figure)
+    figure.suptitle(title or summary.title, fontsize=11)
     canvas.draw()
     return Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba(), "raw", "RGBA", 0, 1).convert("RGB")
 
 
-def _panel(axis: "Axes", summary: Summary, by_flops: bool) -> None:
+def draw_all(summaries: Iterable[Summary]) -> Image.Image:
+    """A picture for each of several tasks, one below the other."""
+    pictures = [draw(summary) for summary in summaries]
+    if len(pictures) == 1:
+        return pictures[0]
+    return stack([("", picture) for picture in pictures])
+
+
+def _panel(axis: "Axes", summary: Summary, cost: Cost) -> None:
+    curves: dict[str, list[Outcome]] = {}
+    for outcome in sorted(summary.outcomes, key=cost):
+        curves.setdefault(outcome.cell.name, []).append(outcome)
     names = list(dict.fromkeys(outcome.cell.name for outcome in summary.outcomes))
-    colours = matplotlib.colormaps["tab10"]
     own = [name for name in names if name not in CONTROLS]
-    for number, name in enumerate(names):
-        mine = sorted((o for o in summary.outcomes if o.cell.name == name), key=lambda o: _cost(o, by_flops))
-        values = [o.accuracy for o in mine]
+    palette = matplotlib.colormaps["tab10"]
+    colours = {**CONTROLS, **{name: palette(number % palette.N) for number, name in enumerate(own)}}
+    for name, mark in zip(names, cycle(MARKS), strict=False):
+        accuracies = [outcome.accuracy for outcome in curves[name]]
+        below = [accuracy.value - accuracy.low for accuracy in accuracies]
+        above = [accuracy.high - accuracy.value for accuracy in accuracies]
         axis.errorbar(
-            [_cost(o, by_flops) for o in mine],
-            [v.value for v in values],
-            yerr=[[v.value - v.low for v in values], [v.high - v.value for v in values]],
+            [cost(outcome) for outcome in curves[name]],
+            [accuracy.value for accuracy in accuracies],
+            yerr=[below, above],
             label=name,
-            color=CONTROLS.get(name) or colours(own.index(name) % 10),
+            color=colours[name],
             linestyle="--" if name in CONTROLS else "-",
-            marker=MARKS[number % len(MARKS)],
+            marker=mark,
             markersize=5,
             linewidth=1.4,
             elinewidth=0.8,
             capsize=2,
         )
-    front = _front(summary.outcomes, by_flops)
+    front = _front(summary.outcomes, cost)
     axis.step(
-        [_cost(o, by_flops) for o in front],
-        [o.accuracy.value for o in front],
+        [cost(outcome) for outcome in front],
+        [outcome.accuracy.value for outcome in front],
         where="post",
         color="black",
         alpha=0.15,
@@ -78,14 +96,18 @@ def _panel(axis: "Axes", summary: Summary, by_flops: bool) -> None:
         axis.spines[side].set_visible(False)
 
 
-def _cost(outcome: Outcome, by_flops: bool) -> float:
-    return (outcome.flops or 0.0) if by_flops else outcome.tokens
+def _tokens(outcome: Outcome) -> float:
+    return outcome.tokens
 
 
-def _front(outcomes: tuple[Outcome, ...], by_flops: bool) -> list[Outcome]:
-    """What nothing cheaper or equally cheap beats, from cheap to dear."""
+def _flops(outcome: Outcome) -> float:
+    return outcome.flops or 0.0
+
+
+def _front(outcomes: Sequence[Outcome], cost: Cost) -> list[Outcome]:
+    """What nothing cheaper or equally cheap beats, from cheap to expensive."""
     front: list[Outcome] = []
-    for outcome in sorted(outcomes, key=lambda o: (_cost(o, by_flops), -o.accuracy.value)):
+    for outcome in sorted(outcomes, key=lambda outcome: (cost(outcome), -outcome.accuracy.value)):
         if not front or outcome.accuracy.value > front[-1].accuracy.value:
             front.append(outcome)
     return front

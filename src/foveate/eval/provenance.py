@@ -1,8 +1,7 @@
-"""What a figure depends on: weights and all other files of a model, versions, and the state of the code."""
+"""What a figure depends on: weights and all other files of a model, and versions."""
 
 import hashlib
 import importlib.metadata
-import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError
@@ -12,39 +11,28 @@ from typing import Any
 import huggingface_hub
 
 from foveate import embedded
-from foveate._loading import EMBEDDED, Loaded
 from foveate._versions import versions
+from foveate.ask.loading import EMBEDDED
+from foveate.ask.vlm import VLM
 
-__all__ = ["commit", "conditions", "versions"]
+__all__ = ["conditions"]
 
 READ = frozenset({".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".txt"})
 """Suffixes of what a model is loaded from: configs, templates, tokenizers and weights."""
 
 
-def commit() -> str | None:
-    """The commit of the checkout this runs from, with "+" behind it if files differ; None outside of one."""
-    here = Path(__file__).resolve().parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout
-
-    try:
-        found, changed = git("rev-parse", "HEAD").strip(), git("status", "--porcelain", "--", str(here.parent))
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found + ("+" if changed.strip() else "")
-
-
-def conditions(loaded: Loaded) -> dict[str, Any]:
+def conditions(vlm: VLM) -> dict[str, Any]:
     """All of a model that its answers depend on; see `foveate.eval.store.Store`."""
-    folder, from_hub = _place(loaded.name)
-    files = {} if folder is None else _files(folder, hash_weights=not from_hub)
-    if from_hub:
-        weights = f"{loaded.name}@{'unknown revision' if folder is None else folder.name}"
-    else:
+    folder, from_hub = _place(vlm.name)
+    files, revision = {}, "unknown revision"
+    if folder is not None:
+        files, revision = _files(folder, hash_weights=not from_hub), folder.name
+    weights = f"{vlm.name}@{revision}"
+    if not from_hub:
         weights = _joined([digest for name, digest in files.items() if name.endswith(".safetensors")])
-    ran = {name: value for name, value in loaded.to_dict().items() if name != "name"}
-    return {"weights": weights, "files": files, **ran, **versions(), "libraries": _libraries()}
+    setup = vlm.to_dict()
+    del setup["name"]
+    return {"weights": weights, "files": files, **setup, **versions(), "libraries": _libraries()}
 
 
 def _place(name: str) -> tuple[Path | None, bool]:
@@ -54,7 +42,9 @@ def _place(name: str) -> tuple[Path | None, bool]:
     if folder.is_dir():
         return folder, False
     config = huggingface_hub.try_to_load_from_cache(name, "config.json")
-    return (Path(config).parent if isinstance(config, str) else None), True
+    if not isinstance(config, str):
+        return None, True
+    return Path(config).parent, True
 
 
 def _files(folder: Path, hash_weights: bool) -> dict[str, str]:

@@ -1,12 +1,13 @@
 """Intervals of paired figures: pictures are drawn again, with all their questions and all methods at once."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Estimate", "Resampled"]
+__all__ = ["Estimate", "Numbers", "Resampled", "estimate", "share"]
 
 RESAMPLES = 2000
 
@@ -26,6 +27,26 @@ class Estimate:
         return {name: round(value, 5) for name, value in asdict(self).items()}
 
 
+def estimate(figures: Numbers) -> Estimate:
+    """A figure and its interval.
+
+    Args:
+        figures: (1 + resamples,): the figure itself, then that of every resample; NaN where a resample has none.
+    """
+    low, high = np.nanquantile(figures[1:], [0.025, 0.975])
+    return Estimate(float(figures[0]), float(low), float(high))
+
+
+def share(figures: Numbers, whole: Numbers) -> Estimate | None:
+    """One figure as a share of another, resample by resample; None where the other is zero in any of them.
+
+    Shapes: two (1 + resamples,) arrays from the same resamples.
+    """
+    if (whole == 0).any():
+        return None
+    return estimate(figures / whole)
+
+
 class Resampled:
     """A cluster bootstrap: the same resampled pictures for every figure, so that differences are paired.
 
@@ -35,40 +56,31 @@ class Resampled:
     Args:
         groups: (questions,) which picture each question is about; any hashable labels.
         seed: Of the resampling.
+
+    Attributes:
+        count: How many pictures there are.
     """
 
-    def __init__(self, groups: Any, seed: int = 0) -> None:
-        names, self._group = np.unique(np.asarray(groups), return_inverse=True)
-        self._count = len(names)
-        draws = np.random.default_rng(seed).multinomial(
-            self._count, np.full(self._count, 1 / max(1, self._count)), RESAMPLES
-        )
+    def __init__(self, groups: Sequence[Any], seed: int = 0) -> None:
+        labels, self._group = np.unique(np.asarray(groups), return_inverse=True)
+        self.count = len(labels)
+        chances = np.full(self.count, 1 / max(1, self.count))
+        draws = np.random.default_rng(seed).multinomial(self.count, chances, RESAMPLES)
         self._weights = draws.astype(np.float64)  # (resamples, pictures)
 
-    def mean(self, values: Numbers) -> Estimate:
-        """Of (questions,) values, NaN where a question does not count."""
-        return self._estimate(self._means(values))
+    def means(self, values: Numbers) -> Numbers:
+        """The plain mean, then that of every resample.
 
-    def difference(self, values: Numbers, others: Numbers) -> Estimate:
-        """Mean of `values` minus mean of `others`, on the same draws."""
-        return self._estimate(self._means(values) - self._means(others))
-
-    def share(self, values: Numbers, whole: Numbers) -> Estimate | None:
-        """Mean of `values` over mean of `whole`; None where that is zero, in the sample or in a draw."""
-        means, wholes = self._means(values), self._means(whole)
-        return None if (wholes == 0).any() else self._estimate(means / wholes)
-
-    def _means(self, values: Numbers) -> Numbers:
-        """The plain mean first, then that of every resample; (1 + resamples,)."""
-        there = ~np.isnan(values)
-        sums = np.bincount(self._group, np.where(there, values, 0.0), self._count)
-        counts = np.bincount(self._group, there, self._count)
+        Shapes: (questions,), NaN where a question does not count -> (1 + resamples,).
+        """
+        counted = ~np.isnan(values)
+        sums = np.bincount(self._group, np.where(counted, values, 0.0), self.count)
+        counts = np.bincount(self._group, counted, self.count)
         with np.errstate(invalid="ignore"):  # a resample without any question of a rare task has no mean
             drawn = (self._weights @ sums) / (self._weights @ counts)
-        found: Numbers = np.append(sums.sum() / counts.sum(), drawn)
-        return found
+        means: Numbers = np.append(sums.sum() / counts.sum(), drawn)
+        return means
 
-    @staticmethod
-    def _estimate(found: Numbers) -> Estimate:
-        low, high = np.nanquantile(found[1:], [0.025, 0.975])
-        return Estimate(float(found[0]), float(low), float(high))
+    def mean(self, values: Numbers) -> Estimate:
+        """The mean of (questions,) values with its interval."""
+        return estimate(self.means(values))

@@ -195,9 +195,9 @@ class AnyResolution(Family):
         if counts:
             what = f"may come from {', '.join(map(str, sorted(counts)))} pictures"
         raise SettingError(
-            f"{size} vision tokens {what} of this model ({cls.model_type}): say with tower_images=… how many the tower "
-            "encodes (of an image its base view and tiles, of a video its frames); Family.tower_images reads it off "
-            "the inputs."
+            f"{size} vision tokens {what} of this model ({cls.model_type}). Pass tower_images=…: for an image, the "
+            "number of its tiles plus 1 for the base view; for a video, the number of its frames. "
+            "Family.tower_images reads it from the inputs."
         )
 
     @classmethod

@@ -30,6 +30,7 @@ class Family:
 
     Attributes:
         model_type: The `config.model_type` this family serves.
+        title: What people call its models; empty until a family says so.
         oldest: The first version of transformers whose model it knows.
         fit: How the usual processor brings a picture to the model: "whole" (resized), or "crop" (the
             centre square is cut out).
@@ -49,6 +50,7 @@ class Family:
     """
 
     model_type: ClassVar[str]
+    title: ClassVar[str] = ""
     oldest: ClassVar[str] = OLDEST
     decoders: ClassVar[frozenset[str]] = frozenset({"llama", "mistral", "qwen2", "qwen3"})
     fit: ClassVar[Literal["whole", "crop"]] = "whole"
@@ -255,7 +257,7 @@ class Family:
             UnsupportedError: If the family has no such stage.
         """
         raise UnsupportedError(
-            f"Reducing tokens in or behind the vision tower is not known for {self.model_type!r} ({modality}). "
+            f"foveate cannot reduce tokens in or after the vision tower of {self.model_type!r} ({modality}). "
             "Use a method that drops between decoder layers."
         )
 
@@ -299,8 +301,8 @@ class Family:
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """As `encode`, with smaller images given to the tower: as large as the token grids `reducer.coarsen` wants."""
         raise UnsupportedError(
-            f"Giving the tower smaller images is not known for {self.model_type!r} ({modality}). "
-            "Use AveragePool, which coarsens the grid of its tokens instead."
+            f"foveate cannot give smaller images to the tower of {self.model_type!r} ({modality}). "
+            "Use AveragePool, which averages the tower's tokens instead."
         )
 
     def place_deepstack(self, output: Any, index: int, cut: Cut) -> None:
@@ -371,7 +373,9 @@ class Family:
             SettingError: If the pictures cannot be told from the sizes, or contradict them.
             UnsupportedError: If the family does not know its tower's cost.
         """
-        raise UnsupportedError(f"{cls.__name__} does not say what its tower costs; it needs a tower_cost method.")
+        raise UnsupportedError(
+            f"The cost of the vision tower of {cls.__name__} is not known: the family needs a tower_cost method."
+        )
 
     @classmethod
     def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:

@@ -67,7 +67,7 @@ def pictures_in(sizes: Iterable[int], each: int, advice: str = "") -> int:
     for size in sizes:
         if size % each:
             raise SettingError(
-                f"This model makes {each} vision tokens of a picture; {size} is no multiple of that.{advice}"
+                f"A picture has {each} vision tokens in this model; {size} is not a multiple of that.{advice}"
             )
         pictures += size // each
     return pictures
@@ -93,7 +93,7 @@ def _tower_tokens(vision: Any, grid: Grid | None) -> int:
     """Rows of a picture in a CLIP or SigLIP tower, a CLS among them."""
     if vision.model_type not in CLASS_TOKENS:
         raise UnsupportedError(
-            f"What a tower of type {vision.model_type!r} costs is not known; known are {', '.join(CLASS_TOKENS)}."
+            f"The cost of a tower of type {vision.model_type!r} is not known. Known: {', '.join(CLASS_TOKENS)}."
         )
     side: int = vision.image_size // vision.patch_size
     rows, columns = grid or (side, side)

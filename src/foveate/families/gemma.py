@@ -37,6 +37,7 @@ class PaliGemma(Llava):
     SigLIP patches in raster order."""
 
     model_type: ClassVar[str] = "paligemma"
+    title: ClassVar[str] = "PaliGemma"
     oldest: ClassVar[str] = "5.23"  # second turns and calls without a cache fail on 5.16
     fit: ClassVar[Literal["whole", "crop"]] = "whole"
     decoders: ClassVar[frozenset[str]] = frozenset({"gemma", "gemma2"})
@@ -53,6 +54,7 @@ class Gemma3(Family):
     """Where things are inside `Gemma3ForConditionalGeneration`: SigLIP patches averaged to 16 x 16 tokens."""
 
     model_type: ClassVar[str] = "gemma3"
+    title: ClassVar[str] = "Gemma 3"
     oldest: ClassVar[str] = "5.23"  # second turns and calls without a cache fail on 5.16
     decoders: ClassVar[frozenset[str]] = frozenset({"gemma3_text"})
     shares_prefix: ClassVar[bool] = False  # images are seen both ways, where token types say so
@@ -183,6 +185,7 @@ class Gemma4(Family):
     """
 
     model_type: ClassVar[str] = "gemma4"
+    title: ClassVar[str] = "Gemma 4"
     videos: ClassVar[bool] = True
     oldest: ClassVar[str] = "5.23"  # frames of videos come in another form before
     decoders: ClassVar[frozenset[str]] = frozenset()
@@ -193,9 +196,9 @@ class Gemma4(Family):
         text = self.text.config
         if text.num_kv_shared_layers or text.hidden_size_per_layer_input:
             raise UnsupportedError(
-                f"In this Gemma 4 {text.num_kv_shared_layers} layers reuse the keys of earlier ones, where tokens that "
-                f"left would stay, and every layer gets {text.hidden_size_per_layer_input} more inputs for each token. "
-                "Gemma 4 is served where it does neither: 26B-A4B and 31B."
+                f"This Gemma 4 is not supported: {text.num_kv_shared_layers} layers reuse the keys of earlier "
+                f"layers, which still hold dropped tokens, and every layer gets {text.hidden_size_per_layer_input} "
+                "more inputs for each token. Use the 26B-A4B or the 31B."
             )
 
     def vision_masks(self, placeholders: Any, inputs: Inputs) -> list[tuple[str, Tensor]]:

@@ -48,8 +48,9 @@ class Generic(Family):
             )
         super().__init__(model)
         warnings.warn(
-            f"{type(model).__name__} ({kind!r}) is served by foveate's generic adapter, which knows nothing of its "
-            "pictures and was never tested on it: compare a setting that keeps every token with the model alone first.",
+            f"{type(model).__name__} ({kind!r}) runs with foveate's generic adapter, which was never tested on this "
+            "model and does not know its pictures. First check that a setting that keeps every token gives the same "
+            "output as the model alone.",
             UserWarning,
             stacklevel=4,
         )
@@ -63,7 +64,7 @@ def lacking(model: Any) -> list[str]:
     """What the generic adapter needs and a model does not have; empty where it can serve it."""
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
-        return ["it is an encoder-decoder: pictures are no tokens of its decoder"]
+        return ["it is an encoder-decoder: its decoder has no vision tokens"]
     core: Any = _core(model)
     if core is None:
         return ["it has no module with a language_model and a get_placeholder_mask"]

@@ -13,6 +13,7 @@ class Glm4v(Qwen2VL):
     """Where things are inside `Glm4vForConditionalGeneration`."""
 
     model_type: ClassVar[str] = "glm4v"
+    title: ClassVar[str] = "GLM-4.1V"
     decoders: ClassVar[frozenset[str]] = frozenset({"glm4v_text"})
 
     @classmethod
@@ -24,6 +25,7 @@ class Glm4vMoe(Glm4v):
     """Where things are inside `Glm4vMoeForConditionalGeneration`; experts see the rows that are left and no others."""
 
     model_type: ClassVar[str] = "glm4v_moe"
+    title: ClassVar[str] = "GLM-4.5V"
     decoders: ClassVar[frozenset[str]] = frozenset({"glm4v_moe_text"})
 
 
@@ -32,6 +34,7 @@ class Glm46V(Glm4v):
     processor samples videos in another way."""
 
     model_type: ClassVar[str] = "glm46v"
+    title: ClassVar[str] = "GLM-4.6V"
     decoders: ClassVar[frozenset[str]] = frozenset({"glm4v_text", "glm4v_moe_text"})
 
 

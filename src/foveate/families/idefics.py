@@ -25,6 +25,7 @@ class SmolVLM(Tiled):
     """
 
     model_type: ClassVar[str] = "smolvlm"
+    title: ClassVar[str] = "SmolVLM"
     videos: ClassVar[bool] = True
     decoder: ClassVar[str] = "text_model"
     mergers: ClassVar[tuple[str, ...]] = ("get_placeholder_mask", "inputs_merger")
@@ -105,6 +106,7 @@ class Idefics3(SmolVLM):
     into text does not say where they are."""
 
     model_type: ClassVar[str] = "idefics3"
+    title: ClassVar[str] = "Idefics3"
     videos: ClassVar[bool] = False
 
 

@@ -17,6 +17,7 @@ class InternVL(Tiled):
     """
 
     model_type: ClassVar[str] = "internvl"
+    title: ClassVar[str] = "InternVL3"
     videos: ClassVar[bool] = True
     has_cls: ClassVar[bool] = True
 

@@ -31,6 +31,7 @@ class Llava(Family):
     """Where things are inside `LlavaForConditionalGeneration`."""
 
     model_type: ClassVar[str] = "llava"
+    title: ClassVar[str] = "LLaVA-1.5"
     fit: ClassVar[Literal["whole", "crop"]] = "crop"
     shares_prefix: ClassVar[bool] = True
 
@@ -60,10 +61,10 @@ class Llava(Family):
         parameters = (name for name, _ in self.tower.named_parameters())
         if cls == any(name.endswith("class_embedding") for name in parameters):
             return cls
-        what = "leaves out a patch as if it were a CLS" if cls else "takes the tower's CLS for a vision token"
+        what = "drops a patch as if it were a CLS" if cls else "uses the tower's CLS as a vision token"
         raise UnsupportedError(
             f"This model {what} (vision_feature_select_strategy={'default' if cls else 'full'!r}), so its tokens "
-            "are no grid and cannot be reduced in the tower. Use a method that drops between layers."
+            "do not form a grid and cannot be reduced in the tower. Use a method that drops between layers."
         )
 
     @classmethod
@@ -153,6 +154,7 @@ class VipLlava(Llava):
     """Where things are inside `VipLlavaForConditionalGeneration`, whose projector reads several layers of the tower."""
 
     model_type: ClassVar[str] = "vipllava"
+    title: ClassVar[str] = "ViP-LLaVA"
     oldest: ClassVar[str] = "5.23"  # its config calls the feature layers otherwise before
 
     @classmethod

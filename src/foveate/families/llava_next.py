@@ -26,6 +26,7 @@ class LlavaNext(AnyResolution):
     """Where things are inside `LlavaNextForConditionalGeneration`, with a Vicuna, Mistral or other decoder."""
 
     model_type: ClassVar[str] = "llava_next"
+    title: ClassVar[str] = "LLaVA-NeXT (1.6)"
 
     def packed(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
         strategy = self.model.config.vision_feature_select_strategy
@@ -38,6 +39,7 @@ class LlavaNextVideo(LlavaNext):
     behind the other, no newline."""
 
     model_type: ClassVar[str] = "llava_next_video"
+    title: ClassVar[str] = "LLaVA-NeXT-Video"
     videos: ClassVar[bool] = True
     oldest: ClassVar[str] = "5.23"  # frames come one by one before
 
@@ -131,6 +133,7 @@ class LlavaOnevision(AnyResolution):
     """Where things are inside `LlavaOnevisionForConditionalGeneration`: a video ends with a newline."""
 
     model_type: ClassVar[str] = "llava_onevision"
+    title: ClassVar[str] = "LLaVA-OneVision"
     videos: ClassVar[bool] = True
 
     @classmethod

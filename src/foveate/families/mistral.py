@@ -30,6 +30,7 @@ class Mistral3(Family):
     """
 
     model_type: ClassVar[str] = "mistral3"
+    title: ClassVar[str] = "Mistral 3"
     decoders: ClassVar[frozenset[str]] = Family.decoders | {"ministral3"}
     shares_prefix: ClassVar[bool] = True
 

@@ -52,7 +52,10 @@ def _parts(features: Tensor, boxes: Tensor | None, grids: tuple[Grid, ...] | Non
         every = torch.arange(len(features), device=features.device)
         return every, every[:0]
     if boxes is None:
-        raise UnsupportedError("Where this image's tokens look is not known, so its newlines cannot be told apart.")
+        raise UnsupportedError(
+            "The places of this image's tokens are not known, so its newline tokens cannot be found. "
+            "Use a method that drops between layers."
+        )
     newline = boxes.isnan().any(dim=-1)
     tokens = send((~newline).nonzero()[:, 0], features.device)
     newlines = send(newline.nonzero()[:, 0], features.device)
@@ -115,7 +118,8 @@ class _Image:
     def _stats(self, layer: int) -> Tensor:
         if self.stats is None:
             raise UnsupportedError(
-                "Attention and keys of the tower are not read for methods that work behind the projector."
+                "A method that works after the projector cannot read the tower's attention or keys. "
+                "Use a method that works in the tower, or one that drops between layers."
             )
         return self.stats(layer)[self.index]
 

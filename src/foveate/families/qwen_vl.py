@@ -36,6 +36,7 @@ class Qwen2VL(Family):
     """
 
     model_type: ClassVar[str] = "qwen2_vl"
+    title: ClassVar[str] = "Qwen2-VL"
     videos: ClassVar[bool] = True
     renumbers: ClassVar[bool] = False
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen2_vl_text"})
@@ -128,7 +129,10 @@ class Qwen2VL(Family):
         pictures = pictures or (1,) * len(sizes)
         for size, count in zip(sizes, pictures, strict=True):
             if count < 1 or size % count:
-                raise SettingError(f"{size} vision tokens do not divide into {count} temporal patches.")
+                raise SettingError(
+                    f"{size} vision tokens do not divide into {count} temporal patches. Check vision_tokens and "
+                    "tower_images."
+                )
         return cls._tower(config.vision_config, sizes, pictures)
 
     @classmethod
@@ -219,6 +223,7 @@ class Qwen25VL(Qwen2VL):
     """
 
     model_type: ClassVar[str] = "qwen2_5_vl"
+    title: ClassVar[str] = "Qwen2.5-VL"
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen2_5_vl_text"})
 
     @property
@@ -228,7 +233,7 @@ class Qwen25VL(Qwen2VL):
         looking = [index for index in range(len(visual.blocks)) if index in visual.fullatt_block_indexes]
         if not looking:
             raise UnsupportedError(
-                "No block of this tower looks at the whole picture (fullatt_block_indexes names none of its "
+                "No block of this tower attends to the whole picture (fullatt_block_indexes names none of its "
                 f"{len(visual.blocks)}), so tokens cannot be ranked there. Use a method that drops between layers."
             )
         return visual.blocks[looking[-1]]
@@ -243,8 +248,8 @@ class Qwen25VL(Qwen2VL):
     @classmethod
     def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
         raise SettingError(
-            "What Qwen2.5-VL's tower costs depends on the windows of each picture: give the rows and columns of its "
-            "tokens, grids=[[(height // 28, width // 28)], …], an entry for each frame of each image."
+            "The cost of Qwen2.5-VL's tower depends on the windows of each picture. Pass the rows and columns of its "
+            "tokens as grids=[[(height // 28, width // 28)], …], one entry per frame of each image."
         )
 
     @classmethod
@@ -269,6 +274,7 @@ class Qwen3VL(Qwen2VL):
     """
 
     model_type: ClassVar[str] = "qwen3_vl"
+    title: ClassVar[str] = "Qwen3-VL"
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen3_vl_text"})
 
     def added_later(self, inputs: Inputs) -> list[Tensor] | None:
@@ -327,6 +333,7 @@ class Qwen3VLMoe(Qwen3VL):
     """Where things are inside `Qwen3VLMoeForConditionalGeneration`; experts see the rows that are left, no others."""
 
     model_type: ClassVar[str] = "qwen3_vl_moe"
+    title: ClassVar[str] = "Qwen3-VL with experts"
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen3_vl_moe_text"})
 
 
@@ -339,6 +346,7 @@ class Qwen35(Qwen2VL):
     """
 
     model_type: ClassVar[str] = "qwen3_5"
+    title: ClassVar[str] = "Qwen3.5"
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen3_5_text"})
     shares_prefix: ClassVar[bool] = False  # padding before the question would enter its states
 
@@ -366,6 +374,7 @@ class Qwen35Moe(Qwen35):
     """Where things are inside `Qwen3_5MoeForConditionalGeneration`; experts see the rows that are left, no others."""
 
     model_type: ClassVar[str] = "qwen3_5_moe"
+    title: ClassVar[str] = "Qwen3.5 with experts"
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen3_5_moe_text"})
 
 

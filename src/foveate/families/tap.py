@@ -170,6 +170,6 @@ def made_by_itself(layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Te
 def unreadable(attention: Any) -> UnsupportedError:
     """The refusal to read an attention whose queries and keys are made, or used, in an unknown way."""
     return UnsupportedError(
-        f"How {type(attention).__name__} attends is not known, so methods that read attention cannot run here. "
-        "Override queries_and_keys in the family, or use a method that reads none."
+        f"foveate cannot read the attention of {type(attention).__name__}: the way it attends is not known. "
+        "Override queries_and_keys in the family, or use a method that reads no attention (V2Drop)."
     )

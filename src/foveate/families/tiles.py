@@ -153,7 +153,7 @@ class Tiled(Family):
         side = cls.side(config)
         tokens = side**2
         if odd := [size for size in sizes if size % tokens]:
-            raise SettingError(f"A tile has {tokens} vision tokens; {odd[0]} is no multiple of that.")
+            raise SettingError(f"A tile has {tokens} vision tokens in this model; {odd[0]} is not a multiple of that.")
         tiles = [(side, side)] * (sum(sizes) // tokens)
         return cls.smaller_tower_cost(config, [tiles])
 

@@ -103,7 +103,10 @@ def feature_layers(config: Any, depth: int) -> list[int]:
         from_start = state + depth + 1 if state < 0 else state
         chosen.append(from_start - 1)
     if min(chosen) < 0:
-        raise UnsupportedError(f"This model's projector reads the tower's input ({setting}): nothing is reduced there.")
+        raise UnsupportedError(
+            f"This model's projector reads the tower's input ({setting}), so tokens cannot be reduced in the tower. "
+            "Use a method that drops between layers."
+        )
     return chosen
 
 

@@ -37,6 +37,7 @@ class VideoLlava(Llava):
     """Where things are inside `VideoLlavaForConditionalGeneration`."""
 
     model_type: ClassVar[str] = "video_llava"
+    title: ClassVar[str] = "Video-LLaVA"
     videos: ClassVar[bool] = True
 
     @property
@@ -240,8 +241,8 @@ def _pictures(config: Any, size: int) -> int:
     frames = _frames(config, size)
     if size % each and not frames:
         raise SettingError(
-            f"This model makes {each} vision tokens of a picture and {each + 1} of a frame; {size} is no "
-            "multiple of either. Say with tower_images=… how many pictures or frames the tower encodes."
+            f"A picture has {each} vision tokens and a frame {each + 1} in this model; {size} is not a "
+            "multiple of either. Pass the number of pictures or frames as tower_images=…."
         )
     return frames or size // each
 

@@ -14,7 +14,7 @@ class AveragePool(Gridded):
     """Averages the vision tokens over the cells of a coarser grid, 24 x 24 over 13 x 14 at a third.
 
     Adaptive 2-D mean pooling in which cells do not overlap: a token goes into the cell over its centre, so every token
-    counts once. Where the sides divide, that is `torch.nn.functional.adaptive_avg_pool2d`. A pooled token has the
+    counts once. If the sides divide evenly, this is `torch.nn.functional.adaptive_avg_pool2d`. A pooled token has the
     position ids of the token at its cell's centre.
 
     Attributes:
@@ -33,7 +33,7 @@ class AveragePool(Gridded):
 
     def _pool(self, view: ImageView, count: int | None) -> Cut | None:
         if not view.grids:
-            raise UnsupportedError("The rows and columns of this model's vision tokens are not known: use Uniform.")
+            raise UnsupportedError("The rows and columns of this model's vision tokens are not known. Use Uniform.")
         cells = self.coarsen(view.arriving)
         if cells == view.grids:
             return None

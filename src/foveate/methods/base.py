@@ -17,7 +17,7 @@ from foveate.methods.stages import Shape, Stage
 __all__ = ["Method", "Preset"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Preset:
     """A named setting of a method.
 
@@ -34,6 +34,9 @@ class Preset:
     depth: int
     vision_tokens: int | None
     source: str
+
+    def __repr__(self) -> str:
+        return f"Preset({self.name!r})"
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -67,8 +70,8 @@ class Method(ABC):
             del cls.__setattr__, cls.__delattr__
         if "cuts" in cls.__dict__ and cls.stages is Method.stages:
             raise TypeError(
-                f"{cls.__name__} gives cuts() and cut(), as methods of foveate 0.1 did. A method gives stages(shape) "
-                "now: docs/guides/new-method.md shows how."
+                f"{cls.__name__} gives cuts() and cut(), the interface of foveate 0.1. Write stages(shape) instead: "
+                "docs/guides/new-method.md shows how."
             )
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -125,7 +128,7 @@ class Method(ABC):
         if late:
             raise SettingError(
                 f"{type(self).__name__} cuts before layers {late}, but the decoder has layers 0 to {depth - 1}. "
-                f"Give a budget (retention=…), which fits any depth."
+                f"Give earlier layers, or a budget (retention=…), which fits any depth."
             )
 
     @classmethod
@@ -168,7 +171,7 @@ class Method(ABC):
             BudgetError: If the budget lies below what the method can do; the message names the floor.
             SettingError: If the method takes no budget, or settings contradict it.
         """
-        raise SettingError(f"{cls.__name__} takes no budget: give its settings.")
+        raise SettingError(f"{cls.__name__} takes no budget. Give its settings instead.")
 
     def with_budget(self, *, tokens: float | None = None, retention: float | None = None) -> Self:
         """The same method with a budget, which its stages solve for every image they see.
@@ -181,7 +184,7 @@ class Method(ABC):
         Budget(tokens, retention)
         fields = self._fields()
         if "retention" not in fields:
-            raise SettingError(f"{type(self).__name__} takes no budget: give its settings.")
+            raise SettingError(f"{type(self).__name__} takes no budget. Give its settings instead.")
         # The same method as its name alone makes it: what it has filled in by itself has these values.
         required = {name: getattr(self, name) for name, field in fields.items() if _is_required(field)}
         usual = type(self)(**required)
@@ -192,12 +195,16 @@ class Method(ABC):
                 changes[name] = None  # filled in; the budget fills it in again
             elif name in self.schedule and value not in (field.default, usual_value):
                 raise SettingError(
-                    f"{type(self).__name__} has a schedule of its own, {name}={value}: leave that out, or the budget."
+                    f"{type(self).__name__} has a schedule of its own, {name}={value}. Give either the schedule or a "
+                    "budget."
                 )
         if "tokens" in fields:
             changes["tokens"] = tokens
         elif tokens is not None:
-            raise SettingError(f"{type(self).__name__} takes its budget as retention=, not as tokens={tokens}.")
+            raise SettingError(
+                f"{type(self).__name__} takes its budget as retention=, not as tokens={tokens}. Divide it by the "
+                "number of vision tokens."
+            )
         changes["retention"] = retention
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
@@ -220,13 +227,15 @@ class Method(ABC):
             SettingError: If a field is unknown or the dictionary belongs to another method.
         """
         if not isinstance(values, Mapping):
-            raise SettingError(f"The settings of {cls.name} are a dictionary; got {values!r}.")
+            raise SettingError(f"The settings of {cls.name} must be a dictionary; got {values!r}.")
         values = dict(values)
         if (name := values.pop("method", cls.name)) != cls.name:
             raise SettingError(f"These settings belong to {name!r}, not to {cls.name!r}.")
         settings = cls._fields()
         if unknown := sorted(set(values) - set(settings)):
-            raise SettingError(f"{cls.name} has no setting {', '.join(unknown)}; it has {', '.join(sorted(settings))}.")
+            raise SettingError(
+                f"{cls.name} has no setting {', '.join(unknown)}. It has: {', '.join(sorted(settings))}."
+            )
         return cls(**values)
 
     def to_json(self) -> str:
@@ -243,7 +252,7 @@ class Method(ABC):
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise SettingError(f"The settings of {cls.name} are no JSON: {error}.") from error
+            raise SettingError(f"The settings of {cls.name} are not valid JSON: {error}.") from error
         return cls.from_dict(values)
 
 

@@ -1,6 +1,5 @@
 """Which methods and presets there are: found in this folder, in entry points, or registered."""
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Mapping
@@ -9,13 +8,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from foveate.errors import SettingError, UnknownNameError
+from foveate._spelling import CHAIN, method_name, no_method, no_preset
+from foveate.errors import SettingError
 from foveate.methods.base import Method, Preset
 
-__all__ = ["CHAIN", "discovered", "extra", "from_dict", "method", "method_name", "methods", "preset", "presets"]
-
-CHAIN = "chain"
-"""The name of a chain of methods. It is in no list of methods."""
+__all__ = ["discovered", "extra", "from_dict", "method", "methods", "preset", "presets"]
 
 extra: dict[str, type[Method]] = {}
 """Methods from `foveate.register_method`, by name."""
@@ -55,7 +52,7 @@ def method(name: str) -> type[Method]:
     """
     kinds = methods()
     if name not in kinds:
-        raise UnknownNameError(f"No method {name!r}. There are: {', '.join(sorted(kinds))}.")
+        raise no_method(name, kinds)
     return kinds[name]
 
 
@@ -72,20 +69,8 @@ def preset(name: str) -> Method:
     """
     by_name = presets()
     if name not in by_name:
-        near = difflib.get_close_matches(name, by_name, n=4, cutoff=0.3) or sorted(by_name)
-        raise UnknownNameError(f"No preset {name!r}. Near it: {', '.join(near)}. All: foveate presets.")
+        raise no_preset(name, by_name)
     return by_name[name].method
-
-
-def method_name(values: Any) -> str:
-    """The method that a dictionary of settings names.
-
-    Raises:
-        SettingError: If it names none.
-    """
-    if isinstance(values, Mapping) and isinstance(name := values.get("method"), str):
-        return name
-    raise SettingError(f"A method's settings name it: {{'method': …}}; got {values!r}.")
 
 
 def from_dict(values: Mapping[str, Any]) -> Method:
@@ -101,4 +86,4 @@ def from_dict(values: Mapping[str, Any]) -> Method:
             return _in_folder()[CHAIN].from_dict(values)
         return method(name).from_dict(values)
     except RecursionError:
-        raise SettingError(f"The settings of {name} hold methods within methods too deep.") from None
+        raise SettingError(f"The settings of {name} nest too many methods inside each other.") from None

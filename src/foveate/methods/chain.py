@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Self
 
+from foveate._spelling import CHAIN
 from foveate.errors import SettingError
 from foveate.methods.base import Method
-from foveate.methods.catalogue import CHAIN
 from foveate.methods.schedule import Budget
 from foveate.methods.settings import MethodSetting
 from foveate.methods.stages import Shape, Stage
@@ -14,9 +14,9 @@ __all__ = ["Chain"]
 
 
 class Chain(Method):
-    """Methods that work one after the other, each at its own places, whatever order they are written in.
+    """Methods that work one after the other, each at its own places, in whatever order you write them.
 
-    Where two work at the same place, the second works on what the first left. Each has its own notes and budget.
+    At the same place, the second method works on the tokens that the first one kept. Each has its own notes and budget.
 
     Attributes:
         members: The methods.
@@ -31,7 +31,7 @@ class Chain(Method):
 
     def check_settings(self) -> None:
         if len(self.members) < 2:
-            raise SettingError(f"A chain has two methods or more; got {len(self.members)}.")
+            raise SettingError(f"A chain needs two methods or more; got {len(self.members)}.")
 
     @classmethod
     def of(cls, *methods: Method) -> Self:

@@ -19,21 +19,21 @@ ANY = Shape(depth=1000)
 
 
 class FinalKV(Method):
-    """After prefill, earlier layers' caches are cut to the vision tokens that the methods beside it leave at the end.
+    """After the prefill, cuts the caches of earlier layers to the vision tokens that the other methods keep at the end.
 
         V2Drop() + FinalKV()
         FinalKV(inner=V2Drop())          # the same
 
-    The prefill is that of the other method, bit for bit; generated tokens then see its final tokens only, from
-    `first_layer` on.
+    The prefill of the other method does not change, bit for bit. From `first_layer` on, generated tokens attend only
+    to its final tokens.
 
     Attributes:
-        inner: The method that drops, if it is not written beside it with `+`.
-        first_layer: The first decoder layer whose cache is cut; None: the layer before the first cut, as MustDrop has
-            it.
+        inner: The method that drops tokens, unless you join it with `+`.
+        first_layer: The first decoder layer whose cache is cut; None: the layer before the first cut, as in
+            MustDrop.
 
     Raises:
-        SettingError: If the inner method cuts nowhere in the decoder, or not behind `first_layer`.
+        SettingError: If the inner method does not cut in the decoder, or only before `first_layer`.
     """
 
     name = "finalkv"
@@ -43,16 +43,20 @@ class FinalKV(Method):
 
     def check_settings(self) -> None:
         if isinstance(self.inner, FinalKV):
-            raise SettingError(f"inner is a method that drops; got {self.inner!r}.")
+            raise SettingError(f"inner must be a method that drops tokens; got {self.inner!r}.")
         if self.inner is not None:
             self._check_cuts(follow.cut_layers(self.inner.stages(ANY)))
 
     def _check_cuts(self, cuts: tuple[int, ...]) -> None:
         if not cuts or cuts[-1] == 0:
-            raise SettingError(f"{self.inner} cuts nowhere between decoder layers, so its caches are final already.")
+            raise SettingError(
+                f"{self.inner} does not cut between decoder layers, so FinalKV has nothing to shorten. Leave FinalKV "
+                "out."
+            )
         if self.first_layer is not None and not 0 <= self.first_layer < cuts[-1]:
             raise SettingError(
-                f"first_layer lies in 0 … {cuts[-1] - 1}, before the last cut of {self.inner}; got {self.first_layer}."
+                f"first_layer must be between 0 and {cuts[-1] - 1}, before the last cut of {self.inner}; got "
+                f"{self.first_layer}."
             )
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
@@ -79,7 +83,9 @@ class FinalKV(Method):
     ) -> Self:
         """The `inner` method's schedule for a budget; the cache saved on top is not part of it. See `Method.solved`."""
         if inner is None:
-            raise SettingError("Which method drops? Give inner=…, such as inner=foveate.V2Drop.")
+            raise SettingError(
+                "FinalKV needs the method that drops tokens. Give inner=…, such as inner=foveate.V2Drop."
+            )
         return cls(inner=inner.solved(share, entered, depth, **values), first_layer=first_layer)
 
 

@@ -16,10 +16,10 @@ class Gridded(Method):
     """Coarser token grids before the decoder.
 
     Attributes:
-        keep: Share of an image's vision tokens that its grids may have afterwards, in (0, 1]. The grid is the one of
-            at most so many tokens that comes nearest to them and keeps the aspect; every grid keeps one token.
-        tokens: Instead of `keep`: how many tokens an image's grids may have.
-        retention: Another name for `keep`, as a budget is called.
+        keep: Share of an image's vision tokens that its grids may have afterwards, in (0, 1]. The new grid is the
+            largest within this share that is near the picture's aspect ratio; every grid keeps one token.
+        tokens: Instead of `keep`: the number of tokens that an image's grids may have.
+        retention: Another name for `keep`: the name that budgets have.
     """
 
     schedule: ClassVar[tuple[str, ...]] = ("keep",)
@@ -32,12 +32,13 @@ class Gridded(Method):
         budgets = [value for value in (self.keep, self.tokens, self.retention) if value is not None]
         if len(budgets) > 1:
             raise SettingError(
-                f"Give one of keep=, tokens= and retention=; got {self.keep}, {self.tokens} and {self.retention}."
+                f"Give one of keep=, tokens= and retention=; got keep={self.keep}, tokens={self.tokens}, "
+                f"retention={self.retention}."
             )
         if not budgets:
             self._set(keep=1 / 3)
         if 0 in (self.keep, self.retention):
-            raise SettingError(f"{type(self).__name__}: keep should be a share in (0, 1]; got {0.0}.")
+            raise SettingError(f"{type(self).__name__}: keep should be above 0 and at most 1; got {0.0}.")
 
     @property
     def keeps_all(self) -> bool:
@@ -67,8 +68,8 @@ class Gridded(Method):
         """The share itself: what is spent is the nearest grid below it, in every layer. See `Method.solved`."""
         if entered is not None and share * entered < 1 - 1e-6:
             raise BudgetError(
-                f"{cls.__name__} cannot leave {share * entered:.4g} of {entered} vision tokens: its floor is 1 token, "
-                f"{1 / entered:.2%}. Ask for more.",
+                f"{cls.__name__} cannot keep {share * entered:.4g} of {entered} vision tokens: its floor is 1 token, "
+                f"{1 / entered:.2%}. Give a larger budget.",
                 floor=1 / entered,
             )
         return cls(keep=share, **values)

@@ -58,32 +58,32 @@ PEAK = Attention(rows="after", over="max")
 class MustDrop(Method):
     """Drops over a token's whole life: window merging, a dual attention filter, and a final set for decoding.
 
-    A vision token is dropped at a cut if the text as a whole gives it little attention (a share below `global_thr`) and
-    every single text token does too (below `individual_thr`). The key tokens, which the tower's CLS attends to most,
-    always stay.
+    A cut drops a vision token if the whole text pays it little attention (a share below `global_thr`), and each single
+    text token does too (below `individual_thr`). The key tokens, to which the tower's CLS pays most attention, are
+    always kept.
 
     Attributes:
-        global_thr: γ, a share of the attention all vision tokens get.
+        global_thr: γ, a share of the attention that all vision tokens get.
         individual_thr: α, an attention probability.
-        pruning_layers: Decoder layers whose attention filters; the cut is before the layer after each. The default is
+        pruning_layers: Decoder layers whose attention is read; each cut is before the next layer. The default is
             the released code's; with a budget it is scaled to the decoder's depth.
-        merge_windows: Merge windows of near-identical patches behind the tower's first layer.
-        merge_threshold: Mean cosine from which a window is merged.
+        merge_windows: Merge windows of nearly identical patches after the tower's first layer.
+        merge_threshold: Mean cosine similarity from which a window is merged.
         merge_window: Side of a window, in patches.
         key_rate: Share of the tokens that are key tokens.
-        filter: Drop in prefill.
-        kv: Cut the cache of the filtering layers to the final tokens before decoding.
-        mode: "threshold" drops by γ and α, so counts depend on picture and question; "budget" keeps the key tokens and
-            the highest scores (share, or attention over α/γ, whichever is more) up to exact `counts`.
-        counts: Tokens left at each cut in budget mode, for an image of `reference` tokens; scaled for other images.
-        reference: Vision tokens of the image `counts` is for.
-        retention: Instead of `counts`: the share of an image's tokens that a layer processes on average. The counts
-            then fall geometrically from what the tower's merging leaves of that image, so that every image meets it.
+        filter: Drop tokens in the prefill.
+        kv: Before decoding, cut the caches of the filtering layers to the final tokens.
+        mode: "threshold" drops by γ and α, so counts depend on the picture and the question; "budget" keeps the key
+            tokens and the highest scores (the larger of the share and the attention over α/γ), up to exact `counts`.
+        counts: Budget mode: tokens that each cut keeps, for an image of `reference` tokens; scaled for other images.
+        reference: Vision tokens of the image that `counts` is for.
+        retention: Instead of `counts`: the mean share of an image's tokens that a layer processes. The counts then fall
+            geometrically from the tokens that the tower keeps of the image, so that every image meets the budget.
         tokens: The same as a number of tokens.
-        depth: Decoder layers that `retention` averages over; 0: the model's.
-        positions: "reindex" numbers rows anew after every cut (the released code), "keep" keeps position ids, and a
+        depth: Number of decoder layers for the mean of `retention`; 0: the model's.
+        positions: "reindex" renumbers the rows after each cut (the released code), "keep" keeps position ids, and a
             merged token has its window's centre. Families with M-RoPE always keep.
-        alpha_relative: Read `individual_thr` as a share of the largest attention any vision token gets.
+        alpha_relative: Read `individual_thr` as a share of the largest attention that any vision token gets.
 
     Raises:
         SettingError: If settings contradict each other or leave their range.
@@ -115,28 +115,32 @@ class MustDrop(Method):
         if self.pruning_layers is None and not budget:
             self._set(pruning_layers=LAYERS)
         if self.pruning_layers == ():
-            raise SettingError("pruning_layers are decoder layers from 0 on, one or more; got ().")
+            raise SettingError("pruning_layers must name at least one decoder layer, from 0 on; got ().")
         if budget and self.counts:
             raise SettingError(
-                f"A budget is solved for counts, so these cannot be given too; got counts={self.counts}."
+                f"Give either counts or a budget (retention=, tokens=), not both; got counts={self.counts}."
             )
         if self.retention and self.tokens:
-            raise SettingError(f"Give one of tokens= and retention=; got {self.tokens} and {self.retention}.")
+            raise SettingError(
+                f"Give one of tokens= and retention=; got tokens={self.tokens}, retention={self.retention}."
+            )
         needed = 0
         if not budget:
             needed = len(self.pruning_layers or ())
         if self.mode == "budget" and len(self.counts) != needed:
             raise SettingError(
-                f"Budget mode needs a count for each of the {needed} pruning layers, or a retention; "
+                f"mode='budget' needs one count for each of the {needed} pruning layers, or a retention; "
                 f"got counts {self.counts} and retention {self.retention}."
             )
         if self.mode == "threshold" and (self.counts or budget):
             raise SettingError(
-                f"counts and retention belong to mode='budget'; got {self.counts} and {self.retention} with "
+                f"counts and retention need mode='budget'; got counts={self.counts}, retention={self.retention} with "
                 "mode='threshold'."
             )
         if self.mode == "budget" and self.global_thr == 0:
-            raise SettingError("Budget mode weighs the two attentions by individual_thr / global_thr; global_thr is 0.")
+            raise SettingError(
+                "mode='budget' divides individual_thr by global_thr, so global_thr must be above 0; got 0."
+            )
 
     @property
     def _has_budget(self) -> bool:
@@ -304,7 +308,7 @@ class MustDrop(Method):
         if mean < floor:
             raise BudgetError(
                 f"MustDrop cannot average {mean:.4g} of {full} vision tokens on {depth} layers: its first cut is "
-                f"before layer {first}, so its floor is {floor:.1f} tokens. Ask for more, or give earlier "
+                f"before layer {first}, so its floor is {floor:.1f} tokens. Give a larger budget, or earlier "
                 "pruning_layers.",
                 floor=floor / full,
             )

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from foveate.errors import SettingError
+from foveate._spelling import pair_of
+from foveate.errors import BudgetError, SettingError
 from foveate.methods.base import Method
 from foveate.methods.chain import Chain
 from foveate.methods.schedule import budget_of, decoder_depth
-from foveate.methods.values import listed, pair_of, settings_of, value_of
+from foveate.methods.scheduled import Scheduled
+from foveate.methods.values import listed, settings_of, value_of
 
 __all__ = ["RETENTION", "Member", "Named", "asked_share"]
 
@@ -130,16 +132,22 @@ class Named:
         """The method, or the chain of them, with the settings that were given."""
         return _joined([member.method() for member in self.members])
 
+    def refuse_second_budget(self) -> None:
+        """Refuse a budget from outside where no member takes one.
+
+        Raises:
+            SettingError: If that is so.
+        """
+        if self.settled:
+            raise SettingError(f"{self.text} has its own budget, or takes no budget. Leave tokens= and retention= out.")
+
     def spending(self, tokens: float | None, retention: float | None) -> Method:
         """The method with a budget, which its last member that takes one solves for every image.
 
         Raises:
             SettingError: If no member takes a budget, or not exactly one of both is given.
         """
-        if self.settled:
-            raise SettingError(
-                f"{self.text} says by itself how much it spends, or takes no budget: leave tokens= and retention= out."
-            )
+        self.refuse_second_budget()
         last = max(index for index, member in enumerate(self.members) if member.open)
         methods = [member.method() for index, member in enumerate(self.members) if index != last]
         methods.insert(last, self.members[last].spending(tokens, retention))
@@ -202,6 +210,36 @@ class Named:
             return False
         return tokens is not None or retention is not None or self.bare
 
+    def seeded(self, method: Method, seed: int) -> Method:
+        """The same with this seed, where a member drops at random and none was given; `method` is what `solved`
+        returned."""
+        if self.drawn:
+            return _with_seed(method, seed)
+        return method
+
+    def before_decoder(self) -> "Named | None":
+        """The same with a single cut before the decoder, which meets any budget; None where that is not possible."""
+        member, *others = self.members
+        if others or "layers" in member.values:
+            return None
+        if not issubclass(member.kind, Scheduled) or member.kind.first_layer > 0:
+            return None
+        return self.with_values({"layers": (0,)})
+
+    def solved_early(self, model: Any, retention: float | None, vision_tokens: int | None) -> tuple[Method, bool]:
+        """As `solved`; and whether a control that cannot meet its budget at its usual layers cuts before the decoder.
+
+        Raises:
+            BudgetError: If no schedule meets the budget.
+        """
+        try:
+            return self.solved(model, retention=retention, vision_tokens=vision_tokens), False
+        except BudgetError:
+            early = None if self.settled else self.before_decoder()
+            if early is None:
+                raise
+            return early.solved(model, retention=retention, vision_tokens=vision_tokens), True
+
     # -- with more settings -----------------------------------------------------------------------------------
 
     def with_values(self, values: Mapping[str, Any]) -> "Named":
@@ -241,7 +279,10 @@ class Named:
         if not owners:
             raise SettingError(f"{self.text} has no setting {name}. It has: {', '.join(self.settings())}.")
         if len(owners) > 1:
-            raise SettingError(f"Several of {self.text} have {name}: write it behind one's name, as name:{name}=….")
+            raise SettingError(
+                f"Several methods of {self.text} have the setting {name}. Write it after the method's name: "
+                f"name:{name}=…."
+            )
         return owners[0]
 
 
@@ -262,6 +303,15 @@ def asked_share(method: Method, vision_tokens: int) -> float | None:
 def _refuse_unmet(method: Method, model: Any, vision_tokens: int) -> None:
     """Plan a method on an image of this size, which raises where its budget cannot be met."""
     method.plan(decoder_depth(model), (vision_tokens,))
+
+
+def _with_seed(method: Method, seed: int) -> Method:
+    """A method with this seed; of a chain, every member that has one."""
+    if isinstance(method, Chain):
+        return replace(method, members=tuple(_with_seed(member, seed) for member in method.members))
+    if "seed" in settings_of(type(method)):
+        return replace(method, seed=seed)  # type: ignore[type-var]
+    return method
 
 
 def _joined(methods: Sequence[Method]) -> Method:

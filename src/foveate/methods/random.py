@@ -12,11 +12,11 @@ __all__ = ["METHOD", "Random", "lots"]
 class Random(Scheduled):
     """Keeps tokens drawn at random, uniformly without replacement.
 
-    A draw depends on the seed and the token's own ordinal alone, so neither the batch nor its padding nor
-    the device changes what is drawn, and a later cut draws from the survivors of the one before.
+    The random score of a token depends only on the seed and the token's index. The batch, its padding and the device
+    do not change it. A later cut selects from the tokens that the cut before it kept.
 
     Attributes:
-        seed: Which draw, any integer.
+        seed: Seed of the random scores, any integer.
         layers, keep, retention, tokens, min_keep, scope, skip_below: See `Scheduled`; layer 0 cuts before the decoder.
     """
 

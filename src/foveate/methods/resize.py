@@ -9,9 +9,9 @@ __all__ = ["METHOD", "Resize"]
 class Resize(Gridded):
     """Gives the tower a smaller image, so that its token grid is coarser: 13 x 14 for 24 x 24 at a third.
 
-    Pixels are resized as the processor left them, bilinear and antialiased. CLIP and SigLIP interpolate their position
-    embeddings to the smaller grid; Qwen-VL's towers take any size. The prompt stays that of the whole image: a token
-    has the position ids of the usual token at its centre. The tower gets cheaper too.
+    Pixels are resized after the processor has normalised them, with antialiased bilinear interpolation. CLIP and SigLIP
+    interpolate their position embeddings to the smaller grid; Qwen-VL's towers take any size. The prompt does not
+    change: a token has the position ids of the original token at its centre. The tower also has less to compute.
 
     Attributes:
         keep, tokens, retention: See `Gridded`.

@@ -47,9 +47,9 @@ class Budget:
                 f"Give one of tokens= and retention=; got tokens={self.tokens}, retention={self.retention}."
             )
         if self.retention is not None and not 0 < self.retention <= 1:
-            raise SettingError(f"retention must be above 0 and at most 1; got retention={self.retention}.")
+            raise SettingError(f"retention must be above 0 and at most 1; got {self.retention}.")
         if self.tokens is not None and not 0 < self.tokens < math.inf:
-            raise SettingError(f"tokens must be above 0 and at most the full count; got tokens={self.tokens}.")
+            raise SettingError(f"tokens must be a finite number above 0; got {self.tokens}.")
 
     def mean(self, entered: int) -> float:
         """The mean as a number of tokens, for an image of which `entered` tokens entered the model; at most these."""
@@ -67,19 +67,15 @@ def budget_of(
     Raises:
         SettingError: If not exactly one of `tokens` and `retention` is given, or it leaves its range.
     """
-    if (tokens is None) == (retention is None):
-        raise SettingError(f"Give one of tokens= and retention=; got tokens={tokens}, retention={retention}.")
+    Budget(tokens, retention)  # or a refusal
     if vision_tokens is not None and vision_tokens < 1:
-        raise SettingError(f"vision_tokens is the image's token count, 1 or more; got {vision_tokens}.")
+        raise SettingError(f"vision_tokens is the number of the image's tokens, 1 or more; got {vision_tokens}.")
     if retention is None:
         assert tokens is not None
         vision_tokens = vision_token_count(model, vision_tokens)
         retention = tokens / vision_tokens
-    if not 0 < retention <= 1:
-        got = f"retention={retention}"
-        if tokens is not None:
-            got = f"tokens={tokens} of {vision_tokens}"
-        raise SettingError(f"A budget must be above 0 and at most the full count; got {got}.")
+    if retention > 1:
+        raise SettingError(f"tokens must be between 1 and {vision_tokens} for this input; got {tokens:.6g}.")
     return retention, vision_tokens
 
 
@@ -101,8 +97,8 @@ def vision_token_count(model: Any, vision_tokens: int | None) -> int:
         count = _picture_tokens(config)
     if count is None:
         raise SettingError(
-            f"A {model_type!r} model's token count depends on the image: "
-            "give vision_tokens=…, or a share with retention=… instead of tokens=…."
+            f"The number of vision tokens of a {model_type!r} model depends on the image: "
+            "give vision_tokens=…, or give retention=… instead of tokens=…."
         )
     return count
 
@@ -143,7 +139,7 @@ def as_layers(layers: Sequence[int]) -> tuple[int, ...]:
     """
     values = tuple(layers)
     if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in values):
-        raise SettingError(f"Layers are whole numbers; got {values}.")
+        raise SettingError(f"Layers must be whole numbers; got {values}.")
     if any(after <= before for before, after in itertools.pairwise(values)):
         raise SettingError(f"Layers must ascend strictly; got {values}.")
     return values
@@ -208,7 +204,7 @@ def staged_ratios(
         SettingError: If there are neither three cuts nor one.
     """
     if len(cuts) not in (1, 3):
-        raise SettingError(f"A solved schedule has three cuts, or one; got layers {cuts}.")
+        raise SettingError(f"A budget can be solved for three cuts, or one; got layers {cuts}.")
     # The budget in layers at full count: 192 of 576 tokens on 32 layers pay for 10.7 of them.
     spent = depth * mean / start
     share_left = floor / start
@@ -241,11 +237,11 @@ def _refusal(
     if entered is not None:
         asked = f"{mean:.4g} of {entered} vision tokens"
         least = f"{lowest * start / entered:.2%}, {lowest * start:.1f} tokens"
-    advice = "Ask for more"
+    advice = "Give a larger budget"
     if cuts[0] > 1:
-        advice += f", or choose an earlier first cut yourself: layers={(1, *cuts[1:])}"
+        advice += f", or an earlier first cut: layers={(1, *cuts[1:])}"
     elif cuts[0] == 1:
-        advice += ", or choose an earlier first cut yourself: a reduction before the decoder"
+        advice += ", or an earlier first cut: a reduction before the decoder"
     return (
         f"{owner} cannot average {asked} on {depth} layers: its first cut is before layer {cuts[0]}, "
         f"so its floor is {least}. {advice}."

@@ -21,20 +21,20 @@ __all__ = ["Scheduled"]
 class Scheduled(Method):
     """Cuts before given decoder layers, each keeping a share of the vision tokens that arrive there.
 
-    A subclass says which tokens stay (`select`) and what it reads (`reads`).
+    A subclass defines which tokens to keep (`select`) and which signals it reads (`reads`).
 
     Attributes:
         layers: Decoder layers (0-based) whose input is cut, strictly ascending. With a budget there are three, or one;
             the default then depends on the decoder's depth.
-        keep: Share of the *arriving* vision tokens that stays at each, in [0, 1]; ratios compound: 0.5 then 0.3 leaves
-            15 %.
-        retention: Instead of `keep`: the share of the vision tokens that a decoder layer processes on average, in
-            (0, 1]. Solved for every image.
+        keep: Share of the *arriving* vision tokens that each cut keeps, in [0, 1]. The ratios multiply: 0.5 then 0.3
+            keeps 15 %.
+        retention: Instead of `keep`: the mean share of the vision tokens that a decoder layer processes, in (0, 1]. The
+            schedule is solved for every image.
         tokens: The same as a number of tokens.
-        min_keep: Fewest tokens a cut leaves; the released V2Drop keeps one where its paper prunes all.
-        scope: Rank all vision tokens of a sample together ("sample"), each image or video by itself ("image"), or each
-            frame of a video too ("frame").
-        skip_below: Samples with fewer vision tokens than this keep all of them; 0 switches that off.
+        min_keep: Fewest tokens that a cut keeps. The released V2Drop keeps one token where its paper drops all.
+        scope: Rank all vision tokens of a sample together ("sample"), each image or video separately ("image"), or each
+            frame of a video separately ("frame").
+        skip_below: Samples with fewer vision tokens than this are not cut; 0 switches this off.
     """
 
     first_layer: ClassVar[int] = 0
@@ -65,9 +65,9 @@ class Scheduled(Method):
         """Refuse a schedule beside a budget."""
         Budget(self.tokens, self.retention)
         if self.keep is not None:
-            raise SettingError(f"A budget is solved for keep, so keep cannot be given too; got keep={self.keep}.")
+            raise SettingError(f"Give either keep or a budget (retention=, tokens=), not both; got keep={self.keep}.")
         if self.layers is not None and len(self.layers) not in (1, 3):
-            raise SettingError(f"A solved schedule has three cuts, or one; got layers {self.layers}.")
+            raise SettingError(f"A budget can be solved for three cuts, or one; got layers {self.layers}.")
 
     def _fill_in(self) -> None:
         """Take the usual layers or ratios where none are given."""
@@ -76,7 +76,7 @@ class Scheduled(Method):
         self._set(layers=layers, keep=keep)
         if len(layers) != len(keep):
             raise SettingError(
-                f"layers and keep must be equally long; got {len(layers)} layers {layers} "
+                f"layers and keep must have the same length; got {len(layers)} layers {layers} "
                 f"and {len(keep)} ratios {keep}."
             )
 
@@ -166,7 +166,7 @@ class Scheduled(Method):
         """
         cuts = cls._default_cuts(depth) if layers is None else as_layers(layers)
         if len(cuts) not in (1, 3):
-            raise SettingError(f"A solved schedule has three cuts, or one; got layers {cuts}.")
+            raise SettingError(f"A budget can be solved for three cuts, or one; got layers {cuts}.")
         if share == 1:
             return cls(layers=cuts, keep=(1.0,) * len(cuts), **values)
         start, floor = 1.0, 0.0  # the image's count is not known: all in shares

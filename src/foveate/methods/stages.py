@@ -143,14 +143,16 @@ class Stage:
         kind = type(self).__name__
         for signal in self.reads:
             if not isinstance(signal, Signal):
-                raise SettingError(f"{kind} reads {signal!r}, which is no signal (foveate.methods.stages).")
+                raise SettingError(
+                    f"{kind} reads {signal!r}, which is not a signal. The signals are in foveate.methods.stages."
+                )
         ways = [way for way in (self.score, self.choose, self.look) if way is not None]
         if len(ways) > 1:
-            raise SettingError(f"{kind} takes one of score, choose and look; got several.")
+            raise SettingError(f"{kind} takes only one of score, choose and look; got several.")
         if self.keep is not None and self.count is not None:
-            raise SettingError(f"{kind} takes keep or count; got keep={self.keep} and a count.")
+            raise SettingError(f"{kind} takes either keep or count; got keep={self.keep} and a count.")
         if self.score is not None and self.keep is None and self.count is None:
-            raise SettingError(f"{kind} has a score, so it needs keep or count: how many stay?")
+            raise SettingError(f"{kind} has a score but neither keep nor count. Say how many tokens to keep.")
 
     @property
     def order(self) -> tuple[int, int]:
@@ -202,14 +204,14 @@ class Stage:
     def _check(self, cut: Cut | None, arriving: int, count: int | None) -> None:
         """Refuse a cut of other tokens than those that arrived, or with other rows than were counted."""
         if cut is not None and cut.arriving != arriving:
-            raise SettingError(f"{self} was shown {arriving} tokens and gave a cut of {cut.arriving}.")
+            raise SettingError(f"{self} got {arriving} tokens but returned a cut of {cut.arriving} tokens.")
         if count is None:
             return
         left: int | Tensor = arriving
         if cut is not None:
             left = cut.count  # a tensor where only the device knows how many stay; that is not waited for
         if isinstance(left, int) and left != count:
-            raise SettingError(f"{self} leaves {left} of {arriving} tokens where it counted {count}.")
+            raise SettingError(f"{self} keeps {left} of {arriving} tokens, but its count is {count}.")
 
     def __str__(self) -> str:
         return type(self).__name__
@@ -234,7 +236,7 @@ class PixelStage(Stage):
 class TowerStage(Stage):
     """Inside the vision tower, on patches: it sees a `PatchView`.
 
-    Where a family's tower cannot run on fewer patches, the stage works on the image's tokens behind the projector.
+    Where a family's tower cannot run on fewer patches, the stage works on the image's tokens after the projector.
 
     Attributes:
         block: The block of the tower before which the stage works; 0 is behind the patch embedding.
@@ -288,8 +290,7 @@ class LayerStage(Stage):
         back = max((_looks_back(signal) for signal in self.reads), default=0)
         if self.layer < back:
             raise SettingError(
-                f"A stage before layer {self.layer} cannot look {back} layers back: "
-                f"it stands before layer {back} or later."
+                f"A stage before layer {self.layer} cannot read {back} layers back. Move it to layer {back} or later."
             )
 
     @property

@@ -10,10 +10,10 @@ __all__ = ["METHOD", "Uniform"]
 
 
 class Uniform(Scheduled):
-    """Keeps tokens at even steps over the survivors, in raster order.
+    """Keeps tokens at even steps, in raster order.
 
-    Steps that divide a grid's width alias into columns (3, 4, 6, 8 and 12 on 24 x 24): keep that in mind
-    when reading its figures.
+    A step that divides the width of the grid keeps whole columns (3, 4, 6, 8 and 12 on 24 x 24): check the step when
+    a result looks surprisingly good or bad.
 
     Attributes:
         layers, keep, retention, tokens, min_keep, scope, skip_below: See `Scheduled`; layer 0 cuts before the decoder.

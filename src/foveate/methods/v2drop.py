@@ -33,13 +33,13 @@ class V2Drop(Scheduled):
     The defaults are the paper's 192-token setting for LLaVA-1.5-7B.
 
     Attributes:
-        metric: How a move is measured: "l2" (the paper's choice), "l1", "cosine" (1 − cosine similarity,
+        metric: How movement is measured: "l2" (the paper's choice), "l1", "cosine" (1 − cosine similarity,
             the first public release) or "relative" (L2 over the norm it started from).
-        over: The move through the last `window` layers ("net"), or all moves since the last cut added up
-            ("path").
-        window: Layers that a net move spans, 1 or more; 1 is the paper's.
-        reverse: Keep the tokens that moved least instead: the control that shows whether the order means anything.
-        score_dtype: "float32", or "model" to round as the released code does in half precision.
+        over: "net": the movement through the last `window` layers; "path": the sum of all movements since the last
+            cut.
+        window: Number of layers for "net", 1 or more; 1 is the paper's value.
+        reverse: Keep the tokens that moved least instead: a control that shows whether the order matters.
+        score_dtype: "float32", or "model" to round like the released code in half precision.
         layers, keep, retention, tokens, min_keep, scope, skip_below: See `Scheduled`; layers start at 1.
 
     Raises:
@@ -58,11 +58,11 @@ class V2Drop(Scheduled):
     def check_settings(self) -> None:
         super().check_settings()
         if self.over == "path" and self.window != 1:
-            raise SettingError(f"window belongs to over='net'; got window={self.window} with over='path'.")
+            raise SettingError(f"window needs over='net'; got window={self.window} with over='path'.")
         if self.layers and self.layers[0] < self.window:
             raise SettingError(
-                f"A move over {self.window} layers cannot be seen before layer {self.layers[0]}: "
-                f"layers start at {self.window} for window={self.window}."
+                f"window={self.window} needs {self.window} layers before the first cut, so layers start at "
+                f"{self.window}; got {self.layers[0]}."
             )
 
     def reads(self, layer: int) -> tuple[Signal, ...]:
@@ -132,7 +132,10 @@ def variation(hidden: Tensor, before: Tensor, metric: Metric = "l2", dtype: torc
         ShapeError: If the two shapes differ.
     """
     if hidden.shape != before.shape:
-        raise ShapeError(f"hidden is {tuple(hidden.shape)}, before is {tuple(before.shape)}.")
+        raise ShapeError(
+            f"hidden and before must have the same shape; hidden is {tuple(hidden.shape)}, before is "
+            f"{tuple(before.shape)}."
+        )
     # In bf16 (8 significant bits) near scores tie, and the order turns arbitrary: hence float32.
     now, then = hidden.to(dtype), before.to(dtype)
     scores: Tensor

@@ -8,10 +8,11 @@ from dataclasses import fields
 from functools import cache
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
+from foveate._spelling import no_setting, pair_of
 from foveate.errors import SettingError
 from foveate.methods.base import Method
 
-__all__ = ["listed", "pair_of", "refuse_unknown", "settings_of", "value_of", "values_of"]
+__all__ = ["listed", "refuse_unknown", "settings_of", "value_of", "values_of"]
 
 SWITCHES = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
@@ -29,7 +30,7 @@ def refuse_unknown(kind: type[Method], name: str) -> None:
     """
     settings = settings_of(kind)
     if name not in settings:
-        raise SettingError(f"{kind.name} has no setting {name}. It has: {', '.join(sorted(settings))}.")
+        raise no_setting(kind.name, name, settings)
 
 
 def values_of(kind: type[Method], pairs: Sequence[str]) -> dict[str, Any]:
@@ -46,15 +47,6 @@ def values_of(kind: type[Method], pairs: Sequence[str]) -> dict[str, Any]:
             raise SettingError(f"{name} is given twice.")
         values[name] = value_of(kind, name, text)
     return values
-
-
-def pair_of(text: str) -> tuple[str, str]:
-    """A `key=value` text in its two parts."""
-    key, equals, value = text.partition("=")
-    key, value = key.strip(), value.strip()
-    if not (key and equals and value):
-        raise SettingError(f"{text!r}: write key=value, such as metric=cosine.")
-    return key, value
 
 
 def value_of(kind: type[Method], name: str, text: str) -> Any:

@@ -60,21 +60,21 @@ class VisionDrop(Method):
     The names are those of the authors' command line; the defaults are their setting, 32 tokens on average.
 
     Attributes:
-        dominant: Tokens that leave the tower unmerged; the CLS counts as one where the tower has one.
+        dominant: Tokens that the tower stage keeps unmerged; the CLS, if the tower has one, counts as one.
         contextual: Rows into which the tower stage merges the other tokens. 0 and 0 switch the tower stage off.
         layer_list: Decoder layers whose input is cut, strictly ascending.
         image_token_list: (dominant, contextual) at each of these layers.
-        reference: Vision tokens of the image that these counts are for; for an image of another size they are scaled.
-        retention: Instead of the counts: the share of an image's tokens that a decoder layer processes on average.
+        reference: Vision tokens of the image that these counts are for; scaled for images of another size.
+        retention: Instead of the counts: the mean share of an image's tokens that a decoder layer processes.
         tokens: The same as a number of tokens.
-        entry: With a budget: rows that leave the tower, as a multiple of the mean (the paper has 1.5 for images and 3
-            for video).
-        positions: "reindex" numbers rows anew after every cut, as the paper's code does; "keep" keeps position ids, and
+        entry: With a budget: rows that enter the decoder, as a multiple of the mean (in the paper 1.5 for images and
+            3 for video).
+        positions: "reindex" renumbers the rows after each cut, as the paper's code does; "keep" keeps position ids, and
             a merged row takes its target's. Families with M-RoPE always keep.
         merge: "sum" adds the mean of the merged tokens to their target (the released code), "average" averages all.
-        include_cls: Feed the tower's CLS state to the decoder (only where rows are numbered anew: it has no position).
+        include_cls: Give the tower's CLS state to the decoder (only if rows are renumbered: it has no position).
         renorm: Renormalise the scoring rows over the vision tokens.
-        bidirectional: Let scoring rows see later vision tokens too, which removes the causal bias towards early ones.
+        bidirectional: Scoring rows also attend to later vision tokens. This removes the causal bias to early tokens.
 
     Raises:
         SettingError: If the lists differ in length or counts leave their range.
@@ -107,11 +107,11 @@ class VisionDrop(Method):
         """Refuse counts beside a budget."""
         Budget(self.tokens, self.retention)
         if self.image_token_list is not None:
-            raise SettingError("A budget is solved for image_token_list, so that cannot be given too.")
+            raise SettingError("Give either image_token_list or a budget (retention=, tokens=), not both.")
         if (self.dominant, self.contextual) != (DOMINANT, CONTEXT):
             raise SettingError(
-                "A budget is solved for dominant and contextual, so these cannot be given too; "
-                f"got {self.dominant} and {self.contextual}."
+                "Give either dominant and contextual or a budget (retention=, tokens=), not both; "
+                f"got dominant={self.dominant}, contextual={self.contextual}."
             )
 
     def _fill_in(self) -> None:
@@ -121,11 +121,14 @@ class VisionDrop(Method):
         self._set(layer_list=layers, image_token_list=pairs)
         if len(layers) != len(pairs):
             raise SettingError(
-                f"layer_list and image_token_list must be equally long; got {len(layers)} and {len(pairs)}."
+                f"layer_list and image_token_list must have the same length; got {len(layers)} and {len(pairs)}."
             )
         for dominant, contextual in ((self.dominant, self.contextual), *pairs):
             if dominant == 0 and contextual > 0:
-                raise SettingError(f"Counts are dominant >= 1 and contextual >= 0; got {dominant} and {contextual}.")
+                raise SettingError(
+                    f"Contextual tokens need at least one dominant token; got dominant={dominant}, "
+                    f"contextual={contextual}."
+                )
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         layers = self._cuts(shape.depth)
@@ -292,8 +295,8 @@ def _solved(mean: float, full: int, depth: int, cuts: Sequence[int], entry: floa
     if sizes[-1] < 1:
         floor = entry_floor(full, depth, cuts, entry)
         raise BudgetError(
-            f"VisionDrop cannot average {mean:.4g} of {full} vision tokens on {depth} layers: less than one "
-            f"would be left. Its floor is {floor:.4g} tokens.",
+            f"VisionDrop cannot average {mean:.4g} of {full} vision tokens on {depth} layers: less than one token "
+            f"would be left at the end. Its floor is {floor:.4g} tokens.",
             floor=floor / full,
         )
     return [_split(half_up(size)) for size in sizes]

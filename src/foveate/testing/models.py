@@ -95,7 +95,7 @@ def tiny_model(family: str = "llava", attention: str = "sdpa") -> TinyModel:
         UnknownNameError: If it is none of these.
     """
     if family not in BUILT:
-        raise UnknownNameError(f"No tiny model of {family!r}. There are: {', '.join(FAMILIES)}.")
+        raise UnknownNameError(f"No tiny model of {family!r}. Choose one of: {', '.join(FAMILIES)}.")
     kind, config, pieces = BUILT[family]
     made = config()
     made._attn_implementation = attention
@@ -162,7 +162,7 @@ def _patched(letter: str, rng: torch.Generator) -> tuple[Picture, Tensor]:
 
 def _refuse_films(letter: str, family: str) -> None:
     if letter == "v":
-        raise UnknownNameError(f"A {family} knows no films; use llava_onevision or qwen2_vl.")
+        raise UnknownNameError(f"{family} does not read videos. Use llava_onevision or qwen2_vl.")
 
 
 BUILT: dict[str, tuple[str, Callable[[], Any], Callable[[str, torch.Generator], tuple[Picture, Tensor]]]] = {

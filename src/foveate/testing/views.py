@@ -87,7 +87,7 @@ def made_tensors(
         SettingError: If the stage sees no tokens, or reads what cannot be made.
     """
     if stage.place in (Place.PIXELS, Place.CACHE, Place.DECODE):
-        raise SettingError(f"{stage} sees no tokens, so there is no view of it.")
+        raise SettingError(f"{stage} sees no tokens, so it has no view.")
     random = torch.Generator().manual_seed(seed)
     made: dict[Signal | str, Tensor] = {OWN: torch.randn(tokens, WIDTH, generator=random).to(dtype)}
     for signal in stage.reads:
@@ -114,7 +114,7 @@ def made_signal(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.G
             return torch.randint(0, 99, (WORDS,), generator=random)
         return torch.randn(WORDS, WIDTH, generator=random).to(dtype)
     what = f"resource {signal.name!r}" if isinstance(signal, Resource) else repr(signal)
-    raise SettingError(f"Nobody can make a {what}: give it with tensors=.")
+    raise SettingError(f"No tensor can be made for the {what}: give it with tensors=.")
 
 
 def _squarest(tokens: int) -> Grid:

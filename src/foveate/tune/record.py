@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from foveate._spelling import read_json
 from foveate.errors import InputError, SettingError
 from foveate.methods import catalogue
 from foveate.methods.base import Method
-from foveate.methods.grammar import read_json
 from foveate.methods.settings import check
 
 __all__ = ["Record"]
@@ -18,18 +18,18 @@ FORMAT = "foveate tuning 1"
 WITHIN = 0.01  # of the target
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Record:
     """A tuned method and where it comes from.
 
     Attributes:
-        method: The setting found.
-        model: Which model it was found on.
-        task: What the samples are of.
-        samples: How many there were.
-        inputs: SHA-256 of all samples' tensors, so that two tunings on the same samples can be told.
-        target: The budget asked for, as mean retention.
-        retention: Mean retention reached on the samples.
+        method: The tuned method.
+        model: The model it was tuned on.
+        task: What the samples show.
+        samples: Number of samples.
+        inputs: SHA-256 of all samples' tensors: equal for two tunings on the same samples.
+        target: The budget, as mean retention.
+        retention: Mean retention on the samples.
         spread: Standard deviation over the samples.
         vision_tokens: Mean vision tokens of a sample.
         steps: Every (γ, mean retention) tried, in order.
@@ -61,8 +61,14 @@ class Record:
         if self.met:
             return None
         return (
-            f"No setting was found with which these samples keep {self.target:.2%}, within {WITHIN:.0%} of it; with "
-            f"the nearest they keep {self.retention:.2%}. With more samples the mean moves in smaller steps."
+            f"No setting keeps {self.target:.2%} of these samples' tokens, within {WITHIN:.0%} of it. The "
+            f"nearest setting keeps {self.retention:.2%}. With more samples the mean changes in smaller steps."
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"Record({self.method.name} on {self.model}: retention {self.retention:.1%} for {self.target:.1%} asked, "
+            f"{self.samples} samples)"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,11 +91,13 @@ class Record:
         """
         values = dict(values)
         if values.pop("format", None) != FORMAT:
-            raise InputError(f"This is no record of a tuning: its format is not {FORMAT!r}.")
+            raise InputError(f"This file is not a record of foveate tune: its format is not {FORMAT!r}.")
         values.pop("met", None)
         wanted = {one.name for one in fields(cls)}
         if wrong := sorted(wanted ^ set(values)):
-            raise InputError(f"This record of a tuning is damaged: {wrong[0]} is missing, or no part of one.")
+            raise InputError(
+                f"This record of a tuning is damaged: the field {wrong[0]} is missing, or does not belong there."
+            )
         values["method"] = catalogue.from_dict(values["method"])
         try:
             return cls(**check("This record of a tuning is damaged", cls, values))

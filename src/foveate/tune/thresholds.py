@@ -42,16 +42,16 @@ def tune(
         with foveate.drop(model, record.method):
             model.generate(**inputs)
 
-    Later cuts depend on earlier ones, so every step runs the prefill of every sample: some twelve steps.
+    Later cuts depend on earlier ones, so every step runs the prefill of every sample. There are about twelve steps.
 
     Args:
         model: A model of a supported family.
-        samples: What the model is called with, a dictionary a sample; they are held in memory. Sixty-four or more.
+        samples: The model's inputs, one dictionary per sample, all held in memory. Use 64 or more.
         method: The setting to start from, for its κ and everything but the thresholds; by default MustDrop's with
             the cuts scaled to the model's depth.
-        tokens: Mean vision tokens a decoder layer processes, averaged over the samples.
+        tokens: Mean vision tokens that a decoder layer processes, averaged over the samples.
         retention: The same as a share of the vision tokens, in (0, 1].
-        task: What the samples are of, for the record.
+        task: What the samples show, for the record.
         advance: Called after each step.
 
     Returns:
@@ -67,7 +67,7 @@ def tune(
     start = _start(model, method)
     batches = list(samples)
     if not batches:
-        raise SettingError("There are no samples to tune on.")
+        raise SettingError("There are no samples to tune on. Give at least one.")
     found, counts = _retentions(model, batches, dataclasses.replace(start, global_thr=0.0, individual_thr=0.0))
     target, _ = budget_of(model, tokens, retention, round(statistics.fmean(counts)))
     kappa, most = start.individual_thr / start.global_thr, statistics.fmean(found)
@@ -75,8 +75,8 @@ def tune(
     steps, best = [(gamma, most)], (gamma, found)
     if target > most * (1 + WITHIN):
         raise BudgetError(
-            f"With everything kept these samples average {most:.1%}, less than the {target:.1%} asked for: merging in "
-            "the tower alone leaves that much. Ask for less, or tune MustDrop(merge_windows=False)."
+            f"The budget is {target:.1%}, but these samples average only {most:.1%} after merging in the tower, even "
+            "with every other token kept. Give a smaller budget, or tune MustDrop(merge_windows=False)."
         )
     while abs(steps[-1][1] - target) > WITHIN * target and len(steps) <= STEPS:
         gamma = (low * high) ** 0.5 if len(steps) > 1 else high  # the far end first: it tells whether there is a way
@@ -88,8 +88,8 @@ def tune(
             advance()
         if len(steps) == 2 and steps[-1][1] > target * (1 + WITHIN):
             raise BudgetError(
-                f"With the key tokens alone these samples average {steps[-1][1]:.1%}, more than the {target:.1%} asked "
-                "for. Ask for more, or tune MustDrop(key_rate=…) with a lower rate or earlier pruning_layers."
+                f"The budget is {target:.1%}, but the key tokens alone average {steps[-1][1]:.1%} on these samples. "
+                "Give a larger budget, or tune MustDrop(key_rate=…) with a lower rate or earlier pruning_layers."
             )
         low, high = (gamma, high) if steps[-1][1] > target else (low, gamma)
     gamma, found = best
@@ -126,9 +126,11 @@ def _named(model: Any) -> str:
 def _start(model: Any, method: Method | None) -> MustDrop:
     method = method or default_start(model)
     if not isinstance(method, MustDrop):
-        raise SettingError(f"{type(method).__name__}'s schedules are exact: use {type(method).__name__}.for_budget.")
+        raise SettingError(
+            f"{type(method).__name__} needs no tuning: {type(method).__name__}.for_budget solves its schedule."
+        )
     if not method.filter or method.global_thr <= 0:
-        raise SettingError("Tuning moves global_thr of the filter: give filter=True and global_thr above 0.")
+        raise SettingError("Tuning changes global_thr of the filter, so it needs filter=True and global_thr above 0.")
     return dataclasses.replace(method, mode="threshold", counts=())
 
 
@@ -147,7 +149,7 @@ def _retentions(model: Any, batches: list[Mapping[str, Any]], method: MustDrop) 
                 retentions.append(kept)
                 counts.append(count)
     if not counts:
-        raise SettingError("None of the samples has a vision token.")
+        raise SettingError("None of the samples has a vision token. Give samples with pictures.")
     return retentions, counts
 
 

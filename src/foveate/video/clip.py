@@ -22,11 +22,11 @@ class Clip:
     Attributes:
         path: The file.
         frames: (frames, height, width, 3) uint8, RGB, upright, square pixels.
-        seconds: When each comes on show, from the video's start; a frame that is still on show when the next one is
-            due stands here again, with that time.
-        start, end: The part of the video they are of, in seconds.
-        rate: Frames a second of the file, on average.
-        note: What the user should know, such as that the file is damaged; None mostly.
+        seconds: Start time of each frame, from the start of the video. A frame that is taken again, because it is still
+            visible at the next step, has that step's time.
+        start, end: The part of the video that was read, in seconds.
+        rate: Mean frames per second of the file.
+        note: A message for the user, such as that the file is damaged; usually None.
     """
 
     path: Path
@@ -48,10 +48,10 @@ class Clip:
         """The middles of `count` equal parts of its frames; itself where it has no more."""
         if len(self) <= count:
             return self
-        at = [(2 * part + 1) * len(self) // (2 * count) for part in range(count)]
+        middles = [(2 * part + 1) * len(self) // (2 * count) for part in range(count)]
+        seconds = tuple(self.seconds[index] for index in middles)
         note = self.note and f"{self.note} {count} of those read are used."
-        seconds = tuple(self.seconds[index] for index in at)
-        return dataclasses.replace(self, frames=self.frames[at], seconds=seconds, note=note)
+        return dataclasses.replace(self, frames=self.frames[middles], seconds=seconds, note=note)
 
     def metadata(self) -> Mapping[str, Any]:
         """What transformers' video processors want to know of frames that are sampled already (`video_metadata`).
@@ -60,7 +60,9 @@ class Clip:
         """
         times = [second - self.start for second in self.seconds]
         steady = all(abs(round(time * self.rate) / self.rate - time) < 1 / FINE for time in times)
-        rate = self.rate if steady else FINE
+        rate: float = FINE
+        if steady:
+            rate = self.rate
         return {
             "fps": rate,
             "duration": self.end - self.start,

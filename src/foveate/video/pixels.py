@@ -21,11 +21,12 @@ def pixels(frame: Any, aspect: float, size: tuple[int, ...] | None) -> NDArray[n
         size: (height, width) to bring it to, where it has another; None: its own.
     """
     matrix = int(frame.colorspace)
-    given: dict[str, Any] = {}
+    colours: dict[str, Any] = {}
     if matrix in OTHER_MATRICES:
-        given = {"src_colorspace": matrix, "dst_colorspace": BT601, "dst_color_range": FULL}
-        given["src_color_range"] = int(frame.color_range) or LIMITED
-    square = frame.reformat(width=max(1, round(frame.width * aspect)), format="rgb24", **given)
+        colours = {"src_colorspace": matrix, "dst_colorspace": BT601, "dst_color_range": FULL}
+        colours["src_color_range"] = int(frame.color_range) or LIMITED
+    width = max(1, round(frame.width * aspect))
+    square = frame.reformat(width=width, format="rgb24", **colours)
     rgb = _upright(square.to_ndarray(), _display_matrix(frame))
     if size is not None and rgb.shape[:2] != size:
         rgb = np.asarray(Image.fromarray(rgb).resize((size[1], size[0]), Image.Resampling.BICUBIC))
@@ -44,8 +45,12 @@ def _display_matrix(frame: Any) -> tuple[int, int, int, int]:
 def _upright(rgb: NDArray[np.uint8], matrix: tuple[int, int, int, int]) -> NDArray[np.uint8]:
     """Turned by quarters and mirrored; what lies between goes to the nearest."""
     a, b, c, d = matrix
+    down, right = d, a
     if abs(b) > abs(a):
-        rgb, down, right = rgb.transpose(1, 0, 2), b, c
-    else:
-        down, right = d, a
-    return rgb[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
+        rgb = rgb.transpose(1, 0, 2)
+        down, right = b, c
+    if down < 0:
+        rgb = rgb[::-1]
+    if right < 0:
+        rgb = rgb[:, ::-1]
+    return rgb

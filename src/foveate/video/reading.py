@@ -10,16 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import InputError, SettingError, UnsupportedError
+from foveate.video.choosing import HAIR, Request
 from foveate.video.clip import Clip
 from foveate.video.pixels import pixels
 from foveate.video.survey import Survey, survey, video_stream
 
 __all__ = ["read"]
 
-FRAMES = 32
-MOST = 768  # frames that a rate alone may ask for
 NEAR = 4.0  # seconds up to which decoding on is cheaper than looking for a key frame
-HAIR = 1e-6  # of a second, for times that went through floats
 
 
 def read(
@@ -35,15 +33,15 @@ def read(
         clip = read("clip.mp4", fps=1)                  # one a second, from the first frame on
         clip = read("clip.mp4", fps=2, frames=64)       # two a second; in a long video only 64, evenly spread
 
-    What is taken is the frame on show at that time, whatever the file's rate and however unsteady it is. A video of
-    fewer frames than asked for, also by `fps`, gives all it has, each once. Frames are turned upright as the file says
-    they were filmed. Only the wanted ones are kept, and in a long file only what lies near them is decoded.
+    Each step takes the frame that is visible at that time, also if the file's frame rate varies. A video with fewer
+    frames than you ask for, also by `fps`, gives each of its frames once. Frames are rotated as the file says. Only the
+    wanted frames are kept in memory, and in a long file only the parts near them are decoded.
 
     Args:
         path: A video file.
-        frames: How many at most; 32 if nothing is said.
-        fps: How many a second.
-        start, end: The part that is meant, in seconds; None is the file's.
+        frames: Most frames to read; 32 if neither `frames` nor `fps` is given.
+        fps: Frames per second to read.
+        start, end: The part of the video to read, in seconds; None: from the beginning, to the end.
 
     Raises:
         InputError: If the file cannot be read, or holds no video, or no frame of it can be decoded.
@@ -57,24 +55,23 @@ def read(
     try:
         import av
     except ImportError as error:
-        raise UnsupportedError("Videos are read with PyAV: pip install 'foveate[video]'.") from error
-    _check(frames, fps, start, end)
+        raise UnsupportedError("Reading videos needs PyAV: pip install 'foveate[video]'.") from error
+    request = Request(frames, fps, start, end)
+    request.check()
     path = Path(path)
     try:
         if not path.is_dir() and path.stat().st_size == 0:
             raise InputError(f"{path} is empty (0 bytes). Fetch or export it again.")
         name = str(path.absolute())  # "12:30.mp4" alone would be a protocol to FFmpeg
         with av.open(name) as container:
-            found = survey(container, video_stream(container, path))
-        if found is None:
+            contents = survey(container, video_stream(container, path))
+        if contents is None:
             raise InputError(f"{path} cannot be read as a video: it holds no data. Fetch or export it again.")
-        wanted, part = _wanted(found, path, frames, fps, start, end)
+        times, part = request.times(contents, path), request.part(contents, path)
         with av.open(name) as container:
-            clip = _Decoder(container, video_stream(container, path), found).clip(path, wanted, part)
+            clip = _Decoder(container, video_stream(container, path), contents).clip(path, times, part)
     except av.error.InvalidDataError as error:
-        raise InputError(
-            f"{path} is no video that can be read, or its end is missing. Fetch or export it again."
-        ) from error
+        raise InputError(f"{path} is not a readable video, or its end is missing. Fetch or export it again.") from error
     except (OSError, av.error.FFmpegError) as error:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', error)}. Check the path.") from error
     if clip.note:
@@ -82,40 +79,7 @@ def read(
     return clip
 
 
-def _check(frames: int | None, fps: float | None, start: float | None, end: float | None) -> None:
-    if frames is not None and frames < 1:
-        raise SettingError(f"frames is 1 or more; got {frames}.")
-    if fps is not None and not fps > 0:
-        raise SettingError(f"fps lies above 0; got {fps:g}.")
-    if (start is not None and start < 0) or (end is not None and end <= (start or 0.0)):
-        raise SettingError(f"A part lies between start, 0 or later, and a later end; got {start} and {end}.")
-
-
-def _wanted(
-    found: Survey, path: Path, frames: int | None, fps: float | None, start: float | None, end: float | None
-) -> tuple[list[float], tuple[float, float]]:
-    """At which times frames are wanted, ascending, and the part of the file they lie in."""
-    first, last = start or 0.0, min(found.end, end or found.end)
-    if first >= last:
-        raise InputError(f"{path} ends after {found.end:.2f} s, so nothing starts at {first:g} s.")
-    length = last - first
-    inside = [time for time in found.times or () if first - HAIR <= time < last - HAIR]
-    there = len(inside) or max(1, round(length * found.rate))
-    due = np.inf if fps is None else max(1.0, np.ceil(length * fps - HAIR))
-    if fps is not None and frames is None and min(due, there) > MOST:
-        raise SettingError(
-            f"{fps:g} frames a second of {path} are {min(due, there):.0f} frames; more than {MOST} are read only if "
-            "asked for: say with frames=… how many there may be."
-        )
-    count = int(min(due, there, frames or (FRAMES if fps is None else MOST)))
-    if count == len(inside):
-        return inside, (first, last)
-    if fps is not None and count == due:
-        return [first + at / fps for at in range(count)], (first, last)
-    return [first + length * (at + 0.5) / count for at in range(count)], (first, last)
-
-
-def _sheaf(count: int, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _room(count: int, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Room for `count` frames like this one.
 
     Raises:
@@ -140,44 +104,58 @@ def _memory() -> float:
 class _Decoder:
     """Goes through a stream from one wanted time to the next, by decoding on or from the key frame before it."""
 
-    def __init__(self, container: Any, stream: Any, found: Survey) -> None:
-        self._container, self._stream, self._found = container, stream, found
+    def __init__(self, container: Any, stream: Any, contents: Survey) -> None:
+        self._container = container
+        self._stream = stream
+        self._contents = contents
         self._frames = self._decode()
         self._now: tuple[Any, float] | None = None  # the frame on show, and since when
         self._next: tuple[Any, float] | None = None
         self._due: list[float] = []  # when frames come on show whose packets have been given to the decoder
         self._broken = False  # whether anything could not be decoded so far
-        self._near = NEAR if found.seekable else float("inf")
+        self._near = NEAR
+        if not contents.seekable:
+            self._near = float("inf")
         stream.thread_type = "AUTO"
 
-    def clip(self, path: Path, wanted: Sequence[float], part: tuple[float, float]) -> Clip:
+    def clip(self, path: Path, times: Sequence[float], part: tuple[float, float]) -> Clip:
         """The frames on show at these times, ascending."""
         aspect = float(self._stream.sample_aspect_ratio or 1)
-        read: NDArray[np.uint8] | None = None
+        room: NDArray[np.uint8] | None = None
         seconds: list[float] = []
-        shown: float | None = None
-        for time in wanted:
+        shown_since: float | None = None
+        for time in times:
             self._go_to(time)
             if self._now is None or (self._broken and self._missing(time)):
                 continue
             frame, since = self._now
-            if read is None:
-                read = _sheaf(len(wanted), pixels(frame, aspect, None))
-            again = since == shown
-            read[len(seconds)] = read[len(seconds) - 1] if again else pixels(frame, aspect, read.shape[1:3])
-            seconds.append(time if again else max(since, part[0]))
-            shown = since
-        if read is None:
+            if room is None:
+                room = _room(len(times), pixels(frame, aspect, None))
+            count = len(seconds)
+            if since == shown_since:  # still on show
+                room[count] = room[count - 1]
+                seconds.append(time)
+            else:
+                room[count] = pixels(frame, aspect, room.shape[1:3])
+                seconds.append(max(since, part[0]))
+            shown_since = since
+        if room is None:
             raise InputError(f"{path} is damaged: no frame of it can be decoded. Fetch or export it again.")
-        note = self._note(path, len(seconds), len(wanted))
-        return Clip(path, read[: len(seconds)], tuple(seconds), *part, self._found.rate, note)
+        note = self._note(path, len(seconds), len(times))
+        return Clip(path, room[: len(seconds)], tuple(seconds), *part, self._contents.rate, note)
 
     def _note(self, path: Path, read: int, wanted: int) -> str | None:
-        found, harmed = self._found, self._broken or read < wanted
-        if found.promised is None and not harmed:
+        """What is wrong with the file; None where nothing is."""
+        end, promised = self._contents.end, self._contents.promised
+        harmed = self._broken or read < wanted
+        if promised is None and not harmed:
             return None
-        what = "is damaged" if found.promised is None else f"breaks off after {found.end:.1f} of {found.promised:.1f} s"
-        smeared = ", some of them perhaps smeared" if harmed else ""
+        what = "is damaged"
+        if promised is not None:
+            what = f"breaks off after {end:.1f} of {promised:.1f} s"
+        smeared = ""
+        if harmed:
+            smeared = ", some of them perhaps smeared"
         return (
             f"{path} {what}: {read} of {wanted} frames could be read{smeared}. Fetch or export it again for the rest."
         )
@@ -189,10 +167,12 @@ class _Decoder:
 
     def _go_to(self, time: float) -> None:
         """Make the frame on show at `time` the one that is now; the last one for a time behind the end."""
-        at = 0.0 if self._now is None else self._now[1]
-        if time - at > self._near:
+        since = 0.0
+        if self._now is not None:
+            since = self._now[1]
+        if time - since > self._near:
             self._seek(time)
-            if self._now is not None and self._now[1] <= at:  # no key frame on the way: it was for nothing
+            if self._now is not None and self._now[1] <= since:  # no key frame on the way: it was for nothing
                 self._near *= 2
         if self._now is None:
             self._begin()
@@ -205,7 +185,7 @@ class _Decoder:
     def _seek(self, time: float) -> None:
         """Start again at the key frame before `time`."""
         for earlier in (0.0, 2.0, 20.0, time):  # without an index, files are entered somewhere
-            goal = max(0.0, time - earlier) + self._found.origin
+            goal = max(0.0, time - earlier) + self._contents.origin
             self._container.seek(int(goal / self._stream.time_base), stream=self._stream)
             self._frames = self._decode()
             self._begin()
@@ -221,20 +201,26 @@ class _Decoder:
         """Frames from here on, each with when it comes on show, in seconds from the first frame."""
         import av
 
-        last, step = -1 / self._found.rate, 1 / self._found.rate
+        step = 1 / self._contents.rate
+        last = -step
         try:
             for packet in self._container.demux(self._stream):
                 self._broken |= packet.is_corrupt
                 if packet.size and packet.pts is not None and not packet.is_discard:
-                    self._due.append(float(packet.pts * packet.time_base) - self._found.origin)
+                    self._due.append(float(packet.pts * packet.time_base) - self._contents.origin)
                 try:
                     frames = packet.decode()
                 except av.error.FFmpegError:
                     self._broken = True
                     continue
                 for frame in frames:
-                    time = last + step if frame.time is None else frame.time - self._found.origin
-                    last = time if time > last else last + step  # H.264 in AVI comes with its times mixed up
+                    expected = last + step
+                    time = expected
+                    if frame.time is not None:
+                        time = frame.time - self._contents.origin
+                    if time <= last:  # H.264 in AVI comes with its times mixed up
+                        time = expected
+                    last = time
                     yield frame, last
         except av.error.FFmpegError:
             self._broken = True

@@ -59,32 +59,43 @@ def video_stream(container: Any, path: Any) -> Any:
     for stream in container.streams.video:
         if "attached_pic" not in str(stream.disposition):  # the cover of a song
             return stream
-    sound = ", only sound" if container.streams.audio else ""
+    sound = ""
+    if container.streams.audio:
+        sound = ", only sound"
     raise InputError(f"{path} has no video in it{sound}. Name a video file.")
 
 
 def survey(container: Any, stream: Any) -> Survey | None:
     """Read the header and, of a long file, the last packets; of any other, all packets. None if none is readable."""
     rate = float(stream.average_rate or stream.guessed_rate or 25)
-    promised = container.duration / 1e6 if container.duration else None
-    if whole := promised is None or max(stream.frames, promised * rate) <= FEW:
-        seen = _look(container, stream)
-    else:
+    promised = None
+    if container.duration:
+        promised = container.duration / 1e6
+
+    few = promised is None or max(stream.frames, promised * rate) <= FEW
+    if not few:
         container.seek(int(LATE / stream.time_base), stream=stream)  # to the last key frame
-        seen = _look(container, stream)
-        if not seen.frames:
-            container.seek(0)
-            seen, whole = _look(container, stream), True
+    seen = _look(container, stream)
+    if not few and not seen.frames:
+        container.seek(0)
+        seen, few = _look(container, stream), True
+
+    if not seen.frames:
+        return None
     starts = sorted(seen.starts)
     if not starts:  # as in a bare stream of H.264: frames at an even rate
-        even = tuple(at / rate for at in range(seen.frames))
-        return Survey(0.0, seen.frames / rate, None, rate, even, seekable=False) if seen.frames else None
-    origin = starts[0] if whole else float((stream.start_time or 0) * stream.time_base)
+        even = tuple(number / rate for number in range(seen.frames))
+        return Survey(0.0, seen.frames / rate, None, rate, even, seekable=False)
+    times = None
+    origin = float((stream.start_time or 0) * stream.time_base)
+    if few:
+        origin = starts[0]
+        times = tuple(start - origin for start in starts)
     last = seen.last - float(container.start_time or 0) / 1e6
-    short = promised is not None and last < promised - max(SLACK[0], SLACK[1] * promised)
-    times = tuple(start - origin for start in starts) if whole else None
+    if promised is not None and last >= promised - max(SLACK[0], SLACK[1] * promised):
+        promised = None  # nothing is missing
     end = max(seen.stop, starts[-1] + 1 / rate) - origin
-    return Survey(origin, end, promised if short else None, rate, times)
+    return Survey(origin, end, promised, rate, times)
 
 
 def _look(container: Any, stream: Any) -> _Seen:
@@ -96,14 +107,17 @@ def _look(container: Any, stream: Any) -> _Seen:
         for packet in container.demux():
             if not packet.size or packet.is_discard or packet.stream.type not in ("video", "audio"):
                 continue
-            at, video = packet.dts if packet.pts is None else packet.pts, packet.stream is stream
-            seen.frames += video
-            if at is None:
+            of_video = packet.stream is stream
+            seen.frames += of_video
+            ticks = packet.pts
+            if ticks is None:
+                ticks = packet.dts
+            if ticks is None:
                 continue
-            start = float(at * packet.time_base)
+            start = float(ticks * packet.time_base)
             stop = start + float((packet.duration or 0) * packet.time_base)
             seen.last = max(seen.last, stop)
-            if video:  # of sound, an hour has a hundred thousand packets
+            if of_video:  # of sound, an hour has a hundred thousand packets
                 seen.starts.append(start)
                 seen.stop = max(seen.stop, stop)
     except av.error.FFmpegError:

@@ -1,7 +1,9 @@
-"""Pictures of what was kept. Imports errors, video, NumPy, Pillow, torch and matplotlib; nothing of the engine."""
+"""Pictures of what was kept, and tables of text. Knows nothing of the engine."""
 
+from foveate._sheet import SECTION, Column, Sheet
+from foveate.viz.comparison import draw_comparison
 from foveate.viz.frames import Frame, draw_frames
 from foveate.viz.stack import stack
 from foveate.viz.stages import draw_stages
 
-__all__ = ["Frame", "draw_frames", "draw_stages", "stack"]
+__all__ = ["SECTION", "Column", "Frame", "Sheet", "draw_comparison", "draw_frames", "draw_stages", "stack"]

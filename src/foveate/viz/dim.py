@@ -13,6 +13,11 @@ Map = NDArray[np.float32]
 SLATE = np.array([34, 38, 48], dtype=np.float32)  # what dropped patches fade to, in dark pictures as in bright
 FADE = 0.72  # how far they fade
 TINT = 0.42  # how much of a merged patch is its group's colour
+# Thin diagonal lines tell dropped patches from kept ones also in a black picture, where nothing can be made darker.
+HATCH = np.array([150, 158, 172], dtype=np.float32)  # their colour
+HATCHED = 0.45  # how far they go towards it
+STEP = 6  # pixels from line to line
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # how bright red, green and blue are
 WASH = 0.75  # how far the parts fade to white that no vision token ever covered
 
 
@@ -37,7 +42,7 @@ def dim(
     merged: NDArray[np.int64] | None = None,
     groups: NDArray[np.int64] | None = None,
 ) -> Pixels:
-    """The picture with dropped patches grey and dark, kept ones untouched, merged ones tinted by their group.
+    """The picture with dropped patches grey, dark and hatched, kept ones untouched, merged ones tinted by their group.
 
     Where several tokens share a place (a thumbnail and its tiles), it is as bright as the share of them
     that stayed. Parts that no token covers, such as what a processor cropped away, are washed out.
@@ -46,20 +51,37 @@ def dim(
     each -> as the picture.
     """
     height, width, _ = picture.shape
-    all_tokens = coverage(boxes, height, width)[:, :, None]  # one channel, which broadcasts over three
-    some = np.maximum(all_tokens, 1)
-    light = coverage(boxes[kept], height, width)[:, :, None] / some
     colour = picture.astype(np.float32)
-    grey = (colour @ np.array([0.299, 0.587, 0.114], dtype=np.float32))[:, :, None]
-    dropped = grey + FADE * (SLATE - grey)
+    grey = (colour @ LUMA)[:, :, None]  # one channel, which broadcasts over three; so have all counts below
+    dropped = _darkened(grey)
     unseen = grey + WASH * (255 - grey)
-    shown = dropped + light * (colour - dropped)
+
+    tokens = coverage(boxes, height, width)[:, :, None]
+    at_least_one = np.maximum(tokens, 1)
+    kept_share = coverage(boxes[kept], height, width)[:, :, None] / at_least_one
+    shown = dropped + kept_share * (colour - dropped)
     if merged is not None and groups is not None and len(merged):
-        of_merged = coverage(boxes[merged], height, width)[:, :, None]
-        hues = _hues(boxes[merged], groups, height, width) / np.maximum(of_merged, 1)
+        joined = coverage(boxes[merged], height, width)[:, :, None]
+        hues = _hues(boxes[merged], groups, height, width) / np.maximum(joined, 1)
         tinted = grey + TINT * (hues - grey)
-        shown = shown + of_merged / some * (tinted - dropped)
-    return np.where(all_tokens > 0, shown, unseen).round().astype(np.uint8)
+        shown += joined / at_least_one * (tinted - dropped)
+    return np.where(tokens > 0, shown, unseen).round().astype(np.uint8)
+
+
+def _darkened(grey: Map) -> Map:
+    """How dropped patches look: (height, width, 1) -> (height, width, 3)."""
+    height, width, _ = grey.shape
+    dark = grey + FADE * (SLATE - grey)
+    lines = _diagonals(height, width)
+    dark[lines] += HATCHED * (HATCH - dark[lines])
+    return dark.astype(np.float32, copy=False)
+
+
+def _diagonals(height: int, width: int) -> NDArray[np.bool_]:
+    """Thin parallel lines from the lower left to the upper right: (height, width)."""
+    rows, columns = np.ogrid[:height, :width]
+    lines: NDArray[np.bool_] = (rows + columns) % STEP == 0
+    return lines
 
 
 def _hues(boxes: NDArray[np.float64], groups: NDArray[np.int64], height: int, width: int) -> Map:

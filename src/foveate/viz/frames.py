@@ -1,22 +1,21 @@
 """A clip's kept patches as contact sheets, one a stage, and a histogram of the frames that the kept tokens are of."""
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
 from foveate.viz.dim import Pixels
-from foveate.viz.panel import Boxes, Stages, checked, panel, split
-from foveate.viz.stages import DPI, FAINT, INK, LEGEND
+from foveate.viz.page import FAINT, INK, Page, fitted, wrapped
+from foveate.viz.panel import Boxes, Stages, checked, panel
+from foveate.viz.stages import LEGEND
 
-__all__ = ["Frame", "draw_frames"]
+__all__ = ["PLAIN_LEGEND", "Frame", "chosen", "draw_frames"]
 
 WIDTH = 1400  # pixels inside the margins
 MARGIN, GAP = 18, 10
@@ -26,15 +25,17 @@ LABEL, HEADING = 26, 40  # pixels under a frame and above a sheet
 BARS, TICKS = 160, 46  # the histogram's height, and the room under it
 CAPTION = 32
 BAR = "#4a6fa5"
+HEADING_SIZE, NOTE_SIZE, LABEL_SIZE, TICK_SIZE = 10, 7.5, 6.5, 6
+PLAIN_LEGEND = "In colour: kept. Dark and hatched: dropped."
 
 
-_Sheet = tuple[str, list[tuple[Pixels, str]]]  # a heading, and frames with what stands under each
+_Contacts = tuple[str, list[tuple[Pixels, str]]]  # a heading, and frames with what stands under each
 _Counts = tuple[str, NDArray[np.int64]]  # a caption, and how many tokens of each frame a stage kept
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """A frame of a clip as the model saw it.
+    """A frame of a clip as the model saw it, or a picture.
 
     Attributes:
         picture: Its pixels.
@@ -58,40 +59,43 @@ def draw_frames(frames: Sequence[Frame], stages: Stages) -> Image.Image:
     Raises:
         ShapeError: If there is no frame, a box array is not (tokens, 4), or an ordinal lies outside the tokens.
     """
-    places = checked(len(frames), [frame.boxes for frame in frames], stages)
+    places, parsed = checked(len(frames), [frame.boxes for frame in frames], stages)
     starts = np.cumsum([0, *(len(place) for place in places)])
-    drawn = np.linspace(0, len(frames) - 1, min(MOST, len(frames))).round().astype(int).tolist()
+    drawn = chosen(len(frames), MOST)
     pictures = {index: _sized(frames[index].picture, len(drawn)) for index in drawn}
     heading = f"the frames: {starts[-1]} tokens"
     if len(drawn) < len(frames):
         heading += f"; {len(drawn)} of {len(frames)} are drawn"
-    sheets: list[_Sheet] = [(heading, [(pictures[index], frames[index].label) for index in drawn])]
+    sheets: list[_Contacts] = [(heading, [(pictures[index], frames[index].label) for index in drawn])]
     shares: list[_Counts] = []
-    legend = "In colour: kept. Dark: dropped."
-    for stage in stages:
-        origin, assign = split(stage)
+    legend = PLAIN_LEGEND
+    for stage in parsed:
         cells = []
         for index in drawn:
-            pixels, kept = panel(pictures[index], places[index], int(starts[index]), origin, assign)
+            pixels, kept = panel(pictures[index], places[index], int(starts[index]), stage)
             cells.append((pixels, f"{frames[index].label}: {kept}"))
-        sheets.append((stage[0], cells))
-        of_frames, _ = np.histogram(origin[origin >= 0], starts)
-        shares.append((stage[0], of_frames))
-        if assign is not None:
+        sheets.append((stage.caption, cells))
+        of_frames, _ = np.histogram(stage.origin[stage.origin >= 0], starts)
+        shares.append((stage.caption, of_frames))
+        if stage.merges:
             legend = LEGEND
     return _compose(sheets, shares, [frame.label for frame in frames], np.diff(starts), legend)
+
+
+def chosen(count: int, most: int) -> list[int]:
+    """Which of `count` frames are drawn: all, or `most` of them evenly spread, the first and the last among them."""
+    indices: list[int] = np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist()
+    return indices
 
 
 def _sized(picture: Image.Image, count: int) -> Pixels:
     """The frame at the size it will be drawn in: a row of landscape frames fills the sheet."""
     side = WIDTH // min(ACROSS, max(5, count)) - GAP
-    scale = side / max(picture.size)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return np.asarray(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS))
+    return fitted(picture, side / max(picture.size))
 
 
 def _compose(
-    sheets: Sequence[_Sheet], shares: Sequence[_Counts], labels: Sequence[str], sizes: NDArray[np.int64], legend: str
+    sheets: Sequence[_Contacts], shares: Sequence[_Counts], labels: Sequence[str], sizes: NDArray[np.int64], legend: str
 ) -> Image.Image:
     """Sheets on white, from top to bottom, the histograms in one row below them."""
     pictures = [pixels for _, cells in sheets for pixels, _ in cells]
@@ -105,56 +109,49 @@ def _compose(
     height = 2 * MARGIN + len(sheets) * (HEADING + rows * tall) + LABEL
     if shares:
         height += HEADING + BARS + TICKS
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
-    canvas = FigureCanvasAgg(figure)
-
-    def write(x: float, y: float, text: str, size: float, colour: str, align: str = "left") -> None:
-        figure.text(x / width, 1 - y / height, text, ha=align, va="top", fontsize=size, color=colour)
-
+    page = Page(width, height)
     top = MARGIN
     for heading, cells in sheets:
-        write(MARGIN, top + 6, heading, 10, INK)
+        page.write(heading, MARGIN, top + 6, HEADING_SIZE)
         top += HEADING
         for number, (pixels, label) in enumerate(cells):
             row, column = divmod(number, columns)
             left, upper = MARGIN + column * wide, top + row * tall
-            # figimage draws pixel for pixel: nothing is resampled, so patch edges stay sharp.
-            figure.figimage(pixels, left, height - upper - pixels.shape[0], origin="upper")
-            write(left + pixels.shape[1] / 2, upper + pixels.shape[0] + 5, label, 6.5, FAINT, "center")
+            middle, below = left + pixels.shape[1] / 2, upper + pixels.shape[0] + 5
+            page.put(pixels, left, upper)
+            page.write(label, middle, below, LABEL_SIZE, colour=FAINT, align="center")
         top += rows * tall
     if shares:
-        write(MARGIN, top + 6, "which frames the kept tokens are of (line: an even share)", 10, INK)
-        _histograms(figure, shares, labels, sizes, top + HEADING, width, height)
-    write(MARGIN, height - MARGIN - LABEL / 2, legend, 7.5, FAINT)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba()).copy()).convert("RGB")
+        page.write("which frames the kept tokens are of (line: an even share)", MARGIN, top + 6, HEADING_SIZE)
+        _histograms(page, shares, labels, sizes, top + HEADING)
+    page.write(legend, MARGIN, height - MARGIN - LABEL / 2, NOTE_SIZE, colour=FAINT)
+    return page.to_image()
 
 
 def _histograms(
-    figure: Figure,
-    shares: Sequence[_Counts],
-    labels: Sequence[str],
-    sizes: NDArray[np.int64],
-    top: int,
-    width: int,
-    height: int,
+    page: Page, shares: Sequence[_Counts], labels: Sequence[str], sizes: NDArray[np.int64], top: float
 ) -> None:
     """A small bar chart a stage, side by side: tokens kept of each frame."""
-    room = (width - 2 * MARGIN) / len(shares)
+    room = (page.width - 2 * MARGIN) / len(shares)
     for number, (caption, counts) in enumerate(shares):
         left = MARGIN + number * room + 44
-        low, high = (height - top - BARS) / height, (BARS - CAPTION) / height
-        axes = figure.add_axes((left / width, low, (room - 60) / width, high))
-        axes.bar(range(len(counts)), counts, width=0.9, color=BAR)
-        edges = np.arange(len(sizes) + 1) - 0.5
-        even = np.append(sizes, sizes[-1]) * (counts.sum() / max(1, sizes.sum()))  # the last again, to end its step
-        axes.step(edges, even, where="post", color=INK, linewidth=0.8)
+        axes = page.axes(left, top + CAPTION, room - 60, BARS - CAPTION)
+        _bars(axes, counts, sizes)
         ticks = sorted({0, (len(labels) - 1) // 2, len(labels) - 1})
         axes.set_xticks(ticks, [labels[at] for at in ticks])
-        axes.set_xlim(-0.6, len(counts) - 0.4)
-        axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.tick_params(labelsize=6, colors=FAINT, length=2)
-        axes.set_title(textwrap.fill(caption, int(room / 8)), fontsize=7.5, color=INK, loc="left", pad=4)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        title = wrapped(caption, room, NOTE_SIZE)
+        axes.set_title(title, fontsize=NOTE_SIZE, color=INK, loc="left", pad=4, parse_math=False)
+
+
+def _bars(axes: Any, counts: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
+    """A bar a frame, and as a line what it would have if every frame kept the same share of its tokens."""
+    axes.bar(range(len(counts)), counts, width=0.9, color=BAR)
+    edges = np.arange(len(sizes) + 1) - 0.5
+    even = np.append(sizes, sizes[-1]) * (counts.sum() / max(1, sizes.sum()))  # the last again, to end its step
+    axes.step(edges, even, where="post", color=INK, linewidth=0.8)
+    axes.set_xlim(-0.6, len(counts) - 0.4)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.tick_params(labelsize=TICK_SIZE, colors=FAINT, length=2)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

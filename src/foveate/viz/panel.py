@@ -1,6 +1,7 @@
 """What one panel shows: a picture with the tokens of a stage; and what such a stage is."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from foveate.errors import ShapeError
 from foveate.viz.dim import Pixels, dim, group_colour, outline
 
-__all__ = ["Boxes", "Stages", "checked", "panel", "split"]
+__all__ = ["Boxes", "StageTokens", "Stages", "checked", "panel"]
 
 Tokens = Tensor | Sequence[int]
 Stages = Sequence["tuple[str, Tokens] | tuple[str, Tokens, Tokens | None]"]
@@ -18,42 +19,86 @@ Boxes = Tensor | ArrayLike
 Ordinals = NDArray[np.int64]
 
 
-def split(stage: "tuple[str, Tokens] | tuple[str, Tokens, Tokens | None]") -> tuple[Ordinals, Ordinals | None]:
-    """(kept, None), or (origin, assign) where tokens were merged."""
-    if len(stage) == 2 or stage[2] is None:
-        return _ordinals(stage[1]), None
-    return _ordinals(stage[1]), _ordinals(stage[2])
+@dataclass(frozen=True, slots=True)
+class StageTokens:
+    """What a stage left of all images' tokens.
+
+    Attributes:
+        caption: What stands above its panels.
+        origin: The token each row that went on stands for, −1 for none.
+        assign: The row each token went into, −1 if it was dropped; None where nothing is merged.
+    """
+
+    caption: str
+    origin: Ordinals
+    assign: Ordinals | None
+
+    @classmethod
+    def of(cls, stage: "tuple[str, Tokens] | tuple[str, Tokens, Tokens | None]") -> "StageTokens":
+        """From (caption, kept), or (caption, origin, assign) where tokens were merged."""
+        caption, origin, *rest = stage
+        if not rest or rest[0] is None:
+            return cls(caption, _ordinals(origin), None)
+        return cls(caption, _ordinals(origin), _ordinals(rest[0]))
+
+    @property
+    def merges(self) -> bool:
+        """Whether rows may stand for several tokens."""
+        return self.assign is not None
+
+    def check(self, total: int) -> None:
+        """Refuse a stage that is not one of so many tokens.
+
+        Raises:
+            ShapeError: If an ordinal lies outside the tokens, or a token goes into a row that is not there.
+        """
+        origin, assign = self.origin, self.assign
+        lowest = 0
+        if self.merges:
+            lowest = -1  # a merged row may stand for no token
+        if origin.size and not lowest <= origin.min() <= origin.max() < total:
+            raise ShapeError(
+                f"Stage {self.caption!r} keeps ordinals {origin.min()} to {origin.max()}, "
+                f"but the images have {total} tokens."
+            )
+        if assign is None:
+            return
+        last = assign.max(initial=-1)
+        if len(assign) != total or last >= len(origin):
+            raise ShapeError(
+                f"Stage {self.caption!r} assigns {len(assign)} tokens to rows up to {last}, "
+                f"but the images have {total} tokens and the stage {len(origin)} rows."
+            )
 
 
-def panel(
-    sheet: Pixels, place: NDArray[np.float64], start: int, origin: Ordinals, assign: Ordinals | None
-) -> tuple[Pixels, int]:
+def panel(picture: Pixels, place: NDArray[np.float64], start: int, stage: StageTokens) -> tuple[Pixels, int]:
     """The picture whose tokens begin at ordinal `start`, with what left dimmed; and how many of them stayed.
 
     Merged patches are tinted and the patch they joined framed; rows of one token are kept ones.
     """
+    origin = stage.origin
     here = origin[(origin >= start) & (origin < start + len(place))] - start
-    if assign is None:
-        return dim(sheet, place, here), len(here)
-    return _merged(sheet, place, start, origin, assign), len(here)
+    if stage.assign is None:
+        return dim(picture, place, here), len(here)
+    return _merged(picture, place, start, origin, stage.assign), len(here)
 
 
-def _merged(sheet: Pixels, place: NDArray[np.float64], start: int, origin: Ordinals, assign: Ordinals) -> Pixels:
+def _merged(picture: Pixels, place: NDArray[np.float64], start: int, origin: Ordinals, assign: Ordinals) -> Pixels:
     members = np.bincount(assign[assign >= 0], minlength=len(origin))  # tokens that went into each row
     rows = assign[start : start + len(place)]  # the row that each token of this picture went into, or -1
     several = np.where(rows >= 0, members[rows], 0) > 1
     alone = ((rows >= 0) & ~several).nonzero()[0]
     merged = several.nonzero()[0]
     targets = origin[rows[merged]]  # what a group's colour goes by, so that it has the same one at every stage
-    drawn = dim(sheet, place, alone, merged, targets)
+    drawn = dim(picture, place, alone, merged, targets)
     for target in np.unique(targets).tolist():
         if 0 <= target - start < len(place):
             outline(drawn, place[target - start], group_colour(target))
     return drawn
 
 
-def checked(images: int, boxes: Sequence[Boxes], stages: Stages) -> list[NDArray[np.float64]]:
-    """The boxes as arrays.
+def checked(images: int, boxes: Sequence[Boxes], stages: Stages) -> tuple[list[NDArray[np.float64]], list[StageTokens]]:
+    """The boxes as arrays, and the stages.
 
     Raises:
         ShapeError: If there is no image, images and boxes differ in number, a box array is not (tokens, 4),
@@ -66,26 +111,10 @@ def checked(images: int, boxes: Sequence[Boxes], stages: Stages) -> list[NDArray
         if place.ndim != 2 or place.shape[1] != 4:
             raise ShapeError(f"Boxes are (tokens, 4): x0, y0, x1, y1; got {place.shape}.")
     total = sum(len(place) for place in places)
-    for stage in stages:
-        _check(stage[0], *split(stage), total)
-    return places
-
-
-def _check(caption: str, origin: Ordinals, assign: Ordinals | None, total: int) -> None:
-    """Refuse a stage that is not one of so many tokens."""
-    lowest = 0 if assign is None else -1  # a merged row may stand for no token
-    if origin.size and not lowest <= origin.min() <= origin.max() < total:
-        raise ShapeError(
-            f"Stage {caption!r} keeps ordinals {origin.min()} to {origin.max()}, but the images have {total} tokens."
-        )
-    if assign is None:
-        return
-    last = assign.max(initial=-1)
-    if len(assign) != total or last >= len(origin):
-        raise ShapeError(
-            f"Stage {caption!r} assigns {len(assign)} tokens to rows up to {last}, "
-            f"but the images have {total} tokens and the stage {len(origin)} rows."
-        )
+    parsed = [StageTokens.of(stage) for stage in stages]
+    for stage in parsed:
+        stage.check(total)
+    return places, parsed
 
 
 def _as_array(boxes: Boxes) -> NDArray[np.float64]:

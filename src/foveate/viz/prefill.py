@@ -17,7 +17,7 @@ from foveate.viz.frames import Frame, draw_frames
 from foveate.viz.panel import Stages
 from foveate.viz.stages import draw_stages
 
-__all__ = ["Media", "PrefillRecord", "StageRecord", "show"]
+__all__ = ["Media", "PrefillRecord", "StageRecord", "frames_of", "show", "stages_of"]
 
 Medium = Image.Image | str | Path | Clip | NDArray[np.uint8]
 Media = Medium | Sequence[Medium]
@@ -28,6 +28,8 @@ class StageRecord(Protocol):
 
     @property
     def place(self) -> str: ...
+    @property
+    def before(self) -> Sequence[int]: ...
     @property
     def after(self) -> Sequence[int]: ...
     @property
@@ -84,28 +86,41 @@ class _Span:
 
 def show(prefill: PrefillRecord, media: Media, sample: int) -> Image.Image:
     """The kept patches of a sample drawn on its pictures; see `Trace.show`."""
-    videos = list(prefill.videos[sample]) if sample < len(prefill.videos) else []
+    frames, moving = frames_of(prefill, media, sample)
+    stages = stages_of(prefill, sample)
+    if moving:
+        return draw_frames(frames, stages)
+    return draw_stages([frame.picture for frame in frames], [frame.boxes for frame in frames], stages)
+
+
+def frames_of(prefill: PrefillRecord, media: Media, sample: int) -> tuple[list[Frame], bool]:
+    """The pictures and frames of a sample as the model saw them, in the order of its tokens; whether any is of a clip.
+
+    Raises:
+        InputError: If the number of pictures or frames is not the sample's, or its tokens have no known places.
+    """
+    videos: list[bool] = []
+    if sample < len(prefill.videos):
+        videos = list(prefill.videos[sample])
     shown = [_Medium.of(medium) for medium in _listed(media, videos)]
     spans = _match(shown, videos)
     places = _places(prefill, sample, len(videos))
-    stages = _stages_of(prefill, sample)
-    crop = _centre_square if prefill.fit == "crop" else _uncropped
-    if not any(medium.moves for medium in shown):
-        return draw_stages([crop(medium.pictures[0]) for medium in shown], places, stages)
-    cells: list[Frame] = []
+    frames: list[Frame] = []
     for span in spans:
         images = range(span.first, span.first + span.count)
         sizes = [size for image in images for size in prefill.frames[sample][image]]
         boxes = np.concatenate([places[image] for image in images])
-        for picture, its_boxes, label in _cells(span.medium, sizes, boxes):
-            cells.append(Frame(crop(picture), its_boxes, label))
-    return draw_frames(cells, stages)
+        frames += _cut_up(span.medium, sizes, boxes)
+    if prefill.fit == "crop":
+        frames = [Frame(_centre_square(frame.picture), frame.boxes, frame.label) for frame in frames]
+    return frames, any(medium.moves for medium in shown)
 
 
 def _listed(media: Media, videos: Sequence[bool]) -> list[Any]:
     """What was handed in as a list; the pictures of a lone video are its frames."""
-    several = isinstance(media, Sequence) and not isinstance(media, str)
-    media_list: list[Any] = list(media) if several else [media]  # type: ignore[arg-type]
+    media_list: list[Any] = [media]
+    if isinstance(media, Sequence) and not isinstance(media, str):
+        media_list = list(media)
     if list(videos) == [True] and len(media_list) != 1:
         return [media_list]
     return media_list
@@ -122,7 +137,7 @@ def _places(prefill: PrefillRecord, sample: int, images: int) -> list[Tensor]:
     return places
 
 
-def _stages_of(prefill: PrefillRecord, sample: int) -> Stages:
+def stages_of(prefill: PrefillRecord, sample: int) -> Stages:
     """Every cut as drawings take it: a caption, the token of each row, and where merged ones went."""
     arrived = prefill.vision_tokens[sample]
     return [
@@ -136,8 +151,9 @@ def _match(shown: Sequence[_Medium], videos: Sequence[bool]) -> list[_Span]:
     pictures."""
     spans, first = [], 0
     for medium in shown:
-        as_pictures = medium.moves and not any(videos[first : first + 1])
-        count = len(medium.pictures) if as_pictures else 1
+        count = 1
+        if medium.moves and not any(videos[first : first + 1]):
+            count = len(medium.pictures)
         spans.append(_Span(medium, first, count))
         first += count
     if first != len(videos):
@@ -148,17 +164,20 @@ def _match(shown: Sequence[_Medium], videos: Sequence[bool]) -> list[_Span]:
     return spans
 
 
-def _cells(
-    medium: _Medium, sizes: Sequence[int], boxes: NDArray[np.float32]
-) -> Iterator[tuple[Image.Image, NDArray[np.float32], str]]:
-    """A picture, the boxes of its tokens and a label for each frame that the model saw.
+def _cut_up(medium: _Medium, sizes: Sequence[int], boxes: NDArray[np.float32]) -> Iterator[Frame]:
+    """Each frame that the model saw, with the boxes of its tokens; a picture is one.
 
     Args:
         medium: What was handed in.
         sizes: Vision tokens of each frame that the model saw.
         boxes: (tokens, 4): theirs, one frame after the other.
     """
-    step = 1 if len(medium.pictures) == len(sizes) else 2  # some models make one of two frames
+    if not medium.moves:
+        yield Frame(medium.pictures[0], boxes, medium.labels[0])
+        return
+    step = 1
+    if len(medium.pictures) != len(sizes):
+        step = 2  # some models make one of two frames
     if ceil(len(medium.pictures) / step) != len(sizes):
         raise InputError(
             f"The model saw {len(sizes)} frames or pairs of frames; got {len(medium.pictures)} to draw on."
@@ -166,21 +185,21 @@ def _cells(
     starts = np.cumsum([0, *sizes])  # of frames with 9, 9 and 10 tokens: 0, 9, 18, 28
     for index in range(len(sizes)):
         picture, label = medium.pictures[index * step], medium.labels[index * step]
-        yield picture, boxes[starts[index] : starts[index + 1]], label
+        yield Frame(picture, boxes[starts[index] : starts[index + 1]], label)
 
 
 def _as_picture(frame: Any) -> Image.Image:
-    return frame if isinstance(frame, Image.Image) else Image.fromarray(frame)
+    if isinstance(frame, Image.Image):
+        return frame
+    return Image.fromarray(frame)
 
 
 def _clock(second: float) -> str:
     """7.25 s, or 1:07.2 from a minute on."""
     minutes, rest = divmod(second, 60)
-    return f"{int(minutes)}:{rest:04.1f}" if minutes else f"{second:.2f} s"
-
-
-def _uncropped(picture: Image.Image) -> Image.Image:
-    return picture
+    if minutes:
+        return f"{int(minutes)}:{rest:04.1f}"
+    return f"{second:.2f} s"
 
 
 def _centre_square(picture: Image.Image) -> Image.Image:

@@ -1,0 +1,170 @@
+"""`Sheet`: a small table of text that a terminal, a notebook and a report can show."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.table import Table
+
+__all__ = ["SECTION", "Column", "Sheet"]
+
+SECTION: tuple[str, ...] = ()
+"""A row without cells: a gap between the rows above and below it."""
+
+WIDTH = 120  # columns of plain text
+WIDEST = 10_000  # columns of a page that cuts nothing off
+
+LINE = "1px solid rgba(128, 128, 128, 0.5)"  # grey reads on a white page and on a dark one
+CELL = "padding: 2px 10px; vertical-align: top"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """The head of a column, and how its cells are laid out.
+
+    Attributes:
+        head: What stands above it.
+        right: Whether cells are aligned to the right, as numbers are.
+        wrap: Whether a cell that is too long for the page goes on in a next line.
+    """
+
+    head: str
+    right: bool = False
+    wrap: bool = False
+
+    @property
+    def justify(self) -> Literal["left", "right"]:
+        """To which side its cells are aligned."""
+        if self.right:
+            return "right"
+        return "left"
+
+
+class Sheet:
+    """A small table of text. Text is shown as it is: no markup of HTML or rich in it is read.
+
+        Sheet("Speed", ["", Column("ms", right=True)], [("full", "12.5"), ("v2drop", "6.1")], ["Median of 30."])
+
+    `str(sheet)` is plain text, a notebook shows a table, and `rich.print(sheet)` one with its notes.
+
+    Attributes:
+        title: The line above; "" for none.
+        columns: One a column.
+        rows: Cells from left to right, "" where a row has fewer than there are columns; `SECTION` is a gap. A cell may
+            have several lines.
+        notes: Lines below.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        heads: Sequence[str | Column],
+        rows: Sequence[Sequence[str]],
+        notes: Sequence[str] = (),
+    ) -> None:
+        """Make a sheet; a head may be given as a string.
+
+        Raises:
+            ValueError: If a row has more cells than there are columns.
+        """
+        self.title = title
+        self.columns = tuple(_as_column(head) for head in heads)
+        self.rows = tuple(self._filled(row) for row in rows)
+        self.notes = tuple(notes)
+
+    def _filled(self, row: Sequence[str]) -> tuple[str, ...]:
+        missing = len(self.columns) - len(row)
+        if missing < 0:
+            raise ValueError(f"A row has {len(row)} cells, but the table has {len(self.columns)} columns: {row!r}.")
+        if not row:
+            return SECTION
+        return (*row, *[""] * missing)
+
+    def __repr__(self) -> str:
+        filled = [row for row in self.rows if row]
+        return f"Sheet({self.title!r}, {len(self.columns)} columns, {len(filled)} rows)"
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def to_text(self, width: int = WIDTH) -> str:
+        """What rich prints on a page without colours; wider than `width` where no column may be wrapped."""
+        from io import StringIO
+
+        from rich.console import Console
+
+        console = Console(file=StringIO(), color_system=None, width=WIDEST)
+        needed = console.measure(self.to_rich()).minimum
+        console.print(self, width=max(width, needed), crop=False)
+        lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        return "\n".join(line.rstrip() for line in lines).strip("\n")
+
+    def to_html(self) -> str:
+        """The table as HTML without classes or scripts, in the colours of the page around it."""
+        parts = [f'<table style="border-collapse: collapse; border: none; {CELL}">']
+        if self.title:
+            parts.append(f'<caption style="text-align: left; font-weight: bold">{_as_html(self.title)}</caption>')
+        if any(column.head for column in self.columns):
+            heads = [column.head for column in self.columns]
+            parts.append(f"<thead>{self._html_row('th', heads, f'border-bottom: {LINE}')}</thead>")
+        parts.append("<tbody>")
+        border = ""
+        for row in self.rows:
+            if not row:
+                border = f"border-top: {LINE}"
+                continue
+            parts.append(self._html_row("td", row, border))
+            border = ""
+        parts.append("</tbody></table>")
+        for note in self.notes:
+            parts.append(f'<div style="font-size: smaller; opacity: 0.8">{_as_html(note)}</div>')
+        return "".join(parts)
+
+    def _html_row(self, tag: str, row: Sequence[str], border: str) -> str:
+        cells = []
+        for column, cell in zip(self.columns, row, strict=True):
+            style = f"text-align: {column.justify}; {CELL}; {border}".rstrip("; ")
+            cells.append(f'<{tag} style="{style}">{_as_html(cell)}</{tag}>')
+        return f"<tr>{''.join(cells)}</tr>"
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def to_rich(self) -> "Table":
+        """The table for a rich console, without its notes."""
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=SIMPLE_HEAD, title_justify="left")
+        if self.title:
+            table.title = Text(self.title)
+        for column in self.columns:
+            table.add_column(Text(column.head), justify=column.justify, no_wrap=not column.wrap)
+        for row in self.rows:
+            if row:
+                table.add_row(*(Text(cell) for cell in row))
+            else:
+                table.add_section()
+        return table
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "Iterator[RenderableType]":
+        """What rich prints: the table, and the notes below it as wide as the console."""
+        from rich.text import Text
+
+        yield self.to_rich()
+        for note in self.notes:
+            yield Text(note)
+
+
+def _as_column(head: str | Column) -> Column:
+    if isinstance(head, Column):
+        return head
+    return Column(head)
+
+
+def _as_html(text: str) -> str:
+    return escape(text).replace("\n", "<br>")

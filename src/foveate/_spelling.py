@@ -1,0 +1,209 @@
+"""How methods are written: a text in its parts, and the errors for names and settings that there are not.
+
+Needs no torch, so that a command can refuse a name before anything slow is imported. The grammar is shown in
+`foveate.methods.names`.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foveate.errors import InputError, SettingError, UnknownNameError
+
+__all__ = [
+    "CHAIN",
+    "Written",
+    "members_in",
+    "method_name",
+    "no_method",
+    "no_preset",
+    "no_setting",
+    "pair_of",
+    "parsed",
+    "read_json",
+    "settings_in",
+    "unquoted",
+    "written",
+]
+
+CHAIN = "chain"
+"""The name of a chain of methods. It is in no list of methods."""
+NEXT = re.compile(r"\+(?!\d)")  # between members of a chain, but not the sign in 1e+3
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One method of a text, as it is written there.
+
+    Attributes:
+        name: Of a method, a preset or a file.
+        pairs: The `key=value` texts behind the name.
+        values: The settings, where the text is JSON; else None.
+    """
+
+    name: str
+    pairs: tuple[str, ...] = ()
+    values: Mapping[str, Any] | None = None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the name is that of a file."""
+        return self.values is None and _is_file(self.name)
+
+    @property
+    def is_preset(self) -> bool:
+        """Whether the name is that of a preset."""
+        return self.values is None and not self.is_file and "/" in self.name
+
+
+def written(text: str) -> tuple[Written, ...]:
+    """The methods of a text; several are a chain.
+
+    Raises:
+        SettingError: If it is no text, no JSON where it begins like JSON, or a method in it has no name.
+    """
+    if not isinstance(text, str):
+        raise SettingError(f'The name of a method must be a text, such as "v2drop"; got {text!r}.')
+    text = unquoted(text.strip())
+    if text.startswith("{"):
+        return members_in(parsed(text))
+    if _is_file(text):  # its name may have a + or a colon
+        return (Written(text),)
+    return tuple(_split(part) for part in NEXT.split(text))
+
+
+def members_in(values: Any) -> tuple[Written, ...]:
+    """The methods of what `Method.to_dict` gave.
+
+    Raises:
+        SettingError: If it names no method.
+    """
+    name = method_name(values)
+    if name != CHAIN:
+        settings = {key: value for key, value in values.items() if key != "method"}
+        return (Written(name, values=settings),)
+    parts = values.get("members")
+    if not isinstance(parts, list) or set(values) != {"method", "members"}:
+        raise SettingError(f"The JSON of a chain has one more key, members, with a list of methods; got {values!r}.")
+    members: list[Written] = []
+    for part in parts:
+        members.extend(members_in(part))
+    return tuple(members)
+
+
+def unquoted(text: str) -> str:
+    """A text without the quotes that a shell or a list of arguments has left around it."""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1]
+    return text
+
+
+def _split(text: str) -> Written:
+    """A name, and its `key=value` pairs; these may also stand behind colons."""
+    name, _, settings = text.partition(":")
+    name = name.strip()
+    if not name:
+        raise SettingError(
+            f"A method's name is missing. Write name:key=value;key=value, with + between methods; got {text!r}."
+        )
+    pairs = settings.replace(":", ";").split(";")
+    return Written(name, tuple(pair for pair in pairs if pair.strip()))
+
+
+def pair_of(text: str) -> tuple[str, str]:
+    """A `key=value` text in its two parts.
+
+    Raises:
+        SettingError: If one of them is missing.
+    """
+    key, equals, value = text.partition("=")
+    key, value = key.strip(), value.strip()
+    if not (key and equals and value):
+        raise SettingError(f"{text!r}: write key=value, such as metric=cosine.")
+    return key, value
+
+
+# -- JSON and files -------------------------------------------------------------------------------------------
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(".json")
+
+
+def method_name(values: Any) -> str:
+    """The method that a dictionary of settings names.
+
+    Raises:
+        SettingError: If it names none.
+    """
+    if isinstance(values, Mapping) and isinstance(name := values.get("method"), str):
+        return name
+    raise SettingError(f"The settings must name their method, as in {{'method': 'v2drop'}}; got {values!r}.")
+
+
+def settings_in(path: str) -> Mapping[str, Any]:
+    """What a tuning's record, or a file of `Method.to_json`, says of its method.
+
+    Raises:
+        InputError: If the file cannot be read, or names no method.
+    """
+    values = read_json(path)
+    settings: Any = values
+    if not isinstance(values.get("method"), str):
+        settings = values.get("method")  # a record has the method's settings under this name
+    if not isinstance(settings, Mapping):
+        raise InputError(f"{path} names no method. Give the record of foveate tune, or the JSON of Method.to_json.")
+    return settings
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        InputError: If there is no such file, or it holds none.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} does not hold a JSON object.")
+    return values
+
+
+def parsed(text: str) -> Any:
+    """What a JSON text says.
+
+    Raises:
+        SettingError: If it is none.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SettingError(f"Not valid JSON: {error}; got {text[:80]!r}.") from error
+
+
+# -- names that there are not ---------------------------------------------------------------------------------
+
+
+def no_method(name: str, methods: Iterable[str]) -> UnknownNameError:
+    """The error for a method that is not among these."""
+    return UnknownNameError(f"No method {name!r}. There are: {', '.join(sorted(methods))}.")
+
+
+def no_preset(name: str, presets: Iterable[str]) -> UnknownNameError:
+    """The error for a preset that is not among these; it names the nearest."""
+    names = sorted(presets)
+    near = difflib.get_close_matches(name, names, n=4, cutoff=0.3) or names
+    return UnknownNameError(f"No preset {name!r}. Similar names: {', '.join(near)}. For all, run: foveate presets.")
+
+
+def no_setting(method: str, name: str, settings: Iterable[str]) -> SettingError:
+    """The error for a setting that a method has not."""
+    return SettingError(f"{method} has no setting {name}. It has: {', '.join(sorted(settings))}.")

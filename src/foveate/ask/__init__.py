@@ -1,0 +1,9 @@
+"""Asking: models, pictures and films, prompts, answers. Nothing else in foveate loads, prompts or generates."""
+
+from foveate.ask.answer import Answer
+from foveate.ask.generation import Generation
+from foveate.ask.loading import load
+from foveate.ask.stream import Stream
+from foveate.ask.vlm import VLM, Question
+
+__all__ = ["VLM", "Answer", "Generation", "Question", "Stream", "load"]

@@ -1,0 +1,223 @@
+"""What a model said, what it took, and how it looks in a notebook."""
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from foveate._sheet import Column, Sheet
+from foveate.ask.batch import ends_of, pad_id
+from foveate.ask.prompt import Prompt
+from foveate.cost import Cost
+from foveate.engine.trace import Trace
+from foveate.errors import FoveateError
+from foveate.methods.base import Method
+
+__all__ = ["Answer", "Saved"]
+
+NEAR = 0.02
+"""How far what is spent may lie from what was asked for, as a share of it, for a budget to be met."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """Shares saved by dropping, beside the untouched model on the same prompt.
+
+    Attributes:
+        prefill_flops: Of the decoder's prefill, what the method itself computes counted in.
+        total_flops: From the pixels to the first token.
+        kv_bytes: Of the cache after the answer, measured.
+    """
+
+    prefill_flops: float
+    total_flops: float
+    kv_bytes: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain values."""
+        return {name: getattr(self, name) for name in ("prefill_flops", "total_flops", "kv_bytes")}
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a model said to one prompt, and what it took.
+
+    Attributes:
+        prompt: What was asked.
+        text: The answer.
+        tokens: Its token ids, the end of sequence included.
+        method: What dropped, its schedule solved; None for the untouched model.
+        asked: The retention that was asked for; None where nothing was.
+        trace: What was dropped where, of the whole batch; empty without dropping.
+        sample: Which sample of the batch this is.
+        kv_bytes: Bytes of keys and values that the cache held at the end: measured, of a batch its share.
+        kv_bytes_whole: Bytes that the same cache would hold had nothing been dropped.
+        first: Log-probabilities (natural) of the first token, (vocabulary,) float32 on the CPU, if they were asked for.
+        choices: Log-probability of each choice that was given, all its tokens together.
+    """
+
+    prompt: Prompt
+    text: str
+    tokens: tuple[int, ...]
+    method: Method | None = None
+    asked: float | None = None
+    trace: Trace = field(default_factory=Trace, repr=False)
+    sample: int = 0
+    kv_bytes: int = 0
+    kv_bytes_whole: int = 0
+    first: Tensor | None = field(default=None, repr=False)
+    choices: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def said(self) -> tuple[int, ...]:
+        """Its token ids up to what ends or pads a sequence."""
+        model = self.prompt.loaded.model
+        stop = {*ends_of(model), pad_id(model)}
+        for place, token in enumerate(self.tokens):
+            if token in stop:
+                return self.tokens[:place]
+        return self.tokens
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the input, such as that a picture is cropped."""
+        return self.prompt.notes
+
+    @property
+    def vision_tokens(self) -> int:
+        """Vision tokens in the prompt."""
+        return self.prompt.vision_tokens
+
+    @property
+    def spent(self) -> float:
+        """How many of them a decoder layer processed, on average."""
+        if not self.trace.history:
+            return float(self.vision_tokens)
+        return self.trace.history[0].tokens[self._row]
+
+    @property
+    def retention(self) -> float:
+        """The same as a share; 1 without vision tokens."""
+        if not self.vision_tokens:
+            return 1.0
+        return self.spent / self.vision_tokens
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the budget was met, within 2 %; None where none was asked for."""
+        if self.asked is None:
+            return None
+        return abs(self.retention - self.asked) <= NEAR * self.asked
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What the prompt cost, counted."""
+        return self.prompt.cost(self.method, self.trace, self._row)
+
+    @cached_property
+    def cost_untouched(self) -> Cost:
+        """What the prompt costs without dropping."""
+        return self.prompt.cost()
+
+    @property
+    def flops(self) -> int | None:
+        """From the pixels to the first token; None where that is not known, as for a prompt without a picture."""
+        if not self.vision_tokens:
+            return None
+        try:
+            return self.cost.total_flops
+        except FoveateError:  # the tower's part cannot be told from the counts of several tiles
+            return None
+
+    @property
+    def saved(self) -> Saved:
+        """What dropping saved."""
+        cost, untouched = self.cost, self.cost_untouched
+        kv_bytes = 0.0
+        if self.kv_bytes_whole:
+            kv_bytes = 1 - self.kv_bytes / self.kv_bytes_whole
+        return Saved(
+            prefill_flops=1 - (cost.prefill_flops + cost.scoring_flops) / untouched.prefill_flops,
+            total_flops=1 - cost.total_flops / untouched.total_flops,
+            kv_bytes=kv_bytes,
+        )
+
+    @property
+    def _row(self) -> int:
+        """Its place in the first prefill: questions that share one have the same."""
+        return min(self.sample, len(self.trace.history[0].rows) - 1) if self.trace.history else self.sample
+
+    def show(self) -> Image.Image:
+        """The kept patches drawn on the pictures of the prompt, a panel a stage.
+
+        Raises:
+            InputError: If the prompt has no picture, or where its tokens look is not known.
+            SessionError: If nothing was dropped.
+        """
+        return self.trace.show(self.prompt.shown, self._row)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: answer, setting, what was spent and saved, and where tokens were dropped."""
+        values: dict[str, Any] = {
+            "answer": self.text,
+            "token_ids": list(self.tokens),
+            "setting": None if self.method is None else self.method.to_dict(),
+            "retention": self.retention,
+            "mean_tokens": self.spent,
+            "asked": self.asked,
+            "spent": self.retention,
+            "met": self.met,
+            "kv_bytes": self.kv_bytes,
+            "kv_bytes_whole": self.kv_bytes_whole,
+            "notes": list(self.notes),
+        }
+        if self.choices:
+            values["choices"] = dict(self.choices)
+        if self.trace.history:
+            values["trace"] = self.trace.to_dict()
+        if self.vision_tokens:
+            values["cost"] = self.cost.to_dict()
+            values["saved"] = self.saved.to_dict()
+        return values
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        method = "the untouched model" if self.method is None else self.method.name
+        return f"Answer({self.text!r:.60}, {method}, {self.retention:.1%} of {self.vision_tokens} vision tokens)"
+
+    def _repr_html_(self) -> str:
+        """The answer, a table of what was spent and saved, and the picture of what was kept."""
+        return Sheet("", ["", Column("", wrap=True)], self._lines())._repr_html_() + self._drawing()
+
+    def _lines(self) -> list[tuple[str, str]]:
+        lines = [("Question", self.prompt.text), ("Answer", self.text)]
+        if self.method is not None:
+            words = f"{self.retention:.1%} of {self.vision_tokens} vision tokens, mean over decoder layers"
+            lines += [("Method", str(self.method)), ("Retention", words)]
+        if self.method is not None and self.vision_tokens:
+            saved = self.saved
+            words = f"{saved.prefill_flops:.1%} in the decoder's prefill, {saved.total_flops:.1%} from pixels to token"
+            lines += [("FLOPs saved", words), ("KV cache saved", f"{saved.kv_bytes:.1%}")]
+        lines += [(choice, f"log-probability {value:.3f}") for choice, value in self.choices.items()]
+        lines += [("Note", note) for note in self.notes]
+        return lines
+
+    def _drawing(self) -> str:
+        """The picture of what was kept as an HTML image; empty where there is none to draw."""
+        if not self.trace.stages or not self.prompt.media:
+            return ""
+        try:
+            picture = self.show()
+        except FoveateError:
+            return ""
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        data = base64.b64encode(file.getvalue()).decode()
+        return f"<img alt='kept patches' style='max-width:100%' src='data:image/png;base64,{data}'>"

@@ -1,0 +1,225 @@
+"""From prompts to answers: a method solved for them, one batch, one prefill."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.ask.answer import Answer
+from foveate.ask.batch import collate, ends_of, pad_id, without_padding
+from foveate.ask.cache import kv_bytes
+from foveate.ask.choices import begin_alike, log_probabilities, tokens_of
+from foveate.ask.generation import FirstToken, Generation, generate, run
+from foveate.ask.loaded import Loaded
+from foveate.ask.prefix import shared_inputs
+from foveate.ask.prompt import Prompt
+from foveate.engine.session import drop
+from foveate.engine.trace import Trace
+from foveate.errors import FoveateError, InputError, SettingError
+from foveate.methods.base import Method
+from foveate.methods.grammar import read
+from foveate.methods.named import Named, asked_share
+
+__all__ = ["Dropping", "Solved", "answers_to", "choice_of", "fitting"]
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """A method for one input.
+
+    Attributes:
+        method: With its schedule solved; None for the untouched model.
+        asked: The retention that is asked of it; None where none is.
+    """
+
+    method: Method | None = None
+    asked: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dropping:
+    """What drops, and how much may stay.
+
+    Attributes:
+        method: A method, its name, or what the name says; None for the untouched model.
+        tokens: Mean vision tokens that a decoder layer processes.
+        retention: The same as a share.
+    """
+
+    method: str | Method | Named | None = None
+    tokens: float | None = None
+    retention: float | None = None
+
+    def solved(self, loaded: Loaded, vision_tokens: int) -> Solved:
+        """The method with its schedule solved for an input of so many vision tokens.
+
+        Raises:
+            BudgetError: If no schedule meets the budget; the message names the floor.
+            SettingError: If settings contradict each other, or a budget comes without a method.
+            UnknownNameError: If there is no method of that name.
+        """
+        method = self.method
+        has_budget = self.tokens is not None or self.retention is not None
+        if method is None and has_budget:
+            raise SettingError('A budget without a method: name one, such as method="v2drop".')
+        if isinstance(method, str):
+            method = read(method)
+            if has_budget:
+                method.refuse_second_budget()
+        if method is not None and not isinstance(method, Method | Named):
+            raise SettingError(f"A method is such as foveate.V2Drop(), or its name; got {method!r}.")
+        if method is None or vision_tokens == 0:  # without vision tokens nothing can be dropped
+            return Solved()
+        budget = {"tokens": self.tokens, "retention": self.retention}
+        if isinstance(method, Named):
+            solved = method.solved(loaded.model.config, vision_tokens=vision_tokens, **budget)
+            return Solved(solved, method.asked(solved, vision_tokens, **budget))
+        if has_budget:
+            method = method.with_budget(**budget)
+        return Solved(method, asked_share(method, vision_tokens))
+
+
+def answers_to(
+    loaded: Loaded,
+    prompts: Sequence[Prompt],
+    solved: Solved,
+    settings: Generation,
+    *,
+    first: bool = False,
+    shared: bool = False,
+    extra: Mapping[str, Any] | None = None,
+) -> list[Answer]:
+    """The answers to one batch.
+
+    Args:
+        loaded: The model.
+        prompts: Their tensors must fit together.
+        solved: What drops.
+        settings: How answers are decoded.
+        first: Whether answers have the log-probabilities of their first token.
+        shared: Whether the prompts begin with the same one picture, whose prefill is run only once.
+        extra: What else transformers' `generate` gets, such as a streamer.
+    """
+    samples = [prompt.inputs for prompt in prompts]
+    recorder = FirstToken()
+    arguments = dict(extra or {})
+    if first:
+        arguments["logits_processor"] = [recorder]
+    with loaded.lock, fitting(loaded, samples[0]), _dropping(loaded, solved.method) as trace:
+        inputs = shared_inputs(loaded.model, samples) if shared else collate(samples, pad_id(loaded.model))
+        columns = inputs["input_ids"].shape[1]
+        with _seeded(loaded.model.device, settings.seed):
+            out = run(loaded.model, inputs, settings.arguments(loaded.tokenizer), **arguments)
+        held, undropped = kv_bytes(out.past_key_values)
+    answers = []
+    for sample, prompt in enumerate(prompts):
+        ids = without_padding(loaded.model, out.sequences[sample, columns:].cpu())
+        text, ids = _said(loaded, ids, settings.stop)
+        answers.append(
+            Answer(
+                prompt=prompt,
+                text=text,
+                tokens=ids,
+                method=solved.method,
+                asked=solved.asked,
+                trace=trace,
+                sample=sample,
+                kv_bytes=held // len(prompts),
+                kv_bytes_whole=undropped // len(prompts),
+                first=None if recorder.logs is None else recorder.logs[sample * settings.num_beams],
+            )
+        )
+    return answers
+
+
+def choice_of(loaded: Loaded, prompt: Prompt, choices: Sequence[str], solved: Solved) -> Answer:
+    """The likeliest of several answers, and the log-probability of each.
+
+    Raises:
+        SettingError: If there are fewer than two choices, or two are the same.
+    """
+    ids = tokens_of(loaded.tokenizer, choices)
+    ends = _ends(loaded) if begin_alike(ids) else set()
+    settings = Generation().arguments(loaded.tokenizer)
+    with loaded.lock, fitting(loaded, prompt.inputs), _dropping(loaded, solved.method) as trace:
+        values, cache = log_probabilities(loaded.model, prompt.inputs, ids, settings, ends)
+        held, undropped = kv_bytes(cache)
+    best = max(range(len(choices)), key=lambda place: values[place])
+    return Answer(
+        prompt=prompt,
+        text=choices[best],
+        tokens=ids[best],
+        method=solved.method,
+        asked=solved.asked,
+        trace=trace,
+        kv_bytes=held,
+        kv_bytes_whole=undropped,
+        choices=dict(zip(choices, values, strict=True)),
+    )
+
+
+def _said(loaded: Loaded, ids: tuple[int, ...], stop: Sequence[str]) -> tuple[str, tuple[int, ...]]:
+    """The text of an answer up to where a stop stands, and its ids without the padding behind a stop."""
+    decoded: str = loaded.processor.decode(list(ids), skip_special_tokens=True)
+    text = decoded
+    for end in stop:
+        text = text.partition(end)[0]
+    padding = {pad_id(loaded.model), *ends_of(loaded.model)}
+    while text != decoded and ids[-1] in padding:
+        ids = ids[:-1]
+    return text.strip(), ids
+
+
+def _ends(loaded: Loaded) -> set[int]:
+    """Ids that end an answer.
+
+    Raises:
+        SettingError: If the model has none, so that a choice cannot be told from a longer one.
+    """
+    ends = ends_of(loaded.model) or {loaded.tokenizer.eos_token_id}
+    if None in ends:
+        raise SettingError("One choice begins another, and the model has no token that ends an answer.")
+    return ends
+
+
+def _dropping(loaded: Loaded, method: Method | None) -> AbstractContextManager[Trace]:
+    return nullcontext(Trace()) if method is None else drop(loaded.model, method)
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int | None) -> Iterator[None]:
+    """Set torch's generators for a while: the CPU's alone, or those of all accelerators too."""
+    if seed is None:
+        yield
+    elif device.type == "cpu":
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(seed)
+            yield
+    else:
+        with torch.random.fork_rng(range(torch.accelerator.device_count()), device_type=device.type):
+            torch.manual_seed(seed)
+            yield
+
+
+@contextmanager
+def fitting(loaded: Loaded, inputs: Mapping[str, Tensor]) -> Iterator[None]:
+    """Where something fails and the untouched model refuses these inputs too, say that its processor is another's.
+
+    Raises:
+        InputError: If that is so; else what was raised within.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, FoveateError) and not isinstance(error, SettingError):
+            raise
+        try:
+            generate(loaded.model, inputs, 1)
+        except (ValueError, TypeError, LookupError, RuntimeError) as refused:
+            if isinstance(refused, RuntimeError) and type(refused) is not RuntimeError:
+                raise error from None  # out of memory, or a kernel that cannot be compiled
+            raise InputError(loaded.misfit(str(refused).partition("\n")[0])) from error
+        raise

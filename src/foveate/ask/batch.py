@@ -1,0 +1,88 @@
+"""Batches: samples whose tensors fit together, padded on the left."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["batches", "collate", "ends_of", "pad_id", "parts", "without_padding"]
+
+T = TypeVar("T")
+Sample = Mapping[str, Tensor]
+
+
+def batches(
+    entries: Iterable[T], size: int, inputs_of: Callable[[T], Sample], key_of: Callable[[T], Any]
+) -> Iterator[list[T]]:
+    """Put samples together that can share a batch: tensors that fit, one key, lengths as close as can be.
+
+    Args:
+        entries: Whatever has a sample.
+        size: Most samples a batch.
+        inputs_of: The tensors of an entry, batch 1.
+        key_of: What else must be equal in a batch, such as the method.
+    """
+    groups: dict[str, list[T]] = {}
+    for entry in entries:
+        key = f"{key_of(entry)} {_shapes(inputs_of(entry))}"
+        groups.setdefault(key, []).append(entry)
+    for group in groups.values():
+        group.sort(key=lambda entry: inputs_of(entry)["input_ids"].shape[1])
+        yield from parts(group, size)
+
+
+def parts(things: Sequence[T], size: int) -> Iterator[list[T]]:
+    """The things in order, at most `size` at a time."""
+    for start in range(0, len(things), size):
+        yield list(things[start : start + size])
+
+
+def _shapes(inputs: Sample) -> list[tuple[str, tuple[int, ...]]]:
+    """What must be equal for tensors to be joined: all but the first dimension, and but the text's length."""
+    text = inputs["input_ids"].shape
+    shapes = []
+    for name in sorted(inputs):
+        shape = inputs[name].shape
+        shapes.append((name, () if shape == text else tuple(shape[1:])))
+    return shapes
+
+
+def collate(samples: Sequence[Sample], pad: int) -> dict[str, Tensor]:
+    """A batch of samples (batch 1 each): their text padded on the left with `pad`, all else one behind the other."""
+    if len(samples) == 1:
+        return dict(samples[0])
+    longest = max(sample["input_ids"].shape[1] for sample in samples)
+    return {name: _joined(name, samples, longest, pad) for name in samples[0]}
+
+
+def _joined(name: str, samples: Sequence[Sample], longest: int, pad: int) -> Tensor:
+    values = [sample[name] for sample in samples]
+    if values[0].shape != samples[0]["input_ids"].shape:
+        return torch.cat(values)
+    fill = pad if name == "input_ids" else 0
+    padded = [torch.nn.functional.pad(value, (longest - value.shape[1], 0), value=fill) for value in values]
+    return torch.cat(padded)
+
+
+def pad_id(model: Any) -> int:
+    """What a prompt is padded with."""
+    return model.generation_config.pad_token_id or 0
+
+
+def without_padding(model: Any, ids: Tensor) -> tuple[int, ...]:
+    """The new ids of one sample, (new,) int64, up to the one that ends it, which is among them."""
+    ends = ends_of(model)
+    tokens: list[int] = ids.tolist()
+    for place, token in enumerate(tokens):
+        if token in ends:
+            return tuple(tokens[: place + 1])
+    return tuple(tokens)
+
+
+def ends_of(model: Any) -> set[int]:
+    """Ids that end an answer."""
+    ends = model.generation_config.eos_token_id
+    if ends is None:
+        return set()
+    return set(ends) if isinstance(ends, list) else {ends}

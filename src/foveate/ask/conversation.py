@@ -1,0 +1,239 @@
+"""A conversation: turns of texts, pictures and videos, with the files read."""
+
+import base64
+import hashlib
+import io
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from foveate.ask.pictures import Picture, load_picture, picture_of
+from foveate.errors import InputError, UnsupportedError
+from foveate.video import Clip, read
+
+__all__ = ["Conversation"]
+
+Part = tuple[str, Any]
+MEDIA = ("image", "video")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conversation:
+    """Messages with their media read.
+
+    Attributes:
+        turns: A role and its parts: ("text", str), ("image", `Picture`) or ("video", `Clip`).
+    """
+
+    turns: tuple[tuple[str, tuple[Part, ...]], ...]
+
+    @classmethod
+    def of(
+        cls, messages: Sequence[Mapping[str, Any]], frames: int | None = None, fps: float | None = None
+    ) -> "Conversation":
+        """Read the media of chat messages.
+
+            [{"role": "user", "content": [{"type": "image", "path": "a.png"}, {"type": "text", "text": "What is it?"}]},
+             {"role": "assistant", "content": "A cat."},
+             {"role": "user", "content": "What does it do?"}]
+
+        A picture or video stands under "image", "video", "path" or "url": a path, a PIL picture, a clip, or a
+        `data:` URL. Nothing is downloaded.
+
+        Args:
+            messages: With "role" and "content", which is a text or a list of parts.
+            frames: Most frames of a video.
+            fps: How many a second.
+
+        Raises:
+            InputError: If a message is not shaped like that, or a file cannot be read.
+            UnsupportedError: If there is anything but text, pictures and videos.
+        """
+        turns = []
+        for message in messages:
+            role, content = _role_and_content(message)
+            turns.append((role, tuple(_part(part, frames, fps) for part in content)))
+        if not turns:
+            raise InputError("messages is empty: give at least one turn of the user.")
+        return cls(tuple(turns))
+
+    @classmethod
+    def about(cls, media: Sequence[Picture | Clip], text: str) -> "Conversation":
+        """One turn of the user: pictures and clips first, then the text."""
+        parts = [(_kind(medium), medium) for medium in media]
+        return cls((("user", (*parts, ("text", text))),))
+
+    @property
+    def parts(self) -> list[Part]:
+        """All parts, in order."""
+        return [part for _, parts in self.turns for part in parts]
+
+    @property
+    def media(self) -> list[Picture | Clip]:
+        """Pictures and videos, in order."""
+        return [value for kind, value in self.parts if kind in MEDIA]
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """Pictures, in order."""
+        return [value.image for kind, value in self.parts if kind == "image"]
+
+    @property
+    def clips(self) -> list[Clip]:
+        """Videos, in order."""
+        return [value for kind, value in self.parts if kind == "video"]
+
+    @property
+    def texts(self) -> list[str]:
+        """Texts, in order."""
+        return [value for kind, value in self.parts if kind == "text"]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of the files, such as that only the first frame of one is read."""
+        return [medium.note for medium in self.media if medium.note]
+
+    def with_media(self, media: Sequence[Picture | Clip], *, frames_as_images: bool = False) -> "Conversation":
+        """The same with other pictures and clips in the places of these.
+
+        Args:
+            media: As many as there are.
+            frames_as_images: Whether a clip goes in as pictures, one a frame.
+        """
+        places = iter(media)
+        turns = []
+        for role, parts in self.turns:
+            replaced: list[Part] = []
+            for kind, value in parts:
+                medium = next(places) if kind in MEDIA else value
+                if frames_as_images and isinstance(medium, Clip):
+                    replaced += [("image", Picture(None, image)) for image in medium.images()]
+                else:
+                    replaced.append((kind, medium))
+            turns.append((role, tuple(replaced)))
+        return Conversation(tuple(turns))
+
+    def with_ocr(self, question: str, tokens: Sequence[str]) -> "Conversation":
+        """The same with the OCR tokens behind the question, as LLaVA's evaluation of TextVQA words them."""
+        line = f"\nReference OCR token: {', '.join(tokens)}"
+        turns = []
+        for role, parts in self.turns:
+            longer = [(kind, _behind(question, line, value) if kind == "text" else value) for kind, value in parts]
+            turns.append((role, tuple(longer)))
+        return Conversation(tuple(turns))
+
+    def media_name(self) -> str:
+        """A name for its pictures and videos: equal for two conversations about the same ones, empty for none."""
+        digest = hashlib.sha256()
+        for image in self.images:
+            digest.update(f"{image.size}".encode() + image.tobytes())
+        for clip in self.clips:
+            digest.update(f"{clip.frames.shape}".encode() + clip.frames.tobytes())
+        return digest.hexdigest()[:20] if self.media else ""
+
+    def name(self, generation: Mapping[str, Any]) -> str:
+        """A name for all that decides the answer beside the model: what is said, what is shown, how it is decoded."""
+        said = [(role, [part if part[0] == "text" else part[0] for part in parts]) for role, parts in self.turns]
+        text = json.dumps([said, self.media_name(), dict(generation)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _behind(question: str, line: str, text: str) -> str:
+    """The text with a line behind the question, where it has the question and no such line yet."""
+    start = text.lower().find(question.lower())
+    if start < 0 or "Reference OCR token:" in text:
+        return text
+    end = start + len(question)
+    return text[:end] + line + text[end:]
+
+
+def _role_and_content(message: Any) -> tuple[str, Sequence[Any]]:
+    """The role of a message, and its parts; a text alone is one part."""
+    if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
+        raise InputError(f'A message is {{"role": …, "content": …}}; got {message!r:.100}.')
+    role, content = message["role"], message["content"]
+    if not isinstance(role, str):
+        raise InputError(f'The role of a message is a text such as "user"; got {role!r:.100}.')
+    if isinstance(content, str):
+        return role, [{"type": "text", "text": content}]
+    if not isinstance(content, Sequence):
+        raise InputError(f"The content of a message is a text or a list of parts; got {content!r:.100}.")
+    return role, content
+
+
+def _kind(medium: Picture | Clip) -> str:
+    return "video" if isinstance(medium, Clip) else "image"
+
+
+def _part(part: Any, frames: int | None, fps: float | None) -> Part:
+    """A part of a message with its file read."""
+    if not isinstance(part, Mapping) or "type" not in part:
+        raise InputError(f'A part of a message is {{"type": "text", "text": …}} or the like; got {part!r:.100}.')
+    kind = part["type"]
+    if kind == "text" and isinstance(part.get("text"), str):
+        return kind, part["text"]
+    if kind in ("image", "image_url"):
+        return "image", _picture(_source(part, "image"))
+    if kind in ("video", "video_url"):
+        return "video", _clip(part, _source(part, "video"), frames, fps)
+    raise UnsupportedError(f"A message holds {kind}; only texts, pictures and videos can be asked about.")
+
+
+def _picture(source: Any) -> Picture:
+    if isinstance(source, Picture):
+        return source
+    if isinstance(source, Image.Image):
+        return picture_of(source)
+    if isinstance(source, str) and source.startswith("data:"):
+        return _decoded(source)
+    return load_picture(_path(source))
+
+
+def _clip(part: Mapping[str, Any], source: Any, frames: int | None, fps: float | None) -> Clip:
+    if isinstance(source, Clip):
+        return source
+    times = dict(part)
+    if isinstance(source, Mapping):
+        times.update(source)
+        source = _source(source, "video")
+    start = times.get("start_time", times.get("video_start"))
+    end = times.get("end_time", times.get("video_end"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the same sentence is the clip's note
+        return read(_path(source), frames=frames, fps=fps, start=start, end=end)
+
+
+def _source(part: Mapping[str, Any], kind: str) -> Any:
+    """What a part shows: a path, a picture, a clip, or a `data:` URL."""
+    for name in (kind, "path", "url", f"{kind}_url"):
+        if part.get(name) is not None:
+            source = part[name]
+            if name.endswith("_url") and isinstance(source, Mapping):
+                return source.get("url")
+            return source
+    raise InputError(f'A part of type {kind} names it under "{kind}", "path" or "url"; got the keys {sorted(part)}.')
+
+
+def _path(source: Any) -> Path:
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        raise UnsupportedError(f"Nothing is downloaded by itself: fetch {source} first, and name the file.")
+    if not isinstance(source, str | Path):
+        raise UnsupportedError(f"A message holds a {type(source).__name__}; texts, pictures and video files go.")
+    return Path(source)
+
+
+def _decoded(url: str) -> Picture:
+    """The picture in a `data:` URL."""
+    head, _, body = url.partition(",")
+    try:
+        if not head.endswith(";base64"):
+            raise ValueError("it is not base64")
+        with Image.open(io.BytesIO(base64.b64decode(body, validate=True))) as image:
+            return picture_of(image, "the picture in the data: URL")
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"The picture in the data: URL cannot be read: {error}.") from error

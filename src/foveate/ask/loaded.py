@@ -1,0 +1,70 @@
+"""A model with its processor: what they are, and how they go together."""
+
+import threading
+from typing import Any
+
+import torch
+import transformers
+
+from foveate.registry import families, no_family
+
+__all__ = ["Loaded"]
+
+
+class Loaded:
+    """A model and its processor.
+
+    Raises:
+        UnsupportedError: If no family serves the model.
+
+    Attributes:
+        model: A vision-language model of transformers, in evaluation mode.
+        processor: Its processor.
+        name: What to call it in records.
+        lock: Held while the model or its tokenizer works: both serve one thread at a time.
+    """
+
+    def __init__(self, model: Any, processor: Any, name: str = "") -> None:
+        if model.config.model_type not in families():
+            raise no_family(model.config.model_type)
+        self.model = model
+        self.processor = processor
+        self.name = name or type(model).__name__
+        self.lock = threading.RLock()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return self.processor.tokenizer
+
+    @property
+    def depth(self) -> int:
+        """Decoder layers."""
+        return int(self.model.config.get_text_config().num_hidden_layers)
+
+    @property
+    def crops(self) -> bool:
+        """Whether the processor cuts the centre square out of a picture."""
+        kind = families().get(self.model.config.model_type)
+        crops = getattr(getattr(self.processor, "image_processor", None), "do_center_crop", False)
+        return bool(kind is not None and kind.fit == "crop" and crops)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a reader needs to know to repeat a run."""
+        return {
+            "name": self.name,
+            "model_type": self.model.config.model_type,
+            "device": str(self.model.device),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "attention": self.model.config.get_text_config()._attn_implementation,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    def misfit(self, why: str) -> str:
+        """A sentence on a processor that is another model's."""
+        kinds = type(self.processor).__name__, type(self.model).__name__
+        return (
+            f"The processor of {self.name} ({kinds[0]}) does not fit its model ({kinds[1]}): {why} "
+            "Take the processor's files and the weights from the same place."
+        )

@@ -1,0 +1,125 @@
+"""The pictures and films of a question: files or objects in, upright RGB out, and what a processor would cut off."""
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from foveate._files import is_video
+from foveate.ask.pictures import Picture, load_picture, picture_of
+from foveate.errors import InputError
+from foveate.video import Clip, read
+
+__all__ = ["Media", "as_frames", "crop_note", "padded", "read_media", "square"]
+
+Medium = str | Path | Image.Image | np.ndarray | Picture | Clip
+Media = Medium | Sequence[Medium]
+
+FEW = 3
+"""Frames of a clip on a model that reads pictures, where nothing is said: each has a whole picture's tokens."""
+LITTLE = 0.01
+"""The share of a picture that may be cut off without a word."""
+
+
+def read_media(media: Media, frames: int | None = None, fps: float | None = None) -> list[Picture | Clip]:
+    """Read pictures and videos, in order; a GIF is a video where frames are asked for.
+
+    Args:
+        media: A path, PIL picture, array of (height, width, 3) uint8, or clip; or a sequence of them.
+        frames: How many frames of a video at most; see `foveate.video.read`.
+        fps: How many a second.
+
+    Raises:
+        InputError: If a file cannot be read, or an array is no picture.
+        SettingError: If frames or fps leave their range.
+        UnsupportedError: If there is a video and no PyAV.
+    """
+    several = isinstance(media, Sequence) and not isinstance(media, str)
+    listed: list[Any] = list(media) if several else [media]  # type: ignore[arg-type]
+    return [_medium(medium, frames, fps) for medium in listed]
+
+
+def _medium(medium: Any, frames: int | None, fps: float | None) -> Picture | Clip:
+    if isinstance(medium, Picture | Clip):
+        return medium
+    if isinstance(medium, Image.Image):
+        return picture_of(medium)
+    if isinstance(medium, np.ndarray):
+        if medium.ndim != 3 or medium.shape[2] != 3 or medium.dtype != np.uint8:
+            raise InputError(
+                f"An array is a picture of shape (height, width, 3), uint8; got {medium.shape}, {medium.dtype}."
+            )
+        return Picture(None, Image.fromarray(medium))
+    if not isinstance(medium, str | Path):
+        raise InputError(f"A picture is a path, a PIL picture, an array or a clip; got a {type(medium).__name__}.")
+    path = Path(medium)
+    if not is_video(path, frames_asked=frames is not None or fps is not None):
+        return load_picture(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the same sentence is the clip's note
+        return read(path, frames=frames, fps=fps)
+
+
+def as_frames(clip: Clip, few: bool) -> tuple[Clip, str]:
+    """What goes in as pictures of a clip where a model reads no videos, and a sentence that says so.
+
+    Args:
+        clip: As it was read.
+        few: Whether nobody said how many frames: then a few must do.
+    """
+    taken = clip.thinned(FEW) if few else clip
+    if len(clip) == 1:
+        what = f"the one frame of {clip.path} goes in as a picture"
+    elif len(taken) == len(clip):
+        what = f"the {len(clip)} frames of {clip.path} go in as pictures"
+    else:
+        what = f"of the {len(clip)} frames read of {clip.path}, {len(taken)} go in as pictures"
+    return taken, f"this model reads no videos: {what}."
+
+
+def cut_off(medium: Picture | Clip) -> float:
+    """The share of a picture or of frames that a processor cuts off which takes the centre square."""
+    width, height = _size(medium)
+    return 1 - min(width, height) / max(width, height)
+
+
+def crop_note(medium: Picture | Clip) -> str | None:
+    """A sentence on what a model does not see whose processor takes the centre square; None if that is nothing."""
+    share = cut_off(medium)
+    if share <= LITTLE:
+        return None
+    width, height = _size(medium)
+    sides = "left and right" if width > height else "top and bottom"
+    name = "the picture" if medium.path is None else str(medium.path)
+    return (
+        f"the processor cuts off {share:.0%} of {name} ({sides}): the model sees only the centre square. "
+        "Set fit to pad to show all of it."
+    )
+
+
+def padded(medium: Picture | Clip, processor: Any) -> Picture | Clip:
+    """The same in the middle of a square of the mean colour, so that a processor that crops leaves it whole."""
+    if isinstance(medium, Picture):
+        return dataclasses.replace(medium, image=square(medium.image, processor))
+    frames = [np.asarray(square(image, processor)) for image in medium.images()]
+    return dataclasses.replace(medium, frames=np.stack(frames))
+
+
+def square(image: Image.Image, processor: Any) -> Image.Image:
+    """The picture in the middle of a square of its processor's mean colour; an odd pixel goes right or below."""
+    side = max(image.size)
+    mean = processor.image_processor.image_mean
+    canvas = Image.new("RGB", (side, side), tuple(int(255 * share) for share in mean))
+    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return canvas
+
+
+def _size(medium: Picture | Clip) -> tuple[int, int]:
+    """Width and height."""
+    if isinstance(medium, Picture):
+        return medium.image.size
+    return medium.frames.shape[2], medium.frames.shape[1]

@@ -1,0 +1,235 @@
+"""One sample as a model gets it: its pictures, its text, its tensors, and what it costs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from foveate.ask.conversation import Conversation
+from foveate.ask.loaded import Loaded
+from foveate.ask.pictures import Picture
+from foveate.core.grid import Grid, grids_of
+from foveate.cost import Cost, cost
+from foveate.engine.trace import Trace
+from foveate.errors import InputError
+from foveate.methods.base import Method
+from foveate.registry import families, family_for
+from foveate.video import Clip
+
+__all__ = ["Prompt", "is_vision", "length_note", "placeholders", "refusal", "refuse_unknown_tokens", "runs_of"]
+
+USER = "user", "text"
+TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A question as a model gets it.
+
+    Attributes:
+        loaded: The model it was made for.
+        conversation: What is said and shown.
+        inputs: The model's arguments: tensors of one sample, on its device.
+        media: Its pictures and films, in order; of a film whose frames go in as pictures, the film.
+        notes: What the user should know, such as that a picture is cropped.
+    """
+
+    loaded: Loaded
+    conversation: Conversation
+    inputs: Mapping[str, Tensor]
+    media: tuple[Picture | Clip, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The last text that the user said: the question."""
+        texts = [value for role, parts in self.conversation.turns for kind, value in parts if (role, kind) == USER]
+        return texts[-1] if texts else ""
+
+    @property
+    def shown(self) -> list[Image.Image | Clip]:
+        """What `Trace.show` draws on: the media as they are shown to the model."""
+        return [medium if isinstance(medium, Clip) else medium.image for medium in self.media]
+
+    @property
+    def clips(self) -> list[Clip]:
+        """The films among the media."""
+        return [medium for medium in self.media if isinstance(medium, Clip)]
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Vision tokens of each image or video; where a template does not tell them apart, of all together."""
+        runs = runs_of(self.loaded.model.config, self.inputs["input_ids"][0])
+        if len(runs) in (0, len(self.kinds)):
+            return runs
+        return (sum(runs),)
+
+    @property
+    def vision_tokens(self) -> int:
+        """Vision tokens in all."""
+        return sum(self.sizes)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all."""
+        return int(self.inputs["input_ids"].shape[1])
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens that are no vision tokens."""
+        return self.tokens - self.vision_tokens
+
+    @cached_property
+    def kinds(self) -> list[str]:
+        """What each of its media is to the model: "image" or "video"."""
+        return [kind for kind, _ in self.conversation.parts if kind != "text"]
+
+    def cost(self, method: Method | None = None, trace: Trace | None = None, sample: int = 0) -> Cost:
+        """What this prompt costs with a method, or without any.
+
+        Args:
+            method: What drops.
+            trace: Of a run: some methods' counts depend on the picture, and only a trace tells them.
+            sample: Which sample of the trace it is.
+
+        Raises:
+            SettingError: If the method's counts depend on the picture and no trace tells them.
+        """
+        counts = None
+        if trace is not None and trace.history:
+            counts = [layer[sample] for layer in trace.history[0].per_layer]
+        return cost(
+            self.loaded.model.config,
+            text_tokens=self.text_tokens,
+            vision_tokens=self.sizes,
+            method=method,
+            tower_images=self.tower_images,
+            dtype=self.loaded.model.dtype,
+            tokens=counts,
+            grids=self.grids,
+        )
+
+    def _by_kind(self, ask: Callable[[str, list[int]], Sequence[Any] | None]) -> list[Any] | None:
+        """What the family says of images and of videos of these sizes, in the order of the prompt; None if nothing."""
+        answers = {}
+        for kind in set(self.kinds):
+            sizes = [size for size, other in zip(self.sizes, self.kinds, strict=False) if other == kind]
+            values = ask(kind, sizes)
+            if values is None or len(values) != self.kinds.count(kind):
+                return None
+            answers[kind] = iter(values)
+        return [next(answers[kind]) for kind in self.kinds]
+
+    @property
+    def tower_images(self) -> list[int] | None:
+        """How many pictures the tower encodes for each of `sizes`, where the family knows; see `foveate.cost`."""
+        config = self.loaded.model.config
+        kind = families()[config.model_type]
+        pictures = self._by_kind(lambda modality, _: kind.tower_images(config, modality, self.inputs))
+        if pictures is not None and len(pictures) != len(self.sizes):  # only the images' sum is known
+            return [sum(pictures)]
+        return pictures
+
+    @property
+    def grids(self) -> list[tuple[Grid, ...]] | None:
+        """Rows and columns of each image's or frame's tokens, where they are known."""
+        if not self.sizes or len(self.sizes) != len(self.kinds):  # only the images' sum is known
+            return None
+        family = family_for(self.loaded.model)
+        boxes = self._by_kind(lambda kind, sizes: family.boxes(kind, self.inputs, sizes))
+        places = [image for image in boxes or () if image is not None]
+        if len(places) != len(self.sizes):
+            return None
+        return [grids_of(image) for image in places]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The input as plain values."""
+        images = [str(medium.path) for medium in self.media if isinstance(medium, Picture) and medium.path is not None]
+        videos = [
+            {"path": str(clip.path), "frames": len(clip), "seconds": list(clip.seconds), "note": clip.note}
+            for clip in self.clips
+        ]
+        return {
+            "model": self.loaded.to_dict(),
+            "images": images,
+            "videos": videos,
+            "prompt": self.text,
+            "text_tokens": self.text_tokens,
+            "vision_tokens": list(self.sizes),
+        }
+
+    def __repr__(self) -> str:
+        return f"Prompt({self.text!r:.60}, {self.vision_tokens} vision and {self.text_tokens} text tokens)"
+
+
+def is_vision(config: Any, ids: Tensor) -> Tensor:
+    """Which ids stand for vision tokens: bool of the same shape, on the CPU."""
+    return torch.isin(ids.cpu(), torch.tensor(sorted(placeholders(config))))
+
+
+def placeholders(config: Any) -> set[int]:
+    """Ids that stand for vision tokens in a prompt."""
+    ids = (getattr(config, name, None) for name in TOKENS)
+    return {number for number in ids if number is not None}
+
+
+def runs_of(config: Any, ids: Tensor) -> tuple[int, ...]:
+    """How many vision tokens stand in a row, again and again: (tokens,) ids -> a count a run.
+
+    A run ends at a token of the text and where images go over into videos.
+    """
+    vision = is_vision(config, ids)
+    kinds, counts = torch.unique_consecutive(torch.where(vision, ids.cpu(), -1), return_counts=True)
+    return tuple(counts[kinds >= 0].tolist())
+
+
+def refuse_unknown_tokens(loaded: Loaded, inputs: Mapping[str, Tensor]) -> None:
+    """Refuse a prompt with tokens that the model does not have: its processor is another model's.
+
+    Raises:
+        InputError: If there is such a token.
+    """
+    ids = inputs["input_ids"].cpu()
+    text = ids[~is_vision(loaded.model.config, ids)]
+    vocabulary = loaded.model.get_input_embeddings().num_embeddings
+    if len(text) and int(text.max()) >= vocabulary:
+        raise InputError(loaded.misfit(f"token {int(text.max())} is not among its {vocabulary:,}."))
+
+
+def refusal(name: str, conversation: Conversation, error: Exception) -> str:
+    """Why a processor takes no such media; a batch of videos, as LLaVA-OneVision's, has so many frames of each."""
+    sizes = ", ".join([*map(_size_words, conversation.images), *map(_size_words, conversation.clips)])
+    why = str(error).partition("\n")[0] or "out of memory"  # a strip one pixel high grows to millions of columns
+    if not why.endswith("."):
+        why += "."
+    lengths = {len(clip) for clip in conversation.clips}
+    hint = ""
+    if len(lengths) > 1:
+        hint = f" Take as many frames of each video: {min(lengths)}."
+    elif lengths == {1}:
+        hint = " Of one frame, give the model a picture."
+    return f"The processor of {name} refuses {sizes} pixels: {why}{hint}"
+
+
+def _size_words(medium: Image.Image | Clip) -> str:
+    """640 x 480, or 8 frames of 640 x 480."""
+    if isinstance(medium, Image.Image):
+        return f"{medium.width} x {medium.height}"
+    frames = "frame" if len(medium) == 1 else "frames"
+    return f"{len(medium)} {frames} of {medium.frames.shape[2]} x {medium.frames.shape[1]}"
+
+
+def length_note(config: Any, tokens: int) -> str | None:
+    """A sentence where a prompt has more positions than the decoder was made for; M-RoPE gives a picture fewer."""
+    most = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if not most or tokens <= most or "mrope_section" in rope:
+        return None
+    return (
+        f"the prompt has {tokens:,} tokens and this model was made for {most:,}: the answer may be poor. "
+        "Take fewer frames or pictures."
+    )

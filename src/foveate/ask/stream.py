@@ -1,0 +1,109 @@
+"""An answer that comes piece by piece."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TextIteratorStreamer
+
+from foveate.ask.answer import Answer
+from foveate.errors import SessionError
+
+__all__ = ["Stream"]
+
+Run = Callable[[Any, Any], Answer]
+
+
+class Stream(Iterator[str]):
+    """The text of an answer as it is made: iterate over it, then read `answer`.
+
+        stream = vlm.ask("cat.jpg", "Describe it.", stream=True)
+        for piece in stream:
+            print(piece, end="", flush=True)
+        stream.answer.retention
+
+    The model runs in a thread of its own. Closing the stream, or leaving its context, ends the answer after the next
+    token.
+
+    Args:
+        run: Makes the answer, given a streamer and a stopping criterion of transformers.
+        tokenizer: The model's.
+        stop: Texts that end the answer: no piece has any of them.
+    """
+
+    def __init__(self, run: Run, tokenizer: Any, stop: Sequence[str] = ()) -> None:
+        self._streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._stop = stop
+        self._text = self._given = ""
+        self._over = False
+        self._closed = threading.Event()
+        self._answer: Answer | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, args=(run,), daemon=True)
+        self._thread.start()
+
+    def _work(self, run: Run) -> None:
+        try:
+            self._answer = run(self._streamer, self._is_closed)
+        except BaseException as error:  # raised where the pieces are read
+            self._error = error
+        finally:
+            self._streamer.end()
+
+    def _is_closed(self, ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        """A stopping criterion: whether each sample ends here."""
+        return torch.full((ids.shape[0],), self._closed.is_set(), device=ids.device)
+
+    def __next__(self) -> str:
+        while not self._over:
+            try:
+                self._text += next(self._streamer)
+                text = self._known_text()
+            except StopIteration:
+                self._over = True
+                self._thread.join()
+                if self._error is not None:
+                    raise self._error from None
+                text = self.answer.text
+            if text != self._given and text.startswith(self._given):
+                piece = text.removeprefix(self._given)
+                self._given = text
+                return piece
+        raise StopIteration
+
+    def _known_text(self) -> str:
+        """The beginning of the answer as far as it is known: without a stop, or what may become one."""
+        text = self._text
+        held = 0
+        for end in self._stop:
+            text = text.partition(end)[0]
+            held = max(held, *(size for size in range(len(end)) if text.endswith(end[:size])))
+        return text[: len(text) - held].strip()
+
+    @property
+    def answer(self) -> Answer:
+        """The whole answer.
+
+        Raises:
+            SessionError: If it is not finished: read all pieces first.
+        """
+        if self._thread.is_alive() and not self._closed.is_set():
+            raise SessionError("The answer is not finished: read all its pieces, or close the stream, first.")
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._answer is not None
+        return self._answer
+
+    def close(self) -> None:
+        """End the answer after the next token, and wait for that."""
+        self._closed.set()
+        self._thread.join()
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,109 @@
+"""How a conversation becomes a model's input: by its own chat template, or under the conditions of a paper."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from foveate.ask.conversation import Conversation
+from foveate.ask.media import square
+from foveate.errors import UnknownNameError, UnsupportedError
+
+__all__ = ["PROTOCOLS", "check_protocol", "encode", "reads_videos"]
+
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+"""The system text of vicuna_v1, under which LLaVA-1.5 was trained and evaluated."""
+
+
+def encode(model: Any, processor: Any, conversation: Conversation, protocol: str = "own") -> Any:
+    """The model's inputs of one conversation, batch 1, on the CPU.
+
+    Args:
+        model: A model of transformers.
+        processor: Its processor.
+        conversation: Messages with their media.
+        protocol: "own" is the model's chat template and processor; "llava" the conditions of LLaVA-1.5's papers.
+
+    Raises:
+        UnknownNameError: If there is no such protocol.
+        UnsupportedError: If the protocol or the processor does not take such media.
+    """
+    check_protocol(protocol)
+    return PROTOCOLS[protocol](model, processor, conversation)
+
+
+def check_protocol(name: str) -> None:
+    """Refuse a protocol that there is not.
+
+    Raises:
+        UnknownNameError: The message lists those there are.
+    """
+    if name not in PROTOCOLS:
+        raise UnknownNameError(f"No protocol {name!r}. There are: {', '.join(PROTOCOLS)}.")
+
+
+def reads_videos(processor: Any) -> bool:
+    """Whether a processor takes videos as such; else their frames may go in as pictures."""
+    return getattr(processor, "video_processor", None) is not None
+
+
+def _own(model: Any, processor: Any, conversation: Conversation) -> Any:
+    """The model's own chat template and processor; without a template, placeholders before the text."""
+    if conversation.clips and not reads_videos(processor):
+        raise UnsupportedError(
+            f"{type(processor).__name__} reads no videos. Take a model that does, such as LLaVA-OneVision or Qwen2-VL."
+        )
+    if getattr(processor, "chat_template", None):
+        turns = [{"role": role, "content": [_slot(*part) for part in parts]} for role, parts in conversation.turns]
+        text = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    else:
+        pictures = f"{processor.image_token}\n" * len(conversation.images)
+        text = pictures + "\n".join(conversation.texts)
+    options: dict[str, Any] = {}
+    if conversation.clips:
+        options["videos"] = [clip.frames for clip in conversation.clips]
+        options["video_metadata"] = [clip.metadata() for clip in conversation.clips]
+        options["do_sample_frames"] = False
+    return _tensors(processor, text, conversation.images, **options)
+
+
+def _slot(kind: str, value: Any) -> dict[str, Any]:
+    """A part of a message as chat templates want it: a text, or the place of a picture or a video."""
+    if kind == "text":
+        return {"type": kind, "text": value}
+    return {"type": kind}
+
+
+def _llava(model: Any, processor: Any, conversation: Conversation) -> Any:
+    """The conditions of LLaVA-1.5's papers: vicuna_v1 with its system text, pictures padded to a square."""
+    if model.config.model_type != "llava" or conversation.clips:
+        what = "a video" if conversation.clips else f"a {model.config.model_type} model"
+        raise UnsupportedError(f"The protocol llava is that of LLaVA-1.5 on pictures; this is {what}. Use own.")
+    system = SYSTEM
+    said = ""
+    for role, parts in conversation.turns:
+        texts = [value for kind, value in parts if kind == "text"]
+        pictures = [value for kind, value in parts if kind == "image"]
+        text = "".join(texts)
+        if role == "system":
+            system = text
+        elif role == "assistant":
+            said += f" ASSISTANT: {text}</s>"
+        else:
+            said += " USER: " + f"{processor.image_token}\n" * len(pictures) + text
+    images = [square(image, processor) for image in conversation.images]
+    return _tensors(processor, f"{system}{said} ASSISTANT:", images)
+
+
+def _tensors(processor: Any, text: str, images: Sequence[Image.Image], **options: Any) -> Any:
+    bos = processor.tokenizer.bos_token
+    if bos is not None and text.startswith(bos):
+        options["add_special_tokens"] = False
+    return processor(text=[text], images=list(images) or None, return_tensors="pt", **options)
+
+
+PROTOCOLS: Mapping[str, Callable[[Any, Any, Conversation], Any]] = {"own": _own, "llava": _llava}
+"""How a conversation becomes a model's input, by name."""

@@ -1,0 +1,359 @@
+"""A model that is asked about pictures: prompts in, answers out, one call at a time."""
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypedDict, Unpack
+
+from foveate.ask.answer import Answer
+from foveate.ask.answering import Dropping, Solved, answers_to, choice_of
+from foveate.ask.batch import batches
+from foveate.ask.conversation import Conversation
+from foveate.ask.generation import Generation
+from foveate.ask.loaded import Loaded
+from foveate.ask.media import Media
+from foveate.ask.prefix import can_share
+from foveate.ask.preparing import Fit, conversation_about, prepare
+from foveate.ask.prompt import Prompt
+from foveate.ask.stream import Stream
+from foveate.errors import SettingError, UnsupportedError
+from foveate.methods.base import Method
+from foveate.methods.named import Named
+
+__all__ = ["VLM", "Question"]
+
+WINDOW = 8
+"""Batches' worth of questions that are read at a time, so that a batch can be of like lengths."""
+
+AnyMethod = str | Method | Named
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """One of many questions; see `VLM.ask` for its parts."""
+
+    media: Media | None = None
+    prompt: str | None = None
+    messages: Sequence[Mapping[str, Any]] | None = None
+
+
+class Options(TypedDict, total=False):
+    """How answers are decoded; see `foveate.ask.generation.Generation`."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float | None
+    top_k: int | None
+    num_beams: int
+    seed: int | None
+    stop: tuple[str, ...]
+
+
+class VLM(Loaded):
+    """A vision-language model with its processor, ready to be asked.
+
+        vlm = fv.load()
+        answer = vlm.ask("cat.jpg", "What is it doing?", method="v2drop", retention=1/3)
+        answer.text, answer.retention, answer.saved
+
+    A model serves one call at a time: calls from several threads wait for each other.
+
+    Args:
+        model: An unmodified vision-language model of transformers that a family of foveate serves, in evaluation mode.
+        processor: Its processor.
+        name: What to call it in records; the name of its class if nothing is said.
+
+    Attributes:
+        model, processor, name: As given.
+        lock: Held while the model or its tokenizer works.
+
+    Raises:
+        UnsupportedError: If no family serves the model.
+    """
+
+    # -- asking -----------------------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        media: Media | None = None,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        method: AnyMethod | None = None,
+        tokens: float | None = None,
+        retention: float | None = None,
+        choices: Sequence[str] = (),
+        stream: bool = False,
+        frames: int | None = None,
+        fps: float | None = None,
+        fit: Fit = "own",
+        **generation: Unpack[Options],
+    ) -> Any:
+        """Ask about pictures or films.
+
+            vlm.ask("cat.jpg", "What is it doing?")
+            vlm.ask(["a.png", "b.png"], "What changed?", method="v2drop", tokens=192)
+            vlm.ask("clip.mp4", "What happens?", frames=32, method="visiondrop", retention=0.2)
+            vlm.ask("scan.png", "Is it signed?", choices=["yes", "no"]).choices
+            vlm.ask(messages=[{"role": "user", "content": [{"type": "image", "path": "cat.jpg"}, …]}, …])
+
+        Args:
+            media: What is looked at: a path, PIL picture, array (height, width, 3) uint8, or clip; or several. None is
+                the embedded model's own picture, and for any other model a question without one.
+            prompt: The question.
+            messages: In the place of both: a conversation of several turns, see `foveate.ask.conversation`.
+            method: What drops vision tokens: a method, or its name (`foveate.methods.names`); None is the untouched
+                model.
+            tokens: A budget: mean vision tokens that a decoder layer processes, solved for this very input.
+            retention: The same as a share of the vision tokens. A method alone gets a third.
+            choices: Texts: the answer is the one that the model finds likeliest, by the probability of all its tokens.
+                Where one text begins another ("cat", "cats"), the end of the answer counts as a token of each.
+            stream: Return a `Stream` of pieces of text; its `answer` is there at the end.
+            frames, fps: How many frames of a film at most, and how many a second; see `foveate.video.read`.
+            fit: "pad" shows a picture whole, on a square, where the processor would cut its sides off.
+            **generation: How the answer is decoded, greedily by default: `max_new_tokens` (64), `temperature`, `top_p`,
+                `top_k`, `num_beams`, `seed`, `stop`; see `foveate.ask.generation.Generation`.
+
+        Returns:
+            The answer; with `stream`, the stream.
+
+        Raises:
+            InputError: If a file cannot be read, or the processor refuses it.
+            SettingError: If settings contradict each other or leave their range; a `BudgetError` where no schedule of
+                the method meets the budget.
+            UnknownNameError: If there is no method of that name.
+            UnsupportedError: If the model cannot serve the method or the media.
+
+        Warns:
+            UserWarning: If the model does not see what it was shown, as a cropped picture.
+        """
+        settings = Generation(**generation)
+        if choices and (stream or settings.samples or settings.num_beams > 1):
+            raise SettingError("choices are scored, not decoded: leave stream and the settings of decoding out.")
+        if stream and settings.num_beams > 1:
+            raise SettingError("A beam search knows its answer only at the end: leave stream or num_beams out.")
+        asked = self.prepare(media, prompt, messages=messages, frames=frames, fps=fps, fit=fit)
+        _warn_of(asked, stacklevel=3)
+        solved = Dropping(method, tokens, retention).solved(self, asked.vision_tokens)
+        if choices:
+            return choice_of(self, asked, choices, solved)
+        if stream:
+            return Stream(partial(self._streamed, asked, solved, settings), self.tokenizer, settings.stop)
+        return answers_to(self, [asked], solved, settings)[0]
+
+    def _streamed(self, prompt: Prompt, solved: Solved, settings: Generation, streamer: Any, stopping: Any) -> Answer:
+        extra = {"streamer": streamer, "stopping_criteria": [stopping]}
+        return answers_to(self, [prompt], solved, settings, extra=extra)[0]
+
+    def ask_many(
+        self,
+        questions: Iterable[Question | tuple[Media, str] | Mapping[str, Any]],
+        *,
+        batch_size: int = 8,
+        method: AnyMethod | None = None,
+        tokens: float | None = None,
+        retention: float | None = None,
+        frames: int | None = None,
+        fps: float | None = None,
+        fit: Fit = "own",
+        **generation: Unpack[Options],
+    ) -> Iterator[Answer]:
+        """Ask many questions, in batches of prompts that are alike; the answers come in order.
+
+            for answer in vlm.ask_many([("a.png", "What is it?"), ("b.png", "What is it?")], method="v2drop"): ...
+
+        Args:
+            questions: (media, prompt) pairs, `Question`s, or mappings with the keys "media", "prompt" and "messages".
+                They are read as they are needed: a generator does.
+            batch_size: Most questions a batch.
+            method, tokens, retention, frames, fps, fit, **generation: As for `ask`; a budget is solved for each input.
+
+        Raises:
+            FoveateError: As for `ask`.
+        """
+        if batch_size < 1:
+            raise SettingError(f"batch_size must be 1 or more; got {batch_size}.")
+        ready = partial(self.prepare, frames=frames, fps=fps, fit=fit)
+        dropping = Dropping(method, tokens, retention)
+        return self._answers_in_order(questions, batch_size, ready, dropping, Generation(**generation))
+
+    def _answers_in_order(
+        self, questions: Iterable[Any], batch_size: int, ready: Any, dropping: Dropping, settings: Generation
+    ) -> Iterator[Answer]:
+        for window in _windows(questions, WINDOW * batch_size):
+            entries = []
+            for place, question in enumerate(window):
+                prompt = ready(question.media, question.prompt, messages=question.messages)
+                _warn_of(prompt, stacklevel=3)
+                entries.append(_Entry(place, prompt, dropping.solved(self, prompt.vision_tokens)))
+            answers: dict[int, Answer] = {}
+            for batch in batches(entries, batch_size, _Entry.inputs_of, _Entry.solved_of):
+                replies = answers_to(self, [entry.prompt for entry in batch], batch[0].solved, settings)
+                for entry, reply in zip(batch, replies, strict=True):
+                    answers[entry.place] = reply
+            for place in range(len(window)):
+                yield answers[place]
+
+    # -- step by step -----------------------------------------------------------------------------------------
+
+    def prepare(
+        self,
+        media: Media | None = None,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        frames: int | None = None,
+        fps: float | None = None,
+        fit: Fit = "own",
+        protocol: str = "own",
+    ) -> Prompt:
+        """A question as the model gets it, to be answered once or several times; arguments as for `ask`.
+
+        Args:
+            protocol: "own" is the model's chat template and processor, "llava" the conditions of LLaVA-1.5's papers.
+
+        Raises:
+            FoveateError: As for `ask`.
+        """
+        conversation = conversation_about(self, media, prompt, messages, frames, fps)
+        few = frames is None and fps is None
+        return prepare(self, conversation, protocol=protocol, fit=fit, as_pictures=True, few=few)
+
+    def prepare_conversation(self, conversation: Conversation, protocol: str = "own") -> Prompt:
+        """A conversation as the model gets it, where films are no pictures; see `prepare`."""
+        return prepare(self, conversation, protocol=protocol)
+
+    def solve(
+        self,
+        method: AnyMethod | None,
+        vision_tokens: int,
+        *,
+        tokens: float | None = None,
+        retention: float | None = None,
+    ) -> Method | None:
+        """The method with its schedule solved for an input of so many vision tokens; None is the untouched model.
+
+        Raises:
+            BudgetError: If no schedule meets the budget; the message names the floor.
+            SettingError: If settings contradict each other, or a budget comes without a method.
+        """
+        return Dropping(method, tokens, retention).solved(self, vision_tokens).method
+
+    def answer(
+        self,
+        prompt: Prompt,
+        method: AnyMethod | None = None,
+        *,
+        tokens: float | None = None,
+        retention: float | None = None,
+        generation: Generation | None = None,
+        first: bool = False,
+    ) -> Answer:
+        """Answer one prompt; see `ask`.
+
+        Args:
+            first: Whether the answer has the log-probabilities of its first token.
+        """
+        solved = Dropping(method, tokens, retention).solved(self, prompt.vision_tokens)
+        return answers_to(self, [prompt], solved, generation or Generation(), first=first)[0]
+
+    def answer_batch(
+        self,
+        prompts: Sequence[Prompt],
+        method: Method | None = None,
+        *,
+        generation: Generation | None = None,
+        first: bool = False,
+    ) -> list[Answer]:
+        """Answer prompts in one batch, padded on the left; their tensors must fit (`foveate.ask.batch.batches`)."""
+        return answers_to(self, prompts, Solved(method), generation or Generation(), first=first)
+
+    def can_share(self, method: Method | None) -> bool:
+        """Whether many questions about one picture may share its prefill; see `foveate.ask.prefix`."""
+        return can_share(self.model, method)
+
+    def answer_sharing(
+        self,
+        prompts: Sequence[Prompt],
+        method: Method | None = None,
+        *,
+        generation: Generation | None = None,
+        first: bool = False,
+    ) -> list[Answer]:
+        """The same for prompts that begin with the same one picture, whose prefill is run only once.
+
+        Raises:
+            UnsupportedError: If they cannot share it.
+        """
+        if not self.can_share(method):
+            raise UnsupportedError(
+                f"A {self.model.config.model_type!r} cannot share a prefill between questions with "
+                f"{method or 'no method'}: what stands before a question may depend on it, or on the padding between. "
+                "Ask one by one (answer)."
+            )
+        return answers_to(self, prompts, Solved(method), generation or Generation(), first=first, shared=True)
+
+    def choose(
+        self,
+        prompt: Prompt,
+        choices: Sequence[str],
+        method: AnyMethod | None = None,
+        *,
+        tokens: float | None = None,
+        retention: float | None = None,
+    ) -> Answer:
+        """The likeliest of several answers to one prompt, and the log-probability of each; see `ask`."""
+        return choice_of(self, prompt, choices, Dropping(method, tokens, retention).solved(self, prompt.vision_tokens))
+
+    def __repr__(self) -> str:
+        about = self.to_dict()
+        return f"VLM({self.name!r}: {about['model_type']}, {about['dtype']} on {about['device']})"
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A prompt of a window: its place in it, and what drops."""
+
+    place: int
+    prompt: Prompt
+    solved: Solved
+
+    def inputs_of(self) -> Mapping[str, Any]:
+        """Its tensors."""
+        return self.prompt.inputs
+
+    def solved_of(self) -> Solved:
+        """What must be the same in a batch."""
+        return self.solved
+
+
+def _warn_of(prompt: Prompt, stacklevel: int) -> None:
+    """Warn the caller of what the user should know of an input."""
+    for note in prompt.notes:
+        warnings.warn(note, stacklevel=stacklevel)
+
+
+def _windows(questions: Iterable[Any], size: int) -> Iterator[list[Question]]:
+    """The questions, so many at a time."""
+    window: list[Question] = []
+    for question in questions:
+        window.append(_as_question(question))
+        if len(window) == size:
+            yield window
+            window = []
+    if window:
+        yield window
+
+
+def _as_question(question: Any) -> Question:
+    if isinstance(question, Question):
+        return question
+    if isinstance(question, Mapping):
+        names = {"media", "prompt", "messages"}
+        if unknown := sorted(set(question) - names):
+            raise SettingError(f"A question has media and prompt, or messages; got {unknown[0]!r}.")
+        return Question(**question)
+    if isinstance(question, tuple) and len(question) == 2:
+        return Question(*question)
+    raise SettingError(f"A question is (media, prompt), a mapping or a Question; got {question!r:.100}.")

@@ -1,0 +1,126 @@
+"""`evaluate`: the embedded questions under several methods, each answer paired with the full model's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from foveate._versions import commit, versions
+from foveate.ask.vlm import VLM
+from foveate.eval import provenance
+from foveate.eval.cells import BASELINES, Cell, cells_of, contender
+from foveate.eval.embedded.pictures import PictureQuestion, check_tasks, questions
+from foveate.eval.embedded.run import outstanding, prompts_of, run
+from foveate.eval.listener import Listener
+from foveate.eval.pairing import Column, summarise, unmatched
+from foveate.eval.plan import Plan
+from foveate.eval.store import FULL, Store, key_of
+from foveate.eval.summary import Summary
+from foveate.methods.base import Method
+
+__all__ = ["evaluate"]
+
+WHAT = "exact match on held-out questions about generated pictures, each paired with the full model's"
+
+
+def evaluate(
+    vlm: VLM,
+    tasks: Sequence[str] = (),
+    plan: Plan | None = None,
+    *,
+    count: int = 550,
+    seed: int = 0,
+    max_new_tokens: int = 64,
+    jobs: int = 1,
+    listener: Listener | None = None,
+) -> Summary:
+    """Ask the same questions of the full model and of every method at every budget.
+
+    Args:
+        vlm: The model.
+        tasks: Names in `foveate.embedded.questions.TASKS`; none for all of them.
+        plan: What is compared; by default three methods and four baselines at three budgets.
+        count: Questions in all, up to one a task and picture.
+        seed: Which held-out pictures.
+        max_new_tokens: The longest answer.
+        jobs: Processes; 0 takes as many as pay off, see `foveate.eval.embedded.run.run`.
+        listener: Hears how it goes.
+
+    Returns:
+        All figures; in a notebook they are shown as tables.
+
+    Raises:
+        UnknownNameError: If there is no such task.
+        SettingError: If a number leaves its range.
+        InputError: If answers cannot be kept.
+    """
+    plan = plan or Plan()
+    listener = listener or Listener()
+    names = check_tasks(tasks)
+    with listener.stage("Drawing pictures", None):
+        chosen = questions(names, count, seed)
+    vision_tokens = prompts_of(vlm, chosen[:1])[0].vision_tokens  # all pictures have the same size
+    budgets = plan.shares_of(vision_tokens)
+    conditions = provenance.conditions(vlm) | {"max_new_tokens": max_new_tokens}
+    origin = {
+        "what": WHAT,
+        "model": vlm.to_dict() | {"weights": conditions["weights"]},
+        "versions": versions(),
+        "commit": commit(),
+        "seed": seed,
+        "draws": plan.draws,
+        "max_new_tokens": max_new_tokens,
+    }
+    asking = _Asking(vlm, chosen, plan.store(conditions), max_new_tokens, jobs, listener, origin)
+    cells = cells_of(plan.contenders(), vlm.model, budgets, vision_tokens, plan.seeds)
+    summary = asking.summary(cells, "Answering")
+    spent = unmatched(summary) if plan.baselines else []
+    if spent:
+        controls = [contender(name) for name in BASELINES]
+        cells += cells_of(controls, vlm.model, spent, vision_tokens, plan.seeds)
+        summary = asking.summary(cells, "Answering: controls at what was truly spent")
+    return summary
+
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """Questions to one model, and where its answers are kept."""
+
+    vlm: VLM
+    questions: Sequence[PictureQuestion]
+    store: Store
+    max_new_tokens: int
+    jobs: int
+    listener: Listener
+    origin: dict[str, Any]
+
+    def summary(self, cells: Sequence[Cell[Method]], doing: str) -> Summary:
+        """Every figure of these cells, after asking what the store does not have."""
+        methods = [draw for cell in cells for draw in cell.draws]
+        work = outstanding(self.questions, methods, self.store)
+        left, total = sum(map(len, work)), len(self.questions) * (1 + len(methods))
+        if left < total:
+            self.listener.note(f"{total - left} of {total} answers are known already, from {self.store.path}")
+        with self.listener.stage(doing, left) as advance:
+            run(self.vlm, work, self.store, max_new_tokens=self.max_new_tokens, jobs=self.jobs, advance=advance)
+        pictures = [question.picture for question in self.questions]
+        return summarise(
+            [question.question.task for question in self.questions],
+            pictures,
+            self._column(None),
+            cells,
+            [[self._column(draw) for draw in cell.draws] for cell in cells],
+            title=f"{self.vlm.name}: {len(pictures)} questions about {len(set(pictures))} pictures",
+            origin=self.origin,
+        )
+
+    def _column(self, method: Method | None) -> Column:
+        """What a method came to, from the store."""
+        full = self._rows(FULL)
+        rows = self._rows(key_of(method))
+        right = [row["answer"] == question.question.answer for row, question in zip(rows, self.questions, strict=True)]
+        return Column.of(rows, full, score=right)
+
+    def _rows(self, key: str) -> list[dict[str, Any]]:
+        """A setting's rows, in the questions' order."""
+        rows = [self.store.get(key, question.key) for question in self.questions]
+        return [row for row in rows if row is not None]

@@ -1,0 +1,185 @@
+"""Benchmarks by name, through lmms-eval in this process."""
+
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from foveate.ask.vlm import VLM
+from foveate.errors import InputError, UnsupportedError
+from foveate.eval.listener import Advance, unheard
+from foveate.eval.lmms.answerer import Answerer, Conduct
+from foveate.eval.lmms.benchmarks import BENCHMARKS, resolve
+from foveate.eval.lmms.figures import scores_of
+from foveate.eval.lmms.quiet import quiet
+from foveate.eval.lmms.scores import Scores
+from foveate.eval.lmms.setting import Choice
+from foveate.eval.store import Store
+from foveate.methods.base import Method
+
+__all__ = ["Options", "check_names", "harness_tasks", "run"]
+
+INSTALL = 'pip install "foveate[eval]" -c constraints.txt'
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How benchmarks are run.
+
+    Attributes:
+        conduct: How questions are put to the model.
+        limit: Documents of each task, from its first on; None is all.
+        include: Folders with tasks of one's own.
+    """
+
+    conduct: Conduct = field(default_factory=Conduct)
+    limit: int | None = None
+    include: tuple[Path, ...] = ()
+
+
+def harness_tasks(include: Sequence[Path] = ()) -> tuple[str, ...]:
+    """Every task, group and tag of lmms-eval, and those in folders of one's own.
+
+    Raises:
+        UnsupportedError: If lmms-eval is not installed.
+        InputError: If there is no such folder.
+    """
+    if find_spec("lmms_eval") is None:
+        raise UnsupportedError(
+            f"Benchmarks by name are run by lmms-eval, which is not installed: {INSTALL} "
+            "(docs/guides/benchmarks.md says how to keep your torch)."
+        )
+    for folder in include:
+        if not folder.is_dir():
+            raise InputError(f"There is no folder {folder} to take tasks from.")
+    return tuple(_manager(tuple(map(str, include))).all_tasks)
+
+
+def check_names(names: Sequence[str], include: Sequence[Path] = ()) -> dict[str, str]:
+    """What lmms-eval calls each name; its own names are looked up only where ours do not suffice.
+
+    Raises:
+        UnknownNameError: If there is no such benchmark; the message lists those there are.
+        UnsupportedError: If lmms-eval is not installed.
+    """
+    if set(names) <= set(BENCHMARKS):
+        return resolve(names)
+    return resolve(names, harness_tasks(include))
+
+
+def run(
+    vlm: VLM,
+    names: Sequence[str],
+    choice: Choice | Method | None = None,
+    *,
+    options: Options | None = None,
+    store: Store | None = None,
+    advance: Advance = unheard,
+) -> Scores:
+    """Run benchmarks under one setting.
+
+    What the store has of the setting is not asked again, and every batch is on disk when the next one begins.
+    Run the full model first, into the same store: later runs then measure how far their first tokens diverge.
+
+    Args:
+        vlm: The model.
+        names: Ours or lmms-eval's.
+        choice: What drops: a method for all samples, or a `Choice` that solves one for each; None is the full model.
+        options: How they are run.
+        store: From `Store(folder, options.conduct.conditions(vlm))`; None keeps nothing on disk.
+        advance: Called with the number of answers that were added.
+
+    Raises:
+        UnknownNameError: If there is no such benchmark.
+        UnsupportedError: If lmms-eval is not installed, or a task cannot be run with this model.
+        InputError: If a task's data cannot be read.
+    """
+    options = options or Options()
+    resolved = resolve(names, harness_tasks(options.include))
+    if not isinstance(choice, Choice):
+        choice = Choice.of(choice)
+    answerer = Answerer(vlm, choice, options.conduct, store, advance)
+    with TemporaryDirectory() as folder, quiet():
+        from lmms_eval.evaluator import simple_evaluate
+
+        from foveate.eval.lmms.backend import Answering
+
+        manager = _Manager(_manager(tuple(map(str, options.include))))
+        arguments = Namespace(output_path=folder, process_with_media=True, reasoning_tags=None)
+        try:
+            report = simple_evaluate(
+                Answering(answerer),
+                tasks=list(dict.fromkeys(resolved.values())),
+                task_manager=manager,
+                limit=options.limit,
+                bootstrap_iters=0,
+                cli_args=arguments,
+                process_docs_parallel=1,
+            )
+        except SystemExit as error:  # how tasks end when a video is not where they look for it
+            raise InputError(f"lmms-eval stopped: {error.code}.") from error
+        except AssertionError as error:  # how tasks refuse what they cannot count, such as half a pair of MME
+            raise InputError(f"lmms-eval stopped: {error}. A limit must not cut what is counted together.") from error
+        tasks = {
+            name: scores_of(name, task, report, answerer.records, arguments)
+            for name, task in manager.tasks().items()
+            if report["samples"].get(name)
+        }
+    groups = {name: _figures(values) for name, values in report.get("groups", {}).items()}
+    return Scores(tasks, groups, resolved, options.conduct.protocol, version("lmms-eval"))
+
+
+def _figures(values: Mapping[str, Any]) -> dict[str, float]:
+    """Figures by name, without the filter behind it: "exact_match,none"."""
+    return {key.split(",")[0]: value for key, value in values.items() if isinstance(value, float)}
+
+
+@cache
+def _manager(include: tuple[str, ...]) -> Any:
+    """lmms-eval's index of tasks; reading it takes seconds."""
+    with quiet():
+        from lmms_eval.tasks import TaskManager
+
+        return TaskManager(include_path=list(include) or None, model_name="foveate")
+
+
+class _Manager:
+    """A task manager that remembers what it loaded."""
+
+    def __init__(self, manager: Any) -> None:
+        self._manager = manager
+        self._loaded: dict[Any, Any] = {}
+
+    def load_task_or_group(self, names: Sequence[str], *args: Any) -> Any:
+        from tenacity import RetryError
+
+        try:
+            self._loaded = self._manager.load_task_or_group(names, *args)
+        except (RetryError, OSError, ImportError) as error:
+            cause: BaseException = error
+            if isinstance(error, RetryError):
+                cause = error.last_attempt.exception() or error
+            reason = f"{type(cause).__name__}: {str(cause).partition(chr(10))[0].rstrip('.')}"
+            raise InputError(
+                f"The data of {', '.join(names)} cannot be read: {reason}. Most come from the hub: fetch them once "
+                "where it can be reached, logged in where a data set asks for it (hf auth login)."
+            ) from error
+        return self._loaded
+
+    def tasks(self) -> dict[str, Any]:
+        """The tasks by name, groups opened."""
+        return dict(_opened(self._loaded))
+
+
+def _opened(loaded: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Tasks with their names; a group is a mapping of tasks and groups."""
+    for name, task in loaded.items():
+        if isinstance(task, Mapping):
+            yield from _opened(task)
+        else:
+            yield str(name), task

@@ -1,0 +1,141 @@
+"""From what lmms-eval's arguments say of dropping to each sample's setting: images differ in their token counts."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Any
+
+from foveate._spelling import parsed, unquoted
+from foveate.errors import SettingError
+from foveate.eval.store import FULL, fingerprint, key_of
+from foveate.methods.base import Method
+from foveate.methods.grammar import read
+from foveate.methods.named import Named
+from foveate.methods.schedule import Budget
+
+__all__ = ["Choice", "Setting"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What drops in each sample of a run.
+
+    Attributes:
+        key: The name under which its answers are kept.
+        solve: The method for a sample of so many vision tokens; None for the full model.
+    """
+
+    key: str = FULL
+    solve: Callable[[int], Method] | None = None
+
+    @classmethod
+    def of(cls, fixed: Method | None) -> "Choice":
+        """The same method for every sample; None is the full model."""
+        if fixed is None:
+            return cls()
+        return cls(key_of(fixed), lambda _: fixed)
+
+    def method(self, vision_tokens: int) -> Method | None:
+        """What drops in a sample of so many vision tokens; None where nothing does."""
+        if self.solve is None or vision_tokens == 0:
+            return None
+        return self.solve(vision_tokens)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What lmms-eval's `--model_args` say of dropping.
+
+    Attributes:
+        name: What drops, in the grammar of `foveate.methods.names`; empty is the full model.
+        budget: Mean vision tokens a decoder layer, counted on each sample.
+        retention: The same as a share in (0, 1]; 1/3 where neither is given.
+        seed: Which draw, for methods that draw at random.
+        settings: Other settings of the method: a dictionary, its JSON, or `key=value;key=value`.
+
+    Raises:
+        SettingError: If they contradict each other, leave their range or are of the wrong type.
+        UnknownNameError: If there is no such method or preset.
+    """
+
+    name: str = ""
+    budget: float | None = None
+    retention: float | None = None
+    seed: int | None = None
+    settings: Mapping[str, Any] | str = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        if not self.name:
+            _refuse_without_method(self)
+            return
+        named = self.named()
+        named.check()
+        if self.budget is None and self.retention is None:
+            if not named.bare:
+                named.method()
+            return
+        Budget(self.budget, self.retention)
+        if named.settled:
+            raise SettingError(
+                f"{self.name} brings its own budget, as presets, tuned records and schedules do, or takes none: leave "
+                "budget= and retention= out."
+            )
+
+    def named(self) -> Named:
+        """The name with its settings."""
+        named, settings = read(self.name), self.settings
+        if isinstance(settings, str):
+            text = unquoted(settings.strip())
+            if text.startswith("{"):
+                settings = parsed(text)
+            else:
+                pairs = [pair for pair in text.split(";") if pair.strip()]
+                named, settings = named.with_pairs(pairs), {}
+        if not isinstance(settings, Mapping):
+            raise SettingError(f'settings is a dictionary such as {{"metric": "cosine"}}; got {settings!r}.')
+        named = named.with_values(settings)
+        return named if self.seed is None else named.with_values({"seed": self.seed})
+
+    def choice(self, config: Any) -> Choice:
+        """What it means for a model of this config."""
+        if not self.name:
+            return Choice()
+        named = self.named()
+        values = {key: value for key, value in self.to_dict().items() if value not in (None, {})}
+        if any(member.ready is not None for member in named.members):
+            values["whole"] = named.method().to_dict()
+
+        @cache
+        def solve(count: int) -> Method:
+            return named.solved(config, tokens=self.budget, retention=self.retention, vision_tokens=count)
+
+        return Choice(f"{self.name} {fingerprint(values)}", solve)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The setting as plain values."""
+        values = {attribute.name: getattr(self, attribute.name) for attribute in fields(self)}
+        if isinstance(self.settings, Mapping):
+            values["settings"] = dict(self.settings)
+        return values
+
+
+def _check_types(setting: Setting) -> None:
+    """Refuse what an argument's text was not turned into a number of."""
+    for key, kinds in (("budget", (int, float)), ("retention", (int, float)), ("seed", (int,))):
+        value = getattr(setting, key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+            raise SettingError(f"{key} is a number; got {value!r}.")
+    if not isinstance(setting.name, str):
+        raise SettingError(f"method is a name such as v2drop; got {setting.name!r}.")
+    if setting.budget is not None and setting.retention is not None:
+        raise SettingError("budget= and retention= say the same thing; give one of them.")
+
+
+def _refuse_without_method(setting: Setting) -> None:
+    """Refuse whatever goes with a method."""
+    needless = [key for key in ("budget", "retention", "seed") if getattr(setting, key) is not None]
+    if setting.settings:
+        needless.append("settings")
+    if needless:
+        raise SettingError(f"{needless[0]}= without a method: name one with method=…, such as method=v2drop.")

@@ -1,0 +1,86 @@
+"""What is compared in a run, and where its answers are kept: the same for embedded questions and benchmarks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foveate.errors import SettingError
+from foveate.eval.cells import contender, with_baselines
+from foveate.eval.store import Store, open_store
+from foveate.methods.named import Named
+
+__all__ = ["METHODS", "SHARES", "Plan"]
+
+METHODS = ("v2drop", "visiondrop", "mustdrop")
+SHARES = (1 / 3, 2 / 9, 1 / 9)
+"""Budgets where none is given: 192, 128 and 64 of LLaVA-1.5's 576 tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Which methods run at which budgets.
+
+        Plan(methods=["v2drop", "v2drop:metric=l1"], tokens=[192, 64])
+
+    Attributes:
+        methods: Their names, in the grammar of `foveate.methods.names`.
+        tokens: Budgets: mean vision tokens that a decoder layer processes.
+        retention: The same as shares in (0, 1]; a third, two ninths and a ninth where neither is given.
+        draws: Seeds of methods that draw at random.
+        baselines: Whether Random, Uniform, AveragePool and Resize run too.
+        cache: The folder where answers are kept; None is foveate/eval in the user's cache folder.
+        fresh: Whether to ask everything again, in a new file beside the old one.
+
+    Raises:
+        SettingError: If budgets are given both ways, or a setting is unknown or of the wrong type.
+        UnknownNameError: If there is no such method, preset or file.
+    """
+
+    methods: tuple[str, ...] = METHODS
+    tokens: tuple[float, ...] = ()
+    retention: tuple[float, ...] = ()
+    draws: int = 3
+    baselines: bool = True
+    cache: str | Path | None = None
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tokens and self.retention:
+            raise SettingError("tokens and retention say the same thing; give one of them.")
+        if self.draws < 1:
+            raise SettingError(f"draws must be 1 or more; got {self.draws}.")
+        self.contenders()
+
+    @property
+    def seeds(self) -> range:
+        """Draws of a method that draws at random."""
+        return range(self.draws)
+
+    def contenders(self) -> list[Named]:
+        """What is compared, the baselines last."""
+        contenders = [contender(name) for name in self.methods]
+        if not self.baselines:
+            return contenders
+        return with_baselines(contenders)
+
+    def shares_of(self, vision_tokens: int) -> tuple[float, ...]:
+        """The budgets as shares, where every prompt has so many vision tokens.
+
+        Raises:
+            SettingError: If a budget is more than that.
+        """
+        if self.tokens and max(self.tokens) > vision_tokens:
+            most = max(self.tokens)
+            raise SettingError(f"{most:g} tokens are more than the {vision_tokens} vision tokens of a picture.")
+        return self.retention or tuple(tokens / vision_tokens for tokens in self.tokens) or SHARES
+
+    def budgets(self) -> list[tuple[str, float]]:
+        """The budgets as they were given: ("budget", tokens) or ("retention", share) each."""
+        if self.tokens:
+            return [("budget", tokens) for tokens in self.tokens]
+        return [("retention", share) for share in self.retention or SHARES]
+
+    def store(self, conditions: Mapping[str, Any]) -> Store:
+        """Where answers under these conditions are kept."""
+        return open_store(conditions, self.cache, fresh=self.fresh)

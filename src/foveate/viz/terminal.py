@@ -1,0 +1,49 @@
+"""A small preview of a picture in a terminal, made of characters in two colours."""
+
+import numpy as np
+from PIL import Image
+from rich.color import Color
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+__all__ = ["preview", "preview_on"]
+
+HALF = "▀"  # its upper half has the letter's colour, its lower half the background's: two pixels a character
+COLUMNS, ROWS = 100, 40  # the most that a preview takes
+COLOURS = ("truecolor", "256")
+
+
+def preview_on(console: Console, image: Image.Image) -> Text | None:
+    """The preview that fits a console; None if it is no terminal, or one without colours or Unicode."""
+    if not console.is_terminal or console.is_dumb_terminal or console.no_color:
+        return None
+    if not console.encoding.lower().startswith("utf"):
+        return None
+    return preview(image, console.width, console.color_system)
+
+
+def preview(image: Image.Image, console_width: int, color_system: str | None) -> Text | None:
+    """The picture as lines of half blocks, which rich prints; None where there are too few colours.
+
+    A character shows two pixels, one above the other, which are about square in most terminals.
+
+    Args:
+        image: The picture.
+        console_width: Columns of the terminal; a preview takes at most 100 of them, and 40 rows.
+        color_system: As `rich.console.Console.color_system` says: "truecolor", "256", fewer colours, or None.
+    """
+    if color_system not in COLOURS or console_width < 2:
+        return None
+    widest = min(COLUMNS, console_width)
+    scale = min(widest / image.width, 2 * ROWS / image.height)
+    columns = max(1, int(image.width * scale))
+    rows = max(1, round(image.height * scale / 2))
+    small = image.convert("RGB").resize((columns, 2 * rows), Image.Resampling.LANCZOS)
+    pixels = np.asarray(small).tolist()
+    text = Text(no_wrap=True, overflow="crop", end="")
+    for row in range(rows):
+        for upper, lower in zip(pixels[2 * row], pixels[2 * row + 1], strict=True):
+            text.append(HALF, Style(color=Color.from_rgb(*upper), bgcolor=Color.from_rgb(*lower)))
+        text.append("\n")
+    return text

@@ -1,0 +1,70 @@
+"""The embedded model, ready to be asked, and tiny random ones of every family."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import foveate as fv
+from foveate import embedded
+from foveate.ask.conversation import Conversation
+from foveate.ask.pictures import Picture
+from foveate.ask.prompt import Prompt
+from foveate.embedded.scenes import scene
+from tests import models
+
+INDEX = 900_000
+"""Scenes from here on were never trained on."""
+
+
+@pytest.fixture(scope="session")
+def vlm():
+    return fv.load()
+
+
+@pytest.fixture(scope="session")
+def demo():
+    return Image.open(embedded.picture()).convert("RGB")
+
+
+@pytest.fixture(scope="session")
+def scenes():
+    """Three pictures of 336 x 336."""
+    return [Image.fromarray(scene("held-out", INDEX + number).image) for number in range(3)]
+
+
+@pytest.fixture
+def wide(demo):
+    """The demo picture at the left end of one twice as wide."""
+    picture = Image.new("RGB", (672, 336), (127, 127, 127))
+    picture.paste(demo, (0, 0))
+    return picture
+
+
+def user(*content):
+    """A turn of the user."""
+    return {"role": "user", "content": list(content)}
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+def image(source):
+    return {"type": "image", "image": source}
+
+
+def random_vlm(family, monkeypatch=None):
+    """A VLM around a family's tiny random model, with a processor that only decodes."""
+    model = models.tiny(family)
+    if monkeypatch is not None:
+        monkeypatch.setattr(model.generation_config, "bad_words_ids", models.NO_PLACEHOLDERS["bad_words_ids"])
+    processor = SimpleNamespace(decode=lambda ids, **_: " ".join(map(str, ids)), tokenizer=None)
+    return fv.VLM(model, processor, family)
+
+
+def prompt_of(vlm, inputs, pictures=1):
+    """A prompt of tensors that are there already."""
+    shown = [Picture(None, Image.fromarray(np.zeros((8, 8, 3), np.uint8))) for _ in range(pictures)]
+    return Prompt(vlm, Conversation.about(shown, "What ?"), inputs, tuple(shown))

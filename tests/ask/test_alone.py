@@ -1,0 +1,87 @@
+"""Asking stands alone: nothing else in foveate loads, prompts or generates, and it imports nothing above it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "foveate"
+ROOM = SOURCE / "ask"
+
+EXCEPT = {
+    "embedded/__init__.py": "load() hands out the bare model and its processor, for users of transformers",
+    "testing/models.py": "makes tiny random models, which no checkpoint holds",
+    "testing/contract.py": "runs generate on tiny random models that are given as tensors",
+}
+"""Modules that may load, prompt or generate by themselves, each with its reason."""
+
+CALLS = {"from_pretrained", "apply_chat_template", "generate"}
+NAMES = {"AutoProcessor", "AutoTokenizer", "GenerationConfig"}
+MODULES = sorted(str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.py") if ROOM not in path.parents)
+
+
+def asks_by_itself(tree):
+    """What a module does that only foveate.ask may do, each with its line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            called = node.func
+            if isinstance(called, ast.Attribute) and called.attr in CALLS:
+                yield f"line {node.lineno} calls .{called.attr}"
+            name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+            if name == "processor" and ast.unparse(called) != "platform.processor":
+                yield f"line {node.lineno} calls a processor"
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("transformers"):
+            for alias in node.names:
+                if alias.name in NAMES or alias.name.startswith("AutoModel"):
+                    yield f"line {node.lineno} imports {alias.name}"
+        elif isinstance(node, ast.Attribute) and (node.attr in NAMES or node.attr.startswith("AutoModel")):
+            yield f"line {node.lineno} takes {node.attr}"
+
+
+def imports(tree):
+    """The modules that a module imports, however deep."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def tree_of(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_only_asking_loads_prompts_and_generates(name):
+    found = list(asks_by_itself(tree_of(SOURCE / name)))
+    if name in EXCEPT:
+        assert found, f"{name} needs no exception any more"
+    else:
+        assert found == []
+
+
+def test_the_scan_finds_what_it_looks_for():
+    source = """
+from transformers import AutoProcessor, AutoModelForImageTextToText
+import transformers
+def f(model, vlm):
+    transformers.AutoTokenizer.from_pretrained("a")
+    model.generate()
+    vlm.processor(text="a")
+    processor.apply_chat_template([])
+    model.config
+"""
+    assert len(list(asks_by_itself(ast.parse(source)))) == 7
+
+
+@pytest.mark.parametrize("room", ["cli", "eval", "bench"])
+def test_the_rooms_above_ask_through_it(room):
+    found = {name for path in (SOURCE / room).rglob("*.py") for name in imports(tree_of(path))}
+    assert any(name.startswith("foveate.ask") for name in found)
+
+
+@pytest.mark.parametrize("path", sorted(ROOM.glob("*.py")), ids=lambda path: path.name)
+def test_asking_imports_nothing_above_it(path):
+    above = ("foveate.cli", "foveate.eval", "foveate.bench", "foveate.integrations", "foveate.tune", "foveate.app")
+    assert [name for name in imports(tree_of(path)) if name.startswith(above)] == []
+    assert not any(isinstance(node, ast.Name) and node.id == "print" for node in ast.walk(tree_of(path)))

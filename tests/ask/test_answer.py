@@ -1,0 +1,157 @@
+"""What an answer tells of itself: as plain values, in a notebook, in a line."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate import embedded
+from foveate.ask.answer import Saved
+from foveate.embedded.questions import one_per_task
+from foveate.embedded.scenes import scene
+from tests.ask.conftest import INDEX
+
+QUESTION = embedded.QUESTION
+
+
+@pytest.fixture(scope="module")
+def dropped(vlm, demo):
+    return vlm.ask(demo, QUESTION, method="v2drop", retention=0.5)
+
+
+@pytest.fixture(scope="module")
+def whole(vlm, demo):
+    return vlm.ask(demo, QUESTION)
+
+
+@pytest.fixture(scope="module")
+def text_alone(vlm):
+    return vlm.ask([], QUESTION, method="v2drop", max_new_tokens=2)
+
+
+@pytest.fixture(scope="module")
+def chosen(vlm, demo):
+    return vlm.ask(demo, QUESTION, choices=["XRPMQ", "ABC"], method="v2drop")
+
+
+@pytest.mark.parametrize("name", ["dropped", "whole", "text_alone", "chosen"])
+def test_an_answer_is_json(name, request):
+    answer = request.getfixturevalue(name)
+    values = json.loads(json.dumps(answer.to_dict(), allow_nan=False))
+    assert values["answer"] == answer.text
+    assert values["token_ids"] == list(answer.tokens)
+    assert values["retention"] == values["spent"] == answer.retention
+    assert (values["asked"], values["met"]) == (answer.asked, answer.met)
+    assert ("trace" in values) == bool(answer.trace.history)
+    assert ("cost" in values) == ("saved" in values) == bool(answer.vision_tokens)
+    assert json.loads(json.dumps(answer.prompt.to_dict()))["prompt"] == answer.prompt.text
+    if answer.method is not None:
+        assert type(answer.method).from_dict(values["setting"]) == answer.method
+
+
+def test_what_was_saved_is_a_share_of_the_untouched_model(vlm, dropped, whole):
+    saved = dropped.saved
+    assert saved.to_dict() == {name: getattr(saved, name) for name in ("prefill_flops", "total_flops", "kv_bytes")}
+    assert saved.kv_bytes == 1 - dropped.kv_bytes / dropped.kv_bytes_whole
+    assert dropped.kv_bytes_whole == whole.kv_bytes_whole == whole.kv_bytes
+    untouched = fv.cost(vlm.model.config, text_tokens=dropped.prompt.text_tokens, vision_tokens=576)
+    assert dropped.cost_untouched.total_flops == untouched.total_flops == whole.flops
+    assert saved.total_flops == pytest.approx(1 - dropped.flops / whole.flops)
+    assert 0.3 < saved.prefill_flops < 0.6
+    assert 0 < saved.total_flops < saved.prefill_flops
+
+
+def test_without_dropping_nothing_is_saved(whole, text_alone):
+    assert whole.saved == Saved(0.0, 0.0, 0.0)
+    assert text_alone.saved == Saved(0.0, 0.0, 0.0)
+    assert text_alone.flops is None
+
+
+def test_keeping_everything_saves_nothing_but_says_what_scoring_cost(vlm, demo, whole):
+    answer = vlm.ask(demo, QUESTION, method=fv.V2Drop(retention=1.0))
+    assert answer.tokens == whole.tokens
+    assert (answer.retention, answer.saved.kv_bytes, answer.met) == (1.0, 0.0, True)
+    assert answer.saved.prefill_flops <= 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "met"),
+    [({"method": None}, None), ({"method": "v2drop"}, True), ({"method": "v2drop", "tokens": 200}, True),
+     ({"method": "visiondrop+v2drop:retention=0.9"}, False), ({"method": "v2drop:layers=2;keep=0.5"}, None)],
+)  # fmt: skip
+def test_a_budget_is_met_within_two_percent_or_not_asked_for(vlm, demo, asked, met):
+    answer = vlm.ask(demo, QUESTION, max_new_tokens=1, **asked)
+    assert answer.met is met
+    assert (answer.asked is None) == (met is None)
+
+
+def test_the_cost_is_that_of_the_prompt(vlm, scenes):
+    questions = one_per_task(scene("held-out", INDEX), "held-out", INDEX)[:2]
+    prompts = [vlm.prepare(scenes[0], question.question) for question in questions]
+    text = prompts[0].tokens - 576
+    answer = vlm.answer(prompts[0])
+    assert answer.flops == fv.cost(vlm.model.config, text_tokens=text, vision_tokens=576).total_flops
+    answer = vlm.answer(prompts[0], fv.Resize.for_budget(vlm.model, tokens=96))
+    assert answer.flops < 0.2 * fv.cost(vlm.model.config, text_tokens=text, vision_tokens=576).total_flops
+
+
+def test_the_said_tokens_are_those_before_the_end(whole):
+    assert whole.said == whole.tokens[:-1]
+    assert whole.prompt.loaded.tokenizer.decode(list(whole.said)) == "XRPMQ"
+
+
+def test_the_first_token_is_kept_only_where_asked_for(vlm, demo, whole):
+    assert whole.first is None
+    first = vlm.answer(whole.prompt, first=True).first
+    assert first.shape == (vlm.model.config.text_config.vocab_size,)
+    assert first.dtype == torch.float32
+    assert int(first.argmax()) == whole.tokens[0]
+    assert float(first.exp().sum()) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_notebook_shows_a_table_and_the_picture(dropped, whole):
+    page = dropped._repr_html_()
+    for words in (QUESTION, "XRPMQ", "Retention", "FLOPs saved", "KV cache saved", "data:image/png;base64,"):
+        assert words in page
+    assert "<img" not in whole._repr_html_()  # nothing was dropped: nothing to draw
+    assert "Method" not in whole._repr_html_()
+
+
+def test_a_notebook_shows_choices_and_notes(vlm, wide, chosen):
+    assert "log-probability" in chosen._repr_html_()
+    with pytest.warns(UserWarning, match="cuts off"):
+        answer = vlm.ask(wide, QUESTION, max_new_tokens=1)
+    assert "the processor cuts off 50% of the picture" in answer._repr_html_()
+
+
+def test_a_notebook_runs_no_code_of_a_question_or_an_answer(vlm, demo):
+    evil = "<script>alert('x')</script>"
+    answer = vlm.ask(demo, evil, choices=[evil, "no <b>thing"], method="v2drop")
+    page = answer._repr_html_()
+    assert "<script" not in page
+    assert "<b>thing" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_a_line_is_a_line(vlm, dropped, whole, text_alone):
+    long = "What does the text say,\nand who wrote it? " * 9
+    chain = vlm.solve("visiondrop+v2drop+finalkv", 576)
+    prompt = vlm.prepare([], long)
+    answers = [dropped, whole, text_alone, replace(dropped, text=long), replace(whole, text=long, method=chain)]
+    for answer in (*answers, replace(dropped, prompt=prompt)):
+        assert len(repr(answer)) < 120
+        assert len(repr(answer.prompt)) < 120
+        assert "\n" not in repr(answer) + repr(answer.prompt)
+    assert repr(dropped) == "Answer('XRPMQ', v2drop, 49.9% of 576 vision tokens)"
+    assert repr(vlm) == "VLM('embedded': llava, float32 on cpu)"
+
+
+def test_the_kept_patches_can_be_drawn(vlm, dropped, whole, scenes):
+    assert dropped.show().width > 300
+    with pytest.raises(fv.SessionError):
+        whole.show()
+    first, second = vlm.answer_batch([vlm.prepare(scene, QUESTION) for scene in scenes[:2]], dropped.method)
+    assert first.show().tobytes() != second.show().tobytes()
+    assert second.show().tobytes() == vlm.answer(second.prompt, dropped.method).show().tobytes()

@@ -1,0 +1,116 @@
+"""Bytes of a KV cache: what dropping saved, and nothing that the model saves by itself."""
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate.ask.cache import kv_bytes
+from tests.models import FAMILIES, TINY, batch, cached, generate, tiny
+
+NEW = 6
+LONG = "t" * 4 + "i" + "t" * 4
+"""A prompt of one picture, longer than any window of the tiny models."""
+METHODS = {
+    "v2drop": fv.V2Drop(layers=(1, 3), keep=(0.5, 0.3)),
+    "early": fv.Uniform(layers=(0,), keep=(0.2,)),
+    "kv": fv.FinalKV(inner=fv.V2Drop(layers=(1, 3), keep=(0.5, 0.3))),
+}
+BATCHES = {"alone": (LONG,), "ragged": (LONG, "tit", "ttttt")}
+
+
+def words_of(family, name):
+    return tuple(BATCHES[name])
+
+
+def cache_of(family, words, method=None):
+    """The cache after an answer of six tokens."""
+    model, inputs = tiny(family), batch(family, words)
+    if method is None:
+        return generate(model, inputs, NEW).past_key_values
+    with fv.drop(model, method):
+        return generate(model, inputs, NEW).past_key_values
+
+
+def counted(cache):
+    """Bytes of all keys and values, one by one."""
+    tensors = [tensor for layer in cache.layers if hasattr(layer, "keys") for tensor in cached(layer)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@pytest.fixture(scope="module")
+def untouched():
+    """Bytes of the untouched model's cache, by family and prompts."""
+    found = {}
+
+    def of(family, name):
+        if (family, name) not in found:
+            cache = cache_of(family, words_of(family, name))
+            found[family, name] = counted(cache)
+            assert kv_bytes(cache) == (found[family, name],) * 2
+        return found[family, name]
+
+    return of
+
+
+@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_dropping_all_is_held(family, name, untouched):
+    assert untouched(family, name) > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keeping_everything_saves_nothing(family, untouched):
+    keep_all = fv.Uniform(layers=(0,), keep=(1.0,))
+    for name, words in BATCHES.items():
+        assert kv_bytes(cache_of(family, words, keep_all)) == (untouched(family, name),) * 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whole_is_the_untouched_models_to_the_byte(family, method, untouched):
+    for name, words in BATCHES.items():
+        cache = cache_of(family, words, METHODS[method])
+        held, whole = kv_bytes(cache)
+        assert whole == untouched(family, name)
+        assert held == counted(cache)
+        # In a batch each layer holds as many slots as its longest sample, here the one of text alone at the least.
+        assert held < whole
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if any(map(TINY[family].window, range(6)))])
+def test_what_a_window_saves_is_no_merit_of_a_method(family):
+    """A prompt so long that the windows let go of every vision token: only layers that see all hold fewer."""
+    window = max(TINY[family].window(layer) or 0 for layer in range(6))
+    words = ("ti" + "t" * (window // 3 + 1),)
+    whole = cache_of(family, words)
+    dropped = cache_of(family, words, METHODS["early"])
+    held, expected = kv_bytes(dropped)
+    assert expected == counted(whole)
+    saved = 0
+    for layer, (full, cut) in enumerate(zip(whole.layers, dropped.layers, strict=True)):
+        if TINY[family].window(layer) is not None:
+            assert cut.keys.nbytes == full.keys.nbytes
+        saved += full.keys.nbytes - cut.keys.nbytes + full.values.nbytes - cut.values.nbytes
+    assert expected - held == saved > 0
+
+
+def test_layers_that_carry_a_state_count_nothing():
+    cache = cache_of("qwen3_5", (LONG,))
+    with_keys = [layer for layer in cache.layers if hasattr(layer, "keys")]
+    assert len(with_keys) == 4
+    assert len(cache.layers) == 6
+    assert kv_bytes(cache)[0] == sum(layer.keys.nbytes + layer.values.nbytes for layer in with_keys)
+
+
+def test_half_precision_is_half_the_bytes():
+    model = tiny("llava")
+    inputs = batch("llava", (LONG,))
+    full = kv_bytes(generate(model, inputs, 2).past_key_values)
+    try:
+        model.to(torch.bfloat16)
+        half = kv_bytes(
+            generate(model, inputs | {"pixel_values": inputs["pixel_values"].bfloat16()}, 2).past_key_values
+        )
+    finally:
+        tiny.cache_clear()  # its weights are rounded now
+    assert half == (full[0] // 2,) * 2

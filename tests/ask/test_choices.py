@@ -1,0 +1,223 @@
+"""Log-probabilities of given answers: those of a plain forward over prompt and answer."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate import embedded
+from foveate.ask.choices import begin_alike, log_probabilities, tokens_of
+from tests.ask.conftest import prompt_of, random_vlm
+from tests.methods.test_mustdrop import EXAMPLES
+from tests.models import TINY, batch, generate, tiny
+
+QUESTION = embedded.QUESTION
+SETTINGS = fv.Generation().arguments(None)
+CHOICES = [(11,), (12, 13, 14), (11, 15), (13, 12)]
+FAMILIES = (
+    "llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "gemma4", "qwen3_5", "internvl", "llava_onevision",
+    "paligemma",
+)  # fmt: skip
+METHODS = {
+    "v2drop": fv.V2Drop(layers=(1, 3), keep=(0.5, 0.3)),
+    "visiondrop": fv.VisionDrop(retention=0.5),
+    "mustdrop": EXAMPLES[0],
+    "finalkv": fv.FinalKV(inner=fv.V2Drop(layers=(1, 3), keep=(0.5, 0.3))),
+}
+CLOSE = {"abs": 2e-4}
+
+
+def longer(family, inputs, tokens):
+    """The prompt with an answer behind it."""
+    answer = torch.tensor([tokens])
+    ids = torch.cat((inputs["input_ids"], answer), dim=1)
+    return inputs | {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | TINY[family].extra(ids)
+
+
+def plain(family, inputs, tokens):
+    """The log-probability of an answer by one forward over all."""
+    with torch.no_grad():
+        logits = tiny(family)(**longer(family, inputs, tokens)).logits[0]
+    logs = logits.float().log_softmax(-1)[-1 - len(tokens) : -1]
+    return float(logs.gather(1, torch.tensor(tokens)[:, None]).sum())
+
+
+class Says:
+    """Lets a model generate these tokens, and notes their log-probabilities."""
+
+    def __init__(self, tokens):
+        self.left, self.value = list(tokens), 0.0
+
+    def __call__(self, ids, scores):
+        token = self.left.pop(0)
+        self.value += float(scores.float().log_softmax(-1)[0, token])
+        return torch.full_like(scores, -torch.inf).index_fill(1, torch.tensor([token]), 0.0)
+
+
+def forced(family, inputs, tokens, method):
+    """The log-probability of an answer by generating it from scratch."""
+    says = Says(tokens)
+    with fv.drop(tiny(family), method):
+        generate(tiny(family), inputs, len(tokens), logits_processor=[says], bad_words_ids=None)
+    return says.value
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_dropping_they_are_those_of_one_forward(family):
+    inputs = batch(family, ["tit"])
+    if family == "paligemma":  # whose prompts are seen both ways, the answer not
+        expected = []
+        for tokens in CHOICES:
+            says = Says(tokens)
+            generate(tiny(family), inputs, len(tokens), logits_processor=[says], bad_words_ids=None)
+            expected.append(says.value)
+    else:
+        expected = [plain(family, inputs, tokens) for tokens in CHOICES]
+    values, cache = log_probabilities(tiny(family), inputs, CHOICES, SETTINGS)
+    assert values == pytest.approx(expected, **CLOSE)
+    assert cache.get_seq_length() == inputs["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_a_method_they_are_those_of_generating_each_from_scratch(family, method):
+    inputs = batch(family, ["tit"])
+    setting = METHODS[method]
+    if method == "mustdrop":
+        try:
+            forced(family, inputs, (11,), setting)
+        except fv.UnsupportedError:
+            pytest.skip("this family lacks a signal that the method reads")
+    expected = [forced(family, inputs, tokens, setting) for tokens in CHOICES]
+    with fv.drop(tiny(family), setting) as trace:
+        values, _ = log_probabilities(tiny(family), inputs, CHOICES, SETTINGS)
+        again, _ = log_probabilities(tiny(family), inputs, CHOICES, SETTINGS)
+    assert values == pytest.approx(expected, **CLOSE)
+    assert again == values
+    assert trace.history
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3", "qwen2_vl", "qwen3_5"])
+def test_scoring_leaves_the_prompts_cache_as_it_was(family):
+    inputs = batch(family, ["tit"])
+    with fv.drop(tiny(family), METHODS["v2drop"]):
+        _, alone = log_probabilities(tiny(family), inputs, [(11,), (12,)], SETTINGS)
+        _, scored = log_probabilities(tiny(family), inputs, CHOICES, SETTINGS)
+    for layer, other in zip(alone.layers, scored.layers, strict=True):
+        if hasattr(layer, "keys"):
+            assert torch.equal(layer.keys, other.keys)
+            assert torch.equal(layer.values, other.values)
+
+
+def test_the_end_of_an_answer_keeps_its_probability(monkeypatch):
+    """A least number of new tokens would share it among the others."""
+    inputs, expected = batch("llava", ["tit"]), []
+    for tokens in CHOICES:
+        expected.append(plain("llava", inputs, tokens))
+    with torch.no_grad():
+        likeliest = int(tiny("llava")(**longer("llava", inputs, (12,))).logits[0, -1].argmax())
+    monkeypatch.setattr(tiny("llava").generation_config, "eos_token_id", [likeliest, 95])
+    values, _ = log_probabilities(tiny("llava"), inputs, CHOICES, SETTINGS)
+    assert values == pytest.approx(expected, **CLOSE)
+
+
+@pytest.mark.parametrize("method", [None, "v2drop"])
+def test_where_one_begins_another_the_end_counts_for_all(method, monkeypatch):
+    family, ends = "llava", [40, 41]
+    inputs, setting = batch(family, ["tit"]), METHODS.get(method)
+    monkeypatch.setattr(tiny(family).generation_config, "eos_token_id", ends)
+
+    def value(tokens):
+        if setting is None:
+            return plain(family, inputs, tokens)
+        return forced(family, inputs, tokens, setting)
+
+    expected = []
+    for tokens in CHOICES:
+        ended = torch.tensor([value((*tokens, end)) for end in ends])
+        expected.append(float(ended.logsumexp(0)))
+    prompt, vlm = inputs, tiny(family)
+    if setting is None:
+        values, _ = log_probabilities(vlm, prompt, CHOICES, SETTINGS, ends)
+    else:
+        with fv.drop(vlm, setting):
+            values, _ = log_probabilities(vlm, prompt, CHOICES, SETTINGS, ends)
+    assert values == pytest.approx(expected, **CLOSE)
+
+
+def test_choices_that_begin_alike_are_told():
+    assert begin_alike([(1,), (2, 3), (1, 2)])
+    assert not begin_alike([(1, 3), (2, 3), (1, 2)])
+
+
+# -- asking -------------------------------------------------------------------------------------------------------
+
+
+def test_the_likeliest_choice_is_the_answer(vlm, demo):
+    answer = vlm.ask(demo, QUESTION, choices=["ABCDE", "XRPMQ", "KRPM"])
+    assert answer.text == "XRPMQ" == max(answer.choices, key=answer.choices.get)
+    assert list(answer.choices) == ["ABCDE", "XRPMQ", "KRPM"]
+    assert vlm.processor.decode(list(answer.tokens)) == "XRPMQ"
+    assert answer.to_dict()["choices"] == answer.choices
+
+
+@pytest.mark.parametrize("choices", [["XRP", "XRPMQ"], ["XRPMQ", "XRP", "X"], ["XRPMQ", "XRPMQZ"]])
+def test_a_shorter_choice_does_not_win_by_being_short(vlm, demo, choices):
+    for method in (None, fv.V2Drop(retention=0.7)):
+        answer = vlm.ask(demo, QUESTION, choices=choices, method=method)
+        assert answer.text == "XRPMQ"
+
+
+def test_the_values_are_those_of_a_forward_over_prompt_and_choice(vlm, demo):
+    prompt = vlm.prepare(demo, QUESTION)
+    for choices, end in ((["XRPMQ", "KRP", "yes"], ()), (["XRP", "XRPMQ", "yes"], (2,))):
+        answer = vlm.choose(prompt, choices)
+        for choice in choices:
+            tokens = tokens_of(vlm.tokenizer, [choice, "?"])[0] + end
+            ids = torch.cat((prompt.inputs["input_ids"], torch.tensor([tokens])), dim=1)
+            with torch.no_grad():
+                logits = vlm.model(
+                    input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=prompt.inputs["pixel_values"]
+                ).logits[0]
+            logs = logits.log_softmax(-1)[-1 - len(tokens) : -1].gather(1, torch.tensor(tokens)[:, None])
+            assert answer.choices[choice] == pytest.approx(float(logs.sum()), abs=1e-3)
+
+
+def test_scoring_again_gives_the_same_and_counts_what_was_dropped(vlm, demo):
+    first, second = (vlm.ask(demo, QUESTION, choices=["yes", "no"], method="v2drop", retention=0.4) for _ in range(2))
+    assert first.choices == second.choices
+    assert first.retention == pytest.approx(0.4, abs=0.01)
+    assert (first.met, first.asked) == (True, 0.4)
+    assert 0.3 < first.saved.kv_bytes < 0.7
+    assert len(first.trace.history) == 1
+
+
+def test_choices_need_no_picture(vlm):
+    assert set(vlm.ask([], "Is it red?", choices=["yes", "no"]).choices) == {"yes", "no"}
+
+
+@pytest.mark.parametrize(
+    ("choices", "says"),
+    [
+        ("yes", "choices are two texts or more; got 'yes'"),
+        (["yes"], r"two texts or more; got \['yes'\]"),
+        (["yes", ""], "Every choice has a token at least; got ''"),
+        (["yes", "yes"], "Every choice has tokens of its own"),
+    ],
+)
+def test_choices_that_are_none_are_refused(vlm, demo, choices, says):
+    with pytest.raises(fv.SettingError, match=says):
+        vlm.ask(demo, QUESTION, choices=choices)
+
+
+def test_a_model_that_ends_no_answer_cannot_tell_a_choice_from_a_longer_one():
+    vlm = random_vlm("llava")  # without an end of sequence
+    ids = {"a": (11,), "ab": (11, 12)}
+    vlm.processor.tokenizer = type("Words", (), {
+        "eos_token_id": None, "__call__": lambda _, text, **__: SimpleNamespace(input_ids=ids[text])
+    })()  # fmt: skip
+    with pytest.raises(fv.SettingError, match="no token that ends an answer"):
+        vlm.choose(prompt_of(vlm, batch("llava", ["ti"])), ["a", "ab"])
+    vlm.processor.tokenizer.eos_token_id = 40
+    assert set(vlm.choose(prompt_of(vlm, batch("llava", ["ti"])), ["a", "ab"]).choices) == {"a", "ab"}

@@ -1,0 +1,191 @@
+"""Chat messages with their files read, or refused by name."""
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foveate.ask import conversation as module
+from foveate.ask.conversation import Conversation
+from foveate.ask.pictures import Picture, load_picture
+from foveate.errors import InputError, UnsupportedError
+from foveate.video import Clip
+from tests.ask.conftest import image, text, user
+
+
+@pytest.fixture
+def picture():
+    return Image.new("RGB", (30, 20), "red")
+
+
+def said(words, *images, role="user"):
+    content = [{"type": "image", "url": shown} for shown in images]
+    return {"role": role, "content": [*content, {"type": "text", "text": words}]}
+
+
+def conversation(*messages):
+    return Conversation.of(messages, frames=4)
+
+
+def data_url(picture, kind="PNG"):
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def test_ocr_tokens_stand_behind_the_question_and_before_the_instruction():
+    asked = conversation(said("What is the brand?\nAnswer the question using a single word or phrase."))
+    found = asked.with_ocr("what is the BRAND?", ["Dakota", "DIGITAL"])
+    ((_, ((_, words),)),) = found.turns
+    assert words == (
+        "What is the brand?\nReference OCR token: Dakota, DIGITAL\nAnswer the question using a single word or phrase."
+    )
+    assert found.with_ocr("what is the BRAND?", ["Dakota", "DIGITAL"]).turns == found.turns
+
+
+def test_names_tell_pictures_texts_and_decoding_apart(picture):
+    other = Image.new("RGB", (20, 30), "red")
+    first, second, third = (conversation(said(*what)) for what in (("a", picture), ("a", other), ("b", picture)))
+    assert first.media_name() == third.media_name() != second.media_name()
+    assert conversation(said("a")).media_name() == ""
+    names = {asked.name({"max_new_tokens": count}) for asked in (first, second, third) for count in (1, 2)}
+    assert len(names) == 6
+    assert first.name({}) == conversation(said("a", picture.copy())).name({})
+
+
+def test_pictures_may_be_files_and_are_rgb(tmp_path):
+    Image.new("L", (4, 4), 7).save(tmp_path / "grey.png")
+    (shown,) = conversation(said("What?", str(tmp_path / "grey.png"))).images
+    assert (shown.mode, shown.getpixel((0, 0))) == ("RGB", (7, 7, 7))
+
+
+def test_the_turns_keep_their_roles_and_order(picture):
+    turns = conversation(
+        {"role": "system", "content": "Be brief."},
+        user(text("Look:"), image(picture), image(picture), text("What is it?")),
+        {"role": "assistant", "content": "A cat."},
+        user(text("And now?")),
+    )
+    assert [(role, [kind for kind, _ in parts]) for role, parts in turns.turns] == [
+        ("system", ["text"]),
+        ("user", ["text", "image", "image", "text"]),
+        ("assistant", ["text"]),
+        ("user", ["text"]),
+    ]
+    assert turns.texts == ["Be brief.", "Look:", "What is it?", "A cat.", "And now?"]
+    assert len(turns.images) == len(turns.media) == 2
+
+
+@pytest.mark.parametrize("key", ["image", "path", "url"])
+def test_a_picture_may_stand_under_three_keys(picture, tmp_path, key):
+    picture.save(path := tmp_path / "a.png")
+    for source in (path, str(path), picture, Picture(None, picture)):
+        (shown,) = conversation(user({"type": "image", key: source})).images
+        assert shown.tobytes() == picture.tobytes()
+
+
+def test_a_picture_in_a_data_url_is_read(picture):
+    for part in (
+        {"type": "image", "url": data_url(picture)},
+        {"type": "image_url", "image_url": {"url": data_url(picture)}},
+    ):
+        (shown,) = conversation(user(part)).images
+        assert shown.tobytes() == picture.tobytes()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["data:image/png,abc", "data:image/png;base64,!!!", "data:image/png;base64,aGVsbG8=", "data:image/png;base64,"],
+)
+def test_a_data_url_without_a_picture_is_refused(url):
+    with pytest.raises(InputError, match="picture in the data: URL"):
+        conversation(user(image(url)))
+
+
+def test_a_cut_off_picture_in_a_data_url_is_refused(picture):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    url = data_url(noise, "JPEG")
+    head, _, body = url.partition(",")
+    raw = base64.b64decode(body)
+    with pytest.raises(InputError, match="picture in the data: URL is damaged"):
+        conversation(user(image(f"{head},{base64.b64encode(raw[: len(raw) // 2]).decode()}")))
+
+
+def turned(tmp_path):
+    """A photograph that EXIF says was held sideways, and one with a hidden colour under its transparency."""
+    photo = Image.new("RGB", (60, 30), "black")
+    photo.paste("white", (0, 0, 60, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.save(tmp_path / "phone.png", exif=exif)
+    Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(tmp_path / "logo.png")
+    Image.fromarray(np.full((4, 4), 30000, np.uint16)).save(tmp_path / "scan.png")
+    return [tmp_path / name for name in ("phone.png", "logo.png", "scan.png")]
+
+
+def test_a_picture_shows_the_same_as_a_file_an_object_and_a_data_url(tmp_path):
+    for path in turned(tmp_path):
+        expected = load_picture(path).image
+        url = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        for source in (path, Image.open(path), url):
+            (shown,) = conversation(user(image(source))).images
+            assert (shown.size, shown.tobytes()) == (expected.size, expected.tobytes())
+
+
+@pytest.mark.parametrize("url", ["http://example.org/cat.png", "https://example.org/cat.png"])
+def test_nothing_is_downloaded(url):
+    for kind in ("image", "video"):
+        with pytest.raises(UnsupportedError, match=r"Nothing is downloaded by itself: fetch http.* first"):
+            conversation(user({"type": kind, "url": url}))
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ([], "messages is empty"),
+        (["hello"], "A message is"),
+        ([{"role": "user"}], "A message is"),
+        ([{"role": 3, "content": "x"}], "The role of a message is a text"),
+        ([{"role": "user", "content": 7}], "a text or a list of parts; got 7"),
+        ([user("hello")], "A part of a message is"),
+        ([user({"type": "image"})], r'names it under "image", "path" or "url"; got the keys \[\'type\'\]'),
+        ([user(image("nowhere.png"))], "nowhere.png cannot be read"),
+    ],
+)
+def test_messages_of_another_shape_are_refused(messages, says):
+    with pytest.raises(InputError, match=says):
+        Conversation.of(messages)
+
+
+def test_sound_is_refused():
+    with pytest.raises(UnsupportedError, match="A message holds audio"):
+        conversation({"role": "user", "content": [{"type": "audio", "url": "song.wav"}]})
+
+
+def test_of_a_video_as_many_frames_are_read_as_are_asked_for(monkeypatch):
+    clip = Clip(Path("film.mp4"), np.zeros((2, 4, 4, 3), np.uint8), (0.5, 1.5), 0.0, 2.0, 10.0)
+    asked = {}
+    monkeypatch.setattr(module, "read", lambda path, **given: asked.update(given, path=path) or clip)
+    film = {"role": "user", "content": [{"type": "video", "url": "film.mp4", "start_time": 1.0}]}
+    assert Conversation.of([film], frames=4, fps=2.0).clips == [clip]
+    assert asked == {"path": Path("film.mp4"), "frames": 4, "fps": 2.0, "start": 1.0, "end": None}
+
+
+def test_other_media_take_the_places_of_the_old(picture):
+    clip = Clip(Path("film.mp4"), np.zeros((2, 4, 4, 3), np.uint8), (0.5, 1.5), 0.0, 2.0, 10.0)
+    before = conversation(user(image(picture), {"type": "video", "video": clip}, text("What?")))
+    other = Picture(None, Image.new("RGB", (2, 2)))
+    assert before.with_media([other, clip]).media == [other, clip]
+    after = before.with_media([other, clip], frames_as_images=True)
+    assert [kind for kind, _ in after.parts] == ["image", "image", "image", "text"]
+    assert after.clips == []
+
+
+def test_two_conversations_of_the_same_media_have_one_name(picture):
+    clip = Clip(Path("film.mp4"), np.zeros((2, 4, 4, 3), np.uint8), (0.5, 1.5), 0.0, 2.0, 10.0)
+    about = Conversation.about([Picture(None, picture), clip], "a")
+    assert about.media_name() == Conversation.about([Picture(None, picture), clip], "b").media_name()
+    assert about.media_name() != Conversation.about([Picture(None, picture)], "a").media_name()

@@ -1,0 +1,154 @@
+"""How answers are decoded: greedily, whatever a checkpoint says, or as one asks for."""
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+import foveate as fv
+from foveate import embedded
+from foveate.ask.generation import FirstToken, generate
+from foveate.ask.generation import run as run_generate
+
+QUESTION = embedded.QUESTION
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more; got 0"),
+        ({"num_beams": 0}, "num_beams must be 1 or more; got 0"),
+        ({"temperature": -0.1}, r"temperature must be 0 \(greedy\) or more; got -0.1"),
+        ({"temperature": float("inf")}, "temperature must be 0"),
+        ({"temperature": float("nan")}, "temperature must be 0"),
+        ({"temperature": 1, "top_p": 0}, "top_p must be above 0 and at most 1; got 0"),
+        ({"temperature": 1, "top_p": 1.5}, "top_p must be above 0 and at most 1; got 1.5"),
+        ({"temperature": 1, "top_k": 0}, "top_k must be 1 or more; got 0"),
+        ({"top_p": 0.9}, "top_p is for sampling: give a temperature above 0"),
+        ({"top_k": 5}, "top_k is for sampling"),
+        ({"seed": 0}, "seed is for sampling"),
+        ({"stop": "end"}, "stop is texts of a letter or more"),
+        ({"stop": ("a", "")}, "stop is texts of a letter or more"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(vlm, settings, says):
+    for refused in (lambda: fv.Generation(**settings), lambda: vlm.ask(prompt=QUESTION, **settings)):
+        with pytest.raises(fv.SettingError, match=says):
+            refused()
+
+
+def test_the_defaults_are_greedy():
+    assert not fv.Generation().samples
+    arguments = fv.Generation().arguments(None)
+    assert (arguments["do_sample"], arguments["num_beams"], arguments["max_new_tokens"]) == (False, 1, 64)
+    assert "tokenizer" not in arguments
+
+
+def test_sampling_takes_from_all_tokens_unless_told_otherwise():
+    """transformers takes from the 50 likeliest ones."""
+    assert fv.Generation(temperature=1.0).arguments(None)["top_k"] == 0
+    assert fv.Generation(temperature=1.0, top_k=7, top_p=0.5).arguments(None)["top_k"] == 7
+    assert fv.Generation(temperature=1.0, top_k=7, top_p=0.5).arguments(None)["top_p"] == 0.5
+
+
+CHECKPOINTS = [
+    {"do_sample": True, "temperature": 5.0},
+    {"do_sample": True, "temperature": 0.01, "top_p": 0.001, "top_k": 1},
+    {"num_beams": 4},
+    {"num_beams": 2, "num_return_sequences": 2},
+    {"repetition_penalty": 1.5},
+    {"do_sample": True, "min_p": 0.9},
+    {"max_new_tokens": 1},
+    {"max_length": 3},
+]
+
+
+def manual(vlm, prompt, count):
+    """The likeliest tokens one after the other, by forwards alone."""
+    inputs = dict(prompt.inputs)
+    found = []
+    with torch.no_grad():
+        for _ in range(count):
+            token = vlm.model(**inputs).logits[0, -1].argmax()
+            found.append(int(token))
+            if found[-1] == 2:
+                break
+            inputs["input_ids"] = torch.cat((inputs["input_ids"], token[None, None]), dim=1)
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    return tuple(found)
+
+
+@pytest.fixture(scope="module")
+def expected(vlm, scenes):
+    prompt = vlm.prepare(scenes[0], "What does the text say?")
+    return prompt, manual(vlm, prompt, 10)
+
+
+@pytest.mark.parametrize("settings", CHECKPOINTS, ids=lambda settings: "-".join(settings))
+def test_answers_are_greedy_whatever_the_checkpoint_says(vlm, expected, monkeypatch, settings):
+    prompt, tokens = expected
+    own = GenerationConfig(**{**vlm.model.generation_config.to_dict(), **settings})
+    monkeypatch.setattr(vlm.model, "generation_config", own)
+    answer = vlm.answer(prompt, generation=fv.Generation(max_new_tokens=10), first=True)
+    assert answer.tokens == tokens
+    with torch.no_grad():
+        logs = vlm.model(**prompt.inputs).logits[0, -1].float().log_softmax(-1)
+    torch.testing.assert_close(answer.first, logs, atol=1e-4, rtol=1e-4)
+    streamed = vlm.ask(prompt.media[0], prompt.text, stream=True, max_new_tokens=10)
+    assert "".join(streamed) == answer.text
+
+
+def test_a_checkpoints_cut_offs_do_not_reach_sampling(vlm, demo, monkeypatch):
+    """Qwen2-VL's own top_k is 1: samples would all be the greedy answer."""
+    own = GenerationConfig(**{**vlm.model.generation_config.to_dict(), "top_k": 1, "top_p": 0.001, "do_sample": True})
+    monkeypatch.setattr(vlm.model, "generation_config", own)
+    greedy = vlm.ask(demo, "What?", max_new_tokens=8)
+    sampled = [vlm.ask(demo, "What?", temperature=5.0, seed=seed, max_new_tokens=8).tokens for seed in range(3)]
+    assert len({greedy.tokens, *sampled}) == 4
+    assert vlm.ask(demo, "What?", temperature=5.0, seed=1, top_k=1, max_new_tokens=8).tokens == greedy.tokens
+
+
+def test_an_answer_has_at_most_so_many_tokens(vlm, demo):
+    assert len(vlm.ask(demo, QUESTION, max_new_tokens=1).tokens) == 1
+    whole = vlm.ask(demo, QUESTION)
+    assert vlm.ask(demo, QUESTION, max_new_tokens=2).tokens == whole.tokens[:2]
+    assert whole.said == whole.tokens[:-1]
+    assert whole.tokens[-1] == vlm.model.generation_config.eos_token_id
+
+
+@pytest.mark.parametrize(("stop", "text"), [(("P",), "XR"), (("Q", "RP"), "X"), (("XR",), ""), (("no such",), "XRPMQ")])
+def test_an_answer_ends_where_a_stop_stands(vlm, demo, stop, text):
+    answer = vlm.ask(demo, QUESTION, stop=stop)
+    assert answer.text == text
+    assert len(answer.tokens) <= len(vlm.ask(demo, QUESTION).tokens)
+
+
+def test_more_beams_find_an_answer_that_is_no_less_likely(vlm, scenes):
+    def likelihood(answer):
+        prompt, tokens = answer.prompt, torch.tensor([answer.tokens])
+        ids = torch.cat((prompt.inputs["input_ids"], tokens), dim=1)
+        with torch.no_grad():
+            logits = vlm.model(
+                input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=prompt.inputs["pixel_values"]
+            ).logits[0]
+        logs = logits.log_softmax(-1)[-1 - len(answer.tokens) : -1]
+        return float(logs.gather(1, tokens[0][:, None]).sum())
+
+    greedy, searched = (vlm.ask(scenes[1], "What does the text say?", num_beams=beams) for beams in (1, 3))
+    assert likelihood(searched) >= likelihood(greedy) - 1e-3
+
+
+def test_the_recorder_notes_the_first_token_alone():
+    recorder = FirstToken()
+    first, second = torch.randn(2, 1, 5)
+    assert recorder(None, first) is first
+    recorder(None, second)
+    torch.testing.assert_close(recorder.logs, first.log_softmax(-1))
+
+
+def test_exactly_so_many_tokens_where_that_is_wanted(vlm, demo):
+    prompt = vlm.prepare(demo, QUESTION)
+    columns = prompt.tokens
+    assert generate(vlm.model, prompt.inputs, 12, exactly=True).sequences.shape[1] == columns + 12
+    assert generate(vlm.model, prompt.inputs, 12).sequences.shape[1] < columns + 12
+    out = run_generate(vlm.model, prompt.inputs, fv.Generation(max_new_tokens=2).arguments(None))
+    assert out.past_key_values.get_seq_length() == columns + 1

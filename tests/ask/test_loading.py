@@ -1,0 +1,80 @@
+"""What may be loaded: a checkpoint whose weights are exactly the model's."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import foveate as fv
+from foveate import embedded
+from foveate.ask.loading import load
+from tests.models import tiny
+
+NORM = "model.language_model.layers.1.input_layernorm.weight"
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return load_file(embedded.path() / "model.safetensors")
+
+
+def saved(folder: Path, weights) -> str:
+    """The embedded model's folder with other weights."""
+    shutil.copytree(embedded.path(), folder)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return str(folder)
+
+
+def norm_of(weights) -> str:
+    """How the checkpoint names a norm's weight."""
+    return next(name for name in weights if name.endswith("layers.1.input_layernorm.weight"))
+
+
+def test_missing_weights_are_refused_by_name(weights, tmp_path):
+    name = norm_of(weights)
+    left = {key: value for key, value in weights.items() if key != name}
+    with pytest.raises(fv.InputError, match=rf"1 weight is missing \({NORM}\).*Download it again"):
+        load(saved(tmp_path / "dropped", left), device="cpu")
+
+
+def test_renamed_weights_are_refused_by_both_names(weights, tmp_path):
+    name = norm_of(weights)
+    renamed = {key + "_old" if key == name else key: value for key, value in weights.items()}
+    with pytest.raises(fv.InputError, match=rf"1 weight is missing \({NORM}\); 1 weight is unexpected \(.*_old\)"):
+        load(saved(tmp_path / "renamed", renamed), device="cpu")
+
+
+def test_misshapen_weights_are_refused_with_both_shapes(weights, tmp_path):
+    name = norm_of(weights)
+    width = len(weights[name])
+    cut = weights | {name: weights[name][:5].clone()}
+    with pytest.raises(fv.InputError, match=rf"1 weight has another shape \({NORM}: \[5\] in place of \[{width}\]\)"):
+        load(saved(tmp_path / "cut", cut), device="cpu")
+
+
+def test_of_many_missing_weights_the_first_are_named(weights, tmp_path):
+    left = {key: value for key, value in weights.items() if "layernorm" not in key}
+    with pytest.raises(fv.InputError, match=r"\d\d weights are missing \(.*, … and \d+ more\)") as error:
+        load(saved(tmp_path / "many", left), device="cpu")
+    assert len(str(error.value)) < 600
+    assert "\n" not in str(error.value)
+
+
+def test_tied_weights_and_what_transformers_ignores_are_no_damage(weights, tmp_path):
+    """A tied head is not stored, and old checkpoints hold position ids that newer models make themselves."""
+    assert not any("lm_head" in name for name in weights)
+    ignored = weights | {"vision_tower.embeddings.position_ids": torch.arange(5)[None]}
+    model = load(saved(tmp_path / "old", ignored), device="cpu").model
+    assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+
+
+def test_experts_that_do_not_fit_together_are_refused(tmp_path):
+    """transformers stacks the experts of a layer as it loads them, and raises where their shapes differ."""
+    tiny("glm4v_moe").save_pretrained(tmp_path)
+    whole = load_file(tmp_path / "model.safetensors")
+    name = next(key for key in whole if ".experts.0." in key)
+    save_file(whole | {name: whole[name][:-1].clone()}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(fv.InputError, match="weights do not fit together"):
+        load(str(tmp_path), device="cpu")

@@ -1,0 +1,163 @@
+"""What a processor would cut off is said, and shown whole on a square where that is asked for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import foveate as fv
+from foveate import embedded
+from foveate.ask.media import as_frames, crop_note, padded, read_media, square
+from foveate.ask.pictures import Picture
+from foveate.video import Clip
+from tests.ask.conftest import image, random_vlm, text, user
+
+QUESTION = embedded.QUESTION
+
+
+def noise(width, height, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def clip_of(*pictures):
+    frames = np.stack([np.asarray(picture) for picture in pictures])
+    return Clip(Path("film.mp4"), frames, tuple(map(float, range(len(frames)))), 0.0, float(len(frames)), 1.0)
+
+
+def pixels(vlm, *given, **more):
+    return vlm.prepare(*given, **more).inputs["pixel_values"]
+
+
+@pytest.mark.parametrize(
+    ("size", "share", "sides"),
+    [((672, 336), "50%", "left and right"), ((336, 672), "50%", "top and bottom"), ((448, 336), "25%", "left and")],
+)
+def test_the_note_says_the_share_that_is_cut_off(vlm, size, share, sides):
+    picture = noise(*size)
+    (note,) = vlm.prepare(picture, QUESTION).notes
+    assert note.startswith(f"the processor cuts off {share} of the picture ({sides}")
+    # Really so much: what the processor makes of the middle alone is the same.
+    short = min(size)
+    left, top = (size[0] - short) // 2, (size[1] - short) // 2
+    middle = picture.crop((left, top, left + short, top + short))
+    assert torch.equal(pixels(vlm, picture, QUESTION), pixels(vlm, middle, QUESTION))
+
+
+def test_the_note_names_the_file(vlm, tmp_path):
+    noise(80, 40).save(path := tmp_path / "wide.png")
+    (note,) = vlm.prepare(path, QUESTION).notes
+    assert note == (
+        f"the processor cuts off 50% of {path} (left and right): the model sees only the centre square. "
+        "Set fit to pad to show all of it."
+    )
+
+
+@pytest.mark.parametrize("size", [(336, 336), (100, 100), (400, 397)])
+def test_of_a_square_nothing_is_said(vlm, size):
+    assert crop_note(Picture(None, noise(*size))) is None
+    assert vlm.prepare(noise(*size), QUESTION).notes == ()
+
+
+def test_a_padded_picture_is_that_of_a_square_padded_by_hand(vlm):
+    picture = noise(672, 336)
+    whole = pixels(vlm, picture, QUESTION, fit="pad")
+    by_hand = Image.new("RGB", (672, 672), (127, 127, 127))
+    by_hand.paste(picture, (0, 168))
+    assert torch.equal(whole, pixels(vlm, by_hand, QUESTION))
+    assert not torch.equal(whole, pixels(vlm, picture, QUESTION))
+    assert vlm.prepare(picture, QUESTION, fit="pad").notes == ()
+    (shown,) = vlm.prepare(picture, QUESTION, fit="pad").shown
+    assert shown.tobytes() == by_hand.tobytes()
+
+
+def test_what_stands_at_the_side_is_seen_only_when_padded(vlm, demo):
+    first, second = (Image.new("RGB", (1008, 336), (127, 127, 127)) for _ in range(2))
+    first.paste(demo, (0, 0))
+    assert torch.equal(pixels(vlm, first, QUESTION), pixels(vlm, second, QUESTION))
+    assert not torch.equal(pixels(vlm, first, QUESTION, fit="pad"), pixels(vlm, second, QUESTION, fit="pad"))
+
+
+def test_an_object_at_the_side_is_named_only_when_padded(vlm, scenes):
+    page = Image.new("RGB", (504, 336), (127, 127, 127))
+    page.paste(scenes[2], (0, 0))
+    question = "List the objects from left to right."
+    with pytest.warns(UserWarning, match="cuts off 33%"):
+        assert vlm.ask(page, question).text != "blue circle, green triangle"
+    assert vlm.ask(page, question, fit="pad").text == "blue circle, green triangle"
+
+
+def test_a_square_picture_stays_as_it_is_bit_for_bit(vlm, demo):
+    assert square(demo, vlm.processor).tobytes() == demo.tobytes()
+    assert torch.equal(pixels(vlm, demo, QUESTION), pixels(vlm, demo, QUESTION, fit="pad"))
+    assert vlm.ask(demo, QUESTION, fit="pad").text == "XRPMQ"
+
+
+def test_frames_of_a_clip_are_noted_and_padded_too(vlm):
+    pictures = [noise(64, 32, seed) for seed in range(2)]
+    clip = clip_of(*pictures)
+    notes = vlm.prepare(clip, QUESTION).notes
+    assert notes[1].startswith("the processor cuts off 50% of film.mp4 (left and right)")
+    prompt = vlm.prepare(clip, QUESTION, fit="pad")
+    assert len(prompt.notes) == 1
+    by_hand = [square(picture, vlm.processor) for picture in pictures]
+    assert torch.equal(prompt.inputs["pixel_values"], pixels(vlm, by_hand, QUESTION))
+    assert prompt.clips[0].frames.shape == (2, 64, 64, 3)
+    assert padded(clip, vlm.processor).seconds == clip.seconds
+
+
+def test_pictures_in_messages_are_padded_too(vlm):
+    picture = noise(64, 32)
+    messages = [user(image(picture), text(QUESTION))]
+    assert len(vlm.prepare(messages=messages).notes) == 1
+    whole = pixels(vlm, picture, QUESTION, fit="pad")
+    assert torch.equal(pixels(vlm, messages=messages, fit="pad"), whole)
+
+
+def test_each_cropped_picture_has_a_note(vlm, demo):
+    notes = vlm.prepare([noise(64, 32), demo, noise(32, 64)], QUESTION).notes
+    assert [("left" in note, "top" in note) for note in notes] == [(True, False), (False, True)]
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "gemma3", "llava_next", "internvl"])
+def test_processors_that_show_all_of_a_picture_crop_nothing(family):
+    """Tiles and squeezed pictures lose nothing, whatever their processors' settings say."""
+    vlm = random_vlm(family)
+    vlm.processor.image_processor = fv.load().processor.image_processor
+    assert not vlm.crops
+
+
+def test_the_protocol_of_the_papers_pads_by_itself(vlm):
+    picture = noise(64, 32)
+    prompt = vlm.prepare(picture, QUESTION, protocol="llava")
+    assert prompt.notes == ()
+    assert torch.equal(prompt.inputs["pixel_values"], pixels(vlm, picture, QUESTION, fit="pad"))
+
+
+def test_an_odd_pixel_goes_right_or_below(vlm):
+    wide = square(Image.new("RGB", (4, 1), "red"), vlm.processor)
+    assert [wide.getpixel((0, row))[0] for row in range(4)] == [127, 255, 127, 127]
+
+
+def test_few_frames_do_where_nobody_said_how_many():
+    clip = clip_of(*(noise(8, 8, seed) for seed in range(7)))
+    taken, words = as_frames(clip, few=True)
+    assert (len(taken), words) == (
+        3,
+        "this model reads no videos: of the 7 frames read of film.mp4, 3 go in as pictures.",
+    )
+    taken, words = as_frames(clip, few=False)
+    assert (taken, words) == (clip, "this model reads no videos: the 7 frames of film.mp4 go in as pictures.")
+    taken, words = as_frames(clip_of(noise(8, 8)), few=True)
+    assert words == "this model reads no videos: the one frame of film.mp4 goes in as a picture."
+
+
+def test_media_are_read_in_order(tmp_path):
+    noise(8, 8).save(path := tmp_path / "a.png")
+    clip = clip_of(noise(8, 8, 1))
+    array = np.asarray(noise(8, 8, 2))
+    first, second, third, fourth = read_media([path, clip, array, Picture(None, noise(8, 8, 3))])
+    assert (first.path, second) == (path, clip)
+    assert np.array_equal(np.asarray(third.image), array)
+    assert fourth.image.tobytes() == noise(8, 8, 3).tobytes()

@@ -1,0 +1,178 @@
+"""Picture files of every odd kind: read right, or refused by name with what to do."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from foveate.ask.pictures import load_picture
+from foveate.errors import InputError
+
+
+def pixel(path, at=(0, 0)):
+    return load_picture(path).image.getpixel(at)
+
+
+def noise(size=(64, 48)):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+def test_a_plain_picture_comes_through_untouched(tmp_path):
+    original = noise()
+    original.save(path := tmp_path / "plain.png")
+    read = load_picture(path)
+    assert (np.asarray(read.image) == np.asarray(original)).all()
+    assert (read.image.mode, read.note, read.path) == ("RGB", None, path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.png cannot be read: No such file.*Check the path"):
+        load_picture(tmp_path / "nowhere.png")
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is a folder"):
+        load_picture(tmp_path)
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    (path := tmp_path / "empty.jpg").touch()
+    with pytest.raises(InputError, match=r"empty\.jpg is empty \(0 bytes\)"):
+        load_picture(path)
+
+
+@pytest.mark.parametrize("content", [b"hello, world", b"%PDF-1.7 ...", b"\x00" * 400, b"<svg></svg>"])
+def test_what_is_no_picture_is_refused(tmp_path, content):
+    (path := tmp_path / "photo.png").write_bytes(content)
+    with pytest.raises(InputError, match=r"photo\.png is not a picture"):
+        load_picture(path)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "gif", "tif", "webp", "bmp"])
+def test_a_truncated_file_is_refused(tmp_path, kind):
+    noise().save(path := tmp_path / f"cut.{kind}")
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=rf"cut\.{kind} (is damaged|is not a picture)"):
+        load_picture(path)
+
+
+def test_a_damaged_checksum_is_refused(tmp_path):
+    noise().save(path := tmp_path / "flipped.png")
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 0xFF
+    path.write_bytes(bytes(whole))
+    with pytest.raises(InputError, match=r"flipped\.png is damaged"):
+        load_picture(path)
+
+
+def png_claiming(width, height):
+    """A PNG whose header claims a size that its few bytes of data do not have."""
+
+    def chunk(name, body):
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\x00" * 1000)) + chunk(b"IEND", b"")
+
+
+def test_a_decompression_bomb_is_refused_without_unpacking_it(tmp_path):
+    (path := tmp_path / "bomb.png").write_bytes(png_claiming(60_000, 60_000))
+    with pytest.raises(InputError, match=r"bomb\.png unpacks to more than .* pixels.*scale it down"):
+        load_picture(path)
+
+
+def test_a_large_photograph_below_the_limit_is_read_without_a_warning(tmp_path, monkeypatch):
+    noise(size=(40, 40)).save(path := tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # 1600 pixels: Pillow warns between this and twice it
+    assert load_picture(path).image.size == (40, 40)  # pytest turns a warning into an error
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
+    with pytest.raises(InputError, match="more than 1,400 pixels"):
+        load_picture(path)
+
+
+def test_of_an_animation_the_first_frame_is_read_and_a_note_says_so(tmp_path):
+    frames = [Image.new("RGB", (20, 10), colour) for colour in ("red", "lime", "blue")]
+    for kind in ("gif", "png", "webp"):
+        frames[0].save(path := tmp_path / f"moving.{kind}", save_all=True, append_images=frames[1:], lossless=True)
+        read = load_picture(path)
+        assert read.image.getpixel((3, 3)) == (255, 0, 0)
+        assert f"moving.{kind} has 3 frames; only the first" in read.note
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(path := tmp_path / "print.tif")
+    assert pixel(path) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_sixteen_bit_grey_keeps_its_shades(tmp_path, kind):
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16)[None].repeat(4, axis=0)
+    Image.fromarray(ramp).save(path := tmp_path / f"scan.{kind}")
+    shades = np.asarray(load_picture(path).image)[0, :, 0]
+    assert (shades == np.arange(256)).all()  # Pillow's own conversion would clip all but one to white
+
+
+def test_float_grey_is_read_from_zero_to_one(tmp_path):
+    Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32)).save(path := tmp_path / "depth.tif")
+    assert np.asarray(load_picture(path).image)[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("value", [-1, 70_000])
+def test_grey_values_that_are_no_picture_are_refused(tmp_path, value):
+    Image.fromarray(np.full((4, 4), value, dtype=np.int32)).save(path := tmp_path / "heights.tif")
+    with pytest.raises(InputError, match=rf"heights\.tif holds grey values from {value} to {value}"):
+        load_picture(path)
+
+
+def test_transparency_shows_white_and_not_the_colour_hidden_under_it(tmp_path):
+    Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(path := tmp_path / "logo.png")
+    assert pixel(path) == (255, 255, 255)
+    Image.new("LA", (8, 8), (0, 128)).save(path := tmp_path / "half.png")
+    assert pixel(path) == (127, 127, 127)
+
+
+def test_a_palette_with_and_without_transparency_is_read(tmp_path):
+    flat = Image.new("P", (8, 8), 1)
+    flat.putpalette([0, 0, 0, 10, 200, 30])
+    flat.save(path := tmp_path / "palette.png")
+    assert pixel(path) == (10, 200, 30)
+    flat.save(path := tmp_path / "clear.png", transparency=1)
+    assert pixel(path) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("mode", ["1", "L"])
+def test_black_and_white_becomes_rgb(tmp_path, mode):
+    Image.new(mode, (8, 8), 1 if mode == "1" else 255).save(path := tmp_path / "fax.png")
+    assert pixel(path) == (255, 255, 255)
+
+
+def test_a_rotated_photograph_is_turned_upright(tmp_path):
+    photo = Image.new("RGB", (60, 30), "black")
+    photo.paste("white", (0, 0, 60, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90° clockwise
+    photo.save(path := tmp_path / "phone.jpg", exif=exif, quality=95)
+    upright = load_picture(path).image
+    assert upright.size == (30, 60)
+    assert upright.getpixel((27, 30))[0] > 200  # the bright top edge is on the right now
+    assert upright.getpixel((3, 30))[0] < 50
+
+
+def test_the_animated_first_frame_note_is_not_given_for_a_phones_two_view_jpeg(tmp_path):
+    views = [Image.new("RGB", (16, 16), "red"), Image.new("RGB", (16, 16), "blue")]
+    views[0].save(path := tmp_path / "phone.mpo", format="MPO", save_all=True, append_images=views[1:])
+    read = load_picture(path)
+    assert read.note is None
+    assert read.image.getpixel((8, 8))[0] > 200
+
+
+def test_a_truncated_file_is_refused_whatever_else_in_the_process_wants(tmp_path, monkeypatch):
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+    noise().save(path := tmp_path / "short.png")
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InputError, match=r"short\.png is damaged"):
+        load_picture(path)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES

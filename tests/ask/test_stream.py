@@ -1,0 +1,159 @@
+"""An answer piece by piece: its text, its end, and how the model is left."""
+
+import threading
+import time
+
+import pytest
+
+import foveate as fv
+from foveate import embedded
+from foveate.ask import Stream
+from tests.invariants.test_restore import state
+
+QUESTION = embedded.QUESTION
+LISTING = "List the objects from left to right."
+METHOD = fv.V2Drop(retention=0.5)
+
+
+def is_free(vlm):
+    """Whether another thread could ask now."""
+    taken = []
+
+    def work():
+        if vlm.lock.acquire(timeout=30):
+            taken.append(True)
+            vlm.lock.release()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    return bool(taken)
+
+
+def slowed(vlm, seconds=0.05):
+    """Let each forward of the decoder take a moment."""
+    return vlm.model.lm_head.register_forward_pre_hook(lambda *_: time.sleep(seconds))
+
+
+@pytest.mark.parametrize("question", [QUESTION, LISTING])
+@pytest.mark.parametrize("method", [None, METHOD])
+def test_the_pieces_together_are_the_answer(vlm, scenes, question, method):
+    stream = vlm.ask(scenes[0], question, stream=True, method=method)
+    assert isinstance(stream, Stream)
+    pieces = list(stream)
+    alone = vlm.ask(scenes[0], question, method=method)
+    assert "".join(pieces) == alone.text == stream.answer.text
+    assert stream.answer.tokens == alone.tokens
+    assert (stream.answer.retention, stream.answer.kv_bytes) == (alone.retention, alone.kv_bytes)
+    assert all(pieces)
+    if question == LISTING:
+        assert len(pieces) > 2
+
+
+def test_after_its_end_a_stream_stays_at_its_end(vlm, demo):
+    stream = vlm.ask(demo, QUESTION, stream=True)
+    assert "".join(stream) == "XRPMQ"
+    assert list(stream) == []
+    assert next(stream, "over") == "over"
+
+
+@pytest.mark.parametrize("stop", [("R",), ("RP",), ("MQ", "Q"), ("no such",), ("XRPMQ",), ("Q!",)])
+def test_a_stop_is_part_of_no_piece(vlm, demo, stop):
+    stream = vlm.ask(demo, QUESTION, stream=True, stop=stop)
+    pieces = list(stream)
+    assert "".join(pieces) == vlm.ask(demo, QUESTION, stop=stop).text == stream.answer.text
+
+
+def test_a_stop_over_several_words_is_held_back(vlm, scenes):
+    whole = vlm.ask(scenes[0], LISTING).text
+    stop = (whole[8:16],)
+    pieces = list(vlm.ask(scenes[0], LISTING, stream=True, stop=stop))
+    assert "".join(pieces) == vlm.ask(scenes[0], LISTING, stop=stop).text == whole[:8].strip()
+
+
+def test_a_sample_with_a_seed_is_the_same_as_a_stream(vlm, demo):
+    settings = {"temperature": 3.0, "seed": 5, "max_new_tokens": 12}
+    assert "".join(vlm.ask(demo, QUESTION, stream=True, **settings)) == vlm.ask(demo, QUESTION, **settings).text
+
+
+def test_before_its_end_there_is_no_answer(vlm, demo):
+    handle = slowed(vlm)
+    try:
+        stream = vlm.ask(demo, LISTING, stream=True)
+        with pytest.raises(fv.SessionError, match="read all its pieces, or close the stream, first"):
+            stream.answer  # noqa: B018 - it is a property that raises
+        list(stream)
+    finally:
+        handle.remove()
+    assert stream.answer.text
+
+
+@pytest.mark.parametrize("error", [FloatingPointError, KeyboardInterrupt])
+def test_what_goes_wrong_is_raised_where_the_pieces_are_read(vlm, demo, error):
+    before = state(vlm.model)
+
+    def fail(*_):
+        raise error("no more")
+
+    handle = vlm.model.get_decoder().layers[-1].mlp.register_forward_pre_hook(fail)
+    stream = vlm.ask(demo, QUESTION, stream=True, method=METHOD)
+    with pytest.raises(error, match="no more"):
+        list(stream)
+    handle.remove()
+    with pytest.raises(error, match="no more"):
+        stream.answer  # noqa: B018 - it is a property that raises
+    assert list(stream) == []
+    assert state(vlm.model) == before
+    assert is_free(vlm)
+
+
+def test_what_is_wrong_with_the_question_is_raised_at_once(vlm, demo):
+    with pytest.raises(fv.InputError, match="nowhere"):
+        vlm.ask("nowhere.png", QUESTION, stream=True)
+    with pytest.raises(fv.BudgetError, match="floor"):
+        vlm.ask(demo, QUESTION, stream=True, method="v2drop", tokens=1)
+
+
+def test_closing_ends_an_answer_early_and_frees_the_model(vlm, scenes):
+    whole = vlm.ask(scenes[0], LISTING)
+    before = state(vlm.model)
+    handle = slowed(vlm)
+    try:
+        stream = vlm.ask(scenes[0], LISTING, stream=True, method=METHOD)
+        first = next(stream)
+        stream.close()
+    finally:
+        handle.remove()
+    assert is_free(vlm)
+    assert state(vlm.model) == before
+    assert len(stream.answer.tokens) < len(whole.tokens)
+    assert first + "".join(stream) == stream.answer.text
+    stream.close()
+
+
+def read_and_interrupt(stream):
+    """What a user does who reads one piece and presses Ctrl-C."""
+    with stream:
+        next(stream)
+        raise KeyboardInterrupt
+
+
+def test_a_keyboard_interrupt_of_the_reader_leaves_the_model_restored(vlm, scenes):
+    before = state(vlm.model)
+    handle = slowed(vlm)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            read_and_interrupt(vlm.ask(scenes[0], LISTING, stream=True, method=METHOD))
+    finally:
+        handle.remove()
+    assert is_free(vlm)
+    assert state(vlm.model) == before
+    with fv.drop(vlm.model, METHOD):
+        pass
+    assert vlm.ask().text == "XRPMQ"
+
+
+def test_another_question_waits_for_the_stream(vlm, scenes):
+    stream = vlm.ask(scenes[0], LISTING, stream=True)
+    assert vlm.ask().text == "XRPMQ"
+    assert "".join(stream) == stream.answer.text

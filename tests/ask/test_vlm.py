@@ -1,0 +1,467 @@
+"""Asking: what goes in, what comes out, in what order, and how the model is left."""
+
+import base64
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import foveate as fv
+from foveate import embedded
+from foveate.ask import vlm as module
+from foveate.ask.batch import batches
+from foveate.embedded.questions import one_per_task
+from foveate.embedded.scenes import scene
+from foveate.methods.grammar import read
+from foveate.video import Clip
+from tests.ask.conftest import INDEX, image, prompt_of, random_vlm, text, user
+from tests.invariants.test_restore import state
+
+QUESTION = embedded.QUESTION
+METHOD = fv.V2Drop(retention=0.5)
+
+
+def alike(answers, others):
+    """Whether they say and spend the same."""
+    for answer, other in zip(answers, others, strict=True):
+        assert (answer.text, answer.tokens, answer.retention) == (other.text, other.tokens, other.retention)
+        assert (answer.kv_bytes, answer.kv_bytes_whole) == (other.kv_bytes, other.kv_bytes_whole)
+
+
+@pytest.fixture(scope="module")
+def questions(scenes):
+    """Nine questions of different lengths about three pictures."""
+    asked = []
+    for number, picture in enumerate(scenes):
+        for question in one_per_task(scene("held-out", INDEX + number), "held-out", INDEX + number)[:3]:
+            asked.append((picture, question.question))
+    return asked
+
+
+def clip_of(*pictures):
+    frames = np.stack([np.asarray(picture) for picture in pictures])
+    return Clip(Path("film.mp4"), frames, tuple(map(float, range(len(frames)))), 0.0, float(len(frames)), 1.0)
+
+
+# -- what goes in -------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_may_be_a_path_an_object_an_array_or_in_a_list(vlm, demo):
+    answer = vlm.ask(embedded.picture(), QUESTION)
+    assert (answer.text, answer.vision_tokens, answer.retention, answer.method) == ("XRPMQ", 576, 1.0, None)
+    assert str(answer) == answer.text
+    for media in (str(embedded.picture()), demo, np.asarray(demo), [demo], (embedded.picture(),)):
+        inputs = vlm.prepare(media, QUESTION).inputs
+        assert all(torch.equal(value, inputs[name]) for name, value in answer.prompt.inputs.items())
+    assert vlm.ask(np.asarray(demo), QUESTION, max_new_tokens=1).tokens == answer.tokens[:1]
+
+
+def test_without_a_picture_the_embedded_model_has_its_own(vlm):
+    assert vlm.ask().text == vlm.ask(prompt=QUESTION).text == "XRPMQ"
+    assert vlm.ask().prompt.text == QUESTION
+
+
+def test_a_question_may_be_without_a_picture(vlm):
+    answer = vlm.ask([], "What does the text say?", method="v2drop", retention=0.2)
+    assert (answer.vision_tokens, answer.retention, answer.method, answer.met) == (0, 1.0, None, None)
+    assert answer.kv_bytes == answer.kv_bytes_whole > 0
+    other = fv.VLM(vlm.model, vlm.processor, "mine")
+    assert other.ask(None, "What does the text say?").tokens == answer.tokens
+    with pytest.raises(fv.SettingError, match="What is the question"):
+        other.ask()
+
+
+def test_several_pictures_are_one_prompt(vlm, scenes):
+    answer = vlm.ask(scenes[:2], "How many stars are there?", method="v2drop", retention=0.5)
+    assert answer.prompt.sizes == (576, 576)
+    assert answer.vision_tokens == 1152
+    assert answer.retention == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_frames_of_a_clip_go_in_as_pictures_and_a_warning_says_so(vlm, scenes):
+    clip = clip_of(*scenes[:2])
+    with pytest.warns(UserWarning, match=r"reads no videos: the 2 frames of film\.mp4 go in as pictures"):
+        answer = vlm.ask(clip, QUESTION, max_new_tokens=2)
+    assert answer.tokens == vlm.ask(scenes[:2], QUESTION, max_new_tokens=2).tokens
+    assert answer.prompt.sizes == (576, 576)
+    assert answer.prompt.clips[0] is clip
+    long = clip_of(*scenes, *scenes)
+    prompt = vlm.prepare(long, QUESTION)
+    assert (prompt.vision_tokens, len(prompt.clips[0])) == (3 * 576, 3)
+    assert "of the 6 frames read of film.mp4, 3 go in" in prompt.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("media", "says"),
+    [
+        (np.zeros((4, 4), np.uint8), r"shape \(height, width, 3\), uint8; got \(4, 4\), uint8"),
+        (np.zeros((4, 4, 3), np.float32), "float32"),
+        (7, "a path, a PIL picture, an array or a clip; got a int"),
+        ("nowhere.png", r"nowhere\.png cannot be read"),
+        ([None], "got a NoneType"),
+    ],
+)
+def test_what_is_no_picture_is_refused(vlm, media, says):
+    with pytest.raises(fv.InputError, match=says):
+        vlm.ask(media, QUESTION)
+
+
+def test_an_object_shows_what_its_file_shows(vlm, tmp_path):
+    photo = Image.new("RGBA", (60, 60), (200, 0, 0, 0))
+    photo.paste((0, 0, 0, 255), (0, 0, 60, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.save(path := tmp_path / "phone.png", exif=exif)
+    first, second = (vlm.prepare(media, QUESTION).inputs["pixel_values"] for media in (path, Image.open(path)))
+    assert torch.equal(first, second)
+
+
+# -- messages -----------------------------------------------------------------------------------------------------
+
+
+def test_one_turn_of_messages_is_a_question(vlm, demo):
+    asked = vlm.ask(messages=[user(image(demo), text(QUESTION))])
+    assert (asked.text, asked.prompt.text) == ("XRPMQ", QUESTION)
+    plain = vlm.prepare(demo, QUESTION).inputs
+    assert all(torch.equal(value, plain[name]) for name, value in asked.prompt.inputs.items())
+
+
+def test_a_picture_may_come_in_a_data_url(vlm):
+    url = f"data:image/png;base64,{base64.b64encode(embedded.picture().read_bytes()).decode()}"
+    assert vlm.ask(messages=[user({"type": "image", "url": url}, text(QUESTION))]).text == "XRPMQ"
+
+
+def test_nothing_is_fetched_from_the_net(vlm):
+    with pytest.raises(fv.UnsupportedError, match="Nothing is downloaded by itself"):
+        vlm.ask(messages=[user({"type": "image", "url": "https://example.org/a.png"}, text(QUESTION))])
+
+
+def test_several_turns_and_pictures_are_one_prompt(vlm, scenes, demo):
+    messages = [
+        user(image(scenes[0]), text("What colour is the star?")),
+        {"role": "assistant", "content": "red"},
+        user(image(demo), text(QUESTION)),
+    ]
+    answer = vlm.ask(messages=messages, method="v2drop", retention=0.6)
+    assert answer.prompt.sizes == (576, 576)
+    assert answer.prompt.text == QUESTION
+    words = vlm.processor.decode(answer.prompt.inputs["input_ids"][0], skip_special_tokens=True)
+    assert words.index("What colour") < words.index("red") < words.index(QUESTION)
+    assert vlm.prepare(messages=[*messages, {"role": "assistant", "content": "XRP"}]).text == QUESTION
+
+
+def test_messages_take_the_place_of_media_and_prompt(vlm, demo):
+    for more in ({"media": demo}, {"prompt": QUESTION}):
+        with pytest.raises(fv.SettingError, match="leave media and prompt out"):
+            vlm.ask(messages=[user(text("Hello"))], **more)
+
+
+# -- settings -----------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_setting_is_a_mistake(vlm, demo):
+    with pytest.raises(TypeError, match="max_tokens"):
+        vlm.ask(demo, QUESTION, max_tokens=3)
+
+
+@pytest.mark.parametrize("budget", [{"tokens": 96}, {"retention": 0.3}])
+def test_a_budget_without_a_method_is_a_mistake(vlm, demo, budget):
+    with pytest.raises(fv.SettingError, match="A budget without a method"):
+        vlm.ask(demo, QUESTION, **budget)
+
+
+def test_two_budgets_are_a_mistake(vlm, demo):
+    for method in ("v2drop", fv.V2Drop(), read("v2drop")):
+        with pytest.raises(fv.SettingError, match="tokens"):
+            vlm.ask(demo, QUESTION, method=method, tokens=96, retention=0.3)
+
+
+def test_a_method_may_be_an_object_a_name_a_text_or_a_preset(vlm, demo):
+    third = vlm.ask(demo, QUESTION, method="v2drop")
+    assert (third.asked, third.met) == (pytest.approx(1 / 3), True)
+    alike([third], [vlm.ask(demo, QUESTION, method=read("v2drop"))])
+    alike([third], [vlm.ask(demo, QUESTION, method="v2drop", retention=1 / 3)])
+    alike([third], [vlm.ask(demo, QUESTION, method=third.method)])
+    assert third.method.name == "v2drop"
+    half = vlm.ask(demo, QUESTION, method=fv.V2Drop(), retention=0.5)
+    alike([half], [vlm.ask(demo, QUESTION, method=fv.V2Drop(retention=0.5))])
+    assert (half.asked, half.met) == (0.5, True)
+    exact = vlm.ask(demo, QUESTION, method="v2drop:metric=l1", tokens=288)
+    assert (exact.method.metric, exact.met) == ("l1", True)
+    assert exact.spent == pytest.approx(288, abs=1)
+
+
+def test_a_preset_brings_its_own_budget():
+    vlm = random_vlm("llava")
+    name = "v2drop/llava-1.5-7b/192"
+    assert vlm.solve(fv.preset(name), 25) == vlm.solve(name, 25) == vlm.solve(read(name), 25) == fv.preset(name)
+    for preset in (name, fv.preset("v2drop/llava-1.5-7b/64")):
+        with pytest.raises(fv.SettingError, match=r"budget|spends"):
+            vlm.solve(preset, 576, retention=0.2)
+
+
+@pytest.mark.parametrize("method", [3, fv.V2Drop])
+def test_what_is_no_method_is_refused(vlm, demo, method):
+    with pytest.raises(fv.SettingError, match=r"A method is such as foveate\.V2Drop"):
+        vlm.ask(demo, QUESTION, method=method)
+    with pytest.raises(fv.UnknownNameError, match="v2drop"):
+        vlm.ask(demo, QUESTION, method="v3drop")
+
+
+def test_settings_that_exclude_each_other_are_refused(vlm, demo):
+    for more in ({"stream": True}, {"temperature": 0.5}, {"num_beams": 2}):
+        with pytest.raises(fv.SettingError, match="choices are scored, not decoded"):
+            vlm.ask(demo, QUESTION, choices=["a", "b"], **more)
+    with pytest.raises(fv.SettingError, match="beam search knows its answer only at the end"):
+        vlm.ask(demo, QUESTION, stream=True, num_beams=2)
+    with pytest.raises(fv.SettingError, match='fit is "own" or "pad"'):
+        vlm.ask(demo, QUESTION, fit="crop")
+    with pytest.raises(fv.SettingError, match="batch_size must be 1 or more; got 0"):
+        vlm.ask_many([], batch_size=0)
+    with pytest.raises(fv.SettingError, match="max_new_tokens"):
+        vlm.ask_many([], max_new_tokens=0)
+
+
+def test_a_model_without_a_family_is_refused():
+    from types import SimpleNamespace
+
+    with pytest.raises(fv.UnsupportedError, match="No family for model_type 'idefics2'"):
+        fv.VLM(SimpleNamespace(config=SimpleNamespace(model_type="idefics2")), None)
+
+
+def test_a_processor_that_leaves_the_picture_out_is_refused(vlm, demo, monkeypatch):
+    without = vlm.processor(text=["USER: What? ASSISTANT:"], return_tensors="pt")
+    monkeypatch.setattr("foveate.ask.preparing.encode", lambda *_: without)
+    with pytest.raises(fv.UnsupportedError, match="without any vision token"):
+        vlm.ask(demo, QUESTION)
+
+
+# -- what the user is told ----------------------------------------------------------------------------------------
+
+
+def test_a_cropped_picture_is_a_warning_at_the_users_line_and_a_note(vlm, wide):
+    with pytest.warns(UserWarning, match=r"cuts off 50% of the picture \(left and right\)") as heard:
+        answer = vlm.ask(wide, QUESTION)
+    assert [Path(warning.filename) for warning in heard] == [Path(__file__)]
+    assert answer.notes == (str(heard[0].message),)
+    with pytest.warns(UserWarning, match="cuts off 50%") as heard:
+        (answer,) = vlm.ask_many([(wide, QUESTION)])
+    assert [Path(warning.filename) for warning in heard] == [Path(__file__)]
+    assert answer.notes == (str(heard[0].message),)
+
+
+def test_the_steps_warn_of_nothing_and_keep_the_notes(vlm, wide):
+    prompt = vlm.prepare(wide, QUESTION)  # a warning would be an error here
+    assert len(prompt.notes) == 1
+
+
+def test_nothing_is_ever_printed(vlm, demo, wide, capfd, monkeypatch):
+    monkeypatch.setattr(vlm.tokenizer, "model_max_length", 60)  # beyond it transformers has something to say
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        vlm.ask(wide, QUESTION, method="v2drop", retention=0.5, max_new_tokens=1)
+        vlm.ask(demo, QUESTION, temperature=0.7, top_k=3, seed=1, max_new_tokens=3)
+        vlm.ask(demo, QUESTION, num_beams=2, max_new_tokens=3, stop=("Q",))
+        list(vlm.ask(demo, QUESTION, stream=True))
+        list(vlm.ask_many([(demo, QUESTION)]))
+        vlm.ask(demo, QUESTION, choices=["XRPMQ", "ABC"])
+    assert capfd.readouterr() == ("", "")
+
+
+# -- many ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [None, "v2drop", "visiondrop", "mustdrop"])
+def test_a_batch_gives_what_each_alone_gets(vlm, questions, method):
+    prompts = [vlm.prepare(*question) for question in questions[:3]]
+    solved = vlm.solve(method, 576, retention=0.5 if method else None)
+    together = vlm.answer_batch(prompts, solved, first=True)
+    for answer, prompt in zip(together, prompts, strict=True):
+        alone = vlm.answer(prompt, solved, first=True)
+        assert (answer.text, answer.tokens, answer.flops) == (alone.text, alone.tokens, alone.flops)
+        assert answer.spent == alone.spent
+        torch.testing.assert_close(answer.first, alone.first, atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_of_beams_has_the_first_token_of_each(vlm, questions):
+    generation = fv.Generation(num_beams=2, max_new_tokens=4)
+    prompts = [vlm.prepare(*question) for question in questions[:2]]
+    for answer, prompt in zip(vlm.answer_batch(prompts, generation=generation, first=True), prompts, strict=True):
+        alone = vlm.answer(prompt, generation=generation, first=True)
+        assert answer.tokens == alone.tokens
+        torch.testing.assert_close(answer.first, alone.first, atol=1e-4, rtol=1e-4)
+
+
+def test_answers_that_stop_early_in_a_batch_are_those_of_each_alone(vlm, questions):
+    whole = [vlm.ask(*question) for question in questions[:3]]
+    generation = fv.Generation(stop=(whole[0].text[1:3],))
+    prompts = [answer.prompt for answer in whole]
+    together = vlm.answer_batch(prompts, generation=generation)
+    assert together[0].text == whole[0].text.partition(whole[0].text[1:3])[0].strip()
+    for answer, prompt in zip(together, prompts, strict=True):
+        alone = vlm.answer(prompt, generation=generation)
+        assert (answer.text, answer.tokens) == (alone.text, alone.tokens)
+
+
+@pytest.mark.parametrize("method", [None, "v2drop"])
+def test_many_answers_come_in_order_and_are_those_of_each_alone(vlm, questions, scenes, method):
+    unlike = [
+        *questions[:2],
+        fv.Question([], "Hello?"),
+        {"media": scenes[:2], "prompt": "How many stars are there?"},
+        questions[4],
+        {"messages": [user(image(scenes[2]), text("What colour is the star?"))]},
+    ]
+    settings = {"method": method, "retention": 0.5 if method else None, "max_new_tokens": 4}
+    many = list(vlm.ask_many(unlike, batch_size=3, **settings))
+    alone = []
+    for question in unlike:
+        parts = question if isinstance(question, tuple) else ()
+        named = question if isinstance(question, dict) else {}
+        if isinstance(question, fv.Question):
+            parts = (question.media, question.prompt)
+        alone.append(vlm.ask(*parts, **named, **settings))
+    for answer, other in zip(many, alone, strict=True):
+        assert answer.prompt.text == other.prompt.text
+        assert (answer.text, answer.tokens, answer.retention) == (other.text, other.tokens, other.retention)
+
+
+def test_questions_are_read_as_they_are_needed(vlm, demo, monkeypatch):
+    monkeypatch.setattr(module, "WINDOW", 3)
+    read_so_far = []
+
+    def endless():
+        while True:
+            read_so_far.append(True)
+            yield demo, "What?"
+
+    answers = vlm.ask_many(endless(), batch_size=1, max_new_tokens=1)
+    assert read_so_far == []
+    next(answers)
+    assert len(read_so_far) == 3
+    for _ in range(3):
+        next(answers)
+    assert len(read_so_far) == 6
+    answers.close()
+
+
+def test_one_may_ask_between_two_of_many_answers(vlm, questions):
+    answers = vlm.ask_many(questions[:2], batch_size=1, max_new_tokens=2)
+    next(answers)
+    assert in_another_thread(lambda: vlm.ask().text) == "XRPMQ"
+    next(answers)
+
+
+def test_a_batch_holds_what_fits_together():
+    def sample(length, size=4):
+        return {"input_ids": torch.zeros(1, length), "pixel_values": torch.zeros(1, 3, size, size)}
+
+    entries = [
+        (0, sample(5), "a"),
+        (1, sample(9), "a"),
+        (2, sample(6, 8), "a"),
+        (3, sample(7), "b"),
+        (4, sample(6), "a"),
+    ]
+    found = list(batches(entries, 2, lambda entry: entry[1], lambda entry: entry[2]))
+    assert [[entry[0] for entry in batch] for batch in found] == [[0, 4], [1], [2], [3]]
+
+
+@pytest.mark.parametrize(
+    ("question", "says"),
+    [
+        ("a.png", r"A question is \(media, prompt\), a mapping or a Question; got 'a\.png'"),
+        (("a.png",), "A question is"),
+        ({"media": "a.png", "text": "What?"}, "media and prompt, or messages; got 'text'"),
+    ],
+)
+def test_what_is_no_question_is_refused(vlm, question, says):
+    with pytest.raises(fv.SettingError, match=says):
+        next(vlm.ask_many([question]))
+
+
+# -- one call at a time -------------------------------------------------------------------------------------------
+
+
+def in_another_thread(work, seconds=60):
+    """What `work` answers there; a lock that is still held would let it wait for ever."""
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(work()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert answers, "the lock is held, or the work failed"
+    return answers[0]
+
+
+def test_two_threads_get_the_right_answers(vlm, questions):
+    settings = [{}, {"method": "v2drop", "retention": 0.4}, {"method": "visiondrop", "retention": 0.6}, {}]
+    jobs = list(zip(questions, settings, strict=False))
+    expected = [vlm.ask(*question, **more, max_new_tokens=3) for question, more in jobs]
+    found = {}
+
+    def work(start):
+        for place in range(start, len(jobs), 2):
+            question, more = jobs[place]
+            found[place] = vlm.ask(*question, **more, max_new_tokens=3)
+
+    threads = [threading.Thread(target=work, args=(start,)) for start in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    alike([found[place] for place in range(len(jobs))], expected)
+
+
+@pytest.mark.parametrize("error", [FloatingPointError, KeyboardInterrupt])
+def test_after_an_error_the_model_is_restored_and_free(vlm, demo, error):
+    before, expected = state(vlm.model), vlm.ask(demo, QUESTION, method=METHOD)
+    random = torch.get_rng_state()
+
+    def fail(*_):
+        raise error
+
+    layers = vlm.model.get_decoder().layers
+    handle = layers[-1].mlp.register_forward_pre_hook(fail)
+    for more in ({}, {"choices": ["a", "b"]}, {"temperature": 1.0, "seed": 3}):
+        with pytest.raises(error):
+            vlm.ask(demo, QUESTION, method=METHOD, **more)
+    handle.remove()
+    assert state(vlm.model) == before
+    assert torch.equal(torch.get_rng_state(), random)
+    assert in_another_thread(lambda: vlm.ask(demo, QUESTION).text) == "XRPMQ"
+    with fv.drop(vlm.model, expected.method) as trace:
+        vlm.model.generate(**expected.prompt.inputs, max_new_tokens=2, do_sample=False)
+    assert trace.retention == [pytest.approx(expected.retention)]
+
+
+# -- seeds --------------------------------------------------------------------------------------------------------
+
+
+def test_a_seed_decides_the_sample_and_leaves_torchs_generator_alone(vlm, demo):
+    before = torch.get_rng_state()
+    tokens = [vlm.ask(demo, "What?", temperature=3.0, seed=seed, max_new_tokens=12).tokens for seed in (1, 1, 2)]
+    assert tokens[0] == tokens[1] != tokens[2]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_without_a_seed_samples_differ(vlm, demo):
+    tokens = {vlm.ask(demo, "What?", temperature=3.0, max_new_tokens=12).tokens for _ in range(3)}
+    assert len(tokens) > 1
+
+
+# -- prompts ------------------------------------------------------------------------------------------------------
+
+
+def test_images_are_told_apart_by_what_stands_between_them(monkeypatch):
+    vlm = random_vlm("llava")
+
+    def sizes(ids, pictures):
+        return prompt_of(vlm, {"input_ids": torch.tensor([ids])}, pictures).sizes
+
+    assert sizes([1, 91, 91, 9, 91, 91, 91, 2], 2) == (2, 3)
+    assert sizes([91, 91, 91, 91], 2) == (4,)  # nothing between them: only their sum is known
+    assert sizes([1, 2], 0) == ()

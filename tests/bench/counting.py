@@ -1,0 +1,179 @@
+"""What a call does, counted and not timed, so that a run anywhere gives the same: FLOPs, operators, waits, bytes."""
+
+import sys
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from foveate.bench import memory
+from foveate.bench.memory import tensors_of
+
+aten = torch.ops.aten
+
+
+class Memory(memory.Memory):
+    """What `foveate bench` counts on a CPU, and more.
+
+    Attributes:
+        largest: Numbers in the largest tensor made; `where` says by which operator, and its shape.
+        made: Bytes of all tensors made.
+        peak: The most bytes that lived at once.
+        operators: How many operators ran, views included.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.largest, self.where = 0, ""
+        self.made = self.operators = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.operators += 1
+        return super().__torch_dispatch__(function, types, args, kwargs)
+
+    def add(self, tensor, function):
+        super().add(tensor, function)
+        size = tensor.untyped_storage().nbytes()
+        self.made += size
+        if size // tensor.element_size() > self.largest:
+            self.largest = size // tensor.element_size()
+            self.where = f"{function} {tuple(tensor.shape)}"
+
+
+SIZED_BY_VALUES = {
+    aten.nonzero.default,
+    aten.masked_select.default,
+    aten._unique2.default,
+    aten.unique_consecutive.default,
+    aten.unique_dim.default,
+    aten.bincount.default,
+}
+"""Operators that the host must wait for, since the size of what they make is in the values."""
+
+
+class Waits(TorchDispatchMode):
+    """Notes where the host waits for an accelerator: values it reads, tensors whose size depends on values, and tensors
+    it sends without saying that it need not wait. (`torch.tensor(…, device=…)` is not seen.)
+
+    Args:
+        passed_over: Files that no place is in, beside torch's.
+
+    Attributes:
+        places: How often, by place: (file, line, function, operator), of the innermost frame that is not passed over.
+    """
+
+    def __init__(self, *passed_over):
+        super().__init__()
+        self.places = Counter()
+        self._passed_over = (str(Path(torch.__file__).parent), __file__, *passed_over)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if self._waits(function, args, kwargs or {}, result):
+            self.places[(*_place(self._passed_over), str(function).removesuffix(".default"))] += 1
+        return result
+
+    def _waits(self, function, args, kwargs, result):
+        if any(tensor.device.type != "cpu" for tensor in tensors_of((args, kwargs))):
+            return _is_read(function, args, kwargs, result)
+        return _is_sent(function, kwargs, result)
+
+
+def _is_read(function, args, kwargs, result):
+    """Whether the host reads what is on the device."""
+    if function is aten.repeat_interleave.Tensor:
+        return kwargs.get("output_size") is None
+    if function in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
+        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    tensors = tensors_of(result)
+    if function in SIZED_BY_VALUES or not tensors:  # without a tensor it is a number: item, equal
+        return True
+    return any(tensor.device.type == "cpu" for tensor in tensors)
+
+
+def _is_sent(function, kwargs, result):
+    """Whether the host hands over a tensor and stays until the device has it, behind all it still has to do."""
+    sent = function is aten._to_copy.default and result.device.type != "cpu"
+    return sent and not kwargs.get("non_blocking")
+
+
+def _place(passed_over):
+    """File, line and function of the innermost frame in none of these files or folders."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(passed_over):
+        frame = frame.f_back
+    path = Path(frame.f_code.co_filename)
+    root = next((parent.parent for parent in path.parents if parent.name in ("foveate", "transformers")), path.parent)
+    return path.relative_to(root).as_posix(), frame.f_lineno, frame.f_code.co_qualname
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one call did.
+
+    Attributes:
+        flops: Matrix products, a multiply-add counts two; attention in full.
+        operators: Operators that ran, views included.
+        per_layer: Of these, those inside each decoder layer and what stands around it.
+        made: Bytes of tensors made.
+        peak: The most of these that lived at once.
+        waits: Where the host waited for an accelerator, and how often: (file, line, function, operator).
+    """
+
+    flops: int
+    operators: int
+    per_layer: tuple[int, ...]
+    made: int
+    peak: int
+    waits: dict[tuple[str, int, str, str], int]
+
+    def to_dict(self):
+        """Plain values; waits by file, function and operator, since lines move."""
+        waits = Counter()
+        for (file, _, name, operator), times in sorted(self.waits.items()):
+            waits[f"{file} {name}: {operator}"] += times
+        return asdict(self) | {"per_layer": list(self.per_layer), "waits": dict(waits)}
+
+
+def count(call, layers=(), *modes):
+    """Run `call` and count, everything under these modes except waits, which are seen above them.
+
+    Args:
+        call: What is counted.
+        layers: Decoder layers, whose operators are counted apart.
+        modes: Of torch's dispatch.
+    """
+    seen, waits = Memory(), Waits(*(str(sys.modules[type(mode).__module__].__file__) for mode in modes))
+    per_layer, starts = [], []
+
+    def enter(*_):
+        starts.append(seen.operators)
+
+    def leave(*_):
+        per_layer.append(seen.operators - starts.pop())
+
+    with ExitStack() as stack, torch.no_grad():
+        for layer in layers:
+            for handle in (layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)):
+                stack.callback(handle.remove)
+        flops = stack.enter_context(counter())
+        for mode in (seen, *modes, waits):
+            stack.enter_context(mode)
+        call()
+    total = flops.get_total_flops()
+    return Counts(total, seen.operators, tuple(per_layer), seen.made, seen.peak, dict(waits.places))
+
+
+def counter():
+    """Torch's counter of FLOPs, and the attention of CPU kernels too, which it leaves out by itself."""
+    flash = aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={flash: _attention_flops})
+
+
+def _attention_flops(query, key, value, *_, **__):
+    """Of shapes (samples, heads, rows, head size)."""
+    return int(sdpa_flop_count(query, key, value))

@@ -1,0 +1,118 @@
+"""Tiny random checkpoints of Gemma 3 and Qwen3.5 with real processors, and what a command says of their caches."""
+
+import json
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+import foveate as fv
+from tests.tiny import IMAGE, VIDEO, VISION_START, VOCABULARY
+
+VISION_END = 94
+WORDS = ["<pad>", "<s>", "</s>", "<unk>", "What", "is", "this", "?", "USER:", "ASSISTANT:"]
+TEMPLATE = (
+    "{% for message in messages %}USER: {% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }} {% else %}MEDIA{% endif %}"
+    "{% endfor %}{% endfor %}ASSISTANT:"
+)
+
+
+def tokenizer(roles: dict[str, tuple[int, str]]) -> transformers.PreTrainedTokenizerFast:
+    """Whole words, with the special tokens where the tiny model's config has them."""
+    specials = dict(roles.values())
+    words = [specials.get(at, f"w{at}") for at in range(VOCABULARY)]
+    words[: len(WORDS)] = WORDS
+    made = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        extra_special_tokens={role: token for role, (_, token) in roles.items()},
+    )  # fmt: skip
+
+
+def save(folder: Path, config, kind: str, processor) -> Path:
+    """A model whose answers depend on what it sees, with its processor."""
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    model.generation_config.update(eos_token_id=2, pad_token_id=0, suppress_tokens=[IMAGE, VIDEO, VISION_START, 94])
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def save_gemma3(folder: Path) -> Path:
+    """Gemma 3 with 25 tokens a picture, and windows of 20 tokens in four of six layers."""
+    from tests.families.test_gemma3 import config
+
+    roles = {
+        "boi_token": (VISION_START, "<start_of_image>"), "eoi_token": (VISION_END, "<end_of_image>"),
+        "image_token": (IMAGE, "<image_soft_token>"),
+    }  # fmt: skip
+    processor = transformers.Gemma3Processor(
+        image_processor=transformers.Gemma3ImageProcessorPil(size={"height": 70, "width": 70}),
+        tokenizer=tokenizer(roles),
+        chat_template=TEMPLATE.replace("MEDIA", "<start_of_image> "),
+        image_seq_length=25,
+    )
+    return save(folder, config(), "Gemma3ForConditionalGeneration", processor)
+
+
+def save_qwen3_5(folder: Path) -> Path:
+    """Qwen3.5 with a state in the place of a cache in two of six layers. Its processor needs torchvision."""
+    from tests.families.test_qwen3_5 import config
+
+    made = config()
+    vision = made.vision_config
+    patches = {
+        "patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+    }  # fmt: skip
+    side = vision.patch_size * vision.spatial_merge_size
+    size = {"shortest_edge": 16 * side**2, "longest_edge": 64 * side**2}
+    roles = {
+        "image_token": (IMAGE, "<|image_pad|>"), "video_token": (VIDEO, "<|video_pad|>"),
+        "vision_start_token": (VISION_START, "<|vision_start|>"), "vision_end_token": (VISION_END, "<|vision_end|>"),
+    }  # fmt: skip
+    processor = transformers.Qwen3VLProcessor(
+        image_processor=transformers.Qwen2VLImageProcessor(size=size, **patches),
+        video_processor=transformers.Qwen3VLVideoProcessor(size=size, **patches),
+        tokenizer=tokenizer(roles),
+        chat_template=TEMPLATE.replace("MEDIA", "<|vision_start|><|image_pad|><|vision_end|> "),
+    )
+    return save(folder, made, "Qwen3_5ForConditionalGeneration", processor)
+
+
+def check_bytes(run, folder: Path, picture: Path) -> dict[str, int]:
+    """Compare the bytes that `foveate generate` reports with a count by hand; a layer's bytes without dropping."""
+    asked = ("generate", picture, "--prompt", "What is this ?", "--max-new-tokens", 7, "--model", folder, "--json")
+    shares = {}
+    for retention in (0.4, 1):
+        code, out, err = run(*asked, "--method", "v2drop", "--retention", retention)
+        assert (code, err) == (0, ""), err
+        told = json.loads(out)
+        whole = untouched(folder, picture, len(told["token_ids"]))
+        assert told["kv_bytes_whole"] == sum(whole)
+        shares[retention] = told["saved"]["kv_bytes"]
+        assert shares[retention] == 1 - told["kv_bytes"] / sum(whole)
+        assert abs(told["retention"] - retention) < 0.03
+    assert shares[1] == 0
+    assert 0 < shares[0.4] < 1
+    return whole
+
+
+def untouched(folder: Path, picture: Path, count: int) -> list[int]:
+    """Bytes of each layer's keys and values after so many tokens, with nothing of foveate's in between."""
+    vlm = fv.load(str(folder), device="cpu")
+    inputs = vlm.prepare(picture, "What is this ?").inputs
+    lengths = {"max_new_tokens": count, "min_new_tokens": count}
+    out = vlm.model.generate(**inputs, **lengths, do_sample=False, return_dict_in_generate=True)
+    found = []
+    for layer in out.past_key_values.layers:
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        found.append(0 if keys is None else keys.numel() * 4 + values.numel() * 4)  # float32
+    return found

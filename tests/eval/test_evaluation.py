@@ -1,0 +1,58 @@
+from contextlib import contextmanager
+
+import pytest
+
+from foveate.ask.loading import load
+from foveate.errors import SettingError, UnknownNameError
+from foveate.eval.embedded import evaluate
+from foveate.eval.listener import Listener
+from foveate.eval.plan import Plan
+
+
+class Heard(Listener):
+    """Remembers what it hears."""
+
+    def __init__(self):
+        self.notes, self.stages = [], []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    @contextmanager
+    def stage(self, doing, total):
+        added = []
+        yield added.append
+        self.stages.append((doing, total, sum(added)))
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return load("embedded", device="cpu")
+
+
+def test_an_evaluation_is_a_function_that_prints_nothing_and_tells_a_listener(vlm, tmp_path, capfd):
+    plan = Plan(methods=("v2drop",), tokens=(64,), baselines=False, cache=tmp_path)
+    first, second = Heard(), Heard()
+    summary = evaluate(vlm, ["colour"], plan, count=2, max_new_tokens=8, listener=first)
+    assert first.stages == [("Drawing pictures", None, 0), ("Answering", 4, 4)]
+    assert first.notes == []
+    again = evaluate(vlm, ["colour"], plan, count=2, max_new_tokens=8, listener=second)
+    assert second.stages[-1] == ("Answering", 0, 0)
+    assert second.notes == [f"4 of 4 answers are known already, from {next(tmp_path.iterdir())}"]
+    assert again.to_dict() == summary.to_dict()
+    assert capfd.readouterr() == ("", "")
+    (ours,) = summary.outcomes
+    assert (ours.cell.name, summary.questions, summary.to_dict()["seed"]) == ("v2drop", 2, 0)
+    assert ours.tokens == pytest.approx(64, abs=1)
+
+
+def test_what_cannot_be_meant_is_refused_before_anything_is_asked(vlm, tmp_path):
+    with pytest.raises(SettingError, match="give one of them"):
+        Plan(tokens=(64,), retention=(0.1,))
+    with pytest.raises(UnknownNameError, match="No method 'v3drop'"):
+        Plan(methods=("v3drop",))
+    with pytest.raises(UnknownNameError, match="No embedded task 'smell'"):
+        evaluate(vlm, ["smell"], Plan(cache=tmp_path))
+    with pytest.raises(SettingError, match="900 tokens are more than the 576 vision tokens"):
+        evaluate(vlm, ["colour"], Plan(tokens=(900,), cache=tmp_path), count=1)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,109 @@
+"""Several methods on one page: the pictures once, a row a method, a panel a stage that changed something."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import foveate as fv
+from foveate.errors import ShapeError
+from foveate.viz import draw_comparison
+from foveate.viz.comparison import GAP, LONGEST, MOST, SIDE, _mosaic, _scaled
+from tests.viz.test_prefill import brightest, clip, run
+
+RED, BLUE = (230, 20, 20), (20, 20, 230)
+HALF = fv.Uniform(layers=(1,), keep=(0.5,))
+TWO_CUTS = fv.V2Drop(layers=(1, 3), keep=(0.5, 0.4))
+
+
+def record(word="ti", method=TWO_CUTS, family="llava"):
+    return run(family, word, method).latest
+
+
+def pixels_of(picture, colour):
+    return int((np.asarray(picture) == np.array(colour, np.uint8)).all(axis=-1).sum())
+
+
+def red(size=(60, 60)):
+    return Image.new("RGB", size, RED)
+
+
+def test_the_picture_is_drawn_once_and_a_row_a_method_with_a_panel_a_stage():
+    page = draw_comparison([("two cuts", record()), ("one", record(method=HALF))], red())
+    parts = 1 + 12 / 25 + 4 / 25 + 13 / 25  # the picture; the cuts of the first; the cut of the second
+    assert pixels_of(page, RED) == pytest.approx(parts * SIDE * SIDE, rel=0.06)
+
+
+def test_a_stage_that_dropped_nothing_has_no_panel():
+    idle = fv.Uniform(layers=(1, 3), keep=(1.0, 0.5))
+    one, both = (draw_comparison([("", record(method=method))], red()) for method in (HALF, idle))
+    assert one.width == both.width
+    everything = draw_comparison([("all", record(method=fv.Uniform(layers=(1,), keep=(1.0,))))], red())
+    assert pixels_of(everything, RED) == SIDE * SIDE
+    assert everything.height < both.height
+
+
+def test_seven_methods_fit_a_page():
+    page = draw_comparison([(f"method {number}: an answer", record()) for number in range(7)], red(), "A question?")
+    assert page.width < 1600
+    assert page.height < 1800
+
+
+def test_several_pictures_share_a_panel():
+    blue = Image.new("RGB", (60, 30), BLUE)
+    one, two = draw_comparison([("", record())], red()), draw_comparison([("", record("titi"))], [red(), blue])
+    assert two.height - one.height < SIDE / 2
+    assert pixels_of(two, BLUE) > 1.3 * SIDE * SIDE / 2
+
+
+def test_of_a_clip_some_frames_are_drawn():
+    many, few = (draw_comparison([("", record("t" + "i" * count, HALF))], clip(count).frames) for count in (12, MOST))
+    assert many.size == few.size
+    assert brightest(many) > 0
+
+
+def test_a_long_label_is_cut_and_dollars_are_dollars():
+    short, long = (draw_comparison([(text, record())], red(), "$5 or $6_0?") for text in ("v2drop", "a word " * 300))
+    assert long.size == short.size
+    assert long.tobytes() != short.tobytes()
+
+
+def test_merged_tokens_have_their_legend():
+    merging = fv.MustDrop(pruning_layers=(1, 3), merge_window=2, merge_threshold=-1, global_thr=0.1, individual_thr=0.2)
+    page = draw_comparison([("", record("tit", merging))], Image.new("RGB", (60, 60), (200, 200, 200)))
+    assert len(page.getcolors(1 << 20)) > 100
+
+
+def test_a_panel_has_the_area_of_a_square_and_no_side_too_long():
+    for width, height in ((60, 60), (90, 40), (30, 200), (3000, 100)):
+        (pixels,) = _scaled([Image.new("RGB", (width, height))])
+        assert pixels.shape[0] * pixels.shape[1] <= 1.02 * SIDE * SIDE
+        assert max(pixels.shape) <= LONGEST
+
+
+def test_pictures_of_a_panel_lie_in_a_grid_whose_free_cells_are_grey():
+    sheet = _mosaic([np.full((10, 10, 3), shade, np.uint8) for shade in (0, 50, 100, 150, 200)])
+    assert sheet.shape == (22, 34, 3)
+    assert sheet[5, [5, 17, 29], 0].tolist() == [0, 50, 100]
+    assert sheet[17, [5, 17, 29], 0].tolist() == [150, 200, 232]
+
+
+def test_without_a_method_there_is_nothing_to_draw():
+    with pytest.raises(ShapeError, match="no method"):
+        draw_comparison([], red())
+
+
+def test_pictures_that_are_not_the_samples_are_refused():
+    with pytest.raises(fv.InputError, match="The sample has 1 images"):
+        draw_comparison([("", record())], [red(), red()])
+
+
+def test_each_sample_of_a_batch_can_be_drawn():
+    from tests.models import batch, tiny
+
+    with fv.drop(tiny("llava"), TWO_CUTS) as trace, torch.no_grad():
+        tiny("llava")(**batch("llava", ["ti", "titi"]))
+    first, second = (
+        draw_comparison([("", trace.latest)], [red()] * count, sample=sample) for sample, count in ((0, 1), (1, 2))
+    )
+    assert second.width > first.width + GAP

@@ -1,0 +1,132 @@
+"""A table of text: plain, as HTML and for rich."""
+
+import subprocess
+import sys
+from html.parser import HTMLParser
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from foveate.viz import SECTION, Column, Sheet
+
+SPEED = Sheet(
+    "Speed",
+    ["", Column("ms", right=True)],
+    [("full model", "12.5"), ("v2drop", "6.1")],
+    ["Median of 30."],
+)
+
+
+def printed(renderable, width=80):
+    console = Console(file=StringIO(), width=width, force_terminal=False)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def cells_of(html):
+    """Every piece of text in the HTML, in order."""
+    pieces = []
+    parser = HTMLParser()
+    parser.handle_data = pieces.append
+    parser.feed(html)
+    return pieces
+
+
+def test_plain_text_is_aligned():
+    title, heads, _, full, v2drop, note = [line for line in str(SPEED).split("\n") if line.strip()]
+    assert (title, note) == ("Speed", "Median of 30.")
+    assert heads.split() == ["ms"]
+    assert full.split() == ["full", "model", "12.5"]
+    assert len(heads) == len(full) == len(v2drop)  # numbers end at the same column
+
+
+def test_a_repr_is_short():
+    assert repr(SPEED) == "Sheet('Speed', 2 columns, 2 rows)"
+    assert repr(Sheet("", ["a"], [("1",), SECTION, ("2",)])) == "Sheet('', 1 columns, 2 rows)"
+
+
+def test_a_cell_of_several_lines_makes_a_taller_row():
+    sheet = Sheet("", ["a", "b"], [("1.02\n[0.98–1.06]", "x"), ("y", "z")])
+    lines = [line.split() for line in sheet.to_text().split("\n")]
+    assert lines[-3:] == [["1.02", "x"], ["[0.98–1.06]"], ["y", "z"]]
+    assert "1.02<br>[0.98–1.06]" in sheet.to_html()
+
+
+def test_a_section_is_a_gap_and_short_rows_are_filled():
+    sheet = Sheet("", ["a", "b"], [("1",), SECTION, ("2", "3")])
+    assert [line.split() for line in sheet.to_text().split("\n")][-3:] == [["1"], [], ["2", "3"]]
+    assert sheet.rows == (("1", ""), SECTION, ("2", "3"))
+    assert sheet.to_html().count("border-top") == 2  # the two cells below the gap
+
+
+def test_a_long_cell_is_wrapped_where_that_is_allowed():
+    sheet = Sheet("", ["name", Column("answer", wrap=True)], [("a long name", "one two three four five")])
+    lines = sheet.to_text(32).split("\n")
+    assert [line.strip() for line in lines[-2:]] == ["a long name   one two three", "four five"]
+
+
+def test_where_no_column_may_be_wrapped_nothing_is_cut_off():
+    text = Sheet("", ["a", "b"], [("x" * 30, "y" * 10)], ["a note of six words here"]).to_text(20)
+    assert "x" * 30 in text
+    assert "y" * 10 in text
+
+
+@pytest.mark.parametrize("width", [20, 33])
+def test_nothing_is_lost_when_it_is_wrapped(width):
+    words = "the quick brown 漢字漢字 fox jumps over-the-long-hedge"
+    text = Sheet("", [Column("", wrap=True)], [(words,)]).to_text(width)
+    assert "".join(text.replace("─", "").split()) == words.replace(" ", "")
+
+
+def test_html_is_escaped():
+    sheet = Sheet("a < b", ["<h>"], [("<b>&amp;</b>",)], ["<script>alert(1)</script>"])
+    html = sheet._repr_html_()
+    assert cells_of(html) == ["a < b", "<h>", "<b>&amp;</b>", "<script>alert(1)</script>"]
+    assert "<script>" not in html
+
+
+def test_html_sets_no_colours_of_its_own_but_grey_lines():
+    html = SPEED.to_html()
+    assert "color:" not in html
+    assert "background" not in html
+    assert "text-align: right" in html
+
+
+def test_rich_reads_no_markup():
+    sheet = Sheet("[bold]t[/]", ["[red]h"], [("[bold]cell[/bold]",)], ["[i]note[/i]", "[/x]"])
+    text = printed(sheet)
+    for said in ("[bold]t[/]", "[red]h", "[bold]cell[/bold]", "[i]note[/i]", "[/x]"):
+        assert said in text
+
+
+def test_rich_shows_the_title_the_table_and_notes_as_wide_as_the_console():
+    note = "a note that is longer than the table " * 2
+    text = printed(Sheet("Title", ["a", "b"], [("1", "2"), SECTION, ("3", "4")], [note.strip()]))
+    assert note.strip() in text
+    assert "Title" in text
+    assert note.strip() not in printed(Sheet("Title", ["a"], [("1",)], [note]).to_rich())
+
+
+def test_rich_columns_are_aligned_and_wrapped_as_asked():
+    table = Sheet("", [Column("a", right=True), Column("b", wrap=True)], [("1", "2")]).to_rich()
+    assert [column.justify for column in table.columns] == ["right", "left"]
+    assert [column.no_wrap for column in table.columns] == [True, False]
+
+
+def test_an_empty_sheet_shows_what_it_has():
+    empty = Sheet("", [], [])
+    assert str(empty) == ""
+    assert cells_of(empty.to_html()) == []
+    assert printed(empty).strip() == ""
+    assert str(Sheet("t", ["a"], [])).split() == ["t", "a", "───"]
+
+
+def test_a_row_with_too_many_cells_is_refused():
+    with pytest.raises(ValueError, match="A row has 2 cells, but the table has 1 columns"):
+        Sheet("", ["a"], [("1", "2")])
+
+
+def test_the_module_loads_nothing_but_the_standard_library():
+    program = "import sys, foveate._sheet; sys.exit(any(n in sys.modules for n in ('rich', 'numpy', 'torch', 'PIL')))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
