@@ -134,7 +134,7 @@ def test_what_a_setting_says_it_spends_is_what_was_asked():
         (["v2drop/llava-1.5-7b/64+finalkv"], BudgetOptions(retention=0.2), "brings its own budget"),
         (["finalkv"], BudgetOptions(retention=0.2), "or takes none"),
         (["v2drop"], BudgetOptions(settings=("colour=red",)), r"no such setting of v2drop\. There are: keep"),
-        (["v2drop"], BudgetOptions(seed=1), "nothing is drawn by lot"),
+        (["v2drop"], BudgetOptions(seed=1), "drops nothing at random"),
     ],
 )
 def test_flags_that_cannot_be_meant_are_wrong_usage(names, options, says):

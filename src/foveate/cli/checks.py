@@ -226,4 +226,4 @@ def check_settings(settings: Mapping[str, Collection[str]], schedules: Collectio
         if has_budget and key in {*schedules, "tokens", "retention"}:
             raise UsageError(f"--set {key}=… is a schedule already: leave --budget and --retention out.")
     if options.seed is not None and "seed" not in every_setting:
-        raise UsageError(f"--seed: nothing is drawn by lot in {', '.join(settings)}.")
+        raise UsageError(f"--seed: {', '.join(settings)} drops nothing at random. Leave --seed out.")

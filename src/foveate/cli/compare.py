@@ -42,7 +42,7 @@ class Compare:
     """
 
     files: Files = ()
-    """picture and video files, in the order in which the model sees them"""
+    """picture and video files, in the order the model sees them"""
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
     """the question"""
     method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = ()

@@ -40,18 +40,18 @@ class Generate:
     """
 
     files: Files = ()
-    """picture and video files, in the order in which the model sees them"""
+    """picture and video files, in the order the model sees them"""
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
     """the question"""
     method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "v2drop"
     """a method, preset, tuned record or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
     (list: foveate methods)"""
     full: Flag = False
-    """also run the model without dropping: its answer, and the ratio of times"""
+    """also run the model without dropping: show its answer and the time ratio"""
     pairs: Annotated[int, tyro.conf.arg(metavar="N")] = 10
-    """with --full: timed pairs, after a warm-up"""
+    """with --full: timed pairs, after one of warm-up"""
     show: Flag = False
-    """show the kept patches in the terminal, where it has colours"""
+    """show the kept patches in the terminal, if it has colours"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     budgets: Annotated[BudgetOptions, tyro.conf.arg(name="budget")] = field(default_factory=BudgetOptions)
     media: Annotated[MediaOptions, tyro.conf.arg(name="media")] = field(default_factory=MediaOptions)

@@ -38,7 +38,7 @@ class Methods:
     name: Name = ""
     """show only this method, with its settings"""
     json: Flag = False
-    """print JSON to stdout, and nothing else there"""
+    """print only JSON to stdout"""
 
     def run(self) -> None:
         """Print the list, or one method."""
@@ -85,7 +85,7 @@ class Models:
     name: Name = ""
     """show only this model_type, with what works there"""
     json: Flag = False
-    """print JSON to stdout, and nothing else there"""
+    """print only JSON to stdout"""
 
     def run(self) -> None:
         """Print the list, or one family."""
@@ -175,7 +175,7 @@ class Presets:
     text: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = ""
     """list only names that contain this"""
     json: Flag = False
-    """print JSON to stdout, and nothing else there"""
+    """print only JSON to stdout"""
 
     def run(self) -> None:
         """Print the list."""

@@ -38,7 +38,7 @@ class ModelOptions:
     model: Annotated[str, tyro.conf.arg(metavar="ID|FOLDER")] = EMBEDDED
     """hub id or local folder; safetensors only, never remote code"""
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
-    """cpu, cuda, cuda:1, mps; auto takes the first accelerator there is"""
+    """cpu, cuda, cuda:1, mps; auto takes the first accelerator, else the CPU"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """number format; auto is the checkpoint's own, and float32 on a CPU"""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
@@ -49,16 +49,16 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetOptions:
-    """How many vision tokens may stay."""
+    """How many vision tokens to keep."""
 
     budget: Annotated[float | None, tyro.conf.arg(metavar="TOKENS", help_behavior_hint="")] = None
-    """mean vision tokens a decoder layer, counted on this very input"""
+    """mean vision tokens per decoder layer, for this input"""
     retention: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="")] = None
     """the same as a share in (0, 1] (default: 1/3, which fits any model)"""
     settings: Settings = ()
-    """a setting of the method, repeatable; without a budget, all others are the method's own defaults"""
+    """a setting of the method, repeatable; without a budget, the other settings keep their defaults"""
     seed: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """which draw, for methods that draw by lot (default: 0)"""
+    """the seed of random dropping (default: 0)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class MethodsOptions:
     budget: Annotated[
         tyro.conf.UseAppendAction[tuple[float, ...]], tyro.conf.arg(metavar="TOKENS", help_behavior_hint="")
     ] = ()
-    """mean vision tokens a decoder layer"""
+    """mean vision tokens per decoder layer"""
     retention: Annotated[
         tyro.conf.UseAppendAction[tuple[float, ...]], tyro.conf.arg(metavar="SHARE", help_behavior_hint="")
     ] = ()
@@ -83,9 +83,9 @@ class MediaOptions:
     """How pictures and videos are shown to the model; videos are read with PyAV, pip install 'foveate[video]'."""
 
     frames: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """how many frames of a video at most, evenly spread (default: 32; 3 on a model that reads pictures only)"""
+    """most frames of a video, evenly spread (default: 32; 3 for a model that reads only pictures)"""
     fps: Annotated[float | None, tyro.conf.arg(metavar="RATE", help_behavior_hint="")] = None
-    """how many frames a second; --frames is then the most there may be"""
+    """frames per second; --frames then sets the maximum"""
     fit: Literal["own", "pad"] = "own"
     """pad shows a picture whole, on a square, where the model's processor would cut its sides off"""
 
@@ -95,9 +95,10 @@ class OutputOptions:
     """What is written, and where."""
 
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """draw the kept patches on the picture, a panel a stage; of a video a sheet a stage (png, jpg, webp, pdf)"""
+    """draw the kept patches on the picture, one panel per stage; for a video, one sheet per stage
+    (png, jpg, webp, pdf)"""
     json: Flag = False
-    """print JSON to stdout, and nothing else there"""
+    """print only JSON to stdout"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """write the same JSON to a file"""
     force: Flag = False

@@ -36,29 +36,30 @@ class Tune:
     """
 
     images: Images = ()
-    """picture files, a sample each, all with the same question"""
+    """picture files, one sample each, all with the same question"""
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
     """the question"""
     samples: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """instead: a JSON object a line, {"image": file, "prompt": text}; files relative to it"""
+    """instead of pictures: one JSON object per line, {"image": file, "prompt": text};
+    paths are relative to this file"""
     budget: Annotated[float | None, tyro.conf.arg(metavar="TOKENS", help_behavior_hint="")] = None
-    """mean vision tokens a decoder layer, over the samples"""
+    """mean vision tokens per decoder layer, over the samples"""
     retention: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="")] = None
     """the same as a share in (0, 1]"""
     method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "mustdrop"
-    """where to start: mustdrop, its preset or a tuned record, with settings if need be, such as
-    "mustdrop:merge_windows=false"; it gives α/γ and all that is not tuned"""
+    """the method to start from: mustdrop, one of its presets or a tuned record, with settings such as
+    "mustdrop:merge_windows=false"; it sets α/γ and everything that is not tuned"""
     settings: Settings = ()
     """a setting of the method, repeatable; thresholds give their ratio only"""
     task: Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = ""
-    """what the samples are of, for the record"""
+    """a name for the samples, kept in the record"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     json: Flag = False
-    """print the record to stdout, and nothing else there"""
+    """print only the record to stdout"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """write the record to a file"""
     force: Flag = False
-    """overwrite a file that exists"""
+    """overwrite an existing file"""
 
     def run(self) -> None:
         """Tune, print, and write what was asked for."""
