@@ -41,6 +41,7 @@ class Generation:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name in ("max_new_tokens", "num_beams"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} must be 1 or more; got {getattr(self, name)}.")
@@ -55,6 +56,26 @@ class Generation:
             raise SettingError(f"{sampling[0]} is for sampling: give a temperature above 0, or leave it out.")
         if isinstance(self.stop, str) or not all(self.stop):
             raise SettingError(f'stop is texts of a letter or more, such as stop=("\\n",); got {self.stop!r}.')
+
+    def _check_types(self) -> None:
+        """Refuse what is no number where a number is wanted."""
+        wanted = {
+            "max_new_tokens": int,
+            "num_beams": int,
+            "top_k": int,
+            "seed": int,
+            "temperature": float,
+            "top_p": float,
+        }
+        for name, kind in wanted.items():
+            value = getattr(self, name)
+            fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
+            if value is not None and (isinstance(value, bool) or not fits):
+                word = "a whole number" if kind is int else "a number"
+                raise SettingError(f"{name} must be {word}; got {value!r}.")
+        for name in ("max_new_tokens", "num_beams", "temperature"):
+            if getattr(self, name) is None:
+                raise SettingError(f"{name} must be a number; got None.")
 
     @property
     def samples(self) -> bool:

@@ -32,7 +32,11 @@ def conditions(vlm: VLM) -> dict[str, Any]:
         weights = _joined([digest for name, digest in files.items() if name.endswith(".safetensors")])
     setup = vlm.to_dict()
     del setup["name"]
-    return {"weights": weights, "files": files, **setup, **versions(), "libraries": _libraries()}
+    values = {"weights": weights, "files": files, **setup, **versions(), "libraries": _libraries()}
+    generation = getattr(vlm.model, "generation_config", None)
+    if getattr(generation, "repetition_penalty", None) not in (None, 1.0):
+        values["decoding"] = "without the checkpoint's repetition penalty"  # earlier versions applied it
+    return values
 
 
 def _place(name: str) -> tuple[Path | None, bool]:
