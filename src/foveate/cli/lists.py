@@ -215,8 +215,9 @@ def _there_is(*parts: str) -> dict[str, Any]:
 
 def _no_family(name: str, names: Sequence[str]) -> UnknownNameError:
     """The error for a model_type without a family; it names the nearest."""
-    near = difflib.get_close_matches(name, names, n=4, cutoff=0.3) or names
-    return UnknownNameError(f"No family for model_type {name!r}. Near it: {', '.join(near)}. All: foveate models.")
+    near = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
+    similar = f" Similar names: {', '.join(near)}." if near else ""
+    return UnknownNameError(f"No family for model_type {name!r}.{similar} For all, run: foveate models.")
 
 
 def _table(*heads: str) -> Table:
