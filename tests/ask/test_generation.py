@@ -31,6 +31,7 @@ QUESTION = embedded.QUESTION
         ({"num_beams": True}, "num_beams must be a whole number; got True"),
         ({"temperature": "hot"}, "temperature must be a number; got 'hot'"),
         ({"temperature": 1, "seed": 1.5}, "seed must be a whole number; got 1.5"),
+        ({"stop": 5}, "stop is texts of a letter or more"),
         ({"stop": "end"}, "stop is texts of a letter or more"),
         ({"stop": ("a", "")}, "stop is texts of a letter or more"),
     ],

@@ -1,6 +1,7 @@
 """Asking: what goes in, what comes out, in what order, and how the model is left."""
 
 import base64
+import re
 import threading
 import warnings
 from pathlib import Path
@@ -465,3 +466,22 @@ def test_images_are_told_apart_by_what_stands_between_them(monkeypatch):
     assert sizes([1, 91, 91, 9, 91, 91, 91, 2], 2) == (2, 3)
     assert sizes([91, 91, 91, 91], 2) == (4,)  # nothing between them: only their sum is known
     assert sizes([1, 2], 0) == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"prompt": 5}, "The question is a text; got 5"),
+        ({"prompt": QUESTION, "choices": [1, 2]}, "choices are two texts or more"),
+        ({"prompt": QUESTION, "method": "v2drop", "retention": "a third"}, "retention must be a number; got 'a third'"),
+        ({"prompt": QUESTION, "method": "v2drop", "tokens": True}, "tokens must be a number; got True"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_refused_in_a_sentence(vlm, demo, arguments, says):
+    with pytest.raises(fv.SettingError, match=re.escape(says)):
+        vlm.ask(demo, **arguments)
+
+
+def test_a_model_that_is_no_name_is_refused():
+    with pytest.raises(fv.InputError, match="A model is a hub id or a folder; got 3"):
+        fv.load(3)

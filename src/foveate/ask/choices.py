@@ -20,7 +20,8 @@ def tokens_of(tokenizer: Any, choices: Sequence[str]) -> list[tuple[int, ...]]:
     Raises:
         SettingError: If there are fewer than two, one has no token, or two have the same ones.
     """
-    if isinstance(choices, str) or len(choices) < 2:
+    texts = all(isinstance(choice, str) for choice in choices)
+    if isinstance(choices, str) or not texts or len(choices) < 2:
         raise SettingError(f"choices are two texts or more; got {choices!r}.")
     ids = [tuple(tokenizer(choice, add_special_tokens=False).input_ids) for choice in choices]
     for choice, tokens in zip(choices, ids, strict=True):

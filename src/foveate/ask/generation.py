@@ -1,6 +1,6 @@
 """How answers are decoded: greedy unless one asks for something else, whatever a checkpoint's own settings say."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,8 @@ class Generation:
         sampling = [name for name in ("top_p", "top_k", "seed") if getattr(self, name) is not None]
         if sampling and not self.temperature:
             raise SettingError(f"{sampling[0]} is for sampling: give a temperature above 0, or leave it out.")
-        if isinstance(self.stop, str) or not all(self.stop):
+        texts = isinstance(self.stop, Sequence) and all(isinstance(text, str) and text for text in self.stop)
+        if isinstance(self.stop, str) or not texts:
             raise SettingError(f'stop is texts of a letter or more, such as stop=("\\n",); got {self.stop!r}.')
 
     def _check_types(self) -> None:

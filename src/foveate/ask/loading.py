@@ -21,7 +21,7 @@ EMBEDDED = embedded.NAME
 
 
 def load(
-    name: str = EMBEDDED,
+    name: str | Path = EMBEDDED,
     *,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
@@ -45,6 +45,9 @@ def load(
             or it needs code of its own.
         UnsupportedError: If no family serves it, or the device, dtype or kernel is not available.
     """
+    if not isinstance(name, str | Path):
+        raise InputError(f"A model is a hub id or a folder; got {name!r}.")
+    name = str(name)
     place = _place(name)
     target = device_of(device)
     with _explained(name), quiet(bars=not is_folder(name)):

@@ -44,6 +44,8 @@ def conversation_about(
         prompt = prompt or embedded.QUESTION
     if prompt is None:
         raise SettingError('What is the question? Give a prompt: ask("cat.jpg", "What is it doing?").')
+    if not isinstance(prompt, str):
+        raise SettingError(f"The question is a text; got {prompt!r}.")
     if media is None:
         media = ()
     return Conversation.about(read_media(media, frames, fps), prompt)

@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from foveate.errors import BudgetError, SettingError
@@ -46,6 +47,10 @@ class Budget:
             raise SettingError(
                 f"Give one of tokens= and retention=; got tokens={self.tokens}, retention={self.retention}."
             )
+        for name in ("tokens", "retention"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+                raise SettingError(f"{name} must be a number; got {value!r}.")
         if self.retention is not None and not 0 < self.retention <= 1:
             raise SettingError(f"retention must be above 0 and at most 1; got {self.retention}.")
         if self.tokens is not None and not 0 < self.tokens < math.inf:
