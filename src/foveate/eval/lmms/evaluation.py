@@ -90,13 +90,14 @@ def evaluate(
         cells, scores = run_cells(cells, runs)
     summaries = {}
     for task, of_full in full.tasks.items():
-        count, figure = len(of_full.documents), of_full.primary
+        figure = of_full.primary
+        asked = f"{len(of_full.documents)} documents about {len(set(of_full.media))} pictures or videos"
         summaries[task] = summarise_task(
             task,
             full,
             cells,
             scores,
-            title=f"{vlm.name} on {task}: {figure}, {count} documents, protocol {full.protocol}",
+            title=f"{vlm.name} on {task}: {figure}, {asked}, protocol {full.protocol}",
             figure="Score",
             origin={"metric": figure, "version": of_full.version},
         )
