@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -23,6 +24,11 @@ def test_a_table_json_and_a_picture_and_nothing_asked_twice(run, tmp_path):
         "≥ 54.9",
     ):
         assert word in said
+    assert re.search(r"^v2drop: (better than|worse than|not told apart from) random at \d+ tokens", said, re.MULTILINE)
+    assert re.search(
+        r"^Only \d+ pictures: with fewer than 30, intervals and verdicts are worth little", said, re.MULTILINE
+    )
+    assert re.search(r"^foveate: Answering: \d+ to do\nfoveate: Answering: \d+ done in ", err, re.MULTILINE)
     found = json.loads(out.read_text())
     assert found["questions"] == 4
     assert sum(found["counts"].values()) == 4

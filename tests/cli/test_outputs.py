@@ -1,16 +1,18 @@
 """Files that are written: refused early, never half there, never overwritten unasked."""
 
+import errno
 import os
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from foveate.cli.options import OutputOptions
-from foveate.cli.outputs import check_targets, write_picture, write_text
+from foveate.cli.outputs import check_targets, finish, write_picture, write_text
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
 
@@ -50,7 +52,7 @@ def test_a_device_is_never_replaced_by_a_file(tmp_path):
 def test_what_a_link_points_at_is_written_and_the_link_stays(tmp_path):
     (real := tmp_path / "real.json").write_text("old")
     (link := tmp_path / "link.json").symlink_to(real)
-    write_text(link, "new")
+    write_text(link, "new", force=True)
     assert link.is_symlink()
     assert real.read_text() == "new"
 
@@ -64,7 +66,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_part_of_a_new_one(tmp_path, monk
     with pytest.raises(
         InputError, match=r"told\.json could not be written: No space left on device\. Make room, or name"
     ):
-        write_text(path, "new")
+        write_text(path, "new", force=True)
     assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("told.json", "old")]
 
 
@@ -117,7 +119,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):
             raise OSError("disk full")
 
     with pytest.raises(InputError, match="disk full"):
-        write_picture(path, Broken())
+        write_picture(path, Broken(), force=True)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -130,3 +132,74 @@ def test_files_are_readable_by_others_as_the_umask_allows(tmp_path):
         os.umask(mask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert path.read_text() == "{}\n"
+
+
+def test_a_file_that_appeared_meanwhile_is_left_and_the_result_is_beside_it(tmp_path, capsys):
+    outputs = OutputOptions(figure=tmp_path / "a.png", out=tmp_path / "a.json")
+    check_targets(outputs)
+    for name in ("a.png", "a.json", "a-2.json"):
+        (tmp_path / name).write_text("precious")
+    finish({"answer": "red"}, "shown", lambda: Image.new("RGB", (4, 4)), outputs)
+    said = capsys.readouterr().err
+    assert f"a.json appeared while the command ran, and stays as it is; the result is in {tmp_path}/a-3.json." in said
+    assert f"the result is in {tmp_path}/a-2.png." in said
+    assert said.count("\n") == 2
+    assert [(tmp_path / name).read_text() for name in ("a.png", "a.json", "a-2.json")] == ["precious"] * 3
+    assert (tmp_path / "a-3.json").read_text() == '{\n  "answer": "red"\n}\n'
+    Image.open(tmp_path / "a-2.png").verify()
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_with_force_a_file_that_appeared_is_replaced(tmp_path, capsys):
+    (path := tmp_path / "a.json").write_text("old")
+    write_text(path, "new", force=True)
+    assert (path.read_text(), capsys.readouterr().err) == ("new", "")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_file_system_without_hard_links_is_as_careful(tmp_path, monkeypatch, there):
+    def no_link(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", no_link)
+    if there:
+        (tmp_path / "a.json").write_text("precious")
+    write_text(tmp_path / "a.json", "new")
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert written == ({"a.json": "precious", "a-2.json": "new"} if there else {"a.json": "new"})
+
+
+def test_of_many_writers_at_once_each_keeps_its_result(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: write_text(tmp_path / "a.json", str(number)), range(24)))
+    assert sorted(int(path.read_text()) for path in tmp_path.iterdir()) == list(range(24))
+
+
+@pytest.mark.parametrize("flag", ["figure", "out"])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_link_in_a_circle_or_to_a_missing_folder_is_refused(tmp_path, flag, force):
+    (loop := tmp_path / "loop.png").symlink_to(loop)
+    (dangling := tmp_path / "dangling.png").symlink_to(tmp_path / "missing" / "a.png")
+    with pytest.raises(InputError, match=rf"--{flag} .*loop\.png is a link that leads nowhere"):
+        check_targets(OutputOptions(**{flag: loop}, force=force))
+    with pytest.raises(InputError, match=rf"--{flag} .*dangling\.png is a link to .*missing/a\.png, and there is no"):
+        check_targets(OutputOptions(**{flag: dangling}, force=force))
+    for path in (loop, dangling):
+        with pytest.raises(InputError, match="could not be written"):
+            write_text(path, "new", force=force)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_link_to_a_file_that_is_not_there_yet_stays_one(tmp_path, force):
+    (link := tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    check_targets(OutputOptions(out=link, force=force))
+    write_text(link, "new", force=force)
+    assert link.is_symlink()
+    assert (tmp_path / "real.json").read_text() == "new"
+
+
+def test_a_link_in_a_circle_ends_a_command_in_one_line(run, tmp_path):
+    (loop := tmp_path / "loop.json").symlink_to(loop)
+    for command in (("eval",), ("generate",), ("bench",)):
+        code, said, err = run(*command, "--out", loop)
+        assert (code, said, err.count("\n")) == (1, "", 1), (command, err)

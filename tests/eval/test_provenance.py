@@ -16,6 +16,11 @@ from foveate.eval.lmms.answerer import Conduct
 from foveate.eval.provenance import conditions
 from foveate.eval.store import Store, fingerprint
 
+RED = {
+    "method": "full", "question": "1/colour", "answer": "red", "spent": 576, "vision_tokens": 576, "flops": None,
+    "first": {"ids": [5], "logs": [-0.25]},
+}  # fmt: skip
+
 
 def test_a_hub_model_is_named_by_its_commit(tmp_path, monkeypatch):
     """A second revision must not take the answers of the first for its own."""
@@ -126,7 +131,7 @@ def test_a_changed_file_of_a_hub_model_is_another_key(tmp_path, monkeypatch):
 
 def test_a_changed_chat_template_takes_no_old_answers(folder, tmp_path):
     store = Store(tmp_path / "answers", Conduct().conditions(stub(folder)))
-    store.add([{"method": "full", "question": "1/colour", "answer": "red"}])
+    store.add([RED])
     assert len(Store(tmp_path / "answers", Conduct().conditions(stub(folder)))) == 1
     (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     assert len(Store(tmp_path / "answers", Conduct().conditions(stub(folder)))) == 0
@@ -137,6 +142,6 @@ def test_records_of_before_can_still_be_read(tmp_path):
     old = {"weights": "abc", "device": "cpu", "protocol": "own", "most_frames": 32}
     (tmp_path / f"{fingerprint(old)}.jsonl").write_text(
         json.dumps({"format": "foveate eval 1", "conditions": old}) + "\n"
-        + json.dumps({"method": "full", "question": "1/colour", "answer": "red"}) + "\n"
+        + json.dumps(RED) + "\n"
     )  # fmt: skip
     assert Store(tmp_path, old).get("full", "1/colour")["answer"] == "red"

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from foveate.eval.stats import Resampled, estimate, share
+from foveate.eval.stats import Resampled, estimate, share, wilson
 
 
 def test_an_interval_holds_the_mean_about_as_often_as_it_says():
@@ -47,3 +49,34 @@ def test_what_does_not_count_is_left_out():
     found = Resampled([0, 1, 2, 3]).mean(values)
     assert found.value == 0.5
     assert 0 <= found.low <= found.high <= 1
+
+
+def test_wilsons_interval_is_that_of_the_books():
+    """Newcombe, Statistics in Medicine 17, 1998, table I: 81 of 263, 15 of 148, 0 of 20 and 1 of 29."""
+    books = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0, 0.1611), (1, 29): (0.0061, 0.1718)}
+    for (hits, count), (low, high) in books.items():
+        interval = wilson(hits / count, count)
+        assert (interval.low, interval.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+
+@given(count=st.integers(1, 10_000), hits=st.integers(0, 10_000))
+def test_wilsons_interval_holds_the_share_and_stays_in_range(count, hits):
+    interval = wilson(min(hits, count) / count, count)
+    assert 0 <= interval.low <= interval.value <= interval.high <= 1
+    assert interval.low < interval.high
+
+
+@pytest.mark.parametrize("edge", [0.0, 1.0])
+def test_at_an_edge_the_interval_has_a_width_and_counts_pictures(edge):
+    resampled = Resampled([0, 0, 0, 1, 1, 2])
+    found = resampled.proportion(np.full(6, edge))
+    assert found == wilson(edge, 3)
+    assert abs(found.low - found.high) == pytest.approx(1.96**2 / (3 + 1.96**2), abs=1e-4)
+    one_picture_counts = np.array([edge, edge, edge, np.nan, np.nan, np.nan])
+    assert resampled.proportion(one_picture_counts) == wilson(edge, 1)
+
+
+def test_off_the_edge_the_interval_is_the_bootstraps():
+    rng = np.random.default_rng(3)
+    for values in ((rng.random(60) < 0.97).astype(float), np.full(60, 0.5), np.full(60, 3.0)):
+        assert Resampled(range(60)).proportion(values) == Resampled(range(60)).mean(values)

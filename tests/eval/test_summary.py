@@ -6,7 +6,10 @@ import pytest
 import foveate as fv
 from foveate.eval import figure
 from foveate.eval.cells import Cell
+from foveate.eval.outcome import points
 from foveate.eval.pairing import Column, summarise, unmatched
+from foveate.eval.stats import Estimate
+from foveate.eval.summary import sheets
 
 TASKS = ["colour", "count"] * 100
 PICTURES = [number // 2 for number in range(200)]
@@ -102,12 +105,14 @@ def test_tables_show_every_cell_and_no_empty_column(summary):
     alone = replace(summary, outcomes=tuple(replace(outcome, against={}, hard=None) for outcome in summary.outcomes))
     assert [column.head for column in alone.table().columns] == heads[:-3]
     assert "Hard" not in " ".join(alone.notes())
-    assert "full model" in summary.task_table().rows[0]
-    assert summary.task_table().rows[0][1:] == ("100", "100")
+    assert [tuple(row) for row in summary.task_table().rows[:2]] == [
+        ("questions", "100", "100"),
+        ("full model", "100", "100"),
+    ]
 
 
 def test_a_notebook_shows_tables_and_python_a_line(summary):
-    assert repr(summary).startswith("Summary('a title', 200 questions about 100 pictures, full model 100.0 ± 0.0")
+    assert repr(summary).startswith("Summary('a title', 200 questions about 100 pictures, full model 100.0 (≥ 96.3)")
     assert summary._repr_html_().count("<table") == 2
     assert "spender at 30 tokens: the budget is not met" in summary._repr_html_()
 
@@ -127,3 +132,29 @@ def test_a_budget_that_is_not_met_is_said_below_the_table(summary):
     (ours, *_) = summary.outcomes
     tokens = replace(summary, outcomes=(replace(ours, cell=replace(ours.cell, budget=192.0)),))
     assert "192 tokens was asked for, 64.0 is spent" in " ".join(tokens.notes())
+
+
+def test_what_is_right_throughout_has_an_interval_all_the_same(summary):
+    assert (summary.accuracy.low, summary.accuracy.high) == (pytest.approx(0.963, abs=1e-3), 1)  # 100 of 100 pictures
+    assert points(Estimate(0.0, 0.0, 0.114), 100) == "0.0 (≤ 11.4)"
+    assert points(Estimate(0.614, 0.593, 0.635), 100) == "61.4 ± 2.1"
+    assert points(Estimate(0.03, 0.011, 0.03), 100, signed=True) == "+3.0 ± 0.9"
+    assert "Wilson's" in " ".join(summary.notes())
+    certain = replace(summary, accuracy=Estimate(3.0, 3.0, 3.0), outcomes=())
+    assert "± 0.0: every picture scores the same" in " ".join(certain.notes())
+
+
+def test_few_pictures_are_said(summary):
+    assert not [note for note in summary.notes() if "Only" in note]
+    (said,) = (note for note in replace(summary, pictures=2).notes() if "Only" in note)
+    assert said == "Only 2 pictures: with fewer than 30, intervals and verdicts are worth little. Ask more."
+
+
+def test_of_several_tasks_each_has_its_findings_below_its_own_table(summary):
+    other = replace(summary, title="another", pictures=2, tasks={}, outcomes=summary.outcomes[1:])
+    first, tasks, last = sheets([summary, other])
+    assert "ours: better than random at 64 tokens." in first.notes
+    assert not tasks.notes
+    assert not [note for note in last.notes if note.startswith("ours")]
+    assert any(note.startswith("Only 2 pictures") for note in last.notes)
+    assert any(note.startswith("Tokens:") for note in last.notes)

@@ -1,7 +1,6 @@
 """`foveate eval`: what dropping costs in quality, against the full model on the same questions."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +10,7 @@ import tyro
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import Flag, MethodsOptions, ModelOptions, OutputOptions
 from foveate.cli.outputs import check_targets, finish
-from foveate.cli.screen import busy, counted, note
+from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import UsageError, check_budgets
 from foveate.eval.listener import Advance, Listener
 
@@ -111,7 +110,9 @@ class Eval(MethodsOptions):
         else:
             summary = self._run_embedded(names, plan)
             values, summaries = summary.to_dict(), [summary]
-        shown: list[Any] = list(sheets(summaries))
+        shown: list[Any] = []
+        for sheet in sheets(summaries):
+            shown += [sheet, Text("")] if sheet.notes else [sheet]
         if self.outputs.figure is not None:
             values["figure"] = str(self.outputs.figure)
             shown.append(Text(f"Picture: {self.outputs.figure}"))
@@ -200,7 +201,5 @@ class _OnScreen(Listener):
     def note(self, text: str) -> None:
         note(text)
 
-    @contextmanager
-    def stage(self, doing: str, total: int | None) -> Iterator[Advance]:
-        with counted(doing, total) as progress:
-            yield lambda answers: progress.advance(progress.task_ids[0], answers)
+    def stage(self, doing: str, total: int | None) -> AbstractContextManager[Advance]:
+        return counting(doing, total)

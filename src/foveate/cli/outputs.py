@@ -1,8 +1,10 @@
 """What a command hands out: files, written whole or not at all, then the screen."""
 
+import errno
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ __all__ = ["check_targets", "finish", "write_picture", "write_text"]
 
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".pdf": "PDF"}
 PART = ".foveate-"  # how files begin that are not finished
+WITHOUT_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links say
 
 
 def check_targets(outputs: OutputOptions) -> None:
@@ -28,6 +31,9 @@ def check_targets(outputs: OutputOptions) -> None:
         InputError: If a file exists and `force` is off, its folder is missing, or it cannot be written.
     """
     figure, out = outputs.figure, outputs.out
+    for flag, path in (("--figure", figure), ("--out", out)):
+        if path is not None:
+            _check_link(flag, path)
     if figure is not None and figure.suffix.lower() not in PICTURES:
         raise UsageError(f"--figure {figure}: the name must end in {', '.join(PICTURES)}.")
     if figure is not None and out is not None and figure.resolve() == out.resolve():
@@ -35,6 +41,20 @@ def check_targets(outputs: OutputOptions) -> None:
     for flag, path in (("--figure", figure), ("--out", out)):
         if path is not None:
             _check(flag, path, outputs.force)
+
+
+def _check_link(flag: str, path: Path) -> None:
+    """Refuse a link that leads in a circle or into a folder that is not there."""
+    if not os.path.islink(path):  # unlike Path.is_symlink, never an error
+        return
+    try:
+        target = path.resolve()
+        path.stat()
+    except FileNotFoundError:
+        if not target.parent.is_dir():
+            raise InputError(f"{flag} {path} is a link to {target}, and there is no such folder.") from None
+    except (OSError, RuntimeError) as error:  # Python up to 3.12 calls a circle a RuntimeError
+        raise InputError(f"{flag} {path} is a link that leads nowhere. Name another file.") from error
 
 
 def _check(flag: str, path: Path, force: bool) -> None:
@@ -70,9 +90,9 @@ def finish(
 
     try:
         if outputs.out is not None:
-            write_text(outputs.out, as_json(values))
+            write_text(outputs.out, as_json(values), force=outputs.force)
         if outputs.figure is not None:
-            write_picture(outputs.figure, draw())
+            write_picture(outputs.figure, draw(), force=outputs.force)
     finally:
         if outputs.json:
             show_json(values)
@@ -80,31 +100,75 @@ def finish(
             show(shown)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text; a reader never sees half of it."""
-    _replace(path, lambda part: part.write_text(text, encoding="utf-8"))
+def write_text(path: Path, text: str, *, force: bool = False) -> None:
+    """Write UTF-8 text; a reader never sees half of it.
+
+    Args:
+        path: Where to. If a file appeared there since `check_targets`, the text goes into `NAME-2` beside it.
+        text: What.
+        force: Whether to overwrite a file.
+    """
+    _publish(path, lambda part: part.write_text(text, encoding="utf-8"), force)
 
 
-def write_picture(path: Path, picture: "Image.Image") -> None:
-    """Write a picture in the format of the path's ending; a reader never sees half of it."""
-    _replace(path, lambda part: picture.save(part, format=PICTURES[path.suffix.lower()]))
+def write_picture(path: Path, picture: "Image.Image", *, force: bool = False) -> None:
+    """Write a picture in the format of the path's ending; otherwise as `write_text`."""
+    _publish(path, lambda part: picture.save(part, format=PICTURES[path.suffix.lower()]), force)
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    target = path.resolve()  # a link stays one
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=PART)
-    os.close(handle)
-    part = Path(name)
+def _publish(path: Path, write: Callable[[Path], object], force: bool) -> None:
+    """Write a file under another name, then give it its own."""
+    part = None
     try:
+        target = path.resolve()  # a link stays one
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=PART)
+        os.close(handle)
+        part = Path(name)
         write(part)
         part.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
-        part.replace(target)
-    except OSError as error:
-        raise InputError(
-            f"{path} could not be written: {error.strerror or error}. Make room, or name another file."
-        ) from error
+        if force:
+            part.replace(target)
+            return
+        published = next(other for other in _names(target) if _claim(part, other))
+    except (OSError, RuntimeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} could not be written: {why}. Make room, or name another file.") from error
     finally:
-        part.unlink(missing_ok=True)
+        if part is not None:
+            part.unlink(missing_ok=True)
+    if published != target:
+        from foveate.cli.screen import note
+
+        note(f"{path} appeared while the command ran, and stays as it is; the result is in {published}.")
+
+
+def _names(path: Path) -> Iterator[Path]:
+    """`result.json`, then `result-2.json`, `result-3.json` and so on."""
+    others = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
+    return chain([path], others)
+
+
+def _claim(part: Path, target: Path) -> bool:
+    """Give a finished file its name; False where there is such a file."""
+    try:
+        os.link(part, target)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in WITHOUT_LINKS:
+            raise
+        return _claim_without_link(part, target)
+    return True
+
+
+def _claim_without_link(part: Path, target: Path) -> bool:
+    """The same on a file system without hard links: an empty file takes the name, and is replaced at once."""
+    try:
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return False
+    part.replace(target)
+    return True
 
 
 def _umask() -> int:

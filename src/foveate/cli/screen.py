@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from foveate.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["as_json", "busy", "counted", "note", "preview", "show", "show_json"]
+__all__ = ["Lines", "as_json", "busy", "counted", "counting", "note", "preview", "show", "show_json"]
 
 
 WIDE = 120  # columns of what goes to a file or a pipe
@@ -86,3 +87,75 @@ def counted(doing: str, total: int | None) -> Iterator["Progress"]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         progress.add_task(doing, total=total)
         yield progress
+
+
+@contextmanager
+def counting(doing: str, total: int | None) -> Iterator[Callable[[int], object]]:
+    """Show on stderr how many of `total` are done: a bar on a terminal, else a line now and then.
+
+    Gives what is called with the number that was added.
+    """
+    if Console(stderr=True).is_terminal:
+        with counted(doing, total) as progress:
+            yield lambda added: progress.advance(progress.task_ids[0], added)
+        return
+    lines = Lines(doing, total)
+    yield lines.add
+    lines.end()
+
+
+class Lines:
+    """Progress for a file or a pipe: a line at the start, one every 30 s or 10 %, and one at the end.
+
+    Args:
+        doing: What is done, in a few words.
+        total: How much there is to do; None where that is not known.
+        clock: Gives seconds.
+    """
+
+    EVERY = 30.0
+    """Seconds after which a line is due."""
+    SHARE = 0.1
+    """What was done since the last line, as a share of all, with which one is due earlier."""
+    APART = 5.0
+    """Seconds that two lines are always apart."""
+
+    def __init__(self, doing: str, total: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.doing, self.total, self.done = doing, total, 0
+        self._clock = clock
+        self._begun = self._last = clock()
+        self._shown = 0
+        if total != 0:
+            note(doing if total is None else f"{doing}: {total} to do")
+
+    def add(self, count: int) -> None:
+        """So many are done; a line, if one is due."""
+        self.done += count
+        passed = self._clock() - self._last
+        portion = (self.done - self._shown) / (self.total or float("inf"))
+        if passed >= self.EVERY or (passed >= self.APART and portion >= self.SHARE):
+            self._show()
+
+    def end(self) -> None:
+        """All is done."""
+        if self.done:
+            note(f"{self.doing}: {self.done} done in {_duration(self._clock() - self._begun)}")
+
+    def _show(self) -> None:
+        self._last, self._shown = self._clock(), self.done
+        took = self._last - self._begun
+        text = f"{self.doing}: {self.done} done in {_duration(took)}"
+        if self.total:
+            left = took / self.done * (self.total - self.done)
+            text = f"{self.doing}: {self.done} of {self.total} ({self.done / self.total:.0%}), {_duration(left)} left"
+        note(text)
+
+
+def _duration(seconds: float) -> str:
+    """`45 s`, `3 min 20 s` or `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -114,7 +114,7 @@ class Tune:
             note(record.note)
         record = dataclasses.replace(record, model=vlm.name)  # no path of this machine for the embedded model
         if self.out is not None:
-            write_text(self.out, as_json(record.to_dict()))
+            write_text(self.out, as_json(record.to_dict()), force=self.force)
         if self.json:
             return show_json(record.to_dict())
         tuned = record.method.to_dict()

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.errors import InputError
+
 __all__ = ["LIKELIEST", "First"]
 
 LIKELIEST = 256
@@ -49,7 +51,15 @@ class First:
         """How far another answer's first token is from this one, nats, rounded to a millionth; see `divergence`.
 
         Shapes: (vocabulary,) float32 log-probabilities.
+
+        Raises:
+            InputError: If there is no such token: the values are of a damaged file.
         """
+        if max(self.ids) >= len(logs):
+            raise InputError(
+                f"A stored answer begins with token {max(self.ids)}, and the model has {len(logs)}: the file is "
+                "damaged. Ask everything again with --fresh."
+            )
         return round(self.divergence(First.of(logs, self.ids)), 6)
 
     def divergence(self, other: "First") -> float:

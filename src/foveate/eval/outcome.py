@@ -94,9 +94,6 @@ class Outcome:
         """Sentences that a reader of its row must know."""
         name = f"{self.cell.name} at {self.tokens:.0f} tokens"
         notes = []
-        beaten_by = [rival for rival, difference in self.against.items() if difference.high < 0]
-        if beaten_by and self.cell.name not in RIVALS:
-            notes.append(f"{name} is worse than {' and '.join(beaten_by)}.")
         if (miss := self._miss()) is not None:
             notes.append(f"{name}: the budget is not met, {miss}.")
         if self.cell.note:
@@ -117,8 +114,15 @@ class Outcome:
 
 
 def points(figure: Estimate, unit: float, *, signed: bool = False) -> str:
-    """A figure with half its interval's width: `61.4 ± 2.1`; multiplied by `unit`."""
+    """A figure with half its interval's width, or with its open end at an edge; multiplied by `unit`.
+
+    `61.4 ± 2.1`, `100.0 (≥ 88.6)`, `0.0 (≤ 11.4)`; signed: `+3.0 ± 1.9`.
+    """
     sign = "+" if signed else ""
+    if not signed and figure.low < figure.value == figure.high:
+        return f"{unit * figure.value:.1f} (≥ {unit * figure.low:.1f})"
+    if not signed and figure.low == figure.value < figure.high:
+        return f"{unit * figure.value:.1f} (≤ {unit * figure.high:.1f})"
     return f"{unit * figure.value:{sign}.1f} ± {unit / 2 * (figure.high - figure.low):.1f}"
 
 

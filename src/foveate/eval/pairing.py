@@ -97,7 +97,7 @@ def summarise(
         full: The full model's column.
         cells: What was run.
         columns: Of each cell, a column for each of its draws.
-        about: `unit`, `title`, `figure` and `origin` of the summary.
+        about: `unit`, `title`, `figure`, `higher_is_better` and `origin` of the summary.
     """
     pairing = _Pairing(tasks, groups, full)
     means = {place: Column.mean(draws) for place, draws in enumerate(columns) if draws}
@@ -110,7 +110,7 @@ def summarise(
         counts={task: int(asked.sum()) for task, asked in pairing.asked.items()},
         pictures=pairing.resampled.count,
         vision_tokens=float(full.vision_tokens.mean()),
-        accuracy=estimate(pairing.figures(full)),
+        accuracy=pairing.accuracy(full),
         tasks=pairing.by_task(full),
         outcomes=tuple(outcomes),
         infeasible=tuple(cell for cell in cells if not cell.draws),
@@ -139,12 +139,18 @@ class _Pairing:
         assert column.score is not None
         return self.resampled.means(column.score)
 
+    def accuracy(self, column: Column) -> Estimate:
+        """The setting's figure with its interval."""
+        if column.score is not None:
+            return self.resampled.proportion(column.score)
+        return estimate(self.figures(column))
+
     def by_task(self, column: Column) -> dict[str, Estimate]:
         """The mean score of each task; empty where there are no scores."""
         if column.score is None:
             return {}
         scores = {task: np.where(asked, column.score, np.nan) for task, asked in self.asked.items()}
-        return {task: self.resampled.mean(score) for task, score in scores.items()}
+        return {task: self.resampled.proportion(score) for task, score in scores.items()}
 
     def outcome(
         self, cell: Cell[Any], column: Column, draws: Sequence[Column], rivals: Mapping[str, Column]
@@ -159,10 +165,10 @@ class _Pairing:
             tokens=column.tokens,
             retention=column.retention,
             flops=self._flops(column),
-            accuracy=estimate(figures),
+            accuracy=self.accuracy(column),
             share=share(figures, full),
             difference=estimate(figures - full),
-            agreement=self.resampled.mean(column.agrees),
+            agreement=self.resampled.proportion(column.agrees),
             kl=self._kl(column),
             tasks=self.by_task(column),
             against={name: estimate(figures - self.figures(rival)) for name, rival in rivals.items()},
@@ -190,7 +196,7 @@ class _Pairing:
         missed = resized.score < 0.5
         if not missed.any():
             return None
-        return self.resampled.mean(np.where(missed, column.score, np.nan))
+        return self.resampled.proportion(np.where(missed, column.score, np.nan))
 
 
 def _rival(name: str, place: int, cells: Sequence[Cell[Any]], means: Mapping[int, Column]) -> Column | None:

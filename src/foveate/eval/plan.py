@@ -1,6 +1,7 @@
 """What is compared in a run, and where its answers are kept: the same for embedded questions and benchmarks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ class Plan:
             return [("budget", tokens) for tokens in self.tokens]
         return [("retention", share) for share in self.retention or SHARES]
 
-    def store(self, conditions: Mapping[str, Any]) -> Store:
-        """Where answers under these conditions are kept."""
-        return open_store(conditions, self.cache, fresh=self.fresh)
+    def store(
+        self, conditions: Mapping[str, Any], note: Callable[[str], object] = str
+    ) -> AbstractContextManager[Store]:
+        """Where answers under these conditions are kept; see `foveate.eval.store.open_store`."""
+        return open_store(conditions, self.cache, fresh=self.fresh, note=note)

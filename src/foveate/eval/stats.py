@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import sqrt
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Estimate", "Numbers", "Resampled", "estimate", "share"]
+__all__ = ["Estimate", "Numbers", "Resampled", "estimate", "share", "wilson"]
 
 RESAMPLES = 2000
+Z = NormalDist().inv_cdf(0.975)  # 1.96: of 95 %
 
 Numbers = NDArray[np.float64]
 
@@ -45,6 +48,24 @@ def share(figures: Numbers, whole: Numbers) -> Estimate | None:
     if (whole == 0).any():
         return None
     return estimate(figures / whole)
+
+
+def wilson(hits: float, count: int) -> Estimate:
+    """A share with its Wilson score interval, which has a width at 0 and at 1 too.
+
+    (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n), from Wilson, "Probable inference, the law of succession, and
+    statistical inference", JASA 22, 1927; recommended for small counts by Brown, Cai and DasGupta, "Interval estimation
+    for a binomial proportion", Statistical Science 16, 2001. All of n right: from n / (n + z²) to 1.
+
+    Args:
+        hits: The share p, in [0, 1].
+        count: How many independent trials n, 1 or more.
+    """
+    spread = Z * Z / count
+    middle = hits + spread / 2
+    half = sqrt(spread * (hits * (1 - hits) + spread / 4))
+    low, high = (middle - half) / (1 + spread), (middle + half) / (1 + spread)
+    return Estimate(hits, max(0.0, min(low, hits)), min(1.0, max(high, hits)))
 
 
 class Resampled:
@@ -84,3 +105,15 @@ class Resampled:
     def mean(self, values: Numbers) -> Estimate:
         """The mean of (questions,) values with its interval."""
         return estimate(self.means(values))
+
+    def proportion(self, values: Numbers) -> Estimate:
+        """The mean of (questions,) shares, such as 1 for right and 0 for wrong, with its interval.
+
+        Where all are 0 or all are 1, so is every resample, and a bootstrap interval has no width. There it is Wilson's,
+        with the pictures for n: as if all questions about one picture were the same question.
+        """
+        counted = ~np.isnan(values)
+        for edge in (0.0, 1.0):
+            if counted.any() and (values[counted] == edge).all():
+                return wilson(edge, len(np.unique(self._group[counted])))
+        return self.mean(values)

@@ -3,20 +3,21 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from foveate.errors import InputError
+from foveate.eval.lock import locked
+from foveate.eval.rows import FULL, Damaged, line_of, row_of
 from foveate.methods.base import Method
 
 __all__ = ["FULL", "Store", "fingerprint", "home", "key_of", "open_store"]
 
-FORMAT = "foveate eval 1"
-
-FULL = "full"
-"""The name under which the full model's answers are kept."""
+FORMAT = "foveate eval 2"
+"""What a new file says it is. Rows of version 1 have no checksum, and can still be read."""
 
 
 def home() -> Path:
@@ -39,23 +40,30 @@ def key_of(method: Method | None) -> str:
 class Store:
     """Records of one model under one set of conditions: a JSON object a line, only ever appended to.
 
+    Each line has a checksum. A line that is damaged is left out, so that its question is asked again.
+
     Args:
         folder: Created if it is missing.
         conditions: All that an answer depends on but for question and method; they name the file.
+
+    Attributes:
+        path: The file.
+        damaged: How many lines of it are damaged.
 
     Raises:
         InputError: If the folder or the file cannot be used.
     """
 
     def __init__(self, folder: Path, conditions: Mapping[str, Any]) -> None:
-        self.path = folder / f"{fingerprint(conditions)}.jsonl"
+        self.path = _path(folder, conditions)
+        self.damaged = 0
         self._rows: dict[tuple[str, str], dict[str, Any]] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if self.path.exists():
                 self._read()
             else:
-                self._append([{"format": FORMAT, "conditions": dict(conditions)}])
+                self._append(json.dumps({"format": FORMAT, "conditions": dict(conditions)}) + "\n")
         except OSError as error:
             raise InputError(f"{self.path} cannot be used: {error.strerror}. Name another folder.") from error
 
@@ -71,7 +79,7 @@ class Store:
         """
         rows = [dict(record) for record in records]
         try:
-            self._append(rows)
+            self._append("".join(map(line_of, rows)))
         except OSError as error:
             raise InputError(
                 f"{self.path} could not be written: {error.strerror}. Make room and run again: nothing is lost."
@@ -82,8 +90,7 @@ class Store:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def _append(self, rows: list[dict[str, Any]]) -> None:
-        text = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows)
+    def _append(self, text: str) -> None:
         with self.path.open("ab") as file:  # one write a call: two runs at once do not mix their lines
             if file.tell() and not self._ends_with_a_line():
                 text = "\n" + text  # a run was killed, or the disk was full, in the middle of a line
@@ -97,21 +104,49 @@ class Store:
             return file.read() == b"\n"
 
     def _read(self) -> None:
-        for line in self.path.read_bytes().splitlines():
+        for line in self.path.read_bytes().split(b"\n"):
+            if not line.strip() or _is_heading(line):
+                continue
             try:
-                row = json.loads(line)
-                self._rows[row["method"], row["question"]] = row
-            except (ValueError, KeyError, TypeError):
-                continue  # the heading, or a line that was never finished
+                row = row_of(line)
+            except Damaged:
+                self.damaged += 1
+                continue
+            self._rows[row["method"], row["question"]] = row
 
 
-def open_store(conditions: Mapping[str, Any], folder: str | Path | None = None, *, fresh: bool = False) -> Store:
-    """The store of these conditions.
+def _path(folder: Path, conditions: Mapping[str, Any]) -> Path:
+    return folder / f"{fingerprint(conditions)}.jsonl"
+
+
+def _is_heading(line: bytes) -> bool:
+    return line.startswith(b'{"format":')
+
+
+@contextmanager
+def open_store(
+    conditions: Mapping[str, Any],
+    folder: str | Path | None = None,
+    *,
+    fresh: bool = False,
+    note: Callable[[str], object] = str,
+) -> Iterator[Store]:
+    """The store of these conditions; while the context lasts, no other run uses it.
 
     Args:
         conditions: See `Store`.
         folder: Where it lies; None is `home()`.
         fresh: Whether to leave earlier answers aside: a new file beside the old one.
+        note: Hears that another run is waited for, and that lines are damaged.
+
+    Raises:
+        InputError: If another run uses it, or it cannot be used.
     """
     stamp = {"fresh": datetime.now(UTC).isoformat()} if fresh else {}
-    return Store(Path(folder or home()).expanduser(), {**conditions, **stamp})
+    place, stamped = Path(folder or home()).expanduser(), {**conditions, **stamp}
+    with locked(_path(place, stamped), note):
+        store = Store(place, stamped)
+        if store.damaged:
+            lines = "line is" if store.damaged == 1 else "lines are"
+            note(f"{store.damaged} {lines} damaged in {store.path} and left out; what is missing is asked again")
+        yield store

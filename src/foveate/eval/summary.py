@@ -8,12 +8,18 @@ from foveate._sheet import SECTION, Column, Sheet
 from foveate.eval.cells import Cell
 from foveate.eval.outcome import Outcome, points
 from foveate.eval.stats import Estimate
+from foveate.eval.verdict import verdicts
 
 __all__ = ["Summary", "sheets"]
 
 HARD = "Hard: accuracy on the questions that resize, at the same true count, gets wrong."
 TOKENS = "Tokens: what a decoder layer truly processed, on average. Intervals: 95 %, paired bootstrap over pictures."
 AGAINST = "− random, − resize: accuracy minus theirs at the same true count, in points."
+VERDICTS = "Better than, worse than: the 95 % interval of that difference does not hold zero."
+EDGE = "(≥ …), (≤ …): all right or all wrong, so the interval is Wilson's, over pictures."
+ALIKE = "± 0.0: every picture scores the same. The bootstrap takes that for certain; it is not."
+FEW = 30
+"""Pictures below which an interval is worth little: a percentile bootstrap is then too narrow."""
 SHORT = {
     "existence": "exists",
     "quadrant": "where",
@@ -41,6 +47,7 @@ class Summary:
         unit: What figures are multiplied by for people: 100 for shares, 1 for scores.
         title: A line above the table.
         figure: What the figure is called there.
+        higher_is_better: Which way is good.
         origin: What the figures depend on, as plain values: model, versions, settings.
     """
 
@@ -54,6 +61,7 @@ class Summary:
     unit: float = 100.0
     title: str = ""
     figure: str = "Accuracy"
+    higher_is_better: bool = True
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -104,7 +112,8 @@ class Summary:
     def task_table(self) -> Sheet:
         """Accuracy of every task, %."""
         heads: list[str | Column] = ["", *(Column(SHORT.get(task, task), right=True) for task in self.tasks)]
-        rows: list[Sequence[str]] = [["full model", *_percents(self.tasks.values())]]
+        rows: list[Sequence[str]] = [["questions", *(str(self.counts[task]) for task in self.tasks)]]
+        rows.append(["full model", *_percents(self.tasks.values())])
         for budget in self._budgets():
             rows.append(SECTION)
             for outcome in self._outcomes_at(budget):
@@ -112,14 +121,36 @@ class Summary:
         return Sheet("Accuracy by task, %", heads, rows)
 
     def notes(self) -> list[str]:
-        """What a reader must know: how intervals came about, and which methods did not beat a control."""
-        notes = [TOKENS]
-        if any(outcome.against for outcome in self.outcomes):
-            notes.append(AGAINST)
-        if any(outcome.hard is not None for outcome in self.outcomes):
-            notes.append(HARD)
+        """What a reader must know: what was found, and how intervals came about."""
+        return self.findings() + self.legend()
+
+    def findings(self) -> list[str]:
+        """Which methods beat a control and which did not, and what else is unusual about a row."""
+        notes = verdicts(self.outcomes, higher_is_better=self.higher_is_better)
         for outcome in self.outcomes:
             notes += outcome.notes()
+        if self.pictures < FEW:
+            pictures = "1 picture" if self.pictures == 1 else f"{self.pictures} pictures"
+            notes.append(f"Only {pictures}: with fewer than {FEW}, intervals and verdicts are worth little. Ask more.")
+        return notes
+
+    def legend(self) -> list[str]:
+        """What the columns mean, and how their intervals came about."""
+        notes = [TOKENS, *self._edges()]
+        if any(outcome.against for outcome in self.outcomes):
+            notes += [AGAINST, VERDICTS]
+        if any(outcome.hard is not None for outcome in self.outcomes):
+            notes.append(HARD)
+        return notes
+
+    def _edges(self) -> list[str]:
+        """What to know of figures whose bootstrap has no width."""
+        figures = [self.accuracy, *(outcome.accuracy for outcome in self.outcomes)]
+        notes = []
+        if any("(" in points(figure, self.unit) for figure in figures):
+            notes.append(EDGE)
+        if any(figure.low == figure.high for figure in figures):
+            notes.append(ALIKE)
         return notes
 
     def _budgets(self) -> list[float | None]:
@@ -136,15 +167,20 @@ class Summary:
 
 
 def sheets(summaries: Iterable[Summary]) -> list[Sheet]:
-    """The tables of several tasks; what a reader must know of any of them stands below the last."""
-    tables, notes = [], []
+    """The tables of several tasks, each with what was found below it; what the columns mean stands below the last."""
+    tables: list[Sheet] = []
+    legend: list[str] = []
     for summary in summaries:
-        tables.append(summary.table())
+        tables.append(_with_notes(summary.table(), summary.findings()))
         if summary.tasks:
             tables.append(summary.task_table())
-        notes += summary.notes()
+        legend += summary.legend()
     last = tables.pop()
-    return [*tables, Sheet(last.title, last.columns, last.rows, list(dict.fromkeys(notes)))]
+    return [*tables, _with_notes(last, [*last.notes, *dict.fromkeys(legend)])]
+
+
+def _with_notes(sheet: Sheet, notes: Sequence[str]) -> Sheet:
+    return Sheet(sheet.title, sheet.columns, sheet.rows, list(notes))
 
 
 def _without_empty_columns(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Sheet:

@@ -51,7 +51,7 @@ def evaluate(
     Raises:
         UnknownNameError: If there is no such task.
         SettingError: If a number leaves its range.
-        InputError: If answers cannot be kept.
+        InputError: If answers cannot be kept, or another run uses the same file.
     """
     plan = plan or Plan()
     listener = listener or Listener()
@@ -70,14 +70,15 @@ def evaluate(
         "draws": plan.draws,
         "max_new_tokens": max_new_tokens,
     }
-    asking = _Asking(vlm, chosen, plan.store(conditions), max_new_tokens, jobs, listener, origin)
     cells = cells_of(plan.contenders(), vlm.model, budgets, vision_tokens, plan.seeds)
-    summary = asking.summary(cells, "Answering")
-    spent = unmatched(summary) if plan.baselines else []
-    if spent:
-        controls = [contender(name) for name in BASELINES]
-        cells += cells_of(controls, vlm.model, spent, vision_tokens, plan.seeds)
-        summary = asking.summary(cells, "Answering: controls at what was truly spent")
+    with plan.store(conditions, listener.note) as store:
+        asking = _Asking(vlm, chosen, store, max_new_tokens, jobs, listener, origin)
+        summary = asking.summary(cells, "Answering")
+        spent = unmatched(summary) if plan.baselines else []
+        if spent:
+            controls = [contender(name) for name in BASELINES]
+            cells += cells_of(controls, vlm.model, spent, vision_tokens, plan.seeds)
+            summary = asking.summary(cells, "Answering: controls at what was truly spent")
     return summary
 
 

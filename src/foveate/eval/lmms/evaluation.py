@@ -75,28 +75,29 @@ def evaluate(
     Raises:
         UnknownNameError: If there is no such benchmark.
         UnsupportedError: If lmms-eval is not installed, or a task cannot be run with this model.
-        InputError: If a task's data cannot be read, or answers cannot be kept.
+        InputError: If a task's data cannot be read, answers cannot be kept, or another run uses its file.
     """
     plan, options, listener = plan or Plan(), options or Options(), listener or Listener()
     resolved = check_names(names, options.include)
     listener.note(f"benchmarks: {', '.join(_named(name, task) for name, task in resolved.items())}")
     cells = cells_of(plan.contenders(), plan.budgets(), plan.seeds)
     conditions = options.conduct.conditions(vlm)
-    store = plan.store(conditions)
-    if len(store):
-        listener.note(f"{len(store)} answers are known already, from {store.path}")
-    runs = _Runs(vlm, names, options, store, listener, total=1 + sum(len(cell.draws) for cell in cells))
-    full = runs(None)
-    cells, scores = run_cells(cells, runs)
+    with plan.store(conditions, listener.note) as store:
+        if len(store):
+            listener.note(f"{len(store)} answers are known already, from {store.path}")
+        runs = _Runs(vlm, names, options, store, listener, total=1 + sum(len(cell.draws) for cell in cells))
+        full = runs(None)
+        cells, scores = run_cells(cells, runs)
     summaries = {}
     for task, of_full in full.tasks.items():
-        count, figure = len(of_full.documents), of_full.primary
+        figure = of_full.primary
+        asked = f"{len(of_full.documents)} documents about {len(set(of_full.media))} pictures or videos"
         summaries[task] = summarise_task(
             task,
             full,
             cells,
             scores,
-            title=f"{vlm.name} on {task}: {figure}, {count} documents, protocol {full.protocol}",
+            title=f"{vlm.name} on {task}: {figure}, {asked}, protocol {full.protocol}",
             figure="Score",
             origin={"metric": figure, "version": of_full.version},
         )

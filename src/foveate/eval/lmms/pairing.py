@@ -91,13 +91,13 @@ def summarise_task(
     metric = base.metrics[base.primary]
     resamples = _resamples(metric)
     columns = [[_column(draw.tasks[task], base, resamples) for draw in draws] for draws in scores]
-    documents = zip(base.documents, base.records, strict=True)
     return summarise(
         [f"{task}, {base.primary}"] * len(base.documents),
-        [record["media"] or f"document {document}" for document, record in documents],
+        base.media,
         _column(base, base, resamples),
         cells,
         columns,
+        higher_is_better=metric.higher_is_better,
         unit=100.0 if abs(metric.value) <= 1 else 1.0,
         **about,
     )

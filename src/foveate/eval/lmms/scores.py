@@ -130,6 +130,12 @@ class TaskScores:
     primary: str
 
     @property
+    def media(self) -> list[str]:
+        """What each document is about: a name for its pictures, or its own where it has none."""
+        documents = zip(self.documents, self.records, strict=True)
+        return [record["media"] or f"document {document}" for document, record in documents]
+
+    @property
     def retention(self) -> float:
         """Mean over documents of the share of vision tokens a decoder layer processed."""
         return float(np.mean([record["retention"] for record in self.records]))
