@@ -85,6 +85,11 @@ def check_folder(name: str, folder: Path) -> None:
         _check_weights(name, folder, file)
     if "adapter_config.json" in settings:
         _check_weights(name, folder, "adapter_model.safetensors")
+        base = settings["adapter_config.json"].get("base_model_name_or_path")
+        home = folder_of(base) if isinstance(base, str) else None
+        if home is not None:  # the weights below an adapter are read from there, whatever lies here
+            for file in _weight_files(name, home, None):
+                _check_weights(name, home, file)
 
 
 def check_weight_names(

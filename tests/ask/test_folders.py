@@ -147,6 +147,15 @@ def test_an_adapter_in_a_pickle_is_refused(folder):
     refused(folder, "config.json names 'adapter_model.bin', and only safetensors are read")
 
 
+def test_the_weights_below_an_adapter_are_looked_at_too(folder, sound, tmp_path):
+    base = Path(shutil.copytree(sound, tmp_path / "base"))
+    sharded(base, "pytorch_model.bin")
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": str(base)}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    shutil.copy(folder / WEIGHTS, folder / "adapter_model.safetensors")
+    refused(folder, "names 'pytorch_model.bin', and only safetensors are read")
+
+
 def test_an_index_of_the_hub_is_looked_at_too(folder, monkeypatch):
     """Files of the hub come one by one: the index is there before the weights that it names."""
     sharded(folder, "pytorch_model.bin")
