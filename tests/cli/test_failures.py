@@ -168,6 +168,32 @@ def test_a_kernel_that_cannot_be_compiled_ends_in_one_line(run, monkeypatch):
     assert run("methods") == (1, "", said + "Take one that needs no compiling: --attention sdpa.\n")
 
 
+def test_a_bug_ends_with_70_and_with_what_a_report_needs(run, monkeypatch):
+    def mistaken(self):
+        raise TypeError("an oddity\nin two lines")
+
+    monkeypatch.setattr(Methods, "run", mistaken)
+    code, out, err = run("methods")
+    assert (code, out) == (70, "")
+    says = "this is a bug in foveate: TypeError: an oddity. Please report it with the command and the lines below."
+    assert err.startswith(f"foveate: {says}\nTraceback (most recent call last):\n")
+    assert err.endswith("TypeError: an oddity\nin two lines\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("no room"), RuntimeError("DefaultCPUAllocator: can't allocate memory: no")],
+)
+def test_a_lack_of_memory_is_no_bug(run, monkeypatch, error):
+    def greedy(self):
+        raise error
+
+    monkeypatch.setattr(Methods, "run", greedy)
+    code, out, err = run("methods")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("foveate: out of memory: ")
+
+
 @pytest.fixture(scope="module")
 def mixed_up(tmp_path_factory, tiny_llava):
     """The tiny model with a processor for smaller pictures; and with a tokenizer of more words."""
@@ -210,8 +236,9 @@ def test_what_the_untouched_model_takes_is_no_misfit(ask, picture, monkeypatch):
         raise ValueError("a mistake of our own")
 
     monkeypatch.setattr("foveate.ask.answering.kv_bytes", broken)
-    with pytest.raises(ValueError, match="a mistake of our own"):
-        ask("generate", picture)
+    code, _, err = ask("generate", picture)
+    assert code == 70
+    assert "foveate: this is a bug in foveate: ValueError: a mistake of our own. Please report it" in err
 
 
 @pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash_attn is there")

@@ -1,17 +1,20 @@
 """Models from the hub, a local folder, or this package: safetensors only, never remote code."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import cached_file
 
 from foveate import embedded
+from foveate._folders import check_folder, check_weight_names, folder_of, index_weights
+from foveate._upstream import explained, shown
+from foveate.ask.prompt import placeholders
 from foveate.ask.quiet import quiet
 from foveate.ask.vlm import VLM
-from foveate.errors import FoveateError, InputError, UnsupportedError
+from foveate.errors import InputError, UnsupportedError
 from foveate.registry import families, no_family
 
 __all__ = ["EMBEDDED", "device_of", "is_folder", "load", "random_model"]
@@ -48,23 +51,31 @@ def load(
     if not isinstance(name, str | Path):
         raise InputError(f"A model is a hub id or a folder; got {name!r}.")
     name = str(name)
-    place = _place(name)
+    folder = _folder(name)
+    place = str(folder or name)
     target = device_of(device)
-    with _explained(name), quiet(bars=not is_folder(name)):
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
-        _check_family(config)
-        model, report = AutoModelForImageTextToText.from_pretrained(
-            place,
-            config=config,
-            dtype=_dtype(dtype, target),
-            attn_implementation=_kernel(attention),
-            use_safetensors=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # reported, and refused below by name
-            output_loading_info=True,
-        )
+    number_format = _dtype(dtype, target)
+    with quiet(bars=folder is None):
+        with explained(name, "config"):
+            config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        _check_config(name, config)
+        if folder is None:
+            _check_index(name, config)
+        with explained(name, "weights"):
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                place,
+                config=config,
+                dtype=number_format,
+                attn_implementation=_kernel(attention),
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # reported, and refused below by name
+                output_loading_info=True,
+            )
         _check_weights(name, report)
-        processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
+        with explained(name, "processor"):
+            processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
+        _check_processor(name, processor)
     return VLM(model.to(target).eval(), processor, name=name)
 
 
@@ -80,19 +91,31 @@ def random_model(
 
 def is_folder(name: str) -> bool:
     """Whether a model's name is a folder here, or is written like one: nothing is then downloaded."""
-    return name == EMBEDDED or name.startswith((".", "/", "~")) or Path(name).is_dir()
+    return name == EMBEDDED or name.startswith((".", "/", "~")) or folder_of(name) is not None
 
 
-def _place(name: str) -> str:
-    """The folder or hub id that a name stands for."""
+def _folder(name: str) -> Path | None:
+    """The folder that a name stands for, with its files looked at; None for a hub id."""
     if name == EMBEDDED:
-        return str(embedded.path())
-    if not name.startswith((".", "/", "~")):
-        return name
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"There is no folder {name}. Give a hub id or a local folder that holds a model.")
-    return str(folder)
+        return embedded.path()
+    folder = folder_of(name)
+    if folder is not None:
+        check_folder(name, folder)
+    return folder
+
+
+def _check_index(name: str, config: Any) -> None:
+    """Refuse a model of the hub whose index names files that are no safetensors or lie elsewhere."""
+    explicit = getattr(config, "transformers_weights", None)
+    if explicit is not None:
+        check_weight_names(name, "config.json", [explicit], (".safetensors", ".safetensors.index.json"))
+    file = explicit or "model.safetensors.index.json"
+    if not file.endswith(".json"):
+        return
+    with explained(name, "weights"):
+        path = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+    if path is not None:
+        check_weight_names(name, file, index_weights(name, Path(path)))
 
 
 def device_of(name: str | torch.device) -> torch.device:
@@ -118,9 +141,16 @@ def device_of(name: str | torch.device) -> torch.device:
     return device
 
 
-def _check_family(config: Any) -> None:
+def _check_config(name: str, config: Any) -> None:
+    """Refuse a model that no family serves, and ids of vision tokens that no tensor of ids can hold."""
     if config.model_type not in families():
         raise no_family(config.model_type)
+    for number in placeholders(config):
+        if abs(number) >= 2**31:
+            raise InputError(
+                f"Model '{shown(name)}' cannot be loaded: {number} in its config.json is no id of an image token. "
+                "Download it again."
+            )
 
 
 def _check_weights(name: str, report: Mapping[str, Any]) -> None:
@@ -145,6 +175,15 @@ def _check_weights(name: str, report: Mapping[str, Any]) -> None:
         )
 
 
+def _check_processor(name: str, processor: Any) -> None:
+    """Refuse what transformers gives in the place of a processor whose files it does not understand: a part of one."""
+    if not hasattr(processor, "tokenizer") or not callable(processor):
+        raise InputError(
+            f"Model '{shown(name)}' cannot be loaded: in place of its processor there is a {type(processor).__name__}. "
+            "Correct processor_class in processor_config.json, or download it again."
+        )
+
+
 def _shortened(names: Sequence[str], most: int = 3) -> str:
     """The first names, and how many more there are."""
     more = f", … and {len(names) - most} more" if len(names) > most else ""
@@ -165,41 +204,3 @@ def _dtype(name: str | torch.dtype, device: torch.device) -> "torch.dtype | str"
     if not isinstance(dtype, torch.dtype):
         raise UnsupportedError(f"There is no number format {name}. Use auto, float32, bfloat16 or float16.")
     return dtype
-
-
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
-    """Turn what transformers and the hub raise for a model that cannot be loaded into one line."""
-    try:
-        yield
-    except FoveateError:
-        raise
-    except ImportError as error:
-        line = _first_line(error)
-        hint = ""
-        if "torchvision" in line.lower():
-            hint = " It must belong to your torch: pip install 'foveate[vision]'."
-        elif "FlashAttention" in line:
-            hint = " Install it, or take another attention kernel, such as sdpa."
-        raise InputError(f"Model {name!r} needs a package that is missing: {line}{hint}") from error
-    except RuntimeError as error:
-        if "automatic conversion of the weights" not in str(error):
-            raise
-        raise InputError(
-            f"Model {name!r} cannot be loaded: its experts' weights do not fit together. "
-            "Download it again, or use a checkpoint that was saved for this architecture."
-        ) from error
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"Model {name!r} cannot be loaded: {_first_line(error)} "
-            "Give a hub id or a local folder with a config, a processor and safetensors weights."
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of a message, cut back to whole sentences: some go on in the lines below."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if text.endswith((".", "!", "?")):
-        return text
-    sentences, stop, _ = text.rpartition(". ")
-    return f"{sentences}." if stop else f"{text}."

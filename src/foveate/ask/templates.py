@@ -5,9 +5,10 @@ from typing import Any
 
 from PIL import Image
 
+from foveate._upstream import first_line, is_out_of_memory
 from foveate.ask.conversation import Conversation
 from foveate.ask.media import square
-from foveate.errors import UnknownNameError, UnsupportedError
+from foveate.errors import InputError, UnknownNameError, UnsupportedError
 
 __all__ = ["PROTOCOLS", "check_protocol", "encode", "reads_videos"]
 
@@ -28,8 +29,10 @@ def encode(model: Any, processor: Any, conversation: Conversation, protocol: str
         protocol: "own" is the model's chat template and processor; "llava" the conditions of LLaVA-1.5's papers.
 
     Raises:
+        InputError: If the chat template raises.
         UnknownNameError: If there is no such protocol.
         UnsupportedError: If the protocol or the processor does not take such media.
+        ValueError: If the processor refuses them.
     """
     check_protocol(protocol)
     return PROTOCOLS[protocol](model, processor, conversation)
@@ -58,7 +61,7 @@ def _own(model: Any, processor: Any, conversation: Conversation) -> Any:
         )
     if getattr(processor, "chat_template", None):
         turns = [{"role": role, "content": [_slot(*part) for part in parts]} for role, parts in conversation.turns]
-        text = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        text = _rendered(model, processor, turns)
     else:
         pictures = f"{processor.image_token}\n" * len(conversation.images)
         text = pictures + "\n".join(conversation.texts)
@@ -68,6 +71,26 @@ def _own(model: Any, processor: Any, conversation: Conversation) -> Any:
         options["video_metadata"] = [clip.metadata() for clip in conversation.clips]
         options["do_sample_frames"] = False
     return _tensors(processor, text, conversation.images, **options)
+
+
+def _rendered(model: Any, processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:
+    """The turns as the chat template writes them.
+
+    Raises:
+        InputError: For whatever the template raises: it is a program that comes with the model.
+    """
+    try:
+        text: str = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        whose = getattr(model, "name_or_path", "") or type(model).__name__
+        raise InputError(
+            f"The chat template of {whose} cannot write this conversation: "
+            f"{type(error).__name__}: {first_line(error)} "
+            "Change the messages, or repair the template in the model's folder (chat_template.jinja)."
+        ) from error
+    return text
 
 
 def _slot(kind: str, value: Any) -> dict[str, Any]:
@@ -102,7 +125,14 @@ def _tensors(processor: Any, text: str, images: Sequence[Image.Image], **options
     bos = processor.tokenizer.bos_token
     if bos is not None and text.startswith(bos):
         options["add_special_tokens"] = False
-    return processor(text=[text], images=list(images) or None, return_tensors="pt", **options)
+    try:
+        return processor(text=[text], images=list(images) or None, return_tensors="pt", **options)
+    except (ValueError, ZeroDivisionError):
+        raise
+    except Exception as error:  # wrong-typed settings lead to anything
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(f"{type(error).__name__}: {first_line(error)}") from error
 
 
 PROTOCOLS: Mapping[str, Callable[[Any, Any, Conversation], Any]] = {"own": _own, "llava": _llava}

@@ -12,6 +12,7 @@ from typing import Any
 
 from foveate import _index
 from foveate._files import check_readable, is_video
+from foveate._folders import check_folder, folder_of
 from foveate._spelling import (
     Written,
     members_in,
@@ -22,6 +23,7 @@ from foveate._spelling import (
     settings_in,
     written,
 )
+from foveate._upstream import shown
 from foveate.cli.options import EMBEDDED, BudgetOptions, MediaOptions, ModelOptions
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError, SettingError
@@ -70,11 +72,12 @@ def check_input(files: Sequence[Path], prompt: str | None, models: ModelOptions,
 
 
 def check_model(models: ModelOptions) -> None:
-    """Refuse a model that cannot be loaded; what its files hold is read later.
+    """Refuse a model that cannot be loaded, as far as its folder shows it.
 
     Raises:
         UsageError: If an answer would have no token.
-        InputError: If there is no such folder, it has no config, or the name can be no hub id.
+        InputError: If there is no such folder, a file of it is damaged or has no place there, or the name can be no
+            hub id.
     """
     if models.max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens {models.max_new_tokens}: an answer has at least one token.")
@@ -89,18 +92,18 @@ def check_model_name(name: str) -> None:
     """
     if name == EMBEDDED:
         return
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = folder_of(name)
+    if folder is not None:
+        check_folder(name, folder)
         if not (folder / "config.json").is_file():
             raise InputError(
-                f"Model {name!r} cannot be loaded: the folder has no config.json. "
+                f"Model '{shown(name)}' cannot be loaded: the folder has no config.json. "
                 "Give a hub id or a local folder with a config, a processor and safetensors weights."
             )
-    elif name.startswith((".", "/", "~")):
-        raise InputError(f"There is no folder {name}. Give a hub id or a local folder that holds a model.")
     elif not HUB_ID.fullmatch(name):
         raise InputError(
-            f"Model {name!r} is no folder here, and no hub id: that is written OWNER/NAME. Families: foveate models."
+            f"Model '{shown(name)}' is no folder here, and no hub id: that is written OWNER/NAME. "
+            "Families: foveate models."
         )
 
 

@@ -1,15 +1,18 @@
 """Which subcommand, and how it ends."""
 
+import contextlib
 import functools
 import operator
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from inspect import cleandoc
 from typing import Annotated, Any
 
 import tyro
 
+from foveate._upstream import first_line, is_out_of_memory
 from foveate.cli.bench import Bench
 from foveate.cli.compare import Compare
 from foveate.cli.eval import Eval
@@ -17,7 +20,7 @@ from foveate.cli.generate import Generate
 from foveate.cli.lists import Methods, Models, Presets
 from foveate.cli.screen import note
 from foveate.cli.tune import Tune
-from foveate.cli.usage import DONE, FAILED, WRONG_USAGE, exit_code
+from foveate.cli.usage import BUG, DONE, FAILED, WRONG_USAGE, exit_code
 from foveate.errors import FoveateError
 
 __all__ = ["COMMANDS", "run"]
@@ -31,7 +34,7 @@ Examples:
   foveate compare --help
   foveate --version
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+Exit codes: 0 done, 1 failed, 2 wrong usage, 70 a bug in foveate, 130 interrupted."""
 
 Command = Generate | Compare | Bench | Eval | Tune | Methods | Models | Presets
 COMMANDS: dict[str, type[Command]] = {
@@ -66,10 +69,11 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; what is left must go nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        if (said := _uncompiled(error)) is None:
-            raise
-        note(said)
-        return FAILED
+        if said := _uncompiled(error) or _out_of_memory(error):
+            note(said)
+            return FAILED
+        _report(error)
+        return BUG
     return DONE
 
 
@@ -99,6 +103,21 @@ def _uncompiled(error: Exception) -> str | None:
         f"torch cannot compile an attention kernel here: {str(error).partition(chr(10))[0]}. "
         "Take one that needs no compiling: --attention sdpa."
     )
+
+
+def _out_of_memory(error: Exception) -> str | None:
+    """One line on a lack of memory, which is no bug."""
+    if not is_out_of_memory(error):
+        return None
+    return f"out of memory: {first_line(error)} Take a smaller model or picture, fewer frames, or another --device."
+
+
+def _report(error: Exception) -> None:
+    """Say that this is a bug, and show what a report of it needs."""
+    words = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(":. ")
+    note(f"this is a bug in foveate: {words}. Please report it with the command and the lines below.")
+    with contextlib.suppress(OSError):
+        traceback.print_exception(error, file=sys.stderr)
 
 
 def _parse(arguments: list[str]) -> Command:

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 from foveate.errors import FoveateError, SettingError, UnknownNameError
 
-__all__ = ["DONE", "FAILED", "WRONG_USAGE", "UsageError", "check_budgets", "exit_code"]
+__all__ = ["BUG", "DONE", "FAILED", "WRONG_USAGE", "UsageError", "check_budgets", "exit_code"]
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
+BUG = 70
+"""A bug in foveate: EX_SOFTWARE of sysexits.h."""
 
 
 class UsageError(FoveateError):
