@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from foveate.bench.race import Race
 from foveate.bench.timing import ratio, rounds
 
 
@@ -88,3 +89,8 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
         found = ratio(rng.lognormal(np.log(0.7), 0.1, 15).tolist(), [1.0] * 15)
         hits += found.low <= 0.7 <= found.high
     assert 0.88 <= hits / 200 <= 1.0
+
+
+def test_a_race_is_noisy_where_the_full_models_interval_does_not_hold_one():
+    assert Race({}, Ratio(1.1, 1.05, 1.2, 10), 4).noisy
+    assert not Race({}, Ratio(1.1, 0.99, 1.2, 10), 4).noisy

@@ -10,7 +10,8 @@ from foveate import embedded
 def test_the_full_embedded_model_reads_the_bundled_picture_and_dropping_costs_two_thirds_less(run, tmp_path):
     figure = tmp_path / "demo.png"
     code, out, err = run("generate", "--full", "--pairs", 2, "--figure", figure, "--json")
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert not err or "the machine is noisy" in err
     result = json.loads(out)
     assert result["prompt"] == embedded.QUESTION
     assert result["full"]["answer"] == embedded.ANSWER
