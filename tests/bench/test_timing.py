@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from foveate.bench.race import Race
-from foveate.bench.timing import ratio, rounds
+from foveate.bench.timing import Ratio, ratio, rounds
 
 
 def test_every_run_is_called_once_a_round_after_one_warm_up_in_an_order_that_changes():
