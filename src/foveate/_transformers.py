@@ -50,6 +50,7 @@ NAMES: Mapping[str, str] = {
     "transformers.masking_utils:sdpa_mask": "4-D bool masks",
     "transformers.masking_utils:eager_mask": "4-D float masks",
     "transformers.masking_utils:flash_attention_mask": "2-D masks",
+    "transformers.utils:cached_file": "where the hub's cache has a file of a model",
     "transformers.cache_utils:Cache": "what may hold layers of different lengths",
     "transformers.cache_utils:DynamicCache().layers": "where a pruned layer takes the place of the cache's own",
     "transformers.cache_utils:DynamicCache().layer_class_to_replicate": "which layer an empty cache will make",
