@@ -28,7 +28,11 @@ def test_a_table_json_and_a_picture_and_nothing_asked_twice(run, tmp_path):
     assert re.search(
         r"^Only \d+ pictures: with fewer than 30, intervals and verdicts are worth little", said, re.MULTILINE
     )
-    assert re.search(r"^foveate: Answering: \d+ to do\n(foveate: Answering: .*\n)*foveate: Answering: \d+ done in ", err, re.MULTILINE)
+    assert re.search(
+        r"^foveate: Answering: \d+ to do\n(foveate: Answering: .*\n)*foveate: Answering: \d+ done in ",
+        err,
+        re.MULTILINE,
+    )
     found = json.loads(out.read_text())
     assert found["questions"] == 4
     assert sum(found["counts"].values()) == 4
