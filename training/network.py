@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 __all__ = ["Decoder", "Network", "Shape", "Tower"]
 
+BOS, USER, NEWLINE = 1, 4, 204  # ids of <s>, USER: and the newline between pictures
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -264,11 +266,17 @@ class Network(nn.Module):
                 std *= 0.3
             nn.init.normal_(p, std=std, generator=generator)
 
-    def prefix(self, features: Tensor) -> Tensor:
-        """(B, 1 + N, width) tower features -> (B, 2 + N, width) decoder inputs: <s>, USER:, the image."""
-        image = self.project2(F.gelu(self.project1(features[:, 1:])))
-        start = self.decoder.embed.weight[torch.tensor([1, 4])].to(image.dtype)  # ids of <s> and USER:
-        return torch.cat([start.expand(len(image), 2, -1), image], dim=1)
+    def prefix(self, features: Tensor, frames: int = 1) -> Tensor:
+        """(B * frames, 1 + N, width) tower features -> (B, P, width) decoder inputs.
+
+        P tokens are <s>, USER:, and the images with a newline between each two.
+        """
+        images = self.project2(F.gelu(self.project1(features[:, 1:])))
+        start, line = self.decoder.embed.weight[torch.tensor([BOS, USER, NEWLINE])].to(images.dtype).split([2, 1])
+        films = images.unflatten(0, (-1, frames))
+        lines = line.expand(*films.shape[:2], 1, -1)
+        joined = torch.cat([films, lines], dim=2).flatten(1, 2)[:, :-1]
+        return torch.cat([start.expand(len(joined), 2, -1), joined], dim=1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., width) -> (..., vocabulary) float32."""

@@ -41,6 +41,9 @@ RELATED_WEIGHTS = LAST_WEIGHTS | {"relation": 8.0}
 CROWDED_WEIGHTS = LAST_WEIGHTS | {"relation": 30.0}  # nearly all that a scene allows
 
 
+SKETCH_WEIGHTS = LAST_WEIGHTS | {"relation": 8.0, "count": 4.0, "read text": 4.0}
+
+
 def _by_side(values: tuple[Any, Any, Any]) -> dict[int, Any]:
     return dict(zip(SIDES, values, strict=True))
 
@@ -60,6 +63,8 @@ class Stage:
             from `exit_from` on.
         constant: Share of the images at the constant rate before the linear decay.
         draws: Scenes drawn for each that is used: the one with the most relations to ask for.
+        sketches: Share of the pictures that are sketches.
+        films: Share of the steps on films.
     """
 
     images: int
@@ -77,6 +82,8 @@ class Stage:
     tasks: dict[str, float] = field(default_factory=lambda: dict(TASK_WEIGHTS))
     constant: float = 0.5
     draws: int = 1
+    sketches: float = 0.0
+    films: float = 0.0
 
 
 def _tower(images: int, first: int, mix: Shares, rates: tuple[float, float], batch: Sizes = WIDE, **more: Any) -> Stage:
@@ -149,5 +156,18 @@ STAGES: dict[str, Stage] = {
         constant=0.3,
         exits=0.35,
         exit_from=18,
+    ),
+    "tower-sketches": _tower(26_000, 210_000_000, (0.1, 0.3, 0.6), (2e-3, 2e-3), constant=0.5, sketches=0.75),
+    "sketches": _joint(
+        30_000,
+        220_000_000,
+        (0.02, 0.38, 0.6),
+        (7e-4, 1.5e-3, 2e-3, 7e-4),
+        tasks=SKETCH_WEIGHTS,
+        questions=12,
+        draws=2,
+        constant=0.35,
+        sketches=0.7,
+        films=0.12,
     ),
 }

@@ -21,8 +21,10 @@ from torch import Tensor
 
 from data import dense_targets, pictures
 from export import import_network
-from foveate.embedded.questions import ask, relations
+from foveate.embedded.films import FRAMES, SIDE, Film, film, film_questions
+from foveate.embedded.questions import Question, ask, relations
 from foveate.embedded.scenes import Scene, rng_for, scene
+from foveate.embedded.sketches import sketch
 from losses import answer_loss, dense_loss, presence_loss
 from network import Network, Shape
 from optimiser import Optimiser
@@ -32,6 +34,8 @@ from tokenizer import build
 
 WARM_UP = 40  # steps
 CLIP = 2.0
+FILMS = 2  # a step
+EVER = 3  # questions a film on whether something appears at all, of a dozen or so
 
 
 class Trainer:
@@ -77,9 +81,17 @@ class Trainer:
         rng = np.random.default_rng([stage.first, self.step, 7])
         sides = list(stage.mix)
         side = int(rng.choice(sides, p=[stage.mix[s] for s in sides]))
-        count = stage.batch[side]
+        frames = int(rng.integers(4, FRAMES + 1)) if stage.films and rng.random() < stage.films else 1
+        count = FILMS if frames > 1 else stage.batch[side]
         first = stage.first + self.seen + self.rank * count
-        scenes = [self.draw(first + i, side) for i in range(count)]
+        if frames > 1:
+            films = [film("train", first + i, frames) for i in range(count)]
+            scenes = [frame for one in films for frame in one.frames]
+            asked = [self.about(one, first + i) for i, one in enumerate(films)]
+            side = SIDE
+        else:
+            scenes = [self.draw(first + i, side) for i in range(count)]
+            asked = [self.ask(one, first + i) for i, one in enumerate(scenes)] if stage.joint else []
         targets = dense_targets(scenes)
         self.gradient.zero_()
         last = self.step % 2 == 0
@@ -92,7 +104,7 @@ class Trainer:
         if stage.joint:
             depth = len(self.network.decoder.layers)
             leave = int(rng.integers(stage.exit_from, depth)) if rng.random() < stage.exits else None
-            answers, right = self.answers(scenes, first, features, leave)
+            answers, right = self.answers(asked, features, frames, leave)
             loss = loss + answers
             report |= {"answer": answers.item(), **right}
         loss.backward()
@@ -108,20 +120,28 @@ class Trainer:
         return {"side": side, "norm": norm, "loss": loss.item(), **report}
 
     def draw(self, index: int, side: int) -> Scene:
-        """Scene number `index` of the stage: of several drawn, the one with the most relations."""
+        """Scene number `index` of the stage: a sketch, or of several scenes drawn the one with the most relations."""
         stage, start = self.stage, self.stage.first + self.stage.draws * (index - self.stage.first)
+        if rng_for("train", index, purpose=5).random() < stage.sketches:
+            return sketch("train", start, side)
         drawn = [scene("train", start + k, side, stage.dense) for k in range(stage.draws)]
         return max(drawn, key=relations) if stage.draws > 1 else drawn[0]
 
+    def ask(self, one: Scene, index: int) -> list[Question]:
+        """The questions about scene number `index`."""
+        return ask(one, rng_for("train", index, purpose=1), self.stage.questions, self.stage.tasks)
+
+    def about(self, one: Film, index: int) -> list[Question]:
+        """The questions about film number `index`, a few on whether things appear at all."""
+        asked = film_questions(one, rng_for("train", index, purpose=1))
+        ever = [question for question in asked if question.task == "ever"]
+        return [question for question in asked if question.task != "ever"] + ever[:EVER]
+
     def answers(
-        self, scenes: list[Scene], first: int, features: Tensor, leave: int | None
+        self, drawn: list[list[Question]], features: Tensor, frames: int, leave: int | None
     ) -> tuple[Tensor, dict[str, float]]:
         """Loss over packed questions, and the share of each task's answers that is right throughout."""
-        drawn = [
-            ask(one, rng_for("train", first + i, purpose=1), self.stage.questions, self.stage.tasks)
-            for i, one in enumerate(scenes)
-        ]
-        prefix = self.network.prefix(features)
+        prefix = self.network.prefix(features, frames)
         packed = pack(drawn, self.tokenizer, prefix.shape[1])
         text = self.network.decoder.embed(packed.ids).to(self.dtype)
         hidden = self.network.decoder(prefix, text, packed.position, packed.mask, leave)

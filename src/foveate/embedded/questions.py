@@ -33,7 +33,8 @@ MOST_LISTED = 5
 MARGIN = 14.0
 """Pixels, one patch: things nearer than this along an axis have no order that is asked for."""
 BESIDE, ASIDE = 14.0, 9.0
-"""Pixels: how wide the gap to what is just beside a thing may be, and how far the two centres may be out of line."""
+"""Pixels: how wide the gap to what is just beside a thing may be, and how far the two centres may be out of line.
+More beside large things, see `_beside`."""
 SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 """Each side's axis and direction."""
 
@@ -59,6 +60,7 @@ def all_questions(scene: Scene, rng: np.random.Generator) -> dict[str, list[Ques
         *_relations(scene),
         *_order(scene),
         *_text(scene),
+        *_absent(scene, rng),
     ):
         found.setdefault(question.task, []).append(question)
     return found
@@ -106,7 +108,7 @@ def _objects(scene: Scene) -> Iterator[Question]:
         if colours.count(thing.colour) == 1:
             yield Question("shape", f"What shape is the {thing.colour} object?", thing.shape)
         where = _quadrant(scene, thing.x, thing.y)
-        if where:
+        if where and _is_alone(thing, scene):
             yield Question("quadrant", f"Where is the {thing.name}?", where)
     yield Question("count", "How many objects are there?", str(len(shapes)))
     for shape in sorted(set(shapes)):
@@ -115,10 +117,15 @@ def _objects(scene: Scene) -> Iterator[Question]:
         yield Question("count", f"How many {colour} objects are there?", str(colours.count(colour)))
 
 
+def _is_alone(one: Thing, scene: Scene) -> bool:
+    """Whether its name tells this thing from all others."""
+    return sum(thing.name == one.name for thing in scene.things) == 1
+
+
 def _existence(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     present = {(thing.colour, thing.shape) for thing in scene.things}
     absent: set[tuple[str, str]] = set()
-    for _ in scene.things:  # three in four recombine a colour and a shape that are there
+    for _ in sorted(present):  # three in four recombine a colour and a shape that are there
         if rng.random() < 0.75:
             near = {(a.colour, b.shape) for a in scene.things for b in scene.things} - present - absent
         else:
@@ -128,6 +135,17 @@ def _existence(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     for colour, shape in sorted(present | absent):
         answer = "yes" if (colour, shape) in present else "no"
         yield Question("existence", f"Is there {_article(colour)} {colour} {shape}?", answer)
+
+
+def _absent(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+    """In one sketch of four with things, how many there are of a shape or a colour that is not there: none."""
+    if not scene.sketched:
+        return
+    shapes = [_plural(shape) for shape in SHAPES if shape not in {thing.shape for thing in scene.things}]
+    colours = [f"{name} objects" for name in COLOURS if name not in {thing.colour for thing in scene.things}]
+    missing = shapes + colours
+    if scene.things and missing and rng.random() < 0.25:
+        yield Question("count", f"How many {missing[int(rng.integers(len(missing)))]} are there?", "0")
 
 
 def _order(scene: Scene) -> Iterator[Question]:
@@ -142,7 +160,7 @@ def _order(scene: Scene) -> Iterator[Question]:
 def _relations(scene: Scene) -> Iterator[Question]:
     for one in scene.things:
         for word, near in zip(SIDES, neighbours(scene, one), strict=True):
-            if len(near) == 1:
+            if len(near) == 1 and _is_alone(one, scene):
                 yield Question("relation", f"What is just {word} the {one.name}?", near[0].name)
 
 
@@ -169,9 +187,10 @@ def neighbours(scene: Scene, one: Thing) -> list[tuple[Thing, ...]]:
 def _beside(one: Thing, other: Thing, axis: int, sign: int, reach: float) -> bool:
     """Whether `other` stands on that side of `one`, within `reach` times what counts as just beside it."""
     ahead = sign * (other.centre[axis] - one.centre[axis])
-    gap = ahead - (one.size + other.size) / 2
+    size = (one.size + other.size) / 2
     out_of_line = abs(other.centre[1 - axis] - one.centre[1 - axis])
-    return ahead > 0 and gap <= reach * BESIDE and out_of_line <= reach * ASIDE
+    near, straight = max(BESIDE, 0.6 * size - 14), max(ASIDE, 0.3 * size - 5)
+    return ahead > 0 and ahead - size <= reach * near and out_of_line <= reach * straight
 
 
 def _text(scene: Scene) -> Iterator[Question]:

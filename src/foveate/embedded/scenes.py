@@ -73,12 +73,14 @@ class Scene:
         things: The shapes, in the order in which they were drawn.
         texts: At most one, except in dense scenes.
         owner: (side, side) uint8: 0 background, then things and then characters, counted from 1.
+        sketched: Whether it is drawn as in `foveate.embedded.sketches`; things may then be equal.
     """
 
     image: NDArray[np.uint8]
     things: tuple[Thing, ...]
     texts: tuple[Text, ...]
     owner: NDArray[np.uint8]
+    sketched: bool = False
 
     @property
     def side(self) -> int:
