@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from transformers import (
     AddedToken,
-    CLIPImageProcessorPil,
     CLIPVisionConfig,
     GenerationConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaImageProcessorPil,
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
@@ -136,7 +136,7 @@ def llava(network: Network) -> LlavaForConditionalGeneration:
 
 
 def processor() -> LlavaProcessor:
-    """Tokenizer, chat template and the Pillow form of CLIP's image processor."""
+    """Tokenizer, chat template and the Pillow form of LLaVA's image processor, which pads to a square."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=build(),
         bos_token="<s>",
@@ -150,7 +150,8 @@ def processor() -> LlavaProcessor:
         model_max_length=2048,
         clean_up_tokenization_spaces=False,
     )
-    images = CLIPImageProcessorPil(
+    images = LlavaImageProcessorPil(
+        do_pad=True,
         size={"shortest_edge": SIDE},
         crop_size={"height": SIDE, "width": SIDE},
         image_mean=[0.5] * 3,

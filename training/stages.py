@@ -159,7 +159,7 @@ STAGES: dict[str, Stage] = {
     ),
     "tower-sketches": _tower(26_000, 210_000_000, (0.1, 0.3, 0.6), (2e-3, 2e-3), constant=0.5, sketches=0.75),
     "sketches": _joint(
-        30_000,
+        24_000,
         220_000_000,
         (0.02, 0.38, 0.6),
         (7e-4, 1.5e-3, 2e-3, 7e-4),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import foveate as fv
@@ -78,3 +79,17 @@ def test_experts_that_do_not_fit_together_are_refused(tmp_path):
     save_file(whole | {name: whole[name][:-1].clone()}, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(fv.InputError, match="weights do not fit together"):
         load(str(tmp_path), device="cpu")
+
+
+def test_the_model_for_films_has_144_tokens_a_frame_and_the_same_weights():
+    films, pictures = fv.load("embedded-films", device="cpu"), fv.load("embedded", device="cpu")
+    frame = Image.effect_noise((168, 168), 60).convert("RGB")
+    prompt = films.prepare([frame] * 3, "Which object appears first?")
+    assert sum(prompt.sizes) == 3 * 144
+    assert pictures.model.config.vision_config.image_size == 336
+    own, other = films.model.state_dict(), pictures.model.state_dict()
+    differ = {name for name in own if own[name].shape != other[name].shape or not torch.equal(own[name], other[name])}
+    assert differ == {name for name in own if "position_embedding" in name}
+    answer = films.ask([frame] * 3, "Which object appears first?", method="v2drop", retention=0.5)
+    assert answer.vision_tokens == 3 * 144
+    assert answer.retention == pytest.approx(0.5, abs=0.02)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import LlavaImageProcessorPil
 
 import foveate as fv
 from foveate import embedded
@@ -161,3 +162,26 @@ def test_media_are_read_in_order(tmp_path):
     assert (first.path, second) == (path, clip)
     assert np.array_equal(np.asarray(third.image), array)
     assert fourth.image.tobytes() == noise(8, 8, 3).tobytes()
+
+
+def test_a_processor_that_pads_shows_all_of_a_picture_without_a_word(vlm):
+    images = vlm.processor.image_processor
+    picture, pads = noise(300, 200), vlm.pads
+    vlm.processor.image_processor = LlavaImageProcessorPil(
+        do_pad=True,
+        size=images.size,
+        crop_size=images.crop_size,
+        image_mean=images.image_mean,
+        image_std=images.image_std,
+    )
+    try:
+        assert vlm.pads
+        prompt = vlm.prepare(picture, QUESTION)
+        raw = vlm.processor.image_processor(picture, return_tensors="pt")["pixel_values"]
+    finally:
+        vlm.processor.image_processor = images
+    assert vlm.pads == pads
+    assert prompt.notes == ()
+    (shown,) = prompt.shown
+    assert shown.size == (300, 300)
+    assert torch.equal(prompt.inputs["pixel_values"], raw)

@@ -13,6 +13,7 @@ from data import dense_targets, pictures
 from export import export, import_network, llava, processor
 from foveate import embedded
 from foveate.embedded.drawing import COLOURS, SHAPES
+from foveate.embedded.films import FILM_TASKS, film, film_questions
 from foveate.embedded.questions import TASKS, all_questions, ask
 from foveate.embedded.scenes import CHARACTERS, rng_for, scene
 from grow import grow
@@ -198,6 +199,28 @@ def test_the_exported_model_gives_our_logits(tmp_path, tokenizer):
 
 
 @torch.no_grad()
+def test_the_model_for_films_gives_our_logits_about_frames(tokenizer):
+    network = Network(replace(TINY, grid=24)).eval()
+    model, preparer = llava(network), processor()
+    embedded.for_films(model, preparer)
+    one = film("held-out", 2, frames=4)
+    questions = film_questions(one, rng_for("held-out", 2, 1))[:3]
+    features, _ = network.tower(pictures(list(one.frames)), torch.float32)
+    prefix = network.prefix(features, frames=4)
+    assert prefix.shape[1] == 2 + 4 * 144 + 3
+    packed = pack([questions], tokenizer, prefix.shape[1])
+    hidden = network.decoder(prefix, network.decoder.embed(packed.ids), packed.position, packed.mask)
+    own, start = network.logits(hidden[0][packed.at]), 0
+    frames = [Image.fromarray(frame.image) for frame in one.frames]
+    for q in questions:
+        text = "USER: " + "<image>\n" * 4 + f"{q.question} ASSISTANT: {q.answer}</s>"
+        theirs = model(**preparer(images=frames, text=text, return_tensors="pt")).logits[0]
+        count = len(tokenizer.encode(q.answer, add_special_tokens=False).ids) + 1
+        torch.testing.assert_close(theirs[-count - 1 : -1], own[start : start + count], atol=1e-4, rtol=1e-4)
+        start += count
+
+
+@torch.no_grad()
 def test_growing_without_copies_changes_nothing_and_copies_share_the_output():
     network = Network(TINY)
     same = grow(network, (1, 1)).state_dict()
@@ -276,3 +299,14 @@ def test_dense_targets_stack():
     targets = dense_targets([scene("train", i, 84, dense=True) for i in range(3)])
     assert targets["xy"].shape == (3, 36, 2)
     assert targets["present"].shape == (3, 16)
+
+
+def test_a_stage_trains_on_sketches_and_on_films():
+    stage = replace(small_stage(), sketches=1.0, mix={168: 1.0}, batch={168: 2})
+    trainer = Trainer("x", stage, Network(TINY))
+    assert trainer.draw(0, 168).sketched
+    assert 0 < trainer.advance()["loss"] < 60
+    trainer = Trainer("x", replace(stage, films=1.0), Network(TINY))
+    report = trainer.advance()
+    assert 0 < report["loss"] < 60
+    assert set(report) & set(FILM_TASKS)

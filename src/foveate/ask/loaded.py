@@ -49,6 +49,11 @@ class Loaded:
         crops = getattr(getattr(self.processor, "image_processor", None), "do_center_crop", False)
         return bool(kind is not None and kind.fit == "crop" and crops)
 
+    @property
+    def pads(self) -> bool:
+        """Whether the processor makes a picture square before it cuts anything off."""
+        return bool(getattr(getattr(self.processor, "image_processor", None), "do_pad", False))
+
     def to_dict(self) -> dict[str, Any]:
         """What a reader needs to know to repeat a run."""
         return {

@@ -85,7 +85,7 @@ def prepare(
         if split and isinstance(medium, Clip):
             medium, words = as_frames(medium, few)
             notes.append(words)
-        if crops and fit == "pad":
+        if crops and (fit == "pad" or loaded.pads):
             medium = padded(medium, loaded.processor)
         media.append(medium)
         if crops and (cropped := crop_note(medium)) is not None:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate import _index
+from foveate import _index, embedded
 from foveate._files import check_readable, is_video
 from foveate._folders import check_folder, folder_of
 from foveate._spelling import (
@@ -90,7 +90,7 @@ def check_model_name(name: str) -> None:
     Raises:
         InputError: If that is so.
     """
-    if name == EMBEDDED:
+    if name in embedded.NAMES:
         return
     folder = folder_of(name)
     if folder is not None:

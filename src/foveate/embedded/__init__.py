@@ -9,10 +9,15 @@ Importing this package loads neither torch nor transformers; `load` does.
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ANSWER", "NAME", "QUESTION", "TASKS", "load", "path", "picture"]
+__all__ = ["ANSWER", "FILMS", "NAME", "NAMES", "QUESTION", "TASKS", "for_films", "load", "path", "picture"]
 
 NAME = "embedded"
 """The name of the model on the command line and in `foveate.load`."""
+
+FILMS = "embedded-films"
+"""The same weights for frames of 168 px, each of 144 vision tokens: for films, and where time matters."""
+
+NAMES = (NAME, FILMS)
 
 QUESTION = "What does the text say?"
 """A question about `picture()` that the full model answers correctly."""
@@ -64,3 +69,25 @@ def load(device: str = "cpu", dtype: Any = None) -> tuple[Any, Any]:
     )
     processor = AutoProcessor.from_pretrained(path(), local_files_only=True)
     return model.to(device).eval(), processor
+
+
+def for_films(model: Any, processor: Any) -> None:
+    """Change the model and its processor, in place, to pictures of half the width and height: 144 tokens each.
+
+    Its tower learnt that size too, with the mean of each two by two position embeddings.
+    """
+    import torch
+
+    vision = model.config.vision_config
+    side, grid = vision.image_size // 2, vision.image_size // vision.patch_size
+    place = model.model.vision_tower.embeddings
+    with torch.no_grad():
+        first, rest = place.position_embedding.weight.split([1, grid * grid])
+        fields = rest.unflatten(0, (grid // 2, 2, grid // 2, 2)).mean((1, 3)).flatten(0, 1)
+        place.position_embedding = torch.nn.Embedding(len(fields) + 1, fields.shape[1])
+        place.position_embedding.weight = torch.nn.Parameter(torch.cat([first, fields]), requires_grad=False)
+    place.num_patches, place.num_positions, place.image_size = len(fields), len(fields) + 1, side
+    place.position_ids = torch.arange(place.num_positions, device=first.device)[None]
+    vision.image_size, model.config.image_seq_length = side, len(fields)
+    images = processor.image_processor
+    images.size, images.crop_size = {"shortest_edge": side}, {"height": side, "width": side}

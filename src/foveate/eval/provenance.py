@@ -12,7 +12,6 @@ import huggingface_hub
 
 from foveate import embedded
 from foveate._versions import versions
-from foveate.ask.loading import EMBEDDED
 from foveate.ask.vlm import VLM
 
 __all__ = ["conditions"]
@@ -42,7 +41,7 @@ def conditions(vlm: VLM) -> dict[str, Any]:
 def _place(name: str) -> tuple[Path | None, bool]:
     """The folder that a model's files lie in, and whether it is the hub's cache; there, a revision's folder bears the
     name of its commit. None where the cache has none."""
-    folder = embedded.path() if name == EMBEDDED else Path(name).expanduser()
+    folder = embedded.path() if name in embedded.NAMES else Path(name).expanduser()
     if folder.is_dir():
         return folder, False
     config = huggingface_hub.try_to_load_from_cache(name, "config.json")
