@@ -1,0 +1,110 @@
+"""The examination by hand-drawn pictures: its size, its words, and that nothing in it is random."""
+
+import re
+from collections import Counter
+
+import pytest
+from PIL import Image
+
+from handmade import PICTURES, QUESTIONS, Question, contact_sheet, drawn, table
+
+pytest.importorskip("matplotlib")  # its fonts
+
+# The words of the model card, section "What it can be asked".
+COLOUR = "(?:red|green|blue|yellow|purple|orange|cyan|white)"
+SHAPE = "(?:circle|square|triangle|diamond|cross|star|ring|moon)"
+SHAPES = "(?:circles|squares|triangles|diamonds|crosses|stars|rings|moons)"
+OBJECT = f"{COLOUR} {SHAPE}"
+LIST = f"{OBJECT}(?:, {OBJECT})*"
+
+# Each question's words and the words of its answer. "an orange star" is not in the card, so it is not asked for.
+TEMPLATES = {
+    f"What colour is the {SHAPE}[?]": COLOUR,
+    f"What shape is the {COLOUR} object[?]": SHAPE,
+    f"How many (?:objects|{SHAPES}|{COLOUR} objects) are there[?]": "[1-9]",
+    f"Is there a (?!orange){OBJECT}[?]": "yes|no",
+    f"Where is the (?:{OBJECT}|text)[?]": "(?:top|bottom) (?:left|right)",
+    f"What is just (?:left of|right of|above|below) the {OBJECT}[?]": OBJECT,
+    "What does the text say[?]": "[A-Z0-9]{1,5}",
+    "What is the (?:first|second|third|fourth|fifth) character[?]": "[A-Z0-9]",
+    "List the objects from (?:left to right|top to bottom)[.]": LIST,
+}
+
+
+def count(group: str) -> int:
+    return Counter(question.group for question in QUESTIONS)[group]
+
+
+def test_the_examination_is_large_enough():
+    assert len(QUESTIONS) >= 200
+    assert len(set(QUESTIONS)) == len(QUESTIONS)
+    assert count("equal objects") >= 50
+    assert count("mixed objects") >= 55
+    assert count("text of three letters") >= 24
+    assert sum(question.group.startswith("text of") for question in QUESTIONS) >= 60
+    for group in ("plates", "outlines", "big shapes", "other formats", "photo-like grounds"):
+        assert count(group) >= 8
+
+
+def test_every_question_has_a_picture_and_every_picture_a_question():
+    assert {question.picture for question in QUESTIONS} == set(PICTURES)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_is_rgb_and_the_same_each_time(name: str):
+    image = drawn(name)
+    assert image.mode == "RGB"
+    assert min(image.size) >= 224
+    assert max(image.size) <= 1200
+    assert len(image.getcolors(maxcolors=1200 * 1200)) > 1
+    assert image.tobytes() == drawn(name).tobytes()
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=lambda question: f"{question.picture}: {question.question}")
+def test_question_and_answer_are_in_the_words_of_the_model_card(question: Question):
+    fitting = [answer for words, answer in TEMPLATES.items() if re.fullmatch(words, question.question)]
+    assert len(fitting) == 1
+    assert re.fullmatch(fitting[0], question.answer)
+
+
+def test_characters_agree_with_the_text():
+    ordinals = ("first", "second", "third", "fourth", "fifth")
+    texts = {each.picture: each.answer for each in QUESTIONS if each.question == "What does the text say?"}
+    for question in QUESTIONS:
+        match = re.fullmatch(r"What is the (\w+) character\?", question.question)
+        if match:
+            assert texts[question.picture][ordinals.index(match[1])] == question.answer
+
+
+def test_the_groups_of_text_say_how_long_it_is():
+    lengths = {"one letter": 1, "two letters": 2, "three letters": 3, "four letters": 4, "five letters": 5}
+    for question in QUESTIONS:
+        if question.group.startswith("text of") and question.question == "What does the text say?":
+            assert len(question.answer) == lengths[question.group.removeprefix("text of ")]
+
+
+def test_a_list_agrees_with_the_count():
+    counts = {each.picture: each.answer for each in QUESTIONS if each.question == "How many objects are there?"}
+    for question in QUESTIONS:
+        if question.question.startswith("List") and question.picture in counts:
+            assert len(question.answer.split(", ")) == int(counts[question.picture])
+
+
+def test_the_table_adds_up():
+    marks = [question.group == "plates" for question in QUESTIONS]
+    rows = table(marks)
+    assert rows["plates"]["accuracy"] == 1.0
+    assert rows["outlines"]["right"] == 0
+    assert rows["all"] | {"low": 0, "high": 0} == {
+        "n": len(QUESTIONS),
+        "right": count("plates"),
+        "accuracy": round(count("plates") / len(QUESTIONS), 4),
+        "low": 0,
+        "high": 0,
+    }
+
+
+def test_the_contact_sheet_holds_all_pictures():
+    sheet = contact_sheet(columns=12)
+    assert isinstance(sheet, Image.Image)
+    assert sheet.width == 12 * 240
