@@ -31,13 +31,15 @@ def rgb(values: NDArray[np.floating]) -> Rgb:
 
 
 def _tone(rng: np.random.Generator) -> Rgb:
-    """Light, black, grey or tinted."""
+    """Light, black, any colour, grey or tinted."""
     kind = rng.random()
     if kind < 0.35:
         return rgb(rng.uniform(205, 255, 3))
     if kind < 0.5:
         return rgb(rng.uniform(0, 30) + np.zeros(3))
-    if kind < 0.75:
+    if kind < 0.65:
+        return rgb(rng.uniform(0, 255, 3))
+    if kind < 0.82:
         return rgb(rng.uniform(30, 230) + rng.uniform(-6, 6, 3))
     return rgb(rng.uniform(40, 190) + rng.uniform(-45, 45, 3))
 

@@ -35,12 +35,14 @@ MEANT: dict[str, tuple[Rgb, ...]] = {
 }
 """What people take when they mean a colour."""
 
-MOST, LARGEST = 9, 150
+MOST, LARGEST = 9, 220
 """Things in a sketch, and pixels of one, at most."""
 SEEN = 100.0
 """How far a colour is from what it stands on, at least: Euclidean, of 441."""
 FILLED = 0.38
 """Share of the picture that things may take together."""
+BESIDE = 0.45
+"""Share of things that are put beside an earlier one, in three sketches of ten."""
 
 RATIOS = (1.25, 4 / 3, 1.5, 16 / 9, 2.0)
 
@@ -181,8 +183,8 @@ def _place(
     kinds = _kinds(rng)
     room = FILLED * canvas.width * canvas.height / len(kinds)
     most = max(18.0, min(LARGEST, canvas.height * 0.7, room**0.5))
-    size = float(np.exp(rng.uniform(np.log(16), np.log(most))))
-    uneven = rng.random() < 0.5
+    size = float(rng.uniform(16, most) if rng.random() < 0.3 else np.exp(rng.uniform(np.log(16), np.log(most))))
+    uneven, paired = rng.random() < 0.5, rng.random() < 0.3
     cells = _rows(rng, canvas, size) if rng.random() < 0.25 else []
     look, tints = Look.drawn(rng), {name: tint(rng, name) for _, name in kinds}
     draw, own = ImageDraw.Draw(image), ImageDraw.Draw(owner)
@@ -190,7 +192,9 @@ def _place(
     for shape, colour in kinds:
         across = size * float(rng.uniform(0.7, 1.3)) if uneven and not cells else size
         across = float(np.clip(across, 15, LARGEST))
-        box = next((cell for cell in cells if _isfree_box(cell, taken)), None)
+        box = next((cell for cell in cells if _is_free(cell, taken)), None)
+        if box is None and paired and things and rng.random() < BESIDE:
+            box = _beside(rng, canvas, across, things[int(rng.integers(len(things)))], taken)
         if box is None:
             box = free_box(rng, canvas, across, across, taken, 25)
         else:
@@ -245,6 +249,17 @@ def _rows(rng: np.random.Generator, canvas: Canvas, size: float) -> list[Box]:
     return [(x, y, x + size, y + size) for x, y in starts if y <= inside and x + size < canvas.inner[2]]
 
 
+def _beside(rng: np.random.Generator, canvas: Canvas, across: float, other: Thing, taken: list[Box]) -> Box | None:
+    """A place close to another thing, on one of its four sides, or None."""
+    apart = (other.size + across) / 2 + float(rng.uniform(3, 14))
+    slip = float(rng.uniform(-6, 6))
+    dx, dy = ((-apart, slip), (apart, slip), (slip, -apart), (slip, apart))[int(rng.integers(4))]
+    left, top = other.x + dx - across / 2, other.y + dy - across / 2
+    box = left, top, left + across, top + across
+    inside = left > canvas.inner[0] and top > canvas.inner[1] and box[2] < canvas.inner[2] and box[3] < canvas.inner[3]
+    return box if inside and _is_free(box, taken) else None
+
+
 def free_box(
     rng: np.random.Generator, canvas: Canvas, width: float, height: float, taken: list[Box], tries: int
 ) -> Box | None:
@@ -255,12 +270,12 @@ def free_box(
     low, high = (left + 1, top + 1), (right - width - 1, bottom - height - 1)
     for x, y in rng.uniform(low, high, (tries, 2)).tolist():
         box = x, y, x + width, y + height
-        if _isfree_box(box, taken):
+        if _is_free(box, taken):
             taken.append(box)
             return box
     return None
 
 
-def _isfree_box(box: Box, taken: list[Box]) -> bool:
+def _is_free(box: Box, taken: list[Box]) -> bool:
     """Whether a box is 3 px or more from everything taken."""
     return all(box[0] >= r + 3 or l >= box[2] + 3 or box[1] >= b + 3 or t >= box[3] + 3 for l, t, r, b in taken)  # noqa: E741
