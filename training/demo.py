@@ -31,7 +31,7 @@ def first(folder: str) -> tuple[int, Scene]:
         if len(one.things) < THINGS or not one.texts or len(one.texts[0].characters) < CHARACTERS:
             continue
         question = Question("read text", embedded.QUESTION, one.texts[0].characters)
-        if all(marks(network, one, [question], tokenizer)):
+        if all(marks(network, [one], [question], tokenizer)):
             return index, one
     raise AssertionError("count() does not end")
 

@@ -1,8 +1,8 @@
-"""Exact-match accuracy of an exported model, task by task, on held-out scenes.
+"""Exact-match accuracy of an exported model, task by task, on held-out scenes, sketches and films.
 
-    python training/measure.py [FOLDER] [--scenes N] [--generate M] [--out FILE]
+    python training/measure.py [FOLDER] [--scenes N] [--sketches N] [--films N] [--generate M] [--out FILE]
 
-The questions of a scene are packed behind one image and scored under teacher forcing: every token of
+The questions of a picture are packed behind one image and scored under teacher forcing: every token of
 the answer, its end included, must be the arg-max. That is what greedy decoding of each question
 alone would give; `--generate` checks it with `model.generate` on the first M scenes.
 """
@@ -12,6 +12,7 @@ import hashlib
 import json
 import platform
 import time
+from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
 
@@ -22,14 +23,18 @@ from PIL import Image
 from data import pictures
 from export import import_network
 from foveate.embedded import path
+from foveate.embedded.films import FILM_TASKS, film, film_questions
 from foveate.embedded.questions import TASKS, Question, one_per_task
-from foveate.embedded.scenes import Scene, scene
+from foveate.embedded.scenes import Scene, rng_for, scene
+from foveate.embedded.sketches import sketch
 from losses import right_answers
 from network import Network
 from packing import pack
 from tokenizer import build
 
 __all__ = ["interval", "marks", "table"]
+
+KINDS = ("scenes", "sketches", "films")
 
 
 def interval(right: int, n: int) -> tuple[float, float]:
@@ -41,20 +46,31 @@ def interval(right: int, n: int) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def marks(network: Network, one: Scene, questions: list[Question], tokenizer: object) -> list[bool]:
-    """Which of the questions about one scene are answered word for word; float32."""
-    features, _ = network.tower(pictures([one]), torch.float32)
-    prefix = network.prefix(features)
+def marks(network: Network, shown: Sequence[Scene], questions: list[Question], tokenizer: object) -> list[bool]:
+    """Which of the questions about one picture, or the frames of a film, are answered word for word; float32."""
+    features, _ = network.tower(pictures(list(shown)), torch.float32)
+    prefix = network.prefix(features, len(shown))
     packed = pack([questions], tokenizer, prefix.shape[1])
     hidden = network.decoder(prefix, network.decoder.embed(packed.ids), packed.position, packed.mask)
     return right_answers(network.logits(hidden[0][packed.at]), packed, len(questions))
+
+
+def about(kind: str, index: int, side: int) -> tuple[Sequence[Scene], list[Question]]:
+    """Held-out scene, sketch or film number `index`, and one question of each task about it."""
+    if kind == "films":
+        one = film("held-out", index)
+        first = {question.task: question for question in reversed(film_questions(one, rng_for("held-out", index, 1)))}
+        return one.frames, list(first.values())
+    picture = (sketch if kind == "sketches" else scene)("held-out", index, side)
+    return [picture], one_per_task(picture, "held-out", index)
 
 
 def table(results: dict[str, list[bool]]) -> dict[str, dict[str, float]]:
     """n, right, accuracy and interval of each task, and of all together."""
     rows = {}
     everything = [mark for each in results.values() for mark in each]
-    for task, each in (*((task, results[task]) for task in TASKS if task in results), ("all", everything)):
+    tasks = [task for task in (*TASKS, *FILM_TASKS) if task in results]
+    for task, each in (*((task, results[task]) for task in tasks), ("all", everything)):
         low, high = interval(sum(each), len(each))
         rows[task] = {
             "n": len(each),
@@ -97,7 +113,8 @@ def main() -> None:
     """Measure, print, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=path())
-    parser.add_argument("--scenes", type=int, default=150)
+    for kind in KINDS:
+        parser.add_argument(f"--{kind}", type=int, default=150)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--side", type=int, default=336)
     parser.add_argument("--generate", type=int, default=0)
@@ -106,28 +123,28 @@ def main() -> None:
     torch.set_num_threads(1)
     network, tokenizer = import_network(args.folder), build()
     began = time.time()
-    results: dict[str, list[bool]] = {}
+    results: dict[str, dict[str, list[bool]]] = {}
     agree = compared = 0
-    for index in range(args.first, args.first + args.scenes):
-        one = scene("held-out", index, args.side)
-        questions = one_per_task(one, "held-out", index)
-        right = marks(network, one, questions, tokenizer)
-        for question, mark in zip(questions, right, strict=True):
-            results.setdefault(question.task, []).append(mark)
-        if index - args.first < args.generate:
-            answers = generated(args.folder, index)
-            agree += sum((a == q.answer) == mark for a, q, mark in zip(answers, questions, right, strict=True))
-            compared += len(answers)
+    for kind in KINDS:
+        for index in range(args.first, args.first + getattr(args, kind)):
+            shown, questions = about(kind, index, args.side)
+            right = marks(network, shown, questions, tokenizer) if questions else []
+            for question, mark in zip(questions, right, strict=True):
+                results.setdefault(kind, {}).setdefault(question.task, []).append(mark)
+            if kind == "scenes" and index - args.first < args.generate:
+                answers = generated(args.folder, index)
+                agree += sum((a == q.answer) == mark for a, q, mark in zip(answers, questions, right, strict=True))
+                compared += len(answers)
     record = {
-        "what": "exact match on held-out scenes, full model, no dropping",
-        "scenes": f"held-out {args.first} to {args.first + args.scenes - 1}",
+        "what": "exact match on held-out scenes, sketches and films, full model, no dropping",
+        "numbers": {kind: f"held-out {args.first} to {args.first + getattr(args, kind) - 1}" for kind in results},
         "side": args.side,
         "decoder layers": network.shape.layers,
         "dtype": "float32 arithmetic on the shipped bfloat16 weights",
         "agreement with model.generate": f"{agree} of {compared}",
         "seconds": round(time.time() - began, 1),
         **provenance(args.folder),
-        "tasks": table(results),
+        **{"tasks" if kind == "scenes" else kind: table(found) for kind, found in results.items()},
     }
     print(json.dumps(record, indent=2))
     if args.out:

@@ -19,7 +19,7 @@ from foveate.embedded.scenes import CHARACTERS, rng_for, scene
 from grow import grow
 from labels import UNKNOWN, labels, places
 from losses import dense_loss, right_answers
-from measure import interval, table
+from measure import about, interval, marks, table
 from network import Network, Shape
 from optimiser import orthogonal
 from packing import pack
@@ -310,3 +310,12 @@ def test_a_stage_trains_on_sketches_and_on_films():
     report = trainer.advance()
     assert 0 < report["loss"] < 60
     assert set(report) & set(FILM_TASKS)
+
+
+@pytest.mark.parametrize("kind", ["scenes", "sketches", "films"])
+def test_every_kind_of_picture_can_be_measured(kind, tokenizer):
+    network = Network(TINY).eval()
+    shown, questions = about(kind, 4, 168)
+    assert len({question.task for question in questions}) == len(questions) > 1
+    right = marks(network, shown, questions, tokenizer)
+    assert len(right) == len(questions)
