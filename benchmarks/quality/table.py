@@ -6,13 +6,15 @@ python benchmarks/quality/table.py --check    # fail if it is not what the figur
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from foveate.eval.verdict import collapsed
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parents[1] / "README.md"
 BEGIN, END = "<!-- quality: begin -->\n", "<!-- quality: end -->\n"
-TEXT = ("read text", "character")
 CONTROLS = ("random", "uniform", "averagepool", "resize")
 
 
@@ -41,27 +43,66 @@ def table(record: dict[str, Any]) -> str:
     heads = " | ".join(f"{count * budget:.0f}" for budget in budgets)
     full = record["full"]
     lines = [
-        f"Accuracy on {record['questions']:,} questions about {record['pictures']} generated pictures, % ± half the "
-        f"95 % interval, by mean vision tokens a decoder layer (of {count:.0f}). The full model: "
-        f"{points(full['accuracy'])}. In brackets what was truly spent, where that is not the budget.",
+        f"Accuracy on {record['questions']:,} questions about {record['pictures']} generated pictures {drawn(record)}, "
+        f"% ± half the 95 % interval, by mean vision tokens a decoder layer (of {count:.0f}). The full model: "
+        f"{points(full['accuracy'])}. In brackets what was truly spent, where that is not the budget. †: less than a "
+        "quarter is left of a task, see below.",
         "",
         f"| method | {heads} |",
         "|---|" + "---|" * len(budgets),
     ]
     for name in (*names, *CONTROLS):
-        shown = [entry(cells, floors, name, round(budget, 4), count) for budget in budgets]
+        shown = [entry(cells, floors, name, round(budget, 4), record) for budget in budgets]
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
     return "\n".join([*lines, "", *sentences(record), ""])
 
 
-def entry(cells: dict[Any, Any], floors: dict[Any, Any], name: str, budget: float, count: float) -> str:
+def drawn(record: dict[str, Any]) -> str:
+    """Which seeds drew the pictures, and what the intervals are over."""
+    seeds = record.get("seeds") or [record["seed"]]  # records of 0.1 have one
+    if len(seeds) == 1:
+        return f"(one seed, {seeds[0]}; intervals over its pictures)"
+    return f"({len(seeds)} seeds: {', '.join(map(str, seeds))}; intervals over pictures and seeds)"
+
+
+def entry(cells: dict[Any, Any], floors: dict[Any, Any], name: str, budget: float, record: dict[str, Any]) -> str:
     """One cell of the table."""
+    count = record["vision_tokens"]
     if (name, budget) in floors:
         return f"floor {floors[name, budget] * count:.0f}"
     if (cell := cells.get((name, budget))) is None:
         return ""
     near = abs(cell["tokens"] - budget * count) <= 0.05 * budget * count
-    return points(cell["accuracy"]) + ("" if near else f" ({cell['tokens']:.0f})")
+    mark = "†" if lost(cell, record) else ""
+    return points(cell["accuracy"]) + mark + ("" if near else f" ({cell['tokens']:.0f})")
+
+
+def lost(cell: dict[str, Any], record: dict[str, Any]) -> list[str]:
+    """Tasks of which less than a quarter of the full model's accuracy is left."""
+    return collapsed(values(cell), values(record["full"]))
+
+
+def values(figures: dict[str, Any]) -> dict[str, float]:
+    """The accuracy of every task."""
+    return {task: figure["value"] for task, figure in figures["tasks"].items()}
+
+
+def hidden(cells: list[dict[str, Any]], record: dict[str, Any]) -> list[str]:
+    """The sentence on what accuracies over all tasks hide; nothing where they hide nothing."""
+    of_cells, tasks = [], []
+    for cell in cells:
+        if here := lost(cell, record):
+            of_cells.append(f"{cell['name']} at {cell['tokens']:.0f}: {shares(cell, here)}")
+            tasks += here
+    if not of_cells:
+        return []
+    full = shares(record["full"], dict.fromkeys(tasks))
+    return ["", f"† Hides a task of which less than a quarter is left (full model: {full}): {'; '.join(of_cells)}."]
+
+
+def shares(figures: dict[str, Any], tasks: Iterable[str]) -> str:
+    """`read text 4 %, character 9 %`."""
+    return ", ".join(f"{task} {100 * values(figures)[task]:.0f} %" for task in tasks)
 
 
 def points(found: dict[str, float]) -> str:
@@ -80,6 +121,7 @@ def sentences(record: dict[str, Any]) -> list[str]:
         named(cell, rivals) for cell in own if (rivals := [r for r, d in cell["against"].items() if d["high"] < 0])
     ]
     alike = [named(cell, rivals) for cell in own if (rivals := [r for r, d in cell["against"].items() if spans(d)])]
+    lines += hidden(own, record)
     lines += ["", f"Worse than a control that costs as much: {', '.join(worse) or 'none'}."]
     lines += ["", f"Not told apart from such a control: {', '.join(alike) or 'none'}."]
     return lines
