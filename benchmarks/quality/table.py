@@ -1,4 +1,4 @@
-"""Write the quality table of README.md from benchmarks/quality/embedded.json.
+"""Write the quality tables of README.md and docs/guides/choosing.md from benchmarks/quality/embedded.json.
 
 python benchmarks/quality/table.py            # write it
 python benchmarks/quality/table.py --check    # fail if it is not what the figures give
@@ -6,39 +6,50 @@ python benchmarks/quality/table.py --check    # fail if it is not what the figur
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from foveate.eval.verdict import collapsed
 
 HERE = Path(__file__).resolve().parent
-README = HERE.parents[1] / "README.md"
 BEGIN, END = "<!-- quality: begin -->\n", "<!-- quality: end -->\n"
+CHOICES = ("v2drop", "v2drop:metric=cosine", "visiondrop", "mustdrop", "random")
+PAGES: dict[str, Sequence[str]] = {"README.md": (), "docs/guides/choosing.md": CHOICES}
+"""Where the table stands, and which rows of it; () for all."""
 CONTROLS = ("random", "uniform", "averagepool", "resize")
 
 
 def main(arguments: list[str]) -> int:
     """Write or check; the exit code."""
     record = json.loads((HERE / "embedded.json").read_text(encoding="utf-8"))
-    text = README.read_text(encoding="utf-8")
+    stale = [
+        page for page, names in PAGES.items() if not write(page, table(record, names), check="--check" in arguments)
+    ]
+    for page in stale:
+        print(f"{page} is not what embedded.json gives: run python benchmarks/quality/table.py", file=sys.stderr)
+    return int(bool(stale))
+
+
+def write(page: str, new: str, *, check: bool) -> bool:
+    """Put the table between a page's marks, or only compare; False where it is another one."""
+    path = HERE.parents[1] / page
+    text = path.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     old, _, after = rest.partition(END)
-    new = table(record)
-    if "--check" in arguments:
-        if old != new:
-            print("README.md is not what embedded.json gives: run python benchmarks/quality/table.py", file=sys.stderr)
-        return int(old != new)
-    README.write_text(before + BEGIN + new + END + after, encoding="utf-8")
-    return 0
+    if check:
+        return old == new
+    path.write_text(before + BEGIN + new + END + after, encoding="utf-8")
+    return True
 
 
-def table(record: dict[str, Any]) -> str:
-    """The table and the sentences around it, as Markdown."""
+def table(record: dict[str, Any], names: Sequence[str] = ()) -> str:
+    """The table and the sentences around it, as Markdown; of these rows, or of all."""
     budgets = (1 / 3, 2 / 9, 1 / 9, 1 / 18)
     cells = {(cell["name"], round(cell["budget"], 4)): cell for cell in record["cells"]}
     floors = {(cell["name"], round(cell["budget"], 4)): cell["floor"] for cell in record["infeasible"]}
-    names = [name for name in dict.fromkeys(name for name, _ in (*cells, *floors)) if name not in CONTROLS]
+    ran = [name for name in dict.fromkeys(name for name, _ in (*cells, *floors)) if name not in CONTROLS]
+    rows = names or (*ran, *CONTROLS)
     count = record["vision_tokens"]
     heads = " | ".join(f"{count * budget:.0f}" for budget in budgets)
     full = record["full"]
@@ -51,10 +62,10 @@ def table(record: dict[str, Any]) -> str:
         f"| method | {heads} |",
         "|---|" + "---|" * len(budgets),
     ]
-    for name in (*names, *CONTROLS):
+    for name in rows:
         shown = [entry(cells, floors, name, round(budget, 4), record) for budget in budgets]
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
-    return "\n".join([*lines, "", *sentences(record), ""])
+    return "\n".join([*lines, "", *sentences(record, rows), ""])
 
 
 def drawn(record: dict[str, Any]) -> str:
@@ -110,13 +121,13 @@ def points(found: dict[str, float]) -> str:
     return f"{100 * found['value']:.1f} ± {50 * (found['high'] - found['low']):.1f}"
 
 
-def sentences(record: dict[str, Any]) -> list[str]:
+def sentences(record: dict[str, Any], rows: Sequence[str]) -> list[str]:
     """What the table shows and what it cannot, and who lost to a control."""
     lines = [
         "One small model on synthetic pictures: the table can show whether a method is implemented well and that "
         "dropping has a price; it cannot show which method is best on your model.",
     ]
-    own = [cell for cell in record["cells"] if cell["name"] not in CONTROLS]
+    own = [cell for cell in record["cells"] if cell["name"] in rows and cell["name"] not in CONTROLS]
     worse = [
         named(cell, rivals) for cell in own if (rivals := [r for r, d in cell["against"].items() if d["high"] < 0])
     ]

@@ -94,6 +94,7 @@ def test_the_table_says_which_seeds_and_what_an_accuracy_hides():
         for task, figure in cell["tasks"].items():
             figure["value"] = record["full"]["tasks"][task]["value"]
     (ours,) = (cell for cell in record["cells"] if cell["name"] == "v2drop" and round(576 * cell["budget"]) == 64)
+    assert "| uniform |" not in table.table(record | {"seeds": [7]}, ["v2drop", "random"])
     assert "† Hides" not in table.table(record | {"seeds": [7]})
     ours["tasks"]["read text"]["value"] = 0.04
     full = record["full"]["tasks"]["read text"]["value"]
