@@ -54,6 +54,21 @@ def test_a_table_json_and_a_picture_and_nothing_asked_twice(run, tmp_path):
     assert (again["cells"], again["full"]) == (found["cells"], found["full"])
 
 
+def test_several_seeds_are_pooled_and_one_is_said_to_be_alone(run, tmp_path):
+    asked = (*SMALL, "--method", "v2drop", "--budget", 64, "--no-baselines", "--cache", tmp_path / "cache")
+    code, said, err = run("eval", *asked, "--seed", 7, "--seed", 8, "--out", tmp_path / "two.json")
+    assert code == 0, err
+    assert "seeds 7, 8" in said
+    assert "over pictures and over 2 seeds of them" in said
+    found = json.loads((tmp_path / "two.json").read_text())
+    assert found["seeds"] == [7, 8]
+    assert [sum(counts) for counts in zip(*found["by_seed"]["counts"].values(), strict=True)] == [2, 2]
+    assert all(len(right) == 2 for right in found["cells"][0]["right"].values())
+    code, said, err = run("eval", *asked, "--seed", 7)
+    assert code == 0, err
+    assert "the pictures of one seed" in said
+
+
 def test_a_method_that_spends_less_is_held_against_baselines_that_do_too(run, tmp_path):
     asked = (*SMALL, "--method", "mustdrop", "--budget", 400, "--draws", 1, "--cache", tmp_path)
     code, said, err = run("eval", *asked, "--json")
@@ -85,6 +100,8 @@ def test_a_method_that_spends_less_is_held_against_baselines_that_do_too(run, tm
         (["--include", "somewhere"], "--include is for benchmarks"),
         (["--tasks", "colour", "--limit", "4"], "--limit is for benchmarks"),
         (["--tasks", "pope", "--seed", "7"], "--seed is for the embedded tasks"),
+        (["--seed", "7", "--seed", "7"], "each once"),
+        (["--questions", "1", "--seed", "7", "--seed", "8"], "one question or more of each seed"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_a_line(run, tmp_path, arguments, says):

@@ -42,8 +42,23 @@ def test_an_evaluation_is_a_function_that_prints_nothing_and_tells_a_listener(vl
     assert again.to_dict() == summary.to_dict()
     assert capfd.readouterr() == ("", "")
     (ours,) = summary.outcomes
-    assert (ours.cell.name, summary.questions, summary.to_dict()["seed"]) == ("v2drop", 2, 0)
+    assert (ours.cell.name, summary.questions, summary.to_dict()["seeds"]) == ("v2drop", 2, [0])
     assert ours.tokens == pytest.approx(64, abs=1)
+
+
+def test_several_seeds_are_pooled_and_each_ones_counts_are_kept(vlm, tmp_path):
+    plan = Plan(methods=("random",), tokens=(64,), draws=2, baselines=False, cache=tmp_path)
+    summary = evaluate(vlm, ["colour", "existence"], plan, count=6, seeds=(5, 9), max_new_tokens=8)
+    record = summary.to_dict()
+    assert (record["seeds"], record["questions"], len(record["by_seed"]["pictures"])) == ([5, 9], 6, 2)
+    assert sum(record["by_seed"]["pictures"]) == record["pictures"]
+    for task, count in record["counts"].items():
+        assert sum(record["by_seed"]["counts"][task]) == count
+        assert sum(record["full"]["right"][task]) == pytest.approx(count * record["full"]["tasks"][task]["value"])
+        (cell,) = record["cells"]
+        assert sum(cell["right"][task]) == pytest.approx(2 * count * cell["tasks"][task]["value"], abs=1e-3)
+    assert "seeds 5, 9" in summary.title
+    assert "over pictures and over 2 seeds" in " ".join(summary.notes())
 
 
 def test_what_cannot_be_meant_is_refused_before_anything_is_asked(vlm, tmp_path):

@@ -15,7 +15,7 @@ def test_every_task_is_asked_and_no_question_twice():
 
 
 def test_a_seed_gives_the_same_questions_and_another_one_other_pictures():
-    first, again, other = questions(TASKS[:2], 8), questions(TASKS[:2], 8), questions(TASKS[:2], 8, seed=3)
+    first, again, other = questions(TASKS[:2], 8), questions(TASKS[:2], 8), questions(TASKS[:2], 8, (3,))
     assert first == again
     assert not {one.picture for one in first} & {one.picture for one in other}
 
@@ -25,7 +25,25 @@ def test_tasks_keep_their_order_and_wrong_ones_are_refused_with_the_list():
     assert check_tasks(("count", "colour")) == ("colour", "count")
     with pytest.raises(fv.UnknownNameError, match=r"'smell'.*colour, shape"):
         check_tasks(("smell",))
-    with pytest.raises(fv.SettingError, match="got 0 and 0"):
-        questions(TASKS, 0)
-    with pytest.raises(fv.SettingError, match="got 5 and -1"):
-        questions(TASKS, 5, seed=-1)
+
+
+def test_several_seeds_share_the_questions():
+    asked = questions(TASKS[:2], 8, (3, 0, 7))
+    assert Counter(one.seed for one in asked) == {3: 3, 0: 3, 7: 2}
+    assert asked[:3] == questions(TASKS[:2], 3, (3,))
+
+
+@pytest.mark.parametrize(
+    ("count", "seeds", "says"),
+    [
+        (0, (0,), "got 0 of 1"),
+        (2, (0, 1, 2), "got 2 of 3"),
+        (5, (-1,), "lies in 0 to 1999; got -1"),
+        (5, (0, 2000), "got 2000"),
+        (5, (1, 1), r"each once; got \[1, 1\]"),
+        (5, (), "one seed or more"),
+    ],
+)
+def test_counts_and_seeds_out_of_range_are_refused(count, seeds, says):
+    with pytest.raises(fv.SettingError, match=says):
+        questions(TASKS, count, seeds)

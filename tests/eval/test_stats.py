@@ -76,7 +76,39 @@ def test_at_an_edge_the_interval_has_a_width_and_counts_pictures(edge):
     assert resampled.proportion(one_picture_counts) == wilson(edge, 1)
 
 
-def test_off_the_edge_the_interval_is_the_bootstraps():
+def test_in_the_middle_wilsons_interval_and_the_bootstraps_are_near():
     rng = np.random.default_rng(3)
-    for values in ((rng.random(60) < 0.97).astype(float), np.full(60, 0.5), np.full(60, 3.0)):
-        assert Resampled(range(60)).proportion(values) == Resampled(range(60)).mean(values)
+    values = np.repeat((rng.random(200) < 0.6).astype(float), 3)
+    values[rng.random(600) < 0.3] = 1
+    resampled = Resampled(np.repeat(np.arange(200), 3))
+    ours, drawn = resampled.proportion(values), resampled.mean(values)
+    assert ours.value == drawn.value
+    assert (ours.low, ours.high) == (pytest.approx(drawn.low, abs=0.01), pytest.approx(drawn.high, abs=0.01))
+
+
+def test_near_an_edge_the_interval_is_longer_inwards():
+    values = np.ones(300)
+    values[0] = 0
+    found, books = Resampled(range(300)).proportion(values), wilson(299 / 300, 300)
+    assert found.value - found.low > 3 * (found.high - found.value)
+    assert (found.low, found.high) == (pytest.approx(books.low, abs=1e-3), pytest.approx(books.high, abs=1e-3))
+
+
+def test_pictures_without_any_spread_count_as_so_many_questions():
+    assert Resampled(range(60)).proportion(np.full(60, 0.5)) == wilson(0.5, 60)
+    one_picture = np.array([1.0, 0.0, 1.0])
+    assert Resampled([0, 0, 0]).proportion(one_picture) == wilson(2 / 3, 1)
+
+
+def test_seeds_that_differ_widen_every_interval_and_equal_ones_none():
+    picture, seed = np.repeat(np.arange(300), 2), np.repeat(np.arange(300) % 3, 2)
+    alike = (np.arange(600) % 4 < 2).astype(float)
+    apart = np.where(seed == 0, 1.0, alike)
+    assert Resampled(picture, seed).widening(alike) == 1
+    assert Resampled(picture).widening(apart) == 1
+    pooled, one = Resampled(picture, seed), Resampled(picture)
+    assert pooled.widening(apart) > 3
+    for figure in (Resampled.mean, Resampled.proportion):
+        wide, narrow = figure(pooled, apart), figure(one, apart)
+        assert wide.value == narrow.value
+        assert wide.high - wide.low > 2 * (narrow.high - narrow.low)

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from foveate.eval.stats import Estimate
-from foveate.eval.verdict import verdict, verdicts
+from foveate.eval.verdict import collapsed, verdict, verdicts
 from tests.eval.test_summary import summary
 
 __all__ = ["summary"]
@@ -43,3 +43,17 @@ def test_a_method_gets_one_sentence_over_all_budgets(summary):
 def test_controls_and_methods_without_one_get_none(summary):
     assert verdicts(summary.outcomes) == ["ours: better than random at 64 tokens."]
     assert verdicts([replace(outcome, against={}) for outcome in summary.outcomes]) == []
+
+
+def test_a_task_of_which_less_than_a_quarter_is_left_has_collapsed():
+    assert collapsed({"text": 0.2, "count": 0.25, "colour": 0.24}, {"text": 0.6, "count": 1.0, "colour": 1.0}) == [
+        "colour"
+    ]
+    assert collapsed({"list": 0.0}, {"list": 0.0}) == []
+
+
+def test_what_an_accuracy_hides_is_said_of_methods_and_not_of_controls(summary):
+    lost = {"colour": Estimate(1.0, 0.9, 1.0), "count": Estimate(0.04, 0.0, 0.1)}
+    outcomes = tuple(replace(outcome, tasks=lost) for outcome in summary.outcomes[:2])
+    said = [note for note in replace(summary, outcomes=outcomes).findings() if "quarter" in note]
+    assert said == ["ours at 64 tokens: less than a quarter is left of count (4%; full model 100%)."]

@@ -40,12 +40,12 @@ class Eval(MethodsOptions):
     By default on the embedded model's own tasks; with --tasks on benchmarks, by name, through lmms-eval (extra "eval").
     The full model and every method at every budget answer the same questions. The table shows accuracy, its share of
     the full model's, agreement with its answers, KL divergence of the first answer token, the tokens truly spent and
-    FLOPs, with 95 % intervals (paired bootstrap over pictures). Random (several draws), Uniform, AveragePool and Resize
-    run as baselines. Answers are saved as they come: a run that was interrupted goes on where it stopped.
+    FLOPs, with 95 % intervals (paired, over pictures and their seeds). Random (several draws), Uniform, AveragePool and
+    Resize run as baselines. Answers are saved as they come: a run that was interrupted goes on where it stopped.
 
     Examples:
       foveate eval                                           the embedded model on its own tasks
-      foveate eval --questions 2200 --figure pareto.png --out quality.json
+      foveate eval --questions 2200 --seed 0 --seed 1 --seed 2 --figure pareto.png --out quality.json
       foveate eval --model llava-hf/llava-1.5-7b-hf --tasks pope,textvqa --method v2drop --budget 192
       foveate eval --method v2drop --method v2drop:metric=l1 --budget 192 --budget 64 --tasks "read text,count"
     """
@@ -54,8 +54,8 @@ class Eval(MethodsOptions):
     """embedded tasks, or benchmarks such as pope,textvqa (default: all embedded tasks)"""
     questions: Annotated[int, tyro.conf.arg(metavar="N")] = 550
     """embedded tasks: questions in all, up to one a task and picture"""
-    seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
-    """embedded tasks: which held-out pictures"""
+    seed: Annotated[tyro.conf.UseAppendAction[tuple[int, ...]], tyro.conf.arg(metavar="N", help_behavior_hint="")] = ()
+    """embedded tasks: which held-out pictures; with several, intervals are over pictures and seeds (default: 0)"""
     draws: Annotated[int, tyro.conf.arg(metavar="N")] = 3
     """runs of each method that drops at random, each with a seed of its own"""
     no_baselines: Flag = False
@@ -177,7 +177,7 @@ class Eval(MethodsOptions):
             names,
             plan,
             count=self.questions,
-            seed=self.seed,
+            seeds=self.seed or (0,),
             max_new_tokens=self.models.max_new_tokens,
             jobs=self.jobs,
             listener=_OnScreen(),

@@ -1,7 +1,7 @@
 """What one cell came to: its figures beside the full model's, as plain values and as a row of a table."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from foveate.eval.cells import Cell
@@ -34,6 +34,8 @@ class Outcome:
         against: Accuracy minus that of each rival at the same true retention.
         draws: Accuracy of each draw, where there are several.
         hard: Accuracy on the questions that Resize, at the same true retention, gets wrong; None without it.
+        right: Of each task, how many answers to each seed's questions are right, all draws together; empty where
+            pictures are not drawn.
     """
 
     cell: Cell[Any]
@@ -49,6 +51,7 @@ class Outcome:
     against: Mapping[str, Estimate]
     draws: tuple[float, ...]
     hard: Estimate | None = None
+    right: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -69,6 +72,7 @@ class Outcome:
             "against": {rival: difference.to_dict() for rival, difference in self.against.items()},
             "hard": _plain(self.hard),
             "draws": [round(draw, 5) for draw in self.draws],
+            "right": {task: list(right) for task, right in self.right.items()},
         }
 
     def row(self, unit: float) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from foveate.eval.cells import BASELINES, Cell
 from foveate.eval.outcome import RIVALS, Outcome
@@ -87,9 +88,11 @@ def summarise(
     full: Column,
     cells: Sequence[Cell[Any]],
     columns: Sequence[Sequence[Column]],
+    *,
+    seeds: Sequence[int] | None = None,
     **about: Any,
 ) -> Summary:
-    """Every figure with its interval, all from the same resampled pictures.
+    """Every figure with its interval, all over the same pictures and seeds.
 
     Args:
         tasks: Of each question.
@@ -97,9 +100,10 @@ def summarise(
         full: The full model's column.
         cells: What was run.
         columns: Of each cell, a column for each of its draws.
+        seeds: Which seed drew the picture of each question; None where pictures are not drawn.
         about: `unit`, `title`, `figure`, `higher_is_better` and `origin` of the summary.
     """
-    pairing = _Pairing(tasks, groups, full)
+    pairing = _Pairing(tasks, groups, full, seeds)
     means = {place: Column.mean(draws) for place, draws in enumerate(columns) if draws}
     outcomes = []
     for place, column in means.items():
@@ -114,6 +118,10 @@ def summarise(
         tasks=pairing.by_task(full),
         outcomes=tuple(outcomes),
         infeasible=tuple(cell for cell in cells if not cell.draws),
+        seeds=pairing.seeds,
+        pictures_by_seed=pairing.pictures_by_seed(groups),
+        counts_by_seed={task: pairing.by_seed(asked) for task, asked in pairing.asked.items()},
+        right=pairing.right([full]),
         **about,
     )
 
@@ -124,10 +132,13 @@ class _Pairing:
     Attributes:
         resampled: Pictures drawn again.
         asked: Of each task, (questions,) whether a question is one of it.
+        seeds: Those that drew pictures, in the order asked; none where pictures are not drawn.
     """
 
-    def __init__(self, tasks: Sequence[str], groups: Sequence[Any], full: Column) -> None:
-        self.resampled = Resampled(groups)
+    def __init__(self, tasks: Sequence[str], groups: Sequence[Any], full: Column, seeds: Sequence[int] | None) -> None:
+        self.resampled = Resampled(groups, seeds)
+        self.seeds = tuple(dict.fromkeys(seeds or ()))
+        self._of_seed = [np.array(seeds) == seed for seed in self.seeds]  # each (questions,)
         labels = np.array(tasks)
         self.asked = {task: labels == task for task in dict.fromkeys(tasks)}
         self.full = full
@@ -152,11 +163,27 @@ class _Pairing:
         scores = {task: np.where(asked, column.score, np.nan) for task, asked in self.asked.items()}
         return {task: self.resampled.proportion(score) for task, score in scores.items()}
 
+    def by_seed(self, marks: NDArray[Any]) -> tuple[int, ...]:
+        """How many of (questions,) marks of 0 or 1 each seed has."""
+        return tuple(round(float(marks[asked].sum())) for asked in self._of_seed)
+
+    def pictures_by_seed(self, groups: Sequence[Any]) -> tuple[int, ...]:
+        """How many pictures each seed drew."""
+        pictures = np.array(groups)
+        return tuple(len(np.unique(pictures[asked])) for asked in self._of_seed)
+
+    def right(self, draws: Sequence[Column]) -> dict[str, tuple[int, ...]]:
+        """Of each task, how many answers to each seed's questions are right in all draws; empty without seeds."""
+        scores = [column.score for column in draws if column.score is not None]
+        if not scores or not self.seeds:
+            return {}
+        marks = np.sum(scores, axis=0)
+        return {task: self.by_seed(np.where(asked, marks, 0)) for task, asked in self.asked.items()}
+
     def outcome(
         self, cell: Cell[Any], column: Column, draws: Sequence[Column], rivals: Mapping[str, Column]
     ) -> Outcome:
         """A cell's figures; `column` is the mean of its draws."""
-        figures, full = self.figures(column), self.figures(self.full)
         accuracies: list[float] = []
         if len(draws) > 1:
             accuracies = [float(self.figures(draw)[0]) for draw in draws]
@@ -166,15 +193,31 @@ class _Pairing:
             retention=column.retention,
             flops=self._flops(column),
             accuracy=self.accuracy(column),
-            share=share(figures, full),
-            difference=estimate(figures - full),
+            share=self._share(column),
+            difference=self._difference(column, self.full),
             agreement=self.resampled.proportion(column.agrees),
             kl=self._kl(column),
             tasks=self.by_task(column),
-            against={name: estimate(figures - self.figures(rival)) for name, rival in rivals.items()},
+            against={name: self._difference(column, rival) for name, rival in rivals.items()},
+            right=self.right(draws),
             hard=self._hard(column, rivals.get("resize")),
             draws=tuple(accuracies),
         )
+
+    def _share(self, column: Column) -> Estimate | None:
+        figures, full = self.figures(column), self.figures(self.full)
+        if full[0] == 0:
+            return None
+        return share(figures, full, self._widening(column, self.full, float(figures[0] / full[0])))
+
+    def _difference(self, column: Column, rival: Column) -> Estimate:
+        return estimate(self.figures(column) - self.figures(rival), self._widening(column, rival))
+
+    def _widening(self, column: Column, other: Column, times: float = 1.0) -> float:
+        """What seeds add to the interval of one mean minus another, taken `times`; 1 where figures are no means."""
+        if column.score is None or other.score is None:
+            return 1.0
+        return self.resampled.widening(column.score - times * other.score)
 
     def _flops(self, column: Column) -> float | None:
         """The share of the full model's FLOPs; None where one is not known."""

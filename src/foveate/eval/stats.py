@@ -1,18 +1,20 @@
-"""Intervals of paired figures: pictures are drawn again, with all their questions and all methods at once."""
+"""Intervals of paired figures: over pictures, with all their questions and all methods at once, and over seeds."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.eval.spread import Spread, Z, spread, students
+
 __all__ = ["Estimate", "Numbers", "Resampled", "estimate", "share", "wilson"]
 
 RESAMPLES = 2000
-Z = NormalDist().inv_cdf(0.975)  # 1.96: of 95 %
+NO_VARIANCE = 1e-15
+"""Variances below it are rounding errors of 0."""
 
 Numbers = NDArray[np.float64]
 
@@ -30,27 +32,29 @@ class Estimate:
         return {name: round(value, 5) for name, value in asdict(self).items()}
 
 
-def estimate(figures: Numbers) -> Estimate:
+def estimate(figures: Numbers, widening: float = 1.0) -> Estimate:
     """A figure and its interval.
 
     Args:
         figures: (1 + resamples,): the figure itself, then that of every resample; NaN where a resample has none.
+        widening: What the interval over pictures is multiplied by, for what seeds add.
     """
     low, high = np.nanquantile(figures[1:], [0.025, 0.975])
-    return Estimate(float(figures[0]), float(low), float(high))
+    value = float(figures[0])
+    return Estimate(value, value + widening * (float(low) - value), value + widening * (float(high) - value))
 
 
-def share(figures: Numbers, whole: Numbers) -> Estimate | None:
+def share(figures: Numbers, whole: Numbers, widening: float = 1.0) -> Estimate | None:
     """One figure as a share of another, resample by resample; None where the other is zero in any of them.
 
     Shapes: two (1 + resamples,) arrays from the same resamples.
     """
     if (whole == 0).any():
         return None
-    return estimate(figures / whole)
+    return estimate(figures / whole, widening)
 
 
-def wilson(hits: float, count: int) -> Estimate:
+def wilson(hits: float, count: float, quantile: float = Z) -> Estimate:
     """A share with its Wilson score interval, which has a width at 0 and at 1 too.
 
     (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n), from Wilson, "Probable inference, the law of succession, and
@@ -59,12 +63,13 @@ def wilson(hits: float, count: int) -> Estimate:
 
     Args:
         hits: The share p, in [0, 1].
-        count: How many independent trials n, 1 or more.
+        count: How many independent trials n.
+        quantile: z.
     """
-    spread = Z * Z / count
-    middle = hits + spread / 2
-    half = sqrt(spread * (hits * (1 - hits) + spread / 4))
-    low, high = (middle - half) / (1 + spread), (middle + half) / (1 + spread)
+    per_trial = quantile * quantile / count
+    middle = hits + per_trial / 2
+    half = sqrt(per_trial * (hits * (1 - hits) + per_trial / 4))
+    low, high = (middle - half) / (1 + per_trial), (middle + half) / (1 + per_trial)
     return Estimate(hits, max(0.0, min(low, hits)), min(1.0, max(high, hits)))
 
 
@@ -72,19 +77,24 @@ class Resampled:
     """A cluster bootstrap: the same resampled pictures for every figure, so that differences are paired.
 
     Questions about one picture share its luck, so pictures are drawn, not questions (percentile intervals;
-    Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13).
+    Efron & Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13). Seeds are too few to be drawn: three of them
+    drawn again differ by a third less than three new ones. What they add comes from `foveate.eval.spread`.
 
     Args:
         groups: (questions,) which picture each question is about; any hashable labels.
+        seeds: (questions,) which seed drew that picture; None if one drew all.
         seed: Of the resampling.
 
     Attributes:
         count: How many pictures there are.
     """
 
-    def __init__(self, groups: Sequence[Any], seed: int = 0) -> None:
-        labels, self._group = np.unique(np.asarray(groups), return_inverse=True)
+    def __init__(self, groups: Sequence[Any], seeds: Sequence[int] | None = None, seed: int = 0) -> None:
+        labels, first, self._group = np.unique(np.asarray(groups), return_index=True, return_inverse=True)
         self.count = len(labels)
+        self._seed = np.zeros(self.count, dtype=np.int64)  # of each picture
+        if seeds is not None:
+            self._seed = np.unique(np.asarray(seeds), return_inverse=True)[1][first]
         chances = np.full(self.count, 1 / max(1, self.count))
         draws = np.random.default_rng(seed).multinomial(self.count, chances, RESAMPLES)
         self._weights = draws.astype(np.float64)  # (resamples, pictures)
@@ -94,9 +104,7 @@ class Resampled:
 
         Shapes: (questions,), NaN where a question does not count -> (1 + resamples,).
         """
-        counted = ~np.isnan(values)
-        sums = np.bincount(self._group, np.where(counted, values, 0.0), self.count)
-        counts = np.bincount(self._group, counted, self.count)
+        sums, counts = self._by_picture(values)
         with np.errstate(invalid="ignore"):  # a resample without any question of a rare task has no mean
             drawn = (self._weights @ sums) / (self._weights @ counts)
         means: Numbers = np.append(sums.sum() / counts.sum(), drawn)
@@ -104,16 +112,36 @@ class Resampled:
 
     def mean(self, values: Numbers) -> Estimate:
         """The mean of (questions,) values with its interval."""
-        return estimate(self.means(values))
+        return estimate(self.means(values), self.widening(values))
+
+    def widening(self, values: Numbers) -> float:
+        """What an interval of the mean of (questions,) values is multiplied by for what seeds add; 1 with one seed."""
+        found = self._spread(values)
+        if found is None or found.pictures == 0:
+            return 1.0
+        return found.widening
 
     def proportion(self, values: Numbers) -> Estimate:
         """The mean of (questions,) shares, such as 1 for right and 0 for wrong, with its interval.
 
-        Where all are 0 or all are 1, so is every resample, and a bootstrap interval has no width. There it is Wilson's,
-        with the pictures for n: as if all questions about one picture were the same question.
+        Wilson's, which is asymmetric near 0 and near 1 and has a width there. For n stands how many independent
+        questions would have this variance (Dean and Pagano, Journal of Survey Statistics and Methodology 3, 2015).
+        Where all pictures have the same share there is no variance, and n is the number of pictures: as if all
+        questions about one picture were the same question.
         """
+        sums, counts = self._by_picture(values)
+        hits = float(sums.sum() / counts.sum())
+        found = self._spread(values)
+        if found is None or found.pictures + found.seeds < NO_VARIANCE:
+            return wilson(hits, max(1, int((counts > 0).sum())))
+        count = hits * (1 - hits) / (found.pictures + found.seeds)
+        return wilson(hits, count, students(found.freedom))
+
+    def _spread(self, values: Numbers) -> Spread | None:
+        return spread(*self._by_picture(values), self._seed)
+
+    def _by_picture(self, values: Numbers) -> tuple[Numbers, Numbers]:
+        """Sum and number of the values of each picture that count."""
         counted = ~np.isnan(values)
-        for edge in (0.0, 1.0):
-            if counted.any() and (values[counted] == edge).all():
-                return wilson(edge, len(np.unique(self._group[counted])))
-        return self.mean(values)
+        sums = np.bincount(self._group, np.where(counted, values, 0.0), self.count).astype(np.float64)
+        return sums, np.bincount(self._group, counted, self.count).astype(np.float64)

@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from foveate._sheet import SECTION, Column, Sheet
-from foveate.eval.cells import Cell
+from foveate.eval.cells import BASELINES, Cell
 from foveate.eval.outcome import Outcome, points
 from foveate.eval.stats import Estimate
-from foveate.eval.verdict import verdicts
+from foveate.eval.verdict import collapsed, verdicts
 
 __all__ = ["Summary", "sheets"]
 
 HARD = "Hard: accuracy on the questions that resize, at the same true count, gets wrong."
-TOKENS = "Tokens: what a decoder layer truly processed, on average. Intervals: 95 %, paired bootstrap over pictures."
+TOKENS = "Tokens: what a decoder layer truly processed, on average."
 AGAINST = "− random, − resize: accuracy minus theirs at the same true count, in points."
 VERDICTS = "Better than, worse than: the 95 % interval of that difference does not hold zero."
 EDGE = "(≥ …), (≤ …): all right or all wrong, so the interval is Wilson's, over pictures."
@@ -49,6 +49,10 @@ class Summary:
         figure: What the figure is called there.
         higher_is_better: Which way is good.
         origin: What the figures depend on, as plain values: model, versions, settings.
+        seeds: Those that drew the pictures; none where pictures are not drawn.
+        pictures_by_seed: How many pictures each seed drew.
+        counts_by_seed: Of each task, how many questions each seed gave.
+        right: Of each task, how many of the full model's answers to each seed's questions are right.
     """
 
     counts: Mapping[str, int]
@@ -63,6 +67,10 @@ class Summary:
     figure: str = "Accuracy"
     higher_is_better: bool = True
     origin: Mapping[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
+    pictures_by_seed: tuple[int, ...] = ()
+    counts_by_seed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    right: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def questions(self) -> int:
@@ -77,9 +85,14 @@ class Summary:
             "pictures": self.pictures,
             "vision_tokens": round(self.vision_tokens, 3),
             "counts": dict(self.counts),
+            "by_seed": {
+                "pictures": list(self.pictures_by_seed),
+                "counts": {task: list(counts) for task, counts in self.counts_by_seed.items()},
+            },
             "full": {
                 "accuracy": self.accuracy.to_dict(),
                 "tasks": {task: accuracy.to_dict() for task, accuracy in self.tasks.items()},
+                "right": {task: list(right) for task, right in self.right.items()},
             },
             "cells": [outcome.to_dict() for outcome in self.outcomes],
             "infeasible": [
@@ -125,8 +138,9 @@ class Summary:
         return self.findings() + self.legend()
 
     def findings(self) -> list[str]:
-        """Which methods beat a control and which did not, and what else is unusual about a row."""
+        """Which methods beat a control and which did not, what an accuracy hides, and what is unusual about a row."""
         notes = verdicts(self.outcomes, higher_is_better=self.higher_is_better)
+        notes += [line for outcome in self.outcomes for line in self._hidden(outcome)]
         for outcome in self.outcomes:
             notes += outcome.notes()
         if self.pictures < FEW:
@@ -134,14 +148,34 @@ class Summary:
             notes.append(f"Only {pictures}: with fewer than {FEW}, intervals and verdicts are worth little. Ask more.")
         return notes
 
+    def _hidden(self, outcome: Outcome) -> list[str]:
+        """Tasks that a method's accuracy over all questions hides, in a sentence; none of a control's."""
+        if outcome.cell.name in BASELINES:
+            return []
+        values, full = _values(outcome.tasks), _values(self.tasks)
+        lost = [f"{task} ({values[task]:.0%}; full model {full[task]:.0%})" for task in collapsed(values, full)]
+        if not lost:
+            return []
+        return [
+            f"{outcome.cell.name} at {outcome.tokens:.0f} tokens: less than a quarter is left of {', '.join(lost)}."
+        ]
+
     def legend(self) -> list[str]:
         """What the columns mean, and how their intervals came about."""
-        notes = [TOKENS, *self._edges()]
+        notes = [TOKENS, self._intervals(), *self._edges()]
         if any(outcome.against for outcome in self.outcomes):
             notes += [AGAINST, VERDICTS]
         if any(outcome.hard is not None for outcome in self.outcomes):
             notes.append(HARD)
         return notes
+
+    def _intervals(self) -> str:
+        """What the intervals are over."""
+        if not self.seeds:
+            return "Intervals: 95 %, paired, over pictures."
+        if len(self.seeds) == 1:
+            return "Intervals: 95 %, paired, over the pictures of one seed; what other seeds would add is not known."
+        return f"Intervals: 95 %, paired, over pictures and over {len(self.seeds)} seeds of them."
 
     def _edges(self) -> list[str]:
         """What to know of figures whose bootstrap has no width."""
@@ -190,6 +224,10 @@ def _without_empty_columns(title: str, heads: Sequence[str], rows: Sequence[Sequ
     shown = [[row[number] for number in kept] if any(row) else SECTION for row in filled]
     columns = [Column(heads[number], right=number > 0) for number in kept]
     return Sheet(title, columns, shown)
+
+
+def _values(figures: Mapping[str, Estimate]) -> dict[str, float]:
+    return {task: figure.value for task, figure in figures.items()}
 
 
 def _percents(figures: Iterable[Estimate]) -> list[str]:

@@ -1,14 +1,27 @@
-"""Whether a method is better than random dropping, and what it is worse than: a sentence a method."""
+"""Whether a method is better than random dropping, what it is worse than, and what its accuracy hides."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from foveate.eval.outcome import RIVALS, Outcome
 from foveate.eval.stats import Estimate
 
-__all__ = ["verdict", "verdicts"]
+__all__ = ["collapsed", "verdict", "verdicts"]
 
 ALWAYS = "random"
 """The control that every method is judged by; of another, only that a method is worse is said."""
+
+LEFT = 0.25
+"""The share of the full model's accuracy on a task below which the task has collapsed."""
+
+
+def collapsed(tasks: Mapping[str, float], full: Mapping[str, float]) -> list[str]:
+    """Tasks of which less than a quarter of the full model's accuracy is left.
+
+    Args:
+        tasks: Accuracy of each task.
+        full: The full model's.
+    """
+    return [task for task, value in tasks.items() if value < LEFT * full.get(task, 0.0)]
 
 
 def verdict(difference: Estimate, *, higher_is_better: bool = True) -> str:

@@ -28,7 +28,7 @@ def evaluate(
     plan: Plan | None = None,
     *,
     count: int = 550,
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
     max_new_tokens: int = 64,
     jobs: int = 1,
     listener: Listener | None = None,
@@ -40,7 +40,7 @@ def evaluate(
         tasks: Names in `foveate.embedded.questions.TASKS`; none for all of them.
         plan: What is compared; by default three methods and four baselines at three budgets.
         count: Questions in all, up to one a task and picture.
-        seed: Which held-out pictures.
+        seeds: Which held-out pictures. Intervals are over pictures and over seeds; with one seed, over its pictures.
         max_new_tokens: The longest answer.
         jobs: Processes; 0 takes as many as pay off, see `foveate.eval.embedded.run.run`.
         listener: Hears how it goes.
@@ -57,7 +57,7 @@ def evaluate(
     listener = listener or Listener()
     names = check_tasks(tasks)
     with listener.stage("Drawing pictures", None):
-        chosen = questions(names, count, seed)
+        chosen = questions(names, count, seeds)
     vision_tokens = prompts_of(vlm, chosen[:1])[0].vision_tokens  # all pictures have the same size
     budgets = plan.shares_of(vision_tokens)
     conditions = provenance.conditions(vlm) | {"max_new_tokens": max_new_tokens}
@@ -66,7 +66,7 @@ def evaluate(
         "model": vlm.to_dict() | {"weights": conditions["weights"]},
         "versions": versions(),
         "commit": commit(),
-        "seed": seed,
+        "seeds": list(seeds),
         "draws": plan.draws,
         "max_new_tokens": max_new_tokens,
     }
@@ -110,9 +110,15 @@ class _Asking:
             self._column(None),
             cells,
             [[self._column(draw) for draw in cell.draws] for cell in cells],
-            title=f"{self.vlm.name}: {len(pictures)} questions about {len(set(pictures))} pictures",
+            title=f"{self.vlm.name}: {len(pictures)} questions about {len(set(pictures))} pictures, {self._seeds()}",
+            seeds=[question.seed for question in self.questions],
             origin=self.origin,
         )
+
+    def _seeds(self) -> str:
+        """`seed 7`, or `seeds 0, 1, 2`."""
+        seeds = [str(seed) for seed in self.origin["seeds"]]
+        return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(seeds)}"
 
     def _column(self, method: Method | None) -> Column:
         """What a method came to, from the store."""

@@ -26,6 +26,11 @@ class PictureQuestion:
         """A name that no other question has."""
         return f"{self.picture}/{self.question.task}"
 
+    @property
+    def seed(self) -> int:
+        """The seed that its picture belongs to."""
+        return self.picture // APART
+
 
 def check_tasks(names: Sequence[str]) -> tuple[str, ...]:
     """The tasks named, in their usual order; all for none.
@@ -38,19 +43,34 @@ def check_tasks(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(task for task in TASKS if task in names or not names)
 
 
-def questions(tasks: Sequence[str], count: int, seed: int = 0) -> list[PictureQuestion]:
-    """The first `count` questions of a seed's pictures, one of every task that a picture allows.
+def questions(tasks: Sequence[str], count: int, seeds: Sequence[int] = (0,)) -> list[PictureQuestion]:
+    """Questions about pictures of several seeds, one of every task that a picture allows.
 
     Args:
         tasks: Names in `TASKS`.
-        count: How many in all. Few pictures allow a list or a relation, so these tasks get fewer.
-        seed: Which pictures; no two seeds share one, and none was ever trained on.
+        count: How many in all; every seed gets as many, but for a rest. Few pictures allow a list or a relation, so
+            these tasks get fewer.
+        seeds: Which pictures; no two seeds share one, and none was ever trained on.
 
     Raises:
-        SettingError: If the count or the seed leaves its range.
+        SettingError: If there are fewer questions than seeds, or a seed is out of range or there twice.
     """
-    if count < 1 or not 0 <= seed < MOST_SEED:
-        raise SettingError(f"Ask one question or more, with a seed in 0 to {MOST_SEED - 1}; got {count} and {seed}.")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise SettingError(f"Give one seed or more, each once; got {list(seeds)}.")
+    for seed in seeds:
+        if not 0 <= seed < MOST_SEED:
+            raise SettingError(f"A seed lies in 0 to {MOST_SEED - 1}; got {seed}.")
+    if count < len(seeds):
+        raise SettingError(f"Ask one question or more of each seed; got {count} of {len(seeds)}.")
+    each, rest = divmod(count, len(seeds))
+    chosen: list[PictureQuestion] = []
+    for place, seed in enumerate(seeds):
+        chosen += _questions(tasks, each + (place < rest), seed)
+    return chosen
+
+
+def _questions(tasks: Sequence[str], count: int, seed: int) -> list[PictureQuestion]:
+    """The first questions of a seed's pictures."""
     chosen: list[PictureQuestion] = []
     picture = seed * APART
     while len(chosen) < count:
