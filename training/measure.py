@@ -23,9 +23,9 @@ from PIL import Image
 from data import pictures
 from export import import_network
 from foveate.embedded import path
-from foveate.embedded.films import FILM_TASKS, film, film_questions
+from foveate.embedded.films import FILM_TASKS, film, one_per_film_task
 from foveate.embedded.questions import TASKS, Question, one_per_task
-from foveate.embedded.scenes import Scene, rng_for, scene
+from foveate.embedded.scenes import Scene, scene
 from foveate.embedded.sketches import sketch
 from losses import right_answers
 from network import Network
@@ -59,8 +59,7 @@ def about(kind: str, index: int, side: int) -> tuple[Sequence[Scene], list[Quest
     """Held-out scene, sketch or film number `index`, and one question of each task about it."""
     if kind == "films":
         one = film("held-out", index)
-        first = {question.task: question for question in reversed(film_questions(one, rng_for("held-out", index, 1)))}
-        return one.frames, list(first.values())
+        return one.frames, one_per_film_task(one, "held-out", index)
     picture = (sketch if kind == "sketches" else scene)("held-out", index, side)
     return [picture], one_per_task(picture, "held-out", index)
 

@@ -3,10 +3,12 @@ from contextlib import contextmanager
 import pytest
 
 from foveate.ask.loading import load
+from foveate.embedded import FILM_TASKS
 from foveate.errors import SettingError, UnknownNameError
 from foveate.eval.embedded import evaluate
 from foveate.eval.listener import Listener
 from foveate.eval.plan import Plan
+from foveate.eval.provenance import conditions
 
 
 class Heard(Listener):
@@ -71,3 +73,15 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_asked(vlm, tmp_path)
     with pytest.raises(SettingError, match="900 tokens are more than the 576 vision tokens"):
         evaluate(vlm, ["colour"], Plan(tokens=(900,), cache=tmp_path), count=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_model_for_films_is_asked_about_films_and_keeps_its_answers_apart(vlm, tmp_path):
+    films = load("embedded-films", device="cpu")
+    assert conditions(films) != conditions(vlm)
+    plan = Plan(methods=("random",), tokens=(288,), draws=1, baselines=False, cache=tmp_path)
+    summary = evaluate(films, (), plan, count=3, max_new_tokens=8)
+    assert set(summary.to_dict()["counts"]) <= set(FILM_TASKS)
+    assert summary.to_dict()["vision_tokens"] == 8 * 144
+    assert summary.outcomes[0].tokens == pytest.approx(288, abs=2)
+    with pytest.raises(UnknownNameError, match="colour"):
+        evaluate(films, ["colour"], plan, count=3)

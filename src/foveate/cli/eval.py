@@ -161,9 +161,9 @@ class Eval(MethodsOptions):
 
     def _benchmarks(self, names: tuple[str, ...]) -> bool:
         """Whether these are benchmarks, not embedded tasks."""
-        from foveate.embedded import TASKS
+        from foveate.embedded import tasks_of
 
-        benchmarks = [name for name in names if name not in TASKS]
+        benchmarks = [name for name in names if name not in tasks_of(self.models.model)]
         if benchmarks and len(benchmarks) < len(names):
             raise UsageError("Embedded tasks and benchmarks are run apart: name one kind with --tasks.")
         return bool(benchmarks)

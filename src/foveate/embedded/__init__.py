@@ -9,7 +9,20 @@ Importing this package loads neither torch nor transformers; `load` does.
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ANSWER", "FILMS", "NAME", "NAMES", "QUESTION", "TASKS", "for_films", "load", "path", "picture"]
+__all__ = [
+    "ANSWER",
+    "FILMS",
+    "FILM_TASKS",
+    "NAME",
+    "NAMES",
+    "QUESTION",
+    "TASKS",
+    "for_films",
+    "load",
+    "path",
+    "picture",
+    "tasks_of",
+]
 
 NAME = "embedded"
 """The name of the model on the command line and in `foveate.load`."""
@@ -36,8 +49,16 @@ TASKS = (
     "list top to bottom",
 )
 
+FILM_TASKS = ("first", "last", "order", "brief", "ever", "film text")
+"""What can be asked about a film."""
+
 ANSWER = "XRPMQ"
 """The text in `picture()`."""
+
+
+def tasks_of(model: str) -> tuple[str, ...]:
+    """The tasks that a model of this name is asked: about films where it takes films, else about pictures."""
+    return FILM_TASKS if model == FILMS else TASKS
 
 
 def path() -> Path:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from foveate.embedded import FILM_TASKS
 from foveate.embedded.drawing import SHAPES
 from foveate.embedded.grounds import ground
 from foveate.embedded.questions import Question
@@ -16,14 +17,12 @@ from foveate.embedded.scenes import Scene, Text, Thing, rng_for
 from foveate.embedded.sketches import MEANT, Canvas, free_box, stands_out, tint, write
 from foveate.embedded.strokes import Look, draw_shape
 
-__all__ = ["FILM_TASKS", "FRAMES", "SIDE", "Film", "Shown", "film", "film_questions"]
+__all__ = ["FILM_TASKS", "FRAMES", "SIDE", "Film", "Shown", "film", "film_questions", "one_per_film_task"]
 
 PURPOSE = 6  # of the generator, see `rng_for`
 
 FRAMES, SIDE = 8, 168
 """Frames of a film, and pixels of a side of each: 144 vision tokens a frame."""
-
-FILM_TASKS = ("first", "last", "order", "brief", "ever", "film text")
 
 BRIEF = 4
 """What shows for no more than one frame in so many is seen only briefly; for half of them, it stays."""
@@ -130,6 +129,15 @@ def film_questions(one: Film, rng: np.random.Generator) -> list[Question]:
     """Every question that a film allows; `rng` only chooses what is asked for that never shows."""
     things = [each for each in one.shown if isinstance(each.what, Thing)]
     return [*_order(things), *_brief(things, len(one.frames)), *_ever(things, rng), *_text(one)]
+
+
+def one_per_film_task(one: Film, split: str, index: int) -> list[Question]:
+    """One question of each task that the film allows; a function of (split, index)."""
+    rng = rng_for(split, index, purpose=1)
+    found: dict[str, list[Question]] = {}
+    for question in film_questions(one, rng):
+        found.setdefault(question.task, []).append(question)
+    return [each[int(rng.integers(len(each)))] for each in found.values()]
 
 
 def _order(things: list[Shown]) -> Iterator[Question]:

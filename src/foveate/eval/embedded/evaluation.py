@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from foveate import embedded
 from foveate._versions import commit, versions
 from foveate.ask.vlm import VLM
 from foveate.eval import provenance
@@ -37,7 +38,7 @@ def evaluate(
 
     Args:
         vlm: The model.
-        tasks: Names in `foveate.embedded.questions.TASKS`; none for all of them.
+        tasks: Names in `foveate.embedded.tasks_of(vlm.name)`; none for all of them.
         plan: What is compared; by default three methods and four baselines at three budgets.
         count: Questions in all, up to one a task and picture.
         seeds: Which held-out pictures. Intervals are over pictures and over seeds; with one seed, over its pictures.
@@ -55,7 +56,7 @@ def evaluate(
     """
     plan = plan or Plan()
     listener = listener or Listener()
-    names = check_tasks(tasks)
+    names = check_tasks(tasks, embedded.tasks_of(vlm.name))
     with listener.stage("Drawing pictures", None):
         chosen = questions(names, count, seeds)
     vision_tokens = prompts_of(vlm, chosen[:1])[0].vision_tokens  # all pictures have the same size

@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from foveate.embedded.questions import TASKS, Question, one_per_task
-from foveate.embedded.scenes import scene
+from PIL import Image
+
+from foveate.embedded import FILM_TASKS, TASKS
+from foveate.embedded.films import film, one_per_film_task
+from foveate.embedded.questions import Question, one_per_task
+from foveate.embedded.scenes import Scene, scene
 from foveate.errors import SettingError, UnknownNameError
 
 __all__ = ["APART", "SPLIT", "PictureQuestion", "check_tasks", "questions"]
@@ -16,7 +20,7 @@ MOST_SEED = 2000
 
 @dataclass(frozen=True, slots=True)
 class PictureQuestion:
-    """A question about picture number `picture` of the held-out split."""
+    """A question about picture, or film, number `picture` of the held-out split."""
 
     picture: int
     question: Question
@@ -26,28 +30,38 @@ class PictureQuestion:
         """A name that no other question has."""
         return f"{self.picture}/{self.question.task}"
 
+    def shown(self) -> list[Image.Image]:
+        """The picture, or the frames of the film."""
+        if self.question.task in FILM_TASKS:
+            return [Image.fromarray(frame.image) for frame in film(SPLIT, self.picture).frames]
+        return [Image.fromarray(_picture(self.picture).image)]
+
     @property
     def seed(self) -> int:
         """The seed that its picture belongs to."""
         return self.picture // APART
 
 
-def check_tasks(names: Sequence[str]) -> tuple[str, ...]:
+def check_tasks(names: Sequence[str], known: Sequence[str] = TASKS) -> tuple[str, ...]:
     """The tasks named, in their usual order; all for none.
+
+    Args:
+        names: Of tasks.
+        known: All there are: about pictures, or about films.
 
     Raises:
         UnknownNameError: If there is no such task.
     """
-    if unknown := sorted(set(names) - set(TASKS)):
-        raise UnknownNameError(f"No embedded task {unknown[0]!r}. There are: {', '.join(TASKS)}.")
-    return tuple(task for task in TASKS if task in names or not names)
+    if unknown := sorted(set(names) - set(known)):
+        raise UnknownNameError(f"No embedded task {unknown[0]!r}. There are: {', '.join(known)}.")
+    return tuple(task for task in known if task in names or not names)
 
 
 def questions(tasks: Sequence[str], count: int, seeds: Sequence[int] = (0,)) -> list[PictureQuestion]:
     """Questions about pictures of several seeds, one of every task that a picture allows.
 
     Args:
-        tasks: Names in `TASKS`.
+        tasks: Names in `TASKS`, or in `FILM_TASKS`.
         count: How many in all; every seed gets as many, but for a rest. Few pictures allow a list or a relation, so
             these tasks get fewer.
         seeds: Which pictures; no two seeds share one, and none was ever trained on.
@@ -73,8 +87,17 @@ def _questions(tasks: Sequence[str], count: int, seed: int) -> list[PictureQuest
     """The first questions of a seed's pictures."""
     chosen: list[PictureQuestion] = []
     picture = seed * APART
+    about_films = bool(set(tasks) & set(FILM_TASKS))
     while len(chosen) < count:
-        drawn = one_per_task(scene(SPLIT, picture), SPLIT, picture)
+        if about_films:
+            drawn = one_per_film_task(film(SPLIT, picture), SPLIT, picture)
+        else:
+            drawn = one_per_task(_picture(picture), SPLIT, picture)
         chosen += [PictureQuestion(picture, question) for question in drawn if question.task in tasks]
         picture += 1
     return chosen[:count]
+
+
+def _picture(number: int) -> Scene:
+    """What picture number `number` shows."""
+    return scene(SPLIT, number)

@@ -12,15 +12,14 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from PIL import Image
 
+from foveate import embedded
 from foveate.ask.generation import Generation
-from foveate.ask.loading import EMBEDDED, load
+from foveate.ask.loading import load
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
-from foveate.embedded.scenes import scene
 from foveate.errors import InputError
-from foveate.eval.embedded.pictures import SPLIT, PictureQuestion
+from foveate.eval.embedded.pictures import PictureQuestion
 from foveate.eval.first import First
 from foveate.eval.listener import Advance, unheard
 from foveate.eval.store import FULL, Store, key_of
@@ -128,14 +127,14 @@ def run(
 
 
 def prompts_of(vlm: VLM, questions: Sequence[PictureQuestion]) -> list[Prompt]:
-    """Questions about one picture as the model gets them."""
-    picture = Image.fromarray(scene(SPLIT, questions[0].picture).image)
-    return [vlm.prepare(picture, question.question.question) for question in questions]
+    """Questions about one picture or film as the model gets them."""
+    shown = questions[0].shown()
+    return [vlm.prepare(shown, question.question.question) for question in questions]
 
 
 def _default_jobs(vlm: VLM) -> int:
     """Processes that pay off."""
-    if vlm.name != EMBEDDED or vlm.model.device.type != "cpu":
+    if vlm.name not in embedded.NAMES or vlm.model.device.type != "cpu":
         return 1
     if not hasattr(os, "sched_getaffinity"):
         return min(MOST_JOBS, os.cpu_count() or 1)
