@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Eval"]
 
 FOR_QUESTIONS = ("questions", "seed", "jobs")
-FOR_BENCHMARKS = ("protocol", "batch_size", "limit", "frames", "include")
+FOR_BENCHMARKS = ("protocol", "batch_size", "limit", "frames", "include", "log_samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,8 @@ class Eval(MethodsOptions):
     """benchmarks: at most N frames of a video"""
     include: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")] = ()
     """benchmarks: a folder with tasks of your own in lmms-eval's format"""
+    log_samples: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """benchmarks: write lmms-eval's own results and samples too, each setting's in a folder of its own"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     outputs: Annotated[EvalOutputs, tyro.conf.arg(name="output")] = field(default_factory=EvalOutputs)
 
@@ -133,6 +135,8 @@ class Eval(MethodsOptions):
         ):
             if value is not None and value < least:
                 raise UsageError(f"{flag} {value}: must be {least} or more.")
+        if self.log_samples is not None and self.log_samples.exists() and not self.log_samples.is_dir():
+            raise UsageError(f"--log-samples {self.log_samples}: not a folder.")
         names = self._task_names()
         if self._benchmarks(names):
             self._refuse(FOR_QUESTIONS, "is for the embedded tasks, and these are benchmarks. Leave it out.")
@@ -191,7 +195,7 @@ class Eval(MethodsOptions):
 
         check_names(names, self.include)
         conduct = Conduct(protocol=self.protocol, batch_size=self.batch_size, most_frames=self.frames)
-        options = Options(conduct=conduct, limit=self.limit, include=self.include)
+        options = Options(conduct=conduct, limit=self.limit, include=self.include, log_samples=self.log_samples)
         return evaluate(load(self.models), names, plan, options=options, listener=_OnScreen())
 
 

@@ -19,6 +19,7 @@ from foveate.eval.lmms.figures import scores_of
 from foveate.eval.lmms.quiet import quiet
 from foveate.eval.lmms.scores import Scores
 from foveate.eval.lmms.setting import Choice
+from foveate.eval.lmms.tracking import Label, write
 from foveate.eval.store import Store
 from foveate.methods.base import Method
 
@@ -35,11 +36,13 @@ class Options:
         conduct: How questions are put to the model.
         limit: Documents of each task, from its first on; None is all.
         include: Folders with tasks of one's own.
+        log_samples: Where lmms-eval's own results and samples are written, a folder for each setting; None is nowhere.
     """
 
     conduct: Conduct = field(default_factory=Conduct)
     limit: int | None = None
     include: tuple[Path, ...] = ()
+    log_samples: Path | None = None
 
 
 def harness_tasks(include: Sequence[Path] = ()) -> tuple[str, ...]:
@@ -81,10 +84,10 @@ def run(
     store: Store | None = None,
     advance: Advance = unheard,
 ) -> Scores:
-    """Run benchmarks under one setting.
+    """Label benchmarks under one setting.
 
     What the store has of the setting is not asked again, and every batch is on disk when the next one begins.
-    Run the full model first, into the same store: later runs then measure how far their first tokens diverge.
+    Label the full model first, into the same store: later runs then measure how far their first tokens diverge.
 
     Args:
         vlm: The model.
@@ -130,8 +133,14 @@ def run(
             for name, task in manager.tasks().items()
             if report["samples"].get(name)
         }
+        if options.log_samples is not None:
+            conduct = options.conduct
+            label = Label(
+                model=vlm.name, asked=choice.asked, protocol=conduct.protocol, most_frames=conduct.most_frames
+            )
+            write(options.log_samples, label, report, answerer.records)
     groups = {name: _figures(values) for name, values in report.get("groups", {}).items()}
-    return Scores(tasks, groups, resolved, options.conduct.protocol, version("lmms-eval"))
+    return Scores(tasks, groups, resolved, options.conduct.protocol, version("lmms-eval"), choice.asked.to_dict())
 
 
 def _figures(values: Mapping[str, Any]) -> dict[str, float]:
