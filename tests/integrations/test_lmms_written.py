@@ -64,7 +64,7 @@ def test_a_budget_that_no_sample_can_meet_ends_the_run_in_one_line(tasks, offlin
         (
             Setting(name="visiondrop+v2drop", budget=64, settings={"layers": [3]}),
             {},
-            "m__visiondrop+v2drop__layers=-3__64-tokens",
+            "m__visiondrop+v2drop__layers=3__64-tokens",
         ),
     ],
 )

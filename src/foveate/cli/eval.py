@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from foveate.cli.options import Flag, MethodsOptions, ModelOptions, OutputOption
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import UsageError, check_budgets
+from foveate.errors import UnknownNameError
 from foveate.eval.listener import Advance, Listener
 
 if TYPE_CHECKING:
@@ -140,6 +142,7 @@ class Eval(MethodsOptions):
         names = self._task_names()
         if self._benchmarks(names):
             self._refuse(FOR_QUESTIONS, "is for the embedded tasks, and these are benchmarks. Leave it out.")
+            self._check_names(names)
         else:
             self._refuse(
                 FOR_BENCHMARKS, "is for benchmarks, and the embedded tasks run here. Name a benchmark with --tasks."
@@ -171,6 +174,18 @@ class Eval(MethodsOptions):
         if benchmarks and len(benchmarks) < len(names):
             raise UsageError("Embedded tasks and benchmarks are run apart: name one kind with --tasks.")
         return bool(benchmarks)
+
+    def _check_names(self, names: tuple[str, ...]) -> None:
+        """Refuse names that are neither benchmarks nor, though nearly, embedded tasks."""
+        from foveate.embedded import TASKS
+        from foveate.eval.lmms.written import check_written
+
+        try:
+            check_written(names, self.include)
+        except UnknownNameError as error:
+            if near := [task for name in names for task in get_close_matches(name, TASKS, n=1)]:
+                raise UnknownNameError(f"{error} Or did you mean the embedded task {near[0]!r}?") from error
+            raise
 
     def _run_embedded(self, names: tuple[str, ...], plan: "Plan") -> "Summary":
         from foveate.cli.asking import load

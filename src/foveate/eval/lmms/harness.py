@@ -20,6 +20,7 @@ from foveate.eval.lmms.quiet import quiet
 from foveate.eval.lmms.scores import Scores
 from foveate.eval.lmms.setting import Choice
 from foveate.eval.lmms.tracking import Label, write
+from foveate.eval.lmms.written import check_folders
 from foveate.eval.store import Store
 from foveate.methods.base import Method
 
@@ -57,9 +58,7 @@ def harness_tasks(include: Sequence[Path] = ()) -> tuple[str, ...]:
             f"Benchmarks by name are run by lmms-eval, which is not installed: {INSTALL} "
             "(docs/guides/benchmarks.md says how to keep your torch)."
         )
-    for folder in include:
-        if not folder.is_dir():
-            raise InputError(f"There is no folder {folder} to take tasks from.")
+    check_folders(include)
     return tuple(_manager(tuple(map(str, include))).all_tasks)
 
 

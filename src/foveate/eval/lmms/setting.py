@@ -45,7 +45,7 @@ class Asked:
         if isinstance(self.settings, str):
             words.append(self.settings)
         elif self.settings:
-            words.append(";".join(f"{name}={value}" for name, value in self.settings.items()))
+            words.append(";".join(_pair(name, value) for name, value in self.settings.items()))
         if self.budget is not None:
             words.append(f"{self.budget:g}-tokens")
         if self.share is not None:
@@ -62,6 +62,13 @@ class Asked:
         if self.settings:
             values["settings"] = self.settings
         return values
+
+
+def _pair(name: str, value: Any) -> str:
+    """A setting as it is written behind a method's name: layers=3,17."""
+    if isinstance(value, list | tuple):
+        value = ",".join(map(str, value))
+    return f"{name}={value}"
 
 
 @dataclass(frozen=True, slots=True)
