@@ -1,7 +1,11 @@
+import json
+import re
+
 import pytest
 
 from foveate.errors import SettingError
-from foveate.eval.lmms.arguments import values_of
+from foveate.eval.lmms.arguments import NAMES, values_of
+from foveate.eval.lmms.setting import Setting
 
 
 @pytest.mark.parametrize(
@@ -25,7 +29,7 @@ from foveate.eval.lmms.arguments import values_of
             'settings={"metric":"cosine","layers":[3,7]},log=007',
             {"settings": '{"metric":"cosine","layers":[3,7]}', "log": "007"},
         ),
-        ("settings=metric=cosine;window=2,dtype=float16", {"settings": "metric=cosine;window=2", "dtype": "float16"}),
+        ("settings=metric=cosine;min_keep=2,dtype=float16", {"settings": "metric=cosine;min_keep=2", "dtype": "float16"}),
         ("log=bob's,pretrained=al's", {"log": "bob's", "pretrained": "al's"}),
         ('log="a,seed=b",pretrained=2024', {"log": "a,seed=b", "pretrained": "2024"}),
         (
@@ -68,3 +72,24 @@ def test_what_cannot_be_meant_is_refused_in_one_sentence(text, said):
         values_of(text)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_all_that_the_guide_shows_can_be_meant(root):
+    page = (root / "docs/guides/benchmarks.md").read_text()
+    shown = re.findall(r"""--model_args (?:"([^"\n]+)"|'([^'\n]+)'|(\S+)$)""", page, re.MULTILINE)
+    assert len(shown) >= 10
+    for text in map("".join, shown):
+        values = values_of(text)
+        method = values.get("method", "")
+        asked = {name: values[name] for name in ("budget", "retention", "seed", "settings") if name in values}
+        Setting(name=method if isinstance(method, str) else json.dumps(method), **asked)
+    table = page.partition("| argument |")[2].partition("\n\n")[0]
+    assert sorted(re.findall(r"`(\w+)`(?=[^|]*\|[^|]*\|$)", table, re.MULTILINE)) == sorted(NAMES)
+
+
+def test_these_are_the_arguments_of_the_model():
+    from inspect import signature
+
+    from foveate.eval.lmms.backend import Foveate
+
+    assert tuple(signature(Foveate).parameters) == (*NAMES, "batch_size", "max_batch_size")

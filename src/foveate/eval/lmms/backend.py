@@ -94,7 +94,7 @@ class Foveate(Answering):
         budget: Mean vision tokens a decoder layer, solved for each sample's own count.
         retention: The same as a share; 1/3 where neither is given.
         seed: Which draw, for methods that draw at random.
-        settings: Other settings of the method: {"metric":"cosine"}, or metric=cosine;window=2.
+        settings: Other settings of the method: {"metric":"cosine"}, or metric=cosine;min_keep=2.
         protocol: "own" is the model's chat template and processor, "llava" the papers' conditions.
         max_frames: Most frames of a video.
         log: A folder for a record of every answer; a run that is started again reuses what is there.
