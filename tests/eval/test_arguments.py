@@ -29,7 +29,10 @@ from foveate.eval.lmms.setting import Setting
             'settings={"metric":"cosine","layers":[3,7]},log=007',
             {"settings": '{"metric":"cosine","layers":[3,7]}', "log": "007"},
         ),
-        ("settings=metric=cosine;min_keep=2,dtype=float16", {"settings": "metric=cosine;min_keep=2", "dtype": "float16"}),
+        (
+            "settings=metric=cosine;min_keep=2,dtype=float16",
+            {"settings": "metric=cosine;min_keep=2", "dtype": "float16"},
+        ),
         ("log=bob's,pretrained=al's", {"log": "bob's", "pretrained": "al's"}),
         ('log="a,seed=b",pretrained=2024', {"log": "a,seed=b", "pretrained": "2024"}),
         (

@@ -2,9 +2,9 @@ import pytest
 import yaml
 
 from foveate.errors import UnknownNameError, UnsupportedError
-from foveate.eval.lmms import harness
+from foveate.eval.lmms import harness, task_names
 from foveate.eval.lmms.benchmarks import BENCHMARKS, MME_TOTAL, primary, resolve
-from foveate.eval.lmms.written import check_written
+from foveate.eval.lmms.task_names import check_written
 
 NAMES = [
     "gqa",
@@ -75,7 +75,7 @@ def test_the_figure_that_papers_print_is_known():
 
 
 def test_without_the_extra_the_install_command_is_named(monkeypatch):
-    monkeypatch.setattr(harness, "find_spec", lambda name: None)
+    monkeypatch.setattr(task_names, "find_spec", lambda name: None)
     with pytest.raises(UnsupportedError, match=r'pip install "foveate\[eval\]" -c constraints.txt'):
         harness.check_names(["mmmu_val"])
     assert harness.check_names(["gqa"]) == {"gqa": "gqa"}

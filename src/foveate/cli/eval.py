@@ -178,8 +178,9 @@ class Eval(MethodsOptions):
     def _check_names(self, names: tuple[str, ...]) -> None:
         """Refuse names that are neither benchmarks nor, though nearly, embedded tasks."""
         from foveate.embedded import TASKS
-        from foveate.eval.lmms.written import check_written
+        from foveate.eval.lmms.task_names import check_installed, check_written
 
+        check_installed()
         try:
             check_written(names, self.include)
         except UnknownNameError as error:

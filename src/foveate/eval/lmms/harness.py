@@ -5,13 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from foveate.ask.vlm import VLM
-from foveate.errors import InputError, UnsupportedError
+from foveate.errors import InputError
 from foveate.eval.listener import Advance, unheard
 from foveate.eval.lmms.answerer import Answerer, Conduct
 from foveate.eval.lmms.benchmarks import BENCHMARKS, resolve
@@ -19,14 +18,12 @@ from foveate.eval.lmms.figures import scores_of
 from foveate.eval.lmms.quiet import quiet
 from foveate.eval.lmms.scores import Scores
 from foveate.eval.lmms.setting import Choice
+from foveate.eval.lmms.task_names import check_folders, check_installed
 from foveate.eval.lmms.tracking import Label, write
-from foveate.eval.lmms.written import check_folders
 from foveate.eval.store import Store
 from foveate.methods.base import Method
 
 __all__ = ["Options", "check_names", "harness_tasks", "run"]
-
-INSTALL = 'pip install "foveate[eval]" -c constraints.txt'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +50,7 @@ def harness_tasks(include: Sequence[Path] = ()) -> tuple[str, ...]:
         UnsupportedError: If lmms-eval is not installed.
         InputError: If there is no such folder.
     """
-    if find_spec("lmms_eval") is None:
-        raise UnsupportedError(
-            f"Benchmarks by name are run by lmms-eval, which is not installed: {INSTALL} "
-            "(docs/guides/benchmarks.md says how to keep your torch)."
-        )
+    check_installed()
     check_folders(include)
     return tuple(_manager(tuple(map(str, include))).all_tasks)
 

@@ -8,12 +8,26 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from foveate.errors import InputError
+from foveate.errors import InputError, UnsupportedError
 from foveate.eval.lmms.benchmarks import BENCHMARKS, resolve
 
-__all__ = ["check_folders", "check_written"]
+__all__ = ["check_folders", "check_installed", "check_written"]
 
+INSTALL = 'pip install "foveate[eval]" -c constraints.txt'
 DECLARED = re.compile(r"""^(?:task|group|tag):\s*["']?([\w.-]+)""", re.MULTILINE)
+
+
+def check_installed() -> None:
+    """Refuse to go on without lmms-eval.
+
+    Raises:
+        UnsupportedError: If it is not installed.
+    """
+    if find_spec("lmms_eval") is None:
+        raise UnsupportedError(
+            f"Benchmarks by name are run by lmms-eval, which is not installed: {INSTALL} "
+            "(docs/guides/benchmarks.md says how to keep your torch)."
+        )
 
 
 def check_folders(include: Sequence[Path]) -> None:
