@@ -1,5 +1,7 @@
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -85,6 +87,9 @@ def test_a_method_that_spends_less_is_held_against_baselines_that_do_too(run, tm
     ("arguments", "says"),
     [
         (["--tasks", "smell"], "smell"),
+        (["--tasks", "gqb"], "No benchmark 'gqb'. There are: gqa, mmbench_en"),
+        (["--tasks", "pope,colr"], "Or did you mean the embedded task 'colour'?"),
+        (["--tasks", "pope", "--include", "nowhere"], "no folder nowhere"),
         (["--method", "nothing"], "nothing"),
         (["--method", "v2drop:smell=3"], "no setting smell"),
         (["--method", "v2drop", "--method", "v2drop"], "given twice"),
@@ -98,6 +103,8 @@ def test_a_method_that_spends_less_is_held_against_baselines_that_do_too(run, tm
         (["--tasks", ","], "--tasks ',' names no task"),
         (["--tasks", ""], "--tasks '' names no task"),
         (["--include", "somewhere"], "--include is for benchmarks"),
+        (["--log-samples", "somewhere"], "--log-samples is for benchmarks"),
+        (["--tasks", "pope", "--log-samples", __file__], "not a folder"),
         (["--tasks", "colour", "--limit", "4"], "--limit is for benchmarks"),
         (["--tasks", "pope", "--seed", "7"], "--seed is for the embedded tasks"),
         (["--seed", "7", "--seed", "7"], "each once"),
@@ -106,6 +113,14 @@ def test_a_method_that_spends_less_is_held_against_baselines_that_do_too(run, tm
 )
 def test_what_cannot_be_meant_is_refused_in_a_line(run, tmp_path, arguments, says):
     code, _, err = run("eval", *arguments, "--cache", tmp_path)
-    assert code == 2
+    assert code == (1 if "no folder" in says else 2)
     assert says in err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["--tasks", "gqb"], ["--tasks", "pope", "--include", "nowhere"]])
+def test_a_wrong_task_is_refused_before_torch_is_imported(arguments):
+    program = "import sys; from foveate.cli import main; code = main(sys.argv[1:]); "
+    program += "sys.exit(code + 10 * ('torch' in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program, "eval", *arguments], capture_output=True, text=True)
+    assert done.returncode in (1, 2), done.stderr

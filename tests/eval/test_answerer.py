@@ -11,6 +11,7 @@ from foveate.errors import SettingError, UnsupportedError
 from foveate.eval.lmms.answerer import Answerer, Conduct, Request
 from foveate.eval.lmms.setting import Choice, Setting
 from foveate.eval.store import Store
+from foveate.methods.mustdrop import MustDrop
 from foveate.methods.v2drop import V2Drop
 from tests import models
 from tests.cli.conftest import save_tiny_llava
@@ -167,3 +168,14 @@ def test_each_sample_gets_the_budget_solved_for_its_own_tokens(monkeypatch, batc
             assert (row["setting"], row["retention"]) == (None, 1.0)
     alone = Answerer(loaded, found.choice, Conduct())
     assert [alone([one])[0] for one in asked] == texts
+
+
+def test_no_prefill_is_shared_with_a_method_that_reads_text(llava, requests, monkeypatch):
+    """Several questions about one picture: what stays is decided by each question."""
+    method = MustDrop.for_budget(llava.model, retention=0.4)
+    choice = Choice.of(method)
+    monkeypatch.setattr(VLM, "answer_sharing", None)
+    about_one = [request_for(at, text, 0) for at, text in enumerate(["What is this ?", "w3 w4 w5 w6 ?"])]
+    together = Answerer(llava, choice, Conduct(batch_size=2))
+    alone = [Answerer(llava, choice)([request])[0] for request in about_one]
+    assert together(about_one) == alone

@@ -2,8 +2,9 @@ import pytest
 import yaml
 
 from foveate.errors import UnknownNameError, UnsupportedError
-from foveate.eval.lmms import harness
+from foveate.eval.lmms import harness, task_names
 from foveate.eval.lmms.benchmarks import BENCHMARKS, MME_TOTAL, primary, resolve
+from foveate.eval.lmms.task_names import check_written
 
 NAMES = [
     "gqa",
@@ -74,7 +75,7 @@ def test_the_figure_that_papers_print_is_known():
 
 
 def test_without_the_extra_the_install_command_is_named(monkeypatch):
-    monkeypatch.setattr(harness, "find_spec", lambda name: None)
+    monkeypatch.setattr(task_names, "find_spec", lambda name: None)
     with pytest.raises(UnsupportedError, match=r'pip install "foveate\[eval\]" -c constraints.txt'):
         harness.check_names(["mmmu_val"])
     assert harness.check_names(["gqa"]) == {"gqa": "gqa"}
@@ -99,3 +100,13 @@ def test_the_guide_lists_every_name(root):
     page = (root / "docs/guides/benchmarks.md").read_text()
     for benchmark in BENCHMARKS.values():
         assert f"| `{benchmark.name}` | `{benchmark.task}` | {benchmark.about} |" in page
+
+
+def test_a_name_that_no_file_has_is_refused_at_once_and_none_that_is_a_task(tmp_path):
+    with pytest.raises(UnknownNameError, match=r"No benchmark 'gqb'.*Near it.*gqa"):
+        check_written(["pope", "gqb"])
+    check_written([*NAMES, *harness.harness_tasks()])
+    with pytest.raises(UnknownNameError):
+        check_written(["my_own_task"])
+    (tmp_path / "mine.yaml").write_text("task: my_own_task\n")
+    check_written(["my_own_task"], [tmp_path])

@@ -31,7 +31,7 @@ def test_benchmarks_are_run_under_every_setting_and_paired(run, tasks, tmp_path)
         tmp_path / "kept",
     )
     asked = ("eval", *asked, "--method", "v2drop", "--budget", 64, "--budget", 32, "--draws", 1)
-    code, said, err = run(*asked, "--out", out, "--figure", drawn)
+    code, said, err = run(*asked, "--out", out, "--figure", drawn, "--log-samples", tmp_path / "lmms")
     assert code == 0, err
     assert "benchmarks: foveate_pope, foveate_textvqa" in err
     assert "pope_f1_score" in said
@@ -60,9 +60,36 @@ def test_benchmarks_are_run_under_every_setting_and_paired(run, tasks, tmp_path)
     Image.open(drawn).verify()
     answered = sum(len(path.read_text().splitlines()) - 1 for path in (tmp_path / "kept").iterdir())
     assert answered == 2 * QUESTIONS * (1 + 1 + 2 * 4)
+    check_files(tmp_path / "lmms", found["harness"])
     code, _, err = run(*asked, "--json")
     assert "answers are known already" in err
     assert answered == sum(len(path.read_text().splitlines()) - 1 for path in (tmp_path / "kept").iterdir())
+
+
+def check_files(folder, harness):
+    """Refuse files that do not say method, budget, retention and tokens, a folder a setting."""
+    assert {"embedded__full", "embedded__v2drop__64-tokens", "embedded__random__layers=0__32-tokens__seed-0"} <= {
+        path.name for path in folder.iterdir()
+    }
+    ran = [harness["full"], *(draw for draws in harness["cells"] for draw in draws)]
+    assert len(list(folder.iterdir())) == len(ran)
+    asked = {(one["method"], one["budget"]) for one in ran}
+    assert asked >= {("full", None), ("v2drop", 64), ("random", 32)}
+    for place in folder.iterdir():
+        (file,) = place.glob("*_results.json")
+        results = json.loads(file.read_text())
+        ours = results["foveate"]
+        (scores,) = (
+            one for one in ran if all(one.get(key) == ours.get(key) for key in ("method", "budget", "seed", "settings"))
+        )
+        for task in ("foveate_pope", "foveate_textvqa"):
+            assert results["results"][task]["tokens,none"] == pytest.approx(scores["tasks"][task]["tokens"])
+            (samples,) = place.glob(f"*_samples_{task}.jsonl")
+            rows = [json.loads(line) for line in samples.read_text().splitlines()]
+            assert len(rows) == QUESTIONS
+            assert {row["foveate"]["method"] for row in rows} == {scores["method"]}
+            retention = sum(row["foveate"]["retention"] for row in rows) / len(rows)
+            assert retention == pytest.approx(scores["tasks"][task]["retention"])
 
 
 def test_unknown_names_and_mixtures_are_refused(run, tmp_path):

@@ -11,7 +11,7 @@ from foveate.ask import templates
 from foveate.ask.loading import load
 from foveate.ask.vlm import VLM
 from foveate.errors import InputError, SettingError, UnsupportedError
-from foveate.eval.lmms.answerer import Conduct
+from foveate.eval.lmms.answerer import Answerer, Conduct
 from foveate.eval.lmms.harness import Options, run
 from foveate.eval.lmms.setting import Setting
 from foveate.eval.store import Store
@@ -40,7 +40,7 @@ def found(loaded, tasks, tmp_path_factory):
 def command_line(tasks, out, environment, *before, batch=1, log="", names=NAMES, model_args=MODEL_ARGS):
     """The figures and the answers of `python -m lmms_eval`, task by task."""
     words = [*before, "-m", "lmms_eval", "--model", "foveate", "--tasks", ",".join(names)]
-    words += ["--model_args", model_args + (f",log={log}" if log else ""), "--include_path", str(tasks)]
+    words += ["--model_args", f"{model_args},log={log}" if log else model_args, "--include_path", str(tasks)]
     words += ["--batch_size", str(batch), "--output_path", str(out), "--log_samples"]
     done = subprocess.run(
         [sys.executable, *words], env=environment, cwd=out, capture_output=True, text=True, timeout=300
@@ -54,6 +54,7 @@ def command_line(tasks, out, environment, *before, batch=1, log="", names=NAMES,
         (samples,) = Path(out).rglob(f"*_samples_{name}.jsonl")
         rows = [json.loads(line) for line in samples.read_text().splitlines()]
         answers[name] = {row["doc_id"]: row["filtered_resps"] for row in rows}
+        assert all(row["foveate"]["tokens"] < row["foveate"]["vision_tokens"] for row in rows)  # of all processes
     return figures, answers
 
 
@@ -92,10 +93,13 @@ def test_the_command_line_in_batches_says_what_run_says_one_by_one(found, tasks,
 @pytest.mark.parametrize(
     ("said", "setting"),
     [
-        ("method='v2drop:layers=3,7;keep=0.5,0.3'", Setting(name="v2drop:layers=3,7;keep=0.5,0.3")),
-        ('method={"method":"v2drop","layers":[3,7],"keep":[0.5,0.3]}', Setting(name="v2drop:layers=3,7;keep=0.5,0.3")),
+        ("method=v2drop:layers=3,7;keep=0.5,0.3", Setting(name="v2drop:layers=3,7;keep=0.5,0.3")),
         (
-            'method=visiondrop+v2drop,retention=0.2,settings={"metric":"cosine","layers":[3]}',
+            '{"method":{"method":"v2drop","layers":[3,7],"keep":[0.5,0.3]}}',
+            Setting(name="v2drop:layers=3,7;keep=0.5,0.3"),
+        ),
+        (
+            'pretrained=embedded,method=visiondrop+v2drop,retention=0.2,settings={"metric":"cosine","layers":[3]}',
             Setting(name="visiondrop+v2drop:metric=cosine;layers=3", retention=0.2),
         ),
     ],
@@ -103,7 +107,7 @@ def test_the_command_line_in_batches_says_what_run_says_one_by_one(found, tasks,
 def test_the_command_line_takes_chains_lists_and_json(said, setting, loaded, tasks, offline, tmp_path):
     name = "foveate_gqa"
     found = run(loaded, [name], setting.choice(loaded.model.config), options=Options(include=(tasks,)))
-    same(found, *command_line(tasks, tmp_path, offline, names=[name], model_args=f"pretrained=embedded,{said}"))
+    same(found, *command_line(tasks, tmp_path, offline, names=[name], model_args=said))
 
 
 def test_the_command_line_refuses_in_one_sentence_and_with_2(tasks, offline, tmp_path):
@@ -112,6 +116,24 @@ def test_the_command_line_refuses_in_one_sentence_and_with_2(tasks, offline, tmp
     done = subprocess.run([sys.executable, *words], env=offline, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "foveate: V2Drop: min_keep should be a valid integer; got 1.5." in done.stderr.splitlines()
+
+
+def test_a_log_that_another_run_uses_is_refused(loaded, tmp_path, monkeypatch, capsys):
+    from foveate.eval.lmms import backend
+
+    monkeypatch.setattr("foveate.eval.lock.PATIENCE", 0.3)
+    monkeypatch.setattr(backend, "load", lambda *_, **__: loaded)
+    first = backend.Foveate(log=str(tmp_path))
+    (lock,) = tmp_path.glob("*.lock")
+    with pytest.raises(SystemExit) as ended:
+        backend.Foveate.create_from_arg_string(f"log={tmp_path}", {"batch_size": "4"})
+    assert ended.value.code == 1
+    waits, refuses = capsys.readouterr().err.splitlines()
+    assert "waiting up to 0.3 s" in waits
+    assert refuses.startswith(f"foveate: {lock.with_suffix('.jsonl')} is in use by another run")
+    assert "log=" in refuses
+    first.clean()
+    backend.Foveate(log=str(tmp_path)).clean()
 
 
 def test_two_processes_say_what_one_says(found, tasks, offline, tmp_path):
@@ -190,11 +212,54 @@ def test_arguments_that_cannot_be_meant_are_refused():
         Foveate(dtype="float12", device="cpu")
 
 
-def test_tasks_that_are_not_answered_in_words_are_refused():
-    from foveate.eval.lmms.backend import Foveate
+def test_tasks_that_are_not_answered_in_words_are_refused(loaded):
+    from foveate.eval.lmms.backend import Answering
 
-    model = Foveate(device="cpu")
+    model = Answering(Answerer(loaded))
     with pytest.raises(UnsupportedError, match="answers in words"):
         model.loglikelihood([])
     with pytest.raises(UnsupportedError, match="one question at a time"):
         model.generate_until_multi_round([])
+
+
+def test_what_goes_wrong_in_a_run_ends_it_in_one_line(capsys):
+    from foveate.eval.lmms.backend import Foveate
+
+    model = Foveate.create_from_arg_string("device=cpu", {"batch_size": "1"})
+    for ask in (model.loglikelihood, model.generate_until_multi_round):
+        with pytest.raises(SystemExit) as ended:
+            ask([])
+        assert ended.value.code == 1
+    assert capsys.readouterr().err.count("foveate: foveate answers") == 2
+    model.answerer = None
+    with pytest.raises(AttributeError):
+        model.generate_until([None])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flags", "said"),
+    [
+        ("metod=v2drop", {}, "No model argument 'metod'. Did you mean method?"),
+        ("method=v3drop", {}, "No method 'v3drop'. There are: averagepool"),
+        ("method=v2drop/llava-1.5-7b/19", {}, "No preset 'v2drop/llava-1.5-7b/19'. Similar names: v2drop/llava"),
+        ("method=v2drop:metrik=l1", {}, "v2drop has no setting metrik."),
+        ("method=v2drop:metric=l7", {}, "V2Drop: metric should be"),
+        ("method=v2drop,budget=many", {}, "budget is a number; got 'many'."),
+        ("method=v2drop,budget=-3", {}, "budget must be a finite number above 0; got -3."),
+        ("method=v2drop,retention=33", {}, "retention must be above 0 and at most 1; got 33."),
+        ("method=v2drop,budget=inf", {}, "budget must be a finite number above 0; got inf."),
+        ("max_frames=0", {}, "max_frames is 1 or more; got 0."),
+        ("protocol=their", {}, "No protocol 'their'. There are: own, llava."),
+        ("device=cpu", {"device": "cpu"}, "device is given twice: as --device, and in model_args."),
+        ("", {"batch_size": "auto"}, "batch_size is a number; got 'auto'."),
+    ],
+)
+def test_wrong_arguments_end_in_one_line_and_with_2(arguments, flags, said, capsys, monkeypatch):
+    from foveate.eval.lmms import backend
+
+    monkeypatch.setattr(backend, "load", None)  # nothing is loaded before all is understood
+    with pytest.raises(SystemExit) as ended:
+        backend.Foveate.create_from_arg_string(arguments, {"batch_size": 1, "max_batch_size": None, **flags})
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"foveate: {said}")

@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from foveate.cli.options import Flag, MethodsOptions, ModelOptions, OutputOption
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import UsageError, check_budgets
+from foveate.errors import UnknownNameError
 from foveate.eval.listener import Advance, Listener
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Eval"]
 
 FOR_QUESTIONS = ("questions", "seed", "jobs")
-FOR_BENCHMARKS = ("protocol", "batch_size", "limit", "frames", "include")
+FOR_BENCHMARKS = ("protocol", "batch_size", "limit", "frames", "include", "log_samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,8 @@ class Eval(MethodsOptions):
     """benchmarks: at most N frames of a video"""
     include: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")] = ()
     """benchmarks: a folder with tasks of your own in lmms-eval's format"""
+    log_samples: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """benchmarks: write lmms-eval's own results and samples too, each setting's in a folder of its own"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     outputs: Annotated[EvalOutputs, tyro.conf.arg(name="output")] = field(default_factory=EvalOutputs)
 
@@ -133,9 +137,12 @@ class Eval(MethodsOptions):
         ):
             if value is not None and value < least:
                 raise UsageError(f"{flag} {value}: must be {least} or more.")
+        if self.log_samples is not None and self.log_samples.exists() and not self.log_samples.is_dir():
+            raise UsageError(f"--log-samples {self.log_samples}: not a folder.")
         names = self._task_names()
         if self._benchmarks(names):
             self._refuse(FOR_QUESTIONS, "is for the embedded tasks, and these are benchmarks. Leave it out.")
+            self._check_names(names)
         else:
             self._refuse(
                 FOR_BENCHMARKS, "is for benchmarks, and the embedded tasks run here. Name a benchmark with --tasks."
@@ -168,6 +175,19 @@ class Eval(MethodsOptions):
             raise UsageError("Embedded tasks and benchmarks are run apart: name one kind with --tasks.")
         return bool(benchmarks)
 
+    def _check_names(self, names: tuple[str, ...]) -> None:
+        """Refuse names that are neither benchmarks nor, though nearly, embedded tasks."""
+        from foveate.embedded import TASKS
+        from foveate.eval.lmms.task_names import check_installed, check_written
+
+        check_installed()
+        try:
+            check_written(names, self.include)
+        except UnknownNameError as error:
+            if near := [task for name in names for task in get_close_matches(name, TASKS, n=1)]:
+                raise UnknownNameError(f"{error} Or did you mean the embedded task {near[0]!r}?") from error
+            raise
+
     def _run_embedded(self, names: tuple[str, ...], plan: "Plan") -> "Summary":
         from foveate.cli.asking import load
         from foveate.eval.embedded import evaluate
@@ -191,7 +211,7 @@ class Eval(MethodsOptions):
 
         check_names(names, self.include)
         conduct = Conduct(protocol=self.protocol, batch_size=self.batch_size, most_frames=self.frames)
-        options = Options(conduct=conduct, limit=self.limit, include=self.include)
+        options = Options(conduct=conduct, limit=self.limit, include=self.include, log_samples=self.log_samples)
         return evaluate(load(self.models), names, plan, options=options, listener=_OnScreen())
 
 

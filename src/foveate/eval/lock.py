@@ -51,7 +51,8 @@ def _acquire(lock: FileLock, path: Path, note: Callable[[str], object]) -> None:
             lock.acquire(timeout=PATIENCE, poll_interval=0.1)
     except Timeout as error:
         raise InputError(
-            f"{path} is in use by {_holder(own)}. Wait until that run has ended, or name another folder (--cache)."
+            f"{path} is in use by {_holder(own)}. Wait until that run has ended, or name another folder (--cache, "
+            "in lmms-eval log=)."
         ) from error
     with suppress(OSError, ValueError):  # only for the sentence above; Windows lets nobody write here
         if not (text := own.read_text()) or text.strip().isdigit():

@@ -6,8 +6,8 @@ python -m lmms_eval --model foveate --model_args pretrained=…,method=v2drop,bu
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from inspect import signature
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,14 +15,15 @@ import torch
 from accelerate import Accelerator
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
-from lmms_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
 from foveate.ask.loading import EMBEDDED, device_of, load
 from foveate.errors import FoveateError, SettingError, UnknownNameError, UnsupportedError
 from foveate.eval.lmms.answerer import Answerer, Conduct, Request
+from foveate.eval.lmms.arguments import values_of
 from foveate.eval.lmms.setting import Choice, Setting
-from foveate.eval.store import Store
+from foveate.eval.lmms.tracking import Label, spent_of, when_written
+from foveate.eval.store import Store, open_store
 
 __all__ = ["Answering", "Foveate"]
 
@@ -39,7 +40,7 @@ class Answering(lmms):  # type: ignore[misc]
     def __init__(self, answerer: Answerer) -> None:
         super().__init__()
         self.answerer = answerer
-        self._rank, self._world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self._rank, self._world_size = _place()
         if self._world_size > 1:
             self.accelerator = Accelerator()
 
@@ -88,12 +89,12 @@ class Foveate(Answering):
 
     Args:
         pretrained: A hub id, a local folder, or "embedded".
-        method: What drops, in the grammar of `foveate.methods.names`, quoted where it has commas:
-            method='v2drop:layers=3,17,22'; also JSON, method={"method":"v2drop"}. Empty is the full model.
+        method: What drops, in the grammar of `foveate.methods.names`: a text such as v2drop:metric=cosine, JSON, or a
+            mapping. Empty is the full model.
         budget: Mean vision tokens a decoder layer, solved for each sample's own count.
         retention: The same as a share; 1/3 where neither is given.
         seed: Which draw, for methods that draw at random.
-        settings: Other settings of the method: {"metric":"cosine"}, or metric=cosine;window=2.
+        settings: Other settings of the method: {"metric":"cosine"}, or metric=cosine;min_keep=2.
         protocol: "own" is the model's chat template and processor, "llava" the papers' conditions.
         max_frames: Most frames of a video.
         log: A folder for a record of every answer; a run that is started again reuses what is there.
@@ -125,47 +126,92 @@ class Foveate(Answering):
     ) -> None:
         if max_batch_size is not None or not str(batch_size).isdigit():
             raise SettingError(f"batch_size is a number; got {batch_size!r}. Batches are not sized automatically.")
+        if max_frames < 1:
+            raise SettingError(f"max_frames is 1 or more; got {max_frames}.")
         name = json.dumps(method) if isinstance(method, Mapping) else method
         setting = Setting(name=name, budget=budget, retention=retention, seed=seed, settings=settings or {})
         conduct = Conduct(protocol=protocol, batch_size=int(batch_size), most_frames=max_frames)
         vlm = load(pretrained, device=_device_of(device), dtype=dtype, attention=attention)
-        store = Store(Path(log).expanduser(), conduct.conditions(vlm)) if log else None
         choice: Choice = setting.choice(vlm.model.config)
+        self._held = ExitStack()
+        store = self._open(log, conduct.conditions(vlm)) if log else None
         super().__init__(Answerer(vlm, choice, conduct, store))
+        self.label = Label(model=pretrained, asked=choice.asked, protocol=protocol, most_frames=max_frames)
+
+    def _open(self, folder: str, conditions: Mapping[str, Any]) -> Store:
+        """The store, which no other run uses meanwhile: the first process locks it for all of this run's."""
+        rank, processes = _place()
+        if rank == 0:
+            store = self._held.enter_context(open_store(conditions, folder, note=_note))
+        if processes > 1:
+            Accelerator().wait_for_everyone()
+        if rank > 0:
+            store = Store(Path(folder).expanduser(), conditions)
+        return store
 
     @classmethod
-    def create_from_arg_string(cls, arg_string: str, additional_config: Mapping[str, Any] | None = None) -> Self:
+    def create_from_arg_string(
+        cls, arg_string: str | Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
+    ) -> Self:
         """The model that lmms-eval's command line asks for.
 
         Raises:
             SystemExit: With 2 where the arguments cannot be meant, with 1 where the model cannot be had; one line on
                 stderr says why.
         """
-        try:
-            values = _arguments(arg_string, tuple(signature(cls.__init__).parameters)[1:])
-            values |= {key: value for key, value in (additional_config or {}).items() if value is not None}
-            return cls(**values)
-        except FoveateError as error:
-            print(f"foveate: {error}", file=sys.stderr)
-            raise SystemExit(2 if isinstance(error, SettingError | UnknownNameError) else 1) from error
+        with _in_one_line():
+            values = values_of(arg_string)
+            for name, value in (additional_config or {}).items():
+                if value is None:
+                    continue
+                if name in values:
+                    raise SettingError(f"{name} is given twice: as --{name}, and in model_args.")
+                values[name] = value
+            model = cls(**values)
+        when_written(model.label, lambda: model.answerer.records)
+        return model
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
-        with tqdm(total=len(requests), desc="Answering", disable=self.rank != 0) as bar:
+        with _in_one_line(), tqdm(total=len(requests), desc="Answering", disable=self.rank != 0) as bar:
             self.answerer.advance = bar.update
             return super().generate_until(requests)
 
+    def loglikelihood(self, requests: Sequence[Instance]) -> Any:
+        with _in_one_line():
+            return super().loglikelihood(requests)
 
-def _arguments(text: str, names: Sequence[str]) -> dict[str, Any]:
-    """`--model_args` as lmms-eval reads them: split at commas outside quotes, braces and brackets."""
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> Any:
+        with _in_one_line():
+            return super().generate_until_multi_round(requests)
+
+    def clean(self) -> None:
+        """What lmms-eval calls in every process when all is answered: gather the records, and let the store go."""
+        if self._world_size > 1 and torch.distributed.is_initialized():
+            shares: list[Any] = [None] * self._world_size
+            torch.distributed.all_gather_object(shares, spent_of(self.answerer.records))
+            for records in shares:
+                self.answerer.records = {**records, **self.answerer.records}
+        self._held.close()
+        super().clean()
+
+
+def _place() -> tuple[int, int]:
+    """Which process this is, and how many there are."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _note(text: str) -> None:
+    print(f"foveate: {text}", file=sys.stderr)
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """End the process with a line on stderr where foveate refuses: lmms-eval prints a traceback, and exits with 0."""
     try:
-        values: dict[str, Any] = simple_parse_args_string(text)
-    except ValueError as error:
-        raise SettingError(
-            f"model_args are key=value,key=value; got {text!r}. Put quotes around a value with commas."
-        ) from error
-    if unknown := sorted(set(values) - set(names)):
-        raise SettingError(f"There is no model argument {unknown[0]}. There are: {', '.join(names)}.")
-    return values
+        yield
+    except FoveateError as error:
+        _note(str(error))
+        raise SystemExit(2 if isinstance(error, SettingError | UnknownNameError) else 1) from error
 
 
 def _device_of(name: str) -> torch.device:

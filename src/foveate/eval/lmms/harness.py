@@ -5,13 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from foveate.ask.vlm import VLM
-from foveate.errors import InputError, UnsupportedError
+from foveate.errors import InputError
 from foveate.eval.listener import Advance, unheard
 from foveate.eval.lmms.answerer import Answerer, Conduct
 from foveate.eval.lmms.benchmarks import BENCHMARKS, resolve
@@ -19,12 +18,12 @@ from foveate.eval.lmms.figures import scores_of
 from foveate.eval.lmms.quiet import quiet
 from foveate.eval.lmms.scores import Scores
 from foveate.eval.lmms.setting import Choice
+from foveate.eval.lmms.task_names import check_folders, check_installed
+from foveate.eval.lmms.tracking import Label, write
 from foveate.eval.store import Store
 from foveate.methods.base import Method
 
 __all__ = ["Options", "check_names", "harness_tasks", "run"]
-
-INSTALL = 'pip install "foveate[eval]" -c constraints.txt'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +34,13 @@ class Options:
         conduct: How questions are put to the model.
         limit: Documents of each task, from its first on; None is all.
         include: Folders with tasks of one's own.
+        log_samples: Where lmms-eval's own results and samples are written, a folder for each setting; None is nowhere.
     """
 
     conduct: Conduct = field(default_factory=Conduct)
     limit: int | None = None
     include: tuple[Path, ...] = ()
+    log_samples: Path | None = None
 
 
 def harness_tasks(include: Sequence[Path] = ()) -> tuple[str, ...]:
@@ -49,14 +50,8 @@ def harness_tasks(include: Sequence[Path] = ()) -> tuple[str, ...]:
         UnsupportedError: If lmms-eval is not installed.
         InputError: If there is no such folder.
     """
-    if find_spec("lmms_eval") is None:
-        raise UnsupportedError(
-            f"Benchmarks by name are run by lmms-eval, which is not installed: {INSTALL} "
-            "(docs/guides/benchmarks.md says how to keep your torch)."
-        )
-    for folder in include:
-        if not folder.is_dir():
-            raise InputError(f"There is no folder {folder} to take tasks from.")
+    check_installed()
+    check_folders(include)
     return tuple(_manager(tuple(map(str, include))).all_tasks)
 
 
@@ -81,10 +76,10 @@ def run(
     store: Store | None = None,
     advance: Advance = unheard,
 ) -> Scores:
-    """Run benchmarks under one setting.
+    """Label benchmarks under one setting.
 
     What the store has of the setting is not asked again, and every batch is on disk when the next one begins.
-    Run the full model first, into the same store: later runs then measure how far their first tokens diverge.
+    Label the full model first, into the same store: later runs then measure how far their first tokens diverge.
 
     Args:
         vlm: The model.
@@ -130,8 +125,14 @@ def run(
             for name, task in manager.tasks().items()
             if report["samples"].get(name)
         }
+        if options.log_samples is not None:
+            conduct = options.conduct
+            label = Label(
+                model=vlm.name, asked=choice.asked, protocol=conduct.protocol, most_frames=conduct.most_frames
+            )
+            write(options.log_samples, label, report, answerer.records)
     groups = {name: _figures(values) for name, values in report.get("groups", {}).items()}
-    return Scores(tasks, groups, resolved, options.conduct.protocol, version("lmms-eval"))
+    return Scores(tasks, groups, resolved, options.conduct.protocol, version("lmms-eval"), choice.asked.to_dict())
 
 
 def _figures(values: Mapping[str, Any]) -> dict[str, float]:

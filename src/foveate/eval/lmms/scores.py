@@ -140,6 +140,11 @@ class TaskScores:
         """Mean over documents of the share of vision tokens a decoder layer processed."""
         return float(np.mean([record["retention"] for record in self.records]))
 
+    @property
+    def tokens(self) -> float:
+        """Mean over documents of the vision tokens that a decoder layer processed."""
+        return float(np.mean([record["spent"] for record in self.records]))
+
     def to_dict(self) -> dict[str, Any]:
         """The figures as plain values."""
         return {
@@ -149,6 +154,7 @@ class TaskScores:
             "primary": self.primary,
             "metrics": {name: metric.value for name, metric in self.metrics.items()},
             "retention": self.retention,
+            "tokens": self.tokens,
         }
 
 
@@ -162,6 +168,7 @@ class Scores:
         resolved: What each name that was asked for stood for.
         protocol: How questions were put.
         harness: The harness's version.
+        asked: The method and the budget that were asked for.
     """
 
     tasks: Mapping[str, TaskScores]
@@ -169,10 +176,12 @@ class Scores:
     resolved: Mapping[str, str]
     protocol: str
     harness: str
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as plain values."""
         return {
+            **self.asked,
             "tasks": {name: scores.to_dict() for name, scores in self.tasks.items()},
             "groups": {name: dict(values) for name, values in self.groups.items()},
             "resolved": dict(self.resolved),

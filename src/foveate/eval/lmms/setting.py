@@ -1,8 +1,10 @@
 """From what lmms-eval's arguments say of dropping to each sample's setting: images differ in their token counts."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from foveate._spelling import parsed, unquoted
@@ -10,10 +12,63 @@ from foveate.errors import SettingError
 from foveate.eval.store import FULL, fingerprint, key_of
 from foveate.methods.base import Method
 from foveate.methods.grammar import read
-from foveate.methods.named import Named
+from foveate.methods.named import RETENTION, Named
 from foveate.methods.schedule import Budget
 
-__all__ = ["Choice", "Setting"]
+__all__ = ["Asked", "Choice", "Setting"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What was asked for, as results say it.
+
+    Attributes:
+        method: The method as it was written; "full" is the full model.
+        budget: Mean vision tokens a decoder layer; None where a share, or nothing, was asked for.
+        share: The same as a share.
+        seed: Which draw, where one was named.
+        settings: Settings that were given beside the method.
+    """
+
+    method: str = FULL
+    budget: float | None = None
+    share: float | None = None
+    seed: int | None = None
+    settings: Mapping[str, Any] | str = field(default_factory=dict)
+
+    def words(self) -> list[str]:
+        """What tells it from others, a word each: ["v2drop", "192-tokens"]."""
+        method = self.method
+        if method.endswith(".json"):
+            method = Path(method).stem
+        words = [method]
+        if isinstance(self.settings, str):
+            words.append(self.settings)
+        elif self.settings:
+            words.append(";".join(_pair(name, value) for name, value in self.settings.items()))
+        if self.budget is not None:
+            words.append(f"{self.budget:g}-tokens")
+        if self.share is not None:
+            words.append(f"retention-{self.share:.4g}")
+        if self.seed is not None:
+            words.append(f"seed-{self.seed}")
+        return words
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        values: dict[str, Any] = {"method": self.method, "budget": self.budget, "asked_retention": self.share}
+        if self.seed is not None:
+            values["seed"] = self.seed
+        if self.settings:
+            values["settings"] = self.settings
+        return values
+
+
+def _pair(name: str, value: Any) -> str:
+    """A setting as it is written behind a method's name: layers=3,17."""
+    if isinstance(value, list | tuple):
+        value = ",".join(map(str, value))
+    return f"{name}={value}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +78,19 @@ class Choice:
     Attributes:
         key: The name under which its answers are kept.
         solve: The method for a sample of so many vision tokens; None for the full model.
+        asked: What was asked for.
     """
 
     key: str = FULL
     solve: Callable[[int], Method] | None = None
+    asked: Asked = field(default_factory=Asked)
 
     @classmethod
     def of(cls, fixed: Method | None) -> "Choice":
         """The same method for every sample; None is the full model."""
         if fixed is None:
             return cls()
-        return cls(key_of(fixed), lambda _: fixed)
+        return cls(key_of(fixed), lambda _: fixed, Asked(method=fixed.to_json()))
 
     def method(self, vision_tokens: int) -> Method | None:
         """What drops in a sample of so many vision tokens; None where nothing does."""
@@ -75,6 +132,8 @@ class Setting:
             if not named.bare:
                 named.method()
             return
+        if self.budget is not None and not 0 < self.budget < math.inf:
+            raise SettingError(f"budget must be a finite number above 0; got {self.budget}.")
         Budget(self.budget, self.retention)
         if named.settled:
             raise SettingError(
@@ -110,7 +169,14 @@ class Setting:
         def solve(count: int) -> Method:
             return named.solved(config, tokens=self.budget, retention=self.retention, vision_tokens=count)
 
-        return Choice(f"{self.name} {fingerprint(values)}", solve)
+        return Choice(f"{self.name} {fingerprint(values)}", solve, self._asked(named))
+
+    def _asked(self, named: Named) -> Asked:
+        """What is asked for; a third where only names were given."""
+        share = self.retention
+        if self.budget is None and share is None and named.bare and not named.settled:
+            share = RETENTION
+        return Asked(method=self.name, budget=self.budget, share=share, seed=self.seed, settings=self.settings)
 
     def to_dict(self) -> dict[str, Any]:
         """The setting as plain values."""
