@@ -76,10 +76,10 @@ def run(
     store: Store | None = None,
     advance: Advance = unheard,
 ) -> Scores:
-    """Label benchmarks under one setting.
+    """Run benchmarks under one setting.
 
     What the store has of the setting is not asked again, and every batch is on disk when the next one begins.
-    Label the full model first, into the same store: later runs then measure how far their first tokens diverge.
+    Run the full model first, into the same store: later runs then measure how far their first tokens diverge.
 
     Args:
         vlm: The model.
