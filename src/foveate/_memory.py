@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from foveate.errors import InputError
+from foveate.errors import FoveateError, InputError
 
 __all__ = ["available", "check_room"]
 
@@ -16,20 +16,21 @@ GIB = 2**30
 ENDLESS = 2**60  # control groups of version 1 write a limit that nobody set as a number of about this size
 
 
-def check_room(what: str, need: float, advice: str) -> None:
+def check_room(what: str, need: float, advice: str, kind: type[FoveateError] = InputError) -> None:
     """Refuse what takes more memory than there is.
 
     Args:
         what: What takes it, with its size: the subject of a sentence, and its verb "take".
         need: How many bytes it takes.
         advice: What to do instead, as a sentence.
+        kind: What is raised.
 
     Raises:
-        InputError: If less is available.
+        FoveateError: If less is available.
     """
     free = available()
     if need > free:
-        raise InputError(f"{what} about {_size(need)} of memory, and {_size(free)} are available here. {advice}")
+        raise kind(f"{what} about {_size(need)} of memory, and {_size(free)} are available here. {advice}")
 
 
 def available() -> float:

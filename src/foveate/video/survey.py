@@ -50,7 +50,7 @@ class _Seen:
     last: float = 0.0
 
 
-def video_stream(container: Any, path: Any) -> Any:
+def video_stream(container: Any, name: str) -> Any:
     """The file's first stream of moving pictures.
 
     Raises:
@@ -62,7 +62,7 @@ def video_stream(container: Any, path: Any) -> Any:
     sound = ""
     if container.streams.audio:
         sound = ", only sound"
-    raise InputError(f"{path} has no video in it{sound}. Name a video file.")
+    raise InputError(f"{name} has no video in it{sound}. Name a video file.")
 
 
 def survey(container: Any, stream: Any) -> Survey | None:
