@@ -5,6 +5,7 @@ import os
 import struct
 import sys
 import tracemalloc
+import warnings
 from fractions import Fraction
 
 import av
@@ -497,6 +498,41 @@ def test_a_title_in_latin_1_is_no_damage(tmp_path, kind):
     path.write_bytes(content.replace(b"cafeteria", "cafétéria".encode("latin-1")))
     assert path.read_bytes() != content
     assert len(read(path)) == 1
+
+
+def test_a_codec_that_nobody_knows_is_said(folder, steady):
+    (path := folder / "unknown.mp4").write_bytes(steady.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(
+        InputError, match=r"unknown\.mp4 is encoded in a way that PyAV cannot decode\. Convert it to MP4"
+    ):
+        read(path)
+
+
+def test_places_before_the_beginning_of_a_file_are_a_number_to_ffmpeg(steady):
+    with steady.open("rb") as file:
+        source = reading._Source(file, steady)
+        assert source.seek(-5) < 0
+        assert source.seek(2**70) < 0
+        assert (source.seek(4), source.tell(), source.read(4)) == (4, 4, b"ftyp")
+
+
+def test_damaged_videos_end_in_one_line_each(folder, steady, capfd):
+    whole, path = steady.read_bytes(), folder / "mutant.mp4"
+    draw, lines = np.random.default_rng(0), []
+    for _ in range(60):
+        mutant = bytearray(whole)
+        for place in draw.integers(0, len(whole), 12):
+            mutant[place] = draw.integers(256)
+        path.write_bytes(mutant[: draw.integers(40, len(whole) + 1)])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                assert len(read(path, frames=4)) <= 4
+        except InputError as refused:
+            lines.append(str(refused))
+    assert lines
+    assert all(line.isprintable() for line in lines)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_name_that_is_no_utf_8_is_read(folder, steady):

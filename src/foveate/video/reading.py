@@ -1,6 +1,7 @@
 """Frames of a video file at even steps of time, decoded where they are and nowhere else."""
 
 import errno
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -105,7 +106,8 @@ def read(
 def _read(file: BinaryIO, path: Path, request: Request) -> Clip:
     """The frames that are wanted of an open file."""
     name = named(path)
-    with _container(file, name) as container:
+    source = _Source(file, path)
+    with _container(source, name) as container:
         stream = video_stream(container, name)
         size = _size(stream)
         _check_frame(name, *size)
@@ -114,12 +116,12 @@ def _read(file: BinaryIO, path: Path, request: Request) -> Clip:
         raise InputError(f"{name} cannot be read as a video: it holds no data. Fetch or export it again.")
     _check_frames(request.count(contents, name), *size)
     times, part = request.times(contents, name), request.part(contents, name)
-    file.seek(0)
-    with _container(file, name) as container:
+    source.seek(0)
+    with _container(source, name) as container:
         return _Decoder(container, video_stream(container, name), contents).clip(path, times, part)
 
 
-def _container(file: BinaryIO, name: str) -> Any:
+def _container(source: "_Source", name: str) -> Any:
     """PyAV's view of an open file. No other file is opened, whatever the file says.
 
     Raises:
@@ -129,9 +131,8 @@ def _container(file: BinaryIO, name: str) -> Any:
 
     alone = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
     try:
-        return av.open(
-            file, mode="r", options=DECODING, container_options=alone, metadata_errors="replace", buffer_size=BUFFER
-        )
+        # PyAV's `options` are no place for DECODING: it frees more of them than it made where streams appear late.
+        return av.open(source, mode="r", container_options=alone, metadata_errors="replace", buffer_size=BUFFER)
     except av.error.FFmpegError as error:
         if error.errno != errno.EINVAL:
             raise
@@ -172,6 +173,29 @@ def _check_frames(count: int, width: int, height: int) -> None:
         "Ask for fewer with frames=…, or for a part with start=… and end=….",
         SettingError,
     )
+
+
+class _Source:
+    """An open file as FFmpeg goes about in it. The name helps to tell its format.
+
+    A damaged file leads to places before its beginning. PyAV prints what is raised: so FFmpeg gets a number.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.name = str(path)
+        self._file = file
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return -errno.EIO
+
+    def tell(self) -> int:
+        return self._file.tell()
 
 
 class _Decoder:
