@@ -9,9 +9,10 @@ from PIL import Image
 from transformers import LlavaImageProcessorPil
 
 import foveate as fv
-from foveate import embedded
+from foveate import _memory, embedded
 from foveate.ask.media import as_frames, crop_note, padded, read_media, square
 from foveate.ask.pictures import Picture
+from foveate.errors import InputError
 from foveate.video import Clip
 from tests.ask.conftest import image, random_vlm, text, user
 
@@ -185,3 +186,23 @@ def test_a_processor_that_pads_shows_all_of_a_picture_without_a_word(vlm):
     (shown,) = prompt.shown
     assert shown.size == (300, 300)
     assert torch.equal(prompt.inputs["pixel_values"], raw)
+
+
+@pytest.mark.parametrize("how", [{"fit": "pad"}, {"protocol": "llava"}])
+def test_a_square_around_a_strip_that_does_not_fit_into_memory_is_refused(vlm, monkeypatch, how):
+    monkeypatch.setattr(_memory, "available", lambda: 2.0**30)
+    with pytest.raises(InputError, match=r"The 30000 x 1 pixels, padded to 30000 x 30000, take about 11\.7 GiB"):
+        vlm.prepare(noise(30_000, 1), QUESTION, **how)
+
+
+def test_squares_around_the_frames_of_a_film_are_counted_together(vlm, monkeypatch):
+    monkeypatch.setattr(_memory, "available", lambda: 2.0**24)
+    clip = clip_of(*(noise(400, 10, seed) for seed in range(8)))
+    with pytest.raises(InputError, match=r"The 400 x 10 pixels, padded to 400 x 400, take about 17 MiB"):
+        padded(clip, vlm.processor)
+    assert len(padded(clip.thinned(7), vlm.processor)) == 7
+
+
+def test_an_array_without_pixels_is_no_picture():
+    with pytest.raises(InputError, match=r"with pixels in it; got \(0, 5, 3\)"):
+        read_media(np.zeros((0, 5, 3), np.uint8))

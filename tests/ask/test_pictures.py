@@ -1,13 +1,18 @@
 """Picture files of every odd kind: read right, or refused by name with what to do."""
 
+import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from foveate.ask.pictures import load_picture
+from foveate import _memory
+from foveate.ask.pictures import BYTES, load_picture, picture_of
 from foveate.errors import InputError
 
 
@@ -176,3 +181,104 @@ def test_a_truncated_file_is_refused_whatever_else_in_the_process_wants(tmp_path
     with pytest.raises(InputError, match=r"short\.png is damaged"):
         load_picture(path)
     assert ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from foveate.ask.pictures import load_picture
+small, *large = map(Path, sys.argv[1:])
+load_picture(small)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in large:
+    load_picture(path)
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+"""
+
+
+def test_large_pictures_take_no_more_memory_than_is_said(tmp_path):
+    noise().save(small := tmp_path / "small.tif", compression="tiff_lzw")
+    large = [tmp_path / f"{mode}.tif" for mode in ("I;16", "F", "RGBA", "RGB")]
+    for path in large:
+        Image.new(path.stem, (3000, 3000)).save(path, compression="tiff_lzw")
+    done = subprocess.run([sys.executable, "-c", PEAK, small, *large], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 3000**2 * BYTES
+
+
+def test_what_takes_more_memory_than_there_is_is_refused_by_its_header(tmp_path, monkeypatch):
+    monkeypatch.setattr(_memory, "available", lambda: 2.0**30)
+    (path := tmp_path / "huge.png").write_bytes(png_claiming(12_000, 12_000))
+    with pytest.raises(InputError) as refused:
+        load_picture(path)
+    assert str(refused.value) == (
+        f"The 12000 x 12000 pixels of {path} take about 1.9 GiB of memory, and 1.0 GiB are available here. "
+        "Scale it down first."
+    )
+    noise().save(path := tmp_path / "plain.png")
+    assert load_picture(path).image.size == (64, 48)
+
+
+def test_a_lack_of_memory_is_not_damage(tmp_path, monkeypatch):
+    noise().save(path := tmp_path / "plain.png")
+
+    def full(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", lambda image: image)
+    monkeypatch.setattr(Image.Image, "convert", full)
+    with pytest.raises(InputError, match=r"plain\.png takes more memory than there is\. Scale it down"):
+        load_picture(path)
+
+
+def test_a_picture_without_pixels_is_refused():
+    with pytest.raises(InputError, match="the picture has no pixels: it is 0 x 5"):
+        picture_of(Image.new("RGB", (0, 5)))
+
+
+def test_bands_of_a_picture_are_what_the_whole_would_give(monkeypatch):
+    values = np.random.default_rng(0).integers(0, 256, (50, 30, 4), dtype=np.uint8)
+    deep = np.random.default_rng(1).integers(0, 2**16, (50, 30), dtype=np.uint16)
+    pictures = [Image.fromarray(values), Image.fromarray(values[..., :2]), Image.fromarray(deep)]
+    wholes = [picture_of(picture).image.tobytes() for picture in pictures]
+    monkeypatch.setattr("foveate.ask.pictures.BAND", 100)  # three rows and a bit
+    assert [picture_of(picture).image.tobytes() for picture in pictures] == wholes
+    white = Image.new("RGBA", (30, 50), "white")
+    assert wholes[0] == Image.alpha_composite(white, pictures[0]).convert("RGB").tobytes()
+
+
+def test_drawings_that_another_program_would_have_to_draw_are_refused(tmp_path):
+    noise().save(path := tmp_path / "drawing.eps")
+    path = path.rename(tmp_path / "photo.png")
+    with pytest.raises(InputError, match=r"photo\.png holds EPS, a drawing or data and no pixels\. Convert it to PNG"):
+        load_picture(path)
+
+
+def test_a_pipe_is_said_to_be_one_and_not_waited_for(tmp_path):
+    os.mkfifo(path := tmp_path / "pipe.png")
+    with pytest.raises(InputError, match=r"pipe\.png is a pipe \(FIFO\)"):
+        load_picture(path)
+
+
+def test_a_disk_that_fails_is_not_a_damaged_picture(tmp_path, monkeypatch):
+    noise().save(path := tmp_path / "plain.png")
+
+    class Failing(io.BytesIO):
+        def read(self, *_):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("foveate.ask.pictures.open_readable", lambda _: Failing())
+    with pytest.raises(InputError, match=r"plain\.png cannot be read: Input/output error"):
+        load_picture(path)
+
+
+@pytest.mark.parametrize("name", ["two\nlines.png", b"caf\xe9.png".decode(errors="surrogateescape")])
+def test_whatever_a_name_holds_a_refusal_is_one_line_that_prints(tmp_path, name):
+    (path := tmp_path / name).write_bytes(b"no picture")
+    with pytest.raises(InputError, match="is not a picture") as refused:
+        load_picture(path)
+    assert str(refused.value).isprintable()
+
+
+def test_a_broken_colour_profile_changes_nothing(tmp_path):
+    noise().save(path := tmp_path / "profile.png", icc_profile=b"no profile at all")
+    assert load_picture(path).image.tobytes() == noise().tobytes()

@@ -5,6 +5,7 @@ import os
 import struct
 import sys
 import tracemalloc
+import warnings
 from fractions import Fraction
 
 import av
@@ -13,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from foveate import _memory
 from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.video import read, reading
 from foveate.video.survey import survey, video_stream
+from tests.ask.test_pictures import png_claiming
 from tests.films import QUARTERS, brightness, film, matrix, sound
 
 UNSTEADY = [0.05 * index for index in range(15)] + [1.0, 3.0, 5.0, 7.0, 9.0]
@@ -80,14 +83,12 @@ def test_a_rate_that_would_fill_the_memory_wants_a_number_with_it(long):
 
 @pytest.mark.parametrize("frames", [6000, 10**12])
 def test_more_frames_than_the_memory_holds_are_refused(long, monkeypatch, frames):
-    monkeypatch.setattr(reading, "_memory", lambda: 2.0**24)
-    with pytest.raises(SettingError, match=r"6000 frames of 32 x 32 pixels take 0 GiB, more than the memory .* fewer"):
+    monkeypatch.setattr(_memory, "available", lambda: 2.0**24)
+    with pytest.raises(
+        SettingError, match=r"6000 frames of 32 x 32 pixels take about 18 MiB of memory, and 16 .* fewer"
+    ):
         read(long, frames=frames)
     assert len(read(long, frames=40)) == 40
-
-
-def test_the_memory_of_this_machine_is_known():
-    assert reading._memory() > 2**28
 
 
 def test_a_clip_shorter_than_asked_gives_every_frame_once(steady):
@@ -409,7 +410,7 @@ def test_of_long_sound_nothing_is_kept(tmp_path):
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(InputError, match=r"none\.mp4 cannot be read: No such file"):
         read(tmp_path / "none.mp4")
-    with pytest.raises(InputError, match=r"cannot be read: Is a directory"):
+    with pytest.raises(InputError, match=r"is a folder, not a picture or video"):
         read(tmp_path)
 
 
@@ -418,14 +419,157 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
     [
         ({"frames": 0}, "frames must be 1 or more; got 0"),
         ({"fps": 0}, "fps must be above 0; got 0"),
-        ({"fps": float("nan")}, "fps must be above 0; got nan"),
+        ({"fps": float("nan")}, "fps is a number; got nan"),
         ({"start": -1}, "got start=-1, end=None"),
         ({"start": 3, "end": 2}, "got start=3, end=2"),
+        ({"start": -1e-9}, "got start=-1e-09"),
+        ({"start": float("nan")}, "start is a number; got nan"),
+        ({"start": float("inf")}, "start must be 0 or later, and before the end of the video; got inf"),
+        ({"end": float("nan")}, "end is a number; got nan"),
+        ({"end": 10**400}, "end is a number; got 1000"),
+        ({"start": "1"}, "start is a number; got '1'"),
+        ({"fps": "2"}, "fps is a number; got '2'"),
+        ({"fps": True}, "fps is a number; got True"),
+        ({"frames": 2.5}, r"frames is a whole number; got 2\.5"),
+        ({"frames": "8"}, "frames is a whole number; got '8'"),
     ],
 )
-def test_numbers_outside_their_range_are_refused(steady, asked, says):
+def test_numbers_outside_their_range_are_refused_before_anything_is_read(asked, says):
     with pytest.raises(SettingError, match=says):
-        read(steady, **asked)
+        read("none.mp4", **asked)
+
+
+def test_numbers_of_numpy_are_numbers_and_an_endless_end_is_the_videos(steady):
+    assert (
+        read(steady, frames=np.int64(3), start=np.float32(1), end=np.inf).seconds
+        == read(steady, frames=3, start=1).seconds
+    )
+
+
+PLAYLISTS = {
+    "concat": "ffconcat version 1.0\nfile steady.mp4\n",
+    "hls": "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:6\n#EXTINF:6.0,\nsteady.ts\n#EXT-X-ENDLIST\n",
+    "dash": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period><AdaptationSet '
+    'mimeType="video/mp4"><Representation id="1" bandwidth="1"><BaseURL>steady.mp4</BaseURL></Representation>'
+    "</AdaptationSet></Period></MPD>",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\n",
+}
+
+
+@pytest.mark.parametrize("ending", ["mp4", "m3u8", "mpd", "sdp", "ffconcat"])
+@pytest.mark.parametrize("kind", PLAYLISTS)
+def test_nothing_but_the_file_itself_is_opened(folder, steady, kind, ending):
+    film(folder / "steady.ts")
+    (path := folder / f"list-{kind}.{ending}").write_text(PLAYLISTS[kind])
+    with pytest.raises(InputError, match=r"is a playlist or script that names other files|is not a readable video"):
+        read(path)
+
+
+def test_neither_may_a_format_that_is_let_through_open_another_file(folder, steady, monkeypatch):
+    monkeypatch.setattr(reading, "FORMATS", (*reading.FORMATS, "concat", "hls"))
+    (path := folder / "script.mp4").write_text(PLAYLISTS["concat"])
+    with pytest.raises(InputError):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["concat:steady.mp4", "subfile,,start,0,end,0,,:steady.mp4", "file:steady.mp4"])
+def test_the_name_of_a_protocol_is_a_file_that_is_not_there(folder, steady, monkeypatch, name):
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match=r"cannot be read: No such file or directory\. Check the path"):
+        read(name)
+
+
+def test_a_name_with_a_number_in_it_is_no_pattern(folder, steady):
+    film(folder / "scene001.mp4", 3)
+    path = folder / "scene%03d.mp4"
+    path.write_bytes(steady.read_bytes())
+    assert len(read(path, frames=99)) == 60
+
+
+@pytest.mark.parametrize("kind", ["mkv", "mp4", "avi"])
+def test_a_title_in_latin_1_is_no_damage(tmp_path, kind):
+    with av.open(str(path := tmp_path / f"film.{kind}"), "w") as container:
+        container.metadata["title"] = "cafeteria"
+        stream = container.add_stream("mpeg4" if kind == "avi" else "libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"cafeteria", "cafétéria".encode("latin-1")))
+    assert path.read_bytes() != content
+    assert len(read(path)) == 1
+
+
+def test_a_codec_that_nobody_knows_is_said(folder, steady):
+    (path := folder / "unknown.mp4").write_bytes(steady.read_bytes().replace(b"avc1", b"zzzz"))
+    with pytest.raises(
+        InputError, match=r"unknown\.mp4 is encoded in a way that PyAV cannot decode\. Convert it to MP4"
+    ):
+        read(path)
+
+
+def test_places_before_the_beginning_of_a_file_are_a_number_to_ffmpeg(steady):
+    with steady.open("rb") as file:
+        source = reading._Source(file, steady)
+        assert source.seek(-5) < 0
+        assert source.seek(2**70) < 0
+        assert (source.seek(4), source.tell(), source.read(4)) == (4, 4, b"ftyp")
+
+
+def test_damaged_videos_end_in_one_line_each(folder, steady, capfd):
+    whole, path = steady.read_bytes(), folder / "mutant.mp4"
+    draw, lines = np.random.default_rng(0), []
+    for _ in range(60):
+        mutant = bytearray(whole)
+        for place in draw.integers(0, len(whole), 12):
+            mutant[place] = draw.integers(256)
+        path.write_bytes(mutant[: draw.integers(40, len(whole) + 1)])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                assert len(read(path, frames=4)) <= 4
+        except InputError as refused:
+            lines.append(str(refused))
+    assert lines
+    assert all(line.isprintable() for line in lines)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_name_that_is_no_utf_8_is_read(folder, steady):
+    path = folder / b"caf\xe9.mp4".decode(errors="surrogateescape")
+    path.write_bytes(steady.read_bytes())
+    assert len(read(path, frames=3)) == 3
+
+
+def test_a_pipe_is_said_to_be_one_and_not_waited_for(tmp_path):
+    os.mkfifo(path := tmp_path / "film.mp4")
+    with pytest.raises(InputError, match=r"film\.mp4 is a pipe \(FIFO\), not a file"):
+        read(path)
+
+
+@pytest.mark.parametrize(("wide", "says"), [(60_000, "no frame of it can be decoded"), (12_000, "take about")])
+def test_frames_that_are_too_large_are_refused_before_they_are_decoded(tmp_path, monkeypatch, wide, says):
+    monkeypatch.setattr(_memory, "available", lambda: 2.0**30)
+    (path := tmp_path / "film.mp4").write_bytes(png_claiming(wide, wide))
+    with pytest.raises(InputError, match=says):
+        read(path)
+
+
+def test_thousands_of_tiny_frames_are_read(folder):
+    path = film(folder / "tiny.mkv", 3000, size=(2, 2))
+    assert len(read(path, frames=10**9)) == 3000
+
+
+def test_whatever_pyav_raises_of_a_file_is_one_line(steady, monkeypatch):
+    for error in (OverflowError("value too large to convert"), TypeError("no time base"), MemoryError()):
+
+        def fails(*_, error=error):
+            raise error
+
+        monkeypatch.setattr(reading, "survey", fails)
+        with pytest.raises(InputError, match=r"steady\.mp4 (is damaged|takes more memory than there is)") as refused:
+            read(steady)
+        assert "\n" not in str(refused.value)
 
 
 def test_a_part_behind_the_end_is_refused(steady):

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from foveate._files import is_video
-from foveate.ask.pictures import Picture, load_picture, picture_of
+from foveate._memory import check_room
+from foveate.ask.pictures import BYTES, Picture, load_picture, picture_of
 from foveate.errors import InputError
 from foveate.video import Clip, read
 
@@ -53,6 +54,8 @@ def _medium(medium: Any, frames: int | None, fps: float | None) -> Picture | Cli
             raise InputError(
                 f"An array is a picture of shape (height, width, 3), uint8; got {medium.shape}, {medium.dtype}."
             )
+        if not medium.size:
+            raise InputError(f"An array is a picture with pixels in it; got {medium.shape}.")
         return Picture(None, Image.fromarray(medium))
     if not isinstance(medium, str | Path):
         raise InputError(f"A picture is a path, a PIL picture, an array or a clip; got a {type(medium).__name__}.")
@@ -105,17 +108,34 @@ def padded(medium: Picture | Clip, processor: Any) -> Picture | Clip:
     """The same in the middle of a square of the mean colour, so that a processor that crops leaves it whole."""
     if isinstance(medium, Picture):
         return dataclasses.replace(medium, image=square(medium.image, processor))
+    side = max(_size(medium))
+    _check_square(_size(medium), len(medium) * side * side * BYTES)
     frames = [np.asarray(square(image, processor)) for image in medium.images()]
     return dataclasses.replace(medium, frames=np.stack(frames))
 
 
 def square(image: Image.Image, processor: Any) -> Image.Image:
-    """The picture in the middle of a square of its processor's mean colour; an odd pixel goes right or below."""
+    """The picture in the middle of a square of its processor's mean colour; an odd pixel goes right or below.
+
+    Raises:
+        InputError: If the square takes more memory than there is.
+    """
     side = max(image.size)
+    _check_square(image.size, side * side * BYTES)
     mean = processor.image_processor.image_mean
     canvas = Image.new("RGB", (side, side), tuple(int(255 * share) for share in mean))
     canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return canvas
+
+
+def _check_square(size: tuple[int, int], need: float) -> None:
+    """Refuse a square around so many pixels, or several, that take more memory than there is."""
+    side = max(size)
+    check_room(
+        f"The {size[0]} x {size[1]} pixels, padded to {side} x {side}, take",
+        need,
+        "Scale or crop them first, or leave them without padding.",
+    )
 
 
 def _size(medium: Picture | Clip) -> tuple[int, int]:

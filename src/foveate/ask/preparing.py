@@ -6,6 +6,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from foveate import embedded
+from foveate.ask.centre import within_reach
 from foveate.ask.conversation import Conversation
 from foveate.ask.loaded import Loaded
 from foveate.ask.media import Media, as_frames, crop_note, padded, read_media
@@ -90,8 +91,11 @@ def prepare(
         media.append(medium)
         if crops and (cropped := crop_note(medium)) is not None:
             notes.append(cropped)
+    processed = media
+    if crops:
+        processed = [within_reach(medium, loaded.processor) for medium in media]
+    inputs = _encoded(loaded, conversation.with_media(processed, frames_as_images=split), protocol)
     conversation = conversation.with_media(media, frames_as_images=split)
-    inputs = _encoded(loaded, conversation, protocol)
     if media and not is_vision(loaded.model.config, inputs["input_ids"]).any():
         raise UnsupportedError("The processor made a prompt without any vision token; is it the model's own?")
     too_long = length_note(loaded.model.config.get_text_config(), inputs["input_ids"].shape[1])

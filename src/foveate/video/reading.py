@@ -1,21 +1,43 @@
 """Frames of a video file at even steps of time, decoded where they are and nowhere else."""
 
+import errno
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foveate.errors import InputError, SettingError, UnsupportedError
+from foveate._files import named, open_readable
+from foveate._memory import check_room
+from foveate._upstream import first_line
+from foveate.errors import FoveateError, InputError, SettingError, UnsupportedError
 from foveate.video.choosing import HAIR, Request
 from foveate.video.clip import Clip
 from foveate.video.pixels import pixels
 from foveate.video.survey import Survey, survey, video_stream
 
 __all__ = ["read"]
+
+FORMATS = (
+    # Videos.
+    "asf", "av1", "avi", "avs2", "avs3", "dirac", "dv", "evc", "flv", "h261", "h263", "h264", "hevc", "ivf", "live_flv",
+    "m4v", "matroska", "mjpeg", "mov", "mpeg", "mpegts", "mpegvideo", "mxf", "nut", "obu", "ogg", "rm", "swf", "vc1",
+    "vvc", "webm", "wtv", "yuv4mpegpipe",
+    # Moving and still pictures.
+    "apng", "gif", "bmp_pipe", "jpeg_pipe", "jpegxl_anim", "png_pipe", "tiff_pipe", "webp_pipe",
+    # Sound, so that a file of it is refused for what it is.
+    "aac", "ac3", "aiff", "amr", "caf", "eac3", "flac", "mp3", "wav", "w64",
+)  # fmt: skip
+"""What FFmpeg may take a file for: nothing that names other files, as playlists and scripts do."""
+PIXELS = 2 * 89_478_485
+"""Most pixels of a frame: those that Pillow reads of a picture."""
+DECODING = {"max_pixels": str(PIXELS)}
+BYTES = 12
+"""Bytes of memory a pixel while a frame is decoded: several are on their way at once, and one becomes RGB."""
+BUFFER = 2**16
 
 NEAR = 4.0  # seconds up to which decoding on is cheaper than looking for a key frame
 
@@ -59,46 +81,121 @@ def read(
     request = Request(frames, fps, start, end)
     request.check()
     path = Path(path)
-    try:
-        if not path.is_dir() and path.stat().st_size == 0:
-            raise InputError(f"{path} is empty (0 bytes). Fetch or export it again.")
-        name = str(path.absolute())  # "12:30.mp4" alone would be a protocol to FFmpeg
-        with av.open(name) as container:
-            contents = survey(container, video_stream(container, path))
-        if contents is None:
-            raise InputError(f"{path} cannot be read as a video: it holds no data. Fetch or export it again.")
-        times, part = request.times(contents, path), request.part(contents, path)
-        with av.open(name) as container:
-            clip = _Decoder(container, video_stream(container, path), contents).clip(path, times, part)
-    except av.error.InvalidDataError as error:
-        raise InputError(f"{path} is not a readable video, or its end is missing. Fetch or export it again.") from error
-    except (OSError, av.error.FFmpegError) as error:
-        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', error)}. Check the path.") from error
+    name = named(path)
+    with open_readable(path) as file:
+        try:
+            clip = _read(file, path, request)
+        except FoveateError:
+            raise
+        except MemoryError as error:
+            raise InputError(f"{name} takes more memory than there is. Scale it down first.") from error
+        except av.error.InvalidDataError as error:
+            raise InputError(
+                f"{name} is not a readable video, or its end is missing. Fetch or export it again."
+            ) from error
+        except (OSError, av.error.FFmpegError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise InputError(f"{name} cannot be read: {why}. Fetch or export it again.") from error
+        except (ArithmeticError, TypeError, ValueError) as error:  # PyAV's own, of times and sizes that no video has
+            raise InputError(f"{name} is damaged: {first_line(error)} Fetch or export it again.") from error
     if clip.note:
         warnings.warn(clip.note, stacklevel=2)
     return clip
 
 
-def _room(count: int, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Room for `count` frames like this one.
+def _read(file: BinaryIO, path: Path, request: Request) -> Clip:
+    """The frames that are wanted of an open file."""
+    name = named(path)
+    source = _Source(file, path)
+    with _container(source, name) as container:
+        stream = video_stream(container, name)
+        size = _size(stream)
+        _check_frame(name, *size)
+        contents = survey(container, stream)
+    if contents is None:
+        raise InputError(f"{name} cannot be read as a video: it holds no data. Fetch or export it again.")
+    _check_frames(request.count(contents, name), *size)
+    times, part = request.times(contents, name), request.part(contents, name)
+    source.seek(0)
+    with _container(source, name) as container:
+        return _Decoder(container, video_stream(container, name), contents).clip(path, times, part)
+
+
+def _container(source: "_Source", name: str) -> Any:
+    """PyAV's view of an open file. No other file is opened, whatever the file says.
 
     Raises:
-        SettingError: If the machine has not so much memory.
+        InputError: If it is a playlist or the like.
     """
-    need = count * frame.nbytes
-    if need > _memory():
-        raise SettingError(
-            f"{count} frames of {frame.shape[1]} x {frame.shape[0]} pixels take {need / 2**30:.0f} GiB, more than the "
-            "memory of this machine. Ask for fewer with frames=…, or for a part with start=… and end=…."
+    import av
+
+    alone = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "none"}
+    try:
+        # PyAV's `options` are no place for DECODING: it frees more of them than it made where streams appear late.
+        return av.open(source, mode="r", container_options=alone, metadata_errors="replace", buffer_size=BUFFER)
+    except av.error.FFmpegError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise InputError(
+            f"{name} is a playlist or script that names other files, or of a rare kind. "
+            "Name the video itself, or convert it to MP4."
+        ) from error
+
+
+def _size(stream: Any) -> tuple[int, int]:
+    """Width and height in square pixels, as the header says; 0 where it does not."""
+    codec, aspect = stream.codec_context, float(stream.sample_aspect_ratio or 1)
+    return round((codec.width or 0) * aspect), codec.height or 0
+
+
+def _check_frame(name: str, width: int, height: int) -> None:
+    """Refuse frames that are larger than is meant, or than the memory that is there.
+
+    Raises:
+        InputError: If they are.
+    """
+    if width * height > PIXELS:
+        raise InputError(
+            f"{name} has frames of {width} x {height} pixels; more than {PIXELS:,} are not read. Scale it down first."
         )
-    return np.empty((count, *frame.shape), np.uint8)
+    check_room(f"Frames of {width} x {height} pixels, as in {name}, take", width * height * BYTES, "Scale it down.")
 
 
-def _memory() -> float:
-    """Bytes of this machine's memory; infinite where the system does not tell."""
-    if not hasattr(os, "sysconf"):
-        return np.inf
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+def _check_frames(count: int, width: int, height: int) -> None:
+    """Refuse more frames than the memory holds.
+
+    Raises:
+        SettingError: If there are more.
+    """
+    check_room(
+        f"{count} frames of {width} x {height} pixels take",
+        count * width * height * 3,
+        "Ask for fewer with frames=…, or for a part with start=… and end=….",
+        SettingError,
+    )
+
+
+class _Source:
+    """An open file as FFmpeg goes about in it. The name helps to tell its format.
+
+    A damaged file leads to places before its beginning. PyAV prints what is raised: so FFmpeg gets a number.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.name = str(path)
+        self._file = file
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return -errno.EIO
+
+    def tell(self) -> int:
+        return self._file.tell()
 
 
 class _Decoder:
@@ -117,6 +214,7 @@ class _Decoder:
         if not contents.seekable:
             self._near = float("inf")
         stream.thread_type = "AUTO"
+        stream.codec_context.options = DECODING
 
     def clip(self, path: Path, times: Sequence[float], part: tuple[float, float]) -> Clip:
         """The frames on show at these times, ascending."""
@@ -124,13 +222,20 @@ class _Decoder:
         room: NDArray[np.uint8] | None = None
         seconds: list[float] = []
         shown_since: float | None = None
+        name = named(path)
+        checked = None
         for time in times:
             self._go_to(time)
             if self._now is None or (self._broken and self._missing(time)):
                 continue
             frame, since = self._now
+            if checked != (frame.width, frame.height):  # they may change on the way
+                checked = frame.width, frame.height
+                _check_frame(name, round(frame.width * aspect), frame.height)
             if room is None:
-                room = _room(len(times), pixels(frame, aspect, None))
+                first = pixels(frame, aspect, None)
+                _check_frames(len(times), first.shape[1], first.shape[0])
+                room = np.empty((len(times), *first.shape), np.uint8)
             count = len(seconds)
             if since == shown_since:  # still on show
                 room[count] = room[count - 1]
@@ -140,11 +245,11 @@ class _Decoder:
                 seconds.append(max(since, part[0]))
             shown_since = since
         if room is None:
-            raise InputError(f"{path} is damaged: no frame of it can be decoded. Fetch or export it again.")
-        note = self._note(path, len(seconds), len(times))
+            raise InputError(f"{name} is damaged: no frame of it can be decoded. Fetch or export it again.")
+        note = self._note(name, len(seconds), len(times))
         return Clip(path, room[: len(seconds)], tuple(seconds), *part, self._contents.rate, note)
 
-    def _note(self, path: Path, read: int, wanted: int) -> str | None:
+    def _note(self, name: str, read: int, wanted: int) -> str | None:
         """What is wrong with the file; None where nothing is."""
         end, promised = self._contents.end, self._contents.promised
         harmed = self._broken or read < wanted
@@ -157,7 +262,7 @@ class _Decoder:
         if harmed:
             smeared = ", some of them perhaps smeared"
         return (
-            f"{path} {what}: {read} of {wanted} frames could be read{smeared}. Fetch or export it again for the rest."
+            f"{name} {what}: {read} of {wanted} frames could be read{smeared}. Fetch or export it again for the rest."
         )
 
     def _missing(self, time: float) -> bool:

@@ -50,19 +50,22 @@ class _Seen:
     last: float = 0.0
 
 
-def video_stream(container: Any, path: Any) -> Any:
+def video_stream(container: Any, name: str) -> Any:
     """The file's first stream of moving pictures.
 
     Raises:
         InputError: If there is none.
     """
     for stream in container.streams.video:
-        if "attached_pic" not in str(stream.disposition):  # the cover of a song
-            return stream
+        if "attached_pic" in str(stream.disposition):  # the cover of a song
+            continue
+        if stream.codec_context is None:
+            raise InputError(f"{name} is encoded in a way that PyAV cannot decode. Convert it to MP4 with H.264.")
+        return stream
     sound = ""
     if container.streams.audio:
         sound = ", only sound"
-    raise InputError(f"{path} has no video in it{sound}. Name a video file.")
+    raise InputError(f"{name} has no video in it{sound}. Name a video file.")
 
 
 def survey(container: Any, stream: Any) -> Survey | None:
