@@ -19,7 +19,7 @@ def is_video(path: Path, frames_asked: bool = False) -> bool:
 
 
 def check_readable(path: Path) -> None:
-    """Refuse a picture or video that is not there, is a folder, or has no bytes.
+    """Refuse a picture or video that is not there, is no file, or has no bytes.
 
     Raises:
         InputError: If that is so.
@@ -30,5 +30,7 @@ def check_readable(path: Path) -> None:
         raise InputError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
     if path.is_dir():
         raise InputError(f"{path} is a folder, not a picture. Name the files in it.")
-    if size == 0 and path.is_file():
+    if not path.is_file():  # reading a pipe may never end
+        raise InputError(f"{path} is a device or a pipe, not a file. Save what it gives to a file first.")
+    if size == 0:
         raise InputError(f"{path} is empty (0 bytes). Fetch or export it again.")

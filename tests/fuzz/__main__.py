@@ -1,6 +1,7 @@
 """Run the cases, show how far it is, and say at the end what failed: exit code 1 if anything did."""
 
 import argparse
+import re
 import shutil
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from tests.fuzz.judging import judge
 from tests.fuzz.running import KINDS, Result, Task, made, run_all
 
 FAILURES = Path("out") / "fuzz"
+NUMBER = re.compile(r"\d+")
 SHOWN = 40
 """Failures of which the summary has a line."""
 
@@ -102,7 +104,7 @@ def failures_of(results: Sequence[Result]) -> list[str]:
     for result in results:
         if result.outcome.verdict == "failed":
             words = result.outcome.words.encode("utf-8", "backslashreplace").decode()
-            groups.setdefault(f"{result.kind}: {words}", []).append(f"{result.kind}:{result.index}")
+            groups.setdefault(f"{result.kind}: {NUMBER.sub('N', words)}", []).append(f"{result.kind}:{result.index}")
     ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
     lines = [f"{len(cases)} × {words}, such as {', '.join(cases[:3])}" for words, cases in ordered]
     if len(lines) > SHOWN:

@@ -1,5 +1,6 @@
 """Cases in processes of their own: one that crashes or hangs is a failure, and the others go on."""
 
+import contextlib
 import multiprocessing
 import os
 import shutil
@@ -176,6 +177,13 @@ class _Worker:
             self.give(list(self.tasks))
         return Result(kind, index, "", Outcome("failed", why))
 
+    def end(self) -> None:
+        """Let the process end by itself, if it is not in the middle of a case."""
+        with contextlib.suppress(OSError):
+            self.pipe.send(None)
+        self.process.join(0.0 if self.tasks else 10.0)
+        self.stop()
+
     def stop(self) -> None:
         self.process.kill()
         self.process.join()
@@ -199,4 +207,4 @@ def run_all(tasks: Sequence[Task], *, seed: int, jobs: int, failures: Path) -> I
                     yield worker.lost("the process hangs")
     finally:
         for worker in workers:
-            worker.stop()
+            worker.end()
