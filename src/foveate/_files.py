@@ -29,7 +29,7 @@ def check_readable(path: Path) -> None:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}. Check the path.") from error
     if path.is_dir():
-        raise InputError(f"{path} is a folder, not a picture. Name the files in it.")
+        raise InputError(f"{path} is a folder, not a file. Name the files in it.")
     if not path.is_file():  # reading a pipe may never end
         raise InputError(f"{path} is a device or a pipe, not a file. Save what it gives to a file first.")
     if size == 0:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from foveate.errors import InputError
 
-__all__ = ["explained", "first_line", "is_out_of_memory", "printable", "shown"]
+__all__ = ["brief", "explained", "first_line", "is_out_of_memory", "printable", "shown"]
 
 LONGEST = 300
 """Characters of somebody else's message that a line repeats."""
@@ -73,6 +73,15 @@ def first_line(error: BaseException) -> str:
         return text
     sentences, stop, _ = text.rpartition(". ")
     return f"{sentences}." if stop else f"{text}."
+
+
+def brief(value: object, most: int = 80) -> str:
+    """A value's repr as one line can say it; of what nests too deeply for one, or has too many digits, its type."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):
+        text = f"a value of type {type(value).__name__}"
+    return shown(text, most)
 
 
 def shown(name: str, most: int = 200) -> str:
