@@ -22,7 +22,7 @@ QUICK_TESTS := tests/core tests/methods tests/golden $(patsubst %,tests/invarian
 
 TIERS := pure signals engine methods coverage rest
 
-.PHONY: help setup demo test quick $(TIERS:%=tier-%) test-all test-oldest check docs index clean mutants witness
+.PHONY: help setup demo test quick $(TIERS:%=tier-%) test-all test-oldest check docs index clean mutants witness fuzz
 
 help:
 	@echo "make demo    ask the embedded model about a picture, with and without dropping; writes out/demo.png"
@@ -35,6 +35,8 @@ help:
 	@echo "make docs    build the documentation into site/"
 	@echo "make index   write src/foveate/index.json, after a change to a method, a preset or a family"
 	@echo "make witness run many methods on all families here and at the commit 32cba4e, and compare bit for bit (slow)"
+	@echo "make fuzz    try 34,500 pictures, films, settings, records, command lines and model folders with something wrong"
+	@echo "             in them: each must end in an answer or one clear line (half an hour on two cores; out/fuzz)"
 	@echo "make mutants break the code on purpose, one place at a time, and see a test fail each time (slow)"
 
 # Behind a command: its output goes to the log, whose end is shown if the command fails.
@@ -134,6 +136,10 @@ mutants: setup
 # What was found is in benchmarks/witness/log.txt, what each tree did in out/witness.
 witness: setup
 	$(BIN)/python -m tests.witness --jobs $(JOBS)
+
+# A choice: FUZZ="--kinds films --seed 2"; one case again: FUZZ="--case films:17".
+fuzz: setup
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --jobs $(JOBS) $(FUZZ)
 
 clean:
 	rm -rf site out .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foveate._upstream import brief, shown
 from foveate.errors import InputError, SettingError, UnknownNameError
 
 __all__ = [
@@ -67,7 +68,7 @@ def written(text: str) -> tuple[Written, ...]:
         SettingError: If it is no text, no JSON where it begins like JSON, or a method in it has no name.
     """
     if not isinstance(text, str):
-        raise SettingError(f'The name of a method must be a text, such as "v2drop"; got {text!r}.')
+        raise SettingError(f'The name of a method must be a text, such as "v2drop"; got {brief(text)}.')
     text = unquoted(text.strip())
     if text.startswith("{"):
         return members_in(parsed(text))
@@ -88,7 +89,9 @@ def members_in(values: Any) -> tuple[Written, ...]:
         return (Written(name, values=settings),)
     parts = values.get("members")
     if not isinstance(parts, list) or set(values) != {"method", "members"}:
-        raise SettingError(f"The JSON of a chain has one more key, members, with a list of methods; got {values!r}.")
+        raise SettingError(
+            f"The JSON of a chain has one more key, members, with a list of methods; got {brief(values)}."
+        )
     members: list[Written] = []
     for part in parts:
         members.extend(members_in(part))
@@ -108,7 +111,7 @@ def _split(text: str) -> Written:
     name = name.strip()
     if not name:
         raise SettingError(
-            f"A method's name is missing. Write name:key=value;key=value, with + between methods; got {text!r}."
+            f"A method's name is missing. Write name:key=value;key=value, with + between methods; got {brief(text)}."
         )
     pairs = settings.replace(":", ";").split(";")
     return Written(name, tuple(pair for pair in pairs if pair.strip()))
@@ -123,7 +126,7 @@ def pair_of(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     key, value = key.strip(), value.strip()
     if not (key and equals and value):
-        raise SettingError(f"{text!r}: write key=value, such as metric=cosine.")
+        raise SettingError(f"{brief(text)}: write key=value, such as metric=cosine.")
     return key, value
 
 
@@ -142,7 +145,7 @@ def method_name(values: Any) -> str:
     """
     if isinstance(values, Mapping) and isinstance(name := values.get("method"), str):
         return name
-    raise SettingError(f"The settings must name their method, as in {{'method': 'v2drop'}}; got {values!r}.")
+    raise SettingError(f"The settings must name their method, as in {{'method': 'v2drop'}}; got {brief(values)}.")
 
 
 def settings_in(path: str) -> Mapping[str, Any]:
@@ -186,7 +189,7 @@ def parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise SettingError(f"Not valid JSON: {error}; got {text[:80]!r}.") from error
+        raise SettingError(f"Not valid JSON: {error}; got {brief(text)}.") from error
 
 
 # -- names that there are not ---------------------------------------------------------------------------------
@@ -194,16 +197,18 @@ def parsed(text: str) -> Any:
 
 def no_method(name: str, methods: Iterable[str]) -> UnknownNameError:
     """The error for a method that is not among these."""
-    return UnknownNameError(f"No method {name!r}. There are: {', '.join(sorted(methods))}.")
+    return UnknownNameError(f"No method {brief(name)}. There are: {', '.join(sorted(methods))}.")
 
 
 def no_preset(name: str, presets: Iterable[str]) -> UnknownNameError:
     """The error for a preset that is not among these; it names the nearest."""
     names = sorted(presets)
     near = difflib.get_close_matches(name, names, n=4, cutoff=0.3) or names
-    return UnknownNameError(f"No preset {name!r}. Similar names: {', '.join(near)}. For all, run: foveate presets.")
+    return UnknownNameError(
+        f"No preset {brief(name)}. Similar names: {', '.join(near)}. For all, run: foveate presets."
+    )
 
 
 def no_setting(method: str, name: str, settings: Iterable[str]) -> SettingError:
     """The error for a setting that a method has not."""
-    return SettingError(f"{method} has no setting {name}. It has: {', '.join(sorted(settings))}.")
+    return SettingError(f"{method} has no setting {shown(name, 80)}. It has: {', '.join(sorted(settings))}.")

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from foveate.errors import InputError
 
-__all__ = ["explained", "first_line", "is_out_of_memory", "shown"]
+__all__ = ["brief", "explained", "first_line", "is_out_of_memory", "printable", "shown"]
 
 LONGEST = 300
 """Characters of somebody else's message that a line repeats."""
@@ -61,7 +61,7 @@ def _reason(error: BaseException, part: str) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of a message, cut back to whole sentences: some go on in the lines below."""
-    lines = [_printable(line.strip()) for line in str(error).splitlines() if line.strip()]
+    lines = [printable(line.strip()) for line in str(error).splitlines() if line.strip()]
     if not lines:
         return f"{type(error).__name__}."
     text = lines[0]
@@ -75,13 +75,22 @@ def first_line(error: BaseException) -> str:
     return f"{sentences}." if stop else f"{text}."
 
 
+def brief(value: object, most: int = 80) -> str:
+    """A value's repr as one line can say it; of what nests too deeply for one, or has too many digits, its type."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):
+        text = f"a value of type {type(value).__name__}"
+    return shown(text, most)
+
+
 def shown(name: str, most: int = 200) -> str:
     """A name as one line can say it: what does not print is escaped, and a long one is cut."""
-    text = _printable(name)
+    text = printable(name)
     return text if len(text) <= most else f"{text[:most]}…"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """A text with its control characters, lone surrogates and the like escaped."""
     if text.isprintable():
         return text

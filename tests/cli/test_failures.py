@@ -1,6 +1,7 @@
 """What cannot be done ends in one line on stderr, and a code."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -65,6 +66,15 @@ def test_a_bad_picture_is_refused_before_the_model_is_loaded(run, tmp_path):
     code, _, err = run("generate", path, "--prompt", "x", "--model", tmp_path / "no-model-either")
     assert code == 1
     assert "empty.png is empty" in err
+
+
+@pytest.mark.parametrize("command", ["generate", "compare", ("tune", "--retention", 0.5)])
+def test_a_pipe_is_refused_and_not_waited_for(run, tmp_path, command):
+    os.mkfifo(pipe := tmp_path / "pipe.png")
+    command, *flags = (command,) if isinstance(command, str) else command
+    code, out, err = run(command, pipe, "--prompt", "x", *flags)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "pipe.png is a device or a pipe, not a file. Save what it gives to a file first." in err
 
 
 def test_a_question_needs_a_prompt_and_another_model_needs_an_image(run, tiny_llava, picture):

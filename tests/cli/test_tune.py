@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from foveate import embedded
+from foveate.cli.tune import Tune
 
 WHOLE = ("--set", "merge_windows=False")  # a random tower finds everything alike
 QUESTION = "What is this ?"
@@ -61,6 +62,32 @@ def test_samples_may_come_from_a_file_with_a_question_each(run, tiny_llava, pict
     listed.write_bytes(b"\x89PNG")
     code, _, err = run("tune", "--samples", listed, "--budget", 20)
     assert (code, "is no text" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"image": "0.png", "prompt": null}', 'must be {"image": file, "prompt": text}; got '),
+        ('{"image": "0.png", "prompt": ""}', 'must be {"image": file, "prompt": text}; got '),
+        ('{"image": "0.png", "prompt": 3}', 'must be {"image": file, "prompt": text}; got '),
+        ('{"image": "0.png", "prompt": "\\ud800"}', 'must be {"image": file, "prompt": text}; got '),
+        ('{"image": "\\ud800.png", "prompt": "x"}', 'must be {"image": file, "prompt": text}; got '),
+        ('{"image": "a\\u0000b", "prompt": "x"}', 'must be {"image": file, "prompt": text}; got '),
+        ("[" * 5000, "is not valid JSON: maximum recursion depth exceeded"),
+        ("\0", "is not valid JSON"),
+        ("[]", 'must be {"image": file, "prompt": text}; got []'),
+    ],
+)
+def test_a_sample_that_cannot_be_one_is_named_by_its_line(run, pictures, tmp_path, line, says):
+    (listed := tmp_path / "asked.jsonl").write_text('{"image": "0.png", "prompt": "x"}\n' + line)
+    code, out, err = run("tune", "--samples", listed, "--budget", 20)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert f"{listed}, line 2 {says}" in err
+
+
+def test_a_question_may_hold_what_other_programs_take_for_the_end_of_a_line(pictures, tmp_path):
+    (listed := tmp_path / "asked.jsonl").write_text('{"image": "0.png", "prompt": "a\u2028b\u0085c"}\r\n')
+    assert Tune(samples=listed)._asked() == [(tmp_path / "0.png", "a\u2028b\u0085c")]
 
 
 def test_the_record_of_the_embedded_model_names_no_path(run, pictures, monkeypatch, tiny_llava):

@@ -165,6 +165,17 @@ def test_damage_to_rows_without_a_checksum_is_no_traceback(place, put):
         assert found is None or isinstance(found["answer"], str)
 
 
+def test_a_row_that_has_lost_its_checksum_is_asked_again():
+    """A cut may end before one, and leave a row that looks like those of before."""
+    harmed = CLEAN.replace(b'"kl":0.125,"sha256":"', b'"kl":0.1}\n"', 1)
+    assert harmed != CLEAN
+    assert unchanged(stored(harmed)) == len(ROWS) - 1
+    heading = b'{"format": "foveate eval 2", "conditions": {}}\n'
+    first = CLEAN.splitlines()[0].partition(b',"sha256"')[0] + b"}\n"
+    assert len(stored(heading + first)) == 0
+    assert len(stored(heading.replace(b"2", b"1") + first)) == 1
+
+
 def test_rows_of_before_are_known():
     text = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
     assert unchanged(stored(text)) == len(ROWS)

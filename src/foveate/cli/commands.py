@@ -18,6 +18,7 @@ from foveate.cli.compare import Compare
 from foveate.cli.eval import Eval
 from foveate.cli.generate import Generate
 from foveate.cli.lists import Methods, Models, Presets
+from foveate.cli.parsing import parse
 from foveate.cli.screen import note
 from foveate.cli.tune import Tune
 from foveate.cli.usage import BUG, DONE, FAILED, WRONG_USAGE, exit_code
@@ -47,21 +48,19 @@ COMMANDS: dict[str, type[Command]] = {
     "models": Models,
     "presets": Presets,
 }
-STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 
 
 def run(arguments: list[str]) -> int:
     """Run the subcommand that these arguments name; the exit code.
 
     Raises:
-        SystemExit: With 2 from the parser for flags it does not know, with 0 after `--help`.
+        SystemExit: With 0 after `--help`.
     """
     if said := _leftover(arguments):
         note(said)
         return WRONG_USAGE
-    command = _parse(arguments)
     try:
-        command.run()
+        _parse(arguments).run()
         sys.stdout.flush()
     except FoveateError as error:
         note(str(error))
@@ -120,13 +119,12 @@ def _report(error: Exception) -> None:
         traceback.print_exception(error, file=sys.stderr)
 
 
-def _parse(arguments: list[str]) -> Command:
+def _parse(arguments: list[str]) -> Any:
     """The subcommand with its flags. A known one is parsed by itself: its help then shows its docstring whole."""
     if arguments and (kind := COMMANDS.get(arguments[0])) is not None:
         about = cleandoc(kind.__doc__ or "")
-        return tyro.cli(kind, prog=f"foveate {arguments[0]}", description=about, args=arguments[1:], config=STYLE)
+        return parse(kind, f"foveate {arguments[0]}", description=about, args=arguments[1:])
     short = {name: (kind.__doc__ or "").split("\n")[0] for name, kind in COMMANDS.items()}
     listed = [Annotated[kind, tyro.conf.subcommand(name, description=short[name])] for name, kind in COMMANDS.items()]
     anything: Any = functools.reduce(operator.or_, listed)
-    parsed: Command = tyro.cli(anything, prog="foveate", description=ABOUT, args=arguments, config=STYLE)
-    return parsed
+    return parse(anything, "foveate", description=ABOUT, args=arguments)

@@ -12,23 +12,32 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from foveate._upstream import printable
 from foveate.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Lines", "as_json", "busy", "counted", "counting", "note", "preview", "show", "show_json"]
+__all__ = ["Lines", "as_json", "busy", "counted", "counting", "note", "preview", "show", "show_json", "written"]
 
 
 WIDE = 120  # columns of what goes to a file or a pipe
 
 
+class Screen(Console):
+    """A console whose end is the command's to choose: rich's own ends the program where a reader went away."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave the error as it is; rich calls this while it is raised."""
+        raise
+
+
 def show(*renderables: RenderableType) -> None:
     """Print tables or text to stdout."""
-    console = Console(highlight=False)
+    console = Screen(highlight=False)
     if not console.is_terminal:  # a file has no edge: nothing is cut to fit one
         console.width = max(console.width, WIDE)
-    with _written():
+    with written():
         for renderable in renderables:
             console.print(renderable)
 
@@ -37,7 +46,7 @@ def preview(image: "Image") -> RenderableType:
     """A picture for stdout, where that is a terminal with colours; else a line that says so."""
     from foveate.viz.terminal import preview_on
 
-    drawn = preview_on(Console(), image)
+    drawn = preview_on(Screen(), image)
     return drawn or Text("Pictures are shown in terminals with colours; --figure FILE writes one.")
 
 
@@ -49,12 +58,12 @@ def as_json(values: Mapping[str, Any]) -> str:
 def show_json(values: Mapping[str, Any]) -> None:
     """Print JSON, and nothing else, to stdout."""
     text = as_json(values)
-    with _written():
+    with written():
         sys.stdout.write(text)
 
 
 @contextmanager
-def _written() -> Iterator[None]:
+def written() -> Iterator[None]:
     """Say in one line that stdout takes no more, as on a full disk; a reader that went away is no error."""
     try:
         yield
@@ -68,14 +77,15 @@ def _written() -> Iterator[None]:
 
 def note(text: str) -> None:
     """One line to stderr, beginning with the program's name; no answer is lost where stderr takes nothing."""
+    line = "\n".join(printable(part) for part in text.split("\n"))  # a file's name may hold a terminal's commands
     with suppress(OSError):
-        Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"foveate: {text}"))
+        Screen(stderr=True, highlight=False, soft_wrap=True).print(Text(f"foveate: {line}"))
 
 
 @contextmanager
 def busy(doing: str) -> Iterator[None]:
     """Show on stderr that something takes a moment; leaves no trace when stderr is no terminal."""
-    with Console(stderr=True).status(Text(doing)):
+    with Screen(stderr=True).status(Text(doing)):
         yield
 
 
@@ -83,7 +93,7 @@ def busy(doing: str) -> Iterator[None]:
 def counted(doing: str, total: int | None) -> Iterator["Progress"]:
     """A progress bar on stderr with the time left; call `advance(progress.task_ids[0])` for each step."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         progress.add_task(doing, total=total)
         yield progress
@@ -95,7 +105,7 @@ def counting(doing: str, total: int | None) -> Iterator[Callable[[int], object]]
 
     Gives what is called with the number that was added.
     """
-    if Console(stderr=True).is_terminal:
+    if Screen(stderr=True).is_terminal:
         with counted(doing, total) as progress:
             yield lambda added: progress.advance(progress.task_ids[0], added)
         return

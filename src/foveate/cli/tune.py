@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from foveate._files import check_readable
+from foveate._upstream import shown
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import BudgetOptions, Flag, Images, ModelOptions, OutputOptions, Settings
 from foveate.cli.outputs import check_targets
@@ -140,8 +141,9 @@ class Tune:
             if self.prompt is None:
                 raise UsageError('What is the question? Give it with --prompt "…".')
             return [(path, self.prompt) for path in self.images]
+        check_readable(self.samples)
         try:
-            lines = self.samples.read_text(encoding="utf-8-sig").splitlines()
+            lines = self.samples.read_text(encoding="utf-8-sig").split("\n")
         except OSError as error:
             raise InputError(f"{self.samples} cannot be read: {error.strerror}. Check the path.") from error
         except UnicodeDecodeError as error:
@@ -149,13 +151,30 @@ class Tune:
         asked = []
         for number, line in enumerate(lines, 1):
             if line.strip():
-                try:
-                    row = json.loads(line)
-                    asked.append((self.samples.parent / row["image"], str(row["prompt"])))
-                except (ValueError, KeyError, TypeError) as error:
-                    raise InputError(
-                        f'{self.samples}, line {number} is no {{"image": file, "prompt": text}}: {error}.'
-                    ) from error
+                image, prompt = _sample(line, f"{self.samples}, line {number}")
+                asked.append((self.samples.parent / image, prompt))
         if not asked:
             raise InputError(f"{self.samples} has no sample in it.")
         return asked
+
+
+def _sample(line: str, place: str) -> tuple[str, str]:
+    """A line of --samples: the name of a picture, and the question.
+
+    Raises:
+        InputError: If it is no such line.
+    """
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place} is not valid JSON: {shown(str(error), 80)}. Write a JSON object a line.") from error
+    if not isinstance(row, dict) or not _is_text(row.get("image")) or not _is_text(row.get("prompt")):
+        raise InputError(f'{place} must be {{"image": file, "prompt": text}}; got {shown(line, 80)}.')
+    return row["image"], row["prompt"]
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value is a text that names a file or asks something; "\\ud800" in JSON gives half a letter."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        return False
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)

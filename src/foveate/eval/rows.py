@@ -76,10 +76,13 @@ def line_of(row: Mapping[str, Any]) -> str:
     return json.dumps({**row, CHECKSUM: _checksum(row)}, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
-def row_of(line: bytes) -> dict[str, Any]:
+def row_of(line: bytes, *, unchecked: bool = True) -> dict[str, Any]:
     """The record that a line holds, without its checksum.
 
-    Rows of "foveate eval 1" have no checksum. They are believed if every field is there and of its type.
+    Args:
+        line: As it is in the file.
+        unchecked: Whether a row without a checksum is believed if every field is there and of its type, as for rows of
+            "foveate eval 1". Among newer rows one is damaged.
 
     Raises:
         Damaged: If the line is no record, or not the one that was written.
@@ -89,6 +92,8 @@ def row_of(line: bytes) -> dict[str, Any]:
         if not isinstance(row, dict):
             raise Damaged("a line is no object")
         expected = row.pop(CHECKSUM, None)
+        if expected is None and not unchecked:
+            raise Damaged("a row has lost its checksum")
         if expected is not None and expected != _checksum(row):
             raise Damaged("a row is not what was written")
         _ROW.validate_python(row)

@@ -11,7 +11,7 @@ from typing import Any
 
 from foveate.errors import InputError
 from foveate.eval.lock import locked
-from foveate.eval.rows import FULL, Damaged, line_of, row_of
+from foveate.eval.rows import CHECKSUM, FULL, Damaged, line_of, row_of
 from foveate.methods.base import Method
 
 __all__ = ["FULL", "Store", "fingerprint", "home", "key_of", "open_store"]
@@ -104,11 +104,15 @@ class Store:
             return file.read() == b"\n"
 
     def _read(self) -> None:
+        old = True  # rows of version 1 come first in a file that has both
         for line in self.path.read_bytes().split(b"\n"):
-            if not line.strip() or _is_heading(line):
+            if not line.strip():
+                continue
+            old = old and not _is_new(line)
+            if _is_heading(line):
                 continue
             try:
-                row = row_of(line)
+                row = row_of(line, unchecked=old)
             except Damaged:
                 self.damaged += 1
                 continue
@@ -121,6 +125,11 @@ def _path(folder: Path, conditions: Mapping[str, Any]) -> Path:
 
 def _is_heading(line: bytes) -> bool:
     return line.startswith(b'{"format":')
+
+
+def _is_new(line: bytes) -> bool:
+    """Whether a line says that it or the file is of version 2, where every row has a checksum."""
+    return f'"{CHECKSUM}":'.encode() in line or line.startswith(f'{{"format": "{FORMAT}"'.encode())
 
 
 @contextmanager

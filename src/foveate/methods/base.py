@@ -1,12 +1,15 @@
 """A method: settings, and the stages they make. Nothing here knows a model, a batch, a mask or a cache."""
 
 import dataclasses
+import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, dataclass_transform
 
+from foveate._spelling import no_setting
+from foveate._upstream import brief
 from foveate.core.grid import Grid
 from foveate.errors import SettingError
 from foveate.methods import follow
@@ -15,6 +18,8 @@ from foveate.methods.schedule import Budget, budget_of, decoder_depth
 from foveate.methods.stages import Shape, Stage
 
 __all__ = ["Method", "Preset"]
+
+BUDGET = ("tokens", "retention")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -155,7 +160,25 @@ class Method(ABC):
             SettingError: If the budget is contradictory.
         """
         share, entered = budget_of(model, tokens, retention, vision_tokens)
+        cls.check_beside_budget(values)
         return cls.solved(share, entered, decoder_depth(model), **values)
+
+    @classmethod
+    def check_beside_budget(cls, values: Mapping[str, Any]) -> None:
+        """Refuse settings beside which no budget can be solved: unknown ones, those it decides, values that do not fit.
+
+        Raises:
+            SettingError: If there is one.
+        """
+        fields, taken = cls._fields(), inspect.signature(cls.solved).parameters
+        for name in values:
+            if name not in fields and name not in taken:
+                raise no_setting(cls.name, name, fields)
+            if name in (*cls.schedule, *BUDGET) and name not in taken:
+                raise SettingError(f"A budget decides {name} of {cls.__name__}. Give either the budget or {name}=….")
+        left_out = {name for name, value in values.items() if value is None and name in taken}
+        own = {name: value for name, value in values.items() if name in fields and name not in left_out}
+        check(cls.__name__, cls, own, partly=True)
 
     @classmethod
     def solved(cls, share: float, entered: int | None, depth: int, /, **values: Any) -> Self:
@@ -227,15 +250,13 @@ class Method(ABC):
             SettingError: If a field is unknown or the dictionary belongs to another method.
         """
         if not isinstance(values, Mapping):
-            raise SettingError(f"The settings of {cls.name} must be a dictionary; got {values!r}.")
+            raise SettingError(f"The settings of {cls.name} must be a dictionary; got {brief(values)}.")
         values = dict(values)
         if (name := values.pop("method", cls.name)) != cls.name:
-            raise SettingError(f"These settings belong to {name!r}, not to {cls.name!r}.")
+            raise SettingError(f"These settings belong to {brief(name)}, not to {cls.name!r}.")
         settings = cls._fields()
-        if unknown := sorted(set(values) - set(settings)):
-            raise SettingError(
-                f"{cls.name} has no setting {', '.join(unknown)}. It has: {', '.join(sorted(settings))}."
-            )
+        if unknown := sorted(set(values) - set(settings), key=str):
+            raise no_setting(cls.name, ", ".join(map(str, unknown)), settings)
         return cls(**values)
 
     def to_json(self) -> str:

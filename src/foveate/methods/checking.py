@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from foveate._upstream import brief
 from foveate.errors import SettingError
 
 if TYPE_CHECKING:
@@ -14,13 +15,14 @@ if TYPE_CHECKING:
 __all__ = ["check"]
 
 
-def check(owner: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+def check(owner: str, kind: type, values: Mapping[str, Any], *, partly: bool = False) -> dict[str, Any]:
     """The settings of a dataclass as its annotations have them.
 
     Args:
         owner: Whose they are, for the error.
         kind: The dataclass.
         values: What was given, by name.
+        partly: Whether values may be missing.
 
     Raises:
         SettingError: If a value is of the wrong type or leaves its range.
@@ -29,6 +31,8 @@ def check(owner: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
     checked = {}
     for name, adapter in _adapters(kind).items():
+        if name not in values and partly:
+            continue
         value = values[name]
         try:
             checked[name] = adapter.validate_python(_plain(value))
@@ -37,6 +41,10 @@ def check(owner: str, kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
             if isinstance(within, SettingError):  # the error of a method among the settings
                 raise within from None
             raise SettingError(_sentence(owner, name, value, error)) from None
+        except RecursionError:
+            raise SettingError(
+                f"{owner}: {name} nests too many values inside each other; got {brief(value)}."
+            ) from None
     return checked
 
 
@@ -76,7 +84,4 @@ def _sentence(owner: str, name: str, value: Any, error: "ValidationError") -> st
         said = f"{place} has too many values"
     elif not said.startswith("layers"):
         said = f"{place} should be {said.removeprefix('be ')}"
-    got = repr(value)
-    if len(got) >= 80:
-        got = f"{got[:77]}…"
-    return f"{owner}: {said}; got {got}."
+    return f"{owner}: {said}; got {brief(value)}."

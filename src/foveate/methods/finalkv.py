@@ -3,9 +3,11 @@
 Part (c) of MustDrop (Liu et al., arXiv:2411.10803), which works without its other parts.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self
 
+from foveate._upstream import brief
 from foveate.errors import SettingError
 from foveate.methods import follow
 from foveate.methods.base import Method
@@ -43,7 +45,7 @@ class FinalKV(Method):
 
     def check_settings(self) -> None:
         if isinstance(self.inner, FinalKV):
-            raise SettingError(f"inner must be a method that drops tokens; got {self.inner!r}.")
+            raise SettingError(f"inner must be a method that drops tokens; got {brief(self.inner)}.")
         if self.inner is not None:
             self._check_cuts(follow.cut_layers(self.inner.stages(ANY)))
 
@@ -69,6 +71,19 @@ class FinalKV(Method):
         if self.inner is None:
             return super().with_budget(tokens=tokens, retention=retention)
         return replace(self, inner=self.inner.with_budget(tokens=tokens, retention=retention))
+
+    @classmethod
+    def check_beside_budget(cls, values: Mapping[str, Any]) -> None:
+        """Refuse what the `inner` method refuses beside a budget. See `Method.check_beside_budget`."""
+        others = dict(values)
+        inner, first_layer = others.pop("inner", None), others.pop("first_layer", None)
+        super().check_beside_budget({"first_layer": first_layer})
+        if not isinstance(inner, type) or not issubclass(inner, Method):
+            raise SettingError(
+                "FinalKV needs the method that drops tokens. Give inner=…, such as inner=foveate.V2Drop; got "
+                f"{brief(inner)}."
+            )
+        inner.check_beside_budget(others)
 
     @classmethod
     def solved(

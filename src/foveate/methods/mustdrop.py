@@ -28,7 +28,7 @@ from foveate.core.merge import average, merge_windows, window_similarity
 from foveate.core.rank import top
 from foveate.errors import BudgetError, SettingError
 from foveate.methods.base import Method, Preset
-from foveate.methods.schedule import Budget, geometric_counts, half_up
+from foveate.methods.schedule import Budget, check_count, geometric_counts, half_up
 from foveate.methods.settings import Count, Counts, Layers, Positions, Share, numbering
 from foveate.methods.stages import (
     Arriving,
@@ -300,6 +300,8 @@ class MustDrop(Method):
         the budget.
         """
         layers = values.pop("pruning_layers", None) or scaled_layers(depth)
+        if entering is not None:
+            check_count("entering", entering)
         full = entered or REFERENCE
         mean, start = share * full, entering or full
         first = layers[0] + 1

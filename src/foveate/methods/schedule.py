@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from foveate._upstream import brief
 from foveate.errors import BudgetError, SettingError
 
 __all__ = [
     "Budget",
     "as_layers",
     "budget_of",
+    "check_count",
     "decoder_depth",
     "default_layers",
     "entry_floor",
@@ -28,6 +30,7 @@ __all__ = [
 
 SECOND_KEEP = 0.3  # the middle ratio of V2Drop's 192-token setting, which solved schedules start from
 PUBLISHED_LAYERS = {32: (3, 17, 22), 28: (3, 16, 22)}  # V2Drop's, by the decoder's depth
+MOST_TOKENS = 2**31  # of an image: no memory holds so many
 ROUNDING = 1e-12  # what float rounding may take off a ratio
 
 
@@ -45,16 +48,17 @@ class Budget:
     def __post_init__(self) -> None:
         if (self.tokens is None) == (self.retention is None):
             raise SettingError(
-                f"Give one of tokens= and retention=; got tokens={self.tokens}, retention={self.retention}."
+                "Give one of tokens= and retention=; got "
+                f"tokens={brief(self.tokens)}, retention={brief(self.retention)}."
             )
         for name in ("tokens", "retention"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-                raise SettingError(f"{name} must be a number; got {value!r}.")
+                raise SettingError(f"{name} must be a number; got {brief(value)}.")
         if self.retention is not None and not 0 < self.retention <= 1:
-            raise SettingError(f"retention must be above 0 and at most 1; got {self.retention}.")
-        if self.tokens is not None and not 0 < self.tokens < math.inf:
-            raise SettingError(f"tokens must be a finite number above 0; got {self.tokens}.")
+            raise SettingError(f"retention must be above 0 and at most 1; got {brief(self.retention)}.")
+        if self.tokens is not None and not 0 < self.tokens < MOST_TOKENS:
+            raise SettingError(f"tokens must be a finite number above 0; got {brief(self.tokens)}.")
 
     def mean(self, entered: int) -> float:
         """The mean as a number of tokens, for an image of which `entered` tokens entered the model; at most these."""
@@ -73,8 +77,8 @@ def budget_of(
         SettingError: If not exactly one of `tokens` and `retention` is given, or it leaves its range.
     """
     Budget(tokens, retention)  # or a refusal
-    if vision_tokens is not None and vision_tokens < 1:
-        raise SettingError(f"vision_tokens is the number of the image's tokens, 1 or more; got {vision_tokens}.")
+    if vision_tokens is not None:
+        check_count("vision_tokens", vision_tokens)
     if retention is None:
         assert tokens is not None
         vision_tokens = vision_token_count(model, vision_tokens)
@@ -82,6 +86,17 @@ def budget_of(
     if retention > 1:
         raise SettingError(f"tokens must be between 1 and {vision_tokens} for this input; got {tokens:.6g}.")
     return retention, vision_tokens
+
+
+def check_count(name: str, value: Any) -> None:
+    """Refuse what is no number of an image's tokens.
+
+    Raises:
+        SettingError: If that is so.
+    """
+    whole = hasattr(value, "__index__") and not isinstance(value, bool)
+    if not whole or not 1 <= value < MOST_TOKENS:
+        raise SettingError(f"{name} is the number of the image's tokens, 1 or more; got {brief(value)}.")
 
 
 FIXED_COUNT = frozenset({"llava", "vipllava", "paligemma"})  # one token count for every image
@@ -142,11 +157,13 @@ def as_layers(layers: Sequence[int]) -> tuple[int, ...]:
     Raises:
         SettingError: If they are not whole numbers that ascend strictly.
     """
+    if not isinstance(layers, Sequence):
+        raise SettingError(f"Layers must be a list of whole numbers; got {brief(layers)}.")
     values = tuple(layers)
     if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in values):
-        raise SettingError(f"Layers must be whole numbers; got {values}.")
+        raise SettingError(f"Layers must be whole numbers; got {brief(values)}.")
     if any(after <= before for before, after in itertools.pairwise(values)):
-        raise SettingError(f"Layers must ascend strictly; got {values}.")
+        raise SettingError(f"Layers must ascend strictly; got {brief(values)}.")
     return values
 
 

@@ -228,6 +228,8 @@ class VisionDrop(Method):
 
     def _pair(self, depth: int, index: int, arriving: Arriving) -> tuple[int, int]:
         """(dominant, contextual) of stage `index` for an image."""
+        if not arriving.entered:
+            return 0, 0
         if self.image_token_list is None:
             mean = Budget(self.tokens, self.retention).mean(arriving.entered)
             pairs = _solved(mean, arriving.entered, depth, self._cuts(depth), self.entry)

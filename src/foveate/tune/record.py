@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from foveate._spelling import read_json
+from foveate._upstream import shown
 from foveate.errors import InputError, SettingError
 from foveate.methods import catalogue
 from foveate.methods.base import Method
@@ -96,7 +97,8 @@ class Record:
         wanted = {one.name for one in fields(cls)}
         if wrong := sorted(wanted ^ set(values)):
             raise InputError(
-                f"This record of a tuning is damaged: the field {wrong[0]} is missing, or does not belong there."
+                f"This record of a tuning is damaged: the field {shown(str(wrong[0]), 80)} is missing, or does not "
+                "belong there."
             )
         values["method"] = catalogue.from_dict(values["method"])
         try:

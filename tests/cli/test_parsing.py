@@ -1,0 +1,85 @@
+"""Flags that cannot be meant, and streams that take nothing, end in one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from foveate.cli.parsing import _line_of
+
+PROGRAM = "import sys; from foveate.cli import main; sys.exit(main(sys.argv[1:]))"
+NEEDS_FULL = pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full here")
+
+
+def shell(redirection, *arguments):
+    """Run `foveate` under a shell that redirects its streams: its exit code, stdout and stderr."""
+    line = f'"$0" -c "$1" {" ".join(arguments)} {redirection}'
+    done = subprocess.run(["bash", "-c", line, sys.executable, PROGRAM], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["generate", "--retenton", "0.5"], "Unrecognized options: --retenton, 0.5. Similar: --retention. Help: "),
+        (["bench", "--bach", "3", "--modle", "x"], "Similar: --model, --batch. Help: foveate bench --help."),
+        (["generate", "--frames", "3.5"], "--frames must be a whole number; got '3.5'. Help: foveate generate --help."),
+        (["generate", "--budget", "x"], "--budget must be a number; got 'x'."),
+        (["compare", "--pairs", "many"], "--pairs must be a whole number; got 'many'."),
+        (["generate", "--set"], "Missing value for argument '--set'. Expected 1 values. Help: "),
+        (["bench", "--dtype", "int3"], "invalid choice 'int3' for argument '--dtype'. Expected one of ('auto', "),
+        (["bogus"], "Unrecognized options: bogus. Available subcommands: generate, compare, "),
+        ([], "Expected one of {generate, compare, bench, eval, tune, methods, models, presets}. Help: foveate --help."),
+        (["generate", "--budget", "x\x1b[31m" * 99], "got 'x\\x1b[31mx"),
+    ],
+)
+def test_wrong_flags_are_one_line(run, arguments, says):
+    code, out, err = run(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("foveate: ")
+    assert says in err
+    assert "\x1b" not in err
+    assert len(err) < 700
+
+
+def test_an_error_that_is_drawn_in_another_way_is_still_a_line():
+    assert _line_of("") == "This command line cannot be meant."
+    assert _line_of("usage: x\nx: error: what is this") == "usage: x x: error: what is this."
+
+
+def test_a_name_with_the_commands_of_a_terminal_is_shown_and_not_obeyed(run):
+    code, _, err = run("generate", "\x1b[31m\x07.png", "--prompt", "x")
+    assert (code, err) == (
+        1,
+        "foveate: \\x1b[31m\\x07.png cannot be read: No such file or directory. Check the path.\n",
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["--help"], ["eval", "--help"], ["methods"], ["models", "--json"]]
+)
+def test_a_closed_stdout_is_one_line(arguments):
+    said = "foveate: stdout is closed. Send it to a file, or to /dev/null.\n"
+    assert shell(">&-", *arguments) == (1, "", said)
+
+
+def test_a_closed_stderr_changes_nothing():
+    assert shell("2>&-", "--version")[0] == 0
+    assert shell("2>&-", "generate", "--bogus") == (2, "", "")
+    assert shell(">&- 2>&-", "methods") == (1, "", "")
+
+
+@NEEDS_FULL
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["eval", "--help"]])
+def test_help_on_a_full_disk_is_one_line(arguments):
+    code, _, err = shell(">/dev/full", *arguments)
+    assert code == 1
+    assert err.startswith("foveate: stdout could not be written: No space left on device.")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["eval", "--help"], ["--help"], ["methods"], ["models", "--json"], ["models"]])
+def test_a_reader_that_goes_away_is_no_error(arguments):
+    assert shell("> >(exec true)", *arguments)[1:] == ("", "")
+    assert shell("| head -n 1 >/dev/null; exit ${PIPESTATUS[0]}", *arguments)[::2] == (0, "")

@@ -1,0 +1,159 @@
+"""What a case is, and what makes it a failure."""
+
+import contextlib
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from foveate.errors import FoveateError
+
+__all__ = ["MOST_LINES", "Case", "Outcome", "Refused", "TimeOut", "Wrong", "judge", "limited_memory"]
+
+MOST_LINES = 4
+"""Lines of an error."""
+MOST_LETTERS = 1500
+MOST_MEMORY = 1500 * 2**20
+"""Bytes of resident memory that a case may add."""
+ROOM = 8 * 2**30
+"""Bytes of address space that a case may add, so that a mistake does not take the machine down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Something to try.
+
+    Attributes:
+        told: What it is, in a line.
+        call: Tries it. Returning means that the input was taken, a `FoveateError` or `Refused` that it was refused, and
+            every other exception is a failure.
+    """
+
+    told: str
+    call: Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a case went.
+
+    Attributes:
+        verdict: "taken", "refused" or "failed".
+        words: Why it was refused, or what the failure is.
+        report: The traceback of a failure, or what was printed.
+        seconds: How long it took.
+        memory: Bytes of resident memory that it added at its highest.
+    """
+
+    verdict: str
+    words: str = ""
+    report: str = ""
+    seconds: float = 0.0
+    memory: int = 0
+
+
+class Refused(Exception):
+    """A refusal as it should be, such as a command's one line."""
+
+
+class Wrong(Exception):
+    """An end that is none of those allowed, such as an exit code of 70."""
+
+
+class TimeOut(BaseException):
+    """A case took too long. No `except Exception` catches it."""
+
+
+def judge(case: Case, limit: float) -> Outcome:
+    """Try a case, for at most so many seconds."""
+    begun = time.monotonic()
+    memory = _forget_peak()
+    try:
+        with _alarm(limit):
+            verdict, words = _ended(case.call)
+        report = ""
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        verdict, words, report = "failed", _words(error), "".join(traceback.format_exception(error))
+    seconds, added = time.monotonic() - begun, _peak() - memory
+    if verdict != "failed" and added > MOST_MEMORY:
+        verdict, words = "failed", f"it took {added / 2**20:,.0f} MiB of memory"
+    return Outcome(verdict, words, report, seconds, added)
+
+
+def _ended(call: Callable[[], object]) -> tuple[str, str]:
+    """How a case ended that did not fail.
+
+    Raises:
+        Wrong: If its error is not one clear line.
+    """
+    try:
+        call()
+    except (FoveateError, Refused) as error:
+        text = str(error)
+        if not text.strip():
+            raise Wrong("an error without words") from error
+        if text.count("\n") >= MOST_LINES or len(text) > MOST_LETTERS:
+            raise Wrong(f"an error of {text.count(chr(10)) + 1} lines and {len(text)} letters") from error
+        return "refused", text
+    return "taken", ""
+
+
+def _words(error: BaseException) -> str:
+    """A failure in a line: what it is, and the last place in foveate on the way there."""
+    head = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
+    if isinstance(error, Wrong):
+        head = str(error).partition("\n")[0][:160]
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [f"{Path(frame.filename).name}:{frame.name}" for frame in frames if "/foveate/" in frame.filename]
+    if not places:
+        return head
+    return f"{head} (in {places[-1]})"
+
+
+@contextlib.contextmanager
+def _alarm(limit: float) -> Iterator[None]:
+    def ring(*_: object) -> None:
+        raise TimeOut(f"more than {limit:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# -- memory ---------------------------------------------------------------------------------------------------
+
+
+def _forget_peak() -> int:
+    """Let the highest resident memory be counted anew; what it is now. Linux alone can."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _peak()
+
+
+def _peak() -> int:
+    """The highest resident memory, in bytes; 0 where the system does not tell."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def limited_memory() -> None:
+    """Let this process have so much more address space, and no more."""
+    import resource
+
+    with contextlib.suppress(OSError):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        room = pages * os.sysconf("SC_PAGE_SIZE") + ROOM
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (room, hard))
