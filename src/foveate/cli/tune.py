@@ -151,7 +151,10 @@ class Tune:
             if line.strip():
                 try:
                     row = json.loads(line)
-                    asked.append((self.samples.parent / row["image"], str(row["prompt"])))
+                    image, prompt = row["image"], row["prompt"]
+                    if not isinstance(image, str) or not isinstance(prompt, str):
+                        raise TypeError("both are text")
+                    asked.append((self.samples.parent / image, prompt))
                 except (ValueError, KeyError, TypeError) as error:
                     raise InputError(
                         f'{self.samples}, line {number} is no {{"image": file, "prompt": text}}: {error}.'
