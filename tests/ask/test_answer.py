@@ -1,6 +1,7 @@
 """What an answer tells of itself: as plain values, in a notebook, in a line."""
 
 import json
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -82,9 +83,30 @@ def test_keeping_everything_saves_nothing_but_says_what_scoring_cost(vlm, demo, 
      ({"method": "visiondrop+v2drop:retention=0.9"}, False), ({"method": "v2drop:layers=2;keep=0.5"}, None)],
 )  # fmt: skip
 def test_a_budget_is_met_within_two_percent_or_not_asked_for(vlm, demo, asked, met):
-    answer = vlm.ask(demo, QUESTION, max_new_tokens=1, **asked)
+    prompt = vlm.prepare(demo, QUESTION)
+    answer = vlm.answer(prompt, generation=fv.Generation(max_new_tokens=1), **asked)
     assert answer.met is met
     assert (answer.asked is None) == (met is None)
+    assert (answer.missed is None) == (met is not False)
+
+
+def test_a_budget_that_is_not_met_is_said_wherever_an_answer_is_shown(vlm, demo):
+    """MustDrop's merging in the tower alone goes far below what is asked."""
+    asked = {"method": "mustdrop", "retention": 0.9}
+    says = r"mustdrop does not meet the budget: 90.0% was asked for, \d+\.\d% is spent\."
+    with pytest.warns(UserWarning, match=says) as warned:
+        answer = vlm.ask(demo, QUESTION, max_new_tokens=1, **asked)
+    assert warned[0].filename == __file__
+    assert repr(answer).endswith("90.0% asked for)")
+    assert f"not met: {answer.missed}" in answer._repr_html_()
+    with pytest.warns(UserWarning, match=says):
+        list(vlm.ask_many([(demo, QUESTION)], max_new_tokens=1, **asked))
+    with pytest.warns(UserWarning, match=says):
+        vlm.ask(demo, QUESTION, choices=["1", "2"], **asked)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = vlm.ask(demo, QUESTION, method="v2drop", tokens=192, max_new_tokens=1)
+    assert "asked for" not in repr(whole)
 
 
 def test_the_cost_is_that_of_the_prompt(vlm, scenes):

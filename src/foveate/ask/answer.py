@@ -114,6 +114,13 @@ class Answer:
             return None
         return abs(self.retention - self.asked) <= NEAR * self.asked
 
+    @property
+    def missed(self) -> str | None:
+        """What became of a budget that was not met, in words; None where it was, or where none was asked for."""
+        if self.met is not False:
+            return None
+        return f"{self.asked:.1%} was asked for, {self.retention:.1%} is spent"
+
     @cached_property
     def cost(self) -> Cost:
         """What the prompt cost, counted."""
@@ -190,7 +197,10 @@ class Answer:
 
     def __repr__(self) -> str:
         method = "the untouched model" if self.method is None else self.method.name
-        return f"Answer({self.text!r:.60}, {method}, {self.retention:.1%} of {self.vision_tokens} vision tokens)"
+        spent = f"{self.retention:.1%} of {self.vision_tokens} vision tokens"
+        if self.missed is not None:
+            spent += f", {self.asked:.1%} asked for"
+        return f"Answer({self.text!r:.60}, {method}, {spent})"
 
     def _repr_html_(self) -> str:
         """The answer, a table of what was spent and saved, and the picture of what was kept."""
@@ -201,6 +211,8 @@ class Answer:
         if self.method is not None:
             words = f"{self.retention:.1%} of {self.vision_tokens} vision tokens, mean over decoder layers"
             lines += [("Method", str(self.method)), ("Retention", words)]
+        if self.missed is not None:
+            lines.append(("Budget", f"not met: {self.missed}"))
         if self.method is not None and self.vision_tokens:
             saved = self.saved
             words = f"{saved.prefill_flops:.1%} in the decoder's prefill, {saved.total_flops:.1%} from pixels to token"

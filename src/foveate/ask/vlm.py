@@ -126,7 +126,8 @@ class VLM(Loaded):
             UnsupportedError: If the model cannot serve the method or the media.
 
         Warns:
-            UserWarning: If the model does not see what it was shown, as a cropped picture.
+            UserWarning: If the model does not see what it was shown, as a cropped picture, or if the method spends more
+                or less than the budget by over 2 % and a token. (With `stream`, only the answer says the latter.)
         """
         settings = Generation(**generation)
         if choices and (stream or settings.samples or settings.num_beams > 1):
@@ -136,11 +137,14 @@ class VLM(Loaded):
         asked = self.prepare(media, prompt, messages=messages, frames=frames, fps=fps, fit=fit)
         _warn_of(asked, stacklevel=3)
         solved = Dropping(method, tokens, retention).solved(self, asked.vision_tokens)
-        if choices:
-            return choice_of(self, asked, choices, solved)
         if stream:
             return Stream(partial(self._streamed, asked, solved, settings), self.tokenizer, settings.stop)
-        return answers_to(self, [asked], solved, settings)[0]
+        if choices:
+            answer = choice_of(self, asked, choices, solved)
+        else:
+            (answer,) = answers_to(self, [asked], solved, settings)
+        _warn_of_budget(answer, stacklevel=3)
+        return answer
 
     def _streamed(self, prompt: Prompt, solved: Solved, settings: Generation, streamer: Any, stopping: Any) -> Answer:
         extra = {"streamer": streamer, "stopping_criteria": [stopping]}
@@ -193,6 +197,7 @@ class VLM(Loaded):
                 for entry, reply in zip(batch, replies, strict=True):
                     answers[entry.place] = reply
             for place in range(len(window)):
+                _warn_of_budget(answers[place], stacklevel=3)
                 yield answers[place]
 
     # -- step by step -----------------------------------------------------------------------------------------
@@ -332,6 +337,14 @@ def _warn_of(prompt: Prompt, stacklevel: int) -> None:
     """Warn the caller of what the user should know of an input."""
     for note in prompt.notes:
         warnings.warn(note, stacklevel=stacklevel)
+
+
+def _warn_of_budget(answer: Answer, stacklevel: int) -> None:
+    """Warn the caller of a budget that was not met, by more than counting in whole tokens explains."""
+    if answer.missed is None or answer.method is None or answer.asked is None:
+        return
+    if abs(answer.spent - answer.asked * answer.vision_tokens) > 1:
+        warnings.warn(f"{answer.method.name} does not meet the budget: {answer.missed}.", stacklevel=stacklevel)
 
 
 def _windows(questions: Iterable[Any], size: int) -> Iterator[list[Question]]:

@@ -108,7 +108,7 @@ class Compare:
         lines = [f"Time ratio to the full model's: {report.race_note(race)}.", CONTROL]
         if any(" as " in name for name in answers):
             lines.append(SCHEDULES)
-        missed = {name: report.unmet(answer) for name, answer in answers.items() if answer.met is False}
+        missed = {name: answer.missed for name, answer in answers.items() if answer.missed is not None}
         if missed:
             lines.append(UNMET)
             lines += [f"  {name}: {words}." for name, words in missed.items()]

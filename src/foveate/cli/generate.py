@@ -91,8 +91,8 @@ class Generate:
             rows[1:] = [("Full model", full.text), (f"With {self.method}", report.with_agreement(answer, same))]
             times = report.race_lines(self.method, race)
         rows.append(("Retention", report.budget_line(answer)))
-        if (missed := report.unmet(answer)) is not None:
-            rows.append(("Budget", f"not met: {missed}"))
+        if answer.missed is not None:
+            rows.append(("Budget", f"not met: {answer.missed}"))
         rows += [
             ("Stages", report.stages_line(answer.trace)),
             *report.clip_lines(prompt.clips, answer.trace, alone=len(prompt.media) == 1),

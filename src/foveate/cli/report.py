@@ -21,18 +21,10 @@ __all__ = [
     "race_lines",
     "race_note",
     "stages_line",
-    "unmet",
     "with_agreement",
 ]
 
 PLACES = {"tower": "in the vision tower", "projector": "behind the projector", "kv": "before decoding"}
-
-
-def unmet(answer: Answer) -> str | None:
-    """What became of a budget that was not met; None where it was, or where none was asked for."""
-    if answer.met is not False:
-        return None
-    return f"{answer.asked:.1%} was asked for, {answer.retention:.1%} is spent"
 
 
 def agreement(answer: Answer, full: Answer) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 A signal is a value: two that are equal are read once. Every one says which tensor the stage gets for it.
 """
 
-from dataclasses import dataclass, fields
-from typing import ClassVar, Literal, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
+from foveate.core.options import refuse_other_options
 from foveate.errors import SettingError
 
 __all__ = [
@@ -35,13 +36,7 @@ class Signal:
     """What a view calls it: `view.attention` for `Attention`."""
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for field in fields(self):
-            options = get_args(hints[field.name])  # of a Literal; of any other type none
-            value = getattr(self, field.name)
-            if options and value not in options:
-                choices = ", ".join(map(repr, options))
-                raise SettingError(f"{type(self).__name__}: {field.name} must be one of {choices}; got {value!r}.")
+        refuse_other_options(self)
 
     @property
     def reads_text(self) -> bool:
@@ -59,6 +54,10 @@ class Hidden(Signal):
     kind: ClassVar[str] = "hidden"
 
     back: int = 0
+
+    def __post_init__(self) -> None:
+        if type(self.back) is not int or self.back < 0:
+            raise SettingError(f"Hidden: back must be a whole number, 0 or more; got {self.back!r}.")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from foveate.core.budget import keep_count
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
+from foveate.core.options import refuse_other_options
 from foveate.core.rank import top
 from foveate.core.signals import (
     Attention,
@@ -140,6 +141,7 @@ class Stage:
     owner: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        refuse_other_options(self)
         kind = type(self).__name__
         for signal in self.reads:
             if not isinstance(signal, Signal):
