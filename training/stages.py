@@ -64,6 +64,7 @@ class Stage:
         constant: Share of the images at the constant rate before the linear decay.
         draws: Scenes drawn for each that is used: the one with the most relations to ask for.
         sketches: Share of the pictures that are sketches.
+        crowded: Share of the sketches with several texts.
         films: Share of the steps on films.
     """
 
@@ -83,6 +84,7 @@ class Stage:
     constant: float = 0.5
     draws: int = 1
     sketches: float = 0.0
+    crowded: float = 0.0
     films: float = 0.0
 
 
@@ -158,6 +160,9 @@ STAGES: dict[str, Stage] = {
         exit_from=18,
     ),
     "tower-sketches": _tower(26_000, 210_000_000, (0.1, 0.3, 0.6), (2e-3, 2e-3), constant=0.5, sketches=0.75),
+    "tower-crowded": _tower(
+        48_000, 230_000_000, (0.1, 0.45, 0.45), (2e-3, 2e-3), constant=0.5, sketches=0.85, crowded=0.7
+    ),
     "sketches": _joint(
         24_000,
         220_000_000,

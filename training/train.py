@@ -123,7 +123,7 @@ class Trainer:
         """Scene number `index` of the stage: a sketch, or of several scenes drawn the one with the most relations."""
         stage, start = self.stage, self.stage.first + self.stage.draws * (index - self.stage.first)
         if rng_for("train", index, purpose=5).random() < stage.sketches:
-            return sketch("train", start, side)
+            return sketch("train", start, side, crowded=start % 100 < 100 * stage.crowded)
         drawn = [scene("train", start + k, side, stage.dense) for k in range(stage.draws)]
         return max(drawn, key=relations) if stage.draws > 1 else drawn[0]
 

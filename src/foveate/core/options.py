@@ -15,7 +15,7 @@ def refuse_other_options(values: Any) -> None:
     Raises:
         SettingError: If a field has another value; the message names the choices.
     """
-    for name, options in _choices(type(values)).items():
+    for name, options in _choices(type(values)).items():  # type: ignore[arg-type]  # a class is hashable
         value = getattr(values, name)
         if not any(value is option or (value == option and type(value) is type(option)) for option in options):
             choices = ", ".join(map(repr, options))

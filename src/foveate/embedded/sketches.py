@@ -35,6 +35,8 @@ MEANT: dict[str, tuple[Rgb, ...]] = {
 }
 """What people take when they mean a colour."""
 
+LINES = 8
+"""Lines of text in a crowded sketch, at most."""
 MOST, LARGEST = 9, 220
 """Things in a sketch, and pixels of one, at most."""
 SEEN = 100.0
@@ -87,13 +89,14 @@ class Canvas:
         return left, top, right, bottom
 
 
-def sketch(split: str, index: int, side: int = 336) -> Scene:
+def sketch(split: str, index: int, side: int = 336, crowded: bool = False) -> Scene:
     """Draw sketch number `index` of a split: a quarter show text alone, four in ten things alone.
 
     Args:
         split: A name in `foveate.embedded.scenes.SPLITS`.
         index: From 0 on.
         side: Pixels of the finished square, a multiple of 14.
+        crowded: Write several lines, in a font each (for the tower), where there is room.
     """
     if side % PATCH:
         raise ValueError(f"side is {side}; it must be a multiple of {PATCH}.")
@@ -103,10 +106,12 @@ def sketch(split: str, index: int, side: int = 336) -> Scene:
     owner = Image.new("L", image.size)
     kind = rng.random()
     taken: list[Box] = []
-    texts = write(rng, canvas, image, owner, taken) if kind < 0.6 else ()
+    texts: tuple[Text, ...] = ()
+    for _ in range(LINES if crowded else int(kind < 0.6)):
+        texts += write(rng, canvas, image, owner, taken, sum(len(text.characters) for text in texts))
     things = _place(rng, canvas, image, owner, taken) if kind > 0.25 or not texts else ()
     first = len(things) + 1
-    characters = len(texts[0].characters) if texts else 0
+    characters = sum(len(text.characters) for text in texts)
     table = [*range(256 - characters), *range(first + characters - 1, first - 1, -1)]
     owned = owner.point(table).resize((side, side), Image.Resampling.NEAREST)
     return Scene(_finished(rng, canvas, image), things, texts, np.array(owned), sketched=True)
@@ -125,9 +130,14 @@ def _finished(rng: np.random.Generator, canvas: Canvas, image: Image.Image) -> N
 
 
 def write(
-    rng: np.random.Generator, canvas: Canvas, image: Image.Image, owner: Image.Image, taken: list[Box]
+    rng: np.random.Generator,
+    canvas: Canvas,
+    image: Image.Image,
+    owner: Image.Image,
+    taken: list[Box],
+    written: int = 0,
 ) -> tuple[Text, ...]:
-    """One line of text, in three of ten on a plate; nothing where there is no room."""
+    """One line of text, in three of ten on a plate; nothing where there is no room. `written` characters are there."""
     name = FONTS[int(rng.integers(len(FONTS)))]
     word = "".join(CHARACTERS[i] for i in rng.integers(0, len(CHARACTERS), int(rng.integers(1, 6))))
     most = min(100.0, canvas.height * 0.6)
@@ -141,7 +151,7 @@ def write(
         return ()
     ink, bold = _ink(rng, image, canvas.pixels(box), plate), bool(rng.random() < 0.2)
     start = (box[0] + margin) * canvas.fine, (box[1] + box[3]) / 2 * canvas.fine
-    cells = draw_characters(image, owner, word, start, name, round(size * canvas.fine), ink, bold)
+    cells = draw_characters(image, owner, word, start, name, round(size * canvas.fine), ink, bold, 255 - written)
     centres = tuple((left + right) / 2 / canvas.fine for left, right in cells)
     return (Text(word, centres, (box[1] + box[3]) / 2, round(size)),)
 

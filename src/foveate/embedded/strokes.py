@@ -143,9 +143,17 @@ def advances(characters: str, name: str, size: int) -> list[float]:
 
 
 def draw_characters(
-    image: Image.Image, owner: Image.Image, characters: str, at: Point, name: str, size: int, ink: Rgb, bold: bool
+    image: Image.Image,
+    owner: Image.Image,
+    characters: str,
+    at: Point,
+    name: str,
+    size: int,
+    ink: Rgb,
+    bold: bool,
+    first: int = 255,
 ) -> list[Point]:
-    """Write from the left end of a line's middle; `owner` gets 255 for the first character, 254 and so on.
+    """Write from the left end of a line's middle; `owner` gets `first` for the first character, one less for the next.
 
     Returns:
         The left and the right end of each character's cell.
@@ -162,7 +170,7 @@ def draw_characters(
         mask = Image.new("1", (3 * size, 3 * size))
         start = pen - corner[0], line - corner[1]
         ImageDraw.Draw(mask).text(start, character, fill=1, font=face, anchor="ls", stroke_width=stroke, stroke_fill=1)
-        owner.paste(255 - place, corner, mask)
+        owner.paste(first - place, corner, mask)
         cells.append((pen, pen + step))
         pen += step
     return cells
