@@ -49,10 +49,14 @@ def full(record: dict[str, Any]) -> str:
 
 def dropping(record: dict[str, Any]) -> str:
     """Accuracy of every setting on a few tasks, with half the width of each interval."""
+    seeds = record.get("seeds") or [record["seed"]]  # records of 0.1 have one
+    about = (
+        f"{record['questions']:,} questions about {record['pictures']} pictures, seeds {', '.join(map(str, seeds))}."
+    )
     head = f"| method | mean tokens | {' | '.join(TASKS)} | all |"
     rows = [row("full model", record["vision_tokens"], record["full"])]
     rows += [row(cell["name"], cell["tokens"], cell) for cell in record["cells"]]
-    return "\n".join([head, "|---|" + "---|" * (len(TASKS) + 2), *rows, ""])
+    return "\n".join([about, "", head, "|---|" + "---|" * (len(TASKS) + 2), *rows, ""])
 
 
 def row(name: str, tokens: float, figures: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The speed tables: made from the records, and what they say of one worked by hand."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,13 @@ def test_an_accelerator_stands_apart_and_other_records_are_left_out(tmp_path):
     said = table.tables(found, whole=False)
     assert said.index("**On a CPU**") < said.index("**On a GPU**")
     assert table.tables([], whole=True) == ""
+
+
+def test_the_files_that_the_page_lists_are_there():
+    folder = ROOT / "benchmarks/speed"
+    listed = [line.split("|")[1] for line in (folder / "README.md").read_text().splitlines() if line.startswith("| `")]
+    names = [name for cell in listed for name in re.findall(r"`([\w*.-]+)`", cell)]
+    assert len(names) > 4
+    for name in names:
+        pattern = f"*{name}" if name.startswith(".") else name
+        assert list(folder.glob(pattern)), name

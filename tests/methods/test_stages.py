@@ -107,6 +107,12 @@ def test_a_stage_that_leaves_another_number_than_it_counted_is_an_error(left):
         stage.cut(LayerView(count=5))
 
 
+def test_a_stage_that_counted_gives_no_mask():
+    stage = LayerStage(4, keep=0.5, choose=lambda view, count: Cut.keep(torch.arange(len(view)) < count - 1))
+    with pytest.raises(SettingError, match=r"LayerStage\(4\) says how many tokens it keeps \(2\), but of its cut only"):
+        stage.cut(LayerView(count=5))
+
+
 def test_a_stage_that_counted_fewer_and_does_nothing_is_an_error():
     stage = LayerStage(4, count=lambda arriving: 2, choose=lambda view, count: None)
     with pytest.raises(SettingError, match="keeps 5 of 5 tokens, but its count is 2"):

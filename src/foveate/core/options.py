@@ -15,11 +15,12 @@ def refuse_other_options(values: Any) -> None:
     Raises:
         SettingError: If a field has another value; the message names the choices.
     """
-    for name, options in _choices(type(values)).items():  # type: ignore[arg-type]  # a class is hashable
+    kind: Any = type(values)
+    for name, options in _choices(kind).items():
         value = getattr(values, name)
         if not any(value is option or (value == option and type(value) is type(option)) for option in options):
             choices = ", ".join(map(repr, options))
-            raise SettingError(f"{type(values).__name__}: {name} must be one of {choices}; got {value!r}.")
+            raise SettingError(f"{kind.__name__}: {name} must be one of {choices}; got {value!r}.")
 
 
 @cache

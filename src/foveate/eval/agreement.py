@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import hypot
+from math import ceil, hypot
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -128,20 +128,26 @@ class Agreement:
         }
 
     def sheets(self) -> list[Sheet]:
-        """A table of the cells and one of their tasks."""
+        """A table of the cells and, where tasks are compared, one of them."""
+        cells = [_row(compared) for compared in self.cells]
+        if not self.tasks:
+            return [Sheet("All questions, %", _heads("cell"), cells, self.notes())]
+        tasks = [_row(compared) for compared in self.tasks]
         return [
-            Sheet("All questions, %", _heads("cell"), [_row(compared) for compared in self.cells]),
-            Sheet("By task, %", _heads("cell, task"), [_row(compared) for compared in self.tasks], self.notes()),
+            Sheet("All questions, %", _heads("cell"), cells),
+            Sheet("By task, %", _heads("cell, task"), tasks, self.notes()),
         ]
 
     def notes(self) -> list[str]:
         """What was found, in sentences."""
-        notes = [_counted("cells", self.cells), _counted("tasks of cells", self.tasks)]
+        notes = [_counted("cells", self.cells)]
+        if self.tasks:
+            notes.append(_counted("tasks of cells", self.tasks))
         notes.append(
             f"chance: beyond its own 95 % interval, but not beyond that of so many comparisons (Holm, {LEVEL:.1%})."
         )
         if self.alone:
-            notes.append(f"Only in one of the records: {', '.join(self.alone)}.")
+            notes.append(f"Only in one of the records, and not compared: {len(self.alone)} cells.")
         notes.append("The records agree." if self.agrees else "The records do not agree.")
         return notes
 
@@ -252,10 +258,10 @@ def _counted(what: str, family: Sequence[Compared]) -> str:
     """`2 of 46 cells are beyond their 95 % interval; about 2 are expected by chance; 0 are more than chance.`"""
     beyond = sum(compared.verdict != YES for compared in family)
     refused = sum(compared.verdict == NO for compared in family)
-    expected = 0.05 * len(family)
+    expected = ceil(0.05 * len(family))
     return (
         f"{beyond} of {len(family)} {what} differ beyond the 95 % interval of their difference; chance alone gives "
-        f"up to {expected:.0f}. More than chance: {refused}."
+        f"about {expected}. More than chance: {refused}."
     )
 
 

@@ -211,8 +211,13 @@ class Stage:
             return
         left: int | Tensor = arriving
         if cut is not None:
-            left = cut.count  # a tensor where only the device knows how many stay; that is not waited for
-        if isinstance(left, int) and left != count:
+            left = cut.count
+        if isinstance(left, Tensor):
+            raise SettingError(
+                f"{self} says how many tokens it keeps ({count}), but of its cut only the device knows. Give indices "
+                "(Cut.take), or give the stage neither keep nor count."
+            )
+        if left != count:
             raise SettingError(f"{self} keeps {left} of {arriving} tokens, but its count is {count}.")
 
     def __str__(self) -> str:
