@@ -48,7 +48,7 @@ WRONG_TYPES = [
     (fv.FinalKV, {"inner": 5}, "inner should be a method that drops; got 5"),
     (fv.FinalKV, {"inner": V2DROP}, "inner should be a method that drops"),
     (fv.FinalKV, {"inner": {"method": "v2drop", "keep": 3}}, "V2Drop: keep should be a valid tuple; got 3"),
-    (fv.FinalKV, {"inner": DEEP}, "nest too many methods"),
+    (fv.FinalKV, {"inner": DEEP}, "nests? too many (methods|values)"),
 ]
 NOT_FINITE = [
     (V2DROP, {"layers": math.inf}, "layers should be a valid tuple"),
