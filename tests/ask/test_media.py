@@ -10,6 +10,7 @@ from transformers import LlavaImageProcessorPil
 
 import foveate as fv
 from foveate import _memory, embedded
+from foveate.ask import strips
 from foveate.ask.media import as_frames, crop_note, padded, read_media, square
 from foveate.ask.pictures import Picture
 from foveate.errors import InputError
@@ -189,10 +190,17 @@ def test_a_processor_that_pads_shows_all_of_a_picture_without_a_word(vlm):
 
 
 @pytest.mark.parametrize("how", [{"fit": "pad"}, {"protocol": "llava"}])
-def test_a_square_around_a_strip_that_does_not_fit_into_memory_is_refused(vlm, monkeypatch, how):
+def test_a_square_that_does_not_fit_into_memory_is_refused(vlm, monkeypatch, how):
     monkeypatch.setattr(_memory, "available", lambda: 2.0**30)
+    monkeypatch.setattr(strips, "LARGE", 50_000)
     with pytest.raises(InputError, match=r"The 30000 x 1 pixels, padded to 30000 x 30000, take about 11\.7 GiB"):
         vlm.prepare(noise(30_000, 1), QUESTION, **how)
+
+
+@pytest.mark.parametrize("how", [{"fit": "pad"}, {"protocol": "llava"}])
+def test_a_square_around_a_long_strip_is_made_smaller(vlm, monkeypatch, how):
+    monkeypatch.setattr(_memory, "available", lambda: 2.0**28)
+    assert vlm.prepare(noise(65_535, 1), QUESTION, **how).inputs["pixel_values"].shape[-1] == 336
 
 
 def test_squares_around_the_frames_of_a_film_are_counted_together(vlm, monkeypatch):

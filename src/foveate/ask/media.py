@@ -12,6 +12,7 @@ from PIL import Image
 from foveate._files import is_video
 from foveate._memory import check_room
 from foveate.ask.pictures import BYTES, Picture, load_picture, picture_of
+from foveate.ask.strips import is_strip, small_square
 from foveate.errors import InputError
 from foveate.video import Clip, read
 
@@ -117,13 +118,18 @@ def padded(medium: Picture | Clip, processor: Any) -> Picture | Clip:
 def square(image: Image.Image, processor: Any) -> Image.Image:
     """The picture in the middle of a square of its processor's mean colour; an odd pixel goes right or below.
 
+    The square around a long strip is made smaller, see `foveate.ask.strips`.
+
     Raises:
         InputError: If the square takes more memory than there is.
     """
+    red, green, blue = (int(255 * share) for share in processor.image_processor.image_mean)
+    colour = red, green, blue
+    if is_strip(image.size):
+        return small_square(image, colour)
     side = max(image.size)
     _check_square(image.size, side * side * BYTES)
-    mean = processor.image_processor.image_mean
-    canvas = Image.new("RGB", (side, side), tuple(int(255 * share) for share in mean))
+    canvas = Image.new("RGB", (side, side), colour)
     canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return canvas
 

@@ -6,13 +6,13 @@ from typing import Any, Literal
 from torch import Tensor
 
 from foveate import embedded
-from foveate.ask.centre import within_reach
 from foveate.ask.conversation import Conversation
 from foveate.ask.loaded import Loaded
 from foveate.ask.media import Media, as_frames, crop_note, padded, read_media
 from foveate.ask.pictures import Picture
 from foveate.ask.prompt import Prompt, is_vision, length_note, refusal, refuse_unknown_tokens
 from foveate.ask.quiet import quiet
+from foveate.ask.strips import within_reach
 from foveate.ask.templates import encode, reads_videos
 from foveate.errors import FoveateError, InputError, SettingError, UnsupportedError
 from foveate.video import Clip

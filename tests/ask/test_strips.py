@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from foveate import embedded
-from foveate.ask.centre import within_reach
+from foveate.ask import strips
 from foveate.ask.pictures import Picture
+from foveate.ask.strips import within_reach
 from foveate.video import Clip
 
 NEAR = 2.5 / 127.5  # of the processor's values: two shades of 256, in single pixels
@@ -121,3 +122,18 @@ def test_a_strip_takes_no_more_memory_than_any_picture():
     done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, preexec_fn=limited)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 100 * 2**20
+
+
+@pytest.mark.parametrize("size", [(300, 3), (301, 1), (2, 257), (299, 14)])
+def test_a_small_square_is_the_large_one_made_smaller(size, monkeypatch):
+    monkeypatch.setattr(strips, "LARGE", 100)
+    strip = Image.effect_noise(size, 90).convert("RGB")
+    side, (width, height) = max(size), size
+    times = -(-side // 100)
+    whole = Image.new("RGB", (-(-side // times) * times,) * 2, (127, 120, 104))
+    whole.paste(strip, ((side - width) // 2, (side - height) // 2))
+    small = strips.small_square(strip, (127, 120, 104))
+    assert small.size == (whole.width // times,) * 2
+    apart = np.abs(np.asarray(small, dtype=int) - np.asarray(whole.reduce(times), dtype=int))
+    assert apart.max() <= 1
+    assert strips.is_strip(size)

@@ -1,7 +1,8 @@
-"""Long strips for processors that take the centre square: only what they keep of one is resized.
+"""Long strips for processors that take the centre square, or a square around them: only what is kept is made.
 
-Such a processor first brings the shorter side to its own size. A picture of 2000 x 1 pixels becomes one of
-672,000 x 336 by that, 2 GiB with its copies, of which a square of 336 x 336 is kept.
+A processor that takes the centre first brings the shorter side to its own size. A picture of 2000 x 1 pixels becomes
+one of 672,000 x 336 by that, 2 GiB with its copies, of which a square of 336 x 336 is kept. A square around a strip of
+65,535 x 1 takes 12 GiB.
 """
 
 import dataclasses
@@ -14,10 +15,12 @@ from PIL import Image
 from foveate.ask.pictures import Picture
 from foveate.video import Clip
 
-__all__ = ["within_reach"]
+__all__ = ["is_strip", "small_square", "within_reach"]
 
 LONG = 20
 """How many times as long as it is wide a picture may be that goes to the processor as it is."""
+LARGE = 4096
+"""Pixels: the square around a strip that is longer is made smaller."""
 MARGIN = 4
 """Pixels beside the part that is kept: interpolation in a picture that grows looks at 3 at most."""
 
@@ -71,3 +74,29 @@ def _grows(width: int, height: int, side: int) -> bool:
     """Whether a picture is a strip that becomes larger when its shorter side gets this long."""
     longest, shortest = max(width, height), min(width, height)
     return longest > LONG * shortest and shortest < side
+
+
+def is_strip(size: tuple[int, int]) -> bool:
+    """Whether a picture is so long and so thin that a square around it would be nearly all padding."""
+    return max(size) > LARGE and max(size) > LONG * min(size)
+
+
+def small_square(strip: Image.Image, colour: tuple[int, int, int]) -> Image.Image:
+    """A strip in the middle of a square, each side of it some times smaller, so that it has `LARGE` pixels at most.
+
+    A pixel is the mean of those that it stands for, padding included, as if the whole square had been made first.
+
+    Args:
+        strip: RGB.
+        colour: Of the padding.
+    """
+    if strip.height > strip.width:
+        return small_square(strip.transpose(Image.Transpose.TRANSPOSE), colour).transpose(Image.Transpose.TRANSPOSE)
+    times = ceil(strip.width / LARGE)
+    start = (strip.width - strip.height) // 2
+    first, last = start // times, ceil((start + strip.height) / times)
+    band = Image.new("RGB", (ceil(strip.width / times) * times, (last - first) * times), colour)
+    band.paste(strip, (0, start - first * times))
+    square = Image.new("RGB", (band.width // times,) * 2, colour)
+    square.paste(band.reduce(times), (0, first))
+    return square
