@@ -11,7 +11,7 @@ from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import Flag, MethodsOptions, ModelOptions, OutputOptions
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import busy, counting, note
-from foveate.cli.usage import UsageError, check_budgets
+from foveate.cli.usage import UsageError, check_budgets, check_most
 from foveate.eval.listener import Advance, Listener
 
 if TYPE_CHECKING:
@@ -133,6 +133,9 @@ class Eval(MethodsOptions):
         ):
             if value is not None and value < least:
                 raise UsageError(f"{flag} {value}: must be {least} or more.")
+        check_most(
+            questions=self.questions, draws=self.draws, jobs=self.jobs, batch_size=self.batch_size, frames=self.frames
+        )
         names = self._task_names()
         if self._benchmarks(names):
             self._refuse(FOR_QUESTIONS, "is for the embedded tasks, and these are benchmarks. Leave it out.")
