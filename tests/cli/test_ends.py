@@ -27,22 +27,32 @@ def test_kill_ends_with_143_and_one_line(run, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_kill_in_an_evaluation_loses_no_answer_and_leaves_no_process(tmp_path):
-    asked = ("eval", "--questions", "400", "--jobs", "2", "--cache", str(tmp_path), "--method", "v2drop")
+ASKED = ("--questions", "400", "--method", "v2drop", "--budget", "64", "--no-baselines", "--jobs", "2")
+
+
+@pytest.fixture
+def evaluation(tmp_path):
+    """An evaluation that goes on for long, in a session of its own."""
     program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *asked], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        start_new_session=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        [sys.executable, "-c", PROGRAM, "eval", *ASKED, "--cache", str(tmp_path)],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    until = time.monotonic() + 240
-    while len(lines_in(tmp_path)) < 2 and program.poll() is None:
+    yield program
+    if alive(program.pid):
+        os.killpg(program.pid, signal.SIGKILL)
+
+
+def test_kill_in_an_evaluation_loses_no_answer_and_leaves_no_process(tmp_path, evaluation):
+    until = time.monotonic() + 300
+    while len(lines_in(tmp_path)) < 2 and evaluation.poll() is None:
         assert time.monotonic() < until
         time.sleep(0.2)
-    program.terminate()
-    _, err = program.communicate(timeout=60)
-    assert (program.returncode, err.splitlines()[-1]) == (KILLED, "foveate: terminated.")
+    evaluation.terminate()
+    _, err = evaluation.communicate(timeout=60)
+    assert (evaluation.returncode, err.splitlines()[-1]) == (KILLED, "foveate: terminated.")
     assert [row for row in lines_in(tmp_path)[1:] if "sha256" not in row] == []
     until = time.monotonic() + 30
-    while alive(program.pid):
+    while alive(evaluation.pid):
         assert time.monotonic() < until
         time.sleep(0.2)
 
