@@ -13,7 +13,18 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 PARTS = ("Attach", "Encode", "Begin", "Each layer", "Finish", "Decode")
 BESIDE = ("forward.py", "guards.py", "trace.py")
 FILES = sorted(path.name for path in ENGINE.glob("*.py") if path.name != "__init__.py")
-UNDRAWN = {"_files", "_folders", "_memory", "_room", "_sheet", "_transformers", "_upstream", "_version", "_versions"}
+UNDRAWN = {
+    "_files",
+    "_folders",
+    "_memory",
+    "_room",
+    "_sheet",
+    "_transformers",
+    "_upstream",
+    "_version",
+    "_versions",
+    "_writing",
+}
 """Small modules that the drawing leaves out."""
 PLACES = sorted(set(re.findall(r"`(\w+\.py):([\w.]+)`", PAGE)))
 

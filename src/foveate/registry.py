@@ -54,7 +54,12 @@ def support() -> dict[str, dict[str, dict[str, Any]]]:
     for model_type, family in sorted(families().items()):
         answers: dict[str, Any] = {}
         for name, kind in sorted(methods().items()):
-            where = reach(kind(), family)
+            try:
+                usual = kind()
+            except (SettingError, TypeError):  # it cannot be made without settings
+                answers[name] = f"{name} has no defaults: what works depends on its settings."
+                continue
+            where = reach(usual, family)
             answers[name] = where.refused or where.places
         table[model_type] = {"image": answers}
         if family.videos:

@@ -31,6 +31,12 @@ def shell(redirection, *arguments):
         (["bench", "--dtype", "int3"], "invalid choice 'int3' for argument '--dtype'. Expected one of ('auto', "),
         (["bogus"], "Unrecognized options: bogus. Available subcommands: generate, compare, "),
         ([], "Expected one of {generate, compare, bench, eval, tune, methods, models, presets}. Help: foveate --help."),
+        (["bench", "--seed", "-1"], "--seed -1: a seed lies between 0 and 2^63 - 1."),
+        (["bench", "--text-tokens", "100000000"], "--text-tokens 100000000: 1,000,000 at most."),
+        (["bench", "--batch", "9" * 30], ": 1,000,000 at most."),
+        (["bench", "--batch", "9" * 5000], "--batch must be a whole number. Help: "),
+        (["compare", "--pairs", "9" * 30], ": 1,000,000 at most."),
+        (["eval", "--questions", "9" * 30], ": 1,000,000 at most."),
         (["generate", "--budget", "x\x1b[31m" * 99], "got 'x\\x1b[31mx"),
     ],
 )

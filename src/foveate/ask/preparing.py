@@ -6,6 +6,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from foveate import embedded
+from foveate._upstream import shown
 from foveate.ask.conversation import Conversation
 from foveate.ask.loaded import Loaded
 from foveate.ask.media import Media, as_frames, crop_note, padded, read_media
@@ -72,12 +73,14 @@ def prepare(
         few: Whether a few of them must do.
 
     Raises:
-        InputError: If the processor refuses the media, or makes tokens that the model does not have.
+        InputError: If a text is none, or the processor refuses the media or makes tokens that the model does not have.
         SettingError: If fit is neither of the two.
         UnsupportedError: If the processor or the protocol does not take such media.
     """
     if fit not in ("own", "pad"):
         raise SettingError(f'fit is "own" or "pad"; got {fit!r}.')
+    for text in conversation.texts:
+        _check_text(text)
     notes = list(conversation.notes)
     media: list[Picture | Clip] = []
     split = as_pictures and not reads_videos(loaded.processor)
@@ -102,6 +105,12 @@ def prepare(
     if too_long is not None:
         notes.append(too_long)
     return Prompt(loaded, conversation, inputs, tuple(media), tuple(notes))
+
+
+def _check_text(text: str) -> None:
+    """Refuse half a letter, as the bytes of a command line that are not UTF-8 become: no tokenizer takes it."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError(f"The question is no text of Unicode: {shown(text, 80)}. Write it in UTF-8.")
 
 
 def _encoded(loaded: Loaded, conversation: Conversation, protocol: str) -> Mapping[str, Tensor]:

@@ -2,14 +2,16 @@
 
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 from foveate._version import __version__
 
 __all__ = ["main"]
 
-DONE, FAILED, INTERRUPTED = 0, 1, 130
+DONE, FAILED, INTERRUPTED, KILLED = 0, 1, 130, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,13 +29,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words == ["--version"]:
         return _print_version()
     try:
-        from foveate.cli.commands import run  # only now, so that Ctrl-C while this loads ends as quietly as later
+        with _ended_by_kill():
+            from foveate.cli.commands import run  # only now, so that Ctrl-C while this loads ends as quietly as later
 
-        return run(words)
+            return run(words)
     except KeyboardInterrupt:
-        with contextlib.suppress(OSError):
-            print("foveate: interrupted.", file=sys.stderr)
-        return INTERRUPTED
+        return _ended("interrupted", INTERRUPTED)
+    except _Killed:
+        return _ended("terminated", KILLED)
+
+
+class _Killed(BaseException):
+    """`kill` has asked the program to end. No `except Exception` catches it."""
+
+
+@contextlib.contextmanager
+def _ended_by_kill() -> Iterator[None]:
+    """Let SIGTERM end the program as Ctrl-C does: half files are removed, and processes of its own end too."""
+
+    def end(*_: object) -> None:
+        raise _Killed
+
+    if threading.current_thread() is not threading.main_thread():  # no other thread may say what signals do
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end) or signal.SIG_DFL
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _ended(how: str, code: int) -> int:
+    with contextlib.suppress(OSError):
+        print(f"foveate: {how}.", file=sys.stderr)
+    return code
 
 
 def _print_version() -> int:

@@ -13,7 +13,7 @@ import tyro
 from foveate.cli.checks import check_methods, check_shape
 from foveate.cli.options import EMBEDDED, Flag, MethodsOptions, ModelOptions, OutputOptions
 from foveate.cli.outputs import check_targets
-from foveate.cli.usage import UsageError, check_budgets
+from foveate.cli.usage import UsageError, check_budgets, check_most
 from foveate.errors import InputError
 
 if TYPE_CHECKING:
@@ -146,6 +146,9 @@ class Bench(MethodsOptions):
             number = getattr(self, name)
             if number is not None and number < smallest:
                 raise UsageError(f"--{name.replace('_', '-')} {number}: {smallest} or more.")
+        check_most(**{name: getattr(self, name) for name in least})
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"--seed {self.seed}: a seed lies between 0 and 2^63 - 1.")
 
     def _device(self) -> "torch.device":
         """Where everything runs."""

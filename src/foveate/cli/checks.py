@@ -25,7 +25,7 @@ from foveate._spelling import (
 )
 from foveate._upstream import shown
 from foveate.cli.options import EMBEDDED, BudgetOptions, MediaOptions, ModelOptions
-from foveate.cli.usage import UsageError
+from foveate.cli.usage import UsageError, check_most
 from foveate.errors import InputError, SettingError
 
 __all__ = [
@@ -75,12 +75,13 @@ def check_model(models: ModelOptions) -> None:
     """Refuse a model that cannot be loaded, as far as its folder shows it.
 
     Raises:
-        UsageError: If an answer would have no token.
+        UsageError: If an answer would have no token, or more than anybody means.
         InputError: If there is no such folder, a file of it is damaged or has no place there, or the name can be no
             hub id.
     """
     if models.max_new_tokens < 1:
         raise UsageError(f"--max-new-tokens {models.max_new_tokens}: an answer has at least one token.")
+    check_most(max_new_tokens=models.max_new_tokens)
     check_model_name(models.model)
 
 

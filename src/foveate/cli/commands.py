@@ -35,7 +35,7 @@ Examples:
   foveate compare --help
   foveate --version
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 70 a bug in foveate, 130 interrupted."""
+Exit codes: 0 done, 1 failed, 2 wrong usage, 70 a bug in foveate, 130 interrupted, 143 terminated."""
 
 Command = Generate | Compare | Bench | Eval | Tune | Methods | Models | Presets
 COMMANDS: dict[str, type[Command]] = {

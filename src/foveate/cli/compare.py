@@ -9,7 +9,7 @@ import tyro
 from foveate.cli.checks import check_input, check_methods
 from foveate.cli.options import BudgetOptions, Files, MediaOptions, ModelOptions, OutputOptions
 from foveate.cli.outputs import check_targets
-from foveate.cli.usage import UsageError
+from foveate.cli.usage import UsageError, check_most
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,6 +59,7 @@ class Compare:
         """Answer with each, print the table, and write what was asked for."""
         if self.pairs < 2:
             raise UsageError(f"--pairs {self.pairs}: an interval needs two or more.")
+        check_most(pairs=self.pairs)
         check_targets(self.outputs)
         names = self.method or METHODS
         check_methods(names, self.budgets)

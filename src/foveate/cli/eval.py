@@ -12,7 +12,7 @@ from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import Flag, MethodsOptions, ModelOptions, OutputOptions
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import busy, counting, note
-from foveate.cli.usage import UsageError, check_budgets
+from foveate.cli.usage import UsageError, check_budgets, check_most
 from foveate.errors import UnknownNameError
 from foveate.eval.listener import Advance, Listener
 
@@ -139,6 +139,9 @@ class Eval(MethodsOptions):
                 raise UsageError(f"{flag} {value}: must be {least} or more.")
         if self.log_samples is not None and self.log_samples.exists() and not self.log_samples.is_dir():
             raise UsageError(f"--log-samples {self.log_samples}: not a folder.")
+        check_most(
+            questions=self.questions, draws=self.draws, jobs=self.jobs, batch_size=self.batch_size, frames=self.frames
+        )
         names = self._task_names()
         if self._benchmarks(names):
             self._refuse(FOR_QUESTIONS, "is for the embedded tasks, and these are benchmarks. Leave it out.")

@@ -8,7 +8,7 @@ import tyro
 from foveate.cli.checks import check_input, check_methods
 from foveate.cli.options import BudgetOptions, Files, Flag, MediaOptions, ModelOptions, OutputOptions
 from foveate.cli.outputs import check_targets
-from foveate.cli.usage import UsageError
+from foveate.cli.usage import UsageError, check_most
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -61,6 +61,7 @@ class Generate:
         """Answer, print, and write what was asked for."""
         if self.pairs < 2:
             raise UsageError(f"--pairs {self.pairs}: an interval needs two or more.")
+        check_most(pairs=self.pairs)
         check_targets(self.outputs)
         check_methods([self.method], self.budgets)
         check_input(self.files, self.prompt, self.models, self.media)

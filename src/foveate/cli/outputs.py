@@ -1,13 +1,12 @@
 """What a command hands out: files, written whole or not at all, then the screen."""
 
-import errno
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from itertools import chain, count
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from foveate._writing import PART, publish
 from foveate.cli.options import OutputOptions
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["check_targets", "finish", "write_picture", "write_text"]
 
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".pdf": "PDF"}
-PART = ".foveate-"  # how files begin that are not finished
-WITHOUT_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links say
 
 
 def check_targets(outputs: OutputOptions) -> None:
@@ -117,61 +114,9 @@ def write_picture(path: Path, picture: "Image.Image", *, force: bool = False) ->
 
 
 def _publish(path: Path, write: Callable[[Path], object], force: bool) -> None:
-    """Write a file under another name, then give it its own."""
-    part = None
-    try:
-        target = path.resolve()  # a link stays one
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=PART)
-        os.close(handle)
-        part = Path(name)
-        write(part)
-        part.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
-        if force:
-            part.replace(target)
-            return
-        published = next(other for other in _names(target) if _claim(part, other))
-    except (OSError, RuntimeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} could not be written: {why}. Make room, or name another file.") from error
-    finally:
-        if part is not None:
-            part.unlink(missing_ok=True)
-    if published != target:
+    """Write a file, and say so where it had to take another name."""
+    published = publish(path, write, force=force)
+    if published != path.resolve():
         from foveate.cli.screen import note
 
         note(f"{path} appeared while the command ran, and stays as it is; the result is in {published}.")
-
-
-def _names(path: Path) -> Iterator[Path]:
-    """`result.json`, then `result-2.json`, `result-3.json` and so on."""
-    others = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
-    return chain([path], others)
-
-
-def _claim(part: Path, target: Path) -> bool:
-    """Give a finished file its name; False where there is such a file."""
-    try:
-        os.link(part, target)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in WITHOUT_LINKS:
-            raise
-        return _claim_without_link(part, target)
-    return True
-
-
-def _claim_without_link(part: Path, target: Path) -> bool:
-    """The same on a file system without hard links: an empty file takes the name, and is replaced at once."""
-    try:
-        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-    except FileExistsError:
-        return False
-    part.replace(target)
-    return True
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -16,7 +16,7 @@ __all__ = ["parse"]
 STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 EDGES = "╭╮╰╯│ "
 RULE = re.compile(r"[─-]{3,}")
-NO_NUMBER = re.compile(r"Error parsing (\S+): .*(?:from \[|base 10: |to float: )(['\"].*['\"])")
+NO_NUMBER = re.compile(r"Error parsing (\S+):.*?(?:(?:from \[|base 10: |to float: )(['\"].*['\"])|$)")
 
 
 def parse(kind: Any, prog: str, **options: Any) -> Any:
@@ -47,8 +47,9 @@ def _line_of(drawn: str) -> str:
     said = " ".join(said.split())
     if no_number := NO_NUMBER.search(said):
         flag, value = no_number.groups()
-        kind = "whole number" if "INT" in said or "base 10" in said else "number"
-        return f"{flag} must be a {kind}; got {shown(value, 80)}."
+        kind = "number" if "FLOAT" in said or "to float" in said else "whole number"
+        got = f"; got {shown(value, 80)}" if value else ""
+        return f"{flag} must be a {kind}{got}."
     said = shown(said, 400)
     for section in sections[1:]:
         flags = re.findall(r"^ *(--[\w-]+)", section, re.MULTILINE)

@@ -4,11 +4,15 @@ from collections.abc import Sequence
 
 from foveate.errors import FoveateError, SettingError, UnknownNameError
 
-__all__ = ["BUG", "DONE", "FAILED", "WRONG_USAGE", "UsageError", "check_budgets", "exit_code"]
+__all__ = ["BUG", "DONE", "FAILED", "WRONG_USAGE", "UsageError", "check_budgets", "check_most", "exit_code"]
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
 BUG = 70
 """A bug in foveate: EX_SOFTWARE of sysexits.h."""
+
+
+MOST = 1_000_000
+"""The most of anything that a flag asks for: tokens, pictures, rounds or processes."""
 
 
 class UsageError(FoveateError):
@@ -18,6 +22,20 @@ class UsageError(FoveateError):
 def exit_code(error: FoveateError) -> int:
     """2 where the command line itself is wrong (flags, names, settings), 1 for everything else."""
     return WRONG_USAGE if isinstance(error, UsageError | UnknownNameError | SettingError) else FAILED
+
+
+def check_most(**numbers: int | None) -> None:
+    """Refuse numbers so large that nobody means them, which would end in a lack of memory or never.
+
+    Args:
+        numbers: What each flag says, by the flag's name.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    for name, number in numbers.items():
+        if number is not None and number > MOST:
+            raise UsageError(f"--{name.replace('_', '-')} {number}: {MOST:,} at most.")
 
 
 def check_budgets(method: Sequence[str], budget: Sequence[float], retention: Sequence[float]) -> None:

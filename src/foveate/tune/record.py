@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from foveate._spelling import read_json
 from foveate._upstream import shown
+from foveate._writing import publish
 from foveate.errors import InputError, SettingError
 from foveate.methods import catalogue
 from foveate.methods.base import Method
@@ -110,12 +111,13 @@ class Record:
         """Write the record as JSON.
 
         Raises:
-            InputError: If the file exists and `force` is off.
+            InputError: If the file exists and `force` is off, or it cannot be written.
         """
         path = Path(path)
         if path.exists() and not force:
             raise InputError(f"{path} exists already. Name another file, or overwrite it with force=True.")
-        path.write_text(json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        publish(path, lambda part: part.write_text(text, encoding="utf-8"), force=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -1,0 +1,82 @@
+"""Files that are written whole or not at all. Nothing here may import torch."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import chain, count
+from pathlib import Path
+
+from foveate.errors import InputError
+
+__all__ = ["PART", "publish"]
+
+PART = ".foveate-"
+"""How files begin that are not finished."""
+WITHOUT_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links say
+
+
+def publish(path: Path, write: Callable[[Path], object], *, force: bool) -> Path:
+    """Write a file under another name, then give it its own; where it is.
+
+    Args:
+        path: Where to. If there is a file and `force` is off, it gets the name `NAME-2` beside it.
+        write: Writes the file at the path that it is given.
+        force: Whether to overwrite a file.
+
+    Raises:
+        InputError: If it cannot be written; nothing is left then.
+    """
+    part = None
+    try:
+        target = path.resolve()  # a link stays one
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=PART)
+        os.close(handle)
+        part = Path(name)
+        write(part)
+        part.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        if not force:
+            return next(other for other in _names(target) if _claim(part, other))
+        part.replace(target)
+        return target
+    except (OSError, RuntimeError, ValueError) as error:  # of Pillow on what a format cannot hold, a ValueError
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} could not be written: {why}. Make room, or name another file.") from error
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
+
+
+def _names(path: Path) -> Iterator[Path]:
+    """`result.json`, then `result-2.json`, `result-3.json` and so on."""
+    others = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in count(2))
+    return chain([path], others)
+
+
+def _claim(part: Path, target: Path) -> bool:
+    """Give a finished file its name; False where there is such a file."""
+    try:
+        os.link(part, target)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in WITHOUT_LINKS:
+            raise
+        return _claim_without_link(part, target)
+    return True
+
+
+def _claim_without_link(part: Path, target: Path) -> bool:
+    """The same on a file system without hard links: an empty file takes the name, and is replaced at once."""
+    try:
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return False
+    part.replace(target)
+    return True
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,122 @@
+"""A command that is ended from outside, by a signal or a full disk, leaves nothing half done."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import foveate as fv
+from foveate.cli import main
+from foveate.cli.lists import Methods
+from tests.tune.test_tune import START
+
+PROGRAM = "import sys; from foveate.cli import main; sys.exit(main(sys.argv[1:]))"
+KILLED = 143
+SMALL_FILES = 100  # bytes that a file may have
+
+
+def test_kill_ends_with_143_and_one_line(run, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Methods, "run", lambda self: signal.raise_signal(signal.SIGTERM))
+    assert run("methods") == (KILLED, "", "foveate: terminated.\n")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+ASKED = ("--questions", "400", "--method", "v2drop", "--budget", "64", "--no-baselines", "--jobs", "2")
+
+
+@pytest.fixture
+def evaluation(tmp_path):
+    """An evaluation that goes on for long, in a session of its own."""
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "eval", *ASKED, "--cache", str(tmp_path)],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    yield program
+    if alive(program.pid):
+        os.killpg(program.pid, signal.SIGKILL)
+
+
+def test_kill_in_an_evaluation_loses_no_answer_and_leaves_no_process(tmp_path, evaluation):
+    until = time.monotonic() + 300
+    while len(lines_in(tmp_path)) < 2 and evaluation.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    evaluation.terminate()
+    _, err = evaluation.communicate(timeout=60)
+    assert (evaluation.returncode, err.splitlines()[-1]) == (KILLED, "foveate: terminated.")
+    assert [row for row in lines_in(tmp_path)[1:] if "sha256" not in row] == []
+    until = time.monotonic() + 30
+    while alive(evaluation.pid):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
+def alive(session):
+    """Whether any process of a session is left."""
+    try:
+        os.killpg(session, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def lines_in(folder):
+    """The objects in a store's file."""
+    return [json.loads(line) for file in folder.glob("*.jsonl") for line in file.read_text().splitlines()]
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond some bytes, which ends as a full disk does: in the middle of a write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL_FILES, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_full_disk_leaves_no_half_result(ask, picture, tmp_path, full_disk, there):
+    (out := tmp_path / "results").mkdir()
+    if there:
+        (out / "a.json").write_text("old")
+    code, said, err = ask("generate", picture, "--method", "v2drop", "--out", out / "a.json", "--force")
+    assert code == 1
+    assert said.startswith("Question ")  # no answer is lost for it
+    assert err == f"foveate: {out}/a.json could not be written: File too large. Make room, or name another file.\n"
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == ([("a.json", "old")] if there else [])
+
+
+def test_a_full_disk_leaves_no_half_figure(ask, picture, tmp_path, full_disk):
+    code, _, err = ask("generate", picture, "--method", "v2drop", "--figure", tmp_path / "a.png")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "a.png could not be written: " in err
+    assert [path.name for path in tmp_path.iterdir()] == [picture.name]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_full_disk_leaves_no_half_record(tmp_path, full_disk, there):
+    record = fv.Record(
+        method=START, model="tiny", task="", samples=1, inputs="", target=0.5, retention=0.5, spread=0.0,
+        vision_tokens=25.0, steps=((0.0, 1.0),), versions={}, date="",
+    )  # fmt: skip
+    path = tmp_path / "record.json"
+    if there:
+        path.write_text("old")
+    with pytest.raises(fv.InputError, match=r"record\.json could not be written: File too large"):
+        record.save(path, force=True)
+    assert [file.read_text() for file in tmp_path.iterdir()] == (["old"] if there else [])
+
+
+def test_a_thread_may_run_a_command(capsys):
+    """Only the first thread may say what signals do."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(main, ["methods"]).result() == 0
+    assert "v2drop" in capsys.readouterr().out
