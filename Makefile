@@ -62,12 +62,16 @@ $(LIGHT): pyproject.toml constraints.txt
 
 setup: $(READY)
 
+# lmms-eval asks for a PyAV before 16, which some damaged videos crash; tests run with the one that users without it get.
+AV := av==18.1.0
+
 # Video processors and lmms-eval ask for torchvision. Where the one that pip finds was made for another torch, such as a
 # CUDA one beside a CPU one, it stops transformers from being imported, and timm stops accelerate without it: then it is
 # put apart, where only the tests of video processors look for it.
 $(READY): $(LIGHT)
 	@echo "[3/3] Installing what tests, checks and documentation need: about 3 minutes and 1.4 GB"
 	@$(QUIET_PIP) -e '.[dev,docs,eval,video]' -c constraints.txt $(LOGGED)
+	@$(QUIET_PIP) --no-deps --upgrade $(AV) $(LOGGED)
 	@$(BIN)/python -c 'import torchvision' 2>/dev/null || { $(PIP) uninstall --yes torchvision timm && \
 	  $(QUIET_PIP) --no-deps --upgrade --target $(VENV)/apart torchvision -c constraints.txt; } $(LOGGED)
 	@touch $@

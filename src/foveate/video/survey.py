@@ -56,8 +56,10 @@ def video_stream(container: Any, name: str) -> Any:
     Raises:
         InputError: If there is none.
     """
+    from av.stream import Disposition
+
     for stream in container.streams.video:
-        if "attached_pic" in str(stream.disposition):  # the cover of a song
+        if Disposition.attached_pic in stream.disposition:  # the cover of a song
             continue
         if stream.codec_context is None:
             raise InputError(f"{name} is encoded in a way that PyAV cannot decode. Convert it to MP4 with H.264.")
