@@ -175,4 +175,16 @@ STAGES: dict[str, Stage] = {
         sketches=0.7,
         films=0.12,
     ),
+    "sketches-again": _joint(
+        16_000,
+        240_000_000,
+        (0.02, 0.4, 0.58),
+        (5e-4, 1.5e-3, 2e-3, 7e-4),
+        tasks=SKETCH_WEIGHTS,
+        questions=12,
+        draws=2,
+        constant=0.3,
+        sketches=0.7,
+        films=0.1,
+    ),
 }

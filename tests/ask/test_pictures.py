@@ -282,3 +282,11 @@ def test_whatever_a_name_holds_a_refusal_is_one_line_that_prints(tmp_path, name)
 def test_a_broken_colour_profile_changes_nothing(tmp_path):
     noise().save(path := tmp_path / "profile.png", icc_profile=b"no profile at all")
     assert load_picture(path).image.tobytes() == noise().tobytes()
+
+
+@pytest.mark.parametrize("size", [(1, 1_000_001), (1_000_001, 1)])
+def test_a_side_that_cannot_be_meant_is_refused_by_the_header(tmp_path, size):
+    path = tmp_path / "strip.png"
+    Image.new("1", size).save(path)
+    with pytest.raises(InputError, match=rf"strip\.png says it is {size[0]} x {size[1]} pixels: it is damaged"):
+        load_picture(path)

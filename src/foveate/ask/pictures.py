@@ -20,6 +20,8 @@ BYTES = 14
 
 Measured on one of 13300 x 13300 pixels with the processor of CLIP that needs no torchvision; Pillow alone holds 4.
 """
+LONGEST = 1_000_000
+"""Pixels a side. Pillow takes 8 bytes more for every row of each copy; a damaged header may name a hundred million."""
 BAND = 2**20
 """Pixels that are worked on at a time where that takes several times the memory of the picture."""
 
@@ -81,7 +83,7 @@ def _check(image: Image.Image, name: str) -> None:
     """Refuse a picture by its header, before its pixels are read.
 
     Raises:
-        InputError: If it has no pixels of its own, or they take more memory than there is.
+        InputError: If it has no pixels of its own, a side that cannot be meant, or more than there is memory for.
     """
     if isinstance(image, ImageFile.StubImageFile) or image.format == "EPS":
         # Pillow would run another program for these, if there is one.
@@ -89,6 +91,8 @@ def _check(image: Image.Image, name: str) -> None:
     width, height = image.size
     if not width * height:
         raise InputError(f"{name} has no pixels: it is {width} x {height}. Export it again.")
+    if max(width, height) > LONGEST:
+        raise InputError(f"{name} says it is {width} x {height} pixels: it is damaged, or no picture. Export it again.")
     check_room(f"The {width} x {height} pixels of {name} take", width * height * BYTES, "Scale it down first.")
 
 
