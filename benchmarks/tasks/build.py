@@ -62,7 +62,7 @@ def pope(count: int, seed: int) -> list[dict[str, Any]]:
             "image": picture(one.picture),
             "category": "random",
         }
-        for at, one in enumerate(questions(("existence",), count, seed))
+        for at, one in enumerate(questions(("existence",), count, (seed,)))
     ]
 
 
@@ -85,7 +85,7 @@ def textvqa(count: int, seed: int) -> list[dict[str, Any]]:
             "ocr_tokens": [one.question.answer],
             "set_name": "val",
         }
-        for at, one in enumerate(questions(("read text",), count, seed))
+        for at, one in enumerate(questions(("read text",), count, (seed,)))
     ]
 
 
@@ -128,7 +128,7 @@ def gqa(count: int, seed: int) -> list[dict[str, Any]]:
             "answer": one.question.answer,
             "image": picture(one.picture),
         }
-        for at, one in enumerate(questions(("colour", "shape", "quadrant", "relation"), count, seed))
+        for at, one in enumerate(questions(("colour", "shape", "quadrant", "relation"), count, (seed,)))
     ]
 
 

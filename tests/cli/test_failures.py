@@ -78,7 +78,7 @@ def test_a_pipe_is_refused_and_not_waited_for(run, tmp_path, command):
     command, *flags = (command,) if isinstance(command, str) else command
     code, out, err = run(command, pipe, "--prompt", "x", *flags)
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "pipe.png is a device or a pipe, not a file. Save what it gives to a file first." in err
+    assert "pipe.png is a pipe (FIFO), not a file. Save what comes out of it to a file first." in err
 
 
 def test_a_question_needs_a_prompt_and_another_model_needs_an_image(run, tiny_llava, picture):

@@ -23,7 +23,7 @@ def shell(redirection, *arguments):
     ("arguments", "says"),
     [
         (["generate", "--retenton", "0.5"], "Unrecognized options: --retenton, 0.5. Similar: --retention. Help: "),
-        (["bench", "--bach", "3", "--modle", "x"], "Similar: --model, --batch. Help: foveate bench --help."),
+        (["bench", "--bach", "3", "--modle", "x"], "Similar: --batch, --model. Help: foveate bench --help."),
         (["generate", "--frames", "3.5"], "--frames must be a whole number; got '3.5'. Help: foveate generate --help."),
         (["generate", "--budget", "x"], "--budget must be a number; got 'x'."),
         (["compare", "--pairs", "many"], "--pairs must be a whole number; got 'many'."),

@@ -62,7 +62,7 @@ def test_samples_may_come_from_a_file_with_a_question_each(run, tiny_llava, pict
     for row in ({"image": "a.png", "prompt": None}, {"image": "a.png", "prompt": 3}, {"image": 3, "prompt": "What?"}):
         listed.write_text(lines[0] + "\n" + json.dumps(row))
         code, _, err = run("tune", "--samples", listed, "--model", tiny_llava, "--budget", 20)
-        assert (code, "line 2 is no" in err, "both are text" in err) == (1, True, True)
+        assert (code, "line 2 must be" in err, "prompt" in err) == (1, True, True)
     listed.write_bytes(b"\x89PNG")
     code, _, err = run("tune", "--samples", listed, "--budget", 20)
     assert (code, "is no text" in err) == (1, True)

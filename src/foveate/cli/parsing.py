@@ -51,12 +51,14 @@ def _line_of(drawn: str) -> str:
         got = f"; got {shown(value, 80)}" if value else ""
         return f"{flag} must be a {kind}{got}."
     said = shown(said, 400)
+    similar: list[str] = []
     for section in sections[1:]:
-        flags = re.findall(r"^ *(--[\w-]+)", section, re.MULTILINE)
         if section.startswith(("Perhaps", "Arguments similar")):
-            said = f"{said}. Similar: {', '.join(flags)}" if "Similar" not in said else f"{said}, {', '.join(flags)}"
+            similar += re.findall(r"^ *(--[\w-]+)", section, re.MULTILINE)
         elif section.startswith("Available"):
             said = f"{said}. {' '.join(section.split())}"
+    if similar:  # which tyro names in any order
+        said = f"{said}. Similar: {', '.join(sorted(similar))}"
     return said if said.endswith(".") else f"{said}."
 
 
