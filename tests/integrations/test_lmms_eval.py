@@ -118,21 +118,33 @@ def test_the_command_line_refuses_in_one_sentence_and_with_2(tasks, offline, tmp
     assert "foveate: V2Drop: min_keep should be a valid integer; got 1.5." in done.stderr.splitlines()
 
 
+HOLD = """
+import sys, filelock
+own = filelock.FileLock(sys.argv[1])
+own.acquire()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
 def test_a_log_that_another_run_uses_is_refused(loaded, tmp_path, monkeypatch, capsys):
     from foveate.eval.lmms import backend
 
     monkeypatch.setattr("foveate.eval.lock.PATIENCE", 0.3)
     monkeypatch.setattr(backend, "load", lambda *_, **__: loaded)
-    first = backend.Foveate(log=str(tmp_path))
+    backend.Foveate(log=str(tmp_path)).clean()
     (lock,) = tmp_path.glob("*.lock")
-    with pytest.raises(SystemExit) as ended:
-        backend.Foveate.create_from_arg_string(f"log={tmp_path}", {"batch_size": "4"})
+    words = [sys.executable, "-c", HOLD, str(lock)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(SystemExit) as ended:
+            backend.Foveate.create_from_arg_string(f"log={tmp_path}", {"batch_size": "4"})
+        other.stdin.close()
     assert ended.value.code == 1
     waits, refuses = capsys.readouterr().err.splitlines()
     assert "waiting up to 0.3 s" in waits
     assert refuses.startswith(f"foveate: {lock.with_suffix('.jsonl')} is in use by another run")
     assert "log=" in refuses
-    first.clean()
     backend.Foveate(log=str(tmp_path)).clean()
 
 
