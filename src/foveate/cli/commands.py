@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import operator
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from foveate.cli.eval import Eval
 from foveate.cli.generate import Generate
 from foveate.cli.lists import Methods, Models, Presets
 from foveate.cli.parsing import parse
-from foveate.cli.screen import note
+from foveate.cli.screen import discard, note
 from foveate.cli.tune import Tune
 from foveate.cli.usage import BUG, DONE, FAILED, WRONG_USAGE, exit_code
 from foveate.errors import FoveateError
@@ -66,7 +65,7 @@ def run(arguments: list[str]) -> int:
         note(str(error))
         return exit_code(error)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; what is left must go nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard()
     except Exception as error:
         if said := _uncompiled(error) or _out_of_memory(error):
             note(said)

@@ -18,7 +18,19 @@ from foveate.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Lines", "as_json", "busy", "counted", "counting", "note", "preview", "show", "show_json", "written"]
+__all__ = [
+    "Lines",
+    "as_json",
+    "busy",
+    "counted",
+    "counting",
+    "discard",
+    "note",
+    "preview",
+    "show",
+    "show_json",
+    "written",
+]
 
 
 WIDE = 120  # columns of what goes to a file or a pipe
@@ -71,8 +83,13 @@ def written() -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails once more at its end
+        discard()
         raise InputError(f"stdout could not be written: {error.strerror}. Make room, or name another file.") from error
+
+
+def discard() -> None:
+    """Let what is left for stdout go nowhere; else Python fails once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def note(text: str) -> None:

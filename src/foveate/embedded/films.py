@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from foveate.embedded import FILM_TASKS
 from foveate.embedded.drawing import SHAPES
 from foveate.embedded.grounds import ground
-from foveate.embedded.questions import Question
+from foveate.embedded.questions import Question, article
 from foveate.embedded.scenes import Scene, Text, Thing, rng_for
 from foveate.embedded.sketches import MEANT, Canvas, free_box, stands_out, tint, write
 from foveate.embedded.strokes import Look, draw_shape
@@ -168,8 +168,7 @@ def _ever(things: list[Shown], rng: np.random.Generator) -> Iterator[Question]:
     mixed = sorted({f"{a.colour} {b.shape}" for a in present for b in present} - names)
     asked = [*sorted(names), *mixed[: len(names)]] if rng.random() < 0.5 else [*sorted(names), *mixed[-len(names) :]]
     for name in asked:
-        article = "an" if name[0] in "aeiou" else "a"
-        yield Question("ever", f"Does {article} {name} appear?", "yes" if name in names else "no")
+        yield Question("ever", f"Does {article(name)} {name} appear?", "yes" if name in names else "no")
 
 
 def _text(one: Film) -> Iterator[Question]:

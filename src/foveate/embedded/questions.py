@@ -20,6 +20,7 @@ __all__ = [
     "TEXT_TASKS",
     "Question",
     "all_questions",
+    "article",
     "ask",
     "neighbours",
     "one_per_task",
@@ -134,7 +135,7 @@ def _existence(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
         absent.add(choice[int(rng.integers(len(choice)))])
     for colour, shape in sorted(present | absent):
         answer = "yes" if (colour, shape) in present else "no"
-        yield Question("existence", f"Is there {_article(colour)} {colour} {shape}?", answer)
+        yield Question("existence", f"Is there {article(colour)} {colour} {shape}?", answer)
 
 
 def _absent(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
@@ -217,5 +218,6 @@ def _plural(shape: str) -> str:
     return f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 
-def _article(word: str) -> str:
+def article(word: str) -> str:
+    """What stands before a word: a or an."""
     return "an" if word[0] in "aeiou" else "a"

@@ -117,7 +117,11 @@ class Style:
 
 
 def rng_for(split: str, index: int, purpose: int = 0) -> np.random.Generator:
-    """The generator of one scene; `purpose` separates drawing (0), questions (1), pairs (2) and style (3)."""
+    """The generator of one scene.
+
+    `purpose` separates drawing (0), questions (1), pairs (2), style (3), sketches (4), whether a picture of training is
+    one (5), and films (6).
+    """
     return np.random.default_rng([SPLITS[split], index, purpose])
 
 
