@@ -43,6 +43,14 @@ CROWDED_WEIGHTS = LAST_WEIGHTS | {"relation": 30.0}  # nearly all that a scene a
 
 SKETCH_WEIGHTS = LAST_WEIGHTS | {"relation": 8.0, "count": 4.0, "read text": 4.0}
 
+COUNT_WEIGHTS = SKETCH_WEIGHTS | {
+    "count": 7.0,
+    "read text": 5.0,
+    "relation": 12.0,
+    "list left to right": 5.0,
+    "list top to bottom": 5.0,
+}
+
 
 def _by_side(values: tuple[Any, Any, Any]) -> dict[int, Any]:
     return dict(zip(SIDES, values, strict=True))
@@ -186,5 +194,31 @@ STAGES: dict[str, Stage] = {
         constant=0.3,
         sketches=0.7,
         films=0.1,
+    ),
+    "counting": _joint(
+        11_500,
+        250_000_000,
+        (0.02, 0.33, 0.65),
+        (7e-4, 1.5e-3, 2e-3, 7e-4),
+        tasks=COUNT_WEIGHTS,
+        questions=12,
+        draws=3,
+        constant=0.35,
+        sketches=0.55,
+        films=0.08,
+    ),
+    "deep-sketches": _joint(
+        10_000,
+        270_000_000,
+        (0.02, 0.33, 0.65),
+        (4e-4, 6e-4, 1e-3, 4e-4),
+        tasks=COUNT_WEIGHTS,
+        questions=14,
+        draws=3,
+        constant=0.3,
+        exits=0.35,
+        exit_from=18,
+        sketches=0.55,
+        films=0.08,
     ),
 }

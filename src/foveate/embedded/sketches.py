@@ -229,13 +229,14 @@ def _kinds(rng: np.random.Generator) -> list[tuple[str, str]]:
     shapes = [SHAPES[i] for i in rng.permutation(len(SHAPES))]
     colours = [list(MEANT)[i] for i in rng.permutation(len(MEANT))]
     manner, count = rng.random(), int(rng.integers(1, MOST + 1))
-    if manner < 0.3:
+    if manner < 0.4:
         shapes, colours = shapes[:1], colours[:1]
-    elif manner < 0.42:
+        count = max(count, int(rng.integers(1, MOST + 1)))  # many are hard to count
+    elif manner < 0.5:
         shapes = shapes[:1]
-    elif manner < 0.54:
+    elif manner < 0.6:
         colours = colours[:1]
-    elif manner < 0.78:
+    elif manner < 0.8:
         shapes, colours = shapes[:2], colours[: int(rng.integers(1, 4))]
     return [(shapes[int(rng.integers(len(shapes)))], colours[int(rng.integers(len(colours)))]) for _ in range(count)]
 

@@ -1,6 +1,7 @@
 """What lmms-eval writes of a run: with the method, its budget and what was spent, in a folder named after them."""
 
 import re
+import warnings
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -164,6 +165,8 @@ def write(folder: Path, label: Label, report: MutableMapping[str, Any], records:
     samples = report.pop("samples")
     report["config"]["model"] = KEY
     label.add_to(report, samples, records)
-    tracker.save_results_aggregated(results=report, samples=samples, datetime_str=f"{datetime.now():%Y%m%d_%H%M%S}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves closing its file to the collector
+        tracker.save_results_aggregated(results=report, samples=samples, datetime_str=f"{datetime.now():%Y%m%d_%H%M%S}")
     for task, rows in samples.items():
         tracker.save_results_samples(task_name=task, samples=rows)
