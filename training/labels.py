@@ -1,5 +1,7 @@
 """What the tower's dense losses ask of each patch."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +16,7 @@ __all__ = ["UNKNOWN", "Labels", "labels"]
 INK = 12  # pixels of one thing that make a patch (of 196) its own
 FAINT = 4  # ... of one character, whose strokes are thin
 MOST_PLACES = 8  # dense canvases, with more things, have no places
+MOST_COUNTED = 9  # nor counts
 UNKNOWN = -100  # what cross-entropy leaves out
 
 
@@ -33,6 +36,8 @@ class Labels:
             the top, from 1; UNKNOWN where a neighbour in that order is too near to tell.
         beside: (n, 8) int64, shape and colour, as above, of what stands just beside the thing on each of four sides;
             UNKNOWN where no thing is seen or it is not clear what stands there.
+        things, same_shape, same_colour: (n,) int64, 0 for no thing, else how many things there are in all, how many of
+            the thing's shape, and how many of its colour; UNKNOWN where there are too many.
     """
 
     shape: NDArray[np.int64]
@@ -45,6 +50,9 @@ class Labels:
     across: NDArray[np.int64]
     down: NDArray[np.int64]
     beside: NDArray[np.int64]
+    things: NDArray[np.int64]
+    same_shape: NDArray[np.int64]
+    same_colour: NDArray[np.int64]
 
 
 def labels(scene: Scene) -> Labels:
@@ -88,7 +96,19 @@ def labels(scene: Scene) -> Labels:
     near = np.full((marks + 1, 8), UNKNOWN)
     for i, thing in enumerate(scene.things):
         near[i] = beside(scene, thing)
-    return Labels(shape, colour, character, order, centre, xy.astype(np.float32), present, across, down, near[seen])
+    counted = np.zeros((3, marks + 1), dtype=np.int64)
+    counted[:, : len(scene.things)] = counts(scene.things)
+    of_marks = (across, down, near[seen], *counted[:, seen])
+    return Labels(shape, colour, character, order, centre, xy.astype(np.float32), present, *of_marks)
+
+
+def counts(things: Sequence[Thing]) -> NDArray[np.int64]:
+    """Of each thing: how many there are in all, of its shape and of its colour; UNKNOWN where too many: (3, n)."""
+    if len(things) > MOST_COUNTED:
+        return np.full((3, len(things)), UNKNOWN)
+    shapes, colours = Counter(thing.shape for thing in things), Counter(thing.colour for thing in things)
+    of_each = [(len(things), shapes[thing.shape], colours[thing.colour]) for thing in things]
+    return np.array(of_each, dtype=np.int64).reshape(-1, 3).T
 
 
 def beside(scene: Scene, thing: Thing) -> list[int]:

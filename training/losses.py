@@ -10,6 +10,18 @@ from tokenizer import EOS
 
 __all__ = ["answer_loss", "dense_loss", "presence_loss", "right_answers"]
 
+LABELS = (
+    "shape",
+    "colour",
+    "character",
+    "order",
+    "across",
+    "down",
+    "beside",
+    "things",
+    "same_shape",
+    "same_colour",
+)
 BACKGROUND = 0.3  # weight of a patch that shows nothing
 
 
@@ -21,7 +33,7 @@ def dense_loss(scores: dict[str, Tensor], targets: dict[str, Tensor]) -> tuple[T
     """
     total = torch.zeros(())
     report: dict[str, float] = {}
-    for name in ("shape", "colour", "character", "order", "across", "down", "beside"):
+    for name in LABELS:
         want = targets[name].flatten()
         flat = scores[name].reshape(len(want), -1)
         weight = torch.where(want > 0, 1.0, BACKGROUND) * (want != UNKNOWN)

@@ -232,6 +232,9 @@ class Heads(nn.Module):
             "across": 9,
             "down": 9,
             "beside": 72,
+            "things": 10,
+            "same_shape": 10,
+            "same_colour": 10,
         }
         self.norm = Norm(width, 1e-5)
         self.dense = Linear(width, sum(self.sizes.values()))

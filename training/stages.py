@@ -207,8 +207,23 @@ STAGES: dict[str, Stage] = {
         sketches=0.55,
         films=0.08,
     ),
+    "tower-counting": _tower(
+        28_000, 280_000_000, (0.05, 0.35, 0.6), (2e-3, 2e-3), constant=0.45, sketches=0.8, crowded=0.15
+    ),
+    "counting-again": _joint(
+        6_500,
+        290_000_000,
+        (0.02, 0.33, 0.65),
+        (4e-4, 1.5e-3, 2e-3, 7e-4),
+        tasks=COUNT_WEIGHTS,
+        questions=12,
+        draws=3,
+        constant=0.35,
+        sketches=0.55,
+        films=0.08,
+    ),
     "deep-sketches": _joint(
-        10_000,
+        7_000,
         270_000_000,
         (0.02, 0.33, 0.65),
         (4e-4, 6e-4, 1e-3, 4e-4),

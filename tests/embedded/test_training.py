@@ -17,7 +17,7 @@ from foveate.embedded.films import FILM_TASKS, film, film_questions
 from foveate.embedded.questions import TASKS, all_questions, ask
 from foveate.embedded.scenes import CHARACTERS, rng_for, scene
 from grow import grow
-from labels import UNKNOWN, labels, places
+from labels import UNKNOWN, counts, labels, places
 from losses import dense_loss, right_answers
 from measure import about, interval, marks, table
 from network import Network, Shape
@@ -83,6 +83,19 @@ def test_places_count_from_the_left_and_the_top_and_stay_open_beside_near_ties()
         patch = int(thing.y) // 14 * 12 + int(thing.x) // 14
         if thing.shape not in ("ring", "moon"):
             assert found.across[patch] == place
+
+
+def test_things_know_how_many_there_are_of_their_kind():
+    one = scene("held-out", 3, 168)
+    circle, square = (replace(one.things[0], shape=shape, colour="red") for shape in ("circle", "square"))
+    blue = replace(circle, colour="blue")
+    assert counts([circle, square, blue, circle]).tolist() == [[4, 4, 4, 4], [3, 1, 3, 3], [3, 3, 1, 3]]
+    assert counts([]).shape == (3, 0)
+    assert counts([circle] * 9).tolist() == [[9] * 9] * 3
+    assert counts([circle] * 10).tolist() == [[UNKNOWN] * 10] * 3
+    found = labels(one)
+    assert set(found.things.tolist()) == {0, len(one.things)}
+    assert (found.things > 0).tolist() == (found.shape > 0).tolist()
 
 
 def test_what_has_no_place_costs_nothing():
