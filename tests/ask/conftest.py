@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import CLIPImageProcessorPil
 
 import foveate as fv
 from foveate import embedded
@@ -21,6 +22,20 @@ INDEX = 900_000
 @pytest.fixture(scope="session")
 def vlm():
     return fv.load()
+
+
+@pytest.fixture(scope="session")
+def cropping():
+    """The embedded model behind a processor that cuts off what stands beside the middle square, as many do."""
+    vlm = fv.load()
+    images = vlm.processor.image_processor
+    vlm.processor.image_processor = CLIPImageProcessorPil(
+        size=images.size,
+        crop_size=images.crop_size,
+        image_mean=images.image_mean,
+        image_std=images.image_std,
+    )
+    return vlm
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,11 @@ from tests.ask.conftest import image, random_vlm, text, user
 QUESTION = embedded.QUESTION
 
 
+@pytest.fixture
+def vlm(cropping):
+    return cropping
+
+
 def noise(width, height, seed=0):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 

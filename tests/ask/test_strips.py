@@ -19,6 +19,11 @@ from foveate.video import Clip
 NEAR = 2.5 / 127.5  # of the processor's values: two shades of 256, in single pixels
 
 
+@pytest.fixture
+def vlm(cropping):
+    return cropping
+
+
 def noise(width, height, seed=0):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 

@@ -244,19 +244,19 @@ def test_a_processor_that_leaves_the_picture_out_is_refused(vlm, demo, monkeypat
 # -- what the user is told ----------------------------------------------------------------------------------------
 
 
-def test_a_cropped_picture_is_a_warning_at_the_users_line_and_a_note(vlm, wide):
+def test_a_cropped_picture_is_a_warning_at_the_users_line_and_a_note(cropping, wide):
     with pytest.warns(UserWarning, match=r"cuts off 50% of the picture \(left and right\)") as heard:
-        answer = vlm.ask(wide, QUESTION)
+        answer = cropping.ask(wide, QUESTION)
     assert [Path(warning.filename) for warning in heard] == [Path(__file__)]
     assert answer.notes == (str(heard[0].message),)
     with pytest.warns(UserWarning, match="cuts off 50%") as heard:
-        (answer,) = vlm.ask_many([(wide, QUESTION)])
+        (answer,) = cropping.ask_many([(wide, QUESTION)])
     assert [Path(warning.filename) for warning in heard] == [Path(__file__)]
     assert answer.notes == (str(heard[0].message),)
 
 
-def test_the_steps_warn_of_nothing_and_keep_the_notes(vlm, wide):
-    prompt = vlm.prepare(wide, QUESTION)  # a warning would be an error here
+def test_the_steps_warn_of_nothing_and_keep_the_notes(cropping, wide):
+    prompt = cropping.prepare(wide, QUESTION)  # a warning would be an error here
     assert len(prompt.notes) == 1
 
 

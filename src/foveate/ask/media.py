@@ -110,6 +110,8 @@ def padded(medium: Picture | Clip, processor: Any) -> Picture | Clip:
     if isinstance(medium, Picture):
         return dataclasses.replace(medium, image=square(medium.image, processor))
     side = max(_size(medium))
+    if side == min(_size(medium)):
+        return medium
     _check_square(_size(medium), len(medium) * side * side * BYTES)
     frames = [np.asarray(square(image, processor)) for image in medium.images()]
     return dataclasses.replace(medium, frames=np.stack(frames))

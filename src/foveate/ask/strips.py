@@ -19,7 +19,7 @@ __all__ = ["is_strip", "small_square", "within_reach"]
 
 LONG = 20
 """How many times as long as it is wide a picture may be that goes to the processor as it is."""
-LARGE = 4096
+LARGE = 2048
 """Pixels: the square around a strip that is longer is made smaller."""
 MARGIN = 4
 """Pixels beside the part that is kept: interpolation in a picture that grows looks at 3 at most."""
