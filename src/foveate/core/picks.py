@@ -27,7 +27,9 @@ def cosines(rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     wide = rows.to(dtype)
     length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     unit = wide / length.clamp(min=SHORTEST)
-    return (unit @ unit.T).float()
+    product = unit @ unit.T
+    # A kernel may round the cosine of two rows differently from that of the same two the other way round.
+    return (0.5 * (product + product.T)).float()
 
 
 def max_min(distance: Tensor, count: int) -> Tensor:
