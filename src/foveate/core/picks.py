@@ -29,7 +29,8 @@ def cosines(rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     unit = wide / length.clamp(min=SHORTEST)
     product = unit @ unit.T
     # A kernel may round the cosine of two rows differently from that of the same two the other way round.
-    return (0.5 * (product + product.T)).float()
+    symmetric: Tensor = 0.5 * (product + product.T)
+    return symmetric.float()
 
 
 def max_min(distance: Tensor, count: int) -> Tensor:

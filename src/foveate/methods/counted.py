@@ -3,12 +3,14 @@
 from typing import Any, ClassVar, Self
 
 from foveate.errors import BudgetError, SettingError
-from foveate.methods.base import Method
+from foveate.methods.base import Method, Preset
 from foveate.methods.schedule import Budget
 from foveate.methods.settings import Positions, Share, Tokens
 from foveate.methods.stages import Arriving
 
-__all__ = ["Counted"]
+__all__ = ["Counted", "entering"]
+
+ALL_OF_LLAVA = 576  # LLaVA-1.5's images all have as many tokens
 
 
 class Counted(Method):
@@ -65,3 +67,17 @@ class Counted(Method):
                 floor=1 / entered,
             )
         return cls(keep=share, **values)
+
+
+def entering(
+    kind: type[Counted], model: str, tokens: int, full: int, source: str, suffix: str = "", **settings: Any
+) -> Preset:
+    """A preset that lets `tokens` of an image's `full` tokens into a decoder of 32 layers.
+
+    Of models whose pictures differ in size it is a share, so that a picture of half the tokens keeps half as many.
+    """
+    method = kind(keep=tokens / full, **settings)
+    if full == ALL_OF_LLAVA:
+        method = kind(tokens=tokens, **settings)
+    said = f"{source}; {tokens} of {full:,} tokens enter the decoder, and every layer processes these"
+    return Preset(f"{kind.name}/{model}/{tokens}{suffix}", method, 32, full, said)

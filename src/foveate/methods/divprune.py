@@ -4,13 +4,11 @@ Paper: Alvar et al., "DivPrune: Diversity-based Visual Token Pruning for Large M
 arXiv:2503.02175. Reads the tokens that enter the decoder and nothing else: no attention, no CLS, no question.
 """
 
-from functools import partial
 from typing import ClassVar, Literal
 
 from foveate.core.cut import Cut
 from foveate.core.picks import cosines, max_min
-from foveate.methods.base import Preset
-from foveate.methods.counted import Counted
+from foveate.methods.counted import Counted, entering
 from foveate.methods.settings import numbering
 from foveate.methods.stages import Arriving, Hidden, LayerStage, LayerView, Shape, Stage
 
@@ -67,28 +65,12 @@ def _flops(arriving: Arriving, width: int) -> int:
     return 2 * arriving.tokens**2 * width  # the cosines; the picks add 2 · k · N
 
 
-_preset = partial(Preset, depth=32)
-_CODE = "paper, subset ratio {}; {} tokens enter the decoder, and every layer processes them"
-
 DivPrune.presets = (
     *(
-        _preset(
-            f"divprune/llava-1.5-7b/{tokens}",
-            DivPrune(tokens=tokens),
-            vision_tokens=576,
-            source=_CODE.format(r, tokens),
-        )
-        for tokens, r in ((192, 0.333), (128, 0.222), (64, 0.111), (56, 0.098))
+        entering(DivPrune, "llava-1.5-7b", tokens, 576, f"paper, subset ratio {ratio}")
+        for tokens, ratio in ((192, 0.333), (128, 0.222), (64, 0.111), (56, 0.098))
     ),
-    *(
-        _preset(
-            f"divprune/llava-next-7b/{tokens}",
-            DivPrune(keep=tokens / 2880),
-            vision_tokens=2880,
-            source=f"a later paper's budgets; {tokens} of 2,880 tokens enter the decoder, a share for other pictures",
-        )
-        for tokens in (640, 320, 160)
-    ),
+    *(entering(DivPrune, "llava-next-7b", tokens, 2880, "a later paper's budget") for tokens in (640, 320, 160)),
 )
 
 METHOD = DivPrune
