@@ -39,10 +39,10 @@ def batched(function, *tensors):
 # -- cosines ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_cosines_by_hand(dtype):
+@pytest.mark.parametrize("exact", [False, True])
+def test_cosines_by_hand(exact):
     rows = torch.tensor([[3.0, 4.0], [0.0, 0.0], [-4.0, 3.0], [6.0, 8.0], [-3.0, -4.0]])
-    found = cosines(rows, dtype)
+    found = cosines(rows, exact)
     wanted = [[1, 0, 0, 1, -1], [0] * 5, [0, 0, 1, 0, 0], [1, 0, 0, 1, -1], [-1, 0, 0, -1, 1]]
     torch.testing.assert_close(found, torch.tensor(wanted).float())
 
@@ -54,10 +54,18 @@ def test_cosines_of_half_precision_are_float32():
     torch.testing.assert_close(found, torch.tensor(table(rows.double())).float(), atol=1e-5, rtol=0)
 
 
-def test_in_float64_a_batch_has_the_cosines_of_each_sample_alone():
+def test_exact_cosines_are_symmetric_and_1_with_themselves():
+    rows = torch.randn(50, 700, generator=torch.Generator().manual_seed(0))
+    found = cosines(rows, exact=True)
+    assert torch.equal(found, found.T)
+    assert torch.equal(found.diagonal(), torch.ones(50))
+    assert torch.equal(cosines(rows), cosines(rows).T)
+
+
+def test_exact_cosines_of_a_batch_are_those_of_each_sample_alone():
     rows = torch.randn(4, 64, 48, generator=torch.Generator().manual_seed(0))
-    together = batched(lambda one: cosines(one, torch.float64), rows)
-    assert torch.equal(together, torch.stack([cosines(one, torch.float64) for one in rows]))
+    together = batched(lambda one: cosines(one, exact=True), rows)
+    assert torch.equal(together, torch.stack([cosines(one, exact=True) for one in rows]))
 
 
 # -- max-min ---------------------------------------------------------------------------------------------------
@@ -198,7 +206,7 @@ def test_suppress_by_hand():
 def test_suppress_equals_a_walk(tokens, seed, threshold, data):
     count = data.draw(st.integers(0, tokens))
     scores = data.draw(st.lists(st.integers(0, 4), min_size=tokens, max_size=tokens))
-    similarity = cosines(points(tokens, seed, width=3), torch.float64)
+    similarity = cosines(points(tokens, seed, width=3), exact=True)
     found = suppress(torch.tensor(scores).float(), similarity, threshold, count)
     assert found.tolist() == walk(scores, similarity.tolist(), [threshold] * tokens, count)
     own = torch.rand(tokens, generator=torch.Generator().manual_seed(seed))
@@ -241,7 +249,7 @@ def test_thin_equals_the_list_by_hand(tokens, seed, per_round, data):
     length = data.draw(st.integers(1, tokens))
     count = data.draw(st.integers(0, length))
     order = torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))[:length]
-    similarity = cosines(points(tokens, seed, width=4), torch.float64)
+    similarity = cosines(points(tokens, seed, width=4), exact=True)
     found = thin(order, similarity, count, per_round)
     assert found.tolist() == thin_by_hand(order.tolist(), similarity.tolist(), count, per_round)
 
@@ -311,7 +319,7 @@ def test_quotas_sum_exactly_and_stay_in_their_room(groups, seed, count):
 def test_a_batch_is_each_sample_alone():
     rng = torch.Generator().manual_seed(3)
     scores = torch.rand(3, 20, generator=rng)
-    similarity = torch.stack([cosines(points(20, seed), torch.float64) for seed in range(3)])
+    similarity = torch.stack([cosines(points(20, seed), exact=True) for seed in range(3)])
     order = torch.stack([torch.randperm(20, generator=rng) for _ in range(3)])
     room = torch.randint(0, 9, (3, 20), generator=rng)
     functions = [

@@ -85,10 +85,17 @@ def test_equal_tokens_tokens_without_direction_and_no_attention_at_all():
 
 
 def test_gains_that_half_precision_rounds_away_still_decide():
-    """Cosines of 1 − 8e-6, 1 − 7e-5 and 1 − 2e-4: in float16, whose steps below 1 are 5e-4, nothing is left to gain."""
-    features = torch.tensor([[1.0, 0.0], [1.0, 0.004], [1.0, 0.012], [1.0, 0.02]]).half()
+    """Cosines of 1 − 8e-6, 1 − 3e-5 and 1 − 2e-4: in float16, whose steps below 1 are 5e-4, nothing is left to gain."""
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.004], [1.0, 0.008], [1.0, 0.02]]).half()
     attention = torch.tensor([4e-4, 1e-4, 1e-4, 1e-4])
     assert kept(features, attention, tokens=2) == [0, 3]
+
+
+def test_two_that_gain_the_same_go_by_index():
+    """Two tokens gain 1 + cos each: no rounding of a token's cosine with itself may decide."""
+    for seed in range(30):
+        features = torch.randn(2, 40, generator=torch.Generator().manual_seed(seed)).abs()
+        assert kept(features, tokens=1, alpha=0.0) == [0]
 
 
 def test_each_crop_gets_its_share():

@@ -16,14 +16,17 @@ ROUNDS = 16  # of a redistribution; each round ends it or fills a group
 HAIR = 1e-5  # what rounding may take off a group's share, in tokens
 
 
-def cosines(rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The cosine of every two rows: (rows, width) of any float dtype -> (rows, rows) float32.
+def cosines(rows: Tensor, exact: bool = False) -> Tensor:
+    """The cosine of every two rows: (rows, width) of any float dtype -> (rows, rows) float32, symmetric.
 
-    In float64 the sums do not depend on the kernel, once rounded to float32: a batched product and a plain one pick
-    the same tokens also where many are alike. Devices without float64 (mps) stay with float32.
+    Args:
+        rows: The rows.
+        exact: Compute in float64. Rounded to float32, what a batched product gives is then what a plain one gives, and
+            a row's cosine with itself is 1: so that kernels do not decide between tokens that tie.
     """
-    if rows.device.type == "mps":
-        dtype = torch.float32
+    dtype = torch.float32
+    if exact and rows.device.type != "mps":  # Apple's GPUs have no float64
+        dtype = torch.float64
     wide = rows.to(dtype)
     length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     unit = wide / length.clamp(min=SHORTEST)

@@ -33,8 +33,8 @@ class Scope(Counted):
     only behind the projector (LLaVA-NeXT, LLaVA-OneVision, the Qwen-VLs), similarity is measured there. In a tower
     without a CLS, attention is what all patches pay.
 
-    Unlike in the released code, the arithmetic is float32, and a count that the crops do not divide is met: there the
-    rest is lost. Its second way of joining gain and saliency, by adding, is left out.
+    Unlike in the released code, gains are float32, of cosines computed in float64, and a count that the crops do not
+    divide is met: there the rest is lost. Its second way of joining gain and saliency, by adding, is left out.
 
     Attributes:
         alpha: α, the exponent of the saliency. 1 is the released scripts' value; 0 is coverage alone, which reads
@@ -67,7 +67,7 @@ class Scope(Counted):
             return None
 
         def pick(tokens: Tensor, few: int) -> Tensor:
-            similarity = cosines(view.features[tokens])
+            similarity = cosines(view.features[tokens], exact=True)
             if not self.alpha:
                 return cover(similarity, few)
             return cover(similarity, few, view.attention[tokens] ** self.alpha)

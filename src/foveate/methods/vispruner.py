@@ -76,7 +76,7 @@ class VisPruner(Counted):
         order = attention.sort(descending=True, stable=True).indices
         if important == count:
             return order[:count]
-        diverse = thin(order[important:], cosines(features, torch.float64), count - important, self.per_round)
+        diverse = thin(order[important:], cosines(features, exact=True), count - important, self.per_round)
         return torch.cat((order[:important], diverse))
 
     def _flops(self, arriving: Arriving, width: int) -> int:
