@@ -1,6 +1,8 @@
 """The crops of an image that some methods treat one by one: a base view, tiles, frames; and what each may keep."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -8,7 +10,13 @@ from torch import Tensor
 from foveate.core.grid import Grid
 from foveate.core.host import send
 
-__all__ = ["crops_of", "pick_by_crop", "shares"]
+__all__ = ["Pick", "crops_of", "pick_by_crop", "shares"]
+
+
+class Pick(Protocol):
+    """Picks `count` of a crop's tokens, given their ordinals in the image; answers with ordinals in the crop."""
+
+    def __call__(self, tokens: Tensor, count: int) -> Tensor: ...
 
 
 def crops_of(grids: Sequence[Grid], tokens: int) -> list[Tensor]:
@@ -57,20 +65,27 @@ def shares(count: int, sizes: Sequence[int]) -> list[int]:
     return floors
 
 
-def pick_by_crop(grids: Sequence[Grid], rows: Tensor, count: int, pick: Callable[[Tensor, int], Tensor]) -> Tensor:
+def pick_by_crop(grids: Sequence[Grid], rows: Tensor, count: int, pick: Pick) -> Tensor:
     """`count` tokens of an image, picked crop by crop, each crop its share: (count,) int64, ascending.
 
     Args:
         grids: See `crops_of`.
         rows: A tensor with the tokens in front; its length and device are read.
-        count: How many to pick in all.
-        pick: Picks some of a crop's tokens, given their ordinals in the image; it answers with ordinals in the crop.
+        count: How many to pick in all, 1 or more.
+        pick: What picks. Crops that are alike run through it together, under `torch.func.vmap`.
     """
     crops = crops_of(grids, len(rows))
     few = shares(count, [len(crop) for crop in crops])
-    picked = []
+    alike: dict[tuple[int, int], list[Tensor]] = {}
     for crop, number in zip(crops, few, strict=True):
         if number:
-            tokens = send(crop, rows.device)
-            picked.append(tokens[pick(tokens, number)])
+            alike.setdefault((len(crop), number), []).append(crop)
+    picked = []
+    for (_, number), group in alike.items():
+        tokens = send(torch.stack(group), rows.device)  # (crops, tokens of each)
+        if len(group) == 1:
+            places = pick(tokens[0], number)[None]
+        else:
+            places = torch.func.vmap(partial(pick, count=number))(tokens)
+        picked.append(tokens.gather(1, places).flatten())
     return torch.cat(picked).sort().values

@@ -66,11 +66,11 @@ class Scope(Counted):
         if count == len(view):
             return None
 
-        def pick(tokens: Tensor, few: int) -> Tensor:
+        def pick(tokens: Tensor, count: int) -> Tensor:
             similarity = cosines(view.features[tokens], exact=True)
             if not self.alpha:
-                return cover(similarity, few)
-            return cover(similarity, few, view.attention[tokens] ** self.alpha)
+                return cover(similarity, count)
+            return cover(similarity, count, view.attention[tokens] ** self.alpha)
 
         return Cut.take(pick_by_crop(view.grids, view.features, count, pick), len(view))
 

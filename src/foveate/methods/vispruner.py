@@ -65,8 +65,8 @@ class VisPruner(Counted):
         if count == len(view):
             return None
 
-        def pick(tokens: Tensor, few: int) -> Tensor:
-            return self._pick(view.attention[tokens], view.features[tokens], few)
+        def pick(tokens: Tensor, count: int) -> Tensor:
+            return self._pick(view.attention[tokens], view.features[tokens], count)
 
         return Cut.take(pick_by_crop(view.grids, view.features, count, pick), len(view))
 
