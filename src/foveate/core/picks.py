@@ -1,0 +1,242 @@
+"""Sets picked one token after the other, where a score alone does not say which tokens go together.
+
+All are tensor code for one sample and run under `torch.func.vmap`: one Python loop over picks, no value read. Of equal
+tokens the lowest index is picked, no token is picked twice, and the picks come back ascending.
+"""
+
+import torch
+from torch import Tensor
+
+from foveate.errors import ShapeError
+
+__all__ = ["cosines", "cover", "determinantal", "max_min", "quotas", "suppress", "thin"]
+
+SHORTEST = 1e-12  # the smallest norm that divides, and the smallest variance that is left of a token
+ROUNDS = 16  # of a redistribution; each round ends it or fills a group
+HAIR = 1e-5  # what rounding may take off a group's share, in tokens
+
+
+def cosines(rows: Tensor, exact: bool = False) -> Tensor:
+    """The cosine of every two rows: (rows, width) of any float dtype -> (rows, rows) float32, symmetric.
+
+    Args:
+        rows: The rows.
+        exact: Compute in float64. Rounded to float32, what a batched product gives is then what a plain one gives, and
+            a row's cosine with itself is 1: so that kernels do not decide between tokens that tie.
+    """
+    dtype = torch.float32
+    if exact and rows.device.type != "mps":  # Apple's GPUs have no float64
+        dtype = torch.float64
+    wide = rows.to(dtype)
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    unit = wide / length.clamp(min=SHORTEST)
+    product = unit @ unit.T
+    # A kernel may round the cosine of two rows differently from that of the same two the other way round.
+    symmetric: Tensor = 0.5 * (product + product.T)
+    return symmetric.float()
+
+
+def max_min(distance: Tensor, count: int) -> Tensor:
+    """The subset whose smallest distance between two tokens is large, by greedy picks.
+
+    The first pick is the token farthest from its nearest other token; each next one is farthest from its nearest
+    picked one.
+
+    Args:
+        distance: (tokens, tokens), symmetric.
+        count: How many to pick.
+
+    Returns:
+        (count,) int64, ascending.
+    """
+    _check(distance, count)
+    itself = torch.eye(len(distance), dtype=torch.bool, device=distance.device)
+    scores = distance.masked_fill(itself, float("inf")).amin(dim=1)  # distance to the nearest other token
+    # Whoever is picked is at −inf from itself, so it is never the farthest again.
+    distance = distance.masked_fill(itself, float("-inf"))
+    nearest = torch.full_like(scores, float("inf"))
+    picks = []
+    for _ in range(count):
+        pick = scores.argmax(dim=0, keepdim=True)  # (1,): an index with a dimension, for which no value is read
+        picks.append(pick)
+        nearest = torch.fmin(nearest, distance[pick][0])
+        scores = nearest
+    return _ascending(picks, distance)
+
+
+def cover(similarity: Tensor, count: int, saliency: Tensor | None = None) -> Tensor:
+    """The subset that covers all targets best, by greedy picks (facility location).
+
+    A target is covered as well as by its most similar picked candidate, and by none at 0. A candidate gains
+
+        Σ_u max(0, similarity_ju − covered_u)  [· saliency_j]
+
+    Args:
+        similarity: (candidates, targets). Each candidate is one row, also where candidates and targets are the same.
+        count: How many to pick.
+        saliency: (candidates,), what each gain is multiplied by, 0 or more.
+
+    Returns:
+        (count,) int64, ascending.
+    """
+    _check(similarity, count)
+    covered = torch.zeros_like(similarity.sum(dim=0))
+    taken = torch.zeros_like(similarity.sum(dim=1), dtype=torch.bool)
+    picks = []
+    for _ in range(count):
+        gains = (similarity - covered).relu().sum(dim=1)
+        if saliency is not None:
+            gains = gains * saliency
+        pick = gains.masked_fill(taken, float("-inf")).argmax(dim=0, keepdim=True)
+        picks.append(pick)
+        covered = torch.maximum(covered, similarity[pick][0])
+        taken = taken.index_fill(0, pick, True)
+    return _ascending(picks, similarity)
+
+
+def determinantal(kernel: Tensor, count: int) -> Tensor:
+    """The subset with a large determinant of its kernel, by greedy picks: MAP inference of a determinantal process.
+
+    d_j is the variance that is left of token j beside those picked. Picking j takes the row
+    e = (L_j − Cᵀ c_j) / √d_j of a Cholesky factor C, and e² from every d (Chen et al., NeurIPS 2018). What rounding
+    takes below 1e-12 is set to it, so that picks beyond the kernel's rank go by index.
+
+    Args:
+        kernel: (tokens, tokens), positive semidefinite.
+        count: How many to pick.
+
+    Returns:
+        (count,) int64, ascending.
+    """
+    _check(kernel, count)
+    left = kernel.diagonal().clamp(min=SHORTEST)
+    taken = torch.zeros_like(left, dtype=torch.bool)
+    factor = kernel.new_zeros(count, len(kernel))  # C, a row a pick
+    picks = []
+    for step in range(count):
+        pick = left.masked_fill(taken, float("-inf")).argmax(dim=0, keepdim=True)
+        picks.append(pick)
+        before = factor[:step]
+        row = kernel[pick] - before[:, pick].T @ before  # (1, tokens)
+        row = (row / left[pick].sqrt())[0]
+        factor[step] = row
+        left = (left - row.square()).clamp(min=SHORTEST)
+        taken = taken.index_fill(0, pick, True)
+    return _ascending(picks, kernel)
+
+
+def suppress(scores: Tensor, similarity: Tensor, threshold: Tensor | float, count: int) -> Tensor:
+    """The highest scores of which no two are too similar: a walk by falling score that leaves out what is suppressed.
+
+    A token that is kept suppresses all whose similarity to it is `threshold` or more. If too few are found, the
+    highest suppressed scores fill up.
+
+    Args:
+        scores: (tokens,).
+        similarity: (tokens, tokens).
+        threshold: A number, or a tensor: of no dimension, or (tokens,), the threshold of the token that is kept.
+        count: How many to keep.
+
+    Returns:
+        (count,) int64, ascending.
+    """
+    _check(similarity, count)
+    tokens = len(scores)
+    order = scores.sort(descending=True, stable=True).indices
+    # Each token's place in the walk, counted from its end: the best has `tokens`, the last 1.
+    places = torch.arange(tokens, 0, -1, device=scores.device)
+    rank = torch.zeros_like(order).scatter(0, order, places)
+    limit = torch.as_tensor(threshold, device=similarity.device).expand(tokens)[:, None]
+    too_near = (similarity >= limit).to(rank.dtype) * tokens
+    held_back = torch.zeros_like(rank)  # `tokens` where suppressed: behind all that are not; more where kept
+    picks = []
+    for _ in range(count):
+        pick = (rank - held_back).argmax(dim=0, keepdim=True)
+        picks.append(pick)
+        held_back = torch.maximum(held_back, too_near[pick][0])
+        held_back = held_back.index_fill(0, pick, 2 * tokens)
+    return _ascending(picks, similarity)
+
+
+def thin(order: Tensor, similarity: Tensor, count: int, per_round: int = 8) -> Tensor:
+    """What is left of a list after near-duplicates have been taken out, a few a round.
+
+    A round divides the list by the parity of places, A the even ones and B the odd ones. The members of A most similar
+    to their nearest one in B leave, `per_round` or as many as are too many. The next list is the rest of A by falling
+    similarity, then B in its order.
+
+    Args:
+        order: (list,) int64, the tokens in the order in which they stand; none of them twice.
+        similarity: (tokens, tokens).
+        count: How many to leave.
+        per_round: How many leave in a round, 1 or more; half of the list at most.
+
+    Returns:
+        (count,) int64, ascending.
+    """
+    if not 0 <= count <= len(order):
+        raise ShapeError(f"Cannot thin a list of {len(order)} tokens out to {count}.")
+    if count == 0:
+        return order[:0]
+    while len(order) > count:
+        even, odd = order[0::2], order[1::2]
+        nearest = similarity[even[:, None], odd].amax(dim=1)
+        leaving = min(per_round, len(order) - count, len(even))
+        by_similarity = nearest.sort(descending=True, stable=True).indices
+        order = torch.cat((even[by_similarity[leaving:]], odd))
+    return order.sort().values
+
+
+def quotas(weights: Tensor, room: Tensor, count: int) -> Tensor:
+    """How many tokens each group may keep: `count` in all (or all that there are), in proportion to its weight.
+
+    A group first gets its share rounded down; what that leaves goes to the heaviest groups, one token each. What a
+    group has no room for is redistributed in proportion to weight times room left, in the same way, until all is
+    placed.
+
+    Args:
+        weights: (groups,), 0 or more.
+        room: (groups,) int64, how many tokens each group has.
+        count: How many to keep.
+
+    Returns:
+        (groups,) int64.
+    """
+    weights = weights.float()
+    room = room.to(torch.int64)
+    least = torch.full_like(room.sum(), count).minimum(room.sum())
+    got = torch.zeros_like(room)
+    claims = weights
+    for _ in range(min(ROUNDS, len(weights)) + 1):
+        left = least - got.sum()
+        has_room = room - got
+        # Where nobody with room has any weight, room alone counts.
+        claims = torch.where(claims.sum() > 0, claims, has_room.float())
+        share = claims / claims.sum().clamp(min=SHORTEST) * left
+        floors = (share + HAIR).floor().long()
+        order = claims.sort(descending=True, stable=True).indices
+        got = (got + floors + _first(order, left - floors.sum())).minimum(room)
+        claims = weights * (room - got)
+    # More rounds than any usual input needs; what is still left goes to the heaviest that have room.
+    order = weights.sort(descending=True, stable=True).indices
+    free = (room - got)[order]
+    before = free.cumsum(0) - free
+    more = (least - got.sum() - before).clamp(min=0).minimum(free)
+    return got.scatter_add(0, order, more)
+
+
+def _first(order: Tensor, some: Tensor) -> Tensor:
+    """1 for the first `some` entries of an order, 0 for the others."""
+    places = torch.arange(len(order), device=order.device)
+    return torch.zeros_like(order).scatter(0, order, (places < some).to(order.dtype))
+
+
+def _check(matrix: Tensor, count: int) -> None:
+    if matrix.dim() != 2 or not 0 <= count <= len(matrix):
+        raise ShapeError(f"Cannot pick {count} tokens by a matrix of shape {tuple(matrix.shape)}.")
+
+
+def _ascending(picks: list[Tensor], matrix: Tensor) -> Tensor:
+    if not picks:
+        return torch.zeros(0, dtype=torch.int64, device=matrix.device)
+    return torch.cat(picks).sort().values

@@ -1,0 +1,83 @@
+"""What the methods have in common that let an exact number of an image's tokens into the decoder, by one stage."""
+
+from typing import Any, ClassVar, Self
+
+from foveate.errors import BudgetError, SettingError
+from foveate.methods.base import Method, Preset
+from foveate.methods.schedule import Budget
+from foveate.methods.settings import Positions, Share, Tokens
+from foveate.methods.stages import Arriving
+
+__all__ = ["Counted", "entering"]
+
+ALL_OF_LLAVA = 576  # LLaVA-1.5's images all have as many tokens
+
+
+class Counted(Method):
+    """A fixed number of an image's tokens enters the decoder, and every layer processes as many.
+
+    So the number of tokens that enter, which the papers of these methods call the budget, is also the mean over layers.
+
+    Attributes:
+        keep: Share of an image's vision tokens that enter the decoder, in (0, 1], rounded to a number of tokens.
+        tokens: Instead of `keep`: how many tokens of an image enter.
+        retention: Another name for `keep`: the name that budgets have.
+        positions: "reindex" renumbers the rows, as the released codes do; "keep" keeps position ids. Families with
+            M-RoPE always keep.
+    """
+
+    usual_keep: ClassVar[float] = 1 / 9  # 64 of LLaVA-1.5's 576 tokens
+    schedule: ClassVar[tuple[str, ...]] = ("keep",)
+
+    keep: Share | None = None
+    tokens: Tokens | None = None
+    retention: Share | None = None
+    positions: Positions = "reindex"
+
+    def check_settings(self) -> None:
+        budgets = [value for value in (self.keep, self.tokens, self.retention) if value is not None]
+        if len(budgets) > 1:
+            raise SettingError(
+                f"Give one of keep=, tokens= and retention=; got keep={self.keep}, tokens={self.tokens}, "
+                f"retention={self.retention}."
+            )
+        if not budgets:
+            self._set(keep=self.usual_keep)
+        if 0 in (self.keep, self.retention):
+            raise SettingError(f"{type(self).__name__}: keep should be above 0 and at most 1; got {0.0}.")
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every token enters."""
+        return 1 in (self.keep, self.retention)
+
+    def left(self, arriving: Arriving) -> int:
+        """How many of an image's tokens enter: at least one, and less by a newline that its family adds later."""
+        share = self.retention if self.keep is None else self.keep
+        mean = Budget(self.tokens, share).mean(arriving.entered)
+        return min(max(1, round(mean) - arriving.reserved), arriving.tokens)
+
+    @classmethod
+    def solved(cls, share: float, entered: int | None, depth: int, /, **values: Any) -> Self:
+        """The share itself, as all layers process what enters. See `Method.solved`."""
+        if entered is not None and share * entered < 1 - 1e-6:
+            raise BudgetError(
+                f"{cls.__name__} cannot keep {share * entered:.4g} of {entered} vision tokens: its floor is 1 token, "
+                f"{1 / entered:.2%}. Give a larger budget.",
+                floor=1 / entered,
+            )
+        return cls(keep=share, **values)
+
+
+def entering(
+    kind: type[Counted], model: str, tokens: int, full: int, source: str, suffix: str = "", **settings: Any
+) -> Preset:
+    """A preset that lets `tokens` of an image's `full` tokens into a decoder of 32 layers.
+
+    Of models whose pictures differ in size it is a share, so that a picture of half the tokens keeps half as many.
+    """
+    method = kind(keep=tokens / full, **settings)
+    if full == ALL_OF_LLAVA:
+        method = kind(tokens=tokens, **settings)
+    said = f"{source}; {tokens} of {full:,} tokens enter the decoder, and every layer processes these"
+    return Preset(f"{kind.name}/{model}/{tokens}{suffix}", method, 32, full, said)

@@ -1,0 +1,76 @@
+"""DivPrune: keep the vision tokens that are least alike, whatever they show.
+
+Paper: Alvar et al., "DivPrune: Diversity-based Visual Token Pruning for Large Multimodal Models", CVPR 2025,
+arXiv:2503.02175. Reads the tokens that enter the decoder and nothing else: no attention, no CLS, no question.
+"""
+
+from typing import ClassVar, Literal
+
+from foveate.core.cut import Cut
+from foveate.core.picks import cosines, max_min
+from foveate.methods.counted import Counted, entering
+from foveate.methods.settings import numbering
+from foveate.methods.stages import Arriving, Hidden, LayerStage, LayerView, Shape, Stage
+
+__all__ = ["METHOD", "DivPrune"]
+
+
+class DivPrune(Counted):
+    """The subset whose smallest distance between two tokens is large (max-min diversity), by greedy picks.
+
+        D_ij = 1 − cos(x_i, x_j)      first: argmax_j min_{i≠j} D_ij      then: argmax_j min_{i picked} D_ij
+
+    x are the rows that enter the decoder, before layer 0. So LLaVA-NeXT's packed tokens are picked from as in the
+    authors' code, newlines among them: these are all alike, and one or two stay.
+
+    Unlike in the released code, distances are float32 (there the model's dtype, in which near tokens tie); a token is
+    never picked twice, also where all distances are 0; tokens are found wherever they stand in the prompt; and batches
+    and several images work, each image by itself.
+
+    Attributes:
+        keep, tokens, retention, positions: See `Counted`. The default is the paper's headline, 56 of 576 tokens. The
+            paper's r is `keep`.
+        scope: Pick from an image or a whole video ("image", as in the paper), or from each frame of a video ("frame").
+    """
+
+    name = "divprune"
+    usual_keep: ClassVar[float] = 0.098
+
+    scope: Literal["image", "frame"] = "image"
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        if self.keeps_all:
+            return ()
+        stage = LayerStage(
+            0,
+            reads=(Hidden(),),
+            count=self.left,
+            choose=_most_diverse,
+            unit=self.scope,
+            positions=numbering(self.positions),
+            flops=_flops,
+        )
+        return (stage,)
+
+
+def _most_diverse(view: LayerView, count: int | None) -> Cut | None:
+    assert count is not None
+    if count == len(view):
+        return None
+    distance = 1 - cosines(view.hidden)
+    return Cut.take(max_min(distance, count), len(view))
+
+
+def _flops(arriving: Arriving, width: int) -> int:
+    return 2 * arriving.tokens**2 * width  # the cosines; the picks add 2 · k · N
+
+
+DivPrune.presets = (
+    *(
+        entering(DivPrune, "llava-1.5-7b", tokens, 576, f"paper, subset ratio {ratio}")
+        for tokens, ratio in ((192, 0.333), (128, 0.222), (64, 0.111), (56, 0.098))
+    ),
+    *(entering(DivPrune, "llava-next-7b", tokens, 2880, "a later paper's budget") for tokens in (640, 320, 160)),
+)
+
+METHOD = DivPrune

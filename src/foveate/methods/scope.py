@@ -1,0 +1,90 @@
+"""SCOPE: keep the vision tokens that cover all the others best, those that the CLS looks at before others.
+
+Paper: Deng et al., "SCOPE: Saliency-Coverage Oriented Token Pruning for Efficient Multimodal LLMs", NeurIPS 2025,
+arXiv:2510.24214.
+"""
+
+from typing import Annotated
+
+from annotated_types import Ge
+from torch import Tensor
+
+from foveate.core.cut import Cut
+from foveate.core.parts import pick_by_crop
+from foveate.core.picks import cosines, cover
+from foveate.methods.counted import Counted, entering
+from foveate.methods.settings import numbering
+from foveate.methods.stages import Arriving, ImageStage, ImageView, Shape, Signal, Stage, TowerAttention
+
+__all__ = ["METHOD", "Scope"]
+
+
+class Scope(Counted):
+    """Greedy facility-location coverage of all tokens, each candidate's gain times its saliency, before the projector.
+
+    With cosines C of the tower's features and the CLS's attention s, each pick is the token j not yet picked with the
+    largest
+
+        Σ_u max(0, C_uj − covered_u) · s_j^α        and then        covered_u = max(covered_u, C_uj)
+
+    Coverage starts at 0, so negative cosines cover nothing.
+
+    LLaVA-NeXT's crops, and the frames of a video, each get their share of the tokens. Where a family shows its tokens
+    only behind the projector (LLaVA-NeXT, LLaVA-OneVision, the Qwen-VLs), similarity is measured there. In a tower
+    without a CLS, attention is what all patches pay.
+
+    Unlike in the released code, gains are float32, of cosines computed in float64, and a count that the crops do not
+    divide is met: there the rest is lost. Its second way of joining gain and saliency, by adding, is left out.
+
+    Attributes:
+        alpha: α, the exponent of the saliency. 1 is the released scripts' value; 0 is coverage alone, which reads
+            nothing from the tower (ours).
+        keep, tokens, retention, positions: See `Counted`.
+    """
+
+    name = "scope"
+
+    alpha: Annotated[float, Ge(0)] = 1.0
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        if self.keeps_all:
+            return ()
+        reads: tuple[Signal, ...] = ()
+        if self.alpha:
+            reads = (TowerAttention(by="cls" if shape.cls else "patches"),)
+        stage = ImageStage(
+            reads=reads,
+            count=self.left,
+            choose=self._choose,
+            positions=numbering(self.positions),
+            flops=_flops,
+        )
+        return (stage,)
+
+    def _choose(self, view: ImageView, count: int | None) -> Cut | None:
+        assert count is not None
+        if count == len(view):
+            return None
+
+        def pick(tokens: Tensor, count: int) -> Tensor:
+            similarity = cosines(view.features[tokens], exact=True)
+            if not self.alpha:
+                return cover(similarity, count)
+            return cover(similarity, count, view.attention[tokens] ** self.alpha)
+
+        return Cut.take(pick_by_crop(view.grids, view.features, count, pick), len(view))
+
+
+def _flops(arriving: Arriving, width: int) -> int:
+    return 2 * arriving.tokens**2 * width  # the cosines, had the features the decoder's width
+
+
+Scope.presets = (
+    *(entering(Scope, "llava-1.5-7b", tokens, 576, "released code, alpha 1.0") for tokens in (192, 128, 64)),
+    *(
+        entering(Scope, "llava-next-7b", tokens, 2880, "released code, an equal share of each of five crops")
+        for tokens in (640, 320, 160)
+    ),
+)
+
+METHOD = Scope

@@ -1,0 +1,98 @@
+"""VisPruner: half of the budget for what the CLS looks at, half for what is left once near-duplicates are out.
+
+Paper: Zhang et al., "Beyond Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs",
+ICCV 2025, arXiv:2412.01818. With `important_ratio=1` it is FasterVLM, the first version of the same paper, which keeps
+what the CLS looks at and nothing else.
+"""
+
+from functools import partial
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from foveate.core.cut import Cut
+from foveate.core.parts import pick_by_crop
+from foveate.core.picks import cosines, thin
+from foveate.methods.counted import Counted, entering
+from foveate.methods.settings import Share, numbering
+from foveate.methods.stages import Arriving, ImageStage, ImageView, Shape, Stage, TowerAttention
+
+__all__ = ["METHOD", "VisPruner"]
+
+
+class VisPruner(Counted):
+    """Important tokens by the CLS's attention, and diverse ones among the others, before the projector.
+
+    Of T tokens, important = ⌊T · ratio⌋ are those with the most attention. The others, by falling attention, are a list
+    that is thinned out to T − important: round by round, the members at even places that are most like one at an odd
+    place leave (`foveate.core.picks.thin`). The list's order feeds the next round, so it is the released code's.
+
+    LLaVA-NeXT's crops, and the frames of a video, each get their share of T. Where a family shows its tokens only
+    behind the projector (LLaVA-NeXT, LLaVA-OneVision, the Qwen-VLs), similarity is measured there. In a tower without
+    a CLS, attention is what all patches pay.
+
+    Unlike in the released code, an odd number of important tokens and a T of a few tokens work (there they crash), and
+    the cosines are computed once, in float64: near-ties decide the later rounds, and a lower precision decides them by
+    the kernel.
+
+    Attributes:
+        important_ratio: The share of T for important tokens. 1 is FasterVLM.
+        per_round: Most tokens that leave the list in a round.
+        keep, tokens, retention, positions: See `Counted`.
+    """
+
+    name = "vispruner"
+
+    important_ratio: Share = 0.5
+    per_round: Annotated[int, Ge(1)] = 8
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        if self.keeps_all:
+            return ()
+        stage = ImageStage(
+            reads=(TowerAttention(by="cls" if shape.cls else "patches"),),
+            count=self.left,
+            choose=self._choose,
+            positions=numbering(self.positions),
+            flops=self._flops,
+        )
+        return (stage,)
+
+    def _choose(self, view: ImageView, count: int | None) -> Cut | None:
+        assert count is not None
+        if count == len(view):
+            return None
+
+        def pick(tokens: Tensor, count: int) -> Tensor:
+            return self._pick(view.attention[tokens], view.features[tokens], count)
+
+        return Cut.take(pick_by_crop(view.grids, view.features, count, pick), len(view))
+
+    def _pick(self, attention: Tensor, features: Tensor, count: int) -> Tensor:
+        """`count` tokens of a crop: (count,) int64."""
+        important = int(count * self.important_ratio)
+        order = attention.sort(descending=True, stable=True).indices
+        if important == count:
+            return order[:count]
+        diverse = thin(order[important:], cosines(features, exact=True), count - important, self.per_round)
+        return torch.cat((order[:important], diverse))
+
+    def _flops(self, arriving: Arriving, width: int) -> int:
+        if self.important_ratio == 1:
+            return 0
+        return 2 * arriving.tokens**2 * width  # the cosines, had the features the decoder's width
+
+
+_llava = partial(entering, VisPruner, "llava-1.5-7b", full=576)
+_next = partial(entering, VisPruner, "llava-next-7b", full=2880)
+
+VisPruner.presets = (
+    *(_llava(tokens, source="released code") for tokens in (192, 128, 64, 32)),
+    _llava(64, source="released code, its ratio for MME", suffix="-mme", important_ratio=0.75),
+    *(_llava(tokens, source="FasterVLM", suffix="-fastervlm", important_ratio=1.0) for tokens in (192, 128, 64)),
+    *(_next(tokens, source="released code, an equal share of each of five crops") for tokens in (640, 320, 160)),
+)
+
+METHOD = VisPruner

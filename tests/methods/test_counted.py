@@ -1,0 +1,82 @@
+"""What the methods share that let an exact number of tokens into the decoder: counts, budgets, presets."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import foveate as fv
+from foveate.methods.counted import Counted
+from foveate.methods.stages import Arriving, Shape
+from tests.methods.test_scheduled import Config
+
+KINDS = sorted((kind for kind in fv.methods().values() if issubclass(kind, Counted)), key=lambda kind: kind.name)
+every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+
+
+def test_there_are_such_methods():
+    assert "divprune" in {kind.name for kind in KINDS}
+
+
+@every_kind
+def test_as_many_tokens_as_asked_for_are_left_in_every_layer(kind):
+    assert kind(tokens=192).plan(32, (576,)) == (192,) * 32
+    assert kind(keep=1 / 3).plan(28, (576,)) == kind(retention=1 / 3).plan(28, (576,)) == (192,) * 28
+    assert kind(tokens=900).plan(32, (576,)) == (576,) * 32
+    assert kind(keep=0.0001).plan(32, (576,)) == (1,) * 32
+    assert kind(tokens=64).plan(32, (576, 576)) == (128,) * 32  # of each image
+
+
+@every_kind
+@pytest.mark.parametrize("budget", [{"keep": 1.0}, {"retention": 1.0}])
+def test_the_whole_budget_is_no_stage_at_all(kind, budget):
+    method = kind(**budget)
+    assert method.stages(Shape(depth=32)) == ()
+    assert method.plan(32, (576,)) == (576,) * 32
+
+
+def test_a_closing_newline_is_one_of_those_that_are_counted():
+    (kind, *_) = KINDS
+    assert kind(tokens=10).left(Arriving(25, 26, 26, reserved=1)) == 9
+    assert kind(tokens=1).left(Arriving(25, 26, 26, reserved=1)) == 1  # a token beside the newline all the same
+    assert kind(tokens=99).left(Arriving(25, 26, 26, reserved=1)) == 25
+
+
+@every_kind
+@given(tokens=st.integers(1, 3000), share=st.floats(0.0005, 1))
+def test_any_budget_of_a_token_or_more_is_met_to_half_a_token(kind, tokens, share):
+    if share * tokens < 1:
+        with pytest.raises(fv.BudgetError, match="floor is 1 token") as error:
+            kind.for_budget(Config(28, "qwen2_vl"), retention=share, vision_tokens=tokens)
+        assert error.value.floor == 1 / tokens
+        return
+    method = kind.for_budget(Config(28, "qwen2_vl"), retention=share, vision_tokens=tokens)
+    plan = method.plan(28, (tokens,))
+    assert len(set(plan)) == 1
+    assert abs(plan[0] - share * tokens) <= 0.5 + 1e-6
+
+
+@every_kind
+def test_budgets_that_cannot_be(kind):
+    with pytest.raises(fv.BudgetError, match=r"0.5 of 576 vision tokens: its floor is 1 token, 0.17%"):
+        kind.for_budget(Config(32), tokens=0.5)
+    with pytest.raises(fv.SettingError, match="Give one of keep=, tokens= and retention="):
+        kind(keep=0.5, tokens=3)
+    with pytest.raises(fv.SettingError, match="above 0 and at most 1"):
+        kind(keep=0)
+    with pytest.raises(fv.SettingError, match="A budget decides keep"):
+        kind.for_budget(Config(32), tokens=64, keep=0.5)
+    assert kind.for_budget(Config(32), tokens=64).plan(32, (576,)) == (64,) * 32
+    assert kind().with_budget(tokens=64) == kind(tokens=64)
+
+
+@every_kind
+def test_every_preset_spends_what_its_name_says(kind):
+    """Convention (a): tokens that enter the decoder. All layers process these, so that is the true mean too."""
+    budgets = {}
+    for preset in kind.presets:
+        _, model, budget = preset.name.split("/")
+        plan = preset.method.plan(preset.depth, (preset.vision_tokens,))
+        assert set(plan) == {int(budget.split("-")[0])}, preset.name
+        assert "enter the decoder" in preset.source
+        budgets.setdefault(model, []).append(budget)
+    assert {"192", "128", "64"} <= set(budgets["llava-1.5-7b"])

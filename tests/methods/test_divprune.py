@@ -1,0 +1,128 @@
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import foveate as fv
+from foveate.methods import follow
+from foveate.methods.divprune import DivPrune
+from foveate.methods.stages import LayerView, Shape
+from tests.models import IMAGE, batch, tiny
+
+EXAMPLES = [DivPrune(keep=0.4), DivPrune(tokens=3, positions="keep", scope="frame")]
+SMALLEST = DivPrune(keep=0.001)
+
+
+def kept(rows, **settings):
+    (stage,) = DivPrune(**settings).stages(Shape(depth=32))
+    cut = stage.cut(LayerView(hidden=rows))
+    return list(range(len(rows))) if cut is None else cut.source.tolist()
+
+
+def at(*degrees):
+    """Rows of length 1, 2, 3, … that point in these directions: lengths must not matter."""
+    return torch.tensor(
+        [
+            [(1 + i) * math.cos(math.radians(angle)), (1 + i) * math.sin(math.radians(angle))]
+            for i, angle in enumerate(degrees)
+        ]
+    )
+
+
+def test_the_spec_token_by_token():
+    """Directions 0°, 10°, 40°, 50°, 90°, 180°; 1 − cos grows with the angle between two.
+
+    To the nearest other it is 10°, 10°, 10°, 10°, 40° and 90°: 180° is first. Farthest from it is 0° (180° away). Then
+    the nearest picked is 10°, 40°, 50° and 90° away: 90°. Then 10° (10°), 40° and 50° (40° each, to 0° and to 90°):
+    1 − cos 40° is the same for both, and rounding decides; so 50° is put at 51°.
+    """
+    rows = at(0, 10, 40, 51, 90, 180)
+    assert kept(rows, tokens=1) == [5]
+    assert kept(rows, tokens=2) == [0, 5]
+    assert kept(rows, tokens=3) == [0, 4, 5]
+    assert kept(rows, tokens=4) == [0, 2, 4, 5]  # 40° from 0° for the third, 39° from 90° for the fourth
+    assert kept(rows, tokens=5) == [0, 2, 3, 4, 5]  # 11° against 10°
+    assert kept(rows, tokens=6) == kept(rows, tokens=99) == list(range(6))
+
+
+def test_the_count_is_the_share_rounded():
+    for share, count in ((0.333, 192), (0.222, 128), (0.111, 64), (0.098, 56)):
+        assert DivPrune(keep=share).plan(32, (576,)) == (count,) * 32
+    assert DivPrune() == DivPrune(keep=0.098)
+
+
+def test_of_equal_tokens_one_stays_until_nothing_else_is_left():
+    newline = torch.full((1, 8), 0.3)
+    patches = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    rows = torch.cat((patches[:3], newline, patches[3:], newline, newline))
+    assert len(set(kept(rows, tokens=7)) & {3, 7, 8}) == 1
+    assert len(set(kept(rows, tokens=8)) & {3, 7, 8}) == 2
+    assert kept(torch.ones(7, 4), tokens=3) == [0, 1, 2]
+    assert kept(torch.zeros(7, 4), tokens=3) == [0, 1, 2]  # no direction at all
+
+
+def test_of_two_that_are_equally_far_the_first_is_taken():
+    """The farthest two are each other's nearest, so they tie; no rounding may decide between them."""
+    for seed in range(30):
+        rows = torch.randn(2, 40, generator=torch.Generator().manual_seed(seed))
+        assert kept(rows, tokens=1) == [0]
+
+
+def test_near_tokens_of_half_precision_are_told_apart():
+    # 1 − cos is some 3e-7, 2e-6 and 8e-6 here: in float16, whose steps below 1 are 5e-4, all three are 0.
+    rows = torch.tensor([[1.0, 0.0], [1.0, 0.0008], [1.0, 0.002], [1.0, 0.004]]).half()
+    rows = torch.cat((rows, torch.tensor([[-1.0, 0.0]]).half()))
+    assert kept(rows, tokens=2) == [0, 4]
+    assert kept(rows, tokens=3) == [0, 3, 4]
+    assert kept(rows, tokens=4) == [0, 2, 3, 4]
+
+
+@given(tokens=st.integers(2, 30), seed=st.integers(0, 2**16), data=st.data())
+def test_lengths_do_not_matter_and_no_token_comes_twice(tokens, seed, data):
+    count = data.draw(st.integers(1, tokens))
+    rng = torch.Generator().manual_seed(seed)
+    rows = torch.randn(tokens, 12, generator=rng)
+    found = kept(rows, tokens=count)
+    assert found == sorted(set(found))
+    assert len(found) == count
+    lengths = torch.rand(tokens, 1, generator=rng) + 0.5
+    assert kept(rows * lengths, tokens=count) == found
+
+
+def test_neither_the_question_nor_the_layers_decide():
+    stages = DivPrune().stages(Shape(depth=32))
+    assert not follow.reads_text(stages)
+    assert follow.cut_layers(stages) == (0,)
+
+
+def test_it_is_the_set_of_a_models_own_features_newlines_among_them():
+    model, inputs = tiny("llava_next"), batch("llava_next", ["tit"])
+    with torch.no_grad():
+        images = model.model.get_image_features(
+            pixel_values=inputs["pixel_values"], image_sizes=inputs["image_sizes"]
+        ).pooler_output
+        with fv.drop(model, DivPrune(keep=0.4)) as trace:
+            model(**inputs)
+    (features,) = images
+    vision = int((inputs["input_ids"] == IMAGE).sum())
+    assert len(features) == vision
+    (stage,) = trace.stages
+    assert (stage.where, stage.layer, stage.before, stage.after) == ("layer", 0, (vision,), (round(0.4 * vision),))
+    assert stage.origin[0].tolist() == kept(features, keep=0.4)
+    newlines = (features == model.model.image_newline).all(dim=-1).nonzero()[:, 0].tolist()
+    assert len(newlines) > 2
+    assert len(set(newlines) & set(stage.origin[0].tolist())) == 1
+
+
+@pytest.mark.parametrize("method", [*EXAMPLES, DivPrune()], ids=str)
+def test_a_setting_survives_json(method):
+    assert DivPrune.from_dict(json.loads(method.to_json())) == method
+
+
+def test_scoring_counts_the_cosines():
+    cost = fv.cost(tiny("llava"), text_tokens=9, vision_tokens=25, method=DivPrune(keep=0.4))
+    assert cost.scoring_flops == 2 * 25 * 25 * 32
+    assert cost.tokens == (10,) * 6

@@ -1,0 +1,180 @@
+import json
+import math
+import statistics
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import foveate as fv
+from foveate.core.views import Arriving
+from foveate.methods import follow
+from foveate.methods.holov import HoloV
+from foveate.methods.stages import ImageView, LayerView, Place, Shape, TowerAttention
+from tests.models import batch, tiny
+
+EXAMPLES = [HoloV(keep=0.4), HoloV(tokens=6, crops=4, tau=0.5, positions="keep")]
+SMALLEST = HoloV(keep=0.001)
+
+
+def notes_of(attention, grids, **settings):
+    look, _ = HoloV(**settings).stages(Shape(depth=32, cls=True))
+    return dict(look.cut(ImageView(torch.zeros(len(attention), 1), attention=attention, grids=grids)).notes)
+
+
+def kept(rows, attention, grids=(), newlines=(), **settings):
+    """The tokens that enter the decoder; `newlines` are places where one is put in, as the engine notes it: by ones."""
+    notes = notes_of(attention, grids, **settings)
+    for place in newlines:
+        for name, note in notes.items():
+            notes[name] = torch.cat((note[:place], note.new_ones(1), note[place:]))
+        rows = torch.cat((rows[:place], torch.full((1, rows.shape[1]), 0.3), rows[place:]))
+    _, pick = HoloV(**settings).stages(Shape(depth=32, cls=True))
+    cut = pick.cut(LayerView(hidden=rows, notes=notes, arriving=Arriving(len(rows), len(rows), len(rows))))
+    return list(range(len(rows))) if cut is None else cut.source.tolist()
+
+
+def by_hand(rows, attention, crops, count, tau=1.0):
+    """The spec in plain Python, in double precision. `crops` lists the tokens of each crop."""
+    rows, attention = rows.double().tolist(), attention.double().tolist()
+    rows = [[value / max(math.hypot(*row), 1e-12) for value in row] for row in rows]
+    variance = [0.0] * len(rows)
+    for crop in crops:
+        for token in crop:
+            cosines = [
+                sum(a * b for a, b in zip(rows[token], rows[other], strict=True)) for other in crop if other != token
+            ]
+            variance[token] = statistics.pvariance(cosines) if cosines else 0.0
+    gamma = statistics.mean(attention) / max(statistics.mean(variance), 1e-12)
+    score = [paid + gamma * varied for paid, varied in zip(attention, variance, strict=True)]
+    weights = [statistics.mean(score[token] for token in crop) ** tau for crop in crops]
+    got = [0] * len(crops)
+    claims = weights
+    while sum(got) < count:
+        left = count - sum(got)
+        add = [int(left * claim / sum(claims) + 1e-9) for claim in claims]
+        heaviest = sorted(range(len(crops)), key=lambda crop: (-claims[crop], crop))
+        for crop in heaviest[: left - sum(add)]:
+            add[crop] += 1
+        got = [min(have + more, len(crop)) for have, more, crop in zip(got, add, crops, strict=True)]
+        claims = [weight * (len(crop) - have) for weight, crop, have in zip(weights, crops, got, strict=True)]
+    found = []
+    for crop, quota in zip(crops, got, strict=True):
+        found += sorted(crop, key=lambda token: (-score[token], token))[:quota]
+    return sorted(found)
+
+
+def test_the_spec_token_by_token():
+    """Two crops of a grid of 2 x 4: the left one has tokens 0 1 4 5, the right one 2 3 6 7.
+
+    Left: two directions, two tokens each. Every cosine to the others is 1, 0 or 0: mean 1/3, variance 2/9. Right: one
+    direction, variance 0. The mean variance is 1/9 and the mean attention 0.3, so γ is 2.7, and left tokens get 0.6
+    more. H is 0.7 0.8 0.9 1.0 on the left (mean 0.85) and 0.8 0.2 0.2 0.2 on the right (0.35): w is 0.708 and 0.292.
+
+    Of 4 that is 2.83 and 1.17: floors 2 and 1, and one more for the left. Of 6 it is 4.25 and 1.75: floors 4 and 1, one
+    more for the left, which has room for 4: the right gets it.
+    """
+    left, right = [[1.0, 0, 0], [2.0, 0, 0], [0, 3.0, 0], [0, 1.0, 0]], [[0, 0, 1.0]] * 4
+    rows = torch.tensor([*left[:2], *right[:2], *left[2:], *right[2:]])
+    attention = torch.tensor([0.1, 0.2, 0.8, 0.2, 0.3, 0.4, 0.2, 0.2])
+    grids, settings = ((2, 4),), {"crops": 2}
+    assert kept(rows, attention, grids, tokens=4, **settings) == [1, 2, 4, 5]
+    assert kept(rows, attention, grids, tokens=6, **settings) == [0, 1, 2, 3, 4, 5]
+    assert kept(rows, attention, grids, tokens=1, **settings) == [5]
+    # τ = 0: as many in each crop. τ = 4: 0.85⁴ is 35 times 0.35⁴, and the left keeps all it has.
+    assert kept(rows, attention, grids, tokens=4, tau=0.0, **settings) == [2, 3, 4, 5]
+    assert kept(rows, attention, grids, tokens=4, tau=4.0, **settings) == [0, 1, 4, 5]
+
+
+def test_crops_are_windows_of_the_grid_and_not_runs_of_the_raster():
+    crop = -1 - notes_of(torch.rand(576), ((24, 24),))["crop"]
+    wanted = [4 * (row // 6) + column // 6 for row in range(24) for column in range(24)]
+    assert crop.tolist() == wanted
+    views = -1 - notes_of(torch.rand(576 + 2304), ((24, 24), (48, 48)))["crop"]
+    assert views.unique().tolist() == list(range(32))
+    assert views[576:].bincount(minlength=32)[16:].tolist() == [144] * 16
+    runs = -1 - notes_of(torch.rand(10), (), crops=4)["crop"]  # on no known grid
+    assert runs.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
+    assert (-1 - notes_of(torch.rand(3), (), crops=4)["crop"]).tolist() == [0, 1, 2]
+
+
+@given(
+    rows=st.integers(1, 8),
+    columns=st.integers(1, 8),
+    seed=st.integers(0, 2**16),
+    tau=st.sampled_from([0.5, 1.0, 3.0]),
+    data=st.data(),
+)
+def test_the_kept_set_is_the_specs(rows, columns, seed, tau, data):
+    tokens = rows * columns
+    count = data.draw(st.integers(1, tokens))
+    rng = torch.Generator().manual_seed(seed)
+    features, attention = torch.randn(tokens, 6, generator=rng), torch.rand(tokens, generator=rng)
+    crop = (-1 - notes_of(attention, ((rows, columns),), crops=4)["crop"]).tolist()
+    crops = [[token for token in range(tokens) if crop[token] == number] for number in range(max(crop) + 1)]
+    found = kept(features, attention, ((rows, columns),), tokens=count, crops=4, tau=tau)
+    assert found == by_hand(features, attention, crops, count, tau)
+
+
+@given(count=st.integers(1, 30), seed=st.integers(0, 2**16))
+def test_newlines_change_nothing_and_leave_first(count, seed):
+    rng = torch.Generator().manual_seed(seed)
+    features, attention = torch.randn(25, 6, generator=rng), torch.rand(25, generator=rng)
+    without = kept(features, attention, ((5, 5),), tokens=min(count, 25), crops=4)
+    places = (5, 11, 17, 23, 29)  # behind each row, as they are put in one after the other
+    found = kept(features, attention, ((5, 5),), places, tokens=count, crops=4)
+    patches = [token for token in range(30) if token not in places]
+    stay = [place for place in found if place not in places]
+    assert stay == [patches[token] for token in without]
+    assert len(found) == count
+
+
+def test_equal_tokens_and_no_attention_at_all():
+    assert kept(torch.ones(16, 4), torch.full((16,), 0.1), ((4, 4),), tokens=4, crops=4) == [0, 2, 8, 10]
+    assert kept(torch.zeros(16, 4), torch.zeros(16), ((4, 4),), tokens=4, crops=4) == [0, 2, 8, 10]
+    assert len(kept(torch.randn(16, 4), torch.zeros(16), ((4, 4),), tokens=5, crops=4)) == 5
+    assert kept(torch.randn(1, 4), torch.ones(1), ((1, 1),), tokens=1) == [0]
+
+
+def test_it_reads_the_cls_where_there_is_one_and_no_question():
+    for cls, by in ((True, "cls"), (False, "patches")):
+        look, pick = HoloV().stages(Shape(depth=32, cls=cls))
+        assert look.reads == (TowerAttention(by=by),)
+        assert (look.place, pick.place, pick.layer) == (Place.BEFORE_PROJECTOR, Place.LAYER, 0)
+        assert not look.drops
+        assert not follow.reads_text([look, pick])
+
+
+def test_it_is_the_set_of_a_models_own_tower_and_projector():
+    model, inputs = tiny("llava", "eager"), batch("llava", ["tit"])
+    with torch.no_grad():
+        tower = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True, output_attentions=True)
+        features = model.model.multi_modal_projector(tower.hidden_states[-2][0, 1:])
+        with fv.drop(model, HoloV(keep=0.4, crops=4)) as trace:
+            model(**inputs)
+    attention = tower.attentions[-2][0].mean(dim=0)[0, 1:]  # the CLS row, mean over heads
+    crop = [2 * (row > 2) + (column > 2) for row in range(5) for column in range(5)]
+    stage = trace.stages[-1]
+    assert (stage.where, stage.before, stage.after) == ("layer", (25,), (10,))
+    found = stage.origin[0].tolist()
+    crops = [
+        [token for token in range(25) if (-1 - notes_of(attention, ((5, 5),), crops=4)["crop"])[token] == number]
+        for number in range(4)
+    ]
+    assert sorted(map(len, crops)) == sorted(crop.count(number) for number in range(4))
+    assert found == by_hand(features, attention, crops, 10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"crops": 0}, "crops should be greater than or equal to 1"), ({"tau": -1.0}, "tau should be greater than")],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(fv.SettingError, match=message):
+        HoloV(**settings)
+
+
+@pytest.mark.parametrize("method", [*EXAMPLES, HoloV()], ids=str)
+def test_a_setting_survives_json(method):
+    assert HoloV.from_dict(json.loads(method.to_json())) == method

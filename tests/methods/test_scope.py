@@ -1,0 +1,145 @@
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import foveate as fv
+from foveate.methods import follow
+from foveate.methods.scope import Scope
+from foveate.methods.stages import ImageView, Shape, TowerAttention
+from tests.models import batch, tiny
+
+EXAMPLES = [Scope(keep=0.4), Scope(tokens=6, alpha=0.5, positions="keep"), Scope(keep=0.3, alpha=0.0)]
+SMALLEST = Scope(keep=0.001)
+
+
+def stage_of(cls=True, **settings):
+    (stage,) = Scope(**settings).stages(Shape(depth=32, cls=cls))
+    return stage
+
+
+def kept(features, attention=None, grids=(), **settings):
+    cut = stage_of(**settings).cut(ImageView(features, attention=attention, grids=grids))
+    return list(range(len(features))) if cut is None else cut.source.tolist()
+
+
+def by_hand(features, saliency, count):
+    """The spec in plain Python, in double precision."""
+    rows = [[value / max(math.hypot(*row), 1e-12) for value in row] for row in features.double().tolist()]
+    similarity = [[sum(a * b for a, b in zip(one, other, strict=True)) for other in rows] for one in rows]
+    covered, picked = [0.0] * len(rows), []
+    for _ in range(count):
+        gains = {}
+        for token in range(len(rows)):
+            if token not in picked:
+                gain = sum(max(0.0, similarity[other][token] - covered[other]) for other in range(len(rows)))
+                gains[token] = gain * saliency[token]
+        pick = max(gains, key=lambda token: (gains[token], -token))
+        picked.append(pick)
+        covered = [max(have, similarity[other][pick]) for other, have in enumerate(covered)]
+    return sorted(picked)
+
+
+def test_the_spec_token_by_token():
+    """Five tokens at 0°, 60°, 60°, 180° and 90° with saliencies 3, 1, 1, 5 and 2.
+
+    Cosines above 0: 0° covers itself (1) and both at 60° (0.5 each): 2 · 3 = 6. Each at 60° covers 0° (0.5), both at
+    60° (2) and 90° (0.866): 3.366. 180° covers itself: 5. 90° covers itself and both at 60° (0.866 each): 2.732 · 2 =
+    5.46. So 0° is first.
+    Then each at 60° gains 0.5 + 0.5 + 0.866 = 1.866; 180° still 5; 90° gains 1 + 2 · 0.366 = 1.732, times 2 = 3.46.
+    Then 90°. What covers less than another does (−1, for 0° and 180°) takes nothing off.
+    """
+    angles = [math.radians(angle) for angle in (0, 60, 60, 180, 90)]
+    features = torch.tensor([[7 * math.cos(angle), 7 * math.sin(angle)] for angle in angles])
+    attention = torch.tensor([3.0, 1.0, 1.0, 5.0, 2.0])
+    assert kept(features, attention, tokens=1) == [0]
+    assert kept(features, attention, tokens=2) == [0, 3]
+    assert kept(features, attention, tokens=3) == [0, 3, 4]
+    assert kept(features, attention, tokens=4) == [0, 1, 3, 4]  # of two that are equal the first
+    # Coverage alone: 60° first (3.366), then 180° (1); 0° gains 0.5, and 90° 0.134.
+    assert kept(features, tokens=1, alpha=0.0) == [1]
+    assert kept(features, tokens=2, alpha=0.0) == [1, 3]
+    assert kept(features, tokens=3, alpha=0.0) == [0, 1, 3]
+    # α = 0.5: √3 · 2 = 3.46, √1 · 3.366, √5 · 1 = 2.24, √2 · 2.732 = 3.86.
+    assert kept(features, attention, tokens=1, alpha=0.5) == [4]
+
+
+@given(
+    tokens=st.integers(1, 24), seed=st.integers(0, 2**16), alpha=st.sampled_from([0.0, 0.5, 1.0, 2.0]), data=st.data()
+)
+def test_the_kept_set_is_the_specs(tokens, seed, alpha, data):
+    count = data.draw(st.integers(1, tokens))
+    rng = torch.Generator().manual_seed(seed)
+    features, attention = torch.randn(tokens, 6, generator=rng), torch.rand(tokens, generator=rng)
+    saliency = (attention.double() ** alpha).tolist()
+    assert kept(features, attention, tokens=count, alpha=alpha) == by_hand(features, saliency, count)
+
+
+def test_equal_tokens_tokens_without_direction_and_no_attention_at_all():
+    assert kept(torch.ones(6, 4), torch.ones(6), tokens=3) == [0, 1, 2]
+    assert kept(torch.zeros(6, 4), torch.ones(6), tokens=3) == [0, 1, 2]
+    assert kept(torch.randn(6, 4), torch.zeros(6), tokens=3) == [0, 1, 2]
+
+
+def test_gains_that_half_precision_rounds_away_still_decide():
+    """Cosines of 1 − 8e-6, 1 − 3e-5 and 1 − 2e-4: in float16, whose steps below 1 are 5e-4, nothing is left to gain."""
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.004], [1.0, 0.008], [1.0, 0.02]]).half()
+    attention = torch.tensor([4e-4, 1e-4, 1e-4, 1e-4])
+    assert kept(features, attention, tokens=2) == [0, 3]
+
+
+def test_two_that_gain_the_same_go_by_index():
+    """Two tokens gain 1 + cos each: no rounding of a token's cosine with itself may decide."""
+    for seed in range(30):
+        features = torch.randn(2, 40, generator=torch.Generator().manual_seed(seed)).abs()
+        assert kept(features, tokens=1, alpha=0.0) == [0]
+
+
+def test_each_crop_gets_its_share():
+    """A base view of 2 x 2 and a map of 2 x 4 tokens: 6 of 12 are 2 of each crop; a seventh is the first crop's."""
+    rng = torch.Generator().manual_seed(1)
+    features, attention = torch.randn(12, 8, generator=rng), torch.rand(12, generator=rng)
+    crops = [[0, 1, 2, 3], [4, 5, 8, 9], [6, 7, 10, 11]]
+
+    def wanted(*counts):
+        found = []
+        for crop, count in zip(crops, counts, strict=True):
+            found += [crop[token] for token in by_hand(features[crop], attention[crop].tolist(), count)]
+        return sorted(found)
+
+    grids = ((2, 2), (2, 4))
+    assert kept(features, attention, grids, tokens=6) == wanted(2, 2, 2)
+    assert kept(features, attention, grids, tokens=7) == wanted(3, 2, 2)  # int(7 / 3) of each would be 6
+
+
+def test_it_reads_the_cls_where_there_is_one_and_nothing_where_saliency_does_not_count():
+    assert stage_of().reads == (TowerAttention(by="cls"),)
+    assert stage_of(cls=False).reads == (TowerAttention(by="patches"),)
+    assert stage_of(alpha=0.0).reads == ()
+    assert not follow.reads_text([stage_of()])
+
+
+def test_it_is_the_set_of_a_models_own_tower():
+    model, inputs = tiny("llava", "eager"), batch("llava", ["tit"])
+    with torch.no_grad():
+        tower = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True, output_attentions=True)
+        with fv.drop(model, EXAMPLES[0]) as trace:
+            model(**inputs)
+    features = tower.hidden_states[-2][0, 1:]
+    attention = tower.attentions[-2][0].sum(dim=0)[0, 1:]  # the CLS row, summed over heads
+    (stage,) = trace.stages
+    assert (stage.where, stage.before, stage.after) == ("tower", (25,), (10,))
+    assert stage.origin[0].tolist() == by_hand(features, attention.tolist(), 10)
+
+
+def test_a_negative_exponent_is_refused():
+    with pytest.raises(fv.SettingError, match="alpha should be greater than or equal to 0"):
+        Scope(alpha=-1.0)
+
+
+@pytest.mark.parametrize("method", [*EXAMPLES, Scope()], ids=str)
+def test_a_setting_survives_json(method):
+    assert Scope.from_dict(json.loads(method.to_json())) == method

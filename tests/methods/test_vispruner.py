@@ -1,0 +1,189 @@
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import foveate as fv
+from foveate.methods import follow
+from foveate.methods.stages import Arriving, ImageView, Shape, TowerAttention
+from foveate.methods.vispruner import VisPruner
+from tests.models import batch, tiny
+
+EXAMPLES = [
+    VisPruner(keep=0.4),
+    VisPruner(tokens=7, positions="keep", per_round=2),
+    VisPruner(keep=0.3, important_ratio=1.0),
+]
+SMALLEST = VisPruner(keep=0.001)
+
+
+def stage_of(cls=True, **settings):
+    (stage,) = VisPruner(**settings).stages(Shape(depth=32, cls=cls))
+    return stage
+
+
+def kept(features, attention, grids=(), **settings):
+    view = ImageView(features, attention=attention, grids=grids)
+    cut = stage_of(**settings).cut(view)
+    return list(range(len(features))) if cut is None else cut.source.tolist()
+
+
+def at(*degrees):
+    """Rows in these directions: the cosine of two falls with the angle between them."""
+    return torch.tensor([[math.cos(math.radians(angle)), math.sin(math.radians(angle))] for angle in degrees])
+
+
+def by_hand(features, attention, count, ratio=0.5, per_round=8):
+    """The spec in plain Python, in double precision."""
+    rows = features.double().tolist()
+
+    def cosine(one, other):
+        product = sum(a * b for a, b in zip(rows[one], rows[other], strict=True))
+        return product / (math.hypot(*rows[one]) * math.hypot(*rows[other]))
+
+    order = sorted(range(len(rows)), key=lambda token: (-attention[token].item(), token))
+    important = int(count * ratio)
+    diverse = count - important
+    rest = order[important:]
+    while diverse and len(rest) > diverse:
+        first, second = rest[0::2], rest[1::2]
+        most = [max(cosine(one, other) for other in second) for one in first]
+        falling = sorted(range(len(first)), key=lambda place: (-most[place], place))
+        out = min(per_round, len(rest) - diverse, len(first))
+        rest = [first[place] for place in falling[out:]] + second
+    return sorted(order[:important] + (rest if diverse else []))
+
+
+def test_the_spec_token_by_token():
+    """Nine tokens, T = 4: two important ones, then seven to be thinned out to two, two a round.
+
+    By attention 4 and 0 are first. The list is 8 1 2 3 5 6 7, at 0°, 5°, 90°, 100°, 40°, 180° and 300°.
+
+    Round 1: A is 8 2 5 7, B is 1 3 6. Nearest in B: 8 to 1 (5°), 2 to 3 (10°), 5 to 1 (35°), 7 to 1 (65°). 8 and 2
+    leave; the list is 5 7 | 1 3 6.
+    Round 2: A is 5 1 6 (40°, 5°, 180°), B is 7 3 (300°, 100°). Nearest: 5 to 3 (60°), 1 to 7 (65°), 6 to 3 (80°). 5 and
+    1 leave; the list is 6 | 7 3.
+    Round 3: A is 6 3 (180°, 100°), B is 7 (300°). One is too many: 6 is nearer (120° against 160°), and leaves.
+    """
+    features = at(20, 5, 90, 100, 200, 40, 180, 300, 0)
+    attention = torch.tensor([0.8, 0.6, 0.5, 0.4, 0.9, 0.3, 0.2, 0.1, 0.7])
+    assert kept(features, attention, tokens=4, per_round=2) == [0, 3, 4, 7]
+    # With eight a round all four of A leave at once, and then one of 1 3 6. There A is 1 and 6, B is 3: 6 is 80° from
+    # it, and 1 is 95°.
+    assert kept(features, attention, tokens=4) == [0, 1, 3, 4]
+    assert kept(features, attention, tokens=4, important_ratio=1.0) == [0, 1, 4, 8]
+    assert kept(features, attention, tokens=4, important_ratio=0.75) == by_hand(features, attention, 4, 0.75)
+
+
+@given(
+    tokens=st.integers(2, 70),
+    seed=st.integers(0, 2**16),
+    ratio=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]),
+    per_round=st.sampled_from([1, 3, 8]),
+    data=st.data(),
+)
+def test_the_kept_set_is_the_specs(tokens, seed, ratio, per_round, data):
+    """Odd numbers of important tokens, and budgets of a few tokens, among them: the released code crashes there."""
+    count = data.draw(st.integers(1, tokens - 1))
+    rng = torch.Generator().manual_seed(seed)
+    features, attention = torch.randn(tokens, 8, generator=rng), torch.rand(tokens, generator=rng)
+    found = kept(features, attention, tokens=count, important_ratio=ratio, per_round=per_round)
+    assert found == by_hand(features, attention, count, ratio, per_round)
+
+
+@pytest.mark.parametrize("count", [54, 130, 8, 1])
+def test_budgets_that_crash_the_released_code_are_met(count):
+    rng = torch.Generator().manual_seed(count)
+    features, attention = torch.randn(576, 16, generator=rng), torch.rand(576, generator=rng)
+    found = kept(features, attention, tokens=count)
+    assert len(found) == count
+    assert found == by_hand(features, attention, count)
+
+
+def test_fastervlm_is_the_highest_attention_and_ties_go_to_the_lower_index():
+    attention = torch.tensor([0.2, 0.5, 0.5, 0.1, 0.5])
+    assert kept(torch.randn(5, 4), attention, tokens=2, important_ratio=1.0) == [1, 2]
+    assert fv.preset("vispruner/llava-1.5-7b/64-fastervlm") == VisPruner(tokens=64, important_ratio=1.0)
+
+
+def test_equal_tokens_and_tokens_without_direction():
+    alike = torch.ones(12, 4)
+    attention = torch.linspace(1, 0, 12)
+    assert kept(alike, attention, tokens=4) == by_hand(alike, attention, 4)
+    assert len(kept(torch.zeros(12, 4), attention, tokens=5)) == 5
+
+
+def test_a_batch_keeps_what_each_image_alone_keeps():
+    """Near-ties decide later rounds, and a batched product rounds otherwise than a plain one."""
+    rng = torch.Generator().manual_seed(0)
+    features, attention = torch.randn(24, 120, 64, generator=rng), torch.rand(24, 120, generator=rng)
+    stage = stage_of(tokens=20)
+
+    def source(features, attention):
+        return stage.cut(ImageView(features, attention=attention)).source
+
+    together = torch.func.vmap(source)(features, attention)
+    alone = [source(*image) for image in zip(features, attention, strict=True)]
+    assert torch.equal(together, torch.stack(alone))
+
+
+def test_each_crop_gets_its_share():
+    """A base view of 4 x 4 and a map of two tiles: 12 of 48 tokens are 4 of each, whatever the others look at."""
+    rng = torch.Generator().manual_seed(1)
+    features, attention = torch.randn(48, 8, generator=rng), torch.rand(48, generator=rng)
+    attention[:16] += 1
+    crops = [list(range(16))] + [
+        [16 + 8 * row + 4 * tile + column for row in range(4) for column in range(4)] for tile in (0, 1)
+    ]
+    wanted = []
+    for crop in crops:
+        wanted += [crop[token] for token in by_hand(features[crop], attention[crop], 4)]
+    assert kept(features, attention, grids=((4, 4), (4, 8)), tokens=12) == sorted(wanted)
+
+
+def test_frames_each_get_their_share():
+    rng = torch.Generator().manual_seed(2)
+    features, attention = torch.randn(27, 8, generator=rng), torch.rand(27, generator=rng)
+    found = kept(features, attention, grids=((3, 3),) * 3, tokens=6, important_ratio=1.0)
+    assert [sum(9 * frame <= token < 9 * frame + 9 for token in found) for frame in range(3)] == [2, 2, 2]
+
+
+def test_it_reads_the_cls_where_there_is_one_and_no_question():
+    assert stage_of().reads == (TowerAttention(by="cls"),)
+    assert stage_of(cls=False).reads == (TowerAttention(by="patches"),)
+    assert not follow.reads_text([stage_of()])
+
+
+def test_it_is_the_set_of_a_models_own_tower():
+    model, inputs = tiny("llava", "eager"), batch("llava", ["tit"])
+    with torch.no_grad():
+        tower = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True, output_attentions=True)
+        with fv.drop(model, EXAMPLES[0]) as trace:
+            model(**inputs)
+    features = tower.hidden_states[-2][0, 1:]
+    attention = tower.attentions[-2][0].mean(dim=0)[0, 1:]  # the CLS row, mean over heads
+    (stage,) = trace.stages
+    assert (stage.where, stage.before, stage.after) == ("tower", (25,), (10,))
+    assert stage.origin[0].tolist() == by_hand(features, attention, 10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"important_ratio": 1.5}, "important_ratio should be"), ({"per_round": 0}, "per_round should be")],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(fv.SettingError, match=message):
+        VisPruner(**settings)
+
+
+@pytest.mark.parametrize("method", [*EXAMPLES, VisPruner()], ids=str)
+def test_a_setting_survives_json(method):
+    assert VisPruner.from_dict(json.loads(method.to_json())) == method
+
+
+def test_a_closing_newline_counts():
+    arriving = Arriving(25, 26, 26, reserved=1)
+    assert stage_of(tokens=10).left(arriving) == 9
