@@ -9,7 +9,7 @@ from torch import Tensor
 
 from foveate.core.cut import Cut
 
-__all__ = ["Grid", "closing_rows", "coarser", "frames_of", "grids_of", "into_cells", "join"]
+__all__ = ["Grid", "closing_rows", "coarser", "crops_of", "frames_of", "grids_of", "into_cells", "join"]
 
 Grid = tuple[int, int]
 """Rows and columns."""
@@ -141,3 +141,29 @@ def closing_rows(newlines: int) -> int:
     A single one ends the image and stays. Several end tile rows, and leave.
     """
     return int(newlines == 1)
+
+
+def crops_of(grids: Sequence[Grid], tokens: int) -> list[Tensor]:
+    """Which of an image's tokens each of its views has: ordinals, ascending.
+
+    A grid is a view. One that is larger than the first is a map of crops as large as the first, from which as much was
+    cut off on either side (LLaVA-NeXT): a base view of 1 x 3 and a map of 1 x 4 have the crops 0 1 2, 3 4 and 5 6.
+    Where the grids are not those of all tokens, all are one view.
+    """
+    if sum(rows * columns for rows, columns in grids) != tokens:
+        return [torch.arange(tokens)]
+    crops: list[Tensor] = []
+    start = 0
+    for rows, columns in grids:
+        tall, wide = grids[0]
+        down, across = _crop_of(rows, tall), _crop_of(columns, wide)
+        crop = (down[:, None] * (columns + 1) + across).flatten()
+        crops.extend((crop == number).nonzero()[:, 0] + start for number in crop.unique().tolist())
+        start += rows * columns
+    return crops
+
+
+def _crop_of(length: int, side: int) -> Tensor:
+    """Which crop each of `length` tokens is in, if both ends lost as many: 4, of crops of 3, are in 0 0 1 1."""
+    lost = -length % side // 2
+    return (torch.arange(length) + lost) // side

@@ -4,6 +4,8 @@ Which ones is a cut whose rows are still to be worked out; `average` and `target
 that tokens have: features, scores, keys.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,9 @@ from foveate.errors import ShapeError
 
 __all__ = [
     "average",
+    "behind_cls",
     "dominant_and_contextual",
+    "join_parts",
     "merge_windows",
     "target_plus_mean",
     "window_similarity",
@@ -57,6 +61,44 @@ def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, conte
     nearest[targets] = torch.arange(contextual, device=scores.device)
     parent[rest] = nearest + dominant
     return Cut.join(torch.cat((kept, rest[targets])), parent)
+
+
+def join_parts(tokens: int, parts: Sequence[tuple[Tensor, Cut, int]]) -> Cut:
+    """One cut of all `tokens` from cuts of some of them each: first the dominant rows of all parts, ascending, then the
+    others, part by part.
+
+    Args:
+        tokens: How many there are.
+        parts: Ordinals of some tokens, (some,) int64; a cut of these; and how many of its rows are dominant: the first,
+            each of which is one token. No token is in two parts.
+    """
+    dominant = torch.cat([places[cut.source[:high]] for places, cut, high in parts])
+    is_dominant = torch.zeros_like(_filled(parts, tokens), dtype=torch.bool).scatter(0, dominant, True)
+    row_of = is_dominant.cumsum(0) - 1  # of a dominant token
+    sources, parent = [dominant.sort().values], _filled(parts, tokens)
+    row = len(dominant)
+    for places, cut, high in parts:
+        others = cut.source[high:]
+        rows = row + torch.arange(len(others), device=others.device)
+        rows_of_all = torch.cat((row_of[places[cut.source[:high]]], rows, rows.new_full((1,), -1)))
+        parent = parent.scatter(0, places, rows_of_all[cut.parent])  # −1, which is dropped, finds what is last
+        sources.append(places[others])
+        row += len(others)
+    return Cut.join(torch.cat(sources), parent)
+
+
+def _filled(parts: Sequence[tuple[Tensor, Cut, int]], tokens: int) -> Tensor:
+    """(tokens,) int64 of −1, made so that it may be written into under `torch.func.vmap`."""
+    _, cut, _ = parts[0]
+    return torch.full_like(cut.parent[:1], -1).expand(tokens).clone()
+
+
+def behind_cls(cls: Tensor, rows: Tensor, cut: Cut) -> Cut:
+    """The cut with the tower's CLS, (1, width), as row 0. It stands for no token, so its source is −1."""
+    source = torch.cat((cut.source.new_full((1,), -1), cut.source))
+    # Each token's row moves on by one, and what was dropped stays −1: parent −1 0 1 1 becomes −1 1 2 2.
+    parent = torch.where(cut.parent < 0, cut.parent, cut.parent + 1)
+    return Cut.merge(source, torch.cat((cls.to(rows.dtype), rows)), parent)
 
 
 def _of_length_one(rows: Tensor, least: float) -> Tensor:
