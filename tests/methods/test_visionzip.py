@@ -37,7 +37,7 @@ def random_view(tokens, seed=0, cls=None, grids=(), entered=None, reserved=0):
 
 
 def eight_patches():
-    """Eight patches. The rest after the top two (1 and 6) are 0 2 3 4 5 7: with two targets, step 3, these are 0 and 4."""
+    """The rest after the top two (1 and 6) are 0 2 3 4 5 7: two targets, step 3, are 0 and 4."""
     scores = torch.tensor([0.1, 0.9, 0.2, 0.1, 0.3, 0.1, 0.8, 0.0])
     features = torch.tensor([[1.0], [2], [3], [4], [5], [6], [7], [8]])
     # Keys of 2 and 7 point as that of 0 does; those of 3 and 5 as that of 4. 7's is short, which cosine does not see.
@@ -56,7 +56,8 @@ def test_eight_patches_by_hand():
 def test_averaging_and_no_cls_where_position_ids_are_kept():
     method = VisionZip(dominant=2, contextual=2, reference=8, positions="keep", merge="average")
     stage = stage_of(method)
-    assert stage.reads == (TowerAttention("cls"), TowerKeys()) and not stage.ownerless
+    assert stage.reads == (TowerAttention("cls"), TowerKeys())
+    assert not stage.ownerless
     view = eight_patches()
     cut = stage.cut(ImageView(view.features, attention=view.attention, keys=view.keys))
     assert cut.source.tolist() == [1, 6, 0, 4]
@@ -209,7 +210,8 @@ def test_every_token_of_any_map_has_a_row_of_its_own_crop(seed, tall, wide, data
     count = data.draw(st.integers(2, tokens - 1))
     view = random_view(tokens, seed, grids=grids)
     cut = stage_of(VisionZip(tokens=count), cls=False).cut(view)
-    assert cut.count == count and len(set(cut.source.tolist())) == count
+    assert cut.count == count
+    assert len(set(cut.source.tolist())) == count
     crop_of = {token: number for number, crop in enumerate(crops_of(grids, tokens)) for token in crop.tolist()}
     for token, row in enumerate(cut.parent.tolist()):
         assert row < 0 or crop_of[token] == crop_of[int(cut.source[row])]
@@ -225,7 +227,8 @@ def test_rows_are_numbered_anew_with_the_cls_in_front():
         model(**inputs)
     (stage,) = trace.stages
     assert (stage.where, stage.after) == ("tower", (8,))
-    assert stage.origin[0][0] == -1 and (stage.origin[0][1:] >= 0).all()
+    assert stage.origin[0][0] == -1
+    assert (stage.origin[0][1:] >= 0).all()
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
