@@ -158,7 +158,7 @@ def crops_of(grids: Sequence[Grid], tokens: int) -> list[Tensor]:
         tall, wide = grids[0]
         down, across = _crop_of(rows, tall), _crop_of(columns, wide)
         crop = (down[:, None] * (columns + 1) + across).flatten()
-        crops.extend((crop == number).nonzero()[:, 0] + start for number in crop.unique().tolist())
+        crops.extend((crop == number).nonzero()[:, 0] + start for number in sorted(set(crop.tolist())))
         start += rows * columns
     return crops
 
