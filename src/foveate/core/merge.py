@@ -20,6 +20,7 @@ __all__ = [
     "dominant_and_contextual",
     "join_parts",
     "merge_windows",
+    "sum_of_nearest",
     "target_plus_mean",
     "window_similarity",
 ]
@@ -99,6 +100,33 @@ def behind_cls(cls: Tensor, rows: Tensor, cut: Cut) -> Cut:
     # Each token's row moves on by one, and what was dropped stays −1: parent −1 0 1 1 becomes −1 1 2 2.
     parent = torch.where(cut.parent < 0, cut.parent, cut.parent + 1)
     return Cut.merge(source, torch.cat((cls.to(rows.dtype), rows)), parent)
+
+
+def sum_of_nearest(values: Tensor, metric: Tensor, tokens: Tensor, count: int) -> Tensor:
+    """For each of some tokens the sum of what the `count` tokens nearest to it have, itself left out.
+
+    Nearest by the cosine of `metric`, the lower index of equals.
+
+    Args:
+        values: (all, width) float32.
+        metric: (all, size) float.
+        tokens: (some,) int64.
+        count: How many; all others where these are fewer.
+
+    Returns:
+        (some, width) float32.
+    """
+    count = min(count, len(values) - 1)
+    unit = _of_length_one(metric, least=1e-12)
+    sums = [values.new_zeros(0, values.shape[1])]
+    # A block of rows at a time: both numbers grow with the image.
+    for block in torch.split(tokens, max(1, BLOCK_NUMBERS // len(values))):
+        similarity = unit[block] @ unit.T
+        similarity = similarity.scatter(1, block[:, None], float("-inf"))
+        nearest = torch.sort(similarity, dim=1, descending=True, stable=True).indices[:, :count]
+        is_near = torch.zeros_like(similarity).scatter(1, nearest, 1.0)
+        sums.append(is_near @ values)
+    return torch.cat(sums)
 
 
 def _of_length_one(rows: Tensor, least: float) -> Tensor:
