@@ -17,8 +17,10 @@ from foveate.errors import ShapeError
 __all__ = [
     "average",
     "behind_cls",
+    "bipartite",
     "dominant_and_contextual",
     "join_parts",
+    "joined_to_nearest",
     "merge_windows",
     "sum_of_nearest",
     "target_plus_mean",
@@ -102,6 +104,56 @@ def behind_cls(cls: Tensor, rows: Tensor, cut: Cut) -> Cut:
     return Cut.merge(source, torch.cat((cls.to(rows.dtype), rows)), parent)
 
 
+def bipartite(metric: Tensor, count: int) -> Cut:
+    """Merge the best edges between tokens at even and at odd places, until `count` rows are left or no edges are.
+
+    Each token at an even place has an edge to the one at an odd place with the largest cosine of `metric`, the first
+    such; edges merge by falling cosine, ties by index. Rows are sorted by their first token, which they stand for. The
+    primitive of ToMe (Bolya et al., arXiv:2210.09461), which allows at most half of the tokens to go at a time.
+
+    Args:
+        metric: (tokens, size) float.
+        count: Rows that shall be left, at least 1.
+    """
+    tokens = len(metric)
+    edges = min(tokens // 2, tokens - count)
+    place = torch.arange(tokens, device=metric.device)
+    unit = _of_length_one(metric, least=1e-12)
+    even, odd = unit[0::2], unit[1::2]
+    nearest, cosine = [], []
+    # A block of rows at a time: both numbers grow with the image.
+    for block in torch.split(even, max(1, BLOCK_NUMBERS // max(1, len(odd)))):
+        target = _most_like(block, odd)
+        nearest.append(target)
+        cosine.append((block * odd[target]).sum(dim=1))
+    best = top(torch.cat(cosine), edges)
+    target = torch.cat(nearest)[best] * 2 + 1
+    # The first token of each row: of those that merge into one at an odd place, and itself.
+    first = place.scatter_reduce(0, target, best * 2, "amin")
+    first = first.scatter(0, best * 2, first[target])
+    starts = first == place
+    row = starts.cumsum(0) - 1
+    return Cut.join(top(starts.long(), tokens - edges), row[first])
+
+
+def joined_to_nearest(metric: Tensor, kept: Tensor, joins: Tensor) -> Cut:
+    """Some tokens stay, in order, and others join the one of them that is most like them, by the cosine of `metric`.
+
+    Args:
+        metric: (tokens, size) float.
+        kept: (rows,) int64, ascending, at least one.
+        joins: (tokens,) bool: those that join, and are joined. Others that are not kept are dropped.
+    """
+    unit = _of_length_one(metric, least=1e-6)
+    rows = torch.arange(len(kept), device=kept.device)
+    # A kept token that may not be joined is no target: its similarity is below any cosine.
+    lowered = torch.where(joins[kept], 0.0, -4.0)
+    blocks = torch.split(unit, max(1, BLOCK_NUMBERS // len(kept)))
+    nearest = torch.cat([_first_most(block @ unit[kept].T + lowered) for block in blocks])
+    parent = torch.where(joins, nearest, -1).scatter(0, kept, rows)
+    return Cut.join(kept, parent)
+
+
 def sum_of_nearest(values: Tensor, metric: Tensor, tokens: Tensor, count: int) -> Tensor:
     """For each of some tokens the sum of what the `count` tokens nearest to it have, itself left out.
 
@@ -139,7 +191,11 @@ def _of_length_one(rows: Tensor, least: float) -> Tensor:
 
 def _most_like(rows: Tensor, targets: Tensor) -> Tensor:
     """The first of the targets most like each row: (rows,) int64."""
-    similarity = rows @ targets.T
+    return _first_most(rows @ targets.T)
+
+
+def _first_most(similarity: Tensor) -> Tensor:
+    """The first of the largest in each row: (rows, targets) -> (rows,) int64."""
     # Of equals `argmax` may give any: among 0s and 1s it gives the first 1.
     is_most = similarity == similarity.amax(dim=1, keepdim=True)
     return is_most.int().argmax(dim=1)

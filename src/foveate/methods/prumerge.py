@@ -25,6 +25,7 @@ from torch import Tensor
 
 from foveate.core.cut import Cut
 from foveate.core.merge import sum_of_nearest
+from foveate.core.rank import ranks
 from foveate.methods.base import Preset
 from foveate.methods.entering import Entering
 from foveate.methods.schedule import Budget
@@ -95,7 +96,7 @@ class PruMerge(Entering):
         a count `kept` as many of these, or then others by score. What is dropped stands behind them by score.
         """
         count = len(scores)
-        rank = torch.sort(scores, descending=True, stable=True).indices.argsort()
+        rank = ranks(scores)
         place = torch.arange(count, device=scores.device)
         group = torch.where(rank >= top, 2, 0)
         if self.spatial:
