@@ -69,7 +69,7 @@ def test_the_last_token_ranks_before_the_middle_layer():
     _, _, layer = stages_of(VScan(tokens=6), depth=4)
     assert (layer.layer, layer.reads) == (2, (Attention(rows="last", layer="next", heads="mean"),))
     view = LayerView(attention=torch.tensor([0.1, 0.4, 0.2, 0.3, 0.0]), arriving=Arriving(5, 6, 5))
-    assert layer.cut(view) is None or layer.cut(view).source.tolist() == [0, 1, 2, 3, 4]
+    assert layer.cut(view) is None  # a budget of all
     _, _, layer = stages_of(VScan(tokens=4), depth=4)
     view = LayerView(attention=torch.tensor([0.1, 0.4, 0.2, 0.3, 0.0, 0.4]), arriving=Arriving(6, 20, 6))
     assert layer.cut(view).source.tolist() == [1, 5]  # six enter and two are left, four on average

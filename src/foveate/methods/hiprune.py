@@ -90,16 +90,19 @@ class HiPrune(Entering):
         return Cut.take(torch.cat(kept).sort().values, tokens)
 
 
-def _preset(name: str, method: HiPrune, depth: int, vision_tokens: int | None) -> Preset:
-    return Preset(f"hiprune/{name}", method, depth, vision_tokens, "paper; rows that enter the decoder")
+def _preset(name: str, method: HiPrune, depth: int, vision_tokens: int | None, source: str) -> Preset:
+    return Preset(f"hiprune/{name}", method, depth, vision_tokens, f"{source}; rows that enter the decoder")
 
 
 HiPrune.presets = (
-    *(_preset(f"llava-1.5-7b/{count}", HiPrune(tokens=count), 32, 576) for count in (64, 128, 192)),
-    *(_preset(f"llava-next-7b/{count}", HiPrune(tokens=count), 32, 2928) for count in (160, 320, 640)),
+    *(_preset(f"llava-1.5-7b/{count}", HiPrune(tokens=count), 32, 576, "paper") for count in (64, 128, 192)),
     *(
-        _preset(f"qwen2.5-vl-3b/{share:.1%}".replace("%", "") + "%", HiPrune(retention=share), 36, None)
-        for share in (0.112, 0.223, 0.334)
+        _preset(f"llava-next-7b/{count}", HiPrune(tokens=count), 32, 2928, "the same rule for each crop")
+        for count in (160, 320, 640)
+    ),
+    *(
+        _preset(f"qwen2.5-vl-3b/{percent}%", HiPrune(retention=percent / 100), 36, None, "paper")
+        for percent in (11.2, 22.3, 33.4)
     ),
 )
 
