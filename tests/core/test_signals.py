@@ -28,6 +28,12 @@ from foveate.errors import SettingError
         (lambda: TowerAttention(by="text"), "'cls', 'patches'; got 'text'"),
         (lambda: TowerAttention(layer=2), "one of 0, 1; got 2"),
         (lambda: TowerKeys(layer=-1), "one of 0, 1; got -1"),
+        (lambda: TowerKeys(heads="mean"), "'split', 'joined'; got 'mean'"),
+        (lambda: TowerAttention(block=-1), "block must be a whole number, 0 or more, or None; got -1"),
+        (lambda: TowerAttention(block=1.0), "block must be a whole number"),
+        (lambda: TowerAttention(block=2, layer=1), "either layer or block; got layer=1 and block=2"),
+        (lambda: TowerKeys(of=24), "of=24 needs a block below it; got block=None"),
+        (lambda: TowerKeys(block=24, of=24), "of=24 needs a block below it; got block=24"),
         (lambda: Text(of="words"), "'embeddings', 'hidden', 'ids'; got 'words'"),
         (lambda: Features(side="left"), "'before', 'behind'; got 'left'"),
     ],
@@ -40,7 +46,8 @@ def test_a_wrong_option_is_an_error_that_names_the_right_ones(make, message):
 def test_equal_signals_are_one():
     assert Attention(rows="after") == Attention(rows="after") != Attention(rows="after", over="max")
     assert len({Hidden(), Hidden(back=0), Hidden(back=1)}) == 2
-    assert len({Keys(), TowerKeys(), TowerKeys(layer=1)}) == 3
+    assert len({Keys(), TowerKeys(), TowerKeys(layer=1), TowerKeys(block=1), TowerKeys(heads="joined")}) == 5
+    assert TowerKeys() != TowerAttention()
 
 
 def test_who_reads_text():
@@ -53,5 +60,5 @@ def test_who_reads_text():
 
 
 def test_every_signal_has_a_kind_that_a_view_calls_it_by():
-    for name in set(signals.__all__) - {"Signal"}:
+    for name in set(signals.__all__) - {"Signal", "TowerSignal"}:
         assert getattr(signals, name).kind.isidentifier()

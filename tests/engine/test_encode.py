@@ -1,5 +1,7 @@
 """What the reducer makes of images in the tower: pooled where the tower cannot, and alike ones together as alone."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from foveate.core.tower import TowerView
 from foveate.engine import images
 from foveate.engine.encode import TowerReducer
 from foveate.engine.program import Program
+from foveate.methods.stages import TowerAttention
 from foveate.registry import family_for
 from tests.models import tiny
 
@@ -22,7 +25,8 @@ def test_where_the_tower_cannot_lose_tokens_the_projected_grid_is_merged():
     scores = torch.zeros(36)
     scores[[0, 1, 2]] = 9.0  # averaged over the window they are its three ninths
     scores[35] = 4.0
-    view = TowerView(grid.reshape(36, 8), (6, 6), None, lambda layer: scores if layer == 1 else None, None, entered=36)
+    known = {TowerAttention(layer=1): scores[:, None]}
+    view = TowerView(grid.reshape(36, 8), (6, 6), None, known.__getitem__, entered=36)
     (cut,) = reducer(fv.MustDrop(key_rate=0.03, pruning_layers=(2,))).reduce([view])
     assert cut.count == 28
     assert torch.equal(cut.rows[0], torch.ones(8))
@@ -38,7 +42,11 @@ def shown(seed, tokens=36, alike=0.0):
     features[[0, 1, 2, 6, 7, 8, 12, 13, 14]] += alike * torch.ones(8)
     scores, keys = torch.rand(tokens, generator=rng), torch.randn(tokens, 4, generator=rng)
     cls = torch.randn(1, 8, generator=rng)
-    return TowerView(features, (6, tokens // 6), cls, lambda layer: scores, lambda layer: keys, entered=tokens)
+    return TowerView(features, (6, tokens // 6), cls, partial(read, scores, keys), entered=tokens)
+
+
+def read(scores, keys, signal):
+    return scores[:, None] if isinstance(signal, TowerAttention) else keys
 
 
 def same(one, other):

@@ -1,9 +1,10 @@
 """Positions are a stage's: one that numbers rows anew does so from its place on; later stages keep its numbers."""
 
+import pytest
 import torch
 
 import foveate as fv
-from foveate.methods.stages import Hidden, LayerStage
+from foveate.methods.stages import Hidden, ImageStage, LayerStage
 from tests.golden import positions_seen
 from tests.invariants.alone import check_alone
 from tests.models import MIXED, batch, generate, is_vision, tiny
@@ -63,3 +64,31 @@ def test_a_second_turn_counts_on_from_what_each_layer_holds():
     for layer, calls in enumerate(seen):
         start = span if layer < 2 else len(renumbered)
         assert calls[1] == list(range(start, start + 3)), layer
+
+
+class Behind(fv.Method):
+    """Looks in the tower, or drops there and keeps position ids; then drops half of it behind the projector."""
+
+    name = "behind"
+    drops: bool = False
+
+    def stages(self, shape):
+        tower = ImageStage(look=lambda view: {"seen": torch.ones_like(view.features[:, 0])})
+        if self.drops:
+            tower = ImageStage(keep=0.8, score=lambda view: view.features.norm(dim=-1))
+        longest = ImageStage(
+            side="behind", keep=0.5, score=lambda view: view.features.norm(dim=-1), positions="renumber"
+        )
+        return (tower, longest)
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_a_stage_behind_the_projector_numbers_anew_also_where_one_in_the_tower_sends_it_before_layer_0(drops):
+    model, inputs = tiny("llava"), batch("llava", ["titt"])
+    with fv.drop(model, Behind(drops=drops)) as trace, positions_seen(model) as seen:
+        generate(model, inputs, new_tokens=2)
+    assert trace.stages[-1].layer == 0
+    left = len(columns_left(inputs["input_ids"][0], trace)[-1])
+    assert left < inputs["input_ids"].shape[1] - 12
+    for calls in seen:
+        assert calls == [list(range(left)), [left]]

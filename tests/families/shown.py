@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 import foveate as fv
-from foveate.methods.stages import Attention, LayerStage
+from foveate.methods.stages import Attention, LayerStage, TowerAttention, TowerKeys
 
-__all__ = ["Shown", "paid", "ways"]
+__all__ = ["KEYS", "PAID", "Shown", "paid", "ways"]
+
+PAID, KEYS = TowerAttention("patches"), TowerKeys()
 
 
 class Shown:
@@ -16,8 +18,8 @@ class Shown:
 
     early = False
 
-    def __init__(self, lengths=()):
-        self._lengths, self.views = lengths, []
+    def __init__(self, lengths=(), reads=(PAID, KEYS)):
+        self._lengths, self.views, self.reads = lengths, [], reads
 
     def lengths(self, total):
         assert total == sum(self._lengths)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate.core.merge import sum_of_nearest
 from foveate.engine.encode import TowerReducer
-from foveate.methods import mustdrop, visiondrop
+from foveate.methods import mustdrop, prumerge, prumerge_plus, visiondrop, visionzip
 from tests.golden import TOLERANCE, cases, generate, layer_inputs, positions_seen
 
 
@@ -148,3 +149,38 @@ def test_mustdrop(case, attention, monkeypatch):
         torch.testing.assert_close(share, tensors[f"stage{index}.share"], atol=1e-5, rtol=1e-3)
         torch.testing.assert_close(peak, tensors[f"stage{index}.max"], atol=1e-5, rtol=1e-3)
     assert (cache.where, cache.layer, cache.origin[0].tolist()) == ("kv", None, left.tolist())
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("case", cases("visionzip"), ids=lambda case: case.name)
+def test_visionzip(case, attention, monkeypatch):
+    facts, tensors = case.facts, case.tensors
+    reduced = called(visionzip.VisionZip, monkeypatch, "_choose")
+    method = visionzip.VisionZip(dominant=facts["dominant"], contextual=facts["contextual"])
+    (tower,) = as_the_authors_ran(case, method, attention).stages
+    assert (tower.where, tower.before, tower.after) == ("tower", (576,), (facts["stages"][0]["n_after"],))
+    assert tower.origin[0].tolist() == tensors["vision.origin_patch"].tolist()
+    assert tower.assign[0].tolist() == tensors["vision.assign"][1:].tolist()
+    (((_, view, _), cut),) = reduced
+    torch.testing.assert_close(view.attention, tensors["vision.cls_attention"], atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(cut.rows, tensors["vision.features"], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("case", cases("prumerge"), ids=lambda case: case.name)
+def test_prumerge(case, attention, monkeypatch):
+    facts, tensors = case.facts, case.tensors
+    kind = {"prumerge": prumerge.PruMerge, "prumerge_plus": prumerge_plus.PruMergePlus}[facts["method"]]
+    seen = called(prumerge.PruMerge, monkeypatch, "_choose")
+    (tower,) = as_the_authors_ran(case, kind(), attention).stages
+    assert (tower.where, tower.before, tower.after) == ("tower", (576,), (facts["n_after"],))
+    assert tower.origin[0][:-1].tolist() == tensors["vision.kept_patches_in_order"].tolist()
+    (((_, _, view, _), cut),) = seen
+    torch.testing.assert_close(view.attention, tensors["vision.cls_attention"], atol=1e-5, rtol=1e-3)
+    rows = cut.made().rows[: facts["n_after"]]
+    torch.testing.assert_close(rows, tensors["vision.features"], atol=TOLERANCE, rtol=0)
+    # Which neighbours: those of a one-hot of each patch.
+    one_hot = torch.eye(576)
+    near = sum_of_nearest(one_hot, view.keys, tensors["vision.kept_patches_in_order"].long(), 32)
+    found = [row.nonzero()[:, 0].tolist() for row in near]
+    assert found == tensors["vision.neighbours_sorted"].tolist()

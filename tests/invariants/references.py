@@ -44,6 +44,8 @@ def reference(method: Method, family: str, model: Any, inputs: dict[str, Any], t
         }
     else:
         told["cuts"] = {stage.layer: stage.kept[0] for stage in trace.stages if stage.where == "layer"}
+    if dropper.name == "vscan":
+        told["cuts"][0] = joining_rule(model, inputs, trace.stages[0].kept[0])
     layers = facts.kv_layers(method, depth)
     if layers and any(stage.where == "kv" for stage in trace.stages):
         told["final_from"] = layers[0]
@@ -105,3 +107,29 @@ def vision_rule(method: Any, pair: tuple[int, int], model: Any, inputs: dict[str
         return max(1, scaled[0]), scaled[1]
 
     return oracle.vision_decides(counts, method.merge, method.bidirectional)
+
+
+def joining_rule(model: Any, inputs: dict[str, Any], kept: Tensor) -> Callable[..., Any]:
+    """VScan's merging before layer 0, one token at a time: those that are not kept join the kept one most like them.
+
+    Newlines neither join nor are joined.
+    """
+    vision = is_vision(inputs["input_ids"][0]).nonzero()[:, 0]
+    stay = set(vision[kept].tolist())
+    newline = getattr(model.model, "image_newline", None)
+
+    def join(layer: Any, x: Tensor, mine: Tensor, rotary: Any, entered: Tensor, sees: Tensor) -> tuple[Tensor, Tensor]:
+        of_image = [row for row in range(len(mine)) if int(columns[mine[row]]) in stay]
+        rows = x[mine]
+        plain = [newline is None or not torch.equal(row, newline.to(row)) for row in rows]
+        targets = [row for row in of_image if plain[row]]
+        unit = rows / rows.norm(dim=-1, keepdim=True)
+        members = {row: [row] for row in of_image}
+        for row in range(len(mine)):
+            if row not in members and plain[row]:
+                near = [float(unit[row] @ unit[target]) for target in targets]
+                members[targets[near.index(max(near))]].append(row)
+        return torch.tensor(of_image), torch.stack([rows[joined].mean(dim=0) for joined in members.values()])
+
+    columns = torch.arange(inputs["input_ids"].shape[1])  # nothing has left before layer 0
+    return join

@@ -9,7 +9,18 @@ from torch import Tensor
 
 from foveate.core.cut import Cut
 
-__all__ = ["Grid", "closing_rows", "coarser", "frames_of", "grids_of", "into_cells", "join"]
+__all__ = [
+    "Grid",
+    "closing_rows",
+    "coarser",
+    "crops_of",
+    "frames_of",
+    "grids_of",
+    "into_cells",
+    "join",
+    "neighbours_of",
+    "windows_of",
+]
 
 Grid = tuple[int, int]
 """Rows and columns."""
@@ -141,3 +152,64 @@ def closing_rows(newlines: int) -> int:
     A single one ends the image and stays. Several end tile rows, and leave.
     """
     return int(newlines == 1)
+
+
+def crops_of(grids: Sequence[Grid], tokens: int) -> list[Tensor]:
+    """Which of an image's tokens each of its views has: ordinals, ascending.
+
+    A grid is a view. One that is larger than the first is a map of crops as large as the first, from which as much was
+    cut off on either side (LLaVA-NeXT): a base view of 1 x 3 and a map of 1 x 4 have the crops 0 1 2, 3 4 and 5 6.
+    Where the grids are not those of all tokens, all are one view.
+    """
+    if sum(rows * columns for rows, columns in grids) != tokens:
+        return [torch.arange(tokens)]
+    crops: list[Tensor] = []
+    start = 0
+    for rows, columns in grids:
+        tall, wide = grids[0]
+        down, across = _crop_of(rows, tall), _crop_of(columns, wide)
+        crop = (down[:, None] * (columns + 1) + across).flatten()
+        crops.extend((crop == number).nonzero()[:, 0] + start for number in sorted(set(crop.tolist())))
+        start += rows * columns
+    return crops
+
+
+def _crop_of(length: int, side: int) -> Tensor:
+    """Which crop each of `length` tokens is in, if both ends lost as many: 4, of crops of 3, are in 0 0 1 1."""
+    lost = -length % side // 2
+    return (torch.arange(length) + lost) // side
+
+
+def neighbours_of(grids: Sequence[Grid], tokens: int) -> Tensor:
+    """The tokens above, below, left and right of each: (tokens, 4) int64 ordinals; `tokens` beyond an edge.
+
+    Of a grid of 2 x 2 the first token has 4 2 4 1. Where the grids are not those of all tokens, no token has any.
+    """
+    if sum(rows * columns for rows, columns in grids) != tokens:
+        return torch.full((tokens, 4), tokens)
+    parts = [torch.zeros(0, 4, dtype=torch.int64)]
+    start = 0
+    for rows, columns in grids:
+        framed = torch.full((rows + 2, columns + 2), tokens)  # the grid with an edge around it
+        framed[1:-1, 1:-1] = torch.arange(start, start + rows * columns).view(rows, columns)
+        sides = framed[:-2, 1:-1], framed[2:, 1:-1], framed[1:-1, :-2], framed[1:-1, 2:]
+        parts.append(torch.stack(sides, dim=-1).flatten(0, 1))
+        start += rows * columns
+    return torch.cat(parts)
+
+
+def windows_of(grids: Sequence[Grid], side: int, tokens: int) -> Tensor:
+    """The window of `side` x `side` tokens that each is in: (tokens,) int64, counted on from grid to grid.
+
+    Windows at the right and lower edge may be smaller: a grid of 1 x 5 in windows of 2 has 0 0 1 1 2. Where the grids
+    are not those of all tokens, all are in one window.
+    """
+    if sum(rows * columns for rows, columns in grids) != tokens:
+        return torch.zeros(tokens, dtype=torch.int64)
+    parts = [torch.zeros(0, dtype=torch.int64)]
+    first = 0
+    for rows, columns in grids:
+        across = -(-columns // side)
+        parts.append((first + torch.arange(rows)[:, None] // side * across + torch.arange(columns) // side).flatten())
+        first += -(-rows // side) * across
+    return torch.cat(parts)

@@ -4,6 +4,8 @@ Which ones is a cut whose rows are still to be worked out; `average` and `target
 that tokens have: features, scores, keys.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,8 +16,13 @@ from foveate.errors import ShapeError
 
 __all__ = [
     "average",
+    "behind_cls",
+    "bipartite",
     "dominant_and_contextual",
+    "join_parts",
+    "joined_to_nearest",
     "merge_windows",
+    "sum_of_nearest",
     "target_plus_mean",
     "window_similarity",
 ]
@@ -59,6 +66,121 @@ def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, conte
     return Cut.join(torch.cat((kept, rest[targets])), parent)
 
 
+def join_parts(tokens: int, parts: Sequence[tuple[Tensor, Cut, int]]) -> Cut:
+    """One cut of all `tokens` from cuts of some of them each: first the dominant rows of all parts, ascending, then the
+    others, part by part.
+
+    Args:
+        tokens: How many there are.
+        parts: Ordinals of some tokens, (some,) int64; a cut of these; and how many of its rows are dominant: the first,
+            each of which is one token. No token is in two parts.
+    """
+    dominant = torch.cat([places[cut.source[:high]] for places, cut, high in parts])
+    is_dominant = torch.zeros_like(_filled(parts, tokens), dtype=torch.bool).scatter(0, dominant, True)
+    row_of = is_dominant.cumsum(0) - 1  # of a dominant token
+    sources, parent = [dominant.sort().values], _filled(parts, tokens)
+    row = len(dominant)
+    for places, cut, high in parts:
+        others = cut.source[high:]
+        rows = row + torch.arange(len(others), device=others.device)
+        rows_of_all = torch.cat((row_of[places[cut.source[:high]]], rows, rows.new_full((1,), -1)))
+        parent = parent.scatter(0, places, rows_of_all[cut.parent])  # −1, which is dropped, finds what is last
+        sources.append(places[others])
+        row += len(others)
+    return Cut.join(torch.cat(sources), parent)
+
+
+def _filled(parts: Sequence[tuple[Tensor, Cut, int]], tokens: int) -> Tensor:
+    """(tokens,) int64 of −1, made so that it may be written into under `torch.func.vmap`."""
+    _, cut, _ = parts[0]
+    return torch.full_like(cut.parent[:1], -1).expand(tokens).clone()
+
+
+def behind_cls(cls: Tensor, rows: Tensor, cut: Cut) -> Cut:
+    """The cut with the tower's CLS, (1, width), as row 0. It stands for no token, so its source is −1."""
+    source = torch.cat((cut.source.new_full((1,), -1), cut.source))
+    # Each token's row moves on by one, and what was dropped stays −1: parent −1 0 1 1 becomes −1 1 2 2.
+    parent = torch.where(cut.parent < 0, cut.parent, cut.parent + 1)
+    return Cut.merge(source, torch.cat((cls.to(rows.dtype), rows)), parent)
+
+
+def bipartite(metric: Tensor, count: int) -> Cut:
+    """Merge the best edges between tokens at even and at odd places, until `count` rows are left or no edges are.
+
+    Each token at an even place has an edge to the one at an odd place with the largest cosine of `metric`, the first
+    such; edges merge by falling cosine, ties by index. Rows are sorted by their first token, which they stand for. The
+    primitive of ToMe (Bolya et al., arXiv:2210.09461), which allows at most half of the tokens to go at a time.
+
+    Args:
+        metric: (tokens, size) float.
+        count: Rows that shall be left, at least 1.
+    """
+    tokens = len(metric)
+    edges = min(tokens // 2, tokens - count)
+    place = torch.arange(tokens, device=metric.device)
+    unit = _of_length_one(metric, least=1e-12)
+    even, odd = unit[0::2], unit[1::2]
+    nearest, cosine = [], []
+    # A block of rows at a time: both numbers grow with the image.
+    for block in torch.split(even, max(1, BLOCK_NUMBERS // max(1, len(odd)))):
+        target = _most_like(block, odd)
+        nearest.append(target)
+        cosine.append((block * odd[target]).sum(dim=1))
+    best = top(torch.cat(cosine), edges)
+    target = torch.cat(nearest)[best] * 2 + 1
+    # The first token of each row: of those that merge into one at an odd place, and itself.
+    first = place.scatter_reduce(0, target, best * 2, "amin")
+    first = first.scatter(0, best * 2, first[target])
+    starts = first == place
+    row = starts.cumsum(0) - 1
+    return Cut.join(top(starts.long(), tokens - edges), row[first])
+
+
+def joined_to_nearest(metric: Tensor, kept: Tensor, joins: Tensor) -> Cut:
+    """Some tokens stay, in order, and others join the one of them that is most like them, by the cosine of `metric`.
+
+    Args:
+        metric: (tokens, size) float.
+        kept: (rows,) int64, ascending, at least one.
+        joins: (tokens,) bool: those that join, and are joined. Others that are not kept are dropped.
+    """
+    unit = _of_length_one(metric, least=1e-6)
+    rows = torch.arange(len(kept), device=kept.device)
+    # A kept token that may not be joined is no target: its similarity is below any cosine.
+    lowered = torch.where(joins[kept], 0.0, -4.0)
+    blocks = torch.split(unit, max(1, BLOCK_NUMBERS // len(kept)))
+    nearest = torch.cat([_first_most(block @ unit[kept].T + lowered) for block in blocks])
+    parent = torch.where(joins, nearest, -1).scatter(0, kept, rows)
+    return Cut.join(kept, parent)
+
+
+def sum_of_nearest(values: Tensor, metric: Tensor, tokens: Tensor, count: int) -> Tensor:
+    """For each of some tokens the sum of what the `count` tokens nearest to it have, itself left out.
+
+    Nearest by the cosine of `metric`, the lower index of equals.
+
+    Args:
+        values: (all, width) float32.
+        metric: (all, size) float.
+        tokens: (some,) int64.
+        count: How many; all others where these are fewer.
+
+    Returns:
+        (some, width) float32.
+    """
+    count = min(count, len(values) - 1)
+    unit = _of_length_one(metric, least=1e-12)
+    sums = [values.new_zeros(0, values.shape[1])]
+    # A block of rows at a time: both numbers grow with the image.
+    for block in torch.split(tokens, max(1, BLOCK_NUMBERS // len(values))):
+        similarity = unit[block] @ unit.T
+        similarity = similarity.scatter(1, block[:, None], float("-inf"))
+        nearest = torch.sort(similarity, dim=1, descending=True, stable=True).indices[:, :count]
+        is_near = torch.zeros_like(similarity).scatter(1, nearest, 1.0)
+        sums.append(is_near @ values)
+    return torch.cat(sums)
+
+
 def _of_length_one(rows: Tensor, least: float) -> Tensor:
     """Rows divided by their lengths, (rows, size) float32; by `least` where a row is shorter than that."""
     rows = rows.float()
@@ -69,7 +191,11 @@ def _of_length_one(rows: Tensor, least: float) -> Tensor:
 
 def _most_like(rows: Tensor, targets: Tensor) -> Tensor:
     """The first of the targets most like each row: (rows,) int64."""
-    similarity = rows @ targets.T
+    return _first_most(rows @ targets.T)
+
+
+def _first_most(similarity: Tensor) -> Tensor:
+    """The first of the largest in each row: (rows, targets) -> (rows,) int64."""
     # Of equals `argmax` may give any: among 0s and 1s it gives the first 1.
     is_most = similarity == similarity.amax(dim=1, keepdim=True)
     return is_most.int().argmax(dim=1)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from foveate.errors import ShapeError
 
-__all__ = ["into_runs", "spread", "top"]
+__all__ = ["into_runs", "ranks", "spread", "top"]
 
 
 def top(scores: Tensor, count: int) -> Tensor:
@@ -20,6 +20,11 @@ def top(scores: Tensor, count: int) -> Tensor:
         raise ShapeError(f"Cannot take the top {count} of scores of shape {tuple(scores.shape)}.")
     order = torch.sort(scores, descending=True, stable=True).indices
     return order[:count].sort().values
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """Each token's place by falling score, ties by index: 0.3 0.9 0.3 have 1 0 2. (tokens,) -> (tokens,) int64."""
+    return torch.sort(scores, descending=True, stable=True).indices.argsort()
 
 
 def spread(tokens: int, count: int, device: torch.device | str | None = None) -> Tensor:

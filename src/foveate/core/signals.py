@@ -21,6 +21,7 @@ __all__ = [
     "Text",
     "TowerAttention",
     "TowerKeys",
+    "TowerSignal",
 ]
 
 
@@ -110,30 +111,61 @@ class Text(Signal):
         return True
 
 
-@dataclass(frozen=True)
-class TowerAttention(Signal):
-    """Attention in the vision tower to each token: (tokens,) float32.
-
-    A token made of several patches has the mean of theirs.
+@dataclass(frozen=True, kw_only=True)
+class TowerSignal(Signal):
+    """Something of one block of the vision tower. A token made of several patches has the mean of theirs.
 
     Attributes:
-        by: Who pays it: the "cls" row, summed over heads; or all patches ("patches"), the mean over heads and rows.
-        layer: Counted from the layer whose output goes on to the projector (0); 1 is the one after it.
+        layer: The block, counted from the one whose output goes on to the projector (0); 1 is the one after it, if
+            there is one.
+        block: The block by its place in the tower, from 0 on, instead of `layer`. A model whose tower has fewer blocks,
+            or whose block looks through windows, refuses the method.
+        of: How many blocks the tower has that `block` is meant for. In another tower it is the block at the same share
+            of the depth: the 9th of 24 is the 12th of 32. Where only some blocks look at the whole picture
+            (Qwen2.5-VL), it is the nearest of these, of two the later.
+        heads: "split": as the model attends. "joined": all heads' queries, and all their keys, side by side as one
+            head, with 1 / √width for the scaling.
+    """
+
+    layer: Literal[0, 1] = 0
+    block: int | None = None
+    of: int | None = None
+    heads: Literal["split", "joined"] = "split"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kind = type(self).__name__
+        for name, least in (("block", 0), ("of", 1)):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < least):
+                raise SettingError(f"{kind}: {name} must be a whole number, {least} or more, or None; got {value!r}.")
+        if self.block is not None and self.layer:
+            raise SettingError(f"{kind} takes either layer or block; got layer={self.layer} and block={self.block}.")
+        if self.of is not None and (self.block is None or self.block >= self.of):
+            raise SettingError(f"{kind}: of={self.of} needs a block below it; got block={self.block}.")
+
+
+@dataclass(frozen=True)
+class TowerAttention(TowerSignal):
+    """Attention in the vision tower to each token: (tokens,) float32. A CLS pays attention but has no value itself.
+
+    Attributes:
+        by: Who pays it: the "cls" row, summed over heads; or all rows ("patches"), a CLS among them, the mean over
+            heads and rows.
+        layer, block, of, heads: See `TowerSignal`.
     """
 
     kind: ClassVar[str] = "attention"
 
     by: Literal["cls", "patches"] = "cls"
-    layer: Literal[0, 1] = 0
 
 
 @dataclass(frozen=True)
-class TowerKeys(Signal):
-    """Keys of the vision tower before RoPE, mean over heads: (tokens, head size) float32."""
+class TowerKeys(TowerSignal):
+    """Keys of the vision tower before RoPE: (tokens, head size) float32, the mean over heads; (tokens, width) if heads
+    are "joined"."""
 
     kind: ClassVar[str] = "keys"
-
-    layer: Literal[0, 1] = 0
 
 
 @dataclass(frozen=True)

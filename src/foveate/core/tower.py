@@ -7,6 +7,7 @@ from torch import Tensor
 
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
+from foveate.core.signals import TowerSignal
 
 __all__ = ["TowerView"]
 
@@ -20,8 +21,8 @@ class TowerView:
             vision tokens behind it where the projector pools or merges (Qwen2-VL, OneVision).
         grid: Rows and columns of the tokens, or None where they are no plain grid.
         cls: The CLS state beside them, (1, width), where the tower has one and it may become a token; else None.
-        scores_of: Returns what `attention` answers, for a layer.
-        keys_of: Returns what `keys` answers, for a layer.
+        read: Returns what the tower shows of each token for a signal, one of the reducer's `reads`: attention as
+            (tokens, 1) float32, keys as (tokens, size) float32.
         merge: What a stage inside the tower did to the patches, if anything: then these are the merged ones.
         entered: Vision tokens the image will have had, newlines and the like among them: what counts are shares of.
         reserved: Rows the family will add by itself (a closing newline), to be spared from a fixed count.
@@ -32,8 +33,7 @@ class TowerView:
     features: Tensor
     grid: tuple[int, int] | None
     cls: Tensor | None
-    scores_of: Callable[[int], Tensor]
-    keys_of: Callable[[int], Tensor]
+    read: Callable[[TowerSignal], Tensor]
     merge: Cut | None = None
     entered: int = 0
     reserved: int = 0
@@ -42,19 +42,3 @@ class TowerView:
 
     def __len__(self) -> int:
         return self.features.shape[0]
-
-    def attention(self, layer: int = 0) -> Tensor:
-        """How important the tower finds each token: (tokens,) float32.
-
-        With a CLS the sum over heads of the attention it pays; without one the mean over heads and patches of the
-        attention a patch receives. The CLS itself is left out. Patches that the projector makes one token of
-        are averaged.
-
-        Args:
-            layer: Which layer, from the one whose output is the feature layer (0) on; 1 is the one after it.
-        """
-        return self.scores_of(layer)
-
-    def keys(self, layer: int = 0) -> Tensor:
-        """Keys of each token before RoPE, mean over heads: (tokens, head size) float32; a CLS is left out."""
-        return self.keys_of(layer)

@@ -10,6 +10,7 @@ from torch import Tensor
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.nested import Tensors
+from foveate.core.signals import TowerSignal
 from foveate.core.tower import TowerView
 from foveate.core.views import PatchView
 from foveate.engine import guards
@@ -198,12 +199,15 @@ class TowerReducer:
 
     Attributes:
         early: Whether a stage stands inside the tower.
+        reads: What the stages read of the tower.
     """
 
     def __init__(self, program: Program, prompt: Sequence[Sequence[int]] | None) -> None:
         self._program = program
         self._prompt = prompt
         self.early = program.tower is not None
+        signals = itertools.chain.from_iterable(stage.reads for stage in program.images)
+        self.reads = tuple(dict.fromkeys(signal for signal in signals if isinstance(signal, TowerSignal)))
 
     def lengths(self, total: int) -> list[int]:
         """Vision tokens of each image of a call that makes `total`; of one, if no prompt was seen."""

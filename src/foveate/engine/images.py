@@ -12,7 +12,7 @@ from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.merge import average
 from foveate.core.nested import Tensors
-from foveate.core.signals import Cls, Signal, TowerAttention, TowerKeys
+from foveate.core.signals import Cls, Signal, TowerAttention, TowerSignal
 from foveate.core.tower import TowerView
 from foveate.core.views import Arriving, ImageView
 from foveate.engine.program import NotesOf, named
@@ -110,11 +110,8 @@ class ImageTokens:
 
     def signal(self, signal: Signal) -> Tensor:
         """What the tower shows of each row: (rows,) attention, or (rows, head size) keys."""
-        if isinstance(signal, TowerAttention):
-            values = self.view.attention(signal.layer)[:, None]  # (tokens, 1): as keys of head size 1
-        else:
-            assert isinstance(signal, TowerKeys)
-            values = self.view.keys(signal.layer)
+        assert isinstance(signal, TowerSignal)
+        values = self.view.read(signal)  # attention as keys of size 1
         if self.pooled is not None:  # the mean over a token's patches
             values = average(values, self.pooled)
         if not self.done.stays_whole:  # a row that a stage has made has the value of its source

@@ -118,9 +118,11 @@ class Program:
 
     def renumbers_before(self, layer: int | None) -> bool:
         """Whether rows are numbered anew by what cuts before this layer (None: before the decoder)."""
-        if layer is None:
-            return self._renumbering([stage for stage in self.stages if stage.place < Place.LAYER])
-        return self._renumbering([stage for stage in self.before(layer) if stage.place is Place.LAYER])
+        if layer is not None:
+            return self._renumbering(self.before(layer))
+        # A stage behind the projector that stands before layer 0 numbers rows anew there.
+        early = [stage for stage in self.stages if stage.place < Place.LAYER]
+        return self._renumbering([stage for stage in early if stage not in self.before(0)])
 
     def _renumbering(self, stages: Sequence[Stage]) -> bool:
         return self._renumbers and any(stage.positions == "renumber" for stage in stages)

@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
+from foveate.core.signals import TowerSignal
 from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.families.costs import Counts, Flops, drops_cls, llava_bytes, llava_cost
@@ -25,9 +26,9 @@ from foveate.families.tower import (
     Reducer,
     Run,
     TowerReader,
+    block_of,
     encoder_layers,
     feature_layers,
-    scoring_layers,
 )
 from foveate.families.vision import grid_boxes, picture_sizes, smaller
 
@@ -90,7 +91,7 @@ class AnyResolution(Family):
         """
         if modality == "image":  # read before the device has work to wait for
             inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
-        with tapped_all(self._attentions()) as taps:
+        with tapped_all(self._attentions(reducer)) as taps:
             output = run()
         views = self.tower_images(self.model.config, modality, inputs)
         assert views is not None
@@ -98,8 +99,8 @@ class AnyResolution(Family):
         readers = [TowerReader(cls, taps.sample(view)) for view in range(sum(views))]
 
         @functools.cache
-        def stats(layer: int) -> list[Tensor]:
-            patches = torch.stack([reader.stats(layer) for reader in readers])  # (views, patches, 1 + head size)
+        def stats(signal: TowerSignal) -> list[Tensor]:
+            patches = torch.stack([reader.read(signal) for reader in readers])  # (views, patches, numbers)
             of_images = torch.split(patches, list(views))
             return self.packed(modality, of_images, inputs)
 
@@ -114,12 +115,11 @@ class AnyResolution(Family):
             output.pooler_output = features
         return output, cuts
 
-    def _attentions(self) -> list[Any]:
-        """The attention modules of the tower's scoring layers."""
-        layers = encoder_layers(self.core.vision_tower)
-        depth = len(layers)
-        scoring = scoring_layers(feature_layers(self.model.config, depth), depth)
-        return [layers[at].self_attn for at in scoring]
+    def _attentions(self, reducer: Reducer) -> dict[TowerSignal, Any]:
+        """The attention module of the tower that each signal is read of."""
+        layers: Any = encoder_layers(self.core.vision_tower)
+        last = max(feature_layers(self.model.config, len(layers)))
+        return {signal: layers[block_of(signal, last, len(layers))].self_attn for signal in reducer.reads}
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The tower interpolates its position embeddings; the smaller views are packed as the model packs its own.

@@ -118,7 +118,7 @@ class Family:
 
     @classmethod
     def cls_in_tower(cls, config: Any = None) -> bool | None:
-        """Whether the vision tower has a CLS. Then its row of the tower's attention can be read, and no other.
+        """Whether the vision tower has a CLS, whose row of the tower's attention can be read.
 
         Args:
             config: The model's config. Without one the answer is None where models of the family differ.
@@ -133,10 +133,9 @@ class Family:
     @classmethod
     def lacking(cls, signal: Signal, tower_cls: bool) -> str | None:
         """Why a stage cannot read this signal of a model whose tower has a CLS or has none; None if it can."""
-        if not isinstance(signal, TowerAttention) or (signal.by == "cls") == tower_cls:
+        if not isinstance(signal, TowerAttention) or signal.by == "patches" or tower_cls:
             return None
-        has = "has a CLS, whose row is what can be read" if tower_cls else "has no CLS"
-        return f"the vision tower of {cls.model_type!r} {has}"
+        return f"the vision tower of {cls.model_type!r} has no CLS"
 
     def lacks(self, signal: Signal) -> str | None:
         """Why a stage cannot read this signal of this model; None if it can."""

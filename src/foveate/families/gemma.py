@@ -5,20 +5,22 @@ images both ways, and windows in columns of the whole prompt. They stay right fo
 global layers have a RoPE of their own, and in Gemma 4 a head size of their own.
 """
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from foveate.core.attention import received_attention
 from foveate.core.cut import Cut
 from foveate.core.flops import linear
 from foveate.core.gather import take_along
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
+from foveate.core.signals import TowerAttention, TowerSignal
 from foveate.core.tower import TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
@@ -26,7 +28,18 @@ from foveate.families.costs import Counts, Flops, gemma_cost, picture_tokens, pi
 from foveate.families.llava import Llava
 from foveate.families.placing import first_rows, place_images, replace_images
 from foveate.families.tap import Tapped, tap, tapped_all
-from foveate.families.tower import Encoded, Inputs, Reducer, Run, always, encoder_layers
+from foveate.families.tower import (
+    Encoded,
+    Inputs,
+    Reducer,
+    Run,
+    TowerReader,
+    block_of,
+    encoder_layers,
+    of_image,
+    tower_attention,
+    tower_keys,
+)
 from foveate.families.vision import grid_boxes, smaller
 
 __all__ = ["FAMILIES", "Gemma3", "Gemma4", "PaliGemma"]
@@ -65,20 +78,22 @@ class Gemma3(Family):
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector: a token's score and key are the means of the patches averaged into it."""
-        attention: Any = encoder_layers(self.core.vision_tower)[-1].self_attn
-        with tapped_all([attention]) as taps:
+        layers: Any = encoder_layers(self.core.vision_tower)
+        last = len(layers) - 1
+        blocks = {signal: layers[block_of(signal, last, len(layers))] for signal in reducer.reads}
+        with tapped_all({signal: block.self_attn for signal, block in blocks.items()}) as taps:
             output = run()
         images = output.pooler_output
-        views = [self._view(image, *taps.sample(index)) for index, image in enumerate(images)]
+        views = []
+        for index, image in enumerate(images):
+            reader = TowerReader(False, taps.sample(index))
+            views.append(TowerView(image, self._grid, None, partial(self._read, reader)))
         cuts = reducer.reduce(views)
         output.pooler_output = torch.stack(place_images(images, cuts))
         return output, cuts
 
-    def _view(self, image: Tensor, heads: Tapped) -> TowerView:
-        received = received_attention(*heads)  # (patches,)
-        scores = self._token_means(received[:, None])[:, 0]
-        keys = self._token_means(heads.keys.float().mean(dim=0))
-        return TowerView(image, self._grid, None, always(scores), always(keys))
+    def _read(self, reader: TowerReader, signal: TowerSignal) -> Tensor:
+        return self._token_means(reader.read(signal))
 
     def _token_means(self, patches: Tensor) -> Tensor:
         """Means over the patches of each token, (patches, numbers) -> (tokens, numbers)."""
@@ -234,22 +249,29 @@ class Gemma4(Family):
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector: a token's score and key are the means of the patches pooled into it."""
         grids_of = self._grids(modality, inputs)  # read before the device has work to wait for
-        last = self.core.vision_tower.encoder.layers[-1]
-        reader = _Reader(last.self_attn, self._kernel)
+        layers = self.core.vision_tower.encoder.layers
+        last = len(layers) - 1
+        blocks = {signal: layers[block_of(signal, last, len(layers))] for signal in reducer.reads}
+        readers = {block: _Reader(block.self_attn, self._kernel) for block in dict.fromkeys(blocks.values())}
         with Patcher() as patches:
-            reader.attach(patches)
+            for reader in readers.values():
+                reader.attach(patches)
             output = run()
         # The tower sees pictures and frames alike; an image is one of them, a video several.
         flat = [grid for grids in grids_of for grid in grids]
         _, positions = INPUTS[modality]
-        pictures = iter(reader.pictures(inputs[positions], flat))
+        lengths = [sum(map(math.prod, grids)) for grids in grids_of]
+
+        @functools.cache
+        def stats(signal: TowerSignal) -> tuple[Tensor, ...]:
+            pictures = readers[blocks[signal]].pictures(signal, inputs[positions], flat)
+            return torch.split(torch.cat(pictures), lengths)
+
         images = output.pooler_output
         views = []
-        for image, grids in zip(images, grids_of, strict=True):
-            stats = torch.cat([next(pictures) for _ in grids])
-            scores, keys = stats[:, 0], stats[:, 1:]
+        for index, (image, grids) in enumerate(zip(images, grids_of, strict=True)):
             plain = grids[0] if len(grids) == 1 else None
-            views.append(TowerView(image, plain, None, always(scores), always(keys)))
+            views.append(TowerView(image, plain, None, partial(of_image, stats, index)))
         cuts = reducer.reduce(views)
         output.pooler_output = place_images(images, cuts)
         return output, cuts
@@ -326,7 +348,7 @@ class Gemma4(Family):
 
 
 class _Reader:
-    """Queries and keys of the patches of all of a call's pictures, from Gemma 4's last layer."""
+    """Queries and keys of the patches of all of a call's pictures, from one layer of Gemma 4's tower."""
 
     def __init__(self, attention: Any, kernel: int) -> None:
         self._attention = attention
@@ -345,23 +367,31 @@ class _Reader:
     def _note_heads(self, queries: Tensor, keys: Tensor, scaling: float) -> None:
         self._heads.append(Tapped(queries, keys, scaling))
 
-    def pictures(self, positions: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
-        """Scores and keys of each picture's tokens, (tokens, 1 + head size), from where its patches are."""
+    def pictures(self, signal: TowerSignal, positions: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+        """What a signal is of each picture's tokens, (tokens, numbers), from where its patches are."""
         (heads,), (keys,) = self._heads, self._keys
         pictures = zip(heads.queries, heads.keys, keys, positions, grids, strict=True)
-        return [self._picture(*picture, heads.scaling) for picture in pictures]
+        return [self._picture(signal, *picture, heads.scaling) for picture in pictures]
 
     def _picture(
-        self, queries: Tensor, turned: Tensor, keys: Tensor, positions: Tensor, grid: Grid, scaling: float
+        self,
+        signal: TowerSignal,
+        queries: Tensor,
+        turned: Tensor,
+        keys: Tensor,
+        positions: Tensor,
+        grid: Grid,
+        scaling: float,
     ) -> Tensor:
         # Sorted so that padding comes last; as many are real as the grid says, so nothing waits for the device.
         is_padding = (positions < 0).any(dim=-1)
         order = torch.sort(is_padding.long(), stable=True).indices
         real = order[: math.prod(grid) * self._kernel**2]
-        scores = received_attention(queries[:, real], turned[:, real], scaling)
-        mean_keys = keys[real].float().mean(dim=1)
-        patches = torch.cat((scores[:, None], mean_keys), dim=1)
-        return _token_means(patches, positions[real], grid, self._kernel)
+        if isinstance(signal, TowerAttention):
+            values = tower_attention(signal, Tapped(queries[:, real], turned[:, real], scaling))[:, None]
+        else:
+            values = tower_keys(signal, keys[real].transpose(0, 1))
+        return _token_means(values, positions[real], grid, self._kernel)
 
 
 def _token_means(patches: Tensor, positions: Tensor, grid: Grid, kernel: int) -> Tensor:

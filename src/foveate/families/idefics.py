@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from foveate.core.signals import TowerSignal
 from foveate.families.tiles import Tiled, blocks, run_lengths, runs
-from foveate.families.tower import Inputs, encoder_layers
+from foveate.families.tower import Inputs, block_of, encoder_layers
 
 __all__ = ["FAMILIES", "Idefics3", "SmolVLM"]
 
@@ -66,8 +67,9 @@ class SmolVLM(Tiled):
         samples = zip(ids.tolist(), runs(placed), strict=True)
         return [_images(row, tiles) for row, tiles in samples]
 
-    def attentions(self) -> list[Any]:
-        return [encoder_layers(self.core.vision_model)[-1].self_attn]
+    def attention_of(self, signal: TowerSignal) -> Any:
+        layers: Any = encoder_layers(self.core.vision_model)
+        return layers[block_of(signal, len(layers) - 1, len(layers))].self_attn
 
     def tiles(self, inputs: Inputs) -> Tensor:
         pixels: Tensor = inputs["pixel_values"]

@@ -4,8 +4,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from foveate.core.signals import TowerSignal
 from foveate.families.tiles import Tiled, blocks, run_lengths
-from foveate.families.tower import feature_layers, scoring_layers
+from foveate.families.tower import block_of, feature_layers
 
 __all__ = ["FAMILY", "InternVL"]
 
@@ -40,11 +41,10 @@ class InternVL(Tiled):
     def image_lengths(self, mask: Tensor, ids: Tensor | None) -> list[list[int]]:
         return run_lengths(mask)
 
-    def attentions(self) -> list[Any]:
+    def attention_of(self, signal: TowerSignal) -> Any:
         layers = self.core.vision_tower.encoder.layer
-        depth = len(layers)
-        scoring = scoring_layers(feature_layers(self.model.config, depth), depth)
-        return [layers[at].attention for at in scoring]
+        last = max(feature_layers(self.model.config, len(layers)))
+        return layers[block_of(signal, last, len(layers))].attention
 
     def project(self, pixels: Tensor) -> tuple[Any, Tensor]:
         """The tower interpolates its position embeddings."""

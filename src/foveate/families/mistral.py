@@ -1,5 +1,6 @@
 """Mistral 3: a Pixtral tower for any picture size, s x s patches a token, a break after each row, 1-D RoPE."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -7,17 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from foveate.core.attention import received_attention
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid, into_cells
 from foveate.core.host import send
 from foveate.core.patching import Patcher
+from foveate.core.signals import TowerAttention, TowerSignal
 from foveate.families.base import Family
 from foveate.families.costs import Counts, Flops, pixtral_cost
 from foveate.families.placing import replace_images
 from foveate.families.tap import Tapped, tap
 from foveate.families.tiles import blocks
-from foveate.families.tower import Encoded, Inputs, Reducer, Run, always, feature_layers
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, block_of, feature_layers, tower_attention, tower_keys
 from foveate.families.vision import grid_boxes, picture_sizes, smaller
 
 __all__ = ["FAMILY", "Mistral3"]
@@ -52,13 +53,19 @@ class Mistral3(Family):
         # Read before the device has work to wait for.
         inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
         last = max(feature_layers(config, len(layers)))
-        reader = _Reader(layers[last].attention)
+        blocks = {signal: layers[block_of(signal, last, len(layers))] for signal in reducer.reads}
+        readers = {block: _Reader(block.attention) for block in dict.fromkeys(blocks.values())}
         with Patcher() as patches:
-            reader.attach(patches)
+            for reader in readers.values():
+                reader.attach(patches)
             output = run()
         grids = _grids(inputs, config.vision_config.patch_size)
-        stats = [_token_means(patches, config.spatial_merge_size) for patches in reader.images(grids)]
-        return output, self.reduce_features(output, modality, inputs, reducer, always(stats))
+
+        def stats(signal: TowerSignal) -> list[Tensor]:
+            images = readers[blocks[signal]].images(signal, grids)
+            return [_token_means(patches, config.spatial_merge_size) for patches in images]
+
+        return output, self.reduce_features(output, modality, inputs, reducer, functools.cache(stats))
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Each image is resized without its padding and padded anew."""
@@ -112,21 +119,23 @@ class _Reader:
 
     def _note_keys(self, module: nn.Module, args: Any, output: Tensor) -> None:
         heads = output[0].view(output.shape[1], self._attention.num_heads, -1)
-        self._keys.append(heads.float().mean(dim=1))  # before RoPE: (patches, head size)
+        self._keys.append(heads.transpose(0, 1))  # before RoPE: (heads, patches, head size)
 
     def _note_heads(self, queries: Tensor, keys: Tensor, scaling: float) -> None:
         self._heads.append(Tapped(queries, keys, scaling))
 
-    def images(self, grids: Sequence[Grid]) -> Iterator[Tensor]:
-        """Scores and keys of each image's patches: (1, rows, columns, 1 + head size)."""
+    def images(self, signal: TowerSignal, grids: Sequence[Grid]) -> Iterator[Tensor]:
+        """What a signal is of each image's patches: (1, rows, columns, numbers)."""
         (heads,), (keys,) = self._heads, self._keys
         start = 0
         for rows, columns in grids:
             image = slice(start, start + rows * columns)  # its patches, in the one sequence of all images
-            queries, turned = heads.queries[0, :, image], heads.keys[0, :, image]
-            scores = received_attention(queries, turned, heads.scaling)
-            stats = torch.cat((scores[:, None], keys[image]), dim=-1)
-            yield stats.view(1, rows, columns, -1)
+            if isinstance(signal, TowerAttention):
+                turned = Tapped(heads.queries[0, :, image], heads.keys[0, :, image], heads.scaling)
+                values = tower_attention(signal, turned)
+            else:
+                values = tower_keys(signal, keys[:, image])
+            yield values.reshape(1, rows, columns, -1)
             start = image.stop
 
 

@@ -9,15 +9,15 @@ from torch import Tensor
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid, closing_rows, grids_of
 from foveate.core.host import send
+from foveate.core.signals import TowerSignal
 from foveate.core.tower import TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.tower import Reducer
 
 __all__ = ["Stats", "reduce_apart"]
 
-Stats = Callable[[int], Sequence[Tensor]]
-"""What the tower tells of each image's tokens, newlines apart, (tokens, 1 + key size) float32: scores, and keys beside
-them; for a layer as `TowerView.attention` counts."""
+Stats = Callable[[TowerSignal], Sequence[Tensor]]
+"""What the tower shows of each image's tokens, newlines apart, (tokens, numbers) float32; see `TowerView.read`."""
 
 
 def reduce_apart(
@@ -33,7 +33,7 @@ def reduce_apart(
         images: (tokens, width) each.
         boxes: Where they look, (tokens, 4) each, on the host; NaN for a newline. None where `grids` holds all tokens.
         reducer: What reduces.
-        stats: Scores and keys; None if no method reads them.
+        stats: Attention and keys in the tower; None if no method reads them.
         grids: The grids each image's tokens stand in, if these are known without the boxes.
     """
     parts: list[_Image] = []
@@ -73,7 +73,7 @@ class _Image:
         features: (tokens, width), newlines among them.
         boxes: Where they look.
         grids: The grids they stand in, if known.
-        stats: Scores and keys of all images.
+        stats: Attention and keys of all images.
         tokens: Which are no newlines: ordinals.
         closing: Which newline stays, behind all others: one ordinal or none.
     """
@@ -102,26 +102,19 @@ class _Image:
             features,
             grid=grid,
             cls=None,
-            scores_of=self._scores,
-            keys_of=self._keys,
+            read=self._read,
             entered=len(self.features),  # newlines among them
             reserved=len(self.closing),
             grids=grids,
         )
 
-    def _scores(self, layer: int) -> Tensor:
-        return self._stats(layer)[:, 0]
-
-    def _keys(self, layer: int) -> Tensor:
-        return self._stats(layer)[:, 1:]
-
-    def _stats(self, layer: int) -> Tensor:
+    def _read(self, signal: TowerSignal) -> Tensor:
         if self.stats is None:
             raise UnsupportedError(
                 "A method that works after the projector cannot read the tower's attention or keys. "
                 "Use a method that works in the tower, or one that drops between layers."
             )
-        return self.stats(layer)[self.index]
+        return self.stats(signal)[self.index]
 
     def with_newline(self, cut: Cut | None) -> Cut | None:
         """The cut of all tokens, from that of those without newlines; the newline that stays is the last row."""

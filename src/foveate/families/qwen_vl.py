@@ -1,5 +1,6 @@
 """The Qwen-VLs (2, 2.5, 3, 3.5, and with experts): any image size, 2 x 2 patches merged into one token, M-RoPE."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,17 +10,17 @@ import torch
 from torch import Tensor, nn
 from transformers.vision_utils import get_vision_window_index
 
-from foveate.core.attention import received_attention
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
+from foveate.core.signals import TowerAttention, TowerSignal
 from foveate.core.tower import TowerView
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.costs import Counts, Flops, qwen_bytes, qwen_cost, windowed_cost
 from foveate.families.placing import first_rows, place_rows, replace_images, stays_whole
-from foveate.families.tap import tap
-from foveate.families.tower import Encoded, Inputs, Reducer, Run, always
+from foveate.families.tap import Tapped, tap
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, block_of, of_image, tower_attention, tower_keys
 from foveate.families.vision import grid_boxes, smaller
 
 __all__ = ["FAMILIES", "Qwen2VL", "Qwen3VL", "Qwen3VLMoe", "Qwen25VL", "Qwen35", "Qwen35Moe"]
@@ -53,9 +54,14 @@ class Qwen2VL(Family):
     # -- the tower ---------------------------------------------------------------------------------------------
 
     @property
-    def scoring_block(self) -> Any:
-        """The block of the tower whose attention and keys are read."""
-        return self.core.visual.blocks[-1]
+    def seeing_blocks(self) -> Sequence[int] | None:
+        """Blocks of the tower that look at the whole picture; None: all."""
+        return None
+
+    def scoring_block(self, signal: TowerSignal) -> Any:
+        """The block of the tower that a signal is read of; the last one's output goes on to the projector."""
+        blocks = self.core.visual.blocks
+        return blocks[block_of(signal, len(blocks) - 1, len(blocks), self.seeing_blocks)]
 
     def token_order(self, grids: Tensor) -> Any:
         """Index of the blocks' tokens that puts them in the order of the features; `grids` is (images, 3)."""
@@ -64,16 +70,22 @@ class Qwen2VL(Family):
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the merger: a token's score and key are the means of its four patches'."""
         grids = inputs[f"{modality}_grid_thw"].cpu()  # read before the device has work to wait for
-        block = _Block(self.scoring_block.attn)
+        readers = {signal: _Reader(signal, self.scoring_block(signal).attn) for signal in reducer.reads}
         with Patcher() as patches:
-            block.attach(patches)
+            for reader in readers.values():
+                reader.attach(patches)
             output = run()
         features, side = list(output.pooler_output), self.core.visual.spatial_merge_size
-        scores, keys = block.token_means(side**2, self.token_order(grids))
         sizes = [len(image) for image in features]
-        stats = zip(torch.split(scores, sizes), torch.split(keys, sizes), strict=True)
-        images = zip(features, grids.tolist(), stats, strict=True)
-        views = [_view(side, image, grid, *scores_and_keys) for image, grid, scores_and_keys in images]
+
+        @functools.cache
+        def stats(signal: TowerSignal) -> tuple[Tensor, ...]:
+            means = readers[signal].token_means(side**2, self.token_order(grids))
+            return torch.split(means, sizes)
+
+        views = []
+        for index, (image, grid) in enumerate(zip(features, grids.tolist(), strict=True)):
+            views.append(_view(side, image, grid, partial(of_image, stats, index)))
         cuts = reducer.reduce(views)
         for index, cut in enumerate(cuts):
             if cut is not None and not stays_whole(cut):
@@ -153,47 +165,48 @@ class Qwen2VL(Family):
         return qwen_cost(vision, sizes, pictures, inner=inner, out=vision.hidden_size)
 
 
-class _Block:
-    """Scores and keys of the patches of all images of a call, from one block of the tower.
+class _Reader:
+    """One signal of the patches of all images of a call, from the attention of one block of the tower.
 
-    Its attention runs once for each sequence that looks at itself alone, so it may be tapped several times.
+    The attention runs once for each sequence that looks at itself alone, so it may be tapped several times.
     """
 
-    def __init__(self, attention: Any) -> None:
+    def __init__(self, signal: TowerSignal, attention: Any) -> None:
+        self._signal = signal
         self._attention = attention
-        self._scores: list[Tensor] = []
-        self._keys: list[Tensor] = []
+        self._parts: list[Tensor] = []
 
     def attach(self, patches: Patcher) -> None:
         """Read until the patcher restores the block."""
-        patches.hook(self._attention.qkv, "after", self._note_keys)
-        tap(patches, self._attention, self._note_scores)
+        if isinstance(self._signal, TowerAttention):
+            tap(patches, self._attention, self._note_attention)
+        else:
+            patches.hook(self._attention.qkv, "after", self._note_keys)
 
     def _note_keys(self, module: nn.Module, args: Any, output: Tensor) -> None:
         # (patches, 3 · width): queries, keys and values side by side, each (heads, head size)
         heads = output.reshape(len(output), 3, self._attention.num_heads, -1)[:, 1]
-        self._keys.append(heads.float().mean(dim=1))  # before RoPE: (patches, head size)
+        self._parts.append(tower_keys(self._signal, heads.transpose(0, 1)))  # before RoPE
 
-    def _note_scores(self, queries: Tensor, keys: Tensor, scaling: float) -> None:
-        self._scores.append(received_attention(queries[0], keys[0], scaling))
+    def _note_attention(self, queries: Tensor, keys: Tensor, scaling: float) -> None:
+        assert isinstance(self._signal, TowerAttention)
+        self._parts.append(tower_attention(self._signal, Tapped(queries[0], keys[0], scaling))[:, None])
 
-    def token_means(self, group: int, order: Any) -> tuple[Tensor, Tensor]:
-        """Means over the `group` patches of each token, in this order: scores (tokens,), keys (tokens, head size)."""
+    def token_means(self, group: int, order: Any) -> Tensor:
+        """Means over the `group` patches of each token, in this order: (tokens, numbers)."""
         # The patches of a token stand one behind the other.
-        scores = torch.cat(self._scores).view(-1, group).mean(dim=1)
-        patch_keys = self._keys[0]
-        tokens = len(patch_keys) // group
-        keys = patch_keys.view(tokens, group, -1).mean(dim=1)
-        return scores[order], keys[order]
+        patches = torch.cat(self._parts)
+        tokens = len(patches) // group
+        return patches.view(tokens, group, -1).mean(dim=1)[order]
 
 
-def _view(side: int, features: Tensor, grid: Sequence[int], scores: Tensor, keys: Tensor) -> TowerView:
+def _view(side: int, features: Tensor, grid: Sequence[int], read: Callable[[TowerSignal], Tensor]) -> TowerView:
     """What is shown of an image, or of a video of several temporal patches: `grid` counts these, rows and columns."""
     times, height, width = grid
     cells = None
     if times == 1:
         cells = (height // side, width // side)
-    return TowerView(features, cells, None, always(scores), always(keys))
+    return TowerView(features, cells, None, read)
 
 
 def _resized(patches: Tensor, grid: tuple[int, int, int], tokens: Grid, vision: Any) -> Tensor:
@@ -227,8 +240,8 @@ class Qwen25VL(Qwen2VL):
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen2_5_vl_text"})
 
     @property
-    def scoring_block(self) -> Any:
-        """The last block that looks at the whole picture: what a token receives in a window is local."""
+    def seeing_blocks(self) -> Sequence[int]:
+        """What a token receives in a window is local."""
         visual = self.core.visual
         looking = [index for index in range(len(visual.blocks)) if index in visual.fullatt_block_indexes]
         if not looking:
@@ -236,7 +249,7 @@ class Qwen25VL(Qwen2VL):
                 "No block of this tower attends to the whole picture (fullatt_block_indexes names none of its "
                 f"{len(visual.blocks)}), so tokens cannot be ranked there. Use a method that drops between layers."
             )
-        return visual.blocks[looking[-1]]
+        return looking
 
     def token_order(self, grids: Tensor) -> Tensor:
         visual = self.core.visual

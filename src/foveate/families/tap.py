@@ -1,7 +1,7 @@
 """Reading an attention module's queries and keys while its own kernel runs."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from foveate._transformers import scales_by_position
 from foveate.core.gather import take_along
 from foveate.core.patching import Patcher
+from foveate.core.signals import TowerSignal
 from foveate.errors import UnsupportedError
 
 __all__ = [
@@ -51,16 +52,16 @@ class Taps:
     """What several attention modules attended with when they last ran.
 
     Args:
-        modules: One module may stand here several times.
+        modules: By the signals that are read of them; one module may stand here several times.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Mapping[TowerSignal, nn.Module]) -> None:
         self._modules = modules
         self._heads: dict[nn.Module, Tapped] = {}
 
     def attach(self, patches: Patcher) -> None:
         """Tap the modules until the patcher restores them."""
-        for module in dict.fromkeys(self._modules):
+        for module in dict.fromkeys(self._modules.values()):
             tap(patches, module, partial(self._note, module))
 
     def _note(self, module: nn.Module, queries: Tensor, keys: Tensor, scaling: float) -> None:
@@ -68,11 +69,11 @@ class Taps:
 
     def __len__(self) -> int:
         """How many samples there were."""
-        return len(self._heads[self._modules[0]].queries)
+        return len(next(iter(self._heads.values())).queries)
 
-    def sample(self, index: int) -> list[Tapped]:
-        """What each module attended with in one sample."""
-        return [self._heads[module].sample(index) for module in self._modules]
+    def sample(self, index: int) -> dict[TowerSignal, Tapped]:
+        """What each signal's module attended with in one sample."""
+        return {signal: self._heads[module].sample(index) for signal, module in self._modules.items()}
 
 
 class _Config:
@@ -120,7 +121,7 @@ def tapped(module: nn.Module, see: See) -> Iterator[None]:
 
 
 @contextmanager
-def tapped_all(modules: Sequence[nn.Module]) -> Iterator[Taps]:
+def tapped_all(modules: Mapping[TowerSignal, nn.Module]) -> Iterator[Taps]:
     """Tap several modules inside a context."""
     taps = Taps(modules)
     with Patcher() as patches:

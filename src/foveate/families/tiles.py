@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from foveate.core.grid import Grid, into_cells, join
+from foveate.core.signals import TowerSignal
 from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.families.costs import Counts, Flops, tiles_cost
@@ -52,8 +53,8 @@ class Tiled(Family):
         """Widths of the projector's linear layers, the first that of a block of patches."""
         raise NotImplementedError
 
-    def attentions(self) -> list[Any]:
-        """The attention modules of the tower's scoring layers (see `scoring_layers`)."""
+    def attention_of(self, signal: TowerSignal) -> Any:
+        """The attention module of the tower that a signal is read of."""
         raise NotImplementedError
 
     def project(self, pixels: Tensor) -> tuple[Any, Tensor]:
@@ -104,13 +105,13 @@ class Tiled(Family):
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector, over all tiles of an image: a token's score and key are the means of its patches'."""
-        with tapped_all(self.attentions()) as taps:
+        with tapped_all({signal: self.attention_of(signal) for signal in reducer.reads}) as taps:
             output = run()
 
         @functools.cache
-        def stats(layer: int) -> tuple[Tensor, ...]:
+        def stats(signal: TowerSignal) -> tuple[Tensor, ...]:
             readers = [TowerReader(self.has_cls, taps.sample(tile)) for tile in range(len(taps))]
-            tokens = torch.cat([self._token_means(reader.stats(layer)) for reader in readers])
+            tokens = torch.cat([self._token_means(reader.read(signal)) for reader in readers])
             lengths = reducer.lengths(len(tokens))
             return torch.split(tokens, list(lengths))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.merge import average
 from foveate.core.patching import Patcher
+from foveate.core.signals import TowerAttention, TowerKeys, TowerSignal
 from foveate.core.tower import TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.placing import rows_left, stays_whole
@@ -23,14 +24,14 @@ __all__ = [
     "Reducer",
     "Run",
     "TowerReader",
-    "always",
+    "block_of",
     "encode_before_projector",
     "encoder_layers",
     "feature_layers",
-    "scoring_layers",
+    "of_image",
+    "tower_attention",
+    "tower_keys",
 ]
-
-T = TypeVar("T")
 
 Inputs = Mapping[str, Any]
 """The arguments of a call of the model, by name."""
@@ -47,9 +48,11 @@ class Reducer(Protocol):
 
     Attributes:
         early: Whether `merge_early` wants the first layer's tokens.
+        reads: What `reduce` reads of the tower.
     """
 
     early: bool
+    reads: tuple[TowerSignal, ...]
 
     def lengths(self, total: int) -> Sequence[int]:
         """Vision tokens of each image of a call that makes `total`, as the prompt tells; of one, if none was seen."""
@@ -110,71 +113,108 @@ def feature_layers(config: Any, depth: int) -> list[int]:
     return chosen
 
 
-def scoring_layers(chosen: Sequence[int], depth: int) -> list[int]:
-    """The layers whose attention and keys score: the last the projector reads, and the one after it if there is one."""
-    last = max(chosen)
-    return [last, min(last + 1, depth - 1)]
+def block_of(signal: TowerSignal, last: int, depth: int, seeing: Sequence[int] | None = None) -> int:
+    """Which block of a tower a signal is of.
+
+    Args:
+        signal: Names it.
+        last: The last block that the projector reads the output of.
+        depth: Blocks of the tower.
+        seeing: Those that look at the whole picture, ascending, at least one; None: all.
+
+    Raises:
+        UnsupportedError: If the tower has no such block, or it looks through windows.
+    """
+    seeing = range(depth) if seeing is None else seeing
+    if signal.block is None:
+        wanted = min(last + signal.layer, depth - 1)
+        return max((block for block in seeing if block <= wanted), default=seeing[0])
+    if signal.of is not None:
+        # Counted from 1 and halves up: the 9th of 24 blocks is the 12th of 32, and the 10th of 26.
+        wanted = (2 * (signal.block + 1) * depth + signal.of) // (2 * signal.of) - 1
+        return min(seeing, key=lambda block: (abs(block - wanted), -block))
+    if signal.block >= depth:
+        raise UnsupportedError(
+            f"{signal!r} is of block {signal.block}, but this vision tower has blocks 0 to {depth - 1}. Name an "
+            "earlier one."
+        )
+    if signal.block not in seeing:
+        raise UnsupportedError(
+            f"{signal!r} is of block {signal.block}, which looks at windows of the picture in this vision tower, so "
+            f"that what it pays cannot be compared. Blocks {', '.join(map(str, seeing))} look at all of it."
+        )
+    return signal.block
 
 
 # -- what layers show ----------------------------------------------------------------------------------------------
 
 
 class TowerReader:
-    """Attention scores and keys of one image, from queries and keys tapped in the tower.
+    """What a tower shows of one image's patches, from queries and keys tapped in it.
 
     Args:
         cls: Whether the first token is a CLS.
-        tapped: For each layer asked for, queries and keys of the image, (heads, tokens, head size), and the scaling.
-        merges: For each of them, what its patches were merged into behind it; scores and keys are means then.
+        heads: For each signal that is read, queries and keys of the image in its block, (heads, tokens, head size), and
+            the scaling.
+        merges: For each of them, what its patches were merged into behind it; values are means then. None: nothing.
     """
 
-    def __init__(self, cls: bool, tapped: Sequence[Tapped], merges: Sequence[Cut | None] | None = None) -> None:
+    def __init__(
+        self,
+        cls: bool,
+        heads: Mapping[TowerSignal, Tapped],
+        merges: Mapping[TowerSignal, Cut | None] | None = None,
+    ) -> None:
         self._cls = cls
-        self._tapped = tapped
-        self._merges = merges or [None] * len(tapped)
+        self._heads = heads
+        self._merges = merges or {}
 
-    def scores(self, layer: int) -> Tensor:
-        """(patches,) float32: with a CLS the attention it pays, summed over heads; else what a patch receives."""
-        at = self._nearest(layer)
-        scores = self._scores(self._tapped[at])
-        cut = self._merges[at]
+    def read(self, signal: TowerSignal) -> Tensor:
+        """(patches, 1) attention, or (patches, size) keys, float32; a CLS is left out."""
+        heads = self._heads[signal]
+        if isinstance(signal, TowerAttention):
+            values = tower_attention(signal, heads, self._cls)[:, None]
+        else:
+            values = tower_keys(signal, heads.keys[:, int(self._cls) :])
+        cut = self._merges.get(signal)
         if cut is None:
-            return scores
-        return average(scores[:, None], cut)[:, 0]
-
-    def _scores(self, heads: Tapped) -> Tensor:
-        if not self._cls:
-            return received_attention(heads.queries, heads.keys, heads.scaling)
-        (row,) = attention_rows(heads.queries[:, :1], heads.keys, heads.scaling)  # (heads, 1, 1 + patches)
-        return row[:, 0, 1:].sum(dim=0)
-
-    def keys(self, layer: int) -> Tensor:
-        """(patches, head size) float32, mean over heads; a CLS is left out."""
-        at = self._nearest(layer)
-        first = int(self._cls)  # the first patch
-        keys = self._tapped[at].keys[:, first:]  # (heads, patches, head size)
-        keys = keys.float().mean(dim=0)
-        cut = self._merges[at]
-        if cut is None:
-            return keys
-        return average(keys, cut)
-
-    def stats(self, layer: int) -> Tensor:
-        """Scores, and keys beside them: (patches, 1 + head size) float32."""
-        scores = self.scores(layer)[:, None]
-        return torch.cat((scores, self.keys(layer)), dim=-1)
-
-    def _nearest(self, layer: int) -> int:
-        return min(layer, len(self._tapped) - 1)
+            return values
+        return average(values, cut)
 
 
-def always(stats: T) -> Callable[[int], T]:
-    """Answers the same for every layer: where one layer of the tower is read."""
+def tower_attention(signal: TowerAttention, heads: Tapped, cls: bool = False) -> Tensor:
+    """The attention that the patches of an image get: (patches,) float32.
 
-    def read(layer: int) -> T:
-        return stats
+    Args:
+        signal: Whose.
+        heads: (heads, tokens, head size) each, a CLS in front.
+        cls: Whether there is one.
+    """
+    queries, keys, scaling = heads
+    if signal.heads == "joined":
+        queries, keys = _side_by_side(queries)[None], _side_by_side(keys)[None]
+        scaling = queries.shape[-1] ** -0.5
+    if signal.by == "patches":
+        return received_attention(queries, keys, scaling)[int(cls) :]
+    (row,) = attention_rows(queries[:, :1], keys, scaling)  # (heads, 1, 1 + patches)
+    return row[:, 0, 1:].sum(dim=0)
 
-    return read
+
+def tower_keys(signal: TowerKeys | TowerSignal, keys: Tensor) -> Tensor:
+    """Keys, (heads, patches, head size), as a signal wants them: (patches, head size or width) float32."""
+    if signal.heads == "joined":
+        return _side_by_side(keys).float()
+    return keys.float().mean(dim=0)
+
+
+def _side_by_side(heads: Tensor) -> Tensor:
+    """(heads, tokens, head size) -> (tokens, heads · head size)."""
+    return heads.transpose(0, 1).flatten(1)
+
+
+def of_image(stats: Callable[[TowerSignal], Sequence[Tensor]], index: int, signal: TowerSignal) -> Tensor:
+    """What a signal is of one image's tokens: (tokens, numbers)."""
+    return stats(signal)[index]
 
 
 # -- merging inside the tower, reducing before the projector -------------------------------------------------------
@@ -212,7 +252,7 @@ class _ReducedRun:
         self.cuts: list[Cut | None] = []
         self._layers = layers
         self._chosen = chosen
-        self._scoring = scoring_layers(chosen, len(layers))
+        self._scoring = {signal: block_of(signal, max(chosen), len(layers)) for signal in reducer.reads}
         self._cls = cls
         self._reducer = reducer
         self._ragged = _Ragged(cls, reducer)
@@ -223,7 +263,7 @@ class _ReducedRun:
 
     def attach(self, patches: Patcher, projector: nn.Module) -> None:
         """Stand in tower and projector until the patcher restores them."""
-        for at in dict.fromkeys(self._scoring):
+        for at in dict.fromkeys(self._scoring.values()):
             attention: Any = self._layers[at].self_attn
             tap(patches, attention, partial(self._note_heads, at))
         self._ragged.attach(patches, self._layers)
@@ -257,15 +297,14 @@ class _ReducedRun:
         merge = self._ragged.merges[index]
         # The first layer attends before its patches merge, so means are taken of what it shows.
         behind = {0: merge}
-        merges = [behind.get(at) for at in self._scoring]
-        heads = [self._heads[at, index] for at in self._scoring]
+        merges = {signal: behind.get(at) for signal, at in self._scoring.items()}
+        heads = {signal: self._heads[at, index] for signal, at in self._scoring.items()}
         reader = TowerReader(self._cls, heads, merges)
         return TowerView(
             image,
             grid=self._ragged.grid if merge is None else None,
             cls=self._cls_state(index) if self._cls else None,
-            scores_of=reader.scores,
-            keys_of=reader.keys,
+            read=reader.read,
             merge=merge,
             early=self._reducer.early,
         )

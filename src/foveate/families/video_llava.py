@@ -1,6 +1,7 @@
 """Video-LLaVA: a tower for images and one for videos; a video's frames come with their CLS, which always stays."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
+from foveate.core.signals import TowerSignal
 from foveate.core.tower import TowerView
 from foveate.errors import SettingError
 from foveate.families.costs import Counts, Flops, llava_cost, picture_tokens
@@ -21,9 +23,9 @@ from foveate.families.tower import (
     Reducer,
     Run,
     TowerReader,
+    block_of,
     encoder_layers,
     feature_layers,
-    scoring_layers,
 )
 from foveate.families.vision import grid_boxes, smaller
 
@@ -78,11 +80,10 @@ class VideoLlava(Llava):
         """A video's patches of all frames are reduced together, before the projector."""
         if modality != "video":
             return super().encode(run, modality, inputs, reducer)
-        layers = encoder_layers(self.core.video_tower)
-        depth = len(layers)
-        scoring = scoring_layers(feature_layers(self.model.config, depth), depth)
-        attentions: list[Any] = [layers[at].self_attn for at in scoring]
-        taps = Taps(attentions)
+        layers: Any = encoder_layers(self.core.video_tower)
+        last = max(feature_layers(self.model.config, len(layers)))
+        blocks = {signal: layers[block_of(signal, last, len(layers))] for signal in reducer.reads}
+        taps = Taps({signal: block.self_attn for signal, block in blocks.items()})
         frames = self.pieces(modality, inputs)
         videos = _Videos(frames, (self.side, self.side), reducer, taps)
         with Patcher() as patches:
@@ -187,8 +188,8 @@ class _Videos:
         views = []
         for index, patches in enumerate(videos):
             first = index * self._frames
-            stats = _VideoStats(readers[first : first + self._frames])
-            views.append(TowerView(patches, None, None, stats.scores, stats.keys, grids=grids))
+            read = partial(_read, readers[first : first + self._frames])
+            views.append(TowerView(patches, None, None, read, grids=grids))
         self.cuts = self._reducer.reduce(views)
         if all(stays_whole(cut) for cut in self.cuts):
             return states
@@ -196,17 +197,9 @@ class _Videos:
         return _with_cls(states[:, :1], placed)
 
 
-class _VideoStats:
-    """Scores and keys of a video's patches, frame by frame."""
-
-    def __init__(self, frames: Sequence[TowerReader]) -> None:
-        self._frames = frames
-
-    def scores(self, layer: int) -> Tensor:
-        return torch.cat([frame.scores(layer) for frame in self._frames])
-
-    def keys(self, layer: int) -> Tensor:
-        return torch.cat([frame.keys(layer) for frame in self._frames])
+def _read(frames: Sequence[TowerReader], signal: TowerSignal) -> Tensor:
+    """What the tower shows of a video's patches, frame by frame: (patches, numbers)."""
+    return torch.cat([frame.read(signal) for frame in frames])
 
 
 def _patches(states: Tensor, frames: int) -> Tensor:

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import torch
 from annotated_types import Ge
 from torch import Tensor
 
 from foveate.core.cut import Cut
-from foveate.core.merge import average, dominant_and_contextual, target_plus_mean
+from foveate.core.merge import average, behind_cls, dominant_and_contextual, target_plus_mean
 from foveate.errors import BudgetError, SettingError
 from foveate.methods.base import Method, Preset
 from foveate.methods.schedule import Budget, as_layers, entry_floor, entry_sizes, half_up
@@ -174,7 +173,7 @@ class VisionDrop(Method):
         cut = dominant_and_contextual(view.attention, view.keys, patches, contextual)
         rows = self._merged(view.features, cut)
         if with_cls:
-            return _behind_cls(view.cls, rows, cut)
+            return behind_cls(view.cls, rows, cut)
         return cut.with_rows(rows)
 
     # -- stages 1 to 3: before decoder layers ------------------------------------------------------------------
@@ -270,14 +269,6 @@ class VisionDrop(Method):
             reference=reference,
             **values,
         )
-
-
-def _behind_cls(cls: Tensor, rows: Tensor, cut: Cut) -> Cut:
-    """The cut with the tower's CLS, (1, width), as row 0. It stands for no token, so its source is −1."""
-    source = torch.cat((cut.source.new_full((1,), -1), cut.source))
-    # Each token's row moves on by one, and what was dropped stays −1: parent −1 0 1 1 becomes −1 1 2 2.
-    parent = torch.where(cut.parent < 0, cut.parent, cut.parent + 1)
-    return Cut.merge(source, torch.cat((cls.to(rows.dtype), rows)), parent)
 
 
 def _quarters(depth: int) -> tuple[int, ...]:

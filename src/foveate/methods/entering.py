@@ -1,0 +1,49 @@
+"""What methods share that reduce every image once, before the decoder, to a count known beforehand: their budget."""
+
+from typing import Any, Self
+
+from foveate.errors import BudgetError
+from foveate.methods.base import Method
+from foveate.methods.schedule import Budget, half_up
+from foveate.methods.settings import Share, Tokens
+from foveate.methods.stages import Arriving
+
+__all__ = ["Entering"]
+
+
+class Entering(Method):
+    """Every decoder layer processes the same rows of an image, so a budget is their number: no schedule is solved.
+
+    Attributes:
+        retention: The share of an image's vision tokens that enters the decoder, in (0, 1].
+        tokens: The same as a number of tokens.
+    """
+
+    retention: Share | None = None
+    tokens: Tokens | None = None
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether a budget says how many rows an image has."""
+        return self.retention is not None or self.tokens is not None
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether the budget keeps every token of every image, so that no stage is needed."""
+        return self.retention == 1
+
+    def rows(self, arriving: Arriving) -> int:
+        """Rows of an image by the budget, at least one; a newline that the family adds by itself is one of them."""
+        mean = Budget(self.tokens, self.retention).mean(arriving.entered)
+        return min(arriving.tokens, max(1, half_up(mean) - arriving.reserved))
+
+    @classmethod
+    def solved(cls, share: float, entered: int | None, depth: int, /, **values: Any) -> Self:
+        """The share itself, as all layers process as many rows. See `Method.solved`."""
+        if entered is not None and share * entered < 1 - 1e-6:
+            raise BudgetError(
+                f"{cls.__name__} cannot keep {share * entered:.4g} of {entered} vision tokens: its floor is 1 token, "
+                f"{1 / entered:.2%}. Give a larger budget.",
+                floor=1 / entered,
+            )
+        return cls(retention=share, **values)

@@ -1,0 +1,180 @@
+"""PruMerge: keep the patches whose attention from the CLS is an outlier, and add to each the patches most like it.
+
+Paper: Shang et al., "LLaVA-PruMerge: Adaptive Token Reduction for Efficient Large Multimodal Models", ICCV 2025,
+arXiv:2403.15388. Of the tower's last layer, with queries q and keys k over its full width C, heads not split:
+
+    a = softmax(q kᵀ / √C)[CLS, patches]            kept: those of a > Q3 + 1.5 · (Q3 − Q1), by falling a
+    x_i + Σ a_j x_j over the 32 tokens j nearest to i by the cosine of k, kept ones included      for each kept i
+    Σ a_j x_j over all that are not kept                                                          one row more, the last
+
+How many are kept depends on the picture. With a budget the count is exact: the highest a.
+
+Differences from the released code. Where nothing is an outlier, the most attended token stays (the code divides by 0).
+The order is stable, ties go to the lower index. Where kept rows and the last would be as many as arrive, nothing
+merges. The last row stands at the place of the most attended token that is dropped. A tower without a CLS scores a
+token by the attention it receives. Crops (LLaVA-NeXT) are reduced together, their newlines dropped. Where position ids
+are kept, so with M-RoPE, rows stand in raster order. The count with a budget is ours.
+"""
+
+import math
+from functools import cache, partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.core.cut import Cut
+from foveate.core.merge import sum_of_nearest
+from foveate.core.rank import ranks
+from foveate.methods.base import Preset
+from foveate.methods.entering import Entering
+from foveate.methods.schedule import Budget
+from foveate.methods.settings import Count, Positions, numbering
+from foveate.methods.stages import ImageStage, ImageView, Shape, Stage, TowerAttention, TowerKeys
+
+__all__ = ["METHOD", "PruMerge"]
+
+
+class PruMerge(Entering):
+    """Outliers of attention, with what is like them merged in, once, on the way out of the vision tower.
+
+    Attributes:
+        neighbours: How many of the nearest tokens are added to each kept one; 0 prunes without merging into it.
+        retention, tokens: Instead of the outliers, an exact count; see `Entering`. The last row is one of these.
+        positions: "reindex" numbers the rows anew, as the released code does; "keep" keeps position ids. Families with
+            M-RoPE always keep.
+    """
+
+    name = "prumerge"
+    spatial: ClassVar[bool] = False
+    """Whether tokens at even steps stay too."""
+
+    neighbours: Count = 32
+    positions: Positions = "reindex"
+
+    def check_settings(self) -> None:
+        if self.has_budget:
+            Budget(self.tokens, self.retention)
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        if self.keeps_all:
+            return ()
+        paid = TowerAttention(by="cls" if shape.cls else "patches", layer=1, heads="joined")
+        keys = TowerKeys(layer=1, heads="joined")
+        raster = self.positions == "keep" or not shape.renumbers
+        return (
+            ImageStage(
+                reads=(paid, keys),
+                count=self.rows if self.has_budget else None,
+                choose=partial(self._choose, raster),
+                positions=numbering(self.positions),
+            ),
+        )
+
+    def _choose(self, raster: bool, view: ImageView, count: int | None) -> Cut | None:
+        tokens, scores = len(view), view.attention
+        if count == tokens:
+            return None
+        if count is not None:
+            order, kept = self._ranked(scores, *self._balanced(tokens, count - 1), kept=count - 1)
+            return self._merge(raster, count, view.features, scores, view.keys, order, kept)
+        ascending = scores.sort().values
+        low, high = _quantile(ascending, 0.25), _quantile(ascending, 0.75)
+        outliers = (scores > high + 1.5 * (high - low)).sum().clamp(min=1)
+        tops, steps = _tables(tokens, scores.device)
+        order, kept = self._ranked(scores, tops[outliers.view(1)], steps[outliers.view(1)])
+        left = (kept + 1).clamp(max=tokens)
+        merge = partial(self._merge, raster, tokens)
+        return Cut.fewer(tokens, left, merge, view.features, scores, view.keys, order, kept)
+
+    def _ranked(
+        self, scores: Tensor, top: int | Tensor, step: int | Tensor, kept: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """All tokens, the kept ones first, (tokens,) int64, and how many these are.
+
+        Kept are the `top` ones by score and, where tokens at even steps stay too, every `step`-th of the others; with
+        a count `kept` as many of these, or then others by score. What is dropped stands behind them by score.
+        """
+        count = len(scores)
+        rank = ranks(scores)
+        place = torch.arange(count, device=scores.device)
+        group = torch.where(rank >= top, 2, 0)
+        if self.spatial:
+            even = (place % step == 0) & (place < count - 1)
+            group = torch.where(even, group.clamp(max=1), group)
+        order = group * count + torch.where(group == 1, place, rank)
+        number = (group < 2).sum()
+        if kept is not None:
+            number = torch.full_like(number, kept)
+        row = order.argsort().argsort()
+        return torch.where(row < number, row, count + rank).argsort(), number
+
+    def _balanced(self, tokens: int, kept: int) -> tuple[int, int]:
+        """How many tokens stay by their score, and at which step others do, if `kept` stay in all."""
+        if self.spatial:
+            return _balance(tokens, kept)
+        return kept, 1
+
+    def _merge(
+        self, raster: bool, rows: int, features: Tensor, scores: Tensor, keys: Tensor, order: Tensor, kept: Tensor
+    ) -> Cut:
+        """The first `rows` rows: kept tokens and their neighbours, then the row of all others; behind it, nothing."""
+        source = order[:rows]
+        place = torch.arange(len(order), device=order.device)
+        weighted = features.float() * scores[:, None]
+        row_of = order.argsort().clamp(max=kept)  # what is dropped goes into the row behind the kept ones
+        others = torch.where(row_of[:, None] == kept, weighted, 0).sum(dim=0)
+        near = sum_of_nearest(weighted, keys, source, self.neighbours)
+        merged = torch.where(place[:rows, None] == kept, others, features[source].float() + near)
+        if raster:
+            moved = (source + (place[:rows] > kept) * len(order)).argsort()
+            source, merged, row_of = source[moved], merged[moved], moved.argsort()[row_of]
+        return Cut.merge(source, merged.to(features.dtype), row_of)
+
+
+def _quantile(ascending: Tensor, share: float) -> Tensor:
+    """Between the two nearest, as numpy's percentile is. `torch.quantile` does not run on many samples at once."""
+    place = share * (len(ascending) - 1)
+    below = int(place)
+    above = min(below + 1, len(ascending) - 1)
+    return ascending[below] + (ascending[above] - ascending[below]) * (place - below)
+
+
+@cache
+def _balance(tokens: int, kept: int) -> tuple[int, int]:
+    """(top, step) that are expected to keep nearest to `kept` of the tokens, of equals the smaller top.
+
+    Steps are coarse: what they keep too many goes from their end, and what is missing is filled up by score.
+    """
+
+    def misses(top: int) -> float:
+        even = math.ceil((tokens - 1) / _step(tokens, top))
+        return abs(top + even * (1 - top / tokens) - kept)
+
+    top = min(range(1, kept + 1), key=misses, default=0)
+    return top, _step(tokens, max(1, top))
+
+
+def _step(tokens: int, outliers: int) -> int:
+    """The released step: ⌊⌊1 / ratio⌋ / 3⌋, at least 1."""
+    return max(1, int(int(1 / (outliers / tokens)) / 3))
+
+
+def _tables(tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For each number of outliers how many tokens stay by score, ⌊N · ratio⌋ in Python's floats, and the step."""
+    counts = range(tokens + 1)
+    tops = [int(tokens * (count / tokens)) for count in counts]
+    steps = [_step(tokens, max(1, count)) for count in counts]
+    return torch.tensor(tops, device=device), torch.tensor(steps, device=device)
+
+
+def presets(kind: type[PruMerge]) -> tuple[Preset, ...]:
+    """An exact count for LLaVA-1.5."""
+    source = "derived: an exact count in the place of outliers; rows that enter the decoder"
+    names = {count: f"{kind.name}/llava-1.5-7b/{count}" for count in (64, 128, 192)}
+    return tuple(Preset(name, kind(tokens=count), 32, 576, source) for count, name in names.items())
+
+
+PruMerge.presets = presets(PruMerge)
+
+METHOD = PruMerge

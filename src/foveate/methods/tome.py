@@ -1,0 +1,69 @@
+"""ToMe at the projector: tokens whose keys are alike are averaged, pair by pair, until the budget is met.
+
+Paper: Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023, arXiv:2210.09461. Tokens in order are split into
+A (even places) and B (odd places). Each of A has an edge to the token of B with the largest cosine of keys (mean over
+heads); the r best edges merge. A merged token is the mean of all patches in it, which is the paper's average weighted
+by size.
+
+The paper merges inside every block of a classifier. Here tokens merge once, behind the feature layer, as its use with
+LVLMs needs no change of the tower then. Differences that follow: at most half of the tokens merge at a time, so where
+more must go, the merged ones (with the mean of their keys) are split and merged again; attention is not weighted by
+size, as no attention of the tower comes behind; the CLS is left out. Rows are sorted by the first patch in each, where
+the paper leaves A before B. Keys are those of the feature layer.
+"""
+
+from foveate.core.cut import Cut
+from foveate.core.merge import average, bipartite
+from foveate.methods.base import Preset
+from foveate.methods.entering import Entering
+from foveate.methods.schedule import Budget
+from foveate.methods.settings import Positions, numbering
+from foveate.methods.stages import ImageStage, ImageView, Shape, Stage, TowerKeys
+
+__all__ = ["METHOD", "ToMe"]
+
+
+class ToMe(Entering):
+    """Averages tokens with similar keys, once, on the way out of the vision tower. A baseline: pruning does better.
+
+    Attributes:
+        retention, tokens: How many rows are left; see `Entering`. By default a third, 192 of 576.
+        positions: "reindex" numbers the rows anew; "keep" keeps the position ids of the first patch in each. Families
+            with M-RoPE always keep.
+    """
+
+    name = "tome"
+
+    positions: Positions = "reindex"
+
+    def check_settings(self) -> None:
+        if not self.has_budget:
+            self._set(retention=1 / 3)
+        Budget(self.tokens, self.retention)
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        if self.keeps_all:
+            return ()
+        numbers = numbering(self.positions)
+        return (ImageStage(reads=(TowerKeys(),), count=self.rows, choose=merged, positions=numbers),)
+
+
+def merged(view: ImageView, count: int | None) -> Cut | None:
+    """Merge an image's tokens to `count` rows."""
+    assert count is not None
+    if count == len(view):
+        return None
+    # 576 tokens to 64: 288 edges, then 144, then 80 of the 144 tokens that are left.
+    cut = bipartite(view.keys, count)
+    while len(cut.source) > count:
+        cut = cut.then(bipartite(average(view.keys, cut), count))
+    return cut.with_rows(average(view.features, cut))
+
+
+_DERIVED = "derived: the budget at the projector; rows that enter the decoder"
+
+ToMe.presets = tuple(
+    Preset(f"tome/llava-1.5-7b/{count}", ToMe(tokens=count), 32, 576, _DERIVED) for count in (64, 128, 192)
+)
+
+METHOD = ToMe

@@ -1,0 +1,155 @@
+"""VScan: a local and a global scan of the tower, with merging, then a cut in the middle of the decoder.
+
+Paper: Zhang et al., "VScan: Rethinking Visual Token Reduction for Efficient Large Vision-Language Models", TMLR 2026,
+arXiv:2505.22654. For a mean of M tokens in a decoder of L layers T = 1.5 M enter and M / 2 are left behind L / 2:
+
+    local     ⌊T / 2 / windows⌋ of each window of 6 x 6 patches, by the CLS attention of the tower's block 5 (of 24)
+    global    the highest others by the CLS attention of the feature layer, until T patches are kept
+    merging   each other token joins the kept one with the nearest projected features, by cosine; a row is their mean
+    decoder   before layer L / 2 the tokens to which the prompt's last token pays most attention in that layer stay
+
+Differences from the released code. What ⌊…⌋ leaves of T / 2 goes to the global scan; the code loses it. A window at an
+edge gets its share of T / 2 by its tokens. Towers without a CLS score by the attention received, and a block that looks
+through windows is replaced by the nearest that sees all of the picture. Crops (LLaVA-NeXT) have windows of their own;
+their newlines are dropped. In the decoder queries and keys have RoPE in every family, where the code leaves it out for
+Qwen2.5-VL. Ties go to the lower index.
+"""
+
+import math
+from functools import partial
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from foveate.core.cut import Cut
+from foveate.core.grid import windows_of
+from foveate.core.merge import average, joined_to_nearest
+from foveate.core.rank import top
+from foveate.methods.base import Preset
+from foveate.methods.entering import Entering
+from foveate.methods.schedule import Budget, half_up
+from foveate.methods.settings import Layer, Positions, Tokens, numbering
+from foveate.methods.stages import (
+    Arriving,
+    Attention,
+    ImageStage,
+    ImageView,
+    LayerStage,
+    LayerView,
+    Shape,
+    Stage,
+    TowerAttention,
+)
+
+__all__ = ["METHOD", "VScan"]
+
+LOCAL, DEPTH = 5, 24  # the block of the local scan, of so many
+KEPT, NEWLINE = 2.0, 1.0  # notes: what a scan picked, and what families note of newlines; 0 is merged
+
+
+class VScan(Entering):
+    """Local and global tokens with the others merged in, and a second cut by the prompt's last token.
+
+    Attributes:
+        retention, tokens: The mean that a decoder layer processes; see `Entering`. By default a third, 192 of 576.
+        entry: Rows that enter the decoder, as a multiple of the mean.
+        layer: The decoder layer before which the second cut is; None: half the depth.
+        window: Side of the windows of the local scan, in tokens: 6 for LLaVA and 4 for Qwen2.5-VL.
+        positions: "reindex" numbers the rows anew after each cut, as the released code does for LLaVA; "keep" keeps
+            position ids. Families with M-RoPE always keep.
+    """
+
+    name = "vscan"
+
+    entry: Annotated[Tokens, Ge(1)] = 1.5
+    layer: Annotated[Layer, Ge(1)] | None = None
+    window: Annotated[int, Ge(1)] = 6
+    positions: Positions = "reindex"
+
+    def check_settings(self) -> None:
+        if not self.has_budget:
+            self._set(retention=1 / 3)
+        Budget(self.tokens, self.retention)
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        if self.keeps_all:
+            return ()
+        by = "cls" if shape.cls else "patches"
+        near, far = TowerAttention(by=by, block=LOCAL, of=DEPTH), TowerAttention(by=by)  # type: ignore[arg-type]
+        layer = max(1, shape.depth // 2) if self.layer is None else self.layer
+        asked = Attention(rows="last", layer="next", heads="mean")
+        enter, stay = (partial(self._rows, shape.depth, layer, place) for place in (0, 1))
+        numbers = numbering(self.positions)
+        return (
+            ImageStage(reads=(near, far), look=partial(self._scan, enter, near, far)),
+            ImageStage(side="behind", count=enter, choose=merged, positions=numbers),
+            LayerStage(layer, reads=(asked,), count=stay, score=attended, unit="image", positions=numbers),
+        )
+
+    def _rows(self, depth: int, layer: int, place: int, arriving: Arriving) -> int:
+        """Rows of an image that enter the decoder (0), and that are left behind the second cut (1)."""
+        mean, full = Budget(self.tokens, self.retention).mean(arriving.entered), arriving.entered
+        # At least one row must be left in each layer behind the cut.
+        most = (depth * mean - (depth - layer)) / layer
+        entering = max(1, min(math.ceil(self.entry * mean - 0.5), int(most + 1e-6), full))
+        rows = entering, min(entering, max(1, half_up((depth * mean - layer * entering) / max(1, depth - layer))))
+        return min(arriving.tokens, max(1, rows[place] - arriving.reserved))
+
+    def _scan(
+        self, enter: partial[int], near: TowerAttention, far: TowerAttention, view: ImageView
+    ) -> dict[str, Tensor]:
+        """Notes which tokens stay."""
+        total = min(len(view), enter(view.arriving))
+        window = windows_of(view.grids, self.window, len(view))
+        local = local_picks(view[near], window, total // 2)
+        picked = torch.zeros_like(view[far]).scatter(0, local, KEPT)
+        others = view[far].masked_fill(picked > 0, float("-inf"))
+        return {"picked": picked.scatter(0, top(others, total - len(local)), KEPT)}
+
+
+def local_picks(scores: Tensor, window: Tensor, total: int) -> Tensor:
+    """The highest of each window, its share of `total` by its tokens, rounded down: ordinals, in no order.
+
+    Args:
+        scores: (tokens,) float.
+        window: (tokens,) int64 on the host, the window of each token, from 0 on.
+        total: Shared out.
+    """
+    sizes = window.bincount()
+    shares = total * sizes // len(scores)
+    by_score = torch.sort(scores, descending=True, stable=True).indices
+    by_window = by_score[torch.sort(window.to(scores.device)[by_score], stable=True).indices]
+    # The tokens of window 0 by score, then those of window 1: the first few of each.
+    place = torch.arange(len(scores)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    return by_window[(place < shares.repeat_interleave(sizes)).nonzero()[:, 0].to(scores.device)]
+
+
+def merged(view: ImageView, count: int | None) -> Cut | None:
+    """What was picked stays, and the others join what is most like them. Newlines are dropped but for a last one."""
+    assert count is not None
+    if count == len(view):
+        return None
+    picked = view.notes["picked"]
+    cut = joined_to_nearest(view.features, top(picked, count), picked != NEWLINE)
+    return cut.with_rows(average(view.features, cut))
+
+
+def attended(view: LayerView) -> Tensor:
+    """A score for each token; the highest are kept."""
+    return view.attention
+
+
+def _preset(name: str, method: VScan, depth: int, vision_tokens: int | None, source: str) -> Preset:
+    return Preset(f"vscan/{name}", method, depth, vision_tokens, f"{source}; mean over the decoder's layers")
+
+
+VScan.presets = (
+    _preset("llava-1.5-7b/64", VScan(tokens=64), 32, 576, "README of the released code, 96 then 32"),
+    _preset("llava-1.5-7b/128", VScan(tokens=128), 32, 576, "the same rule, 192 then 64"),
+    _preset("llava-1.5-7b/192", VScan(tokens=192), 32, 576, "the same rule, 288 then 96"),
+    _preset("qwen2.5-vl-7b/11.1%", VScan(retention=1 / 9, window=4), 28, None, "paper, 16.7 % then a third of these"),
+)
+
+METHOD = VScan

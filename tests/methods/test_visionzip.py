@@ -1,0 +1,254 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import foveate as fv
+from foveate.core.budget import shared_out
+from foveate.core.grid import crops_of
+from foveate.methods.stages import Arriving, ImageView, Shape, TowerAttention, TowerKeys
+from foveate.methods.visionzip import VisionZip
+from tests import golden
+from tests.models import batch, tiny
+
+EXAMPLES = [
+    VisionZip(dominant=7, contextual=3, reference=25),
+    VisionZip(dominant=4, contextual=2, reference=25, positions="keep", merge="average"),
+    VisionZip(retention=0.4),
+]
+KEEP_ALL = VisionZip(retention=1.0)
+SMALLEST = VisionZip(tokens=1)
+
+
+def stage_of(method, **shape):
+    (stage,) = method.stages(Shape(depth=32, **{"cls": True, **shape}))
+    return stage
+
+
+def random_view(tokens, seed=0, cls=None, grids=(), entered=None, reserved=0):
+    rng = torch.Generator().manual_seed(seed)
+    features, keys = torch.randn(tokens, 8, generator=rng), torch.randn(tokens, 4, generator=rng)
+    scores = torch.rand(tokens, generator=rng)
+    arriving = Arriving(tokens, entered or tokens, tokens, reserved, grids)
+    return ImageView(features, attention=scores, keys=keys, cls=cls, grids=grids, arriving=arriving)
+
+
+# -- the example ---------------------------------------------------------------------------------------------------
+
+
+def eight_patches():
+    """The rest after the top two (1 and 6) are 0 2 3 4 5 7: two targets, step 3, are 0 and 4."""
+    scores = torch.tensor([0.1, 0.9, 0.2, 0.1, 0.3, 0.1, 0.8, 0.0])
+    features = torch.tensor([[1.0], [2], [3], [4], [5], [6], [7], [8]])
+    # Keys of 2 and 7 point as that of 0 does; those of 3 and 5 as that of 4. 7's is short, which cosine does not see.
+    keys = torch.tensor([[1.0, 0], [9, 9], [2, 0.1], [0.1, 3], [0, 1], [0, 5], [9, 9], [0.01, 0]])
+    return ImageView(features, attention=scores, keys=keys, cls=torch.tensor([[-1.0]]))
+
+
+def test_eight_patches_by_hand():
+    """D = 3: the CLS, patches 1 and 6. Context: 1 + mean(3, 8), and 5 + mean(4, 6): the released sum."""
+    cut = stage_of(VisionZip(dominant=3, contextual=2, reference=8)).cut(eight_patches())
+    assert cut.source.tolist() == [-1, 1, 6, 0, 4]
+    assert cut.rows[:, 0].tolist() == [-1, 2, 7, 6.5, 10]
+    assert cut.parent.tolist() == [3, 1, 3, 4, 4, 4, 2, 3]
+
+
+def test_averaging_and_no_cls_where_position_ids_are_kept():
+    method = VisionZip(dominant=2, contextual=2, reference=8, positions="keep", merge="average")
+    stage = stage_of(method)
+    assert stage.reads == (TowerAttention("cls"), TowerKeys())
+    assert not stage.ownerless
+    view = eight_patches()
+    cut = stage.cut(ImageView(view.features, attention=view.attention, keys=view.keys))
+    assert cut.source.tolist() == [1, 6, 0, 4]
+    assert cut.rows[:, 0].tolist() == [2, 7, 4, 5]
+    assert cut.parent.tolist() == [2, 0, 2, 3, 3, 3, 1, 2]
+
+
+def test_a_target_that_nothing_joins_stays_itself():
+    view = ImageView(
+        torch.tensor([[1.0], [2], [3], [4]]), attention=torch.tensor([9.0, 1, 1, 1]),
+        keys=torch.tensor([[1.0, 0], [0, 1], [1, 0], [1, 0.1]]),
+    )  # fmt: skip
+    cut = stage_of(VisionZip(dominant=1, contextual=2, reference=4), cls=False).cut(view)
+    assert cut.source.tolist() == [0, 1, 2]
+    assert cut.rows[:, 0].tolist() == [1, 2, 7]  # 3 + 4
+
+
+def reference(scores, keys, features, dominant, contextual):
+    """One token at a time: (sources, rows) without a CLS."""
+    order = sorted(range(len(scores)), key=lambda token: (-scores[token], token))
+    kept = sorted(order[:dominant])
+    rest = [token for token in range(len(scores)) if token not in kept]
+    step = max(1, len(rest) // contextual) if contextual else 1
+    targets = [rest[place * step] for place in range(min(contextual, len(rest)))]
+    joined = {target: [] for target in targets}
+    for token in rest:
+        if targets and token not in joined:
+            unit = [keys[target] / keys[target].norm().clamp(min=1e-6) for target in targets]
+            cosines = [float(keys[token] / keys[token].norm().clamp(min=1e-6) @ other) for other in unit]
+            joined[targets[cosines.index(max(cosines))]].append(token)
+    rows = [features[token] for token in kept]
+    for target, members in joined.items():
+        rows.append(features[target] + (features[members].mean(dim=0) if members else 0))
+    return [*kept, *targets], torch.stack(rows)
+
+
+@given(tokens=st.integers(2, 40), data=st.data(), seed=st.integers(0, 2**16))
+def test_it_is_the_released_rule_token_by_token(tokens, data, seed):
+    dominant = data.draw(st.integers(1, tokens - 1))
+    contextual = data.draw(st.integers(0, tokens - dominant - 1))
+    view = random_view(tokens, seed)
+    cut = stage_of(VisionZip(dominant=dominant, contextual=contextual, reference=tokens), cls=False).cut(view)
+    sources, rows = reference(view.attention, view.keys, view.features, dominant, contextual)
+    assert cut.source.tolist() == sources
+    torch.testing.assert_close(cut.rows, rows, atol=1e-5, rtol=1e-5)
+
+
+# -- counts --------------------------------------------------------------------------------------------------------
+
+
+def test_ties_go_to_the_lower_patch():
+    view = ImageView(torch.randn(6, 2), attention=torch.ones(6), keys=torch.zeros(6, 2))
+    cut = stage_of(VisionZip(dominant=2, contextual=1, reference=6), cls=False).cut(view)
+    assert cut.source.tolist() == [0, 1, 2]
+    assert cut.parent.tolist() == [0, 1, 2, 2, 2, 2]  # keys of length 0 have no direction: the first target
+
+
+@pytest.mark.parametrize(("tokens", "left"), [(1, 1), (2, 2), (64, 64), (65, 64), (576, 64)])
+def test_small_images_stay_whole(tokens, left):
+    view = random_view(tokens, cls=torch.zeros(1, 8), entered=576)
+    cut = stage_of(VisionZip()).cut(view)
+    assert (tokens if cut is None else cut.count) == left
+    assert (cut is None) == (tokens == left)
+
+
+@given(tokens=st.integers(1, 900), share=st.floats(0.01, 1.0), cls=st.booleans())
+def test_a_budget_is_met_exactly(tokens, share, cls):
+    method = VisionZip(retention=share)
+    if share == 1:
+        assert method.stages(Shape(depth=32)) == ()
+        return
+    view = random_view(tokens, cls=torch.zeros(1, 8) if cls else None)
+    cut = stage_of(method, cls=cls).cut(view)
+    assert (tokens if cut is None else cut.count) == max(1, int(share * tokens + 0.5))
+
+
+@pytest.mark.parametrize(("budget", "pair"), [(192, (162, 30)), (128, (108, 20)), (64, (54, 10))])
+def test_a_budget_splits_as_the_published_settings_do(budget, pair):
+    assert VisionZip(tokens=budget)._counts(Arriving.all_of(576)) == pair
+    preset = fv.preset(f"visionzip/llava-1.5-7b/{budget}")
+    assert (preset.dominant, preset.contextual) == pair
+    assert set(preset.plan(32, (576,))) == {budget}
+    assert fv.VisionZip.for_budget(tiny("llava"), tokens=5).plan(6, (25,)) == (5,) * 6
+
+
+def test_a_newline_that_is_added_later_counts():
+    view = random_view(25, entered=26, reserved=1)
+    assert stage_of(VisionZip(tokens=10), cls=False).cut(view).count == 9
+    assert stage_of(VisionZip(dominant=7, contextual=3, reference=26), cls=False).cut(view).count == 9
+
+
+def test_what_contradicts_a_budget_is_refused():
+    with pytest.raises(fv.SettingError, match="not both"):
+        VisionZip(dominant=12, retention=0.3)
+    with pytest.raises(fv.SettingError):
+        VisionZip(dominant=0)
+    with pytest.raises(fv.BudgetError, match="floor is 1 token"):
+        VisionZip.for_budget(tiny("llava"), tokens=0.5)
+
+
+# -- crops ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_map_is_cut_into_crops_as_large_as_the_base_view():
+    base, tiles = (2, 2), (4, 2)
+    assert [crop.tolist() for crop in crops_of((base, tiles), 12)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    wide = crops_of(((2, 2), (2, 4)), 12)
+    assert [crop.tolist() for crop in wide] == [[0, 1, 2, 3], [4, 5, 8, 9], [6, 7, 10, 11]]
+    # Four crops of 3 x 3, of whose map a row was cut off above and below.
+    cut = crops_of(((3, 3), (4, 6)), 33)
+    assert [len(crop) for crop in cut] == [9, 6, 6, 6, 6]
+    assert cut[1].tolist() == [9, 10, 11, 15, 16, 17]
+    assert cut[4].tolist() == [24, 25, 26, 30, 31, 32]
+    assert [crop.tolist() for crop in crops_of((), 3)] == [[0, 1, 2]]
+
+
+@given(sizes=st.lists(st.integers(0, 50), min_size=1, max_size=8), data=st.data())
+def test_shares_add_up_and_stay_within_their_sizes(sizes, data):
+    total = data.draw(st.integers(0, sum(sizes)))
+    shares = shared_out(total, sizes)
+    assert sum(shares) == total
+    for share, size in zip(shares, sizes, strict=True):
+        assert 0 <= share <= size
+        assert abs(share - total * size / max(1, sum(sizes))) < 1
+
+
+def test_the_published_counts_are_per_crop():
+    grids = ((24, 24), (48, 48))
+    view = random_view(2880, entered=2928, grids=grids)
+    cut = stage_of(fv.preset("visionzip/llava-next-7b/640"), cls=False).cut(view)
+    crops = [set(crop.tolist()) for crop in crops_of(grids, 2880)]
+    dominant, context = cut.source[:540].tolist(), cut.source[540:].tolist()
+    assert [len(crop & set(dominant)) for crop in crops] == [108] * 5
+    assert [len(crop & set(context)) for crop in crops] == [20] * 5
+    assert dominant == sorted(dominant)
+    for crop in crops:  # each crop by itself, as an image of its own
+        places = sorted(crop)
+        sources, rows = reference(view.attention[places], view.keys[places], view.features[places], 108, 20)
+        sources = [places[source] for source in sources]
+        own = [row for row, source in enumerate(cut.source.tolist()) if source in crop]
+        assert cut.source[own].tolist() == sources
+        torch.testing.assert_close(cut.rows[own], rows, atol=1e-5, rtol=1e-5)
+        assert set(cut.parent[places].tolist()) == set(own)
+
+
+@given(seed=st.integers(0, 2**16), tall=st.integers(1, 6), wide=st.integers(1, 6), data=st.data())
+def test_every_token_of_any_map_has_a_row_of_its_own_crop(seed, tall, wide, data):
+    grids = ((3, 3), (tall, wide))
+    tokens = 9 + tall * wide
+    count = data.draw(st.integers(2, tokens - 1))
+    view = random_view(tokens, seed, grids=grids)
+    cut = stage_of(VisionZip(tokens=count), cls=False).cut(view)
+    assert cut.count == count
+    assert len(set(cut.source.tolist())) == count
+    crop_of = {token: number for number, crop in enumerate(crops_of(grids, tokens)) for token in crop.tolist()}
+    for token, row in enumerate(cut.parent.tolist()):
+        assert row < 0 or crop_of[token] == crop_of[int(cut.source[row])]
+    assert cut.parent[cut.source].tolist() == list(range(count))
+
+
+# -- on models -----------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_numbered_anew_with_the_cls_in_front():
+    model, inputs = tiny("llava"), batch("llava", ["tit"])
+    with fv.drop(model, VisionZip(dominant=6, contextual=2, reference=25)) as trace, torch.no_grad():
+        model(**inputs)
+    (stage,) = trace.stages
+    assert (stage.where, stage.after) == ("tower", (8,))
+    assert stage.origin[0][0] == -1
+    assert (stage.origin[0][1:] >= 0).all()
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_a_tower_without_a_cls_scores_by_the_attention_received(family):
+    stage = stage_of(VisionZip(), cls=False)
+    assert stage.reads[0] == TowerAttention("patches")
+    model, inputs = tiny(family), batch(family, ["tit"])
+    with fv.drop(model, VisionZip(retention=0.4)) as trace, torch.no_grad():
+        model(**inputs)
+    before, after = trace.stages[0].before[0], trace.stages[0].after[0]
+    assert after == int(0.4 * before + 0.5)
+    assert (trace.stages[0].origin[0] >= 0).all()
+
+
+@pytest.mark.parametrize("case", golden.cases("visionzip"), ids=lambda case: case.name)
+def test_recorded_scores_and_keys_choose_as_the_authors_code(case):
+    """The stage alone, on the recorded scores: which patches stay. The model runs in tests/golden."""
+    facts, tensors = case.facts, case.tensors
+    rng = torch.Generator().manual_seed(0)
+    keys = torch.randn(576, 4, generator=rng)
+    view = ImageView(torch.randn(576, 2), attention=tensors["vision.cls_attention"], keys=keys, cls=torch.zeros(1, 2))
+    cut = stage_of(VisionZip(dominant=facts["dominant"], contextual=facts["contextual"])).cut(view)
+    assert cut.source.tolist() == tensors["vision.origin_patch"].tolist()

@@ -1,0 +1,178 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import foveate as fv
+from foveate.core.grid import windows_of
+from foveate.methods import vscan
+from foveate.methods.stages import Arriving, Attention, ImageView, LayerView, Shape, TowerAttention
+from foveate.methods.vscan import VScan
+from tests.models import batch, tiny
+
+EXAMPLES = [VScan(retention=0.4, window=3), VScan(tokens=6, layer=2, entry=2.0), VScan(retention=0.3, positions="keep")]
+KEEP_ALL = VScan(retention=1.0)
+SMALLEST = VScan(tokens=1)
+NEAR, FAR = TowerAttention(by="cls", block=5, of=24), TowerAttention(by="cls")
+
+
+def stages_of(method, depth=32, **shape):
+    return method.stages(Shape(depth=depth, **{"cls": True, **shape}))
+
+
+def scanned(method, near, far, grids, depth=32):
+    """Which tokens a look before the projector picks."""
+    tokens = len(near)
+    view = ImageView(torch.zeros(tokens, 1), grids=grids, signals={NEAR: near, FAR: far})
+    look, _, _ = stages_of(method, depth)
+    return look.look(view)["picked"]
+
+
+# -- an example ----------------------------------------------------------------------------------------------------
+
+
+def test_a_grid_of_four_by_four_by_hand():
+    """Of sixteen tokens nine enter, with windows of 2 x 2: ⌊9 / 2⌋ = 4 local ones, one a window, and 5 global ones.
+
+    The local layer likes 0, 3, 12 and 15 best, one in each window. Of the global layer 0 is the best, but stays
+    already, so that 5, 6, 9, 10 and, of equals, 1 are picked.
+    """
+    near, far = torch.zeros(16), torch.zeros(16)
+    near[[0, 3, 12, 15]] = torch.tensor([0.4, 0.3, 0.2, 0.1])
+    far[[0, 5, 6, 9, 10]] = torch.tensor([0.9, 0.5, 0.4, 0.3, 0.2])
+    picked = scanned(VScan(tokens=6, window=2), near, far, ((4, 4),))
+    assert picked.nonzero()[:, 0].tolist() == [0, 1, 3, 5, 6, 9, 10, 12, 15]
+
+
+def test_other_tokens_join_the_nearest_of_projected_features():
+    features = torch.tensor([[2.0, 0], [0, 1], [4, 1], [0, 9], [1, 1.1]])
+    view = ImageView(features, notes={"picked": torch.tensor([2.0, 2, 0, 0, 0])})
+    cut = vscan.merged(view, 2)
+    assert cut.source.tolist() == [0, 1]
+    assert cut.parent.tolist() == [0, 1, 0, 1, 1]
+    torch.testing.assert_close(cut.rows, torch.tensor([[3.0, 0.5], [1 / 3, 11.1 / 3]]))
+
+
+def test_newlines_are_dropped_but_for_one_that_ends_the_image():
+    """Families note 1 for a newline: it is neither picked nor merged, and stays only where the count has room."""
+    features = torch.tensor([[1.0, 0], [0, 1], [1, 0.1], [1, 0]])
+    view = ImageView(features, notes={"picked": torch.tensor([2.0, 0, 2, 1])})
+    cut = vscan.merged(view, 2)
+    assert cut.parent.tolist() == [0, 1, 1, -1]
+    closing = vscan.merged(view, 3)
+    assert closing.source.tolist() == [0, 2, 3]
+    assert closing.parent.tolist() == [0, 1, 1, 2]  # nothing joins the newline, which is as the first token is
+    assert closing.rows[2].tolist() == [1, 0]
+
+
+def test_the_last_token_ranks_before_the_middle_layer():
+    _, _, layer = stages_of(VScan(tokens=6), depth=4)
+    assert (layer.layer, layer.reads) == (2, (Attention(rows="last", layer="next", heads="mean"),))
+    view = LayerView(attention=torch.tensor([0.1, 0.4, 0.2, 0.3, 0.0]), arriving=Arriving(5, 6, 5))
+    assert layer.cut(view) is None  # a budget of all
+    _, _, layer = stages_of(VScan(tokens=4), depth=4)
+    view = LayerView(attention=torch.tensor([0.1, 0.4, 0.2, 0.3, 0.0, 0.4]), arriving=Arriving(6, 20, 6))
+    assert layer.cut(view).source.tolist() == [1, 5]  # six enter and two are left, four on average
+
+
+# -- windows -------------------------------------------------------------------------------------------------------
+
+
+def test_windows_at_an_edge_are_smaller():
+    assert windows_of(((1, 5),), 2, 5).tolist() == [0, 0, 1, 1, 2]
+    assert windows_of(((3, 3), (2, 2)), 2, 13).tolist() == [0, 0, 1, 0, 0, 1, 2, 2, 3, 4, 4, 4, 4]
+    assert windows_of((), 2, 3).tolist() == [0, 0, 0]  # not known: one window
+    window = windows_of(((24, 24),), 6, 576)
+    assert window.bincount().tolist() == [36] * 16
+
+
+def reference(near, far, grid, total, side):
+    """The scans one window at a time."""
+    rows, columns = grid
+    members = {}
+    for token in range(rows * columns):
+        row, column = divmod(token, columns)
+        members.setdefault((row // side, column // side), []).append(token)
+    picked = []
+    for tokens in members.values():
+        share = (total // 2) * len(tokens) // (rows * columns)
+        picked += sorted(tokens, key=lambda token: (-near[token].item(), token))[:share]
+    others = [token for token in range(rows * columns) if token not in picked]
+    others.sort(key=lambda token: (-far[token].item(), token))
+    return sorted(picked + others[: total - len(picked)])
+
+
+@given(
+    rows=st.integers(1, 9), columns=st.integers(1, 9), side=st.integers(1, 7), share=st.floats(0.02, 0.66),
+    seed=st.integers(0, 2**16),
+)  # fmt: skip
+def test_scans_are_the_description_window_by_window(rows, columns, side, share, seed):
+    """Also where the count is not divisible by the windows, of which the released code loses the rest."""
+    near, far = torch.rand(2, rows * columns, generator=torch.Generator().manual_seed(seed))
+    method = VScan(retention=share, window=side)
+    _, behind, _ = stages_of(method)
+    total = behind.left(Arriving.all_of(rows * columns))
+    picked = scanned(method, near, far, ((rows, columns),)).nonzero()[:, 0].tolist()
+    assert len(picked) == total
+    assert picked == reference(near, far, (rows, columns), total, side)
+
+
+@pytest.mark.parametrize(("budget", "each"), [(64, 3), (128, 6), (192, 9)])
+def test_of_24_by_24_patches_each_window_of_the_published_settings_has_as_many(budget, each):
+    near, far = torch.rand(2, 576, generator=torch.Generator().manual_seed(3))
+    local = vscan.local_picks(near, windows_of(((24, 24),), 6, 576), 3 * budget // 4)
+    assert windows_of(((24, 24),), 6, 576)[local].bincount().tolist() == [each] * 16
+    picked = scanned(fv.preset(f"vscan/llava-1.5-7b/{budget}"), near, far, ((24, 24),))
+    assert set(local.tolist()) < set(picked.nonzero()[:, 0].tolist())
+
+
+# -- counts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("budget", "entering", "left"), [(64, 96, 32), (128, 192, 64), (192, 288, 96)])
+def test_the_published_counts(budget, entering, left):
+    plan = fv.preset(f"vscan/llava-1.5-7b/{budget}").plan(32, (576,))
+    assert plan == (entering,) * 16 + (left,) * 16
+    assert sum(plan) / 32 == budget
+
+
+def test_qwens_counts():
+    plan = fv.preset("vscan/qwen2.5-vl-7b/11.1%").plan(28, (1296,))
+    assert plan == (216,) * 14 + (72,) * 14  # 16.7 %, then a third of these: 11.1 % on average
+
+
+@given(tokens=st.integers(1, 3000), share=st.floats(0.001, 1), depth=st.integers(2, 40))
+def test_a_budget_is_met_to_the_rounding_of_counts(tokens, share, depth):
+    mean = max(1.0, share * tokens)
+    plan = VScan(tokens=mean).plan(depth, (tokens,))
+    spent = sum(plan) / depth
+    assert spent == pytest.approx(mean, abs=0.75)
+    assert min(plan) >= 1
+    assert max(plan) <= tokens
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(fv.SettingError):
+        VScan(entry=0.5)
+    with pytest.raises(fv.SettingError):
+        VScan(layer=0)
+    with pytest.raises(fv.BudgetError, match="floor is 1 token"):
+        VScan.for_budget(tiny("llava"), tokens=0.9)
+    assert VScan() == VScan(retention=1 / 3)
+
+
+# -- on models -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl"])
+def test_counts_on_models(family):
+    model, inputs = tiny(family), batch(family, ["tit"])
+    depth = len(model.get_decoder().layers)
+    with fv.drop(model, VScan(retention=0.4, window=2)) as trace, torch.no_grad():
+        model(**inputs)
+    *_, merging, last = trace.stages
+    entered = merging.before[0]
+    assert (merging.layer, last.layer) == (0, depth // 2)
+    spent = (merging.after[0] * (depth // 2) + last.after[0] * (depth - depth // 2)) / depth
+    assert spent == pytest.approx(0.4 * entered, abs=0.75)
+    assert merging.origin[0].tolist() == sorted(merging.origin[0].tolist())
