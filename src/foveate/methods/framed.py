@@ -31,6 +31,8 @@ class Framed(Method):
     schedule: ClassVar[tuple[str, ...]]
     usual: ClassVar[float]
     """What the method's own setting is if nothing is said."""
+    only_videos: ClassVar[bool] = False
+    """Whether a picture keeps all its tokens, also with a budget: there is nothing to compare it with."""
 
     retention: Share | None = None
     tokens: Tokens | None = None
@@ -96,16 +98,26 @@ class Framed(Method):
         if not arriving.tokens:
             return 0
         frames = arriving.frames
+        if self.only_videos and frames is None:
+            return None
+        if self.only_videos and frames is not None and len(frames) == 1:
+            return arriving.tokens
         if not self._has_budget:
             return None if frames is None else self.own_count(frames)
         count = half_up(Budget(self.tokens, self.retention).mean(arriving.entered)) - arriving.reserved
         count = min(max(count, 1), arriving.tokens)
-        if frames is None or count >= self.floor(frames):
-            return count
+        if frames is not None:
+            self._check_floor(count, frames, arriving)
+        return count
+
+    def _check_floor(self, count: int, frames: tuple[int, ...], arriving: Arriving) -> None:
+        """Refuse a budget below what the method can do."""
+        if count >= self.floor(frames):
+            return
         least = self.floor(frames) + arriving.reserved
         raise BudgetError(
-            f"{type(self).__name__} cannot keep {count + arriving.reserved} of {arriving.entered} vision tokens in "
-            f"{len(frames)} frames: its floor is {least} tokens, {least / arriving.entered:.2%}. Give a larger budget.",
+            f"{type(self).__name__} cannot keep {count + arriving.reserved} of {arriving.entered} vision tokens of "
+            f"{len(frames)} frames: its floor is {least / arriving.entered:.2%}, {least} tokens. Give a larger budget.",
             floor=least / arriving.entered,
         )
 

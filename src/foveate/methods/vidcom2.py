@@ -79,6 +79,7 @@ class VidCom2(Framed):
         weights = 1 + torch.softmax(uniqueness / TEMPERATURE, dim=0) - 1 / frames
         scores = like_video + like_frame
         if count is None:
+            assert self.keep is not None  # a budget has a count
             quotas = (self.keep * weights).clamp(max=1) * tokens
             stays = ascending_ranks(scores) < quotas.round().clamp(min=1)[:, None]
             return Cut.keep(stays.flatten())
