@@ -48,23 +48,27 @@ def support() -> dict[str, dict[str, dict[str, Any]]]:
     it ("tower", "projector", "layer", "kv"), or why the method is refused. The tests check it for each method on each
     family.
     """
-    from foveate.support import reach
-
     table: dict[str, dict[str, dict[str, Any]]] = {}
     for model_type, family in sorted(families().items()):
-        answers: dict[str, Any] = {}
-        for name, kind in sorted(methods().items()):
-            try:
-                usual = kind()
-            except (SettingError, TypeError):  # it cannot be made without settings
-                answers[name] = f"{name} has no defaults: what works depends on its settings."
-                continue
-            where = reach(usual, family)
-            answers[name] = where.refused or where.places
-        table[model_type] = {"image": answers}
-        if family.videos:
-            table[model_type]["video"] = answers
+        modalities = ("image", "video") if family.videos else ("image",)
+        table[model_type] = {modality: _support_of(family, modality) for modality in modalities}
     return table
+
+
+def _support_of(family: "type[Family]", modality: str) -> dict[str, Any]:
+    """What each method does with a family's images or videos."""
+    from foveate.support import reach, usual_input
+
+    answers: dict[str, Any] = {}
+    for name, kind in sorted(methods().items()):
+        try:
+            usual = kind()
+        except (SettingError, TypeError):  # it cannot be made without settings
+            answers[name] = f"{name} has no defaults: what works depends on its settings."
+            continue
+        where = reach(usual, family, arriving=usual_input(family, modality))
+        answers[name] = where.refused or where.places
+    return answers
 
 
 def family_for(model: Any, family: Literal["generic"] | None = None) -> "Family":

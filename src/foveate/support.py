@@ -11,11 +11,12 @@ from foveate.methods import follow
 from foveate.methods.base import Method
 from foveate.methods.stages import Place, Shape, Stage
 
-__all__ = ["SERVED", "Reach", "reach", "refusal"]
+__all__ = ["SERVED", "Reach", "reach", "refusal", "usual_input"]
 
 SERVED = (Hidden, Attention, Keys, TowerAttention, TowerKeys, Cls)
 """Signals that this engine reads."""
 USUAL = Arriving(576, 576, 576, grids=((24, 24),))  # an image of LLaVA-1.5, which the table is made for
+FILM = Arriving(1024, 1024, 1024, grids=((16, 16),) * 4, video=True)
 DEPTH = 32
 
 
@@ -87,6 +88,11 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
     return None
 
 
+def usual_input(kind: type[Family], modality: str) -> Arriving:
+    """An image or a video as a family's stages see it; `tiled` families see each frame of a video as an image."""
+    return FILM if modality == "video" and not kind.tiled else USUAL
+
+
 def reach(
     method: Method, kind: type[Family], config: Any = None, *, depth: int = DEPTH, arriving: Arriving = USUAL
 ) -> Reach:
@@ -97,7 +103,7 @@ def reach(
         kind: The family.
         config: The model's. Without one, and if towers of the family may have a CLS or none, the answer is for both.
         depth: Decoder layers.
-        arriving: An image.
+        arriving: An image or a video; see `usual_input`.
     """
     cls = kind.cls_in_tower(config)
     if cls is not None:

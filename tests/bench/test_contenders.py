@@ -3,8 +3,9 @@
 import pytest
 
 import foveate as fv
-from foveate.bench.contenders import METHODS, at_budgets, named_methods
+from foveate.bench.contenders import METHODS, at_budgets, comparable, named_methods
 from foveate.bench.shapes import shape
+from foveate.methods import catalogue
 
 CONFIG = shape("llava-1.5-7b").make_config()
 
@@ -57,3 +58,45 @@ def test_a_control_whose_layers_are_written_stays_there():
 def test_a_budget_above_the_prompt_is_refused():
     with pytest.raises(fv.SettingError, match="600 tokens: the prompt has 576 vision tokens"):
         solved("v2drop", tokens=(192, 600))
+
+
+def test_all_is_every_method_that_takes_the_budget_and_random_stands_beside_them():
+    methods, left_out = comparable(("all",), CONFIG, 576, tokens=(192,))
+    names = {name.removesuffix(" 192") for name in (*methods, *left_out)}
+    assert names == set(fv.methods()) - {"random"}
+    assert left_out["finalkv"] == "takes no budget."
+    assert methods["v2drop 192"] == fv.V2Drop.for_budget(CONFIG, tokens=192, vision_tokens=576)
+
+
+def test_what_is_below_a_floor_is_left_out_and_the_floor_is_named():
+    methods, left_out = comparable(("v2drop", "visiondrop"), CONFIG, 576, tokens=(20, 192))
+    assert list(methods) == ["v2drop 192", "visiondrop 20", "visiondrop 192"]
+    assert "floor" in left_out["v2drop 20"]
+    methods, left_out = comparable(("v2drop", "visiondrop"), CONFIG, 576, tokens=(20,))
+    assert "floor" in left_out["v2drop"]
+
+
+def test_a_method_of_another_package_is_one_of_all():
+    class Other(fv.VidCom2):
+        name = "other"
+
+    fv.register_method(Other)
+    try:
+        methods, _ = comparable(("all",), CONFIG, 576)
+    finally:
+        catalogue.extra.pop("other")
+    assert methods["other 192"] == Other(retention=1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("names", "budget", "told"),
+    [
+        (("random",), 192, "Random dropping is what others are compared with"),
+        (("v2drop",), 20, "floor"),
+        (("v2drop",), 600, "the prompt has 576 vision tokens"),
+        (("all", "v2drop"), 192, "all"),
+    ],
+)
+def test_nothing_to_compare_is_refused(names, budget, told):
+    with pytest.raises(fv.FoveateError, match=told):
+        comparable(names, CONFIG, 576, tokens=(budget,))

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+import foveate as fv
+from foveate.bench.overhead import CONTROL
 from foveate.bench.run import AGAIN, FULL, KEEP_ALL, Session
 
 QUICK = ("--pairs", "2", "--new-tokens", "2", "--device", "cpu")
@@ -50,6 +52,91 @@ def test_a_run_prints_a_table_and_writes_record_and_figure(run, tiny_llava, tmp_
     assert rows["v2drop 16: random"]["over_bare"]["prefill"]["rounds"] == 2
     assert rows["visiondrop 16"]["bare"] == "visiondrop 16: bare"
     assert list(record["profile"]) == [FULL, "v2drop 16", "visiondrop 16"]
+
+
+def test_all_methods_stand_beside_random_dropping_in_one_table(run, tiny_llava, tmp_path, monkeypatch):
+    few = {name: fv.methods()[name] for name in ("v2drop", "vidcom2", "dycoke", "finalkv", "random")}
+    monkeypatch.setattr("foveate.methods.catalogue.methods", lambda: few)
+    out = tmp_path / "all.json"
+    asked = ("bench", "--model", tiny_llava, "--methods", "all", "--retention", "0.5", "--pairs", "2")
+    code, shown, told = run(*asked, "--device", "cpu", "--out", out)
+    assert code == 0
+    assert "Batch 8: timing 6 rows" in told
+    for word in ("batch 1 and 8", "Batch 1:", "Batch 8:", "÷ random", "of time", CONTROL, "v2drop 18", "vidcom2 18"):
+        assert word in shown
+    assert "dycoke 18: left out: drops nothing of this prompt." in shown
+    record = json.loads(out.read_text())
+    assert record["left_out"] == {"finalkv": "takes no budget.", "dycoke 18": "drops nothing of this prompt."}
+    assert (record["batch"], record["new_tokens"]) == ([1, 8], 1)
+    assert [batch["batch"] for batch in record["batches"]] == [1, 8]
+    for batch in record["batches"]:
+        assert [row["name"] for row in batch["rows"]] == ["v2drop 18", "vidcom2 18", CONTROL]
+        for row in batch["rows"]:
+            assert row["over_random"]["ttft"]["rounds"] == len(row["times"]["ttft"]) == 2
+            assert row["time_share"]["median"] == pytest.approx(1 - 1 / row["over_random"]["ttft"]["median"])
+
+
+def test_methods_can_be_listed_with_commas_and_the_batch_chosen(run, tiny_llava):
+    asked = (
+        "bench",
+        "--model",
+        tiny_llava,
+        "--methods",
+        "uniform, random,v2drop",
+        "--retention",
+        "0.5",
+        "--batch",
+        "2",
+    )
+    code, shown, _ = run(*asked, "--json", *QUICK)
+    assert code == 0
+    record = json.loads(shown)
+    (batch,) = record["batches"]
+    assert (batch["batch"], record["new_tokens"], record["left_out"]) == (2, 2, {})
+    assert [row["name"] for row in batch["rows"]] == ["uniform 18", "v2drop 18", CONTROL]
+
+
+def test_batches_that_were_finished_are_kept_when_a_comparison_is_interrupted(run, tiny_llava, tmp_path, monkeypatch):
+    original = Session.run
+
+    def interrupted(self, *arguments):
+        if self.workload.batch == 8:
+            raise KeyboardInterrupt
+        yield from original(self, *arguments)
+
+    monkeypatch.setattr(Session, "run", interrupted)
+    out = tmp_path / "part.json"
+    asked = ("bench", "--model", tiny_llava, "--methods", "uniform", "--retention", "0.5", "--out", out)
+    code, _, told = run(*asked, *QUICK)
+    assert code == 130
+    assert told.splitlines()[-1] == "foveate: interrupted."
+    assert [batch["batch"] for batch in json.loads(out.read_text())["batches"]] == [1]
+
+
+def test_a_comparison_that_was_interrupted_at_once_writes_nothing(run, tiny_llava, tmp_path, monkeypatch):
+    def interrupted(self, *_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "run", interrupted)
+    out = tmp_path / "part.json"
+    asked = ("bench", "--model", tiny_llava, "--methods", "uniform", "--retention", "0.5", "--out", out)
+    code, shown, told = run(*asked, *QUICK)
+    assert (code, shown, out.exists()) == (130, "", False)
+    assert "too few rounds were finished for a ratio" in told
+
+
+def test_random_dropping_that_differs_from_itself_is_warned_of(run, tiny_llava, monkeypatch):
+    def drifting(self, pairs, *_):
+        for number in range(pairs):
+            for place, name in enumerate(self.candidates):
+                self.times.setdefault(name, []).append({"prefill": 1.0, "ttft": 1.0 + place, "whole": 2.0})
+            yield number + 1
+
+    monkeypatch.setattr(Session, "run", drifting)
+    asked = ("bench", "--model", tiny_llava, "--methods", "uniform", "--retention", "0.5", "--batch", "1")
+    code, _, told = run(*asked, *QUICK)
+    assert code == 0
+    assert "warning: the machine is noisy: at batch 1 random dropping differs from itself (random again)." in told
 
 
 def test_json_goes_to_stdout_alone(run, tiny_llava):
@@ -152,6 +239,16 @@ def test_a_machine_that_differs_from_itself_is_warned_of(run, tiny_llava, monkey
         (["--images", "2", "--frames", "4"], "exclude each other"),
         (["--predict", "--profile"], "nothing to profile"),
         (["--method", "v2drop", "--method", "v2drop"], "the same name is given twice"),
+        (["--methods", "v2drop,v2drop"], "the same name is given twice"),
+        (["--methods", "all,v2drop"], "all stands for every method"),
+        (["--methods", "v2drop,"], "names with commas between them"),
+        (["--methods", "v2drop:metric=l1"], "names only; settings go with --method"),
+        (["--methods", "v2dorp"], "v2drop"),
+        (["--methods", "all", "--method", "v2drop"], "exclude each other"),
+        (["--methods", "all", "--predict"], "Leave --predict out"),
+        (["--methods", "all", "--figure", "f.png"], "Leave --figure out"),
+        (["--methods", "all", "--no-bare"], "Leave --no-bare out"),
+        (["--methods", "random", "--model", "cpu-tiny", "--device", "cpu"], "what others are compared with"),
         (["--model", "qwen2-vl-72b"], "add --predict"),
         (["--model", "llava-1.5-7b", "--frames", "4", "--predict"], "takes pictures"),
         (["--model", "cpu-tiny", "--budget", "600", "--predict"], "the prompt has 576 vision tokens"),

@@ -97,3 +97,13 @@ def test_what_python_asks_of_any_object_is_no_signal():
     with pytest.raises(AttributeError):
         View(3).__deepcopy__  # noqa: B018
     assert not hasattr(View(3), "_nothing")
+
+
+def test_frames_are_known_of_videos_and_a_picture_is_one():
+    views = ((2, 2), (1, 3))
+    assert Arriving(7, 7, 7, grids=views, video=True).frames == (4, 3)
+    assert Arriving(7, 7, 7, grids=views, video=False).frames == (7,)
+    assert Arriving(7, 7, 7, video=False).frames == (7,)
+    assert Arriving(4, 4, 4, grids=((2, 2),)).frames == (4,)
+    assert Arriving(7, 7, 7, grids=views).frames is None  # frames or tiles
+    assert Arriving(7, 7, 7, video=True).frames is None

@@ -10,7 +10,7 @@ import foveate as fv
 from foveate.errors import FoveateError
 from foveate.methods import names
 from foveate.methods.base import Method
-from foveate.support import Reach, reach
+from foveate.support import Reach, reach, usual_input
 from tests import probes
 from tests.invariants.facts import stages
 from tests.models import DEPTH, FAMILIES, PROMPTS, TINY
@@ -67,15 +67,30 @@ def keep_alls() -> tuple[dict[str, Method], list[str]]:
     return found, lacking
 
 
+def idle() -> dict[str, set[str]]:
+    """For examples of methods that compare frames (`ONLY_VIDEOS` in its test file), where they have nothing to do."""
+    still: dict[str, set[str]] = {}
+    for name in own_methods():
+        home = home_of(name)
+        if not getattr(home, "ONLY_VIDEOS", False):
+            continue
+        nothing = {f"{family} image" for family in FAMILIES}
+        nothing |= {f"{family} video" for family in FAMILIES if fv.families()[family].tiled}  # frames are pictures
+        still |= {f"{name}-{index}": nothing for index in range(len(home.EXAMPLES))}
+    return still
+
+
 def smallest() -> dict[str, Method]:
     """For some methods, the setting that leaves one token of an image where it can: `SMALLEST` of its test file."""
     homes = {name: home_of(name) for name in own_methods()}
     return {f"{name}-0": home.SMALLEST for name, home in homes.items() if hasattr(home, "SMALLEST")}
 
 
-def reach_of(example: str, family: str) -> Reach:
+def reach_of(example: str, family: str, modality: str = "image") -> Reach:
     """Where tokens leave in an example on a family's tiny model, as it is derived."""
-    return reach(EXAMPLES[example], fv.families()[family], TINY[family].config(), depth=DEPTH)
+    kind = fv.families()[family]
+    arriving = usual_input(kind, modality)
+    return reach(EXAMPLES[example], kind, TINY[family].config(), depth=DEPTH, arriving=arriving)
 
 
 def works(example: str, family: str, word: str = "i") -> bool:
@@ -92,9 +107,10 @@ NOTHING = {
             for what in MODALITIES
         ),
         *(f"{family} video" for family in ("glm46v", "glm4v", "glm4v_moe")),
-    }
+    },
+    **idle(),
 }
-"""Where a probe has nothing to do: tokens of several views or frames are no single grid with windows in it."""
+"""Where an example has nothing to do. "tower merge" needs a single grid, and several views or frames are none."""
 METHODS, LACKING = examples()
 KEEP_ALLS, NOT_KEEPING = keep_alls()
 KEEP_ALLS = {**probes.KEEP_ALL, **KEEP_ALLS}

@@ -26,7 +26,7 @@ def test_every_method_has_examples():
 
 @pytest.mark.parametrize(("name", "family", "modality"), CASES)
 def test_tokens_leave_where_it_is_derived(name, family, modality, record_property):
-    told, model = reach_of(name, family), tiny(family)
+    told, model = reach_of(name, family, modality), tiny(family)
     inputs = batch(family, ["titit" if modality == "image" else with_video(family)])
     if told.refused is not None:
         record_property("refused", f"{name} on {family} ({modality}): {told.refused}")

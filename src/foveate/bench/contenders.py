@@ -4,25 +4,34 @@ from collections.abc import Sequence
 from typing import Any
 
 from foveate.errors import BudgetError, SettingError
+from foveate.methods import catalogue
 from foveate.methods.base import Method
 from foveate.methods.grammar import read
 from foveate.methods.named import RETENTION, Named
+from foveate.methods.random import Random
 
-__all__ = ["METHODS", "at_budgets", "named_methods"]
+__all__ = ["ALL", "METHODS", "at_budgets", "comparable", "named_methods"]
 
 METHODS = ("v2drop", "visiondrop", "mustdrop")
 """What is timed where nobody names a method."""
+ALL = "all"
+"""Every registered method."""
 
 
-def named_methods(names: Sequence[str]) -> list[Named]:
+def named_methods(names: Sequence[str], check: bool = True) -> list[Named]:
     """The methods of these names, checked before any model is made.
+
+    Args:
+        names: As they were written; none stand for `METHODS`.
+        check: Whether their settings are checked too.
 
     Raises:
         FoveateError: If there is no such method, preset or file, or a setting does not fit.
     """
     methods = [read(name) for name in names or METHODS]
-    for named in methods:
-        named.check()
+    if check:
+        for named in methods:
+            named.check()
     return methods
 
 
@@ -48,8 +57,7 @@ def at_budgets(
     Raises:
         SettingError: If a budget exceeds the prompt, or no method can meet any.
     """
-    if tokens and max(tokens) > vision_tokens:
-        raise SettingError(f"A budget of {max(tokens):g} tokens: the prompt has {vision_tokens} vision tokens.")
+    _refuse_larger(tokens, vision_tokens)
     shares = tuple(retention) or tuple(count / vision_tokens for count in tokens) or (RETENTION,)
     config = getattr(model, "config", model)
     feasible: dict[str, Method] = {}
@@ -67,8 +75,55 @@ def at_budgets(
     return feasible, infeasible
 
 
+def comparable(
+    names: Sequence[str],
+    model: Any,
+    vision_tokens: int,
+    *,
+    tokens: Sequence[float] = (),
+    retention: Sequence[float] = (),
+    seed: int = 0,
+) -> tuple[dict[str, Method], dict[str, str]]:
+    """As `at_budgets`, for methods that shall be compared with random dropping: what cannot be is left out, with why.
+
+    Args:
+        names: Of methods; `ALL` alone is every registered one that takes a budget.
+        model, vision_tokens, tokens, retention, seed: See `at_budgets`.
+
+    Raises:
+        FoveateError: If a name is wrong, a budget exceeds the prompt, or no method is left.
+    """
+    every = tuple(names) == (ALL,)
+    named = named_methods(sorted(catalogue.methods()) if every else names, check=not every)
+    methods: dict[str, Method] = {}
+    left_out: dict[str, str] = {}
+    _refuse_larger(tokens, vision_tokens)
+    for one in named:
+        if one.text == Random.name:  # it stands beside all others
+            continue
+        if every and one.settled:
+            left_out[one.text] = "takes no budget."
+            continue
+        try:
+            found, infeasible = at_budgets([one], model, vision_tokens, tokens=tokens, retention=retention, seed=seed)
+        except SettingError as error:
+            left_out[one.text] = str(error)
+            continue
+        methods |= found
+        left_out |= infeasible
+    if not methods:
+        raise SettingError(" ".join(left_out.values()) or "Random dropping is what others are compared with. Name one.")
+    return methods, left_out
+
+
 def _labels(named: Named, shares: Sequence[float], vision_tokens: int) -> dict[str, float | None]:
     """Names of rows and the budget of each; a method that takes none has one row."""
     if named.settled:
         return {named.text: None}
     return {f"{named.text} {share * vision_tokens:.0f}": share for share in shares}
+
+
+def _refuse_larger(tokens: Sequence[float], vision_tokens: int) -> None:
+    """Refuse budgets above the prompt's vision tokens."""
+    if tokens and max(tokens) > vision_tokens:
+        raise SettingError(f"A budget of {max(tokens):g} tokens: the prompt has {vision_tokens} vision tokens.")

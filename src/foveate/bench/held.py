@@ -25,18 +25,29 @@ class Held:
         retention: Mean over samples of what the trace says.
         kv_bytes: Of the whole batch's cache after the prompt, read off its tensors.
         peak: Bytes at the most, without weights and inputs: what the accelerator's allocator says, or on a CPU the
-            tensors that live at once.
+            tensors that live at once; None if that was not measured.
     """
 
     tokens: tuple[int, ...]
     retention: float
     kv_bytes: int
-    peak: int
+    peak: int | None
 
 
-def hold(model: Any, workload: Workload, trace: Trace | None) -> Held:
-    """Run the prompt once and see what it holds; inside the dropping context whose trace is given, if any."""
-    cache, peak = _prefill(model, workload)
+def hold(model: Any, workload: Workload, trace: Trace | None, peak: bool = True) -> Held:
+    """Run the prompt once and see what it holds; inside the dropping context whose trace is given, if any.
+
+    Args:
+        model: In evaluation mode.
+        workload: The prompt.
+        trace: Of what is dropped.
+        peak: Whether to measure the most bytes at once, which on a CPU takes much longer than the prompt.
+    """
+    most: int | None = None
+    if peak:
+        cache, most = _prefill(model, workload)
+    else:
+        cache = generate(model, workload.inputs, 1).past_key_values
     tokens = (workload.vision_tokens,) * len(family_for(model).layers)
     retention = 1.0
     if trace is not None:
@@ -46,7 +57,7 @@ def hold(model: Any, workload: Workload, trace: Trace | None) -> Held:
         tokens=tokens,
         retention=retention,
         kv_bytes=kv_bytes(cache)[0],
-        peak=peak,
+        peak=most,
     )
 
 

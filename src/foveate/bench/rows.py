@@ -33,6 +33,7 @@ class Row:
         scoring: The method's own arithmetic, as a share of its prefill's.
         kv_counted: What the arithmetic says the whole batch's cache holds, bytes; None for bare layers.
         peak_counted: The same of the most bytes at once; None also where it is not known, as under eager attention.
+        cost: What arithmetic says one sample costs.
     """
 
     candidate: Candidate
@@ -46,6 +47,7 @@ class Row:
     scoring: float
     kv_counted: int | None
     peak_counted: int | None
+    cost: Cost = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -162,6 +164,7 @@ class _Reader:
             scoring=cost.scoring_flops / cost.prefill_flops,
             kv_counted=kv,
             peak_counted=peak,
+            cost=cost,
         )
 
     def _times(self, name: str | None) -> dict[str, list[float]]:

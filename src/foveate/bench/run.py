@@ -17,7 +17,7 @@ from foveate.bench.timing import rounds
 from foveate.bench.workload import Workload
 from foveate.engine.session import drop
 from foveate.engine.trace import Trace
-from foveate.errors import InputError, UnsupportedError
+from foveate.errors import BudgetError, InputError, UnsupportedError
 from foveate.methods.base import Method
 from foveate.methods.controls import same_schedule
 from foveate.methods.follow import cached_layers, in_order
@@ -81,6 +81,7 @@ class Session:
         times: Of each candidate, a mapping of parts to seconds for every finished round.
         asked: How many rounds were asked for.
         obstacle: Why there are no bare layers beside the methods, if they were asked for and cannot be run.
+        measures_peak: Whether the most bytes at once are measured.
     """
 
     model: Any
@@ -91,6 +92,7 @@ class Session:
     times: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     asked: int = 0
     obstacle: str = ""
+    measures_peak: bool = True
 
     @property
     def finished(self) -> int:
@@ -105,6 +107,8 @@ class Session:
         *,
         bare: bool = True,
         eager: bool = False,
+        checks: bool = True,
+        peak: bool = True,
         starting: Callable[[str], object] = lambda name: None,
     ) -> None:
         """Measure what every candidate holds, and put the controls beside them.
@@ -114,12 +118,16 @@ class Session:
             bare: Whether the layers alone are run on as many rows too, wherever they can be.
             eager: Whether the first method's schedule is run once more at random under eager attention: what a method
                 that needs attention matrices pays for them.
+            checks: Whether the untouched model runs a second time, and keep-all once.
+            peak: Whether the most bytes at once are measured.
             starting: Called with the name of each candidate before it runs.
         """
+        self.measures_peak = peak
         if bare:
             self.obstacle = obstacle(family_for(self.model), self.workload.inputs)
         self._add(Candidate(FULL), starting)
-        self._add(Candidate(KEEP_ALL, Uniform(layers=(0,), keep=(1.0,))), starting)
+        if checks:
+            self._add(Candidate(KEEP_ALL, Uniform(layers=(0,), keep=(1.0,))), starting)
         for name, method in methods.items():
             candidate = self._add(Candidate(name, method), starting)
             if candidate.held is None:
@@ -130,7 +138,8 @@ class Session:
                 self._add_bare(candidate, candidate.held)
         if eager:
             self._add(Candidate(EAGER, self._first_schedule(), kernel="eager"), starting)
-        self.candidates[AGAIN] = Candidate(AGAIN, held=self.candidates[FULL].held)
+        if checks:
+            self.candidates[AGAIN] = Candidate(AGAIN, held=self.candidates[FULL].held)
 
     def _control(self, name: str, method: Method, held: Held, starting: Callable[[str], object]) -> str:
         """The candidate that drops at random at a method's schedule: made unless there is one."""
@@ -167,10 +176,10 @@ class Session:
         self.candidates[candidate.name] = candidate
         try:
             with self._context(candidate) as trace:
-                candidate.held = hold(self.model, self.workload, trace)
+                candidate.held = hold(self.model, self.workload, trace, self.measures_peak)
         except torch.OutOfMemoryError:
             candidate.failed = "out of memory"
-        except UnsupportedError as error:
+        except (UnsupportedError, BudgetError) as error:
             candidate.failed = str(error)
         return candidate
 

@@ -98,11 +98,12 @@ def _words(count: int) -> str:
 def _batch(prompt: Prompt, batch: int) -> Workload:
     """One prompt as often as the batch has samples."""
     tower = prompt.tower_images
-    return Workload(
-        inputs={name: torch.cat([tensor] * batch) for name, tensor in prompt.inputs.items()},
-        batch=batch,
+    single = Workload(
+        inputs=prompt.inputs,
+        batch=1,
         text_tokens=prompt.text_tokens,
         sizes=prompt.sizes,
         tower_images=None if tower is None else tuple(tower),
         grids=prompt.grids,
     )
+    return single.repeated(batch)

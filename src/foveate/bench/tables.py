@@ -65,11 +65,16 @@ def _call(row: Row) -> dict[str, str]:
 
 def _sizes(row: Row) -> dict[str, str]:
     held = row.held
+    peak, beside = "", ""
+    if held.peak is not None:
+        peak = f"{held.peak / MIB:.1f}"
+        if row.peak_counted is not None:
+            beside = f"{held.peak / row.peak_counted - 1:+.1%}"
     return {
         "Tokens": f"{row.tokens:.1f}",
         "Retention": f"{held.retention:.1%}",
-        "Peak MiB": f"{held.peak / MIB:.1f}",
-        "vs predicted": "" if row.peak_counted is None else f"{held.peak / row.peak_counted - 1:+.1%}",
+        "Peak MiB": peak,
+        "vs predicted": beside,
         "KV MiB": f"{held.kv_bytes / MIB:.1f}",
     }
 

@@ -63,6 +63,11 @@ class Workload:
         """Of one sample."""
         return sum(self.sizes)
 
+    def repeated(self, batch: int) -> "Workload":
+        """The same prompt so many times in a batch, of a batch of one."""
+        inputs = {name: torch.cat([tensor] * batch) for name, tensor in self.inputs.items()}
+        return replace(self, inputs=inputs, batch=batch)
+
     def cost(
         self,
         model: Any,

@@ -13,6 +13,7 @@ import tyro
 from foveate.cli.checks import check_methods, check_shape
 from foveate.cli.options import EMBEDDED, Flag, MethodsOptions, ModelOptions, OutputOptions
 from foveate.cli.outputs import check_targets
+from foveate.cli.overhead import ALL, BATCHES, NEW_TOKENS, measure, names_of
 from foveate.cli.usage import UsageError, check_budgets, check_most
 from foveate.errors import InputError
 
@@ -55,16 +56,19 @@ class Bench(MethodsOptions):
       foveate bench --model llava-1.5-7b --budget 192 --budget 128 --budget 64 --batch 8 --out bench.json --figure b.png
       foveate bench --model llava-hf/llava-1.5-7b-hf --method v2drop --retention 0.33 --profile
       foveate bench --model qwen2-vl-72b --retention 0.33 --predict
+      foveate bench --model cpu-small --methods all --budget 192 --out methods.json
     """
 
     model: Annotated[str, tyro.conf.arg(metavar="SHAPE|ID|FOLDER")] = EMBEDDED
     """a shape with random weights (list: --shapes), a hub id or a local folder"""
-    batch: Annotated[int, tyro.conf.arg(metavar="N")] = 1
-    """samples a run"""
+    methods: Annotated[str | None, tyro.conf.arg(metavar="all|NAME,…", help_behavior_hint="")] = None
+    """instead of --method: one table of what each takes beside random dropping of as many tokens, to the first token"""
+    batch: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """samples a run (default: 1; with --methods 1 and then 8)"""
     text_tokens: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """tokens of text in the prompt (default: 40; a checkpoint's template may need more)"""
-    new_tokens: Annotated[int, tyro.conf.arg(metavar="N")] = 16
-    """length of every answer"""
+    new_tokens: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """length of every answer (default: 16; with --methods 1)"""
     images: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """pictures in the prompt (default: 1)"""
     frames: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
@@ -102,6 +106,8 @@ class Bench(MethodsOptions):
         self._check()
         check_targets(self.outputs)
         check_methods(self.method)
+        if self.methods is not None and self._names != (ALL,):
+            check_methods(self._names)
         check_shape(self.model)
         # Only now anything slow is imported: --help and refusals stay quick.
         from foveate.cli.screen import busy
@@ -116,6 +122,17 @@ class Bench(MethodsOptions):
             self._bench(shapes().get(self.model))
 
     # -- flags ------------------------------------------------------------------------------------------------
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        """What --methods names."""
+        return names_of(self.methods or "")
+
+    @property
+    def _length(self) -> int:
+        """Length of every answer."""
+        usual = 16 if self.methods is None else NEW_TOKENS
+        return self.new_tokens or usual
 
     @property
     def _kernel(self) -> str:
@@ -133,12 +150,31 @@ class Bench(MethodsOptions):
             raise UsageError("--with-eager beside --attention eager: every row has attention matrices already.")
         check_budgets(self.method, self.budget, self.retention)
         self._check_numbers()
+        if self.methods is not None:
+            self._check_comparison()
         if self.images is not None and self.frames is not None:
             raise UsageError("--images and --frames exclude each other; give one of them.")
         if self.predict and (self.profile or self.outputs.figure is not None):
             raise UsageError("--predict runs nothing, so there is nothing to profile or to draw. Leave it out.")
         if self.shapes and self.outputs.figure is not None:
             raise UsageError("--shapes runs nothing, so there is nothing to draw. Leave out --figure.")
+
+    def _check_comparison(self) -> None:
+        """Refuse flags that mean nothing beside --methods."""
+        self._names  # noqa: B018 - or a refusal
+        if self.method:
+            raise UsageError("--methods and --method exclude each other: --methods gives a table of its own.")
+        others = {
+            "--predict": self.predict,
+            "--profile": self.profile,
+            "--with-eager": self.with_eager,
+            "--no-bare": not self.bare,
+            "--shapes": self.shapes,
+            "--figure": self.outputs.figure is not None,
+        }
+        for flag, given in others.items():
+            if given:
+                raise UsageError(f"--methods compares methods with random dropping alone. Leave {flag} out.")
 
     def _check_numbers(self) -> None:
         least = {"batch": 1, "new_tokens": 1, "pairs": LEAST, "text_tokens": 1, "images": 1, "frames": 1}
@@ -179,6 +215,9 @@ class Bench(MethodsOptions):
 
         if shape is not None and shape.arithmetic and not self.predict:
             raise UsageError(f"--model {shape.name} is there for arithmetic alone, not to be run: add --predict.")
+        if self.methods is not None:
+            self._compare(shape)
+            return
         named = named_methods(self.method)
         device = self._device()
         subject = self._subject(shape, device)
@@ -190,9 +229,7 @@ class Bench(MethodsOptions):
         prediction = verdict(promised, workload.cost(model))
         note(f"prediction: {prediction}")
         command = shlex.join(["foveate", *sys.argv[1:]])
-        record = conditions(
-            subject, device, new_tokens=self.new_tokens, clock=self.clock, seed=self.seed, command=command
-        )
+        record = conditions(subject, device, new_tokens=self._length, clock=self.clock, seed=self.seed, command=command)
         title = title_of(record)
         record |= {"prediction": prediction, "infeasible": infeasible}
         record["forecasts"] = {name: asdict(promise) for name, promise in promised.items()}
@@ -206,6 +243,52 @@ class Bench(MethodsOptions):
         notes = [f"{name}: how many tokens stay depends on the picture." for name in methods if name not in promised]
         self._finish(record, [forecast_sheet(promised, record["costs"], title, notes + unmet)])
 
+    def _compare(self, shape: "Shape | None") -> None:
+        """Each method beside random dropping, at each batch size."""
+        from foveate.bench.conditions import conditions, title_of
+        from foveate.bench.contenders import comparable
+
+        device = self._device()
+        subject = self._subject(shape, device)
+        methods, left_out = comparable(
+            self._names,
+            subject.model,
+            subject.workload.vision_tokens,
+            tokens=self.budget,
+            retention=self.retention,
+            seed=self.seed,
+        )
+        command = shlex.join(["foveate", *sys.argv[1:]])
+        record = conditions(subject, device, new_tokens=self._length, clock=self.clock, seed=self.seed, command=command)
+        batches = BATCHES if self.batch is None else (self.batch,)
+        record["batch"] = list(batches)
+        sheets, stopped = measure(
+            subject,
+            methods,
+            record,
+            title_of(record | {"batch": " and ".join(map(str, batches))}),
+            left_out,
+            batches=batches,
+            new_tokens=self._length,
+            pairs=self._pairs(device),
+            seed=self.seed,
+            clock=self.clock,
+        )
+        self._finish(record, sheets)
+        if stopped is not None:
+            raise stopped
+
+    def _pairs(self, device: "torch.device") -> int:
+        """Timed rounds."""
+        return self.pairs or (10 if device.type == "cpu" else 30)
+
+    @property
+    def _batch(self) -> int:
+        """Samples of the prompt that is made first."""
+        if self.methods is not None:
+            return 1
+        return self.batch or 1
+
     def _subject(self, shape: "Shape | None", device: "torch.device") -> "Subject":
         """The model and its prompt."""
         from foveate.bench.subject import config_of_shape, dtype_for, from_checkpoint, from_shape
@@ -214,7 +297,7 @@ class Bench(MethodsOptions):
         from foveate.cli.screen import busy, note
 
         size = PromptSize(
-            batch=self.batch, text_tokens=self.text_tokens, images=self.images, frames=self.frames, seed=self.seed
+            batch=self._batch, text_tokens=self.text_tokens, images=self.images, frames=self.frames, seed=self.seed
         )
         if shape is not None and self.predict:
             return config_of_shape(shape, dtype_for(self.dtype, device), size)
@@ -239,8 +322,8 @@ class Bench(MethodsOptions):
         from foveate.bench.summary import summarise
         from foveate.cli.screen import note
 
-        session = Session(subject.model, subject.workload, self.new_tokens, clock_of(self.clock))
-        pairs = self.pairs or (10 if subject.model.device.type == "cpu" else 30)
+        session = Session(subject.model, subject.workload, self._length, clock_of(self.clock))
+        pairs = self._pairs(subject.model.device)
         stopped = self._time(session, methods, pairs)
         if session.finished < LEAST and stopped is not None:
             note(f"{session.finished} of {pairs} rounds were finished: too few for a ratio, so nothing is written.")

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from foveate.errors import ShapeError
 
-__all__ = ["into_runs", "ranks", "spread", "top"]
+__all__ = ["by_quota", "into_runs", "ranks", "spread", "top"]
 
 
 def top(scores: Tensor, count: int) -> Tensor:
@@ -23,7 +23,7 @@ def top(scores: Tensor, count: int) -> Tensor:
 
 
 def ranks(scores: Tensor) -> Tensor:
-    """Each token's place by falling score, ties by index: 0.3 0.9 0.3 have 1 0 2. (tokens,) -> (tokens,) int64."""
+    """The place of each score in its row by falling score, ties by index: 0.3 0.9 0.3 have 1 0 2. (…, tokens) int64."""
     return torch.sort(scores, descending=True, stable=True).indices.argsort()
 
 
@@ -56,3 +56,25 @@ def into_runs(rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     place = torch.arange(len(rows), device=rows.device)
     ordinal = place - torch.searchsorted(runs, runs)
     return order, torch.searchsorted(places, runs) + ordinal
+
+
+def by_quota(scores: Tensor, quotas: Tensor, count: int, least: int = 0) -> Tensor:
+    """Indices of the lowest scores of each frame, as many as its quota says and `count` in all, ascending.
+
+    Largest remainders: quotas of 2.6, 1.3 and 1.1 for 5 tokens give 3, 1 and 1. A frame with fewer tokens than its
+    quota leaves the rest to the others, one for each in turn. Ties go to the lower index.
+
+    Args:
+        scores: (frames, tokens of each).
+        quotas: (frames,), tokens of each, fractions included.
+        count: How many in all.
+        least: So many of each frame come first, as far as `count` goes, those of the larger quotas before others.
+
+    Returns:
+        (count,) int64, of all frames' tokens one behind the other.
+    """
+    place = ranks(-scores)
+    # What is left of the quota when a token's turn comes: of 2.6 it is 2.6, 1.6 and 0.6, and then below 0.
+    left = quotas[:, None] - place
+    first = (place < least) * 2.0 * scores.numel()
+    return top((left + first).flatten(), count)

@@ -35,6 +35,7 @@ class Arriving:
         reserved: Rows that the family will add by itself (a closing newline), to be spared from a fixed count.
         grids: Rows and columns of each frame or view, one behind the other; empty where they are not known.
         in_sample: Vision tokens of the whole sample as they entered, where these are a part of it.
+        video: Whether they are a video's, so that `grids` are its frames; None where nobody says.
     """
 
     tokens: int
@@ -43,11 +44,21 @@ class Arriving:
     reserved: int = 0
     grids: tuple[Grid, ...] = ()
     in_sample: int | None = None
+    video: bool | None = None
 
     @property
     def sample(self) -> int:
         """Vision tokens of the whole sample as they entered the model."""
         return self.entered if self.in_sample is None else self.in_sample
+
+    @property
+    def frames(self) -> tuple[int, ...] | None:
+        """Tokens of each frame; a picture is one frame, however many views it has. None where they are not known."""
+        if self.video is False or len(self.grids) == 1:
+            return (self.tokens,)
+        if not self.video or not self.grids:  # several views may be frames or tiles
+            return None
+        return tuple(rows * columns for rows, columns in self.grids)
 
     @classmethod
     def all_of(cls, tokens: int) -> "Arriving":

@@ -45,7 +45,7 @@ def encode(
     Returns:
         What the original answers, each image's rows in the first places of its features.
     """
-    reducer = TowerReducer(program, prompt)
+    reducer = TowerReducer(program, prompt, video=modality == "video")
     cuts: list[Cut | None] = []
     if program.encodes is None:
         output = run()
@@ -196,15 +196,17 @@ class TowerReducer:
     Args:
         program: The stages.
         prompt: Vision tokens of each image of each sample, where a prompt was seen.
+        video: Whether the images are videos.
 
     Attributes:
         early: Whether a stage stands inside the tower.
         reads: What the stages read of the tower.
     """
 
-    def __init__(self, program: Program, prompt: Sequence[Sequence[int]] | None) -> None:
+    def __init__(self, program: Program, prompt: Sequence[Sequence[int]] | None, video: bool = False) -> None:
         self._program = program
         self._prompt = prompt
+        self._video = video
         self.early = program.tower is not None
         signals = itertools.chain.from_iterable(stage.reads for stage in program.images)
         self.reads = tuple(dict.fromkeys(signal for signal in signals if isinstance(signal, TowerSignal)))
@@ -257,7 +259,7 @@ class TowerReducer:
         """What an image stage makes of each image."""
 
         def ask(places: Sequence[int], tensors: Tensors, pick: PickOf) -> Cut | None:
-            return stage.cut(image_view(stage, [images[place] for place in places], tensors, pick))
+            return stage.cut(image_view(stage, [images[place] for place in places], tensors, pick, self._video))
 
         inputs = [{"rows": image.rows, "notes": dict(image.done.notes)} for image in images]
         return self._asked(ask, inputs, [image.kind for image in images])

@@ -131,7 +131,9 @@ def kind_of(rows: Tensor) -> tuple[Hashable, ...]:
     return tuple(rows.shape), rows.dtype, rows.device
 
 
-def image_view(stage: Stage, images: Sequence[ImageTokens], tensors: Tensors, pick: PickOf) -> ImageView:
+def image_view(
+    stage: Stage, images: Sequence[ImageTokens], tensors: Tensors, pick: PickOf, video: bool = False
+) -> ImageView:
     """What a stage sees of one of some images alike.
 
     Args:
@@ -139,6 +141,7 @@ def image_view(stage: Stage, images: Sequence[ImageTokens], tensors: Tensors, pi
         images: The images.
         tensors: The `rows` and `notes` of the one that is looked at.
         pick: Makes a tensor of that one.
+        video: Whether they are videos.
     """
     image, rows = images[0], tensors["rows"]
     view, untouched = image.view, image.untouched
@@ -160,7 +163,7 @@ def image_view(stage: Stage, images: Sequence[ImageTokens], tensors: Tensors, pi
         grids=grids,
         merged=image.patches.rows is not None or image.done.rows is not None,
         tokens=tokens,
-        arriving=Arriving(len(rows), image.entered, len(rows), view.reserved, grids),
+        arriving=Arriving(len(rows), image.entered, len(rows), view.reserved, grids, video=video),
         notes=NotesOf(tensors["notes"], stage),
         signals=signals,
     )

@@ -1,0 +1,72 @@
+"""EVS, Efficient Video Sampling: drop what looks like the same place one frame earlier.
+
+Paper: Bagrov et al., "Efficient Video Sampling: Pruning Temporally Redundant Tokens for Faster VLM Inference",
+arXiv:2510.14624. Reads nothing but features, behind the projector.
+
+    d_t = 1 − cos(x_t, x_{t−1}) for each token of frame t and the one at its place in the frame before
+
+The first frame stays whole; of all others together, those with the largest d stay: max(n, int(T · n · (1 − q))) of T
+frames of n tokens. The count depends on the clip's shape alone, so that a server knows it before it encodes.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from foveate.core.rank import top
+from foveate.methods.base import Preset
+from foveate.methods.framed import Framed
+from foveate.methods.settings import Share
+from foveate.methods.stages import Arriving
+
+__all__ = ["EVS", "METHOD"]
+
+
+class EVS(Framed):
+    """Keeps the first frame and what changes from frame to frame; whole frames may vanish. A picture keeps everything.
+
+    As in the serving engine, a frame is compared with the one before it, not with the last one that was kept: what
+    changes slowly is lost. Unlike there, cosines are computed in float32: in the model's dtype many of them tie.
+
+    Attributes:
+        q: The share of a video's tokens that is dropped, in [0, 1].
+        retention, tokens, positions: See `Framed`. A budget's floor is the first frame.
+    """
+
+    name = "evs"
+    schedule: ClassVar[tuple[str, ...]] = ("q",)
+    usual: ClassVar[float] = 0.75
+    only_videos: ClassVar[bool] = True
+
+    q: Share | None = None
+
+    @property
+    def keeps_all(self) -> bool:
+        return self.q == 0 or self.retention == 1
+
+    def own_count(self, frames: tuple[int, ...]) -> int:
+        assert self.q is not None
+        return max(frames[0], int(sum(frames) * (1 - self.q)))
+
+    def floor(self, frames: tuple[int, ...]) -> int:
+        return frames[0]
+
+    def flops(self, arriving: Arriving, width: int) -> int:
+        """A product and two squares for each number, and their sums."""
+        return 6 * width * arriving.tokens
+
+    def select(self, features: Tensor, count: int | None) -> Tensor:
+        assert count is not None
+        change = 1 - cosine_similarity(features[1:], features[:-1], dim=-1)
+        first = torch.full_like(change[:1], 3.0)  # above any other: cosines lie in [−1, 1]
+        return top(torch.cat((first, change)).flatten(), count)
+
+
+EVS.presets = tuple(
+    Preset(f"evs/qwen2.5-vl-7b/{1 - q:.0%}", EVS(q=q), 28, None, f"the serving engine's q = {q}")
+    for q in (0.5, 0.75, 0.9)
+)
+
+METHOD = EVS

@@ -1,0 +1,127 @@
+"""VidCom2: unique frames get more of the budget; in a frame the tokens unlike the video and unlike the frame stay.
+
+Paper: Liu et al., "Video Compression Commander: Plug-and-Play Inference Acceleration for Video Large Language Models",
+EMNLP 2025, arXiv:2505.14454. Reads nothing but features, so neither attention nor the question has a say.
+
+    x̂   features behind the projector, on the half of the channels that vary least over the video, at length one
+    g   the kernel score Σ_a exp(−‖x̂ − mean‖² / 2a) for a = 1/8, 1/4, 1/2, 1, 2: high is like all the others
+    s   g with the mean over the video, plus g with the mean over the token's frame
+    p   softmax over frames f of u_f / 0.01, where u_f = −mean over f's tokens of the first g
+    k_f = max(1, round(min(1, R · (1 + p_f − 1/F)) · n)) of a frame's n tokens stay: those with the lowest s
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from foveate.core.cut import Cut
+from foveate.core.rank import ascending_ranks, by_quota
+from foveate.errors import SettingError
+from foveate.methods.base import Preset
+from foveate.methods.framed import Framed
+from foveate.methods.settings import Share
+from foveate.methods.stages import Arriving
+
+__all__ = ["METHOD", "VidCom2", "redundancy"]
+
+WIDTHS = tuple(2.0**power for power in range(-3, 2))  # the kernels' a
+TEMPERATURE = 0.01
+
+
+class VidCom2(Framed):
+    """Frame by frame: more tokens for frames unlike the video, and in each the least redundant ones.
+
+    With `keep` the total follows the paper's rule. Rounding moves it by up to half a token a frame, and a frame that
+    keeps all its tokens leaves what it cannot use. A budget (`retention`, `tokens`) shares an exact total out to the
+    frames by largest remainders, in the same proportions, at least one token each as far as they go.
+
+    Ours: statistics in float32 (the release: the model's dtype), positions that stay by default, and keep=1, which
+    keeps every token (by the rule frames below the average would lose some).
+
+    Attributes:
+        keep: R, the share of the tokens to keep, in (0, 1]. By default a quarter, as in the paper.
+        retention, tokens, positions: See `Framed`.
+    """
+
+    name = "vidcom2"
+    schedule: ClassVar[tuple[str, ...]] = ("keep",)
+    usual: ClassVar[float] = 0.25
+
+    keep: Share | None = None
+
+    def check_settings(self) -> None:
+        super().check_settings()
+        if self.keep == 0:
+            raise SettingError("VidCom2: keep must be above 0 and at most 1; got 0.")
+
+    @property
+    def keeps_all(self) -> bool:
+        return 1 in (self.keep, self.retention)
+
+    def own_count(self, frames: tuple[int, ...]) -> int | None:
+        assert self.keep is not None
+        if len(frames) > 1:
+            return None
+        return max(1, round(self.keep * frames[0]))
+
+    def flops(self, arriving: Arriving, width: int) -> int:
+        """For each number: 4 for the variances; and for each on the kept half of the channels 3 for the length, 2 for
+        the means and 6 for the distances. The kernels, for each token and not for each number, are left out."""
+        return arriving.tokens * (4 * width + 11 * (width // 2))
+
+    def select(self, features: Tensor, count: int | None) -> Tensor | Cut:
+        frames, tokens, _ = features.shape
+        like_video, like_frame = redundancy(features)
+        uniqueness = -like_video.mean(dim=1)  # (frames,)
+        # The largest score is taken off by softmax itself.
+        weights = 1 + torch.softmax(uniqueness / TEMPERATURE, dim=0) - 1 / frames
+        scores = like_video + like_frame
+        if count is None:
+            assert self.keep is not None  # a budget has a count
+            quotas = (self.keep * weights).clamp(max=1) * tokens
+            stays = ascending_ranks(scores) < quotas.round().clamp(min=1)[:, None]
+            return Cut.keep(stays.flatten())
+        return by_quota(scores, weights * (count / frames), count, least=1)
+
+
+def redundancy(features: Tensor) -> tuple[Tensor, Tensor]:
+    """How much each token is like the whole video, and like its frame: the kernel scores, high is redundant.
+
+    Shapes: (frames, tokens of each, width) float32 -> (frames, tokens of each) twice.
+    """
+    tokens = features.flatten(0, 1)
+    spread = tokens.var(dim=0, correction=0)
+    steady = torch.sort(spread, stable=True).indices[: max(1, len(spread) // 2)]
+    steady_features = features[..., steady]
+    unit = steady_features / vector_norm(steady_features, dim=-1, keepdim=True).clamp(min=1e-12)
+    # The means are not of length one: the more alike the tokens, the longer they are.
+    frame_mean = unit.mean(dim=1, keepdim=True)
+    video_mean = frame_mean.mean(dim=0, keepdim=True)
+    return _kernel(unit - video_mean), _kernel(unit - frame_mean)
+
+
+def _kernel(difference: Tensor) -> Tensor:
+    """Σ_a exp(−d² / 2a) of differences (…, size) -> (…)."""
+    squared = difference.square().sum(dim=-1)
+    return torch.stack([torch.exp(-squared / (2 * width)) for width in WIDTHS]).sum(dim=0)
+
+
+_PAPER = "paper, R = {} of the tokens that leave the projector"
+_DERIVED = "derived: a picture as one frame; {} tokens enter the decoder"
+_MODELS = (("llava-onevision-7b", 6272), ("qwen2-vl-7b", None), ("qwen2.5-vl-7b", None))
+
+VidCom2.presets = (
+    *(
+        Preset(f"vidcom2/{model}/{keep:.0%}", VidCom2(keep=keep), 28, tokens, _PAPER.format(keep))
+        for model, tokens in _MODELS
+        for keep in (0.25, 0.15)
+    ),
+    *(
+        Preset(f"vidcom2/llava-1.5-7b/{tokens}", VidCom2(tokens=tokens), 32, 576, _DERIVED.format(tokens))
+        for tokens in (192, 128, 64)
+    ),
+)
+
+METHOD = VidCom2

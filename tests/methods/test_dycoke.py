@@ -1,0 +1,157 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import foveate as fv
+from foveate.methods.dycoke import DyCoke
+from foveate.methods.stages import Arriving, ImageView, Shape
+from tests.methods.test_vidcom2 import kept, stage_of
+from tests.models import batch, generate, tiny
+
+EXAMPLES = [DyCoke(k=0.6), DyCoke(retention=0.7, positions="keep")]
+ONLY_VIDEOS = True
+
+
+def by_hand(rows, frames, drops):
+    """The tokens that stay, in plain Python: each compared frame loses all but int((1 − k) · n) of its n tokens."""
+    size = len(rows) // frames
+    earlier = {1: 1, 2: 2, 3: 1}
+
+    def cosine(a, b):
+        lengths = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(y * y for y in b))
+        return sum(x * y for x, y in zip(a, b, strict=True)) / max(lengths, 1e-8)
+
+    stays = []
+    for frame in range(frames):
+        tokens = list(range(frame * size, (frame + 1) * size))
+        back = earlier.get(frame % 4)
+        if back is not None:
+            alike = {token: cosine(rows[token], rows[token - back * size]) for token in tokens}
+            tokens = sorted(sorted(tokens, key=lambda token: (alike[token], token))[: int((1 - drops) * size)])
+        stays += tokens
+    return stays
+
+
+def angles(*degrees):
+    """Tokens that point this way."""
+    radians = torch.tensor(degrees) * math.pi / 180
+    return torch.stack((radians.cos(), radians.sin()), dim=1)
+
+
+def test_six_frames_of_two_tokens_worked_on_paper():
+    """Half of each compared frame stays, so of two tokens the one that has turned further.
+
+    frame  0:  0   0    whole
+    frame  1: 10  20    its second has turned 20 degrees from frame 0
+    frame  2: 40  30    from frame 0, 40 and 30: its first. From frame 1 it would be 30 and 10: its first too
+    frame  3: 50  10    from frame 2, 10 and 20: its second. From frame 0 it would be 50 and 10: its first
+    frame  4:  0   0    whole: a new window
+    frame  5: 90   0    its first: the last pair of a window that has no more
+    """
+    rows = angles(0, 0, 10, 20, 40, 30, 50, 10, 0, 0, 90, 0)
+    assert kept(DyCoke(k=0.5), rows, 6) == [0, 1, 3, 4, 7, 8, 9, 10]
+
+
+def test_the_third_frame_is_compared_with_the_first_and_not_with_its_neighbour():
+    rows = angles(0, 0, 60, 0, 60, 20)  # from frame 0: 60 and 20; from frame 1: 0 and 20
+    assert kept(DyCoke(k=0.5), rows, 3) == [0, 1, 2, 4]
+
+
+@given(frames=st.integers(2, 11), tokens=st.integers(1, 9), drops=st.sampled_from([0.3, 0.5, 0.7, 0.9, 1.0]))
+def test_it_is_the_rule_in_plain_python(frames, tokens, drops):
+    rows = torch.randn(frames * tokens, 5, generator=torch.Generator().manual_seed(31 * frames + tokens))
+    assert kept(DyCoke(k=drops), rows, frames) == by_hand(rows.double().tolist(), frames, drops)
+
+
+@pytest.mark.parametrize(
+    ("frames", "drops", "left"),
+    [
+        (32, 0.7, 8 * 196 + 24 * 58),  # (1 − 0.7) · 196 are 58.8
+        (32, 1.0, 8 * 196),
+        (1, 0.7, 196),
+        (2, 0.7, 196 + 58),
+        (3, 0.7, 196 + 2 * 58),  # the release loses the last of an odd number
+        (4, 0.7, 196 + 3 * 58),  # the release does not compare the third of the last window
+        (5, 0.7, 2 * 196 + 3 * 58),
+        (7, 0.9, 2 * 196 + 5 * 19),
+    ],
+)
+def test_every_number_of_frames_and_the_last_window_are_handled(frames, drops, left):
+    grids = ((14, 14),) * frames
+    arriving = Arriving(frames * 196, frames * 196, frames * 196, grids=grids, video=True)
+    assert stage_of(DyCoke(k=drops)).left(arriving) == left
+
+
+def test_what_is_equal_everywhere_stays_at_the_lower_index():
+    assert kept(DyCoke(k=0.5), torch.ones(8, 3), 2) == [0, 1, 2, 3, 4, 5]
+    assert kept(DyCoke(k=0.5), torch.zeros(8, 3), 2) == [0, 1, 2, 3, 4, 5]
+
+
+@given(frames=st.integers(2, 9), tokens=st.integers(1, 9), share=st.floats(0.05, 1))
+def test_a_budget_is_met_exactly_or_its_floor_is_named(frames, tokens, share):
+    rows = torch.randn(frames * tokens, 5, generator=torch.Generator().manual_seed(frames + 13 * tokens))
+    first = [frame for frame in range(frames) if frame % 4 == 0]
+    total = max(1, math.floor(share * len(rows) + 0.5))
+    if total < len(first) * tokens:
+        with pytest.raises(fv.BudgetError, match=f"floor is {len(first) / frames:.2%}, {len(first) * tokens} tokens"):
+            kept(DyCoke(retention=share), rows, frames)
+        return
+    stays = kept(DyCoke(retention=share), rows, frames)
+    assert len(stays) == total
+    counts = [sum(token // tokens == frame for token in stays) for frame in range(frames)]
+    assert all(counts[frame] == tokens for frame in first)
+    others = [count for frame, count in enumerate(counts) if frame % 4]
+    assert max(others) - min(others) <= 1  # and the remainder goes to the earlier ones
+    assert others == sorted(others, reverse=True)
+
+
+def test_a_picture_keeps_everything_also_with_a_budget():
+    for method in (DyCoke(k=1.0), DyCoke(retention=0.1), DyCoke(tokens=3)):
+        assert kept(method, torch.randn(12, 4), 3, video=False) == list(range(12))
+        assert kept(method, torch.randn(12, 4), 1) == list(range(12))
+    inputs = batch("llava", ["tit"])
+    with fv.drop(tiny("llava"), DyCoke(k=1.0)) as trace:
+        generate(tiny("llava"), inputs)
+    assert trace.retention == [1.0]
+
+
+def test_how_many_stay_is_not_known_where_views_may_be_frames_or_tiles():
+    assert stage_of(DyCoke()).left(Arriving(8, 8, 8, grids=((2, 2), (2, 2)))) is None
+    assert DyCoke(retention=0.5).plan(28, (576,)) is None
+    assert DyCoke().plan(28, (576,), [((24, 24),)]) == (576,) * 28
+    with pytest.raises(fv.UnsupportedError, match="where the frames of these tokens begin is not known"):
+        stage_of(DyCoke()).cut(ImageView(torch.randn(8, 4)))
+
+
+def test_settings():
+    assert DyCoke() == DyCoke(k=0.7)
+    assert DyCoke(k=0.0).stages(Shape(depth=6)) == ()
+    assert fv.preset("dycoke/llava-onevision-7b/47.5%") == DyCoke(k=0.7)
+    with pytest.raises(fv.SettingError, match="either k or a budget"):
+        DyCoke(k=0.5, retention=0.5)
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "llava_next_video", "qwen2_5_vl", "qwen3_vl", "video_llava"])
+def test_a_video_loses_what_the_rule_says_and_a_picture_beside_it_nothing(family):
+    model, inputs = tiny(family), batch(family, ["tvt" if family == "video_llava" else "titvt"])
+    seen = []
+    stage = DyCoke._choose
+
+    def spy(self, view, count):
+        seen.append((view.arriving.video, view.arriving.frames, count))
+        return stage(self, view, count)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DyCoke, "_choose", spy)
+        with fv.drop(model, DyCoke(k=0.6)) as trace, torch.no_grad():
+            model(**inputs)
+    (video,) = [(frames, count) for is_video, frames, count in seen if is_video]
+    frames, count = video
+    firsts = math.ceil(len(frames) / 4)
+    assert len(frames) > 1
+    assert count == firsts * frames[0] + (len(frames) - firsts) * int(0.4 * frames[0])
+    (stage,) = trace.stages
+    assert stage.before[0] - stage.after[0] == sum(frames) - count

@@ -1,0 +1,91 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import foveate as fv
+from foveate.methods.evs import EVS
+from foveate.methods.stages import Arriving, Shape
+from tests.methods.test_dycoke import angles
+from tests.methods.test_vidcom2 import kept, stage_of
+from tests.models import batch, tiny
+
+EXAMPLES = [EVS(q=0.5), EVS(retention=0.6)]
+ONLY_VIDEOS = True
+
+
+def test_three_frames_worked_on_paper():
+    """Turns from the frame before: frame 1 by 10 and 50 degrees, frame 2 by 30 and 5. A third of six tokens leave room
+    for two: the first frame. Four of six add the two that turned furthest, 50 and 30, one of either frame."""
+    rows = angles(0, 0, 10, 50, 40, 45)
+    assert kept(EVS(q=0.67), rows, 3) == [0, 1]
+    assert kept(EVS(q=0.33), rows, 3) == [0, 1, 3, 4]
+
+
+def test_the_frame_before_counts_and_not_the_last_one_kept():
+    rows = angles(0, 0, 20, 0, 40, 0, 60, 25)  # by 20 each time, and once by 25, though it has come 60 in all
+    assert kept(EVS(tokens=3), rows, 4) == [0, 1, 7]
+
+
+def test_frames_may_vanish_and_ties_go_to_the_lower_index():
+    rows = angles(0, 0, 0, 0, 0, 0, 90, 90)
+    assert kept(EVS(tokens=4), rows, 4) == [0, 1, 6, 7]
+    assert kept(EVS(q=0.5), torch.ones(8, 3), 4) == [0, 1, 2, 3]
+    assert kept(EVS(q=0.5), torch.zeros(8, 3), 4) == [0, 1, 2, 3]
+
+
+@given(frames=st.integers(2, 9), tokens=st.integers(1, 9), q=st.sampled_from([0.1, 0.5, 0.75, 0.9, 1.0]))
+def test_it_is_the_rule_in_plain_python(frames, tokens, q):
+    rows = torch.randn(frames * tokens, 5, generator=torch.Generator().manual_seed(frames + 17 * tokens))
+    values = rows.double().tolist()
+
+    def change(token):
+        if token < tokens:
+            return 255.0
+        a, b = values[token], values[token - tokens]
+        lengths = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(y * y for y in b))
+        return 1 - sum(x * y for x, y in zip(a, b, strict=True)) / lengths
+
+    order = sorted(range(len(rows)), key=lambda token: (-change(token), token))
+    count = max(tokens, int(frames * tokens * (1 - q)))
+    assert kept(EVS(q=q), rows, frames) == sorted(order[:count])
+
+
+@given(frames=st.integers(2, 9), tokens=st.integers(1, 9), share=st.floats(0.05, 1))
+def test_a_budget_is_met_exactly_or_its_floor_is_named(frames, tokens, share):
+    rows = torch.randn(frames * tokens, 5, generator=torch.Generator().manual_seed(frames + 13 * tokens))
+    total = max(1, math.floor(share * len(rows) + 0.5))
+    if total < tokens:
+        with pytest.raises(fv.BudgetError, match=f"floor is {1 / frames:.2%}, {tokens} tokens"):
+            kept(EVS(retention=share), rows, frames)
+        return
+    assert len(kept(EVS(retention=share), rows, frames)) == total
+
+
+def test_the_count_is_known_from_the_shape_alone():
+    arriving = Arriving(6272, 6273, 6272, reserved=1, grids=((14, 14),) * 32, video=True)
+    assert stage_of(EVS(q=0.75)).left(arriving) == 1568
+    assert stage_of(EVS(q=0.99)).left(arriving) == 196
+    assert stage_of(EVS(tokens=1569)).left(arriving) == 1568  # and the newline
+
+
+def test_a_picture_keeps_everything():
+    for method in (EVS(q=1.0), EVS(retention=0.1)):
+        assert kept(method, torch.randn(12, 4), 3, video=False) == list(range(12))
+    assert EVS(q=0.0).stages(Shape(depth=6)) == ()
+    assert EVS() == EVS(q=0.75)
+
+
+def test_two_videos_are_two_clips():
+    model = tiny("llava_onevision")
+    inputs = batch("llava_onevision", ["tvtvt"])
+    frames = inputs["pixel_values_videos"].shape[1]
+    with fv.drop(model, EVS(q=1.0)) as trace, torch.no_grad():
+        model(**inputs)
+    (stage,) = trace.stages
+    of_each = stage.before[0] // 2  # frames and a newline
+    size = (of_each - 1) // frames
+    first = [*list(range(size)), of_each - 1]
+    assert stage.kept[0].tolist() == first + [of_each + token for token in first]

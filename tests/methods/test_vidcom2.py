@@ -1,0 +1,229 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import foveate as fv
+from foveate.core.rank import by_quota
+from foveate.methods.stages import Arriving, ImageView, Shape
+from foveate.methods.vidcom2 import VidCom2
+from tests.methods.test_scheduled import Config
+from tests.models import batch, features, generate, tiny
+
+EXAMPLES = [VidCom2(keep=0.4), VidCom2(retention=0.3, positions="reindex")]
+SMALLEST = VidCom2(keep=0.001)
+
+
+def film(rows, frames, video=True, **known):
+    """A view of a film of equal frames; of a picture where `video` is false."""
+    grids = ((1, len(rows) // frames),) * frames
+    arriving = Arriving(len(rows), known.pop("entered", len(rows)), len(rows), grids=grids, video=video, **known)
+    return ImageView(rows, grids=grids, arriving=arriving)
+
+
+def stage_of(method):
+    (stage,) = method.stages(Shape(depth=28))
+    return stage
+
+
+def kept(method, rows, frames, **known):
+    """Which tokens stay, as a list."""
+    cut = stage_of(method).cut(film(rows, frames, **known))
+    return list(range(len(rows))) if cut is None else cut.source[: int(cut.count)].tolist()
+
+
+def by_hand(rows, frames, rate):
+    """The paper's rule in plain Python: the tokens that stay, and the tokens of each frame before rounding."""
+    total, width = len(rows), len(rows[0])
+    size = total // frames
+
+    def variance(channel):
+        values = [row[channel] for row in rows]
+        mean = sum(values) / total
+        return sum((value - mean) ** 2 for value in values)
+
+    steady = sorted(range(width), key=lambda channel: (variance(channel), channel))[: max(1, width // 2)]
+    unit = []
+    for row in rows:
+        length = math.sqrt(sum(row[channel] ** 2 for channel in steady)) or 1.0
+        unit.append([row[channel] / length for channel in steady])
+
+    def mean_of(tokens):
+        return [sum(column) / len(tokens) for column in zip(*tokens, strict=True)]
+
+    def kernel(token, centre):
+        squared = sum((a - b) ** 2 for a, b in zip(token, centre, strict=True))
+        return sum(math.exp(-squared / (2 * a)) for a in (0.125, 0.25, 0.5, 1.0, 2.0))
+
+    whole = mean_of(unit)
+    like_video = [kernel(token, whole) for token in unit]
+    like_frame = []
+    for frame in range(frames):
+        own = unit[frame * size : (frame + 1) * size]
+        like_frame += [kernel(token, mean_of(own)) for token in own]
+    unique = [-sum(like_video[frame * size : (frame + 1) * size]) / size for frame in range(frames)]
+    powers = [math.exp((value - max(unique)) / 0.01) for value in unique]
+    share = [power / sum(powers) for power in powers]
+    wanted = [min(1.0, rate * (1 + p - sum(share) / frames)) * size for p in share]
+    stays = []
+    for frame in range(frames):
+        count = max(1, round(wanted[frame]))
+        tokens = range(frame * size, (frame + 1) * size)
+        lowest = sorted(tokens, key=lambda token: (like_video[token] + like_frame[token], token))[:count]
+        stays += sorted(lowest)
+    return stays, wanted
+
+
+# -- the paper's rule ------------------------------------------------------------------------------------------
+
+
+def test_a_film_of_two_frames_worked_on_paper():
+    """The third and fourth channels vary most and do not count. On the first two, frame 0 shows a, a, a, b and frame 1
+    a, a, b, c, with a = (1, 0), b = (0, 1) and c = (−1, 0).
+
+    The video's mean is (5 − 1) / 8, 2 / 8 = (0.5, 0.25): squared distances are 0.3125 for a, 0.8125 for b and 2.3125
+    for c, so c is the least like the video and a the most. Frame 0's mean is (0.75, 0.25): 0.125 for a, 1.125 for b.
+    Frame 1's is (0.25, 0.25): 0.625 for a and b, 1.625 for c. Frame 1 is the more unique one: p is 0 and 1 in float32.
+    The rates for R = 0.5 are 0.25 and 0.75: 1 and 3 of 4 tokens. In frame 0 that is b; in frame 1 c, b and, of two
+    equal a, the first.
+    """
+    a, b, c = [5.0, 0.0], [0.0, 2.0], [-3.0, 0.0]
+    wild = [[90.0, -80.0], [-70.0, 60.0], [50.0, 80.0], [-90.0, -60.0]] * 2
+    rows = torch.tensor([pair + noise for pair, noise in zip([a, a, a, b, a, a, b, c], wild, strict=True)])
+    assert kept(VidCom2(keep=0.5), rows, 2) == [3, 4, 6, 7]
+
+
+@given(
+    frames=st.integers(1, 6), tokens=st.integers(1, 12), rate=st.sampled_from([0.1, 0.25, 0.5, 0.8]), seed=st.integers()
+)
+def test_it_is_the_rule_in_plain_python(frames, tokens, rate, seed):
+    rng = torch.Generator().manual_seed(seed % 2**31)
+    rows = torch.randn(frames * tokens, 6, generator=rng)
+    rows[: tokens // 2] *= 0.1  # part of a frame that is unlike the others
+    wanted, quotas = by_hand(rows.double().tolist(), frames, rate)
+    if any(abs(quota % 1 - 0.5) < 1e-3 for quota in quotas):  # float32 may round to the other side
+        return
+    assert kept(VidCom2(keep=rate), rows, frames) == wanted
+
+
+def test_one_frame_can_get_twice_the_rate_and_never_more_than_it_has():
+    still = torch.tensor([1.0, 0.0, 9.0, -9.0]).repeat(12, 1)
+    still[8:] = torch.tensor([0.0, 1.0, -9.0, 9.0])  # the last two channels vary most and do not count
+    counts = [sum(token // 4 == frame for token in kept(VidCom2(keep=0.5), still, 3)) for frame in range(3)]
+    assert counts == [1, 1, 3]  # 4 · 0.5 · (1 − 1/3), the same, and 4 · 0.5 · (1 + 2/3)
+    counts = [sum(token // 4 == frame for token in kept(VidCom2(keep=0.9), still, 3)) for frame in range(3)]
+    assert counts == [2, 2, 4]  # the third is clamped: 8 of 12 stay, where 0.9 · 12 are 10.8
+
+
+def test_a_frame_keeps_one_token_however_low_the_rate():
+    assert len(kept(VidCom2(keep=0.001), torch.randn(20, 8), 5)) == 5
+    assert kept(VidCom2(keep=0.001), torch.randn(1, 8), 1) == [0]
+
+
+def test_a_picture_is_one_frame_however_many_views_it_has():
+    rows = torch.randn(12, 8)
+    assert kept(VidCom2(keep=0.5), rows, 3, video=False) == kept(VidCom2(keep=0.5), rows, 1)
+    assert len(kept(VidCom2(keep=0.5), rows, 3, video=False)) == 6
+
+
+def test_tokens_without_direction_tie_and_the_lower_index_stays():
+    assert kept(VidCom2(keep=0.5), torch.zeros(8, 4), 2) == [0, 1, 4, 5]
+
+
+def test_a_single_channel_is_not_halved_to_none():
+    assert len(kept(VidCom2(keep=0.5), torch.randn(8, 1), 2)) == 4
+
+
+def test_half_precision_is_scored_in_float32():
+    rows = torch.randn(24, 16).bfloat16()
+    assert kept(VidCom2(keep=0.5), rows, 3) == kept(VidCom2(keep=0.5), rows.float(), 3)
+
+
+# -- exact budgets ---------------------------------------------------------------------------------------------
+
+
+def test_largest_remainders_by_hand():
+    scores = torch.tensor([[3.0, 1.0, 2.0], [1.0, 1.0, 1.0], [9.0, 8.0, 7.0]])
+    assert by_quota(scores, torch.tensor([2.6, 1.3, 1.1]), 5).tolist() == [0, 1, 2, 3, 8]
+    assert by_quota(scores, torch.tensor([2.6, 0.4, 0.0]), 3).tolist() == [0, 1, 2]
+    assert by_quota(scores, torch.tensor([2.6, 0.4, 0.0]), 3, least=1).tolist() == [1, 3, 8]
+    # the first has three: what it cannot use goes to the others, one each
+    assert by_quota(scores, torch.tensor([5.0, 0.5, 0.5]), 5).tolist() == [0, 1, 2, 3, 8]
+    assert by_quota(scores, torch.tensor([1.0, 1.0, 1.0]), 0).tolist() == []
+
+
+@given(frames=st.integers(1, 8), tokens=st.integers(1, 20), share=st.floats(0.01, 1), seed=st.integers(0, 2**16))
+def test_a_budget_is_met_exactly_and_in_the_rules_proportions(frames, tokens, share, seed):
+    rows = torch.randn(frames * tokens, 8, generator=torch.Generator().manual_seed(seed))
+    stays = kept(VidCom2(retention=share), rows, frames)
+    total = max(1, math.floor(share * frames * tokens + 0.5))
+    assert len(stays) == total
+    assert stays == sorted(set(stays))
+    counts = [sum(token // tokens == frame for token in stays) for frame in range(frames)]
+    if total >= frames:
+        assert min(counts) >= 1
+    _, quotas = by_hand(rows.double().tolist(), frames, total / (frames * tokens))
+    if all(1 <= quota <= tokens - 1e-3 for quota in quotas):
+        assert all(abs(count - quota) < 1 + 1e-3 for count, quota in zip(counts, quotas, strict=True))
+
+
+def test_a_closing_newline_is_one_of_the_tokens_of_a_budget():
+    stage = stage_of(VidCom2(tokens=9))
+    assert stage.left(Arriving(24, 25, 24, reserved=1, grids=((2, 4),) * 3, video=True)) == 8
+    assert stage.left(Arriving(5, 5, 5, grids=((1, 5),))) == 5
+
+
+def test_budgets_that_cannot_be():
+    with pytest.raises(fv.BudgetError, match=r"0.5 of 576 vision tokens: its floor is 1 token, 0.17%"):
+        VidCom2.for_budget(Config(32), tokens=0.5)
+    with pytest.raises(fv.SettingError, match=r"either keep or a budget .* keep=0.5"):
+        VidCom2(keep=0.5, tokens=9)
+    with pytest.raises(fv.SettingError, match="keep must be above 0"):
+        VidCom2(keep=0.0)
+    with pytest.raises(fv.SettingError, match="one of tokens= and retention="):
+        VidCom2(retention=0.5, tokens=9)
+    assert VidCom2.for_budget(Config(32), tokens=192).plan(32, (576,)) == (192,) * 32
+
+
+def test_presets_spend_what_they_say():
+    assert fv.preset("vidcom2/llava-1.5-7b/64").plan(32, (576,)) == (64,) * 32
+    assert fv.preset("vidcom2/llava-onevision-7b/15%") == VidCom2(keep=0.15)
+    assert VidCom2() == VidCom2(keep=0.25)
+
+
+# -- on models -------------------------------------------------------------------------------------------------
+
+
+def test_frames_that_are_not_known_are_refused():
+    rows = torch.randn(8, 4)
+    with pytest.raises(fv.UnsupportedError, match="where the frames of these tokens begin is not known"):
+        stage_of(VidCom2()).cut(ImageView(rows))
+
+
+@pytest.mark.parametrize("method", [VidCom2(keep=0.4), VidCom2(retention=0.4)], ids=["rule", "exact"])
+def test_each_video_of_a_prompt_is_treated_by_itself(method):
+    model = tiny("llava_onevision")
+    inputs = batch("llava_onevision", ["tvtvt"])
+    pixels = inputs["pixel_values_videos"]
+    with fv.drop(model, method) as trace, torch.no_grad():
+        model(**inputs)
+    whole = features(model, inputs, "video")
+    (stage,) = trace.stages
+    expected, before = [], 0
+    for video in whole:
+        patches = video[:-1]
+        cut = stage_of(method).cut(film(patches, pixels.shape[1], entered=len(video), reserved=1))
+        expected += [before + token for token in cut.source[: int(cut.count)].tolist()] + [before + len(patches)]
+        before += len(video)
+    assert stage.kept[0].tolist() == expected
+    assert len(expected) < before
+
+
+def test_a_film_of_patches_keeps_its_position_ids_and_drops():
+    model = tiny("qwen2_vl")
+    with fv.drop(model, VidCom2(retention=0.5)) as trace:
+        generate(model, batch("qwen2_vl", ["tvt"]))
+    (stage,) = trace.stages
+    assert stage.after[0] == math.floor(0.5 * stage.before[0] + 0.5)
