@@ -1,4 +1,4 @@
-"""Scheduled: cuts before given decoder layers, each keeping a share of what arrives (V2Drop, FastV and the controls)."""
+"""Scheduled: cuts before given decoder layers, each keeping a share of the tokens that arrive."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
