@@ -4,7 +4,7 @@ Paper: PriorTR, ECCV 2026. Built from a description of the released code.
 
 Before layer K, of the attention A of layer K − 1, mean over heads, over the image's columns j:
 
-    Q_j ∝ A[null, j]              the row of the null token, the first behind the image: it cannot have seen the question
+    Q_j ∝ A[null, j]              the row of the null token, the first behind the image: it has not seen the question
     P_j ∝ mean over t of A[t, j]  the rows from the null token to the last one, or the last row alone
     S_j = P_j · log((P_j + 1e-10) / (Q_j + 1e-10))        Q and P each divided by their sum
 
