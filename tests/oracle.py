@@ -318,7 +318,12 @@ def _shared(attention: Any, x: Tensor) -> dict[str, Any]:
 
 
 def keys_after_rope(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean over key heads of the layer's keys after RoPE, read from the cache it writes: (rows, head size)."""
+    """Mean over key heads of the layer's keys after RoPE: (rows, head size)."""
+    return heads_after_rope(layer, x, rotary).mean(0)
+
+
+def heads_after_rope(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """The layer's keys after RoPE, read from the cache it writes: (key heads, rows, head size)."""
     cache = DynamicCache()
     normed = layer.input_layernorm(x[None])
     attention = layer.self_attn
@@ -333,7 +338,7 @@ def keys_after_rope(layer: Any, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Ten
         )
     finally:
         attention.layer_idx = index
-    return cache.layers[0].keys[0].mean(0)
+    return cache.layers[0].keys[0]
 
 
 def merged(

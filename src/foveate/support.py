@@ -4,7 +4,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from foveate.core.signals import Attention, Cls, Hidden, Keys, Signal, TowerAttention, TowerKeys
+from foveate.core.signals import (
+    Attention,
+    Cls,
+    Hidden,
+    KeyNorms,
+    Keys,
+    Normed,
+    Pivots,
+    Signal,
+    TowerAttention,
+    TowerKeys,
+)
 from foveate.core.views import Arriving
 from foveate.families.base import Family
 from foveate.methods import follow
@@ -13,7 +24,7 @@ from foveate.methods.stages import Place, Shape, Stage
 
 __all__ = ["SERVED", "Reach", "reach", "refusal", "usual_input"]
 
-SERVED = (Hidden, Attention, Keys, TowerAttention, TowerKeys, Cls)
+SERVED = (Hidden, Attention, Keys, KeyNorms, Normed, Pivots, TowerAttention, TowerKeys, Cls)
 """Signals that this engine reads."""
 USUAL = Arriving(576, 576, 576, grids=((24, 24),))  # an image of LLaVA-1.5, which the table is made for
 FILM = Arriving(1024, 1024, 1024, grids=((16, 16),) * 4, video=True)

@@ -9,7 +9,10 @@ from foveate.core.signals import (
     Cls,
     Features,
     Hidden,
+    KeyNorms,
     Keys,
+    Normed,
+    Pivots,
     Resource,
     Text,
     TowerAttention,
@@ -21,7 +24,10 @@ from foveate.errors import SettingError
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Attention(rows="text"), r"Attention: rows must be one of 'last', 'after', 'vision'; got 'text'"),
+        (
+            lambda: Attention(rows="text"),
+            r"Attention: rows must be one of 'last', 'after', 'null', 'raters', 'vision'; got 'text'",
+        ),
         (lambda: Attention(layer="before"), "'ran', 'next'; got 'before'"),
         (lambda: Attention(heads="each"), "'mean', 'max'; got 'each'"),
         (lambda: Attention(over="min"), "'mean', 'sum', 'max', 'share'; got 'min'"),
@@ -35,6 +41,7 @@ from foveate.errors import SettingError
         (lambda: TowerKeys(of=24), "of=24 needs a block below it; got block=None"),
         (lambda: TowerKeys(block=24, of=24), "of=24 needs a block below it; got block=24"),
         (lambda: Text(of="words"), "'embeddings', 'hidden', 'ids'; got 'words'"),
+        (lambda: Pivots(count=0), "Pivots: count must be a whole number, 1 or more; got 0"),
         (lambda: Features(side="left"), "'before', 'behind'; got 'left'"),
     ],
 )
@@ -53,9 +60,23 @@ def test_equal_signals_are_one():
 def test_who_reads_text():
     assert Attention(rows="last").reads_text
     assert Attention(rows="after").reads_text
+    assert Attention(rows="null").reads_text
+    assert Attention(rows="raters").reads_text
+    assert Pivots().reads_text
     assert not Attention(rows="vision").reads_text
     assert Text().reads_text
-    silent = (Hidden(), Keys(), TowerAttention(), TowerKeys(), Cls(), Features(), Cells(), Resource("clip"))
+    silent = (
+        Hidden(),
+        Keys(),
+        KeyNorms(),
+        Normed(),
+        TowerAttention(),
+        TowerKeys(),
+        Cls(),
+        Features(),
+        Cells(),
+        Resource("clip"),
+    )
     assert not any(signal.reads_text for signal in silent)
 
 

@@ -5,7 +5,7 @@ import torch
 
 import foveate as fv
 from foveate.engine.looking import SampleRows, asking_units, decide, sample_unit
-from foveate.engine.program import Program, attention_note
+from foveate.engine.program import Program, ran_note
 from foveate.engine.reader import Reduction
 from foveate.engine.samples import Sample
 from foveate.registry import family_for
@@ -115,7 +115,7 @@ def listened(method, layer, hidden, reader, **others):
     rows.reader, unit = reader, sample_unit(rows.sample, len(rows))
     for signal in run.signals_while(layer - 1):
         units = asking_units(signal, rows.sample, rows.sizes, unit)
-        rows.notes[attention_note(signal, layer - 1)] = reader.attention(signal, units)
+        rows.notes[ran_note(signal, layer - 1)] = reader.attention(signal, units)
     return run, rows
 
 

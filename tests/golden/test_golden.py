@@ -6,7 +6,7 @@ import torch
 import foveate as fv
 from foveate.core.merge import sum_of_nearest
 from foveate.engine.encode import TowerReducer
-from foveate.methods import mustdrop, prumerge, prumerge_plus, visiondrop, visionzip
+from foveate.methods import fastv, mustdrop, prumerge, prumerge_plus, pyramiddrop, visiondrop, visionzip
 from tests.golden import TOLERANCE, cases, generate, layer_inputs, positions_seen
 
 
@@ -119,6 +119,33 @@ def test_visiondrop(case, attention, monkeypatch):
         assert stage.assign[0].tolist() == whole.tolist()
         torch.testing.assert_close(view.attention, tensors[f"stage{index}.scores"], atol=1e-5, rtol=1e-3)
         torch.testing.assert_close(cut.rows, tensors[f"stage{index}.image_states"], atol=TOLERANCE, rtol=0)
+
+
+def check_stages(trace, case):
+    """Which patches each cut before a layer kept, and how many."""
+    for index, (stage, fact) in enumerate(zip(trace.stages, case.facts["stages"], strict=True)):
+        assert (stage.layer, stage.before, stage.after) == (fact["layer"], (fact["n_before"],), (fact["n_kept"],))
+        assert stage.kept[0].tolist() == case.tensors[f"stage{index}.kept_patches"].tolist()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("case", cases("fastv"), ids=lambda case: case.name)
+def test_fastv(case, attention, monkeypatch):
+    scored = called(fastv.FastV, monkeypatch, "select")
+    method = fastv.FastV(layers=(case.facts["fastv_k"],), keep=(1 - case.facts["fastv_r"],))
+    check_stages(as_the_authors_ran(case, method, attention), case)
+    (((_, view, _), _),) = scored
+    torch.testing.assert_close(view.attention, case.tensors["stage0.scores"], atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("case", cases("pyramiddrop"), ids=lambda case: case.name)
+def test_pyramiddrop(case, attention, monkeypatch):
+    scored = called(pyramiddrop, monkeypatch, "_attended")
+    settings = {name: case.facts[name] for name in ("layer_list", "image_token_ratio_list")}
+    check_stages(as_the_authors_ran(case, pyramiddrop.PyramidDrop(**settings), attention), case)
+    for index, (_, scores) in enumerate(scored):
+        torch.testing.assert_close(scores, case.tensors[f"stage{index}.scores"], atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

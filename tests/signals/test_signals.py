@@ -10,7 +10,19 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.methods.stages import Attention, Hidden, ImageStage, Keys, LayerStage, LayerView, TowerAttention, TowerKeys
+from foveate.methods.stages import (
+    Attention,
+    Hidden,
+    ImageStage,
+    KeyNorms,
+    Keys,
+    LayerStage,
+    LayerView,
+    Normed,
+    Pivots,
+    TowerAttention,
+    TowerKeys,
+)
 from tests import oracle
 from tests.models import DEPTH, FAMILIES, TINY, batch, is_vision, tiny
 
@@ -19,7 +31,7 @@ CLOSE = {"atol": 2e-6, "rtol": 1e-4}
 WAYS = tuple(
     Attention(rows=rows, layer=layer, heads=heads, over=over, renormalise=renormalise)
     for rows, layer, (heads, over, renormalise) in itertools.product(
-        ("last", "after", "vision"),
+        ("last", "after", "null", "raters", "vision"),
         ("ran", "next"),
         (
             ("mean", "mean", False),
@@ -32,6 +44,11 @@ WAYS = tuple(
 )
 
 
+TEXTUAL = ("after", "null", "raters")
+MANY, FEW = Pivots(count=9), Pivots(count=2)
+NORMS = (KeyNorms(), Normed(), MANY, FEW)
+
+
 class Reading(fv.Method):
     """Reads everything, drops nothing."""
 
@@ -42,7 +59,7 @@ class Reading(fv.Method):
         keys = [TowerKeys(layer=layer) for layer in (0, 1)]
         return (
             ImageStage(reads=(*paid, *keys), choose=self.note, count=lambda here: here.tokens, host=True),
-            LayerStage(LAYER, reads=(*WAYS, Keys(), Hidden(back=BACK)), choose=self.note, host=True),
+            LayerStage(LAYER, reads=(*WAYS, *NORMS, Keys(), Hidden(back=BACK)), choose=self.note, host=True),
         )
 
     @staticmethod
@@ -81,10 +98,28 @@ def computed(family, inputs):
     return dict(zip(attending, (one[0] for one in found), strict=True)), entered
 
 
-def reduced(signal, attention, vision):
-    """A signal from a layer's whole attention matrix, (heads, rows, columns), in other words."""
+def raters(embeddings, vision, behind):
+    """Of the rows of text behind the image those that resemble it, word by word."""
+    image, words = embeddings[vision].double(), embeddings[behind].double()
+    shares = [0.0] * len(words)
+    for token in image:
+        weights = torch.stack([(token * word).sum() for word in words]).softmax(dim=0)
+        shares = [share + float(weight) / len(image) for share, weight in zip(shares, weights, strict=True)]
+    mean = sum(shares) / len(shares)
+    return [row for row, share in zip(behind, shares, strict=True) if share > mean]
+
+
+def reduced(signal, attention, vision, embeddings, text):
+    """A signal of an image from a layer's whole attention matrix, (heads, rows, columns), in other words."""
     last = int(vision.nonzero()[-1])
-    rows = {"last": slice(-1, None), "after": slice(last + 1, None), "vision": vision}[signal.rows]
+    behind = [row for row in text.nonzero()[:, 0].tolist() if row > last]
+    rows = {
+        "last": slice(-1, None),
+        "after": behind,
+        "null": behind[:1],
+        "raters": raters(embeddings, vision, behind),
+        "vision": vision,
+    }[signal.rows]
     paid = attention.mean(dim=0) if signal.heads == "mean" else attention.amax(dim=0)
     paid = paid[rows][:, vision]
     if signal.renormalise:
@@ -103,7 +138,8 @@ def test_decoder_signals_are_the_models_own(family, attention):
     vision = is_vision(inputs["input_ids"][0])
     seen = read(tiny(family, attention), inputs)
     for signal in WAYS:
-        wanted = reduced(signal, attentions[LAYER - 1 if signal.layer == "ran" else LAYER], vision)
+        at = LAYER - 1 if signal.layer == "ran" else LAYER
+        wanted = reduced(signal, attentions[at], vision, entered[0][0], ~vision)
         torch.testing.assert_close(seen[signal], wanted, **CLOSE, msg=lambda text, signal=signal: f"{signal}\n{text}")
     torch.testing.assert_close(seen["hidden"], entered[LAYER][0][vision], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(seen["before"], entered[LAYER - BACK][0][vision], atol=1e-5, rtol=1e-4)
@@ -112,6 +148,35 @@ def test_decoder_signals_are_the_models_own(family, attention):
     with torch.no_grad():
         keys = oracle.keys_after_rope(layer, rows, tuple(table[..., 0, :, :] for table in rotary))
     torch.testing.assert_close(seen[Keys()], keys[vision], atol=1e-5, rtol=1e-4)
+
+
+def key_norms(family, entered, layer):
+    """L1 norms of every row's keys after RoPE in a layer, all heads together: (rows,)."""
+    rows, rotary = entered[layer]
+    module = tiny(family, "eager").get_decoder().layers[layer]
+    with torch.no_grad():
+        keys = oracle.heads_after_rope(module, rows, tuple(table[..., 0, :, :] for table in rotary))
+    return keys.abs().sum(dim=(0, 2))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_key_norms_and_what_is_made_of_them_are_the_models_own(family, attention):
+    inputs = batch(family, ["titt"])  # six tokens of text behind the image
+    _, entered = computed(family, inputs)
+    vision = is_vision(inputs["input_ids"][0])
+    seen = read(tiny(family, attention), inputs)
+    norms = key_norms(family, entered, LAYER - 1)
+    torch.testing.assert_close(seen[KeyNorms()], norms[vision], atol=1e-4, rtol=1e-4)
+    assert seen[KeyNorms()].dtype == torch.float32
+    with torch.no_grad():
+        normed = tiny(family).get_decoder().norm(entered[LAYER][0])
+    torch.testing.assert_close(seen[Normed()], normed[vision], atol=1e-5, rtol=1e-4)
+    behind = list(range(int(vision.nonzero()[-1]) + 1, len(vision)))
+    by_norm = sorted(behind, key=lambda row: -float(norms[row]))
+    torch.testing.assert_close(seen[FEW], normed[by_norm[:2]], atol=1e-5, rtol=1e-4)
+    again = [by_norm[place % len(by_norm)] for place in range(9)]  # from the first on, where there is less text
+    torch.testing.assert_close(seen[MANY], normed[again], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -150,7 +215,7 @@ def test_tower_signals_have_a_value_for_each_token(family):
 def test_attention_of_the_text_behind_is_of_each_image_apart(family):
     """Behind the second image stands less text than behind the first."""
     inputs = batch(family, ["titit"])
-    attentions, _ = computed(family, inputs)
+    attentions, entered = computed(family, inputs)
     vision = is_vision(inputs["input_ids"][0])
     columns = vision.nonzero()[:, 0]
     second = int((columns.diff() > 1).nonzero()[-1]) + 1
@@ -159,10 +224,10 @@ def test_attention_of_the_text_behind_is_of_each_image_apart(family):
         for part in (slice(0, second), slice(second, None)):
             own = torch.zeros_like(vision)
             own[columns[part]] = True
-            rows = ~vision & (torch.arange(len(vision)) > int(columns[part][-1]))
-            wanted = attentions[at].mean(dim=0)[rows][:, own].mean(dim=0)
-            got = seen[Attention(rows="after", layer=layer)][part]
-            torch.testing.assert_close(got, wanted, **CLOSE)
+            for by in TEXTUAL:
+                signal = Attention(rows=by, layer=layer)
+                wanted = reduced(signal, attentions[at], own, entered[0][0], ~vision)
+                torch.testing.assert_close(seen[signal][part], wanted, **CLOSE)
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl", "mistral3"])
@@ -174,23 +239,34 @@ def test_attention_of_the_text_behind_is_the_same_in_a_batch(family):
         name = "asking"
 
         def stages(self, shape):
-            reads = tuple(signal for signal in WAYS if signal.rows == "after")
+            reads = tuple(signal for signal in WAYS if signal.rows in TEXTUAL)
             return (
                 LayerStage(LAYER, reads=reads, look=lambda view: {"all": torch.stack([view[one] for one in reads], 1)}),
+                LayerStage(LAYER, reads=NORMS, look=self.likeness, unit="image"),
                 LayerStage(LAYER + 1, choose=self.tell, host=True),
             )
 
         @staticmethod
         def tell(view, _):
-            seen.append(view.notes["all"])
+            seen.append(torch.cat((view.notes["all"], view.notes["norm"], view.notes["likeness"]), dim=1))
+
+        @staticmethod
+        def likeness(view):
+            """Of every token with the two and the nine pivots behind its image, the last of which come again."""
+            pivots = torch.cat((view[FEW], view[MANY]))
+            return {"norm": view[KeyNorms()][:, None], "likeness": view[Normed()] @ pivots.T}
 
     def ask(*words):
         seen.clear()
+        inputs = batch(family, words)
+        if not TINY[family].mrope:  # as generate gives them: keys after RoPE depend on them
+            inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
         with fv.drop(tiny(family), Asking()), torch.no_grad():
-            tiny(family)(**batch(family, words))
+            tiny(family)(**inputs)
         return list(seen)
 
     for got, word in zip(ask(*words), words, strict=True):
         (alone,) = ask(word)
         assert got.isfinite().all()
-        torch.testing.assert_close(got, alone, **CLOSE)
+        assert (got != 0).any(dim=0).all()
+        torch.testing.assert_close(got, alone, atol=1e-5, rtol=1e-4)

@@ -15,7 +15,10 @@ __all__ = [
     "Cls",
     "Features",
     "Hidden",
+    "KeyNorms",
     "Keys",
+    "Normed",
+    "Pivots",
     "Resource",
     "Signal",
     "Text",
@@ -67,7 +70,10 @@ class Attention(Signal):
 
     Attributes:
         rows: The tokens that pay it: "last" is the prompt's last token, "after" is all text after the tokens' own
-            image, template included, "vision" is the vision tokens themselves.
+            image, template included, "null" the first token of that text, "raters" those of it that resemble the
+            image, "vision" the vision tokens themselves. A token of that text is a rater if its share in the softmax of
+            image · text over the text, mean over the image's tokens, is above the mean of these shares; the products
+            are those of what enters the decoder. Where none is above, all are raters.
         layer: The layer that just "ran", which costs almost nothing, or the "next" one, whose queries and keys are
             computed a second time.
         heads: The "mean" or the "max" over the heads.
@@ -79,7 +85,7 @@ class Attention(Signal):
 
     kind: ClassVar[str] = "attention"
 
-    rows: Literal["last", "after", "vision"] = "last"
+    rows: Literal["last", "after", "null", "raters", "vision"] = "last"
     layer: Literal["ran", "next"] = "ran"
     heads: Literal["mean", "max"] = "mean"
     over: Literal["mean", "sum", "max", "share"] = "mean"
@@ -96,6 +102,41 @@ class Keys(Signal):
     """The next decoder layer's keys of the tokens after RoPE, mean over heads: (tokens, head size) float32."""
 
     kind: ClassVar[str] = "keys"
+
+
+@dataclass(frozen=True)
+class KeyNorms(Signal):
+    """L1 norm of each token's key in the layer that just ran, after RoPE, all key heads together: (tokens,) float32."""
+
+    kind: ClassVar[str] = "key_norms"
+
+
+@dataclass(frozen=True)
+class Normed(Signal):
+    """The residual stream entering the layer, through the norm in front of the model's head: (tokens, width)."""
+
+    kind: ClassVar[str] = "normed"
+
+
+@dataclass(frozen=True)
+class Pivots(Signal):
+    """The text behind the tokens' image with the largest key norms in the layer that just ran, as `Normed` has it.
+
+    Shape: (count, width), the largest norm first. Where there is less text than `count`, it comes again from the first
+    on; where there is none, rows are zero.
+    """
+
+    kind: ClassVar[str] = "pivots"
+
+    count: int = 4
+
+    def __post_init__(self) -> None:
+        if type(self.count) is not int or self.count < 1:
+            raise SettingError(f"Pivots: count must be a whole number, 1 or more; got {self.count!r}.")
+
+    @property
+    def reads_text(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from foveate.engine.samples import Sample
 
 __all__ = ["Bucket", "Pick", "buckets_of", "each"]
 
-TENSORS = ("index", "vision", "slots", "source", "runs", "parent", "notes", "ordinals")
+TENSORS = ("index", "vision", "slots", "source", "runs", "parent", "notes", "text", "ordinals")
 """The attributes of a bucket that are tensors with the samples in front, or nests of them; some may be None."""
 
 Sizes = tuple[int, ...]
@@ -80,6 +80,7 @@ class Bucket:
         parent: The row each vision token went into, (samples, entered) int64, −1 if it was dropped; None while nothing
             is merged.
         notes: What is remembered of the rows, a tensor a name with samples and rows in front.
+        text: What is remembered of the text behind the images, a tensor a name with samples and images in front.
         ordinals: See `Sample.ordinals`, with the samples in front.
     """
 
@@ -93,6 +94,7 @@ class Bucket:
     runs: Tensor | None = None
     parent: Tensor | None = None
     notes: dict[str, Tensor] = field(default_factory=dict)
+    text: dict[str, Tensor] = field(default_factory=dict)
     ordinals: tuple[Tensor, Tensor] | None = None
 
     @classmethod

@@ -10,18 +10,20 @@ from torch import Tensor
 from foveate.core.cut import Cut
 from foveate.core.host import send
 from foveate.core.nested import Tensors
-from foveate.core.signals import Attention
+from foveate.core.signals import Attention, KeyNorms, Pivots, Signal
 from foveate.engine.bucket import Bucket, Pick, each
 from foveate.engine.forward import Forward, LayerCall
-from foveate.engine.looking import Decision, SampleRows, Unit, asking_units, decide, sample_unit
-from foveate.engine.program import Program, attention_note, hidden_note
+from foveate.engine.looking import Decision, SampleRows, Unit, asking_units, decide, image_units, sample_unit
+from foveate.engine.program import Program, hidden_note, ran_note
+from foveate.engine.raters import RATERS, raters_of
 from foveate.engine.reader import AttentionReader, streams
 from foveate.engine.samples import Sample
 from foveate.engine.trace import Stage
 
-__all__ = ["cut_before", "note_attention", "record", "take_tower_cuts"]
+__all__ = ["cut_before", "note_attending", "record", "take_tower_cuts"]
 
 ReaderOf = Callable[[Bucket], AttentionReader]
+Norm = Callable[[Tensor], Tensor]
 
 
 def take_tower_cuts(forward: Forward, program: Program, hidden: Tensor) -> Tensor:
@@ -100,7 +102,7 @@ def _moved_on(ordinals: Tensor, start: int) -> Tensor:
     return torch.where(ordinals < 0, ordinals, ordinals + start)
 
 
-def cut_before(forward: Forward, program: Program, call: LayerCall, reader_of: ReaderOf) -> None:
+def cut_before(forward: Forward, program: Program, call: LayerCall, reader_of: ReaderOf, norm: Norm) -> None:
     """Let the stages before a layer cut, and remember what later ones will read.
 
     Args:
@@ -108,10 +110,16 @@ def cut_before(forward: Forward, program: Program, call: LayerCall, reader_of: R
         program: Says which stages stand here.
         call: The layer's call; merged rows are written into a copy of its input.
         reader_of: Reads this layer's attention, for a bucket.
+        norm: The norm in front of the model's head.
     """
     layer = call.index
+    if layer == 0 and program.finds_raters:
+        for bucket in forward.buckets:
+            if bucket.left:
+                bucket.to(call.hidden.device)
+                bucket.text[RATERS] = raters_of(forward, bucket, call.hidden)
     if program.before(layer):
-        _cut(forward, program, call, reader_of)
+        _cut(forward, program, call, reader_of, norm)
     if program.remembers(layer):
         for bucket in forward.buckets:
             if bucket.left:
@@ -120,19 +128,25 @@ def cut_before(forward: Forward, program: Program, call: LayerCall, reader_of: R
     forward.row_maps.append(forward.rows)
 
 
-def note_attention(bucket: Bucket, signals: Sequence[Attention], layer: int, reader: AttentionReader) -> None:
-    """Remember what the attention of a layer that runs comes to, for stages before the next."""
+def note_attending(bucket: Bucket, signals: Sequence[Signal], layer: int, reader: AttentionReader) -> None:
+    """Remember what queries and keys of a layer that attends come to, for stages before the next."""
     rows = sample_unit(bucket.first, bucket.left)
-    for alike in streams(signals):
+    images = [rows] if bucket.sizes is None else image_units(bucket.first, bucket.sizes)
+    for signal in signals:
+        if isinstance(signal, KeyNorms):
+            bucket.notes[ran_note(signal, layer)] = reader.key_norms()
+        elif isinstance(signal, Pivots):
+            bucket.text[ran_note(signal, layer)] = reader.pivots(signal.count, images)
+    for alike in streams([signal for signal in signals if isinstance(signal, Attention)]):
         units = asking_units(alike[0], bucket.first, bucket.sizes, rows)
-        for signal, values in reader.reduced(alike, units).items():
-            bucket.notes[attention_note(signal, layer)] = values
+        for attention, values in reader.reduced(alike, units).items():
+            bucket.notes[ran_note(attention, layer)] = values
 
 
-def _cut(forward: Forward, program: Program, call: LayerCall, reader_of: ReaderOf) -> None:
+def _cut(forward: Forward, program: Program, call: LayerCall, reader_of: ReaderOf, norm: Norm) -> None:
     """Cut before a layer, and record it if tokens may be dropped there."""
     before = forward.vision_left() if call.index in program.cuts else ()
-    undecided = [(bucket, _decision(bucket, program, call, reader_of)) for bucket in forward.buckets]
+    undecided = [(bucket, _decision(bucket, program, call, reader_of, norm)) for bucket in forward.buckets]
     decisions = _with_counts(undecided)
     forward.buckets = [bucket for bucket, _ in decisions]
     dropped, merged = False, []
@@ -178,9 +192,11 @@ class LazyReader:
 class SampleReader:
     """What is read of a layer for one sample of a bucket; nothing is computed until it is asked for."""
 
-    def __init__(self, bucket_reader: LazyReader, pick: Pick) -> None:
+    def __init__(self, bucket_reader: LazyReader, pick: Pick, states: Norm, norm: Norm) -> None:
         self._bucket_reader = bucket_reader
         self._pick = pick
+        self.states = states
+        self.normed = norm
 
     def attention(self, signal: Attention, units: Sequence[Unit]) -> Tensor:
         of_samples = self._bucket_reader.reader.reduced([signal], units)
@@ -190,7 +206,7 @@ class SampleReader:
         return self._pick(self._bucket_reader.reader.keys())
 
 
-def _decision(bucket: Bucket, program: Program, call: LayerCall, reader_of: ReaderOf) -> Decision | None:
+def _decision(bucket: Bucket, program: Program, call: LayerCall, reader_of: ReaderOf, norm: Norm) -> Decision | None:
     """What the stages before a layer leave of a bucket, with the samples in front of all tensors."""
     if not bucket.left:
         return None
@@ -202,14 +218,19 @@ def _decision(bucket: Bucket, program: Program, call: LayerCall, reader_of: Read
 
     def of_sample(sample: Tensors, pick: Pick) -> Tensors:
         columns = sample["columns"]
+
+        def states(columns: Tensor) -> Tensor:
+            return call.hidden[sample["index"].expand(len(columns)), columns]
+
         rows = SampleRows(
             call.index,
             bucket.first,
             sample["source"],
             bucket.sizes,
             sample["notes"],
-            lambda: call.hidden[sample["index"].expand(len(columns)), columns],
-            SampleReader(reader, pick),
+            lambda: states(columns),
+            SampleReader(reader, pick, states, norm),
+            sample["text"],
         )
         decision = decide(rows, stages)
         for name in program.done_with(call.index):
@@ -219,7 +240,13 @@ def _decision(bucket: Bucket, program: Program, call: LayerCall, reader_of: Read
             return {"notes": rows.notes}
         return {"notes": rows.notes} | _tensors(decision.cut, columns.device)
 
-    tensors = {"index": bucket.index, "columns": bucket.columns, "source": bucket.source, "notes": bucket.notes}
+    tensors = {
+        "index": bucket.index,
+        "columns": bucket.columns,
+        "source": bucket.source,
+        "notes": bucket.notes,
+        "text": bucket.text,
+    }
     answer = each(of_sample, tensors)
     bucket.notes = answer["notes"]
     decision = decisions[0]

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from foveate.core.cut import Cut, note_of
-from foveate.core.signals import Attention, Hidden, Keys, Signal
+from foveate.core.signals import Attention, Hidden, KeyNorms, Keys, Normed, Pivots, Signal
 from foveate.core.views import Arriving, ImageView, LayerView, View
 from foveate.engine import guards
-from foveate.engine.program import NotesOf, attention_note, hidden_note, named
+from foveate.engine.program import NotesOf, hidden_note, named, ran_note
 from foveate.engine.samples import Sample
 from foveate.methods.stages import Place, Stage
 
@@ -34,6 +34,8 @@ class Unit:
         started: Rows of these that entered the decoder.
         text_after: Whether text stands behind them; an entry an image where they are of several.
         in_sample: Vision tokens of the whole sample as they entered, where this is a part of it.
+        image: Which of the sample's images (or frames) it is, counted from the end where it is all: the text behind all
+            of them is that behind the last, −1.
     """
 
     start: int
@@ -42,6 +44,7 @@ class Unit:
     started: int
     text_after: tuple[bool, ...]
     in_sample: int | None = None
+    image: int = -1
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -71,13 +74,13 @@ def image_units(sample: Sample, sizes: Sequence[int]) -> list[Unit]:
     in_sample = len(sample.vision)
     images = zip(ends, sizes, sample.entered_sizes, sample.started_sizes, sample.text_after, strict=True)
     units = []
-    for end, size, entered, started, text in images:
-        units.append(Unit(end - size, end, entered, started, (text > 0,), in_sample))
+    for image, (end, size, entered, started, text) in enumerate(images):
+        units.append(Unit(end - size, end, entered, started, (text > 0,), in_sample, image))
     return units
 
 
 class Reader(Protocol):
-    """Reads the attention of the coming layer for one sample."""
+    """Reads the attention of the coming layer, and the stream that enters it, for one sample."""
 
     def attention(self, signal: Attention, units: Sequence[Unit]) -> Tensor:
         """The signal of these units' rows, one behind the other: (rows,) float32."""
@@ -85,6 +88,14 @@ class Reader(Protocol):
 
     def keys(self) -> Tensor:
         """The layer's keys at the sample's rows, mean over heads: (rows, head size) float32."""
+        ...
+
+    def states(self, columns: Tensor) -> Tensor:
+        """The stream entering the layer at these columns, (columns, width)."""
+        ...
+
+    def normed(self, rows: Tensor) -> Tensor:
+        """Rows of the stream, (rows, width), through the norm in front of the model's head."""
         ...
 
 
@@ -113,6 +124,7 @@ class SampleRows:
         notes: What is remembered of the rows.
         read: Returns the residual stream entering the layer at these rows, (rows, width).
         reader: Reads attention and keys of the layer.
+        text: What is remembered of the text behind the images: a tensor a name, with the images in front.
     """
 
     layer: int
@@ -122,6 +134,7 @@ class SampleRows:
     notes: dict[str, Tensor]
     read: Callable[[], Tensor]
     reader: Reader
+    text: Mapping[str, Tensor] = field(default_factory=dict)
     _hidden: Tensor | None = None
 
     def __len__(self) -> int:
@@ -187,12 +200,18 @@ class SampleRows:
         return part(self.notes[hidden_note(self.layer - back)])
 
     def _signal(self, signal: Signal, unit: Unit, part: Part) -> Tensor:
-        """A signal of attention for the rows of a unit."""
+        """A signal for the rows of a unit."""
         if isinstance(signal, Keys):
             return part(self.reader.keys())
-        assert isinstance(signal, Attention)
-        if signal.layer == "ran":
-            return part(self.notes[attention_note(signal, self.layer - 1)])
+        if isinstance(signal, Normed):
+            return self.reader.normed(part(self.hidden))
+        if isinstance(signal, Pivots):
+            columns = self.text[ran_note(signal, self.layer - 1)][unit.image]
+            rows = self.reader.normed(self.reader.states(columns.clamp(min=0)))
+            return rows * (columns >= 0)[:, None]
+        assert isinstance(signal, Attention | KeyNorms)
+        if isinstance(signal, KeyNorms) or signal.layer == "ran":
+            return part(self.notes[ran_note(signal, self.layer - 1)])
         return self.reader.attention(signal, asking_units(signal, self.sample, self.sizes, unit))
 
     def behind(self, decision: Decision, stage: Stage) -> "SampleRows":

@@ -6,13 +6,13 @@ from torch import Tensor
 
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
-from foveate.core.signals import Attention, Hidden
+from foveate.core.signals import Hidden, Signal
 from foveate.core.views import Arriving
 from foveate.engine import guards
 from foveate.families.base import Family
 from foveate.methods import follow
 from foveate.methods.base import Method
-from foveate.methods.stages import LayerStage, Place, Shape, Stage, TowerStage
+from foveate.methods.stages import LayerStage, Place, Shape, Stage, TowerStage, of_layer_that_ran
 
 __all__ = ["NotesOf", "Program", "named"]
 
@@ -31,6 +31,7 @@ class Program:
         by_frame: Whether the frames of a video are counted one by one.
         adds_rows: Whether rows may come that are no tokens of their own.
         cached: Decoder layers whose caches are cut after the prefill.
+        finds_raters: Whether attention of the raters is read, which are told from what enters the decoder.
 
     Raises:
         UnsupportedError: If a stage reads what this model or this engine has not, or stands where nothing runs.
@@ -64,7 +65,9 @@ class Program:
         self.by_frame = any(stage.unit == "frame" for stage in stages)
         self.adds_rows = any(stage.ownerless for stage in stages)
         self.cached = follow.cached_layers(stages)
-        self._remembered, self._signals_while = _looking_back(follow.layer_stages(stages))
+        layers = follow.layer_stages(stages)
+        self.finds_raters = any(getattr(signal, "rows", "") == "raters" for stage in layers for signal in stage.reads)
+        self._remembered, self._signals_while = _looking_back(layers)
 
     # -- encode ------------------------------------------------------------------------------------------------
 
@@ -93,8 +96,8 @@ class Program:
         """Whether the rows entering a layer are read again later."""
         return layer in self._remembered
 
-    def signals_while(self, layer: int) -> Sequence[Attention]:
-        """What the attention of a layer is reduced to while it runs, for stages before the next."""
+    def signals_while(self, layer: int) -> Sequence[Signal]:
+        """What queries and keys of a layer are reduced to while it attends, for stages before the next."""
         return self._signals_while.get(layer, ())
 
     def done_with(self, layer: int) -> Iterator[str]:
@@ -103,7 +106,7 @@ class Program:
             if last == layer:
                 yield hidden_note(entered)
         for signal in self.signals_while(layer - 1):
-            yield attention_note(signal, layer - 1)
+            yield ran_note(signal, layer - 1)
 
     def plan(self, sizes: Sequence[int]) -> tuple[int, ...] | None:
         """Vision tokens that each layer processes, as far as that is known beforehand."""
@@ -128,21 +131,21 @@ class Program:
         return self._renumbers and any(stage.positions == "renumber" for stage in stages)
 
 
-def _looking_back(stages: Sequence[LayerStage]) -> tuple[dict[int, int], dict[int, list[Attention]]]:
+def _looking_back(stages: Sequence[LayerStage]) -> tuple[dict[int, int], dict[int, list[Signal]]]:
     """What stages read of layers that have run.
 
     Returns:
         The layers whose input is remembered, each with the last layer before which it is read; and the layers whose
-        attention is reduced while they run, each with the signals.
+        queries and keys are reduced while they attend, each with the signals.
     """
     remembered: dict[int, int] = {}
-    reduced: dict[int, list[Attention]] = {}
+    reduced: dict[int, list[Signal]] = {}
     for stage in stages:
         for signal in stage.reads:
             if isinstance(signal, Hidden) and signal.back:
                 entered = stage.layer - signal.back
                 remembered[entered] = max(stage.layer, remembered.get(entered, 0))
-            elif isinstance(signal, Attention) and signal.layer == "ran":
+            elif of_layer_that_ran(signal):
                 signals = reduced.setdefault(stage.layer - 1, [])
                 if signal not in signals:
                     signals.append(signal)
@@ -157,8 +160,8 @@ def hidden_note(layer: int) -> str:
     return f"hidden {layer}"
 
 
-def attention_note(signal: Attention, layer: int) -> str:
-    """The name under which the attention of a layer that ran is remembered."""
+def ran_note(signal: Signal, layer: int) -> str:
+    """The name under which a signal of a layer that ran is remembered."""
     return f"{signal!r} {layer}"
 
 

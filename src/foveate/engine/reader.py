@@ -17,6 +17,7 @@ from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.looking import Unit
 from foveate.engine.masks import visibility
 from foveate.engine.positions import Positions
+from foveate.engine.raters import RATERS, last_marked
 from foveate.engine.rows import rows_of
 from foveate.families.base import Family
 
@@ -24,6 +25,9 @@ __all__ = ["AttentionReader", "OwnAttention", "Reduction", "is_causal", "streams
 
 OwnAttention = list[tuple[Tensor, Tensor, float]]
 """One entry while a layer attends: the queries and keys of its own attention, and their scaling. Else empty."""
+
+OF_TEXT = ("after", "null", "raters")
+"""Rows that ask and stand behind an image."""
 
 
 class AttentionReader:
@@ -118,7 +122,7 @@ class AttentionReader:
     def _of_unit(self, signals: Sequence[Attention], unit: Unit) -> dict[Attention, Tensor]:
         reduction = Reduction(signals)
         no_text = unit.text_after == (False,)
-        if not (signals[0].rows == "after" and no_text):
+        if not (signals[0].rows in OF_TEXT and no_text):
             for block in self._blocks(signals[0], unit):
                 reduction.add(block)
         values = reduction.values()
@@ -129,11 +133,49 @@ class AttentionReader:
 
     def keys(self) -> Tensor:
         """Keys of the bucket's rows after RoPE, mean over heads: (samples, rows, head size) float32."""
+        keys = take_along(self._all_keys(), self._vision[:, None, :, None], dim=2)
+        return keys.float().mean(dim=1)
+
+    def key_norms(self) -> Tensor:
+        """L1 norms of the keys of the bucket's rows after RoPE, all heads together: (samples, rows) float32."""
+        return self._norms().gather(1, self._vision)
+
+    def pivots(self, count: int, units: Sequence[Unit]) -> Tensor:
+        """Columns of the text behind each unit that has the largest key norms, the largest first.
+
+        Returns:
+            (samples, units, count) int64: from the first on again where there is less text, −1 where there is none.
+        """
+        return torch.stack([self._pivots_of(count, unit) for unit in units], dim=1)
+
+    def _pivots_of(self, count: int, unit: Unit) -> Tensor:
+        none = self._columns.new_full((len(self._columns), count), -1)
+        if unit.text_after == (False,) or not len(unit):
+            return none
+        asking, real = self._text_behind(unit)
+        if not asking.shape[1]:
+            return none
+        norms = self._norms().gather(1, asking)
+        number = torch.full_like(asking[:, :1], asking.shape[1])
+        if real is not None:
+            norms = norms.masked_fill(real == 0, -1)
+            number = real.sum(dim=1, keepdim=True)
+        order = norms.sort(dim=1, descending=True, stable=True).indices
+        places = torch.arange(count, device=order.device) % number.clamp(min=1)  # of three rows 0 1 2 0
+        columns = self._columns.gather(1, asking.gather(1, order.gather(1, places)))
+        return torch.where(number > 0, columns, none)
+
+    def _norms(self) -> Tensor:
+        """L1 norms of the keys of all rows: (samples, rows) float32."""
+        keys = self._all_keys()
+        return torch.linalg.vector_norm(keys, ord=1, dim=(1, 3), dtype=torch.float32)
+
+    def _all_keys(self) -> Tensor:
+        """Keys of all rows after RoPE, (samples, key heads, rows, head size)."""
         if self._made_keys is None:
             no_queries = self._vision[:, :0]
             _, self._made_keys, _ = self._queries_and_keys(no_queries)
-        keys = take_along(self._made_keys, self._vision[:, None, :, None], dim=2)
-        return keys.float().mean(dim=1)
+        return self._made_keys
 
     # -- attention rows ----------------------------------------------------------------------------------------
 
@@ -154,6 +196,12 @@ class AttentionReader:
             asking, real = self._text_behind(unit)
         if not asking.shape[1]:
             return
+        if signal.rows == "null":
+            asking, real = _first(asking, real)
+        elif signal.rows == "raters":
+            raters = self._bucket.text[RATERS][:, unit.image].to(asking.device)
+            is_rater = raters.gather(1, self._columns.gather(1, asking))
+            real = is_rater if real is None else is_rater & (real != 0)
         query, keys, scaling = self._queries_and_keys(asking)
         self._made_keys, before = keys, 0
         if self._past is not None:
@@ -201,12 +249,10 @@ class AttentionReader:
             here = live[self._of, -self._hidden.shape[1] :].to(self._columns.device)
             text = text * (here.gather(1, self._columns) != 0)
         most, exact = self._bucket.text_behind(unit.start, unit.stop)
-        # A stable sort of 0s and 1s brings the text rows to the end, in order.
-        real, order = text.sort(dim=1, stable=True)
-        asking = order[:, rows - most :]
+        asking, real = last_marked(text, most)
         if exact:
             return asking, None
-        return asking, real[:, rows - most :]
+        return asking, real
 
     def _visible(
         self, sees: Callable[[Tensor], Tensor], asking: Tensor, image: Tensor | None, slots: int, before: int
@@ -254,7 +300,7 @@ class Reduction:
         self._over = {signal.over for signal in signals}
         self._renormalises = signals[0].renormalise
         # Where samples differ in how much text is behind, rows of zeros fill up: they ask for nothing.
-        self._filled = signals[0].rows == "after" and (self._renormalises or "mean" in self._over)
+        self._filled = signals[0].rows in OF_TEXT and (self._renormalises or "mean" in self._over)
         self._sum: Tensor | None = None
         self._max: Tensor | None = None
         self._asking: int | Tensor = 0
@@ -292,6 +338,15 @@ class Reduction:
         if signal.over == "share":
             return self._sum / self._sum.sum(dim=1, keepdim=True)
         return self._sum
+
+
+def _first(asking: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The first of the rows that ask, (samples, 1), real ones standing behind the others; and whether it is real."""
+    if real is None:
+        return asking[:, :1], None
+    number = real.sum(dim=1, keepdim=True)
+    place = (asking.shape[1] - number).clamp(max=asking.shape[1] - 1)
+    return asking.gather(1, place), number > 0
 
 
 def streams(signals: Sequence[Attention]) -> list[list[Attention]]:

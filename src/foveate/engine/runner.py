@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.host import send
-from foveate.core.signals import Attention
+from foveate.core.signals import Signal
 from foveate.engine import guards
 from foveate.engine.bucket import Bucket
 from foveate.engine.cache import find_pruned, pruned_layer
-from foveate.engine.cutting import cut_before, note_attention
+from foveate.engine.cutting import cut_before, note_attending
 from foveate.engine.forward import Forward, LayerCall, Original
 from foveate.engine.masks import Remap
 from foveate.engine.positions import Positions
@@ -48,7 +48,8 @@ class LayerRunner:
         self._bring_together(forward, call)
         self._positions.move_up(forward, call)
         if forward.drops:
-            cut_before(forward, self._program, call, functools.partial(self._reader, forward, call))
+            reader_of = functools.partial(self._reader, forward, call)
+            cut_before(forward, self._program, call, reader_of, self._family.final_norm)
         tap = self._attention_tap(forward, call)
         if forward.rows is None:
             return self._run_whole(forward, call, original, tap)
@@ -174,15 +175,15 @@ class LayerRunner:
 
 
 class _AttentionTap:
-    """Reduces a layer's attention while it attends, for stages before the next layer.
+    """Reduces a layer's queries and keys while it attends, for stages before the next layer.
 
     Attributes:
-        signals: What the attention is reduced to; the tap does nothing if there are none.
+        signals: What they are reduced to; the tap does nothing if there are none.
         readers: The buckets and how they are read.
         own_attention: Where the readers find the layer's queries and keys.
     """
 
-    def __init__(self, signals: Sequence[Attention]) -> None:
+    def __init__(self, signals: Sequence[Signal]) -> None:
         self.readers: list[tuple[Bucket, AttentionReader]] = []
         self.own_attention: OwnAttention = []
         self.signals = signals
@@ -201,7 +202,7 @@ class _AttentionTap:
     def _attends(self, layer: int, queries: Tensor, keys: Tensor, scaling: float) -> None:
         self.own_attention.append((queries, keys, scaling))
         for bucket, reader in self.readers:
-            note_attention(bucket, self.signals, layer, reader)
+            note_attending(bucket, self.signals, layer, reader)
         self.own_attention.clear()
         self.readers.clear()  # frees queries and keys before the MLP runs
 

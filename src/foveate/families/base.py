@@ -102,6 +102,11 @@ class Family:
         layers: nn.ModuleList = self.text.layers
         return layers
 
+    def final_norm(self, rows: Tensor) -> Tensor:
+        """Rows of the residual stream, (…, rows, width), through the norm behind the decoder's last layer."""
+        normed: Tensor = self.text.norm(rows)
+        return normed.to(rows.device)
+
     def rotary_type(self, layer: int) -> str | None:
         """Which of the decoder's RoPEs a layer uses, as `text.rotary_emb` names it; None where all use the same."""
         if not hasattr(self.text.rotary_emb, "layer_types"):

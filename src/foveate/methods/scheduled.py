@@ -1,4 +1,4 @@
-"""What V2Drop, Random and Uniform share: cuts before given decoder layers, each keeping a share of what arrives."""
+"""Scheduled: cuts before given decoder layers, each keeping a share of the tokens that arrive."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -124,7 +124,11 @@ class Scheduled(Method):
         """How many tokens the cut of this index leaves."""
         if arriving.sample < self.skip_below:
             return arriving.tokens
-        return keep_count(arriving.tokens, self._ratios(depth, arriving)[index], self.min_keep)
+        return self.kept(arriving.tokens, self._ratios(depth, arriving)[index])
+
+    def kept(self, tokens: int, ratio: float) -> int:
+        """How many of `tokens` a cut with this ratio keeps: truncated, and never fewer than `min_keep`."""
+        return keep_count(tokens, ratio, self.min_keep)
 
     def _ratios(self, depth: int, arriving: Arriving) -> tuple[float, ...]:
         """Keep ratios of all cuts: as given, or solved for what has entered."""

@@ -28,7 +28,10 @@ from foveate.core.signals import (
     Cls,
     Features,
     Hidden,
+    KeyNorms,
     Keys,
+    Normed,
+    Pivots,
     Resource,
     Signal,
     Text,
@@ -50,10 +53,13 @@ __all__ = [
     "Hidden",
     "ImageStage",
     "ImageView",
+    "KeyNorms",
     "Keys",
     "LayerStage",
     "LayerView",
+    "Normed",
     "PatchView",
+    "Pivots",
     "PixelStage",
     "Place",
     "Resource",
@@ -331,10 +337,13 @@ class DecodeStage(Stage):
     place: ClassVar[Place] = Place.DECODE
 
 
+def of_layer_that_ran(signal: Signal) -> bool:
+    """Whether a signal is made of the queries or keys of the layer before the stage."""
+    return isinstance(signal, KeyNorms | Pivots) or (isinstance(signal, Attention) and signal.layer == "ran")
+
+
 def _looks_back(signal: Signal) -> int:
     """How many layers must have run before a stage can read the signal."""
     if isinstance(signal, Hidden):
         return signal.back
-    if isinstance(signal, Attention) and signal.layer == "ran":
-        return 1
-    return 0
+    return int(of_layer_that_ran(signal))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from foveate.core.cut import Cut
-from foveate.core.rank import ascending_ranks, by_quota
+from foveate.core.rank import by_quota, ranks
 from foveate.errors import SettingError
 from foveate.methods.base import Preset
 from foveate.methods.framed import Framed
@@ -81,7 +81,7 @@ class VidCom2(Framed):
         if count is None:
             assert self.keep is not None  # a budget has a count
             quotas = (self.keep * weights).clamp(max=1) * tokens
-            stays = ascending_ranks(scores) < quotas.round().clamp(min=1)[:, None]
+            stays = ranks(-scores) < quotas.round().clamp(min=1)[:, None]
             return Cut.keep(stays.flatten())
         return by_quota(scores, weights * (count / frames), count, least=1)
 

@@ -15,7 +15,10 @@ from foveate.core.signals import (
     Cls,
     Features,
     Hidden,
+    KeyNorms,
     Keys,
+    Normed,
+    Pivots,
     Resource,
     Signal,
     Text,
@@ -101,8 +104,12 @@ def made_signal(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.G
         return torch.rand(tokens, generator=random).softmax(dim=0)
     if isinstance(signal, Keys | TowerKeys):
         return torch.randn(tokens, HEAD, generator=random)
-    if isinstance(signal, Hidden | Features):
+    if isinstance(signal, KeyNorms):
+        return torch.rand(tokens, generator=random)
+    if isinstance(signal, Hidden | Features | Normed):
         return torch.randn(tokens, WIDTH, generator=random).to(dtype)
+    if isinstance(signal, Pivots):
+        return torch.randn(signal.count, WIDTH, generator=random).to(dtype)
     if isinstance(signal, Cls):
         return torch.randn(1, WIDTH, generator=random).to(dtype)
     if isinstance(signal, Cells):

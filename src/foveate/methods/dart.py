@@ -1,0 +1,149 @@
+"""DART: a few pivots, and then the vision tokens that resemble them least. Duplication matters, not importance.
+
+Paper: Wen et al., "Stop Looking for Important Tokens in Multimodal Language Models: Duplication Matters More", EMNLP
+2025, arXiv:2502.11494.
+
+Before layer K, with keys k of layer K − 1 after RoPE and f = the model's last norm of the residual stream:
+pivots are the 4 vision and the 4 text tokens with the largest ‖k‖₁ over all key heads. Each pivot in turn takes the
+m = ⌊B / 8⌋ vision tokens with the lowest cos(f, f_pivot) of those that no pivot has taken. They and the 4 vision pivots
+stay: 8m + 4 for a budget B of tokens.
+"""
+
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from foveate.core.cut import Cut
+from foveate.errors import SettingError
+from foveate.methods.base import Method, Preset
+from foveate.methods.schedule import Budget, left_by_one_cut
+from foveate.methods.settings import Count, Share, Tokens
+from foveate.methods.stages import Arriving, KeyNorms, LayerStage, LayerView, Normed, Pivots, Shape, Signal, Stage
+
+__all__ = ["DART", "METHOD", "least_alike"]
+
+
+class DART(Method):
+    """One cut that keeps what differs most from a few pivots.
+
+    Different from the released code: pivots are visited in a fixed order, vision pivots by falling norm and then text
+    pivots by falling norm, where the code iterates a set; norms and cosines are float32, ties go to the lower index;
+    batches, and several images, each with the text behind it. Where less text than pivots stands behind an image, the
+    same text is visited again; where none does, vision pivots alone share the budget.
+
+    Attributes:
+        layer: The paper's K, 1 or more: the first layer that processes fewer tokens.
+        keep: The code's 1 − R: B is this share of the vision tokens. The default is the middle one of the paper's
+            three, R = 77.8 %.
+        target: Instead of `keep`: B as a number of tokens, as the code's evaluation scripts give it. 8 · ⌊B / 8⌋ + 4
+            tokens stay, 132 for 128.
+        retention: Instead: the mean share of an image's tokens that a decoder layer processes. It is met exactly: the
+            first pivots take one token more where the number does not divide.
+        tokens: The same as a number of tokens.
+        pivots: Vision pivots.
+        text_pivots: Text pivots; with 0 the choice does not depend on the question.
+        scope: Pivots and budget for each "image" or video (the code has one image a sample), or each "frame".
+
+    Raises:
+        SettingError: If more than one of `target` and a budget is given.
+    """
+
+    name = "dart"
+    schedule: ClassVar[tuple[str, ...]] = ("keep", "target")
+
+    layer: Annotated[int, Ge(1)] = 2
+    keep: Share = 0.222
+    target: Count | None = None
+    retention: Share | None = None
+    tokens: Tokens | None = None
+    pivots: Annotated[int, Ge(1)] = 4
+    text_pivots: Count = 4
+    scope: Literal["image", "frame"] = "image"
+
+    def check_settings(self) -> None:
+        if self.retention is None and self.tokens is None:
+            return
+        Budget(self.tokens, self.retention)
+        if self.target is not None:
+            raise SettingError("Give either target or a budget (retention=, tokens=), not both.")
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        if self.retention == 1:
+            return ()
+        reads: tuple[Signal, ...] = (KeyNorms(), Normed())
+        if self.text_pivots:
+            reads = (*reads, Pivots(self.text_pivots))
+        count = partial(self._count, shape.depth)
+        return (
+            LayerStage(self.layer, reads=reads, count=count, choose=self._choose, unit=self.scope, flops=self._flops),
+        )
+
+    def _count(self, depth: int, arriving: Arriving) -> int:
+        if self.retention is not None or self.tokens is not None:
+            budget = Budget(self.tokens, self.retention)
+            return left_by_one_cut(budget, arriving.entered, arriving.started, depth, self.layer, "DART")
+        wanted = arriving.tokens * self.keep if self.target is None else self.target
+        visited = self.pivots + self.text_pivots
+        return min(arriving.tokens, int(wanted // visited) * visited + self.pivots)
+
+    def _choose(self, view: LayerView, count: int | None) -> Cut | None:
+        assert count is not None
+        if count >= len(view):
+            return None
+        text: Tensor | None = None
+        if self.text_pivots and view.text_behind:
+            text = view.pivots
+        return Cut.take(least_alike(view.key_norms, view.normed, text, self.pivots, count), len(view))
+
+    def _flops(self, arriving: Arriving, width: int) -> int:
+        return 2 * arriving.tokens * (self.pivots + self.text_pivots) * width  # a cosine with each pivot
+
+    @classmethod
+    def solved(cls, share: float, entered: int | None, depth: int, /, **values: Any) -> Self:
+        """One cut whose mean meets the budget, solved for each image. See `Method.solved`."""
+        method = cls(retention=share, **values)
+        if entered:
+            method._count(depth, Arriving.all_of(entered))  # or a refusal
+        return method
+
+
+def least_alike(norms: Tensor, features: Tensor, text: Tensor | None, pivots: int, count: int) -> Tensor:
+    """Which `count` vision tokens stay: (count,) int64, ascending.
+
+    Args:
+        norms: (tokens,) float32, by which pivots are chosen.
+        features: (tokens, width), by which tokens resemble one another.
+        text: (text pivots, width) of the same, in the order in which they are visited; None: none.
+        pivots: Vision pivots.
+        count: Tokens that stay, pivots among them.
+    """
+    chosen = norms.sort(descending=True, stable=True).indices[: min(pivots, count)]
+    visited = features[chosen]
+    if text is not None:
+        visited = torch.cat((visited, text.to(visited.dtype)))
+    likeness = normalize(features.float(), dim=-1) @ normalize(visited.float(), dim=-1).T  # (tokens, visited)
+    taken = torch.zeros_like(norms, dtype=torch.bool).scatter(0, chosen, True)
+    each, rest = divmod(count - len(chosen), len(visited))
+    for place in range(len(visited)):
+        scores = likeness[:, place].masked_fill(taken, float("inf"))
+        least = scores.sort(stable=True).indices[: each + (place < rest)]
+        taken = taken.scatter(0, least, True)
+    # A stable sort of 0s and 1s brings what was taken to the front, in order.
+    return taken.logical_not().long().sort(stable=True).indices[:count]
+
+
+def _preset(model: str, target: int, vision_tokens: int) -> Preset:
+    method = DART(target=target)
+    return Preset(f"dart/{model}/{target}", method, 32, vision_tokens, "released code, B tokens asked for at layer 2")
+
+
+DART.presets = (
+    *(_preset("llava-1.5-7b", target, 576) for target in (192, 128, 64)),
+    _preset("llava-next-7b", 320, 2880),
+)
+
+METHOD = DART

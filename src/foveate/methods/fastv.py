@@ -1,0 +1,65 @@
+"""FastV: drop the vision tokens that the prompt's last token hardly attends to, once, behind the first layers.
+
+Paper: Chen et al., "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for Large
+Vision-Language Models", ECCV 2024, arXiv:2403.06764.
+
+s_j = mean over heads of A[last, j], with A the softmax of layer K − 1; the (1 − R) · N tokens with the largest s stay.
+This is the released code's "in-place" variant: tokens really leave, and the others keep their position ids.
+"""
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from foveate.core.rank import top
+from foveate.methods.base import Preset
+from foveate.methods.scheduled import Scheduled
+from foveate.methods.stages import Attention, LayerView, Signal
+
+__all__ = ["METHOD", "FastV"]
+
+
+class FastV(Scheduled):
+    """One cut, by the attention that the prompt's last token pays in the layer before it.
+
+    Different from the released code: only the row of attention that scores is computed, under any kernel, where the
+    code asks for all maps of all layers; scores are float32, and ties go to the lower index; batches, several images
+    and prompts of any form, where the code has the image's place and size written in. Several cuts are possible.
+
+    Attributes:
+        layers: The paper's K, (2,): the first layer that processes fewer tokens. It reads layer K − 1, so K is 1 or
+            more; the code's K = 0 is a random mask (`Random`).
+        keep: The paper's 1 − R, (0.5,). R is the share that is *dropped*. Counts are rounded to the nearest, halves to
+            the even number.
+        retention, tokens, min_keep, scope, skip_below: See `Scheduled`; a budget is solved for one cut, or three.
+    """
+
+    name = "fastv"
+    first_layer: ClassVar[int] = 1  # it reads the layer before
+    usual_layers: ClassVar[tuple[int, ...]] = (2,)
+    usual_keep: ClassVar[tuple[float, ...]] = (0.5,)
+
+    def reads(self, layer: int) -> tuple[Signal, ...]:
+        return (Attention(rows="last", layer="ran", heads="mean"),)
+
+    def select(self, view: LayerView, count: int) -> Tensor:
+        return top(view.attention, count)
+
+    def kept(self, tokens: int, ratio: float) -> int:
+        return min(tokens, max(self.min_keep, round(tokens * ratio)))
+
+
+def _preset(budget: int, kept: int) -> Preset:
+    """Whose mean over 32 layers is the budget: (2 · 576 + 30 · kept) / 32."""
+    method = FastV(layers=(2,), keep=(kept / 576,))
+    return Preset(f"fastv/llava-1.5-7b/{budget}", method, 32, 576, "derived: the paper's layer, mean over layers")
+
+
+FastV.presets = (
+    Preset("fastv/llava-1.5-7b/paper", FastV(), 32, 576, "paper, K = 2 and R = 50 %"),
+    _preset(192, 166),
+    _preset(128, 98),
+    _preset(64, 30),
+)
+
+METHOD = FastV

@@ -1,0 +1,164 @@
+"""PyramidDrop: the image shrinks in stages with depth, ranked by the prompt's last token each time.
+
+Paper: Xing et al., "PyramidDrop: Accelerating Your Large Vision-Language Models via Pyramid Visual Redundancy
+Reduction", CVPR 2025, arXiv:2410.17247.
+
+Before layer l: s_j = mean over heads of softmax(q_last · k_j / √d) with the queries and keys of layer l itself; the
+int(r_l · N) tokens with the largest s stay, N being those that entered the decoder.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from foveate.errors import BudgetError, SettingError
+from foveate.methods.base import Method, Preset
+from foveate.methods.schedule import Budget, as_layers, geometric_counts
+from foveate.methods.settings import Layers, Positions, Share, Shares, Tokens, Unit, numbering
+from foveate.methods.stages import Arriving, Attention, LayerStage, LayerView, Shape, Stage
+
+__all__ = ["METHOD", "PyramidDrop"]
+
+LAYERS, RATIOS = (8, 16, 24), (0.5, 0.25, 0.125)  # the paper's, for 32 layers: a quarter, half, three quarters
+
+
+class PyramidDrop(Method):
+    """Cuts that each leave a share of the image's original tokens.
+
+    The names are those of the authors' command line. Different from the released code: prompts of any length (the code
+    cuts them off at 2,048 tokens), batches, several images (each keeps its share) and padding on the left; float32
+    scores, ties to the lower index; and a cut never leaves less than one token.
+
+    Attributes:
+        layer_list: Decoder layers whose input is cut, strictly ascending: the paper's (8, 16, 24). With a budget a
+            sixteenth, a quarter and half of the depth, since the paper's layers meet none below a quarter.
+        image_token_ratio_list: Share of the *original* tokens that each cut leaves: the paper's (0.5, 0.25, 0.125).
+        retention: Instead of the ratios: the mean share of an image's tokens that a decoder layer processes. The ratios
+            are then q, q², q³, …, with q solved for every image.
+        tokens: The same as a number of tokens.
+        positions: "reindex" renumbers the rows after each cut, as the released code does; "keep" keeps position ids.
+            Families with M-RoPE always keep.
+        scope: Rank the tokens of each "image" or video (the code has one image a sample), of the whole "sample", or of
+            each "frame".
+
+    Raises:
+        SettingError: If the lists differ in length, or ratios grow.
+    """
+
+    name = "pyramiddrop"
+    schedule: ClassVar[tuple[str, ...]] = ("image_token_ratio_list",)
+
+    layer_list: Layers | None = None
+    image_token_ratio_list: Shares | None = None
+    retention: Share | None = None
+    tokens: Tokens | None = None
+    positions: Positions = "reindex"
+    scope: Unit = "image"
+
+    def check_settings(self) -> None:
+        ratios = self.image_token_ratio_list
+        if self.retention is not None or self.tokens is not None:
+            Budget(self.tokens, self.retention)
+            if ratios is not None:
+                raise SettingError("Give either image_token_ratio_list or a budget (retention=, tokens=), not both.")
+            return
+        layers = LAYERS if self.layer_list is None else self.layer_list
+        ratios = RATIOS if ratios is None else ratios
+        if len(layers) != len(ratios):
+            raise SettingError(
+                f"layer_list and image_token_ratio_list must have the same length; got {len(layers)} and {len(ratios)}."
+            )
+        if list(ratios) != sorted(ratios, reverse=True):
+            raise SettingError(f"image_token_ratio_list are shares of the original tokens, so none may grow: {ratios}.")
+        self._set(layer_list=layers, image_token_ratio_list=ratios)
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        if self.retention == 1:
+            return ()
+        paid = Attention(rows="last", layer="next", heads="mean")
+        return tuple(
+            LayerStage(
+                layer,
+                reads=(paid,),
+                count=partial(self._count, shape.depth, index),
+                score=_attended,
+                unit=self.scope,
+                positions=numbering(self.positions),
+            )
+            for index, layer in enumerate(self._cuts(shape.depth))
+        )
+
+    def _cuts(self, depth: int) -> tuple[int, ...]:
+        if self.layer_list is None:
+            return _early(depth)
+        return self.layer_list
+
+    def _count(self, depth: int, index: int, arriving: Arriving) -> int:
+        """Tokens that the cut of this index leaves."""
+        if self.image_token_ratio_list is not None:
+            return max(1, int(arriving.started * self.image_token_ratio_list[index]))
+        # An earlier stage may have left fewer tokens than entered: the budget counts from those that entered.
+        mean = Budget(self.tokens, self.retention).mean(arriving.entered)
+        return _counts(mean, arriving.started, depth, self._cuts(depth))[index]
+
+    @classmethod
+    def solved(
+        cls, share: float, entered: int | None, depth: int, /, layer_list: Sequence[int] | None = None, **values: Any
+    ) -> Self:
+        """Ratios q, q², q³, … whose mean meets the budget, solved for each image. See `Method.solved`."""
+        cuts = _early(depth) if layer_list is None else as_layers(layer_list)
+        reference = entered or 576
+        _counts(share * reference, reference, depth, cuts)  # or a refusal
+        return cls(layer_list=cuts, retention=share, **values)
+
+
+def _attended(view: LayerView) -> Tensor:
+    return view.attention
+
+
+def _early(depth: int) -> tuple[int, ...]:
+    """A sixteenth, a quarter and half of the depth: 2, 8 and 16 of 32 layers."""
+    if depth < 4:
+        raise SettingError(f"A three-cut schedule needs a decoder of four layers or more; got {depth}.")
+    first = max(1, round(depth / 16))
+    second = max(first + 1, round(depth / 4))
+    return first, second, max(second + 1, round(depth / 2))
+
+
+def _counts(mean: float, start: int, depth: int, cuts: Sequence[int]) -> tuple[int, ...]:
+    """Tokens behind each cut for a mean over the layers, of an image whose `start` tokens enter the decoder.
+
+    Raises:
+        BudgetError: If one token behind the first cut is still too many; the message names the floor.
+    """
+    if mean >= start:
+        return (start,) * len(cuts)
+    floor = (cuts[0] * start + depth - cuts[0]) / depth if cuts else start
+    if mean < floor:
+        raise BudgetError(
+            f"PyramidDrop cannot average {mean:.4g} of {start} vision tokens on {depth} layers: its cuts are before "
+            f"layers {tuple(cuts)}, so its floor is {floor:.4g} tokens. Give a larger budget, or an earlier first cut "
+            "(layer_list).",
+            floor=floor / start,
+        )
+    return geometric_counts(mean, start, depth, cuts, least=1)
+
+
+def _preset(budget: str, layers: tuple[int, ...], ratios: tuple[float, ...], source: str) -> Preset:
+    method = PyramidDrop(layer_list=layers, image_token_ratio_list=ratios)
+    return Preset(f"pyramiddrop/llava-1.5-7b/{budget}", method, 32, 576, source)
+
+
+_DERIVED = "derived: q, q², q³ of the tokens for this mean over layers"
+
+PyramidDrop.presets = (
+    _preset("paper", LAYERS, RATIOS, "paper and released code"),
+    _preset("192", (2, 8, 16), (0.5591, 0.3126, 0.1754), _DERIVED),  # 322, 180, 101 of 576
+    _preset("192-late", LAYERS, (0.2535, 0.0643, 0.0157), f"{_DERIVED}, at the paper's layers"),  # 146, 37, 9
+    _preset("128", (2, 8, 16), (0.4202, 0.1754, 0.0747), _DERIVED),  # 242, 101, 43
+    _preset("64", (2, 8, 16), (0.191, 0.0365, 0.007), _DERIVED),  # 110, 21, 4
+)
+
+METHOD = PyramidDrop
