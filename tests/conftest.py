@@ -30,6 +30,17 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Where one tier is asked for, do not even look into the folders of the others."""
+    tier = config.option.markexpr
+    parts = collection_path.relative_to(ROOT).parts
+    if not parts or tier not in (*TIERS, "methods", "coverage", "rest"):
+        return None
+    if tier in ("methods", "coverage"):
+        tier = "engine"  # parts of the same folder
+    return True if tier_of_folder(parts[0]) != tier else None
+
+
 def pytest_collection_modifyitems(config, items):
     """Mark each test with its tier; leave out what a run before has done."""
     for item in items:
@@ -48,6 +59,11 @@ def tier_of(item):
     name = item.callspec.params.get("name", "") if hasattr(item, "callspec") else ""
     if folder == "invariants" and isinstance(name, str) and is_method(name):
         return "methods"
+    return tier_of_folder(folder)
+
+
+def tier_of_folder(folder):
+    """The tier of what stands in a folder of tests."""
     return next((tier for tier, folders in TIERS.items() if folder in folders), "rest")
 
 
