@@ -194,6 +194,8 @@ def test_suppress_by_hand():
     assert suppress(scores, similarity, 0.8, 4).tolist() == [0, 2, 3, 4]
     assert suppress(scores, similarity, 0.8, 5).tolist() == [0, 1, 2, 3, 4]
     assert suppress(scores, similarity, 0.9 + 1e-6, 2).tolist() == [0, 1]
+    half = torch.where(similarity == 0.9, 0.5, similarity)
+    assert suppress(scores, half, 0.5, 2).tolist() == [0, 2]  # at the threshold is suppressed
     assert suppress(scores, torch.ones(5, 5), 0.8, 3).tolist() == [0, 1, 2]  # one is found, two fill up
 
 
@@ -291,6 +293,21 @@ def test_quotas_by_hand():
     assert quotas(torch.ones(2), torch.tensor([2, 3]), 9).tolist() == [2, 3]
     assert quotas(torch.ones(2), torch.tensor([2, 3]), 0).tolist() == [0, 0]
     assert quotas(torch.full((3,), 1 / 3), torch.tensor([9, 9, 9]), 9).tolist() == [3, 3, 3]  # not 2.9999…
+
+
+def test_a_share_that_rounding_has_made_smaller_is_still_whole():
+    """Weights 1, 2, …, n and as many tokens as that is: in float32 some shares come out just below their whole number."""
+    for groups in range(2, 60):
+        weights = torch.arange(1, groups + 1).float() / 3
+        count = groups * (groups + 1) // 2
+        assert quotas(weights, torch.full((groups,), 99), count).tolist() == list(range(1, groups + 1))
+
+
+def test_what_many_rounds_cannot_place_goes_to_the_heaviest_with_room():
+    """Each weight is a tenth of the one before, and every group has room for one: a round fills two or so."""
+    weights, room = 0.1 ** torch.arange(37), torch.ones(37, dtype=torch.int64)
+    assert quotas(weights, room, 36).tolist() == [1] * 36 + [0]
+    assert quotas(weights.flip(0), room, 36).tolist() == [0] + [1] * 36
 
 
 @given(data=st.data(), groups=st.integers(1, 16))

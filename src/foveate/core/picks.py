@@ -181,8 +181,9 @@ def thin(order: Tensor, similarity: Tensor, count: int, per_round: int = 8) -> T
     while len(order) > count:
         even, odd = order[0::2], order[1::2]
         nearest = similarity[even[:, None], odd].amax(dim=1)
-        leaving = min(per_round, len(order) - count, len(even))
+        leaving = min(per_round, len(order) - count)
         by_similarity = nearest.sort(descending=True, stable=True).indices
+        # Where more should leave than A has, all of A does.
         order = torch.cat((even[by_similarity[leaving:]], odd))
     return order.sort().values
 
