@@ -59,7 +59,9 @@ def test_exact_cosines_are_symmetric_and_1_with_themselves():
     found = cosines(rows, exact=True)
     assert torch.equal(found, found.T)
     assert torch.equal(found.diagonal(), torch.ones(50))
-    assert torch.equal(cosines(rows), cosines(rows).T)
+    for shape in ((7, 33), (9, 64), (50, 700)):  # of the first two a plain product is not symmetric
+        rows = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        assert torch.equal(cosines(rows), cosines(rows).T)
 
 
 def test_exact_cosines_of_a_batch_are_those_of_each_sample_alone():
@@ -194,6 +196,8 @@ def test_suppress_by_hand():
     assert suppress(scores, similarity, 0.8, 4).tolist() == [0, 2, 3, 4]
     assert suppress(scores, similarity, 0.8, 5).tolist() == [0, 1, 2, 3, 4]
     assert suppress(scores, similarity, 0.9 + 1e-6, 2).tolist() == [0, 1]
+    half = torch.where(similarity == 0.9, 0.5, similarity)
+    assert suppress(scores, half, 0.5, 2).tolist() == [0, 2]  # at the threshold is suppressed
     assert suppress(scores, torch.ones(5, 5), 0.8, 3).tolist() == [0, 1, 2]  # one is found, two fill up
 
 
@@ -293,6 +297,21 @@ def test_quotas_by_hand():
     assert quotas(torch.full((3,), 1 / 3), torch.tensor([9, 9, 9]), 9).tolist() == [3, 3, 3]  # not 2.9999…
 
 
+def test_a_share_that_rounding_has_made_smaller_is_still_whole():
+    """Weights 1, 2, …, n and as many tokens as that is: in float32 some shares come out just below a whole number."""
+    for groups in range(2, 60):
+        weights = torch.arange(1, groups + 1).float() / 3
+        count = groups * (groups + 1) // 2
+        assert quotas(weights, torch.full((groups,), 99), count).tolist() == list(range(1, groups + 1))
+
+
+def test_what_many_rounds_cannot_place_goes_to_the_heaviest_with_room():
+    """Each weight is a hundredth of the one before, and every group has room for one: a round fills a single group."""
+    weights, room = 0.01 ** torch.arange(19), torch.ones(19, dtype=torch.int64)
+    assert quotas(weights, room, 18).tolist() == [1] * 18 + [0]
+    assert quotas(weights.flip(0), room, 18).tolist() == [0] + [1] * 18
+
+
 @given(data=st.data(), groups=st.integers(1, 16))
 def test_quotas_equal_shares_by_hand(data, groups):
     numbers = st.lists(st.integers(0, 9), min_size=groups, max_size=groups)
@@ -300,6 +319,8 @@ def test_quotas_equal_shares_by_hand(data, groups):
     count = data.draw(st.integers(0, 80))
     found = quotas(torch.tensor(weights).float(), torch.tensor(room), count).tolist()
     assert found == shares_by_hand(weights, room, count)
+    tiny = torch.tensor(weights).float() * 2.0**-60  # as attention to a high power is
+    assert quotas(tiny, torch.tensor(room), count).tolist() == found
 
 
 @given(groups=st.integers(1, 60), seed=st.integers(0, 2**16), count=st.integers(0, 400))

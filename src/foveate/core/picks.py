@@ -12,6 +12,7 @@ from foveate.errors import ShapeError
 __all__ = ["cosines", "cover", "determinantal", "max_min", "quotas", "suppress", "thin"]
 
 SHORTEST = 1e-12  # the smallest norm that divides, and the smallest variance that is left of a token
+TINIEST = torch.finfo(torch.float32).tiny  # the smallest sum of weights that divides
 ROUNDS = 16  # of a redistribution; each round ends it or fills a group
 HAIR = 1e-5  # what rounding may take off a group's share, in tokens
 
@@ -181,8 +182,9 @@ def thin(order: Tensor, similarity: Tensor, count: int, per_round: int = 8) -> T
     while len(order) > count:
         even, odd = order[0::2], order[1::2]
         nearest = similarity[even[:, None], odd].amax(dim=1)
-        leaving = min(per_round, len(order) - count, len(even))
+        leaving = min(per_round, len(order) - count)
         by_similarity = nearest.sort(descending=True, stable=True).indices
+        # Where more should leave than A has, all of A does.
         order = torch.cat((even[by_similarity[leaving:]], odd))
     return order.sort().values
 
@@ -212,7 +214,7 @@ def quotas(weights: Tensor, room: Tensor, count: int) -> Tensor:
         has_room = room - got
         # Where nobody with room has any weight, room alone counts.
         claims = torch.where(claims.sum() > 0, claims, has_room.float())
-        share = claims / claims.sum().clamp(min=SHORTEST) * left
+        share = claims / claims.sum().clamp(min=TINIEST) * left
         floors = (share + HAIR).floor().long()
         order = claims.sort(descending=True, stable=True).indices
         got = (got + floors + _first(order, left - floors.sum())).minimum(room)
