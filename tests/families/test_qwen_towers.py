@@ -49,6 +49,7 @@ def test_scores_and_keys_are_those_of_a_tokens_patches(family, modality):
     keys = keys.view(-1, 4, keys.shape[-1]).mean(1)[order]
     counts = [t * h * w // 4 for t, h, w in grids.tolist()]
     assert [len(view) for view in reducer.views] == counts
+    assert [view.grids for view in reducer.views] == [((h // 2, w // 2),) * t for t, h, w in grids.tolist()]
     for view, mine, own in zip(reducer.views, scores.split(counts), keys.split(counts), strict=True):
         torch.testing.assert_close(view.read(PAID)[:, 0], mine, atol=1e-6, rtol=1e-4)
         torch.testing.assert_close(view.read(KEYS), own, atol=1e-6, rtol=1e-4)

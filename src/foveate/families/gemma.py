@@ -271,7 +271,7 @@ class Gemma4(Family):
         views = []
         for index, (image, grids) in enumerate(zip(images, grids_of, strict=True)):
             plain = grids[0] if len(grids) == 1 else None
-            views.append(TowerView(image, plain, None, partial(of_image, stats, index)))
+            views.append(TowerView(image, plain, None, partial(of_image, stats, index), grids=tuple(grids)))
         cuts = reducer.reduce(views)
         output.pooler_output = place_images(images, cuts)
         return output, cuts

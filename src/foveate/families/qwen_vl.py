@@ -203,10 +203,9 @@ class _Reader:
 def _view(side: int, features: Tensor, grid: Sequence[int], read: Callable[[TowerSignal], Tensor]) -> TowerView:
     """What is shown of an image, or of a video of several temporal patches: `grid` counts these, rows and columns."""
     times, height, width = grid
-    cells = None
-    if times == 1:
-        cells = (height // side, width // side)
-    return TowerView(features, cells, None, read)
+    cells = (height // side, width // side)
+    plain = cells if times == 1 else None
+    return TowerView(features, plain, None, read, grids=(cells,) * times)
 
 
 def _resized(patches: Tensor, grid: tuple[int, int, int], tokens: Grid, vision: Any) -> Tensor:
