@@ -34,7 +34,7 @@ def shell(redirection, *arguments):
         (["bench", "--seed", "-1"], "--seed -1: a seed lies between 0 and 2^63 - 1."),
         (["bench", "--text-tokens", "100000000"], "--text-tokens 100000000: 1,000,000 at most."),
         (["bench", "--batch", "9" * 30], ": 1,000,000 at most."),
-        (["bench", "--batch", "9" * 5000], "--batch must be a whole number. Help: "),
+        (["bench", "--seed", "9" * 5000], "--seed must be a whole number. Help: "),
         (["compare", "--pairs", "9" * 30], ": 1,000,000 at most."),
         (["eval", "--questions", "9" * 30], ": 1,000,000 at most."),
         (["generate", "--budget", "x\x1b[31m" * 99], "got 'x\\x1b[31mx"),
