@@ -2,10 +2,10 @@
 
 from foveate.methods import follow
 from foveate.methods.base import Method
-from foveate.methods.stages import Place, Shape, Stage
+from foveate.methods.stages import Attention, Keys, Place, Shape, Stage, of_layer_that_ran
 from tests.models import DEPTH
 
-__all__ = ["by_frame", "cuts", "kv_layers", "of_pixels", "reads_text", "renumbers"]
+__all__ = ["attends_in", "by_frame", "cuts", "kv_layers", "of_pixels", "reads_text", "renumbers"]
 
 
 def cuts(method: Method, depth: int = DEPTH) -> tuple[int, ...]:
@@ -26,6 +26,18 @@ def reads_text(method: Method) -> bool:
 def by_frame(method: Method) -> bool:
     """Whether the frames of a video are counted one by one."""
     return any(stage.unit == "frame" for stage in stages(method))
+
+
+def attends_in(method: Method, depth: int = DEPTH) -> set[int]:
+    """Decoder layers whose queries or keys are read."""
+    read = set()
+    for stage in follow.layer_stages(stages(method, depth)):
+        for signal in stage.reads:
+            if of_layer_that_ran(signal):
+                read.add(stage.layer - 1)
+            elif isinstance(signal, Attention | Keys):
+                read.add(stage.layer)
+    return read
 
 
 def renumbers(method: Method, depth: int = DEPTH) -> bool:
