@@ -2,10 +2,10 @@
 
 from foveate.methods import follow
 from foveate.methods.base import Method
-from foveate.methods.stages import Attention, Keys, Place, Shape, Stage, of_layer_that_ran
+from foveate.methods.stages import Attention, KeyNorms, Keys, Pivots, Place, Shape, Stage, of_layer_that_ran
 from tests.models import DEPTH
 
-__all__ = ["attends_in", "by_frame", "cuts", "kv_layers", "of_pixels", "reads_text", "renumbers"]
+__all__ = ["attends_in", "by_frame", "cuts", "kv_layers", "of_pixels", "reads_key_norms", "reads_text", "renumbers"]
 
 
 def cuts(method: Method, depth: int = DEPTH) -> tuple[int, ...]:
@@ -16,6 +16,11 @@ def cuts(method: Method, depth: int = DEPTH) -> tuple[int, ...]:
 def kv_layers(method: Method, depth: int = DEPTH) -> range:
     """Decoder layers whose caches are cut after the prefill."""
     return follow.cached_layers(stages(method, depth))
+
+
+def reads_key_norms(method: Method) -> bool:
+    """Whether anything is read that depends on positions themselves, not on the distances between them."""
+    return any(isinstance(signal, KeyNorms | Pivots) for stage in stages(method) for signal in stage.reads)
 
 
 def reads_text(method: Method) -> bool:

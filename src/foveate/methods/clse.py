@@ -172,7 +172,7 @@ def evolution(hidden: Tensor, before: Tensor, cells: Tensor, grids: Sequence[Gri
 
 def _of_grids(rows: Tensor, grids: Sequence[Grid]) -> Tensor:
     """u of the tokens of some grids, one behind the other: (tokens,) float32."""
-    parts = rows.split([math.prod(grid) for grid in grids])
+    parts = torch.split(rows, [math.prod(grid) for grid in grids])
     return torch.cat([high_pass(part, grid) for part, grid in zip(parts, grids, strict=True)])
 
 
@@ -192,7 +192,7 @@ def high_pass(rows: Tensor, grid: Grid) -> Tensor:
     passes = 1 - torch.exp(-radius_squared / (2 * max(sigma, 1e-3) ** 2))
     channels = rows.shape[1]
     total = torch.zeros_like(rows[:, 0], dtype=torch.float32)
-    for part in rows.split(CHANNELS, dim=1):
+    for part in torch.split(rows, CHANNELS, dim=1):
         planes = part.float().T.reshape(-1, height, width)
         filtered = torch.fft.ifft2(torch.fft.fft2(planes) * passes)
         total = total + filtered.abs().sum(dim=0).flatten()
