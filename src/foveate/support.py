@@ -6,6 +6,7 @@ from typing import Any
 
 from foveate.core.signals import (
     Attention,
+    Cells,
     Cls,
     Hidden,
     KeyNorms,
@@ -24,7 +25,7 @@ from foveate.methods.stages import Place, Shape, Stage
 
 __all__ = ["SERVED", "Reach", "reach", "refusal", "usual_input"]
 
-SERVED = (Hidden, Attention, Keys, KeyNorms, Normed, Pivots, TowerAttention, TowerKeys, Cls)
+SERVED = (Hidden, Attention, Keys, KeyNorms, Normed, Pivots, Cells, TowerAttention, TowerKeys, Cls)
 """Signals that this engine reads."""
 USUAL = Arriving(576, 576, 576, grids=((24, 24),))  # an image of LLaVA-1.5, which the table is made for
 FILM = Arriving(1024, 1024, 1024, grids=((16, 16),) * 4, video=True)
@@ -85,7 +86,7 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
     """Why the engine does not run this stage, whatever the others are."""
     for signal in stage.reads:
         reason: str | None = "the engine does not read it yet"
-        if isinstance(signal, SERVED):
+        if isinstance(signal, SERVED) and (not isinstance(signal, Cells) or stage.place is Place.LAYER):
             reason = lacks(signal)
         if reason is not None:
             return f"reads {signal!r}: {reason}."

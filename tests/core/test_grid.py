@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.core.grid import closing_rows, coarser, frames_of, grids_of, into_cells, join
+from foveate.core.grid import cells_of, closing_rows, coarser, frames_of, grids_of, into_cells, join
 from foveate.families.base import grid_boxes
 
 sides = st.integers(1, 40)
@@ -109,3 +109,15 @@ def test_a_token_without_a_place_that_begins_each_frame_is_of_the_frame_behind_i
 
 def test_only_a_newline_that_ends_the_image_stays():
     assert [closing_rows(count) for count in (0, 1, 2, 9)] == [0, 1, 0, 0]
+
+
+def test_cells_count_frames_rows_and_columns_and_pass_newlines_over():
+    nowhere = [float("nan")] * 4
+    # A view of 1 x 2, then a tile of 2 x 1 with a newline behind each row.
+    boxes = torch.tensor(
+        [[0, 0, 0.5, 1], [0.5, 0, 1, 1], [0, 0, 1, 0.5], nowhere, [0, 0.5, 1, 1], nowhere], dtype=torch.float32
+    )
+    none = [-1, -1, -1]
+    cells = cells_of(boxes, ((1, 2), (2, 1)))
+    assert cells.tolist() == [[0, 0, 0], [0, 0, 1], [1, 0, 0], none, [1, 1, 0], none]
+    assert cells_of(boxes, ((1, 2),)) is None  # two tokens more than cells

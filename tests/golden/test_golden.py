@@ -5,8 +5,9 @@ import torch
 
 import foveate as fv
 from foveate.core.merge import sum_of_nearest
+from foveate.engine import cutting
 from foveate.engine.encode import TowerReducer
-from foveate.methods import fastv, mustdrop, prumerge, prumerge_plus, pyramiddrop, visiondrop, visionzip
+from foveate.methods import fastv, mustdrop, prumerge, prumerge_plus, pyramiddrop, sparsevlm, visiondrop, visionzip
 from tests.golden import TOLERANCE, cases, generate, layer_inputs, positions_seen
 
 
@@ -146,6 +147,31 @@ def test_pyramiddrop(case, attention, monkeypatch):
     check_stages(as_the_authors_ran(case, pyramiddrop.PyramidDrop(**settings), attention), case)
     for index, (_, scores) in enumerate(scored):
         torch.testing.assert_close(scores, case.tensors[f"stage{index}.scores"], atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("case", cases("sparsevlm"), ids=lambda case: case.name)
+def test_sparsevlm(case, attention, monkeypatch):
+    facts, tensors = case.facts, case.tensors
+    rated = called(cutting, monkeypatch, "raters_of")
+    chosen = called(sparsevlm.SparseVLM, monkeypatch, "_choose")
+    clustered = called(sparsevlm, monkeypatch, "density_peaks")
+    method = sparsevlm.SparseVLM(pruning_layers=(2, 6, 15), targets=tuple(facts["token_list"]))
+    trace = as_the_authors_ran(case, method, attention)
+    raters = rated[0][1][0, 0].nonzero()[:, 0] - facts["n_system"] - 576
+    assert raters.tolist() == tensors["text_raters"].tolist()
+    for index, (stage, fact) in enumerate(zip(trace.stages, facts["stages"], strict=True)):
+        assert (stage.layer, stage.before) == (fact["layer"] + 1, (fact["n_before"],))
+        (*_, view, _), cut = chosen[index]
+        torch.testing.assert_close(view.attention, tensors[f"stage{index}.scores"], atol=1e-5, rtol=1e-3)
+        kept, sources = tensors[f"stage{index}.kept_slots"], tensors[f"stage{index}.merge_source_slots"].long()
+        assert cut.source[: len(kept)].tolist() == kept.tolist()
+        (rows, _), (centres, cluster) = clustered[index]
+        assert torch.equal(rows, view.hidden[sources])
+        assert cluster.tolist() == tensors[f"stage{index}.cluster_assign"].tolist()
+        assert len(centres) == 1 or sources[centres].tolist() == tensors[f"stage{index}.cluster_centres"].tolist()
+        merged = cut.rows[len(kept) :]
+        torch.testing.assert_close(merged, tensors[f"stage{index}.merged_states"], atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

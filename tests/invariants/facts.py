@@ -2,10 +2,10 @@
 
 from foveate.methods import follow
 from foveate.methods.base import Method
-from foveate.methods.stages import Place, Shape, Stage
+from foveate.methods.stages import Attention, KeyNorms, Keys, Pivots, Place, Shape, Stage, of_layer_that_ran
 from tests.models import DEPTH
 
-__all__ = ["by_frame", "cuts", "kv_layers", "of_pixels", "reads_text", "renumbers"]
+__all__ = ["attends_in", "by_frame", "cuts", "kv_layers", "of_pixels", "reads_key_norms", "reads_text", "renumbers"]
 
 
 def cuts(method: Method, depth: int = DEPTH) -> tuple[int, ...]:
@@ -18,6 +18,11 @@ def kv_layers(method: Method, depth: int = DEPTH) -> range:
     return follow.cached_layers(stages(method, depth))
 
 
+def reads_key_norms(method: Method) -> bool:
+    """Whether anything is read that depends on positions themselves, not on the distances between them."""
+    return any(isinstance(signal, KeyNorms | Pivots) for stage in stages(method) for signal in stage.reads)
+
+
 def reads_text(method: Method) -> bool:
     """Whether text decides what is left."""
     return follow.reads_text(stages(method))
@@ -26,6 +31,18 @@ def reads_text(method: Method) -> bool:
 def by_frame(method: Method) -> bool:
     """Whether the frames of a video are counted one by one."""
     return any(stage.unit == "frame" for stage in stages(method))
+
+
+def attends_in(method: Method, depth: int = DEPTH) -> set[int]:
+    """Decoder layers whose queries or keys are read."""
+    read = set()
+    for stage in follow.layer_stages(stages(method, depth)):
+        for signal in stage.reads:
+            if of_layer_that_ran(signal):
+                read.add(stage.layer - 1)
+            elif isinstance(signal, Attention | Keys):
+                read.add(stage.layer)
+    return read
 
 
 def renumbers(method: Method, depth: int = DEPTH) -> bool:

@@ -42,6 +42,8 @@ def reference(method: Method, family: str, model: Any, inputs: dict[str, Any], t
             layer: vision_rule(dropper, pair, model, inputs)
             for layer, pair in zip(dropper.layer_list, dropper.image_token_list, strict=True)
         }
+    elif dropper.name == "sparsevlm" and any(stage.assign[0] is not None for stage in trace.stages):
+        told["cuts"] = mean_rules(model, inputs, trace)
     else:
         told["cuts"] = {stage.layer: stage.kept[0] for stage in trace.stages if stage.where == "layer"}
     if dropper.name == "vscan":
@@ -90,6 +92,47 @@ def with_prompt(model: Any, method: Method, inputs: dict[str, Any]) -> Any:
         finally:
             model.model.get_image_features = encode
     return answers[0]
+
+
+def mean_rules(model: Any, inputs: dict[str, Any], trace: fv.Trace) -> dict[int, Callable[..., Any]]:
+    """For each cut a rule by which rows become the means of those that the trace says have joined."""
+    with torch.no_grad():
+        _, picture, _ = oracle.embed(model, inputs)
+    owner = picture[picture >= 0]  # the picture of each vision token
+    rules: dict[int, Callable[..., Any]] = {}
+    before = went_before = torch.arange(len(owner))
+    for stage in trace.stages:
+        origin, went = stage.origin[0], stage.assign[0]
+        step = torch.full_like(before, -1)
+        step[went_before[went_before >= 0]] = went[went_before >= 0]
+        rules[stage.layer] = MeanRule(owner[before], owner[origin], before, origin, step)
+        before, went_before = origin, went
+    return rules
+
+
+class MeanRule:
+    """One cut, picture by picture: the rows that arrive and those that are left, and which went into which.
+
+    Args:
+        arrive: The picture of each row that arrives.
+        left: The picture of each row that is left.
+        before: The tokens that arriving rows stand for.
+        origin: The tokens that the rows that are left stand for.
+        step: The row that each arriving one went into; −1: none.
+    """
+
+    def __init__(self, arrive: Tensor, left: Tensor, before: Tensor, origin: Tensor, step: Tensor) -> None:
+        self.arrive, self.left, self.before, self.origin, self.step = arrive, left, before, origin, step
+        self.calls = 0
+
+    def __call__(self, layer: Any, hidden: Tensor, own: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        index = self.calls % (int(self.arrive.max()) + 1)
+        self.calls += 1
+        here, new = ((pictures == index).nonzero()[:, 0] for pictures in (self.arrive, self.left))
+        assert len(here) == len(own)
+        states = [hidden[own[self.step[here] == row]].mean(dim=0) for row in new]
+        stand = [int((self.before[here] == self.origin[row]).nonzero()[0, 0]) for row in new]
+        return torch.tensor(stand), torch.stack(states)
 
 
 def vision_rule(method: Any, pair: tuple[int, int], model: Any, inputs: dict[str, Any]) -> Callable[..., Any]:

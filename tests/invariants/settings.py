@@ -12,7 +12,7 @@ from foveate.methods import names
 from foveate.methods.base import Method
 from foveate.support import Reach, reach, usual_input
 from tests import probes
-from tests.invariants.facts import stages
+from tests.invariants.facts import attends_in, stages
 from tests.models import DEPTH, FAMILIES, PROMPTS, TINY
 from tests.probes import PROBES
 
@@ -96,6 +96,8 @@ def reach_of(example: str, family: str, modality: str = "image") -> Reach:
 def works(example: str, family: str, word: str = "i") -> bool:
     """Whether an example drops on a family's tiny model; tests/invariants/test_coverage.py proves it."""
     modality = "video" if "v" in word else "image"
+    if not attends_in(EXAMPLES[example]).isdisjoint(TINY[family].recurrent):
+        return False
     return reach_of(example, family).refused is None and f"{family} {modality}" not in NOTHING.get(example, ())
 
 

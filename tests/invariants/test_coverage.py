@@ -6,7 +6,7 @@ import torch
 import foveate as fv
 from foveate.registry import support
 from foveate.support import reach
-from tests.invariants import settings
+from tests.invariants import facts, settings
 from tests.invariants.settings import EXAMPLES, MODALITIES, NOTHING, reach_of
 from tests.models import FAMILIES, TINY, batch, tiny, with_video
 from tests.probes import DECODE
@@ -33,6 +33,15 @@ def test_tokens_leave_where_it_is_derived(name, family, modality, record_propert
         with pytest.raises(fv.UnsupportedError) as found, fv.drop(model, EXAMPLES[name]), torch.no_grad():
             model(**inputs)
         assert str(found.value) == told.refused
+        return
+    if not facts.attends_in(EXAMPLES[name]).isdisjoint(TINY[family].recurrent):
+        record_property("refused", f"{name} on {family} ({modality}): it reads a layer that has no attention")
+        with (
+            pytest.raises(fv.UnsupportedError, match="has no attention to rank by"),
+            fv.drop(model, EXAMPLES[name]),
+            torch.no_grad(),
+        ):
+            model(**inputs)
         return
     with fv.drop(model, EXAMPLES[name]) as trace, torch.no_grad():
         model(**inputs)

@@ -9,6 +9,7 @@ import foveate as fv
 from foveate.methods.dart import DART
 from foveate.methods.stages import Arriving, KeyNorms, LayerView, Normed, Pivots, Shape
 from tests.methods.test_scheduled import Config, mean
+from tests.models import batch, tiny
 
 EXAMPLES = [DART(layer=2, keep=0.6, pivots=2, text_pivots=2), DART(layer=3, retention=0.7, text_pivots=0)]
 SMALLEST = DART(layer=1, target=0, pivots=1)
@@ -160,3 +161,16 @@ def test_a_budget_is_met_or_refused_with_its_floor(depth, share, tokens):
     else:
         method = DART.for_budget(Config(depth), retention=share, vision_tokens=tokens)
         assert mean(method, depth, tokens) == pytest.approx(share * tokens, abs=0.51)
+
+
+def test_a_layer_that_carries_a_state_has_no_keys_but_may_be_cut_before():
+    model, inputs = tiny("qwen3_5"), batch("qwen3_5", ["titt"])  # its layers 0 and 5 carry a state
+    with (
+        pytest.raises(fv.UnsupportedError, match="Layer 0 has no attention to rank by"),
+        fv.drop(model, DART(layer=1)),
+        torch.no_grad(),
+    ):
+        model(**inputs)
+    with fv.drop(model, DART(layer=5, keep=0.6)) as trace, torch.no_grad():
+        model(**inputs)
+    assert trace.stages[0].after[0] < trace.stages[0].before[0]

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate.families.base import Family
 from foveate.methods.stages import (
     Attention,
+    Cells,
     Hidden,
     ImageStage,
     KeyNorms,
@@ -177,6 +179,61 @@ def test_key_norms_and_what_is_made_of_them_are_the_models_own(family, attention
     torch.testing.assert_close(seen[FEW], normed[by_norm[:2]], atol=1e-5, rtol=1e-4)
     again = [by_norm[place % len(by_norm)] for place in range(9)]  # from the first on, where there is less text
     torch.testing.assert_close(seen[MANY], normed[again], atol=1e-5, rtol=1e-4)
+
+
+class Standing(fv.Method):
+    """Reads where tokens stand, before and behind a cut by which each image loses some."""
+
+    name = "standing"
+
+    def stages(self, shape):
+        reads = (Cells(),)
+        return (
+            LayerStage(1, reads=reads, choose=self.note, host=True, unit="image"),
+            LayerStage(2, keep=0.5, score=lambda view: view.tokens % 3, unit="image"),
+            LayerStage(3, reads=reads, choose=self.note, host=True, unit="image"),
+        )
+
+    @staticmethod
+    def note(view, _):
+        STOOD.append((view.tokens, view[Cells()], view.arriving.grids))
+
+
+STOOD = []
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if fv.families()[family].boxes is not Family.boxes])
+def test_cells_are_where_the_boxes_of_the_tokens_are(family):
+    """Of two pictures, one of them a video where there are videos that can be beside pictures."""
+    word = "titvt" if TINY[family].videos and not TINY[family].apart else "titit"
+    STOOD.clear()
+    with fv.drop(tiny(family), Standing()) as trace, torch.no_grad():
+        tiny(family)(**batch(family, [word]))
+    images = len(trace.latest.boxes[0])  # some families have an image for each frame
+    whole, left = STOOD[:images], STOOD[images:]
+    fixed = [fv.families()[family].always_kept(tiny(family).config, len(boxes)) for boxes in trace.latest.boxes[0]]
+    for (_, cells, grids), boxes, always in zip(whole, trace.latest.boxes[0], fixed, strict=True):
+        boxes = boxes[[place for place in range(len(boxes)) if place not in always]]
+        inside = ~boxes.isnan().any(dim=1)
+        assert (cells[~inside] == -1).all()
+        assert [tuple(cell) for cell in cells[inside].tolist()] == [
+            (frame, row, column)
+            for frame, (rows, columns) in enumerate(grids)
+            for row in range(rows)
+            for column in range(columns)
+        ]
+        for frame in range(len(grids)):
+            mine = cells[:, 0] == frame
+            for axis, side in ((1, 1), (2, 0)):  # rows go down, columns go right, all alike
+                edges = [boxes[mine & (cells[:, axis] == at), side] for at in range(grids[frame][axis - 1])]
+                assert all(len(edge.unique()) == 1 for edge in edges)
+                assert all(first[0] < second[0] for first, second in itertools.pairwise(edges))
+    first = 0
+    for (tokens, cells, grids), (_, every, _) in zip(left, whole, strict=True):
+        assert 0 < len(tokens) < len(every)
+        assert cells.tolist() == every[tokens - first].tolist()
+        assert grids == ()
+        first += len(every)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

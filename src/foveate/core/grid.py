@@ -11,6 +11,7 @@ from foveate.core.cut import Cut
 
 __all__ = [
     "Grid",
+    "cells_of",
     "closing_rows",
     "coarser",
     "crops_of",
@@ -130,6 +131,25 @@ def _grid_starts(corners: Sequence[Sequence[float]]) -> list[int]:
             first_left = left
         previous_left, previous_top = left, top
     return starts
+
+
+def cells_of(boxes: Tensor, grids: Sequence[Grid]) -> Tensor | None:
+    """Frame (or view), row and column of each token of an image: (tokens, 3) int64, −1 where it looks nowhere.
+
+    None where the tokens that look somewhere are not as many as the grids have cells.
+
+    Args:
+        boxes: Where each token looks (see `Family.boxes`).
+        grids: Rows and columns of the grids that they stand in, one behind the other.
+    """
+    places = (~boxes.isnan().any(dim=-1)).nonzero()[:, 0]
+    parts = [boxes.new_zeros(0, 3, dtype=torch.int64)]
+    for frame, (rows, columns) in enumerate(grids):
+        parts.append(torch.cartesian_prod(torch.tensor([frame]), torch.arange(rows), torch.arange(columns)).view(-1, 3))
+    cells = torch.cat(parts)
+    if len(cells) != len(places):
+        return None
+    return torch.full((len(boxes), 3), -1).index_put((places,), cells)
 
 
 def frames_of(boxes: Tensor) -> tuple[int, ...]:

@@ -227,7 +227,11 @@ class Features(Signal):
 
 @dataclass(frozen=True)
 class Cells(Signal):
-    """Frame, row and column of each token: (tokens, 3) int64, −1 where it has none."""
+    """Frame (or view), row and column of each token as it entered: (tokens, 3) int64, −1 where it has none.
+
+    Where the stage's unit is an image and all its tokens are there, `view.arriving.grids` has the rows and columns of
+    its frames. Only before decoder layers.
+    """
 
     kind: ClassVar[str] = "cells"
 

@@ -33,7 +33,8 @@ class Arriving:
             together, newlines and the like among them.
         started: How many rows of these entered the decoder: fewer where an earlier stage left fewer.
         reserved: Rows that the family will add by itself (a closing newline), to be spared from a fixed count.
-        grids: Rows and columns of each frame or view, one behind the other; empty where they are not known.
+        grids: Rows and columns of each frame or view, one behind the other; empty where they are not known, and before
+            a decoder layer unless the stage reads `Cells` of an image of which no token has left.
         in_sample: Vision tokens of the whole sample as they entered, where these are a part of it.
         video: Whether they are a video's, so that `grids` are its frames; None where nobody says.
     """

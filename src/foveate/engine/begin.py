@@ -49,7 +49,7 @@ def begin(
         forward.record = _text_record(family, kwargs, live)
         return None
     span = embeds.shape[1]
-    samples = read_samples(masks, _last_columns(live, span), program.by_frame)
+    samples = read_samples(masks, _last_columns(live, span), program.by_frame, program.reads_cells)
     drops = _drops(samples, program)
     if drops:
         guards.refuse_call(kwargs, live, family.layers[0], CACHE_LAYERS)

@@ -13,6 +13,7 @@ from foveate.core.host import send
 from foveate.core.nested import Tensors, on_tensors
 from foveate.core.rank import into_runs
 from foveate.engine import guards
+from foveate.engine.program import CELLS
 from foveate.engine.samples import Sample
 
 __all__ = ["Bucket", "Pick", "buckets_of", "each"]
@@ -116,6 +117,9 @@ class Bucket:
             source=slots,
             sizes=samples[0].sizes,
         )
+        cells = [sample.cells for sample in samples if sample.cells is not None]
+        if cells:
+            bucket.notes[CELLS] = stacked(cells)
         if samples[0].parted:
             bucket.runs = stacked([sample.runs for sample in samples])
         pairs = [sample.ordinals for sample in samples if sample.ordinals is not None]
@@ -331,7 +335,7 @@ def _kind(sample: Sample) -> Any:
     tower = tuple(_kind_of_cut(image.cut) for image in sample.media)
     text = tuple(after > 0 for after in sample.text_after)
     sizes = (sample.sizes, sample.entered_sizes, sample.started_sizes, sample.fixed, sample.parted)
-    return (*sizes, text, tower)
+    return (*sizes, sample.grids, text, tower)
 
 
 def _kind_of_cut(cut: Cut | None) -> Any:

@@ -42,7 +42,7 @@ def take_tower_cuts(forward: Forward, program: Program, hidden: Tensor) -> Tenso
     cuts = [_tower_cut(bucket.samples, hidden.device) for bucket in forward.buckets]
     if not any(image.changed for sample in forward.samples for image in sample.media):
         for bucket, (cut, _) in zip(forward.buckets, cuts, strict=True):
-            bucket.notes = dict(cut.notes)
+            bucket.notes |= cut.notes
         return hidden
     before = forward.vision_left()
     for bucket, (cut, sizes) in zip(forward.buckets, cuts, strict=True):

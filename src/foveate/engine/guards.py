@@ -115,6 +115,15 @@ def refuse_unknown_frames(frames: Sequence[int] | None, tokens: int) -> None:
         )
 
 
+def refuse_unknown_cells(known: int, tokens: int) -> None:
+    """What works on the grid of an image must know it."""
+    if known != tokens:
+        raise UnsupportedError(
+            "The rows and columns of this picture's tokens are not known: its features were computed elsewhere, or the "
+            "attention_mask hides some tokens. Pass the picture itself, and unmask all its tokens."
+        )
+
+
 def refuse_call(kwargs: dict[str, Any], live: Tensor | None, layer: nn.Module, cache_layers: Sequence[type]) -> None:
     """A call in which tokens will be dropped: its cache, packing, recomputing and outputs must allow it."""
     refuse_cache(kwargs.get("past_key_values"), cache_layers)

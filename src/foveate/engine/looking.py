@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from foveate.core.cut import Cut, note_of
-from foveate.core.signals import Attention, Hidden, KeyNorms, Keys, Normed, Pivots, Signal
+from foveate.core.signals import Attention, Cells, Hidden, KeyNorms, Keys, Normed, Pivots, Signal
 from foveate.core.views import Arriving, ImageView, LayerView, View
 from foveate.engine import guards
-from foveate.engine.program import NotesOf, hidden_note, named, ran_note
+from foveate.engine.program import CELLS, NotesOf, hidden_note, named, ran_note
 from foveate.engine.samples import Sample
 from foveate.methods.stages import Place, Stage
 
@@ -185,11 +185,19 @@ class SampleRows:
             count=len(unit),
             tokens=tokens,
             device=self.source.device,
-            arriving=unit.arriving,
+            arriving=self._arriving(stage, unit),
             notes=notes,
             signals=signals,
             text_behind=any(unit.text_after),
         )
+
+    def _arriving(self, stage: Stage, unit: Unit) -> Arriving:
+        """What a stage's count is made of; with the grids of a whole image, if the stage reads cells."""
+        arriving, grids = unit.arriving, self.sample.grids
+        alone = self.sample.frames is None and (unit.in_sample is not None or len(grids) == 1)
+        if Cells() in stage.reads and alone and len(unit) == arriving.started == arriving.entered:
+            return replace(arriving, grids=grids[unit.image])
+        return arriving
 
     def _hidden_part(self, part: Part) -> Tensor:
         """The residual stream at a unit's rows."""
@@ -203,6 +211,9 @@ class SampleRows:
         """A signal for the rows of a unit."""
         if isinstance(signal, Keys):
             return part(self.reader.keys())
+        if isinstance(signal, Cells):
+            none = part(self.source) < 0
+            return part(self.notes[CELLS]).masked_fill(none[:, None], -1)
         if isinstance(signal, Normed):
             return self.reader.normed(part(self.hidden))
         if isinstance(signal, Pivots):

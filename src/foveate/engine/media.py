@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.cut import Cut
-from foveate.core.grid import frames_of
+from foveate.core.grid import Grid, cells_of, frames_of, grids_of
 
 __all__ = ["Encoded", "MediaTokens", "features_of", "media_of", "nowhere", "tag", "tag_of"]
 
@@ -63,6 +63,23 @@ class MediaTokens:
             fixed = sum(end - size <= place < end for place in self.fixed)
             sizes.append(size - fixed)
         return tuple(sizes)
+
+    @property
+    def cells(self) -> tuple[Tensor, tuple[Grid, ...]]:
+        """Frame, row and column of each of its free tokens, (free, 3) int64 on the host, and rows and columns of each
+        frame; nothing of either where they are not known."""
+        boxes = self.boxes()
+        grids: tuple[Grid, ...] = ()
+        cells: Tensor | None = None
+        if boxes is not None:
+            free = torch.ones(self.length, dtype=torch.bool)
+            free[list(self.fixed)] = False
+            boxes = boxes.cpu()[free]
+            grids = grids_of(boxes)
+            cells = cells_of(boxes, grids)
+        if cells is None:
+            return torch.zeros(0, 3, dtype=torch.int64), ()
+        return cells, grids
 
     @property
     def started(self) -> int:

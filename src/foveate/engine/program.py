@@ -6,7 +6,7 @@ from torch import Tensor
 
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
-from foveate.core.signals import Hidden, Signal
+from foveate.core.signals import Cells, Hidden, Signal
 from foveate.core.views import Arriving
 from foveate.engine import guards
 from foveate.families.base import Family
@@ -31,6 +31,7 @@ class Program:
         by_frame: Whether the frames of a video are counted one by one.
         adds_rows: Whether rows may come that are no tokens of their own.
         cached: Decoder layers whose caches are cut after the prefill.
+        reads_cells: Whether a stage before a layer reads where tokens stand.
         finds_raters: Whether attention of the raters is read, which are told from what enters the decoder.
 
     Raises:
@@ -66,6 +67,7 @@ class Program:
         self.adds_rows = any(stage.ownerless for stage in stages)
         self.cached = follow.cached_layers(stages)
         layers = follow.layer_stages(stages)
+        self.reads_cells = any(Cells() in stage.reads for stage in layers)
         self.finds_raters = any(getattr(signal, "rows", "") == "raters" for stage in layers for signal in stage.reads)
         self._remembered, self._signals_while = _looking_back(layers)
 
@@ -153,6 +155,10 @@ def _looking_back(stages: Sequence[LayerStage]) -> tuple[dict[int, int], dict[in
 
 
 # -- names of notes -----------------------------------------------------------------------------------------------
+
+
+CELLS = "cells"
+"""The name under which it is remembered where rows stand."""
 
 
 def hidden_note(layer: int) -> str:

@@ -167,8 +167,8 @@ class AttentionReader:
 
     def _norms(self) -> Tensor:
         """L1 norms of the keys of all rows: (samples, rows) float32."""
-        keys = self._all_keys()
-        return torch.linalg.vector_norm(keys, ord=1, dim=(1, 3), dtype=torch.float32)
+        norms: Tensor = torch.linalg.vector_norm(self._all_keys(), ord=1, dim=(1, 3), dtype=torch.float32)
+        return norms
 
     def _all_keys(self) -> Tensor:
         """Keys of all rows after RoPE, (samples, key heads, rows, head size)."""

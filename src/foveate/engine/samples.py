@@ -2,13 +2,14 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from foveate.core.grid import Grid
 from foveate.engine import guards
 from foveate.engine.media import MediaTokens
 
@@ -35,6 +36,8 @@ class Sample:
         ends: Whether the call's last column is.
         ordinals: Which of all its vision tokens `vision` are, (entered,) int64, and which always stay; None if none
             does.
+        cells: Frame, row and column of each of `vision`, (entered, 3) int64 (see `Cells`); None if no stage reads them.
+        grids: The grids of each image, where a stage reads them.
     """
 
     live: int
@@ -49,6 +52,8 @@ class Sample:
     starts: bool = False
     ends: bool = False
     ordinals: tuple[Tensor, Tensor] | None = None
+    cells: Tensor | None = None
+    grids: tuple[tuple[Grid, ...], ...] = ()
 
     @property
     def fixed(self) -> int:
@@ -86,7 +91,10 @@ class Sample:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def read_samples(
-    masks: Sequence[tuple[Tensor, Sequence[MediaTokens]]], live: Tensor | None, by_frame: bool = False
+    masks: Sequence[tuple[Tensor, Sequence[MediaTokens]]],
+    live: Tensor | None,
+    by_frame: bool = False,
+    reads_cells: bool = False,
 ) -> list[Sample]:
     """The samples of a call, from its vision masks: one transfer to the host, the only one of a prefill.
 
@@ -94,6 +102,7 @@ def read_samples(
         masks: For each modality, where its tokens are, (samples, columns) bool, and its images in order.
         live: (samples, columns), nonzero where a column is no padding; None if all are live.
         by_frame: Whether their `sizes` are those of frames.
+        reads_cells: Whether a stage reads the cells that tokens stand in.
     """
     # One number a column: bit 0 says that it is live, bit 1 + n that it belongs to the n-th modality.
     flags = sum(mask.to(torch.int16) << (bit + 1) for bit, (mask, _) in enumerate(masks))
@@ -112,7 +121,19 @@ def read_samples(
         if any(len(image.fixed) for image in images):
             fixed[placed] = np.concatenate([_marked(image) for image in images])
         media.extend(images)
-    return [_read_sample(*columns, media, by_frame) for columns in zip(owners, lives, fixed, strict=True)]
+    samples = [_read_sample(*columns, media, by_frame) for columns in zip(owners, lives, fixed, strict=True)]
+    if not reads_cells:
+        return samples
+    return [_with_cells(sample) for sample in samples]
+
+
+def _with_cells(sample: Sample) -> Sample:
+    """The same, with the cells that its vision tokens stand in."""
+    if not len(sample.vision):
+        return sample
+    cells, grids = zip(*(image.cells for image in sample.media), strict=True)
+    guards.refuse_unknown_cells(sum(map(len, cells)), len(sample.vision))
+    return replace(sample, cells=torch.cat(cells), grids=grids)
 
 
 def _marked(image: MediaTokens) -> Array:

@@ -10,7 +10,7 @@ from foveate._transformers import OLDEST, require, rotation
 from foveate.core.cut import Cut
 from foveate.core.gather import take_along
 from foveate.core.grid import Grid
-from foveate.core.signals import Signal, TowerAttention
+from foveate.core.signals import Cells, Signal, TowerAttention
 from foveate.errors import UnsupportedError
 from foveate.families.costs import Counts, Flops
 from foveate.families.newlines import Stats, reduce_apart
@@ -138,6 +138,8 @@ class Family:
     @classmethod
     def lacking(cls, signal: Signal, tower_cls: bool) -> str | None:
         """Why a stage cannot read this signal of a model whose tower has a CLS or has none; None if it can."""
+        if isinstance(signal, Cells) and cls.boxes is Family.boxes:
+            return f"the places of the vision tokens of {cls.model_type!r} are not known"
         if not isinstance(signal, TowerAttention) or signal.by == "patches" or tower_cls:
             return None
         return f"the vision tower of {cls.model_type!r} has no CLS"

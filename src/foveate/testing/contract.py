@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.cut import Cut, note_of
-from foveate.core.signals import Hidden
+from foveate.core.signals import Cells, Hidden
 from foveate.core.views import Arriving, ImageView, LayerView, PatchView, View
 from foveate.engine.session import apply, remove
 from foveate.engine.trace import Trace
@@ -266,7 +266,9 @@ def walk(method: Method) -> Iterator[Made]:
             if stage.place is Place.PIXELS or stage.place >= Place.CACHE:
                 continue
             if stage.place is Place.LAYER and arriving.grids:
-                arriving = replace(arriving, grids=(), started=arriving.tokens)
+                arriving = replace(arriving, started=arriving.tokens)
+                if Cells() not in stage.reads:
+                    arriving = replace(arriving, grids=())
             view, tensors = _made(stage, grid, tokens, arriving, dict(notes), rng)
             yield stage, view, tensors
             cut = stage.cut(view())

@@ -75,6 +75,10 @@ def made_view(
         started = arriving or Arriving.all_of(tokens)
         grids = () if grid is None else (grid,)
         return ImageView(own, grid=grid, arriving=replace(started, grids=grids), **known)
+    if Cells() in stage.reads:
+        arriving = arriving or Arriving.all_of(tokens)
+        if arriving.tokens == arriving.entered:
+            arriving = replace(arriving, grids=(_squarest(tokens),))
     before = [given.pop(signal) for signal in list(given) if isinstance(signal, Hidden) and signal.back]
     hidden = own if any(isinstance(signal, Hidden) for signal in stage.reads) else None
     given.pop(Hidden(), None)
@@ -114,8 +118,8 @@ def made_signal(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.G
         return torch.randn(1, WIDTH, generator=random).to(dtype)
     if isinstance(signal, Cells):
         rows, columns = _squarest(tokens)
-        place = torch.cartesian_prod(torch.zeros(1), torch.arange(rows), torch.arange(columns))
-        return place.view(tokens, 3).long()
+        place = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns))
+        return place.view(tokens, 3)
     if isinstance(signal, Text):
         if signal.of == "ids":
             return torch.randint(0, 99, (WORDS,), generator=random)

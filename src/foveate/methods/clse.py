@@ -1,0 +1,228 @@
+"""CLSE: the last token's attention, where the fine spatial content of the picture changes through the first layer.
+
+Paper: CLSE, ECCV 2026. Built from a description of the released code.
+
+With u(z) the high-pass score of each token of a feature map z, and h_0, h_1 what enters layers 0 and 1:
+
+    g = min(1, |u(h_1) − u(h_0)| / (mean u(h_0) + u(h_0) + 1e-6))
+    e = sigmoid((g − mean g) / (std g + 1e-6) / 0.1)
+    score = e · A_0[last]             before layer 1; before the later cuts the attention A_{l−1}[last] alone
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from foveate.core.cut import Cut
+from foveate.core.grid import Grid
+from foveate.core.rank import top
+from foveate.errors import SettingError, UnsupportedError
+from foveate.methods.base import Method, Preset
+from foveate.methods.schedule import Budget, as_layers, half_up, scaled_counts
+from foveate.methods.settings import Layers, Share, Shares, Tokens
+from foveate.methods.stages import Arriving, Attention, CacheStage, Cells, Hidden, LayerStage, LayerView, Shape, Stage
+
+__all__ = ["CLSE", "METHOD", "evolution", "high_pass"]
+
+LAST = Attention(rows="last", layer="ran", heads="mean")
+KEEP = (330 / 576, 210 / 576, 62 / 576)  # the released setting that the authors call 192
+TEMPERATURE = 0.1
+CHANNELS = 512  # of a block of the Fourier transform
+EPSILON = 1e-6
+
+
+class CLSE(Method):
+    """Three cuts: the first by attention where high frequencies evolve, the others by attention alone.
+
+    Different from the released code: any picture and prompt, where the code has the image's place and a 24 x 24 grid
+    written in; batches; several images, each with its share; float32 throughout, ties to the lower index; counts are
+    rounded (some of the code's are fractions, which stop it). A picture of several views or frames is transformed grid
+    by grid, with one mean over all; newline tokens stand on no grid, and count as of average change. The variants for
+    video (h_2, one cut, merging) are not built.
+
+    Attributes:
+        layers: Decoder layers whose input is cut, ascending; the first is 1, as it compares what enters layers 0 and 1.
+            By default (1, 11, 21) of 32 layers, and alike at other depths: (1, 10, 19) of 28.
+        keep: Share of the *original* tokens that each cut leaves. By default the code's 330, 210 and 62 of 576, whose
+            true mean is 208 and not 192: the authors count layer 0 as cut.
+        retention: Instead: the mean share of an image's tokens that a decoder layer processes; the counts are then in
+            the ratio of 330, 210 and 62.
+        tokens: The same as a number of tokens.
+        kv: Cut the caches of earlier layers to the tokens that are left at the end, as the code does for LLaVA; its
+            port for Qwen does not.
+
+    Raises:
+        SettingError: If the lists differ in length, ratios grow, or the first cut is not before layer 1.
+    """
+
+    name = "clse"
+    schedule: ClassVar[tuple[str, ...]] = ("keep",)
+
+    layers: Layers | None = None
+    keep: Shares | None = None
+    retention: Share | None = None
+    tokens: Tokens | None = None
+    kv: bool = True
+
+    def check_settings(self) -> None:
+        if self.retention is not None or self.tokens is not None:
+            Budget(self.tokens, self.retention)
+            if self.keep is not None:
+                raise SettingError("Give either keep or a budget (retention=, tokens=), not both.")
+        elif self.keep is None:
+            self._set(keep=KEEP)
+        self._check_layers((1, 11, 21) if self.layers is None else self.layers)
+        if any(after > before for before, after in pairwise(self.keep or ())):
+            raise SettingError(f"keep are shares of the original tokens, so none may grow: {self.keep}.")
+
+    def _check_layers(self, layers: Sequence[int]) -> None:
+        keep = KEEP if self.keep is None else self.keep
+        if len(layers) != len(keep):
+            raise SettingError(f"layers and keep must have the same length; got {len(layers)} and {len(keep)}.")
+        if layers and layers[0] != 1:
+            raise SettingError(f"The first cut compares what enters layers 0 and 1, so it is before layer 1: {layers}.")
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        if self.retention == 1:
+            return ()
+        stages: list[Stage] = []
+        for index, layer in enumerate(self._cuts(shape.depth)):
+            count = partial(self._count, shape.depth, index)
+            if index == 0:
+                reads = (Hidden(back=1), Cells(), LAST)
+                stages.append(LayerStage(layer, reads=reads, count=count, choose=_choose, unit="image", flops=_flops))
+            else:
+                stages.append(LayerStage(layer, reads=(LAST,), count=count, score=_attended, unit="image"))
+        if self.kv:
+            stages.append(CacheStage(first_layer=0))
+        return tuple(stages)
+
+    def _cuts(self, depth: int) -> tuple[int, ...]:
+        if self.layers is None:
+            return _thirds(depth)
+        return self.layers
+
+    def _count(self, depth: int, index: int, arriving: Arriving) -> int:
+        if self.keep is not None:
+            return max(1, half_up(arriving.started * self.keep[index]))
+        budget, cuts = Budget(self.tokens, self.retention), self._cuts(depth)
+        return scaled_counts(budget, arriving.entered, arriving.started, depth, cuts, KEEP, "CLSE")[index]
+
+    @classmethod
+    def solved(
+        cls, share: float, entered: int | None, depth: int, /, layers: Sequence[int] | None = None, **values: Any
+    ) -> Self:
+        """Counts in the ratio of the code's whose mean meets the budget, solved for each image. See `Method.solved`."""
+        cuts = _thirds(depth) if layers is None else as_layers(layers)
+        method = cls(layers=cuts, retention=share, **values)
+        method._count(depth, 0, Arriving.all_of(entered or 576))  # or a refusal
+        return method
+
+
+def _thirds(depth: int) -> tuple[int, ...]:
+    """Three cuts: 1, 11, 21 of 32 layers, 1, 10, 19 of 28 and 1, 13, 24 of 36, as the code has them."""
+    if depth < 4:
+        raise SettingError(f"A three-cut schedule needs a decoder of four layers or more; got {depth}.")
+    second = 1 + round((depth - 1) / 3)
+    return 1, second, second + (depth - second) // 2
+
+
+def _attended(view: LayerView) -> Tensor:
+    return view.attention
+
+
+def _choose(view: LayerView, count: int | None) -> Cut | None:
+    assert count is not None
+    if count >= len(view):
+        return None
+    grids = view.arriving.grids
+    if not grids:
+        raise UnsupportedError(
+            "CLSE needs the whole grid of each image before layer 1, and tokens have left it already. Use no method "
+            "that drops in front of it."
+        )
+    scores = evolution(view.hidden, view.hidden_before, view[Cells()], grids) * view.attention
+    return Cut.take(top(scores, count), len(view))
+
+
+def evolution(hidden: Tensor, before: Tensor, cells: Tensor, grids: Sequence[Grid]) -> Tensor:
+    """e of each token, (tokens,) float32 in [0, 1]: near 1 where fine content changes more than it does on average.
+
+    Args:
+        hidden: (tokens, width), what enters layer 1.
+        before: The same for layer 0.
+        cells: (tokens, 3) int64, where they stand; −1 for newlines.
+        grids: Rows and columns of the image's grids; their tokens come in raster order, grid by grid.
+    """
+    count = sum(math.prod(grid) for grid in grids)
+    # A stable sort of 0s and 1s brings tokens on a grid to the front, in order.
+    order = (cells[:, 0] < 0).long().sort(stable=True).indices[:count]
+    now, then = (_of_grids(rows[order], grids) for rows in (hidden, before))
+    change = ((now - then).abs() / (then.mean() + then + EPSILON)).clamp(max=1)
+    spread = change.std() if count > 1 else torch.zeros_like(change).sum()
+    gate = torch.sigmoid((change - change.mean()) / (spread + EPSILON) / TEMPERATURE)
+    average = torch.full_like(cells[:, 0], 0.5, dtype=torch.float32)  # sigmoid(0), for newlines
+    return average.scatter(0, order, gate)
+
+
+def _of_grids(rows: Tensor, grids: Sequence[Grid]) -> Tensor:
+    """u of the tokens of some grids, one behind the other: (tokens,) float32."""
+    parts = torch.split(rows, [math.prod(grid) for grid in grids])
+    return torch.cat([high_pass(part, grid) for part, grid in zip(parts, grids, strict=True)])
+
+
+def high_pass(rows: Tensor, grid: Grid) -> Tensor:
+    """u(z) of a grid of tokens: (tokens, width) in raster order -> (tokens,) float32.
+
+    Each channel's 2-D Fourier transform times 1 − exp(−f² / 2s²), transformed back; the mean of the magnitudes. f is
+    the frequency's radius in whole numbers and s = 0.1 · min(⌊rows / 2⌋, ⌊columns / 2⌋): 1.2 of 24 x 24, so that only
+    radii up to 2 are damped much, by factors 0, 0.29 and 0.75.
+    """
+    height, width = grid
+    sigma = 0.1 * min(height // 2, width // 2)
+    down = torch.fft.fftfreq(height, 1 / height, device=rows.device)
+    across = torch.fft.fftfreq(width, 1 / width, device=rows.device)
+    radius_squared = down[:, None] ** 2 + across[None] ** 2
+    # Of a single row or column, where s is 0, all but the mean passes.
+    passes = 1 - torch.exp(-radius_squared / (2 * max(sigma, 1e-3) ** 2))
+    channels = rows.shape[1]
+    total = torch.zeros_like(rows[:, 0], dtype=torch.float32)
+    for part in torch.split(rows, CHANNELS, dim=1):
+        planes = part.float().T.reshape(-1, height, width)
+        filtered = torch.fft.ifft2(torch.fft.fft2(planes) * passes)
+        total = total + filtered.abs().sum(dim=0).flatten()
+    return total / channels
+
+
+def _flops(arriving: Arriving, width: int) -> int:
+    """Two transforms there and back: about 5 · n · log2 n for each channel."""
+    return int(4 * 5 * width * arriving.tokens * math.log2(max(2, arriving.tokens)))
+
+
+def _llava(budget: int, counts: tuple[int, int, int]) -> Preset:
+    method = CLSE(layers=(1, 11, 21), keep=tuple(count / 576 for count in counts))
+    source = "released code; its nominal budget counts layer 0 as cut"
+    return Preset(f"clse/llava-1.5-7b/{budget}", method, 32, 576, source)
+
+
+def _qwen(budget: str, keep: tuple[float, float, float]) -> Preset:
+    method = CLSE(layers=(1, 10, 19), keep=keep, kv=False)
+    source = "released code; its nominal share counts layer 0 as cut"
+    return Preset(f"clse/qwen2-vl-7b/{budget}", method, 28, None, source)
+
+
+CLSE.presets = (
+    _llava(192, (330, 210, 62)),
+    _llava(128, (220, 140, 41)),
+    _llava(64, (110, 70, 20)),
+    _qwen("33.4%", (0.57, 0.36, 0.098)),
+    _qwen("22.3%", (0.38, 0.24, 0.066)),
+    _qwen("11.2%", (0.19, 0.12, 0.034)),
+)
+
+METHOD = CLSE

@@ -1,0 +1,169 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import foveate as fv
+from foveate.methods.clse import CLSE, evolution, high_pass
+from foveate.methods.stages import Arriving, Attention, CacheStage, Cells, Hidden, LayerView, Shape
+from tests.methods.test_scheduled import Config, mean
+from tests.models import batch, tiny
+
+EXAMPLES = [CLSE(layers=(1, 3), keep=(0.6, 0.3)), CLSE(retention=0.5, kv=False)]
+SMALLEST = CLSE(layers=(1, 3), keep=(0.3, 0.0))
+LAST = Attention(rows="last")
+
+
+def cells_of(rows, columns, frame=0):
+    return torch.tensor([(frame, row, column) for row in range(rows) for column in range(columns)])
+
+
+def test_six_tokens_by_hand():
+    """A grid of 2 x 3: s = 0.1, so that all but the mean passes, and u is a token's distance from it."""
+    before = [4.0, 2.0, 0.0, 4.0, 2.0, 0.0]  # the mean is 2: u = 2 0 2 2 0 2, mean 4/3
+    hidden = [4.0, 4.0, 0.0, 5.0, 2.0, 3.0]  # the mean is 3: u = 1 1 3 2 1 0
+    u_0, u_1 = [2.0, 0, 2, 2, 0, 2], [1.0, 1, 3, 2, 1, 0]
+    grid, column = (2, 3), torch.tensor([hidden, before])[:, :, None]
+    torch.testing.assert_close(high_pass(column[0], grid), torch.tensor(u_1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(high_pass(column[1], grid), torch.tensor(u_0), atol=1e-5, rtol=0)
+    change = [min(1.0, abs(b - a) / (4 / 3 + a + 1e-6)) for a, b in zip(u_0, u_1, strict=True)]
+    middle = sum(change) / 6
+    spread = math.sqrt(sum((value - middle) ** 2 for value in change) / 5)  # of a sample
+    gate = [1 / (1 + math.exp(-(value - middle) / (spread + 1e-6) / 0.1)) for value in change]
+    got = evolution(column[0], column[1], cells_of(2, 3), (grid,))
+    torch.testing.assert_close(got, torch.tensor(gate), atol=1e-4, rtol=1e-4)
+    # Changes 0.3 0.75 0.3 0 0.75 0.6: the gate is open for tokens 1, 4 and 5, though others get more attention.
+    attention = [0.9, 0.1, 0.9, 0.9, 0.2, 0.3]
+    stage, *_ = CLSE(keep=(0.5, 0.2, 0.1)).stages(Shape(depth=32))
+    view = LayerView(
+        column[0],
+        column[1],
+        signals={LAST: torch.tensor(attention), Cells(): cells_of(2, 3)},
+        arriving=Arriving(6, 6, 6, grids=(grid,)),
+    )
+    assert stage.cut(view).source.tolist() == [1, 4, 5]
+
+
+@pytest.mark.parametrize(("frequency", "factor"), [(0, 0.0), (1, 0.2934), (2, 0.7506), (3, 0.9561), (9, 1.0)])
+def test_waves_are_damped_by_the_factors_of_the_spec(frequency, factor):
+    """A plane wave on 24 x 24 keeps its form, and its size falls to 1 − exp(−f² / 2.88)."""
+    across = torch.arange(24.0).expand(24, 24)
+    for wave in (across, across.T):
+        values = torch.cos(2 * math.pi * frequency * wave / 24).flatten()
+        score = high_pass(torch.stack((values, 3 * values), dim=1), (24, 24))
+        torch.testing.assert_close(score, 2 * factor * values.abs(), atol=2e-4, rtol=1e-3)
+
+
+def test_grids_of_any_size_are_transformed_by_themselves():
+    rng = torch.Generator().manual_seed(0)
+    for grid in ((1, 1), (1, 7), (5, 2), (3, 3)):
+        assert high_pass(torch.randn(math.prod(grid), 4, generator=rng), grid).isfinite().all()
+    # A view of 2 x 3 and a tile of 2 x 2, newlines behind its rows: each alone, one mean over both.
+    hidden, before = torch.randn(2, 12, 1100, generator=rng)  # more channels than one block
+    none = torch.full((1, 3), -1)
+    tile = cells_of(2, 2, frame=1)
+    cells = torch.cat((cells_of(2, 3), tile[:2], none, tile[2:], none))
+    got = evolution(hidden, before, cells, ((2, 3), (2, 2)))
+    assert got[[8, 11]].tolist() == [0.5, 0.5]
+    view, where = slice(0, 6), [6, 7, 9, 10]
+    u = [torch.cat((high_pass(h[view], (2, 3)), high_pass(h[where], (2, 2)))) for h in (before, hidden)]
+    change = ((u[1] - u[0]).abs() / (u[0].mean() + u[0] + 1e-6)).clamp(max=1)
+    wanted = torch.sigmoid((change - change.mean()) / (change.std() + 1e-6) / 0.1)
+    torch.testing.assert_close(got[[*range(6), *where]], wanted)
+
+
+def test_where_nothing_changes_attention_alone_decides():
+    hidden = torch.randn(9, 4, generator=torch.Generator().manual_seed(1))
+    assert evolution(hidden, hidden, cells_of(3, 3), ((3, 3),)).tolist() == [0.5] * 9
+    assert evolution(hidden[:1], hidden[1:2], cells_of(1, 1), ((1, 1),)).tolist() == [0.5]
+
+
+def test_later_cuts_read_the_last_row_alone_and_caches_follow():
+    first, second, third, cache = CLSE().stages(Shape(depth=32))
+    assert [stage.layer for stage in (first, second, third)] == [1, 11, 21]
+    assert first.reads == (Hidden(back=1), Cells(), LAST)
+    assert second.reads == third.reads == (LAST,)
+    assert {stage.positions for stage in (first, second, third)} == {"keep"}
+    assert isinstance(cache, CacheStage)
+    assert cache.first_layer == 0
+    view = LayerView(attention=torch.tensor([0.1, 0.4, 0.2, 0.4]), arriving=Arriving(4, 8, 8))
+    assert third.cut(view).source.tolist() == [1]  # 62 / 576 of eight
+    assert not any(isinstance(stage, CacheStage) for stage in CLSE(kv=False).stages(Shape(depth=32)))
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(32, (1, 11, 21)), (28, (1, 10, 19)), (36, (1, 13, 24)), (4, (1, 2, 3))])
+def test_default_layers(depth, layers):
+    assert tuple(stage.layer for stage in CLSE(kv=False).stages(Shape(depth=depth))) == layers
+
+
+def test_behind_a_method_that_drops_before_layer_1_it_is_refused():
+    model = tiny("llava")
+    with (
+        pytest.raises(fv.UnsupportedError, match="needs the whole grid"),
+        fv.drop(model, fv.Uniform(layers=(0,), keep=(0.9,), scope="image") + CLSE()),
+        torch.no_grad(),
+    ):
+        model(**batch("llava", ["tit"]))
+
+
+def test_features_without_their_picture_are_refused():
+    """Where their tokens stand, nobody knows."""
+    model, inputs = tiny("qwen2_5_vl"), batch("qwen2_5_vl", ["tit"])
+    with torch.no_grad():
+        embeds = model.model.get_input_embeddings()(inputs["input_ids"])
+    with fv.drop(model, CLSE()) as trace, torch.no_grad():
+        model(inputs_embeds=embeds, attention_mask=inputs["attention_mask"])  # no picture at all: nothing to drop
+    assert not trace.stages
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layers": (2, 11, 21)}, "before layer 1"),
+        ({"layers": (1, 11)}, "the same length; got 2 and 3"),
+        ({"keep": (0.5, 0.4)}, "the same length; got 3 and 2"),
+        ({"keep": (0.5, 0.6, 0.1)}, "none may grow"),
+        ({"keep": (0.5, 0.4, 0.1), "tokens": 9}, "either keep or a budget"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(fv.SettingError, match=message):
+        CLSE(**settings)
+
+
+@pytest.mark.parametrize(
+    ("preset", "tokens", "counts", "average"),
+    [
+        ("llava-1.5-7b/192", 576, (330, 210, 62), 208.0625),
+        ("llava-1.5-7b/128", 576, (220, 140, 41), 144.59375),
+        ("llava-1.5-7b/64", 576, (110, 70, 20), 81.125),
+        ("qwen2-vl-7b/33.4%", 1000, (570, 360, 98), 366.143),
+        ("qwen2-vl-7b/22.3%", 1000, (380, 240, 66), 256.214),
+        ("qwen2-vl-7b/11.2%", 1000, (190, 120, 34), 146.286),
+    ],
+)
+def test_presets_spend_what_the_page_says(preset, tokens, counts, average):
+    found = fv.presets()[f"clse/{preset}"]
+    plan = found.method.plan(found.depth, (tokens,))
+    assert tuple(dict.fromkeys(plan)) == (tokens, *counts)
+    assert sum(plan) / found.depth == pytest.approx(average, abs=5e-4)
+
+
+@pytest.mark.parametrize(("budget", "counts"), [(192, (302, 192, 57)), (128, (191, 122, 36)), (64, (80, 51, 15))])
+def test_budgets_keep_the_ratio(budget, counts):
+    plan = CLSE.for_budget(Config(32), tokens=budget).plan(32, (576,))
+    assert (plan[1], plan[11], plan[21]) == counts
+    assert sum(plan) / 32 == pytest.approx(budget, abs=0.5)
+
+
+@given(depth=st.integers(4, 80), share=st.floats(0.01, 1.0), tokens=st.integers(16, 4000))
+def test_a_budget_is_met_or_refused_with_its_floor(depth, share, tokens):
+    floor = (1 + (depth - 1) / tokens) / depth
+    if share < floor:
+        with pytest.raises(fv.BudgetError, match="its floor is"):
+            CLSE.for_budget(Config(depth), retention=share, vision_tokens=tokens)
+    else:
+        method = CLSE.for_budget(Config(depth), retention=share, vision_tokens=tokens)
+        assert mean(method, depth, tokens) == pytest.approx(share * tokens, abs=0.51)

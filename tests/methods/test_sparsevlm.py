@@ -1,0 +1,153 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import foveate as fv
+from foveate.methods.sparsevlm import RATED, SparseVLM
+from foveate.methods.stages import Arriving, Attention, Hidden, LayerView, Shape
+from tests.methods.test_scheduled import Config, mean
+
+EXAMPLES = [
+    SparseVLM(pruning_layers=(1, 3), targets=(12, 5), reference=25),
+    SparseVLM(pruning_layers=(2,), targets=(9,), reference=25, recycle=False, positions="keep"),
+    SparseVLM(pruning_layers=(1, 2, 3), retention=0.6),
+]
+SMALLEST = SparseVLM(pruning_layers=(1, 2), targets=(2, 0), reference=25, recycle=False)
+
+
+def cut_of(method, scores, hidden, index=0, **view):
+    stage = method.stages(Shape(depth=32))[index]
+    arriving = Arriving.all_of(len(scores))
+    signals = {RATED: torch.tensor(scores)}
+    return stage.cut(LayerView(torch.tensor(hidden), count=len(scores), arriving=arriving, signals=signals, **view))
+
+
+def test_thirty_tokens_by_hand():
+    """Two of thirty stay. Of 28 others ⌊8.4⌋ + 1 = 9 come back as ⌊0.9⌋ + 1 = 1 cluster: the mean of the nine."""
+    scores = [0.001 * token for token in range(30)]
+    scores[4] = 0.9
+    hidden = [[float(token), 1.0] for token in range(30)]
+    cut = cut_of(SparseVLM(pruning_layers=(2,), targets=(2,), reference=30), scores, hidden)
+    assert cut.count == 3
+    assert cut.source[:2].tolist() == [4, 29]
+    recycled = list(range(20, 29))  # the nine best of the others
+    assert cut.rows.tolist() == [[4.0, 1.0], [29.0, 1.0], [sum(recycled) / 9, 1.0]]
+    assert cut.source[2] == 28  # of one cluster the best is the centre: each is its own nearest, so all are as dense
+    wanted = [-1] * 30
+    for token, row in ((4, 0), (29, 1), *((token, 2) for token in recycled)):
+        wanted[token] = row
+    assert cut.parent.tolist() == wanted
+
+
+def test_clusters_stand_behind_what_stays_and_are_means():
+    """Of 100 tokens 40 stay, 19 of the others come back as two clusters: two heaps far apart."""
+    scores = [1.0 if token < 40 else 0.5 - 0.001 * token for token in range(100)]
+    heap = {token: token % 2 for token in range(40, 59)}
+    hidden = [[100.0 * heap.get(token, 9) + 0.01 * token, 0.0] for token in range(100)]
+    cut = cut_of(SparseVLM(pruning_layers=(2,), targets=(40,), reference=100), scores, hidden)
+    assert cut.count == 42
+    assert cut.source[:40].tolist() == list(range(40))
+    assert torch.equal(cut.rows[:40], torch.tensor(hidden)[:40])
+    for row in (40, 41):
+        members = [token for token in range(100) if cut.parent[token] == row]
+        assert int(cut.source[row]) in members
+        assert members == [token for token in heap if heap[token] == heap[members[0]]]
+        torch.testing.assert_close(cut.rows[row], torch.tensor([hidden[token] for token in members]).mean(0))
+    assert (cut.parent[59:] == -1).all()
+
+
+def test_it_reads_the_raters_of_the_layer_that_ran():
+    stages = SparseVLM().stages(Shape(depth=32))
+    assert [stage.layer for stage in stages] == [3, 7, 16]
+    for stage in stages:
+        assert stage.reads == (Attention(rows="raters", layer="ran", heads="mean", over="mean"), Hidden())
+        assert (stage.positions, stage.unit) == ("renumber", "image")
+    for stage in SparseVLM(recycle=False, positions="keep").stages(Shape(depth=32)):
+        assert (stage.reads, stage.positions) == ((RATED,), "keep")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "target", "rows"),
+    [
+        (576, 300, 309),
+        (309, 200, 204),
+        (204, 110, 113),
+        (2, 1, 2),  # one is dropped, and comes back as a cluster of its own
+        (3, 1, 2),
+        (5, 5, 5),
+        (5, 9, 5),
+        (1, 0, 1),
+    ],
+)
+def test_counts_of_the_spec(tokens, target, rows):
+    method = SparseVLM(pruning_layers=(0,), targets=(target,), reference=tokens)
+    assert method.plan(2, (tokens,)) == (tokens, rows)
+
+
+def test_targets_are_scaled_for_images_of_another_size():
+    method = SparseVLM(pruning_layers=(0,), targets=(300,), recycle=False)
+    assert method.plan(2, (1152,)) == (1152, 600)
+    assert method.plan(2, (7,)) == (7, 4)
+    assert method.plan(2, (1,)) == (1, 1)
+
+
+def test_ties_go_to_the_lower_index():
+    method = SparseVLM(pruning_layers=(2,), targets=(2,), reference=6, recycle=False)
+    assert cut_of(method, [0.2, 0.1, 0.2, 0.2, 0.0, 0.0], [[0.0]] * 6).source.tolist() == [0, 2]
+    # All alike: the two first stay, the next two come back as one.
+    cut = cut_of(SparseVLM(pruning_layers=(2,), targets=(2,), reference=6), [0.1] * 6, [[1.0]] * 6)
+    assert cut.parent.tolist() == [0, 1, 2, 2, -1, -1]
+    assert cut.rows.tolist() == [[1.0]] * 3
+
+
+def test_without_text_behind_tokens_at_even_steps_stay():
+    method = SparseVLM(pruning_layers=(2,), targets=(2,), reference=9)
+    assert cut_of(method, [0.0] * 9, [[0.0]] * 9, text_behind=False).source.tolist() == [1, 4, 7]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pruning_layers": (2, 6)}, "the same length; got 2 and 3"),
+        ({"targets": (2, 6)}, "the same length; got 3 and 2"),
+        ({"targets": (9, 6, 3), "tokens": 9}, "either targets or a budget"),
+        ({"pruning_layers": (2, 6), "tokens": 9}, "the same length; got 2 and 3"),
+        ({"reference": 0}, "reference should be greater than or equal to 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(fv.SettingError, match=message):
+        SparseVLM(**settings)
+
+
+@pytest.mark.parametrize(
+    ("preset", "rows", "average"),
+    [
+        ("192", (309, 204, 113), 206.5),
+        ("128", (312, 117, 39), 145.40625),
+        ("96", (249, 55, 27), 114.09375),
+        ("64", (82, 32, 18), 82.25),
+    ],
+)
+def test_presets_spend_what_the_page_says(preset, rows, average):
+    plan = fv.presets()[f"sparsevlm/llava-1.5-7b/{preset}"].method.plan(32, (576,))
+    assert plan == (576,) * 3 + (rows[0],) * 4 + (rows[1],) * 9 + (rows[2],) * 16
+    assert sum(plan) / 32 == average
+
+
+@pytest.mark.parametrize(("depth", "cuts"), [(32, (3, 7, 16)), (28, (3, 6, 14)), (6, (1, 2, 4))])
+def test_default_layers_of_a_budget(depth, cuts):
+    assert tuple(stage.layer for stage in SparseVLM(retention=0.6).stages(Shape(depth=depth))) == cuts
+
+
+@given(depth=st.integers(6, 80), share=st.floats(0.01, 1.0), tokens=st.integers(16, 4000), recycle=st.booleans())
+def test_a_budget_is_met_with_what_comes_back_or_refused_with_its_floor(depth, share, tokens, recycle):
+    first = SparseVLM(retention=0.5).stages(Shape(depth))[0].layer
+    floor = (first + (depth - first) / tokens) / depth
+    if share < floor:
+        with pytest.raises(fv.BudgetError, match="its floor is"):
+            SparseVLM.for_budget(Config(depth), retention=share, vision_tokens=tokens, recycle=recycle)
+    else:
+        method = SparseVLM.for_budget(Config(depth), retention=share, vision_tokens=tokens, recycle=recycle)
+        assert mean(method, depth, tokens) == pytest.approx(share * tokens, abs=0.51)
