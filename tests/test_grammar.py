@@ -150,7 +150,10 @@ def test_lmms_evals_arguments_that_cannot_be_meant(arguments, says, capsys):
 # -- budgets --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(set(fv.methods()) - {"finalkv"}))
+ON_PICTURES = {name for name, kind in fv.methods().items() if not getattr(kind, "only_videos", False)}
+
+
+@pytest.mark.parametrize("name", sorted(ON_PICTURES - {"finalkv"}))
 def test_every_method_spends_a_budget_by_name(name):
     with fv.drop(tiny("llava"), name, retention=0.6) as trace, torch.no_grad():
         tiny("llava")(**batch("llava", ["titit"]))

@@ -159,7 +159,7 @@ def test_what_is_not_declared_cannot_be_read():
         (lambda: LayerStage(2, host="no"), "host must be one of True, False; got 'no'"),
         (lambda: ImageStage(side="after"), "side must be one of 'before', 'behind'; got 'after'"),
         (lambda: Attention(renormalise="no"), "renormalise must be one of True, False; got 'no'"),
-        (lambda: Attention(rows="text"), "rows must be one of 'last', 'after', 'vision'; got 'text'"),
+        (lambda: Attention(rows="text"), "rows must be one of 'last', 'after', 'null', 'raters', 'vision'; got 'text'"),
         (lambda: Hidden(back=-1), "back must be a whole number, 0 or more; got -1"),
         (lambda: LayerStage(0, reads=(Hidden(back=1),)), "before layer 0 cannot read 1 layers back"),
         (lambda: LayerStage(2, reads=(Hidden(), Hidden(back=3))), "before layer 2 cannot read 3 layers back"),

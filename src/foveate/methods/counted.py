@@ -1,11 +1,12 @@
 """What the methods have in common that let an exact number of an image's tokens into the decoder, by one stage."""
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
-from foveate.errors import BudgetError, SettingError
-from foveate.methods.base import Method, Preset
+from foveate.errors import SettingError
+from foveate.methods.base import Preset
+from foveate.methods.entering import Entering
 from foveate.methods.schedule import Budget
-from foveate.methods.settings import Positions, Share, Tokens
+from foveate.methods.settings import Positions, Share
 from foveate.methods.stages import Arriving
 
 __all__ = ["Counted", "entering"]
@@ -13,7 +14,7 @@ __all__ = ["Counted", "entering"]
 ALL_OF_LLAVA = 576  # LLaVA-1.5's images all have as many tokens
 
 
-class Counted(Method):
+class Counted(Entering):
     """A fixed number of an image's tokens enters the decoder, and every layer processes as many.
 
     So the number of tokens that enter, which the papers of these methods call the budget, is also the mean over layers.
@@ -30,8 +31,6 @@ class Counted(Method):
     schedule: ClassVar[tuple[str, ...]] = ("keep",)
 
     keep: Share | None = None
-    tokens: Tokens | None = None
-    retention: Share | None = None
     positions: Positions = "reindex"
 
     def check_settings(self) -> None:
@@ -56,17 +55,6 @@ class Counted(Method):
         share = self.retention if self.keep is None else self.keep
         mean = Budget(self.tokens, share).mean(arriving.entered)
         return min(max(1, round(mean) - arriving.reserved), arriving.tokens)
-
-    @classmethod
-    def solved(cls, share: float, entered: int | None, depth: int, /, **values: Any) -> Self:
-        """The share itself, as all layers process what enters. See `Method.solved`."""
-        if entered is not None and share * entered < 1 - 1e-6:
-            raise BudgetError(
-                f"{cls.__name__} cannot keep {share * entered:.4g} of {entered} vision tokens: its floor is 1 token, "
-                f"{1 / entered:.2%}. Give a larger budget.",
-                floor=1 / entered,
-            )
-        return cls(keep=share, **values)
 
 
 def entering(

@@ -1,21 +1,21 @@
 """What VidCom2, DyCoke and EVS share: one stage behind the projector that looks at features, frame by frame."""
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 from torch import Tensor
 
 from foveate.core.cut import Cut
 from foveate.errors import BudgetError, SettingError, UnsupportedError
-from foveate.methods.base import Method
+from foveate.methods.entering import Entering
 from foveate.methods.schedule import Budget, half_up
-from foveate.methods.settings import Positions, Share, Tokens, numbering
+from foveate.methods.settings import Positions, numbering
 from foveate.methods.stages import Arriving, ImageStage, ImageView, Shape, Stage
 
 __all__ = ["Framed"]
 
 
-class Framed(Method):
+class Framed(Entering):
     """Keeps some tokens of each frame. Every picture and every video is treated by itself; a picture is one frame.
 
     A subclass has one setting of its own that says how many tokens stay (`schedule`), and `select`.
@@ -34,28 +34,17 @@ class Framed(Method):
     only_videos: ClassVar[bool] = False
     """Whether a picture keeps all its tokens, also with a budget: there is nothing to compare it with."""
 
-    retention: Share | None = None
-    tokens: Tokens | None = None
     positions: Positions = "keep"
 
     def check_settings(self) -> None:
         (own,) = self.schedule
         value = getattr(self, own)
-        if not self._has_budget:
+        if not self.has_budget:
             self._set(**{own: self.usual if value is None else value})
             return
         Budget(self.tokens, self.retention)
         if value is not None:
             raise SettingError(f"Give either {own} or a budget (retention=, tokens=), not both; got {own}={value}.")
-
-    @property
-    def _has_budget(self) -> bool:
-        return self.retention is not None or self.tokens is not None
-
-    @property
-    def keeps_all(self) -> bool:
-        """Whether no token leaves, whatever is shown."""
-        return self.retention == 1
 
     @abstractmethod
     def select(self, features: Tensor, count: int | None) -> Tensor | Cut:
@@ -102,7 +91,7 @@ class Framed(Method):
             return None
         if self.only_videos and frames is not None and len(frames) == 1:
             return arriving.tokens
-        if not self._has_budget:
+        if not self.has_budget:
             return None if frames is None else self.own_count(frames)
         count = half_up(Budget(self.tokens, self.retention).mean(arriving.entered)) - arriving.reserved
         count = min(max(count, 1), arriving.tokens)
@@ -135,14 +124,3 @@ class Framed(Method):
         if isinstance(chosen, Cut):
             return chosen
         return Cut.take(chosen, len(view))
-
-    @classmethod
-    def solved(cls, share: float, entered: int | None, depth: int, /, **values: Any) -> Self:
-        """The share itself, of every image and video: all layers process what enters. See `Method.solved`."""
-        if entered is not None and share * entered < 1 - 1e-6:
-            raise BudgetError(
-                f"{cls.__name__} cannot keep {share * entered:.4g} of {entered} vision tokens: its floor is 1 token, "
-                f"{1 / entered:.2%}. Give a larger budget.",
-                floor=1 / entered,
-            )
-        return cls(retention=share, **values)
