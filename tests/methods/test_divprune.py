@@ -117,6 +117,16 @@ def test_it_is_the_set_of_a_models_own_features_newlines_among_them():
     assert len(set(newlines) & set(stage.origin[0].tolist())) == 1
 
 
+def test_two_images_of_a_prompt_are_picked_from_one_by_one():
+    model, inputs = tiny("llava"), batch("llava", ["titit"])
+    with torch.no_grad():
+        first, second = model.model.get_image_features(pixel_values=inputs["pixel_values"]).pooler_output
+        with fv.drop(model, DivPrune(keep=0.4)) as trace:
+            model(**inputs)
+    wanted = kept(first, keep=0.4) + [25 + token for token in kept(second, keep=0.4)]
+    assert trace.stages[0].origin[0].tolist() == wanted
+
+
 @pytest.mark.parametrize("method", [*EXAMPLES, DivPrune()], ids=str)
 def test_a_setting_survives_json(method):
     assert DivPrune.from_dict(json.loads(method.to_json())) == method

@@ -117,13 +117,13 @@ def test_the_kept_set_is_the_specs(rows, columns, seed, tau, data):
     assert found == by_hand(features, attention, crops, count, tau)
 
 
-@given(count=st.integers(1, 30), seed=st.integers(0, 2**16))
-def test_newlines_change_nothing_and_leave_first(count, seed):
+@given(count=st.integers(1, 30), seed=st.integers(0, 2**16), tau=st.sampled_from([0.0, 1.0]))
+def test_newlines_change_nothing_and_leave_first(count, seed, tau):
     rng = torch.Generator().manual_seed(seed)
     features, attention = torch.randn(25, 6, generator=rng), torch.rand(25, generator=rng)
-    without = kept(features, attention, ((5, 5),), tokens=min(count, 25), crops=4)
+    without = kept(features, attention, ((5, 5),), tokens=min(count, 25), crops=4, tau=tau)
     places = (5, 11, 17, 23, 29)  # behind each row, as they are put in one after the other
-    found = kept(features, attention, ((5, 5),), places, tokens=count, crops=4)
+    found = kept(features, attention, ((5, 5),), places, tokens=count, crops=4, tau=tau)
     patches = [token for token in range(30) if token not in places]
     stay = [place for place in found if place not in places]
     assert stay == [patches[token] for token in without]

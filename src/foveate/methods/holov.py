@@ -121,7 +121,6 @@ def holistic(attention: Tensor, rows: Tensor, crop: Tensor, is_patch: Tensor) ->
     similarity = cosines(rows)
     mean = (similarity * together).sum(dim=1) / others
     variance = ((similarity - mean[:, None]).square() * together).sum(dim=1) / others
-    variance = variance * is_patch
     gamma = attention.abs().sum() / variance.sum().clamp(min=SMALLEST * len(crop))
     return attention + gamma * variance
 
