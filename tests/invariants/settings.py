@@ -133,10 +133,17 @@ PAIRS = [(name, family) for name in ENGINE for family in FAMILIES if works(name,
 """Tier "engine": what runs on a family; what does not is refused, which tests/invariants/test_coverage.py proves."""
 FIRST = [(name, family) for name, family in PAIRS if name in PROBES or name.endswith("-0")]
 CORE = ("llava", "llava_onevision", "qwen2_vl", "qwen3_vl")
-EVERY_PAIR = [(name, family) for name in EXAMPLES for family in families_of(name) if works(name, family)]
+FILMS = set(idle())
+"""Examples of methods that compare frames."""
+EVERY_PAIR = [
+    (name, family)
+    for name in EXAMPLES
+    for family in families_of(name)
+    if works(name, family) or (name in FILMS and TINY[family].videos and works(name, family, "v"))
+]
 """Tiers "engine" and "methods"."""
 RUNS = [(*pair, "sdpa") for pair in EVERY_PAIR] + [(*pair, "eager") for pair in FIRST]
-PROMPT_RUNS = [(*pair, "titit", "sdpa") for pair in EVERY_PAIR] + [
+PROMPT_RUNS = [(*pair, "titit", "sdpa") for pair in EVERY_PAIR if works(*pair)] + [
     (name, family, word, attention)
     for name in EXAMPLES
     for family, word in PROMPTS
