@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor
@@ -124,7 +124,12 @@ class _Boxes:
 
     def boxes(self, index: int) -> Tensor | None:
         """Of one image: see `Family.boxes`."""
-        return self._family.boxes(self._modality, self._arguments, self._lengths)[index]
+        return self._of_call[index]
+
+    @cached_property
+    def _of_call(self) -> list[Tensor | None]:
+        """Of all images; worked out once, since where grids are on the device it waits for them."""
+        return self._family.boxes(self._modality, self._arguments, self._lengths)
 
 
 def image_lengths(family: Family, mask: Tensor | None, ids: Tensor | None) -> list[list[int]] | None:
