@@ -4,8 +4,36 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parent
-MODELS, REFERENCE = "<!-- models -->", "<!-- methods -->"
-"""Where the table of models and the reference of the methods go."""
+MODELS, REFERENCE, TRAITS = "<!-- models -->", "<!-- methods -->", "<!-- traits -->"
+"""Where the table of models, the reference of the methods and the table of what they read go."""
+
+WORDS = {
+    "Hidden": "hidden states",
+    "Keys": "keys",
+    "KeyNorms": "norms of keys",
+    "Normed": "normed states",
+    "Pivots": "some text states",
+    "TowerAttention": "attention in the tower",
+    "TowerKeys": "keys of the tower",
+    "Cls": "the tower's CLS",
+    "Cells": "places in the picture",
+}
+ROWS = {
+    "last": "of the last token",
+    "after": "of the text behind the image",
+    "null": "of the first token behind the image",
+    "raters": "of words that resemble the image",
+    "vision": "of vision tokens",
+}
+"""What signals are called there, and whose attention it is."""
+PLACES = (
+    "before the tower",
+    "in the tower",
+    "behind the tower",
+    "behind the projector",
+    "before layers",
+    "in the cache",
+)
 
 
 def on_config(config: Any) -> Any:
@@ -25,6 +53,8 @@ def filled(markdown: str) -> str:
         markdown = markdown.replace(MODELS, models())
     if REFERENCE in markdown:
         markdown = markdown.replace(REFERENCE, reference())
+    if TRAITS in markdown:
+        markdown = markdown.replace(TRAITS, traits())
     return markdown
 
 
@@ -41,6 +71,33 @@ def reference() -> str:
     import foveate
 
     return "\n\n".join(f"::: {module}.{name}" for name, module in foveate._methods().items())
+
+
+def traits() -> str:
+    """Where each method works with its default settings, what it reads there, and whether the question matters."""
+    import foveate
+    from foveate.methods.stages import ImageStage, LayerStage, Shape
+
+    lines = ["| method | drops | reads | does the question matter? |", "|---|---|---|---|"]
+    for name, kind in foveate.methods().items():
+        stages = kind().stages(Shape(depth=32, cls=True))
+        layers = list(dict.fromkeys(str(stage.layer) for stage in stages if isinstance(stage, LayerStage)))
+        places = dict.fromkeys(PLACES[stage.place] for stage in stages if stage.drops)
+        before = f"before layer{'s' * (len(layers) > 1)} {', '.join(layers)}"
+        places = [before if place == "before layers" else place for place in places]
+        reads = dict.fromkeys(words(signal) for stage in stages for signal in stage.reads)
+        if any(isinstance(stage, ImageStage) for stage in stages):
+            reads = {"features": None, **reads}
+        asks = "yes" if any(stage.reads_text for stage in stages) else "no"
+        cells = (f"[`{name}`](../methods/{name}.md)", ", ".join(places), ", ".join(reads) or "nothing", asks)
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def words(signal: Any) -> str:
+    """What a signal is called in the table."""
+    kind = type(signal).__name__
+    return f"attention {ROWS[signal.rows]}" if kind == "Attention" else WORDS.get(kind, kind)
 
 
 def models() -> str:

@@ -146,6 +146,15 @@ def test_every_page_of_a_method_is_in_the_navigation():
     assert listed == sorted(f"methods/{name}" for name in os.listdir(ROOT / "docs/methods"))
 
 
+def test_the_page_about_choosing_says_what_every_method_reads():
+    page = hooks.filled((ROOT / "docs/guides/choosing.md").read_text())
+    assert hooks.TRAITS not in page
+    for name in registry.methods():
+        assert f"| [`{name}`](../methods/{name}.md) |" in page
+    assert "| before layer 2 | attention of the last token | yes |" in page
+    assert "| before layers 3, 17, 22 | hidden states | no |" in page
+
+
 def test_the_page_about_models_lists_every_family():
     page = hooks.filled((ROOT / "docs/models.md").read_text())
     assert hooks.MODELS not in page
