@@ -70,6 +70,8 @@ def test_it_reads_norms_normed_states_and_text_pivots():
         ({"keep": 1 - 0.889}, 576, 60),
         ({"target": 7}, 100, 4),  # less than a token for each pivot
         ({"target": 320}, 300, 300),
+        ({"target": 320}, 322, 316),  # B is 322 − 4 at most
+        ({"target": 320}, 327, 324),
         ({"target": 128}, 3, 3),
         ({"keep": 0.0}, 1, 1),
     ],

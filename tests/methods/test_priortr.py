@@ -126,7 +126,7 @@ def test_presets_spend_what_the_page_says(preset, tokens, left, average):
 
 
 @pytest.mark.parametrize(("budget", "left"), [(192, 152), (128, 82), (64, 11)])
-def test_the_fair_counts_of_the_spec(budget, left):
+def test_one_cut_meets_a_mean_over_layers_as_nearly_as_can_be(budget, left):
     assert PriorTR.for_budget(Config(32), tokens=budget).plan(32, (576,))[-1] == left
 
 

@@ -50,6 +50,20 @@ def test_it_reads_the_last_row_of_the_layer_to_come_and_renumbers():
     assert stage.positions == "keep"
 
 
+@pytest.mark.parametrize(
+    ("depth", "layers"), [(32, (8, 16, 24)), (28, (7, 14, 21)), (36, (9, 18, 27)), (6, (2, 3, 4)), (4, (1, 2, 3))]
+)
+def test_default_layers_are_quarters_of_the_depth(depth, layers):
+    for method in (PyramidDrop(), PyramidDrop(image_token_ratio_list=(0.4, 0.3, 0.2))):
+        assert tuple(stage.layer for stage in method.stages(Shape(depth))) == layers
+
+
+@pytest.mark.parametrize("method", [PyramidDrop(), PyramidDrop(retention=0.5)])
+def test_a_decoder_too_shallow_for_three_cuts_is_refused(method):
+    with pytest.raises(fv.SettingError, match="four layers or more; got 3"):
+        method.stages(Shape(depth=3))
+
+
 def test_counts_are_truncated_shares_of_what_entered_and_never_nothing():
     method = PyramidDrop(layer_list=(4, 10, 20), image_token_ratio_list=(0.4, 0.15, 0.05))
     assert method.plan(24, (576,)) == (576,) * 4 + (230,) * 6 + (86,) * 10 + (28,) * 4

@@ -90,6 +90,7 @@ def test_targets_are_scaled_for_images_of_another_size():
     assert method.plan(2, (1152,)) == (1152, 600)
     assert method.plan(2, (7,)) == (7, 4)
     assert method.plan(2, (1,)) == (1, 1)
+    assert SparseVLM(pruning_layers=(0,), targets=(0,), recycle=False).plan(2, (576, 7)) == (583, 0)
 
 
 def test_ties_go_to_the_lower_index():

@@ -40,7 +40,7 @@ class DART(Method):
         keep: The code's 1 − R: B is this share of the vision tokens. The default is the middle one of the paper's
             three, R = 77.8 %.
         target: Instead of `keep`: B as a number of tokens, as the code's evaluation scripts give it. 8 · ⌊B / 8⌋ + 4
-            tokens stay, 132 for 128.
+            tokens stay, 132 for 128. As in the code for LLaVA-NeXT, at most the tokens that are no vision pivots.
         retention: Instead: the mean share of an image's tokens that a decoder layer processes. It is met exactly: the
             first pivots take one token more where the number does not divide.
         tokens: The same as a number of tokens.
@@ -86,7 +86,9 @@ class DART(Method):
         if self.retention is not None or self.tokens is not None:
             budget = Budget(self.tokens, self.retention)
             return left_by_one_cut(budget, arriving.entered, arriving.started, depth, self.layer, "DART")
-        wanted = arriving.tokens * self.keep if self.target is None else self.target
+        wanted = arriving.tokens * self.keep
+        if self.target is not None:
+            wanted = max(0, min(self.target, arriving.tokens - self.pivots))
         visited = self.pivots + self.text_pivots
         return min(arriving.tokens, int(wanted // visited) * visited + self.pivots)
 

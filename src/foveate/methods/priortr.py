@@ -46,7 +46,7 @@ class PriorTR(Method):
         target: Instead of `keep`: their number for each image, the k of the paper.
         retention: Instead: the mean share of an image's tokens that a decoder layer processes.
         tokens: The same as a number of tokens.
-        question: Whose attention P is: "after" is the mean of all rows behind the image (the code's default for
+        question: Whose attention P is: "after" is the mean of all rows of text behind the image (the code's default for
             LLaVA-1.5), "last" the last row (for LLaVA-NeXT).
         heads: The "mean" or the "max" over heads.
         kv: Cut the caches of earlier layers to the tokens that stay, as the code does.

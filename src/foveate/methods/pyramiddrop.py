@@ -21,7 +21,7 @@ from foveate.methods.stages import Arriving, Attention, LayerStage, LayerView, S
 
 __all__ = ["METHOD", "PyramidDrop"]
 
-LAYERS, RATIOS = (8, 16, 24), (0.5, 0.25, 0.125)  # the paper's, for 32 layers: a quarter, half, three quarters
+LAYERS, RATIOS = (8, 16, 24), (0.5, 0.25, 0.125)  # the paper's, for 32 layers
 
 
 class PyramidDrop(Method):
@@ -32,8 +32,9 @@ class PyramidDrop(Method):
     scores, ties to the lower index; and a cut never leaves less than one token.
 
     Attributes:
-        layer_list: Decoder layers whose input is cut, strictly ascending: the paper's (8, 16, 24). With a budget a
-            sixteenth, a quarter and half of the depth, since the paper's layers meet none below a quarter.
+        layer_list: Decoder layers whose input is cut, strictly ascending: by default a quarter, half and three quarters
+            of the depth, the paper's (8, 16, 24) of 32 and (7, 14, 21) of 28. With a budget a sixteenth, a quarter and
+            half of the depth, since the paper's layers meet none below a quarter.
         image_token_ratio_list: Share of the *original* tokens that each cut leaves: the paper's (0.5, 0.25, 0.125).
         retention: Instead of the ratios: the mean share of an image's tokens that a decoder layer processes. The ratios
             are then q, q², q³, …, with q solved for every image.
@@ -72,7 +73,7 @@ class PyramidDrop(Method):
             )
         if list(ratios) != sorted(ratios, reverse=True):
             raise SettingError(f"image_token_ratio_list are shares of the original tokens, so none may grow: {ratios}.")
-        self._set(layer_list=layers, image_token_ratio_list=ratios)
+        self._set(image_token_ratio_list=ratios)
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.retention == 1:
@@ -91,9 +92,11 @@ class PyramidDrop(Method):
         )
 
     def _cuts(self, depth: int) -> tuple[int, ...]:
-        if self.layer_list is None:
-            return _early(depth)
-        return self.layer_list
+        if self.layer_list is not None:
+            return self.layer_list
+        if self.image_token_ratio_list is not None:
+            return _quarters(depth)
+        return _early(depth)
 
     def _count(self, depth: int, index: int, arriving: Arriving) -> int:
         """Tokens that the cut of this index leaves."""
@@ -118,13 +121,23 @@ def _attended(view: LayerView) -> Tensor:
     return view.attention
 
 
+def _quarters(depth: int) -> tuple[int, ...]:
+    """A quarter, half and three quarters of the depth: 8, 16 and 24 of 32 layers."""
+    _refuse_shallow(depth)
+    return round(depth / 4), round(depth / 2), round(3 * depth / 4)
+
+
 def _early(depth: int) -> tuple[int, ...]:
     """A sixteenth, a quarter and half of the depth: 2, 8 and 16 of 32 layers."""
-    if depth < 4:
-        raise SettingError(f"A three-cut schedule needs a decoder of four layers or more; got {depth}.")
+    _refuse_shallow(depth)
     first = max(1, round(depth / 16))
     second = max(first + 1, round(depth / 4))
     return first, second, max(second + 1, round(depth / 2))
+
+
+def _refuse_shallow(depth: int) -> None:
+    if depth < 4:
+        raise SettingError(f"A three-cut schedule needs a decoder of four layers or more; got {depth}.")
 
 
 def _counts(mean: float, start: int, depth: int, cuts: Sequence[int]) -> tuple[int, ...]:

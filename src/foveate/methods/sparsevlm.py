@@ -143,7 +143,7 @@ class SparseVLM(Method):
             rows = scaled_counts(budget, arriving.entered, arriving.started, depth, cuts, TARGETS, "SparseVLM")[index]
             return self._split(arrive, rows)
         target = self.targets[index]
-        if arriving.entered != self.reference:
+        if target and arriving.entered != self.reference:
             target = max(1, half_up(target * arriving.entered / self.reference))
         if target >= arrive:
             return arrive, 0, 0
