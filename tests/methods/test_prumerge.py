@@ -74,7 +74,7 @@ def reference(features, scores, keys, method):
     outliers = max(1, int((scores.numpy() > high + 1.5 * (high - low)).sum()))
     ratio = outliers / tokens
     order = sorted(range(tokens), key=lambda token: (-scores[token].item(), token))
-    kept = order[: int(tokens * ratio)]
+    kept = order[: max(1, int(tokens * ratio))]
     if spatial:
         step = max(1, int(int(1 / ratio) / 3))
         kept += [token for token in range(0, tokens - 1, step) if token not in kept]
@@ -116,6 +116,18 @@ def test_without_outliers_the_most_attended_token_stays():
     assert cut.source.tolist() == [0, 1]  # of equals the first, and the first of the rest
     assert cut.parent.tolist() == [0, 1, 1, 1, 1, 1]
     torch.testing.assert_close(cut.rows, torch.tensor([[1 + 5 / 6] * 2, [5 / 6] * 2]))
+
+
+@pytest.mark.parametrize("tokens", [49, 196, 576, 729])
+@pytest.mark.parametrize("kind", [PruMerge, PruMergePlus])
+def test_a_single_outlier_stays_whatever_the_number_of_patches(kind, tokens):
+    """As floats 49 · (1 / 49) is a little less than 1, as with 196 and 729: rounded down, nothing would stay."""
+    scores = torch.full((tokens,), 1 / tokens)
+    scores[5] = 0.5
+    view = ImageView(torch.ones(tokens, 2), attention=scores, keys=torch.ones(tokens, 3))
+    cut = cut_of(kind(), view)
+    assert cut.source[0] == 5
+    assert (cut.parent == 0).nonzero().tolist() == [[5]]  # a row of its own, not that of all others
 
 
 @given(tokens=st.integers(1, 700), share=st.floats(0.005, 1.0), seed=st.integers(0, 99))

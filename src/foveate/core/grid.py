@@ -179,7 +179,8 @@ def crops_of(grids: Sequence[Grid], tokens: int) -> list[Tensor]:
 
     A grid is a view. One that is larger than the first is a map of crops as large as the first, from which as much was
     cut off on either side (LLaVA-NeXT): a base view of 1 x 3 and a map of 1 x 4 have the crops 0 1 2, 3 4 and 5 6.
-    Where the grids are not those of all tokens, all are one view.
+    Where the grids are not those of all tokens, all are one view. The grids do not tell if so much was cut off that the
+    map would fit into fewer crops (24 x 48 left of 48 x 48): it is read as these.
     """
     if sum(rows * columns for rows, columns in grids) != tokens:
         return [torch.arange(tokens)]

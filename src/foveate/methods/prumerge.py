@@ -9,11 +9,12 @@ arXiv:2403.15388. Of the tower's last layer, with queries q and keys k over its 
 
 How many are kept depends on the picture. With a budget the count is exact: the highest a.
 
-Differences from the released code. Where nothing is an outlier, the most attended token stays (the code divides by 0).
-The order is stable, ties go to the lower index. Where kept rows and the last would be as many as arrive, nothing
-merges. The last row stands at the place of the most attended token that is dropped. A tower without a CLS scores a
-token by the attention it receives. Crops (LLaVA-NeXT) are reduced together, their newlines dropped. Where position ids
-are kept, so with M-RoPE, rows stand in raster order. The count with a budget is ours.
+Differences from the released code. Where nothing is an outlier, the most attended token stays (the code divides by 0),
+as where the count is rounded down to none. The order is stable, ties go to the lower index. Where kept rows and the
+last would be as many as arrive, nothing merges. The last row stands at the place of the most attended token that is
+dropped. A tower without a CLS scores a token by the attention it receives. Crops (LLaVA-NeXT) are reduced together,
+their newlines dropped. Where position ids are kept, so with M-RoPE, rows stand in raster order. The count with a budget
+is ours.
 """
 
 import math
@@ -161,9 +162,12 @@ def _step(tokens: int, outliers: int) -> int:
 
 
 def _tables(tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For each number of outliers how many tokens stay by score, ⌊N · ratio⌋ in Python's floats, and the step."""
+    """For each number of outliers how many tokens stay by score, ⌊N · ratio⌋ in Python's floats, and the step.
+
+    At least one stays: of 196 tokens and one outlier the product is 0.999….
+    """
     counts = range(tokens + 1)
-    tops = [int(tokens * (count / tokens)) for count in counts]
+    tops = [max(1, int(tokens * (count / tokens))) for count in counts]
     steps = [_step(tokens, max(1, count)) for count in counts]
     return torch.tensor(tops, device=device), torch.tensor(steps, device=device)
 

@@ -12,7 +12,7 @@ Differences from the released code. What ⌊…⌋ leaves of T / 2 goes to the g
 edge gets its share of T / 2 by its tokens. Towers without a CLS score by the attention received, and a block that looks
 through windows is replaced by the nearest that sees all of the picture. Crops (LLaVA-NeXT) have windows of their own;
 their newlines are dropped. In the decoder queries and keys have RoPE in every family, where the code leaves it out for
-Qwen2.5-VL. Ties go to the lower index.
+Qwen2.5-VL, and in that tower once, where the code turns them twice. Ties go to the lower index.
 """
 
 import math
