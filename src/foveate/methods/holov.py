@@ -31,7 +31,7 @@ from foveate.methods.stages import (
 
 __all__ = ["METHOD", "HoloV"]
 
-SMALLEST = 1e-12  # the smallest mean variance that divides
+SMALLEST = 1e-12  # the smallest mean variance, or mean score, that divides
 
 
 class HoloV(Counted):
@@ -99,6 +99,7 @@ class HoloV(Counted):
         room = nothing.scatter_add(0, crop, torch.ones_like(scores))
         patches = nothing.scatter_add(0, crop, is_patch.float())
         mean = nothing.scatter_add(0, crop, scores) / room.clamp(min=1)
+        mean = mean / mean.amax().clamp(min=SMALLEST)  # only proportions count, and a power of small numbers would be 0
         weights = torch.where(patches > 0, mean**self.tau, 0)
         quota = quotas(weights, room.long(), count)
         # Tokens by crop, and in each crop by falling score; a token stays if its place in its crop is below the quota.
