@@ -27,8 +27,8 @@ class EVS(Framed):
     """Keeps the first frame and what changes from frame to frame; whole frames may vanish. A picture keeps everything.
 
     As in the serving engine, a frame is compared with the one before it, not with the last one that was kept: what
-    changes slowly is lost. Unlike there, cosines are computed in float32 (in the model's dtype many of them tie), and so
-    that places that show just what they showed before tie exactly: the lower index stays.
+    changes slowly is lost. Unlike there, cosines are computed in float32 (in the model's dtype many of them tie), and
+    rounding is no change: where a place shows just what it showed before, d is exactly 0, and the lower index stays.
 
     Attributes:
         q: The share of a video's tokens that is dropped, in [0, 1].
