@@ -49,9 +49,9 @@ class HoloV(Counted):
     frame has crops of its own, and all of an image share k. γ is one number for an image (ours: our source leaves that
     open, and with a γ for each crop V would cancel out of w_c). A newline stays only once every other token does.
 
-    The released code differs: crops are runs of the raster, on Qwen-VL int(1024 / 576 · N / k) of them for N tokens, γ a
-    constant, V counts for the quotas alone, overflow is lost, and survivors are not in raster order. Its constant fits attention averaged over heads, and a stage sees their
-    sum, so it is no setting.
+    The released code differs: crops are runs of the raster, on Qwen-VL int(1024 / 576 · N / k) of them for N tokens; γ
+    is a constant; V counts for the quotas alone; overflow is lost; and survivors are not in raster order. Its constant
+    fits attention averaged over heads, and a stage sees their sum, so it is no setting.
 
     Attributes:
         crops: C, at most as many crops in a view or frame.
