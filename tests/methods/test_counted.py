@@ -80,3 +80,12 @@ def test_every_preset_spends_what_its_name_says(kind):
         assert "enter the decoder" in preset.source
         budgets.setdefault(model, []).append(budget)
     assert {"192", "128", "64"} <= set(budgets["llava-1.5-7b"])
+
+
+@pytest.mark.parametrize("name", ["vispruner", "scope", "divprune"])
+@pytest.mark.parametrize("tokens", [640, 320, 160])
+def test_llava_next_presets_fit_its_own_square_picture(name, tokens):
+    """672 x 672 pixels are five crops of 576 patches, 2,880, and a newline behind each of 48 rows of tiles: 2,928."""
+    method = fv.preset(f"{name}/llava-next-7b/{tokens}")
+    assert method.plan(32, (2928,)) == (tokens,) * 32
+    assert method.left(Arriving(2880, 2928, 2928, grids=((24, 24), (48, 48)))) == tokens

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import foveate as fv
 from foveate.methods.evs import EVS
+from foveate.methods.framed import change
 from foveate.methods.stages import Arriving, Shape
 from tests.methods.test_dycoke import angles
 from tests.methods.test_vidcom2 import kept, stage_of
@@ -34,6 +35,21 @@ def test_frames_may_vanish_and_ties_go_to_the_lower_index():
     assert kept(EVS(tokens=4), rows, 4) == [0, 1, 6, 7]
     assert kept(EVS(q=0.5), torch.ones(8, 3), 4) == [0, 1, 2, 3]
     assert kept(EVS(q=0.5), torch.zeros(8, 3), 4) == [0, 1, 2, 3]
+
+
+def test_places_that_did_not_change_tie_whatever_they_show():
+    """Rounding is no change: of a still scene the lower indices stay, and what moved by a hair goes before them."""
+    for seed in range(5):
+        scene = torch.randn(25, 64, generator=torch.Generator().manual_seed(seed)).repeat(8, 1)
+        assert kept(EVS(q=0.5), scene, 8) == list(range(100))
+        scene[150:, 0] += 1e-3  # from frame 6 on; 1 − cosine is below 1e-6, some 8 steps of a float32 cosine
+        assert kept(EVS(tokens=50), scene, 8) == [*range(25), *range(150, 175)]
+
+
+def test_from_and_to_nothing_is_a_change_like_a_right_angle():
+    rows = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    torch.testing.assert_close(change(rows, rows.roll(1, 0)), torch.tensor([2.0, 1.0, 1.0, 1 - 0.5**0.5, 1.0, 1.0]))
+    assert change(torch.zeros(1, 2), torch.zeros(1, 2)).tolist() == [1.0]
 
 
 @given(frames=st.integers(2, 9), tokens=st.integers(1, 9), q=st.sampled_from([0.1, 0.5, 0.75, 0.9, 1.0]))

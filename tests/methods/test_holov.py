@@ -137,6 +137,16 @@ def test_equal_tokens_and_no_attention_at_all():
     assert kept(torch.randn(1, 4), torch.ones(1), ((1, 1),), tokens=1) == [0]
 
 
+def test_a_sharp_tau_prefers_the_heaviest_crop_also_where_attention_is_small():
+    """Of 2,000 patches one gets some 0.0005 of the attention. To the 16th power that is below the least float32."""
+    features = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    attention = torch.full((64,), 0.0005)
+    attention[36:40] = 0.005  # in the third of four crops of 8 x 8
+    found = kept(features, attention, ((8, 8),), tokens=16, crops=4, tau=30.0)
+    crop = (-1 - notes_of(attention, ((8, 8),), crops=4)["crop"])[found]
+    assert len(crop.unique()) == 1
+
+
 def test_it_reads_the_cls_where_there_is_one_and_no_question():
     for cls, by in ((True, "cls"), (False, "patches")):
         look, pick = HoloV().stages(Shape(depth=32, cls=cls))

@@ -70,7 +70,7 @@ DivPrune.presets = (
         entering(DivPrune, "llava-1.5-7b", tokens, 576, f"paper, subset ratio {ratio}")
         for tokens, ratio in ((192, 0.333), (128, 0.222), (64, 0.111), (56, 0.098))
     ),
-    *(entering(DivPrune, "llava-next-7b", tokens, 2880, "a later paper's budget") for tokens in (640, 320, 160)),
+    *(entering(DivPrune, "llava-next-7b", tokens, 2928, "a later paper's budget") for tokens in (640, 320, 160)),
 )
 
 METHOD = DivPrune

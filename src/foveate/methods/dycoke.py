@@ -16,11 +16,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from foveate.core.rank import by_quota
 from foveate.methods.base import Preset
-from foveate.methods.framed import Framed
+from foveate.methods.framed import Framed, change
 from foveate.methods.settings import Positions, Share
 from foveate.methods.stages import Arriving
 
@@ -70,7 +69,7 @@ class DyCoke(Framed):
         return windows(len(frames)) * frames[0]
 
     def flops(self, arriving: Arriving, width: int) -> int:
-        """A product and two squares for each number, and their sums."""
+        """For each number 3 for its length and 3 for its difference, squared and added."""
         return 6 * width * arriving.tokens
 
     def select(self, features: Tensor, count: int | None) -> Tensor:
@@ -80,11 +79,11 @@ class DyCoke(Framed):
         place = frame % WINDOW
         # 0 1 2 3 4 5 are compared with – 0 0 2 – 4.
         earlier = frame - torch.where(place == 2, 2, (place > 0).long())
-        similarity = cosine_similarity(features, features[earlier], dim=-1)
+        likeness = -change(features, features[earlier])
         whole = windows(frames)
         each = (count - whole * tokens) / max(1, frames - whole)
         quotas = torch.where(place == 0, float(tokens), each)
-        return by_quota(similarity, quotas, count)
+        return by_quota(likeness, quotas, count)
 
 
 def windows(frames: int) -> int:

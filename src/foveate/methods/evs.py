@@ -13,11 +13,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from foveate.core.rank import top
 from foveate.methods.base import Preset
-from foveate.methods.framed import Framed
+from foveate.methods.framed import Framed, change
 from foveate.methods.settings import Share
 from foveate.methods.stages import Arriving
 
@@ -28,7 +27,8 @@ class EVS(Framed):
     """Keeps the first frame and what changes from frame to frame; whole frames may vanish. A picture keeps everything.
 
     As in the serving engine, a frame is compared with the one before it, not with the last one that was kept: what
-    changes slowly is lost. Unlike there, cosines are computed in float32: in the model's dtype many of them tie.
+    changes slowly is lost. Unlike there, cosines are computed in float32 (in the model's dtype many of them tie), and
+    rounding is no change: where a place shows just what it showed before, d is exactly 0, and the lower index stays.
 
     Attributes:
         q: The share of a video's tokens that is dropped, in [0, 1].
@@ -54,14 +54,14 @@ class EVS(Framed):
         return frames[0]
 
     def flops(self, arriving: Arriving, width: int) -> int:
-        """A product and two squares for each number, and their sums."""
+        """For each number 3 for its length and 3 for its difference, squared and added."""
         return 6 * width * arriving.tokens
 
     def select(self, features: Tensor, count: int | None) -> Tensor:
         assert count is not None
-        change = 1 - cosine_similarity(features[1:], features[:-1], dim=-1)
-        first = torch.full_like(change[:1], 3.0)  # above any other: cosines lie in [−1, 1]
-        return top(torch.cat((first, change)).flatten(), count)
+        later = change(features[1:], features[:-1])
+        first = torch.full_like(features[:1, :, 0], 3.0)  # above any other: cosines lie in [−1, 1]
+        return top(torch.cat((first, later)).flatten(), count)
 
 
 EVS.presets = tuple(

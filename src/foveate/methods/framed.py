@@ -4,6 +4,7 @@ from abc import abstractmethod
 from typing import ClassVar
 
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from foveate.core.cut import Cut
 from foveate.errors import BudgetError, SettingError, UnsupportedError
@@ -12,7 +13,9 @@ from foveate.methods.schedule import Budget, half_up
 from foveate.methods.settings import Positions, numbering
 from foveate.methods.stages import Arriving, ImageStage, ImageView, Shape, Stage
 
-__all__ = ["Framed"]
+__all__ = ["Framed", "change"]
+
+SHORTEST = 1e-12  # the smallest norm that divides
 
 
 class Framed(Entering):
@@ -124,3 +127,18 @@ class Framed(Entering):
         if isinstance(chosen, Cut):
             return chosen
         return Cut.take(chosen, len(view))
+
+
+def change(now: Tensor, before: Tensor) -> Tensor:
+    """1 − cosine of each row with its counterpart: (…, width) float32 twice -> (…).
+
+    By ‖a − b‖² / 2 of the rows at length one: so rows that are equal are at exactly 0 and tie, where the cosine itself
+    would be 1 give or take its rounding. A row of zeros is at 1 from every row, as its cosine is 0.
+    """
+    a, b = _at_length_one(now), _at_length_one(before)
+    without_length = (a == 0).all(dim=-1).float() + (b == 0).all(dim=-1).float()
+    return 0.5 * ((a - b).square().sum(dim=-1) + without_length)
+
+
+def _at_length_one(rows: Tensor) -> Tensor:
+    return rows / vector_norm(rows, dim=-1, keepdim=True).clamp(min=SHORTEST)

@@ -31,7 +31,7 @@ from foveate.methods.stages import (
 
 __all__ = ["METHOD", "HoloV"]
 
-SMALLEST = 1e-12  # the smallest mean variance that divides
+SMALLEST = 1e-12  # the smallest mean variance, or mean score, that divides
 
 
 class HoloV(Counted):
@@ -49,9 +49,9 @@ class HoloV(Counted):
     frame has crops of its own, and all of an image share k. γ is one number for an image (ours: our source leaves that
     open, and with a γ for each crop V would cancel out of w_c). A newline stays only once every other token does.
 
-    The released code differs: crops are runs of the raster, γ a constant, V counts for the quotas alone, overflow is
-    lost, and survivors are not in raster order. Its constant fits attention averaged over heads, and a stage sees their
-    sum, so it is no setting.
+    The released code differs: crops are runs of the raster, on Qwen-VL int(1024 / 576 · N / k) of them for N tokens; γ
+    is a constant; V counts for the quotas alone; overflow is lost; and survivors are not in raster order. Its constant
+    fits attention averaged over heads, and a stage sees their sum, so it is no setting.
 
     Attributes:
         crops: C, at most as many crops in a view or frame.
@@ -99,6 +99,7 @@ class HoloV(Counted):
         room = nothing.scatter_add(0, crop, torch.ones_like(scores))
         patches = nothing.scatter_add(0, crop, is_patch.float())
         mean = nothing.scatter_add(0, crop, scores) / room.clamp(min=1)
+        mean = mean / mean.amax().clamp(min=SMALLEST)  # only proportions count, and a power of small numbers would be 0
         weights = torch.where(patches > 0, mean**self.tau, 0)
         quota = quotas(weights, room.long(), count)
         # Tokens by crop, and in each crop by falling score; a token stays if its place in its crop is below the quota.

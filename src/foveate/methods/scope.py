@@ -82,7 +82,7 @@ def _flops(arriving: Arriving, width: int) -> int:
 Scope.presets = (
     *(entering(Scope, "llava-1.5-7b", tokens, 576, "released code, alpha 1.0") for tokens in (192, 128, 64)),
     *(
-        entering(Scope, "llava-next-7b", tokens, 2880, "released code, an equal share of each of five crops")
+        entering(Scope, "llava-next-7b", tokens, 2928, "released code, an equal share of each of five crops")
         for tokens in (640, 320, 160)
     ),
 )

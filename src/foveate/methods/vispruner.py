@@ -86,7 +86,7 @@ class VisPruner(Counted):
 
 
 _llava = partial(entering, VisPruner, "llava-1.5-7b", full=576)
-_next = partial(entering, VisPruner, "llava-next-7b", full=2880)
+_next = partial(entering, VisPruner, "llava-next-7b", full=2928)
 
 VisPruner.presets = (
     *(_llava(tokens, source="released code") for tokens in (192, 128, 64, 32)),
