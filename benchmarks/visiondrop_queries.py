@@ -1,6 +1,7 @@
 """What a sample of queries does to VisionDrop's scores: writes benchmarks/visiondrop_queries.json and prints tables.
 
-    python benchmarks/visiondrop_queries.py      # minutes on one core
+    python benchmarks/visiondrop_queries.py                  # a minute on one core
+    python benchmarks/visiondrop_queries.py --only embedded  # one part anew; the other stays as it was recorded
 
 Before each of its three cuts, on the rows that arrive there: scores by 16, 64 and 256 queries beside the scores by all.
 The cuts themselves are made by all. First the embedded model on held-out pictures, then a video in a small shape with
@@ -41,7 +42,7 @@ from foveate.methods.stages import Attention, LayerStage, LayerView, Stage
 OUT = Path(__file__).with_suffix(".json")
 QUERIES = (16, 64, 256)
 RETENTION = 1 / 3
-FRAMES = 64  # two to a token's depth: 32 times 144 tokens
+FRAMES = 32  # two to a token's depth: 16 times 144 tokens
 LONG = Shape(
     "qwen-long",
     of="nothing: Qwen2-VL's make, narrow, for a long video on one core",
@@ -267,22 +268,33 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--only", choices=["embedded", "long"])
     given = parser.parse_args()
     torch.set_num_threads(1)
-    record = {
-        "what": __doc__.splitlines()[0].partition(":")[0],
-        "device": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-        "commit": commit(),
-        "embedded": on_pictures(given.pictures),
-        "long": on_a_video(given.rounds),
-    }
+    record: dict[str, Any] = {}
+    if given.only and given.out.exists():
+        record = json.loads(given.out.read_text(encoding="utf-8"))
+    parts = {"embedded": partial(on_pictures, given.pictures), "long": partial(on_a_video, given.rounds)}
+    for name, part in parts.items():
+        if given.only in (None, name):
+            record[name] = conditions() | part()
     given.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    embedded, long = record["embedded"], record["long"]
-    rich.print(score_sheet(f"The embedded model, {embedded['pictures']} pictures", embedded["cuts"]))
-    rich.print(score_sheet(f"A video of {long['vision_tokens']} tokens, random weights", long["cuts"]))
-    rich.print(time_sheet(long))
+    if "embedded" in record:
+        report_scores("The embedded model, {pictures} pictures", record["embedded"])
+    if "long" in record:
+        report_scores("A video of {vision_tokens} tokens, random weights", record["long"])
+        rich.print(time_sheet(record["long"]))
+
+
+def conditions() -> dict[str, Any]:
+    """Where a part was measured."""
+    threads = torch.get_num_threads()
+    return {"device": platform.machine(), "threads": threads, "versions": versions(), "commit": commit()}
+
+
+def report_scores(title: str, part: Mapping[str, Any]) -> None:
+    """Print the scores of one part."""
+    rich.print(score_sheet(title.format_map(part), part["cuts"]))
 
 
 if __name__ == "__main__":
