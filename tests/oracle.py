@@ -367,8 +367,13 @@ def merged(
     return torch.tensor(kept + targets), torch.stack(states)
 
 
-def vision_decides(counts: Callable[[int], tuple[int, int]], how: str, bidirectional: bool = False):
-    """VisionDrop's decoder cut from the layer's own dense attention; `counts` by the rows that arrive."""
+def vision_decides(
+    counts: Callable[[int], tuple[int, int]], how: str, bidirectional: bool = False, queries: int | None = None
+):
+    """VisionDrop's decoder cut from the layer's own dense attention; `counts` by the rows that arrive.
+
+    Rows score that stand in the middles of `queries` equal parts of the picture; all, where it has no more.
+    """
 
     def choose(layer, x, mine, rotary, entered, sees):
         dominant, contextual = counts(len(mine))
@@ -378,7 +383,10 @@ def vision_decides(counts: Callable[[int], tuple[int, int]], how: str, bidirecti
             sees = sees.clone()
             sees[mine, int(mine[0]) : int(mine[-1]) + 1] = True
         weights = dense_attention(layer, x, rotary, sees)
-        scores = weights[mine][:, mine].mean(0)
+        asking = mine
+        if queries is not None and queries < len(mine):
+            asking = mine[[int((part + 0.5) * len(mine) / queries) for part in range(queries)]]
+        scores = weights[asking][:, mine].mean(0)
         return merged(x[mine], scores, keys_after_rope(layer, x, rotary)[mine], dominant, contextual, how)
 
     return choose

@@ -149,7 +149,7 @@ def vision_rule(method: Any, pair: tuple[int, int], model: Any, inputs: dict[str
         scaled = [int(count * size / method.reference + 0.5) for count in pair]
         return max(1, scaled[0]), scaled[1]
 
-    return oracle.vision_decides(counts, method.merge, method.bidirectional)
+    return oracle.vision_decides(counts, method.merge, method.bidirectional, method.queries)
 
 
 def joining_rule(model: Any, inputs: dict[str, Any], kept: Tensor) -> Callable[..., Any]:

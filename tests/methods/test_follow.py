@@ -204,6 +204,30 @@ def test_visiondrop_pays_for_queries_keys_and_products_of_the_rows_at_a_cut(meth
     assert scoring(method, 32, width, sizes) == total
 
 
+@pytest.mark.parametrize("sizes", [(576,), (576, 288, 30)])
+@pytest.mark.parametrize("queries", [16, 35, 10_000])
+def test_visiondrop_pays_for_the_queries_of_a_sample_of_rows_of_each_image(queries, sizes):
+    width, total = 64, 0
+    method = fv.VisionDrop(queries=queries)
+    for layer in method.layer_list:
+        images = [method.plan(32, (size,))[layer - 1] for size in sizes]
+        asking = sum(min(queries, rows) for rows in images)
+        total += 2 * (asking + sum(images)) * width**2 + 2 * asking * sum(images) * width
+    assert scoring(method, 32, width, sizes) == total
+    whole = scoring(fv.VisionDrop(), 32, width, sizes)
+    assert (total == whole) is (queries == 10_000)
+    assert total <= whole
+
+
+def test_a_sample_of_rows_is_of_all_images_where_only_the_device_knows_how_many_of_each_are_left():
+    paid = Attention(rows="vision", layer="next", sample=4)
+    first = LayerStage(1, keep=0.5, reads=(Hidden(),), score=some)
+    second = LayerStage(3, keep=0.5, reads=(paid,), score=some)
+    products = [2 * (4 * images + 20) * 32**2 + 2 * 4 * images * 20 * 32 for images in (1, 2)]
+    assert follow.scoring_flops((first, second), 6, 32, (15, 25)) == products[0]
+    assert follow.scoring_flops((second,), 6, 32, (10, 10)) == products[1]
+
+
 def test_what_a_layer_makes_itself_costs_nothing():
     ran = LayerStage(2, reads=(Attention(rows="vision", layer="ran"), Hidden(back=1)), keep=0.5, choose=some)
     assert follow.scoring_flops((ran,), 6, 32, (10,)) == 0

@@ -33,6 +33,7 @@ EXAMPLES = [
     VisionDrop(**COUNTS, positions="keep", merge="average"),
     VisionDrop(**{**COUNTS, "dominant": 0, "contextual": 0}, bidirectional=True),
     VisionDrop(dominant=9, contextual=2, layer_list=(), image_token_list=(), reference=25),
+    VisionDrop(**COUNTS, queries=4),
 ]
 KEEP_ALL = VisionDrop(
     dominant=10_000, contextual=0, layer_list=(2,), image_token_list=((10_000, 0),), positions="keep", reference=25
@@ -422,3 +423,45 @@ def test_counts_larger_than_what_arrives_still_order_it():
     cut = before_layer(scores.expand(6, 6), hidden, hidden, method, entered=6)
     assert cut.source.tolist() == [1, 3, 4, 5, 0, 2]
     assert torch.equal(cut.rows, hidden[cut.source])
+
+
+# -- a sample of queries -------------------------------------------------------------------------------------
+
+
+def test_all_rows_score_unless_a_sample_is_asked_for():
+    for method, sample in ((VisionDrop(), None), (VisionDrop(queries=64), 64), (VisionDrop(tokens=99, queries=7), 7)):
+        for stage in follow.layer_stages(method.stages(Shape(depth=32))):
+            assert Attention(rows="vision", layer="next", over="mean", sample=sample) in stage.reads
+
+
+@pytest.mark.parametrize("queries", [0, -1, 2.5])
+def test_a_sample_has_one_query_or_more(queries):
+    with pytest.raises(fv.SettingError, match="queries should be"):
+        VisionDrop(queries=queries)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_as_many_queries_as_rows_are_the_paper_bit_for_bit(bidirectional):
+    model, inputs = tiny("llava"), batch("llava", ["titt", "titit"])
+    logits, kept = {}, {}
+    for queries in (None, 25, 3):
+        method = VisionDrop(**COUNTS, bidirectional=bidirectional, queries=queries)
+        with fv.drop(model, method) as trace, torch.no_grad():
+            logits[queries] = model(**inputs).logits
+        kept[queries] = [stage.origin[0].tolist() for stage in trace.stages]
+    assert torch.equal(logits[None], logits[25])
+    assert kept[None] == kept[25]
+    assert kept[None][0] == kept[3][0]  # the tower's score is no other
+    assert kept[None][1:] != kept[3][1:]
+
+
+def test_a_sample_of_queries_costs_less_and_leaves_as_many_tokens():
+    whole, few = (
+        fv.cost(tiny("llava"), text_tokens=9, vision_tokens=25, method=VisionDrop(**COUNTS, queries=queries))
+        for queries in (None, 4)
+    )
+    # Before layer 2 arrive 17 rows, before layer 4 the 11 of the cut before; 4 queries instead of each.
+    width = 32
+    spared = sum(2 * (rows - 4) * width**2 + 2 * (rows - 4) * rows * width for rows in (17, 11))
+    assert whole.scoring_flops - few.scoring_flops == spared
+    assert (whole.tokens, whole.prefill_flops) == (few.tokens, few.prefill_flops)

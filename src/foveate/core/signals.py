@@ -81,6 +81,11 @@ class Attention(Signal):
             the image get. Shape (tokens,).
         renormalise: First make each row sum to 1 over the tokens.
         both_ways: Vision rows also attend to later vision tokens.
+        sample: So many of an image's vision rows pay, spread evenly over those that are left, instead of all; "mean",
+            "sum", "max" and "share" are over these. None, or no fewer than there are: all.
+
+    Raises:
+        SettingError: If `sample` is below 1, or the rows are not "vision".
     """
 
     kind: ClassVar[str] = "attention"
@@ -91,6 +96,16 @@ class Attention(Signal):
     over: Literal["mean", "sum", "max", "share"] = "mean"
     renormalise: bool = False
     both_ways: bool = False
+    sample: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sample is None:
+            return
+        if type(self.sample) is not int or self.sample < 1:
+            raise SettingError(f"Attention: sample must be a whole number, 1 or more, or None; got {self.sample!r}.")
+        if self.rows != "vision":
+            raise SettingError(f"Attention: only rows='vision' can be sampled; got rows={self.rows!r}.")
 
     @property
     def reads_text(self) -> bool:

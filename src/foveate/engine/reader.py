@@ -9,6 +9,7 @@ from torch import Tensor
 
 from foveate.core.attention import BLOCK_NUMBERS, attention_rows
 from foveate.core.gather import take_along
+from foveate.core.rank import spread
 from foveate.core.signals import Attention
 from foveate.engine import guards
 from foveate.engine.bucket import Bucket
@@ -189,7 +190,7 @@ class AttentionReader:
         if not len(unit):  # an image that has lost all its tokens
             return
         if signal.rows == "vision":
-            asking = columns
+            asking = _sampled(columns, signal.sample)
         elif signal.rows == "last":
             asking = columns.new_full((samples, 1), self._columns.shape[1] - 1)
         else:
@@ -347,6 +348,14 @@ def _first(asking: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor | None]:
     number = real.sum(dim=1, keepdim=True)
     place = (asking.shape[1] - number).clamp(max=asking.shape[1] - 1)
     return asking.gather(1, place), number > 0
+
+
+def _sampled(columns: Tensor, count: int | None) -> Tensor:
+    """`count` of a unit's rows, (samples, rows), spread evenly; all of them where there are no more."""
+    rows = columns.shape[1]
+    if count is None or count >= rows:
+        return columns
+    return columns[:, spread(rows, count, columns.device)]
 
 
 def streams(signals: Sequence[Attention]) -> list[list[Attention]]:

@@ -127,6 +127,16 @@ def layer_plan(
     Returns:
         None where the picture or the question decides.
     """
+    units = _units_by_layer(stages, depth, sizes, grids)
+    if units is None:
+        return None
+    return tuple(layer.all.tokens for layer in units)
+
+
+def _units_by_layer(
+    stages: Sequence[Stage], depth: int, sizes: Sequence[int], grids: Sequence[Sequence[Grid]] | None = None
+) -> list[Units] | None:
+    """`layer_plan`, image by image where that is known."""
     units: Units | None = _arriving(sizes, grids)
     for stage in stages:
         if stage.place < Place.LAYER and stage.drops and units is not None:
@@ -136,15 +146,15 @@ def layer_plan(
     units = units.entering_decoder()
     # A cut before layer 3 counts from layer 3 on: 576, 576, 576, 288, …
     cuts = [stage for stage in layer_stages(stages) if stage.drops]
-    counts = []
+    left = []
     for layer in range(depth):
         for stage in cuts:
             if stage.layer == layer and units is not None and units.all.tokens:
                 units = units.after(stage)
         if units is None:
             return None
-        counts.append(units.all.tokens)
-    return tuple(counts)
+        left.append(units)
+    return left
 
 
 def _arriving(sizes: Sequence[int], grids: Sequence[Sequence[Grid]] | None) -> Units:
@@ -214,39 +224,46 @@ def scoring_flops(stages: Sequence[Stage], depth: int, width: int, sizes: Sequen
         sizes: Vision tokens of each image as they enter the model.
     """
     total = sum(sizes)
-    plan = layer_plan(stages, depth, sizes)
+    units = _units_by_layer(stages, depth, sizes)
     flops = 0
     for stage in stages:
         if stage.place < Place.LAYER and stage.flops is not None:
             flops += stage.flops(Arriving.all_of(total), width)
-    if plan is None or min(plan) == total:  # where nothing is dropped, the stages do not run
+    if units is None or min(layer.all.tokens for layer in units) == total:  # nothing is dropped: no stage runs
         return flops
     for stage in layer_stages(stages):
-        rows = (total, *plan)[stage.layer]  # those that the layer before has processed; `total` before layer 0
-        arriving = Arriving(rows, total, plan[0])
+        # What the layer before has processed; before layer 0, all.
+        before = (_arriving(sizes, None), *units)[stage.layer]
+        arriving = Arriving(before.all.tokens, total, units[0].all.tokens)
         if stage.flops is not None:
             flops += stage.flops(arriving, width)
-        flops += _reading_flops(stage, rows, width)
+        flops += _reading_flops(stage, before, width)
     return flops
 
 
-def _reading_flops(stage: LayerStage, rows: int, width: int) -> int:
+def _reading_flops(stage: LayerStage, units: Units, width: int) -> int:
     """Queries, keys and their products that are computed for a stage alone: those of the layer to come."""
     attentions = [signal for signal in stage.reads if isinstance(signal, Attention)]
     ahead = [attention for attention in attentions if attention.layer == "next"]
     keys = any(isinstance(signal, Keys) for signal in stage.reads)
     if not ahead and not keys:
         return 0
-    queries = 0
-    for attention in ahead:
-        asking = rows
-        if attention.rows != "vision":  # text rows count as a single one
-            asking = 1
-        queries = max(queries, asking)
+    rows = units.all.tokens
+    queries = max((_asking(attention, units) for attention in ahead), default=0)
     # A row times a (width, width) matrix takes 2 · width² FLOPs, a query times a key 2 · width over all heads.
     projections = (queries + rows) * 2 * width**2
     products = queries * rows * 2 * width
     return projections + products
+
+
+def _asking(attention: Attention, units: Units) -> int:
+    """Rows that pay attention; text rows count as a single one."""
+    if attention.rows != "vision":
+        return 1
+    if attention.sample is None:
+        return units.all.tokens
+    images = [units.all] if units.images is None else units.images
+    return sum(min(image.tokens, attention.sample) for image in images)
 
 
 def held_rows(stages: Sequence[Stage], tokens: Sequence[int]) -> tuple[int, ...]:

@@ -74,6 +74,9 @@ class VisionDrop(Method):
         include_cls: Give the tower's CLS state to the decoder (only if rows are renumbered: it has no position).
         renorm: Renormalise the scoring rows over the vision tokens.
         bidirectional: Scoring rows also attend to later vision tokens. This removes the causal bias to early tokens.
+        queries: Of an image, so many vision rows score before a decoder layer, spread evenly over those that are left;
+            None: all, as in the paper. Not the paper's: scoring all rows by all rows is quadratic. The tower stage has
+            no such choice.
 
     Raises:
         SettingError: If the lists differ in length or counts leave their range.
@@ -95,6 +98,7 @@ class VisionDrop(Method):
     include_cls: bool = True
     renorm: bool = False
     bidirectional: bool = False
+    queries: Annotated[int, Ge(1)] | None = None
 
     def check_settings(self) -> None:
         if self.retention is not None or self.tokens is not None:
@@ -181,7 +185,12 @@ class VisionDrop(Method):
     def _decoder_stage(self, depth: int, index: int, layer: int) -> Stage:
         # score_j: column j of softmax(q kᵀ / √d) in the layer to come, mean over heads and over the image's own rows.
         attention = Attention(
-            rows="vision", layer="next", over="mean", renormalise=self.renorm, both_ways=self.bidirectional
+            rows="vision",
+            layer="next",
+            over="mean",
+            renormalise=self.renorm,
+            both_ways=self.bidirectional,
+            sample=self.queries,
         )
         return LayerStage(
             layer,

@@ -1,0 +1,173 @@
+"""Attention that a sample of an image's vision rows pays: which rows these are, against a plain recompute."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate.engine import reader
+from foveate.methods.stages import Attention, LayerStage
+from tests import oracle
+from tests.models import batch, is_vision, tiny
+
+CLOSE = {"atol": 2e-6, "rtol": 1e-4}
+LAYER, FEW = 3, 3
+KINDS = ["llava", "llava_onevision", "qwen2_5_vl", "gemma3"]
+
+
+def ways(sample=FEW, both_ways=False):
+    """Every way to reduce what these rows pay, before and behind the layer that pays."""
+    return tuple(
+        Attention(rows="vision", over=over, renormalise=renormalise, sample=sample, both_ways=both_ways, **options)
+        for over in ("mean", "sum", "max", "share")
+        for renormalise in (False, True)
+        for options in ({"layer": "next"}, {"layer": "ran"}, {"layer": "next", "heads": "max"})
+    )
+
+
+def read(model, inputs, signals, unit="sample"):
+    """What a stage gets of these signals, unit by unit; nothing is dropped."""
+    seen = []
+
+    class Probe(fv.Method):
+        name = "probe"
+
+        def stages(self, shape):
+            return (LayerStage(LAYER, reads=signals, choose=self.note, host=True, unit=unit),)
+
+        @staticmethod
+        def note(view, _):
+            seen.append({signal: view[signal] for signal in signals})
+
+    with fv.drop(model, Probe()), torch.no_grad():
+        model(**inputs)
+    return seen
+
+
+def middles(columns, count):
+    """Of an image's columns those in the middle of `count` equal parts, all if there are no more."""
+    if count >= len(columns):
+        return columns
+    return [columns[math.floor((part + 0.5) * len(columns) / count)] for part in range(count)]
+
+
+def images_of(inputs):
+    """Columns of each image of the only sample: text stands between them."""
+    columns = is_vision(inputs["input_ids"][0]).nonzero()[:, 0].tolist()
+    images = [[columns[0]]]
+    for before, column in itertools.pairwise(columns):
+        if column > before + 1:
+            images.append([])
+        images[-1].append(column)
+    return images
+
+
+def plain(signal, attention, columns):
+    """The signal of an image from a whole attention matrix, (heads, rows, columns), row by row."""
+    paid = attention.mean(dim=0) if signal.heads == "mean" else attention.amax(dim=0)
+    rows = [paid[row][columns] for row in middles(columns, signal.sample)]
+    if signal.renormalise:
+        rows = [row / row.sum() for row in rows]
+    total = sum(rows)
+    if signal.over == "max":
+        return torch.stack(rows).amax(dim=0)
+    return {"sum": total, "mean": total / len(rows), "share": total / total.sum()}[signal.over]
+
+
+@pytest.mark.parametrize("word", ["titt", "titit"])
+@pytest.mark.parametrize("family", KINDS)
+def test_so_many_rows_of_each_image_pay(family, word):
+    inputs = batch(family, [word])
+    with torch.no_grad():
+        attentions = tiny(family, "eager")(**inputs, output_attentions=True).attentions
+    images = images_of(inputs)
+    assert len(images) == word.count("i")
+    assert all(len(image) > FEW for image in images)
+    (seen,) = read(tiny(family), inputs, ways())
+    for signal, got in seen.items():
+        attention = attentions[LAYER - 1 if signal.layer == "ran" else LAYER][0]
+        wanted = torch.cat([plain(signal, attention, image) for image in images])
+        torch.testing.assert_close(got, wanted, **CLOSE, msg=lambda text, signal=signal: f"{signal}\n{text}")
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_onevision"])
+def test_sampled_rows_may_see_all_of_their_image(family):
+    model, inputs = tiny(family), batch(family, ["titt"])
+    entered = {}
+
+    def note(_, args, kwargs):
+        entered["rows"], entered["rotary"] = args[0][0], [table[0] for table in kwargs["position_embeddings"]]
+
+    layer = model.get_decoder().layers[LAYER]
+    handle = layer.register_forward_pre_hook(note, with_kwargs=True)
+    with torch.no_grad():
+        model(**inputs)
+    handle.remove()
+    (image,) = images_of(inputs)
+    sees = torch.ones(len(entered["rows"]), len(entered["rows"]), dtype=torch.bool).tril()
+    sees[image, image[0] : image[-1] + 1] = True
+    with torch.no_grad():
+        dense = oracle.dense_attention(layer, entered["rows"], entered["rotary"], sees)[None]
+    signals = tuple(way for way in ways(both_ways=True) if way.layer == "next" and way.heads == "mean")
+    (seen,) = read(model, inputs, signals)
+    for signal, got in seen.items():
+        torch.testing.assert_close(got, plain(signal, dense, image), **CLOSE)
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_onevision", "qwen2_5_vl"])
+def test_a_batch_is_read_as_its_samples_alone(family):
+    """Samples differ in text, in padding and in images."""
+    words = ("tit", "titttt", "titit", "titt")
+    inputs = batch(family, words)
+    if family != "qwen2_5_vl":  # as generate gives them
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    together = read(tiny(family), inputs, ways())
+    alone = [read(tiny(family), batch(family, [word]), ways())[0] for word in words]
+    assert len(together) == len(words)
+    for one in together:  # samples that are alike are read together, so their order may be another
+        likeness = [len(one[ways()[0]]) == len(other[ways()[0]]) and close(one, other) for other in alone]
+        assert sum(likeness) == 1
+        alone.pop(likeness.index(True))
+
+
+def close(left, right):
+    return all(torch.allclose(left[signal], right[signal], atol=1e-5, rtol=1e-4) for signal in left)
+
+
+@pytest.mark.parametrize("count", ["as many", "more"])
+@pytest.mark.parametrize("family", KINDS)
+def test_a_sample_of_all_rows_is_bit_for_bit_all_of_them(family, count):
+    inputs = batch(family, ["titit"])
+    most = max(len(image) for image in images_of(inputs))
+    sample = most if count == "as many" else most + 1
+    for both_ways in (False, True):
+        (sampled,) = read(tiny(family), inputs, ways(sample, both_ways))
+        (whole,) = read(tiny(family), inputs, ways(None, both_ways))
+        assert all(torch.equal(got, wanted) for got, wanted in zip(sampled.values(), whole.values(), strict=True))
+
+
+def test_other_rows_are_never_computed(monkeypatch):
+    asked = []
+    original = reader.attention_rows
+
+    def noted(queries, keys, *args, **options):
+        asked.append(queries.shape[1])
+        return original(queries, keys, *args, **options)
+
+    monkeypatch.setattr(reader, "attention_rows", noted)
+    signal = Attention(rows="vision", layer="next", sample=FEW)
+    (seen,) = read(tiny("llava"), batch("llava", ["titit"]), (signal,))
+    assert asked == [FEW, FEW]
+    assert len(seen[signal]) == 50
+
+
+def test_one_row_is_the_one_in_the_middle():
+    inputs = batch("llava", ["tit"])
+    with torch.no_grad():
+        attention = tiny("llava", "eager")(**inputs, output_attentions=True).attentions[LAYER][0]
+    signal = Attention(rows="vision", layer="next", sample=1)
+    (seen,) = read(tiny("llava"), inputs, (signal,), unit="image")
+    (image,) = images_of(inputs)
+    torch.testing.assert_close(seen[signal], attention.mean(dim=0)[image[12]][image], **CLOSE)
