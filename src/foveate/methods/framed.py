@@ -141,4 +141,5 @@ def change(now: Tensor, before: Tensor) -> Tensor:
 
 
 def _at_length_one(rows: Tensor) -> Tensor:
-    return rows / vector_norm(rows, dim=-1, keepdim=True).clamp(min=SHORTEST)
+    unit: Tensor = rows / vector_norm(rows, dim=-1, keepdim=True).clamp(min=SHORTEST)
+    return unit
