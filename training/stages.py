@@ -208,22 +208,22 @@ STAGES: dict[str, Stage] = {
         films=0.08,
     ),
     "tower-counting": _tower(
-        28_000, 280_000_000, (0.05, 0.35, 0.6), (2e-3, 2e-3), constant=0.45, sketches=0.8, crowded=0.15
+        66_000, 280_000_000, (0.05, 0.35, 0.6), (2e-3, 2e-3), constant=0.55, sketches=0.75, crowded=0.25
     ),
     "counting-again": _joint(
-        6_500,
+        12_000,
         290_000_000,
         (0.02, 0.33, 0.65),
-        (4e-4, 1.5e-3, 2e-3, 7e-4),
+        (5e-4, 1.5e-3, 2e-3, 7e-4),
         tasks=COUNT_WEIGHTS,
         questions=12,
         draws=3,
-        constant=0.35,
+        constant=0.5,
         sketches=0.55,
-        films=0.08,
+        films=0.2,
     ),
     "deep-sketches": _joint(
-        7_000,
+        9_000,
         270_000_000,
         (0.02, 0.33, 0.65),
         (4e-4, 6e-4, 1e-3, 4e-4),
@@ -234,6 +234,6 @@ STAGES: dict[str, Stage] = {
         exits=0.35,
         exit_from=18,
         sketches=0.55,
-        films=0.08,
+        films=0.15,
     ),
 }
