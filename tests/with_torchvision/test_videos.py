@@ -9,6 +9,7 @@ from PIL import Image
 
 import foveate as fv
 from foveate.ask.loading import load
+from foveate.cli.compare import METHODS
 from foveate.video import read
 from tests import oracle
 from tests.films import QUARTERS, film, matrix
@@ -87,7 +88,7 @@ def test_compare_runs_every_method_on_a_video(run, folders, clip, family, tmp_pa
     assert not err or "the machine is noisy" in err
     told = json.loads(out)
     names = {row["name"].partition(" as ")[0] for row in (*told["methods"], *told["infeasible"])}
-    assert names == set(fv.methods()) - {"finalkv", "uniform"}  # finalkv drops nothing by itself
+    assert names == set(METHODS)
     assert len(told["methods"]) >= 5
     assert figure.exists()
 

@@ -117,8 +117,7 @@ def when_written(label: Label, records: Callable[[], Records]) -> None:
     """
     from lmms_eval.loggers import EvaluationTracker
 
-    save = EvaluationTracker.save_results_aggregated
-    save = getattr(save, "__wrapped__", save)  # a run before this one may have ended without results
+    save = _own_save()
 
     @wraps(save)
     def saved(tracker: Any, results: Any, samples: Any, datetime_str: str) -> None:
@@ -129,6 +128,14 @@ def when_written(label: Label, records: Callable[[], Records]) -> None:
         save(tracker, results=results, samples=samples, datetime_str=datetime_str)
 
     EvaluationTracker.save_results_aggregated = saved
+
+
+def _own_save() -> Any:
+    """The tracker's own method: a run before this one may have ended without results, and left it replaced."""
+    from lmms_eval.loggers import EvaluationTracker
+
+    save = EvaluationTracker.save_results_aggregated
+    return getattr(save, "__wrapped__", save)
 
 
 def _name(tracker: Any, label: Label) -> None:
@@ -159,6 +166,7 @@ def write(folder: Path, label: Label, report: MutableMapping[str, Any], records:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{place} cannot be made: {error.strerror}. Name another folder.") from error
+    EvaluationTracker.save_results_aggregated = _own_save()
     tracker = EvaluationTracker(output_path=str(folder))
     tracker.general_config_tracker.log_experiment_args(KEY, "", None, None, False)
     _name(tracker, label)
