@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.core.grid import cells_of, closing_rows, coarser, frames_of, grids_of, into_cells, join
+from foveate.core.grid import cells_of, closing_rows, coarser, crops_of, frames_of, grids_of, into_cells, join
 from foveate.families.base import grid_boxes
 
 sides = st.integers(1, 40)
@@ -121,3 +121,33 @@ def test_cells_count_frames_rows_and_columns_and_pass_newlines_over():
     cells = cells_of(boxes, ((1, 2), (2, 1)))
     assert cells.tolist() == [[0, 0, 0], [0, 0, 1], [1, 0, 0], none, [1, 1, 0], none]
     assert cells_of(boxes, ((1, 2),)) is None  # two tokens more than cells
+
+
+def lists(crops):
+    return [crop.tolist() for crop in crops]
+
+
+def test_a_plain_grid_is_one_crop_and_frames_are_several():
+    assert lists(crops_of(((2, 3),), 6)) == [[0, 1, 2, 3, 4, 5]]
+    assert lists(crops_of(((1, 2), (1, 2), (1, 2)), 6)) == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_a_map_is_divided_into_tiles_of_the_base_views_size():
+    # A base view of 2 x 2, then a map of 2 x 4: two tiles side by side.
+    assert lists(crops_of(((2, 2), (2, 4)), 12)) == [[0, 1, 2, 3], [4, 5, 8, 9], [6, 7, 10, 11]]
+    # Three of four columns are left: one was cut off, on the right, as an odd one is.
+    assert lists(crops_of(((2, 2), (2, 3)), 10)) == [[0, 1, 2, 3], [4, 5, 7, 8], [6, 9]]
+
+
+def test_unpadding_has_trimmed_both_sides():
+    # A map of 2 x 2 tiles of 4 x 4, unpadded to 4 of its 8 rows: two rows are left of each tile.
+    crops = crops_of(((4, 4), (4, 8)), 48)
+    assert [len(crop) for crop in crops] == [16, 16, 16]  # 4 rows fit into one tile: what was there cannot be told
+    crops = crops_of(((4, 4), (6, 8)), 64)  # one row was cut off above and one below
+    assert [len(crop) for crop in crops] == [16, 12, 12, 12, 12]
+    assert crops[1].tolist() == [16 + 8 * row + column for row in range(3) for column in range(4)]
+
+
+def test_tokens_on_no_known_grid_are_one_crop():
+    assert lists(crops_of((), 3)) == [[0, 1, 2]]
+    assert lists(crops_of(((2, 2),), 3)) == [[0, 1, 2]]  # an earlier stage has dropped one

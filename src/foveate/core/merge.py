@@ -22,6 +22,7 @@ __all__ = [
     "join_parts",
     "joined_to_nearest",
     "merge_windows",
+    "of_length_one",
     "sum_of_nearest",
     "target_plus_mean",
     "window_similarity",
@@ -57,7 +58,7 @@ def dominant_and_contextual(scores: Tensor, metric: Tensor, dominant: int, conte
         return Cut.join(kept, parent)
     step = max(1, len(rest) // contextual)
     targets = torch.arange(contextual, device=scores.device) * step
-    unit = _of_length_one(metric[rest], least=1e-6)
+    unit = of_length_one(metric[rest], least=1e-6)
     # A block of rows at a time: both numbers grow with the image.
     blocks = torch.split(unit, max(1, BLOCK_NUMBERS // contextual))
     nearest = torch.cat([_most_like(block, unit[targets]) for block in blocks])
@@ -118,7 +119,7 @@ def bipartite(metric: Tensor, count: int) -> Cut:
     tokens = len(metric)
     edges = min(tokens // 2, tokens - count)
     place = torch.arange(tokens, device=metric.device)
-    unit = _of_length_one(metric, least=1e-12)
+    unit = of_length_one(metric, least=1e-12)
     even, odd = unit[0::2], unit[1::2]
     nearest, cosine = [], []
     # A block of rows at a time: both numbers grow with the image.
@@ -144,7 +145,7 @@ def joined_to_nearest(metric: Tensor, kept: Tensor, joins: Tensor) -> Cut:
         kept: (rows,) int64, ascending, at least one.
         joins: (tokens,) bool: those that join, and are joined. Others that are not kept are dropped.
     """
-    unit = _of_length_one(metric, least=1e-6)
+    unit = of_length_one(metric, least=1e-6)
     rows = torch.arange(len(kept), device=kept.device)
     # A kept token that may not be joined is no target: its similarity is below any cosine.
     lowered = torch.where(joins[kept], 0.0, -4.0)
@@ -169,7 +170,7 @@ def sum_of_nearest(values: Tensor, metric: Tensor, tokens: Tensor, count: int) -
         (some, width) float32.
     """
     count = min(count, len(values) - 1)
-    unit = _of_length_one(metric, least=1e-12)
+    unit = of_length_one(metric, least=1e-12)
     sums = [values.new_zeros(0, values.shape[1])]
     # A block of rows at a time: both numbers grow with the image.
     for block in torch.split(tokens, max(1, BLOCK_NUMBERS // len(values))):
@@ -181,7 +182,7 @@ def sum_of_nearest(values: Tensor, metric: Tensor, tokens: Tensor, count: int) -
     return torch.cat(sums)
 
 
-def _of_length_one(rows: Tensor, least: float) -> Tensor:
+def of_length_one(rows: Tensor, least: float) -> Tensor:
     """Rows divided by their lengths, (rows, size) float32; by `least` where a row is shorter than that."""
     rows = rows.float()
     length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
@@ -237,7 +238,7 @@ def window_similarity(rows: Tensor, height: int, width: int, window: int) -> Ten
 
     `rows` is a grid in raster order, (height · width, size); windows tile its top left part.
     """
-    unit = _of_length_one(rows, least=1e-12)
+    unit = of_length_one(rows, least=1e-12)
     members = unit[_window_members(height, width, window, rows.device)]  # (windows, tokens of one, size)
     count = members.shape[1]
     pairs = members @ members.transpose(1, 2)

@@ -4,9 +4,9 @@ from abc import abstractmethod
 from typing import ClassVar
 
 from torch import Tensor
-from torch.linalg import vector_norm
 
 from foveate.core.cut import Cut
+from foveate.core.merge import of_length_one
 from foveate.errors import BudgetError, SettingError, UnsupportedError
 from foveate.methods.entering import Entering
 from foveate.methods.schedule import Budget, half_up
@@ -135,11 +135,6 @@ def change(now: Tensor, before: Tensor) -> Tensor:
     By ‖a − b‖² / 2 of the rows at length one: so rows that are equal are at exactly 0 and tie, where the cosine itself
     would be 1 give or take its rounding. A row of zeros is at 1 from every row, as its cosine is 0.
     """
-    a, b = _at_length_one(now), _at_length_one(before)
+    a, b = of_length_one(now, SHORTEST), of_length_one(before, SHORTEST)
     without_length = (a == 0).all(dim=-1).float() + (b == 0).all(dim=-1).float()
     return 0.5 * ((a - b).square().sum(dim=-1) + without_length)
-
-
-def _at_length_one(rows: Tensor) -> Tensor:
-    unit: Tensor = rows / vector_norm(rows, dim=-1, keepdim=True).clamp(min=SHORTEST)
-    return unit
