@@ -10,7 +10,7 @@ stay: 8m + 4 for a budget B of tokens.
 """
 
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
@@ -18,16 +18,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from foveate.core.cut import Cut
-from foveate.errors import SettingError
-from foveate.methods.base import Method, Preset
-from foveate.methods.schedule import Budget, left_by_one_cut
-from foveate.methods.settings import Count, Share, Tokens
+from foveate.methods.base import Preset
+from foveate.methods.onecut import OneCut
+from foveate.methods.settings import Count, Share
 from foveate.methods.stages import Arriving, KeyNorms, LayerStage, LayerView, Normed, Pivots, Shape, Signal, Stage
 
 __all__ = ["DART", "METHOD", "least_alike"]
 
 
-class DART(Method):
+class DART(OneCut):
     """One cut that keeps what differs most from a few pivots.
 
     Different from the released code: pivots are visited in a fixed order, vision pivots by falling norm and then text
@@ -53,23 +52,11 @@ class DART(Method):
     """
 
     name = "dart"
-    schedule: ClassVar[tuple[str, ...]] = ("keep", "target")
 
     layer: Annotated[int, Ge(1)] = 2
     keep: Share = 0.222
-    target: Count | None = None
-    retention: Share | None = None
-    tokens: Tokens | None = None
     pivots: Annotated[int, Ge(1)] = 4
     text_pivots: Count = 4
-    scope: Literal["image", "frame"] = "image"
-
-    def check_settings(self) -> None:
-        if self.retention is None and self.tokens is None:
-            return
-        Budget(self.tokens, self.retention)
-        if self.target is not None:
-            raise SettingError("Give either target or a budget (retention=, tokens=), not both.")
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.retention == 1:
@@ -77,20 +64,17 @@ class DART(Method):
         reads: tuple[Signal, ...] = (KeyNorms(), Normed())
         if self.text_pivots:
             reads = (*reads, Pivots(self.text_pivots))
-        count = partial(self._count, shape.depth)
+        count = partial(self.count, shape.depth)
         return (
             LayerStage(self.layer, reads=reads, count=count, choose=self._choose, unit=self.scope, flops=self._flops),
         )
 
-    def _count(self, depth: int, arriving: Arriving) -> int:
-        if self.retention is not None or self.tokens is not None:
-            budget = Budget(self.tokens, self.retention)
-            return left_by_one_cut(budget, arriving.entered, arriving.started, depth, self.layer, "DART")
-        wanted = arriving.tokens * self.keep
+    def own_count(self, tokens: int) -> int:
+        wanted = tokens * self.keep
         if self.target is not None:
-            wanted = max(0, min(self.target, arriving.tokens - self.pivots))
+            wanted = max(0, min(self.target, tokens - self.pivots))
         visited = self.pivots + self.text_pivots
-        return min(arriving.tokens, int(wanted // visited) * visited + self.pivots)
+        return min(tokens, int(wanted // visited) * visited + self.pivots)
 
     def _choose(self, view: LayerView, count: int | None) -> Cut | None:
         assert count is not None
@@ -103,14 +87,6 @@ class DART(Method):
 
     def _flops(self, arriving: Arriving, width: int) -> int:
         return 2 * arriving.tokens * (self.pivots + self.text_pivots) * width  # a cosine with each pivot
-
-    @classmethod
-    def solved(cls, share: float, entered: int | None, depth: int, /, **values: Any) -> Self:
-        """One cut whose mean meets the budget, solved for each image. See `Method.solved`."""
-        method = cls(retention=share, **values)
-        if entered:
-            method._count(depth, Arriving.all_of(entered))  # or a refusal
-        return method
 
 
 def least_alike(norms: Tensor, features: Tensor, text: Tensor | None, pivots: int, count: int) -> Tensor:

@@ -12,7 +12,7 @@ The k tokens with the largest S stay: gained attention first, then what neither 
 """
 
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge
@@ -20,18 +20,17 @@ from torch import Tensor
 
 from foveate.core.cut import Cut
 from foveate.core.rank import spread, top
-from foveate.errors import SettingError
-from foveate.methods.base import Method, Preset
-from foveate.methods.schedule import Budget, left_by_one_cut
-from foveate.methods.settings import Count, Share, Tokens
-from foveate.methods.stages import Arriving, Attention, CacheStage, LayerStage, LayerView, Shape, Stage
+from foveate.methods.base import Preset
+from foveate.methods.onecut import OneCut
+from foveate.methods.settings import Share
+from foveate.methods.stages import Attention, CacheStage, LayerStage, LayerView, Shape, Stage
 
 __all__ = ["METHOD", "PriorTR", "gained"]
 
 EPSILON = 1e-10
 
 
-class PriorTR(Method):
+class PriorTR(OneCut):
     """One cut by gained attention; then all caches are cut to the same tokens.
 
     Different from the released code: scores stay float32 (the code rounds them to half precision, so that small ones
@@ -57,24 +56,12 @@ class PriorTR(Method):
     """
 
     name = "priortr"
-    schedule: ClassVar[tuple[str, ...]] = ("keep", "target")
 
     layer: Annotated[int, Ge(1)] = 3
     keep: Share = 0.1111
-    target: Count | None = None
-    retention: Share | None = None
-    tokens: Tokens | None = None
     question: Literal["after", "last"] = "after"
     heads: Literal["mean", "max"] = "mean"
     kv: bool = True
-    scope: Literal["image", "frame"] = "image"
-
-    def check_settings(self) -> None:
-        if self.retention is None and self.tokens is None:
-            return
-        Budget(self.tokens, self.retention)
-        if self.target is not None:
-            raise SettingError("Give either target or a budget (retention=, tokens=), not both.")
 
     @property
     def _null(self) -> Attention:
@@ -88,19 +75,16 @@ class PriorTR(Method):
         if self.retention == 1:
             return ()
         reads = (self._null, self._question)
-        count = partial(self._count, shape.depth)
+        count = partial(self.count, shape.depth)
         cut = LayerStage(self.layer, reads=reads, count=count, choose=self._choose, unit=self.scope)
         if not self.kv:
             return (cut,)
         return (cut, CacheStage(first_layer=0))
 
-    def _count(self, depth: int, arriving: Arriving) -> int:
-        if self.retention is not None or self.tokens is not None:
-            budget = Budget(self.tokens, self.retention)
-            return left_by_one_cut(budget, arriving.entered, arriving.started, depth, self.layer, "PriorTR")
+    def own_count(self, tokens: int) -> int:
         if self.target is not None:
             return max(1, self.target)
-        return max(1, int(arriving.tokens * self.keep))
+        return max(1, int(tokens * self.keep))
 
     def _choose(self, view: LayerView, count: int | None) -> Cut | None:
         assert count is not None
@@ -110,14 +94,6 @@ class PriorTR(Method):
             return Cut.take(spread(len(view), count, device=view.device), len(view))
         scores = gained(view[self._question], view[self._null])
         return Cut.take(top(scores, count), len(view))
-
-    @classmethod
-    def solved(cls, share: float, entered: int | None, depth: int, /, **values: Any) -> Self:
-        """One cut whose mean meets the budget, solved for each image. See `Method.solved`."""
-        method = cls(retention=share, **values)
-        if entered:
-            method._count(depth, Arriving.all_of(entered))  # or a refusal
-        return method
 
 
 def gained(question: Tensor, null: Tensor) -> Tensor:
