@@ -37,7 +37,7 @@ MUTANTS = [
     ("engine.rows:RowMap.number_on", "drop 5", "tests/engine/test_positions.py"),
     ("engine.rows:RowMap.number_on", "receiver 3", "tests/engine/test_positions.py"),
     ("engine.reader:Reduction.add", "left 4", "tests/engine/test_reader.py"),
-    ("methods.follow:layer_plan", "left 2", "tests/methods"),
+    ("methods.follow:_units_by_layer", "left 2", "tests/methods"),
     ("methods.mustdrop:MustDrop._highest", "none 1", "tests/methods/test_mustdrop.py"),
     ("methods.mustdrop:MustDrop._filter", "left 2", "tests/golden tests/methods"),
     ("methods.scheduled:Scheduled._count", "never 1", "tests/methods"),
