@@ -2,11 +2,9 @@
 
 from typing import Any, ClassVar
 
-from foveate.errors import SettingError
 from foveate.methods.base import Preset
-from foveate.methods.entering import Entering
-from foveate.methods.schedule import Budget
-from foveate.methods.settings import Positions, Share
+from foveate.methods.entering import EnteringShare
+from foveate.methods.settings import Positions
 from foveate.methods.stages import Arriving
 
 __all__ = ["Counted", "entering"]
@@ -14,7 +12,7 @@ __all__ = ["Counted", "entering"]
 ALL_OF_LLAVA = 576  # LLaVA-1.5's images all have as many tokens
 
 
-class Counted(Entering):
+class Counted(EnteringShare):
     """A fixed number of an image's tokens enters the decoder, and every layer processes as many.
 
     So the number of tokens that enter, which the papers of these methods call the budget, is also the mean over layers.
@@ -28,32 +26,12 @@ class Counted(Entering):
     """
 
     usual_keep: ClassVar[float] = 1 / 9  # 64 of LLaVA-1.5's 576 tokens
-    schedule: ClassVar[tuple[str, ...]] = ("keep",)
 
-    keep: Share | None = None
     positions: Positions = "reindex"
-
-    def check_settings(self) -> None:
-        budgets = [value for value in (self.keep, self.tokens, self.retention) if value is not None]
-        if len(budgets) > 1:
-            raise SettingError(
-                f"Give one of keep=, tokens= and retention=; got keep={self.keep}, tokens={self.tokens}, "
-                f"retention={self.retention}."
-            )
-        if not budgets:
-            self._set(keep=self.usual_keep)
-        if 0 in (self.keep, self.retention):
-            raise SettingError(f"{type(self).__name__}: keep should be above 0 and at most 1; got {0.0}.")
-
-    @property
-    def keeps_all(self) -> bool:
-        """Whether every token enters."""
-        return 1 in (self.keep, self.retention)
 
     def left(self, arriving: Arriving) -> int:
         """How many of an image's tokens enter: at least one, and less by a newline that its family adds later."""
-        share = self.retention if self.keep is None else self.keep
-        mean = Budget(self.tokens, share).mean(arriving.entered)
+        mean = self.budget.mean(arriving.entered)
         return min(max(1, round(mean) - arriving.reserved), arriving.tokens)
 
 

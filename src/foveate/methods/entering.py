@@ -1,14 +1,14 @@
-"""What methods share that reduce every image once, before the decoder, to a count known beforehand: their budget."""
+"""What methods share that reduce every image once, before the decoder: their budget, as a count or as a share."""
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from foveate.errors import BudgetError
+from foveate.errors import BudgetError, SettingError
 from foveate.methods.base import Method
 from foveate.methods.schedule import Budget, half_up
 from foveate.methods.settings import Share, Tokens
 from foveate.methods.stages import Arriving
 
-__all__ = ["Entering"]
+__all__ = ["Entering", "EnteringShare"]
 
 
 class Entering(Method):
@@ -18,6 +18,9 @@ class Entering(Method):
         retention: The share of an image's vision tokens that enters the decoder, in (0, 1].
         tokens: The same as a number of tokens.
     """
+
+    setting: ClassVar[str] = "retention"
+    """The setting that a solved budget becomes."""
 
     retention: Share | None = None
     tokens: Tokens | None = None
@@ -46,4 +49,43 @@ class Entering(Method):
                 f"{1 / entered:.2%}. Give a larger budget.",
                 floor=1 / entered,
             )
-        return cls(retention=share, **values)
+        return cls(**{cls.setting: share}, **values)
+
+
+class EnteringShare(Entering):
+    """The same with `keep`, a share that is there by default.
+
+    Attributes:
+        keep: Share of an image's vision tokens that enter the decoder, in (0, 1].
+        tokens: Instead of `keep`: how many tokens of an image enter.
+        retention: Another name for `keep`: the name that budgets have.
+    """
+
+    usual_keep: ClassVar[float]
+    """What `keep` is if nothing is said."""
+    setting: ClassVar[str] = "keep"
+    schedule: ClassVar[tuple[str, ...]] = ("keep",)
+
+    keep: Share | None = None
+
+    def check_settings(self) -> None:
+        budgets = [value for value in (self.keep, self.tokens, self.retention) if value is not None]
+        if len(budgets) > 1:
+            raise SettingError(
+                f"Give one of keep=, tokens= and retention=; got keep={self.keep}, tokens={self.tokens}, "
+                f"retention={self.retention}."
+            )
+        if not budgets:
+            self._set(keep=self.usual_keep)
+        if 0 in (self.keep, self.retention):
+            raise SettingError(f"{type(self).__name__}: keep should be above 0 and at most 1; got {0.0}.")
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every token enters."""
+        return 1 in (self.keep, self.retention)
+
+    @property
+    def budget(self) -> Budget:
+        """What was given, whichever it was."""
+        return Budget(self.tokens, self.retention if self.keep is None else self.keep)
