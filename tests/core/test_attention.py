@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.core.attention import BLOCK_NUMBERS, attention_rows, received_attention
+from foveate.core.attention import BLOCK_NUMBERS, attention_rows, mean_of_busiest, nearness, received_attention
 from tests.bench.counting import Memory
 
 
@@ -117,3 +117,23 @@ def test_two_blocks_of_many_live_at_once():
         sums = list(map(torch.sum, attention_rows(queries, keys, 1.0, block=block)))
     assert len(sums) == 8
     assert 2 * 4 * block <= watch.peak < 2.5 * 4 * block
+
+
+def test_the_busiest_half_of_three_heads_by_hand():
+    """They pay 0.3, 0.1 and 0.4 in all: the first and the last count."""
+    paid = torch.tensor([[0.1, 0.2], [0.1, 0.0], [0.4, 0.0]])
+    torch.testing.assert_close(mean_of_busiest(paid), torch.tensor([0.25, 0.1]))
+    assert torch.equal(mean_of_busiest(paid[:1]), paid[0])
+
+
+def test_of_heads_that_pay_as_much_the_first_count():
+    paid = torch.eye(4)[None].expand(2, 4, 4)
+    assert mean_of_busiest(paid).tolist() == [[0.5, 0.5, 0.0, 0.0]] * 2
+
+
+def test_nearness_by_hand():
+    """Ones of two numbers, turned by 0, 60 and 90 degrees: 1, a half, and 0, which is raised to 0.05."""
+    angles = torch.tensor([0.0, 60.0, 90.0, 180.0]).deg2rad()
+    turned = torch.stack((angles.cos() - angles.sin(), angles.sin() + angles.cos()), dim=1)
+    torch.testing.assert_close(nearness(turned[:1], turned), torch.tensor([[1.0, 0.5, 0.05, 0.05]]))
+    torch.testing.assert_close(nearness(3 * turned[:1], 3 * turned)[0, 1], torch.tensor(0.5))  # scaled RoPE

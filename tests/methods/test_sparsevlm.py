@@ -4,10 +4,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.methods.sparsevlm import RATED, SparseVLM
+from foveate.methods.sparsevlm import SparseVLM
 from foveate.methods.stages import Arriving, Attention, Hidden, LayerView, Shape
 from tests.methods.test_scheduled import Config, mean
 
+RATED = SparseVLM.rated
 EXAMPLES = [
     SparseVLM(pruning_layers=(1, 3), targets=(12, 5), reference=25),
     SparseVLM(pruning_layers=(2,), targets=(9,), reference=25, recycle=False, positions="keep"),

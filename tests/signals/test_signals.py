@@ -5,6 +5,7 @@ their towers, tiles and windows has its tests in tests/families/test_*_towers.py
 """
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -31,16 +32,19 @@ from tests.models import DEPTH, FAMILIES, TINY, batch, is_vision, tiny
 LAYER, BACK, CLIP_HEADS = 3, 2, 2
 CLOSE = {"atol": 2e-6, "rtol": 1e-4}
 WAYS = tuple(
-    Attention(rows=rows, layer=layer, heads=heads, over=over, renormalise=renormalise)
-    for rows, layer, (heads, over, renormalise) in itertools.product(
+    Attention(rows=rows, layer=layer, heads=heads, over=over, renormalise=renormalise, without_distance=without)
+    for rows, layer, (heads, over, renormalise, without) in itertools.product(
         ("last", "after", "null", "raters", "vision"),
         ("ran", "next"),
         (
-            ("mean", "mean", False),
-            ("mean", "share", False),
-            ("mean", "sum", True),
-            ("max", "max", False),
-            ("max", "mean", True),
+            ("mean", "mean", False, False),
+            ("mean", "share", False, False),
+            ("mean", "sum", True, False),
+            ("max", "max", False, False),
+            ("max", "mean", True, False),
+            ("mean", "share", True, True),
+            ("busiest", "sum", False, False),
+            ("busiest", "mean", False, True),
         ),
     )
 )
@@ -111,7 +115,28 @@ def raters(embeddings, vision, behind):
     return [row for row, share in zip(behind, shares, strict=True) if share > mean]
 
 
-def reduced(signal, attention, vision, embeddings, text):
+def near(family, layer, rotary):
+    """The mean cosine of the angles between two rows in all numbers of a head, 1 where RoPE leaves one alone; at least
+    0.05: (rows, rows)."""
+    cos, sin = (table[..., 0, :, :].double() for table in rotary)
+    angles = torch.atan2(sin, cos)
+    if angles.dim() == 3:  # M-RoPE's axes, which layers combine
+        sections = tiny(family).get_decoder().config.rope_parameters["mrope_section"] * 2
+        parts = enumerate(angles.split(sections, dim=-1))
+        angles = torch.cat([part[index % 3] for index, part in parts], dim=-1)
+    turned = (angles[:, None] - angles[None]).cos()  # (rows, rows, numbers)
+    alone = tiny(family).get_decoder().layers[layer].self_attn.head_dim - turned.shape[-1]
+    return ((turned.sum(dim=-1) + alone) / (turned.shape[-1] + alone)).clamp(min=0.05).float()
+
+
+def busiest(paid):
+    """Of (heads, rows, tokens) the heads that pay most, half of them."""
+    mass = [float(head.double().sum()) for head in paid]
+    order = sorted(range(len(mass)), key=lambda head: -mass[head])
+    return paid[order[: math.ceil(len(mass) / 2)]]
+
+
+def reduced(signal, attention, vision, embeddings, text, nearness):
     """A signal of an image from a layer's whole attention matrix, (heads, rows, columns), in other words."""
     last = int(vision.nonzero()[-1])
     behind = [row for row in text.nonzero()[:, 0].tolist() if row > last]
@@ -122,8 +147,12 @@ def reduced(signal, attention, vision, embeddings, text):
         "raters": raters(embeddings, vision, behind),
         "vision": vision,
     }[signal.rows]
-    paid = attention.mean(dim=0) if signal.heads == "mean" else attention.amax(dim=0)
-    paid = paid[rows][:, vision]
+    if signal.without_distance:
+        attention = attention / nearness
+    paid = attention[:, rows][:, :, vision]
+    if signal.heads == "busiest":
+        paid = busiest(paid)
+    paid = paid.amax(dim=0) if signal.heads == "max" else paid.mean(dim=0)
     if signal.renormalise:
         paid = torch.nn.functional.normalize(paid, p=1, dim=-1)
     if signal.over == "max":
@@ -141,7 +170,7 @@ def test_decoder_signals_are_the_models_own(family, attention):
     seen = read(tiny(family, attention), inputs)
     for signal in WAYS:
         at = LAYER - 1 if signal.layer == "ran" else LAYER
-        wanted = reduced(signal, attentions[at], vision, entered[0][0], ~vision)
+        wanted = reduced(signal, attentions[at], vision, entered[0][0], ~vision, near(family, at, entered[at][1]))
         torch.testing.assert_close(seen[signal], wanted, **CLOSE, msg=lambda text, signal=signal: f"{signal}\n{text}")
     torch.testing.assert_close(seen["hidden"], entered[LAYER][0][vision], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(seen["before"], entered[LAYER - BACK][0][vision], atol=1e-5, rtol=1e-4)
@@ -283,7 +312,7 @@ def test_attention_of_the_text_behind_is_of_each_image_apart(family):
             own[columns[part]] = True
             for by in TEXTUAL:
                 signal = Attention(rows=by, layer=layer)
-                wanted = reduced(signal, attentions[at], own, entered[0][0], ~vision)
+                wanted = reduced(signal, attentions[at], own, entered[0][0], ~vision, None)
                 torch.testing.assert_close(seen[signal][part], wanted, **CLOSE)
 
 

@@ -76,30 +76,40 @@ class Attention(Signal):
             are those of what enters the decoder. Where none is above, all are raters.
         layer: The layer that just "ran", which costs almost nothing, or the "next" one, whose queries and keys are
             computed a second time.
-        heads: The "mean" or the "max" over the heads.
+        heads: The "mean" or the "max" over the heads, or the mean over the "busiest": the half of them, rounded up,
+            that pays the tokens most over all rows. These need the "mean" or "sum" of rows that are not renormalised.
         over: How rows are reduced: their "mean", "sum", or "max"; or the "share", the sum divided by what all tokens of
             the image get. Shape (tokens,).
         renormalise: First make each row sum to 1 over the tokens.
         both_ways: Vision rows also attend to later vision tokens.
         sample: So many of an image's vision rows pay, spread evenly over those that are left, instead of all; "mean",
             "sum", "max" and "share" are over these. None, or no fewer than there are: all.
+        without_distance: First divide what a row pays to a token by what RoPE alone makes of their distance: the
+            product of two vectors of ones, turned to their positions, over that at one position. It falls from 1 with
+            distance, and far off goes below 0; so no less than 0.05 divides.
 
     Raises:
-        SettingError: If `sample` is below 1, or the rows are not "vision".
+        SettingError: If `sample` is below 1, or the rows are not "vision", or no heads can be the busiest.
     """
 
     kind: ClassVar[str] = "attention"
 
     rows: Literal["last", "after", "null", "raters", "vision"] = "last"
     layer: Literal["ran", "next"] = "ran"
-    heads: Literal["mean", "max"] = "mean"
+    heads: Literal["mean", "max", "busiest"] = "mean"
     over: Literal["mean", "sum", "max", "share"] = "mean"
     renormalise: bool = False
     both_ways: bool = False
     sample: int | None = None
+    without_distance: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.heads == "busiest" and (self.renormalise or self.over not in ("mean", "sum")):
+            raise SettingError(
+                "Attention: heads='busiest' needs over='mean' or 'sum', and renormalise=False; "
+                f"got over={self.over!r}, renormalise={self.renormalise}."
+            )
         if self.sample is None:
             return
         if type(self.sample) is not int or self.sample < 1:

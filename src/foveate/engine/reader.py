@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.core.attention import BLOCK_NUMBERS, attention_rows
+from foveate.core.attention import BLOCK_NUMBERS, attention_rows, mean_of_busiest, nearness
 from foveate.core.gather import take_along
 from foveate.core.rank import spread
-from foveate.core.signals import Attention
+from foveate.core.signals import Attention, Signal
 from foveate.engine import guards
 from foveate.engine.bucket import Bucket
 from foveate.engine.cache import PrunedLayer
@@ -41,6 +41,7 @@ class AttentionReader:
         family: Makes queries and keys of a layer's input.
         positions: Makes the tables of rows that are numbered anew.
         own_attention: Where the layer's own queries and keys will be when they are needed; None: they are made here.
+        signals: What will be read of these.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class AttentionReader:
         family: Family,
         positions: Positions,
         own_attention: OwnAttention | None = None,
+        signals: Sequence[Signal] = (),
     ) -> None:
         guards.refuse_recurrent_reading(call.index, family.recurrent, len(family.layers))
         self._forward = forward
@@ -78,7 +80,7 @@ class AttentionReader:
         self._sees = self._visibility(ragged)
         # Tables are made now, while the arguments are those of all rows.
         self._tables: tuple[Tensor, Tensor] | None = None
-        if own_attention is None:
+        if own_attention is None or any(_divides_by_nearness(signal) for signal in signals):
             self._tables = self._tables_of_rows()
 
     def _visibility(self, ragged: bool) -> Callable[[Tensor], Tensor] | None:
@@ -128,7 +130,7 @@ class AttentionReader:
                 reduction.add(block)
         values = reduction.values()
         if values:
-            return values
+            return {signal: mean_of_busiest(value) for signal, value in values.items()}
         zeros = self._vision.new_zeros(len(self._vision), len(unit), dtype=torch.float32)
         return dict.fromkeys(signals, zeros)
 
@@ -181,7 +183,8 @@ class AttentionReader:
     # -- attention rows ----------------------------------------------------------------------------------------
 
     def _blocks(self, signal: Attention, unit: Unit) -> Iterator[Tensor]:
-        """Attention that rows which ask pay to a unit's rows: (samples, some of them, rows) float32, blocks in order.
+        """Attention that rows which ask pay to a unit's rows: (samples, heads, some of them, rows) float32, blocks in
+        order; one head stands for all unless the busiest are wanted.
 
         A sample with less text behind them than another has rows of zeros in the place of what it lacks.
         """
@@ -225,14 +228,29 @@ class AttentionReader:
             softcap=self._family.softcap(self._call.module),
             samples=samples,
         )
-        done, places = 0, (columns + before)[:, None]
+        done, places = 0, (columns + before)[:, None, None]
+        turned = self._turned_ones(query.shape[-1]) if signal.without_distance else None
         for probabilities in blocks:
-            of_heads = probabilities.view(samples, -1, *probabilities.shape[1:])
-            over_heads = of_heads.mean(dim=1) if signal.heads == "mean" else of_heads.amax(dim=1)
-            paid = take_along(over_heads, places, dim=2)
-            del probabilities, of_heads, over_heads  # before the next block is made
-            yield paid if real is None else paid * real[:, done : done + paid.shape[1], None]
-            done += paid.shape[1]
+            heads = probabilities.view(samples, -1, *probabilities.shape[1:])
+            if signal.heads == "mean":
+                heads = heads.mean(dim=1, keepdim=True)
+            elif signal.heads == "max":
+                heads = heads.amax(dim=1, keepdim=True)
+            paid = take_along(heads, places, dim=3)
+            del probabilities, heads  # before the next block is made
+            some = slice(done, done + paid.shape[2])
+            if turned is not None:
+                rows = take_along(turned, asking[:, some, None], dim=1)
+                paid = paid / nearness(rows, take_along(turned, columns[..., None], dim=1))[:, None]
+            yield paid if real is None else paid * real[:, None, some, None]
+            done += paid.shape[2]
+
+    def _turned_ones(self, size: int) -> Tensor:
+        """A vector of ones, turned by RoPE to the position of each row: (samples, rows, head size) float32."""
+        assert self._tables is not None
+        cos, sin = (table.float() for table in self._tables)
+        ones = cos.new_ones(*self._columns.shape, size)
+        return self._family.rotate(self._call.module, ones[:, None], (cos, sin))[:, 0]
 
     def _text_behind(self, unit: Unit) -> tuple[Tensor, Tensor | None]:
         """Text rows behind a unit, as many in every sample; and which of them a sample has, None if all do.
@@ -307,23 +325,23 @@ class Reduction:
         self._asking: int | Tensor = 0
 
     def add(self, block: Tensor) -> None:
-        """Add attention rows, (samples, some rows, tokens)."""
+        """Add attention rows, (…, some rows, tokens): samples and heads may be in front."""
         sums = block.sum(dim=-1, keepdim=True) if self._filled or self._renormalises else None
         if "mean" in self._over:
-            real = (sums > 0).sum(dim=(1, 2)) if self._filled and sums is not None else block.shape[1]
+            real = (sums > 0).sum(dim=(-2, -1)) if self._filled and sums is not None else block.shape[-2]
             self._asking = self._asking + real
         if self._renormalises:
             assert sums is not None
             block = block / (sums.clamp(min=torch.finfo(torch.float32).tiny) if self._filled else sums)
         if self._over - {"max"}:
-            total = block.sum(dim=1)
+            total = block.sum(dim=-2)
             self._sum = total if self._sum is None else self._sum + total
         if "max" in self._over:
-            highest = block.amax(dim=1)
+            highest = block.amax(dim=-2)
             self._max = highest if self._max is None else torch.maximum(self._max, highest)
 
     def values(self) -> dict[Attention, Tensor]:
-        """The signals, (samples, tokens) each; none where no row was added."""
+        """The signals, (…, tokens) each; none where no row was added."""
         if self._sum is None and self._max is None:
             return {}
         return {signal: self._value(signal) for signal in self._signals}
@@ -335,10 +353,15 @@ class Reduction:
         assert self._sum is not None
         if signal.over == "mean":
             asking = self._asking
-            return self._sum / (asking.clamp(min=1)[:, None] if isinstance(asking, Tensor) else asking)
+            return self._sum / (asking.clamp(min=1)[..., None] if isinstance(asking, Tensor) else asking)
         if signal.over == "share":
-            return self._sum / self._sum.sum(dim=1, keepdim=True)
+            return self._sum / self._sum.sum(dim=-1, keepdim=True)
         return self._sum
+
+
+def _divides_by_nearness(signal: Signal) -> bool:
+    """Whether it needs RoPE's tables besides queries and keys."""
+    return isinstance(signal, Attention) and signal.without_distance
 
 
 def _first(asking: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -157,9 +157,14 @@ class LayerRunner:
     # -- reading -----------------------------------------------------------------------------------------------
 
     def _reader(
-        self, forward: Forward, call: LayerCall, bucket: Bucket, own_attention: OwnAttention | None = None
+        self,
+        forward: Forward,
+        call: LayerCall,
+        bucket: Bucket,
+        own_attention: OwnAttention | None = None,
+        signals: Sequence[Signal] = (),
     ) -> AttentionReader:
-        return AttentionReader(forward, call, bucket, self._family, self._positions, own_attention)
+        return AttentionReader(forward, call, bucket, self._family, self._positions, own_attention, signals)
 
     def _attention_tap(self, forward: Forward, call: LayerCall) -> "_AttentionTap":
         """What will be read of the layer's own attention. Made while its arguments are still those of all rows."""
@@ -170,7 +175,8 @@ class LayerRunner:
             for bucket in forward.buckets:
                 if bucket.left:
                     bucket.to(call.hidden.device)
-                    tap.readers.append((bucket, self._reader(forward, call, bucket, tap.own_attention)))
+                    reader = self._reader(forward, call, bucket, tap.own_attention, tap.signals)
+                    tap.readers.append((bucket, reader))
         return tap
 
 

@@ -210,8 +210,6 @@ class Family:
         attention = layer.self_attn
         if self.text.config.model_type not in self.decoders:
             return made_by_itself(layer, hidden, queries, rotary)
-        rotate = rotation(attention)
-        assert rotate is not None
         normed = layer.input_layernorm(hidden)
 
         def heads(rows: Tensor, projection: Any, norm: Any, cos: Tensor, sin: Tensor) -> Tensor:
@@ -220,8 +218,7 @@ class Family:
             if norm is not None:
                 states = norm(states)
             states = states.transpose(1, 2)
-            turned: Tensor = rotate(states, states[:, :1], cos, sin)[0]
-            return turned
+            return self.rotate(layer, states, (cos, sin))
 
         q_norm = getattr(attention, "q_norm", None)
         k_norm = getattr(attention, "k_norm", None)
@@ -233,6 +230,26 @@ class Family:
         asking = heads(take_along(normed, places, dim=1), query, q_norm, *tables)
         keys = heads(normed, attention.k_proj, k_norm, *rotary)
         return asking, keys, float(attention.scaling)
+
+    def rotate(self, layer: Any, states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """RoPE as a decoder layer applies it to queries and to keys.
+
+        Args:
+            layer: The decoder layer.
+            states: (samples, heads, rows, head size).
+            rotary: (cos, sin) of these rows, as in `queries_and_keys`.
+
+        Raises:
+            UnsupportedError: If the layer's attention is built in a way this does not know: it may leave RoPE out.
+        """
+        rotate = rotation(layer.self_attn)
+        if rotate is None or self.text.config.model_type not in self.decoders:
+            raise UnsupportedError(
+                f"foveate does not know how {type(layer.self_attn).__name__} applies RoPE, so it cannot read "
+                "Attention(without_distance=True). Use a method that does not read it, such as SparseVLM."
+            )
+        turned: Tensor = rotate(states, states[:, :1], *rotary)[0]
+        return turned
 
     def query_projection(self, attention: Any) -> Callable[[Tensor], Tensor]:
         """What makes queries before norm and RoPE.

@@ -230,21 +230,23 @@ class Gemma4(Family):
         self, layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, float]:
         attention = layer.self_attn
-        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
         normed = layer.input_layernorm(hidden)
 
         def heads(rows: Tensor, projection: Any, norm: Any, cos: Tensor, sin: Tensor) -> Tensor:
             """(samples, rows, width) -> (samples, heads, rows, head size), after norm and RoPE."""
             states = projection(rows).unflatten(-1, (-1, attention.head_dim))
-            states = norm(states)
-            turned: Tensor = rotate(states, cos, sin, unsqueeze_dim=2)
-            return turned.transpose(1, 2)
+            return self.rotate(layer, norm(states).transpose(1, 2), (cos, sin))
 
         places = queries[..., None]  # (samples, …, 1)
         tables = (take_along(table, places, dim=-2) for table in rotary)
         asking = heads(take_along(normed, places, dim=1), attention.q_proj, attention.q_norm, *tables)
         keys = heads(normed, attention.k_proj, attention.k_norm, *rotary)
         return asking, keys, float(attention.scaling)
+
+    def rotate(self, layer: Any, states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        rotate = sys.modules[type(layer.self_attn).__module__].apply_rotary_pos_emb
+        turned: Tensor = rotate(states, *rotary)
+        return turned
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector: a token's score and key are the means of the patches pooled into it."""

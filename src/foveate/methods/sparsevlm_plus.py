@@ -1,0 +1,64 @@
+"""SparseVLM+: SparseVLM without its bias for what is near to the text, and by the heads that look at the picture.
+
+Paper: Zhang et al., "SparseVLM+: Visual Token Sparsification with Improved Text-Visual Attention Pattern", 2025. Built
+from the released code (USE_VERSION=2_0), as the paper was not at hand.
+
+Raters are those of SparseVLM. RoPE lets attention fall with distance, so the last rows of a picture, which stand next
+to the text, seem to matter more. With r(p, j) the product of two vectors of ones, turned by RoPE to the positions of p
+and j, over that at one position, behind layer l and for each head h
+
+    a_h(p, j) = A_l,h[p, j] / max(0.05, r(p, j))        of rater p and vision token j; A is behind the softmax
+
+and s_j = mean over raters and over the heads H of a_h(p, j), where H is the half of the heads with the largest
+Σ_p Σ_j a_h(p, j). The n_l tokens with the largest s stay. Nothing is recycled, and positions stay.
+"""
+
+from typing import ClassVar
+
+from foveate.methods.rated import Rated, presets
+from foveate.methods.stages import Attention
+
+__all__ = ["METHOD", "SparseVLMPlus"]
+
+
+class SparseVLMPlus(Rated):
+    """Three cuts by the attention of the words that resemble the picture, less what distance makes of it.
+
+    This is the later version (2.0) of `SparseVLM`. Different from the released code: it divides by the product as it
+    is, which far from the text comes near 0 and changes its sign (with LLaVA-1.5 beyond some 1,100 tokens), so here no
+    less than 0.05 divides; it keeps 14 heads of any number (its comments count 28), and here half of them stay, 16 of
+    LLaVA-1.5-7B's 32; the raters' rows alone are read, under any kernel; batches; several images, each with its own
+    raters and heads; scores are float32, ties go to the lower index. Where a target is no smaller than what arrives,
+    all stay: the code drops one token. Where no word stands out, all are raters; where there is no text, tokens at even
+    steps stay.
+
+    Attributes:
+        pruning_layers: Decoder layers whose attention is read; each cut is before the next layer. By default the code's
+            (2, 6, 15) of 32 layers; a budget moves them with the depth.
+        targets: Tokens that each cut leaves. By default the code's list for 192, whose true mean is 206.75.
+        reference: Vision tokens of the image that these counts are for; scaled for images of another size.
+        retention: Instead of the targets: the mean share of an image's tokens that a decoder layer processes. What the
+            cuts leave is in the ratio of 300, 200 and 118.
+        tokens: The same as a number of tokens.
+        positions: "keep" keeps position ids, as the code does; "reindex" renumbers the rows after each cut, so that the
+            distances of what is left shrink. Families with M-RoPE always keep.
+
+    Raises:
+        SettingError: If the lists differ in length.
+        UnsupportedError: When a model runs whose decoder applies RoPE in a way that foveate does not know.
+    """
+
+    name = "sparsevlm_plus"
+    rated: ClassVar[Attention] = Attention(
+        rows="raters", layer="ran", heads="busiest", over="mean", without_distance=True
+    )
+    usual_targets: ClassVar[tuple[int, ...]] = (300, 200, 118)
+
+
+SparseVLMPlus.presets = presets(
+    SparseVLMPlus,
+    {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)},
+    "released code; its nominal budget leaves out a layer",
+)
+
+METHOD = SparseVLMPlus
