@@ -64,6 +64,18 @@ def test_attention_of_an_unknown_kind_is_not_read(text):
     assert trace.stages[0].after == (12,)
 
 
+@pytest.mark.parametrize("text", TEXTS)
+def test_where_rope_may_be_left_out_distance_is_not_told(text):
+    """SparseVLM reads the same words there, with what distance makes of their attention."""
+    model, inputs = llava(text), batch("llava", ["titt"])
+    wanted = r"does not know how \w+Attention applies RoPE.*Attention\(without_distance=True\).*such as SparseVLM"
+    with pytest.raises(fv.UnsupportedError, match=wanted), fv.drop(model, EXAMPLES["sparsevlm_plus-0"]):
+        model(**inputs)
+    with fv.drop(model, EXAMPLES["sparsevlm-1"]) as trace, torch.no_grad():
+        model(**inputs)
+    assert trace.stages[0].after == (9,)
+
+
 @functools.cache
 def ministral(learnt):
     """Queries are scaled up every `learnt` positions."""
