@@ -40,6 +40,15 @@ def test_rows_that_a_sample_lacks_do_not_count_in_its_mean():
     torch.testing.assert_close(means[1], attention[1, 1:].mean(dim=0))
 
 
+def test_heads_are_put_together_apart():
+    """Two samples of three heads: what each head's rows come to is what they come to alone."""
+    attention = torch.rand(2, 3, 7, 5, generator=torch.Generator().manual_seed(2))
+    signals = signals_of("after")
+    for over, got in reduced(signals, attention.split(4, dim=2)).items():
+        heads = [reduced(signals, [attention[:, head]])[over] for head in range(3)]
+        torch.testing.assert_close(got, torch.stack(heads, dim=1))
+
+
 def test_signals_of_the_same_rows_are_read_once():
     mean, peak = (Attention(rows="after", layer="ran", over=over) for over in ("mean", "max"))
     last = Attention(rows="last", layer="ran")

@@ -307,13 +307,17 @@ def test_attention_of_the_text_behind_is_of_each_image_apart(family):
     second = int((columns.diff() > 1).nonzero()[-1]) + 1
     seen = read(tiny(family), inputs)
     for layer, at in (("ran", LAYER - 1), ("next", LAYER)):
+        nearness = near(family, at, entered[at][1])
         for part in (slice(0, second), slice(second, None)):
             own = torch.zeros_like(vision)
             own[columns[part]] = True
             for by in TEXTUAL:
-                signal = Attention(rows=by, layer=layer)
-                wanted = reduced(signal, attentions[at], own, entered[0][0], ~vision, None)
-                torch.testing.assert_close(seen[signal][part], wanted, **CLOSE)
+                for signal in (
+                    Attention(rows=by, layer=layer),
+                    Attention(rows=by, layer=layer, heads="busiest", without_distance=True),
+                ):
+                    wanted = reduced(signal, attentions[at], own, entered[0][0], ~vision, nearness)
+                    torch.testing.assert_close(seen[signal][part], wanted, **CLOSE)
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl", "mistral3"])
