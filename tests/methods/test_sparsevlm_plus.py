@@ -47,19 +47,19 @@ def resembling(embeddings, image, words):
     return [word for word in words if shares[word] > sum(shares.values()) / len(words)]
 
 
-def best(attention, places, image, raters, count):
+def best(attention, numbers, image, raters, count):
     """Of the rows `image` the `count` that the busier half of the heads attends to most, distance left out.
 
     Args:
         attention: (heads, rows, rows).
-        places: The position of each row.
+        numbers: The position of each row.
     """
     heads = []
     for matrix in attention.tolist():
         scores = dict.fromkeys(image, 0.0)
         for rater in raters:
             for row in image:
-                scores[row] += matrix[rater][row] / nearness(places[rater] - places[row])
+                scores[row] += matrix[rater][row] / nearness(numbers[rater] - numbers[row])
         heads.append(scores)
     heads.sort(key=lambda scores: sum(scores.values()), reverse=True)
     half = heads[: len(heads) // 2]
@@ -76,8 +76,9 @@ def attended(layer, rows, rotary):
     return weights[0], (output[0] if isinstance(output, tuple) else output)[0]
 
 
+@pytest.mark.parametrize("positions", ["keep", "reindex"])
 @pytest.mark.parametrize("word", ["titt", "titttt"])
-def test_two_cuts_token_by_token(word):
+def test_two_cuts_token_by_token(word, positions):
     inputs, entered = batch("llava", [word]), []
     decoder = tiny("llava", "eager").get_decoder()
     handle = decoder.layers[0].register_forward_pre_hook(lambda _, args: entered.append(args[0][0]))
@@ -91,18 +92,19 @@ def test_two_cuts_token_by_token(word):
     assert 0 < len(raters) < len(rows) - image[-1] - 1
     places, wanted = list(range(len(rows))), []
     for index, layer in enumerate(decoder.layers[:4]):
-        rotary = decoder.rotary_emb(rows[None], torch.tensor([places]))
+        numbers = places if positions == "keep" else list(range(len(places)))
+        rotary = decoder.rotary_emb(rows[None], torch.tensor([numbers]))
         attention, rows = attended(layer, rows, rotary)
         if index not in (1, 3):
             continue
         here = [places.index(place) for place in image]
-        stay = best(attention, places, here, [places.index(rater) for rater in raters], 12 if index == 1 else 5)
+        stay = best(attention, numbers, here, [places.index(rater) for rater in raters], 12 if index == 1 else 5)
         image = [places[row] for row in stay]
         wanted.append([place - 4 for place in image])  # four tokens of text stand before the image
         left = [row for row, place in enumerate(places) if not vision[place] or place in image]
         rows, places = rows[left], [places[row] for row in left]
-    plus = SparseVLMPlus(pruning_layers=(1, 3), targets=(12, 5), reference=25)
-    plain = SparseVLM(pruning_layers=(1, 3), targets=(12, 5), reference=25, recycle=False, positions="keep")
+    setting = {"pruning_layers": (1, 3), "targets": (12, 5), "reference": 25, "positions": positions}
+    plus, plain = SparseVLMPlus(**setting), SparseVLM(recycle=False, **setting)
     assert kept(plus, inputs) == wanted
     assert kept(plain, inputs)[0] != wanted[0]
 

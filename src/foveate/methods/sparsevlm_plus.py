@@ -4,8 +4,8 @@ Paper: Zhang et al., "SparseVLM+: Visual Token Sparsification with Improved Text
 from the released code (USE_VERSION=2_0), as the paper was not at hand.
 
 Raters are those of SparseVLM. RoPE lets attention fall with distance, so the last rows of a picture, which stand next
-to the text, seem to matter more. With r(p, j) the product of two vectors of ones, turned by RoPE to the positions of p
-and j, over that at one position, behind layer l and for each head h
+to the text, tend to be rated higher. With r(p, j) the product of two vectors of ones, turned by RoPE to the positions
+of p and j, over that at one position, behind layer l and for each head h
 
     a_h(p, j) = A_l,h[p, j] / max(0.05, r(p, j))        of rater p and vision token j; A is behind the softmax
 
