@@ -3,7 +3,8 @@
     python training/card.py            # write them
     python training/card.py --check    # fail if they are not what the records give
 
-The full model's from `training/results/shipped.json`, what dropping costs from `benchmarks/quality/embedded.json`.
+The full model's from `training/results/shipped.json` and `handmade.json`, what dropping costs from
+`benchmarks/quality/embedded.json`.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 CARD = ROOT / "src/foveate/embedded/model/MODEL_CARD.md"
 SHIPPED = ROOT / "training/results/shipped.json"
+HANDMADE = ROOT / "training/results/handmade.json"
 QUALITY = ROOT / "benchmarks/quality/embedded.json"
 TASKS = ("read text", "character", "relation", "count", "colour")
 
@@ -21,7 +23,11 @@ TASKS = ("read text", "character", "relation", "count", "colour")
 def main(arguments: list[str]) -> int:
     """Write or check; the exit code."""
     old = new = CARD.read_text(encoding="utf-8")
-    new = between(new, "full", full(json.loads(SHIPPED.read_text(encoding="utf-8"))))
+    shipped = json.loads(SHIPPED.read_text(encoding="utf-8"))
+    for name, kind in (("full", "tasks"), ("sketches", "sketches"), ("films", "films")):
+        new = between(new, name, full(shipped[kind]))
+    handmade = json.loads(HANDMADE.read_text(encoding="utf-8"))
+    new = between(new, "handmade", full(handmade["results"], "kind of question"))
     new = between(new, "dropping", dropping(json.loads(QUALITY.read_text(encoding="utf-8"))))
     if "--check" in arguments:
         if old != new:
@@ -38,21 +44,19 @@ def between(text: str, name: str, table: str) -> str:
     return before + begin + table + end + after
 
 
-def full(record: dict[str, Any]) -> str:
+def full(found: dict[str, Any], head: str = "task") -> str:
     """Exact match of every task."""
     rows = [
         f"| {task} | {row['n']} | {row['accuracy']:.3f} | {row['low']:.2f} to {row['high']:.2f} |"
-        for task, row in record["tasks"].items()
+        for task, row in found.items()
     ]
-    return "\n".join(["| task | n | exact match | 95 % interval |", "|---|---|---|---|", *rows, ""])
+    return "\n".join([f"| {head} | n | exact match | 95 % interval |", "|---|---|---|---|", *rows, ""])
 
 
 def dropping(record: dict[str, Any]) -> str:
     """Accuracy of every setting on a few tasks, with half the width of each interval."""
-    seeds = record.get("seeds") or [record["seed"]]  # records of 0.1 have one
-    about = (
-        f"{record['questions']:,} questions about {record['pictures']} pictures, seeds {', '.join(map(str, seeds))}."
-    )
+    seeds = ", ".join(map(str, record["seeds"]))
+    about = f"{record['questions']:,} questions about {record['pictures']} pictures, seeds {seeds}."
     head = f"| method | mean tokens | {' | '.join(TASKS)} | all |"
     rows = [row("full model", record["vision_tokens"], record["full"])]
     rows += [row(cell["name"], cell["tokens"], cell) for cell in record["cells"]]

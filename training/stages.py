@@ -223,7 +223,7 @@ STAGES: dict[str, Stage] = {
         films=0.2,
     ),
     "deep-sketches": _joint(
-        9_000,
+        6_000,
         270_000_000,
         (0.02, 0.33, 0.65),
         (4e-4, 6e-4, 1e-3, 4e-4),

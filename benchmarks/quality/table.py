@@ -1,4 +1,4 @@
-"""Write the quality tables of README.md and docs/guides/choosing.md from benchmarks/quality/embedded.json.
+"""Write the quality tables of README.md, benchmarks/quality/README.md and docs/guides from the records in this folder.
 
 python benchmarks/quality/table.py            # write it
 python benchmarks/quality/table.py --check    # fail if it is not what the figures give
@@ -6,50 +6,67 @@ python benchmarks/quality/table.py --check    # fail if it is not what the figur
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from foveate.eval.verdict import collapsed
 
 HERE = Path(__file__).resolve().parent
-BEGIN, END = "<!-- quality: begin -->\n", "<!-- quality: end -->\n"
-CHOICES = ("v2drop", "v2drop:metric=cosine", "visiondrop", "mustdrop", "random")
-PAGES: dict[str, Sequence[str]] = {"README.md": (), "docs/guides/choosing.md": CHOICES}
-"""Where the table stands, and which rows of it; () for all."""
 CONTROLS = ("random", "uniform", "averagepool", "resize")
+BUDGETS = (1 / 3, 2 / 9, 1 / 9, 1 / 18)
+RANKED = 1 / 9
+"""The budget by which the ranking is sorted: 64 of 576 tokens."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A page's two marks, and what stands between them.
+
+    Attributes:
+        page: The page.
+        mark: The name in its marks, `<!-- mark: begin -->` and `<!-- mark: end -->`.
+        record: The file that the text is made from.
+        make: What makes it.
+    """
+
+    page: str
+    mark: str
+    record: str
+    make: Callable[[dict[str, Any]], str]
 
 
 def main(arguments: list[str]) -> int:
     """Write or check; the exit code."""
-    record = json.loads((HERE / "embedded.json").read_text(encoding="utf-8"))
-    stale = [
-        page for page, names in PAGES.items() if not write(page, table(record, names), check="--check" in arguments)
-    ]
-    for page in stale:
-        print(f"{page} is not what embedded.json gives: run python benchmarks/quality/table.py", file=sys.stderr)
+    stale = [place for place in PLACES if not write(place, check="--check" in arguments)]
+    for place in stale:
+        print(f"{place.page} is not what {place.record} gives: run python benchmarks/quality/table.py", file=sys.stderr)
     return int(bool(stale))
 
 
-def write(page: str, new: str, *, check: bool) -> bool:
-    """Put the table between a page's marks, or only compare; False where it is another one."""
-    path = HERE.parents[1] / page
+def write(place: Place, *, check: bool) -> bool:
+    """Put the text between a page's marks, or only compare; False where it is another one."""
+    record = json.loads((HERE / place.record).read_text(encoding="utf-8"))
+    new = place.make(record)
+    begin, end = f"<!-- {place.mark}: begin -->\n", f"<!-- {place.mark}: end -->\n"
+    path = HERE.parents[1] / place.page
     text = path.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    old, _, after = rest.partition(END)
+    before, _, rest = text.partition(begin)
+    old, _, after = rest.partition(end)
     if check:
         return old == new
-    path.write_text(before + BEGIN + new + END + after, encoding="utf-8")
+    path.write_text(before + begin + new + end + after, encoding="utf-8")
     return True
 
 
-def table(record: dict[str, Any], names: Sequence[str] = ()) -> str:
+def table(record: dict[str, Any], names: Sequence[str] = (), budgets: Sequence[float] = BUDGETS) -> str:
     """The table and the sentences around it, as Markdown; of these rows, or of all."""
-    budgets = (1 / 3, 2 / 9, 1 / 9, 1 / 18)
     cells = {(cell["name"], round(cell["budget"], 4)): cell for cell in record["cells"]}
     floors = {(cell["name"], round(cell["budget"], 4)): cell["floor"] for cell in record["infeasible"]}
     ran = [name for name in dict.fromkeys(name for name, _ in (*cells, *floors)) if name not in CONTROLS]
     rows = names or (*ran, *CONTROLS)
+    rows = [name for name in rows if any((name, round(budget, 4)) in cells for budget in budgets)]
     count = record["vision_tokens"]
     heads = " | ".join(f"{count * budget:.0f}" for budget in budgets)
     full = record["full"]
@@ -68,9 +85,31 @@ def table(record: dict[str, Any], names: Sequence[str] = ()) -> str:
     return "\n".join([*lines, "", *sentences(record, rows), ""])
 
 
+def films(record: dict[str, Any]) -> str:
+    """The table of a record about films."""
+    return table(record, budgets=(1 / 2, 1 / 4, 1 / 8))
+
+
+def ranking(record: dict[str, Any]) -> str:
+    """All rows, the best at 64 tokens first, with what they are ahead of random dropping at as many tokens."""
+    cells = [cell for cell in record["cells"] if abs(cell["budget"] - RANKED) < 1e-3]
+    cells = list({cell["name"]: cell for cell in cells}.values())
+    cells.sort(key=lambda cell: -cell["accuracy"]["value"])
+    lines = ["| | method | tokens truly spent | accuracy | ahead of random |", "|---|---|---|---|---|"]
+    for place, cell in enumerate(cells, 1):
+        ahead = cell["against"].get("random")
+        shown = "" if ahead is None else f"{points(ahead)}"
+        name, tokens = f"`{cell['name']}`", f"{cell['tokens']:.0f}"
+        lines.append(f"| {place} | {name} | {tokens} | {points(cell['accuracy'])} | {shown} |")
+    best = cells[0]["accuracy"]["low"]
+    alike = [f"`{cell['name']}`" for cell in cells[1:] if cell["accuracy"]["high"] >= best]
+    said = f"Intervals that overlap with the first one's: {', '.join(alike) or 'none'}."
+    return "\n".join([*lines, "", said, ""])
+
+
 def drawn(record: dict[str, Any]) -> str:
     """Which seeds drew the pictures, and what the intervals are over."""
-    seeds = record.get("seeds") or [record["seed"]]  # records of 0.1 have one
+    seeds = record["seeds"]
     if len(seeds) == 1:
         return f"(one seed, {seeds[0]}; intervals over its pictures)"
     return f"({len(seeds)} seeds: {', '.join(map(str, seeds))}; intervals over pictures and seeds)"
@@ -146,6 +185,13 @@ def named(cell: dict[str, Any], rivals: list[str]) -> str:
 def spans(found: dict[str, float]) -> bool:
     """Whether an interval holds zero."""
     return found["low"] <= 0 <= found["high"]
+
+
+PLACES = (
+    Place("README.md", "quality", "embedded.json", table),
+    Place("docs/guides/choosing.md", "ranking", "embedded.json", ranking),
+    Place("docs/guides/video.md", "films", "films.json", films),
+)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """When two records agree: on worked examples, and how often records of the same truth do."""
 
-import json
 
 import numpy as np
 import pytest
@@ -146,9 +145,6 @@ def test_files_that_are_no_record_end_in_a_line(tmp_path):
         path.write_text(text)
         with pytest.raises(InputError, match=says):
             read_record(path)
-    values = record(0).model_dump()
-    path.write_text(json.dumps({**values, "seeds": [], "seed": 4}))
-    assert read_record(path).seeds == [4]
 
 
 def test_the_interval_of_a_difference_is_newcombes():

@@ -164,8 +164,6 @@ def read_record(path: Path) -> Record:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON.") from error
-    if isinstance(values, dict) and "seed" in values:  # records of 0.1 have one
-        values["seeds"] = [values["seed"]]
     try:
         return Record.model_validate(values)
     except ValidationError as error:

@@ -9,6 +9,7 @@ from foveate.embedded import FILM_TASKS, TASKS
 from foveate.embedded.films import film, one_per_film_task
 from foveate.embedded.questions import Question, one_per_task
 from foveate.embedded.scenes import Scene, scene
+from foveate.embedded.sketches import sketch
 from foveate.errors import SettingError, UnknownNameError
 
 __all__ = ["APART", "SPLIT", "PictureQuestion", "check_tasks", "questions"]
@@ -99,5 +100,7 @@ def _questions(tasks: Sequence[str], count: int, seed: int) -> list[PictureQuest
 
 
 def _picture(number: int) -> Scene:
-    """What picture number `number` shows."""
+    """What picture number `number` shows: every other one is a sketch."""
+    if number % 2:
+        return sketch(SPLIT, number)
     return scene(SPLIT, number)
