@@ -17,7 +17,7 @@ Qwen2.5-VL, and in that tower once, where the code turns them twice. Ties go to 
 
 import math
 from functools import partial
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge
@@ -62,16 +62,12 @@ class VScan(Entering):
     """
 
     name = "vscan"
+    usual_retention: ClassVar[float | None] = 1 / 3
 
     entry: Annotated[Tokens, Ge(1)] = 1.5
     layer: Annotated[Layer, Ge(1)] | None = None
     window: Annotated[int, Ge(1)] = 6
     positions: Positions = "reindex"
-
-    def check_settings(self) -> None:
-        if not self.has_budget:
-            self._set(retention=1 / 3)
-        Budget(self.tokens, self.retention)
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.keeps_all:
