@@ -188,3 +188,9 @@ def test_what_rounds_to_nothing_has_no_sign(dropped, monkeypatch):
     assert report.flops_line(dropped).startswith("0.0% saved in the decoder's prefill")
     assert report.kv_line(dropped).startswith("0.0% saved")
     assert "-0.0%" not in drawn + report.flops_line(dropped)
+
+
+def test_a_picture_that_a_video_method_leaves_alone_costs_what_it_costs_without(vlm, demo):
+    answer = vlm.ask(demo, QUESTION, method=fv.EVS(), max_new_tokens=1)
+    assert answer.prompt.videos == [False]
+    assert answer.saved == Saved(0.0, 0.0, 0.0)
