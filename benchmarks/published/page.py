@@ -37,7 +37,11 @@ HEADS = {
     "average": "average",
 }
 BUDGETS = {"tokens": "{} tokens", "% kept": "{} %", "% dropped": "{} % dropped", "% entering": "{} % enter", "": "–"}
-MODELS = {"LLaVA": "LLaVA, version and size not in our notes", "": "Model not in our notes"}
+MODELS = {
+    "LLaVA": "LLaVA, version and size not in our notes",
+    "LLaVA-NeXT": "LLaVA-NeXT, size not in our notes",
+    "": "Model not in our notes",
+}
 CONVENTIONS = {
     "mean": "mean over all decoder layers",
     "after": "the tokens left after the cut",

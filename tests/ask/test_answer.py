@@ -10,6 +10,7 @@ import torch
 import foveate as fv
 from foveate import embedded
 from foveate.ask.answer import Saved
+from foveate.cli import report
 from foveate.embedded.questions import one_per_task
 from foveate.embedded.scenes import scene
 from tests.ask.conftest import INDEX
@@ -177,3 +178,19 @@ def test_the_kept_patches_can_be_drawn(vlm, dropped, whole, scenes):
     first, second = vlm.answer_batch([vlm.prepare(scene, QUESTION) for scene in scenes[:2]], dropped.method)
     assert first.show().tobytes() != second.show().tobytes()
     assert second.show().tobytes() == vlm.answer(second.prompt, dropped.method).show().tobytes()
+
+
+def test_what_rounds_to_nothing_has_no_sign(dropped, monkeypatch):
+    """Scoring that drops nothing costs a little more than the untouched model."""
+    monkeypatch.setattr(fv.Answer, "saved", Saved(-1e-4, -1e-5, -0.0))
+    drawn = dropped._repr_html_()
+    assert drawn.count(">0.0%") == 2
+    assert report.flops_line(dropped).startswith("0.0% saved in the decoder's prefill")
+    assert report.kv_line(dropped).startswith("0.0% saved")
+    assert "-0.0%" not in drawn + report.flops_line(dropped)
+
+
+def test_a_picture_that_a_video_method_leaves_alone_costs_what_it_costs_without(vlm, demo):
+    answer = vlm.ask(demo, QUESTION, method=fv.EVS(), max_new_tokens=1)
+    assert answer.prompt.videos == [False]
+    assert answer.saved == Saved(0.0, 0.0, 0.0)

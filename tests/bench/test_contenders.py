@@ -3,7 +3,7 @@
 import pytest
 
 import foveate as fv
-from foveate.bench.contenders import METHODS, at_budgets, comparable, named_methods
+from foveate.bench.contenders import METHODS, at_budgets, compared, named_methods
 from foveate.bench.shapes import shape
 from foveate.methods import catalogue
 
@@ -12,6 +12,12 @@ CONFIG = shape("llava-1.5-7b").make_config()
 
 def solved(*names, **budgets):
     return at_budgets(named_methods(names), CONFIG, 576, **budgets)
+
+
+def beside_random(*names, **budgets):
+    named, left_out = compared(names)
+    methods, infeasible = at_budgets(named, CONFIG, 576, passes_over=fv.SettingError, **budgets)
+    return methods, left_out | infeasible
 
 
 def test_every_method_has_a_row_at_every_budget():
@@ -61,7 +67,7 @@ def test_a_budget_above_the_prompt_is_refused():
 
 
 def test_all_is_every_method_that_takes_the_budget_and_random_stands_beside_them():
-    methods, left_out = comparable(("all",), CONFIG, 576, tokens=(192,))
+    methods, left_out = beside_random("all", tokens=(192,))
     names = {name.removesuffix(" 192") for name in (*methods, *left_out)}
     assert names == set(fv.methods()) - {"random"}
     assert left_out["finalkv"] == "takes no budget."
@@ -69,11 +75,9 @@ def test_all_is_every_method_that_takes_the_budget_and_random_stands_beside_them
 
 
 def test_what_is_below_a_floor_is_left_out_and_the_floor_is_named():
-    methods, left_out = comparable(("v2drop", "visiondrop"), CONFIG, 576, tokens=(20, 192))
+    methods, left_out = beside_random("v2drop", "visiondrop", tokens=(20, 192))
     assert list(methods) == ["v2drop 192", "visiondrop 20", "visiondrop 192"]
     assert "floor" in left_out["v2drop 20"]
-    methods, left_out = comparable(("v2drop", "visiondrop"), CONFIG, 576, tokens=(20,))
-    assert "floor" in left_out["v2drop"]
 
 
 def test_a_method_of_another_package_is_one_of_all():
@@ -82,10 +86,29 @@ def test_a_method_of_another_package_is_one_of_all():
 
     fv.register_method(Other)
     try:
-        methods, _ = comparable(("all",), CONFIG, 576)
+        methods, _ = beside_random("all")
     finally:
         catalogue.extra.pop("other")
     assert methods["other 192"] == Other(retention=1 / 3)
+
+
+def test_a_method_that_refuses_the_model_is_left_out_of_all():
+    class Picky(fv.VidCom2):
+        name = "picky"
+
+        @classmethod
+        def solved(cls, share, entered, depth, /, **values):
+            raise fv.SettingError("picky wants 40 layers")
+
+    fv.register_method(Picky)
+    try:
+        methods, left_out = beside_random("all")
+        with pytest.raises(fv.SettingError, match="wants 40 layers"):
+            solved("picky", "v2drop")
+    finally:
+        catalogue.extra.pop("picky")
+    assert left_out["picky 192"] == "picky wants 40 layers"
+    assert "v2drop 192" in methods
 
 
 @pytest.mark.parametrize(
@@ -99,4 +122,4 @@ def test_a_method_of_another_package_is_one_of_all():
 )
 def test_nothing_to_compare_is_refused(names, budget, told):
     with pytest.raises(fv.FoveateError, match=told):
-        comparable(names, CONFIG, 576, tokens=(budget,))
+        beside_random(*names, tokens=(budget,))

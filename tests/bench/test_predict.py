@@ -3,7 +3,7 @@
 import pytest
 
 import foveate as fv
-from foveate.bench.predict import forecast, verdict
+from foveate.bench.predict import forecast, forecasts, verdict
 from foveate.bench.shapes import shape
 from foveate.bench.workload import PromptSize, synthetic
 
@@ -54,3 +54,12 @@ def test_the_cache_shrinks_as_counted():
     method = fv.V2Drop.for_budget(shape("llava-1.5-7b").make_config(), tokens=192)
     rows = [40 + count for count in method.plan(32, (576,))]
     assert found.kv == pytest.approx(32 * 616 / sum(rows))
+
+
+def test_of_a_video_those_are_predicted_that_its_frames_decide():
+    known = shape("llava-onevision-7b")
+    film = synthetic(known, PromptSize(frames=32))
+    methods = {"evs": fv.EVS(q=0.75), "dycoke": fv.DyCoke(k=0.7), "vidcom2": fv.VidCom2(keep=0.25)}
+    promised = forecasts(known.make_config(), film, methods, "sdpa", "cpu")
+    assert list(promised) == ["evs", "dycoke"]  # VidCom2's rule depends on what the frames show
+    assert promised["evs"].kv == pytest.approx((6273 + 40) / (1569 + 40))

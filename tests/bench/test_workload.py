@@ -68,6 +68,10 @@ def test_several_pictures_and_a_video_of_patches():
     assert synthetic(known, PromptSize(images=3)).sizes == (1296,) * 3
     assert synthetic(known, PromptSize(frames=8)).sizes == (4 * 576,)
     assert synthetic(known, PromptSize(frames=8)).grids == [[(24, 24)] * 4]
+    assert synthetic(known, PromptSize(frames=8)).videos == (True,)
+    assert synthetic(known, PromptSize(images=2)).videos == (False, False)
+    film = synthetic(shape("llava-onevision-7b"), PromptSize(frames=8))
+    assert (film.sizes, film.tower_images, film.grids) == ((8 * 196 + 1,), (8,), [[(14, 14)] * 8])
     inputs = synthetic(shape("cpu-qwen"), PromptSize(images=2, batch=2), CPU).inputs
     assert inputs["image_grid_thw"].tolist() == [[1, 48, 48]] * 4
     assert (inputs["mm_token_type_ids"] == 1).sum() == 4 * 576

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.core.rank import into_runs, spread, top
+from foveate.core.rank import into_runs, ranks_in_groups, spread, top
 from foveate.errors import ShapeError
 
 
@@ -29,6 +29,27 @@ def test_top_equals_sorting_pairs(scores, data):
 def test_more_than_there_are_is_refused(shape, count):
     with pytest.raises(ShapeError, match="Cannot take the top"):
         top(torch.zeros(shape), count)
+
+
+def test_ranks_in_groups_by_hand():
+    assert ranks_in_groups(torch.tensor([3.0, 1.0, 2.0, 5.0]), torch.tensor([0, 0, 1, 0])).tolist() == [1, 2, 0, 0]
+
+
+@given(pairs=st.lists(st.tuples(st.integers(0, 4), st.integers(-3, 3)), max_size=40))
+def test_ranks_in_groups_equal_counting_those_before(pairs):
+    """Alone, and under vmap beside the same with every score turned round."""
+    groups = torch.tensor([group for group, _ in pairs], dtype=torch.int64)
+    scores = torch.tensor([float(score) for _, score in pairs])
+
+    def place(index, sign):
+        group, score = pairs[index]
+        mine = [(sign * other, -at) for at, (its, other) in enumerate(pairs) if its == group]
+        return sum(better > (sign * score, -index) for better in mine)
+
+    by_hand = [[place(index, sign) for index in range(len(pairs))] for sign in (1, -1)]
+    assert ranks_in_groups(scores, groups).tolist() == by_hand[0]
+    both = torch.func.vmap(ranks_in_groups, in_dims=(0, None))(torch.stack([scores, -scores]), groups)
+    assert both.tolist() == by_hand
 
 
 @given(tokens=st.integers(0, 300), data=st.data())

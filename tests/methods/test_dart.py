@@ -154,6 +154,18 @@ def test_presets_spend_what_the_page_says(preset, tokens, left, average):
     assert sum(plan) / 32 == average
 
 
+@pytest.mark.parametrize("model", ["qwen2-vl-7b", "qwen2.5-vl-7b"])
+@pytest.mark.parametrize(
+    ("share", "left", "average"), [("33.3%", 340, 38.0), ("22.2%", 228, 27.8), ("11.1%", 116, 17.7)]
+)
+def test_presets_of_the_qwens_keep_multiples_of_the_pivots(model, share, left, average):
+    preset = fv.presets()[f"dart/{model}/{share}"]
+    assert preset.depth == 28
+    plan = preset.method.plan(28, (1024,))
+    assert plan == (1024,) * 2 + (left,) * 26
+    assert sum(plan) / 28 / 1024 == pytest.approx(average / 100, abs=5e-4)
+
+
 @given(depth=st.integers(3, 80), share=st.floats(0.01, 1.0), tokens=st.integers(16, 4000))
 def test_a_budget_is_met_or_refused_with_its_floor(depth, share, tokens):
     floor = (2 + (depth - 2) / tokens) / depth

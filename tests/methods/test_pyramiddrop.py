@@ -114,6 +114,20 @@ def test_presets_spend_what_the_page_says(preset, counts, tokens):
         assert PyramidDrop.for_budget(Config(32), tokens=int(preset)).plan(32, (576,)) == plan
 
 
+@pytest.mark.parametrize(
+    ("preset", "entered", "counts"),
+    [
+        ("llava-next-7b/paper", 2928, [2928] * 8 + [1464] * 8 + [732] * 8 + [366] * 8),
+        ("llava-onevision-7b/46.9%", 6272, [6272] * 7 + [3136] * 7 + [1568] * 7 + [784] * 7),
+        ("qwen2.5-vl-7b/46.9%", 1024, [1024] * 7 + [512] * 7 + [256] * 7 + [128] * 7),
+    ],
+)
+def test_presets_of_other_models_have_the_papers_ratios_at_quarters_of_the_depth(preset, entered, counts):
+    preset = fv.presets()[f"pyramiddrop/{preset}"]
+    assert list(preset.method.plan(preset.depth, (entered,))) == counts
+    assert sum(counts) / len(counts) / entered == pytest.approx(0.46875)
+
+
 @given(depth=st.integers(4, 80), share=st.floats(0.01, 1.0), tokens=st.integers(16, 4000))
 def test_a_budget_is_met_or_refused_with_its_floor(depth, share, tokens):
     first = max(1, round(depth / 16))

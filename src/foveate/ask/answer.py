@@ -215,8 +215,10 @@ class Answer:
             lines.append(("Budget", f"not met: {self.missed}"))
         if self.method is not None and self.vision_tokens:
             saved = self.saved
-            words = f"{saved.prefill_flops:.1%} in the decoder's prefill, {saved.total_flops:.1%} from pixels to token"
-            lines += [("FLOPs saved", words), ("KV cache saved", f"{saved.kv_bytes:.1%}")]
+            # z: scoring that drops nothing costs a little, and that shall not read "-0.0%".
+            prefill, total = f"{saved.prefill_flops:z.1%}", f"{saved.total_flops:z.1%}"
+            words = f"{prefill} in the decoder's prefill, {total} from pixels to token"
+            lines += [("FLOPs saved", words), ("KV cache saved", f"{saved.kv_bytes:z.1%}")]
         lines += [(choice, f"log-probability {value:.3f}") for choice, value in self.choices.items()]
         lines += [("Note", note) for note in self.notes]
         return lines

@@ -111,6 +111,7 @@ class Prompt:
             dtype=self.loaded.model.dtype,
             tokens=counts,
             grids=self.grids,
+            videos=self.videos,
         )
 
     def _by_kind(self, ask: Callable[[str, list[int]], Sequence[Any] | None]) -> list[Any] | None:
@@ -133,6 +134,13 @@ class Prompt:
         if pictures is not None and len(pictures) != len(self.sizes):  # only the images' sum is known
             return [sum(pictures)]
         return pictures
+
+    @property
+    def videos(self) -> list[bool] | None:
+        """Whether each of `sizes` is a video; None where a template does not tell them apart."""
+        if len(self.sizes) != len(self.kinds):
+            return None
+        return [kind == "video" for kind in self.kinds]
 
     @property
     def grids(self) -> list[tuple[Grid, ...]] | None:

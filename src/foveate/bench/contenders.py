@@ -10,7 +10,7 @@ from foveate.methods.grammar import read
 from foveate.methods.named import RETENTION, Named
 from foveate.methods.random import Random
 
-__all__ = ["ALL", "METHODS", "at_budgets", "comparable", "named_methods"]
+__all__ = ["ALL", "METHODS", "at_budgets", "compared", "named_methods"]
 
 METHODS = ("v2drop", "visiondrop", "mustdrop")
 """What is timed where nobody names a method."""
@@ -43,6 +43,7 @@ def at_budgets(
     tokens: Sequence[float] = (),
     retention: Sequence[float] = (),
     seed: int = 0,
+    passes_over: type[SettingError] = BudgetError,
 ) -> tuple[dict[str, Method], dict[str, str]]:
     """Every method at every budget, by the name of its row; and why some cannot meet theirs, by name.
 
@@ -53,11 +54,13 @@ def at_budgets(
         tokens: Budgets, in mean vision tokens a decoder layer.
         retention: The same as shares. Without either it is a third.
         seed: Of methods that drop at random.
+        passes_over: Errors of a method that only keep it out; others are raised.
 
     Raises:
         SettingError: If a budget exceeds the prompt, or no method can meet any.
     """
-    _refuse_larger(tokens, vision_tokens)
+    if tokens and max(tokens) > vision_tokens:
+        raise SettingError(f"A budget of {max(tokens):g} tokens: the prompt has {vision_tokens} vision tokens.")
     shares = tuple(retention) or tuple(count / vision_tokens for count in tokens) or (RETENTION,)
     config = getattr(model, "config", model)
     feasible: dict[str, Method] = {}
@@ -66,7 +69,7 @@ def at_budgets(
         for label, share in _labels(named, shares, vision_tokens).items():
             try:
                 method, _ = named.solved_early(config, share, vision_tokens)
-            except BudgetError as error:
+            except passes_over as error:
                 infeasible[label] = str(error)
                 continue
             feasible[label] = named.seeded(method, seed)
@@ -75,45 +78,24 @@ def at_budgets(
     return feasible, infeasible
 
 
-def comparable(
-    names: Sequence[str],
-    model: Any,
-    vision_tokens: int,
-    *,
-    tokens: Sequence[float] = (),
-    retention: Sequence[float] = (),
-    seed: int = 0,
-) -> tuple[dict[str, Method], dict[str, str]]:
-    """As `at_budgets`, for methods that shall be compared with random dropping: what cannot be is left out, with why.
+def compared(names: Sequence[str]) -> tuple[list[Named], dict[str, str]]:
+    """The methods that are compared with random dropping, for `at_budgets`; and why others are not, by name.
 
     Args:
         names: Of methods; `ALL` alone is every registered one that takes a budget.
-        model, vision_tokens, tokens, retention, seed: See `at_budgets`.
 
     Raises:
-        FoveateError: If a name is wrong, a budget exceeds the prompt, or no method is left.
+        FoveateError: If a name is wrong, or only random dropping is named.
     """
     every = tuple(names) == (ALL,)
-    named = named_methods(sorted(catalogue.methods()) if every else names, check=not every)
-    methods: dict[str, Method] = {}
+    methods = named_methods(sorted(catalogue.methods()) if every else names, check=not every)
+    others = [named for named in methods if named.text != Random.name]
+    if not others:
+        raise SettingError("Random dropping is what others are compared with. Name one.")
     left_out: dict[str, str] = {}
-    _refuse_larger(tokens, vision_tokens)
-    for one in named:
-        if one.text == Random.name:  # it stands beside all others
-            continue
-        if every and one.settled:
-            left_out[one.text] = "takes no budget."
-            continue
-        try:
-            found, infeasible = at_budgets([one], model, vision_tokens, tokens=tokens, retention=retention, seed=seed)
-        except SettingError as error:
-            left_out[one.text] = str(error)
-            continue
-        methods |= found
-        left_out |= infeasible
-    if not methods:
-        raise SettingError(" ".join(left_out.values()) or "Random dropping is what others are compared with. Name one.")
-    return methods, left_out
+    if every:
+        left_out = {named.text: "takes no budget." for named in others if named.settled}
+    return [named for named in others if named.text not in left_out], left_out
 
 
 def _labels(named: Named, shares: Sequence[float], vision_tokens: int) -> dict[str, float | None]:
@@ -121,9 +103,3 @@ def _labels(named: Named, shares: Sequence[float], vision_tokens: int) -> dict[s
     if named.settled:
         return {named.text: None}
     return {f"{named.text} {share * vision_tokens:.0f}": share for share in shares}
-
-
-def _refuse_larger(tokens: Sequence[float], vision_tokens: int) -> None:
-    """Refuse budgets above the prompt's vision tokens."""
-    if tokens and max(tokens) > vision_tokens:
-        raise SettingError(f"A budget of {max(tokens):g} tokens: the prompt has {vision_tokens} vision tokens.")

@@ -29,7 +29,8 @@ class Shape:
         config: Of transformers, as plain values.
         image: Of one picture, `tokens`, and either `pixels` (crops in front, if it is cut into them, with the `size` in
             pixels) or the `grid` of its patches; None if the shape is for video.
-        frame: The same of one frame of a video, how many `frames` there usually are, and tokens `more` a video.
+        frame: The same of one frame of a video, how many `frames` there usually are, the `cells` (rows and columns of
+            tokens) of a frame that is given in pixels, and tokens `more` a video.
         arithmetic: Whether it is too large for anything but arithmetic.
     """
 

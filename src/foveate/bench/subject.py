@@ -105,5 +105,6 @@ def _batch(prompt: Prompt, batch: int) -> Workload:
         sizes=prompt.sizes,
         tower_images=None if tower is None else tuple(tower),
         grids=prompt.grids,
+        videos=prompt.videos,
     )
     return single.repeated(batch)

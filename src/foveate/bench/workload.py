@@ -48,7 +48,7 @@ class Workload:
         batch: Samples.
         text_tokens: Of one sample, all that are not vision tokens.
         sizes: Vision tokens of each image or video of one sample.
-        tower_images, grids: See `foveate.cost`.
+        tower_images, grids, videos: See `foveate.cost`.
     """
 
     inputs: Mapping[str, Any]
@@ -57,6 +57,7 @@ class Workload:
     sizes: tuple[int, ...]
     tower_images: tuple[int, ...] | None = None
     grids: Sequence[Sequence[Grid]] | None = None
+    videos: Sequence[bool] | None = None
 
     @property
     def vision_tokens(self) -> int:
@@ -84,6 +85,7 @@ class Workload:
             tokens=tokens,
             tower_images=self.tower_images,
             grids=self.grids,
+            videos=self.videos,
             attention=attention,
             dtype=getattr(model, "dtype", None),
         )
@@ -123,16 +125,21 @@ class _Media:
 
     def workload(self, batch: int, text_tokens: int) -> Workload:
         """What arithmetic needs of these prompts, without tensors."""
-        if self.grid is None:
-            crops = self.frames
-            if len(self.spec["pixels"]) == 4:
-                crops = self.spec["pixels"][0]
-            tokens = self.spec["tokens"] * self.frames + self.spec.get("more", 0)
-            return Workload({}, batch, text_tokens, (tokens,) * self.count, (crops,) * self.count)
-        time, rows, columns = self.grid
-        tokens = self.spec["tokens"] * time + self.spec.get("more", 0)
-        merged = [(rows // 2, columns // 2)] * time
-        return Workload({}, batch, text_tokens, (tokens,) * self.count, (time,) * self.count, [merged] * self.count)
+        frames = self.frames
+        crops, grids = frames, None
+        if self.grid is not None:
+            frames, rows, columns = self.grid
+            crops, grids = frames, [[(rows // 2, columns // 2)] * frames] * self.count
+        elif len(self.spec["pixels"]) == 4:
+            crops = self.spec["pixels"][0]
+        elif "cells" in self.spec:
+            rows, columns = self.spec["cells"]
+            grids = [[(rows, columns)] * frames] * self.count
+        tokens = self.spec["tokens"] * frames + self.spec.get("more", 0)
+        videos = (self.modality == "video",) * self.count
+        return Workload(
+            {}, batch, text_tokens, (tokens,) * self.count, (crops,) * self.count, grids=grids, videos=videos
+        )
 
 
 def synthetic(

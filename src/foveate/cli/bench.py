@@ -15,7 +15,7 @@ from foveate.cli.options import EMBEDDED, Flag, MethodsOptions, ModelOptions, Ou
 from foveate.cli.outputs import check_targets
 from foveate.cli.overhead import ALL, BATCHES, NEW_TOKENS, measure, names_of
 from foveate.cli.usage import UsageError, check_budgets, check_most
-from foveate.errors import InputError
+from foveate.errors import InputError, SettingError
 
 if TYPE_CHECKING:
     import torch
@@ -246,18 +246,21 @@ class Bench(MethodsOptions):
     def _compare(self, shape: "Shape | None") -> None:
         """Each method beside random dropping, at each batch size."""
         from foveate.bench.conditions import conditions, title_of
-        from foveate.bench.contenders import comparable
+        from foveate.bench.contenders import at_budgets, compared
 
+        named, left_out = compared(self._names)
         device = self._device()
         subject = self._subject(shape, device)
-        methods, left_out = comparable(
-            self._names,
+        methods, infeasible = at_budgets(
+            named,
             subject.model,
             subject.workload.vision_tokens,
             tokens=self.budget,
             retention=self.retention,
             seed=self.seed,
+            passes_over=SettingError,
         )
+        left_out |= infeasible
         command = shlex.join(["foveate", *sys.argv[1:]])
         record = conditions(subject, device, new_tokens=self._length, clock=self.clock, seed=self.seed, command=command)
         batches = BATCHES if self.batch is None else (self.batch,)

@@ -97,7 +97,7 @@ class Generate:
         rows += [
             ("Stages", report.stages_line(answer.trace)),
             *report.clip_lines(prompt.clips, answer.trace, alone=len(prompt.media) == 1),
-            ("FLOPs", report.flops_line(answer.cost, answer.cost_untouched)),
+            ("FLOPs", report.flops_line(answer)),
             ("KV cache", report.kv_line(answer)),
             *times,
         ]

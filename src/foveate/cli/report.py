@@ -6,7 +6,6 @@ from typing import Any
 from foveate.ask.answer import Answer
 from foveate.bench.race import Race
 from foveate.bench.timing import Ratio
-from foveate.cost import Cost
 from foveate.engine.trace import Trace
 from foveate.video import Clip
 
@@ -102,13 +101,15 @@ def _late(counts: Sequence[int]) -> float | None:
     return late / sum(counts)
 
 
-def flops_line(cost: Cost, untouched: Cost) -> str:
+def flops_line(answer: Answer) -> str:
     """What the arithmetic saves, counted."""
-    decoder = cost.prefill_flops + cost.scoring_flops
+    cost, saved = answer.cost, answer.saved
+    decoder = _flops(cost.prefill_flops + cost.scoring_flops)
+    # z: scoring that drops nothing costs a little, and that shall not read "-0.0%".
     return (
-        f"{1 - decoder / untouched.prefill_flops:.1%} saved in the decoder's prefill "
-        f"({_flops(decoder)} of {_flops(untouched.prefill_flops)}); "
-        f"{1 - cost.total_flops / untouched.total_flops:.1%} from the pixels to the first token (counted)"
+        f"{saved.prefill_flops:z.1%} saved in the decoder's prefill "
+        f"({decoder} of {_flops(answer.cost_untouched.prefill_flops)}); "
+        f"{saved.total_flops:z.1%} from the pixels to the first token (counted)"
     )
 
 
@@ -118,7 +119,7 @@ def kv_line(answer: Answer) -> str:
     if not undropped:
         return "the model keeps no keys and values"
     sizes = f"{held / 2**20:.2f} of {undropped / 2**20:.2f} MiB"
-    return f"{1 - held / undropped:.1%} saved: {sizes} (measured after the answer)"
+    return f"{answer.saved.kv_bytes:z.1%} saved: {sizes} (measured after the answer)"
 
 
 def race_lines(name: str, race: Race) -> list[tuple[str, str]]:

@@ -72,6 +72,10 @@ def cover(similarity: Tensor, count: int, saliency: Tensor | None = None) -> Ten
 
         Σ_u max(0, similarity_ju − covered_u)  [· saliency_j]
 
+    Each pick computes all gains anew, O(candidates · targets), from the running maximum `covered`. Taking off only what
+    the last pick has covered would round differently and so decide ties otherwise; refreshing only the gains that may
+    still win (they never grow) reads values in each pick, which neither `vmap` nor a GPU that runs ahead allows.
+
     Args:
         similarity: (candidates, targets). Each candidate is one row, also where candidates and targets are the same.
         count: How many to pick.
@@ -85,7 +89,7 @@ def cover(similarity: Tensor, count: int, saliency: Tensor | None = None) -> Ten
     taken = torch.zeros_like(similarity.sum(dim=1), dtype=torch.bool)
     picks = []
     for _ in range(count):
-        gains = (similarity - covered).relu().sum(dim=1)
+        gains = (similarity - covered).relu_().sum(dim=1)  # in place: a second matrix takes longer than the rest
         if saliency is not None:
             gains = gains * saliency
         pick = gains.masked_fill(taken, float("-inf")).argmax(dim=0, keepdim=True)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from foveate.errors import ShapeError
 
-__all__ = ["by_quota", "into_runs", "ranks", "spread", "top"]
+__all__ = ["by_quota", "into_runs", "ranks", "ranks_in_groups", "spread", "top"]
 
 
 def top(scores: Tensor, count: int) -> Tensor:
@@ -25,6 +25,20 @@ def top(scores: Tensor, count: int) -> Tensor:
 def ranks(scores: Tensor) -> Tensor:
     """The place of each score in its row by falling score, ties by index: 0.3 0.9 0.3 have 1 0 2. (…, tokens) int64."""
     return torch.sort(scores, descending=True, stable=True).indices.argsort()
+
+
+def ranks_in_groups(scores: Tensor, groups: Tensor) -> Tensor:
+    """The place of each score among those of its group by falling score, ties by index.
+
+    Scores 3 1 2 5 of groups 0 0 1 0 have 1 2 0 0.
+
+    Shapes: (tokens,) of any real dtype and (tokens,) int64 -> (tokens,) int64.
+    """
+    by_score = scores.sort(descending=True, stable=True).indices
+    runs, order = groups[by_score].sort(stable=True)
+    order = by_score[order]
+    place = torch.arange(len(scores), device=scores.device)
+    return torch.zeros_like(order).scatter(0, order, place - torch.searchsorted(runs, runs))
 
 
 def spread(tokens: int, count: int, device: torch.device | str | None = None) -> Tensor:

@@ -140,6 +140,7 @@ def cost(
     dtype: torch.dtype | None = None,
     tokens: Sequence[int] | None = None,
     grids: Sequence[Sequence[tuple[int, int]]] | None = None,
+    videos: bool | Sequence[bool] | None = None,
 ) -> Cost:
     """What a prompt of one sample costs on a model, from its config alone.
 
@@ -168,11 +169,14 @@ def cost(
         grids: For methods that work on grids (AveragePool, Resize), and for towers whose cost depends on them
             (Qwen2.5-VL's windows): rows and columns of the tokens of each image's frames or views, `[[(24, 24)]]`
             for one LLaVA-1.5 image, whose grids are known without.
+        videos: Whether they are videos, so that their grids are frames: one bool for each, or one for all. For methods
+            that compare frames (DyCoke, EVS); 32 frames of LLaVA-OneVision are `vision_tokens=6273,
+            grids=[[(14, 14)] * 32], videos=True`.
 
     Raises:
         SettingError: If such a method is given without `tokens`, a count is negative or all are zero, the schedule
-            does not fit the depth, or `tower_images` or `grids` is missing where the counts leave it open, or
-            contradicts them.
+            does not fit the depth, or `tower_images`, `grids` or `videos` is missing where the counts leave it open,
+            or contradicts them.
         UnsupportedError: If no family serves the config, or its decoder or tower is of a kind whose cost is
             not known.
     """
@@ -182,14 +186,16 @@ def cost(
         raise SettingError(f"attention must be 'full' or 'causal'; got {attention!r}.")
     prompt = Prompt.of(text_tokens, vision_tokens, tower_images)
     decoder = Decoder.of(config.get_text_config(), family.decoders)
-    _check_lengths(decoder, prompt, tokens, grids)
+    if isinstance(videos, bool):
+        videos = [videos] * len(prompt.sizes)
+    _check_lengths(decoder, prompt, tokens, grids, videos)
 
     # Rather what the config says of the grids than what was given: tiles above each other look like one in boxes.
     known_grids = family.token_grids(config, prompt.sizes) or grids
     if method is None:
         dropping = Dropping.nothing(prompt, decoder.depth, tokens)
     else:
-        dropping = Dropping.by(method, prompt, family, config, decoder, tokens, known_grids)
+        dropping = Dropping.by(method, prompt, family, config, decoder, tokens, known_grids, videos)
     rows = [text_tokens + count for count in dropping.tokens]
     cached = [text_tokens + count for count in dropping.cached]
     kv_lengths = tuple(decoder.held(layer, count) for layer, count in enumerate(cached))
@@ -243,14 +249,20 @@ def _check_lengths(
     prompt: Prompt,
     tokens: Sequence[int] | None,
     grids: Sequence[Sequence[tuple[int, int]]] | None,
+    videos: Sequence[bool] | None,
 ) -> None:
-    """Refuse `tokens` that are not of each layer, and `grids` that are not of each image."""
+    """Refuse `tokens` that are not of each layer, and `grids` and `videos` that are not of each image."""
     if tokens is not None and len(tokens) != decoder.depth:
         raise SettingError(
             f"tokens must have one count for each of the {decoder.depth} layers; got {len(tokens)} counts."
         )
     if grids and len(grids) != len(prompt.sizes):
         raise SettingError(f"grids must have one entry per image; got {len(grids)} for {len(prompt.sizes)} images.")
+    if videos is not None and len(videos) != len(prompt.sizes):
+        raise SettingError(
+            f"videos must have one entry per image or video; got {len(videos)} for {len(prompt.sizes)} in "
+            "vision_tokens."
+        )
 
 
 def _beside(family: type[Family], config: Any, prompt: Prompt, dropping: Dropping) -> list[int]:

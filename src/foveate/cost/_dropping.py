@@ -52,6 +52,7 @@ class Dropping:
         decoder: Decoder,
         tokens: Sequence[int] | None,
         grids: Grids | None,
+        videos: Sequence[bool] | None = None,
     ) -> "Dropping":
         """The effect of a method.
 
@@ -63,17 +64,22 @@ class Dropping:
             decoder: Its shape.
             tokens: Vision tokens that each layer processes, from a trace; None to plan them.
             grids: Rows and columns of each image's frames or views, if they are known.
+            videos: Whether each is a video, if that is known.
 
         Raises:
-            SettingError: If the method does not fit the depth, or what it leaves depends on the picture and `tokens`
-                is missing.
+            SettingError: If the method does not fit the depth, or the counts do not follow from what is known and
+                `tokens` is missing.
         """
         depth = decoder.depth
         method.check(depth)
         stages = follow.in_order(method.stages(Shape(depth)))
         ranked = rankable(family, config, prompt.sizes)
         if tokens is None:
-            tokens = _planned(method, stages, depth, ranked, grids, always_kept=prompt.vision - sum(ranked))
+            plan = follow.layer_plan(stages, depth, ranked, grids, videos)
+            if plan is None:
+                raise _unknown(method, grids, videos)
+            always_kept = prompt.vision - sum(ranked)
+            tokens = [count + always_kept for count in plan]
         cached = list(tokens)
         for layer in follow.cached_layers(stages):
             cached[layer] = tokens[-1]
@@ -84,7 +90,7 @@ class Dropping:
             stages=stages,
             tokens=tuple(tokens),
             cached=tuple(cached),
-            scoring=follow.scoring_flops(stages, depth, decoder.width, ranked),
+            scoring=follow.scoring_flops(stages, depth, decoder.width, ranked, grids, videos),
             remembered=remembered,
         )
 
@@ -94,20 +100,18 @@ def rankable(family: type[Family], config: Any, sizes: Sequence[int]) -> tuple[i
     return tuple(size - len(family.always_kept(config, size)) for size in sizes)
 
 
-def _planned(
-    method: Method,
-    stages: Sequence[Stage],
-    depth: int,
-    ranked: Sequence[int],
-    grids: Grids | None,
-    always_kept: int,
-) -> list[int]:
-    """Vision tokens that each layer processes, as the method's stages count them."""
-    plan = follow.layer_plan(stages, depth, ranked, grids)
-    if plan is None:
-        raise SettingError(
-            f"The number of tokens that {type(method).__name__} keeps depends on the picture. Run it and pass the "
-            "counts, tokens=[count for (count,) in trace.latest.per_layer]. For a method on grids (AveragePool, "
-            "Resize), pass grids=…."
+def _unknown(method: Method, grids: Grids | None, videos: Sequence[bool] | None) -> SettingError:
+    """Why the counts are not known, and what would tell them."""
+    name = type(method).__name__
+    run = "run it and pass the counts, tokens=[count for (count,) in trace.latest.per_layer]."
+    if grids is None:
+        return SettingError(
+            f"How many tokens {name} keeps does not follow from their number alone: pass grids=…, and videos=… for a "
+            f"video; where what is shown or asked decides, {run}"
         )
-    return [count + always_kept for count in plan]
+    if videos is None and any(len(views) > 1 for views in grids):
+        return SettingError(
+            f"How many tokens {name} keeps depends on whether these grids are frames: pass videos=…; where what is "
+            f"shown or asked decides, {run}"
+        )
+    return SettingError(f"How many tokens {name} keeps is decided by what is shown or asked: {run}")

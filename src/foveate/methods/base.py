@@ -114,13 +114,17 @@ class Method(ABC):
         """The steps of the method on a model of this shape."""
 
     def plan(
-        self, depth: int, sizes: Sequence[int], grids: Sequence[Sequence[Grid]] | None = None
+        self,
+        depth: int,
+        sizes: Sequence[int],
+        grids: Sequence[Sequence[Grid]] | None = None,
+        videos: Sequence[bool] | None = None,
     ) -> tuple[int, ...] | None:
         """Vision tokens that each of `depth` decoder layers processes, for a sample with images of these sizes.
 
         None where that depends on what the images show or the text asks. See `foveate.methods.follow.layer_plan`.
         """
-        return follow.layer_plan(follow.in_order(self.stages(Shape(depth))), depth, sizes, grids)
+        return follow.layer_plan(follow.in_order(self.stages(Shape(depth))), depth, sizes, grids, videos)
 
     def check(self, depth: int) -> None:
         """Refuse a decoder of `depth` layers that is too shallow for the setting.

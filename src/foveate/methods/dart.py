@@ -119,9 +119,16 @@ def _preset(model: str, target: int, vision_tokens: int) -> Preset:
     return Preset(f"dart/{model}/{target}", method, 32, vision_tokens, "released code, B tokens asked for at layer 2")
 
 
+def _qwen(model: str, dropped: float) -> Preset:
+    keep = round(1 - dropped, 3)
+    source = f"derived: the constants of the released port, R = {dropped} at layer 2"
+    return Preset(f"dart/{model}/{keep:.1%}", DART(keep=keep), 28, None, source)
+
+
 DART.presets = (
     *(_preset("llava-1.5-7b", target, 576) for target in (192, 128, 64)),
     _preset("llava-next-7b", 320, 2880),
+    *(_qwen(model, dropped) for model in ("qwen2-vl-7b", "qwen2.5-vl-7b") for dropped in (0.667, 0.778, 0.889)),
 )
 
 METHOD = DART

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from foveate.core.cut import Cut
 from foveate.core.picks import cosines, max_min
+from foveate.methods.base import Preset
 from foveate.methods.counted import Counted, entering
 from foveate.methods.settings import numbering
 from foveate.methods.stages import Arriving, Hidden, LayerStage, LayerView, Shape, Stage
@@ -71,6 +72,10 @@ DivPrune.presets = (
         for tokens, ratio in ((192, 0.333), (128, 0.222), (64, 0.111), (56, 0.098))
     ),
     *(entering(DivPrune, "llava-next-7b", tokens, 2928, "a later paper's budget") for tokens in (640, 320, 160)),
+    *(
+        Preset(f"divprune/qwen2.5-vl-7b/{keep:.0%}", DivPrune(keep=keep), 28, None, "a later paper's budget")
+        for keep in (0.2, 0.1, 0.05)
+    ),
 )
 
 METHOD = DivPrune

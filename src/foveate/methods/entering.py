@@ -21,9 +21,17 @@ class Entering(Method):
 
     setting: ClassVar[str] = "retention"
     """The setting that a solved budget becomes."""
+    usual_retention: ClassVar[float | None] = None
+    """What `retention` is if no budget is given; None where other settings say how many rows an image has."""
 
     retention: Share | None = None
     tokens: Tokens | None = None
+
+    def check_settings(self) -> None:
+        if not self.has_budget and self.usual_retention is not None:
+            self._set(retention=self.usual_retention)
+        if self.has_budget:
+            Budget(self.tokens, self.retention)
 
     @property
     def has_budget(self) -> bool:

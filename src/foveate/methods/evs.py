@@ -65,7 +65,8 @@ class EVS(Framed):
 
 
 EVS.presets = tuple(
-    Preset(f"evs/qwen2.5-vl-7b/{1 - q:.0%}", EVS(q=q), 28, None, f"the serving engine's q = {q}")
+    Preset(f"evs/{model}/{1 - q:.0%}", EVS(q=q), depth, None, f"the serving engine's q = {q}")
+    for model, depth in (("qwen2.5-vl-7b", 28), ("qwen3-vl-8b", 36))
     for q in (0.5, 0.75, 0.9)
 )
 

@@ -114,7 +114,11 @@ class Units:
 
 
 def layer_plan(
-    stages: Sequence[Stage], depth: int, sizes: Sequence[int], grids: Sequence[Sequence[Grid]] | None = None
+    stages: Sequence[Stage],
+    depth: int,
+    sizes: Sequence[int],
+    grids: Sequence[Sequence[Grid]] | None = None,
+    videos: Sequence[bool] | None = None,
 ) -> tuple[int, ...] | None:
     """Vision tokens that each of `depth` decoder layers processes, for a sample with images of these sizes.
 
@@ -123,21 +127,20 @@ def layer_plan(
         depth: Decoder layers.
         sizes: Vision tokens of each image as they enter the model, or of each frame where a stage ranks by frame.
         grids: Rows and columns of each image's frames or views, without newlines, if they are known.
+        videos: Whether each is a video, so that its grids are frames, if that is known.
 
     Returns:
-        None where the picture or the question decides.
+        None where the picture or the question decides, or grids and frames do and are not given.
     """
-    units = _units_by_layer(stages, depth, sizes, grids)
+    units = _units_by_layer(stages, depth, _arriving(sizes, grids, videos))
     if units is None:
         return None
     return tuple(layer.all.tokens for layer in units)
 
 
-def _units_by_layer(
-    stages: Sequence[Stage], depth: int, sizes: Sequence[int], grids: Sequence[Sequence[Grid]] | None = None
-) -> list[Units] | None:
+def _units_by_layer(stages: Sequence[Stage], depth: int, arriving: Units) -> list[Units] | None:
     """`layer_plan`, image by image where that is known."""
-    units: Units | None = _arriving(sizes, grids)
+    units: Units | None = arriving
     for stage in stages:
         if stage.place < Place.LAYER and stage.drops and units is not None:
             units = _after_early(stage, units)
@@ -157,14 +160,17 @@ def _units_by_layer(
     return left
 
 
-def _arriving(sizes: Sequence[int], grids: Sequence[Sequence[Grid]] | None) -> Units:
+def _arriving(sizes: Sequence[int], grids: Sequence[Sequence[Grid]] | None, videos: Sequence[bool] | None) -> Units:
     """The images of a sample before any stage."""
     if grids is None:
         grids = [()] * len(sizes)
+    kinds: Sequence[bool | None] = videos or [None] * len(sizes)
     total = sum(sizes)
     images = []
-    for size, grid in zip(sizes, grids, strict=True):
-        images.append(Arriving(size, size, size, grids=tuple(grid), in_sample=total))
+    for size, grid, video in zip(sizes, grids, kinds, strict=True):
+        # Without grids it is not known how many tokens are newlines, so neither how many a frame has.
+        kind = video if grid else None
+        images.append(Arriving(size, size, size, grids=tuple(grid), in_sample=total, video=kind))
     return Units(images, Arriving.all_of(total))
 
 
@@ -211,34 +217,52 @@ def coarsened(stages: Sequence[Stage], arriving: Arriving) -> tuple[Grid, ...]:
 # -- what reading costs ---------------------------------------------------------------------------------------
 
 
-def scoring_flops(stages: Sequence[Stage], depth: int, width: int, sizes: Sequence[int]) -> int:
+def scoring_flops(
+    stages: Sequence[Stage],
+    depth: int,
+    width: int,
+    sizes: Sequence[int],
+    grids: Sequence[Sequence[Grid]] | None = None,
+    videos: Sequence[bool] | None = None,
+) -> int:
     """FLOPs of scoring a sample with images of these sizes.
 
     They are those of signals that the layers do not compute anyway, and of the stages' own arithmetic; sorting does not
-    count.
+    count. Before the decoder a stage does not look at an image of which it keeps everything.
 
     Args:
         stages: Of a method, in order.
         depth: Decoder layers.
         width: Width of the residual stream.
         sizes: Vision tokens of each image as they enter the model.
+        grids, videos: See `layer_plan`.
     """
     total = sum(sizes)
-    units = _units_by_layer(stages, depth, sizes)
+    arriving_units = _arriving(sizes, grids, videos)
+    units = _units_by_layer(stages, depth, arriving_units)
     flops = 0
     for stage in stages:
         if stage.place < Place.LAYER and stage.flops is not None:
-            flops += stage.flops(Arriving.all_of(total), width)
+            flops += stage.flops(Arriving.all_of(_looked_at(stage, arriving_units)), width)
     if units is None or min(layer.all.tokens for layer in units) == total:  # nothing is dropped: no stage runs
         return flops
     for stage in layer_stages(stages):
         # What the layer before has processed; before layer 0, all.
-        before = (_arriving(sizes, None), *units)[stage.layer]
+        before = (arriving_units, *units)[stage.layer]
         arriving = Arriving(before.all.tokens, total, units[0].all.tokens)
         if stage.flops is not None:
             flops += stage.flops(arriving, width)
         flops += _reading_flops(stage, before, width)
     return flops
+
+
+def _looked_at(stage: Stage, units: Units) -> int:
+    """Tokens of the images of which a stage before the decoder may drop some."""
+    assert units.images is not None
+    images = units.images
+    if stage.drops:
+        images = [image for image in images if _left_early(stage, image) != image.tokens]
+    return sum(image.tokens for image in images)
 
 
 def _reading_flops(stage: LayerStage, units: Units, width: int) -> int:

@@ -42,11 +42,10 @@ class Framed(Entering):
     def check_settings(self) -> None:
         (own,) = self.schedule
         value = getattr(self, own)
+        super().check_settings()
         if not self.has_budget:
             self._set(**{own: self.usual if value is None else value})
-            return
-        Budget(self.tokens, self.retention)
-        if value is not None:
+        elif value is not None:
             raise SettingError(f"Give either {own} or a budget (retention=, tokens=), not both; got {own}={value}.")
 
     @abstractmethod

@@ -18,6 +18,7 @@ code names it. HiPrune++, which adds tokens by the question, is left out.
 """
 
 from functools import partial
+from typing import ClassVar
 
 import torch
 
@@ -28,7 +29,6 @@ from foveate.core.rank import ranks, top
 from foveate.errors import SettingError
 from foveate.methods.base import Preset
 from foveate.methods.entering import Entering
-from foveate.methods.schedule import Budget
 from foveate.methods.settings import Layer, Positions, Share, numbering
 from foveate.methods.stages import ImageStage, ImageView, Shape, Stage, TowerAttention
 
@@ -50,15 +50,14 @@ class HiPrune(Entering):
     """
 
     name = "hiprune"
+    usual_retention: ClassVar[float | None] = 1 / 3
 
     alpha: Share = 0.1
     object_layer: Layer = 8
     positions: Positions = "reindex"
 
     def check_settings(self) -> None:
-        if not self.has_budget:
-            self._set(retention=1 / 3)
-        Budget(self.tokens, self.retention)
+        super().check_settings()
         if self.object_layer >= DEPTH:
             raise SettingError(f"object_layer is a block of a tower of {DEPTH}, 0 to 23; got {self.object_layer}.")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from foveate.core.cut import Cut
 from foveate.core.grid import coarser, into_cells
 from foveate.core.picks import cosines, quotas
-from foveate.core.rank import top
+from foveate.core.rank import ranks_in_groups, top
 from foveate.methods.counted import Counted, entering
 from foveate.methods.settings import numbering
 from foveate.methods.stages import (
@@ -102,13 +102,8 @@ class HoloV(Counted):
         mean = mean / mean.amax().clamp(min=SMALLEST)  # only proportions count, and a power of small numbers would be 0
         weights = torch.where(patches > 0, mean**self.tau, 0)
         quota = quotas(weights, room.long(), count)
-        # Tokens by crop, and in each crop by falling score; a token stays if its place in its crop is below the quota.
-        order = scores.sort(descending=True, stable=True).indices
-        order = order[crop[order].sort(stable=True).indices]
-        starts = (room.cumsum(0) - room).long()
-        place = torch.arange(tokens, device=scores.device) - starts[crop[order]]
-        stays = nothing.scatter(0, order, (place < quota[crop[order]]).float())
-        return Cut.take(top(stays, count), tokens)
+        stays = ranks_in_groups(scores, crop) < quota[crop]
+        return Cut.take(top(stays.float(), count), tokens)
 
 
 def holistic(attention: Tensor, rows: Tensor, crop: Tensor, is_patch: Tensor) -> Tensor:

@@ -29,7 +29,6 @@ from foveate.core.merge import sum_of_nearest
 from foveate.core.rank import ranks
 from foveate.methods.base import Preset
 from foveate.methods.entering import Entering
-from foveate.methods.schedule import Budget
 from foveate.methods.settings import Count, Positions, numbering
 from foveate.methods.stages import ImageStage, ImageView, Shape, Stage, TowerAttention, TowerKeys
 
@@ -52,10 +51,6 @@ class PruMerge(Entering):
 
     neighbours: Count = 32
     positions: Positions = "reindex"
-
-    def check_settings(self) -> None:
-        if self.has_budget:
-            Budget(self.tokens, self.retention)
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.keeps_all:

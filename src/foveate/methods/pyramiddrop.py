@@ -164,6 +164,10 @@ def _preset(budget: str, layers: tuple[int, ...], ratios: tuple[float, ...], sou
     return Preset(f"pyramiddrop/llava-1.5-7b/{budget}", method, 32, 576, source)
 
 
+def _scaled(model: str, budget: str, depth: int, vision_tokens: int | None, source: str) -> Preset:
+    return Preset(f"pyramiddrop/{model}/{budget}", PyramidDrop(), depth, vision_tokens, source)
+
+
 _DERIVED = "derived: q, q², q³ of the tokens for this mean over layers"
 
 PyramidDrop.presets = (
@@ -172,6 +176,9 @@ PyramidDrop.presets = (
     _preset("192-late", LAYERS, (0.2535, 0.0643, 0.0157), f"{_DERIVED}, at the paper's layers"),  # 146, 37, 9
     _preset("128", (2, 8, 16), (0.4202, 0.1754, 0.0747), _DERIVED),  # 242, 101, 43
     _preset("64", (2, 8, 16), (0.191, 0.0365, 0.007), _DERIVED),  # 110, 21, 4
+    _scaled("llava-next-7b", "paper", 32, 2928, "paper, the same ratios for each image"),
+    _scaled("llava-onevision-7b", "46.9%", 28, 6272, "derived: the paper's ratios before layers 7, 14 and 21"),
+    _scaled("qwen2.5-vl-7b", "46.9%", 28, None, "derived: the paper's ratios before layers 7, 14 and 21"),
 )
 
 METHOD = PyramidDrop

@@ -12,11 +12,12 @@ size, as no attention of the tower comes behind; the CLS is left out. Rows are s
 the paper leaves A before B. Keys are those of the feature layer.
 """
 
+from typing import ClassVar
+
 from foveate.core.cut import Cut
 from foveate.core.merge import average, bipartite
 from foveate.methods.base import Preset
 from foveate.methods.entering import Entering
-from foveate.methods.schedule import Budget
 from foveate.methods.settings import Positions, numbering
 from foveate.methods.stages import ImageStage, ImageView, Shape, Stage, TowerKeys
 
@@ -33,13 +34,9 @@ class ToMe(Entering):
     """
 
     name = "tome"
+    usual_retention: ClassVar[float | None] = 1 / 3
 
     positions: Positions = "reindex"
-
-    def check_settings(self) -> None:
-        if not self.has_budget:
-            self._set(retention=1 / 3)
-        Budget(self.tokens, self.retention)
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.keeps_all:

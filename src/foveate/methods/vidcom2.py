@@ -110,12 +110,18 @@ def _kernel(difference: Tensor) -> Tensor:
 
 _PAPER = "paper, R = {} of the tokens that leave the projector"
 _DERIVED = "derived: a picture as one frame; {} tokens enter the decoder"
-_MODELS = (("llava-onevision-7b", 6272), ("qwen2-vl-7b", None), ("qwen2.5-vl-7b", None))
+_RELEASE = "released code, R = {} of each temporal patch"
+_MODELS = (
+    ("llava-onevision-7b", 28, 6272, _PAPER),
+    ("qwen2-vl-7b", 28, None, _PAPER),
+    ("qwen2.5-vl-7b", 28, None, _PAPER),
+    ("qwen3-vl-8b", 36, None, _RELEASE),
+)
 
 VidCom2.presets = (
     *(
-        Preset(f"vidcom2/{model}/{keep:.0%}", VidCom2(keep=keep), 28, tokens, _PAPER.format(keep))
-        for model, tokens in _MODELS
+        Preset(f"vidcom2/{model}/{keep:.0%}", VidCom2(keep=keep), depth, tokens, source.format(keep))
+        for model, depth, tokens, source in _MODELS
         for keep in (0.25, 0.15)
     ),
     *(

@@ -27,7 +27,7 @@ from foveate.core.merge import average, behind_cls, dominant_and_contextual, joi
 from foveate.errors import SettingError
 from foveate.methods.base import Preset
 from foveate.methods.entering import Entering
-from foveate.methods.schedule import Budget, half_up
+from foveate.methods.schedule import half_up
 from foveate.methods.settings import Count, Positions, numbering
 from foveate.methods.stages import Arriving, Cls, ImageStage, ImageView, Shape, Signal, Stage, TowerAttention, TowerKeys
 
@@ -59,10 +59,8 @@ class VisionZip(Entering):
     merge: Literal["sum", "average"] = "sum"
 
     def check_settings(self) -> None:
-        if not self.has_budget:
-            return
-        Budget(self.tokens, self.retention)
-        if (self.dominant, self.contextual) != (DOMINANT, CONTEXT):
+        super().check_settings()
+        if self.has_budget and (self.dominant, self.contextual) != (DOMINANT, CONTEXT):
             raise SettingError(
                 "Give either dominant and contextual or a budget (retention=, tokens=), not both; "
                 f"got dominant={self.dominant}, contextual={self.contextual}."

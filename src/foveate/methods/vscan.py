@@ -17,16 +17,15 @@ Qwen2.5-VL, and in that tower once, where the code turns them twice. Ties go to 
 
 import math
 from functools import partial
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-import torch
 from annotated_types import Ge
 from torch import Tensor
 
 from foveate.core.cut import Cut
 from foveate.core.grid import windows_of
 from foveate.core.merge import average, joined_to_nearest
-from foveate.core.rank import top
+from foveate.core.rank import ranks_in_groups, top
 from foveate.methods.base import Preset
 from foveate.methods.entering import Entering
 from foveate.methods.schedule import Budget, half_up
@@ -62,16 +61,12 @@ class VScan(Entering):
     """
 
     name = "vscan"
+    usual_retention: ClassVar[float | None] = 1 / 3
 
     entry: Annotated[Tokens, Ge(1)] = 1.5
     layer: Annotated[Layer, Ge(1)] | None = None
     window: Annotated[int, Ge(1)] = 6
     positions: Positions = "reindex"
-
-    def check_settings(self) -> None:
-        if not self.has_budget:
-            self._set(retention=1 / 3)
-        Budget(self.tokens, self.retention)
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.keeps_all:
@@ -103,27 +98,24 @@ class VScan(Entering):
         """Notes which tokens stay."""
         total = min(len(view), enter(view.arriving))
         window = windows_of(view.grids, self.window, len(view))
-        local = local_picks(view[near], window, total // 2)
-        picked = torch.zeros_like(view[far]).scatter(0, local, KEPT)
-        others = view[far].masked_fill(picked > 0, float("-inf"))
-        return {"picked": picked.scatter(0, top(others, total - len(local)), KEPT)}
+        # Each window's share by its tokens, rounded down.
+        sizes = window.bincount()
+        shares = total // 2 * sizes // len(view)
+        local = local_picks(view[near], window, shares)
+        others = view[far].masked_fill(local, float("-inf"))
+        return {"picked": (local * KEPT).scatter(0, top(others, total - int(shares.sum())), KEPT)}
 
 
-def local_picks(scores: Tensor, window: Tensor, total: int) -> Tensor:
-    """The highest of each window, its share of `total` by its tokens, rounded down: ordinals, in no order.
+def local_picks(scores: Tensor, window: Tensor, shares: Tensor) -> Tensor:
+    """The highest of each window: (tokens,) bool.
 
     Args:
         scores: (tokens,) float.
         window: (tokens,) int64 on the host, the window of each token, from 0 on.
-        total: Shared out.
+        shares: (windows,) int64 on the host, how many of each.
     """
-    sizes = window.bincount()
-    shares = total * sizes // len(scores)
-    by_score = torch.sort(scores, descending=True, stable=True).indices
-    by_window = by_score[torch.sort(window.to(scores.device)[by_score], stable=True).indices]
-    # The tokens of window 0 by score, then those of window 1: the first few of each.
-    place = torch.arange(len(scores)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    return by_window[(place < shares.repeat_interleave(sizes)).nonzero()[:, 0].to(scores.device)]
+    window = window.to(scores.device)
+    return ranks_in_groups(scores, window) < shares.to(scores.device)[window]
 
 
 def merged(view: ImageView, count: int | None) -> Cut | None:
