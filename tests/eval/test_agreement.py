@@ -1,6 +1,5 @@
 """When two records agree: on worked examples, and how often records of the same truth do."""
 
-
 import numpy as np
 import pytest
 
