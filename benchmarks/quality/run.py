@@ -23,7 +23,10 @@ BEFORE = (
     "visionzip", "prumerge", "prumerge_plus", "tome", "hiprune", "vscan", "divprune", "vispruner",
     "vispruner:important_ratio=1", "scope", "holov", "vidcom2",
 )  # fmt: skip
-CHAINS: tuple[str, ...] = ()
+CHAINS = (
+    "chain/llava-1.5-7b/64-vispruner-v2drop", "chain/llava-1.5-7b/64-divprune-v2drop",
+    "chain/llava-1.5-7b/32-scope-v2drop-finalkv",
+)  # fmt: skip
 AT_ENTRY = "random:layers=0"
 """Random dropping of methods that work before the decoder: from the first layer on."""
 BUDGETS = (192, 128, 64, 32)

@@ -62,7 +62,7 @@ def write(place: Place, *, check: bool) -> bool:
 
 def table(record: dict[str, Any], names: Sequence[str] = (), budgets: Sequence[float] = BUDGETS) -> str:
     """The table and the sentences around it, as Markdown; of these rows, or of all."""
-    cells = {(cell["name"], round(cell["budget"], 4)): cell for cell in record["cells"]}
+    cells = {(cell["name"], round(nearest(cell, record, budgets), 4)): cell for cell in record["cells"]}
     floors = {(cell["name"], round(cell["budget"], 4)): cell["floor"] for cell in record["infeasible"]}
     ran = [name for name in dict.fromkeys(name for name, _ in (*cells, *floors)) if name not in CONTROLS]
     rows = names or (*ran, *CONTROLS)
@@ -85,6 +85,14 @@ def table(record: dict[str, Any], names: Sequence[str] = (), budgets: Sequence[f
     return "\n".join([*lines, "", *sentences(record, rows), ""])
 
 
+def nearest(cell: dict[str, Any], record: dict[str, Any], budgets: Sequence[float]) -> float:
+    """The budget in whose column a cell stands; that of a chain with a setting of its own by what it spends."""
+    if cell["budget"] is not None:
+        return cell["budget"]
+    share = cell["tokens"] / record["vision_tokens"]
+    return min(budgets, key=lambda budget: abs(budget - share))
+
+
 def films(record: dict[str, Any]) -> str:
     """The table of a record about films."""
     return table(record, budgets=(1 / 2, 1 / 4, 1 / 8))
@@ -92,7 +100,7 @@ def films(record: dict[str, Any]) -> str:
 
 def ranking(record: dict[str, Any]) -> str:
     """All rows, the best at 64 tokens first, with what they are ahead of random dropping at as many tokens."""
-    cells = [cell for cell in record["cells"] if abs(cell["budget"] - RANKED) < 1e-3]
+    cells = [cell for cell in record["cells"] if abs(nearest(cell, record, BUDGETS) - RANKED) < 1e-3]
     cells = list({cell["name"]: cell for cell in cells}.values())
     cells.sort(key=lambda cell: -cell["accuracy"]["value"])
     lines = ["| | method | tokens truly spent | accuracy | ahead of random |", "|---|---|---|---|---|"]

@@ -57,8 +57,10 @@ def method(name: str) -> type[Method]:
 
 
 def presets() -> dict[str, Preset]:
-    """Every published or derived setting by its name, `method/model/budget`."""
-    return {preset.name: preset for kind in methods().values() for preset in kind.presets}
+    """Every published or derived setting by its name, `method/model/budget`; those of chains at the end."""
+    of_methods = [preset for kind in methods().values() for preset in kind.presets]
+    of_chains = importlib.import_module("foveate.methods.chains").PRESETS
+    return {preset.name: preset for preset in (*of_methods, *of_chains)}
 
 
 def preset(name: str) -> Method:
