@@ -59,6 +59,8 @@ class Answer:
         kv_bytes_whole: Bytes that the same cache would hold had nothing been dropped.
         first: Log-probabilities (natural) of the first token, (vocabulary,) float32 on the CPU, if they were asked for.
         choices: Log-probability of each choice that was given, all its tokens together.
+        looked: Tokens of the prompt that a look had run before it was asked; 0 for a question asked afresh. Costs and
+            shares are those of the whole prompt all the same, and the trace is the look's.
     """
 
     prompt: Prompt
@@ -72,6 +74,7 @@ class Answer:
     kv_bytes_whole: int = 0
     first: Tensor | None = field(default=None, repr=False)
     choices: Mapping[str, float] = field(default_factory=dict)
+    looked: int = 0
 
     @property
     def said(self) -> tuple[int, ...]:
@@ -183,6 +186,8 @@ class Answer:
             "kv_bytes_whole": self.kv_bytes_whole,
             "notes": list(self.notes),
         }
+        if self.looked:
+            values["looked"] = self.looked
         if self.choices:
             values["choices"] = dict(self.choices)
         if self.trace.history:
