@@ -272,7 +272,7 @@ def load_prefix(
 ) -> Prefix:
     """Load what `Prefix.save` wrote, for the same model; the answers are bit for bit those before.
 
-    It has no pictures, so its answers cannot be drawn.
+    It has no pictures, so what was kept cannot be drawn on them.
 
     Args:
         path: The file.
@@ -285,13 +285,13 @@ def load_prefix(
     path = Path(path)
     stored = read(path)
     model = vlm.model
+    about = stored.about
     if stored.made_of != fingerprint(model):
         raise InputError(
-            f"{named(path)} is of another model than {vlm.name}: {stored.about.get('model')}, or other weights or "
-            "another dtype of it. Load that model, or look again."
+            f"{named(path)} is of another model than {vlm.name}: {about['model']}, other weights of it, or another "
+            "dtype. Load that model, or look again."
         )
     try:
-        about = stored.about
         kept = None if about["method"] is None else from_dict(about["method"])
         look = stored.look(family_for(model), weights_of(model))
         turns = [(role, tuple(map(tuple, parts))) for role, parts in about["turns"]]

@@ -74,7 +74,7 @@ def write(path: Path, look: Look, about: Mapping[str, Any], model: Any, *, force
             tensors[f"inputs.{name}"] = value
             inputs.append(f"inputs.{name}")
     about = {**about, "layers": layers, "inputs": inputs, "pixels": pixels, "trace": _values_of(look.trace)}
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    ready = {name: _alone(name, tensor) for name, tensor in tensors.items()}
     said = json.dumps(about)
     metadata = {
         "format": FORMAT,
@@ -117,7 +117,17 @@ def read(path: Path) -> Stored:
     about = metadata.get("about", "")
     if metadata.get("digest") != _digest(about, tensors):
         raise InputError(f"{named(path)} is damaged: its checksum is another. Look again, and save it.")
-    return Stored(json.loads(about), tensors, metadata.get("weights", ""))
+    try:
+        values = json.loads(about)
+    except ValueError as error:
+        raise InputError(f"{named(path)} is damaged: {error}. Look again, and save it.") from error
+    return Stored(values, tensors, metadata.get("weights", ""))
+
+
+def _alone(name: str, tensor: Tensor) -> Tensor:
+    """The tensor on the CPU, in memory of its own: columns may be views of other layers', keys and values are not."""
+    whole = tensor.detach().cpu().contiguous()
+    return whole if name.endswith((".keys", ".values")) else whole.clone()
 
 
 def _versions() -> str:
