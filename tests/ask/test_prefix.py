@@ -11,7 +11,6 @@ from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneratio
 
 import foveate as fv
 from foveate import embedded
-from foveate.ask.wording import PROBES
 from tests.ask.conftest import image, text, user
 from tests.films import film
 
@@ -48,6 +47,7 @@ def prefix(vlm, picture):
 
 
 NEW = {"max_new_tokens": 5}
+FEW = fv.Generation(**NEW)
 
 
 # -- what it is ---------------------------------------------------------------------------------------------------
@@ -140,6 +140,14 @@ def test_several_pictures_and_a_film_are_looked_at_together(vlm, picture, tmp_pa
     with pytest.warns(UserWarning, match="go in as pictures"):
         fresh = vlm.ask([picture, clip], "What changed?", method="v2drop", frames=2, **NEW)
     assert prefix.ask("What changed?", **NEW).tokens == fresh.tokens
+
+
+def test_a_prompt_that_is_prepared_is_looked_at(vlm, picture):
+    prompt = vlm.prepare(picture, "What is it?")
+    prefix = vlm.look_at(prompt, "v2drop", retention=0.5)
+    assert prefix.ask("What is it?", **NEW).tokens == vlm.answer(prompt, "v2drop", retention=0.5, generation=FEW).tokens
+    with pytest.raises(fv.SettingError, match="nothing to look at"):
+        vlm.look_at(vlm.prepare([], "What is it?"))
 
 
 def test_what_stands_before_the_picture_belongs_to_the_look(vlm, picture):
@@ -343,7 +351,7 @@ def test_what_the_processor_writes_behind_a_picture_is_found(vlm):
     def ids_of(question):
         return model.tokenizer(f"{'<image>' * 4}</s>\n\n{question}").input_ids
 
-    wording = Wording.of(model, conversation, torch.tensor(ids_of(PROBES[0])))
+    wording = Wording.of(model, conversation, "Is it?", torch.tensor(ids_of("Is it?")))
     assert wording.closing == "</s>\n\n"
     for question in ("\nWhat?", "What?", " ?"):
         rest = wording.rest(model, conversation.with_text(question))

@@ -24,7 +24,7 @@ from foveate.ask.stored import fingerprint, read, write
 from foveate.ask.stream import Stream
 from foveate.ask.talk import Talk
 from foveate.ask.warned import warn_of_budget
-from foveate.ask.wording import PROBES, Wording
+from foveate.ask.wording import Wording
 from foveate.engine.session import refuse_open
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, InputError, SessionError, SettingError
@@ -35,6 +35,9 @@ from foveate.registry import family_for
 from foveate.video import Clip
 
 __all__ = ["Prefix", "load_prefix"]
+
+QUESTION = "What is shown here, and where?"
+"""Stands in the place of a question until there is one; the model never sees it."""
 
 WINDOW = 8
 """Batches' worth of questions that are read at a time, so that a batch can be of like lengths."""
@@ -92,23 +95,28 @@ class Prefix:
         fit: Fit = "own",
     ) -> "Prefix":
         """Look; see `VLM.look`."""
-        with loaded.lock:  # inside the lock an open context is the caller's own, not another thread's question
-            refuse_open(loaded.model)
         if messages is None:
-            conversation = conversation_about(loaded, media, PROBES[0], None, frames, fps)
+            conversation = conversation_about(loaded, media, QUESTION, None, frames, fps)
         elif media is None:
-            conversation = Conversation.of(messages, frames, fps).with_text(PROBES[0])
+            conversation = Conversation.of(messages, frames, fps).with_text(QUESTION)
         else:
             raise SettingError("messages hold pictures and texts: leave media out.")
-        if not conversation.media:
-            raise SettingError("There is nothing to look at: give a picture or a film.")
         few = frames is None and fps is None
         prompt = prepare(loaded, conversation, fit=fit, as_pictures=True, few=few)
-        solved = dropping.solved(loaded, prompt.vision_tokens)
+        return cls.of_prompt(prompt, dropping.solved(loaded, prompt.vision_tokens))
+
+    @classmethod
+    def of_prompt(cls, prompt: Prompt, solved: Solved) -> "Prefix":
+        """Look at what a prompt shows, whose last text is its question; see `VLM.look_at`."""
+        loaded, media = prompt.loaded, prompt.conversation.media
+        if not media:
+            raise SettingError("There is nothing to look at: give a picture or a film.")
+        with loaded.lock:  # inside the lock an open context is the caller's own, not another thread's question
+            refuse_open(loaded.model)
         refuse_unshareable(loaded.model, solved.method)
         said = prompt.conversation.without_last_text()
         with loaded.lock, fitting(loaded, prompt.inputs):
-            wording = Wording.of(loaded, said, prompt.inputs["input_ids"][0])
+            wording = Wording.of(loaded, said, prompt.text, prompt.inputs["input_ids"][0])
             look = look_at(loaded.model, prompt.inputs, solved.method)
         return cls(loaded, look, wording, said, prompt.media, prompt.notes, solved)
 

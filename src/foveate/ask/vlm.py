@@ -252,6 +252,17 @@ class VLM(Loaded):
         """A conversation as the model gets it, where films are no pictures; see `prepare`."""
         return prepare(self, conversation, protocol=protocol)
 
+    def look_at(
+        self,
+        prompt: Prompt,
+        method: AnyMethod | None = None,
+        *,
+        tokens: float | None = None,
+        retention: float | None = None,
+    ) -> Prefix:
+        """Look at what a prompt shows, to ask other questions about it than its own; see `look`."""
+        return Prefix.of_prompt(prompt, Dropping(method, tokens, retention).solved(self, prompt.vision_tokens))
+
     def solve(
         self,
         method: AnyMethod | None,

@@ -13,10 +13,7 @@ from foveate.ask.quiet import quiet
 from foveate.ask.templates import text_of
 from foveate.errors import InputError, UnsupportedError
 
-__all__ = ["PROBES", "Wording"]
-
-PROBES = ("What is shown here, and where?", "Is it?")
-"""Two questions for a template, never for a model: what differs between the two comes from the question."""
+__all__ = ["Wording"]
 
 PLACEHOLDERS = ("image_token", "video_token", "boi_token")
 """What processors call the text that stands for a picture or a film."""
@@ -42,21 +39,26 @@ class Wording:
     known: int = 1
 
     @classmethod
-    def of(cls, loaded: Loaded, conversation: Conversation, ids: Tensor) -> "Wording":
-        """Read it off a prompt that ends in the first of `PROBES`.
+    def of(cls, loaded: Loaded, conversation: Conversation, question: str, ids: Tensor) -> "Wording":
+        """Read it off a prompt.
 
         Args:
             loaded: The model and its processor.
             conversation: The prompt, without its question.
-            ids: What the processor made of it with the question, (tokens,) int64.
+            question: What was asked.
+            ids: What the processor made of both, (tokens,) int64.
 
         Raises:
             UnsupportedError: If the question changes what stands before the picture, or the ids behind the picture
                 cannot be had without it.
         """
-        texts = [text_of(loaded.model, loaded.processor, conversation.with_text(probe)) for probe in PROBES]
-        end = _end_of_placeholders(loaded, texts[0])
-        if texts[1][:end] != texts[0][:end] or end == 0:
+        asked, otherwise = (
+            text_of(loaded.model, loaded.processor, conversation.with_text(text))
+            for text in (question, f"Is {question}")
+        )
+        end = _end_of_placeholders(loaded, asked)
+        head, tail = asked[:end], asked[end:]
+        if not otherwise.startswith(head) or end == 0:  # what differs comes from the question
             raise UnsupportedError(
                 f"The chat template of {loaded.name} puts the question before the picture, so the model cannot look "
                 "before it is asked. Ask with vlm.ask."
@@ -64,11 +66,11 @@ class Wording:
         last = int(is_vision(loaded.model.config, ids).nonzero()[-1])
         token = loaded.tokenizer.convert_ids_to_tokens(int(ids[last]))
         behind: list[int] = ids[last + 1 :].tolist()
-        plain = cls(texts[0][:end], token)._ids(loaded, texts[0][end:])
+        plain = cls(head, token)._ids(loaded, tail)
         known = end_of_pictures(loaded.model, ids) - last
         for closing in _closings(loaded, behind, plain):
-            wording = cls(texts[0][:end], token, closing, known)
-            if wording._ids(loaded, texts[0][end:]) == behind[known - 1 :]:
+            wording = cls(head, token, closing, known)
+            if wording._ids(loaded, tail) == behind[known - 1 :]:
                 return wording
         raise UnsupportedError(
             f"What the processor of {loaded.name} writes behind a picture cannot be made without the picture. "
