@@ -302,6 +302,7 @@ SAYS = "{% for m in messages %}{% for p in m.content %}"
 DONE = "{% endfor %}{% endfor %}"
 PART = "{% if p.type == 'image' %}<image>{% else %}{{ p.text }}{% endif %}"
 TEMPLATES = {
+    "none": None,
     "trims": SAYS + PART.replace("p.text", "p.text | trim") + DONE + " ANSWER:",
     "text behind the picture": SAYS + PART.replace("<image>", "<image> See above.\n") + DONE,
     "nothing else": SAYS + PART + DONE,

@@ -115,6 +115,16 @@ def test_a_prefix_without_dropping_is_loaded_too(small, picture, tmp_path):  # n
     assert loaded.ask("What?", **NEW).to_dict() == prefix.ask("What?", **NEW).to_dict()
 
 
+def test_a_processor_without_a_template_takes_a_loaded_prefix(small, picture, tmp_path):  # noqa: F811
+    processor = copy.deepcopy(small.processor)
+    processor.chat_template = None
+    plain = fv.VLM(small.model, processor, "plain")
+    prefix = plain.look(picture)
+    prefix.save(tmp_path / "plain")
+    loaded = fv.load_prefix(tmp_path / "plain", plain)
+    assert loaded.ask("What?", **NEW).tokens == prefix.ask("What?", **NEW).tokens
+
+
 def test_the_same_model_loaded_again_takes_it(small, prefix, file):  # noqa: F811
     again = fv.VLM(copy.deepcopy(small.model), small.processor, "again")
     assert fv.load_prefix(file, again).ask("What?", **NEW).tokens == prefix.ask("What?", **NEW).tokens

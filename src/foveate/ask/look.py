@@ -185,7 +185,7 @@ def together(model: Any, look: Look, prompts: Sequence[Inputs], size: int | None
     lengths = [prompt["input_ids"].shape[1] for prompt in prompts]
     places = sorted(range(len(prompts)), key=lambda place: lengths[place])
     groups = [places]
-    if family_for(model).recurrent or any(layer.is_sliding for layer in look.cache.layers):
+    if family_for(model).recurrent or any(getattr(layer, "is_sliding", False) for layer in look.cache.layers):
         groups = [[place for place in places if lengths[place] == length] for length in sorted(set(lengths))]
     most = size or len(prompts)
     return [batch for group in groups for batch in parts(group, most)]

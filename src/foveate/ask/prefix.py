@@ -9,7 +9,6 @@ from typing import Any, Unpack
 
 import torch
 
-from foveate._files import named
 from foveate.ask.answer import Answer
 from foveate.ask.answering import Dropping, Solved, answers_behind, choice_of, fitting
 from foveate.ask.conversation import Conversation
@@ -19,22 +18,19 @@ from foveate.ask.look import Look, look_at, refuse_unshareable, weights_of
 from foveate.ask.media import Media
 from foveate.ask.pictures import Picture
 from foveate.ask.preparing import Fit, check_text, conversation_about, prepare
-from foveate.ask.prompt import Prompt, is_vision, length_note
-from foveate.ask.stored import fingerprint, read, write
+from foveate.ask.prompt import Prompt, length_note
+from foveate.ask.stored import write
 from foveate.ask.stream import Stream
 from foveate.ask.talk import Talk
 from foveate.ask.warned import warn_of_budget
 from foveate.ask.wording import Wording
 from foveate.engine.session import refuse_open
 from foveate.engine.trace import Trace
-from foveate.errors import FoveateError, InputError, SessionError, SettingError
+from foveate.errors import SessionError, SettingError
 from foveate.methods.base import Method
-from foveate.methods.catalogue import from_dict
-from foveate.methods.named import Named
-from foveate.registry import family_for
 from foveate.video import Clip
 
-__all__ = ["Prefix", "load_prefix"]
+__all__ = ["Prefix"]
 
 QUESTION = "What is shown here, and where?"
 """Stands in the place of a question until there is one; the model never sees it."""
@@ -268,51 +264,6 @@ class Prefix:
         }
         with self.loaded.lock:
             write(Path(path), self.look, about, self.loaded.model, force=force)
-
-
-def load_prefix(
-    path: str | Path,
-    vlm: Loaded,
-    *,
-    method: str | Method | Named | None = None,
-    tokens: float | None = None,
-    retention: float | None = None,
-) -> Prefix:
-    """Load what `Prefix.save` wrote, for the same model; the answers are bit for bit those before.
-
-    It has no pictures, so what was kept cannot be drawn on them.
-
-    Args:
-        path: The file.
-        vlm: The model that looked, or the same one loaded again.
-        method, tokens, retention: With them a file is refused that was looked at in another way.
-
-    Raises:
-        InputError: If it is no such file, is damaged, or is another version's, model's or method's.
-    """
-    path = Path(path)
-    stored = read(path)
-    model = vlm.model
-    about = stored.about
-    if stored.made_of != fingerprint(model):
-        raise InputError(
-            f"{named(path)} is of another model than {vlm.name}: {about['model']}, other weights of it, or another "
-            "dtype. Load that model, or look again."
-        )
-    try:
-        kept = None if about["method"] is None else from_dict(about["method"])
-        look = stored.look(family_for(model), weights_of(model))
-        turns = [(role, tuple(map(tuple, parts))) for role, parts in about["turns"]]
-        solved = Solved(kept, about["asked"])
-        wording = Wording(**about["wording"])
-    except (FoveateError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{named(path)} does not hold a prefix of {vlm.name}: {error}") from error
-    if method is not None:
-        vision = int(is_vision(model.config, look.ids).sum())
-        wanted = Dropping(method, tokens, retention).solved(vlm, vision).method
-        if wanted != kept:
-            raise InputError(f"{named(path)} was looked at with {kept or 'no method'}, not with {wanted}. Look again.")
-    return Prefix(vlm, look, wording, Conversation(tuple(turns)), notes=about["notes"], solved=solved)
 
 
 def _plain(kind: str, value: Any) -> list[Any]:

@@ -119,6 +119,8 @@ def read(path: Path) -> Stored:
         raise InputError(f"{named(path)} is damaged: its checksum is another. Look again, and save it.")
     try:
         values = json.loads(about)
+        if not isinstance(values, dict):
+            raise ValueError("its metadata are no mapping")
     except ValueError as error:
         raise InputError(f"{named(path)} is damaged: {error}. Look again, and save it.") from error
     return Stored(values, tensors, metadata.get("weights", ""))

@@ -75,7 +75,7 @@ def text_of(model: Any, processor: Any, conversation: Conversation) -> str:
         InputError: If the chat template raises.
     """
     if not getattr(processor, "chat_template", None):
-        pictures = f"{processor.image_token}\n" * len(conversation.images)
+        pictures = f"{processor.image_token}\n" * sum(kind == "image" for kind, _ in conversation.parts)
         return pictures + "\n".join(conversation.texts)
     turns = [{"role": role, "content": [_slot(*part) for part in parts]} for role, parts in conversation.turns]
     return _rendered(model, processor, turns)

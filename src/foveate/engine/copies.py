@@ -70,6 +70,8 @@ class _Spread:
 
 def _layer(layer: Any, memo: Memo, spread: _Spread) -> Any:
     """One layer of the copy."""
+    if type(layer) not in CACHE_LAYERS:  # it may write in place; `settle` refuses such
+        return copy.deepcopy(layer)
     copied = copy.copy(layer)
     if isinstance(layer, LinearAttentionLayer):
         return _with_states(copied, spread.samples)
