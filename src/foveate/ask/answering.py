@@ -203,7 +203,7 @@ def choice_of(
     ids = tokens_of(loaded.tokenizer, choices)
     ends = _ends(loaded) if begin_alike(ids) else set()
     settings = Generation().arguments(loaded.tokenizer)
-    checked = nullcontext()
+    checked: AbstractContextManager[None] = nullcontext()
     if look is None:
         checked = fitting(loaded, prompt.inputs)
     with loaded.lock, checked, _dropping(loaded, solved.method) as trace:

@@ -15,22 +15,31 @@ __all__ = ["answer_all", "lines_of", "values_of"]
 
 def answer_all(setup: Setup, questions: Sequence[str], name: str, generation: Generation) -> list[Answer]:
     """An answer to each question; afresh, and said so, where the model or the method must read the question first."""
-    budget = {"tokens": setup.budgets.budget, "retention": setup.budgets.retention}
-    options = {"max_new_tokens": generation.max_new_tokens}
+    method, budgets = setup.named[name], setup.budgets
     try:
         with busy(f"Looking with {name}"):
-            prefix = setup.vlm.look_at(setup.prompt, setup.named[name], **budget)
+            prefix = setup.vlm.look_at(setup.prompt, method, tokens=budgets.budget, retention=budgets.retention)
     except UnsupportedError as error:
         note(f"{error} Each question is asked afresh.")
-        said = setup.prompt.conversation.without_last_text()
-        answers = []
-        for question in questions:
-            prompt = setup.vlm.prepare_conversation(said.with_text(question))
-            with busy(f"Answering with {name}"):
-                answers.append(setup.vlm.answer(prompt, setup.named[name], generation=generation, **budget))
-        return answers
+        return _afresh(setup, questions, name, generation)
     with busy(f"Answering with {name}"):
-        return list(prefix.ask_many(questions, **options))
+        return list(prefix.ask_many(questions, max_new_tokens=generation.max_new_tokens))
+
+
+def _afresh(setup: Setup, questions: Sequence[str], name: str, generation: Generation) -> list[Answer]:
+    """An answer to each question, the pictures and all."""
+    method, budgets = setup.named[name], setup.budgets
+    said = setup.prompt.conversation.without_last_text()
+    answers = []
+    for question in questions:
+        prompt = setup.vlm.prepare_conversation(said.with_text(question))
+        with busy(f"Answering with {name}"):
+            answers.append(
+                setup.vlm.answer(
+                    prompt, method, tokens=budgets.budget, retention=budgets.retention, generation=generation
+                )
+            )
+    return answers
 
 
 def values_of(setup: Setup, name: str, answers: Sequence[Answer]) -> dict[str, Any]:
