@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
@@ -83,3 +84,15 @@ def prompt_of(vlm, inputs, pictures=1):
     """A prompt of tensors that are there already."""
     shown = [Picture(None, Image.fromarray(np.zeros((8, 8, 3), np.uint8))) for _ in range(pictures)]
     return Prompt(vlm, Conversation.about(shown, "What ?"), inputs, tuple(shown))
+
+
+def asked(vlm, word="ti", lengths=(3, 5, 9)):
+    """Questions of different lengths about the same pictures, on a tiny model."""
+    prompts = []
+    for length in lengths:
+        question = torch.arange(11, 11 + length)[None]
+        sample = models.batch(vlm.name, [word])
+        ids = torch.cat((sample["input_ids"], question), dim=1)
+        sample |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        prompts.append(prompt_of(vlm, sample | models.TINY[vlm.name].extra(ids), len(word) - word.count("t")))
+    return prompts

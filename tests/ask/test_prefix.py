@@ -1,107 +1,367 @@
-"""Many questions about one picture: one prefill, and the answers that each question alone gets."""
+"""A prefix: asked again and again, in batches, in conversations, and never where its rows would be wrong."""
 
+import copy
+import threading
+
+import numpy as np
 import pytest
 import torch
-from transformers import MistralConfig
+from PIL import Image
+from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
 
 import foveate as fv
-from foveate.embedded.questions import one_per_task
-from foveate.embedded.scenes import scene
-from tests import models
-from tests.ask.conftest import INDEX, prompt_of, random_vlm
-from tests.invariants.settings import EXAMPLES, works
-from tests.tiny import TEXT
+from foveate import embedded
+from tests.ask.conftest import image, text, user
+from tests.films import film
 
-SHARING = {
-    "idefics3", "internvl", "llava", "llava_next", "llava_next_video", "llava_onevision", "mistral3", "smolvlm",
-    "video_llava", "vipllava",
-}  # fmt: skip
-BOTH_WAYS = {"gemma3", "gemma4", "paligemma"}
-"""Families whose prompts are seen both ways, and read token types for that."""
+QUESTIONS = ("What does the text say?", "How many squares are there?", "\nIs there a ring? ", "é…?", "a" * 80)
 
 
 @pytest.fixture(scope="module")
-def prompts(vlm, scenes):
-    questions = one_per_task(scene("held-out", INDEX), "held-out", INDEX)[:4]
-    return [vlm.prepare(scenes[0], question.question) for question in questions]
+def vlm():
+    """A small random model behind the embedded model's processor: what it says is nonsense, and it is quick."""
+    config = AutoConfig.from_pretrained(embedded.path())
+    config.text_config.update({"num_hidden_layers": 6, "hidden_size": 32, "intermediate_size": 48})
+    config.text_config.update({"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8})
+    config.vision_config.update({"num_hidden_layers": 3, "hidden_size": 32, "intermediate_size": 48})
+    config.vision_config.update({"num_attention_heads": 2})
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config).float().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(4)  # answers that differ from question to question
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    model.generation_config.bad_words_ids = [[config.image_token_id]]
+    return fv.VLM(model, AutoProcessor.from_pretrained(embedded.path()), "small")
 
 
-def settings(model):
-    yield None
-    for kind in (fv.V2Drop, fv.VisionDrop, fv.AveragePool, fv.Resize):
-        yield kind.for_budget(model, tokens=96)
+@pytest.fixture(scope="module")
+def picture():
+    return Image.fromarray(np.random.default_rng(1).integers(0, 255, (336, 336, 3), dtype=np.uint8))
 
 
-def test_one_prefill_for_many_questions_gives_what_each_alone_gets(vlm, prompts):
-    generation = fv.Generation(max_new_tokens=24)
-    for method in settings(vlm.model):
-        assert vlm.can_share(method)
-        together = vlm.answer_sharing(prompts, method, generation=generation, first=True)
-        for prompt, shared in zip(prompts, together, strict=True):
-            alone = vlm.answer(prompt, method, generation=generation, first=True)
-            assert (shared.text, shared.tokens, shared.prompt) == (alone.text, alone.tokens, prompt)
-            assert (shared.vision_tokens, shared.spent, shared.flops) == (576, alone.spent, alone.flops)
-            torch.testing.assert_close(shared.first, alone.first, atol=1e-4, rtol=1e-4)
+@pytest.fixture(scope="module")
+def prefix(vlm, picture):
+    return vlm.look(picture, method="v2drop", retention=0.4)
 
 
-def test_the_picture_is_encoded_once_for_all_questions(vlm, prompts):
-    seen = []
-    handle = vlm.model.model.vision_tower.register_forward_hook(lambda *_: seen.append(True))
-    try:
-        vlm.answer_sharing(prompts, generation=fv.Generation(max_new_tokens=2))
-    finally:
-        handle.remove()
-    assert len(seen) == 1
+NEW = {"max_new_tokens": 5}
+FEW = fv.Generation(**NEW)
 
 
-def asked(vlm):
-    """Three questions of different lengths about one picture."""
-    found = []
-    for length in (3, 5, 9):
-        question = torch.tensor([[11, 12, 13, 14, 15, 16, 17, 18, 19][:length]])
-        sample = models.batch(vlm.name, ["ti"])
-        whole = torch.cat((sample["input_ids"], question), dim=1)
-        sample |= {"input_ids": whole, "attention_mask": torch.ones_like(whole)}
-        found.append(prompt_of(vlm, sample | models.TINY[vlm.name].extra(whole)))
-    return found
+# -- what it is ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", models.FAMILIES)
-def test_a_prefill_is_shared_where_the_family_says_so(family):
-    vlm = random_vlm(family)
-    assert vlm.can_share(None) == vlm.can_share(fv.V2Drop()) == (family in SHARING)
-    assert fv.families()[family].shares_prefix == (family not in {*BOTH_WAYS, "qwen3_5", "qwen3_5_moe"})
+def test_a_prefix_says_what_it_is(vlm, picture, prefix):
+    assert prefix.nbytes < 0.6 * vlm.look(picture).nbytes
+    assert prefix.trace.retention[0] == pytest.approx(0.4, abs=0.02)
+    assert prefix.trace.stages[0].before == (576,)
+    assert prefix.tokens == 578
+    assert (prefix.method.name, prefix.asked_share, prefix.notes) == ("v2drop", 0.4, ())
+    assert repr(prefix) == f"Prefix(578 tokens of 'small', v2drop, {prefix.nbytes / 1e6:.1f} MB)"
+    assert "the untouched model" in repr(vlm.look(picture))
+    assert copy.deepcopy(prefix) is prefix
 
 
-@pytest.mark.parametrize("name", [None, "v2drop-0", "random-0", "visiondrop-0", "averagepool-0"])
-@pytest.mark.parametrize("family", sorted(SHARING))
-def test_a_shared_prefill_gives_every_question_its_own_answer(family, name, monkeypatch):
-    if name is not None and not works(name, family):
-        return
-    vlm = random_vlm(family, monkeypatch)
-    prompts, method = asked(vlm), None if name is None else EXAMPLES[name]
-    generation = fv.Generation(max_new_tokens=5)
-    together = vlm.answer_sharing(prompts, method, generation=generation, first=True)
-    for prompt, shared in zip(prompts, together, strict=True):
-        alone = vlm.answer(prompt, method, generation=generation, first=True)
-        assert (shared.tokens, shared.spent) == (alone.tokens, alone.spent)
-        torch.testing.assert_close(shared.first, alone.first, atol=1e-4, rtol=1e-4)
+# -- answers ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", sorted({"qwen2_vl", "qwen3_5"} | BOTH_WAYS))
-def test_sharing_is_refused_where_the_answers_would_be_others(family):
-    vlm = random_vlm(family)
-    with pytest.raises(fv.UnsupportedError, match=f"'{family}' cannot share a prefill"):
-        vlm.answer_sharing(asked(vlm))
+@pytest.mark.parametrize("method", [None, "v2drop", "visionzip", "visiondrop"])
+def test_an_answer_is_that_of_the_same_question_asked_afresh(vlm, picture, method):
+    prefix = vlm.look(picture, method=method)
+    for question in QUESTIONS:
+        answer, fresh = prefix.ask(question, **NEW), vlm.ask(picture, question, method=method, **NEW)
+        assert torch.equal(answer.prompt.inputs["input_ids"], fresh.prompt.inputs["input_ids"])
+        assert (answer.tokens, answer.text, answer.method) == (fresh.tokens, fresh.text, fresh.method)
+        assert (answer.retention, answer.spent, answer.flops) == (fresh.retention, fresh.spent, fresh.flops)
+        assert (answer.kv_bytes, answer.kv_bytes_whole) == (fresh.kv_bytes, fresh.kv_bytes_whole)
+        assert (answer.looked, fresh.looked) == (578, 0)
+        values, expected = answer.to_dict(), fresh.to_dict()
+        assert values.pop("trace", {}).get("stages") == expected.pop("trace", {}).get("stages")
+        assert values == expected | {"looked": 578}
+    if method is not None:
+        assert answer.trace is prefix.trace
+        assert answer.show().size == fresh.show().size
 
 
-def test_sharing_is_refused_where_the_decoder_has_windows():
-    """They count columns, and padding stands between the picture and a short question."""
-    config = models.TINY["mistral3"].config()
-    config.text_config = MistralConfig(**TEXT, sliding_window=16)
-    assert not fv.VLM(models.made_of("mistral3", config), None).can_share(None)
+def test_the_answers_differ_from_question_to_question(prefix):
+    assert len({prefix.ask(question, **NEW).tokens for question in QUESTIONS}) > 2
 
 
-def test_sharing_is_refused_where_a_method_reads_the_question(vlm, prompts):
-    with pytest.raises(fv.UnsupportedError, match="cannot share"):
-        vlm.answer_sharing(prompts, fv.MustDrop.for_budget(vlm.model, tokens=96))
+def test_many_questions_are_answered_in_order_whatever_their_lengths(prefix):
+    questions = (f"{question} {number}" for number in range(3) for question in QUESTIONS)
+    answers = list(prefix.ask_many(questions, batch=4, **NEW))
+    assert len(answers) == 15
+    for number, answer in enumerate(answers):
+        alone = prefix.ask(f"{QUESTIONS[number % 5]} {number // 5}", **NEW)
+        assert (answer.prompt.text, answer.tokens) == (alone.prompt.text, alone.tokens)
+    assert list(prefix.ask_many([])) == []
+
+
+def test_questions_are_read_as_they_are_needed(prefix):
+    read = []
+
+    def questions():
+        for number in range(50):
+            read.append(number)
+            yield f"{number}?"
+
+    answers = prefix.ask_many(questions(), batch=2, max_new_tokens=1)
+    assert read == []
+    next(answers)
+    assert len(read) == 16
+
+
+def test_choices_are_scored_as_afresh(vlm, picture, prefix):
+    choices = ["yes", "yes no", "12"]
+    answer = prefix.ask("Is it?", choices=choices)
+    fresh = vlm.ask(picture, "Is it?", choices=choices, method="v2drop", retention=0.4)
+    assert answer.choices == pytest.approx(fresh.choices, abs=1e-4)
+    assert (answer.text, answer.looked) == (fresh.text, 578)
+
+
+def test_an_answer_comes_piece_by_piece(prefix):
+    stream = prefix.ask("What is it?", stream=True, **NEW)
+    assert "".join(stream) == stream.answer.text == prefix.ask("What is it?", **NEW).text
+
+
+def test_settings_of_decoding_work_as_afresh(vlm, picture, prefix):
+    for settings in ({"num_beams": 3}, {"temperature": 1.0, "seed": 4}, {"stop": (" ",)}):
+        fresh = vlm.ask(picture, "What is it?", method="v2drop", retention=0.4, **NEW, **settings)
+        assert prefix.ask("What is it?", **NEW, **settings).tokens == fresh.tokens
+
+
+def test_several_pictures_and_a_film_are_looked_at_together(vlm, picture, tmp_path):
+    clip = film(tmp_path / "film.mp4", 10, size=(64, 64))
+    with pytest.warns(UserWarning, match="go in as pictures"):
+        prefix = vlm.look([picture, clip], method="v2drop", frames=2)
+    assert prefix.tokens > 3 * 576
+    with pytest.warns(UserWarning, match="go in as pictures"):
+        fresh = vlm.ask([picture, clip], "What changed?", method="v2drop", frames=2, **NEW)
+    assert prefix.ask("What changed?", **NEW).tokens == fresh.tokens
+
+
+def test_a_prompt_that_is_prepared_is_looked_at(vlm, picture):
+    prompt = vlm.prepare(picture, "What is it?")
+    prefix = vlm.look_at(prompt, "v2drop", retention=0.5)
+    assert prefix.ask("What is it?", **NEW).tokens == vlm.answer(prompt, "v2drop", retention=0.5, generation=FEW).tokens
+    with pytest.raises(fv.SettingError, match="nothing to look at"):
+        vlm.look_at(vlm.prepare([], "What is it?"))
+
+
+def test_what_stands_before_the_picture_belongs_to_the_look(vlm, picture):
+    start = [user(text("Be brief.")), {"role": "assistant", "content": "Yes."}, user(image(picture), text("Look."))]
+    prefix = vlm.look(messages=start, method="v2drop")
+    asked = [*start[:2], user(image(picture), text("Look."), text("What is it?"))]
+    assert prefix.ask("What is it?", **NEW).tokens == vlm.ask(messages=asked, method="v2drop", **NEW).tokens
+    answered = [*start, {"role": "assistant", "content": "I see."}]
+    prefix = vlm.look(messages=answered)
+    asked = [*answered, user(text("What is it?"))]
+    assert prefix.ask("What is it?", **NEW).tokens == vlm.ask(messages=asked, **NEW).tokens
+
+
+def test_the_embedded_model_looks_at_its_own_picture():
+    prefix = fv.load().look(method="v2drop")
+    assert prefix.ask(embedded.QUESTION).text == embedded.ANSWER
+
+
+# -- conversations ------------------------------------------------------------------------------------------------
+
+
+def test_questions_of_a_conversation_build_on_answers(vlm, picture, prefix):
+    talk, other = prefix.talk(), prefix.talk()
+    first = talk.ask("What is it?", **NEW)
+    second = talk.ask("And where?", **NEW)
+    messages = [
+        user(image(picture), text("What is it?")),
+        {"role": "assistant", "content": first.text},
+        user(text("And where?")),
+    ]
+    fresh = vlm.ask(messages=messages, method="v2drop", retention=0.4, **NEW)
+    assert second.tokens == fresh.tokens
+    assert torch.equal(second.prompt.inputs["input_ids"], fresh.prompt.inputs["input_ids"])
+    assert talk.texts == ("What is it?", first.text, "And where?", second.text)
+    assert other.ask("And where?", **NEW).tokens == prefix.ask("And where?", **NEW).tokens
+
+
+def test_a_question_that_fails_leaves_the_conversation_as_it_was(prefix):
+    talk = prefix.talk()
+    with pytest.raises(fv.SettingError, match="empty"):
+        talk.ask(" ")
+    assert talk.texts == ()
+
+
+def test_a_streamed_answer_is_part_of_the_conversation_once_it_has_ended(prefix):
+    talk = prefix.talk()
+    stream = talk.ask("What is it?", stream=True, **NEW)
+    pieces = "".join(stream)
+    assert talk.texts == ("What is it?", pieces)
+    assert talk.ask("And where?", choices=["here", "there"]).text == talk.texts[-1]
+
+
+# -- refusals -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("question", ["", " \n"])
+def test_an_empty_question_is_refused(prefix, question):
+    with pytest.raises(fv.SettingError, match="The question is empty"):
+        prefix.ask(question)
+
+
+@pytest.mark.parametrize("question", [None, 3, ("What?",)])
+def test_a_question_that_is_no_text_is_refused(prefix, question):
+    with pytest.raises(fv.SettingError, match="A question is a text"):
+        prefix.ask(question)
+
+
+def test_half_a_letter_and_a_placeholder_are_refused(prefix):
+    with pytest.raises(fv.InputError, match="no text of Unicode"):
+        prefix.ask("What \ud800?")
+    with pytest.raises(fv.InputError, match="placeholder of another picture"):
+        prefix.ask("What is <image>?")
+
+
+@pytest.mark.parametrize(
+    "setting", ["assistant_model", "prompt_lookup_num_tokens", "use_cache", "past_key_values", "num_return_sequences"]
+)
+def test_settings_that_would_give_wrong_tokens_are_refused(prefix, setting):
+    with pytest.raises(fv.SettingError, match=f"takes no {setting}: "):
+        prefix.ask("What?", **{setting: None})
+    with pytest.raises(fv.SettingError, match=f"takes no {setting}: "):
+        prefix.ask_many(["What?"], **{setting: None})
+
+
+def test_settings_of_a_checkpoint_do_not_count(vlm, prefix, monkeypatch):
+    expected = prefix.ask("What?", **NEW).tokens
+    for name, value in (("use_cache", False), ("prompt_lookup_num_tokens", 3), ("cache_implementation", "static")):
+        with monkeypatch.context() as patch:
+            patch.setattr(vlm.model.generation_config, name, value)
+            assert prefix.ask("What?", **NEW).tokens == expected
+
+
+def test_choices_do_not_go_with_streams_and_batches_are_of_one_or_more(prefix):
+    with pytest.raises(fv.SettingError, match="choices are scored"):
+        prefix.ask("What?", choices=["a", "b"], stream=True)
+    with pytest.raises(fv.SettingError, match="batch must be 1 or more; got 0"):
+        prefix.ask_many(["What?"], batch=0)
+    with pytest.raises(fv.SettingError, match=r"questions are several texts.*Use ask"):
+        prefix.ask_many("What?")
+
+
+def test_nothing_to_look_at_is_refused(vlm, picture):
+    with pytest.raises(fv.SettingError, match="nothing to look at"):
+        vlm.look([])
+    with pytest.raises(fv.SettingError, match="nothing to look at"):
+        vlm.look(messages=[user(text("Hello."))])
+    with pytest.raises(fv.SettingError, match="leave media out"):
+        vlm.look(picture, messages=[user(image(picture))])
+    with pytest.raises(fv.SettingError, match="A budget without a method"):
+        vlm.look(picture, retention=0.3)
+
+
+def test_a_method_that_reads_the_question_is_refused_before_anything_runs(vlm, picture):
+    with pytest.raises(fv.UnsupportedError, match="fastv reads the question, so it cannot look before it is asked"):
+        vlm.look(picture, method="fastv", retention=0.5)
+
+
+def test_inside_an_open_context_nothing_is_looked_at_and_asked(vlm, picture, prefix):
+    with fv.drop(vlm.model, fv.V2Drop(layers=(2,), keep=(0.5,))):
+        for call in (lambda: prefix.ask("What?"), lambda: vlm.look(picture), lambda: list(prefix.ask_many(["What?"]))):
+            with pytest.raises(fv.SessionError, match="already applied"):
+                call()
+    assert prefix.ask("What?", **NEW).text is not None
+
+
+def test_with_other_weights_nothing_is_asked(vlm, picture):
+    other = fv.VLM(copy.deepcopy(vlm.model), vlm.processor, "small")
+    prefix = other.look(picture)
+    weight = next(other.model.parameters())
+    with torch.no_grad():
+        weight.add_(0.0)
+    with pytest.raises(fv.SessionError, match="weights of small have changed since it looked"):
+        prefix.ask("What?")
+    with pytest.raises(fv.SessionError, match="have changed"):
+        prefix.save("nowhere.safetensors")
+
+
+def test_threads_wait_for_one_another(vlm, picture, prefix):
+    """A question of another thread has a context open meanwhile: that is no reason to refuse."""
+    answers, expected = [], prefix.ask("What?", **NEW).tokens
+    threads = [threading.Thread(target=lambda: answers.append(prefix.ask("What?", **NEW).tokens)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [expected] * 3
+
+
+# -- templates ----------------------------------------------------------------------------------------------------
+
+SAYS = "{% for m in messages %}{% for p in m.content %}"
+DONE = "{% endfor %}{% endfor %}"
+PART = "{% if p.type == 'image' %}<image>{% else %}{{ p.text }}{% endif %}"
+TEMPLATES = {
+    "none": None,
+    "trims": SAYS + PART.replace("p.text", "p.text | trim") + DONE + " ANSWER:",
+    "text behind the picture": SAYS + PART.replace("<image>", "<image> See above.\n") + DONE,
+    "nothing else": SAYS + PART + DONE,
+}
+FIRST = "{% for m in messages %}{% for p in m.content if p.type == 'text' %}{{ p.text }}{% endfor %}<image>{% endfor %}"
+CLOCK = "{{ now() }}" + SAYS + PART + DONE
+
+
+def with_template(vlm, template):
+    processor = copy.deepcopy(vlm.processor)
+    processor.chat_template = template
+    return fv.VLM(vlm.model, processor, "templated")
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_ids_behind_the_picture_are_those_of_the_whole_text(vlm, picture, template):
+    model = with_template(vlm, TEMPLATES[template])
+    prefix = model.look(picture)
+    for question in QUESTIONS:
+        ids = model.prepare(picture, question).inputs["input_ids"]
+        assert torch.equal(prefix.prompt(question).inputs["input_ids"], ids)
+
+
+def test_a_template_that_puts_the_question_first_is_refused(vlm, picture):
+    with pytest.raises(fv.UnsupportedError, match="templated puts the question before the picture"):
+        with_template(vlm, FIRST).look(picture)
+
+
+def test_a_template_that_begins_otherwise_later_is_refused(vlm, picture, monkeypatch):
+    model = with_template(vlm, TEMPLATES["nothing else"])
+    prefix = model.look(picture)
+    model.processor.chat_template = "Today." + TEMPLATES["nothing else"]
+    with pytest.raises(fv.UnsupportedError, match="now writes another text before the picture"):
+        prefix.ask("What?")
+
+
+def test_what_the_processor_writes_behind_a_picture_is_found(vlm):
+    """Gemma 3's closes a picture with a token and two line breaks, which a tokenizer may join with the question's."""
+    from foveate.ask.conversation import Conversation
+    from foveate.ask.pictures import Picture
+    from foveate.ask.wording import Wording
+
+    model = with_template(vlm, TEMPLATES["nothing else"])
+    conversation = Conversation.about([Picture(None, Image.new("RGB", (8, 8)))], "")
+    conversation = conversation.without_last_text()
+
+    def ids_of(question):
+        return model.tokenizer(f"{'<image>' * 4}</s>\n\n{question}").input_ids
+
+    wording = Wording.of(model, conversation, "Is it?", torch.tensor(ids_of("Is it?")))
+    assert wording.closing == "</s>\n\n"
+    for question in ("\nWhat?", "What?", " ?"):
+        rest = wording.rest(model, conversation.with_text(question))
+        assert rest[0].tolist() == ids_of(question)[5:]
+
+
+def test_ids_that_cannot_be_had_without_the_picture_are_refused(vlm, picture, monkeypatch):
+    from foveate.ask import wording
+
+    monkeypatch.setattr(wording, "_closings", lambda *_: ["another closing"])
+    with pytest.raises(fv.UnsupportedError, match="cannot be made without the picture"):
+        vlm.look(picture)

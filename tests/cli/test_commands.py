@@ -327,3 +327,35 @@ def test_no_answer_is_lost_where_stderr_takes_nothing(ask, tmp_path, monkeypatch
     code, out, _ = ask("generate", path)
     assert code == 0
     assert "With v2drop" in out
+
+
+def test_several_questions_are_answered_from_one_look(run, tiny_llava, picture, tmp_path):
+    words = ("What is this ?", "How many ?", "Where ?")
+    flags = [part for question in words for part in ("-q", question)]
+    settings = ("--model", tiny_llava, "--max-new-tokens", 5)
+    code, out, _ = run("generate", picture, *flags, *settings, "--json", "--figure", tmp_path / "kept.png")
+    answers = json.loads(out)["answers"]
+    assert code == 0
+    assert [answer["prompt"] for answer in answers] == list(words)
+    assert len({answer["looked"] for answer in answers}) == 1
+    for question, answer in zip(words, answers, strict=True):
+        alone = json.loads(run("generate", picture, "--prompt", question, *settings, "--json")[1])
+        assert (answer["answer"], answer["retention"]) == (alone["answer"], alone["retention"])
+    assert (tmp_path / "kept.png").exists()
+    out = run("generate", picture, *flags, *settings)[1]
+    assert [out.count(question) for question in words] == [1, 1, 1]
+    assert "once: " in out
+
+
+def test_several_questions_are_asked_afresh_where_the_method_reads_them(ask, picture):
+    code, out, err = ask("generate", picture, "-q", "What?", "-q", "Where?", "--method", "mustdrop", "--json")
+    assert code == 0
+    assert "looked" not in json.loads(out)["answers"][0]
+    assert "mustdrop reads the question" in err
+    assert "asked afresh" in err
+
+
+def test_full_takes_one_question(ask, picture):
+    code, _, err = ask("generate", picture, "-q", "What?", "-q", "Where?", "--full")
+    assert code == 2
+    assert "give one --prompt" in err

@@ -15,7 +15,7 @@ from foveate.ask.batch import ends_of, pad_id
 from foveate.ask.prompt import Prompt
 from foveate.cost import Cost
 from foveate.engine.trace import Trace
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, InputError
 from foveate.methods.base import Method
 
 __all__ = ["Answer", "Saved"]
@@ -59,6 +59,8 @@ class Answer:
         kv_bytes_whole: Bytes that the same cache would hold had nothing been dropped.
         first: Log-probabilities (natural) of the first token, (vocabulary,) float32 on the CPU, if they were asked for.
         choices: Log-probability of each choice that was given, all its tokens together.
+        looked: Tokens of the prompt that a look had run before it was asked; 0 for a question asked afresh. Costs and
+            shares are those of the whole prompt all the same, and the trace is the look's.
     """
 
     prompt: Prompt
@@ -72,6 +74,7 @@ class Answer:
     kv_bytes_whole: int = 0
     first: Tensor | None = field(default=None, repr=False)
     choices: Mapping[str, float] = field(default_factory=dict)
+    looked: int = 0
 
     @property
     def said(self) -> tuple[int, ...]:
@@ -166,6 +169,8 @@ class Answer:
             InputError: If the prompt has no picture, or where its tokens look is not known.
             SessionError: If nothing was dropped.
         """
+        if self.looked and not self.prompt.media:
+            raise InputError("There is no picture to draw on: a prefix that was loaded has none. Look again to see it.")
         return self.trace.show(self.prompt.shown, self._row)
 
     def to_dict(self) -> dict[str, Any]:
@@ -183,6 +188,8 @@ class Answer:
             "kv_bytes_whole": self.kv_bytes_whole,
             "notes": list(self.notes),
         }
+        if self.looked:
+            values["looked"] = self.looked
         if self.choices:
             values["choices"] = dict(self.choices)
         if self.trace.history:

@@ -14,7 +14,7 @@ from foveate.ask.cache import kv_bytes
 from foveate.ask.choices import begin_alike, log_probabilities, tokens_of
 from foveate.ask.generation import FirstToken, Generation, generate, run
 from foveate.ask.loaded import Loaded
-from foveate.ask.prefix import shared_inputs
+from foveate.ask.look import Look, resumed, together
 from foveate.ask.prompt import Prompt
 from foveate.engine.session import drop
 from foveate.engine.trace import Trace
@@ -23,7 +23,15 @@ from foveate.methods.base import Method
 from foveate.methods.grammar import read
 from foveate.methods.named import Named, asked_share
 
-__all__ = ["Dropping", "Solved", "answers_to", "choice_of", "fitting"]
+__all__ = ["Dropping", "Solved", "answers_behind", "answers_to", "choice_of", "fitting"]
+
+BEHIND = {
+    "use_cache": True,
+    "cache_implementation": None,
+    "prompt_lookup_num_tokens": None,
+    "assistant_early_exit": None,
+}
+"""Settings that going on from a look needs, whatever a checkpoint's own say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +97,6 @@ def answers_to(
     settings: Generation,
     *,
     first: bool = False,
-    shared: bool = False,
     extra: Mapping[str, Any] | None = None,
 ) -> list[Answer]:
     """The answers to one batch.
@@ -100,43 +107,95 @@ def answers_to(
         solved: What drops.
         settings: How answers are decoded.
         first: Whether answers have the log-probabilities of their first token.
-        shared: Whether the prompts begin with the same one picture, whose prefill is run only once.
         extra: What else transformers' `generate` gets, such as a streamer.
     """
     samples = [prompt.inputs for prompt in prompts]
-    recorder = FirstToken()
-    arguments = dict(extra or {})
-    if first:
-        arguments["logits_processor"] = [recorder]
+    batch = _Batch(loaded, prompts, solved, settings, first, extra or {})
     with loaded.lock, fitting(loaded, samples[0]), _dropping(loaded, solved.method) as trace:
-        inputs = shared_inputs(loaded.model, samples) if shared else collate(samples, pad_id(loaded.model))
+        return batch.answers(collate(samples, pad_id(loaded.model)), trace)
+
+
+def answers_behind(
+    loaded: Loaded,
+    look: Look,
+    prompts: Sequence[Prompt],
+    solved: Solved,
+    settings: Generation,
+    *,
+    first: bool = False,
+    extra: Mapping[str, Any] | None = None,
+    size: int | None = None,
+) -> list[Answer]:
+    """The answers to prompts that go on from a look, in order; see `answers_to`.
+
+    They are made in as few batches as their lengths allow, of at most `size`.
+    """
+    answers: dict[int, Answer] = {}
+    samples = [prompt.inputs for prompt in prompts]
+    extra = {**BEHIND, **(extra or {})}
+    for places in together(loaded.model, look, samples, size):
+        batch = _Batch(loaded, [prompts[place] for place in places], solved, settings, first, extra, look.tokens)
+        with loaded.lock, _dropping(loaded, solved.method):
+            inputs = resumed(loaded.model, look, [samples[place] for place in places], settings.num_beams)
+            answers |= zip(places, batch.answers(inputs, look.trace), strict=True)
+    return [answers[place] for place in range(len(prompts))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """One batch of prompts on its way to answers; see `answers_to` for its parts."""
+
+    loaded: Loaded
+    prompts: Sequence[Prompt]
+    solved: Solved
+    settings: Generation
+    first: bool
+    extra: Mapping[str, Any]
+    looked: int = 0
+
+    def answers(self, inputs: Mapping[str, Any], trace: Trace) -> list[Answer]:
+        """What `generate` answers, given these inputs."""
+        model, settings = self.loaded.model, self.settings
+        arguments, recorder = dict(self.extra), FirstToken()
+        if self.first:
+            arguments["logits_processor"] = [recorder]
         columns = inputs["input_ids"].shape[1]
-        with _seeded(loaded.model.device, settings.seed):
-            out = run(loaded.model, inputs, settings.arguments(loaded.tokenizer), **arguments)
+        with _seeded(model.device, settings.seed):
+            out = run(model, inputs, {**settings.arguments(self.loaded.tokenizer), **arguments})
         held, undropped = kv_bytes(out.past_key_values)
-    answers = []
-    for sample, prompt in enumerate(prompts):
-        ids = without_padding(loaded.model, out.sequences[sample, columns:].cpu())
-        text, ids = _said(loaded, ids, settings.stop)
-        answers.append(
-            Answer(
-                prompt=prompt,
-                text=text,
-                tokens=ids,
-                method=solved.method,
-                asked=solved.asked,
-                trace=trace,
-                sample=sample,
-                kv_bytes=held // len(prompts),
-                kv_bytes_whole=undropped // len(prompts),
-                first=None if recorder.logs is None else recorder.logs[sample * settings.num_beams],
+        answers = []
+        for sample, prompt in enumerate(self.prompts):
+            ids = without_padding(model, out.sequences[sample, columns:].cpu())
+            text, ids = _said(self.loaded, ids, settings.stop)
+            answers.append(
+                Answer(
+                    prompt=prompt,
+                    text=text,
+                    tokens=ids,
+                    method=self.solved.method,
+                    asked=self.solved.asked,
+                    trace=trace,
+                    sample=sample,
+                    kv_bytes=held // len(self.prompts),
+                    kv_bytes_whole=undropped // len(self.prompts),
+                    first=None if recorder.logs is None else recorder.logs[sample * settings.num_beams],
+                    looked=self.looked,
+                )
             )
-        )
-    return answers
+        return answers
 
 
-def choice_of(loaded: Loaded, prompt: Prompt, choices: Sequence[str], solved: Solved) -> Answer:
+def choice_of(
+    loaded: Loaded, prompt: Prompt, choices: Sequence[str], solved: Solved, look: Look | None = None
+) -> Answer:
     """The likeliest of several answers, and the log-probability of each.
+
+    Args:
+        loaded: The model.
+        prompt: The question.
+        choices: The answers.
+        solved: What drops.
+        look: What the prompt goes on from, if anything.
 
     Raises:
         SettingError: If there are fewer than two choices, or two are the same.
@@ -144,8 +203,15 @@ def choice_of(loaded: Loaded, prompt: Prompt, choices: Sequence[str], solved: So
     ids = tokens_of(loaded.tokenizer, choices)
     ends = _ends(loaded) if begin_alike(ids) else set()
     settings = Generation().arguments(loaded.tokenizer)
-    with loaded.lock, fitting(loaded, prompt.inputs), _dropping(loaded, solved.method) as trace:
-        values, cache = log_probabilities(loaded.model, prompt.inputs, ids, settings, ends)
+    checked: AbstractContextManager[None] = nullcontext()
+    if look is None:
+        checked = fitting(loaded, prompt.inputs)
+    with loaded.lock, checked, _dropping(loaded, solved.method) as trace:
+        inputs = prompt.inputs
+        if look is not None:
+            inputs, trace = resumed(loaded.model, look, [prompt.inputs]), look.trace
+            settings |= BEHIND
+        values, cache = log_probabilities(loaded.model, inputs, ids, settings, ends)
         held, undropped = kv_bytes(cache)
     best = max(range(len(choices)), key=lambda place: values[place])
     return Answer(
@@ -158,6 +224,7 @@ def choice_of(loaded: Loaded, prompt: Prompt, choices: Sequence[str], solved: So
         kv_bytes=held,
         kv_bytes_whole=undropped,
         choices=dict(zip(choices, values, strict=True)),
+        looked=0 if look is None else look.tokens,
     )
 
 

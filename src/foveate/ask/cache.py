@@ -19,10 +19,18 @@ def kv_bytes(cache: Any) -> tuple[int, int]:
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
         if keys is None or values is None:
             continue
+        samples, slots = keys.shape[0], keys.shape[-2]  # (samples, heads, slots, head size)
+        slot = (keys[:1, :, :1].nbytes + values[:1, :, :1].nbytes) if slots else 0  # of one sample
         size = keys.nbytes + values.nbytes
-        slots = keys.shape[-2]  # (samples, heads, slots, head size)
         held += size
-        undropped += size // slots * _undropped(layer, slots) if slots else 0
+        head = getattr(layer, "head", None)  # rows that all samples go on from, held once
+        if head is None:
+            undropped += samples * slot * _undropped(layer, slots)
+            continue
+        before = head[0].shape[-2]
+        size_of_head = head[0].nbytes + head[1].nbytes
+        held += size_of_head
+        undropped += size + size_of_head // before * (int(layer.seen) - slots)
     return held, undropped
 
 

@@ -1,6 +1,5 @@
 """Which of several given answers a model finds likeliest: one prefill, then each choice behind a copy of its cache."""
 
-import copy
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from foveate.ask.generation import FirstToken, run
+from foveate.engine.copies import copy_of
 from foveate.errors import SettingError
 
 __all__ = ["begin_alike", "log_probabilities", "tokens_of"]
@@ -40,7 +40,7 @@ def begin_alike(choices: Sequence[tuple[int, ...]]) -> bool:
 
 def log_probabilities(
     model: Any,
-    inputs: Mapping[str, Tensor],
+    inputs: Mapping[str, Any],
     choices: Sequence[tuple[int, ...]],
     settings: Mapping[str, Any],
     ends: Collection[int] = (),
@@ -49,7 +49,7 @@ def log_probabilities(
 
     Args:
         model: Of transformers; dropping where a context is open.
-        inputs: The prompt, batch 1.
+        inputs: The prompt, batch 1; where it goes on from a look, with the cache of that.
         choices: Token ids of each.
         settings: Greedy ones, for `generate`.
         ends: Ids that end an answer: where given, the probability that one of them follows the choice counts too.
@@ -61,14 +61,14 @@ def log_probabilities(
     for tokens in choices:
         value = float(first.logs[0, tokens[0]])
         if len(tokens) > 1 or ends:
-            value += _rest(model, inputs, tokens, copy.deepcopy(out.past_key_values), settings, ends)
+            value += _rest(model, inputs, tokens, copy_of(out.past_key_values), settings, ends)
         values.append(value)
     return values, out.past_key_values
 
 
 def _rest(
     model: Any,
-    inputs: Mapping[str, Tensor],
+    inputs: Mapping[str, Any],
     tokens: tuple[int, ...],
     cache: Any,
     settings: Mapping[str, Any],
@@ -77,7 +77,7 @@ def _rest(
     """Log-probability of all tokens but the first, which goes in behind the prompt, and of the end."""
     forced = _Forced(tokens[1:], ends)
     text = inputs["input_ids"].shape
-    longer = {name: value for name, value in inputs.items() if value.shape == text}
+    longer = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.shape == text}
     for name, value in longer.items():
         column = {"input_ids": tokens[0], "attention_mask": 1}.get(name, 0)
         longer[name] = torch.cat((value, value.new_full((1, 1), column)), dim=1)

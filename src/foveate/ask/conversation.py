@@ -68,6 +68,26 @@ class Conversation:
         parts = [(_kind(medium), medium) for medium in media]
         return cls((("user", (*parts, ("text", text))),))
 
+    def with_text(self, *texts: str) -> "Conversation":
+        """The same with texts said behind it, by the user and the assistant in turn.
+
+        The first one goes into the last turn, if that is the user's.
+        """
+        turns = list(self.turns)
+        for place, text in enumerate(texts):
+            role = "assistant" if place % 2 else "user"
+            if turns and turns[-1][0] == role:
+                turns[-1] = (role, (*turns[-1][1], ("text", text)))
+            else:
+                turns.append((role, (("text", text),)))
+        return Conversation(tuple(turns))
+
+    def without_last_text(self) -> "Conversation":
+        """The same without the part that is said last, a text."""
+        role, parts = self.turns[-1]
+        last = [(role, parts[:-1])] if len(parts) > 1 else []
+        return Conversation((*self.turns[:-1], *last))
+
     @property
     def parts(self) -> list[Part]:
         """All parts, in order."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from foveate.ask.quiet import quiet
 from foveate.errors import SettingError
 
-__all__ = ["FirstToken", "Generation", "generate"]
+__all__ = ["FirstToken", "Generation", "Options", "generate", "settings_behind"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +83,17 @@ class Generation:
         """Whether tokens are drawn."""
         return self.temperature > 0
 
+    def refuse_with(self, choices: Sequence[str], stream: bool) -> None:
+        """Refuse what does not go together with these settings.
+
+        Raises:
+            SettingError: If something does not.
+        """
+        if choices and (stream or self.samples or self.num_beams > 1):
+            raise SettingError("choices are scored, not decoded: leave stream and the settings of decoding out.")
+        if stream and self.num_beams > 1:
+            raise SettingError("A beam search knows its answer only at the end: leave stream or num_beams out.")
+
     def arguments(self, tokenizer: Any) -> dict[str, Any]:
         """The same as arguments of transformers' `generate`."""
         arguments: dict[str, Any] = {
@@ -102,6 +113,44 @@ class Generation:
             arguments["stop_strings"] = list(self.stop)
             arguments["tokenizer"] = tokenizer
         return arguments
+
+
+class Options(TypedDict, total=False):
+    """How answers are decoded; see `Generation`."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float | None
+    top_k: int | None
+    num_beams: int
+    seed: int | None
+    stop: tuple[str, ...]
+
+
+NOT_TAKEN = {
+    "assistant_model": "assisted decoding gives wrong tokens behind a cache that is there already",
+    "prompt_lookup_num_tokens": "assisted decoding gives wrong tokens behind a cache that is there already",
+    "use_cache": "a look is its cache",
+    "past_key_values": "a look has its own cache",
+    "num_return_sequences": "there is one answer to a question",
+    "media": "it is about what was looked at",
+    "method": "it drops as the look did",
+    "retention": "it drops as the look did",
+    "tokens": "it drops as the look did",
+}
+"""What a question takes no more, and why."""
+
+
+def settings_behind(generation: Mapping[str, Any]) -> Generation:
+    """How a question about a look is decoded.
+
+    Raises:
+        SettingError: If it names what such a question does not take.
+    """
+    for name, why in NOT_TAKEN.items():
+        if name in generation:
+            raise SettingError(f"A question about a look takes no {name}: {why}.")
+    return Generation(**generation)
 
 
 class FirstToken:

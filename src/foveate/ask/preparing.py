@@ -18,7 +18,7 @@ from foveate.ask.templates import encode, reads_videos
 from foveate.errors import FoveateError, InputError, SettingError, UnsupportedError
 from foveate.video import Clip
 
-__all__ = ["Fit", "conversation_about", "prepare"]
+__all__ = ["Fit", "check_text", "conversation_about", "prepare"]
 
 Fit = Literal["own", "pad"]
 
@@ -80,7 +80,7 @@ def prepare(
     if fit not in ("own", "pad"):
         raise SettingError(f'fit is "own" or "pad"; got {fit!r}.')
     for text in conversation.texts:
-        _check_text(text)
+        check_text(text)
     notes = list(conversation.notes)
     media: list[Picture | Clip] = []
     split = as_pictures and not reads_videos(loaded.processor)
@@ -107,7 +107,7 @@ def prepare(
     return Prompt(loaded, conversation, inputs, tuple(media), tuple(notes))
 
 
-def _check_text(text: str) -> None:
+def check_text(text: str) -> None:
     """Refuse half a letter, as the bytes of a command line that are not UTF-8 become: no tokenizer takes it."""
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise InputError(f"The question is no text of Unicode: {shown(text, 80)}. Write it in UTF-8.")

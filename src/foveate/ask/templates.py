@@ -10,7 +10,7 @@ from foveate.ask.conversation import Conversation
 from foveate.ask.media import square
 from foveate.errors import InputError, UnknownNameError, UnsupportedError
 
-__all__ = ["PROTOCOLS", "check_protocol", "encode", "reads_videos"]
+__all__ = ["PROTOCOLS", "check_protocol", "encode", "reads_videos", "text_of"]
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -59,18 +59,26 @@ def _own(model: Any, processor: Any, conversation: Conversation) -> Any:
         raise UnsupportedError(
             f"{type(processor).__name__} reads no videos. Take a model that does, such as LLaVA-OneVision or Qwen2-VL."
         )
-    if getattr(processor, "chat_template", None):
-        turns = [{"role": role, "content": [_slot(*part) for part in parts]} for role, parts in conversation.turns]
-        text = _rendered(model, processor, turns)
-    else:
-        pictures = f"{processor.image_token}\n" * len(conversation.images)
-        text = pictures + "\n".join(conversation.texts)
+    text = text_of(model, processor, conversation)
     options: dict[str, Any] = {}
     if conversation.clips:
         options["videos"] = [clip.frames for clip in conversation.clips]
         options["video_metadata"] = [clip.metadata() for clip in conversation.clips]
         options["do_sample_frames"] = False
     return _tensors(processor, text, conversation.images, **options)
+
+
+def text_of(model: Any, processor: Any, conversation: Conversation) -> str:
+    """A conversation as the model's own chat template writes it, a placeholder for each picture and film.
+
+    Raises:
+        InputError: If the chat template raises.
+    """
+    if not getattr(processor, "chat_template", None):
+        pictures = f"{processor.image_token}\n" * sum(kind == "image" for kind, _ in conversation.parts)
+        return pictures + "\n".join(conversation.texts)
+    turns = [{"role": role, "content": [_slot(*part) for part in parts]} for role, parts in conversation.turns]
+    return _rendered(model, processor, turns)
 
 
 def _rendered(model: Any, processor: Any, turns: Sequence[Mapping[str, Any]]) -> str:

@@ -4,20 +4,22 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 from foveate.ask.answer import Answer
-from foveate.ask.answering import Dropping, Solved, answers_to, choice_of
+from foveate.ask.answering import Dropping, Solved, answers_behind, answers_to, choice_of, fitting
 from foveate.ask.batch import batches
 from foveate.ask.conversation import Conversation
-from foveate.ask.generation import Generation
+from foveate.ask.generation import Generation, Options
 from foveate.ask.loaded import Loaded
+from foveate.ask.look import can_share, look_at
 from foveate.ask.media import Media
-from foveate.ask.prefix import can_share
+from foveate.ask.prefix import Prefix
 from foveate.ask.preparing import Fit, conversation_about, prepare
 from foveate.ask.prompt import Prompt
 from foveate.ask.stream import Stream
-from foveate.errors import SettingError, UnsupportedError
+from foveate.ask.warned import warn_of, warn_of_budget
+from foveate.errors import SettingError
 from foveate.methods.base import Method
 from foveate.methods.named import Named
 
@@ -36,18 +38,6 @@ class Question:
     media: Media | None = None
     prompt: str | None = None
     messages: Sequence[Mapping[str, Any]] | None = None
-
-
-class Options(TypedDict, total=False):
-    """How answers are decoded; see `foveate.ask.generation.Generation`."""
-
-    max_new_tokens: int
-    temperature: float
-    top_p: float | None
-    top_k: int | None
-    num_beams: int
-    seed: int | None
-    stop: tuple[str, ...]
 
 
 class VLM(Loaded):
@@ -130,12 +120,9 @@ class VLM(Loaded):
                 or less than the budget by over 2 % and a token. (With `stream`, only the answer says the latter.)
         """
         settings = Generation(**generation)
-        if choices and (stream or settings.samples or settings.num_beams > 1):
-            raise SettingError("choices are scored, not decoded: leave stream and the settings of decoding out.")
-        if stream and settings.num_beams > 1:
-            raise SettingError("A beam search knows its answer only at the end: leave stream or num_beams out.")
+        settings.refuse_with(choices, stream)
         asked = self.prepare(media, prompt, messages=messages, frames=frames, fps=fps, fit=fit)
-        _warn_of(asked, stacklevel=3)
+        warn_of(asked, stacklevel=2)
         solved = Dropping(method, tokens, retention).solved(self, asked.vision_tokens)
         if stream:
             return Stream(partial(self._streamed, asked, solved, settings), self.tokenizer, settings.stop)
@@ -143,7 +130,7 @@ class VLM(Loaded):
             answer = choice_of(self, asked, choices, solved)
         else:
             (answer,) = answers_to(self, [asked], solved, settings)
-        _warn_of_budget(answer, stacklevel=3)
+        warn_of_budget(answer, stacklevel=2)
         return answer
 
     def _streamed(self, prompt: Prompt, solved: Solved, settings: Generation, streamer: Any, stopping: Any) -> Answer:
@@ -189,7 +176,7 @@ class VLM(Loaded):
             entries = []
             for place, question in enumerate(window):
                 prompt = ready(question.media, question.prompt, messages=question.messages)
-                _warn_of(prompt, stacklevel=3)
+                warn_of(prompt, stacklevel=2)
                 entries.append(_Entry(place, prompt, dropping.solved(self, prompt.vision_tokens)))
             answers: dict[int, Answer] = {}
             for batch in batches(entries, batch_size, _Entry.inputs_of, _Entry.solved_of):
@@ -197,8 +184,44 @@ class VLM(Loaded):
                 for entry, reply in zip(batch, replies, strict=True):
                     answers[entry.place] = reply
             for place in range(len(window)):
-                _warn_of_budget(answers[place], stacklevel=3)
+                warn_of_budget(answers[place], stacklevel=2)
                 yield answers[place]
+
+    def look(
+        self,
+        media: Media | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        method: AnyMethod | None = None,
+        tokens: float | None = None,
+        retention: float | None = None,
+        frames: int | None = None,
+        fps: float | None = None,
+        fit: Fit = "own",
+    ) -> Prefix:
+        """Look at pictures or films once, and ask about them any number of times.
+
+            prefix = vlm.look("street.jpg", method="v2drop", retention=0.2)
+            prefix.ask("How many cars are there?"), prefix.ask("What does the sign say?")
+
+        An answer is the one that `ask` gives with the same method.
+
+        Args:
+            media: What is looked at, as for `ask`.
+            messages: In its place: the conversation up to the question, such as what the system says and a turn of the
+                user with pictures. The question goes into the last turn of the user, behind them.
+            method, tokens, retention, frames, fps, fit: As for `ask`. A method that reads the question is refused.
+
+        Raises:
+            FoveateError: As for `ask`.
+            SessionError: If the model is inside an open `foveate.drop`.
+            SettingError: If there is nothing to look at.
+            UnsupportedError: If the model, its chat template or the method needs the question first.
+        """
+        prefix = Prefix.of(self, media, messages, Dropping(method, tokens, retention), frames, fps, fit)
+        for note in prefix.notes:
+            warnings.warn(note, stacklevel=2)
+        return prefix
 
     # -- step by step -----------------------------------------------------------------------------------------
 
@@ -228,6 +251,17 @@ class VLM(Loaded):
     def prepare_conversation(self, conversation: Conversation, protocol: str = "own") -> Prompt:
         """A conversation as the model gets it, where films are no pictures; see `prepare`."""
         return prepare(self, conversation, protocol=protocol)
+
+    def look_at(
+        self,
+        prompt: Prompt,
+        method: AnyMethod | None = None,
+        *,
+        tokens: float | None = None,
+        retention: float | None = None,
+    ) -> Prefix:
+        """Look at what a prompt shows, to ask other questions about it than its own; see `look`."""
+        return Prefix.of_prompt(prompt, Dropping(method, tokens, retention).solved(self, prompt.vision_tokens))
 
     def solve(
         self,
@@ -275,7 +309,7 @@ class VLM(Loaded):
         return answers_to(self, prompts, Solved(method), generation or Generation(), first=first)
 
     def can_share(self, method: Method | None) -> bool:
-        """Whether many questions about one picture may share its prefill; see `foveate.ask.prefix`."""
+        """Whether many questions about one picture may share its prefill; see `foveate.ask.look`."""
         return can_share(self.model, method)
 
     def answer_sharing(
@@ -286,18 +320,15 @@ class VLM(Loaded):
         generation: Generation | None = None,
         first: bool = False,
     ) -> list[Answer]:
-        """The same for prompts that begin with the same one picture, whose prefill is run only once.
+        """The same for prompts that begin with the same pictures, whose prefill is run only once.
 
         Raises:
+            SettingError: If they do not begin alike.
             UnsupportedError: If they cannot share it.
         """
-        if not self.can_share(method):
-            raise UnsupportedError(
-                f"A {self.model.config.model_type!r} cannot share a prefill between questions with "
-                f"{method or 'no method'}: what stands before a question may depend on it, or on the padding between. "
-                "Ask one by one (answer)."
-            )
-        return answers_to(self, prompts, Solved(method), generation or Generation(), first=first, shared=True)
+        with self.lock, fitting(self, prompts[0].inputs):
+            look = look_at(self.model, prompts[0].inputs, method)
+        return answers_behind(self, look, prompts, Solved(method), generation or Generation(), first=first)
 
     def choose(
         self,
@@ -331,20 +362,6 @@ class _Entry:
     def solved_of(self) -> Solved:
         """What must be the same in a batch."""
         return self.solved
-
-
-def _warn_of(prompt: Prompt, stacklevel: int) -> None:
-    """Warn the caller of what the user should know of an input."""
-    for note in prompt.notes:
-        warnings.warn(note, stacklevel=stacklevel)
-
-
-def _warn_of_budget(answer: Answer, stacklevel: int) -> None:
-    """Warn the caller of a budget that was not met, by more than counting in whole tokens explains."""
-    if answer.missed is None or answer.method is None or answer.asked is None:
-        return
-    if abs(answer.spent - answer.asked * answer.vision_tokens) > 1:
-        warnings.warn(f"{answer.method.name} does not meet the budget: {answer.missed}.", stacklevel=stacklevel)
 
 
 def _windows(questions: Iterable[Any], size: int) -> Iterator[list[Question]]:

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from foveate.ask.answer import Answer
+    from foveate.ask.generation import Generation
     from foveate.ask.prompt import Prompt
     from foveate.bench.race import Race
+    from foveate.cli.asking import Setup
     from foveate.methods.base import Method
 
 __all__ = ["Generate", "timed"]
@@ -35,14 +37,18 @@ class Generate:
       foveate generate
       foveate generate cat.jpg --prompt "What is it doing?" --model llava-hf/llava-1.5-7b-hf
       foveate generate a.png b.png --prompt "What changed?" --budget 192 --figure kept.png
+      foveate generate cat.jpg -q "What is it doing?" -q "What colour is it?"
       foveate generate cat.jpg --prompt "Describe it." --method v2drop/llava-1.5-7b/64 --full --json
       foveate generate clip.mp4 --prompt "What happens?" --frames 32 --model llava-hf/llava-onevision-qwen2-7b-ov-hf
     """
 
     files: Files = ()
     """picture and video files, in the order the model sees them"""
-    prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
-    """the question"""
+    prompt: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(aliases=("-q",), metavar="TEXT", help_behavior_hint=""),
+    ] = ()
+    """the question; repeatable: the pictures are looked at once, and each question is answered"""
     method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "v2drop"
     """a method, preset, tuned record or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
     (list: foveate methods)"""
@@ -62,9 +68,12 @@ class Generate:
         if self.pairs < 2:
             raise UsageError(f"--pairs {self.pairs}: an interval needs two or more.")
         check_most(pairs=self.pairs)
+        if self.full and len(self.prompt) > 1:
+            raise UsageError("--full compares and times one answer: give one --prompt.")
+        question = self.prompt[0] if self.prompt else None
         check_targets(self.outputs)
         check_methods([self.method], self.budgets)
-        check_input(self.files, self.prompt, self.models, self.media)
+        check_input(self.files, question, self.models, self.media)
         # Only now anything slow is imported: --help and refusals stay quick.
         from foveate.cli.screen import busy
 
@@ -74,9 +83,12 @@ class Generate:
             from foveate.cli.asking import set_up
             from foveate.cli.outputs import finish
 
-        setup = set_up(self.files, self.prompt, [self.method], self.models, self.budgets, self.media)
+        setup = set_up(self.files, question, [self.method], self.models, self.budgets, self.media)
         prompt, vlm = setup.prompt, setup.vlm
         generation = Generation(max_new_tokens=self.models.max_new_tokens)
+        if len(self.prompt) > 1:
+            self._answer_all(setup, generation)
+            return
         with busy(f"Answering with {self.method}"):
             answer = setup.answer(self.method, generation)
         values: dict[str, Any] = setup.to_dict() | {"name": self.method} | answer.to_dict()
@@ -105,6 +117,18 @@ class Generate:
             values["figure"] = str(self.outputs.figure)
             rows.append(("Picture", str(self.outputs.figure)))
         finish(values, _lines(rows, answer, self.show), answer.show, self.outputs)
+
+    def _answer_all(self, setup: "Setup", generation: "Generation") -> None:
+        """Answer several questions, and show them all."""
+        from foveate.cli.outputs import finish
+        from foveate.cli.questions import answer_all, lines_of, values_of
+
+        answers = answer_all(setup, self.prompt, self.method, generation)
+        values, rows = values_of(setup, self.method, answers), lines_of(answers)
+        if self.outputs.figure is not None:
+            values["figure"] = str(self.outputs.figure)
+            rows.append(("Picture", str(self.outputs.figure)))
+        finish(values, _lines(rows, answers[0], self.show), answers[0].show, self.outputs)
 
 
 def timed(prompt: "Prompt", methods: "Mapping[str, Method]", new_tokens: int, pairs: int) -> "Race":

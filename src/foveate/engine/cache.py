@@ -34,6 +34,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         window: Unpruned columns a row sees, its own included; None if all.
         record_past: Whether slots behind the window wait for `crop` before they leave.
         shift: (samples,) int64, how far positions have moved up on this layer, where rows are numbered anew; else None.
+        head: Keys and values that all samples go on from, (1, heads, slots, head size) each; `keys` and `values` have
+            what each sample added. None where each has rows of its own.
     """
 
     is_croppable = True
@@ -54,6 +56,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.base_end = self.seen - layer.keys.shape[-2] if self.seen else 0
         self.ragged = False
         self.shift: Tensor | None = None
+        self.head: tuple[Tensor, Tensor] | None = None
         self._pruned = False
         self._announced: tuple[Tensor | None, int, bool] | None = None
 
@@ -66,6 +69,14 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             ragged: Whether any row is a pad.
         """
         self._announced = columns, span, ragged
+
+    def share(self, samples: int) -> None:
+        """From now on so many samples go on from the rows of the one there is, which are held once.
+
+        `base` and `shift` are of so many samples already. Layers with a window cannot: their rows leave.
+        """
+        self.head = self.keys, self.values
+        self.keys, self.values = (rows[..., :0, :].repeat_interleave(samples, dim=0) for rows in self.head)
 
     def columns(self, coming: Tensor | int, samples: int, device: torch.device) -> Tensor:
         """The unpruned column of every slot once `coming` (columns, or how many next ones) are there.
@@ -99,6 +110,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             self._pruned = True
         self.seen += span
         keys, values = super().update(key_states, value_states)
+        if self.head is not None:  # a copy that lives while the layer attends
+            keys, values = _behind(self.head[0], keys), _behind(self.head[1], values)
         if self.window is not None and not self.record_past:
             self._evict()
         elif self.window is not None and plain:  # outside the context masks are of the window's size
@@ -149,7 +162,10 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
         The host waits for the device when it is called, and not before.
         """
-        return partial(_valid, self.base, self.keys.shape[0], self.keys.shape[-2])
+        slots = self.keys.shape[-2]
+        if self.head is not None:
+            slots += self.head[0].shape[-2]
+        return partial(_valid, self.base, self.keys.shape[0], slots)
 
     def activate_past_recording(self) -> None:
         """From now on slots behind the window wait for `crop`, so that tokens can be taken back."""
@@ -160,7 +176,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values, self.is_initialized = None, None, False  # transformers 5.16 fills them with zeros
         self.seen = 0
         self.base, self.base_end, self.ragged = None, 0, False
-        self.shift = None
+        self.shift = self.head = None
         self._announced, self._pruned = None, False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -190,6 +206,8 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         if tokens_to_remove and self.window is not None and not self.record_past and self.seen >= self.window:
             guards.refuse_crop(self.window)
         end = self.seen + tokens_to_remove
+        if self.head is not None and -tokens_to_remove > self.keys.shape[-2]:
+            guards.refuse_crop_of_head(self.keys.shape[-2])
         from_tail = min(-tokens_to_remove, self.seen - self.base_end)
         if from_tail:
             self.keys = self.keys[..., :-from_tail, :]
@@ -280,6 +298,11 @@ class _Chosen:
         # Indices (samples, 1, 1), (heads, 1) and (samples, 1, slots) pick (samples, heads, slots, head size).
         samples, heads = (torch.arange(size, device=states.device) for size in states.shape[:2])
         return states[samples[:, None, None], heads[:, None], order[:, None]]
+
+
+def _behind(head: Tensor, own: Tensor) -> Tensor:
+    """What all samples share, (1, heads, slots, head size), in front of each one's own rows."""
+    return torch.cat((head.expand(own.shape[0], -1, -1, -1), own), dim=-2)
 
 
 def _valid(base: Tensor | None, samples: int, slots: int) -> list[int]:

@@ -331,3 +331,10 @@ def refuse_crop(window: int) -> NoReturn:
         f"A layer with a sliding window of {window} tokens has discarded all earlier tokens, so the cache cannot be "
         "cropped. Call activate_past_recording on the cache before the prompt."
     )
+
+
+def refuse_crop_of_head(rows: int) -> NoReturn:
+    """Rows that several samples share are nobody's to take back."""
+    raise UnsupportedError(
+        f"Of this cache only the {rows} tokens behind its shared beginning can be removed. Remove fewer, or begin anew."
+    )

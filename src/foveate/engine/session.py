@@ -18,7 +18,7 @@ from foveate.methods import grammar
 from foveate.methods.base import Method
 from foveate.registry import family_for, inside
 
-__all__ = ["apply", "drop", "remove"]
+__all__ = ["apply", "drop", "refuse_open", "remove"]
 
 _sessions: "weakref.WeakKeyDictionary[nn.Module, Session]" = weakref.WeakKeyDictionary()
 
@@ -104,6 +104,16 @@ def remove(model: nn.Module) -> None:
         session.detach()
     finally:
         session.detach()
+
+
+def refuse_open(model: nn.Module) -> None:
+    """Refuse a model that is inside a context.
+
+    Raises:
+        SessionError: If it is.
+    """
+    running = _sessions.get(family_for(model).core)
+    guards.refuse_second_session(model, None if running is None else running.method)
 
 
 def _session(

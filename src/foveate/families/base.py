@@ -36,8 +36,9 @@ class Family:
             centre square is cut out).
         renumbers: Whether positions are one running number, so that rows may be numbered anew (not with M-RoPE).
         shares_prefix: Whether what stands before a question is computed without seeing the question, so that many
-            questions about one picture may share its prefill. False where the prompt is seen both ways or needs token
-            types, and where a state runs through the padding between; False until a family says so.
+            questions about one picture may share its prefill. False where the whole prompt is seen both ways, and until
+            a family says that it is not.
+        closing_tokens: Tokens behind a picture from which it is known where it ends, so that they belong to it.
         decoder: The core's name for the decoder.
         mergers: Names of the core's function that is asked where the vision tokens are (see `vision_masks`), the first
             that it has.
@@ -56,6 +57,7 @@ class Family:
     fit: ClassVar[Literal["whole", "crop"]] = "whole"
     renumbers: ClassVar[bool] = True
     shares_prefix: ClassVar[bool] = False
+    closing_tokens: ClassVar[int] = 0
     decoder: ClassVar[str] = "language_model"
     mergers: ClassVar[tuple[str, ...]] = ("get_placeholder_mask",)
     videos: ClassVar[bool] = False

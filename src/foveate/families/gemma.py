@@ -70,7 +70,7 @@ class Gemma3(Family):
     title: ClassVar[str] = "Gemma 3"
     oldest: ClassVar[str] = "5.23"  # second turns and calls without a cache fail on 5.16
     decoders: ClassVar[frozenset[str]] = frozenset({"gemma3_text"})
-    shares_prefix: ClassVar[bool] = False  # images are seen both ways, where token types say so
+    shares_prefix: ClassVar[bool] = True
 
     @property
     def _grid(self) -> Grid:
@@ -204,7 +204,7 @@ class Gemma4(Family):
     videos: ClassVar[bool] = True
     oldest: ClassVar[str] = "5.23"  # frames of videos come in another form before
     decoders: ClassVar[frozenset[str]] = frozenset()
-    shares_prefix: ClassVar[bool] = False  # images are seen both ways, where token types say so
+    shares_prefix: ClassVar[bool] = True
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)

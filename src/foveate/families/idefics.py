@@ -27,6 +27,7 @@ class SmolVLM(Tiled):
 
     model_type: ClassVar[str] = "smolvlm"
     title: ClassVar[str] = "SmolVLM"
+    closing_tokens: ClassVar[int] = 1  # the fence behind its last tile tells tiles from images
     videos: ClassVar[bool] = True
     decoder: ClassVar[str] = "text_model"
     mergers: ClassVar[tuple[str, ...]] = ("get_placeholder_mask", "inputs_merger")

@@ -360,7 +360,6 @@ class Qwen35(Qwen2VL):
     model_type: ClassVar[str] = "qwen3_5"
     title: ClassVar[str] = "Qwen3.5"
     decoders: ClassVar[frozenset[str]] = frozenset({"qwen3_5_text"})
-    shares_prefix: ClassVar[bool] = False  # padding before the question would enter its states
 
     @property
     def recurrent(self) -> frozenset[int]:

@@ -1,0 +1,237 @@
+"""A look: the prompt up to its last picture, run once. What is left of it serves any number of questions.
+
+A causal decoder computes what stands before a question without seeing it, so its keys and values are the same for every
+question. `resumed` gives `generate` a copy of them, and the whole prompt's ids.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.ask.batch import pad_id, parts
+from foveate.ask.prompt import is_vision
+from foveate.engine.copies import copy_of, nbytes, settle
+from foveate.engine.session import drop
+from foveate.engine.trace import Trace
+from foveate.errors import FoveateError, SettingError, UnsupportedError
+from foveate.families.base import Family
+from foveate.methods.base import Method
+from foveate.methods.follow import cached_layers, in_order, reads_text
+from foveate.methods.stages import Shape
+from foveate.registry import family_for, methods
+
+__all__ = ["Look", "can_share", "end_of_pictures", "look_at", "refuse_unshareable", "resumed", "together"]
+
+Inputs = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """A prompt's beginning, run once.
+
+    Attributes:
+        ids: Its token ids, (1, tokens) int64, vision placeholders included.
+        inputs: What else belongs to it, by name, as the processor made it: grids and sizes. Of pixels only the shape is
+            left (on torch's meta device).
+        cache: Keys, values and states, as the method left them. Nothing changes it: questions go on from copies.
+        trace: What was dropped.
+        weights: Of which weights it is; see `weights_of`.
+    """
+
+    ids: Tensor
+    inputs: Inputs
+    cache: Any
+    trace: Trace = field(default_factory=Trace)
+    weights: tuple[Any, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that every prompt begins with."""
+        return self.ids.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that the cache holds."""
+        return nbytes(self.cache)
+
+    def begins(self, ids: Tensor) -> bool:
+        """Whether a prompt, (1, tokens) ids, goes on from this."""
+        return ids.shape[1] > self.tokens and torch.equal(ids[:, : self.tokens], self.ids)
+
+
+# -- what can be looked at ----------------------------------------------------------------------------------------
+
+
+def can_share(model: Any, method: Method | None) -> bool:
+    """Whether questions about one picture may share its prefill; see `refuse_unshareable`."""
+    return _why_not(family_for(model), method) is None
+
+
+def refuse_unshareable(model: Any, method: Method | None) -> None:
+    """Refuse a look whose rows would be others with another question behind them.
+
+    Raises:
+        UnsupportedError: If the family's prompts are seen both ways, the question decides what is dropped, or caches
+            are cut once the question has been read.
+    """
+    reason = _why_not(family_for(model), method)
+    if reason is not None:
+        raise UnsupportedError(reason)
+
+
+def _why_not(family: Family, method: Method | None) -> str | None:
+    """Why there is no look, and what to do; None if there is."""
+    if not family.shares_prefix:
+        return (
+            f"A {family.model_type!r} cannot look before it is asked: the question changes what stands before it. "
+            "Ask with vlm.ask."
+        )
+    depth = len(family.layers)
+    if method is None:
+        return None
+    why = _waits(method, depth)
+    if why is None:
+        return None
+    serving = [name for name, kind in sorted(methods().items()) if _serves(kind, depth)]
+    return f"{method.name} {why}, so it cannot look before it is asked. Use one that can: {', '.join(serving)}."
+
+
+def _waits(method: Method, depth: int) -> str | None:
+    """What a method needs a question for; None if it needs none."""
+    stages = in_order(method.stages(Shape(depth)))
+    if reads_text(stages):
+        return "reads the question"
+    if cached_layers(stages):
+        return "cuts caches that the question still sees whole"
+    return None
+
+
+def _serves(kind: type[Method], depth: int) -> bool:
+    """Whether a method looks, at the budget that a name alone stands for."""
+    try:
+        return _waits(kind.solved(1 / 3, None, depth), depth) is None
+    except (FoveateError, TypeError):
+        return False
+
+
+# -- looking ------------------------------------------------------------------------------------------------------
+
+
+def look_at(model: Any, inputs: Inputs, method: Method | None = None) -> Look:
+    """Run a prompt up to and with its last picture.
+
+    Args:
+        model: Of transformers, in no context.
+        inputs: What the processor made of the prompt, batch 1, on the model's device.
+        method: What drops, its schedule solved; None for the untouched model.
+
+    Raises:
+        UnsupportedError: If another question would give other rows.
+    """
+    refuse_unshareable(model, method)
+    text = inputs["input_ids"].shape
+    end = end_of_pictures(model, inputs["input_ids"][0])
+    begun = {name: value[:, :end] if value.shape == text else value for name, value in inputs.items()}
+    trace = Trace()
+    if method is None:
+        cache = _prefilled(model, begun)
+    else:
+        with drop(model, method) as trace:
+            cache = _prefilled(model, begun)
+    kept = {name: _without_pixels(name, value) for name, value in begun.items() if name != "attention_mask"}
+    return Look(kept.pop("input_ids"), kept, settle(cache), trace, weights_of(model))
+
+
+def end_of_pictures(model: Any, ids: Tensor) -> int:
+    """How many of a prompt's (tokens,) ids are up to and with its last picture; one at least comes behind them."""
+    last = int(is_vision(model.config, ids).nonzero()[-1])
+    return min(last + 1 + family_for(model).closing_tokens, len(ids) - 1)
+
+
+def _prefilled(model: Any, inputs: Inputs) -> Any:
+    with torch.inference_mode():
+        return model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
+
+
+def _without_pixels(name: str, value: Tensor) -> Tensor:
+    """Of pixels the shape alone, which says how many pictures a tower encoded."""
+    if name.startswith("pixel_values"):
+        return value.to("meta")
+    return value
+
+
+def weights_of(model: Any) -> tuple[Any, ...]:
+    """Something that changes when weights are replaced, moved, or written in place."""
+    marks = []
+    for weight in model.parameters():
+        version = 0 if weight.is_inference() else weight._version
+        marks.append((id(weight), weight.data_ptr(), version, weight.dtype))
+    return tuple(marks)
+
+
+# -- going on -----------------------------------------------------------------------------------------------------
+
+
+def together(model: Any, look: Look, prompts: Sequence[Inputs], size: int | None = None) -> list[list[int]]:
+    """Which prompts go on in one batch: their places, in groups of like lengths and at most `size`.
+
+    Prompts of one length always may. Others are padded between picture and question, which is right where every layer
+    sees all tokens. A window counts the padding, and a recurrent state fades in it.
+    """
+    lengths = [prompt["input_ids"].shape[1] for prompt in prompts]
+    places = sorted(range(len(prompts)), key=lambda place: lengths[place])
+    groups = [places]
+    if family_for(model).recurrent or any(getattr(layer, "is_sliding", False) for layer in look.cache.layers):
+        groups = [[place for place in places if lengths[place] == length] for length in sorted(set(lengths))]
+    most = size or len(prompts)
+    return [batch for group in groups for batch in parts(group, most)]
+
+
+def resumed(model: Any, look: Look, prompts: Sequence[Inputs], beams: int = 1) -> dict[str, Any]:
+    """What `generate` is given for prompts that go on from a look.
+
+    Args:
+        model: The one that looked.
+        look: What it saw.
+        prompts: Whole prompts, batch 1 each, of one group of `together`.
+        beams: Of a beam search.
+
+    Raises:
+        SettingError: If a prompt does not begin with what was looked at.
+    """
+    rows = [prompt["input_ids"] for prompt in prompts]
+    if not all(map(look.begins, rows)):
+        raise SettingError("This prompt does not go on from what was looked at: its ids begin in another way.")
+    longest = max(row.shape[1] for row in rows)
+    ids = look.ids.new_full((len(rows), longest), pad_id(model))
+    mask = torch.zeros_like(ids)
+    for place, row in enumerate(rows):  # the padding stands between the picture and the question
+        start = longest - (row.shape[1] - look.tokens)
+        ids[place, : look.tokens], ids[place, start:] = look.ids[0], row[0, look.tokens :]
+        mask[place, : look.tokens], mask[place, start:] = 1, 1
+    core = family_for(model).core
+    placed: dict[str, Tensor] = {}
+    if hasattr(core, "rope_deltas"):
+        # How far text positions lag behind is of the last prompt that ran. Without it the model works it out anew from
+        # the whole prompt, also behind a video, where the beginning alone does not say it.
+        core.rope_deltas = None
+        placed = _of_positions(core, look, len(rows), longest)
+    cache = copy_of(look.cache, len(rows) * beams)
+    return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, **placed}
+
+
+def _of_positions(core: Any, look: Look, samples: int, columns: int) -> dict[str, Tensor]:
+    """What M-RoPE places tokens by: grids, and which tokens are of pictures."""
+    placed = {}
+    for name in inspect.signature(core.get_rope_index).parameters:
+        if name not in look.inputs:
+            continue
+        value = look.inputs[name]
+        if value.shape == look.ids.shape:
+            value = torch.nn.functional.pad(value, (0, columns - look.tokens))
+        placed[name] = value.repeat(samples, *[1] * (value.dim() - 1))
+    return placed

@@ -1,0 +1,131 @@
+"""Decode: caches that go on from one that stays as it is, for one question or several.
+
+A layer of transformers makes a new tensor for every update, so a copy shares keys and values with its original until it
+gets rows of its own. Recurrent states are written in place: these are cloned.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
+
+from foveate.core.memo import Memo
+from foveate.core.nested import on_tensors
+from foveate.engine import guards
+from foveate.engine.cache import CACHE_LAYERS, MEMO_SIZE, PrunedLayer
+
+__all__ = ["copy_of", "nbytes", "settle", "tensors_of"]
+
+STATES = ("conv_states", "recurrent_states")
+
+
+def settle(cache: Any) -> Any:
+    """Let every tensor of a cache have memory of its own: rows that a window keeps are views of longer ones.
+
+    Raises:
+        UnsupportedError: If a layer is of a kind that cannot be copied.
+    """
+    guards.refuse_cache(cache, CACHE_LAYERS)
+    for layer in cache.layers:
+        if isinstance(layer, LinearAttentionLayer) or not layer.is_initialized:
+            continue
+        layer.keys, layer.values = _compact(layer.keys), _compact(layer.values)
+    return cache
+
+
+def copy_of(cache: Any, samples: int = 1) -> Any:
+    """A cache of so many samples that all go on from the one sample of this cache.
+
+    The rows that are there stand in memory once for all samples, except those of sliding windows, which leave, and
+    recurrent states, which change.
+
+    Args:
+        cache: Of one sample; it stays as it is.
+        samples: How many go on from it.
+    """
+    copied = copy.copy(cache)
+    memo = Memo(MEMO_SIZE)
+    spread = _Spread(samples)
+    copied.layers = [_layer(layer, memo, spread) for layer in cache.layers]
+    return copied
+
+
+class _Spread:
+    """Repeats a tensor of one sample for several, the same one to the same object: layers compare columns by it."""
+
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+        self._made: dict[int, Tensor] = {}
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if self.samples == 1:
+            return tensor
+        if id(tensor) not in self._made:
+            self._made[id(tensor)] = tensor.repeat_interleave(self.samples, dim=0)
+        return self._made[id(tensor)]
+
+
+def _layer(layer: Any, memo: Memo, spread: _Spread) -> Any:
+    """One layer of the copy."""
+    if type(layer) not in CACHE_LAYERS:  # it may write in place; `settle` refuses such
+        return copy.deepcopy(layer)
+    copied = copy.copy(layer)
+    if isinstance(layer, LinearAttentionLayer):
+        return _with_states(copied, spread.samples)
+    if type(layer) is PrunedLayer:
+        copied._memo = memo
+        copied.base = on_tensors(layer.base, spread)
+        copied.shift = on_tensors(layer.shift, spread)
+    if spread.samples == 1 or not layer.is_initialized:
+        return copied
+    if layer.is_sliding:
+        copied.keys = layer.keys.repeat_interleave(spread.samples, dim=0)
+        copied.values = layer.values.repeat_interleave(spread.samples, dim=0)
+        return copied
+    if type(layer) is DynamicLayer:
+        copied = PrunedLayer(copied, memo)
+    copied.share(spread.samples)
+    return copied
+
+
+def _with_states(copied: Any, samples: int) -> Any:
+    """A recurrent layer with states of its own: tensors by number, beside what is known of each."""
+    for name, value in vars(copied).items():
+        if isinstance(value, dict):
+            setattr(copied, name, {index: _own(part, samples) for index, part in value.items()})
+    return copied
+
+
+def _own(part: Any, samples: int) -> Any:
+    """A new tensor, also for one sample; anything else as it is."""
+    if isinstance(part, Tensor):
+        return part.repeat_interleave(samples, dim=0)
+    return part
+
+
+def tensors_of(layer: Any) -> Iterator[tuple[str, Tensor]]:
+    """Everything that a layer of a cache holds, by name."""
+    for name in ("keys", "values", "base", "shift"):
+        tensor = getattr(layer, name, None)
+        if isinstance(tensor, Tensor):
+            yield name, tensor
+    for kind in STATES:
+        for index, state in getattr(layer, kind, {}).items():
+            if state is not None:
+                yield f"{kind}.{index}", state
+
+
+def nbytes(cache: Any) -> int:
+    """Bytes of all tensors in a cache; what layers share counts once."""
+    held = {id(tensor): tensor.nbytes for layer in cache.layers for _, tensor in tensors_of(layer)}
+    return sum(held.values())
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """The same in no more memory than it needs."""
+    if tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
