@@ -89,6 +89,7 @@ class Summary:
         retention: Mean over the answers of this run; None without any.
         vision_tokens: Mean over the answers of this run; None without any.
         parts: Files with answers.
+        bad_file: The file in `out` with the bad rows; there is none without one.
     """
 
     input: str
@@ -103,6 +104,7 @@ class Summary:
     retention: float | None
     vision_tokens: float | None
     parts: int
+    bad_file: str = BAD
 
     @property
     def rate(self) -> float | None:
@@ -111,7 +113,7 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {"foveate": __version__} | asdict(self) | {"rows_per_second": self.rate, "bad_file": BAD}
+        return {"foveate": __version__} | asdict(self) | {"rows_per_second": self.rate}
 
 
 def run(job: Job, place: Place | None = None, listener: Listener | None = None) -> Summary:

@@ -29,6 +29,7 @@ __all__ = ["BAD", "MANIFEST", "Output", "open_output"]
 
 FORMAT = "foveate batch 1"
 MANIFEST, BAD, LOCK = "manifest.json", "bad.jsonl", ".lock"
+OTHERS = {"input": "another input", "settings": "other settings", "model": "another model or other versions"}
 
 
 class Output:
@@ -72,12 +73,11 @@ class Output:
         Raises:
             InputError: If they differ.
         """
-        before = (self.manifest or {}).get(name)
-        difference = _difference(name, before, json.loads(json.dumps(values)))
+        difference = _difference((self.manifest or {}).get(name), json.loads(json.dumps(values)))
         if difference is not None:
             raise InputError(
-                f"{named(self.path)} was begun with another {difference}. Run it as it was begun, or name another "
-                "folder."
+                f"{named(self.path)} was begun with {OTHERS[name]}: {difference}. Run it as it was begun, or name "
+                "another folder."
             )
 
     def resume(self, rows: int) -> None:
@@ -228,14 +228,14 @@ def _publish(path: Path, content: bytes) -> None:
     publish(path, lambda part: part.write_bytes(content), force=True, durable=True, advice=ADVICE)
 
 
-def _difference(name: str, before: Any, now: Any) -> str | None:
+def _difference(before: Any, now: Any, place: str = "") -> str | None:
     """The first value that differs, in words; None where all are the same."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted({*before, *now}):
-            difference = _difference(f"{name}: {key}", before.get(key), now.get(key))
+            difference = _difference(before.get(key), now.get(key), f"{place} {key}".strip())
             if difference is not None:
                 return difference
         return None
     if before == now:
         return None
-    return f"{name} ({brief(before, 60)}; now {brief(now, 60)})"
+    return f"{place} was {brief(before, 60)}, and is {brief(now, 60)}"
