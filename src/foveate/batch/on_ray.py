@@ -40,7 +40,10 @@ class OnRay:
         if self._started:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         logging.getLogger("ray.data").setLevel(logging.ERROR)
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        self._context = ray.data.DataContext.get_current()
+        self._before = self._context.enable_progress_bars, self._context.target_max_block_size
+        self._context.enable_progress_bars = False
+        self._context.target_max_block_size = 1  # a block a chunk: else all small chunks would go to one actor
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0))
         self._actors = self._count or max(1, gpus)
@@ -48,6 +51,7 @@ class OnRay:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._context.enable_progress_bars, self._context.target_max_block_size = self._before
         if self._started:
             require_ray().shutdown()
 
