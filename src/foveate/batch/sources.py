@@ -58,7 +58,7 @@ class Source(ABC):
     def digest(self) -> str:
         """SHA-256 of all that it holds."""
         with open_readable(self.path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it is a BufferedReader
 
 
 class JsonLines(Source):
