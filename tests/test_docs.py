@@ -55,7 +55,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def stand_in(tiny, tmp_path, monkeypatch):
-    """A fresh folder with pictures, a film and questions; every model is the tiny one, and what is registered is forgotten."""
+    """A fresh folder with pictures, a film and questions; each model is the tiny one; registrations are forgotten."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Image.effect_mandelbrot((60, 60), (-2, -1.5, 1, 1.5), 50).save("cat.jpg")

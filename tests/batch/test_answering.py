@@ -176,6 +176,13 @@ def test_a_method_that_the_model_cannot_serve_is_refused_before_the_first_row(as
         Answerer(replace(asking, method=read("v2drop:layers=3,17,22;keep=0.5,0.3,0")), vlm)
 
 
+def test_a_budget_that_no_picture_here_can_meet_costs_rows_and_not_the_run(asking, vlm, pictures):
+    asking = replace(asking, method=read("v2drop"), tokens=5000.0)
+    (result,) = Answerer(asking, vlm).answer(rows_about(pictures, 1))
+    assert isinstance(result, Bad)
+    assert "5000" in result.reason
+
+
 # Files
 
 HOSTILE = {

@@ -20,6 +20,7 @@ from tests.batch.conftest import bad_in, rows_in
 
 KILLS = 20 if os.environ.get("FOVEATE_TESTS") == "all" else 8
 ROWS = 90
+FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 PROGRAM = "import sys; from foveate.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
@@ -45,6 +46,7 @@ def test_rows_have_the_answers_that_they_have_alone(uninterrupted, vlm, pictures
         assert (row["vision_tokens"], row["tokens"], row["retention"]) == (36, 15.0, 15 / 36)
 
 
+@FORKS
 def test_kill_nine_loses_nothing_and_doubles_nothing(uninterrupted, asking, vlm, tmp_path):
     path, rows, bad = uninterrupted
     job = Job(input=path, out=tmp_path / "out", asking=asking, part_rows=4)

@@ -105,6 +105,8 @@ def test_a_part_is_written_every_minute(job, monkeypatch):
 # Killed
 
 
+# Tests have one thread of torch; pytest-xdist has threads that the child never meets.
+FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 POINTS = ("fsync", "replace", "open", "unlink", "chmod")
 
 
@@ -139,6 +141,7 @@ def killed_at(point, work):
     return os.WIFSIGNALED(status)
 
 
+@FORKS
 def test_no_moment_in_which_a_run_is_killed_loses_or_doubles_a_row(job):
     """Every moment: before and after each time that a file is opened, forced to the disk, renamed or removed."""
     point = 0
@@ -153,6 +156,7 @@ def test_no_moment_in_which_a_run_is_killed_loses_or_doubles_a_row(job):
     assert point > 40
 
 
+@FORKS
 def test_a_run_that_is_killed_again_and_again_ends(job):
     for times in range(1000):
         if not killed_at(30 + times % 23, lambda: run(job, Echo())):

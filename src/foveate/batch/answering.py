@@ -288,7 +288,7 @@ class Answerer:
     def _try_method(self) -> None:
         """Refuse a method that the model cannot serve before the first row, and not once for every row."""
         try:
-            solved = self._dropping.solved(self.vlm, USUAL)
+            solved = self._dropping.solved(self.vlm, max(USUAL, int(self.asking.tokens or 0)))
         except BudgetError:  # it depends on the picture
             return
         if solved.method is not None:

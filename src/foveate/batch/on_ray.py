@@ -47,7 +47,7 @@ class OnRay:
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0))
         self._actors = self._count or max(1, gpus)
-        self._needs = {"num_gpus": 1} if gpus else {"num_cpus": min(1.0, there["CPU"] / self._actors)}
+        self._needs = {"num_gpus": 1} if gpus else {"num_cpus": min(1.0, there.get("CPU", 1) / self._actors)}
         return self
 
     def __exit__(self, *_: object) -> None:

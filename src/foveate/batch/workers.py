@@ -100,8 +100,23 @@ def _begin(asking: Asking, count: int, begun: Any, stopped: Any) -> None:
         place = begun.value
         begun.value += 1
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
-    _process["answerer"] = Answerer(placed(asking, place), share=1 / count)
     _process["stopped"] = stopped
+    _load(placed(asking, place), count)
+
+
+def _load(asking: Asking, count: int) -> None:
+    """Load the model. What is raised is kept for the first call: raised here, it would only break the pool."""
+    try:
+        _process["answerer"] = Answerer(asking, share=1 / count)
+    except Exception as error:
+        _process["error"] = error
+
+
+def _answerer() -> Answerer:
+    if "error" in _process:
+        raise _process["error"]
+    answerer: Answerer = _process["answerer"]
+    return answerer
 
 
 def _end_with_parent() -> None:
@@ -122,10 +137,8 @@ def placed(asking: Asking, place: int) -> Asking:
 
 
 def _about() -> dict[str, Any]:
-    about: dict[str, Any] = _process["answerer"].about()
-    return about
+    return _answerer().about()
 
 
 def _answer(chunk: Chunk) -> list[Result]:
-    results: list[Result] = _process["answerer"].answer(chunk, _process["stopped"].is_set)
-    return results
+    return _answerer().answer(chunk, _process["stopped"].is_set)
