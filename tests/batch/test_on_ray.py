@@ -26,7 +26,7 @@ def test_actors_answer_as_this_process_and_go_on(questions, answer, asking, tmp_
     program = "import sys; from tests.batch.test_on_ray import on_ray; on_ray(*sys.argv[1:])"
     done = subprocess.run(
         [sys.executable, "-c", program, str(path), str(tmp_path / "ray"), asking.model],
-        capture_output=True, text=True, timeout=900,
+        capture_output=True, text=True, timeout=1800,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
