@@ -55,12 +55,16 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def stand_in(tiny, tmp_path, monkeypatch):
-    """A fresh folder with pictures and a film; every model is the tiny one, and what is registered is forgotten."""
+    """A fresh folder with pictures, a film and questions; each model is the tiny one; registrations are forgotten."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Image.effect_mandelbrot((60, 60), (-2, -1.5, 1, 1.5), 50).save("cat.jpg")
     Image.new("RGB", (60, 60), "brown").save("dog.jpg")
     film(tmp_path / "clip.mp4", 12, size=(64, 64))
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (60, 60), "brown").save("pictures/dog.jpg")
+    Path("questions.jsonl").write_text('{"id": 1, "image": "dog.jpg", "question": "What is it?"}\n')
+    Path("questions.csv").write_text("file,text\ncat.jpg,What is it?\n")
     model, processor = LlavaForConditionalGeneration.from_pretrained(tiny), LlavaProcessor.from_pretrained(tiny)
     monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", always(model.eval()))
     monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda *_, **__: processor)
@@ -96,7 +100,7 @@ def run_command_lines(page, capsys):
         words = shlex.split(line, comments=True)
         if words[:1] == ["foveate"]:
             arguments = ["embedded" if "/" in word and word.startswith("llava-hf") else word for word in words[1:]]
-            quick = ["--max-new-tokens", "2"] if words[1] in ("generate", "compare", "eval") else []
+            quick = ["--max-new-tokens", "2"] if words[1] in ("generate", "compare", "eval", "batch") else []
             quick += ["--jobs", "1"] if words[1] == "eval" else []
             assert cli.main([*arguments, *quick]) == 0, capsys.readouterr().err
         elif words[:1] == ["make"]:

@@ -16,13 +16,22 @@ PART = ".foveate-"
 WITHOUT_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links say
 
 
-def publish(path: Path, write: Callable[[Path], object], *, force: bool) -> Path:
+def publish(
+    path: Path,
+    write: Callable[[Path], object],
+    *,
+    force: bool,
+    durable: bool = False,
+    advice: str = "Make room, or name another file.",
+) -> Path:
     """Write a file under another name, then give it its own; where it is.
 
     Args:
         path: Where to. If there is a file and `force` is off, it gets the name `NAME-2` beside it.
         write: Writes the file at the path that it is given.
         force: Whether to overwrite a file.
+        durable: Whether it is on the disk when this returns, also where the power fails.
+        advice: What to do where it cannot be written, as a sentence.
 
     Raises:
         InputError: If it cannot be written; nothing is left then.
@@ -35,16 +44,31 @@ def publish(path: Path, write: Callable[[Path], object], *, force: bool) -> Path
         part = Path(name)
         write(part)
         part.chmod(0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        if durable:
+            _sync(part)
         if not force:
             return next(other for other in _names(target) if _claim(part, other))
         part.replace(target)
+        if durable:
+            _sync(target.parent)
         return target
     except (OSError, RuntimeError, ValueError) as error:  # of Pillow on what a format cannot hold, a ValueError
         why = getattr(error, "strerror", None) or error
-        raise InputError(f"{path} could not be written: {why}. Make room, or name another file.") from error
+        raise InputError(f"{path} could not be written: {why}. {advice}") from error
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def _names(path: Path) -> Iterator[Path]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from foveate._upstream import first_line, is_out_of_memory
+from foveate.cli.batch import Batch
 from foveate.cli.bench import Bench
 from foveate.cli.compare import Compare
 from foveate.cli.eval import Eval
@@ -36,10 +37,11 @@ Examples:
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 70 a bug in foveate, 130 interrupted, 143 terminated."""
 
-Command = Generate | Compare | Bench | Eval | Tune | Methods | Models | Presets
+Command = Generate | Compare | Batch | Bench | Eval | Tune | Methods | Models | Presets
 COMMANDS: dict[str, type[Command]] = {
     "generate": Generate,
     "compare": Compare,
+    "batch": Batch,
     "bench": Bench,
     "eval": Eval,
     "tune": Tune,

@@ -9,7 +9,15 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from foveate._upstream import printable
@@ -107,9 +115,12 @@ def busy(doing: str) -> Iterator[None]:
 
 
 @contextmanager
-def counted(doing: str, total: int | None) -> Iterator["Progress"]:
+def counted(doing: str, total: int | None, unit: str | None = None) -> Iterator["Progress"]:
     """A progress bar on stderr with the time left; call `advance(progress.task_ids[0])` for each step."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    if unit is not None:
+        columns.append(_Rate(unit))
+    columns.append(TimeRemainingColumn())
     console = Screen(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         progress.add_task(doing, total=total)
@@ -117,16 +128,21 @@ def counted(doing: str, total: int | None) -> Iterator["Progress"]:
 
 
 @contextmanager
-def counting(doing: str, total: int | None) -> Iterator[Callable[[int], object]]:
+def counting(doing: str, total: int | None, unit: str | None = None) -> Iterator[Callable[[int], object]]:
     """Show on stderr how many of `total` are done: a bar on a terminal, else a line now and then.
 
     Gives what is called with the number that was added.
+
+    Args:
+        doing: What is done, in a few words.
+        total: How much there is to do; None where that is not known.
+        unit: What is counted: the rate is then shown too.
     """
     if Screen(stderr=True).is_terminal:
-        with counted(doing, total) as progress:
+        with counted(doing, total, unit) as progress:
             yield lambda added: progress.advance(progress.task_ids[0], added)
         return
-    lines = Lines(doing, total)
+    lines = Lines(doing, total, unit=unit)
     yield lines.add
     lines.end()
 
@@ -138,6 +154,7 @@ class Lines:
         doing: What is done, in a few words.
         total: How much there is to do; None where that is not known.
         clock: Gives seconds.
+        unit: What is counted: the rate is then said too.
     """
 
     EVERY = 30.0
@@ -147,7 +164,10 @@ class Lines:
     APART = 5.0
     """Seconds that two lines are always apart."""
 
-    def __init__(self, doing: str, total: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, doing: str, total: int | None, clock: Callable[[], float] = time.monotonic, unit: str | None = None
+    ) -> None:
+        self._unit = unit
         self.doing, self.total, self.done = doing, total, 0
         self._clock = clock
         self._begun = self._last = clock()
@@ -175,7 +195,26 @@ class Lines:
         if self.total:
             left = took / self.done * (self.total - self.done)
             text = f"{self.doing}: {self.done} of {self.total} ({self.done / self.total:.0%}), {_duration(left)} left"
+        if self._unit is not None and took:
+            text += f", {_rate(self.done / took, self._unit)}"
         note(text)
+
+
+class _Rate(ProgressColumn):
+    """How many are done in a second."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        """The text of a bar's task."""
+        return Text("" if task.speed is None else _rate(task.speed, self._unit))
+
+
+def _rate(speed: float, unit: str) -> str:
+    """`4.2 rows/s`."""
+    return f"{speed:.3g} {unit}/s" if speed < 100 else f"{speed:,.0f} {unit}/s"
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,218 @@
+"""What a job of a million rows takes besides the model: writes benchmarks/batch.json and prints it.
+
+    python benchmarks/batch.py                  # two minutes on one quiet core
+    python benchmarks/batch.py --rows 20000     # a try
+
+The input is generated. Answers are a recorded one, given again for every row at once, so that all time and memory here
+is that of reading, checking, writing and remembering. The job is stopped at half of its rows and gone on with. Beside
+it, the embedded model answers some rows about its own picture, which says what the rest is small against.
+"""
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from foveate import embedded
+from foveate._versions import versions
+from foveate.batch.answering import Asking
+from foveate.batch.here import Here
+from foveate.batch.job import Job, Summary, run
+from foveate.batch.listener import Listener
+from foveate.batch.rows import Answered, Bad, Row
+from foveate.methods.grammar import read
+
+OUT = Path(__file__).with_suffix(".json")
+LOOKS = 20
+MODEL_ROWS = 40
+
+
+class Recorded:
+    """Gives one recorded answer for every row, and reads off the memory of this process on the way.
+
+    Args:
+        answer: What was answered once.
+        every: Rows between two readings.
+    """
+
+    def __init__(self, answer: Answered, every: int) -> None:
+        self.answer, self.every = answer, every
+        self.memory: list[tuple[int, float]] = []
+
+    def __enter__(self) -> "Recorded":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def about(self) -> dict[str, Any]:
+        """No model."""
+        return {"recorded": self.answer.answer}
+
+    def answered(self, chunks: Any, stop: Any) -> Iterator[list[Answered | Bad]]:
+        """The recorded answer to every row."""
+        for chunk in chunks:
+            yield [replace(self.answer, number=row.number, id=row.id) if isinstance(row, Row) else row for row in chunk]
+            if chunk[0].number // self.every != (chunk[-1].number + 1) // self.every:
+                self.memory.append((chunk[-1].number + 1, resident()))
+            if stop():
+                return
+
+
+class StopAfter(Listener):
+    """Stops a run after so many rows."""
+
+    def __init__(self, rows: int) -> None:
+        self.left = rows
+
+    def answering(self, left: int, done: int) -> Any:
+        """Count what is done."""
+        return nullcontext(self._add)
+
+    def _add(self, count: int) -> None:
+        self.left -= count
+
+    def stopped(self) -> bool:
+        """Whether they are done."""
+        return self.left <= 0
+
+
+def resident() -> float:
+    """MiB of memory that this process has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+
+
+def write_input(path: Path, count: int) -> None:
+    """Rows about pictures of which every fifth is there three times, one in a thousand without a question."""
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            question = f"How many squares are in picture {number}?" if number % 1000 else ""
+            row = {"id": f"picture-{number:08}", "image": f"pictures/{number // 3}.jpg", "question": question}
+            file.write(json.dumps(row) + "\n")
+
+
+def write_parquet(path: Path, lines: Path) -> None:
+    """The same rows as Parquet."""
+    import pyarrow.json
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.json.read_json(lines), path, row_group_size=50_000)
+
+
+def timed(job: Job, place: Any, listener: Listener | None = None) -> tuple[Summary, dict[str, float]]:
+    """Run a job: its summary, and seconds of it, of the processor and of the clock."""
+    clock, processor = time.perf_counter(), time.process_time()
+    summary = run(job, place, listener)
+    took = {"seconds": time.perf_counter() - clock, "processor_seconds": time.process_time() - processor}
+    return summary, {name: round(value, 3) for name, value in took.items()}
+
+
+def measure(path: Path, out: Path, answer: Answered, rows: int) -> dict[str, Any]:
+    """A job stopped at half of its rows, the rest of it, and a run with nothing left to do."""
+    job = Job(input=path, out=out, asking=Asking(model="recorded"), part_rows=1000)
+    place = Recorded(answer, max(1, rows // LOOKS))
+    start = resident()
+    first, first_took = timed(job, place, StopAfter(rows // 2))
+    second, second_took = timed(job, place)
+    third, third_took = timed(job, place)
+    assert (second.left, third.asked, first.asked + second.asked) == (0, 0, rows)
+    processor = first_took["processor_seconds"] + second_took["processor_seconds"]
+    return {
+        "input": path.suffix,
+        "rows": rows,
+        "answered": second.answered,
+        "bad": second.bad,
+        "parts": second.parts,
+        "input_mib": round(path.stat().st_size / 2**20, 1),
+        "first_half": first_took,
+        "second_half": second_took,
+        "nothing_left": third_took,
+        "processor_microseconds_a_row": round(1e6 * processor / rows, 1),
+        "resident_mib_at_start": start,
+        "resident_mib_after_rows": {str(count): mib for count, mib in place.memory},
+    }
+
+
+def ask_embedded(folder: Path) -> tuple[Answered, dict[str, Any]]:
+    """An answer of the embedded model, and what a row takes with it."""
+    path = folder / "few.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(MODEL_ROWS):
+            row = {"id": number, "image": str(embedded.picture()), "question": f"How many {number} are there?"}
+            file.write(json.dumps(row) + "\n")
+    asking = Asking(model=embedded.NAME, device="cpu", method=read("v2drop"), max_new_tokens=8)
+    job = Job(input=path, out=folder / "few", asking=asking)
+    summary = run(job, Here(asking))
+    lines = [line for part in sorted(job.out.glob("part-*")) for line in part.read_text().splitlines()]
+    rows = [json.loads(line) for line in lines]
+    recorded = {**rows[0], "notes": tuple(rows[0]["notes"])}
+    recorded["number"] = recorded.pop("row")
+    in_model = sum(row["prepare_seconds"] + row["answer_seconds"] for row in rows)
+    return Answered(**recorded), {
+        "rows": summary.asked,
+        "milliseconds_a_row": round(1e3 * summary.seconds / summary.asked, 2),
+        "of_them_outside_of_preparing_and_answering": round(1e3 * (summary.seconds - in_model) / summary.asked, 3),
+    }
+
+
+def page(result: dict[str, Any]) -> str:
+    """What the guide says of a result."""
+    model = result["embedded_model"]
+    lines = [
+        "On one core, with a recorded answer in the place of the model (`benchmarks/batch.py`):",
+        "",
+        "| input | rows | processor time a row | memory after 5 % of the rows, and after all |",
+        "|---|---|---|---|",
+    ]
+    for job in result["jobs"]:
+        memory = list(job["resident_mib_after_rows"].values())
+        time_a_row = f"{job['processor_microseconds_a_row']:.0f} µs"
+        lines.append(
+            f"| `{job['input']}` | {job['rows']:,} | {time_a_row} | {memory[0]:.0f} MiB, {memory[-1]:.0f} MiB |"
+        )
+    lines += [
+        "",
+        "Reading, checking, writing and remembering are all in it, and a stop at half of the rows. "
+        f"The embedded model takes {model['milliseconds_a_row']:.0f} ms a row on the same core.",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        answer, model = ask_embedded(folder)
+        write_input(folder / "in.jsonl", options.rows)
+        write_parquet(folder / "in.parquet", folder / "in.jsonl")
+        jobs = [
+            measure(folder / f"in.{kind}", folder / f"out-{kind}", answer, options.rows)
+            for kind in ("jsonl", "parquet")
+        ]
+    result = {
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "python": platform.python_version(),
+        "versions": versions(),
+        "embedded_model": model,
+        "jobs": jobs,
+    }
+    text = json.dumps(result, indent=2) + "\n"
+    options.out.write_text(text, encoding="utf-8")
+    print(text, end="")
+    return result
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Several processes, each with a model of its own; only the one that began them writes."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing import connection
+from typing import Any, Self
+
+import torch
+
+from foveate.batch.answering import Answerer, Asking
+from foveate.batch.here import Chunk
+from foveate.batch.rows import Result
+from foveate.errors import InputError
+
+__all__ = ["Workers", "placed"]
+
+AHEAD = 2
+"""Chunks that are given out, for each process."""
+LOOK = 0.2
+"""Seconds after which a process that waits looks whether it shall stop."""
+
+
+class Workers:
+    """Processes of this machine. With `device="auto"`, one after the other takes the next accelerator.
+
+    Args:
+        asking: How each is asked.
+        count: How many.
+    """
+
+    def __init__(self, asking: Asking, count: int) -> None:
+        self._asking = asking
+        self._count = count
+
+    def __enter__(self) -> Self:
+        context = multiprocessing.get_context("spawn")
+        self._stopped = context.Event()
+        arguments = (self._asking, self._count, context.Value("i", 0), self._stopped)
+        self._pool = ProcessPoolExecutor(self._count, mp_context=context, initializer=_begin, initargs=arguments)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            for process in list((self._pool._processes or {}).values()):
+                process.kill()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def about(self) -> dict[str, Any]:
+        with _explained():
+            return self._pool.submit(_about).result()
+
+    def answered(self, chunks: Iterable[Chunk], stop: Callable[[], bool]) -> Iterator[list[Result]]:
+        waiting = iter(chunks)
+        pending: set[Future[list[Result]]] = set()
+        with _explained():
+            while True:
+                while not stop() and len(pending) < AHEAD * self._count:
+                    chunk = next(waiting, None)
+                    if chunk is None:
+                        break
+                    pending.add(self._pool.submit(_answer, chunk))
+                if not pending:
+                    return
+                done, pending = wait(pending, timeout=LOOK, return_when=FIRST_COMPLETED)
+                if stop():
+                    self._stopped.set()
+                for future in done:
+                    yield future.result()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Say in one line that a process died."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise InputError(
+            "A process that answered rows died, perhaps for want of memory. Run again, with fewer --workers: what was "
+            "answered is kept."
+        ) from error
+
+
+_process: dict[str, Any] = {}
+"""The model of a process that answers, and what tells it to stop."""
+
+
+def _begin(asking: Asking, count: int, begun: Any, stopped: Any) -> None:
+    """In a new process: Ctrl-C is for the parent to handle, it ends with the parent, and it has its own device."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with begun.get_lock():
+        place = begun.value
+        begun.value += 1
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
+    _process["stopped"] = stopped
+    _load(placed(asking, place), count)
+
+
+def _load(asking: Asking, count: int) -> None:
+    """Load the model. What is raised is kept for the first call: raised here, it would only break the pool."""
+    try:
+        _process["answerer"] = Answerer(asking, share=1 / count)
+    except Exception as error:
+        _process["error"] = error
+
+
+def _answerer() -> Answerer:
+    if "error" in _process:
+        raise _process["error"]
+    answerer: Answerer = _process["answerer"]
+    return answerer
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, however that ended: nobody would take its answers."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def placed(asking: Asking, place: int) -> Asking:
+    """The same on the accelerator of this place, where there are several and none was named."""
+    if asking.device != "auto" or not torch.accelerator.is_available():
+        return asking
+    kind = torch.accelerator.current_accelerator()
+    assert kind is not None
+    return replace(asking, device=f"{kind.type}:{place % torch.accelerator.device_count()}")
+
+
+def _about() -> dict[str, Any]:
+    return _answerer().about()
+
+
+def _answer(chunk: Chunk) -> list[Result]:
+    return _answerer().answer(chunk, _process["stopped"].is_set)

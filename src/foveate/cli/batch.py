@@ -1,0 +1,266 @@
+"""`foveate batch`: pictures and questions from a file or folder, answers into a folder, on from where it stopped."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from foveate.batch.listener import Listener
+from foveate.batch.sources import source_of
+from foveate.cli.checks import check_methods, check_model
+from foveate.cli.options import BudgetOptions, Flag, MediaOptions, ModelOptions
+from foveate.cli.screen import busy, counting, note
+from foveate.cli.usage import UsageError, check_most
+
+if TYPE_CHECKING:
+    from foveate.batch.answering import Asking
+    from foveate.batch.here import Place
+    from foveate.batch.job import Summary
+
+__all__ = ["Batch"]
+
+Name = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnOptions:
+    """What the columns of IN are called."""
+
+    media_column: Name = None
+    """paths of pictures or films, one or a list (default: the first of media, image, images, picture, video)"""
+    question_column: Name = None
+    """the question (default: the first of question, prompt)"""
+    id_column: Name = None
+    """what a row is called, each by another name (default: id; without one, the row's number)"""
+    number_rows: Flag = False
+    """call every row by its number, from 0"""
+    root: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """relative paths start here, and no file outside is read (default: they start beside IN; any file is read)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Answer a question about every picture of a folder, or every row of a file; stop and go on at any moment.
+
+    IN is a folder (with --prompt), or a file: JSON lines (.jsonl), CSV (.csv, .tsv) or Parquet. OUT is a folder: parts
+    with id, answer, retention, tokens and times, and bad.jsonl with the rows that have no answer, and why. Run the same
+    command again to go on, also after a crash: no row is lost, none is answered twice.
+
+    Examples:
+      foveate batch photos/ answers/ --prompt "What is this?"
+      foveate batch questions.jsonl answers/ --model llava-hf/llava-1.5-7b-hf --method visiondrop --retention 0.2
+      foveate batch table.csv answers/ --media-column file --question-column text --number-rows --parts parquet
+      foveate batch questions.parquet answers/ --workers 4 --json
+    """
+
+    input: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
+    """a folder of pictures and films, or a file with a row each"""
+    out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+    """the folder for the answers; a new or empty one, or one to go on in"""
+    prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", aliases=["--question"], help_behavior_hint="")] = None
+    """the question, asked of every row in the place of its own"""
+    method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "v2drop"
+    """a method, preset, tuned record or chain, as in foveate generate (list: foveate methods)"""
+    untouched: Flag = False
+    """drop nothing"""
+    batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 8
+    """most rows that the model answers at a time; what takes too much memory is halved"""
+    workers: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """processes, each with a model (default: 1); with --ray: actors (default: one a GPU)"""
+    ray: Flag = False
+    """run on Ray Data, on one machine or a cluster: pip install 'foveate[ray]'"""
+    parts: Literal["auto", "jsonl", "parquet"] = "auto"
+    """what the parts in OUT are; auto is Parquet for an IN of Parquet, else JSON lines"""
+    part_rows: Annotated[int, tyro.conf.arg(metavar="N")] = 1000
+    """rows a part, about; a part is also written every minute"""
+    json: Flag = False
+    """print the summary as JSON to stdout"""
+    columns: Annotated[ColumnOptions, tyro.conf.arg(name="column")] = field(default_factory=ColumnOptions)
+    models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
+    budgets: Annotated[BudgetOptions, tyro.conf.arg(name="budget")] = field(default_factory=BudgetOptions)
+    media: Annotated[MediaOptions, tyro.conf.arg(name="media")] = field(default_factory=MediaOptions)
+
+    def run(self) -> None:
+        """Answer what is not done, write it down as it comes, and print a summary."""
+        self._check()
+        # Only now anything slow is imported: --help and refusals stay quick.
+        with busy("Starting torch"):
+            from foveate.batch.job import Job, run
+            from foveate.batch.rows import Columns
+            from foveate.cli.asking import device_named
+            from foveate.cli.screen import show, show_json
+
+        device_named(self.models.device)
+        options = self.columns
+        names = Columns(options.media_column, options.question_column, options.id_column, options.number_rows)
+        root = None if options.root is None else os.path.abspath(options.root)
+        asking = self._asking(root)
+        job = Job(
+            input=self.input,
+            out=self.out,
+            asking=asking,
+            question=self.prompt,
+            columns=names,
+            root=root,
+            parts=self.parts,
+            part_rows=self.part_rows,
+        )
+        listener = _OnScreen()
+        summary = run(job, self._place(asking), listener)
+        if self.json:
+            show_json(summary.to_dict())
+        else:
+            show(_lines(summary))
+        listener.end(summary.left)
+
+    def _check(self) -> None:
+        """Refuse flags that contradict each other, and what cannot be there."""
+        for flag, value in (
+            ("--batch-size", self.batch_size),
+            ("--workers", self.workers),
+            ("--part-rows", self.part_rows),
+            ("--frames", self.media.frames),
+        ):
+            if value is not None and value < 1:
+                raise UsageError(f"{flag} {value}: must be 1 or more.")
+        check_most(batch_size=self.batch_size, workers=self.workers, part_rows=self.part_rows, frames=self.media.frames)
+        if self.media.fps is not None and not self.media.fps > 0:
+            raise UsageError(f"--fps {self.media.fps:g}: a rate is above 0.")
+        if self.prompt is not None and not self.prompt.strip():
+            raise UsageError("--prompt is empty. Give the question, or leave it out and name the column.")
+        options = self.columns
+        if options.number_rows and options.id_column is not None:
+            raise UsageError("--number-rows calls rows by their number: leave --id-column out.")
+        if self.prompt is not None and options.question_column is not None:
+            raise UsageError("--prompt is asked of every row: leave --question-column out.")
+        if self.input.is_dir():
+            self._check_folder()
+        source_of(self.input)
+        if options.root is not None and not options.root.is_dir():
+            raise UsageError(f"--root {options.root}: there is no such folder.")
+        budgets = self.budgets
+        if self.untouched and (budgets != BudgetOptions() or self.method != "v2drop"):
+            raise UsageError("--untouched drops nothing: leave --method, --budget, --retention, --set and --seed out.")
+        if not self.untouched:
+            check_methods([self.method], budgets)
+        check_model(self.models)
+
+    def _check_folder(self) -> None:
+        """Refuse what makes no sense for a folder."""
+        if self.prompt is None:
+            raise UsageError('What is asked about the files of the folder? Give it with --prompt "…".')
+        if self.columns != ColumnOptions():
+            raise UsageError(f"{self.input} is a folder: it has no columns, and its files are their own ids.")
+
+    def _asking(self, root: str | None) -> "Asking":
+        from foveate.batch.answering import Asking
+        from foveate.cli.asking import named
+
+        method = None if self.untouched else named([self.method], self.budgets)[self.method]
+        return Asking(
+            model=self.models.model,
+            device=self.models.device,
+            dtype=self.models.dtype,
+            attention=self.models.attention,
+            method=method,
+            tokens=self.budgets.budget,
+            retention=self.budgets.retention,
+            frames=self.media.frames,
+            fps=self.media.fps,
+            fit=self.media.fit,
+            max_new_tokens=self.models.max_new_tokens,
+            batch_size=self.batch_size,
+            within=root,
+        )
+
+    def _place(self, asking: "Asking") -> "Place":
+        if self.ray:
+            from foveate.batch.on_ray import OnRay, require_ray
+
+            require_ray()
+            return OnRay(asking, self.workers)
+        if self.workers is not None and self.workers > 1:
+            from foveate.batch.workers import Workers
+
+            return Workers(asking, self.workers)
+        from foveate.batch.here import Here
+
+        return Here(asking)
+
+
+def _lines(summary: "Summary") -> Any:
+    """The summary in words."""
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = [("Rows", f"{summary.rows:,}, of which {summary.answered:,} are answered")]
+    if summary.bad:
+        rows.append(("Bad", f"{summary.bad:,}, with their reasons in {summary.bad_file}"))
+    if summary.left:
+        rows.append(("Left", f"{summary.left:,}; run the same command again to go on"))
+    if summary.rate is not None:
+        rows.append(("This run", f"{summary.asked:,} rows in {summary.seconds:.0f} s, {summary.rate:.3g} a second"))
+    if summary.retention is not None:
+        rows.append(("Retention", f"{summary.retention:.1%} of {summary.vision_tokens:.0f} vision tokens, on average"))
+    if summary.noted:
+        rows.append(("Notes", f"{summary.noted:,} rows have one, such as that a picture is cropped"))
+    rows.append(("Answers", f"{summary.out}, in {summary.parts:,} parts"))
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for label, text in rows:
+        table.add_row(Text(label), Text(text))
+    return table
+
+
+class _OnScreen(Listener):
+    """Shows on stderr how a run goes, and lets Ctrl-C and `kill` end it after the rows in hand."""
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def note(self, text: str) -> None:
+        note(text)
+
+    def stopped(self) -> bool:
+        return self._signal is not None
+
+    @contextmanager
+    def answering(self, left: int, done: int) -> Iterator[Callable[[int], object]]:
+        if done:
+            note(f"{done:,} rows are done already")
+        with self._hearing(), counting("Answering", left, unit="rows") as advance:
+            yield advance
+
+    def end(self, left: int) -> None:
+        """End as the signal that was heard would have ended it, where rows are left."""
+        if self._signal is not None and left:
+            signal.raise_signal(self._signal)
+
+    @contextmanager
+    def _hearing(self) -> Iterator[None]:
+        """Let signals be heard that would else end the program."""
+        try:
+            self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # only the first thread may say what signals do
+            yield
+            return
+        try:
+            yield
+        finally:
+            self._restore()
+
+    def _hear(self, number: int, frame: object) -> None:
+        self._signal = number
+        self._restore()
+        note("ending after the rows in hand; once more ends at once")
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler or signal.SIG_DFL)

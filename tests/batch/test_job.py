@@ -1,0 +1,188 @@
+"""A job from end to end on a tiny model: killed, stopped, in several processes, it gives what one run would have."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+import foveate as fv
+from foveate.batch.here import Here
+from foveate.batch.job import Job, run
+from foveate.batch.listener import Listener
+from foveate.batch.rows import Columns
+from foveate.eval import provenance
+from tests.batch.conftest import bad_in, rows_in
+
+KILLS = 20 if os.environ.get("FOVEATE_TESTS") == "all" else 8
+ROWS = 90
+FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+PROGRAM = "import sys; from foveate.cli import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.fixture
+def uninterrupted(questions, answer, tmp_path):
+    """An input, and what a run that nothing disturbs makes of it."""
+    path = questions(ROWS)
+    answer(path, out="whole")
+    rows, bad = rows_in(tmp_path / "whole"), bad_in(tmp_path / "whole")
+    assert sorted({*rows, *bad}) == list(range(ROWS))
+    assert len(bad) == ROWS // 7
+    assert len({row["answer"] for row in rows.values()}) > 10
+    return path, rows, bad
+
+
+def test_rows_have_the_answers_that_they_have_alone(uninterrupted, vlm, pictures):
+    _, rows, bad = uninterrupted
+    assert "nofile.png cannot be read: No such file" in bad[6]["reason"]
+    assert bad[6]["media"] == [str(pictures / "nofile.png")]
+    for number in (0, 1, 2, 50, 89):
+        row = rows[number]
+        assert row["id"] == f"row {number}"
+        assert (row["vision_tokens"], row["tokens"], row["retention"]) == (36, 15.0, 15 / 36)
+
+
+@FORKS
+def test_kill_nine_loses_nothing_and_doubles_nothing(uninterrupted, asking, vlm, tmp_path):
+    path, rows, bad = uninterrupted
+    job = Job(input=path, out=tmp_path / "out", asking=asking, part_rows=4)
+    rng = random.Random(5)
+    done = []
+    for _ in range(KILLS):
+        child = os.fork()
+        if child == 0:
+            try:
+                run(job, Here(job.asking, vlm))
+            finally:
+                os._exit(0)
+        time.sleep(rng.uniform(0.0, 1.0))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        done.append(len(rows_in(job.out)))
+        assert {number: rows[number] for number in rows_in(job.out)} == rows_in(job.out)
+    assert done == sorted(done)
+    summary = run(job, Here(job.asking, vlm))
+    assert (rows_in(job.out), bad_in(job.out)) == (rows, bad)
+    assert (summary.rows, summary.answered, summary.bad, summary.left) == (ROWS, len(rows), len(bad), 0)
+
+
+class Stopping(Listener):
+    """Stops a run at its n-th look, and counts what is done."""
+
+    def __init__(self, looks):
+        self.looks, self.done = looks, 0
+
+    def answering(self, left, done):
+        from contextlib import nullcontext
+
+        return nullcontext(self._add)
+
+    def _add(self, count):
+        self.done += count
+
+    def stopped(self):
+        self.looks -= 1
+        return self.looks < 0
+
+
+def test_a_run_that_is_stopped_within_a_chunk_goes_on_behind_its_last_row(uninterrupted, answer, tmp_path):
+    path, rows, bad = uninterrupted
+    asked = 0
+    for looks in (3, 20, 21, 29, 10**9):
+        listener = Stopping(looks)
+        summary = answer(path, listener=listener)
+        assert listener.done == summary.asked
+        asked += summary.asked
+        assert summary.left == ROWS - asked
+    assert (rows_in(tmp_path / "out"), bad_in(tmp_path / "out")) == (rows, bad)
+
+
+def test_a_folder_and_one_question(answer, pictures, tmp_path):
+    summary = answer(pictures, question="What is this")
+    assert (summary.answered, summary.bad) == (10, 0)
+    assert [row["id"] for row in rows_in(tmp_path / "out").values()] == [f"{number}.png" for number in range(10)]
+
+
+def test_rows_without_ids_are_numbered_and_that_is_said(answer, questions, tmp_path):
+    class Hearing(Listener):
+        said = ()
+
+        def note(self, text):
+            self.said += (text,)
+
+    listener = Hearing()
+    path = questions(3)
+    path.write_text(path.read_text().replace('"id"', '"name"'))
+    answer(path, listener=listener)
+    assert listener.said == (f"{path} has no column id: rows are called by their number, from 0",)
+    assert [row["id"] for row in rows_in(tmp_path / "out").values()] == ["0", "1", "2"]
+    listener = Hearing()
+    answer(path, out="named", listener=listener, columns=Columns(id="name"))
+    assert listener.said == ()
+    assert rows_in(tmp_path / "named")[0]["id"] == "row 0"
+
+
+def test_other_weights_are_refused_in_a_folder_that_was_begun(answer, questions, monkeypatch):
+    path = questions(9)
+    answer(path, listener=Stopping(4))
+    monkeypatch.setattr(provenance, "_sha256", lambda path: "ab" * 32)
+    with pytest.raises(fv.InputError, match=r"another model or other versions: files \S+ was '\w+…, and is 'abab"):
+        answer(path)
+
+
+def test_bad_rows_are_an_input_again(answer, questions, pictures, tmp_path):
+    answer(questions(14))
+    again = tmp_path / "again.jsonl"
+    again.write_text((tmp_path / "out" / "bad.jsonl").read_text().replace("nofile", "0"))
+    summary = answer(again, out="again")
+    assert (summary.answered, summary.bad) == (2, 0)
+    assert {row["id"] for row in rows_in(tmp_path / "again").values()} == {"row 6", "row 13"}
+
+
+def alive(session):
+    """Whether any process of a session is left."""
+    try:
+        os.killpg(session, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def until(holds, program, seconds=240):
+    """Wait until this holds."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        assert program.poll() is None or holds(), program.stderr.read()
+        time.sleep(0.05)
+
+
+def test_two_processes_answer_as_one_and_end_when_the_first_is_killed(uninterrupted, model, asking, vlm, tmp_path):
+    path, rows, bad = uninterrupted
+    out = tmp_path / "out"
+    words = ["--model", str(model), "--device", "cpu", "--method", "v2drop:layers=1,2,3", "--max-new-tokens", "4"]
+    words += ["--batch-size", "2", "--part-rows", "1", "--workers", "2"]
+    program = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "batch", str(path), str(out), *words],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        until(lambda: len(list(out.glob("part-*"))) >= 2, program)
+        program.kill()
+        program.communicate(timeout=60)
+        end = time.monotonic() + 30
+        while alive(program.pid):  # what began with it has ended with it
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    finally:
+        if alive(program.pid):
+            os.killpg(program.pid, signal.SIGKILL)
+    by_workers = rows_in(out)
+    assert len(by_workers) > 20
+    summary = run(Job(input=path, out=out, asking=replace(asking, device="cpu")), Here(asking, vlm))
+    assert summary.asked == ROWS - len({*by_workers, *(number for number in bad if number <= max(by_workers))})
+    assert (rows_in(out), bad_in(out)) == (rows, bad)

@@ -1,0 +1,224 @@
+"""Every format gives the same rows; what is no row is told, and reading goes on behind it."""
+
+import csv
+import json
+import os
+
+import pytest
+
+import foveate as fv
+from foveate.batch import sources
+from foveate.batch.rows import Bad, Columns, Row
+from foveate.batch.sources import Folder, source_of
+from foveate.batch.survey import Table, count_rows
+
+ROWS = [
+    {"id": "a", "image": "1.png", "question": "What is this?"},
+    {"id": "bä", "image": ["1.png", "/elsewhere/2.png"], "question": 'Which, "the first", or\nthe second?'},
+    {"id": "c", "image": [], "question": "[Nothing] to see?"},
+]
+
+
+def rows_of(path, **options):
+    return list(Table(source_of(path), **options).rows())
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_csv(path, rows):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        writer.writerow(rows[0])
+        for row in rows:
+            cells = [json.dumps(cell) if isinstance(cell, list) else cell for cell in row.values()]
+            writer.writerow(cells)
+
+
+def write_parquet(path, rows):
+    import pyarrow
+    import pyarrow.parquet
+
+    lists = [{**row, "image": row["image"] if isinstance(row["image"], list) else [row["image"]]} for row in rows]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(lists), path, row_group_size=2)
+
+
+WRITERS = {".jsonl": write_lines, ".csv": write_csv, ".tsv": write_csv, ".parquet": write_parquet}
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_every_format_gives_the_same_rows(tmp_path, ending):
+    path = tmp_path / f"in{ending}"
+    WRITERS[ending](path, ROWS)
+    assert rows_of(path) == [
+        Row(0, "a", (str(tmp_path / "1.png"),), "What is this?"),
+        Row(1, "bä", (str(tmp_path / "1.png"), "/elsewhere/2.png"), 'Which, "the first", or\nthe second?'),
+        Row(2, "c", (), "[Nothing] to see?"),
+    ]
+
+
+def test_columns_may_have_other_names_and_paths_another_start(tmp_path):
+    path = tmp_path / "in.jsonl"
+    write_lines(path, [{"key": 7, "file": "1.png", "image": "wrong.png", "text": "What?"}])
+    columns = Columns(media="file", question="text", id="key")
+    assert rows_of(path, columns=columns, root="/start") == [Row(0, "7", ("/start/1.png",), "What?")]
+    assert rows_of(path, columns=Columns(numbered=True), question="Which?") == [
+        Row(0, "0", (str(tmp_path / "wrong.png"),), "Which?")
+    ]
+
+
+BAD_LINES = [
+    (b"nonsense", "no JSON"),
+    (b'{"id": "x", "image": "1.png"', "no JSON"),
+    (b'"\xff\xfe"', "no JSON"),
+    (b"[" * 100_000, "no JSON"),
+    (b"[1, 2]", "got a list"),
+    (b'{"id": "x", "question": "What?"}', "nothing under media or image .*; it has id, question"),
+    (b'{"id": "x", "image": null, "question": "What?"}', "nothing under media"),
+    (b'{"id": "x", "image": 5, "question": "What?"}', "path of a file, or a list of them; got 5"),
+    (b'{"id": "x", "image": ["1.png", {}], "question": "What?"}', "got {}"),
+    (b'{"id": "x", "image": "https://a.b/1.png", "question": "What?"}', "nothing is downloaded"),
+    (b'{"id": "x", "image": "1.png", "question": ["What?"]}', "A question is a text; got"),
+    (b'{"id": "x", "image": "1.png", "question": "  "}', "A question is a text; got"),
+    (b'{"id": "x", "image": "1.png", "question": "\\ud800"}', "no text of Unicode"),
+    (b'{"id": true, "image": "1.png", "question": "What?"}', "whole number; got True"),
+    (b'{"id": 1.5, "image": "1.png", "question": "What?"}', "whole number; got 1.5"),
+    (b'{"image": "1.png", "question": "What?"}', "nothing under id"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), BAD_LINES)
+def test_a_line_that_is_no_row_is_told_and_the_next_is_read(tmp_path, line, reason):
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(line + b'\n\n  \n{"id": "good", "image": "1.png", "question": "What?"}')
+    bad, good = rows_of(path)
+    assert isinstance(bad, Bad)
+    assert bad.number == 0
+    with pytest.raises(ValueError, match=reason):
+        raise ValueError(bad.reason)
+    json.dumps(bad.to_dict())
+    assert good == Row(1, "good", (str(tmp_path / "1.png"),), "What?")
+
+
+def test_a_line_without_an_end_takes_no_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "LINE", 100)
+    good = b'{"id": "good", "image": "1.png", "question": "What?"}\n'
+    path = tmp_path / "in.jsonl"
+    for long in (b"x" * 99 + b"\n", b"x" * 100 + b"\n", b"x" * 350 + b"\n", b"x" * 100):
+        path.write_bytes(good + long + (good if long.endswith(b"\n") else b""))
+        first, bad, *rest = rows_of(path)
+        assert (first.id, bad.number, len(rest)) == ("good", 1, long.endswith(b"\n"))
+        assert ("more than 100 bytes" in bad.reason) == (len(long) > 100 or not long.endswith(b"\n"))
+
+
+def test_a_mark_at_the_start_of_a_file_is_no_part_of_it(tmp_path):
+    (tmp_path / "in.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(ROWS[0]).encode())
+    write_csv(tmp_path / "in.csv", ROWS[:1])
+    (tmp_path / "in.csv").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "in.csv").read_bytes())
+    assert (
+        rows_of(tmp_path / "in.jsonl")
+        == rows_of(tmp_path / "in.csv")
+        == [Row(0, "a", (str(tmp_path / "1.png"),), "What is this?")]
+    )
+
+
+def test_csv_lines_of_another_length_are_told(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text(f"id,image,question\na,1.png,What?,more\nb,1.png\n\nc,{'x' * 200_000},What?\nd,1.png,What?\n")
+    more, fewer, long, good = rows_of(path)
+    assert "4 cells, and there are 3 columns" in more.reason
+    assert "nothing under question" in fewer.reason
+    assert "no CSV: field larger" in long.reason
+    assert good.id == "d"
+    path.write_text("id,id,question\n")
+    with pytest.raises(fv.InputError, match="two columns 'id'"):
+        rows_of(path)
+
+
+def test_a_damaged_parquet_file_is_refused(tmp_path):
+    path = tmp_path / "in.parquet"
+    path.write_bytes(b"PAR1 nonsense PAR1")
+    with pytest.raises(fv.InputError, match="no Parquet file, or is damaged"):
+        rows_of(path)
+
+
+def test_a_folder_is_read_by_name_without_what_is_hidden(tmp_path):
+    for name in ("b.png", "a/2.png", "a/1.png", ".hidden", ".git/x", "c/ä b\n.txt", "Z.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    found = rows_of(tmp_path, question="What?")
+    ids = ["Z.png", "a/1.png", "a/2.png", "b.png", "c/ä b\\n.txt", "caf\\udce9.png", "dangling", "loop"]
+    assert [row.id for row in found] == ids
+    assert found[1] == Row(1, "a/1.png", (str(tmp_path / "a/1.png"),), "What?")
+    assert found[4].media == (str(tmp_path / "c/ä b\n.txt"),)
+
+
+def test_the_digest_of_a_folder_knows_its_files(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"1")
+    before = Folder(tmp_path).digest()
+    assert Folder(tmp_path).digest() == before
+    (tmp_path / "b.png").write_bytes(b"1")
+    assert Folder(tmp_path).digest() != before
+
+
+@pytest.mark.parametrize("name", ["in.txt", "in", "in.json"])
+def test_other_endings_are_refused(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(fv.InputError, match=r"its name ends in \.jsonl"):
+        source_of(tmp_path / name)
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "empty.jsonl").touch()
+    for name, why in (("pipe", "a pipe"), ("empty", "is empty"), ("none", "No such file")):
+        with pytest.raises(fv.InputError, match=why):
+            source_of(tmp_path / f"{name}.jsonl")
+
+
+# The first pass
+
+
+def test_ids_that_are_there_twice_are_refused_with_their_rows(tmp_path):
+    path = tmp_path / "in.jsonl"
+    write_lines(path, [{**ROWS[0], "id": name} for name in ("a", "1", 2, "b", 1)])
+    with pytest.raises(fv.InputError, match=r"The id '1' is there twice, in rows 1 and 4"):
+        count_rows(Table(source_of(path)))
+    assert count_rows(Table(source_of(path), Columns(numbered=True))) == 5
+
+
+def test_hashes_that_agree_are_no_ids_that_agree(tmp_path, monkeypatch):
+    monkeypatch.setattr("foveate.batch.survey._hash", len)
+    path = tmp_path / "in.jsonl"
+    write_lines(path, [{**ROWS[0], "id": name} for name in ("a", "b", "cc")])
+    assert count_rows(Table(source_of(path))) == 3
+
+
+def test_rows_without_ids_are_numbered_only_where_none_has_one(tmp_path):
+    path = tmp_path / "in.jsonl"
+    without = {key: value for key, value in ROWS[0].items() if key != "id"}
+    write_lines(path, [without, without])
+    assert [row.id for row in Table(source_of(path)).settled().rows()] == ["0", "1"]
+    write_lines(path, [without, ROWS[0]])
+    assert [row.id for row in Table(source_of(path)).settled().rows()] == [None, "a"]
+    write_lines(path, [without])
+    assert [row.id for row in Table(source_of(path), Columns(id="id")).settled().rows()] == [None]
+
+
+def test_an_input_without_a_row_that_can_be_asked_is_refused(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text("\n\n")
+    with pytest.raises(fv.InputError, match="has no row"):
+        count_rows(Table(source_of(path)))
+    write_lines(path, [{"id": 1, "file": "1.png", "question": "What?"}] * 2)
+    with pytest.raises(fv.InputError, match=r"No row .* can be asked\. Row 0: .* it has id, file, question"):
+        count_rows(Table(source_of(path)))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(fv.InputError, match="has no row"):
+        count_rows(Table(source_of(tmp_path / "empty"), question="What?"))
+    with pytest.raises(fv.SettingError, match="Give one question for all"):
+        Table(source_of(tmp_path / "empty"))

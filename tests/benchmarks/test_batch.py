@@ -1,0 +1,40 @@
+"""The committed record of a million rows: its memory is flat, and the guide says what it says."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks/batch.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    return runpy.run_path(str(SCRIPT))
+
+
+@pytest.fixture(scope="module")
+def record():
+    return json.loads(SCRIPT.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def test_memory_does_not_grow_with_the_rows(record):
+    for job in record["jobs"]:
+        memory = list(job["resident_mib_after_rows"].values())
+        assert (job["rows"], job["answered"] + job["bad"]) == (1_000_000, 1_000_000)
+        assert len(memory) >= 20
+        assert max(memory) - memory[0] < 32  # MiB; a second reader of Parquet takes some
+
+
+def test_the_guide_says_what_the_record_says(script, record):
+    guide = (ROOT / "docs/guides/batch.md").read_text(encoding="utf-8")
+    assert f"<!-- batch: begin -->\n{script['page'](record)}\n<!-- batch: end -->" in guide
+
+
+def test_the_script_runs(script, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(script["main"].__globals__, "MODEL_ROWS", 2)
+    result = script["main"](["--rows", "3000", "--out", str(tmp_path / "batch.json")])
+    assert json.loads((tmp_path / "batch.json").read_text()) == result == json.loads(capsys.readouterr().out)
+    assert [(job["answered"], job["bad"]) for job in result["jobs"]] == [(2997, 3)] * 2

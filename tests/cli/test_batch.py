@@ -1,0 +1,201 @@
+"""`foveate batch`: what it prints, how it ends, and what it refuses before anything slow."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from foveate.batch.answering import Answerer
+
+WORDS = ("--method", "v2drop:layers=1,2,3", "--max-new-tokens", 3, "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Six pictures, and a text."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(6):
+        Image.new("RGB", (80, 80), (40 * number, 90, 200 - 30 * number)).save(folder / f"{number}.png")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+@pytest.fixture
+def batch(run, tiny_llava, folder, tmp_path):
+    """Run `foveate batch` on the folder and the tiny model."""
+
+    def call(*arguments, path=folder):
+        return run("batch", path, tmp_path / "out", "--model", tiny_llava, *WORDS, *arguments)
+
+    return call
+
+
+@pytest.fixture
+def table(folder, tmp_path):
+    """Rows about the pictures of the folder."""
+    path = tmp_path / "in.jsonl"
+    rows = [{"id": str(n), "image": str(folder / f"{n}.png"), "question": "What is this"} for n in range(6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def answers(out):
+    """Answers by id."""
+    lines = [line for part in out.glob("part-*.jsonl") for line in part.read_text().splitlines()]
+    rows = [json.loads(line) for line in lines]
+    assert len({row["id"] for row in rows}) == len(rows)
+    return {row["id"]: row["answer"] for row in rows}
+
+
+def test_a_folder_is_answered_and_a_second_run_has_nothing_to_do(batch, tmp_path):
+    code, out, err = batch("--prompt", "What is this")
+    assert code == 0
+    assert "Rows       7, of which 6 are answered" in out
+    assert "Bad        1, with their reasons in bad.jsonl" in out
+    assert "This run   7 rows in" in out
+    assert "% of 36 vision tokens, on average" in out
+    assert err.splitlines()[0] == "foveate: Answering: 7 to do"
+    code, out, err = batch("--prompt", "What is this", "--json")
+    values = json.loads(out)
+    assert (code, err) == (0, "")
+    assert (values["rows"], values["answered"], values["bad"], values["left"], values["asked"]) == (7, 6, 1, 0, 0)
+    assert sorted(answers(tmp_path / "out")) == [f"{number}.png" for number in range(6)]
+
+
+def test_other_settings_in_the_same_folder_are_refused(batch):
+    assert batch("--prompt", "What is this")[0] == 0
+    code, out, err = batch("--prompt", "What is that")
+    assert (code, out) == (1, "")
+    assert "was begun with other settings: question was 'What is this', and is 'What is that'." in err
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_ends_after_the_rows_in_hand_and_the_next_run_goes_on(
+    batch, table, tmp_path, monkeypatch, number, code, word
+):
+    words = ("--batch-size", 2)
+    assert batch(*words, path=table)[0] == 0
+    (tmp_path / "out").rename(tmp_path / "whole")
+    before = signal.getsignal(signal.SIGINT)
+    answered = Answerer._answered
+
+    def interrupted(self, batch, shared):
+        signal.raise_signal(number)
+        return answered(self, batch, shared)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Answerer, "_answered", interrupted)
+        ended, out, err = batch(*words, path=table)
+    assert ended == code
+    assert "Left       4; run the same command again to go on" in out
+    assert err.splitlines()[1:] == [
+        "foveate: ending after the rows in hand; once more ends at once",
+        *([line] if (line := err.splitlines()[2]).startswith("foveate: Answering: 2") else []),
+        f"foveate: {word}.",
+    ]
+    assert signal.getsignal(signal.SIGINT) is before
+    assert len(answers(tmp_path / "out")) == 2
+    ended, out, err = batch(*words, path=table)
+    assert (ended, err.splitlines()[0]) == (0, "foveate: 2 rows are done already")
+    assert answers(tmp_path / "out") == answers(tmp_path / "whole")
+
+
+def test_a_second_signal_ends_at_once(batch, table, tmp_path, monkeypatch):
+    def interrupted(self, batch, shared):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Answerer, "_answered", interrupted)
+    code, out, err = batch(path=table)
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == "foveate: interrupted."
+    assert answers(tmp_path / "out") == {}
+
+
+def test_parquet_in_gives_parquet_out(batch, table, tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "in.parquet")
+    assert batch(path=tmp_path / "in.parquet")[0] == 0
+    (part,) = (tmp_path / "out").glob("part-*.parquet")
+    assert pyarrow.parquet.read_table(part).column("id").to_pylist() == [str(number) for number in range(6)]
+
+
+def test_csv_and_jsonl_need_no_pyarrow(batch, table, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    csv = tmp_path / "in.csv"
+    csv.write_text("id,image,question\n" + "".join(",".join(row.values()) + "\n" for row in rows))
+    assert batch(path=csv)[0] == 0
+    assert len(answers(tmp_path / "out")) == 6
+    (tmp_path / "in.parquet").write_bytes(b"PAR1")
+    code, _, err = batch(path=tmp_path / "in.parquet")
+    assert code == 1
+    assert "Parquet needs pyarrow: pip install 'foveate[batch]'" in err
+
+
+WRONG = [
+    ((), "What is asked about the files of the folder?"),
+    (("--prompt", " "), "--prompt is empty"),
+    (("--prompt", "x", "--batch-size", "0"), "--batch-size 0: must be 1 or more"),
+    (("--prompt", "x", "--workers", "-1"), "--workers -1: must be 1 or more"),
+    (("--prompt", "x", "--part-rows", "9" * 9), "1,000,000 at most"),
+    (("--prompt", "x", "--id-column", "name"), "is a folder: it has no columns"),
+    (("--prompt", "x", "--root", "nowhere"), "no columns|no such folder"),
+    (("--prompt", "x", "--untouched", "--retention", "0.3"), "--untouched drops nothing"),
+    (("--prompt", "x", "--method", "nosuch"), "nosuch"),
+    (("--prompt", "x", "--retention", "2"), "a share lies in"),
+    (("--prompt", "x", "--max-new-tokens", "0"), "at least one token"),
+    (("--prompt", "x", "--parts", "xml"), "xml"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), WRONG)
+def test_flags_that_cannot_be_meant_are_refused(run, folder, tmp_path, words, said):
+    code, out, err = run("batch", folder, tmp_path / "out", *words)
+    assert (code, out) == (2, "")
+    assert any(part in err for part in said.split("|"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--number-rows", "--id-column", "name"), "leave --id-column out"),
+        (("--prompt", "x", "--question-column", "text"), "leave --question-column out"),
+        (("--root", "nowhere"), "--root nowhere: there is no such folder"),
+    ],
+)
+def test_columns_that_cannot_be_meant_are_refused(run, table, tmp_path, words, said):
+    code, out, err = run("batch", table, tmp_path / "out", *words)
+    assert (code, out) == (2, "")
+    assert said in err
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "none"])
+def test_an_input_that_is_not_there_is_refused_before_torch_is_loaded(tmp_path, name):
+    program = (
+        f"import sys; from foveate.cli import main; code = main(['batch', {name!r}, 'out'])\n"
+        "print(code, [name for name in ('torch', 'numpy', 'pyarrow', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path, env=os.environ
+    )
+    assert done.stdout == "1 []\n"
+    assert f"{name} cannot be read: No such file" in done.stderr
+
+
+def test_an_input_with_wrong_columns_is_refused(batch, table):
+    table.write_text(table.read_text().replace('"image"', '"file"'))
+    code, _, err = batch(path=table)
+    assert code == 1
+    assert "can be asked. Row 0: The row has nothing under media or image" in err
+    assert batch("--media-column", "file", path=table)[0] == 0
