@@ -1,0 +1,130 @@
+"""What stands between the network and Gradio: nothing is fetched for others, uploads are bounded, old files go."""
+
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from foveate.app.limits import LIMITS, Limits
+
+__all__ = ["Guard", "tidy"]
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+OPEN = (
+    "", "config", "info", "startup-events", "theme.css", "robots.txt", "favicon.ico", "manifest.json", "pwa_icon",
+    "queue", "upload", "upload_progress", "heartbeat", "cancel", "reset", "app_id", "login_check", "user", "token",
+)  # fmt: skip
+"""First parts of the paths that the page needs; Gradio has more, some of which fetch addresses for anyone."""
+FILES = ("static/", "assets/", "file=", "svelte/", "custom_component/")
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+        "style-src 'self' 'unsafe-inline'; base-uri 'self'; object-src 'none'; form-action 'self'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+"""With these a browser loads nothing from another address, whatever a page says."""
+ENVELOPE = 2**16
+"""Bytes that a form adds to the file in it."""
+SHORTEST = 60.0
+"""Seconds that a file stays at least, so that nobody's upload goes while it is read."""
+
+
+class Guard:
+    """Gradio's application, with less open.
+
+    Args:
+        application: What is served, by the ASGI protocol.
+        folder: Where uploads and results lie.
+        limits: How much is taken.
+    """
+
+    def __init__(self, application: Any, folder: Path, limits: Limits = LIMITS) -> None:
+        self.application = application
+        self.folder = folder
+        self.limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.application(scope, receive, send)
+            return
+        if not is_open(scope["path"]):
+            await _refuse(send, 404, "There is nothing here.")
+            return
+        if scope["method"] == "POST" and _part(scope["path"]) == "upload":
+            refusal = self._too_large(scope)
+            if refusal is not None:
+                await _refuse(send, *refusal)
+                return
+        await self.application(scope, receive, _with_headers(send))
+
+    def _too_large(self, scope: Scope) -> tuple[int, str] | None:
+        """Why an upload is refused: a status and a sentence; None if there is room for it."""
+        length = dict(scope["headers"]).get(b"content-length", b"").decode("latin-1")
+        if not length.isdecimal():
+            return 411, "An upload says how long it is."
+        if int(length) > self.limits.file + ENVELOPE:
+            return 413, f"A file has {self.limits.file // 10**6} MB at most."
+        if tidy(self.folder, self.limits.folder - int(length)) > self.limits.folder - int(length):
+            return 507, "There is no room for more files at the moment. Try again in a minute."
+        return None
+
+
+def is_open(path: str) -> bool:
+    """Whether the page needs this path."""
+    part = _part(path)
+    if part.startswith("file="):
+        return "://" not in unquote(path) and not part.startswith(("file=http:", "file=https:"))
+    return part in OPEN or f"{part}/" in FILES
+
+
+def _part(path: str) -> str:
+    """The first part of a path, behind Gradio's own prefix."""
+    return path.lstrip("/").removeprefix("gradio_api/").removeprefix("gradio_api").partition("/")[0]
+
+
+def tidy(folder: Path, most: int) -> int:
+    """Remove the oldest files of a folder until the others take no more than so many bytes; the bytes that are left.
+
+    Files of the last minute stay.
+    """
+    files = []
+    for path in folder.rglob("*"):
+        try:
+            found = path.lstat()
+        except OSError:  # another request has removed it
+            continue
+        if not path.is_dir():
+            files.append((found.st_mtime, found.st_size, path))
+    total = sum(size for _, size, _ in files)
+    for changed, size, path in sorted(files):
+        if total <= most or time.time() - changed < SHORTEST:
+            break
+        path.unlink(missing_ok=True)
+        total -= size
+    return total
+
+
+def _with_headers(send: Send) -> Send:
+    """The same, where every answer has our headers."""
+
+    async def sending(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            added = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+            message = {**message, "headers": [*message.get("headers", ()), *added]}
+        await send(message)
+
+    return sending
+
+
+async def _refuse(send: Send, status: int, words: str) -> None:
+    """Answer with a status and a sentence."""
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": words.encode()})
