@@ -1,3 +1,3 @@
-"""The web page: `foveate demo`. Only `page.py` and `server.py` need Gradio (the extra `app`)."""
+"""The web page of `foveate demo`. `server.py` serves it; `page.py` makes it with Gradio, the extra `app`."""
 
 __all__: list[str] = []

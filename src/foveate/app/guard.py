@@ -1,14 +1,13 @@
-"""What stands between the network and Gradio: nothing is fetched for others, uploads are bounded, old files go."""
+"""What stands between the network and Gradio: nothing is fetched for others, and uploads are bounded."""
 
-import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from foveate.app.folder import Folder
 from foveate.app.limits import LIMITS, Limits
 
-__all__ = ["Guard", "tidy"]
+__all__ = ["Guard", "is_open"]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -31,8 +30,6 @@ HEADERS = {
 """With these a browser loads nothing from another address, whatever a page says."""
 ENVELOPE = 2**16
 """Bytes that a form adds to the file in it."""
-SHORTEST = 60.0
-"""Seconds that a file stays at least, so that nobody's upload goes while it is read."""
 
 
 class Guard:
@@ -44,7 +41,7 @@ class Guard:
         limits: How much is taken.
     """
 
-    def __init__(self, application: Any, folder: Path, limits: Limits = LIMITS) -> None:
+    def __init__(self, application: Any, folder: Folder, limits: Limits = LIMITS) -> None:
         self.application = application
         self.folder = folder
         self.limits = limits
@@ -71,7 +68,7 @@ class Guard:
             return 411, "An upload says how long it is."
         if int(length) > self.limits.file + ENVELOPE:
             return 413, f"A file has {self.limits.file // 10**6} MB at most."
-        if tidy(self.folder, self.limits.folder - int(length)) > self.limits.folder - int(length):
+        if not self.folder.has_room(int(length)):
             return 507, "There is no room for more files at the moment. Try again in a minute."
         return None
 
@@ -87,28 +84,6 @@ def is_open(path: str) -> bool:
 def _part(path: str) -> str:
     """The first part of a path, behind Gradio's own prefix."""
     return path.lstrip("/").removeprefix("gradio_api/").removeprefix("gradio_api").partition("/")[0]
-
-
-def tidy(folder: Path, most: int) -> int:
-    """Remove the oldest files of a folder until the others take no more than so many bytes; the bytes that are left.
-
-    Files of the last minute stay.
-    """
-    files = []
-    for path in folder.rglob("*"):
-        try:
-            found = path.lstat()
-        except OSError:  # another request has removed it
-            continue
-        if not path.is_dir():
-            files.append((found.st_mtime, found.st_size, path))
-    total = sum(size for _, size, _ in files)
-    for changed, size, path in sorted(files):
-        if total <= most or time.time() - changed < SHORTEST:
-            break
-        path.unlink(missing_ok=True)
-        total -= size
-    return total
 
 
 def _with_headers(send: Send) -> Send:

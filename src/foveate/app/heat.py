@@ -69,9 +69,8 @@ def look(
         for name in list(maps.names):
             try:
                 check_method(name)
-                record = vlm.answer(
-                    prompt, name, retention=retention, generation=Generation(max_new_tokens=1)
-                ).trace.latest
+                answer = vlm.answer(prompt, name, retention=retention, generation=Generation(max_new_tokens=1))
+                record = answer.trace.latest
             except FoveateError as error:
                 maps.names.remove(name)
                 maps.failed[name] = str(error)

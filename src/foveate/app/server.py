@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from foveate.app.folder import Folder
 from foveate.app.guard import Guard
 from foveate.app.limits import LIMITS, Limits
 from foveate.app.listening import check_gradio, url_of
@@ -61,14 +62,17 @@ def serve(
         KeyboardInterrupt: At Ctrl-C, when everything is closed.
     """
     check_gradio()
-    with own_folder() as folder:
+    with own_folder() as path:
         import uvicorn
 
-        from foveate.app.page import Page
+        from foveate.app.page import application
+        from foveate.app.parts import Desk
 
-        application = Guard(Page(vlm, folder, limits, max_new_tokens).application(), folder, limits)
+        folder = Folder(path, limits.folder)
+        guarded = Guard(application(Desk(vlm, folder, limits, max_new_tokens)), folder, limits)
+        folder.spare()
         config = uvicorn.Config(
-            application,
+            guarded,
             log_level="error",
             lifespan="on",
             timeout_graceful_shutdown=GRACE,
