@@ -15,7 +15,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 OPEN = (
     "", "config", "info", "startup-events", "theme.css", "robots.txt", "favicon.ico", "manifest.json", "pwa_icon",
-    "queue", "upload", "upload_progress", "heartbeat", "cancel", "reset", "app_id", "login_check", "user", "token",
+    "queue", "run", "upload", "upload_progress", "heartbeat", "cancel", "reset", "app_id", "login_check", "user",
+    "token",
 )  # fmt: skip
 """First parts of the paths that the page needs; Gradio has more, some of which fetch addresses for anyone."""
 FILES = ("static/", "assets/", "file=", "svelte/", "custom_component/")

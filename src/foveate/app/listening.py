@@ -4,6 +4,7 @@ import errno
 import importlib.util
 import socket
 
+from foveate._upstream import shown
 from foveate.errors import UnsupportedError
 
 __all__ = ["MISSING", "bound", "check_gradio", "url_of"]
@@ -32,11 +33,11 @@ def bound(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except PermissionError as error:
         raise UnsupportedError(f"Port {port} is reserved. Take one from 1024 on: --port 7860.") from error
-    except OSError as error:
-        if isinstance(error, socket.gaierror) or error.errno != errno.EADDRINUSE:
+    except (OSError, ValueError) as error:  # an address that can be none raises ValueError
+        if getattr(error, "errno", None) != errno.EADDRINUSE:
             raise UnsupportedError(
-                f"This machine has no address {host!r}. Take 127.0.0.1 for this machine alone, or 0.0.0.0 for all that "
-                "can reach it: --host."
+                f"This machine has no address '{shown(host, 80)}'. Take 127.0.0.1 for this machine alone, or 0.0.0.0 "
+                "for all that can reach it: --host."
             ) from error
         raise UnsupportedError(
             f"Port {port} of {host} is in use. End what uses it, or take another one: --port {min(port + 1, 65535)}, "
