@@ -1,6 +1,7 @@
 """What the guard lets through, and how the folder stays small; without Gradio."""
 
 import asyncio
+import json
 import os
 import time
 
@@ -38,21 +39,31 @@ def test_what_else_gradio_has_is_not(path):
     assert not is_open(path)
 
 
-def asked(guard, path="/", method="GET", headers=()):
+def asked(guard, path="/", method="GET", headers=(), body=b""):
     """The status and headers of an answer, and whether the application was reached."""
     sent, reached = [], []
 
     async def application(scope, receive, send):
-        reached.append(scope["path"])
+        reached.append((await receive())["body"])
         await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
         await send({"type": "http.response.body", "body": b""})
 
     async def send(message):
         sent.append(message)
 
+    halves = [
+        {"type": "http.request", "body": body[len(body) // 2 :], "more_body": False},
+        {"type": "http.request", "body": body[: len(body) // 2], "more_body": True},
+    ]
+
+    async def receive():
+        return halves.pop()
+
     guard.application = application
     scope = {"type": "http", "path": path, "method": method, "headers": list(headers)}
-    asyncio.run(guard(scope, None, send))
+    asyncio.run(guard(scope, receive, send))
+    if method == "POST" and reached and body:
+        assert reached == [body]
     return sent[0]["status"], dict(sent[0]["headers"]), bool(reached)
 
 
@@ -80,6 +91,36 @@ def test_a_closed_path_does_not_reach_the_application(guard):
 def test_an_upload_says_its_length_and_is_no_larger_than_a_file(guard, length, status):
     headers = [] if length is None else [(b"content-length", length)]
     assert asked(guard, "/gradio_api/upload", "POST", headers)[::2] == (status, status == 200)
+
+
+def event(*paths):
+    """The body of an event that names these files."""
+    return json.dumps({"data": [[{"path": path, "meta": {}} for path in paths], 3], "fn_index": 0}).encode()
+
+
+def test_an_event_may_name_uploads_and_nothing_else(guard, tmp_path):
+    own, other = tmp_path / "a/b.png", tmp_path.parent / "other.png"
+    (tmp_path / "link").symlink_to("/etc")
+    for path in ("/gradio_api/queue/join", "/gradio_api/run/predict"):
+        assert asked(guard, path, "POST", body=event())[::2] == (200, True)
+        assert asked(guard, path, "POST", body=event(str(own), str(own)))[::2] == (200, True)
+        bad = (
+            str(other),
+            "/etc/passwd",
+            f"{own}/../../../x",
+            f"{tmp_path}/link/passwd",
+            "http://a.b/c.png",
+            "",
+            7,
+            ["x"],
+        )
+        for name in bad:
+            assert asked(guard, path, "POST", body=event(str(own), name))[::2] == (403, False), name
+
+
+@pytest.mark.parametrize(("body", "status"), [(b"{", 400), (b"[" * 100_000, 400), (b"1" * 2**21, 413)])
+def test_an_event_is_json_and_not_endless(guard, body, status):
+    assert asked(guard, "/gradio_api/queue/join", "POST", body=body)[::2] == (status, False)
 
 
 def test_uploads_wait_while_the_folder_is_full_of_new_files(guard, tmp_path):

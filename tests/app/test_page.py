@@ -318,20 +318,16 @@ def test_no_file_outside_its_own_folder_is_served(served, tmp_path_factory):
     assert status >= 400, body[:100]
 
 
-def test_an_event_cannot_name_a_file_of_the_machine(served, tmp_path):
+def test_an_event_cannot_name_a_file_of_the_machine(served, tmp_path, monkeypatch):
     secret = tmp_path / "secret.png"
     Image.new("RGB", (40, 40), "red").save(secret)
     config = json.loads(served.get("/config")[2])
-    for place, dependency in enumerate(config["dependencies"]):
-        if len(dependency["inputs"]) != 1:
-            continue
-        data = [{"path": str(secret), "meta": {"_type": "gradio.FileData"}}]
-        body = {"data": data, "fn_index": dependency["id"], "session_hash": f"s{place}"}
-        served.get("/gradio_api/queue/join", "POST", json.dumps(body).encode(), {"Content-Type": "application/json"})
-        status, _, body = served.get(f"/gradio_api/queue/data?session_hash=s{place}")
-        assert status in (200, 404)
-        assert b"data:image" not in body
-        assert b"secret.png has" not in body
+    (upload,) = (one["id"] for one in config["dependencies"] if any(event == "upload" for _, event in one["targets"]))
+    for path in (str(secret), "http://127.0.0.1:9/a.png", "/etc/passwd"):
+        data = {"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}], "fn_index": upload, "session_hash": "s"}
+        for route in ("/gradio_api/queue/join", "/gradio_api/run/predict"):
+            headers = {"Content-Type": "application/json"}
+            assert served.get(route, "POST", json.dumps(data).encode(), headers)[0] == 403
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The tab in which pictures are asked about: answers side by side, and what stays at each place in the model."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -10,7 +9,6 @@ from foveate.app.answers import FULL, Reply, answer
 from foveate.app.cards import cards
 from foveate.app.code import code_of
 from foveate.app.examples import examples
-from foveate.app.limits import opened
 from foveate.app.parts import AT_ONCE, HIDDEN, MODEL, Desk, alert, hint, methods_box, notice, percent_slider
 from foveate.app.places import panels, places_of, stop_words
 from foveate.app.subject import Subject
@@ -128,7 +126,7 @@ class AskTab:
         if path is None:
             return {self.notice: notice(())}
         try:
-            return self.show(opened(Path(path), self.desk.limits))
+            return self.show(self.desk.opened(path))
         except FoveateError as error:
             return {self.notice: gr.HTML(alert(str(error)), visible=True)}
 

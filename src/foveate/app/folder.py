@@ -3,6 +3,7 @@
 import secrets
 import time
 from pathlib import Path
+from typing import Any
 
 __all__ = ["Folder"]
 
@@ -29,6 +30,12 @@ class Folder:
     def spare(self) -> None:
         """Let everything stay that is there now."""
         self.spared = frozenset(path for path in self.path.rglob("*") if path.is_file())
+
+    def owns(self, path: Any) -> bool:
+        """Whether a text names a file in here, wherever its dots and links lead."""
+        if not isinstance(path, str) or "\0" in path:
+            return False
+        return Path(path).is_absolute() and Path(path).resolve().is_relative_to(self.path.resolve())
 
     def has_room(self, size: int) -> bool:
         """Whether so many bytes fit, once the oldest files are removed; those of the last minute stay."""

@@ -1,6 +1,7 @@
 """What stands between the network and Gradio: nothing is fetched for others, and uploads are bounded."""
 
-from collections.abc import Awaitable, Callable, MutableMapping
+import json
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -29,6 +30,8 @@ HEADERS = {
     "referrer-policy": "no-referrer",
 }
 """With these a browser loads nothing from another address, whatever a page says."""
+LONGEST = 2**20
+"""Bytes of an event."""
 ENVELOPE = 2**16
 """Bytes that a form adds to the file in it."""
 
@@ -55,12 +58,32 @@ class Guard:
         if not is_open(scope["path"]):
             await _refuse(send, 404, "There is nothing here.")
             return
+        refusal = None
         if scope["method"] == "POST" and _part(scope["path"]) == "upload":
             refusal = self._too_large(scope)
-            if refusal is not None:
-                await _refuse(send, *refusal)
-                return
+        elif scope["method"] == "POST":
+            body = await _body(receive)
+            refusal = self._names_others_files(body)
+            receive = _again(body or b"", receive)
+        if refusal is not None:
+            await _refuse(send, *refusal)
+            return
         await self.application(scope, receive, _with_headers(send))
+
+    def _names_others_files(self, body: bytes | None) -> tuple[int, str] | None:
+        """Why an event is refused: a status and a sentence; None for one that names no file but uploads.
+
+        Gradio copies what an event names into its own folder, also from the network.
+        """
+        if body is None:
+            return 413, "That is too long."
+        try:
+            values = json.loads(body or b"null")
+        except (ValueError, RecursionError):
+            return 400, "That is no JSON."
+        if all(self.folder.owns(path) for path in _paths(values)):
+            return None
+        return 403, "Only files that were uploaded here can be shown."
 
     def _too_large(self, scope: Scope) -> tuple[int, str] | None:
         """Why an upload is refused: a status and a sentence; None if there is room for it."""
@@ -72,6 +95,41 @@ class Guard:
         if not self.folder.has_room(int(length)):
             return 507, "There is no room for more files at the moment. Try again in a minute."
         return None
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """All that a request sends; None if it is longer than an event can be."""
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > LONGEST:
+            return None
+        if message["type"] != "http.request" or not message.get("more_body"):
+            return body
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """What gives a body that was read already once more, and then what else comes."""
+    left = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receiving() -> MutableMapping[str, Any]:
+        return left.pop() if left else await receive()
+
+    return receiving
+
+
+def _paths(values: Any) -> Iterator[Any]:
+    """Everything in JSON that names a file."""
+    waiting = [values]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if value.get("path") is not None:
+                yield value["path"]
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
 
 
 def is_open(path: str) -> bool:

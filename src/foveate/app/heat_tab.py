@@ -7,7 +7,6 @@ import gradio as gr
 
 from foveate.app.examples import generated
 from foveate.app.heat import look
-from foveate.app.limits import opened
 from foveate.app.maps import heat_html
 from foveate.app.parts import HIDDEN, MODEL, Desk, alert, hint, methods_box, percent_slider
 from foveate.ask.pictures import Picture
@@ -73,7 +72,7 @@ class HeatTab:
             raise InputError(f"At most {most} pictures make a map; got {len(paths)}.")
         pictures = []
         for path in paths:
-            medium = opened(Path(path), self.desk.limits).medium
+            medium = self.desk.opened(path).medium
             if not isinstance(medium, Picture):
                 raise InputError(f"{Path(path).name} is a film; maps are made of pictures.")
             pictures.append(medium)

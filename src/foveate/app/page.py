@@ -23,10 +23,10 @@ HEAD = """<div class='fv-head'><h1>foveate</h1>
 <p>Ask about a picture while vision tokens are dropped, and see what stays. The full model answers first.</p></div>"""
 
 
-def application(desk: Desk) -> Any:
+def application(page: gr.Blocks, desk: Desk) -> Any:
     """What a server serves, by the ASGI protocol."""
-    page = blocks(desk)
     page.state_session_capacity = SESSIONS
+    page.has_launched = True  # else Gradio takes any file's name for an upload's
     return gr.mount_gradio_app(
         fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         page,

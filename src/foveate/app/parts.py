@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from foveate.app.answers import Shelf
 from foveate.app.folder import Folder
-from foveate.app.limits import LIMITS, Limits
+from foveate.app.limits import LIMITS, Limits, opened
+from foveate.app.subject import Subject
 from foveate.ask.vlm import VLM
-from foveate.errors import SettingError
+from foveate.errors import InputError, SettingError
 from foveate.methods.catalogue import methods
 from foveate.methods.named import Member
 
@@ -56,6 +58,16 @@ class Desk:
             raise SettingError(f"A question has {self.limits.question} letters at most; this one has {len(question)}.")
         if len(names) > self.limits.methods:
             raise SettingError(f"At most {self.limits.methods} methods are compared at a time; got {len(names)}.")
+
+    def opened(self, path: str) -> Subject:
+        """An uploaded picture or film.
+
+        Raises:
+            InputError: If it is no upload, too large, damaged, or neither picture nor film.
+        """
+        if not self.folder.owns(path):
+            raise InputError("Only files that were uploaded here can be shown.")
+        return opened(Path(path), self.limits)
 
 
 def methods_box(desk: Desk, chosen: Sequence[str]) -> gr.Dropdown:

@@ -65,11 +65,13 @@ def serve(
     with own_folder() as path:
         import uvicorn
 
-        from foveate.app.page import application
+        from foveate.app.page import application, blocks
         from foveate.app.parts import Desk
 
         folder = Folder(path, limits.folder)
-        guarded = Guard(application(Desk(vlm, folder, limits, max_new_tokens)), folder, limits)
+        desk = Desk(vlm, folder, limits, max_new_tokens)
+        page = blocks(desk)
+        guarded = Guard(application(page, desk), folder, limits)
         folder.spare()
         config = uvicorn.Config(
             guarded,
@@ -79,16 +81,20 @@ def serve(
             server_header=False,
             proxy_headers=True,
         )
-        _server(uvicorn, config, lambda: ready(url_of(listening))).run(sockets=[listening])
+        _server(uvicorn, config, page, lambda: ready(url_of(listening))).run(sockets=[listening])
 
 
-def _server(uvicorn: Any, config: Any, ready: Callable[[], object]) -> Any:
-    """A server that says when it is ready."""
+def _server(uvicorn: Any, config: Any, page: Any, ready: Callable[[], object]) -> Any:
+    """A server that says when it is ready, and ends what it streams to browsers before it ends."""
 
     class Server(uvicorn.Server):  # type: ignore[misc]
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets=sockets)
             if self.started:
                 ready()
+
+        async def shutdown(self, sockets: Any = None) -> None:
+            page.is_running = False
+            await super().shutdown(sockets=sockets)
 
     return Server(config)
