@@ -166,7 +166,8 @@ def test_the_slider_goes_through_the_stages(page):
     for stop in range(most + 1):
         handle.fill(str(stop))
         page.wait_for_function(
-            "words => !words.includes(document.querySelector('#stop-words').innerText.trim())", arg=seen
+            "words => (text => text && !words.includes(text))(document.querySelector('#stop-words').innerText.trim())",
+            arg=seen,
         )
         seen.append(page.inner_text("#stop-words").strip())
         assert page.locator("#panels figure").count() == 4
