@@ -12,6 +12,7 @@ OLDEST_TESTS := keep_all oracle batch lengths generation refusals restore covera
 BIN := $(VENV)/bin
 LIGHT := $(VENV)/.foveate-light
 READY := $(VENV)/.foveate-ready
+PAGE_READY := $(VENV)/.foveate-page
 LOG := $(VENV)/setup.log
 OLD := $(abspath $(VENV))/oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -22,11 +23,14 @@ QUICK_TESTS := tests/core tests/methods tests/golden $(patsubst %,tests/invarian
 
 TIERS := pure signals engine methods coverage rest
 
-.PHONY: help setup demo test quick $(TIERS:%=tier-%) test-all test-oldest check docs index clean mutants witness fuzz
+.PHONY: help setup setup-page page space demo test quick $(TIERS:%=tier-%) test-all test-oldest check docs index clean mutants witness fuzz
 
 help:
 	@echo "make demo    ask the embedded model about a picture, with and without dropping; writes out/demo.png"
 	@echo "make setup   add what tests, checks and documentation need to what the demo has installed"
+	@echo "make page    a web page to ask the embedded model on: http://127.0.0.1:7860; PAGE=\"--model …\" for another model"
+	@echo "make setup-page  what the page and its tests need, and nothing else does"
+	@echo "make space   out/space: a folder that can be pushed to a hosting space as it is"
 	@echo "make test    run all tests, tier by tier, and print each one's time; make tier-signals runs one of: $(TIERS)"
 	@echo "make test-all  run every method on every family and kernel; run it again to go on (hours)"
 	@echo "make quick   run a choice of them that fits after every commit: at most two minutes on two cores"
@@ -88,6 +92,27 @@ demo: $(LIGHT)
 	@echo "  $(BIN)/foveate compare --figure out/compare.png      every method on the same question, about a minute"
 	@echo "  $(BIN)/foveate generate --retention 0.2 --full       fewer tokens: does the answer hold?"
 	@echo "  $(BIN)/foveate methods                               the methods, and what each does"
+
+# Gradio asks for a Pillow before 13 and works with it: the one that everything is tested with is put back.
+PILLOW := $(shell grep '^pillow==' constraints.txt)
+$(PAGE_READY): $(LIGHT)
+	@echo "Installing what the page needs: about a minute and 200 MB"
+	@grep -v '^pillow==' constraints.txt >$(VENV)/constraints-page.txt
+	@$(QUIET_PIP) -e '.[app]' playwright -c $(VENV)/constraints-page.txt $(LOGGED)
+	@$(QUIET_PIP) --no-deps $(PILLOW) $(LOGGED)
+	@touch $@
+
+setup-page: $(PAGE_READY)
+
+page: setup-page
+	@HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/foveate demo $(PAGE)
+
+# The package itself lies in the folder, so that it needs no address from which to be installed.
+space:
+	rm -rf out/space && mkdir -p out/space
+	cp spaces/* out/space/
+	cp -r src/foveate out/space/foveate
+	find out/space -name __pycache__ -prune -exec rm -rf {} +
 
 # So that lists and refusals need not import torch; a test fails where the committed file is an old one.
 index: $(LIGHT)

@@ -8,7 +8,8 @@ from PIL import Image
 import foveate as fv
 from foveate.errors import ShapeError
 from foveate.viz import draw_comparison
-from foveate.viz.comparison import GAP, LONGEST, MOST, SIDE, _mosaic, _scaled
+from foveate.viz.comparison import GAP
+from foveate.viz.mosaic import LONGEST, MOST, SIDE, _mosaic, plain_panel, scaled, stage_panels
 from tests.viz.test_prefill import brightest, clip, run
 
 RED, BLUE = (230, 20, 20), (20, 20, 230)
@@ -76,9 +77,9 @@ def test_merged_tokens_have_their_legend():
 
 def test_a_panel_has_the_area_of_a_square_and_no_side_too_long():
     for width, height in ((60, 60), (90, 40), (30, 200), (3000, 100)):
-        (pixels,) = _scaled([Image.new("RGB", (width, height))])
+        (pixels,) = scaled([Image.new("RGB", (width, height))])
         assert pixels.shape[0] * pixels.shape[1] <= 1.02 * SIDE * SIDE
-        assert max(pixels.shape) <= LONGEST
+        assert max(pixels.shape) <= LONGEST * SIDE
 
 
 def test_pictures_of_a_panel_lie_in_a_grid_whose_free_cells_are_grey():
@@ -86,6 +87,19 @@ def test_pictures_of_a_panel_lie_in_a_grid_whose_free_cells_are_grey():
     assert sheet.shape == (22, 34, 3)
     assert sheet[5, [5, 17, 29], 0].tolist() == [0, 50, 100]
     assert sheet[17, [5, 17, 29], 0].tolist() == [150, 200, 232]
+
+
+def test_a_stage_has_a_panel_of_its_own_at_any_size():
+    panels = stage_panels(record(), red(), side=90)
+    assert [(panel.place, panel.layer, panel.before, panel.after) for panel in panels] == [
+        ("before layer 1", 1, 25, 12),
+        ("before layer 3", 3, 12, 4),
+    ]
+    for panel in panels:
+        assert panel.pixels.shape == (90, 90, 3)
+        kept = (panel.pixels == np.array(RED, np.uint8)).all(axis=-1).mean()
+        assert kept == pytest.approx(panel.after / 25, abs=0.02)
+    assert (plain_panel([red()], 90) == np.array(RED, np.uint8)).all()
 
 
 def test_without_a_method_there_is_nothing_to_draw():

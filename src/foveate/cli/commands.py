@@ -15,6 +15,7 @@ from foveate._upstream import first_line, is_out_of_memory
 from foveate.cli.batch import Batch
 from foveate.cli.bench import Bench
 from foveate.cli.compare import Compare
+from foveate.cli.demo import Demo
 from foveate.cli.eval import Eval
 from foveate.cli.generate import Generate
 from foveate.cli.lists import Methods, Models, Presets
@@ -32,12 +33,13 @@ Everything runs offline on a small embedded model unless --model names another.
 Examples:
   foveate generate                                    the embedded model and its picture
   foveate generate cat.jpg --prompt "What is this?" --model llava-hf/llava-1.5-7b-hf
+  foveate demo                                        a web page to try it on
   foveate compare --help
   foveate --version
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 70 a bug in foveate, 130 interrupted, 143 terminated."""
 
-Command = Generate | Compare | Batch | Bench | Eval | Tune | Methods | Models | Presets
+Command = Generate | Compare | Batch | Bench | Eval | Tune | Demo | Methods | Models | Presets
 COMMANDS: dict[str, type[Command]] = {
     "generate": Generate,
     "compare": Compare,
@@ -45,6 +47,7 @@ COMMANDS: dict[str, type[Command]] = {
     "bench": Bench,
     "eval": Eval,
     "tune": Tune,
+    "demo": Demo,
     "methods": Methods,
     "models": Models,
     "presets": Presets,

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, sqrt
 
 import numpy as np
 from PIL import Image
@@ -10,22 +9,15 @@ from PIL import Image
 from foveate.errors import ShapeError
 from foveate.viz.dim import Pixels
 from foveate.viz.frames import PLAIN_LEGEND, Frame, chosen
-from foveate.viz.page import FAINT, Page, fitted, line_height, text_height, wrapped
-from foveate.viz.panel import checked, panel
-from foveate.viz.prefill import Media, PrefillRecord, frames_of, stages_of
+from foveate.viz.mosaic import MOST, scaled, stage_panels
+from foveate.viz.page import FAINT, Page, line_height, text_height, wrapped
+from foveate.viz.prefill import Media, PrefillRecord, frames_of
 from foveate.viz.stages import LEGEND
 
 __all__ = ["draw_comparison"]
 
-MOST = 6  # pictures or frames drawn; of more, so many evenly chosen
-SIDE = 170  # pixels, of a square panel; one of another shape has its area
-SEVERAL = 1.5  # times that area has a panel of several pictures
-LONGEST = 260  # pixels, the longest side of a panel
 LABEL = 230  # pixels for the name of a row
 MARGIN, GAP = 18, 12
-LINE = 2  # pixels between the pictures of a panel
-DARK_GREY, LIGHT_GREY = 152, 232  # the lines, and what a picture leaves free of its cell
-BROAD = 1.5  # a panel may be that much wider than tall
 TITLE_SIZE, LABEL_SIZE, CAPTION_SIZE = 10, 8, 6.5
 
 
@@ -96,7 +88,7 @@ def _originals(frames: Sequence[Frame], word: str) -> _Row:
     panels = []
     for index in drawn:
         frame = frames[index]
-        (pixels,) = _scaled([frame.picture], len(drawn))
+        (pixels,) = scaled([frame.picture], sharing=len(drawn))
         caption = f"{frame.label}: {len(np.asarray(frame.boxes))} tokens"
         panels.append((pixels, wrapped(caption, pixels.shape[1], CAPTION_SIZE)))
     label = f"the {word}"
@@ -109,77 +101,16 @@ def _originals(frames: Sequence[Frame], word: str) -> _Row:
 
 def _row(label: str, prefill: PrefillRecord, media: Media, sample: int) -> tuple[_Row, bool]:
     """The row of a method, and whether it merges tokens."""
-    frames, _ = frames_of(prefill, media, sample)
-    places, stages = checked(len(frames), [frame.boxes for frame in frames], stages_of(prefill, sample))
-    starts = np.cumsum([0, *(len(place) for place in places)]).tolist()
-    drawn = chosen(len(frames), MOST)
-    pictures = _scaled([frames[index].picture for index in drawn])
     panels, merges = [], False
-    for record, stage in zip(prefill.stages, stages, strict=True):
-        count = record.after[sample]
-        if count == record.before[sample]:
+    for stage in stage_panels(prefill, media, sample):
+        if not stage.dropped:
             continue
         merges = merges or stage.merges
-        dimmed = []
-        for index, picture in zip(drawn, pictures, strict=True):
-            pixels, _ = panel(picture, places[index], starts[index], stage)
-            dimmed.append(pixels)
-        pixels = _mosaic(dimmed)
-        panels.append((pixels, wrapped(f"{record.place}: {count}", pixels.shape[1], CAPTION_SIZE)))
+        pixels = stage.pixels
+        panels.append((pixels, wrapped(f"{stage.place}: {stage.after}", pixels.shape[1], CAPTION_SIZE)))
     if not panels:
         label += "\nNothing was dropped."
     return _Row(label, panels), merges
-
-
-def _scaled(pictures: Sequence[Image.Image], sharing: int = 1) -> list[Pixels]:
-    """Pictures at the size at which all of them fill a panel, or one of so many panels that share a row."""
-    # Each is first scaled to area 1, whatever its own size.
-    units = [1 / sqrt(picture.width * picture.height) for picture in pictures]
-    sizes = [(picture.width * unit, picture.height * unit) for picture, unit in zip(pictures, units, strict=True)]
-    wide, tall = max(width for width, _ in sizes), max(height for _, height in sizes)
-    columns = _columns(len(pictures), wide, tall)
-    rows = ceil(len(pictures) / columns)
-    area: float = SIDE * SIDE
-    if len(pictures) > 1:
-        area *= SEVERAL
-    if sharing > 3:
-        area /= 2
-    factor = min(sqrt(area / (columns * wide * rows * tall)), LONGEST / max(columns * wide, rows * tall))
-    return [fitted(picture, factor * unit) for picture, unit in zip(pictures, units, strict=True)]
-
-
-def _columns(count: int, wide: float, tall: float) -> int:
-    """How many pictures of this size lie side by side, so that they are drawn as large as can be."""
-
-    def extent(columns: int) -> float:
-        return max(columns * wide / BROAD, ceil(count / columns) * tall)
-
-    return min(range(1, count + 1), key=extent)
-
-
-def _mosaic(pictures: Sequence[Pixels]) -> Pixels:
-    """Pictures in rows and columns, each in the middle of its cell, with thin lines between the cells."""
-    tall = max(pixels.shape[0] for pixels in pictures)
-    wide = max(pixels.shape[1] for pixels in pictures)
-    columns = _columns(len(pictures), wide, tall)
-    rows = ceil(len(pictures) / columns)
-    size = rows * (tall + LINE) - LINE, columns * (wide + LINE) - LINE
-    sheet = np.full((*size, 3), DARK_GREY, dtype=np.uint8)
-    for number in range(rows * columns):
-        row, column = divmod(number, columns)
-        top, left = row * (tall + LINE), column * (wide + LINE)
-        cell = sheet[top : top + tall, left : left + wide]
-        cell[:] = LIGHT_GREY
-        if number < len(pictures):
-            _put_into(cell, pictures[number])
-    return sheet
-
-
-def _put_into(cell: Pixels, pixels: Pixels) -> None:
-    """Write the pixels into the middle of a cell that is at least as large."""
-    tall, wide, _ = pixels.shape
-    top, left = (cell.shape[0] - tall) // 2, (cell.shape[1] - wide) // 2
-    cell[top : top + tall, left : left + wide] = pixels
 
 
 def _compose(rows: Sequence[_Row], title: str, legend: str) -> Image.Image:

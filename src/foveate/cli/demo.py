@@ -1,0 +1,83 @@
+"""`foveate demo`: the web page."""
+
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from foveate.cli.checks import check_model
+from foveate.cli.options import Flag, ModelOptions
+from foveate.cli.usage import UsageError
+
+if TYPE_CHECKING:
+    from socket import socket
+
+__all__ = ["Demo"]
+
+PORTS = 65535
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Serve a web page: ask about a picture or film, and see side by side what methods answer and keep.
+
+    The page needs no network: it asks the model on this machine, and serves everything itself. Ctrl-C ends it.
+
+    Examples:
+      foveate demo
+      foveate demo --model Qwen/Qwen2-VL-2B-Instruct --device cuda
+      foveate demo --host 0.0.0.0 --port 8080
+      foveate demo --port 0 --json
+    """
+
+    host: Annotated[str, tyro.conf.arg(metavar="ADDRESS")] = "127.0.0.1"
+    """who can open the page: 127.0.0.1 is this machine alone, 0.0.0.0 everyone who can reach it"""
+    port: Annotated[int, tyro.conf.arg(metavar="N")] = 7860
+    """0 takes any free one"""
+    open: Flag = False
+    """also open the page in a browser"""
+    json: Flag = False
+    """print the address as JSON"""
+    models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
+
+    def run(self) -> None:
+        """Serve until Ctrl-C."""
+        if not 0 <= self.port <= PORTS:
+            raise UsageError(f"--port {self.port}: 0 to {PORTS}.")
+        check_model(self.models)
+        # Only now anything slow is imported: --help and refusals stay quick.
+        from foveate.app.listening import bound, check_gradio
+
+        check_gradio()
+        with bound(self.host, self.port) as listening:
+            self._serve(listening)
+
+    def _serve(self, listening: "socket") -> None:
+        from foveate.cli.screen import busy, note
+
+        with busy("Starting torch"):
+            from foveate.app.server import serve
+            from foveate.cli.asking import load
+
+        vlm = load(self.models)
+        try:
+            serve(vlm, listening, max_new_tokens=self.models.max_new_tokens, ready=self._ready)
+        except KeyboardInterrupt:  # the way to end it
+            note("the page is closed.")
+
+    def _ready(self, url: str) -> None:
+        """Say where the page is."""
+        from rich.text import Text
+
+        from foveate.cli.screen import show, show_json
+
+        if self.json:
+            show_json({"url": url, "model": self.models.model})
+        else:
+            show(Text(f"The page is at {url} (Ctrl-C ends it)."))
+        sys.stdout.flush()
+        if self.open:
+            import webbrowser
+
+            webbrowser.open(url)

@@ -1,0 +1,31 @@
+"""A small random model to ask, and files to show it."""
+
+import pytest
+from PIL import Image
+
+import foveate as fv
+from foveate.app.limits import Limits, opened
+from tests.cli.conftest import save_tiny_llava
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """The folder of a random LLaVA that sees 36 tokens of a picture."""
+    return save_tiny_llava(tmp_path_factory.mktemp("app"))
+
+
+@pytest.fixture(scope="session")
+def vlm(folder):
+    return fv.load(folder)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "a picture.png"
+    Image.effect_mandelbrot((90, 90), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(path)
+    return path
+
+
+@pytest.fixture
+def subject(picture):
+    return opened(picture, Limits())

@@ -1,0 +1,74 @@
+"""The folder for a hosting space: whole, and its page builds."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+SPACE = ROOT / "spaces"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """What `make space` makes, elsewhere."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("Makefile", "constraints.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "spaces").symlink_to(SPACE)
+    (folder / "src").symlink_to(ROOT / "src")
+    subprocess.run(["make", "space"], cwd=folder, check=True, capture_output=True)
+    return folder / "out/space"
+
+
+def test_the_card_has_what_a_space_reads():
+    _, front, text = (SPACE / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    card = yaml.safe_load(front)
+    assert card["sdk"] == "gradio"
+    assert (SPACE / card["app_file"]).is_file()
+    (wanted,) = PROJECT["optional-dependencies"]["app"]
+    assert card["sdk_version"].startswith(wanted.split(">=")[1].split(",")[0])
+    assert len(card["short_description"]) <= 60
+    assert card["license"] == PROJECT["license"].lower()
+    assert "FOVEATE_MODEL" in text
+
+
+def test_it_asks_for_what_the_project_asks_for():
+    extras = PROJECT["optional-dependencies"]
+    asked = (SPACE / "requirements.txt").read_text(encoding="utf-8").split()
+    assert asked == [*PROJECT["dependencies"], *extras["app"], *extras["video"]]
+
+
+def test_it_is_whole_without_what_is_made(made):
+    assert {path.name for path in made.iterdir()} == {"app.py", "requirements.txt", "README.md", "foveate"}
+    assert (made / "foveate/app/page.css").is_file()
+    assert (made / "foveate/embedded/model/model.safetensors").stat().st_size > 10**6
+    assert not list(made.rglob("__pycache__"))
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gradio") is None, reason="THE SPACE IS NOT BUILT: no Gradio, see make setup-page"
+)
+def test_its_app_imports_and_its_page_builds(made, folder):
+    program = (
+        "import app, foveate, pathlib; from foveate.app.page import application, blocks\n"
+        "from foveate.app.folder import Folder; from foveate.app.parts import Desk\n"
+        "print(pathlib.Path(foveate.__file__).parent.parent)\n"
+        "desk = Desk(app.fv.load(app.MODEL), Folder(pathlib.Path('.'), 10**9))\n"
+        "page = blocks(desk); print(len(page.blocks) > 20, application(page, desk) is not None, app.PORT)"
+    )
+    environment = os.environ | {
+        "FOVEATE_MODEL": str(folder),
+        "PYTHONPATH": str(made),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+    }
+    done = subprocess.run([sys.executable, "-c", program], cwd=made, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(made), "True", "True", "7860"]
