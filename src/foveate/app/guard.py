@@ -102,7 +102,7 @@ async def _body(receive: Receive) -> bytes | None:
     body = b""
     while True:
         message = await receive()
-        body += message.get("body", b"")
+        body += bytes(message.get("body", b""))
         if len(body) > LONGEST:
             return None
         if message["type"] != "http.request" or not message.get("more_body"):

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -211,7 +211,9 @@ def _trace_of(values: Mapping[str, Any] | None) -> Trace:
         rows = [None if tokens is None else torch.tensor(tokens, dtype=torch.int64) for tokens in assign]
         origins = [torch.tensor(tokens, dtype=torch.int64) for tokens in origin]
         stages.append(Stage(where, layer, tuple(before), tuple(after), origins, rows))
-    slots = {layer: partial(list, lengths) for layer, lengths in enumerate(values["kv_lengths"])}
+    slots: dict[int, Callable[[], list[int]]] = {
+        layer: partial(list, lengths) for layer, lengths in enumerate(values["kv_lengths"])
+    }
     dead = (0,) * len(values["rows"])
     record = PrefillRecord(values["depth"], tuple(values["rows"]), tuple(values["vision_tokens"]), stages=stages)
     record.cache = CacheRecord(slots=slots, dead=dead)

@@ -268,7 +268,10 @@ class Answerer:
         prompts = [entry.prompt for entry in batch]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return answers_to(self.vlm, prompts, batch[0].solved, self._generation, shared=shared)
+            solved = batch[0].solved
+            if shared:
+                return self.vlm.answer_sharing(prompts, solved.method, generation=self._generation)
+            return answers_to(self.vlm, prompts, solved, self._generation)
 
     def _shrink(self, size: int) -> None:
         """After a lack of memory: smaller batches, and what was held for speed is given back."""
