@@ -155,23 +155,23 @@ def test_choices_that_begin_alike_are_told():
 
 
 def test_the_likeliest_choice_is_the_answer(vlm, demo):
-    answer = vlm.ask(demo, QUESTION, choices=["ABCDE", "36KUM", "KRPM"])
-    assert answer.text == "36KUM" == max(answer.choices, key=answer.choices.get)
-    assert list(answer.choices) == ["ABCDE", "36KUM", "KRPM"]
-    assert vlm.processor.decode(list(answer.tokens)) == "36KUM"
+    answer = vlm.ask(demo, QUESTION, choices=["ABCDE", "PE94S", "KRPM"])
+    assert answer.text == "PE94S" == max(answer.choices, key=answer.choices.get)
+    assert list(answer.choices) == ["ABCDE", "PE94S", "KRPM"]
+    assert vlm.processor.decode(list(answer.tokens)) == "PE94S"
     assert answer.to_dict()["choices"] == answer.choices
 
 
-@pytest.mark.parametrize("choices", [["36K", "36KUM"], ["36KUM", "36K", "3"], ["36KUM", "36KUMZ"]])
+@pytest.mark.parametrize("choices", [["PE9", "PE94S"], ["PE94S", "PE9", "P"], ["PE94S", "PE94SZ"]])
 def test_a_shorter_choice_does_not_win_by_being_short(vlm, demo, choices):
     for method in (None, fv.V2Drop(retention=0.7)):
         answer = vlm.ask(demo, QUESTION, choices=choices, method=method)
-        assert answer.text == "36KUM"
+        assert answer.text == "PE94S"
 
 
 def test_the_values_are_those_of_a_forward_over_prompt_and_choice(vlm, demo):
     prompt = vlm.prepare(demo, QUESTION)
-    for choices, end in ((["36KUM", "KRP", "yes"], ()), (["36K", "36KUM", "yes"], (2,))):
+    for choices, end in ((["PE94S", "KRP", "yes"], ()), (["PE9", "PE94S", "yes"], (2,))):
         answer = vlm.choose(prompt, choices)
         for choice in choices:
             tokens = tokens_of(vlm.tokenizer, [choice, "?"])[0] + end

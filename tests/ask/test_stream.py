@@ -52,12 +52,12 @@ def test_the_pieces_together_are_the_answer(vlm, scenes, question, method):
 
 def test_after_its_end_a_stream_stays_at_its_end(vlm, demo):
     stream = vlm.ask(demo, QUESTION, stream=True)
-    assert "".join(stream) == "36KUM"
+    assert "".join(stream) == "PE94S"
     assert list(stream) == []
     assert next(stream, "over") == "over"
 
 
-@pytest.mark.parametrize("stop", [("6",), ("6K",), ("UM", "M"), ("no such",), ("36KUM",), ("M!",)])
+@pytest.mark.parametrize("stop", [("E",), ("E9",), ("4S", "S"), ("no such",), ("PE94S",), ("S!",)])
 def test_a_stop_is_part_of_no_piece(vlm, demo, stop):
     stream = vlm.ask(demo, QUESTION, stream=True, stop=stop)
     pieces = list(stream)
@@ -150,10 +150,10 @@ def test_a_keyboard_interrupt_of_the_reader_leaves_the_model_restored(vlm, scene
     assert state(vlm.model) == before
     with fv.drop(vlm.model, METHOD):
         pass
-    assert vlm.ask().text == "36KUM"
+    assert vlm.ask().text == "PE94S"
 
 
 def test_another_question_waits_for_the_stream(vlm, scenes):
     stream = vlm.ask(scenes[0], LISTING, stream=True)
-    assert vlm.ask().text == "36KUM"
+    assert vlm.ask().text == "PE94S"
     assert "".join(stream) == stream.answer.text

@@ -14,6 +14,8 @@ from benchmarks.quality import agree, run, table
 import foveate as fv
 from foveate import embedded
 from foveate.embedded.questions import TASKS
+from foveate.methods.chains import PRESETS
+from foveate.methods.grammar import read
 
 ROOT = Path(__file__).parents[2]
 RECORD = json.loads((ROOT / "benchmarks/quality/embedded.json").read_text())
@@ -46,9 +48,10 @@ def test_every_method_of_the_record_stands_at_every_budget_or_names_its_floor():
 
 
 def test_every_method_that_works_on_pictures_is_asked():
-    """DyCoke and EVS compare the frames of a film; FinalKV drops nothing by itself."""
-    asked = {name.split(":")[0] for row in run.rows() for name in row.split("+")}
-    assert set(fv.methods()) - asked - set(table.CONTROLS) == {"dycoke", "evs"}
+    """DyCoke and EVS compare the frames of a film; FinalKV drops nothing by itself, and is in a chain."""
+    asked = {member.kind.name for row in run.rows() if not row.startswith("chain/") for member in read(row).members}
+    assert set(fv.methods()) - asked - set(table.CONTROLS) == {"dycoke", "evs", "finalkv"}
+    assert {row for row in run.rows() if row.startswith("chain/")} == {preset.name for preset in PRESETS}
 
 
 def test_there_are_enough_questions_for_four_points():
