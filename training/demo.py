@@ -1,4 +1,4 @@
-"""Choose the demo picture: the first demo scene with a long text that the full model and V2Drop at a third read rightly.
+"""Choose the demo picture: the first scene with a long text that the full model and V2Drop at a third read rightly.
 
 So it shows how dropping works where it works, and is no evidence of quality.
 
