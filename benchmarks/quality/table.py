@@ -93,11 +93,6 @@ def nearest(cell: dict[str, Any], record: dict[str, Any], budgets: Sequence[floa
     return min(budgets, key=lambda budget: abs(budget - share))
 
 
-def films(record: dict[str, Any]) -> str:
-    """The table of a record about films."""
-    return table(record, budgets=(1 / 2, 1 / 4, 1 / 8))
-
-
 def ranking(record: dict[str, Any]) -> str:
     """All rows, the best at 64 tokens first, with what they are ahead of random dropping at as many tokens."""
     cells = [cell for cell in record["cells"] if abs(nearest(cell, record, BUDGETS) - RANKED) < 1e-3]
@@ -198,7 +193,6 @@ def spans(found: dict[str, float]) -> bool:
 PLACES = (
     Place("README.md", "quality", "embedded.json", table),
     Place("docs/guides/choosing.md", "ranking", "embedded.json", ranking),
-    Place("docs/guides/video.md", "films", "films.json", films),
 )
 
 
