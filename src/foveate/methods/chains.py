@@ -25,7 +25,7 @@ def _preset(name: str, *members: Method) -> Preset:
 
 
 PRESETS = (
-    _preset("64-vispruner-v2drop", VisPruner(tokens=110), LATE),
-    _preset("64-divprune-v2drop", DivPrune(tokens=110), LATE),
-    _preset("32-scope-v2drop-finalkv", Scope(tokens=42), HALF, FinalKV()),
+    _preset("64-vispruner-v2drop", VisPruner(keep=0.191), LATE),
+    _preset("64-divprune-v2drop", DivPrune(keep=0.191), LATE),
+    _preset("32-scope-v2drop-finalkv", Scope(keep=0.073), HALF, FinalKV()),
 )
