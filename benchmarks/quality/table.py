@@ -16,6 +16,8 @@ from foveate.eval.verdict import collapsed
 HERE = Path(__file__).resolve().parent
 CONTROLS = ("random", "uniform", "averagepool", "resize")
 BUDGETS = (1 / 3, 2 / 9, 1 / 9, 1 / 18)
+SHOWN = 8
+"""Most cells whose lost tasks are listed one by one."""
 RANKED = 1 / 9
 """The budget by which the ranking is sorted: 64 of 576 tokens."""
 
@@ -149,6 +151,8 @@ def hidden(cells: list[dict[str, Any]], record: dict[str, Any]) -> list[str]:
             tasks += here
     if not of_cells:
         return []
+    if len(of_cells) > SHOWN:
+        return ["", f"† Hides a task of which less than a quarter is left, out of {', '.join(dict.fromkeys(tasks))}."]
     full = shares(record["full"], dict.fromkeys(tasks))
     return ["", f"† Hides a task of which less than a quarter is left (full model: {full}): {'; '.join(of_cells)}."]
 
