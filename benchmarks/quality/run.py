@@ -9,6 +9,7 @@ Answers are kept as they come: the same command again goes on where it stopped, 
 import argparse
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -30,6 +31,8 @@ CHAINS = (
 AT_ENTRY = "random:layers=0"
 """Random dropping of methods that work before the decoder: from the first layer on."""
 BUDGETS = (192, 128, 64, 32)
+DRAWN = ("v2drop", "v2drop:metric=cosine", "visiondrop", "mustdrop", "fastv", "dart", "visionzip", "divprune", "scope")
+"""Rows in the picture: with all of them nothing could be read."""
 FILMS = ("v2drop", "visiondrop", "fastv", "visionzip", "divprune")
 FILM_SHARES = (0.5, 0.25, 0.125)
 """Of a film's vision tokens: 144 a frame."""
@@ -42,21 +45,28 @@ def rows() -> tuple[str, ...]:
 
 def command(questions: int, seeds: list[int], out: Path, *, films: bool) -> list[str]:
     """The `foveate eval` that makes a record."""
-    names = FILMS if films else rows()
-    flags = ["--questions", str(questions), "--max-new-tokens", "24", "--out", str(out), "--force"]
-    flags += ["--figure", str(out.with_suffix(".png"))]
-    for seed in seeds:
-        flags += ["--seed", str(seed)]
-    for name in names:
-        flags += ["--method", name]
-    if films:
-        flags += ["--model", "embedded-films"]
-        for share in FILM_SHARES:
-            flags += ["--retention", str(share)]
-    else:
-        for budget in BUDGETS:
-            flags += ["--budget", str(budget)]
-    return [str(Path(sys.executable).with_name("foveate")), "eval", *flags]
+    to = ["--out", str(out), "--force"]
+    if not films:
+        return [*_asking(rows(), questions, seeds), *_each("--budget", BUDGETS), *to]
+    return [*_asking(FILMS, questions, seeds), "--model", "embedded-films", *_each("--retention", FILM_SHARES), *to]
+
+
+def picture(questions: int, seeds: list[int], out: Path) -> list[str]:
+    """The `foveate eval` that draws some rows of a record, from the answers that are kept."""
+    to = ["--figure", str(out.with_suffix(".png")), "--force"]
+    return [*_asking(DRAWN, questions, seeds), *_each("--budget", BUDGETS), *to]
+
+
+def _asking(names: Iterable[str], questions: int, seeds: list[int]) -> list[str]:
+    """What both have in common."""
+    program = str(Path(sys.executable).with_name("foveate"))
+    asked = ["--questions", str(questions), "--max-new-tokens", "24", *_each("--seed", seeds)]
+    return [program, "eval", *asked, *_each("--method", names)]
+
+
+def _each(flag: str, values: Iterable[object]) -> list[str]:
+    """A flag that may be given several times, with each of these values."""
+    return [word for value in values for word in (flag, str(value))]
 
 
 def main() -> int:
@@ -68,7 +78,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     given, more = parser.parse_known_args()
     out = given.out or HERE / ("films.json" if given.films else "embedded.json")
-    return subprocess.run([*command(given.questions, given.seed, out, films=given.films), *more]).returncode
+    made = subprocess.run([*command(given.questions, given.seed, out, films=given.films), *more]).returncode
+    if made or given.films:
+        return made
+    return subprocess.run([*picture(given.questions, given.seed, out), *more]).returncode
 
 
 if __name__ == "__main__":

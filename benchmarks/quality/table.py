@@ -16,6 +16,8 @@ from foveate.eval.verdict import collapsed
 HERE = Path(__file__).resolve().parent
 CONTROLS = ("random", "uniform", "averagepool", "resize")
 BUDGETS = (1 / 3, 2 / 9, 1 / 9, 1 / 18)
+SHOWN = 8
+"""Most cells whose lost tasks are listed one by one."""
 RANKED = 1 / 9
 """The budget by which the ranking is sorted: 64 of 576 tokens."""
 
@@ -93,11 +95,6 @@ def nearest(cell: dict[str, Any], record: dict[str, Any], budgets: Sequence[floa
     return min(budgets, key=lambda budget: abs(budget - share))
 
 
-def films(record: dict[str, Any]) -> str:
-    """The table of a record about films."""
-    return table(record, budgets=(1 / 2, 1 / 4, 1 / 8))
-
-
 def ranking(record: dict[str, Any]) -> str:
     """All rows, the best at 64 tokens first, with what they are ahead of random dropping at as many tokens."""
     cells = [cell for cell in record["cells"] if abs(nearest(cell, record, BUDGETS) - RANKED) < 1e-3]
@@ -154,6 +151,8 @@ def hidden(cells: list[dict[str, Any]], record: dict[str, Any]) -> list[str]:
             tasks += here
     if not of_cells:
         return []
+    if len(of_cells) > SHOWN:
+        return ["", f"† Hides a task of which less than a quarter is left, out of {', '.join(dict.fromkeys(tasks))}."]
     full = shares(record["full"], dict.fromkeys(tasks))
     return ["", f"† Hides a task of which less than a quarter is left (full model: {full}): {'; '.join(of_cells)}."]
 
@@ -198,7 +197,6 @@ def spans(found: dict[str, float]) -> bool:
 PLACES = (
     Place("README.md", "quality", "embedded.json", table),
     Place("docs/guides/choosing.md", "ranking", "embedded.json", ranking),
-    Place("docs/guides/video.md", "films", "films.json", films),
 )
 
 

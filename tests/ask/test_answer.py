@@ -142,10 +142,10 @@ def test_a_notebook_shows_a_table_and_the_picture(dropped, whole):
     assert "Method" not in whole._repr_html_()
 
 
-def test_a_notebook_shows_choices_and_notes(vlm, wide, chosen):
+def test_a_notebook_shows_choices_and_notes(cropping, wide, chosen):
     assert "log-probability" in chosen._repr_html_()
     with pytest.warns(UserWarning, match="cuts off"):
-        answer = vlm.ask(wide, QUESTION, max_new_tokens=1)
+        answer = cropping.ask(wide, QUESTION, max_new_tokens=1)
     assert "the processor cuts off 50% of the picture" in answer._repr_html_()
 
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import foveate as fv
+from foveate.ask.vlm import VLM
 from foveate.batch import answering
 from foveate.batch.answering import Answerer, Asking
 from foveate.batch.rows import Answered, Bad, Row
@@ -45,17 +46,25 @@ class Calls:
 
     def __init__(self, monkeypatch, fails=lambda prompts: None):
         self.sizes, self.shared, self.tried = [], [], []
-        original = answering.answers_to
+        apart, together = answering.answers_to, VLM.answer_sharing
 
-        def answers_to(vlm, prompts, *arguments, shared=False, **options):
-            self.tried.append(len(prompts))
-            if error := fails(prompts):
-                raise error
-            self.sizes.append(len(prompts))
-            self.shared.append(shared)
-            return original(vlm, prompts, *arguments, shared=shared, **options)
+        def answers_to(vlm, prompts, *arguments, **options):
+            self._note(fails, prompts, shared=False)
+            return apart(vlm, prompts, *arguments, **options)
 
+        def answer_sharing(vlm, prompts, *arguments, **options):
+            self._note(fails, prompts, shared=True)
+            return together(vlm, prompts, *arguments, **options)
+
+        monkeypatch.setattr(VLM, "answer_sharing", answer_sharing)
         monkeypatch.setattr(answering, "answers_to", answers_to)
+
+    def _note(self, fails, prompts, *, shared):
+        self.tried.append(len(prompts))
+        if error := fails(prompts):
+            raise error
+        self.sizes.append(len(prompts))
+        self.shared.append(shared)
 
 
 def test_answers_are_those_of_a_question_alone(asking, vlm, pictures):

@@ -160,3 +160,13 @@ def test_one_method_and_one_family_are_shown_with_their_settings_and_places(run)
 def test_models_and_methods_fit_a_screen(run):
     assert len(run("models")[1].splitlines()) < 40
     assert len(run("methods")[1].splitlines()) < 40
+
+
+def test_the_preset_of_a_chain_is_a_method_and_meets_no_budget_of_its_members(run):
+    code, out, err = run("generate", "--method", "chain/llava-1.5-7b/64-divprune-v2drop")
+    assert code == 0, err
+    assert "of the vision tokens: 63.9 of 576" in out.replace("\n", " ")
+    assert "not met" not in out
+    code, _, err = run("generate", "--method", "chain/llava-1.5-7b/65-divprune-v2drop")
+    assert code == 2
+    assert "Similar names: chain/llava-1.5-7b/64-divprune-v2drop" in err

@@ -30,7 +30,10 @@ def shell(redirection, *arguments):
         (["generate", "--set"], "Missing value for argument '--set'. Expected 1 values. Help: "),
         (["bench", "--dtype", "int3"], "invalid choice 'int3' for argument '--dtype'. Expected one of ('auto', "),
         (["bogus"], "Unrecognized options: bogus. Available subcommands: generate, compare, "),
-        ([], "Expected one of {generate, compare, bench, eval, tune, methods, models, presets}. Help: foveate --help."),
+        (
+            [],
+            "Expected one of {generate, compare, batch, bench, eval, tune, demo, methods, models, presets}. Help: foveate",
+        ),
         (["bench", "--seed", "-1"], "--seed -1: a seed lies between 0 and 2^63 - 1."),
         (["bench", "--text-tokens", "100000000"], "--text-tokens 100000000: 1,000,000 at most."),
         (["bench", "--batch", "9" * 30], ": 1,000,000 at most."),

@@ -17,8 +17,6 @@ from foveate.video import Clip
 
 __all__ = ["examples", "generated"]
 
-SHIPPED = 8
-"""The number of the scene that ships as a picture."""
 SCENES, SKETCHES, FILMS = (2, 7), (11, 20, 22), (0,)
 QUESTIONS = 5
 """Most questions that an example proposes."""
@@ -47,7 +45,9 @@ def generated(count: int) -> list[Picture]:
 def _shipped() -> Subject:
     source = "from foveate import embedded\npicture = embedded.picture()"
     picture = load_picture(embedded.picture())
-    questions = _questions(scene("demo", SHIPPED), SHIPPED)
+    with Image.open(embedded.picture()) as shown:
+        number = int(shown.info["index"])
+    questions = _questions(scene("demo", number), number)
     return Subject("example: shipped", "the demo's picture", picture, source, questions=questions)
 
 

@@ -142,7 +142,7 @@ def check_methods(names: Sequence[str], options: BudgetOptions | None = None) ->
     if index is None:
         return
     methods = {method["name"]: method for method in index["methods"]}
-    presets = {preset["name"]: preset["setting"]["method"] for preset in index["presets"]}
+    presets = {preset["name"]: preset["setting"] for preset in index["presets"]}
     if not names:
         names = [name for name, method in methods.items() if method["takes_budget"]]
     settings: dict[str, set[str]] = {}
@@ -155,7 +155,7 @@ def check_methods(names: Sequence[str], options: BudgetOptions | None = None) ->
     check_settings(settings, schedules, options)
 
 
-def _members(text: str, methods: Mapping[str, Any], presets: Mapping[str, str]) -> list[str]:
+def _members(text: str, methods: Mapping[str, Any], presets: Mapping[str, Any]) -> list[str]:
     """The methods of a text, each by its name, after looking at their settings' names."""
     members: list[str] = []
     for part in written(text):
@@ -164,7 +164,7 @@ def _members(text: str, methods: Mapping[str, Any], presets: Mapping[str, str]) 
         elif part.is_preset:
             if part.name not in presets:
                 raise no_preset(part.name, presets)
-            kinds = [presets[part.name]]
+            kinds = [member.name for member in members_in(presets[part.name])]
         else:
             kinds = [part.name]
         for name in kinds:

@@ -29,7 +29,9 @@ def draw(summary: Summary, title: str = "") -> Image.Image:
     panels = [("Vision tokens a decoder layer processes, mean", _tokens)]
     if summary.outcomes and all(outcome.flops is not None for outcome in summary.outcomes):
         panels.append(("FLOPs from the pixels to the first token, share of the full model's", _flops))
-    figure = Figure(figsize=(6.6 * len(panels) + 2.2, 5.2), dpi=150, layout="constrained")
+    names = len({outcome.cell.name for outcome in summary.outcomes})
+    height = max(5.2, 0.2 * (names + 4))  # inches: the names stand one below the other
+    figure = Figure(figsize=(6.6 * len(panels) + 2.2, height), dpi=150, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (label, cost) in zip(axes, panels, strict=True):
