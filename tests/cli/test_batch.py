@@ -43,6 +43,14 @@ def table(folder, tmp_path):
     return path
 
 
+@pytest.fixture
+def interruptible():
+    """Let SIGINT interrupt, also where the tests run behind nohup or in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def answers(out):
     """Answers by id."""
     lines = [line for part in out.glob("part-*.jsonl") for line in part.read_text().splitlines()]
@@ -73,6 +81,7 @@ def test_other_settings_in_the_same_folder_are_refused(batch):
     assert "was begun with other settings: question was 'What is this', and is 'What is that'." in err
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
@@ -106,6 +115,7 @@ def test_a_signal_ends_after_the_rows_in_hand_and_the_next_run_goes_on(
     assert answers(tmp_path / "out") == answers(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_ends_at_once(batch, table, tmp_path, monkeypatch):
     def interrupted(self, batch, shared):
         signal.raise_signal(signal.SIGINT)

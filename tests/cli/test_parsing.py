@@ -32,7 +32,7 @@ def shell(redirection, *arguments):
         (["bogus"], "Unrecognized options: bogus. Available subcommands: generate, compare, "),
         (
             [],
-            "Expected one of {generate, compare, batch, bench, eval, tune, demo, methods, models, presets}. Help: foveate",
+            "Expected one of {generate, compare, batch, bench, eval, tune, demo, methods, models, presets}. Help",
         ),
         (["bench", "--seed", "-1"], "--seed -1: a seed lies between 0 and 2^63 - 1."),
         (["bench", "--text-tokens", "100000000"], "--text-tokens 100000000: 1,000,000 at most."),

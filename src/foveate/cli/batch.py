@@ -245,9 +245,12 @@ class _OnScreen(Listener):
 
     @contextmanager
     def _hearing(self) -> Iterator[None]:
-        """Let signals be heard that would else end the program."""
+        """Let signals be heard that would else end the program; what is ignored, as behind nohup, stays ignored."""
+        ending = [
+            number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN
+        ]
         try:
-            self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {number: signal.signal(number, self._hear) for number in ending}
         except ValueError:  # only the first thread may say what signals do
             yield
             return
