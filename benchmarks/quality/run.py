@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from foveate.methods.chains import PRESETS
+
 HERE = Path(__file__).resolve().parent
 
 OURS = ("v2drop", "visiondrop", "mustdrop")
@@ -24,10 +26,7 @@ BEFORE = (
     "visionzip", "prumerge", "prumerge_plus", "tome", "hiprune", "vscan", "divprune", "vispruner",
     "vispruner:important_ratio=1", "scope", "holov", "vidcom2",
 )  # fmt: skip
-CHAINS = (
-    "chain/llava-1.5-7b/64-vispruner-v2drop", "chain/llava-1.5-7b/64-divprune-v2drop",
-    "chain/llava-1.5-7b/32-scope-v2drop-finalkv",
-)  # fmt: skip
+CHAINS = tuple(preset.name for preset in PRESETS)
 AT_ENTRY = "random:layers=0"
 """Random dropping of methods that work before the decoder: from the first layer on."""
 BUDGETS = (192, 128, 64, 32)

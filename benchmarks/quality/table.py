@@ -62,15 +62,15 @@ def write(place: Place, *, check: bool) -> bool:
     return True
 
 
-def table(record: dict[str, Any], names: Sequence[str] = (), budgets: Sequence[float] = BUDGETS) -> str:
+def table(record: dict[str, Any], names: Sequence[str] = ()) -> str:
     """The table and the sentences around it, as Markdown; of these rows, or of all."""
-    cells = {(cell["name"], round(nearest(cell, record, budgets), 4)): cell for cell in record["cells"]}
+    cells = {(cell["name"], round(nearest(cell, record), 4)): cell for cell in record["cells"]}
     floors = {(cell["name"], round(cell["budget"], 4)): cell["floor"] for cell in record["infeasible"]}
     ran = [name for name in dict.fromkeys(name for name, _ in (*cells, *floors)) if name not in CONTROLS]
     rows = names or (*ran, *CONTROLS)
-    rows = [name for name in rows if any((name, round(budget, 4)) in cells for budget in budgets)]
+    rows = [name for name in rows if any((name, round(budget, 4)) in cells for budget in BUDGETS)]
     count = record["vision_tokens"]
-    heads = " | ".join(f"{count * budget:.0f}" for budget in budgets)
+    heads = " | ".join(f"{count * budget:.0f}" for budget in BUDGETS)
     full = record["full"]
     lines = [
         f"Accuracy on {record['questions']:,} questions about {record['pictures']} generated pictures {drawn(record)}, "
@@ -79,26 +79,25 @@ def table(record: dict[str, Any], names: Sequence[str] = (), budgets: Sequence[f
         "quarter is left of a task, see below.",
         "",
         f"| method | {heads} |",
-        "|---|" + "---|" * len(budgets),
+        "|---|" + "---|" * len(BUDGETS),
     ]
     for name in rows:
-        shown = [entry(cells, floors, name, round(budget, 4), record) for budget in budgets]
+        shown = [entry(cells, floors, name, round(budget, 4), record) for budget in BUDGETS]
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
     return "\n".join([*lines, "", *sentences(record, rows), ""])
 
 
-def nearest(cell: dict[str, Any], record: dict[str, Any], budgets: Sequence[float]) -> float:
+def nearest(cell: dict[str, Any], record: dict[str, Any]) -> float:
     """The budget in whose column a cell stands; that of a chain with a setting of its own by what it spends."""
     if cell["budget"] is not None:
         return cell["budget"]
     share = cell["tokens"] / record["vision_tokens"]
-    return min(budgets, key=lambda budget: abs(budget - share))
+    return min(BUDGETS, key=lambda budget: abs(budget - share))
 
 
 def ranking(record: dict[str, Any]) -> str:
     """All rows, the best at 64 tokens first, with what they are ahead of random dropping at as many tokens."""
-    cells = [cell for cell in record["cells"] if abs(nearest(cell, record, BUDGETS) - RANKED) < 1e-3]
-    cells = list({cell["name"]: cell for cell in cells}.values())
+    cells = [cell for cell in record["cells"] if round(nearest(cell, record), 4) == round(RANKED, 4)]
     cells.sort(key=lambda cell: -cell["accuracy"]["value"])
     lines = ["| | method | tokens truly spent | accuracy | ahead of random |", "|---|---|---|---|---|"]
     for place, cell in enumerate(cells, 1):

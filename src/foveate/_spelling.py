@@ -202,11 +202,9 @@ def no_method(name: str, methods: Iterable[str]) -> UnknownNameError:
 
 def no_preset(name: str, presets: Iterable[str]) -> UnknownNameError:
     """The error for a preset that is not among these; it names the nearest."""
-    names = sorted(presets)
-    near = difflib.get_close_matches(name, names, n=4, cutoff=0.3) or names
-    return UnknownNameError(
-        f"No preset {brief(name)}. Similar names: {', '.join(near)}. For all, run: foveate presets."
-    )
+    near = difflib.get_close_matches(name, sorted(presets), n=4, cutoff=0.3)
+    similar = f" Similar names: {', '.join(near)}." if near else ""
+    return UnknownNameError(f"No preset {brief(name)}.{similar} For all, run: foveate presets.")
 
 
 def no_setting(method: str, name: str, settings: Iterable[str]) -> SettingError:

@@ -106,3 +106,9 @@ def test_a_chain_is_no_method_that_can_be_named_alone():
     assert "chain" not in fv.methods()
     with pytest.raises(fv.UnknownNameError):
         parse("chain")
+
+
+def test_a_preset_like_no_other_is_refused_in_a_line():
+    with pytest.raises(fv.UnknownNameError) as error:
+        parse("f/tv")
+    assert str(error.value) == "No preset 'f/tv'. For all, run: foveate presets."

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 import foveate as fv
 from foveate.methods import follow
@@ -465,3 +465,8 @@ def test_a_sample_of_queries_costs_less_and_leaves_as_many_tokens():
     spared = sum(2 * (rows - 4) * width**2 + 2 * (rows - 4) * rows * width for rows in (17, 11))
     assert whole.scoring_flops - few.scoring_flops == spared
     assert (whole.tokens, whole.prefill_flops) == (few.tokens, few.prefill_flops)
+
+
+def test_an_entry_that_is_left_out_is_the_usual_one():
+    usual = fv.VisionDrop.for_budget(LlavaConfig(), tokens=64)
+    assert fv.VisionDrop.for_budget(LlavaConfig(), tokens=64, entry=None) == usual

@@ -43,9 +43,14 @@ class Entering(Method):
         """Whether the budget keeps every token of every image, so that no stage is needed."""
         return self.retention == 1
 
+    @property
+    def budget(self) -> Budget:
+        """What was given, whichever it was."""
+        return Budget(self.tokens, self.retention)
+
     def rows(self, arriving: Arriving) -> int:
         """Rows of an image by the budget, at least one; a newline that the family adds by itself is one of them."""
-        mean = Budget(self.tokens, self.retention).mean(arriving.entered)
+        mean = self.budget.mean(arriving.entered)
         return min(arriving.tokens, max(1, half_up(mean) - arriving.reserved))
 
     @classmethod
@@ -95,5 +100,4 @@ class EnteringShare(Entering):
 
     @property
     def budget(self) -> Budget:
-        """What was given, whichever it was."""
         return Budget(self.tokens, self.retention if self.keep is None else self.keep)

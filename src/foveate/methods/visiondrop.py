@@ -259,14 +259,14 @@ class VisionDrop(Method):
         depth: int,
         /,
         layers: Sequence[int] | None = None,
-        entry: float = ENTRY,
+        entry: float | None = None,
         **values: Any,
     ) -> Self:
         """Four stages of sizes `entry` · T · ρ^i, before `layers` instead of a quarter, half and three quarters of the
         depth; `entry` is lowered where the image has fewer tokens. See `Method.solved`."""
         cuts = _quarters(depth) if layers is None else as_layers(layers)
         reference = entered or REFERENCE
-        pairs = _solved(share * reference, reference, depth, cuts, entry)
+        pairs = _solved(share * reference, reference, depth, cuts, ENTRY if entry is None else entry)
         if share == 1:  # no stage at all; a CLS would take the place of a token
             return cls(dominant=0, contextual=0, layer_list=(), image_token_list=(), reference=reference, **values)
         (dominant, contextual), *rest = pairs
