@@ -92,6 +92,13 @@ def test_a_members_budget_is_of_what_entered_the_model():
     assert sum(plan) / DEPTH == pytest.approx(30, abs=1)
 
 
+def test_a_budget_counts_on_what_others_cut_before_layer_0():
+    chain = RANDOM + fv.V2Drop(layers=(2,), retention=0.3)
+    assert chain.plan(DEPTH, (100,)) == (80, 80, 5, 5, 5, 5)  # 30 on average
+    opening = fv.PyramidDrop(layer_list=(0, 2), image_token_ratio_list=(0.5, 0.2))
+    assert (RANDOM + opening).plan(DEPTH, (100,)) == (50, 50, 20, 20, 20, 20)  # shares of what enters layer 0
+
+
 # -- settings --------------------------------------------------------------------------------------------------
 
 
@@ -166,3 +173,13 @@ def test_a_chain_may_be_given_by_name_and_with_a_budget():
         model(**inputs)
     assert [stage.where for stage in trace.stages] == ["projector", "layer", "layer", "layer"]
     assert trace.tokens[0] == pytest.approx(25 * 0.25, abs=1)
+
+
+@pytest.mark.parametrize("second", ["v2drop", "fastv", "pyramiddrop:positions=keep", "visiondrop:positions=keep"])
+@pytest.mark.parametrize("prompts", [["tit"], ["tiit"], ["titt", "tit", "tiit"]], ids=["one", "two", "several"])
+def test_a_budget_is_met_behind_a_cut_before_layer_0(second, prompts):
+    model, inputs = tiny("llava"), batch("llava", prompts)
+    with fv.drop(model, f"divprune:keep=0.8+{second}", retention=0.5) as trace, torch.no_grad():
+        model(**inputs)
+    for spent, entered in zip(trace.tokens, trace.vision_tokens, strict=True):
+        assert spent == pytest.approx(entered * 0.5, abs=2)

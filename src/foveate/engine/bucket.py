@@ -14,7 +14,7 @@ from foveate.core.nested import Tensors, on_tensors
 from foveate.core.rank import into_runs
 from foveate.engine import guards
 from foveate.engine.program import CELLS
-from foveate.engine.samples import Sample
+from foveate.engine.samples import Begun, Sample
 
 __all__ = ["Bucket", "Pick", "buckets_of", "each"]
 
@@ -83,6 +83,7 @@ class Bucket:
         notes: What is remembered of the rows, a tensor a name with samples and rows in front.
         text: What is remembered of the text behind the images, a tensor a name with samples and images in front.
         ordinals: See `Sample.ordinals`, with the samples in front.
+        begun: Rows that layer 0 has processed, of each sample; None before it has.
     """
 
     members: tuple[int, ...]
@@ -97,6 +98,7 @@ class Bucket:
     notes: dict[str, Tensor] = field(default_factory=dict)
     text: dict[str, Tensor] = field(default_factory=dict)
     ordinals: tuple[Tensor, Tensor] | None = None
+    begun: Begun | None = None
 
     @classmethod
     def of(cls, members: Sequence[int], batch: Sequence[Sample], device: torch.device) -> Self:
@@ -188,6 +190,7 @@ class Bucket:
             members=tuple(self.members[place] for place in places),
             samples=tuple(self.samples[place] for place in places),
             sizes=self.sizes,
+            begun=self.begun,
             **tensors,
         )
 

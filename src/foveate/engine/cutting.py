@@ -17,7 +17,7 @@ from foveate.engine.looking import Decision, SampleRows, Unit, asking_units, dec
 from foveate.engine.program import Program, hidden_note, ran_note
 from foveate.engine.raters import RATERS, raters_of
 from foveate.engine.reader import AttentionReader, streams
-from foveate.engine.samples import Sample
+from foveate.engine.samples import Begun, Sample
 from foveate.engine.trace import Stage
 
 __all__ = ["cut_before", "note_attending", "record", "take_tower_cuts"]
@@ -120,6 +120,9 @@ def cut_before(forward: Forward, program: Program, call: LayerCall, reader_of: R
                 bucket.text[RATERS] = raters_of(forward, bucket, call.hidden)
     if program.before(layer):
         _cut(forward, program, call, reader_of, norm)
+    if layer == 0:
+        for bucket in forward.buckets:
+            bucket.begun = Begun(bucket.left, bucket.sizes, program.opening)
     if program.remembers(layer):
         for bucket in forward.buckets:
             if bucket.left:
@@ -231,6 +234,7 @@ def _decision(bucket: Bucket, program: Program, call: LayerCall, reader_of: Read
             lambda: states(columns),
             SampleReader(reader, pick, states, norm),
             sample["text"],
+            bucket.begun,
         )
         decision = decide(rows, stages)
         for name in program.done_with(call.index):

@@ -14,7 +14,7 @@ from foveate.core.signals import Attention, Cells, Hidden, KeyNorms, Keys, Norme
 from foveate.core.views import Arriving, ImageView, LayerView, View
 from foveate.engine import guards
 from foveate.engine.program import CELLS, NotesOf, hidden_note, named, ran_note
-from foveate.engine.samples import Sample
+from foveate.engine.samples import Begun, Sample
 from foveate.methods.stages import Place, Stage
 
 __all__ = ["Decision", "Reader", "SampleRows", "Unit", "decide"]
@@ -125,6 +125,7 @@ class SampleRows:
         read: Returns the residual stream entering the layer at these rows, (rows, width).
         reader: Reads attention and keys of the layer.
         text: What is remembered of the text behind the images: a tensor a name, with the images in front.
+        begun: Rows that layer 0 has processed, for methods that did not cut before it themselves; None before it has.
     """
 
     layer: int
@@ -135,6 +136,7 @@ class SampleRows:
     read: Callable[[], Tensor]
     reader: Reader
     text: Mapping[str, Tensor] = field(default_factory=dict)
+    begun: Begun | None = None
     _hidden: Tensor | None = None
 
     def __len__(self) -> int:
@@ -194,6 +196,12 @@ class SampleRows:
     def _arriving(self, stage: Stage, unit: Unit) -> Arriving:
         """What a stage's count is made of; with the grids of a whole image, if the stage reads cells."""
         arriving, grids = unit.arriving, self.sample.grids
+        begun = self.begun
+        if begun is not None and stage.owner not in begun.opening:
+            if unit.in_sample is None:
+                arriving = replace(arriving, started=begun.count)
+            elif begun.sizes is not None:
+                arriving = replace(arriving, started=begun.sizes[unit.image])
         alone = self.sample.frames is None and (unit.in_sample is not None or len(grids) == 1)
         if Cells() in stage.reads and alone and len(unit) == arriving.started == arriving.entered:
             return replace(arriving, grids=grids[unit.image])

@@ -30,6 +30,7 @@ class Program:
         reads_text: Whether text decides what is left.
         by_frame: Whether the frames of a video are counted one by one.
         adds_rows: Whether rows may come that are no tokens of their own.
+        opening: See `follow.opening`.
         cached: Decoder layers whose caches are cut after the prefill.
         reads_cells: Whether a stage before a layer reads where tokens stand.
         finds_raters: Whether attention of the raters is read, which are told from what enters the decoder.
@@ -65,6 +66,7 @@ class Program:
         self.reads_text = follow.reads_text(stages)
         self.by_frame = any(stage.unit == "frame" for stage in stages)
         self.adds_rows = any(stage.ownerless for stage in stages)
+        self.opening = follow.opening(stages)
         self.cached = follow.cached_layers(stages)
         layers = follow.layer_stages(stages)
         self.reads_cells = any(Cells() in stage.reads for stage in layers)

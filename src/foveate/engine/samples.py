@@ -13,7 +13,7 @@ from foveate.core.grid import Grid
 from foveate.engine import guards
 from foveate.engine.media import MediaTokens
 
-__all__ = ["Sample", "read_samples"]
+__all__ = ["Begun", "Sample", "read_samples"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -87,6 +87,21 @@ class Sample:
     def parted(self) -> bool:
         """Whether text stands between the tokens of an image."""
         return bool(len(self.runs)) and int(self.runs[-1]) + 1 > len(self.media)
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Rows of a sample that decoder layer 0 has processed: what entered, less what was cut before it.
+
+    Attributes:
+        count: All of them.
+        sizes: Of each image (or frame); None where only the device knows.
+        opening: Whose stages cut there; these go on counting from what entered (see `follow.opening`).
+    """
+
+    count: int
+    sizes: tuple[int, ...] | None
+    opening: frozenset[tuple[int, ...]]
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -19,6 +19,7 @@ __all__ = [
     "held_rows",
     "in_order",
     "layer_plan",
+    "opening",
     "reads_text",
     "scoring_flops",
 ]
@@ -42,6 +43,14 @@ def layer_stages(stages: Sequence[Stage]) -> tuple[LayerStage, ...]:
 def cut_layers(stages: Sequence[Stage]) -> tuple[int, ...]:
     """Decoder layers before which tokens may be dropped, ascending."""
     return tuple(sorted({stage.layer for stage in layer_stages(stages) if stage.drops}))
+
+
+def opening(stages: Sequence[Stage]) -> frozenset[tuple[int, ...]]:
+    """The owners of stages that cut before layer 0: they count from what enters it, others from what it processes.
+
+    In "divprune:keep=0.25+v2drop" V2Drop's budget is for the quarter that DivPrune leaves there.
+    """
+    return frozenset(stage.owner for stage in layer_stages(stages) if stage.drops and stage.layer == 0)
 
 
 def cached_layers(stages: Sequence[Stage]) -> range:
@@ -106,11 +115,13 @@ class Units:
             return Units([sample], sample)
         return Units(None, sample)  # how many of each image are left is not known
 
-    def entering_decoder(self) -> "Units":
-        """The same tokens as those that the decoder starts with."""
-        assert self.images is not None  # the stages before the decoder rank each image by itself
-        images = [replace(image, started=image.tokens) for image in self.images]
-        return Units(images, replace(self.all, started=self.all.tokens))
+    def counted_from(self, start: "Units") -> "Units":
+        """The same tokens for a stage whose method found those of `start` in the decoder."""
+        images = self.images
+        if images is not None and start.images is not None:
+            pairs = zip(images, start.images, strict=True)
+            images = [replace(image, started=found.tokens) for image, found in pairs]
+        return Units(images, replace(self.all, started=start.all.tokens))
 
 
 def layer_plan(
@@ -146,16 +157,20 @@ def _units_by_layer(stages: Sequence[Stage], depth: int, arriving: Units) -> lis
             units = _after_early(stage, units)
     if units is None:
         return None
-    units = units.entering_decoder()
+    entering = begun = units = units.counted_from(units)
+    first = opening(stages)
     # A cut before layer 3 counts from layer 3 on: 576, 576, 576, 288, …
     cuts = [stage for stage in layer_stages(stages) if stage.drops]
     left = []
     for layer in range(depth):
         for stage in cuts:
-            if stage.layer == layer and units is not None and units.all.tokens:
-                units = units.after(stage)
-        if units is None:
-            return None
+            if stage.layer == layer and units.all.tokens:
+                start = entering if stage.owner in first else begun
+                units = units.counted_from(start).after(stage)
+                if units is None:
+                    return None
+        if layer == 0:
+            begun = units
         left.append(units)
     return left
 
