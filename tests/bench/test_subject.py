@@ -49,6 +49,11 @@ def test_a_checkpoint_is_shown_no_video(vlm):
         from_checkpoint(vlm, PromptSize(frames=4))
 
 
+def test_a_checkpoint_is_not_shown_more_pictures_than_memory_holds(vlm):
+    with pytest.raises(fv.SettingError, match="at most 64 pictures of noise; got 1000"):
+        from_checkpoint(vlm, PromptSize(images=1000))
+
+
 @pytest.mark.parametrize("family", [name for name in ("qwen3_5", "gemma3") if name in FAMILIES])
 def test_caches_with_states_and_sliding_windows_are_weighed(family):
     model, inputs = tiny(family), batch(family, ("tit",))

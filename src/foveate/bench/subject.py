@@ -15,6 +15,7 @@ from foveate.errors import SettingError
 __all__ = ["Subject", "config_of_shape", "dtype_for", "from_checkpoint", "from_shape"]
 
 SIDE = 672  # pixels of the noise picture that a checkpoint is shown
+MOST = 64  # pictures that a checkpoint is shown: its processor makes pixels of all of them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,8 +74,13 @@ def from_checkpoint(vlm: VLM, size: PromptSize) -> Subject:
     the model's answers end where they are told to, not at its end of sequence.
 
     Raises:
-        SettingError: If frames are asked for, or less text than the chat template alone takes.
+        SettingError: If frames are asked for, more than 64 pictures, or less text than the chat template alone takes.
     """
+    if size.images is not None and size.images > MOST:
+        raise SettingError(
+            f"A checkpoint is shown at most {MOST} pictures of noise; got {size.images}. Take fewer, or predict a named "
+            "shape: that needs no pictures."
+        )
     if size.frames is not None:
         raise SettingError("A video's frames go with a named shape; a checkpoint is shown pictures of noise: images.")
     vlm.model.generation_config.eos_token_id = None
