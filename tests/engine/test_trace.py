@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 import foveate as fv
+from foveate.engine import session
 from foveate.methods.mustdrop import MustDrop
 from tests.models import batch, generate, tiny
 
@@ -41,6 +42,18 @@ def test_history_holds_every_prefill_and_the_trace_the_latest():
     assert [prefill.vision_tokens for prefill in trace.history] == [(25,), (50,), (0,)]
     assert trace.retention == [1.0]
     assert "3 to" not in repr(trace)
+
+
+def test_what_stays_on_for_weeks_remembers_its_latest_prefills(monkeypatch):
+    monkeypatch.setattr(session, "LATEST", 2)
+    model = tiny("llava")
+    trace = fv.apply(model, METHOD)
+    try:
+        for words in (["ti"], ["titi"], ["tt"]):
+            generate(model, batch("llava", words), new_tokens=2)
+    finally:
+        fv.remove(model)
+    assert [prefill.vision_tokens for prefill in trace.history] == [(50,), (0,)]
 
 
 def test_its_repr_says_what_happened():
@@ -91,7 +104,7 @@ def test_of_a_batch_a_notebook_shows_sums_and_of_several_prefills_the_latest():
         tiny("llava")(**batch("llava", ["ti", "titi"]))
     rows, notes = cells(trace._repr_html_())
     assert rows[1] == ["before layer 1", "75", "37", "49.3%"]
-    assert notes[1:] == ["Tokens are sums over 2 samples.", "The latest of 2 prefills; `history` has all."]
+    assert notes[1:] == ["Tokens are sums over 2 samples.", "The latest of 2 prefills in `history`."]
 
 
 def test_without_a_picture_or_a_cut_the_table_says_so():

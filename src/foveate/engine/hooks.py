@@ -172,7 +172,7 @@ class ModelHooks:
         ending, self._ending = self._ending, None
         embeds = begin(forward, self._program, self._family, kwargs, ending, self._generation.splits)
         if forward.record is not None:
-            self.trace.history.append(forward.record)
+            self.trace.add(forward.record)
         if embeds is None:
             return None
         return args, {**kwargs, "inputs_embeds": embeds}

@@ -20,6 +20,9 @@ from foveate.registry import family_for, inside
 
 __all__ = ["apply", "drop", "refuse_open", "remove"]
 
+LATEST = 100
+"""Prefills that the trace of `apply` holds."""
+
 _sessions: "weakref.WeakKeyDictionary[nn.Module, Session]" = weakref.WeakKeyDictionary()
 
 
@@ -78,8 +81,12 @@ def apply(
     retention: float | None = None,
     tokens: float | None = None,
 ) -> Trace:
-    """Drop vision tokens from now until `foveate.remove(model)`; see `drop`."""
+    """Drop vision tokens from now until `foveate.remove(model)`; see `drop`.
+
+    The trace's `history` holds the latest 100 prefills, so that a server may go on for weeks.
+    """
     session = _session(model, method, family, retention, tokens)
+    session.trace.most = LATEST
     try:
         session.attach()
     except BaseException:

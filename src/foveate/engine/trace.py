@@ -285,11 +285,20 @@ class Trace:
     """What a context dropped: its attributes are those of the latest prefill.
 
     Attributes:
-        history: Every prefill of the context, oldest first.
+        history: Every prefill of the context, oldest first; of a method that `foveate.apply` put on, which may stay on
+            for weeks, the latest 100.
+        most: How many prefills stay in it; None: all.
     """
 
     def __init__(self) -> None:
         self.history: list[PrefillRecord] = []
+        self.most: int | None = None
+
+    def add(self, record: PrefillRecord) -> None:
+        """Note a prefill that begins."""
+        self.history.append(record)
+        if self.most is not None:
+            del self.history[: -self.most]
 
     @property
     def latest(self) -> PrefillRecord:
@@ -373,7 +382,7 @@ class Trace:
             return html.escape(repr(self))
         sheet = self.latest._sheet()
         if len(self.history) > 1:
-            notes = (*sheet.notes, f"The latest of {len(self.history)} prefills; `history` has all.")
+            notes = (*sheet.notes, f"The latest of {len(self.history)} prefills in `history`.")
             sheet = Sheet(sheet.title, sheet.columns, sheet.rows, notes)
         return sheet.to_html()
 
