@@ -78,8 +78,8 @@ def from_checkpoint(vlm: VLM, size: PromptSize) -> Subject:
     """
     if size.images is not None and size.images > MOST:
         raise SettingError(
-            f"A checkpoint is shown at most {MOST} pictures of noise; got {size.images}. Take fewer, or predict a named "
-            "shape: that needs no pictures."
+            f"A checkpoint is shown at most {MOST} pictures of noise; got {size.images}. Take fewer, or predict a "
+            "named shape: that needs no pictures."
         )
     if size.frames is not None:
         raise SettingError("A video's frames go with a named shape; a checkpoint is shown pictures of noise: images.")
