@@ -138,6 +138,43 @@ def sheets(record: dict[str, Any]) -> list[Sheet]:
     return [Sheet(title, heads, lines, [note]), Sheet("Memory of a prefix, float32", columns, memory)]
 
 
+def page(record: dict[str, Any]) -> str:
+    """The tables of the guide, in Markdown."""
+    found = record["times"]
+    ratios = {(pair["run"], pair["base"]): pair for pair in found["ratios"]}
+    many = max(int(base.split()[1].strip(",")) for _, base in ratios if base.startswith("question"))
+
+    def words(run: str, base: str) -> str:
+        pair = ratios.get((run, base))
+        return "" if pair is None else f"{pair['median']:.1f} [{pair['low']:.1f}, {pair['high']:.1f}]"
+
+    whole = "fresh, no dropping"
+    lines = [
+        f"| looked at with | afresh, no dropping ÷ question 2 | ÷ question {many} | afresh, same method ÷ question 2 "
+        f"| ÷ question {many} |",
+        "|---|---|---|---|---|",
+    ]
+    names = dict.fromkeys(base.split(", ", 1)[1] for _, base in ratios if base.startswith("question"))
+    for name in names:
+        cells = [words(run, f"question {n}, {name}") for run in (whole, f"fresh, {name}") for n in (2, many)]
+        if name == "no dropping":
+            cells[2:] = "", ""
+        lines.append(f"| {' | '.join((name, *cells))} |")
+    control = ratios[f"{whole} again", whole]
+    lines += [
+        "",
+        f"The control, asking afresh twice without dropping, is {control['median']:.2f} "
+        f"[{control['low']:.2f}, {control['high']:.2f}].",
+        "",
+        "| method | mean tokens a layer | prefix, MB | with eight answers of 8 tokens behind it, in one batch, MB |",
+        "|---|---|---|---|",
+    ]
+    for row in record["sizes"]:
+        held = [f"{row[name] / 1e6:.1f}" for name in ("bytes", "bytes_behind_a_batch_of_8")]
+        lines.append(f"| {' | '.join((row['method'], str(row['tokens'] or 576), *held))} |")
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

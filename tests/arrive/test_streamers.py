@@ -1,6 +1,7 @@
 """Streamers, also from a thread of their own: a model serves one context and one thread at a time."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -48,6 +49,34 @@ def test_a_thread_of_its_own(family):
         thread.join(timeout=120)
     assert torch.equal(torch.cat(streamer.parts), here.sequences[0])
     assert trace.kv_lengths == expected.kv_lengths
+
+
+@pytest.mark.parametrize("family", SOME)
+def test_threads_take_turns(family):
+    model = tiny(family)
+    words = ("ti", "titi", "tit", "tti")
+    with fv.drop(model, METHOD):
+        alone = {word: generate(model, batch(family, [word]), new_tokens=4).sequences for word in words}
+        with ThreadPoolExecutor(len(words)) as pool:
+            asked = words * 4
+            together = list(pool.map(lambda word: generate(model, batch(family, [word]), new_tokens=4), asked))
+    for word, answer in zip(asked, together, strict=True):
+        assert torch.equal(answer.sequences, alone[word])
+
+
+def test_a_forward_beside_a_running_generate_is_refused():
+    model, inputs, refused = tiny("llava"), batch("llava", ["tit"]), []
+
+    class Asking(Collecting):
+        def put(self, value):
+            with ThreadPoolExecutor(1) as pool:
+                refused.append(pool.submit(lambda: model(**inputs)).exception())
+
+    with fv.drop(model, METHOD):
+        expected = generate(model, inputs, new_tokens=2)
+        got = generate(model, inputs, new_tokens=2, streamer=Asking())
+    assert torch.equal(got.sequences, expected.sequences)
+    assert {(type(error), "waits for its turn" in str(error)) for error in refused} == {(fv.SessionError, True)}
 
 
 def test_text_streams_of_the_embedded_model(capsys):

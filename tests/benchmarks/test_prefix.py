@@ -6,7 +6,26 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "prefix.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "prefix.py"
+
+
+def test_the_guide_says_what_the_committed_record_says():
+    record = json.loads(SCRIPT.with_suffix(".json").read_text(encoding="utf-8"))
+    guide = (ROOT / "docs/guides/look-once.md").read_text(encoding="utf-8")
+    page = runpy.run_path(str(SCRIPT))["page"](record)
+    assert f"<!-- prefix: begin -->\n{page}\n<!-- prefix: end -->" in guide
+
+
+def test_a_question_behind_a_look_is_many_times_faster_than_one_afresh():
+    record = json.loads(SCRIPT.with_suffix(".json").read_text(encoding="utf-8"))
+    control, *ratios = record["times"]["ratios"]
+    assert control["low"] <= 1 <= control["high"]
+    for pair in ratios:
+        if pair["run"].startswith("fresh"):
+            assert pair["low"] > 3, pair
+        else:  # the hundredth question beside the second
+            assert pair["low"] <= 1 <= pair["high"], pair
 
 
 def test_the_script_writes_ratios_with_a_control_and_the_bytes_of_prefixes(tmp_path, capsys):

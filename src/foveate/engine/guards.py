@@ -45,6 +45,14 @@ def refuse_copies() -> NoReturn:
     )
 
 
+def refuse_threads() -> NoReturn:
+    """Two forwards at once would each drop from the other's tokens; `generate` takes turns by itself."""
+    raise SessionError(
+        "Another thread is generating with this model. Call generate, which waits for its turn, or hold a lock of your "
+        "own around the model's forwards."
+    )
+
+
 def refuse_pages(*_: Any, **__: Any) -> NoReturn:
     """Stand in for the way into continuous batching, and end the call of a manager made before the context."""
     raise UnsupportedError(

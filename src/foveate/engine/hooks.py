@@ -6,6 +6,7 @@ One forward runs them so: `generate` or the model, the core, `get_*_features` (e
 
 import functools
 import inspect
+import threading
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -57,6 +58,7 @@ class ModelHooks:
         self._generation = Generation()
         self._ending: Ending | None = None
         self._encoding = False
+        self._turn = threading.RLock()
 
     def __deepcopy__(self, memo: Any) -> NoReturn:
         guards.refuse_copies()
@@ -96,7 +98,14 @@ class ModelHooks:
     # -- encode ------------------------------------------------------------------------------------------------
 
     def around_generate(self, original: Original, *args: Any, **kwargs: Any) -> Any:
-        """Stand around `generate`, which encodes pictures before the model has seen the prompt they are in."""
+        """Stand around `generate`, which encodes pictures before the model has seen the prompt they are in.
+
+        Several threads take turns: a forward of one among those of another would be dropped from as if it were its own.
+        """
+        with self._turn:
+            return self._generate(original, *args, **kwargs)
+
+    def _generate(self, original: Original, *args: Any, **kwargs: Any) -> Any:
         arguments = dict(inspect.signature(original).bind(*args, **kwargs).arguments)
         arguments.update(arguments.pop("kwargs", {}))
         config = arguments.get("generation_config") or self._family.model.generation_config
@@ -116,6 +125,9 @@ class ModelHooks:
 
     def before_core(self, core: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note the forward's arguments, with pictures that are encoded already among them."""
+        if not self._turn.acquire(blocking=False):
+            guards.refuse_threads()
+        self._turn.release()
         last_only = self._arriving().last_only
         self._forward = forward = Forward(last_only=last_only, arguments=kwargs)
         forward.ids = kwargs.get("input_ids", args[0] if args else None)

@@ -42,7 +42,7 @@ def drop(
         with foveate.drop(model, "visiondrop+v2drop", retention=0.3) as trace: ...
 
     The model is restored when the context exits, even after an exception or an interrupt. A model can be in one
-    context, and run in one thread, at a time.
+    context at a time. Calls of `generate` from several threads wait for one another.
 
     Args:
         model: An unmodified vision-language model of transformers, also inside PEFT's wrapper, torch.compile's or a
