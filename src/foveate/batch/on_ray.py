@@ -45,8 +45,9 @@ class OnRay:
         self._started = not ray.is_initialized()
         if self._started:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports to its makers
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of what Ray Data always does
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         self._context = ray.data.DataContext.get_current()
         self._before = {name: getattr(self._context, name) for name in SETTINGS}
         for name, value in SETTINGS.items():
@@ -85,7 +86,7 @@ class OnRay:
             batch_format="numpy",
             # One chunk at a time: those that wait at an actor would die with it.
             compute=ray.data.ActorPoolStrategy(size=self._actors, max_tasks_in_flight_per_actor=1),
-            max_task_retries=0,  # by default, a chunk that an actor does not survive is tried for ever
+            ray_remote_args_fn=_once,
             **self._needs,
         )
         try:
@@ -124,6 +125,11 @@ class _Actor:
             return self._answerer.answer(chunk)
         except Exception as error:
             return error
+
+
+def _once() -> dict[str, Any]:
+    """How actors run. By default, a chunk that none survives is tried for ever."""
+    return {"max_task_retries": 0}
 
 
 def _about(asking: Asking) -> dict[str, Any]:
