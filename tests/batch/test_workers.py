@@ -1,5 +1,6 @@
 """Processes that answer: what they say where their model cannot be loaded, and which device each takes."""
 
+import os
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
@@ -57,6 +58,15 @@ def test_processes_that_die_one_after_the_other_are_one_line(asking, monkeypatch
     monkeypatch.setattr(workers, "DEATHS", 0)
     with workers.Workers(asking, 2) as place, said:
         place._submit(0, [])
+
+
+def test_more_processes_than_cores_are_refused(asking, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    with pytest.raises(fv.SettingError, match="1,000 models at a time: there are cores or accelerators for 4 at most"):
+        workers.Workers(asking, 1000)
+    workers.Workers(asking, 4)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    workers.Workers(asking, 2)
 
 
 def test_each_process_takes_the_next_device_unless_one_was_named(asking, monkeypatch):

@@ -139,8 +139,7 @@ def run(job: Job, place: Place | None = None, listener: Listener | None = None) 
     listener = listener or Listener()
     table = job.table()
     _check_apart(job, table)
-    if table != (table := table.settled()):
-        listener.note(f"{named(job.input)} has no column {ID}: rows are called by their number, from 0")
+    given, table = table, table.settled()
     kind = job.parts
     if kind == "auto":
         kind = "parquet" if isinstance(table.source, Parquet) else "jsonl"
@@ -148,6 +147,8 @@ def run(job: Job, place: Place | None = None, listener: Listener | None = None) 
         digest, settings = table.source.digest(), job.settings(kind)
         if output.manifest is None:
             rows = count_rows(table)
+            if table != given:
+                listener.note(f"{named(job.input)} has no column {ID}: rows are called by their number, from 0")
         else:
             output.check("input", {"sha256": digest})
             output.check("settings", settings)

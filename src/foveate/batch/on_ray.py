@@ -13,6 +13,7 @@ from foveate.batch.answering import Answerer, Asking
 from foveate.batch.here import Chunk
 from foveate.batch.rows import Result
 from foveate.batch.sources import arrow
+from foveate.batch.workers import check_count
 from foveate.errors import InputError, UnsupportedError
 
 __all__ = ["OnRay", "require_ray"]
@@ -55,6 +56,7 @@ class OnRay:
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0))
         self._actors = self._count or max(1, gpus)
+        check_count(self._actors, max(gpus, int(there.get("CPU", 1))))
         self._needs = {"num_gpus": 1} if gpus else {"num_cpus": min(1.0, there.get("CPU", 1) / self._actors)}
         return self
 

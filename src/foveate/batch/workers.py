@@ -17,9 +17,9 @@ import torch
 from foveate.batch.answering import Answerer, Asking
 from foveate.batch.here import Chunk
 from foveate.batch.rows import Result
-from foveate.errors import InputError
+from foveate.errors import InputError, SettingError
 
-__all__ = ["Workers", "placed"]
+__all__ = ["Workers", "check_count", "placed"]
 
 LOOK = 0.2
 """Seconds after which a process that waits looks whether it shall stop."""
@@ -37,9 +37,13 @@ class Workers:
     Args:
         asking: How each is asked.
         count: How many.
+
+    Raises:
+        SettingError: If these are more than the machine can serve.
     """
 
     def __init__(self, asking: Asking, count: int) -> None:
+        check_count(count, max(os.cpu_count() or 1, torch.accelerator.device_count()))
         self._asking = asking
         self._count = count
 
@@ -154,6 +158,17 @@ def _end_with_parent() -> None:
     assert parent is not None
     connection.wait([parent.sentinel])
     os._exit(1)
+
+
+def check_count(count: int, units: int) -> None:
+    """Refuse more models than there are cores or accelerators, whichever there are more of; two may always be.
+
+    Raises:
+        SettingError: If there are too many.
+    """
+    most = max(2, units)
+    if count > most:
+        raise SettingError(f"{count:,} models at a time: there are cores or accelerators for {most} at most.")
 
 
 def placed(asking: Asking, place: int) -> Asking:
