@@ -38,19 +38,24 @@ class Crashes:
     def following(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """The chunks as they are; each is noted when it is taken, to be answered in this process.
 
-        Where Python reports crashes to somebody else already, nothing is noted.
+        Where Python reports crashes to somebody else already, or there is no room, nothing is noted.
         """
-        if faulthandler.is_enabled():
+        file = None
+        if not faulthandler.is_enabled():
+            with suppress(OSError):
+                file = self._path.open("wb", buffering=0)
+        if file is None:
             yield from chunks
             return
-        with self._path.open("wb", buffering=0) as file:
+        with file:
             faulthandler.enable(file, all_threads=False)
             try:
                 for chunk in chunks:
-                    file.seek(0)
-                    file.truncate()
-                    file.write(f"{chunk[0].number} {chunk[-1].number}\n".encode())
+                    with suppress(OSError):
+                        file.seek(0)
+                        file.truncate()
+                        file.write(f"{chunk[0].number} {chunk[-1].number}\n".encode())
                     yield chunk
             finally:
                 faulthandler.disable()
-        self._path.unlink()
+        self._path.unlink(missing_ok=True)
