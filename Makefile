@@ -73,7 +73,7 @@ AV := av==18.1.0
 # CUDA one beside a CPU one, it stops transformers from being imported, and timm stops accelerate without it: then it is
 # put apart, where only the tests of video processors look for it.
 $(READY): $(LIGHT)
-	@echo "[3/3] Installing what tests, checks and documentation need: about 3 minutes and 1.4 GB"
+	@echo "[3/3] Installing what tests, checks and documentation need: about 3 minutes and 1.7 GB"
 	@$(QUIET_PIP) -e '.[dev,docs,eval,video]' -c constraints.txt $(LOGGED)
 	@$(QUIET_PIP) --no-deps --upgrade $(AV) $(LOGGED)
 	@$(BIN)/python -c 'import torchvision' 2>/dev/null || { $(PIP) uninstall --yes torchvision timm && \

@@ -1,5 +1,10 @@
-"""Where rows are answered in tests that need no model."""
+"""Where rows are answered in tests that need no model, and a model that some pictures crash."""
 
+import os
+from dataclasses import fields
+
+from foveate.batch import answering
+from foveate.batch.answering import Asking
 from foveate.batch.rows import Answered, Row
 
 
@@ -32,3 +37,28 @@ class Echo:
 
 def answered(row):
     return Answered(row.number, row.id, row.question, 0.5, 576, 288.0, 3, 0.0, 0.0)
+
+
+def make_files_deadly():
+    """From now on, `nofile.png` crashes this process, as a decoder does that breaks."""
+    read = answering.read_media
+
+    def deadly(paths, *arguments):
+        if any(path.endswith("nofile.png") for path in paths):
+            os.abort()
+        return read(paths, *arguments)
+
+    answering.read_media = deadly
+
+
+class Deadly(Asking):
+    """Loads its model where files are deadly."""
+
+    def load(self):
+        make_files_deadly()
+        return super().load()
+
+
+def deadly(asking):
+    """The same, where files are deadly."""
+    return Deadly(**{field.name: getattr(asking, field.name) for field in fields(asking)})

@@ -1,5 +1,6 @@
 """A job from end to end on a tiny model: killed, stopped, in several processes, it gives what one run would have."""
 
+import faulthandler
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ from foveate.batch.listener import Listener
 from foveate.batch.rows import Columns
 from foveate.eval import provenance
 from tests.batch.conftest import bad_in, rows_in
+from tests.batch.places import make_files_deadly
 
 KILLS = 20 if os.environ.get("FOVEATE_TESTS") == "all" else 8
 ROWS = 90
@@ -56,6 +58,7 @@ def test_kill_nine_loses_nothing_and_doubles_nothing(uninterrupted, asking, vlm,
         child = os.fork()
         if child == 0:
             try:
+                faulthandler.disable()  # that of the tests; a run has its own
                 run(job, Here(job.asking, vlm))
             finally:
                 os._exit(0)
@@ -68,6 +71,39 @@ def test_kill_nine_loses_nothing_and_doubles_nothing(uninterrupted, asking, vlm,
     summary = run(job, Here(job.asking, vlm))
     assert (rows_in(job.out), bad_in(job.out)) == (rows, bad)
     assert (summary.rows, summary.answered, summary.bad, summary.left) == (ROWS, len(rows), len(bad), 0)
+
+
+def crashes(job, vlm):
+    """How often a job crashes before it is done."""
+    for times in range(9):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                faulthandler.disable()  # that of the tests; a run has its own
+                make_files_deadly()
+                run(job, Here(job.asking, vlm))
+                code = 0
+            finally:
+                os._exit(code)
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert ended in (0, -signal.SIGABRT)
+        if not ended:
+            return times
+    raise AssertionError("it crashes for ever")
+
+
+@FORKS
+def test_a_row_that_crashes_the_process_is_given_up_by_later_runs(answer, questions, asking, vlm, tmp_path):
+    path = questions(15)
+    answer(path, out="whole")
+    job = Job(input=path, out=tmp_path / "out", asking=asking)
+    assert crashes(job, vlm) == 4  # rows 6 and 13, each in its chunk and alone
+    assert rows_in(job.out) == rows_in(tmp_path / "whole")
+    bad = bad_in(job.out)
+    assert list(bad) == [6, 13]
+    assert all("died, alone too" in row["reason"] for row in bad.values())
+    assert not (job.out / ".in-hand").exists()
 
 
 class Stopping(Listener):
@@ -152,7 +188,7 @@ def alive(session):
     return True
 
 
-def until(holds, program, seconds=240):
+def until(holds, program, seconds=900):
     """Wait until this holds."""
     end = time.monotonic() + seconds
     while not holds():
@@ -173,8 +209,8 @@ def test_two_processes_answer_as_one_and_end_when_the_first_is_killed(uninterrup
     try:
         until(lambda: len(list(out.glob("part-*"))) >= 2, program)
         program.kill()
-        program.communicate(timeout=60)
-        end = time.monotonic() + 30
+        program.communicate(timeout=300)
+        end = time.monotonic() + 300
         while alive(program.pid):  # what began with it has ended with it
             assert time.monotonic() < end
             time.sleep(0.05)

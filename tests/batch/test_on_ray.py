@@ -1,53 +1,91 @@
 """Ray gives what one process gives. These tests need a real Ray: pip install 'foveate[ray]'."""
 
+import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import foveate as fv
+from foveate.batch.answering import Asking
+from foveate.batch.here import Here
 from foveate.batch.job import Job, run
 from foveate.batch.on_ray import OnRay, require_ray
+from foveate.methods.grammar import read
 from tests.batch.conftest import bad_in, rows_in
+from tests.batch.places import deadly
+from tests.batch.test_job import Stopping
 
-try:
-    import ray
-except ImportError:
-    ray = None
-with_ray = pytest.mark.skipif(ray is None, reason="Ray is not installed (pip install 'foveate[ray]'): NOT TESTED")
+with_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install 'foveate[ray]'): NOT TESTED"
+)
+ROWS = 48
 
 
 @with_ray
-def test_actors_answer_as_this_process_and_go_on(questions, answer, asking, tmp_path):
-    """In a process of its own: what Ray leaves open would fail other tests."""
-    path = questions(40)
-    answer(path)
-    program = "import sys; from tests.batch.test_on_ray import on_ray; on_ray(*sys.argv[1:])"
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(path), str(tmp_path / "ray"), asking.model],
-        capture_output=True, text=True, timeout=1800,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, check=False,
+def test_actors_answer_as_this_process_and_go_on(questions, answer, asking, vlm, tmp_path):
+    """A job that goes from this process to Ray, and is stopped there, and ends here."""
+    path, out = questions(ROWS), tmp_path / "out"
+    answer(path, out="whole")
+    first = answer(path, listener=Stopping(20))
+    assert 0 < first.asked < ROWS // 2
+    on_ray("stop_on_ray", path, out, asking.model)
+    last = run(Job(input=path, out=out, asking=asking), Here(asking, vlm))
+    assert (last.left, rows_in(out)) == (0, rows_in(tmp_path / "whole"))
+    assert bad_in(out) == bad_in(tmp_path / "whole")
+
+
+@with_ray
+@pytest.mark.skipif(os.environ.get("FOVEATE_TESTS") != "all", reason="actors that die take a minute: make test-all")
+def test_an_actor_that_dies_costs_the_row_that_it_dies_of(questions, answer, asking, tmp_path):
+    path = questions(ROWS)
+    answer(path, out="whole")
+    on_ray("die_on_ray", path, tmp_path / "out", asking.model)
+    assert rows_in(tmp_path / "out") == rows_in(tmp_path / "whole")
+    bad = bad_in(tmp_path / "out")
+    assert set(bad) == set(bad_in(tmp_path / "whole"))
+    assert all("died, alone too" in row["reason"] for row in bad.values())
+
+
+def on_ray(name, *arguments):
+    """Run one of the functions below in a process: what Ray leaves open would fail other tests. It is sure to end."""
+    program = f"import sys; from tests.batch.test_on_ray import {name}; {name}(*sys.argv[1:])"
+    elsewhere = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True, env={**elsewhere, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert rows_in(tmp_path / "ray") == rows_in(tmp_path / "out")
-    assert bad_in(tmp_path / "ray") == bad_in(tmp_path / "out")
+    try:
+        said, _ = process.communicate(timeout=900)
+    finally:
+        process.kill()  # the processes of Ray end with it
+    assert process.returncode == 0, said
 
 
-def on_ray(path, out, model):
-    """Answer on two actors; stop after the first chunk, and go on."""
-    from pathlib import Path
-
-    from foveate.batch.answering import Asking
-    from foveate.methods.grammar import read
-    from tests.batch.test_job import Stopping
-
+def job_of(path, out, model):
     asking = Asking(model=model, device="cpu", method=read("v2drop:layers=1,2,3"), max_new_tokens=4, batch_size=2)
-    job = Job(input=Path(path), out=Path(out), asking=asking, part_rows=8)
-    first = run(job, OnRay(asking, 2), Stopping(0))
-    assert 0 < first.asked < 40
-    second = run(job, OnRay(asking, 2))
-    assert (first.asked + second.asked, second.left) == (40, 0)
+    return Job(input=Path(path), out=Path(out), asking=asking, part_rows=8)
+
+
+def stop_on_ray(*arguments):
+    """Stop after a chunk, on a Ray that runs already."""
+    import ray
+
+    job = job_of(*arguments)
+    with OnRay(job.asking, 2):
+        stopped = run(job, OnRay(job.asking, 2), Stopping(0))
+        assert 0 < stopped.asked < ROWS
+        assert stopped.left
+        assert ray.is_initialized()
+    assert not ray.is_initialized()
+
+
+def die_on_ray(*arguments):
+    """Go to the end where some files are deadly."""
+    job = job_of(*arguments)
+    assert run(job, OnRay(deadly(job.asking), 2)).left == 0
 
 
 def test_without_ray_the_command_says_what_to_install(monkeypatch):

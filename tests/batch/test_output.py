@@ -165,6 +165,73 @@ def test_a_run_that_is_killed_again_and_again_ends(job):
     assert whole(job.out)
 
 
+# Processes that die
+
+
+class Dying(Echo):
+    """Gives no result for a chunk with one of these rows, as where a process has died."""
+
+    def __init__(self, *rows):
+        super().__init__()
+        self.rows, self.chunks = rows, []
+
+    def answered(self, chunks, stop):
+        for chunk in chunks:
+            self.chunks.append([row.number for row in chunk])
+            if not set(self.rows) & set(self.chunks[-1]):
+                yield from super().answered([chunk], lambda: False)
+            if stop():
+                return
+
+
+def test_rows_whose_process_has_died_are_asked_alone_and_then_given_up(job):
+    dying = Dying(11, 12)
+    summary = run(job, dying)
+    assert dying.chunks[5:] == [[number] for number in range(8, 16)]
+    assert (summary.rows, summary.answered, summary.bad, summary.left, summary.asked) == (40, 33, 7, 0, 40)
+    bad = bad_in(job.out)
+    assert sorted({*bad, *rows_in(job.out)}) == list(range(40))
+    assert [number for number, row in bad.items() if "died, alone too" in row["reason"]] == [11, 12]
+    assert bad[11]["id"] == "row 11"
+    assert bad[11]["question"]
+
+
+def test_a_run_that_is_stopped_gives_up_no_row(job):
+    run(job, Dying(11), Stopping(after=3))
+    assert set(bad_in(job.out)) == {0, 18, 27}
+    summary = run(job, Dying(11), Stopping(after=4))
+    assert (summary.asked, summary.left) == (10, 6)  # row 8 and 9 alone, and not yet row 11
+    run(job, Echo())
+    assert whole(job.out)
+
+
+def test_processes_that_die_whatever_they_are_asked_make_no_row_bad(job):
+    for _ in range(2):
+        with pytest.raises(fv.InputError, match="Processes die whatever they are asked"):
+            run(job, Dying(*range(40)))
+    assert bad_in(job.out) == {}
+    run(job, Echo())
+    assert whole(job.out)
+
+
+CRASHED = [("3 3\nFatal Python error: Aborted\n", [3]), ("2 4\nFatal Python error: Aborted\n", []), ("3 3\n", [])]
+
+
+@pytest.mark.parametrize(("text", "given_up"), [*CRASHED, ("", []), ("nonsense\n\0", []), ("3\nx", [])])
+def test_only_a_row_that_has_crashed_alone_is_given_up(job, text, given_up):
+    run(replace(job, part_rows=1), Echo(), Stopping(after=0))
+    for part in job.out.glob("part-*"):
+        part.unlink()
+    (job.out / ".in-hand").write_text(text)
+    asked = Dying()
+    run(job, asked)
+    assert [number for number, row in bad_in(job.out).items() if "died" in row["reason"]] == given_up
+    alone = [[2], [3], [4]] if text.startswith("2 4") else []
+    assert [chunk for chunk in asked.chunks if len(chunk) == 1] == alone
+    run(job, Echo())  # the row is done: what the file says counts no more
+    assert {*rows_in(job.out), *bad_in(job.out)} == set(range(40))
+
+
 # Refused
 
 

@@ -1,6 +1,7 @@
 """Every format gives the same rows; what is no row is told, and reading goes on behind it."""
 
 import csv
+import gzip
 import json
 import os
 
@@ -134,6 +135,22 @@ def test_csv_lines_of_another_length_are_told(tmp_path):
     path.write_text("id,id,question\n")
     with pytest.raises(fv.InputError, match="two columns 'id'"):
         rows_of(path)
+
+
+def test_a_quote_that_is_never_closed_is_told_and_swallows_no_row_unseen(tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text('id,image,question\na,1.png,"What?"x\nb,1.png,5" of what?\nc,1.png,"What?\nd,1.png,What?\n')
+    closed, good, never = rows_of(path)
+    assert "no CSV: ',' expected after '\"'" in closed.reason
+    assert good.question == '5" of what?'
+    assert "no CSV: unexpected end of data" in never.reason
+
+
+def test_what_is_packed_is_told(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(gzip.compress(b"{}"))
+    with pytest.raises(fv.InputError, match="packed with gzip"):
+        source_of(path)
 
 
 def test_a_damaged_parquet_file_is_refused(tmp_path):

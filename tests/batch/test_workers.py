@@ -1,5 +1,7 @@
 """Processes that answer: what they say where their model cannot be loaded, and which device each takes."""
 
+import os
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
 import pytest
@@ -7,6 +9,9 @@ import torch
 
 import foveate as fv
 from foveate.batch import workers
+from foveate.batch.job import Job, run
+from tests.batch.conftest import bad_in, rows_in
+from tests.batch.places import deadly
 
 
 @pytest.fixture
@@ -23,11 +28,45 @@ def test_a_model_that_cannot_be_loaded_is_said_by_the_first_call(process, asking
         workers._answer([])
 
 
-def test_a_process_that_died_is_one_line(monkeypatch):
-    from concurrent.futures.process import BrokenProcessPool
+def test_a_process_that_dies_costs_the_row_that_it_dies_of(answer, questions, asking, tmp_path):
+    path = questions(7)
+    answer(path, out="whole")
+    asking = deadly(asking)
+    summary = run(Job(input=path, out=tmp_path / "out", asking=asking), workers.Workers(asking, 1))
+    assert (summary.answered, summary.bad, summary.left) == (6, 1, 0)
+    assert rows_in(tmp_path / "out") == rows_in(tmp_path / "whole")
+    assert "died, alone too" in bad_in(tmp_path / "out")[6]["reason"]
 
-    with pytest.raises(fv.InputError, match=r"died.*fewer --workers: what was answered is kept"), workers._explained():
+
+class Broken:
+    """A pool whose process has died."""
+
+    def submit(self, *_):
         raise BrokenProcessPool("abruptly")
+
+    def shutdown(self, **_):
+        pass
+
+
+def test_processes_that_die_one_after_the_other_are_one_line(asking, monkeypatch):
+    monkeypatch.setattr(workers.Workers, "_pool", lambda self, place: Broken())
+    said = pytest.raises(fv.InputError, match=r"Processes .* die.*fewer --workers: what was answered is kept")
+    with workers.Workers(asking, 2) as place, said:
+        place.about()
+    with workers.Workers(asking, 2) as place, said:
+        list(place.answered([[]], lambda: False))
+    monkeypatch.setattr(workers, "DEATHS", 0)
+    with workers.Workers(asking, 2) as place, said:
+        place._submit(0, [])
+
+
+def test_more_processes_than_cores_are_refused(asking, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    with pytest.raises(fv.SettingError, match="1,000 models at a time: there are cores or accelerators for 4 at most"):
+        workers.Workers(asking, 1000)
+    workers.Workers(asking, 4)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    workers.Workers(asking, 2)
 
 
 def test_each_process_takes_the_next_device_unless_one_was_named(asking, monkeypatch):

@@ -2,14 +2,16 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from foveate._files import named
 from foveate._version import __version__
 from foveate.batch.answering import Asking
+from foveate.batch.crashes import Crashes
 from foveate.batch.here import Chunk, Here, Place
 from foveate.batch.listener import Listener
 from foveate.batch.output import BAD, Output, open_output
@@ -26,6 +28,9 @@ WINDOW = 8
 PART_ROWS = 1000
 PART_SECONDS = 60.0
 """Seconds after which what is answered goes to the disk, however little it is."""
+DIED = "The process that answered it died, alone too: its file breaks a decoder, or takes more memory than there is."
+DEATHS = 20
+"""Rows that may be given up where no other is answered. More are no fault of the rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +139,7 @@ def run(job: Job, place: Place | None = None, listener: Listener | None = None) 
     listener = listener or Listener()
     table = job.table()
     _check_apart(job, table)
-    if table != (table := table.settled()):
-        listener.note(f"{named(job.input)} has no column {ID}: rows are called by their number, from 0")
+    given, table = table, table.settled()
     kind = job.parts
     if kind == "auto":
         kind = "parquet" if isinstance(table.source, Parquet) else "jsonl"
@@ -143,6 +147,8 @@ def run(job: Job, place: Place | None = None, listener: Listener | None = None) 
         digest, settings = table.source.digest(), job.settings(kind)
         if output.manifest is None:
             rows = count_rows(table)
+            if table != given:
+                listener.note(f"{named(job.input)} has no column {ID}: rows are called by their number, from 0")
         else:
             output.check("input", {"sha256": digest})
             output.check("settings", settings)
@@ -164,47 +170,85 @@ def run(job: Job, place: Place | None = None, listener: Listener | None = None) 
 def _answer(job: Job, table: Table, models: Place, output: Output, tally: "_Tally", listener: Listener) -> None:
     """Answer what is not done, and write it down as it comes."""
     assert output.manifest is not None
-    before = output.done
-    left = output.manifest["rows"] - len(before)
-    chunks = _Chunks(table, before, WINDOW * job.asking.batch_size)
-    pending: list[Result] = []
-    begun = written = time.monotonic()
-    with listener.answering(left, len(before)) as advance:
-        try:
-            for results in models.answered(chunks, listener.stopped):
-                pending += results
-                tally.add(results)
-                advance(len(results))
-                if len(pending) >= job.part_rows or time.monotonic() - written >= PART_SECONDS:
-                    results, pending = pending, []
-                    output.add(results)
-                    written = time.monotonic()
-        finally:  # also where a model or the input has failed
-            if pending:
-                output.add(pending)
-            tally.seconds = time.monotonic() - begun
+    rows, done = output.manifest["rows"], len(output.done)
+    crashes = Crashes(output.path)
+    with listener.answering(rows - done, done) as advance, _Writer(job, output, tally, advance) as writer:
+        if len(crashes.rows) == 1:
+            writer.take(_given_up(table, lambda number: number in output.done or number not in crashes.rows))
+        chunks = _Chunks(table, output.done, WINDOW * job.asking.batch_size, crashes.rows)
+        followed = crashes.following(chunks) if isinstance(models, Here) else chunks
+        writer.take(models.answered(followed, listener.stopped))
+        if len(output.done) == rows or listener.stopped():
+            return
+        # Processes have died at some chunks. Their rows are asked alone; the one that is to blame takes no other along.
+        writer.take(models.answered(_Chunks(table, output.done, 1), listener.stopped))
+        if listener.stopped():
+            return
+        if not tally.answered and rows - len(output.done) > DEATHS:
+            raise InputError("Processes die whatever they are asked. See what they lack, and run again.")
+        writer.take(_given_up(table, output.done.__contains__))
+
+
+class _Writer:
+    """Counts results and writes a part now and then; what is left when the context ends is written too."""
+
+    def __init__(self, job: Job, output: Output, tally: "_Tally", advance: Callable[[int], object]) -> None:
+        self._part_rows = job.part_rows
+        self._output = output
+        self._tally = tally
+        self._advance = advance
+        self._pending: list[Result] = []
+
+    def __enter__(self) -> Self:
+        self._begun = self._written = time.monotonic()
+        return self
+
+    def __exit__(self, *_: object) -> None:  # also where the model or the input has failed
+        self._write()
+        self._tally.seconds = time.monotonic() - self._begun
+
+    def take(self, answered: Iterable[list[Result]]) -> None:
+        """Write results as they come; all of them are on the disk when this returns."""
+        for results in answered:
+            self._pending += results
+            self._tally.add(results)
+            self._advance(len(results))
+            if len(self._pending) >= self._part_rows or time.monotonic() - self._written >= PART_SECONDS:
+                self._write()
+        self._write()
+
+    def _write(self) -> None:
+        results, self._pending = self._pending, []
+        if results:
+            self._output.add(results)
+        self._written = time.monotonic()
+
+
+def _given_up(table: Table, skip: Callable[[int], bool]) -> Iterator[list[Result]]:
+    """Rows at which a process has died, alone too."""
+    for row in table.rows(skip):
+        yield [row if isinstance(row, Bad) else Bad.of(row, DIED)]
 
 
 @dataclass(frozen=True)
 class _Chunks:
     """Rows that are answered together: those whose numbers lie between the same two multiples of `size`.
 
-    So chunks do not depend on where a run has begun. Another process may read them.
+    So chunks do not depend on where a run has begun. Rows that are to be `alone` are chunks of their own. Another
+    process may read them.
     """
 
     table: Table
     done: Ranges
     size: int
+    alone: Ranges = Ranges()
 
     def __iter__(self) -> Iterator[Chunk]:
-        chunk: list[Row | Bad] = []
-        for row in self.table.rows(self.done.__contains__):
-            if chunk and row.number // self.size != chunk[0].number // self.size:
-                yield chunk
-                chunk = []
-            chunk.append(row)
-        if chunk:
-            yield chunk
+        for _, chunk in groupby(self.table.rows(self.done.__contains__), self._place):
+            yield list(chunk)
+
+    def _place(self, row: Row | Bad) -> tuple[int, int | None]:
+        return row.number // self.size, row.number if row.number in self.alone else None
 
 
 class _Tally:

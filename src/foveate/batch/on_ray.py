@@ -1,6 +1,7 @@
 """Models on Ray: Ray Data streams chunks of rows through actors, one a device, on one machine or many."""
 
 import logging
+import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
@@ -12,18 +13,24 @@ from foveate.batch.answering import Answerer, Asking
 from foveate.batch.here import Chunk
 from foveate.batch.rows import Result
 from foveate.batch.sources import arrow
+from foveate.batch.workers import check_count
 from foveate.errors import InputError, UnsupportedError
 
 __all__ = ["OnRay", "require_ray"]
 
 CHUNK, RESULTS = "chunk", "results"
+SETTINGS = {
+    "enable_progress_bars": False,
+    "target_max_block_size": 1,  # a block a chunk: else all small chunks would go to one actor
+    "max_errored_blocks": -1,  # an actor that dies does not end the run
+}
 
 
 class OnRay:
     """Actors of Ray. One that runs already is used (`RAY_ADDRESS`); else one is started on this machine.
 
     Every machine must see the input and its files under the same paths. What an actor has in hand when a run is stopped
-    is asked again by the next run.
+    is asked again by the next run. An actor that dies takes its chunk along, and is started again.
 
     Args:
         asking: How each is asked.
@@ -38,20 +45,24 @@ class OnRay:
         ray = require_ray()
         self._started = not ray.is_initialized()
         if self._started:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports to its makers
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of what Ray Data always does
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         self._context = ray.data.DataContext.get_current()
-        self._before = self._context.enable_progress_bars, self._context.target_max_block_size
-        self._context.enable_progress_bars = False
-        self._context.target_max_block_size = 1  # a block a chunk: else all small chunks would go to one actor
+        self._before = {name: getattr(self._context, name) for name in SETTINGS}
+        for name, value in SETTINGS.items():
+            setattr(self._context, name, value)
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0))
         self._actors = self._count or max(1, gpus)
+        check_count(self._actors, max(gpus, int(there.get("CPU", 1))))
         self._needs = {"num_gpus": 1} if gpus else {"num_cpus": min(1.0, there.get("CPU", 1) / self._actors)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._context.enable_progress_bars, self._context.target_max_block_size = self._before
+        for name, value in self._before.items():
+            setattr(self._context, name, value)
         if self._started:
             require_ray().shutdown()
 
@@ -75,12 +86,17 @@ class OnRay:
             fn_constructor_args=(self._asking,),
             batch_size=1,
             batch_format="numpy",
-            compute=ray.data.ActorPoolStrategy(size=self._actors),
+            # One chunk at a time: those that wait at an actor would die with it.
+            compute=ray.data.ActorPoolStrategy(size=self._actors, max_tasks_in_flight_per_actor=1),
+            ray_remote_args_fn=_once,
             **self._needs,
         )
         try:
             for row in answered.iter_rows():
-                yield pickle.loads(row[RESULTS])
+                results = pickle.loads(row[RESULTS])
+                if isinstance(results, Exception):
+                    raise results
+                yield results
                 if stop():
                     return
         except ray.exceptions.RayError as error:
@@ -89,14 +105,33 @@ class OnRay:
 
 
 class _Actor:
-    """A model that answers chunks."""
+    """A model that answers chunks. What is raised is a result: to Ray, it would be one more actor that has died."""
 
     def __init__(self, asking: Asking) -> None:
-        self._answerer = Answerer(asking)
+        self._error: Exception | None = None
+        try:
+            self._answerer = Answerer(asking)
+        except Exception as error:
+            self._error = error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        results = [pickle.dumps(self._answerer.answer(pickle.loads(chunk))) for chunk in batch[CHUNK]]
-        return {RESULTS: np.array(results, dtype=object)}
+        (chunk,) = batch[CHUNK]
+        return {RESULTS: np.array([pickle.dumps(self._results(pickle.loads(chunk)))], dtype=object)}
+
+    def _results(self, chunk: Chunk | Exception) -> list[Result] | Exception:
+        if isinstance(chunk, Exception):
+            return chunk
+        if self._error is not None:
+            return self._error
+        try:
+            return self._answerer.answer(chunk)
+        except Exception as error:
+            return error
+
+
+def _once() -> dict[str, Any]:
+    """How actors run. By default, a chunk that none survives is tried for ever."""
+    return {"max_task_retries": 0}
 
 
 def _about(asking: Asking) -> dict[str, Any]:
@@ -120,9 +155,13 @@ def _datasource(chunks: Iterable[Chunk]) -> Any:
 
 
 def _blocks(chunks: Iterable[Chunk]) -> Iterator[Any]:
+    """A block a chunk. Where the input cannot be read, the last one is the reason."""
     pyarrow = arrow()
-    for chunk in chunks:
-        yield pyarrow.table({CHUNK: [pickle.dumps(chunk)]})
+    try:
+        for chunk in chunks:
+            yield pyarrow.table({CHUNK: [pickle.dumps(chunk)]})
+    except Exception as error:
+        yield pyarrow.table({CHUNK: [pickle.dumps(error)]})
 
 
 def require_ray() -> Any:

@@ -99,7 +99,8 @@ class Csv(Source):
     def records(self) -> Iterator[tuple[list[str], list[str] | csv.Error]]:
         with open_readable(self.path) as binary:
             text = TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
-            reader = csv.reader(text, delimiter="\t" if self.path.suffix.lower() == ".tsv" else ",")
+            # Strict: a quote that is never closed is told; else all the rows behind it would be one cell.
+            reader = csv.reader(text, delimiter="\t" if self.path.suffix.lower() == ".tsv" else ",", strict=True)
             names = self._names(reader)
             while True:
                 try:
@@ -217,11 +218,13 @@ def source_of(path: Path) -> Source:
     """
     if path.is_dir():
         return Folder(path)
-    with open_readable(path):
-        pass
+    with open_readable(path) as file:
+        packed = file.read(2) == b"\x1f\x8b"
     kind = ENDINGS.get(path.suffix.lower())
     if kind is None:
         raise InputError(f"{named(path)}: an input is a folder, or its name ends in {', '.join(ENDINGS)}.")
+    if packed:
+        raise InputError(f"{named(path)} is packed with gzip. Unpack it first.")
     if kind is Parquet:
         arrow()
     return kind(path)

@@ -17,72 +17,108 @@ import torch
 from foveate.batch.answering import Answerer, Asking
 from foveate.batch.here import Chunk
 from foveate.batch.rows import Result
-from foveate.errors import InputError
+from foveate.errors import InputError, SettingError
 
-__all__ = ["Workers", "placed"]
+__all__ = ["Workers", "check_count", "placed"]
 
-AHEAD = 2
-"""Chunks that are given out, for each process."""
 LOOK = 0.2
 """Seconds after which a process that waits looks whether it shall stop."""
+DEATHS = 20
+"""Processes that may die one after the other without a result. More are no fault of the rows."""
+
+Pending = Future[list[Result]]
 
 
 class Workers:
     """Processes of this machine. With `device="auto"`, one after the other takes the next accelerator.
 
+    Each is a pool of its own: one that dies takes its chunk along and no other, and another process takes its place.
+
     Args:
         asking: How each is asked.
         count: How many.
+
+    Raises:
+        SettingError: If these are more than the machine can serve.
     """
 
     def __init__(self, asking: Asking, count: int) -> None:
+        check_count(count, max(os.cpu_count() or 1, torch.accelerator.device_count()))
         self._asking = asking
         self._count = count
 
     def __enter__(self) -> Self:
-        context = multiprocessing.get_context("spawn")
-        self._stopped = context.Event()
-        arguments = (self._asking, self._count, context.Value("i", 0), self._stopped)
-        self._pool = ProcessPoolExecutor(self._count, mp_context=context, initializer=_begin, initargs=arguments)
+        self._processes = multiprocessing.get_context("spawn")
+        self._stopped = self._processes.Event()
+        self._pools = [self._pool(place) for place in range(self._count)]
+        self._deaths = 0
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            for process in list((self._pool._processes or {}).values()):
-                process.kill()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in self._pools:
+            if kind is not None:
+                for process in list((pool._processes or {}).values()):
+                    process.kill()
+        for pool in self._pools:
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def about(self) -> dict[str, Any]:
         with _explained():
-            return self._pool.submit(_about).result()
+            abouts = [future.result() for future in [pool.submit(_about) for pool in self._pools]]
+        return abouts[0]
 
     def answered(self, chunks: Iterable[Chunk], stop: Callable[[], bool]) -> Iterator[list[Result]]:
         waiting = iter(chunks)
-        pending: set[Future[list[Result]]] = set()
+        free = list(range(self._count))
+        pending: dict[Pending, int] = {}
+        while True:
+            while free and not stop():
+                chunk = next(waiting, None)
+                if chunk is None:
+                    break
+                place = free.pop()
+                pending[self._submit(place, chunk)] = place
+            if not pending:
+                return
+            done, _ = wait(pending, timeout=LOOK, return_when=FIRST_COMPLETED)
+            if stop():
+                self._stopped.set()
+            for future in done:
+                free.append(pending.pop(future))
+                try:
+                    results = future.result()
+                except BrokenProcessPool:  # its chunk has no result
+                    continue
+                self._deaths = 0
+                yield results
+
+    def _pool(self, place: int) -> ProcessPoolExecutor:
+        arguments = (self._asking, place, self._count, self._stopped)
+        return ProcessPoolExecutor(1, mp_context=self._processes, initializer=_begin, initargs=arguments)
+
+    def _submit(self, place: int, chunk: Chunk) -> Pending:
+        """Give a chunk to the process of a place, or to one that takes its place if it has died."""
+        try:
+            return self._pools[place].submit(_answer, chunk)
+        except BrokenProcessPool:
+            self._deaths += 1
         with _explained():
-            while True:
-                while not stop() and len(pending) < AHEAD * self._count:
-                    chunk = next(waiting, None)
-                    if chunk is None:
-                        break
-                    pending.add(self._pool.submit(_answer, chunk))
-                if not pending:
-                    return
-                done, pending = wait(pending, timeout=LOOK, return_when=FIRST_COMPLETED)
-                if stop():
-                    self._stopped.set()
-                for future in done:
-                    yield future.result()
+            if self._deaths > DEATHS:
+                raise BrokenProcessPool
+            self._pools[place].shutdown()
+            self._pools[place] = self._pool(place)
+            self._pools[place].submit(_about).result()
+            return self._pools[place].submit(_answer, chunk)
 
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Say in one line that a process died."""
+    """Say in one line that processes die whatever they are asked."""
     try:
         yield
     except BrokenProcessPool as error:
         raise InputError(
-            "A process that answered rows died, perhaps for want of memory. Run again, with fewer --workers: what was "
+            "Processes that answer rows die, perhaps for want of memory. Run again, with fewer --workers: what was "
             "answered is kept."
         ) from error
 
@@ -91,14 +127,11 @@ _process: dict[str, Any] = {}
 """The model of a process that answers, and what tells it to stop."""
 
 
-def _begin(asking: Asking, count: int, begun: Any, stopped: Any) -> None:
+def _begin(asking: Asking, place: int, count: int, stopped: Any) -> None:
     """In a new process: Ctrl-C is for the parent to handle, it ends with the parent, and it has its own device."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with begun.get_lock():
-        place = begun.value
-        begun.value += 1
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
     _process["stopped"] = stopped
     _load(placed(asking, place), count)
@@ -125,6 +158,17 @@ def _end_with_parent() -> None:
     assert parent is not None
     connection.wait([parent.sentinel])
     os._exit(1)
+
+
+def check_count(count: int, units: int) -> None:
+    """Refuse more models than there are cores or accelerators, whichever there are more of; two may always be.
+
+    Raises:
+        SettingError: If there are too many.
+    """
+    most = max(2, units)
+    if count > most:
+        raise SettingError(f"{count:,} models at a time: there are cores or accelerators for {most} at most.")
 
 
 def placed(asking: Asking, place: int) -> Asking:

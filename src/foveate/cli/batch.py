@@ -71,7 +71,7 @@ class Batch:
     batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 8
     """most rows that the model answers at a time; what takes too much memory is halved"""
     workers: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """processes, each with a model (default: 1); with --ray: actors (default: one a GPU)"""
+    """processes that answer, each with a model (default: this one alone); with --ray: actors (default: one a GPU)"""
     ray: Flag = False
     """run on Ray Data, on one machine or a cluster: pip install 'foveate[ray]'"""
     parts: Literal["auto", "jsonl", "parquet"] = "auto"
@@ -184,7 +184,7 @@ class Batch:
 
             require_ray()
             return OnRay(asking, self.workers)
-        if self.workers is not None and self.workers > 1:
+        if self.workers is not None:
             from foveate.batch.workers import Workers
 
             return Workers(asking, self.workers)
