@@ -96,7 +96,7 @@ demo: $(LIGHT)
 # Gradio asks for a Pillow before 13 and works with it: the one that everything is tested with is put back.
 PILLOW := $(shell grep '^pillow==' constraints.txt)
 $(PAGE_READY): $(LIGHT)
-	@echo "Installing what the page needs: about a minute and 200 MB"
+	@echo "Installing what the page and its tests need: about a minute and 350 MB"
 	@grep -v '^pillow==' constraints.txt >$(VENV)/constraints-page.txt
 	@$(QUIET_PIP) -e '.[app]' playwright -c $(VENV)/constraints-page.txt $(LOGGED)
 	@$(QUIET_PIP) --no-deps $(PILLOW) $(LOGGED)

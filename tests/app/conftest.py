@@ -1,10 +1,13 @@
 """A small random model to ask, and files to show it."""
 
+import signal
+
 import pytest
 from PIL import Image
 
 import foveate as fv
 from foveate.app.limits import Limits, opened
+from tests.app.serving import Served
 from tests.cli.conftest import save_tiny_llava
 
 
@@ -29,3 +32,12 @@ def picture(tmp_path):
 @pytest.fixture
 def subject(picture):
     return opened(picture, Limits())
+
+
+@pytest.fixture(scope="session")
+def served(folder, tmp_path_factory):
+    """The page of that model, whose answers have four tokens; at the end, SIGTERM ends it cleanly."""
+    page = Served("--model", folder, "--max-new-tokens", 4, folder=tmp_path_factory.mktemp("served"))
+    yield page
+    assert page.end(signal.SIGTERM) == (143, "", "foveate: terminated.\n")
+    assert page.files == []

@@ -5,14 +5,18 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from foveate._spelling import written
 from foveate.app.subject import Subject
 from foveate.ask.answer import Answer
+from foveate.ask.prefix import Prefix
+from foveate.ask.stream import Stream
 from foveate.ask.vlm import VLM
-from foveate.errors import BudgetError, FoveateError, SettingError, UnsupportedError
+from foveate.errors import FoveateError, SessionError, SettingError, UnsupportedError
+from foveate.video import Clip
 
 __all__ = ["FULL", "Reply", "Shelf", "answer", "check_method"]
 
@@ -46,22 +50,22 @@ class Shelf:
     """What models have kept of the pictures that they saw lately; the oldest go where it takes too many bytes.
 
     Args:
-        most: Bytes of keys and values that stay.
+        most: Bytes that stay: of keys and values, and of the pictures that belong to them.
     """
 
     def __init__(self, most: int = 2**30) -> None:
         self.most = most
-        self._prefixes: OrderedDict[Key, Any] = OrderedDict()
+        self._prefixes: OrderedDict[Key, Prefix] = OrderedDict()
         self._lock = threading.Lock()
 
-    def find(self, key: Key) -> Any | None:
+    def find(self, key: Key) -> Prefix | None:
         """What was kept; None where it was not, or has gone."""
         with self._lock:
             if key in self._prefixes:
                 self._prefixes.move_to_end(key)
             return self._prefixes.get(key)
 
-    def keep(self, key: Key, prefix: Any) -> None:
+    def keep(self, key: Key, prefix: Prefix) -> None:
         """Keep this, and let the oldest go."""
         with self._lock:
             self._prefixes[key] = prefix
@@ -71,7 +75,18 @@ class Shelf:
     @property
     def nbytes(self) -> int:
         """Bytes of everything kept."""
-        return sum(prefix.nbytes for prefix in self._prefixes.values())
+        return sum(map(_size, self._prefixes.values()))
+
+
+def _size(prefix: Prefix) -> int:
+    """Bytes of a prefix with its pictures and films."""
+    size = prefix.nbytes
+    for medium in prefix.media:
+        if isinstance(medium, Clip):
+            size += medium.frames.nbytes
+        else:
+            size += 3 * medium.image.width * medium.image.height
+    return size
 
 
 def check_method(text: str) -> None:
@@ -95,8 +110,8 @@ def answer(
 ) -> Iterator[Reply]:
     """Ask, and give the answer as far as it has come whenever there is more; the last one is whole.
 
-    A second question about the same picture, method and budget does not look at the picture again, where the model can
-    keep what it saw (`VLM.look`) and the method does not read the question.
+    A second question about the same picture, method and budget goes on from what the model saw then (`VLM.look`),
+    unless the method or the model needs the question first.
 
     Args:
         vlm: The model.
@@ -104,7 +119,7 @@ def answer(
         subject: What is asked about.
         question: In any words.
         method: What drops; None is the untouched model.
-        retention: The budget, as a share; a method that brings its own is asked without it.
+        retention: The budget, as a share; None for a method that brings its own.
         **generation: As for `VLM.ask`.
     """
     reply = Reply(method or FULL)
@@ -135,27 +150,21 @@ def _stream(
     method: str | None,
     retention: float | None,
     generation: dict[str, Any],
-) -> tuple[bool, Any]:
+) -> tuple[bool, Stream]:
     """The stream of an answer, and whether the picture had been looked at before."""
+    key = (subject.key, method or "", retention)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the answer's notes say the same
-        key = (subject.key, method or "", retention)
         prefix = shelf.find(key)
         if prefix is not None:
-            return True, prefix.ask(question, stream=True, **generation)
-        prefix = _looked(vlm, subject, method, retention)
-        if prefix is not None:
-            shelf.keep(key, prefix)
-            return False, prefix.ask(question, stream=True, **generation)
-        return False, vlm.ask(subject.medium, question, method=method, retention=retention, stream=True, **generation)
-
-
-def _looked(vlm: VLM, subject: Subject, method: str | None, retention: float | None) -> Any | None:
-    """What the model keeps of the picture; None where it cannot, or the method reads the question."""
-    look = getattr(vlm, "look", None)
-    if look is None:
-        return None
-    try:
-        return look(subject.medium, method=method, retention=retention)
-    except (BudgetError, UnsupportedError):  # asking afresh works, or says why not
-        return None
+            with suppress(SessionError):  # the weights have changed: look again
+                return True, prefix.ask(question, stream=True, **generation)
+        try:
+            prefix = vlm.look(subject.medium, method=method, retention=retention)
+            stream = prefix.ask(question, stream=True, **generation)
+        except UnsupportedError:  # the method, or the model, needs the question first; or asking says what is wrong
+            return False, vlm.ask(
+                subject.medium, question, method=method, retention=retention, stream=True, **generation
+            )
+        shelf.keep(key, prefix)
+        return False, stream

@@ -29,7 +29,7 @@ class HeatTab:
                 methods = methods_box(desk, METHODS)
                 percent = percent_slider()
                 most = desk.limits.pictures
-                count = gr.Slider(2, most, min(PICTURES, most), step=1, label="Generated pictures")
+                count = gr.Slider(2, most, min(PICTURES, most), step=1, label="Generated pictures", elem_id="pictures")
                 files = gr.File(
                     label="Or pictures of your own", file_count="multiple", file_types=["image"], height=130
                 )

@@ -148,7 +148,9 @@ def _legend(places: Places) -> str:
 
 
 def stop_words(places: Places, stop: int) -> str:
-    """What the slider stands at, in words."""
+    """What the slider stands at, in words; nothing where there is no slider."""
+    if not places.stops:
+        return ""
     return f"<p class='fv-stop'>{escape(places.words(stop)).capitalize()}</p>"
 
 

@@ -81,10 +81,10 @@ def serve(
             server_header=False,
             proxy_headers=True,
         )
-        _server(uvicorn, config, page, lambda: ready(url_of(listening))).run(sockets=[listening])
+        _server(uvicorn, config, lambda: ready(url_of(listening))).run(sockets=[listening])
 
 
-def _server(uvicorn: Any, config: Any, page: Any, ready: Callable[[], object]) -> Any:
+def _server(uvicorn: Any, config: Any, ready: Callable[[], object]) -> Any:
     """A server that says when it is ready, and ends what it streams to browsers before it ends."""
 
     class Server(uvicorn.Server):  # type: ignore[misc]
@@ -94,7 +94,8 @@ def _server(uvicorn: Any, config: Any, page: Any, ready: Callable[[], object]) -
                 ready()
 
         async def shutdown(self, sockets: Any = None) -> None:
-            page.is_running = False
+            for connection in list(self.server_state.connections):
+                connection.transport.close()  # as when a tab is closed: an answer on its way ends
             await super().shutdown(sockets=sockets)
 
     return Server(config)

@@ -65,6 +65,8 @@ class Demo:
             serve(vlm, listening, max_new_tokens=self.models.max_new_tokens, ready=self._ready)
         except KeyboardInterrupt:  # the way to end it
             note("the page is closed.")
+        finally:
+            vlm.lock.acquire()  # an answer on its way is waited for: Python cannot exit in the midst of torch's work
 
     def _ready(self, url: str) -> None:
         """Say where the page is."""

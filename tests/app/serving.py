@@ -1,0 +1,82 @@
+"""The page as `foveate demo` serves it, in a process of its own; and what its tests need to be there."""
+
+import contextlib
+import http.client
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from urllib.parse import urlsplit
+
+HAS_GRADIO = importlib.util.find_spec("gradio") is not None
+HAS_PLAYWRIGHT = importlib.util.find_spec("playwright") is not None
+CHROMIUM = os.environ.get("FOVEATE_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+JSON = {"Content-Type": "application/json"}
+
+
+class Served:
+    """The page in a process of its own, at any free port.
+
+    Args:
+        arguments: Of `foveate demo`.
+        folder: Where the process puts its temporary files.
+    """
+
+    def __init__(self, *arguments, folder):
+        program = "import sys; from foveate.cli import main; sys.exit(main(['demo', *sys.argv[1:]]))"
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", program, "--port", "0", "--json", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        lines = []
+        for line in self.process.stdout:
+            lines.append(line)
+            if line == "}\n":
+                break
+        assert lines, self.process.stderr.read()
+        self.url = json.loads("".join(lines))["url"]
+
+    @property
+    def files(self):
+        """The folders that the page has for uploads: one, and none when it has ended."""
+        return list(self.folder.glob("foveate-page-*"))
+
+    def get(self, path, method="GET", body=None, headers=None):
+        """An answer to a path that no client has tidied: status, headers, bytes."""
+        with self.open(path, method, body, headers) as response:
+            return response.status, dict(response.getheaders()), response.read()
+
+    @contextlib.contextmanager
+    def open(self, path, method="GET", body=None, headers=None):
+        """The same, as it comes."""
+        place = urlsplit(self.url)
+        connection = http.client.HTTPConnection(place.hostname, place.port, timeout=60)
+        connection.putrequest(method, path, skip_host=False, skip_accept_encoding=True)
+        for name, value in (headers or {}).items():
+            connection.putheader(name, value)
+        if body is not None:
+            connection.putheader("Content-Length", str(len(body)))
+        with contextlib.closing(connection):
+            connection.endheaders(body)
+            yield connection.getresponse()
+
+    def event(self, name):
+        """The number of an event: what is called when the part of this id is used."""
+        config = json.loads(self.get("/config")[2])
+        parts = {one["props"].get("elem_id"): one["id"] for one in config["components"]}
+        (number,) = {one["id"] for one in config["dependencies"] if parts[name] in [part for part, _ in one["targets"]]}
+        return number
+
+    def end(self, how):
+        """End it with a signal: its exit code, stdout and stderr."""
+        self.process.send_signal(how)
+        out, err = self.process.communicate(timeout=60)
+        return self.process.returncode, out, err
