@@ -95,6 +95,25 @@ def test_a_picture_with_several_questions_is_looked_at_once(asking, vlm, picture
     assert told(shared) == told(Answerer(replace(asking, batch_size=1), vlm).answer(rows))
 
 
+def test_several_pictures_with_several_questions_are_looked_at_once(asking, vlm, pictures, monkeypatch):
+    calls = Calls(monkeypatch)
+    both = (str(pictures / "0.png"), str(pictures / "1.png"))
+    rows = [replace(row, media=both) for row in rows_about(pictures, 4)]
+    shared = Answerer(replace(asking, batch_size=4), vlm).answer(rows)
+    assert (calls.sizes, calls.shared) == ([4], [True])
+    assert told(shared) == told(Answerer(replace(asking, batch_size=1), vlm).answer(rows))
+
+
+def test_where_the_question_stands_before_the_picture_each_row_looks_for_itself(asking, vlm, pictures, monkeypatch):
+    template = "{{ messages[0]['content'][-1]['text'] }} <image> ASSISTANT:"
+    monkeypatch.setattr(vlm.processor, "chat_template", template)
+    calls = Calls(monkeypatch)
+    rows = rows_about(pictures, 4, same=4)
+    results = Answerer(replace(asking, batch_size=4), vlm).answer(rows)
+    assert (calls.tried, calls.sizes[-1], calls.shared[-1]) == ([4, 4], 4, False)
+    assert told(results) == told(Answerer(replace(asking, batch_size=1), vlm).answer(rows))
+
+
 def test_a_method_that_reads_the_question_is_asked_one_by_one(asking, vlm, pictures, monkeypatch):
     calls = Calls(monkeypatch)
     asking = replace(asking, batch_size=4, method=read("fastv:layers=2"))

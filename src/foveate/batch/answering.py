@@ -4,6 +4,7 @@ import gc
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
 from foveate.batch.rows import Answered, Bad, Result, Row
 from foveate.engine.session import drop
-from foveate.errors import BudgetError, FoveateError, InputError, UnsupportedError
+from foveate.errors import BudgetError, FoveateError, InputError, SettingError, UnsupportedError
 from foveate.eval.provenance import conditions
 from foveate.methods.named import Named
 from foveate.video import Clip
@@ -225,13 +226,13 @@ class Answerer:
     # -- answering --------------------------------------------------------------------------------------------
 
     def _batches(self, entries: Sequence[_Entry]) -> Iterator[tuple[list[_Entry], bool]]:
-        """Batches of prompts that are alike, and whether one is about a single picture whose prefill is run once."""
+        """Batches of prompts that are alike, and whether one is about the same pictures, whose prefill is run once."""
         alone: list[_Entry] = []
         groups: dict[tuple[Any, str], list[_Entry]] = {}
         for entry in entries:
             groups.setdefault((entry.row.media, str(entry.solved)), []).append(entry)
         for group in groups.values():
-            if len(group) > 1 and self._can_share(group[0]):
+            if len(group) > 1 and self.vlm.can_share(group[0].solved.method):
                 for batch in parts(group, self._most):
                     yield batch, True
             else:
@@ -239,11 +240,6 @@ class Answerer:
         for batch in batches(alone, self.asking.batch_size, _Entry.inputs_of, _Entry.solved_of):
             for smaller in parts(batch, self._most):
                 yield smaller, False
-
-    def _can_share(self, entry: _Entry) -> bool:
-        """Whether several questions like this one may share the prefill of its picture."""
-        media = entry.prompt.media
-        return len(media) == 1 and isinstance(media[0], Picture) and self.vlm.can_share(entry.solved.method)
 
     def _answered(self, batch: Sequence[_Entry], shared: bool) -> list[Result]:
         """The results of a batch. One that fails is halved, until what fails is a row alone."""
@@ -264,13 +260,14 @@ class Answerer:
         return self._answered(batch[:half], shared) + self._answered(batch[half:], shared)
 
     def _answers(self, batch: Sequence[_Entry], shared: bool) -> list[Answer]:
-        """The model's answers to one batch; `shared` says that a single picture is looked at once for all."""
+        """The model's answers to one batch; `shared` says that the same pictures are looked at once for all."""
         prompts = [entry.prompt for entry in batch]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             solved = batch[0].solved
             if shared:
-                return self.vlm.answer_sharing(prompts, solved.method, generation=self._generation)
+                with suppress(SettingError):  # a chat template that puts the question before the pictures
+                    return self.vlm.answer_sharing(prompts, solved.method, generation=self._generation)
             return answers_to(self.vlm, prompts, solved, self._generation)
 
     def _shrink(self, size: int) -> None:

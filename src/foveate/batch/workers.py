@@ -161,14 +161,14 @@ def _end_with_parent() -> None:
 
 
 def check_count(count: int, units: int) -> None:
-    """Refuse more models than there are cores or accelerators, whichever there are more of; two may always be.
+    """Refuse more models than there is sense in: over four for each core or accelerator, whichever there are more of.
 
     Raises:
         SettingError: If there are too many.
     """
-    most = max(2, units)
+    most = 4 * units
     if count > most:
-        raise SettingError(f"{count:,} models at a time: there are cores or accelerators for {most} at most.")
+        raise SettingError(f"{count:,} models at a time are too many for this machine: take {most} at most.")
 
 
 def placed(asking: Asking, place: int) -> Asking:
