@@ -215,6 +215,8 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(browser, served, scheme):
         tab.get_by_role("tab", name="Where do methods look?").click()
         look(tab, 2)
         assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+        table = tab.locator("#maps .fv-scroll")
+        assert table.evaluate("node => node.scrollWidth <= node.clientWidth")
 
 
 def check_letters(tab, scheme):

@@ -95,3 +95,12 @@ def test_ctrl_c_ends_it_while_an_answer_comes_and_leaves_nothing_behind(folder, 
         code, out, err = served.end(signal.SIGINT)
     assert (code, out, err) == (0, "", "foveate: the page is closed.\n")
     assert served.files == []
+
+
+def test_notes_begin_with_a_capital_but_names_of_files_stay_as_they_are():
+    from foveate.app.parts import notice
+
+    shown = notice(["anim.gif has 3 frames", "the sides are cut off", "anim.gif has 3 frames"]).value
+    assert shown.count("anim.gif has 3 frames") == 1
+    assert "The sides are cut off" in shown
+    assert not notice([]).visible

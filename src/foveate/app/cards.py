@@ -24,7 +24,8 @@ def cards(replies: Sequence[Reply], right: str | None = None) -> str:
 
 def _card(reply: Reply, full: Answer | None) -> str:
     badge = "<span class='fv-badge'>picture seen before</span>" if reply.reused else ""
-    head = f"<h3>{escape(reply.name)}{badge}</h3>"
+    name = escape(reply.name).replace("+", "+<wbr>").replace(":", ":<wbr>")
+    head = f"<h3>{name}{badge}</h3>"
     if reply.error is not None:
         return f"<article class='fv-card'>{head}<p class='fv-error' role='alert'>{escape(reply.error)}</p></article>"
     if reply.answer is None:

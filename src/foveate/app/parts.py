@@ -100,8 +100,15 @@ def percent_slider() -> gr.Slider:
 
 def notice(notes: Sequence[str]) -> Any:
     """Notes, each once; nothing where there are none."""
-    lines = "".join(hint(note[:1].upper() + note[1:]) for note in dict.fromkeys(notes))
+    lines = "".join(hint(_sentence(note)) for note in dict.fromkeys(notes))
     return gr.HTML(lines, visible=bool(lines))
+
+
+def _sentence(note: str) -> str:
+    """A note with a capital, unless it begins with the name of a file."""
+    if note.partition(" ")[0].isalpha():
+        return note[:1].upper() + note[1:]
+    return note
 
 
 def hint(text: str) -> str:
