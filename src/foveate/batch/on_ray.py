@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
@@ -46,7 +47,6 @@ class OnRay:
         self._started = not ray.is_initialized()
         if self._started:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports to its makers
-            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else it warns of what Ray Data always does
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         self._context = ray.data.DataContext.get_current()
@@ -81,16 +81,18 @@ class OnRay:
         ray = require_ray()
         # Reading needs no core of its own: where the actors have all of them, it would wait for ever.
         rows = ray.data.read_datasource(_datasource(chunks), override_num_blocks=1, num_cpus=0)
-        answered = rows.map_batches(
-            _Actor,
-            fn_constructor_args=(self._asking,),
-            batch_size=1,
-            batch_format="numpy",
-            # One chunk at a time: those that wait at an actor would die with it.
-            compute=ray.data.ActorPoolStrategy(size=self._actors, max_tasks_in_flight_per_actor=1),
-            ray_remote_args_fn=_once,
-            **self._needs,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # max_task_retries has no other place yet, and goes with Ray 2.64
+            answered = rows.map_batches(
+                _Actor,
+                fn_constructor_args=(self._asking,),
+                batch_size=1,
+                batch_format="numpy",
+                # One chunk at a time: those that wait at an actor would die with it.
+                compute=ray.data.ActorPoolStrategy(size=self._actors, max_tasks_in_flight_per_actor=1),
+                max_task_retries=0,  # by default, a chunk that no actor survives is tried for ever
+                **self._needs,
+            )
         try:
             for row in answered.iter_rows():
                 results = pickle.loads(row[RESULTS])
@@ -127,11 +129,6 @@ class _Actor:
             return self._answerer.answer(chunk)
         except Exception as error:
             return error
-
-
-def _once() -> dict[str, Any]:
-    """How actors run. By default, a chunk that none survives is tried for ever."""
-    return {"max_task_retries": 0}
 
 
 def _about(asking: Asking) -> dict[str, Any]:
