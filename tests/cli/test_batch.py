@@ -111,7 +111,7 @@ def test_a_signal_ends_after_the_rows_in_hand_and_the_next_run_goes_on(
     assert signal.getsignal(signal.SIGINT) is before
     assert len(answers(tmp_path / "out")) == 2
     ended, out, err = batch(*words, path=table)
-    assert (ended, err.splitlines()[0]) == (0, "foveate: 2 rows are done already")
+    assert (ended, err.splitlines()[0]) == (0, "foveate: done already: 2 of 6 rows")
     assert answers(tmp_path / "out") == answers(tmp_path / "whole")
 
 

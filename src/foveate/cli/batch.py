@@ -234,7 +234,7 @@ class _OnScreen(Listener):
     @contextmanager
     def answering(self, left: int, done: int) -> Iterator[Callable[[int], object]]:
         if done:
-            note(f"{done:,} rows are done already")
+            note(f"done already: {done:,} of {left + done:,} rows")
         with self._hearing(), counting("Answering", left, unit="rows") as advance:
             yield advance
 
