@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import foveate
 from foveate.errors import FoveateError
 
 __all__ = ["MOST_LINES", "Case", "Outcome", "Refused", "TimeOut", "Wrong", "judge", "limited_memory"]
 
+PACKAGE = Path(foveate.__file__).parent
 MOST_LINES = 4
 """Lines of an error."""
 MOST_LETTERS = 1500
@@ -109,7 +111,9 @@ def _words(error: BaseException) -> str:
     if isinstance(error, Wrong):
         head = str(error).partition("\n")[0][:160]
     frames = traceback.extract_tb(error.__traceback__)
-    places = [f"{Path(frame.filename).name}:{frame.name}" for frame in frames if "/foveate/" in frame.filename]
+    places = [
+        f"{Path(frame.filename).name}:{frame.name}" for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)
+    ]
     if not places:
         return head
     return f"{head} (in {places[-1]})"
