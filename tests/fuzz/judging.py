@@ -111,12 +111,10 @@ def _words(error: BaseException) -> str:
     if isinstance(error, Wrong):
         head = str(error).partition("\n")[0][:160]
     frames = traceback.extract_tb(error.__traceback__)
-    places = [
-        f"{Path(frame.filename).name}:{frame.name}" for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)
-    ]
-    if not places:
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
+    if not own:
         return head
-    return f"{head} (in {places[-1]})"
+    return f"{head} (in {Path(own[-1].filename).name}:{own[-1].name})"
 
 
 @contextlib.contextmanager
