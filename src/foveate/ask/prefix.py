@@ -203,7 +203,7 @@ class Prefix:
                 raise SettingError(f"A question is a text; got {text!r:.100}.")
             check_text(text)
         if not texts or not texts[-1].strip():
-            raise SettingError('The question is empty. Ask one, such as prefix.ask("What is it?").')
+            raise SettingError('The question is empty. Ask one, such as "What is it?".')
         conversation = self.conversation.with_text(*texts)
         rest = self._wording.rest(self.loaded, conversation)
         ids = torch.cat((self.look.ids, rest), dim=1)
