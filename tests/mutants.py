@@ -35,7 +35,7 @@ MUTANTS = [
     ("core.cut:Cut.then", "inside 2", "tests/core"),
     ("core.cut:Cut.then", "inside 6", "tests/core"),
     ("engine.rows:RowMap.number_on", "drop 5", "tests/engine/test_positions.py"),
-    ("engine.rows:RowMap.number_on", "receiver 3", "tests/engine/test_positions.py"),
+    ("engine.rows:RowMap.number_on", "receiver 6", "tests/engine/test_positions.py"),
     ("engine.reader:Reduction.add", "left 4", "tests/engine/test_reader.py"),
     ("methods.follow:_units_by_layer", "left 2", "tests/methods"),
     ("methods.mustdrop:MustDrop._highest", "none 1", "tests/methods/test_mustdrop.py"),

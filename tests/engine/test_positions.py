@@ -1,9 +1,12 @@
 """Positions are a stage's: one that numbers rows anew does so from its place on; later stages keep its numbers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import foveate as fv
+from foveate.core.rank import spread
 from foveate.methods.stages import Hidden, ImageStage, LayerStage
 from tests.golden import positions_seen
 from tests.invariants.alone import check_alone
@@ -21,6 +24,18 @@ class Renumbering(fv.Method):
 
 def length(view):
     return view.hidden.float().norm(dim=-1)
+
+
+class Pooled(fv.AveragePool):
+    """Eight tokens, numbered anew."""
+
+    name = "pooled"
+
+    def __init__(self):
+        super().__init__(tokens=8)
+
+    def stages(self, shape):
+        return tuple(replace(stage, positions="renumber") for stage in super().stages(shape))
 
 
 BEFORE = fv.Uniform(layers=(1,), keep=(0.6,))
@@ -47,6 +62,19 @@ def test_a_stage_numbers_from_its_place_on_and_later_ones_keep_its_numbers():
     assert prefill[4:] == [numbers] * 2
     for step in (1, 2):
         assert [calls[step] for calls in seen] == [[span + step - 1]] * 2 + [[len(second) + step - 1]] * 4
+
+
+@pytest.mark.parametrize("first", [fv.VisionZip(tokens=8), Pooled()], ids=str)
+def test_later_stages_keep_the_numbers_of_merged_rows(first):
+    """Merged rows are stored in other columns than those of the tokens that they stand for."""
+    model, inputs = tiny("llava"), batch("llava", ["titt"])
+    with fv.drop(model, first + fv.Uniform(layers=(1,), keep=(0.5,))), positions_seen(model) as seen, torch.no_grad():
+        model(**inputs)
+    before = int(is_vision(inputs["input_ids"][0]).nonzero()[0])
+    rows = len(seen[0][0])
+    vision = spread(8, 4) + before
+    numbers = [*range(before), *vision.tolist(), *range(before + 8, rows)]
+    assert [calls[0] for calls in seen] == [list(range(rows))] + [numbers] * (len(seen) - 1)
 
 
 def test_a_ragged_batch_of_such_a_chain_answers_as_its_samples_alone():

@@ -92,8 +92,13 @@ class RowMap:
             ranks = before._ranks(before.columns.device)
         # A pad repeats the first row, so it writes that one's number.
         ranks = ranks.clamp(min=0).expand_as(before.columns)
-        numbers = ranks.new_zeros(len(ranks), self._span).scatter(1, before.columns, ranks)
-        self._numbers = numbers.to(self.source.device).gather(1, self.source.clamp(min=0))
+        # Merged rows are stored in other columns than those they stand for; one that stands for none stays where it is.
+        by_source = ranks.new_zeros(len(ranks), self._span + 1)
+        by_source.scatter_(1, before.source.masked_fill(before.source < 0, self._span), ranks)
+        by_column = ranks.new_zeros(len(ranks), self._span).scatter_(1, before.columns, ranks)
+        device = self.source.device
+        own = by_source.to(device).gather(1, self.source.clamp(min=0))
+        self._numbers = torch.where(self.source < 0, by_column.to(device).gather(1, self.columns), own)
 
     def on(self, device: torch.device) -> "RowMap":
         """This map with its tensors on `device`, kept for the next layer there."""
