@@ -120,13 +120,18 @@ def _size(prefix: fv.Prefix, method: str, tokens: int | None) -> dict[str, Any]:
 # -- tables -------------------------------------------------------------------------------------------------------
 
 
+def interval(pair: dict[str, Any], digits: int = 2) -> str:
+    """A ratio as it is printed, `1.00 [0.88, 1.04]`."""
+    return f"{pair['median']:.{digits}f} [{pair['low']:.{digits}f}, {pair['high']:.{digits}f}]"
+
+
 def sheets(record: dict[str, Any]) -> list[Sheet]:
     """The tables of a record."""
     found = record["times"]
     words = interval_words(found["rounds"])
     lines = []
     for pair in found["ratios"]:
-        lines.append((pair["run"], pair["base"], f"{pair['median']:.2f} [{pair['low']:.2f}, {pair['high']:.2f}]"))
+        lines.append((pair["run"], pair["base"], interval(pair)))
     heads = ["Time of", "over that of", Column("Ratio", right=True)]
     title = f"Time to the first token: {record['model']}, 576 vision tokens, {found['text_tokens']} of text"
     note = f"Medians of {found['rounds']} interleaved rounds, in brackets the {words}; {found['clock']} time."
@@ -146,7 +151,7 @@ def page(record: dict[str, Any]) -> str:
 
     def words(run: str, base: str) -> str:
         pair = ratios.get((run, base))
-        return "" if pair is None else f"{pair['median']:.1f} [{pair['low']:.1f}, {pair['high']:.1f}]"
+        return "" if pair is None else interval(pair, digits=1)
 
     whole = "fresh, no dropping"
     lines = [
@@ -157,14 +162,13 @@ def page(record: dict[str, Any]) -> str:
     names = dict.fromkeys(base.split(", ", 1)[1] for _, base in ratios if base.startswith("question"))
     for name in names:
         cells = [words(run, f"question {n}, {name}") for run in (whole, f"fresh, {name}") for n in (2, many)]
-        if name == "no dropping":
+        if name == "no dropping":  # both ways of asking afresh are the same
             cells[2:] = "", ""
         lines.append(f"| {' | '.join((name, *cells))} |")
-    control = ratios[f"{whole} again", whole]
+    control = interval(ratios[f"{whole} again", whole])
     lines += [
         "",
-        f"The control, asking afresh twice without dropping, is {control['median']:.2f} "
-        f"[{control['low']:.2f}, {control['high']:.2f}].",
+        f"The control, asking afresh twice without dropping, is {control}.",
         "",
         "| method | mean tokens a layer | prefix, MB | with eight answers of 8 tokens behind it, in one batch, MB |",
         "|---|---|---|---|",

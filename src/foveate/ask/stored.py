@@ -217,5 +217,5 @@ def _trace_of(values: Mapping[str, Any] | None) -> Trace:
     dead = (0,) * len(values["rows"])
     record = PrefillRecord(values["depth"], tuple(values["rows"]), tuple(values["vision_tokens"]), stages=stages)
     record.cache = CacheRecord(slots=slots, dead=dead)
-    trace.history.append(record)
+    trace.add(record)
     return trace
