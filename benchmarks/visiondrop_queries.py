@@ -34,7 +34,7 @@ from foveate.core.patching import Patcher
 from foveate.core.rank import ranks, top
 from foveate.embedded.questions import one_per_task
 from foveate.embedded.scenes import scene
-from foveate.engine.reader import AttentionReader
+from foveate.engine.reading import RowsReader
 from foveate.eval.embedded.pictures import SPLIT, PictureQuestion
 from foveate.methods.settings import MethodSetting
 from foveate.methods.stages import Attention, LayerStage, LayerView, Stage
@@ -174,7 +174,7 @@ def scoring_time(clock: Callable[[], float]) -> Iterator[list[float]]:
         return answer
 
     with Patcher() as patches:
-        patches.wrap(AttentionReader, "reduced", timed)
+        patches.wrap(RowsReader, "reduced", timed)
         yield seconds
 
 

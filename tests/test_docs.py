@@ -26,8 +26,10 @@ from tests.films import film
 
 ROOT = Path(__file__).parent.parent
 hooks = types.SimpleNamespace(**runpy.run_path(str(ROOT / "docs/hooks.py")))
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
+VLLM = ROOT / "docs/guides/vllm.md"  # runs in an environment of its own: tests/vllm/test_server.py
+PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")} - {VLLM})
 VIDEOS = ROOT / "docs/guides/video.md"  # needs a model that reads videos: tests/with_torchvision/test_docs.py
+SERVED = ROOT / "docs/guides/vllm.md"  # needs vLLM: tests/vllm/test_server.py
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -37,7 +39,7 @@ def blocks(page, language):
 
 
 def with_blocks(language):
-    found = [page for page in PAGES if blocks(page, language) and page != VIDEOS]
+    found = [page for page in PAGES if blocks(page, language) and page not in (VIDEOS, SERVED)]
     return pytest.mark.parametrize("page", found, ids=[str(page.relative_to(ROOT)) for page in found])
 
 

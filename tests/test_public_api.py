@@ -10,7 +10,10 @@ import pytest
 import foveate
 from foveate.methods import names
 
-METHODS = [kind.__name__ for kind in names.discovered().values() if kind.__module__.startswith("foveate.")] + ["Chain"]
+METHODS = [kind.__name__ for kind in names.discovered().values() if kind.__module__.startswith("foveate.")] + [
+    "Adaptive",
+    "Chain",
+]
 """Read off the files in foveate/methods."""
 PUBLIC = [
     "BudgetError",
@@ -22,6 +25,7 @@ PUBLIC = [
     "Method",
     "Preset",
     "Record",
+    "Tuned",
     "SessionError",
     "SettingError",
     "ShapeError",

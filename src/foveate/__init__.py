@@ -35,6 +35,7 @@ _HOMES = {
     "Preset": "foveate.methods.base",
     "Family": "foveate.families.base",
     "Record": "foveate.tune",
+    "Tuned": "foveate.tune",
     "tune": "foveate.tune",
     "families": "foveate.registry",
     "methods": "foveate.registry",
@@ -126,4 +127,4 @@ if TYPE_CHECKING:
     from foveate.methods.v2drop import V2Drop
     from foveate.methods.visiondrop import VisionDrop
     from foveate.registry import families, methods, preset, presets, register_family, register_method
-    from foveate.tune import Record, tune
+    from foveate.tune import Record, Tuned, tune

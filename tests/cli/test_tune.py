@@ -94,6 +94,29 @@ def test_a_question_may_hold_what_other_programs_take_for_the_end_of_a_line(pict
     assert Tune(samples=listed)._asked() == [(tmp_path / "0.png", "a\u2028b\u0085c")]
 
 
+def test_a_schedule_is_searched_in_two_processes_written_and_run(run, tiny_llava, pictures, tmp_path):
+    out, state = tmp_path / "preset.json", tmp_path / "state.jsonl"
+    asked = (
+        "--prompt",
+        QUESTION,
+        "--model",
+        tiny_llava,
+        "--retention",
+        0.6,
+        "--method",
+        "v2drop:metric=cosine;window=1",
+    )
+    limits = ("--minutes", 0.1, "--max-new-tokens", 3, "--jobs", 2)
+    code, said, err = run("tune", tmp_path, *asked, *limits, "--state", state, "--out", out)
+    assert (code, "Held-out comparison" in said, "are few" in err) == (0, True, True)
+    preset = json.loads(out.read_text())
+    assert (preset["pictures"], preset["method"]["metric"]) == ([1, 1, 1], "cosine")
+    assert preset["cost"] <= 0.6
+    assert len(state.read_text().splitlines()) > 2
+    code, said, _ = run("generate", pictures[0], "--prompt", QUESTION, "--model", tiny_llava, "--method", out, "--json")
+    assert (code, json.loads(said)["setting"]) == (0, preset["method"])
+
+
 def test_the_record_of_the_embedded_model_names_no_path(run, pictures, monkeypatch, tiny_llava):
     monkeypatch.setattr("foveate.embedded.path", lambda: tiny_llava)
     code, out, _ = run("tune", pictures[0], "--prompt", QUESTION, "--retention", 0.5, "--json", *WHOLE)
@@ -106,7 +129,8 @@ def test_the_record_of_the_embedded_model_names_no_path(run, pictures, monkeypat
         ([PICTURE, "--prompt", "x"], "one of --budget and --retention"),
         (["--retention", 0.5], "Name picture files"),
         ([PICTURE, "--retention", 0.5], "What is the question?"),
-        ([PICTURE, "--prompt", "x", "--retention", 0.5, "--method", "visiondrop"], "nothing to tune"),
+        ([PICTURE, "--prompt", "x", "--retention", 0.5, "--minutes", 0], "--minutes 0: above 0"),
+        ([PICTURE, "--prompt", "x", "--retention", 0.5, "--kv", 0.5], "one of --budget and --retention"),
         (["--samples", "a.jsonl", "--prompt", "x", "--retention", 0.5], "leave --prompt out"),
         (
             [PICTURE, "--prompt", "x", "--retention", 0.5, "--set", "global_thr=low"],

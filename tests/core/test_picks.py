@@ -346,7 +346,8 @@ def test_a_batch_is_each_sample_alone():
     functions = [
         lambda scores, similarity, order, room: max_min(1 - similarity, 7),
         lambda scores, similarity, order, room: cover(similarity, 7, scores),
-        lambda scores, similarity, order, room: determinantal(similarity, 7),
+        # No more than there are dimensions: behind these only rounding is left, which differs between processors.
+        lambda scores, similarity, order, room: determinantal(similarity, 6),
         lambda scores, similarity, order, room: suppress(scores, similarity, 0.5, 7),
         lambda scores, similarity, order, room: suppress(scores, similarity, scores.mean(), 7),
         lambda scores, similarity, order, room: thin(order[:17], similarity, 7),

@@ -4,9 +4,10 @@ import numpy as np
 import torch
 
 import foveate as fv
+from foveate.engine.late import ran_note
 from foveate.engine.looking import SampleRows, asking_units, decide, sample_unit
-from foveate.engine.program import Program, ran_note
-from foveate.engine.reader import Reduction
+from foveate.engine.program import Program
+from foveate.engine.reading import Reduction
 from foveate.engine.samples import Sample
 from foveate.registry import family_for
 from tests.models import tiny

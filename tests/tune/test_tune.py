@@ -84,7 +84,7 @@ def test_budgets_the_samples_do_not_allow_are_refused():
     ("samples", "method", "message"),
     [
         ([], START, "no samples"),
-        (SAMPLES, fv.V2Drop(), "V2Drop needs no tuning"),
+        (SAMPLES[:2], fv.V2Drop(layers=(1, 2, 3)), "three pictures or more"),
         (SAMPLES, fv.MustDrop(filter=False), "filter=True"),
         ([batch("llava", ["tt"])], START, "has a vision token"),
     ],

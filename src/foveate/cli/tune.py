@@ -5,7 +5,7 @@ import json
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -17,56 +17,84 @@ from foveate.cli.outputs import check_targets
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from foveate.ask.prompt import Prompt
+    from foveate.ask.vlm import VLM
+    from foveate.methods.base import Method
+    from foveate.methods.named import Member
+
 __all__ = ["Tune"]
 
-FEW = 64  # below so many samples the mean is a rough one
+FEW = 64  # below so many samples the mean of thresholds is a rough one
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tune:
-    """Find the thresholds with which MustDrop meets a budget on your own pictures.
+    """Find the best setting of a method for a budget, on your own pictures and questions, without labels.
 
-    Its counts depend on picture and question, so thresholds are found by trying: some twelve steps, each a prefill of
-    every sample. The outcome goes to --out with its provenance, and runs with --method FILE. Methods with exact
-    schedules need no tuning: give generate --budget or --retention.
+    Cut layers, ratios and the method's settings are searched at one exact cost, for answers that stay nearest to the
+    full model's. Pictures are split: to search, to choose among the best, and to report with. The outcome goes to
+    --out, a preset file that runs with --method FILE, and says what was gained against the published schedule and
+    against random. MustDrop's counts depend on picture and question, so its thresholds are found instead.
 
     Examples:
-      foveate tune receipts/*.jpg --prompt "What is the total?" --retention 0.4 --out receipts.json
-      foveate tune --samples questions.jsonl --budget 192 --task vizwiz --out vizwiz.json
-      foveate generate receipt.jpg --prompt "What is the total?" --method receipts.json
+      foveate tune --samples questions.jsonl --method v2drop --budget 64 --out mine.json
+      foveate tune receipts/ --prompt "What is the total?" --method v2drop --retention 0.1 --minutes 10
+      foveate tune receipts/*.jpg --prompt "What is the total?" --method mustdrop --retention 0.4 --out receipts.json
+      foveate generate receipt.jpg --prompt "What is the total?" --method mine.json
     """
 
     images: Images = ()
-    """picture files, one sample each, all with the same question"""
+    """picture files or folders of them, all with the same question"""
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
     """the question"""
-    samples: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    samples: Annotated[Path | None, tyro.conf.arg(metavar="FILE|FOLDER", help_behavior_hint="")] = None
     """instead of pictures: one JSON object per line, {"image": file, "prompt": text};
-    paths are relative to this file"""
+    paths are relative to this file; of a folder, its samples.jsonl"""
     budget: Annotated[float | None, tyro.conf.arg(metavar="TOKENS", help_behavior_hint="")] = None
     """mean vision tokens per decoder layer, over the samples"""
     retention: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="")] = None
     """the same as a share in (0, 1]"""
+    flops: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="")] = None
+    """instead: FLOPs to the first token, as a share of the full model's"""
+    kv: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="")] = None
+    """instead: bytes of the KV cache after the prompt, likewise"""
     method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "mustdrop"
-    """the method to start from: mustdrop, one of its presets or a tuned record, with settings such as
-    "mustdrop:merge_windows=false"; it sets α/γ and everything that is not tuned"""
+    """the method or chain, one of its presets or a tuned file, with settings such as "v2drop:metric=cosine";
+    a setting that is given is not searched. Of mustdrop, thresholds give their ratio only"""
     settings: Settings = ()
-    """a setting of the method, repeatable; thresholds give their ratio only"""
+    """a setting of the method, repeatable"""
     task: Annotated[str, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = ""
-    """a name for the samples, kept in the record"""
+    """a name for the samples, kept in the file"""
+    minutes: Annotated[float | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """how long settings may be tried; the best so far is then taken"""
+    state: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """keep what was tried in this file; with the same one a stopped search goes on"""
+    seed: int = 0
+    """of the split and of the search"""
+    jobs: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """processes that try settings, each with a model of its own"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     json: Flag = False
-    """print only the record to stdout"""
+    """print only the outcome to stdout"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """write the record to a file"""
+    """write the outcome to a file"""
     force: Flag = False
     """overwrite an existing file"""
 
     def run(self) -> None:
         """Tune, print, and write what was asked for."""
         asked = self._asked()
-        if (self.budget is None) == (self.retention is None):
-            raise UsageError("Give one of --budget and --retention.")
+        costs = {"tokens": self.budget, "retention": self.retention, "flops": self.flops, "kv": self.kv}
+        if sum(value is not None for value in costs.values()) != 1:
+            raise UsageError("Give one of --budget and --retention (or of --flops and --kv).")
+        if self.minutes is not None and not self.minutes > 0:
+            raise UsageError(f"--minutes {self.minutes:g}: above 0.")
+        if self.jobs < 1:
+            raise UsageError(f"--jobs {self.jobs}: 1 or more.")
         check_targets(OutputOptions(out=self.out, force=self.force))
         check_methods([self.method], BudgetOptions(settings=self.settings))
         for path, _ in asked:
@@ -75,26 +103,68 @@ class Tune:
         from foveate.cli.screen import busy
 
         with busy("Starting torch"):
-            from foveate.ask.answering import fitting
             from foveate.ask.pictures import load_picture
             from foveate.cli.asking import load, named
-            from foveate.cli.outputs import write_text
-            from foveate.cli.screen import as_json, counted, note, show, show_json
             from foveate.methods.mustdrop import MustDrop
-            from foveate.tune import tune
-            from foveate.tune.thresholds import default_start
 
         start = named([self.method], BudgetOptions(settings=self.settings))[self.method]
-        (member, *others) = start.members
-        if others or not issubclass(member.kind, MustDrop):
-            raise UsageError(
-                f"--method {self.method}: there is nothing to tune but MustDrop's thresholds. Schedules are exact: "
-                "give generate --budget or --retention."
-            )
-        start.method()
+        thresholds = len(start.members) == 1 and issubclass(start.members[0].kind, MustDrop)
+        method = start.method()  # or a refusal, before a model is loaded
         pictures = [(load_picture(path), prompt) for path, prompt in asked]
         vlm = load(self.models)
         prompts = [vlm.prepare(picture, prompt) for picture, prompt in pictures]
+        if thresholds:
+            return self._thresholds(vlm, prompts, start.members[0])
+        return self._schedule(vlm, prompts, method, costs)
+
+    def _schedule(
+        self, vlm: "VLM", prompts: "Sequence[Prompt]", method: "Method", costs: dict[str, float | None]
+    ) -> None:
+        """Search a schedule and settings."""
+        from foveate.ask.answering import fitting
+        from foveate.cli.outputs import write_text
+        from foveate.cli.screen import as_json, counted, note, show, show_json
+        from foveate.tune import tune
+        from foveate.tune.tuned import Tuned
+
+        seconds = None
+        if self.minutes is not None:
+            seconds = 60 * self.minutes
+        with fitting(vlm, prompts[0].inputs), counted("Tuning, in steps", None) as progress:
+            tuned = tune(
+                vlm,
+                prompts,
+                method=method,
+                task=self.task,
+                seconds=seconds,
+                seed=self.seed,
+                jobs=self.jobs,
+                max_new_tokens=self.models.max_new_tokens,
+                state=self.state,
+                advance=lambda: progress.advance(progress.task_ids[0]),
+                **costs,
+            )
+        assert isinstance(tuned, Tuned)
+        for text in tuned.notes:
+            note(text)
+        if self.out is not None:
+            write_text(self.out, as_json(tuned.to_dict()), force=self.force)
+        if self.json:
+            return show_json(tuned.to_dict())
+        lines = [f"{tuned.method.to_json()}", f"{tuned.tried} settings tried in {tuned.seconds / 60:.1f} minutes"]
+        if self.out is not None:
+            lines.append(f"Preset: {self.out}")
+        return show(tuned.sheet(), *lines)
+
+    def _thresholds(self, vlm: "VLM", prompts: "Sequence[Prompt]", member: "Member") -> None:
+        """Find MustDrop's thresholds."""
+        from foveate.ask.answering import fitting
+        from foveate.cli.outputs import write_text
+        from foveate.cli.screen import as_json, counted, note, show, show_json
+        from foveate.tune import tune
+        from foveate.tune.record import Record
+        from foveate.tune.thresholds import default_start
+
         if len(prompts) < FEW:
             plural = "sample gives" if len(prompts) == 1 else "samples give"
             note(f"{len(prompts)} {plural} a rough mean; {FEW} or more are better.")
@@ -108,9 +178,12 @@ class Tune:
                 method=method,
                 tokens=self.budget,
                 retention=self.retention,
+                flops=self.flops,
+                kv=self.kv,
                 task=self.task,
                 advance=lambda: progress.advance(progress.task_ids[0]),
             )
+        assert isinstance(record, Record)
         if record.note:
             note(record.note)
         record = dataclasses.replace(record, model=vlm.name)  # no path of this machine for the embedded model
@@ -140,22 +213,39 @@ class Tune:
         if self.samples is None:
             if self.prompt is None:
                 raise UsageError('What is the question? Give it with --prompt "…".')
-            return [(path, self.prompt) for path in self.images]
-        check_readable(self.samples)
+            return [(path, self.prompt) for given in self.images for path in _pictures(given)]
+        file = self.samples
+        if file.is_dir():
+            file = file / "samples.jsonl"
+        check_readable(file)
         try:
-            lines = self.samples.read_text(encoding="utf-8-sig").split("\n")
+            lines = file.read_text(encoding="utf-8-sig").split("\n")
         except OSError as error:
-            raise InputError(f"{self.samples} cannot be read: {error.strerror}. Check the path.") from error
+            raise InputError(f"{file} cannot be read: {error.strerror}. Check the path.") from error
         except UnicodeDecodeError as error:
-            raise InputError(f"{self.samples} is no text: {error.reason}. Write a JSON object a line.") from error
+            raise InputError(f"{file} is no text: {error.reason}. Write a JSON object a line.") from error
         asked = []
         for number, line in enumerate(lines, 1):
             if line.strip():
-                image, prompt = _sample(line, f"{self.samples}, line {number}")
-                asked.append((self.samples.parent / image, prompt))
+                image, prompt = _sample(line, f"{file}, line {number}")
+                asked.append((file.parent / image, prompt))
         if not asked:
-            raise InputError(f"{self.samples} has no sample in it.")
+            raise InputError(f"{file} has no sample in it.")
         return asked
+
+
+def _pictures(given: Path) -> list[Path]:
+    """A picture, or those of a folder by name.
+
+    Raises:
+        InputError: If a folder has none.
+    """
+    if not given.is_dir():
+        return [given]
+    paths = sorted(path for path in given.iterdir() if path.suffix.lower() in ENDINGS)
+    if not paths:
+        raise InputError(f"{given} has no picture in it ({', '.join(ENDINGS)}).")
+    return paths
 
 
 def _sample(line: str, place: str) -> tuple[str, str]:

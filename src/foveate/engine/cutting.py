@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -13,16 +13,27 @@ from foveate.core.nested import Tensors
 from foveate.core.signals import Attention, KeyNorms, Pivots, Signal
 from foveate.engine.bucket import Bucket, Pick, each
 from foveate.engine.forward import Forward, LayerCall
+from foveate.engine.late import LateStages, hidden_note, ran_note
 from foveate.engine.looking import Decision, SampleRows, Unit, asking_units, decide, image_units, sample_unit
-from foveate.engine.program import Program, hidden_note, ran_note
+from foveate.engine.program import Program
 from foveate.engine.raters import RATERS, raters_of
-from foveate.engine.reader import AttentionReader, streams
+from foveate.engine.reading import streams
 from foveate.engine.samples import Begun, Sample
 from foveate.engine.trace import Stage
 
-__all__ = ["cut_before", "note_attending", "record", "take_tower_cuts"]
+__all__ = ["BucketReader", "cut_before", "decide_bucket", "note_attending", "record", "take_tower_cuts"]
 
-ReaderOf = Callable[[Bucket], AttentionReader]
+
+class BucketReader(Protocol):
+    """What `RowsReader` reads, for all samples of a bucket."""
+
+    def reduced(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]: ...
+    def keys(self) -> Tensor: ...
+    def key_norms(self) -> Tensor: ...
+    def pivots(self, count: int, units: Sequence[Unit]) -> Tensor: ...
+
+
+ReaderOf = Callable[[Bucket], BucketReader]
 Norm = Callable[[Tensor], Tensor]
 
 
@@ -131,7 +142,7 @@ def cut_before(forward: Forward, program: Program, call: LayerCall, reader_of: R
     forward.row_maps.append(forward.rows)
 
 
-def note_attending(bucket: Bucket, signals: Sequence[Signal], layer: int, reader: AttentionReader) -> None:
+def note_attending(bucket: Bucket, signals: Sequence[Signal], layer: int, reader: BucketReader) -> None:
     """Remember what queries and keys of a layer that attends come to, for stages before the next."""
     rows = sample_unit(bucket.first, bucket.left)
     images = [rows] if bucket.sizes is None else image_units(bucket.first, bucket.sizes)
@@ -149,7 +160,9 @@ def note_attending(bucket: Bucket, signals: Sequence[Signal], layer: int, reader
 def _cut(forward: Forward, program: Program, call: LayerCall, reader_of: ReaderOf, norm: Norm) -> None:
     """Cut before a layer, and record it if tokens may be dropped there."""
     before = forward.vision_left() if call.index in program.cuts else ()
-    undecided = [(bucket, _decision(bucket, program, call, reader_of, norm)) for bucket in forward.buckets]
+    undecided = [
+        (bucket, decide_bucket(bucket, program, call.index, call.hidden, reader_of, norm)) for bucket in forward.buckets
+    ]
     decisions = _with_counts(undecided)
     forward.buckets = [bucket for bucket, _ in decisions]
     dropped, merged = False, []
@@ -182,10 +195,10 @@ class LazyReader:
     def __init__(self, bucket: Bucket, reader_of: ReaderOf) -> None:
         self._bucket = bucket
         self._reader_of = reader_of
-        self._reader: AttentionReader | None = None
+        self._reader: BucketReader | None = None
 
     @property
-    def reader(self) -> AttentionReader:
+    def reader(self) -> BucketReader:
         """The same reader every time."""
         if self._reader is None:
             self._reader = self._reader_of(self._bucket)
@@ -209,12 +222,23 @@ class SampleReader:
         return self._pick(self._bucket_reader.reader.keys())
 
 
-def _decision(bucket: Bucket, program: Program, call: LayerCall, reader_of: ReaderOf, norm: Norm) -> Decision | None:
-    """What the stages before a layer leave of a bucket, with the samples in front of all tensors."""
+def decide_bucket(
+    bucket: Bucket, program: LateStages, layer: int, hidden: Tensor, reader_of: ReaderOf, norm: Norm
+) -> Decision | None:
+    """What the stages before a layer leave of a bucket, with the samples in front of all tensors.
+
+    Args:
+        bucket: The samples, and their rows that are left.
+        program: Says which stages stand here.
+        layer: The decoder layer.
+        hidden: Its full-length input, (samples of the batch, columns, width).
+        reader_of: Reads this layer's attention, for a bucket.
+        norm: The norm in front of the model's head.
+    """
     if not bucket.left:
         return None
-    bucket.to(call.hidden.device)
-    stages = program.before(call.index)
+    bucket.to(hidden.device)
+    stages = program.before(layer)
     reader = LazyReader(bucket, reader_of)
     # Under vmap `of_sample` runs once for all samples, so there is one decision; its tensors come out of `each`.
     decisions: list[Decision | None] = []
@@ -223,10 +247,10 @@ def _decision(bucket: Bucket, program: Program, call: LayerCall, reader_of: Read
         columns = sample["columns"]
 
         def states(columns: Tensor) -> Tensor:
-            return call.hidden[sample["index"].expand(len(columns)), columns]
+            return hidden[sample["index"].expand(len(columns)), columns]
 
         rows = SampleRows(
-            call.index,
+            layer,
             bucket.first,
             sample["source"],
             bucket.sizes,
@@ -237,7 +261,7 @@ def _decision(bucket: Bucket, program: Program, call: LayerCall, reader_of: Read
             bucket.begun,
         )
         decision = decide(rows, stages)
-        for name in program.done_with(call.index):
+        for name in program.done_with(layer):
             rows.notes.pop(name, None)
         decisions.append(decision)
         if decision is None:

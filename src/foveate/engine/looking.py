@@ -13,7 +13,8 @@ from foveate.core.cut import Cut, note_of
 from foveate.core.signals import Attention, Cells, Hidden, KeyNorms, Keys, Normed, Pivots, Signal
 from foveate.core.views import Arriving, ImageView, LayerView, View
 from foveate.engine import guards
-from foveate.engine.program import CELLS, NotesOf, hidden_note, named, ran_note
+from foveate.engine.late import hidden_note, ran_note
+from foveate.engine.program import CELLS, NotesOf, named
 from foveate.engine.samples import Begun, Sample
 from foveate.methods.stages import Place, Stage
 
@@ -63,7 +64,7 @@ class Unit:
 def sample_unit(sample: Sample, count: int) -> Unit:
     """All `count` rows that are left of a sample."""
     text_after = tuple(after > 0 for after in sample.text_after)
-    return Unit(0, count, len(sample.vision), sum(sample.started_sizes), text_after)
+    return Unit(0, count, sum(sample.entered_sizes), sum(sample.started_sizes), text_after)
 
 
 def image_units(sample: Sample, sizes: Sequence[int]) -> list[Unit]:
@@ -71,7 +72,7 @@ def image_units(sample: Sample, sizes: Sequence[int]) -> list[Unit]:
     if len(sizes) == 1:
         return [sample_unit(sample, sizes[0])]
     ends = itertools.accumulate(sizes)
-    in_sample = len(sample.vision)
+    in_sample = sum(sample.entered_sizes)
     images = zip(ends, sizes, sample.entered_sizes, sample.started_sizes, sample.text_after, strict=True)
     units = []
     for image, (end, size, entered, started, text) in enumerate(images):

@@ -5,32 +5,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import Tensor
 
 from foveate.core.cut import Cut
-from foveate.core.grid import Grid
-from foveate.core.signals import Cells, Hidden, Signal
-from foveate.core.views import Arriving
+from foveate.core.signals import Cells
 from foveate.engine import guards
+from foveate.engine.early import EarlyStages
+from foveate.engine.late import LateStages
 from foveate.families.base import Family
 from foveate.methods import follow
 from foveate.methods.base import Method
-from foveate.methods.stages import LayerStage, Place, Shape, Stage, TowerStage, of_layer_that_ran
+from foveate.methods.stages import Place, Shape, Stage
 
 __all__ = ["NotesOf", "Program", "named"]
 
 
-class Program:
-    """Which stages act where.
+class Program(EarlyStages, LateStages):
+    """Which stages act where, on a model of transformers.
 
-    Attributes:
-        method: Whose stages these are.
-        stages: All of them, in order.
-        tower: The stage inside the vision tower, if any.
-        images: Stages on an image's tokens on their way out of the tower.
-        cuts: Decoder layers before which tokens may be dropped.
-        together: Whether stages may look at many samples at once.
+    Attributes, beside those of `EarlyStages` and `LateStages`:
         reads_text: Whether text decides what is left.
         by_frame: Whether the frames of a video are counted one by one.
         adds_rows: Whether rows may come that are no tokens of their own.
-        opening: See `follow.opening`.
         cached: Decoder layers whose caches are cut after the prefill.
         reads_cells: Whether a stage before a layer reads where tokens stand.
         finds_raters: Whether attention of the raters is read, which are told from what enters the decoder.
@@ -40,77 +33,24 @@ class Program:
     """
 
     def __init__(self, method: Method, family: Family) -> None:
-        self.method = method
         shape = Shape(len(family.layers), cls=family.tower_cls, renumbers=family.renumbers)
-        self.stages = stages = follow.in_order(method.stages(shape))
+        stages = follow.in_order(method.stages(shape))
+        EarlyStages.__init__(self, method, stages)
         guards.refuse_stages(method, stages, family)
         self._depth = shape.depth
         self._renumbers = shape.renumbers
-        self._pixels = follow.at(stages, Place.PIXELS)
-        towers: tuple[TowerStage, ...] = follow.at(stages, Place.TOWER)  # type: ignore[assignment]
-        self.tower = towers[0] if towers else None
-        before = follow.at(stages, Place.BEFORE_PROJECTOR)
-        behind = follow.at(stages, Place.BEHIND_PROJECTOR)
-        self.images: tuple[Stage, ...] = (*before, *behind)
-        self._before: dict[int, tuple[Stage, ...]] = {}
-        self.cuts = frozenset(follow.cut_layers(stages))
-        # One run through the tower has one place to cut at: what comes behind it then stands before layer 0, where the
-        # same features arrive.
-        if behind and (self._pixels or towers or before):
-            self.images = before
-            self._before[0] = behind
-            self.cuts |= {0}
-        for stage in follow.layer_stages(stages):
-            self._before[stage.layer] = (*self._before.get(stage.layer, ()), stage)
-        self.together = not any(stage.host for stage in stages)
+        # What stands behind the projector, behind another stage of the tower, cuts before layer 0.
+        moved = [stage for stage in self.entering if stage.place is not Place.LAYER]
+        LateStages.__init__(self, stages, entering=moved)
         self.reads_text = follow.reads_text(stages)
         self.by_frame = any(stage.unit == "frame" for stage in stages)
         self.adds_rows = any(stage.ownerless for stage in stages)
-        self.opening = follow.opening(stages)
         self.cached = follow.cached_layers(stages)
         layers = follow.layer_stages(stages)
         self.reads_cells = any(Cells() in stage.reads for stage in layers)
         self.finds_raters = any(getattr(signal, "rows", "") == "raters" for stage in layers for signal in stage.reads)
-        self._remembered, self._signals_while = _looking_back(layers)
-
-    # -- encode ------------------------------------------------------------------------------------------------
-
-    @property
-    def encodes(self) -> str | None:
-        """How a run through the tower is made: "pixels", "tower" or "projector"; None: as the model does."""
-        if self._pixels:
-            return "pixels"
-        before = any(stage.place < Place.BEHIND_PROJECTOR for stage in self.images)
-        if self.tower is not None or before:
-            return "tower"
-        return "projector" if self.images else None
-
-    def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
-        """What the token grids of an image's frames or views become in front of the tower."""
-        tokens = sum(rows * columns for rows, columns in grids)
-        return follow.coarsened(self.stages, Arriving(tokens, entered, tokens, reserved, tuple(grids)))
 
     # -- each layer --------------------------------------------------------------------------------------------
-
-    def before(self, layer: int) -> tuple[Stage, ...]:
-        """The stages that stand before a decoder layer, in order."""
-        return self._before.get(layer, ())
-
-    def remembers(self, layer: int) -> bool:
-        """Whether the rows entering a layer are read again later."""
-        return layer in self._remembered
-
-    def signals_while(self, layer: int) -> Sequence[Signal]:
-        """What queries and keys of a layer are reduced to while it attends, for stages before the next."""
-        return self._signals_while.get(layer, ())
-
-    def done_with(self, layer: int) -> Iterator[str]:
-        """Names of the notes that nothing reads behind the stages of a layer."""
-        for entered, last in self._remembered.items():
-            if last == layer:
-                yield hidden_note(entered)
-        for signal in self.signals_while(layer - 1):
-            yield ran_note(signal, layer - 1)
 
     def plan(self, sizes: Sequence[int]) -> tuple[int, ...] | None:
         """Vision tokens that each layer processes, as far as that is known beforehand."""
@@ -135,42 +75,11 @@ class Program:
         return self._renumbers and any(stage.positions == "renumber" for stage in stages)
 
 
-def _looking_back(stages: Sequence[LayerStage]) -> tuple[dict[int, int], dict[int, list[Signal]]]:
-    """What stages read of layers that have run.
-
-    Returns:
-        The layers whose input is remembered, each with the last layer before which it is read; and the layers whose
-        queries and keys are reduced while they attend, each with the signals.
-    """
-    remembered: dict[int, int] = {}
-    reduced: dict[int, list[Signal]] = {}
-    for stage in stages:
-        for signal in stage.reads:
-            if isinstance(signal, Hidden) and signal.back:
-                entered = stage.layer - signal.back
-                remembered[entered] = max(stage.layer, remembered.get(entered, 0))
-            elif of_layer_that_ran(signal):
-                signals = reduced.setdefault(stage.layer - 1, [])
-                if signal not in signals:
-                    signals.append(signal)
-    return remembered, reduced
-
-
 # -- names of notes -----------------------------------------------------------------------------------------------
 
 
 CELLS = "cells"
 """The name under which it is remembered where rows stand."""
-
-
-def hidden_note(layer: int) -> str:
-    """The name under which the rows entering a layer are remembered."""
-    return f"hidden {layer}"
-
-
-def ran_note(signal: Signal, layer: int) -> str:
-    """The name under which a signal of a layer that ran is remembered."""
-    return f"{signal!r} {layer}"
 
 
 def named(cut: Cut, stage: Stage) -> Cut:

@@ -61,17 +61,20 @@ class AnyResolution(Family):
     def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
         sizes = picture_sizes(inputs["image_sizes"])
         pairs = zip(lengths, sizes, strict=True)
-        return [self._image_boxes(length, size) for length, size in pairs]
+        return [self.image_boxes(self.model.config, length, size) for length, size in pairs]
 
-    def _image_boxes(self, length: int, size: tuple[int, int]) -> Tensor | None:
-        """The base view, then the tile map, each of its rows closed by a newline; or a base view and one newline."""
-        base = grid_boxes(self.side, self.side)
+    @classmethod
+    def image_boxes(cls, config: Any, length: int, size: tuple[int, int]) -> Tensor | None:
+        """Where the `length` tokens of a picture of this height and width look: the base view, then the tile map,
+        each of its rows closed by a newline; or a base view and one newline. None if it has another number of tokens.
+        """
+        side = _side(config)
+        base = grid_boxes(side, side)
         if length == len(base) + 1:  # no tiles
             return torch.cat((base, NOWHERE))
-        config = self.model.config
         tall, wide = tiles_of(config, size)
-        patches = _unpadded(tall * self.side, wide * self.side, *size)
-        rows, columns = self.shrunk(config, *patches)
+        patches = _unpadded(tall * side, wide * side, *size)
+        rows, columns = cls.shrunk(config, *patches)
         if length != len(base) + rows * (columns + 1):
             return None
         cells = grid_boxes(rows, columns).view(rows, columns, 4)

@@ -23,7 +23,18 @@ from foveate.families.tap import Tapped, tap
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, block_of, of_image, tower_attention, tower_keys
 from foveate.families.vision import grid_boxes, smaller
 
-__all__ = ["FAMILIES", "Qwen2VL", "Qwen3VL", "Qwen3VLMoe", "Qwen25VL", "Qwen35", "Qwen35Moe"]
+__all__ = [
+    "FAMILIES",
+    "Qwen2VL",
+    "Qwen3VL",
+    "Qwen3VLMoe",
+    "Qwen25VL",
+    "Qwen35",
+    "Qwen35Moe",
+    "blocks_seeing_all",
+    "means_of_tokens",
+    "picture_view",
+]
 
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 """The argument that a modality's patches are given in."""
@@ -85,7 +96,7 @@ class Qwen2VL(Family):
 
         views = []
         for index, (image, grid) in enumerate(zip(features, grids.tolist(), strict=True)):
-            views.append(_view(side, image, grid, partial(of_image, stats, index)))
+            views.append(picture_view(side, image, grid, partial(of_image, stats, index)))
         cuts = reducer.reduce(views)
         for index, cut in enumerate(cuts):
             if cut is not None and not stays_whole(cut):
@@ -194,13 +205,22 @@ class _Reader:
 
     def token_means(self, group: int, order: Any) -> Tensor:
         """Means over the `group` patches of each token, in this order: (tokens, numbers)."""
-        # The patches of a token stand one behind the other.
-        patches = torch.cat(self._parts)
-        tokens = len(patches) // group
-        return patches.view(tokens, group, -1).mean(dim=1)[order]
+        return means_of_tokens(torch.cat(self._parts), group, order)
 
 
-def _view(side: int, features: Tensor, grid: Sequence[int], read: Callable[[TowerSignal], Tensor]) -> TowerView:
+def means_of_tokens(patches: Tensor, group: int, order: Any) -> Tensor:
+    """Means over the `group` patches of each token, which stand one behind the other: (tokens, numbers).
+
+    Args:
+        patches: What is known of each, (patches, numbers).
+        group: Patches of a token.
+        order: Index of the tokens, which puts them in order.
+    """
+    tokens = len(patches) // group
+    return patches.view(tokens, group, -1).mean(dim=1)[order]
+
+
+def picture_view(side: int, features: Tensor, grid: Sequence[int], read: Callable[[TowerSignal], Tensor]) -> TowerView:
     """What is shown of an image, or of a video of several temporal patches: `grid` counts these, rows and columns."""
     times, height, width = grid
     cells = (height // side, width // side)
@@ -228,6 +248,21 @@ def _resized(patches: Tensor, grid: tuple[int, int, int], tokens: Grid, vision: 
     return blocks.reshape(-1, patches.shape[1])
 
 
+def blocks_seeing_all(visual: Any) -> list[int]:
+    """Blocks of Qwen2.5-VL's tower that look at the whole picture: what a token receives in a window is local.
+
+    Raises:
+        UnsupportedError: If there is none.
+    """
+    looking = [index for index in range(len(visual.blocks)) if index in visual.fullatt_block_indexes]
+    if not looking:
+        raise UnsupportedError(
+            "No block of this tower attends to the whole picture (fullatt_block_indexes names none of its "
+            f"{len(visual.blocks)}), so tokens cannot be ranked there. Use a method that drops between layers."
+        )
+    return looking
+
+
 class Qwen25VL(Qwen2VL):
     """Where things are inside `Qwen2_5_VLForConditionalGeneration`, whose tower looks through windows in most blocks.
 
@@ -240,15 +275,7 @@ class Qwen25VL(Qwen2VL):
 
     @property
     def seeing_blocks(self) -> Sequence[int]:
-        """What a token receives in a window is local."""
-        visual = self.core.visual
-        looking = [index for index in range(len(visual.blocks)) if index in visual.fullatt_block_indexes]
-        if not looking:
-            raise UnsupportedError(
-                "No block of this tower attends to the whole picture (fullatt_block_indexes names none of its "
-                f"{len(visual.blocks)}), so tokens cannot be ranked there. Use a method that drops between layers."
-            )
-        return looking
+        return blocks_seeing_all(self.core.visual)
 
     def token_order(self, grids: Tensor) -> Tensor:
         visual = self.core.visual

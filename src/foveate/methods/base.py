@@ -15,6 +15,7 @@ from foveate.errors import SettingError
 from foveate.methods import follow
 from foveate.methods.checking import check
 from foveate.methods.schedule import Budget, budget_of, decoder_depth
+from foveate.methods.space import Space
 from foveate.methods.stages import Shape, Stage
 
 __all__ = ["Method", "Preset"]
@@ -64,6 +65,8 @@ class Method(ABC):
     """Published and derived settings."""
     schedule: ClassVar[tuple[str, ...]] = ()
     """Settings that say how many tokens stay, so that a budget cannot be given beside them."""
+    searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Settings that `foveate tune` may change, with their values, the usual one first; the first two make its grid."""
     # `Chain.of`. A chain is a method and so imports this module; foveate.methods.chain sets it here.
     _chain_of: ClassVar[Callable[..., "Method"]]
 
@@ -234,6 +237,34 @@ class Method(ABC):
             )
         changes["retention"] = retention
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+    def space(self, depth: int) -> Space | None:
+        """What `foveate tune` may change of this setting, in a decoder of `depth` layers; None where nothing can be.
+
+        By default: the settings in `searched`, the place of a single cut, and the budget. A setting that differs from
+        the method's usual one was chosen by somebody, and stays.
+        """
+        if "retention" not in self._fields():
+            return None
+        settings = self.free_settings()
+        cuts = follow.cut_layers(self.stages(Shape(depth)))
+        if "layer" in self._fields() and cuts and self._is_usual("layer"):
+            settings["layer"] = (cuts[0], *(layer for layer in range(1, depth // 2) if layer != cuts[0]))
+        return Space(build=self._with_mean, depth=depth, most_cuts=0, counts_entry=True, whole=False, settings=settings)
+
+    def free_settings(self) -> dict[str, tuple[Any, ...]]:
+        """The settings in `searched` that nobody has chosen."""
+        return {name: values for name, values in self.searched.items() if self._is_usual(name)}
+
+    def _is_usual(self, name: str) -> bool:
+        return bool(getattr(self, name) == self._fields()[name].default)
+
+    def _with_mean(
+        self, layers: tuple[int, ...], counts: Sequence[float], entered: int, settings: Mapping[str, Any]
+    ) -> "Method":
+        """This setting with a mean of `counts[0]` of `entered` tokens."""
+        changed = dataclasses.replace(self, **settings)  # type: ignore[type-var]
+        return changed.with_budget(retention=min(1.0, counts[0] / entered))
 
     def __add__(self, other: "Method") -> "Method":
         """A chain of both: each works at its own places (see `foveate.methods.chain`)."""

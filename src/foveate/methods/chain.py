@@ -1,16 +1,22 @@
 """Several methods as one: `VisionZip() + V2Drop()`, or "visionzip+v2drop"."""
 
 import dataclasses
-from typing import Self
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Self
 
 from foveate._spelling import CHAIN
 from foveate.errors import SettingError
 from foveate.methods.base import Method
 from foveate.methods.schedule import Budget
 from foveate.methods.settings import MethodSetting
+from foveate.methods.space import Space
 from foveate.methods.stages import Shape, Stage
 
 __all__ = ["Chain"]
+
+SHARES = (0.5, 0.35, 0.25, 0.18, 0.125)
+"""What an earlier member of a chain may keep when a chain is tuned."""
 
 
 class Chain(Method):
@@ -72,6 +78,66 @@ class Chain(Method):
                 continue
             return type(self)(members=(*self.members[:index], member, *self.members[index + 1 :]))
         raise SettingError(f"No method of this chain takes a budget: {' '.join(reversed(reasons))}")
+
+    def space(self, depth: int) -> Space | None:
+        """The members' spaces as one: the last that has one spends the budget.
+
+        Settings are named by their member's place, "1.metric"; an earlier member's share of the tokens is one of them.
+        """
+        spaces = [member.space(depth) for member in self.members]
+        places = [place for place, space in enumerate(spaces) if space is not None]
+        if not places:
+            return None
+        last = places[-1]
+        settings: dict[str, tuple[Any, ...]] = {}
+        for place in places:
+            space = spaces[place]
+            assert space is not None
+            if place != last and "retention" in self.members[place]._fields():
+                settings[f"{place}.retention"] = SHARES
+            for name, values in space.settings.items():
+                settings[f"{place}.{name}"] = values
+        spending = spaces[last]
+        assert spending is not None
+        build = partial(self._joined, spending, last, depth)
+        return dataclasses.replace(spending, build=build, settings=settings)
+
+    def _joined(
+        self,
+        spending: Space,
+        last: int,
+        depth: int,
+        layers: tuple[int, ...],
+        counts: Sequence[float],
+        entered: int,
+        settings: Mapping[str, Any],
+    ) -> Self:
+        """This chain with its member at place `last` built in its space, and the others' settings changed."""
+        own: list[dict[str, Any]] = [{} for _ in self.members]
+        for name, value in settings.items():
+            place, _, setting = name.partition(".")
+            own[int(place)][setting] = value
+        members = []
+        for member, values in zip(self.members, own, strict=True):
+            share = values.pop("retention", None)
+            if member is not self.members[last]:
+                member = dataclasses.replace(member, **values)  # type: ignore[type-var]
+            if share is not None:
+                member = member.with_budget(retention=share)
+            members.append(member)
+        arriving = self._arriving(members[:last], depth, entered)
+        counts = [min(count, arriving) for count in counts]
+        members[last] = spending.build(layers, counts, arriving, own[last])
+        return type(self)(members=tuple(members))
+
+    def _arriving(self, earlier: Sequence[Method], depth: int, entered: int) -> int:
+        """Tokens that earlier members leave of an image that enters with so many."""
+        left = entered
+        for member in earlier:
+            plan = member.plan(depth, [left])
+            if plan is not None:
+                left = plan[0]
+        return left
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.members))

@@ -11,7 +11,6 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from foveate.core.rank import top
 from foveate.methods.base import Preset
 from foveate.methods.scheduled import Scheduled
 from foveate.methods.stages import Attention, LayerView, Signal
@@ -42,11 +41,14 @@ class FastV(Scheduled):
     def reads(self, layer: int) -> tuple[Signal, ...]:
         return (Attention(rows="last", layer="ran", heads="mean"),)
 
-    def select(self, view: LayerView, count: int) -> Tensor:
-        return top(view.attention, count)
+    def scores(self, view: LayerView) -> Tensor:
+        return view.attention
 
     def kept(self, tokens: int, ratio: float) -> int:
         return min(tokens, max(self.min_keep, round(tokens * ratio)))
+
+    def share_for(self, count: int, tokens: int) -> float:
+        return count / tokens
 
 
 def _preset(budget: int, kept: int) -> Preset:

@@ -7,7 +7,8 @@ Before layer l: s_j = mean over heads of softmax(q_last · k_j / √d) with the 
 int(r_l · N) tokens with the largest s stay, N being those that entered the decoder.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -17,6 +18,7 @@ from foveate.errors import BudgetError, SettingError
 from foveate.methods.base import Method, Preset
 from foveate.methods.schedule import Budget, as_layers, geometric_counts
 from foveate.methods.settings import Layers, Positions, Share, Shares, Tokens, Unit, numbering
+from foveate.methods.space import Space
 from foveate.methods.stages import Arriving, Attention, LayerStage, LayerView, Shape, Stage
 
 __all__ = ["METHOD", "PyramidDrop"]
@@ -50,6 +52,8 @@ class PyramidDrop(Method):
 
     name = "pyramiddrop"
     schedule: ClassVar[tuple[str, ...]] = ("image_token_ratio_list",)
+
+    searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {"positions": ("reindex", "keep")}
 
     layer_list: Layers | None = None
     image_token_ratio_list: Shares | None = None
@@ -105,6 +109,19 @@ class PyramidDrop(Method):
         # An earlier stage may have left fewer tokens than entered: the budget counts from those that entered.
         mean = Budget(self.tokens, self.retention).mean(arriving.entered)
         return _counts(mean, arriving.started, depth, self._cuts(depth))[index]
+
+    def space(self, depth: int) -> Space | None:
+        return Space(build=self._cutting, depth=depth, settings=self.free_settings())
+
+    def _cutting(
+        self, layers: tuple[int, ...], counts: Sequence[float], entered: int, settings: Mapping[str, Any]
+    ) -> Self:
+        """This setting with other cuts, which leave so many of `entered` tokens; half a token keeps clear of
+        truncation."""
+        ratios = tuple(min(1.0, (count + 0.5) / entered) for count in counts)
+        return dataclasses.replace(
+            self, layer_list=layers, image_token_ratio_list=ratios, retention=None, tokens=None, **settings
+        )
 
     @classmethod
     def solved(

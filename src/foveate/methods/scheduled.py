@@ -1,7 +1,7 @@
 """Scheduled: cuts before given decoder layers, each keeping a share of the tokens that arrive."""
 
-from abc import abstractmethod
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -9,10 +9,12 @@ from torch import Tensor
 
 from foveate.core.budget import keep_count
 from foveate.core.cut import Cut
+from foveate.core.rank import top
 from foveate.errors import SettingError
 from foveate.methods.base import Method
 from foveate.methods.schedule import Budget, as_layers, default_layers, staged_ratios
 from foveate.methods.settings import Count, Layers, Share, Shares, Tokens, Unit
+from foveate.methods.space import Space
 from foveate.methods.stages import Arriving, LayerStage, LayerView, Shape, Signal, Stage
 
 __all__ = ["Scheduled"]
@@ -21,7 +23,8 @@ __all__ = ["Scheduled"]
 class Scheduled(Method):
     """Cuts before given decoder layers, each keeping a share of the vision tokens that arrive there.
 
-    A subclass defines which tokens to keep (`select`) and which signals it reads (`reads`).
+    A subclass defines how tokens are ranked (`scores`), or which ones are kept (`select`), and which signals it reads
+    (`reads`).
 
     Attributes:
         layers: Decoder layers (0-based) whose input is cut, strictly ascending. With a budget there are three, or one;
@@ -80,9 +83,13 @@ class Scheduled(Method):
                 f"and {len(keep)} ratios {keep}."
             )
 
-    @abstractmethod
+    def scores(self, view: LayerView) -> Tensor:
+        """A number for each token, (tokens,); the highest stay."""
+        raise NotImplementedError(f"{type(self).__name__} must define scores(view) or select(view, count).")
+
     def select(self, view: LayerView, count: int) -> Tensor:
         """Which `count` tokens of `view` stay: (count,) int64 indices into it, ascending."""
+        return top(self.scores(view), count)
 
     def reads(self, layer: int) -> tuple[Signal, ...]:
         """The signals that `select` reads before this layer."""
@@ -107,12 +114,18 @@ class Scheduled(Method):
                 layer,
                 reads=self.reads(layer),
                 count=partial(self._count, shape.depth, index),
-                choose=self._chosen,
+                **self._ranking(),
                 unit=self.scope,
                 flops=partial(self._flops, shape.depth, index),
             )
             for index, layer in enumerate(self.cuts(shape.depth))
         )
+
+    def _ranking(self) -> dict[str, Any]:
+        """How a stage ranks: by scores, unless a subclass selects in another way."""
+        if type(self).select is Scheduled.select:
+            return {"score": self.scores}
+        return {"choose": self._chosen}
 
     def _chosen(self, view: LayerView, count: int | None) -> Cut | None:
         assert count is not None
@@ -129,6 +142,24 @@ class Scheduled(Method):
     def kept(self, tokens: int, ratio: float) -> int:
         """How many of `tokens` a cut with this ratio keeps: truncated, and never fewer than `min_keep`."""
         return keep_count(tokens, ratio, self.min_keep)
+
+    def share_for(self, count: int, tokens: int) -> float:
+        """A ratio with which a cut keeps `count` of `tokens`: counts are truncated, so half a token is added."""
+        return min(1.0, (count + 0.5) / tokens)
+
+    def space(self, depth: int) -> Space | None:
+        return Space(build=self._cutting, depth=depth, first=self.first_layer, settings=self.free_settings())
+
+    def _cutting(
+        self, layers: tuple[int, ...], counts: Sequence[float], entered: int, settings: Mapping[str, Any]
+    ) -> Self:
+        """This setting with other cuts, which leave so many of `entered` tokens."""
+        keep = []
+        arriving = entered
+        for count in map(int, counts):
+            keep.append(self.share_for(count, arriving))
+            arriving = count
+        return dataclasses.replace(self, layers=layers, keep=tuple(keep), retention=None, tokens=None, **settings)
 
     def _ratios(self, depth: int, arriving: Arriving) -> tuple[float, ...]:
         """Keep ratios of all cuts: as given, or solved for what has entered."""

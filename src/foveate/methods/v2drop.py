@@ -6,14 +6,13 @@ CVPR 2026, arXiv:2509.01552. Reads no attention weights, so it runs under any at
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from foveate.core.rank import top
 from foveate.errors import SettingError, ShapeError
 from foveate.methods.base import Preset
 from foveate.methods.scheduled import Scheduled
@@ -48,6 +47,11 @@ class V2Drop(Scheduled):
 
     name = "v2drop"
     first_layer: ClassVar[int] = 1  # variation needs the layer before
+    searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "metric": ("l2", "l1", "cosine", "relative"),
+        "over": ("net", "path"),
+        "window": (1, 2, 3),
+    }
 
     metric: Metric = "l2"
     over: Literal["net", "path"] = "net"
@@ -95,16 +99,11 @@ class V2Drop(Scheduled):
             return {"path": moved}
         return {"path": view.notes["path"] + moved}
 
-    def select(self, view: LayerView, count: int) -> Tensor:
-        scores = self._scores(view)
+    def scores(self, view: LayerView) -> Tensor:
+        scores = view.notes["path"] if self.over == "path" else self._variation(view)
         if self.reverse:
-            scores = -scores
-        return top(scores, count)
-
-    def _scores(self, view: LayerView) -> Tensor:
-        if self.over == "net":
-            return self._variation(view)
-        return view.notes["path"]
+            return -scores
+        return scores
 
     def _variation(self, view: LayerView) -> Tensor:
         dtype = torch.float32

@@ -7,7 +7,8 @@ Four stages: 0 behind the vision tower, 1 to 3 before decoder layers. Each keeps
 ("dominant") and merges the others into c rows ("contextual"), by the cosine of their keys.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -20,6 +21,7 @@ from foveate.errors import BudgetError, SettingError
 from foveate.methods.base import Method, Preset
 from foveate.methods.schedule import Budget, as_layers, entry_floor, entry_sizes, half_up
 from foveate.methods.settings import Count, Layers, Positions, Share, Tokens, numbering
+from foveate.methods.space import Space
 from foveate.methods.stages import (
     Arriving,
     Attention,
@@ -84,6 +86,13 @@ class VisionDrop(Method):
 
     name = "visiondrop"
     schedule: ClassVar[tuple[str, ...]] = ("dominant", "contextual", "layer_list", "image_token_list", "reference")
+
+    searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "positions": ("reindex", "keep"),
+        "merge": ("sum", "average"),
+        "bidirectional": (False, True),
+        "renorm": (False, True),
+    }
 
     dominant: Count = DOMINANT
     contextual: Count = CONTEXT
@@ -250,6 +259,27 @@ class VisionDrop(Method):
         dominant = half_up(dominant * arriving.entered / self.reference)
         contextual = half_up(contextual * arriving.entered / self.reference)
         return max(1, dominant), contextual
+
+    def space(self, depth: int) -> Space | None:
+        return Space(build=self._cutting, depth=depth, first=1, counts_entry=True, settings=self.free_settings())
+
+    def _cutting(
+        self, layers: tuple[int, ...], counts: Sequence[float], entered: int, settings: Mapping[str, Any]
+    ) -> Self:
+        """This setting with other stages, which leave so many of `entered` tokens, the first of them behind the
+        tower."""
+        (dominant, contextual), *pairs = [_split(int(count)) for count in counts]
+        return dataclasses.replace(
+            self,
+            dominant=dominant,
+            contextual=contextual,
+            layer_list=layers,
+            image_token_list=tuple(pairs),
+            reference=entered,
+            retention=None,
+            tokens=None,
+            **settings,
+        )
 
     @classmethod
     def solved(

@@ -14,7 +14,7 @@ from foveate.methods import catalogue
 from foveate.methods.base import Method
 from foveate.methods.settings import check
 
-__all__ = ["Record"]
+__all__ = ["Record", "write_json"]
 
 FORMAT = "foveate tuning 1"
 WITHIN = 0.01  # of the target
@@ -113,11 +113,7 @@ class Record:
         Raises:
             InputError: If the file exists and `force` is off, or it cannot be written.
         """
-        path = Path(path)
-        if path.exists() and not force:
-            raise InputError(f"{path} exists already. Name another file, or overwrite it with force=True.")
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
-        publish(path, lambda part: part.write_text(text, encoding="utf-8"), force=True)
+        write_json(self.to_dict(), Path(path), force)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -127,3 +123,15 @@ class Record:
             InputError: If there is no such file, or it holds no record.
         """
         return cls.from_dict(read_json(path))
+
+
+def write_json(values: Mapping[str, Any], path: Path, force: bool) -> None:
+    """Write plain values to a file.
+
+    Raises:
+        InputError: If the file exists and `force` is off, or it cannot be written.
+    """
+    if path.exists() and not force:
+        raise InputError(f"{path} exists already. Name another file, or overwrite it with force=True.")
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    publish(path, lambda part: part.write_text(text, encoding="utf-8"), force=True)

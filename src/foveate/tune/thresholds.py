@@ -1,7 +1,6 @@
 """MustDrop's γ for a budget, by bisection on samples of one's own."""
 
 import dataclasses
-import hashlib
 import statistics
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from foveate._versions import versions
 from foveate.engine.session import drop
@@ -19,13 +17,14 @@ from foveate.methods.base import Method
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.schedule import budget_of
 from foveate.tune.record import WITHIN, Record
+from foveate.tune.samples import digest
 
-__all__ = ["default_start", "tune"]
+__all__ = ["default_start", "model_name", "tune_thresholds"]
 
 STEPS = 24
 
 
-def tune(
+def tune_thresholds(
     model: Any,
     samples: Iterable[Mapping[str, Any]],
     *,
@@ -95,10 +94,10 @@ def tune(
     gamma, found = best
     record = Record(
         method=_with(start, gamma, kappa),
-        model=_named(model),
+        model=model_name(model),
         task=task,
         samples=len(found),
-        inputs=_digest(batches),
+        inputs=digest(*batches),
         target=target,
         retention=statistics.fmean(found),
         spread=statistics.stdev(found) if len(found) > 1 else 0.0,
@@ -117,7 +116,7 @@ def default_start(model: Any) -> MustDrop:
     return MustDrop(pruning_layers=MustDrop.for_budget(model, retention=1.0).pruning_layers)
 
 
-def _named(model: Any) -> str:
+def model_name(model: Any) -> str:
     """A model's hub id; of a local folder its name alone, since where it lies is nobody's business."""
     known = getattr(model.config, "name_or_path", "") or model.config.model_type
     return Path(known).name if Path(known).is_dir() else str(known)
@@ -151,15 +150,3 @@ def _retentions(model: Any, batches: list[Mapping[str, Any]], method: MustDrop) 
     if not counts:
         raise SettingError("None of the samples has a vision token. Give samples with pictures.")
     return retentions, counts
-
-
-def _digest(batches: list[Mapping[str, Any]]) -> str:
-    """SHA-256 over names, shapes, dtypes and values of all tensors."""
-    found = hashlib.sha256()
-    for inputs in batches:
-        for name in sorted(inputs):
-            value = inputs[name]
-            if isinstance(value, Tensor):
-                found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-                found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()

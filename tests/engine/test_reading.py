@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foveate.engine.reader import Reduction, streams
+from foveate.engine.reading import Reduction, streams
 from foveate.methods.stages import Attention
 
 

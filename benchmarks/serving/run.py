@@ -1,0 +1,186 @@
+"""What dropping is worth in a vLLM server, from one client to many: writes serving.json and prints its tables.
+
+    make setup-vllm && .venv-vllm/bin/python benchmarks/serving/run.py              # half an hour on two cores
+    .venv-vllm/bin/python benchmarks/serving/run.py --rounds 1 --clients 1 8        # a look
+    python benchmarks/serving/run.py --model llava-hf/llava-1.5-7b-hf --out gpu.json --block-size 16 --pictures 64
+
+Stock vLLM, stock again as the control, dropping before the decoder and between its layers, and tokens drawn at random
+at the same counts: a server each, all started at once, and asked in turn, in an order drawn for each round. A round is
+every server with every number of clients. Ratios are of a server's figure to stock's in the same round and cell.
+
+Every request brings a picture that the server has no memory of: prefix cache and cache of processed pictures are off,
+since with them the second request for a picture would cost nothing in any server. With `--model` the answers are not
+checked, and `--weights dummy` takes random weights of a checkpoint's shape.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from clients import Load, Question, as_url, load
+from servers import Server, Setting, running
+from tables import AGAIN, LONG, STOCK, TEXT, USUAL, sheets, summary
+
+from foveate._versions import commit, versions
+from foveate.bench.timing import rounds
+from foveate.embedded import TASKS
+from foveate.eval.embedded.pictures import PictureQuestion, questions
+
+HERE = Path(__file__).resolve().parent
+OUT = HERE / "serving.json"
+CUTS = "layers=2,8,16;keep=0.25,0.5,0"
+"""Cuts between layers that are early, so that they save much: 82 of 576 tokens a layer on average."""
+SETTINGS = (
+    Setting(name=STOCK),
+    Setting(name=AGAIN),
+    Setting(name="visionzip, 64", foveate={"method": "visionzip", "tokens": 64}),
+    Setting(name="random before layer 0, 64", foveate={"method": "random:layers=0;scope=image", "tokens": 64}),
+    Setting(name="v2drop between layers, 82", foveate={"method": f"v2drop:{CUTS}"}),
+    Setting(name="random between layers, 82", foveate={"method": f"random:{CUTS}"}),
+)
+
+
+# -- what is asked ------------------------------------------------------------------------------------------------
+
+
+def asked(prompt: str, pictures: int, checked: bool) -> Iterator[Question]:
+    """Questions about pictures of the embedded tasks, without end: a picture comes back after all others."""
+    pool = questions(TASKS, pictures, seeds=(7,))
+    sent = [_question(each, prompt, checked) for each in pool]
+    while True:
+        yield from sent
+
+
+def _question(question: PictureQuestion, prompt: str, checked: bool) -> Question:
+    asking = question.question
+    picture = None if prompt == TEXT else as_url(question.shown()[0])
+    text = asking.question
+    if prompt == LONG:
+        text = f"{'word ' * 100}{text}"
+    answer = asking.answer if checked and prompt == USUAL else None
+    return Question(text, picture, answer)
+
+
+def cells(clients: Sequence[int]) -> list[tuple[str, int]]:
+    """Prompt and number of clients of every cell; prompts other than the usual with few and with several alone."""
+    ordered = sorted(clients)
+    others = sorted({ordered[0], ordered[len(ordered) // 2]})
+    return [(USUAL, count) for count in clients] + [(prompt, count) for prompt in (LONG, TEXT) for count in others]
+
+
+def requests(clients: int, least: int) -> int:
+    """How many requests a cell has: two of each client, and some at least."""
+    return max(least, 2 * clients)
+
+
+# -- measuring ----------------------------------------------------------------------------------------------------
+
+
+def measure(servers: Sequence[Server], options: argparse.Namespace, checked: bool) -> list[dict[str, Any]]:
+    """Every cell of every round, in the order in which they ran."""
+    runs, streams = {}, {}
+    for server in servers:
+        for prompt, clients in cells(options.clients):
+            cell = (server.setting.name, prompt, clients)
+            streams[cell] = asked(prompt, options.pictures, checked)
+            runs[cell] = partial(_load, server, streams[cell], clients, options)
+    beside = {cell: cell[1:] for cell in runs}  # the servers of a cell one right after the other
+    records = []
+    for number, loads in enumerate(rounds(runs, options.rounds, after=_tell, beside=beside)):
+        for (setting, prompt, clients), found in loads.items():
+            right = [reply.right for reply in found.replies if reply.right is not None]
+            cell = {"round": number, "setting": setting, "prompt": prompt, "clients": clients}
+            cell |= {name: round(value, 5) for name, value in found.figures().items()}
+            records.append(cell | {"requests": len(found.replies), "right": sum(right), "checked": len(right)})
+    return records
+
+
+def _load(server: Server, stream: Iterator[Question], clients: int, options: argparse.Namespace) -> Load:
+    sent = [next(stream) for _ in range(requests(clients, options.requests))]
+    return load(server.address, sent, clients, options.new_tokens)
+
+
+def _tell() -> None:
+    print(".", end="", flush=True, file=sys.stderr)
+
+
+# -- the command --------------------------------------------------------------------------------------------------
+
+
+def flags(options: argparse.Namespace) -> list[str]:
+    """The arguments of every server: the same, so that nothing but foveate is between them."""
+    words = ["--dtype", options.dtype, "--block-size", options.block_size, "--max-model-len", options.max_model_len]
+    words += ["--max-num-seqs", "32", "--enforce-eager", "--no-enable-prefix-caching", "--mm-processor-cache-gb", "0"]
+    return [*words, "--load-format", options.weights, *options.flag]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, write and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a hub id or folder in the place of the embedded model")
+    parser.add_argument("--architecture", default="FoveateLlavaForConditionalGeneration")
+    parser.add_argument("--weights", default="auto", help="dummy: random weights of the model's shape")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--block-size", default="32")
+    parser.add_argument("--max-model-len", default="2048")
+    parser.add_argument("--flag", action="append", default=[], help="another argument of vLLM, such as --flag=--seed=1")
+    parser.add_argument("--settings", nargs="+", default=[one.name for one in SETTINGS], metavar="NAME")
+    parser.add_argument("--clients", nargs="+", type=int, default=[1, 2, 8, 32])
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--requests", type=int, default=6, help="the fewest in a cell")
+    parser.add_argument("--pictures", type=int, default=96, help="how many questions there are")
+    parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--out", type=Path, default=OUT)
+    options = parser.parse_args(arguments)
+    if unknown := sorted(set(options.settings) - {one.name for one in SETTINGS}):
+        parser.error(f"no setting {unknown[0]!r}; there are: {', '.join(one.name for one in SETTINGS)}")
+    settings = [one for one in SETTINGS if one.name in options.settings or one.name == STOCK]
+    with tempfile.TemporaryDirectory() as scratch:
+        model = options.model or _embedded(Path(scratch) / "model")
+        logs = Path(scratch) / "logs"
+        with running(settings, model, options.architecture, flags(options), logs) as servers:
+            found = measure(servers, options, checked=options.model is None)
+    import vllm
+
+    record = {
+        "model": options.model or "the embedded model",
+        "weights": "random" if options.weights == "dummy" else "the checkpoint's",
+        "device": _device(),
+        "machine": {"chip": platform.machine(), "threads": torch.get_num_threads()},
+        "versions": versions() | {"vllm": vllm.__version__, "python": platform.python_version()},
+        "commit": commit(),
+        "flags": flags(options),
+        "settings": {one.name: one.foveate for one in settings},
+        "rounds": options.rounds,
+        "new_tokens": options.new_tokens,
+        "summary": summary(found),
+        "cells": found,
+    }
+    options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(file=sys.stderr)
+    for sheet in sheets(record):
+        print(sheet.to_text(width=170))
+
+
+def _embedded(folder: Path) -> str:
+    sys.path.insert(0, str(HERE.parents[1]))
+    from tests.vllm.checkpoints import embedded_checkpoint
+
+    return str(embedded_checkpoint(folder))
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+if __name__ == "__main__":
+    main()

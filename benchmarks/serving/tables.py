@@ -1,0 +1,120 @@
+"""The tables of serving.json: every server beside stock vLLM, cell by cell.
+
+python benchmarks/serving/tables.py            # write them into the guide
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from foveate._sheet import Column, Sheet
+from foveate.bench.timing import interval_words, ratio
+
+__all__ = ["AGAIN", "LONG", "PROMPTS", "STOCK", "TEXT", "USUAL", "page", "sheets", "summary"]
+
+HERE = Path(__file__).resolve().parent
+GUIDE = HERE.parents[1] / "docs/guides/vllm.md"
+BEGIN, END = "<!-- serving: begin -->\n", "\n<!-- serving: end -->"
+STOCK, AGAIN = "stock", "stock again"
+PROMPTS = {
+    "a picture and a question": "as it is",
+    "a picture, 500 letters and a question": "with 500 letters in front",
+    "text alone": "without its picture",
+}
+USUAL, LONG, TEXT = PROMPTS
+FIGURES = {
+    "requests_per_s": "requests/s",
+    "ttft_p50": "TTFT p50",
+    "ttft_p99": "TTFT p99",
+    "tpot_p50": "TPOT p50",
+    "tpot_p99": "TPOT p99",
+}
+
+
+def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row a setting and cell: ratios to stock in the same round, with intervals, and the share of right answers."""
+    rows = []
+    for setting, prompt, clients in dict.fromkeys((one["setting"], one["prompt"], one["clients"]) for one in records):
+        if setting == STOCK:
+            continue
+        runs, base = (_of(records, name, prompt, clients) for name in (setting, STOCK))
+        row: dict[str, Any] = {"setting": setting, "prompt": prompt, "clients": clients}
+        for figure in FIGURES:
+            row[figure] = ratio([one[figure] for one in runs], [one[figure] for one in base]).to_dict()
+        rows.append(row | {"right": _right(runs), "stock_right": _right(base)})
+    return rows
+
+
+def _of(records: Sequence[dict[str, Any]], setting: str, prompt: str, clients: int) -> list[dict[str, Any]]:
+    cell = (setting, prompt, clients)
+    return [one for one in records if (one["setting"], one["prompt"], one["clients"]) == cell]
+
+
+def _right(runs: Sequence[dict[str, Any]]) -> float | None:
+    checked = sum(one["checked"] for one in runs)
+    return sum(one["right"] for one in runs) / checked if checked else None
+
+
+def verdict(throughput: dict[str, Any]) -> str:
+    """Whether requests a second are more than stock's, by the interval."""
+    if throughput["low"] > 1:
+        return "yes"
+    return "NO, slower" if throughput["high"] < 1 else "not told apart"
+
+
+def lines(record: dict[str, Any], prompt: str) -> list[tuple[str, ...]]:
+    """The cells of a table, a setting and number of clients a line."""
+    found = []
+    for row in record["summary"]:
+        if row["prompt"] != prompt:
+            continue
+        cells = [f"{row[name]['median']:.2f} [{row[name]['low']:.2f}, {row[name]['high']:.2f}]" for name in FIGURES]
+        right = "" if row["right"] is None else f"{row['right']:.0%} ({row['stock_right']:.0%})"
+        pays = "control" if row["setting"] == AGAIN else verdict(row["requests_per_s"])
+        found.append((row["setting"], str(row["clients"]), *cells, right, pays))
+    return found
+
+
+HEADS = ("server", "clients", *FIGURES.values(), "right (stock)", "pays")
+
+
+def sheets(record: dict[str, Any]) -> list[Sheet]:
+    """A table a prompt."""
+    columns = [Column(head, right=place > 0) for place, head in enumerate(HEADS)]
+    return [Sheet(prompt, columns, lines(record, prompt), [caption(record)]) for prompt in PROMPTS]
+
+
+def caption(record: dict[str, Any]) -> str:
+    """What was run, in a sentence or two, with stock's own figures."""
+    own = _of(record["cells"], STOCK, USUAL, min(one["clients"] for one in record["cells"]))
+    first, each = (1000 * median(one[name] for one in own) for name in ("ttft_p50", "tpot_p50"))
+    return (
+        f"{record['model']} ({record['device']}; vLLM {record['versions']['vllm']}), answers of {record['new_tokens']} "
+        f"tokens. Ratios to stock vLLM in the same round: medians of {record['rounds']} rounds, in brackets the "
+        f"{interval_words(record['rounds'])}; requests/s above 1 and times below 1 are better. Stock alone with one "
+        f"client: TTFT {first:.0f} ms, TPOT {each:.1f} ms."
+    )
+
+
+def page(record: dict[str, Any]) -> str:
+    """The tables of the guide, in Markdown."""
+    written = [caption(record), ""]
+    for prompt in PROMPTS:
+        written += [f"**{prompt.capitalize()}**", "", f"| {' | '.join(HEADS)} |", "|---" * len(HEADS) + "|"]
+        written += [f"| {' | '.join(cells)} |" for cells in lines(record, prompt)]
+        written.append("")
+    return "\n".join(written).strip()
+
+
+def main() -> None:
+    """Write the tables into the guide."""
+    record = json.loads((HERE / "serving.json").read_text(encoding="utf-8"))
+    before, _, rest = GUIDE.read_text(encoding="utf-8").partition(BEGIN)
+    _, _, after = rest.partition(END)
+    GUIDE.write_text(before + BEGIN + page(record) + END + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Between the layers: queries and keys of a decoder layer of vLLM, and how stages read them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
+
+from foveate.core.gather import take_along
+from foveate.core.patching import Patcher
+from foveate.core.signals import Attention
+from foveate.engine.bucket import Bucket
+from foveate.engine.looking import Unit
+from foveate.engine.reading import RowsReader
+
+__all__ = ["Heads", "HeadsReader", "ReaderOfEach", "heads_ahead", "heads_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """What the rows of a layer attend with, after RoPE: this process's share of the heads.
+
+    Attributes:
+        query: (rows, heads, head size).
+        key: (rows, key heads, head size).
+        scaling: Of their product.
+    """
+
+    query: Tensor
+    key: Tensor
+    scaling: float
+
+
+class _Enough(Exception):
+    """Queries and keys are there; the rest of the attention need not run."""
+
+
+@contextmanager
+def heads_of(layer: Any, see: Callable[[Heads], None]) -> Iterator[None]:
+    """Call `see` with what a decoder layer attends with, while it runs."""
+    attention = layer.self_attn.attn
+
+    def attend(original: Callable[..., Any], query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Any:
+        size = attention.head_size
+        heads = Heads(query.view(len(query), -1, size), key.view(len(key), -1, size), attention.impl.scale)
+        see(heads)
+        return original(query, key, value, *rest)
+
+    with Patcher() as patches:
+        patches.wrap(attention, "forward", attend)
+        yield
+
+
+def heads_ahead(layer: Any, positions: Tensor, stream: Tensor) -> Heads:
+    """What a decoder layer would attend with, if these rows entered it.
+
+    Args:
+        layer: The layer; it norms its input with `input_layernorm`.
+        positions: (rows,) or (3, rows).
+        stream: (rows, width), the residual stream.
+    """
+    made: list[Heads] = []
+
+    def note(heads: Heads) -> None:
+        made.append(heads)
+        raise _Enough
+
+    with suppress(_Enough), heads_of(layer, note):
+        layer.self_attn(positions=positions, hidden_states=layer.input_layernorm(stream))
+    return made[0]
+
+
+class HeadsReader(RowsReader):
+    """Reads the attention of one request's rows.
+
+    Args:
+        bucket: That request alone.
+        columns: (1, rows) int64, its rows in the step, text among them.
+        width: Of the residual stream.
+        heads: Makes queries and keys of these rows.
+    """
+
+    def __init__(self, bucket: Bucket, columns: Tensor, width: int, heads: Callable[[], Heads]) -> None:
+        super().__init__(bucket, columns, width)
+        self._heads = heads
+
+    def _queries_and_keys(self, asking: Tensor) -> tuple[Tensor, Tensor, float]:
+        heads = self._heads()
+        # (rows, heads, head size) -> (1, heads, rows, head size)
+        query = heads.query.transpose(0, 1)[None]
+        key = heads.key.transpose(0, 1)[None]
+        asked = take_along(query, asking[:, None, :, None], dim=2)
+        return _of_all_processes(asked), _of_all_processes(key), heads.scaling
+
+    def _turned_ones(self, size: int) -> Tensor:
+        raise NotImplementedError  # refused by guards.refuse_stages
+
+
+class ReaderOfEach:
+    """Reads the attention of several requests that are alike, each with its own prompt.
+
+    Args:
+        readers: Of each request.
+    """
+
+    def __init__(self, readers: Sequence[HeadsReader]) -> None:
+        self._readers = readers
+
+    def reduced(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]:
+        """See `RowsReader.reduced`."""
+        values = [reader.reduced(signals, units) for reader in self._readers]
+        return {signal: torch.cat([value[signal] for value in values]) for signal in signals}
+
+    def keys(self) -> Tensor:
+        """See `RowsReader.keys`."""
+        return torch.cat([reader.keys() for reader in self._readers])
+
+    def key_norms(self) -> Tensor:
+        """See `RowsReader.key_norms`."""
+        return torch.cat([reader.key_norms() for reader in self._readers])
+
+    def pivots(self, count: int, units: Sequence[Unit]) -> Tensor:
+        """See `RowsReader.pivots`."""
+        return torch.cat([reader.pivots(count, units) for reader in self._readers])
+
+
+def _of_all_processes(heads: Tensor) -> Tensor:
+    """(1, heads, rows, head size) with the heads of all processes of a tensor parallel group, in order."""
+    if get_tensor_model_parallel_world_size() == 1:
+        return heads
+    gathered: Tensor = tensor_model_parallel_all_gather(heads.contiguous(), dim=1)
+    return gathered

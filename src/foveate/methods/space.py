@@ -1,0 +1,97 @@
+"""What of a method may be searched: cut layers, the tokens behind them, and settings, each in its range."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Point", "Space"]
+
+MOST_CUTS = 4
+# It returns a Method; methods/base.py imports this module.
+Build = Callable[[tuple[int, ...], Sequence[float], int, Mapping[str, Any]], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One place in a space, without its cost: how many tokens stay is solved for.
+
+    Attributes:
+        layers: Decoder layers whose input is cut, ascending.
+        shape: The tokens behind each cut as a share of those behind the first, from 1 down. Where a space counts what
+            enters the decoder, that comes before the cuts.
+        settings: (name, value) pairs.
+    """
+
+    layers: tuple[int, ...]
+    shape: tuple[float, ...]
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The settings by name."""
+        return dict(self.settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What may be searched of one method on one depth.
+
+    Attributes:
+        build: The method with these layers, tokens behind each cut (of an image with so many vision tokens: the third
+            argument) and settings. It raises a SettingError where they contradict each other.
+        depth: Decoder layers.
+        first: The earliest layer that may be cut.
+        most_cuts: The most cuts; 0 where the method has no layers of its own to choose.
+        counts_entry: Whether one more number, of the tokens that enter the decoder, comes before those of the cuts.
+        whole: Whether these numbers are of whole tokens.
+        settings: The values of each setting, the usual one first. The first two settings are those of the small grid.
+    """
+
+    build: Build
+    depth: int
+    first: int = 0
+    most_cuts: int = MOST_CUTS
+    counts_entry: bool = False
+    whole: bool = True
+    settings: Mapping[str, tuple[Any, ...]]
+
+    @property
+    def usual(self) -> tuple[tuple[str, Any], ...]:
+        """Every setting at its usual value."""
+        return tuple((name, values[0]) for name, values in self.settings.items())
+
+    def first_cuts(self) -> tuple[int, ...]:
+        """First cuts of the small grid: the three earliest layers, from layer 1 on."""
+        if not self.most_cuts:
+            return ()
+        start = max(1, self.first)
+        return tuple(layer for layer in range(start, start + 3) if layer < self.depth)
+
+    def grid_settings(self) -> list[tuple[tuple[str, Any], ...]]:
+        """Settings of the small grid: every pair of values of the first two, all others usual."""
+        names = list(self.settings)[:2]
+        chosen = []
+        for values in itertools.product(*(self.settings[name] for name in names)):
+            changed = {**dict(self.usual), **dict(zip(names, values, strict=True))}
+            chosen.append(tuple(changed.items()))
+        return chosen
+
+    def point_of(self, plan: Sequence[int], entered: int, settings: tuple[tuple[str, Any], ...]) -> Point | None:
+        """The point whose layers process so many tokens each; None where the space has no such point.
+
+        576, 576, 576, 33, 33, … is a cut before layer 3.
+        """
+        layers: list[int] = []
+        counts: list[int] = [plan[0]] if self.counts_entry else []
+        before = plan[0] if self.counts_entry else entered
+        for layer, count in enumerate(plan):
+            if count != before:
+                layers.append(layer)
+                counts.append(count)
+            before = count
+        if not self.most_cuts:
+            layers, counts = [], counts[:1]
+        if not counts or len(layers) > max(self.most_cuts, 0) or (layers and layers[0] < self.first):
+            return None
+        return Point(tuple(layers), tuple(count / counts[0] for count in counts), settings)

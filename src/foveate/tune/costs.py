@@ -1,0 +1,188 @@
+"""What a setting truly costs on samples, and the largest setting of a shape that a budget pays for."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from foveate.cost import cost
+from foveate.errors import SettingError
+from foveate.methods.base import Method
+from foveate.methods.schedule import decoder_depth
+from foveate.methods.space import Point, Space
+from foveate.methods.stages import Shape
+from foveate.tune.samples import Sample
+
+__all__ = ["KINDS", "Limit", "Prices", "solved"]
+
+KINDS = ("tokens", "retention", "flops", "kv")
+HALVINGS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A budget.
+
+    Attributes:
+        kind: "tokens" (mean vision tokens a decoder layer processes), "retention" (the same as a share), "flops" or
+            "kv" (FLOPs to the first token and bytes of the KV cache, as a share of the untouched model's).
+        value: What may be spent.
+
+    Raises:
+        SettingError: If it leaves its range.
+    """
+
+    kind: str
+    value: float
+
+    def __post_init__(self) -> None:
+        most = float("inf") if self.kind == "tokens" else 1.0
+        if isinstance(self.value, bool) or not 0 < self.value <= most:
+            raise SettingError(
+                f"The budget {self.kind} must be above 0{' and at most 1' * (most == 1)}; got {self.value}."
+            )
+
+    @classmethod
+    def of(cls, **given: float | None) -> "Limit":
+        """The one budget that is given.
+
+        Raises:
+            SettingError: If it is not exactly one.
+        """
+        named = [(kind, value) for kind, value in given.items() if value is not None]
+        if len(named) != 1:
+            raise SettingError(f"Give one budget: {', '.join(f'{kind}=' for kind in KINDS)}; got {len(named)}.")
+        return cls(*named[0])
+
+    def __str__(self) -> str:
+        if self.kind == "tokens":
+            return f"{self.value:g} tokens"
+        return f"{self.value:.1%} {self.kind}"
+
+
+class Prices:
+    """Exact costs of methods on the same samples, from their plans: nothing is run.
+
+    Args:
+        model: Of transformers.
+        samples: Whose mean cost counts.
+        kind: Of the cost, see `Limit`.
+    """
+
+    def __init__(self, model: Any, samples: Sequence[Sample], kind: str) -> None:
+        self.model = model
+        self.kind = kind
+        self.depth = decoder_depth(model)
+        self._counts = Counter((sample.sizes, sample.grids, sample.text_tokens) for sample in samples)
+        if kind in ("tokens", "retention"):  # the question's length costs nothing there
+            self._counts = Counter((sample.sizes, sample.grids, 1) for sample in samples)
+        self._whole: dict[Any, Any] = {}
+
+    @property
+    def entered(self) -> int:
+        """Vision tokens of the usual sample."""
+        ((sizes, _, _), _), *_ = self._counts.most_common(1)
+        return int(sum(sizes))
+
+    def of(self, method: Method | None) -> float:
+        """The mean cost of a method.
+
+        Raises:
+            SettingError: If what it keeps depends on what a picture shows.
+        """
+        total = sum(self._one(method, *sample) * count for sample, count in self._counts.items())
+        return total / self._counts.total()
+
+    def tokens(self, method: Method) -> float:
+        """Mean vision tokens that a decoder layer processes."""
+        total = 0.0
+        for (sizes, grids, _), count in self._counts.items():
+            total += count * sum(self.plan(method, sizes, grids)) / self.depth
+        return total / self._counts.total()
+
+    def plan(self, method: Method, sizes: Sequence[int] | None = None, grids: Any = None) -> tuple[int, ...]:
+        """Vision tokens that each decoder layer processes; without sizes, of the usual sample.
+
+        Raises:
+            SettingError: If that depends on what a picture shows.
+        """
+        if sizes is None:
+            ((sizes, grids, _), _), *_ = self._counts.most_common(1)
+        method.stages(Shape(self.depth))  # or a refusal of settings
+        plan = method.plan(self.depth, sizes, grids)
+        if plan is None:
+            raise SettingError(
+                f"What {method.name} keeps depends on the picture or the question, so its cost is not known before. "
+                "Only methods with exact counts can be searched; MustDrop's thresholds are found by method=MustDrop()."
+            )
+        return plan
+
+    def _one(self, method: Method | None, sizes: tuple[int, ...], grids: Any, text: int) -> float:
+        """The cost for one kind of sample."""
+        if self.kind == "tokens" or self.kind == "retention":
+            mean = float(sum(sizes)) if method is None else sum(self.plan(method, sizes, grids)) / self.depth
+            return mean if self.kind == "tokens" else mean / sum(sizes)
+        key = (sizes, grids, text)
+        if key not in self._whole:
+            self._whole[key] = self._cost(None, *key)
+        whole, own = self._whole[key], self._cost(method, *key)
+        if self.kind == "flops":
+            return float(own.total_flops / whole.total_flops)
+        return float(own.kv_bytes / whole.kv_bytes)
+
+    def _cost(self, method: Method | None, sizes: tuple[int, ...], grids: Any, text: int) -> Any:
+        return cost(self.model.config, text_tokens=text, vision_tokens=sizes, method=method, grids=grids)
+
+
+def solved(space: Space, point: Point, prices: Prices, limit: float) -> Method | None:
+    """The largest setting of a point's shape whose mean cost is at most `limit`; None if there is none.
+
+    The number behind the first cut is halved for; then every number grows by one as long as the budget pays for it.
+    """
+    entered = prices.entered
+
+    def counts_at(first: float) -> list[float]:
+        counts = [min(float(entered), first * share) for share in point.shape]
+        if space.whole:
+            return [float(max(1, int(count))) for count in counts]
+        return counts
+
+    best = _affordable(space, point, prices, limit, counts_at(1.0))
+    if best is None:
+        return None
+    low, high = 1.0, entered / min(point.shape)
+    counts = counts_at(low)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        method = _affordable(space, point, prices, limit, counts_at(middle))
+        if method is None:
+            high = middle
+        else:
+            low, best, counts = middle, method, counts_at(middle)
+        if space.whole and counts_at(low) == counts_at(high):
+            break
+    if space.whole:
+        return _filled_up(space, point, prices, limit, counts, best)
+    return best
+
+
+def _filled_up(space: Space, point: Point, prices: Prices, limit: float, counts: list[float], best: Method) -> Method:
+    """A setting with one token more behind each cut for which the rest of the budget pays, from the first cut on."""
+    for place in range(len(counts)):
+        most = prices.entered if place == 0 else counts[place - 1]
+        more = [*counts[:place], counts[place] + 1, *counts[place + 1 :]]
+        method = None if more[place] > most else _affordable(space, point, prices, limit, more)
+        if method is not None:
+            counts, best = more, method
+    return best
+
+
+def _affordable(space: Space, point: Point, prices: Prices, limit: float, counts: Sequence[float]) -> Method | None:
+    """The method with these numbers, if there is such a setting and the budget pays for it."""
+    try:
+        method = space.build(point.layers, counts, prices.entered, point.values)
+        method.check(prices.depth)
+        spent = prices.of(method)
+    except SettingError:
+        return None
+    return method if spent <= limit * (1 + 1e-9) else None

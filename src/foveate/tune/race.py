@@ -1,0 +1,181 @@
+"""Settings tried on pictures, one picture after the other: what was tried is kept in a file, and hopeless ones stop."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.errors import InputError
+from foveate.methods.base import Method
+from foveate.tune.forcing import Outcome, Target, features_kept, outcomes
+from foveate.tune.samples import About
+from foveate.tune.workers import Crew
+
+__all__ = ["Journal", "Race"]
+
+HOPELESS = ((0.2, 2.5), (0.33, 1.6), (0.66, 1.2))
+"""(share of the pictures, times): a setting stops behind it if it is so many times worse than the best so far."""
+
+
+class Journal:
+    """Outcomes by setting and picture, each written down as soon as it is known, so that a stopped search goes on.
+
+    Args:
+        path: A file of JSON lines; None keeps all in memory. A line that was cut off by a crash is left out.
+        origin: What the outcomes depend on: the model, its weights, the versions.
+
+    Raises:
+        InputError: If the file cannot be written, or belongs to another model.
+    """
+
+    def __init__(self, path: Path | None = None, origin: str = "") -> None:
+        self.path = path
+        self.read = 0
+        self._known: dict[tuple[str, str], list[Outcome]] = {}
+        if path is None:
+            return
+        if path.exists():
+            self._load(path, origin)
+        else:
+            self._append({"origin": origin})
+
+    def _load(self, path: Path, origin: str) -> None:
+        lines = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                continue  # the end of a run that was killed
+        if not lines or lines[0].get("origin") != origin:
+            raise InputError(
+                f"{path} is of another model, or of other versions. Name another file, or delete it to begin anew."
+            )
+        for row in lines[1:]:
+            pairs = zip(row["divergences"], row["agrees"], strict=True)
+            self._known[row["method"], row["picture"]] = [Outcome(divergence, agrees) for divergence, agrees in pairs]
+        self.read = len(self._known)
+
+    def get(self, method: str, picture: str) -> list[Outcome] | None:
+        """What is known of a method on a picture."""
+        return self._known.get((method, picture))
+
+    def add(self, method: str, picture: str, found: list[Outcome]) -> None:
+        """Write down what a method came to."""
+        self._known[method, picture] = found
+        row = {
+            "method": method,
+            "picture": picture,
+            "divergences": [outcome.divergence for outcome in found],
+            "agrees": [outcome.agrees for outcome in found],
+        }
+        self._append(row)
+
+    def _append(self, row: dict[str, Any]) -> None:
+        if self.path is None:
+            return
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error.strerror}. Name another file.") from error
+
+
+class Race:
+    """Methods on pictures of which the full model's answers are known.
+
+    Args:
+        model: Of transformers.
+        targets: The full model's answers by picture.
+        journal: What is known already; it grows.
+        seconds: How long methods may be tried; None is no limit.
+        crew: Processes that run pictures at once; None runs them here.
+
+    Attributes:
+        runs: Pictures that were run, not read from the journal.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        targets: dict[str, list[Target]],
+        journal: Journal,
+        seconds: float | None = None,
+        crew: Crew | None = None,
+    ) -> None:
+        self.crew = crew
+        self.model = model
+        self.targets = targets
+        self.journal = journal
+        self.runs = 0
+        self._best_path: list[float] = []
+        self._features: dict[Any, Any] = {}
+        self._until = float("inf") if seconds is None else time.monotonic() + seconds
+
+    @property
+    def over(self) -> bool:
+        """Whether the time is up."""
+        return time.monotonic() > self._until
+
+    def unlimited(self) -> None:
+        """Take the limit off: choosing and reporting are always done."""
+        self._until = float("inf")
+
+    def outcomes(self, method: Method, about: About) -> list[Outcome]:
+        """What a method does to the answers about one picture."""
+        name = method.to_json()
+        known = self.journal.get(name, about.key)
+        if known is not None:
+            return known
+        with features_kept(self.model, method, self._features, about.key):
+            found = outcomes(self.model, about, self.targets[about.key], method)
+        self.runs += 1
+        self.journal.add(name, about.key, found)
+        return found
+
+    def score(self, method: Method, pictures: Sequence[About]) -> float | None:
+        """Mean root divergence a question; None where the method stopped because it is hopeless, or time is up.
+
+        Raises:
+            SettingError: If the model cannot serve the method.
+        """
+        roots: list[float] = []
+        path: list[float] = []  # the mean after each picture
+        for place, about in enumerate(pictures, 1):
+            if self.over and self._best_path:  # the first setting is run to the end
+                return None
+            self._run_ahead(method, pictures[place - 1 :])
+            roots += [outcome.root for outcome in self.outcomes(method, about)]
+            path.append(float(np.mean(roots)))
+            if self._is_hopeless(path, place / len(pictures)):
+                return None
+        if not self._best_path or path[-1] < self._best_path[-1]:
+            self._best_path = path
+        return path[-1]
+
+    def _run_ahead(self, method: Method, pictures: Sequence[About]) -> None:
+        """Let the crew run as many of the next pictures as it has processes, once those before are known."""
+        if self.crew is None or not pictures or self.journal.get(method.to_json(), pictures[0].key) is not None:
+            return
+        ahead = pictures[: self.crew.jobs]
+        unknown = [about for about in ahead if self.journal.get(method.to_json(), about.key) is None]
+        for about, found in zip(unknown, self.crew.outcomes(method, unknown), strict=True):
+            self.runs += 1
+            self.journal.add(method.to_json(), about.key, found)
+
+    def _is_hopeless(self, path: list[float], share: float) -> bool:
+        """Whether a setting is so far behind the best on the same pictures that the others need not be run."""
+        if not self._best_path:
+            return False
+        best = self._best_path[len(path) - 1]
+        return any(share >= least and path[-1] > times * best for least, times in HOPELESS)
+
+    def column(self, method: Method, pictures: Sequence[About], figure: Callable[[Outcome], float]) -> NDArray[Any]:
+        """(questions,) a figure of each answer."""
+        for start in range(len(pictures)):
+            self._run_ahead(method, pictures[start:])
+        values = [figure(outcome) for about in pictures for outcome in self.outcomes(method, about)]
+        return np.array(values, dtype=np.float64)

@@ -1,0 +1,153 @@
+"""Thresholds of `Adaptive`, calibrated so that pictures keep as many tokens on average as the schedule keeps."""
+
+import dataclasses
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foveate.engine.session import drop
+from foveate.methods.adaptive import Adaptive, bounds
+from foveate.methods.base import Method
+from foveate.methods.follow import in_order, reads_text
+from foveate.methods.settings import MethodSetting
+from foveate.methods.stages import Shape, Stage
+from foveate.registry import family_for
+from foveate.tune.samples import About, Sample
+
+__all__ = ["adaptive", "spent"]
+
+WITHIN = 0.01
+"""How near the mean of the calibration pictures comes to the schedule's, as a share of it."""
+HALVINGS = 60
+NEVER = 1e30
+
+
+def adaptive(model: Any, method: Method, pictures: Sequence[About], spread: float = 0.3) -> Adaptive:
+    """A method with thresholds in the place of its counts, cut by cut, at the same mean cost.
+
+    Args:
+        model: Of transformers.
+        method: Its cuts rank by scores.
+        pictures: To calibrate with, without labels. On others the mean drifts by what these leave open: with counts
+            that differ by 20 % from picture to picture, 100 pictures leave 2 %.
+        spread: See `Adaptive`.
+
+    Raises:
+        SettingError: If a cut of the method has no score.
+    """
+    shape = Shape(len(family_for(model).layers))
+    cuts = [stage for stage in in_order(method.stages(shape)) if stage.drops]
+    thresholds = [NEVER] * len(cuts)
+    Adaptive(inner=method, thresholds=tuple(thresholds)).stages(shape)  # or a refusal
+    samples = list(_samples(method, shape, pictures))
+    for place in range(len(cuts)):
+        so_far = Adaptive(inner=method, thresholds=tuple(thresholds), spread=spread)
+        thresholds[place] = _threshold(_scores(model, so_far, place, samples), spread)
+    return Adaptive(inner=method, thresholds=tuple(thresholds), spread=spread)
+
+
+def spent(model: Any, method: Method, pictures: Sequence[About]) -> list[float]:
+    """Mean vision tokens that a decoder layer processes, for each picture (or question, where it has a say)."""
+    shape = Shape(len(family_for(model).layers))
+    means = []
+    for sample in _samples(method, shape, pictures):
+        with drop(model, method) as trace, torch.inference_mode():
+            model(**{**sample.inputs, "use_cache": False})
+        means.append(trace.retention[0] * sample.vision_tokens)
+    return means
+
+
+def _samples(method: Method, shape: Shape, pictures: Sequence[About]) -> Iterator[Sample]:
+    """One sample a picture, or all where the question decides what is kept."""
+    every = reads_text(method.stages(shape))
+    for about in pictures:
+        yield from about.samples if every else about.samples[:1]
+
+
+# -- one cut ------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Seen:
+    """What one sample's tokens scored at a cut, highest first, and how many the schedule keeps."""
+
+    scores: NDArray[np.float64]
+    count: int
+
+
+def _scores(model: Any, method: Adaptive, place: int, samples: Sequence[Sample]) -> list[_Seen]:
+    """What the tokens of every sample score at the cut of this place, behind the cuts before it."""
+    seen: list[_Seen] = []
+    watched = _Watched(inner=method.inner, thresholds=method.thresholds, spread=method.spread, place=place)
+    watched.to(seen)
+    for sample in samples:
+        with drop(model, watched), torch.inference_mode():
+            model(**{**sample.inputs, "use_cache": False})
+    return seen
+
+
+class _Watched(Adaptive):
+    """`Adaptive` that tells what one cut scored."""
+
+    place: int = 0
+    inner: MethodSetting
+    thresholds: tuple[float, ...]
+
+    def to(self, seen: list[_Seen]) -> None:
+        """Where to tell it."""
+        self._set(_seen=seen)
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        stages = list(super().stages(shape))
+        cuts = [index for index, stage in enumerate(stages) if stage.drops]
+        stage = stages[cuts[self.place]]
+        watch = _Watch(stage.choose, self._seen)  # type: ignore[attr-defined]
+        stages[cuts[self.place]] = dataclasses.replace(stage, choose=watch, host=True)
+        return tuple(stages)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Watch:
+    """A cut that tells what it scored. It must run on real values, so its stage is a `host` one."""
+
+    cut: Any
+    seen: list[_Seen]
+
+    def __call__(self, view: Any, count: int | None) -> Any:
+        stage = self.cut.stage
+        scores: Tensor = stage.score(view)
+        ordered = np.sort(scores.double().cpu().numpy())[::-1]
+        kept = stage.left(view.arriving)
+        self.seen.append(_Seen(ordered, min(kept, len(ordered))))
+        return self.cut(view, count)
+
+
+def _threshold(seen: Sequence[_Seen], spread: float) -> float:
+    """The threshold with which the cut keeps as many tokens on average as its schedule."""
+    target = statistics.fmean(one.count for one in seen)
+    values = np.concatenate([one.scores for one in seen])
+    low, high = float(values.min()), float(values.max())
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if statistics.fmean(_kept(one, middle, spread) for one in seen) > target:
+            low = middle
+        else:
+            high = middle
+    # Halfway between two scores: at a score itself, rounding would decide, and a batch could differ from its samples.
+    above, below = values[values >= high], values[values < high]
+    if not len(above) or not len(below):
+        return high
+    return float(above.min() + below.max()) / 2
+
+
+def _kept(one: _Seen, threshold: float, spread: float) -> int:
+    """How many tokens of a sample reach a threshold, within the bounds."""
+    if one.count >= len(one.scores):
+        return len(one.scores)
+    least, most = bounds(one.count, len(one.scores), spread)
+    return int(np.clip((one.scores >= threshold).sum(), least, most))

@@ -1,0 +1,199 @@
+"""What a search came to: a preset file that runs wherever a method's name does, with the held-out comparison."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from foveate._sheet import Column, Sheet
+from foveate._spelling import read_json
+from foveate.errors import InputError
+from foveate.eval.stats import Estimate
+from foveate.methods import catalogue
+from foveate.methods.base import Method
+from foveate.tune.record import write_json
+
+__all__ = ["Row", "Tuned"]
+
+FORMAT = "foveate tuning 2"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One setting on the held-out pictures.
+
+    Attributes:
+        name: "published", "grid", "tuned", or a control.
+        method: The setting; of a control that draws, the first draw.
+        tokens: Mean vision tokens that a decoder layer processes.
+        agreement: Share of the answers that are the full model's, word for word.
+        root: Mean √KL of an answer from the full model's, √nats.
+        ahead: Agreement minus that of the published schedule, paired; None without one.
+    """
+
+    name: str
+    method: Method
+    tokens: float
+    agreement: Estimate
+    root: Estimate
+    ahead: Estimate | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "name": self.name,
+            "method": self.method.to_dict(),
+            "tokens": round(self.tokens, 4),
+            "agreement": self.agreement.to_dict(),
+            "root": self.root.to_dict(),
+            "ahead": None if self.ahead is None else self.ahead.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From what `to_dict` gave."""
+        ahead = values["ahead"]
+        return cls(
+            name=values["name"],
+            method=catalogue.from_dict(values["method"]),
+            tokens=values["tokens"],
+            agreement=Estimate(**values["agreement"]),
+            root=Estimate(**values["root"]),
+            ahead=None if ahead is None else Estimate(**ahead),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Tuned:
+    """A method whose schedule and settings were searched, and where it comes from.
+
+    Attributes:
+        method: The setting to use.
+        chosen: Where it comes from: "published", "grid" or "search".
+        base: The setting from which the search began.
+        model: The model it was tuned on.
+        task: What the samples show.
+        budget: What might be spent, by the kind of cost.
+        cost: What the setting spends of it, exactly.
+        tokens: Mean vision tokens that a decoder layer processes.
+        pictures: Pictures to search, choose and report with.
+        questions: Samples in all.
+        inputs: SHA-256 of all samples.
+        seed: Of the split and of the search.
+        tried: Settings that were tried.
+        runs: Pictures run for that, in this process.
+        seconds: How long it took.
+        complete: Whether the search made all its steps.
+        rows: The comparison on the pictures to report with.
+        notes: What the user should know.
+        versions: Of foveate, torch and transformers.
+        date: UTC, ISO 8601.
+    """
+
+    method: Method
+    chosen: str
+    base: Mapping[str, Any]
+    model: str
+    task: str
+    budget: Mapping[str, float]
+    cost: float
+    tokens: float
+    pictures: tuple[int, int, int]
+    questions: int
+    inputs: str
+    seed: int
+    tried: int
+    runs: int
+    seconds: float
+    complete: bool
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+    versions: Mapping[str, str]
+    date: str
+
+    def __repr__(self) -> str:
+        return f"Tuned({self.method.to_json()} on {self.model}: {self.tokens:.1f} tokens, {self.verdict})"
+
+    @property
+    def verdict(self) -> str:
+        """What was gained, in a sentence, by the pictures that nothing was chosen with."""
+        by_name = {row.name: row for row in self.rows}
+        if self.chosen == "published":
+            return "No setting that was tried is provably better than the published schedule, so it stays."
+        found = "The small grid has the best setting" if self.chosen == "grid" else "The search has the best setting"
+        ahead = by_name["tuned"].ahead
+        if ahead is None:
+            return f"{found}. The published schedule cannot meet this budget."
+        return (
+            f"{found}: {100 * ahead.value:+.1f} points of agreement [{100 * ahead.low:+.1f}, {100 * ahead.high:+.1f}] "
+            "against the published schedule."
+        )
+
+    def sheet(self) -> Sheet:
+        """The comparison as a table."""
+        names = ("Tokens", "Agreement, %", "√KL", "Ahead of published")
+        body = []
+        for row in self.rows:
+            ahead = "" if row.ahead is None else _points(row.ahead, "+")
+            body.append((row.name, f"{row.tokens:.2f}", _points(row.agreement), f"{row.root.value:.3f}", ahead))
+        note = f"On {self.pictures[2]} pictures that were used for nothing else; [ ] are 95 % intervals over pictures."
+        columns = [Column(name, right=True) for name in names]
+        return Sheet("Held-out comparison", ["", *columns], body, [note, self.verdict])
+
+    def _repr_html_(self) -> str:
+        return self.sheet().to_html()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The outcome as plain values; "method" is what names and files read."""
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            "format": FORMAT,
+            **own,
+            "method": self.method.to_dict(),
+            "pictures": list(self.pictures),
+            "rows": [row.to_dict() for row in self.rows],
+            "notes": list(self.notes),
+            "verdict": self.verdict,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The outcome that `to_dict` gave.
+
+        Raises:
+            InputError: If it is no such outcome.
+        """
+        if values.get("format") != FORMAT:
+            raise InputError(f"This file is no preset of foveate tune: its format is not {FORMAT!r}.")
+        names = {field.name for field in fields(cls)}
+        own = {name: value for name, value in values.items() if name in names}
+        try:
+            own["method"] = catalogue.from_dict(own["method"])
+            own["rows"] = tuple(Row.from_dict(row) for row in own["rows"])
+            own["pictures"], own["notes"] = tuple(own["pictures"]), tuple(own["notes"])
+            return cls(**own)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"This preset of foveate tune is damaged: {error} is missing or wrong.") from error
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the outcome as JSON: a file that `--method` and `foveate.method` take.
+
+        Raises:
+            InputError: If the file exists and `force` is off, or it cannot be written.
+        """
+        write_json(self.to_dict(), Path(path), force)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """The outcome in a file.
+
+        Raises:
+            InputError: If there is no such file, or it holds none.
+        """
+        return cls.from_dict(read_json(path))
+
+
+def _points(estimate: Estimate, sign: str = "") -> str:
+    """An estimate in hundredths: 95.3 [93.4, 96.9]."""
+    value, low, high = (100 * number for number in asdict(estimate).values())
+    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"

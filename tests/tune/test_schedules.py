@@ -1,0 +1,178 @@
+import json
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate.methods.names import parse
+from foveate.methods.space import Point
+from foveate.tune.costs import Limit, Prices, solved
+from foveate.tune.forcing import greedy, outcomes, targets
+from foveate.tune.race import Journal, Race
+from foveate.tune.samples import grouped, split
+from foveate.tune.schedules import tune_schedule
+from foveate.tune.thresholding import adaptive, spent
+from tests.models import DEPTH, batch, tiny
+
+LLAVA = tiny("llava")
+SAMPLES = [batch("llava", [word], seed) for seed in range(6) for word in ("titt", "tit")]
+PICTURES = grouped(LLAVA, SAMPLES)
+EVERY = [sample for about in PICTURES for sample in about.samples]
+LIMIT = Limit("retention", 0.6)
+FEW = {"drawn": 3, "steps": 4, "max_new_tokens": 4}
+
+
+def test_questions_about_one_picture_stay_together_and_the_parts_share_none():
+    parts = split(PICTURES, seed=3)
+    keys = [about.key for part in (parts.search, parts.choose, parts.report) for about in part]
+    assert sorted(keys) == sorted(about.key for about in PICTURES)
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("method", [fv.V2Drop(), fv.FastV(), fv.PyramidDrop(), fv.VisionDrop(), fv.DivPrune()])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.85])
+def test_no_setting_costs_more_than_the_budget_and_one_token_more_would(method, share):
+    prices = Prices(LLAVA, EVERY, "retention")
+    space = method.space(prices.depth)
+    layers = (1, 3) if space.most_cuts else ()
+    shape = (1.0, 0.5, 0.3)[: len(layers) + space.counts_entry]
+    found = solved(space, Point(layers, shape, space.usual), prices, share)
+    assert found is not None
+    total = 0.0
+    for sample in EVERY:  # counted on the engine's own trace, not by the plan
+        with fv.drop(LLAVA, found) as trace, torch.inference_mode():
+            LLAVA(**{**sample.inputs, "use_cache": False})
+        total += trace.retention[0]
+    assert total / len(EVERY) == pytest.approx(prices.of(found), abs=1e-6)
+    assert total / len(EVERY) <= share + 1e-9
+    assert total / len(EVERY) > share - 0.06  # of 12 to 25 tokens, one behind a cut is up to 4 %
+
+
+def test_budgets_in_flops_and_cache_bytes_are_met_too():
+    for kind in ("flops", "kv"):
+        prices = Prices(LLAVA, EVERY, kind)
+        found = solved(fv.V2Drop().space(DEPTH), Point((1,), (1.0,), ()), prices, 0.8)
+        assert 0.7 < prices.of(found) <= 0.8
+
+
+@pytest.mark.parametrize("method", [fv.V2Drop(layers=(1, 2), keep=(0.4, 0.5)), fv.FastV(keep=(0.3,))])
+def test_a_forced_answer_agrees_exactly_where_generation_gives_it(method):
+    for about in PICTURES:
+        wanted = targets(LLAVA, about, greedy(LLAVA, about.samples, 3))
+        found = outcomes(LLAVA, about, wanted, method)
+        for sample, target, outcome in zip(about.samples, wanted, found, strict=True):
+            columns = sample.inputs["input_ids"].shape[1]
+            with fv.drop(LLAVA, method):
+                out = LLAVA.generate(**sample.inputs, max_new_tokens=len(target.ids), do_sample=False)
+            assert (tuple(out[0, columns:].tolist()) == target.ids) == outcome.agrees
+            assert outcome.divergence >= 0
+
+
+def test_a_method_that_drops_nothing_has_no_divergence():
+    about = PICTURES[0]
+    wanted = targets(LLAVA, about, greedy(LLAVA, about.samples, 3))
+    found = outcomes(LLAVA, about, wanted, fv.V2Drop(layers=(1,), keep=(1.0,)))
+    assert all(outcome.divergence < 1e-5 and outcome.agrees for outcome in found)
+
+
+def test_a_stopped_search_goes_on_to_the_same_outcome(tmp_path, monkeypatch):
+    state = tmp_path / "state.jsonl"
+    whole = tune_schedule(LLAVA, SAMPLES, fv.V2Drop(layers=(1, 2, 3)), LIMIT, **FEW)
+    runs = Race.outcomes
+    made = []
+
+    def stops(race, method, about):
+        if len(made) == 7:
+            raise KeyboardInterrupt
+        made.append(method)
+        return runs(race, method, about)
+
+    monkeypatch.setattr(Race, "outcomes", stops)
+    with pytest.raises(KeyboardInterrupt):
+        tune_schedule(LLAVA, SAMPLES, fv.V2Drop(layers=(1, 2, 3)), LIMIT, state=state, **FEW)
+    monkeypatch.undo()
+    with state.open("a") as file:
+        file.write('{"method": "v2')  # the line at which it was killed
+    known = Journal(state, json.loads(state.read_text().splitlines()[0])["origin"]).read
+    assert 0 < known <= 7
+    again = tune_schedule(LLAVA, SAMPLES, fv.V2Drop(layers=(1, 2, 3)), LIMIT, state=state, **FEW)
+    assert again.method == whole.method
+    assert [row.agreement for row in again.rows] == [row.agreement for row in whole.rows]
+    assert again.runs < whole.runs
+    with pytest.raises(fv.InputError, match="of another model"):
+        tune_schedule(LLAVA, SAMPLES[:8], fv.V2Drop(layers=(1, 2, 3)), LIMIT, state=state, **FEW)
+
+
+def test_all_rows_cost_the_same_and_the_file_goes_where_a_name_does(tmp_path):
+    tuned = fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, seconds=3, task="squares")
+    assert isinstance(tuned, fv.Tuned)
+    names = [row.name for row in tuned.rows]
+    assert names[-4:] == ["grid", "tuned", "random, tuned schedule", "uniform, tuned schedule"]
+    by_name = {row.name: row for row in tuned.rows}
+    assert by_name["random, tuned schedule"].tokens == pytest.approx(by_name["tuned"].tokens, abs=1e-3)
+    assert tuned.cost <= 0.6
+    tuned.save(tmp_path / "mine.json")
+    assert parse(str(tmp_path / "mine.json")) == tuned.method
+    again = fv.Tuned.load(tmp_path / "mine.json")
+    assert json.dumps(again.to_dict()) == json.dumps(tuned.to_dict())
+    with pytest.raises(fv.InputError, match="exists already"):
+        tuned.save(tmp_path / "mine.json")
+
+
+def test_the_time_limit_leaves_the_best_so_far_and_says_so():
+    tuned = fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, seconds=0.5)
+    assert not tuned.complete
+    assert any("time was up" in note for note in tuned.notes)
+
+
+@pytest.mark.parametrize(
+    ("method", "budget", "message"),
+    [
+        ("v2drop", {}, "Give one budget"),
+        ("v2drop", {"tokens": 5, "kv": 0.5}, "Give one budget"),
+        ("v2drop:layers=1,2,3", {"retention": 1}, "drops nothing"),
+        ("v2drop:layers=1,2,3", {"tokens": 0}, "must be above 0"),
+        ("finalkv", {"retention": 0.5}, "no schedule"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(method, budget, message):
+    with pytest.raises((fv.SettingError, fv.UnknownNameError), match=message):
+        fv.tune(LLAVA, SAMPLES, method=method, **budget)
+
+
+def test_several_processes_need_a_model_that_they_can_load():
+    with pytest.raises(fv.SettingError, match="needs a VLM"):
+        fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, jobs=2)
+    with pytest.raises(fv.SettingError, match="jobs must be 1 or more"):
+        fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, jobs=0)
+
+
+# -- thresholds in the place of counts ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "method",
+    [fv.V2Drop(layers=(1, 3), keep=(0.6, 0.5)), fv.PyramidDrop(layer_list=(1,), image_token_ratio_list=(0.5,))],
+)
+def test_thresholds_keep_the_mean_and_let_pictures_differ(method):
+    found = adaptive(LLAVA, method, PICTURES, spread=0.5)
+    fixed, counts = spent(LLAVA, method, PICTURES), spent(LLAVA, found, PICTURES)
+    mean = sum(fixed) / len(fixed)
+    assert sum(counts) / len(counts) == pytest.approx(mean, abs=0.02 * mean + 1 / len(counts))
+    assert len(set(counts)) > len(set(fixed))
+
+
+def test_batches_of_adaptive_counts_equal_single_runs():
+    found = adaptive(LLAVA, fv.V2Drop(layers=(1, 3), keep=(0.6, 0.5)), PICTURES, spread=0.5)
+    joined = batch("llava", ["tit", "titt"], 2)
+    with fv.drop(LLAVA, found) as trace, torch.inference_mode():
+        together = LLAVA(**joined).logits[:, -1]
+    assert len(trace.retention) == 2
+    for row in range(2):
+        ids = joined["attention_mask"][row].bool()
+        alone = {name: value for name, value in joined.items() if name not in ("pixel_values",)}
+        alone = {name: value[row : row + 1][:, ids] for name, value in alone.items()}
+        alone["pixel_values"] = joined["pixel_values"][row : row + 1]
+        with fv.drop(LLAVA, found) as single, torch.inference_mode():
+            torch.testing.assert_close(LLAVA(**alone).logits[0, -1], together[row], atol=1e-5, rtol=1e-5)
+        assert single.retention[0] == pytest.approx(trace.retention[row])
