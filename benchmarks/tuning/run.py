@@ -1,6 +1,6 @@
 """Tune methods on the embedded model, and compare each on pictures nobody saw: schedule, score and count apart.
 
-    python benchmarks/tuning/run.py [--methods NAME …] [--budgets N …] [--work FOLDER] [--out FILE]
+    python benchmarks/tuning/run.py --travel [--methods NAME …] [--budgets N …] [--work FOLDER] [--out FILE]
 
 Cells (a method at a budget) that the record has already are not run again, and a stopped search goes on from FOLDER.
 Every setting of a cell costs the same number of tokens, counted from its plan; those of `adaptive` are counted picture
@@ -8,11 +8,12 @@ by picture while it runs. An answer is right if every token of the true one, for
 """
 
 import argparse
+import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -29,26 +30,55 @@ from foveate.errors import SettingError
 from foveate.eval.embedded.pictures import PictureQuestion, questions
 from foveate.eval.stats import Resampled, estimate
 from foveate.methods.base import Method
+from foveate.methods.catalogue import from_dict
 from foveate.methods.controls import same_schedule
 from foveate.methods.names import parse
 from foveate.methods.random import Random
 from foveate.methods.uniform import Uniform
+from foveate.methods.v2drop import V2Drop
 from foveate.tune.costs import Limit, Prices, solved
 from foveate.tune.forcing import targets
 from foveate.tune.race import Journal, Race
 from foveate.tune.samples import About, grouped
 from foveate.tune.schedules import published_point, tune_schedule
 from foveate.tune.thresholding import adaptive, spent
+from foveate.tune.tuned import Tuned
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("v2drop", "visiondrop", "fastv", "pyramiddrop")
+DRAWS = 2
 BUDGETS = (64, 32, 128, 192)
-SEARCH_SEED, CALIBRATION_SEED, HELD_OUT = 900, 910, (920, 921)
-SEARCHED, CALIBRATED, JUDGED = 40, 30, 20
-"""Pictures to tune with, to calibrate thresholds with, and to judge with (of each held-out seed)."""
-DRAWN, STEPS = 40, 60
-ASKED = 3
-"""Most questions a picture while searching for a method that reads the question: each costs a prefill."""
+SEARCH_SEED, CALIBRATION_SEED, HELD_OUT, DRIFT_SEED = 900, 910, (920, 921), 930
+JUDGED = 25
+"""Pictures of each held-out seed."""
+CALIBRATED, DRIFTED = 120, 120
+"""Pictures to calibrate thresholds with, and others that tell how far the mean drifts."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is searched: a method that reads the question runs every question by itself, so it gets less.
+
+    Attributes:
+        pictures: To tune with.
+        asked: Most questions a picture, also of those to judge with.
+        drawn: Random settings.
+        steps: Local ones.
+    """
+
+    pictures: int
+    asked: int
+    drawn: int
+    steps: int
+
+
+SHARED, READING = Effort(75, 99, 40, 120), Effort(50, 3, 24, 36)
+READERS = ("fastv", "pyramiddrop")
+
+
+def effort(name: str) -> Effort:
+    """How much is searched for a method."""
+    return READING if name in READERS else SHARED
 
 
 def pictures_of(seed: int, count: int, most: int = 99, tasks: Sequence[str] = TASKS) -> list[PictureQuestion]:
@@ -85,7 +115,7 @@ class Judge:
             ids = [self._ids(next(ends).question.answer) for _ in about.samples]
             wanted[about.key] = targets(vlm.model, about, ids)
             self.right += [self._hit(target.ids, target.likeliest) for target in wanted[about.key]]
-        self.race = Race(vlm.model, wanted, Journal(journal, "held-out"))
+        self.race = Race(vlm.model, wanted, Journal(journal, f"held-out {versions()}"))
         self.resampled = Resampled([question.picture for question in chosen], [question.seed for question in chosen])
 
     def _ids(self, answer: str) -> tuple[int, ...]:
@@ -125,18 +155,13 @@ class Judge:
 
 
 def cell(
-    vlm: Any, judge: Judge, calibration: Sequence[About], name: str, budget: int, work: Path
+    vlm: Any, judge: Judge, sets: Sequence[Sequence[About]], name: str, budget: int, work: Path
 ) -> Iterator[dict[str, Any]]:
     """One method at one budget: its search and the rows of its table, with a few rows more each time."""
     method = parse(name)
     limit = Limit("tokens", budget)
-    reads = name in ("fastv", "pyramiddrop")
-    chosen = pictures_of(SEARCH_SEED, SEARCHED, ASKED if reads else 99)
     begun, cpu = time.monotonic(), time.process_time()
-    state = work / f"{name}-{budget}.jsonl"
-    tuned = tune_schedule(
-        vlm, asked(vlm, chosen), method, limit, state=state, name="embedded", drawn=DRAWN, steps=STEPS
-    )
+    tuned = searched(vlm, name, limit, work / f"{name}-{budget}.jsonl", effort(name))
     minutes, cpu_minutes = (time.monotonic() - begun) / 60, (time.process_time() - cpu) / 60
     prices = Prices(vlm.model, [sample for about in judge.pictures for sample in about.samples], "tokens")
     space = method.space(prices.depth)
@@ -167,7 +192,7 @@ def cell(
     for label, setting in settings.items():
         if setting is None or label == "small grid":
             continue
-        draws = [control(prices, setting, Random(seed=seed)) for seed in range(2)]
+        draws = [control(prices, setting, Random(seed=seed)) for seed in range(DRAWS)]
         rows.append(judge.row(f"random at {label}", draws, prices.tokens(draws[0]), base))
         uniform = control(prices, setting, Uniform())
         rows.append(judge.row(f"uniform at {label}", [uniform], prices.tokens(uniform), base))
@@ -177,8 +202,18 @@ def cell(
         yield found
     for label in ("tuned", "published"):
         if settings[label] is not None:
-            rows += adaptive_row(vlm, judge, calibration, f"adaptive, {label}", settings[label], base)
+            rows += adaptive_row(vlm, judge, sets, f"adaptive, {label}", settings[label], base)
     yield found | {"complete": True}
+
+
+def searched(
+    vlm: Any, name: str, limit: Limit, state: Path, how: Effort, only: Callable[[PictureQuestion], bool] | None = None
+) -> Tuned:
+    """A search, on all questions of its seed or on some."""
+    chosen = [question for question in pictures_of(SEARCH_SEED, how.pictures, how.asked) if not only or only(question)]
+    return tune_schedule(
+        vlm, asked(vlm, chosen), parse(name), limit, state=state, name="embedded", drawn=how.drawn, steps=how.steps
+    )
 
 
 def control(prices: Prices, method: Method, kind: Any) -> Method:
@@ -187,18 +222,19 @@ def control(prices: Prices, method: Method, kind: Any) -> Method:
 
 
 def adaptive_row(
-    vlm: Any, judge: Judge, calibration: Sequence[About], name: str, method: Method, base: Any
+    vlm: Any, judge: Judge, sets: Sequence[Sequence[About]], name: str, method: Method, base: Any
 ) -> list[dict[str, Any]]:
     """The method with thresholds for counts, and what it truly spends; none where it does not rank by scores."""
+    calibration, others = sets
     try:
         found = adaptive(vlm.model, method, calibration)
     except SettingError:
         return []
-    calibrated = spent(vlm.model, found, calibration)
     new = spent(vlm.model, found, judge.pictures)
     row = judge.row(name, [found], float(np.mean(new)), base)
     row |= {
-        "calibrated": round(float(np.mean(calibrated)), 3),
+        "calibrated": round(float(np.mean(spent(vlm.model, found, calibration))), 3),
+        "others": round(float(np.mean(spent(vlm.model, found, others))), 3),
         "fewest": round(min(new), 2),
         "most": round(max(new), 2),
     }
@@ -217,42 +253,120 @@ def variations(judge: Judge, prices: Prices, method: Any, base: Any) -> list[dic
     return rows
 
 
+# -- how far a setting travels ------------------------------------------------------------------------------------
+
+
+def travel(vlm: Any, judge: Judge, cells: dict[tuple[str, int], dict[str, Any]], work: Path) -> list[dict[str, Any]]:
+    """V2Drop tuned at one budget and used at another; tuned on some questions or pictures, and judged on all kinds."""
+    prices = Prices(vlm.model, [sample for about in judge.pictures for sample in about.samples], "tokens")
+    space = V2Drop().space(prices.depth)
+    assert space is not None
+    rows = []
+    for (name, budget), found in cells.items():
+        if name != "v2drop":
+            continue
+        row = next(row for row in found["rows"] if row["name"] == "tuned")
+        tuned = from_dict(row["method"])
+        kept = tuple((key, getattr(tuned, key)) for key, _ in space.usual)
+        point = space.point_of(prices.plan(tuned), prices.entered, kept)
+        assert point is not None
+        for other in BUDGETS:
+            method = solved(space, point, prices, other)
+            if method is not None:
+                rows.append(judge.row(f"tuned at {budget}, used at {other}", [method], prices.tokens(method)))
+    halves: dict[str, Callable[[PictureQuestion], bool]] = {
+        "text": lambda question: question.question.task in TEXT_TASKS,
+        "other questions": lambda question: question.question.task not in TEXT_TASKS,
+        "scenes": lambda question: question.picture % 2 == 0,
+        "sketches": lambda question: question.picture % 2 == 1,
+    }
+    for name, only in halves.items():
+        how = replace(READING, pictures=60, asked=99)
+        tuned = searched(vlm, "v2drop", Limit("tokens", 64), work / f"half-{name.split()[0]}.jsonl", how, only).method
+        rows.append(judge.row(f"tuned at 64 on {name} only", [tuned], prices.tokens(tuned)))
+    return rows
+
+
+# -- the record ---------------------------------------------------------------------------------------------------
+
+
 def main() -> None:
     """Run the cells that the record has not, and write it after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--budgets", nargs="+", type=int, default=BUDGETS)
+    parser.add_argument("--travel", action="store_true", help="how far V2Drop's settings travel, once they are there")
     parser.add_argument("--work", type=Path, default=Path("tuning-work"))
     parser.add_argument("--out", type=Path, default=HERE / "embedded.json")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     vlm = fv.load()
-    record: dict[str, Any] = {"cells": []}
-    if options.out.exists():
-        record = json.loads(options.out.read_text(encoding="utf-8"))
-    cells = {(one["method"], one["budget"]): one for one in record["cells"]}
-    wanted = [(name, budget) for name in options.methods for budget in options.budgets]
-    held = [question for seed in HELD_OUT for question in pictures_of(seed, JUDGED)]
-    judge = Judge(vlm, held, options.work / "held-out.jsonl")
-    calibration = grouped(vlm, asked(vlm, pictures_of(CALIBRATION_SEED, CALIBRATED, 1)))
-    for name, budget in wanted:
-        if cells.get((name, budget), {}).get("complete"):
-            continue
-        for found in cell(vlm, judge, calibration, name, budget, options.work):
-            cells[name, budget] = found
-            about = {
-                "full": judge.full(),
-                "questions": len(held),
-                "pictures": len(judge.pictures),
-                "seeds": {"search": SEARCH_SEED, "calibration": CALIBRATION_SEED, "held-out": list(HELD_OUT)},
-                "search": {"pictures": SEARCHED, "drawn": DRAWN, "steps": STEPS, "questions of text readers": ASKED},
-                "cores": os.cpu_count(),
-                "versions": versions(),
-                "commit": commit(),
-            }
-            write(options.out, {"cells": list(cells.values()), **about})
-        print(f"{name} at {budget}: {cells[name, budget]['verdict']}", flush=True)
+    judges = {
+        how: judge_of(vlm, how, options.work) for how in sorted({effort(name) for name in options.methods}, key=str)
+    }
+    sets = [
+        grouped(vlm, asked(vlm, pictures_of(seed, count, 1)))
+        for seed, count in ((CALIBRATION_SEED, CALIBRATED), (DRIFT_SEED, DRIFTED))
+    ]
+    for name in options.methods:
+        for budget in options.budgets:
+            judge = judges[effort(name)]
+            cells = cells_of(read(options.out))
+            if cells.get((name, budget), {}).get("complete"):
+                continue
+            for found in cell(vlm, judge, sets, name, budget, options.work):
+                found |= {"full": judge.full(), "questions": len(judge.chosen), "search": asdict(effort(name))}
+                add(options.out, judge, cell=found)
+            print(f"{name} at {budget}: {found['verdict']}", flush=True)
+    if options.travel:
+        judge = judges[SHARED]
+        add(options.out, judge, travel=travel(vlm, judge, cells_of(read(options.out)), options.work))
+
+
+def judge_of(vlm: Any, how: Effort, work: Path) -> Judge:
+    """The held-out questions for methods of an effort."""
+    held = [question for seed in HELD_OUT for question in pictures_of(seed, JUDGED, how.asked)]
+    return Judge(vlm, held, work / f"held-out-{how.asked}.jsonl")
+
+
+def read(out: Path) -> dict[str, Any]:
+    """The record so far."""
+    if not out.exists():
+        return {"cells": []}
+    record: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return record
+
+
+def cells_of(record: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
+    """The record's cells by method and budget."""
+    return {(one["method"], one["budget"]): one for one in record["cells"]}
+
+
+def add(out: Path, judge: Judge, cell: dict[str, Any] | None = None, **more: Any) -> None:
+    """Put a cell, or more, into the record; two runs side by side may both do so."""
+    with (out.parent / f".{out.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        record = read(out)
+        cells = cells_of(record)
+        if cell is not None:
+            cells[cell["method"], cell["budget"]] = cell
+        about = {
+            "pictures": len(judge.pictures),
+            "seeds": {
+                "search": SEARCH_SEED,
+                "calibration": CALIBRATION_SEED,
+                "held-out": list(HELD_OUT),
+                "others": DRIFT_SEED,
+            },
+            "calibrated": CALIBRATED,
+            "others": DRIFTED,
+            "cores": os.cpu_count(),
+            "versions": versions(),
+            "commit": commit(),
+        }
+        order = sorted(cells.values(), key=lambda one: (METHODS.index(one["method"]), BUDGETS.index(one["budget"])))
+        write(out, {**record, "cells": order, **about, **more})
 
 
 def write(out: Path, record: dict[str, Any]) -> None:

@@ -55,15 +55,17 @@ def test_budgets_in_flops_and_cache_bytes_are_met_too():
         assert 0.7 < prices.of(found) <= 0.8
 
 
-@pytest.mark.parametrize("method", [fv.V2Drop(layers=(1, 2), keep=(0.4, 0.5)), fv.FastV(keep=(0.3,))])
-def test_a_forced_answer_agrees_exactly_where_generation_gives_it(method):
-    for about in PICTURES:
-        wanted = targets(LLAVA, about, greedy(LLAVA, about.samples, 3))
-        found = outcomes(LLAVA, about, wanted, method)
+@pytest.mark.parametrize("method", [fv.V2Drop(layers=(1, 2), keep=(0.4, 0.5)), fv.FastV(layers=(1,), keep=(0.3,))])
+@pytest.mark.parametrize("family", ["llava", "llava_onevision", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_a_forced_answer_agrees_exactly_where_generation_gives_it(family, method):
+    model = tiny(family)
+    for about in grouped(model, [batch(family, [word], seed) for seed in range(3) for word in ("titt", "tit")]):
+        wanted = targets(model, about, greedy(model, about.samples, 3))
+        found = outcomes(model, about, wanted, method)
         for sample, target, outcome in zip(about.samples, wanted, found, strict=True):
             columns = sample.inputs["input_ids"].shape[1]
-            with fv.drop(LLAVA, method):
-                out = LLAVA.generate(**sample.inputs, max_new_tokens=len(target.ids), do_sample=False)
+            with fv.drop(model, method):
+                out = model.generate(**sample.inputs, max_new_tokens=len(target.ids), do_sample=False)
             assert (tuple(out[0, columns:].tolist()) == target.ids) == outcome.agrees
             assert outcome.divergence >= 0
 
@@ -107,6 +109,7 @@ def test_all_rows_cost_the_same_and_the_file_goes_where_a_name_does(tmp_path):
     tuned = fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, seconds=3, task="squares")
     assert isinstance(tuned, fv.Tuned)
     names = [row.name for row in tuned.rows]
+    assert all(row.name.endswith(("the budget", "new questions")) for row in tuned.travel)
     assert names[-4:] == ["grid", "tuned", "random, tuned schedule", "uniform, tuned schedule"]
     by_name = {row.name: row for row in tuned.rows}
     assert by_name["random, tuned schedule"].tokens == pytest.approx(by_name["tuned"].tokens, abs=1e-3)

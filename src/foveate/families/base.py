@@ -1,7 +1,7 @@
 """What the engine asks of a model family. A family knows where things are; it knows no method."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ class Family:
         Raises:
             UnsupportedError: If there is none.
         """
-        cores = [module for module in self.model.modules() if self._is_core(module)]  # outer ones first
+        cores = [module for module in _outside_lists(self.model) if self._is_core(module)]  # outer ones first
         if not cores:
             raise UnsupportedError(
                 f"{type(self.model).__name__} has no module with a {self.decoder} and a "
@@ -435,3 +435,11 @@ class Family:
 def _cells(grids: Sequence[Grid]) -> int:
     """Tokens of some grids together."""
     return sum(map(math.prod, grids))
+
+
+def _outside_lists(module: nn.Module) -> Iterator[nn.Module]:
+    """A module and all in it, outer ones first, without those of lists: layers are many, and none is a whole model."""
+    yield module
+    for child in module.children():
+        if not isinstance(child, nn.ModuleList):
+            yield from _outside_lists(child)

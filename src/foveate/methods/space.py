@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = ["Point", "Space"]
 
-MOST_CUTS = 4
+MOST_CUTS = 6
 # It returns a Method; methods/base.py imports this module.
 Build = Callable[[tuple[int, ...], Sequence[float], int, Mapping[str, Any]], Any]
 

@@ -7,7 +7,7 @@ whether a method gives the full model's answer, and how far its distributions mo
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,12 @@ from foveate.ask.answering import BEHIND
 from foveate.ask.batch import collate, ends_of, pad_id
 from foveate.ask.generation import Generation, run
 from foveate.ask.look import can_share, look_at, resumed, together
-from foveate.core.patching import Patcher
 from foveate.engine.session import drop
 from foveate.methods.base import Method
-from foveate.methods.stages import Place, Shape
 from foveate.registry import family_for
 from foveate.tune.samples import About, Sample
 
-__all__ = ["Outcome", "Target", "features_kept", "greedy", "outcomes", "predictions", "targets"]
+__all__ = ["Outcome", "Target", "answered", "greedy", "outcomes", "predictions", "targets"]
 
 LIKELIEST = 256
 """Tokens of a distribution whose probabilities are kept; all others count as one."""
@@ -62,6 +60,11 @@ class Outcome:
     def root(self) -> float:
         """√divergence: what is searched with, because a few lost answers would steer a plain mean."""
         return math.sqrt(self.divergence)
+
+
+def answered(model: Any, about: About, max_new_tokens: int) -> list[Target]:
+    """The full model's own answers to all questions about a picture, and its distributions along them."""
+    return targets(model, about, greedy(model, about.samples, max_new_tokens))
 
 
 def targets(model: Any, about: About, answers: Sequence[tuple[int, ...]]) -> list[Target]:
@@ -208,14 +211,15 @@ def _behind_prompts(
             logits = begun.logits[:, -1:]
             if forced.shape[1]:
                 mask = torch.nn.functional.pad(mask, (0, forced.shape[1]), value=1)
-                if placed:
-                    placed = {"position_ids": _positions(mask)[:, -forced.shape[1] :]}
+                positions = _positions(mask)[:, -forced.shape[1] :]
+                if _mrope(model):  # text behind pictures: one number for all three axes
+                    positions = (positions + family_for(model).core.rope_deltas).expand(3, -1, -1)
                 out = model(
                     input_ids=forced,
                     attention_mask=mask,
+                    position_ids=positions,
                     past_key_values=begun.past_key_values,
                     use_cache=True,
-                    **placed,
                 )
                 logits = torch.cat((logits, out.logits), dim=1)
         for row, place in enumerate(places):
@@ -241,34 +245,3 @@ def _forced(answers: Sequence[Sequence[int]], like: Tensor, pad: int) -> Tensor:
 
 def _dropping(model: Any, method: Method | None) -> AbstractContextManager[Any]:
     return nullcontext() if method is None else drop(model, method)
-
-
-# -- what methods share --------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def features_kept(model: Any, method: Method, kept: dict[Any, Any], key: Any) -> Iterator[None]:
-    """Let the vision tower run once for all methods that act behind it.
-
-    Args:
-        model: Of transformers, in no context of `drop`.
-        method: A method that acts in the tower, or before it, runs the tower itself.
-        kept: What the tower made so far, by `key` and the shape of the pixels. It grows.
-        key: Of the picture.
-    """
-    family = family_for(model)
-    early = any(stage.place < Place.LAYER for stage in method.stages(Shape(len(family.layers))))
-    if early or not hasattr(family.core, "get_image_features"):
-        yield
-        return
-
-    def features(original: Any, *args: Any, **kwargs: Any) -> Any:
-        pixels = kwargs.get("pixel_values", args[0] if args else None)
-        place = (key, getattr(pixels, "shape", None))
-        if place not in kept:
-            kept[place] = original(*args, **kwargs)
-        return kept[place]
-
-    with Patcher() as patches:
-        patches.wrap(family.core, "get_image_features", features)
-        yield

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from foveate.errors import InputError
 from foveate.methods.base import Method
-from foveate.tune.forcing import Outcome, Target, features_kept, outcomes
+from foveate.tune.forcing import Outcome, Target, outcomes
 from foveate.tune.samples import About
+from foveate.tune.sharing import Shared
 from foveate.tune.workers import Crew
 
 __all__ = ["Journal", "Race"]
@@ -36,6 +37,7 @@ class Journal:
         self.path = path
         self.read = 0
         self._known: dict[tuple[str, str], list[Outcome]] = {}
+        self._kept: dict[str, Any] = {}
         if path is None:
             return
         if path.exists():
@@ -55,6 +57,9 @@ class Journal:
                 f"{path} is of another model, or of other versions. Name another file, or delete it to begin anew."
             )
         for row in lines[1:]:
+            if "kept" in row:
+                self._kept[row["kept"]] = row["value"]
+                continue
             pairs = zip(row["divergences"], row["agrees"], strict=True)
             self._known[row["method"], row["picture"]] = [Outcome(divergence, agrees) for divergence, agrees in pairs]
         self.read = len(self._known)
@@ -62,6 +67,13 @@ class Journal:
     def get(self, method: str, picture: str) -> list[Outcome] | None:
         """What is known of a method on a picture."""
         return self._known.get((method, picture))
+
+    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """Something else that a search that goes on shall find as it was: plain values, made when first asked for."""
+        if name not in self._kept:
+            self._kept[name] = make()
+            self._append({"kept": name, "value": self._kept[name]})
+        return self._kept[name]
 
     def add(self, method: str, picture: str, found: list[Outcome]) -> None:
         """Write down what a method came to."""
@@ -112,7 +124,7 @@ class Race:
         self.journal = journal
         self.runs = 0
         self._best_path: list[float] = []
-        self._features: dict[Any, Any] = {}
+        self._shared = Shared(model)
         self._until = float("inf") if seconds is None else time.monotonic() + seconds
 
     @property
@@ -130,7 +142,7 @@ class Race:
         known = self.journal.get(name, about.key)
         if known is not None:
             return known
-        with features_kept(self.model, method, self._features, about.key):
+        with self._shared.on(method, about.key):
             found = outcomes(self.model, about, self.targets[about.key], method)
         self.runs += 1
         self.journal.add(name, about.key, found)
@@ -162,7 +174,7 @@ class Race:
             return
         ahead = pictures[: self.crew.jobs]
         unknown = [about for about in ahead if self.journal.get(method.to_json(), about.key) is None]
-        for about, found in zip(unknown, self.crew.outcomes(method, unknown), strict=True):
+        for about, found in zip(unknown, self.crew.outcomes(method, unknown, self.targets), strict=True):
             self.runs += 1
             self.journal.add(method.to_json(), about.key, found)
 

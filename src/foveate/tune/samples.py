@@ -16,7 +16,7 @@ from foveate.core.grid import Grid
 from foveate.errors import SettingError
 from foveate.registry import family_for
 
-__all__ = ["About", "Sample", "Split", "digest", "grouped", "notes_on", "split"]
+__all__ = ["About", "Sample", "Split", "asked_of", "digest", "grouped", "notes_on", "split"]
 
 FEW = 20  # pictures: below it the held-out intervals are wide
 SEARCHED = 15  # pictures to search with: more cost time and ranked schedules little better in the trial
@@ -163,13 +163,13 @@ def notes_on(pictures: Sequence[About]) -> list[str]:
         notes.append(
             f"Pictures have {min(lengths)} to {max(lengths)} vision tokens: the cost holds on average, not for each."
         )
-    asked = Counter(_text(sample) for sample in questions)
+    asked = Counter(asked_of(sample) for sample in questions)
     if len(asked) == 1 and len(questions) > 1:
         notes.append("All samples ask the same question: the setting is fitted to it, and may not serve others.")
     return notes
 
 
-def _text(sample: Sample) -> tuple[int, ...]:
-    """The ids of a prompt's last words."""
+def asked_of(sample: Sample) -> tuple[int, ...]:
+    """What a prompt asks: the ids of its last words."""
     ids: list[int] = sample.inputs["input_ids"][0, -sample.text_tokens :].tolist()
     return tuple(ids)

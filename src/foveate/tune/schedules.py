@@ -1,31 +1,30 @@
 """Tuning a schedule: the full model once, a search, a choice on other pictures, and a report on others again."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from foveate._versions import versions
 from foveate.ask.vlm import VLM
 from foveate.errors import BudgetError, SettingError
-from foveate.eval.stats import Resampled, estimate
 from foveate.methods.base import Method
-from foveate.methods.controls import same_schedule
-from foveate.methods.random import Random
 from foveate.methods.space import Point, Space
-from foveate.methods.uniform import Uniform
+from foveate.tune.choosing import Choice, chosen
 from foveate.tune.costs import Limit, Prices, solved
-from foveate.tune.forcing import Outcome, Target, greedy, targets
+from foveate.tune.forcing import Target, answered
 from foveate.tune.race import Journal, Race
-from foveate.tune.samples import About, digest, grouped, notes_on, split
+from foveate.tune.report import Report
+from foveate.tune.samples import About, Sample, asked_of, digest, grouped, notes_on, split
 from foveate.tune.search import LOCAL, RANDOM, Found, Searched, Trial, search
+from foveate.tune.thresholding import adaptive, refuse_without_scores, spent
+from foveate.tune.timing import Timings, measured
 from foveate.tune.tuned import Row, Tuned
 from foveate.tune.workers import Crew
 
@@ -33,9 +32,8 @@ __all__ = ["Listener", "published_point", "tune_schedule"]
 
 DRAWS = 3
 """Random droppings that are averaged in the comparison."""
-FINALISTS = 6
+FINALISTS = 8
 Listener = Callable[[str], object]
-Column = NDArray[Any]
 
 
 def tune_schedule(
@@ -48,6 +46,7 @@ def tune_schedule(
     seconds: float | None = None,
     seed: int = 0,
     jobs: int = 1,
+    with_thresholds: bool = False,
     state: str | Path | None = None,
     drawn: int = RANDOM,
     steps: int = LOCAL,
@@ -62,47 +61,70 @@ def tune_schedule(
     pictures = grouped(model, samples)
     parts = split(pictures, seed)
     everything = [sample for about in pictures for sample in about.samples]
-    prices = Prices(inner, everything, limit.kind)
-    if prices.of(None) <= limit.value:
+    inputs = digest(
+        {f"{about.key}/{at}": one.inputs["input_ids"] for about in pictures for at, one in enumerate(about.samples)}
+    )
+    journal = Journal(None if state is None else Path(state), f"{name} {versions()} {inputs}")
+    prices = Prices(inner, everything, limit.kind, _timings(inner, everything, limit, journal))
+    if prices.of(None) <= limit.most:
         raise SettingError(f"A budget of {limit} drops nothing: the full model spends {prices.of(None):.4g}.")
     space = method.space(prices.depth)
     if space is None:
         raise SettingError(f"{type(method).__name__} has no schedule and no setting that could be searched.")
     prices.plan(method)  # or a refusal: what it keeps must be known before
+    if with_thresholds:
+        refuse_without_scores(method, prices.depth)
     answers = _Answers(inner, pictures, max_new_tokens, listen)
-    inputs = digest(
-        {f"{about.key}/{at}": one.inputs["input_ids"] for about in pictures for at, one in enumerate(about.samples)}
-    )
-    journal = Journal(None if state is None else Path(state), f"{name} {versions()} {inputs}")
     with ExitStack() as ending:
         crew = None
         if jobs > 1:
-            crew = Crew(model, pictures, {about.key: answers[about.key] for about in pictures}, jobs)
+            crew = Crew(model, pictures, jobs)
             ending.callback(crew.close)
+            answers.update(zip([about.key for about in pictures], crew.answers(pictures, max_new_tokens), strict=True))
         race = Race(inner, answers, journal, seconds, crew)
-        published = published_point(method, space, prices, limit)
-        start = published or usual_point(method, space, prices)
+        start = published_point(method, space, prices, limit)
         trial = Trial(
-            solve=partial(_solved, space, prices, limit.value),
+            solve=lambda point: solved(space, point, prices, limit.most),
             score=partial(race.score, pictures=parts.search),
             over=lambda: race.over,
             advance=lambda: listen("setting"),
         )
-        searched = search(space, [start], trial, seed, drawn=drawn, steps=steps)
+        searched = search(space, [start or usual_point(method, space, prices)], trial, seed, drawn=drawn, steps=steps)
         if not searched.best:
             raise BudgetError(f"No setting of {method.name} costs {limit} or less. Give a larger budget.")
-        as_published = None if published is None else solved(space, published, prices, limit.value)
-        choice = _chosen(race, searched, as_published, parts.choose)
-        rows = _Report(race, prices, parts.report).rows(as_published, choice)
+        published = None if start is None else _published(trial, start)
+        race.unlimited()
+        choice = chosen(race, searched, published, parts.choose)
+        report = Report(race=race, prices=prices, pictures=parts.report)
+        as_published = None if published is None else published.method
+        rows = report.rows(as_published, choice)
+        notes = [*_notes(pictures, searched), *_fears(report, as_published, choice)]
+        travel: list[Row] = []
+        if choice.origin != "published":
+            known = {asked_of(sample) for about in (*parts.search, *parts.choose) for sample in about.samples}
+            travel = report.budgets(_other_budgets(method, space, prices, limit, choice.point))
+            travel += report.questions(as_published, choice.method, known)
+        final, tokens = choice.method, prices.tokens(choice.method)
+        if with_thresholds:
+            final = adaptive(inner, choice.method, (*parts.search, *parts.choose))
+            counts = spent(inner, final, parts.report)
+            tokens = fmean(counts)
+            base = None if as_published is None else report.agrees(as_published)
+            rows.append(report.row("adaptive", [final], base, tokens=tokens))
+            notes.append(f"Adaptive: {min(counts):.1f} to {max(counts):.1f} tokens on the pictures to report with.")
+    timed = None
+    if limit.kind == "speedup":
+        timed = measured(inner, everything[0], final).to_dict()
     return Tuned(
-        method=choice.method,
+        method=final,
         chosen=choice.origin,
         base=method.to_dict(),
         model=name,
         task=task,
         budget={limit.kind: limit.value},
         cost=round(prices.of(choice.method), 6),
-        tokens=round(prices.tokens(choice.method), 4),
+        tokens=round(tokens, 4),
+        speedup=timed,
         pictures=(len(parts.search), len(parts.choose), len(parts.report)),
         questions=len(everything),
         inputs=inputs,
@@ -112,7 +134,8 @@ def tune_schedule(
         seconds=round(time.monotonic() - begun, 1),
         complete=searched.complete,
         rows=tuple(rows),
-        notes=tuple(_notes(pictures, searched)),
+        travel=tuple(travel),
+        notes=tuple(notes),
         versions=versions(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -133,14 +156,17 @@ class _Answers(dict[str, list[Target]]):
         self._listen = listen
 
     def __missing__(self, key: str) -> list[Target]:
-        about = self._pictures[key]
         self._listen("picture")
-        self[key] = targets(self._model, about, greedy(self._model, about.samples, self._max_new_tokens))
+        self[key] = answered(self._model, self._pictures[key], self._max_new_tokens)
         return self[key]
 
 
-def _solved(space: Space, prices: Prices, limit: float, point: Point) -> Method | None:
-    return solved(space, point, prices, limit)
+def _timings(model: Any, samples: Sequence[Sample], limit: Limit, journal: Journal) -> Timings | None:
+    """This machine's timings where the budget is a speed-up; a search that goes on takes those that it began with."""
+    if limit.kind != "speedup":
+        return None
+    found = journal.kept("timings", lambda: asdict(Timings.on(model, samples[0])))
+    return Timings(tuple(found["counts"]), tuple(found["shares"]))
 
 
 def _notes(pictures: Sequence[About], searched: Searched) -> list[str]:
@@ -150,13 +176,46 @@ def _notes(pictures: Sequence[About], searched: Searched) -> list[str]:
     return notes
 
 
+def _fears(report: Report, published: Method | None, choice: Choice) -> list[str]:
+    """On how many pictures the chosen setting is worse than the published one."""
+    if published is None or choice.origin == "published":
+        return []
+    worse = report.worse(published, choice.method)
+    return [f"On {worse} of {len(report.pictures)} pictures its answers are further off than the published schedule's."]
+
+
+def _other_budgets(
+    method: Method, space: Space, prices: Prices, limit: Limit, point: Point
+) -> list[tuple[str, Method | None, Method | None]]:
+    """Half and twice the budget: in words, the published setting there, and the tuned shape."""
+    at = []
+    for factor, words in ((0.5, "half the budget"), (2.0, "twice the budget")):
+        most = factor * limit.most
+        if most >= prices.of(None):
+            continue
+        start = published_point(method, space, prices, limit, factor)
+        published = None if start is None else solved(space, start, prices, most)
+        at.append((words, published, solved(space, point, prices, most)))
+    return at
+
+
 # -- where to begin -----------------------------------------------------------------------------------------------
 
 
-def published_point(method: Method, space: Space, prices: Prices, limit: Limit) -> Point | None:
-    """The schedule that the method has by itself at this budget; None where it cannot go so low."""
-    share = limit.value / prices.entered if limit.kind == "tokens" else limit.value
+def published_point(method: Method, space: Space, prices: Prices, limit: Limit, factor: float = 1.0) -> Point | None:
+    """The schedule that the method has by itself at so many times this budget; None where it cannot go so low."""
+    share = factor * limit.most
+    if limit.kind == "tokens":
+        share /= prices.entered
     return _point_at(method, space, prices, share)
+
+
+def _published(trial: Trial, point: Point) -> Found | None:
+    """The published setting at the budget, without a score."""
+    method = trial.solve(point)
+    if method is None:
+        return None
+    return Found(math.nan, point, method)
 
 
 def usual_point(method: Method, space: Space, prices: Prices) -> Point:
@@ -187,95 +246,3 @@ def _budgeted(method: Method, share: float) -> Method:
         raise
     except SettingError:
         return method
-
-
-# -- choosing -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """The setting to use, where it comes from, and the best of the small grid."""
-
-    method: Method
-    origin: str
-    grid: Method
-
-
-def _chosen(race: Race, searched: Searched, published: Method | None, pictures: Sequence[About]) -> _Choice:
-    """The best on pictures that were not searched with; the simpler stays unless the interval is against it."""
-    race.unlimited()
-    resampled = Resampled([about.key for about in pictures for _ in about.samples])
-    grid = _best_of(race, searched.grid or searched.best[:1], pictures)
-    found = _best_of(race, searched.best[:FINALISTS], pictures)
-    method, origin = (grid, "grid") if published is None else (published, "published")
-    for rival, name in ((grid, "grid"), (found, "search")):
-        if _is_better(race, resampled, rival, method, pictures):
-            method, origin = rival, name
-    return _Choice(method, origin, grid)
-
-
-def _best_of(race: Race, found: Sequence[Found], pictures: Sequence[About]) -> Method:
-    methods = [one.method for one in found[:FINALISTS]]
-    return min(methods, key=lambda method: float(race.column(method, pictures, _root).mean()))
-
-
-def _is_better(race: Race, resampled: Resampled, rival: Method, method: Method, pictures: Sequence[About]) -> bool:
-    """Whether the 95 % interval of the difference in root divergence lies below 0."""
-    if rival == method:
-        return False
-    difference = race.column(rival, pictures, _root) - race.column(method, pictures, _root)
-    return estimate(resampled.means(difference)).high < 0
-
-
-def _root(outcome: Outcome) -> float:
-    return outcome.root
-
-
-def _agrees(outcome: Outcome) -> float:
-    return float(outcome.agrees)
-
-
-# -- reporting ----------------------------------------------------------------------------------------------------
-
-
-class _Report:
-    """The comparison on pictures that were used for nothing else."""
-
-    def __init__(self, race: Race, prices: Prices, pictures: Sequence[About]) -> None:
-        self.race = race
-        self.prices = prices
-        self.pictures = pictures
-        self.resampled = Resampled([about.key for about in pictures for _ in about.samples])
-
-    def rows(self, published: Method | None, choice: _Choice) -> list[Row]:
-        """The published schedule, the best of the grid, the tuned one, and random at the schedules of both."""
-        tuned = choice.method
-        base = None if published is None else self.race.column(published, self.pictures, _agrees)
-        rows = []
-        if published is not None:
-            rows.append(self._row("published", [published], None))
-            rows.append(self._row("random, published schedule", self._draws(published), base))
-        rows.append(self._row("grid", [choice.grid], base))
-        rows.append(self._row("tuned", [tuned], base))
-        rows.append(self._row("random, tuned schedule", self._draws(tuned), base))
-        rows.append(self._row("uniform, tuned schedule", [self._control(tuned, Uniform())], base))
-        return rows
-
-    def _draws(self, method: Method) -> list[Method]:
-        return [self._control(method, Random(seed=seed)) for seed in range(DRAWS)]
-
-    def _control(self, method: Method, control: Random | Uniform) -> Method:
-        return same_schedule(self.prices.plan(method), self.prices.entered, control=control)
-
-    def _row(self, name: str, methods: Sequence[Method], published: Column | None) -> Row:
-        agrees = np.mean([self.race.column(method, self.pictures, _agrees) for method in methods], axis=0)
-        roots = np.mean([self.race.column(method, self.pictures, _root) for method in methods], axis=0)
-        ahead = None if published is None else estimate(self.resampled.means(agrees - published))
-        return Row(
-            name=name,
-            method=methods[0],
-            tokens=self.prices.tokens(methods[0]),
-            agreement=self.resampled.proportion(agrees),
-            root=self.resampled.mean(roots),
-            ahead=ahead,
-        )

@@ -18,8 +18,9 @@ from foveate.methods.settings import MethodSetting
 from foveate.methods.stages import Shape, Stage
 from foveate.registry import family_for
 from foveate.tune.samples import About, Sample
+from foveate.tune.sharing import Shared
 
-__all__ = ["adaptive", "spent"]
+__all__ = ["adaptive", "refuse_without_scores", "spent"]
 
 WITHIN = 0.01
 """How near the mean of the calibration pictures comes to the schedule's, as a share of it."""
@@ -43,30 +44,42 @@ def adaptive(model: Any, method: Method, pictures: Sequence[About], spread: floa
     shape = Shape(len(family_for(model).layers))
     cuts = [stage for stage in in_order(method.stages(shape)) if stage.drops]
     thresholds = [NEVER] * len(cuts)
-    Adaptive(inner=method, thresholds=tuple(thresholds)).stages(shape)  # or a refusal
+    refuse_without_scores(method, shape.depth)
     samples = list(_samples(method, shape, pictures))
+    shared = Shared(model)
     for place in range(len(cuts)):
         so_far = Adaptive(inner=method, thresholds=tuple(thresholds), spread=spread)
-        thresholds[place] = _threshold(_scores(model, so_far, place, samples), spread)
+        thresholds[place] = _threshold(_scores(model, shared, so_far, place, samples), spread)
     return Adaptive(inner=method, thresholds=tuple(thresholds), spread=spread)
+
+
+def refuse_without_scores(method: Method, depth: int) -> None:
+    """Refuse a method whose cuts do not rank by a score.
+
+    Raises:
+        SettingError: If one does not.
+    """
+    cuts = sum(stage.drops for stage in method.stages(Shape(depth)))
+    Adaptive(inner=method, thresholds=(NEVER,) * cuts).stages(Shape(depth))
 
 
 def spent(model: Any, method: Method, pictures: Sequence[About]) -> list[float]:
     """Mean vision tokens that a decoder layer processes, for each picture (or question, where it has a say)."""
     shape = Shape(len(family_for(model).layers))
     means = []
-    for sample in _samples(method, shape, pictures):
+    for _, sample in _samples(method, shape, pictures):
         with drop(model, method) as trace, torch.inference_mode():
             model(**{**sample.inputs, "use_cache": False})
         means.append(trace.retention[0] * sample.vision_tokens)
     return means
 
 
-def _samples(method: Method, shape: Shape, pictures: Sequence[About]) -> Iterator[Sample]:
-    """One sample a picture, or all where the question decides what is kept."""
+def _samples(method: Method, shape: Shape, pictures: Sequence[About]) -> Iterator[tuple[str, Sample]]:
+    """(its picture's key, sample): one a picture, or all where the question decides what is kept."""
     every = reads_text(method.stages(shape))
     for about in pictures:
-        yield from about.samples if every else about.samples[:1]
+        for sample in about.samples if every else about.samples[:1]:
+            yield about.key, sample
 
 
 # -- one cut ------------------------------------------------------------------------------------------------------
@@ -80,13 +93,15 @@ class _Seen:
     count: int
 
 
-def _scores(model: Any, method: Adaptive, place: int, samples: Sequence[Sample]) -> list[_Seen]:
+def _scores(
+    model: Any, shared: Shared, method: Adaptive, place: int, samples: Sequence[tuple[str, Sample]]
+) -> list[_Seen]:
     """What the tokens of every sample score at the cut of this place, behind the cuts before it."""
     seen: list[_Seen] = []
     watched = _Watched(inner=method.inner, thresholds=method.thresholds, spread=method.spread, place=place)
     watched.to(seen)
-    for sample in samples:
-        with drop(model, watched), torch.inference_mode():
+    for key, sample in samples:
+        with shared.on(method, key), drop(model, watched), torch.inference_mode():
             model(**{**sample.inputs, "use_cache": False})
     return seen
 

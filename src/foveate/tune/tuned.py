@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from foveate._sheet import Column, Sheet
 from foveate._spelling import read_json
+from foveate.bench.timing import Ratio
 from foveate.errors import InputError
 from foveate.eval.stats import Estimate
 from foveate.methods import catalogue
@@ -15,7 +16,7 @@ from foveate.tune.record import write_json
 
 __all__ = ["Row", "Tuned"]
 
-FORMAT = "foveate tuning 2"
+FORMAT = "foveate tuning 3"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,8 @@ class Tuned:
         task: What the samples show.
         budget: What might be spent, by the kind of cost.
         cost: What the setting spends of it, exactly.
-        tokens: Mean vision tokens that a decoder layer processes.
+        tokens: Mean vision tokens that a decoder layer processes; of adaptive counts, on the pictures to report with.
+        speedup: Times to the first token over the full model's, measured; only where the budget is a speed-up.
         pictures: Pictures to search, choose and report with.
         questions: Samples in all.
         inputs: SHA-256 of all samples.
@@ -85,6 +87,7 @@ class Tuned:
         seconds: How long it took.
         complete: Whether the search made all its steps.
         rows: The comparison on the pictures to report with.
+        travel: The same at other budgets and for other questions; empty where the published schedule stays.
         notes: What the user should know.
         versions: Of foveate, torch and transformers.
         date: UTC, ISO 8601.
@@ -98,6 +101,7 @@ class Tuned:
     budget: Mapping[str, float]
     cost: float
     tokens: float
+    speedup: Mapping[str, Any] | None
     pictures: tuple[int, int, int]
     questions: int
     inputs: str
@@ -107,6 +111,7 @@ class Tuned:
     seconds: float
     complete: bool
     rows: tuple[Row, ...]
+    travel: tuple[Row, ...]
     notes: tuple[str, ...]
     versions: Mapping[str, str]
     date: str
@@ -133,12 +138,20 @@ class Tuned:
         """The comparison as a table."""
         names = ("Tokens", "Agreement, %", "√KL", "Ahead of published")
         body = []
-        for row in self.rows:
+        for row in (*self.rows, *self.travel):
             ahead = "" if row.ahead is None else _points(row.ahead, "+")
             body.append((row.name, f"{row.tokens:.2f}", _points(row.agreement), f"{row.root.value:.3f}", ahead))
         note = f"On {self.pictures[2]} pictures that were used for nothing else; [ ] are 95 % intervals over pictures."
         columns = [Column(name, right=True) for name in names]
-        return Sheet("Held-out comparison", ["", *columns], body, [note, self.verdict])
+        return Sheet("Held-out comparison", ["", *columns], body, [note, *self._timed(), self.verdict])
+
+    def _timed(self) -> list[str]:
+        """What was measured of a budget that is a speed-up."""
+        if self.speedup is None:
+            return []
+        found = Ratio(**self.speedup["ratio_to_full"]["tuned"]).inverse()
+        control = Ratio(**self.speedup["control"])
+        return [f"Measured to the first token: {found} times the full model's speed; the full model twice: {control}."]
 
     def _repr_html_(self) -> str:
         return self.sheet().to_html()
@@ -152,6 +165,7 @@ class Tuned:
             "method": self.method.to_dict(),
             "pictures": list(self.pictures),
             "rows": [row.to_dict() for row in self.rows],
+            "travel": [row.to_dict() for row in self.travel],
             "notes": list(self.notes),
             "verdict": self.verdict,
         }
@@ -169,7 +183,8 @@ class Tuned:
         own = {name: value for name, value in values.items() if name in names}
         try:
             own["method"] = catalogue.from_dict(own["method"])
-            own["rows"] = tuple(Row.from_dict(row) for row in own["rows"])
+            for name in ("rows", "travel"):
+                own[name] = tuple(Row.from_dict(row) for row in own[name])
             own["pictures"], own["notes"] = tuple(own["pictures"]), tuple(own["notes"])
             return cls(**own)
         except (KeyError, TypeError) as error:

@@ -27,6 +27,8 @@ def tune(
     retention: float | None = None,
     flops: float | None = None,
     kv: float | None = None,
+    speedup: float | None = None,
+    adaptive: bool = False,
     task: str = "",
     seconds: float | None = None,
     seed: int = 0,
@@ -55,6 +57,8 @@ def tune(
         retention: The same as a share of the vision tokens, in (0, 1].
         flops: FLOPs to the first token, as a share of the full model's.
         kv: Bytes of the KV cache after the prompt, likewise.
+        speedup: The full model's time to the first token over the method's, above 1, from times measured here at first.
+        adaptive: Put thresholds in the place of the counts, calibrated so that the mean stays: see `foveate.Adaptive`.
         task: What the samples show, for the record.
         seconds: How long settings may be tried; the best so far is then taken.
         seed: Of the split and the search.
@@ -74,15 +78,17 @@ def tune(
     if isinstance(method, str):
         method = read(method).method()
     if method is None or isinstance(method, MustDrop):
-        if flops is not None or kv is not None:
-            raise SettingError("MustDrop's thresholds are found for tokens= or retention=, not for flops= or kv=.")
+        if adaptive or any(budget is not None for budget in (flops, kv, speedup)):
+            raise SettingError(
+                "MustDrop's thresholds are found for tokens= or retention=, not for flops=, kv=, speedup= or adaptive=."
+            )
         inner, inputs = (model.model, _inputs_for(model, samples)) if isinstance(model, VLM) else (model, samples)
         return tune_thresholds(
             inner, inputs, method=method, tokens=tokens, retention=retention, task=task, advance=advance
         )
     if jobs < 1:
         raise SettingError(f"jobs must be 1 or more; got {jobs}.")
-    limit = Limit.of(tokens=tokens, retention=retention, flops=flops, kv=kv)
+    limit = Limit.of(tokens=tokens, retention=retention, flops=flops, kv=kv, speedup=speedup)
     name = model.name if isinstance(model, VLM) else model_name(model)
     return tune_schedule(
         model,
@@ -94,6 +100,7 @@ def tune(
         seed=seed,
         jobs=jobs,
         max_new_tokens=max_new_tokens,
+        with_thresholds=adaptive,
         state=state,
         name=name,
         advance=None if advance is None else lambda what: advance(),

@@ -14,8 +14,10 @@ from foveate.ask.loading import load
 from foveate.ask.vlm import VLM
 from foveate.errors import InputError, SettingError
 from foveate.methods import catalogue
-from foveate.tune.forcing import Outcome, Target, features_kept, outcomes
+from foveate.methods.base import Method
+from foveate.tune.forcing import Outcome, Target, answered, outcomes
 from foveate.tune.samples import About
+from foveate.tune.sharing import Shared
 
 __all__ = ["Crew"]
 
@@ -26,14 +28,13 @@ class Crew:
     Args:
         model: A `VLM` that another process can load by its name.
         pictures: All that may be asked about.
-        targets: The full model's answers by picture.
         jobs: How many processes.
 
     Raises:
         SettingError: If the model is a bare one, which another process cannot load.
     """
 
-    def __init__(self, model: Any, pictures: Sequence[About], targets: Mapping[str, list[Target]], jobs: int) -> None:
+    def __init__(self, model: Any, pictures: Sequence[About], jobs: int) -> None:
         if not isinstance(model, VLM):
             raise SettingError(f"jobs={jobs} needs a VLM (foveate.load): other processes load it by its name.")
         setup = model.to_dict()
@@ -44,21 +45,31 @@ class Crew:
             jobs,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_begin,
-            initargs=(reload, by_key, dict(targets)),
+            initargs=(reload, by_key),
         )
 
     def close(self) -> None:
         """End the processes."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def outcomes(self, method: Any, pictures: Sequence[About]) -> list[list[Outcome]]:
+    def answers(self, pictures: Sequence[About], max_new_tokens: int) -> list[list[Target]]:
+        """The full model's answers about each picture."""
+        return self._map(partial(_answers, max_new_tokens), [about.key for about in pictures])
+
+    def outcomes(
+        self, method: Method, pictures: Sequence[About], wanted: Mapping[str, list[Target]]
+    ) -> list[list[Outcome]]:
         """What a method does to the answers about each picture.
 
         Raises:
             InputError: If a process died.
         """
+        asked = [(about.key, wanted[about.key]) for about in pictures]
+        return self._map(partial(_outcomes, method.to_dict()), asked)
+
+    def _map(self, call: Callable[[Any], Any], given: Sequence[Any]) -> list[Any]:
         try:
-            return list(self._pool.map(partial(_outcomes, method.to_dict()), [about.key for about in pictures]))
+            return list(self._pool.map(call, given))
         except BrokenProcessPool as error:
             raise InputError(
                 "A process that tried settings died, perhaps for want of memory. Run again with one job: with the "
@@ -67,17 +78,23 @@ class Crew:
 
 
 _process: dict[str, Any] = {}
-"""The model, pictures and answers of a process."""
+"""The model and pictures of a process, and what its settings share."""
 
 
-def _begin(reload: Callable[[], VLM], pictures: Mapping[str, About], targets: Mapping[str, list[Target]]) -> None:
+def _begin(reload: Callable[[], VLM], pictures: Mapping[str, About]) -> None:
     """In a new process: one thread, Ctrl-C is for the parent to handle, and the model."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    _process.update(model=reload().model, pictures=pictures, targets=targets, features={})
+    model = reload().model
+    _process.update(model=model, pictures=pictures, shared=Shared(model))
 
 
-def _outcomes(values: Mapping[str, Any], key: str) -> list[Outcome]:
+def _answers(max_new_tokens: int, key: str) -> list[Target]:
+    return answered(_process["model"], _process["pictures"][key], max_new_tokens)
+
+
+def _outcomes(values: Mapping[str, Any], asked: tuple[str, list[Target]]) -> list[Outcome]:
+    key, wanted = asked
     method = catalogue.from_dict(values)
-    with features_kept(_process["model"], method, _process["features"], key):
-        return outcomes(_process["model"], _process["pictures"][key], _process["targets"][key], method)
+    with _process["shared"].on(method, key):
+        return outcomes(_process["model"], _process["pictures"][key], wanted, method)

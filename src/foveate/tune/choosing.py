@@ -1,0 +1,69 @@
+"""Choosing among the settings that a search left, on pictures that it has not seen."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from foveate.eval.stats import Resampled, estimate
+from foveate.methods.base import Method
+from foveate.methods.space import Point
+from foveate.tune.forcing import Outcome
+from foveate.tune.race import Race
+from foveate.tune.samples import About
+from foveate.tune.search import Found, Searched
+
+__all__ = ["Choice", "chosen", "root_of"]
+
+FINALISTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The setting to use.
+
+    Attributes:
+        method: It.
+        origin: Where it comes from: "published", "grid" or "search".
+        grid: The best of the small grid.
+        point: Its place in the space.
+    """
+
+    method: Method
+    origin: str
+    grid: Method
+    point: Point
+
+
+def chosen(race: Race, searched: Searched, published: Found | None, pictures: Sequence[About]) -> Choice:
+    """The best on these pictures; the published setting stays unless the 95 % interval is against it.
+
+    Between the grid and the search the lower mean decides: both were picked in the same way, and neither is safer.
+    """
+    grid = _best_of(race, searched.grid or searched.best[:1], pictures)
+    best, origin = _best_of(race, searched.best, pictures), "search"
+    if _mean_root(race, grid.method, pictures) <= _mean_root(race, best.method, pictures):
+        best, origin = grid, "grid"
+    if published is not None and not _is_better(race, best.method, published.method, pictures):
+        best, origin = published, "published"
+    return Choice(best.method, origin, grid.method, best.point)
+
+
+def root_of(outcome: Outcome) -> float:
+    """The root divergence of an answer."""
+    return outcome.root
+
+
+def _best_of(race: Race, found: Sequence[Found], pictures: Sequence[About]) -> Found:
+    return min(found[:FINALISTS], key=lambda one: _mean_root(race, one.method, pictures))
+
+
+def _mean_root(race: Race, method: Method, pictures: Sequence[About]) -> float:
+    return float(race.column(method, pictures, root_of).mean())
+
+
+def _is_better(race: Race, rival: Method, method: Method, pictures: Sequence[About]) -> bool:
+    """Whether the 95 % interval of the difference in root divergence lies below 0."""
+    if rival == method:
+        return False
+    resampled = Resampled([about.key for about in pictures for _ in about.samples])
+    difference = race.column(rival, pictures, root_of) - race.column(method, pictures, root_of)
+    return estimate(resampled.means(difference)).high < 0

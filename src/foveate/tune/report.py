@@ -1,0 +1,145 @@
+"""The comparison on pictures that nothing was searched or chosen with: rows of one cost, and how far a setting goes."""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveate.eval.stats import Estimate, Resampled, estimate
+from foveate.methods.base import Method
+from foveate.methods.controls import same_schedule
+from foveate.methods.random import Random
+from foveate.methods.uniform import Uniform
+from foveate.tune.choosing import Choice, root_of
+from foveate.tune.costs import Prices
+from foveate.tune.forcing import Outcome
+from foveate.tune.race import Race
+from foveate.tune.samples import About, asked_of
+from foveate.tune.tuned import Row
+
+__all__ = ["Report"]
+
+DRAWS = 3
+"""Random droppings that are averaged in the comparison."""
+FEWEST = 5
+"""Questions that a row of its own needs."""
+Column = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Settings on the pictures to report with.
+
+    Attributes:
+        race: Where settings are tried.
+        prices: What they cost.
+        pictures: Used for nothing else.
+    """
+
+    race: Race
+    prices: Prices
+    pictures: Sequence[About]
+
+    def rows(self, published: Method | None, choice: Choice) -> list[Row]:
+        """The published schedule, the best of the grid, the tuned one, and random at the schedules of both."""
+        tuned = choice.method
+        base = None if published is None else self._column(published, _agrees)
+        rows = []
+        if published is not None:
+            rows.append(self.row("published", [published], None))
+            rows.append(self.row("random, published schedule", self._draws(published), base))
+        rows.append(self.row("grid", [choice.grid], base))
+        rows.append(self.row("tuned", [tuned], base))
+        rows.append(self.row("random, tuned schedule", self._draws(tuned), base))
+        rows.append(self.row("uniform, tuned schedule", [self._control(tuned, Uniform())], base))
+        return rows
+
+    def budgets(self, at: Sequence[tuple[str, Method | None, Method | None]]) -> list[Row]:
+        """The tuned setting's layers and shape at other budgets, beside the published schedule of each.
+
+        Args:
+            at: (words for a budget, its published setting, the tuned shape there).
+        """
+        rows = []
+        for words, published, tuned in at:
+            base = None
+            if published is not None:
+                base = self._column(published, _agrees)
+                rows.append(self.row(f"published, {words}", [published], None))
+            if tuned is not None:
+                rows.append(self.row(f"tuned, {words}", [tuned], base))
+        return rows
+
+    def questions(self, published: Method | None, tuned: Method, known: Collection[tuple[int, ...]]) -> list[Row]:
+        """The tuned setting on questions in other words than those searched with; none where these are few.
+
+        Args:
+            published: The published setting.
+            tuned: The tuned one.
+            known: The words of questions that the search had.
+        """
+        new = np.array([asked_of(sample) not in known for about in self.pictures for sample in about.samples])
+        if not FEWEST <= new.sum() < len(new):
+            return []
+        base = None if published is None else self._column(published, _agrees)
+        rows = [] if published is None else [self.row("published, new questions", [published], None, new)]
+        return [*rows, self.row("tuned, new questions", [tuned], base, new)]
+
+    def worse(self, published: Method, tuned: Method) -> int:
+        """On how many of the pictures the tuned setting moves answers further than the published one."""
+        difference = self._column(tuned, root_of) - self._column(published, root_of)
+        ends = np.cumsum([len(about.samples) for about in self.pictures])
+        return sum(part.mean() > 0 for part in np.split(difference, ends[:-1]))
+
+    def row(
+        self,
+        name: str,
+        methods: Sequence[Method],
+        published: Column | None,
+        of: Column | None = None,
+        tokens: float | None = None,
+    ) -> Row:
+        """A setting, or the mean over several draws of one.
+
+        Args:
+            name: What the row is called.
+            methods: The setting, or its draws.
+            published: (questions,) 1 where the published setting agrees; None without one.
+            of: (questions,) bool, those that count; None is all.
+            tokens: What is truly spent where the plan does not say.
+        """
+        chosen = slice(None) if of is None else of
+        keys = np.array([about.key for about in self.pictures for _ in about.samples])
+        resampled = Resampled(keys[chosen].tolist())
+        agrees = np.mean([self._column(method, _agrees) for method in methods], axis=0)[chosen]
+        roots = np.mean([self._column(method, root_of) for method in methods], axis=0)[chosen]
+        ahead: Estimate | None = None
+        if published is not None:
+            ahead = estimate(resampled.means(agrees - published[chosen]))
+        return Row(
+            name=name,
+            method=methods[0],
+            tokens=self.prices.tokens(methods[0]) if tokens is None else tokens,
+            agreement=resampled.proportion(agrees),
+            root=resampled.mean(roots),
+            ahead=ahead,
+        )
+
+    def agrees(self, method: Method) -> Column:
+        """(questions,) 1 where a setting gives the full model's answer."""
+        return self._column(method, _agrees)
+
+    def _column(self, method: Method, figure: Callable[[Outcome], float]) -> Column:
+        return self.race.column(method, self.pictures, figure)
+
+    def _draws(self, method: Method) -> list[Method]:
+        return [self._control(method, Random(seed=seed)) for seed in range(DRAWS)]
+
+    def _control(self, method: Method, control: Random | Uniform) -> Method:
+        return same_schedule(self.prices.plan(method), self.prices.entered, control=control)
+
+
+def _agrees(outcome: Outcome) -> float:
+    return float(outcome.agrees)
