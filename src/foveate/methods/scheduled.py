@@ -153,13 +153,18 @@ class Scheduled(Method):
     def _cutting(
         self, layers: tuple[int, ...], counts: Sequence[float], entered: int, settings: Mapping[str, Any]
     ) -> Self:
-        """This setting with other cuts, which leave so many of `entered` tokens."""
-        keep = []
+        """This setting with other cuts, which leave so many of `entered` tokens; a cut that leaves all is none."""
+        places: list[int] = []
+        keep: list[float] = []
         arriving = entered
-        for count in map(int, counts):
-            keep.append(self.share_for(count, arriving))
+        for layer, count in zip(layers, map(int, counts), strict=True):
+            if count < arriving or not places:
+                places.append(layer)
+                keep.append(self.share_for(count, arriving))
             arriving = count
-        return dataclasses.replace(self, layers=layers, keep=tuple(keep), retention=None, tokens=None, **settings)
+        return dataclasses.replace(
+            self, layers=tuple(places), keep=tuple(keep), retention=None, tokens=None, **settings
+        )
 
     def _ratios(self, depth: int, arriving: Arriving) -> tuple[float, ...]:
         """Keep ratios of all cuts: as given, or solved for what has entered."""
