@@ -65,6 +65,11 @@ def stand_in(tiny, tmp_path, monkeypatch):
     film(tmp_path / "clip.mp4", 12, size=(64, 64))
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (60, 60), "brown").save("pictures/dog.jpg")
+    (tmp_path / "receipts").mkdir()
+    for number, colour in enumerate(("brown", "white", "teal"), 1):
+        Image.new("RGB", (60, 60), colour).save(f"receipts/0{number}.jpg")
+    asked = [f'{{"image": "0{number}.jpg", "prompt": "What is the total?"}}' for number in (1, 2, 3)]
+    Path("receipts/samples.jsonl").write_text("\n".join(asked))
     Path("questions.jsonl").write_text('{"id": 1, "image": "dog.jpg", "question": "What is it?"}\n')
     Path("questions.csv").write_text("file,text\ncat.jpg,What is it?\n")
     model, processor = LlavaForConditionalGeneration.from_pretrained(tiny), LlavaProcessor.from_pretrained(tiny)
@@ -92,7 +97,7 @@ def test_command_lines_run(page, stand_in, capsys):
 
 def run_python(page):
     """Run all Python blocks of a page, one after the other."""
-    source = "\n".join(blocks(page, "python"))
+    source = "\n".join(blocks(page, "python")).replace("seconds=600", "seconds=3")  # for a search
     exec(compile(source, str(page), "exec"), {"__name__": "blocks"})
 
 
@@ -104,6 +109,8 @@ def run_command_lines(page, capsys):
             arguments = ["embedded" if "/" in word and word.startswith("llava-hf") else word for word in words[1:]]
             quick = ["--max-new-tokens", "2"] if words[1] in ("generate", "compare", "eval", "batch") else []
             quick += ["--jobs", "1"] if words[1] == "eval" else []
+            if "--minutes" in arguments:
+                arguments[arguments.index("--minutes") + 1] = "0.05"
             assert cli.main([*arguments, *quick]) == 0, capsys.readouterr().err
         elif words[:1] == ["make"]:
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"no target {words[1]}"

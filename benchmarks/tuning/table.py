@@ -9,49 +9,119 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "tuning-found.md"
+LITTLE = 0.02
+"""A smaller loss is no base for a share."""
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
 def tables(record: dict[str, Any]) -> str:
-    """A section for each cell of the record."""
-    full = record["full"]
-    search = record["search"]
+    """A summary, how far settings travel, and a section for each cell of the record."""
     seeds = ", ".join(map(str, record["seeds"]["held-out"]))
     lines = [
-        f"Full model: {interval(full)} % on {record['questions']} questions about {record['pictures']} held-out "
-        f"pictures (seeds {seeds}). Tuned on {search['pictures']} pictures of seed "
-        f"{record['seeds']['search']}; [ ] are 95 % intervals over pictures, differences are paired.",
+        f"Judged on {record['pictures']} pictures of seeds {seeds}, which nothing was tuned on. [ ] are 95 % intervals "
+        "over pictures; differences are paired.",
         "",
+        *summary(record["cells"]),
     ]
+    if "travel" in record:
+        lines += travel(record["travel"])
     for cell in record["cells"]:
-        lines += section(cell)
+        lines += section(record, cell)
     return "\n".join(lines)
 
 
-def section(cell: dict[str, Any]) -> list[str]:
-    """One method at one budget."""
+def summary(cells: list[dict[str, Any]]) -> list[str]:
+    """A line for each cell: accuracy by what is tuned."""
     lines = [
-        f"### {cell['method']} at {cell['budget']} tokens",
+        "## All in one table",
         "",
-        f"{cell['tried']} settings in {cell['minutes']} minutes ({cell['cpu_minutes']} minutes of one core). Chosen: "
-        f"{cell['chosen']}.{'' if cell['complete'] else ' Not all rows are there yet.'}",
+        "Right answers, %. *Recovered* is the share of the published schedule's loss against the full model that the "
+        "tuned one takes back.",
+        "",
+        "| method | tokens | full | published | small grid | tuned | recovered | adaptive | both | random at tuned | "
+        "minutes |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for cell in cells:
+        rows = {row["name"]: row["accuracy"]["value"] for row in cell["rows"]}
+        full = cell["full"]["value"]
+        shown = [percent(rows.get(name)) for name in ("published", "small grid", "tuned")]
+        others = [percent(rows.get(name)) for name in ("adaptive, published", "adaptive, tuned", "random at tuned")]
+        gained = recovered(full, rows.get("published"), rows.get("tuned"))
+        figures = [percent(full), *shown, gained, *others, f"{cell['minutes']:.0f}"]
+        lines.append(f"| {cell['method']} | {cell['budget']} | {' | '.join(figures)} |")
+    return [*lines, ""]
+
+
+def recovered(full: float, published: float | None, tuned: float | None) -> str:
+    """How much of a loss is taken back, in hundredths; nothing where there is little to lose."""
+    if published is None or tuned is None or full - published < LITTLE:
+        return "–"
+    return f"{100 * (tuned - published) / (full - published):.0f} %"
+
+
+def percent(share: float | None) -> str:
+    """In hundredths; a dash where there is none."""
+    if share is None:
+        return "–"
+    return f"{100 * share:.1f}"
+
+
+def travel(rows: list[dict[str, Any]]) -> list[str]:
+    """V2Drop's settings where they were not tuned."""
+    lines = [
+        "## How far a setting travels",
+        "",
+        "V2Drop. At another budget the layers, the shape and the settings stay, and the counts are solved anew.",
+        "",
+        "| setting | tokens | accuracy, % | text, other | scenes, sketches |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = (row["name"], f"{row['tokens']:.2f}", interval(row["accuracy"]), *kinds(row))
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def section(record: dict[str, Any], cell: dict[str, Any]) -> list[str]:
+    """One method at one budget."""
+    search, seeds = cell["search"], record["seeds"]
+    lines = [
+        f"## {cell['method']} at {cell['budget']} tokens",
+        "",
+        f"{cell['tried']} settings on {search['pictures']} pictures of seed {seeds['search']} in {cell['minutes']} "
+        f"minutes ({cell['cpu_minutes']} minutes of one core). Chosen: {cell['chosen']}. Full model: "
+        f"{interval(cell['full'])} on {cell['questions']} questions."
+        f"{'' if cell['complete'] else ' Not all rows are there yet.'}",
         "",
         "| setting | tokens | accuracy, % | ahead of published | text, other | scenes, sketches |",
         "|---|---|---|---|---|---|",
     ]
     for row in cell["rows"]:
-        tokens = f"{row['tokens']:.2f}"
-        if "calibrated" in row:
-            tokens += f" ({row['fewest']:.0f} to {row['most']:.0f}; calibrated {row['calibrated']:.2f})"
         ahead = interval(row["ahead"], "+") if "ahead" in row else ""
-        shares = [f"{100 * row[name]:.0f}" for name in ("text", "other", "scenes", "sketches")]
-        cells = (row["name"], tokens, interval(row["accuracy"]), ahead, ", ".join(shares[:2]), ", ".join(shares[2:]))
+        cells = (row["name"], f"{row['tokens']:.2f}", interval(row["accuracy"]), ahead, *kinds(row))
         lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
+    for row in cell["rows"]:
+        if "calibrated" in row:
+            drift = 100 * (row["others"] / cell["budget"] - 1)
+            lines += [
+                f"{row['name']}: {row['fewest']:.0f} to {row['most']:.0f} tokens a picture; {row['calibrated']:.2f} on "
+                f"average on the pictures of the calibration, {row['others']:.2f} on {record['others']} others "
+                f"({drift:+.1f} %).",
+                "",
+            ]
     by_name = {row["name"]: row for row in cell["rows"]}
     for name in ("published", "small grid", "tuned"):
         if name in by_name:
-            lines += ["", f"{name}: `{short(by_name[name]['method'])}`"]
-    return [*lines, ""]
+            lines += [f"{name}: `{short(by_name[name]['method'])}`", ""]
+    return lines
+
+
+def kinds(row: dict[str, Any]) -> tuple[str, str]:
+    """Accuracy by kind of question and of picture."""
+    shares = [f"{100 * row[name]:.0f}" for name in ("text", "other", "scenes", "sketches")]
+    return ", ".join(shares[:2]), ", ".join(shares[2:])
 
 
 def interval(estimate: dict[str, float], sign: str = "") -> str:

@@ -12,6 +12,7 @@ from foveate.tune.race import Journal, Race
 from foveate.tune.samples import grouped, split
 from foveate.tune.schedules import tune_schedule
 from foveate.tune.thresholding import adaptive, spent
+from foveate.tune.timing import Timings
 from tests.models import DEPTH, batch, tiny
 
 LLAVA = tiny("llava")
@@ -122,6 +123,41 @@ def test_all_rows_cost_the_same_and_the_file_goes_where_a_name_does(tmp_path):
         tuned.save(tmp_path / "mine.json")
 
 
+def test_a_speed_up_is_solved_for_on_this_machine_and_then_measured(monkeypatch):
+    told = Timings((1, 5, 25), (0.4, 0.5, 1.0))
+    monkeypatch.setattr(Timings, "on", classmethod(lambda *_: told))  # a machine whose speed is known
+    tuned = fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", speedup=1.25, seconds=0.1)
+    plan = tuned.method.plan(DEPTH, (25,))
+    assert tuned.cost == pytest.approx(told.share(plan, 25), abs=1e-6)
+    assert 0.7 < tuned.cost <= 0.8
+    assert set(tuned.speedup["ratio_to_full"]) == {"tuned"}
+    assert "Measured to the first token" in str(tuned.sheet())
+    assert fv.Tuned.from_dict(json.loads(json.dumps(tuned.to_dict()))).speedup == tuned.speedup
+
+
+def test_how_far_a_setting_travels_is_told():
+    asked = [
+        batch("llava", [word], seed) for seed in range(30) for word in (("titt",) if seed % 2 else ("tit", "tittt"))
+    ]
+    tuned = fv.tune(LLAVA, asked, method="v2drop:layers=1,2,3", retention=0.5, seconds=2)
+    names = {row.name for row in tuned.travel}
+    assert (tuned.chosen == "published") == (not names)
+    assert names <= {f"{name}, half the budget" for name in ("published", "tuned")} | {
+        f"{name}, new questions" for name in ("published", "tuned")
+    }
+    assert any("pictures its answers are further off" in note for note in tuned.notes) == bool(names)
+
+
+def test_adaptive_counts_are_part_of_the_outcome_and_their_mean_is_told():
+    tuned = fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, seconds=1, adaptive=True)
+    assert tuned.method.name == "adaptive"
+    (row,) = (row for row in tuned.rows if row.name == "adaptive")
+    assert tuned.tokens == pytest.approx(row.tokens, abs=1e-3)
+    assert any("Adaptive counts were calibrated" in note for note in tuned.notes)
+    with pytest.raises(fv.SettingError, match="has no score"):
+        fv.tune(LLAVA, SAMPLES, method="visiondrop", retention=0.6, adaptive=True)
+
+
 def test_the_time_limit_leaves_the_best_so_far_and_says_so():
     tuned = fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, seconds=0.5)
     assert not tuned.complete
@@ -135,6 +171,8 @@ def test_the_time_limit_leaves_the_best_so_far_and_says_so():
         ("v2drop", {"tokens": 5, "kv": 0.5}, "Give one budget"),
         ("v2drop:layers=1,2,3", {"retention": 1}, "drops nothing"),
         ("v2drop:layers=1,2,3", {"tokens": 0}, "must be above 0"),
+        ("v2drop:layers=1,2,3", {"speedup": 1}, "must be above 1"),
+        ("mustdrop", {"speedup": 2}, "not for flops=, kv=, speedup="),
         ("finalkv", {"retention": 0.5}, "no schedule"),
     ],
 )
@@ -179,3 +217,11 @@ def test_batches_of_adaptive_counts_equal_single_runs():
         with fv.drop(LLAVA, found) as single, torch.inference_mode():
             torch.testing.assert_close(LLAVA(**alone).logits[0, -1], together[row], atol=1e-5, rtol=1e-5)
         assert single.retention[0] == pytest.approx(trace.retention[row])
+
+
+def test_what_a_search_began_with_is_found_again(tmp_path):
+    path = tmp_path / "state.jsonl"
+    assert Journal(path, "a model").kept("timings", lambda: {"counts": [1]}) == {"counts": [1]}
+    again = Journal(path, "a model")
+    assert again.kept("timings", lambda: pytest.fail("measured again")) == {"counts": [1]}
+    assert again.read == 0

@@ -111,7 +111,7 @@ def tune_schedule(
             tokens = fmean(counts)
             base = None if as_published is None else report.agrees(as_published)
             rows.append(report.row("adaptive", [final], base, tokens=tokens))
-            notes.append(f"Adaptive: {min(counts):.1f} to {max(counts):.1f} tokens on the pictures to report with.")
+            notes.append(_drift(counts, prices.tokens(choice.method), len(parts.search) + len(parts.choose)))
     timed = None
     if limit.kind == "speedup":
         timed = measured(inner, everything[0], final).to_dict()
@@ -182,6 +182,16 @@ def _fears(report: Report, published: Method | None, choice: Choice) -> list[str
         return []
     worse = report.worse(published, choice.method)
     return [f"On {worse} of {len(report.pictures)} pictures its answers are further off than the published schedule's."]
+
+
+def _drift(counts: Sequence[float], calibrated: float, pictures: int) -> str:
+    """How far adaptive counts are from what they were calibrated to, on other pictures."""
+    mean = fmean(counts)
+    return (
+        f"Adaptive counts were calibrated on {pictures} pictures. On others they are {min(counts):.1f} to "
+        f"{max(counts):.1f} tokens, {mean:.1f} on average ({mean / calibrated - 1:+.1%}). With 120 pictures or more "
+        "the average holds better."
+    )
 
 
 def _other_budgets(
