@@ -67,12 +67,6 @@ class Limit:
             return 1 / self.value
         return self.value
 
-    def times(self, factor: float) -> "Limit":
-        """The limit with so many times as much to spend."""
-        if self.kind == "speedup":
-            return Limit(self.kind, self.value / factor)
-        return Limit(self.kind, self.value * factor)
-
     def __str__(self) -> str:
         if self.kind == "tokens":
             return f"{self.value:g} tokens"

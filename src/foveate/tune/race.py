@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from foveate.tune.workers import Crew
 
 __all__ = ["Journal", "Race"]
 
-HOPELESS = ((0.2, 2.5), (0.33, 1.6), (0.66, 1.2))
-"""(share of the pictures, times): a setting stops behind it if it is so many times worse than the best so far."""
+FEWEST = 5
+"""Pictures behind which a setting may be given up: the difference of two or three says nothing."""
+HOPELESS = 2.5
+"""How many standard errors a setting is behind the best, picture by picture, where it is given up."""
 
 
 class Journal:
@@ -123,7 +126,8 @@ class Race:
         self.targets = targets
         self.journal = journal
         self.runs = 0
-        self._best_path: list[float] = []
+        self._best: list[float] = []  # the best setting's mean root of each picture
+        self._best_score = float("inf")
         self._shared = Shared(model)
         self._until = float("inf") if seconds is None else time.monotonic() + seconds
 
@@ -155,18 +159,20 @@ class Race:
             SettingError: If the model cannot serve the method.
         """
         roots: list[float] = []
-        path: list[float] = []  # the mean after each picture
-        for place, about in enumerate(pictures, 1):
-            if self.over and self._best_path:  # the first setting is run to the end
+        means: list[float] = []  # of each picture
+        for place, about in enumerate(pictures):
+            if self.over and self._best:  # the first setting is run to the end
                 return None
-            self._run_ahead(method, pictures[place - 1 :])
-            roots += [outcome.root for outcome in self.outcomes(method, about)]
-            path.append(float(np.mean(roots)))
-            if self._is_hopeless(path, place / len(pictures)):
+            self._run_ahead(method, pictures[place:])
+            found = [outcome.root for outcome in self.outcomes(method, about)]
+            roots += found
+            means.append(fmean(found))
+            if self._is_hopeless(means):
                 return None
-        if not self._best_path or path[-1] < self._best_path[-1]:
-            self._best_path = path
-        return path[-1]
+        score = fmean(roots)
+        if score < self._best_score:
+            self._best, self._best_score = means, score
+        return score
 
     def _run_ahead(self, method: Method, pictures: Sequence[About]) -> None:
         """Let the crew run as many of the next pictures as it has processes, once those before are known."""
@@ -178,12 +184,16 @@ class Race:
             self.runs += 1
             self.journal.add(method.to_json(), about.key, found)
 
-    def _is_hopeless(self, path: list[float], share: float) -> bool:
-        """Whether a setting is so far behind the best on the same pictures that the others need not be run."""
-        if not self._best_path:
+    def _is_hopeless(self, means: Sequence[float]) -> bool:
+        """Whether a setting is so far behind the best on the same pictures that the others need not be run.
+
+        Differences are taken picture by picture: pictures differ far more than settings do, and a ratio to a best that
+        is near 0 on the first of them would end good ones.
+        """
+        if len(means) < FEWEST or not self._best:
             return False
-        best = self._best_path[len(path) - 1]
-        return any(share >= least and path[-1] > times * best for least, times in HOPELESS)
+        behind = np.array(means) - np.array(self._best[: len(means)])
+        return bool(behind.mean() > HOPELESS * behind.std(ddof=1) / len(means) ** 0.5)
 
     def column(self, method: Method, pictures: Sequence[About], figure: Callable[[Outcome], float]) -> NDArray[Any]:
         """(questions,) a figure of each answer."""

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,18 +21,16 @@ from foveate.tune.costs import Limit, Prices, solved
 from foveate.tune.forcing import Target, answered
 from foveate.tune.race import Journal, Race
 from foveate.tune.report import Report
-from foveate.tune.samples import About, Sample, asked_of, digest, grouped, notes_on, split
+from foveate.tune.samples import About, Sample, Split, asked_of, digest, grouped, notes_on, split
 from foveate.tune.search import LOCAL, RANDOM, Found, Searched, Trial, search
+from foveate.tune.starting import published_point, usual_point
 from foveate.tune.thresholding import adaptive, refuse_without_scores, spent
 from foveate.tune.timing import Timings, measured
 from foveate.tune.tuned import Row, Tuned
 from foveate.tune.workers import Crew
 
-__all__ = ["Listener", "published_point", "tune_schedule"]
+__all__ = ["Listener", "tune_schedule"]
 
-DRAWS = 3
-"""Random droppings that are averaged in the comparison."""
-FINALISTS = 8
 Listener = Callable[[str], object]
 
 
@@ -57,6 +55,98 @@ def tune_schedule(
     """Search cut layers, ratios and settings of a method; see `foveate.tune.tuning.tune`."""
     begun = time.monotonic()
     listen = advance or _unheard
+    ground = _prepared(model, samples, method, limit, seed, state, name)
+    inner, prices, space, parts = ground.model, ground.prices, ground.space, ground.parts
+    if with_thresholds:
+        refuse_without_scores(method, prices.depth)
+    answers = _Answers(inner, ground.pictures, max_new_tokens, listen)
+    with ExitStack() as ending:
+        crew = None
+        if jobs > 1:
+            crew = Crew(model, ground.pictures, jobs)
+            ending.callback(crew.close)
+            made = crew.answers(ground.pictures, max_new_tokens)
+            answers.update(zip([about.key for about in ground.pictures], made, strict=True))
+        race = Race(inner, answers, ground.journal, seconds, crew)
+        start = published_point(method, space, prices, limit)
+        trial = Trial(
+            solve=lambda point: solved(space, point, prices, limit.most),
+            score=partial(race.score, pictures=parts.search),
+            over=lambda: race.over,
+            advance=lambda: listen("setting"),
+        )
+        searched = search(space, [start or usual_point(method, space, prices)], trial, seed, drawn=drawn, steps=steps)
+        if not searched.best:
+            raise BudgetError(f"No setting of {method.name} costs {limit} or less. Give a larger budget.")
+        published = None if start is None else _published(trial, start)
+        race.unlimited()
+        choice = chosen(race, searched, published, parts.choose)
+        found = _reported(ground, race, None if published is None else published.method, choice, with_thresholds)
+    timed = None
+    if limit.kind == "speedup":
+        timed = measured(inner, ground.samples[0], found.method).to_dict()
+    return Tuned(
+        method=found.method,
+        chosen=choice.origin,
+        base=method.to_dict(),
+        model=name,
+        task=task,
+        budget={limit.kind: limit.value},
+        cost=round(prices.of(choice.method), 6),
+        tokens=round(found.tokens, 4),
+        speedup=timed,
+        pictures=(len(parts.search), len(parts.choose), len(parts.report)),
+        questions=len(ground.samples),
+        inputs=ground.inputs,
+        seed=seed,
+        tried=searched.tried,
+        runs=race.runs,
+        seconds=round(time.monotonic() - begun, 1),
+        complete=searched.complete,
+        rows=tuple(found.rows),
+        travel=tuple(found.travel),
+        notes=(*_notes(ground.pictures, searched), *found.notes),
+        versions=versions(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ground:
+    """What a search stands on.
+
+    Attributes:
+        model: Of transformers.
+        method: From which the search begins.
+        limit: The budget.
+        space: What may be searched.
+        prices: What settings cost on the samples.
+        pictures: With their questions.
+        parts: The pictures split.
+        inputs: SHA-256 of all samples.
+        journal: What is known already.
+    """
+
+    model: Any
+    method: Method
+    limit: Limit
+    space: Space
+    prices: Prices
+    pictures: Sequence[About]
+    parts: Split
+    inputs: str
+    journal: Journal
+
+    @property
+    def samples(self) -> list[Sample]:
+        """Every question about every picture."""
+        return [sample for about in self.pictures for sample in about.samples]
+
+
+def _prepared(
+    model: Any, samples: Iterable[Any], method: Method, limit: Limit, seed: int, state: str | Path | None, name: str
+) -> _Ground:
+    """All that a search stands on, or a refusal, before anything is run."""
     inner = model.model if isinstance(model, VLM) else model
     pictures = grouped(model, samples)
     parts = split(pictures, seed)
@@ -72,73 +162,52 @@ def tune_schedule(
     if space is None:
         raise SettingError(f"{type(method).__name__} has no schedule and no setting that could be searched.")
     prices.plan(method)  # or a refusal: what it keeps must be known before
-    if with_thresholds:
-        refuse_without_scores(method, prices.depth)
-    answers = _Answers(inner, pictures, max_new_tokens, listen)
-    with ExitStack() as ending:
-        crew = None
-        if jobs > 1:
-            crew = Crew(model, pictures, jobs)
-            ending.callback(crew.close)
-            answers.update(zip([about.key for about in pictures], crew.answers(pictures, max_new_tokens), strict=True))
-        race = Race(inner, answers, journal, seconds, crew)
-        start = published_point(method, space, prices, limit)
-        trial = Trial(
-            solve=lambda point: solved(space, point, prices, limit.most),
-            score=partial(race.score, pictures=parts.search),
-            over=lambda: race.over,
-            advance=lambda: listen("setting"),
-        )
-        searched = search(space, [start or usual_point(method, space, prices)], trial, seed, drawn=drawn, steps=steps)
-        if not searched.best:
-            raise BudgetError(f"No setting of {method.name} costs {limit} or less. Give a larger budget.")
-        published = None if start is None else _published(trial, start)
-        race.unlimited()
-        choice = chosen(race, searched, published, parts.choose)
-        report = Report(race=race, prices=prices, pictures=parts.report)
-        as_published = None if published is None else published.method
-        rows = report.rows(as_published, choice)
-        notes = [*_notes(pictures, searched), *_fears(report, as_published, choice)]
-        travel: list[Row] = []
-        if choice.origin != "published":
-            known = {asked_of(sample) for about in (*parts.search, *parts.choose) for sample in about.samples}
-            travel = report.budgets(_other_budgets(method, space, prices, limit, choice.point))
-            travel += report.questions(as_published, choice.method, known)
-        final, tokens = choice.method, prices.tokens(choice.method)
-        if with_thresholds:
-            final = adaptive(inner, choice.method, (*parts.search, *parts.choose))
-            counts = spent(inner, final, parts.report)
-            tokens = fmean(counts)
-            base = None if as_published is None else report.agrees(as_published)
-            rows.append(report.row("adaptive", [final], base, tokens=tokens))
-            notes.append(_drift(counts, prices.tokens(choice.method), len(parts.search) + len(parts.choose)))
-    timed = None
-    if limit.kind == "speedup":
-        timed = measured(inner, everything[0], final).to_dict()
-    return Tuned(
-        method=final,
-        chosen=choice.origin,
-        base=method.to_dict(),
-        model=name,
-        task=task,
-        budget={limit.kind: limit.value},
-        cost=round(prices.of(choice.method), 6),
-        tokens=round(tokens, 4),
-        speedup=timed,
-        pictures=(len(parts.search), len(parts.choose), len(parts.report)),
-        questions=len(everything),
+    return _Ground(
+        model=inner,
+        method=method,
+        limit=limit,
+        space=space,
+        prices=prices,
+        pictures=pictures,
+        parts=parts,
         inputs=inputs,
-        seed=seed,
-        tried=searched.tried,
-        runs=race.runs,
-        seconds=round(time.monotonic() - begun, 1),
-        complete=searched.complete,
-        rows=tuple(rows),
-        travel=tuple(travel),
-        notes=tuple(notes),
-        versions=versions(),
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        journal=journal,
     )
+
+
+@dataclass(slots=True)
+class _Findings:
+    """The final setting, what it spends, and what pictures that nobody has searched with say of it."""
+
+    method: Method
+    tokens: float
+    rows: list[Row]
+    travel: list[Row]
+    notes: list[str]
+
+
+def _reported(
+    ground: _Ground, race: Race, published: Method | None, choice: Choice, with_thresholds: bool
+) -> _Findings:
+    """The comparison, how far the setting travels, and thresholds for it where they are asked for."""
+    prices, parts = ground.prices, ground.parts
+    report = Report(race=race, prices=prices, pictures=parts.report)
+    tuned = choice.method
+    found = _Findings(tuned, prices.tokens(tuned), report.rows(published, choice), [], [])
+    if choice.origin != "published":
+        found.notes += _fears(report, published, tuned)
+        found.travel += report.budgets(_other_budgets(ground, choice.point))
+        known = {asked_of(sample) for about in (*parts.search, *parts.choose) for sample in about.samples}
+        found.travel += report.questions(published, tuned, known)
+    if with_thresholds:
+        seen = (*parts.search, *parts.choose)
+        found.method = adaptive(ground.model, tuned, seen)
+        counts = spent(ground.model, found.method, parts.report)
+        found.notes.append(_drift(counts, found.tokens, len(seen)))
+        found.tokens = fmean(counts)
+        base = None if published is None else report.agrees(published)
+        found.rows.append(report.row("adaptive", [found.method], base, tokens=found.tokens))
+    return found
 
 
 def _unheard(what: str) -> None:
@@ -176,11 +245,11 @@ def _notes(pictures: Sequence[About], searched: Searched) -> list[str]:
     return notes
 
 
-def _fears(report: Report, published: Method | None, choice: Choice) -> list[str]:
-    """On how many pictures the chosen setting is worse than the published one."""
-    if published is None or choice.origin == "published":
+def _fears(report: Report, published: Method | None, tuned: Method) -> list[str]:
+    """On how many pictures the tuned setting is worse than the published one."""
+    if published is None:
         return []
-    worse = report.worse(published, choice.method)
+    worse = report.worse(published, tuned)
     return [f"On {worse} of {len(report.pictures)} pictures its answers are further off than the published schedule's."]
 
 
@@ -194,30 +263,17 @@ def _drift(counts: Sequence[float], calibrated: float, pictures: int) -> str:
     )
 
 
-def _other_budgets(
-    method: Method, space: Space, prices: Prices, limit: Limit, point: Point
-) -> list[tuple[str, Method | None, Method | None]]:
+def _other_budgets(ground: _Ground, point: Point) -> list[tuple[str, Method | None, Method | None]]:
     """Half and twice the budget: in words, the published setting there, and the tuned shape."""
     at = []
     for factor, words in ((0.5, "half the budget"), (2.0, "twice the budget")):
-        most = factor * limit.most
-        if most >= prices.of(None):
+        most = factor * ground.limit.most
+        if most >= ground.prices.of(None):
             continue
-        start = published_point(method, space, prices, limit, factor)
-        published = None if start is None else solved(space, start, prices, most)
-        at.append((words, published, solved(space, point, prices, most)))
+        start = published_point(ground.method, ground.space, ground.prices, ground.limit, factor)
+        published = None if start is None else solved(ground.space, start, ground.prices, most)
+        at.append((words, published, solved(ground.space, point, ground.prices, most)))
     return at
-
-
-# -- where to begin -----------------------------------------------------------------------------------------------
-
-
-def published_point(method: Method, space: Space, prices: Prices, limit: Limit, factor: float = 1.0) -> Point | None:
-    """The schedule that the method has by itself at so many times this budget; None where it cannot go so low."""
-    share = factor * limit.most
-    if limit.kind == "tokens":
-        share /= prices.entered
-    return _point_at(method, space, prices, share)
 
 
 def _published(trial: Trial, point: Point) -> Found | None:
@@ -226,33 +282,3 @@ def _published(trial: Trial, point: Point) -> Found | None:
     if method is None:
         return None
     return Found(math.nan, point, method)
-
-
-def usual_point(method: Method, space: Space, prices: Prices) -> Point:
-    """The method's own schedule at the nearest budget that it can meet: its layers and shape are scaled down."""
-    for share in (0.12, 0.2, 1 / 3, 0.5, 0.7):
-        point = _point_at(method, space, prices, share)
-        if point is not None:
-            return point
-    own = space.point_of(prices.plan(method), prices.entered, space.usual)
-    if own is None:
-        raise SettingError(f"{method.name} keeps every token by its own settings: there is no schedule to begin with.")
-    return own
-
-
-def _point_at(method: Method, space: Space, prices: Prices, share: float) -> Point | None:
-    try:
-        plan = prices.plan(_budgeted(method, share))
-    except (BudgetError, SettingError):
-        return None
-    return space.point_of(plan, prices.entered, space.usual)
-
-
-def _budgeted(method: Method, share: float) -> Method:
-    """The method with a mean share; one that was given a schedule keeps it."""
-    try:
-        return method.with_budget(retention=share)
-    except BudgetError:
-        raise
-    except SettingError:
-        return method
