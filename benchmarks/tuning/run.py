@@ -164,9 +164,10 @@ def cell(
     """One method at one budget: its search and the rows of its table, with a few rows more each time."""
     method = parse(name)
     limit = Limit("tokens", budget)
-    begun, cpu = time.monotonic(), time.process_time()
-    tuned = searched(vlm, name, limit, work / f"{name}-{budget}.jsonl", effort(name, budget))
-    minutes, cpu_minutes = (time.monotonic() - begun) / 60, (time.process_time() - cpu) / 60
+    state = work / f"{name}-{budget}.jsonl"
+    spending = Spending(state.with_suffix(".time"))
+    tuned = searched(vlm, name, limit, state, effort(name, budget), spending.note)
+    minutes, cpu_minutes = spending.note()
     prices = Prices(vlm.model, [sample for about in judge.pictures for sample in about.samples], "tokens")
     space = method.space(prices.depth)
     assert space is not None
@@ -210,13 +211,45 @@ def cell(
     yield found | {"complete": True}
 
 
+class Spending:
+    """Minutes of a search, and of one core, over all runs that it took: kept in a file while it goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._before = (0.0, 0.0)
+        if path.exists():
+            self._before = tuple(json.loads(path.read_text(encoding="utf-8")))
+        self._begun, self._cpu = time.monotonic(), time.process_time()
+
+    def note(self, _: object = None) -> tuple[float, float]:
+        """Write down and answer what has been spent so far."""
+        minutes = self._before[0] + (time.monotonic() - self._begun) / 60
+        of_core = self._before[1] + (time.process_time() - self._cpu) / 60
+        self._path.write_text(json.dumps([minutes, of_core]), encoding="utf-8")
+        return minutes, of_core
+
+
 def searched(
-    vlm: Any, name: str, limit: Limit, state: Path, how: Effort, only: Callable[[PictureQuestion], bool] | None = None
+    vlm: Any,
+    name: str,
+    limit: Limit,
+    state: Path,
+    how: Effort,
+    advance: Callable[[str], object] | None = None,
+    only: Callable[[PictureQuestion], bool] | None = None,
 ) -> Tuned:
     """A search, on all questions of its seed or on some."""
     chosen = [question for question in pictures_of(SEARCH_SEED, how.pictures, how.asked) if not only or only(question)]
     return tune_schedule(
-        vlm, asked(vlm, chosen), parse(name), limit, state=state, name="embedded", drawn=how.drawn, steps=how.steps
+        vlm,
+        asked(vlm, chosen),
+        parse(name),
+        limit,
+        state=state,
+        name="embedded",
+        drawn=how.drawn,
+        steps=how.steps,
+        advance=advance,
     )
 
 
@@ -286,7 +319,9 @@ def travel(vlm: Any, judge: Judge, cells: dict[tuple[str, int], dict[str, Any]],
     }
     for name, only in halves.items():
         how = replace(SHARED, drawn=20, steps=40)
-        tuned = searched(vlm, "v2drop", Limit("tokens", 64), work / f"half-{name.split()[0]}.jsonl", how, only).method
+        tuned = searched(
+            vlm, "v2drop", Limit("tokens", 64), work / f"half-{name.split()[0]}.jsonl", how, only=only
+        ).method
         rows.append(judge.row(f"tuned at 64 on {name} only", [tuned], prices.tokens(tuned)))
     return rows
 
@@ -349,7 +384,7 @@ def cells_of(record: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:
 
 def add(out: Path, judge: Judge, cell: dict[str, Any] | None = None, **more: Any) -> None:
     """Put a cell, or more, into the record; two runs side by side may both do so."""
-    with (out.parent / f".{out.name}.lock").open("w") as lock:
+    with Path(__file__).open(encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         record = read(out)
         cells = cells_of(record)

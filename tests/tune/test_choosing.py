@@ -3,6 +3,7 @@ import numpy as np
 from foveate.methods.space import Point
 from foveate.methods.v2drop import V2Drop
 from foveate.tune.choosing import chosen
+from foveate.tune.samples import Split
 from foveate.tune.search import Found, Searched
 
 
@@ -33,7 +34,8 @@ def found(keep, score=0.0):
 def choice(published, grid, drawn, with_published=True):
     race = Told({0.1: published, 0.2: grid, 0.3: drawn})
     searched = Searched(grid=[found(0.2)], drawn=[found(0.3)])
-    return chosen(race, searched, found(0.1) if with_published else None, PICTURES)
+    parts = Split((), tuple(PICTURES), ())
+    return chosen(race, searched, found(0.1) if with_published else None, parts)
 
 
 def test_the_published_setting_stays_where_the_interval_holds_nothing():

@@ -8,7 +8,7 @@ from foveate.methods.base import Method
 from foveate.methods.space import Point
 from foveate.tune.forcing import Outcome
 from foveate.tune.race import Race
-from foveate.tune.samples import About
+from foveate.tune.samples import About, Split
 from foveate.tune.search import Found, Searched
 
 __all__ = ["Choice", "chosen", "root_of"]
@@ -33,16 +33,19 @@ class Choice:
     point: Point
 
 
-def chosen(race: Race, searched: Searched, published: Found | None, pictures: Sequence[About]) -> Choice:
-    """The best on these pictures; the published setting stays unless the 95 % interval is against it.
+def chosen(race: Race, searched: Searched, published: Found | None, parts: Split) -> Choice:
+    """The best of those that led the search, by more pictures; the published setting stays if it may be as good.
 
-    Between the grid and the search the lower mean decides: both were picked in the same way, and neither is safer.
+    Among leaders the lower mean over all pictures but those to report with decides: all of them led on those searched
+    with, so none has an advantage there. The published setting did not, so that pictures of the search would speak
+    against it: it stays unless the 95 % interval on the others does.
     """
-    grid = _best_of(race, searched.grid or searched.best[:1], pictures)
-    best, origin = _best_of(race, searched.best, pictures), "search"
-    if _mean_root(race, grid.method, pictures) <= _mean_root(race, best.method, pictures):
+    seen = (*parts.search, *parts.choose)
+    grid = _best_of(race, searched.grid or searched.best[:1], seen)
+    best, origin = _best_of(race, searched.best, seen), "search"
+    if _mean_root(race, grid.method, seen) <= _mean_root(race, best.method, seen):
         best, origin = grid, "grid"
-    if published is not None and not _is_better(race, best.method, published.method, pictures):
+    if published is not None and not _is_better(race, best.method, published.method, parts.choose):
         best, origin = published, "published"
     return Choice(best.method, origin, grid.method, best.point)
 

@@ -80,7 +80,7 @@ def tune_schedule(
             raise BudgetError(f"No setting of {method.name} costs {limit} or less. Give a larger budget.")
         published = None if start is None else _published(trial, start)
         race.unlimited()
-        choice = chosen(race, searched, published, parts.choose)
+        choice = chosen(race, searched, published, parts)
         found = _reported(ground, race, None if published is None else published.method, choice, with_thresholds)
     timed = None
     if limit.kind == "speedup":
