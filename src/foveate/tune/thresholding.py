@@ -1,5 +1,6 @@
 """Thresholds of `Adaptive`, calibrated so that pictures keep as many tokens on average as the schedule keeps."""
 
+import bisect
 import dataclasses
 import statistics
 from collections.abc import Iterator, Sequence
@@ -22,9 +23,6 @@ from foveate.tune.sharing import Shared
 
 __all__ = ["adaptive", "refuse_without_scores", "spent"]
 
-WITHIN = 0.01
-"""How near the mean of the calibration pictures comes to the schedule's, as a share of it."""
-HALVINGS = 60
 NEVER = 1e30
 
 
@@ -143,21 +141,21 @@ class _Watch:
 
 
 def _threshold(seen: Sequence[_Seen], spread: float) -> float:
-    """The threshold with which the cut keeps as many tokens on average as its schedule."""
+    """The threshold with which the cut keeps as many tokens on average as its schedule.
+
+    It is searched among the scores that occur, not among numbers: attention spans twenty powers of ten.
+    """
     target = statistics.fmean(one.count for one in seen)
-    values = np.concatenate([one.scores for one in seen])
-    low, high = float(values.min()), float(values.max())
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        if statistics.fmean(_kept(one, middle, spread) for one in seen) > target:
-            low = middle
-        else:
-            high = middle
-    # Halfway between two scores: at a score itself, rounding would decide, and a batch could differ from its samples.
-    above, below = values[values >= high], values[values < high]
-    if not len(above) or not len(below):
-        return high
-    return float(above.min() + below.max()) / 2
+    values = np.unique(np.concatenate([one.scores for one in seen]))
+
+    def mean(place: int) -> float:
+        return statistics.fmean(_kept(one, values[place], spread) for one in seen)
+
+    first = bisect.bisect_left(range(len(values) - 1), True, key=lambda place: mean(place) <= target)
+    if first and mean(first - 1) - target < target - mean(first):
+        first -= 1
+    # Halfway to the next score: at a score itself, rounding would decide, and a batch could differ from its samples.
+    return float(values[first] + values[max(0, first - 1)]) / 2
 
 
 def _kept(one: _Seen, threshold: float, spread: float) -> int:
