@@ -98,7 +98,9 @@ def section(record: dict[str, Any], cell: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for row in cell["rows"]:
-        ahead = interval(row["ahead"], "+") if "ahead" in row else ""
+        ahead = ""
+        if "ahead" in row and row["name"] != "published":
+            ahead = interval(row["ahead"], "+")
         cells = (row["name"], f"{row['tokens']:.2f}", interval(row["accuracy"]), ahead, *kinds(row))
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
