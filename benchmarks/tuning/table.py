@@ -104,16 +104,17 @@ def section(record: dict[str, Any], cell: dict[str, Any]) -> list[str]:
         cells = (row["name"], f"{row['tokens']:.2f}", interval(row["accuracy"]), ahead, *kinds(row))
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
+    by_name = {row["name"]: row for row in cell["rows"]}
     for row in cell["rows"]:
         if "calibrated" in row:
-            drift = 100 * (row["others"] / cell["budget"] - 1)
+            schedule = by_name[row["name"].removeprefix("adaptive, ")]["tokens"]
+            drift = 100 * (row["others"] / schedule - 1)
             lines += [
                 f"{row['name']}: {row['fewest']:.0f} to {row['most']:.0f} tokens a picture; {row['calibrated']:.2f} on "
                 f"average on the pictures of the calibration, {row['others']:.2f} on {record['others']} others "
                 f"({drift:+.1f} %).",
                 "",
             ]
-    by_name = {row["name"]: row for row in cell["rows"]}
     for name in ("published", "small grid", "tuned"):
         if name in by_name:
             lines += [f"{name}: `{short(by_name[name]['method'])}`", ""]
