@@ -1,4 +1,4 @@
-"""Choosing among the settings that a search left, on pictures that it has not seen."""
+"""Choosing among the leaders of a search, by its pictures and others that it has not seen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

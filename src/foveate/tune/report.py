@@ -45,7 +45,7 @@ class Report:
     def rows(self, published: Method | None, choice: Choice) -> list[Row]:
         """The published schedule, the best of the grid, the tuned one, and random at the schedules of both."""
         tuned = choice.method
-        base = None if published is None else self._column(published, _agrees)
+        base = self.agrees(published)
         rows = []
         if published is not None:
             rows.append(self.row("published", [published], None))
@@ -64,9 +64,8 @@ class Report:
         """
         rows = []
         for words, published, tuned in at:
-            base = None
+            base = self.agrees(published)
             if published is not None:
-                base = self._column(published, _agrees)
                 rows.append(self.row(f"published, {words}", [published], None))
             if tuned is not None:
                 rows.append(self.row(f"tuned, {words}", [tuned], base))
@@ -83,7 +82,7 @@ class Report:
         new = np.array([asked_of(sample) not in known for about in self.pictures for sample in about.samples])
         if not FEWEST <= new.sum() < len(new):
             return []
-        base = None if published is None else self._column(published, _agrees)
+        base = self.agrees(published)
         rows = [] if published is None else [self.row("published, new questions", [published], None, new)]
         return [*rows, self.row("tuned, new questions", [tuned], base, new)]
 
@@ -127,8 +126,10 @@ class Report:
             ahead=ahead,
         )
 
-    def agrees(self, method: Method) -> Column:
-        """(questions,) 1 where a setting gives the full model's answer."""
+    def agrees(self, method: Method | None) -> Column | None:
+        """(questions,) 1 where a setting gives the full model's answer; None without a setting."""
+        if method is None:
+            return None
         return self._column(method, _agrees)
 
     def _column(self, method: Method, figure: Callable[[Outcome], float]) -> Column:

@@ -205,8 +205,7 @@ def _reported(
         counts = spent(ground.model, found.method, parts.report)
         found.notes.append(_drift(counts, found.tokens, len(seen)))
         found.tokens = fmean(counts)
-        base = None if published is None else report.agrees(published)
-        found.rows.append(report.row("adaptive", [found.method], base, tokens=found.tokens))
+        found.rows.append(report.row("adaptive", [found.method], report.agrees(published), tokens=found.tokens))
     return found
 
 
