@@ -1,6 +1,6 @@
 """Tune methods on the embedded model, and compare each on pictures nobody saw: schedule, score and count apart.
 
-    python benchmarks/tuning/run.py --travel [--methods NAME …] [--budgets N …] [--work FOLDER] [--out FILE]
+    python benchmarks/tuning/run.py --travel --further [--methods NAME …] [--budgets N …] [--work FOLDER] [--out FILE]
 
 Cells (a method at a budget) that the record has already are not run again, and a stopped search goes on from FOLDER.
 Every setting of a cell costs the same number of tokens, counted from its plan; those of `adaptive` are counted picture
@@ -14,21 +14,19 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from judging import Judge, asked, pictures_of
 
 import foveate as fv
 from foveate._versions import commit, versions
 from foveate._writing import publish
-from foveate.embedded import TASKS
 from foveate.embedded.questions import TEXT_TASKS
 from foveate.errors import SettingError
-from foveate.eval.embedded.pictures import PictureQuestion, questions
-from foveate.eval.stats import Resampled, estimate
+from foveate.eval.embedded.pictures import PictureQuestion
 from foveate.methods.base import Method
 from foveate.methods.catalogue import from_dict
 from foveate.methods.controls import same_schedule
@@ -37,8 +35,6 @@ from foveate.methods.random import Random
 from foveate.methods.uniform import Uniform
 from foveate.methods.v2drop import V2Drop
 from foveate.tune.costs import Limit, Prices, solved
-from foveate.tune.forcing import targets
-from foveate.tune.race import Journal, Race
 from foveate.tune.samples import About, grouped
 from foveate.tune.schedules import tune_schedule
 from foveate.tune.starting import published_point
@@ -50,6 +46,7 @@ METHODS = ("v2drop", "visiondrop", "fastv", "pyramiddrop")
 DRAWS = 2
 BUDGETS = (64, 32, 128, 192)
 SEARCH_SEED, CALIBRATION_SEED, HELD_OUT, DRIFT_SEED = 900, 910, (920, 921), 930
+FURTHER = (940, 941, 942, 943)
 JUDGED = 25
 """Pictures of each held-out seed."""
 CALIBRATED, DRIFTED = 100, 100
@@ -58,7 +55,10 @@ CALIBRATED, DRIFTED = 100, 100
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is searched: a method that reads the question runs every question by itself, so it gets less.
+    """How much is searched, so that it takes some ten minutes.
+
+    Candidates of a method that works between layers share the tower. One that reads the question runs the picture with
+    every question, so it gets less.
 
     Attributes:
         pictures: To tune with.
@@ -73,95 +73,28 @@ class Effort:
     steps: int
 
 
-SHARED, READING = Effort(60, 99, 40, 80), Effort(45, 3, 20, 30)
-READERS = ("fastv", "pyramiddrop")
+READING = Effort(45, 3, 20, 30)
+EFFORTS = {
+    "v2drop": Effort(100, 99, 40, 160),
+    "visiondrop": Effort(60, 99, 40, 80),
+    "fastv": READING,
+    "pyramiddrop": READING,
+}
 
 
 def effort(name: str, budget: int = 0) -> Effort:
     """How much is searched for a method: half as much at the wide budgets, where little is lost."""
-    how = READING if name in READERS else SHARED
+    how = EFFORTS[name]
     if budget >= 128:
         return replace(how, drawn=how.drawn // 2, steps=how.steps // 2)
     return how
 
 
-def pictures_of(seed: int, count: int, most: int = 99, tasks: Sequence[str] = TASKS) -> list[PictureQuestion]:
-    """The questions about the first `count` pictures of a seed, at most so many of each."""
-    chosen: list[PictureQuestion] = []
-    drawn = questions(tasks, 12 * count, (seed,))
-    by_picture = [list(about) for _, about in groupby(drawn, key=lambda question: question.picture)]
-    for about in by_picture[:count]:
-        chosen += sorted(about, key=lambda question: question.question.task not in TEXT_TASKS)[:most]
-    return chosen
+def cell(vlm: Any, judge: Judge, name: str, budget: int, work: Path) -> Iterator[dict[str, Any]]:
+    """One method at one budget: its search and the rows of its table, with a few rows more each time.
 
-
-def asked(vlm: Any, chosen: Sequence[PictureQuestion]) -> list[Any]:
-    """Questions as prompts; a picture is drawn once."""
-    prompts = []
-    for _, about in groupby(chosen, key=lambda question: question.picture):
-        listed = list(about)
-        shown = listed[0].shown()
-        prompts += [vlm.prepare(shown, question.question.question) for question in listed]
-    return prompts
-
-
-class Judge:
-    """The held-out questions with their true answers, and what settings come to on them."""
-
-    def __init__(self, vlm: Any, chosen: Sequence[PictureQuestion], journal: Path) -> None:
-        self.vlm = vlm
-        self.chosen = chosen
-        self.pictures = grouped(vlm, asked(vlm, chosen))
-        ends = iter(chosen)
-        wanted = {}
-        self.right: list[bool] = []
-        for about in self.pictures:
-            ids = [self._ids(next(ends).question.answer) for _ in about.samples]
-            wanted[about.key] = targets(vlm.model, about, ids)
-            self.right += [self._hit(target.ids, target.likeliest) for target in wanted[about.key]]
-        self.race = Race(vlm.model, wanted, Journal(journal, f"held-out {versions()}"))
-        self.resampled = Resampled([question.picture for question in chosen], [question.seed for question in chosen])
-
-    def _ids(self, answer: str) -> tuple[int, ...]:
-        tokenizer = self.vlm.tokenizer
-        return (*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id)
-
-    @staticmethod
-    def _hit(ids: tuple[int, ...], likeliest: torch.Tensor) -> bool:
-        return bool((likeliest[:, 0] == torch.tensor(ids)).all())
-
-    def full(self) -> dict[str, Any]:
-        """The full model's accuracy."""
-        return self.resampled.proportion(np.array(self.right, dtype=float)).to_dict()
-
-    def marks(self, method: Method) -> Any:
-        """(questions,) 1 where the answer is right."""
-        return self.race.column(method, self.pictures, lambda outcome: float(outcome.agrees))
-
-    def row(self, name: str, methods: Sequence[Method], tokens: float, against: Any = None) -> dict[str, Any]:
-        """A setting's accuracy, and how far it is ahead of `against`, (questions,) marks."""
-        marks = np.mean([self.marks(method) for method in methods], axis=0)
-        of_text = np.array([question.question.task in TEXT_TASKS for question in self.chosen])
-        sketched = np.array([question.picture % 2 == 1 for question in self.chosen])
-        row = {
-            "name": name,
-            "method": methods[0].to_dict(),
-            "tokens": round(tokens, 3),
-            "accuracy": self.resampled.proportion(marks).to_dict(),
-            "text": round(float(marks[of_text].mean()), 4),
-            "other": round(float(marks[~of_text].mean()), 4),
-            "scenes": round(float(marks[~sketched].mean()), 4),
-            "sketches": round(float(marks[sketched].mean()), 4),
-        }
-        if against is not None:
-            row["ahead"] = estimate(self.resampled.means(marks - against)).to_dict()
-        return row
-
-
-def cell(
-    vlm: Any, judge: Judge, sets: Sequence[Sequence[About]], name: str, budget: int, work: Path
-) -> Iterator[dict[str, Any]]:
-    """One method at one budget: its search and the rows of its table, with a few rows more each time."""
+    Rows of thresholds are left to `with_thresholds`.
+    """
     method = parse(name)
     limit = Limit("tokens", budget)
     state = work / f"{name}-{budget}.jsonl"
@@ -180,6 +113,7 @@ def cell(
     found = {
         "method": name,
         "budget": budget,
+        "compared": False,
         "complete": False,
         "chosen": tuned.chosen,
         "verdict": tuned.verdict,
@@ -205,10 +139,18 @@ def cell(
     if name == "v2drop":
         rows += variations(judge, prices, tuned.method, base)
         yield found
+    yield found | {"compared": True}
+
+
+def with_thresholds(vlm: Any, judge: Judge, sets: Sequence[Sequence[About]], found: dict[str, Any]) -> dict[str, Any]:
+    """A cell with rows of the tuned and of the published setting with thresholds in the place of their counts."""
+    settings = {row["name"]: from_dict(row["method"]) for row in found["rows"]}
+    base = judge.marks(settings["published"]) if "published" in settings else None
+    rows = list(found["rows"])
     for label in ("tuned", "published"):
-        if settings[label] is not None:
+        if label in settings:
             rows += adaptive_row(vlm, judge, sets, f"adaptive, {label}", settings[label], base)
-    yield found | {"complete": True}
+    return {**found, "rows": rows, "complete": True}
 
 
 class Spending:
@@ -318,12 +260,41 @@ def travel(vlm: Any, judge: Judge, cells: dict[tuple[str, int], dict[str, Any]],
         "sketches": lambda question: question.picture % 2 == 1,
     }
     for name, only in halves.items():
-        how = replace(SHARED, drawn=20, steps=40)
+        how = Effort(60, 99, 20, 40)
         tuned = searched(
             vlm, "v2drop", Limit("tokens", 64), work / f"half-{name.split()[0]}.jsonl", how, only=only
         ).method
         rows.append(judge.row(f"tuned at 64 on {name} only", [tuned], prices.tokens(tuned)))
     return rows
+
+
+def further(vlm: Any, cells: dict[tuple[str, int], dict[str, Any]], work: Path) -> dict[str, Any]:
+    """V2Drop's settings on pictures of more seeds: two seeds leave wide intervals."""
+    chosen = [question for seed in FURTHER for question in pictures_of(seed, JUDGED)]
+    judge = Judge(vlm, chosen, work / "further.jsonl")
+    rows = []
+    for (name, budget), found in cells.items():
+        if name != "v2drop":
+            continue
+        settings = {row["name"]: row for row in found["rows"]}
+        base = None
+        for label in ("published", "small grid", "tuned", "adaptive, tuned"):
+            if label not in settings:
+                continue
+            method = from_dict(settings[label]["method"])
+            tokens = settings[label]["tokens"]
+            if "calibrated" in settings[label]:
+                tokens = float(np.mean(spent(vlm.model, method, judge.pictures)))
+            rows.append({"budget": budget, **judge.row(label, [method], tokens, base)})
+            if label == "published":
+                base = judge.marks(method)
+    return {
+        "seeds": list(FURTHER),
+        "pictures": len(judge.pictures),
+        "questions": len(chosen),
+        "full": judge.full(),
+        "rows": rows,
+    }
 
 
 # -- the record ---------------------------------------------------------------------------------------------------
@@ -335,38 +306,42 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--budgets", nargs="+", type=int, default=BUDGETS)
     parser.add_argument("--travel", action="store_true", help="how far V2Drop's settings travel, once they are there")
+    parser.add_argument("--further", action="store_true", help="V2Drop's settings on more seeds, once they are there")
     parser.add_argument("--work", type=Path, default=Path("tuning-work"))
     parser.add_argument("--out", type=Path, default=HERE / "embedded.json")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     vlm = fv.load()
-    judges = {
-        how: judge_of(vlm, how, options.work) for how in sorted({effort(name) for name in options.methods}, key=str)
-    }
+    judges = {most: judge_of(vlm, most, options.work) for most in {EFFORTS[name].asked for name in options.methods}}
     sets = [
         grouped(vlm, asked(vlm, pictures_of(seed, count, 1)))
         for seed, count in ((CALIBRATION_SEED, CALIBRATED), (DRIFT_SEED, DRIFTED))
     ]
     for name in options.methods:
         for budget in options.budgets:
-            judge = judges[effort(name)]
-            cells = cells_of(read(options.out))
-            if cells.get((name, budget), {}).get("complete"):
-                continue
-            for found in cell(vlm, judge, sets, name, budget, options.work):
-                found |= {"full": judge.full(), "questions": len(judge.chosen), "search": asdict(effort(name, budget))}
-                add(options.out, judge, cell=found)
-            print(f"{name} at {budget}: {found['verdict']}", flush=True)
+            judge = judges[EFFORTS[name].asked]
+            found = cells_of(read(options.out)).get((name, budget), {"compared": False, "complete": False})
+            if not found["compared"]:
+                about = {"full": judge.full(), "questions": len(judge.chosen), "search": asdict(effort(name, budget))}
+                for found in cell(vlm, judge, name, budget, options.work):
+                    add(options.out, judge, cell=found | about)
+                found |= about
+            if not found["complete"]:
+                add(options.out, judge, cell=with_thresholds(vlm, judge, sets, found))
+                print(f"{name} at {budget}: {found['verdict']}", flush=True)
     if options.travel:
-        judge = judges[SHARED]
+        judge = judges[EFFORTS["v2drop"].asked]
         add(options.out, judge, travel=travel(vlm, judge, cells_of(read(options.out)), options.work))
+    if options.further:
+        judge = judges[EFFORTS["v2drop"].asked]
+        add(options.out, judge, further=further(vlm, cells_of(read(options.out)), options.work))
 
 
-def judge_of(vlm: Any, how: Effort, work: Path) -> Judge:
-    """The held-out questions for methods of an effort."""
-    held = [question for seed in HELD_OUT for question in pictures_of(seed, JUDGED, how.asked)]
-    return Judge(vlm, held, work / f"held-out-{how.asked}.jsonl")
+def judge_of(vlm: Any, most: int, work: Path) -> Judge:
+    """The held-out questions, at most so many a picture."""
+    held = [question for seed in HELD_OUT for question in pictures_of(seed, JUDGED, most)]
+    return Judge(vlm, held, work / f"held-out-{most}.jsonl")
 
 
 def read(out: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The page on what tuning found: tables from the record, between two marks of docs/tuning-found.md.
+"""The page on what tuning found: tables from the records, between marks of docs/tuning-found.md.
 
 python benchmarks/tuning/table.py
 """
@@ -11,7 +11,6 @@ HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "tuning-found.md"
 LITTLE = 0.02
 """A smaller loss is no base for a share."""
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
 def tables(record: dict[str, Any]) -> str:
@@ -23,6 +22,8 @@ def tables(record: dict[str, Any]) -> str:
         "",
         *summary(record["cells"]),
     ]
+    if "further" in record:
+        lines += further(record["further"])
     if "travel" in record:
         lines += travel(record["travel"])
     for cell in record["cells"]:
@@ -53,6 +54,25 @@ def summary(cells: list[dict[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
+def batching(record: dict[str, Any]) -> str:
+    """What running pictures as one batch takes, of what running them one by one takes."""
+    lines = [
+        f"Time of {record['pictures']} pictures with {record['questions']} questions as one batch, over that of one "
+        "picture after the other. The control is the latter against itself.",
+        "",
+        "| setting | threads | one batch | control |",
+        "|---|---|---|---|",
+    ]
+    for row in record["rows"]:
+        lines.append(f"| {row['setting']} | {row['threads']} | {ratio(row['together'])} | {ratio(row['control'])} |")
+    return "\n".join(lines)
+
+
+def ratio(times: dict[str, float]) -> str:
+    """0.52 [0.49, 0.55]."""
+    return f"{times['median']:.2f} [{times['low']:.2f}, {times['high']:.2f}]"
+
+
 def recovered(full: float, published: float | None, tuned: float | None) -> str:
     """How much of a loss is taken back, in hundredths; nothing where there is little to lose."""
     if published is None or tuned is None or full - published < LITTLE:
@@ -65,6 +85,29 @@ def percent(share: float | None) -> str:
     if share is None:
         return "–"
     return f"{100 * share:.1f}"
+
+
+def further(found: dict[str, Any]) -> list[str]:
+    """V2Drop's settings on more seeds."""
+    seeds = ", ".join(map(str, found["seeds"]))
+    lines = [
+        "## V2Drop on further seeds",
+        "",
+        f"The same settings on {found['pictures']} pictures of seeds {seeds}, drawn after "
+        f"all choices had been made. Full model: {interval(found['full'])} on {found['questions']} questions.",
+        "",
+        "| budget | setting | tokens | accuracy, % | ahead of published | recovered | text, other | scenes, sketches |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    published = {row["budget"]: row["accuracy"]["value"] for row in found["rows"] if row["name"] == "published"}
+    for row in found["rows"]:
+        ahead = interval(row["ahead"], "+") if "ahead" in row else ""
+        gained = ""
+        if row["name"] != "published":
+            gained = recovered(found["full"]["value"], published.get(row["budget"]), row["accuracy"]["value"])
+        cells = (row["name"], f"{row['tokens']:.2f}", interval(row["accuracy"]), ahead, gained, *kinds(row))
+        lines.append(f"| {row['budget']} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def travel(rows: list[dict[str, Any]]) -> list[str]:
@@ -145,13 +188,27 @@ def short(method: dict[str, Any]) -> str:
     return "; ".join(words)
 
 
+def parts() -> dict[str, str]:
+    """What stands between the marks of the page, by their name."""
+    found, batches = (
+        json.loads((HERE / name).read_text(encoding="utf-8")) for name in ("embedded.json", "batching.json")
+    )
+    return {"tables": tables(found), "batching": batching(batches)}
+
+
+def marked(name: str, text: str) -> str:
+    """A part of the page between its marks."""
+    return f"<!-- {name}: begin -->\n{text}\n<!-- {name}: end -->"
+
+
 def main() -> None:
     """Write the tables into the page."""
-    record = json.loads((HERE / "embedded.json").read_text(encoding="utf-8"))
     page = PAGE.read_text(encoding="utf-8")
-    head, rest = page.split(BEGIN)
-    _, foot = rest.split(END)
-    PAGE.write_text(f"{head}{BEGIN}\n{tables(record)}\n{END}{foot}", encoding="utf-8")
+    for name, text in parts().items():
+        head, rest = page.split(f"<!-- {name}: begin -->")
+        _, foot = rest.split(f"<!-- {name}: end -->")
+        page = head + marked(name, text) + foot
+    PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,25 @@ def test_the_bounds_lie_around_the_schedules_count():
     assert bounds(10, 100, 0.3) == (7, 13)
     assert bounds(1, 100, 0.3) == (1, 2)
     assert bounds(10, 11, 0.3) == (7, 11)
+    assert bounds(10, 6, 0.3) == (6, 6)
     assert bounds(10, 100, 0.0) == (10, 10)
+
+
+@pytest.mark.parametrize(("threshold", "left"), [(0.0, 7), (99.0, 3)])
+@pytest.mark.parametrize("came", [7, 10, 13])
+def test_a_later_cut_is_bounded_by_the_schedule_and_not_by_what_an_earlier_one_left(came, threshold, left):
+    inner = fv.V2Drop(layers=(1, 2), keep=(0.5, 0.5))  # of 20 tokens 10, then 5
+    _, stage = Adaptive(inner=inner, thresholds=(0.0, threshold), spread=0.3).stages(Shape(4))
+    arriving = Arriving(tokens=came, entered=20, started=20)
+    cut = stage.cut(LayerView(hidden=torch.randn(came, 8), hidden_before=torch.randn(came, 8), arriving=arriving))
+    assert (came if cut is None else int(cut.stays.sum())) == left
+
+
+def test_a_cut_that_drops_nothing_in_the_schedule_drops_nothing():
+    inner = fv.V2Drop(layers=(1, 2), keep=(0.5, 1.0))
+    _, stage = Adaptive(inner=inner, thresholds=(0.0, 99.0), spread=0.3).stages(Shape(4))
+    arriving = Arriving(tokens=13, entered=20, started=20)
+    assert stage.cut(LayerView(hidden=torch.ones(13, 8), hidden_before=torch.zeros(13, 8), arriving=arriving)) is None
 
 
 def test_no_spread_is_the_schedule_itself():

@@ -6,17 +6,19 @@ import torch
 import foveate as fv
 from foveate.methods.names import parse
 from foveate.methods.space import Point
+from foveate.tune import race
 from foveate.tune.costs import Limit, Prices, solved
 from foveate.tune.forcing import greedy, outcomes, targets
-from foveate.tune.race import Journal, Race
+from foveate.tune.race import Journal
 from foveate.tune.samples import grouped, split
 from foveate.tune.schedules import tune_schedule
 from foveate.tune.thresholding import adaptive, spent
 from foveate.tune.timing import Timings
 from tests.models import DEPTH, batch, tiny
+from tests.tune.pictures import pictures_of, questions
 
 LLAVA = tiny("llava")
-SAMPLES = [batch("llava", [word], seed) for seed in range(6) for word in ("titt", "tit")]
+SAMPLES = questions("llava", 12)
 PICTURES = grouped(LLAVA, SAMPLES)
 EVERY = [sample for about in PICTURES for sample in about.samples]
 LIMIT = Limit("retention", 0.6)
@@ -60,10 +62,10 @@ def test_budgets_in_flops_and_cache_bytes_are_met_too():
 @pytest.mark.parametrize("family", ["llava", "llava_onevision", "internvl", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_a_forced_answer_agrees_exactly_where_generation_gives_it(family, method):
     model = tiny(family)
-    for about in grouped(model, [batch(family, [word], seed) for seed in range(3) for word in ("titt", "tit")]):
-        wanted = targets(model, about, greedy(model, about.samples, 3))
-        found = outcomes(model, about, wanted, method)
-        for sample, target, outcome in zip(about.samples, wanted, found, strict=True):
+    pictures = pictures_of(family)
+    wanted = [targets(model, about, greedy(model, about.samples, 3)) for about in pictures]
+    for about, answers, found in zip(pictures, wanted, outcomes(model, pictures, wanted, method), strict=True):
+        for sample, target, outcome in zip(about.samples, answers, found, strict=True):
             columns = sample.inputs["input_ids"].shape[1]
             with fv.drop(model, method):
                 out = model.generate(**sample.inputs, max_new_tokens=len(target.ids), do_sample=False)
@@ -74,30 +76,29 @@ def test_a_forced_answer_agrees_exactly_where_generation_gives_it(family, method
 def test_a_method_that_drops_nothing_has_no_divergence():
     about = PICTURES[0]
     wanted = targets(LLAVA, about, greedy(LLAVA, about.samples, 3))
-    found = outcomes(LLAVA, about, wanted, fv.V2Drop(layers=(1,), keep=(1.0,)))
+    (found,) = outcomes(LLAVA, [about], [wanted], fv.V2Drop(layers=(1,), keep=(1.0,)))
     assert all(outcome.divergence < 1e-5 and outcome.agrees for outcome in found)
 
 
 def test_a_stopped_search_goes_on_to_the_same_outcome(tmp_path, monkeypatch):
     state = tmp_path / "state.jsonl"
     whole = tune_schedule(LLAVA, SAMPLES, fv.V2Drop(layers=(1, 2, 3)), LIMIT, **FEW)
-    runs = Race.outcomes
     made = []
 
-    def stops(race, method, about):
-        if len(made) == 7:
+    def stops(model, pictures, wanted, method):
+        if len(made) == 4:
             raise KeyboardInterrupt
         made.append(method)
-        return runs(race, method, about)
+        return outcomes(model, pictures, wanted, method)
 
-    monkeypatch.setattr(Race, "outcomes", stops)
+    monkeypatch.setattr(race, "outcomes", stops)
     with pytest.raises(KeyboardInterrupt):
         tune_schedule(LLAVA, SAMPLES, fv.V2Drop(layers=(1, 2, 3)), LIMIT, state=state, **FEW)
     monkeypatch.undo()
     with state.open("a") as file:
         file.write('{"method": "v2')  # the line at which it was killed
     known = Journal(state, json.loads(state.read_text().splitlines()[0])["origin"]).read
-    assert 0 < known <= 7
+    assert known == 4 * len(split(PICTURES, seed=0).search)  # which are one batch
     again = tune_schedule(LLAVA, SAMPLES, fv.V2Drop(layers=(1, 2, 3)), LIMIT, state=state, **FEW)
     assert again.method == whole.method
     assert [row.agreement for row in again.rows] == [row.agreement for row in whole.rows]

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.ask.batch import pad_id, parts
+from foveate.ask.batch import collate, pad_id, parts
 from foveate.ask.prompt import is_vision
-from foveate.engine.copies import copy_of, nbytes, settle
+from foveate.engine.copies import copy_of, nbytes, picked, settle
 from foveate.engine.session import drop
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, SettingError, UnsupportedError
@@ -24,7 +24,16 @@ from foveate.methods.follow import cached_layers, in_order, reads_text
 from foveate.methods.stages import Shape
 from foveate.registry import family_for, methods
 
-__all__ = ["Look", "can_share", "end_of_pictures", "look_at", "refuse_unshareable", "resumed", "together"]
+__all__ = [
+    "Look",
+    "can_share",
+    "end_of_pictures",
+    "look_at",
+    "look_at_several",
+    "refuse_unshareable",
+    "resumed",
+    "together",
+]
 
 Inputs = Mapping[str, Tensor]
 
@@ -37,7 +46,8 @@ class Look:
         ids: Its token ids, (1, tokens) int64, vision placeholders included.
         inputs: What else belongs to it, by name, as the processor made it: grids and sizes. Of pixels only the shape is
             left (on torch's meta device).
-        cache: Keys, values and states, as the method left them. Nothing changes it: questions go on from copies.
+        cache: Keys, values and states, as the method left them, of one picture or of several whose prompts begin alike.
+            Nothing changes it: questions go on from copies.
         trace: What was dropped.
         weights: Of which weights it is; see `weights_of`.
     """
@@ -132,10 +142,22 @@ def look_at(model: Any, inputs: Inputs, method: Method | None = None) -> Look:
     Raises:
         UnsupportedError: If another question would give other rows.
     """
+    return look_at_several(model, [inputs], method)
+
+
+def look_at_several(model: Any, prompts: Sequence[Inputs], method: Method | None = None) -> Look:
+    """Run prompts about several pictures up to and with those, as one batch; `resumed` is told which is asked about.
+
+    Args:
+        model: Of transformers, in no context.
+        prompts: Batch 1 each, alike up to and with their pictures: the same ids, and pictures of one size.
+        method: What drops, its schedule solved; None for the untouched model.
+
+    Raises:
+        UnsupportedError: If another question would give other rows.
+    """
     refuse_unshareable(model, method)
-    text = inputs["input_ids"].shape
-    end = end_of_pictures(model, inputs["input_ids"][0])
-    begun = {name: value[:, :end] if value.shape == text else value for name, value in inputs.items()}
+    begun = collate([_beginning(model, prompt) for prompt in prompts], pad_id(model))
     trace = Trace()
     if method is None:
         cache = _prefilled(model, begun)
@@ -143,7 +165,14 @@ def look_at(model: Any, inputs: Inputs, method: Method | None = None) -> Look:
         with drop(model, method) as trace:
             cache = _prefilled(model, begun)
     kept = {name: _without_pixels(name, value) for name, value in begun.items() if name != "attention_mask"}
-    return Look(kept.pop("input_ids"), kept, settle(cache), trace, weights_of(model))
+    return Look(kept.pop("input_ids")[:1], kept, settle(cache), trace, weights_of(model))
+
+
+def _beginning(model: Any, inputs: Inputs) -> dict[str, Tensor]:
+    """A prompt up to and with its last picture."""
+    text = inputs["input_ids"].shape
+    end = end_of_pictures(model, inputs["input_ids"][0])
+    return {name: value[:, :end] if value.shape == text else value for name, value in inputs.items()}
 
 
 def end_of_pictures(model: Any, ids: Tensor) -> int:
@@ -191,7 +220,9 @@ def together(model: Any, look: Look, prompts: Sequence[Inputs], size: int | None
     return [batch for group in groups for batch in parts(group, most)]
 
 
-def resumed(model: Any, look: Look, prompts: Sequence[Inputs], beams: int = 1) -> dict[str, Any]:
+def resumed(
+    model: Any, look: Look, prompts: Sequence[Inputs], beams: int = 1, places: Sequence[int] | None = None
+) -> dict[str, Any]:
     """What `generate` is given for prompts that go on from a look.
 
     Args:
@@ -199,6 +230,7 @@ def resumed(model: Any, look: Look, prompts: Sequence[Inputs], beams: int = 1) -
         look: What it saw.
         prompts: Whole prompts, batch 1 each, of one group of `together`.
         beams: Of a beam search.
+        places: Which picture of a look at several each prompt is about; None for a look at one.
 
     Raises:
         SettingError: If a prompt does not begin with what was looked at.
@@ -220,7 +252,7 @@ def resumed(model: Any, look: Look, prompts: Sequence[Inputs], beams: int = 1) -
         # the whole prompt, also behind a video, where the beginning alone does not say it.
         core.rope_deltas = None
         placed = _of_positions(core, look, len(rows), longest)
-    cache = copy_of(look.cache, len(rows) * beams)
+    cache = copy_of(look.cache, len(rows) * beams) if places is None else picked(look.cache, places)
     return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache, **placed}
 
 

@@ -5,7 +5,7 @@ gets rows of its own. Recurrent states are written in place: these are cloned.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from foveate.core.nested import on_tensors
 from foveate.engine import guards
 from foveate.engine.cache import CACHE_LAYERS, MEMO_SIZE, PrunedLayer
 
-__all__ = ["copy_of", "nbytes", "settle", "tensors_of"]
+__all__ = ["copy_of", "nbytes", "picked", "settle", "tensors_of"]
 
 STATES = ("conv_states", "recurrent_states")
 
@@ -46,26 +46,55 @@ def copy_of(cache: Any, samples: int = 1) -> Any:
         cache: Of one sample; it stays as it is.
         samples: How many go on from it.
     """
+    return _copied(cache, (0,) * samples, shares=samples > 1)
+
+
+def picked(cache: Any, places: Sequence[int]) -> Any:
+    """A cache of samples that go on from those at these places of a cache, each in memory of its own.
+
+    Args:
+        cache: Of one sample or more; it stays as it is.
+        places: Which of its samples each new one goes on from.
+    """
+    return _copied(cache, places, shares=False)
+
+
+def _copied(cache: Any, places: Sequence[int], shares: bool) -> Any:
     copied = copy.copy(cache)
     memo = Memo(MEMO_SIZE)
-    spread = _Spread(samples)
+    spread = _Spread(places, shares)
     copied.layers = [_layer(layer, memo, spread) for layer in cache.layers]
     return copied
 
 
 class _Spread:
-    """Repeats a tensor of one sample for several, the same one to the same object: layers compare columns by it."""
+    """Takes samples of a tensor, the same ones to the same object: layers compare columns by it.
 
-    def __init__(self, samples: int) -> None:
-        self.samples = samples
+    Args:
+        places: Of one sample, or of several.
+        shares: Whether they are all the first one, whose keys and values may stand in memory once.
+    """
+
+    def __init__(self, places: Sequence[int], shares: bool) -> None:
+        self.places = places
+        self.shares = shares
         self._made: dict[int, Tensor] = {}
 
+    @property
+    def samples(self) -> int:
+        """How many are taken."""
+        return len(self.places)
+
     def __call__(self, tensor: Tensor) -> Tensor:
-        if self.samples == 1:
+        if tuple(self.places) == tuple(range(len(tensor))):
             return tensor
         if id(tensor) not in self._made:
-            self._made[id(tensor)] = tensor.repeat_interleave(self.samples, dim=0)
+            self._made[id(tensor)] = self.own(tensor)
         return self._made[id(tensor)]
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """A new tensor, always."""
+        return tensor.index_select(0, torch.tensor(self.places, device=tensor.device))
 
 
 def _layer(layer: Any, memo: Memo, spread: _Spread) -> Any:
@@ -74,16 +103,15 @@ def _layer(layer: Any, memo: Memo, spread: _Spread) -> Any:
         return copy.deepcopy(layer)
     copied = copy.copy(layer)
     if isinstance(layer, LinearAttentionLayer):
-        return _with_states(copied, spread.samples)
+        return _with_states(copied, spread)
     if type(layer) is PrunedLayer:
         copied._memo = memo
         copied.base = on_tensors(layer.base, spread)
         copied.shift = on_tensors(layer.shift, spread)
-    if spread.samples == 1 or not layer.is_initialized:
+    if not layer.is_initialized:
         return copied
-    if layer.is_sliding:
-        copied.keys = layer.keys.repeat_interleave(spread.samples, dim=0)
-        copied.values = layer.values.repeat_interleave(spread.samples, dim=0)
+    if layer.is_sliding or not spread.shares:
+        copied.keys, copied.values = spread(layer.keys), spread(layer.values)
         return copied
     if type(layer) is DynamicLayer:
         copied = PrunedLayer(copied, memo)
@@ -91,18 +119,18 @@ def _layer(layer: Any, memo: Memo, spread: _Spread) -> Any:
     return copied
 
 
-def _with_states(copied: Any, samples: int) -> Any:
+def _with_states(copied: Any, spread: _Spread) -> Any:
     """A recurrent layer with states of its own: tensors by number, beside what is known of each."""
     for name, value in vars(copied).items():
         if isinstance(value, dict):
-            setattr(copied, name, {index: _own(part, samples) for index, part in value.items()})
+            setattr(copied, name, {index: _own(part, spread) for index, part in value.items()})
     return copied
 
 
-def _own(part: Any, samples: int) -> Any:
+def _own(part: Any, spread: _Spread) -> Any:
     """A new tensor, also for one sample; anything else as it is."""
     if isinstance(part, Tensor):
-        return part.repeat_interleave(samples, dim=0)
+        return spread.own(part)
     return part
 
 

@@ -6,6 +6,7 @@ Not from a paper. The counts of the inner method's schedule hold on average over
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -17,9 +18,9 @@ from foveate.errors import SettingError
 from foveate.methods.base import Method
 from foveate.methods.follow import in_order
 from foveate.methods.settings import MethodSetting, Share
-from foveate.methods.stages import LayerStage, LayerView, Shape, Stage
+from foveate.methods.stages import Arriving, LayerStage, LayerView, Shape, Stage
 
-__all__ = ["METHOD", "Adaptive", "above", "bounds"]
+__all__ = ["METHOD", "AboveThreshold", "Adaptive", "above", "bounds"]
 
 
 class Adaptive(Method):
@@ -29,8 +30,9 @@ class Adaptive(Method):
         inner: The method whose scores and counts are used. Its cuts must rank by a score, as those of V2Drop, FastV and
             PyramidDrop do.
         thresholds: One for each cut, in the unit of its scores.
-        spread: A cut keeps at least 1 − spread and at most 1 + spread times the tokens that the schedule keeps. This
-            bounds how far the mean can drift on pictures unlike those of the calibration; 0 is the schedule itself.
+        spread: Behind a cut there are at least 1 − spread and at most 1 + spread times the tokens that the schedule has
+            there. This bounds how far the mean can drift on pictures unlike those of the calibration; 0 is the
+            schedule itself.
 
     Raises:
         SettingError: If a cut does not rank by a score, or thresholds and cuts differ in number.
@@ -41,7 +43,7 @@ class Adaptive(Method):
 
     inner: MethodSetting
     thresholds: tuple[float, ...]
-    spread: Share = 0.3
+    spread: Share = 0.1
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         stages = in_order(self.inner.stages(shape))
@@ -54,40 +56,70 @@ class Adaptive(Method):
                 )
         if len(cuts) != len(self.thresholds):
             raise SettingError(f"{self.inner.name} has {len(cuts)} cuts; got {len(self.thresholds)} thresholds.")
-        left = iter(self.thresholds)
-        return tuple(self._with_threshold(stage, next(left)) if stage.drops else stage for stage in stages)
+        with_thresholds = {
+            id(stage): self._with_threshold(cuts[: place + 1], threshold)
+            for place, (stage, threshold) in enumerate(zip(cuts, self.thresholds, strict=True))
+        }
+        return tuple(with_thresholds.get(id(stage), stage) for stage in stages)
 
-    def _with_threshold(self, stage: Stage, threshold: float) -> Stage:
-        """The stage, its cut decided by the threshold."""
-        cut = _Threshold(stage, threshold, self.spread)
-        return dataclasses.replace(stage, score=None, keep=None, count=None, choose=cut)
+    def _with_threshold(self, cuts: Sequence[Stage], threshold: float) -> Stage:
+        """The last of these cuts, decided by the threshold."""
+        cut = AboveThreshold(tuple(cuts), threshold, self.spread)
+        return dataclasses.replace(cuts[-1], score=None, keep=None, count=None, choose=cut)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Threshold:
-    """A cut by threshold, as a stage's `choose`."""
+class AboveThreshold:
+    """A cut by threshold, as a stage's `choose`.
 
-    stage: Stage
+    Attributes:
+        cuts: Those of the schedule up to and with this one.
+        threshold: In the unit of the last one's scores.
+        spread: See `Adaptive`.
+    """
+
+    cuts: tuple[Stage, ...]
     threshold: float
     spread: float
 
     def __call__(self, view: LayerView, _: int | None) -> Cut | None:
-        assert self.stage.score is not None
-        count = self.stage.left(view.arriving)
-        assert count is not None  # a stage with a score counts
-        if count >= len(view):
+        count = self.scheduled(view.arriving)
+        if count is None:
             return None
         least, most = bounds(count, len(view), self.spread)
-        return Cut.keep(above(self.stage.score(view), self.threshold, least, most))
+        if least == len(view):
+            return None
+        return Cut.keep(above(self.scores(view), self.threshold, least, most))
+
+    def scheduled(self, arriving: Arriving) -> int | None:
+        """How many tokens the schedule keeps here, by itself; None where it drops none.
+
+        It is counted from the tokens that entered the decoder: were it a share of those that an earlier threshold has
+        left, the counts of a picture would be far apart behind a few cuts.
+        """
+        tokens = arriving.started
+        for stage in self.cuts:
+            before = tokens
+            left = stage.left(dataclasses.replace(arriving, tokens=before))
+            assert left is not None  # a stage with a score counts
+            tokens = left
+        return None if tokens == before else tokens
+
+    def scores(self, view: LayerView) -> Tensor:
+        """(tokens,) what the threshold is compared with."""
+        score = self.cuts[-1].score
+        assert score is not None
+        return score(view)
 
 
 def bounds(count: int, tokens: int, spread: float) -> tuple[int, int]:
-    """Fewest and most tokens that a cut may keep where its schedule keeps `count` of `tokens`.
+    """Fewest and most of `tokens` that a cut may keep where its schedule keeps `count`.
 
     10 of 100 with a spread of 0.3 are 7 and 13.
     """
     least = max(1, math.floor((1 - spread) * count + 1e-9))
-    return min(least, count), min(tokens, math.ceil((1 + spread) * count - 1e-9))
+    most = math.ceil((1 + spread) * count - 1e-9)
+    return min(least, count, tokens), min(tokens, most)
 
 
 def above(scores: Tensor, threshold: float, least: int, most: int) -> Tensor:

@@ -42,7 +42,7 @@ def chosen(race: Race, searched: Searched, published: Found | None, parts: Split
     """
     seen = (*parts.search, *parts.choose)
     grid = _best_of(race, searched.grid or searched.best[:1], seen)
-    best, origin = _best_of(race, searched.best, seen), "search"
+    best, origin = _best_of(race, searched.leaders, seen), "search"
     if _mean_root(race, grid.method, seen) <= _mean_root(race, best.method, seen):
         best, origin = grid, "grid"
     if published is not None and not _is_better(race, best.method, published.method, parts.choose):

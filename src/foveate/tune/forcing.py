@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,16 +18,18 @@ from torch import Tensor
 from foveate.ask.answering import BEHIND
 from foveate.ask.batch import collate, ends_of, pad_id
 from foveate.ask.generation import Generation, run
-from foveate.ask.look import can_share, look_at, resumed, together
+from foveate.ask.look import Look, can_share, end_of_pictures, look_at, look_at_several, resumed, together
 from foveate.engine.session import drop
 from foveate.methods.base import Method
 from foveate.registry import family_for
 from foveate.tune.samples import About, Sample
 
-__all__ = ["Outcome", "Target", "answered", "greedy", "outcomes", "predictions", "targets"]
+__all__ = ["Outcome", "Target", "answered", "beginning", "greedy", "looks", "outcomes", "predictions", "targets"]
 
 LIKELIEST = 256
 """Tokens of a distribution whose probabilities are kept; all others count as one."""
+ROOM = 1 << 30
+"""Bytes of copies that questions about several pictures get of the rows that they go on from."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +73,8 @@ def answered(model: Any, about: About, max_new_tokens: int) -> list[Target]:
 def targets(model: Any, about: About, answers: Sequence[tuple[int, ...]]) -> list[Target]:
     """The full model's distributions along answers to all questions about a picture."""
     found = []
-    for ids, logs in zip(answers, predictions(model, about.samples, answers, None), strict=True):
+    (along,) = predictions(model, [about], [answers], None)
+    for ids, logs in zip(answers, along, strict=True):
         top = logs.topk(min(LIKELIEST, logs.shape[-1]))
         found.append(Target(ids, top.indices, top.values))
     return found
@@ -80,7 +84,7 @@ def greedy(model: Any, samples: Sequence[Sample], max_new_tokens: int) -> list[t
     """The tokens of the full model's greedy answers, up to and with their ends."""
     settings = Generation(max_new_tokens=max_new_tokens).arguments(None)
     look = None
-    if _looks(model, None):
+    if looks(model, None, samples):
         look = look_at(model, samples[0].inputs)
         settings = {**settings, **BEHIND}
     answers: dict[int, tuple[int, ...]] = {}
@@ -101,9 +105,16 @@ def _up_to_the_end(ids: list[int], ends: Collection[int]) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _looks(model: Any, method: Method | None) -> bool:
+def looks(model: Any, method: Method | None, samples: Sequence[Sample]) -> bool:
     """Whether questions share one run of their picture; M-RoPE places a question by the whole prompt."""
-    return can_share(model, method) and not _mrope(model)
+    return can_share(model, method) and not _mrope(model) and len({beginning(model, one) for one in samples}) == 1
+
+
+def beginning(model: Any, sample: Sample) -> tuple[int, ...]:
+    """The ids of a prompt up to and with its last picture."""
+    ids = sample.inputs["input_ids"][0]
+    begun: list[int] = ids[: end_of_pictures(model, ids)].tolist()
+    return tuple(begun)
 
 
 def _mrope(model: Any) -> bool:
@@ -115,14 +126,18 @@ def _positions(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(dim=-1) - 1).clamp_min(0)
 
 
-def outcomes(model: Any, about: About, wanted: Sequence[Target], method: Method) -> list[Outcome]:
-    """What a method does to the answers about a picture."""
-    found = []
-    logs = predictions(model, about.samples, [target.ids for target in wanted], method)
-    for target, moved in zip(wanted, logs, strict=True):
-        hits = moved.argmax(dim=-1).cpu() == torch.tensor(target.ids)
-        found.append(Outcome(_divergence(target, moved), bool(hits.all())))
-    return found
+def outcomes(
+    model: Any, pictures: Sequence[About], wanted: Sequence[Sequence[Target]], method: Method
+) -> list[list[Outcome]]:
+    """What a method does to the answers about each picture; the pictures run as one batch."""
+    answers = [[target.ids for target in targets] for targets in wanted]
+    logs = predictions(model, pictures, answers, method)
+    return [list(map(_outcome, targets, moved)) for targets, moved in zip(wanted, logs, strict=True)]
+
+
+def _outcome(target: Target, moved: Tensor) -> Outcome:
+    hits = moved.argmax(dim=-1).cpu() == torch.tensor(target.ids)
+    return Outcome(_divergence(target, moved), bool(hits.all()))
 
 
 def _divergence(target: Target, moved: Tensor) -> float:
@@ -146,35 +161,47 @@ def _rest(logs: Tensor) -> Tensor:
 
 
 def predictions(
-    model: Any, samples: Sequence[Sample], answers: Sequence[Sequence[int]], method: Method | None
-) -> list[Tensor]:
-    """Log-probabilities at every place of an answer, for questions about one picture.
+    model: Any, pictures: Sequence[About], answers: Sequence[Sequence[Sequence[int]]], method: Method | None
+) -> list[list[Tensor]]:
+    """Log-probabilities at every place of an answer, for all questions about pictures that fit into one batch.
 
-    The prompt alone decides what is dropped: answers are forced behind its prefill. Where the question has no say, the
+    The prompt alone decides what is dropped: answers are forced behind its prefill. Where the question has no say, a
     picture is run once for all questions.
 
+    Args:
+        model: Of transformers.
+        pictures: Whose prompts begin alike; see `foveate.tune.batches`.
+        answers: To each question about each picture.
+        method: What drops; None for the untouched model.
+
     Returns:
-        For each question (answer's tokens, vocabulary) float32.
+        For each picture and question (answer's tokens, vocabulary) float32.
     """
-    logs: list[Tensor | None] = [None] * len(samples)
+    samples = [sample for about in pictures for sample in about.samples]
+    ids = [given for of_picture in answers for given in of_picture]
+    logs: dict[int, Tensor] = {}
     with torch.inference_mode():
-        ways = _behind_a_look if _looks(model, method) else _behind_prompts
-        for place, values in ways(model, samples, answers, method):
+        ways = _behind_a_look if looks(model, method, samples) else _behind_prompts
+        for place, values in ways(model, pictures, ids, method):
             logs[place] = values.float().log_softmax(dim=-1)
-    return [values for values in logs if values is not None]
+    ordered = (logs[place] for place in range(len(ids)))
+    return [list(islice(ordered, len(about.samples))) for about in pictures]
 
 
 Places = Iterator[tuple[int, Tensor]]
 
 
 def _behind_a_look(
-    model: Any, samples: Sequence[Sample], answers: Sequence[Sequence[int]], method: Method | None
+    model: Any, pictures: Sequence[About], answers: Sequence[Sequence[int]], method: Method | None
 ) -> Places:
-    """Logits of answers behind one prefill of the picture, padded between picture and question."""
-    look = look_at(model, samples[0].inputs, method)
-    for places in together(model, look, [sample.inputs for sample in samples]):
+    """Logits of answers behind one prefill of the pictures, padded between picture and question."""
+    samples = [sample for about in pictures for sample in about.samples]
+    look = look_at_several(model, [about.samples[0].inputs for about in pictures], method)
+    about_which = [at for at, about in enumerate(pictures) for _ in about.samples]
+    for places in together(model, look, [sample.inputs for sample in samples], _most_rows(look, len(pictures))):
+        of = None if len(pictures) == 1 else [about_which[place] for place in places]
         with _dropping(model, method):
-            inputs = resumed(model, look, [samples[place].inputs for place in places])
+            inputs = resumed(model, look, [samples[place].inputs for place in places], places=of)
             forced = _forced([answers[place] for place in places], inputs["input_ids"], pad_id(model))
             asked = inputs["input_ids"][:, look.tokens :]
             mask = torch.nn.functional.pad(inputs["attention_mask"], (0, forced.shape[1]), value=1)
@@ -190,14 +217,22 @@ def _behind_a_look(
             yield place, out.logits[row, start : start + len(answers[place])]
 
 
+def _most_rows(look: Look, pictures: int) -> int | None:
+    """How many questions go on together: those about one picture share its rows, others have copies of theirs."""
+    if pictures == 1:
+        return None
+    return max(1, ROOM * pictures // look.nbytes)
+
+
 def _behind_prompts(
-    model: Any, samples: Sequence[Sample], answers: Sequence[Sequence[int]], method: Method | None
+    model: Any, pictures: Sequence[About], answers: Sequence[Sequence[int]], method: Method | None
 ) -> Places:
     """Logits of answers behind a prefill of each prompt.
 
     Prompts are padded on the left. With M-RoPE, where the model itself works positions out, only equal lengths go
     together.
     """
+    samples = [sample for about in pictures for sample in about.samples]
     groups = [list(range(len(samples)))]
     if _mrope(model):
         groups = _alike(samples)

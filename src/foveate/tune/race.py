@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.ask.batch import parts
 from foveate.errors import InputError
 from foveate.methods.base import Method
+from foveate.tune.batches import batched
 from foveate.tune.forcing import Outcome, Target, outcomes
 from foveate.tune.samples import About
 from foveate.tune.sharing import Shared
@@ -67,9 +69,13 @@ class Journal:
             self._known[row["method"], row["picture"]] = [Outcome(divergence, agrees) for divergence, agrees in pairs]
         self.read = len(self._known)
 
-    def get(self, method: str, picture: str) -> list[Outcome] | None:
-        """What is known of a method on a picture."""
-        return self._known.get((method, picture))
+    def __contains__(self, tried: tuple[str, str]) -> bool:
+        """Whether a method was tried on a picture: (its setting, the picture's key)."""
+        return tried in self._known
+
+    def __getitem__(self, tried: tuple[str, str]) -> list[Outcome]:
+        """What it came to."""
+        return self._known[tried]
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
         """Something else that a search that goes on shall find as it was: plain values, made when first asked for."""
@@ -140,17 +146,33 @@ class Race:
         """Take the limit off: choosing and reporting are always done."""
         self._until = float("inf")
 
-    def outcomes(self, method: Method, about: About) -> list[Outcome]:
-        """What a method does to the answers about one picture."""
+    def outcomes(self, method: Method, pictures: Sequence[About]) -> Iterator[list[list[Outcome]]]:
+        """What a method does to the answers about each picture: so many pictures at a time as run at once."""
+        jobs = 1 if self.crew is None else self.crew.jobs
+        batches = list(batched(self.model, method, pictures, -(-FEWEST // jobs)))
+        for at_once in parts(batches, jobs):
+            yield self._known(method, at_once)
+
+    def _known(self, method: Method, batches: Sequence[Sequence[About]]) -> list[list[Outcome]]:
+        """What is known of a method on each picture, once those of which nothing is have been run."""
         name = method.to_json()
-        known = self.journal.get(name, about.key)
-        if known is not None:
-            return known
-        with self._shared.on(method, about.key):
-            found = outcomes(self.model, about, self.targets[about.key], method)
-        self.runs += 1
-        self.journal.add(name, about.key, found)
-        return found
+        missing = [[about for about in batch if (name, about.key) not in self.journal] for batch in batches]
+        missing = [batch for batch in missing if batch]
+        for batch, found in zip(missing, self._run(method, missing), strict=True):
+            for about, of_picture in zip(batch, found, strict=True):
+                self.runs += 1
+                self.journal.add(name, about.key, of_picture)
+        return [self.journal[name, about.key] for batch in batches for about in batch]
+
+    def _run(self, method: Method, batches: Sequence[Sequence[About]]) -> Iterator[list[list[Outcome]]]:
+        if self.crew is not None:
+            yield from self.crew.outcomes(method, batches, self.targets)
+            return
+        for batch in batches:
+            wanted = [self.targets[about.key] for about in batch]  # perhaps made now, by the full model
+            with self._shared.on(method, tuple(about.key for about in batch)):
+                found = outcomes(self.model, batch, wanted, method)
+            yield found
 
     def score(self, method: Method, pictures: Sequence[About]) -> float | None:
         """Mean root divergence a question; None where the method stopped because it is hopeless, or time is up.
@@ -160,29 +182,18 @@ class Race:
         """
         roots: list[float] = []
         means: list[float] = []  # of each picture
-        for place, about in enumerate(pictures):
-            if self.over and self._best:  # the first setting is run to the end
-                return None
-            self._run_ahead(method, pictures[place:])
-            found = [outcome.root for outcome in self.outcomes(method, about)]
-            roots += found
-            means.append(fmean(found))
+        for at_once in self.outcomes(method, pictures):
+            for found in at_once:
+                roots += [outcome.root for outcome in found]
+                means.append(fmean(outcome.root for outcome in found))
             if self._is_hopeless(means):
+                return None
+            if self.over and self._best and len(means) < len(pictures):  # the first setting is run to the end
                 return None
         score = fmean(roots)
         if score < self._best_score:
             self._best, self._best_score = means, score
         return score
-
-    def _run_ahead(self, method: Method, pictures: Sequence[About]) -> None:
-        """Let the crew run as many of the next pictures as it has processes, once those before are known."""
-        if self.crew is None or not pictures or self.journal.get(method.to_json(), pictures[0].key) is not None:
-            return
-        ahead = pictures[: self.crew.jobs]
-        unknown = [about for about in ahead if self.journal.get(method.to_json(), about.key) is None]
-        for about, found in zip(unknown, self.crew.outcomes(method, unknown, self.targets), strict=True):
-            self.runs += 1
-            self.journal.add(method.to_json(), about.key, found)
 
     def _is_hopeless(self, means: Sequence[float]) -> bool:
         """Whether a setting is so far behind the best on the same pictures that the others need not be run.
@@ -197,7 +208,5 @@ class Race:
 
     def column(self, method: Method, pictures: Sequence[About], figure: Callable[[Outcome], float]) -> NDArray[Any]:
         """(questions,) a figure of each answer."""
-        for start in range(len(pictures)):
-            self._run_ahead(method, pictures[start:])
-        values = [figure(outcome) for about in pictures for outcome in self.outcomes(method, about)]
-        return np.array(values, dtype=np.float64)
+        found = [of_picture for at_once in self.outcomes(method, pictures) for of_picture in at_once]
+        return np.array([figure(outcome) for of_picture in found for outcome in of_picture], dtype=np.float64)

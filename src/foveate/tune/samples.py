@@ -53,7 +53,7 @@ class About:
     """All questions about one picture, or about the same pictures.
 
     Attributes:
-        key: SHA-256 of the pixels.
+        key: SHA-256 of the pixels, their grids and sizes.
         samples: One for each question.
     """
 
@@ -94,8 +94,9 @@ def grouped(model: Any, samples: Iterable[Any]) -> tuple[About, ...]:
         sample = _sample(model.model if isinstance(model, VLM) else model, inputs)
         if not sample.vision_tokens:
             raise SettingError("A sample has no vision token. Give samples with pictures.")
-        pixels = {name: value for name, value in inputs.items() if name.startswith("pixel_values")}
-        pictures.setdefault(digest(pixels), []).append(sample)
+        text = inputs["input_ids"].shape
+        shown = {name: value for name, value in inputs.items() if value.shape != text}  # pixels, grids and sizes
+        pictures.setdefault(digest(shown), []).append(sample)
     if not pictures:
         raise SettingError("There are no samples to tune on. Give at least one.")
     return tuple(About(key, tuple(questions)) for key, questions in pictures.items())

@@ -257,7 +257,7 @@ def _drift(counts: Sequence[float], calibrated: float, pictures: int) -> str:
     mean = fmean(counts)
     return (
         f"Adaptive counts were calibrated on {pictures} pictures. On others they are {min(counts):.1f} to "
-        f"{max(counts):.1f} tokens, {mean:.1f} on average ({mean / calibrated - 1:+.1%}). With 120 pictures or more "
+        f"{max(counts):.1f} tokens, {mean:.1f} on average ({mean / calibrated - 1:+.1%}). With 50 pictures or more "
         "the average holds better."
     )
 

@@ -25,11 +25,13 @@ class Found:
         score: On the pictures of the search. It says which setting is ahead there, and nothing about other pictures.
         point: Its place in the space.
         method: Its setting, at the budget.
+        lineage: Number of the setting that it descends from by steps; its own where it was drawn, or of the grid.
     """
 
     score: float
     point: Point
     method: Method
+    lineage: int = 0
 
 
 @dataclass(slots=True)
@@ -52,6 +54,17 @@ class Searched:
     def best(self) -> list[Found]:
         """All settings, best first."""
         return sorted([*self.grid, *self.drawn], key=lambda found: found.score)
+
+    @property
+    def leaders(self) -> list[Found]:
+        """The best of each lineage, best first.
+
+        Settings of one lineage are much alike: what one of them lacks, all do.
+        """
+        first: dict[int, Found] = {}
+        for found in self.best:
+            first.setdefault(found.lineage, found)
+        return list(first.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +103,12 @@ def search(
     for _ in range(drawn):
         _try(_new(partial(draw, space, chance), trial, seen), trial, seen, searched, searched.drawn)
     for _ in range(steps):
-        parents = searched.best[:PARENTS]
+        parents = searched.leaders[:PARENTS]
         if not parents:
             break
-        parent = parents[min(int(chance.expovariate(0.5)), len(parents) - 1)].point
-        _try(_new(partial(step, space, parent, chance), trial, seen), trial, seen, searched, searched.drawn)
+        parent = parents[min(int(chance.expovariate(0.5)), len(parents) - 1)]
+        near = _new(partial(step, space, parent.point, chance), trial, seen)
+        _try(near, trial, seen, searched, searched.drawn, parent.lineage)
     searched.grid.sort(key=lambda found: found.score)
     searched.drawn.sort(key=lambda found: found.score)
     return searched
@@ -110,7 +124,9 @@ def _new(make: Callable[[], Point], trial: Trial, seen: set[str]) -> Point | Non
     return None
 
 
-def _try(point: Point | None, trial: Trial, seen: set[str], searched: Searched, into: list[Found]) -> None:
+def _try(
+    point: Point | None, trial: Trial, seen: set[str], searched: Searched, into: list[Found], lineage: int | None = None
+) -> None:
     """Try a point, unless its setting was tried or time is up; the first one always, so that there is a best."""
     if searched.best and trial.over():
         searched.complete = False
@@ -123,7 +139,7 @@ def _try(point: Point | None, trial: Trial, seen: set[str], searched: Searched, 
     searched.tried += 1
     score = trial.score(method)
     if score is not None:
-        into.append(Found(score, point, method))
+        into.append(Found(score, point, method, searched.tried if lineage is None else lineage))
 
 
 # -- points -------------------------------------------------------------------------------------------------------
@@ -208,11 +224,12 @@ def _scaled(space: Space, point: Point, chance: random.Random) -> Point:
 
 
 def _with_a_cut(space: Space, point: Point, chance: random.Random) -> Point:
-    """One cut more, its share between its neighbours'."""
+    """One cut more, its share between its neighbours'; as often right beside a cut as anywhere."""
     free = [layer for layer in range(max(1, space.first), space.depth) if layer not in point.layers]
     if len(point.layers) >= space.most_cuts or not free:
         return point
-    layer = chance.choice(free)
+    beside = [layer for layer in free if layer - 1 in point.layers or layer + 1 in point.layers]
+    layer = chance.choice(beside if beside and chance.random() < 0.5 else free)
     place = sum(other < layer for other in point.layers)
     index = place + space.counts_entry
     above = 1.0 if index == 0 else point.shape[index - 1]

@@ -1,7 +1,7 @@
 """What all settings share of a picture is computed once: the vision tower, and the layers before a first cut."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -46,13 +46,13 @@ class Shared:
 
     def __init__(self, model: Any) -> None:
         self._family = family_for(model)
-        self._features: dict[Any, Any] = {}
-        self._ran: dict[tuple[str, int], list[_Ran]] = defaultdict(list)
+        self._features: dict[Hashable, list[tuple[Tensor, Any]]] = defaultdict(list)
+        self._ran: dict[tuple[Hashable, int], list[_Ran]] = defaultdict(list)
         self._room = ROOM
 
     @contextmanager
-    def on(self, method: Method, key: str) -> Iterator[None]:
-        """While a method runs on the picture of this key. What it leaves alone is looked up, or run and kept.
+    def on(self, method: Method, key: Hashable) -> Iterator[None]:
+        """While a method runs on the pictures of this key, always the same. What it leaves alone is kept and looked up.
 
         A method that acts in the tower or before it shares neither; one that cuts caches shares no layer.
         """
@@ -63,21 +63,21 @@ class Shared:
                 self._share_layers(patches, key, stages)
             yield
 
-    def _share_tower(self, patches: Patcher, key: str) -> None:
+    def _share_tower(self, patches: Patcher, key: Hashable) -> None:
         def features(original: Any, *args: Any, **kwargs: Any) -> Any:
             pixels = kwargs.get("pixel_values", args[0] if args else None)
-            place = (key, getattr(pixels, "shape", None))
-            if place in self._features:
-                return self._features[place]
+            for seen, known in self._features[key]:
+                if _same(seen, pixels):
+                    return known
             made = original(*args, **kwargs)
-            if self._has_room_for(tensors_of(made)):
-                self._features[place] = made
+            if isinstance(pixels, Tensor) and self._has_room_for((pixels, *tensors_of(made))):
+                self._features[key].append((pixels, made))
             return made
 
         if hasattr(self._family.core, "get_image_features"):
             patches.wrap(self._family.core, "get_image_features", features)
 
-    def _share_layers(self, patches: Patcher, key: str, stages: Any) -> None:
+    def _share_layers(self, patches: Patcher, key: Hashable, stages: Any) -> None:
         cuts = cut_layers(stages)
         if not cuts or cached_layers(stages):
             return
@@ -87,13 +87,16 @@ class Shared:
             patches.wrap(self._family.layers[index], "forward", partial(self._layer, self._ran[key, index], index))
 
     def _layer(self, known: list[_Ran], index: int, original: Any, *args: Any, **kwargs: Any) -> Any:
-        """A layer's output, and its keys and values in the cache."""
+        """A layer's output, and its keys and values in the cache.
+
+        What goes on from a cache depends on more than what enters: questions may be alike where pictures are not.
+        """
         hidden = args[0] if args else kwargs["hidden_states"]
         cache = kwargs.get("past_key_values")
-        if cache is None:
+        if cache is None or cache.get_seq_length(index):
             return original(*args, **kwargs)
         for ran in known:
-            if ran.entered.shape == hidden.shape and torch.equal(ran.entered, hidden):
+            if _same(ran.entered, hidden):
                 cache.update(ran.keys, ran.values, index)
                 return ran.output.clone()
         output = original(*args, **kwargs)
@@ -111,3 +114,7 @@ class Shared:
             return False
         self._room -= size
         return True
+
+
+def _same(one: Tensor, other: Any) -> bool:
+    return isinstance(other, Tensor) and one.shape == other.shape and torch.equal(one, other)

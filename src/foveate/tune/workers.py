@@ -57,14 +57,14 @@ class Crew:
         return self._map(partial(_answers, max_new_tokens), [about.key for about in pictures])
 
     def outcomes(
-        self, method: Method, pictures: Sequence[About], wanted: Mapping[str, list[Target]]
-    ) -> list[list[Outcome]]:
-        """What a method does to the answers about each picture.
+        self, method: Method, batches: Sequence[Sequence[About]], wanted: Mapping[str, list[Target]]
+    ) -> list[list[list[Outcome]]]:
+        """What a method does to the answers about each picture of each batch; a process runs a batch.
 
         Raises:
             InputError: If a process died.
         """
-        asked = [(about.key, wanted[about.key]) for about in pictures]
+        asked = [{about.key: wanted[about.key] for about in batch} for batch in batches]
         return self._map(partial(_outcomes, method.to_dict()), asked)
 
     def _map(self, call: Callable[[Any], Any], given: Sequence[Any]) -> list[Any]:
@@ -93,8 +93,8 @@ def _answers(max_new_tokens: int, key: str) -> list[Target]:
     return answered(_process["model"], _process["pictures"][key], max_new_tokens)
 
 
-def _outcomes(values: Mapping[str, Any], asked: tuple[str, list[Target]]) -> list[Outcome]:
-    key, wanted = asked
+def _outcomes(values: Mapping[str, Any], wanted: Mapping[str, list[Target]]) -> list[list[Outcome]]:
     method = catalogue.from_dict(values)
-    with _process["shared"].on(method, key):
-        return outcomes(_process["model"], _process["pictures"][key], wanted, method)
+    pictures = [_process["pictures"][key] for key in wanted]
+    with _process["shared"].on(method, tuple(wanted)):
+        return outcomes(_process["model"], pictures, list(wanted.values()), method)
