@@ -75,8 +75,8 @@ class Effort:
 
 READING = Effort(45, 3, 20, 30)
 EFFORTS = {
-    "v2drop": Effort(100, 99, 40, 160),
-    "visiondrop": Effort(60, 99, 40, 80),
+    "v2drop": Effort(100, 99, 40, 240),
+    "visiondrop": Effort(60, 99, 40, 60),
     "fastv": READING,
     "pyramiddrop": READING,
 }

@@ -27,13 +27,13 @@ class Picture:
 PICTURES = [Picture(str(number)) for number in range(6)]
 
 
-def found(keep, score=0.0):
-    return Found(score, Point((1,), (1.0,)), V2Drop(layers=(1,), keep=(keep,)))
+def found(keep, lineage=0):
+    return Found(0.0, Point((1,), (1.0,)), V2Drop(layers=(1,), keep=(keep,)), lineage)
 
 
 def choice(published, grid, drawn, with_published=True):
     race = Told({0.1: published, 0.2: grid, 0.3: drawn})
-    searched = Searched(grid=[found(0.2)], drawn=[found(0.3)])
+    searched = Searched(grid=[found(0.2, 1)], drawn=[found(0.3, 2)])
     parts = Split((), tuple(PICTURES), ())
     return chosen(race, searched, found(0.1) if with_published else None, parts)
 

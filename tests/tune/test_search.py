@@ -1,0 +1,84 @@
+import random
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foveate.errors import SettingError
+from foveate.methods.space import Point
+from foveate.methods.v2drop import V2Drop
+from foveate.methods.visiondrop import VisionDrop
+from foveate.tune.search import Found, Searched, Trial, draw, search, step
+
+DEPTH = 32
+SPACE = V2Drop().space(DEPTH)
+START = Point((3, 17, 22), (1.0, 0.3, 0.1), SPACE.usual)
+
+
+def solve(point):
+    with suppress(SettingError):  # a window as wide as the first cut is early
+        return SPACE.build(point.layers, [max(1, round(100 * share)) for share in point.shape], 576, point.values)
+
+
+def searched_by(score, *, seed=0, drawn=20, steps=40, over=lambda: False):
+    return search(SPACE, [START], Trial(solve, score, over, lambda: None), seed, drawn=drawn, steps=steps)
+
+
+def found(score, lineage):
+    return Found(score, START, V2Drop(), lineage)
+
+
+def test_leaders_are_the_best_of_each_lineage():
+    searched = Searched(grid=[found(3.0, 1)], drawn=[found(1.0, 2), found(2.0, 1), found(1.5, 2)])
+    assert [(one.score, one.lineage) for one in searched.leaders] == [(1.0, 2), (2.0, 1)]
+
+
+def test_steps_begin_no_lineage():
+    before = searched_by(lambda method: method.layers[0], steps=0)
+    after = searched_by(lambda method: method.layers[0])
+    assert len(after.best) > len(before.best)
+    lineages = [one.lineage for one in before.best]
+    assert len(set(lineages)) == len(lineages)
+    assert {one.lineage for one in after.best} == set(lineages)
+
+
+def test_steps_go_out_from_more_than_the_best_lineage():
+    """One lineage is ahead from the beginning, and stays so: others are followed all the same."""
+    searched = searched_by(lambda method: method.layers[0] + (method.metric != "cosine"), steps=80)
+    followed = [one.lineage for one in searched.drawn]
+    assert len({lineage for lineage in followed if followed.count(lineage) > 1}) >= 3
+
+
+@pytest.mark.parametrize("cuts", [(1, 2), (1, 9)])
+def test_cuts_right_behind_one_another_are_found_as_others_are(cuts):
+    def distance(method):
+        return sum(min(abs(layer - cut) for layer in method.layers) for cut in cuts) + 0.1 * len(method.layers)
+
+    assert set(cuts) <= set(searched_by(distance, steps=80).best[0].method.layers)
+
+
+def test_without_time_the_first_setting_is_tried_all_the_same():
+    searched = searched_by(lambda method: 1.0, over=lambda: True)
+    assert (searched.tried, searched.complete) == (1, False)
+
+
+def test_a_seed_tries_the_same_settings():
+    first, second = (searched_by(lambda method: method.layers[0], seed=7) for _ in range(2))
+    assert first.best == second.best
+    assert first.best != searched_by(lambda method: method.layers[0], seed=8).best
+
+
+@given(seed=st.integers(0, 2**32), space=st.sampled_from([SPACE, VisionDrop().space(DEPTH)]))
+def test_points_stay_in_the_space(seed, space):
+    chance = random.Random(seed)
+    point = draw(space, chance)
+    for _ in range(20):
+        point = step(space, point, chance)
+        assert list(point.layers) == sorted(set(point.layers))
+        assert space.first <= point.layers[0] and point.layers[-1] < DEPTH
+        assert len(point.layers) <= space.most_cuts
+        assert len(point.shape) == len(point.layers) + space.counts_entry
+        assert point.shape[0] == 1 and all(share > 0 for share in point.shape)
+        assert all(after <= before + 1e-9 for before, after in zip(point.shape, point.shape[1:], strict=False))
+        assert all(value in space.settings[name] for name, value in point.settings)
