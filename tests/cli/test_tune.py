@@ -6,6 +6,7 @@ from PIL import Image
 
 from foveate import embedded
 from foveate.cli.tune import Tune
+from foveate.errors import InputError
 
 WHOLE = ("--set", "merge_windows=False")  # a random tower finds everything alike
 QUESTION = "What is this ?"
@@ -117,6 +118,25 @@ def test_a_schedule_is_searched_in_two_processes_written_and_run(run, tiny_llava
     assert (code, json.loads(said)["setting"]) == (0, preset["method"])
 
 
+def test_an_outcome_that_cannot_be_written_is_printed_all_the_same(run, tiny_llava, pictures, tmp_path, monkeypatch):
+    def full(path, write, force):
+        raise InputError(f"{path} cannot be written: No space left on device. Name another file.")
+
+    monkeypatch.setattr("foveate.cli.outputs._publish", full)
+    asked = ("--prompt", QUESTION, "--model", tiny_llava, "--retention", 0.6, "--out", tmp_path / "mine.json")
+    code, said, err = run("tune", *pictures, *asked, *WHOLE)
+    assert (code, "global_thr =" in said, "No space left" in err) == (1, True, True)
+    assert "Record:" not in said
+    settings = ("--method", "v2drop:layers=1,2,3", "--minutes", 0.01, "--json")
+    code, said, err = run("tune", *pictures, *asked, *settings)
+    assert (code, json.loads(said)["method"]["method"], "No space left" in err) == (1, "v2drop", True)
+
+
+def test_a_folder_without_questions_is_told_what_to_do(run, pictures, tmp_path):
+    code, _, err = run("tune", "--samples", tmp_path, "--budget", 20)
+    assert (code, f"foveate tune {tmp_path} --prompt" in err) == (1, True)
+
+
 def test_the_record_of_the_embedded_model_names_no_path(run, pictures, monkeypatch, tiny_llava):
     monkeypatch.setattr("foveate.embedded.path", lambda: tiny_llava)
     code, out, _ = run("tune", pictures[0], "--prompt", QUESTION, "--retention", 0.5, "--json", *WHOLE)
@@ -131,6 +151,8 @@ def test_the_record_of_the_embedded_model_names_no_path(run, pictures, monkeypat
         ([PICTURE, "--retention", 0.5], "What is the question?"),
         ([PICTURE, "--prompt", "x", "--retention", 0.5, "--minutes", 0], "--minutes 0: above 0"),
         ([PICTURE, "--prompt", "x", "--retention", 0.5, "--kv", 0.5], "one of --budget and --retention"),
+        ([PICTURE, "--prompt", "x", "--retention", 0.5, "--state", "a", "--out", "a"], "both name a"),
+        ([PICTURE, "--prompt", "x", "--retention", 0.5, "--minutes", 5], "MustDrop's thresholds are found in a few"),
         (["--samples", "a.jsonl", "--prompt", "x", "--retention", 0.5], "leave --prompt out"),
         (
             [PICTURE, "--prompt", "x", "--retention", 0.5, "--set", "global_thr=low"],

@@ -31,15 +31,20 @@ def found(keep, lineage=0):
     return Found(0.0, Point((1,), (1.0,)), V2Drop(layers=(1,), keep=(keep,)), lineage)
 
 
-def choice(published, grid, drawn, with_published=True):
+def choice(published, grid, drawn, with_published=True, pictures=6):
     race = Told({0.1: published, 0.2: grid, 0.3: drawn})
     searched = Searched(grid=[found(0.2, 1)], drawn=[found(0.3, 2)])
-    parts = Split((), tuple(PICTURES), ())
+    parts = Split((), tuple(PICTURES[:pictures]), ())
     return chosen(race, searched, found(0.1) if with_published else None, parts)
 
 
 def test_the_published_setting_stays_where_the_interval_holds_nothing():
     assert choice([1, 2] * 3, [2, 0.9] * 3, [1.1, 1.8] * 3).origin == "published"
+
+
+def test_the_published_setting_stays_where_few_pictures_say_otherwise():
+    assert choice([1] * 4, [0.5] * 4, [0.5] * 4, pictures=4).origin == "published"
+    assert choice([1] * 5, [0.5] * 5, [0.5] * 5, pictures=5).origin == "grid"
 
 
 def test_between_grid_and_search_the_lower_mean_decides():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate.methods.grammar import read
 from foveate.methods.names import parse
 from foveate.methods.space import Point
 from foveate.tune import race
@@ -49,6 +50,15 @@ def test_no_setting_costs_more_than_the_budget_and_one_token_more_would(method, 
     assert total / len(EVERY) == pytest.approx(prices.of(found), abs=1e-6)
     assert total / len(EVERY) <= share + 1e-9
     assert total / len(EVERY) > share - 0.06  # of 12 to 25 tokens, one behind a cut is up to 4 %
+
+
+@pytest.mark.parametrize("method", [fv.DART(layer=1), fv.PriorTR(layer=1)])
+def test_methods_that_solve_their_own_schedule_spend_what_a_budget_pays_for_above_their_floor(method):
+    prices = Prices(LLAVA, EVERY, "retention")
+    space = method.space(prices.depth)
+    start = Point((), (1.0,), space.usual)
+    assert 0.6 < prices.of(solved(space, start, prices, 0.7)) <= 0.7
+    assert solved(space, start, prices, 0.02) is None
 
 
 def test_budgets_in_flops_and_cache_bytes_are_met_too():
@@ -97,14 +107,15 @@ def test_a_stopped_search_goes_on_to_the_same_outcome(tmp_path, monkeypatch):
     monkeypatch.undo()
     with state.open("a") as file:
         file.write('{"method": "v2')  # the line at which it was killed
-    known = Journal(state, json.loads(state.read_text().splitlines()[0])["origin"]).read
+    known = len(Journal(state, json.loads(state.read_text().splitlines()[0])["origin"]))
     assert known == 4 * len(split(PICTURES, seed=0).search)  # which are one batch
     again = tune_schedule(LLAVA, SAMPLES, fv.V2Drop(layers=(1, 2, 3)), LIMIT, state=state, **FEW)
     assert again.method == whole.method
     assert [row.agreement for row in again.rows] == [row.agreement for row in whole.rows]
     assert again.runs < whole.runs
-    with pytest.raises(fv.InputError, match="of another model"):
-        tune_schedule(LLAVA, SAMPLES[:8], fv.V2Drop(layers=(1, 2, 3)), LIMIT, state=state, **FEW)
+    for samples, other in ((SAMPLES[:8], {}), (SAMPLES, {"max_new_tokens": 5})):
+        with pytest.raises(fv.InputError, match="of another model or other samples"):
+            tune_schedule(LLAVA, samples, fv.V2Drop(layers=(1, 2, 3)), LIMIT, state=state, **FEW | other)
 
 
 def test_all_rows_cost_the_same_and_the_file_goes_where_a_name_does(tmp_path):
@@ -182,6 +193,34 @@ def test_what_cannot_be_searched_is_refused(method, budget, message):
         fv.tune(LLAVA, SAMPLES, method=method, **budget)
 
 
+def test_a_method_that_is_exact_only_with_a_budget_is_tuned():
+    tuned = fv.tune(LLAVA, SAMPLES, method="prumerge", retention=0.5, seconds=0.1)
+    assert tuned.cost <= 0.5
+
+
+@pytest.mark.parametrize("given", [["a.png", "b.png"], "pictures", [("a.png", "What?", "more")]])
+def test_what_is_no_pair_of_picture_and_question_is_refused(given):
+    with pytest.raises(fv.SettingError, match="pair of a picture and a question"):
+        fv.tune(fv.VLM(LLAVA, None), given, method="v2drop:layers=1,2,3", retention=0.6)
+
+
+@pytest.mark.parametrize("more", [{"state": "a.jsonl"}, {"seconds": 5}, {"jobs": 2}])
+def test_what_thresholds_have_no_use_for_is_refused(more):
+    with pytest.raises(fv.SettingError, match="in a few passes"):
+        fv.tune(LLAVA, SAMPLES, method="mustdrop", retention=0.5, **more)
+
+
+def test_a_given_setting_stays_also_where_it_is_the_usual_one(tmp_path):
+    state = tmp_path / "state.jsonl"
+    named = read("v2drop:metric=l2;layers=1,3;keep=0.5,0.5")
+    tune_schedule(LLAVA, SAMPLES, named.method(), LIMIT, given=named.given, state=state, **FEW)
+    tried = [json.loads(json.loads(line)["method"]) for line in state.read_text().splitlines()[1:]]
+    searched = [setting for setting in tried if setting["method"] == "v2drop"]
+    assert {setting["metric"] for setting in searched} == {"l2"}
+    assert {layer for setting in searched for layer in setting["layers"]} == {1, 3}
+    assert len({setting["over"] for setting in searched}) == 2
+
+
 def test_several_processes_need_a_model_that_they_can_load():
     with pytest.raises(fv.SettingError, match="needs a VLM"):
         fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, jobs=2)
@@ -225,4 +264,4 @@ def test_what_a_search_began_with_is_found_again(tmp_path):
     assert Journal(path, "a model").kept("timings", lambda: {"counts": [1]}) == {"counts": [1]}
     again = Journal(path, "a model")
     assert again.kept("timings", lambda: pytest.fail("measured again")) == {"counts": [1]}
-    assert again.read == 0
+    assert len(again) == 0

@@ -63,22 +63,40 @@ def test_without_time_the_first_setting_is_tried_all_the_same():
     assert (searched.tried, searched.complete) == (1, False)
 
 
+def test_nothing_more_is_solved_once_the_time_is_up():
+    solved = []
+
+    def counted(point):
+        solved.append(point)
+        return solve(point)
+
+    trial = Trial(counted, lambda method: 1.0, lambda: True, lambda: None)
+    search(SPACE, [START], trial, 0)
+    assert len(solved) == 1
+
+
 def test_a_seed_tries_the_same_settings():
     first, second = (searched_by(lambda method: method.layers[0], seed=7) for _ in range(2))
     assert first.best == second.best
     assert first.best != searched_by(lambda method: method.layers[0], seed=8).best
 
 
-@given(seed=st.integers(0, 2**32), space=st.sampled_from([SPACE, VisionDrop().space(DEPTH)]))
+SPACES = [SPACE, SPACE.without(("metric",), (1, 9)), VisionDrop().space(DEPTH)]
+
+
+@given(seed=st.integers(0, 2**32), space=st.sampled_from(SPACES))
 def test_points_stay_in_the_space(seed, space):
     chance = random.Random(seed)
     point = draw(space, chance)
     for _ in range(20):
         point = step(space, point, chance)
         assert list(point.layers) == sorted(set(point.layers))
-        assert space.first <= point.layers[0] and point.layers[-1] < DEPTH
+        assert space.first <= point.layers[0]
+        assert point.layers[-1] < DEPTH
         assert len(point.layers) <= space.most_cuts
+        assert space.fixed in ((), point.layers)
         assert len(point.shape) == len(point.layers) + space.counts_entry
-        assert point.shape[0] == 1 and all(share > 0 for share in point.shape)
+        assert point.shape[0] == 1
+        assert all(share > 0 for share in point.shape)
         assert all(after <= before + 1e-9 for before, after in zip(point.shape, point.shape[1:], strict=False))
         assert all(value in space.settings[name] for name, value in point.settings)

@@ -5,7 +5,7 @@ import json
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -20,10 +20,11 @@ from foveate.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.console import RenderableType
+
     from foveate.ask.prompt import Prompt
     from foveate.ask.vlm import VLM
-    from foveate.methods.base import Method
-    from foveate.methods.named import Member
+    from foveate.methods.named import Member, Named
 
 __all__ = ["Tune"]
 
@@ -101,6 +102,8 @@ class Tune:
         if self.jobs < 1:
             raise UsageError(f"--jobs {self.jobs}: 1 or more.")
         check_targets(OutputOptions(out=self.out, force=self.force))
+        if self.out is not None and self.state is not None and self.out.resolve() == self.state.resolve():
+            raise UsageError(f"--out and --state both name {self.out}; give each its own file.")
         check_methods([self.method], BudgetOptions(settings=self.settings))
         for path, _ in asked:
             check_readable(path)
@@ -114,21 +117,23 @@ class Tune:
 
         start = named([self.method], BudgetOptions(settings=self.settings))[self.method]
         thresholds = len(start.members) == 1 and issubclass(start.members[0].kind, MustDrop)
-        method = start.method()  # or a refusal, before a model is loaded
+        if thresholds and (self.state is not None or self.minutes is not None or self.jobs > 1):
+            raise UsageError("MustDrop's thresholds are found in a few passes: leave --state, --minutes, --jobs out.")
+        start.method()  # or a refusal, before a model is loaded
         pictures = [(load_picture(path), prompt) for path, prompt in asked]
         vlm = load(self.models)
         prompts = [vlm.prepare(picture, prompt) for picture, prompt in pictures]
         if thresholds:
-            return self._thresholds(vlm, prompts, start.members[0])
-        return self._schedule(vlm, prompts, method, costs)
+            self._thresholds(vlm, prompts, start.members[0])
+        else:
+            self._schedule(vlm, prompts, start, costs)
 
     def _schedule(
-        self, vlm: "VLM", prompts: "Sequence[Prompt]", method: "Method", costs: dict[str, float | None]
+        self, vlm: "VLM", prompts: "Sequence[Prompt]", method: "Named", costs: dict[str, float | None]
     ) -> None:
         """Search a schedule and settings."""
         from foveate.ask.answering import fitting
-        from foveate.cli.outputs import write_text
-        from foveate.cli.screen import as_json, counted, note, show, show_json
+        from foveate.cli.screen import counted, note
         from foveate.tune import tune
         from foveate.tune.tuned import Tuned
 
@@ -153,20 +158,18 @@ class Tune:
         assert isinstance(tuned, Tuned)
         for text in tuned.notes:
             note(text)
-        if self.out is not None:
-            write_text(self.out, as_json(tuned.to_dict()), force=self.force)
-        if self.json:
-            return show_json(tuned.to_dict())
-        lines = [f"{tuned.method.to_json()}", f"{tuned.tried} settings tried in {tuned.seconds / 60:.1f} minutes"]
-        if self.out is not None:
-            lines.append(f"Preset: {self.out}")
-        return show(tuned.sheet(), *lines)
+        self._hand_out(
+            tuned.to_dict(),
+            "Preset",
+            tuned.sheet(),
+            tuned.method.to_json(),
+            f"{tuned.tried} settings tried in {tuned.seconds / 60:.1f} minutes",
+        )
 
     def _thresholds(self, vlm: "VLM", prompts: "Sequence[Prompt]", member: "Member") -> None:
         """Find MustDrop's thresholds."""
         from foveate.ask.answering import fitting
-        from foveate.cli.outputs import write_text
-        from foveate.cli.screen import as_json, counted, note, show, show_json
+        from foveate.cli.screen import counted, note
         from foveate.tune import tune
         from foveate.tune.record import Record
         from foveate.tune.thresholds import default_start
@@ -195,22 +198,33 @@ class Tune:
         if record.note:
             note(record.note)
         record = dataclasses.replace(record, model=vlm.name)  # no path of this machine for the embedded model
-        if self.out is not None:
-            write_text(self.out, as_json(record.to_dict()), force=self.force)
-        if self.json:
-            return show_json(record.to_dict())
         tuned = record.method.to_dict()
         target = f"{record.target:.1%} asked for"
         if not record.met:
             target += " and not met"
-        lines = [
+        self._hand_out(
+            record.to_dict(),
+            "Record",
             f"global_thr = {tuned['global_thr']:.6g}, individual_thr = {tuned['individual_thr']:.6g}",
             f"{record.retention:.1%} ± {record.spread:.1%} of {record.vision_tokens:.1f} vision tokens on "
             f"{record.samples} samples ({target}; {len(record.steps)} steps)",
-        ]
-        if self.out is not None:
-            lines.append(f"Record: {self.out}")
-        return show(*lines)
+        )
+
+    def _hand_out(self, values: dict[str, Any], kind: str, *shown: "RenderableType") -> None:
+        """Write the outcome where that was asked for, and print it, also where it could not be written."""
+        from foveate.cli.outputs import write_text
+        from foveate.cli.screen import as_json, show, show_json
+
+        try:
+            if self.out is not None:
+                write_text(self.out, as_json(values), force=self.force)
+        finally:
+            if self.json:
+                show_json(values)
+            else:
+                show(*shown)
+        if self.out is not None and not self.json:
+            show(f"{kind}: {self.out}")
 
     def _asked(self) -> list[tuple[Path, str]]:
         """(picture, question) of each sample."""
@@ -225,6 +239,11 @@ class Tune:
         file = self.samples
         if file.is_dir():
             file = file / "samples.jsonl"
+            if not file.exists():
+                raise InputError(
+                    f"There is no {file}. Write one, with a picture and a question a line; or ask the same question "
+                    f'about each picture of the folder: foveate tune {self.samples} --prompt "…".'
+                )
         check_readable(file)
         try:
             lines = file.read_text(encoding="utf-8-sig").split("\n")

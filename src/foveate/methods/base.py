@@ -252,6 +252,16 @@ class Method(ABC):
             settings["layer"] = (cuts[0], *(layer for layer in range(1, depth // 2) if layer != cuts[0]))
         return Space(build=self._with_mean, depth=depth, most_cuts=0, counts_entry=True, whole=False, settings=settings)
 
+    def takes_budget(self) -> bool:
+        """Whether a budget can be given, and nobody has: no schedule, and no budget."""
+        if not all(self._is_usual(name) for name in BUDGET if name in self._fields()):
+            return False
+        try:
+            self.with_budget(retention=1.0)
+        except SettingError:
+            return False
+        return True
+
     def free_settings(self) -> dict[str, tuple[Any, ...]]:
         """The settings in `searched` that nobody has chosen."""
         return {name: values for name, values in self.searched.items() if self._is_usual(name)}

@@ -15,8 +15,8 @@ from foveate.methods.stages import Shape, Stage
 
 __all__ = ["Chain"]
 
-SHARES = (0.5, 0.35, 0.25, 0.18, 0.125)
-"""What an earlier member of a chain may keep when a chain is tuned."""
+SHARES = (None, 0.5, 0.35, 0.25, 0.18, 0.125)
+"""What an earlier member of a chain may keep when a chain is tuned; None is what it keeps by itself."""
 
 
 class Chain(Method):
@@ -93,14 +93,14 @@ class Chain(Method):
         for place in places:
             space = spaces[place]
             assert space is not None
-            if place != last and "retention" in self.members[place]._fields():
+            if place != last and self.members[place].takes_budget():
                 settings[f"{place}.retention"] = SHARES
             for name, values in space.settings.items():
                 settings[f"{place}.{name}"] = values
         spending = spaces[last]
         assert spending is not None
         build = partial(self._joined, spending, last, depth)
-        return dataclasses.replace(spending, build=build, settings=settings)
+        return dataclasses.replace(spending, build=build, settings=settings, member=last)
 
     def _joined(
         self,
@@ -115,12 +115,12 @@ class Chain(Method):
         """This chain with its member at place `last` built in its space, and the others' settings changed."""
         own: list[dict[str, Any]] = [{} for _ in self.members]
         for name, value in settings.items():
-            place, _, setting = name.partition(".")
-            own[int(place)][setting] = value
+            number, _, setting = name.partition(".")
+            own[int(number)][setting] = value
         members = []
-        for member, values in zip(self.members, own, strict=True):
+        for place, (member, values) in enumerate(zip(self.members, own, strict=True)):
             share = values.pop("retention", None)
-            if member is not self.members[last]:
+            if place != last:
                 member = dataclasses.replace(member, **values)  # type: ignore[type-var]
             if share is not None:
                 member = member.with_budget(retention=share)

@@ -109,6 +109,13 @@ class Named:
         """Whether a member drops at random and no seed was given."""
         return any("seed" in settings_of(member.kind) and "seed" not in member.values for member in self.members)
 
+    @property
+    def given(self) -> frozenset[str]:
+        """The settings that were given; of a chain with the place of their member, "1.metric"."""
+        if len(self.members) == 1:
+            return frozenset(self.members[0].values)
+        return frozenset(f"{place}.{name}" for place, member in enumerate(self.members) for name in member.values)
+
     def has(self, setting: str) -> bool:
         """Whether a member has such a setting."""
         return bool(self._owners(setting))

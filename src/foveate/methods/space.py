@@ -1,8 +1,8 @@
 """What of a method may be searched: cut layers, the tokens behind them, and settings, each in its range."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 __all__ = ["Point", "Space"]
@@ -46,6 +46,8 @@ class Space:
         counts_entry: Whether one more number, of the tokens that enter the decoder, comes before those of the cuts.
         whole: Whether these numbers are of whole tokens.
         settings: The values of each setting, the usual one first. The first two settings are those of the small grid.
+        fixed: Layers that are cut, where somebody has chosen them; empty where they are searched.
+        member: Of a chain, the place of the member whose cuts these are.
     """
 
     build: Build
@@ -55,6 +57,8 @@ class Space:
     counts_entry: bool = False
     whole: bool = True
     settings: Mapping[str, tuple[Any, ...]]
+    fixed: tuple[int, ...] = ()
+    member: int | None = None
 
     @property
     def usual(self) -> tuple[tuple[str, Any], ...]:
@@ -63,7 +67,7 @@ class Space:
 
     def first_cuts(self) -> tuple[int, ...]:
         """First cuts of the small grid: the three earliest layers, from layer 1 on."""
-        if not self.most_cuts:
+        if not self.most_cuts or self.fixed:
             return ()
         start = max(1, self.first)
         return tuple(layer for layer in range(start, start + 3) if layer < self.depth)
@@ -77,21 +81,38 @@ class Space:
             chosen.append(tuple(changed.items()))
         return chosen
 
-    def point_of(self, plan: Sequence[int], entered: int, settings: tuple[tuple[str, Any], ...]) -> Point | None:
+    def without(self, given: Collection[str], fixed: tuple[int, ...] = ()) -> "Space":
+        """The same without the settings of these names, and with these layers, if any: somebody has chosen them."""
+        settings = {name: values for name, values in self.settings.items() if name not in given}
+        return replace(self, settings=settings, fixed=fixed)
+
+    def point_of(
+        self,
+        plan: Sequence[int],
+        entered: int,
+        settings: tuple[tuple[str, Any], ...],
+        cuts: Collection[int] | None = None,
+    ) -> Point | None:
         """The point whose layers process so many tokens each; None where the space has no such point.
 
         576, 576, 576, 33, 33, … is a cut before layer 3.
+
+        Args:
+            plan: Vision tokens of each layer.
+            entered: Tokens before layer 0.
+            settings: The point's settings.
+            cuts: Layers whose cuts count; None is all. Others are those of another member of a chain.
         """
         layers: list[int] = []
         counts: list[int] = [plan[0]] if self.counts_entry else []
         before = plan[0] if self.counts_entry else entered
         for layer, count in enumerate(plan):
-            if count != before:
+            if count != before and (cuts is None or layer in cuts):
                 layers.append(layer)
                 counts.append(count)
             before = count
         if not self.most_cuts:
             layers, counts = [], counts[:1]
-        if not counts or len(layers) > max(self.most_cuts, 0) or (layers and layers[0] < self.first):
+        if not counts or len(layers) > self.most_cuts or (layers and layers[0] < self.first):
             return None
         return Point(tuple(layers), tuple(count / counts[0] for count in counts), settings)

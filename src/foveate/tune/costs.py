@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from foveate.cost import cost
-from foveate.errors import SettingError
+from foveate.errors import BudgetError, SettingError
 from foveate.methods.base import Method
 from foveate.methods.schedule import decoder_depth
 from foveate.methods.space import Point, Space
@@ -154,23 +154,44 @@ class Prices:
 
 
 def solved(space: Space, point: Point, prices: Prices, limit: float) -> Method | None:
-    """The largest setting of a point's shape whose mean cost is at most `limit`; None if there is none.
+    """The largest setting of a point's shape whose mean cost is at most `limit`; None if there is none."""
+    if space.whole:
+        return _solved_in_tokens(space, point, prices, limit)
+    return _solved_as_a_mean(space, point, prices, limit)
 
-    The number behind the first cut is halved for; then every number grows by one as long as the budget pays for it.
-    """
+
+def _solved_as_a_mean(space: Space, point: Point, prices: Prices, limit: float) -> Method | None:
+    """For methods that solve their schedules themselves: the largest mean for which the budget pays."""
+    best = None
+    low, high = 0.0, float(prices.entered)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        try:
+            method, spent = _built(space, point, prices, [middle])
+        except BudgetError:  # so few tokens are below what the method can do
+            low = middle
+            continue
+        except SettingError:
+            return None
+        if _pays(limit, spent):
+            low, best = middle, method
+        else:
+            high = middle
+    return best
+
+
+def _solved_in_tokens(space: Space, point: Point, prices: Prices, limit: float) -> Method | None:
+    """The number behind the first cut is halved for; then every number grows by one as long as the budget pays."""
     entered = prices.entered
 
-    def counts_at(first: float) -> list[float]:
-        counts = [min(float(entered), first * share) for share in point.shape]
-        if space.whole:
-            return [float(max(1, int(count))) for count in counts]
-        return counts
+    def counts_at(first: float) -> list[int]:
+        return [max(1, int(min(entered, first * share))) for share in point.shape]
 
-    best = _affordable(space, point, prices, limit, counts_at(1.0))
-    if best is None:
-        return None
     low, high = 1.0, entered / min(point.shape)
     counts = counts_at(low)
+    best = _affordable(space, point, prices, limit, counts)
+    if best is None:
+        return None
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         method = _affordable(space, point, prices, limit, counts_at(middle))
@@ -178,14 +199,12 @@ def solved(space: Space, point: Point, prices: Prices, limit: float) -> Method |
             high = middle
         else:
             low, best, counts = middle, method, counts_at(middle)
-        if space.whole and counts_at(low) == counts_at(high):
+        if counts_at(low) == counts_at(high):
             break
-    if space.whole:
-        return _filled_up(space, point, prices, limit, counts, best)
-    return best
+    return _filled_up(space, point, prices, limit, counts, best)
 
 
-def _filled_up(space: Space, point: Point, prices: Prices, limit: float, counts: list[float], best: Method) -> Method:
+def _filled_up(space: Space, point: Point, prices: Prices, limit: float, counts: list[int], best: Method) -> Method:
     """A setting with one token more behind each cut for which the rest of the budget pays, from the first cut on."""
     for place in range(len(counts)):
         most = prices.entered if place == 0 else counts[place - 1]
@@ -199,9 +218,18 @@ def _filled_up(space: Space, point: Point, prices: Prices, limit: float, counts:
 def _affordable(space: Space, point: Point, prices: Prices, limit: float, counts: Sequence[float]) -> Method | None:
     """The method with these numbers, if there is such a setting and the budget pays for it."""
     try:
-        method = space.build(point.layers, counts, prices.entered, point.values)
-        method.check(prices.depth)
-        spent = prices.of(method)
+        method, spent = _built(space, point, prices, counts)
     except SettingError:
         return None
-    return method if spent <= limit * (1 + 1e-9) else None
+    return method if _pays(limit, spent) else None
+
+
+def _built(space: Space, point: Point, prices: Prices, counts: Sequence[float]) -> tuple[Method, float]:
+    """The method with these numbers, and its mean cost."""
+    method = space.build(point.layers, counts, prices.entered, point.values)
+    method.check(prices.depth)
+    return method, prices.of(method)
+
+
+def _pays(limit: float, spent: float) -> bool:
+    return spent <= limit * (1 + 1e-9)

@@ -28,6 +28,8 @@ __all__ = ["Outcome", "Target", "answered", "beginning", "greedy", "looks", "out
 
 LIKELIEST = 256
 """Tokens of a distribution whose probabilities are kept; all others count as one."""
+WORST = 1e4
+"""Nats of an answer at most; also where a setting makes the model overflow, which is not to look perfect."""
 ROOM = 1 << 30
 """Bytes of copies that questions about several pictures get of the rows that they go on from."""
 
@@ -149,7 +151,7 @@ def _divergence(target: Target, moved: Tensor) -> float:
     kl = (target.logs.exp() * (target.logs - theirs)).sum(dim=1)
     ours_left, theirs_left = _rest(target.logs), _rest(theirs)
     kl = kl + ours_left * (ours_left.log() - theirs_left.log())
-    return max(0.0, float(kl.sum()))
+    return float(kl.sum().nan_to_num(WORST, WORST).clamp(0, WORST))
 
 
 def _rest(logs: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -40,34 +41,38 @@ class Journal:
 
     def __init__(self, path: Path | None = None, origin: str = "") -> None:
         self.path = path
-        self.read = 0
         self._known: dict[tuple[str, str], list[Outcome]] = {}
         self._kept: dict[str, Any] = {}
         if path is None:
             return
-        if path.exists():
-            self._load(path, origin)
-        else:
-            self._append({"origin": origin})
-
-    def _load(self, path: Path, origin: str) -> None:
-        lines = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
-                continue  # the end of a run that was killed
-        if not lines or lines[0].get("origin") != origin:
+        begun, text = json.dumps({"origin": origin}) + "\n", _text_of(path)
+        if begun.startswith(text):  # no file, an empty one, or one that a full disk cut off at once
+            self._write(begun, "w")
+            return
+        if not text.startswith(begun):
             raise InputError(
-                f"{path} is of another model, or of other versions. Name another file, or delete it to begin anew."
+                f"{path} is of another model or other samples, of other versions, or no state of a search. "
+                "Name another file, or delete it to begin anew."
             )
-        for row in lines[1:]:
+        self._load(text)
+        if not text.endswith("\n"):
+            self._write("\n")
+
+    def __len__(self) -> int:
+        """How many pictures methods were tried on, summed over methods."""
+        return len(self._known)
+
+    def _load(self, text: str) -> None:
+        rows = []
+        for line in text.splitlines()[1:]:
+            with suppress(ValueError):  # a line that a killed run, or a full disk, has cut off
+                rows.append(json.loads(line))
+        for row in rows:
             if "kept" in row:
                 self._kept[row["kept"]] = row["value"]
                 continue
             pairs = zip(row["divergences"], row["agrees"], strict=True)
             self._known[row["method"], row["picture"]] = [Outcome(divergence, agrees) for divergence, agrees in pairs]
-        self.read = len(self._known)
 
     def __contains__(self, tried: tuple[str, str]) -> bool:
         """Whether a method was tried on a picture: (its setting, the picture's key)."""
@@ -96,13 +101,32 @@ class Journal:
         self._append(row)
 
     def _append(self, row: dict[str, Any]) -> None:
+        self._write(json.dumps(row) + "\n")
+
+    def _write(self, text: str, mode: str = "a") -> None:
         if self.path is None:
             return
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            with self.path.open(mode, encoding="utf-8") as file:
+                file.write(text)
         except OSError as error:
             raise InputError(f"{self.path} cannot be written: {error.strerror}. Name another file.") from error
+
+
+def _text_of(path: Path) -> str:
+    """What a state file says; nothing where there is none.
+
+    Raises:
+        InputError: If it cannot be read, or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}. Name another file.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is no state of a search: {error.reason}. Name another file.") from error
 
 
 class Race:

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate._upstream import brief
 from foveate.ask.prompt import runs_of
 from foveate.ask.vlm import VLM
 from foveate.core.grid import Grid
 from foveate.errors import SettingError
 from foveate.registry import family_for
 
-__all__ = ["About", "Sample", "Split", "asked_of", "digest", "grouped", "notes_on", "split"]
+__all__ = ["About", "Sample", "Split", "asked_of", "digest", "grouped", "inputs_of", "notes_on", "split"]
 
 FEW = 20  # pictures: below it the held-out intervals are wide
 # Shares of the pictures, and most of them. With 15 to search, schedules led that were six points behind on others.
@@ -89,7 +90,7 @@ def grouped(model: Any, samples: Iterable[Any]) -> tuple[About, ...]:
     """
     pictures: dict[str, list[Sample]] = {}
     for given in samples:
-        inputs = _inputs_of(model, given)
+        inputs = inputs_of(model, given)
         if inputs["input_ids"].shape[0] != 1:
             raise SettingError(f"A sample is one prompt; got a batch of {inputs['input_ids'].shape[0]}.")
         sample = _sample(model.model if isinstance(model, VLM) else model, inputs)
@@ -103,14 +104,20 @@ def grouped(model: Any, samples: Iterable[Any]) -> tuple[About, ...]:
     return tuple(About(key, tuple(questions)) for key, questions in pictures.items())
 
 
-def _inputs_of(model: Any, given: Any) -> dict[str, Tensor]:
-    """The model's arguments for one sample as it was given."""
+def inputs_of(model: Any, given: Any) -> dict[str, Tensor]:
+    """The model's arguments for one sample as it was given.
+
+    Raises:
+        SettingError: If it is no sample.
+    """
     if isinstance(given, Mapping):
         return dict(given)
     if hasattr(given, "inputs"):  # a prompt
         return dict(given.inputs)
     if not isinstance(model, VLM):
         raise SettingError("Samples for a bare model are its inputs. Give a VLM (foveate.load) for pictures and texts.")
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise SettingError(f"A sample is a pair of a picture and a question; got {brief(given)}.")
     media, question = given
     return dict(model.prepare(media, question).inputs)
 

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -23,7 +23,7 @@ from foveate.tune.race import Journal, Race
 from foveate.tune.report import Report
 from foveate.tune.samples import About, Sample, Split, asked_of, digest, grouped, notes_on, split
 from foveate.tune.search import LOCAL, RANDOM, Found, Searched, Trial, search
-from foveate.tune.starting import published_point, usual_point
+from foveate.tune.starting import budgeted, left_to_search, published_point, usual_point
 from foveate.tune.thresholding import adaptive, refuse_without_scores, spent
 from foveate.tune.timing import Timings, measured
 from foveate.tune.tuned import Row, Tuned
@@ -40,6 +40,7 @@ def tune_schedule(
     method: Method,
     limit: Limit,
     *,
+    given: Collection[str] = (),
     task: str = "",
     seconds: float | None = None,
     seed: int = 0,
@@ -52,10 +53,13 @@ def tune_schedule(
     name: str = "",
     advance: Listener | None = None,
 ) -> Tuned:
-    """Search cut layers, ratios and settings of a method; see `foveate.tune.tuning.tune`."""
+    """Search cut layers, ratios and settings of a method; see `foveate.tune.tuning.tune`.
+
+    `given` names settings that stay, of a chain with the place of their member: "1.metric".
+    """
     begun = time.monotonic()
     listen = advance or _unheard
-    ground = _prepared(model, samples, method, limit, seed, state, name)
+    ground = _prepared(model, samples, method, limit, given, seed, state, f"{name} {max_new_tokens}")
     inner, prices, space, parts = ground.model, ground.prices, ground.space, ground.parts
     if with_thresholds:
         refuse_without_scores(method, prices.depth)
@@ -65,8 +69,7 @@ def tune_schedule(
         if jobs > 1:
             crew = Crew(model, ground.pictures, jobs)
             ending.callback(crew.close)
-            made = crew.answers(ground.pictures, max_new_tokens)
-            answers.update(zip([about.key for about in ground.pictures], made, strict=True))
+            answers.made_by(crew)
         race = Race(inner, answers, ground.journal, seconds, crew)
         start = published_point(method, space, prices, limit)
         trial = Trial(
@@ -77,7 +80,7 @@ def tune_schedule(
         )
         searched = search(space, [start or usual_point(method, space, prices)], trial, seed, drawn=drawn, steps=steps)
         if not searched.best:
-            raise BudgetError(f"No setting of {method.name} costs {limit} or less. Give a larger budget.")
+            raise BudgetError(f"No setting of {method.name} meets {limit}. Give a budget that is easier to meet.")
         published = None if start is None else _published(trial, start)
         race.unlimited()
         choice = chosen(race, searched, published, parts)
@@ -144,7 +147,14 @@ class _Ground:
 
 
 def _prepared(
-    model: Any, samples: Iterable[Any], method: Method, limit: Limit, seed: int, state: str | Path | None, name: str
+    model: Any,
+    samples: Iterable[Any],
+    method: Method,
+    limit: Limit,
+    given: Collection[str],
+    seed: int,
+    state: str | Path | None,
+    name: str,
 ) -> _Ground:
     """All that a search stands on, or a refusal, before anything is run."""
     inner = model.model if isinstance(model, VLM) else model
@@ -154,19 +164,21 @@ def _prepared(
     inputs = digest(
         {f"{about.key}/{at}": one.inputs["input_ids"] for about in pictures for at, one in enumerate(about.samples)}
     )
-    journal = Journal(None if state is None else Path(state), f"{name} {versions()} {inputs}")
+    kind = f"{inner.dtype} {inner.device.type} {inner.config._attn_implementation}"
+    journal = Journal(None if state is None else Path(state), f"{name} {kind} {versions()} {inputs}")
     prices = Prices(inner, everything, limit.kind, _timings(inner, everything, limit, journal))
     if prices.of(None) <= limit.most:
         raise SettingError(f"A budget of {limit} drops nothing: the full model spends {prices.of(None):.4g}.")
     space = method.space(prices.depth)
     if space is None:
         raise SettingError(f"{type(method).__name__} has no schedule and no setting that could be searched.")
-    prices.plan(method)  # or a refusal: what it keeps must be known before
+    with suppress(BudgetError):
+        prices.plan(budgeted(method, 0.5))  # or a refusal: what it keeps must be known before
     return _Ground(
         model=inner,
         method=method,
         limit=limit,
-        space=space,
+        space=left_to_search(space, method, given),
         prices=prices,
         pictures=pictures,
         parts=parts,
@@ -203,7 +215,7 @@ def _reported(
         seen = (*parts.search, *parts.choose)
         found.method = adaptive(ground.model, tuned, seen)
         counts = spent(ground.model, found.method, parts.report)
-        found.notes.append(_drift(counts, found.tokens, len(seen)))
+        found.notes.append(_drift(counts, fmean(spent(ground.model, tuned, parts.report)), len(seen)))
         found.tokens = fmean(counts)
         found.rows.append(report.row("adaptive", [found.method], report.agrees(published), tokens=found.tokens))
     return found
@@ -222,8 +234,18 @@ class _Answers(dict[str, list[Target]]):
         self._pictures = {about.key: about for about in pictures}
         self._max_new_tokens = max_new_tokens
         self._listen = listen
+        self._crew: Crew | None = None
+
+    def made_by(self, crew: Crew) -> None:
+        """Let several processes make them, all at once when the first is asked for."""
+        self._crew = crew
 
     def __missing__(self, key: str) -> list[Target]:
+        if self._crew is not None:
+            missing = [about for about in self._pictures.values() if about.key not in self]
+            made = self._crew.answers(missing, self._max_new_tokens)
+            self.update(zip([about.key for about in missing], made, strict=True))
+            return self[key]
         self._listen("picture")
         self[key] = answered(self._model, self._pictures[key], self._max_new_tokens)
         return self[key]
@@ -252,12 +274,12 @@ def _fears(report: Report, published: Method | None, tuned: Method) -> list[str]
     return [f"On {worse} of {len(report.pictures)} pictures its answers are further off than the published schedule's."]
 
 
-def _drift(counts: Sequence[float], calibrated: float, pictures: int) -> str:
-    """How far adaptive counts are from what they were calibrated to, on other pictures."""
+def _drift(counts: Sequence[float], scheduled: float, pictures: int) -> str:
+    """How far adaptive counts are from those of the schedule, on pictures that were not calibrated with."""
     mean = fmean(counts)
     return (
         f"Adaptive counts were calibrated on {pictures} pictures. On others they are {min(counts):.1f} to "
-        f"{max(counts):.1f} tokens, {mean:.1f} on average ({mean / calibrated - 1:+.1%}). With 50 pictures or more "
+        f"{max(counts):.1f} tokens, {mean:.1f} on average ({mean / scheduled - 1:+.1%}). With 50 pictures or more "
         "the average holds better."
     )
 

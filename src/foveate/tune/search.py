@@ -101,10 +101,12 @@ def search(
     for point in grid(space, starts):
         _try(point, trial, seen, searched, searched.grid)
     for _ in range(drawn):
+        if not searched.complete:
+            break
         _try(_new(partial(draw, space, chance), trial, seen), trial, seen, searched, searched.drawn)
     for _ in range(steps):
         parents = searched.leaders[:PARENTS]
-        if not parents:
+        if not parents or not searched.complete:
             break
         parent = parents[min(int(chance.expovariate(0.5)), len(parents) - 1)]
         near = _new(partial(step, space, parent.point, chance), trial, seen)
@@ -171,6 +173,8 @@ def draw(space: Space, chance: random.Random) -> Point:
     if not space.most_cuts:
         return Point((), (1.0,), settings)
     start = max(1, space.first)
+    if space.fixed:
+        return Point(space.fixed, _falling(len(space.fixed) + space.counts_entry, chance), settings)
     count = min(chance.randint(1, space.most_cuts), space.depth - start)
     layers = {min(space.depth - 1, start + int(chance.expovariate(0.6)))}
     while len(layers) < count:
@@ -189,7 +193,9 @@ def _falling(count: int, chance: random.Random) -> tuple[float, ...]:
 def step(space: Space, point: Point, chance: random.Random) -> Point:
     """A point near another: a cut moved, added or left out, a share scaled, or a setting changed."""
     ways: list[Callable[[Space, Point, random.Random], Point]] = []
-    if space.most_cuts:
+    if space.fixed:
+        ways += [_scaled, _scaled]
+    elif space.most_cuts:
         ways += [_moved, _moved, _scaled, _scaled, _with_a_cut, _without_a_cut]
     if space.settings:
         ways += [_reset]

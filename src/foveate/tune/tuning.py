@@ -9,8 +9,10 @@ from foveate.errors import SettingError
 from foveate.methods.base import Method
 from foveate.methods.grammar import read
 from foveate.methods.mustdrop import MustDrop
+from foveate.methods.named import Named
 from foveate.tune.costs import Limit
 from foveate.tune.record import Record
+from foveate.tune.samples import inputs_of
 from foveate.tune.schedules import tune_schedule
 from foveate.tune.thresholds import model_name, tune_thresholds
 from foveate.tune.tuned import Tuned
@@ -22,7 +24,7 @@ def tune(
     model: Any,
     samples: Iterable[Any],
     *,
-    method: Method | str | None = None,
+    method: Method | Named | str | None = None,
     tokens: float | None = None,
     retention: float | None = None,
     flops: float | None = None,
@@ -52,7 +54,7 @@ def tune(
         samples: (media, question) pairs or prompts of `VLM.prepare`; or the model's inputs, batch 1. 45 pictures or
             more are good, 20 are the fewest that say something.
         method: The method, chain, or its name, such as "v2drop:metric=cosine": a setting that is given is not searched.
-            None is MustDrop.
+            Of a method that is no name, those are given that differ from the usual ones. None is MustDrop.
         tokens: Mean vision tokens that a decoder layer processes.
         retention: The same as a share of the vision tokens, in (0, 1].
         flops: FLOPs to the first token, as a share of the full model's.
@@ -75,16 +77,26 @@ def tune(
         InputError: If `state` belongs to another model or other samples.
         SettingError: If the budget, the samples or the method cannot be tuned.
     """
+    given: frozenset[str] = frozenset()
     if isinstance(method, str):
-        method = read(method).method()
+        method = read(method)
+    if isinstance(method, Named):
+        given, method = method.given, method.method()
     if method is None or isinstance(method, MustDrop):
         if adaptive or any(budget is not None for budget in (flops, kv, speedup)):
             raise SettingError(
                 "MustDrop's thresholds are found for tokens= or retention=, not for flops=, kv=, speedup= or adaptive=."
             )
-        inner, inputs = (model.model, _inputs_for(model, samples)) if isinstance(model, VLM) else (model, samples)
+        if state is not None or seconds is not None or jobs != 1:
+            raise SettingError("MustDrop's thresholds are found in a few passes, without state=, seconds= or jobs=.")
         return tune_thresholds(
-            inner, inputs, method=method, tokens=tokens, retention=retention, task=task, advance=advance
+            model.model if isinstance(model, VLM) else model,
+            [inputs_of(model, sample) for sample in samples],
+            method=method,
+            tokens=tokens,
+            retention=retention,
+            task=task,
+            advance=advance,
         )
     if jobs < 1:
         raise SettingError(f"jobs must be 1 or more; got {jobs}.")
@@ -95,6 +107,7 @@ def tune(
         samples,
         method,
         limit,
+        given=given,
         task=task,
         seconds=seconds,
         seed=seed,
@@ -105,9 +118,3 @@ def tune(
         name=name,
         advance=None if advance is None else lambda what: advance(),
     )
-
-
-def _inputs_for(vlm: VLM, samples: Iterable[Any]) -> list[Any]:
-    """The model's inputs of (media, question) pairs."""
-    prompts = [vlm.prepare(*sample) if isinstance(sample, tuple) else sample for sample in samples]
-    return [getattr(prompt, "inputs", prompt) for prompt in prompts]

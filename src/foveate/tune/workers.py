@@ -1,6 +1,10 @@
-"""Several processes that try one setting on several pictures at once, each with a model of its own."""
+"""Several processes that try one setting on several pictures at once, each with a model of its own.
+
+Tensors go from one to another as bytes: torch would keep a file open for each of them, and files are few.
+"""
 
 import multiprocessing
+import pickle
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -39,8 +43,9 @@ class Crew:
             raise SettingError(f"jobs={jobs} needs a VLM (foveate.load): other processes load it by its name.")
         setup = model.to_dict()
         reload = partial(load, model.name, device=setup["device"], dtype=setup["dtype"], attention=setup["attention"])
-        by_key = {about.key: about for about in pictures}
+        by_key = pickle.dumps({about.key: about for about in pictures})
         self.jobs = jobs
+        self._name = model.name
         self._pool = ProcessPoolExecutor(
             jobs,
             mp_context=multiprocessing.get_context("spawn"),
@@ -54,7 +59,8 @@ class Crew:
 
     def answers(self, pictures: Sequence[About], max_new_tokens: int) -> list[list[Target]]:
         """The full model's answers about each picture."""
-        return self._map(partial(_answers, max_new_tokens), [about.key for about in pictures])
+        made = self._map(partial(_answers, max_new_tokens), [about.key for about in pictures])
+        return [pickle.loads(answers) for answers in made]
 
     def outcomes(
         self, method: Method, batches: Sequence[Sequence[About]], wanted: Mapping[str, list[Target]]
@@ -64,7 +70,7 @@ class Crew:
         Raises:
             InputError: If a process died.
         """
-        asked = [{about.key: wanted[about.key] for about in batch} for batch in batches]
+        asked = [pickle.dumps({about.key: wanted[about.key] for about in batch}) for batch in batches]
         return self._map(partial(_outcomes, method.to_dict()), asked)
 
     def _map(self, call: Callable[[Any], Any], given: Sequence[Any]) -> list[Any]:
@@ -72,8 +78,8 @@ class Crew:
             return list(self._pool.map(call, given))
         except BrokenProcessPool as error:
             raise InputError(
-                "A process that tried settings died, perhaps for want of memory. Run again with one job: with the "
-                "same state file, what was tried is kept."
+                f"A process that tries settings died: for want of memory, or because it could not load {self._name} "
+                "by its name. Run again with one job: with the same state file, what was tried is kept."
             ) from error
 
 
@@ -81,20 +87,21 @@ _process: dict[str, Any] = {}
 """The model and pictures of a process, and what its settings share."""
 
 
-def _begin(reload: Callable[[], VLM], pictures: Mapping[str, About]) -> None:
+def _begin(reload: Callable[[], VLM], pictures: bytes) -> None:
     """In a new process: one thread, Ctrl-C is for the parent to handle, and the model."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     model = reload().model
-    _process.update(model=model, pictures=pictures, shared=Shared(model))
+    _process.update(model=model, pictures=pickle.loads(pictures), shared=Shared(model))
 
 
-def _answers(max_new_tokens: int, key: str) -> list[Target]:
-    return answered(_process["model"], _process["pictures"][key], max_new_tokens)
+def _answers(max_new_tokens: int, key: str) -> bytes:
+    return pickle.dumps(answered(_process["model"], _process["pictures"][key], max_new_tokens))
 
 
-def _outcomes(values: Mapping[str, Any], wanted: Mapping[str, list[Target]]) -> list[list[Outcome]]:
+def _outcomes(values: Mapping[str, Any], asked: bytes) -> list[list[Outcome]]:
     method = catalogue.from_dict(values)
+    wanted: dict[str, list[Target]] = pickle.loads(asked)
     pictures = [_process["pictures"][key] for key in wanted]
     with _process["shared"].on(method, tuple(wanted)):
         return outcomes(_process["model"], pictures, list(wanted.values()), method)
