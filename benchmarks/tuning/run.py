@@ -73,10 +73,10 @@ class Effort:
     steps: int
 
 
-READING = Effort(45, 3, 20, 30)
+READING = Effort(80, 3, 30, 60)
 EFFORTS = {
     "v2drop": Effort(100, 99, 40, 240),
-    "visiondrop": Effort(60, 99, 40, 60),
+    "visiondrop": Effort(80, 99, 40, 60),
     "fastv": READING,
     "pyramiddrop": READING,
 }

@@ -47,8 +47,9 @@ def test_the_published_setting_stays_where_few_pictures_say_otherwise():
     assert choice([1] * 5, [0.5] * 5, [0.5] * 5, pictures=5).origin == "grid"
 
 
-def test_between_grid_and_search_the_lower_mean_decides():
-    assert choice([2] * 6, [1, 0.8] * 3, [0.7, 1.0] * 3).origin == "search"
+def test_the_grid_stays_unless_the_search_is_ahead_by_a_standard_error():
+    assert choice([2] * 6, [1, 0.8] * 3, [0.7, 0.9] * 3).origin == "search"
+    assert choice([2] * 6, [1, 0.8] * 3, [0.7, 1.0] * 3).origin == "grid"
     assert choice([2] * 6, [1, 0.6] * 3, [0.7, 1.0] * 3).origin == "grid"
     assert choice([2] * 6, [1] * 6, [1] * 6).origin == "grid"  # the simpler of two that are alike
 

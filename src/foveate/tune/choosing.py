@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from foveate.eval.stats import Resampled, estimate
 from foveate.methods.base import Method
 from foveate.methods.space import Point
@@ -36,16 +38,17 @@ class Choice:
 
 
 def chosen(race: Race, searched: Searched, published: Found | None, parts: Split) -> Choice:
-    """The best of those that led the search, by more pictures; the published setting stays if it may be as good.
+    """The best of those that led the search, by more pictures; a simpler setting stays if it may be as good.
 
     Among leaders the lower mean over all pictures but those to report with decides: all of them led on those searched
-    with, so none has an advantage there. The published setting did not, so that pictures of the search would speak
-    against it: it stays unless the 95 % interval on the others does.
+    with. The best of a search is the best of many, so that its lead on the pictures searched with is partly luck: the
+    best of the grid stays unless it is behind by a standard error on the others, and the published setting unless it is
+    behind by so much that the 95 % interval there says so.
     """
     seen = (*parts.search, *parts.choose)
     grid = _best_of(race, searched.grid or searched.best[:1], seen)
     best, origin = _best_of(race, searched.leaders, seen), "search"
-    if _mean_root(race, grid.method, seen) <= _mean_root(race, best.method, seen):
+    if not _is_ahead(race, best.method, grid.method, parts.choose):
         best, origin = grid, "grid"
     if published is not None and not _is_better(race, best.method, published.method, parts.choose):
         best, origin = published, "published"
@@ -63,6 +66,16 @@ def _best_of(race: Race, found: Sequence[Found], pictures: Sequence[About]) -> F
 
 def _mean_root(race: Race, method: Method, pictures: Sequence[About]) -> float:
     return float(race.column(method, pictures, root_of).mean())
+
+
+def _is_ahead(race: Race, rival: Method, method: Method, pictures: Sequence[About]) -> bool:
+    """Whether the mean difference in root divergence is more than a standard error below 0; of too few none is."""
+    if rival == method or len(pictures) < FEWEST:
+        return False
+    ends = np.cumsum([len(about.samples) for about in pictures])[:-1]
+    difference = race.column(rival, pictures, root_of) - race.column(method, pictures, root_of)
+    means = np.array([of_picture.mean() for of_picture in np.split(difference, ends)])
+    return bool(means.mean() < -means.std(ddof=1) / len(means) ** 0.5)
 
 
 def _is_better(race: Race, rival: Method, method: Method, pictures: Sequence[About]) -> bool:
