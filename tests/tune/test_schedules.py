@@ -121,6 +121,8 @@ def test_a_stopped_search_goes_on_to_the_same_outcome(tmp_path, monkeypatch):
 def test_all_rows_cost_the_same_and_the_file_goes_where_a_name_does(tmp_path):
     tuned = fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, seconds=3, task="squares")
     assert isinstance(tuned, fv.Tuned)
+    assert tuned.chosen == "published"
+    assert any("3 pictures to choose with prove nothing" in note for note in tuned.notes)
     names = [row.name for row in tuned.rows]
     assert all(row.name.endswith(("the budget", "new questions")) for row in tuned.travel)
     assert names[-4:] == ["grid", "tuned", "random, tuned schedule", "uniform, tuned schedule"]
@@ -158,6 +160,7 @@ def test_how_far_a_setting_travels_is_told():
         f"{name}, new questions" for name in ("published", "tuned")
     }
     assert any("pictures its answers are further off" in note for note in tuned.notes) == bool(names)
+    assert any("Searching brought" in note for note in tuned.notes) == (tuned.chosen == "search")
 
 
 def test_adaptive_counts_are_part_of_the_outcome_and_their_mean_is_told():

@@ -13,11 +13,11 @@ from foveate.tune.race import Race
 from foveate.tune.samples import About, Split
 from foveate.tune.search import Found, Searched
 
-__all__ = ["Choice", "chosen", "root_of"]
+__all__ = ["FEWEST", "Choice", "chosen", "root_of"]
 
 FINALISTS = 8
 FEWEST = 5
-"""Pictures that an interval needs: if nothing is gained, as few as four are all ahead in one of eight cases."""
+"""Pictures to choose with that a comparison needs: by chance alone, all of four are ahead in one case of 16."""
 
 
 @dataclass(frozen=True, slots=True)

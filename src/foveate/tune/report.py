@@ -86,6 +86,11 @@ class Report:
         rows = [] if published is None else [self.row("published, new questions", [published], None, new)]
         return [*rows, self.row("tuned, new questions", [tuned], base, new)]
 
+    def gain(self, tuned: Method, other: Method) -> Estimate:
+        """How much more often the tuned setting gives the full model's answer than another, as a share."""
+        resampled = Resampled([about.key for about in self.pictures for _ in about.samples])
+        return estimate(resampled.means(self._column(tuned, _agrees) - self._column(other, _agrees)))
+
     def worse(self, published: Method, tuned: Method) -> int:
         """On how many of the pictures the tuned setting moves answers further than the published one."""
         difference = self._column(tuned, root_of) - self._column(published, root_of)

@@ -16,7 +16,7 @@ from foveate.ask.vlm import VLM
 from foveate.errors import BudgetError, SettingError
 from foveate.methods.base import Method
 from foveate.methods.space import Point, Space
-from foveate.tune.choosing import Choice, chosen
+from foveate.tune.choosing import FEWEST, Choice, chosen
 from foveate.tune.costs import Limit, Prices, solved
 from foveate.tune.forcing import Target, answered
 from foveate.tune.race import Journal, Race
@@ -108,7 +108,7 @@ def tune_schedule(
         complete=searched.complete,
         rows=tuple(found.rows),
         travel=tuple(found.travel),
-        notes=(*_notes(ground.pictures, searched), *found.notes),
+        notes=(*_notes(ground, searched), *found.notes),
         versions=versions(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -206,6 +206,12 @@ def _reported(
     report = Report(race=race, prices=prices, pictures=parts.report)
     tuned = choice.method
     found = _Findings(tuned, prices.tokens(tuned), report.rows(published, choice), [], [])
+    if choice.origin == "search":
+        gain = report.gain(tuned, choice.grid)
+        found.notes.append(
+            f"Searching brought {100 * gain.value:+.1f} points of agreement [{100 * gain.low:+.1f}, "
+            f"{100 * gain.high:+.1f}] over the best of the small grid."
+        )
     if choice.origin != "published":
         found.notes += _fears(report, published, tuned)
         found.travel += report.budgets(_other_budgets(ground, choice.point))
@@ -259,8 +265,13 @@ def _timings(model: Any, samples: Sequence[Sample], limit: Limit, journal: Journ
     return Timings(tuple(found["counts"]), tuple(found["shares"]))
 
 
-def _notes(pictures: Sequence[About], searched: Searched) -> list[str]:
-    notes = notes_on(pictures)
+def _notes(ground: _Ground, searched: Searched) -> list[str]:
+    notes = notes_on(ground.pictures)
+    if len(ground.parts.choose) < FEWEST:
+        notes.append(
+            f"{len(ground.parts.choose)} pictures to choose with prove nothing, so the published schedule stays; where "
+            "there is none, the best of the small grid is taken. Give 17 pictures or more."
+        )
     if not searched.complete:
         notes.append(f"The time was up after {searched.tried} settings; this is the best of them.")
     return notes
