@@ -46,7 +46,7 @@ METHODS = ("v2drop", "visiondrop", "fastv", "pyramiddrop")
 DRAWS = 2
 BUDGETS = (64, 32, 128, 192)
 SEARCH_SEED, CALIBRATION_SEED, HELD_OUT, DRIFT_SEED = 900, 910, (920, 921), 930
-FURTHER = (940, 941, 942, 943)
+FURTHER = (950, 951, 952, 953)
 JUDGED = 25
 """Pictures of each held-out seed."""
 CALIBRATED, DRIFTED = 100, 100

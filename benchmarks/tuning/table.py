@@ -93,8 +93,8 @@ def further(found: dict[str, Any]) -> list[str]:
     lines = [
         "## V2Drop on further seeds",
         "",
-        f"The same settings on {found['pictures']} pictures of seeds {seeds}, drawn after "
-        f"all choices had been made. Full model: {interval(found['full'])} on {found['questions']} questions.",
+        f"The same settings on {found['pictures']} pictures of seeds {seeds}, which nobody looked at while the search "
+        f"was built. Full model: {interval(found['full'])} on {found['questions']} questions.",
         "",
         "| budget | setting | tokens | accuracy, % | ahead of published | recovered | text, other | scenes, sketches |",
         "|---|---|---|---|---|---|---|---|",

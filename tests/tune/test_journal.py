@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 import foveate as fv
@@ -44,8 +46,9 @@ def test_another_file_is_refused_and_left_as_it_is(tmp_path, text):
 
 
 def test_what_cannot_be_read_is_refused(tmp_path):
-    with pytest.raises(fv.InputError, match="cannot be read"):
-        Journal(tmp_path, "a model")
+    for place in (tmp_path, "/dev/zero"):
+        with pytest.raises(fv.InputError, match="folder or a device"):
+            Journal(Path(place), "a model")
     (path := tmp_path / "picture.png").write_bytes(b"\x89PNG\xff\xfe")
     with pytest.raises(fv.InputError, match="no state of a search"):
         Journal(path, "a model")

@@ -120,9 +120,11 @@ def _text_of(path: Path) -> str:
         InputError: If it cannot be read, or is no text.
     """
     try:
+        if not path.exists():
+            return ""
+        if not path.is_file():  # of a device, reading may never end
+            raise InputError(f"{path} is a folder or a device. Name a file.")
         return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ""
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}. Name another file.") from error
     except UnicodeDecodeError as error:
