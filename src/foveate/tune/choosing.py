@@ -15,7 +15,8 @@ from foveate.tune.search import Found, Searched
 
 __all__ = ["FEWEST", "Choice", "chosen", "root_of"]
 
-FINALISTS = 8
+FINALISTS = 3
+"""More of them would be more luck with the pictures to choose with."""
 FEWEST = 5
 """Pictures to choose with that a comparison needs: by chance alone, all of four are ahead in one case of 16."""
 

@@ -128,11 +128,12 @@ class Tuned:
         found = "The small grid has the best setting" if self.chosen == "grid" else "The search has the best setting"
         ahead = by_name["tuned"].ahead
         if ahead is None:
-            return f"{found}. The published schedule cannot meet this budget."
-        return (
-            f"{found}: {100 * ahead.value:+.1f} points of agreement [{100 * ahead.low:+.1f}, {100 * ahead.high:+.1f}] "
-            "against the published schedule."
-        )
+            return f"{found}. There is no published schedule at this budget."
+        points = f"{_points(ahead, '+')} points of agreement"
+        if ahead.low > 0:
+            return f"{found}: {points} against the published schedule."
+        told = "worse than" if ahead.high < 0 else "not told apart from"
+        return f"{found} by the pictures to choose with. On others it is {told} the published schedule: {points}."
 
     def sheet(self) -> Sheet:
         """The comparison as a table."""
