@@ -40,7 +40,7 @@ def test_what_searching_brought_is_the_difference_on_the_same_questions():
     [
         (
             Estimate(0.2, 0.1, 0.3),
-            "has the best setting: +20.0 [+10.0, +30.0] points of agreement against the published",
+            "best setting: +20.0 [+10.0, +30.0] points of agreement against the published",
         ),
         (Estimate(0.1, -0.1, 0.3), "On others it is not told apart from the published schedule: +10.0 [-10.0, +30.0]"),
         (Estimate(-0.2, -0.3, -0.1), "On others it is worse than the published schedule: -20.0 [-30.0, -10.0]"),
