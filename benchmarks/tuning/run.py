@@ -116,7 +116,6 @@ def cell(vlm: Any, judge: Judge, name: str, budget: int, work: Path) -> Iterator
         "compared": False,
         "complete": False,
         "chosen": tuned.chosen,
-        "verdict": tuned.verdict,
         "minutes": round(minutes, 1),
         "cpu_minutes": round(cpu_minutes, 1),
         "tried": tuned.tried,
@@ -329,7 +328,7 @@ def main() -> None:
                 found |= about
             if not found["complete"]:
                 add(options.out, judge, cell=with_thresholds(vlm, judge, sets, found))
-                print(f"{name} at {budget}: {found['verdict']}", flush=True)
+                print(f"{name} at {budget}: {found['chosen']}", flush=True)
     if options.travel:
         judge = judges[EFFORTS["v2drop"].asked]
         add(options.out, judge, travel=travel(vlm, judge, cells_of(read(options.out)), options.work))

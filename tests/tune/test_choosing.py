@@ -38,8 +38,10 @@ def choice(published, grid, drawn, with_published=True, pictures=6):
     return chosen(race, searched, found(0.1) if with_published else None, parts)
 
 
-def test_the_published_setting_stays_where_the_interval_holds_nothing():
+def test_the_published_setting_stays_unless_another_is_ahead_by_a_standard_error():
     assert choice([1, 2] * 3, [2, 0.9] * 3, [1.1, 1.8] * 3).origin == "published"
+    assert choice([1, 2] * 3, [1.1, 1.8] * 3, [2, 2] * 3).origin == "published"
+    assert choice([1, 2] * 3, [0.9, 1.8] * 3, [2, 2] * 3).origin == "grid"
 
 
 def test_the_published_setting_stays_where_few_pictures_say_otherwise():

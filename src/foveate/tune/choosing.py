@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foveate.eval.stats import Resampled, estimate
 from foveate.methods.base import Method
 from foveate.methods.space import Point
 from foveate.tune.forcing import Outcome
@@ -18,7 +17,7 @@ __all__ = ["FEWEST", "Choice", "chosen", "root_of"]
 FINALISTS = 3
 """More of them would be more luck with the pictures to choose with."""
 FEWEST = 5
-"""Pictures to choose with that a comparison needs: by chance alone, all of four are ahead in one case of 16."""
+"""Pictures to choose with that a comparison needs: a standard error of fewer says little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +41,15 @@ def chosen(race: Race, searched: Searched, published: Found | None, parts: Split
     """The best of those that led the search, by more pictures; a simpler setting stays if it may be as good.
 
     Among leaders the lower mean over all pictures but those to report with decides: all of them led on those searched
-    with. The best of a search is the best of many, so that its lead on the pictures searched with is partly luck: the
-    best of the grid stays unless it is behind by a standard error on the others, and the published setting unless it is
-    behind by so much that the 95 % interval there says so.
+    with. The best of a search is the best of many, so that its lead on the pictures searched with is partly luck: on
+    the others it must be ahead of the best of the grid by a standard error, and what is left of the published setting.
     """
     seen = (*parts.search, *parts.choose)
     grid = _best_of(race, searched.grid or searched.best[:1], seen)
     best, origin = _best_of(race, searched.leaders, seen), "search"
     if not _is_ahead(race, best.method, grid.method, parts.choose):
         best, origin = grid, "grid"
-    if published is not None and not _is_better(race, best.method, published.method, parts.choose):
+    if published is not None and not _is_ahead(race, best.method, published.method, parts.choose):
         best, origin = published, "published"
     return Choice(best.method, origin, grid.method, best.point)
 
@@ -77,12 +75,3 @@ def _is_ahead(race: Race, rival: Method, method: Method, pictures: Sequence[Abou
     difference = race.column(rival, pictures, root_of) - race.column(method, pictures, root_of)
     means = np.array([of_picture.mean() for of_picture in np.split(difference, ends)])
     return bool(means.mean() < -means.std(ddof=1) / len(means) ** 0.5)
-
-
-def _is_better(race: Race, rival: Method, method: Method, pictures: Sequence[About]) -> bool:
-    """Whether the 95 % interval of the difference in root divergence lies below 0; of too few pictures none does."""
-    if rival == method or len(pictures) < FEWEST:
-        return False
-    resampled = Resampled([about.key for about in pictures for _ in about.samples])
-    difference = race.column(rival, pictures, root_of) - race.column(method, pictures, root_of)
-    return estimate(resampled.means(difference)).high < 0

@@ -124,7 +124,7 @@ class Tuned:
         """What was gained, in a sentence, by the pictures that nothing was chosen with."""
         by_name = {row.name: row for row in self.rows}
         if self.chosen == "published":
-            return "No setting that was tried is provably better than the published schedule, so it stays."
+            return "No setting that was tried is ahead of the published schedule by a standard error, so it stays."
         found = "The small grid has the best setting" if self.chosen == "grid" else "The search has the best setting"
         ahead = by_name["tuned"].ahead
         if ahead is None:
