@@ -61,7 +61,7 @@ def test_every_row_costs_what_it_says_and_none_more_than_the_budget(record):
 def test_adaptive_means_stay_near_the_schedule_on_pictures_that_were_not_calibrated_with(record):
     for cell, row in rows_of(record):
         if "calibrated" in row:
-            assert row["others"] == pytest.approx(row["calibrated"], rel=0.03), (cell["method"], cell["budget"])
+            assert row["others"] == pytest.approx(row["calibrated"], rel=0.015), (cell["method"], cell["budget"])
 
 
 def test_seeds_to_search_calibrate_and_judge_with_are_apart(record):
@@ -71,10 +71,18 @@ def test_seeds_to_search_calibrate_and_judge_with_are_apart(record):
     assert len(set(used)) == len(used)
 
 
-def test_the_tuned_schedule_alone_does_not_make_the_gain(record):
+def test_the_tuned_schedule_alone_does_not_make_the_gain_but_for_pyramiddrop(record):
     for cell in record["cells"]:
         by_name = {row["name"]: row["accuracy"]["value"] for row in cell["rows"]}
-        assert by_name["tuned"] > by_name["random at tuned"], (cell["method"], cell["budget"])
+        ahead = by_name["tuned"] - by_name["random at tuned"]
+        assert ahead > (-0.01 if cell["method"] == "pyramiddrop" else 0.1), (cell["method"], cell["budget"])
+
+
+def test_on_seeds_nobody_looked_at_the_tuned_setting_is_ahead(record):
+    rows = {(row["budget"], row["name"]): row for row in record["further"]["rows"]}
+    assert rows[64, "tuned"]["ahead"]["low"] > 0.1
+    assert rows[128, "tuned"]["ahead"]["low"] > 0
+    assert rows[32, "tuned"]["accuracy"]["value"] > rows[32, "small grid"]["accuracy"]["value"]
 
 
 def test_at_64_tokens_most_of_the_loss_is_recovered_within_ten_minutes_of_two_cores(record):
