@@ -51,7 +51,7 @@ def _point_at(method: Method, space: Space, prices: Prices, share: float) -> Poi
     try:
         spending = budgeted(method, share)
         plan = prices.plan(spending)
-    except (BudgetError, SettingError):
+    except SettingError:
         return None
     cuts = cut_layers(_spending(spending, space).stages(Shape(prices.depth)))
     return space.point_of(plan, prices.entered, space.usual, cuts)
