@@ -9,7 +9,7 @@ from foveate.methods.base import Method
 from foveate.methods.space import Point
 from foveate.tune.forcing import Outcome
 from foveate.tune.race import Race
-from foveate.tune.samples import About, Split
+from foveate.tune.samples import About, Split, by_picture
 from foveate.tune.search import Found, Searched
 
 __all__ = ["FEWEST", "Choice", "chosen", "root_of"]
@@ -71,7 +71,6 @@ def _is_ahead(race: Race, rival: Method, method: Method, pictures: Sequence[Abou
     """Whether the mean difference in root divergence is more than a standard error below 0; of too few none is."""
     if rival == method or len(pictures) < FEWEST:
         return False
-    ends = np.cumsum([len(about.samples) for about in pictures])[:-1]
     difference = race.column(rival, pictures, root_of) - race.column(method, pictures, root_of)
-    means = np.array([of_picture.mean() for of_picture in np.split(difference, ends)])
+    means = np.array([of_picture.mean() for of_picture in by_picture(difference, pictures)])
     return bool(means.mean() < -means.std(ddof=1) / len(means) ** 0.5)

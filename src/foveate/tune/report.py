@@ -16,7 +16,7 @@ from foveate.tune.choosing import Choice, root_of
 from foveate.tune.costs import Prices
 from foveate.tune.forcing import Outcome
 from foveate.tune.race import Race
-from foveate.tune.samples import About, asked_of
+from foveate.tune.samples import About, asked_of, by_picture
 from foveate.tune.tuned import Row
 
 __all__ = ["Report"]
@@ -94,8 +94,7 @@ class Report:
     def worse(self, published: Method, tuned: Method) -> int:
         """On how many of the pictures the tuned setting moves answers further than the published one."""
         difference = self._column(tuned, root_of) - self._column(published, root_of)
-        ends = np.cumsum([len(about.samples) for about in self.pictures])
-        return sum(part.mean() > 0 for part in np.split(difference, ends[:-1]))
+        return sum(of_picture.mean() > 0 for of_picture in by_picture(difference, self.pictures))
 
     def row(
         self,

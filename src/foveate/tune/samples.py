@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from foveate._upstream import brief
@@ -17,7 +19,7 @@ from foveate.core.grid import Grid
 from foveate.errors import SettingError
 from foveate.registry import family_for
 
-__all__ = ["About", "Sample", "Split", "asked_of", "digest", "grouped", "inputs_of", "notes_on", "split"]
+__all__ = ["About", "Sample", "Split", "asked_of", "by_picture", "digest", "grouped", "inputs_of", "notes_on", "split"]
 
 FEW = 20  # pictures: below it the held-out intervals are wide
 # Shares of the pictures, and most of them. With 15 to search, schedules led that were six points behind on others.
@@ -156,6 +158,12 @@ def split(pictures: Sequence[About], seed: int) -> Split:
     random.Random(seed).shuffle(order)
     searched, chosen = (max(1, min(most, int(share * len(order)))) for share, most in (SEARCHED, CHOSEN))
     return Split(tuple(order[:searched]), tuple(order[searched : searched + chosen]), tuple(order[searched + chosen :]))
+
+
+def by_picture(values: NDArray[Any], pictures: Sequence[About]) -> list[NDArray[Any]]:
+    """(questions,) figures of all questions about pictures, those about each apart."""
+    ends = np.cumsum([len(about.samples) for about in pictures])
+    return np.split(values, ends[:-1])
 
 
 def notes_on(pictures: Sequence[About]) -> list[str]:

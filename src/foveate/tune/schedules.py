@@ -26,7 +26,7 @@ from foveate.tune.search import LOCAL, RANDOM, Found, Searched, Trial, search
 from foveate.tune.starting import budgeted, left_to_search, published_point, usual_point
 from foveate.tune.thresholding import adaptive, refuse_without_scores, spent
 from foveate.tune.timing import Timings, measured
-from foveate.tune.tuned import Row, Tuned
+from foveate.tune.tuned import Row, Tuned, points
 from foveate.tune.workers import Crew
 
 __all__ = ["Listener", "tune_schedule"]
@@ -207,11 +207,8 @@ def _reported(
     tuned = choice.method
     found = _Findings(tuned, prices.tokens(tuned), report.rows(published, choice), [], [])
     if choice.origin == "search":
-        gain = report.gain(tuned, choice.grid)
-        found.notes.append(
-            f"Searching brought {100 * gain.value:+.1f} points of agreement [{100 * gain.low:+.1f}, "
-            f"{100 * gain.high:+.1f}] over the best of the small grid."
-        )
+        gain = points(report.gain(tuned, choice.grid), "+")
+        found.notes.append(f"Searching brought {gain} points of agreement over the best of the small grid.")
     if choice.origin != "published":
         found.notes += _fears(report, published, tuned)
         found.travel += report.budgets(_other_budgets(ground, choice.point))

@@ -14,7 +14,7 @@ from foveate.methods import catalogue
 from foveate.methods.base import Method
 from foveate.tune.record import write_json
 
-__all__ = ["Row", "Tuned"]
+__all__ = ["Row", "Tuned", "points"]
 
 FORMAT = "foveate tuning 3"
 
@@ -129,19 +129,19 @@ class Tuned:
         ahead = by_name["tuned"].ahead
         if ahead is None:
             return f"{found}. There is no published schedule at this budget."
-        points = f"{_points(ahead, '+')} points of agreement"
+        gained = f"{points(ahead, '+')} points of agreement"
         if ahead.low > 0:
-            return f"{found}: {points} against the published schedule."
+            return f"{found}: {gained} against the published schedule."
         told = "worse than" if ahead.high < 0 else "not told apart from"
-        return f"{found} by the pictures to choose with. On others it is {told} the published schedule: {points}."
+        return f"{found} by the pictures to choose with. On others it is {told} the published schedule: {gained}."
 
     def sheet(self) -> Sheet:
         """The comparison as a table."""
         names = ("Tokens", "Agreement, %", "√KL", "Ahead of published")
         body = []
         for row in (*self.rows, *self.travel):
-            ahead = "" if row.ahead is None else _points(row.ahead, "+")
-            body.append((row.name, f"{row.tokens:.2f}", _points(row.agreement), f"{row.root.value:.3f}", ahead))
+            ahead = "" if row.ahead is None else points(row.ahead, "+")
+            body.append((row.name, f"{row.tokens:.2f}", points(row.agreement), f"{row.root.value:.3f}", ahead))
         note = f"On {self.pictures[2]} pictures that were used for nothing else; [ ] are 95 % intervals over pictures."
         columns = [Column(name, right=True) for name in names]
         return Sheet("Held-out comparison", ["", *columns], body, [note, *self._timed(), self.verdict])
@@ -209,7 +209,7 @@ class Tuned:
         return cls.from_dict(read_json(path))
 
 
-def _points(estimate: Estimate, sign: str = "") -> str:
+def points(estimate: Estimate, sign: str = "") -> str:
     """An estimate in hundredths: 95.3 [93.4, 96.9]."""
     value, low, high = (100 * number for number in asdict(estimate).values())
     return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
