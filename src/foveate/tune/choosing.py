@@ -8,7 +8,7 @@ import numpy as np
 from foveate.methods.base import Method
 from foveate.methods.space import Point
 from foveate.tune.forcing import Outcome
-from foveate.tune.race import Race
+from foveate.tune.race import Race, is_above_zero
 from foveate.tune.samples import About, Split, by_picture
 from foveate.tune.search import Found, Searched
 
@@ -71,6 +71,5 @@ def _is_ahead(race: Race, rival: Method, method: Method, pictures: Sequence[Abou
     """Whether the mean difference in root divergence is more than a standard error below 0; of too few none is."""
     if rival == method or len(pictures) < FEWEST:
         return False
-    difference = race.column(rival, pictures, root_of) - race.column(method, pictures, root_of)
-    means = np.array([of_picture.mean() for of_picture in by_picture(difference, pictures)])
-    return bool(means.mean() < -means.std(ddof=1) / len(means) ** 0.5)
+    ahead = race.column(method, pictures, root_of) - race.column(rival, pictures, root_of)
+    return is_above_zero(np.array([of_picture.mean() for of_picture in by_picture(ahead, pictures)]), 1)

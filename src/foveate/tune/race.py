@@ -20,7 +20,7 @@ from foveate.tune.samples import About
 from foveate.tune.sharing import Shared
 from foveate.tune.workers import Crew
 
-__all__ = ["Journal", "Race"]
+__all__ = ["Journal", "Race", "is_above_zero"]
 
 FEWEST = 5
 """Pictures behind which a setting may be given up: the difference of two or three says nothing."""
@@ -131,6 +131,11 @@ def _text_of(path: Path) -> str:
         raise InputError(f"{path} is no state of a search: {error.reason}. Name another file.") from error
 
 
+def is_above_zero(figures: NDArray[Any], errors: float) -> bool:
+    """Whether the mean of (pictures,) figures is more than so many standard errors above 0."""
+    return bool(figures.mean() > errors * figures.std(ddof=1) / len(figures) ** 0.5)
+
+
 class Race:
     """Methods on pictures of which the full model's answers are known.
 
@@ -229,8 +234,7 @@ class Race:
         """
         if len(means) < FEWEST or not self._best:
             return False
-        behind = np.array(means) - np.array(self._best[: len(means)])
-        return bool(behind.mean() > HOPELESS * behind.std(ddof=1) / len(means) ** 0.5)
+        return is_above_zero(np.array(means) - np.array(self._best[: len(means)]), HOPELESS)
 
     def column(self, method: Method, pictures: Sequence[About], figure: Callable[[Outcome], float]) -> NDArray[Any]:
         """(questions,) a figure of each answer."""
