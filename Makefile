@@ -37,7 +37,7 @@ help:
 	@echo "make test-all  run every method on every family and kernel; run it again to go on (hours)"
 	@echo "make quick   run a choice of them that fits after every commit: at most two minutes on two cores"
 	@echo "make test-oldest  run a choice of them with the oldest transformers that works"
-	@echo "make check   formatting, linting, types, import rules"
+	@echo "make check   formatting, linting, types, import rules, and that no more code came in (tests/ratchet.json)"
 	@echo "make docs    build the documentation into site/"
 	@echo "make index   write src/foveate/index.json, after a change to a method, a preset or a family"
 	@echo "make witness run many methods on all families here and at the commit 32cba4e, and compare bit for bit (slow)"
@@ -190,6 +190,7 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.ratchet
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
