@@ -4,16 +4,25 @@
     python -m tests.mutants                                       # all
     python -m tests.mutants cache                                 # those whose function's name contains "cache"
     python -m tests.mutants --show engine.cache:PrunedLayer.crop  # every way to break a function
+    python -m tests.mutants --drawn 150 --seed 1 --log FILE       # places drawn over all rooms: how many are seen
 
 A mutant names a function, a kind of break and its place (see `tests.breaking`), and the tests that must see it. One that
 survives is a test that is missing. Run it after changing the engine; it is too slow for every push.
+
+Drawn places need no list to follow code that moves: each room's share of places that its tests see is to be compared before
+and after a rebuilding. FILE keeps a JSON line a place; the next run of the same command goes on behind them.
 """
 
+import argparse
+import ast
+import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from tests.breaking import KINDS, SOURCE, Gone, broken, places_of
@@ -113,6 +122,95 @@ MUTANTS = [
 ]  # fmt: skip
 
 
+ROOM_TESTS = {
+    "core": "tests/methods tests/golden tests/signals",
+    "methods": "tests/golden tests/test_grammar.py tests/test_registry.py",
+    "engine": f"tests/golden tests/signals {INVARIANTS}/test_keep_all.py {INVARIANTS}/test_oracle.py {INVARIANTS}/test_batch.py",
+    "families": f"{INVARIANTS}/test_keep_all.py {INVARIANTS}/test_oracle.py",
+    "cost": "tests/methods/test_follow.py",
+    "batch": "tests/cli/test_batch.py",
+    "bench": "tests/cli/test_bench.py",
+    "eval": "tests/cli/test_eval.py tests/integrations",
+    "tune": "tests/cli/test_tune.py",
+    "testing": "tests/test_testing.py",
+    "root": "tests/test_public_api.py tests/test_registry.py tests/test_files.py tests/test_memory.py tests/cli",
+}
+"""What sees a room's faults, behind the tests of the file and of the room that bear its name."""
+ELSEWHERE = ("integrations/vllm",)
+"""Folders whose tests need an environment of their own."""
+
+
+def functions() -> dict[str, dict[str, int]]:
+    """The functions and methods of each room, as `module:name`, with how many lines each has."""
+    rooms: dict[str, dict[str, int]] = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        place = path.relative_to(SOURCE)
+        if place.as_posix().startswith(ELSEWHERE):
+            continue
+        room = rooms.setdefault(place.parts[0] if len(place.parts) > 1 else "root", {})
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        classes = {f"{node.name}.": node for node in tree.body if isinstance(node, ast.ClassDef)}
+        for prefix, owner in {"": tree, **classes}.items():
+            for node in owner.body:
+                if isinstance(node, ast.FunctionDef):
+                    room[f"{'.'.join(place.with_suffix('').parts)}:{prefix}{node.name}"] = node.end_lineno - node.lineno
+    return rooms
+
+
+def draw(count: int, seed: int) -> list[tuple[str, str, str, str]]:
+    """Places over all rooms: (room, module:function, kind and number, tests).
+
+    A room's share grows with the root of its size, so that small ones have some; a function's with its lines.
+    """
+    rooms, generator = functions(), random.Random(seed)
+    roots = {room: sum(sizes.values()) ** 0.5 for room, sizes in rooms.items()}
+    drawn = []
+    for room, sizes in rooms.items():
+        wanted = max(1, round(count * roots[room] / sum(roots.values())))
+        chosen: dict[tuple[str, str], None] = {}
+        while len(chosen) < wanted:
+            (key,) = generator.choices(list(sizes), list(sizes.values()))
+            places = [f"{kind} {number + 1}" for kind in KINDS for number in range(len(places_of(key, kind)))]
+            if places:
+                chosen[key, generator.choice(places)] = None
+        drawn += [(room, key, place, tests_of(room, key)) for key, place in chosen]
+    generator.shuffle(drawn)  # a run that is ended early has tried some of every room
+    return drawn
+
+
+def tests_of(room: str, key: str) -> str:
+    """The tests that should see a fault in a function: first the file of its module's name, then the room's."""
+    module = key.split(":")[0].split(".")[-1].strip("_")
+    near = [
+        f"tests/{room}/test_{module}.py",
+        f"tests/test_{module}.py",
+        f"tests/{room}",
+        *ROOM_TESTS.get(room, "").split(),
+    ]
+    return " ".join(dict.fromkeys(name for name in near if (ROOT / name).exists()))
+
+
+def run_drawn(count: int, seed: int, log: Path) -> int:
+    """Break the drawn places that the log does not know, and say how many of each room were seen."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    known = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+    done = {(row["function"], row["place"]) for row in known}
+    for room, key, place, tests in draw(count, seed):
+        if (key, place) in done:
+            continue
+        path, source, said = broken(key, place)
+        row = {"room": room, "function": key, "place": place, "change": said}
+        row["killed"] = not survives(path, source, tests)
+        known.append(row)
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{'killed' if row['killed'] else 'SURVIVED':9}{key} {place}: {said}", flush=True)
+    all_, seen = (Counter(row["room"] for row in known if row["killed"] or every) for every in (True, False))
+    print("\n".join(f"{room:12}{seen[room]:3} of {all_[room]:3}" for room in sorted(all_)))
+    print(f"{sum(seen.values())} of {len(known)} drawn places were seen (seed {seed})")
+    return 0
+
+
 def survives(path: Path, source: str, tests: str) -> bool:
     """Whether all tests pass with this source in the place of a file's."""
     with tempfile.TemporaryDirectory() as folder:
@@ -137,6 +235,13 @@ def show(key: str) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run the mutants asked for; 1 if one survived or could not be made."""
+    if arguments[:1] == ["--drawn"]:
+        parser = argparse.ArgumentParser(prog="python -m tests.mutants")
+        parser.add_argument("--drawn", type=int, metavar="N")
+        parser.add_argument("--seed", type=int, default=1)
+        parser.add_argument("--log", type=Path, default=ROOT / "out" / "mutants.jsonl", metavar="FILE")
+        options = parser.parse_args(arguments)
+        return run_drawn(options.drawn, options.seed, options.log)
     if arguments[:1] == ["--show"]:
         show(arguments[1])
         return 0
