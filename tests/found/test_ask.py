@@ -1,0 +1,132 @@
+"""Asking: odd values, damaged folders, and what stays behind."""
+
+import gc
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+import weakref
+from contextlib import suppress
+
+import huggingface_hub.constants
+import pytest
+
+import foveate as fv
+from tests.found import line, lines
+
+QUESTION = "What is this ?"
+
+
+@line("3.5", "load_prefix(retention=…) without a method is ignored", raises=pytest.fail.Exception)
+def test_a_prefix_of_another_budget_is_refused_also_where_no_method_is_named(vlm, picture, tmp_path):
+    vlm.look(picture, method="v2drop", retention=0.5).save(path := tmp_path / "look.safetensors")
+    with pytest.raises(fv.FoveateError):
+        fv.load_prefix(path, vlm, retention=0.1)
+
+
+@line("4.15", "a Talk whose stream failed raises its old error for ever", raises=ZeroDivisionError)
+def test_a_conversation_goes_on_behind_a_stream_that_failed(vlm, picture):
+    talk = vlm.look(picture).talk()
+    broken = vlm.model.lm_head.register_forward_pre_hook(lambda *_: 1 / 0)
+    stream = talk.ask(QUESTION, stream=True)
+    with broken, pytest.raises(ZeroDivisionError):
+        list(stream)
+    assert talk.ask(QUESTION, max_new_tokens=2).text
+
+
+FOLDERS = {
+    "4.17 cache_implementation is quantized": (("generation_config", "cache_implementation", "quantized"), ImportError),
+    "4.18 image_mean is []": (("processor_config", "image_mean", []), ValueError),
+    "4.18 image_mean is a text": (("processor_config", "image_mean", "half"), ValueError),
+}
+
+
+@pytest.mark.parametrize("change", lines(FOLDERS))
+def test_an_odd_value_in_a_folder_ends_in_an_answer_or_in_an_error_of_ours(model, picture, tmp_path, change):
+    file, key, value = change
+    folder = shutil.copytree(model, tmp_path / "model")
+    values = json.loads((path := folder / f"{file}.json").read_text())
+    values.get("image_processor", values)[key] = value
+    path.write_text(json.dumps(values))
+    with suppress(fv.FoveateError):
+        fv.load(folder, device="cpu").ask(picture, QUESTION, fit="pad", max_new_tokens=2)
+
+
+VALUES = {
+    "4.19 seed=2**70": ({"temperature": 1.0, "seed": 2**70}, ValueError),
+    "4.20 temperature=1e-300": ({"temperature": 1e-300}, RuntimeError),
+    "4.21 a lone surrogate in stop": ({"stop": ("\ud800",)}, ValueError),
+    "4.21 a lone surrogate in choices": ({"choices": ["\ud800", "yes"]}, TypeError),
+    "4.22 choices as a set": ({"choices": {"yes", "no"}}, TypeError),
+    "4.23 VScan(window=10**30)": ({"method": "vscan:window=1" + 30 * "0"}, OverflowError),
+    "4.24 ask(max_tokens=…)": ({"max_tokens": 5}, TypeError),
+}
+
+
+@pytest.mark.parametrize("options", lines(VALUES))
+def test_an_odd_value_ends_in_an_answer_or_in_an_error_of_ours(vlm, picture, options):
+    with suppress(fv.FoveateError):
+        vlm.ask(picture, QUESTION, **options)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@line("4.25", "a forked child of a stream hangs")
+def test_a_child_that_reads_the_stream_of_its_parent_does_not_wait_for_ever(vlm, picture):
+    slowed = vlm.model.lm_head.register_forward_pre_hook(lambda *_: time.sleep(0.1))
+    with slowed, vlm.ask(picture, QUESTION, stream=True, max_new_tokens=2) as stream:
+        child = os.fork()
+        if child == 0:
+            signal.setitimer(signal.ITIMER_REAL, 1.0)
+            with suppress(BaseException):
+                list(stream)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+@line("4.26", "an Answer keeps the model alive")
+def test_an_answer_does_not_keep_the_model(model, picture):
+    vlm = fv.load(model, device="cpu")
+    kept = weakref.ref(vlm.model)
+    answer = vlm.ask(picture, QUESTION, max_new_tokens=2)
+    del vlm
+    gc.collect()
+    assert (answer.vision_tokens, kept()) == (36, None)
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    return fv.load()
+
+
+@line("4.27", "</s> and <pad> in a question become special tokens")
+@pytest.mark.parametrize("word", ["</s>", "<pad>"])
+def test_a_question_holds_no_special_token(embedded, word):
+    with suppress(fv.FoveateError):
+        ids = embedded.prepare(prompt=f"What {word} is it?").inputs["input_ids"]
+        assert embedded.tokenizer.convert_tokens_to_ids(word) not in ids
+
+
+@line("4.28", "a URL as a picture: no such file")
+def test_a_url_is_told_that_nothing_is_downloaded(vlm):
+    with pytest.raises(fv.InputError) as refused:
+        vlm.ask("https://x.y/z.png", QUESTION)
+    assert "https://x.y/z.png" in str(refused.value)
+    assert "No such file" not in str(refused.value)
+
+
+@line("4.29", "a hub id without a network: 30 s before the error")
+def test_a_model_of_the_hub_is_not_waited_for_where_there_is_no_network(monkeypatch):
+    waited = []
+
+    def no_network(*_, **__):
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setattr(time, "sleep", waited.append)
+    with pytest.raises(fv.InputError):
+        fv.load("nobody/nothing")
+    assert sum(waited) < 5

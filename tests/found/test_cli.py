@@ -1,0 +1,134 @@
+"""The command line, tuning and evaluation: what ends badly, or is not said."""
+
+import dataclasses
+import re
+from contextlib import nullcontext, suppress
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate.batch.listener import Listener
+from foveate.cli.generate import Generate
+from foveate.cli.tune import Tune
+from foveate.core.views import LayerView
+from foveate.embedded import TASKS
+from foveate.eval.stats import Estimate
+from foveate.methods.scheduled import Scheduled
+from foveate.methods.stages import Attention
+from foveate.tune.race import Journal
+from foveate.tune.tuned import Row, Tuned
+from tests.cli.conftest import QUESTION
+from tests.found import line, lines
+
+
+@line("3.7", "tune's verdict says that nothing is ahead where the grid is, and its setting is printed nowhere")
+def test_a_setting_that_is_ahead_on_held_out_pictures_is_named():
+    sure, ahead = Estimate(0.9, 0.8, 1.0), Estimate(0.6, 0.2, 1.0)
+    grid = Row(
+        name="grid", method=fv.V2Drop(layers=(7,), keep=(0.125,)), tokens=64, agreement=sure, root=sure, ahead=ahead
+    )
+    values = {field.name: None for field in dataclasses.fields(Tuned)} | {"chosen": "published", "pictures": (4, 4, 4)}
+    tuned = Tuned(**values | {"rows": (grid,), "travel": ()})
+    assert "No setting that was tried is ahead" not in tuned.verdict
+    assert "0.125" in str(tuned.sheet())
+
+
+@line("3.8", "compare says “random as v2drop” where it is as mine.json")
+def test_compare_names_the_method_whose_schedule_random_has(run, model, picture, tmp_path):
+    (tmp_path / "mine.json").write_text(fv.V2Drop(layers=(1,), keep=(0.5,)).to_json())
+    methods = ("--method", tmp_path / "mine.json", "--method", "random", "--pairs", 2)
+    code, out, _ = run("compare", picture, *QUESTION, *methods, "--model", model)
+    assert (code, "random as v2drop" in out) == (0, False)
+
+
+@line("4.16", "tune's --state with {}, [1], null or a flipped bit: exit 70", raises=(KeyError, TypeError))
+@pytest.mark.parametrize(
+    "row", ["{}", "[1]", "null", '{"metho$": "a", "picture": "b", "divergences": [], "agrees": []}']
+)
+def test_a_damaged_state_is_refused_or_read_without_the_line(tmp_path, row):
+    Journal(path := tmp_path / "state.jsonl", "a model")
+    path.write_text(path.read_text() + row + "\n")
+    with suppress(fv.InputError):
+        Journal(path, "a model")
+
+
+SAYS = {
+    "4.30 no `foveate eval --samples`": ("eval --samples none.jsonl", r"^(?!.*Unrecognized).*none\.jsonl"),
+    "5.9 a slip gets 28 names and no suggestion": ("methods visonzip", r"^(?!.*divprune).*visionzip"),
+    "5.11 `foveate methods NAME` shows `layers None`": ("methods v2drop", r"\n *layers +[^N ]"),
+    "5.11 and no description": ("methods v2drop", r"metric [^\n]*movement"),
+    "5.14 task names of eval are listed nowhere": ("eval --help", ".*".join(TASKS[:3])),
+    "5.20 a bare `foveate` is an error": ("", r"^0 .*Examples:"),
+}
+
+
+@pytest.mark.parametrize("said", lines(SAYS, raises=AssertionError))
+def test_the_command_line_says(run, said):
+    arguments, pattern = said
+    code, out, err = run(*arguments.split())
+    assert re.search(pattern, f"{code} {out}{err}", re.DOTALL)
+
+
+@line("4.31", "tune --samples refuses batch's JSON lines")
+def test_tune_takes_the_lines_that_batch_takes(run, tmp_path):
+    (path := tmp_path / "in.jsonl").write_text('{"id": "a", "image": "none.png", "question": "What?"}')
+    assert "none.png cannot be read" in run("tune", "--samples", path, "--budget", 20)[2]
+
+
+@line("5.8", "a budget for two cuts is refused by the obvious base", raises=fv.SettingError)
+def test_a_method_of_two_cuts_takes_a_budget(vlm):
+    class Twice(Scheduled):
+        name, usual_layers, usual_keep = "twice", (1, 2), (0.5, 0.2)
+
+    assert len(vlm.solve(Twice(layers=(1, 2), retention=0.5), 36).layers) == 2
+
+
+@line("5.10", "the message for an undeclared signal has 900 characters")
+def test_the_error_for_an_undeclared_signal_can_be_read():
+    declared = [
+        Attention(rows=rows, layer="ran", heads="mean") for rows in ("last", "after", "null", "raters", "vision")
+    ]
+    with pytest.raises(fv.SettingError, match="without declaring it") as refused:
+        LayerView(torch.zeros(4, 2), signals=dict.fromkeys(declared, torch.zeros(4))).keys  # noqa: B018
+    assert len(str(refused.value)) < 400
+
+
+@line("5.13", "`tune` alone starts with MustDrop")
+def test_tune_begins_with_the_method_of_the_other_commands():
+    assert Tune().method == Generate().method
+
+
+@line("5.15", "a typo in a task of eval asks for lmms-eval")
+def test_a_slip_in_a_task_is_one_where_there_is_no_lmms_eval(run, monkeypatch):
+    monkeypatch.setattr("foveate.eval.lmms.task_names.find_spec", {}.get)
+    _, _, err = run("eval", "--tasks", "cuont")
+    assert "count" in err.replace("cuont", "")
+    assert "not installed" not in err
+
+
+@line("5.19", "-q, --question, --prompt for one thing")
+def test_a_question_is_given_alike_everywhere(run):
+    helps = [run(command, "--help")[1] for command in ("generate", "compare", "batch", "tune")]
+    assert len({frozenset(re.findall(r"-q\b|--question\b(?!-)|--prompt\b", text)) for text in helps}) == 1
+
+
+@line("5.22", "progress jumps by 64 rows")
+def test_progress_is_told_by_batches(answer, questions):
+    steps, listener = [], Listener()
+    listener.answering = lambda left, done: nullcontext(steps.append)
+    answer(questions(16), listener=listener)
+    assert max(steps) <= 4
+
+
+@line("5.23", "numbers with 16 digits")
+def test_parts_hold_no_digits_that_mean_nothing(answer, questions, tmp_path):
+    answer(questions(2))
+    (part,) = (tmp_path / "out").glob("part-*")
+    assert re.findall(r"\d\.\d{9,}", part.read_text()) == []
+
+
+@line("5.24", "raw reprs in a notebook's table")
+def test_a_notebook_shows_a_method_as_one_writes_it(vlm, picture):
+    html = vlm.ask(picture, "What is this ?", method="v2drop:layers=1,2,3", max_new_tokens=2)._repr_html_()
+    assert "min_keep=1, scope=" not in html
