@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil
+from transformers import AutoConfig, AutoProcessor, CLIPImageProcessorPil, LlavaForConditionalGeneration
 
 import foveate as fv
 from foveate import embedded
@@ -23,6 +23,25 @@ INDEX = 900_000
 @pytest.fixture(scope="session")
 def vlm():
     return fv.load()
+
+
+@pytest.fixture(scope="session")
+def small():
+    """A small random model behind the embedded model's processor: what it says is nonsense, and it is quick."""
+    config = AutoConfig.from_pretrained(embedded.path())
+    config.text_config.update({"num_hidden_layers": 6, "hidden_size": 32, "intermediate_size": 48})
+    config.text_config.update({"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8})
+    config.vision_config.update({"num_hidden_layers": 3, "hidden_size": 32, "intermediate_size": 48})
+    config.vision_config.update({"num_attention_heads": 2})
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config).float().eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(4)  # answers that differ from question to question
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    model.generation_config.bad_words_ids = [[config.image_token_id]]
+    return fv.VLM(model, AutoProcessor.from_pretrained(embedded.path()), "small")
 
 
 @pytest.fixture(scope="session")

@@ -84,27 +84,28 @@ def manual(vlm, prompt, count):
 
 
 @pytest.fixture(scope="module")
-def expected(vlm, scenes):
-    prompt = vlm.prepare(scenes[0], "What does the text say?")
-    return prompt, manual(vlm, prompt, 10)
+def expected(small, demo):
+    prompt = small.prepare(demo, QUESTION)
+    return prompt, manual(small, prompt, 5)
 
 
 @pytest.mark.parametrize("settings", CHECKPOINTS, ids=lambda settings: "-".join(settings))
-def test_answers_are_greedy_whatever_the_checkpoint_says(vlm, expected, monkeypatch, settings):
-    prompt, tokens = expected
-    own = GenerationConfig(**{**vlm.model.generation_config.to_dict(), **settings})
+def test_answers_are_greedy_whatever_the_checkpoint_says(small, expected, monkeypatch, settings):
+    vlm, (prompt, tokens) = small, expected
+    own = GenerationConfig(**{**vlm.model.generation_config.to_dict(), "bad_words_ids": None, **settings})
     monkeypatch.setattr(vlm.model, "generation_config", own)
-    answer = vlm.answer(prompt, generation=fv.Generation(max_new_tokens=10), first=True)
+    answer = vlm.answer(prompt, generation=fv.Generation(max_new_tokens=5), first=True)
     assert answer.tokens == tokens
     with torch.no_grad():
         logs = vlm.model(**prompt.inputs).logits[0, -1].float().log_softmax(-1)
     torch.testing.assert_close(answer.first, logs, atol=1e-4, rtol=1e-4)
-    streamed = vlm.ask(prompt.media[0], prompt.text, stream=True, max_new_tokens=10)
+    streamed = vlm.ask(prompt.media[0], prompt.text, stream=True, max_new_tokens=5)
     assert "".join(streamed) == answer.text
 
 
-def test_a_checkpoints_cut_offs_do_not_reach_sampling(vlm, demo, monkeypatch):
+def test_a_checkpoints_cut_offs_do_not_reach_sampling(small, demo, monkeypatch):
     """Qwen2-VL's own top_k is 1: samples would all be the greedy answer."""
+    vlm = small
     own = GenerationConfig(**{**vlm.model.generation_config.to_dict(), "top_k": 1, "top_p": 0.001, "do_sample": True})
     monkeypatch.setattr(vlm.model, "generation_config", own)
     greedy = vlm.ask(demo, "What?", max_new_tokens=8)
@@ -154,7 +155,7 @@ def test_the_recorder_notes_the_first_token_alone():
 def test_exactly_so_many_tokens_where_that_is_wanted(vlm, demo):
     prompt = vlm.prepare(demo, QUESTION)
     columns = prompt.tokens
-    assert generate(vlm.model, prompt.inputs, 12, exactly=True).sequences.shape[1] == columns + 12
-    assert generate(vlm.model, prompt.inputs, 12).sequences.shape[1] < columns + 12
+    assert generate(vlm.model, prompt.inputs, 7, exactly=True).sequences.shape[1] == columns + 7
+    assert generate(vlm.model, prompt.inputs, 7).sequences.shape[1] < columns + 7
     out = run_generate(vlm.model, prompt.inputs, fv.Generation(max_new_tokens=2).arguments(None))
     assert out.past_key_values.get_seq_length() == columns + 1
