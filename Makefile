@@ -91,17 +91,17 @@ demo: $(LIGHT)
 	@echo
 	@echo "The picture shows what stays at each stage: out/demo.png"
 	@echo "What to try next:"
-	@echo "  $(BIN)/foveate compare --figure out/compare.png      every method on the same question, about a minute"
+	@echo "  $(BIN)/foveate compare --figure out/compare.png      three methods and three controls, about a minute"
 	@echo "  $(BIN)/foveate generate --retention 0.2 --full       fewer tokens: does the answer hold?"
 	@echo "  $(BIN)/foveate methods                               the methods, and what each does"
 
-# Gradio asks for a Pillow before 13 and works with it: the one that everything is tested with is put back.
+# Gradio asks for a Pillow before 13 and works with it: the one that everything is tested with is put back, as is PyAV.
 PILLOW := $(shell grep '^pillow==' constraints.txt)
 $(PAGE_READY): $(LIGHT)
 	@echo "Installing what the page and its tests need: about a minute and 350 MB"
-	@grep -v '^pillow==' constraints.txt >$(VENV)/constraints-page.txt
+	@grep -v -e '^pillow==' -e '^av==' constraints.txt >$(VENV)/constraints-page.txt
 	@$(QUIET_PIP) -e '.[app]' playwright -c $(VENV)/constraints-page.txt $(LOGGED)
-	@$(QUIET_PIP) --no-deps $(PILLOW) $(LOGGED)
+	@$(QUIET_PIP) --no-deps $(PILLOW) $(AV) $(LOGGED)
 	@touch $@
 
 setup-page: $(PAGE_READY)
@@ -110,7 +110,7 @@ page: setup-page
 	@HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/foveate demo $(PAGE)
 
 # vLLM wants a transformers of its own, so it gets an environment of its own. This build is for the CPU; on a GPU take the
-# official one and `pip install foveate`. The torchvision and torchaudio that come with it are made for CUDA: the first
+# official one and `pip install -e .`. The torchvision and torchaudio that come with it are made for CUDA: the first
 # gets what it lacks to be imported, the second goes.
 VLLM_VENV := .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.foveate-ready

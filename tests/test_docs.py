@@ -5,6 +5,7 @@ import re
 import runpy
 import shlex
 import sys
+import tomllib
 import types
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from transformers import (
 
 import foveate
 from foveate import cli, embedded, registry
+from foveate.eval.cells import BASELINES
 from foveate.methods import catalogue
 from tests.cli.conftest import save_tiny_llava
 from tests.films import film
@@ -134,6 +136,28 @@ def test_examples_run(example, stand_in, monkeypatch, capsys):
 def test_links_to_files_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_lines_that_install_foveate_can_work():
+    """No index of packages has foveate: it is installed from a checkout, with extras that there are."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    files = {ROOT / "Makefile", *PAGES, *ROOT.glob("examples/**/*.py"), *ROOT.glob("src/**/*.py")}
+    text = "\n".join(path.read_text() for path in sorted(files))
+    assert re.findall(r"pip install [^\n`]*(?<!of )\bfoveate(?:\[|[\"'`.\s]*$)", text, re.MULTILINE) == []
+    named = re.findall(r"""pip install (?:-e )?["']\.\[(\w+)\]""", text) + re.findall(r"install_line\('(\w+)'\)", text)
+    assert {"app", "batch", "eval", "ray", "video", "vision"} <= set(named) <= set(extras)
+
+
+def test_the_first_lines_of_the_readme_count_what_there_is():
+    page = (ROOT / "README.md").read_text()
+    status = " ".join(page.splitlines()[:15])
+    others = {*BASELINES, "finalkv"}
+    methods, families = len(set(registry.methods()) - others), len(registry.families())
+    golden = sum((ROOT / "tests/golden" / name).is_dir() for name in registry.methods())
+    assert f"{methods} methods, {len(BASELINES)} controls and {families} families" in status
+    assert f"{golden} methods are tested against vectors" in status
+    assert f"**Methods**, {methods} of them" in page
+    assert f"classes of {families} families" in page
 
 
 def test_every_method_and_family_has_its_page():

@@ -111,6 +111,18 @@ def ranking(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", said, ""])
 
 
+def resized(record: dict[str, Any]) -> str:
+    """A smaller picture beside dropping at random before the decoder, and three methods."""
+    cells = {(cell["name"], round(nearest(cell, record), 4)): cell for cell in record["cells"]}
+    floors = {(cell["name"], round(cell["budget"], 4)): cell["floor"] for cell in record["infeasible"]}
+    lines = ["| | " + " | ".join(f"{record['vision_tokens'] * budget:.0f} tokens" for budget in BUDGETS) + " |"]
+    lines.append("|---|" + "---|" * len(BUDGETS))
+    for name in ("resize", "random:layers=0", "v2drop", "divprune", "scope"):
+        shown = [entry(cells, floors, name, round(budget, 4), record).replace("†", "") for budget in BUDGETS]
+        lines.append(f"| `{name}` | " + " | ".join(shown) + " |")
+    return "\n".join([*lines, ""])
+
+
 def drawn(record: dict[str, Any]) -> str:
     """Which seeds drew the pictures, and what the intervals are over."""
     seeds = record["seeds"]
@@ -196,6 +208,7 @@ def spans(found: dict[str, float]) -> bool:
 PLACES = (
     Place("README.md", "quality", "embedded.json", table),
     Place("docs/guides/choosing.md", "ranking", "embedded.json", ranking),
+    Place("docs/guides/choosing.md", "resized", "embedded.json", resized),
 )
 
 

@@ -5,12 +5,17 @@ from contextlib import contextmanager
 
 from foveate.errors import InputError
 
-__all__ = ["brief", "explained", "first_line", "is_out_of_memory", "printable", "shown"]
+__all__ = ["brief", "explained", "first_line", "install_line", "is_out_of_memory", "printable", "shown"]
 
 LONGEST = 300
 """Characters of somebody else's message that a line repeats."""
 
 HINT = "Give a hub id or a local folder with a config, a processor and safetensors weights."
+
+
+def install_line(extra: str) -> str:
+    """How to install what an extra names. No package index has foveate yet, so this is for a checkout."""
+    return f"pip install -e '.[{extra}]' in a checkout of foveate"
 
 
 @contextmanager
@@ -33,7 +38,7 @@ def explained(name: str, part: str) -> Iterator[None]:
         line = first_line(error)
         hint = ""
         if "torchvision" in line.lower():
-            hint = " It must belong to your torch: pip install 'foveate[vision]'."
+            hint = f" It must belong to your torch: {install_line('vision')}."
         elif "FlashAttention" in line:
             hint = " Install it, or take another attention kernel, such as sdpa."
         raise InputError(f"Model '{shown(name)}' needs a package that is missing: {line}{hint}") from error

@@ -23,10 +23,12 @@ class Served:
     Args:
         arguments: Of `foveate demo`.
         folder: Where the process puts its temporary files.
+        missing: A package that is not there.
     """
 
-    def __init__(self, *arguments, folder):
-        program = "import sys; from foveate.cli import main; sys.exit(main(['demo', *sys.argv[1:]]))"
+    def __init__(self, *arguments, folder, missing="nothing"):
+        absent = f"import sys; sys.modules[{missing!r}] = None"
+        program = f"{absent}; from foveate.cli import main; sys.exit(main(['demo', *sys.argv[1:]]))"
         self.folder = folder
         self.process = subprocess.Popen(
             [sys.executable, "-c", program, "--port", "0", "--json", *map(str, arguments)],
@@ -72,8 +74,25 @@ class Served:
         """The number of an event: what is called when the part of this id is used."""
         config = json.loads(self.get("/config")[2])
         parts = {one["props"].get("elem_id"): one["id"] for one in config["components"]}
-        (number,) = {one["id"] for one in config["dependencies"] if parts[name] in [part for part, _ in one["targets"]]}
+        called = [one for one in config["dependencies"] if one["backend_fn"]]  # others end what is under way
+        (number,) = {one["id"] for one in called if parts[name] in [part for part, _ in one["targets"]]}
         return number
+
+    def upload(self, path):
+        """Upload a file: what an event calls it."""
+        head = f'--b\r\nContent-Disposition: form-data; name="files"; filename="{path.name}"\r\n\r\n'
+        body = head.encode() + path.read_bytes() + b"\r\n--b--\r\n"
+        _, _, answer = self.get("/gradio_api/upload", "POST", body, {"Content-Type": "multipart/form-data; boundary=b"})
+        (there,) = json.loads(answer)
+        return {"path": there, "orig_name": path.name, "meta": {"_type": "gradio.FileData"}}
+
+    def use(self, name, *data):
+        """Use the part of this id: everything that the page shows for it."""
+        event = {"data": data, "fn_index": self.event(name), "session_hash": "s"}
+        status, _, said = self.get("/gradio_api/queue/join", "POST", json.dumps(event).encode(), JSON)
+        assert status == 200, said
+        with self.open("/gradio_api/queue/data?session_hash=s") as answer:
+            return answer.read().decode()
 
     def end(self, how):
         """End it with a signal: its exit code, stdout and stderr."""

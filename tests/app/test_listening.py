@@ -32,5 +32,5 @@ def test_an_address_that_is_not_here_is_refused(host):
 
 def test_without_gradio_there_is_one_line_with_the_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UnsupportedError, match=r"pip install 'foveate\[app\]'"):
+    with pytest.raises(UnsupportedError, match=r"pip install -e '\.\[app\]' in a checkout"):
         check_gradio()

@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from foveate.app.examples import examples
+from foveate.video import read
 from tests.app.serving import CHROMIUM, HAS_GRADIO, HAS_PLAYWRIGHT
+from tests.films import film
 
 NEEDED = {"Gradio": HAS_GRADIO, "playwright": HAS_PLAYWRIGHT, "Chromium": CHROMIUM is not None}
 MISSING = ", ".join(name for name, is_there in NEEDED.items() if not is_there)
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.skipif(
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 LONG = 120_000  # milliseconds: a busy machine
 QUESTION = "What is this ?"
+STRIPES = np.kron(np.arange(0, 256, 32, np.uint8)[None, :, None], np.ones((48, 8, 3), np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +88,8 @@ def upload(tab, path):
     """Drop a file, and wait until its picture is shown."""
     before = tab.locator("#panels img").first.get_attribute("src")
     tab.set_input_files("#file input[type=file]", path)
-    tab.wait_for_function("before => document.querySelector('#panels img').src !== before", arg=before)
+    script = "before => ![before, undefined].includes(document.querySelector('#panels img')?.src)"
+    tab.wait_for_function(script, arg=before)
 
 
 def look(tab, pictures):
@@ -177,15 +181,38 @@ def test_an_uploaded_picture_is_asked_about(page, picture, vlm):
     assert cards(page)["full model"] == vlm.ask(picture, QUESTION, max_new_tokens=4).text
 
 
-def test_what_is_bad_has_a_clear_message_and_the_page_goes_on(page, tmp_path):
-    for name in ("broken.png", "broken.mp4", "empty.jpg"):
-        path = tmp_path / name
-        path.write_bytes(b"" if name == "empty.jpg" else b"nothing of the kind")
-        page.set_input_files("#file input[type=file]", path)
-        page.wait_for_function("name => document.querySelector('#notice')?.innerText.includes(name)", arg=name)
-        words = page.locator("#notice [role=alert]").inner_text()
-        assert "/" not in words
-        page.locator("#file button[aria-label*=lear], #file button[aria-label*=emove]").first.click()
+@pytest.mark.filterwarnings("ignore:this model reads no videos")
+def test_a_film_is_asked_about(page, tmp_path, vlm):
+    path = film(tmp_path / "clip.mp4", 12, draw=lambda number, *_: np.roll(STRIPES, 4 * number, axis=1))
+    upload(page, path)
+    assert "Of the film clip.mp4, 8 frames are read." in page.inner_text("#notice")
+    ask(page)
+    wanted = vlm.ask(read(path, frames=8), QUESTION, max_new_tokens=4)
+    assert cards(page)["full model"] == wanted.text
+    assert f"of {wanted.vision_tokens} " in page.locator("#answers article").nth(1).inner_text()
+
+
+@pytest.mark.parametrize("name", ["broken.png", "broken.mp4", "empty.jpg"])
+def test_after_a_file_that_cannot_be_read_nothing_is_asked_until_there_is_a_picture(page, tmp_path, picture, vlm, name):
+    path = tmp_path / name
+    path.write_bytes(b"" if name == "empty.jpg" else b"nothing of the kind")
+    page.set_input_files("#file input[type=file]", path)
+    page.wait_for_function("name => document.querySelector('#notice')?.innerText.includes(name)", arg=name)
+    assert "/" not in page.locator("#notice [role=alert]").inner_text()
+    page.wait_for_selector("#file input[type=file]", state="attached")  # the box is empty, and takes another file
+    assert page.locator("#panels img").count() == 0
+    assert page.locator("#ask").is_disabled()
+    page.press("#question textarea", "Enter")
+    page.wait_for_selector("#answers [role=alert]")
+    assert cards(page) == {}
+    page.locator("#examples button.thumbnail-item").first.click()
+    page.wait_for_selector("#ask:not([disabled])")
+    upload(page, picture)
+    ask(page)
+    assert cards(page)["full model"] == vlm.ask(picture, QUESTION, max_new_tokens=4).text
+
+
+def test_an_empty_question_has_a_clear_message_and_the_page_goes_on(page):
     page.fill("#question textarea", "  ")
     page.click("#ask")
     assert "What is the question?" in page.locator("#answers [role=alert]").inner_text()

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import tomllib
 from pathlib import Path
 from urllib.parse import quote
 
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.app.serving import HAS_GRADIO, JSON, Served
+from tests.films import film
 
 pytestmark = pytest.mark.skipif(not HAS_GRADIO, reason="THE PAGE IS NOT TESTED: no Gradio; see make setup-page")
 ROOT = Path(__file__).parents[2]
@@ -41,13 +43,10 @@ def test_no_file_outside_its_own_folder_is_served(served, tmp_path):
             assert status >= 400, (route, path)
 
 
-def test_an_upload_is_served(served):
+def test_an_upload_is_served(served, tmp_path):
     """So that the test above does not pass because nothing is served."""
-    body = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\nit is there\r\n--b--\r\n'
-    headers = {"Content-Type": "multipart/form-data; boundary=b"}
-    status, _, answer = served.get("/gradio_api/upload", "POST", body, headers)
-    assert status == 200, answer
-    (path,) = json.loads(answer)
+    (tmp_path / "a.txt").write_text("it is there")
+    path = served.upload(tmp_path / "a.txt")["path"]
     assert served.get(f"/gradio_api/file={path}")[2] == b"it is there"
 
 
@@ -71,6 +70,31 @@ def test_nothing_is_fetched_for_others(served, path):
 def test_an_upload_beyond_the_limit_is_refused(served):
     status, _, _ = served.get("/gradio_api/upload", "POST", None, {"Content-Length": str(10**9)})
     assert status == 413
+
+
+def test_without_pyav_a_film_is_not_taken_and_no_other_picture_is_asked_about(folder, tmp_path, picture):
+    asking = [None, "What is this ?", [], 33]
+    (tmp_path / "page").mkdir()
+    served = Served("--model", folder, "--max-new-tokens", 4, folder=tmp_path / "page", missing="av")
+    try:
+        said = served.use("file", served.upload(film(tmp_path / "clip.mp4", 4)))
+        assert "Reading videos needs PyAV" in said
+        refused = served.use("ask", *asking)
+        served.use("file", served.upload(picture))
+        answered = served.use("ask", *asking)
+    finally:
+        served.end(signal.SIGTERM)
+    assert "role='alert'" in refused
+    assert "<article" not in refused
+    assert "<article" in answered
+
+
+def test_what_the_page_installs_reads_films_with_the_version_that_tests_run_with():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any(requirement.startswith("av>") for requirement in extras["app"])
+    recipe = (ROOT / "Makefile").read_text().partition("$(PAGE_READY): $(LIGHT)\n")[2].partition("\n\n")[0]
+    assert "$(AV)" in recipe
+    assert "^av==" in recipe  # lmms-eval's, in constraints.txt, is not asked for
 
 
 def test_every_answer_forbids_other_addresses(served):

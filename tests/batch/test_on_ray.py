@@ -1,4 +1,4 @@
-"""Ray gives what one process gives. These tests need a real Ray: pip install 'foveate[ray]'."""
+"""Ray gives what one process gives. These tests need a real Ray: pip install -e '.[ray]'."""
 
 import importlib.util
 import os
@@ -19,7 +19,7 @@ from tests.batch.places import deadly
 from tests.batch.test_job import Stopping
 
 with_ray = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install 'foveate[ray]'): NOT TESTED"
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install -e '.[ray]'): NOT TESTED"
 )
 ROWS = 48
 
@@ -90,5 +90,5 @@ def die_on_ray(*arguments):
 
 def test_without_ray_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(fv.UnsupportedError, match=r"Ray is not installed: pip install 'foveate\[ray\]'"):
+    with pytest.raises(fv.UnsupportedError, match=r"Ray is not installed: pip install -e '\.\[ray\]'"):
         require_ray()

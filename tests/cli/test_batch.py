@@ -149,7 +149,7 @@ def test_csv_and_jsonl_need_no_pyarrow(batch, table, tmp_path, monkeypatch):
     (tmp_path / "in.parquet").write_bytes(b"PAR1")
     code, _, err = batch(path=tmp_path / "in.parquet")
     assert code == 1
-    assert "Parquet needs pyarrow: pip install 'foveate[batch]'" in err
+    assert "Parquet needs pyarrow: pip install -e '.[batch]'" in err
 
 
 WRONG = [

@@ -24,7 +24,7 @@ def test_without_gradio_it_says_how_to_install_it(run, monkeypatch):
     monkeypatch.setattr(listening.importlib.util, "find_spec", lambda name: None)
     code, out, err = run("demo", "--port", 0)
     assert (code, out) == (1, "")
-    assert err == "foveate: The page needs Gradio: pip install 'foveate[app]'.\n"
+    assert err == "foveate: The page needs Gradio: pip install -e '.[app]' in a checkout of foveate.\n"
 
 
 def test_a_busy_port_is_refused_before_a_model_is_loaded(run, monkeypatch):

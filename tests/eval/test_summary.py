@@ -85,9 +85,24 @@ def test_rivals_are_those_that_truly_cost_the_same(summary):
     assert ours.against["random"].low > 0
     assert set(random.against) == {"resize"}
     assert spender.against == {}
-    assert ours.hard.value == pytest.approx((0.8 - 0.3) / (1 - 0.3))
+    assert (ours.hard.value, ours.hard_questions) == (pytest.approx((0.8 - 0.3) / (1 - 0.3)), 140)
     assert (spender.hard, summary.outcomes[2].hard) == (None, None)
     assert unmatched(summary) == [pytest.approx(30 / 576, abs=1e-3)]
+
+
+def test_hard_questions_are_those_that_the_full_model_gets_right_and_a_smaller_picture_wrong():
+    """Eight sorts of questions, 25 each; the method answers more of those that the full model fails at."""
+    sorts = np.array([(full, small, ours) for full in (0, 1) for small in (0, 1) for ours in (0, 1)] * 25, float)
+    full, small, ours = (replace(column(0), score=score) for score in sorts.T)
+    ours.score[:8] = [1, 1, 0, 1, 0, 0, 0, 1]
+    summary = summarise(TASKS, PICTURES, full, [CELLS[0], CELLS[2]], [[ours], [small]])
+    (outcome, _) = summary.outcomes
+    assert (outcome.hard.value, outcome.hard_questions) == (24 / 50, 50)
+    assert outcome.to_dict()["hard"]["questions"] == 50
+    assert "48% of 50" in str(summary.table())
+    none_right = replace(full, score=small.score)
+    (outcome, _) = summarise(TASKS, PICTURES, none_right, [CELLS[0], CELLS[2]], [[ours], [small]]).outcomes
+    assert (outcome.hard, outcome.to_dict()["hard"]) == (None, None)
 
 
 def test_what_cannot_be_reached_is_listed_with_its_floor(summary):

@@ -12,7 +12,7 @@ from foveate.app.examples import examples
 from foveate.app.parts import AT_ONCE, HIDDEN, MODEL, Desk, alert, hint, methods_box, notice, percent_slider
 from foveate.app.places import panels, places_of, stop_words
 from foveate.app.subject import Subject
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, InputError
 from foveate.viz import draw_comparison
 
 __all__ = ["AskTab"]
@@ -85,14 +85,15 @@ class AskTab:
             *(self.subject, self.places, self.notice, self.proposed, self.answers),
             *(self.words, self.slider, self.kept, self.share, self.python, self.code),
         ]
-        self.file.upload(self.upload, self.file, shown, **HIDDEN)
-        self.gallery.select(self.choose, None, [*shown, self.file, self.question], **HIDDEN)
         self.proposed.click(lambda row: row[0], self.proposed, self.question, **AT_ONCE, **HIDDEN)
         asking = [self.subject, self.question, self.methods, self.percent]
         running = [
             event(self.reply, asking, shown, **MODEL, **HIDDEN) for event in (self.ask.click, self.question.submit)
         ]
         self.stop.click(None, cancels=running, **HIDDEN)
+        taken = [*shown, self.file, self.ask, self.gallery]
+        self.file.upload(self.upload, self.file, taken, cancels=running, **HIDDEN)
+        self.gallery.select(self.choose, None, [*taken, self.question], cancels=running, **HIDDEN)
         self.slider.input(
             lambda places, stop: (panels(places, int(stop)), stop_words(places, int(stop))),
             [self.places, self.slider],
@@ -104,41 +105,57 @@ class AskTab:
 
     # -- what happens -----------------------------------------------------------------------------------------
 
-    def show(self, subject: Subject) -> Changes:
-        """Everything for a new picture."""
-        places = places_of(subject)
+    def clear(self) -> Changes:
+        """Show nothing, and let nothing be asked."""
         return {
-            self.subject: subject,
-            self.places: places,
-            self.notice: notice(subject.notes),
-            self.proposed: gr.Dataset(samples=_samples(subject), visible=bool(subject.questions)),
-            self.answers: BEGIN,
-            self.words: stop_words(places, 0),
+            self.subject: None,
+            self.ask: gr.Button(interactive=False),
+            self.gallery: gr.Gallery(selected_index=None),
+            self.notice: notice(()),
+            self.proposed: gr.Dataset(visible=False),
+            self.answers: "",
+            self.words: "",
             self.slider: gr.Slider(visible=False),
-            self.kept: panels(places, 0),
+            self.kept: "",
             self.share: gr.DownloadButton(value=None, visible=False),
             self.python: gr.Accordion(visible=False),
             self.code: "",
         }
 
-    def upload(self, path: str | None) -> Changes:
-        """Take a file; where it is bad, say so, and go on with the picture before."""
-        if path is None:
-            return {self.notice: notice(())}
+    def show(self, subject: Subject) -> Changes:
+        """Everything for a new picture."""
+        places = places_of(subject)
+        return self.clear() | {
+            self.subject: subject,
+            self.ask: gr.Button(interactive=True),
+            self.places: places,
+            self.notice: notice(subject.notes),
+            self.proposed: gr.Dataset(samples=_samples(subject), visible=bool(subject.questions)),
+            self.answers: BEGIN,
+            self.words: stop_words(places, 0),
+            self.kept: panels(places, 0),
+        }
+
+    def upload(self, path: str | None) -> Iterator[Changes]:
+        """Take a file; where it is bad, say so, and empty the box. The picture before is never asked about again."""
+        yield self.clear() | {self.notice: notice(("The file is being read.",))}
         try:
-            return self.show(self.desk.opened(path))
+            yield self.show(self.desk.opened(path))
         except FoveateError as error:
-            return {self.notice: gr.HTML(alert(str(error)), visible=True)}
+            yield {self.notice: gr.HTML(alert(str(error)), visible=True), self.file: None}
 
     def choose(self, event: gr.SelectData) -> Changes:
         """Take an example, and a question that fits it."""
         subject = examples()[event.index]
-        return self.show(subject) | {self.file: None, self.question: subject.questions[0][0]}
+        chosen = gr.Gallery(selected_index=event.index)
+        return self.show(subject) | {self.file: None, self.gallery: chosen, self.question: subject.questions[0][0]}
 
-    def reply(self, subject: Subject, question: str, names: list[str], percent: float) -> Iterator[Changes]:
+    def reply(self, subject: Subject | None, question: str, names: list[str], percent: float) -> Iterator[Changes]:
         """Answer with the full model, then with every method, as the words come."""
         question, names = question.strip(), list(dict.fromkeys(names))
         try:
+            if subject is None:
+                raise InputError("There is no picture to ask about. Drop one that can be read, or take an example.")
             self.desk.check(question, names)
         except FoveateError as error:
             yield {self.answers: alert(str(error))}

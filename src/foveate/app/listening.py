@@ -4,12 +4,12 @@ import errno
 import importlib.util
 import socket
 
-from foveate._upstream import shown
+from foveate._upstream import install_line, shown
 from foveate.errors import UnsupportedError
 
 __all__ = ["MISSING", "bound", "check_gradio", "url_of"]
 
-MISSING = "The page needs Gradio: pip install 'foveate[app]'."
+MISSING = f"The page needs Gradio: {install_line('app')}."
 
 
 def check_gradio() -> None:

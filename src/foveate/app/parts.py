@@ -59,13 +59,13 @@ class Desk:
         if len(names) > self.limits.methods:
             raise SettingError(f"At most {self.limits.methods} methods are compared at a time; got {len(names)}.")
 
-    def opened(self, path: str) -> Subject:
+    def opened(self, path: str | None) -> Subject:
         """An uploaded picture or film.
 
         Raises:
             InputError: If it is no upload, too large, damaged, or neither picture nor film.
         """
-        if not self.folder.owns(path):
+        if path is None or not self.folder.owns(path):
             raise InputError("Only files that were uploaded here can be shown.")
         return opened(Path(path), self.limits)
 

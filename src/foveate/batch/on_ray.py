@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from foveate._upstream import first_line
+from foveate._upstream import first_line, install_line
 from foveate.batch.answering import Answerer, Asking
 from foveate.batch.here import Chunk
 from foveate.batch.rows import Result
@@ -171,5 +171,5 @@ def require_ray() -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise UnsupportedError("Ray is not installed: pip install 'foveate[ray]'.") from error
+        raise UnsupportedError(f"Ray is not installed: {install_line('ray')}.") from error
     return ray

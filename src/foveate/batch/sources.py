@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from foveate._files import named, open_readable
-from foveate._upstream import first_line, printable
+from foveate._upstream import first_line, install_line, printable
 from foveate.batch.rows import Unreadable
 from foveate.errors import InputError, UnsupportedError
 
@@ -239,5 +239,5 @@ def arrow() -> Any:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise UnsupportedError("Parquet needs pyarrow: pip install 'foveate[batch]'. JSONL and CSV do not.") from error
+        raise UnsupportedError(f"Parquet needs pyarrow: {install_line('batch')}. JSONL and CSV do not.") from error
     return pyarrow

@@ -73,7 +73,7 @@ class Batch:
     workers: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """processes that answer, each with a model (default: this one alone); with --ray: actors (default: one a GPU)"""
     ray: Flag = False
-    """run on Ray Data, on one machine or a cluster: pip install 'foveate[ray]'"""
+    """run on Ray Data, on one machine or a cluster: pip install -e '.[ray]'"""
     parts: Literal["auto", "jsonl", "parquet"] = "auto"
     """what the parts in OUT are; auto is Parquet for an IN of Parquet, else JSON lines"""
     part_rows: Annotated[int, tyro.conf.arg(metavar="N")] = 1000

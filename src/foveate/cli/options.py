@@ -80,7 +80,7 @@ class MethodsOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class MediaOptions:
-    """How pictures and videos are shown to the model; videos are read with PyAV, pip install 'foveate[video]'."""
+    """How pictures and videos are shown to the model; videos are read with PyAV, pip install -e '.[video]'."""
 
     frames: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """most frames of a video, evenly spread (default: 32; 3 for a model that reads only pictures)"""

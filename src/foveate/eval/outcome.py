@@ -33,7 +33,9 @@ class Outcome:
         tasks: Accuracy of each task.
         against: Accuracy minus that of each rival at the same true retention.
         draws: Accuracy of each draw, where there are several.
-        hard: Accuracy on the questions that Resize, at the same true retention, gets wrong; None without it.
+        hard: Accuracy on the hard questions: the full model gets them right, Resize at the same true retention wrong;
+            None where there are none, or no Resize.
+        hard_questions: How many these are.
         right: Of each task, how many answers to each seed's questions are right, all draws together; empty where
             pictures are not drawn.
     """
@@ -51,6 +53,7 @@ class Outcome:
     against: Mapping[str, Estimate]
     draws: tuple[float, ...]
     hard: Estimate | None = None
+    hard_questions: int = 0
     right: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,7 +73,7 @@ class Outcome:
             "kl": _plain(self.kl),
             "tasks": {task: accuracy.to_dict() for task, accuracy in self.tasks.items()},
             "against": {rival: difference.to_dict() for rival, difference in self.against.items()},
-            "hard": _plain(self.hard),
+            "hard": self.hard and {**self.hard.to_dict(), "questions": self.hard_questions},
             "draws": [round(draw, 5) for draw in self.draws],
             "right": {task: list(right) for task, right in self.right.items()},
         }
@@ -85,7 +88,7 @@ class Outcome:
             _formatted(self.share, ".0%"),
             _formatted(self.agreement, ".0%"),
             _formatted(self.kl, ".2f"),
-            _formatted(self.hard, ".0%"),
+            f"{self.hard.value:.0%} of {self.hard_questions}" if self.hard else "",
             *(self._difference_from(rival, unit) for rival in RIVALS),
         ]
 

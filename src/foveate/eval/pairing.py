@@ -187,6 +187,7 @@ class _Pairing:
         accuracies: list[float] = []
         if len(draws) > 1:
             accuracies = [float(self.figures(draw)[0]) for draw in draws]
+        hard, hard_questions = self._hard(column, rivals.get("resize"))
         return Outcome(
             cell=cell,
             tokens=column.tokens,
@@ -200,7 +201,8 @@ class _Pairing:
             tasks=self.by_task(column),
             against={name: self._difference(column, rival) for name, rival in rivals.items()},
             right=self.right(draws),
-            hard=self._hard(column, rivals.get("resize")),
+            hard=hard,
+            hard_questions=hard_questions,
             draws=tuple(accuracies),
         )
 
@@ -232,14 +234,18 @@ class _Pairing:
             return None
         return self.resampled.mean(column.kl)
 
-    def _hard(self, column: Column, resized: Column | None) -> Estimate | None:
-        """Accuracy on the questions that Resize gets wrong."""
-        if resized is None or resized.score is None or column.score is None:
-            return None
-        missed = resized.score < 0.5
-        if not missed.any():
-            return None
-        return self.resampled.proportion(np.where(missed, column.score, np.nan))
+    def _hard(self, column: Column, resized: Column | None) -> tuple[Estimate | None, int]:
+        """Accuracy on the questions that the full model gets right and Resize wrong, and how many these are.
+
+        VTC-Bench's difficult samples: Liao et al., arXiv:2510.07143. What the full model gets wrong says nothing about
+        dropping.
+        """
+        if resized is None or resized.score is None or column.score is None or self.full.score is None:
+            return None, 0
+        hard = (self.full.score >= 0.5) & (resized.score < 0.5)
+        if not hard.any():
+            return None, 0
+        return self.resampled.proportion(np.where(hard, column.score, np.nan)), int(hard.sum())
 
 
 def _rival(name: str, place: int, cells: Sequence[Cell[Any]], means: Mapping[int, Column]) -> Column | None:

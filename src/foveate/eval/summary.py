@@ -12,7 +12,7 @@ from foveate.eval.verdict import collapsed, verdicts
 
 __all__ = ["Summary", "sheets"]
 
-HARD = "Hard: accuracy on the questions that resize, at the same true count, gets wrong."
+HARD = "Hard: accuracy on the questions that the full model gets right and resize, at the same true count, wrong."
 TOKENS = "Tokens: what a decoder layer truly processed, on average."
 AGAINST = "− random, − resize: accuracy minus theirs at the same true count, in points."
 VERDICTS = "Better than, worse than: the 95 % interval of that difference does not hold zero."

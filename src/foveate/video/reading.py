@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from foveate._files import named, open_readable
 from foveate._memory import check_room
-from foveate._upstream import first_line
+from foveate._upstream import first_line, install_line
 from foveate.errors import FoveateError, InputError, SettingError, UnsupportedError
 from foveate.video.choosing import HAIR, Request
 from foveate.video.clip import Clip
@@ -77,7 +77,7 @@ def read(
     try:
         import av
     except ImportError as error:
-        raise UnsupportedError("Reading videos needs PyAV: pip install 'foveate[video]'.") from error
+        raise UnsupportedError(f"Reading videos needs PyAV: {install_line('video')}.") from error
     request = Request(frames, fps, start, end)
     request.check()
     path = Path(path)

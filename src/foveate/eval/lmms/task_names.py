@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from foveate._upstream import install_line
 from foveate.errors import InputError, UnsupportedError
 from foveate.eval.lmms.benchmarks import BENCHMARKS, resolve
 
 __all__ = ["check_folders", "check_installed", "check_written"]
 
-INSTALL = 'pip install "foveate[eval]" -c constraints.txt'
 DECLARED = re.compile(r"""^(?:task|group|tag):\s*["']?([\w.-]+)""", re.MULTILINE)
 
 
@@ -25,8 +25,8 @@ def check_installed() -> None:
     """
     if find_spec("lmms_eval") is None:
         raise UnsupportedError(
-            f"Benchmarks by name are run by lmms-eval, which is not installed: {INSTALL} "
-            "(docs/guides/benchmarks.md says how to keep your torch)."
+            f"Benchmarks by name are run by lmms-eval, which is not installed: {install_line('eval')}, "
+            "with -c constraints.txt (docs/guides/benchmarks.md says how to keep your torch)."
         )
 
 
