@@ -125,8 +125,8 @@ class VScan(Entering):
 def local_picks(scores: Tensor, window: Tensor, count: int) -> Tensor:
     """The `count` highest, but at most ⌈count / windows⌉ of each window: (count,) int64, ascending.
 
-    Fewer where windows are too small. It is what visiting tokens by falling score picks, if a full window is passed over:
-    of scores 9 8 7 1 in windows 0 0 0 1, two are 9 and 1.
+    Fewer where windows are too small. It is what visiting tokens by falling score picks, if a full window is passed
+    over: of scores 9 8 7 1 in windows 0 0 0 1, two are 9 and 1.
 
     Args:
         scores: (tokens,) float.
@@ -163,7 +163,7 @@ VScan.presets = (
     _preset("llava-1.5-7b/64", VScan(tokens=64), 32, 576, "README of the released code, 96 then 32"),
     _preset("llava-1.5-7b/128", VScan(tokens=128), 32, 576, "the same rule, 192 then 64"),
     _preset("llava-1.5-7b/192", VScan(tokens=192), 32, 576, "the same rule, 288 then 96"),
-    _preset("qwen2.5-vl-7b/11.1%", VScan(keep=(0.167, 0.333), window=4), 28, None, "released code, 16.7 % then a third of these"),
+    _preset("qwen2.5-vl-7b/11.1%", VScan(keep=(0.167, 0.333), window=4), 28, None, "released code"),
 )
 
 METHOD = VScan
