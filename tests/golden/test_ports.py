@@ -2,6 +2,7 @@
 
 import math
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from foveate.methods.prumerge_plus import PruMergePlus
 from foveate.methods.sparsevlm_plus import SparseVLMPlus
 from foveate.methods.stages import Arriving, ImageView, LayerView, Shape, TowerAttention
 from foveate.methods.vscan import VScan
-from tests.golden import TOLERANCE, cases, generate, layer_inputs, positions_seen
+from tests.golden import TOLERANCE, cases, generate, positions_seen
 from tests.golden.test_golden import called
 
 
@@ -30,16 +31,16 @@ def named(method):
 def ran(case, method):
     """The trace of a whole run whose tokens, logits, lengths and positions are the code's."""
     model, facts, tensors = case.model, case.facts, case.tensors
-    with fv.drop(model, method) as trace, layer_inputs(model):
+    positions = tensors.get("decode.position_ids")
+    watch = nullcontext() if positions is None else positions_seen(model)
+    with fv.drop(model, method) as trace, watch as seen:
         tokens, logits, cache = generate(model, case.inputs)
     assert tokens.tolist() == tensors["tokens"].tolist()
     torch.testing.assert_close(logits, tensors["logits"], atol=TOLERANCE, rtol=0)
     assert [layer.keys.shape[-2] for layer in cache.layers] == facts["kv_len_after_8_tokens"]
-    if "decode.position_ids" in tensors:
-        with fv.drop(model, method), positions_seen(model) as seen:
-            generate(model, case.inputs)
+    if positions is not None:
         assert [len(calls[0]) for calls in seen] == facts["seq_len_per_layer"]
-        for step, wanted in enumerate(tensors["decode.position_ids"].tolist()):
+        for step, wanted in enumerate(positions.tolist()):
             assert [calls[1 + step] for calls in seen] == [[position] for position in wanted], step
     return trace
 
@@ -55,20 +56,12 @@ def settings(case):
 @named("vscan")
 def test_vscan(case, monkeypatch):
     tensors = case.tensors
-    picked = called(vscan, monkeypatch, "local_picks")
+    picked, merged = (called(vscan, monkeypatch, name) for name in ("local_picks", "merged"))
     merging, last = ran(case, VScan(**settings(case))).stages[-2:]
     assert picked[0][1].tolist() == tensors["local_patches"].sort().values.tolist()
     assert merging.origin[0].tolist() == tensors["entering_patches"].tolist()
+    torch.testing.assert_close(merged[0][1].rows, tensors["merged_rows"], atol=TOLERANCE, rtol=0)
     assert (last.layer, last.kept[0].tolist()) == (case.facts["layer"], tensors["stage1.kept_patches"].tolist())
-
-
-@named("vscan")
-def test_vscans_rows(case, monkeypatch):
-    merged = called(vscan, monkeypatch, "merged")
-    with fv.drop(case.model, VScan(**settings(case))), torch.no_grad():
-        case.model(**case.inputs)
-    rows = merged[0][1].rows
-    torch.testing.assert_close(rows, case.tensors["merged_rows"], atol=TOLERANCE, rtol=0)
 
 
 @named("priortr")
