@@ -16,11 +16,13 @@ WORDS = {
     "TowerAttention": "attention in the tower",
     "TowerKeys": "keys of the tower",
     "Cls": "the tower's CLS",
+    "Deepstack": "deepstack features",
     "Cells": "places in the picture",
 }
 ROWS = {
     "last": "of the last token",
     "after": "of the text behind the image",
+    "but_last": "of the text behind the image, without its last token",
     "null": "of the first token behind the image",
     "raters": "of words that resemble the image",
     "vision": "of vision tokens",

@@ -8,6 +8,7 @@ from foveate.core.signals import (
     Attention,
     Cells,
     Cls,
+    Deepstack,
     Hidden,
     KeyNorms,
     Keys,
@@ -25,7 +26,7 @@ from foveate.methods.stages import Place, Shape, Stage
 
 __all__ = ["SERVED", "Reach", "reach", "refusal", "usual_input"]
 
-SERVED = (Hidden, Attention, Keys, KeyNorms, Normed, Pivots, Cells, TowerAttention, TowerKeys, Cls)
+SERVED = (Hidden, Attention, Keys, KeyNorms, Normed, Pivots, Cells, TowerAttention, TowerKeys, Cls, Deepstack)
 """Signals that this engine reads."""
 USUAL = Arriving(576, 576, 576, grids=((24, 24),))  # an image of LLaVA-1.5, which the table is made for
 FILM = Arriving(1024, 1024, 1024, grids=((16, 16),) * 4, video=True)

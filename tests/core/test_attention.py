@@ -124,6 +124,8 @@ def test_the_busiest_half_of_three_heads_by_hand():
     paid = torch.tensor([[0.1, 0.2], [0.1, 0.0], [0.4, 0.0]])
     torch.testing.assert_close(mean_of_busiest(paid), torch.tensor([0.25, 0.1]))
     assert torch.equal(mean_of_busiest(paid[:1]), paid[0])
+    assert torch.equal(mean_of_busiest(paid, 1), paid[2])
+    torch.testing.assert_close(mean_of_busiest(paid, 14), paid.mean(dim=0))
 
 
 def test_of_heads_that_pay_as_much_the_first_count():

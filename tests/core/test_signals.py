@@ -26,13 +26,16 @@ from foveate.errors import SettingError
     [
         (
             lambda: Attention(rows="text"),
-            r"Attention: rows must be one of 'last', 'after', 'null', 'raters', 'vision'; got 'text'",
+            r"Attention: rows must be one of 'last', 'after', 'but_last', 'null', 'raters', 'vision'; got 'text'",
         ),
         (lambda: Attention(layer="before"), "'ran', 'next'; got 'before'"),
         (lambda: Attention(heads="each"), "'mean', 'max', 'busiest'; got 'each'"),
         (lambda: Attention(heads="busiest", over="share"), "needs over='mean' or 'sum'.*got over='share'"),
         (lambda: Attention(heads="busiest", over="max"), "needs over='mean' or 'sum'.*got over='max'"),
         (lambda: Attention(heads="busiest", renormalise=True), "renormalise=False; got over='mean', renormalise=True"),
+        (lambda: Attention(busiest=14), "needs heads='busiest'; got busiest=14, heads='mean'"),
+        (lambda: Attention(heads="busiest", busiest=0), "1 or more, or None.*got busiest=0"),
+        (lambda: Attention(heads="busiest", busiest=1.5), "a whole number.*got busiest=1.5"),
         (lambda: Attention(without_distance=1), "without_distance must be one of True, False; got 1"),
         (lambda: Attention(over="min"), "'mean', 'sum', 'max', 'share'; got 'min'"),
         (lambda: TowerAttention(by="text"), "'cls', 'patches'; got 'text'"),

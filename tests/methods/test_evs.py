@@ -94,6 +94,37 @@ def test_a_picture_keeps_everything():
     assert EVS() == EVS(q=0.75)
 
 
+def engine_keeps(rows, frames, q):
+    """The engine's rule on one clip's rows, (tokens, width), in float64: 1 − cosine with the same place before."""
+    clip = rows.double().reshape(frames, -1, rows.shape[-1])
+    changed = 1 - torch.cosine_similarity(clip[1:], clip[:-1], dim=-1)
+    scores = torch.cat((torch.full_like(clip[:1, :, 0], 255), changed)).flatten()
+    count = max(clip.shape[1], int(len(rows) * (1 - q)))
+    return scores.argsort(descending=True, stable=True)[:count].sort().values.tolist()
+
+
+def test_on_qwen3_vl_what_is_added_later_counts_too():
+    """Two clips, each by its features and its deepstack features side by side."""
+    model = tiny("qwen3_vl")
+    inputs = batch("qwen3_vl", ["tvtvt"])
+    with torch.no_grad():
+        clips = model.model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])
+    frames, sizes = inputs["video_grid_thw"][:, 0].tolist(), [len(clip) for clip in clips.pooler_output]
+    main = torch.cat(tuple(clips.pooler_output))
+    deep = [part if isinstance(part, torch.Tensor) else torch.cat(tuple(part)) for part in clips.deepstack_features]
+    beside, shares = torch.cat((main, *deep), dim=1), [0.2, 0.3, 0.4, 0.5, 0.6]
+
+    def kept_of(rows, q):
+        first, second = map(engine_keeps, rows.split(sizes), frames, (q, q))
+        return first + [sizes[0] + token for token in second]
+
+    assert any(kept_of(beside, q) != kept_of(main, q) for q in shares)
+    for q in shares:
+        with fv.drop(model, EVS(q=q)) as trace, torch.no_grad():
+            model(**inputs)
+        assert trace.stages[0].kept[0].tolist() == kept_of(beside, q)
+
+
 def test_two_videos_are_two_clips():
     model = tiny("llava_onevision")
     inputs = batch("llava_onevision", ["tvtvt"])

@@ -12,6 +12,7 @@ from tests.methods.test_scheduled import Config, mean
 from tests.models import batch, generate, slots, tiny
 
 EXAMPLES = [PriorTR(layer=3, keep=0.4), PriorTR(layer=2, retention=0.6, question="last", heads="max", kv=False)]
+EXAMPLES.append(PriorTR(layer=1, keep=0.5, question="but_last", heads="max"))
 SMALLEST = PriorTR(layer=2, target=1)
 NULL, AFTER = Attention(rows="null"), Attention(rows="after")
 
@@ -50,6 +51,9 @@ def test_it_reads_two_rows_of_layer_two_and_cuts_all_caches():
     )
     assert isinstance(cache, CacheStage)
     assert cache.first_layer == 0
+    for name, preset in fv.presets().items():
+        if name.startswith("priortr/qwen3-vl"):  # the ports leave the prompt's last row out
+            assert preset.method.question == "but_last"
     (stage,) = PriorTR(question="last", heads="max", kv=False).stages(Shape(depth=32))
     assert stage.reads == (Attention(rows="null", heads="max"), Attention(rows="last", heads="max"))
 

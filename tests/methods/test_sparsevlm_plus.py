@@ -116,6 +116,16 @@ def kept(method, inputs):
     return [stage.kept[0].tolist() for stage in trace.stages]
 
 
+def test_the_published_settings_ask_fourteen_heads_and_others_half():
+    presets = [preset for name, preset in fv.presets().items() if name.startswith("sparsevlm_plus/llava-1.5")]
+    assert len(presets) == 4
+    for preset in presets:
+        assert {stage.reads[0].busiest for stage in preset.method.stages(Shape(32))} == {14}
+    (stage,) = SparseVLMPlus(pruning_layers=(1,), targets=(9,), heads=3).stages(Shape(32))
+    assert stage.reads[0].busiest == 3
+    assert SparseVLMPlus().stages(Shape(32))[0].reads[0].busiest is None  # half
+
+
 # -- counts -----------------------------------------------------------------------------------------------------------
 
 

@@ -189,7 +189,8 @@ def test_budgets_that_cannot_be():
 
 def test_presets_spend_what_they_say():
     assert fv.preset("vidcom2/llava-1.5-7b/64").plan(32, (576,)) == (64,) * 32
-    assert fv.preset("vidcom2/llava-onevision-7b/15%") == VidCom2(keep=0.15)
+    assert fv.preset("vidcom2/llava-onevision-7b/15%") == VidCom2(keep=0.15, positions="reindex")
+    assert fv.preset("vidcom2/qwen2-vl-7b/15%") == VidCom2(keep=0.15)
     assert fv.presets()["vidcom2/qwen3-vl-8b/25%"].depth == 36
     assert VidCom2() == VidCom2(keep=0.25)
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +12,12 @@ from foveate.methods.stages import Arriving, Attention, ImageView, LayerView, Sh
 from foveate.methods.vscan import VScan
 from tests.models import batch, tiny
 
-EXAMPLES = [VScan(retention=0.4, window=3), VScan(tokens=6, layer=2, entry=2.0), VScan(retention=0.3, positions="keep")]
+EXAMPLES = [
+    VScan(retention=0.4, window=3),
+    VScan(tokens=6, layer=2, entry=2.0),
+    VScan(retention=0.3, positions="keep"),
+    VScan(keep=(0.6, 0.5), window=2),
+]
 KEEP_ALL = VScan(retention=1.0)
 SMALLEST = VScan(tokens=1)
 NEAR, FAR = TowerAttention(by="cls", block=5, of=24), TowerAttention(by="cls")
@@ -78,53 +85,62 @@ def test_the_last_token_ranks_before_the_middle_layer():
 # -- windows -------------------------------------------------------------------------------------------------------
 
 
-def test_windows_at_an_edge_are_smaller():
-    assert windows_of(((1, 5),), 2, 5).tolist() == [0, 0, 1, 1, 2]
-    assert windows_of(((3, 3), (2, 2)), 2, 13).tolist() == [0, 0, 1, 0, 0, 1, 2, 2, 3, 4, 4, 4, 4]
+def test_what_makes_no_whole_window_belongs_to_the_last():
+    assert windows_of(((1, 5),), 2, 5).tolist() == [0, 0, 1, 1, 1]
+    assert windows_of(((3, 3), (2, 4)), 2, 17).tolist() == [0] * 9 + [1, 1, 2, 2] * 2
+    assert windows_of(((2, 3),), 10**30, 6).tolist() == [0] * 6
     assert windows_of((), 2, 3).tolist() == [0, 0, 0]  # not known: one window
     window = windows_of(((24, 24),), 6, 576)
     assert window.bincount().tolist() == [36] * 16
 
 
-def reference(near, far, grid, total, side):
-    """The scans one window at a time."""
+def visited(near, grid, count, side):
+    """The local scan of the released code for Qwen2.5-VL, token by token."""
     rows, columns = grid
-    members = {}
-    for token in range(rows * columns):
-        row, column = divmod(token, columns)
-        members.setdefault((row // side, column // side), []).append(token)
+    down, across = max(1, rows // side), max(1, columns // side)
+    room = [math.ceil(count / (down * across))] * (down * across)
     picked = []
-    for tokens in members.values():
-        share = (total // 2) * len(tokens) // (rows * columns)
-        picked += sorted(tokens, key=lambda token: (-near[token].item(), token))[:share]
-    others = [token for token in range(rows * columns) if token not in picked]
-    others.sort(key=lambda token: (-far[token].item(), token))
-    return sorted(picked + others[: total - len(picked)])
+    for token in sorted(range(rows * columns), key=lambda token: (-near[token].item(), token)):
+        row, column = divmod(token, columns)
+        window = min(row // side, down - 1) * across + min(column // side, across - 1)
+        if room[window] and len(picked) < count:
+            room[window] -= 1
+            picked.append(token)
+    return picked
 
 
 @given(
-    rows=st.integers(1, 9), columns=st.integers(1, 9), side=st.integers(1, 7), share=st.floats(0.02, 0.66),
-    seed=st.integers(0, 2**16),
+    rows=st.integers(1, 14), columns=st.integers(1, 14), side=st.integers(1, 9), share=st.floats(0.02, 0.66),
+    levels=st.sampled_from([3, 1000]), seed=st.integers(0, 2**16),
 )  # fmt: skip
-def test_scans_are_the_description_window_by_window(rows, columns, side, share, seed):
-    """Also where the count is not divisible by the windows, of which the released code loses the rest."""
-    near, far = torch.rand(2, rows * columns, generator=torch.Generator().manual_seed(seed))
+def test_scans_are_the_description_token_by_token(rows, columns, side, share, levels, seed):
+    """Also where scores tie, and where the windows cannot hold half of the tokens: then the global scan has more."""
+    scores = torch.randint(levels, (2, rows * columns), generator=torch.Generator().manual_seed(seed))
+    near, far = scores.float()
     method = VScan(retention=share, window=side)
     _, behind, _ = stages_of(method)
     total = behind.left(Arriving.all_of(rows * columns))
+    local = visited(near, (rows, columns), total // 2, side)
+    others = sorted(set(range(rows * columns)) - set(local), key=lambda token: (-far[token].item(), token))
     picked = scanned(method, near, far, ((rows, columns),)).nonzero()[:, 0].tolist()
-    assert len(picked) == total
-    assert picked == reference(near, far, (rows, columns), total, side)
+    assert picked == sorted(local + others[: total - len(local)])
+
+
+def test_windows_that_are_too_small_leave_more_to_the_global_scan():
+    window = windows_of(((29, 29),), 10, 841)
+    assert window.bincount().tolist() == [100, 190, 190, 361]
+    near = torch.arange(841.0).flip(0)
+    assert len(vscan.local_picks(near, window, 420)) == 415  # at most 105 of each, and one window has 100
 
 
 @pytest.mark.parametrize(("budget", "each"), [(64, 3), (128, 6), (192, 9)])
 def test_of_24_by_24_patches_each_window_of_the_published_settings_has_as_many(budget, each):
     near, far = torch.rand(2, 576, generator=torch.Generator().manual_seed(3))
     window = windows_of(((24, 24),), 6, 576)
-    local = vscan.local_picks(near, window, torch.full((16,), each))
+    local = vscan.local_picks(near, window, 16 * each)
     assert window[local].bincount().tolist() == [each] * 16
     picked = scanned(fv.preset(f"vscan/llava-1.5-7b/{budget}"), near, far, ((24, 24),))
-    assert set(local.nonzero()[:, 0].tolist()) < set(picked.nonzero()[:, 0].tolist())
+    assert set(local.tolist()) < set(picked.nonzero()[:, 0].tolist())
 
 
 # -- counts --------------------------------------------------------------------------------------------------------
@@ -139,7 +155,7 @@ def test_the_published_counts(budget, entering, left):
 
 def test_qwens_counts():
     plan = fv.preset("vscan/qwen2.5-vl-7b/11.1%").plan(28, (1296,))
-    assert plan == (216,) * 14 + (72,) * 14  # 16.7 %, then a third of these: 11.1 % on average
+    assert plan == (216,) * 14 + (71,) * 14  # both truncated: 16.7 %, then 33.3 % of these
 
 
 @given(tokens=st.integers(1, 3000), share=st.floats(0.001, 1), depth=st.integers(2, 40))
@@ -159,6 +175,9 @@ def test_wrong_settings_are_refused():
         VScan(layer=0)
     with pytest.raises(fv.BudgetError, match="floor is 1 token"):
         VScan.for_budget(tiny("llava"), tokens=0.9)
+    for wrong in ({"keep": (0.5,)}, {"keep": (0.5, 0.5), "tokens": 9}):
+        with pytest.raises(fv.SettingError, match="either a budget or keep, which are two shares"):
+            VScan(**wrong)
     assert VScan() == VScan(retention=1 / 3)
 
 

@@ -34,23 +34,25 @@ CLOSE = {"atol": 2e-6, "rtol": 1e-4}
 WAYS = tuple(
     Attention(rows=rows, layer=layer, heads=heads, over=over, renormalise=renormalise, without_distance=without)
     for rows, layer, (heads, over, renormalise, without) in itertools.product(
-        ("last", "after", "null", "raters", "vision"),
+        ("last", "after", "but_last", "null", "raters", "vision"),
         ("ran", "next"),
         (
             ("mean", "mean", False, False),
             ("mean", "share", False, False),
             ("mean", "sum", True, False),
             ("max", "max", False, False),
-            ("max", "mean", True, False),
+            ("max", "mean", False, False),
+            ("max", "share", True, False),
             ("mean", "share", True, True),
             ("busiest", "sum", False, False),
             ("busiest", "mean", False, True),
         ),
     )
 )
+WAYS += (Attention(rows="after", heads="busiest", busiest=1), Attention(rows="raters", heads="busiest", busiest=3))
 
 
-TEXTUAL = ("after", "null", "raters")
+TEXTUAL = ("after", "but_last", "null", "raters")
 MANY, FEW = Pivots(count=9), Pivots(count=2)
 NORMS = (KeyNorms(), Normed(), MANY, FEW)
 
@@ -129,11 +131,11 @@ def near(family, layer, rotary):
     return ((turned.sum(dim=-1) + alone) / (turned.shape[-1] + alone)).clamp(min=0.05).float()
 
 
-def busiest(paid):
-    """Of (heads, rows, tokens) the heads that pay most, half of them."""
+def busiest(paid, count):
+    """Of (heads, rows, tokens) the heads that pay most, half of them if no count is given."""
     mass = [float(head.double().sum()) for head in paid]
     order = sorted(range(len(mass)), key=lambda head: -mass[head])
-    return paid[order[: math.ceil(len(mass) / 2)]]
+    return paid[order[: count or math.ceil(len(mass) / 2)]]
 
 
 def reduced(signal, attention, vision, embeddings, text, nearness):
@@ -143,6 +145,7 @@ def reduced(signal, attention, vision, embeddings, text, nearness):
     rows = {
         "last": slice(-1, None),
         "after": behind,
+        "but_last": behind[:-1],
         "null": behind[:1],
         "raters": raters(embeddings, vision, behind),
         "vision": vision,
@@ -151,8 +154,13 @@ def reduced(signal, attention, vision, embeddings, text, nearness):
         attention = attention / nearness
     paid = attention[:, rows][:, :, vision]
     if signal.heads == "busiest":
-        paid = busiest(paid)
-    paid = paid.amax(dim=0) if signal.heads == "max" else paid.mean(dim=0)
+        paid = busiest(paid, signal.busiest)
+    heads = list(paid) if signal.heads == "max" else [paid.mean(dim=0)]
+    return torch.stack([over_rows(signal, head) for head in heads]).amax(dim=0)
+
+
+def over_rows(signal, paid):
+    """What attention of one head, or of all as one, comes to: (rows, tokens) -> (tokens,)."""
     if signal.renormalise:
         paid = torch.nn.functional.normalize(paid, p=1, dim=-1)
     if signal.over == "max":

@@ -106,16 +106,15 @@ def received_attention(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
     return total / queries.shape[1]
 
 
-def mean_of_busiest(paid: Tensor) -> Tensor:
-    """The mean over the half of the heads, rounded up, that pay most in all: (…, heads, tokens) -> (…, tokens).
+def mean_of_busiest(paid: Tensor, count: int | None = None) -> Tensor:
+    """The mean over the `count` heads that pay most in all: (…, heads, tokens) -> (…, tokens).
 
-    An example: of three heads that pay 0.3, 0.1 and 0.4 the first and the last count. Ties go to the lower index.
+    None is the half of them, rounded up: of three heads that pay 0.3, 0.1 and 0.4 the first and the last count. Ties go
+    to the lower index.
     """
     heads = paid.shape[-2]
-    if heads == 1:
-        return paid[..., 0, :]
     order = paid.sum(dim=-1).sort(dim=-1, descending=True, stable=True).indices
-    busiest = order[..., : (heads + 1) // 2].sort(dim=-1).values
+    busiest = order[..., : (heads + 1) // 2 if count is None else count].sort(dim=-1).values
     return take_along(paid, busiest[..., None], dim=-2).mean(dim=-2)
 
 

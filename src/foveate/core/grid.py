@@ -222,15 +222,17 @@ def neighbours_of(grids: Sequence[Grid], tokens: int) -> Tensor:
 def windows_of(grids: Sequence[Grid], side: int, tokens: int) -> Tensor:
     """The window of `side` x `side` tokens that each is in: (tokens,) int64, counted on from grid to grid.
 
-    Windows at the right and lower edge may be smaller: a grid of 1 x 5 in windows of 2 has 0 0 1 1 2. Where the grids
-    are not those of all tokens, all are in one window.
+    Rows and columns that make no whole window belong to the last one: a grid of 1 x 5 in windows of 2 has 0 0 1 1 1.
+    Where the grids are not those of all tokens, all are in one window.
     """
     if sum(rows * columns for rows, columns in grids) != tokens:
         return torch.zeros(tokens, dtype=torch.int64)
     parts = [torch.zeros(0, dtype=torch.int64)]
     first = 0
     for rows, columns in grids:
-        across = -(-columns // side)
-        parts.append((first + torch.arange(rows)[:, None] // side * across + torch.arange(columns) // side).flatten())
-        first += -(-rows // side) * across
+        down, across = max(1, rows // side), max(1, columns // side)
+        row = (torch.arange(rows) // min(side, rows)).clamp(max=down - 1)
+        column = (torch.arange(columns) // min(side, columns)).clamp(max=across - 1)
+        parts.append((first + row[:, None] * across + column).flatten())
+        first += down * across
     return torch.cat(parts)

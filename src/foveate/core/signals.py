@@ -13,6 +13,7 @@ __all__ = [
     "Attention",
     "Cells",
     "Cls",
+    "Deepstack",
     "Features",
     "Hidden",
     "KeyNorms",
@@ -70,14 +71,16 @@ class Attention(Signal):
 
     Attributes:
         rows: The tokens that pay it: "last" is the prompt's last token, "after" is all text after the tokens' own
-            image, template included, "null" the first token of that text, "raters" those of it that resemble the
-            image, "vision" the vision tokens themselves. A token of that text is a rater if its share in the softmax of
-            image · text over the text, mean over the image's tokens, is above the mean of these shares; the products
-            are those of what enters the decoder. Where none is above, all are raters.
+            image, template included, "but_last" that text without its last token, "null" its first token, "raters"
+            those of it that resemble the image, "vision" the vision tokens themselves. A token of that text is a rater
+            if its share in the softmax of image · text over the text, mean over the image's tokens, is above the mean
+            of these shares; the products are those of what enters the decoder. Where none is above, all are raters.
         layer: The layer that just "ran", which costs almost nothing, or the "next" one, whose queries and keys are
             computed a second time.
-        heads: The "mean" or the "max" over the heads, or the mean over the "busiest": the half of them, rounded up,
-            that pays the tokens most over all rows. These need the "mean" or "sum" of rows that are not renormalised.
+        heads: The "mean" over the heads; or the "max" of what each comes to over its rows; or the mean over the
+            "busiest", those that pay the tokens most over all rows. The busiest need the "mean" or "sum" of rows that
+            are not renormalised.
+        busiest: How many heads are the busiest, or all where there are fewer; None: the half of them, rounded up.
         over: How rows are reduced: their "mean", "sum", or "max"; or the "share", the sum divided by what all tokens of
             the image get. Shape (tokens,).
         renormalise: First make each row sum to 1 over the tokens.
@@ -94,7 +97,7 @@ class Attention(Signal):
 
     kind: ClassVar[str] = "attention"
 
-    rows: Literal["last", "after", "null", "raters", "vision"] = "last"
+    rows: Literal["last", "after", "but_last", "null", "raters", "vision"] = "last"
     layer: Literal["ran", "next"] = "ran"
     heads: Literal["mean", "max", "busiest"] = "mean"
     over: Literal["mean", "sum", "max", "share"] = "mean"
@@ -102,9 +105,15 @@ class Attention(Signal):
     both_ways: bool = False
     sample: int | None = None
     without_distance: bool = False
+    busiest: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.busiest is not None and (type(self.busiest) is not int or self.busiest < 1 or self.heads != "busiest"):
+            raise SettingError(
+                "Attention: busiest must be a whole number, 1 or more, or None, and needs heads='busiest'; "
+                f"got busiest={self.busiest!r}, heads={self.heads!r}."
+            )
         if self.heads == "busiest" and (self.renormalise or self.over not in ("mean", "sum")):
             raise SettingError(
                 "Attention: heads='busiest' needs over='mean' or 'sum', and renormalise=False; "
@@ -239,6 +248,15 @@ class Cls(Signal):
     """The tower's CLS state beside the features: (1, width). Only useful for a row without a position."""
 
     kind: ClassVar[str] = "cls"
+
+
+@dataclass(frozen=True)
+class Deepstack(Signal):
+    """What the tower of Qwen3-VL adds to an image's tokens behind the first decoder layers, the layers side by side:
+    (tokens, layers · width). Only for stages in front of the decoder; other models have none.
+    """
+
+    kind: ClassVar[str] = "deepstack"
 
 
 @dataclass(frozen=True)

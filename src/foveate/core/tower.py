@@ -27,6 +27,8 @@ class TowerView:
         entered: Vision tokens the image will have had, newlines and the like among them: what counts are shares of.
         reserved: Rows the family will add by itself (a closing newline), to be spared from a fixed count.
         grids: Rows and columns of each frame or view, one behind the other; empty where they are not known.
+        deepstack: Makes what the tower adds to each token behind the first decoder layers, (tokens, layers · width);
+            None where it adds nothing.
         early: Whether a stage inside the tower has seen the patches, also where it merged none.
     """
 
@@ -38,6 +40,7 @@ class TowerView:
     entered: int = 0
     reserved: int = 0
     grids: tuple[Grid, ...] = ()
+    deepstack: Callable[[], Tensor] | None = None
     early: bool = False
 
     def __len__(self) -> int:

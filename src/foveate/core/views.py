@@ -124,7 +124,7 @@ class View:
         return self._tokens
 
     def __contains__(self, signal: Signal) -> bool:
-        """Whether the model has this signal, of those that it may lack (`Cls`)."""
+        """Whether the model has this signal, of those that it may lack (`Cls`, `Deepstack`)."""
         return signal in self._signals or signal.kind in self._named
 
     def __getitem__(self, signal: Signal) -> Tensor:

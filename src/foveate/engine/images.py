@@ -12,7 +12,7 @@ from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.merge import average
 from foveate.core.nested import Tensors
-from foveate.core.signals import Cls, Signal, TowerAttention, TowerSignal
+from foveate.core.signals import Cls, Deepstack, Signal, TowerAttention, TowerSignal
 from foveate.core.tower import TowerView
 from foveate.core.views import Arriving, ImageView
 from foveate.engine.program import NotesOf, named
@@ -108,8 +108,20 @@ class ImageTokens:
         signals = (view.early, self.pooled is None, view.cls is None)
         return (*kind_of(view.features), view.grid, view.grids, *counts, *signals, *cuts, *notes)
 
+    def lacks(self, signal: Signal) -> bool:
+        """Whether its tower has no such signal, of those that it may lack."""
+        cls, deepstack = isinstance(signal, Cls), isinstance(signal, Deepstack)
+        return (cls and self.view.cls is None) or (deepstack and self.view.deepstack is None)
+
     def signal(self, signal: Signal) -> Tensor:
-        """What the tower shows of each row: (rows,) attention, or (rows, head size) keys."""
+        """What the tower shows of each row: (rows,) attention, (rows, numbers) of others; of the CLS one row."""
+        if isinstance(signal, Cls):
+            assert self.view.cls is not None
+            return self.view.cls
+        if isinstance(signal, Deepstack):
+            assert self.view.deepstack is not None
+            values = self.view.deepstack()
+            return values if self.untouched else values[self.source.clamp(min=0)]
         assert isinstance(signal, TowerSignal)
         values = self.view.read(signal)  # attention as keys of size 1
         if self.pooled is not None:  # the mean over a token's patches
@@ -119,11 +131,6 @@ class ImageTokens:
         if isinstance(signal, TowerAttention):
             return values[:, 0]
         return values
-
-    def cls(self) -> Tensor:
-        """The tower's CLS state, (1, width)."""
-        assert self.view.cls is not None
-        return self.view.cls
 
 
 def kind_of(rows: Tensor) -> tuple[Hashable, ...]:
@@ -147,10 +154,8 @@ def image_view(
     view, untouched = image.view, image.untouched
     signals: dict[Signal, Callable[[], Tensor]] = {}
     for signal in stage.reads:
-        if not isinstance(signal, Cls):
+        if not image.lacks(signal):
             signals[signal] = partial(pick, [partial(other.signal, signal) for other in images])
-        elif view.cls is not None:
-            signals[signal] = partial(pick, [other.cls for other in images])
     # Once tokens have been dropped or merged, the rows are on no grid, and say which tokens they stand for.
     grid, grids = view.grid, view.grids
     tokens: Callable[[], Tensor] | None = None

@@ -17,7 +17,7 @@ from foveate.engine.raters import RATERS, last_marked
 
 __all__ = ["Reduction", "RowsReader", "streams"]
 
-OF_TEXT = ("after", "null", "raters")
+OF_TEXT = ("after", "but_last", "null", "raters")
 """Rows that ask and stand behind an image."""
 
 
@@ -74,7 +74,7 @@ class RowsReader(ABC):
                 reduction.add(block)
         values = reduction.values()
         if values:
-            return {signal: mean_of_busiest(value) for signal, value in values.items()}
+            return {signal: _of_heads(signal, value) for signal, value in values.items()}
         zeros = self._vision.new_zeros(len(self._vision), len(unit), dtype=torch.float32)
         return dict.fromkeys(signals, zeros)
 
@@ -128,7 +128,7 @@ class RowsReader(ABC):
 
     def _blocks(self, signal: Attention, unit: Unit) -> Iterator[Tensor]:
         """Attention that rows which ask pay to a unit's rows: (samples, heads, some of them, rows) float32, blocks in
-        order; one head stands for all unless the busiest are wanted.
+        order; one head stands for all where their mean is wanted.
 
         A sample with less text behind them than another has rows of zeros in the place of what it lacks.
         """
@@ -146,6 +146,10 @@ class RowsReader(ABC):
             return
         if signal.rows == "null":
             asking, real = _first(asking, real)
+        elif signal.rows == "but_last":  # real rows stand behind the others
+            asking, real = asking[:, :-1], None if real is None else real[:, :-1]
+            if not asking.shape[1]:
+                return
         elif signal.rows == "raters":
             raters = self._bucket.text[RATERS][:, unit.image].to(asking.device)
             is_rater = raters.gather(1, self._columns.gather(1, asking))
@@ -178,8 +182,6 @@ class RowsReader(ABC):
             heads = probabilities.view(samples, -1, *probabilities.shape[1:])
             if signal.heads == "mean":
                 heads = heads.mean(dim=1, keepdim=True)
-            elif signal.heads == "max":
-                heads = heads.amax(dim=1, keepdim=True)
             paid = take_along(heads, places, dim=3)
             del probabilities, heads  # before the next block is made
             some = slice(done, done + paid.shape[2])
@@ -272,6 +274,13 @@ class Reduction:
         if signal.over == "share":
             return self._sum / self._sum.sum(dim=-1, keepdim=True)
         return self._sum
+
+
+def _of_heads(signal: Attention, paid: Tensor) -> Tensor:
+    """What the heads come to together: (…, heads, tokens) -> (…, tokens)."""
+    if signal.heads == "busiest":
+        return mean_of_busiest(paid, signal.busiest)
+    return paid.amax(dim=-2)  # of their mean there is one
 
 
 def _first(asking: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor | None]:

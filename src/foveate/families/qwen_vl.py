@@ -96,7 +96,8 @@ class Qwen2VL(Family):
 
         views = []
         for index, (image, grid) in enumerate(zip(features, grids.tolist(), strict=True)):
-            views.append(picture_view(side, image, grid, partial(of_image, stats, index)))
+            read, deepstack = partial(of_image, stats, index), self.deepstack_of(output, index)
+            views.append(picture_view(side, image, grid, read, deepstack))
         cuts = reducer.reduce(views)
         for index, cut in enumerate(cuts):
             if cut is not None and not stays_whole(cut):
@@ -104,6 +105,12 @@ class Qwen2VL(Family):
                 self.place_deepstack(output, index, cut)
         output.pooler_output = features
         return output, cuts
+
+    encode_projected = encode  # what is read of the tower is there as well
+
+    def deepstack_of(self, output: Any, index: int) -> Callable[[], Tensor] | None:
+        """Makes an image's deepstack features, (tokens, depths · width); None: this family has none."""
+        return None
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The patches are put together again, resized to whole tokens and cut anew."""
@@ -220,12 +227,18 @@ def means_of_tokens(patches: Tensor, group: int, order: Any) -> Tensor:
     return patches.view(tokens, group, -1).mean(dim=1)[order]
 
 
-def picture_view(side: int, features: Tensor, grid: Sequence[int], read: Callable[[TowerSignal], Tensor]) -> TowerView:
+def picture_view(
+    side: int,
+    features: Tensor,
+    grid: Sequence[int],
+    read: Callable[[TowerSignal], Tensor],
+    deepstack: Callable[[], Tensor] | None = None,
+) -> TowerView:
     """What is shown of an image, or of a video of several temporal patches: `grid` counts these, rows and columns."""
     times, height, width = grid
     cells = (height // side, width // side)
     plain = cells if times == 1 else None
-    return TowerView(features, plain, None, read, grids=(cells,) * times)
+    return TowerView(features, plain, None, read, grids=(cells,) * times, deepstack=deepstack)
 
 
 def _resized(patches: Tensor, grid: tuple[int, int, int], tokens: Grid, vision: Any) -> Tensor:
@@ -318,6 +331,10 @@ class Qwen3VL(Qwen2VL):
 
     def added_later(self, inputs: Inputs) -> list[Tensor] | None:
         return inputs.get("deepstack_visual_embeds")
+
+    def deepstack_of(self, output: Any, index: int) -> Callable[[], Tensor]:
+        depths = [features[index] for features in output.deepstack_features]
+        return partial(torch.cat, depths, dim=1)
 
     def place_deepstack(self, output: Any, index: int, cut: Cut) -> None:
         """A row gets the deepstack features of the token it stands for: they are not merged."""

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -41,15 +41,16 @@ class CLSE(Method):
 
     Different from the released code: any picture and prompt, where the code has the image's place and a 24 x 24 grid
     written in; batches; several images, each with its share; float32 throughout, ties to the lower index; counts are
-    rounded (some of the code's are fractions, which stop it). A picture of several views or frames is transformed grid
-    by grid, with one mean over all; newline tokens stand on no grid, and count as of average change. The variants for
-    video (h_2, one cut, merging) are not built.
+    rounded (some of the code's are fractions, which stop it), and truncated in the presets for Qwen2-VL, as in its
+    code. A picture of several views or frames is transformed grid by grid, with one mean over all; newline tokens stand
+    on no grid, and count as of average change. The variants for video (h_2, one cut, merging) are not built.
 
     Attributes:
         layers: Decoder layers whose input is cut, ascending; the first is 1, as it compares what enters layers 0 and 1.
             By default (1, 11, 21) of 32 layers, and alike at other depths: (1, 10, 19) of 28.
         keep: Share of the *original* tokens that each cut leaves. By default the code's 330, 210 and 62 of 576, whose
             true mean is 208 and not 192: the authors count layer 0 as cut.
+        rounding: Of these shares: to the "nearest" number of tokens, or "down", as the code for Qwen2-VL has it.
         retention: Instead: the mean share of an image's tokens that a decoder layer processes; the counts are then in
             the ratio of 330, 210 and 62.
         tokens: The same as a number of tokens.
@@ -65,6 +66,7 @@ class CLSE(Method):
 
     layers: Layers | None = None
     keep: Shares | None = None
+    rounding: Literal["nearest", "down"] = "nearest"
     retention: Share | None = None
     tokens: Tokens | None = None
     kv: bool = True
@@ -109,7 +111,8 @@ class CLSE(Method):
 
     def _count(self, depth: int, index: int, arriving: Arriving) -> int:
         if self.keep is not None:
-            return max(1, half_up(arriving.started * self.keep[index]))
+            count = arriving.started * self.keep[index]
+            return max(1, half_up(count) if self.rounding == "nearest" else int(count))
         budget, cuts = Budget(self.tokens, self.retention), self._cuts(depth)
         return scaled_counts(budget, arriving.entered, arriving.started, depth, cuts, KEEP, "CLSE")[index]
 
@@ -211,7 +214,7 @@ def _llava(budget: int, counts: tuple[int, int, int]) -> Preset:
 
 
 def _qwen(budget: str, keep: tuple[float, float, float]) -> Preset:
-    method = CLSE(layers=(1, 10, 19), keep=keep, kv=False)
+    method = CLSE(layers=(1, 10, 19), keep=keep, rounding="down", kv=False)
     source = "released code; its nominal share counts layer 0 as cut"
     return Preset(f"clse/qwen2-vl-7b/{budget}", method, 28, None, source)
 

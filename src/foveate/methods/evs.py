@@ -1,7 +1,8 @@
 """EVS, Efficient Video Sampling: drop what looks like the same place one frame earlier.
 
 Paper: Bagrov et al., "Efficient Video Sampling: Pruning Temporally Redundant Tokens for Faster VLM Inference",
-arXiv:2510.14624. Reads nothing but features, behind the projector.
+arXiv:2510.14624. Reads nothing but features, behind the projector. Of Qwen3-VL x is what enters the decoder and, beside
+it, what is added behind the first layers (deepstack), as in the serving engine.
 
     d_t = 1 − cos(x_t, x_{t−1}) for each token of frame t and the one at its place in the frame before
 
@@ -18,7 +19,7 @@ from foveate.core.rank import top
 from foveate.methods.base import Preset
 from foveate.methods.framed import Framed, change
 from foveate.methods.settings import Share
-from foveate.methods.stages import Arriving
+from foveate.methods.stages import Arriving, Deepstack, Signal
 
 __all__ = ["EVS", "METHOD"]
 
@@ -38,6 +39,7 @@ class EVS(Framed):
     name = "evs"
     schedule: ClassVar[tuple[str, ...]] = ("q",)
     usual: ClassVar[float] = 0.75
+    reads: ClassVar[tuple[Signal, ...]] = (Deepstack(),)
     only_videos: ClassVar[bool] = True
 
     q: Share | None = None
@@ -54,7 +56,7 @@ class EVS(Framed):
         return frames[0]
 
     def flops(self, arriving: Arriving, width: int) -> int:
-        """For each number 3 for its length and 3 for its difference, squared and added."""
+        """For each number that enters the decoder 3 for its length and 3 for its difference, squared and added."""
         return 6 * width * arriving.tokens
 
     def select(self, features: Tensor, count: int | None) -> Tensor:

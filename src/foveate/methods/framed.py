@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from foveate.core.cut import Cut
@@ -11,7 +12,7 @@ from foveate.errors import BudgetError, SettingError, UnsupportedError
 from foveate.methods.entering import Entering
 from foveate.methods.schedule import Budget, half_up
 from foveate.methods.settings import Positions, numbering
-from foveate.methods.stages import Arriving, ImageStage, ImageView, Shape, Stage
+from foveate.methods.stages import Arriving, ImageStage, ImageView, Shape, Signal, Stage
 
 __all__ = ["Framed", "change"]
 
@@ -34,6 +35,8 @@ class Framed(Entering):
     schedule: ClassVar[tuple[str, ...]]
     usual: ClassVar[float]
     """What the method's own setting is if nothing is said."""
+    reads: ClassVar[tuple[Signal, ...]] = ()
+    """What `select` sees beside the features, in models that have it."""
     only_videos: ClassVar[bool] = False
     """Whether a picture keeps all its tokens, also with a budget: there is nothing to compare it with."""
 
@@ -74,6 +77,7 @@ class Framed(Entering):
         return (
             ImageStage(
                 side="behind",
+                reads=self.reads,
                 count=self._count,
                 choose=self._choose,
                 positions=numbering(self.positions),
@@ -121,7 +125,8 @@ class Framed(Entering):
                 f"{type(self).__name__} compares frames, and where the frames of these tokens begin is not known. "
                 "Let no other stage of a chain drop tokens in front of it."
             )
-        features = view.features.float().reshape(len(frames), frames[0], -1)
+        beside = [view[signal] for signal in self.reads if signal in view]
+        features = torch.cat((view.features, *beside), dim=-1).float().reshape(len(frames), frames[0], -1)
         chosen = self.select(features, count)
         if isinstance(chosen, Cut):
             return chosen

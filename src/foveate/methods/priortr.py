@@ -35,9 +35,10 @@ class PriorTR(OneCut):
 
     Different from the released code: scores stay float32 (the code rounds them to half precision, so that small ones
     vanish or tie), ties go to the lower index; batches; several images, each with its own null token and its own share
-    (the code scores the first image only). The rows of the question include the prompt's last token for every model,
-    as the code has it for LLaVA; its ports for Qwen and InternVL leave it out. The variant with a second prefill is not
-    built. Without any text behind an image there is no null token: then tokens at even steps stay.
+    (the code scores the first image only). The rows of the question include the prompt's last token for every model, as
+    the code has it for LLaVA, unless question="but_last": its ports for Qwen and InternVL leave it out, and so do the
+    presets for Qwen3-VL. The variant with a second prefill is not built. Without any text behind an image there is no
+    null token: then tokens at even steps stay.
 
     Attributes:
         layer: The code's prune_layer, 1 or more: the first layer that processes fewer tokens.
@@ -46,8 +47,8 @@ class PriorTR(OneCut):
         retention: Instead: the mean share of an image's tokens that a decoder layer processes.
         tokens: The same as a number of tokens.
         question: Whose attention P is: "after" is the mean of all rows of text behind the image (the code's default for
-            LLaVA-1.5), "last" the last row (for LLaVA-NeXT).
-        heads: The "mean" or the "max" over heads.
+            LLaVA-1.5), "but_last" that of all but the last (its ports), "last" the last row (for LLaVA-NeXT).
+        heads: The "mean" over heads, or the "max" of their means over rows.
         kv: Cut the caches of earlier layers to the tokens that stay, as the code does.
         scope: Score each "image" or video by itself, or each "frame".
 
@@ -59,7 +60,7 @@ class PriorTR(OneCut):
 
     layer: Annotated[int, Ge(1)] = 3
     keep: Share = 0.1111
-    question: Literal["after", "last"] = "after"
+    question: Literal["after", "but_last", "last"] = "after"
     heads: Literal["mean", "max"] = "mean"
     kv: bool = True
 
@@ -112,7 +113,7 @@ def _llava(model: str, target: int, vision_tokens: int, question: Literal["after
 
 
 def _qwen(keep: float) -> Preset:
-    method, source = PriorTR(keep=keep), "released code, share left at layer 3"
+    method, source = PriorTR(keep=keep, question="but_last"), "released code, share left at layer 3"
     return Preset(f"priortr/qwen3-vl-8b/{keep:.1%}", method, 36, None, source)
 
 

@@ -136,11 +136,13 @@ class Rated(Method):
         return method
 
 
-def presets(kind: type[Rated], targets: Mapping[int, tuple[int, ...]], source: str) -> tuple[Preset, ...]:
+def presets(
+    kind: type[Rated], targets: Mapping[int, tuple[int, ...]], source: str, **settings: Any
+) -> tuple[Preset, ...]:
     """The authors' settings for LLaVA-1.5-7B, by what they call them."""
     made = []
     for budget, counts in targets.items():
-        method = kind(pruning_layers=LAYERS, targets=counts)
+        method = kind(pruning_layers=LAYERS, targets=counts, **settings)
         made.append(Preset(f"{kind.name}/llava-1.5-7b/{budget}", method, 32, REFERENCE, source))
     return tuple(made)
 

@@ -9,14 +9,17 @@ of p and j, over that at one position, behind layer l and for each head h
 
     a_h(p, j) = A_l,h[p, j] / max(0.05, r(p, j))        of rater p and vision token j; A is behind the softmax
 
-and s_j = mean over raters and over the heads H of a_h(p, j), where H is the half of the heads with the largest
-Σ_p Σ_j a_h(p, j). The n_l tokens with the largest s stay. Nothing is recycled, and positions stay.
+and s_j = mean over raters and over the heads H of a_h(p, j), where H are the 14 heads, or the half of them, with the
+largest Σ_p Σ_j a_h(p, j). The n_l tokens with the largest s stay. Nothing is recycled, and positions stay.
 """
 
-from typing import ClassVar
+from dataclasses import replace
+from typing import Annotated, ClassVar
+
+from annotated_types import Ge
 
 from foveate.methods.rated import Rated, presets
-from foveate.methods.stages import Attention
+from foveate.methods.stages import Attention, Signal
 
 __all__ = ["METHOD", "SparseVLMPlus"]
 
@@ -26,11 +29,11 @@ class SparseVLMPlus(Rated):
 
     This is the later version (2.0) of `SparseVLM`. Different from the released code: it divides by the product as it
     is, which far from the text comes near 0 and changes its sign (with LLaVA-1.5 beyond some 1,100 tokens), so here no
-    less than 0.05 divides; it keeps 14 heads of any number (its comments count 28), and here half of them stay, 16 of
-    LLaVA-1.5-7B's 32; the raters' rows alone are read, under any kernel; batches; several images, each with its own
-    raters and heads; scores are float32, ties go to the lower index. Where a target is no smaller than what arrives,
-    all stay: the code drops one token. Where no word stands out, all are raters; where there is no text, tokens at even
-    steps stay.
+    less than 0.05 divides; it asks 14 heads of any number (its comments count 28), as the presets do, and here half of
+    them unless said otherwise; the raters' rows alone are read, under any kernel; batches; several images, each with
+    its own raters and heads; scores are float32, ties go to the lower index. Where a target is no smaller than what
+    arrives, all stay: the code drops one token. Where no word stands out, all are raters; where there is no text,
+    tokens at even steps stay.
 
     Attributes:
         pruning_layers: Decoder layers whose attention is read; each cut is before the next layer. By default the code's
@@ -40,6 +43,8 @@ class SparseVLMPlus(Rated):
         retention: Instead of the targets: the mean share of an image's tokens that a decoder layer processes. What the
             cuts leave is in the ratio of 300, 200 and 118.
         tokens: The same as a number of tokens.
+        heads: How many heads rate the tokens, the busiest; None: half of them. The code has 14, also of LLaVA-1.5-7B's
+            32.
         positions: "keep" keeps position ids, as the code does; "reindex" renumbers the rows after each cut, so that the
             distances of what is left shrink. Families with M-RoPE always keep.
 
@@ -54,11 +59,17 @@ class SparseVLMPlus(Rated):
     )
     usual_targets: ClassVar[tuple[int, ...]] = (300, 200, 118)
 
+    heads: Annotated[int, Ge(1)] | None = None
+
+    def _reads(self) -> tuple[Signal, ...]:
+        return (replace(self.rated, busiest=self.heads),)
+
 
 SparseVLMPlus.presets = presets(
     SparseVLMPlus,
     {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)},
     "released code; its nominal budget leaves out a layer",
+    heads=14,
 )
 
 METHOD = SparseVLMPlus

@@ -21,7 +21,7 @@ from foveate.core.rank import by_quota, ranks
 from foveate.errors import SettingError
 from foveate.methods.base import Preset
 from foveate.methods.framed import Framed
-from foveate.methods.settings import Share
+from foveate.methods.settings import Positions, Share
 from foveate.methods.stages import Arriving
 
 __all__ = ["METHOD", "VidCom2", "redundancy"]
@@ -37,8 +37,9 @@ class VidCom2(Framed):
     keeps all its tokens leaves what it cannot use. A budget (`retention`, `tokens`) shares an exact total out to the
     frames by largest remainders, in the same proportions, at least one token each as far as they go.
 
-    Ours: statistics in float32 (the release: the model's dtype), positions that stay by default, and keep=1, which
-    keeps every token (by the rule frames below the average would lose some).
+    Ours: statistics in float32 (the release: the model's dtype), positions that stay by default (not in the presets for
+    OneVision, where the release shortens the features before the prompt is put together), and keep=1, which keeps every
+    token (by the rule frames below the average would lose some).
 
     Attributes:
         keep: R, the share of the tokens to keep, in (0, 1]. By default a quarter, as in the paper.
@@ -111,17 +112,19 @@ def _kernel(difference: Tensor) -> Tensor:
 _PAPER = "paper, R = {} of the tokens that leave the projector"
 _DERIVED = "derived: a picture as one frame; {} tokens enter the decoder"
 _RELEASE = "released code, R = {} of each temporal patch"
-_MODELS = (
-    ("llava-onevision-7b", 28, 6272, _PAPER),
-    ("qwen2-vl-7b", 28, None, _PAPER),
-    ("qwen2.5-vl-7b", 28, None, _PAPER),
-    ("qwen3-vl-8b", 36, None, _RELEASE),
+_MODELS: tuple[tuple[str, int, int | None, Positions, str], ...] = (
+    ("llava-onevision-7b", 28, 6272, "reindex", _PAPER),
+    ("qwen2-vl-7b", 28, None, "keep", _PAPER),
+    ("qwen2.5-vl-7b", 28, None, "keep", _PAPER),
+    ("qwen3-vl-8b", 36, None, "keep", _RELEASE),
 )
 
 VidCom2.presets = (
     *(
-        Preset(f"vidcom2/{model}/{keep:.0%}", VidCom2(keep=keep), depth, tokens, source.format(keep))
-        for model, depth, tokens, source in _MODELS
+        Preset(
+            f"vidcom2/{model}/{keep:.0%}", VidCom2(keep=keep, positions=positions), depth, tokens, source.format(keep)
+        )
+        for model, depth, tokens, positions, source in _MODELS
         for keep in (0.25, 0.15)
     ),
     *(

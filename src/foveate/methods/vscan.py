@@ -3,15 +3,18 @@
 Paper: Zhang et al., "VScan: Rethinking Visual Token Reduction for Efficient Large Vision-Language Models", TMLR 2026,
 arXiv:2505.22654. For a mean of M tokens in a decoder of L layers T = 1.5 M enter and M / 2 are left behind L / 2:
 
-    local     ⌊T / 2 / windows⌋ of each window of 6 x 6 patches, by the CLS attention of the tower's block 5 (of 24)
+    local     L = ⌊T / 2⌋ by the CLS attention of the tower's block 5 (of 24): the highest, but at most ⌈L / windows⌉ of
+              each window of 6 x 6 patches
     global    the highest others by the CLS attention of the feature layer, until T patches are kept
     merging   each other token joins the kept one with the nearest projected features, by cosine; a row is their mean
     decoder   before layer L / 2 the tokens to which the prompt's last token pays most attention in that layer stay
 
-Differences from the released code. What ⌊…⌋ leaves of T / 2 goes to the global scan; the code loses it. A window at an
-edge gets its share of T / 2 by its tokens. Towers without a CLS score by the attention received, and a block that looks
-through windows is replaced by the nearest that sees all of the picture. Crops (LLaVA-NeXT) have windows of their own;
-their newlines are dropped. In the decoder queries and keys have RoPE in every family, where the code leaves it out for
+The local scan is that of the released code for Qwen2.5-VL, with ⌊rows / side⌋ · ⌊columns / side⌋ windows; its code for
+LLaVA takes ⌊L / windows⌋ of each and loses the rest, which is the same where 16 divides L, as in its README.
+
+Differences from the released code. Towers without a CLS score by the attention received, and a block that looks through
+windows is replaced by the nearest that sees all of the picture. Crops (LLaVA-NeXT) have windows of their own; their
+newlines are dropped. In the decoder queries and keys have RoPE in every family, where the code leaves it out for
 Qwen2.5-VL, and in that tower once, where the code turns them twice. Ties go to the lower index.
 """
 
@@ -19,6 +22,7 @@ import math
 from functools import partial
 from typing import Annotated, ClassVar
 
+import torch
 from annotated_types import Ge
 from torch import Tensor
 
@@ -26,10 +30,11 @@ from foveate.core.cut import Cut
 from foveate.core.grid import windows_of
 from foveate.core.merge import average, joined_to_nearest
 from foveate.core.rank import ranks_in_groups, top
+from foveate.errors import SettingError
 from foveate.methods.base import Preset
 from foveate.methods.entering import Entering
-from foveate.methods.schedule import Budget, half_up
-from foveate.methods.settings import Layer, Positions, Tokens, numbering
+from foveate.methods.schedule import half_up
+from foveate.methods.settings import Layer, Positions, Shares, Tokens, numbering
 from foveate.methods.stages import (
     Arriving,
     Attention,
@@ -54,6 +59,8 @@ class VScan(Entering):
     Attributes:
         retention, tokens: The mean that a decoder layer processes; see `Entering`. By default a third, 192 of 576.
         entry: Rows that enter the decoder, as a multiple of the mean.
+        keep: Instead of a budget: the share of the tokens that enters and the share of these that is left behind the
+            second cut, both truncated. The code for Qwen2.5-VL has (0.167, 0.333).
         layer: The decoder layer before which the second cut is; None: half the depth.
         window: Side of the windows of the local scan, in tokens: 6 for LLaVA and 4 for Qwen2.5-VL.
         positions: "reindex" numbers the rows anew after each cut, as the released code does for LLaVA; "keep" keeps
@@ -61,12 +68,20 @@ class VScan(Entering):
     """
 
     name = "vscan"
-    usual_retention: ClassVar[float | None] = 1 / 3
+    schedule: ClassVar[tuple[str, ...]] = ("keep",)
 
+    keep: Shares | None = None
     entry: Annotated[Tokens, Ge(1)] = 1.5
     layer: Annotated[Layer, Ge(1)] | None = None
     window: Annotated[int, Ge(1)] = 6
     positions: Positions = "reindex"
+
+    def check_settings(self) -> None:
+        if self.keep is None and not self.has_budget:
+            self._set(retention=1 / 3)
+        elif self.keep is not None and (self.has_budget or len(self.keep) != 2):
+            raise SettingError(f"Give either a budget or keep, which are two shares; got keep={self.keep}.")
+        super().check_settings()
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.keeps_all:
@@ -85,7 +100,11 @@ class VScan(Entering):
 
     def _rows(self, depth: int, layer: int, place: int, arriving: Arriving) -> int:
         """Rows of an image that enter the decoder (0), and that are left behind the second cut (1)."""
-        mean, full = Budget(self.tokens, self.retention).mean(arriving.entered), arriving.entered
+        if self.keep is not None:
+            entering = int(arriving.entered * self.keep[0])
+            rows = entering, int(entering * self.keep[1])
+            return min(arriving.tokens, max(1, rows[place] - arriving.reserved))
+        mean, full = self.budget.mean(arriving.entered), arriving.entered
         # At least one row must be left in each layer behind the cut.
         most = (depth * mean - (depth - layer)) / layer
         entering = max(1, min(math.ceil(self.entry * mean - 0.5), int(most + 1e-6), full))
@@ -97,25 +116,28 @@ class VScan(Entering):
     ) -> dict[str, Tensor]:
         """Notes which tokens stay."""
         total = min(len(view), enter(view.arriving))
-        window = windows_of(view.grids, self.window, len(view))
-        # Each window's share by its tokens, rounded down.
-        sizes = window.bincount()
-        shares = total // 2 * sizes // len(view)
-        local = local_picks(view[near], window, shares)
-        others = view[far].masked_fill(local, float("-inf"))
-        return {"picked": (local * KEPT).scatter(0, top(others, total - int(shares.sum())), KEPT)}
+        local = local_picks(view[near], windows_of(view.grids, self.window, len(view)), total // 2)
+        far_scores = view[far]
+        others = top(far_scores.scatter(0, local, float("-inf")), total - len(local))
+        return {"picked": torch.zeros_like(far_scores).scatter(0, torch.cat((local, others)), KEPT)}
 
 
-def local_picks(scores: Tensor, window: Tensor, shares: Tensor) -> Tensor:
-    """The highest of each window: (tokens,) bool.
+def local_picks(scores: Tensor, window: Tensor, count: int) -> Tensor:
+    """The `count` highest, but at most ⌈count / windows⌉ of each window: (count,) int64, ascending.
+
+    Fewer where windows are too small. It is what visiting tokens by falling score picks, if a full window is passed
+    over: of scores 9 8 7 1 in windows 0 0 0 1, two are 9 and 1.
 
     Args:
         scores: (tokens,) float.
         window: (tokens,) int64 on the host, the window of each token, from 0 on.
-        shares: (windows,) int64 on the host, how many of each.
+        count: Of all windows.
     """
+    sizes = window.bincount()
+    most = -(-count // max(1, len(sizes)))
     window = window.to(scores.device)
-    return ranks_in_groups(scores, window) < shares.to(scores.device)[window]
+    full = ranks_in_groups(scores, window) >= most
+    return top(scores.masked_fill(full, float("-inf")), min(count, int(sizes.clamp(max=most).sum())))
 
 
 def merged(view: ImageView, count: int | None) -> Cut | None:
@@ -141,7 +163,7 @@ VScan.presets = (
     _preset("llava-1.5-7b/64", VScan(tokens=64), 32, 576, "README of the released code, 96 then 32"),
     _preset("llava-1.5-7b/128", VScan(tokens=128), 32, 576, "the same rule, 192 then 64"),
     _preset("llava-1.5-7b/192", VScan(tokens=192), 32, 576, "the same rule, 288 then 96"),
-    _preset("qwen2.5-vl-7b/11.1%", VScan(retention=1 / 9, window=4), 28, None, "paper, 16.7 % then a third of these"),
+    _preset("qwen2.5-vl-7b/11.1%", VScan(keep=(0.167, 0.333), window=4), 28, None, "released code"),
 )
 
 METHOD = VScan

@@ -13,6 +13,7 @@ from foveate.core.signals import (
     Attention,
     Cells,
     Cls,
+    Deepstack,
     Features,
     Hidden,
     KeyNorms,
@@ -110,7 +111,7 @@ def made_signal(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.G
         return torch.randn(tokens, HEAD, generator=random)
     if isinstance(signal, KeyNorms):
         return torch.rand(tokens, generator=random)
-    if isinstance(signal, Hidden | Features | Normed):
+    if isinstance(signal, Hidden | Features | Normed | Deepstack):
         return torch.randn(tokens, WIDTH, generator=random).to(dtype)
     if isinstance(signal, Pivots):
         return torch.randn(signal.count, WIDTH, generator=random).to(dtype)
