@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -265,11 +266,62 @@ def test_a_method_that_reads_the_question_is_refused_before_anything_runs(vlm, p
         vlm.look(picture, method="fastv", retention=0.5)
 
 
-def test_inside_an_open_context_nothing_is_looked_at_and_asked(vlm, picture, prefix):
-    with fv.drop(vlm.model, fv.V2Drop(layers=(2,), keep=(0.5,))):
-        for call in (lambda: prefix.ask("What?"), lambda: vlm.look(picture), lambda: list(prefix.ask_many(["What?"]))):
+def ways_of_asking(vlm, picture, prefix):
+    """Each way to a model that nobody gave a method."""
+    about = vlm.prepare(picture, "What?")
+    return (
+        lambda: vlm.ask(picture, "What?"),
+        lambda: vlm.ask((), "What?"),
+        lambda: vlm.ask(picture, "What?", choices=["a", "b"]),
+        lambda: "".join(vlm.ask(picture, "What?", stream=True)),
+        lambda: list(vlm.ask_many([(picture, "What?")])),
+        lambda: vlm.answer(about),
+        lambda: vlm.answer_batch([about]),
+        lambda: vlm.answer_sharing([about]),
+        lambda: vlm.choose(about, ["a", "b"]),
+        lambda: vlm.look(picture),
+        lambda: prefix.ask("What?"),
+        lambda: list(prefix.ask_many(["What?"])),
+    )
+
+
+@contextmanager
+def applied(model, method, **budget):
+    fv.apply(model, method, **budget)
+    try:
+        yield
+    finally:
+        fv.remove(model)
+
+
+@contextmanager
+def dropped_elsewhere(model, method, **budget):
+    """A context that another thread holds."""
+    opened, done = threading.Event(), threading.Event()
+
+    def hold():
+        with fv.drop(model, method, **budget):
+            opened.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    opened.wait(60)
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("budget", [0.5, 1e-6], ids=["a budget", "one that nothing meets"])
+@pytest.mark.parametrize("opened", [fv.drop, applied, dropped_elsewhere])
+def test_inside_an_open_context_nothing_is_looked_at_and_asked(vlm, picture, prefix, opened, budget):
+    with opened(vlm.model, "v2drop", retention=budget):
+        for call in ways_of_asking(vlm, picture, prefix):
             with pytest.raises(fv.SessionError, match="already applied"):
                 call()
+    assert vlm.ask(picture, "What?", **NEW).retention == 1
     assert prefix.ask("What?", **NEW).text is not None
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from foveate.ask.batch import collate, pad_id, parts
 from foveate.ask.prompt import is_vision
 from foveate.engine.copies import copy_of, nbytes, picked, settle
-from foveate.engine.session import drop
+from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, SettingError, UnsupportedError
 from foveate.families.base import Family
@@ -158,12 +158,8 @@ def look_at_several(model: Any, prompts: Sequence[Inputs], method: Method | None
     """
     refuse_unshareable(model, method)
     begun = collate([_beginning(model, prompt) for prompt in prompts], pad_id(model))
-    trace = Trace()
-    if method is None:
+    with drop_or_not(model, method) as trace:
         cache = _prefilled(model, begun)
-    else:
-        with drop(model, method) as trace:
-            cache = _prefilled(model, begun)
     kept = {name: _without_pixels(name, value) for name, value in begun.items() if name != "attention_mask"}
     return Look(kept.pop("input_ids")[:1], kept, settle(cache), trace, weights_of(model))
 
