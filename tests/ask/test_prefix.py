@@ -1,13 +1,17 @@
 """A prefix: asked again and again, in batches, in conversations, and never where its rows would be wrong."""
 
 import copy
+import re
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import numpy as np
+import peft
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, LlavaForConditionalGeneration
 
 import foveate as fv
@@ -335,6 +339,76 @@ def test_with_other_weights_nothing_is_asked(vlm, picture):
         prefix.ask("What?")
     with pytest.raises(fv.SessionError, match="have changed"):
         prefix.save("nowhere.safetensors")
+
+
+@pytest.fixture(scope="module")
+def adapted(vlm):
+    """The model with two adapters of PEFT's, the first of which is active."""
+    lora = peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False, r=2)
+    torch.manual_seed(0)
+    wrapped = peft.get_peft_model(copy.deepcopy(vlm.model), lora, adapter_name="one").eval()
+    wrapped.add_adapter("two", lora)
+    return fv.VLM(wrapped, vlm.processor, "adapted")
+
+
+@contextmanager
+def other_adapter(model):
+    model.set_adapter("two")
+    try:
+        yield
+    finally:
+        model.set_adapter("one")
+
+
+@contextmanager
+def scaled_adapter(model):
+    layers = [module for module in model.modules() if hasattr(module, "scale_layer")]
+    for layer in layers:
+        layer.scale_layer(2)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.unscale_layer()
+
+
+@contextmanager
+def merged_adapter(model):
+    model.merge_adapter()
+    try:
+        yield
+    finally:
+        model.unmerge_adapter()
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT still reads it
+@pytest.mark.parametrize("changed", [other_adapter, scaled_adapter, peft.PeftModel.disable_adapter, merged_adapter])
+@pytest.mark.parametrize("looked_at_changed", [False, True])
+def test_with_other_adapters_nothing_is_asked(adapted, picture, changed, looked_at_changed):
+    before, meanwhile = nullcontext, partial(changed, adapted.model)
+    if looked_at_changed:
+        before, meanwhile = meanwhile, before
+    with before():
+        prefix = adapted.look(picture, method="v2drop", retention=0.4)
+        expected = prefix.ask("What?", **NEW).tokens
+    with meanwhile(), pytest.raises(fv.SessionError, match="weights of adapted have changed"):
+        prefix.ask("What?")
+    if changed is not merged_adapter:  # taking it out again rounds
+        with before():
+            assert prefix.ask("What?", **NEW).tokens == expected
+
+
+@pytest.mark.parametrize("name", ["language_model.layers.5.mlp.up_proj.weight", "vision_tower.*position_embedding"])
+@pytest.mark.parametrize("write", [lambda data: data.mul_(1.01), lambda data: data.copy_(data.flip(0)), Tensor.zero_])
+def test_weights_written_without_a_trace_are_noticed(vlm, picture, name, write):
+    other = fv.VLM(copy.deepcopy(vlm.model), vlm.processor, "small")
+    prefix = other.look(picture)
+    (weight,) = (weight for path, weight in other.model.named_parameters() if re.search(name, path))
+    version = weight._version
+    write(weight.data)
+    assert weight._version == version
+    with pytest.raises(fv.SessionError, match="weights of small have changed since it looked"):
+        prefix.ask("What?")
 
 
 def test_threads_wait_for_one_another(vlm, picture, prefix):
