@@ -22,7 +22,7 @@ from foveate.core.views import Arriving
 from foveate.families.base import Family
 from foveate.methods import follow
 from foveate.methods.base import Method
-from foveate.methods.stages import Place, Shape, Stage
+from foveate.methods.stages import PixelStage, Place, Shape, Stage, TowerStage
 
 __all__ = ["SERVED", "Reach", "reach", "refusal", "usual_input"]
 
@@ -31,6 +31,8 @@ SERVED = (Hidden, Attention, Keys, KeyNorms, Normed, Pivots, Cells, TowerAttenti
 USUAL = Arriving(576, 576, 576, grids=((24, 24),))  # an image of LLaVA-1.5, which the table is made for
 FILM = Arriving(1024, 1024, 1024, grids=((16, 16),) * 4, video=True)
 DEPTH = 32
+BLOCK = 1
+"""The block of the tower before which patches may merge, in every family."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,9 @@ def refusal(stages: Sequence[Stage], lacks: Callable[[Signal], str | None]) -> s
             "makes pictures smaller and also cuts in the tower; the engine cannot do both in one pass yet. Drop "
             "between layers instead of in the tower."
         )
+    for place, kind in ((Place.PIXELS, "PixelStage"), (Place.TOWER, "TowerStage")):
+        if early.count(place) > 1:
+            return f"has {early.count(place)} {kind}s, and the engine runs one. Do both steps in one stage."
     return None
 
 
@@ -93,6 +98,11 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
             return f"reads {signal!r}: {reason}."
     if stage.place is Place.DECODE:
         return "has stages of decoding, which the engine does not run yet."
+    ways = [way for way in ("score", "choose", "look") if getattr(stage, way) is not None]
+    if isinstance(stage, PixelStage) and ways:
+        return f"has a PixelStage with a {ways[0]}, where there are no tokens yet: it has coarsen alone."
+    if isinstance(stage, TowerStage) and stage.block != BLOCK:
+        return f"cuts in the tower before block {stage.block}, and the engine before block {BLOCK} alone."
     usual = "rank"
     if stage.place < Place.LAYER:
         usual = "keep_last"

@@ -1,12 +1,17 @@
 """A prefix: asked again and again, in batches, in conversations, and never where its rows would be wrong."""
 
 import copy
+import re
 import threading
+from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import numpy as np
+import peft
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 import foveate as fv
 from foveate import embedded
@@ -250,11 +255,62 @@ def test_a_method_that_reads_the_question_is_refused_before_anything_runs(vlm, p
         vlm.look(picture, method="fastv", retention=0.5)
 
 
-def test_inside_an_open_context_nothing_is_looked_at_and_asked(vlm, picture, prefix):
-    with fv.drop(vlm.model, fv.V2Drop(layers=(2,), keep=(0.5,))):
-        for call in (lambda: prefix.ask("What?"), lambda: vlm.look(picture), lambda: list(prefix.ask_many(["What?"]))):
+def ways_of_asking(vlm, picture, prefix):
+    """Each way to a model that nobody gave a method."""
+    about = vlm.prepare(picture, "What?")
+    return (
+        lambda: vlm.ask(picture, "What?"),
+        lambda: vlm.ask((), "What?"),
+        lambda: vlm.ask(picture, "What?", choices=["a", "b"]),
+        lambda: "".join(vlm.ask(picture, "What?", stream=True)),
+        lambda: list(vlm.ask_many([(picture, "What?")])),
+        lambda: vlm.answer(about),
+        lambda: vlm.answer_batch([about]),
+        lambda: vlm.answer_sharing([about]),
+        lambda: vlm.choose(about, ["a", "b"]),
+        lambda: vlm.look(picture),
+        lambda: prefix.ask("What?"),
+        lambda: list(prefix.ask_many(["What?"])),
+    )
+
+
+@contextmanager
+def applied(model, method, **budget):
+    fv.apply(model, method, **budget)
+    try:
+        yield
+    finally:
+        fv.remove(model)
+
+
+@contextmanager
+def dropped_elsewhere(model, method, **budget):
+    """A context that another thread holds."""
+    opened, done = threading.Event(), threading.Event()
+
+    def hold():
+        with fv.drop(model, method, **budget):
+            opened.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    opened.wait(60)
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("budget", [0.5, 1e-6], ids=["a budget", "one that nothing meets"])
+@pytest.mark.parametrize("opened", [fv.drop, applied, dropped_elsewhere])
+def test_inside_an_open_context_nothing_is_looked_at_and_asked(vlm, picture, prefix, opened, budget):
+    with opened(vlm.model, "v2drop", retention=budget):
+        for call in ways_of_asking(vlm, picture, prefix):
             with pytest.raises(fv.SessionError, match="already applied"):
                 call()
+    assert vlm.ask(picture, "What?", **NEW).retention == 1
     assert prefix.ask("What?", **NEW).text is not None
 
 
@@ -268,6 +324,76 @@ def test_with_other_weights_nothing_is_asked(vlm, picture):
         prefix.ask("What?")
     with pytest.raises(fv.SessionError, match="have changed"):
         prefix.save("nowhere.safetensors")
+
+
+@pytest.fixture(scope="module")
+def adapted(vlm):
+    """The model with two adapters of PEFT's, the first of which is active."""
+    lora = peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False, r=2)
+    torch.manual_seed(0)
+    wrapped = peft.get_peft_model(copy.deepcopy(vlm.model), lora, adapter_name="one").eval()
+    wrapped.add_adapter("two", lora)
+    return fv.VLM(wrapped, vlm.processor, "adapted")
+
+
+@contextmanager
+def other_adapter(model):
+    model.set_adapter("two")
+    try:
+        yield
+    finally:
+        model.set_adapter("one")
+
+
+@contextmanager
+def scaled_adapter(model):
+    layers = [module for module in model.modules() if hasattr(module, "scale_layer")]
+    for layer in layers:
+        layer.scale_layer(2)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.unscale_layer()
+
+
+@contextmanager
+def merged_adapter(model):
+    model.merge_adapter()
+    try:
+        yield
+    finally:
+        model.unmerge_adapter()
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT still reads it
+@pytest.mark.parametrize("changed", [other_adapter, scaled_adapter, peft.PeftModel.disable_adapter, merged_adapter])
+@pytest.mark.parametrize("looked_at_changed", [False, True])
+def test_with_other_adapters_nothing_is_asked(adapted, picture, changed, looked_at_changed):
+    before, meanwhile = nullcontext, partial(changed, adapted.model)
+    if looked_at_changed:
+        before, meanwhile = meanwhile, before
+    with before():
+        prefix = adapted.look(picture, method="v2drop", retention=0.4)
+        expected = prefix.ask("What?", **NEW).tokens
+    with meanwhile(), pytest.raises(fv.SessionError, match="weights of adapted have changed"):
+        prefix.ask("What?")
+    if changed is not merged_adapter:  # taking it out again rounds
+        with before():
+            assert prefix.ask("What?", **NEW).tokens == expected
+
+
+@pytest.mark.parametrize("name", ["language_model.layers.5.mlp.up_proj.weight", "vision_tower.*position_embedding"])
+@pytest.mark.parametrize("write", [lambda data: data.mul_(1.01), lambda data: data.copy_(data.flip(0)), Tensor.zero_])
+def test_weights_written_without_a_trace_are_noticed(vlm, picture, name, write):
+    other = fv.VLM(copy.deepcopy(vlm.model), vlm.processor, "small")
+    prefix = other.look(picture)
+    (weight,) = (weight for path, weight in other.model.named_parameters() if re.search(name, path))
+    version = weight._version
+    write(weight.data)
+    assert weight._version == version
+    with pytest.raises(fv.SessionError, match="weights of small have changed since it looked"):
+        prefix.ask("What?")
 
 
 def test_threads_wait_for_one_another(vlm, picture, prefix):

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate.methods.base import Method
+from foveate.methods.stages import PixelStage, TowerStage
 from foveate.registry import support
 from foveate.support import reach
 from tests.invariants import facts, settings
@@ -73,6 +75,64 @@ def test_the_table_is_of_every_family_and_method():
     for modalities in table.values():
         for methods in modalities.values():
             assert set(methods) == set(fv.methods())
+
+
+def halved(arriving):
+    return tuple((rows // 2, columns) for rows, columns in arriving.grids)
+
+
+def stays(view, count=None):
+    return None
+
+
+def notes(view):
+    return {}
+
+
+PATCHES = {"choose": stays}
+UNRUN = {
+    "has 2 TowerStages": (TowerStage(1, **PATCHES), TowerStage(1, **PATCHES)),
+    "cuts in the tower before block 0": (TowerStage(0, **PATCHES),),
+    "cuts in the tower before block 3": (TowerStage(3, **PATCHES),),
+    "has 2 PixelStages": (PixelStage(coarsen=halved), PixelStage(coarsen=halved)),
+    "has a PixelStage with a choose": (PixelStage(coarsen=halved, choose=stays),),
+    "has a PixelStage with a score": (PixelStage(coarsen=halved, keep=0.5, score=stays),),
+    "has a PixelStage with a look": (PixelStage(coarsen=halved, look=notes),),
+}
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("said", UNRUN)
+def test_a_stage_that_would_not_run_is_refused(family, said):
+    class Mine(Method):
+        name = "mine"
+
+        def stages(self, shape):
+            return UNRUN[said]
+
+    with pytest.raises(fv.UnsupportedError, match=said), fv.drop(tiny(family), Mine()):
+        pass
+    assert said in reach(Mine(), fv.families()[family]).refused
+
+
+def test_a_stage_beside_resize_or_mustdrop_is_refused():
+    class Mine(Method):
+        name = "mine"
+        stage = PixelStage(coarsen=halved)
+
+        def stages(self, shape):
+            return (self.stage,)
+
+    class Deeper(Mine):
+        stage = TowerStage(1, **PATCHES)
+
+    chains = {
+        "has 2 PixelStages": fv.Resize(keep=0.5) + Mine(),
+        "has 2 TowerStages": fv.MustDrop(mode="budget", retention=0.5) + Deeper(),
+    }
+    for said, chain in chains.items():
+        with pytest.raises(fv.UnsupportedError, match=said), fv.drop(tiny("llava"), chain):
+            pass
 
 
 def test_a_stage_of_decoding_is_refused():

@@ -1,5 +1,7 @@
 """What follows from stages: plans, order, what is read, remembered and cached, and what scoring costs."""
 
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,6 +9,8 @@ from hypothesis import strategies as st
 
 import foveate as fv
 from foveate.core.cut import Cut
+from foveate.core.options import _choices
+from foveate.core.signals import Signal, TowerSignal
 from foveate.methods import follow
 from foveate.methods.stages import (
     Arriving,
@@ -21,6 +25,7 @@ from foveate.methods.stages import (
     Text,
     TowerAttention,
 )
+from foveate.support import SERVED
 
 DEPTH = 6
 
@@ -233,3 +238,60 @@ def test_what_a_layer_makes_itself_costs_nothing():
     assert follow.scoring_flops((ran,), 6, 32, (10,)) == 0
     last = LayerStage(2, reads=(Attention(rows="last", layer="next"),), keep=0.5, choose=some)
     assert follow.scoring_flops((last,), 6, 32, (10,)) == (1 + 10) * 2 * 32**2 + 2 * 10 * 32
+
+
+def kinds(base=Signal):
+    """Every kind of signal that `foveate.core.signals` declares."""
+    below = [kind for kind in base.__subclasses__() if kind.__module__ == Signal.__module__]
+    return [kind for each in below for kind in ([] if each is TowerSignal else [each]) + kinds(each)]
+
+
+def declared():
+    """Each signal with every value of each of its options, one option at a time."""
+    for kind in kinds():
+        yield kind()
+        for name, values in _choices(kind).items():
+            yield from (kind(**{name: value}) for value in values)
+
+
+def reading(signal):
+    return LayerStage(3, reads=(signal,), keep=0.5, choose=some)
+
+
+def test_the_flops_of_every_declared_option_are_known():
+    signals = set(declared())
+    assert len(signals) > 30
+    for signal in signals:
+        if not isinstance(signal, SERVED):  # nothing computes it, so nobody knows
+            with pytest.raises(fv.UnsupportedError, match=f"What {type(signal).__name__}.* is not known"):
+                follow.scoring_flops((reading(signal),), 6, 32, (10,))
+            continue
+        flops = follow.scoring_flops((reading(signal),), 6, 32, (10,))
+        assert (flops > 0) is (signal in {Keys(), Attention(layer="next")})
+        if isinstance(signal, Attention):
+            rows = 10 if signal.rows == "vision" else 1
+            ahead = reading(replace(signal, layer="next"))
+            assert follow.scoring_flops((ahead,), 6, 32, (10,)) == (rows + 10) * 2 * 32**2 + 2 * rows * 10 * 32
+
+
+@pytest.mark.parametrize("name", ["rows", "layer"])
+def test_a_value_that_nobody_has_priced_is_refused(name):
+    signal = Attention()
+    object.__setattr__(signal, name, "other")
+    with pytest.raises(fv.UnsupportedError, match=f"Attention.{name}='other'"):
+        follow.scoring_flops((reading(signal),), 6, 32, (10,))
+
+
+@pytest.mark.parametrize("place", [reading, lambda signal: ImageStage(reads=(signal,), keep=0.5, choose=some)])
+def test_an_option_or_a_signal_that_nobody_has_priced_is_refused(place):
+    @dataclass(frozen=True)
+    class Twice(Attention):
+        twice: bool = False
+
+    @dataclass(frozen=True)
+    class Other(Signal):
+        kind = "other"
+
+    for signal, said in ((Twice(), "Twice.twice=False"), (Other(), "Other")):
+        with pytest.raises(fv.UnsupportedError, match=said):
+            follow.scoring_flops((place(signal),), 6, 32, (10,))

@@ -16,7 +16,7 @@ from foveate.ask.generation import FirstToken, Generation, generate, run
 from foveate.ask.loaded import Loaded
 from foveate.ask.look import Look, resumed, together
 from foveate.ask.prompt import Prompt
-from foveate.engine.session import drop
+from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, InputError, SettingError
 from foveate.methods.base import Method
@@ -111,7 +111,7 @@ def answers_to(
     """
     samples = [prompt.inputs for prompt in prompts]
     batch = _Batch(loaded, prompts, solved, settings, first, extra or {})
-    with loaded.lock, fitting(loaded, samples[0]), _dropping(loaded, solved.method) as trace:
+    with loaded.lock, fitting(loaded, samples[0]), drop_or_not(loaded.model, solved.method) as trace:
         return batch.answers(collate(samples, pad_id(loaded.model)), trace)
 
 
@@ -135,7 +135,7 @@ def answers_behind(
     extra = {**BEHIND, **(extra or {})}
     for places in together(loaded.model, look, samples, size):
         batch = _Batch(loaded, [prompts[place] for place in places], solved, settings, first, extra, look.tokens)
-        with loaded.lock, _dropping(loaded, solved.method):
+        with loaded.lock, drop_or_not(loaded.model, solved.method):
             inputs = resumed(loaded.model, look, [samples[place] for place in places], settings.num_beams)
             answers |= zip(places, batch.answers(inputs, look.trace), strict=True)
     return [answers[place] for place in range(len(prompts))]
@@ -206,7 +206,7 @@ def choice_of(
     checked: AbstractContextManager[None] = nullcontext()
     if look is None:
         checked = fitting(loaded, prompt.inputs)
-    with loaded.lock, checked, _dropping(loaded, solved.method) as trace:
+    with loaded.lock, checked, drop_or_not(loaded.model, solved.method) as trace:
         inputs = prompt.inputs
         if look is not None:
             inputs, trace = resumed(loaded.model, look, [prompt.inputs]), look.trace
@@ -250,10 +250,6 @@ def _ends(loaded: Loaded) -> set[int]:
     if None in ends:
         raise SettingError("One choice begins another, and the model has no token that ends an answer.")
     return ends
-
-
-def _dropping(loaded: Loaded, method: Method | None) -> AbstractContextManager[Trace]:
-    return nullcontext(Trace()) if method is None else drop(loaded.model, method)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ question. `resumed` gives `generate` a copy of them, and the whole prompt's ids.
 """
 
 import inspect
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from foveate.ask.batch import collate, pad_id, parts
 from foveate.ask.prompt import is_vision
 from foveate.engine.copies import copy_of, nbytes, picked, settle
-from foveate.engine.session import drop
+from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, SettingError, UnsupportedError
 from foveate.families.base import Family
@@ -37,6 +38,9 @@ __all__ = [
 
 Inputs = Mapping[str, Tensor]
 
+SAMPLES = 64
+"""Values of each weight, spread over it, that tell weights apart."""
+
 
 @dataclass(frozen=True, eq=False)
 class Look:
@@ -49,14 +53,12 @@ class Look:
         cache: Keys, values and states, as the method left them, of one picture or of several whose prompts begin alike.
             Nothing changes it: questions go on from copies.
         trace: What was dropped.
-        weights: Of which weights it is; see `weights_of`.
     """
 
     ids: Tensor
     inputs: Inputs
     cache: Any
     trace: Trace = field(default_factory=Trace)
-    weights: tuple[Any, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -158,14 +160,10 @@ def look_at_several(model: Any, prompts: Sequence[Inputs], method: Method | None
     """
     refuse_unshareable(model, method)
     begun = collate([_beginning(model, prompt) for prompt in prompts], pad_id(model))
-    trace = Trace()
-    if method is None:
+    with drop_or_not(model, method) as trace:
         cache = _prefilled(model, begun)
-    else:
-        with drop(model, method) as trace:
-            cache = _prefilled(model, begun)
     kept = {name: _without_pixels(name, value) for name, value in begun.items() if name != "attention_mask"}
-    return Look(kept.pop("input_ids")[:1], kept, settle(cache), trace, weights_of(model))
+    return Look(kept.pop("input_ids")[:1], kept, settle(cache), trace)
 
 
 def _beginning(model: Any, inputs: Inputs) -> dict[str, Tensor]:
@@ -194,12 +192,30 @@ def _without_pixels(name: str, value: Tensor) -> Tensor:
 
 
 def weights_of(model: Any) -> tuple[Any, ...]:
-    """Something that changes when weights are replaced, moved, or written in place."""
-    marks = []
+    """Something that changes when weights are replaced, moved or written, or other adapters of PEFT count.
+
+    What is written through `.data` leaves no mark, so some values of each weight are compared too. Weights that are
+    offloaded, or quantised in a class of their own, have none.
+    """
+    marks: list[Any] = []
+    values = defaultdict(list)
     for weight in model.parameters():
         version = 0 if weight.is_inference() else weight._version
         marks.append((id(weight), weight.data_ptr(), version, weight.dtype))
-    return tuple(marks)
+        data = weight.data
+        if type(data) is Tensor and not data.is_meta:
+            step = data.numel() // SAMPLES | 1  # odd: 64 steps through a 4096 x 4096 matrix fall into 64 columns
+            values[data.device, data.dtype].append(data.flatten()[::step])
+    # One transfer to the host for all weights of a kind; as bytes, since a NaN is not equal to itself.
+    marks += [torch.cat(group).view(torch.uint8).cpu().numpy().tobytes() for group in values.values()]
+    return (*marks, *adapters_of(model))
+
+
+def adapters_of(model: Any) -> list[str]:
+    """Which adapters each layer of PEFT's computes with, and by what it scales them; empty without PEFT."""
+    names = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
+    layers = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
+    return [repr([getattr(layer, name, None) for name in names]) for layer in layers]
 
 
 # -- going on -----------------------------------------------------------------------------------------------------

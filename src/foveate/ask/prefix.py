@@ -75,6 +75,7 @@ class Prefix:
         self.media = tuple(media)
         self.notes = tuple(notes)
         self._wording = wording
+        self._weights = weights_of(loaded.model)
         self._solved = solved or Solved()
         self.method: Method | None = self._solved.method
         self.asked_share = self._solved.asked
@@ -114,7 +115,7 @@ class Prefix:
         with loaded.lock, fitting(loaded, prompt.inputs):
             wording = Wording.of(loaded, said, prompt.text, prompt.inputs["input_ids"][0])
             look = look_at(loaded.model, prompt.inputs, solved.method)
-        return cls(loaded, look, wording, said, prompt.media, prompt.notes, solved)
+            return cls(loaded, look, wording, said, prompt.media, prompt.notes, solved)
 
     # -- what it is -------------------------------------------------------------------------------------------
 
@@ -236,7 +237,7 @@ class Prefix:
         """
         with self.loaded.lock:
             refuse_open(self.loaded.model)
-            if weights_of(self.loaded.model) == self.look.weights:
+            if weights_of(self.loaded.model) == self._weights:
                 return
         raise SessionError(f"The weights of {self.loaded.name} have changed since it looked. Look again with vlm.look.")
 

@@ -6,7 +6,6 @@ from foveate._files import named
 from foveate.ask.answering import Dropping, Solved
 from foveate.ask.conversation import Conversation
 from foveate.ask.loaded import Loaded
-from foveate.ask.look import weights_of
 from foveate.ask.prefix import Prefix
 from foveate.ask.prompt import is_vision
 from foveate.ask.stored import fingerprint, read
@@ -51,7 +50,7 @@ def load_prefix(
         )
     try:
         kept = None if about["method"] is None else from_dict(about["method"])
-        look = stored.look(family_for(model), weights_of(model))
+        look = stored.look(family_for(model))
         turns = [(role, tuple(map(tuple, parts))) for role, parts in about["turns"]]
         solved = Solved(kept, about["asked"])
         wording = Wording(**about["wording"])

@@ -17,7 +17,7 @@ from torch import Tensor
 from foveate._files import check_readable, named
 from foveate._version import __version__
 from foveate._writing import publish
-from foveate.ask.look import Look
+from foveate.ask.look import Look, adapters_of
 from foveate.engine.packed import pack, unpack
 from foveate.engine.trace import CacheRecord, PrefillRecord, Stage, Trace
 from foveate.errors import InputError
@@ -46,14 +46,14 @@ class Stored:
     tensors: Mapping[str, Tensor] = field(repr=False)
     made_of: str = ""
 
-    def look(self, family: Family, weights: tuple[Any, ...]) -> Look:
+    def look(self, family: Family) -> Look:
         """The look, on the model's devices."""
         device = family.model.device
         inputs = {name.removeprefix("inputs."): self.tensors[name].to(device) for name in self.about["inputs"]}
         for name, (shape, dtype) in self.about["pixels"].items():
             inputs[name] = torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
         cache = unpack(self.tensors, self.about["layers"], family)
-        return Look(self.tensors["ids"].to(device), inputs, cache, _trace_of(self.about["trace"]), weights)
+        return Look(self.tensors["ids"].to(device), inputs, cache, _trace_of(self.about["trace"]))
 
 
 def write(path: Path, look: Look, about: Mapping[str, Any], model: Any, *, force: bool) -> None:
@@ -158,7 +158,8 @@ def _digest(about: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def fingerprint(model: Any) -> str:
-    """A name for a model's config, dtype and weights: some values of each. Other weights have another, as good as ever.
+    """A name for a model's config, dtype, active adapters and weights: some values of each. Other weights have another,
+    as good as ever.
 
     The same for a model on another device, from another folder, or with another attention kernel.
     """
@@ -169,6 +170,8 @@ def fingerprint(model: Any) -> str:
             places = torch.linspace(0, weight.numel() - 1, SAMPLES, dtype=torch.float64).long()
             values = weight.detach().reshape(-1)[places.to(weight.device)]
             digest.update(values.cpu().contiguous().view(torch.uint8).numpy().data)
+    for adapters in adapters_of(model):
+        digest.update(adapters.encode())
     return digest.hexdigest()
 
 

@@ -110,6 +110,7 @@ class VLM(Loaded):
 
         Raises:
             InputError: If a file cannot be read, or the processor refuses it.
+            SessionError: If the model is inside an open `foveate.drop`, also one of another thread, or `foveate.apply`.
             SettingError: If settings contradict each other or leave their range; a `BudgetError` where no schedule of
                 the method meets the budget.
             UnknownNameError: If there is no method of that name.

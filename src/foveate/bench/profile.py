@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from foveate.ask.generation import generate
 from foveate.bench.encoders import around_encoders
 from foveate.bench.run import Session
 from foveate.core.patching import Patcher
-from foveate.engine.session import drop
+from foveate.engine.session import drop_or_not
 from foveate.registry import family_for
 
 __all__ = ["PARTS", "Profile", "profiled", "profiles"]
@@ -41,8 +41,7 @@ def profiles(session: Session, starting: Callable[[str], object] = lambda name: 
         if candidate.failed or not (candidate.is_untouched or candidate.control):
             continue
         starting(candidate.name)
-        context = nullcontext() if candidate.method is None else drop(session.model, candidate.method)
-        with context:
+        with drop_or_not(session.model, candidate.method):
             parts, operators = profiled(session.model, session.workload.inputs)
         profiles[candidate.name] = {"parts": parts, "operators": operators}
     return profiles

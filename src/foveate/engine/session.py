@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 from torch import nn
@@ -18,7 +18,7 @@ from foveate.methods import grammar
 from foveate.methods.base import Method
 from foveate.registry import family_for, inside
 
-__all__ = ["apply", "drop", "refuse_open", "remove"]
+__all__ = ["apply", "drop", "drop_or_not", "refuse_open", "remove"]
 
 LATEST = 100
 """Prefills that the trace of `apply` holds."""
@@ -111,6 +111,18 @@ def remove(model: nn.Module) -> None:
         session.detach()
     finally:
         session.detach()
+
+
+def drop_or_not(model: nn.Module, method: Method | None) -> AbstractContextManager[Trace]:
+    """`drop`; with None the untouched model, and an empty trace. Neither starts inside a context.
+
+    Raises:
+        SessionError: If the model is inside one already, also one that another thread holds.
+    """
+    if method is not None:
+        return drop(model, method)
+    refuse_open(model)
+    return nullcontext(Trace())
 
 
 def refuse_open(model: nn.Module) -> None:

@@ -3,12 +3,15 @@
 Each walks through the stages in order. It is written here once, so that no method has to.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
+from foveate.core import signals
 from foveate.core.grid import Grid, closing_rows
-from foveate.core.signals import Attention, Hidden, Keys
+from foveate.core.signals import Attention, Hidden, Keys, Signal
 from foveate.core.views import Arriving
+from foveate.errors import UnsupportedError
 from foveate.methods.stages import CacheStage, LayerStage, Place, Stage
 
 __all__ = [
@@ -231,6 +234,23 @@ def coarsened(stages: Sequence[Stage], arriving: Arriving) -> tuple[Grid, ...]:
 
 # -- what reading costs ---------------------------------------------------------------------------------------
 
+ANY = None
+TOWER = {"layer": ANY, "block": ANY, "of": ANY, "heads": ANY}
+PRICED: Mapping[type[Signal], Mapping[str, Collection[Any] | None]] = {
+    Attention: {
+        "rows": ("last", "after", "null", "raters", "vision"),
+        "layer": ("ran", "next"),
+        "sample": ANY,
+        **dict.fromkeys(("heads", "over", "renormalise", "both_ways", "without_distance"), ANY),
+    },
+    signals.TowerAttention: {"by": ("cls", "patches"), **TOWER},
+    signals.TowerKeys: TOWER,
+    signals.Pivots: {"count": ANY},
+    Hidden: {"back": ANY},
+    **{kind: {} for kind in (Keys, signals.KeyNorms, signals.Normed, signals.Cls, signals.Cells)},
+}
+"""The signals, options and values of which `scoring_flops` knows what they cost; ANY is as much whatever the value."""
+
 
 def scoring_flops(
     stages: Sequence[Stage],
@@ -251,7 +271,13 @@ def scoring_flops(
         width: Width of the residual stream.
         sizes: Vision tokens of each image as they enter the model.
         grids, videos: See `layer_plan`.
+
+    Raises:
+        UnsupportedError: If a stage reads something of which it is not known what it costs.
     """
+    for stage in stages:
+        for signal in stage.reads:
+            _refuse_unpriced(signal)
     total = sum(sizes)
     arriving_units = _arriving(sizes, grids, videos)
     units = _units_by_layer(stages, depth, arriving_units)
@@ -269,6 +295,19 @@ def scoring_flops(
             flops += stage.flops(arriving, width)
         flops += _reading_flops(stage, before, width)
     return flops
+
+
+def _refuse_unpriced(signal: Signal) -> None:
+    """What nobody has priced must not count as nothing."""
+    kind = type(signal).__name__
+    priced = PRICED.get(type(signal))
+    unknown = "" if priced is not None else kind
+    for field in fields(signal):
+        value, values = getattr(signal, field.name), (priced or {}).get(field.name, ())
+        if values is not ANY and value not in values:
+            unknown = f"{kind}.{field.name}={value!r}"
+    if unknown:
+        raise UnsupportedError(f"What {unknown} costs is not known: count it in foveate.methods.follow.")
 
 
 def _looked_at(stage: Stage, units: Units) -> int:

@@ -254,7 +254,8 @@ class TowerStage(Stage):
     Where a family's tower cannot run on fewer patches, the stage works on the image's tokens after the projector.
 
     Attributes:
-        block: The block of the tower before which the stage works; 0 is behind the patch embedding.
+        block: The block of the tower before which the stage works; 0 is behind the patch embedding. The engine runs
+            one such stage, before block 1, and refuses others.
     """
 
     place: ClassVar[Place] = Place.TOWER

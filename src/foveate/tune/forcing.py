@@ -7,7 +7,6 @@ whether a method gives the full model's answer, and how far its distributions mo
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -19,7 +18,7 @@ from foveate.ask.answering import BEHIND
 from foveate.ask.batch import collate, ends_of, pad_id
 from foveate.ask.generation import Generation, run
 from foveate.ask.look import Look, can_share, end_of_pictures, look_at, look_at_several, resumed, together
-from foveate.engine.session import drop
+from foveate.engine.session import drop_or_not
 from foveate.methods.base import Method
 from foveate.registry import family_for
 from foveate.tune.samples import About, Sample
@@ -202,7 +201,7 @@ def _behind_a_look(
     about_which = [at for at, about in enumerate(pictures) for _ in about.samples]
     for places in together(model, look, [sample.inputs for sample in samples], _most_rows(look, len(pictures))):
         of = None if len(pictures) == 1 else [about_which[place] for place in places]
-        with _dropping(model, method):
+        with drop_or_not(model, method):
             inputs = resumed(model, look, [samples[place].inputs for place in places], places=of)
             forced = _forced([answers[place] for place in places], inputs["input_ids"], pad_id(model))
             asked = inputs["input_ids"][:, look.tokens :]
@@ -240,7 +239,7 @@ def _behind_prompts(
         groups = _alike(samples)
     for places in groups:
         inputs = collate([samples[place].inputs for place in places], pad_id(model))
-        with _dropping(model, method):
+        with drop_or_not(model, method):
             mask = inputs["attention_mask"]
             placed = {} if _mrope(model) else {"position_ids": _positions(mask)}
             begun = model(**inputs, **placed, use_cache=True, logits_to_keep=1)
@@ -278,7 +277,3 @@ def _forced(answers: Sequence[Sequence[int]], like: Tensor, pad: int) -> Tensor:
     for row, answer in enumerate(answers):
         forced[row, : len(answer) - 1] = torch.tensor(answer[:-1], dtype=like.dtype)
     return forced
-
-
-def _dropping(model: Any, method: Method | None) -> AbstractContextManager[Any]:
-    return nullcontext() if method is None else drop(model, method)
