@@ -1,7 +1,7 @@
 """Lets vLLM's runner V2 run on a CPU, in Triton's interpreter (TRITON_INTERPRET=1).
 
-vLLM uses Triton on a CPU only where it has a backend of that name, and the interpreter needs none: an empty one stands in.
-`make setup-vllm` copies this file into an environment; Python reads it at each start, in the processes of an engine too.
+vLLM uses Triton on a CPU only where it has a backend of that name. The interpreter needs none: an empty one stands in.
+`make setup-vllm` copies this file into an environment. Python reads it at each start, in an engine's processes too.
 """
 
 import os
