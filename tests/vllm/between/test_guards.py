@@ -1,7 +1,11 @@
 """What cannot work between the layers is refused with the reason, before a model is loaded."""
 
+from types import SimpleNamespace as Some
+
 import pytest
 
+from foveate.errors import UnsupportedError
+from foveate.integrations.vllm.between import guards
 from tests.vllm.between.models import METHODS, settings
 
 ENGINES = {
@@ -13,6 +17,7 @@ ENGINES = {
     },
     "--kv-transfer-config": {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
     "--long-prefill-token-threshold": {"long_prefill_token_threshold": 64},
+    "the attention backend CPU_ATTN alone.* would take FLASHINFER": {"attention_config": {"backend": "FLASHINFER"}},
     "--scheduler-cls": {"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"},
 }
 STAGES = {
@@ -55,3 +60,23 @@ def test_methods_before_the_decoder_keep_vllms_own_settings(llava_folder):
 def test_methods_between_the_layers_get_a_scheduler_that_keeps_prompts_whole(llava_folder):
     config = configured(llava_folder, METHODS[0])
     assert config.scheduler_config.scheduler_cls == "foveate.integrations.vllm.between.scheduler.scheduler"
+
+
+def test_an_engine_on_another_device_is_refused_before_its_backend_is_known():
+    config = Some(device_config=Some(device_type="cuda"), attention_config=Some(backend=None))
+    with pytest.raises(UnsupportedError, match="would take one for cuda"):
+        guards.refuse_engine(config)
+
+
+def test_layers_with_another_attention_backend_are_refused():
+    from foveate.integrations.vllm.between.dropping import Dropping
+
+    attention = Some(attn_backend=Some(get_name=lambda: "TRITON_ATTN"), layer_name="0")
+    layers = [Some(self_attn=Some(attn=attention), forward=print)]
+    with pytest.raises(UnsupportedError, match="would take TRITON_ATTN"):
+        Dropping((), Some(layers=layers))
+
+
+def test_a_slip_of_the_pen_in_the_server_s_own_kwargs_is_refused_at_its_start(llava_folder):
+    with pytest.raises(ValueError, match="takes foveate_tokens or foveate_retention"):
+        configured(llava_folder, "visionzip", mm_processor_kwargs={"foveate_token": 9})

@@ -1,5 +1,6 @@
 """Every refusal of the plug-in: said when the server starts, or to the request that cannot be served."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foveate.engine.early import EarlyStages
@@ -15,6 +16,7 @@ __all__ = [
     "refuse_tower",
     "refuse_tower_lora",
     "refuse_unknown_count",
+    "refuse_unknown_keys",
     "refuse_unloaded_block",
     "refuse_wrong_count",
     "refuse_wrong_rate",
@@ -117,6 +119,27 @@ def refuse_engine_of_mrope(vllm_config: Any) -> None:
 
 
 # -- a request ------------------------------------------------------------------------------------------------
+
+
+def refuse_unknown_keys(values: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Keys of `mm_processor_kwargs` that look like foveate's and are not: transformers would ignore them.
+
+    Raises:
+        SettingError: A ValueError, so that the server answers 400.
+    """
+    wrong = [key for key in values if _is_ours(key) and key not in known]
+    for scope, inner in values.items():
+        if isinstance(inner, Mapping):  # such as images_kwargs
+            wrong += [f"{key} in {scope}" for key in inner if _is_ours(key)]
+    if wrong:
+        raise SettingError(
+            f"mm_processor_kwargs takes {' or '.join(known)}; the method is set when the server starts. "
+            f"Got {', '.join(wrong)}."
+        )
+
+
+def _is_ours(key: str) -> bool:
+    return key.lower().startswith("foveate")
 
 
 def refuse_wrong_rate(tokens: Any, retention: Any) -> None:

@@ -66,14 +66,15 @@ class DroppingQwen(BetweenLayers):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         guards.refuse_engine_of_mrope(vllm_config)
+        switch_on(vllm_config.model_config.multimodal_config)  # before Qwen3-VL sizes its table of positions
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
-        switch_on(vllm_config.model_config.multimodal_config)
         self.is_multimodal_pruning_enabled = False  # of the model's own way, for videos
         self.foveate = Setting.of(self.config, self.family)
         self.drop_between(self.foveate)
         stages = self.foveate.stages(Rate())
         guards.refuse_unknown_count(stages.method, stages.count(64, ((8, 8),)))
         self._most: int = vllm_config.scheduler_config.max_num_encoder_input_tokens
+        self.log_start(vllm_config)
 
     @property
     def _width(self) -> int:

@@ -57,9 +57,17 @@ class Rate:
         """Whether there is any."""
         return self.tokens is not None or self.retention is not None
 
+    def __str__(self) -> str:
+        if self.tokens is not None:
+            return f"{self.tokens} tokens of an image"
+        if self.retention is not None:
+            return f"{self.retention:.1%} of an image's tokens"
+        return "that of the method's own settings"
+
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Rate":
-        """The rate in a request's `mm_processor_kwargs`."""
+        """The rate in `mm_processor_kwargs`, of a request or of the server."""
+        guards.refuse_unknown_keys(values, RATE_KEYS)
         return cls(*(values.get(key) for key in RATE_KEYS))
 
     def as_tensor(self) -> Tensor:
@@ -168,6 +176,11 @@ class Setting:
         except SettingError:  # no request can have a rate of its own
             return tuple(signals)
         return tuple(signals | dict.fromkeys(tower_reducer(half).reads))
+
+    @property
+    def spelled(self) -> str:
+        """The method, as the server was given it."""
+        return self._method.text if isinstance(self._method, Named) else str(self._method)
 
     @cached_property
     def shape(self) -> Shape:

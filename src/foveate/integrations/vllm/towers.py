@@ -121,6 +121,7 @@ class DroppingLlava(BetweenLayers):
         self._load_further(max(blocks.values(), default=0), vllm_config, prefix)
         self._taps = TowerTaps(encoder_layers_of(self.vision_tower), blocks, self._cls)
         self._most = vllm_config.scheduler_config.max_num_encoder_input_tokens
+        self.log_start(vllm_config)
 
     def _load_further(self, block: int, vllm_config: VllmConfig, prefix: str) -> None:
         """Load the tower as far as a block that is read, if vLLM has not."""

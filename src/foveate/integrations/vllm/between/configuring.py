@@ -22,6 +22,7 @@ def configure(config: Any) -> None:
     module = import_module(f"{plugin.__name__}.{plugin.MODELS[architecture]}")
     model = config.model_config.hf_config
     setting = Setting.of(model, getattr(module, architecture).family)
+    Rate.of(config.model_config.multimodal_config.mm_processor_kwargs or {})  # or a refusal
     stages = setting.stages(Rate())
     if not stages.late:
         return

@@ -9,6 +9,7 @@ from torch import Tensor
 from vllm.forward_context import ForwardContext, get_forward_context
 
 from foveate.engine.late import LateStages
+from foveate.integrations.vllm.between import guards
 from foveate.integrations.vllm.between.batch import Batch, Images
 from foveate.integrations.vllm.between.layout import Layout, as_before
 from foveate.integrations.vllm.between.passing import Passing
@@ -35,6 +36,7 @@ class Dropping:
         self._names = []
         for index, layer in enumerate(decoder.layers):
             attention = layer.self_attn.attn
+            guards.refuse_backend(attention.attn_backend.get_name())
             attention.attn_backend = recording(attention.attn_backend)
             self._names.append(attention.layer_name)
             layer.forward = self._around(index, layer, layer.forward)

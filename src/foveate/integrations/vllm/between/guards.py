@@ -11,6 +11,7 @@ from foveate.methods.stages import CacheStage, LayerStage, Shape, Stage
 
 __all__ = [
     "STEP",
+    "refuse_backend",
     "refuse_counting_what_entered",
     "refuse_engine",
     "refuse_long_prompt",
@@ -86,6 +87,11 @@ def _left(stage: Stage, entered: int) -> int | None:
 
 def refuse_engine(config: Any) -> None:
     """Settings of the engine (vLLM's `VllmConfig`) under which dropping between layers would be wrong."""
+    device, backend = config.device_config.device_type, config.attention_config.backend
+    if backend is not None:
+        refuse_backend(backend.name)
+    elif device != "cpu":
+        refuse_backend(f"one for {device}")
     parallel, scheduling = config.parallel_config, config.scheduler_config
     reasons = [
         (
@@ -131,6 +137,16 @@ def refuse_engine(config: Any) -> None:
     for refused, reason in reasons:
         if refused:
             raise UnsupportedError(f"Dropping vision tokens between layers {reason}")
+
+
+def refuse_backend(name: str) -> None:
+    """An attention backend that was not tried. FLASHINFER, say, plans all layers of a step at once, for one length."""
+    if name != "CPU_ATTN":
+        raise UnsupportedError(
+            "Dropping vision tokens between layers works with the attention backend CPU_ATTN alone, which is vLLM's on "
+            f"a CPU; this engine would take {name}. Serve on a CPU and leave --attention-backend out, or take a method "
+            "before the decoder, such as visionzip."
+        )
 
 
 def refuse_uncountable(stages: Sequence[Stage], depth: int, sizes: Sequence[int]) -> None:

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
+from vllm.config import VllmConfig, get_layers_from_vllm_config
+from vllm.logger import init_logger
+from vllm.model_executor.layers.attention import Attention
 
 from foveate.families.base import Family
 from foveate.integrations.vllm.between import guards
@@ -12,16 +15,20 @@ from foveate.integrations.vllm.setting import Rate, Setting
 
 __all__ = ["BetweenLayers"]
 
+logger = init_logger("vllm.foveate")  # below "vllm", whose level and handlers are those of the server's log
+
 
 class BetweenLayers:
     """Stands in front of a multimodal model class of vLLM.
 
     Attributes:
         family: Of the model on transformers.
+        foveate: The server's setting.
         dropping: None where the method has no stage there.
     """
 
     family: ClassVar[type[Family]]
+    foveate: Setting
     dropping: Dropping | None = None
 
     @property
@@ -38,6 +45,19 @@ class BetweenLayers:
                 guards.refuse_counting_what_entered(stages.late)
             decoder = self.get_language_model().model  # type: ignore[attr-defined]
             self.dropping = Dropping(stages.late, decoder, self.whole_image)
+
+    def log_start(self, vllm_config: VllmConfig) -> None:
+        """Say once, in the first process, what drops at which rate, and what runs it."""
+        rate = Rate.of(vllm_config.model_config.multimodal_config.mm_processor_kwargs or {})
+        layers = get_layers_from_vllm_config(vllm_config, Attention).values()
+        logger.info_once(
+            "foveate is on: method %s, rate %s, runner %s, attention backend %s",
+            self.foveate.spelled,
+            rate if rate.said else self.foveate.rate,
+            "V2" if vllm_config.use_v2_model_runner else "V1",
+            ", ".join(sorted({layer.attn_backend.get_name() for layer in layers})),
+            scope="global",
+        )
 
     def embed_input_ids(
         self, input_ids: Tensor, multimodal_embeddings: Sequence[Tensor] | None = None, *, is_multimodal: Any = None
