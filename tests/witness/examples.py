@@ -83,16 +83,17 @@ FILMS: dict[str, Example] = {
 
 PLACES: tuple[Example, ...] = (
     ("resize", {"keep": 0.6}),
-    ("mustdrop", {"filter": False, "merge_threshold": 0.3, "merge_window": 2}),
+    ("mustdrop", {"filter": False, "merge_threshold": -1.0, "merge_window": 2}),
     ("visionzip", {"dominant": 9, "contextual": 3, "reference": 25}),
     ("averagepool", {"keep": 0.6}),
+    ("vidcom2", {"keep": 0.6}),
     ("divprune", {"keep": 0.6}),
     ("v2drop", SCHEDULE),
     ("fastv", {"layers": (2,), "keep": (0.5,)}),
     ("finalkv", {}),
 )
-"""A method for each place: pixels, tower, before the projector, behind it, the first decoder layer, later ones (without
-and with the question), cache."""
+"""A method for each place: pixels, tower, before the projector, behind it (AveragePool needs whole grids, VidCom2 does
+not), the first decoder layer, later ones (without and with the question), cache."""
 CHAINS: dict[str, Example] = {
     f"{first[0]}+{second[0]}": ("chain", {"members": (first, second)}) for first, second in combinations(PLACES, 2)
 }

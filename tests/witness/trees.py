@@ -44,10 +44,10 @@ class Tree:
     @cached_property
     def results(self) -> Path:
         """Where its results are kept: another folder for another source, worker, versions of libraries or machine."""
-        content = hashlib.sha256(versions().encode())
-        for file in sorted((self.root / "src").rglob("*.py")):
-            content.update(str(file.relative_to(self.root)).encode() + file.read_bytes())
-        content.update(json.dumps(PROMPTS).encode())
+        content = hashlib.sha256((versions() + json.dumps(PROMPTS)).encode())
+        for file in sorted((self.root / "src").rglob("*")):
+            if file.is_file() and file.suffix != ".pyc":  # the embedded model's weights too
+                content.update(str(file.relative_to(self.root)).encode() + file.read_bytes())
         for name in ("worker.py", "make.py"):
             content.update((HERE / name).read_bytes())
         return CACHE / f"results-{self.name}-{content.hexdigest()[:12]}"
