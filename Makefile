@@ -40,7 +40,7 @@ help:
 	@echo "make check   formatting, linting, types, import rules, and that no more code came in (tests/ratchet.json)"
 	@echo "make docs    build the documentation into site/"
 	@echo "make index   write src/foveate/index.json, after a change to a method, a preset or a family"
-	@echo "make witness run many methods on all families here and at the commit 32cba4e, and compare bit for bit (slow)"
+	@echo "make witness run all methods on the families here and at the commits 32cba4e and a50230a; compare bit for bit (slow)"
 	@echo "make fuzz    try 34,500 pictures, films, settings, records, command lines and model folders with something wrong"
 	@echo "             in them: each must end in an answer or one clear line (half an hour on two cores; out/fuzz)"
 	@echo "make mutants break the code on purpose, one place at a time, and see a test fail each time (slow)"
@@ -204,7 +204,7 @@ docs: setup
 mutants: setup
 	$(BIN)/python -m tests.mutants
 
-# What was found is in benchmarks/witness/log.txt, what each tree did in out/witness.
+# What was found is in benchmarks/witness/log-COMMIT.txt, what each tree did in out/witness.
 witness: setup
 	$(BIN)/python -m tests.witness --jobs $(JOBS)
 

@@ -18,9 +18,10 @@ import torch
 
 from tests.witness.examples import PROMPTS
 
-__all__ = ["ROOT", "Tree", "new_tree", "old_tree", "prompts_of", "run_worker", "versions"]
+__all__ = ["COMMITS", "ROOT", "Tree", "new_tree", "old_tree", "prompts_of", "run_worker", "versions"]
 
-COMMIT = "32cba4e"
+COMMITS = ("32cba4e", "a50230a")
+"""Old trees; the last one makes models and prompts for all."""
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / "out" / "witness"
 HERE = Path(__file__).parent
@@ -31,7 +32,7 @@ class Tree:
     """A tree of foveate.
 
     Attributes:
-        name: "old" or "new".
+        name: A commit, or "new".
         root: Where its `src` and `tests` are.
         commit: Which one it is, and whether files have been changed since.
     """
@@ -43,10 +44,11 @@ class Tree:
     @cached_property
     def results(self) -> Path:
         """Where its results are kept: another folder for another source, worker, versions of libraries or machine."""
-        content = hashlib.sha256(versions().encode())
-        for file in sorted((self.root / "src").rglob("*.py")):
-            content.update(str(file.relative_to(self.root)).encode() + file.read_bytes())
-        for name in ("worker.py", "examples.py", "make.py"):
+        content = hashlib.sha256((versions() + json.dumps(PROMPTS)).encode())
+        for file in sorted((self.root / "src").rglob("*")):
+            if file.is_file() and file.suffix != ".pyc":  # the embedded model's weights too
+                content.update(str(file.relative_to(self.root)).encode() + file.read_bytes())
+        for name in ("worker.py", "make.py"):
             content.update((HERE / name).read_bytes())
         return CACHE / f"results-{self.name}-{content.hexdigest()[:12]}"
 
@@ -57,16 +59,16 @@ def versions() -> str:
     return f"torch {torch.__version__}, transformers {version('transformers')}, {capability}"
 
 
-def old_tree() -> Tree:
-    """The tree of the old commit, taken out of git once."""
-    root = CACHE / f"tree-{COMMIT}"
+def old_tree(commit: str = COMMITS[0]) -> Tree:
+    """The tree of an old commit, taken out of git once."""
+    root = CACHE / f"tree-{commit}"
     if not root.exists():
-        archive = subprocess.run(["git", "archive", COMMIT, "src", "tests"], cwd=ROOT, capture_output=True, check=True)
-        partial = CACHE / f"tree-{COMMIT}-{os.getpid()}"
+        archive = subprocess.run(["git", "archive", commit, "src", "tests"], cwd=ROOT, capture_output=True, check=True)
+        partial = CACHE / f"tree-{commit}-{os.getpid()}"
         with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
             tar.extractall(partial, filter="data")
         partial.rename(root)
-    return Tree("old", root, COMMIT)
+    return Tree(commit, root, commit)
 
 
 def new_tree() -> Tree:
@@ -81,7 +83,7 @@ def _git(*arguments: str) -> str:
 
 
 def prompts_of(old: Tree) -> Path:
-    """The folder of models and prompts, made by the old tree if need be."""
+    """The folder of models and prompts, made by this old tree if need be."""
     wanted = json.dumps(PROMPTS) + versions() + (HERE / "make.py").read_text()
     folder = CACHE / f"prompts-{hashlib.sha256(wanted.encode()).hexdigest()[:12]}"
     if (folder / "done").exists():

@@ -8,19 +8,23 @@ python -m tests.witness.worker TASK-AS-JSON
 import importlib.util
 import json
 import sys
+import tempfile
+import time
 import warnings
-from contextlib import contextmanager, nullcontext
-from functools import cache
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from functools import cache, partial
+from io import StringIO
+from operator import add
 from pathlib import Path
 
 import torch
 import transformers
+from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import foveate as fv
-from foveate.registry import method as method_of
 from tests.witness.compare import MENDED
-from tests.witness.examples import COUNTED, EXAMPLES
+from tests.witness.examples import COUNTED, EMBEDDED, EXAMPLES, FILMS, stem
 
 NEW_TOKENS = 4
 IMAGE, VIDEO = 91, 92
@@ -30,21 +34,30 @@ PLACEHOLDERS = {"bad_words_ids": [[91], [92], [93], [94]]}  # a random model wou
 def build(example):
     """A method from its name and settings."""
     name, settings = example
+    if name == "chain":
+        return add(*map(build, settings["members"]))
     given = {key: build(value) if key == "inner" else value for key, value in settings.items()}
-    kind = fv.FinalKV if name == "finalkv" else method_of(name)
+    kind = fv.FinalKV if name == "finalkv" else fv.methods()[name]
     return kind(**given)
+
+
+def setting(example):
+    """What says to foveate how to drop: a method or its name, and perhaps a budget."""
+    name, settings = example
+    if name == "untouched":
+        return {}
+    if "budget" in settings:
+        return {"method": name, "retention": settings["budget"]}
+    return {"method": name if "/" in name else build(example)}
 
 
 # -- what a run does -------------------------------------------------------------------------------------------
 
 
 def facts(model, inputs, example):
-    """What a prefill and a few decode steps did, by names; a refusal is a fact too."""
-    try:
-        method = build(example)
-        told = prefill(model, inputs, method)
-    except fv.FoveateError as error:
-        return {"refusal": type(error).__name__}
+    """What a prefill and a few decode steps did, by names."""
+    method = setting(example)
+    told = prefill(model, inputs, method)
     try:
         return told | generation(model, inputs, method)
     except fv.FoveateError as error:
@@ -52,19 +65,20 @@ def facts(model, inputs, example):
 
 
 def prefill(model, inputs, method):
-    with fv.drop(model, method) as trace, rotary_tables(model) as seen, torch.no_grad():
+    with fv.drop(model, **method) as trace, rotary_tables(model) as seen, torch.no_grad():
         output = model(**inputs, use_cache=True)
     return {
         **stages(trace),
         "prefill logits": output.logits,
         "prefill positions": live(trace.latest, seen),
         "cache": slots(output.past_key_values),
+        MENDED: ends(inputs["input_ids"], model.config),
     }
 
 
 def generation(model, inputs, method):
     settings = {"do_sample": False, "max_new_tokens": NEW_TOKENS, **PLACEHOLDERS}
-    with fv.drop(model, method), rotary_tables(model) as seen:
+    with fv.drop(model, **method), rotary_tables(model) as seen:
         output = model.generate(**inputs, **settings, return_dict_in_generate=True, output_logits=True)
     return {
         "tokens": output.sequences,
@@ -138,6 +152,76 @@ def last_rows(table, rows):
     return [samples[..., index, samples.shape[-2] - count :, :].clone() for index, count in enumerate(rows)]
 
 
+# -- the embedded model ----------------------------------------------------------------------------------------
+
+QUESTION, OTHER = "What does the text say?", "Is there a circle?"
+SAID = ("text", "tokens", "notes", "vision_tokens", "spent", "missed", "looked", "kv_bytes", "choices")
+COLUMNS = ("id", "answer", "retention", "vision_tokens", "tokens", "new_tokens", "notes")
+
+
+def said(answer):
+    """What an answer says of itself, and of the cuts."""
+    return {name: getattr(answer, name) for name in SAID} | (stages(answer.trace) if answer.trace.history else {})
+
+
+def ask(vlm, picture, example):
+    return said(vlm.ask(picture, QUESTION, **setting(example)))
+
+
+def drop(vlm, picture, example):
+    text = f"USER: <image>\n{QUESTION} ASSISTANT:"
+    inputs = vlm.processor(images=Image.open(picture), text=text, return_tensors="pt")
+    with fv.drop(vlm.model, **setting(example)) as trace, torch.no_grad():
+        logits = vlm.model(**inputs, use_cache=True, logits_to_keep=1).logits
+    return stages(trace) | {"logits": logits}
+
+
+def look(vlm, picture, example):
+    prefix = vlm.look(picture, **setting(example))
+    answers = said(prefix.ask(QUESTION)), said(prefix.ask(OTHER, choices=("yes", "no")))
+    return {f"{name}, {place}": value for place, answer in enumerate(answers) for name, value in answer.items()}
+
+
+def ask_inside(vlm, picture, example):
+    with fv.drop(vlm.model, "v2drop"):
+        return ask(vlm, picture, example)
+
+
+def batch(vlm, picture, example):
+    """The rows of `foveate batch`: two questions about one picture, one about another, and a file that is missing."""
+    from foveate.cli import main as foveate
+
+    how = [word for name, value in setting(example).items() for word in (f"--{name}", str(value))] or ["--untouched"]
+    with tempfile.TemporaryDirectory() as name, redirect_stdout(StringIO()), redirect_stderr(StringIO()) as errors:
+        folder = Path(name)
+        Image.open(picture).save(folder / "demo.png")
+        Image.open(picture).rotate(90).save(folder / "turned.png")
+        rows = [("demo.png", QUESTION), ("demo.png", OTHER), ("turned.png", QUESTION), ("missing.png", OTHER)]
+        lines = [{"id": str(place), "image": file, "question": text} for place, (file, text) in enumerate(rows)]
+        (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        foveate(["batch", str(folder / "rows.jsonl"), str(folder / "out"), *how])
+        found = [json.loads(line) for part in folder.glob("out/part-*") for line in part.read_text().splitlines()]
+    if len(found) != 3:
+        raise RuntimeError(errors.getvalue() or f"{len(found)} of 3 rows were answered")
+    return {row["id"]: [row[column] for column in COLUMNS] for row in found}
+
+
+def embedded(task, example):
+    """What is done with the embedded model, by names."""
+    picture = str(Path(task["old"]) / "src" / "foveate" / "embedded" / "demo.png")
+    ways = {"ask": ask, "drop": drop, "look": look}
+    if example[1].get("budget") == 1 / 3:
+        ways["batch"] = batch
+    if example[0] == "untouched":
+        ways = {"ask": ask, "look": look, "batch": batch, "open": ask_inside}
+    return {way: partial(call, loaded(), picture, example) for way, call in ways.items()}
+
+
+@cache
+def loaded():
+    return fv.load()  # the oldest tree has none
+
+
 # -- what a run costs ------------------------------------------------------------------------------------------
 
 
@@ -174,12 +258,9 @@ class Counter:
         self.model, self.mrope = self.far.move(model), bundle["mrope"]
 
     def counts(self, inputs, example=None):
-        """(operators, waits) by call; a refusal is a fact too."""
-        try:
-            with nullcontext() if example is None else fv.drop(self.model, build(example)):
-                return self._of(inputs)
-        except fv.FoveateError as error:
-            return {"refusal": type(error).__name__}
+        """(operators, waits) by call."""
+        with nullcontext() if example is None else fv.drop(self.model, **setting(example)):
+            return self._of(inputs)
 
     def _of(self, inputs):
         given, step, passed = self._far(inputs), self._far(self._step(inputs)), {}
@@ -220,12 +301,16 @@ def ends(ids, config):
 # -- a task ----------------------------------------------------------------------------------------------------
 
 
-def keep(path, value):
-    """Save a result; whole or not at all."""
+def keep(path, value, begun):
+    """Save a result, whole or not at all, and say how many seconds of a processor it took."""
+    words = f"{path.parent.name} {path.name} {time.process_time() - begun:.1f} s"
+    print(f"  {words}", file=sys.stderr, flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save(value, partial)
     partial.rename(path)
+    with (path.parents[1] / "times.txt").open("a") as times:
+        times.write(words + "\n")
 
 
 def load(task, family):
@@ -238,10 +323,12 @@ def load(task, family):
 
 
 @contextmanager
-def crashes_told(found, prompt):
-    """An error that is none of foveate's own is kept, and never taken for a result."""
+def errors_told(found, prompt):
+    """A refusal is a fact too; any other error is kept, and never taken for a result."""
     try:
         yield
+    except fv.FoveateError as error:
+        found[prompt] = {"refusal": type(error).__name__}
     except Exception as error:
         found[prompt] = {"crash": f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"}
 
@@ -249,37 +336,42 @@ def crashes_told(found, prompt):
 def run_family(task, family):
     """All examples of a family that have no result yet."""
     results = Path(task["results"]) / family
-    missing = [name for name in task["examples"] if not (results / f"{name}.pt").exists()]
-    bundle = load(task, family) if missing else {}
+    missing = [name for name in task["families"][family] if not (results / f"{stem(name)}.pt").exists()]
+    bundle = load(task, family) if missing and family != EMBEDDED else {}
     for name in missing:
-        print(f"  {family} {name}", file=sys.stderr, flush=True)
-        found = {}
-        for prompt, inputs in bundle["prompts"].items():
-            with crashes_told(found, prompt):
-                found[prompt] = facts(bundle["model"], inputs, EXAMPLES[name]) | {
-                    MENDED: ends(inputs["input_ids"], bundle["model"].config)
-                }
-        keep(results / f"{name}.pt", found)
+        found, begun = {}, time.process_time()
+        ways = embedded(task, EXAMPLES[name]) if family == EMBEDDED else tiny(bundle, EXAMPLES[name])
+        for way, call in ways.items():
+            with errors_told(found, way):
+                found[way] = call()
+        keep(results / f"{stem(name)}.pt", found, begun)
+
+
+def tiny(bundle, example):
+    """What is done with a family's tiny model, by prompts; a method of films sees films alone."""
+    prompts = bundle["prompts"].items()
+    shown = {name: inputs for name, inputs in prompts if example[0] not in FILMS or name == "film"}
+    return {name: partial(facts, bundle["model"], inputs, example) for name, inputs in shown.items()}
 
 
 def count_family(task, family):
     """The same for operators and waits."""
     results = Path(task["results"]) / family
-    missing = [name for name in task["examples"] if not (results / f"{name}.counts").exists()]
+    missing = [name for name in task["families"][family] if not (results / f"{stem(name)}.counts").exists()]
     if not missing:
         return
     bundle = load(task, family)
     counter = Counter(Path(task["old"]), bundle)
     prompts = {name: inputs for name, inputs in bundle["prompts"].items() if name in COUNTED}
     for prompt, inputs in prompts.items():
-        with crashes_told({}, prompt):
+        with errors_told({}, prompt):
             counter.counts(inputs)  # what a model works out once is worked out here
     for name in missing:
-        found = {}
+        found, begun = {}, time.process_time()
         for prompt, inputs in prompts.items():
-            with crashes_told(found, prompt):
+            with errors_told(found, prompt):
                 found[prompt] = counter.counts(inputs, EXAMPLES[name])
-        keep(results / f"{name}.counts", found)
+        keep(results / f"{stem(name)}.counts", found, begun)
 
 
 def main(task):

@@ -1,0 +1,17 @@
+"""What may differ from the old tree, and why: patterns of "family example prompt"."""
+
+__all__ = ["CHANGED"]
+
+CHANGED = {
+    "* holov* *": "HoloV: quotas by mean CLS attention, as the released code",
+    "* dart* *": "DART: pivots are visited by column mod 32, as the released code",
+    "* tome* *": "ToMe: rows are sorted at the end only, as the released code",
+    "* vispruner* *": "VisPruner: cosines on a grid of 2^-40, of tower features",
+    "* priortr-max *": "PriorTR: the largest head of the mean over rows, as the released code",
+    "* vscan* *": "VScan: the local scan of the released code for Qwen2.5-VL, in every family",
+    "qwen3_vl* evs *": "EVS: main and deepstack features side by side, as the engine",
+    "llava_next scope *": "SCOPE: similarity of tower features, also where tokens are dropped behind the projector",
+    "llava_onevision scope *": "SCOPE: the same",
+    "embedded sparsevlm_plus/* *": "SparseVLM+: presets of the paper take the 14 busiest heads",
+    "embedded untouched open": "asking inside an open fv.drop is refused",
+}
