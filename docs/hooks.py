@@ -17,6 +17,8 @@ WORDS = {
     "TowerKeys": "keys of the tower",
     "Cls": "the tower's CLS",
     "Cells": "places in the picture",
+    "Columns": "places in the prompt",
+    "Features": "features",
 }
 ROWS = {
     "last": "of the last token",

@@ -28,6 +28,8 @@ class TowerView:
         reserved: Rows the family will add by itself (a closing newline), to be spared from a fixed count.
         grids: Rows and columns of each frame or view, one behind the other; empty where they are not known.
         early: Whether a stage inside the tower has seen the patches, also where it merged none.
+        made: Returns the tower's features of each token, (tokens, width), where `features` are behind the projector;
+            None where the family does not show them.
     """
 
     features: Tensor
@@ -39,6 +41,7 @@ class TowerView:
     reserved: int = 0
     grids: tuple[Grid, ...] = ()
     early: bool = False
+    made: Callable[[], Tensor] | None = None
 
     def __len__(self) -> int:
         return self.features.shape[0]

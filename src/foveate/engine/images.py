@@ -12,7 +12,7 @@ from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.merge import average
 from foveate.core.nested import Tensors
-from foveate.core.signals import Cls, Signal, TowerAttention, TowerSignal
+from foveate.core.signals import Cls, Features, Signal, TowerAttention, TowerSignal
 from foveate.core.tower import TowerView
 from foveate.core.views import Arriving, ImageView
 from foveate.engine.program import NotesOf, named
@@ -105,13 +105,17 @@ class ImageTokens:
         view, notes = self.view, tuple(sorted(self.done.notes))
         cuts = tuple((cut.count, cut.stays_whole, cut.rows is None) for cut in (self.patches, self.done))
         counts = (self.entered, view.reserved)
-        signals = (view.early, self.pooled is None, view.cls is None)
+        signals = (view.early, self.pooled is None, view.cls is None, view.made is None)
         return (*kind_of(view.features), view.grid, view.grids, *counts, *signals, *cuts, *notes)
 
     def signal(self, signal: Signal) -> Tensor:
-        """What the tower shows of each row: (rows,) attention, or (rows, head size) keys."""
-        assert isinstance(signal, TowerSignal)
-        values = self.view.read(signal)  # attention as keys of size 1
+        """What the tower shows of each row: (rows,) attention, or (rows, any) keys or features."""
+        if isinstance(signal, Features):
+            assert self.view.made is not None
+            values = self.view.made()
+        else:
+            assert isinstance(signal, TowerSignal)
+            values = self.view.read(signal)  # attention as keys of size 1
         if self.pooled is not None:  # the mean over a token's patches
             values = average(values, self.pooled)
         if not self.done.stays_whole:  # a row that a stage has made has the value of its source
@@ -147,6 +151,8 @@ def image_view(
     view, untouched = image.view, image.untouched
     signals: dict[Signal, Callable[[], Tensor]] = {}
     for signal in stage.reads:
+        if isinstance(signal, Features) and view.made is None:
+            continue  # they are the rows, as the view has them
         if not isinstance(signal, Cls):
             signals[signal] = partial(pick, [partial(other.signal, signal) for other in images])
         elif view.cls is not None:
