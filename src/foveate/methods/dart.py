@@ -21,18 +21,7 @@ from foveate.core.cut import Cut
 from foveate.methods.base import Preset
 from foveate.methods.onecut import OneCut
 from foveate.methods.settings import Count, Share
-from foveate.methods.stages import (
-    Arriving,
-    Columns,
-    KeyNorms,
-    LayerStage,
-    LayerView,
-    Normed,
-    Pivots,
-    Shape,
-    Signal,
-    Stage,
-)
+from foveate.methods.stages import Arriving, Columns, KeyNorms, LayerStage, LayerView, Normed, Pivots, Shape, Stage
 
 __all__ = ["DART", "METHOD", "least_alike", "visiting_order"]
 
@@ -76,9 +65,8 @@ class DART(OneCut):
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.retention == 1:
             return ()
-        reads: tuple[Signal, ...] = (KeyNorms(), Normed(), Columns(self.text_pivots))
-        if self.text_pivots:
-            reads = (*reads, Pivots(self.text_pivots))
+        text = (Pivots(self.text_pivots),) if self.text_pivots else ()
+        reads = (KeyNorms(), Normed(), Columns(self.text_pivots), *text)
         count = partial(self.count, shape.depth)
         return (
             LayerStage(self.layer, reads=reads, count=count, choose=self._choose, unit=self.scope, flops=self._flops),

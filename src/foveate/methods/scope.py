@@ -39,7 +39,7 @@ class Scope(Counted):
 
     Attributes:
         alpha: α, the exponent of the saliency. 1 is the released scripts' value; 0 is coverage alone, which reads
-            nothing from the tower (ours).
+            no attention (ours).
         keep, tokens, retention, positions: See `Counted`.
     """
 
