@@ -18,6 +18,8 @@ WORDS = {
     "Cls": "the tower's CLS",
     "Deepstack": "deepstack features",
     "Cells": "places in the picture",
+    "Columns": "places in the prompt",
+    "Features": "features",
 }
 ROWS = {
     "last": "of the last token",

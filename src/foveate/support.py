@@ -8,7 +8,9 @@ from foveate.core.signals import (
     Attention,
     Cells,
     Cls,
+    Columns,
     Deepstack,
+    Features,
     Hidden,
     KeyNorms,
     Keys,
@@ -26,7 +28,10 @@ from foveate.methods.stages import PixelStage, Place, Shape, Stage, TowerStage
 
 __all__ = ["SERVED", "Reach", "reach", "refusal", "usual_input"]
 
-SERVED = (Hidden, Attention, Keys, KeyNorms, Normed, Pivots, Cells, TowerAttention, TowerKeys, Cls, Deepstack)
+SERVED = (
+    Hidden, Attention, Keys, KeyNorms, Normed, Pivots, Cells, Columns,
+    TowerAttention, TowerKeys, Cls, Deepstack, Features,
+)  # fmt: skip
 """Signals that this engine reads."""
 USUAL = Arriving(576, 576, 576, grids=((24, 24),))  # an image of LLaVA-1.5, which the table is made for
 FILM = Arriving(1024, 1024, 1024, grids=((16, 16),) * 4, video=True)
@@ -92,7 +97,7 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
     """Why the engine does not run this stage, whatever the others are."""
     for signal in stage.reads:
         reason: str | None = "the engine does not read it yet"
-        if isinstance(signal, SERVED) and (not isinstance(signal, Cells) or stage.place is Place.LAYER):
+        if _is_served(signal, stage.place):
             reason = lacks(signal)
         if reason is not None:
             return f"reads {signal!r}: {reason}."
@@ -109,6 +114,15 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
     if stage.drops and stage.newlines != usual:
         return f"has newlines={stage.newlines!r} in {stage}, which the engine does not run yet."
     return None
+
+
+def _is_served(signal: Signal, place: Place) -> bool:
+    """Whether this engine reads a signal for a stage at this place."""
+    if isinstance(signal, Cells | Columns):
+        return place is Place.LAYER
+    if isinstance(signal, Features):
+        return signal.side == "before" and place is Place.BEFORE_PROJECTOR
+    return isinstance(signal, SERVED)
 
 
 def usual_input(kind: type[Family], modality: str) -> Arriving:

@@ -44,7 +44,7 @@ def test_cosines_by_hand(exact):
     rows = torch.tensor([[3.0, 4.0], [0.0, 0.0], [-4.0, 3.0], [6.0, 8.0], [-3.0, -4.0]])
     found = cosines(rows, exact)
     wanted = [[1, 0, 0, 1, -1], [0] * 5, [0, 0, 1, 0, 0], [1, 0, 0, 1, -1], [-1, 0, 0, -1, 1]]
-    torch.testing.assert_close(found, torch.tensor(wanted).float())
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64 if exact else torch.float32))
 
 
 def test_cosines_of_half_precision_are_float32():
@@ -58,7 +58,9 @@ def test_exact_cosines_are_symmetric_and_1_with_themselves():
     rows = torch.randn(50, 700, generator=torch.Generator().manual_seed(0))
     found = cosines(rows, exact=True)
     assert torch.equal(found, found.T)
-    assert torch.equal(found.diagonal(), torch.ones(50))
+    assert torch.equal(found.diagonal(), torch.ones(50).double())
+    assert torch.equal(found * 2**40, (found * 2**40).round())
+    torch.testing.assert_close(found, torch.tensor(table(rows.double()), dtype=torch.float64), atol=2.0**-40, rtol=0)
     for shape in ((7, 33), (9, 64), (50, 700)):  # of the first two a plain product is not symmetric
         rows = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         assert torch.equal(cosines(rows), cosines(rows).T)

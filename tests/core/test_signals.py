@@ -7,6 +7,7 @@ from foveate.core.signals import (
     Attention,
     Cells,
     Cls,
+    Columns,
     Features,
     Hidden,
     KeyNorms,
@@ -70,6 +71,7 @@ def test_who_reads_text():
     assert Attention(rows="null").reads_text
     assert Attention(rows="raters").reads_text
     assert Pivots().reads_text
+    assert Columns(pivots=4).reads_text
     assert not Attention(rows="vision").reads_text
     assert Text().reads_text
     silent = (
@@ -80,6 +82,7 @@ def test_who_reads_text():
         TowerAttention(),
         TowerKeys(),
         Cls(),
+        Columns(),
         Features(),
         Cells(),
         Resource("clip"),

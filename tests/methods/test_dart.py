@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.methods.dart import DART
-from foveate.methods.stages import Arriving, KeyNorms, LayerView, Normed, Pivots, Shape
+from foveate.methods.dart import DART, visiting_order
+from foveate.methods.stages import Arriving, Columns, KeyNorms, LayerView, Normed, Pivots, Shape
 from tests.methods.test_scheduled import Config, mean
 from tests.models import batch, tiny
 
@@ -15,9 +15,11 @@ EXAMPLES = [DART(layer=2, keep=0.6, pivots=2, text_pivots=2), DART(layer=3, rete
 SMALLEST = DART(layer=1, target=0, pivots=1)
 
 
-def kept(method, norms, features, text=None, **view):
+def kept(method, norms, features, text=None, columns=None, **view):
+    """Without columns all stand in the same one: vision is visited by falling norm, then text."""
     (stage,) = method.stages(Shape(depth=32))
-    told = {"key_norms": torch.tensor(norms), "normed": torch.tensor(features), **view}
+    columns = torch.tensor(columns or [0] * (len(norms) + method.text_pivots))
+    told = {"key_norms": torch.tensor(norms), "normed": torch.tensor(features), "columns": columns, **view}
     if text is not None:
         told["pivots"] = torch.tensor(text)
     cut = stage.cut(LayerView(count=len(norms), **told))
@@ -41,7 +43,18 @@ def test_ten_tokens_one_pivot_of_each_kind_by_hand():
     assert kept(method, norms, at(*angles), at(0)) == [1, 2, 3, 4, 5]
 
 
-def test_vision_pivots_come_first_by_falling_norm_and_never_leave():
+def test_pivots_are_visited_by_their_column_mod_32():
+    """The pivots look at 0° (token 3) and 3° (text). Both find token 0 (181°) least alike, and the first takes it; then
+    token 3 takes token 1 (175°), or the text token 2 (186°)."""
+    norms, angles = [1.0, 1.0, 1.0, 9.0], (181, 175, 186, 0)
+    method = DART(target=2, pivots=1, text_pivots=1)
+    # Token 3 is in column 67, which is 3 mod 32; the text's remainders are 4, 0 and 3.
+    for text, wanted in ((68, [0, 2, 3]), (96, [0, 1, 3]), (99, [0, 2, 3])):
+        assert kept(method, norms, at(*angles), at(3), [64, 65, 66, 67, text]) == wanted
+    assert visiting_order(torch.tensor([432, 392, 384, 385, 613, 624, 618, 620])).tolist() == [2, 3, 4, 1, 6, 7, 0, 5]
+
+
+def test_equal_columns_are_visited_by_falling_norm_and_pivots_never_leave():
     # Pivots 2 and 0. Both find token 3 least alike: pivot 2 comes first and takes it, pivot 0 takes the next.
     norms, angles = [5.0, 1.0, 7.0, 1.0, 1.0], (0, 90, 20, 190, 170)
     assert kept(DART(target=2, pivots=2, text_pivots=0), norms, at(*angles)) == [0, 2, 3, 4]
@@ -52,10 +65,10 @@ def test_vision_pivots_come_first_by_falling_norm_and_never_leave():
 def test_it_reads_norms_normed_states_and_text_pivots():
     (stage,) = DART().stages(Shape(depth=32))
     assert (stage.layer, stage.positions, stage.unit) == (2, "keep", "image")
-    assert stage.reads == (KeyNorms(), Normed(), Pivots(4))
+    assert stage.reads == (KeyNorms(), Normed(), Columns(4), Pivots(4))
     assert stage.reads_text
     (stage,) = DART(text_pivots=0).stages(Shape(depth=32))
-    assert stage.reads == (KeyNorms(), Normed())
+    assert stage.reads == (KeyNorms(), Normed(), Columns())
     assert not stage.reads_text
 
 
@@ -92,11 +105,13 @@ def test_ties_and_zero_rows_go_to_the_lower_index():
     assert kept(method, [0.0] * 5, [[0.0, 0.0]] * 5) == [0, 1, 2, 3]
 
 
-def slowly(norms, features, text, pivots, count):
+def slowly(norms, features, text, columns, pivots, count):
     """The same, token by token."""
     order = sorted(range(len(norms)), key=lambda token: (-norms[token], token))
     stay = order[: min(pivots, count)]
+    places = columns[stay].tolist() + columns[len(norms) :].tolist()
     visited = [features[token] for token in stay] + list(text)
+    visited = [visited[turn] for turn in sorted(range(len(visited)), key=lambda turn: (places[turn] % 32, turn))]
     total = count - len(stay)
     for place, pivot in enumerate(visited):
         share = total // len(visited) + (place < total % len(visited))
@@ -117,11 +132,12 @@ def test_it_is_the_loop_over_pivots_and_tokens(tokens, count, pivots, words, see
     rng = torch.Generator().manual_seed(seed)
     count = min(count, tokens - 1)
     norms, features = torch.rand(tokens, generator=rng), torch.randn(tokens, 6, generator=rng).double()
-    text = torch.randn(words, 6, generator=rng).double()
+    text, columns = torch.randn(words, 6, generator=rng).double(), torch.randperm(tokens + words, generator=rng)
     method = DART(pivots=pivots, text_pivots=words, tokens=float(count), layer=1)
-    view = LayerView(count=tokens, key_norms=norms, normed=features, pivots=text, arriving=Arriving.all_of(tokens))
+    told = {"key_norms": norms, "normed": features, "pivots": text, "columns": columns}
+    view = LayerView(count=tokens, arriving=Arriving.all_of(tokens), **told)
     got = method._choose(view, count).source.tolist()
-    assert got == slowly(norms.tolist(), features, text, pivots, count)
+    assert got == slowly(norms.tolist(), features, text, columns, pivots, count)
 
 
 @pytest.mark.parametrize(

@@ -14,17 +14,22 @@ from foveate.methods.holov import HoloV
 from foveate.methods.stages import ImageView, LayerView, Place, Shape, TowerAttention
 from tests.models import batch, tiny
 
-EXAMPLES = [HoloV(keep=0.4), HoloV(tokens=6, crops=4, tau=0.5, positions="keep")]
+EXAMPLES = [
+    HoloV(keep=0.4),
+    HoloV(keep=0.4, rule="paper"),
+    HoloV(tokens=6, rule="paper", crops=4, tau=0.5, positions="keep"),
+]
 SMALLEST = HoloV(keep=0.001)
 
 
-def notes_of(attention, grids, **settings):
-    look, _ = HoloV(**settings).stages(Shape(depth=32, cls=True))
+def notes_of(attention, grids, rule="paper", **settings):
+    look, _ = HoloV(rule=rule, **settings).stages(Shape(depth=32, cls=True))
     return dict(look.cut(ImageView(torch.zeros(len(attention), 1), attention=attention, grids=grids)).notes)
 
 
-def kept(rows, attention, grids=(), newlines=(), **settings):
+def kept(rows, attention, grids=(), newlines=(), rule="paper", **settings):
     """The tokens that enter the decoder; `newlines` are places where one is put in, as the engine notes it: by ones."""
+    settings["rule"] = rule
     notes = notes_of(attention, grids, **settings)
     for place in newlines:
         for name, note in notes.items():
@@ -35,7 +40,7 @@ def kept(rows, attention, grids=(), newlines=(), **settings):
     return list(range(len(rows))) if cut is None else cut.source.tolist()
 
 
-def by_hand(rows, attention, crops, count, tau=1.0):
+def by_hand(rows, attention, crops, count, tau=1.0, rule="paper"):
     """The spec in plain Python, in double precision. `crops` lists the tokens of each crop."""
     rows, attention = rows.double().tolist(), attention.double().tolist()
     rows = [[value / max(math.hypot(*row), 1e-12) for value in row] for row in rows]
@@ -47,6 +52,8 @@ def by_hand(rows, attention, crops, count, tau=1.0):
             ]
             variance[token] = statistics.pvariance(cosines) if cosines else 0.0
     gamma = statistics.mean(attention) / max(statistics.mean(variance), 1e-12)
+    if rule == "released":
+        gamma = 0.0
     score = [paid + gamma * varied for paid, varied in zip(attention, variance, strict=True)]
     weights = [statistics.mean(score[token] for token in crop) ** tau for crop in crops]
     got = [0] * len(crops)
@@ -95,8 +102,25 @@ def test_crops_are_windows_of_the_grid_and_not_runs_of_the_raster():
     assert views.unique().tolist() == list(range(32))
     assert views[576:].bincount(minlength=32)[16:].tolist() == [144] * 16
     runs = -1 - notes_of(torch.rand(10), (), crops=4)["crop"]  # on no known grid
-    assert runs.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
+    assert runs.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 3, 3]
     assert (-1 - notes_of(torch.rand(3), (), crops=4)["crop"]).tolist() == [0, 1, 2]
+
+
+def test_the_released_rule_token_by_token():
+    """Runs 0 1 2 3 and 4 5 6 7, of mean attention 0.3 and 0.1: of four tokens three and one, whatever they look like.
+
+    Of seven that is 5.25 and 1.75: floors 5 and 1, one more for the first; it has room for 4, and the second gets two.
+    """
+    attention = torch.tensor([0.1, 0.5, 0.2, 0.4, 0.1, 0.05, 0.05, 0.2])
+    for rows in (torch.eye(8), torch.ones(8, 8), torch.randn(8, 8)):
+        assert kept(rows, attention, ((2, 4),), rule="released", crops=2, tokens=4) == [1, 2, 3, 7]
+        assert kept(rows, attention, ((2, 4),), rule="released", crops=2, tokens=7) == [0, 1, 2, 3, 4, 5, 7]
+        assert kept(rows, attention, ((2, 4),), rule="released", crops=2, tokens=4, tau=0.0) == [1, 3, 4, 7]
+    runs = -1 - notes_of(torch.rand(576 + 10), ((24, 24), (2, 5)), rule="released")["crop"]
+    assert runs.tolist() == [token // 36 for token in range(576)] + list(range(16, 26))
+    _, pick = HoloV().stages(Shape(depth=32, cls=True))
+    assert (pick.reads, pick.flops) == ((), None)
+    assert {fv.preset(f"holov/llava-1.5-7b/{tokens}").rule for tokens in (192, 128, 64)} == {"released"}
 
 
 @given(
@@ -104,17 +128,18 @@ def test_crops_are_windows_of_the_grid_and_not_runs_of_the_raster():
     columns=st.integers(1, 8),
     seed=st.integers(0, 2**16),
     tau=st.sampled_from([0.5, 1.0, 3.0]),
+    rule=st.sampled_from(["released", "paper"]),
     data=st.data(),
 )
-def test_the_kept_set_is_the_specs(rows, columns, seed, tau, data):
+def test_the_kept_set_is_the_specs(rows, columns, seed, tau, rule, data):
     tokens = rows * columns
     count = data.draw(st.integers(1, tokens))
     rng = torch.Generator().manual_seed(seed)
     features, attention = torch.randn(tokens, 6, generator=rng), torch.rand(tokens, generator=rng)
-    crop = (-1 - notes_of(attention, ((rows, columns),), crops=4)["crop"]).tolist()
+    crop = (-1 - notes_of(attention, ((rows, columns),), rule, crops=4)["crop"]).tolist()
     crops = [[token for token in range(tokens) if crop[token] == number] for number in range(max(crop) + 1)]
-    found = kept(features, attention, ((rows, columns),), tokens=count, crops=4, tau=tau)
-    assert found == by_hand(features, attention, crops, count, tau)
+    found = kept(features, attention, ((rows, columns),), rule=rule, tokens=count, crops=4, tau=tau)
+    assert found == by_hand(features, attention, crops, count, tau, rule)
 
 
 @given(count=st.integers(1, 30), seed=st.integers(0, 2**16), tau=st.sampled_from([0.0, 1.0]))
@@ -161,7 +186,7 @@ def test_it_is_the_set_of_a_models_own_tower_and_projector():
     with torch.no_grad():
         tower = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True, output_attentions=True)
         features = model.model.multi_modal_projector(tower.hidden_states[-2][0, 1:])
-        with fv.drop(model, HoloV(keep=0.4, crops=4)) as trace:
+        with fv.drop(model, HoloV(keep=0.4, rule="paper", crops=4)) as trace:
             model(**inputs)
     attention = tower.attentions[-2][0].mean(dim=0)[0, 1:]  # the CLS row, mean over heads
     crop = [2 * (row > 2) + (column > 2) for row in range(5) for column in range(5)]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import foveate as fv
 from foveate.methods import follow
 from foveate.methods.scope import Scope
-from foveate.methods.stages import ImageView, Shape, TowerAttention
+from foveate.methods.stages import Features, ImageView, Shape, TowerAttention
 from tests.models import batch, tiny
 
 EXAMPLES = [Scope(keep=0.4), Scope(tokens=6, alpha=0.5, positions="keep"), Scope(keep=0.3, alpha=0.0)]
@@ -116,9 +116,9 @@ def test_each_crop_gets_its_share():
 
 
 def test_it_reads_the_cls_where_there_is_one_and_nothing_where_saliency_does_not_count():
-    assert stage_of().reads == (TowerAttention(by="cls"),)
-    assert stage_of(cls=False).reads == (TowerAttention(by="patches"),)
-    assert stage_of(alpha=0.0).reads == ()
+    assert stage_of().reads == (TowerAttention(by="cls"), Features())
+    assert stage_of(cls=False).reads == (TowerAttention(by="patches"), Features())
+    assert stage_of(alpha=0.0).reads == (Features(),)
     assert not follow.reads_text([stage_of()])
 
 

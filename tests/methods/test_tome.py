@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.core.merge import bipartite
+from foveate.core.merge import bipartite, by_first_token
 from foveate.methods.stages import ImageView, Shape
 from foveate.methods.tome import ToMe
 from tests.models import batch, tiny
@@ -69,9 +69,13 @@ def reference(keys, features, count):
             edges.append((-best, one, 2 * cosines.index(best) + 1))
         edges.sort()
         left = {place: list(group) for place, group in enumerate(groups)}
-        for _, one, other in edges[: min(len(groups) // 2, len(groups) - count)]:
+        gone = min(len(groups) // 2, len(groups) - count)
+        for _, one, other in edges[:gone]:
             left[other] += left.pop(one)
-        groups = sorted((sorted(group) for group in left.values()), key=min)
+        # In the code's order: those of the one side that are left by falling cosine, then the other side.
+        order = [one for _, one, _ in edges[gone:]] + list(range(1, len(groups), 2))
+        groups = [sorted(left[place]) for place in order]
+    groups.sort()
     return groups, torch.stack([features[group].mean(dim=0) for group in groups])
 
 
@@ -111,10 +115,12 @@ def test_a_budget_is_met_exactly_and_no_token_is_lost(tokens, share):
 
 
 def test_ties_go_to_the_lower_index():
-    cut = bipartite(torch.ones(7, 2), 5)
-    assert cut.parent.tolist() == [0, 0, 0, 1, 2, 3, 4]  # 0 and 2 into 1
+    cut = bipartite(torch.ones(7, 2), 5)  # rows 4 6 1 3 5
+    assert cut.parent.tolist() == [2, 2, 2, 3, 0, 4, 1]  # 0 and 2 into 1
     zeros = bipartite(torch.zeros(4, 2), 3)  # keys of length 0 have no direction: the first edge
-    assert zeros.parent.tolist() == [0, 0, 1, 2]
+    assert zeros.parent.tolist() == [1, 1, 0, 2]
+    ordered = by_first_token(cut)
+    assert (ordered.source.tolist(), ordered.parent.tolist()) == ([0, 3, 4, 5, 6], [0, 0, 0, 1, 2, 3, 4])
 
 
 def test_presets_and_default():

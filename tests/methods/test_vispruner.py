@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import foveate as fv
 from foveate.methods import follow
-from foveate.methods.stages import Arriving, ImageView, Shape, TowerAttention
+from foveate.methods.stages import Arriving, Features, ImageView, Shape, TowerAttention
 from foveate.methods.vispruner import VisPruner
 from tests.models import batch, tiny
 
@@ -116,6 +116,12 @@ def test_equal_tokens_and_tokens_without_direction():
     assert len(kept(torch.zeros(12, 4), attention, tokens=5)) == 5
 
 
+def test_cosines_that_float32_cannot_tell_apart_decide():
+    """0 is 1e-4 rad from 1, and 2 is 5e-5 rad from 3: cosines of 1 − 5e-9 and 1 − 1.25e-9, so 2 leaves."""
+    features = torch.tensor([[1.0, 0.0], [1.0, 1e-4], [0.0, 1.0], [5e-5, 1.0]])
+    assert kept(features, torch.linspace(1, 0, 4), tokens=3, important_ratio=0.0) == [0, 1, 3]
+
+
 def test_a_batch_keeps_what_each_image_alone_keeps():
     """Near-ties decide later rounds, and a batched product rounds otherwise than a plain one."""
     rng = torch.Generator().manual_seed(0)
@@ -152,8 +158,8 @@ def test_frames_each_get_their_share():
 
 
 def test_it_reads_the_cls_where_there_is_one_and_no_question():
-    assert stage_of().reads == (TowerAttention(by="cls"),)
-    assert stage_of(cls=False).reads == (TowerAttention(by="patches"),)
+    assert stage_of().reads == (TowerAttention(by="cls"), Features())
+    assert stage_of(cls=False).reads == (TowerAttention(by="patches"), Features())
     assert not follow.reads_text([stage_of()])
 
 

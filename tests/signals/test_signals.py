@@ -15,6 +15,7 @@ from foveate.families.base import Family
 from foveate.methods.stages import (
     Attention,
     Cells,
+    Columns,
     Hidden,
     ImageStage,
     KeyNorms,
@@ -54,7 +55,8 @@ WAYS += (Attention(rows="after", heads="busiest", busiest=1), Attention(rows="ra
 
 TEXTUAL = ("after", "but_last", "null", "raters")
 MANY, FEW = Pivots(count=9), Pivots(count=2)
-NORMS = (KeyNorms(), Normed(), MANY, FEW)
+PLACED = Columns(pivots=9)
+NORMS = (KeyNorms(), Normed(), MANY, FEW, PLACED)
 
 
 class Reading(fv.Method):
@@ -216,6 +218,22 @@ def test_key_norms_and_what_is_made_of_them_are_the_models_own(family, attention
     torch.testing.assert_close(seen[FEW], normed[by_norm[:2]], atol=1e-5, rtol=1e-4)
     again = [by_norm[place % len(by_norm)] for place in range(9)]  # from the first on, where there is less text
     torch.testing.assert_close(seen[MANY], normed[again], atol=1e-5, rtol=1e-4)
+    assert seen[PLACED].tolist() == vision.nonzero()[:, 0].tolist() + again
+
+
+def test_columns_go_on_behind_earlier_turns_and_padding_does_not_count():
+    model, whole = tiny("llava"), batch("llava", ["tittt", "tit"])
+    ids, mask, rest = whole.pop("input_ids"), whole.pop("attention_mask"), []
+    for start in (0, 8):  # the picture of the shorter sample, padded by six, begins in column 10
+        with fv.drop(model, Reading()), torch.no_grad():
+            past = None
+            if start:
+                past = model(input_ids=ids[1:, :start], attention_mask=mask[1:, :start]).past_key_values
+            pixels = {name: tensor[1:] for name, tensor in whole.items()}
+            model(input_ids=ids[1:, start:], attention_mask=mask[1:], past_key_values=past, **pixels)
+        rest.append(SEEN[PLACED].tolist())
+    assert rest[0][:25] == list(range(4, 29))
+    assert rest[0] == rest[1]
 
 
 class Standing(fv.Method):
@@ -352,7 +370,9 @@ def test_attention_of_the_text_behind_is_the_same_in_a_batch(family):
         def likeness(view):
             """Of every token with the two and the nine pivots behind its image, the last of which come again."""
             pivots = torch.cat((view[FEW], view[MANY]))
-            return {"norm": view[KeyNorms()][:, None], "likeness": view[Normed()] @ pivots.T}
+            placed = view[PLACED][: len(view), None] + view[PLACED][len(view) :]
+            likeness = torch.cat((view[Normed()] @ pivots.T, placed), dim=1)
+            return {"norm": view[KeyNorms()][:, None], "likeness": likeness}
 
     def ask(*words):
         seen.clear()

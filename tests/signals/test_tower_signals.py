@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import foveate as fv
 from foveate.families.tower import block_of
-from foveate.methods.stages import ImageStage, TowerAttention, TowerKeys
+from foveate.methods.stages import Features, ImageStage, TowerAttention, TowerKeys
 from foveate.registry import family_for
 from tests.families import test_qwen2_5_vl as windowed
 from tests.families.shown import Shown
@@ -81,6 +81,35 @@ def test_of_any_block_of_a_tower_of_patches(tower, strategy):
                 wanted = recomputed(signal, layers[at], states[at][image], cls)
             text = f"{signal}"
             torch.testing.assert_close(value, wanted, **CLOSE, msg=lambda found, text=text: f"{text}\n{found}")
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "llava_onevision", "qwen2_vl"])
+def test_features_are_the_towers_where_the_family_shows_them(family):
+    """Packed as the tokens are: the projector makes these of them."""
+    model, views = tiny(family), []
+
+    class Seeing(fv.Method):
+        name = "seeing"
+
+        def stages(self, shape):
+            return (ImageStage(reads=(Features(),), look=self.look, host=True),)
+
+        @staticmethod
+        def look(view):
+            views.append((view[Features()], view.features))
+            return {}
+
+    with fv.drop(model, Seeing()), torch.no_grad():
+        model(**batch(family, ["titit"]))
+    assert len(views) >= 2
+    for made, tokens in views:
+        if family in ("llava", "qwen2_vl"):
+            assert torch.equal(made, tokens)
+        else:
+            assert made.shape[1] == model.config.vision_config.hidden_size != tokens.shape[1]
+            with torch.no_grad():
+                projected = model.model.multi_modal_projector(made)
+            torch.testing.assert_close(projected, tokens, **CLOSE)
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])

@@ -18,6 +18,7 @@ __all__ = [
     "average",
     "behind_cls",
     "bipartite",
+    "by_first_token",
     "dominant_and_contextual",
     "join_parts",
     "joined_to_nearest",
@@ -109,8 +110,9 @@ def bipartite(metric: Tensor, count: int) -> Cut:
     """Merge the best edges between tokens at even and at odd places, until `count` rows are left or no edges are.
 
     Each token at an even place has an edge to the one at an odd place with the largest cosine of `metric`, the first
-    such; edges merge by falling cosine, ties by index. Rows are sorted by their first token, which they stand for. The
-    primitive of ToMe (Bolya et al., arXiv:2210.09461), which allows at most half of the tokens to go at a time.
+    such; edges merge by falling cosine, ties by index. The primitive of ToMe (Bolya et al., arXiv:2210.09461), which
+    allows at most half of the tokens to go at a time. Rows are in its order, which says which meet in the next round:
+    tokens at even places that have not merged, by falling cosine, and then those at odd places.
 
     Args:
         metric: (tokens, size) float.
@@ -118,7 +120,6 @@ def bipartite(metric: Tensor, count: int) -> Cut:
     """
     tokens = len(metric)
     edges = min(tokens // 2, tokens - count)
-    place = torch.arange(tokens, device=metric.device)
     unit = of_length_one(metric, least=1e-12)
     even, odd = unit[0::2], unit[1::2]
     nearest, cosine = [], []
@@ -127,14 +128,22 @@ def bipartite(metric: Tensor, count: int) -> Cut:
         target = _most_like(block, odd)
         nearest.append(target)
         cosine.append((block * odd[target]).sum(dim=1))
-    best = top(torch.cat(cosine), edges)
-    target = torch.cat(nearest)[best] * 2 + 1
-    # The first token of each row: of those that merge into one at an odd place, and itself.
-    first = place.scatter_reduce(0, target, best * 2, "amin")
-    first = first.scatter(0, best * 2, first[target])
-    starts = first == place
-    row = starts.cumsum(0) - 1
-    return Cut.join(top(starts.long(), tokens - edges), row[first])
+    alone = torch.cat(cosine).sort(descending=True, stable=True).indices[edges:]
+    row = torch.arange(tokens - edges, device=metric.device)
+    # Of six tokens 0 merges into 3: rows 4 2 1 3 5, which tokens 0 2 4 and then 1 3 5 go into as 3 1 0 and 2 3 4.
+    of_even = (torch.cat(nearest) + len(alone)).scatter(0, alone, row[: len(alone)])
+    of_odd = row[len(alone) :]
+    place = torch.arange(tokens, device=metric.device)
+    parent = torch.cat((of_even, of_odd))[place // 2 + place % 2 * len(even)]
+    return Cut.join(torch.cat((alone * 2, (of_odd - len(alone)) * 2 + 1)), parent)
+
+
+def by_first_token(cut: Cut) -> Cut:
+    """The same rows, each standing for the first token in it, sorted by that. No token is dropped."""
+    place = torch.arange(len(cut.parent), device=cut.parent.device)
+    first = torch.full_like(cut.source, len(place)).scatter_reduce(0, cut.parent, place, "amin")
+    source, order = first.sort()
+    return Cut.join(source, order.argsort()[cut.parent])
 
 
 def joined_to_nearest(metric: Tensor, kept: Tensor, joins: Tensor) -> Cut:

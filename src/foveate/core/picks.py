@@ -15,26 +15,28 @@ SHORTEST = 1e-12  # the smallest norm that divides, and the smallest variance th
 TINIEST = torch.finfo(torch.float32).tiny  # the smallest sum of weights that divides
 ROUNDS = 16  # of a redistribution; each round ends it or fills a group
 HAIR = 1e-5  # what rounding may take off a group's share, in tokens
+GRID = 2.0**40  # exact cosines are multiples of 1 / GRID, 4,096 times what float64 rounds by
 
 
 def cosines(rows: Tensor, exact: bool = False) -> Tensor:
-    """The cosine of every two rows: (rows, width) of any float dtype -> (rows, rows) float32, symmetric.
+    """The cosine of every two rows: (rows, width) of any dtype -> (rows, rows) float32, symmetric; float64 if exact.
 
     Args:
         rows: The rows.
-        exact: Compute in float64. Rounded to float32, what a batched product gives is then what a plain one gives, and
-            a row's cosine with itself is 1: so that kernels do not decide between tokens that tie.
+        exact: Compute in float64, and round to multiples of 2⁻⁴⁰. What a batched product gives is then what a plain one
+            gives, and a row's cosine with itself is 1: so that kernels do not decide between tokens that tie. Rounded
+            to float32, cosines that differ would tie. float32 on Apple's GPUs, which have no float64.
     """
-    dtype = torch.float32
-    if exact and rows.device.type != "mps":  # Apple's GPUs have no float64
-        dtype = torch.float64
-    wide = rows.to(dtype)
+    is_double = exact and rows.device.type != "mps"
+    wide = rows.to(torch.float64 if is_double else torch.float32)
     length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     unit = wide / length.clamp(min=SHORTEST)
     product = unit @ unit.T
     # A kernel may round the cosine of two rows differently from that of the same two the other way round.
     symmetric: Tensor = 0.5 * (product + product.T)
-    return symmetric.float()
+    if is_double:
+        symmetric = (symmetric * GRID).round() / GRID
+    return symmetric
 
 
 def max_min(distance: Tensor, count: int) -> Tensor:

@@ -13,6 +13,7 @@ __all__ = [
     "Attention",
     "Cells",
     "Cls",
+    "Columns",
     "Deepstack",
     "Features",
     "Hidden",
@@ -260,8 +261,29 @@ class Deepstack(Signal):
 
 
 @dataclass(frozen=True)
+class Columns(Signal):
+    """Where tokens stand in their sample's prompt: (tokens + pivots,) int64. Earlier turns count, padding does not.
+
+    Attributes:
+        pivots: Behind the tokens stands as much text: that of `Pivots`, in its order; −1 where there is none.
+    """
+
+    kind: ClassVar[str] = "columns"
+
+    pivots: int = 0
+
+    @property
+    def reads_text(self) -> bool:
+        return self.pivots > 0
+
+
+@dataclass(frozen=True)
 class Features(Signal):
-    """The image's tokens before or behind the projector: (tokens, width). The stage always gets its own side."""
+    """The image's tokens before the projector or behind it: (tokens, width).
+
+    The tower's features of a LLaVA-NeXT or LLaVA-OneVision picture are packed as its tokens are. Where a family shows
+    no features of the other side (Qwen-VLs, videos), the stage gets those of its own.
+    """
 
     kind: ClassVar[str] = "features"
 

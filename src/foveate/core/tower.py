@@ -30,6 +30,8 @@ class TowerView:
         deepstack: Makes what the tower adds to each token behind the first decoder layers, (tokens, layers · width);
             None where it adds nothing.
         early: Whether a stage inside the tower has seen the patches, also where it merged none.
+        made: Returns the tower's features of each token, (tokens, width), where `features` are behind the projector;
+            None where the family does not show them.
     """
 
     features: Tensor
@@ -42,6 +44,7 @@ class TowerView:
     grids: tuple[Grid, ...] = ()
     deepstack: Callable[[], Tensor] | None = None
     early: bool = False
+    made: Callable[[], Tensor] | None = None
 
     def __len__(self) -> int:
         return self.features.shape[0]

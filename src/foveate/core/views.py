@@ -252,6 +252,6 @@ class ImageView(View):
             self.grids = (grid,)
         count = len(features)
         rest.setdefault("arriving", Arriving(count, count, count, grids=self.grids))
-        super().__init__(count, attention=attention, keys=keys, cls=cls, **rest)
+        super().__init__(count, attention=attention, keys=keys, cls=cls, features=features, **rest)
         self.features = features
         self.merged = merged

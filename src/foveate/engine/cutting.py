@@ -10,7 +10,7 @@ from torch import Tensor
 from foveate.core.cut import Cut
 from foveate.core.host import send
 from foveate.core.nested import Tensors
-from foveate.core.signals import Attention, KeyNorms, Pivots, Signal
+from foveate.core.signals import Attention, Columns, KeyNorms, Pivots, Signal
 from foveate.engine.bucket import Bucket, Pick, each
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.late import LateStages, hidden_note, ran_note
@@ -31,6 +31,7 @@ class BucketReader(Protocol):
     def keys(self) -> Tensor: ...
     def key_norms(self) -> Tensor: ...
     def pivots(self, count: int, units: Sequence[Unit]) -> Tensor: ...
+    def in_prompt(self, columns: Tensor) -> Tensor: ...
 
 
 ReaderOf = Callable[[Bucket], BucketReader]
@@ -151,6 +152,11 @@ def note_attending(bucket: Bucket, signals: Sequence[Signal], layer: int, reader
             bucket.notes[ran_note(signal, layer)] = reader.key_norms()
         elif isinstance(signal, Pivots):
             bucket.text[ran_note(signal, layer)] = reader.pivots(signal.count, images)
+        elif isinstance(signal, Columns):
+            bucket.notes[ran_note(signal, layer)] = reader.in_prompt(bucket.columns)
+            if signal.pivots:
+                text = reader.pivots(signal.pivots, images)
+                bucket.text[ran_note(signal, layer)] = reader.in_prompt(text.flatten(1)).view_as(text)
     for alike in streams([signal for signal in signals if isinstance(signal, Attention)]):
         units = asking_units(alike[0], bucket.first, bucket.sizes, rows)
         for attention, values in reader.reduced(alike, units).items():

@@ -12,7 +12,7 @@ from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.merge import average
 from foveate.core.nested import Tensors
-from foveate.core.signals import Cls, Deepstack, Signal, TowerAttention, TowerSignal
+from foveate.core.signals import Cls, Deepstack, Features, Signal, TowerAttention, TowerSignal
 from foveate.core.tower import TowerView
 from foveate.core.views import Arriving, ImageView
 from foveate.engine.program import NotesOf, named
@@ -105,16 +105,16 @@ class ImageTokens:
         view, notes = self.view, tuple(sorted(self.done.notes))
         cuts = tuple((cut.count, cut.stays_whole, cut.rows is None) for cut in (self.patches, self.done))
         counts = (self.entered, view.reserved)
-        signals = (view.early, self.pooled is None, view.cls is None)
+        signals = (view.early, self.pooled is None, view.cls is None, view.made is None)
         return (*kind_of(view.features), view.grid, view.grids, *counts, *signals, *cuts, *notes)
 
     def lacks(self, signal: Signal) -> bool:
         """Whether its tower has no such signal, of those that it may lack."""
-        cls, deepstack = isinstance(signal, Cls), isinstance(signal, Deepstack)
-        return (cls and self.view.cls is None) or (deepstack and self.view.deepstack is None)
+        shown = {Cls: self.view.cls, Deepstack: self.view.deepstack, Features: self.view.made}
+        return shown.get(type(signal), self.view) is None
 
     def signal(self, signal: Signal) -> Tensor:
-        """What the tower shows of each row: (rows,) attention, (rows, numbers) of others; of the CLS one row."""
+        """What the tower shows of each row: (rows,) attention, (rows, any) of others; of the CLS one row."""
         if isinstance(signal, Cls):
             assert self.view.cls is not None
             return self.view.cls
@@ -122,8 +122,12 @@ class ImageTokens:
             assert self.view.deepstack is not None
             values = self.view.deepstack()
             return values if self.untouched else values[self.source.clamp(min=0)]
-        assert isinstance(signal, TowerSignal)
-        values = self.view.read(signal)  # attention as keys of size 1
+        if isinstance(signal, Features):
+            assert self.view.made is not None
+            values = self.view.made()
+        else:
+            assert isinstance(signal, TowerSignal)
+            values = self.view.read(signal)  # attention as keys of size 1
         if self.pooled is not None:  # the mean over a token's patches
             values = average(values, self.pooled)
         if not self.done.stays_whole:  # a row that a stage has made has the value of its source

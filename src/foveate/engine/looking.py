@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.cut import Cut, note_of
-from foveate.core.signals import Attention, Cells, Hidden, KeyNorms, Keys, Normed, Pivots, Signal
+from foveate.core.signals import Attention, Cells, Columns, Hidden, KeyNorms, Keys, Normed, Pivots, Signal
 from foveate.core.views import Arriving, ImageView, LayerView, View
 from foveate.engine import guards
 from foveate.engine.late import hidden_note, ran_note
@@ -229,6 +229,10 @@ class SampleRows:
             columns = self.text[ran_note(signal, self.layer - 1)][unit.image]
             rows = self.reader.normed(self.reader.states(columns.clamp(min=0)))
             return rows * (columns >= 0)[:, None]
+        if isinstance(signal, Columns):
+            note = ran_note(signal, self.layer - 1)
+            own = part(self.notes[note])
+            return torch.cat((own, self.text[note][unit.image])) if signal.pivots else own
         assert isinstance(signal, Attention | KeyNorms)
         if isinstance(signal, KeyNorms) or signal.layer == "ran":
             return part(self.notes[ran_note(signal, self.layer - 1)])

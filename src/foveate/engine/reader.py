@@ -62,6 +62,7 @@ class AttentionReader(RowsReader):
         lengths = [rows.lengths[member] for member in bucket.members]
         ragged = min(lengths) < max(lengths)
         self._start = 0
+        self._seen = 0  # columns of earlier turns
         if not ragged:
             self._start = rows.columns.shape[1] - min(lengths)
         super().__init__(bucket, rows.columns[self._of, self._start :], hidden.shape[-1])
@@ -78,7 +79,8 @@ class AttentionReader(RowsReader):
         slots, seen = self._columns[:, :0], 0
         stored = past_keys(call.cache, index, self._of, self._forward.live)
         if stored is not None:
-            self._past, slots, seen, padded = stored
+            self._past, slots, self._seen, padded = stored
+            seen = self._seen
             ragged = ragged or padded
         length = seen + self._hidden.shape[1]
         if self._positions.scales(index):
@@ -103,6 +105,14 @@ class AttentionReader(RowsReader):
         if live is None:
             return None
         return live[self._of, -self._hidden.shape[1] :].to(self._columns.device)
+
+    def in_prompt(self, columns: Tensor) -> Tensor:
+        """As in the base class, with the columns of earlier turns in front."""
+        live = self._forward.live
+        if live is None:
+            return super().in_prompt(columns) + self._seen
+        earlier = live[self._of, : -self._hidden.shape[1]].to(columns.device) != 0
+        return super().in_prompt(columns) + earlier.sum(dim=1, keepdim=True)
 
     def _turned_ones(self, size: int) -> Tensor:
         assert self._tables is not None

@@ -53,6 +53,10 @@ class RowsReader(ABC):
         """Nonzero where a column is no padding, (samples, columns); None if all are."""
         return None
 
+    def in_prompt(self, columns: Tensor) -> Tensor:
+        """Columns of the call, (samples, any) int64, counted from the sample's first row; −1 stays below 0."""
+        return columns - self._columns[:, :1]
+
     # -- signals -----------------------------------------------------------------------------------------------
 
     def reduced(self, signals: Sequence[Attention], units: Sequence[Unit]) -> dict[Attention, Tensor]:

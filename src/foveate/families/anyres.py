@@ -54,8 +54,8 @@ class AnyResolution(Family):
         return rows, columns
 
     def packed(self, modality: str, views: Sequence[Tensor], inputs: Inputs) -> list[Tensor]:
-        """Scores and keys put together as the model puts together the features of each image's views, or of each
-        video's frames. Without newlines: (views, patches, any) each -> (tokens, any) each."""
+        """Scores, keys and tower features put together as the model puts together the features of each image's views,
+        or of each video's frames. Without newlines: (views, patches, any) each -> (tokens, any) each."""
         raise NotImplementedError
 
     def boxes(self, modality: str, inputs: Inputs, lengths: Sequence[int]) -> list[Tensor | None]:
@@ -94,7 +94,9 @@ class AnyResolution(Family):
         """
         if modality == "image":  # read before the device has work to wait for
             inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
-        with tapped_all(self._attentions(reducer)) as taps:
+        projected: list[Tensor] = []  # what the projector was given: (views, patches, width of the tower)
+        with tapped_all(self._attentions(reducer)) as taps, Patcher() as patches:
+            patches.hook(self.core.multi_modal_projector, "before", lambda _, given: projected.extend(given))
             output = run()
         views = self.tower_images(self.model.config, modality, inputs)
         assert views is not None
@@ -107,10 +109,16 @@ class AnyResolution(Family):
             of_images = torch.split(patches, list(views))
             return self.packed(modality, of_images, inputs)
 
+        @functools.cache
+        def made() -> list[Tensor]:
+            return self.packed(modality, torch.split(projected[0], list(views)), inputs)
+
         images = list(output.pooler_output)
         lengths = [len(image) for image in images]
         places = self.boxes(modality, inputs, lengths)
-        cuts = reduce_apart(images, places, reducer, stats)
+        # A video's frames may be pooled before the projector.
+        shown = (lambda index: made()[index]) if modality == "image" else None
+        cuts = reduce_apart(images, places, reducer, stats, made=shown)
         features = place_images(images, cuts)
         if isinstance(output.pooler_output, Tensor):  # videos, which are as long as each other
             output.pooler_output = torch.stack(features)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ def reduce_apart(
     reducer: Reducer,
     stats: Stats | None = None,
     grids: Sequence[tuple[Grid, ...]] | None = None,
+    made: Callable[[int], Tensor] | None = None,
 ) -> list[Cut | None]:
     """Reduce each image's tokens behind the projector. The newline that ends an image stays; others leave.
 
@@ -35,12 +37,14 @@ def reduce_apart(
         reducer: What reduces.
         stats: Attention and keys in the tower; None if no method reads them.
         grids: The grids each image's tokens stand in, if these are known without the boxes.
+        made: Of an image's number, the tower's features of its tokens, newlines apart, (tokens, width); None if they
+            are not shown.
     """
     parts: list[_Image] = []
     frames: Sequence[tuple[Grid, ...] | None] = grids or [None] * len(images)
     for features, places, own in zip(images, boxes, frames, strict=True):
         tokens, closing = _parts(features, places, own)
-        image = _Image(len(parts), features, places, own, stats, tokens, closing)
+        image = _Image(len(parts), features, places, own, stats, tokens, closing, made)
         parts.append(image)
     cuts = reducer.reduce(image.view() for image in parts)
     return [image.with_newline(cut) for image, cut in zip(parts, cuts, strict=True)]
@@ -76,6 +80,7 @@ class _Image:
         stats: Attention and keys of all images.
         tokens: Which are no newlines: ordinals.
         closing: Which newline stays, behind all others: one ordinal or none.
+        made: The tower's features of an image's tokens, if shown.
     """
 
     index: int
@@ -85,6 +90,7 @@ class _Image:
     stats: Stats | None
     tokens: Tensor
     closing: Tensor
+    made: Callable[[int], Tensor] | None
 
     def view(self) -> TowerView:
         """The tokens without newlines. Made when the reducer asks, as leaving newlines out takes a copy."""
@@ -106,6 +112,7 @@ class _Image:
             entered=len(self.features),  # newlines among them
             reserved=len(self.closing),
             grids=grids,
+            made=None if self.made is None else partial(self.made, self.index),
         )
 
     def _read(self, signal: TowerSignal) -> Tensor:

@@ -21,18 +21,22 @@ from foveate.core.cut import Cut
 from foveate.methods.base import Preset
 from foveate.methods.onecut import OneCut
 from foveate.methods.settings import Count, Share
-from foveate.methods.stages import Arriving, KeyNorms, LayerStage, LayerView, Normed, Pivots, Shape, Signal, Stage
+from foveate.methods.stages import Arriving, Columns, KeyNorms, LayerStage, LayerView, Normed, Pivots, Shape, Stage
 
-__all__ = ["DART", "METHOD", "least_alike"]
+__all__ = ["DART", "METHOD", "least_alike", "visiting_order"]
 
 
 class DART(OneCut):
     """One cut that keeps what differs most from a few pivots.
 
-    Different from the released code: pivots are visited in a fixed order, vision pivots by falling norm and then text
-    pivots by falling norm, where the code iterates a set; norms and cosines are float32, ties go to the lower index;
-    batches, and several images, each with the text behind it. Where less text than pivots stands behind an image, the
-    same text is visited again; where none does, vision pivots alone share the budget.
+    Pivots are visited by their column in the prompt mod 32, of equals vision by falling norm and then text by falling
+    norm. That is the order of the released code, which iterates a set of 8 columns: CPython keeps these in a table of
+    32 places, a column at its remainder. Where two have the same remainder, CPython may put the second one elsewhere,
+    and the code then visits it at another time: this is left out.
+
+    Different from the released code: norms and cosines are float32, ties go to the lower index; batches, and several
+    images, each with the text behind it. Where less text than pivots stands behind an image, the same text is visited
+    again; where none does, vision pivots alone share the budget.
 
     Attributes:
         layer: The paper's K, 1 or more: the first layer that processes fewer tokens.
@@ -61,9 +65,8 @@ class DART(OneCut):
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.retention == 1:
             return ()
-        reads: tuple[Signal, ...] = (KeyNorms(), Normed())
-        if self.text_pivots:
-            reads = (*reads, Pivots(self.text_pivots))
+        text = (Pivots(self.text_pivots),) if self.text_pivots else ()
+        reads = (KeyNorms(), Normed(), Columns(self.text_pivots), *text)
         count = partial(self.count, shape.depth)
         return (
             LayerStage(self.layer, reads=reads, count=count, choose=self._choose, unit=self.scope, flops=self._flops),
@@ -83,26 +86,32 @@ class DART(OneCut):
         text: Tensor | None = None
         if self.text_pivots and view.text_behind:
             text = view.pivots
-        return Cut.take(least_alike(view.key_norms, view.normed, text, self.pivots, count), len(view))
+        kept = least_alike(view.key_norms, view.normed, text, view.columns, self.pivots, count)
+        return Cut.take(kept, len(view))
 
     def _flops(self, arriving: Arriving, width: int) -> int:
         return 2 * arriving.tokens * (self.pivots + self.text_pivots) * width  # a cosine with each pivot
 
 
-def least_alike(norms: Tensor, features: Tensor, text: Tensor | None, pivots: int, count: int) -> Tensor:
+def least_alike(
+    norms: Tensor, features: Tensor, text: Tensor | None, columns: Tensor, pivots: int, count: int
+) -> Tensor:
     """Which `count` vision tokens stay: (count,) int64, ascending.
 
     Args:
         norms: (tokens,) float32, by which pivots are chosen.
         features: (tokens, width), by which tokens resemble one another.
-        text: (text pivots, width) of the same, in the order in which they are visited; None: none.
+        text: (text pivots, width) of the same; None: none.
+        columns: (tokens + text pivots,) int64, where they stand in the prompt: which pivot is visited first.
         pivots: Vision pivots.
         count: Tokens that stay, pivots among them.
     """
     chosen = norms.sort(descending=True, stable=True).indices[: min(pivots, count)]
-    visited = features[chosen]
+    visited, places = features[chosen], columns[chosen]
     if text is not None:
         visited = torch.cat((visited, text.to(visited.dtype)))
+        places = torch.cat((places, columns[len(norms) :]))
+    visited = visited[visiting_order(places)]
     likeness = normalize(features.float(), dim=-1) @ normalize(visited.float(), dim=-1).T  # (tokens, visited)
     taken = torch.zeros_like(norms, dtype=torch.bool).scatter(0, chosen, True)
     each, rest = divmod(count - len(chosen), len(visited))
@@ -112,6 +121,11 @@ def least_alike(norms: Tensor, features: Tensor, text: Tensor | None, pivots: in
         taken = taken.scatter(0, least, True)
     # A stable sort of 0s and 1s brings what was taken to the front, in order.
     return taken.logical_not().long().sort(stable=True).indices[:count]
+
+
+def visiting_order(columns: Tensor) -> Tensor:
+    """In which order pivots of these columns are visited: (pivots,) int64. Columns 40 64 8 are visited as 64 40 8."""
+    return (columns % 32).sort(stable=True).indices
 
 
 def _preset(model: str, target: int, vision_tokens: int) -> Preset:

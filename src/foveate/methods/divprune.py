@@ -25,8 +25,8 @@ class DivPrune(Counted):
     authors' code, newlines among them: these are all alike, and one or two stay.
 
     Unlike in the released code, distances are float32 (there the model's dtype, in which near tokens tie); a token is
-    never picked twice, also where all distances are 0; tokens are found wherever they stand in the prompt; and batches
-    and several images work, each image by itself.
+    never picked twice, also where all distances are 0 (there the code repeats picks); tokens are found wherever they
+    stand in the prompt; and batches and several images work, each image by itself.
 
     Attributes:
         keep, tokens, retention, positions: See `Counted`. The default is the paper's headline, 56 of 576 tokens. The

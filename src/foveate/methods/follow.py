@@ -238,16 +238,18 @@ ANY = None
 TOWER = {"layer": ANY, "block": ANY, "of": ANY, "heads": ANY}
 PRICED: Mapping[type[Signal], Mapping[str, Collection[Any] | None]] = {
     Attention: {
-        "rows": ("last", "after", "null", "raters", "vision"),
+        "rows": ("last", "after", "but_last", "null", "raters", "vision"),
         "layer": ("ran", "next"),
         "sample": ANY,
-        **dict.fromkeys(("heads", "over", "renormalise", "both_ways", "without_distance"), ANY),
+        **dict.fromkeys(("heads", "over", "renormalise", "both_ways", "without_distance", "busiest"), ANY),
     },
     signals.TowerAttention: {"by": ("cls", "patches"), **TOWER},
     signals.TowerKeys: TOWER,
     signals.Pivots: {"count": ANY},
+    signals.Columns: {"pivots": ANY},
     Hidden: {"back": ANY},
     **{kind: {} for kind in (Keys, signals.KeyNorms, signals.Normed, signals.Cls, signals.Cells)},
+    **{kind: {} for kind in (signals.Deepstack, signals.Features)},
 }
 """The signals, options and values of which `scoring_flops` knows what they cost; ANY is as much whatever the value."""
 

@@ -5,14 +5,14 @@ NeurIPS 2025, arXiv:2510.02912.
 """
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
 from foveate.core.cut import Cut
-from foveate.core.grid import coarser, into_cells
+from foveate.core.grid import Grid, coarser, into_cells
 from foveate.core.picks import cosines, quotas
 from foveate.core.rank import ranks_in_groups, top
 from foveate.methods.counted import Counted, entering
@@ -35,32 +35,36 @@ SMALLEST = 1e-12  # the smallest mean variance, or mean score, that divides
 
 
 class HoloV(Counted):
-    """A quota for each crop, and in each crop the tokens with the highest holistic score.
+    """A quota for each crop, and in each crop the tokens with the highest score H.
 
-    A is the CLS's attention, and V_i the variance of the cosines of token i to the other tokens of its crop, of the
-    rows that enter the decoder. Over the whole image
+    Of k tokens crop c keeps ⌊w_c k⌋, with w_c ∝ mean(H in c)^τ; what is left goes to the heaviest crops, one token
+    each, and what a crop has no room for to the others in proportion to w_c times their room
+    (`foveate.core.picks.quotas`). Each view, tile map or frame has crops of its own, and all of an image share k. A
+    newline stays only once every other token does. A is the CLS's attention.
 
-        H = A + γ V,  γ = mean |A| / mean |V|        w_c ∝ mean(H in c)^τ
+    By the released code (the default): H = A, and crops are runs of the raster, 16 of 36 tokens on LLaVA-1.5. The code
+    adds a variance of cosines, V, to the quotas' scores, but scales it in each run to the mean attention of that run,
+    so it cancels. Unlike in the code, what a full crop has no room for is not lost (there rows of zeros are in its
+    place), and rows are in raster order, not crop after crop by falling attention.
 
-    Of k tokens crop c keeps ⌊w_c k⌋; what is left goes to the heaviest crops, one token each, and what a crop has no
-    room for to the others in proportion to w_c times their room (`foveate.core.picks.quotas`).
+    By the paper: crops are near-square windows, 4 x 4 of them on LLaVA-1.5, and V_i is the variance of the cosines of
+    token i to the other tokens of its crop, of the rows that enter the decoder:
 
-    This is the paper's method. Crops are near-square windows, 4 x 4 of them on LLaVA-1.5's grid. Each view, tile map or
-    frame has crops of its own, and all of an image share k. γ is one number for an image (ours: our source leaves that
-    open, and with a γ for each crop V would cancel out of w_c). A newline stays only once every other token does.
+        H = A + γ V,  γ = mean |A| / mean |V|
 
-    The released code differs: crops are runs of the raster, on Qwen-VL int(1024 / 576 · N / k) of them for N tokens; γ
-    is a constant; V counts for the quotas alone; overflow is lost; and survivors are not in raster order. Its constant
-    fits attention averaged over heads, and a stage sees their sum, so it is no setting.
+    with one γ for an image (ours: our source leaves that open, and with a γ for each crop V would cancel).
 
     Attributes:
-        crops: C, at most as many crops in a view or frame.
+        rule: "released" or "paper": see above.
+        crops: C, at most as many crops in a view or frame. On Qwen-VL the released code takes int(1024 / 576 · N / k)
+            for N tokens.
         tau: τ, how sharply quotas follow the score; 0 gives every crop the same.
         keep, tokens, retention, positions: See `Counted`.
     """
 
     name = "holov"
 
+    rule: Literal["released", "paper"] = "released"
     crops: Annotated[int, Ge(1)] = 16
     tau: Annotated[float, Ge(0)] = 1.0
 
@@ -71,18 +75,18 @@ class HoloV(Counted):
         look = ImageStage(reads=(paid,), look=self._look)
         pick = LayerStage(
             0,
-            reads=(Hidden(),),
+            reads=(Hidden(),) if self.rule == "paper" else (),
             count=self.left,
             choose=self._choose,
             unit="image",
             positions=numbering(self.positions),
-            flops=_flops,
+            flops=_flops if self.rule == "paper" else None,
         )
         return (look, pick)
 
     def _look(self, view: ImageView) -> Mapping[str, Tensor]:
         """Attention and crop of each token. Crop c is −1 − c, as notes of newlines are 1."""
-        crop = _crops(view, self.crops).to(view.attention.device)
+        crop = _crops(view, self.crops, windows=self.rule == "paper").to(view.attention.device)
         return {"attention": view.attention, "crop": -1 - crop}
 
     def _choose(self, view: LayerView, count: int | None) -> Cut | None:
@@ -93,8 +97,9 @@ class HoloV(Counted):
         is_patch = view.notes["crop"] < 0
         # There are fewer crops than tokens if one of these is a newline; newlines are a last crop of no weight.
         crop = torch.where(is_patch, -1 - view.notes["crop"], tokens - 1)
-        attention = view.notes["attention"].masked_fill(~is_patch, 0)
-        scores = holistic(attention, view.hidden, crop, is_patch)
+        scores = view.notes["attention"].masked_fill(~is_patch, 0)
+        if self.rule == "paper":
+            scores = holistic(scores, view.hidden, crop, is_patch)
         nothing = torch.zeros_like(scores)
         room = nothing.scatter_add(0, crop, torch.ones_like(scores))
         patches = nothing.scatter_add(0, crop, is_patch.float())
@@ -121,17 +126,24 @@ def holistic(attention: Tensor, rows: Tensor, crop: Tensor, is_patch: Tensor) ->
     return attention + gamma * variance
 
 
-def _crops(view: ImageView, most: int) -> Tensor:
-    """The crop of each token, (tokens,) int64: windows of each grid, or runs of tokens that are on no known grid."""
-    if not view.grids:
-        return torch.arange(len(view)) * min(most, len(view)) // len(view)
+def _crops(view: ImageView, most: int, windows: bool) -> Tensor:
+    """The crop of each token, (tokens,) int64: windows or runs of each grid; runs of tokens on no known grid."""
     crops = []
     first = 0
-    for grid in view.grids:
-        windows = into_cells(grid, coarser(grid, most))
-        crops.append(windows.parent + first)
-        first += len(windows.source)
+    for grid in view.grids or ((1, len(view)),):
+        parent = _runs(grid, most)
+        if windows and view.grids:
+            parent = into_cells(grid, coarser(grid, most)).parent
+        crops.append(parent + first)
+        first += 1 + int(parent[-1])  # the last token is in the last crop
     return torch.cat(crops)
+
+
+def _runs(grid: Grid, most: int) -> Tensor:
+    """The run of each token of a grid in raster order, the first runs the longer ones: 0 0 0 1 1 for five in two."""
+    rows, columns = grid
+    runs = torch.arange(rows * columns).tensor_split(min(most, rows * columns))
+    return torch.cat([torch.full_like(run, number) for number, run in enumerate(runs)])
 
 
 def _flops(arriving: Arriving, width: int) -> int:
@@ -139,7 +151,8 @@ def _flops(arriving: Arriving, width: int) -> int:
 
 
 HoloV.presets = tuple(
-    entering(HoloV, "llava-1.5-7b", tokens, 576, "paper, 16 crops and tau 1") for tokens in (192, 128, 64)
+    entering(HoloV, "llava-1.5-7b", tokens, 576, "paper's table, rule of the released code, 16 crops and tau 1")
+    for tokens in (192, 128, 64)
 )
 
 METHOD = HoloV

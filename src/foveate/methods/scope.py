@@ -14,7 +14,7 @@ from foveate.core.parts import pick_by_crop
 from foveate.core.picks import cosines, cover
 from foveate.methods.counted import Counted, entering
 from foveate.methods.settings import numbering
-from foveate.methods.stages import Arriving, ImageStage, ImageView, Shape, Signal, Stage, TowerAttention
+from foveate.methods.stages import Arriving, Features, ImageStage, ImageView, Shape, Signal, Stage, TowerAttention
 
 __all__ = ["METHOD", "Scope"]
 
@@ -29,16 +29,17 @@ class Scope(Counted):
 
     Coverage starts at 0, so negative cosines cover nothing.
 
-    LLaVA-NeXT's crops, and the frames of a video, each get their share of the tokens. Where a family shows its tokens
-    only behind the projector (LLaVA-NeXT, LLaVA-OneVision, the Qwen-VLs), similarity is measured there. In a tower
-    without a CLS, attention is what all patches pay.
+    LLaVA-NeXT's crops, and the frames of a video, each get their share of the tokens. Similarity is that of the tower's
+    features, also where tokens are dropped behind the projector (pictures of LLaVA-NeXT and LLaVA-OneVision); only the
+    Qwen-VLs, tiles and videos of LLaVA-NeXT and OneVision are compared behind it. In a tower without a CLS, attention
+    is what all patches pay.
 
     Unlike in the released code, gains are float32, of cosines computed in float64, and a count that the crops do not
     divide is met: there the rest is lost. Its second way of joining gain and saliency, by adding, is left out.
 
     Attributes:
         alpha: α, the exponent of the saliency. 1 is the released scripts' value; 0 is coverage alone, which reads
-            nothing from the tower (ours).
+            no attention (ours).
         keep, tokens, retention, positions: See `Counted`.
     """
 
@@ -49,9 +50,9 @@ class Scope(Counted):
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.keeps_all:
             return ()
-        reads: tuple[Signal, ...] = ()
+        reads: tuple[Signal, ...] = (Features(),)
         if self.alpha:
-            reads = (TowerAttention(by="cls" if shape.cls else "patches"),)
+            reads = (TowerAttention(by="cls" if shape.cls else "patches"), Features())
         stage = ImageStage(
             reads=reads,
             count=self.left,
@@ -67,7 +68,7 @@ class Scope(Counted):
             return None
 
         def pick(tokens: Tensor, count: int) -> Tensor:
-            similarity = cosines(view.features[tokens], exact=True)
+            similarity = cosines(view[Features()][tokens], exact=True).float()
             if not self.alpha:
                 return cover(similarity, count)
             return cover(similarity, count, view.attention[tokens] ** self.alpha)

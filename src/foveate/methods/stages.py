@@ -26,6 +26,7 @@ from foveate.core.signals import (
     Attention,
     Cells,
     Cls,
+    Columns,
     Deepstack,
     Features,
     Hidden,
@@ -48,6 +49,7 @@ __all__ = [
     "CacheStage",
     "Cells",
     "Cls",
+    "Columns",
     "Cut",
     "DecodeStage",
     "Deepstack",
@@ -342,7 +344,7 @@ class DecodeStage(Stage):
 
 def of_layer_that_ran(signal: Signal) -> bool:
     """Whether a signal is made of the queries or keys of the layer before the stage."""
-    return isinstance(signal, KeyNorms | Pivots) or (isinstance(signal, Attention) and signal.layer == "ran")
+    return isinstance(signal, Columns | KeyNorms | Pivots) or (isinstance(signal, Attention) and signal.layer == "ran")
 
 
 def _looks_back(signal: Signal) -> int:

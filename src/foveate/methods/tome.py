@@ -8,14 +8,15 @@ by size.
 The paper merges inside every block of a classifier. Here tokens merge once, behind the feature layer, as its use with
 LVLMs needs no change of the tower then. Differences that follow: at most half of the tokens merge at a time, so where
 more must go, the merged ones (with the mean of their keys) are split and merged again; attention is not weighted by
-size, as no attention of the tower comes behind; the CLS is left out. Rows are sorted by the first patch in each, where
-the paper leaves A before B. Keys are those of the feature layer.
+size, as no attention of the tower comes behind; the CLS is left out. Between rounds rows stand as in the released code,
+those left of A by falling cosine before those of B, and at the end they are sorted by the first patch in each. Keys are
+those of the feature layer.
 """
 
 from typing import ClassVar
 
 from foveate.core.cut import Cut
-from foveate.core.merge import average, bipartite
+from foveate.core.merge import average, bipartite, by_first_token
 from foveate.methods.base import Preset
 from foveate.methods.entering import Entering
 from foveate.methods.settings import Positions, numbering
@@ -54,6 +55,7 @@ def merged(view: ImageView, count: int | None) -> Cut | None:
     cut = bipartite(view.keys, count)
     while len(cut.source) > count:
         cut = cut.then(bipartite(average(view.keys, cut), count))
+    cut = by_first_token(cut)  # only now: in which order rows meet in a round decides what merges
     return cut.with_rows(average(view.features, cut))
 
 

@@ -17,7 +17,7 @@ from foveate.core.parts import pick_by_crop
 from foveate.core.picks import cosines, thin
 from foveate.methods.counted import Counted, entering
 from foveate.methods.settings import Share, numbering
-from foveate.methods.stages import Arriving, ImageStage, ImageView, Shape, Stage, TowerAttention
+from foveate.methods.stages import Arriving, Features, ImageStage, ImageView, Shape, Stage, TowerAttention
 
 __all__ = ["METHOD", "VisPruner"]
 
@@ -29,13 +29,15 @@ class VisPruner(Counted):
     that is thinned out to T − important: round by round, the members at even places that are most like one at an odd
     place leave (`foveate.core.picks.thin`). The list's order feeds the next round, so it is the released code's.
 
-    LLaVA-NeXT's crops, and the frames of a video, each get their share of T. Where a family shows its tokens only
-    behind the projector (LLaVA-NeXT, LLaVA-OneVision, the Qwen-VLs), similarity is measured there. In a tower without
-    a CLS, attention is what all patches pay.
+    LLaVA-NeXT's crops, and the frames of a video, each get their share of T. Similarity is that of the tower's
+    features, also where tokens are dropped behind the projector (pictures of LLaVA-NeXT and LLaVA-OneVision); only the
+    Qwen-VLs, tiles and videos of LLaVA-NeXT and OneVision are compared behind it. In a tower without a CLS, attention
+    is what all patches pay.
 
     Unlike in the released code, an odd number of important tokens and a T of a few tokens work (there they crash), and
-    the cosines are computed once, in float64: near-ties decide the later rounds, and a lower precision decides them by
-    the kernel.
+    the cosines are computed once, in float64, as multiples of 2⁻⁴⁰: near-ties decide the later rounds, and a lower
+    precision decides them by the kernel. So sets are those of the code run in float64. Its own, in float16, cannot be
+    had again: see the page.
 
     Attributes:
         important_ratio: The share of T for important tokens. 1 is FasterVLM.
@@ -52,7 +54,7 @@ class VisPruner(Counted):
         if self.keeps_all:
             return ()
         stage = ImageStage(
-            reads=(TowerAttention(by="cls" if shape.cls else "patches"),),
+            reads=(TowerAttention(by="cls" if shape.cls else "patches"), Features()),
             count=self.left,
             choose=self._choose,
             positions=numbering(self.positions),
@@ -66,7 +68,7 @@ class VisPruner(Counted):
             return None
 
         def pick(tokens: Tensor, count: int) -> Tensor:
-            return self._pick(view.attention[tokens], view.features[tokens], count)
+            return self._pick(view.attention[tokens], view[Features()][tokens], count)
 
         return Cut.take(pick_by_crop(view.grids, view.features, count, pick), len(view))
 

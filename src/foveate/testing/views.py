@@ -13,6 +13,7 @@ from foveate.core.signals import (
     Attention,
     Cells,
     Cls,
+    Columns,
     Deepstack,
     Features,
     Hidden,
@@ -113,6 +114,8 @@ def made_signal(signal: Signal, tokens: int, dtype: torch.dtype, random: torch.G
         return torch.rand(tokens, generator=random)
     if isinstance(signal, Hidden | Features | Normed | Deepstack):
         return torch.randn(tokens, WIDTH, generator=random).to(dtype)
+    if isinstance(signal, Columns):
+        return torch.arange(tokens + signal.pivots)
     if isinstance(signal, Pivots):
         return torch.randn(signal.count, WIDTH, generator=random).to(dtype)
     if isinstance(signal, Cls):

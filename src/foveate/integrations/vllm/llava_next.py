@@ -73,6 +73,8 @@ class FoveateLlavaNextForConditionalGeneration(DroppingLlava, LlavaNextForCondit
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.start_dropping(vllm_config, prefix)
         self._orders = Memo(REMEMBERED)
+        self._given: tuple[Tensor, ...] = ()  # to the projector last: (views, patches, width of the tower)
+        self.multi_modal_projector.register_forward_pre_hook(lambda _, given: setattr(self, "_given", given))
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """The rows of each image that have places in the prompt."""
@@ -84,13 +86,15 @@ class FoveateLlavaNextForConditionalGeneration(DroppingLlava, LlavaNextForCondit
         sizes: list[Size] = [(height, width) for height, width in inputs["image_sizes"].tolist()]
         images: list[Tensor] = []
         readers: list[list[TowerReader]] = []
+        features: list[Tensor] = []
         for group in groups([len(views) * self._side**2 for views in pixels], self._most):
             part = {"pixel_values": pixels[group], "image_sizes": inputs["image_sizes"][group]}
             images.extend(super().embed_multimodal(**part))
             counts = [len(views) for views in pixels[group]]
             taken = iter(self._taps.readers(sum(counts)))
             readers.extend([next(taken) for _ in range(count)] for count in counts)
-        packed = _Packed(self, images, sizes, readers)
+            features.extend(torch.split(self._given[0].flatten(0, -3), counts))
+        packed = _Packed(self, images, sizes, readers, features)
         return by_rate(self.foveate, asked, packed.entering)
 
     def order(self, size: Size, views: int) -> Tensor:
@@ -124,8 +128,10 @@ class _Packed:
         images: Sequence[Tensor],
         sizes: Sequence[Size],
         readers: Sequence[Sequence[TowerReader]],
+        features: Sequence[Tensor],
     ) -> None:
         self._model = model
+        self._features = features
         self._images = images
         self._sizes = sizes
         self._readers = readers
@@ -141,7 +147,7 @@ class _Packed:
             def stats(signal: TowerSignal) -> list[Tensor]:
                 return [self._read(index, signal) for index in indices]
 
-            cuts = reduce_apart(images, boxes, tower_reducer(stages), stats)
+            cuts = reduce_apart(images, boxes, tower_reducer(stages), stats, made=lambda at: self._made(indices[at]))
         rows = [rows_left(image, cut) for image, cut in zip(images, cuts, strict=True)]
         return before_decoder(stages, [len(image) for image in images], cuts, rows)
 
@@ -152,7 +158,13 @@ class _Packed:
 
     def _read(self, index: int, signal: TowerSignal) -> Tensor:
         """A signal of an image's tokens, newlines apart: (tokens, numbers)."""
-        readers = self._readers[index]
-        patches = torch.cat([reader.read(signal) for reader in readers])
-        order = self._model.order(self._sizes[index], len(readers)).to(patches.device)
+        return self._packed(index, torch.cat([reader.read(signal) for reader in self._readers[index]]))
+
+    def _made(self, index: int) -> Tensor:
+        """The tower's features of an image's tokens, newlines apart: (tokens, width)."""
+        return self._packed(index, self._features[index].flatten(0, 1))
+
+    def _packed(self, index: int, patches: Tensor) -> Tensor:
+        """What an image's patches have, (patches, any), as its tokens have it."""
+        order = self._model.order(self._sizes[index], len(self._readers[index])).to(patches.device)
         return patches[order[order >= 0]]

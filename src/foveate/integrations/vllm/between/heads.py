@@ -126,6 +126,11 @@ class ReaderOfEach:
         """See `RowsReader.pivots`."""
         return torch.cat([reader.pivots(count, units) for reader in self._readers])
 
+    def in_prompt(self, columns: Tensor) -> Tensor:
+        """See `RowsReader.in_prompt`."""
+        parts = zip(self._readers, torch.split(columns, 1), strict=True)
+        return torch.cat([reader.in_prompt(part) for reader, part in parts])
+
 
 def _of_all_processes(heads: Tensor) -> Tensor:
     """(1, heads, rows, head size) with the heads of all processes of a tensor parallel group, in order."""
