@@ -164,9 +164,12 @@ test: setup
 	@failed=; for tier in $(TIERS); do $(MAKE) --no-print-directory tier-$$tier || failed="$$failed $$tier"; done; \
 	  test -z "$$failed" || { echo "==> failed:$$failed" >&2; exit 1; }
 
-# One torch thread a process: with several processes, more only get in each other's way.
+# One torch thread a process: with several processes, more only get in each other's way. What the files of `rest` make
+# once (models, servers, long runs) is made in one process alone. PYTEST="--durations=50" shows what is slow.
+PYTEST ?=
+TOGETHER = $(if $(filter rest,$*),--dist loadfile)
 $(TIERS:%=tier-%): tier-%: setup
-	@start=$$(date +%s); HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) -m $*; code=$$?; \
+	@start=$$(date +%s); HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $(TOGETHER) -m $* $(PYTEST); code=$$?; \
 	  echo "==> tier $* took $$(($$(date +%s) - start)) s"; exit $$code
 
 # What has passed is in the log of this commit, and is left out the next time.

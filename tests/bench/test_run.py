@@ -15,7 +15,7 @@ from tests.bench.counting import counter
 from tests.memory import AFTER, BEFORE, llava
 
 
-def session(methods, *, layers=8, side=168, attention="eager", batch=1, new_tokens=3, pairs=3, shorter=0, **asked):
+def session(methods, *, layers=5, side=168, attention="eager", batch=1, new_tokens=3, pairs=2, shorter=0, **asked):
     model, inputs = llava(side=side, width=64, layers=layers)
     model.set_attn_implementation(attention)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
@@ -52,7 +52,7 @@ def test_beside_every_method_there_are_its_controls(measured):
     assert list(made.candidates) == names
     assert started == [name for name in names if not name.endswith(": bare") and name != AGAIN]
     assert list(made.times) == names
-    assert all(len(times) == 3 for times in made.times.values())
+    assert all(len(times) == 2 for times in made.times.values())
     for name in METHODS:
         one, control, alone = (made.candidates[f"{name}{what}"] for what in of_each)
         assert one.control == control.name
@@ -112,12 +112,12 @@ def test_bare_layers_are_timed_to_the_first_token_and_take_what_the_arithmetic_s
 
 def test_there_are_no_bare_layers_where_nothing_leaves_or_they_are_not_wanted_or_cannot_be():
     whole = {"whole": fv.Uniform(layers=(2,), keep=(1.0,))}
-    made, _ = session(whole, new_tokens=1, pairs=2)
+    made, _ = session(whole, new_tokens=1, pairs=0)
     assert made.candidates["whole"].bare is None
     assert not any(one.rows for one in made.candidates.values())
-    made, _ = session({"v2drop": METHODS["v2drop"]}, new_tokens=1, pairs=2, bare=False)
+    made, _ = session({"v2drop": METHODS["v2drop"]}, new_tokens=1, pairs=0, bare=False)
     assert (made.candidates["v2drop"].bare, made.obstacle) == (None, "")
-    made, _ = session({"v2drop": METHODS["v2drop"]}, new_tokens=1, pairs=2, batch=2, shorter=1)
+    made, _ = session({"v2drop": METHODS["v2drop"]}, new_tokens=1, pairs=0, batch=2, shorter=1)
     assert made.obstacle == "the prompts of the batch differ in length"
     assert list(made.candidates) == [FULL, KEEP_ALL, "v2drop", "v2drop: random", AGAIN]
 
@@ -136,7 +136,7 @@ def test_the_cache_holds_what_was_counted_and_the_peak_falls(measured):
 
 def test_a_summary_shows_its_tables_in_a_notebook_and_itself_in_a_line(measured):
     _, _, summary = measured
-    assert repr(summary).startswith("Summary(3 rounds of untouched, keep-all, v2drop, ")
+    assert repr(summary).startswith("Summary(2 rounds of untouched, keep-all, v2drop, ")
     html = summary._repr_html_()
     assert html.count("<table") == html.count("</table>") == 3
     assert "visiondrop: random" in html
@@ -146,7 +146,7 @@ def test_a_summary_shows_its_tables_in_a_notebook_and_itself_in_a_line(measured)
 def test_few_rounds_have_a_range_and_no_95_percent_interval(measured):
     _, _, summary = measured
     words = "".join(summary.sheets("title")[-1].notes)
-    assert "3 paired rounds. " in words
+    assert "2 paired rounds. " in words
     assert "range (a 95 % interval takes 6 rounds or more)" in words
     assert "95 % bootstrap interval" in interval_words(6)
 
@@ -156,7 +156,7 @@ def test_the_record_has_every_single_time(measured):
     row = summary.row("v2drop").to_dict()
     assert row["times"]["prefill"] == [seconds["prefill"] for seconds in made.times["v2drop"]]
     assert set(row["times"]) == {"tower", "prefill", "ttft", "tpot", "whole"}
-    assert row["over_random"]["prefill"]["rounds"] == 3
+    assert row["over_random"]["prefill"]["rounds"] == 2
     assert summary.row(FULL).to_dict()["setting"] is None
 
 
@@ -175,7 +175,7 @@ def test_items_a_second_count_the_batch_and_controls_are_shared():
 
 
 def test_the_row_of_eager_attention_leaves_the_kernel_as_it_was():
-    made, started = session({"v2drop": METHODS["v2drop"]}, attention="sdpa", new_tokens=1, pairs=2, eager=True)
+    made, started = session({"v2drop": METHODS["v2drop"]}, attention="sdpa", new_tokens=1, eager=True)
     assert started[-1] == EAGER
     text = made.model.model.language_model
     assert text.config._attn_implementation == "sdpa"
@@ -194,7 +194,7 @@ def test_the_row_of_eager_attention_leaves_the_kernel_as_it_was():
 
 def test_what_does_not_run_is_left_out_with_its_reason(monkeypatch):
     monkeypatch.setattr(fv.V2Drop, "select", out_of_memory)
-    made, _ = session({"v2drop": METHODS["v2drop"]}, new_tokens=1, pairs=2)
+    made, _ = session({"v2drop": METHODS["v2drop"]}, new_tokens=1)
     summary = summarise(made)
     assert summary.failed == {"v2drop": "out of memory"}
     assert [row.name for row in summary.rows] == [FULL, KEEP_ALL, AGAIN]

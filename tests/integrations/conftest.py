@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-QUESTIONS = 8
+QUESTIONS = 4
 
 
 @pytest.fixture(scope="session")
