@@ -181,7 +181,7 @@ def test_an_uploaded_picture_is_asked_about(page, picture, vlm):
     assert cards(page)["full model"] == vlm.ask(picture, QUESTION, max_new_tokens=4).text
 
 
-@pytest.mark.filterwarnings("ignore:this model reads no videos")
+@pytest.mark.filterwarnings("ignore:this model reads no videos", "ignore:the processor cuts off")
 def test_a_film_is_asked_about(page, tmp_path, vlm):
     path = film(tmp_path / "clip.mp4", 12, draw=lambda number, *_: np.roll(STRIPES, 4 * number, axis=1))
     upload(page, path)

@@ -62,7 +62,7 @@ def test_layers_that_share_their_columns_share_them_again(tmp_path):
     vlm = random_vlm("llava")
     look = look_at(vlm.model, asked(vlm)[0].inputs, EXAMPLES["v2drop-0"])
     stored.write(tmp_path / "look", look, {}, vlm.model, force=False)
-    back = stored.read(tmp_path / "look").look(family_for(vlm.model), ())
+    back = stored.read(tmp_path / "look").look(family_for(vlm.model))
     assert shared(back.cache) == shared(look.cache)
     assert len(load_file(tmp_path / "look")) < 3 * len(look.cache.layers)
 

@@ -213,8 +213,8 @@ def weights_of(model: Any) -> tuple[Any, ...]:
 
 def adapters_of(model: Any) -> list[str]:
     """Which adapters each layer of PEFT's computes with, and by what it scales them; empty without PEFT."""
-    names = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
-    layers = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
+    names = ("active_adapter", "disable_adapters", "merged_adapters", "scaling")
+    layers = [module for module in model.modules() if hasattr(module, "merged_adapters")]
     return [repr([getattr(layer, name, None) for name in names]) for layer in layers]
 
 

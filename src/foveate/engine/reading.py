@@ -284,7 +284,7 @@ def _of_heads(signal: Attention, paid: Tensor) -> Tensor:
     """What the heads come to together: (…, heads, tokens) -> (…, tokens)."""
     if signal.heads == "busiest":
         return mean_of_busiest(paid, signal.busiest)
-    return paid.amax(dim=-2)  # of their mean there is one
+    return paid[..., 0, :] if paid.shape[-2] == 1 else paid.amax(dim=-2)  # of their mean there is one
 
 
 def _first(asking: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -249,7 +249,8 @@ PRICED: Mapping[type[Signal], Mapping[str, Collection[Any] | None]] = {
     signals.Columns: {"pivots": ANY},
     Hidden: {"back": ANY},
     **{kind: {} for kind in (Keys, signals.KeyNorms, signals.Normed, signals.Cls, signals.Cells)},
-    **{kind: {} for kind in (signals.Deepstack, signals.Features)},
+    signals.Deepstack: {},
+    signals.Features: {"side": ANY},
 }
 """The signals, options and values of which `scoring_flops` knows what they cost; ANY is as much whatever the value."""
 
