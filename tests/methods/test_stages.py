@@ -159,7 +159,10 @@ def test_what_is_not_declared_cannot_be_read():
         (lambda: LayerStage(2, host="no"), "host must be one of True, False; got 'no'"),
         (lambda: ImageStage(side="after"), "side must be one of 'before', 'behind'; got 'after'"),
         (lambda: Attention(renormalise="no"), "renormalise must be one of True, False; got 'no'"),
-        (lambda: Attention(rows="text"), "rows must be one of 'last', 'after', 'null', 'raters', 'vision'; got 'text'"),
+        (
+            lambda: Attention(rows="text"),
+            "rows must be one of 'last', 'after', 'but_last', 'null', 'raters', 'vision'; got 'text'",
+        ),
         (lambda: Attention(rows="vision", sample=0), "sample must be a whole number, 1 or more, or None; got 0"),
         (lambda: Attention(rows="vision", sample=2.0), "sample must be a whole number, 1 or more, or None; got 2.0"),
         (lambda: Attention(rows="after", sample=2), "only rows='vision' can be sampled; got rows='after'"),

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -66,7 +67,10 @@ def images_of(inputs):
 
 def plain(signal, attention, columns):
     """The signal of an image from a whole attention matrix, (heads, rows, columns), row by row."""
-    paid = attention.mean(dim=0) if signal.heads == "mean" else attention.amax(dim=0)
+    if signal.heads == "max":  # of what each head comes to
+        each = [plain(replace(signal, heads="mean"), head[None], columns) for head in attention]
+        return torch.stack(each).amax(dim=0)
+    paid = attention.mean(dim=0)
     rows = [paid[row][columns] for row in middles(columns, signal.sample)]
     if signal.renormalise:
         rows = [row / row.sum() for row in rows]
