@@ -138,12 +138,12 @@ setup-vllm: $(VLLM_READY)
 VLLM_ENVIRONMENT := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind
 VLLM_TEST := $(VLLM_BIN)/python -m pytest -q -o filterwarnings=default tests/vllm
 # Runner V2, which vLLM takes on a GPU, here in Triton's interpreter. What a method keeps no runner can change, so of the
-# tests over all methods those with DivPrune are enough.
+# tests over all methods those with DivPrune are enough. Those with two processes take minutes each there: V1 alone.
 VLLM_V2 := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1
 test-vllm:
 	@if $(MAKE) --no-print-directory setup-vllm; then \
 	  $(VLLM_ENVIRONMENT) $(VLLM_TEST) && \
-	  $(VLLM_ENVIRONMENT) $(VLLM_V2) $(VLLM_TEST) -k "not test_a_method or divprune"; \
+	  $(VLLM_ENVIRONMENT) $(VLLM_V2) $(VLLM_TEST) -k "not parallel and (not test_a_method or divprune)"; \
 	else \
 	  echo "==> NOT RUN: the tests of foveate inside vLLM. vLLM cannot be installed here, see above." >&2; \
 	fi
