@@ -44,7 +44,6 @@ PUBLIC = [
     "drop",
     "families",
     "load",
-    "load_prefix",
     "methods",
     "preset",
     "presets",

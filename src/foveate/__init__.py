@@ -17,7 +17,6 @@ from foveate._version import __version__
 
 _HOMES = {
     "load": "foveate.ask",
-    "load_prefix": "foveate.ask",
     "Answer": "foveate.ask",
     "Generation": "foveate.ask",
     "Prefix": "foveate.ask",
@@ -100,7 +99,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from foveate.ask import VLM, Answer, Generation, Prefix, Question, load, load_prefix
+    from foveate.ask import VLM, Answer, Generation, Prefix, Question, load
     from foveate.core.cut import Cut
     from foveate.cost import Cost, cost
     from foveate.engine.session import apply, drop, remove

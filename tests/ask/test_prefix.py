@@ -322,8 +322,6 @@ def test_with_other_weights_nothing_is_asked(vlm, picture):
         weight.add_(0.0)
     with pytest.raises(fv.SessionError, match="weights of small have changed since it looked"):
         prefix.ask("What?")
-    with pytest.raises(fv.SessionError, match="have changed"):
-        prefix.save("nowhere.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -19,13 +19,6 @@ from tests.found import line, lines
 QUESTION = "What is this ?"
 
 
-@line("3.5", "load_prefix(retention=…) without a method is ignored", raises=pytest.fail.Exception)
-def test_a_prefix_of_another_budget_is_refused_also_where_no_method_is_named(vlm, picture, tmp_path):
-    vlm.look(picture, method="v2drop", retention=0.5).save(path := tmp_path / "look.safetensors")
-    with pytest.raises(fv.FoveateError):
-        fv.load_prefix(path, vlm, retention=0.1)
-
-
 @line("4.15", "a Talk whose stream failed raises its old error for ever", raises=ZeroDivisionError)
 def test_a_conversation_goes_on_behind_a_stream_that_failed(vlm, picture):
     talk = vlm.look(picture).talk()

@@ -15,7 +15,7 @@ from foveate.ask.batch import ends_of, pad_id
 from foveate.ask.prompt import Prompt
 from foveate.cost import Cost
 from foveate.engine.trace import Trace
-from foveate.errors import FoveateError, InputError
+from foveate.errors import FoveateError
 from foveate.methods.base import Method
 
 __all__ = ["Answer", "Saved"]
@@ -169,8 +169,6 @@ class Answer:
             InputError: If the prompt has no picture, or where its tokens look is not known.
             SessionError: If nothing was dropped.
         """
-        if self.looked and not self.prompt.media:
-            raise InputError("There is no picture to draw on: a prefix that was loaded has none. Look again to see it.")
         return self.trace.show(self.prompt.shown, self._row)
 
     def to_dict(self) -> dict[str, Any]:

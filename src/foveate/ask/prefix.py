@@ -1,10 +1,8 @@
 """Look once, ask many: pictures that a model has looked at, and questions about them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any, Unpack
 
 import torch
@@ -19,7 +17,6 @@ from foveate.ask.media import Media
 from foveate.ask.pictures import Picture
 from foveate.ask.preparing import Fit, check_text, conversation_about, prepare
 from foveate.ask.prompt import Prompt, length_note
-from foveate.ask.stored import write
 from foveate.ask.stream import Stream
 from foveate.ask.talk import Talk
 from foveate.ask.warned import warn_of_budget
@@ -53,7 +50,7 @@ class Prefix:
         loaded: The model that looked.
         look: What it saw.
         conversation: What was said and shown up to the question.
-        media: The pictures and films, in order; empty for a prefix that was loaded.
+        media: The pictures and films, in order.
         notes: What the user should know of them, such as that a picture is cropped.
         method: What dropped, its schedule solved; None for the untouched model.
         asked_share: The retention that was asked for; None where nothing was.
@@ -240,33 +237,3 @@ class Prefix:
             if weights_of(self.loaded.model) == self._weights:
                 return
         raise SessionError(f"The weights of {self.loaded.name} have changed since it looked. Look again with vlm.look.")
-
-    # -- files ------------------------------------------------------------------------------------------------
-
-    def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write it to a file, in safetensors, without the pictures; `load_prefix` reads it.
-
-        Args:
-            path: Such as "street.safetensors".
-            force: Whether to overwrite a file.
-
-        Raises:
-            InputError: If the file exists and `force` is off, or it cannot be written; nothing is left then.
-            SessionError: If the model's weights have changed since it looked.
-        """
-        self.refuse_stale()
-        about = {
-            "model": self.loaded.name,
-            "method": None if self.method is None else self.method.to_dict(),
-            "asked": self._solved.asked,
-            "turns": [[role, [_plain(*part) for part in parts]] for role, parts in self.conversation.turns],
-            "wording": asdict(self._wording),
-            "notes": self.notes,
-        }
-        with self.loaded.lock:
-            write(Path(path), self.look, about, self.loaded.model, force=force)
-
-
-def _plain(kind: str, value: Any) -> list[Any]:
-    """A part of a turn without the picture in it."""
-    return [kind, value if kind == "text" else None]
