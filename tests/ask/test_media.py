@@ -10,7 +10,6 @@ from transformers import LlavaImageProcessorPil
 
 import foveate as fv
 from foveate import _memory, embedded
-from foveate.ask import strips
 from foveate.ask.media import as_frames, crop_note, padded, read_media, square
 from foveate.ask.pictures import Picture
 from foveate.errors import InputError
@@ -197,15 +196,14 @@ def test_a_processor_that_pads_shows_all_of_a_picture_without_a_word(vlm):
 @pytest.mark.parametrize("how", [{"fit": "pad"}, {"protocol": "llava"}])
 def test_a_square_that_does_not_fit_into_memory_is_refused(vlm, monkeypatch, how):
     monkeypatch.setattr(_memory, "available", lambda: 2.0**30)
-    monkeypatch.setattr(strips, "LARGE", 50_000)
-    with pytest.raises(InputError, match=r"The 30000 x 1 pixels, padded to 30000 x 30000, take about 11\.7 GiB"):
-        vlm.prepare(noise(30_000, 1), QUESTION, **how)
+    with pytest.raises(InputError, match=r"The 30000 x 200 pixels, padded to 30000 x 30000, take about 11\.7 GiB"):
+        vlm.prepare(noise(30_000, 200), QUESTION, **how)
 
 
-@pytest.mark.parametrize("how", [{"fit": "pad"}, {"protocol": "llava"}])
-def test_a_square_around_a_long_strip_is_made_smaller(vlm, monkeypatch, how):
-    monkeypatch.setattr(_memory, "available", lambda: 2.0**28)
-    assert vlm.prepare(noise(65_535, 1), QUESTION, **how).inputs["pixel_values"].shape[-1] == 336
+@pytest.mark.parametrize("size", [(201, 1), (3, 60_000)])
+def test_a_line_of_pixels_is_refused(vlm, size):
+    with pytest.raises(InputError, match=f"A picture is {size[0]} x {size[1]} pixels, more than 200 times as long"):
+        vlm.prepare(noise(*size), QUESTION)
 
 
 def test_squares_around_the_frames_of_a_film_are_counted_together(vlm, monkeypatch):

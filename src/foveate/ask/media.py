@@ -12,11 +12,10 @@ from PIL import Image
 from foveate._files import is_video
 from foveate._memory import check_room
 from foveate.ask.pictures import BYTES, Picture, load_picture, picture_of
-from foveate.ask.strips import is_strip, small_square
 from foveate.errors import InputError
 from foveate.video import Clip, read
 
-__all__ = ["Media", "as_frames", "crop_note", "padded", "read_media", "square"]
+__all__ = ["Media", "as_frames", "crop_note", "padded", "read_media", "refuse_thin", "square"]
 
 Medium = str | Path | Image.Image | np.ndarray | Picture | Clip
 Media = Medium | Sequence[Medium]
@@ -25,6 +24,8 @@ FEW = 3
 """Frames of a clip on a model that reads pictures, where nothing is said: each has a whole picture's tokens."""
 LITTLE = 0.01
 """The share of a picture that may be cut off without a word."""
+THIN = 200
+"""How many times as long as wide a picture may be: processors bring the shorter side to their own size."""
 
 
 def read_media(media: Media, frames: int | None = None, fps: float | None = None) -> list[Picture | Clip]:
@@ -85,6 +86,18 @@ def as_frames(clip: Clip, few: bool) -> tuple[Clip, str]:
     return taken, f"this model reads no videos: {what}."
 
 
+def refuse_thin(medium: Picture | Clip) -> None:
+    """Refuse a line of pixels, of which a processor would make a band that fills the memory.
+
+    Raises:
+        InputError: If it is that thin.
+    """
+    width, height = _size(medium)
+    if max(width, height) > THIN * min(width, height):
+        name = "A picture" if medium.path is None else str(medium.path)
+        raise InputError(f"{name} is {width} x {height} pixels, more than {THIN} times as long as wide. Crop it first.")
+
+
 def cut_off(medium: Picture | Clip) -> float:
     """The share of a picture or of frames that a processor cuts off which takes the centre square."""
     width, height = _size(medium)
@@ -120,15 +133,11 @@ def padded(medium: Picture | Clip, processor: Any) -> Picture | Clip:
 def square(image: Image.Image, processor: Any) -> Image.Image:
     """The picture in the middle of a square of its processor's mean colour; an odd pixel goes right or below.
 
-    The square around a long strip is made smaller, see `foveate.ask.strips`.
-
     Raises:
         InputError: If the square takes more memory than there is.
     """
     red, green, blue = (int(255 * share) for share in processor.image_processor.image_mean)
     colour = red, green, blue
-    if is_strip(image.size):
-        return small_square(image, colour)
     side = max(image.size)
     _check_square(image.size, side * side * BYTES)
     canvas = Image.new("RGB", (side, side), colour)

@@ -9,11 +9,10 @@ from foveate import embedded
 from foveate._upstream import shown
 from foveate.ask.conversation import Conversation
 from foveate.ask.loaded import Loaded
-from foveate.ask.media import Media, as_frames, crop_note, padded, read_media
+from foveate.ask.media import Media, as_frames, crop_note, padded, read_media, refuse_thin
 from foveate.ask.pictures import Picture
 from foveate.ask.prompt import Prompt, is_vision, length_note, refusal, refuse_unknown_tokens
 from foveate.ask.quiet import quiet
-from foveate.ask.strips import within_reach
 from foveate.ask.templates import encode, reads_videos
 from foveate.errors import FoveateError, InputError, SettingError, UnsupportedError
 from foveate.video import Clip
@@ -73,7 +72,8 @@ def prepare(
         few: Whether a few of them must do.
 
     Raises:
-        InputError: If a text is none, or the processor refuses the media or makes tokens that the model does not have.
+        InputError: If a text is none, a picture is a line of pixels, or the processor refuses the media or makes tokens
+            that the model does not have.
         SettingError: If fit is neither of the two.
         UnsupportedError: If the processor or the protocol does not take such media.
     """
@@ -86,6 +86,7 @@ def prepare(
     split = as_pictures and not reads_videos(loaded.processor)
     crops = protocol == "own" and loaded.crops
     for medium in conversation.media:
+        refuse_thin(medium)
         if split and isinstance(medium, Clip):
             medium, words = as_frames(medium, few)
             notes.append(words)
@@ -94,11 +95,8 @@ def prepare(
         media.append(medium)
         if crops and (cropped := crop_note(medium)) is not None:
             notes.append(cropped)
-    processed = media
-    if crops:
-        processed = [within_reach(medium, loaded.processor) for medium in media]
-    inputs = _encoded(loaded, conversation.with_media(processed, frames_as_images=split), protocol)
     conversation = conversation.with_media(media, frames_as_images=split)
+    inputs = _encoded(loaded, conversation, protocol)
     if media and not is_vision(loaded.model.config, inputs["input_ids"]).any():
         raise UnsupportedError("The processor made a prompt without any vision token; is it the model's own?")
     too_long = length_note(loaded.model.config.get_text_config(), inputs["input_ids"].shape[1])
