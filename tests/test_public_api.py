@@ -75,12 +75,6 @@ def test_a_type_checker_sees_what_python_sees():
     assert seen - set(METHODS) | {"__version__"} == set(PUBLIC)  # a method that is not listed is Any to it
 
 
-@pytest.mark.parametrize(("old", "new"), [("View", "LayerView"), ("StagedMethod", "Scheduled")])
-def test_a_name_of_version_0_1_works_and_warns(old, new):
-    with pytest.warns(DeprecationWarning, match=f"{new} now"):
-        assert getattr(foveate, old).__name__ == new
-
-
 def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'prune'"):
         foveate.prune  # noqa: B018
@@ -103,7 +97,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 before = (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), torch.initial_seed(),
           sorted(ALL_ATTENTION_FUNCTIONS.valid_keys()), random.getstate())
 import foveate
-for name in set(foveate.__all__) - set(foveate._RENAMED):
+for name in foveate.__all__:
     getattr(foveate, name)
 foveate.methods(), foveate.families()
 after = (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), torch.initial_seed(),

@@ -65,14 +65,10 @@ def _methods() -> dict[str, str]:
 
 
 _HOMES |= _methods()
-_RENAMED = {"View": ("LayerView", "foveate.core.views"), "StagedMethod": ("Scheduled", "foveate.methods.scheduled")}
-
 __all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore
 
 
 def __getattr__(name: str) -> Any:
-    if name in _RENAMED:
-        return _renamed(name)
     if name not in _HOMES:
         raise AttributeError(f"module 'foveate' has no attribute {name!r}")
     import importlib
@@ -80,18 +76,6 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
-
-
-def _renamed(name: str) -> Any:
-    """What a name of version 0.1 stands for now."""
-    import importlib
-    import warnings
-
-    new, home = _RENAMED[name]
-    warnings.warn(
-        f"foveate.{name} is {home}.{new} now; the old name goes in version 0.3.", DeprecationWarning, stacklevel=3
-    )
-    return getattr(importlib.import_module(home), new)
 
 
 def __dir__() -> list[str]:

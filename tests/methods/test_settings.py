@@ -204,7 +204,7 @@ def stages_of(method, shape):
 
 @dataclass(frozen=True)
 class Plain(fv.Method):
-    """As methods of foveate 0.1 were written."""
+    """A frozen dataclass of its author's own."""
 
     name = "plain"
 

@@ -76,11 +76,6 @@ class Method(ABC):
             dataclass(frozen=True, kw_only=True)(cls)
             # `Method` has these two. Without those of the dataclass an author may write @dataclass(frozen=True) too.
             del cls.__setattr__, cls.__delattr__
-        if "cuts" in cls.__dict__ and cls.stages is Method.stages:
-            raise TypeError(
-                f"{cls.__name__} gives cuts() and cut(), the interface of foveate 0.1. Write stages(shape) instead: "
-                "docs/guides/new-method.md shows how."
-            )
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise dataclasses.FrozenInstanceError(f"a setting cannot be changed: {name}; make another with replace()")
