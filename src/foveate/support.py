@@ -108,11 +108,6 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
         return f"has a PixelStage with a {ways[0]}, where there are no tokens yet: it has coarsen alone."
     if isinstance(stage, TowerStage) and stage.block != BLOCK:
         return f"cuts in the tower before block {stage.block}, and the engine before block {BLOCK} alone."
-    usual = "rank"
-    if stage.place < Place.LAYER:
-        usual = "keep_last"
-    if stage.drops and stage.newlines != usual:
-        return f"has newlines={stage.newlines!r} in {stage}, which the engine does not run yet."
     return None
 
 

@@ -155,7 +155,6 @@ def test_what_is_not_declared_cannot_be_read():
             "LayerStage: unit must be one of 'sample', 'image', 'frame'; got 'frames'",
         ),
         (lambda: LayerStage(2, positions="reindex"), "positions must be one of 'keep', 'renumber'; got 'reindex'"),
-        (lambda: LayerStage(2, newlines="keep"), "newlines must be one of 'keep_last', 'drop', 'rank'; got 'keep'"),
         (lambda: LayerStage(2, host="no"), "host must be one of True, False; got 'no'"),
         (lambda: ImageStage(side="after"), "side must be one of 'before', 'behind'; got 'after'"),
         (lambda: Attention(renormalise="no"), "renormalise must be one of True, False; got 'no'"),

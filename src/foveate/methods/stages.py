@@ -126,8 +126,6 @@ class Stage:
         unit: What is ranked together: all tokens of a sample, those of each image or video, or of each frame.
         positions: "keep": a row keeps the position of its source. "renumber": rows are numbered anew from here on;
             models with M-RoPE keep.
-        newlines: What becomes of newline tokens: the one that ends an image stays ("keep_last"), all are dropped
-            ("drop"), or they are ranked as others are ("rank").
         ownerless: Whether its cut may have rows that stand for no token (source −1), such as a tower's CLS.
         host: Whether it must read values in Python; then it runs on one sample at a time.
         flops: FLOPs of its own arithmetic, from (arriving, width of the residual stream), without those of its signals.
@@ -144,7 +142,6 @@ class Stage:
     look: Callable[[Any], Mapping[str, Tensor]] | None = None
     unit: Literal["sample", "image", "frame"] = "sample"
     positions: Literal["keep", "renumber"] = "keep"
-    newlines: Literal["keep_last", "drop", "rank"] = "rank"
     ownerless: bool = False
     host: bool = False
     flops: Callable[[Arriving, int], int] | None = None
@@ -245,7 +242,6 @@ class PixelStage(Stage):
     place: ClassVar[Place] = Place.PIXELS
 
     unit: Literal["sample", "image", "frame"] = "image"
-    newlines: Literal["keep_last", "drop", "rank"] = "keep_last"
     coarsen: Callable[[Arriving], tuple[Grid, ...]]
 
 
@@ -263,7 +259,6 @@ class TowerStage(Stage):
     place: ClassVar[Place] = Place.TOWER
 
     unit: Literal["sample", "image", "frame"] = "image"
-    newlines: Literal["keep_last", "drop", "rank"] = "keep_last"
     block: int = dataclasses.field(kw_only=False)
 
     @property
@@ -281,7 +276,6 @@ class ImageStage(Stage):
     """
 
     unit: Literal["sample", "image", "frame"] = "image"
-    newlines: Literal["keep_last", "drop", "rank"] = "keep_last"
     side: Literal["before", "behind"] = "before"
 
     @property
