@@ -117,15 +117,6 @@ def test_one_key_token_is_enough_to_keep_one():
     assert staying(cut) == [6]
 
 
-def test_alpha_may_be_a_share_of_the_largest_attention():
-    attention = torch.tensor([[0.08, 0.04, 0.01, 0.0]])
-    kept = [
-        staying(filtered(MustDrop(global_thr=2, individual_thr=0.5, alpha_relative=relative), looked_at(attention)))
-        for relative in (False, True)
-    ]
-    assert kept == [[], [0, 1]]
-
-
 def test_each_image_has_its_own_text_and_its_own_shares():
     attention = torch.tensor([[0.2, 0.1, 0.0, 0.05, 0.05, 0.0], [0.2, 0.1, 0.0, 0.05, 0.05, 0.0]])
     method = MustDrop(global_thr=0.4, individual_thr=1)

@@ -83,7 +83,6 @@ class MustDrop(Method):
         depth: Number of decoder layers for the mean of `retention`; 0: the model's.
         positions: "reindex" renumbers the rows after each cut (the released code), "keep" keeps position ids, and a
             merged token has its window's centre. Families with M-RoPE always keep.
-        alpha_relative: Read `individual_thr` as a share of the largest attention that any vision token gets.
 
     Raises:
         SettingError: If settings contradict each other or leave their range.
@@ -108,7 +107,6 @@ class MustDrop(Method):
     tokens: Count = 0
     depth: Annotated[int, Ge(0)] = DEPTH
     positions: Positions = "reindex"
-    alpha_relative: bool = False
 
     def check_settings(self) -> None:
         budget = self._has_budget
@@ -228,7 +226,7 @@ class MustDrop(Method):
         if not view.text_behind:
             return None
         # A window may hide an image from all text: then shares are 0 / 0 = nan, and nan is below no threshold.
-        ignored = (view[SHARE] < self.global_thr) & (self._peak(view) < self.individual_thr)
+        ignored = (view[SHARE] < self.global_thr) & (view[PEAK] < self.individual_thr)
         stays = ~ignored
         if "key" in view.notes:
             stays = stays | view.notes["key"]
@@ -244,17 +242,10 @@ class MustDrop(Method):
             return None
         scores = view[SHARE]
         if self.individual_thr:
-            scores = torch.maximum(scores, self._peak(view) * (self.global_thr / self.individual_thr))
+            scores = torch.maximum(scores, view[PEAK] * (self.global_thr / self.individual_thr))
         if "key" in view.notes:
             scores = scores.masked_fill(view.notes["key"], float("inf"))
         return Cut.take(top(scores, count), len(view))
-
-    def _peak(self, view: LayerView) -> Tensor:
-        """m_j in the unit of `individual_thr`: a probability, or a share of the largest m_j."""
-        peak = view[PEAK]
-        if not self.alpha_relative or not len(peak):
-            return peak
-        return peak / peak.amax(dim=0).clamp(min=1e-12)  # all 0 where a window hides the image from all text
 
     def _counts(self, depth: int, arriving: Arriving) -> tuple[int, ...]:
         """Budget mode: tokens left at each cut, never fewer than the key tokens."""
