@@ -11,7 +11,6 @@ import foveate
 from foveate.methods import names
 
 METHODS = [kind.__name__ for kind in names.discovered().values() if kind.__module__.startswith("foveate.")] + [
-    "Adaptive",
     "Chain",
 ]
 """Read off the files in foveate/methods."""

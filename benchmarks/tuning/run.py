@@ -3,8 +3,8 @@
     python benchmarks/tuning/run.py --travel --further [--methods NAME …] [--budgets N …] [--work FOLDER] [--out FILE]
 
 Cells (a method at a budget) that the record has already are not run again, and a stopped search goes on from FOLDER.
-Every setting of a cell costs the same number of tokens, counted from its plan; those of `adaptive` are counted picture
-by picture while it runs. An answer is right if every token of the true one, forced, is the likeliest.
+Every setting of a cell costs the same number of tokens, counted from its plan. An answer is right if every token of the
+true one, forced, is the likeliest.
 """
 
 import argparse
@@ -12,12 +12,11 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from judging import Judge, asked, pictures_of
 
@@ -25,7 +24,6 @@ import foveate as fv
 from foveate._versions import commit, versions
 from foveate._writing import publish
 from foveate.embedded.questions import TEXT_TASKS
-from foveate.errors import SettingError
 from foveate.eval.embedded.pictures import PictureQuestion
 from foveate.methods.base import Method
 from foveate.methods.catalogue import from_dict
@@ -35,22 +33,18 @@ from foveate.methods.random import Random
 from foveate.methods.uniform import Uniform
 from foveate.methods.v2drop import V2Drop
 from foveate.tune.costs import Limit, Prices, solved
-from foveate.tune.samples import About, grouped
 from foveate.tune.schedules import tune_schedule
 from foveate.tune.starting import published_point
-from foveate.tune.thresholding import adaptive, spent
 from foveate.tune.tuned import Tuned
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("v2drop", "visiondrop", "fastv", "pyramiddrop")
 DRAWS = 2
 BUDGETS = (64, 32, 128, 192)
-SEARCH_SEED, CALIBRATION_SEED, HELD_OUT, DRIFT_SEED = 900, 910, (920, 921), 930
+SEARCH_SEED, HELD_OUT = 900, (920, 921)
 FURTHER = (950, 951, 952, 953)
 JUDGED = 25
 """Pictures of each held-out seed."""
-CALIBRATED, DRIFTED = 100, 100
-"""Pictures to calibrate thresholds with, and others that tell how far the mean drifts."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +85,7 @@ def effort(name: str, budget: int = 0) -> Effort:
 
 
 def cell(vlm: Any, judge: Judge, name: str, budget: int, work: Path) -> Iterator[dict[str, Any]]:
-    """One method at one budget: its search and the rows of its table, with a few rows more each time.
-
-    Rows of thresholds are left to `with_thresholds`.
-    """
+    """One method at one budget: its search and the rows of its table, with a few rows more each time."""
     method = parse(name)
     limit = Limit("tokens", budget)
     state = work / f"{name}-{budget}.jsonl"
@@ -113,7 +104,6 @@ def cell(vlm: Any, judge: Judge, name: str, budget: int, work: Path) -> Iterator
     found = {
         "method": name,
         "budget": budget,
-        "compared": False,
         "complete": False,
         "chosen": tuned.chosen,
         "minutes": round(minutes, 1),
@@ -138,18 +128,7 @@ def cell(vlm: Any, judge: Judge, name: str, budget: int, work: Path) -> Iterator
     if name == "v2drop":
         rows += variations(judge, prices, tuned.method, base)
         yield found
-    yield found | {"compared": True}
-
-
-def with_thresholds(vlm: Any, judge: Judge, sets: Sequence[Sequence[About]], found: dict[str, Any]) -> dict[str, Any]:
-    """A cell with rows of the tuned and of the published setting with thresholds in the place of their counts."""
-    settings = {row["name"]: from_dict(row["method"]) for row in found["rows"]}
-    base = judge.marks(settings["published"]) if "published" in settings else None
-    rows = list(found["rows"])
-    for label in ("tuned", "published"):
-        if label in settings:
-            rows += adaptive_row(vlm, judge, sets, f"adaptive, {label}", settings[label], base)
-    return {**found, "rows": rows, "complete": True}
+    yield found | {"complete": True}
 
 
 class Spending:
@@ -197,26 +176,6 @@ def searched(
 def control(prices: Prices, method: Method, kind: Any) -> Method:
     """Random or uniform dropping at a method's own counts."""
     return same_schedule(prices.plan(method), prices.entered, control=kind)
-
-
-def adaptive_row(
-    vlm: Any, judge: Judge, sets: Sequence[Sequence[About]], name: str, method: Method, base: Any
-) -> list[dict[str, Any]]:
-    """The method with thresholds for counts, and what it truly spends; none where it does not rank by scores."""
-    calibration, others = sets
-    try:
-        found = adaptive(vlm.model, method, calibration)
-    except SettingError:
-        return []
-    new = spent(vlm.model, found, judge.pictures)
-    row = judge.row(name, [found], float(np.mean(new)), base)
-    row |= {
-        "calibrated": round(float(np.mean(spent(vlm.model, found, calibration))), 3),
-        "others": round(float(np.mean(spent(vlm.model, found, others))), 3),
-        "fewest": round(min(new), 2),
-        "most": round(max(new), 2),
-    }
-    return [row]
 
 
 def variations(judge: Judge, prices: Prices, method: Any, base: Any) -> list[dict[str, Any]]:
@@ -277,13 +236,11 @@ def further(vlm: Any, cells: dict[tuple[str, int], dict[str, Any]], work: Path) 
             continue
         settings = {row["name"]: row for row in found["rows"]}
         base = None
-        for label in ("published", "small grid", "tuned", "adaptive, tuned"):
+        for label in ("published", "small grid", "tuned"):
             if label not in settings:
                 continue
             method = from_dict(settings[label]["method"])
             tokens = settings[label]["tokens"]
-            if "calibrated" in settings[label]:
-                tokens = float(np.mean(spent(vlm.model, method, judge.pictures)))
             rows.append({"budget": budget, **judge.row(label, [method], tokens, base)})
             if label == "published":
                 base = judge.marks(method)
@@ -313,21 +270,14 @@ def main() -> None:
     torch.set_num_threads(1)
     vlm = fv.load()
     judges = {most: judge_of(vlm, most, options.work) for most in {EFFORTS[name].asked for name in options.methods}}
-    sets = [
-        grouped(vlm, asked(vlm, pictures_of(seed, count, 1)))
-        for seed, count in ((CALIBRATION_SEED, CALIBRATED), (DRIFT_SEED, DRIFTED))
-    ]
     for name in options.methods:
         for budget in options.budgets:
             judge = judges[EFFORTS[name].asked]
-            found = cells_of(read(options.out)).get((name, budget), {"compared": False, "complete": False})
-            if not found["compared"]:
+            found = cells_of(read(options.out)).get((name, budget), {"complete": False})
+            if not found["complete"]:
                 about = {"full": judge.full(), "questions": len(judge.chosen), "search": asdict(effort(name, budget))}
                 for found in cell(vlm, judge, name, budget, options.work):
                     add(options.out, judge, cell=found | about)
-                found |= about
-            if not found["complete"]:
-                add(options.out, judge, cell=with_thresholds(vlm, judge, sets, found))
                 print(f"{name} at {budget}: {found['chosen']}", flush=True)
     if options.travel:
         judge = judges[EFFORTS["v2drop"].asked]
@@ -366,14 +316,7 @@ def add(out: Path, judge: Judge, cell: dict[str, Any] | None = None, **more: Any
             cells[cell["method"], cell["budget"]] = cell
         about = {
             "pictures": len(judge.pictures),
-            "seeds": {
-                "search": SEARCH_SEED,
-                "calibration": CALIBRATION_SEED,
-                "held-out": list(HELD_OUT),
-                "others": DRIFT_SEED,
-            },
-            "calibrated": CALIBRATED,
-            "others": DRIFTED,
+            "seeds": {"search": SEARCH_SEED, "held-out": list(HELD_OUT)},
             "cores": os.cpu_count(),
             "versions": versions(),
             "commit": commit(),

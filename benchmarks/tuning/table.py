@@ -39,17 +39,15 @@ def summary(cells: list[dict[str, Any]]) -> list[str]:
         "Right answers, %. *Recovered* is the share of the published schedule's loss against the full model that the "
         "tuned one takes back.",
         "",
-        "| method | tokens | full | published | small grid | tuned | recovered | adaptive | both | random at tuned | "
-        "minutes |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| method | tokens | full | published | small grid | tuned | recovered | random at tuned | minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for cell in cells:
         rows = {row["name"]: row["accuracy"]["value"] for row in cell["rows"]}
         full = cell["full"]["value"]
         shown = [percent(rows.get(name)) for name in ("published", "small grid", "tuned")]
-        others = [percent(rows.get(name)) for name in ("adaptive, published", "adaptive, tuned", "random at tuned")]
         gained = recovered(full, rows.get("published"), rows.get("tuned"))
-        figures = [percent(full), *shown, gained, *others, f"{cell['minutes']:.0f}"]
+        figures = [percent(full), *shown, gained, percent(rows.get("random at tuned")), f"{cell['minutes']:.0f}"]
         lines.append(f"| {cell['method']} | {cell['budget']} | {' | '.join(figures)} |")
     return [*lines, ""]
 
@@ -100,7 +98,7 @@ def further(found: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     published = {row["budget"]: row["accuracy"]["value"] for row in found["rows"] if row["name"] == "published"}
-    for row in found["rows"]:
+    for row in scheduled(found["rows"]):
         ahead = interval(row["ahead"], "+") if "ahead" in row else ""
         gained = ""
         if row["name"] != "published":
@@ -140,7 +138,7 @@ def section(record: dict[str, Any], cell: dict[str, Any]) -> list[str]:
         "| setting | tokens | accuracy, % | ahead of published | text, other | scenes, sketches |",
         "|---|---|---|---|---|---|",
     ]
-    for row in cell["rows"]:
+    for row in scheduled(cell["rows"]):
         ahead = ""
         if "ahead" in row and row["name"] != "published":
             ahead = interval(row["ahead"], "+")
@@ -148,20 +146,15 @@ def section(record: dict[str, Any], cell: dict[str, Any]) -> list[str]:
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
     by_name = {row["name"]: row for row in cell["rows"]}
-    for row in cell["rows"]:
-        if "calibrated" in row:
-            schedule = by_name[row["name"].removeprefix("adaptive, ")]["tokens"]
-            drift = 100 * (row["others"] / schedule - 1)
-            lines += [
-                f"{row['name']}: {row['fewest']:.0f} to {row['most']:.0f} tokens a picture; {row['calibrated']:.2f} on "
-                f"average on the pictures of the calibration, {row['others']:.2f} on {record['others']} others "
-                f"({drift:+.1f} %).",
-                "",
-            ]
     for name in ("published", "small grid", "tuned"):
         if name in by_name:
             lines += [f"{name}: `{short(by_name[name]['method'])}`", ""]
     return lines
+
+
+def scheduled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the rows of thresholds in the place of counts, which foveate had when the record was made."""
+    return [row for row in rows if not row["name"].startswith("adaptive")]
 
 
 def kinds(row: dict[str, Any]) -> tuple[str, str]:

@@ -16,7 +16,6 @@ from foveate._upstream import brief, shown
 from foveate.errors import InputError, SettingError, UnknownNameError
 
 __all__ = [
-    "ADAPTIVE",
     "CHAIN",
     "Written",
     "members_in",
@@ -34,8 +33,6 @@ __all__ = [
 
 CHAIN = "chain"
 """The name of a chain of methods. It is in no list of methods."""
-ADAPTIVE = "adaptive"
-"""The name of a method with calibrated thresholds. It is in no list either: it comes from a file, or from Python."""
 NEXT = re.compile(r"\+(?!\d)")  # between members of a chain, but not the sign in 1e+3
 
 

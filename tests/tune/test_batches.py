@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.methods.adaptive import Adaptive
 from foveate.tune import forcing
 from foveate.tune.batches import TOKENS, batched
 from foveate.tune.forcing import predictions
@@ -19,7 +18,6 @@ FAMILIES = ("gemma3", "gemma4", "idefics3", "internvl", "llava", "llava_onevisio
 METHODS = {
     "full": None,
     "v2drop": fv.V2Drop(layers=(2, 3), keep=(0.4, 0.5)),
-    "adaptive": Adaptive(inner=fv.V2Drop(layers=(2,), keep=(0.5,)), thresholds=(0.4,)),
     "fastv": fv.FastV(layers=(3,), keep=(0.3,)),
     "random": fv.Random(layers=(0, 2), keep=(0.5, 0.5)),
     "visiondrop": fv.VisionDrop(retention=0.4, positions="reindex"),

@@ -14,7 +14,6 @@ from foveate import _index, embedded
 from foveate._files import check_readable, is_video
 from foveate._folders import check_folder, folder_of
 from foveate._spelling import (
-    ADAPTIVE,
     Written,
     members_in,
     no_method,
@@ -161,7 +160,7 @@ def _members(text: str, methods: Mapping[str, Any], presets: Mapping[str, Any]) 
     members: list[str] = []
     for part in written(text):
         if part.is_file:
-            kinds = [member.name for member in members_in(_inside(settings_in(part.name)))]
+            kinds = [member.name for member in members_in(settings_in(part.name))]
         elif part.is_preset:
             if part.name not in presets:
                 raise no_preset(part.name, presets)
@@ -175,13 +174,6 @@ def _members(text: str, methods: Mapping[str, Any], presets: Mapping[str, Any]) 
             _check_pairs(part, kinds[0], methods[kinds[0]]["settings"])
         members += kinds
     return members
-
-
-def _inside(values: Any) -> Any:
-    """The settings of the method whose counts thresholds decide; of others, these settings."""
-    if isinstance(values, Mapping) and values.get("method") == ADAPTIVE:
-        return values.get("inner")
-    return values
 
 
 def _check_pairs(part: Written, method: str, settings: Collection[str]) -> None:

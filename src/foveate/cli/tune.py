@@ -65,8 +65,6 @@ class Tune:
     """instead: bytes of the KV cache after the prompt, likewise"""
     speedup: Annotated[float | None, tyro.conf.arg(metavar="TIMES", help_behavior_hint="")] = None
     """instead: the full model's time to the first token over the method's, as measured on this machine"""
-    adaptive: Flag = False
-    """let counts differ from picture to picture, at the same mean"""
     method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "mustdrop"
     """the method or chain, one of its presets or a tuned file, with settings such as "v2drop:metric=cosine";
     a setting that is given is not searched. Of mustdrop, thresholds give their ratio only"""
@@ -149,7 +147,6 @@ class Tune:
                 seconds=seconds,
                 seed=self.seed,
                 jobs=self.jobs,
-                adaptive=self.adaptive,
                 max_new_tokens=self.models.max_new_tokens,
                 state=self.state,
                 advance=lambda: progress.advance(progress.task_ids[0]),
@@ -190,7 +187,6 @@ class Tune:
                 flops=self.flops,
                 kv=self.kv,
                 speedup=self.speedup,
-                adaptive=self.adaptive,
                 task=self.task,
                 advance=lambda: progress.advance(progress.task_ids[0]),
             )

@@ -8,14 +8,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from foveate._spelling import ADAPTIVE, CHAIN, method_name, no_method, no_preset
+from foveate._spelling import CHAIN, method_name, no_method, no_preset
 from foveate.errors import SettingError
 from foveate.methods.base import Method, Preset
 
 __all__ = ["discovered", "extra", "from_dict", "method", "methods", "preset", "presets"]
 
-UNLISTED = (CHAIN, ADAPTIVE)
-"""Methods that are made of others, and mean nothing by themselves."""
 extra: dict[str, type[Method]] = {}
 """Methods from `foveate.register_method`, by name."""
 
@@ -34,7 +32,7 @@ def _in_folder() -> dict[str, type[Method]]:
 @cache
 def discovered() -> dict[str, type[Method]]:
     """Every method of `foveate/methods`, and of every entry point in group `foveate.methods`."""
-    kinds = {name: kind for name, kind in _in_folder().items() if name not in UNLISTED}
+    kinds = {name: kind for name, kind in _in_folder().items() if name != CHAIN}
     for point in entry_points(group="foveate.methods"):
         kind = point.load()
         kinds.setdefault(kind.name, kind)
@@ -86,7 +84,7 @@ def from_dict(values: Mapping[str, Any]) -> Method:
     """
     name = method_name(values)
     try:
-        if name in UNLISTED:  # `methods` has none of them
+        if name == CHAIN:  # `methods` has it not
             return _in_folder()[name].from_dict(values)
         return method(name).from_dict(values)
     except RecursionError:

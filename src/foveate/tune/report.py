@@ -102,7 +102,6 @@ class Report:
         methods: Sequence[Method],
         published: Column | None,
         of: Column | None = None,
-        tokens: float | None = None,
     ) -> Row:
         """A setting, or the mean over several draws of one.
 
@@ -111,7 +110,6 @@ class Report:
             methods: The setting, or its draws.
             published: (questions,) 1 where the published setting agrees; None without one.
             of: (questions,) bool, those that count; None is all.
-            tokens: What is truly spent where the plan does not say.
         """
         chosen = slice(None) if of is None else of
         keys = np.array([about.key for about in self.pictures for _ in about.samples])
@@ -124,7 +122,7 @@ class Report:
         return Row(
             name=name,
             method=methods[0],
-            tokens=self.prices.tokens(methods[0]) if tokens is None else tokens,
+            tokens=self.prices.tokens(methods[0]),
             agreement=resampled.proportion(agrees),
             root=resampled.mean(roots),
             ahead=ahead,

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from foveate._versions import versions
@@ -24,7 +23,6 @@ from foveate.tune.report import Report
 from foveate.tune.samples import About, Sample, Split, asked_of, digest, grouped, notes_on, split
 from foveate.tune.search import LOCAL, RANDOM, Found, Searched, Trial, search
 from foveate.tune.starting import budgeted, left_to_search, published_point, usual_point
-from foveate.tune.thresholding import adaptive, refuse_without_scores, spent
 from foveate.tune.timing import Timings, measured
 from foveate.tune.tuned import Row, Tuned, points
 from foveate.tune.workers import Crew
@@ -45,7 +43,6 @@ def tune_schedule(
     seconds: float | None = None,
     seed: int = 0,
     jobs: int = 1,
-    with_thresholds: bool = False,
     state: str | Path | None = None,
     drawn: int = RANDOM,
     steps: int = LOCAL,
@@ -61,8 +58,6 @@ def tune_schedule(
     listen = advance or _unheard
     ground = _prepared(model, samples, method, limit, given, seed, state, f"{name} {max_new_tokens}")
     inner, prices, space, parts = ground.model, ground.prices, ground.space, ground.parts
-    if with_thresholds:
-        refuse_without_scores(method, prices.depth)
     answers = _Answers(inner, ground.pictures, max_new_tokens, listen)
     with ExitStack() as ending:
         crew = None
@@ -84,19 +79,19 @@ def tune_schedule(
         published = None if start is None else _published(trial, start)
         race.unlimited()
         choice = chosen(race, searched, published, parts)
-        found = _reported(ground, race, None if published is None else published.method, choice, with_thresholds)
+        found = _reported(ground, race, None if published is None else published.method, choice)
     timed = None
     if limit.kind == "speedup":
-        timed = measured(inner, ground.samples[0], found.method).to_dict()
+        timed = measured(inner, ground.samples[0], choice.method).to_dict()
     return Tuned(
-        method=found.method,
+        method=choice.method,
         chosen=choice.origin,
         base=method.to_dict(),
         model=name,
         task=task,
         budget={limit.kind: limit.value},
         cost=round(prices.of(choice.method), 6),
-        tokens=round(found.tokens, 4),
+        tokens=round(prices.tokens(choice.method), 4),
         speedup=timed,
         pictures=(len(parts.search), len(parts.choose), len(parts.report)),
         questions=len(ground.samples),
@@ -189,23 +184,19 @@ def _prepared(
 
 @dataclass(slots=True)
 class _Findings:
-    """The final setting, what it spends, and what pictures that nobody has searched with say of it."""
+    """What pictures that nobody has searched with say of the final setting."""
 
-    method: Method
-    tokens: float
     rows: list[Row]
     travel: list[Row]
     notes: list[str]
 
 
-def _reported(
-    ground: _Ground, race: Race, published: Method | None, choice: Choice, with_thresholds: bool
-) -> _Findings:
-    """The comparison, how far the setting travels, and thresholds for it where they are asked for."""
+def _reported(ground: _Ground, race: Race, published: Method | None, choice: Choice) -> _Findings:
+    """The comparison, and how far the setting travels."""
     prices, parts = ground.prices, ground.parts
     report = Report(race=race, prices=prices, pictures=parts.report)
     tuned = choice.method
-    found = _Findings(tuned, prices.tokens(tuned), report.rows(published, choice), [], [])
+    found = _Findings(report.rows(published, choice), [], [])
     if choice.origin == "search":
         gain = points(report.gain(tuned, choice.grid), "+")
         found.notes.append(f"Searching brought {gain} points of agreement over the best of the small grid.")
@@ -214,13 +205,6 @@ def _reported(
         found.travel += report.budgets(_other_budgets(ground, choice.point))
         known = {asked_of(sample) for about in (*parts.search, *parts.choose) for sample in about.samples}
         found.travel += report.questions(published, tuned, known)
-    if with_thresholds:
-        seen = (*parts.search, *parts.choose)
-        found.method = adaptive(ground.model, tuned, seen)
-        counts = spent(ground.model, found.method, parts.report)
-        found.notes.append(_drift(counts, fmean(spent(ground.model, tuned, parts.report)), len(seen)))
-        found.tokens = fmean(counts)
-        found.rows.append(report.row("adaptive", [found.method], report.agrees(published), tokens=found.tokens))
     return found
 
 
@@ -280,16 +264,6 @@ def _fears(report: Report, published: Method | None, tuned: Method) -> list[str]
         return []
     worse = report.worse(published, tuned)
     return [f"On {worse} of {len(report.pictures)} pictures its answers are further off than the published schedule's."]
-
-
-def _drift(counts: Sequence[float], scheduled: float, pictures: int) -> str:
-    """How far adaptive counts are from those of the schedule, on pictures that were not calibrated with."""
-    mean = fmean(counts)
-    return (
-        f"Adaptive counts were calibrated on {pictures} pictures. On others they are {min(counts):.1f} to "
-        f"{max(counts):.1f} tokens, {mean:.1f} on average ({mean / scheduled - 1:+.1%}). With 50 pictures or more "
-        "the average holds better."
-    )
 
 
 def _other_budgets(ground: _Ground, point: Point) -> list[tuple[str, Method | None, Method | None]]:

@@ -76,7 +76,7 @@ class Tuned:
         task: What the samples show.
         budget: What might be spent, by the kind of cost.
         cost: What the setting spends of it, exactly.
-        tokens: Mean vision tokens that a decoder layer processes; of adaptive counts, on the pictures to report with.
+        tokens: Mean vision tokens that a decoder layer processes.
         speedup: Times to the first token over the full model's, measured; only where the budget is a speed-up.
         pictures: Pictures to search, choose and report with.
         questions: Samples in all.

@@ -30,7 +30,6 @@ def tune(
     flops: float | None = None,
     kv: float | None = None,
     speedup: float | None = None,
-    adaptive: bool = False,
     task: str = "",
     seconds: float | None = None,
     seed: int = 0,
@@ -60,7 +59,6 @@ def tune(
         flops: FLOPs to the first token, as a share of the full model's.
         kv: Bytes of the KV cache after the prompt, likewise.
         speedup: The full model's time to the first token over the method's, above 1, from times measured here at first.
-        adaptive: Put thresholds in the place of the counts, calibrated so that the mean stays: see `foveate.Adaptive`.
         task: What the samples show, for the record.
         seconds: How long settings may be tried; the best so far is then taken.
         seed: Of the split and the search.
@@ -83,9 +81,9 @@ def tune(
     if isinstance(method, Named):
         given, method = method.given, method.method()
     if method is None or isinstance(method, MustDrop):
-        if adaptive or any(budget is not None for budget in (flops, kv, speedup)):
+        if any(budget is not None for budget in (flops, kv, speedup)):
             raise SettingError(
-                "MustDrop's thresholds are found for tokens= or retention=, not for flops=, kv=, speedup= or adaptive=."
+                "MustDrop's thresholds are found for tokens= or retention=, not for flops=, kv= or speedup=."
             )
         if state is not None or seconds is not None or jobs != 1:
             raise SettingError("MustDrop's thresholds are found in a few passes, without state=, seconds= or jobs=.")
@@ -113,7 +111,6 @@ def tune(
         seed=seed,
         jobs=jobs,
         max_new_tokens=max_new_tokens,
-        with_thresholds=adaptive,
         state=state,
         name=name,
         advance=None if advance is None else lambda what: advance(),
