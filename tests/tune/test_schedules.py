@@ -13,7 +13,6 @@ from foveate.tune.forcing import greedy, outcomes, targets
 from foveate.tune.race import Journal
 from foveate.tune.samples import grouped, split
 from foveate.tune.schedules import tune_schedule
-from foveate.tune.timing import Timings
 from tests.models import DEPTH, batch, tiny
 from tests.tune.pictures import pictures_of, questions
 
@@ -136,18 +135,6 @@ def test_all_rows_cost_the_same_and_the_file_goes_where_a_name_does(tmp_path):
         tuned.save(tmp_path / "mine.json")
 
 
-def test_a_speed_up_is_solved_for_on_this_machine_and_then_measured(monkeypatch):
-    told = Timings((1, 5, 25), (0.4, 0.5, 1.0))
-    monkeypatch.setattr(Timings, "on", classmethod(lambda *_: told))  # a machine whose speed is known
-    tuned = fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", speedup=1.25, seconds=0.1)
-    plan = tuned.method.plan(DEPTH, (25,))
-    assert tuned.cost == pytest.approx(told.share(plan, 25), abs=1e-6)
-    assert 0.7 < tuned.cost <= 0.8
-    assert set(tuned.speedup["ratio_to_full"]) == {"tuned"}
-    assert "Measured to the first token" in str(tuned.sheet())
-    assert fv.Tuned.from_dict(json.loads(json.dumps(tuned.to_dict()))).speedup == tuned.speedup
-
-
 def test_how_far_a_setting_travels_is_told():
     asked = [
         batch("llava", [word], seed) for seed in range(30) for word in (("titt",) if seed % 2 else ("tit", "tittt"))
@@ -175,8 +162,7 @@ def test_the_time_limit_leaves_the_best_so_far_and_says_so():
         ("v2drop", {"tokens": 5, "kv": 0.5}, "Give one budget"),
         ("v2drop:layers=1,2,3", {"retention": 1}, "drops nothing"),
         ("v2drop:layers=1,2,3", {"tokens": 0}, "must be above 0"),
-        ("v2drop:layers=1,2,3", {"speedup": 1}, "must be above 1"),
-        ("mustdrop", {"speedup": 2}, "not for flops=, kv= or speedup="),
+        ("mustdrop", {"kv": 0.5}, "not for flops= or kv="),
         ("finalkv", {"retention": 0.5}, "no schedule"),
     ],
 )
@@ -218,11 +204,3 @@ def test_several_processes_need_a_model_that_they_can_load():
         fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, jobs=2)
     with pytest.raises(fv.SettingError, match="jobs must be 1 or more"):
         fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, jobs=0)
-
-
-def test_what_a_search_began_with_is_found_again(tmp_path):
-    path = tmp_path / "state.jsonl"
-    assert Journal(path, "a model").kept("timings", lambda: {"counts": [1]}) == {"counts": [1]}
-    again = Journal(path, "a model")
-    assert again.kept("timings", lambda: pytest.fail("measured again")) == {"counts": [1]}
-    assert len(again) == 0

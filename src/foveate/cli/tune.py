@@ -63,8 +63,6 @@ class Tune:
     """instead: FLOPs to the first token, as a share of the full model's"""
     kv: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="")] = None
     """instead: bytes of the KV cache after the prompt, likewise"""
-    speedup: Annotated[float | None, tyro.conf.arg(metavar="TIMES", help_behavior_hint="")] = None
-    """instead: the full model's time to the first token over the method's, as measured on this machine"""
     method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "mustdrop"
     """the method or chain, one of its presets or a tuned file, with settings such as "v2drop:metric=cosine";
     a setting that is given is not searched. Of mustdrop, thresholds give their ratio only"""
@@ -92,9 +90,8 @@ class Tune:
         """Tune, print, and write what was asked for."""
         asked = self._asked()
         costs = {"tokens": self.budget, "retention": self.retention, "flops": self.flops, "kv": self.kv}
-        costs["speedup"] = self.speedup
         if sum(value is not None for value in costs.values()) != 1:
-            raise UsageError("Give one of --budget and --retention (or of --flops, --kv and --speedup).")
+            raise UsageError("Give one of --budget and --retention (or of --flops and --kv).")
         if self.minutes is not None and not self.minutes > 0:
             raise UsageError(f"--minutes {self.minutes:g}: above 0.")
         if self.jobs < 1:
@@ -186,7 +183,6 @@ class Tune:
                 retention=self.retention,
                 flops=self.flops,
                 kv=self.kv,
-                speedup=self.speedup,
                 task=self.task,
                 advance=lambda: progress.advance(progress.task_ids[0]),
             )

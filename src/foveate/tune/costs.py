@@ -12,11 +12,10 @@ from foveate.methods.schedule import decoder_depth
 from foveate.methods.space import Point, Space
 from foveate.methods.stages import Shape
 from foveate.tune.samples import Sample
-from foveate.tune.timing import Timings
 
 __all__ = ["KINDS", "Limit", "Prices", "solved"]
 
-KINDS = ("tokens", "retention", "flops", "kv", "speedup")
+KINDS = ("tokens", "retention", "flops", "kv")
 HALVINGS = 40
 
 
@@ -26,9 +25,8 @@ class Limit:
 
     Attributes:
         kind: "tokens" (mean vision tokens a decoder layer processes), "retention" (the same as a share), "flops" or
-            "kv" (FLOPs to the first token and bytes of the KV cache, as a share of the untouched model's), or "speedup"
-            (the untouched model's time to the first token over the method's, on this machine).
-        value: What may be spent; of a speed-up, what must be gained.
+            "kv" (FLOPs to the first token and bytes of the KV cache, as a share of the untouched model's).
+        value: What may be spent.
 
     Raises:
         SettingError: If it leaves its range.
@@ -38,10 +36,6 @@ class Limit:
     value: float
 
     def __post_init__(self) -> None:
-        if self.kind == "speedup":
-            if isinstance(self.value, bool) or not 1 < self.value < float("inf"):
-                raise SettingError(f"The speed-up must be above 1; got {self.value}.")
-            return
         most = float("inf") if self.kind == "tokens" else 1.0
         if isinstance(self.value, bool) or not 0 < self.value <= most:
             raise SettingError(
@@ -60,18 +54,9 @@ class Limit:
             raise SettingError(f"Give one budget: {', '.join(f'{kind}=' for kind in KINDS)}; got {len(named)}.")
         return cls(*named[0])
 
-    @property
-    def most(self) -> float:
-        """What may be spent, in the unit of `Prices`: of a speed-up of 2, half of the time."""
-        if self.kind == "speedup":
-            return 1 / self.value
-        return self.value
-
     def __str__(self) -> str:
         if self.kind == "tokens":
             return f"{self.value:g} tokens"
-        if self.kind == "speedup":
-            return f"{self.value:g} times the speed"
         return f"{self.value:.1%} {self.kind}"
 
 
@@ -82,14 +67,12 @@ class Prices:
         model: Of transformers.
         samples: Whose mean cost counts.
         kind: Of the cost, see `Limit`.
-        timings: This machine's, for the kind "speedup".
     """
 
-    def __init__(self, model: Any, samples: Sequence[Sample], kind: str, timings: Timings | None = None) -> None:
+    def __init__(self, model: Any, samples: Sequence[Sample], kind: str) -> None:
         self.model = model
         self.kind = kind
         self.depth = decoder_depth(model)
-        self._timings = timings
         counted = kind in ("flops", "kv")  # the question's length costs nothing elsewhere
         self._counts = Counter((one.sizes, one.grids, one.text_tokens if counted else 1) for one in samples)
         self._whole: dict[Any, Any] = {}
@@ -138,9 +121,6 @@ class Prices:
         if self.kind == "tokens" or self.kind == "retention":
             mean = float(sum(sizes)) if method is None else sum(self.plan(method, sizes, grids)) / self.depth
             return mean if self.kind == "tokens" else mean / sum(sizes)
-        if self.kind == "speedup":
-            assert self._timings is not None
-            return 1.0 if method is None else self._timings.share(self.plan(method, sizes, grids), sum(sizes))
         key = (sizes, grids, text)
         if key not in self._whole:
             self._whole[key] = self._cost(None, *key)

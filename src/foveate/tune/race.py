@@ -42,7 +42,6 @@ class Journal:
     def __init__(self, path: Path | None = None, origin: str = "") -> None:
         self.path = path
         self._known: dict[tuple[str, str], list[Outcome]] = {}
-        self._kept: dict[str, Any] = {}
         if path is None:
             return
         begun, text = json.dumps({"origin": origin}) + "\n", _text_of(path)
@@ -68,9 +67,6 @@ class Journal:
             with suppress(ValueError):  # a line that a killed run, or a full disk, has cut off
                 rows.append(json.loads(line))
         for row in rows:
-            if "kept" in row:
-                self._kept[row["kept"]] = row["value"]
-                continue
             pairs = zip(row["divergences"], row["agrees"], strict=True)
             self._known[row["method"], row["picture"]] = [Outcome(divergence, agrees) for divergence, agrees in pairs]
 
@@ -82,13 +78,6 @@ class Journal:
         """What it came to."""
         return self._known[tried]
 
-    def kept(self, name: str, make: Callable[[], Any]) -> Any:
-        """Something else that a search that goes on shall find as it was: plain values, made when first asked for."""
-        if name not in self._kept:
-            self._kept[name] = make()
-            self._append({"kept": name, "value": self._kept[name]})
-        return self._kept[name]
-
     def add(self, method: str, picture: str, found: list[Outcome]) -> None:
         """Write down what a method came to."""
         self._known[method, picture] = found
@@ -98,9 +87,6 @@ class Journal:
             "divergences": [outcome.divergence for outcome in found],
             "agrees": [outcome.agrees for outcome in found],
         }
-        self._append(row)
-
-    def _append(self, row: dict[str, Any]) -> None:
         self._write(json.dumps(row) + "\n")
 
     def _write(self, text: str, mode: str = "a") -> None:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,9 @@ from foveate.tune.costs import Limit, Prices, solved
 from foveate.tune.forcing import Target, answered
 from foveate.tune.race import Journal, Race
 from foveate.tune.report import Report
-from foveate.tune.samples import About, Sample, Split, asked_of, digest, grouped, notes_on, split
+from foveate.tune.samples import About, Split, asked_of, digest, grouped, notes_on, split
 from foveate.tune.search import LOCAL, RANDOM, Found, Searched, Trial, search
 from foveate.tune.starting import budgeted, left_to_search, published_point, usual_point
-from foveate.tune.timing import Timings, measured
 from foveate.tune.tuned import Row, Tuned, points
 from foveate.tune.workers import Crew
 
@@ -68,7 +67,7 @@ def tune_schedule(
         race = Race(inner, answers, ground.journal, seconds, crew)
         start = published_point(method, space, prices, limit)
         trial = Trial(
-            solve=lambda point: solved(space, point, prices, limit.most),
+            solve=lambda point: solved(space, point, prices, limit.value),
             score=partial(race.score, pictures=parts.search),
             over=lambda: race.over,
             advance=lambda: listen("setting"),
@@ -80,9 +79,6 @@ def tune_schedule(
         race.unlimited()
         choice = chosen(race, searched, published, parts)
         found = _reported(ground, race, None if published is None else published.method, choice)
-    timed = None
-    if limit.kind == "speedup":
-        timed = measured(inner, ground.samples[0], choice.method).to_dict()
     return Tuned(
         method=choice.method,
         chosen=choice.origin,
@@ -92,9 +88,8 @@ def tune_schedule(
         budget={limit.kind: limit.value},
         cost=round(prices.of(choice.method), 6),
         tokens=round(prices.tokens(choice.method), 4),
-        speedup=timed,
         pictures=(len(parts.search), len(parts.choose), len(parts.report)),
-        questions=len(ground.samples),
+        questions=sum(len(about.samples) for about in ground.pictures),
         inputs=ground.inputs,
         seed=seed,
         tried=searched.tried,
@@ -135,11 +130,6 @@ class _Ground:
     inputs: str
     journal: Journal
 
-    @property
-    def samples(self) -> list[Sample]:
-        """Every question about every picture."""
-        return [sample for about in self.pictures for sample in about.samples]
-
 
 def _prepared(
     model: Any,
@@ -161,8 +151,8 @@ def _prepared(
     )
     kind = f"{inner.dtype} {inner.device.type} {inner.config._attn_implementation}"
     journal = Journal(None if state is None else Path(state), f"{name} {kind} {versions()} {inputs}")
-    prices = Prices(inner, everything, limit.kind, _timings(inner, everything, limit, journal))
-    if prices.of(None) <= limit.most:
+    prices = Prices(inner, everything, limit.kind)
+    if prices.of(None) <= limit.value:
         raise SettingError(f"A budget of {limit} drops nothing: the full model spends {prices.of(None):.4g}.")
     space = method.space(prices.depth)
     if space is None:
@@ -238,14 +228,6 @@ class _Answers(dict[str, list[Target]]):
         return self[key]
 
 
-def _timings(model: Any, samples: Sequence[Sample], limit: Limit, journal: Journal) -> Timings | None:
-    """This machine's timings where the budget is a speed-up; a search that goes on takes those that it began with."""
-    if limit.kind != "speedup":
-        return None
-    found = journal.kept("timings", lambda: asdict(Timings.on(model, samples[0])))
-    return Timings(tuple(found["counts"]), tuple(found["shares"]))
-
-
 def _notes(ground: _Ground, searched: Searched) -> list[str]:
     notes = notes_on(ground.pictures)
     if len(ground.parts.choose) < FEWEST:
@@ -270,7 +252,7 @@ def _other_budgets(ground: _Ground, point: Point) -> list[tuple[str, Method | No
     """Half and twice the budget: in words, the published setting there, and the tuned shape."""
     at = []
     for factor, words in ((0.5, "half the budget"), (2.0, "twice the budget")):
-        most = factor * ground.limit.most
+        most = factor * ground.limit.value
         if most >= ground.prices.of(None):
             continue
         start = published_point(ground.method, ground.space, ground.prices, ground.limit, factor)

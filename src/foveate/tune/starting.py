@@ -25,7 +25,7 @@ def left_to_search(space: Space, method: Method, given: Collection[str]) -> Spac
 
 def published_point(method: Method, space: Space, prices: Prices, limit: Limit, factor: float = 1.0) -> Point | None:
     """The schedule that the method has by itself at so many times this budget; None where it cannot go so low."""
-    share = factor * limit.most
+    share = factor * limit.value
     if limit.kind == "tokens":
         share /= prices.entered
     return _point_at(method, space, prices, share)

@@ -7,7 +7,6 @@ from typing import Any, Self
 
 from foveate._sheet import Column, Sheet
 from foveate._spelling import read_json
-from foveate.bench.timing import Ratio
 from foveate.errors import InputError
 from foveate.eval.stats import Estimate
 from foveate.methods import catalogue
@@ -77,7 +76,6 @@ class Tuned:
         budget: What might be spent, by the kind of cost.
         cost: What the setting spends of it, exactly.
         tokens: Mean vision tokens that a decoder layer processes.
-        speedup: Times to the first token over the full model's, measured; only where the budget is a speed-up.
         pictures: Pictures to search, choose and report with.
         questions: Samples in all.
         inputs: SHA-256 of all samples.
@@ -101,7 +99,6 @@ class Tuned:
     budget: Mapping[str, float]
     cost: float
     tokens: float
-    speedup: Mapping[str, Any] | None
     pictures: tuple[int, int, int]
     questions: int
     inputs: str
@@ -144,15 +141,7 @@ class Tuned:
             body.append((row.name, f"{row.tokens:.2f}", points(row.agreement), f"{row.root.value:.3f}", ahead))
         note = f"On {self.pictures[2]} pictures that were used for nothing else; [ ] are 95 % intervals over pictures."
         columns = [Column(name, right=True) for name in names]
-        return Sheet("Held-out comparison", ["", *columns], body, [note, *self._timed(), self.verdict])
-
-    def _timed(self) -> list[str]:
-        """What was measured of a budget that is a speed-up."""
-        if self.speedup is None:
-            return []
-        found = Ratio(**self.speedup["ratio_to_full"]["tuned"]).inverse()
-        control = Ratio(**self.speedup["control"])
-        return [f"Measured to the first token: {found} times the full model's speed; the full model twice: {control}."]
+        return Sheet("Held-out comparison", ["", *columns], body, [note, self.verdict])
 
     def _repr_html_(self) -> str:
         return self.sheet().to_html()

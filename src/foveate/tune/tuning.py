@@ -29,7 +29,6 @@ def tune(
     retention: float | None = None,
     flops: float | None = None,
     kv: float | None = None,
-    speedup: float | None = None,
     task: str = "",
     seconds: float | None = None,
     seed: int = 0,
@@ -58,7 +57,6 @@ def tune(
         retention: The same as a share of the vision tokens, in (0, 1].
         flops: FLOPs to the first token, as a share of the full model's.
         kv: Bytes of the KV cache after the prompt, likewise.
-        speedup: The full model's time to the first token over the method's, above 1, from times measured here at first.
         task: What the samples show, for the record.
         seconds: How long settings may be tried; the best so far is then taken.
         seed: Of the split and the search.
@@ -81,10 +79,8 @@ def tune(
     if isinstance(method, Named):
         given, method = method.given, method.method()
     if method is None or isinstance(method, MustDrop):
-        if any(budget is not None for budget in (flops, kv, speedup)):
-            raise SettingError(
-                "MustDrop's thresholds are found for tokens= or retention=, not for flops=, kv= or speedup=."
-            )
+        if flops is not None or kv is not None:
+            raise SettingError("MustDrop's thresholds are found for tokens= or retention=, not for flops= or kv=.")
         if state is not None or seconds is not None or jobs != 1:
             raise SettingError("MustDrop's thresholds are found in a few passes, without state=, seconds= or jobs=.")
         return tune_thresholds(
@@ -98,7 +94,7 @@ def tune(
         )
     if jobs < 1:
         raise SettingError(f"jobs must be 1 or more; got {jobs}.")
-    limit = Limit.of(tokens=tokens, retention=retention, flops=flops, kv=kv, speedup=speedup)
+    limit = Limit.of(tokens=tokens, retention=retention, flops=flops, kv=kv)
     name = model.name if isinstance(model, VLM) else model_name(model)
     return tune_schedule(
         model,
