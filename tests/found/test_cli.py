@@ -29,7 +29,7 @@ def test_a_setting_that_is_ahead_on_held_out_pictures_is_named():
         name="grid", method=fv.V2Drop(layers=(7,), keep=(0.125,)), tokens=64, agreement=sure, root=sure, ahead=ahead
     )
     values = {field.name: None for field in dataclasses.fields(Tuned)} | {"chosen": "published", "pictures": (4, 4, 4)}
-    tuned = Tuned(**values | {"rows": (grid,), "travel": ()})
+    tuned = Tuned(**values | {"rows": (grid,)})
     assert "No setting that was tried is ahead" not in tuned.verdict
     assert "0.125" in str(tuned.sheet())
 

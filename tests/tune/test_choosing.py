@@ -35,7 +35,7 @@ def choice(published, grid, drawn, with_published=True, pictures=6):
     race = Told({0.1: published, 0.2: grid, 0.3: drawn})
     searched = Searched(grid=[found(0.2, 1)], drawn=[found(0.3, 2)])
     parts = Split((), tuple(PICTURES[:pictures]), ())
-    return chosen(race, searched, found(0.1) if with_published else None, parts)
+    return chosen(race, searched, found(0.1).method if with_published else None, parts)
 
 
 def test_the_published_setting_stays_unless_another_is_ahead_by_a_standard_error():

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from foveate.methods.base import Method
-from foveate.methods.space import Point
 from foveate.tune.forcing import Outcome
 from foveate.tune.race import Race, is_above_zero
 from foveate.tune.samples import About, Split, by_picture
@@ -28,16 +27,14 @@ class Choice:
         method: It.
         origin: Where it comes from: "published", "grid" or "search".
         grid: The best of the small grid.
-        point: Its place in the space.
     """
 
     method: Method
     origin: str
     grid: Method
-    point: Point
 
 
-def chosen(race: Race, searched: Searched, published: Found | None, parts: Split) -> Choice:
+def chosen(race: Race, searched: Searched, published: Method | None, parts: Split) -> Choice:
     """The best of those that led the search, by more pictures; a simpler setting stays if it may be as good.
 
     Among leaders the lower mean over all pictures but those to report with decides: all of them led on those searched
@@ -47,11 +44,11 @@ def chosen(race: Race, searched: Searched, published: Found | None, parts: Split
     seen = (*parts.search, *parts.choose)
     grid = _best_of(race, searched.grid or searched.best[:1], seen)
     best, origin = _best_of(race, searched.leaders, seen), "search"
-    if not _is_ahead(race, best.method, grid.method, parts.choose):
+    if not _is_ahead(race, best, grid, parts.choose):
         best, origin = grid, "grid"
-    if published is not None and not _is_ahead(race, best.method, published.method, parts.choose):
+    if published is not None and not _is_ahead(race, best, published, parts.choose):
         best, origin = published, "published"
-    return Choice(best.method, origin, grid.method, best.point)
+    return Choice(best, origin, grid)
 
 
 def root_of(outcome: Outcome) -> float:
@@ -59,8 +56,9 @@ def root_of(outcome: Outcome) -> float:
     return outcome.root
 
 
-def _best_of(race: Race, found: Sequence[Found], pictures: Sequence[About]) -> Found:
-    return min(found[:FINALISTS], key=lambda one: _mean_root(race, one.method, pictures))
+def _best_of(race: Race, found: Sequence[Found], pictures: Sequence[About]) -> Method:
+    methods = [one.method for one in found[:FINALISTS]]
+    return min(methods, key=lambda method: _mean_root(race, method, pictures))
 
 
 def _mean_root(race: Race, method: Method, pictures: Sequence[About]) -> float:

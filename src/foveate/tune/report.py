@@ -1,6 +1,6 @@
-"""The comparison on pictures that nothing was searched or chosen with: rows of one cost, and how far a setting goes."""
+"""The comparison on pictures that nothing was searched or chosen with: rows of one cost."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +16,13 @@ from foveate.tune.choosing import Choice, root_of
 from foveate.tune.costs import Prices
 from foveate.tune.forcing import Outcome
 from foveate.tune.race import Race
-from foveate.tune.samples import About, asked_of, by_picture
+from foveate.tune.samples import About, by_picture
 from foveate.tune.tuned import Row
 
 __all__ = ["Report"]
 
 DRAWS = 3
 """Random droppings that are averaged in the comparison."""
-FEWEST = 5
-"""Questions that a row of its own needs."""
 Column = NDArray[Any]
 
 
@@ -56,36 +54,6 @@ class Report:
         rows.append(self.row("uniform, tuned schedule", [self._control(tuned, Uniform())], base))
         return rows
 
-    def budgets(self, at: Sequence[tuple[str, Method | None, Method | None]]) -> list[Row]:
-        """The tuned setting's layers and shape at other budgets, beside the published schedule of each.
-
-        Args:
-            at: (words for a budget, its published setting, the tuned shape there).
-        """
-        rows = []
-        for words, published, tuned in at:
-            base = self.agrees(published)
-            if published is not None:
-                rows.append(self.row(f"published, {words}", [published], None))
-            if tuned is not None:
-                rows.append(self.row(f"tuned, {words}", [tuned], base))
-        return rows
-
-    def questions(self, published: Method | None, tuned: Method, known: Collection[tuple[int, ...]]) -> list[Row]:
-        """The tuned setting on questions in other words than those searched with; none where these are few.
-
-        Args:
-            published: The published setting.
-            tuned: The tuned one.
-            known: The words of questions that the search had.
-        """
-        new = np.array([asked_of(sample) not in known for about in self.pictures for sample in about.samples])
-        if not FEWEST <= new.sum() < len(new):
-            return []
-        base = self.agrees(published)
-        rows = [] if published is None else [self.row("published, new questions", [published], None, new)]
-        return [*rows, self.row("tuned, new questions", [tuned], base, new)]
-
     def gain(self, tuned: Method, other: Method) -> Estimate:
         """How much more often the tuned setting gives the full model's answer than another, as a share."""
         resampled = Resampled([about.key for about in self.pictures for _ in about.samples])
@@ -96,29 +64,20 @@ class Report:
         difference = self._column(tuned, root_of) - self._column(published, root_of)
         return sum(of_picture.mean() > 0 for of_picture in by_picture(difference, self.pictures))
 
-    def row(
-        self,
-        name: str,
-        methods: Sequence[Method],
-        published: Column | None,
-        of: Column | None = None,
-    ) -> Row:
+    def row(self, name: str, methods: Sequence[Method], published: Column | None) -> Row:
         """A setting, or the mean over several draws of one.
 
         Args:
             name: What the row is called.
             methods: The setting, or its draws.
             published: (questions,) 1 where the published setting agrees; None without one.
-            of: (questions,) bool, those that count; None is all.
         """
-        chosen = slice(None) if of is None else of
-        keys = np.array([about.key for about in self.pictures for _ in about.samples])
-        resampled = Resampled(keys[chosen].tolist())
-        agrees = np.mean([self._column(method, _agrees) for method in methods], axis=0)[chosen]
-        roots = np.mean([self._column(method, root_of) for method in methods], axis=0)[chosen]
+        resampled = Resampled([about.key for about in self.pictures for _ in about.samples])
+        agrees = np.mean([self._column(method, _agrees) for method in methods], axis=0)
+        roots = np.mean([self._column(method, root_of) for method in methods], axis=0)
         ahead: Estimate | None = None
         if published is not None:
-            ahead = estimate(resampled.means(agrees - published[chosen]))
+            ahead = estimate(resampled.means(agrees - published))
         return Row(
             name=name,
             method=methods[0],

@@ -1,6 +1,5 @@
 """Tuning a schedule: the full model once, a search, a choice on other pictures, and a report on others again."""
 
-import math
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack, suppress
@@ -14,16 +13,16 @@ from foveate._versions import versions
 from foveate.ask.vlm import VLM
 from foveate.errors import BudgetError, SettingError
 from foveate.methods.base import Method
-from foveate.methods.space import Point, Space
+from foveate.methods.space import Space
 from foveate.tune.choosing import FEWEST, Choice, chosen
 from foveate.tune.costs import Limit, Prices, solved
 from foveate.tune.forcing import Target, answered
 from foveate.tune.race import Journal, Race
 from foveate.tune.report import Report
-from foveate.tune.samples import About, Split, asked_of, digest, grouped, notes_on, split
-from foveate.tune.search import LOCAL, RANDOM, Found, Searched, Trial, search
+from foveate.tune.samples import About, Split, digest, grouped, notes_on, split
+from foveate.tune.search import LOCAL, RANDOM, Searched, Trial, search
 from foveate.tune.starting import budgeted, left_to_search, published_point, usual_point
-from foveate.tune.tuned import Row, Tuned, points
+from foveate.tune.tuned import Tuned, points
 from foveate.tune.workers import Crew
 
 __all__ = ["Listener", "tune_schedule"]
@@ -75,10 +74,12 @@ def tune_schedule(
         searched = search(space, [start or usual_point(method, space, prices)], trial, seed, drawn=drawn, steps=steps)
         if not searched.best:
             raise BudgetError(f"No setting of {method.name} meets {limit}. Give a budget that is easier to meet.")
-        published = None if start is None else _published(trial, start)
+        published = None if start is None else trial.solve(start)
         race.unlimited()
         choice = chosen(race, searched, published, parts)
-        found = _reported(ground, race, None if published is None else published.method, choice)
+        report = Report(race=race, prices=prices, pictures=parts.report)
+        rows = report.rows(published, choice)
+        notes = _compared(report, published, choice)
     return Tuned(
         method=choice.method,
         chosen=choice.origin,
@@ -96,9 +97,8 @@ def tune_schedule(
         runs=race.runs,
         seconds=round(time.monotonic() - begun, 1),
         complete=searched.complete,
-        rows=tuple(found.rows),
-        travel=tuple(found.travel),
-        notes=(*_notes(ground, searched), *found.notes),
+        rows=tuple(rows),
+        notes=(*_notes(ground, searched), *notes),
         versions=versions(),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -110,8 +110,6 @@ class _Ground:
 
     Attributes:
         model: Of transformers.
-        method: From which the search begins.
-        limit: The budget.
         space: What may be searched.
         prices: What settings cost on the samples.
         pictures: With their questions.
@@ -121,8 +119,6 @@ class _Ground:
     """
 
     model: Any
-    method: Method
-    limit: Limit
     space: Space
     prices: Prices
     pictures: Sequence[About]
@@ -161,8 +157,6 @@ def _prepared(
         prices.plan(budgeted(method, 0.5))  # or a refusal: what it keeps must be known before
     return _Ground(
         model=inner,
-        method=method,
-        limit=limit,
         space=left_to_search(space, method, given),
         prices=prices,
         pictures=pictures,
@@ -170,32 +164,6 @@ def _prepared(
         inputs=inputs,
         journal=journal,
     )
-
-
-@dataclass(slots=True)
-class _Findings:
-    """What pictures that nobody has searched with say of the final setting."""
-
-    rows: list[Row]
-    travel: list[Row]
-    notes: list[str]
-
-
-def _reported(ground: _Ground, race: Race, published: Method | None, choice: Choice) -> _Findings:
-    """The comparison, and how far the setting travels."""
-    prices, parts = ground.prices, ground.parts
-    report = Report(race=race, prices=prices, pictures=parts.report)
-    tuned = choice.method
-    found = _Findings(report.rows(published, choice), [], [])
-    if choice.origin == "search":
-        gain = points(report.gain(tuned, choice.grid), "+")
-        found.notes.append(f"Searching brought {gain} points of agreement over the best of the small grid.")
-    if choice.origin != "published":
-        found.notes += _fears(report, published, tuned)
-        found.travel += report.budgets(_other_budgets(ground, choice.point))
-        known = {asked_of(sample) for about in (*parts.search, *parts.choose) for sample in about.samples}
-        found.travel += report.questions(published, tuned, known)
-    return found
 
 
 def _unheard(what: str) -> None:
@@ -240,30 +208,15 @@ def _notes(ground: _Ground, searched: Searched) -> list[str]:
     return notes
 
 
-def _fears(report: Report, published: Method | None, tuned: Method) -> list[str]:
-    """On how many pictures the tuned setting is worse than the published one."""
-    if published is None:
-        return []
-    worse = report.worse(published, tuned)
-    return [f"On {worse} of {len(report.pictures)} pictures its answers are further off than the published schedule's."]
-
-
-def _other_budgets(ground: _Ground, point: Point) -> list[tuple[str, Method | None, Method | None]]:
-    """Half and twice the budget: in words, the published setting there, and the tuned shape."""
-    at = []
-    for factor, words in ((0.5, "half the budget"), (2.0, "twice the budget")):
-        most = factor * ground.limit.value
-        if most >= ground.prices.of(None):
-            continue
-        start = published_point(ground.method, ground.space, ground.prices, ground.limit, factor)
-        published = None if start is None else solved(ground.space, start, ground.prices, most)
-        at.append((words, published, solved(ground.space, point, ground.prices, most)))
-    return at
-
-
-def _published(trial: Trial, point: Point) -> Found | None:
-    """The published setting at the budget, without a score."""
-    method = trial.solve(point)
-    if method is None:
-        return None
-    return Found(math.nan, point, method)
+def _compared(report: Report, published: Method | None, choice: Choice) -> list[str]:
+    """What searching brought, and on how many pictures the tuned setting is worse than the published one."""
+    notes = []
+    if choice.origin == "search":
+        gain = points(report.gain(choice.method, choice.grid), "+")
+        notes.append(f"Searching brought {gain} points of agreement over the best of the small grid.")
+    if choice.origin != "published" and published is not None:
+        worse = report.worse(published, choice.method)
+        notes.append(
+            f"On {worse} of {len(report.pictures)} pictures its answers are further off than the published schedule's."
+        )
+    return notes

@@ -23,9 +23,9 @@ def left_to_search(space: Space, method: Method, given: Collection[str]) -> Spac
     return space.without(given, *fixed)
 
 
-def published_point(method: Method, space: Space, prices: Prices, limit: Limit, factor: float = 1.0) -> Point | None:
-    """The schedule that the method has by itself at so many times this budget; None where it cannot go so low."""
-    share = factor * limit.value
+def published_point(method: Method, space: Space, prices: Prices, limit: Limit) -> Point | None:
+    """The schedule that the method has by itself at this budget; None where it cannot go so low."""
+    share = limit.value
     if limit.kind == "tokens":
         share /= prices.entered
     return _point_at(method, space, prices, share)

@@ -85,7 +85,6 @@ class Tuned:
         seconds: How long it took.
         complete: Whether the search made all its steps.
         rows: The comparison on the pictures to report with.
-        travel: The same at other budgets and for other questions; empty where the published schedule stays.
         notes: What the user should know.
         versions: Of foveate, torch and transformers.
         date: UTC, ISO 8601.
@@ -108,7 +107,6 @@ class Tuned:
     seconds: float
     complete: bool
     rows: tuple[Row, ...]
-    travel: tuple[Row, ...]
     notes: tuple[str, ...]
     versions: Mapping[str, str]
     date: str
@@ -136,7 +134,7 @@ class Tuned:
         """The comparison as a table."""
         names = ("Tokens", "Agreement, %", "√KL", "Ahead of published")
         body = []
-        for row in (*self.rows, *self.travel):
+        for row in self.rows:
             ahead = "" if row.ahead is None else points(row.ahead, "+")
             body.append((row.name, f"{row.tokens:.2f}", points(row.agreement), f"{row.root.value:.3f}", ahead))
         note = f"On {self.pictures[2]} pictures that were used for nothing else; [ ] are 95 % intervals over pictures."
@@ -155,7 +153,6 @@ class Tuned:
             "method": self.method.to_dict(),
             "pictures": list(self.pictures),
             "rows": [row.to_dict() for row in self.rows],
-            "travel": [row.to_dict() for row in self.travel],
             "notes": list(self.notes),
             "verdict": self.verdict,
         }
@@ -173,8 +170,7 @@ class Tuned:
         own = {name: value for name, value in values.items() if name in names}
         try:
             own["method"] = catalogue.from_dict(own["method"])
-            for name in ("rows", "travel"):
-                own[name] = tuple(Row.from_dict(row) for row in own[name])
+            own["rows"] = tuple(map(Row.from_dict, own["rows"]))
             own["pictures"], own["notes"] = tuple(own["pictures"]), tuple(own["notes"])
             return cls(**own)
         except (KeyError, TypeError) as error:
