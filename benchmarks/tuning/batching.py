@@ -3,8 +3,7 @@
     python benchmarks/tuning/batching.py        # some minutes on quiet cores
 
 A search tries every setting on five pictures at once. That is timed here against one picture after the other, in one
-process, interleaved, with the tower and the first layers looked up as in a search. Single pictures are timed twice; the
-second times are the control.
+process, interleaved. Single pictures are timed twice; the second times are the control.
 """
 
 import argparse
@@ -28,7 +27,6 @@ from foveate.methods.names import parse
 from foveate.tune.forcing import Target, answered, outcomes
 from foveate.tune.race import FEWEST
 from foveate.tune.samples import About, grouped
-from foveate.tune.sharing import Shared
 
 OUT = Path(__file__).with_suffix(".json")
 SEED, ROUNDS = 900, 10
@@ -43,9 +41,8 @@ def compared(
     model: Any, pictures: Sequence[About], wanted: Sequence[list[Target]], method: Method, number: int
 ) -> dict[str, Any]:
     """Time of all pictures as one batch over that of one after the other."""
-    shared = Shared(model)
-    singly = partial(_seconds, model, shared, method, [[about] for about in pictures], [[one] for one in wanted])
-    together = partial(_seconds, model, shared, method, [pictures], [wanted])
+    singly = partial(_seconds, model, method, [[about] for about in pictures], [[one] for one in wanted])
+    together = partial(_seconds, model, method, [pictures], [wanted])
     times = list(rounds({"singly": singly, "again": singly, "together": together}, number))
     seconds = {name: [each[name] for each in times] for name in times[0]}
     return {
@@ -54,12 +51,11 @@ def compared(
     }
 
 
-def _seconds(model: Any, shared: Shared, method: Method, batches: Sequence[Any], wanted: Sequence[Any]) -> float:
+def _seconds(model: Any, method: Method, batches: Sequence[Any], wanted: Sequence[Any]) -> float:
     """Seconds that a method takes on all batches."""
     start = time.perf_counter()
     for batch, answers in zip(batches, wanted, strict=True):
-        with shared.on(method, tuple(about.key for about in batch)):
-            outcomes(model, batch, answers, method)
+        outcomes(model, batch, answers, method)
     return time.perf_counter() - start
 
 

@@ -51,8 +51,7 @@ JUDGED = 25
 class Effort:
     """How much is searched, so that it takes some ten minutes.
 
-    Candidates of a method that works between layers share the tower. One that reads the question runs the picture with
-    every question, so it gets less.
+    A method that reads the question runs the picture with every question, so it gets less.
 
     Attributes:
         pictures: To tune with.

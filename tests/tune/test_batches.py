@@ -10,7 +10,6 @@ from foveate.tune import forcing
 from foveate.tune.batches import TOKENS, batched
 from foveate.tune.forcing import predictions
 from foveate.tune.samples import About, grouped
-from foveate.tune.sharing import Shared
 from tests.models import tiny
 from tests.tune.pictures import pictures_of, question
 
@@ -31,17 +30,11 @@ def test_pictures_in_one_batch_come_to_what_each_comes_to_alone(family, name):
     model, method = tiny(family), METHODS[name]
     pictures = pictures_of(family)
     answers = [ANSWERS] * len(pictures)
-    shared = Shared(model)
-    for _ in range(2):  # what settings share is first kept, then looked up
-        if method is None:
-            together = predictions(model, pictures, answers, method)
-        else:
-            with shared.on(method, "all three"):
-                together = predictions(model, pictures, answers, method)
-        for about, found in zip(pictures, together, strict=True):
-            (alone,) = predictions(model, [about], [ANSWERS], method)
-            for one, other in zip(found, alone, strict=True):
-                torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+    together = predictions(model, pictures, answers, method)
+    for about, found in zip(pictures, together, strict=True):
+        (alone,) = predictions(model, [about], [ANSWERS], method)
+        for one, other in zip(found, alone, strict=True):
+            torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
 
 
 def test_where_copies_would_be_large_fewer_questions_go_on_together(monkeypatch):

@@ -17,7 +17,6 @@ from foveate.methods.base import Method
 from foveate.tune.batches import batched
 from foveate.tune.forcing import Outcome, Target, outcomes
 from foveate.tune.samples import About
-from foveate.tune.sharing import Shared
 from foveate.tune.workers import Crew
 
 __all__ = ["Journal", "Race", "is_above_zero"]
@@ -151,7 +150,6 @@ class Race:
         self.runs = 0
         self._best: list[float] = []  # the best setting's mean root of each picture
         self._best_score = float("inf")
-        self._shared = Shared(model)
         self._until = float("inf") if seconds is None else time.monotonic() + seconds
 
     @property
@@ -187,9 +185,7 @@ class Race:
             return
         for batch in batches:
             wanted = [self.targets[about.key] for about in batch]  # perhaps made now, by the full model
-            with self._shared.on(method, tuple(about.key for about in batch)):
-                found = outcomes(self.model, batch, wanted, method)
-            yield found
+            yield outcomes(self.model, batch, wanted, method)
 
     def score(self, method: Method, pictures: Sequence[About]) -> float | None:
         """Mean root divergence a question; None where the method stopped because it is hopeless, or time is up.

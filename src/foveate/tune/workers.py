@@ -21,7 +21,6 @@ from foveate.methods import catalogue
 from foveate.methods.base import Method
 from foveate.tune.forcing import Outcome, Target, answered, outcomes
 from foveate.tune.samples import About
-from foveate.tune.sharing import Shared
 
 __all__ = ["Crew"]
 
@@ -84,15 +83,14 @@ class Crew:
 
 
 _process: dict[str, Any] = {}
-"""The model and pictures of a process, and what its settings share."""
+"""The model and pictures of a process."""
 
 
 def _begin(reload: Callable[[], VLM], pictures: bytes) -> None:
     """In a new process: one thread, Ctrl-C is for the parent to handle, and the model."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    model = reload().model
-    _process.update(model=model, pictures=pickle.loads(pictures), shared=Shared(model))
+    _process.update(model=reload().model, pictures=pickle.loads(pictures))
 
 
 def _answers(max_new_tokens: int, key: str) -> bytes:
@@ -103,5 +101,4 @@ def _outcomes(values: Mapping[str, Any], asked: bytes) -> list[list[Outcome]]:
     method = catalogue.from_dict(values)
     wanted: dict[str, list[Target]] = pickle.loads(asked)
     pictures = [_process["pictures"][key] for key in wanted]
-    with _process["shared"].on(method, tuple(wanted)):
-        return outcomes(_process["model"], pictures, list(wanted.values()), method)
+    return outcomes(_process["model"], pictures, list(wanted.values()), method)
