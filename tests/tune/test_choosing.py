@@ -27,13 +27,13 @@ class Picture:
 PICTURES = [Picture(str(number)) for number in range(6)]
 
 
-def found(keep, lineage=0):
-    return Found(0.0, Point((1,), (1.0,)), V2Drop(layers=(1,), keep=(keep,)), lineage)
+def found(keep):
+    return Found(0.0, Point((1,), (1.0,)), V2Drop(layers=(1,), keep=(keep,)))
 
 
 def choice(published, grid, drawn, with_published=True, pictures=6):
     race = Told({0.1: published, 0.2: grid, 0.3: drawn})
-    searched = Searched(grid=[found(0.2, 1)], drawn=[found(0.3, 2)])
+    searched = Searched(grid=[found(0.2)], drawn=[found(0.3)])
     parts = Split((), tuple(PICTURES[:pictures]), ())
     return chosen(race, searched, found(0.1).method if with_published else None, parts)
 

@@ -1,5 +1,6 @@
 import random
 from contextlib import suppress
+from itertools import count
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from foveate.errors import SettingError
 from foveate.methods.space import Point
 from foveate.methods.v2drop import V2Drop
 from foveate.methods.visiondrop import VisionDrop
-from foveate.tune.search import Found, Searched, Trial, draw, search, step
+from foveate.tune.search import Trial, draw, search, step
 
 DEPTH = 32
 SPACE = V2Drop().space(DEPTH)
@@ -25,29 +26,14 @@ def searched_by(score, *, seed=0, drawn=20, steps=40, over=lambda: False):
     return search(SPACE, [START], Trial(solve, score, over, lambda: None), seed, drawn=drawn, steps=steps)
 
 
-def found(score, lineage):
-    return Found(score, START, V2Drop(), lineage)
-
-
-def test_leaders_are_the_best_of_each_lineage():
-    searched = Searched(grid=[found(3.0, 1)], drawn=[found(1.0, 2), found(2.0, 1), found(1.5, 2)])
-    assert [(one.score, one.lineage) for one in searched.leaders] == [(1.0, 2), (2.0, 1)]
-
-
-def test_steps_begin_no_lineage():
-    before = searched_by(lambda method: method.layers[0], steps=0)
-    after = searched_by(lambda method: method.layers[0])
-    assert len(after.best) > len(before.best)
-    lineages = [one.lineage for one in before.best]
-    assert len(set(lineages)) == len(lineages)
-    assert {one.lineage for one in after.best} == set(lineages)
-
-
-def test_steps_go_out_from_more_than_the_best_lineage():
-    """One lineage is ahead from the beginning, and stays so: others are followed all the same."""
-    searched = searched_by(lambda method: method.layers[0] + (method.metric != "cosine"), steps=80)
-    followed = [one.lineage for one in searched.drawn]
-    assert len({lineage for lineage in followed if followed.count(lineage) > 1}) >= 3
+def test_steps_go_out_from_the_best_six(monkeypatch):
+    followed = set()
+    monkeypatch.setattr(
+        "foveate.tune.search.step", lambda space, point, chance: followed.add(point) or step(space, point, chance)
+    )
+    order = count()
+    searched = searched_by(lambda method: next(order), steps=80)  # every setting is behind those before it
+    assert followed == {found.point for found in searched.best[:6]}
 
 
 @pytest.mark.parametrize("cuts", [(1, 2), (1, 9)])

@@ -43,7 +43,7 @@ def chosen(race: Race, searched: Searched, published: Method | None, parts: Spli
     """
     seen = (*parts.search, *parts.choose)
     grid = _best_of(race, searched.grid or searched.best[:1], seen)
-    best, origin = _best_of(race, searched.leaders, seen), "search"
+    best, origin = _best_of(race, searched.best, seen), "search"
     if not _is_ahead(race, best, grid, parts.choose):
         best, origin = grid, "grid"
     if published is not None and not _is_ahead(race, best, published, parts.choose):

@@ -25,13 +25,11 @@ class Found:
         score: On the pictures of the search. It says which setting is ahead there, and nothing about other pictures.
         point: Its place in the space.
         method: Its setting, at the budget.
-        lineage: Number of the setting that it descends from by steps; its own where it was drawn, or of the grid.
     """
 
     score: float
     point: Point
     method: Method
-    lineage: int = 0
 
 
 @dataclass(slots=True)
@@ -54,17 +52,6 @@ class Searched:
     def best(self) -> list[Found]:
         """All settings, best first."""
         return sorted([*self.grid, *self.drawn], key=lambda found: found.score)
-
-    @property
-    def leaders(self) -> list[Found]:
-        """The best of each lineage, best first.
-
-        Settings of one lineage are much alike: what one of them lacks, all do.
-        """
-        first: dict[int, Found] = {}
-        for found in self.best:
-            first.setdefault(found.lineage, found)
-        return list(first.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +92,12 @@ def search(
             break
         _try(_new(partial(draw, space, chance), trial, seen), trial, seen, searched, searched.drawn)
     for _ in range(steps):
-        parents = searched.leaders[:PARENTS]
+        parents = searched.best[:PARENTS]
         if not parents or not searched.complete:
             break
         parent = parents[min(int(chance.expovariate(0.5)), len(parents) - 1)]
         near = _new(partial(step, space, parent.point, chance), trial, seen)
-        _try(near, trial, seen, searched, searched.drawn, parent.lineage)
+        _try(near, trial, seen, searched, searched.drawn)
     searched.grid.sort(key=lambda found: found.score)
     searched.drawn.sort(key=lambda found: found.score)
     return searched
@@ -126,9 +113,7 @@ def _new(make: Callable[[], Point], trial: Trial, seen: set[str]) -> Point | Non
     return None
 
 
-def _try(
-    point: Point | None, trial: Trial, seen: set[str], searched: Searched, into: list[Found], lineage: int | None = None
-) -> None:
+def _try(point: Point | None, trial: Trial, seen: set[str], searched: Searched, into: list[Found]) -> None:
     """Try a point, unless its setting was tried or time is up; the first one always, so that there is a best."""
     if searched.best and trial.over():
         searched.complete = False
@@ -141,7 +126,7 @@ def _try(
     searched.tried += 1
     score = trial.score(method)
     if score is not None:
-        into.append(Found(score, point, method, searched.tried if lineage is None else lineage))
+        into.append(Found(score, point, method))
 
 
 # -- points -------------------------------------------------------------------------------------------------------
