@@ -19,7 +19,7 @@ from foveate.core.grid import Grid
 from foveate.errors import SettingError
 from foveate.registry import family_for
 
-__all__ = ["About", "Sample", "Split", "asked_of", "by_picture", "digest", "grouped", "inputs_of", "notes_on", "split"]
+__all__ = ["About", "Sample", "Split", "by_picture", "digest", "grouped", "inputs_of", "notes_on", "split"]
 
 FEW = 20  # pictures: below it the held-out intervals are wide
 # Shares of the pictures, and most of them. With 15 to search, schedules led that were six points behind on others.
