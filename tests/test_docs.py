@@ -103,7 +103,7 @@ def test_command_lines_run(page, stand_in, capsys):
 
 def run_python(page):
     """Run all Python blocks of a page, one after the other."""
-    source = "\n".join(blocks(page, "python")).replace("seconds=600", "seconds=3")  # for a search
+    source = "\n".join(blocks(page, "python")).replace("seconds=600", "seconds=0.5")  # for a search
     exec(compile(source, str(page), "exec"), {"__name__": "blocks"})
 
 
@@ -115,7 +115,7 @@ def run_command_lines(page, capsys):
             arguments = ["embedded" if "/" in word and word.startswith("llava-hf") else word for word in words[1:]]
             quick = ["--jobs", "1"] if words[1] == "eval" else []
             if "--minutes" in arguments:
-                arguments[arguments.index("--minutes") + 1] = "0.05"
+                arguments[arguments.index("--minutes") + 1] = "0.01"
             assert cli.main([*arguments, *quick]) == 0, capsys.readouterr().err
         elif words[:1] == ["make"]:
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"no target {words[1]}"
