@@ -108,12 +108,13 @@ def run_python(page):
 
 
 def run_command_lines(page, capsys):
-    """Run all lines of a page that call foveate, and look up what they make."""
+    """Run all lines of a page that call foveate, with short answers, and look up what they make."""
     for line in "\n".join(blocks(page, "bash")).splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] == ["foveate"]:
             arguments = ["embedded" if "/" in word and word.startswith("llava-hf") else word for word in words[1:]]
-            quick = ["--jobs", "1"] if words[1] == "eval" else []
+            quick = ["--max-new-tokens", "2"] if words[1] in ("generate", "compare", "eval", "batch") else []
+            quick += ["--jobs", "1"] if words[1] == "eval" else []
             if "--minutes" in arguments:
                 arguments[arguments.index("--minutes") + 1] = "0.01"
             assert cli.main([*arguments, *quick]) == 0, capsys.readouterr().err
