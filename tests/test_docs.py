@@ -21,6 +21,7 @@ from transformers import (
 
 import foveate
 from foveate import cli, embedded, registry
+from foveate.ask.generation import Generation
 from foveate.eval.cells import BASELINES
 from foveate.methods import catalogue
 from tests.cli.conftest import save_tiny_llava
@@ -59,7 +60,9 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def stand_in(tiny, tmp_path, monkeypatch):
-    """A fresh folder with pictures, a film and questions; each model is the tiny one; registrations are forgotten."""
+    """A fresh folder with pictures, a film and questions; each model is the tiny one and says two words; registrations
+    are forgotten."""
+    arguments = Generation.arguments
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Image.effect_mandelbrot((60, 60), (-2, -1.5, 1, 1.5), 50).save("cat.jpg")
@@ -81,6 +84,7 @@ def stand_in(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(embedded, "load", lambda: (model.eval(), processor))
     monkeypatch.setattr(embedded, "path", lambda: tiny)
     monkeypatch.setattr(embedded, "picture", lambda: tmp_path / "dog.jpg")
+    monkeypatch.setattr(Generation, "arguments", lambda *given: {**arguments(*given), "max_new_tokens": 2})
     monkeypatch.setattr(catalogue, "extra", dict(catalogue.extra))
     monkeypatch.setattr(registry, "_extra_families", dict(registry._extra_families))
 
@@ -99,7 +103,7 @@ def test_command_lines_run(page, stand_in, capsys):
 
 def run_python(page):
     """Run all Python blocks of a page, one after the other."""
-    source = "\n".join(blocks(page, "python")).replace("seconds=600", "seconds=3")  # for a search
+    source = "\n".join(blocks(page, "python")).replace("seconds=600", "seconds=0.5")  # for a search
     exec(compile(source, str(page), "exec"), {"__name__": "blocks"})
 
 
@@ -112,7 +116,7 @@ def run_command_lines(page, capsys):
             quick = ["--max-new-tokens", "2"] if words[1] in ("generate", "compare", "eval", "batch") else []
             quick += ["--jobs", "1"] if words[1] == "eval" else []
             if "--minutes" in arguments:
-                arguments[arguments.index("--minutes") + 1] = "0.05"
+                arguments[arguments.index("--minutes") + 1] = "0.01"
             assert cli.main([*arguments, *quick]) == 0, capsys.readouterr().err
         elif words[:1] == ["make"]:
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"no target {words[1]}"

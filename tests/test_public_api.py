@@ -88,9 +88,9 @@ def test_importing_loads_nothing_slow():
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-def test_importing_changes_nothing_of_torch_or_transformers():
+def test_importing_changes_nothing_of_torch_or_transformers_and_does_not_load_pytest():
     program = """
-import random
+import random, sys
 import torch, transformers
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 before = (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), torch.initial_seed(),
@@ -99,9 +99,10 @@ import foveate
 for name in foveate.__all__:
     getattr(foveate, name)
 foveate.methods(), foveate.families()
+import foveate.testing
 after = (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), torch.initial_seed(),
          sorted(ALL_ATTENTION_FUNCTIONS.valid_keys()), random.getstate())
-raise SystemExit(before != after)
+raise SystemExit(before != after or "pytest" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 

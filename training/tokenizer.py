@@ -29,7 +29,7 @@ def build() -> Tokenizer:
     return Tokenizer.from_file(str(Path(__file__).with_name("tokenizer.json")))
 
 
-def train() -> Tokenizer:
+def train(scenes: int = 3000) -> Tokenizer:
     """A new one; the same every time, as long as the generator is the same."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -47,15 +47,15 @@ def train() -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(list(corpus()), trainer)
+    tokenizer.train_from_iterator(list(corpus(scenes)), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
     return tokenizer
 
 
-def corpus() -> list[str]:
+def corpus(scenes: int) -> list[str]:
     """Questions and answers of some training scenes, and every name alone."""
     lines = [f"{colour} {shape}" for colour, shape in product(COLOURS, SHAPES)]
-    for index in range(3000):
+    for index in range(scenes):
         for q in one_per_task(scene("train", index, 168), "train", index):
             lines += [f"\n{q.question}", q.answer]
     return lines

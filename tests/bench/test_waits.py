@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.waits import METHODS, SHOWN
-from tests.models import FAMILIES
+from tests.bench.waits import RUNS
 
 SAMPLES = "engine/samples.py read_samples"
 COUNTS = "engine/images.py with_counts"
@@ -27,23 +26,21 @@ PROMPTS = {"internvl": "families/tiles.py runs", "smolvlm": "families/idefics.py
 def found():
     command = [sys.executable, "-m", "tests.bench.waits"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-    return json.loads(done.stdout)
+    return dict(zip(RUNS, json.loads(done.stdout), strict=True))
 
 
 def own(waits):
     return {place.removeprefix("foveate/").split(":")[0]: times for place, times in waits.items()}
 
 
-@pytest.mark.parametrize("prompt", ["few", "many", "later"])
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("family", [family for family in SHOWN if family in FAMILIES])
+@pytest.mark.parametrize(("family", "name", "prompt"), RUNS)
 def test_a_place_waits_once_whatever_the_batch(found, family, name, prompt):
     expected = {SAMPLES: 1}
     if family in PROMPTS:
         expected[PROMPTS[family]] = 1
     if name in ("visiondrop", "mustdrop") and family in READ:
         expected[READ[family]] = 1
-    seen = own(found[family][name][prompt])
+    seen = own(found[family, name, prompt])
     if name == "mustdrop" and seen.get(COUNTS) == 1:  # where a picture's tokens are a grid
         expected[COUNTS] = 1
     assert seen == expected

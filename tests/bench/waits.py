@@ -4,6 +4,7 @@ In a process of its own, since torch learns of the device for good.
 """
 
 import json
+from functools import cache
 
 import torch
 
@@ -15,6 +16,8 @@ from tests.bench.counts import METHODS
 from tests.models import FAMILIES, TINY, batch, made_of
 
 FEW, MANY = ("tit",), ("titit", "titit", "tit")
+PROMPTS = {"few": (FEW, 1), "many": (MANY, 1), "later": (FEW, 2)}
+"""The samples, and how many turns there are."""
 SHOWN = ("gemma4", "internvl", "llava", "llava_next", "mistral3", "qwen2_5_vl", "smolvlm")
 MUSTDROP = {"pruning_layers": (1, 3), "mode": "budget", "counts": (14, 8), "reference": 25, "merge_window": 2}
 METHODS = {
@@ -25,20 +28,27 @@ METHODS = {
 }
 
 
-def waits(family):
-    """For each method and prompt: how often it waits where, in foveate's own code."""
-    model, found = far.move(made_of(family, TINY[family].config())), {}
-    for name, method in METHODS.items():
-        with fv.drop(model, method):
-            found[name] = {
-                "few": _of(model, batch(family, FEW)),
-                "many": _of(model, batch(family, MANY)),
-                "later": _of(model, batch(family, FEW), turns=2),
-            }
-    return found
+RUNS = [
+    (family, name, tuple(PROMPTS)[(row + column) % len(PROMPTS)])
+    for row, family in enumerate(family for family in SHOWN if family in FAMILIES)
+    for column, name in enumerate(METHODS)
+]
+"""Every two of family, method and prompt meet."""
 
 
-def _of(model, inputs, turns=1):
+@cache
+def model_of(family):
+    return far.move(made_of(family, TINY[family].config()))
+
+
+def waits(family, name, prompt):
+    """How often a run waits where, in foveate's own code."""
+    words, turns = PROMPTS[prompt]
+    with fv.drop(model_of(family), METHODS[name]):
+        return _of(model_of(family), batch(family, words), turns)
+
+
+def _of(model, inputs, turns):
     """Of the last of so many turns with the same new text and picture."""
     given = {name: far.FarTensor(value) for name, value in inputs.items()}
     mask, cache = inputs["attention_mask"], None
@@ -57,4 +67,4 @@ def _of(model, inputs, turns=1):
 
 if __name__ == "__main__":
     far.register()
-    print(json.dumps({family: waits(family) for family in SHOWN if family in FAMILIES}))
+    print(json.dumps([waits(*run) for run in RUNS]))

@@ -7,8 +7,14 @@ import pytest
 import foveate as fv
 from foveate.bench.overhead import CONTROL
 from foveate.bench.run import AGAIN, FULL, KEEP_ALL, Session
+from tests.cli.conftest import save_tiny_llava
 
 QUICK = ("--pairs", "2", "--new-tokens", "2", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def tiny_llava(tmp_path_factory):
+    return save_tiny_llava(tmp_path_factory.mktemp("bench"), layers=8)
 
 
 def test_a_run_prints_a_table_and_writes_record_and_figure(run, tiny_llava, tmp_path):

@@ -65,7 +65,7 @@ def test_the_tokenizer_is_the_one_that_ships(tokenizer):
 
 
 def test_training_a_tokenizer_gives_the_same_one_every_time():
-    one, two = train(), train()
+    one, two = train(scenes=100), train(scenes=100)
     assert one.to_str() == two.to_str()
     assert one.get_vocab_size() <= SIZE
     word = one.encode("K7XQ", add_special_tokens=False).ids

@@ -18,8 +18,7 @@ from foveate.eval.store import Store
 from foveate.integrations.lmms_eval import manifest
 from tests.integrations.conftest import QUESTIONS
 
-NAMES = ("foveate_gqa", "foveate_mme", "foveate_pope", "foveate_textvqa")
-MODEL_ARGS = "pretrained=embedded,method=v2drop,budget=192"
+NAMES = ("foveate_mme", "foveate_textvqa")
 SETTING = Setting(name="v2drop", budget=192)
 
 
@@ -37,11 +36,13 @@ def found(loaded, tasks, tmp_path_factory):
     return full, run(loaded, NAMES, SETTING.choice(loaded.model.config), options=options, store=store)
 
 
-def command_line(tasks, out, environment, *before, batch=1, log="", names=NAMES, model_args=MODEL_ARGS):
-    """The figures and the answers of `python -m lmms_eval`, task by task."""
-    words = [*before, "-m", "lmms_eval", "--model", "foveate", "--tasks", ",".join(names)]
-    words += ["--model_args", f"{model_args},log={log}" if log else model_args, "--include_path", str(tasks)]
-    words += ["--batch_size", str(batch), "--output_path", str(out), "--log_samples"]
+def command_line(tasks, out, environment, log):
+    """The figures and the answers of `python -m lmms_eval` in two processes, task by task."""
+    words = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--rdzv_backend=c10d"]
+    words += ["--rdzv_endpoint=localhost:0", "--no_python", sys.executable]
+    words += ["-m", "lmms_eval", "--model", "foveate", "--tasks", ",".join(NAMES), "--include_path", str(tasks)]
+    words += ["--model_args", f"pretrained=embedded,method=v2drop,budget=192,log={log}"]
+    words += ["--batch_size", "3", "--output_path", str(out), "--log_samples"]
     done = subprocess.run(
         [sys.executable, *words], env=environment, cwd=out, capture_output=True, text=True, timeout=300
     )
@@ -50,20 +51,12 @@ def command_line(tasks, out, environment, *before, batch=1, log="", names=NAMES,
         pytest.fail(done.stdout + done.stderr)
     figures = json.loads(results.read_text())["results"]
     answers = {}
-    for name in names:
+    for name in NAMES:
         (samples,) = Path(out).rglob(f"*_samples_{name}.jsonl")
         rows = [json.loads(line) for line in samples.read_text().splitlines()]
         answers[name] = {row["doc_id"]: row["filtered_resps"] for row in rows}
         assert all(row["foveate"]["tokens"] < row["foveate"]["vision_tokens"] for row in rows)  # of all processes
     return figures, answers
-
-
-def same(scores, figures, answers):
-    """Whether the command line's figures and answers are those of `harness.run`."""
-    for name, task in scores.tasks.items():
-        assert answers[name] == dict(zip(task.documents, (row["answer"] for row in task.records), strict=True))
-        for metric in task.metrics.values():
-            assert figures[name][f"{metric.name},none"] == pytest.approx(metric.value)
 
 
 def test_the_manifest_is_free_of_lmms_eval_until_it_is_asked():
@@ -80,16 +73,6 @@ def test_lmms_eval_finds_the_model_by_its_entry_point(offline):
     assert get_model("foveate") is Foveate
 
 
-def test_the_command_line_in_batches_says_what_run_says_one_by_one(found, tasks, offline, tmp_path):
-    log = tmp_path / "log"
-    same(found[1], *command_line(tasks, tmp_path, offline, batch=4, log=log))
-    (file,) = log.glob("*.jsonl")
-    rows = [json.loads(line) for line in file.read_text().splitlines()[1:]]
-    assert len(rows) == 4 * QUESTIONS
-    assert {round(row["spent"]) for row in rows} == {192}
-    assert {round(row["retention"], 3) for row in rows} == {0.333}
-
-
 @pytest.mark.parametrize(
     ("said", "setting"),
     [
@@ -104,18 +87,12 @@ def test_the_command_line_in_batches_says_what_run_says_one_by_one(found, tasks,
         ),
     ],
 )
-def test_the_command_line_takes_chains_lists_and_json(said, setting, loaded, tasks, offline, tmp_path):
-    name = "foveate_gqa"
-    found = run(loaded, [name], setting.choice(loaded.model.config), options=Options(include=(tasks,)))
-    same(found, *command_line(tasks, tmp_path, offline, names=[name], model_args=said))
+def test_model_args_take_chains_lists_and_json(said, setting, loaded, monkeypatch):
+    from foveate.eval.lmms import backend
 
-
-def test_the_command_line_refuses_in_one_sentence_and_with_2(tasks, offline, tmp_path):
-    words = ["-m", "lmms_eval", "--model", "foveate", "--tasks", "foveate_gqa", "--include_path", str(tasks)]
-    words += ["--model_args", 'method=v2drop,settings={"min_keep":1.5}']
-    done = subprocess.run([sys.executable, *words], env=offline, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert "foveate: V2Drop: min_keep should be a valid integer; got 1.5." in done.stderr.splitlines()
+    monkeypatch.setattr(backend, "load", lambda *_, **__: loaded)
+    model = backend.Foveate.create_from_arg_string(said, {"batch_size": "1"})
+    assert model.answerer.choice.method(576) == setting.choice(loaded.model.config).method(576)
 
 
 HOLD = """
@@ -148,10 +125,18 @@ def test_a_log_that_another_run_uses_is_refused(loaded, tmp_path, monkeypatch, c
     backend.Foveate(log=str(tmp_path)).clean()
 
 
-def test_two_processes_say_what_one_says(found, tasks, offline, tmp_path):
-    sharded = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--rdzv_backend=c10d")
-    sharded += ("--rdzv_endpoint=localhost:0", "--no_python", sys.executable)
-    same(found[1], *command_line(tasks, tmp_path, offline, *sharded, batch=3, log=tmp_path / "log"))
+def test_two_processes_in_batches_say_what_run_says_one_by_one(found, tasks, offline, tmp_path):
+    log = tmp_path / "log"
+    figures, answers = command_line(tasks, tmp_path, offline, log)
+    for name, task in found[1].tasks.items():
+        assert answers[name] == dict(zip(task.documents, (row["answer"] for row in task.records), strict=True))
+        for metric in task.metrics.values():
+            assert figures[name][f"{metric.name},none"] == pytest.approx(metric.value)
+    (file,) = log.glob("*.jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+    assert len(rows) == len(NAMES) * QUESTIONS
+    assert {round(row["spent"]) for row in rows} == {192}
+    assert {round(row["retention"], 3) for row in rows} == {0.333}
 
 
 def test_every_sample_is_told_apart_and_paired_with_the_full_model(found):
@@ -256,6 +241,7 @@ def test_what_goes_wrong_in_a_run_ends_it_in_one_line(capsys):
         ("method=v2drop/llava-1.5-7b/19", {}, "No preset 'v2drop/llava-1.5-7b/19'. Similar names: v2drop/llava"),
         ("method=v2drop:metrik=l1", {}, "v2drop has no setting metrik."),
         ("method=v2drop:metric=l7", {}, "V2Drop: metric should be"),
+        ('method=v2drop,settings={"min_keep":1.5}', {}, "V2Drop: min_keep should be a valid integer; got 1.5."),
         ("method=v2drop,budget=many", {}, "budget is a number; got 'many'."),
         ("method=v2drop,budget=-3", {}, "budget must be a finite number above 0; got -3."),
         ("method=v2drop,retention=33", {}, "retention must be above 0 and at most 1; got 33."),

@@ -583,7 +583,7 @@ def test_without_pyav_the_extra_is_named(steady, monkeypatch):
         read(steady)
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(count=st.integers(1, 70), start=st.floats(0, 5.5), length=st.floats(0.05, 6))
 def test_what_is_read_is_what_a_viewer_sees(steady, count, start, length):
     clip = read(steady, frames=count, start=start, end=start + length)
