@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # The families that a quick run tests: a plain one, newlines and film, M-RoPE, and masks and windows of their own.
 QUICK := llava llava_onevision qwen2_vl gemma3
-QUICK_TESTS := tests/core tests/methods tests/golden $(patsubst %,tests/invariants/test_%.py,oracle keep_all)
+QUICK_TESTS := tests/core tests/contract tests/methods tests/golden $(patsubst %,tests/invariants/test_%.py,oracle keep_all)
 
 TIERS := pure signals engine methods coverage rest
 

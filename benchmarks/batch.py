@@ -27,7 +27,7 @@ from foveate.batch.here import Here
 from foveate.batch.job import Job, Summary, run
 from foveate.batch.listener import Listener
 from foveate.batch.rows import Answered, Bad, Row
-from foveate.methods.grammar import read
+from foveate.contract.naming import parse
 
 OUT = Path(__file__).with_suffix(".json")
 LOOKS = 20
@@ -148,7 +148,7 @@ def ask_embedded(folder: Path) -> tuple[Answered, dict[str, Any]]:
         for number in range(MODEL_ROWS):
             row = {"id": number, "image": str(embedded.picture()), "question": f"How many {number} are there?"}
             file.write(json.dumps(row) + "\n")
-    asking = Asking(model=embedded.NAME, device="cpu", method=read("v2drop"), max_new_tokens=8)
+    asking = Asking(model=embedded.NAME, device="cpu", method=parse("v2drop"), max_new_tokens=8)
     job = Job(input=path, out=folder / "few", asking=asking)
     summary = run(job, Here(asking))
     lines = [line for part in sorted(job.out.glob("part-*")) for line in part.read_text().splitlines()]

@@ -30,14 +30,14 @@ from foveate.bench.shapes import Shape
 from foveate.bench.stopwatch import clock_of
 from foveate.bench.timing import interval_words, ratio, rounds
 from foveate.bench.workload import PromptSize, synthetic
+from foveate.contract.settings import MethodSetting
+from foveate.contract.stages import Attention, LayerStage, LayerView, Stage
 from foveate.core.patching import Patcher
 from foveate.core.rank import ranks, top
 from foveate.embedded.questions import one_per_task
 from foveate.embedded.scenes import scene
 from foveate.engine.reading import RowsReader
 from foveate.eval.embedded.pictures import SPLIT, PictureQuestion
-from foveate.methods.settings import MethodSetting
-from foveate.methods.stages import Attention, LayerStage, LayerView, Stage
 
 OUT = Path(__file__).with_suffix(".json")
 QUERIES = (16, 64, 256)

@@ -1,11 +1,15 @@
 """What MkDocs fills in automatically: navigation, tables, reference. A new method or family needs no line here."""
 
+import re
+from dataclasses import fields
+from inspect import cleandoc
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 DOCS = Path(__file__).parent
-MODELS, REFERENCE, TRAITS = "<!-- models -->", "<!-- methods -->", "<!-- traits -->"
-"""Where the table of models, the reference of the methods and the table of what they read go."""
+MODELS, REFERENCE, TRAITS, SIGNALS = "<!-- models -->", "<!-- methods -->", "<!-- traits -->", "<!-- signals -->"
+"""Where the table of models, the reference of the methods, the table of what they read and that of signals go."""
 
 WORDS = {
     "Hidden": "hidden states",
@@ -59,6 +63,8 @@ def filled(markdown: str) -> str:
         markdown = markdown.replace(REFERENCE, reference())
     if TRAITS in markdown:
         markdown = markdown.replace(TRAITS, traits())
+    if SIGNALS in markdown:
+        markdown = markdown.replace(SIGNALS, signals())
     return markdown
 
 
@@ -80,7 +86,7 @@ def reference() -> str:
 def traits() -> str:
     """Where each method works with its default settings, what it reads there, and whether the question matters."""
     import foveate
-    from foveate.methods.stages import ImageStage, LayerStage, Shape
+    from foveate.contract.stages import ImageStage, LayerStage, Shape
 
     lines = ["| method | drops | reads | does the question matter? |", "|---|---|---|---|"]
     for name, kind in foveate.methods().items():
@@ -102,6 +108,22 @@ def words(signal: Any) -> str:
     """What a signal is called in the table."""
     kind = type(signal).__name__
     return f"attention {ROWS[signal.rows]}" if kind == "Attention" else WORDS.get(kind, kind)
+
+
+def signals() -> str:
+    """What a stage may read: each signal with its options, its name in the view, and what it is."""
+    from foveate.support import SERVED
+
+    lines = ["| signal | in the view | meaning |", "|---|---|---|"]
+    for kind in SERVED:
+        meaning, _, options = cleandoc(kind.__doc__ or "").partition("Attributes:")
+        meaning += re.sub(
+            r"^(\w+(?:, \w+)*):", r"<br>`\1`:", dedent(options.partition("\nRaises:")[0]), flags=re.MULTILINE
+        )
+        given = ", ".join(f"{field.name}={field.default!r}" for field in fields(kind))
+        cells = (f"`{kind.__name__}({given})`", f"`view.{kind.kind}`", " ".join(meaning.split()))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def models() -> str:

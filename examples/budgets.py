@@ -17,10 +17,9 @@ prompt = inputs["input_ids"].shape[1]
 
 print(f"{embedded.QUESTION}\n{'retention':>9}  {'V2Drop':16}{'Random':16}{'Uniform':16}")
 for retention in (1.0, 0.5, 0.33, 0.2):
-    schedule = fv.V2Drop.for_budget(model, retention=retention)
-    controls = [kind(layers=schedule.layers, keep=schedule.keep) for kind in (fv.Random, fv.Uniform)]
     answers = []
-    for method in (schedule, *controls):
+    for kind in (fv.V2Drop, fv.Random, fv.Uniform):
+        method = kind.for_budget(model, retention=retention)
         with fv.drop(model, method):
             ids = model.generate(**inputs, max_new_tokens=16, do_sample=False)
         answers.append(processor.decode(ids[0, prompt:], skip_special_tokens=True).strip())

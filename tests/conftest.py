@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parent
 TIERS = {
-    "pure": ("core", "methods", "golden"),
+    "pure": ("core", "contract", "methods", "golden"),
     "signals": ("signals",),
     "engine": ("invariants",),
 }
@@ -69,7 +69,7 @@ def tier_of_folder(folder):
 
 def is_method(name):
     """Whether an example, "v2drop-0", or a name, "v2drop", is a method's and not a probe's."""
-    from foveate.methods.names import methods
+    from foveate.contract.catalogue import methods
 
     return name.rsplit("-", 1)[0] in methods()
 

@@ -47,11 +47,11 @@ MUTANTS = [
     ("engine.rows:RowMap.number_on", "drop 5", "tests/engine/test_positions.py"),
     ("engine.rows:RowMap.number_on", "receiver 6", "tests/engine/test_positions.py"),
     ("engine.reading:Reduction.add", "left 4", "tests/engine/test_reading.py"),
-    ("methods.follow:_units_by_layer", "left 2", "tests/methods"),
+    ("contract.follow:_units_by_layer", "left 2", "tests/methods"),
     ("methods.mustdrop:MustDrop._highest", "none 1", "tests/methods/test_mustdrop.py"),
     ("methods.mustdrop:MustDrop._filter", "left 2", "tests/golden tests/methods"),
-    ("methods.scheduled:Scheduled._count", "never 1", "tests/methods"),
-    ("methods.stages:Stage._check", "never 4", "tests/methods/test_stages.py"),
+    ("contract.scheduled:Scheduled._count", "never 1", "tests/methods"),
+    ("contract.stages:Stage._check", "never 4", "tests/contract/test_stages.py"),
     ("methods.v2drop:V2Drop._step", "right 1", "tests/methods/test_v2drop.py"),
     ("methods.visiondrop:VisionDrop._in_tower", "left 3", "tests/golden"),
     ("engine.cache:PrunedLayer._chosen", "left 5", "tests/engine"),
@@ -125,7 +125,7 @@ MUTANTS = [
 
 ROOM_TESTS = {
     "engine": "tests/golden",
-    "cost": "tests/methods/test_follow.py",
+    "cost": "tests/contract/test_follow.py",
     "batch": "tests/cli/test_batch.py",
     "tune": "tests/cli/test_tune.py",
     "testing": "tests/test_testing.py",

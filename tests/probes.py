@@ -8,12 +8,9 @@ from typing import Literal
 
 import torch
 
-from foveate.core.cut import Cut
-from foveate.methods.base import Method
-from foveate.methods.mustdrop import MustDrop
-from foveate.methods.resize import Resize
-from foveate.methods.settings import Layers, Share
-from foveate.methods.stages import (
+from foveate.contract.method import Method
+from foveate.contract.settings import Layers, Share
+from foveate.contract.stages import (
     DecodeStage,
     Hidden,
     ImageStage,
@@ -25,9 +22,12 @@ from foveate.methods.stages import (
     TowerAttention,
     TowerKeys,
 )
+from foveate.core.cut import Cut
+from foveate.methods.mustdrop import MustDrop
+from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop
 
-__all__ = ["DECODE", "KEEP_ALL", "PROBES", "SMALLEST", "ImageCut", "LayerCut"]
+__all__ = ["DECODE", "KEEP_ALL", "PROBES", "SMALLEST", "ImageCut", "LayerCut", "OneLeft"]
 
 
 class ImageCut(Method):
@@ -90,6 +90,13 @@ class Decoding(Method):
         return (DecodeStage(choose=lambda view, count: Cut.stay(len(view))),)
 
 
+class OneLeft(MustDrop):
+    """One token behind each cut, whatever the budget."""
+
+    def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
+        return (1,) * len(self._layers(depth))
+
+
 WINDOWS = {"filter": False, "merge_window": 2, "key_rate": 0.0}
 AWAY = {"dominant": 0, "contextual": 0}
 CACHED = {"pruning_layers": (1, 3), "merge_windows": False, "positions": "keep"}
@@ -121,7 +128,7 @@ SMALLEST: dict[str, Method] = {
     "image merge": VisionDrop(dominant=1, contextual=0, layer_list=(), image_token_list=(), reference=10_000),
     "layer cut": LayerCut(keep=0.0, unit="sample"),
     "layer merge": VisionDrop(**AWAY, layer_list=(2,), image_token_list=((1, 0),), reference=10_000),
-    "cache": MustDrop(**CACHED, mode="budget", counts=(2, 1), reference=10_000, key_rate=0.0),
+    "cache": OneLeft(**CACHED, retention=0.5, key_rate=0.0),
 }
 """The same where one token of an image is left, or one of each of its tiles; not where windows set the count."""
 DECODE = Decoding()

@@ -20,10 +20,10 @@ from transformers import (
 )
 
 import foveate
-from foveate import cli, embedded, registry
+from foveate import cli, embedded, registry, support
 from foveate.ask.generation import Generation
+from foveate.contract import catalogue
 from foveate.eval.cells import BASELINES
-from foveate.methods import catalogue
 from tests.cli.conftest import save_tiny_llava
 from tests.films import film
 
@@ -185,6 +185,12 @@ def test_every_page_of_a_method_is_in_the_navigation():
     assert home == {"Home": "index.md"}
     listed = [page for entry in methods["Methods"] for page in entry.values()]
     assert listed == sorted(f"methods/{name}" for name in os.listdir(ROOT / "docs/methods"))
+
+
+def test_the_guide_lists_every_signal_that_is_served():
+    page = hooks.filled((ROOT / "docs/guides/new-method.md").read_text())
+    assert hooks.SIGNALS not in page
+    assert all(f"| `{kind.__name__}(" in page for kind in support.SERVED)
 
 
 def test_the_page_about_choosing_says_what_every_method_reads():

@@ -1,6 +1,7 @@
 """One grammar for methods, everywhere: in Python, in every command, and in lmms-eval; and what it refuses."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ from transformers import LlavaConfig
 
 import foveate as fv
 from foveate import cli, embedded
-from foveate.methods import names
-from foveate.methods.chain import Chain
-from foveate.methods.grammar import read
+from foveate.contract import catalogue, naming
+from foveate.contract.chain import Chain
+from foveate.contract.method import meet
+from foveate.contract.naming import parse
 from foveate.methods.uniform import Uniform
 from foveate.tune import Record
 from tests.models import batch, tiny
@@ -27,7 +29,7 @@ CONFIG = LlavaConfig()  # LLaVA-1.5-7B's: 32 layers
         ("v2drop", fv.V2Drop()),
         ("'v2drop'", fv.V2Drop()),
         ("v2drop/llava-1.5-7b/64", fv.preset("v2drop/llava-1.5-7b/64")),
-        ("v2drop/llava-1.5-7b/64:metric=l1", fv.V2Drop(keep=(0.05, 0.05, 0.0), metric="l1")),
+        ("v2drop/llava-1.5-7b/64:metric=l1", replace(fv.preset("v2drop/llava-1.5-7b/64"), metric="l1")),
         ("v2drop:metric=l1;reverse=true", fv.V2Drop(metric="l1", reverse=True)),
         ("v2drop:metric=l1:reverse=true", fv.V2Drop(metric="l1", reverse=True)),
         ("v2drop:layers=3,17;keep=0.5,0.3", fv.V2Drop(layers=(3, 17), keep=(0.5, 0.3))),
@@ -40,22 +42,22 @@ CONFIG = LlavaConfig()  # LLaVA-1.5-7B's: 32 layers
     ],
 )
 def test_a_text_says_a_method(text, method):
-    assert names.parse(text) == method
+    assert naming.parse(text) == method
 
 
 @pytest.mark.parametrize("text", ["v2drop:metric=l1", "visiondrop+v2drop", "mustdrop/llava-1.5-7b/64-vizwiz+finalkv"])
 def test_json_says_the_same(text):
-    method = names.parse(text)
-    assert names.parse(method.to_json()) == names.from_dict(method.to_dict()) == method
+    method = naming.parse(text)
+    assert naming.parse(json.dumps(method.to_dict())) == catalogue.from_dict(method.to_dict()) == method
 
 
 def test_a_file_says_the_same(tmp_path):
     path = tmp_path / "a+b.json"
-    path.write_text(fv.V2Drop(metric="l1").to_json())
-    assert names.parse(str(path)) == fv.V2Drop(metric="l1")
+    path.write_text(json.dumps(fv.V2Drop(metric="l1").to_dict()))
+    assert naming.parse(str(path)) == fv.V2Drop(metric="l1")
     path.write_text('{"method": 3}')
     with pytest.raises(fv.InputError, match="names no method"):
-        names.parse(str(path))
+        naming.parse(str(path))
 
 
 WRONG = [
@@ -74,11 +76,10 @@ WRONG = [
     ("v2drop:layers=a,b", "layers should be a valid tuple; got 'a,b'"),
     ("v2drop:layers=5;keep=0.5,0.3", "layers and keep must have the same length"),
     ("v2drop:keep=0.5,0.3,0;retention=0.3", "either keep or a budget"),
-    ("visiondrop:dominant=20;retention=0.3", "either dominant and contextual or a budget"),
+    ("visiondrop:dominant=20;retention=0.3", "either dominant or a budget"),
     ("v2drop:retention=0", "above 0 and at most 1"),
     ("v2drop:retention=2", "retention should be"),
-    ("mustdrop:mode=budget", "needs one count for each"),
-    ("mustdrop:mode=budget;depth=0", "needs one count for each"),
+    ("mustdrop:mode=budget", "mustdrop has no setting mode"),
     ("v2drop:colour=red", "v2drop has no setting colour. It has: keep"),
     ("v2drop:metric", "write key=value"),
     ("v2drop:metric=l1;metric=l2", "metric is given twice"),
@@ -177,7 +178,7 @@ def test_a_chains_last_member_spends_the_budget():
         ("v2drop", {"retention": 1.5}, fv.SettingError, "retention must be above 0"),
         ("v2drop", {"retention": 0.0}, fv.SettingError, "above 0"),
         ("v2drop", {"retention": 0.5, "tokens": 5}, fv.SettingError, "Give one of"),
-        ("v2drop:keep=0.4,0.3,0", {"retention": 0.5}, fv.SettingError, "has its own budget"),
+        ("v2drop:keep=0.4,0.3,0", {"retention": 0.5}, fv.SettingError, "has a schedule of its own"),
         ("finalkv", {"retention": 0.5}, fv.SettingError, "takes no budget"),
         (fv.VisionDrop(dominant=9), {"retention": 0.5}, fv.SettingError, "has a schedule of its own, dominant=9"),
     ],
@@ -197,15 +198,15 @@ def test_settings_beside_a_budget_shape_its_schedule():
     assert fv.V2Drop(metric="l1").with_budget(retention=0.3) == fv.V2Drop(metric="l1", retention=0.3)
     assert fv.V2Drop(retention=0.5).with_budget(tokens=64) == fv.V2Drop(tokens=64)
     assert fv.MustDrop(global_thr=0.01).with_budget(retention=0.3).global_thr == 0.01
-    assert read("uniform:layers=0").solved(CONFIG, retention=0.2, vision_tokens=576).layers == (0,)
+    assert parse("uniform:layers=0").with_budget(retention=0.2) == Uniform(layers=(0,), retention=0.2)
     assert (fv.V2Drop() + fv.FinalKV()).with_budget(retention=0.3) == fv.V2Drop(retention=0.3) + fv.FinalKV()
 
 
 def test_the_budget_of_a_chain_is_solved_for_each_image():
-    method = read("visiondrop+uniform").solved(CONFIG, tokens=20)
+    method = parse("visiondrop+uniform").with_budget(tokens=20)
     assert method == Chain.of(fv.VisionDrop(), Uniform(tokens=20))
     with pytest.raises(fv.BudgetError, match=r"5\.4 tokens"):
-        read("visiondrop+v2drop").solved(CONFIG, tokens=2)
+        meet(parse("visiondrop+v2drop").with_budget(tokens=2), CONFIG)
 
 
 @pytest.mark.parametrize("count", [0, -1])
@@ -217,24 +218,24 @@ def test_an_image_has_tokens(count):
 
 # -- records --------------------------------------------------------------------------------------------------
 
-OLD = {  # as 0.1 wrote it
+RECORD = {
     "format": "foveate tuning 1",
     "method": {
         "method": "mustdrop", "global_thr": 0.004, "individual_thr": 0.004, "pruning_layers": [2, 5, 9, 12],
         "merge_windows": True, "merge_threshold": 0.8, "merge_window": 3, "key_rate": 0.08, "filter": True, "kv": True,
-        "mode": "threshold", "counts": [], "reference": 576, "retention": 0.0, "depth": 32, "positions": "reindex",
+        "positions": "reindex",
     },
     "model": "tiny", "task": "", "samples": 4, "inputs": "0", "target": 0.5, "retention": 0.49, "spread": 0.01,
     "vision_tokens": 576.0, "steps": [[0.0, 1.0], [0.004, 0.49]], "versions": {"torch": "2"}, "date": "", "met": True,
 }  # fmt: skip
 
 
-def test_an_old_record_is_read(tmp_path):
-    path = tmp_path / "old.json"
-    path.write_text(json.dumps(OLD))
+def test_a_record_is_read(tmp_path):
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps(RECORD))
     tuned = fv.MustDrop(global_thr=0.004, individual_thr=0.004, pruning_layers=(2, 5, 9, 12))
-    assert Record.load(path).method == names.parse(str(path)) == tuned
-    assert names.parse(f"{path}:kv=false").kv is False
+    assert Record.load(path).method == naming.parse(str(path)) == tuned
+    assert naming.parse(f"{path}:kv=false").kv is False
 
 
 @pytest.mark.parametrize(
@@ -247,8 +248,8 @@ def test_an_old_record_is_read(tmp_path):
         {"samples": 1.5},
         {"versions": []},
         {"more": 1},
-        {"method": {**OLD["method"], "merge_window": 2.5}},
-        {"method": {**OLD["method"], "global_thr": float("inf")}},
+        {"method": {**RECORD["method"], "merge_window": 2.5}},
+        {"method": {**RECORD["method"], "global_thr": float("inf")}},
         {"method": 7},
         {"method": "v2drop"},
         {"format": 3},
@@ -256,7 +257,7 @@ def test_an_old_record_is_read(tmp_path):
 )
 def test_a_damaged_record_is_refused_in_words(changes, tmp_path):
     path = tmp_path / "record.json"
-    path.write_text(json.dumps(OLD | changes))
+    path.write_text(json.dumps(RECORD | changes))
     with pytest.raises(fv.FoveateError):
         Record.load(path)
 

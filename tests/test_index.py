@@ -7,13 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import foveate
 from foveate import _index, cli
-from foveate.methods import catalogue
-from foveate.methods.settings import MethodSetting, Share
+from foveate.contract import catalogue
+from foveate.contract.settings import Share
 from foveate.methods.uniform import Uniform
 
 STALE = "src/foveate/index.json is an old one: run make index, and commit it"
@@ -100,7 +101,7 @@ class Odd(Uniform):
 
     name = "odd"
     needed: Share
-    inner: MethodSetting = Uniform(layers=(2,), keep=(0.5,))
+    inner: Any = Uniform(layers=(2,), keep=(0.5,))
 
 
 def test_a_registered_method_is_listed_whatever_its_defaults_are(capsys, monkeypatch):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import foveate
-from foveate.methods import names
+from foveate.contract import catalogue
 
-METHODS = [kind.__name__ for kind in names.discovered().values() if kind.__module__.startswith("foveate.")] + [
+METHODS = [kind.__name__ for kind in catalogue.discovered().values() if kind.__module__.startswith("foveate.")] + [
     "Chain",
 ]
 """Read off the files in foveate/methods."""

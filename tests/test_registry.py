@@ -4,10 +4,10 @@ import pytest
 
 import foveate as fv
 from foveate import registry
-from foveate.methods import catalogue
-from foveate.methods.base import Method
-from foveate.methods.settings import Layer, Share
-from foveate.methods.stages import LayerStage
+from foveate.contract import catalogue
+from foveate.contract.method import Method
+from foveate.contract.settings import Layer, Share
+from foveate.contract.stages import LayerStage
 
 
 class Demanding(Method):

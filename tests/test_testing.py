@@ -7,14 +7,14 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.methods.settings import Share
-from foveate.methods.stages import Attention, Cut, Hidden, ImageStage, LayerStage, LayerView, Shape, Stage
+from foveate.contract.settings import Share
+from foveate.contract.stages import Attention, Cut, Hidden, ImageStage, LayerStage, LayerView, Shape, Stage
 from foveate.testing import MethodContract, check_method, tiny_model
 
 MODULE = '''
-from foveate.methods.base import Method
-from foveate.methods.settings import Layer, Share
-from foveate.methods.stages import Hidden, LayerStage, Shape, Stage
+from foveate.contract.method import Method
+from foveate.contract.settings import Layer, Share
+from foveate.contract.stages import Hidden, LayerStage, Shape, Stage
 
 
 class Longest(Method):
@@ -31,7 +31,7 @@ class Longest(Method):
         return (LayerStage(self.layer, keep=share, reads=(Hidden(),), score=lambda view: view.hidden.norm(dim=-1)),)
 '''
 TESTS = """
-from foveate.methods.names import parse
+from foveate.contract.naming import parse
 from foveate.testing import MethodContract
 from somebody.longest import Longest
 

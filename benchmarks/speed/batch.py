@@ -23,8 +23,8 @@ import foveate as fv
 from foveate._versions import commit, versions
 from foveate.bench.shapes import Shape, shape
 from foveate.bench.workload import PromptSize, Workload, synthetic
-from foveate.methods import grammar
-from foveate.methods.controls import same_schedule
+from foveate.contract.naming import parse, spending
+from foveate.methods.random import same_schedule
 
 HERE = Path(__file__).resolve().parent
 DRAWS = 2_000
@@ -59,7 +59,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     model = named.build(torch.device("cpu"), torch.float32)
     workload = synthetic(named, PromptSize(batch=options.batch), torch.device("cpu"))
     depth = model.config.get_text_config().num_hidden_layers
-    chosen = grammar.read(options.method).spending(options.budget, None)
+    chosen = spending(parse(options.method), options.budget)
     _, tokens = prefill(model, workload, chosen)
     plain = same_schedule([int(count) for count in tokens], workload.vision_tokens)
     runs = {"method": chosen, "random": plain, "random again": plain}

@@ -41,9 +41,7 @@ def methods(depth: int) -> dict[str, Any]:
         "visiondrop": fv.VisionDrop(
             dominant=0, contextual=0, layer_list=cuts, image_token_list=((250, 38), (125, 19)), positions="keep"
         ),
-        "mustdrop": fv.MustDrop(
-            pruning_layers=(0, depth // 2 - 1), mode="budget", counts=(288, 144), merge_windows=False, kv=False
-        ),
+        "mustdrop": fv.MustDrop(pruning_layers=(0, depth // 2 - 1), retention=0.5, merge_windows=False, kv=False),
     }
 
 

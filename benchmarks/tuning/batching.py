@@ -21,9 +21,9 @@ import foveate as fv
 from foveate._versions import versions
 from foveate._writing import publish
 from foveate.bench.timing import ratio, rounds
+from foveate.contract.method import Method
+from foveate.contract.naming import parse
 from foveate.eval.embedded.pictures import questions
-from foveate.methods.base import Method
-from foveate.methods.names import parse
 from foveate.tune.forcing import Target, answered, outcomes
 from foveate.tune.race import FEWEST
 from foveate.tune.samples import About, grouped

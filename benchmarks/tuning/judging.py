@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from foveate._versions import versions
+from foveate.contract.method import Method
 from foveate.embedded import TASKS
 from foveate.embedded.questions import TEXT_TASKS
 from foveate.eval.embedded.pictures import PictureQuestion, questions
 from foveate.eval.stats import Resampled, estimate
-from foveate.methods.base import Method
 from foveate.tune.forcing import targets
 from foveate.tune.race import Journal, Race
 from foveate.tune.samples import grouped

@@ -23,13 +23,12 @@ from judging import Judge, asked, pictures_of
 import foveate as fv
 from foveate._versions import commit, versions
 from foveate._writing import publish
+from foveate.contract.catalogue import from_dict
+from foveate.contract.method import Method
+from foveate.contract.naming import parse
 from foveate.embedded.questions import TEXT_TASKS
 from foveate.eval.embedded.pictures import PictureQuestion
-from foveate.methods.base import Method
-from foveate.methods.catalogue import from_dict
-from foveate.methods.controls import same_schedule
-from foveate.methods.names import parse
-from foveate.methods.random import Random
+from foveate.methods.random import Random, same_schedule
 from foveate.methods.uniform import Uniform
 from foveate.methods.v2drop import V2Drop
 from foveate.tune.costs import Limit, Prices, solved

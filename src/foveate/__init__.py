@@ -30,8 +30,8 @@ _HOMES = {
     "Cost": "foveate.cost",
     "cost": "foveate.cost",
     "Cut": "foveate.core.cut",
-    "Method": "foveate.methods.base",
-    "Preset": "foveate.methods.base",
+    "Method": "foveate.contract.method",
+    "Preset": "foveate.contract.method",
     "Family": "foveate.families.base",
     "Record": "foveate.tune",
     "Tuned": "foveate.tune",
@@ -64,7 +64,7 @@ def _methods() -> dict[str, str]:
     return homes
 
 
-_HOMES |= _methods()
+_HOMES |= {"Chain": "foveate.contract.chain"} | _methods()
 __all__ = sorted([*_HOMES, "__version__"])  # pyright: ignore
 
 
@@ -84,6 +84,8 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from foveate.ask import VLM, Answer, Generation, Prefix, Question, load
+    from foveate.contract.chain import Chain
+    from foveate.contract.method import Method, Preset
     from foveate.core.cut import Cut
     from foveate.cost import Cost, cost
     from foveate.engine.session import apply, drop, remove
@@ -100,8 +102,6 @@ if TYPE_CHECKING:
     )
     from foveate.families.base import Family
     from foveate.methods.averagepool import AveragePool
-    from foveate.methods.base import Method, Preset
-    from foveate.methods.chain import Chain
     from foveate.methods.finalkv import FinalKV
     from foveate.methods.mustdrop import MustDrop
     from foveate.methods.random import Random

@@ -19,7 +19,7 @@ __all__ = ["FILE", "contents", "digests", "stored", "summary", "write"]
 
 PACKAGE = Path(__file__).parent
 FILE = PACKAGE / "index.json"
-SOURCES = ("methods/*.py", "families/*.py", "core/*.py", "registry.py", "support.py", "_index.py")
+SOURCES = ("contract/*.py", "methods/*.py", "families/*.py", "core/*.py", "registry.py", "support.py", "_index.py")
 GROUPS = ("foveate.methods", "foveate.families")
 UNKNOWN_COUNT = 1000  # of vision tokens; a preset that fits any count has its share computed at this one
 
@@ -54,7 +54,7 @@ def digests() -> dict[str, str]:
 
 def _registered() -> bool:
     """Whether a method or a family was registered in this process."""
-    catalogue = sys.modules.get("foveate.methods.catalogue")
+    catalogue = sys.modules.get("foveate.contract.catalogue")
     registry = sys.modules.get("foveate.registry")
     return bool(getattr(catalogue, "extra", None) or getattr(registry, "_extra_families", None))
 
@@ -99,7 +99,7 @@ def _families() -> list[dict[str, Any]]:
 
 
 def _method(name: str, kind: Any) -> dict[str, Any]:
-    from foveate.methods.named import Member
+    from foveate.contract.catalogue import takes_budget
 
     hints = get_type_hints(kind, include_extras=True)
     fields = dataclasses.fields(kind)
@@ -109,7 +109,7 @@ def _method(name: str, kind: Any) -> dict[str, Any]:
         "settings": {field.name: _default(field) for field in fields},
         "types": {field.name: _words(hints[field.name]) for field in fields},
         "schedule": list(kind.schedule),
-        "takes_budget": Member(kind).open,
+        "takes_budget": takes_budget(kind),
         "presets": len(kind.presets),
     }
 

@@ -1,7 +1,7 @@
 """How methods are written: a text in its parts, and the errors for names and settings that there are not.
 
 Needs no torch, so that a command can refuse a name before anything slow is imported. The grammar is shown in
-`foveate.methods.names`.
+`foveate.contract.naming`.
 """
 
 import difflib
@@ -149,7 +149,7 @@ def method_name(values: Any) -> str:
 
 
 def settings_in(path: str) -> Mapping[str, Any]:
-    """What a tuning's record, or a file of `Method.to_json`, says of its method.
+    """What a tuning's record, or a file of `Method.to_dict`, says of its method.
 
     Raises:
         InputError: If the file cannot be read, or names no method.
@@ -159,7 +159,7 @@ def settings_in(path: str) -> Mapping[str, Any]:
     if not isinstance(values.get("method"), str):
         settings = values.get("method")  # a record has the method's settings under this name
     if not isinstance(settings, Mapping):
-        raise InputError(f"{path} names no method. Give the record of foveate tune, or the JSON of Method.to_json.")
+        raise InputError(f"{path} names no method. Give the record of foveate tune, or the JSON of Method.to_dict.")
     return settings
 
 

@@ -7,14 +7,14 @@ from importlib.metadata import entry_points
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from foveate.contract import catalogue
+from foveate.contract.catalogue import method, methods, preset, presets
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.unserved import UNSERVED
-from foveate.methods import catalogue
-from foveate.methods.catalogue import method, methods, preset, presets
 
 if TYPE_CHECKING:
+    from foveate.contract.method import Method
     from foveate.families.base import Family
-    from foveate.methods.base import Method
 
 __all__ = [
     "families",

@@ -4,6 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from foveate.contract import follow
+from foveate.contract.method import Method
+from foveate.contract.stages import PixelStage, Place, Shape, Stage, TowerStage
 from foveate.core.signals import (
     Attention,
     Cells,
@@ -22,9 +25,6 @@ from foveate.core.signals import (
 )
 from foveate.core.views import Arriving
 from foveate.families.base import Family
-from foveate.methods import follow
-from foveate.methods.base import Method
-from foveate.methods.stages import PixelStage, Place, Shape, Stage, TowerStage
 
 __all__ = ["SERVED", "Reach", "reach", "refusal", "usual_input"]
 

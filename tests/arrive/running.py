@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import foveate as fv
-from foveate.methods.base import Method
+from foveate.contract.method import Method
 from tests.invariants.settings import CORE, EXAMPLES
 from tests.invariants.settings import FIRST as FIRST_PAIRS
 

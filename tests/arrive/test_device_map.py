@@ -11,8 +11,8 @@ from accelerate.hooks import remove_hook_from_module
 from transformers import AutoModelForImageTextToText
 
 import foveate as fv
-from foveate.methods import follow
-from foveate.methods.stages import Place
+from foveate.contract import follow
+from foveate.contract.stages import Place
 from tests.arrive.running import ARRIVALS, FIRST, METHOD, SOME, prefill
 from tests.arrive.several_devices import METHODS
 from tests.cli.conftest import save_tiny_llava

@@ -15,7 +15,7 @@ LONG = "t" * 4 + "i" + "t" * 4
 METHODS = {
     "v2drop": fv.V2Drop(layers=(1, 3), keep=(0.5, 0.3)),
     "early": fv.Uniform(layers=(0,), keep=(0.2,)),
-    "kv": fv.FinalKV(inner=fv.V2Drop(layers=(1, 3), keep=(0.5, 0.3))),
+    "kv": fv.V2Drop(layers=(1, 3), keep=(0.5, 0.3)) + fv.FinalKV(),
 }
 BATCHES = {"alone": (LONG,), "ragged": (LONG, "tit", "ttttt")}
 

@@ -23,7 +23,7 @@ METHODS = {
     "v2drop": fv.V2Drop(layers=(1, 3), keep=(0.5, 0.3)),
     "visiondrop": fv.VisionDrop(retention=0.5),
     "mustdrop": EXAMPLES[0],
-    "finalkv": fv.FinalKV(inner=fv.V2Drop(layers=(1, 3), keep=(0.5, 0.3))),
+    "finalkv": fv.V2Drop(layers=(1, 3), keep=(0.5, 0.3)) + fv.FinalKV(),
 }
 CLOSE = {"abs": 2e-4}
 

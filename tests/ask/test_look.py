@@ -257,12 +257,12 @@ def test_a_family_whose_prompt_is_seen_both_ways_is_refused():
 @pytest.mark.parametrize("kind", [fv.MustDrop, fv.FinalKV])
 def test_a_method_that_needs_the_question_is_refused_and_others_are_named(kind):
     why = {fv.MustDrop: "reads the question", fv.FinalKV: "cuts caches that the question still sees whole"}[kind]
-    method = METHODS["mustdrop-0"] if kind is fv.MustDrop else fv.FinalKV(inner=EXAMPLES["v2drop-0"])
+    method = METHODS["mustdrop-0"] if kind is fv.MustDrop else EXAMPLES["v2drop-0"] + fv.FinalKV()
     with pytest.raises(fv.UnsupportedError, match=why) as raised:
         refuse_unshareable(models.tiny("llava"), method)
     serving = str(raised.value).rpartition(": ")[2].rstrip(".").split(", ")
     for name in serving:
-        assert can_share(models.tiny("llava"), fv.methods()[name].solved(1 / 3, None, 6)), name
+        assert can_share(models.tiny("llava"), fv.methods()[name](retention=1 / 3)), name
 
 
 def test_a_prompt_that_begins_in_another_way_is_refused():

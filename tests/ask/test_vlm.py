@@ -15,9 +15,9 @@ import foveate as fv
 from foveate import embedded
 from foveate.ask import vlm as module
 from foveate.ask.batch import batches
+from foveate.contract.naming import parse
 from foveate.embedded.questions import one_per_task
 from foveate.embedded.scenes import scene
-from foveate.methods.grammar import read
 from foveate.video import Clip
 from tests.ask.conftest import INDEX, image, prompt_of, random_vlm, text, user
 from tests.invariants.test_restore import state
@@ -176,16 +176,17 @@ def test_a_budget_without_a_method_is_a_mistake(vlm, demo, budget):
 
 
 def test_two_budgets_are_a_mistake(vlm, demo):
-    for method in ("v2drop", fv.V2Drop(), read("v2drop")):
+    for method in ("v2drop", fv.V2Drop(), parse("v2drop")):
         with pytest.raises(fv.SettingError, match="tokens"):
             vlm.ask(demo, QUESTION, method=method, tokens=96, retention=0.3)
 
 
 def test_a_method_may_be_an_object_a_name_a_text_or_a_preset(vlm, demo):
-    third = vlm.ask(demo, QUESTION, method="v2drop")
+    own = vlm.ask(demo, QUESTION, method="v2drop")
+    assert (own.asked, own.method) == (None, fv.V2Drop())
+    alike([own], [vlm.ask(demo, QUESTION, method=parse("v2drop"))])
+    third = vlm.ask(demo, QUESTION, method="v2drop", retention=1 / 3)
     assert (third.asked, third.met) == (pytest.approx(1 / 3), True)
-    alike([third], [vlm.ask(demo, QUESTION, method=read("v2drop"))])
-    alike([third], [vlm.ask(demo, QUESTION, method="v2drop", retention=1 / 3)])
     alike([third], [vlm.ask(demo, QUESTION, method=third.method)])
     assert third.method.name == "v2drop"
     half = vlm.ask(demo, QUESTION, method=fv.V2Drop(), retention=0.5)
@@ -199,7 +200,7 @@ def test_a_method_may_be_an_object_a_name_a_text_or_a_preset(vlm, demo):
 def test_a_preset_brings_its_own_budget():
     vlm = random_vlm("llava")
     name = "v2drop/llava-1.5-7b/192"
-    assert vlm.solve(fv.preset(name), 25) == vlm.solve(name, 25) == vlm.solve(read(name), 25) == fv.preset(name)
+    assert vlm.solve(fv.preset(name), 25) == vlm.solve(name, 25) == vlm.solve(parse(name), 25) == fv.preset(name)
     for preset in (name, fv.preset("v2drop/llava-1.5-7b/64")):
         with pytest.raises(fv.SettingError, match=r"budget|spends"):
             vlm.solve(preset, 576, retention=0.2)

@@ -11,7 +11,7 @@ import foveate as fv
 from foveate.batch.answering import Asking
 from foveate.batch.here import Here
 from foveate.batch.job import Job, run
-from foveate.methods.grammar import read
+from foveate.contract.naming import parse
 from tests.cli.conftest import save_tiny_llava
 
 WORDS = ["What", "is", "this", "yes", "no", *(f"w{number}" for number in range(40))]
@@ -29,7 +29,13 @@ def vlm(model):
 
 @pytest.fixture(scope="session")
 def asking(model):
-    return Asking(model=str(model), device="cpu", method=read("v2drop:layers=1,2,3"), max_new_tokens=4, batch_size=2)
+    return Asking(
+        model=str(model),
+        device="cpu",
+        method=parse("v2drop:layers=1,2,3;keep=0.5,0.3,0"),
+        max_new_tokens=4,
+        batch_size=2,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from foveate.ask.vlm import VLM
 from foveate.batch import answering
 from foveate.batch.answering import Answerer, Asking
 from foveate.batch.rows import Answered, Bad, Row
-from foveate.methods.grammar import read
+from foveate.contract.naming import parse
 from tests.films import film
 
 
@@ -71,7 +71,7 @@ def test_answers_are_those_of_a_question_alone(asking, vlm, pictures):
     rows = rows_about(pictures, 10)
     results = Answerer(replace(asking, batch_size=4), vlm).answer(rows)
     for row, result in zip(rows, by_number(results), strict=True):
-        alone = vlm.ask(row.media[0], row.question, method="v2drop:layers=1,2,3", max_new_tokens=4)
+        alone = vlm.ask(row.media[0], row.question, method="v2drop:layers=1,2,3;keep=0.5,0.3,0", max_new_tokens=4)
         assert (result.id, result.answer, result.retention) == (row.id, alone.text, alone.retention)
         assert (result.vision_tokens, result.tokens) == (36, alone.spent)
         assert result.new_tokens == len(alone.tokens)
@@ -116,7 +116,7 @@ def test_where_the_question_stands_before_the_picture_each_row_looks_for_itself(
 
 def test_a_method_that_reads_the_question_is_asked_one_by_one(asking, vlm, pictures, monkeypatch):
     calls = Calls(monkeypatch)
-    asking = replace(asking, batch_size=4, method=read("fastv:layers=2"))
+    asking = replace(asking, batch_size=4, method=parse("fastv:layers=2"))
     results = Answerer(asking, vlm).answer(rows_about(pictures, 4, same=4))
     assert (calls.sizes, calls.shared) == ([4], [False])
     assert len(results) == 4
@@ -201,11 +201,11 @@ def test_a_run_that_is_stopped_has_the_results_of_what_was_in_hand(asking, vlm, 
 
 def test_a_method_that_the_model_cannot_serve_is_refused_before_the_first_row(asking, vlm):
     with pytest.raises(fv.SettingError, match="layer"):
-        Answerer(replace(asking, method=read("v2drop:layers=3,17,22;keep=0.5,0.3,0")), vlm)
+        Answerer(replace(asking, method=parse("v2drop:layers=3,17,22;keep=0.5,0.3,0")), vlm)
 
 
 def test_a_budget_that_no_picture_here_can_meet_costs_rows_and_not_the_run(asking, vlm, pictures):
-    asking = replace(asking, method=read("v2drop"), tokens=5000.0)
+    asking = replace(asking, method=parse("v2drop"), tokens=5000.0)
     (result,) = Answerer(asking, vlm).answer(rows_about(pictures, 1))
     assert isinstance(result, Bad)
     assert "5000" in result.reason

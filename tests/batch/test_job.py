@@ -200,7 +200,16 @@ def until(holds, program, seconds=900):
 def test_two_processes_answer_as_one_and_end_when_the_first_is_killed(uninterrupted, model, asking, vlm, tmp_path):
     path, rows, bad = uninterrupted
     out = tmp_path / "out"
-    words = ["--model", str(model), "--device", "cpu", "--method", "v2drop:layers=1,2,3", "--max-new-tokens", "4"]
+    words = [
+        "--model",
+        str(model),
+        "--device",
+        "cpu",
+        "--method",
+        "v2drop:layers=1,2,3;keep=0.5,0.3,0",
+        "--max-new-tokens",
+        "4",
+    ]
     words += ["--batch-size", "2", "--part-rows", "1", "--workers", "2"]
     program = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, "batch", str(path), str(out), *words],

@@ -13,7 +13,7 @@ from foveate.batch.answering import Asking
 from foveate.batch.here import Here
 from foveate.batch.job import Job, run
 from foveate.batch.on_ray import OnRay, require_ray
-from foveate.methods.grammar import read
+from foveate.contract.naming import parse
 from tests.batch.conftest import bad_in, rows_in
 from tests.batch.places import deadly
 from tests.batch.test_job import Stopping
@@ -65,7 +65,9 @@ def on_ray(name, *arguments):
 
 
 def job_of(path, out, model):
-    asking = Asking(model=model, device="cpu", method=read("v2drop:layers=1,2,3"), max_new_tokens=4, batch_size=2)
+    asking = Asking(
+        model=model, device="cpu", method=parse("v2drop:layers=1,2,3;keep=0.5,0.3,0"), max_new_tokens=4, batch_size=2
+    )
     return Job(input=Path(path), out=Path(out), asking=asking, part_rows=8)
 
 

@@ -30,7 +30,7 @@ METHODS = {
     "visiondrop": fv.VisionDrop(
         dominant=14, contextual=3, layer_list=(2, 4), image_token_list=((10, 2), (6, 1)), reference=25
     ),
-    "mustdrop": fv.MustDrop(pruning_layers=(1, 3), mode="budget", counts=(14, 8), reference=25, merge_threshold=0.3),
+    "mustdrop": fv.MustDrop(pruning_layers=(1, 3), retention=0.63, merge_threshold=0.3),
 }
 
 

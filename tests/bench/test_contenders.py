@@ -5,7 +5,7 @@ import pytest
 import foveate as fv
 from foveate.bench.contenders import METHODS, at_budgets, compared, named_methods
 from foveate.bench.shapes import shape
-from foveate.methods import catalogue
+from foveate.contract import catalogue
 
 CONFIG = shape("llava-1.5-7b").make_config()
 
@@ -23,7 +23,7 @@ def beside_random(*names, **budgets):
 def test_every_method_has_a_row_at_every_budget():
     methods, infeasible = solved("v2drop", "visiondrop", tokens=(192, 64))
     assert list(methods) == ["v2drop 192", "v2drop 64", "visiondrop 192", "visiondrop 64"]
-    assert methods["v2drop 192"] == fv.V2Drop.for_budget(CONFIG, tokens=192, vision_tokens=576)
+    assert methods["v2drop 192"] == fv.V2Drop(retention=1 / 3)
     assert infeasible == {}
 
 
@@ -71,7 +71,7 @@ def test_all_is_every_method_that_takes_the_budget_and_random_stands_beside_them
     names = {name.removesuffix(" 192") for name in (*methods, *left_out)}
     assert names == set(fv.methods()) - {"random"}
     assert left_out["finalkv"] == "takes no budget."
-    assert methods["v2drop 192"] == fv.V2Drop.for_budget(CONFIG, tokens=192, vision_tokens=576)
+    assert methods["v2drop 192"] == fv.V2Drop(retention=1 / 3)
 
 
 def test_what_is_below_a_floor_is_left_out_and_the_floor_is_named():
@@ -93,11 +93,10 @@ def test_a_method_of_another_package_is_one_of_all():
 
 
 def test_a_method_that_refuses_the_model_is_left_out_of_all():
-    class Picky(fv.VidCom2):
+    class Picky(fv.Uniform):
         name = "picky"
 
-        @classmethod
-        def solved(cls, share, entered, depth, /, **values):
+        def solve(self, depth, entered, started):
             raise fv.SettingError("picky wants 40 layers")
 
     fv.register_method(Picky)

@@ -92,6 +92,6 @@ def test_one_table_has_a_pair_of_columns_for_each_batch_size(shown):
 def test_what_cannot_meet_its_budget_at_this_prompt_is_left_out():
     short = {"evs": fv.EVS(tokens=3), "visiondrop": fv.VisionDrop(tokens=0.5), "v2drop": METHODS["v2drop"]}
     _, left_out, result = study(short, pairs=2)
-    assert "Its floor is" in left_out["visiondrop"]
+    assert "its floor is" in left_out["visiondrop"]
     assert left_out["evs"] == "drops nothing of this prompt."
     assert [row.name for row in result.rows] == ["v2drop", CONTROL]

@@ -35,7 +35,7 @@ METHODS = {
     "visiondrop": fv.VisionDrop(
         dominant=80, contextual=10, layer_list=(2, 4), image_token_list=((40, 6), (20, 3)), reference=144
     ),
-    "mustdrop": fv.MustDrop(pruning_layers=(1, 3), mode="budget", counts=(60, 30), reference=144),
+    "mustdrop": fv.MustDrop(pruning_layers=(1, 3), retention=0.55),
 }
 
 

@@ -9,7 +9,6 @@ from functools import cache
 import torch
 
 import foveate as fv
-from foveate.methods.finalkv import FinalKV
 from tests.bench import far
 from tests.bench.counting import count
 from tests.bench.counts import METHODS
@@ -19,12 +18,11 @@ FEW, MANY = ("tit",), ("titit", "titit", "tit")
 PROMPTS = {"few": (FEW, 1), "many": (MANY, 1), "later": (FEW, 2)}
 """The samples, and how many turns there are."""
 SHOWN = ("gemma4", "internvl", "llava", "llava_next", "mistral3", "qwen2_5_vl", "smolvlm")
-MUSTDROP = {"pruning_layers": (1, 3), "mode": "budget", "counts": (14, 8), "reference": 25, "merge_window": 2}
 METHODS = {
     "v2drop": METHODS["v2drop"],
-    "finalkv": FinalKV(inner=METHODS["v2drop"]),
+    "finalkv": METHODS["v2drop"] + fv.FinalKV(),
     "visiondrop": METHODS["visiondrop"],
-    "mustdrop": fv.MustDrop(**MUSTDROP, merge_threshold=-0.1),
+    "mustdrop": fv.MustDrop(pruning_layers=(1, 3), retention=0.63, merge_window=2, merge_threshold=-0.1),
 }
 
 

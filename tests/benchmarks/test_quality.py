@@ -13,9 +13,9 @@ from benchmarks.quality import agree, run, table
 
 import foveate as fv
 from foveate import embedded
+from foveate.contract.naming import kinds_of
 from foveate.embedded.questions import TASKS
 from foveate.methods.chains import PRESETS
-from foveate.methods.grammar import read
 
 ROOT = Path(__file__).parents[2]
 RECORD = json.loads((ROOT / "benchmarks/quality/embedded.json").read_text())
@@ -54,7 +54,7 @@ def test_every_method_of_the_record_stands_at_every_budget_or_names_its_floor():
 
 def test_every_method_that_works_on_pictures_is_asked():
     """DyCoke and EVS compare the frames of a film; FinalKV drops nothing by itself, and is in a chain."""
-    asked = {member.kind.name for row in run.rows() if not row.startswith("chain/") for member in read(row).members}
+    asked = {kind.name for row in run.rows() if not row.startswith("chain/") for kind in kinds_of(row)}
     assert set(fv.methods()) - asked - set(table.CONTROLS) == {"dycoke", "evs", "finalkv"}
     chains = {preset.name for preset in PRESETS}
     assert (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate.methods.catalogue import from_dict
+from foveate.contract.catalogue import from_dict
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "tuning"

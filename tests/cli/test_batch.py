@@ -11,7 +11,7 @@ from PIL import Image
 
 from foveate.batch.answering import Answerer
 
-WORDS = ("--method", "v2drop:layers=1,2,3", "--max-new-tokens", 3, "--device", "cpu")
+WORDS = ("--method", "v2drop:layers=1,2,3;retention=0.33", "--max-new-tokens", 3, "--device", "cpu")
 
 
 @pytest.fixture(scope="module")

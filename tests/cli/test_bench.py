@@ -62,7 +62,7 @@ def test_a_run_prints_a_table_and_writes_record_and_figure(run, tiny_llava, tmp_
 
 def test_all_methods_stand_beside_random_dropping_in_one_table(run, tiny_llava, tmp_path, monkeypatch):
     few = {name: fv.methods()[name] for name in ("v2drop", "vidcom2", "dycoke", "finalkv", "random")}
-    monkeypatch.setattr("foveate.methods.catalogue.methods", lambda: few)
+    monkeypatch.setattr("foveate.contract.catalogue.methods", lambda: few)
     out = tmp_path / "all.json"
     asked = ("bench", "--model", tiny_llava, "--methods", "all", "--retention", "0.5", "--pairs", "2")
     code, shown, told = run(*asked, "--device", "cpu", "--out", out)

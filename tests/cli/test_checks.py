@@ -10,8 +10,8 @@ from foveate import _index, embedded
 from foveate.cli.asking import named
 from foveate.cli.checks import check_methods, check_model_name
 from foveate.cli.options import BudgetOptions
+from foveate.contract.naming import parse
 from foveate.errors import FoveateError, InputError
-from foveate.methods.grammar import read
 from tests.test_grammar import WRONG
 
 PICTURE = str(embedded.picture())
@@ -84,7 +84,7 @@ def refusal(check, *arguments):
 
 @pytest.mark.parametrize("text", [text for text, _ in WRONG], ids=[text[:40] for text, _ in WRONG])
 def test_a_method_is_refused_in_the_same_words_as_later(text):
-    early, later = refusal(check_methods, [text]), refusal(read, text)
+    early, later = refusal(check_methods, [text]), refusal(parse, text)
     assert early in (None, later)
 
 

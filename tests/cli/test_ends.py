@@ -85,7 +85,7 @@ def test_a_full_disk_leaves_no_half_result(ask, picture, tmp_path, full_disk, th
     (out := tmp_path / "results").mkdir()
     if there:
         (out / "a.json").write_text("old")
-    code, said, err = ask("generate", picture, "--method", "v2drop", "--out", out / "a.json", "--force")
+    code, said, err = ask("generate", picture, "--retention", 0.5, "--out", out / "a.json", "--force")
     assert code == 1
     assert said.startswith("Question ")  # no answer is lost for it
     assert err == f"foveate: {out}/a.json could not be written: File too large. Make room, or name another file.\n"
@@ -93,7 +93,7 @@ def test_a_full_disk_leaves_no_half_result(ask, picture, tmp_path, full_disk, th
 
 
 def test_a_full_disk_leaves_no_half_figure(ask, picture, tmp_path, full_disk):
-    code, _, err = ask("generate", picture, "--method", "v2drop", "--figure", tmp_path / "a.png")
+    code, _, err = ask("generate", picture, "--retention", 0.5, "--figure", tmp_path / "a.png")
     assert (code, err.count("\n")) == (1, 1)
     assert "a.png could not be written: " in err
     assert [path.name for path in tmp_path.iterdir()] == [picture.name]

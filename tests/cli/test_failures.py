@@ -44,7 +44,11 @@ LLAVA = SimpleNamespace(config=SimpleNamespace(model_type="llava"))
         (["--max-new-tokens", "0"], 2, "at least one token"),
         (["--max-new-tokens", "99999999999"], 2, "--max-new-tokens 99999999999: 1,000,000 at most"),
         (["--pairs", "99999999999"], 2, "--pairs 99999999999: 1,000,000 at most"),
-        (["--prompt", "wh\udcffat"], 1, "The question is no text of Unicode: wh\\udcffat. Write it in UTF-8."),
+        (
+            ["--prompt", "wh\udcffat", "--retention", "0.5"],
+            1,
+            "The question is no text of Unicode: wh\\udcffat. Write it in UTF-8.",
+        ),
         (["--model", "~nouser/m"], 1, "There is no folder ~nouser/m: "),
         (["--pairs", "1"], 2, "needs two or more"),
         (["--figure", "nowhere/kept.png"], 1, "there is no folder nowhere"),
@@ -284,5 +288,5 @@ def test_a_picture_that_grows_beyond_memory_is_one_line():
         def __call__(self, **_):
             raise MemoryError
 
-    with pytest.raises(InputError, match="60000 x 1 pixels: out of memory"):
-        VLM(LLAVA, Processor(), "tiny").prepare(Image.new("RGB", (60000, 1)), "x")
+    with pytest.raises(InputError, match="60000 x 300 pixels: out of memory"):
+        VLM(LLAVA, Processor(), "tiny").prepare(Image.new("RGB", (60000, 300)), "x")

@@ -14,6 +14,8 @@ from foveate.video import read
 from tests.cli.conftest import QUESTION
 from tests.films import film, sound
 
+HALF = ("--retention", 0.5)
+
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
@@ -21,7 +23,7 @@ def clip(tmp_path_factory):
 
 
 def test_on_a_model_that_reads_pictures_frames_go_in_as_pictures_and_a_line_says_so(ask, clip, tmp_path):
-    code, out, err = ask("generate", clip, "--frames", 3, "--figure", tmp_path / "kept.png", "--json")
+    code, out, err = ask("generate", clip, "--frames", 3, "--figure", tmp_path / "kept.png", "--json", *HALF)
     assert code == 0
     assert err == f"foveate: this model reads no videos: the 3 frames of {clip} go in as pictures.\n"
     told = json.loads(out)
@@ -44,7 +46,7 @@ def test_those_frames_are_the_files_own(ask, clip, tmp_path):
 
 
 def test_three_frames_if_nothing_is_said(ask, clip):
-    _, out, err = ask("generate", clip, "--json")
+    _, out, err = ask("generate", clip, "--json", *HALF)
     told = json.loads(out)
     assert err == f"foveate: this model reads no videos: of the 30 frames read of {clip}, 3 go in as pictures.\n"
     assert told["vision_tokens"] == [36] * 3
@@ -121,7 +123,7 @@ def test_what_cannot_be_done_is_one_line_before_the_model_is_loaded(
 def test_a_damaged_video_is_a_note_and_no_warning(ask, clip, tmp_path):
     whole = film(tmp_path / "whole.mp4", 200, size=(64, 64), options={"movflags": "faststart"}).read_bytes()
     (path := tmp_path / "short.mp4").write_bytes(whole[: len(whole) * 6 // 10])
-    code, _, err = ask("generate", path, "--frames", 2)
+    code, _, err = ask("generate", path, "--frames", 2, *HALF)
     assert code == 0
     first, second = err.splitlines()
     assert first.startswith(f"foveate: {path} breaks off after")
@@ -131,7 +133,7 @@ def test_a_damaged_video_is_a_note_and_no_warning(ask, clip, tmp_path):
 def test_of_a_damaged_video_both_are_said_how_many_frames_were_read_and_how_many_are_used(ask, tmp_path):
     pieces = film(tmp_path / "whole.mp4", 200, size=(64, 64), gop=200, options={"movflags": "faststart"}).read_bytes()
     (path := tmp_path / "short.mp4").write_bytes(pieces[: len(pieces) * 6 // 10])
-    code, out, err = ask("generate", path, "--json")
+    code, out, err = ask("generate", path, "--json", *HALF)
     assert code == 0
     first, second = err.splitlines()
     read = re.search(r": (\d+) of 32 frames could be read", first)[1]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from foveate.contract.stages import Attention, Cls, Hidden, Keys, TowerAttention
 from foveate.core.views import Arriving, ImageView, LayerView, PatchView, View
 from foveate.errors import SettingError
-from foveate.methods.stages import Attention, Cls, Hidden, Keys, TowerAttention
 
 LAST, AFTER = Attention(rows="last"), Attention(rows="after")
 

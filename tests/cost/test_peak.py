@@ -107,7 +107,7 @@ METHODS = {
     ),
     "mustdrop": MustDrop(pruning_layers=(1, 3), global_thr=0.002, individual_thr=0.002),
     "averagepool": fv.AveragePool(keep=0.4),
-    "finalkv": fv.FinalKV(inner=fv.V2Drop(layers=(2, 4), keep=(0.5, 0.3))),
+    "finalkv": fv.V2Drop(layers=(2, 4), keep=(0.5, 0.3)) + fv.FinalKV(),
 }
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate.contract import follow
+from foveate.contract.stages import Hidden, Place
 from foveate.engine import bucket as engine
-from foveate.methods import follow
-from foveate.methods.stages import Hidden, Place
 from foveate.registry import family_for
 from tests.bench.counting import count
 from tests.invariants.alone import check_alone, left

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate.contract.stages import TowerAttention
 from foveate.core.tower import TowerView
 from foveate.engine import images
 from foveate.engine.encode import TowerReducer
 from foveate.engine.program import Program
-from foveate.methods.stages import TowerAttention
 from foveate.registry import family_for
 from tests.models import tiny
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate.contract import follow
+from foveate.contract.naming import parse
+from foveate.contract.stages import Attention, LayerStage, Shape, TowerAttention
 from foveate.core.tower import TowerView
 from foveate.engine.early import EarlyStages
 from foveate.engine.entering import enter
 from foveate.errors import UnsupportedError
-from foveate.methods import follow
-from foveate.methods.grammar import read
-from foveate.methods.stages import Attention, LayerStage, Shape, TowerAttention
 
 TOKENS = 36
 
@@ -39,7 +39,7 @@ METHODS = ("visionzip", "divprune", "averagepool", "holov", "visionzip:retention
 
 @pytest.mark.parametrize("name", METHODS)
 def test_as_many_rows_enter_as_were_counted(name):
-    stages = early(read(name).spending(9, None))
+    stages = early(parse(name).with_budget(tokens=9))
     assert stages.late == ()
     count = stages.count(TOKENS, [(6, 6)])
     assert [len(rows) for rows in enter(stages, [shown(0), shown(1)], doubled)] == [count, count]
@@ -47,7 +47,7 @@ def test_as_many_rows_enter_as_were_counted(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_images_alike_get_together_what_they_get_alone(name):
-    stages = early(read(name).spending(9, None))
+    stages = early(parse(name).with_budget(tokens=9))
     together = enter(stages, [shown(0), shown(1), shown(2)], doubled)
     for seed, rows in enumerate(together):
         (alone,) = enter(stages, [shown(seed)], doubled)

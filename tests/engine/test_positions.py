@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate.contract.stages import Hidden, ImageStage, LayerStage
 from foveate.core.rank import spread
-from foveate.methods.stages import Hidden, ImageStage, LayerStage
 from tests.golden import positions_seen
 from tests.invariants.alone import check_alone
 from tests.models import MIXED, batch, generate, is_vision, tiny

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from foveate.contract.stages import Attention
 from foveate.engine.reading import Reduction, streams
-from foveate.methods.stages import Attention
 
 
 def signals_of(rows, renormalise=False):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import foveate as fv
-from foveate.eval.cells import contender
+from foveate.eval.cells import contenders_of
 from foveate.eval.lmms.pairing import cells_of, run_cells, summarise_task
 from foveate.eval.lmms.scores import Metric, Scores, TaskScores
 from foveate.eval.lmms.setting import Setting
@@ -25,8 +25,7 @@ FULL = scores(90, 576)
 
 @pytest.fixture(scope="module")
 def cells():
-    ours, lots, small = (contender(name) for name in ("v2drop", "random", "resize"))
-    return cells_of([ours, lots, small], [("budget", 64.0), ("budget", 32.0)], (0, 1))
+    return cells_of(contenders_of(("v2drop", "random", "resize")), [("budget", 64.0), ("budget", 32.0)], (0, 1))
 
 
 def run(setting):
@@ -51,7 +50,7 @@ def test_every_budget_and_draw_is_a_run(cells):
         ("resize", 32, 1),
     ]
     assert [draw.seed for draw in cells[2].draws] == [0, 1]
-    (preset,) = cells_of([contender("v2drop/llava-1.5-7b/192")], [("budget", 9.0)], (0,))
+    (preset,) = cells_of(contenders_of(["v2drop/llava-1.5-7b/192"]), [("budget", 9.0)], (0,))
     assert (preset.budget, preset.draws) == (None, (Setting(name="v2drop/llava-1.5-7b/192"),))
 
 

@@ -1,13 +1,14 @@
 import pytest
 import transformers
 
+from foveate.contract import naming
 from foveate.errors import BudgetError, SettingError, UnknownNameError
 from foveate.eval.lmms.setting import Choice, Setting
 from foveate.eval.store import FULL, key_of
-from foveate.methods import names
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.random import Random
 from foveate.methods.v2drop import V2Drop
+from foveate.registry import preset
 from foveate.tune import Record
 from tests.models import TEXT
 
@@ -50,12 +51,13 @@ def test_settings_without_a_budget_are_the_methods_own(config):
 
 
 def test_a_preset_goes_as_it_is(config):
-    assert Setting(name="v2drop/llava-1.5-7b/192").choice(config).solve(576) == V2Drop()
+    name = "v2drop/llava-1.5-7b/192"
+    assert Setting(name=name).choice(config).solve(576) == preset(name)
 
 
 def test_the_record_of_a_tuning_goes_as_it_is(config, tmp_path):
     path = tmp_path / "tuned.json"
-    thresholds = MustDrop()
+    thresholds = MustDrop(global_thr=0.002)
     Record(
         method=thresholds,
         model="tiny",
@@ -94,7 +96,7 @@ def test_other_settings_have_other_keys(config):
         ({"name": "v2drop", "budget": 192, "retention": 0.3}, "same thing"),
         ({"name": "v2drop/llava-1.5-7b/192", "budget": 64}, "brings its own budget"),
         ({"name": "v2drop", "settings": {"metrik": "l1"}}, "no setting metrik. It has"),
-        ({"name": "v2drop", "seed": 1}, "no setting seed"),
+        ({"name": "v2drop", "seed": 1}, "drops nothing at random"),
         ({"name": "v2drop", "budget": "1/3"}, "budget is a number; got '1/3'"),
         ({"name": "v2drop", "retention": float("nan")}, "above 0"),
         ({"name": "random", "seed": 1.5}, "seed is a number; got 1.5"),
@@ -103,7 +105,7 @@ def test_other_settings_have_other_keys(config):
         ({"name": "v2drop", "settings": [1]}, "settings is a dictionary"),
         ({"name": "v2drop", "settings": {"min_keep": 1.5}}, "min_keep should be a valid integer; got 1.5"),
         ({"name": "v2drop", "settings": {"layers": [2.5], "keep": 1}}, r"layers\[0\] should be a valid integer"),
-        ({"name": "v2drop", "settings": {"layers": [3]}}, "the same length"),
+        ({"name": "v2drop", "settings": {"layers": [3], "keep": [0.5, 0.3]}}, "the same length"),
         ({"name": "v2drop", "budget": 64, "settings": {"keep": [0.5, 0.3, 0]}}, "brings its own budget"),
     ],
 )
@@ -119,7 +121,7 @@ def test_an_unknown_method_is_refused_at_once():
 
 def test_a_chain_is_solved_for_every_sample_on_its_way(config):
     solve = Setting(name="visiondrop+v2drop:metric=l1", retention=0.05).choice(config).solve
-    assert solve(576) == names.parse("visiondrop+v2drop:metric=l1;retention=0.05")
+    assert solve(576) == naming.parse("visiondrop+v2drop:metric=l1;retention=0.05")
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from PIL import Image
 from transformers import CONFIG_MAPPING
 
 import foveate as fv
+from foveate.contract import follow
+from foveate.contract.stages import Shape
 from foveate.families.generic import Generic, lacking
 from foveate.families.unserved import UNSERVED
-from foveate.methods import follow
 from foveate.methods.averagepool import AveragePool
-from foveate.methods.stages import Shape
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
 from tests import oracle
@@ -89,7 +89,7 @@ METHODS = [
     fv.V2Drop(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3)),
     fv.Uniform(layers=(0, 3), keep=(0.7, 0.5), scope="image"),
     VisionDrop(dominant=0, contextual=0, layer_list=(2, 3), image_token_list=((12, 4), (5, 2)), reference=25),
-    fv.FinalKV(inner=fv.V2Drop(layers=(2,), keep=(0.5,))),
+    fv.V2Drop(layers=(2,), keep=(0.5,)) + fv.FinalKV(),
 ]
 WORDS = ("titt", "titit", "ttttt", "tit")
 

@@ -9,9 +9,9 @@ import transformers
 from torch import Tensor
 
 import foveate as fv
+from foveate.contract.stages import Cls
 from foveate.core.grid import grids_of
 from foveate.families.tiles import blocks, mosaic
-from foveate.methods.stages import Cls
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
 from tests import models, others

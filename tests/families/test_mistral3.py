@@ -9,9 +9,9 @@ import transformers
 from torch import Tensor
 
 import foveate as fv
+from foveate.contract.stages import Arriving
 from foveate.core.grid import grids_of
 from foveate.methods.resize import Resize
-from foveate.methods.stages import Arriving
 from foveate.methods.visiondrop import VisionDrop
 from foveate.registry import family_for
 from tests import models, others

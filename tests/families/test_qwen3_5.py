@@ -158,7 +158,7 @@ def test_the_final_cache_leaves_states_as_they_are(models):
     inner = fv.V2Drop(layers=(2, 4), keep=(0.5, 0.4))
     with fv.drop(model, inner) as bare, torch.no_grad():
         before = model(**inputs).past_key_values
-    with fv.drop(model, fv.FinalKV(inner=inner)) as cut, torch.no_grad():
+    with fv.drop(model, inner + fv.FinalKV()) as cut, torch.no_grad():
         after = model(**inputs).past_key_values
     for index in (0, 5):
         pairs = zip(models.cached(before.layers[index]), models.cached(after.layers[index]), strict=True)

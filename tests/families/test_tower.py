@@ -8,11 +8,11 @@ import torch
 import transformers
 
 import foveate as fv
+from foveate.contract.budget import known_count
+from foveate.contract.stages import ImageStage, TowerAttention, TowerKeys
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.resize import Resize
-from foveate.methods.schedule import vision_token_count
-from foveate.methods.stages import ImageStage, TowerAttention, TowerKeys
 from tests.models import batch, generate, made_of, tiny
 from tests.tiny import CLIP, IMAGE, TEXT
 
@@ -79,16 +79,15 @@ def test_pictures_of_any_shape_are_pooled_as_they_are():
 def test_a_budget_counts_the_towers_tokens_whatever_image_seq_length_says(tower, strategy, count):
     model = llava(tower, strategy)
     assert model.config.image_seq_length == 576
-    assert vision_token_count(model, None) == count
+    assert known_count(model) == count
     pixels = torch.randn(1, 3, 70, 70)
     with fv.drop(model, fv.Uniform.for_budget(model, tokens=count / 2, layers=(0,))) as trace, torch.no_grad():
         model(**prompt(pixels, count))
     assert trace.stages[0].after == (count // 2,)
 
 
-def test_a_budget_in_tokens_needs_a_count_where_pictures_have_any_shape():
-    with pytest.raises(fv.SettingError, match="depends on the image"):
-        fv.Uniform.for_budget(llava("pixtral", "full"), tokens=12, layers=(0,))
+def test_a_budget_in_tokens_waits_for_the_picture_where_these_have_any_shape():
+    assert fv.Uniform.for_budget(llava("pixtral", "full"), tokens=12, layers=(0,)) == fv.Uniform(tokens=12, layers=(0,))
 
 
 def test_merging_early_reaches_a_projector_that_reads_the_first_layer():

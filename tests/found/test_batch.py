@@ -16,7 +16,7 @@ from foveate.batch.listener import Listener
 from foveate.batch.rows import Bad, Row
 from foveate.batch.sources import source_of
 from foveate.batch.survey import Table, count_rows
-from foveate.methods.grammar import read
+from foveate.contract.naming import parse
 from tests.batch.conftest import rows_in
 from tests.batch.test_sources import rows_of, write_lines
 from tests.found import line, lines
@@ -159,8 +159,8 @@ def test_columns_that_are_not_asked_about_go_into_the_output(answer, questions, 
 
 @line("4.14", "method was [{'name': 'v2drop', 'settings': {}, 'ready': None}]")
 def test_another_method_is_named_as_it_was_written(answer, questions):
-    answer(questions(2), method=read("v2drop"))
+    answer(questions(2), method=parse("v2drop"))
     with pytest.raises(fv.InputError) as refused:
-        answer(questions(2), method=read("visiondrop"))
+        answer(questions(2), method=parse("visiondrop"))
     assert "v2drop" in str(refused.value)
     assert "[{" not in str(refused.value)

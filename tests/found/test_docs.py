@@ -15,7 +15,6 @@ FACTS = {
     "5.6 picks.suppress is in no guide": (GUIDES, r"\bsuppress\b"),
     "5.6 pick_by_crop is in no guide": (GUIDES, r"\bpick_by_crop\b"),
     "5.6 Counted is in no guide": (GUIDES, r"\bCounted\b"),
-    "5.6 scaled_counts is in no guide": (GUIDES, r"\bscaled_counts\b"),
     "5.6 docs/pictures.py is in no guide": (GUIDES, r"\bdocs/pictures\.py\b"),
     "5.6 SMALLEST is in no guide": (GUIDES, r"\bSMALLEST\b"),
     "5.7 how a signal is added is in no guide": (GUIDES, r"\bcore/signals\.py\b"),

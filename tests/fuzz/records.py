@@ -10,10 +10,10 @@ from typing import Any
 
 from foveate.cli.checks import check_methods
 from foveate.cli.tune import Tune
+from foveate.contract.catalogue import methods
+from foveate.contract.naming import parse
 from foveate.eval.store import Store
-from foveate.methods.grammar import read
 from foveate.methods.mustdrop import MustDrop
-from foveate.methods.names import methods
 from foveate.methods.v2drop import V2Drop
 from foveate.tune import Record
 from tests.fuzz.judging import Case, Wrong
@@ -83,14 +83,12 @@ def _method(rng: Random, folder: Path) -> Case:
     """A method's own JSON, or a record, behind --method."""
     kind = rng.choice(sorted(methods()))
     own = json.dumps(methods()[kind]().to_dict()).encode()
-    chain = (MustDrop() + V2Drop()).to_json().encode()
+    chain = json.dumps((MustDrop() + V2Drop()).to_dict()).encode()
     (path := folder / "method.json").write_bytes(_damaged_json(rng, rng.choice((own, tuned(), chain))))
 
     def load() -> None:
         check_methods([str(path)])
-        named = read(str(path))
-        named.check()
-        named.method()
+        parse(str(path))
 
     return Case(f"--method {path.name}, of {kind}", load)
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from transformers import LlamaConfig, LlavaConfig
 
+from foveate.contract import catalogue
+from foveate.contract.method import Method
+from foveate.contract.naming import parse
 from foveate.errors import SettingError
-from foveate.methods import names
-from foveate.methods.base import Method
-from foveate.methods.grammar import read
 from tests.fuzz.judging import Case, Wrong
 from tests.fuzz.mutating import altered, odd_number, odd_text, odd_value, short
 
@@ -22,7 +22,7 @@ JOINTS = (":", ";", "=", "+", ",", "/", "", " ", "::", ";;", "==", "++")
 
 def case(rng: Random, folder: Path) -> Case:
     """One of the ways to make a method, with something wrong in most of them."""
-    kinds = sorted(names.discovered().items())
+    kinds = sorted(catalogue.discovered().items())
     name, kind = rng.choice(kinds)
     values = _values(rng, kind)
     way = rng.choice(("python", "python", "dictionary", "json", "text", "text", "budget", "chain"))
@@ -34,17 +34,17 @@ def case(rng: Random, folder: Path) -> Case:
         return Case(f"{kind.__name__}.for_budget(**{short(given)})", lambda: kind.for_budget(MODEL, **given))
     if way == "dictionary":
         plain = altered(rng, {"method": name, **_defaults(kind), **values})
-        return Case(f"from_dict({short(plain)})", lambda: _made(names.from_dict(plain), rng))
+        return Case(f"from_dict({short(plain)})", lambda: _made(catalogue.from_dict(plain), rng))
     if way == "json":
         written = json.dumps({"method": name, **_jsonable(values)})
         text = rng.choice((written, written[: rng.randrange(len(written))], written + odd_text(rng)))
-        return Case(f"from_json({short(text)})", lambda: _made(kind.from_json(text), rng))
+        return Case(f"parse({short(text)})", lambda: _made(parse(text), rng))
     if way == "chain":
         other, _ = rng.choice(kinds)
         members = [{"method": name, **values}, altered(rng, {"method": other})]
-        return Case(f"a chain of {short(members)}", lambda: _made(names.from_dict(_chain(members)), rng))
+        return Case(f"a chain of {short(members)}", lambda: _made(catalogue.from_dict(_chain(members)), rng))
     text = _text(rng, name, values)
-    return Case(f"parse({short(text)})", lambda: _parsed(text, rng))
+    return Case(f"parse({short(text)})", lambda: _made(parse(text), rng))
 
 
 def _values(rng: Random, kind: type[Method]) -> dict[str, Any]:
@@ -106,20 +106,13 @@ def _written(value: Any) -> str:
     return value if isinstance(value, str) else short(value)
 
 
-def _parsed(text: str, rng: Random) -> None:
-    named = read(text)
-    named.check()
-    _made(named.method(), rng)
-
-
 def _made(method: Method, rng: Random) -> None:
     """A method that was made survives its JSON, and plans tokens or says why not."""
-    text = method.to_json()
-    again = names.from_dict(json.loads(text))
+    text = json.dumps(method.to_dict())
+    again = catalogue.from_dict(json.loads(text))
     if again.to_dict() != method.to_dict():
         raise Wrong(f"{method!r} comes back from its JSON as {again!r}")
     depth, sizes = rng.choice(DEPTHS), rng.choice(SIZES)
-    method.check(depth)
     counts = method.plan(depth, sizes)
     if counts is not None and not all(0 <= count <= sum(sizes) for count in counts):
         raise Wrong(f"{method!r} plans {counts} tokens of {sizes}")

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate.contract.stages import ImageView, Shape
 from foveate.methods import dart
-from foveate.methods.stages import ImageView, Shape
 from tests.golden import TOLERANCE, cases, generate
 
 ONCE = {

@@ -8,17 +8,17 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate.contract.entering import Framed
+from foveate.contract.stages import Arriving, ImageView, LayerView, Shape, TowerAttention
 from foveate.core.attention import mean_of_busiest, nearness
 from foveate.methods import vidcom2, vscan
 from foveate.methods.clse import CLSE
 from foveate.methods.dycoke import DyCoke
 from foveate.methods.evs import EVS
-from foveate.methods.framed import Framed
 from foveate.methods.priortr import PriorTR, gained
 from foveate.methods.prumerge import PruMerge
 from foveate.methods.prumerge_plus import PruMergePlus
 from foveate.methods.sparsevlm_plus import SparseVLMPlus
-from foveate.methods.stages import Arriving, ImageView, LayerView, Shape, TowerAttention
 from foveate.methods.vscan import VScan
 from tests.golden import TOLERANCE, cases, generate, positions_seen
 from tests.golden.test_golden import called

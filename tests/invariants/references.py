@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import foveate as fv
-from foveate.methods.base import Method
+from foveate.contract.method import Method
 from tests import oracle
 from tests.invariants import facts
 from tests.models import IMAGE, TINY, VIDEO, cuts_of, generate, given, is_vision
@@ -36,7 +36,7 @@ def reference(method: Method, family: str, model: Any, inputs: dict[str, Any], t
     depth = len(model.get_decoder().layers)
     reindex = facts.renumbers(method, depth) and not TINY[family].mrope
     told: dict[str, Any] = {"reindex": reindex, "tower": tower(method, family, model, inputs, trace)}
-    dropper: Any = getattr(method, "inner", method)  # around which FinalKV stands
+    dropper: Any = getattr(method, "members", (method,))[0]  # beside which FinalKV stands
     if dropper.name == "visiondrop":
         told["cuts"] = {
             layer: vision_rule(dropper, pair, model, inputs)

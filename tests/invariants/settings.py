@@ -7,9 +7,9 @@ import os
 import pytest
 
 import foveate as fv
+from foveate.contract import catalogue
+from foveate.contract.method import Method
 from foveate.errors import FoveateError
-from foveate.methods import names
-from foveate.methods.base import Method
 from foveate.support import Reach, reach, usual_input
 from tests import probes
 from tests.invariants.facts import attends_in, stages
@@ -40,7 +40,7 @@ def home_of(name: str) -> object:
 
 def own_methods() -> dict[str, type[Method]]:
     """Every method of this package by its name."""
-    return {name: kind for name, kind in names.discovered().items() if kind.__module__.startswith("foveate.")}
+    return {name: kind for name, kind in catalogue.discovered().items() if kind.__module__.startswith("foveate.")}
 
 
 def examples() -> tuple[dict[str, Method], list[str]]:

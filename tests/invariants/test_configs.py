@@ -37,6 +37,13 @@ def others():
         yield
 
 
+class Halving(MustDrop):
+    """Half of what is left stays at each cut, whatever the budget: it fits images of one token."""
+
+    def solve(self, depth, entered, started):
+        return tuple(max(1, started // 2**cut) for cut, _ in enumerate(self._layers(depth), start=1))
+
+
 def method_for(name, family):
     """A setting that fits the decoder's depth, and reads attention where there is some."""
     depth, recurrent = models.tiny(family).config.get_text_config().num_hidden_layers, OTHERS[family].recurrent
@@ -53,9 +60,7 @@ def method_for(name, family):
         "mustdrop": lambda: MustDrop(
             pruning_layers=watched, global_thr=0.2, individual_thr=0.2, merge_threshold=0.3, merge_window=2
         ),
-        "budget": lambda: MustDrop(
-            pruning_layers=watched, mode="budget", counts=(12, 7)[: len(watched)], reference=25, positions="keep"
-        ),
+        "budget": lambda: Halving(pruning_layers=watched, retention=0.5, positions="keep"),
         "averagepool": lambda: AveragePool(keep=0.4),
         "resize": lambda: Resize(keep=0.4),
     }[name]()

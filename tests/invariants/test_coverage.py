@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.methods.base import Method
-from foveate.methods.stages import PixelStage, TowerStage
+from foveate.contract.method import Method
+from foveate.contract.stages import PixelStage, TowerStage
 from foveate.registry import support
 from foveate.support import reach
 from tests.invariants import facts, settings
@@ -128,7 +128,7 @@ def test_a_stage_beside_resize_or_mustdrop_is_refused():
 
     chains = {
         "has 2 PixelStages": fv.Resize(keep=0.5) + Mine(),
-        "has 2 TowerStages": fv.MustDrop(mode="budget", retention=0.5) + Deeper(),
+        "has 2 TowerStages": fv.MustDrop(retention=0.5) + Deeper(),
     }
     for said, chain in chains.items():
         with pytest.raises(fv.UnsupportedError, match=said), fv.drop(tiny("llava"), chain):

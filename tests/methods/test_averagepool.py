@@ -1,12 +1,14 @@
+import json
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
+from foveate.contract.stages import Arriving, ImageView, Shape
 from foveate.methods.averagepool import AveragePool
-from foveate.methods.stages import Arriving, ImageView, Shape
-from tests.methods.test_scheduled import Config
+from tests.contract.test_scheduled import Config
 from tests.models import FAMILIES, IMAGE, QWENS, batch, features, generate, tiny
 
 EXAMPLES = [AveragePool(keep=0.4), AveragePool(keep=0.15)]
@@ -160,7 +162,7 @@ def test_any_budget_of_a_token_or_more_is_met_from_below(rows, columns, share):
     tokens = share * size
     if tokens < 1:
         if share > 0:
-            with pytest.raises(fv.BudgetError, match="floor is 1 token"):
+            with pytest.raises(fv.BudgetError, match=r"floor is .*%, 1\.0 tokens"):
                 AveragePool.for_budget(Config(28, "qwen2_vl"), tokens=min(tokens, 0.99), vision_tokens=size)
         return
     method = AveragePool.for_budget(Config(28, "qwen2_vl"), tokens=tokens, vision_tokens=size)
@@ -170,13 +172,10 @@ def test_any_budget_of_a_token_or_more_is_met_from_below(rows, columns, share):
 
 
 def test_budgets_that_cannot_be():
-    with pytest.raises(fv.BudgetError, match=r"0.5 of 576 vision tokens: its floor is 1 token, 0.17%"):
+    with pytest.raises(fv.BudgetError, match=r"0.5 of 576 vision tokens .* its floor is 0.17%, 1.0 tokens"):
         AveragePool.for_budget(Config(32), tokens=0.5)
     with pytest.raises(fv.SettingError, match="one of tokens= and retention="):
         AveragePool.for_budget(Config(32))
-    with pytest.raises(fv.SettingError, match="give vision_tokens="):
-        AveragePool.for_budget(Config(28, "qwen2_vl"), tokens=192)
-    assert AveragePool.for_budget(Config(28, "qwen2_vl"), retention=0.25) == AveragePool(keep=0.25)
     for keep in (0, -0.1, 1.1, float("nan")):
         with pytest.raises(fv.SettingError, match="keep should be"):
             AveragePool(keep=keep)
@@ -184,7 +183,7 @@ def test_budgets_that_cannot_be():
 
 def test_settings_go_round():
     method = AveragePool(keep=0.25)
-    assert AveragePool.from_json(method.to_json()) == method
+    assert AveragePool.from_dict(json.loads(json.dumps(method.to_dict()))) == method
     assert method.to_dict() == {"method": "averagepool", "keep": 0.25, "tokens": None, "retention": None}
     assert fv.methods()["averagepool"] is AveragePool
 

@@ -1,7 +1,7 @@
 import pytest
 
 import foveate as fv
-from foveate.methods.chain import Chain
+from foveate.contract.chain import Chain
 from foveate.methods.chains import PRESETS
 
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from foveate.contract import follow
+from foveate.contract.stages import Attention, CacheStage, LayerStage, PixelStage, Place, Resource, Shape, TowerStage
 from foveate.core.cut import Cut
 from foveate.core.views import Arriving
 from foveate.errors import SettingError
-from foveate.methods import follow
-from foveate.methods.stages import Attention, CacheStage, LayerStage, PixelStage, Place, Resource, Shape, TowerStage
 from foveate.testing import made_tensors, made_view
 from tests.invariants.settings import EXAMPLES
 from tests.tiny import DEPTH

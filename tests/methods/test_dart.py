@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
+from foveate.contract.stages import Arriving, Columns, KeyNorms, LayerView, Normed, Pivots, Shape
 from foveate.methods.dart import DART, visiting_order
-from foveate.methods.stages import Arriving, Columns, KeyNorms, LayerView, Normed, Pivots, Shape
-from tests.methods.test_scheduled import Config, mean
+from tests.contract.test_scheduled import Config, mean
 from tests.models import batch, tiny
 
 EXAMPLES = [DART(layer=2, keep=0.6, pivots=2, text_pivots=2), DART(layer=3, retention=0.7, text_pivots=0)]

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
+from foveate.contract.stages import Arriving, ImageView, Shape
 from foveate.methods.dycoke import DyCoke
-from foveate.methods.stages import Arriving, ImageView, Shape
 from tests.methods.test_vidcom2 import kept, stage_of
 from tests.models import batch, generate, tiny
 
@@ -131,7 +131,7 @@ def test_how_many_stay_is_not_known_where_views_may_be_frames_or_tiles():
 
 
 def test_settings():
-    assert DyCoke() == DyCoke(k=0.7)
+    assert DyCoke().own == 0.7
     assert DyCoke(k=0.0).stages(Shape(depth=6)) == ()
     assert fv.preset("dycoke/llava-onevision-7b/47.5%") == DyCoke(k=0.7)
     with pytest.raises(fv.SettingError, match="either k or a budget"):

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
+from foveate.contract.entering import change
+from foveate.contract.stages import Arriving, Shape
 from foveate.methods.evs import EVS
-from foveate.methods.framed import change
-from foveate.methods.stages import Arriving, Shape
 from tests.methods.test_dycoke import angles
 from tests.methods.test_vidcom2 import kept, stage_of
 from tests.models import batch, tiny
@@ -91,7 +91,7 @@ def test_a_picture_keeps_everything():
     for method in (EVS(q=1.0), EVS(retention=0.1)):
         assert kept(method, torch.randn(12, 4), 3, video=False) == list(range(12))
     assert EVS(q=0.0).stages(Shape(depth=6)) == ()
-    assert EVS() == EVS(q=0.75)
+    assert EVS().own == 0.75
 
 
 def engine_keeps(rows, frames, q):

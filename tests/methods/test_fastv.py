@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
+from foveate.contract.stages import Attention, LayerView, Shape
 from foveate.methods.fastv import FastV
-from foveate.methods.stages import Attention, LayerView, Shape
-from tests.methods.test_scheduled import Config, mean
+from tests.contract.test_scheduled import Config, mean
 
 EXAMPLES = [FastV(layers=(2,), keep=(0.4,)), FastV(layers=(2, 4), keep=(0.6, 0.5), scope="image")]
 KEEP_ALL = FastV(keep=(1.0,))

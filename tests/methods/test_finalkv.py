@@ -12,9 +12,9 @@ from tests.models import DEPTH, IMAGE, MIXED, batch, generate, tiny
 
 V2DROP = fv.V2Drop(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3))
 VISIONDROP = fv.VisionDrop(dominant=14, layer_list=(2,), image_token_list=((7, 2),), reference=25)
-EXAMPLES = [FinalKV(inner=V2DROP), FinalKV(inner=replace(VISIONDROP, include_cls=False), first_layer=0)]
-KEEP_ALL = FinalKV(inner=fv.V2Drop(layers=(1, 3, 4), keep=(1.0, 1.0, 1.0)))
-SMALLEST = FinalKV(inner=fv.V2Drop(layers=(1, 3, 4), keep=(0.3, 0.3, 0.0)))
+EXAMPLES = [V2DROP + FinalKV(), replace(VISIONDROP, include_cls=False) + FinalKV(first_layer=0)]
+KEEP_ALL = fv.V2Drop(layers=(1, 3, 4), keep=(1.0, 1.0, 1.0)) + FinalKV()
+SMALLEST = fv.V2Drop(layers=(1, 3, 4), keep=(0.3, 0.3, 0.0)) + FinalKV()
 FILTER = {"pruning_layers": (1, 3), "global_thr": 0.05, "individual_thr": 0.2}
 
 
@@ -25,12 +25,12 @@ def prefill(method, inputs):
 
 
 @pytest.mark.parametrize("positions", ["reindex", "keep"])
-def test_around_mustdrop_without_its_cache_stage_it_is_that_stage(positions):
+def test_beside_mustdrop_without_its_cache_stage_it_is_that_stage(positions):
     model, inputs = tiny("llava"), batch("llava", MIXED)
     whole, bare = (fv.MustDrop(**FILTER, merge_windows=False, positions=positions, kv=kv) for kv in (True, False))
     with fv.drop(model, whole) as wanted:
         expected = generate(model, inputs)
-    with fv.drop(model, FinalKV(inner=bare)) as trace:
+    with fv.drop(model, bare + FinalKV()) as trace:
         got = generate(model, inputs)
     with fv.drop(model, bare):
         other = generate(model, inputs)
@@ -39,10 +39,10 @@ def test_around_mustdrop_without_its_cache_stage_it_is_that_stage(positions):
     assert trace.kv_lengths == wanted.kv_lengths
 
 
-def test_caches_from_the_first_layer_on_hold_the_final_tokens_and_the_prefill_is_the_inner_methods():
+def test_caches_from_the_first_layer_on_hold_the_final_tokens_and_the_prefill_is_the_other_methods():
     inputs = batch("llava", ["titt"])
     bare, trace = prefill(V2DROP, inputs)
-    cut, wrapped = prefill(FinalKV(inner=V2DROP, first_layer=1), inputs)
+    cut, beside = prefill(V2DROP + FinalKV(first_layer=1), inputs)
     assert torch.equal(bare.logits, cut.logits)
     vision, text = ((inputs["input_ids"][0] == IMAGE) == flag for flag in (True, False))
     vision, text = vision.nonzero()[:, 0], text.nonzero()[:, 0]
@@ -56,19 +56,19 @@ def test_caches_from_the_first_layer_on_hold_the_final_tokens_and_the_prefill_is
         for part in ("keys", "values"):
             before, after = (getattr(output.past_key_values.layers[layer], part)[0] for output in (bare, cut))
             assert torch.equal(before[:, rows], after)
-    assert wrapped.stages[-1].where == "kv"
-    left = wrapped.stages[-2].after[0]
-    assert [layer[0] for layer in wrapped.kv_lengths] == [len(text) + 25] + [len(text) + left] * (DEPTH - 1)
+    assert beside.stages[-1].where == "kv"
+    left = beside.stages[-2].after[0]
+    assert [layer[0] for layer in beside.kv_lengths] == [len(text) + 25] + [len(text) + left] * (DEPTH - 1)
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_onevision", "qwen2_vl"])
 def test_a_batch_answers_as_each_of_its_samples_alone(family):
-    check_alone(tiny(family), family, FinalKV(inner=V2DROP), MIXED)
+    check_alone(tiny(family), family, V2DROP + FinalKV(), MIXED)
 
 
 @pytest.mark.xfail(strict=True, reason="a row that is no token leaves the earlier caches, though it is left at the end")
 def test_a_cls_that_is_left_at_the_end_stays_in_earlier_caches():
-    _, trace = prefill(FinalKV(inner=VISIONDROP, first_layer=0), batch("llava", ["titt"]))
+    _, trace = prefill(VISIONDROP + FinalKV(first_layer=0), batch("llava", ["titt"]))
     assert trace.stages[1].origin[0][0] == -1
     assert [layer[0] for layer in trace.kv_lengths] == [10 + 9] * DEPTH
 
@@ -76,41 +76,25 @@ def test_a_cls_that_is_left_at_the_end_stays_in_earlier_caches():
 def test_the_cost_counts_the_smaller_cache():
     config, given = tiny("llava").config, {"text_tokens": 10, "vision_tokens": 25}
     bare = fv.cost(config, **given, method=V2DROP)
-    cut = fv.cost(config, **given, method=FinalKV(inner=V2DROP))
+    cut = fv.cost(config, **given, method=V2DROP + FinalKV())
     assert cut.prefill_flops == bare.prefill_flops
     assert cut.cached == (bare.tokens[-1],) * DEPTH
     assert cut.kv_bytes < bare.kv_bytes
 
 
 def test_a_setting_survives_json():
-    for method in (FinalKV(inner=V2DROP), FinalKV(inner=fv.VisionDrop(), first_layer=3)):
-        assert FinalKV.from_dict(json.loads(method.to_json())) == method
-        assert hash(FinalKV.from_json(method.to_json())) == hash(method)
-    assert FinalKV.from_dict({"method": "finalkv"}) == FinalKV()  # the method stands beside it
+    for method in (FinalKV(), FinalKV(first_layer=3)):
+        assert FinalKV.from_dict(json.loads(json.dumps(method.to_dict()))) == method
+        assert hash(FinalKV.from_dict(json.loads(json.dumps(method.to_dict())))) == hash(method)
     with pytest.raises(fv.SettingError, match="belong to 'v2drop'"):
-        FinalKV.from_dict({"method": "v2drop", "inner": V2DROP.to_dict()})
+        FinalKV.from_dict(V2DROP.to_dict())
 
 
-def test_a_budget_is_the_inner_methods():
-    method = FinalKV.for_budget(tiny("llava"), retention=0.5, inner=fv.V2Drop, metric="cosine")
-    assert method.inner == fv.V2Drop.for_budget(tiny("llava"), retention=0.5, metric="cosine")
-    with pytest.raises(fv.SettingError, match="FinalKV needs the method that drops"):
+def test_it_takes_no_budget_and_no_layer_below_0():
+    with pytest.raises(fv.SettingError, match="finalkv has no setting retention"):
         FinalKV.for_budget(tiny("llava"), retention=0.5)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"inner": V2DROP, "first_layer": 4}, "must be between 0 and 3"),
-        ({"inner": V2DROP, "first_layer": -1}, "first_layer should be greater than or equal to 0; got -1"),
-        ({"inner": fv.VisionDrop(layer_list=(), image_token_list=())}, "does not cut between decoder layers"),
-        ({"inner": FinalKV(inner=V2DROP)}, "inner must be a method"),
-        ({"inner": "v2drop"}, "inner should be a method"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(settings, message):
-    with pytest.raises(fv.SettingError, match=message):
-        FinalKV(**settings)
+    with pytest.raises(fv.SettingError, match="first_layer should be greater than or equal to 0; got -1"):
+        FinalKV(first_layer=-1)
 
 
 def padded(where):
@@ -131,8 +115,8 @@ def padded(where):
 @pytest.mark.parametrize(
     "method",
     [
-        FinalKV(inner=V2DROP, first_layer=0),
-        FinalKV(inner=VISIONDROP),
+        V2DROP + FinalKV(first_layer=0),
+        VISIONDROP + FinalKV(),
         fv.MustDrop(**FILTER, merge_threshold=-1.0, merge_window=2),
         fv.MustDrop(**FILTER, merge_threshold=-1.0, merge_window=2, positions="keep"),
     ],

@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
+from foveate.contract.stages import Arriving, ImageView, Shape, TowerAttention
 from foveate.core.grid import neighbours_of
 from foveate.methods.hiprune import DEEP, HiPrune
-from foveate.methods.stages import Arriving, ImageView, Shape, TowerAttention
 from tests.models import batch, tiny
 
 EXAMPLES = [HiPrune(retention=0.4, alpha=0.5), HiPrune(tokens=7, alpha=1.0), HiPrune(retention=0.3, positions="keep")]
@@ -114,7 +114,7 @@ def test_the_published_settings(budget, anchors):
     highest = view[MIDDLE].sort(descending=True).indices[:anchors].tolist()
     neighbours = neighbours_of(((24, 24),), 576)[highest].flatten().tolist()
     assert {*highest, *neighbours} - {576} <= set(found)
-    assert HiPrune() == HiPrune(retention=1 / 3)
+    assert set(HiPrune().plan(32, (576,))) == {192}
 
 
 def test_each_crop_has_its_share():

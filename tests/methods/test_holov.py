@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
+from foveate.contract import follow
+from foveate.contract.stages import ImageView, LayerView, Place, Shape, TowerAttention
 from foveate.core.views import Arriving
-from foveate.methods import follow
 from foveate.methods.holov import HoloV
-from foveate.methods.stages import ImageView, LayerView, Place, Shape, TowerAttention
 from tests.models import batch, tiny
 
 EXAMPLES = [
@@ -212,4 +212,4 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 
 @pytest.mark.parametrize("method", [*EXAMPLES, HoloV()], ids=str)
 def test_a_setting_survives_json(method):
-    assert HoloV.from_dict(json.loads(method.to_json())) == method
+    assert HoloV.from_dict(json.loads(json.dumps(method.to_dict()))) == method

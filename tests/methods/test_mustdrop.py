@@ -8,23 +8,24 @@ from hypothesis import strategies as st
 from transformers import LlavaForConditionalGeneration
 
 import foveate as fv
+from foveate.contract import follow
+from foveate.contract.stages import Arriving, Cut, ImageView, LayerView, PatchView, Place, Shape
 from foveate.core.merge import window_similarity
-from foveate.methods import follow
 from foveate.methods.mustdrop import PEAK, SHARE, MustDrop, counter
-from foveate.methods.stages import Arriving, Cut, ImageView, LayerView, PatchView, Place, Shape
 from tests import golden
 from tests.models import IMAGE, TINY, batch, generate, tiny
+from tests.probes import OneLeft
 
 CUTS = {"pruning_layers": (1, 3), "merge_window": 2}
 EXAMPLES = [
     MustDrop(**CUTS, global_thr=0.2, individual_thr=0.2, merge_threshold=0.3),
     MustDrop(**CUTS, global_thr=0.2, individual_thr=0.2, merge_windows=False, positions="keep"),
-    MustDrop(**CUTS, mode="budget", counts=(12, 7), reference=25, merge_windows=False, kv=False),
+    MustDrop(**CUTS, retention=0.58, merge_windows=False, kv=False),
     MustDrop(**CUTS, global_thr=0.2, individual_thr=0.2, merge_threshold=0.3, positions="keep"),
-    MustDrop(**CUTS, mode="budget", retention=0.4, depth=6, merge_threshold=0.3),
+    MustDrop(**CUTS, retention=0.6, merge_threshold=0.3),
 ]
 KEEP_ALL = MustDrop(**CUTS, global_thr=0.0, individual_thr=0.0, merge_windows=False)
-SMALLEST = MustDrop(**CUTS, mode="budget", counts=(2, 1), reference=10_000, key_rate=0.0, merge_windows=False)
+SMALLEST = OneLeft(**CUTS, retention=0.5, key_rate=0.0, merge_windows=False)
 
 
 # -- the filter ----------------------------------------------------------------------------------------------
@@ -126,16 +127,14 @@ def test_each_image_has_its_own_text_and_its_own_shares():
     assert [staying(filtered(method, looked_at(image))) for image in images] == [[0], [0, 1]]
 
 
-@given(seed=st.integers(0, 2**16), count=st.integers(1, 30), keys=st.lists(st.integers(0, 29), max_size=6, unique=True))
-def test_a_budget_keeps_the_key_tokens_and_then_the_highest_scores(seed, count, keys):
+@given(seed=st.integers(0, 2**16), share=st.floats(0.3, 1), keys=st.lists(st.integers(0, 29), max_size=6, unique=True))
+def test_a_budget_keeps_the_key_tokens_and_then_the_highest_scores(seed, share, keys):
     attention = attention_of(4, 30, seed)
     rate = max(0, len(keys) - 0.5) / 30  # as many keys as the tower marks
-    method = MustDrop(
-        mode="budget", counts=(30, count, 1, 1), reference=30, global_thr=0.02, individual_thr=0.1, key_rate=rate
-    )
+    method = MustDrop(tokens=30 * share, global_thr=0.02, individual_thr=0.1, key_rate=rate)
     cut = filtered(method, looked_at(attention, keys))
     kept = list(range(30)) if cut is None else cut.source.tolist()
-    assert len(kept) == max(count, len(keys))
+    assert len(kept) == counts_of(30, method, 30)[1]
     assert set(keys) <= set(kept)
     score = torch.maximum(attention.sum(dim=0) / attention.sum(), attention.max(dim=0).values * 0.02 / 0.1)
     others = [score[j].item() for j in kept if j not in keys]
@@ -146,8 +145,7 @@ def test_a_budget_keeps_the_key_tokens_and_then_the_highest_scores(seed, count, 
 def test_a_budget_may_lie_below_the_key_share_of_the_unmerged_image():
     # 440 of 576 came out of the tower with 36 key tokens: forty stay where forty were asked for, not 47.
     view = looked_at(attention_of(4, 440, seed=3), keys=range(36), entered=576)
-    method = MustDrop(mode="budget", counts=(300, 40, 40, 40))
-    assert filtered(method, view).count == 40
+    assert filtered(MustDrop(tokens=86.5), view).count == 40
 
 
 # -- the tower -----------------------------------------------------------------------------------------------
@@ -232,7 +230,7 @@ def cached(method):
 
 def counts_of(start, method, full, depth=32):
     """Tokens left at each cut, of an image of `full` tokens that entered the decoder with `start`."""
-    return method._counts(depth, Arriving(start, full, start))
+    return method.counts(depth, Arriving(start, full, start))
 
 
 def mean(start, method, depth, full=None):
@@ -249,18 +247,25 @@ def mean(start, method, depth, full=None):
     ("tokens", "counts", "exact"), [(192, (316, 227, 163, 117), 191.65625), (128, (254, 147, 85, 49), 128.03125)]
 )
 def test_counts_of_the_spec(tokens, counts, exact):
-    method = MustDrop.for_budget(Config(32), tokens=tokens, entering=440)
-    assert method.counts == counts
+    method = MustDrop.for_budget(Config(32), tokens=tokens)
+    assert counts_of(440, method, 576) == counts
     assert mean(440, method, 32, full=576) == exact
 
 
 @pytest.mark.parametrize("started", [440, 336, 250])
 def test_every_image_meets_the_budget_with_what_its_merging_leaves(started):
     method = MustDrop.for_budget(Config(32), tokens=192)
-    assert (method.counts, method.retention) == ((), 192 / 576)
     assert mean(started, method, 32, full=576) == pytest.approx(192, abs=0.5)
-    if started == 440:
-        assert counts_of(440, method, 576) == (316, 227, 163, 117)
+
+
+@pytest.mark.parametrize("layers", [(2, 10), (1, 4, 7, 10, 13, 16)])
+def test_two_cuts_and_six_take_a_budget(layers):
+    method = MustDrop.for_budget(Config(32), tokens=192, pruning_layers=layers)
+    assert mean(440, method, 32, full=576) == pytest.approx(192, abs=0.5)
+
+
+def test_the_whole_budget_is_no_stage_at_all():
+    assert MustDrop(retention=1).stages(Shape(32)) == ()
 
 
 def test_an_image_that_merging_leaves_less_of_than_the_budget_keeps_all_it_has():
@@ -269,32 +274,31 @@ def test_an_image_that_merging_leaves_less_of_than_the_budget_keeps_all_it_has()
 
 @pytest.mark.parametrize(
     ("depth", "layers"),
-    [(4, (0, 1, 2)), (5, (0, 1, 2)), (28, (2, 5, 9, 12)), (32, (2, 6, 10, 14)), (40, (2, 8, 12, 18))],
+    [(4, (1, 2, 3)), (5, (1, 2, 3)), (28, (3, 6, 10, 13)), (32, (3, 7, 11, 15)), (40, (3, 9, 13, 19))],
 )
 def test_cuts_scale_with_the_decoder(depth, layers):
-    assert MustDrop.for_budget(Config(depth), retention=0.5).pruning_layers == layers
+    assert layers_of(MustDrop(), depth) == layers
 
 
-@given(depth=st.integers(4, 80), share=st.floats(0.02, 1.0), tokens=st.integers(16, 3000))
+@given(depth=st.integers(4, 80), share=st.floats(0.02, 0.999), tokens=st.integers(16, 3000))
 def test_a_budget_is_met_or_refused_with_its_floor(depth, share, tokens):
     first = round(2 * depth / 32) + 1
     floor = (first * tokens + depth - first) / depth
     if share * tokens < floor:
-        with pytest.raises(fv.BudgetError, match=f"floor is {floor:.1f} tokens"):
+        with pytest.raises(fv.BudgetError, match=f"floor is .*%, {floor:.1f} tokens"):
             MustDrop.for_budget(Config(depth), retention=share, vision_tokens=tokens)
     else:
         method = MustDrop.for_budget(Config(depth), retention=share, vision_tokens=tokens)
         assert mean(tokens, method, depth) == pytest.approx(share * tokens, abs=0.5)
-        counts = list(counts_of(tokens, method, tokens))
+        counts = list(counts_of(tokens, method, tokens, depth))
         assert counts == sorted(counts, reverse=True)
-        keys = math.ceil(method.key_rate * tokens)
-        assert keys <= max(1, counts[-1])
+        assert method._keys(depth, tokens, tokens) <= counts[-1]
 
 
 def test_key_tokens_alone_are_never_more_than_the_budget():
     # 61 tokens on average: 54 are spent before the first cut.
     method = MustDrop.for_budget(Config(32), tokens=61)
-    assert math.ceil(method.key_rate * 576) < 0.08 * 576
+    assert method._keys(32, 576, 576) == 7
     assert mean(576, method, 32) == pytest.approx(61, abs=0.5)
 
 
@@ -329,14 +333,8 @@ def test_each_stage_can_be_switched_off():
         ({"pruning_layers": (6, 6)}, "ascend strictly"),
         ({"key_rate": 1.1}, "key_rate should be less than or equal to 1"),
         ({"merge_window": 1}, "merge_window should be greater than or equal to 2"),
-        ({"reference": 0}, "reference should be greater than or equal to 1"),
-        ({"mode": "calibrated"}, "mode should be 'threshold' or 'budget'"),
-        ({"mode": "budget"}, "one count for each of the 4"),
-        ({"retention": 0.3}, "need mode='budget'"),
-        ({"counts": (4, 3, 2, 1)}, "need mode='budget'"),
-        ({"mode": "budget", "retention": 1.5}, "retention should be less than or equal to 1"),
-        ({"mode": "budget", "counts": (9, 9)}, "one count for each of the 4"),
-        ({"mode": "budget", "counts": (9, 8, 7, 6), "global_thr": 0}, "global_thr must be above 0; got 0"),
+        ({"retention": 1.5}, "retention should be less than or equal to 1"),
+        ({"retention": 0.5, "global_thr": 0}, "global_thr must be above 0; got 0"),
         ({"positions": "compact"}, "positions should be"),
     ],
 )
@@ -347,8 +345,8 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 
 @pytest.mark.parametrize("method", [*EXAMPLES, KEEP_ALL, MustDrop()], ids=str)
 def test_a_setting_survives_json(method):
-    assert MustDrop.from_dict(json.loads(method.to_json())) == method
-    assert hash(MustDrop.from_json(method.to_json())) == hash(method)
+    assert MustDrop.from_dict(json.loads(json.dumps(method.to_dict()))) == method
+    assert hash(MustDrop.from_dict(json.loads(json.dumps(method.to_dict())))) == hash(method)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +362,7 @@ def test_published_thresholds(name, thresholds):
     method = fv.preset(f"mustdrop/llava-1.5-7b/{name}")
     assert (method.global_thr, method.individual_thr) == thresholds
     assert (method.merge_threshold, method.merge_window, method.key_rate) == (0.8, 3, 0.08)
-    assert method.pruning_layers == (2, 6, 10, 14)
+    assert layers_of(method) == (3, 7, 11, 15)
 
 
 # -- in a model ----------------------------------------------------------------------------------------------
@@ -376,7 +374,7 @@ def test_the_table_of_the_spec(positions, decoding):
     case = golden.cases("mustdrop")[0]
     similarity = merged_similarity(case)
     threshold = similarity.sort(descending=True).values[46].item()  # 47 windows merge: 576 − 8 · 47 = 200
-    method = MustDrop(mode="budget", counts=(100,) * 4, merge_threshold=threshold, key_rate=0.08, positions=positions)
+    method = MustDrop(tokens=109.375, merge_threshold=threshold, key_rate=0.5, positions=positions)  # key tokens alone
     with fv.drop(case.model, method) as trace, golden.positions_seen(case.model) as seen:
         golden.generate(case.model, case.inputs)
     assert (trace.stages[0].where, trace.stages[0].after) == ("tower", (200,))
@@ -402,7 +400,7 @@ def merged_similarity(case):
 
 def test_the_caches_of_filtering_layers_hold_the_final_rows_not_the_first_ones():
     model, inputs = tiny("llava"), batch("llava", ["titt"])
-    settings = {"pruning_layers": (1, 3), "mode": "budget", "counts": (14, 6), "reference": 25, "merge_windows": False}
+    settings = {"pruning_layers": (1, 3), "retention": 0.58, "merge_windows": False}
     caches = {}
     for kv in (False, True):
         with fv.drop(model, MustDrop(**settings, kv=kv)) as trace, torch.no_grad():
@@ -456,10 +454,8 @@ def test_decoders_of_other_depths(depth):
         model(**batch("llava", ["titt"]))
     assert trace.tokens == pytest.approx([mean(25, method, depth)])
     assert trace.tokens == pytest.approx([8], abs=0.5)
-    first, text = method.pruning_layers[0], 1 + 3 * 3
-    assert [layer[0] for layer in trace.kv_lengths] == [text + 25] * first + [text + method.counts[-1]] * (
-        depth - first
-    )
+    first, last, text = layers_of(method, depth)[0] - 1, counts_of(25, method, 25, depth)[-1], 1 + 3 * 3
+    assert [layer[0] for layer in trace.kv_lengths] == [text + 25] * first + [text + last] * (depth - first)
 
 
 @pytest.mark.parametrize("thresholds", [(0.001, 0.001), (2.0, 2.0)])

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
+from foveate.contract.stages import Attention, CacheStage, LayerView, Shape
 from foveate.methods.priortr import PriorTR, gained
-from foveate.methods.stages import Attention, CacheStage, LayerView, Shape
-from tests.methods.test_scheduled import Config, mean
+from tests.contract.test_scheduled import Config, mean
 from tests.models import batch, generate, slots, tiny
 
 EXAMPLES = [PriorTR(layer=3, keep=0.4), PriorTR(layer=2, retention=0.6, question="last", heads="max", kv=False)]

@@ -4,10 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.methods import follow
+from foveate.contract import follow
+from foveate.contract.stages import Arriving, Attention, LayerView, Shape
 from foveate.methods.pyramiddrop import PyramidDrop
-from foveate.methods.stages import Arriving, Attention, LayerView, Shape
-from tests.methods.test_scheduled import Config, mean
+from tests.contract.test_scheduled import Config, mean
 
 EXAMPLES = [
     PyramidDrop(layer_list=(1, 3, 4), image_token_ratio_list=(0.6, 0.3, 0.1)),
@@ -60,7 +60,7 @@ def test_default_layers_are_quarters_of_the_depth(depth, layers):
 
 @pytest.mark.parametrize("method", [PyramidDrop(), PyramidDrop(retention=0.5)])
 def test_a_decoder_too_shallow_for_three_cuts_is_refused(method):
-    with pytest.raises(fv.SettingError, match="four layers or more; got 3"):
+    with pytest.raises(fv.SettingError, match="4 layers or more; got 3"):
         method.stages(Shape(depth=3))
 
 
@@ -84,7 +84,7 @@ def test_ties_go_to_the_lower_index():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"layer_list": (8,)}, "the same length; got 1 and 3"),
+        ({"layer_list": (8,), "image_token_ratio_list": (0.5, 0.2)}, "must have the same length"),
         ({"image_token_ratio_list": (0.5, 0.25, 0.3)}, "none may grow"),
         ({"image_token_ratio_list": (0.5, 0.25, 0.1), "retention": 0.3}, "or a budget"),
         ({"tokens": 10, "retention": 0.3}, "one of tokens= and retention="),
@@ -141,5 +141,5 @@ def test_a_budget_is_met_or_refused_with_its_floor(depth, share, tokens):
 
 
 def test_the_papers_layers_meet_no_budget_below_a_quarter():
-    with pytest.raises(fv.BudgetError, match=r"before layers \(8, 16, 24\), so its floor is 144.8 tokens"):
+    with pytest.raises(fv.BudgetError, match=r"before layer 8, so its floor is 25.13%, 144.8 tokens"):
         PyramidDrop.for_budget(Config(32), tokens=128, layer_list=(8, 16, 24))

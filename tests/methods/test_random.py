@@ -2,8 +2,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foveate.contract.stages import LayerView
 from foveate.methods.random import Random, lots
-from foveate.methods.stages import LayerView
 
 EXAMPLES = [
     Random(layers=(1, 3, 4), keep=(0.6, 0.5, 0.3)),

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from hypothesis import given
@@ -5,12 +7,12 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
+from foveate.contract.stages import Arriving
 from foveate.families.qwen_vl import _resized
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.resize import Resize
-from foveate.methods.stages import Arriving
-from tests.methods.test_gridded import seen
-from tests.methods.test_scheduled import Config
+from tests.contract.test_gridded import seen
+from tests.contract.test_scheduled import Config
 from tests.models import IMAGE, QWENS, batch, generate, tiny
 
 EXAMPLES = [Resize(keep=0.4), Resize(keep=0.15)]
@@ -212,14 +214,14 @@ def test_it_spends_what_average_pooling_spends(rows, columns, keep):
 def test_budgets():
     method = Resize.for_budget(Config(32), tokens=192)
     assert method.plan(32, (576,), [((24, 24),)]) == (182,) * 32
-    assert Resize.for_budget(Config(32), tokens=576) == Resize(keep=1.0)
-    with pytest.raises(fv.BudgetError, match=r"Resize cannot keep 0.5 of 576 .* floor is 1 token"):
+    assert Resize.for_budget(Config(32), tokens=576).plan(32, (576,), [((24, 24),)]) == (576,) * 32
+    with pytest.raises(fv.BudgetError, match=r"Resize cannot average 0.5 of 576 .* floor is 0.17%, 1.0 tokens"):
         Resize.for_budget(Config(32), tokens=0.5)
 
 
 def test_settings_go_round():
     method = Resize(keep=0.25)
-    assert Resize.from_json(method.to_json()) == method
+    assert Resize.from_dict(json.loads(json.dumps(method.to_dict()))) == method
     assert fv.methods()["resize"] is Resize
 
 

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.methods import follow
+from foveate.contract import follow
+from foveate.contract.stages import Features, ImageView, Shape, TowerAttention
 from foveate.methods.scope import Scope
-from foveate.methods.stages import Features, ImageView, Shape, TowerAttention
 from tests.models import batch, tiny
 
 EXAMPLES = [Scope(keep=0.4), Scope(tokens=6, alpha=0.5, positions="keep"), Scope(keep=0.3, alpha=0.0)]
@@ -142,4 +142,4 @@ def test_a_negative_exponent_is_refused():
 
 @pytest.mark.parametrize("method", [*EXAMPLES, Scope()], ids=str)
 def test_a_setting_survives_json(method):
-    assert Scope.from_dict(json.loads(method.to_json())) == method
+    assert Scope.from_dict(json.loads(json.dumps(method.to_dict()))) == method

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
+from foveate.contract.stages import Arriving, Attention, LayerView, Shape
 from foveate.methods.sparsevlm import SparseVLM
 from foveate.methods.sparsevlm_plus import SparseVLMPlus
-from foveate.methods.stages import Arriving, Attention, LayerView, Shape
-from tests.methods.test_scheduled import Config, mean
+from tests.contract.test_scheduled import Config, mean
 from tests.models import batch, is_vision, tiny
 
 EXAMPLES = [
@@ -184,7 +184,7 @@ def test_without_text_behind_tokens_at_even_steps_stay():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"pruning_layers": (2, 6)}, "the same length; got 2 and 3"),
+        ({"targets": (2, 6)}, "must have the same length"),
         ({"targets": (9, 6, 3), "tokens": 9}, "either targets or a budget"),
         ({"recycle": True}, "recycle"),
     ],

@@ -1,6 +1,6 @@
 import torch
 
-from foveate.methods.stages import LayerView, Shape
+from foveate.contract.stages import LayerView, Shape
 from foveate.methods.uniform import Uniform
 
 EXAMPLES = [

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.methods import follow
-from foveate.methods.stages import Arriving, Hidden, LayerView, Shape
+from foveate.contract import follow
+from foveate.contract.stages import Arriving, Hidden, LayerView, Shape
 from foveate.methods.v2drop import V2Drop, variation
 
 LAYERS = (1, 3, 4)
@@ -93,7 +93,7 @@ def test_scores_follow_their_tokens_when_tokens_are_reordered(tokens, seed, metr
         ({"layers": (3,), "keep": (1.5,)}, r"keep\[0\] should be less than or equal to 1"),
         ({"metric": "linf"}, "metric should be"),
         ({"window": 0}, "window should be greater than or equal to 1"),
-        ({"window": 4}, "window=4 needs 4 layers before the first cut"),
+        ({"window": 4, "layers": (3,), "keep": (0.5,)}, "window=4 needs 4 layers before the first cut"),
         ({"over": "path", "window": 2}, "needs over='net'"),
         ({"over": "sum"}, "over should be"),
         ({"score_dtype": "fp8"}, "score_dtype should be"),
@@ -108,8 +108,8 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 
 @pytest.mark.parametrize("method", EXAMPLES, ids=str)
 def test_a_setting_survives_json(method):
-    assert V2Drop.from_dict(json.loads(method.to_json())) == method
-    assert hash(V2Drop.from_json(method.to_json())) == hash(method)
+    assert V2Drop.from_dict(json.loads(json.dumps(method.to_dict()))) == method
+    assert hash(V2Drop.from_dict(json.loads(json.dumps(method.to_dict())))) == hash(method)
 
 
 def test_a_dictionary_of_another_method_or_with_unknown_settings_is_refused():
@@ -207,5 +207,5 @@ def test_what_is_remembered_while_each_layer_runs():
     assert held(V2Drop(layers=(3, 5), keep=(0.5, 0.5)), tokens) == (0, 0, 9, 0, 6, 0)
     assert held(V2Drop(layers=(3, 5), keep=(0.5, 0.5), window=3), tokens) == (9, 9, 18, 6, 6, 0)
     path = V2Drop(layers=(3, 5), keep=(0.5, 0.5), over="path")
-    assert held(path, tokens) == held(fv.FinalKV(inner=path), tokens) == (9, 9, 9, 6, 6, 0)
+    assert held(path, tokens) == held(path + fv.FinalKV(), tokens) == (9, 9, 9, 6, 6, 0)
     assert held(fv.Random(layers=(3, 5), keep=(0.5, 0.5)), tokens) == (0,) * 6

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.methods import follow
-from foveate.methods.stages import Arriving, Features, ImageView, Shape, TowerAttention
+from foveate.contract import follow
+from foveate.contract.stages import Arriving, Features, ImageView, Shape, TowerAttention
 from foveate.methods.vispruner import VisPruner
 from tests.models import batch, tiny
 
@@ -187,7 +187,7 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 
 @pytest.mark.parametrize("method", [*EXAMPLES, VisPruner()], ids=str)
 def test_a_setting_survives_json(method):
-    assert VisPruner.from_dict(json.loads(method.to_json())) == method
+    assert VisPruner.from_dict(json.loads(json.dumps(method.to_dict()))) == method
 
 
 def test_a_closing_newline_counts():

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
+from foveate.contract.stages import Arriving, Attention, ImageView, LayerView, Shape, TowerAttention
 from foveate.core.grid import windows_of
 from foveate.methods import vscan
-from foveate.methods.stages import Arriving, Attention, ImageView, LayerView, Shape, TowerAttention
 from foveate.methods.vscan import VScan
 from tests.models import batch, tiny
 
@@ -173,12 +173,13 @@ def test_wrong_settings_are_refused():
         VScan(entry=0.5)
     with pytest.raises(fv.SettingError):
         VScan(layer=0)
-    with pytest.raises(fv.BudgetError, match="floor is 1 token"):
+    with pytest.raises(fv.BudgetError, match=r"floor is .*%, 1\.0 tokens"):
         VScan.for_budget(tiny("llava"), tokens=0.9)
-    for wrong in ({"keep": (0.5,)}, {"keep": (0.5, 0.5), "tokens": 9}):
-        with pytest.raises(fv.SettingError, match="either a budget or keep, which are two shares"):
-            VScan(**wrong)
-    assert VScan() == VScan(retention=1 / 3)
+    with pytest.raises(fv.SettingError, match="keep are two shares"):
+        VScan(keep=(0.5,))
+    with pytest.raises(fv.SettingError, match="either keep or a budget"):
+        VScan(keep=(0.5, 0.5), tokens=9)
+    assert VScan().plan(32, (576,)) == VScan(retention=1 / 3).plan(32, (576,))
 
 
 # -- on models -----------------------------------------------------------------------------------------------------

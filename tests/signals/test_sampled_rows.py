@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate.contract.stages import Attention, LayerStage
 from foveate.engine import reading
-from foveate.methods.stages import Attention, LayerStage
 from tests import oracle
 from tests.models import batch, is_vision, tiny
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.families.base import Family
-from foveate.methods.stages import (
+from foveate.contract.stages import (
     Attention,
     Cells,
     Columns,
@@ -27,6 +26,7 @@ from foveate.methods.stages import (
     TowerAttention,
     TowerKeys,
 )
+from foveate.families.base import Family
 from tests import oracle
 from tests.models import DEPTH, FAMILIES, TINY, batch, is_vision, tiny
 

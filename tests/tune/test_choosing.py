@@ -1,6 +1,6 @@
 import numpy as np
 
-from foveate.methods.space import Point
+from foveate.contract.space import Point
 from foveate.methods.v2drop import V2Drop
 from foveate.tune.choosing import chosen
 from foveate.tune.samples import Split

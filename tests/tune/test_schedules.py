@@ -4,9 +4,8 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.methods.grammar import read
-from foveate.methods.names import parse
-from foveate.methods.space import Point
+from foveate.contract.naming import given, parse
+from foveate.contract.space import Point, space_of
 from foveate.tune import race
 from foveate.tune.costs import Limit, Prices, solved
 from foveate.tune.forcing import greedy, outcomes, targets
@@ -35,7 +34,7 @@ def test_questions_about_one_picture_stay_together_and_the_parts_share_none():
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.85])
 def test_no_setting_costs_more_than_the_budget_and_one_token_more_would(method, share):
     prices = Prices(LLAVA, EVERY, "retention")
-    space = method.space(prices.depth)
+    space = space_of(method, prices.depth)
     layers = (1, 3) if space.most_cuts else ()
     shape = (1.0, 0.5, 0.3)[: len(layers) + space.counts_entry]
     found = solved(space, Point(layers, shape, space.usual), prices, share)
@@ -53,7 +52,7 @@ def test_no_setting_costs_more_than_the_budget_and_one_token_more_would(method, 
 @pytest.mark.parametrize("method", [fv.DART(layer=1), fv.PriorTR(layer=1)])
 def test_methods_that_solve_their_own_schedule_spend_what_a_budget_pays_for_above_their_floor(method):
     prices = Prices(LLAVA, EVERY, "retention")
-    space = method.space(prices.depth)
+    space = space_of(method, prices.depth)
     start = Point((), (1.0,), space.usual)
     assert 0.6 < prices.of(solved(space, start, prices, 0.7)) <= 0.7
     assert solved(space, start, prices, 0.02) is None
@@ -62,7 +61,7 @@ def test_methods_that_solve_their_own_schedule_spend_what_a_budget_pays_for_abov
 def test_budgets_in_flops_and_cache_bytes_are_met_too():
     for kind in ("flops", "kv"):
         prices = Prices(LLAVA, EVERY, kind)
-        found = solved(fv.V2Drop().space(DEPTH), Point((1,), (1.0,), ()), prices, 0.8)
+        found = solved(space_of(fv.V2Drop(), DEPTH), Point((1,), (1.0,), ()), prices, 0.8)
         assert 0.7 < prices.of(found) <= 0.8
 
 
@@ -184,8 +183,8 @@ def test_what_thresholds_have_no_use_for_is_refused(more):
 
 def test_a_given_setting_stays_also_where_it_is_the_usual_one(tmp_path):
     state = tmp_path / "state.jsonl"
-    named = read("v2drop:metric=l2;layers=1,3;keep=0.5,0.5")
-    tune_schedule(LLAVA, SAMPLES, named.method(), LIMIT, given=named.given, state=state, **FEW)
+    text = "v2drop:metric=l2;layers=1,3;keep=0.5,0.5"
+    tune_schedule(LLAVA, SAMPLES, parse(text), LIMIT, given=given(text), state=state, **FEW)
     tried = [json.loads(json.loads(line)["method"]) for line in state.read_text().splitlines()[1:]]
     searched = [setting for setting in tried if setting["method"] == "v2drop"]
     assert {setting["metric"] for setting in searched} == {"l2"}

@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foveate.contract.space import Point, space_of
 from foveate.errors import SettingError
-from foveate.methods.space import Point
 from foveate.methods.v2drop import V2Drop
 from foveate.methods.visiondrop import VisionDrop
 from foveate.tune.search import Trial, draw, search, step
 
 DEPTH = 32
-SPACE = V2Drop().space(DEPTH)
+SPACE = space_of(V2Drop(), DEPTH)
 START = Point((3, 17, 22), (1.0, 0.3, 0.1), SPACE.usual)
 
 
@@ -67,7 +67,7 @@ def test_a_seed_tries_the_same_settings():
     assert first.best != searched_by(lambda method: method.layers[0], seed=8).best
 
 
-SPACES = [SPACE, SPACE.without(("metric",), (1, 9)), VisionDrop().space(DEPTH)]
+SPACES = [SPACE, SPACE.without(("metric",), (1, 9)), space_of(VisionDrop(), DEPTH)]
 
 
 @given(seed=st.integers(0, 2**32), space=st.sampled_from(SPACES))

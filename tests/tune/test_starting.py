@@ -2,8 +2,8 @@ import pytest
 
 import foveate as fv
 from foveate import embedded
-from foveate.methods.grammar import read
-from foveate.methods.names import parse
+from foveate.contract.naming import given, parse
+from foveate.contract.space import space_of
 from foveate.tune.costs import Limit, Prices, solved
 from foveate.tune.samples import grouped
 from foveate.tune.starting import left_to_search, published_point, usual_point
@@ -17,7 +17,7 @@ LATE = fv.V2Drop(layers=(2, 3), keep=(0.5, 0.5))
 
 
 def begun(method):
-    space = method.space(DEPTH)
+    space = space_of(method, DEPTH)
     return space, published_point(method, space, PRICES, LIMIT)
 
 
@@ -29,11 +29,11 @@ def test_a_chain_begins_with_the_cuts_of_the_member_that_spends(earlier):
 
 
 def test_the_share_of_an_earlier_member_is_searched_unless_somebody_gave_one():
-    shares = (fv.DivPrune() + LATE).space(DEPTH).settings["0.retention"]
+    shares = space_of(fv.DivPrune() + LATE, DEPTH).settings["0.retention"]
     assert shares[0] is None
     assert len(shares) > 3
-    for given in (fv.DivPrune(keep=0.25), fv.DivPrune(retention=0.25), fv.DivPrune(tokens=9)):
-        assert "0.retention" not in (given + LATE).space(DEPTH).settings
+    for early in (fv.DivPrune(keep=0.25), fv.DivPrune(retention=0.25), fv.DivPrune(tokens=9)):
+        assert "0.retention" not in space_of(early + LATE, DEPTH).settings
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def prices():
 )
 def test_chains_by_name_have_something_to_begin_with(text, published, prices):
     method = parse(text)
-    space = method.space(prices.depth)
+    space = space_of(method, prices.depth)
     start = published_point(method, space, prices, Limit("tokens", 64))
     assert (start is not None) == published
     found = solved(space, start or usual_point(method, space, prices), prices, 64)
@@ -62,9 +62,9 @@ def test_chains_by_name_have_something_to_begin_with(text, published, prices):
 
 
 def test_given_settings_are_left_out_of_the_search_and_given_layers_stay():
-    named = read("v2drop:metric=l2;layers=1,3;keep=0.5,0.5")
-    space = left_to_search(named.method().space(DEPTH), named.method(), named.given)
+    text = "v2drop:metric=l2;layers=1,3;keep=0.5,0.5"
+    space = left_to_search(space_of(parse(text), DEPTH), parse(text), given(text))
     assert ("metric" in space.settings, space.fixed) == (False, (1, 3))
-    chain = read("divprune:keep=0.8+v2drop:over=net;layers=1,3;keep=0.5,0.5")
-    space = left_to_search(chain.method().space(DEPTH), chain.method(), chain.given)
+    text = "divprune:keep=0.8+v2drop:over=net;layers=1,3;keep=0.5,0.5"
+    space = left_to_search(space_of(parse(text), DEPTH), parse(text), given(text))
     assert ("1.over" in space.settings, "1.metric" in space.settings, space.fixed) == (False, True, (1, 3))

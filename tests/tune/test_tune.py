@@ -25,7 +25,7 @@ def test_the_setting_found_meets_the_budget_on_the_samples(target):
     assert record.retention == pytest.approx(target, rel=0.03)  # eight samples of 25 tokens move in steps
     assert record.retention == pytest.approx(retention_of(record.method))
     assert record.method.individual_thr == pytest.approx(2 * record.method.global_thr)
-    assert (record.method.mode, record.method.key_rate, record.method.pruning_layers) == ("threshold", 0.04, (1, 3))
+    assert (record.method.key_rate, record.method.pruning_layers) == (0.04, (1, 3))
     assert (record.samples, record.task, record.target) == (8, "squares", target)
     assert record.spread > 0
     assert record.vision_tokens == pytest.approx(37.5)

@@ -11,7 +11,7 @@ from PIL import Image
 
 import foveate as fv
 from foveate import embedded
-from foveate.methods.base import Method
+from foveate.contract.method import Method
 
 PROMPT = "USER: <image>\nWhat does the text say? ASSISTANT:"
 ARCHITECTURES = {

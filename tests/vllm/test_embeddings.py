@@ -4,10 +4,10 @@ import pytest
 
 import foveate as fv
 from foveate import embedded
+from foveate.contract.method import Method
+from foveate.contract.stages import Attention, LayerStage
 from foveate.errors import BudgetError, InputError, UnsupportedError
 from foveate.integrations.vllm.embeddings import reduced_embeddings
-from foveate.methods.base import Method
-from foveate.methods.stages import Attention, LayerStage
 from tests.vllm import engines
 from tests.vllm.engines import Renumbered, engine
 

@@ -3,10 +3,10 @@
 import pytest
 import transformers
 
+from foveate.contract.naming import parse
 from foveate.errors import FoveateError, SettingError
 from foveate.families.llava import Llava
 from foveate.integrations.vllm.setting import Rate, Setting
-from foveate.methods.grammar import read
 from tests.vllm.engines import Reference, answers, engine, picture, request
 
 pytest.importorskip("vllm")
@@ -31,7 +31,7 @@ METHODS = (
 
 
 def _with(method, tokens=None, retention=None):
-    return read(method).spending(tokens, retention)
+    return parse(method).with_budget(tokens=tokens, retention=retention)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_the_tower_stage_of_visiondrop_works_by_itself(llava_folder, reference):
     requests = [request([picture(0)]), request([picture(1), picture(2)])]
     with engine(llava_folder, {"method": method}) as llm:
         said = answers(llm, requests)
-    assert said == [reference.answer(made, read(method).method()) for made in requests]
+    assert said == [reference.answer(made, parse(method)) for made in requests]
 
 
 def test_a_server_that_keeps_everything_drops_for_a_request_that_asks_for_less(llava_folder, reference):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from foveate.methods.grammar import read
+from foveate.contract.naming import parse
 from tests.vllm.engines import Reference, answers, engine, picture, request
 
 pytest.importorskip("vllm")
@@ -29,7 +29,7 @@ def test_a_method_answers_as_on_transformers(next_folder, reference, method):
     with engine(next_folder, {"method": method, "retention": 0.25}) as llm:
         said = answers(llm, requests)
     pairs = zip(requests, rates, strict=True)
-    assert said == [reference.answer(made, read(method).spending(None, rate)) for made, rate in pairs]
+    assert said == [reference.answer(made, parse(method).with_budget(retention=rate)) for made, rate in pairs]
 
 
 def test_whole_images_answer_as_the_untouched_model(next_folder, reference):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from foveate.methods.grammar import read
+from foveate.contract.naming import parse
 from tests.vllm import engines
 from tests.vllm.engines import Reference, answers, engine, picture
 
@@ -36,7 +36,7 @@ def test_two_ranks_answer_as_transformers(folder, fixtures):
     with engine(folder, setting, tensor_parallel_size=2, distributed_executor_backend="mp") as llm:
         said = answers(llm, requests)
     reference = Reference(folder)
-    quarter, half = read("visionzip").spending(None, 0.25), read("visionzip").spending(None, 0.5)
+    quarter, half = parse("visionzip").with_budget(retention=0.25), parse("visionzip").with_budget(retention=0.5)
     methods = (quarter, quarter, half, None)
     pairs = zip(requests, methods, strict=True)
     assert said == [reference.answer(made, method) for made, method in pairs]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from foveate import embedded
-from foveate.methods.grammar import read
+from foveate.contract.naming import parse
 from tests.vllm import engines
 from tests.vllm.conftest import ENVIRONMENT
 from tests.vllm.engines import Reference, picture
@@ -122,7 +122,7 @@ def asked():
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
         prompt = reference.processor.apply_chat_template(messages, add_generation_prompt=True)
         made = {"prompt": prompt, "multi_modal_data": {"image": [image.convert("RGB")]}}
-        method = read("visionzip").spending(tokens, None)
+        method = parse("visionzip").with_budget(tokens=tokens)
         ids = reference.answer(made, method, tokens=12)
         text = reference.processor.tokenizer.decode(ids, skip_special_tokens=True)
         cases.append((url_of(image), tokens, text))

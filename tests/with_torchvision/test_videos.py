@@ -18,6 +18,7 @@ from tests.with_torchvision.conftest import save_onevision
 FAMILIES = ("qwen2_vl", "llava_onevision")
 TOKENS = {"qwen2_vl": lambda frames: 12 * ((frames + 1) // 2), "llava_onevision": lambda frames: 9 * frames + 1}
 QUESTION = ("--prompt", "What happens ?", "--max-new-tokens", 5)
+THIRD = ("--retention", 1 / 3)
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
 
 
@@ -44,7 +45,7 @@ def loaded(folders):
 @pytest.mark.parametrize("frames", [8, 9])
 def test_generate_answers_about_a_video_file(run, folders, clip, tmp_path, family, frames):
     figure = tmp_path / "kept.png"
-    asked = (clip, *QUESTION, "--model", folders[family], "--frames", frames, "--figure", figure, "--json")
+    asked = (clip, *QUESTION, "--model", folders[family], "--frames", frames, "--figure", figure, "--json", *THIRD)
     code, out, err = run("generate", *asked)
     assert (code, err) == (0, "")
     told = json.loads(out)
@@ -71,7 +72,9 @@ def test_generate_answers_about_a_video_file(run, folders, clip, tmp_path, famil
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_people_are_told_which_frames_and_how_much_of_what_stays_is_late(run, folders, clip, family):
-    code, out, err = run("generate", clip, *QUESTION, "--model", folders[family], "--fps", 2, "--full", "--pairs", 2)
+    code, out, err = run(
+        "generate", clip, *QUESTION, "--model", folders[family], "--fps", 2, "--full", "--pairs", 2, *THIRD
+    )
     assert code == 0
     assert not err or "the machine is noisy" in err
     assert f"12 of {clip}, from 0.00 to 5.50 s" in " ".join(out.split())
@@ -82,7 +85,20 @@ def test_people_are_told_which_frames_and_how_much_of_what_stays_is_late(run, fo
 @pytest.mark.parametrize("family", FAMILIES)
 def test_compare_runs_every_method_on_a_video(run, folders, clip, family, tmp_path):
     figure = tmp_path / "all.png"
-    asked = (clip, *QUESTION, "--model", folders[family], "--frames", 4, "--pairs", 2, "--figure", figure, "--json")
+    asked = (
+        clip,
+        *QUESTION,
+        "--model",
+        folders[family],
+        "--frames",
+        4,
+        "--pairs",
+        2,
+        "--figure",
+        figure,
+        "--json",
+        *THIRD,
+    )
     code, out, err = run("compare", *asked)
     assert code == 0
     assert not err or "the machine is noisy" in err
@@ -180,7 +196,7 @@ def test_a_picture_and_a_video_go_into_one_question(run, folders, clip, family, 
     figure = tmp_path / "kept.png"
     for files in ((still, clip), (clip, still)):
         asked = (*files, *QUESTION, "--frames", 4, "--model", folders[family], "--figure", figure, "--force", "--json")
-        code, out, err = run("generate", *asked)
+        code, out, err = run("generate", *asked, *THIRD)
         assert (code, err) == (0, "")
         told = json.loads(out)
         assert told["vision_tokens"][files.index(clip)] == TOKENS[family](4)

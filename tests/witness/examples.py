@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
-__all__ = ["COUNTED", "EMBEDDED", "EXAMPLES", "FILMS", "FIRST", "ON", "PROMPTS", "QUICK", "Example", "stem"]
+import foveate as fv
+
+__all__ = ["COUNTED", "EMBEDDED", "EXAMPLES", "FILMS", "FIRST", "ON", "PROMPTS", "QUICK", "WRITTEN", "Example", "stem"]
 
 Example = tuple[str, dict[str, Any]]
 """A method's name and its settings; a setting may be an example again. With "budget" alone it is the name that is given
@@ -109,7 +111,25 @@ PRESETS = [f"{name}/llava-1.5-7b/64" for name in NAMES if name not in WITHOUT_PR
 ASKED: dict[str, Example] = {name: (name, {}) for name in ("untouched", *PRESETS)}
 """For the embedded model, whose depth and tokens are LLaVA-1.5-7B's."""
 
-EXAMPLES: dict[str, Example] = {**FIRST, **METHODS, **FILMS, **CHAINS, **BUDGETS, **ASKED}
+WRITTEN: dict[str, Example] = {**FIRST, **METHODS, **FILMS, **CHAINS, **BUDGETS, **ASKED}
+"""As the old trees read them; an example's results are called by what is written here."""
+
+
+def here(example: Example) -> Example:
+    """An example as the tree that runs reads it: the new one's FinalKV is in a chain, its MustDrop has a budget."""
+    name, settings = example
+    if "inner" in fv.FinalKV.__dataclass_fields__:
+        return example
+    left = {key: value for key, value in settings.items() if key not in GONE}
+    if "inner" in settings:
+        return "chain", {"members": (settings["inner"], (name, left))}
+    if "counts" in settings:
+        left = {key: value for key, value in left.items() if key != "reference"} | {"retention": 0.6}
+    return name, left
+
+
+GONE = ("inner", "mode", "counts", "depth")
+EXAMPLES = {name: here(example) for name, example in WRITTEN.items()}
 
 PROMPTS: dict[str, tuple[str, ...]] = {
     "one": ("tit",),
@@ -136,5 +156,5 @@ ON: dict[str, Sequence[str]] = {
 
 def stem(name: str) -> str:
     """How the files of its results are called: otherwise once its settings are changed."""
-    content = hashlib.sha256(repr(EXAMPLES[name]).encode()).hexdigest()[:8]
+    content = hashlib.sha256(repr(WRITTEN[name]).encode()).hexdigest()[:8]
     return f"{name.replace('/', '_')}-{content}"

@@ -13,9 +13,8 @@ from foveate.app.folder import Folder
 from foveate.app.limits import LIMITS, Limits, opened
 from foveate.app.subject import Subject
 from foveate.ask.vlm import VLM
+from foveate.contract.catalogue import methods, takes_budget
 from foveate.errors import InputError, SettingError
-from foveate.methods.catalogue import methods
-from foveate.methods.named import Member
 
 __all__ = ["AT_ONCE", "HIDDEN", "MODEL", "Desk", "alert", "hint", "methods_box", "notice", "percent_slider"]
 
@@ -72,7 +71,7 @@ class Desk:
 
 def methods_box(desk: Desk, chosen: Sequence[str]) -> gr.Dropdown:
     """Methods that take a budget, to choose from, or to write."""
-    names = [name for name, kind in methods().items() if Member(kind).open]
+    names = [name for name, kind in methods().items() if takes_budget(kind)]
     return gr.Dropdown(
         names,
         value=list(chosen),

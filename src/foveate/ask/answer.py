@@ -13,10 +13,10 @@ from torch import Tensor
 from foveate._sheet import Column, Sheet
 from foveate.ask.batch import ends_of, pad_id
 from foveate.ask.prompt import Prompt
+from foveate.contract.method import Method
 from foveate.cost import Cost
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError
-from foveate.methods.base import Method
 
 __all__ = ["Answer", "Saved"]
 

@@ -16,12 +16,11 @@ from foveate.ask.generation import FirstToken, Generation, generate, run
 from foveate.ask.loaded import Loaded
 from foveate.ask.look import Look, resumed, together
 from foveate.ask.prompt import Prompt
+from foveate.contract.method import Method, meet
+from foveate.contract.naming import asked_share, parse
 from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, InputError, SettingError
-from foveate.methods.base import Method
-from foveate.methods.grammar import read
-from foveate.methods.named import Named, asked_share
 
 __all__ = ["Dropping", "Solved", "answers_behind", "answers_to", "choice_of", "fitting"]
 
@@ -52,17 +51,17 @@ class Dropping:
     """What drops, and how much may stay.
 
     Attributes:
-        method: A method, its name, or what the name says; None for the untouched model.
+        method: A method, or its name; None for the untouched model.
         tokens: Mean vision tokens that a decoder layer processes.
         retention: The same as a share.
     """
 
-    method: str | Method | Named | None = None
+    method: str | Method | None = None
     tokens: float | None = None
     retention: float | None = None
 
     def solved(self, loaded: Loaded, vision_tokens: int) -> Solved:
-        """The method with its schedule solved for an input of so many vision tokens.
+        """The method with its budget, which an input of so many vision tokens can meet.
 
         Raises:
             BudgetError: If no schedule meets the budget; the message names the floor.
@@ -70,23 +69,17 @@ class Dropping:
             UnknownNameError: If there is no method of that name.
         """
         method = self.method
-        has_budget = self.tokens is not None or self.retention is not None
-        if method is None and has_budget:
-            raise SettingError('A budget without a method: name one, such as method="v2drop".')
         if isinstance(method, str):
-            method = read(method)
-            if has_budget:
-                method.refuse_second_budget()
-        if method is not None and not isinstance(method, Method | Named):
+            method = parse(method)
+        if method is not None and not isinstance(method, Method):
             raise SettingError(f"A method is such as foveate.V2Drop(), or its name; got {method!r}.")
+        if self.tokens is not None or self.retention is not None:
+            if method is None:
+                raise SettingError('A budget without a method: name one, such as method="v2drop".')
+            method = method.with_budget(tokens=self.tokens, retention=self.retention)
         if method is None or vision_tokens == 0:  # without vision tokens nothing can be dropped
             return Solved()
-        budget = {"tokens": self.tokens, "retention": self.retention}
-        if isinstance(method, Named):
-            solved = method.solved(loaded.model.config, vision_tokens=vision_tokens, **budget)
-            return Solved(solved, method.asked(solved, vision_tokens, **budget))
-        if has_budget:
-            method = method.with_budget(**budget)
+        meet(method, loaded.model, vision_tokens)
         return Solved(method, asked_share(method, vision_tokens))
 
 

@@ -15,14 +15,15 @@ from torch import Tensor
 
 from foveate.ask.batch import collate, pad_id, parts
 from foveate.ask.prompt import is_vision
+from foveate.contract.follow import cached_layers, in_order, reads_text
+from foveate.contract.method import Method
+from foveate.contract.naming import spending
+from foveate.contract.stages import Shape
 from foveate.engine.copies import copy_of, nbytes, picked, settle
 from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, SettingError, UnsupportedError
 from foveate.families.base import Family
-from foveate.methods.base import Method
-from foveate.methods.follow import cached_layers, in_order, reads_text
-from foveate.methods.stages import Shape
 from foveate.registry import family_for, methods
 
 __all__ = [
@@ -123,9 +124,10 @@ def _waits(method: Method, depth: int) -> str | None:
 
 
 def _serves(kind: type[Method], depth: int) -> bool:
-    """Whether a method looks, at the budget that a name alone stands for."""
+    """Whether a method looks, at the budget that commands give it."""
     try:
-        return _waits(kind.solved(1 / 3, None, depth), depth) is None
+        method = kind()
+        return method.open and _waits(spending(method), depth) is None
     except (FoveateError, TypeError):
         return False
 

@@ -21,10 +21,10 @@ from foveate.ask.stream import Stream
 from foveate.ask.talk import Talk
 from foveate.ask.warned import warn_of_budget
 from foveate.ask.wording import Wording
+from foveate.contract.method import Method
 from foveate.engine.session import refuse_open
 from foveate.engine.trace import Trace
 from foveate.errors import SessionError, SettingError
-from foveate.methods.base import Method
 from foveate.video import Clip
 
 __all__ = ["Prefix"]

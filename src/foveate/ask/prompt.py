@@ -12,11 +12,11 @@ from torch import Tensor
 from foveate.ask.conversation import Conversation
 from foveate.ask.loaded import Loaded
 from foveate.ask.pictures import Picture
+from foveate.contract.method import Method
 from foveate.core.grid import Grid, grids_of
 from foveate.cost import Cost, cost
 from foveate.engine.trace import Trace
 from foveate.errors import InputError
-from foveate.methods.base import Method
 from foveate.registry import families, family_for
 from foveate.video import Clip
 

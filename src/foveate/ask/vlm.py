@@ -19,16 +19,15 @@ from foveate.ask.preparing import Fit, conversation_about, prepare
 from foveate.ask.prompt import Prompt
 from foveate.ask.stream import Stream
 from foveate.ask.warned import warn_of, warn_of_budget
+from foveate.contract.method import Method
 from foveate.errors import SettingError
-from foveate.methods.base import Method
-from foveate.methods.named import Named
 
 __all__ = ["VLM", "Question"]
 
 WINDOW = 8
 """Batches' worth of questions that are read at a time, so that a batch can be of like lengths."""
 
-AnyMethod = str | Method | Named
+AnyMethod = str | Method
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +92,7 @@ class VLM(Loaded):
                 the embedded model's own picture, and for any other model a question without one.
             prompt: The question.
             messages: In the place of both: a conversation of several turns, see `foveate.ask.conversation`.
-            method: What drops vision tokens: a method, or its name (`foveate.methods.names`); None is the untouched
+            method: What drops vision tokens: a method, or its name (`foveate.contract.naming`); None is the untouched
                 model.
             tokens: A budget: mean vision tokens that a decoder layer processes, solved for this very input.
             retention: The same as a share of the vision tokens. A method alone gets a third.

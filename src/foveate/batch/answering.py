@@ -24,10 +24,10 @@ from foveate.ask.preparing import Fit
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
 from foveate.batch.rows import Answered, Bad, Result, Row
+from foveate.contract.method import Method
 from foveate.engine.session import drop
 from foveate.errors import BudgetError, FoveateError, InputError, SettingError, UnsupportedError
 from foveate.eval.provenance import conditions
-from foveate.methods.named import Named
 from foveate.video import Clip
 
 __all__ = ["Answerer", "Asking", "never"]
@@ -64,7 +64,7 @@ class Asking:
     device: str = "auto"
     dtype: str = "auto"
     attention: str = "auto"
-    method: Named | None = None
+    method: Method | None = None
     tokens: float | None = None
     retention: float | None = None
     frames: int | None = None
@@ -86,13 +86,7 @@ class Asking:
         """What an answer depends on, as plain values: not the size of batches, nor where the model runs."""
         values = {name: getattr(self, name) for name in ("model", "dtype", "attention", "tokens", "retention")}
         values |= {name: getattr(self, name) for name in ("frames", "fps", "fit", "max_new_tokens", "within")}
-        values["method"] = None
-        if self.method is not None:
-            members = []
-            for member in self.method.members:
-                ready = None if member.ready is None else member.ready.to_dict()
-                members.append({"name": member.kind.name, "settings": dict(member.values), "ready": ready})
-            values["method"] = members
+        values["method"] = None if self.method is None else self.method.to_dict()
         return values
 
 

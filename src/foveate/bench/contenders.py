@@ -1,13 +1,12 @@
 """Methods at budgets, solved for one model and one prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from foveate.contract import catalogue
+from foveate.contract.method import Method
+from foveate.contract.naming import RETENTION, meeting, parse, with_seed
 from foveate.errors import BudgetError, SettingError
-from foveate.methods import catalogue
-from foveate.methods.base import Method
-from foveate.methods.grammar import read
-from foveate.methods.named import RETENTION, Named
 from foveate.methods.random import Random
 
 __all__ = ["ALL", "METHODS", "at_budgets", "compared", "named_methods"]
@@ -18,25 +17,17 @@ ALL = "all"
 """Every registered method."""
 
 
-def named_methods(names: Sequence[str], check: bool = True) -> list[Named]:
-    """The methods of these names, checked before any model is made.
-
-    Args:
-        names: As they were written; none stand for `METHODS`.
-        check: Whether their settings are checked too.
+def named_methods(names: Sequence[str]) -> dict[str, Method]:
+    """The methods of these names, before any model is made; none stand for `METHODS`.
 
     Raises:
         FoveateError: If there is no such method, preset or file, or a setting does not fit.
     """
-    methods = [read(name) for name in names or METHODS]
-    if check:
-        for named in methods:
-            named.check()
-    return methods
+    return {name: parse(name) for name in names or METHODS}
 
 
 def at_budgets(
-    methods: Sequence[Named],
+    methods: Mapping[str, Method],
     model: Any,
     vision_tokens: int,
     *,
@@ -48,7 +39,7 @@ def at_budgets(
     """Every method at every budget, by the name of its row; and why some cannot meet theirs, by name.
 
     Args:
-        methods: See `named_methods`; one with a schedule of its own stays as it is.
+        methods: By name; one with a schedule of its own stays as it is.
         model: A model or its config.
         vision_tokens: Of the prompt.
         tokens: Budgets, in mean vision tokens a decoder layer.
@@ -65,20 +56,20 @@ def at_budgets(
     config = getattr(model, "config", model)
     feasible: dict[str, Method] = {}
     infeasible: dict[str, str] = {}
-    for named in methods:
-        for label, share in _labels(named, shares, vision_tokens).items():
+    for name, method in methods.items():
+        for label, share in _labels(name, method, shares, vision_tokens).items():
             try:
-                method, _ = named.solved_early(config, share, vision_tokens)
+                solved, _ = meeting(method, config, share, vision_tokens)
             except passes_over as error:
                 infeasible[label] = str(error)
                 continue
-            feasible[label] = named.seeded(method, seed)
+            feasible[label] = with_seed(solved, seed)
     if not feasible:
         raise SettingError(" ".join(infeasible.values()))
     return feasible, infeasible
 
 
-def compared(names: Sequence[str]) -> tuple[list[Named], dict[str, str]]:
+def compared(names: Sequence[str]) -> tuple[dict[str, Method], dict[str, str]]:
     """The methods that are compared with random dropping, for `at_budgets`; and why others are not, by name.
 
     Args:
@@ -88,18 +79,18 @@ def compared(names: Sequence[str]) -> tuple[list[Named], dict[str, str]]:
         FoveateError: If a name is wrong, or only random dropping is named.
     """
     every = tuple(names) == (ALL,)
-    methods = named_methods(sorted(catalogue.methods()) if every else names, check=not every)
-    others = [named for named in methods if named.text != Random.name]
-    if not others:
+    methods = {name: kind() for name, kind in sorted(catalogue.methods().items())} if every else named_methods(names)
+    methods.pop(Random.name, None)
+    if not methods:
         raise SettingError("Random dropping is what others are compared with. Name one.")
     left_out: dict[str, str] = {}
     if every:
-        left_out = {named.text: "takes no budget." for named in others if named.settled}
-    return [named for named in others if named.text not in left_out], left_out
+        left_out = {name: "takes no budget." for name, method in methods.items() if not method.open}
+    return {name: method for name, method in methods.items() if name not in left_out}, left_out
 
 
-def _labels(named: Named, shares: Sequence[float], vision_tokens: int) -> dict[str, float | None]:
+def _labels(name: str, method: Method, shares: Sequence[float], vision_tokens: int) -> dict[str, float | None]:
     """Names of rows and the budget of each; a method that takes none has one row."""
-    if named.settled:
-        return {named.text: None}
-    return {f"{named.text} {share * vision_tokens:.0f}": share for share in shares}
+    if not method.open:
+        return {name: None}
+    return {f"{name} {share * vision_tokens:.0f}": share for share in shares}

@@ -14,10 +14,10 @@ from foveate._sheet import Column, Sheet
 from foveate.bench.rows import Row, rows_of
 from foveate.bench.run import Candidate, Session
 from foveate.bench.timing import Ratio, interval_words
-from foveate.methods import follow
-from foveate.methods.base import Method
+from foveate.contract import follow
+from foveate.contract.method import Method
+from foveate.contract.stages import Shape
 from foveate.methods.random import Random
-from foveate.methods.stages import Shape
 
 __all__ = ["CONTROL", "Overheads", "overhead_sheet", "prepare"]
 

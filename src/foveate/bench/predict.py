@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from foveate.bench.workload import Workload
+from foveate.contract.method import Method
 from foveate.cost import Cost
 from foveate.errors import SettingError
-from foveate.methods.base import Method
 
 __all__ = ["Forecast", "forecast", "forecasts", "verdict"]
 

@@ -10,8 +10,8 @@ import torch
 
 from foveate.ask.generation import generate
 from foveate.bench.timing import Ratio, ratio, rounds
+from foveate.contract.method import Method
 from foveate.engine.session import drop
-from foveate.methods.base import Method
 
 __all__ = ["Race", "race"]
 

@@ -15,14 +15,13 @@ from foveate.bench.held import Held, hold
 from foveate.bench.stopwatch import Clock, timed
 from foveate.bench.timing import rounds
 from foveate.bench.workload import Workload
+from foveate.contract.follow import cached_layers, in_order
+from foveate.contract.method import Method
+from foveate.contract.stages import Shape
 from foveate.engine.session import drop
 from foveate.engine.trace import Trace
 from foveate.errors import BudgetError, InputError, UnsupportedError
-from foveate.methods.base import Method
-from foveate.methods.controls import same_schedule
-from foveate.methods.follow import cached_layers, in_order
-from foveate.methods.random import Random
-from foveate.methods.stages import Shape
+from foveate.methods.random import Random, same_schedule
 from foveate.methods.uniform import Uniform
 from foveate.registry import family_for
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from foveate.bench.shapes import Shape
+from foveate.contract.method import Method
 from foveate.core.grid import Grid
 from foveate.cost import Cost, cost
 from foveate.errors import SettingError
-from foveate.methods.base import Method
 
 __all__ = ["TEXT", "PromptSize", "Workload", "synthetic"]
 

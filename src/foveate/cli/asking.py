@@ -1,7 +1,7 @@
 """What `generate`, `compare` and `tune` do before the first answer: read the files, load the model, solve schedules."""
 
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,9 @@ from foveate.cli.checks import check_budget, check_settings
 from foveate.cli.options import BudgetOptions, MediaOptions, ModelOptions
 from foveate.cli.screen import busy, note
 from foveate.cli.usage import UsageError
+from foveate.contract.method import Method
+from foveate.contract.naming import kinds_of, parse, settings_of, spending
 from foveate.errors import BudgetError, SettingError, UnsupportedError
-from foveate.methods.base import Method
-from foveate.methods.grammar import read
-from foveate.methods.named import Named
 from foveate.video import Clip
 
 __all__ = ["Setup", "device_named", "load", "named", "read_files", "set_up"]
@@ -38,27 +37,19 @@ class Setup:
         vlm: The model.
         prompt: The question as the model gets it.
         named: What each --method says, by its text.
-        methods: Of those that can meet the budget, with the schedule solved for this prompt.
+        methods: Of those that can meet the budget, with it.
         infeasible: Why a method cannot meet the budget, by its text.
-        budgets: The budget that was asked for.
     """
 
     vlm: VLM
     prompt: Prompt
-    named: dict[str, Named]
+    named: dict[str, Method]
     methods: dict[str, Method]
     infeasible: dict[str, str]
-    budgets: BudgetOptions
 
     def answer(self, name: str, generation: Generation) -> Answer:
         """What the model says while this method drops."""
-        return self.vlm.answer(
-            self.prompt,
-            self.named[name],
-            tokens=self.budgets.budget,
-            retention=self.budgets.retention,
-            generation=generation,
-        )
+        return self.vlm.answer(self.prompt, self.methods[name], generation=generation)
 
     def to_dict(self) -> dict[str, Any]:
         """The input as plain values."""
@@ -76,7 +67,7 @@ def set_up(
     every: bool = False,
     unsolved: Collection[str] = (),
 ) -> Setup:
-    """Read the files, load the model and solve each method's schedule for this very input.
+    """Read the files, load the model and give each method the budget, which this very input can meet.
 
     Args:
         every: Whether a method that cannot meet the budget is only noted, as long as another can.
@@ -99,7 +90,7 @@ def set_up(
         if name in unsolved:
             continue
         try:
-            solved = vlm.solve(method, prompt.vision_tokens, tokens=budgets.budget, retention=budgets.retention)
+            solved = vlm.solve(spending(method, budgets.budget, budgets.retention), prompt.vision_tokens)
         except BudgetError as error:
             infeasible[name] = str(error)
             if not every or len(infeasible) == len(names) - len(unsolved):
@@ -107,7 +98,8 @@ def set_up(
             continue
         assert solved is not None  # a picture has vision tokens
         methods[name] = solved
-    return Setup(vlm, prompt, chosen, methods, infeasible, budgets)
+    tell_default(chosen.values(), budgets)
+    return Setup(vlm, prompt, chosen, methods, infeasible)
 
 
 def tell(notes: Sequence[str]) -> None:
@@ -174,7 +166,7 @@ def _shown(name: str) -> Iterator[None]:
 # -- methods --------------------------------------------------------------------------------------------------
 
 
-def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Named]:
+def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Method]:
     """What each name of a command line says, with its `--set` and `--seed`; before any model is loaded.
 
     Where several methods run, each takes the settings that it has.
@@ -184,16 +176,13 @@ def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Named]:
             method, preset or file.
     """
     check_budget(names, options)
-    methods = {name: read(name) for name in names}
-    schedules = {name for method in methods.values() for member in method.members for name in member.kind.schedule}
-    check_settings({name: method.settings() for name, method in methods.items()}, schedules, options)
-    methods = {name: _with_flags(method, options) for name, method in methods.items()}
+    kinds = {name: kinds_of(name) for name in names}
+    settings = {name: [setting for kind in of for setting in settings_of(kind)] for name, of in kinds.items()}
+    schedules = {setting for of in kinds.values() for kind in of for setting in kind.schedule}
+    check_settings(settings, schedules, options)
+    methods = {name: _with_flags(name, settings[name], options) for name in names}
     has_budget = options.budget is not None or options.retention is not None
-    for method in methods.values():
-        method.check()
-        if not (has_budget or method.bare):
-            method.method()
-    if has_budget and methods and all(method.settled for method in methods.values()):
+    if has_budget and methods and not any(method.open for method in methods.values()):
         raise UsageError(
             f"{', '.join(methods)} brings its own budget, as presets, tuned records and schedules do, or takes none: "
             "leave --budget and --retention out, or name a method."
@@ -201,17 +190,19 @@ def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Named]:
     return methods
 
 
-def _with_flags(method: Named, options: BudgetOptions) -> Named:
-    """It with those of the settings on the command line that it has."""
-    pairs = []
-    for pair in options.settings:
-        key = pair.partition("=")[0].strip()
-        if method.has(key) or "=" not in pair[1:]:
-            pairs.append(pair)
+def _with_flags(name: str, settings: Collection[str], options: BudgetOptions) -> Method:
+    """A method with those of the settings on the command line that it has."""
+    pairs = [pair for pair in options.settings if pair.partition("=")[0].strip() in settings or "=" not in pair[1:]]
+    seed = [f"seed={options.seed}"] if options.seed is not None and "seed" in settings else []
     try:
-        method = method.with_pairs(pairs)
+        return parse(name, [*pairs, *seed])
     except SettingError as error:
+        if not pairs:
+            raise
         raise UsageError(f"--set {' --set '.join(pairs)}: {error}") from error
-    if options.seed is not None and method.has("seed"):
-        method = method.with_values({"seed": options.seed})
-    return method
+
+
+def tell_default(methods: Iterable[Method], options: BudgetOptions) -> None:
+    """Say which budget open methods get where none is given."""
+    if options.budget is None and options.retention is None and any(method.open for method in methods):
+        note("no budget is given: --retention 1/3")

@@ -159,17 +159,20 @@ class Batch:
 
     def _asking(self, root: str | None) -> "Asking":
         from foveate.batch.answering import Asking
-        from foveate.cli.asking import named
+        from foveate.cli.asking import named, tell_default
+        from foveate.contract.naming import spending
 
-        method = None if self.untouched else named([self.method], self.budgets)[self.method]
+        method = None
+        if not self.untouched:
+            chosen = named([self.method], self.budgets)
+            tell_default(chosen.values(), self.budgets)
+            method = spending(chosen[self.method], self.budgets.budget, self.budgets.retention)
         return Asking(
             model=self.models.model,
             device=self.models.device,
             dtype=self.models.dtype,
             attention=self.models.attention,
             method=method,
-            tokens=self.budgets.budget,
-            retention=self.budgets.retention,
             frames=self.media.frames,
             fps=self.media.fps,
             fit=self.media.fit,

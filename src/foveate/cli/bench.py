@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from foveate.bench.run import Session
     from foveate.bench.shapes import Shape
     from foveate.bench.subject import Subject
-    from foveate.methods.base import Method
+    from foveate.contract.method import Method
 
 __all__ = ["Bench"]
 

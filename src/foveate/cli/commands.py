@@ -5,7 +5,6 @@ import functools
 import operator
 import sys
 import traceback
-from collections.abc import Sequence
 from inspect import cleandoc
 from typing import Annotated, Any
 
@@ -22,7 +21,7 @@ from foveate.cli.lists import Methods, Models, Presets
 from foveate.cli.parsing import parse
 from foveate.cli.screen import discard, note
 from foveate.cli.tune import Tune
-from foveate.cli.usage import BUG, DONE, FAILED, WRONG_USAGE, exit_code
+from foveate.cli.usage import BUG, DONE, FAILED, exit_code
 from foveate.errors import FoveateError
 
 __all__ = ["COMMANDS", "run"]
@@ -60,9 +59,6 @@ def run(arguments: list[str]) -> int:
     Raises:
         SystemExit: With 0 after `--help`.
     """
-    if said := _leftover(arguments):
-        note(said)
-        return WRONG_USAGE
     try:
         _parse(arguments).run()
         sys.stdout.flush()
@@ -78,23 +74,6 @@ def run(arguments: list[str]) -> int:
         _report(error)
         return BUG
     return DONE
-
-
-LEFTOVERS = {
-    "--sparse": "it switched on code that their release no longer has. Name the method: --method mustdrop",
-    "--scale": "a leftover of SparseVLM that no code reads. Use --set global_thr=… (a share), or --budget TOKENS",
-    "--bias": "a leftover of SparseVLM that no code reads. Use --set individual_thr=… or --budget TOKENS",
-}
-
-
-def _leftover(arguments: Sequence[str]) -> str | None:
-    """One line on a flag that the README of MustDrop's authors names, if there is one."""
-    if arguments[:1] not in (["generate"], ["compare"]):
-        return None
-    for flag in (word.partition("=")[0] for word in arguments):
-        if flag in LEFTOVERS:
-            return f"{flag} comes from the README of MustDrop's authors: {LEFTOVERS[flag]}."
-    return None
 
 
 def _uncompiled(error: Exception) -> str | None:

@@ -140,7 +140,7 @@ def _answers(setup: "Setup", controls: Sequence[str], generation: Any) -> "dict[
         if name in OTHER_CONTROLS:
             continue
         for control in controls:
-            method = _at_schedule(answers[name], setup.named[control].method())
+            method = _at_schedule(answers[name], setup.named[control])
             with busy(f"Answering with {control} as {name}"):
                 answers[f"{control} as {name}"] = setup.vlm.answer(setup.prompt, method, generation=generation)
     return answers
@@ -148,9 +148,9 @@ def _answers(setup: "Setup", controls: Sequence[str], generation: Any) -> "dict[
 
 def _at_schedule(answer: "Answer", control: Any) -> Any:
     """A control with as many tokens in every layer as a method had, and caches cut where its were."""
-    from foveate.methods.controls import same_schedule
-    from foveate.methods.follow import cached_layers, in_order
-    from foveate.methods.stages import Shape
+    from foveate.contract.follow import cached_layers, in_order
+    from foveate.contract.stages import Shape
+    from foveate.methods.random import same_schedule
 
     assert answer.method is not None
     stages = in_order(answer.method.stages(Shape(answer.prompt.loaded.depth)))

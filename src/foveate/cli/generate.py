@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from foveate.ask.prompt import Prompt
     from foveate.bench.race import Race
     from foveate.cli.asking import Setup
-    from foveate.methods.base import Method
+    from foveate.contract.method import Method
 
 __all__ = ["Generate", "timed"]
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from foveate._sheet import Sheet
     from foveate.bench.run import Session
     from foveate.bench.subject import Subject
-    from foveate.methods.base import Method
+    from foveate.contract.method import Method
 
 __all__ = ["ALL", "BATCHES", "NEW_TOKENS", "measure", "names_of"]
 

@@ -15,10 +15,10 @@ __all__ = ["answer_all", "lines_of", "values_of"]
 
 def answer_all(setup: Setup, questions: Sequence[str], name: str, generation: Generation) -> list[Answer]:
     """An answer to each question; afresh, and said so, where the model or the method must read the question first."""
-    method, budgets = setup.named[name], setup.budgets
+    method = setup.methods[name]
     try:
         with busy(f"Looking with {name}"):
-            prefix = setup.vlm.look_at(setup.prompt, method, tokens=budgets.budget, retention=budgets.retention)
+            prefix = setup.vlm.look_at(setup.prompt, method)
     except UnsupportedError as error:
         note(f"{error} Each question is asked afresh.")
         return _afresh(setup, questions, name, generation)
@@ -28,17 +28,12 @@ def answer_all(setup: Setup, questions: Sequence[str], name: str, generation: Ge
 
 def _afresh(setup: Setup, questions: Sequence[str], name: str, generation: Generation) -> list[Answer]:
     """An answer to each question, the pictures and all."""
-    method, budgets = setup.named[name], setup.budgets
     said = setup.prompt.conversation.without_last_text()
     answers = []
     for question in questions:
         prompt = setup.vlm.prepare_conversation(said.with_text(question))
         with busy(f"Answering with {name}"):
-            answers.append(
-                setup.vlm.answer(
-                    prompt, method, tokens=budgets.budget, retention=budgets.retention, generation=generation
-                )
-            )
+            answers.append(setup.vlm.answer(prompt, setup.methods[name], generation=generation))
     return answers
 
 

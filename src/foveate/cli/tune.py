@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from foveate.ask.prompt import Prompt
     from foveate.ask.vlm import VLM
-    from foveate.methods.named import Member, Named
+    from foveate.contract.method import Method
 
 __all__ = ["Tune"]
 
@@ -111,24 +111,24 @@ class Tune:
             from foveate.methods.mustdrop import MustDrop
 
         start = named([self.method], BudgetOptions(settings=self.settings))[self.method]
-        thresholds = len(start.members) == 1 and issubclass(start.members[0].kind, MustDrop)
+        thresholds = isinstance(start, MustDrop)
         if thresholds and (self.state is not None or self.minutes is not None or self.jobs > 1):
             raise UsageError("MustDrop's thresholds are found in a few passes: leave --state, --minutes, --jobs out.")
-        start.method()  # or a refusal, before a model is loaded
         pictures = [(load_picture(path), prompt) for path, prompt in asked]
         vlm = load(self.models)
         prompts = [vlm.prepare(picture, prompt) for picture, prompt in pictures]
         if thresholds:
-            self._thresholds(vlm, prompts, start.members[0])
+            self._thresholds(vlm, prompts, start)
         else:
             self._schedule(vlm, prompts, start, costs)
 
     def _schedule(
-        self, vlm: "VLM", prompts: "Sequence[Prompt]", method: "Named", costs: dict[str, float | None]
+        self, vlm: "VLM", prompts: "Sequence[Prompt]", method: "Method", costs: dict[str, float | None]
     ) -> None:
         """Search a schedule and settings."""
         from foveate.ask.answering import fitting
         from foveate.cli.screen import counted, note
+        from foveate.contract.naming import given
         from foveate.tune import tune
         from foveate.tune.tuned import Tuned
 
@@ -140,6 +140,7 @@ class Tune:
                 vlm,
                 prompts,
                 method=method,
+                given=given(self.method, self.settings),
                 task=self.task,
                 seconds=seconds,
                 seed=self.seed,
@@ -156,23 +157,21 @@ class Tune:
             tuned.to_dict(),
             "Preset",
             tuned.sheet(),
-            tuned.method.to_json(),
+            json.dumps(tuned.method.to_dict()),
             f"{tuned.tried} settings tried in {tuned.seconds / 60:.1f} minutes",
         )
 
-    def _thresholds(self, vlm: "VLM", prompts: "Sequence[Prompt]", member: "Member") -> None:
+    def _thresholds(self, vlm: "VLM", prompts: "Sequence[Prompt]", method: "Method") -> None:
         """Find MustDrop's thresholds."""
         from foveate.ask.answering import fitting
         from foveate.cli.screen import counted, note
         from foveate.tune import tune
         from foveate.tune.record import Record
-        from foveate.tune.thresholds import default_start
 
         if len(prompts) < FEW:
             plural = "sample gives" if len(prompts) == 1 else "samples give"
             note(f"{len(prompts)} {plural} a rough mean; {FEW} or more are better.")
         inputs = [dict(prompt.inputs) for prompt in prompts]
-        method = dataclasses.replace(member.ready or default_start(vlm.model), **member.values)  # type: ignore[type-var]
         with fitting(vlm, inputs[0]), counted("Tuning, in steps", 12) as progress, warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # told as a note
             record = tune(

@@ -8,6 +8,9 @@ from typing import Any, Literal
 import torch
 
 from foveate._sheet import SECTION, Column, Sheet
+from foveate.contract import follow
+from foveate.contract.method import Method
+from foveate.contract.stages import Place
 from foveate.cost._decoder import Decoder
 from foveate.cost._dropping import Dropping, rankable
 from foveate.cost._peak import peak
@@ -15,9 +18,6 @@ from foveate.cost._prompt import Prompt
 from foveate.cost._tower import smaller_tower_flops, tower_bytes, tower_flops
 from foveate.errors import SettingError
 from foveate.families.base import Family
-from foveate.methods import follow
-from foveate.methods.base import Method
-from foveate.methods.stages import Place
 from foveate.registry import families, no_family
 
 __all__ = ["Cost", "cost"]

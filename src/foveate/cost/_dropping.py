@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from foveate.contract import follow
+from foveate.contract.method import Method
+from foveate.contract.stages import Shape, Stage
 from foveate.core.grid import Grid
 from foveate.cost._decoder import Decoder
 from foveate.cost._prompt import Prompt
 from foveate.errors import SettingError
 from foveate.families.base import Family
-from foveate.methods import follow
-from foveate.methods.base import Method
-from foveate.methods.stages import Shape, Stage
 
 __all__ = ["Dropping", "rankable"]
 
@@ -71,8 +71,8 @@ class Dropping:
                 `tokens` is missing.
         """
         depth = decoder.depth
-        method.check(depth)
         stages = follow.in_order(method.stages(Shape(depth)))
+        follow.refuse_shallow(type(method).__name__, stages, depth)
         ranked = rankable(family, config, prompt.sizes)
         if tokens is None:
             plan = follow.layer_plan(stages, depth, ranked, grids, videos)

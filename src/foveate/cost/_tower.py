@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+from foveate.contract import follow
+from foveate.contract.stages import Stage
 from foveate.core.grid import Grid, closing_rows
 from foveate.core.views import Arriving
 from foveate.cost._prompt import Prompt
 from foveate.families.base import Family
-from foveate.methods import follow
-from foveate.methods.stages import Stage
 
 __all__ = ["smaller_tower_flops", "tower_bytes", "tower_flops"]
 

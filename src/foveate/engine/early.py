@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
+from foveate.contract import follow
+from foveate.contract.method import Method
+from foveate.contract.stages import Place, Stage, TowerStage
 from foveate.core.grid import Grid
 from foveate.core.views import Arriving
-from foveate.methods import follow
-from foveate.methods.base import Method
-from foveate.methods.stages import Place, Stage, TowerStage
 
 __all__ = ["EarlyStages"]
 

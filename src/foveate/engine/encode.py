@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from foveate.contract.stages import Stage
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.nested import Tensors
@@ -20,7 +21,6 @@ from foveate.engine.images import Ask, ImageTokens, PickOf, ask_alike, image_vie
 from foveate.engine.media import Encoded, MediaTokens, features_of, media_of, nowhere, tag
 from foveate.engine.program import Program
 from foveate.families.base import Family
-from foveate.methods.stages import Stage
 
 __all__ = ["TowerReducer", "encode", "image_lengths", "media_in"]
 

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from foveate._transformers import recomputes_from_outside
+from foveate.contract.method import Method
+from foveate.contract.stages import Stage
 from foveate.core.cut import Cut
 from foveate.core.signals import Keys
 from foveate.engine.media import MediaTokens
 from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.families.base import Family
-from foveate.methods.base import Method
-from foveate.methods.stages import Stage
 from foveate.support import refusal
 
 CANDIDATES = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from foveate.contract.stages import Stage
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.merge import average
@@ -16,7 +17,6 @@ from foveate.core.signals import Cls, Deepstack, Features, Signal, TowerAttentio
 from foveate.core.tower import TowerView
 from foveate.core.views import Arriving, ImageView
 from foveate.engine.program import NotesOf, named
-from foveate.methods.stages import Stage
 
 __all__ = ["Ask", "ImageTokens", "PickOf", "ask_alike", "image_view", "kind_of", "with_counts"]
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
+from foveate.contract import follow
+from foveate.contract.stages import LayerStage, Stage, of_layer_that_ran
 from foveate.core.signals import Hidden, Signal
-from foveate.methods import follow
-from foveate.methods.stages import LayerStage, Stage, of_layer_that_ran
 
 __all__ = ["LateStages", "hidden_note", "ran_note"]
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from foveate.contract.stages import Place, Stage
 from foveate.core.cut import Cut, note_of
 from foveate.core.signals import Attention, Cells, Columns, Hidden, KeyNorms, Keys, Normed, Pivots, Signal
 from foveate.core.views import Arriving, ImageView, LayerView, View
@@ -16,7 +17,6 @@ from foveate.engine import guards
 from foveate.engine.late import hidden_note, ran_note
 from foveate.engine.program import CELLS, NotesOf, named
 from foveate.engine.samples import Begun, Sample
-from foveate.methods.stages import Place, Stage
 
 __all__ = ["Decision", "Reader", "SampleRows", "Unit", "decide"]
 

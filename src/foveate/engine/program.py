@@ -4,15 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
+from foveate.contract import follow
+from foveate.contract.method import Method
+from foveate.contract.stages import Place, Shape, Stage
 from foveate.core.cut import Cut
 from foveate.core.signals import Cells
 from foveate.engine import guards
 from foveate.engine.early import EarlyStages
 from foveate.engine.late import LateStages
 from foveate.families.base import Family
-from foveate.methods import follow
-from foveate.methods.base import Method
-from foveate.methods.stages import Place, Shape, Stage
 
 __all__ = ["NotesOf", "Program", "named"]
 
@@ -35,6 +35,7 @@ class Program(EarlyStages, LateStages):
     def __init__(self, method: Method, family: Family) -> None:
         shape = Shape(len(family.layers), cls=family.tower_cls, renumbers=family.renumbers)
         stages = follow.in_order(method.stages(shape))
+        follow.refuse_shallow(type(method).__name__, stages, shape.depth)
         EarlyStages.__init__(self, method, stages)
         guards.refuse_stages(method, stages, family)
         self._depth = shape.depth

@@ -7,6 +7,8 @@ from typing import Literal
 
 from torch import nn
 
+from foveate.contract import naming
+from foveate.contract.method import Method
 from foveate.core.patching import Patcher
 from foveate.engine import guards
 from foveate.engine.hooks import ModelHooks
@@ -14,8 +16,6 @@ from foveate.engine.program import Program
 from foveate.engine.trace import Trace
 from foveate.errors import SessionError, SettingError
 from foveate.families.base import Family
-from foveate.methods import grammar
-from foveate.methods.base import Method
 from foveate.registry import family_for, inside
 
 __all__ = ["apply", "drop", "drop_or_not", "refuse_open", "remove"]
@@ -47,7 +47,7 @@ def drop(
     Args:
         model: An unmodified vision-language model of transformers, also inside PEFT's wrapper, torch.compile's or a
             pipeline.
-        method: A method with its settings, or its name (`foveate.methods.names`): "v2drop", a preset, a chain.
+        method: A method with its settings, or its name (`foveate.contract.naming`): "v2drop", a preset, a chain.
         family: "generic" for a model without a family, if its decoder is of the usual kind; it warns.
         retention: A budget: the mean share of the vision tokens that a decoder layer processes. The method (in a chain,
             the last one that takes a budget) solves its schedule for every image.
@@ -147,25 +147,20 @@ def _session(
     family = family_for(model, kind)
     running = _sessions.get(family.core)
     guards.refuse_second_session(model, None if running is None else running.method)
-    chosen.check(len(family.layers))
     return Session(family, chosen)
 
 
 def _chosen(method: Method | str, retention: float | None, tokens: float | None) -> Method:
     """A method by itself or by its name, with the budget given from outside."""
-    budget = retention is not None or tokens is not None
     if isinstance(method, str):
-        named = grammar.read(method)
-        if budget:
-            return named.spending(tokens, retention)
-        return named.method()
+        method = naming.parse(method)
     if not isinstance(method, Method):
         raise SettingError(
             f"The second argument must be a method, such as foveate.V2Drop(), or its name; got {method!r}."
         )
-    if budget:
-        return method.with_budget(tokens=tokens, retention=retention)
-    return method
+    if retention is None and tokens is None:
+        return method
+    return method.with_budget(tokens=tokens, retention=retention)
 
 
 class Session:

@@ -1,15 +1,14 @@
 """What is compared: methods at budgets, each a cell, with its draws and with what cannot be reached."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from foveate.contract.method import Method
+from foveate.contract.naming import draws, meeting, parse, with_seed
 from foveate.errors import BudgetError
-from foveate.methods.base import Method
-from foveate.methods.grammar import read
-from foveate.methods.named import Named
 
-__all__ = ["BASELINES", "EARLY", "Cell", "cells_of", "contender", "with_baselines"]
+__all__ = ["BASELINES", "EARLY", "Cell", "cells_of", "contenders_of", "drawn"]
 
 D = TypeVar("D", covariant=True)
 
@@ -39,51 +38,48 @@ class Cell(Generic[D]):
     note: str = ""
 
 
-def contender(text: str) -> Named:
-    """The method that a text names, in the grammar of `foveate.methods.names`; checked before any model is loaded.
+def contenders_of(names: Iterable[str]) -> dict[str, Method]:
+    """The methods that texts name, by these, in the grammar of `foveate.contract.naming`; before any model is loaded.
 
     Raises:
         FoveateError: If a setting is unknown or of the wrong type, or there is no such method, preset or file.
     """
-    named = read(text)
-    named.check()
-    return named
-
-
-def with_baselines(contenders: Iterable[Named]) -> list[Named]:
-    """The contenders, and behind them every baseline that is not among them as it is."""
-    listed = list(contenders)
-    names = {named.text for named in listed}
-    return listed + [contender(name) for name in BASELINES if name not in names]
+    return {name: parse(name) for name in names}
 
 
 def cells_of(
-    contenders: Iterable[Named], model: Any, budgets: Sequence[float], vision_tokens: int | None, seeds: Sequence[int]
+    contenders: Mapping[str, Method],
+    model: Any,
+    budgets: Sequence[float],
+    vision_tokens: int | None,
+    seeds: Sequence[int],
 ) -> list[Cell[Method]]:
     """A cell for each contender and budget; one alone for a contender that takes none or brings its own.
 
     Args:
-        contenders: What is compared.
+        contenders: What is compared, by name.
         model: A model or its config.
         budgets: Mean shares of the vision tokens that a decoder layer processes.
         vision_tokens: Tokens of each picture, where all have the same count.
         seeds: Draws of a method that draws at random.
     """
     cells = []
-    for named in contenders:
-        shares: Sequence[float | None] = [None] if named.settled else budgets
-        cells += [_cell(named, model, share, vision_tokens, seeds) for share in shares]
+    for name, method in contenders.items():
+        shares: Sequence[float | None] = budgets if method.open else [None]
+        cells += [_cell(name, method, model, share, vision_tokens, seeds) for share in shares]
     return cells
 
 
 def _cell(
-    named: Named, model: Any, share: float | None, vision_tokens: int | None, seeds: Sequence[int]
+    name: str, method: Method, model: Any, share: float | None, vision_tokens: int | None, seeds: Sequence[int]
 ) -> Cell[Method]:
     try:
-        method, early = named.solved_early(model, share, vision_tokens)
+        method, early = meeting(method, model, share, vision_tokens)
     except BudgetError as error:
-        return Cell(named.text, share, (), infeasible=str(error), floor=error.floor)
-    draws: tuple[Method, ...] = (method,)
-    if named.drawn:
-        draws = tuple(named.seeded(method, seed) for seed in seeds)
-    return Cell(named.text, share, draws, note=EARLY if early else "")
+        return Cell(name, share, (), infeasible=str(error), floor=error.floor)
+    return Cell(name, share, drawn(method, seeds), note=EARLY if early else "")
+
+
+def drawn(method: Method, seeds: Sequence[int]) -> tuple[Method, ...]:
+    """A method a seed where it draws at random, else the method alone."""
+    return tuple(with_seed(method, seed) for seed in seeds) if draws(method) else (method,)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foveate.contract.method import Method
 from foveate.errors import SettingError
-from foveate.eval.cells import contender, with_baselines
+from foveate.eval.cells import BASELINES, contenders_of
 from foveate.eval.store import Store, open_store
-from foveate.methods.named import Named
 
 __all__ = ["METHODS", "SHARES", "Plan"]
 
@@ -25,7 +25,7 @@ class Plan:
         Plan(methods=["v2drop", "v2drop:metric=l1"], tokens=[192, 64])
 
     Attributes:
-        methods: Their names, in the grammar of `foveate.methods.names`.
+        methods: Their names, in the grammar of `foveate.contract.naming`.
         tokens: Budgets: mean vision tokens that a decoder layer processes.
         retention: The same as shares in (0, 1]; a third, two ninths and a ninth where neither is given.
         draws: Seeds of methods that draw at random.
@@ -58,12 +58,9 @@ class Plan:
         """Draws of a method that draws at random."""
         return range(self.draws)
 
-    def contenders(self) -> list[Named]:
-        """What is compared, the baselines last."""
-        contenders = [contender(name) for name in self.methods]
-        if not self.baselines:
-            return contenders
-        return with_baselines(contenders)
+    def contenders(self) -> dict[str, Method]:
+        """What is compared, by name, the baselines last."""
+        return contenders_of(dict.fromkeys((*self.methods, *(BASELINES if self.baselines else ()))))
 
     def shares_of(self, vision_tokens: int) -> tuple[float, ...]:
         """The budgets as shares, where every prompt has so many vision tokens.

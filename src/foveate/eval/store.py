@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from foveate.contract.method import Method
 from foveate.errors import InputError
 from foveate.eval.lock import locked
 from foveate.eval.rows import CHECKSUM, FULL, Damaged, line_of, row_of
-from foveate.methods.base import Method
 
 __all__ = ["FULL", "Store", "fingerprint", "home", "key_of", "open_store"]
 

@@ -70,7 +70,7 @@ class Reducer(Protocol):
         ...
 
     def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
-        """What the token grids of an image's frames or views become (see `foveate.methods.stages.PixelStage`)."""
+        """What the token grids of an image's frames or views become (see `foveate.contract.stages.PixelStage`)."""
         ...
 
 

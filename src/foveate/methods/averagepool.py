@@ -1,11 +1,10 @@
 """AveragePool: the control without any score: the mean over each cell of a coarser grid, behind the projector."""
 
+from foveate.contract import Arriving, Gridded, ImageStage, ImageView, Shape, Stage
 from foveate.core.cut import Cut
 from foveate.core.grid import into_cells, join
 from foveate.core.merge import average
 from foveate.errors import UnsupportedError
-from foveate.methods.gridded import Gridded
-from foveate.methods.stages import Arriving, ImageStage, ImageView, Shape, Stage
 
 __all__ = ["METHOD", "AveragePool"]
 

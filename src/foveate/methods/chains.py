@@ -5,8 +5,7 @@ A method that has reduced the picture before layer 0 can therefore keep more tok
 On the embedded model they are at the top of the table at 64 tokens, but not told apart from their first method alone.
 """
 
-from foveate.methods.base import Method, Preset
-from foveate.methods.chain import Chain
+from foveate.contract import Chain, Method, Preset
 from foveate.methods.divprune import DivPrune
 from foveate.methods.finalkv import FinalKV
 from foveate.methods.scope import Scope

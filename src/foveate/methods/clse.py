@@ -13,19 +13,35 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from foveate.contract import (
+    Arriving,
+    Attention,
+    Budgeted,
+    CacheStage,
+    Cells,
+    Hidden,
+    Layers,
+    LayerStage,
+    LayerView,
+    Preset,
+    Shape,
+    Shares,
+    Stage,
+    at_cuts,
+    check_depth,
+    check_lengths,
+    half_up,
+    proportional,
+)
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.rank import top
 from foveate.errors import SettingError, UnsupportedError
-from foveate.methods.base import Method, Preset
-from foveate.methods.schedule import Budget, as_layers, half_up, scaled_counts
-from foveate.methods.settings import Layers, Share, Shares, Tokens
-from foveate.methods.stages import Arriving, Attention, CacheStage, Cells, Hidden, LayerStage, LayerView, Shape, Stage
 
 __all__ = ["CLSE", "METHOD", "evolution", "high_pass"]
 
@@ -36,7 +52,7 @@ CHANNELS = 512  # of a block of the Fourier transform
 EPSILON = 1e-6
 
 
-class CLSE(Method):
+class CLSE(Budgeted):
     """Three cuts: the first by attention where high frequencies evolve, the others by attention alone.
 
     Different from the released code: any picture and prompt, where the code has the image's place and a 24 x 24 grid
@@ -67,27 +83,17 @@ class CLSE(Method):
     layers: Layers | None = None
     keep: Shares | None = None
     rounding: Literal["nearest", "down"] = "nearest"
-    retention: Share | None = None
-    tokens: Tokens | None = None
     kv: bool = True
 
     def check_settings(self) -> None:
-        if self.retention is not None or self.tokens is not None:
-            Budget(self.tokens, self.retention)
-            if self.keep is not None:
-                raise SettingError("Give either keep or a budget (retention=, tokens=), not both.")
-        elif self.keep is None:
-            self._set(keep=KEEP)
-        self._check_layers((1, 11, 21) if self.layers is None else self.layers)
-        if any(after > before for before, after in pairwise(self.keep or ())):
-            raise SettingError(f"keep are shares of the original tokens, so none may grow: {self.keep}.")
-
-    def _check_layers(self, layers: Sequence[int]) -> None:
+        layers = (1, 11, 21) if self.layers is None else self.layers
         keep = KEEP if self.keep is None else self.keep
-        if len(layers) != len(keep):
-            raise SettingError(f"layers and keep must have the same length; got {len(layers)} and {len(keep)}.")
+        if self.keep is not None:
+            check_lengths("layers", layers, "keep", keep)
         if layers and layers[0] != 1:
             raise SettingError(f"The first cut compares what enters layers 0 and 1, so it is before layer 1: {layers}.")
+        if any(after > before for before, after in pairwise(keep)):
+            raise SettingError(f"keep are shares of the original tokens, so none may grow: {keep}.")
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.retention == 1:
@@ -110,27 +116,22 @@ class CLSE(Method):
         return self.layers
 
     def _count(self, depth: int, index: int, arriving: Arriving) -> int:
-        if self.keep is not None:
-            count = arriving.started * self.keep[index]
-            return max(1, half_up(count) if self.rounding == "nearest" else int(count))
-        budget, cuts = Budget(self.tokens, self.retention), self._cuts(depth)
-        return scaled_counts(budget, arriving.entered, arriving.started, depth, cuts, KEEP, "CLSE")[index]
+        return int(self.counts(depth, arriving)[index])
 
-    @classmethod
-    def solved(
-        cls, share: float, entered: int | None, depth: int, /, layers: Sequence[int] | None = None, **values: Any
-    ) -> Self:
-        """Counts in the ratio of the code's whose mean meets the budget, solved for each image. See `Method.solved`."""
-        cuts = _thirds(depth) if layers is None else as_layers(layers)
-        method = cls(layers=cuts, retention=share, **values)
-        method._count(depth, 0, Arriving.all_of(entered or 576))  # or a refusal
-        return method
+    def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
+        cuts = self._cuts(depth)
+        if self.budget is not None:
+            curve = proportional(started, at_cuts(KEEP, len(cuts)))
+            return tuple(map(half_up, curve(self.parameter(curve, cuts, depth, entered, started))))
+        rounded = half_up if self.rounding == "nearest" else int
+        keep = KEEP if self.keep is None else self.keep
+        check_lengths("layers", cuts, "keep", keep)
+        return tuple(max(1, rounded(started * share)) for share in keep)
 
 
 def _thirds(depth: int) -> tuple[int, ...]:
     """Three cuts: 1, 11, 21 of 32 layers, 1, 10, 19 of 28 and 1, 13, 24 of 36, as the code has them."""
-    if depth < 4:
-        raise SettingError(f"A three-cut schedule needs a decoder of four layers or more; got {depth}.")
+    check_depth(depth)
     second = 1 + round((depth - 1) / 3)
     return 1, second, second + (depth - second) // 2
 

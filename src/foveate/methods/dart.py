@@ -10,18 +10,28 @@ stay: 8m + 4 for a budget B of tokens.
 """
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from foveate.contract import (
+    Arriving,
+    Columns,
+    Count,
+    KeyNorms,
+    LayerStage,
+    LayerView,
+    Normed,
+    OneCut,
+    Pivots,
+    Preset,
+    Shape,
+    Stage,
+)
 from foveate.core.cut import Cut
-from foveate.methods.base import Preset
-from foveate.methods.onecut import OneCut
-from foveate.methods.settings import Count, Share
-from foveate.methods.stages import Arriving, Columns, KeyNorms, LayerStage, LayerView, Normed, Pivots, Shape, Stage
 
 __all__ = ["DART", "METHOD", "least_alike", "visiting_order"]
 
@@ -40,7 +50,7 @@ class DART(OneCut):
 
     Attributes:
         layer: The paper's K, 1 or more: the first layer that processes fewer tokens.
-        keep: The code's 1 − R: B is this share of the vision tokens. The default is the middle one of the paper's
+        keep: The code's 1 − R: B is this share of the vision tokens. Usually 0.222, the middle one of the paper's
             three, R = 77.8 %.
         target: Instead of `keep`: B as a number of tokens, as the code's evaluation scripts give it. 8 · ⌊B / 8⌋ + 4
             tokens stay, 132 for 128. As in the code for LLaVA-NeXT, at most the tokens that are no vision pivots.
@@ -56,9 +66,9 @@ class DART(OneCut):
     """
 
     name = "dart"
+    usual_keep: ClassVar[float] = 0.222
 
     layer: Annotated[int, Ge(1)] = 2
-    keep: Share = 0.222
     pivots: Annotated[int, Ge(1)] = 4
     text_pivots: Count = 4
 
@@ -73,7 +83,7 @@ class DART(OneCut):
         )
 
     def own_count(self, tokens: int) -> int:
-        wanted = tokens * self.keep
+        wanted = tokens * self.share
         if self.target is not None:
             wanted = max(0, min(self.target, tokens - self.pivots))
         visited = self.pivots + self.text_pivots

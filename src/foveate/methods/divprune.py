@@ -6,12 +6,20 @@ arXiv:2503.02175. Reads the tokens that enter the decoder and nothing else: no a
 
 from typing import ClassVar, Literal
 
+from foveate.contract import (
+    Arriving,
+    Counted,
+    Hidden,
+    LayerStage,
+    LayerView,
+    Preset,
+    Shape,
+    Stage,
+    counted_preset,
+    numbering,
+)
 from foveate.core.cut import Cut
 from foveate.core.picks import cosines, max_min
-from foveate.methods.base import Preset
-from foveate.methods.counted import Counted, entering
-from foveate.methods.settings import numbering
-from foveate.methods.stages import Arriving, Hidden, LayerStage, LayerView, Shape, Stage
 
 __all__ = ["METHOD", "DivPrune"]
 
@@ -35,7 +43,7 @@ class DivPrune(Counted):
     """
 
     name = "divprune"
-    usual_keep: ClassVar[float] = 0.098
+    usual: ClassVar[float] = 0.098
 
     scope: Literal["image", "frame"] = "image"
 
@@ -68,10 +76,10 @@ def _flops(arriving: Arriving, width: int) -> int:
 
 DivPrune.presets = (
     *(
-        entering(DivPrune, "llava-1.5-7b", tokens, 576, f"paper, subset ratio {ratio}")
+        counted_preset(DivPrune, "llava-1.5-7b", tokens, 576, f"paper, subset ratio {ratio}")
         for tokens, ratio in ((192, 0.333), (128, 0.222), (64, 0.111), (56, 0.098))
     ),
-    *(entering(DivPrune, "llava-next-7b", tokens, 2928, "a later paper's budget") for tokens in (640, 320, 160)),
+    *(counted_preset(DivPrune, "llava-next-7b", tokens, 2928, "a later paper's budget") for tokens in (640, 320, 160)),
     *(
         Preset(f"divprune/qwen2.5-vl-7b/{keep:.0%}", DivPrune(keep=keep), 28, None, "a later paper's budget")
         for keep in (0.2, 0.1, 0.05)

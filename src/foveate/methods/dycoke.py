@@ -17,11 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from foveate.contract import Arriving, Framed, Positions, Preset, Share, change
 from foveate.core.rank import by_quota
-from foveate.methods.base import Preset
-from foveate.methods.framed import Framed, change
-from foveate.methods.settings import Positions, Share
-from foveate.methods.stages import Arriving
 
 __all__ = ["METHOD", "DyCoke"]
 
@@ -62,8 +59,7 @@ class DyCoke(Framed):
 
     def _each(self, tokens: int) -> int:
         """Tokens that a compared frame of so many keeps."""
-        assert self.k is not None
-        return int((1 - self.k) * tokens)
+        return int((1 - self.own) * tokens)
 
     def floor(self, frames: tuple[int, ...]) -> int:
         return windows(len(frames)) * frames[0]

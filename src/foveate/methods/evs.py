@@ -15,11 +15,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from foveate.contract import Arriving, Deepstack, Framed, Preset, Share, Signal, change
 from foveate.core.rank import top
-from foveate.methods.base import Preset
-from foveate.methods.framed import Framed, change
-from foveate.methods.settings import Share
-from foveate.methods.stages import Arriving, Deepstack, Signal
 
 __all__ = ["EVS", "METHOD"]
 
@@ -49,8 +46,7 @@ class EVS(Framed):
         return self.q == 0 or self.retention == 1
 
     def own_count(self, frames: tuple[int, ...]) -> int:
-        assert self.q is not None
-        return max(frames[0], int(sum(frames) * (1 - self.q)))
+        return max(frames[0], int(sum(frames) * (1 - self.own)))
 
     def floor(self, frames: tuple[int, ...]) -> int:
         return frames[0]

@@ -11,9 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from foveate.methods.base import Preset
-from foveate.methods.scheduled import Scheduled
-from foveate.methods.stages import Attention, LayerView, Signal
+from foveate.contract import Attention, LayerView, Preset, Scheduled, Signal
 
 __all__ = ["METHOD", "FastV"]
 
@@ -30,7 +28,7 @@ class FastV(Scheduled):
             more; the code's K = 0 is a random mask (`Random`).
         keep: The paper's 1 − R, (0.5,). R is the share that is *dropped*. Counts are rounded to the nearest, halves to
             the even number.
-        retention, tokens, min_keep, scope, skip_below: See `Scheduled`; a budget is solved for one cut, or three.
+        retention, tokens, min_keep, scope, skip_below: See `Scheduled`.
     """
 
     name = "fastv"
@@ -58,7 +56,7 @@ def _preset(budget: int, kept: int) -> Preset:
 
 
 FastV.presets = (
-    Preset("fastv/llava-1.5-7b/paper", FastV(), 32, 576, "paper, K = 2 and R = 50 %"),
+    Preset("fastv/llava-1.5-7b/paper", FastV(layers=(2,), keep=(0.5,)), 32, 576, "paper, K = 2 and R = 50 %"),
     _preset(192, 166),
     _preset(128, 98),
     _preset(64, 30),

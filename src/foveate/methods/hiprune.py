@@ -22,15 +22,24 @@ from typing import ClassVar
 
 import torch
 
+from foveate.contract import (
+    Entering,
+    ImageStage,
+    ImageView,
+    Layer,
+    Positions,
+    Preset,
+    Shape,
+    Share,
+    Stage,
+    TowerAttention,
+    numbering,
+)
 from foveate.core.budget import shared_out
 from foveate.core.cut import Cut
 from foveate.core.grid import crops_of, neighbours_of
 from foveate.core.rank import ranks, top
 from foveate.errors import SettingError
-from foveate.methods.base import Preset
-from foveate.methods.entering import Entering
-from foveate.methods.settings import Layer, Positions, Share, numbering
-from foveate.methods.stages import ImageStage, ImageView, Shape, Stage, TowerAttention
 
 __all__ = ["METHOD", "HiPrune"]
 
@@ -50,7 +59,7 @@ class HiPrune(Entering):
     """
 
     name = "hiprune"
-    usual_retention: ClassVar[float | None] = 1 / 3
+    usual: ClassVar[float] = 1 / 3
 
     alpha: Share = 0.1
     object_layer: Layer = 8

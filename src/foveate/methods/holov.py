@@ -11,14 +11,9 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.core.cut import Cut
-from foveate.core.grid import Grid, coarser, into_cells
-from foveate.core.picks import cosines, quotas
-from foveate.core.rank import ranks_in_groups, top
-from foveate.methods.counted import Counted, entering
-from foveate.methods.settings import numbering
-from foveate.methods.stages import (
+from foveate.contract import (
     Arriving,
+    Counted,
     Hidden,
     ImageStage,
     ImageView,
@@ -27,7 +22,13 @@ from foveate.methods.stages import (
     Shape,
     Stage,
     TowerAttention,
+    counted_preset,
+    numbering,
 )
+from foveate.core.cut import Cut
+from foveate.core.grid import Grid, coarser, into_cells
+from foveate.core.picks import cosines, quotas
+from foveate.core.rank import ranks_in_groups, top
 
 __all__ = ["METHOD", "HoloV"]
 
@@ -151,7 +152,7 @@ def _flops(arriving: Arriving, width: int) -> int:
 
 
 HoloV.presets = tuple(
-    entering(HoloV, "llava-1.5-7b", tokens, 576, "paper's table, rule of the released code, 16 crops and tau 1")
+    counted_preset(HoloV, "llava-1.5-7b", tokens, 576, "paper's table, rule of the released code, 16 crops and tau 1")
     for tokens in (192, 128, 64)
 )
 

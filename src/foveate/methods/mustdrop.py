@@ -12,42 +12,47 @@ arXiv:2411.10803. Constants the paper leaves open are those of the released code
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, TypeAlias
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from foveate.contract import (
+    Arriving,
+    Attention,
+    Budgeted,
+    CacheStage,
+    ImageStage,
+    ImageView,
+    Layers,
+    LayerStage,
+    LayerView,
+    PatchView,
+    Positions,
+    Preset,
+    Shape,
+    Share,
+    Stage,
+    TowerAttention,
+    TowerStage,
+    geometric,
+    half_up,
+    numbering,
+)
 from foveate.core.budget import mean_tokens
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.merge import average, merge_windows, window_similarity
 from foveate.core.rank import top
-from foveate.errors import BudgetError, SettingError
-from foveate.methods.base import Method, Preset
-from foveate.methods.schedule import Budget, check_count, geometric_counts, half_up
-from foveate.methods.settings import Count, Counts, Layers, Positions, Share, numbering
-from foveate.methods.stages import (
-    Arriving,
-    Attention,
-    CacheStage,
-    ImageStage,
-    ImageView,
-    LayerStage,
-    LayerView,
-    PatchView,
-    Shape,
-    Stage,
-    TowerAttention,
-    TowerStage,
-)
+from foveate.errors import SettingError
 
 __all__ = ["METHOD", "MustDrop", "counter"]
 
 DEPTH, LAYERS = 32, (2, 6, 10, 14)  # the released code's decoder, and the layers whose attention filters
+USUAL = 0.001  # both thresholds of the released code, at 192 tokens
 REFERENCE = 576  # vision tokens of LLaVA-1.5's images, 24 x 24 patches
 SHARE = Attention(rows="after", over="share")
 """g_j / Σ g: the share that each token gets of all the attention that text pays to its image."""
@@ -55,7 +60,10 @@ PEAK = Attention(rows="after", over="max")
 """m_j: the most attention that a single text token pays to each token."""
 
 
-class MustDrop(Method):
+Threshold: TypeAlias = Annotated[float, Ge(0)]
+
+
+class MustDrop(Budgeted):
     """Drops over a token's whole life: window merging, a dual attention filter, and a final set for decoding.
 
     A cut drops a vision token if the whole text pays it little attention (a share below `global_thr`), and each single
@@ -63,24 +71,21 @@ class MustDrop(Method):
     always kept.
 
     Attributes:
-        global_thr: γ, a share of the attention that all vision tokens get.
-        individual_thr: α, an attention probability.
-        pruning_layers: Decoder layers whose attention is read; each cut is before the next layer. The default is
-            the released code's; with a budget it is scaled to the decoder's depth.
+        global_thr: γ, a share of the attention that all vision tokens get. None: 0.001.
+        individual_thr: α, an attention probability. None: 0.001.
+        pruning_layers: Decoder layers whose attention is read; each cut is before the next layer. By default the
+            released code's (2, 6, 10, 14) of 32 layers, and alike at other depths.
         merge_windows: Merge windows of nearly identical patches after the tower's first layer.
         merge_threshold: Mean cosine similarity from which a window is merged.
         merge_window: Side of a window, in patches.
         key_rate: Share of the tokens that are key tokens.
         filter: Drop tokens in the prefill.
         kv: Before decoding, cut the caches of the filtering layers to the final tokens.
-        mode: "threshold" drops by γ and α, so counts depend on the picture and the question; "budget" keeps the key
-            tokens and the highest scores (the larger of the share and the attention over α/γ), up to exact `counts`.
-        counts: Budget mode: tokens that each cut keeps, for an image of `reference` tokens; scaled for other images.
-        reference: Vision tokens of the image that `counts` is for.
-        retention: Instead of `counts`: the mean share of an image's tokens that a layer processes. The counts then fall
+        retention: Instead of γ: the mean share of an image's tokens that a layer processes. The key tokens
+            stay, and the highest scores: the larger of the share and the attention over α / 0.001. The counts fall
             geometrically from the tokens that the tower keeps of the image, so that every image meets the budget.
+            Where the key tokens alone exceed it, they are fewer.
         tokens: The same as a number of tokens.
-        depth: Number of decoder layers for the mean of `retention`; 0: the model's.
         positions: "reindex" renumbers the rows after each cut (the released code), "keep" keeps position ids, and a
             merged token has its window's centre. Families with M-RoPE always keep.
 
@@ -89,10 +94,8 @@ class MustDrop(Method):
     """
 
     name = "mustdrop"
-    schedule: ClassVar[tuple[str, ...]] = ("mode", "counts", "reference", "depth")
-
-    global_thr: Annotated[float, Ge(0)] = 0.001
-    individual_thr: Annotated[float, Ge(0)] = 0.001
+    global_thr: Threshold | None = None
+    individual_thr: Threshold | None = None
     pruning_layers: Layers | None = None
     merge_windows: bool = True
     merge_threshold: float = 0.8
@@ -100,50 +103,26 @@ class MustDrop(Method):
     key_rate: Share = 0.08
     filter: bool = True
     kv: bool = True
-    mode: Literal["threshold", "budget"] = "threshold"
-    counts: Counts = ()
-    reference: Annotated[int, Ge(1)] = REFERENCE
-    retention: Share = 0.0
-    tokens: Count = 0
-    depth: Annotated[int, Ge(0)] = DEPTH
     positions: Positions = "reindex"
 
     def check_settings(self) -> None:
-        budget = self._has_budget
-        if self.pruning_layers is None and not budget:
-            self._set(pruning_layers=LAYERS)
         if self.pruning_layers == ():
             raise SettingError("pruning_layers must name at least one decoder layer, from 0 on; got ().")
-        if budget and self.counts:
+        if self.budget is not None and self.thresholds[0] == 0:
             raise SettingError(
-                f"Give either counts or a budget (retention=, tokens=), not both; got counts={self.counts}."
-            )
-        if self.retention and self.tokens:
-            raise SettingError(
-                f"Give one of tokens= and retention=; got tokens={self.tokens}, retention={self.retention}."
-            )
-        needed = 0
-        if not budget:
-            needed = len(self.pruning_layers or ())
-        if self.mode == "budget" and len(self.counts) != needed:
-            raise SettingError(
-                f"mode='budget' needs one count for each of the {needed} pruning layers, or a retention; "
-                f"got counts {self.counts} and retention {self.retention}."
-            )
-        if self.mode == "threshold" and (self.counts or budget):
-            raise SettingError(
-                f"counts and retention need mode='budget'; got counts={self.counts}, retention={self.retention} with "
-                "mode='threshold'."
-            )
-        if self.mode == "budget" and self.global_thr == 0:
-            raise SettingError(
-                "mode='budget' divides individual_thr by global_thr, so global_thr must be above 0; got 0."
+                "A budget ranks by individual_thr divided by global_thr, so global_thr must be above 0; got 0."
             )
 
     @property
-    def _has_budget(self) -> bool:
-        """Whether the counts are solved for a mean, given by `retention` or `tokens`."""
-        return bool(self.retention or self.tokens)
+    def open(self) -> bool:
+        """Thresholds that somebody has given stay: presets and tuned records are run with theirs."""
+        return super().open and self.global_thr is None and self.individual_thr is None
+
+    @property
+    def thresholds(self) -> tuple[float, float]:
+        """γ and α."""
+        gamma = USUAL if self.global_thr is None else self.global_thr
+        return gamma, USUAL if self.individual_thr is None else self.individual_thr
 
     @property
     def _has_image_stage(self) -> bool:
@@ -151,6 +130,8 @@ class MustDrop(Method):
         return self.merge_windows or (self.filter and self.key_rate > 0)
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        if self.keeps_all:
+            return ()
         stages: list[Stage] = []
         if self.merge_windows:
             # Behind the tower's first layer, so before its block 1.
@@ -197,13 +178,13 @@ class MustDrop(Method):
         # Features come from layer 22 of CLIP's 24, and the released code reads the layer after it, 23: layer=1.
         paid = TowerAttention(by="cls" if shape.cls else "patches", layer=1)
         ascending = self.positions == "keep" or not shape.renumbers
-        mark = partial(self._mark, ascending)
+        mark = partial(self._mark, ascending, shape.depth)
         return ImageStage(reads=(paid,), choose=mark, count=all_stay, positions=numbering(self.positions))
 
-    def _mark(self, ascending: bool, view: ImageView, _: int | None) -> Cut:
+    def _mark(self, ascending: bool, depth: int, view: ImageView, _: int | None) -> Cut:
         """Mark the key tokens. Where position ids are kept, sort the rows by them: merging puts merged rows first."""
         none = torch.zeros(len(view), dtype=torch.bool, device=view.features.device)
-        keys = top(view.attention, math.ceil(self.key_rate * len(view)))
+        keys = top(view.attention, self._keys(depth, view.arriving.entered, len(view)))
         is_key = none.scatter(0, keys, True)
         if not (view.merged and ascending):
             return Cut.stay(len(view), {"key": is_key})
@@ -214,107 +195,65 @@ class MustDrop(Method):
 
     def _layer_stage(self, depth: int, index: int, layer: int) -> Stage:
         """The cut of this index. It reads the attention of `layer`, which has run, so it is before the next."""
-        choose: Callable[[LayerView, int | None], Cut | None] = self._filter
-        if self.mode == "budget":
-            choose = partial(self._highest, depth, index)
+        count, choose = None, self._filter
+        if self.budget is not None:
+            count, choose = partial(self._solvable, depth), partial(self._highest, depth, index)
         return LayerStage(
-            layer + 1, reads=(SHARE, PEAK), choose=choose, unit="image", positions=numbering(self.positions)
+            layer + 1,
+            reads=(SHARE, PEAK),
+            count=count,
+            choose=choose,
+            unit="image",
+            positions=numbering(self.positions),
         )
 
     def _filter(self, view: LayerView, _: int | None) -> Cut | None:
-        """Threshold mode: drop j if g_j / Σ g < γ and m_j < α; without text behind the image all tokens stay."""
+        """Without a budget: drop j if g_j / Σ g < γ and m_j < α; without text behind the image all tokens stay."""
         if not view.text_behind:
             return None
         # A window may hide an image from all text: then shares are 0 / 0 = nan, and nan is below no threshold.
-        ignored = (view[SHARE] < self.global_thr) & (view[PEAK] < self.individual_thr)
+        gamma, alpha = self.thresholds
+        ignored = (view[SHARE] < gamma) & (view[PEAK] < alpha)
         stays = ~ignored
         if "key" in view.notes:
             stays = stays | view.notes["key"]
         return Cut.keep(stays)
 
-    def _highest(self, depth: int, index: int, view: LayerView, _: int | None) -> Cut | None:
-        """Budget mode: keep the key tokens and the highest s_j = max(g_j / Σ g, m_j · γ / α), up to an exact count.
+    def _solvable(self, depth: int, arriving: Arriving) -> None:
+        """Refuse a budget that cannot be met. How many stay only the prompt tells: without text behind it, all."""
+        self.counts(depth, arriving)
 
-        The thresholds keep those of s_j >= γ, so both modes rank alike.
+    def _highest(self, depth: int, index: int, view: LayerView, _: int | None) -> Cut | None:
+        """With a budget: keep the key tokens and the highest s_j = max(g_j / Σ g, m_j · γ / α), up to an exact count.
+
+        The thresholds keep those of s_j >= γ, so both rank alike.
         """
-        count = min(len(view), self._counts(depth, view.arriving)[index])
+        count = min(len(view), self.counts(depth, view.arriving)[index])
         if not view.text_behind or count == len(view):
             return None
         scores = view[SHARE]
-        if self.individual_thr:
-            scores = torch.maximum(scores, view[PEAK] * (self.global_thr / self.individual_thr))
+        gamma, alpha = self.thresholds
+        if alpha:
+            scores = torch.maximum(scores, view[PEAK] * (gamma / alpha))
         if "key" in view.notes:
             scores = scores.masked_fill(view.notes["key"], float("inf"))
         return Cut.take(top(scores, count), len(view))
 
-    def _counts(self, depth: int, arriving: Arriving) -> tuple[int, ...]:
-        """Budget mode: tokens left at each cut, never fewer than the key tokens."""
-        keys = 0
-        if self._has_image_stage:
-            keys = math.ceil(self.key_rate * arriving.started)
-        if not self._has_budget:
-            counts = [half_up(count * arriving.entered / self.reference) for count in self.counts]
-            return tuple(max(1, keys, count) for count in counts)
-        mean = self.retention * arriving.entered
-        if self.tokens:
-            mean = min(self.tokens, arriving.entered)
+    def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
+        """Tokens left at each cut, never fewer than the key tokens."""
         cuts = [layer + 1 for layer in self._layers(depth)]
-        return geometric_counts(mean, arriving.started, self.depth or depth, cuts, keys)
+        curve = geometric(started, len(cuts), least=max(1, self._keys(depth, entered, started)))
+        return tuple(map(half_up, curve(self.parameter(curve, cuts, depth, entered, started))))
 
-    # -- with a budget -----------------------------------------------------------------------------------------
-
-    def with_budget(self, *, tokens: float | None = None, retention: float | None = None) -> Self:
-        Budget(tokens, retention)
-        count = 0
-        if tokens is not None:
-            count = max(1, round(tokens))
-        layers = self.pruning_layers
-        if layers == LAYERS:  # the default, which a budget scales to the model's depth
-            layers = None
-        return replace(self, mode="budget", pruning_layers=layers, depth=0, tokens=count, retention=retention or 0.0)
-
-    @classmethod
-    def solved(
-        cls,
-        share: float,
-        entered: int | None,
-        depth: int,
-        /,
-        entering: int | None = None,
-        key_rate: float = 0.08,
-        **values: Any,
-    ) -> Self:
-        """Budget mode: geometric counts N · q^i at the cuts of 32 layers, scaled. See `Method.solved`.
-
-        N is what each image's own merging leaves of it, so that all images meet the budget (one that has less after
-        merging keeps all of that), unless `entering` gives N. The key rate is lowered where the key tokens alone exceed
-        the budget.
-        """
-        layers = values.pop("pruning_layers", None) or scaled_layers(depth)
-        if entering is not None:
-            check_count("entering", entering)
-        full = entered or REFERENCE
-        mean, start = share * full, entering or full
-        first = layers[0] + 1
-        # Layers before the first cut process all tokens, the others at least one.
-        floor = (first * start + (depth - first)) / depth
-        if mean < floor:
-            raise BudgetError(
-                f"MustDrop cannot average {mean:.4g} of {full} vision tokens on {depth} layers: its first cut is "
-                f"before layer {first}, so its floor is {floor:.1f} tokens. Give a larger budget, or earlier "
-                "pruning_layers.",
-                floor=floor / full,
-            )
-        # With only key tokens behind it, they may be so many: (first · N + (depth − first) · keys) / depth <= mean.
-        most_keys = (depth * mean - first * start) / (depth - first)
-        key_rate = min(key_rate, math.floor(most_keys) / start)
-        values = {"mode": "budget", "pruning_layers": layers, "key_rate": key_rate, "depth": depth, **values}
-        if entering is None and values.get("merge_windows", True):
-            return cls(retention=share, **values)
-        cuts = [layer + 1 for layer in layers]
-        keys = math.ceil(key_rate * start)
-        counts = geometric_counts(mean, start, depth, cuts, keys)
-        return cls(counts=counts, reference=full, **values)
+    def _keys(self, depth: int, entered: int, started: int) -> int:
+        """Key tokens among those that enter the decoder."""
+        keys = math.ceil(self.key_rate * started) if self._has_image_stage else 0
+        if self.budget is None:
+            return keys
+        # With only key tokens behind the first cut: (first · N + (depth − first) · keys) / depth <= mean.
+        first = self._layers(depth)[0] + 1
+        most = (depth * self.budget.mean(entered) - first * started) / max(1, depth - first)
+        return max(0, min(keys, math.floor(most)))
 
 
 def all_stay(arriving: Arriving) -> int:

@@ -12,18 +12,15 @@ The k tokens with the largest S stay: gained attention first, then what neither 
 """
 
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from foveate.contract import Attention, CacheStage, LayerStage, LayerView, OneCut, Preset, Shape, Stage
 from foveate.core.cut import Cut
 from foveate.core.rank import spread, top
-from foveate.methods.base import Preset
-from foveate.methods.onecut import OneCut
-from foveate.methods.settings import Share
-from foveate.methods.stages import Attention, CacheStage, LayerStage, LayerView, Shape, Stage
 
 __all__ = ["METHOD", "PriorTR", "gained"]
 
@@ -42,7 +39,7 @@ class PriorTR(OneCut):
 
     Attributes:
         layer: The code's prune_layer, 1 or more: the first layer that processes fewer tokens.
-        keep: Share of the vision tokens that stays, truncated; at least one. The default is the code's for Qwen3-VL.
+        keep: Share of the vision tokens that stays, truncated; at least one. Usually 0.1111, the code's for Qwen3-VL.
         target: Instead of `keep`: their number for each image, the k of the paper.
         retention: Instead: the mean share of an image's tokens that a decoder layer processes.
         tokens: The same as a number of tokens.
@@ -57,9 +54,9 @@ class PriorTR(OneCut):
     """
 
     name = "priortr"
+    usual_keep: ClassVar[float] = 0.1111
 
     layer: Annotated[int, Ge(1)] = 3
-    keep: Share = 0.1111
     question: Literal["after", "but_last", "last"] = "after"
     heads: Literal["mean", "max"] = "mean"
     kv: bool = True
@@ -85,7 +82,7 @@ class PriorTR(OneCut):
     def own_count(self, tokens: int) -> int:
         if self.target is not None:
             return max(1, self.target)
-        return max(1, int(tokens * self.keep))
+        return max(1, int(tokens * self.share))
 
     def _choose(self, view: LayerView, count: int | None) -> Cut | None:
         assert count is not None

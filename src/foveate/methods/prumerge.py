@@ -24,13 +24,22 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from foveate.contract import (
+    Count,
+    Entering,
+    ImageStage,
+    ImageView,
+    Positions,
+    Preset,
+    Shape,
+    Stage,
+    TowerAttention,
+    TowerKeys,
+    numbering,
+)
 from foveate.core.cut import Cut
 from foveate.core.merge import sum_of_nearest
 from foveate.core.rank import ranks
-from foveate.methods.base import Preset
-from foveate.methods.entering import Entering
-from foveate.methods.settings import Count, Positions, numbering
-from foveate.methods.stages import ImageStage, ImageView, Shape, Stage, TowerAttention, TowerKeys
 
 __all__ = ["METHOD", "PruMerge"]
 
@@ -61,7 +70,7 @@ class PruMerge(Entering):
         return (
             ImageStage(
                 reads=(paid, keys),
-                count=self.rows if self.has_budget else None,
+                count=None if self.budget is None else self.rows,
                 choose=partial(self._choose, raster),
                 positions=numbering(self.positions),
             ),

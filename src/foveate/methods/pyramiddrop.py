@@ -14,19 +14,36 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from foveate.errors import BudgetError, SettingError
-from foveate.methods.base import Method, Preset
-from foveate.methods.schedule import Budget, as_layers, geometric_counts
-from foveate.methods.settings import Layers, Positions, Share, Shares, Tokens, Unit, numbering
-from foveate.methods.space import Space
-from foveate.methods.stages import Arriving, Attention, LayerStage, LayerView, Shape, Stage
+from foveate.contract import (
+    Arriving,
+    Attention,
+    Budgeted,
+    Layers,
+    LayerStage,
+    LayerView,
+    Positions,
+    Preset,
+    Shape,
+    Shares,
+    Space,
+    Stage,
+    Unit,
+    check_depth,
+    check_lengths,
+    free_settings,
+    geometric,
+    half_up,
+    numbering,
+    quarters,
+)
+from foveate.errors import SettingError
 
 __all__ = ["METHOD", "PyramidDrop"]
 
 LAYERS, RATIOS = (8, 16, 24), (0.5, 0.25, 0.125)  # the paper's, for 32 layers
 
 
-class PyramidDrop(Method):
+class PyramidDrop(Budgeted):
     """Cuts that each leave a share of the image's original tokens.
 
     The names are those of the authors' command line. Different from the released code: prompts of any length (the code
@@ -57,27 +74,16 @@ class PyramidDrop(Method):
 
     layer_list: Layers | None = None
     image_token_ratio_list: Shares | None = None
-    retention: Share | None = None
-    tokens: Tokens | None = None
     positions: Positions = "reindex"
     scope: Unit = "image"
 
     def check_settings(self) -> None:
-        ratios = self.image_token_ratio_list
-        if self.retention is not None or self.tokens is not None:
-            Budget(self.tokens, self.retention)
-            if ratios is not None:
-                raise SettingError("Give either image_token_ratio_list or a budget (retention=, tokens=), not both.")
-            return
         layers = LAYERS if self.layer_list is None else self.layer_list
-        ratios = RATIOS if ratios is None else ratios
-        if len(layers) != len(ratios):
-            raise SettingError(
-                f"layer_list and image_token_ratio_list must have the same length; got {len(layers)} and {len(ratios)}."
-            )
+        ratios = RATIOS if self.image_token_ratio_list is None else self.image_token_ratio_list
+        if self.image_token_ratio_list is not None:
+            check_lengths("layer_list", layers, "image_token_ratio_list", ratios)
         if list(ratios) != sorted(ratios, reverse=True):
             raise SettingError(f"image_token_ratio_list are shares of the original tokens, so none may grow: {ratios}.")
-        self._set(image_token_ratio_list=ratios)
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.retention == 1:
@@ -98,20 +104,23 @@ class PyramidDrop(Method):
     def _cuts(self, depth: int) -> tuple[int, ...]:
         if self.layer_list is not None:
             return self.layer_list
-        if self.image_token_ratio_list is not None:
-            return _quarters(depth)
-        return _early(depth)
+        return quarters(depth) if self.budget is None else _early(depth)
 
     def _count(self, depth: int, index: int, arriving: Arriving) -> int:
         """Tokens that the cut of this index leaves."""
-        if self.image_token_ratio_list is not None:
-            return max(1, int(arriving.started * self.image_token_ratio_list[index]))
-        # An earlier stage may have left fewer tokens than entered: the budget counts from those that entered.
-        mean = Budget(self.tokens, self.retention).mean(arriving.entered)
-        return _counts(mean, arriving.started, depth, self._cuts(depth))[index]
+        return int(self.counts(depth, arriving)[index])
 
-    def space(self, depth: int) -> Space | None:
-        return Space(build=self._cutting, depth=depth, settings=self.free_settings())
+    def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
+        cuts = self._cuts(depth)
+        if self.budget is not None:
+            curve = geometric(started, len(cuts))
+            return tuple(map(half_up, curve(self.parameter(curve, cuts, depth, entered, started))))
+        ratios = RATIOS if self.image_token_ratio_list is None else self.image_token_ratio_list
+        check_lengths("layer_list", cuts, "image_token_ratio_list", ratios)
+        return tuple(max(1, int(started * ratio)) for ratio in ratios)
+
+    def space(self, depth: int) -> Space:
+        return Space(build=self._cutting, depth=depth, settings=free_settings(self))
 
     def _cutting(
         self, layers: tuple[int, ...], counts: Sequence[float], entered: int, settings: Mapping[str, Any]
@@ -123,57 +132,17 @@ class PyramidDrop(Method):
             self, layer_list=layers, image_token_ratio_list=ratios, retention=None, tokens=None, **settings
         )
 
-    @classmethod
-    def solved(
-        cls, share: float, entered: int | None, depth: int, /, layer_list: Sequence[int] | None = None, **values: Any
-    ) -> Self:
-        """Ratios q, q², q³, … whose mean meets the budget, solved for each image. See `Method.solved`."""
-        cuts = _early(depth) if layer_list is None else as_layers(layer_list)
-        reference = entered or 576
-        _counts(share * reference, reference, depth, cuts)  # or a refusal
-        return cls(layer_list=cuts, retention=share, **values)
-
 
 def _attended(view: LayerView) -> Tensor:
     return view.attention
 
 
-def _quarters(depth: int) -> tuple[int, ...]:
-    """A quarter, half and three quarters of the depth: 8, 16 and 24 of 32 layers."""
-    _refuse_shallow(depth)
-    return round(depth / 4), round(depth / 2), round(3 * depth / 4)
-
-
 def _early(depth: int) -> tuple[int, ...]:
     """A sixteenth, a quarter and half of the depth: 2, 8 and 16 of 32 layers."""
-    _refuse_shallow(depth)
+    check_depth(depth)
     first = max(1, round(depth / 16))
     second = max(first + 1, round(depth / 4))
     return first, second, max(second + 1, round(depth / 2))
-
-
-def _refuse_shallow(depth: int) -> None:
-    if depth < 4:
-        raise SettingError(f"A three-cut schedule needs a decoder of four layers or more; got {depth}.")
-
-
-def _counts(mean: float, start: int, depth: int, cuts: Sequence[int]) -> tuple[int, ...]:
-    """Tokens behind each cut for a mean over the layers, of an image whose `start` tokens enter the decoder.
-
-    Raises:
-        BudgetError: If one token behind the first cut is still too many; the message names the floor.
-    """
-    if mean >= start:
-        return (start,) * len(cuts)
-    floor = (cuts[0] * start + depth - cuts[0]) / depth if cuts else start
-    if mean < floor:
-        raise BudgetError(
-            f"PyramidDrop cannot average {mean:.4g} of {start} vision tokens on {depth} layers: its cuts are before "
-            f"layers {tuple(cuts)}, so its floor is {floor:.4g} tokens. Give a larger budget, or an earlier first cut "
-            "(layer_list).",
-            floor=floor / start,
-        )
-    return geometric_counts(mean, start, depth, cuts, least=1)
 
 
 def _preset(budget: str, layers: tuple[int, ...], ratios: tuple[float, ...], source: str) -> Preset:
@@ -182,7 +151,8 @@ def _preset(budget: str, layers: tuple[int, ...], ratios: tuple[float, ...], sou
 
 
 def _scaled(model: str, budget: str, depth: int, vision_tokens: int | None, source: str) -> Preset:
-    return Preset(f"pyramiddrop/{model}/{budget}", PyramidDrop(), depth, vision_tokens, source)
+    method = PyramidDrop(image_token_ratio_list=RATIOS)
+    return Preset(f"pyramiddrop/{model}/{budget}", method, depth, vision_tokens, source)
 
 
 _DERIVED = "derived: q, q², q³ of the tokens for this mean over layers"

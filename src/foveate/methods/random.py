@@ -1,12 +1,16 @@
 """Random: the control that every claim is compared with. Same schedule, tokens drawn at random."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from torch import Tensor
 
+from foveate.contract import Chain, LayerView, Method, Scheduled
 from foveate.core.rank import top
-from foveate.methods.scheduled import Scheduled
-from foveate.methods.stages import LayerView
+from foveate.methods.finalkv import FinalKV
+from foveate.methods.uniform import Uniform
 
-__all__ = ["METHOD", "Random", "lots"]
+__all__ = ["METHOD", "Random", "lots", "same_schedule"]
 
 
 class Random(Scheduled):
@@ -16,16 +20,16 @@ class Random(Scheduled):
     do not change it. A later cut selects from the tokens that the cut before it kept.
 
     Attributes:
-        seed: Seed of the random scores, any integer.
+        seed: Seed of the random scores, any integer. None is 0; where several draws are compared, each has its own.
         layers, keep, retention, tokens, min_keep, scope, skip_below: See `Scheduled`; layer 0 cuts before the decoder.
     """
 
     name = "random"
 
-    seed: int = 0
+    seed: int | None = None
 
     def select(self, view: LayerView, count: int) -> Tensor:
-        return top(lots(view.tokens, self.seed), count)
+        return top(lots(view.tokens, self.seed or 0), count)
 
 
 def lots(tokens: Tensor, seed: int) -> Tensor:
@@ -55,6 +59,35 @@ def _signed(value: int) -> int:
     if value < 1 << 63:
         return value
     return value - (1 << 64)
+
+
+def same_schedule(
+    tokens: Sequence[int], entered: int, kv_layers: Sequence[int] = (), control: Random | Uniform | None = None
+) -> Method:
+    """Random or uniform dropping that leaves as many vision tokens in every layer as another method.
+
+    For 144 tokens that become 37 before layer 2 of 4, `same_schedule((144, 144, 37, 37), 144)` is one random cut before
+    layer 2.
+
+    Args:
+        tokens: Vision tokens of one sample in each decoder layer; never more than in the layer before.
+        entered: How many enter the model; fewer in layer 0 means a cut before the decoder.
+        kv_layers: Layers whose cache the other method cuts to its final tokens after the prompt, in order.
+        control: Which of the two, with its seed; random with seed 0 if nothing is said.
+    """
+    layers: list[int] = []
+    keep: list[float] = []
+    before = entered
+    for layer, count in enumerate(tokens):
+        if count < before:
+            layers.append(layer)
+            keep.append((count + 0.5) / before)  # counts are truncated; half a token keeps clear of rounding
+        before = count
+    control = replace(control or Random(), layers=tuple(layers), keep=tuple(keep), min_keep=0)
+    # With no cut behind the first of these layers, its cache has the final tokens already.
+    if not kv_layers or not layers or layers[-1] <= kv_layers[0]:
+        return control
+    return Chain.of(control, FinalKV(first_layer=kv_layers[0]))
 
 
 METHOD = Random

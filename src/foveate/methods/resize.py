@@ -1,7 +1,6 @@
 """Resize: the control that gives the tower a smaller picture, so that it makes fewer tokens."""
 
-from foveate.methods.gridded import Gridded
-from foveate.methods.stages import Arriving, PixelStage, Shape, Stage
+from foveate.contract import Arriving, Gridded, PixelStage, Shape, Stage
 
 __all__ = ["METHOD", "Resize"]
 

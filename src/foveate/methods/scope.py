@@ -9,12 +9,22 @@ from typing import Annotated
 from annotated_types import Ge
 from torch import Tensor
 
+from foveate.contract import (
+    Arriving,
+    Counted,
+    Features,
+    ImageStage,
+    ImageView,
+    Shape,
+    Signal,
+    Stage,
+    TowerAttention,
+    counted_preset,
+    numbering,
+)
 from foveate.core.cut import Cut
 from foveate.core.parts import pick_by_crop
 from foveate.core.picks import cosines, cover
-from foveate.methods.counted import Counted, entering
-from foveate.methods.settings import numbering
-from foveate.methods.stages import Arriving, Features, ImageStage, ImageView, Shape, Signal, Stage, TowerAttention
 
 __all__ = ["METHOD", "Scope"]
 
@@ -81,9 +91,9 @@ def _flops(arriving: Arriving, width: int) -> int:
 
 
 Scope.presets = (
-    *(entering(Scope, "llava-1.5-7b", tokens, 576, "released code, alpha 1.0") for tokens in (192, 128, 64)),
+    *(counted_preset(Scope, "llava-1.5-7b", tokens, 576, "released code, alpha 1.0") for tokens in (192, 128, 64)),
     *(
-        entering(Scope, "llava-next-7b", tokens, 2928, "released code, an equal share of each of five crops")
+        counted_preset(Scope, "llava-next-7b", tokens, 2928, "released code, an equal share of each of five crops")
         for tokens in (640, 320, 160)
     ),
 )

@@ -13,12 +13,10 @@ from typing import ClassVar
 
 import torch
 
+from foveate.contract import Arriving, Attention, Hidden, LayerView, Positions, Rated, Signal, rated_presets
 from foveate.core.clusters import density_peaks
 from foveate.core.cut import Cut
 from foveate.core.merge import average
-from foveate.methods.rated import Rated, presets
-from foveate.methods.settings import Positions
-from foveate.methods.stages import Arriving, Attention, Hidden, LayerView, Signal
 
 __all__ = ["METHOD", "SparseVLM"]
 
@@ -86,7 +84,7 @@ class SparseVLM(Rated):
         arrive, left = arriving.tokens, self._left(depth, index, arriving)
         if left >= arrive:
             return arrive, 0, 0
-        if self.targets is None:
+        if self.budget is not None:
             return self._split(arrive, left)
         return left, *self._recycled(arrive - left)
 
@@ -112,7 +110,7 @@ class SparseVLM(Rated):
         return 2 * pool**2 * width if clusters else 0
 
 
-SparseVLM.presets = presets(
+SparseVLM.presets = rated_presets(
     SparseVLM,
     {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)},
     "released code; its nominal budget leaves out a layer and what is recycled",

@@ -18,8 +18,7 @@ from typing import Annotated, ClassVar
 
 from annotated_types import Ge
 
-from foveate.methods.rated import Rated, presets
-from foveate.methods.stages import Attention, Signal
+from foveate.contract import Attention, Rated, Signal, rated_presets
 
 __all__ = ["METHOD", "SparseVLMPlus"]
 
@@ -65,7 +64,7 @@ class SparseVLMPlus(Rated):
         return (replace(self.rated, busiest=self.heads),)
 
 
-SparseVLMPlus.presets = presets(
+SparseVLMPlus.presets = rated_presets(
     SparseVLMPlus,
     {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)},
     "released code; its nominal budget leaves out a layer",

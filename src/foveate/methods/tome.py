@@ -15,12 +15,9 @@ those of the feature layer.
 
 from typing import ClassVar
 
+from foveate.contract import Entering, ImageStage, ImageView, Positions, Preset, Shape, Stage, TowerKeys, numbering
 from foveate.core.cut import Cut
 from foveate.core.merge import average, bipartite, by_first_token
-from foveate.methods.base import Preset
-from foveate.methods.entering import Entering
-from foveate.methods.settings import Positions, numbering
-from foveate.methods.stages import ImageStage, ImageView, Shape, Stage, TowerKeys
 
 __all__ = ["METHOD", "ToMe"]
 
@@ -35,7 +32,7 @@ class ToMe(Entering):
     """
 
     name = "tome"
-    usual_retention: ClassVar[float | None] = 1 / 3
+    usual: ClassVar[float] = 1 / 3
 
     positions: Positions = "reindex"
 

@@ -2,9 +2,8 @@
 
 from torch import Tensor
 
+from foveate.contract import LayerView, Scheduled
 from foveate.core.rank import spread
-from foveate.methods.scheduled import Scheduled
-from foveate.methods.stages import LayerView
 
 __all__ = ["METHOD", "Uniform"]
 

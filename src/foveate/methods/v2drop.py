@@ -13,10 +13,8 @@ from annotated_types import Ge
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from foveate.contract import Arriving, Hidden, LayerStage, LayerView, Preset, Scheduled, Shape, Signal, Stage
 from foveate.errors import SettingError, ShapeError
-from foveate.methods.base import Preset
-from foveate.methods.scheduled import Scheduled
-from foveate.methods.stages import Arriving, Hidden, LayerStage, LayerView, Shape, Signal, Stage
 
 __all__ = ["METHOD", "V2Drop", "variation"]
 

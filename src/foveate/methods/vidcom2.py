@@ -16,13 +16,10 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from foveate.contract import Arriving, Framed, Positions, Preset, Share
 from foveate.core.cut import Cut
 from foveate.core.rank import by_quota, ranks
 from foveate.errors import SettingError
-from foveate.methods.base import Preset
-from foveate.methods.framed import Framed
-from foveate.methods.settings import Positions, Share
-from foveate.methods.stages import Arriving
 
 __all__ = ["METHOD", "VidCom2", "redundancy"]
 
@@ -53,7 +50,6 @@ class VidCom2(Framed):
     keep: Share | None = None
 
     def check_settings(self) -> None:
-        super().check_settings()
         if self.keep == 0:
             raise SettingError("VidCom2: keep must be above 0 and at most 1; got 0.")
 
@@ -62,10 +58,9 @@ class VidCom2(Framed):
         return 1 in (self.keep, self.retention)
 
     def own_count(self, frames: tuple[int, ...]) -> int | None:
-        assert self.keep is not None
         if len(frames) > 1:
             return None
-        return max(1, round(self.keep * frames[0]))
+        return max(1, round(self.own * frames[0]))
 
     def flops(self, arriving: Arriving, width: int) -> int:
         """For each number: 4 for the variances; and for each on the kept half of the channels 3 for the length, 2 for
@@ -80,8 +75,7 @@ class VidCom2(Framed):
         weights = 1 + torch.softmax(uniqueness / TEMPERATURE, dim=0) - 1 / frames
         scores = like_video + like_frame
         if count is None:
-            assert self.keep is not None  # a budget has a count
-            quotas = (self.keep * weights).clamp(max=1) * tokens
+            quotas = (self.own * weights).clamp(max=1) * tokens
             stays = ranks(-scores) < quotas.round().clamp(min=1)[:, None]
             return Cut.keep(stays.flatten())
         return by_quota(scores, weights * (count / frames), count, least=1)

@@ -15,29 +15,37 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.core.cut import Cut
-from foveate.core.merge import average, behind_cls, dominant_and_contextual, target_plus_mean
-from foveate.errors import BudgetError, SettingError
-from foveate.methods.base import Method, Preset
-from foveate.methods.schedule import Budget, as_layers, entry_floor, entry_sizes, half_up
-from foveate.methods.settings import Count, Layers, Positions, Share, Tokens, numbering
-from foveate.methods.space import Space
-from foveate.methods.stages import (
+from foveate.contract import (
     Arriving,
     Attention,
+    Budgeted,
     Cls,
+    Count,
     Hidden,
     ImageStage,
     ImageView,
     Keys,
+    Layers,
     LayerStage,
     LayerView,
+    Positions,
+    Preset,
     Shape,
     Signal,
+    Space,
     Stage,
+    Tokens,
     TowerAttention,
     TowerKeys,
+    check_lengths,
+    free_settings,
+    half_up,
+    numbering,
+    quarters,
 )
+from foveate.core.cut import Cut
+from foveate.core.merge import average, behind_cls, dominant_and_contextual, target_plus_mean
+from foveate.errors import SettingError
 
 __all__ = ["METHOD", "VisionDrop"]
 
@@ -55,16 +63,18 @@ Pair = tuple[Count, Count]
 """(dominant, contextual)."""
 
 
-class VisionDrop(Method):
+class VisionDrop(Budgeted):
     """Dominant tokens and merged context, on the way out of the tower and before three decoder layers.
 
     The names are those of the authors' command line; the defaults are their setting, 32 tokens on average.
 
     Attributes:
-        dominant: Tokens that the tower stage keeps unmerged; the CLS, if the tower has one, counts as one.
-        contextual: Rows into which the tower stage merges the other tokens. 0 and 0 switch the tower stage off.
-        layer_list: Decoder layers whose input is cut, strictly ascending.
-        image_token_list: (dominant, contextual) at each of these layers.
+        dominant: Tokens that the tower stage keeps unmerged, usually 42; the CLS, if the tower has one, counts as one.
+        contextual: Rows into which the tower stage merges the other tokens, usually 6. 0 and 0 switch the tower stage
+            off.
+        layer_list: Decoder layers whose input is cut, strictly ascending: by default a quarter, half and three quarters
+            of the depth.
+        image_token_list: (dominant, contextual) at each of these layers, usually (30, 5), (22, 4) and (16, 3).
         reference: Vision tokens of the image that these counts are for; scaled for images of another size.
         retention: Instead of the counts: the mean share of an image's tokens that a decoder layer processes.
         tokens: The same as a number of tokens.
@@ -85,7 +95,7 @@ class VisionDrop(Method):
     """
 
     name = "visiondrop"
-    schedule: ClassVar[tuple[str, ...]] = ("dominant", "contextual", "layer_list", "image_token_list", "reference")
+    schedule: ClassVar[tuple[str, ...]] = ("dominant", "contextual", "image_token_list")
 
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "positions": ("reindex", "keep"),
@@ -94,13 +104,11 @@ class VisionDrop(Method):
         "renorm": (False, True),
     }
 
-    dominant: Count = DOMINANT
-    contextual: Count = CONTEXT
+    dominant: Count | None = None
+    contextual: Count | None = None
     layer_list: Layers | None = None
     image_token_list: tuple[Pair, ...] | None = None
     reference: Annotated[int, Ge(1)] = REFERENCE
-    retention: Share | None = None
-    tokens: Tokens | None = None
     entry: Tokens = ENTRY
     positions: Positions = "reindex"
     merge: Literal["sum", "average"] = "sum"
@@ -110,44 +118,29 @@ class VisionDrop(Method):
     queries: Annotated[int, Ge(1)] | None = None
 
     def check_settings(self) -> None:
-        if self.retention is not None or self.tokens is not None:
-            self._check_budget()
-        else:
-            self._fill_in()
-
-    def _check_budget(self) -> None:
-        """Refuse counts beside a budget."""
-        Budget(self.tokens, self.retention)
-        if self.image_token_list is not None:
-            raise SettingError("Give either image_token_list or a budget (retention=, tokens=), not both.")
-        if (self.dominant, self.contextual) != (DOMINANT, CONTEXT):
-            raise SettingError(
-                "Give either dominant and contextual or a budget (retention=, tokens=), not both; "
-                f"got dominant={self.dominant}, contextual={self.contextual}."
-            )
-
-    def _fill_in(self) -> None:
-        """Take the released layers and counts where none are given."""
         layers = LAYERS if self.layer_list is None else self.layer_list
-        pairs = PAIRS if self.image_token_list is None else self.image_token_list
-        self._set(layer_list=layers, image_token_list=pairs)
-        if len(layers) != len(pairs):
-            raise SettingError(
-                f"layer_list and image_token_list must have the same length; got {len(layers)} and {len(pairs)}."
-            )
-        for dominant, contextual in ((self.dominant, self.contextual), *pairs):
+        own, *pairs = self._own_pairs()
+        if self.image_token_list is not None:
+            check_lengths("layer_list", layers, "image_token_list", pairs)
+        for dominant, contextual in (own, *pairs):
             if dominant == 0 and contextual > 0:
                 raise SettingError(
                     f"Contextual tokens need at least one dominant token; got dominant={dominant}, "
                     f"contextual={contextual}."
                 )
 
+    def _own_pairs(self) -> tuple[Pair, ...]:
+        """(dominant, contextual) of each stage without a budget, for an image of `reference` tokens."""
+        dominant = DOMINANT if self.dominant is None else self.dominant
+        contextual = CONTEXT if self.contextual is None else self.contextual
+        return (dominant, contextual), *(PAIRS if self.image_token_list is None else self.image_token_list)
+
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        if self.keeps_all:
+            return ()
         layers = self._cuts(shape.depth)
         cuts = [self._decoder_stage(shape.depth, index, layer) for index, layer in enumerate(layers, start=1)]
-        if self.retention == 1:
-            return ()
-        if self.dominant == 0 and self.image_token_list is not None:  # counts of 0 and 0: no tower stage
+        if self.dominant == 0:  # counts of 0 and 0: no tower stage
             return tuple(cuts)
         return (self._tower_stage(shape), *cuts)
 
@@ -170,7 +163,7 @@ class VisionDrop(Method):
         )
 
     def _in_tower(self, depth: int, view: ImageView, count: int | None) -> Cut | None:
-        if self.image_token_list is None and count == len(view):  # the budget keeps all; a CLS would replace a patch
+        if self.budget is not None and count == len(view):  # it keeps all; a CLS would replace a patch
             return None
         dominant, contextual = self._pair(depth, 0, view.arriving)
         # Dominant rows are the CLS, rows that the family adds by itself (a closing newline), and patches:
@@ -232,7 +225,7 @@ class VisionDrop(Method):
     def _cuts(self, depth: int) -> tuple[int, ...]:
         """Decoder layers whose input is cut."""
         if self.layer_list is None:
-            return _quarters(depth)
+            return quarters(depth)
         return self.layer_list
 
     def _rows_left(self, depth: int, index: int, arriving: Arriving) -> int:
@@ -247,21 +240,34 @@ class VisionDrop(Method):
         """(dominant, contextual) of stage `index` for an image."""
         if not arriving.entered:
             return 0, 0
-        if self.image_token_list is None:
-            mean = Budget(self.tokens, self.retention).mean(arriving.entered)
-            pairs = _solved(mean, arriving.entered, depth, self._cuts(depth), self.entry)
-            return pairs[index]
-        counts = ((self.dominant, self.contextual), *self.image_token_list)
-        dominant, contextual = counts[index]
-        if arriving.entered == self.reference:
-            return dominant, contextual
-        # An image of another size gets its share: 42 + 6 of 576 tokens are 84 + 12 of 1,152.
-        dominant = half_up(dominant * arriving.entered / self.reference)
-        contextual = half_up(contextual * arriving.entered / self.reference)
-        return max(1, dominant), contextual
+        dominant, contextual = self.counts(depth, arriving)[index]
+        return dominant, contextual
 
-    def space(self, depth: int) -> Space | None:
-        return Space(build=self._cutting, depth=depth, first=1, counts_entry=True, settings=self.free_settings())
+    def solve(self, depth: int, entered: int, started: int) -> tuple[Pair, ...]:
+        if self.budget is None:
+            check_lengths("layer_list", self._cuts(depth), "image_token_list", self._own_pairs()[1:])
+            return tuple(self._scaled(*pair, entered) for pair in self._own_pairs())
+        # Stage i leaves e · T · ρ^i rows: the paper's schedule, for any number of cuts. For four stages of equal length
+        # e = 1.5 gives ρ = 0.7336, and T = 32 the sizes 48, 35.2, 25.8 and 19.0. e is lowered to what the image has.
+        # Each later stage leaves one row at least, so no more may enter than that lets them.
+        mean, cuts = self.budget.mean(entered), (0, *self._cuts(depth))
+        before = (*cuts, depth)[1]  # layers that process what enters
+        first = max(mean, min(self.entry * mean, entered))
+        first = min(first, max(mean, (depth * mean - (depth - before)) / max(1, before)))
+
+        def curve(ratio: float) -> list[float]:
+            return [max(1.0, first * ratio**stage) for stage in range(len(cuts))]
+
+        return tuple(_split(half_up(size)) for size in curve(self.parameter(curve, cuts, depth, entered, entered)))
+
+    def _scaled(self, dominant: int, contextual: int, entered: int) -> Pair:
+        """An image of another size gets its share: 42 + 6 of 576 tokens are 84 + 12 of 1,152."""
+        if entered == self.reference:
+            return dominant, contextual
+        return max(1, half_up(dominant * entered / self.reference)), half_up(contextual * entered / self.reference)
+
+    def space(self, depth: int) -> Space:
+        return Space(build=self._cutting, depth=depth, first=1, counts_entry=True, settings=free_settings(self))
 
     def _cutting(
         self, layers: tuple[int, ...], counts: Sequence[float], entered: int, settings: Mapping[str, Any]
@@ -280,58 +286,6 @@ class VisionDrop(Method):
             tokens=None,
             **settings,
         )
-
-    @classmethod
-    def solved(
-        cls,
-        share: float,
-        entered: int | None,
-        depth: int,
-        /,
-        layers: Sequence[int] | None = None,
-        entry: float | None = None,
-        **values: Any,
-    ) -> Self:
-        """Four stages of sizes `entry` · T · ρ^i, before `layers` instead of a quarter, half and three quarters of the
-        depth; `entry` is lowered where the image has fewer tokens. See `Method.solved`."""
-        cuts = _quarters(depth) if layers is None else as_layers(layers)
-        reference = entered or REFERENCE
-        pairs = _solved(share * reference, reference, depth, cuts, ENTRY if entry is None else entry)
-        if share == 1:  # no stage at all; a CLS would take the place of a token
-            return cls(dominant=0, contextual=0, layer_list=(), image_token_list=(), reference=reference, **values)
-        (dominant, contextual), *rest = pairs
-        return cls(
-            dominant=dominant,
-            contextual=contextual,
-            layer_list=cuts,
-            image_token_list=tuple(rest),
-            reference=reference,
-            **values,
-        )
-
-
-def _quarters(depth: int) -> tuple[int, ...]:
-    """Cuts at a quarter, half and three quarters of the depth: 28 layers give 7, 14, 21."""
-    if depth < 4:
-        raise SettingError(f"A four-stage schedule needs a decoder of four layers or more; got {depth}.")
-    return as_layers([round(depth * part / 4) for part in (1, 2, 3)])
-
-
-def _solved(mean: float, full: int, depth: int, cuts: Sequence[int], entry: float) -> list[tuple[int, int]]:
-    """(dominant, contextual) of each stage for a budget.
-
-    Raises:
-        BudgetError: If less than one token would be left at the end; the message names the floor.
-    """
-    sizes = entry_sizes(mean, full, depth, cuts, entry)
-    if sizes[-1] < 1:
-        floor = entry_floor(full, depth, cuts, entry)
-        raise BudgetError(
-            f"VisionDrop cannot average {mean:.4g} of {full} vision tokens on {depth} layers: less than one token "
-            f"would be left at the end. Its floor is {floor:.4g} tokens.",
-            floor=floor / full,
-        )
-    return [_split(half_up(size)) for size in sizes]
 
 
 def _split(size: int) -> tuple[int, int]:

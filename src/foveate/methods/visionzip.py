@@ -20,16 +20,27 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
+from foveate.contract import (
+    Arriving,
+    Cls,
+    Count,
+    Entering,
+    ImageStage,
+    ImageView,
+    Positions,
+    Preset,
+    Shape,
+    Signal,
+    Stage,
+    TowerAttention,
+    TowerKeys,
+    half_up,
+    numbering,
+)
 from foveate.core.budget import shared_out
 from foveate.core.cut import Cut
 from foveate.core.grid import crops_of
 from foveate.core.merge import average, behind_cls, dominant_and_contextual, join_parts, target_plus_mean
-from foveate.errors import SettingError
-from foveate.methods.base import Preset
-from foveate.methods.entering import Entering
-from foveate.methods.schedule import half_up
-from foveate.methods.settings import Count, Positions, numbering
-from foveate.methods.stages import Arriving, Cls, ImageStage, ImageView, Shape, Signal, Stage, TowerAttention, TowerKeys
 
 __all__ = ["METHOD", "VisionZip"]
 
@@ -40,8 +51,8 @@ class VisionZip(Entering):
     """Dominant patches and merged context, once, on the way out of the vision tower.
 
     Attributes:
-        dominant: Rows that stay unmerged; the CLS, where it becomes one, counts. At least 1.
-        contextual: Rows into which all other tokens are merged; with 0 these are dropped.
+        dominant: Rows that stay unmerged; the CLS, where it becomes one, counts. At least 1; usually 54.
+        contextual: Rows into which all other tokens are merged, usually 10; with 0 these are dropped.
         reference: Vision tokens of the image that the counts are for, newlines among them; scaled for other images.
         retention, tokens: Instead of the counts; see `Entering`.
         positions: "reindex" numbers the rows anew, as the released code does; "keep" keeps position ids, and the CLS,
@@ -50,21 +61,13 @@ class VisionZip(Entering):
     """
 
     name = "visionzip"
-    schedule: ClassVar[tuple[str, ...]] = ("dominant", "contextual", "reference")
+    schedule: ClassVar[tuple[str, ...]] = ("dominant", "contextual")
 
-    dominant: Annotated[int, Ge(1)] = DOMINANT
-    contextual: Count = CONTEXT
+    dominant: Annotated[int, Ge(1)] | None = None
+    contextual: Count | None = None
     reference: Annotated[int, Ge(1)] = REFERENCE
     positions: Positions = "reindex"
     merge: Literal["sum", "average"] = "sum"
-
-    def check_settings(self) -> None:
-        super().check_settings()
-        if self.has_budget and (self.dominant, self.contextual) != (DOMINANT, CONTEXT):
-            raise SettingError(
-                "Give either dominant and contextual or a budget (retention=, tokens=), not both; "
-                f"got dominant={self.dominant}, contextual={self.contextual}."
-            )
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.keeps_all:
@@ -81,12 +84,14 @@ class VisionZip(Entering):
 
     def _counts(self, arriving: Arriving) -> tuple[int, int]:
         """(dominant, contextual) rows of an image; a newline that the family adds by itself counts as dominant."""
-        if self.has_budget:
+        if self.budget is not None:
             rows = self.rows(arriving)
             contextual = max(0, min(half_up(rows * CONTEXT / (DOMINANT + CONTEXT)), rows - 1))
             return rows - contextual, contextual
         scale = arriving.entered / self.reference
-        return max(1, half_up(self.dominant * scale) - arriving.reserved), half_up(self.contextual * scale)
+        dominant = DOMINANT if self.dominant is None else self.dominant
+        contextual = CONTEXT if self.contextual is None else self.contextual
+        return max(1, half_up(dominant * scale) - arriving.reserved), half_up(contextual * scale)
 
     def _choose(self, view: ImageView, count: int | None) -> Cut | None:
         assert count is not None

@@ -12,12 +12,22 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from foveate.contract import (
+    Arriving,
+    Counted,
+    Features,
+    ImageStage,
+    ImageView,
+    Shape,
+    Share,
+    Stage,
+    TowerAttention,
+    counted_preset,
+    numbering,
+)
 from foveate.core.cut import Cut
 from foveate.core.parts import pick_by_crop
 from foveate.core.picks import cosines, thin
-from foveate.methods.counted import Counted, entering
-from foveate.methods.settings import Share, numbering
-from foveate.methods.stages import Arriving, Features, ImageStage, ImageView, Shape, Stage, TowerAttention
 
 __all__ = ["METHOD", "VisPruner"]
 
@@ -87,8 +97,8 @@ class VisPruner(Counted):
         return 2 * arriving.tokens**2 * width  # the cosines, had the features the decoder's width
 
 
-_llava = partial(entering, VisPruner, "llava-1.5-7b", full=576)
-_next = partial(entering, VisPruner, "llava-next-7b", full=2928)
+_llava = partial(counted_preset, VisPruner, "llava-1.5-7b", full=576)
+_next = partial(counted_preset, VisPruner, "llava-next-7b", full=2928)
 
 VisPruner.presets = (
     *(_llava(tokens, source="released code") for tokens in (192, 128, 64, 32)),

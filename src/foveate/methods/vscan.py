@@ -26,26 +26,30 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from foveate.contract import (
+    Arriving,
+    Attention,
+    Entering,
+    ImageStage,
+    ImageView,
+    Layer,
+    LayerStage,
+    LayerView,
+    Positions,
+    Preset,
+    Shape,
+    Shares,
+    Stage,
+    Tokens,
+    TowerAttention,
+    half_up,
+    numbering,
+)
 from foveate.core.cut import Cut
 from foveate.core.grid import windows_of
 from foveate.core.merge import average, joined_to_nearest
 from foveate.core.rank import ranks_in_groups, top
 from foveate.errors import SettingError
-from foveate.methods.base import Preset
-from foveate.methods.entering import Entering
-from foveate.methods.schedule import half_up
-from foveate.methods.settings import Layer, Positions, Shares, Tokens, numbering
-from foveate.methods.stages import (
-    Arriving,
-    Attention,
-    ImageStage,
-    ImageView,
-    LayerStage,
-    LayerView,
-    Shape,
-    Stage,
-    TowerAttention,
-)
 
 __all__ = ["METHOD", "VScan"]
 
@@ -69,6 +73,7 @@ class VScan(Entering):
 
     name = "vscan"
     schedule: ClassVar[tuple[str, ...]] = ("keep",)
+    usual: ClassVar[float] = 1 / 3
 
     keep: Shares | None = None
     entry: Annotated[Tokens, Ge(1)] = 1.5
@@ -77,11 +82,8 @@ class VScan(Entering):
     positions: Positions = "reindex"
 
     def check_settings(self) -> None:
-        if self.keep is None and not self.has_budget:
-            self._set(retention=1 / 3)
-        elif self.keep is not None and (self.has_budget or len(self.keep) != 2):
-            raise SettingError(f"Give either a budget or keep, which are two shares; got keep={self.keep}.")
-        super().check_settings()
+        if self.keep is not None and len(self.keep) != 2:
+            raise SettingError(f"keep are two shares; got keep={self.keep}.")
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.keeps_all:
@@ -104,7 +106,7 @@ class VScan(Entering):
             entering = int(arriving.entered * self.keep[0])
             rows = entering, int(entering * self.keep[1])
             return min(arriving.tokens, max(1, rows[place] - arriving.reserved))
-        mean, full = self.budget.mean(arriving.entered), arriving.entered
+        mean, full = self.wanted.mean(arriving.entered), arriving.entered
         # At least one row must be left in each layer behind the cut.
         most = (depth * mean - (depth - layer)) / layer
         entering = max(1, min(math.ceil(self.entry * mean - 0.5), int(most + 1e-6), full))

@@ -1,5 +1,6 @@
 """What every method must hold, on bare tensors and on tiny models. Nothing here needs pytest, and it works with it."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,15 +9,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from foveate.contract import follow
+from foveate.contract.method import Method
+from foveate.contract.stages import Place, Shape, Stage
 from foveate.core.cut import Cut, note_of
 from foveate.core.signals import Cells, Hidden
 from foveate.core.views import Arriving, ImageView, LayerView, PatchView, View
 from foveate.engine.session import apply, remove
 from foveate.engine.trace import Trace
 from foveate.errors import SettingError, UnsupportedError
-from foveate.methods import follow
-from foveate.methods.base import Method
-from foveate.methods.stages import Place, Shape, Stage
 from foveate.testing.models import DEPTH, FAMILIES, TinyModel, tiny_model, words_of
 from foveate.testing.views import WIDTH, made_signal
 
@@ -69,7 +70,7 @@ class MethodContract:
     def test_settings_survive_json(self) -> None:
         """A setting is what its JSON says, and nothing changes it."""
         for method in self.examples:
-            again = type(method).from_json(method.to_json())
+            again = type(method).from_dict(json.loads(json.dumps(method.to_dict())))
             assert again == method, f"{method} came back as {again}"
             assert hash(again) == hash(method)
 

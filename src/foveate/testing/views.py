@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.contract.stages import Place, Stage
 from foveate.core.grid import Grid
 from foveate.core.signals import (
     Attention,
@@ -29,7 +30,6 @@ from foveate.core.signals import (
 )
 from foveate.core.views import Arriving, ImageView, LayerView, PatchView, View
 from foveate.errors import SettingError
-from foveate.methods.stages import Place, Stage
 
 __all__ = ["made_tensors", "made_view"]
 

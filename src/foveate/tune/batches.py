@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
-from foveate.methods.base import Method
+from foveate.contract.method import Method
 from foveate.tune.forcing import beginning, looks
 from foveate.tune.samples import About
 

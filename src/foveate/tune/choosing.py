@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foveate.methods.base import Method
+from foveate.contract.method import Method
 from foveate.tune.forcing import Outcome
 from foveate.tune.race import Race, is_above_zero
 from foveate.tune.samples import About, Split, by_picture

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from foveate.contract.budget import decoder_depth
+from foveate.contract.follow import refuse_shallow
+from foveate.contract.method import Method
+from foveate.contract.space import Point, Space
+from foveate.contract.stages import Shape
 from foveate.cost import cost
 from foveate.errors import BudgetError, SettingError
-from foveate.methods.base import Method
-from foveate.methods.schedule import decoder_depth
-from foveate.methods.space import Point, Space
-from foveate.methods.stages import Shape
 from foveate.tune.samples import Sample
 
 __all__ = ["KINDS", "Limit", "Prices", "solved"]
@@ -207,7 +208,7 @@ def _affordable(space: Space, point: Point, prices: Prices, limit: float, counts
 def _built(space: Space, point: Point, prices: Prices, counts: Sequence[float]) -> tuple[Method, float]:
     """The method with these numbers, and its mean cost."""
     method = space.build(point.layers, counts, prices.entered, point.values)
-    method.check(prices.depth)
+    refuse_shallow(type(method).__name__, method.stages(Shape(prices.depth)), prices.depth)
     return method, prices.of(method)
 
 

@@ -18,8 +18,8 @@ from foveate.ask.answering import BEHIND
 from foveate.ask.batch import collate, ends_of, pad_id
 from foveate.ask.generation import Generation, run
 from foveate.ask.look import Look, can_share, end_of_pictures, look_at, look_at_several, resumed, together
+from foveate.contract.method import Method
 from foveate.engine.session import drop_or_not
-from foveate.methods.base import Method
 from foveate.registry import family_for
 from foveate.tune.samples import About, Sample
 

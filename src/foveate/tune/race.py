@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.ask.batch import parts
+from foveate.contract.method import Method
 from foveate.errors import InputError
-from foveate.methods.base import Method
 from foveate.tune.batches import batched
 from foveate.tune.forcing import Outcome, Target, outcomes
 from foveate.tune.samples import About
@@ -170,7 +170,7 @@ class Race:
 
     def _known(self, method: Method, batches: Sequence[Sequence[About]]) -> list[list[Outcome]]:
         """What is known of a method on each picture, once those of which nothing is have been run."""
-        name = method.to_json()
+        name = json.dumps(method.to_dict())
         missing = [[about for about in batch if (name, about.key) not in self.journal] for batch in batches]
         missing = [batch for batch in missing if batch]
         for batch, found in zip(missing, self._run(method, missing), strict=True):

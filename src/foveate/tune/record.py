@@ -9,10 +9,10 @@ from typing import Any, Self
 from foveate._spelling import read_json
 from foveate._upstream import shown
 from foveate._writing import publish
+from foveate.contract import catalogue
+from foveate.contract.method import Method
+from foveate.contract.settings import check
 from foveate.errors import InputError, SettingError
-from foveate.methods import catalogue
-from foveate.methods.base import Method
-from foveate.methods.settings import check
 
 __all__ = ["Record", "write_json"]
 

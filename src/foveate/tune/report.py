@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate.contract.method import Method
 from foveate.eval.stats import Estimate, Resampled, estimate
-from foveate.methods.base import Method
-from foveate.methods.controls import same_schedule
-from foveate.methods.random import Random
+from foveate.methods.random import Random, same_schedule
 from foveate.methods.uniform import Uniform
 from foveate.tune.choosing import Choice, root_of
 from foveate.tune.costs import Prices

@@ -11,9 +11,9 @@ from typing import Any
 
 from foveate._versions import versions
 from foveate.ask.vlm import VLM
+from foveate.contract.method import Method
+from foveate.contract.space import Space, space_of
 from foveate.errors import BudgetError, SettingError
-from foveate.methods.base import Method
-from foveate.methods.space import Space
 from foveate.tune.choosing import FEWEST, Choice, chosen
 from foveate.tune.costs import Limit, Prices, solved
 from foveate.tune.forcing import Target, answered
@@ -150,7 +150,7 @@ def _prepared(
     prices = Prices(inner, everything, limit.kind)
     if prices.of(None) <= limit.value:
         raise SettingError(f"A budget of {limit} drops nothing: the full model spends {prices.of(None):.4g}.")
-    space = method.space(prices.depth)
+    space = space_of(method, prices.depth)
     if space is None:
         raise SettingError(f"{type(method).__name__} has no schedule and no setting that could be searched.")
     with suppress(BudgetError):

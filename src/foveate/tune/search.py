@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from foveate.methods.base import Method
-from foveate.methods.space import Point, Space
+from foveate.contract.method import Method
+from foveate.contract.space import Point, Space
 
 __all__ = ["Found", "Searched", "search"]
 
@@ -84,7 +84,7 @@ def search(
     """
     chance = random.Random(seed)
     searched = Searched()
-    seen: set[str] = set()
+    seen: set[Method] = set()
     for point in grid(space, starts):
         _try(point, trial, seen, searched, searched.grid)
     for _ in range(drawn):
@@ -103,26 +103,26 @@ def search(
     return searched
 
 
-def _new(make: Callable[[], Point], trial: Trial, seen: set[str]) -> Point | None:
+def _new(make: Callable[[], Point], trial: Trial, seen: set[Method]) -> Point | None:
     """A point whose setting exists and was not tried."""
     for _ in range(20):
         point = make()
         method = trial.solve(point)
-        if method is not None and method.to_json() not in seen:
+        if method is not None and method not in seen:
             return point
     return None
 
 
-def _try(point: Point | None, trial: Trial, seen: set[str], searched: Searched, into: list[Found]) -> None:
+def _try(point: Point | None, trial: Trial, seen: set[Method], searched: Searched, into: list[Found]) -> None:
     """Try a point, unless its setting was tried or time is up; the first one always, so that there is a best."""
     if searched.best and trial.over():
         searched.complete = False
         return
     trial.advance()
     method = None if point is None else trial.solve(point)
-    if point is None or method is None or method.to_json() in seen:
+    if point is None or method is None or method in seen:
         return
-    seen.add(method.to_json())
+    seen.add(method)
     searched.tried += 1
     score = trial.score(method)
     if score is not None:

@@ -2,12 +2,12 @@
 
 from collections.abc import Collection
 
+from foveate.contract.chain import Chain
+from foveate.contract.follow import cut_layers
+from foveate.contract.method import Method
+from foveate.contract.space import Point, Space
+from foveate.contract.stages import Shape
 from foveate.errors import BudgetError, SettingError
-from foveate.methods.base import Method
-from foveate.methods.chain import Chain
-from foveate.methods.follow import cut_layers
-from foveate.methods.space import Point, Space
-from foveate.methods.stages import Shape
 from foveate.tune.costs import Limit, Prices
 
 __all__ = ["budgeted", "left_to_search", "published_point", "usual_point"]

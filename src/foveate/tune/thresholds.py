@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from foveate._versions import versions
+from foveate.contract.budget import Budget
+from foveate.contract.method import Method
 from foveate.engine.session import drop
 from foveate.errors import BudgetError, SettingError
-from foveate.methods.base import Method
 from foveate.methods.mustdrop import MustDrop
-from foveate.methods.schedule import budget_of
 from foveate.tune.record import WITHIN, Record
 from foveate.tune.samples import digest
 
-__all__ = ["default_start", "model_name", "tune_thresholds"]
+__all__ = ["model_name", "tune_thresholds"]
 
 STEPS = 24
 
@@ -54,7 +54,7 @@ def tune_thresholds(
         advance: Called after each step.
 
     Returns:
-        The setting found, in threshold mode, and where it comes from.
+        The setting found, and where it comes from.
 
     Raises:
         BudgetError: If no γ reaches the budget; the message names what the samples allow.
@@ -63,13 +63,16 @@ def tune_thresholds(
     Warns:
         UserWarning: If no setting found meets the budget within 1 %; the record, `met` false, is then of the nearest.
     """
-    start = _start(model, method)
+    start = _start(method)
     batches = list(samples)
     if not batches:
         raise SettingError("There are no samples to tune on. Give at least one.")
     found, counts = _retentions(model, batches, dataclasses.replace(start, global_thr=0.0, individual_thr=0.0))
-    target, _ = budget_of(model, tokens, retention, round(statistics.fmean(counts)))
-    kappa, most = start.individual_thr / start.global_thr, statistics.fmean(found)
+    usual = round(statistics.fmean(counts))
+    budget = Budget(tokens, retention)
+    target = budget.retention or budget.mean(usual) / usual
+    gamma, alpha = start.thresholds
+    kappa, most = alpha / gamma, statistics.fmean(found)
     gamma, low, high = 0.0, 1 / (50 * max(counts)), 1.0
     steps, best = [(gamma, most)], (gamma, found)
     if target > most * (1 + WITHIN):
@@ -111,26 +114,21 @@ def tune_thresholds(
     return record
 
 
-def default_start(model: Any) -> MustDrop:
-    """MustDrop's defaults, its cuts scaled to the model's depth."""
-    return MustDrop(pruning_layers=MustDrop.for_budget(model, retention=1.0).pruning_layers)
-
-
 def model_name(model: Any) -> str:
     """A model's hub id; of a local folder its name alone, since where it lies is nobody's business."""
     known = getattr(model.config, "name_or_path", "") or model.config.model_type
     return Path(known).name if Path(known).is_dir() else str(known)
 
 
-def _start(model: Any, method: Method | None) -> MustDrop:
-    method = method or default_start(model)
+def _start(method: Method | None) -> MustDrop:
+    method = method or MustDrop()
     if not isinstance(method, MustDrop):
         raise SettingError(
             f"{type(method).__name__} needs no tuning: {type(method).__name__}.for_budget solves its schedule."
         )
-    if not method.filter or method.global_thr <= 0:
+    if not method.filter or method.thresholds[0] <= 0:
         raise SettingError("Tuning changes global_thr of the filter, so it needs filter=True and global_thr above 0.")
-    return dataclasses.replace(method, mode="threshold", counts=())
+    return dataclasses.replace(method, retention=None, tokens=None)
 
 
 def _with(method: MustDrop, gamma: float, kappa: float) -> MustDrop:

@@ -7,10 +7,10 @@ from typing import Any, Self
 
 from foveate._sheet import Column, Sheet
 from foveate._spelling import read_json
+from foveate.contract import catalogue
+from foveate.contract.method import Method
 from foveate.errors import InputError
 from foveate.eval.stats import Estimate
-from foveate.methods import catalogue
-from foveate.methods.base import Method
 from foveate.tune.record import write_json
 
 __all__ = ["Row", "Tuned", "points"]
@@ -112,7 +112,7 @@ class Tuned:
     date: str
 
     def __repr__(self) -> str:
-        return f"Tuned({self.method.to_json()} on {self.model}: {self.tokens:.1f} tokens, {self.verdict})"
+        return f"Tuned({self.method} on {self.model}: {self.tokens:.1f} tokens, {self.verdict})"
 
     @property
     def verdict(self) -> str:

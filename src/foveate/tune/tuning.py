@@ -1,15 +1,14 @@
 """`foveate.tune`: thresholds for MustDrop, a searched schedule for every other method."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from foveate.ask.vlm import VLM
+from foveate.contract import naming
+from foveate.contract.method import Method
 from foveate.errors import SettingError
-from foveate.methods.base import Method
-from foveate.methods.grammar import read
 from foveate.methods.mustdrop import MustDrop
-from foveate.methods.named import Named
 from foveate.tune.costs import Limit
 from foveate.tune.record import Record
 from foveate.tune.samples import inputs_of
@@ -24,7 +23,8 @@ def tune(
     model: Any,
     samples: Iterable[Any],
     *,
-    method: Method | Named | str | None = None,
+    method: Method | str | None = None,
+    given: Collection[str] = (),
     tokens: float | None = None,
     retention: float | None = None,
     flops: float | None = None,
@@ -53,6 +53,7 @@ def tune(
             more are good, 20 are the fewest that say something.
         method: The method, chain, or its name, such as "v2drop:metric=cosine": a setting that is given is not searched.
             Of a method that is no name, those are given that differ from the usual ones. None is MustDrop.
+        given: Settings that stay, too, of a method that is no name; of a chain with their member's place, "1.metric".
         tokens: Mean vision tokens that a decoder layer processes.
         retention: The same as a share of the vision tokens, in (0, 1].
         flops: FLOPs to the first token, as a share of the full model's.
@@ -73,11 +74,8 @@ def tune(
         InputError: If `state` belongs to another model or other samples.
         SettingError: If the budget, the samples or the method cannot be tuned.
     """
-    given: frozenset[str] = frozenset()
     if isinstance(method, str):
-        method = read(method)
-    if isinstance(method, Named):
-        given, method = method.given, method.method()
+        given, method = naming.given(method), naming.parse(method)
     if method is None or isinstance(method, MustDrop):
         if flops is not None or kv is not None:
             raise SettingError("MustDrop's thresholds are found for tokens= or retention=, not for flops= or kv=.")

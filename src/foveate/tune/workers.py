@@ -16,9 +16,9 @@ import torch
 
 from foveate.ask.loading import load
 from foveate.ask.vlm import VLM
+from foveate.contract import catalogue
+from foveate.contract.method import Method
 from foveate.errors import InputError, SettingError
-from foveate.methods import catalogue
-from foveate.methods.base import Method
 from foveate.tune.forcing import Outcome, Target, answered, outcomes
 from foveate.tune.samples import About
 

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 import foveate as fv
-from foveate.methods.names import parse
+from foveate.contract.naming import parse
 from tests.vllm.engines import demo, picture
 
 __all__ = ["DEMO", "METHODS", "NEAR", "SIX", "Ask", "Reference", "answers", "asks", "engine", "misses", "use"]

@@ -7,8 +7,9 @@ from typing import Any
 from foveate import embedded
 from foveate._versions import commit, versions
 from foveate.ask.vlm import VLM
+from foveate.contract.method import Method
 from foveate.eval import provenance
-from foveate.eval.cells import BASELINES, Cell, cells_of, contender
+from foveate.eval.cells import BASELINES, Cell, cells_of, contenders_of
 from foveate.eval.embedded.pictures import PictureQuestion, check_tasks, questions
 from foveate.eval.embedded.run import outstanding, prompts_of, run
 from foveate.eval.listener import Listener
@@ -16,7 +17,6 @@ from foveate.eval.pairing import Column, summarise, unmatched
 from foveate.eval.plan import Plan
 from foveate.eval.store import FULL, Store, key_of
 from foveate.eval.summary import Summary
-from foveate.methods.base import Method
 
 __all__ = ["evaluate"]
 
@@ -77,8 +77,7 @@ def evaluate(
         summary = asking.summary(cells, "Answering")
         spent = unmatched(summary) if plan.baselines else []
         if spent:
-            controls = [contender(name) for name in BASELINES]
-            cells += cells_of(controls, vlm.model, spent, vision_tokens, plan.seeds)
+            cells += cells_of(contenders_of(BASELINES), vlm.model, spent, vision_tokens, plan.seeds)
             summary = asking.summary(cells, "Answering: controls at what was truly spent")
     return summary
 

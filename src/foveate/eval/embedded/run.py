@@ -18,12 +18,12 @@ from foveate.ask.generation import Generation
 from foveate.ask.loading import load
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
+from foveate.contract.method import Method
 from foveate.errors import InputError
 from foveate.eval.embedded.pictures import PictureQuestion
 from foveate.eval.first import First
 from foveate.eval.listener import Advance, unheard
 from foveate.eval.store import FULL, Store, key_of
-from foveate.methods.base import Method
 
 __all__ = ["Work", "outstanding", "prompts_of", "run"]
 

@@ -12,13 +12,13 @@ from foveate.ask.generation import Generation
 from foveate.ask.prompt import Prompt
 from foveate.ask.templates import check_protocol
 from foveate.ask.vlm import VLM
+from foveate.contract.method import Method
 from foveate.errors import SettingError, UnsupportedError
 from foveate.eval import provenance
 from foveate.eval.first import First
 from foveate.eval.listener import Advance, unheard
 from foveate.eval.lmms.setting import Choice
 from foveate.eval.store import FULL, Store
-from foveate.methods.base import Method
 
 __all__ = ["Answerer", "Conduct", "Request"]
 

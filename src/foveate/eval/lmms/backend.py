@@ -89,7 +89,7 @@ class Foveate(Answering):
 
     Args:
         pretrained: A hub id, a local folder, or "embedded".
-        method: What drops, in the grammar of `foveate.methods.names`: a text such as v2drop:metric=cosine, JSON, or a
+        method: What drops, in the grammar of `foveate.contract.naming`: a text such as v2drop:metric=cosine, JSON, or a
             mapping. Empty is the full model.
         budget: Mean vision tokens a decoder layer, solved for each sample's own count.
         retention: The same as a share; 1/3 where neither is given.

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from foveate.ask.vlm import VLM
+from foveate.contract.method import Method
 from foveate.errors import InputError
 from foveate.eval.listener import Advance, unheard
 from foveate.eval.lmms.answerer import Answerer, Conduct
@@ -21,7 +22,6 @@ from foveate.eval.lmms.setting import Choice
 from foveate.eval.lmms.task_names import check_folders, check_installed
 from foveate.eval.lmms.tracking import Label, write
 from foveate.eval.store import Store
-from foveate.methods.base import Method
 
 __all__ = ["Options", "check_names", "harness_tasks", "run"]
 

@@ -1,19 +1,19 @@
 """Benchmarks under several settings: which runs there are, and what they come to beside the full model's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from foveate.contract.method import Method
+from foveate.contract.naming import before_decoder, draws, parse
 from foveate.errors import BudgetError
 from foveate.eval.cells import EARLY, Cell
 from foveate.eval.lmms.scores import Metric, Scores, TaskScores
 from foveate.eval.lmms.setting import Setting
 from foveate.eval.pairing import Column, summarise
 from foveate.eval.summary import Summary
-from foveate.methods.grammar import read
-from foveate.methods.named import Named
 
 __all__ = ["cells_of", "run_cells", "summarise_task"]
 
@@ -25,24 +25,23 @@ Run = Callable[[Setting], Scores]
 
 
 def cells_of(
-    contenders: Sequence[Named], budgets: Sequence[tuple[str, float]], seeds: Sequence[int]
+    contenders: Mapping[str, Method], budgets: Sequence[tuple[str, float]], seeds: Sequence[int]
 ) -> list[Cell[Setting]]:
     """A cell for each contender and budget; the schedule is solved for each sample later.
 
     Args:
-        contenders: What is compared.
+        contenders: What is compared, by name.
         budgets: ("budget", tokens) or ("retention", share) each.
         seeds: Draws of a method that draws at random.
     """
     cells: list[Cell[Setting]] = []
-    for named in contenders:
-        name = named.text
-        if named.settled:
-            cells.append(Cell(name, None, _draws(Setting(name=name), named.drawn, seeds)))
+    for name, method in contenders.items():
+        if not method.open:
+            cells.append(Cell(name, None, _draws(Setting(name=name), draws(method), seeds)))
             continue
         for kind, value in budgets:
             setting = Setting(name=name, **{kind: value})  # type: ignore[arg-type]
-            cells.append(Cell(name, value, _draws(setting, named.drawn, seeds)))
+            cells.append(Cell(name, value, _draws(setting, draws(method), seeds)))
     return cells
 
 
@@ -70,7 +69,7 @@ def _run_cell(cell: Cell[Setting], run: Run) -> tuple[Cell[Setting], list[Scores
     try:
         return cell, [run(draw) for draw in cell.draws]
     except BudgetError as error:
-        if read(cell.name).before_decoder() is None:
+        if before_decoder(parse(cell.name)) is None:
             return replace(cell, draws=(), infeasible=str(error), floor=error.floor), []
     early = tuple(replace(draw, settings={"layers": (0,)}) for draw in cell.draws)
     return replace(cell, draws=early, note=EARLY), [run(draw) for draw in early]

@@ -1,19 +1,18 @@
 """From what lmms-eval's arguments say of dropping to each sample's setting: images differ in their token counts."""
 
-import math
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from foveate._spelling import parsed, unquoted
+from foveate._spelling import parsed, unquoted, written
+from foveate.contract.budget import Budget
+from foveate.contract.method import Method, meet
+from foveate.contract.naming import RETENTION, draws, parse, spending, with_seed
 from foveate.errors import SettingError
 from foveate.eval.store import FULL, fingerprint, key_of
-from foveate.methods.base import Method
-from foveate.methods.grammar import read
-from foveate.methods.named import RETENTION, Named
-from foveate.methods.schedule import Budget
 
 __all__ = ["Asked", "Choice", "Setting"]
 
@@ -90,7 +89,7 @@ class Choice:
         """The same method for every sample; None is the full model."""
         if fixed is None:
             return cls()
-        return cls(key_of(fixed), lambda _: fixed, Asked(method=fixed.to_json()))
+        return cls(key_of(fixed), lambda _: fixed, Asked(method=json.dumps(fixed.to_dict())))
 
     def method(self, vision_tokens: int) -> Method | None:
         """What drops in a sample of so many vision tokens; None where nothing does."""
@@ -104,7 +103,7 @@ class Setting:
     """What lmms-eval's `--model_args` say of dropping.
 
     Attributes:
-        name: What drops, in the grammar of `foveate.methods.names`; empty is the full model.
+        name: What drops, in the grammar of `foveate.contract.naming`; empty is the full model.
         budget: Mean vision tokens a decoder layer, counted on each sample.
         retention: The same as a share in (0, 1]; 1/3 where neither is given.
         seed: Which draw, for methods that draw at random.
@@ -126,57 +125,51 @@ class Setting:
         if not self.name:
             _refuse_without_method(self)
             return
-        named = self.named()
-        named.check()
+        method = self.method()
         if self.budget is None and self.retention is None:
-            if not named.bare:
-                named.method()
             return
-        if self.budget is not None and not 0 < self.budget < math.inf:
-            raise SettingError(f"budget must be a finite number above 0; got {self.budget}.")
         Budget(self.budget, self.retention)
-        if named.settled:
+        if not method.open:
             raise SettingError(
                 f"{self.name} brings its own budget, as presets, tuned records and schedules do, or takes none: leave "
                 "budget= and retention= out."
             )
 
-    def named(self) -> Named:
+    def method(self) -> Method:
         """The name with its settings."""
-        named, settings = read(self.name), self.settings
+        settings: Any = self.settings
         if isinstance(settings, str):
             text = unquoted(settings.strip())
-            if text.startswith("{"):
-                settings = parsed(text)
-            else:
-                pairs = [pair for pair in text.split(";") if pair.strip()]
-                named, settings = named.with_pairs(pairs), {}
-        if not isinstance(settings, Mapping):
+            settings = parsed(text) if text.startswith("{") else [pair for pair in text.split(";") if pair.strip()]
+        elif not isinstance(settings, Mapping):
             raise SettingError(f'settings is a dictionary such as {{"metric": "cosine"}}; got {settings!r}.')
-        named = named.with_values(settings)
-        return named if self.seed is None else named.with_values({"seed": self.seed})
+        method = parse(self.name, settings)
+        if self.seed is None:
+            return method
+        if not draws(method):
+            raise SettingError(f"seed={self.seed}: {self.name} has a seed, or drops nothing at random.")
+        return with_seed(method, self.seed)
 
     def choice(self, config: Any) -> Choice:
         """What it means for a model of this config."""
         if not self.name:
             return Choice()
-        named = self.named()
+        method = self.method()
         values = {key: value for key, value in self.to_dict().items() if value not in (None, {})}
-        if any(member.ready is not None for member in named.members):
-            values["whole"] = named.method().to_dict()
+        if any(part.is_file or part.is_preset for part in written(self.name)):
+            values["whole"] = method.to_dict()
+        spent = spending(method, self.budget, self.retention)
 
         @cache
         def solve(count: int) -> Method:
-            return named.solved(config, tokens=self.budget, retention=self.retention, vision_tokens=count)
+            meet(spent, config, count)
+            return spent
 
-        return Choice(f"{self.name} {fingerprint(values)}", solve, self._asked(named))
-
-    def _asked(self, named: Named) -> Asked:
-        """What is asked for; a third where only names were given."""
         share = self.retention
-        if self.budget is None and share is None and named.bare and not named.settled:
+        if method.open and self.budget is None and share is None:
             share = RETENTION
-        return Asked(method=self.name, budget=self.budget, share=share, seed=self.seed, settings=self.settings)
+        asked = Asked(method=self.name, budget=self.budget, share=share, seed=self.seed, settings=self.settings)
+        return Choice(f"{self.name} {fingerprint(values)}", solve, asked)
 
     def to_dict(self) -> dict[str, Any]:
         """The setting as plain values."""

@@ -17,13 +17,13 @@ from foveate.ask.answering import Dropping
 from foveate.ask.media import Media
 from foveate.ask.prompt import Prompt, is_vision
 from foveate.ask.vlm import VLM
+from foveate.contract.follow import in_order, reads_text
+from foveate.contract.method import Method
+from foveate.contract.stages import Shape
 from foveate.core.patching import Patcher
 from foveate.engine.early import EarlyStages
 from foveate.engine.session import drop
 from foveate.errors import InputError, UnsupportedError
-from foveate.methods.base import Method
-from foveate.methods.follow import in_order, reads_text
-from foveate.methods.stages import Shape
 from foveate.registry import family_for
 from foveate.video import Clip
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from foveate.contract.method import Method
 from foveate.engine.early import EarlyStages
 from foveate.errors import SettingError, UnsupportedError
-from foveate.methods.base import Method
 
 __all__ = [
     "refuse_early",

@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.contract import catalogue, follow, naming
+from foveate.contract.budget import decoder_depth
+from foveate.contract.method import Method
+from foveate.contract.stages import Shape
 from foveate.core.grid import Grid
 from foveate.core.memo import Memo
 from foveate.core.signals import TowerSignal
@@ -17,12 +21,6 @@ from foveate.engine.entering import tower_reducer
 from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.integrations.vllm import guards
-from foveate.methods import follow, names
-from foveate.methods.base import Method
-from foveate.methods.grammar import read
-from foveate.methods.named import Named
-from foveate.methods.schedule import decoder_depth
-from foveate.methods.stages import Shape
 from foveate.support import refusal
 
 __all__ = ["RATE_KEYS", "Rate", "Setting"]
@@ -109,7 +107,7 @@ class Setting:
             raise SettingError(
                 f"hf_overrides['foveate'] takes method, and tokens or retention; got {', '.join(sorted(values))}."
             )
-        self._method = _read(values["method"])
+        self._method, self._spelled = _read(values["method"]), str(values["method"])
         self.rate = Rate(values.get("tokens"), values.get("retention"))
         self._config = config
         self._family = family
@@ -135,14 +133,9 @@ class Setting:
         """
         if not rate.said:
             rate = self.rate
-        method = self._method
-        if isinstance(method, Named):
-            if rate.said and not method.settled:
-                return method.spending(rate.tokens, rate.retention)
-            method = method.method()
-        if rate.said:
-            method = method.with_budget(tokens=rate.tokens, retention=rate.retention)
-        return method
+        if not rate.said:
+            return self._method
+        return self._method.with_budget(tokens=rate.tokens, retention=rate.retention)
 
     def stages(self, rate: Rate) -> EarlyStages:
         """The stages at a request's rate, or at the server's where it has none.
@@ -180,7 +173,7 @@ class Setting:
     @property
     def spelled(self) -> str:
         """The method, as the server was given it."""
-        return self._method.text if isinstance(self._method, Named) else str(self._method)
+        return self._spelled
 
     @cached_property
     def shape(self) -> Shape:
@@ -198,10 +191,10 @@ class Setting:
         guards.refuse_early(stages)
 
 
-def _read(spelled: Any) -> Named | Method:
+def _read(spelled: Any) -> Method:
     """What a name or a dictionary says."""
     if isinstance(spelled, Mapping):
-        return names.from_dict(dict(spelled))
+        return catalogue.from_dict(spelled)
     if not isinstance(spelled, str):
         raise SettingError(f"method must be a name or a dictionary; got {spelled!r}.")
-    return read(spelled)
+    return naming.parse(spelled)

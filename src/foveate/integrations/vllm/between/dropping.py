@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from vllm.forward_context import ForwardContext, get_forward_context
 
+from foveate.contract.stages import Stage
 from foveate.engine.late import LateStages
 from foveate.integrations.vllm.between import guards
 from foveate.integrations.vllm.between.batch import Batch, Images
 from foveate.integrations.vllm.between.layout import Layout, as_before
 from foveate.integrations.vllm.between.passing import Passing
 from foveate.integrations.vllm.between.recording import built_of, recording
-from foveate.methods.stages import Stage
 
 __all__ = ["Dropping"]
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from foveate.contract import follow
+from foveate.contract.stages import CacheStage, LayerStage, Shape, Stage
 from foveate.core.signals import Attention, Cells, Hidden
 from foveate.core.views import Arriving
 from foveate.errors import BudgetError, SettingError, UnsupportedError
-from foveate.methods import follow
-from foveate.methods.stages import CacheStage, LayerStage, Shape, Stage
 
 __all__ = [
     "STEP",

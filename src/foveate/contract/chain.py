@@ -3,20 +3,43 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from foveate._spelling import CHAIN
+from foveate.contract import catalogue
+from foveate.contract.budget import Budget
+from foveate.contract.method import BUDGET, Method
+from foveate.contract.space import Space, space_of
+from foveate.contract.stages import Shape, Stage
 from foveate.errors import SettingError
-from foveate.methods.base import Method
-from foveate.methods.schedule import Budget
-from foveate.methods.settings import MethodSetting
-from foveate.methods.space import Space
-from foveate.methods.stages import Shape, Stage
 
 __all__ = ["Chain"]
 
 SHARES = (None, 0.5, 0.35, 0.25, 0.18, 0.125)
 """What an earlier member of a chain may keep when a chain is tuned; None is what it keeps by itself."""
+
+
+class _Method:
+    """A method, or the dictionary of one."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_plain_validator_function(_method)
+
+
+def _method(value: Any) -> Any:
+    if isinstance(value, Mapping) and "method" in value:
+        return catalogue.from_dict(value)
+    if not isinstance(value, Method):
+        raise ValueError("a method that drops")
+    return value
+
+
+if TYPE_CHECKING:
+    Member = Method
+else:
+    Member = Annotated[Any, _Method()]
 
 
 class Chain(Method):
@@ -33,7 +56,7 @@ class Chain(Method):
 
     name = CHAIN
 
-    members: tuple[MethodSetting, ...] = ()
+    members: tuple[Member, ...] = ()
 
     def check_settings(self) -> None:
         if len(self.members) < 2:
@@ -57,34 +80,35 @@ class Chain(Method):
                 stages.append(dataclasses.replace(stage, owner=(index, *stage.owner)))
         return tuple(stages)
 
-    def check(self, depth: int) -> None:
-        for member in self.members:
-            member.check(depth)
-        super().check(depth)
-
     def with_budget(self, *, tokens: float | None = None, retention: float | None = None) -> Self:
-        """The same, the last member that takes a budget spending this one; the others keep theirs.
+        """The same, the last open member spending this budget; where none is open, the last that has a budget.
 
         Raises:
             SettingError: If no member takes one, or not exactly one of both is given.
         """
         Budget(tokens, retention)
-        reasons = []
-        for index in reversed(range(len(self.members))):
-            try:
-                member = self.members[index].with_budget(tokens=tokens, retention=retention)
-            except SettingError as error:
-                reasons.append(str(error))
-                continue
-            return type(self)(members=(*self.members[:index], member, *self.members[index + 1 :]))
-        raise SettingError(f"No method of this chain takes a budget: {' '.join(reversed(reasons))}")
+        takers = [index for index, member in enumerate(self.members) if member.open]
+        takers = takers or [index for index, member in enumerate(self.members) if member._given(BUDGET)]
+        if not takers:
+            raise SettingError(f"No method of {self} takes a budget: each has a schedule of its own, or takes none.")
+        members = list(self.members)
+        members[takers[-1]] = members[takers[-1]].with_budget(tokens=tokens, retention=retention)
+        return type(self)(members=tuple(members))
+
+    def _check_floor(self, depth: int, entered: int) -> None:
+        if any(member._given(BUDGET) for member in self.members):
+            self.plan(depth, (entered,))
+
+    @property
+    def open(self) -> bool:
+        return any(member.open for member in self.members)
 
     def space(self, depth: int) -> Space | None:
         """The members' spaces as one: the last that has one spends the budget.
 
         Settings are named by their member's place, "1.metric"; an earlier member's share of the tokens is one of them.
         """
-        spaces = [member.space(depth) for member in self.members]
+        spaces = [space_of(member, depth) for member in self.members]
         places = [place for place, space in enumerate(spaces) if space is not None]
         if not places:
             return None
@@ -93,7 +117,7 @@ class Chain(Method):
         for place in places:
             space = spaces[place]
             assert space is not None
-            if place != last and self.members[place].takes_budget():
+            if place != last and self.members[place].open:
                 settings[f"{place}.retention"] = SHARES
             for name, values in space.settings.items():
                 settings[f"{place}.{name}"] = values
@@ -144,5 +168,3 @@ class Chain(Method):
 
 
 Method._chain_of = Chain.of
-
-METHOD = Chain

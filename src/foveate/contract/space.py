@@ -1,15 +1,23 @@
-"""What of a method may be searched: cut layers, the tokens behind them, and settings, each in its range."""
+"""What of a method may be searched: cut layers, the tokens behind them, and settings, each in its range.
+
+A method may declare `searched`, settings with their values, the usual one first (the first two make the small grid),
+and `space(depth)`, where more than these and the place of a single cut can be searched.
+"""
 
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
-__all__ = ["Point", "Space"]
+from foveate.contract.follow import cut_layers
+from foveate.contract.method import Method
+from foveate.contract.stages import Shape
+
+__all__ = ["Point", "Space", "free_settings", "space_of"]
 
 MOST_CUTS = 6
-# It returns a Method; methods/base.py imports this module.
-Build = Callable[[tuple[int, ...], Sequence[float], int, Mapping[str, Any]], Any]
+Build = Callable[[tuple[int, ...], Sequence[float], int, Mapping[str, Any]], Method]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +124,41 @@ class Space:
         if not counts or len(layers) > self.most_cuts or (layers and layers[0] < self.first):
             return None
         return Point(tuple(layers), tuple(count / counts[0] for count in counts), settings)
+
+
+def space_of(method: Method, depth: int) -> Space | None:
+    """What may be searched of a method, in a decoder of `depth` layers; None where nothing can be.
+
+    A setting that differs from the method's usual one was chosen by somebody, and stays.
+    """
+    if hasattr(method, "space"):
+        space: Space | None = method.space(depth)
+        return space
+    if not hasattr(method, "retention"):
+        return None
+    settings = free_settings(method)
+    cuts = cut_layers(method.stages(Shape(depth)))
+    if cuts and "layer" in _usual_settings(method):
+        settings["layer"] = (cuts[0], *(layer for layer in range(1, depth // 2) if layer != cuts[0]))
+    build = partial(_with_mean, method)
+    return Space(build=build, depth=depth, most_cuts=0, counts_entry=True, whole=False, settings=settings)
+
+
+def free_settings(method: Method) -> dict[str, tuple[Any, ...]]:
+    """The settings in `searched` that nobody has chosen."""
+    usual = _usual_settings(method)
+    return {name: values for name, values in getattr(method, "searched", {}).items() if name in usual}
+
+
+def _usual_settings(method: Method) -> set[str]:
+    """The settings that are as they are by default."""
+    every = fields(method)  # type: ignore[arg-type]
+    return {field.name for field in every if getattr(method, field.name) == field.default}
+
+
+def _with_mean(
+    method: Method, layers: tuple[int, ...], counts: Sequence[float], entered: int, settings: Mapping[str, Any]
+) -> Method:
+    """The method with a mean of `counts[0]` of `entered` tokens."""
+    changed = replace(method, **settings)  # type: ignore[type-var]
+    return changed.with_budget(retention=min(1.0, counts[0] / entered))

@@ -5,10 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.core.cut import Cut
-from foveate.errors import SettingError, ShapeError
-from foveate.methods import follow
-from foveate.methods.stages import (
+from foveate.contract import follow
+from foveate.contract.stages import (
     Arriving,
     Attention,
     CacheStage,
@@ -22,6 +20,8 @@ from foveate.methods.stages import (
     Place,
     TowerStage,
 )
+from foveate.core.cut import Cut
+from foveate.errors import SettingError, ShapeError
 
 
 def attention(view):
@@ -223,10 +223,9 @@ def test_two_at_one_place_stay_as_they_are_written():
     assert follow.in_order((other, FIRST, LATER)) == (FIRST, other, LATER)
 
 
-def test_what_stands_in_front_of_the_decoder_goes_by_image_and_spares_a_closing_newline():
-    for stage in (PIXELS, PATCHES, BEFORE, BEHIND):
-        assert (stage.unit, stage.newlines) == ("image", "keep_last")
-    assert (LATER.unit, LATER.newlines) == ("sample", "rank")
+def test_what_stands_in_front_of_the_decoder_goes_by_image():
+    assert {stage.unit for stage in (PIXELS, PATCHES, BEFORE, BEHIND)} == {"image"}
+    assert LATER.unit == "sample"
 
 
 def test_an_image_stage_sees_features():

@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from foveate.contract.stages import CacheStage, LayerStage, Place, Stage
 from foveate.core import signals
 from foveate.core.grid import Grid, closing_rows
 from foveate.core.signals import Attention, Hidden, Keys, Signal
 from foveate.core.views import Arriving
-from foveate.errors import UnsupportedError
-from foveate.methods.stages import CacheStage, LayerStage, Place, Stage
+from foveate.errors import SettingError, UnsupportedError
 
 __all__ = [
     "at",
@@ -24,6 +24,7 @@ __all__ = [
     "layer_plan",
     "opening",
     "reads_text",
+    "refuse_shallow",
     "scoring_flops",
 ]
 
@@ -46,6 +47,20 @@ def layer_stages(stages: Sequence[Stage]) -> tuple[LayerStage, ...]:
 def cut_layers(stages: Sequence[Stage]) -> tuple[int, ...]:
     """Decoder layers before which tokens may be dropped, ascending."""
     return tuple(sorted({stage.layer for stage in layer_stages(stages) if stage.drops}))
+
+
+def refuse_shallow(name: str, stages: Sequence[Stage], depth: int) -> None:
+    """Refuse a decoder of `depth` layers that is too shallow for the stages of a method.
+
+    Raises:
+        SettingError: If a cut lies outside the decoder.
+    """
+    late = [layer for layer in cut_layers(stages) if layer >= depth]
+    if late:
+        raise SettingError(
+            f"{name} cuts before layers {late}, but the decoder has layers 0 to {depth - 1}. Give earlier layers, or a "
+            "budget (retention=…), which fits any depth."
+        )
 
 
 def opening(stages: Sequence[Stage]) -> frozenset[tuple[int, ...]]:
@@ -310,7 +325,7 @@ def _refuse_unpriced(signal: Signal) -> None:
         if values is not ANY and value not in values:
             unknown = f"{kind}.{field.name}={value!r}"
     if unknown:
-        raise UnsupportedError(f"What {unknown} costs is not known: count it in foveate.methods.follow.")
+        raise UnsupportedError(f"What {unknown} costs is not known: count it in foveate.contract.follow.")
 
 
 def _looked_at(stage: Stage, units: Units) -> int:

@@ -5,9 +5,9 @@ import torch
 
 import foveate as fv
 from foveate.bench.shapes import shape
+from foveate.contract import follow
+from foveate.contract.stages import Shape
 from foveate.core.grid import grids_of
-from foveate.methods import follow
-from foveate.methods.stages import Shape
 from tests.models import DEPTH, batch, tiny
 
 FILM = [(14, 14)] * 32

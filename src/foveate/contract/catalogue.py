@@ -1,4 +1,4 @@
-"""Which methods and presets there are: found in this folder, in entry points, or registered."""
+"""Which methods and presets there are: found in `foveate/methods`, in entry points, or registered."""
 
 import importlib
 import pkgutil
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from foveate._spelling import CHAIN, method_name, no_method, no_preset
+from foveate.contract.method import Method, Preset
 from foveate.errors import SettingError
-from foveate.methods.base import Method, Preset
 
-__all__ = ["discovered", "extra", "from_dict", "method", "methods", "preset", "presets"]
+__all__ = ["discovered", "extra", "from_dict", "method", "methods", "preset", "presets", "takes_budget"]
 
 extra: dict[str, type[Method]] = {}
 """Methods from `foveate.register_method`, by name."""
@@ -22,7 +22,7 @@ extra: dict[str, type[Method]] = {}
 def _in_folder() -> dict[str, type[Method]]:
     """`METHOD` of every module in `foveate/methods`."""
     kinds: dict[str, type[Method]] = {}
-    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+    for module in pkgutil.iter_modules([str(Path(__file__).parents[1] / "methods")]):
         kind = getattr(importlib.import_module(f"foveate.methods.{module.name}"), "METHOD", None)
         if kind is not None:
             kinds[kind.name] = kind
@@ -32,7 +32,7 @@ def _in_folder() -> dict[str, type[Method]]:
 @cache
 def discovered() -> dict[str, type[Method]]:
     """Every method of `foveate/methods`, and of every entry point in group `foveate.methods`."""
-    kinds = {name: kind for name, kind in _in_folder().items() if name != CHAIN}
+    kinds = dict(_in_folder())
     for point in entry_points(group="foveate.methods"):
         kind = point.load()
         kinds.setdefault(kind.name, kind)
@@ -54,6 +54,14 @@ def method(name: str) -> type[Method]:
     if name not in kinds:
         raise no_method(name, kinds)
     return kinds[name]
+
+
+def takes_budget(kind: type[Method]) -> bool:
+    """Whether a method can be given a budget, where it is made without any settings."""
+    try:
+        return kind().open
+    except (SettingError, TypeError):  # it cannot be made without settings
+        return False
 
 
 def presets() -> dict[str, Preset]:
@@ -85,7 +93,8 @@ def from_dict(values: Mapping[str, Any]) -> Method:
     name = method_name(values)
     try:
         if name == CHAIN:  # `methods` has it not
-            return _in_folder()[name].from_dict(values)
+            chain: type[Method] = importlib.import_module("foveate.contract.chain").Chain
+            return chain.from_dict(values)
         return method(name).from_dict(values)
     except RecursionError:
         raise SettingError(f"The settings of {name} nest too many methods inside each other.") from None

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.methods.counted import Counted
-from foveate.methods.stages import Arriving, Shape
-from tests.methods.test_scheduled import Config
+from foveate.contract.entering import Counted
+from foveate.contract.stages import Arriving, Shape
+from tests.contract.test_scheduled import Config
 
 KINDS = sorted((kind for kind in fv.methods().values() if issubclass(kind, Counted)), key=lambda kind: kind.name)
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
@@ -45,7 +45,7 @@ def test_a_closing_newline_is_one_of_those_that_are_counted():
 @given(tokens=st.integers(1, 3000), share=st.floats(0.0005, 1))
 def test_any_budget_of_a_token_or_more_is_met_to_half_a_token(kind, tokens, share):
     if share * tokens < 1:
-        with pytest.raises(fv.BudgetError, match="floor is 1 token") as error:
+        with pytest.raises(fv.BudgetError, match=r"floor is .*%, 1\.0 tokens") as error:
             kind.for_budget(Config(28, "qwen2_vl"), retention=share, vision_tokens=tokens)
         assert error.value.floor == 1 / tokens
         return
@@ -57,13 +57,11 @@ def test_any_budget_of_a_token_or_more_is_met_to_half_a_token(kind, tokens, shar
 
 @every_kind
 def test_budgets_that_cannot_be(kind):
-    with pytest.raises(fv.BudgetError, match=r"0.5 of 576 vision tokens: its floor is 1 token, 0.17%"):
+    with pytest.raises(fv.BudgetError, match=r"0.5 of 576 vision tokens .* its floor is 0.17%, 1.0 tokens"):
         kind.for_budget(Config(32), tokens=0.5)
-    with pytest.raises(fv.SettingError, match="Give one of keep=, tokens= and retention="):
-        kind(keep=0.5, tokens=3)
     with pytest.raises(fv.SettingError, match="above 0 and at most 1"):
         kind(keep=0)
-    with pytest.raises(fv.SettingError, match="A budget decides keep"):
+    with pytest.raises(fv.SettingError, match="either keep or a budget"):
         kind.for_budget(Config(32), tokens=64, keep=0.5)
     assert kind.for_budget(Config(32), tokens=64).plan(32, (576,)) == (64,) * 32
     assert kind().with_budget(tokens=64) == kind(tokens=64)

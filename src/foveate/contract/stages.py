@@ -153,7 +153,7 @@ class Stage:
         for signal in self.reads:
             if not isinstance(signal, Signal):
                 raise SettingError(
-                    f"{kind} reads {signal!r}, which is not a signal. The signals are in foveate.methods.stages."
+                    f"{kind} reads {signal!r}, which is not a signal. The signals are in foveate.contract.stages."
                 )
         ways = [way for way in (self.score, self.choose, self.look) if way is not None]
         if len(ways) > 1:

@@ -1,10 +1,20 @@
-"""Whether values fit a dataclass's annotations: pydantic checks, and one error for whatever does not fit."""
+"""What settings may be: named types that pydantic checks, and one error for whatever does not fit.
+
+    class Mine(Method):
+        layer: Layer = 2
+        keep: Share = 0.5
+
+Scalars are strict: a word is no number, 3.7 no layer, and infinity nothing at all. Lists become tuples.
+"""
 
 import dataclasses
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, get_type_hints
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_hints
+
+from annotated_types import Ge, Gt, Le
 
 from foveate._upstream import brief
 from foveate.errors import SettingError
@@ -12,7 +22,70 @@ from foveate.errors import SettingError
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
 
-__all__ = ["check"]
+__all__ = [
+    "Count",
+    "Counts",
+    "Layer",
+    "Layers",
+    "Positions",
+    "Share",
+    "Shares",
+    "Tokens",
+    "Unit",
+    "check",
+    "check_lengths",
+    "numbering",
+]
+
+
+class Ascending:
+    """A tuple's values ascend strictly."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(_ascending, handler(source))
+
+
+def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
+    if any(after <= before for before, after in pairwise(values)):
+        raise ValueError("layers must ascend strictly")
+    return values
+
+
+Layer: TypeAlias = Annotated[int, Ge(0)]
+"""A decoder layer, 0-based."""
+Layers: TypeAlias = Annotated[tuple[Layer, ...], Ascending()]
+"""Decoder layers, strictly ascending."""
+Count: TypeAlias = Annotated[int, Ge(0)]
+"""A number of tokens."""
+Counts: TypeAlias = tuple[Count, ...]
+Share: TypeAlias = Annotated[float, Ge(0), Le(1)]
+"""A share in [0, 1]."""
+Shares: TypeAlias = tuple[Share, ...]
+Tokens: TypeAlias = Annotated[float, Gt(0)]
+"""A mean number of tokens, above 0."""
+Unit: TypeAlias = Literal["sample", "image", "frame"]
+"""What is ranked together: all vision tokens of a sample, those of each image or video, or of each frame."""
+Positions: TypeAlias = Literal["reindex", "keep"]
+"""Whether rows are numbered anew after a cut, or keep their position ids."""
+
+
+def check_lengths(first: str, layers: Sequence[Any], second: str, values: Sequence[Any]) -> None:
+    """Refuse lists of which one value belongs to one layer, where they differ in length.
+
+    Raises:
+        SettingError: If they do.
+    """
+    if len(layers) != len(values):
+        raise SettingError(f"{first} and {second} must have the same length; got {first}={layers}, {second}={values}.")
+
+
+def numbering(positions: Positions) -> Literal["renumber", "keep"]:
+    """What a stage calls a method's `positions`: "reindex", the name in the released codes, is "renumber" there."""
+    if positions == "reindex":
+        return "renumber"
+    return "keep"
 
 
 def check(owner: str, kind: type, values: Mapping[str, Any], *, partly: bool = False) -> dict[str, Any]:

@@ -9,14 +9,14 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import foveate as fv
 from foveate.cli.asking import named
 from foveate.cli.commands import _parse
+from foveate.contract import catalogue, follow
+from foveate.contract.naming import parse, spending
+from foveate.contract.stages import Arriving, Shape
 from foveate.engine.session import _sessions
-from foveate.eval.cells import cells_of, contender
+from foveate.eval.cells import cells_of, contenders_of
 from foveate.eval.lmms.setting import Setting as LmmsSetting
 from foveate.integrations.vllm.setting import Rate
 from foveate.integrations.vllm.setting import Setting as ServerSetting
-from foveate.methods import catalogue, follow
-from foveate.methods.grammar import read
-from foveate.methods.stages import Arriving, Shape
 from foveate.registry import family_for
 
 BUDGETS = (0.05, 0.11, 1 / 3, 0.5, 0.73, 0.8, 0.9, 0.97)
@@ -95,11 +95,11 @@ def generate():
 def on_the_command_line(name, retention=None):
     budgets = replace(generate().budgets, retention=retention)
     (method,) = named([name], budgets).values()
-    return fv.VLM(model(), None).solve(method, TOKENS, tokens=budgets.budget, retention=budgets.retention)
+    return fv.VLM(model(), None).solve(spending(method, budgets.budget, budgets.retention), TOKENS)
 
 
 def in_eval(name, retention):
-    (cell,) = cells_of([contender(name)], model(), [retention], TOKENS, seeds=(0,))
+    (cell,) = cells_of(contenders_of([name]), model(), [retention], TOKENS, seeds=(0,))
     if not cell.draws or cell.note:  # a control that cuts before the decoder instead, and says so
         raise fv.BudgetError(cell.infeasible or cell.note)
     return cell.draws[0]
@@ -132,7 +132,7 @@ def serves(door, name):
     if door == "for_budget":
         return "+" not in name
     if door == "eval":  # one row, whatever the budget, for a method that takes none
-        return not read(name).settled
+        return parse(name).open
     if door == "vllm":
         try:
             in_vllm(name, 0.5)
@@ -167,18 +167,9 @@ def told(door, *arguments, **budget):
 
 
 NAMES = (*sorted(fv.methods()), *CHAINS)
-TWO_LAWS = {"mustdrop", "random", "uniform", "v2drop", "visiondrop"}
-"""Methods whose doors disagree at some budget: solved eagerly at one, by the stages at another."""
-TWO_MEANINGS = {*NAMES} - {"averagepool", "dycoke", "evs", "finalkv", "hiprune", "resize", "tome", "vscan"}
-"""Names that mean the method's own settings at one door and a third at another, and where these differ."""
 
 
-def cases(names, differ, reason):
-    known = pytest.mark.xfail(strict=True, reason=reason)
-    return [pytest.param(name, marks=known if name in differ else ()) for name in names]
-
-
-@pytest.mark.parametrize("name", cases(NAMES, TWO_LAWS, "two budget laws"))
+@pytest.mark.parametrize("name", NAMES)
 def test_every_door_gives_the_same_schedule_for_a_budget(name):
     doors = [door for door in DOORS if serves(door, name)]
     assert len(doors) > 3
@@ -190,9 +181,13 @@ def test_every_door_gives_the_same_schedule_for_a_budget(name):
     assert not differ
 
 
-BARE = ("fv.drop", "fv.drop, instance", "vlm.ask", "vlm.ask, instance", "generate", "lmms-eval", "vllm")
+LIBRARY = ("fv.drop", "fv.drop, instance", "vlm.ask", "vlm.ask, instance", "vllm")
+COMMANDS = ("generate", "lmms-eval")
 
 
-@pytest.mark.parametrize("name", cases(NAMES, TWO_MEANINGS, "two budget laws: a bare name has two meanings"))
-def test_a_bare_name_means_one_thing_at_every_door(name):
-    assert len({told(door, name) for door in BARE if serves(door, name)}) == 1
+@pytest.mark.parametrize("name", NAMES)
+def test_a_bare_name_is_the_methods_own_settings_and_in_commands_a_third(name):
+    third = {"retention": 1 / 3} if parse(name).open else {}
+    for doors, budget in ((LIBRARY, {}), (COMMANDS, third)):
+        said = {told(door, name) for door in doors if serves(door, name)}
+        assert said == {told("fv.drop", name, **budget)}

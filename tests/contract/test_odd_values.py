@@ -4,7 +4,7 @@ import pytest
 from transformers import LlamaConfig, LlavaConfig
 
 import foveate as fv
-from foveate.methods import names
+from foveate.contract import catalogue, naming
 
 MODEL = LlavaConfig(text_config=LlamaConfig(num_hidden_layers=32), image_seq_length=576)
 
@@ -42,7 +42,7 @@ ODD = {
 @pytest.mark.parametrize("name", ["keep", "layers", "metric", "retention"])
 def test_a_value_that_nobody_means(name, value):
     refused(lambda: fv.V2Drop(**{name: value}), name)
-    refused(lambda: names.from_dict({"method": "v2drop", name: value}), name)
+    refused(lambda: catalogue.from_dict({"method": "v2drop", name: value}), name)
 
 
 @pytest.mark.parametrize(
@@ -50,15 +50,15 @@ def test_a_value_that_nobody_means(name, value):
 )
 def test_settings_without_a_method(values):
     with pytest.raises((fv.SettingError, fv.UnknownNameError)) as error:
-        names.from_dict(values)
+        catalogue.from_dict(values)
     assert len(str(error.value)) < 500
 
 
 def test_names_of_settings_that_are_none():
-    refused(lambda: names.from_dict({"method": "v2drop", LONG: 1}), "v2drop has no setting xxx")
-    refused(lambda: names.from_dict({"method": "v2drop", 1: 1, "x": 2}), "v2drop has no setting 1, x")
-    refused(lambda: names.parse(f"v2drop:{LONG}"), "write key=value")
-    refused(lambda: names.parse(f"v2drop:{LONG}=1"), "no setting xxx")
+    refused(lambda: catalogue.from_dict({"method": "v2drop", LONG: 1}), "v2drop has no setting xxx")
+    refused(lambda: catalogue.from_dict({"method": "v2drop", 1: 1, "x": 2}), "v2drop has no setting 1, x")
+    refused(lambda: naming.parse(f"v2drop:{LONG}"), "write key=value")
+    refused(lambda: naming.parse(f"v2drop:{LONG}=1"), "no setting xxx")
 
 
 @pytest.mark.parametrize(
@@ -87,27 +87,16 @@ def test_a_budget_of_more_digits_than_python_writes():
 @pytest.mark.parametrize(
     ("kind", "values", "says"),
     [
-        (fv.AveragePool, {"keep": 0.5}, "A budget decides keep of AveragePool. Give either the budget or keep=…"),
-        (fv.VisionDrop, {"layer_list": (1, 2)}, "A budget decides layer_list of VisionDrop"),
+        (fv.AveragePool, {"keep": 0.5}, "AveragePool: give either keep or a budget"),
         (fv.V2Drop, {"min_keep": [1]}, r"V2Drop: min_keep should be a valid integer; got \[1\]"),
         (fv.V2Drop, {"layers": 3.7}, "layers should be a valid tuple"),
         (fv.V2Drop, {"layers": (3.7, 17, 22)}, r"layers\[0\] should be a valid integer"),
         (fv.V2Drop, {"keeep": 1}, "v2drop has no setting keeep"),
-        (fv.MustDrop, {"entering": "x"}, "entering is the number of the image's tokens"),
         (fv.MustDrop, {"key_rate": "x"}, "key_rate should be a valid number"),
-        (fv.FinalKV, {"inner": "v2drop"}, "inner=foveate.V2Drop; got 'v2drop'"),
-        (fv.FinalKV, {"inner": fv.V2Drop()}, "inner=foveate.V2Drop; got V2Drop"),
-        (fv.FinalKV, {"inner": fv.V2Drop, "window": "x"}, "V2Drop: window should be"),
-        (fv.FinalKV, {"inner": fv.V2Drop, "first_layer": "x"}, "FinalKV: first_layer should be"),
     ],
 )
 def test_a_setting_beside_a_budget_that_nobody_means(kind, values, says):
     refused(lambda: kind.for_budget(MODEL, retention=0.5, **values), says)
-
-
-@pytest.mark.parametrize("layers", [3, "3", DEEP, (3.7, 17, 22)], ids=range(4))
-def test_layers_of_a_budget_for_visiondrop(layers):
-    refused(lambda: fv.VisionDrop.for_budget(MODEL, retention=0.5, layers=layers), "Layers must be")
 
 
 def test_an_image_without_tokens_keeps_none():
@@ -119,6 +108,6 @@ def test_a_layer_is_a_whole_number_in_every_way_of_writing_it():
     with pytest.raises(fv.SettingError, match=r"layers\[0\] should be a valid integer"):
         fv.V2Drop(layers=(3.7, 17, 22))
     with pytest.raises(fv.SettingError, match=r"layers\[0\] should be a valid integer"):
-        names.parse("v2drop:layers=3.7,17,22")
+        naming.parse("v2drop:layers=3.7,17,22")
     with pytest.raises(fv.SettingError, match=r"layers\[0\] should be a valid integer"):
-        names.from_dict({"method": "v2drop", "layers": [3.7, 17, 22]})
+        catalogue.from_dict({"method": "v2drop", "layers": [3.7, 17, 22]})

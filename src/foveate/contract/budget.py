@@ -1,0 +1,240 @@
+"""Budgets, and the solver of schedules: how many tokens each cut leaves, so that the mean over layers is the budget.
+
+A budget is a mean: vision tokens that a decoder layer processes, averaged over all layers, or the same as a share of
+the vision tokens that entered the model.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+from foveate._upstream import brief
+from foveate.errors import BudgetError, SettingError
+
+__all__ = [
+    "Budget",
+    "Curve",
+    "at_cuts",
+    "check_count",
+    "check_depth",
+    "decoder_depth",
+    "geometric",
+    "half_up",
+    "known_count",
+    "proportional",
+    "quarters",
+    "solve",
+]
+
+MOST_TOKENS = 2**31  # of an image: no memory holds so many
+ROUNDING = 1e-12  # what float rounding may take off a ratio
+HALVINGS = 80
+
+Curve = Callable[[float], Sequence[float]]
+"""Tokens behind each cut, from a parameter in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A mean over decoder layers: a number of vision tokens, or a share of those that entered.
+
+    Raises:
+        SettingError: If not exactly one is given, or it leaves its range.
+    """
+
+    tokens: float | None = None
+    retention: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.tokens is None) == (self.retention is None):
+            raise SettingError(
+                "Give one of tokens= and retention=; got "
+                f"tokens={brief(self.tokens)}, retention={brief(self.retention)}."
+            )
+        for name in ("tokens", "retention"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+                raise SettingError(f"{name} must be a number; got {brief(value)}.")
+        if self.retention is not None and not 0 < self.retention <= 1:
+            raise SettingError(f"retention must be above 0 and at most 1; got {brief(self.retention)}.")
+        if self.tokens is not None and not 0 < self.tokens < MOST_TOKENS:
+            raise SettingError(f"tokens must be a finite number above 0; got {brief(self.tokens)}.")
+
+    def mean(self, entered: int) -> float:
+        """The mean as a number of tokens, for an image of which `entered` tokens entered the model; at most these."""
+        if self.retention is not None:
+            return self.retention * entered
+        assert self.tokens is not None
+        return min(self.tokens, float(entered))
+
+
+def check_count(name: str, value: Any) -> None:
+    """Refuse what is no number of an image's tokens.
+
+    Raises:
+        SettingError: If that is so.
+    """
+    whole = hasattr(value, "__index__") and not isinstance(value, bool)
+    if not whole or not 1 <= value < MOST_TOKENS:
+        raise SettingError(f"{name} is the number of the image's tokens, 1 or more; got {brief(value)}.")
+
+
+FIXED_COUNT = frozenset({"llava", "vipllava", "paligemma"})  # one token count for every image
+
+
+def known_count(model: Any, vision_tokens: int | None = None) -> int | None:
+    """Vision tokens of every picture that a model sees: as given, or the family's fixed count; None where it differs.
+
+    Raises:
+        SettingError: If what is given is no such number.
+    """
+    if vision_tokens is not None:
+        check_count("vision_tokens", vision_tokens)
+        return vision_tokens
+    config = getattr(model, "config", model)
+    if getattr(config, "model_type", None) not in FIXED_COUNT:
+        return None
+    return _picture_tokens(config)
+
+
+def _picture_tokens(config: Any) -> int | None:
+    """Vision tokens of every picture, from the tower's grid: `image_seq_length` may be a default that does not fit the
+    tower. None where pictures keep their shape (Pixtral), so that the count differs.
+
+    CLIP at 336 pixels with patches of 14: 24 x 24 = 576, and one more with the CLS ("full").
+    """
+    vision = getattr(config, "vision_config", None)
+    if vision is None:
+        return int(config.image_seq_length)
+    if vision.model_type not in ("clip_vision_model", "siglip_vision_model"):
+        return None
+    patches = int((vision.image_size // vision.patch_size) ** 2)
+    cls = int(vision.model_type == "clip_vision_model")
+    strategy = getattr(config, "vision_feature_select_strategy", None)
+    if strategy is None:  # the projector gets no CLS
+        return patches
+    first_dropped = int(strategy == "default")  # transformers drops the first row, whether or not it is a CLS
+    return patches + cls - first_dropped
+
+
+def decoder_depth(model: Any) -> int:
+    """Decoder layers of a model or of its config."""
+    config = getattr(model, "config", model)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    return int(config.num_hidden_layers)
+
+
+def quarters(depth: int) -> tuple[int, ...]:
+    """A quarter, half and three quarters of the depth: 8, 16 and 24 of 32 layers, 7, 14, 21 of 28.
+
+    Raises:
+        SettingError: If the decoder has fewer than four layers.
+    """
+    check_depth(depth)
+    return round(depth / 4), round(depth / 2), round(3 * depth / 4)
+
+
+def check_depth(depth: int, least: int = 4) -> None:
+    """Refuse a decoder that is too shallow for three cuts.
+
+    Raises:
+        SettingError: If that is so.
+    """
+    if depth < least:
+        raise SettingError(f"A three-cut schedule needs a decoder of {least} layers or more; got {depth}.")
+
+
+# -- the solver -----------------------------------------------------------------------------------------------
+
+
+def solve(
+    curve: Curve,
+    cuts: Sequence[int],
+    depth: int,
+    mean: float,
+    entered: int,
+    started: int,
+    owner: str,
+    least: float = 1,
+) -> float:
+    """The parameter, in [0, 1], at which a decoder layer processes `mean` tokens on average.
+
+    Three cuts before 3, 17 and 22 of 32 layers, behind which p, 0.3 p and none of 576 tokens are left, process
+    3 · 576 + 14 · 576 p + 5 · 173 p: for a mean of 192 that is p = 0.4935.
+
+    Args:
+        curve: Tokens left behind each cut at a parameter. None falls where it grows, and at 1 all are left.
+        cuts: Layers that are the first to process fewer tokens, ascending; 0 is what enters the decoder.
+        depth: Decoder layers.
+        mean: Tokens that a layer shall process on average.
+        entered: Vision tokens that entered the model, of which a budget is a share.
+        started: Rows of them that entered the decoder.
+        owner: Whose schedule it is, for the error.
+        least: Tokens behind each cut at the least.
+
+    Raises:
+        BudgetError: If so many behind every cut are still too many; the message names the floor.
+    """
+    if mean >= started:
+        return 1.0
+    bounds = [*cuts, depth]
+    spans = [after - before for before, after in itertools.pairwise(bounds)]
+    floor = (bounds[0] * started + (depth - bounds[0]) * min(least, started)) / depth
+    if mean < floor * (1 - ROUNDING):
+        advice = " or an earlier first cut" if bounds[0] else ""
+        raise BudgetError(
+            f"{owner} cannot average {mean:.4g} of {entered} vision tokens on {depth} layers: its first cut is before "
+            f"layer {bounds[0]}, so its floor is {floor / entered:.2%}, {floor:.1f} tokens. Give a larger budget"
+            f"{advice}.",
+            floor=floor / entered,
+        )
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        spent = bounds[0] * started + sum(size * span for size, span in zip(curve(middle), spans, strict=True))
+        if spent > depth * mean:
+            high = middle
+        else:
+            low = middle
+    return min(1.0, low + ROUNDING)  # counts are truncated: the share of 7 tokens must not come out as 6.999…
+
+
+def geometric(started: float, cuts: int, least: float = 1) -> Curve:
+    """N · q, N · q², N · q³, … tokens, never fewer than `least`.
+
+    N = 440 and a mean of 192 give 316, 227, 163 and 117 tokens behind cuts before 3, 7, 11 and 15 of 32 layers.
+    """
+    return lambda q: [max(least, started * q**cut) for cut in range(1, cuts + 1)]
+
+
+def at_cuts(shares: Sequence[float], cuts: int) -> tuple[float, ...]:
+    """Shares for another number of cuts, on straight lines through those given: 300, 200, 110 are 300, 110 for two."""
+    if cuts == len(shares):
+        return tuple(shares)
+    made = []
+    for cut in range(cuts):
+        place = cut * (len(shares) - 1) / max(1, cuts - 1)
+        left = min(int(place), len(shares) - 2)
+        made.append(shares[left] + (place - left) * (shares[left + 1] - shares[left]))
+    return tuple(made)
+
+
+def proportional(started: float, shares: Sequence[float]) -> Curve:
+    """Tokens in the ratio of `shares`, never fewer than one nor more than all.
+
+    576 tokens, a mean of 192 and cuts before 1, 11 and 21 of 32 layers in the ratio 330 : 210 : 62 give 302, 192, 57.
+    """
+    most = started / min(share for share in shares if share > 0)
+    return lambda scale: [min(started, max(1.0, scale * most * share)) for share in shares]
+
+
+# -- arithmetic that the schedules share ----------------------------------------------------------------------
+
+
+def half_up(number: float) -> int:
+    """The nearest whole number, halves up: 2.5 gives 3, where Python's `round` gives the even 2."""
+    return math.floor(number + 0.5)

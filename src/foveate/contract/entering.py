@@ -1,0 +1,267 @@
+"""What methods share that reduce every image once, before the decoder: exact counts, coarser grids, frames of films."""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.contract.budget import Budget, half_up
+from foveate.contract.method import Budgeted, Preset
+from foveate.contract.settings import Positions, Share, numbering
+from foveate.contract.stages import Arriving, ImageStage, ImageView, Shape, Signal, Stage
+from foveate.core.cut import Cut
+from foveate.core.grid import Grid, coarser
+from foveate.core.merge import of_length_one
+from foveate.errors import BudgetError, SettingError, UnsupportedError
+
+__all__ = ["Counted", "Entering", "EnteringShare", "Framed", "Gridded", "change", "counted_preset"]
+
+
+class Entering(Budgeted):
+    """Every decoder layer processes the same rows of an image, so a budget is their number: no schedule is solved.
+
+    Attributes:
+        retention: The share of an image's vision tokens that enters the decoder, in (0, 1].
+        tokens: The same as a number of tokens.
+    """
+
+    usual: ClassVar[float]
+    """The share that enters where nothing is said; missing where other settings say how many rows an image has."""
+
+    @property
+    def wanted(self) -> Budget:
+        """What was given, or the usual."""
+        return self.budget or Budget(retention=self.usual)
+
+    def rows(self, arriving: Arriving) -> int:
+        """Rows of an image by the budget, at least one; a newline that the family adds by itself is one of them."""
+        mean = self.wanted.mean(arriving.entered)
+        return min(arriving.tokens, max(1, half_up(mean) - arriving.reserved))
+
+    def _check_floor(self, depth: int, entered: int) -> None:
+        if self.budget is not None:
+            self.parameter(lambda share: [share * entered], (0,), depth, entered, entered)
+
+
+class EnteringShare(Entering):
+    """The same with `keep`, the name that papers have for the share.
+
+    Attributes:
+        keep: Share of an image's vision tokens that enter the decoder, in (0, 1].
+        tokens: Instead of `keep`: how many tokens of an image enter.
+        retention: Another name for `keep`: the name that budgets have.
+    """
+
+    schedule: ClassVar[tuple[str, ...]] = ("keep",)
+
+    keep: Share | None = None
+
+    def check_settings(self) -> None:
+        if 0 in (self.keep, self.retention):
+            raise SettingError(f"{type(self).__name__}: keep should be above 0 and at most 1; got {0.0}.")
+
+    @property
+    def keeps_all(self) -> bool:
+        return 1 in (self.keep, self.retention)
+
+    @property
+    def wanted(self) -> Budget:
+        if self.keep is not None:
+            return Budget(retention=self.keep)
+        return super().wanted
+
+
+ALL_OF_LLAVA = 576  # LLaVA-1.5's images all have as many tokens
+
+
+class Counted(EnteringShare):
+    """A fixed number of an image's tokens enters the decoder, and every layer processes as many.
+
+    So the number of tokens that enter, which the papers of these methods call the budget, is also the mean over layers.
+
+    Attributes:
+        keep: Share of an image's vision tokens that enter the decoder, in (0, 1], rounded to a number of tokens.
+        tokens: Instead of `keep`: how many tokens of an image enter.
+        retention: Another name for `keep`: the name that budgets have.
+        positions: "reindex" renumbers the rows, as the released codes do; "keep" keeps position ids. Families with
+            M-RoPE always keep.
+    """
+
+    usual: ClassVar[float] = 1 / 9  # 64 of LLaVA-1.5's 576 tokens
+
+    positions: Positions = "reindex"
+
+    def left(self, arriving: Arriving) -> int:
+        """How many of an image's tokens enter: at least one, and less by a newline that its family adds later."""
+        mean = self.wanted.mean(arriving.entered)
+        return min(max(1, round(mean) - arriving.reserved), arriving.tokens)
+
+
+def counted_preset(
+    kind: type[Counted], model: str, tokens: int, full: int, source: str, suffix: str = "", **settings: Any
+) -> Preset:
+    """A preset that lets `tokens` of an image's `full` tokens into a decoder of 32 layers.
+
+    Of models whose pictures differ in size it is a share, so that a picture of half the tokens keeps half as many.
+    """
+    method = kind(keep=tokens / full, **settings)
+    if full == ALL_OF_LLAVA:
+        method = kind(tokens=tokens, **settings)
+    said = f"{source}; {tokens} of {full:,} tokens enter the decoder, and every layer processes these"
+    return Preset(f"{kind.name}/{model}/{tokens}{suffix}", method, 32, full, said)
+
+
+class Gridded(EnteringShare):
+    """Coarser token grids before the decoder.
+
+    Attributes:
+        keep: Share of an image's vision tokens that its grids may have afterwards, in (0, 1]. The new grid is the
+            largest within this share that is near the picture's aspect ratio; every grid keeps one token.
+        tokens: Instead of `keep`: the number of tokens that an image's grids may have.
+        retention: Another name for `keep`: the name that budgets have.
+    """
+
+    usual: ClassVar[float] = 1 / 3
+
+    def coarsen(self, arriving: Arriving) -> tuple[Grid, ...]:
+        """What the token grids of an image's frames or views become."""
+        mean = self.wanted.mean(arriving.entered)
+        cells = sum(rows * columns for rows, columns in arriving.grids)
+        # Tokens left for each that arrives: 192 of 576 are a third, so a 24 x 24 grid may have 192 cells.
+        each = (mean - arriving.reserved) / cells
+        return tuple(coarser((rows, columns), each * rows * columns) for rows, columns in arriving.grids)
+
+    def left(self, arriving: Arriving) -> int | None:
+        """Tokens left of an image, newlines not counted; None where its grids are not known."""
+        if not arriving.grids:
+            return None
+        grids = self.coarsen(arriving)
+        if grids == arriving.grids:
+            return arriving.tokens
+        return sum(rows * columns for rows, columns in grids)
+
+
+SHORTEST = 1e-12  # the smallest norm that divides
+
+
+class Framed(Entering):
+    """Keeps some tokens of each frame. Every picture and every video is treated by itself; a picture is one frame.
+
+    A subclass has one setting of its own that says how many tokens stay (`schedule`), and `select`.
+
+    Attributes:
+        retention: Instead of the method's own setting: the share of an image's or video's tokens to keep, in (0, 1],
+            met exactly. A closing newline counts.
+        tokens: The same as a number of tokens.
+        positions: "keep": kept tokens keep their position ids. "reindex": they are numbered anew, as where a released
+            code shortens the features before the prompt is put together. Families with M-RoPE always keep.
+    """
+
+    schedule: ClassVar[tuple[str, ...]]
+    usual: ClassVar[float]
+    """What the method's own setting is if nothing is said."""
+    reads: ClassVar[tuple[Signal, ...]] = ()
+    """What `select` sees beside the features, in models that have it."""
+    only_videos: ClassVar[bool] = False
+    """Whether a picture keeps all its tokens, also with a budget: there is nothing to compare it with."""
+
+    positions: Positions = "keep"
+
+    @property
+    def own(self) -> float:
+        """The method's own setting, or what it usually is."""
+        value = getattr(self, self.schedule[0])
+        return self.usual if value is None else float(value)
+
+    @abstractmethod
+    def select(self, features: Tensor, count: int | None) -> Tensor | Cut:
+        """Which tokens stay.
+
+        Args:
+            features: (frames, tokens of each, width) float32.
+            count: How many stay in all; None: `select` decides, and returns a cut.
+
+        Returns:
+            (count,) int64, ascending, of all frames' tokens one behind the other.
+        """
+
+    @abstractmethod
+    def own_count(self, frames: tuple[int, ...]) -> int | None:
+        """How many tokens stay of frames of so many each, by the method's own setting; None: the features decide."""
+
+    def floor(self, frames: tuple[int, ...]) -> int:
+        """The fewest tokens that the method leaves."""
+        return min(1, sum(frames))
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        if self.keeps_all:
+            return ()
+        return (
+            ImageStage(
+                side="behind",
+                reads=self.reads,
+                count=self._count,
+                choose=self._choose,
+                positions=numbering(self.positions),
+                flops=self.flops,
+            ),
+        )
+
+    @abstractmethod
+    def flops(self, arriving: Arriving, width: int) -> int:
+        """FLOPs of its own arithmetic."""
+
+    def _count(self, arriving: Arriving) -> int | None:
+        if not arriving.tokens:
+            return 0
+        frames = arriving.frames
+        if self.only_videos and frames is None:
+            return None
+        if self.only_videos and frames is not None and len(frames) == 1:
+            return arriving.tokens
+        if self.budget is None:
+            return None if frames is None else self.own_count(frames)
+        count = half_up(self.budget.mean(arriving.entered)) - arriving.reserved
+        count = min(max(count, 1), arriving.tokens)
+        if frames is not None:
+            self._refuse_below_floor(count, frames, arriving)
+        return count
+
+    def _refuse_below_floor(self, count: int, frames: tuple[int, ...], arriving: Arriving) -> None:
+        """Refuse a budget below what the method can do."""
+        if count >= self.floor(frames):
+            return
+        least = self.floor(frames) + arriving.reserved
+        raise BudgetError(
+            f"{type(self).__name__} cannot keep {count + arriving.reserved} of {arriving.entered} vision tokens of "
+            f"{len(frames)} frames: its floor is {least / arriving.entered:.2%}, {least} tokens. Give a larger budget.",
+            floor=least / arriving.entered,
+        )
+
+    def _choose(self, view: ImageView, count: int | None) -> Cut | None:
+        if count == len(view):
+            return None
+        frames = view.arriving.frames
+        if frames is None or len(set(frames)) > 1:
+            raise UnsupportedError(
+                f"{type(self).__name__} compares frames, and where the frames of these tokens begin is not known. "
+                "Let no other stage of a chain drop tokens in front of it."
+            )
+        beside = [view[signal] for signal in self.reads if signal in view]
+        features = torch.cat((view.features, *beside), dim=-1).float().reshape(len(frames), frames[0], -1)
+        chosen = self.select(features, count)
+        if isinstance(chosen, Cut):
+            return chosen
+        return Cut.take(chosen, len(view))
+
+
+def change(now: Tensor, before: Tensor) -> Tensor:
+    """1 − cosine of each row with its counterpart: (…, width) float32 twice -> (…).
+
+    By ‖a − b‖² / 2 of the rows at length one: so rows that are equal are at exactly 0 and tie, where the cosine itself
+    would be 1 give or take its rounding. A row of zeros is at 1 from every row, as its cosine is 0.
+    """
+    a, b = of_length_one(now, SHORTEST), of_length_one(before, SHORTEST)
+    without_length = (a == 0).all(dim=-1).float() + (b == 0).all(dim=-1).float()
+    return 0.5 * ((a - b).square().sum(dim=-1) + without_length)

@@ -1,0 +1,308 @@
+"""A method: settings, and the stages they make. Nothing here knows a model, a batch, a mask or a cache."""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar, Self, dataclass_transform
+
+from foveate._spelling import no_setting
+from foveate._upstream import brief
+from foveate.contract import follow
+from foveate.contract.budget import Budget, Curve, decoder_depth, known_count, solve
+from foveate.contract.settings import Share, Tokens, check
+from foveate.contract.stages import Arriving, Shape, Stage
+from foveate.core.grid import Grid
+from foveate.errors import SettingError
+
+__all__ = ["Budgeted", "Method", "Preset", "meet"]
+
+BUDGET = ("tokens", "retention")
+ANY_COUNT = 2**20  # of an image whose tokens nobody has counted: what a budget costs is then a share
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Preset:
+    """A named setting of a method.
+
+    Attributes:
+        name: `method/model/budget`.
+        method: The setting itself.
+        depth: Decoder layers of the model it was made for.
+        vision_tokens: Vision tokens of the model's usual input; None where the setting fits any count.
+        source: Where the numbers come from.
+    """
+
+    name: str
+    method: "Method"
+    depth: int
+    vision_tokens: int | None
+    source: str
+
+    def __repr__(self) -> str:
+        return f"Preset({self.name!r})"
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class Method(ABC):
+    """A way to drop vision tokens: settings, and the stages that they make.
+
+    A subclass lists its settings with their types (`foveate.contract.settings`). It becomes a frozen dataclass without
+    a decorator, and every value is checked when an instance is made. Rules between settings go into `check_settings`.
+
+    Subclasses in `foveate/methods/` need no registration; others call `foveate.register_method` or declare an entry
+    point in the group `foveate.methods`.
+
+    Raises:
+        SettingError: If a setting is of the wrong type, leaves its range or contradicts another.
+    """
+
+    name: ClassVar[str]
+    """The name users type."""
+    presets: ClassVar[tuple[Preset, ...]] = ()
+    """Published and derived settings."""
+    schedule: ClassVar[tuple[str, ...]] = ()
+    """Settings that say how many tokens stay, each None by default: a budget cannot be given beside them."""
+    # `Chain.of`. A chain is a method and so imports this module; foveate.contract.chain sets it here.
+    _chain_of: ClassVar[Callable[..., "Method"]]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__dataclass_params__" not in cls.__dict__:
+            dataclass(frozen=True, kw_only=True)(cls)
+            # `Method` has these two. Without those of the dataclass an author may write @dataclass(frozen=True) too.
+            del cls.__setattr__, cls.__delattr__
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise dataclasses.FrozenInstanceError(f"a setting cannot be changed: {name}; make another with replace()")
+
+    def __delattr__(self, name: str) -> None:
+        raise dataclasses.FrozenInstanceError(f"a setting cannot be deleted: {name}")
+
+    def __post_init__(self) -> None:
+        for name, value in check(type(self).__name__, type(self), self._values()).items():
+            object.__setattr__(self, name, value)
+        budget, given = self._given(BUDGET), self._given(self.schedule)
+        if budget:
+            Budget(**budget)
+        if budget and given:
+            said = ", ".join(f"{name}={value}" for name, value in given.items())
+            raise SettingError(
+                f"{type(self).__name__}: give either {' and '.join(given)} or a budget (retention=, tokens=), not "
+                f"both; got {said}."
+            )
+        self.check_settings()
+
+    def check_settings(self) -> None:  # noqa: B027 - most settings do not depend on one another
+        """Refuse settings that contradict each other.
+
+        Raises:
+            SettingError: If there are such settings.
+        """
+
+    @classmethod
+    def _fields(cls) -> "dict[str, dataclasses.Field[Any]]":
+        return {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+
+    def _values(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self._fields()}
+
+    def _given(self, names: Sequence[str]) -> dict[str, Any]:
+        """Those of these settings that are not None."""
+        values = self._values()
+        return {name: values[name] for name in names if values.get(name) is not None}
+
+    @abstractmethod
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        """The steps of the method on a model of this shape."""
+
+    def plan(
+        self,
+        depth: int,
+        sizes: Sequence[int],
+        grids: Sequence[Sequence[Grid]] | None = None,
+        videos: Sequence[bool] | None = None,
+    ) -> tuple[int, ...] | None:
+        """Vision tokens that each of `depth` decoder layers processes, for a sample with images of these sizes.
+
+        None where that depends on what the images show or the text asks. See `foveate.contract.follow.layer_plan`.
+
+        Raises:
+            BudgetError: If the budget cannot be met; the message names the floor.
+            SettingError: If a cut lies outside the decoder.
+        """
+        stages = follow.in_order(self.stages(Shape(depth)))
+        follow.refuse_shallow(type(self).__name__, stages, depth)
+        return follow.layer_plan(stages, depth, sizes, grids, videos)
+
+    @classmethod
+    def for_budget(
+        cls,
+        model: Any,
+        *,
+        tokens: float | None = None,
+        retention: float | None = None,
+        vision_tokens: int | None = None,
+        **values: Any,
+    ) -> Self:
+        """The method with a budget, which its stages solve for every image, after a look whether `model` can meet it.
+
+        Args:
+            model: A model or its config; its depth is read.
+            tokens: Mean vision tokens that a decoder layer processes.
+            retention: The same as a share of the vision tokens, in (0, 1].
+            vision_tokens: The image's token count; families with a fixed count know their own.
+            values: Other settings of the method.
+
+        Raises:
+            BudgetError: If the budget lies below what the method can do; the message names the floor.
+            SettingError: If the budget is contradictory, or the method takes none.
+        """
+        Budget(tokens, retention)
+        cls._refuse_unknown({"retention": retention, **values})
+        given = {"retention": retention} if tokens is None else {"tokens": tokens}
+        method = cls(**given, **values)
+        meet(method, model, vision_tokens)
+        return method
+
+    def _check_floor(self, depth: int, entered: int) -> None:
+        if self._given(BUDGET):
+            self.plan(depth, (entered,))
+
+    @property
+    def open(self) -> bool:
+        """Whether a budget can be given, and nobody has: no schedule, and no budget."""
+        return "retention" in self._fields() and not self._given((*self.schedule, *BUDGET))
+
+    def with_budget(self, *, tokens: float | None = None, retention: float | None = None) -> Self:
+        """The same method with a budget, in place of one that it has; its stages solve it for every image they see.
+
+        Raises:
+            SettingError: If the method takes no budget, was given a schedule, or not exactly one of both is given.
+        """
+        Budget(tokens, retention)
+        if tokens is not None and "tokens" not in self._fields() and "retention" in self._fields():
+            raise SettingError(
+                f"{type(self).__name__} takes its budget as retention=, not as tokens={tokens}. Divide it by the "
+                "number of vision tokens."
+            )
+        if "retention" not in self._fields():
+            raise SettingError(f"{type(self).__name__} takes no budget. Give its settings instead.")
+        if given := self._given(self.schedule):
+            said = ", ".join(f"{name}={value}" for name, value in given.items())
+            raise SettingError(
+                f"{type(self).__name__} has a schedule of its own, {said}. Give either the schedule or a budget."
+            )
+        budget = {"retention": retention} if tokens is None else {"retention": None, "tokens": tokens}
+        if "tokens" in self._fields():
+            budget = {"tokens": None, **budget}
+        return dataclasses.replace(self, **budget)  # type: ignore[type-var]
+
+    def __add__(self, other: "Method") -> "Method":
+        """A chain of both: each works at its own places (see `foveate.contract.chain`)."""
+        if not isinstance(other, Method):
+            return NotImplemented
+        return Method._chain_of(self, other)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The setting as plain values: `{"method": name, …}`."""
+        values = {name: _as_plain(value) for name, value in self._values().items()}
+        return {"method": self.name, **values}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The setting that `to_dict` gave.
+
+        Raises:
+            SettingError: If a field is unknown or the dictionary belongs to another method.
+        """
+        if not isinstance(values, Mapping):
+            raise SettingError(f"The settings of {cls.name} must be a dictionary; got {brief(values)}.")
+        values = dict(values)
+        if (name := values.pop("method", cls.name)) != cls.name:
+            raise SettingError(f"These settings belong to {brief(name)}, not to {cls.name!r}.")
+        cls._refuse_unknown(values)
+        return cls(**values)
+
+    @classmethod
+    def _refuse_unknown(cls, values: Mapping[str, Any]) -> None:
+        if unknown := sorted(set(values) - set(cls._fields()), key=str):
+            raise no_setting(cls.name, ", ".join(map(str, unknown)), cls._fields())
+
+
+class Budgeted(Method):
+    """A method that meets a budget.
+
+    Attributes:
+        retention: The mean share of an image's vision tokens that a decoder layer processes, in (0, 1]. How many each
+            stage leaves is solved for every image.
+        tokens: The same as a number of tokens.
+    """
+
+    retention: Share | None = None
+    tokens: Tokens | None = None
+
+    @property
+    def budget(self) -> Budget | None:
+        """What was given, whichever it was; None: the method's own settings say how many stay."""
+        given = self._given(BUDGET)
+        return Budget(**given) if given else None
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether the budget keeps every token of every image, so that no stage is needed."""
+        return self.retention == 1
+
+    def counts(self, depth: int, arriving: Arriving) -> tuple[Any, ...]:
+        """What each stage leaves of such an image, by the method's settings or its budget: solved once an image."""
+        return _solved(self, depth, arriving.entered, arriving.started)
+
+    def _check_floor(self, depth: int, entered: int) -> None:
+        if self.budget is not None and not self.keeps_all:
+            self.counts(depth, Arriving.all_of(entered))
+
+    def solve(self, depth: int, entered: int, started: int) -> tuple[Any, ...]:
+        """`counts`, worked out: of `entered` vision tokens `started` reach the decoder.
+
+        Raises:
+            BudgetError: If the budget cannot be met; the message names the floor.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define solve(depth, entered, started).")
+
+    def parameter(
+        self, curve: Curve, cuts: Sequence[int], depth: int, entered: int, started: int, least: float = 1
+    ) -> float:
+        """Where on a curve the budget is met; see `foveate.contract.budget.solve`."""
+        assert self.budget is not None
+        mean = self.budget.mean(entered)
+        return solve(curve, cuts, depth, mean, entered, started, type(self).__name__, least)
+
+
+@lru_cache(maxsize=1024)
+def _solved(method: Budgeted, depth: int, entered: int, started: int) -> tuple[Any, ...]:
+    return method.solve(depth, entered, started)
+
+
+def meet(method: Method, model: Any, vision_tokens: int | None = None) -> None:
+    """Refuse a budget that an image of so many vision tokens cannot meet on this model; None: an image of any size.
+
+    Raises:
+        BudgetError: If that is so; the message names the floor.
+        SettingError: If the budget is of more tokens than there are.
+    """
+    count = known_count(model, vision_tokens)
+    asked = method._given(("tokens",)).get("tokens", 0)
+    if count is not None and asked > count:
+        raise SettingError(f"tokens must be between 1 and {count} for this input; got {asked:.6g}.")
+    if count is not None or not asked:
+        method._check_floor(decoder_depth(model), count or ANY_COUNT)
+
+
+def _as_plain(value: Any) -> Any:
+    """A setting for `to_dict`: a method as its dictionary, anything else as it is."""
+    if isinstance(value, Method):
+        return value.to_dict()
+    if isinstance(value, tuple) and any(isinstance(part, Method) for part in value):
+        return [_as_plain(part) for part in value]
+    return value

@@ -1,0 +1,241 @@
+"""Methods by name: one grammar for all commands, lmms-eval, vLLM and Python.
+
+v2drop                                  a method with its defaults
+v2drop/llava-1.5-7b/192                 a preset
+v2drop:metric=cosine;layers=3,17,22     settings
+visionzip+v2drop:scope=image+finalkv    a chain
+tuned.json                              the record of a tuning, or a method's own JSON
+{"method": "v2drop", "keep": [0.5]}     JSON, of `Method.to_dict`
+"""
+
+import types
+import warnings
+from ast import literal_eval
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache, partial
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from foveate._spelling import Written, no_setting, pair_of, settings_in, written
+from foveate.contract import catalogue
+from foveate.contract.chain import Chain
+from foveate.contract.method import Method, meet
+from foveate.contract.scheduled import Scheduled
+from foveate.errors import BudgetError, SettingError
+
+__all__ = [
+    "RETENTION",
+    "asked_share",
+    "before_decoder",
+    "draws",
+    "given",
+    "kinds_of",
+    "meeting",
+    "members_of",
+    "parse",
+    "settings_of",
+    "spending",
+    "with_seed",
+]
+
+RETENTION = 1 / 3
+"""The budget that commands give to open methods where nobody gives one: a share, so that it fits any model."""
+
+
+def parse(text: str, settings: Sequence[str] | Mapping[str, Any] = ()) -> Method:
+    """The method that a text names; see this module's grammar.
+
+    Args:
+        text: In this module's grammar.
+        settings: More of them, as `key=value` texts or by name: each goes to the member that has it.
+
+    Raises:
+        InputError: If it names a file that cannot be read.
+        SettingError: If a setting is unknown, given twice, of the wrong type, or of several members.
+        UnknownNameError: If there is no method or preset of a name.
+    """
+    made = [member.make(**member.values) for member in _members(text, settings)]
+    return made[0] if len(made) == 1 else Chain.of(*made)
+
+
+def given(text: str, settings: Sequence[str] | Mapping[str, Any] = ()) -> frozenset[str]:
+    """The settings that `parse` is given; of a chain with the place of their member, "1.metric"."""
+    members = _members(text, settings)
+    if len(members) == 1:
+        return frozenset(members[0].values)
+    return frozenset(f"{place}.{name}" for place, member in enumerate(members) for name in member.values)
+
+
+def _members(text: str, settings: Sequence[str] | Mapping[str, Any]) -> list["_Member"]:
+    members = [_Member.of(part) for part in written(text)]
+    named = isinstance(settings, Mapping)
+    for name, value in settings.items() if isinstance(settings, Mapping) else map(pair_of, settings):
+        owners = [member for member in members if name in settings_of(member.kind)]
+        if not owners:
+            raise no_setting(text, name, {name for member in members for name in settings_of(member.kind)})
+        if len(owners) > 1:
+            raise SettingError(
+                f"Several methods of {text} have the setting {name}. Write it after the method's name: name:{name}=…."
+            )
+        owners[0].add(name, value if named else value_of(owners[0].kind, name, value))
+    return members
+
+
+def kinds_of(text: str) -> list[type[Method]]:
+    """The classes of the methods that a text names."""
+    return [_Member.of(part).kind for part in written(text)]
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One method of a text: its class, what makes it, and the settings given."""
+
+    kind: type[Method]
+    make: Callable[..., Method]
+    values: dict[str, Any]
+
+    @classmethod
+    def of(cls, part: Written) -> "_Member":
+        if part.is_file or part.is_preset:
+            ready = catalogue.from_dict(settings_in(part.name)) if part.is_file else catalogue.preset(part.name)
+            member = cls(type(ready), partial(replace, ready), {})  # type: ignore[type-var]
+        else:
+            kind = catalogue.method(part.name)
+            member = cls(kind, kind, {})
+        for name, value in (part.values or {}).items():
+            refuse_unknown(member.kind, name)
+            member.add(name, value)
+        for pair in part.pairs:
+            name, text = pair_of(pair)
+            refuse_unknown(member.kind, name)
+            member.add(name, value_of(member.kind, name, text))
+        return member
+
+    def add(self, name: str, value: Any) -> None:
+        if name in self.values:
+            raise SettingError(f"{name} is given twice.")
+        self.values.update(listed(self.kind, {name: value}))
+
+
+# -- what a method is asked for -----------------------------------------------------------------------------------
+
+
+def members_of(method: Method) -> tuple[Method, ...]:
+    """The members of a chain, or the method alone."""
+    return method.members if isinstance(method, Chain) else (method,)
+
+
+def spending(method: Method, tokens: float | None = None, retention: float | None = None) -> Method:
+    """The method as commands run it: an open one with this budget, or with a third; any other as it is."""
+    if not method.open:
+        return method
+    if tokens is None and retention is None:
+        retention = RETENTION
+    return method.with_budget(tokens=tokens, retention=retention)
+
+
+def asked_share(method: Method, vision_tokens: int) -> float | None:
+    """The share of the vision tokens that a method's own budget asks for (the last of a chain's); None without one."""
+    for member in reversed(members_of(method)):
+        if share := getattr(member, "retention", None):
+            return float(share)
+        if tokens := getattr(member, "tokens", None):
+            return min(1.0, float(tokens) / vision_tokens)
+    return None
+
+
+def draws(method: Method) -> bool:
+    """Whether a member drops at random and has no seed."""
+    return any(getattr(member, "seed", 0) is None for member in members_of(method))
+
+
+def with_seed(method: Method, seed: int) -> Method:
+    """A method with this seed where it has none; of a chain, every such member."""
+    if isinstance(method, Chain):
+        return Chain.of(*(with_seed(member, seed) for member in method.members))
+    return replace(method, seed=seed) if draws(method) else method  # type: ignore[type-var]
+
+
+def before_decoder(method: Method) -> Method | None:
+    """The same with a single cut before the decoder, which meets any budget; None where that is not possible."""
+    if not isinstance(method, Scheduled) or method.first_layer > 0 or method.layers is not None:
+        return None
+    return replace(method, layers=(0,))
+
+
+def meeting(method: Method, model: Any, share: float | None, vision_tokens: int | None) -> tuple[Method, bool]:
+    """A method with a budget that it can meet; and whether a control that cannot at its usual layers cuts before the
+    decoder.
+
+    Raises:
+        BudgetError: If no schedule meets the budget.
+    """
+    given = method if share is None else method.with_budget(retention=share)
+    try:
+        meet(given, model, vision_tokens)
+    except BudgetError:
+        early = before_decoder(given) if method.open else None
+        if early is None:
+            raise
+        return early, True
+    return given, False
+
+
+# -- values ---------------------------------------------------------------------------------------------------
+
+SWITCHES = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def settings_of(kind: type[Method]) -> tuple[str, ...]:
+    """The settings that a method has."""
+    return tuple(field.name for field in fields(kind))  # type: ignore[arg-type]
+
+
+def refuse_unknown(kind: type[Method], name: str) -> None:
+    """Refuse what is no setting of a method.
+
+    Raises:
+        SettingError: If the method has no such setting.
+    """
+    settings = settings_of(kind)
+    if name not in settings:
+        raise no_setting(kind.name, name, settings)
+
+
+def value_of(kind: type[Method], name: str, text: str) -> Any:
+    """A text as its setting wants it; what does not fit is left to the setting's own check."""
+    if bool in _types(kind).get(name, ()):
+        return SWITCHES.get(text.lower(), text)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python on texts such as 0or1
+            value = literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
+    return listed(kind, {name: value})[name]
+
+
+def listed(kind: type[Method], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of settings, a lone number where a list is wanted as a list of one."""
+    settings = dict(values)
+    for name, value in values.items():
+        lone = isinstance(value, int | float) and not isinstance(value, bool)
+        if lone and tuple in _types(kind).get(name, ()):
+            settings[name] = (value,)
+    return settings
+
+
+@cache
+def _types(kind: type[Method]) -> dict[str, frozenset[type]]:
+    """What kinds of values each setting takes: of `tuple[int, ...] | None` a tuple and None."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: frozenset(_plain_types(hint)) for name, hint in hints.items()}
+
+
+def _plain_types(hint: Any) -> list[Any]:
+    origin = get_origin(hint)
+    if origin is Annotated:
+        return _plain_types(get_args(hint)[0])
+    if origin in (Union, types.UnionType):
+        return [plain for part in get_args(hint) for plain in _plain_types(part)]
+    return [origin or hint]

@@ -1,0 +1,367 @@
+"""What methods share that cut before decoder layers: by ratios, once, or to counts in a fixed ratio."""
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import accumulate
+from operator import mul
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from annotated_types import Ge
+from torch import Tensor
+
+from foveate.contract.budget import at_cuts, check_depth, half_up, proportional
+from foveate.contract.method import Budgeted, Preset
+from foveate.contract.settings import Count, Counts, Layers, Positions, Share, Shares, Unit, check_lengths, numbering
+from foveate.contract.space import Space, free_settings
+from foveate.contract.stages import Arriving, Attention, LayerStage, LayerView, Shape, Signal, Stage
+from foveate.core.budget import keep_count
+from foveate.core.cut import Cut
+from foveate.core.rank import spread, top
+from foveate.errors import SettingError
+
+__all__ = ["OneCut", "Rated", "Scheduled", "rated_presets"]
+
+LATER_KEEP = 0.3  # what cuts between the first and the last keep: the middle ratio of V2Drop's 192-token setting
+PUBLISHED_LAYERS = {32: (3, 17, 22), 28: (3, 16, 22)}  # V2Drop's, by the decoder's depth
+
+
+class Scheduled(Budgeted):
+    """Cuts before given decoder layers, each keeping a share of the vision tokens that arrive there.
+
+    A subclass defines how tokens are ranked (`scores`), or which ones are kept (`select`), and which signals it reads
+    (`reads`).
+
+    Attributes:
+        layers: Decoder layers (0-based) whose input is cut, strictly ascending. None: the method's usual ones at the
+            decoder's depth.
+        keep: Share of the *arriving* vision tokens that each cut keeps, in [0, 1]. The ratios multiply: 0.5 then 0.3
+            keeps 15 %. None: what a budget leaves, or the method's usual ratios.
+        retention: Instead of `keep`: the mean share of the vision tokens that a decoder layer processes, in (0, 1]. The
+            schedule is solved for every image.
+        tokens: The same as a number of tokens.
+        min_keep: Fewest tokens that a cut keeps. The released V2Drop keeps one token where its paper drops all.
+        scope: Rank all vision tokens of a sample together ("sample"), each image or video separately ("image"), or each
+            frame of a video separately ("frame").
+        skip_below: Samples with fewer vision tokens than this are not cut; 0 switches this off.
+    """
+
+    first_layer: ClassVar[int] = 0
+    """The earliest layer that may be cut."""
+    usual_layers: ClassVar[tuple[int, ...]] = (3, 17, 22)
+    """Where it cuts a decoder of 32 layers: V2Drop's 192-token setting for LLaVA-1.5-7B. A single one never moves."""
+    usual_keep: ClassVar[tuple[float, ...]] = (0.5, 0.3, 0.0)
+    """What it keeps at these, where neither `keep` nor a budget says it."""
+    schedule: ClassVar[tuple[str, ...]] = ("keep",)
+
+    layers: Layers | None = None
+    keep: Shares | None = None
+    min_keep: Count = 1
+    scope: Unit = "sample"
+    skip_below: Count = 0
+
+    def check_settings(self) -> None:
+        layers = self.usual_layers if self.layers is None else self.layers
+        if self.keep is not None:
+            check_lengths("layers", layers, "keep", self.keep)
+        if layers and layers[0] < self.first_layer:
+            raise SettingError(f"layers start at {self.first_layer} for this method; got {layers[0]}.")
+
+    def scores(self, view: LayerView) -> Tensor:
+        """A number for each token, (tokens,); the highest stay."""
+        raise NotImplementedError(f"{type(self).__name__} must define scores(view) or select(view, count).")
+
+    def select(self, view: LayerView, count: int) -> Tensor:
+        """Which `count` tokens of `view` stay: (count,) int64 indices into it, ascending."""
+        return top(self.scores(view), count)
+
+    def reads(self, layer: int) -> tuple[Signal, ...]:
+        """The signals that `select` reads before this layer."""
+        return ()
+
+    def cuts(self, depth: int) -> tuple[int, ...]:
+        """Decoder layers whose input is cut, in a decoder of `depth` layers."""
+        if self.layers is not None:
+            return self.layers
+        return self.usual_layers if len(self.usual_layers) == 1 else at_depth(depth)
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        return tuple(
+            LayerStage(
+                layer,
+                reads=self.reads(layer),
+                count=partial(self._count, shape.depth, index),
+                **self._ranking(),
+                unit=self.scope,
+                flops=partial(self._flops, shape.depth, index),
+            )
+            for index, layer in enumerate(self.cuts(shape.depth))
+        )
+
+    def _ranking(self) -> dict[str, Any]:
+        """How a stage ranks: by scores, unless a subclass selects in another way."""
+        if type(self).select is Scheduled.select:
+            return {"score": self.scores}
+        return {"choose": self._chosen}
+
+    def _chosen(self, view: LayerView, count: int | None) -> Cut | None:
+        assert count is not None
+        if count == len(view):
+            return None
+        return Cut.take(self.select(view, count), len(view))
+
+    def _count(self, depth: int, index: int, arriving: Arriving) -> int:
+        """How many tokens the cut of this index leaves."""
+        if arriving.sample < self.skip_below:
+            return arriving.tokens
+        return self.kept(arriving.tokens, self.counts(depth, arriving)[index])
+
+    def kept(self, tokens: int, ratio: float) -> int:
+        """How many of `tokens` a cut with this ratio keeps: truncated, and never fewer than `min_keep`."""
+        return keep_count(tokens, ratio, self.min_keep)
+
+    def share_for(self, count: int, tokens: int) -> float:
+        """A ratio with which a cut keeps `count` of `tokens`: counts are truncated, so half a token is added."""
+        return min(1.0, (count + 0.5) / tokens)
+
+    def space(self, depth: int) -> Space:
+        return Space(build=self._cutting, depth=depth, first=self.first_layer, settings=free_settings(self))
+
+    def _cutting(
+        self, layers: tuple[int, ...], counts: Sequence[float], entered: int, settings: Mapping[str, Any]
+    ) -> Self:
+        """This setting with other cuts, which leave so many of `entered` tokens; a cut that leaves all is none."""
+        places: list[int] = []
+        keep: list[float] = []
+        arriving = entered
+        for layer, count in zip(layers, map(int, counts), strict=True):
+            if count < arriving or not places:
+                places.append(layer)
+                keep.append(self.share_for(count, arriving))
+            arriving = count
+        return dataclasses.replace(
+            self, layers=tuple(places), keep=tuple(keep), retention=None, tokens=None, **settings
+        )
+
+    def solve(self, depth: int, entered: int, started: int) -> tuple[float, ...]:
+        """Keep ratios of all cuts: as given, or solved for what has entered."""
+        if self.budget is None:
+            keep = self.usual_keep if self.keep is None else self.keep
+            check_lengths("layers", self.cuts(depth), "keep", keep)  # layers alone are for a budget to come
+            return keep
+        # An earlier stage may have left fewer tokens than entered: the budget counts from those that entered.
+        cuts, least = self.cuts(depth), min(self.min_keep, started)
+
+        def curve(filled: float) -> list[float]:
+            *early, last = accumulate(ratios(filled, len(cuts)), mul, initial=float(started))
+            return [*early[1:], max(last, least)]
+
+        return ratios(self.parameter(curve, cuts, depth, entered, started, least), len(cuts))
+
+    def _flops(self, depth: int, index: int, arriving: Arriving, width: int) -> int:
+        """FLOPs of ranking at a cut; none where all stay."""
+        if self._count(depth, index, arriving) == arriving.tokens:
+            return 0
+        return self.rank_flops(arriving.tokens, width)
+
+    def rank_flops(self, tokens: int, width: int) -> int:
+        """FLOPs of ranking so many tokens."""
+        return 0
+
+
+def ratios(filled: float, cuts: int) -> tuple[float, ...]:
+    """What cuts keep of what arrives: the first what is solved for, the last nothing, the others 0.3.
+
+    Where the first keeps all, the second keeps more than 0.3, and so on to the last: `filled`, in [0, 1], is how far
+    that goes. Of three cuts 1/6 is 0.5, 0.3, 0; 1/2 is 1, 0.65, 0; and 5/6 is 1, 1, 0.5.
+    """
+    bases = [0.0, *[LATER_KEEP] * (cuts - 2), 0.0][:cuts]
+    steps = [min(1.0, max(0.0, filled * cuts - cut)) for cut in range(cuts)]
+    return tuple(base + (1 - base) * step for base, step in zip(bases, steps, strict=True))
+
+
+def at_depth(depth: int) -> tuple[int, ...]:
+    """V2Drop's cuts for a decoder of `depth` layers: 32 gives 3, 17, 22 and 28 gives 3, 16, 22.
+
+    At other depths the first cut is at 3 (below twenty layers at 10 %), the others at 55 % and 72 %: 40 gives 3, 22,
+    29.
+
+    Raises:
+        SettingError: If the decoder has fewer than four layers.
+    """
+    check_depth(depth)
+    if depth in PUBLISHED_LAYERS:
+        return PUBLISHED_LAYERS[depth]
+    first = 3
+    if depth < 20:
+        first = max(1, round(0.1 * depth))
+    second = max(first + 1, round(0.55 * depth))
+    third = max(second + 1, round(0.72 * depth))
+    return first, second, min(depth - 1, third)
+
+
+class OneCut(Budgeted):
+    """One cut before a decoder layer.
+
+    Attributes:
+        layer: The first layer that processes fewer tokens, 1 or more.
+        keep: Share of the vision tokens; None: `usual_keep`.
+        target: Instead of `keep`: a number of tokens.
+        retention: Instead: the mean share of an image's tokens that a decoder layer processes.
+        tokens: The same as a number of tokens.
+        scope: Each "image" or video by itself, or each "frame".
+
+    Raises:
+        SettingError: If more than one of `keep`, `target` and a budget is given.
+    """
+
+    usual_keep: ClassVar[float]
+    """The share that stays where nothing is said."""
+    schedule: ClassVar[tuple[str, ...]] = ("keep", "target")
+
+    layer: Annotated[int, Ge(1)]
+    keep: Share | None = None
+    target: Count | None = None
+    scope: Literal["image", "frame"] = "image"
+
+    def check_settings(self) -> None:
+        if self.keep is not None and self.target is not None:
+            raise SettingError(f"Give one of keep and target; got keep={self.keep}, target={self.target}.")
+
+    @property
+    def share(self) -> float:
+        """What stays, where neither a number nor a budget says it."""
+        return self.usual_keep if self.keep is None else self.keep
+
+    @abstractmethod
+    def own_count(self, tokens: int) -> int:
+        """How many of these tokens stay by `keep` or `target`."""
+
+    def count(self, depth: int, arriving: Arriving) -> int:
+        """How many tokens stay, in a decoder of `depth` layers."""
+        if self.budget is None:
+            return self.own_count(arriving.tokens)
+        (left,) = self.counts(depth, arriving)
+        return int(left)
+
+    def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
+        """A mean of 192 with a cut before layer 2 of 32 leaves 166 of 576 tokens."""
+        share = self.parameter(lambda share: [share * started], (self.layer,), depth, entered, started)
+        return (min(started, max(1, half_up(share * started))),)
+
+
+LAYERS = (2, 6, 15)  # of 32 decoder layers, in the released code
+REFERENCE = 576
+
+
+class Rated(Budgeted):
+    """Cuts behind given decoder layers, each leaving a fixed number of an image's tokens.
+
+    A subclass says which attention rates them (`rated`).
+
+    Attributes:
+        pruning_layers: Decoder layers whose attention is read; each cut is before the next layer. By default the code's
+            (2, 6, 15) of 32 layers, and alike at other depths.
+        targets: Tokens that each cut leaves.
+        reference: Vision tokens of the image that these counts are for; scaled for images of another size.
+        retention: Instead of the targets: the mean share of an image's tokens that a decoder layer processes. What the
+            cuts leave is in the ratio of `usual_targets`.
+        tokens: The same as a number of tokens.
+        positions: "reindex" renumbers the rows after each cut; "keep" keeps position ids. Families with M-RoPE always
+            keep.
+
+    Raises:
+        SettingError: If the lists differ in length.
+    """
+
+    rated: ClassVar[Attention]
+    """The attention that rates tokens."""
+    usual_targets: ClassVar[tuple[int, ...]]
+    """Default of `targets`: the released setting that the authors call 192."""
+    schedule: ClassVar[tuple[str, ...]] = ("targets",)
+
+    pruning_layers: Layers | None = None
+    targets: Counts | None = None
+    reference: Annotated[int, Ge(1)] = REFERENCE
+    positions: Positions = "keep"
+
+    def check_settings(self) -> None:
+        if self.targets is not None:
+            layers = LAYERS if self.pruning_layers is None else self.pruning_layers
+            check_lengths("pruning_layers", layers, "targets", self.targets)
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        if self.retention == 1:
+            return ()
+        return tuple(
+            LayerStage(
+                layer,
+                reads=self._reads(),
+                count=partial(self._rows, shape.depth, index),
+                choose=partial(self._choose, shape.depth, index),
+                unit="image",
+                positions=numbering(self.positions),
+                flops=partial(self._flops, shape.depth, index),
+            )
+            for index, layer in enumerate(self._cuts(shape.depth))
+        )
+
+    def _reads(self) -> tuple[Signal, ...]:
+        return (self.rated,)
+
+    def _choose(self, depth: int, index: int, view: LayerView, count: int | None) -> Cut | None:
+        """The tokens that are rated highest; at even steps, where no text can rate them."""
+        assert count is not None
+        if count >= len(view):
+            return None
+        if not view.text_behind:
+            return Cut.take(spread(len(view), count, device=view.device), len(view))
+        return Cut.take(top(view.attention, count), len(view))
+
+    def _rows(self, depth: int, index: int, arriving: Arriving) -> int:
+        """Rows that the cut of this index leaves of an image."""
+        return min(self._left(depth, index, arriving), arriving.tokens)
+
+    def _left(self, depth: int, index: int, arriving: Arriving) -> int:
+        """Tokens that the cut of this index may leave of an image, as given or solved for the budget."""
+        return int(self.counts(depth, arriving)[index])
+
+    def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
+        cuts = self._cuts(depth)
+        if self.budget is not None:
+            curve = proportional(started, at_cuts(self.usual_targets, len(cuts)))
+            return tuple(map(half_up, curve(self.parameter(curve, cuts, depth, entered, started))))
+        targets = self.usual_targets if self.targets is None else self.targets
+        check_lengths("pruning_layers", cuts, "targets", targets)
+        if entered == self.reference:
+            return targets
+        return tuple(target and max(1, half_up(target * entered / self.reference)) for target in targets)
+
+    def _cuts(self, depth: int) -> tuple[int, ...]:
+        """The layers that are the first to process fewer rows."""
+        layers = _at_depth(depth) if self.pruning_layers is None else self.pruning_layers
+        return tuple(layer + 1 for layer in layers)
+
+    def _flops(self, depth: int, index: int, arriving: Arriving, width: int) -> int:
+        """FLOPs of the choice itself, once tokens are rated."""
+        return 0
+
+
+def rated_presets(
+    kind: type[Rated], targets: Mapping[int, tuple[int, ...]], source: str, **settings: Any
+) -> tuple[Preset, ...]:
+    """The authors' settings for LLaVA-1.5-7B, by what they call them."""
+    made = []
+    for budget, counts in targets.items():
+        method = kind(pruning_layers=LAYERS, targets=counts, **settings)
+        made.append(Preset(f"{kind.name}/llava-1.5-7b/{budget}", method, 32, REFERENCE, source))
+    return tuple(made)
+
+
+def _at_depth(depth: int) -> tuple[int, ...]:
+    """2, 6, 15 of 32 layers, and alike at other depths: 2, 5, 13 of 28."""
+    check_depth(depth, least=6)
+    first = max(0, min(2, depth // 4 - 1))
+    second = max(first + 1, round(6 * depth / 32))
+    return first, second, max(second + 1, round(15 * depth / 32))
