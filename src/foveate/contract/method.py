@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self, dataclass_transform
 from foveate._spelling import no_setting
 from foveate._upstream import brief
 from foveate.contract import follow
-from foveate.contract.budget import Budget, Curve, decoder_depth, known_count, solve
+from foveate.contract.budget import Budget, Curve, decoder_depth, half_up, known_count, solve
 from foveate.contract.settings import Share, Tokens, check
 from foveate.contract.stages import Arriving, Shape, Stage
 from foveate.core.grid import Grid
@@ -182,22 +182,21 @@ class Method(ABC):
             SettingError: If the method takes no budget, was given a schedule, or not exactly one of both is given.
         """
         Budget(tokens, retention)
-        if tokens is not None and "tokens" not in self._fields() and "retention" in self._fields():
+        fields = self._fields()
+        if "retention" not in fields:
+            raise SettingError(f"{type(self).__name__} takes no budget. Give its settings instead.")
+        if tokens is not None and "tokens" not in fields:
             raise SettingError(
                 f"{type(self).__name__} takes its budget as retention=, not as tokens={tokens}. Divide it by the "
                 "number of vision tokens."
             )
-        if "retention" not in self._fields():
-            raise SettingError(f"{type(self).__name__} takes no budget. Give its settings instead.")
         if given := self._given(self.schedule):
             said = ", ".join(f"{name}={value}" for name, value in given.items())
             raise SettingError(
                 f"{type(self).__name__} has a schedule of its own, {said}. Give either the schedule or a budget."
             )
-        budget = {"retention": retention} if tokens is None else {"retention": None, "tokens": tokens}
-        if "tokens" in self._fields():
-            budget = {"tokens": None, **budget}
-        return dataclasses.replace(self, **budget)  # type: ignore[type-var]
+        budget = {"retention": retention, "tokens": tokens}
+        return dataclasses.replace(self, **{name: budget[name] for name in BUDGET if name in fields})  # type: ignore[type-var]
 
     def __add__(self, other: "Method") -> "Method":
         """A chain of both: each works at its own places (see `foveate.contract.chain`)."""
@@ -277,6 +276,10 @@ class Budgeted(Method):
         assert self.budget is not None
         mean = self.budget.mean(entered)
         return solve(curve, cuts, depth, mean, entered, started, type(self).__name__, least)
+
+    def rounded(self, curve: Curve, cuts: Sequence[int], depth: int, entered: int, started: int) -> tuple[int, ...]:
+        """Whole tokens behind each cut, halves up, where the budget is met."""
+        return tuple(map(half_up, curve(self.parameter(curve, cuts, depth, entered, started))))
 
 
 @lru_cache(maxsize=1024)

@@ -331,7 +331,7 @@ class Rated(Budgeted):
         cuts = self._cuts(depth)
         if self.budget is not None:
             curve = proportional(started, at_cuts(self.usual_targets, len(cuts)))
-            return tuple(map(half_up, curve(self.parameter(curve, cuts, depth, entered, started))))
+            return self.rounded(curve, cuts, depth, entered, started)
         targets = self.usual_targets if self.targets is None else self.targets
         check_lengths("pruning_layers", cuts, "targets", targets)
         if entered == self.reference:

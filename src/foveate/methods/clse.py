@@ -122,7 +122,7 @@ class CLSE(Budgeted):
         cuts = self._cuts(depth)
         if self.budget is not None:
             curve = proportional(started, at_cuts(KEEP, len(cuts)))
-            return tuple(map(half_up, curve(self.parameter(curve, cuts, depth, entered, started))))
+            return self.rounded(curve, cuts, depth, entered, started)
         rounded = half_up if self.rounding == "nearest" else int
         keep = KEEP if self.keep is None else self.keep
         check_lengths("layers", cuts, "keep", keep)

@@ -39,7 +39,6 @@ from foveate.contract import (
     TowerAttention,
     TowerStage,
     geometric,
-    half_up,
     numbering,
 )
 from foveate.core.budget import mean_tokens
@@ -243,7 +242,7 @@ class MustDrop(Budgeted):
         """Tokens left at each cut, never fewer than the key tokens."""
         cuts = [layer + 1 for layer in self._layers(depth)]
         curve = geometric(started, len(cuts), least=max(1, self._keys(depth, entered, started)))
-        return tuple(map(half_up, curve(self.parameter(curve, cuts, depth, entered, started))))
+        return self.rounded(curve, cuts, depth, entered, started)
 
     def _keys(self, depth: int, entered: int, started: int) -> int:
         """Key tokens among those that enter the decoder."""

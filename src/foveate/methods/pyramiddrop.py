@@ -32,7 +32,6 @@ from foveate.contract import (
     check_lengths,
     free_settings,
     geometric,
-    half_up,
     numbering,
     quarters,
 )
@@ -114,7 +113,7 @@ class PyramidDrop(Budgeted):
         cuts = self._cuts(depth)
         if self.budget is not None:
             curve = geometric(started, len(cuts))
-            return tuple(map(half_up, curve(self.parameter(curve, cuts, depth, entered, started))))
+            return self.rounded(curve, cuts, depth, entered, started)
         ratios = RATIOS if self.image_token_ratio_list is None else self.image_token_ratio_list
         check_lengths("layer_list", cuts, "image_token_ratio_list", ratios)
         return tuple(max(1, int(started * ratio)) for ratio in ratios)
