@@ -9,10 +9,12 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import foveate as fv
 from foveate.cli.asking import named
 from foveate.cli.commands import _parse
+from foveate.cli.usage import UsageError
 from foveate.contract import catalogue, follow
 from foveate.contract.naming import parse, spending
 from foveate.contract.stages import Arriving, Shape
 from foveate.engine.session import _sessions
+from foveate.errors import SettingError
 from foveate.eval.cells import cells_of, contenders_of
 from foveate.eval.lmms.setting import Setting as LmmsSetting
 from foveate.integrations.vllm.setting import Rate
@@ -191,3 +193,10 @@ def test_a_bare_name_is_the_methods_own_settings_and_in_commands_a_third(name):
     for doors, budget in ((LIBRARY, {}), (COMMANDS, third)):
         said = {told(door, name) for door in doors if serves(door, name)}
         assert said == {told("fv.drop", name, **budget)}
+
+
+@pytest.mark.parametrize("door", [dropped, asked, on_the_command_line, in_lmms_eval, in_vllm])
+@pytest.mark.parametrize("name", ["v2drop:retention=0.2", "visionzip:retention=0.2+finalkv", "v2drop:keep=0.5,0.3,0"])
+def test_no_door_overwrites_a_budget_that_a_method_brings(door, name):
+    with pytest.raises((SettingError, UsageError), match="its own|of its own"):
+        door(parse(name) if door is dropped else name, retention=0.5)

@@ -17,7 +17,7 @@ from foveate.ask.loaded import Loaded
 from foveate.ask.look import Look, resumed, together
 from foveate.ask.prompt import Prompt
 from foveate.contract.method import Method, meet
-from foveate.contract.naming import asked_share, parse
+from foveate.contract.naming import asked_share, parse, with_given
 from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, InputError, SettingError
@@ -73,11 +73,12 @@ class Dropping:
             method = parse(method)
         if method is not None and not isinstance(method, Method):
             raise SettingError(f"A method is such as foveate.V2Drop(), or its name; got {method!r}.")
-        if self.tokens is not None or self.retention is not None:
-            if method is None:
+        if method is None:
+            if self.tokens is not None or self.retention is not None:
                 raise SettingError('A budget without a method: name one, such as method="v2drop".')
-            method = method.with_budget(tokens=self.tokens, retention=self.retention)
-        if method is None or vision_tokens == 0:  # without vision tokens nothing can be dropped
+            return Solved()
+        method = with_given(method, self.tokens, self.retention)
+        if vision_tokens == 0:  # nothing can be dropped
             return Solved()
         meet(method, loaded.model, vision_tokens)
         return Solved(method, asked_share(method, vision_tokens))

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from foveate._spelling import Written, no_setting, pair_of, settings_in, written
 from foveate.contract import catalogue
 from foveate.contract.chain import Chain
-from foveate.contract.method import Method, meet
+from foveate.contract.method import BUDGET, Method, meet
 from foveate.contract.scheduled import Scheduled
 from foveate.errors import BudgetError, SettingError
 
@@ -35,6 +35,7 @@ __all__ = [
     "parse",
     "settings_of",
     "spending",
+    "with_given",
     "with_seed",
 ]
 
@@ -131,6 +132,23 @@ def spending(method: Method, tokens: float | None = None, retention: float | Non
         return method
     if tokens is None and retention is None:
         retention = RETENTION
+    return method.with_budget(tokens=tokens, retention=retention)
+
+
+def with_given(method: Method, tokens: float | None = None, retention: float | None = None) -> Method:
+    """The method with the budget that is given beside it; without one, as it is.
+
+    Raises:
+        SettingError: If the method has a budget or a schedule of its own, takes none, or both numbers are given.
+    """
+    if tokens is None and retention is None:
+        return method
+    own = [f"{name}={value:.6g}" for member in members_of(method) for name, value in member._given(BUDGET).items()]
+    if own and not method.open:
+        raise SettingError(
+            f"{type(method).__name__} has a budget of its own, {', '.join(own)}. Leave tokens= and retention= out, or "
+            "change its own: with_budget(…)."
+        )
     return method.with_budget(tokens=tokens, retention=retention)
 
 

@@ -158,9 +158,7 @@ def _chosen(method: Method | str, retention: float | None, tokens: float | None)
         raise SettingError(
             f"The second argument must be a method, such as foveate.V2Drop(), or its name; got {method!r}."
         )
-    if retention is None and tokens is None:
-        return method
-    return method.with_budget(tokens=tokens, retention=retention)
+    return naming.with_given(method, tokens, retention)
 
 
 class Session:

@@ -109,6 +109,7 @@ class Setting:
             )
         self._method, self._spelled = _read(values["method"]), str(values["method"])
         self.rate = Rate(values.get("tokens"), values.get("retention"))
+        naming.with_given(self._method, self.rate.tokens, self.rate.retention)
         self._config = config
         self._family = family
         self._cls = bool(family.cls_in_tower(config))
