@@ -16,18 +16,17 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from foveate import embedded
 from foveate._versions import versions
-from foveate.batch.answering import Asking
-from foveate.batch.here import Here
+from foveate.batch.answering import Asking, bad_row, beside
 from foveate.batch.job import Job, Summary, run
-from foveate.batch.listener import Listener
-from foveate.batch.rows import Answered, Bad, Row
 from foveate.contract.naming import parse
+from foveate.runs.crew import Done
+from foveate.runs.listener import Listener
+from foveate.runs.samples import Bad
 
 OUT = Path(__file__).with_suffix(".json")
 LOOKS = 20
@@ -42,7 +41,7 @@ class Recorded:
         every: Rows between two readings.
     """
 
-    def __init__(self, answer: Answered, every: int) -> None:
+    def __init__(self, answer: dict[str, Any], every: int) -> None:
         self.answer, self.every = answer, every
         self.memory: list[tuple[int, float]] = []
 
@@ -54,15 +53,23 @@ class Recorded:
 
     def about(self) -> dict[str, Any]:
         """No model."""
-        return {"recorded": self.answer.answer}
+        return {"recorded": self.answer["answer"]}
 
-    def answered(self, chunks: Any, stop: Any) -> Iterator[list[Answered | Bad]]:
+    def work(self, items: Any, stopped: Any) -> Iterator[Done]:
         """The recorded answer to every row."""
-        for chunk in chunks:
-            yield [replace(self.answer, number=row.number, id=row.id) if isinstance(row, Row) else row for row in chunk]
+        for chunk in items:
+            yield (
+                chunk,
+                [
+                    bad_row(one, one.reason)
+                    if isinstance(one, Bad)
+                    else beside(one.record, {**self.answer, "row": one.number, "id": one.id})
+                    for one in chunk
+                ],
+            )
             if chunk[0].number // self.every != (chunk[-1].number + 1) // self.every:
                 self.memory.append((chunk[-1].number + 1, resident()))
-            if stop():
+            if stopped():
                 return
 
 
@@ -72,7 +79,7 @@ class StopAfter(Listener):
     def __init__(self, rows: int) -> None:
         self.left = rows
 
-    def answering(self, left: int, done: int) -> Any:
+    def stage(self, doing: str, total: int | None, done: int = 0) -> Any:
         """Count what is done."""
         return nullcontext(self._add)
 
@@ -107,22 +114,22 @@ def write_parquet(path: Path, lines: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.json.read_json(lines), path, row_group_size=50_000)
 
 
-def timed(job: Job, place: Any, listener: Listener | None = None) -> tuple[Summary, dict[str, float]]:
+def timed(job: Job, crew: Any, listener: Listener | None = None) -> tuple[Summary, dict[str, float]]:
     """Run a job: its summary, and seconds of it, of the processor and of the clock."""
     clock, processor = time.perf_counter(), time.process_time()
-    summary = run(job, place, listener)
+    summary = run(job, crew, listener)
     took = {"seconds": time.perf_counter() - clock, "processor_seconds": time.process_time() - processor}
     return summary, {name: round(value, 3) for name, value in took.items()}
 
 
-def measure(path: Path, out: Path, answer: Answered, rows: int) -> dict[str, Any]:
+def measure(path: Path, out: Path, answer: dict[str, Any], rows: int) -> dict[str, Any]:
     """A job stopped at half of its rows, the rest of it, and a run with nothing left to do."""
     job = Job(input=path, out=out, asking=Asking(model="recorded"), part_rows=1000)
-    place = Recorded(answer, max(1, rows // LOOKS))
+    crew = Recorded(answer, max(1, rows // LOOKS))
     start = resident()
-    first, first_took = timed(job, place, StopAfter(rows // 2))
-    second, second_took = timed(job, place)
-    third, third_took = timed(job, place)
+    first, first_took = timed(job, crew, StopAfter(rows // 2))
+    second, second_took = timed(job, crew)
+    third, third_took = timed(job, crew)
     assert (second.left, third.asked, first.asked + second.asked) == (0, 0, rows)
     processor = first_took["processor_seconds"] + second_took["processor_seconds"]
     return {
@@ -137,11 +144,11 @@ def measure(path: Path, out: Path, answer: Answered, rows: int) -> dict[str, Any
         "nothing_left": third_took,
         "processor_microseconds_a_row": round(1e6 * processor / rows, 1),
         "resident_mib_at_start": start,
-        "resident_mib_after_rows": {str(count): mib for count, mib in place.memory},
+        "resident_mib_after_rows": {str(count): mib for count, mib in crew.memory},
     }
 
 
-def ask_embedded(folder: Path) -> tuple[Answered, dict[str, Any]]:
+def ask_embedded(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """An answer of the embedded model, and what a row takes with it."""
     path = folder / "few.jsonl"
     with path.open("w", encoding="utf-8") as file:
@@ -150,13 +157,12 @@ def ask_embedded(folder: Path) -> tuple[Answered, dict[str, Any]]:
             file.write(json.dumps(row) + "\n")
     asking = Asking(model=embedded.NAME, device="cpu", method=parse("v2drop"), max_new_tokens=8)
     job = Job(input=path, out=folder / "few", asking=asking)
-    summary = run(job, Here(asking))
+    summary = run(job)
     lines = [line for part in sorted(job.out.glob("part-*")) for line in part.read_text().splitlines()]
     rows = [json.loads(line) for line in lines]
-    recorded = {**rows[0], "notes": tuple(rows[0]["notes"])}
-    recorded["number"] = recorded.pop("row")
+    recorded = {name: value for name, value in rows[0].items() if name not in ("image", "question")}
     in_model = sum(row["prepare_seconds"] + row["answer_seconds"] for row in rows)
-    return Answered(**recorded), {
+    return recorded, {
         "rows": summary.asked,
         "milliseconds_a_row": round(1e3 * summary.seconds / summary.asked, 2),
         "of_them_outside_of_preparing_and_answering": round(1e3 * (summary.seconds - in_model) / summary.asked, 3),

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 import foveate as fv
-from foveate.batch.answering import Asking
-from foveate.batch.here import Here
+from foveate.batch.answering import Answerer, Asking
 from foveate.batch.job import Job, run
 from foveate.contract.naming import parse
+from foveate.runs.crew import Here
 from tests.cli.conftest import save_tiny_llava
 
 WORDS = ["What", "is", "this", "yes", "no", *(f"w{number}" for number in range(40))]
@@ -76,9 +76,14 @@ def answer(asking, vlm, tmp_path):
         changes = {key: options.pop(key) for key in list(options) if hasattr(asking, key)}
         listener = options.pop("listener", None)
         job = Job(input=path, out=tmp_path / out, asking=replace(asking, **changes), **options)
-        return run(job, Here(job.asking, vlm), listener)
+        return run(job, here(job.asking, vlm), listener)
 
     return call
+
+
+def here(asking, vlm):
+    """This process, with a model that is loaded already."""
+    return Here(asking, Answerer(asking, vlm))
 
 
 def rows_in(out):

@@ -4,8 +4,8 @@ import os
 from dataclasses import fields
 
 from foveate.batch import answering
-from foveate.batch.answering import Asking
-from foveate.batch.rows import Answered, Row
+from foveate.batch.answering import Asking, bad_row, beside
+from foveate.runs.samples import Bad
 
 
 class Echo:
@@ -27,16 +27,19 @@ class Echo:
     def about(self):
         return {"weights": self.model}
 
-    def answered(self, chunks, stop):
-        for chunk in chunks:
+    def work(self, items, stopped):
+        for chunk in items:
             self.then(chunk)
-            yield [answered(row) if isinstance(row, Row) else row for row in chunk]
-            if stop():
+            yield chunk, [bad_row(one, one.reason) if isinstance(one, Bad) else answered(one) for one in chunk]
+            if stopped():
                 return
 
 
-def answered(row):
-    return Answered(row.number, row.id, row.question, 0.5, 576, 288.0, 3, 0.0, 0.0)
+def answered(sample):
+    numbers = {"retention": 0.5, "vision_tokens": 576, "tokens": 288.0, "new_tokens": 3}
+    times = {"prepare_seconds": 0.0, "answer_seconds": 0.0, "notes": []}
+    values = {"row": sample.number, "id": sample.id, "answer": sample.question}
+    return beside(sample.record, values | numbers | times)
 
 
 def make_files_deadly():

@@ -12,8 +12,9 @@ import foveate as fv
 from foveate.ask.vlm import VLM
 from foveate.batch import answering
 from foveate.batch.answering import Answerer, Asking
-from foveate.batch.rows import Answered, Bad, Row
 from foveate.contract.naming import parse
+from foveate.runs.crew import rows_of
+from foveate.runs.samples import Sample
 from tests.films import film
 
 
@@ -21,18 +22,23 @@ def rows_about(pictures, count, same=1):
     """Rows whose questions differ; `same` of them in a row are about one picture."""
     words = ["What", "is", "this", "w1", "w2", "w3"]
     return [
-        Row(number, f"r{number}", (str(pictures / f"{number // same % 10}.png"),), " ".join(words[: number % 5 + 1]))
+        sample(number, (str(pictures / f"{number // same % 10}.png"),), " ".join(words[: number % 5 + 1]))
         for number in range(count)
     ]
 
 
+def sample(number, media, question="What is this"):
+    record = {"id": f"r{number}", "image": list(media), "question": question, "label": "tabby"}
+    return Sample(number, f"r{number}", media, question, record, "image")
+
+
 def by_number(results):
-    return [result for _, result in sorted((result.number, result) for result in results)]
+    return sorted(results, key=lambda row: row["row"])
 
 
 def told(results):
     """What is the same however rows are put together."""
-    return [(result.number, result.id, result.answer, result.retention) for result in by_number(results)]
+    return [[row[name] for name in ("row", "id", "answer", "retention", "label")] for row in by_number(results)]
 
 
 class Calls:
@@ -69,18 +75,18 @@ class Calls:
 
 def test_answers_are_those_of_a_question_alone(asking, vlm, pictures):
     rows = rows_about(pictures, 10)
-    results = Answerer(replace(asking, batch_size=4), vlm).answer(rows)
+    results = rows_of(Answerer(replace(asking, batch_size=4), vlm), rows)
     for row, result in zip(rows, by_number(results), strict=True):
         alone = vlm.ask(row.media[0], row.question, method="v2drop:layers=1,2,3;keep=0.5,0.3,0", max_new_tokens=4)
-        assert (result.id, result.answer, result.retention) == (row.id, alone.text, alone.retention)
-        assert (result.vision_tokens, result.tokens) == (36, alone.spent)
-        assert result.new_tokens == len(alone.tokens)
-    assert {result.retention for result in results} == {15 / 36}
+        assert (result["id"], result["answer"], result["retention"]) == (row.id, alone.text, round(alone.retention, 6))
+        assert (result["vision_tokens"], result["tokens"]) == (36, alone.spent)
+        assert result["new_tokens"] == len(alone.tokens)
+    assert {result["retention"] for result in results} == {round(15 / 36, 6)}
 
 
 def test_batches_are_as_large_as_was_said(asking, vlm, pictures, monkeypatch):
     calls = Calls(monkeypatch)
-    Answerer(replace(asking, batch_size=4), vlm).answer(rows_about(pictures, 10))
+    rows_of(Answerer(replace(asking, batch_size=4), vlm), rows_about(pictures, 10))
     assert (calls.sizes, any(calls.shared)) == ([4, 4, 2], False)
 
 
@@ -89,19 +95,19 @@ def test_a_picture_with_several_questions_is_looked_at_once(asking, vlm, picture
     towers = []
     hook = vlm.model.model.vision_tower.register_forward_hook(lambda *_: towers.append(1))
     rows = rows_about(pictures, 8, same=4)
-    shared = Answerer(replace(asking, batch_size=4), vlm).answer(rows)
+    shared = rows_of(Answerer(replace(asking, batch_size=4), vlm), rows)
     hook.remove()
     assert (calls.sizes, calls.shared, len(towers)) == ([4, 4], [True, True], 2)
-    assert told(shared) == told(Answerer(replace(asking, batch_size=1), vlm).answer(rows))
+    assert told(shared) == told(rows_of(Answerer(replace(asking, batch_size=1), vlm), rows))
 
 
 def test_several_pictures_with_several_questions_are_looked_at_once(asking, vlm, pictures, monkeypatch):
     calls = Calls(monkeypatch)
     both = (str(pictures / "0.png"), str(pictures / "1.png"))
     rows = [replace(row, media=both) for row in rows_about(pictures, 4)]
-    shared = Answerer(replace(asking, batch_size=4), vlm).answer(rows)
+    shared = rows_of(Answerer(replace(asking, batch_size=4), vlm), rows)
     assert (calls.sizes, calls.shared) == ([4], [True])
-    assert told(shared) == told(Answerer(replace(asking, batch_size=1), vlm).answer(rows))
+    assert told(shared) == told(rows_of(Answerer(replace(asking, batch_size=1), vlm), rows))
 
 
 def test_where_the_question_stands_before_the_picture_each_row_looks_for_itself(asking, vlm, pictures, monkeypatch):
@@ -109,25 +115,25 @@ def test_where_the_question_stands_before_the_picture_each_row_looks_for_itself(
     monkeypatch.setattr(vlm.processor, "chat_template", template)
     calls = Calls(monkeypatch)
     rows = rows_about(pictures, 4, same=4)
-    results = Answerer(replace(asking, batch_size=4), vlm).answer(rows)
+    results = rows_of(Answerer(replace(asking, batch_size=4), vlm), rows)
     assert (calls.tried, calls.sizes[-1], calls.shared[-1]) == ([4, 4], 4, False)
-    assert told(results) == told(Answerer(replace(asking, batch_size=1), vlm).answer(rows))
+    assert told(results) == told(rows_of(Answerer(replace(asking, batch_size=1), vlm), rows))
 
 
 def test_a_method_that_reads_the_question_is_asked_one_by_one(asking, vlm, pictures, monkeypatch):
     calls = Calls(monkeypatch)
     asking = replace(asking, batch_size=4, method=parse("fastv:layers=2"))
-    results = Answerer(asking, vlm).answer(rows_about(pictures, 4, same=4))
+    results = rows_of(Answerer(asking, vlm), rows_about(pictures, 4, same=4))
     assert (calls.sizes, calls.shared) == ([4], [False])
     assert len(results) == 4
 
 
 def test_a_batch_without_room_is_halved_and_all_is_answered(asking, vlm, pictures, monkeypatch):
     rows = rows_about(pictures, 10)
-    expected = told(Answerer(asking, vlm).answer(rows))
+    expected = told(rows_of(Answerer(asking, vlm), rows))
     errors = iter([torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), *[torch.OutOfMemoryError()] * 99])
     calls = Calls(monkeypatch, lambda prompts: next(errors) if len(prompts) > 2 else None)
-    assert told(Answerer(replace(asking, batch_size=8), vlm).answer(rows)) == expected
+    assert told(rows_of(Answerer(replace(asking, batch_size=8), vlm), rows)) == expected
     assert calls.tried[:3] == [8, 4, 2]
     assert max(calls.sizes) == 2
     assert calls.tried.count(8) == 1  # what does not fit is not tried again at once
@@ -140,9 +146,9 @@ def test_larger_batches_come_back_after_a_while(asking, vlm, pictures, monkeypat
     answerer = Answerer(replace(asking, batch_size=4), vlm)
     short.append(False)
     short.reverse()
-    assert len(answerer.answer(rows_about(pictures, 8))) == 8
+    assert len(rows_of(answerer, rows_about(pictures, 8))) == 8
     short.extend([False] * 9)
-    assert len(answerer.answer(rows_about(pictures, 8))) == 8
+    assert len(rows_of(answerer, rows_about(pictures, 8))) == 8
     assert calls.sizes[-1] == 4
 
 
@@ -158,10 +164,10 @@ def test_a_row_that_does_not_fit_alone_is_bad_and_the_others_are_not(asking, vlm
         )
 
     Calls(monkeypatch, fails)
-    results = by_number(Answerer(replace(asking, batch_size=8), vlm).answer(rows))
-    assert [result.number for result in results if isinstance(result, Bad)] == [5]
-    assert "more memory than there is" in results[5].reason
-    assert (results[5].id, results[5].question) == ("r5", large)
+    results = by_number(rows_of(Answerer(replace(asking, batch_size=8), vlm), rows))
+    assert [result["row"] for result in results if ("reason" in result)] == [5]
+    assert "more memory than there is" in results[5]["reason"]
+    assert (results[5]["id"], results[5]["question"]) == ("r5", large)
 
 
 def test_whatever_is_raised_for_one_row_costs_that_row(asking, vlm, pictures, monkeypatch):
@@ -170,33 +176,33 @@ def test_whatever_is_raised_for_one_row_costs_that_row(asking, vlm, pictures, mo
         return ZeroDivisionError("by zero") if bad else None
 
     Calls(monkeypatch, fails)
-    results = by_number(Answerer(replace(asking, batch_size=4), vlm).answer(rows_about(pictures, 5)))
-    assert [isinstance(result, Bad) for result in results] == [False, False, True, False, False]
-    assert results[2].reason == "ZeroDivisionError: by zero."
+    results = by_number(rows_of(Answerer(replace(asking, batch_size=4), vlm), rows_about(pictures, 5)))
+    assert [("reason" in result) for result in results] == [False, False, True, False, False]
+    assert results[2]["reason"] == "ZeroDivisionError: by zero."
 
 
 def test_a_device_that_fails_ends_the_run_and_makes_no_row_bad(asking, vlm, pictures, monkeypatch):
     Calls(monkeypatch, lambda prompts: RuntimeError("CUDA error: device-side assert triggered"))
     with pytest.raises(fv.UnsupportedError, match=r"The device fails: CUDA error.*what was answered is kept"):
-        Answerer(asking, vlm).answer(rows_about(pictures, 2))
+        rows_of(Answerer(asking, vlm), rows_about(pictures, 2))
 
 
 def test_files_in_hand_take_a_share_of_the_memory_there_is(asking, vlm, pictures, monkeypatch):
     calls = Calls(monkeypatch)
     picture = 90 * 90 * answering.BYTES
     monkeypatch.setattr(answering, "available", lambda: 4 * 2.5 * picture)
-    Answerer(replace(asking, batch_size=8), vlm).answer(rows_about(pictures, 7))
+    rows_of(Answerer(replace(asking, batch_size=8), vlm), rows_about(pictures, 7))
     assert calls.sizes == [3, 3, 1]
     calls.sizes.clear()
-    Answerer(replace(asking, batch_size=8), vlm, share=1 / 2).answer(rows_about(pictures, 7))
+    rows_of(Answerer(replace(asking, batch_size=8), vlm, share=1 / 2), rows_about(pictures, 7))
     assert calls.sizes == [2, 2, 2, 1]
 
 
 def test_a_run_that_is_stopped_has_the_results_of_what_was_in_hand(asking, vlm, pictures):
     looks = iter([False] * 5 + [True] * 9)
-    results = Answerer(asking, vlm).answer(rows_about(pictures, 4), stop=lambda: next(looks))
+    results = rows_of(Answerer(asking, vlm), rows_about(pictures, 4), lambda: next(looks))
     assert len(results) == 2
-    assert Answerer(asking, vlm).answer(rows_about(pictures, 4), stop=lambda: True) == []
+    assert rows_of(Answerer(asking, vlm), rows_about(pictures, 4), lambda: True) == []
 
 
 def test_a_method_that_the_model_cannot_serve_is_refused_before_the_first_row(asking, vlm):
@@ -206,9 +212,9 @@ def test_a_method_that_the_model_cannot_serve_is_refused_before_the_first_row(as
 
 def test_a_budget_that_no_picture_here_can_meet_costs_rows_and_not_the_run(asking, vlm, pictures):
     asking = replace(asking, method=parse("v2drop"), tokens=5000.0)
-    (result,) = Answerer(asking, vlm).answer(rows_about(pictures, 1))
-    assert isinstance(result, Bad)
-    assert "5000" in result.reason
+    (result,) = rows_of(Answerer(asking, vlm), rows_about(pictures, 1))
+    assert "reason" in result
+    assert "5000" in result["reason"]
 
 
 # Files
@@ -256,13 +262,13 @@ def hostile(tmp_path_factory, pictures):
 
 def test_hostile_files_are_bad_rows_each_with_its_reason(asking, vlm, hostile):
     names = [*HOSTILE, "grün 猫.png", os.fsdecode(b"caf\xe9.png"), "link.png"]
-    rows = [Row(number, str(number), (str(hostile / name),), "What is this") for number, name in enumerate(names)]
-    results = by_number(Answerer(asking, vlm).answer(rows))
+    rows = [sample(number, (str(hostile / name),)) for number, name in enumerate(names)]
+    results = by_number(rows_of(Answerer(asking, vlm), rows))
     for result, reason in zip(results, HOSTILE.values(), strict=False):
-        assert isinstance(result, Bad)
+        assert "reason" in result
         with pytest.raises(ValueError, match=reason):
-            raise ValueError(result.reason)
-    assert [isinstance(result, Answered) for result in results[len(HOSTILE) :]] == [True] * 3
+            raise ValueError(result["reason"])
+    assert [("answer" in result) for result in results[len(HOSTILE) :]] == [True] * 3
 
 
 def test_files_outside_a_folder_are_not_read(asking, vlm, pictures, hostile):
@@ -273,40 +279,40 @@ def test_files_outside_a_folder_are_not_read(asking, vlm, pictures, hostile):
         hostile / "link.png",
         hostile / "grün 猫.png",
     ]
-    rows = [Row(number, str(number), (str(path),), "What is this") for number, path in enumerate(paths)]
-    results = by_number(Answerer(asking, vlm).answer(rows))
-    assert ["lies outside of" in result.reason for result in results[:3]] == [True] * 3
-    assert isinstance(results[3], Answered)
+    rows = [sample(number, (str(path),)) for number, path in enumerate(paths)]
+    results = by_number(rows_of(Answerer(asking, vlm), rows))
+    assert ["lies outside of" in result["reason"] for result in results[:3]] == [True] * 3
+    assert "answer" in results[3]
 
 
 def test_questions_about_none_two_and_moving_pictures(asking, vlm, pictures, tmp_path):
     film(tmp_path / "film.mp4", 6, size=(96, 96))
     two = (str(pictures / "0.png"), str(pictures / "1.png"))
     media = [(), two, (str(tmp_path / "film.mp4"),)]
-    rows = [Row(number, str(number), paths, "What is this") for number, paths in enumerate(media)]
-    results = by_number(Answerer(replace(asking, frames=2), vlm).answer(rows))
-    assert [result.vision_tokens for result in results] == [0, 72, 72]
-    assert "this model reads no videos" in results[2].notes[0]
+    rows = [sample(number, paths) for number, paths in enumerate(media)]
+    results = by_number(rows_of(Answerer(replace(asking, frames=2), vlm), rows))
+    assert [result["vision_tokens"] for result in results] == [0, 72, 72]
+    assert "this model reads no videos" in results[2]["notes"][0]
 
 
 def test_a_cropped_picture_and_a_missed_budget_are_notes(asking, vlm, tmp_path):
     Image.new("RGB", (300, 100), "red").save(tmp_path / "wide.png")
-    row = Row(0, "0", (str(tmp_path / "wide.png"),), "What is this")
-    (result,) = Answerer(asking, vlm).answer([row])
-    assert "cuts off 67%" in result.notes[0]
-    (result,) = Answerer(replace(asking, fit="pad"), vlm).answer([row])
-    assert result.notes == ()
+    row = sample(0, (str(tmp_path / "wide.png"),))
+    (result,) = rows_of(Answerer(asking, vlm), [row])
+    assert "cuts off 67%" in result["notes"][0]
+    (result,) = rows_of(Answerer(replace(asking, fit="pad"), vlm), [row])
+    assert result["notes"] == []
 
 
 def test_the_untouched_model_keeps_everything(model, vlm, pictures):
     asking = Asking(model=str(model), max_new_tokens=4)
-    (result,) = Answerer(asking, vlm).answer(rows_about(pictures, 1))
-    assert (result.retention, result.tokens) == (1.0, 36.0)
+    (result,) = rows_of(Answerer(asking, vlm), rows_about(pictures, 1))
+    assert (result["retention"], result["tokens"]) == (1.0, 36.0)
 
 
 def test_the_model_is_left_as_it_was(asking, vlm, pictures):
     before = {name: value.clone() for name, value in vlm.model.state_dict().items()}
     forward = vlm.model.model.language_model.layers[1].forward
-    Answerer(asking, vlm).answer(rows_about(pictures, 3))
+    rows_of(Answerer(asking, vlm), rows_about(pictures, 3))
     assert all(torch.equal(value, before[name]) for name, value in vlm.model.state_dict().items())
     assert vlm.model.model.language_model.layers[1].forward == forward

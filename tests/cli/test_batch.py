@@ -61,7 +61,7 @@ def answers(out):
 
 def test_a_folder_is_answered_and_a_second_run_has_nothing_to_do(batch, tmp_path):
     code, out, err = batch("--prompt", "What is this")
-    assert code == 0
+    assert code == 3
     assert "Rows       7, of which 6 are answered" in out
     assert "Bad        1, with their reasons in bad.jsonl" in out
     assert "This run   7 rows in" in out
@@ -69,13 +69,13 @@ def test_a_folder_is_answered_and_a_second_run_has_nothing_to_do(batch, tmp_path
     assert err.splitlines()[0] == "foveate: Answering: 7 to do"
     code, out, err = batch("--prompt", "What is this", "--json")
     values = json.loads(out)
-    assert (code, err) == (0, "")
+    assert (code, err) == (3, "")
     assert (values["rows"], values["answered"], values["bad"], values["left"], values["asked"]) == (7, 6, 1, 0, 0)
     assert sorted(answers(tmp_path / "out")) == [f"{number}.png" for number in range(6)]
 
 
 def test_other_settings_in_the_same_folder_are_refused(batch):
-    assert batch("--prompt", "What is this")[0] == 0
+    assert batch("--prompt", "What is this")[0] == 3
     code, out, err = batch("--prompt", "What is that")
     assert (code, out) == (1, "")
     assert "was begun with other settings: question was 'What is this', and is 'What is that'." in err

@@ -6,9 +6,9 @@ from foveate.ask.loading import load
 from foveate.embedded import FILM_TASKS
 from foveate.errors import SettingError, UnknownNameError
 from foveate.eval.embedded import evaluate
-from foveate.eval.listener import Listener
 from foveate.eval.plan import Plan
 from foveate.eval.provenance import conditions
+from foveate.runs.listener import Listener
 
 
 class Heard(Listener):

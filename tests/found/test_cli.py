@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.batch.listener import Listener
 from foveate.cli.generate import Generate
 from foveate.cli.tune import Tune
 from foveate.contract.scheduled import Scheduled
@@ -17,6 +16,7 @@ from foveate.contract.stages import Attention
 from foveate.core.views import LayerView
 from foveate.embedded import TASKS
 from foveate.eval.stats import Estimate
+from foveate.runs.listener import Listener
 from foveate.tune.race import Journal
 from foveate.tune.tuned import Row, Tuned
 from tests.cli.conftest import QUESTION
@@ -113,15 +113,13 @@ def test_a_question_is_given_alike_everywhere(run):
     assert len({frozenset(re.findall(r"-q\b|--question\b(?!-)|--prompt\b", text)) for text in helps}) == 1
 
 
-@line("5.22", "progress jumps by 64 rows")
 def test_progress_is_told_by_batches(answer, questions):
     steps, listener = [], Listener()
-    listener.answering = lambda left, done: nullcontext(steps.append)
+    listener.stage = lambda doing, total, done=0: nullcontext(steps.append)
     answer(questions(16), listener=listener)
     assert max(steps) <= 4
 
 
-@line("5.23", "numbers with 16 digits")
 def test_parts_hold_no_digits_that_mean_nothing(answer, questions, tmp_path):
     answer(questions(2))
     (part,) = (tmp_path / "out").glob("part-*")

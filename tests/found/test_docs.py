@@ -22,7 +22,6 @@ FACTS = {
     "5.18 no light and dark switch": ("mkdocs.yml", r"\btoggle:"),
 }
 SENTENCES = (
-    "is the folder of no job",
     "what a row is called, each by another name",
     "pictures to choose with prove nothing",
     "as wide as two cores have patience for",

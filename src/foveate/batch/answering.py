@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,31 @@ from foveate.ask.pictures import BYTES, Picture
 from foveate.ask.preparing import Fit
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
-from foveate.batch.rows import Answered, Bad, Result, Row
+from foveate.batch.parquet import KEY, OURS, REASON
 from foveate.contract.method import Method
+from foveate.contract.naming import members_of
 from foveate.engine.session import drop
 from foveate.errors import BudgetError, FoveateError, InputError, SettingError, UnsupportedError
 from foveate.eval.provenance import conditions
+from foveate.runs.crew import device_at
+from foveate.runs.samples import Bad, Sample
 from foveate.video import Clip
 
-__all__ = ["Answerer", "Asking", "never"]
+__all__ = ["Answerer", "Asking", "Row", "bad_row", "never"]
+
+DIGITS = 6
 
 SHARE = 0.25
 """The share of the memory there is that the files of the rows in hand may take."""
 CALM = 16
 """Batches without a lack of memory, after which one of twice the size is tried again."""
+BEYOND = 4
+"""How many times the length that a model was made for a prompt may have. Longer ones would hold up all others."""
 USUAL = 576
 """Vision tokens of a picture for which a method is tried before the first row."""
 
 Media = list[Picture | Clip]
+Row = dict[str, Any]
 
 
 def never() -> bool:
@@ -82,19 +90,25 @@ class Asking:
         """
         return load(self.model, device=self.device, dtype=self.dtype, attention=self.attention)
 
+    def begin(self, place: int, count: int) -> "Answerer":
+        """The model in process `place` of `count`; see `foveate.runs.crew.Task`."""
+        return Answerer(replace(self, device=device_at(place, self.device)), share=1 / count)
+
     def to_dict(self) -> dict[str, Any]:
         """What an answer depends on, as plain values: not the size of batches, nor where the model runs."""
         values = {name: getattr(self, name) for name in ("model", "dtype", "attention", "tokens", "retention")}
         values |= {name: getattr(self, name) for name in ("frames", "fps", "fit", "max_new_tokens", "within")}
-        values["method"] = None if self.method is None else self.method.to_dict()
+        members = () if self.method is None else members_of(self.method)
+        values["method"] = "+".join(member.name for member in members) or "none"
+        values["method settings"] = [member.to_dict() for member in members]
         return values
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A row that is ready for the model."""
+    """A sample that is ready for the model."""
 
-    row: Row
+    sample: Sample
     prompt: Prompt
     solved: Solved
     seconds: float
@@ -143,79 +157,78 @@ class Answerer:
         values["device"] = self.vlm.model.device.type  # models on two devices of a kind answer alike
         return values
 
-    def answer(self, rows: Sequence[Row | Bad], stop: Callable[[], bool] = never) -> list[Result]:
-        """A result for every row, in any order.
+    def work(self, item: Sequence[Sample | Bad], stopped: Callable[[], bool] = never) -> Iterator[list[Row]]:
+        """A row for every sample, as they come, in any order: with an answer, or with a reason.
 
         Args:
-            rows: With those that could not be read.
-            stop: Asked after every batch and before every file; when it says yes, the rows left have no result.
+            item: Samples, with those that could not be read.
+            stopped: Asked after every batch and before every file; when it says yes, the samples left have no row.
 
         Raises:
             UnsupportedError: If the device itself fails.
         """
-        results: list[Result] = [row for row in rows if isinstance(row, Bad)]
-        readable = [row for row in rows if isinstance(row, Row)]
-        for entries in self._windows(readable, results, stop):
+        bad = [bad_row(one, one.reason) for one in item if isinstance(one, Bad)]
+        for entries in self._windows([one for one in item if isinstance(one, Sample)], bad, stopped):
             for batch, shared in self._batches(entries):
-                if stop():
-                    return results
-                results += self._answered(batch, shared)
-        return results
+                if stopped():
+                    yield bad
+                    return
+                yield self._answered(batch, shared)
+        yield bad
 
     # -- reading ----------------------------------------------------------------------------------------------
 
     def _windows(
-        self, rows: Sequence[Row], results: list[Result], stop: Callable[[], bool]
+        self, samples: Sequence[Sample], bad: list[Row], stopped: Callable[[], bool]
     ) -> Iterator[Sequence[_Entry]]:
-        """Rows ready for the model, as many at a time as there is memory for their files."""
+        """Samples ready for the model, as many at a time as there is memory for their files; others become bad rows."""
         window = _Window()
-        for row in rows:
-            if stop():
+        for sample in samples:
+            if stopped():
                 break
             try:
-                window.entries.append(self._entry(row, window))
+                self._read_into(window, sample)
             except Exception as error:
                 if not (window.entries and _lacks_memory(error)):
-                    results.append(Bad.of(row, _reason(error)))
+                    bad.append(bad_row(sample, _reason(error)))
                     continue
                 yield window.entries
                 window = _Window()
-                results += self._alone(row, window)
+                try:
+                    self._read_into(window, sample)
+                except Exception as alone:
+                    bad.append(bad_row(sample, _reason(alone)))
             if window.bytes > self._room * available():
                 yield window.entries
                 window = _Window()
         if window.entries:
             yield window.entries
 
-    def _alone(self, row: Row, window: _Window) -> list[Result]:
-        """Read a row again that lacked memory beside others; its result, where it has none but a reason."""
-        try:
-            window.entries.append(self._entry(row, window))
-        except Exception as error:
-            return [Bad.of(row, _reason(error))]
-        return []
-
-    def _entry(self, row: Row, window: _Window) -> _Entry:
-        """A row as the model gets it; files that the window holds are not read again."""
+    def _read_into(self, window: _Window, sample: Sample) -> None:
+        """Put a sample into the window as the model gets it; files that it holds are not read again."""
         begun = time.perf_counter()
         asking = self.asking
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the same sentences are the answer's notes
-            media = window.media.get(row.media)
+            media = window.media.get(sample.media)
             if media is None:
-                media = self._read(row)
-                window.media[row.media] = media
+                media = self._read(sample)
+                window.media[sample.media] = media
                 window.bytes += sum(map(_bytes, media))
-            prompt = self.vlm.prepare(media, row.question, frames=asking.frames, fps=asking.fps, fit=asking.fit)
+            prompt = self.vlm.prepare(media, sample.question, frames=asking.frames, fps=asking.fps, fit=asking.fit)
             solved = self._dropping.solved(self.vlm, prompt.vision_tokens)
-        return _Entry(row, prompt, solved, time.perf_counter() - begun)
+        tokens = prompt.inputs["input_ids"].shape[1]
+        most = getattr(self.vlm.model.config.get_text_config(), "max_position_embeddings", None)
+        if most and tokens > BEYOND * most:
+            raise InputError(f"The prompt has {tokens:,} tokens, and the model was made for {most:,}. Shorten it.")
+        window.entries.append(_Entry(sample, prompt, solved, time.perf_counter() - begun))
 
-    def _read(self, row: Row) -> Media:
+    def _read(self, sample: Sample) -> Media:
         if self.asking.within is not None:
-            for path in row.media:
+            for path in sample.media:
                 if not Path(path).resolve().is_relative_to(Path(self.asking.within).resolve()):
                     raise InputError(f"{brief(path)} lies outside of {self.asking.within}, and is not read.")
-        return read_media(row.media, self.asking.frames, self.asking.fps)
+        return read_media(sample.media, self.asking.frames, self.asking.fps)
 
     # -- answering --------------------------------------------------------------------------------------------
 
@@ -224,7 +237,7 @@ class Answerer:
         alone: list[_Entry] = []
         groups: dict[tuple[Any, str], list[_Entry]] = {}
         for entry in entries:
-            groups.setdefault((entry.row.media, str(entry.solved)), []).append(entry)
+            groups.setdefault((entry.sample.media, str(entry.solved)), []).append(entry)
         for group in groups.values():
             if len(group) > 1 and self.vlm.can_share(group[0].solved.method):
                 for batch in parts(group, self._most):
@@ -235,8 +248,8 @@ class Answerer:
             for smaller in parts(batch, self._most):
                 yield smaller, False
 
-    def _answered(self, batch: Sequence[_Entry], shared: bool) -> list[Result]:
-        """The results of a batch. One that fails is halved, until what fails is a row alone."""
+    def _answered(self, batch: Sequence[_Entry], shared: bool) -> list[Row]:
+        """The rows of a batch. One that fails is halved, until what fails is a row alone."""
         begun = time.perf_counter()
         try:
             answers = self._answers(batch, shared and len(batch) > 1)
@@ -245,11 +258,11 @@ class Answerer:
         else:
             self._grow()
             seconds = (time.perf_counter() - begun) / len(batch)
-            return [_result(entry, answer, seconds) for entry, answer in zip(batch, answers, strict=True)]
+            return [_row(entry, answer, seconds) for entry, answer in zip(batch, answers, strict=True)]
         if short_of_memory:
             self._shrink(len(batch))
         if len(batch) == 1:
-            return [Bad.of(batch[0].row, reason)]
+            return [bad_row(batch[0].sample, reason)]
         half = (len(batch) + 1) // 2
         return self._answered(batch[:half], shared) + self._answered(batch[half:], shared)
 
@@ -297,22 +310,44 @@ def _bytes(medium: Picture | Clip) -> int:
     return int(medium.frames.nbytes) * BYTES // 3
 
 
-def _result(entry: _Entry, answer: Answer, seconds: float) -> Answered:
+def _row(entry: _Entry, answer: Answer, seconds: float) -> Row:
     notes = list(answer.notes)
     if answer.missed is not None:
         notes.append(f"the budget is not met: {answer.missed}.")
-    return Answered(
-        number=entry.row.number,
-        id=entry.row.id,
-        answer=answer.text,
-        retention=answer.retention,
-        vision_tokens=answer.vision_tokens,
-        tokens=answer.spent,
-        new_tokens=len(answer.tokens),
-        prepare_seconds=entry.seconds,
-        answer_seconds=seconds,
-        notes=tuple(notes),
-    )
+    values = {
+        KEY: entry.sample.number,
+        "id": entry.sample.id,
+        "answer": answer.text,
+        "retention": round(answer.retention, DIGITS),
+        "vision_tokens": answer.vision_tokens,
+        "tokens": round(answer.spent, DIGITS),
+        "new_tokens": len(answer.tokens),
+        "prepare_seconds": round(entry.seconds, DIGITS),
+        "answer_seconds": round(seconds, DIGITS),
+        "notes": notes,
+    }
+    return beside(entry.sample.record, values)
+
+
+def bad_row(sample: Sample | Bad, reason: str) -> Row:
+    """All that a sample has, with the reason why there is no answer; it can be an input again, from any folder."""
+    record = dict(sample.record)
+    if isinstance(sample, Sample):
+        given = {"id": sample.id, "question": sample.question}
+        record = {name: text for name, text in given.items() if text not in record.values()} | record
+        record[sample.column] = list(sample.media)
+    return beside(record, {KEY: sample.number, REASON: reason})
+
+
+def beside(record: Mapping[str, Any], values: Mapping[str, Any]) -> Row:
+    """A record's columns and ours; one of the record's that is called as ours becomes `input_NAME`, but for the id.
+
+    A record that was a bad row once loses what was ours then.
+    """
+    once = {KEY, REASON} if {KEY, REASON} <= record.keys() else set()
+    ours = {*OURS, REASON} - {"id"}
+    others = ((name, value) for name, value in record.items() if name not in once)
+    return {f"input_{name}" if name in ours else name: value for name, value in others} | dict(values)
 
 
 def _lacks_memory(error: Exception) -> bool:

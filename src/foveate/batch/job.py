@@ -1,36 +1,33 @@
-"""A job: rows in, a folder of answers out, and on from where it stopped."""
+"""A job: samples in, a folder of answers out, and on from where it stopped."""
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from foveate._files import named
 from foveate._version import __version__
-from foveate.batch.answering import Asking
-from foveate.batch.crashes import Crashes
-from foveate.batch.here import Chunk, Here, Place
-from foveate.batch.listener import Listener
-from foveate.batch.output import BAD, Output, open_output
-from foveate.batch.ranges import Ranges
-from foveate.batch.rows import ID, Answered, Bad, Columns, Result, Row
-from foveate.batch.sources import Folder, Parquet, source_of
-from foveate.batch.survey import Table, count_rows
+from foveate.batch.answering import Asking, Row, bad_row
+from foveate.batch.parquet import KEY, REASON, table_of
 from foveate.errors import InputError
+from foveate.runs.crew import Crew, Here, InHand
+from foveate.runs.going import run as go
+from foveate.runs.listener import Listener
+from foveate.runs.samples import Bad, Columns, Sample, Samples, arrow, samples_in
+from foveate.runs.store import BAD, Numbers, Store, open_store
 
 __all__ = ["Job", "Summary", "run"]
 
 WINDOW = 8
 """Batches' worth of rows in a chunk, so that a batch can be of like sizes."""
 PART_ROWS = 1000
-PART_SECONDS = 60.0
-"""Seconds after which what is answered goes to the disk, however little it is."""
 DIED = "The process that answered it died, alone too: its file breaks a decoder, or takes more memory than there is."
-DEATHS = 20
-"""Rows that may be given up where no other is answered. More are no fault of the rows."""
+
+Chunk = list[Sample | Bad]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +42,7 @@ class Job:
         columns: What the input's columns are called.
         root: The folder that relative paths start from; None is the input's own.
         parts: "jsonl", "parquet", or "auto": Parquet for an input of Parquet.
-        part_rows: Rows a part, about.
+        part_rows: Rows a part.
     """
 
     input: Path
@@ -57,28 +54,17 @@ class Job:
     parts: str = "auto"
     part_rows: int = PART_ROWS
 
-    def table(self) -> Table:
-        """Its input.
-
-        Raises:
-            InputError: If it cannot be read.
-            SettingError: If it is a folder and there is no question.
-            UnsupportedError: If it is Parquet and there is no pyarrow.
-        """
-        return Table(source_of(self.input), self.columns, self.question, self.root)
+    def samples(self) -> Samples:
+        """Its input; see `foveate.runs.samples.samples_in`."""
+        return samples_in(self.input, self.columns, self.question, self.root)
 
     def settings(self, kind: str) -> dict[str, Any]:
         """What the answers depend on besides the input and the model, as plain values."""
-        columns = asdict(self.columns)
-        return self.asking.to_dict() | {
-            "columns": columns,
-            "question": self.question,
-            "root": self.root,
-            "parts": kind,
-        }
+        others = {"columns": asdict(self.columns), "question": self.question, "root": self.root, "parts": kind}
+        return self.asking.to_dict() | others
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Summary:
     """What became of a job.
 
@@ -100,16 +86,17 @@ class Summary:
     input: str
     out: str
     rows: int
-    answered: int
-    bad: int
-    left: int
-    asked: int
-    noted: int
-    seconds: float
-    retention: float | None
-    vision_tokens: float | None
-    parts: int
+    answered: int = 0
+    bad: int = 0
+    left: int = 0
+    asked: int = 0
+    noted: int = 0
+    seconds: float = 0.0
+    retention: float | None = None
+    vision_tokens: float | None = None
+    parts: int = 0
     bad_file: str = BAD
+    _answers: int = field(default=0, repr=False)
 
     @property
     def rate(self) -> float | None:
@@ -118,178 +105,138 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {"foveate": __version__} | asdict(self) | {"rows_per_second": self.rate}
+        values = asdict(self)
+        del values["_answers"]
+        return {"foveate": __version__} | values | {"rows_per_second": self.rate}
+
+    def add(self, answers: Sequence[Row], bad: Sequence[Row]) -> None:
+        """Count rows of this run."""
+        self.asked += len(answers) + len(bad)
+        for row in answers:
+            self._answers += 1
+            self.noted += bool(row["notes"])
+            self.retention = _mean(self.retention, row["retention"], self._answers)
+            self.vision_tokens = _mean(self.vision_tokens, row["vision_tokens"], self._answers)
 
 
-def run(job: Job, place: Place | None = None, listener: Listener | None = None) -> Summary:
+def _mean(before: float | None, value: float, count: int) -> float:
+    """The mean of `count` values, of which those but the last have this one."""
+    return value if before is None else before + (value - before) / count
+
+
+def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) -> Summary:
     """Answer the rows of a job that are not done yet.
 
-    Whatever ends it, the rows whose part is on the disk are done, and the next run goes on with the others.
+    Whatever ends it, the rows that are in the folder are done, and the next run goes on with the others.
 
     Args:
         job: What is asked, and where the answers go.
-        place: Where models run; None is this process.
+        crew: Where models run; None is this process.
         listener: Hears how it goes.
 
     Raises:
-        InputError: If the input cannot be read, the folder is in use or was begun with something else, or a part
-            cannot be written.
+        InputError: If the input cannot be read or is written to meanwhile, the folder is in use or was begun with
+            something else, or rows cannot be written.
         FoveateError: If the model cannot be loaded, or cannot serve the method.
     """
     listener = listener or Listener()
-    table = job.table()
-    _check_apart(job, table)
-    given, table = table, table.settled()
+    samples = job.samples()
+    _check_apart(job, samples)
     kind = job.parts
     if kind == "auto":
-        kind = "parquet" if isinstance(table.source, Parquet) else "jsonl"
-    with open_output(job.out, kind) as output:
-        digest, settings = table.source.digest(), job.settings(kind)
-        if output.manifest is None:
-            rows = count_rows(table)
-            if table != given:
-                listener.note(f"{named(job.input)} has no column {ID}: rows are called by their number, from 0")
-        else:
-            output.check("input", {"sha256": digest})
-            output.check("settings", settings)
-            rows = output.manifest["rows"]
-        output.resume(rows)
-        tally = _Tally()
-        if len(output.done) < rows:
-            with place or Here(job.asking) as models:
-                about = models.about()
-                if output.manifest is None:
-                    begun = {"rows": rows, "input": {"sha256": digest}, "settings": settings, "model": about}
-                    output.begin({"foveate": __version__, **begun})
-                else:
-                    output.check("model", about)
-                _answer(job, table, models, output, tally, listener)
-        return tally.summary(job, rows, output)
+        kind = "parquet" if samples.is_parquet else "jsonl"
+    if kind == "parquet":
+        arrow()
+    to_parquet = table_of if kind == "parquet" else None
+    with open_store(job.out, KEY, part_rows=job.part_rows, to_parquet=to_parquet, note=listener.note) as store:
+        samples, rows = _surveyed(job, samples, kind, store, listener)
+        for _ in store.read(Numbers(rows)):
+            pass
+        summary = Summary(input=str(job.input), out=str(job.out), rows=rows)
+        if len(store.done) < rows:
+            with crew or Here(job.asking) as models:
+                store.require("model", models.about(), "another model or other versions")
+                begun = time.monotonic()
+                try:
+                    _answer(job, samples, models, store, summary, listener)
+                finally:
+                    summary.seconds = time.monotonic() - begun
+    done = len(store.done)
+    summary.answered, summary.bad, summary.left = done - store.bad, store.bad, rows - done
+    summary.parts = len(store.parts())
+    return summary
 
 
-def _answer(job: Job, table: Table, models: Place, output: Output, tally: "_Tally", listener: Listener) -> None:
+def _surveyed(job: Job, samples: Samples, kind: str, store: Store, listener: Listener) -> tuple[Samples, int]:
+    """The input, its rows called by number where none has an id, and how many there are; looked through once a job."""
+    digest, settings = samples.source.digest(), job.settings(kind)
+    known = store.manifest.get("input", {})
+    settled = samples.settled()
+    if known.get("sha256") == digest and store.manifest.get("settings") == settings:
+        return settled, known["rows"]
+    if store.manifest:
+        store.require("input", {**known, "sha256": digest}, "another input")
+        store.require("settings", settings, "other settings")
+    if settled.columns.id is None and samples.columns.id is not None:
+        listener.note(f"{named(job.input)} has no column {samples.columns.id}: rows are called by their number, from 0")
+    rows = settled.count()
+    store.require("input", {"sha256": digest, "rows": rows}, "another input")
+    store.require("settings", settings, "other settings")
+    return settled, rows
+
+
+def _answer(job: Job, samples: Samples, models: Crew, store: Store, summary: Summary, listener: Listener) -> None:
     """Answer what is not done, and write it down as it comes."""
-    assert output.manifest is not None
-    rows, done = output.manifest["rows"], len(output.done)
-    crashes = Crashes(output.path)
-    with listener.answering(rows - done, done) as advance, _Writer(job, output, tally, advance) as writer:
-        if len(crashes.rows) == 1:
-            writer.take(_given_up(table, lambda number: number in output.done or number not in crashes.rows))
-        chunks = _Chunks(table, output.done, WINDOW * job.asking.batch_size, crashes.rows)
-        followed = crashes.following(chunks) if isinstance(models, Here) else chunks
-        writer.take(models.answered(followed, listener.stopped))
-        if len(output.done) == rows or listener.stopped():
-            return
-        # Processes have died at some chunks. Their rows are asked alone; the one that is to blame takes no other along.
-        writer.take(models.answered(_Chunks(table, output.done, 1), listener.stopped))
-        if listener.stopped():
-            return
-        if not tally.answered and rows - len(output.done) > DEATHS:
-            raise InputError("Processes die whatever they are asked. See what they lack, and run again.")
-        writer.take(_given_up(table, output.done.__contains__))
+    hand = InHand(store.path)
+    suspects = _numbers(hand.crashed)
 
+    def take(rows: Sequence[Row]) -> None:
+        answers = [row for row in rows if REASON not in row]
+        bad = [row for row in rows if REASON in row]
+        store.add(answers, bad)
+        summary.add(answers, bad)
+        advance(len(rows))
 
-class _Writer:
-    """Counts results and writes a part now and then; what is left when the context ends is written too."""
-
-    def __init__(self, job: Job, output: Output, tally: "_Tally", advance: Callable[[int], object]) -> None:
-        self._part_rows = job.part_rows
-        self._output = output
-        self._tally = tally
-        self._advance = advance
-        self._pending: list[Result] = []
-
-    def __enter__(self) -> Self:
-        self._begun = self._written = time.monotonic()
-        return self
-
-    def __exit__(self, *_: object) -> None:  # also where the model or the input has failed
-        self._write()
-        self._tally.seconds = time.monotonic() - self._begun
-
-    def take(self, answered: Iterable[list[Result]]) -> None:
-        """Write results as they come; all of them are on the disk when this returns."""
-        for results in answered:
-            self._pending += results
-            self._tally.add(results)
-            self._advance(len(results))
-            if len(self._pending) >= self._part_rows or time.monotonic() - self._written >= PART_SECONDS:
-                self._write()
-        self._write()
-
-    def _write(self) -> None:
-        results, self._pending = self._pending, []
-        if results:
-            self._output.add(results)
-        self._written = time.monotonic()
-
-
-def _given_up(table: Table, skip: Callable[[int], bool]) -> Iterator[list[Result]]:
-    """Rows at which a process has died, alone too."""
-    for row in table.rows(skip):
-        yield [row if isinstance(row, Bad) else Bad.of(row, DIED)]
-
-
-@dataclass(frozen=True)
-class _Chunks:
-    """Rows that are answered together: those whose numbers lie between the same two multiples of `size`.
-
-    So chunks do not depend on where a run has begun. Rows that are to be `alone` are chunks of their own. Another
-    process may read them.
-    """
-
-    table: Table
-    done: Ranges
-    size: int
-    alone: Ranges = Ranges()
-
-    def __iter__(self) -> Iterator[Chunk]:
-        for _, chunk in groupby(self.table.rows(self.done.__contains__), self._place):
-            yield list(chunk)
-
-    def _place(self, row: Row | Bad) -> tuple[int, int | None]:
-        return row.number // self.size, row.number if row.number in self.alone else None
-
-
-class _Tally:
-    """Counts of a run."""
-
-    def __init__(self) -> None:
-        self.asked = self.noted = self.answered = 0
-        self.retention = self.vision_tokens = self.seconds = 0.0
-
-    def add(self, results: list[Result]) -> None:
-        """Count results."""
-        self.asked += len(results)
-        for result in results:
-            if isinstance(result, Answered):
-                self.answered += 1
-                self.noted += bool(result.notes)
-                self.retention += result.retention
-                self.vision_tokens += result.vision_tokens
-
-    def summary(self, job: Job, rows: int, output: Output) -> Summary:
-        """What became of the job."""
-        done = len(output.done)
-        return Summary(
-            input=str(job.input),
-            out=str(job.out),
-            rows=rows,
-            answered=done - output.bad,
-            bad=output.bad,
-            left=rows - done,
-            asked=self.asked,
-            noted=self.noted,
-            seconds=self.seconds,
-            retention=self.retention / self.answered if self.answered else None,
-            vision_tokens=self.vision_tokens / self.answered if self.answered else None,
-            parts=output.parts,
+    with listener.stage("Answering", summary.rows - len(store.done), len(store.done)) as advance:
+        if len(suspects) == 1:
+            take([bad_row(one, DIED) for one in samples.read(lambda number: number not in suspects)])
+        chunks = _chunks(samples, store.done.__contains__, WINDOW * job.asking.batch_size, suspects)
+        if isinstance(models, Here):
+            chunks = hand.following(chunks, lambda chunk: f"{chunk[0].number} {chunk[-1].number}")
+        go(
+            chunks,
+            models,
+            take,
+            alone=lambda chunk: ([one] for one in chunk if one.number not in store.done),
+            given_up=lambda chunk: [bad_row(one, DIED) for one in chunk],
+            stopped=listener.stopped,
         )
 
 
-def _check_apart(job: Job, table: Table) -> None:
+def _chunks(samples: Samples, done: Callable[[int], bool], size: int, alone: range) -> Iterator[Chunk]:
+    """Rows that are answered together: those whose numbers lie between the same two multiples of `size`.
+
+    So chunks do not depend on where a run has begun. Rows that are to be `alone` are chunks of their own.
+    """
+
+    def place(one: Sample | Bad) -> tuple[int, int | None]:
+        return one.number // size, one.number if one.number in alone else None
+
+    for _, chunk in groupby(samples.read(done), place):
+        yield list(chunk)
+
+
+def _numbers(crashed: str | None) -> range:
+    """The rows that were in hand when a run crashed."""
+    with suppress(ValueError, AttributeError):
+        first, last = map(int, crashed.split())  # type: ignore[union-attr]
+        return range(first, last + 1)
+    return range(0)
+
+
+def _check_apart(job: Job, samples: Samples) -> None:
     """Refuse to write answers among the files that are asked about."""
-    if not isinstance(table.source, Folder):
+    if not samples.is_folder:
         return
     out, folder = Path(os.path.abspath(job.out)).resolve(), job.input.resolve()
     if out.is_relative_to(folder):

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from foveate.batch.listener import Listener
-from foveate.batch.sources import source_of
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import BudgetOptions, Flag, MediaOptions, ModelOptions
 from foveate.cli.screen import busy, counting, note
-from foveate.cli.usage import UsageError, check_most
+from foveate.cli.usage import BAD_ROWS, DONE, UsageError, check_most
+from foveate.runs.listener import Advance, Listener
+from foveate.runs.samples import Columns, samples_in
 
 if TYPE_CHECKING:
     from foveate.batch.answering import Asking
-    from foveate.batch.here import Place
     from foveate.batch.job import Summary
+    from foveate.runs.crew import Crew
 
 __all__ = ["Batch"]
 
@@ -42,14 +42,24 @@ class ColumnOptions:
     root: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """relative paths start here, and no file outside is read (default: they start beside IN; any file is read)"""
 
+    def columns(self) -> Columns:
+        """The names that count."""
+        usual = Columns()
+        return Columns(
+            media=usual.media if self.media_column is None else (self.media_column,),
+            question=usual.question if self.question_column is None else (self.question_column,),
+            id=None if self.number_rows else self.id_column or usual.id,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Answer a question about every picture of a folder, or every row of a file; stop and go on at any moment.
 
     IN is a folder (with --prompt), or a file: JSON lines (.jsonl), CSV (.csv, .tsv) or Parquet. OUT is a folder: parts
-    with id, answer, retention, tokens and times, and bad.jsonl with the rows that have no answer, and why. Run the same
-    command again to go on, also after a crash: no row is lost, none is answered twice.
+    with answer, retention, tokens and times beside the columns of IN, and bad.jsonl with the rows that have no answer,
+    and why: then the exit code is 3. Run the same command again to go on, also after a crash: no row is lost, none is
+    answered twice.
 
     Examples:
       foveate batch photos/ answers/ --prompt "What is this?"
@@ -72,12 +82,12 @@ class Batch:
     """most rows that the model answers at a time; what takes too much memory is halved"""
     workers: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """processes that answer, each with a model (default: this one alone); with --ray: actors (default: one a GPU)"""
-    ray: Flag = False
-    """run on Ray Data, on one machine or a cluster: pip install -e '.[ray]'"""
+    ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None
+    """run on Ray, on many machines: auto is the cluster of this one, local begins one: pip install -e '.[ray]'"""
     parts: Literal["auto", "jsonl", "parquet"] = "auto"
     """what the parts in OUT are; auto is Parquet for an IN of Parquet, else JSON lines"""
     part_rows: Annotated[int, tyro.conf.arg(metavar="N")] = 1000
-    """rows a part, about; a part is also written every minute"""
+    """rows a part"""
     json: Flag = False
     """print the summary as JSON to stdout"""
     columns: Annotated[ColumnOptions, tyro.conf.arg(name="column")] = field(default_factory=ColumnOptions)
@@ -85,19 +95,17 @@ class Batch:
     budgets: Annotated[BudgetOptions, tyro.conf.arg(name="budget")] = field(default_factory=BudgetOptions)
     media: Annotated[MediaOptions, tyro.conf.arg(name="media")] = field(default_factory=MediaOptions)
 
-    def run(self) -> None:
-        """Answer what is not done, write it down as it comes, and print a summary."""
+    def run(self) -> int:
+        """Answer what is not done, write it down as it comes, and print a summary; the exit code."""
         self._check()
         # Only now anything slow is imported: --help and refusals stay quick.
         with busy("Starting torch"):
             from foveate.batch.job import Job, run
-            from foveate.batch.rows import Columns
             from foveate.cli.asking import device_named
             from foveate.cli.screen import show, show_json
 
         device_named(self.models.device)
         options = self.columns
-        names = Columns(options.media_column, options.question_column, options.id_column, options.number_rows)
         root = None if options.root is None else os.path.abspath(options.root)
         asking = self._asking(root)
         job = Job(
@@ -105,18 +113,19 @@ class Batch:
             out=self.out,
             asking=asking,
             question=self.prompt,
-            columns=names,
+            columns=options.columns(),
             root=root,
             parts=self.parts,
             part_rows=self.part_rows,
         )
         listener = _OnScreen()
-        summary = run(job, self._place(asking), listener)
+        summary = run(job, self._crew(asking), listener)
         if self.json:
             show_json(summary.to_dict())
         else:
             show(_lines(summary))
         listener.end(summary.left)
+        return BAD_ROWS if summary.bad else DONE
 
     def _check(self) -> None:
         """Refuse flags that contradict each other, and what cannot be there."""
@@ -140,7 +149,7 @@ class Batch:
             raise UsageError("--prompt is asked of every row: leave --question-column out.")
         if self.input.is_dir():
             self._check_folder()
-        source_of(self.input)
+        samples_in(self.input, question=self.prompt)
         if options.root is not None and not options.root.is_dir():
             raise UsageError(f"--root {options.root}: there is no such folder.")
         budgets = self.budgets
@@ -154,7 +163,7 @@ class Batch:
         """Refuse what makes no sense for a folder."""
         if self.prompt is None:
             raise UsageError('What is asked about the files of the folder? Give it with --prompt "…".')
-        if self.columns != ColumnOptions():
+        if self.columns != ColumnOptions(number_rows=self.columns.number_rows):
             raise UsageError(f"{self.input} is a folder: it has no columns, and its files are their own ids.")
 
     def _asking(self, root: str | None) -> "Asking":
@@ -181,19 +190,16 @@ class Batch:
             within=root,
         )
 
-    def _place(self, asking: "Asking") -> "Place":
-        if self.ray:
-            from foveate.batch.on_ray import OnRay, require_ray
+    def _crew(self, asking: "Asking") -> "Crew | None":
+        if self.ray is not None:
+            from foveate.runs.on_ray import Actors
 
-            require_ray()
-            return OnRay(asking, self.workers)
+            return Actors(asking, self.workers, self.ray)
         if self.workers is not None:
-            from foveate.batch.workers import Workers
+            from foveate.runs.crew import Pool
 
-            return Workers(asking, self.workers)
-        from foveate.batch.here import Here
-
-        return Here(asking)
+            return Pool(asking, self.workers)
+        return None
 
 
 def _lines(summary: "Summary") -> Any:
@@ -212,7 +218,7 @@ def _lines(summary: "Summary") -> Any:
         rows.append(("Retention", f"{summary.retention:.1%} of {summary.vision_tokens:.0f} vision tokens, on average"))
     if summary.noted:
         rows.append(("Notes", f"{summary.noted:,} rows have one, such as that a picture is cropped"))
-    rows.append(("Answers", f"{summary.out}, in {summary.parts:,} parts"))
+    rows.append(("Answers", f"{summary.out}, in {summary.parts:,} part{'s' * (summary.parts != 1)}"))
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -235,10 +241,10 @@ class _OnScreen(Listener):
         return self._signal is not None
 
     @contextmanager
-    def answering(self, left: int, done: int) -> Iterator[Callable[[int], object]]:
+    def stage(self, doing: str, total: int | None, done: int = 0) -> Iterator[Advance]:
         if done:
-            note(f"done already: {done:,} of {left + done:,} rows")
-        with self._hearing(), counting("Answering", left, unit="rows") as advance:
+            note(f"done already: {done:,} of {done + (total or 0):,} rows")
+        with self._hearing(), counting(doing, total, unit="rows") as advance:
             yield advance
 
     def end(self, left: int) -> None:

@@ -36,7 +36,8 @@ Examples:
   foveate compare --help
   foveate --version
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 70 a bug in foveate, 130 interrupted, 143 terminated."""
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 rows without an answer, 70 a bug in foveate, 130 interrupted,
+143 terminated."""
 
 Command = Generate | Compare | Batch | Bench | Eval | Tune | Demo | Methods | Models | Presets
 COMMANDS: dict[str, type[Command]] = {
@@ -60,8 +61,9 @@ def run(arguments: list[str]) -> int:
         SystemExit: With 0 after `--help`.
     """
     try:
-        _parse(arguments).run()
+        ended = _parse(arguments).run()
         sys.stdout.flush()
+        return ended or DONE
     except FoveateError as error:
         note(str(error))
         return exit_code(error)

@@ -14,7 +14,7 @@ from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import UsageError, check_budgets, check_most
 from foveate.errors import UnknownNameError
-from foveate.eval.listener import Advance, Listener
+from foveate.runs.listener import Advance, Listener
 
 if TYPE_CHECKING:
     from foveate.eval.lmms.evaluation import Report
@@ -224,5 +224,5 @@ class _OnScreen(Listener):
     def note(self, text: str) -> None:
         note(text)
 
-    def stage(self, doing: str, total: int | None) -> AbstractContextManager[Advance]:
+    def stage(self, doing: str, total: int | None, done: int = 0) -> AbstractContextManager[Advance]:
         return counting(doing, total)

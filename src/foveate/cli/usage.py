@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from foveate.errors import FoveateError, SettingError, UnknownNameError
 
-__all__ = ["BUG", "DONE", "FAILED", "WRONG_USAGE", "UsageError", "check_budgets", "check_most", "exit_code"]
+__all__ = ["BAD_ROWS", "BUG", "DONE", "FAILED", "WRONG_USAGE", "UsageError", "check_budgets", "check_most", "exit_code"]
 
-DONE, FAILED, WRONG_USAGE = 0, 1, 2
+DONE, FAILED, WRONG_USAGE, BAD_ROWS = 0, 1, 2, 3
 BUG = 70
 """A bug in foveate: EX_SOFTWARE of sysexits.h."""
 

@@ -12,11 +12,11 @@ from foveate.eval import provenance
 from foveate.eval.cells import BASELINES, Cell, cells_of, contenders_of
 from foveate.eval.embedded.pictures import PictureQuestion, check_tasks, questions
 from foveate.eval.embedded.run import outstanding, prompts_of, run
-from foveate.eval.listener import Listener
 from foveate.eval.pairing import Column, summarise, unmatched
 from foveate.eval.plan import Plan
 from foveate.eval.store import FULL, Store, key_of
 from foveate.eval.summary import Summary
+from foveate.runs.listener import Listener
 
 __all__ = ["evaluate"]
 

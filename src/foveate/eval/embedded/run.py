@@ -22,8 +22,8 @@ from foveate.contract.method import Method
 from foveate.errors import InputError
 from foveate.eval.embedded.pictures import PictureQuestion
 from foveate.eval.first import First
-from foveate.eval.listener import Advance, unheard
 from foveate.eval.store import FULL, Store, key_of
+from foveate.runs.listener import Advance, unheard
 
 __all__ = ["Work", "outstanding", "prompts_of", "run"]
 

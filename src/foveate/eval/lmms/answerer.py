@@ -16,9 +16,9 @@ from foveate.contract.method import Method
 from foveate.errors import SettingError, UnsupportedError
 from foveate.eval import provenance
 from foveate.eval.first import First
-from foveate.eval.listener import Advance, unheard
 from foveate.eval.lmms.setting import Choice
 from foveate.eval.store import FULL, Store
+from foveate.runs.listener import Advance, unheard
 
 __all__ = ["Answerer", "Conduct", "Request"]
 

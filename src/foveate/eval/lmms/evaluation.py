@@ -6,7 +6,6 @@ from typing import Any
 
 from foveate._versions import commit, versions
 from foveate.ask.vlm import VLM
-from foveate.eval.listener import Listener
 from foveate.eval.lmms.harness import Options, check_names, run
 from foveate.eval.lmms.pairing import cells_of, run_cells, summarise_task
 from foveate.eval.lmms.scores import Scores
@@ -14,6 +13,7 @@ from foveate.eval.lmms.setting import Choice, Setting
 from foveate.eval.plan import Plan
 from foveate.eval.store import Store
 from foveate.eval.summary import Summary, sheets
+from foveate.runs.listener import Listener
 
 __all__ = ["Report", "evaluate"]
 

@@ -12,7 +12,6 @@ from typing import Any
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.errors import InputError
-from foveate.eval.listener import Advance, unheard
 from foveate.eval.lmms.answerer import Answerer, Conduct
 from foveate.eval.lmms.benchmarks import BENCHMARKS, resolve
 from foveate.eval.lmms.figures import scores_of
@@ -22,6 +21,7 @@ from foveate.eval.lmms.setting import Choice
 from foveate.eval.lmms.task_names import check_folders, check_installed
 from foveate.eval.lmms.tracking import Label, write
 from foveate.eval.store import Store
+from foveate.runs.listener import Advance, unheard
 
 __all__ = ["Options", "check_names", "harness_tasks", "run"]
 

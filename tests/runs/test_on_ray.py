@@ -10,11 +10,10 @@ import pytest
 
 import foveate as fv
 from foveate.batch.answering import Asking
-from foveate.batch.here import Here
 from foveate.batch.job import Job, run
-from foveate.batch.on_ray import OnRay, require_ray
 from foveate.contract.naming import parse
-from tests.batch.conftest import bad_in, rows_in
+from foveate.runs.on_ray import Actors, require_ray
+from tests.batch.conftest import bad_in, here, rows_in
 from tests.batch.places import deadly
 from tests.batch.test_job import Stopping
 
@@ -32,7 +31,7 @@ def test_actors_answer_as_this_process_and_go_on(questions, answer, asking, vlm,
     first = answer(path, listener=Stopping(20))
     assert 0 < first.asked < ROWS // 2
     on_ray("stop_on_ray", path, out, asking.model)
-    last = run(Job(input=path, out=out, asking=asking), Here(asking, vlm))
+    last = run(Job(input=path, out=out, asking=asking), here(asking, vlm))
     assert (last.left, rows_in(out)) == (0, rows_in(tmp_path / "whole"))
     assert bad_in(out) == bad_in(tmp_path / "whole")
 
@@ -51,7 +50,7 @@ def test_an_actor_that_dies_costs_the_row_that_it_dies_of(questions, answer, ask
 
 def on_ray(name, *arguments):
     """Run one of the functions below in a process: what Ray leaves open would fail other tests. It is sure to end."""
-    program = f"import sys; from tests.batch.test_on_ray import {name}; {name}(*sys.argv[1:])"
+    program = f"import sys; from tests.runs.test_on_ray import {name}; {name}(*sys.argv[1:])"
     elsewhere = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     process = subprocess.Popen(
         [sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -76,18 +75,17 @@ def stop_on_ray(*arguments):
     import ray
 
     job = job_of(*arguments)
-    with OnRay(job.asking, 2):
-        stopped = run(job, OnRay(job.asking, 2), Stopping(0))
-        assert 0 < stopped.asked < ROWS
-        assert stopped.left
-        assert ray.is_initialized()
-    assert not ray.is_initialized()
+    ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="CRITICAL")
+    stopped = run(job, Actors(job.asking, 2), Stopping(2))
+    assert 0 < stopped.asked < ROWS
+    assert stopped.left
+    assert ray.is_initialized()
 
 
 def die_on_ray(*arguments):
     """Go to the end where some files are deadly."""
     job = job_of(*arguments)
-    assert run(job, OnRay(deadly(job.asking), 2)).left == 0
+    assert run(job, Actors(deadly(job.asking), 2, "local")).left == 0
 
 
 def test_without_ray_the_command_says_what_to_install(monkeypatch):

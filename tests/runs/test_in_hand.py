@@ -5,10 +5,13 @@ import os
 
 import pytest
 
-from foveate.batch.crashes import Crashes
-from foveate.batch.rows import Bad
+from foveate.runs.crew import InHand
 
-CHUNKS = [[Bad(number, "bad") for number in numbers] for numbers in ((3, 4, 6), (8,))]
+CHUNKS = [[3, 4, 6], [8]]
+
+
+def name_of(chunk):
+    return f"{chunk[0]} {chunk[-1]}"
 
 
 @pytest.fixture
@@ -22,34 +25,34 @@ def handler(monkeypatch):
 
 
 def test_the_rows_in_hand_and_a_crash_are_read_back(tmp_path, handler):
-    crashes = Crashes(tmp_path).following(CHUNKS)
-    for chunk, rows in zip(CHUNKS, [(3, 6), (8, 8)], strict=True):
+    crashes = InHand(tmp_path).following(CHUNKS, name_of)
+    for chunk, rows in zip(CHUNKS, ["3 6", "8 8"], strict=True):
         assert next(crashes) is chunk
-        assert list(Crashes(tmp_path).rows) == []  # killed
+        assert InHand(tmp_path).crashed is None  # killed
         handler[0].write(b"Fatal Python error: Segmentation fault\n")
-        assert list(Crashes(tmp_path).rows) == [rows]
+        assert InHand(tmp_path).crashed == rows
     assert next(crashes, None) is None
     assert handler[1:] == ["disabled"]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_fails_gives_the_handler_back(tmp_path, handler):
-    crashes = Crashes(tmp_path).following(CHUNKS)
+    crashes = InHand(tmp_path).following(CHUNKS, name_of)
     next(crashes)
     crashes.close()
     assert handler[1:] == ["disabled"]
     assert handler[0].closed
-    assert list(Crashes(tmp_path).rows) == []
+    assert InHand(tmp_path).crashed is None
 
 
 def test_where_nothing_can_be_noted_chunks_come_all_the_same(tmp_path, handler, monkeypatch):
-    assert list(Crashes(tmp_path / "nowhere").following(CHUNKS)) == CHUNKS
+    assert list(InHand(tmp_path / "nowhere").following(CHUNKS, name_of)) == CHUNKS
     assert handler == []
     with monkeypatch.context() as patch:
         patch.setattr(faulthandler, "is_enabled", lambda: True)
-        assert list(Crashes(tmp_path).following(CHUNKS)) == CHUNKS
+        assert list(InHand(tmp_path).following(CHUNKS, name_of)) == CHUNKS
     assert handler == []
-    crashes = Crashes(tmp_path)
+    crashes = InHand(tmp_path)
     os.symlink("/dev/full", tmp_path / ".in-hand")
-    assert list(crashes.following(CHUNKS)) == CHUNKS
+    assert list(crashes.following(CHUNKS, name_of)) == CHUNKS
     assert handler[1:] == ["disabled"]

@@ -8,10 +8,8 @@ import os
 import pytest
 
 import foveate as fv
-from foveate.batch import sources
-from foveate.batch.rows import Bad, Columns, Row
-from foveate.batch.sources import Folder, source_of
-from foveate.batch.survey import Table, count_rows
+from foveate.runs import samples
+from foveate.runs.samples import Bad, Columns, samples_in
 
 ROWS = [
     {"id": "a", "image": "1.png", "question": "What is this?"},
@@ -20,8 +18,16 @@ ROWS = [
 ]
 
 
+def samples_of(path, **options):
+    return list(samples_in(path, **options).read())
+
+
 def rows_of(path, **options):
-    return list(Table(source_of(path), **options).rows())
+    """What samples are asked; bad ones as they are."""
+    return [
+        one if isinstance(one, Bad) else (one.number, one.id, one.media, one.question)
+        for one in samples_of(path, **options)
+    ]
 
 
 def write_lines(path, rows):
@@ -53,19 +59,19 @@ def test_every_format_gives_the_same_rows(tmp_path, ending):
     path = tmp_path / f"in{ending}"
     WRITERS[ending](path, ROWS)
     assert rows_of(path) == [
-        Row(0, "a", (str(tmp_path / "1.png"),), "What is this?"),
-        Row(1, "bä", (str(tmp_path / "1.png"), "/elsewhere/2.png"), 'Which, "the first", or\nthe second?'),
-        Row(2, "c", (), "[Nothing] to see?"),
+        (0, "a", (str(tmp_path / "1.png"),), "What is this?"),
+        (1, "bä", (str(tmp_path / "1.png"), "/elsewhere/2.png"), 'Which, "the first", or\nthe second?'),
+        (2, "c", (), "[Nothing] to see?"),
     ]
 
 
 def test_columns_may_have_other_names_and_paths_another_start(tmp_path):
     path = tmp_path / "in.jsonl"
     write_lines(path, [{"key": 7, "file": "1.png", "image": "wrong.png", "text": "What?"}])
-    columns = Columns(media="file", question="text", id="key")
-    assert rows_of(path, columns=columns, root="/start") == [Row(0, "7", ("/start/1.png",), "What?")]
-    assert rows_of(path, columns=Columns(numbered=True), question="Which?") == [
-        Row(0, "0", (str(tmp_path / "wrong.png"),), "Which?")
+    columns = Columns(media=("file",), question=("text",), id="key")
+    assert rows_of(path, columns=columns, root="/start") == [(0, "7", ("/start/1.png",), "What?")]
+    assert rows_of(path, columns=Columns(id=None), question="Which?") == [
+        (0, "0", (str(tmp_path / "wrong.png"),), "Which?")
     ]
 
 
@@ -98,17 +104,17 @@ def test_a_line_that_is_no_row_is_told_and_the_next_is_read(tmp_path, line, reas
     assert bad.number == 0
     with pytest.raises(ValueError, match=reason):
         raise ValueError(bad.reason)
-    json.dumps(bad.to_dict())
-    assert good == Row(1, "good", (str(tmp_path / "1.png"),), "What?")
+    json.dumps(bad.record)
+    assert good == (1, "good", (str(tmp_path / "1.png"),), "What?")
 
 
 def test_a_line_without_an_end_takes_no_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "LINE", 100)
+    monkeypatch.setattr(samples, "LINE", 100)
     good = b'{"id": "good", "image": "1.png", "question": "What?"}\n'
     path = tmp_path / "in.jsonl"
     for long in (b"x" * 99 + b"\n", b"x" * 100 + b"\n", b"x" * 350 + b"\n", b"x" * 100):
         path.write_bytes(good + long + (good if long.endswith(b"\n") else b""))
-        first, bad, *rest = rows_of(path)
+        first, bad, *rest = samples_of(path)
         assert (first.id, bad.number, len(rest)) == ("good", 1, long.endswith(b"\n"))
         assert ("more than 100 bytes" in bad.reason) == (len(long) > 100 or not long.endswith(b"\n"))
 
@@ -120,17 +126,18 @@ def test_a_mark_at_the_start_of_a_file_is_no_part_of_it(tmp_path):
     assert (
         rows_of(tmp_path / "in.jsonl")
         == rows_of(tmp_path / "in.csv")
-        == [Row(0, "a", (str(tmp_path / "1.png"),), "What is this?")]
+        == [(0, "a", (str(tmp_path / "1.png"),), "What is this?")]
     )
 
 
 def test_csv_lines_of_another_length_are_told(tmp_path):
     path = tmp_path / "in.csv"
-    path.write_text(f"id,image,question\na,1.png,What?,more\nb,1.png\n\nc,{'x' * 200_000},What?\nd,1.png,What?\n")
-    more, fewer, long, good = rows_of(path)
+    path.write_text(f"id,image,question\na,1.png,What?,more\nb,1.png\n\nc,{'x' * 200_000},\nd,1.png,What?\n")
+    more, fewer, long, good = samples_of(path)
     assert "4 cells, and there are 3 columns" in more.reason
     assert "nothing under question" in fewer.reason
-    assert "no CSV: field larger" in long.reason
+    assert "nothing under question" in long.reason
+    assert len(long.record["image"]) == 200_000
     assert good.id == "d"
     path.write_text("id,id,question\n")
     with pytest.raises(fv.InputError, match="two columns 'id'"):
@@ -140,7 +147,7 @@ def test_csv_lines_of_another_length_are_told(tmp_path):
 def test_a_quote_that_is_never_closed_is_told_and_swallows_no_row_unseen(tmp_path):
     path = tmp_path / "in.csv"
     path.write_text('id,image,question\na,1.png,"What?"x\nb,1.png,5" of what?\nc,1.png,"What?\nd,1.png,What?\n')
-    closed, good, never = rows_of(path)
+    closed, good, never = samples_of(path)
     assert "no CSV: ',' expected after '\"'" in closed.reason
     assert good.question == '5" of what?'
     assert "no CSV: unexpected end of data" in never.reason
@@ -150,7 +157,7 @@ def test_what_is_packed_is_told(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_bytes(gzip.compress(b"{}"))
     with pytest.raises(fv.InputError, match="packed with gzip"):
-        source_of(path)
+        samples_in(path)
 
 
 def test_a_damaged_parquet_file_is_refused(tmp_path):
@@ -167,26 +174,26 @@ def test_a_folder_is_read_by_name_without_what_is_hidden(tmp_path):
     (tmp_path / os.fsdecode(b"caf\xe9.png")).touch()
     (tmp_path / "dangling").symlink_to("nowhere")
     (tmp_path / "loop").symlink_to(tmp_path)
-    found = rows_of(tmp_path, question="What?")
+    found = samples_of(tmp_path, question="What?")
     ids = ["Z.png", "a/1.png", "a/2.png", "b.png", "c/ä b\\n.txt", "caf\\udce9.png", "dangling", "loop"]
     assert [row.id for row in found] == ids
-    assert found[1] == Row(1, "a/1.png", (str(tmp_path / "a/1.png"),), "What?")
+    assert rows_of(tmp_path, question="What?")[1] == (1, "a/1.png", (str(tmp_path / "a/1.png"),), "What?")
     assert found[4].media == (str(tmp_path / "c/ä b\n.txt"),)
 
 
 def test_the_digest_of_a_folder_knows_its_files(tmp_path):
     (tmp_path / "a.png").write_bytes(b"1")
-    before = Folder(tmp_path).digest()
-    assert Folder(tmp_path).digest() == before
+    before = samples_in(tmp_path, question="What?").source.digest()
+    assert samples_in(tmp_path, question="What?").source.digest() == before
     (tmp_path / "b.png").write_bytes(b"1")
-    assert Folder(tmp_path).digest() != before
+    assert samples_in(tmp_path, question="What?").source.digest() != before
 
 
 @pytest.mark.parametrize("name", ["in.txt", "in", "in.json"])
 def test_other_endings_are_refused(tmp_path, name):
     (tmp_path / name).write_text("{}")
     with pytest.raises(fv.InputError, match=r"its name ends in \.jsonl"):
-        source_of(tmp_path / name)
+        samples_in(tmp_path / name)
 
 
 def test_what_is_no_file_is_refused(tmp_path):
@@ -194,7 +201,7 @@ def test_what_is_no_file_is_refused(tmp_path):
     (tmp_path / "empty.jsonl").touch()
     for name, why in (("pipe", "a pipe"), ("empty", "is empty"), ("none", "No such file")):
         with pytest.raises(fv.InputError, match=why):
-            source_of(tmp_path / f"{name}.jsonl")
+            samples_in(tmp_path / f"{name}.jsonl")
 
 
 # The first pass
@@ -204,38 +211,37 @@ def test_ids_that_are_there_twice_are_refused_with_their_rows(tmp_path):
     path = tmp_path / "in.jsonl"
     write_lines(path, [{**ROWS[0], "id": name} for name in ("a", "1", 2, "b", 1)])
     with pytest.raises(fv.InputError, match=r"The id '1' is there twice, in rows 1 and 4"):
-        count_rows(Table(source_of(path)))
-    assert count_rows(Table(source_of(path), Columns(numbered=True))) == 5
+        samples_in(path).count()
+    assert samples_in(path), Columns(id=None).count() == 5
 
 
 def test_hashes_that_agree_are_no_ids_that_agree(tmp_path, monkeypatch):
-    monkeypatch.setattr("foveate.batch.survey._hash", len)
+    monkeypatch.setattr("foveate.runs.samples._hash", len)
     path = tmp_path / "in.jsonl"
     write_lines(path, [{**ROWS[0], "id": name} for name in ("a", "b", "cc")])
-    assert count_rows(Table(source_of(path))) == 3
+    assert samples_in(path).count() == 3
 
 
 def test_rows_without_ids_are_numbered_only_where_none_has_one(tmp_path):
     path = tmp_path / "in.jsonl"
     without = {key: value for key, value in ROWS[0].items() if key != "id"}
     write_lines(path, [without, without])
-    assert [row.id for row in Table(source_of(path)).settled().rows()] == ["0", "1"]
+    assert [one.id for one in samples_in(path).settled().read()] == ["0", "1"]
     write_lines(path, [without, ROWS[0]])
-    assert [row.id for row in Table(source_of(path)).settled().rows()] == [None, "a"]
-    write_lines(path, [without])
-    assert [row.id for row in Table(source_of(path), Columns(id="id")).settled().rows()] == [None]
+    bad, good = samples_in(path).settled().read()
+    assert (type(bad), good.id) == (Bad, "a")
 
 
 def test_an_input_without_a_row_that_can_be_asked_is_refused(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_text("\n\n")
     with pytest.raises(fv.InputError, match="has no row"):
-        count_rows(Table(source_of(path)))
+        samples_in(path).count()
     write_lines(path, [{"id": 1, "file": "1.png", "question": "What?"}] * 2)
     with pytest.raises(fv.InputError, match=r"No row .* can be asked\. Row 0: .* it has id, file, question"):
-        count_rows(Table(source_of(path)))
+        samples_in(path).count()
     (tmp_path / "empty").mkdir()
     with pytest.raises(fv.InputError, match="has no row"):
-        count_rows(Table(source_of(tmp_path / "empty"), question="What?"))
+        samples_in(tmp_path / "empty", question="What?").count()
     with pytest.raises(fv.SettingError, match="Give one question for all"):
-        Table(source_of(tmp_path / "empty"))
+        samples_in(tmp_path / "empty")

@@ -1,0 +1,317 @@
+"""Where the work of a long run is done: in this process, or in several, each with a model of its own."""
+
+import faulthandler
+import multiprocessing
+import os
+import signal
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+
+from foveate.errors import InputError, SettingError
+
+__all__ = ["Crew", "Here", "InHand", "Pool", "Task", "Together", "Worker", "device_at"]
+
+LOOK = 0.2
+"""Seconds after which a process that waits looks whether it shall stop."""
+DEATHS = 20
+"""Processes that may die one after the other without a result. More are no fault of what they are asked."""
+
+Stopped = Callable[[], bool]
+Done = tuple[Any, list[dict[str, Any]] | None]
+"""An item with rows that it gave, or None where the process died at it."""
+
+
+class Worker(Protocol):
+    """A process's own: a model, say, that answers."""
+
+    def about(self) -> dict[str, Any]:
+        """What rows depend on besides the items, as plain values."""
+
+    def work(self, item: Any, stopped: Stopped) -> Iterator[list[dict[str, Any]]]:
+        """The rows of an item as they come; after `stopped` says yes, of what is in hand alone."""
+
+
+class Task(Protocol):
+    """What a crew does; it can be pickled, and begins in every process by itself."""
+
+    def begin(self, place: int, count: int) -> Worker:
+        """Load what is needed, in process `place` of `count`.
+
+        Raises:
+            FoveateError: If that fails.
+        """
+
+
+class Crew(Protocol):
+    """Who works on items, while the context lasts."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, kind: object, error: object, trace: object, /) -> None: ...
+    def about(self) -> dict[str, Any]:
+        """What rows depend on besides the items."""
+
+    def work(self, items: Iterable[Any], stopped: Stopped) -> Iterator[Done]:
+        """Rows as they come, in any order; an item may come several times, each with some of its rows."""
+
+
+class Here:
+    """This process.
+
+    Args:
+        task: What is done.
+        worker: One that has begun already.
+    """
+
+    def __init__(self, task: Task, worker: Worker | None = None) -> None:
+        self._task = task
+        self._worker = worker
+
+    def __enter__(self) -> Self:
+        self._begun = self._worker or self._task.begin(0, 1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._begun
+
+    def about(self) -> dict[str, Any]:
+        return self._begun.about()
+
+    def work(self, items: Iterable[Any], stopped: Stopped) -> Iterator[Done]:
+        for item in items:
+            for rows in self._begun.work(item, stopped):
+                yield item, rows
+            if stopped():
+                return
+
+
+class Together(ABC):
+    """Several processes. One that dies takes its item along and no other, and another takes its place.
+
+    Args:
+        task: What each does.
+        count: How many.
+    """
+
+    died: tuple[type[BaseException], ...]
+    """What a future raises whose process has died."""
+
+    def __init__(self, task: Task, count: int) -> None:
+        self._task = task
+        self._count = count
+
+    @abstractmethod
+    def _hire(self, place: int) -> None:
+        """Begin the process of a place, in the place of one that has died."""
+
+    @abstractmethod
+    def _ask(self, place: int, item: Any) -> Future[Any]:
+        """Its rows of an item, or its `about` where the item is None."""
+
+    def _result(self, future: Future[Any]) -> Any:
+        """What a process answered; what it raised is raised."""
+        return future.result()
+
+    def _stop(self) -> None:  # noqa: B027
+        """Tell all to end with what is in hand, where they can be told."""
+
+    def about(self) -> dict[str, Any]:
+        futures = [self._ask(place, None) for place in range(self._count)]
+        try:
+            abouts: list[dict[str, Any]] = [self._result(future) for future in futures]
+        except self.died as error:
+            raise _all_die(error) from error
+        return abouts[0]
+
+    def work(self, items: Iterable[Any], stopped: Stopped) -> Iterator[Done]:
+        waiting, free, deaths = iter(items), list(range(self._count)), 0
+        pending: dict[Future[Any], tuple[int, Any]] = {}
+        while True:
+            while free and not stopped() and (item := next(waiting, None)) is not None:
+                place = free.pop()
+                pending[self._ask(place, item)] = place, item
+            if not pending:
+                return
+            done, _ = wait(pending, timeout=LOOK, return_when=FIRST_COMPLETED)
+            if stopped():
+                self._stop()
+            for future in done:
+                place, item = pending.pop(future)
+                free.append(place)
+                try:
+                    rows = self._result(future)
+                except self.died as error:
+                    deaths += 1
+                    if deaths > DEATHS:
+                        raise _all_die(error) from error
+                    self._hire(place)
+                    yield item, None
+                    continue
+                deaths = 0
+                yield item, rows
+
+
+def _all_die(error: BaseException) -> InputError:
+    return InputError(
+        "Processes die whatever they are asked, perhaps for want of memory. Run again, with fewer --workers: what was "
+        "answered is kept."
+    )
+
+
+class Pool(Together):
+    """Processes of this machine.
+
+    Raises:
+        SettingError: If these are more than the machine can serve.
+    """
+
+    died = (BrokenProcessPool,)
+
+    def __init__(self, task: Task, count: int) -> None:
+        check_count(count, max(os.cpu_count() or 1, torch.accelerator.device_count()))
+        super().__init__(task, count)
+
+    def __enter__(self) -> Self:
+        self._processes = multiprocessing.get_context("spawn")
+        self._stopped = self._processes.Event()
+        self._pools: dict[int, ProcessPoolExecutor] = {}
+        for place in range(self._count):
+            self._hire(place)
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object, /) -> None:
+        for pool in self._pools.values():
+            if kind is not None:
+                for process in list((pool._processes or {}).values()):
+                    process.kill()
+        for pool in self._pools.values():
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _hire(self, place: int) -> None:
+        if place in self._pools:
+            self._pools[place].shutdown()
+        arguments = (self._task, place, self._count, self._stopped)
+        # One that dies breaks its pool, so each has one of its own.
+        self._pools[place] = ProcessPoolExecutor(1, self._processes, _begin, arguments)
+
+    def _ask(self, place: int, item: Any) -> Future[Any]:
+        try:
+            return self._pools[place].submit(_ask, item)
+        except BrokenProcessPool as error:  # it died with nothing in hand
+            broken: Future[Any] = Future()
+            broken.set_exception(error)
+            return broken
+
+    def _stop(self) -> None:
+        self._stopped.set()
+
+
+_process: dict[str, Any] = {}
+"""What a process of a pool has begun, and what tells it to stop."""
+
+
+def _begin(task: Task, place: int, count: int, stopped: Any) -> None:
+    """In a new process: Ctrl-C is for the parent to handle, it ends with the parent, and threads are shared."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
+    _process["stopped"] = stopped
+    try:
+        _process["worker"] = task.begin(place, count)
+    except Exception as error:  # raised here, it would only break the pool
+        _process["error"] = error
+
+
+def _ask(item: Any) -> Any:
+    if "error" in _process:
+        raise _process["error"]
+    worker: Worker = _process["worker"]
+    return worker.about() if item is None else rows_of(worker, item, _process["stopped"].is_set)
+
+
+def rows_of(worker: Worker, item: Any, stopped: Stopped = lambda: False) -> list[dict[str, Any]]:
+    """All rows of an item at once."""
+    return [row for rows in worker.work(item, stopped) for row in rows]
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is gone, however that ended: nobody would take its answers."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def check_count(count: int, units: int) -> None:
+    """Refuse more models than there is sense in: over four for each core or accelerator, whichever there are more of.
+
+    Raises:
+        SettingError: If there are too many.
+    """
+    most = 4 * units
+    if count > most:
+        raise SettingError(f"{count:,} models at a time are too many for this machine: take {most} at most.")
+
+
+def device_at(place: int, device: str) -> str:
+    """The accelerator of this place, where there are several and none was named."""
+    if device != "auto" or not torch.accelerator.is_available():
+        return device
+    kind = torch.accelerator.current_accelerator()
+    assert kind is not None
+    return f"{kind.type}:{place % torch.accelerator.device_count()}"
+
+
+class InHand:
+    """A file with what this process has in hand, and behind it what Python writes when a process crashes.
+
+    A crash is a fault of native code, as of a decoder. `kill -9` leaves nothing behind the name, so nobody is blamed
+    for it.
+
+    Args:
+        folder: Of the run.
+
+    Attributes:
+        crashed: What was in hand when the last run crashed; None where it did not.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / ".in-hand"
+        self.crashed: str | None = None
+        with suppress(OSError):
+            name, _, crash = self._path.read_text(errors="replace").partition("\n")
+            self.crashed = name if crash else None
+
+    def following(self, items: Iterable[Any], name_of: Callable[[Any], str]) -> Iterator[Any]:
+        """The items as they are; each is noted when it is taken, to be worked on in this process.
+
+        Where Python reports crashes to somebody else already, or there is no room, nothing is noted.
+        """
+        file = None
+        if not faulthandler.is_enabled():
+            with suppress(OSError):
+                file = self._path.open("wb", buffering=0)
+        if file is None:
+            yield from items
+            return
+        with file:
+            faulthandler.enable(file, all_threads=False)
+            try:
+                for item in items:
+                    with suppress(OSError):
+                        file.seek(0)
+                        file.truncate()
+                        file.write(f"{name_of(item)}\n".encode())
+                    yield item
+            finally:
+                faulthandler.disable()
+        self._path.unlink(missing_ok=True)

@@ -1,0 +1,58 @@
+"""A run: items go to a crew, rows come back; what its process dies at is asked alone, and then given up."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from foveate.errors import InputError
+from foveate.runs.crew import DEATHS, Crew, Stopped
+
+__all__ = ["run"]
+
+Rows = list[dict[str, Any]]
+
+
+def run(
+    items: Iterable[Any],
+    crew: Crew,
+    take: Callable[[Rows], object],
+    *,
+    alone: Callable[[Any], Iterable[Any]],
+    given_up: Callable[[Any], Rows],
+    stopped: Stopped = lambda: False,
+) -> None:
+    """Let a crew work on items, and take their rows as they come.
+
+    Args:
+        items: What is worked on.
+        crew: Who works; its context is open.
+        take: Keeps rows.
+        alone: The smaller items that an item is made of, each of which is asked by itself where a process has died.
+        given_up: The rows of such a smaller item at which a process has died again.
+        stopped: Says that the run shall end behind what is in hand.
+
+    Raises:
+        InputError: If processes die whatever they are asked.
+    """
+    died = []
+    answered = False
+    for item, rows in crew.work(items, stopped):
+        if rows is None:
+            died.append(item)
+            continue
+        take(rows)
+        answered = True
+    if not died or stopped():
+        return
+    lost: Rows = []
+    deaths = 0
+    for one, rows in crew.work((one for item in died for one in alone(item)), stopped):
+        if rows is None:
+            deaths += 1
+            lost += given_up(one)
+            continue
+        take(rows)
+        answered = True
+    if not answered and deaths > DEATHS:
+        raise InputError("Processes die whatever they are asked. See what they lack, and run again.")
+    if lost:
+        take(lost)

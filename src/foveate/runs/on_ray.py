@@ -1,0 +1,100 @@
+"""A crew of Ray's actors: processes on one machine or many."""
+
+import os
+from concurrent.futures import Future
+from typing import Any, Self
+
+from foveate._upstream import first_line, install_line
+from foveate.errors import InputError, UnsupportedError
+from foveate.runs.crew import Task, Together, check_count, rows_of
+
+__all__ = ["Actors", "require_ray"]
+
+
+class Actors(Together):
+    """Actors of Ray, one a GPU. Every machine must see the input and its files under the same paths.
+
+    Args:
+        task: What each does.
+        count: How many; None is one a GPU, or one where there is none.
+        address: Of the Ray to use: "local" starts one on this machine, "auto" takes the one that it belongs to.
+    """
+
+    def __init__(self, task: Task, count: int | None = None, address: str = "auto") -> None:
+        self._ray = require_ray()
+        self.died = (self._ray.exceptions.RayActorError,)
+        super().__init__(task, count or 0)
+        self._address = address
+
+    def __enter__(self) -> Self:
+        ray = self._ray
+        self._began = not ray.is_initialized()
+        if self._began:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports to its makers
+            try:
+                quiet = {"include_dashboard": False} if self._address == "local" else {}
+                ray.init(self._address, log_to_driver=False, logging_level="CRITICAL", **quiet)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise InputError(f"No Ray at {self._address!r}: {first_line(error)}") from error
+        there = ray.cluster_resources()
+        gpus, cores = int(there.get("GPU", 0)), there.get("CPU", 1)
+        self._count = self._count or max(1, gpus)
+        check_count(self._count, max(gpus, int(cores)))
+        needs = {"num_gpus": 1} if gpus else {"num_cpus": min(1.0, cores / self._count)}
+        self._actor = ray.remote(**needs)(_Actor)
+        self._actors: dict[int, Any] = {}
+        for place in range(self._count):
+            self._hire(place)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for actor in self._actors.values():
+            self._ray.kill(actor)
+        if self._began:
+            self._ray.shutdown()
+
+    def _hire(self, place: int) -> None:
+        self._actors[place] = self._actor.remote(self._task, self._count)
+
+    def _ask(self, place: int, item: Any) -> Future[Any]:
+        asked: Future[Any] = self._actors[place].ask.remote(item).future()
+        return asked
+
+    def _result(self, future: Future[Any]) -> Any:
+        try:
+            return future.result()
+        except self.died:
+            raise
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except self._ray.exceptions.RayError as error:
+            raise InputError(f"Ray fails: {first_line(error)} Run again: what was answered is kept.") from error
+
+
+class _Actor:
+    """A worker. What fails when it begins is told by the first thing it is asked: to Ray, it would be a death."""
+
+    def __init__(self, task: Task, count: int) -> None:
+        self._error: Exception | None = None
+        try:
+            self._worker = task.begin(0, count)
+        except Exception as error:
+            self._error = error
+
+    def ask(self, item: Any) -> Any:
+        if self._error is not None:
+            raise self._error
+        return self._worker.about() if item is None else rows_of(self._worker, item)
+
+
+def require_ray() -> Any:
+    """The package Ray.
+
+    Raises:
+        UnsupportedError: If it is not installed.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise UnsupportedError(f"Ray is not installed: {install_line('ray')}.") from error
+    return ray

@@ -1,0 +1,551 @@
+"""A file of samples: pictures or films with a question each, as JSON lines, CSV or Parquet, or a folder of pictures.
+
+Read as it is needed, never held whole. What a sample has besides goes with it into what comes out.
+"""
+
+import csv
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from foveate._files import named, open_readable
+from foveate._upstream import brief, first_line, install_line, printable
+from foveate.errors import InputError, SettingError, UnsupportedError
+
+__all__ = ["ENDINGS", "Bad", "Columns", "Sample", "Samples", "Unreadable", "arrow", "samples_in"]
+
+LINE = 2**24
+"""The longest line of JSON or cell of CSV, in bytes or letters. A longer one is no sample."""
+SHOWN = 10_000
+"""Letters of a line that cannot be read which are kept."""
+READ = 128
+"""Rows of a Parquet file that are read at a time."""
+LOOK = 1024
+"""Samples after which a file is looked at, whether it is still the same."""
+
+
+class Unreadable(ValueError):
+    """A record that is no sample. The message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A question about pictures or films.
+
+    Attributes:
+        number: Its place in the file, from 0.
+        id: What it is called.
+        media: Absolute paths.
+        question: The text.
+        record: All that the file has of it, by column.
+        column: That of the paths.
+    """
+
+    number: int
+    id: str
+    media: tuple[str, ...]
+    question: str
+    record: Mapping[str, Any]
+    column: str = "media"
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """What is no sample.
+
+    Attributes:
+        number: Its place in the file, from 0.
+        record: As in `Sample`, or the line under "line".
+        reason: Why it is none, and what to do.
+    """
+
+    number: int
+    record: Mapping[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """What the columns of a file are called: of several names, the first that is there counts.
+
+    Attributes:
+        media: Paths of pictures or films, one or a list.
+        question: The question.
+        id: What a sample is called; None calls it by its number.
+    """
+
+    media: tuple[str, ...] = ("media", "image", "images", "picture", "video")
+    question: tuple[str, ...] = ("question", "prompt")
+    id: str | None = "id"
+
+
+# -- formats ------------------------------------------------------------------------------------------------------
+
+
+class _Source(ABC):
+    """A file or folder, record by record."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def root(self) -> Path:
+        """The folder that relative paths in it start from."""
+        return self.path.parent
+
+    @abstractmethod
+    def records(self, carried: bool) -> Iterator[Mapping[str, Any] | Bad]:
+        """What it holds; `carried` asks for columns too that nobody asked for.
+
+        Raises:
+            InputError: If it cannot be read.
+        """
+
+    def digest(self) -> str:
+        """SHA-256 of all that it holds."""
+        with open_readable(self.path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it is a BufferedReader
+
+    def state(self) -> Any:
+        """What changes when somebody writes to it."""
+        status = self.path.stat()
+        return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+class _JsonLines(_Source):
+    """An object a line. Blank lines do not count."""
+
+    def records(self, carried: bool) -> Iterator[Mapping[str, Any] | Bad]:
+        with open_readable(self.path) as file:
+            start, number = b"\xef\xbb\xbf", 0
+            while line := file.readline(LINE):
+                text = line.removeprefix(start).strip()
+                start = b""
+                if len(line) == LINE and not line.endswith(b"\n"):
+                    _skip_line(file)
+                    yield _no_sample(number, text, f"The line has more than {LINE:,} bytes.")
+                elif text:
+                    yield _object(number, text)
+                else:
+                    continue
+                number += 1
+
+
+def _object(number: int, line: bytes) -> Mapping[str, Any] | Bad:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return _no_sample(number, line, f"The line is no JSON: {first_line(error)}")
+    if not isinstance(values, dict):
+        return _no_sample(number, line, f"A line is a JSON object; got a {type(values).__name__}.")
+    return values
+
+
+def _no_sample(number: int, line: bytes, reason: str) -> Bad:
+    return Bad(number, {"line": line[:SHOWN].decode(errors="backslashreplace")}, reason)
+
+
+def _skip_line(file: BinaryIO) -> None:
+    """Read on to the end of the line, and keep none of it."""
+    while (piece := file.readline(LINE)) and not piece.endswith(b"\n"):
+        pass
+
+
+class _Csv(_Source):
+    """Cells by the names in the first line; several pictures are written as a JSON list."""
+
+    def records(self, carried: bool) -> Iterator[Mapping[str, Any] | Bad]:
+        csv.field_size_limit(LINE)
+        with open_readable(self.path) as binary:
+            text = TextIOWrapper(binary, encoding="utf-8-sig", errors="surrogateescape", newline="")
+            # Strict: a quote that is never closed is told; else all the rows behind it would be one cell.
+            reader = csv.reader(text, delimiter="\t" if self.path.suffix.lower() == ".tsv" else ",", strict=True)
+            names = self._names(reader)
+            number = 0
+            while True:
+                try:
+                    cells = next(reader)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    if "field limit" in str(error):  # the lines of the cell would be read as rows
+                        raise InputError(f"{named(self.path)}, row {number} (from 0): {error}. Shorten it.") from error
+                    yield Bad(number, {}, f"The line is no CSV: {error}.")
+                else:
+                    if not cells:
+                        continue
+                    yield _cells(number, names, cells)
+                number += 1
+
+    def _names(self, reader: Iterator[list[str]]) -> list[str]:
+        try:
+            names = next(reader, [])
+        except csv.Error as error:
+            raise InputError(f"{named(self.path)} has no line with the names of its columns: {error}.") from error
+        twice = [name for name, times in Counter(names).items() if name and times > 1]
+        if twice:
+            raise InputError(f"{named(self.path)} has two columns {min(twice)!r}. Rename one.")
+        return names
+
+
+def _cells(number: int, names: list[str], cells: list[str]) -> Mapping[str, Any] | Bad:
+    if len(cells) > len(names):
+        reason = f"The line has {len(cells)} cells, and there are {len(names)} columns."
+        return Bad(number, {"line": ",".join(cells)[:SHOWN]}, reason)
+    return {name: _cell(cell) for name, cell in zip(names, cells, strict=False) if name and cell}
+
+
+def _cell(cell: str) -> Any:
+    """A cell's text, or the list of texts that it holds."""
+    if not cell.startswith("["):
+        return cell
+    try:
+        values = json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell  # a name or a question may begin with a bracket
+    return values if all(isinstance(value, str) for value in values) else cell
+
+
+class _Parquet(_Source):
+    """A Parquet file, some rows at a time.
+
+    Args:
+        path: The file.
+        asked: Columns that samples are made of, if they are there. Others are carried along where they can be read;
+            bytes, such as pictures inside the file, are not.
+    """
+
+    def __init__(self, path: Path, asked: tuple[str, ...]) -> None:
+        super().__init__(path)
+        self._asked = asked
+
+    def records(self, carried: bool) -> Iterator[Mapping[str, Any] | Bad]:
+        pyarrow = arrow()
+        try:
+            with open_readable(self.path) as binary, pyarrow.parquet.ParquetFile(binary) as file:
+                types = {field.name: str(field.type) for field in file.schema_arrow}
+                asked = [name for name in types if name in self._asked]
+                others = [name for name in types if name not in self._asked and "binary" not in types[name]]
+                if not asked:
+                    raise InputError(f"{named(self.path)} has none of the columns {', '.join(self._asked)}.")
+                beside = _beside(self.path, others) if carried and others else None
+                for batch in file.iter_batches(batch_size=READ, columns=asked):
+                    rows = batch.to_pylist()
+                    more = next(beside, None) if beside is not None else None
+                    yield from rows if more is None else map(_both, rows, more)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(f"{named(self.path)} is no Parquet file, or is damaged: {first_line(error)}") from error
+
+
+def _both(row: Mapping[str, Any], more: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**row, **more}
+
+
+def _beside(path: Path, names: list[str]) -> Iterator[list[dict[str, Any]]]:
+    """The other columns in the same steps. One that cannot be read, or is not there in Python, is left out."""
+    pyarrow = arrow()
+    with pyarrow.parquet.ParquetFile(path) as file:
+        readers = {name: file.iter_batches(batch_size=READ, columns=[name]) for name in names}
+        while True:
+            columns = {}
+            for name in list(readers):
+                try:
+                    columns[name] = next(readers[name]).column(0).to_pylist()
+                except StopIteration:
+                    return
+                except Exception:  # of whatever a column that nobody asked for may hold
+                    del readers[name]
+            if not columns:
+                return
+            yield [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+class _Folder(_Source):
+    """Every file of a folder and of those in it is a sample, by name. Names that begin with a dot do not count.
+
+    Links to files are followed; a link to a folder is a sample that cannot be read.
+    """
+
+    @property
+    def root(self) -> Path:
+        return self.path
+
+    def records(self, carried: bool) -> Iterator[Mapping[str, Any] | Bad]:
+        for name in self._below(""):
+            yield {"image": name, "id": printable(name)}
+
+    def _below(self, folder: str) -> Iterator[str]:
+        place = os.path.join(self.path, folder)
+        try:
+            with os.scandir(place) as entries:
+                names = [
+                    entry.name + "/" * entry.is_dir(follow_symlinks=False)
+                    for entry in entries
+                    if not entry.name.startswith(".")
+                ]
+        except OSError as error:
+            raise InputError(f"{named(Path(place))} cannot be listed: {error.strerror}. Check its rights.") from error
+        for name in sorted(names):
+            if name.endswith("/"):
+                yield from self._below(folder + name)
+            else:
+                yield folder + name
+
+    def digest(self) -> str:
+        """SHA-256 of its files' names, sizes and times. Their contents are not read."""
+        whole = hashlib.sha256()
+        for name in self._below(""):
+            status = os.lstat(os.path.join(self.path, name))
+            whole.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        return whole.hexdigest()
+
+    def state(self) -> Any:
+        return None  # what comes into a folder meanwhile is told by its digest, the next time
+
+
+ENDINGS: dict[str, type[_Source]] = {
+    ".jsonl": _JsonLines,
+    ".ndjson": _JsonLines,
+    ".csv": _Csv,
+    ".tsv": _Csv,
+    ".parquet": _Parquet,
+}
+
+
+def arrow() -> Any:
+    """The package pyarrow, with its part that reads and writes Parquet.
+
+    Raises:
+        UnsupportedError: If it is not installed.
+    """
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UnsupportedError(f"Parquet needs pyarrow: {install_line('batch')}. JSONL and CSV do not.") from error
+    return pyarrow
+
+
+# -- samples ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a file or folder holds; made by `samples_in`.
+
+    Attributes:
+        source: Where records come from.
+        columns: What its columns are called.
+        question: Asked about every sample; None reads the column.
+        root: The folder that relative paths start from.
+        state: What changes when somebody writes to the file.
+    """
+
+    source: _Source
+    columns: Columns
+    question: str | None
+    root: str
+    state: Any
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder of files."""
+        return isinstance(self.source, _Folder)
+
+    @property
+    def is_parquet(self) -> bool:
+        """Whether it is a file of Parquet."""
+        return isinstance(self.source, _Parquet)
+
+    def settled(self) -> "Samples":
+        """The same called by number, where no record has an id.
+
+        Raises:
+            InputError: If it cannot be read.
+        """
+        name = self.columns.id
+        if name != Columns().id or self.is_folder:
+            return self
+        if any(name in record for record in self.source.records(False) if not isinstance(record, Bad)):
+            return self
+        return replace(self, columns=replace(self.columns, id=None))
+
+    def read(self, skip: Callable[[int], bool] = lambda number: False, carried: bool = True) -> Iterator[Sample | Bad]:
+        """Samples in order, without those whose number is to be skipped.
+
+        Args:
+            skip: Says which.
+            carried: Whether their records have the columns too that nobody asked for.
+
+        Raises:
+            InputError: If it cannot be read, or somebody writes to it meanwhile.
+        """
+        for number, record in enumerate(self.source.records(carried)):
+            if number % LOOK == 0:
+                self._refuse_changed()
+            if not skip(number):
+                yield record if isinstance(record, Bad) else self._sample(number, record)
+        self._refuse_changed()
+
+    def _refuse_changed(self) -> None:
+        """Refuse to go on where the file is another than it was."""
+        if self.source.state() != self.state:
+            raise InputError(f"{named(self.source.path)} was written to meanwhile. Run again when it is whole.")
+
+    def count(self) -> int:
+        """How many records it has.
+
+        Only eight bytes of each id are held; where two of them agree, the ids themselves are looked at.
+
+        Raises:
+            InputError: If it has none, none is a sample, or an id is there twice.
+        """
+        hashes = array("Q")
+        count, usable, first_bad = 0, False, None
+        for sample in self.read(carried=False):
+            count += 1
+            if isinstance(sample, Bad):
+                first_bad = first_bad or sample
+            else:
+                usable = True
+                hashes.append(_hash(sample.id))
+        shown = printable(str(self.source.path))
+        if not count:
+            raise InputError(f"{shown} has no row.")
+        if not usable and first_bad is not None:
+            raise InputError(
+                f"No row of {shown} can be asked. Row {first_bad.number}: {first_bad.reason} "
+                "Say what the columns are called, or correct the input."
+            )
+        import numpy as np  # commands look at their input before NumPy is loaded
+
+        ordered = np.sort(np.frombuffer(hashes, dtype=np.uint64))
+        twice = {int(value) for value in ordered[1:][ordered[1:] == ordered[:-1]]}
+        if twice and not self.is_folder:  # files are apart, also where their names print alike
+            self._refuse_twice(twice)
+        return count
+
+    def _refuse_twice(self, hashes: set[int]) -> None:
+        """Refuse an id that is there twice, among those with these hashes."""
+        seen: dict[str, int] = {}
+        for sample in self.read(carried=False):
+            if isinstance(sample, Bad) or _hash(sample.id) not in hashes:
+                continue
+            first = seen.setdefault(sample.id, sample.number)
+            if first != sample.number:
+                raise InputError(
+                    f"The id {brief(sample.id)} is there twice, in rows {first} and {sample.number} (from 0). "
+                    "Make ids unique, or take the row's number in the place of the column."
+                )
+
+    def _sample(self, number: int, record: Mapping[str, Any]) -> Sample | Bad:
+        columns = self.columns
+        try:
+            name = str(number) if columns.id is None else _id(record[_first(record, (columns.id,))])
+            column = _first(record, columns.media)
+            media = _media(record[column], self.root)
+            question = _question(self.question or record[_first(record, columns.question)])
+        except Unreadable as error:
+            return Bad(number, record, str(error))
+        return Sample(number, name, media, question, record, column)
+
+
+def samples_in(
+    path: Path, columns: Columns | None = None, question: str | None = None, root: str | Path | None = None
+) -> Samples:
+    """The samples of a file or folder, by its ending.
+
+    Args:
+        path: A folder, or a file of JSON lines (.jsonl), CSV (.csv, .tsv) or Parquet.
+        columns: What its columns are called; a folder has its own.
+        question: Asked about every sample; None reads the column. A folder needs it.
+        root: The folder that relative paths start from; None is the file's.
+
+    Raises:
+        InputError: If it cannot be read, or its ending is none of `ENDINGS`.
+        SettingError: If it is a folder and there is no question.
+        UnsupportedError: If it is a Parquet file and there is no pyarrow.
+    """
+    columns = columns or Columns()
+    source = _source(path, columns)
+    if isinstance(source, _Folder):
+        if question is None:
+            raise SettingError(f"What is asked about the files of {path}? Give one question for all.")
+        columns = Columns(id=columns.id and Columns().id)
+        root = None
+    start = os.path.abspath(source.root if root is None else root)
+    return Samples(source, columns, question, start, source.state())
+
+
+def _source(path: Path, columns: Columns) -> _Source:
+    if path.is_dir():
+        return _Folder(path)
+    with open_readable(path) as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    kind = ENDINGS.get(path.suffix.lower())
+    if kind is None:
+        raise InputError(f"{named(path)}: an input is a folder, or its name ends in {', '.join(ENDINGS)}.")
+    if packed:
+        raise InputError(f"{named(path)} is packed with gzip. Unpack it first.")
+    if kind is _Parquet:
+        arrow()
+        return _Parquet(path, (*columns.media, *columns.question, *filter(None, [columns.id])))
+    return kind(path)
+
+
+def _first(record: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    """The first of these names that has a value.
+
+    Raises:
+        Unreadable: If none is.
+    """
+    for name in names:
+        if record.get(name) is not None:
+            return name
+    has = ", ".join(printable(str(key)) for key in record) or "no column"
+    raise Unreadable(f"The row has nothing under {' or '.join(names)}; it has {has:.200}.")
+
+
+def _id(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str) and value:
+        return _text(value, "id")
+    raise Unreadable(f"An id is a text or a whole number; got {brief(value)}.")
+
+
+def _media(value: Any, root: str) -> tuple[str, ...]:
+    """Absolute paths; an empty list asks without a picture."""
+    paths = list(value) if isinstance(value, list | tuple) else [value]
+    for path in paths:
+        if not isinstance(path, str) or not path:
+            raise Unreadable(f"A picture or film is the path of a file, or a list of them; got {brief(path)}.")
+        if path.startswith(("http://", "https://")):
+            raise Unreadable(f"{brief(path)} is an address: nothing is downloaded. Fetch it first, and name the file.")
+    return tuple(os.path.join(root, path) for path in paths)
+
+
+def _question(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise Unreadable(f"A question is a text; got {brief(value)}.")
+    return _text(value, "question")
+
+
+def _text(value: str, what: str) -> str:
+    """A text that can be written as UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Unreadable(f"The {what} is no text of Unicode: {brief(value)}.") from None
+    return value
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,440 @@
+"""Rows of a long run in a folder: a JSON object a line, only ever appended to.
+
+    manifest.json     what the rows depend on; a run goes on only with the same
+    part-00000.jsonl  rows; a part that is full may become Parquet
+    bad.jsonl         rows without a result, each with its reason
+    .lock             held while a run uses the folder
+
+A run that is killed leaves whole lines, and perhaps half of one, which the next run takes out.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from filelock import FileLock, Timeout
+
+from foveate._files import named
+from foveate._upstream import brief, first_line
+from foveate._writing import PART, publish
+from foveate.errors import InputError
+from foveate.runs.samples import arrow
+
+__all__ = ["BAD", "MANIFEST", "Keys", "Numbers", "Store", "open_store"]
+
+MANIFEST, BAD, LOCK, FORMAT = "manifest.json", "bad.jsonl", ".lock", "foveate run 1"
+NAME = re.compile(r"part-(\d{5,})\.(jsonl|parquet)")
+ADVICE = "Make room, and run again: nothing is lost."
+PATIENCE = 5.0
+"""Seconds to wait for another run in the same folder."""
+SYNC = 5.0
+"""Seconds after which lines are forced to the disk. A kill loses none; a power cut, the last seconds'."""
+
+Row = Mapping[str, Any]
+ToParquet = Callable[[Sequence[Row]], Any]
+"""The table of pyarrow that rows make."""
+
+
+class Keys(Protocol):
+    """A set of what rows are known by."""
+
+    def __contains__(self, key: Any, /) -> bool: ...
+    def __len__(self) -> int: ...
+    def add(self, key: Any, /) -> None:
+        """Put one in.
+
+        Raises:
+            LookupError: If it cannot be one.
+        """
+
+
+class Numbers:
+    """Numbers below `size`: a million of them take a megabyte."""
+
+    def __init__(self, size: int) -> None:
+        self._there = bytearray(size)
+        self._count = 0
+
+    def __contains__(self, number: Any) -> bool:
+        return type(number) is int and 0 <= number < len(self._there) and bool(self._there[number])
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, number: Any) -> None:
+        """Put one in."""
+        if type(number) is not int or not 0 <= number < len(self._there):
+            raise LookupError(number)
+        self._there[number] = 1
+        self._count += 1
+
+
+class Store:
+    """The folder of a run; made by `open_store`.
+
+    Args:
+        path: The folder.
+        key: The field that a row is known by.
+        part_rows: Lines of a part.
+        to_parquet: Makes a part that is full Parquet; None leaves JSON lines.
+
+    Attributes:
+        manifest: What the rows depend on; empty where there is none yet.
+        done: The keys of all rows, bad ones too; see `read`.
+        bad: How many rows are bad.
+    """
+
+    def __init__(self, path: Path, key: str, part_rows: int, to_parquet: ToParquet | None) -> None:
+        self.path = path
+        self.done: Keys = set()
+        self.bad = 0
+        self._key = key
+        self._part_rows = part_rows
+        self._to_parquet = to_parquet
+        self._files: dict[str, int] = {}
+        self._part: str | None = None
+        self._lines = 0
+        self._synced = time.monotonic()
+        self.manifest = _manifest(path / MANIFEST)
+        if not self.manifest:
+            _refuse_others(path)
+
+    def parts(self) -> list[Path]:
+        """The files with rows, but for that of the bad ones, in their order."""
+        with os.scandir(self.path) as entries:
+            return sorted(Path(entry.path) for entry in entries if NAME.fullmatch(entry.name))
+
+    def require(self, name: str, values: Any, what: str) -> None:
+        """Refuse to go on with others than the rows that are there depend on; where there are none, remember these.
+
+        Args:
+            name: In the manifest.
+            values: Plain values.
+            what: What would be other, in words.
+
+        Raises:
+            InputError: If they differ, or cannot be written.
+        """
+        values = json.loads(json.dumps(values))
+        difference = _difference(self.manifest.get(name), values)
+        if difference is None:
+            return
+        if any(path.stat().st_size for path in [*self.parts(), self.path / BAD] if path.exists()):
+            raise InputError(
+                f"{named(self.path)} was begun with {what}: {difference}. Run it as it was begun, or name another "
+                "folder."
+            )
+        self.manifest[name] = values
+        content = json.dumps({"format": FORMAT, **self.manifest}, indent=2).encode() + b"\n"
+        _publish(self.path / MANIFEST, lambda part: part.write_bytes(content))
+
+    # -- reading ----------------------------------------------------------------------------------------------
+
+    def read(self, done: Keys) -> Iterator[dict[str, Any]]:
+        """All rows, in the order of their parts; of Parquet, their keys. Damaged lines are taken out.
+
+        Args:
+            done: Empty; becomes the store's set of keys.
+
+        Raises:
+            InputError: If they cannot be read, or a key is there twice or can be none.
+        """
+        self.done, self.bad = done, 0
+        try:
+            self._clean()
+            for path in self.parts():
+                yield from self._known(path)
+            for row in self._known(self.path / BAD):
+                self.bad += 1
+                yield row
+        except OSError as error:
+            raise InputError(f"{named(self.path)} cannot be read: {error.strerror}. Check its rights.") from error
+
+    def _clean(self) -> None:
+        """Take out files that were not finished, and lines of which a whole Parquet is there."""
+        for path in self.path.iterdir():
+            if path.name.startswith(PART) or (path in self.parts() and _is_doubled(path)):
+                path.unlink()
+
+    def _known(self, path: Path) -> Iterator[dict[str, Any]]:
+        """The rows of a file, whose keys are remembered."""
+        for row in _parquet_rows(path, self._key) if path.suffix == ".parquet" else self._whole_lines(path):
+            key = row[self._key]
+            try:
+                if key in self.done:
+                    raise LookupError(key)
+                self.done.add(key)
+            except (LookupError, TypeError) as error:
+                raise InputError(
+                    f"{named(path)} does not belong here: remove what was copied into the folder."
+                ) from error
+            yield row
+
+    def _whole_lines(self, path: Path) -> Iterator[dict[str, Any]]:
+        if not path.exists():
+            return
+        damaged = 0
+        with path.open("rb") as file:
+            for line in file:
+                row = _row_of(line, self._key)
+                if row is None:
+                    damaged += 1
+                else:
+                    yield row
+        if damaged:
+            _publish(path, lambda part: _copy_whole(path, part, self._key))
+
+    # -- writing ----------------------------------------------------------------------------------------------
+
+    def add(self, rows: Sequence[Row], bad: Sequence[Row] = ()) -> None:
+        """Keep rows, and those without a result. A kill behind this loses none.
+
+        Raises:
+            InputError: If they cannot be written, as on a full disk.
+        """
+        rows = list(rows)
+        while rows:
+            room = self._room()
+            self._append(str(self._part), rows[:room])
+            self._lines += len(rows[:room])
+            rows = rows[room:]
+        if bad:
+            self._append(BAD, bad)
+            self.bad += len(bad)
+        if time.monotonic() - self._synced >= SYNC:
+            self._sync()
+
+    def close(self) -> None:
+        """Give back the files; all is on the disk behind it."""
+        try:
+            self._sync()
+        finally:
+            for number in self._files.values():
+                os.close(number)
+            self._files.clear()
+
+    def finish(self) -> None:
+        """Close it, and make parts Parquet where they shall be."""
+        self.close()
+        self._part = None
+        for path in self.parts() if self._to_parquet is not None else ():
+            if path.suffix == ".jsonl":
+                self._make_parquet(path)
+
+    def _room(self) -> int:
+        """How many lines the part takes that is open; opens one."""
+        if self._part is None:
+            paths = self.parts()
+            last = paths[-1] if paths else None
+            self._part, self._lines = "part-00000.jsonl", 0
+            if last is not None and last.suffix == ".jsonl":
+                self._part, self._lines = last.name, _count_lines(last)
+            elif last is not None:
+                self._part = _next(last.name)
+        if self._lines >= self._part_rows:
+            following = _next(self._part)
+            if self._to_parquet is not None:
+                self.finish()
+            self._part, self._lines = following, 0
+        return self._part_rows - self._lines
+
+    def _append(self, name: str, rows: Sequence[Row]) -> None:
+        path = self.path / name
+        with _told(path):
+            if name not in self._files:
+                self._files[name] = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o666)
+            _write(self._files[name], b"".join(map(_line_of, rows)))
+        for row in rows:
+            self.done.add(row[self._key])
+
+    def _sync(self) -> None:
+        self._synced = time.monotonic()
+        for name, number in self._files.items():
+            with _told(self.path / name):
+                os.fsync(number)
+
+    def _make_parquet(self, path: Path) -> None:
+        assert self._to_parquet is not None
+        table = self._to_parquet([json.loads(line) for line in path.read_bytes().splitlines()])
+        _publish(path.with_suffix(".parquet"), lambda part: arrow().parquet.write_table(table, part))
+        path.unlink()
+
+
+@contextmanager
+def open_store(
+    path: Path,
+    key: str,
+    *,
+    part_rows: int = 1000,
+    to_parquet: ToParquet | None = None,
+    note: Callable[[str], object] = str,
+) -> Iterator[Store]:
+    """The store in a folder; while the context lasts, no other run uses it.
+
+    Args:
+        path: The folder, created if it is missing.
+        key: The field that a row is known by.
+        part_rows: Lines of a part.
+        to_parquet: See `Store`.
+        note: Hears that another run is waited for.
+
+    Raises:
+        InputError: If another run uses it, it cannot be used, or holds something else.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / LOCK)
+        _acquire(lock, path, note)
+    except OSError as error:
+        raise InputError(f"{named(path)} cannot be used: {error.strerror}. Name another folder.") from error
+    try:
+        store = Store(path, key, part_rows, to_parquet)
+        try:
+            yield store
+        except BaseException:
+            with suppress(InputError):  # what ended the run is the error to be told
+                store.close()
+            raise
+        store.finish()
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, path: Path, note: Callable[[str], object]) -> None:
+    own = Path(lock.lock_file)
+    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            note(f"{named(path)} is in use by {_holder(own)}; waiting up to {PATIENCE:g} s")
+            lock.acquire(timeout=PATIENCE, poll_interval=0.1)
+    except Timeout as error:
+        raise InputError(
+            f"{named(path)} is in use by {_holder(own)}. Wait until that run has ended, or name another folder."
+        ) from error
+    with suppress(OSError):  # only for the sentence above; Windows lets nobody write here
+        own.write_text(f"{os.getpid()}\n")
+
+
+def _holder(lock: Path) -> str:
+    """Who holds a lock, in words."""
+    with suppress(OSError, ValueError):
+        return f"another run, process {int(lock.read_text())}"
+    return "another run"
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise InputError(f"{named(path)} cannot be read: {error.strerror}. Name another folder.") from error
+    with suppress(ValueError, RecursionError):
+        manifest = json.loads(text)
+        if isinstance(manifest, dict) and manifest.pop("format", None) == FORMAT:
+            return manifest
+    raise InputError(f"{named(path)} is damaged, or of another version of foveate. Name another folder.")
+
+
+def _refuse_others(path: Path) -> None:
+    """Refuse a folder that holds something, where no run was begun."""
+    for entry in path.iterdir():
+        if entry.name != LOCK and not entry.name.startswith(PART):
+            raise InputError(
+                f"{named(path)} is not empty and holds no run: there is {brief(entry.name)}. Name an empty folder, or "
+                "a new one."
+            )
+
+
+def _is_doubled(path: Path) -> bool:
+    """Whether these lines are there as Parquet too: a run was killed between the two."""
+    return path.suffix == ".jsonl" and path.with_suffix(".parquet").exists()
+
+
+def _next(name: str) -> str:
+    """The name of the part behind this one."""
+    found = NAME.fullmatch(name)
+    assert found is not None
+    return f"part-{int(found[1]) + 1:05}.jsonl"
+
+
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def _row_of(line: bytes, key: str) -> dict[str, Any] | None:
+    """The row of a line; None where it is not whole, or none."""
+    if line.endswith(b"\n"):
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and key in row:
+                return row
+    return None
+
+
+def _line_of(row: Row) -> bytes:
+    """A line of JSON in UTF-8; what JSON does not know, such as a date, is a text."""
+    # In the name of a file there may be bytes that are no UTF-8; the error handler writes them as JSON's own escapes.
+    return (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode(errors="backslashreplace")
+
+
+def _copy_whole(old: Path, new: Path, key: str) -> None:
+    with old.open("rb") as lines, new.open("wb") as file:
+        file.writelines(line for line in lines if _row_of(line, key) is not None)
+
+
+def _parquet_rows(path: Path, key: str) -> Iterator[dict[str, Any]]:
+    pyarrow = arrow()
+    try:
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path, columns=[key]).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{named(path)} is damaged: {first_line(error)} Remove it, and run again.") from error
+    yield from rows
+
+
+def _write(number: int, content: bytes) -> None:
+    """Append all of it, or nothing."""
+    before = os.fstat(number).st_size
+    view = memoryview(content)
+    try:
+        while view:
+            view = view[os.write(number, view) :]
+    except OSError:
+        os.ftruncate(number, before)
+        raise
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say in one line that a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{named(path)} could not be written: {error.strerror}. {ADVICE}") from error
+
+
+def _publish(path: Path, write: Callable[[Path], object]) -> None:
+    publish(path, write, force=True, durable=True, advice=ADVICE)
+
+
+def _difference(before: Any, now: Any, place: str = "") -> str | None:
+    """The first value that differs, in words; None where all are the same."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted({*before, *now}):
+            difference = _difference(before.get(key), now.get(key), f"{place} {key}".strip())
+            if difference is not None:
+                return difference
+        return None
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        differences = (_difference(*pair, place) for pair in zip(before, now, strict=True))
+        return next(filter(None, differences), None)
+    if before == now:
+        return None
+    return f"{place} was {brief(before, 60)}, and is {brief(now, 60)}"

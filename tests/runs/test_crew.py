@@ -1,0 +1,74 @@
+"""Processes that work: what they say where they cannot begin or die, and which device each takes."""
+
+import os
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate.batch.job import Job, run
+from foveate.runs import crew
+from foveate.runs.crew import Pool, device_at
+from tests.batch.conftest import bad_in, rows_in
+from tests.batch.places import deadly
+
+
+@pytest.fixture
+def process(monkeypatch):
+    """A process of its own, as far as its state goes."""
+    monkeypatch.setattr(crew, "_process", {})
+    monkeypatch.setattr(crew.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(crew, "_end_with_parent", lambda: None)
+
+
+def test_a_model_that_cannot_be_loaded_is_said_by_the_first_call(process, asking, tmp_path):
+    crew._begin(replace(asking, model=str(tmp_path)), 0, 2, None)
+    for item in (None, []):
+        with pytest.raises(fv.InputError, match="cannot be loaded"):
+            crew._ask(item)
+
+
+def test_a_process_that_dies_costs_the_row_that_it_dies_of(answer, questions, asking, tmp_path):
+    path = questions(7)
+    answer(path, out="whole")
+    asking = deadly(asking)
+    summary = run(Job(input=path, out=tmp_path / "out", asking=asking), Pool(asking, 1))
+    assert (summary.answered, summary.bad, summary.left) == (6, 1, 0)
+    assert rows_in(tmp_path / "out") == rows_in(tmp_path / "whole")
+    assert "died, alone too" in bad_in(tmp_path / "out")[6]["reason"]
+
+
+def test_processes_that_die_one_after_the_other_are_one_line(asking, monkeypatch):
+    def dead(self, place, item):
+        future = Future()
+        future.set_exception(BrokenProcessPool("abruptly"))
+        return future
+
+    monkeypatch.setattr(Pool, "_ask", dead)
+    monkeypatch.setattr(crew, "DEATHS", 2)
+    match = r"Processes die whatever .*fewer --workers: what was answered is kept"
+    with Pool(asking, 2) as pool:
+        with pytest.raises(fv.InputError, match=match):
+            pool.about()
+        with pytest.raises(fv.InputError, match=match):
+            list(pool.work(iter(range(9)), lambda: False))
+
+
+def test_many_more_processes_than_cores_are_refused(asking, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    with pytest.raises(fv.SettingError, match="1,000 models at a time are too many for this machine: take 16 at most"):
+        Pool(asking, 1000)
+    Pool(asking, 16)
+
+
+def test_each_process_takes_the_next_device_unless_one_was_named(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert [device_at(place, "auto") for place in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert device_at(1, "cpu") == "cpu"
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert device_at(1, "auto") == "auto"
