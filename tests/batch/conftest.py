@@ -83,7 +83,7 @@ def answer(asking, vlm, tmp_path):
 
 def here(asking, vlm):
     """This process, with a model that is loaded already."""
-    return Here(asking, Answerer(asking, vlm))
+    return Here(asking.begin, Answerer(asking, vlm))
 
 
 def rows_in(out):

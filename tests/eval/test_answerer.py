@@ -10,7 +10,7 @@ from foveate.ask.vlm import VLM
 from foveate.errors import SettingError, UnsupportedError
 from foveate.eval.lmms.answerer import Answerer, Conduct, Request
 from foveate.eval.lmms.setting import Choice, Setting
-from foveate.eval.store import Store
+from foveate.eval.store import open_answers
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.v2drop import V2Drop
 from tests import models
@@ -62,10 +62,12 @@ def test_answers_are_those_of_the_model_itself(llava, requests):
 
 def test_what_is_kept_is_not_asked_again(llava, requests, tmp_path, monkeypatch):
     conduct = Conduct(batch_size=2)
-    first = Answerer(llava, Choice(), conduct, Store(tmp_path, conduct.conditions(llava)))(requests)
+    with open_answers(conduct.conditions(llava), tmp_path) as store:
+        first = Answerer(llava, Choice(), conduct, store)(requests)
     monkeypatch.setattr(VLM, "answer_batch", None)
-    again = Answerer(llava, Choice(), conduct, Store(tmp_path, conduct.conditions(llava)))
-    assert again(requests) == first
+    with open_answers(conduct.conditions(llava), tmp_path) as store:
+        again = Answerer(llava, Choice(), conduct, store)
+        assert again(requests) == first
     assert len(again.records) == len(requests)
 
 
@@ -81,23 +83,28 @@ def test_a_run_that_dies_loses_no_finished_batch(llava, requests, tmp_path, monk
         return real(vlm, prompts, method, **settings)
 
     monkeypatch.setattr(VLM, "answer_batch", dying)
-    store = Store(tmp_path, conduct.conditions(llava))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), open_answers(conduct.conditions(llava), tmp_path) as store:
         Answerer(llava, Choice(), conduct, store)(requests)
-    with store.path.open("ab") as file:
+    with (store.path / "part-00000.jsonl").open("ab") as file:
         file.write(b'{"method": "full", "quest')
     monkeypatch.setattr(VLM, "answer_batch", real)
-    fresh = Store(tmp_path, conduct.conditions(llava))
-    assert len(fresh) == sum(asked) == 4
     added = []
-    whole = Answerer(llava, Choice(), conduct, fresh, added.append)
-    assert whole(requests) == Answerer(llava)(requests)
+    with open_answers(conduct.conditions(llava), tmp_path) as fresh:
+        assert len(fresh) == sum(asked) == 4
+        whole = Answerer(llava, Choice(), conduct, fresh, added.append)
+        assert whole(requests) == Answerer(llava)(requests)
     assert sum(added) == len(requests)
-    assert len(Store(tmp_path, conduct.conditions(llava))) == len(requests)
+    with open_answers(conduct.conditions(llava), tmp_path) as again:
+        assert len(again) == len(requests)
 
 
-def test_divergence_is_measured_where_the_full_models_answers_are_known(llava, requests, tmp_path):
-    store = Store(tmp_path, Conduct().conditions(llava))
+@pytest.fixture
+def store(tmp_path):
+    with open_answers({}, tmp_path) as store:
+        yield store
+
+
+def test_divergence_is_measured_where_the_full_models_answers_are_known(llava, requests, store):
     choice = Choice.of(V2Drop.for_budget(llava.model, retention=0.2))
     before = Answerer(llava, choice, store=store)
     before(requests[:1])
@@ -113,7 +120,10 @@ def test_divergence_is_measured_where_the_full_models_answers_are_known(llava, r
 
 def test_other_conditions_have_a_store_of_their_own(llava, tmp_path):
     conducts = Conduct(), Conduct(protocol="llava"), Conduct(most_frames=8)
-    assert len({Store(tmp_path, one.conditions(llava)).path for one in conducts}) == 3
+    for one in conducts:
+        with open_answers(one.conditions(llava), tmp_path):
+            pass
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_an_answer_ends_before_what_the_task_says(llava, requests):

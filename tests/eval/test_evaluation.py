@@ -21,7 +21,7 @@ class Heard(Listener):
         self.notes.append(text)
 
     @contextmanager
-    def stage(self, doing, total):
+    def stage(self, doing, total, done=0):
         added = []
         yield added.append
         self.stages.append((doing, total, sum(added)))
@@ -40,7 +40,7 @@ def test_an_evaluation_is_a_function_that_prints_nothing_and_tells_a_listener(vl
     assert first.notes == []
     again = evaluate(vlm, ["colour"], plan, count=2, max_new_tokens=8, listener=second)
     assert second.stages[-1] == ("Answering", 0, 0)
-    assert second.notes == [f"4 of 4 answers are known already, from {next(tmp_path.glob('*.jsonl'))}"]
+    assert second.notes == [f"4 of 4 answers are known already, from {next(tmp_path.iterdir())}"]
     assert again.to_dict() == summary.to_dict()
     assert capfd.readouterr() == ("", "")
     (ours,) = summary.outcomes

@@ -1,10 +1,12 @@
+from contextlib import ExitStack
+
 import pytest
 
 import foveate as fv
 from foveate.ask.loading import load
 from foveate.eval.embedded.pictures import questions
 from foveate.eval.embedded.run import outstanding, prompts_of, run
-from foveate.eval.store import Store, key_of
+from foveate.eval.store import key_of, open_answers
 
 TASKS = ("colour", "read text")
 
@@ -24,27 +26,39 @@ def asked():
     return questions(TASKS, 6, seeds=(9,))
 
 
+@pytest.fixture
+def kept(tmp_path):
+    """Opens stores of answers by name, also one that is open."""
+    with ExitStack() as stack:
+
+        def opened(name):
+            is_new = not (tmp_path / name).exists()
+            return stack.enter_context(open_answers({}, tmp_path / name, alone=is_new))
+
+        yield lambda *names: [opened(name) for name in names]
+
+
 def ask(loaded, asked, methods, store, **more):
     run(loaded, outstanding(asked, methods, store), store, max_new_tokens=16, **more)
 
 
-def test_every_question_is_answered_under_every_method(loaded, asked, methods, tmp_path):
-    store, done = Store(tmp_path, {}), []
+def test_every_question_is_answered_under_every_method(loaded, asked, methods, kept):
+    (store,), done = kept("answers"), []
     ask(loaded, asked, methods, store, advance=done.append)
     assert sum(done) == len(store) == 3 * len(asked)
     right = sum(store.get("full", one.key)["answer"] == one.question.answer for one in asked)
     assert right >= len(asked) - 1
     for one in asked:
-        kept = store.get(key_of(methods[0]), one.key)
-        assert kept["spent"] == pytest.approx(64, abs=1)
-        assert kept["vision_tokens"] == prompts_of(loaded, [one])[0].vision_tokens == 576
-        assert kept["flops"] < store.get("full", one.key)["flops"]
-        assert kept["kl"] >= 0
-    assert outstanding(asked, methods, Store(tmp_path, {})) == []
+        row = store.get(key_of(methods[0]), one.key)
+        assert row["spent"] == pytest.approx(64, abs=1)
+        assert row["vision_tokens"] == prompts_of(loaded, [one])[0].vision_tokens == 576
+        assert row["flops"] < store.get("full", one.key)["flops"]
+        assert row["kl"] >= 0
+    assert outstanding(asked, methods, *kept("answers")) == []
 
 
-def test_a_run_that_is_stopped_goes_on_and_says_the_same(loaded, asked, methods, tmp_path):
-    whole, broken = Store(tmp_path / "whole", {}), Store(tmp_path / "broken", {})
+def test_a_run_that_is_stopped_goes_on_and_says_the_same(loaded, asked, methods, kept):
+    whole, broken = kept("whole", "broken")
     ask(loaded, asked, methods, whole)
 
     def stop(_):
@@ -52,7 +66,7 @@ def test_a_run_that_is_stopped_goes_on_and_says_the_same(loaded, asked, methods,
 
     with pytest.raises(KeyboardInterrupt):
         ask(loaded, asked, methods, broken, advance=stop)
-    again = Store(tmp_path / "broken", {})
+    (again,) = kept("broken")
     assert 0 < len(again) < len(whole)
     ask(loaded, asked, methods, again)
     for method in (None, *methods):
@@ -60,8 +74,8 @@ def test_a_run_that_is_stopped_goes_on_and_says_the_same(loaded, asked, methods,
             assert again.get(key_of(method), one.key) == whole.get(key_of(method), one.key)
 
 
-def test_a_method_that_is_added_later_is_held_against_the_answers_that_are_there(loaded, asked, methods, tmp_path):
-    at_once, later = Store(tmp_path / "once", {}), Store(tmp_path / "later", {})
+def test_a_method_that_is_added_later_is_held_against_the_answers_that_are_there(loaded, asked, methods, kept):
+    at_once, later = kept("once", "later")
     ask(loaded, asked, methods, at_once)
     ask(loaded, asked, [], later)
     (todo, *_) = outstanding(asked, methods, later)
@@ -72,8 +86,8 @@ def test_a_method_that_is_added_later_is_held_against_the_answers_that_are_there
         assert kl == pytest.approx(at_once.get(key_of(methods[0]), one.key)["kl"], abs=1e-4)
 
 
-def test_several_processes_say_what_one_says(loaded, asked, methods, tmp_path):
-    one, two = Store(tmp_path / "one", {}), Store(tmp_path / "two", {})
+def test_several_processes_say_what_one_says(loaded, asked, methods, kept):
+    one, two = kept("one", "two")
     ask(loaded, asked, methods[:1], one)
     run(loaded, outstanding(asked, methods[:1], two), two, max_new_tokens=16, jobs=2)
     assert len(one) == len(two)

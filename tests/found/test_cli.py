@@ -71,7 +71,6 @@ def test_the_command_line_says(run, said):
     assert re.search(pattern, f"{code} {out}{err}", re.DOTALL)
 
 
-@line("4.31", "tune --samples refuses batch's JSON lines")
 def test_tune_takes_the_lines_that_batch_takes(run, tmp_path):
     (path := tmp_path / "in.jsonl").write_text('{"id": "a", "image": "none.png", "question": "What?"}')
     assert "none.png cannot be read" in run("tune", "--samples", path, "--budget", 20)[2]

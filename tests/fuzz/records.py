@@ -12,7 +12,7 @@ from foveate.cli.checks import check_methods
 from foveate.cli.tune import Tune
 from foveate.contract.catalogue import methods
 from foveate.contract.naming import parse
-from foveate.eval.store import Store
+from foveate.eval.store import open_answers
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.v2drop import V2Drop
 from foveate.tune import Record
@@ -40,11 +40,12 @@ SAMPLES = "".join(json.dumps({"image": f"{at}.png", "prompt": "What is this?"}) 
 def stored() -> tuple[str, bytes]:
     """A store's file: its name, and its bytes."""
     folder = Path(tempfile.mkdtemp())
-    store = Store(folder, {})
-    store.add(ROWS)
-    data = store.path.read_bytes()
+    with open_answers({}, folder) as answers:
+        answers.add(ROWS)
+    (path,) = folder.glob("*/part-*.jsonl")
+    data = path.read_bytes()
     shutil.rmtree(folder)
-    return store.path.name, data
+    return str(path.relative_to(folder)), data
 
 
 @cache
@@ -96,18 +97,21 @@ def _method(rng: Random, folder: Path) -> Case:
 def _store(rng: Random, folder: Path) -> Case:
     """A store gives a row as it was written, or not at all."""
     name, data = stored()
+    with open_answers({}, folder):
+        pass
     (folder / name).write_bytes(damaged(rng, data, (data,)))
 
     def load() -> None:
-        store = Store(folder, {})
-        known = [row for row in ROWS if store.get(row["method"], row["question"]) is not None]
-        if any(store.get(row["method"], row["question"]) != row for row in known):
-            raise Wrong("a damaged row has other values")
-        if len(known) != len(store):
-            raise Wrong("a row that nobody wrote")
-        store.add(ROWS)
-        if [Store(folder, {}).get(row["method"], row["question"]) for row in ROWS] != list(ROWS):
-            raise Wrong("rows that were added are not there")
+        with open_answers({}, folder) as answers:
+            known = [row for row in ROWS if answers.get(row["method"], row["question"]) is not None]
+            if any(answers.get(row["method"], row["question"]) != row for row in known):
+                raise Wrong("a damaged row has other values")
+            if len(known) != len(answers):
+                raise Wrong("a row that nobody wrote")
+            answers.add(ROWS)
+        with open_answers({}, folder) as answers:
+            if [answers.get(row["method"], row["question"]) for row in ROWS] != list(ROWS):
+                raise Wrong("rows that were added are not there")
 
     return Case(f"a store of answers, {name}", load)
 

@@ -14,7 +14,7 @@ from foveate.errors import InputError, SettingError, UnsupportedError
 from foveate.eval.lmms.answerer import Answerer, Conduct
 from foveate.eval.lmms.harness import Options, run
 from foveate.eval.lmms.setting import Setting
-from foveate.eval.store import Store
+from foveate.eval.store import open_answers
 from foveate.integrations.lmms_eval import manifest
 from tests.integrations.conftest import QUESTIONS
 
@@ -31,9 +31,9 @@ def loaded():
 def found(loaded, tasks, tmp_path_factory):
     """What `harness.run` says, one question at a time: of the full model, and of the setting."""
     options = Options(include=(tasks,))
-    store = Store(tmp_path_factory.mktemp("store"), options.conduct.conditions(loaded))
-    full = run(loaded, NAMES, options=options, store=store)
-    return full, run(loaded, NAMES, SETTING.choice(loaded.model.config), options=options, store=store)
+    with open_answers(options.conduct.conditions(loaded), tmp_path_factory.mktemp("store")) as store:
+        full = run(loaded, NAMES, options=options, store=store)
+        return full, run(loaded, NAMES, SETTING.choice(loaded.model.config), options=options, store=store)
 
 
 def command_line(tasks, out, environment, log):
@@ -107,10 +107,10 @@ sys.stdin.read()
 def test_a_log_that_another_run_uses_is_refused(loaded, tmp_path, monkeypatch, capsys):
     from foveate.eval.lmms import backend
 
-    monkeypatch.setattr("foveate.eval.lock.PATIENCE", 0.3)
+    monkeypatch.setattr("foveate.runs.store.PATIENCE", 0.3)
     monkeypatch.setattr(backend, "load", lambda *_, **__: loaded)
     backend.Foveate(log=str(tmp_path)).clean()
-    (lock,) = tmp_path.glob("*.lock")
+    (lock,) = tmp_path.glob("*/.lock")
     words = [sys.executable, "-c", HOLD, str(lock)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
@@ -120,8 +120,7 @@ def test_a_log_that_another_run_uses_is_refused(loaded, tmp_path, monkeypatch, c
     assert ended.value.code == 1
     waits, refuses = capsys.readouterr().err.splitlines()
     assert "waiting up to 0.3 s" in waits
-    assert refuses.startswith(f"foveate: {lock.with_suffix('.jsonl')} is in use by another run")
-    assert "log=" in refuses
+    assert refuses.startswith(f"foveate: {lock.parent} is in use by another run")
     backend.Foveate(log=str(tmp_path)).clean()
 
 
@@ -132,8 +131,7 @@ def test_two_processes_in_batches_say_what_run_says_one_by_one(found, tasks, off
         assert answers[name] == dict(zip(task.documents, (row["answer"] for row in task.records), strict=True))
         for metric in task.metrics.values():
             assert figures[name][f"{metric.name},none"] == pytest.approx(metric.value)
-    (file,) = log.glob("*.jsonl")
-    rows = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+    rows = [json.loads(line) for file in log.glob("*/part-*.jsonl") for line in file.read_text().splitlines()]
     assert len(rows) == len(NAMES) * QUESTIONS
     assert {round(row["spent"]) for row in rows} == {192}
     assert {round(row["retention"], 3) for row in rows} == {0.333}
@@ -157,10 +155,10 @@ def test_every_sample_is_told_apart_and_paired_with_the_full_model(found):
 
 def test_a_second_run_asks_nothing(found, loaded, tasks, tmp_path, monkeypatch):
     options = Options(conduct=Conduct(batch_size=2), include=(tasks,), limit=4)
-    store = Store(tmp_path, options.conduct.conditions(loaded))
-    first = run(loaded, ["foveate_textvqa"], options=options, store=store)
-    monkeypatch.setattr(VLM, "answer_batch", None)
-    assert run(loaded, ["foveate_textvqa"], options=options, store=store).to_dict() == first.to_dict()
+    with open_answers(options.conduct.conditions(loaded), tmp_path) as store:
+        first = run(loaded, ["foveate_textvqa"], options=options, store=store)
+        monkeypatch.setattr(VLM, "answer_batch", None)
+        assert run(loaded, ["foveate_textvqa"], options=options, store=store).to_dict() == first.to_dict()
     assert first.tasks["foveate_textvqa"].documents == (0, 1, 2, 3)
     whole = [row["answer"] for row in found[0].tasks["foveate_textvqa"].records]
     assert [row["answer"] for row in first.tasks["foveate_textvqa"].records] == whole[:4]

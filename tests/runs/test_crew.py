@@ -25,7 +25,7 @@ def process(monkeypatch):
 
 
 def test_a_model_that_cannot_be_loaded_is_said_by_the_first_call(process, asking, tmp_path):
-    crew._begin(replace(asking, model=str(tmp_path)), 0, 2, None)
+    crew._begin(replace(asking, model=str(tmp_path)).begin, 0, 2, None)
     for item in (None, []):
         with pytest.raises(fv.InputError, match="cannot be loaded"):
             crew._ask(item)
@@ -35,7 +35,7 @@ def test_a_process_that_dies_costs_the_row_that_it_dies_of(answer, questions, as
     path = questions(7)
     answer(path, out="whole")
     asking = deadly(asking)
-    summary = run(Job(input=path, out=tmp_path / "out", asking=asking), Pool(asking, 1))
+    summary = run(Job(input=path, out=tmp_path / "out", asking=asking), Pool(asking.begin, 1))
     assert (summary.answered, summary.bad, summary.left) == (6, 1, 0)
     assert rows_in(tmp_path / "out") == rows_in(tmp_path / "whole")
     assert "died, alone too" in bad_in(tmp_path / "out")[6]["reason"]
@@ -50,7 +50,7 @@ def test_processes_that_die_one_after_the_other_are_one_line(asking, monkeypatch
     monkeypatch.setattr(Pool, "_ask", dead)
     monkeypatch.setattr(crew, "DEATHS", 2)
     match = r"Processes die whatever .*fewer --workers: what was answered is kept"
-    with Pool(asking, 2) as pool:
+    with Pool(asking.begin, 2) as pool:
         with pytest.raises(fv.InputError, match=match):
             pool.about()
         with pytest.raises(fv.InputError, match=match):
@@ -60,8 +60,8 @@ def test_processes_that_die_one_after_the_other_are_one_line(asking, monkeypatch
 def test_many_more_processes_than_cores_are_refused(asking, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     with pytest.raises(fv.SettingError, match="1,000 models at a time are too many for this machine: take 16 at most"):
-        Pool(asking, 1000)
-    Pool(asking, 16)
+        Pool(asking.begin, 1000)
+    Pool(asking.begin, 16)
 
 
 def test_each_process_takes_the_next_device_unless_one_was_named(monkeypatch):

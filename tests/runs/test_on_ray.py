@@ -76,7 +76,7 @@ def stop_on_ray(*arguments):
 
     job = job_of(*arguments)
     ray.init("local", include_dashboard=False, log_to_driver=False, logging_level="CRITICAL")
-    stopped = run(job, Actors(job.asking, 2), Stopping(2))
+    stopped = run(job, Actors(job.asking.begin, 2), Stopping(2))
     assert 0 < stopped.asked < ROWS
     assert stopped.left
     assert ray.is_initialized()
@@ -85,7 +85,7 @@ def stop_on_ray(*arguments):
 def die_on_ray(*arguments):
     """Go to the end where some files are deadly."""
     job = job_of(*arguments)
-    assert run(job, Actors(deadly(job.asking), 2, "local")).left == 0
+    assert run(job, Actors(deadly(job.asking).begin, 2, "local")).left == 0
 
 
 def test_without_ray_the_command_says_what_to_install(monkeypatch):

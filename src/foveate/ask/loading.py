@@ -1,6 +1,7 @@
 """Models from the hub, a local folder, or this package: safetensors only, never remote code."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,16 @@ from foveate.ask.vlm import VLM
 from foveate.errors import InputError, UnsupportedError
 from foveate.registry import families, no_family
 
-__all__ = ["EMBEDDED", "device_of", "is_folder", "load", "random_model"]
+__all__ = ["EMBEDDED", "device_of", "is_folder", "load", "random_model", "reloading"]
 
 EMBEDDED = embedded.NAME
 """The name of the model that ships with foveate."""
+
+
+def reloading(vlm: VLM) -> Callable[[], VLM]:
+    """How another process loads the same model in the same way."""
+    setup = vlm.to_dict()
+    return partial(load, vlm.name, **{name: setup[name] for name in ("device", "dtype", "attention")})
 
 
 def load(

@@ -33,7 +33,7 @@ from foveate.runs.crew import device_at
 from foveate.runs.samples import Bad, Sample
 from foveate.video import Clip
 
-__all__ = ["Answerer", "Asking", "Row", "bad_row", "never"]
+__all__ = ["Answerer", "Asking", "Row", "bad_row", "beside"]
 
 DIGITS = 6
 
@@ -48,11 +48,6 @@ USUAL = 576
 
 Media = list[Picture | Clip]
 Row = dict[str, Any]
-
-
-def never() -> bool:
-    """Go on."""
-    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +152,7 @@ class Answerer:
         values["device"] = self.vlm.model.device.type  # models on two devices of a kind answer alike
         return values
 
-    def work(self, item: Sequence[Sample | Bad], stopped: Callable[[], bool] = never) -> Iterator[list[Row]]:
+    def __call__(self, item: Sequence[Sample | Bad], stopped: Callable[[], bool]) -> Iterator[list[Row]]:
         """A row for every sample, as they come, in any order: with an answer, or with a reason.
 
         Args:

@@ -154,7 +154,7 @@ def run(job: Job, crew: Crew | None = None, listener: Listener | None = None) ->
             pass
         summary = Summary(input=str(job.input), out=str(job.out), rows=rows)
         if len(store.done) < rows:
-            with crew or Here(job.asking) as models:
+            with crew or Here(job.asking.begin) as models:
                 store.require("model", models.about(), "another model or other versions")
                 begun = time.monotonic()
                 try:

@@ -194,11 +194,11 @@ class Batch:
         if self.ray is not None:
             from foveate.runs.on_ray import Actors
 
-            return Actors(asking, self.workers, self.ray)
+            return Actors(asking.begin, self.workers, self.ray)
         if self.workers is not None:
             from foveate.runs.crew import Pool
 
-            return Pool(asking, self.workers)
+            return Pool(asking.begin, self.workers)
         return None
 
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from foveate._files import check_readable
-from foveate._upstream import shown
 from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import BudgetOptions, Flag, Images, ModelOptions, OutputOptions, Settings
 from foveate.cli.outputs import check_targets
 from foveate.cli.usage import UsageError
 from foveate.errors import InputError
+from foveate.runs.samples import Bad, samples_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,8 +53,8 @@ class Tune:
     prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
     """the question"""
     samples: Annotated[Path | None, tyro.conf.arg(metavar="FILE|FOLDER", help_behavior_hint="")] = None
-    """instead of pictures: one JSON object per line, {"image": file, "prompt": text};
-    paths are relative to this file; of a folder, its samples.jsonl"""
+    """instead of pictures: a file of samples, as foveate batch takes it (JSON lines, CSV, Parquet), such as
+    {"image": file, "prompt": text} a line; paths are relative to this file; of a folder, its samples.jsonl"""
     budget: Annotated[float | None, tyro.conf.arg(metavar="TOKENS", help_behavior_hint="")] = None
     """mean vision tokens per decoder layer, over the samples"""
     retention: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="")] = None
@@ -235,20 +235,16 @@ class Tune:
                     f"There is no {file}. Write one, with a picture and a question a line; or ask the same question "
                     f'about each picture of the folder: foveate tune {self.samples} --prompt "…".'
                 )
-        check_readable(file)
-        try:
-            lines = file.read_text(encoding="utf-8-sig").split("\n")
-        except OSError as error:
-            raise InputError(f"{file} cannot be read: {error.strerror}. Check the path.") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file} is no text: {error.reason}. Write a JSON object a line.") from error
         asked = []
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                image, prompt = _sample(line, f"{file}, line {number}")
-                asked.append((file.parent / image, prompt))
+        for sample in samples_in(file).settled().read(carried=False):
+            place = f"{file}, row {sample.number} (from 0)"
+            if isinstance(sample, Bad):
+                raise InputError(f"{place}: {sample.reason}")
+            if len(sample.media) != 1:
+                raise InputError(f"{place} has {len(sample.media)} pictures; tune takes one.")
+            asked.append((Path(sample.media[0]), sample.question))
         if not asked:
-            raise InputError(f"{file} has no sample in it.")
+            raise InputError(f"{file} has no row in it.")
         return asked
 
 
@@ -264,25 +260,3 @@ def _pictures(given: Path) -> list[Path]:
     if not paths:
         raise InputError(f"{given} has no picture in it ({', '.join(ENDINGS)}).")
     return paths
-
-
-def _sample(line: str, place: str) -> tuple[str, str]:
-    """A line of --samples: the name of a picture, and the question.
-
-    Raises:
-        InputError: If it is no such line.
-    """
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place} is not valid JSON: {shown(str(error), 80)}. Write a JSON object a line.") from error
-    if not isinstance(row, dict) or not _is_text(row.get("image")) or not _is_text(row.get("prompt")):
-        raise InputError(f'{place} must be {{"image": file, "prompt": text}}; got {shown(line, 80)}.')
-    return row["image"], row["prompt"]
-
-
-def _is_text(value: object) -> bool:
-    """Whether a value is a text that names a file or asks something; "\\ud800" in JSON gives half a letter."""
-    if not isinstance(value, str) or not value or "\0" in value:
-        return False
-    return not any("\ud800" <= letter <= "\udfff" for letter in value)

@@ -9,7 +9,7 @@ from typing import Any
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 from foveate.eval.cells import BASELINES, contenders_of
-from foveate.eval.store import Store, open_store
+from foveate.eval.store import Answers, open_answers
 
 __all__ = ["METHODS", "SHARES", "Plan"]
 
@@ -81,6 +81,6 @@ class Plan:
 
     def store(
         self, conditions: Mapping[str, Any], note: Callable[[str], object] = str
-    ) -> AbstractContextManager[Store]:
-        """Where answers under these conditions are kept; see `foveate.eval.store.open_store`."""
-        return open_store(conditions, self.cache, fresh=self.fresh, note=note)
+    ) -> AbstractContextManager[Answers]:
+        """Where answers under these conditions are kept; see `foveate.eval.store.open_answers`."""
+        return open_answers(conditions, self.cache, fresh=self.fresh, note=note)

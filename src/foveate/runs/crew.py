@@ -18,7 +18,7 @@ import torch
 
 from foveate.errors import InputError, SettingError
 
-__all__ = ["Crew", "Here", "InHand", "Pool", "Task", "Together", "Worker", "device_at"]
+__all__ = ["Crew", "Here", "InHand", "Pool", "Task", "Together", "Worker", "device_at", "rows_of"]
 
 LOOK = 0.2
 """Seconds after which a process that waits looks whether it shall stop."""
@@ -26,29 +26,15 @@ DEATHS = 20
 """Processes that may die one after the other without a result. More are no fault of what they are asked."""
 
 Stopped = Callable[[], bool]
-Done = tuple[Any, list[dict[str, Any]] | None]
+Done = tuple[Any, list[Any] | None]
 """An item with rows that it gave, or None where the process died at it."""
 
 
-class Worker(Protocol):
-    """A process's own: a model, say, that answers."""
-
-    def about(self) -> dict[str, Any]:
-        """What rows depend on besides the items, as plain values."""
-
-    def work(self, item: Any, stopped: Stopped) -> Iterator[list[dict[str, Any]]]:
-        """The rows of an item as they come; after `stopped` says yes, of what is in hand alone."""
-
-
-class Task(Protocol):
-    """What a crew does; it can be pickled, and begins in every process by itself."""
-
-    def begin(self, place: int, count: int) -> Worker:
-        """Load what is needed, in process `place` of `count`.
-
-        Raises:
-            FoveateError: If that fails.
-        """
+Worker = Callable[[Any, Stopped], Iterator[list[Any]]]
+"""A process's own, such as a model: the rows of an item as they come; after the second says yes, of what is in hand.
+What rows depend on besides the items may be its `about()`, plain values."""
+Task = Callable[[int, int], Worker]
+"""What a crew does, can be pickled: loads what process `place` of `count` needs, and gives its worker."""
 
 
 class Crew(Protocol):
@@ -76,18 +62,19 @@ class Here:
         self._worker = worker
 
     def __enter__(self) -> Self:
-        self._begun = self._worker or self._task.begin(0, 1)
+        self._begun: Any = self._worker or self._task(0, 1)
         return self
 
     def __exit__(self, *_: object) -> None:
         del self._begun
 
     def about(self) -> dict[str, Any]:
-        return self._begun.about()
+        about: dict[str, Any] = self._begun.about()
+        return about
 
     def work(self, items: Iterable[Any], stopped: Stopped) -> Iterator[Done]:
         for item in items:
-            for rows in self._begun.work(item, stopped):
+            for rows in self._begun(item, stopped):
                 yield item, rows
             if stopped():
                 return
@@ -226,7 +213,7 @@ def _begin(task: Task, place: int, count: int, stopped: Any) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // count))
     _process["stopped"] = stopped
     try:
-        _process["worker"] = task.begin(place, count)
+        _process["worker"] = task(place, count)
     except Exception as error:  # raised here, it would only break the pool
         _process["error"] = error
 
@@ -234,13 +221,12 @@ def _begin(task: Task, place: int, count: int, stopped: Any) -> None:
 def _ask(item: Any) -> Any:
     if "error" in _process:
         raise _process["error"]
-    worker: Worker = _process["worker"]
-    return worker.about() if item is None else rows_of(worker, item, _process["stopped"].is_set)
+    return rows_of(_process["worker"], item, _process["stopped"].is_set)
 
 
-def rows_of(worker: Worker, item: Any, stopped: Stopped = lambda: False) -> list[dict[str, Any]]:
-    """All rows of an item at once."""
-    return [row for rows in worker.work(item, stopped) for row in rows]
+def rows_of(worker: Any, item: Any, stopped: Stopped = lambda: False) -> Any:
+    """All rows of an item at once; where it is None, the worker's `about`."""
+    return worker.about() if item is None else [row for rows in worker(item, stopped) for row in rows]
 
 
 def _end_with_parent() -> None:

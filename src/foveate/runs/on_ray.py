@@ -77,14 +77,14 @@ class _Actor:
     def __init__(self, task: Task, count: int) -> None:
         self._error: Exception | None = None
         try:
-            self._worker = task.begin(0, count)
+            self._worker = task(0, count)
         except Exception as error:
             self._error = error
 
     def ask(self, item: Any) -> Any:
         if self._error is not None:
             raise self._error
-        return self._worker.about() if item is None else rows_of(self._worker, item)
+        return rows_of(self._worker, item)
 
 
 def require_ray() -> Any:

@@ -8,12 +8,15 @@
 A run that is killed leaves whole lines, and perhaps half of one, which the next run takes out.
 """
 
+import errno
+import hashlib
 import json
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +37,11 @@ PATIENCE = 5.0
 """Seconds to wait for another run in the same folder."""
 SYNC = 5.0
 """Seconds after which lines are forced to the disk. A kill loses none; a power cut, the last seconds'."""
+
+CHECKSUM = "sha256"
+DIGITS = 16
+"""Of a checksum: one damaged line in 10^19 passes."""
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 Row = Mapping[str, Any]
 ToParquet = Callable[[Sequence[Row]], Any]
@@ -79,21 +87,35 @@ class Store:
 
     Args:
         path: The folder.
-        key: The field that a row is known by.
+        keys: The fields that a row is known by.
         part_rows: Lines of a part.
         to_parquet: Makes a part that is full Parquet; None leaves JSON lines.
+        checked: Whether each line has a checksum, so that none can be damaged unseen.
+        alone: Whether nobody else writes, so that what is damaged can be taken out.
 
     Attributes:
         manifest: What the rows depend on; empty where there is none yet.
         done: The keys of all rows, bad ones too; see `read`.
         bad: How many rows are bad.
+        damaged: How many lines were damaged.
     """
 
-    def __init__(self, path: Path, key: str, part_rows: int, to_parquet: ToParquet | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        keys: Sequence[str],
+        part_rows: int,
+        to_parquet: ToParquet | None,
+        checked: bool,
+        alone: bool,
+    ) -> None:
         self.path = path
         self.done: Keys = set()
-        self.bad = 0
-        self._key = key
+        self.bad = self.damaged = 0
+        self._keys = tuple(keys)
+        self._key_of = itemgetter(*keys)
+        self._checked = checked
+        self._alone = alone
         self._part_rows = part_rows
         self._to_parquet = to_parquet
         self._files: dict[str, int] = {}
@@ -146,7 +168,8 @@ class Store:
         """
         self.done, self.bad = done, 0
         try:
-            self._clean()
+            if self._alone:
+                self._clean()
             for path in self.parts():
                 yield from self._known(path)
             for row in self._known(self.path / BAD):
@@ -163,8 +186,8 @@ class Store:
 
     def _known(self, path: Path) -> Iterator[dict[str, Any]]:
         """The rows of a file, whose keys are remembered."""
-        for row in _parquet_rows(path, self._key) if path.suffix == ".parquet" else self._whole_lines(path):
-            key = row[self._key]
+        for row in _parquet_rows(path, self._keys) if path.suffix == ".parquet" else self._whole_lines(path):
+            key = self._key_of(row)
             try:
                 if key in self.done:
                     raise LookupError(key)
@@ -178,16 +201,30 @@ class Store:
     def _whole_lines(self, path: Path) -> Iterator[dict[str, Any]]:
         if not path.exists():
             return
-        damaged = 0
+        before = self.damaged
         with path.open("rb") as file:
             for line in file:
-                row = _row_of(line, self._key)
+                row = self._row_of(line)
                 if row is None:
-                    damaged += 1
+                    self.damaged += 1
                 else:
                     yield row
-        if damaged:
-            _publish(path, lambda part: _copy_whole(path, part, self._key))
+        if self.damaged > before and self._alone:
+            _publish(path, lambda part: self._copy_whole(path, part))
+
+    def _row_of(self, line: bytes) -> dict[str, Any] | None:
+        """The row of a line; None where it is not whole, or not what was written."""
+        if line.endswith(b"\n"):
+            with suppress(ValueError, RecursionError, LookupError, TypeError):
+                row: dict[str, Any] = json.loads(line)
+                self._key_of(row)
+                if not self._checked or row.pop(CHECKSUM) == _checksum(row):
+                    return row
+        return None
+
+    def _copy_whole(self, old: Path, new: Path) -> None:
+        with old.open("rb") as lines, new.open("wb") as file:
+            file.writelines(line for line in lines if self._row_of(line) is not None)
 
     # -- writing ----------------------------------------------------------------------------------------------
 
@@ -248,9 +285,10 @@ class Store:
         with _told(path):
             if name not in self._files:
                 self._files[name] = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o666)
-            _write(self._files[name], b"".join(map(_line_of, rows)))
+            checked = ({**row, CHECKSUM: _checksum(row)} for row in rows) if self._checked else rows
+            _write(self._files[name], b"".join(map(_line_of, checked)))
         for row in rows:
-            self.done.add(row[self._key])
+            self.done.add(self._key_of(row))
 
     def _sync(self) -> None:
         self._synced = time.monotonic()
@@ -268,32 +306,36 @@ class Store:
 @contextmanager
 def open_store(
     path: Path,
-    key: str,
-    *,
+    *keys: str,
     part_rows: int = 1000,
     to_parquet: ToParquet | None = None,
+    checked: bool = False,
+    alone: bool = True,
     note: Callable[[str], object] = str,
 ) -> Iterator[Store]:
     """The store in a folder; while the context lasts, no other run uses it.
 
     Args:
-        path: The folder, created if it is missing.
-        key: The field that a row is known by.
-        part_rows: Lines of a part.
-        to_parquet: See `Store`.
+        path: The folder, created if it is missing. One that cannot be written to can still be read.
+        keys: The fields that a row is known by.
+        part_rows, to_parquet, checked: See `Store`.
+        alone: Off for a process of a run whose first process has it open: then nothing is locked.
         note: Hears that another run is waited for.
 
     Raises:
         InputError: If another run uses it, it cannot be used, or holds something else.
     """
+    lock = FileLock(path / LOCK)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / LOCK)
-        _acquire(lock, path, note)
+        if alone:
+            _acquire(lock, path, note)
     except OSError as error:
-        raise InputError(f"{named(path)} cannot be used: {error.strerror}. Name another folder.") from error
+        alone = False
+        if error.errno not in UNWRITABLE or not (path / MANIFEST).is_file() or os.access(path, os.W_OK):
+            raise InputError(f"{named(path)} cannot be used: {error.strerror}. Name another folder.") from error
     try:
-        store = Store(path, key, part_rows, to_parquet)
+        store = Store(path, keys, part_rows, to_parquet, checked, alone)
         try:
             yield store
         except BaseException:
@@ -369,31 +411,22 @@ def _count_lines(path: Path) -> int:
         return sum(1 for _ in file)
 
 
-def _row_of(line: bytes, key: str) -> dict[str, Any] | None:
-    """The row of a line; None where it is not whole, or none."""
-    if line.endswith(b"\n"):
-        with suppress(ValueError, RecursionError):
-            row = json.loads(line)
-            if isinstance(row, dict) and key in row:
-                return row
-    return None
-
-
 def _line_of(row: Row) -> bytes:
     """A line of JSON in UTF-8; what JSON does not know, such as a date, is a text."""
     # In the name of a file there may be bytes that are no UTF-8; the error handler writes them as JSON's own escapes.
     return (json.dumps(row, ensure_ascii=False, default=str) + "\n").encode(errors="backslashreplace")
 
 
-def _copy_whole(old: Path, new: Path, key: str) -> None:
-    with old.open("rb") as lines, new.open("wb") as file:
-        file.writelines(line for line in lines if _row_of(line, key) is not None)
+def _checksum(row: Row) -> str:
+    """The first digits of the SHA-256 of a row's JSON, its names sorted."""
+    text = json.dumps(row, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
-def _parquet_rows(path: Path, key: str) -> Iterator[dict[str, Any]]:
+def _parquet_rows(path: Path, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
     pyarrow = arrow()
     try:
-        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path, columns=[key]).to_pylist()
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path, columns=list(keys)).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{named(path)} is damaged: {first_line(error)} Remove it, and run again.") from error
     yield from rows

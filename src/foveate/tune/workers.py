@@ -3,22 +3,17 @@
 Tensors go from one to another as bytes: torch would keep a file open for each of them, and files are few.
 """
 
-import multiprocessing
 import pickle
-import signal
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
-
-from foveate.ask.loading import load
+from foveate.ask.loading import reloading
 from foveate.ask.vlm import VLM
 from foveate.contract import catalogue
 from foveate.contract.method import Method
 from foveate.errors import InputError, SettingError
+from foveate.runs.crew import Pool, Stopped, Worker
 from foveate.tune.forcing import Outcome, Target, answered, outcomes
 from foveate.tune.samples import About
 
@@ -40,21 +35,15 @@ class Crew:
     def __init__(self, model: Any, pictures: Sequence[About], jobs: int) -> None:
         if not isinstance(model, VLM):
             raise SettingError(f"jobs={jobs} needs a VLM (foveate.load): other processes load it by its name.")
-        setup = model.to_dict()
-        reload = partial(load, model.name, device=setup["device"], dtype=setup["dtype"], attention=setup["attention"])
-        by_key = pickle.dumps({about.key: about for about in pictures})
         self.jobs = jobs
         self._name = model.name
-        self._pool = ProcessPoolExecutor(
-            jobs,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_begin,
-            initargs=(reload, by_key),
-        )
+        by_key = pickle.dumps({about.key: about for about in pictures})
+        self._pool = Pool(partial(_begin, reloading(model), by_key), jobs)
+        self._pool.__enter__()
 
     def close(self) -> None:
         """End the processes."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.__exit__(None, None, None)
 
     def answers(self, pictures: Sequence[About], max_new_tokens: int) -> list[list[Target]]:
         """The full model's answers about each picture."""
@@ -72,33 +61,35 @@ class Crew:
         asked = [pickle.dumps({about.key: wanted[about.key] for about in batch}) for batch in batches]
         return self._map(partial(_outcomes, method.to_dict()), asked)
 
-    def _map(self, call: Callable[[Any], Any], given: Sequence[Any]) -> list[Any]:
-        try:
-            return list(self._pool.map(call, given))
-        except BrokenProcessPool as error:
-            raise InputError(
-                f"A process that tries settings died: for want of memory, or because it could not load {self._name} "
-                "by its name. Run again with one job: with the same state file, what was tried is kept."
-            ) from error
+    def _map(self, call: Callable[..., Any], given: Sequence[Any]) -> list[Any]:
+        results: dict[int, Any] = {}
+        items = ((place, call, one) for place, one in enumerate(given))
+        for (place, *_), made in self._pool.work(items, lambda: False):
+            if made is None:
+                raise InputError(
+                    f"A process that tries settings died, perhaps for want of memory for {self._name}. Run again with "
+                    "one job: with the same state file, what was tried is kept."
+                )
+            (results[place],) = made
+        return [results[place] for place in range(len(given))]
 
 
-_process: dict[str, Any] = {}
-"""The model and pictures of a process."""
+def _begin(reload: Callable[[], VLM], pictures: bytes, place: int, count: int) -> Worker:
+    """The task of a process; see `foveate.runs.crew.Task`."""
+    return partial(_work, reload().model, pickle.loads(pictures))
 
 
-def _begin(reload: Callable[[], VLM], pictures: bytes) -> None:
-    """In a new process: one thread, Ctrl-C is for the parent to handle, and the model."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    _process.update(model=reload().model, pictures=pickle.loads(pictures))
+def _work(model: Any, pictures: Mapping[str, About], item: Any, stopped: Stopped) -> Iterator[list[Any]]:
+    _, call, given = item
+    yield [call(model, pictures, given)]
 
 
-def _answers(max_new_tokens: int, key: str) -> bytes:
-    return pickle.dumps(answered(_process["model"], _process["pictures"][key], max_new_tokens))
+def _answers(max_new_tokens: int, model: Any, pictures: Mapping[str, About], key: str) -> bytes:
+    return pickle.dumps(answered(model, pictures[key], max_new_tokens))
 
 
-def _outcomes(values: Mapping[str, Any], asked: bytes) -> list[list[Outcome]]:
-    method = catalogue.from_dict(values)
+def _outcomes(
+    values: Mapping[str, Any], model: Any, pictures: Mapping[str, About], asked: bytes
+) -> list[list[Outcome]]:
     wanted: dict[str, list[Target]] = pickle.loads(asked)
-    pictures = [_process["pictures"][key] for key in wanted]
-    return outcomes(_process["model"], pictures, list(wanted.values()), method)
+    return outcomes(model, [pictures[key] for key in wanted], list(wanted.values()), catalogue.from_dict(values))

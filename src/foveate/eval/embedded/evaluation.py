@@ -14,7 +14,7 @@ from foveate.eval.embedded.pictures import PictureQuestion, check_tasks, questio
 from foveate.eval.embedded.run import outstanding, prompts_of, run
 from foveate.eval.pairing import Column, summarise, unmatched
 from foveate.eval.plan import Plan
-from foveate.eval.store import FULL, Store, key_of
+from foveate.eval.store import FULL, Answers, key_of
 from foveate.eval.summary import Summary
 from foveate.runs.listener import Listener
 
@@ -88,7 +88,7 @@ class _Asking:
 
     vlm: VLM
     questions: Sequence[PictureQuestion]
-    store: Store
+    store: Answers
     max_new_tokens: int
     jobs: int
     listener: Listener

@@ -1,28 +1,24 @@
 """Asking every question under every method, in this process or in several; nothing is asked that the store has."""
 
-import multiprocessing
 import os
-import signal
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any
 
-import torch
-
 from foveate import embedded
 from foveate.ask.generation import Generation
-from foveate.ask.loading import load
+from foveate.ask.loading import reloading
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.errors import InputError
 from foveate.eval.embedded.pictures import PictureQuestion
 from foveate.eval.first import First
-from foveate.eval.store import FULL, Store, key_of
+from foveate.eval.store import FULL, Answers, key_of
+from foveate.runs.crew import Here, Pool, Stopped, Worker
+from foveate.runs.going import run as go
 from foveate.runs.listener import Advance, unheard
 
 __all__ = ["Work", "outstanding", "prompts_of", "run"]
@@ -49,7 +45,7 @@ class Work:
         return sum(len(places) for _, places in self.methods)
 
 
-def outstanding(questions: Sequence[PictureQuestion], methods: Sequence[Method], store: Store) -> list[Work]:
+def outstanding(questions: Sequence[PictureQuestion], methods: Sequence[Method], store: Answers) -> list[Work]:
     """What of all that is to be asked the store does not have, a picture each."""
     work = []
     for _, group in groupby(questions, key=lambda question: question.picture):
@@ -59,7 +55,7 @@ def outstanding(questions: Sequence[PictureQuestion], methods: Sequence[Method],
     return work
 
 
-def _outstanding(questions: tuple[PictureQuestion, ...], methods: Sequence[Method], store: Store) -> Work:
+def _outstanding(questions: tuple[PictureQuestion, ...], methods: Sequence[Method], store: Answers) -> Work:
     todo: list[tuple[Method | None, tuple[int, ...]]] = []
     for method in (None, *methods):
         rows = [store.get(key_of(method), question.key) for question in questions]
@@ -77,7 +73,7 @@ def _outstanding(questions: tuple[PictureQuestion, ...], methods: Sequence[Metho
 def run(
     vlm: VLM,
     work: Sequence[Work],
-    store: Store,
+    store: Answers,
     *,
     max_new_tokens: int,
     jobs: int = 1,
@@ -97,33 +93,31 @@ def run(
     Raises:
         FoveateError: From loading or answering.
     """
+    task = partial(_begin, reloading(vlm), max_new_tokens)
     jobs = min(jobs or _default_jobs(vlm), len(work))
-    if jobs < 2:
-        for about_picture in work:
-            rows = _rows(vlm, about_picture, max_new_tokens)
-            store.add(rows)
-            advance(len(rows))
-        return
-    context = multiprocessing.get_context("spawn")
-    arguments = (_reload(vlm),)
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=arguments)
-    try:
-        futures = [pool.submit(_rows_in_process, about_picture, max_new_tokens) for about_picture in work]
-        for future in as_completed(futures):
-            rows = future.result()
-            store.add(rows)
-            advance(len(rows))
-    except BrokenProcessPool as error:
-        raise InputError(
-            "A process that answered questions died, perhaps for want of memory. Run again with --jobs 1: what was "
-            "answered is kept."
-        ) from error
-    except BaseException:
-        for child in multiprocessing.active_children():
-            child.terminate()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+
+    def take(rows: Sequence[Row]) -> None:
+        store.add(rows)
+        advance(len(rows))
+
+    with Pool(task, jobs) if jobs > 1 else Here(task, partial(_work, vlm, max_new_tokens)) as crew:
+        go(work, crew, take, alone=lambda about_picture: [about_picture], given_up=_refuse)
+
+
+def _begin(reload: Callable[[], VLM], max_new_tokens: int, place: int, count: int) -> Worker:
+    """The task of a process; see `foveate.runs.crew.Task`."""
+    return partial(_work, reload(), max_new_tokens)
+
+
+def _work(vlm: VLM, max_new_tokens: int, work: Work, stopped: Stopped) -> Iterator[list[Row]]:
+    yield _rows(vlm, work, max_new_tokens)
+
+
+def _refuse(work: Work) -> list[Row]:
+    raise InputError(
+        f"A process that answered about {work.questions[0].picture} died, and another one too, perhaps for want of "
+        "memory. Run again with --jobs 1: what was answered is kept."
+    )
 
 
 def prompts_of(vlm: VLM, questions: Sequence[PictureQuestion]) -> list[Prompt]:
@@ -139,27 +133,6 @@ def _default_jobs(vlm: VLM) -> int:
     if not hasattr(os, "sched_getaffinity"):
         return min(MOST_JOBS, os.cpu_count() or 1)
     return min(MOST_JOBS, len(os.sched_getaffinity(0)))
-
-
-def _reload(vlm: VLM) -> Callable[[], VLM]:
-    """How another process loads the same model in the same way."""
-    setup = vlm.to_dict()
-    return partial(load, vlm.name, device=setup["device"], dtype=setup["dtype"], attention=setup["attention"])
-
-
-_process: dict[str, VLM] = {}
-"""The model of a process that answers questions."""
-
-
-def _begin(reload: Callable[[], VLM]) -> None:
-    """In a new process: one thread, Ctrl-C is for the parent to handle, and the model."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    _process["model"] = reload()
-
-
-def _rows_in_process(work: Work, max_new_tokens: int) -> list[Row]:
-    return _rows(_process["model"], work, max_new_tokens)
 
 
 def _rows(vlm: VLM, work: Work, max_new_tokens: int) -> list[Row]:

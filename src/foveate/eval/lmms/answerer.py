@@ -17,7 +17,7 @@ from foveate.errors import SettingError, UnsupportedError
 from foveate.eval import provenance
 from foveate.eval.first import First
 from foveate.eval.lmms.setting import Choice
-from foveate.eval.store import FULL, Store
+from foveate.eval.store import FULL, Answers
 from foveate.runs.listener import Advance, unheard
 
 __all__ = ["Answerer", "Conduct", "Request"]
@@ -53,7 +53,7 @@ class Conduct:
                 raise SettingError(f"{name} is 1 or more; got {getattr(self, name)}.")
 
     def conditions(self, vlm: VLM) -> dict[str, Any]:
-        """All that an answer depends on but for question and method; see `Store`."""
+        """All that an answer depends on but for question and method; see `Answers`."""
         return provenance.conditions(vlm) | {"protocol": self.protocol, "most_frames": self.most_frames}
 
 
@@ -137,7 +137,7 @@ class Answerer:
     vlm: VLM
     choice: Choice = field(default_factory=Choice)
     conduct: Conduct = field(default_factory=Conduct)
-    store: Store | None = None
+    store: Answers | None = None
     advance: Advance = unheard
     records: dict[tuple[str, int], Mapping[str, Any]] = field(default_factory=dict)
 

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -23,7 +22,7 @@ from foveate.eval.lmms.answerer import Answerer, Conduct, Request
 from foveate.eval.lmms.arguments import values_of
 from foveate.eval.lmms.setting import Choice, Setting
 from foveate.eval.lmms.tracking import Label, spent_of, when_written
-from foveate.eval.store import Store, open_store
+from foveate.eval.store import Answers, open_answers
 
 __all__ = ["Answering", "Foveate"]
 
@@ -138,15 +137,15 @@ class Foveate(Answering):
         super().__init__(Answerer(vlm, choice, conduct, store))
         self.label = Label(model=pretrained, asked=choice.asked, protocol=protocol, most_frames=max_frames)
 
-    def _open(self, folder: str, conditions: Mapping[str, Any]) -> Store:
+    def _open(self, folder: str, conditions: Mapping[str, Any]) -> Answers:
         """The store, which no other run uses meanwhile: the first process locks it for all of this run's."""
         rank, processes = _place()
         if rank == 0:
-            store = self._held.enter_context(open_store(conditions, folder, note=_note))
+            store = self._held.enter_context(open_answers(conditions, folder, note=_note))
         if processes > 1:
             Accelerator().wait_for_everyone()
         if rank > 0:
-            store = Store(Path(folder).expanduser(), conditions)
+            store = self._held.enter_context(open_answers(conditions, folder, alone=False))
         return store
 
     @classmethod

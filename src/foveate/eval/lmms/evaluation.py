@@ -11,7 +11,7 @@ from foveate.eval.lmms.pairing import cells_of, run_cells, summarise_task
 from foveate.eval.lmms.scores import Scores
 from foveate.eval.lmms.setting import Choice, Setting
 from foveate.eval.plan import Plan
-from foveate.eval.store import Store
+from foveate.eval.store import Answers
 from foveate.eval.summary import Summary, sheets
 from foveate.runs.listener import Listener
 
@@ -134,7 +134,7 @@ class _Runs:
     vlm: VLM
     names: Sequence[str]
     options: Options
-    store: Store
+    store: Answers
     listener: Listener
     total: int
     number: int = 0

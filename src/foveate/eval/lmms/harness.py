@@ -20,7 +20,7 @@ from foveate.eval.lmms.scores import Scores
 from foveate.eval.lmms.setting import Choice
 from foveate.eval.lmms.task_names import check_folders, check_installed
 from foveate.eval.lmms.tracking import Label, write
-from foveate.eval.store import Store
+from foveate.eval.store import Answers
 from foveate.runs.listener import Advance, unheard
 
 __all__ = ["Options", "check_names", "harness_tasks", "run"]
@@ -73,7 +73,7 @@ def run(
     choice: Choice | Method | None = None,
     *,
     options: Options | None = None,
-    store: Store | None = None,
+    store: Answers | None = None,
     advance: Advance = unheard,
 ) -> Scores:
     """Run benchmarks under one setting.
@@ -86,7 +86,7 @@ def run(
         names: Ours or lmms-eval's.
         choice: What drops: a method for all samples, or a `Choice` that solves one for each; None is the full model.
         options: How they are run.
-        store: From `Store(folder, options.conduct.conditions(vlm))`; None keeps nothing on disk.
+        store: From `Answers(folder, options.conduct.conditions(vlm))`; None keeps nothing on disk.
         advance: Called with the number of answers that were added.
 
     Raises:
