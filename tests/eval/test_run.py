@@ -28,10 +28,17 @@ def ask(loaded, asked, methods, store, **more):
     run(loaded, outstanding(asked, methods, store), store, max_new_tokens=16, **more)
 
 
-def test_every_question_is_answered_under_every_method(loaded, asked, methods, tmp_path):
-    store, done = Store(tmp_path, {}), []
+@pytest.fixture(scope="module")
+def whole(loaded, asked, methods, tmp_path_factory):
+    """Everything, asked at once; and how much was told to be done."""
+    store, done = Store(tmp_path_factory.mktemp("whole"), {}), []
     ask(loaded, asked, methods, store, advance=done.append)
-    assert sum(done) == len(store) == 3 * len(asked)
+    return store, sum(done)
+
+
+def test_every_question_is_answered_under_every_method(loaded, asked, methods, whole):
+    store, done = whole
+    assert done == len(store) == 3 * len(asked)
     right = sum(store.get("full", one.key)["answer"] == one.question.answer for one in asked)
     assert right >= len(asked) - 1
     for one in asked:
@@ -40,12 +47,11 @@ def test_every_question_is_answered_under_every_method(loaded, asked, methods, t
         assert kept["vision_tokens"] == prompts_of(loaded, [one])[0].vision_tokens == 576
         assert kept["flops"] < store.get("full", one.key)["flops"]
         assert kept["kl"] >= 0
-    assert outstanding(asked, methods, Store(tmp_path, {})) == []
+    assert outstanding(asked, methods, Store(store.path.parent, {})) == []
 
 
-def test_a_run_that_is_stopped_goes_on_and_says_the_same(loaded, asked, methods, tmp_path):
-    whole, broken = Store(tmp_path / "whole", {}), Store(tmp_path / "broken", {})
-    ask(loaded, asked, methods, whole)
+def test_a_run_that_is_stopped_goes_on_and_says_the_same(loaded, asked, methods, whole, tmp_path):
+    (whole, _), broken = whole, Store(tmp_path / "broken", {})
 
     def stop(_):
         raise KeyboardInterrupt
@@ -60,9 +66,10 @@ def test_a_run_that_is_stopped_goes_on_and_says_the_same(loaded, asked, methods,
             assert again.get(key_of(method), one.key) == whole.get(key_of(method), one.key)
 
 
-def test_a_method_that_is_added_later_is_held_against_the_answers_that_are_there(loaded, asked, methods, tmp_path):
-    at_once, later = Store(tmp_path / "once", {}), Store(tmp_path / "later", {})
-    ask(loaded, asked, methods, at_once)
+def test_a_method_that_is_added_later_is_held_against_the_answers_that_are_there(
+    loaded, asked, methods, whole, tmp_path
+):
+    (at_once, _), later = whole, Store(tmp_path / "later", {})
     ask(loaded, asked, [], later)
     (todo, *_) = outstanding(asked, methods, later)
     assert [method.name for method, _ in todo.methods] == ["v2drop", "mustdrop"]
@@ -72,12 +79,11 @@ def test_a_method_that_is_added_later_is_held_against_the_answers_that_are_there
         assert kl == pytest.approx(at_once.get(key_of(methods[0]), one.key)["kl"], abs=1e-4)
 
 
-def test_several_processes_say_what_one_says(loaded, asked, methods, tmp_path):
-    one, two = Store(tmp_path / "one", {}), Store(tmp_path / "two", {})
-    ask(loaded, asked, methods[:1], one)
-    run(loaded, outstanding(asked, methods[:1], two), two, max_new_tokens=16, jobs=2)
+def test_several_processes_say_what_one_says(loaded, asked, methods, whole, tmp_path):
+    (one, _), two = whole, Store(tmp_path / "two", {})
+    run(loaded, outstanding(asked, methods, two), two, max_new_tokens=16, jobs=2)
     assert len(one) == len(two)
-    for method in (None, methods[0]):
+    for method in (None, *methods):
         for question in asked:
             answers = [store.get(key_of(method), question.key)["answer"] for store in (one, two)]
             assert answers[0] == answers[1]
