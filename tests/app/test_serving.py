@@ -88,8 +88,7 @@ def test_every_answer_forbids_other_addresses(served):
 
 
 def test_without_pyav_pictures_are_asked_about_and_ctrl_c_ends_it_while_an_answer_comes(folder, tmp_path, picture):
-    (own := tmp_path / "page").mkdir()
-    served = Served("--model", folder, "--max-new-tokens", 5000, folder=own, missing="av")
+    served = Served("--model", folder, "--max-new-tokens", 5000, folder=tmp_path, missing="av")
     assert len(served.files) == 1
     asking = [None, "What is this ?", [], 33]
     assert "Reading videos needs PyAV" in served.use("file", served.upload(film(tmp_path / "clip.mp4", 4)))

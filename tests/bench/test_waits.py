@@ -130,11 +130,6 @@ def test_a_step_on_even_lengths_runs_the_untouched_models_operators(found, promp
     assert dropped["made"] < whole["made"]
 
 
-def by_place(waits):
-    """How often a run waits at each place."""
-    return {place.removeprefix("foveate/").split(":")[0]: times for place, times in waits.items()}
-
-
 @pytest.mark.parametrize(("family", "name", "prompt"), RUNS)
 def test_a_place_waits_once_whatever_the_batch(waits, family, name, prompt):
     expected = {SAMPLES: 1}
@@ -142,7 +137,8 @@ def test_a_place_waits_once_whatever_the_batch(waits, family, name, prompt):
         expected[BY_PROMPT[family]] = 1
     if name in ("visiondrop", "mustdrop") and family in READ:
         expected[READ[family]] = 1
-    seen = by_place(waits[family, name, prompt])
+    places = own(waits[family, name, prompt])
+    seen = {place.removeprefix("foveate/").split(":")[0]: times for place, times in places.items()}
     if name == "mustdrop" and seen.get(WITH_COUNTS) == 1:  # where a picture's tokens are a grid
         expected[WITH_COUNTS] = 1
     assert seen == expected

@@ -39,7 +39,7 @@ def model_of(family):
 
 
 def waits(family, name, prompt):
-    """How often a run waits where, in foveate's own code."""
+    """What a run does."""
     words, turns = PROMPTS[prompt]
     with fv.drop(model_of(family), METHODS[name]):
         return _of(model_of(family), batch(family, words), turns)
@@ -59,4 +59,4 @@ def _of(model, inputs, turns):
         made = []
         seen = count(lambda given=given, passed=passed, made=made: made.append(model(**given, **passed)), (), far.Far())
         cache = made[0].past_key_values
-    return {place: times for place, times in seen.to_dict()["waits"].items() if place.startswith("foveate/")}
+    return seen.to_dict()
