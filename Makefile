@@ -167,7 +167,7 @@ test: setup
 # One torch thread a process: with several processes, more only get in each other's way. What the files of `rest` make
 # once (models, servers, long runs) is made in one process alone. PYTEST="--durations=50" shows what is slow.
 PYTEST ?=
-TOGETHER = $(if $(filter rest,$*),--dist loadfile)
+TOGETHER = $(if $(filter rest,$*),--dist loadfile --no-loadscope-reorder)
 $(TIERS:%=tier-%): tier-%: setup
 	@start=$$(date +%s); HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) $(TOGETHER) -m $* $(PYTEST); code=$$?; \
 	  echo "==> tier $* took $$(($$(date +%s) - start)) s"; exit $$code

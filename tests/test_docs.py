@@ -1,5 +1,6 @@
 """Every code block of README and docs runs, and every example, with a tiny random model in place of a large one."""
 
+import copy
 import os
 import re
 import runpy
@@ -58,8 +59,14 @@ def tiny(tmp_path_factory):
     return save_tiny_llava(tmp_path_factory.mktemp("tiny"), side=336)
 
 
+@pytest.fixture(scope="module")
+def loaded(tiny):
+    """The model and its processor, to be copied: pages may change theirs."""
+    return LlavaForConditionalGeneration.from_pretrained(tiny).eval(), LlavaProcessor.from_pretrained(tiny)
+
+
 @pytest.fixture
-def stand_in(tiny, tmp_path, monkeypatch):
+def stand_in(tiny, loaded, tmp_path, monkeypatch):
     """A fresh folder with pictures, a film and questions; each model is the tiny one and says two words; registrations
     are forgotten."""
     arguments = Generation.arguments
@@ -77,11 +84,11 @@ def stand_in(tiny, tmp_path, monkeypatch):
     Path("receipts/samples.jsonl").write_text("\n".join(asked))
     Path("questions.jsonl").write_text('{"id": 1, "image": "dog.jpg", "question": "What is it?"}\n')
     Path("questions.csv").write_text("file,text\ncat.jpg,What is it?\n")
-    model, processor = LlavaForConditionalGeneration.from_pretrained(tiny), LlavaProcessor.from_pretrained(tiny)
-    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", always(model.eval()))
+    model, processor = copy.deepcopy(loaded)
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", always(model))
     monkeypatch.setattr(AutoProcessor, "from_pretrained", lambda *_, **__: processor)
     monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: model.config)
-    monkeypatch.setattr(embedded, "load", lambda: (model.eval(), processor))
+    monkeypatch.setattr(embedded, "load", lambda: (model, processor))
     monkeypatch.setattr(embedded, "path", lambda: tiny)
     monkeypatch.setattr(embedded, "picture", lambda: tmp_path / "dog.jpg")
     monkeypatch.setattr(Generation, "arguments", lambda *given: {**arguments(*given), "max_new_tokens": 2})
@@ -115,6 +122,8 @@ def run_command_lines(page, capsys):
             arguments = ["embedded" if "/" in word and word.startswith("llava-hf") else word for word in words[1:]]
             quick = ["--max-new-tokens", "2"] if words[1] in ("generate", "compare", "eval", "batch") else []
             quick += ["--jobs", "1"] if words[1] == "eval" else []
+            timed = words[1] == "compare" or "--full" in words
+            quick += ["--pairs", "2"] if timed and "--pairs" not in words else []
             if "--minutes" in arguments:
                 arguments[arguments.index("--minutes") + 1] = "0.01"
             assert cli.main([*arguments, *quick]) == 0, capsys.readouterr().err

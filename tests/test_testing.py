@@ -55,7 +55,7 @@ def test_a_package_of_ones_own_is_found_and_tested(tmp_path):
     (tmp_path / "somebody-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: somebody\nVersion: 1.0\n")
     (tmp_path / "somebody-1.0.dist-info/entry_points.txt").write_text(ENTRY_POINT)
     (tmp_path / "test_longest.py").write_text(TESTS)
-    path = {"PYTHONPATH": ":".join((str(tmp_path), *sys.path))}
+    path = {"PYTHONPATH": ":".join((str(tmp_path), *sys.path)), "OMP_NUM_THREADS": "1"}
     run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "test_longest.py")]
     done = subprocess.run(run, capture_output=True, text=True, env=path, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stdout

@@ -34,7 +34,7 @@ def subject(picture):
     return opened(picture, Limits())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # an idle page takes 2 % of a core: it does not wait for other files
 def served(folder, tmp_path_factory):
     """The page of that model, whose answers have four tokens; at the end, SIGTERM ends it cleanly."""
     page = Served("--model", folder, "--max-new-tokens", 4, folder=tmp_path_factory.mktemp("served"))

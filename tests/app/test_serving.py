@@ -72,23 +72,6 @@ def test_an_upload_beyond_the_limit_is_refused(served):
     assert status == 413
 
 
-def test_without_pyav_a_film_is_not_taken_and_no_other_picture_is_asked_about(folder, tmp_path, picture):
-    asking = [None, "What is this ?", [], 33]
-    (tmp_path / "page").mkdir()
-    served = Served("--model", folder, "--max-new-tokens", 4, folder=tmp_path / "page", missing="av")
-    try:
-        said = served.use("file", served.upload(film(tmp_path / "clip.mp4", 4)))
-        assert "Reading videos needs PyAV" in said
-        refused = served.use("ask", *asking)
-        served.use("file", served.upload(picture))
-        answered = served.use("ask", *asking)
-    finally:
-        served.end(signal.SIGTERM)
-    assert "role='alert'" in refused
-    assert "<article" not in refused
-    assert "<article" in answered
-
-
 def test_what_the_page_installs_reads_films_with_the_version_that_tests_run_with():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert any(requirement.startswith("av>") for requirement in extras["app"])
@@ -104,18 +87,25 @@ def test_every_answer_forbids_other_addresses(served):
     assert b"cdnjs" not in body
 
 
-def test_ctrl_c_ends_it_while_an_answer_comes_and_leaves_nothing_behind(folder, tmp_path):
-    served = Served("--model", folder, "--max-new-tokens", 5000, folder=tmp_path)
+def test_without_pyav_pictures_are_asked_about_and_ctrl_c_ends_it_while_an_answer_comes(folder, tmp_path, picture):
+    served = Served("--model", folder, "--max-new-tokens", 5000, folder=tmp_path, missing="av")
     assert len(served.files) == 1
-    asking = {"data": [None, "What is this ?", [], 33], "fn_index": served.event("ask"), "session_hash": "s"}
-    assert served.get("/gradio_api/queue/join", "POST", json.dumps(asking).encode(), JSON)[0] == 200
+    asking = [None, "What is this ?", [], 33]
+    assert "Reading videos needs PyAV" in served.use("file", served.upload(film(tmp_path / "clip.mp4", 4)))
+    refused = served.use("ask", *asking)  # not about a picture from before the film
+    assert "role='alert'" in refused
+    assert "<article" not in refused
+    served.use("file", served.upload(picture))
+    event = {"data": asking, "fn_index": served.event("ask"), "session_hash": "s"}
+    assert served.get("/gradio_api/queue/join", "POST", json.dumps(event).encode(), JSON)[0] == 200
     with (
         served.open("/gradio_api/heartbeat/s") as heartbeat,
         served.open("/gradio_api/queue/data?session_hash=s") as answer,
     ):
         assert b"ALIVE" in heartbeat.readline()
-        while b"process_generating" not in answer.readline():
+        while b"<article" not in (line := answer.readline()):
             assert not answer.closed
+            assert b"process_completed" not in line
         code, out, err = served.end(signal.SIGINT)
     assert (code, out, err) == (0, "", "foveate: the page is closed.\n")
     assert served.files == []

@@ -1,4 +1,7 @@
-"""Prompts wait for the device a few times, however many samples and pictures they have; see `tests.bench.waits`."""
+"""What a prompt and a decode step do must not grow unseen: a guard against slowness that times nothing.
+
+Prompts wait for the device a few times, however many samples and pictures they have; see `tests.bench.waits`.
+"""
 
 import json
 import subprocess
@@ -7,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench.counts import COUNTS, METHODS, PROMPTS, versions
 from tests.bench.waits import RUNS
 
+ROOT = Path(__file__).parents[2]
+PLACES = "foveate/engine/samples.py read_samples: aten._to_copy"
+GRIDS = "foveate/families/qwen_vl.py Qwen2VL.encode: aten._to_copy"
 SAMPLES = "engine/samples.py read_samples"
-COUNTS = "engine/images.py with_counts"
+WITH_COUNTS = "engine/images.py with_counts"
 READ = {
     "gemma4": "families/gemma.py Gemma4._grids",
     "llava_next": "families/vision.py picture_sizes",
@@ -18,31 +25,122 @@ READ = {
     "qwen2_5_vl": "families/qwen_vl.py Qwen2VL.encode",
 }
 """Where a tower's reader needs the grids of pictures of any size, and reads them before the tower runs."""
-PROMPTS = {"internvl": "families/tiles.py runs", "smolvlm": "families/idefics.py SmolVLM.image_lengths"}
+BY_PROMPT = {"internvl": "families/tiles.py runs", "smolvlm": "families/idefics.py SmolVLM.image_lengths"}
 """Where only the prompt tells which features are of one image."""
+PROGRAM = """
+import json
+import torch
+from tests.bench.counting import count
+from tests.bench import counts, far, waits
+far.register()
+
+def each(work):
+    found = count(work, (), far.Far()).to_dict()["waits"]
+    return [place.split(": ")[1] for place, times in found.items() for _ in range(times)]
+
+x = far.FarTensor(torch.tensor([3, 0, 5]))
+assert str(x.device) == "far:0"
+assert each(lambda: x + 1) == []
+assert each(lambda: x[torch.tensor([0, 2])]) == []
+assert each(lambda: x.sum().item()) == ["aten._local_scalar_dense"]
+assert each(lambda: bool((x > 2).any())) == ["aten._local_scalar_dense"]
+assert each(lambda: x.tolist()) == ["aten._to_copy"]
+assert each(lambda: x.nonzero()) == ["aten.nonzero"]
+assert each(lambda: x[x > 0]) == ["aten.index.Tensor"]
+assert each(lambda: x.cpu()) == ["aten._to_copy"]
+assert each(lambda: x.repeat_interleave(x)) == ["aten.repeat_interleave.Tensor"]
+assert each(lambda: x.repeat_interleave(x, output_size=8)) == []
+assert each(lambda: torch.arange(3, device=x.device) + x) == []
+assert each(lambda: torch.tensor([1, 2], device=x.device)) == []
+with torch.no_grad(), far.Far():
+    assert ((x * 2).cpu() == torch.tensor([6, 0, 10])).all()
+place = next(iter(count(lambda: x.tolist(), (), far.Far()).waits))
+assert place[0] == "<string>", place
+print(json.dumps([counts.counts(), [waits.waits(*run) for run in waits.RUNS]]))
+"""
 
 
 @pytest.fixture(scope="module")
-def found():
-    command = [sys.executable, "-m", "tests.bench.waits"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-    return dict(zip(RUNS, json.loads(done.stdout), strict=True))
+def program():
+    """What a process of its own prints, since torch learns of the device for good."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
 
 
-def own(waits):
-    return {place.removeprefix("foveate/").split(":")[0]: times for place, times in waits.items()}
+@pytest.fixture(scope="module")
+def found(program):
+    if json.loads(COUNTS.read_text())["versions"] != versions():
+        pytest.skip(f"counts.json was counted with other versions than {versions()}")
+    return program[0]
+
+
+@pytest.fixture(scope="module")
+def waits(program):
+    return dict(zip(RUNS, program[1], strict=True))
+
+
+def test_what_the_host_waits_for_is_seen(program):
+    """The device that is none is one to the counter of waits: the program says so before it counts."""
+
+
+def own(counts):
+    """Where foveate's own code waits for the device."""
+    return {place: times for place, times in counts["waits"].items() if place.startswith("foveate/")}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_what_a_prompt_and_a_step_do_is_as_committed(found, prompt, name):
+    committed = json.loads(COUNTS.read_text())["counts"][prompt][name]
+    changed = {
+        f"{call} {figure}": (committed[call][figure], value)
+        for call, figures in found[prompt][name].items()
+        for figure, value in figures.items()
+        if value != committed[call][figure]
+    }
+    assert not changed, "If that is meant (fewer is better): python -m tests.bench.counts"
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_no_decode_step_waits_for_the_device(found, prompt, name):
+    assert own(found[prompt][name]["decode"]) == {}
+
+
+@pytest.mark.parametrize("name", ["keep-all", "random", "v2drop", "visiondrop"])
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_prompt_waits_once_to_know_where_its_vision_tokens_are(found, prompt, name):
+    reads_grids = prompt == "qwen2_vl" and name == "visiondrop"
+    assert own(found[prompt][name]["prefill"]) == {PLACES: 1} | ({GRIDS: 1} if reads_grids else {})
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_keep_all_adds_nothing_to_a_layer_or_a_step(found, prompt):
+    whole, kept = found[prompt]["untouched"], found[prompt]["keep-all"]
+    assert kept["prefill"]["per_layer"] == whole["prefill"]["per_layer"]
+    assert kept["decode"] == whole["decode"]
+
+
+@pytest.mark.parametrize("prompt", ["llava", "qwen2_vl"])
+@pytest.mark.parametrize("name", ["random", "v2drop"])
+def test_a_step_on_even_lengths_runs_the_untouched_models_operators(found, prompt, name):
+    whole, dropped = found[prompt]["untouched"]["decode"], found[prompt][name]["decode"]
+    assert dropped["per_layer"] == whole["per_layer"]
+    assert dropped["made"] < whole["made"]
 
 
 @pytest.mark.parametrize(("family", "name", "prompt"), RUNS)
-def test_a_place_waits_once_whatever_the_batch(found, family, name, prompt):
+def test_a_place_waits_once_whatever_the_batch(waits, family, name, prompt):
     expected = {SAMPLES: 1}
-    if family in PROMPTS:
-        expected[PROMPTS[family]] = 1
+    if family in BY_PROMPT:
+        expected[BY_PROMPT[family]] = 1
     if name in ("visiondrop", "mustdrop") and family in READ:
         expected[READ[family]] = 1
-    seen = own(found[family, name, prompt])
-    if name == "mustdrop" and seen.get(COUNTS) == 1:  # where a picture's tokens are a grid
-        expected[COUNTS] = 1
+    places = own(waits[family, name, prompt])
+    seen = {place.removeprefix("foveate/").split(":")[0]: times for place, times in places.items()}
+    if name == "mustdrop" and seen.get(WITH_COUNTS) == 1:  # where a picture's tokens are a grid
+        expected[WITH_COUNTS] = 1
     assert seen == expected
     if family == "llava" and name == "mustdrop":
-        assert COUNTS in seen
+        assert WITH_COUNTS in seen

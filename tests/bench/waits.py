@@ -1,9 +1,8 @@
-"""Where prompts of one picture and of several samples and pictures wait for the device; prints it as JSON.
+"""Where prompts of one picture and of several samples and pictures wait for the device.
 
-In a process of its own, since torch learns of the device for good.
+For a process of its own, since torch learns of the device for good.
 """
 
-import json
 from functools import cache
 
 import torch
@@ -40,7 +39,7 @@ def model_of(family):
 
 
 def waits(family, name, prompt):
-    """How often a run waits where, in foveate's own code."""
+    """What a run does."""
     words, turns = PROMPTS[prompt]
     with fv.drop(model_of(family), METHODS[name]):
         return _of(model_of(family), batch(family, words), turns)
@@ -60,9 +59,4 @@ def _of(model, inputs, turns):
         made = []
         seen = count(lambda given=given, passed=passed, made=made: made.append(model(**given, **passed)), (), far.Far())
         cache = made[0].past_key_values
-    return {place: times for place, times in seen.to_dict()["waits"].items() if place.startswith("foveate/")}
-
-
-if __name__ == "__main__":
-    far.register()
-    print(json.dumps([waits(*run) for run in RUNS]))
+    return seen.to_dict()

@@ -48,30 +48,41 @@ REFUSED = [
 ]
 
 
-def ended(arguments):
-    """Exit code, stderr and slow packages of a fresh interpreter that ran the command."""
-    program = (
-        "import sys; from foveate.cli import main; code = main(sys.argv[1:]); "
-        f"print(code, *(name for name in {SLOW} if name in sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
-    code, *loaded = done.stdout.splitlines()[-1].split()
-    return int(code), done.stderr, loaded
+LISTS = [[command, *flags] for command in ("methods", "models", "presets") for flags in ([], ["--json"])]
+PROGRAM = f"""
+import contextlib, io, json, sys
+from foveate.cli import main
+ended = []
+for arguments in json.loads(sys.argv[1]):
+    there = set(sys.modules)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        code = main(arguments)
+    ended.append((code, said.getvalue(), [name for name in {SLOW} if name in set(sys.modules) - there]))
+print(json.dumps(ended))
+"""
+
+
+@pytest.fixture(scope="module")
+def ended():
+    """Exit code, stderr and slow packages that are new, of each command in a fresh interpreter."""
+    commands = [*LISTS, *(words for words, _ in REFUSED)]
+    arguments = [sys.executable, "-c", PROGRAM, json.dumps(commands)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    return dict(zip(map(tuple, commands), json.loads(done.stdout), strict=True))
 
 
 @pytest.mark.parametrize(("arguments", "says"), REFUSED, ids=[" ".join(words[:1] + words[-2:]) for words, _ in REFUSED])
-def test_refusals_load_nothing_slow(arguments, says):
-    code, err, loaded = ended(arguments)
+def test_refusals_load_nothing_slow(ended, arguments, says):
+    code, err, loaded = ended[tuple(arguments)]
     assert code in (1, 2)
     assert says in err
     assert err.count("\n") == 1
     assert loaded == []
 
 
-@pytest.mark.parametrize("command", ["methods", "models", "presets"])
-@pytest.mark.parametrize("flags", [[], ["--json"]])
-def test_lists_load_nothing_slow(command, flags):
-    assert ended([command, *flags]) == (0, "", [])
+@pytest.mark.parametrize("command", LISTS, ids=" ".join)
+def test_lists_load_nothing_slow(ended, command):
+    assert ended[tuple(command)] == [0, "", []]
 
 
 def refusal(check, *arguments):

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -19,7 +19,7 @@ from foveate.integrations.lmms_eval import manifest
 from tests.integrations.conftest import QUESTIONS
 
 NAMES = ("foveate_mme", "foveate_textvqa")
-SETTING = Setting(name="v2drop", budget=192)
+SETTING = Setting(name="v2drop:metric=cosine", budget=192)
 
 
 @pytest.fixture(scope="module")
@@ -36,27 +36,31 @@ def found(loaded, tasks, tmp_path_factory):
         return full, run(loaded, NAMES, SETTING.choice(loaded.model.config), options=options, store=store)
 
 
-def command_line(tasks, out, environment, log):
-    """The figures and the answers of `python -m lmms_eval` in two processes, task by task."""
+@pytest.fixture(scope="module")
+def written(tasks, offline, tmp_path_factory):
+    """What `python -m lmms_eval` leaves in two processes: its folder, what it prints, and the folder of its log."""
+    out, log = tmp_path_factory.mktemp("written"), tmp_path_factory.mktemp("log")
     words = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--rdzv_backend=c10d"]
     words += ["--rdzv_endpoint=localhost:0", "--no_python", sys.executable]
     words += ["-m", "lmms_eval", "--model", "foveate", "--tasks", ",".join(NAMES), "--include_path", str(tasks)]
-    words += ["--model_args", f"pretrained=embedded,method=v2drop,budget=192,log={log}"]
+    words += ["--model_args", f"pretrained=embedded,method=v2drop:metric=cosine,budget=192,log={log}"]
     words += ["--batch_size", "3", "--output_path", str(out), "--log_samples"]
-    done = subprocess.run(
-        [sys.executable, *words], env=environment, cwd=out, capture_output=True, text=True, timeout=300
-    )
-    (results,) = Path(out).rglob("*_results.json") or [None]
-    if results is None:
-        pytest.fail(done.stdout + done.stderr)
-    figures = json.loads(results.read_text())["results"]
-    answers = {}
-    for name in NAMES:
-        (samples,) = Path(out).rglob(f"*_samples_{name}.jsonl")
-        rows = [json.loads(line) for line in samples.read_text().splitlines()]
-        answers[name] = {row["doc_id"]: row["filtered_resps"] for row in rows}
-        assert all(row["foveate"]["tokens"] < row["foveate"]["vision_tokens"] for row in rows)  # of all processes
-    return figures, answers
+    done = subprocess.run([sys.executable, *words], env=offline, cwd=out, capture_output=True, text=True, timeout=300)
+    folders = list(out.glob("embedded*"))  # beside one for submissions
+    assert len(folders) == 1, done.stdout + done.stderr
+    return folders[0], done.stdout, log
+
+
+def results_in(folder):
+    """The figures of a run."""
+    (file,) = folder.glob("*_results.json")
+    return json.loads(file.read_text())
+
+
+def samples_in(folder, name):
+    """The samples of a task."""
+    (file,) = folder.glob(f"*_samples_{name}.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def test_the_manifest_is_free_of_lmms_eval_until_it_is_asked():
@@ -124,17 +128,41 @@ def test_a_log_that_another_run_uses_is_refused(loaded, tmp_path, monkeypatch, c
     backend.Foveate(log=str(tmp_path)).clean()
 
 
-def test_two_processes_in_batches_say_what_run_says_one_by_one(found, tasks, offline, tmp_path):
-    log = tmp_path / "log"
-    figures, answers = command_line(tasks, tmp_path, offline, log)
+def test_two_processes_in_batches_say_what_run_says_one_by_one(found, written):
+    folder, _, log = written
+    figures = results_in(folder)["results"]
     for name, task in found[1].tasks.items():
-        assert answers[name] == dict(zip(task.documents, (row["answer"] for row in task.records), strict=True))
+        answers = {row["doc_id"]: row["filtered_resps"] for row in samples_in(folder, name)}
+        assert answers == dict(zip(task.documents, (row["answer"] for row in task.records), strict=True))
         for metric in task.metrics.values():
             assert figures[name][f"{metric.name},none"] == pytest.approx(metric.value)
     rows = [json.loads(line) for file in log.glob("*/part-*.jsonl") for line in file.read_text().splitlines()]
     assert len(rows) == len(NAMES) * QUESTIONS
     assert {round(row["spent"]) for row in rows} == {192}
     assert {round(row["retention"], 3) for row in rows} == {0.333}
+
+
+def test_results_samples_and_table_say_what_was_asked_and_spent(written):
+    folder, shown, _ = written
+    assert folder.name == "embedded__v2drop-metric=cosine__192-tokens"
+    results = results_in(folder)
+    ours = results["foveate"]
+    assert results["model_name"] == "embedded"
+    assert (ours["method"], ours["budget"], ours["asked_retention"]) == ("v2drop:metric=cosine", 192, None)
+    assert ours["tokens"] == pytest.approx(192, abs=1)
+    assert ours["retention"] == pytest.approx(1 / 3, abs=0.01)
+    for key in ("tokens", "retention"):
+        assert ours[key] == pytest.approx(mean(results["results"][name][f"{key},none"] for name in NAMES))
+    for name in NAMES:
+        rows = [row["foveate"] for row in samples_in(folder, name)]  # of all processes
+        assert len(rows) == QUESTIONS
+        for row in rows:
+            assert (row["method"], row["budget"]) == ("v2drop:metric=cosine", 192)
+            assert row["tokens"] == pytest.approx(192, abs=1)
+            assert row["retention"] == pytest.approx(row["tokens"] / 576)
+    table = [line.replace(" ", "") for line in shown.splitlines() if line.startswith("|")]
+    assert any("|retention|" in line and "|0.33" in line for line in table)
+    assert any("|tokens|" in line and "|19" in line for line in table)
 
 
 def test_every_sample_is_told_apart_and_paired_with_the_full_model(found):

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+from functools import cache
 
 import pytest
 
@@ -13,7 +14,7 @@ from foveate.errors import FoveateError
 from foveate.support import Reach, reach, usual_input
 from tests import probes
 from tests.invariants.facts import attends_in, stages
-from tests.models import DEPTH, FAMILIES, PROMPTS, TINY
+from tests.models import DEPTH, FAMILIES, PROMPTS, TINY, config_of
 from tests.probes import PROBES
 
 MODALITIES = ("image", "video")
@@ -86,11 +87,12 @@ def smallest() -> dict[str, Method]:
     return {f"{name}-0": home.SMALLEST for name, home in homes.items() if hasattr(home, "SMALLEST")}
 
 
+@cache
 def reach_of(example: str, family: str, modality: str = "image") -> Reach:
     """Where tokens leave in an example on a family's tiny model, as it is derived."""
     kind = fv.families()[family]
     arriving = usual_input(kind, modality)
-    return reach(EXAMPLES[example], kind, TINY[family].config(), depth=DEPTH, arriving=arriving)
+    return reach(EXAMPLES[example], kind, config_of(family), depth=DEPTH, arriving=arriving)
 
 
 def works(example: str, family: str, word: str = "i") -> bool:

@@ -116,7 +116,7 @@ def test_a_stopped_search_goes_on_to_the_same_outcome(tmp_path, monkeypatch):
 
 
 def test_all_rows_cost_the_same_and_the_file_goes_where_a_name_does(tmp_path):
-    tuned = fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, seconds=3, task="squares")
+    tuned = fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, seconds=1, task="squares")
     assert isinstance(tuned, fv.Tuned)
     assert tuned.chosen == "published"
     assert any("3 pictures to choose with prove nothing" in note for note in tuned.notes)
@@ -137,7 +137,7 @@ def test_what_searching_brought_is_told():
     asked = [
         batch("llava", [word], seed) for seed in range(30) for word in (("titt",) if seed % 2 else ("tit", "tittt"))
     ]
-    tuned = fv.tune(LLAVA, asked, method="v2drop:layers=1,2,3", retention=0.5, seconds=2)
+    tuned = fv.tune(LLAVA, asked, method="v2drop:layers=1,2,3", retention=0.5, seconds=0.5)
     assert any("pictures its answers are further off" in note for note in tuned.notes) == (tuned.chosen != "published")
     assert any("Searching brought" in note for note in tuned.notes) == (tuned.chosen == "search")
 

@@ -17,7 +17,7 @@ from tests.with_torchvision.conftest import save_onevision
 
 FAMILIES = ("qwen2_vl", "llava_onevision")
 TOKENS = {"qwen2_vl": lambda frames: 12 * ((frames + 1) // 2), "llava_onevision": lambda frames: 9 * frames + 1}
-QUESTION = ("--prompt", "What happens ?", "--max-new-tokens", 5)
+QUESTION = ("--prompt", "What happens ?", "--max-new-tokens", 2)
 THIRD = ("--retention", 1 / 3)
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}
 
