@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["KINDS", "SOURCE", "Gone", "broken", "places_of"]
+__all__ = ["KINDS", "SOURCE", "Gone", "broken", "marked", "places_of"]
 
 SOURCE = Path(__file__).parent.parent / "src" / "foveate"
 FLIPPED = {ast.Lt: ast.Gt, ast.LtE: ast.GtE, ast.Eq: ast.NotEq, ast.Is: ast.IsNot, ast.In: ast.NotIn}
@@ -196,6 +196,41 @@ def broken(key: str, place: str) -> tuple[Path, str, str]:
     said = f"{_said(old)} -> {_said(new)}"
     _Replace(old, new).visit(tree)
     return path, ast.unparse(ast.fix_missing_locations(tree)), said
+
+
+def marked(places_by_number: list[tuple[str, str]], call: str) -> dict[Path, str]:
+    """Files whose drawn places say that they are reached: before each place's statement stands `call.format(number)`.
+
+    Args:
+        places_by_number: `module:function`, kind of break and which place.
+        call: One statement with "{}" in it.
+    """
+    files: dict[Path, ast.Module] = {}
+    wanted = []
+    for number, (key, place) in enumerate(places_by_number):
+        path = _parsed(key)[0]
+        tree = files.setdefault(path, ast.parse(path.read_text(encoding="utf-8")))
+        inside = function(tree, key.split(":")[1])
+        kind, which = place.split()
+        wanted.append((inside, places(inside, kind)[int(which) - 1], ast.parse(call.format(number)).body[0]))
+    for inside, node, statement in wanted:
+        before, block = _statement_of(inside, node)
+        block.insert(block.index(before), statement)
+    return {path: ast.unparse(ast.fix_missing_locations(tree)) for path, tree in files.items()}
+
+
+def _statement_of(inside: ast.AST, node: ast.AST) -> tuple[ast.stmt, list[ast.stmt]]:
+    """The innermost statement of a function that holds a node, and the block that it stands in.
+
+    What stands in the signature runs when the file is read: then it is the first statement behind the docstring.
+    """
+    found = inside.body[1 if ast.get_docstring(inside) is not None and len(inside.body) > 1 else 0], inside.body
+    for outer in ast.walk(inside):
+        for block in (value for _, value in ast.iter_fields(outer) if isinstance(value, list)):
+            for one in block:
+                if isinstance(one, ast.stmt) and any(part is node for part in ast.walk(one)):
+                    found = one, block  # ast.walk goes inwards, so the last one found is the innermost
+    return found
 
 
 def _said(node: ast.AST) -> str:

@@ -10,7 +10,8 @@ A mutant names a function, a kind of break and its place (see `tests.breaking`),
 survives is a test that is missing. Run it after changing the engine; it is too slow for every push.
 
 Drawn places need no list to follow code that moves: each room's share of places that its tests see is to be compared before
-and after a rebuilding. FILE keeps a JSON line a place; the next run of the same command goes on behind them.
+and after a rebuilding. Which tests reach a place is found by one run of the whole suite, and kept beside FILE; of these
+the quickest are run, a minute of them at most. FILE keeps a JSON line a place; the same command goes on behind them.
 """
 
 import argparse
@@ -23,14 +24,19 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from tests.breaking import KINDS, SOURCE, Gone, broken, places_of
+from tests.breaking import KINDS, SOURCE, Gone, broken, marked, places_of
 
 ROOT = Path(__file__).parent.parent
 INVARIANTS = "tests/invariants"
 HOUR = 3600
+ENOUGH = 60.0
+"""Seconds of tests for a drawn place, the first one apart."""
 
 # (module:function, kind of break and place, tests that must see it)
 MUTANTS = [
@@ -123,16 +129,6 @@ MUTANTS = [
 ]  # fmt: skip
 
 
-ROOM_TESTS = {
-    "engine": "tests/golden",
-    "cost": "tests/contract/test_follow.py",
-    "batch": "tests/cli/test_batch.py",
-    "tune": "tests/cli/test_tune.py",
-    "testing": "tests/test_testing.py",
-    "root": "tests/test_public_api.py tests/test_registry.py tests/test_files.py tests/test_memory.py tests/test_grammar.py",
-}
-"""What sees a room's faults, behind the tests of the file and of the room that bear its name. Whole tiers would see some
-more, and take minutes for each place that nothing sees."""
 ELSEWHERE = ("integrations/vllm",)
 """Folders whose tests need an environment of their own."""
 
@@ -154,8 +150,8 @@ def functions() -> dict[str, dict[str, int]]:
     return rooms
 
 
-def draw(count: int, seed: int) -> list[tuple[str, str, str, str]]:
-    """Places over all rooms: (room, module:function, kind and number, tests).
+def draw(count: int, seed: int) -> list[tuple[str, str, str]]:
+    """Places over all rooms: (room, module:function, kind and number).
 
     A room's share grows with the root of its size, so that small ones have some; a function's with its lines.
     """
@@ -170,21 +166,72 @@ def draw(count: int, seed: int) -> list[tuple[str, str, str, str]]:
             places = [f"{kind} {number + 1}" for kind in KINDS for number in range(len(places_of(key, kind)))]
             if places:
                 chosen[key, generator.choice(places)] = None
-        drawn += [(room, key, place, tests_of(room, key)) for key, place in chosen]
+        drawn += [(room, key, place) for key, place in chosen]
     generator.shuffle(drawn)  # a run that is ended early has tried some of every room
     return drawn
 
 
-def tests_of(room: str, key: str) -> str:
-    """The tests that should see a fault in a function: first the file of its module's name, then the room's."""
-    module = key.split(":")[0].split(".")[-1].strip("_")
-    near = [
-        f"tests/{room}/test_{module}.py",
-        f"tests/test_{module}.py",
-        f"tests/{room}",
-        *ROOM_TESTS.get(room, "").split(),
-    ]
-    return " ".join(dict.fromkeys(name for name in near if (ROOT / name).exists()))
+REACHED = """
+import os
+
+seen = set()
+
+
+def reached(number):
+    test = os.environ.get("PYTEST_CURRENT_TEST")
+    if test and (number, test) not in seen:
+        seen.add((number, test))
+        with open({log!r}, "a") as file:
+            file.write(f"{{number}}\\t{{test}}\\n")
+"""
+"""Stands in a copy of the source as `foveate/_reached.py`. Processes that a test starts inherit the test's name."""
+
+
+def reach(drawn: list[tuple[str, str, str]], log: Path, jobs: int) -> list[list[str]]:
+    """For each place the tests that reach it, from one run of the whole suite; tests that fail in it are left out.
+
+    Tests of one function with other parameters stand behind the first of every function, quick ones first.
+    """
+    with copied() as src:
+        raw, times = src.parent / "reached", src.parent / "times"
+        (src / "foveate" / "_reached.py").write_text(REACHED.format(log=str(raw)), encoding="utf-8")
+        call = "__import__('foveate._reached')._reached.reached({})"
+        for path, source in marked([one[1:] for one in drawn], call).items():
+            (src / path.relative_to(SOURCE.parent)).write_text(source, encoding="utf-8")
+        pytest_on(src, f"-n {jobs} --dist loadfile -p tests.timed tests".split(), None, TIMES=str(times))
+        seconds: dict[str, float] = {}
+        for line in times.read_text(encoding="utf-8").splitlines():
+            name, outcome, took = line.rsplit("\t", 2)
+            seconds[name] = seconds.get(name, 0.0) + (float(took) if outcome == "passed" else float("inf"))
+        lines = [line.split("\t", 1) for line in raw.read_text(encoding="utf-8").splitlines()]
+    by_file: dict[str, list[str]] = {}
+    for name in seconds:
+        by_file.setdefault(name.split("::")[0], []).append(name)
+    direct: list[set[str]] = [set() for _ in drawn]
+    nearby: list[set[str]] = [set() for _ in drawn]
+    for number, said in lines:
+        name, phase = said.rsplit(" ", 1)
+        direct[int(number)].add(name)
+        if phase == "(setup)":  # what a fixture of the whole file does is written down for its first test alone
+            nearby[int(number)].update(by_file.get(name.split("::")[0], []))
+    answer = [_chosen(near, seconds) + _chosen(far - near, seconds) for near, far in zip(direct, nearby, strict=True)]
+    log.write_text(json.dumps(answer), encoding="utf-8")
+    return answer
+
+
+def _chosen(tests: set[str], seconds: dict[str, float]) -> list[str]:
+    """A minute of these tests: the quickest of each function, then each function's second, and so on."""
+    rounds: Counter[str] = Counter()
+    order = []
+    for name in sorted((name for name in tests if seconds.get(name, float("inf")) < float("inf")), key=seconds.get):
+        order.append((rounds[name.split("[")[0]], seconds[name], name))
+        rounds[name.split("[")[0]] += 1
+    spent, chosen = 0.0, []
+    for _, took, name in sorted(order):
+        if chosen and spent + took > ENOUGH:
+            break
+        spent, chosen = spent + took, [*chosen, name]
+    return chosen
 
 
 def run_drawn(count: int, seed: int, log: Path, jobs: int) -> int:
@@ -192,15 +239,18 @@ def run_drawn(count: int, seed: int, log: Path, jobs: int) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     known = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
     done = {(row["function"], row["place"]) for row in known}
+    drawn, tests = draw(count, seed), log.with_suffix(".tests.json")
+    reaching = json.loads(tests.read_text(encoding="utf-8")) if tests.exists() else reach(drawn, tests, jobs)
 
-    def tried(drawn: tuple[str, str, str, str]) -> dict[str, str | bool]:
-        room, key, place, tests = drawn
+    def tried(one: tuple[tuple[str, str, str], list[str]]) -> dict[str, Any]:
+        (room, key, place), tests = one
         path, source, said = broken(key, place)
-        killed = not survives(path, source, tests)
-        return {"room": room, "function": key, "place": place, "change": said, "killed": killed}
+        killed = bool(tests) and not survives(path, source, tests, 10 * ENOUGH)
+        row = {"room": room, "function": key, "place": place, "change": said}
+        return {**row, "tests": len(tests), "killed": killed}
 
     with ThreadPoolExecutor(jobs) as pool:
-        for row in pool.map(tried, [one for one in draw(count, seed) if one[1:3] not in done]):
+        for row in pool.map(tried, [one for one in zip(drawn, reaching, strict=True) if one[0][1:] not in done]):
             known.append(row)
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -214,19 +264,30 @@ def run_drawn(count: int, seed: int, log: Path, jobs: int) -> int:
     return 0
 
 
-def survives(path: Path, source: str, tests: str) -> bool:
-    """Whether all tests pass with this source in the place of a file's."""
+@contextmanager
+def copied() -> Iterator[Path]:
+    """A copy of `src`, in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         src = Path(folder) / "src"
         shutil.copytree(SOURCE.parent, src, ignore=shutil.ignore_patterns("__pycache__"))
+        yield src
+
+
+def pytest_on(src: Path, arguments: list[str], limit: float | None, **environment: str) -> int:
+    """Run tests with another source, at most `limit` seconds, and give pytest's exit code."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(src), str(ROOT)]), **environment}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=limit).returncode
+
+
+def survives(path: Path, source: str, tests: list[str], limit: float = HOUR) -> bool:
+    """Whether all tests pass with this source in the place of a file's."""
+    with copied() as src:
         (src / path.relative_to(SOURCE.parent)).write_text(source, encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests.split()]
-        environment = {**os.environ, "PYTHONPATH": str(src)}
         try:
-            run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=HOUR)
+            return pytest_on(src, ["-x", *tests], limit) == 0
         except subprocess.TimeoutExpired:  # a break may make a loop endless
             return False
-        return run.returncode == 0
 
 
 def show(key: str) -> None:
@@ -254,7 +315,7 @@ def main(arguments: list[str]) -> int:
     for key, place, tests in chosen:
         try:
             path, source, said = broken(key, place)
-            word = "SURVIVED" if survives(path, source, tests) else "killed"
+            word = "SURVIVED" if survives(path, source, tests.split()) else "killed"
         except Gone as error:
             word, said = "GONE", str(error)
         bad += word != "killed"
