@@ -6,7 +6,7 @@ from typing import Any
 
 from foveate.contract import follow
 from foveate.contract.method import Method
-from foveate.contract.stages import PixelStage, Place, Shape, Stage, TowerStage
+from foveate.contract.stages import WAYS, PixelStage, Place, Shape, Stage, TowerStage
 from foveate.core.signals import (
     Attention,
     Cells,
@@ -103,7 +103,7 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
             return f"reads {signal!r}: {reason}."
     if stage.place is Place.DECODE:
         return "has stages of decoding, which the engine does not run yet."
-    ways = [way for way in ("score", "choose", "look") if getattr(stage, way) is not None]
+    ways = [way for way in WAYS if getattr(stage, way) is not None]
     if isinstance(stage, PixelStage) and ways:
         return f"has a PixelStage with a {ways[0]}, where there are no tokens yet: it has coarsen alone."
     if isinstance(stage, TowerStage) and stage.block != BLOCK:

@@ -36,9 +36,9 @@ def test_the_whole_budget_is_no_stage_at_all(kind, budget):
 
 def test_a_closing_newline_is_one_of_those_that_are_counted():
     (kind, *_) = KINDS
-    assert kind(tokens=10).left(Arriving(25, 26, 26, reserved=1)) == 9
-    assert kind(tokens=1).left(Arriving(25, 26, 26, reserved=1)) == 1  # a token beside the newline all the same
-    assert kind(tokens=99).left(Arriving(25, 26, 26, reserved=1)) == 25
+    assert kind(tokens=10).rows(Arriving(25, 26, 26, reserved=1)) == 9
+    assert kind(tokens=1).rows(Arriving(25, 26, 26, reserved=1)) == 1  # a token beside the newline all the same
+    assert kind(tokens=99).rows(Arriving(25, 26, 26, reserved=1)) == 25
 
 
 @every_kind
@@ -89,4 +89,4 @@ def test_llava_next_presets_fit_its_own_square_picture(name, tokens):
     """672 x 672 pixels are five crops of 576 patches, 2,880, and a newline behind each of 48 rows of tiles: 2,928."""
     method = fv.preset(f"{name}/llava-next-7b/{tokens}")
     assert method.plan(32, (2928,)) == (tokens,) * 32
-    assert method.left(Arriving(2880, 2928, 2928, grids=((24, 24), (48, 48)))) == tokens
+    assert method.rows(Arriving(2880, 2928, 2928, grids=((24, 24), (48, 48)))) == tokens

@@ -66,7 +66,7 @@ def test_vscan(case, monkeypatch):
 
 @named("priortr")
 def test_priortr(case, monkeypatch):
-    scored = called(PriorTR, monkeypatch, "_choose")
+    scored = called(PriorTR, monkeypatch, "_pick")
     stage, _ = ran(case, PriorTR(**settings(case))).stages
     assert stage.kept[0].tolist() == case.tensors["kept_patches"].tolist()
     method, view, _ = scored[0][0]

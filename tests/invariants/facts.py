@@ -47,7 +47,7 @@ def attends_in(method: Method, depth: int = DEPTH) -> set[int]:
 
 def renumbers(method: Method, depth: int = DEPTH) -> bool:
     """Whether rows are numbered anew anywhere."""
-    return any(stage.positions == "renumber" for stage in stages(method, depth))
+    return any(stage.positions == "reindex" for stage in stages(method, depth))
 
 
 def of_pixels(method: Method) -> bool:

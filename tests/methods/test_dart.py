@@ -136,7 +136,7 @@ def test_it_is_the_loop_over_pivots_and_tokens(tokens, count, pivots, words, see
     method = DART(pivots=pivots, text_pivots=words, tokens=float(count), layer=1)
     told = {"key_norms": norms, "normed": features, "pivots": text, "columns": columns}
     view = LayerView(count=tokens, arriving=Arriving.all_of(tokens), **told)
-    got = method._choose(view, count).source.tolist()
+    got = method._pick(view, count).tolist()
     assert got == slowly(norms.tolist(), features, text, columns, pivots, count)
 
 

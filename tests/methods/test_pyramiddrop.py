@@ -45,7 +45,7 @@ def test_it_reads_the_last_row_of_the_layer_to_come_and_renumbers():
     assert [stage.layer for stage in stages] == [8, 16, 24]
     for stage in stages:
         assert stage.reads == (Attention(rows="last", layer="next", heads="mean", over="mean"),)
-        assert (stage.positions, stage.unit) == ("renumber", "image")
+        assert (stage.positions, stage.unit) == ("reindex", "image")
     (stage,) = PyramidDrop(layer_list=(8,), image_token_ratio_list=(0.5,), positions="keep").stages(Shape(depth=32))
     assert stage.positions == "keep"
 

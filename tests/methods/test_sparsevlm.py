@@ -63,7 +63,7 @@ def test_it_reads_the_raters_of_the_layer_that_ran():
     assert [stage.layer for stage in stages] == [3, 7, 16]
     for stage in stages:
         assert stage.reads == (Attention(rows="raters", layer="ran", heads="mean", over="mean"), Hidden())
-        assert (stage.positions, stage.unit) == ("renumber", "image")
+        assert (stage.positions, stage.unit) == ("reindex", "image")
     for stage in SparseVLM(recycle=False, positions="keep").stages(Shape(depth=32)):
         assert (stage.reads, stage.positions) == ((RATED,), "keep")
 

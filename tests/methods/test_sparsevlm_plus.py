@@ -136,7 +136,7 @@ def test_it_reads_the_raters_of_the_layer_that_ran():
     for stage in stages:
         assert (stage.reads, stage.positions, stage.unit) == ((rated,), "keep", "image")
     for stage in SparseVLMPlus(positions="reindex").stages(Shape(depth=32)):
-        assert stage.positions == "renumber"
+        assert stage.positions == "reindex"
 
 
 @pytest.mark.parametrize(

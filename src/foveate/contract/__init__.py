@@ -20,7 +20,7 @@ from foveate.contract.budget import (
 from foveate.contract.chain import Chain
 from foveate.contract.entering import Counted, Entering, EnteringShare, Framed, Gridded, change, counted_preset
 from foveate.contract.method import Budgeted, Method, Preset
-from foveate.contract.scheduled import OneCut, Rated, Scheduled, rated_presets
+from foveate.contract.scheduled import Layered, OneCut, Rated, Scheduled, attended, highest, rated_presets
 from foveate.contract.settings import (
     Count,
     Counts,
@@ -32,7 +32,6 @@ from foveate.contract.settings import (
     Tokens,
     Unit,
     check_lengths,
-    numbering,
 )
 from foveate.contract.space import Point, Space, free_settings, space_of
 from foveate.contract.stages import (
@@ -99,6 +98,7 @@ __all__ = [
     "Layer",
     "LayerStage",
     "LayerView",
+    "Layered",
     "Layers",
     "Method",
     "Normed",
@@ -127,6 +127,7 @@ __all__ = [
     "Unit",
     "View",
     "at_cuts",
+    "attended",
     "change",
     "check_count",
     "check_depth",
@@ -136,8 +137,8 @@ __all__ = [
     "free_settings",
     "geometric",
     "half_up",
+    "highest",
     "known_count",
-    "numbering",
     "proportional",
     "quarters",
     "rated_presets",

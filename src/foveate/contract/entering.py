@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from foveate.contract.budget import Budget, half_up
-from foveate.contract.method import Budgeted, Preset
-from foveate.contract.settings import Positions, Share, numbering
+from foveate.contract.method import MODELS, Budgeted, Preset
+from foveate.contract.settings import Positions, Share
 from foveate.contract.stages import Arriving, ImageStage, ImageView, Shape, Signal, Stage
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid, coarser
@@ -53,7 +53,7 @@ class EnteringShare(Entering):
         retention: Another name for `keep`: the name that budgets have.
     """
 
-    schedule: ClassVar[tuple[str, ...]] = ("keep",)
+    schedule = ("keep",)
 
     keep: Share | None = None
 
@@ -72,9 +72,6 @@ class EnteringShare(Entering):
         return super().wanted
 
 
-ALL_OF_LLAVA = 576  # LLaVA-1.5's images all have as many tokens
-
-
 class Counted(EnteringShare):
     """A fixed number of an image's tokens enters the decoder, and every layer processes as many.
 
@@ -88,28 +85,26 @@ class Counted(EnteringShare):
             M-RoPE always keep.
     """
 
-    usual: ClassVar[float] = 1 / 9  # 64 of LLaVA-1.5's 576 tokens
+    usual = 1 / 9  # 64 of LLaVA-1.5's 576 tokens
 
     positions: Positions = "reindex"
 
-    def left(self, arriving: Arriving) -> int:
-        """How many of an image's tokens enter: at least one, and less by a newline that its family adds later."""
+    def rows(self, arriving: Arriving) -> int:
         mean = self.wanted.mean(arriving.entered)
         return min(max(1, round(mean) - arriving.reserved), arriving.tokens)
 
 
-def counted_preset(
-    kind: type[Counted], model: str, tokens: int, full: int, source: str, suffix: str = "", **settings: Any
-) -> Preset:
-    """A preset that lets `tokens` of an image's `full` tokens into a decoder of 32 layers.
+def counted_preset(kind: type[Counted], name: str, source: str, **settings: Any) -> Preset:
+    """A preset that lets `tokens` of an image's tokens into the decoder; `name` is "model/tokens", or "…/tokens-more".
 
     Of models whose pictures differ in size it is a share, so that a picture of half the tokens keeps half as many.
     """
-    method = kind(keep=tokens / full, **settings)
-    if full == ALL_OF_LLAVA:
-        method = kind(tokens=tokens, **settings)
+    model, _, budget = name.partition("/")
+    tokens, full = int(budget.partition("-")[0]), MODELS[model][1]
+    assert full is not None
+    count = {"tokens": tokens} if model == "llava-1.5-7b" else {"keep": tokens / full}
     said = f"{source}; {tokens} of {full:,} tokens enter the decoder, and every layer processes these"
-    return Preset(f"{kind.name}/{model}/{tokens}{suffix}", method, 32, full, said)
+    return kind.preset(name, said, **count, **settings)
 
 
 class Gridded(EnteringShare):
@@ -122,7 +117,7 @@ class Gridded(EnteringShare):
         retention: Another name for `keep`: the name that budgets have.
     """
 
-    usual: ClassVar[float] = 1 / 3
+    usual = 1 / 3
 
     def coarsen(self, arriving: Arriving) -> tuple[Grid, ...]:
         """What the token grids of an image's frames or views become."""
@@ -148,7 +143,7 @@ SHORTEST = 1e-12  # the smallest norm that divides
 class Framed(Entering):
     """Keeps some tokens of each frame. Every picture and every video is treated by itself; a picture is one frame.
 
-    A subclass has one setting of its own that says how many tokens stay (`schedule`), and `select`.
+    A subclass has one setting of its own that says how many tokens stay (`schedule`; by default `usual`), and `select`.
 
     Attributes:
         retention: Instead of the method's own setting: the share of an image's or video's tokens to keep, in (0, 1],
@@ -158,9 +153,6 @@ class Framed(Entering):
             code shortens the features before the prompt is put together. Families with M-RoPE always keep.
     """
 
-    schedule: ClassVar[tuple[str, ...]]
-    usual: ClassVar[float]
-    """What the method's own setting is if nothing is said."""
     reads: ClassVar[tuple[Signal, ...]] = ()
     """What `select` sees beside the features, in models that have it."""
     only_videos: ClassVar[bool] = False
@@ -203,7 +195,7 @@ class Framed(Entering):
                 reads=self.reads,
                 count=self._count,
                 choose=self._choose,
-                positions=numbering(self.positions),
+                positions=self.positions,
                 flops=self.flops,
             ),
         )
@@ -222,16 +214,9 @@ class Framed(Entering):
             return arriving.tokens
         if self.budget is None:
             return None if frames is None else self.own_count(frames)
-        count = half_up(self.budget.mean(arriving.entered)) - arriving.reserved
-        count = min(max(count, 1), arriving.tokens)
-        if frames is not None:
-            self._refuse_below_floor(count, frames, arriving)
-        return count
-
-    def _refuse_below_floor(self, count: int, frames: tuple[int, ...], arriving: Arriving) -> None:
-        """Refuse a budget below what the method can do."""
-        if count >= self.floor(frames):
-            return
+        count = self.rows(arriving)
+        if frames is None or count >= self.floor(frames):
+            return count
         least = self.floor(frames) + arriving.reserved
         raise BudgetError(
             f"{type(self).__name__} cannot keep {count + arriving.reserved} of {arriving.entered} vision tokens of "

@@ -34,7 +34,6 @@ __all__ = [
     "Unit",
     "check",
     "check_lengths",
-    "numbering",
 ]
 
 
@@ -68,7 +67,7 @@ Tokens: TypeAlias = Annotated[float, Gt(0)]
 Unit: TypeAlias = Literal["sample", "image", "frame"]
 """What is ranked together: all vision tokens of a sample, those of each image or video, or of each frame."""
 Positions: TypeAlias = Literal["reindex", "keep"]
-"""Whether rows are numbered anew after a cut, or keep their position ids."""
+"""Whether rows are numbered anew after a cut ("reindex"), or keep their position ids; with M-RoPE they always keep."""
 
 
 def check_lengths(first: str, layers: Sequence[Any], second: str, values: Sequence[Any]) -> None:
@@ -79,13 +78,6 @@ def check_lengths(first: str, layers: Sequence[Any], second: str, values: Sequen
     """
     if len(layers) != len(values):
         raise SettingError(f"{first} and {second} must have the same length; got {first}={layers}, {second}={values}.")
-
-
-def numbering(positions: Positions) -> Literal["renumber", "keep"]:
-    """What a stage calls a method's `positions`: "reindex", the name in the released codes, is "renumber" there."""
-    if positions == "reindex":
-        return "renumber"
-    return "keep"
 
 
 def check(owner: str, kind: type, values: Mapping[str, Any], *, partly: bool = False) -> dict[str, Any]:

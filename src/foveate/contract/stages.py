@@ -77,6 +77,8 @@ __all__ = [
     "View",
 ]
 
+WAYS = ("score", "pick", "choose", "look")
+"""The functions of a stage, of which it has one."""
 Number = Callable[[Arriving], int | None]
 """How many of the arriving tokens stay; None: the picture or the question decides."""
 
@@ -112,19 +114,20 @@ class Place(IntEnum):
 class Stage:
     """One step of a method at one place.
 
-    A stage has one of three functions: `score` gives each token a number, and the highest stay; `choose` returns a
-    whole cut; `look` drops nothing and returns notes.
+    A stage has one of four functions: `score` gives each token a number, and the highest stay; `pick` says which tokens
+    stay; `choose` returns a whole cut; `look` drops nothing and returns notes.
 
     Attributes:
         reads: The signals it reads.
         keep: How many stay, as a share of those that arrive: truncated, and never below one.
         count: How many stay, as a function of what arrives; instead of `keep`.
         score: A number for each token, (tokens,); larger stays, ties go to the lower index.
+        pick: Which tokens stay, from the view and their number: (count,) int64, ascending. Not asked where all stay.
         choose: A cut, from the view and how many stay by `keep` or `count` (None: it decides itself). It returns None
             where all tokens stay as they are.
         look: Notes: tensors by name, whose first dimension is the tokens.
         unit: What is ranked together: all tokens of a sample, those of each image or video, or of each frame.
-        positions: "keep": a row keeps the position of its source. "renumber": rows are numbered anew from here on;
+        positions: "keep": a row keeps the position of its source. "reindex": rows are numbered anew from here on;
             models with M-RoPE keep.
         ownerless: Whether its cut may have rows that stand for no token (source −1), such as a tower's CLS.
         host: Whether it must read values in Python; then it runs on one sample at a time.
@@ -138,10 +141,11 @@ class Stage:
     keep: float | None = None
     count: Number | None = None
     score: Callable[[Any], Tensor] | None = None
+    pick: Callable[[Any, int], Tensor] | None = None
     choose: Callable[[Any, int | None], Cut | None] | None = None
     look: Callable[[Any], Mapping[str, Tensor]] | None = None
     unit: Literal["sample", "image", "frame"] = "sample"
-    positions: Literal["keep", "renumber"] = "keep"
+    positions: Literal["keep", "reindex"] = "keep"
     ownerless: bool = False
     host: bool = False
     flops: Callable[[Arriving, int], int] | None = None
@@ -155,13 +159,13 @@ class Stage:
                 raise SettingError(
                     f"{kind} reads {signal!r}, which is not a signal. The signals are in foveate.contract.stages."
                 )
-        ways = [way for way in (self.score, self.choose, self.look) if way is not None]
+        ways = [way for way in WAYS if getattr(self, way) is not None]
         if len(ways) > 1:
-            raise SettingError(f"{kind} takes only one of score, choose and look; got several.")
+            raise SettingError(f"{kind} takes only one of score, pick, choose and look; got several.")
         if self.keep is not None and self.count is not None:
             raise SettingError(f"{kind} takes either keep or count; got keep={self.keep} and a count.")
-        if self.score is not None and self.keep is None and self.count is None:
-            raise SettingError(f"{kind} has a score but neither keep nor count. Say how many tokens to keep.")
+        if ways in (["score"], ["pick"]) and self.keep is None and self.count is None:
+            raise SettingError(f"{kind} has a {ways[0]} but neither keep nor count. Say how many tokens to keep.")
 
     @property
     def order(self) -> tuple[int, int]:
@@ -200,13 +204,17 @@ class Stage:
         count = self.left(view.arriving)
         if self.look is not None:
             return Cut.stay(len(view), self.look(view))
+        if self.choose is not None:
+            cut = self.choose(view, count)
+            self._check(cut, len(view), count)
+            return cut
+        assert count is not None  # a stage with a score or a pick has keep or count
+        if count >= len(view):
+            return None
         if self.score is not None:
-            assert count is not None  # a stage with a score has keep or count
-            if count >= len(view):
-                return None
             return Cut.take(top(self.score(view), count), len(view))
-        assert self.choose is not None
-        cut = self.choose(view, count)
+        assert self.pick is not None
+        cut = Cut.take(self.pick(view, count), len(view))
         self._check(cut, len(view), count)
         return cut
 

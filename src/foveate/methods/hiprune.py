@@ -18,25 +18,12 @@ code names it. HiPrune++, which adds tokens by the question, is left out.
 """
 
 from functools import partial
-from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from foveate.contract import (
-    Entering,
-    ImageStage,
-    ImageView,
-    Layer,
-    Positions,
-    Preset,
-    Shape,
-    Share,
-    Stage,
-    TowerAttention,
-    numbering,
-)
+from foveate.contract import Entering, ImageStage, ImageView, Layer, Positions, Shape, Share, Stage, TowerAttention
 from foveate.core.budget import shared_out
-from foveate.core.cut import Cut
 from foveate.core.grid import crops_of, neighbours_of
 from foveate.core.rank import ranks, top
 from foveate.errors import SettingError
@@ -59,14 +46,13 @@ class HiPrune(Entering):
     """
 
     name = "hiprune"
-    usual: ClassVar[float] = 1 / 3
+    usual = 1 / 3
 
     alpha: Share = 0.1
     object_layer: Layer = 8
     positions: Positions = "reindex"
 
     def check_settings(self) -> None:
-        super().check_settings()
         if self.object_layer >= DEPTH:
             raise SettingError(f"object_layer is a block of a tower of {DEPTH}, 0 to 23; got {self.object_layer}.")
 
@@ -74,14 +60,11 @@ class HiPrune(Entering):
         if self.keeps_all:
             return ()
         middle = TowerAttention(by="patches", block=self.object_layer, of=DEPTH)
-        choose = partial(self._choose, middle)
-        return (ImageStage(reads=(middle, DEEP), count=self.rows, choose=choose, positions=numbering(self.positions)),)
+        pick = partial(self._pick, middle)
+        return (ImageStage(reads=(middle, DEEP), count=self.rows, pick=pick, positions=self.positions),)
 
-    def _choose(self, middle: TowerAttention, view: ImageView, count: int | None) -> Cut | None:
-        assert count is not None
+    def _pick(self, middle: TowerAttention, view: ImageView, count: int) -> Tensor:
         tokens, scores = len(view), view[middle]
-        if count == tokens:
-            return None
         crops = [crop.to(scores.device) for crop in crops_of(view.grids, tokens)]
         rows_of = shared_out(count, [len(crop) for crop in crops])
         anchors = []
@@ -95,21 +78,20 @@ class HiPrune(Entering):
         rank = torch.where(group < 2, ranks(scores), ranks(view[DEEP]))
         order = -(group * tokens + rank)
         kept = [crop[top(order[crop], rows)] for crop, rows in zip(crops, rows_of, strict=True)]
-        return Cut.take(torch.cat(kept).sort().values, tokens)
+        kept_of_all: Tensor = torch.cat(kept).sort().values
+        return kept_of_all
 
 
-def _preset(name: str, method: HiPrune, depth: int, vision_tokens: int | None, source: str) -> Preset:
-    return Preset(f"hiprune/{name}", method, depth, vision_tokens, f"{source}; rows that enter the decoder")
-
+_ROWS = "rows that enter the decoder"
 
 HiPrune.presets = (
-    *(_preset(f"llava-1.5-7b/{count}", HiPrune(tokens=count), 32, 576, "paper") for count in (64, 128, 192)),
+    *(HiPrune.preset(f"llava-1.5-7b/{count}", f"paper; {_ROWS}", tokens=count) for count in (64, 128, 192)),
     *(
-        _preset(f"llava-next-7b/{count}", HiPrune(tokens=count), 32, 2928, "the same rule for each crop")
+        HiPrune.preset(f"llava-next-7b/{count}", f"the same rule for each crop; {_ROWS}", tokens=count)
         for count in (160, 320, 640)
     ),
     *(
-        _preset(f"qwen2.5-vl-3b/{percent}%", HiPrune(retention=percent / 100), 36, None, "paper")
+        HiPrune.preset(f"qwen2.5-vl-3b/{percent}%", f"paper; {_ROWS}", retention=percent / 100)
         for percent in (11.2, 22.3, 33.4)
     ),
 )

@@ -9,12 +9,9 @@ arXiv:2403.15388. Of the tower's last layer, with queries q and keys k over its 
 
 How many are kept depends on the picture. With a budget the count is exact: the highest a.
 
-Differences from the released code. Where nothing is an outlier, the most attended token stays (the code divides by 0),
-as where the count is rounded down to none. The order is stable, ties go to the lower index. Where kept rows and the
-last would be as many as arrive, nothing merges. The last row stands at the place of the most attended token that is
-dropped. A tower without a CLS scores a token by the attention it receives. Crops (LLaVA-NeXT) are reduced together,
-their newlines dropped. Where position ids are kept, so with M-RoPE, rows stand in raster order. The count with a budget
-is ours.
+Where nothing is an outlier, or the count is rounded down to none, the most attended token stays. The last row stands at
+the place of the most attended token that is dropped. Where kept rows and the last would be as many as arrive, nothing
+merges. A tower without a CLS scores a token by the attention it receives. The count with a budget is ours.
 """
 
 import math
@@ -35,7 +32,6 @@ from foveate.contract import (
     Stage,
     TowerAttention,
     TowerKeys,
-    numbering,
 )
 from foveate.core.cut import Cut
 from foveate.core.merge import sum_of_nearest
@@ -51,7 +47,7 @@ class PruMerge(Entering):
         neighbours: How many of the nearest tokens are added to each kept one; 0 prunes without merging into it.
         retention, tokens: Instead of the outliers, an exact count; see `Entering`. The last row is one of these.
         positions: "reindex" numbers the rows anew, as the released code does; "keep" keeps position ids. Families with
-            M-RoPE always keep.
+            M-RoPE always keep. Where they are kept, rows stand in raster order.
     """
 
     name = "prumerge"
@@ -72,7 +68,7 @@ class PruMerge(Entering):
                 reads=(paid, keys),
                 count=None if self.budget is None else self.rows,
                 choose=partial(self._choose, raster),
-                positions=numbering(self.positions),
+                positions=self.positions,
             ),
         )
 
@@ -81,7 +77,8 @@ class PruMerge(Entering):
         if count == tokens:
             return None
         if count is not None:
-            order, kept = self._ranked(scores, *self._balanced(tokens, count - 1), kept=count - 1)
+            by_score, step = _balance(tokens, count - 1) if self.spatial else (count - 1, 1)
+            order, kept = self._ranked(scores, by_score, step, kept=count - 1)
             return self._merge(raster, count, view.features, scores, view.keys, order, kept)
         ascending = scores.sort().values
         low, high = _quantile(ascending, 0.25), _quantile(ascending, 0.75)
@@ -113,12 +110,6 @@ class PruMerge(Entering):
             number = torch.full_like(number, kept)
         row = order.argsort().argsort()
         return torch.where(row < number, row, count + rank).argsort(), number
-
-    def _balanced(self, tokens: int, kept: int) -> tuple[int, int]:
-        """How many tokens stay by their score, and at which step others do, if `kept` stay in all."""
-        if self.spatial:
-            return _balance(tokens, kept)
-        return kept, 1
 
     def _merge(
         self, raster: bool, rows: int, features: Tensor, scores: Tensor, keys: Tensor, order: Tensor, kept: Tensor
@@ -179,8 +170,7 @@ def _tables(tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
 def presets(kind: type[PruMerge]) -> tuple[Preset, ...]:
     """An exact count for LLaVA-1.5."""
     source = "derived: an exact count in the place of outliers; rows that enter the decoder"
-    names = {count: f"{kind.name}/llava-1.5-7b/{count}" for count in (64, 128, 192)}
-    return tuple(Preset(name, kind(tokens=count), 32, 576, source) for count, name in names.items())
+    return tuple(kind.preset(f"llava-1.5-7b/{count}", source, tokens=count) for count in (64, 128, 192))
 
 
 PruMerge.presets = presets(PruMerge)

@@ -7,8 +7,6 @@ With a budget (ours) the number by score is the one from which that rule, with a
 nearest to the count; steps too many go from the end, and what is missing is filled up by score.
 """
 
-from typing import ClassVar
-
 from foveate.methods.prumerge import PruMerge, presets
 
 __all__ = ["METHOD", "PruMergePlus"]
@@ -22,7 +20,7 @@ class PruMergePlus(PruMerge):
     """
 
     name = "prumerge_plus"
-    spatial: ClassVar[bool] = True
+    spatial = True
 
 
 PruMergePlus.presets = presets(PruMergePlus)
