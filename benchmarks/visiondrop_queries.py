@@ -30,8 +30,8 @@ from foveate.bench.shapes import Shape
 from foveate.bench.stopwatch import clock_of
 from foveate.bench.timing import interval_words, ratio, rounds
 from foveate.bench.workload import PromptSize, synthetic
+from foveate.contract import Attention, LayerStage, LayerView, Stage
 from foveate.contract.settings import MethodSetting
-from foveate.contract.stages import Attention, LayerStage, LayerView, Stage
 from foveate.core.patching import Patcher
 from foveate.core.rank import ranks, top
 from foveate.embedded.questions import one_per_task

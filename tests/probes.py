@@ -8,9 +8,7 @@ from typing import Literal
 
 import torch
 
-from foveate.contract.method import Method
-from foveate.contract.settings import Layers, Share
-from foveate.contract.stages import (
+from foveate.contract import (
     DecodeStage,
     Hidden,
     ImageStage,
@@ -22,6 +20,8 @@ from foveate.contract.stages import (
     TowerAttention,
     TowerKeys,
 )
+from foveate.contract.method import Method
+from foveate.contract.settings import Layers, Share
 from foveate.core.cut import Cut
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.resize import Resize

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
+from foveate.contract import Arriving, Shape
 from foveate.contract.entering import Counted
-from foveate.contract.stages import Arriving, Shape
 from tests.contract.test_scheduled import Config
 
 KINDS = sorted((kind for kind in fv.methods().values() if issubclass(kind, Counted)), key=lambda kind: kind.name)

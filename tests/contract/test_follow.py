@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract import follow
-from foveate.contract.stages import (
+from foveate.contract import (
     Arriving,
     Attention,
     CacheStage,
@@ -21,6 +20,7 @@ from foveate.contract.stages import (
     Shape,
     Text,
     TowerAttention,
+    follow,
 )
 from foveate.core.cut import Cut
 from foveate.core.options import _choices

@@ -7,8 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.contract import follow
-from foveate.contract.stages import (
+from foveate.contract import (
     Arriving,
     Attention,
     CacheStage,
@@ -21,6 +20,7 @@ from foveate.contract.stages import (
     PixelStage,
     Place,
     TowerStage,
+    follow,
 )
 from foveate.core.cut import Cut
 from foveate.errors import SettingError, ShapeError

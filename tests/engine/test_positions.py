@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.contract.stages import Hidden, ImageStage, LayerStage
+from foveate.contract import Hidden, ImageStage, LayerStage
 from foveate.core.rank import spread
 from tests.golden import positions_seen
 from tests.invariants.alone import check_alone

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate.contract import Arriving, ImageView, LayerView, Shape, TowerAttention
 from foveate.contract.entering import Framed
-from foveate.contract.stages import Arriving, ImageView, LayerView, Shape, TowerAttention
 from foveate.core.attention import mean_of_busiest, nearness
 from foveate.methods import vidcom2, vscan
 from foveate.methods.clse import CLSE

@@ -1,8 +1,7 @@
 """What the tests must know of a method, read off its stages."""
 
-from foveate.contract import follow
-from foveate.contract.method import Method
-from foveate.contract.stages import Attention, KeyNorms, Keys, Pivots, Place, Shape, Stage, of_layer_that_ran
+from foveate.contract import Attention, KeyNorms, Keys, Method, Pivots, Place, Shape, Stage, follow
+from foveate.contract.stages import of_layer_that_ran
 from tests.models import DEPTH
 
 __all__ = ["attends_in", "by_frame", "cuts", "kv_layers", "of_pixels", "reads_key_norms", "reads_text", "renumbers"]

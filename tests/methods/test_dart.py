@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract.stages import Arriving, Columns, KeyNorms, LayerView, Normed, Pivots, Shape
+from foveate.contract import Arriving, Columns, KeyNorms, LayerView, Normed, Pivots, Shape
 from foveate.methods.dart import DART, visiting_order
 from tests.contract.test_scheduled import Config, mean
 from tests.models import batch, tiny

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract.stages import Arriving, ImageView, Shape, TowerAttention
+from foveate.contract import Arriving, ImageView, Shape, TowerAttention
 from foveate.core.grid import neighbours_of
 from foveate.methods.hiprune import DEEP, HiPrune
 from tests.models import batch, tiny

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from transformers import LlavaForConditionalGeneration
 
 import foveate as fv
-from foveate.contract import follow
-from foveate.contract.stages import Arriving, Cut, ImageView, LayerView, PatchView, Place, Shape
+from foveate.contract import Arriving, Cut, ImageView, LayerView, PatchView, Place, Shape, follow
 from foveate.core.merge import window_similarity
 from foveate.methods.mustdrop import PEAK, SHARE, MustDrop
 from tests import golden

@@ -4,8 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract import follow
-from foveate.contract.stages import Arriving, Attention, LayerView, Shape
+from foveate.contract import Arriving, Attention, LayerView, Shape, follow
 from foveate.methods.pyramiddrop import PyramidDrop
 from tests.contract.test_scheduled import Config, mean
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract.stages import Arriving, Attention, Hidden, LayerView, Shape
+from foveate.contract import Arriving, Attention, Hidden, LayerView, Shape
 from foveate.methods.sparsevlm import SparseVLM
 from tests.contract.test_scheduled import Config, mean
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract.stages import Arriving, Attention, LayerView, Shape
+from foveate.contract import Arriving, Attention, LayerView, Shape
 from foveate.methods.sparsevlm import SparseVLM
 from foveate.methods.sparsevlm_plus import SparseVLMPlus
 from tests.contract.test_scheduled import Config, mean

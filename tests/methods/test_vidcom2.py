@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract.stages import Arriving, ImageView, Shape
+from foveate.contract import Arriving, ImageView, Shape
 from foveate.core.rank import by_quota
 from foveate.methods.vidcom2 import VidCom2
 from tests.contract.test_scheduled import Config

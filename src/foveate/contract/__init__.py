@@ -3,22 +3,9 @@
 from foveate.contract import LayerStage, LayerView, Method, Share, Shape, Stage
 """
 
-from foveate.contract.budget import (
-    Budget,
-    Curve,
-    at_cuts,
-    check_count,
-    check_depth,
-    decoder_depth,
-    geometric,
-    half_up,
-    known_count,
-    proportional,
-    quarters,
-    solve,
-)
+from foveate.contract.budget import at_cuts, check_depth, geometric, half_up, proportional, quarters
 from foveate.contract.chain import Chain
-from foveate.contract.entering import Counted, Entering, EnteringShare, Framed, Gridded, change, counted_preset
+from foveate.contract.entering import Counted, Entering, Framed, Gridded, change, counted_preset
 from foveate.contract.method import Budgeted, Method, Preset
 from foveate.contract.scheduled import Layered, OneCut, Rated, Scheduled, attended, highest, rated_presets
 from foveate.contract.settings import (
@@ -33,45 +20,42 @@ from foveate.contract.settings import (
     Unit,
     check_lengths,
 )
-from foveate.contract.space import Point, Space, free_settings, space_of
+from foveate.contract.space import Space, free_settings
 from foveate.contract.stages import (
-    Arriving,
-    Attention,
     CacheStage,
+    DecodeStage,
+    ImageStage,
+    LayerStage,
+    PixelStage,
+    Place,
+    Shape,
+    Stage,
+    TowerStage,
+)
+from foveate.core.cut import Cut
+from foveate.core.signals import (
+    Attention,
     Cells,
     Cls,
     Columns,
-    Cut,
-    DecodeStage,
     Deepstack,
     Features,
     Hidden,
-    ImageStage,
-    ImageView,
     KeyNorms,
     Keys,
-    LayerStage,
-    LayerView,
     Normed,
-    PatchView,
     Pivots,
-    PixelStage,
-    Place,
     Resource,
-    Shape,
     Signal,
-    Stage,
     Text,
     TowerAttention,
     TowerKeys,
-    TowerStage,
-    View,
 )
+from foveate.core.views import Arriving, ImageView, LayerView, PatchView, View
 
 __all__ = [
     "Arriving",
     "Attention",
-    "Budget",
     "Budgeted",
     "CacheStage",
     "Cells",
@@ -81,12 +65,10 @@ __all__ = [
     "Count",
     "Counted",
     "Counts",
-    "Curve",
     "Cut",
     "DecodeStage",
     "Deepstack",
     "Entering",
-    "EnteringShare",
     "Features",
     "Framed",
     "Gridded",
@@ -107,7 +89,6 @@ __all__ = [
     "Pivots",
     "PixelStage",
     "Place",
-    "Point",
     "Positions",
     "Preset",
     "Rated",
@@ -129,19 +110,14 @@ __all__ = [
     "at_cuts",
     "attended",
     "change",
-    "check_count",
     "check_depth",
     "check_lengths",
     "counted_preset",
-    "decoder_depth",
     "free_settings",
     "geometric",
     "half_up",
     "highest",
-    "known_count",
     "proportional",
     "quarters",
     "rated_presets",
-    "solve",
-    "space_of",
 ]

@@ -9,10 +9,12 @@ from torch import Tensor
 from foveate.contract.budget import Budget, half_up
 from foveate.contract.method import MODELS, Budgeted, Preset
 from foveate.contract.settings import Positions, Share
-from foveate.contract.stages import Arriving, ImageStage, ImageView, Shape, Signal, Stage
+from foveate.contract.stages import ImageStage, Shape, Stage
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid, coarser
 from foveate.core.merge import of_length_one
+from foveate.core.signals import Signal
+from foveate.core.views import Arriving, ImageView
 from foveate.errors import BudgetError, SettingError, UnsupportedError
 
 __all__ = ["Counted", "Entering", "EnteringShare", "Framed", "Gridded", "change", "counted_preset"]

@@ -12,8 +12,9 @@ from foveate._upstream import brief
 from foveate.contract import follow
 from foveate.contract.budget import Budget, Curve, decoder_depth, half_up, known_count, solve
 from foveate.contract.settings import Share, Tokens, check
-from foveate.contract.stages import Arriving, Shape, Stage
+from foveate.contract.stages import Shape, Stage
 from foveate.core.grid import Grid
+from foveate.core.views import Arriving
 from foveate.errors import SettingError
 
 __all__ = ["Budgeted", "Method", "Preset", "meet"]

@@ -15,9 +15,11 @@ from foveate.contract.budget import at_cuts, check_depth, half_up, proportional
 from foveate.contract.method import Budgeted, Preset
 from foveate.contract.settings import Count, Counts, Layers, Positions, Share, Shares, Unit, check_lengths
 from foveate.contract.space import Space, free_settings
-from foveate.contract.stages import Arriving, Attention, LayerStage, LayerView, Shape, Signal, Stage
+from foveate.contract.stages import LayerStage, Shape, Stage
 from foveate.core.budget import keep_count
 from foveate.core.rank import spread, top
+from foveate.core.signals import Attention, Signal
+from foveate.core.views import Arriving, LayerView
 from foveate.errors import SettingError
 
 __all__ = ["Layered", "OneCut", "Rated", "Scheduled", "attended", "highest", "rated_presets"]

@@ -22,59 +22,20 @@ from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.options import refuse_other_options
 from foveate.core.rank import top
-from foveate.core.signals import (
-    Attention,
-    Cells,
-    Cls,
-    Columns,
-    Deepstack,
-    Features,
-    Hidden,
-    KeyNorms,
-    Keys,
-    Normed,
-    Pivots,
-    Resource,
-    Signal,
-    Text,
-    TowerAttention,
-    TowerKeys,
-)
-from foveate.core.views import Arriving, ImageView, LayerView, PatchView, View
+from foveate.core.signals import Attention, Columns, Hidden, KeyNorms, Pivots, Signal
+from foveate.core.views import Arriving, View
 from foveate.errors import SettingError
 
 __all__ = [
-    "Arriving",
-    "Attention",
     "CacheStage",
-    "Cells",
-    "Cls",
-    "Columns",
-    "Cut",
     "DecodeStage",
-    "Deepstack",
-    "Features",
-    "Hidden",
     "ImageStage",
-    "ImageView",
-    "KeyNorms",
-    "Keys",
     "LayerStage",
-    "LayerView",
-    "Normed",
-    "PatchView",
-    "Pivots",
     "PixelStage",
     "Place",
-    "Resource",
     "Shape",
-    "Signal",
     "Stage",
-    "Text",
-    "TowerAttention",
-    "TowerKeys",
     "TowerStage",
-    "View",
 ]
 
 WAYS = ("score", "pick", "choose", "look")
@@ -157,7 +118,7 @@ class Stage:
         for signal in self.reads:
             if not isinstance(signal, Signal):
                 raise SettingError(
-                    f"{kind} reads {signal!r}, which is not a signal. The signals are in foveate.contract.stages."
+                    f"{kind} reads {signal!r}, which is not a signal. The signals are in foveate.contract."
                 )
         ways = [way for way in WAYS if getattr(self, way) is not None]
         if len(ways) > 1:
