@@ -14,9 +14,7 @@ the place of the most attended token that is dropped. Where kept rows and the la
 merges. A tower without a CLS scores a token by the attention it receives. The count with a budget is ours.
 """
 
-import math
-from functools import cache, partial
-from typing import ClassVar
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,9 +33,8 @@ from foveate.contract import (
 )
 from foveate.core.cut import Cut
 from foveate.core.merge import sum_of_nearest
-from foveate.core.rank import ranks
 
-__all__ = ["METHOD", "PruMerge"]
+__all__ = ["METHOD", "PruMerge", "counts_by_score"]
 
 
 class PruMerge(Entering):
@@ -51,8 +48,6 @@ class PruMerge(Entering):
     """
 
     name = "prumerge"
-    spatial: ClassVar[bool] = False
-    """Whether tokens at even steps stay too."""
 
     neighbours: Count = 32
     positions: Positions = "reindex"
@@ -77,39 +72,28 @@ class PruMerge(Entering):
         if count == tokens:
             return None
         if count is not None:
-            by_score, step = _balance(tokens, count - 1) if self.spatial else (count - 1, 1)
-            order, kept = self._ranked(scores, by_score, step, kept=count - 1)
+            order = self.so_many_first(scores, count - 1)
+            kept = torch.full_like(order[0], count - 1)
             return self._merge(raster, count, view.features, scores, view.keys, order, kept)
         ascending = scores.sort().values
         low, high = _quantile(ascending, 0.25), _quantile(ascending, 0.75)
         outliers = (scores > high + 1.5 * (high - low)).sum().clamp(min=1)
-        tops, steps = _tables(tokens, scores.device)
-        order, kept = self._ranked(scores, tops[outliers.view(1)], steps[outliers.view(1)])
+        order, kept = self.kept_first(scores, outliers.view(1))
         left = (kept + 1).clamp(max=tokens)
         merge = partial(self._merge, raster, tokens)
         return Cut.fewer(tokens, left, merge, view.features, scores, view.keys, order, kept)
 
-    def _ranked(
-        self, scores: Tensor, top: int | Tensor, step: int | Tensor, kept: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """All tokens, the kept ones first, (tokens,) int64, and how many these are.
+    def kept_first(self, scores: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
+        """All tokens, first those that stay for a number of outliers, (1,) int64; and how many stay, no dimensions.
 
-        Kept are the `top` ones by score and, where tokens at even steps stay too, every `step`-th of the others; with
-        a count `kept` as many of these, or then others by score. What is dropped stands behind them by score.
+        Shape: (tokens,) int64; what is dropped stands behind by falling score.
         """
-        count = len(scores)
-        rank = ranks(scores)
-        place = torch.arange(count, device=scores.device)
-        group = torch.where(rank >= top, 2, 0)
-        if self.spatial:
-            even = (place % step == 0) & (place < count - 1)
-            group = torch.where(even, group.clamp(max=1), group)
-        order = group * count + torch.where(group == 1, place, rank)
-        number = (group < 2).sum()
-        if kept is not None:
-            number = torch.full_like(number, kept)
-        row = order.argsort().argsort()
-        return torch.where(row < number, row, count + rank).argsort(), number
+        kept = counts_by_score(len(scores), scores.device)[outliers][0]
+        return scores.sort(descending=True, stable=True).indices, kept
+
+    def so_many_first(self, scores: Tensor, kept: int) -> Tensor:
+        """The same with exactly `kept` that stay."""
+        return scores.sort(descending=True, stable=True).indices
 
     def _merge(
         self, raster: bool, rows: int, features: Tensor, scores: Tensor, keys: Tensor, order: Tensor, kept: Tensor
@@ -136,35 +120,12 @@ def _quantile(ascending: Tensor, share: float) -> Tensor:
     return ascending[below] + (ascending[above] - ascending[below]) * (place - below)
 
 
-@cache
-def _balance(tokens: int, kept: int) -> tuple[int, int]:
-    """(top, step) that are expected to keep nearest to `kept` of the tokens, of equals the smaller top.
-
-    Steps are coarse: what they keep too many goes from their end, and what is missing is filled up by score.
-    """
-
-    def misses(top: int) -> float:
-        even = math.ceil((tokens - 1) / _step(tokens, top))
-        return abs(top + even * (1 - top / tokens) - kept)
-
-    top = min(range(1, kept + 1), key=misses, default=0)
-    return top, _step(tokens, max(1, top))
-
-
-def _step(tokens: int, outliers: int) -> int:
-    """The released step: ⌊⌊1 / ratio⌋ / 3⌋, at least 1."""
-    return max(1, int(int(1 / (outliers / tokens)) / 3))
-
-
-def _tables(tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For each number of outliers how many tokens stay by score, ⌊N · ratio⌋ in Python's floats, and the step.
+def counts_by_score(tokens: int, device: torch.device) -> Tensor:
+    """For each number of outliers how many tokens stay by score, (tokens + 1,): ⌊N · ratio⌋ in Python's floats.
 
     At least one stays: of 196 tokens and one outlier the product is 0.999….
     """
-    counts = range(tokens + 1)
-    tops = [max(1, int(tokens * (count / tokens))) for count in counts]
-    steps = [_step(tokens, max(1, count)) for count in counts]
-    return torch.tensor(tops, device=device), torch.tensor(steps, device=device)
+    return torch.tensor([max(1, int(tokens * (count / tokens))) for count in range(tokens + 1)], device=device)
 
 
 def presets(kind: type[PruMerge]) -> tuple[Preset, ...]:
