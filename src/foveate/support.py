@@ -7,31 +7,16 @@ from typing import Any
 from foveate.contract import follow
 from foveate.contract.method import Method
 from foveate.contract.stages import WAYS, PixelStage, Place, Shape, Stage, TowerStage
-from foveate.core.signals import (
-    Attention,
-    Cells,
-    Cls,
-    Columns,
-    Deepstack,
-    Features,
-    Hidden,
-    KeyNorms,
-    Keys,
-    Normed,
-    Pivots,
-    Signal,
-    TowerAttention,
-    TowerKeys,
-)
+from foveate.core import signals
+from foveate.core.signals import Cells, Columns, Features, Signal
 from foveate.core.views import Arriving
 from foveate.families.base import Family
 
 __all__ = ["SERVED", "Reach", "reach", "refusal", "usual_input"]
 
-SERVED = (
-    Hidden, Attention, Keys, KeyNorms, Normed, Pivots, Cells, Columns,
-    TowerAttention, TowerKeys, Cls, Deepstack, Features,
-)  # fmt: skip
+SERVED: tuple[type[Signal], ...] = tuple(
+    kind for kind in map(vars(signals).__getitem__, signals.__all__) if vars(kind).get("served")
+)
 """Signals that this engine reads."""
 USUAL = Arriving(576, 576, 576, grids=((24, 24),))  # an image of LLaVA-1.5, which the table is made for
 FILM = Arriving(1024, 1024, 1024, grids=((16, 16),) * 4, video=True)

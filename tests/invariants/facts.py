@@ -1,7 +1,6 @@
 """What the tests must know of a method, read off its stages."""
 
 from foveate.contract import Attention, KeyNorms, Keys, Method, Pivots, Place, Shape, Stage, follow
-from foveate.contract.stages import of_layer_that_ran
 from tests.models import DEPTH
 
 __all__ = ["attends_in", "by_frame", "cuts", "kv_layers", "of_pixels", "reads_key_norms", "reads_text", "renumbers"]
@@ -37,7 +36,7 @@ def attends_in(method: Method, depth: int = DEPTH) -> set[int]:
     read = set()
     for stage in follow.layer_stages(stages(method, depth)):
         for signal in stage.reads:
-            if of_layer_that_ran(signal):
+            if signal.of_ran:
                 read.add(stage.layer - 1)
             elif isinstance(signal, Attention | Keys):
                 read.add(stage.layer)

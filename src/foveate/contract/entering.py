@@ -83,8 +83,7 @@ class Counted(EnteringShare):
         keep: Share of an image's vision tokens that enter the decoder, in (0, 1], rounded to a number of tokens.
         tokens: Instead of `keep`: how many tokens of an image enter.
         retention: Another name for `keep`: the name that budgets have.
-        positions: "reindex" renumbers the rows, as the released codes do; "keep" keeps position ids. Families with
-            M-RoPE always keep.
+        positions: See `Positions`; the released codes number anew.
     """
 
     usual = 1 / 9  # 64 of LLaVA-1.5's 576 tokens
@@ -151,8 +150,8 @@ class Framed(Entering):
         retention: Instead of the method's own setting: the share of an image's or video's tokens to keep, in (0, 1],
             met exactly. A closing newline counts.
         tokens: The same as a number of tokens.
-        positions: "keep": kept tokens keep their position ids. "reindex": they are numbered anew, as where a released
-            code shortens the features before the prompt is put together. Families with M-RoPE always keep.
+        positions: See `Positions`; a released code that shortens the features before the prompt is put together numbers
+            anew.
     """
 
     reads: ClassVar[tuple[Signal, ...]] = ()

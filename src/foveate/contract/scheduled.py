@@ -214,10 +214,10 @@ class Scheduled(Layered):
         """FLOPs of ranking at a cut; none where all stay."""
         if self.left(depth, index, arriving) == arriving.tokens:
             return 0
-        return self.rank_flops(arriving.tokens, width)
+        return self.rank_flops(arriving, width)
 
-    def rank_flops(self, tokens: int, width: int) -> int:
-        """FLOPs of ranking so many tokens."""
+    def rank_flops(self, arriving: Arriving, width: int) -> int:
+        """FLOPs of ranking what arrives."""
         return 0
 
 
@@ -315,8 +315,7 @@ class Rated(Layered):
         retention: Instead of the targets: the mean share of an image's tokens that a decoder layer processes. What the
             cuts leave is in the ratio of `usual_targets`.
         tokens: The same as a number of tokens.
-        positions: "reindex" renumbers the rows after each cut; "keep" keeps position ids. Families with M-RoPE always
-            keep.
+        positions: See `Positions`.
 
     Raises:
         SettingError: If the lists differ in length.

@@ -22,7 +22,7 @@ from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.options import refuse_other_options
 from foveate.core.rank import top
-from foveate.core.signals import Attention, Columns, Hidden, KeyNorms, Pivots, Signal
+from foveate.core.signals import Signal
 from foveate.core.views import Arriving, View
 from foveate.errors import SettingError
 
@@ -57,6 +57,11 @@ class Shape:
     depth: int
     cls: bool = False
     renumbers: bool = True
+
+    @property
+    def payer(self) -> Literal["cls", "patches"]:
+        """Whose attention in the tower scores patches: the CLS's, or that of all patches where there is none."""
+        return "cls" if self.cls else "patches"
 
 
 class Place(IntEnum):
@@ -268,7 +273,7 @@ class LayerStage(Stage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        back = max((_looks_back(signal) for signal in self.reads), default=0)
+        back = max((signal.layers_back for signal in self.reads), default=0)
         if self.layer < back:
             raise SettingError(
                 f"A stage before layer {self.layer} cannot read {back} layers back. Move it to layer {back} or later."
@@ -303,15 +308,3 @@ class DecodeStage(Stage):
     """
 
     place: ClassVar[Place] = Place.DECODE
-
-
-def of_layer_that_ran(signal: Signal) -> bool:
-    """Whether a signal is made of the queries or keys of the layer before the stage."""
-    return isinstance(signal, Columns | KeyNorms | Pivots) or (isinstance(signal, Attention) and signal.layer == "ran")
-
-
-def _looks_back(signal: Signal) -> int:
-    """How many layers must have run before a stage can read the signal."""
-    if isinstance(signal, Hidden):
-        return signal.back
-    return int(of_layer_that_ran(signal))

@@ -7,14 +7,10 @@ arXiv:2508.00553. With the attention a_j that patch j receives, the mean over he
     buffers      the patches above, below, left and right of each anchor
     registers    the highest a in the feature layer among the others, until k patches stay
 
-Patches stay in raster order. Middle layers attend to objects, and deep ones gather what concerns the whole picture.
-
-Differences from the released code. A buffer beyond the picture's edge is left out; the code takes the first or last
-patch, or one of the row next to it. Where anchors and buffers would be more than k, the buffers of the lowest a are
-left out. Crops (LLaVA-NeXT) get their share of k by the tokens that are left of each, and a buffer may be in the next
-crop. Scores are float32, ties go to the lower index. In a tower of another depth the object block is at the same share
-of it; where only some blocks look at the whole picture (Qwen2.5-VL), it is the nearest of these: block 15 of 32, as the
-code names it. HiPrune++, which adds tokens by the question, is left out.
+Patches stay in raster order. A buffer beyond the picture's edge is left out; where anchors and buffers would be more
+than k, so are the buffers of the lowest a. Crops (LLaVA-NeXT) get their share of k by the tokens that are left of each.
+In a tower of another depth the object block is at the same share of it; where only some blocks look at the whole
+picture (Qwen2.5-VL), it is the nearest of these. HiPrune++, which adds tokens by the question, is left out.
 """
 
 from functools import partial
@@ -41,8 +37,7 @@ class HiPrune(Entering):
         alpha: Share of the kept tokens that anchors and buffers shall be, in [0, 1].
         object_layer: The block that finds anchors, of a tower of 24 blocks, from 0 on.
         retention, tokens: k; see `Entering`. By default a third, 192 of 576.
-        positions: "reindex" numbers the rows anew, as the released code does for LLaVA; "keep" keeps position ids.
-            Families with M-RoPE always keep.
+        positions: See `Positions`; the released code numbers anew for LLaVA.
     """
 
     name = "hiprune"

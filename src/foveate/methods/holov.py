@@ -10,6 +10,7 @@ With the CLS's attention A crop c keeps ⌊w_c k⌋ of k tokens, those of the hi
                    its crop, of the rows that enter the decoder; γ = mean |A| / mean |V| over the image (ours)
 """
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -29,7 +30,7 @@ from foveate.contract import (
     TowerAttention,
     counted_preset,
 )
-from foveate.core.grid import Grid, coarser, into_cells
+from foveate.core.grid import coarser, into_cells
 from foveate.core.picks import cosine_flops, cosines, quotas
 from foveate.core.rank import ranks_in_groups, top
 
@@ -72,7 +73,7 @@ class HoloV(Counted):
             positions=self.positions,
             flops=cosine_flops if by_paper else None,
         )
-        return (ImageStage(reads=(TowerAttention(by="cls" if shape.cls else "patches"),), look=self._look), pick)
+        return (ImageStage(reads=(TowerAttention(by=shape.payer),), look=self._look), pick)
 
     def _look(self, view: ImageView) -> Mapping[str, Tensor]:
         """Attention and crop of each token. Crop c is −1 − c, as notes of newlines are 1."""
@@ -117,19 +118,15 @@ def _crops(view: ImageView, most: int, windows: bool) -> Tensor:
     crops = []
     first = 0
     for grid in view.grids or ((1, len(view)),):
-        parent = _runs(grid, most)
         if windows and view.grids:
-            parent = into_cells(grid, coarser(grid, most)).parent
-        crops.append(parent + first)
-        first += 1 + int(parent[-1])  # the last token is in the last crop
+            crop = into_cells(grid, coarser(grid, most)).parent
+        else:
+            # In raster order, the first runs the longer ones: 0 0 0 1 1 for five tokens in two.
+            runs = torch.arange(math.prod(grid)).tensor_split(min(most, math.prod(grid)))
+            crop = torch.cat([torch.full_like(run, number) for number, run in enumerate(runs)])
+        crops.append(crop + first)
+        first += 1 + int(crop[-1])  # the last token is in the last crop
     return torch.cat(crops)
-
-
-def _runs(grid: Grid, most: int) -> Tensor:
-    """The run of each token of a grid in raster order, the first runs the longer ones: 0 0 0 1 1 for five in two."""
-    rows, columns = grid
-    runs = torch.arange(rows * columns).tensor_split(min(most, rows * columns))
-    return torch.cat([torch.full_like(run, number) for number, run in enumerate(runs)])
 
 
 HoloV.presets = tuple(

@@ -70,8 +70,7 @@ class MustDrop(Layered):
         kv: Before decoding, cut the caches of the filtering layers to the final tokens.
         retention, tokens: Instead of γ; see `Budgeted`. The key tokens stay (fewer, where they alone exceed it), and
             the highest scores. The counts fall geometrically from what the tower keeps of the image.
-        positions: "reindex" renumbers the rows after each cut (the released code), "keep" keeps position ids, and a
-            merged token has its window's centre. Families with M-RoPE always keep.
+        positions: See `Positions`; the released code numbers anew. A merged token keeps its window's centre.
 
     Raises:
         SettingError: If settings contradict each other or leave their range.
@@ -124,7 +123,7 @@ class MustDrop(Layered):
             stages.append(TowerStage(1, choose=self._merge, positions=self.positions))
         if self.merge_windows or (self.filter and self.key_rate > 0):
             # Features come from layer 22 of CLIP's 24, and the released code reads the layer after it, 23: layer=1.
-            paid = TowerAttention(by="cls" if shape.cls else "patches", layer=1)
+            paid = TowerAttention(by=shape.payer, layer=1)
             mark = partial(self._mark, self.positions == "keep" or not shape.renumbers, shape.depth)
             all_stay = attrgetter("tokens")
             stages.append(ImageStage(reads=(paid,), choose=mark, count=all_stay, positions=self.positions))

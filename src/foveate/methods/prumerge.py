@@ -43,8 +43,7 @@ class PruMerge(Entering):
     Attributes:
         neighbours: How many of the nearest tokens are added to each kept one; 0 prunes without merging into it.
         retention, tokens: Instead of the outliers, an exact count; see `Entering`. The last row is one of these.
-        positions: "reindex" numbers the rows anew, as the released code does; "keep" keeps position ids. Families with
-            M-RoPE always keep. Where they are kept, rows stand in raster order.
+        positions: See `Positions`; the released code numbers anew. Where ids are kept, rows stand in raster order.
     """
 
     name = "prumerge"
@@ -55,7 +54,7 @@ class PruMerge(Entering):
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.keeps_all:
             return ()
-        paid = TowerAttention(by="cls" if shape.cls else "patches", layer=1, heads="joined")
+        paid = TowerAttention(by=shape.payer, layer=1, heads="joined")
         keys = TowerKeys(layer=1, heads="joined")
         raster = self.positions == "keep" or not shape.renumbers
         return (

@@ -44,8 +44,7 @@ class PyramidDrop(Layered):
             half of the depth, since the paper's layers meet none below a quarter.
         image_token_ratio_list: Share of the *original* tokens that each cut leaves: the paper's (0.5, 0.25, 0.125).
         retention, tokens: Instead of the ratios; see `Budgeted`. They are then q, q², q³, …, q solved for every image.
-        positions: "reindex" renumbers the rows after each cut, as the released code does; "keep" keeps position ids.
-            Families with M-RoPE always keep.
+        positions: See `Positions`; the released code numbers anew.
         scope: Rank the tokens of each "image" or video (the code has one image a sample), of the whole "sample", or of
             each "frame".
 

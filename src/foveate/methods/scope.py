@@ -59,7 +59,7 @@ class Scope(Counted):
             return ()
         reads: tuple[Signal, ...] = (Features(),)
         if self.alpha:
-            reads = (TowerAttention(by="cls" if shape.cls else "patches"), Features())
+            reads = (TowerAttention(by=shape.payer), Features())
         stage = ImageStage(
             reads=reads,
             count=self.rows,

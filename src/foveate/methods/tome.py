@@ -25,8 +25,7 @@ class ToMe(Entering):
 
     Attributes:
         retention, tokens: How many rows are left; see `Entering`. By default a third, 192 of 576.
-        positions: "reindex" numbers the rows anew; "keep" keeps the position ids of the first patch in each. Families
-            with M-RoPE always keep.
+        positions: See `Positions`. With "keep" a row has the position of the first patch in it.
     """
 
     name = "tome"

@@ -99,11 +99,9 @@ class V2Drop(Scheduled):
         dtype = view.hidden.dtype if self.score_dtype == "model" else torch.float32
         return variation(view.hidden, view.hidden_before, self.metric, dtype)
 
-    def rank_flops(self, tokens: int, width: int) -> int:
-        """FLOPs of measuring a move of so many tokens; the moves of a path count with their steps."""
-        if self.over == "path":
-            return 0
-        return self._move_flops(Arriving.all_of(tokens), width)
+    def rank_flops(self, arriving: Arriving, width: int) -> int:
+        # The moves of a path count with their steps.
+        return 0 if self.over == "path" else self._move_flops(arriving, width)
 
     def _move_flops(self, arriving: Arriving, width: int) -> int:
         return OPERATIONS[self.metric] * width * arriving.tokens

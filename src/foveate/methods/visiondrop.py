@@ -7,12 +7,11 @@ Four stages: 0 behind the vision tower, 1 to 3 before decoder layers. Each keeps
 ("dominant") and merges the others into c rows ("contextual"), by the cosine of their keys.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import Ge
-from torch import Tensor
 
 from foveate.contract import (
     Arriving,
@@ -41,7 +40,7 @@ from foveate.contract import (
     quarters,
 )
 from foveate.core.cut import Cut
-from foveate.core.merge import average, behind_cls, dominant_and_contextual, target_plus_mean
+from foveate.core.merge import dominant_and_contextual, merged
 from foveate.errors import SettingError
 
 __all__ = ["METHOD", "VisionDrop"]
@@ -70,8 +69,7 @@ class VisionDrop(Layered):
         retention, tokens: Instead of the counts; see `Budgeted`.
         entry: With a budget: rows that enter the decoder, as a multiple of the mean (in the paper 1.5 for images and
             3 for video).
-        positions: "reindex" renumbers the rows after each cut, as the paper's code does; "keep" keeps position ids, and
-            a merged row takes its target's. Families with M-RoPE always keep.
+        positions: See `Positions`; the released code numbers anew. With "keep" a merged row takes its target's.
         merge: "sum" adds the mean of the merged tokens to their target (the released code), "average" averages all.
         include_cls: Give the tower's CLS state to the decoder (only if rows are renumbered: it has no position).
         renorm: Renormalise the scoring rows over the vision tokens.
@@ -132,7 +130,7 @@ class VisionDrop(Layered):
         if self.keeps_all or self.dominant == 0:
             return cuts
         # Where the tower has no CLS, the patches score each other, as the tokens do in the decoder.
-        reads: tuple[Signal, ...] = (TowerAttention(by="cls" if shape.cls else "patches"), TowerKeys())
+        reads: tuple[Signal, ...] = (TowerAttention(by=shape.payer), TowerKeys())
         feeds_cls = self.include_cls and self.positions == "reindex" and shape.renumbers
         if feeds_cls:
             reads = (*reads, Cls())
@@ -159,10 +157,7 @@ class VisionDrop(Layered):
         if not with_cls and patches == len(view):
             return None
         cut = dominant_and_contextual(view.attention, view.keys, patches, contextual)
-        rows = self._merged(view.features, cut)
-        if with_cls:
-            return behind_cls(view.cls, rows, cut)
-        return cut.with_rows(rows)
+        return merged(view.features, cut, self.merge, view.cls if with_cls else None)
 
     # -- stages 1 to 3: before decoder layers ------------------------------------------------------------------
 
@@ -190,12 +185,7 @@ class VisionDrop(Layered):
         if dominant >= len(view):
             return None
         cut = dominant_and_contextual(view.attention, view.keys, dominant, contextual)
-        return cut.with_rows(self._merged(view.hidden, cut))
-
-    @property
-    def _merged(self) -> Callable[[Tensor, Cut], Tensor]:
-        """Makes the rows of a cut: (tokens, width) -> (d + c, width). Dominant tokens stay as they are."""
-        return target_plus_mean if self.merge == "sum" else average
+        return merged(view.hidden, cut, self.merge)
 
     # -- how many rows each stage leaves -----------------------------------------------------------------------
 

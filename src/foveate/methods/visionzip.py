@@ -35,7 +35,7 @@ from foveate.contract import (
 from foveate.core.budget import shared_out
 from foveate.core.cut import Cut
 from foveate.core.grid import crops_of
-from foveate.core.merge import average, behind_cls, dominant_and_contextual, join_parts, target_plus_mean
+from foveate.core.merge import dominant_and_contextual, join_parts, merged
 
 __all__ = ["METHOD", "VisionZip"]
 
@@ -50,8 +50,7 @@ class VisionZip(Entering):
         contextual: Rows into which all other tokens are merged, usually 10; with 0 these are dropped.
         reference: Vision tokens of the image that the counts are for, newlines among them; scaled for other images.
         retention, tokens: Instead of the counts; see `Entering`.
-        positions: "reindex" numbers the rows anew, as the released code does; "keep" keeps position ids, and the CLS,
-            which has none, does not become a token. Families with M-RoPE always keep.
+        positions: See `Positions`; the released code numbers anew. Where ids are kept no CLS becomes a token.
         merge: "sum" adds the mean of the merged tokens to their target (the released code), "average" averages all.
     """
 
@@ -67,7 +66,7 @@ class VisionZip(Entering):
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.keeps_all:
             return ()
-        reads: tuple[Signal, ...] = (TowerAttention(by="cls" if shape.cls else "patches"), TowerKeys())
+        reads: tuple[Signal, ...] = (TowerAttention(by=shape.payer), TowerKeys())
         feeds_cls = self.positions == "reindex" and shape.renumbers
         if feeds_cls:
             reads = (*reads, Cls())
@@ -112,10 +111,7 @@ class VisionZip(Entering):
             cut = dominant_and_contextual(view.attention[tokens], view.keys[tokens], high, few - high)
             parts.append((tokens, cut, high))
         whole = join_parts(len(view), parts)
-        merged = target_plus_mean if self.merge == "sum" else average
-        if not with_cls:
-            return whole.with_rows(merged(view.features, whole))
-        return behind_cls(view.cls, merged(view.features, whole), whole)
+        return merged(view.features, whole, self.merge, view.cls if with_cls else None)
 
 
 VisionZip.presets = tuple(

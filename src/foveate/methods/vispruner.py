@@ -61,7 +61,7 @@ class VisPruner(Counted):
         if self.keeps_all:
             return ()
         stage = ImageStage(
-            reads=(TowerAttention(by="cls" if shape.cls else "patches"), Features()),
+            reads=(TowerAttention(by=shape.payer), Features()),
             count=self.rows,
             pick=self._pick,
             positions=self.positions,

@@ -60,8 +60,7 @@ class VScan(Entering):
             second cut, both truncated. The code for Qwen2.5-VL has (0.167, 0.333).
         layer: The decoder layer before which the second cut is; None: half the depth.
         window: Side of the windows of the local scan, in tokens: 6 for LLaVA and 4 for Qwen2.5-VL.
-        positions: "reindex" numbers the rows anew after each cut, as the released code does for LLaVA; "keep" keeps
-            position ids. Families with M-RoPE always keep.
+        positions: See `Positions`; the released code numbers anew for LLaVA.
     """
 
     name = "vscan"
@@ -81,8 +80,7 @@ class VScan(Entering):
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.keeps_all:
             return ()
-        by = "cls" if shape.cls else "patches"
-        near, far = TowerAttention(by=by, block=LOCAL, of=DEPTH), TowerAttention(by=by)  # type: ignore[arg-type]
+        near, far = TowerAttention(by=shape.payer, block=LOCAL, of=DEPTH), TowerAttention(by=shape.payer)
         layer = max(1, shape.depth // 2) if self.layer is None else self.layer
         asked = Attention(rows="last", layer="next", heads="mean")
         enter, stay = (partial(self._rows, shape.depth, layer, place) for place in (0, 1))
