@@ -59,7 +59,7 @@ def test_any_budget_of_a_token_or_more_is_met_to_half_a_token(kind, tokens, shar
 def test_budgets_that_cannot_be(kind):
     with pytest.raises(fv.BudgetError, match=r"0.5 of 576 vision tokens .* its floor is 0.17%, 1.0 tokens"):
         kind.for_budget(Config(32), tokens=0.5)
-    with pytest.raises(fv.SettingError, match="above 0 and at most 1"):
+    with pytest.raises(fv.SettingError, match="keep should be greater than 0"):
         kind(keep=0)
     with pytest.raises(fv.SettingError, match="either keep or a budget"):
         kind.for_budget(Config(32), tokens=64, keep=0.5)

@@ -160,7 +160,7 @@ def test_a_budget_is_met_exactly(tokens, share):
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(fv.SettingError, match="a block of a tower of 24"):
+    with pytest.raises(fv.SettingError, match="object_layer should be less than or equal to 23"):
         HiPrune(object_layer=24)
     with pytest.raises(fv.SettingError):
         HiPrune(alpha=1.5)

@@ -180,7 +180,7 @@ def test_budgets_that_cannot_be():
         VidCom2.for_budget(Config(32), tokens=0.5)
     with pytest.raises(fv.SettingError, match=r"either keep or a budget .* keep=0.5"):
         VidCom2(keep=0.5, tokens=9)
-    with pytest.raises(fv.SettingError, match="keep must be above 0"):
+    with pytest.raises(fv.SettingError, match="keep should be greater than 0"):
         VidCom2(keep=0.0)
     with pytest.raises(fv.SettingError, match="one of tokens= and retention="):
         VidCom2(retention=0.5, tokens=9)

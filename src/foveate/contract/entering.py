@@ -8,14 +8,14 @@ from torch import Tensor
 
 from foveate.contract.budget import Budget, half_up
 from foveate.contract.method import MODELS, Budgeted, Preset
-from foveate.contract.settings import Positions, Share
+from foveate.contract.settings import Part, Positions
 from foveate.contract.stages import ImageStage, Shape, Stage
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid, coarser
 from foveate.core.merge import of_length_one
 from foveate.core.signals import Signal
 from foveate.core.views import Arriving, ImageView
-from foveate.errors import BudgetError, SettingError, UnsupportedError
+from foveate.errors import BudgetError, UnsupportedError
 
 __all__ = ["Counted", "Entering", "EnteringShare", "Framed", "Gridded", "change", "counted_preset"]
 
@@ -57,11 +57,7 @@ class EnteringShare(Entering):
 
     schedule = ("keep",)
 
-    keep: Share | None = None
-
-    def check_settings(self) -> None:
-        if 0 in (self.keep, self.retention):
-            raise SettingError(f"{type(self).__name__}: keep should be above 0 and at most 1; got {0.0}.")
+    keep: Part | None = None
 
     @property
     def keeps_all(self) -> bool:
@@ -187,18 +183,14 @@ class Framed(Entering):
         """The fewest tokens that the method leaves."""
         return min(1, sum(frames))
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
-        return (
-            ImageStage(
-                side="behind",
-                reads=self.reads,
-                count=self._count,
-                choose=self._choose,
-                positions=self.positions,
-                flops=self.flops,
-            ),
+    def stage(self, shape: Shape) -> Stage:
+        return ImageStage(
+            side="behind",
+            reads=self.reads,
+            count=self._count,
+            choose=self._choose,
+            positions=self.positions,
+            flops=self.flops,
         )
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Self, dataclass_transform
@@ -187,7 +187,7 @@ class Method(ABC):
             SettingError: If the budget is contradictory, or the method takes none.
         """
         Budget(tokens, retention)
-        cls._refuse_unknown({"retention": retention, **values})
+        cls.refuse_unknown({"retention": retention, **values})
         given = {"retention": retention} if tokens is None else {"tokens": tokens}
         method = cls(**given, **values)
         meet(method, model, vision_tokens)
@@ -248,12 +248,17 @@ class Method(ABC):
         values = dict(values)
         if (name := values.pop("method", cls.name)) != cls.name:
             raise SettingError(f"These settings belong to {brief(name)}, not to {cls.name!r}.")
-        cls._refuse_unknown(values)
+        cls.refuse_unknown(values)
         return cls(**values)
 
     @classmethod
-    def _refuse_unknown(cls, values: Mapping[str, Any]) -> None:
-        if unknown := sorted(set(values) - set(cls._fields()), key=str):
+    def refuse_unknown(cls, names: Iterable[str]) -> None:
+        """Refuse what is no setting of the method.
+
+        Raises:
+            SettingError: If the method has no such setting.
+        """
+        if unknown := sorted(set(names) - set(cls._fields()), key=str):
             raise no_setting(cls.name, ", ".join(map(str, unknown)), cls._fields())
 
 
@@ -279,6 +284,13 @@ class Budgeted(Method):
     def keeps_all(self) -> bool:
         """Whether the budget keeps every token of every image, so that no stage is needed."""
         return self.retention == 1
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        return () if self.keeps_all else (self.stage(shape),)
+
+    def stage(self, shape: Shape) -> Stage:
+        """The step of a method that has one; others define `stages`."""
+        raise NotImplementedError(f"{type(self).__name__} must define stage(shape) or stages(shape).")
 
     def counts(self, depth: int, arriving: Arriving) -> tuple[Any, ...]:
         """What each stage leaves of such an image, by the method's settings or its budget: solved once an image."""

@@ -27,6 +27,7 @@ __all__ = [
     "Counts",
     "Layer",
     "Layers",
+    "Part",
     "Positions",
     "Share",
     "Shares",
@@ -62,6 +63,8 @@ Counts: TypeAlias = tuple[Count, ...]
 Share: TypeAlias = Annotated[float, Ge(0), Le(1)]
 """A share in [0, 1]."""
 Shares: TypeAlias = tuple[Share, ...]
+Part: TypeAlias = Annotated[float, Gt(0), Le(1)]
+"""A share in (0, 1]."""
 Tokens: TypeAlias = Annotated[float, Gt(0)]
 """A mean number of tokens, above 0."""
 Unit: TypeAlias = Literal["sample", "image", "frame"]

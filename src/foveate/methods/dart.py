@@ -63,13 +63,11 @@ class DART(OneCut):
     pivots: Annotated[int, Ge(1)] = 4
     text_pivots: Count = 4
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
+    def stage(self, shape: Shape) -> Stage:
         text = (Pivots(self.text_pivots),) if self.text_pivots else ()
         reads = (KeyNorms(), Normed(), Columns(self.text_pivots), *text)
         count = partial(self.count, shape.depth)
-        return (LayerStage(self.layer, reads=reads, count=count, pick=self._pick, unit=self.scope, flops=self._flops),)
+        return LayerStage(self.layer, reads=reads, count=count, pick=self._pick, unit=self.scope, flops=self._flops)
 
     def own_count(self, tokens: int) -> int:
         wanted = tokens * self.share

@@ -37,10 +37,8 @@ class DivPrune(Counted):
 
     scope: Literal["image", "frame"] = "image"
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
-        stage = LayerStage(
+    def stage(self, shape: Shape) -> Stage:
+        return LayerStage(
             0,
             reads=(Hidden(),),
             count=self.rows,
@@ -49,7 +47,6 @@ class DivPrune(Counted):
             positions=self.positions,
             flops=cosine_flops,  # the picks add 2 · k · N
         )
-        return (stage,)
 
 
 def _most_diverse(view: LayerView, count: int) -> Tensor:

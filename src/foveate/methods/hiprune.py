@@ -14,15 +14,16 @@ picture (Qwen2.5-VL), it is the nearest of these. HiPrune++, which adds tokens b
 """
 
 from functools import partial
+from typing import Annotated
 
 import torch
+from annotated_types import Le
 from torch import Tensor
 
 from foveate.contract import Entering, ImageStage, ImageView, Layer, Positions, Shape, Share, Stage, TowerAttention
 from foveate.core.budget import shared_out
 from foveate.core.grid import crops_of, neighbours_of
 from foveate.core.rank import ranks, top
-from foveate.errors import SettingError
 
 __all__ = ["METHOD", "HiPrune"]
 
@@ -44,19 +45,13 @@ class HiPrune(Entering):
     usual = 1 / 3
 
     alpha: Share = 0.1
-    object_layer: Layer = 8
+    object_layer: Annotated[Layer, Le(DEPTH - 1)] = 8
     positions: Positions = "reindex"
 
-    def check_settings(self) -> None:
-        if self.object_layer >= DEPTH:
-            raise SettingError(f"object_layer is a block of a tower of {DEPTH}, 0 to 23; got {self.object_layer}.")
-
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
+    def stage(self, shape: Shape) -> Stage:
         middle = TowerAttention(by="patches", block=self.object_layer, of=DEPTH)
         pick = partial(self._pick, middle)
-        return (ImageStage(reads=(middle, DEEP), count=self.rows, pick=pick, positions=self.positions),)
+        return ImageStage(reads=(middle, DEEP), count=self.rows, pick=pick, positions=self.positions)
 
     def _pick(self, middle: TowerAttention, view: ImageView, count: int) -> Tensor:
         tokens, scores = len(view), view[middle]

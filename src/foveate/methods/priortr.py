@@ -63,12 +63,13 @@ class PriorTR(OneCut):
         return Attention(rows=self.question, layer="ran", heads=self.heads)
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
+        cuts = super().stages(shape)
+        return (*cuts, CacheStage(first_layer=0)) if cuts and self.kv else cuts
+
+    def stage(self, shape: Shape) -> Stage:
         reads = (self._null, self._question)
         count = partial(self.count, shape.depth)
-        cut = LayerStage(self.layer, reads=reads, count=count, pick=self._pick, unit=self.scope)
-        return (cut, CacheStage(first_layer=0)) if self.kv else (cut,)
+        return LayerStage(self.layer, reads=reads, count=count, pick=self._pick, unit=self.scope)
 
     def own_count(self, tokens: int) -> int:
         if self.target is not None:

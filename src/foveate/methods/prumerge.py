@@ -51,19 +51,15 @@ class PruMerge(Entering):
     neighbours: Count = 32
     positions: Positions = "reindex"
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
+    def stage(self, shape: Shape) -> Stage:
         paid = TowerAttention(by=shape.payer, layer=1, heads="joined")
         keys = TowerKeys(layer=1, heads="joined")
         raster = self.positions == "keep" or not shape.renumbers
-        return (
-            ImageStage(
-                reads=(paid, keys),
-                count=None if self.budget is None else self.rows,
-                choose=partial(self._choose, raster),
-                positions=self.positions,
-            ),
+        return ImageStage(
+            reads=(paid, keys),
+            count=None if self.budget is None else self.rows,
+            choose=partial(self._choose, raster),
+            positions=self.positions,
         )
 
     def _choose(self, raster: bool, view: ImageView, count: int | None) -> Cut | None:

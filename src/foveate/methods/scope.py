@@ -54,20 +54,17 @@ class Scope(Counted):
 
     alpha: Annotated[float, Ge(0)] = 1.0
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
+    def stage(self, shape: Shape) -> Stage:
         reads: tuple[Signal, ...] = (Features(),)
         if self.alpha:
             reads = (TowerAttention(by=shape.payer), Features())
-        stage = ImageStage(
+        return ImageStage(
             reads=reads,
             count=self.rows,
             pick=self._pick,
             positions=self.positions,
             flops=cosine_flops,
         )
-        return (stage,)
 
     def _pick(self, view: ImageView, count: int) -> Tensor:
         def pick(tokens: Tensor, count: int) -> Tensor:

@@ -33,10 +33,8 @@ class ToMe(Entering):
 
     positions: Positions = "reindex"
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
-        return (ImageStage(reads=(TowerKeys(),), count=self.rows, choose=merged, positions=self.positions),)
+    def stage(self, shape: Shape) -> Stage:
+        return ImageStage(reads=(TowerKeys(),), count=self.rows, choose=merged, positions=self.positions)
 
 
 def merged(view: ImageView, count: int | None) -> Cut | None:

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from foveate.contract import Arriving, Framed, Share
+from foveate.contract import Arriving, Framed, Part
 from foveate.core.cut import Cut
 from foveate.core.rank import by_quota, ranks
-from foveate.errors import SettingError
 
 __all__ = ["METHOD", "VidCom2", "redundancy"]
 
@@ -41,11 +40,7 @@ class VidCom2(Framed):
     schedule = ("keep",)
     usual = 0.25
 
-    keep: Share | None = None
-
-    def check_settings(self) -> None:
-        if self.keep == 0:
-            raise SettingError("VidCom2: keep must be above 0 and at most 1; got 0.")
+    keep: Part | None = None
 
     @property
     def keeps_all(self) -> bool:

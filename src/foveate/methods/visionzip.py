@@ -63,21 +63,17 @@ class VisionZip(Entering):
     positions: Positions = "reindex"
     merge: Literal["sum", "average"] = "sum"
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
+    def stage(self, shape: Shape) -> Stage:
         reads: tuple[Signal, ...] = (TowerAttention(by=shape.payer), TowerKeys())
         feeds_cls = self.positions == "reindex" and shape.renumbers
         if feeds_cls:
             reads = (*reads, Cls())
-        return (
-            ImageStage(
-                reads=reads,
-                count=self._left,
-                choose=self._choose,
-                positions=self.positions,
-                ownerless=feeds_cls,
-            ),
+        return ImageStage(
+            reads=reads,
+            count=self._left,
+            choose=self._choose,
+            positions=self.positions,
+            ownerless=feeds_cls,
         )
 
     def _left(self, arriving: Arriving) -> int:

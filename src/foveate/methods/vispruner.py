@@ -57,17 +57,14 @@ class VisPruner(Counted):
     important_ratio: Share = 0.5
     per_round: Annotated[int, Ge(1)] = 8
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
-        stage = ImageStage(
+    def stage(self, shape: Shape) -> Stage:
+        return ImageStage(
             reads=(TowerAttention(by=shape.payer), Features()),
             count=self.rows,
             pick=self._pick,
             positions=self.positions,
             flops=cosine_flops if self.important_ratio < 1 else None,
         )
-        return (stage,)
 
     def _pick(self, view: ImageView, count: int) -> Tensor:
         def pick(tokens: Tensor, count: int) -> Tensor:
