@@ -107,7 +107,7 @@ class Beside(fv.Method):
         return tuple(stages)
 
     def _note(self, depth: int, index: int, layer: int, paid: Attention, view: LayerView, _: int | None) -> None:
-        dominant, _ = self.method._pair(depth, index, view.arriving)
+        dominant, _ = self.method.counts(depth, view.arriving)[index]
         scores = view[paid]
         figures: dict[str, Any] = {"arriving": len(view), "dominant": dominant}
         for count in QUERIES:

@@ -94,7 +94,7 @@ class OneLeft(MustDrop):
     """One token behind each cut, whatever the budget."""
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
-        return (1,) * len(self._layers(depth))
+        return (1,) * len(self.cuts(depth))
 
 
 WINDOWS = {"filter": False, "merge_window": 2, "key_rate": 0.0}

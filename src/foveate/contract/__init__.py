@@ -11,6 +11,7 @@ from foveate.contract.scheduled import Layered, OneCut, Rated, Scheduled, attend
 from foveate.contract.settings import (
     Count,
     Counts,
+    FallingShares,
     Layer,
     Layers,
     Part,
@@ -19,7 +20,6 @@ from foveate.contract.settings import (
     Shares,
     Tokens,
     Unit,
-    check_lengths,
 )
 from foveate.contract.space import Space, free_settings
 from foveate.contract.stages import (
@@ -70,6 +70,7 @@ __all__ = [
     "DecodeStage",
     "Deepstack",
     "Entering",
+    "FallingShares",
     "Features",
     "Framed",
     "Gridded",
@@ -113,7 +114,6 @@ __all__ = [
     "attended",
     "change",
     "check_depth",
-    "check_lengths",
     "counted_preset",
     "free_settings",
     "geometric",

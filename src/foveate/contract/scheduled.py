@@ -4,7 +4,7 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from operator import mul
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foveate.contract.budget import at_cuts, check_depth, half_up, proportional
 from foveate.contract.method import Budgeted, Preset
-from foveate.contract.settings import Count, Counts, Layers, Positions, Share, Shares, Unit, check_lengths
+from foveate.contract.settings import Count, Counts, Layers, Positions, Share, Shares, Unit
 from foveate.contract.space import Space, free_settings
 from foveate.contract.stages import LayerStage, Shape, Stage
 from foveate.core.budget import keep_count
@@ -89,14 +89,10 @@ class Layered(Budgeted):
         return self.layers_setting, self.schedule[-1]
 
     def _check_lengths(self, layers: Sequence[int], values: Sequence[Any]) -> None:
-        name, name_of_values = self._lists
-        check_lengths(name, layers, name_of_values, values)
-
-    def _refuse_growing(self, shares: Sequence[float]) -> None:
-        """Shares of the original tokens cannot grow from cut to cut."""
-        if any(after > before for before, after in pairwise(shares)):
+        first, second = self._lists
+        if len(layers) != len(values):
             raise SettingError(
-                f"{self.schedule[-1]} are shares of the original tokens, so none may grow: {tuple(shares)}."
+                f"{first} and {second} must have the same length; got {first}={layers}, {second}={values}."
             )
 
 

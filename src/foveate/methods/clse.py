@@ -22,13 +22,13 @@ from foveate.contract import (
     Attention,
     CacheStage,
     Cells,
+    FallingShares,
     Hidden,
     Layered,
     Layers,
     LayerStage,
     LayerView,
     Shape,
-    Shares,
     Stage,
     at_cuts,
     attended,
@@ -74,13 +74,12 @@ class CLSE(Layered):
     usual_layers = (1, 11, 21)
 
     layers: Layers | None = None
-    keep: Shares | None = None
+    keep: FallingShares | None = None
     rounding: Literal["nearest", "down"] = "nearest"
     kv: bool = True
 
     def check_settings(self) -> None:
         super().check_settings()
-        self._refuse_growing(self.keep or ())
         if self.layers and self.layers[0] != 1:
             raise SettingError(
                 f"The first cut compares what enters layers 0 and 1, so it is before layer 1: {self.layers}."

@@ -13,11 +13,11 @@ from typing import Any, ClassVar, Self
 
 from foveate.contract import (
     Attention,
+    FallingShares,
     Layered,
     Layers,
     LayerStage,
     Positions,
-    Shares,
     Space,
     Unit,
     attended,
@@ -59,13 +59,9 @@ class PyramidDrop(Layered):
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {"positions": ("reindex", "keep")}
 
     layer_list: Layers | None = None
-    image_token_ratio_list: Shares | None = None
+    image_token_ratio_list: FallingShares | None = None
     positions: Positions = "reindex"
     scope: Unit = "image"
-
-    def check_settings(self) -> None:
-        super().check_settings()
-        self._refuse_growing(self.image_token_ratio_list or ())
 
     def usual_at(self, depth: int) -> tuple[int, ...]:
         if self.budget is None:
