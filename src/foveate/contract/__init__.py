@@ -5,9 +5,9 @@ from foveate.contract import LayerStage, LayerView, Method, Share, Shape, Stage
 
 from foveate.contract.budget import at_cuts, check_depth, geometric, half_up, proportional, quarters
 from foveate.contract.chain import Chain
-from foveate.contract.entering import Counted, Entering, Framed, Gridded, change, counted_preset
+from foveate.contract.entering import Counted, Entering, Framed, Gridded, change
 from foveate.contract.method import Budgeted, Method, Preset
-from foveate.contract.scheduled import Layered, OneCut, Rated, Scheduled, attended, highest, rated_presets
+from foveate.contract.scheduled import Layered, OneCut, Rated, Scheduled, attended, highest
 from foveate.contract.settings import (
     Count,
     Counts,
@@ -114,12 +114,10 @@ __all__ = [
     "attended",
     "change",
     "check_depth",
-    "counted_preset",
     "free_settings",
     "geometric",
     "half_up",
     "highest",
     "proportional",
     "quarters",
-    "rated_presets",
 ]

@@ -17,7 +17,7 @@ from foveate.core.signals import Signal
 from foveate.core.views import Arriving, ImageView
 from foveate.errors import BudgetError, UnsupportedError
 
-__all__ = ["Counted", "Entering", "EnteringShare", "Framed", "Gridded", "change", "counted_preset"]
+__all__ = ["Counted", "Entering", "EnteringShare", "Framed", "Gridded", "change"]
 
 
 class Entering(Budgeted):
@@ -90,18 +90,18 @@ class Counted(EnteringShare):
         mean = self.wanted.mean(arriving.entered)
         return min(max(1, round(mean) - arriving.reserved), arriving.tokens)
 
+    @classmethod
+    def counted(cls, name: str, source: str, **settings: Any) -> Preset:
+        """A preset that lets so many of an image's tokens enter; `name` is "model/tokens", or "model/tokens-more".
 
-def counted_preset(kind: type[Counted], name: str, source: str, **settings: Any) -> Preset:
-    """A preset that lets `tokens` of an image's tokens into the decoder; `name` is "model/tokens", or "…/tokens-more".
-
-    Of models whose pictures differ in size it is a share, so that a picture of half the tokens keeps half as many.
-    """
-    model, _, budget = name.partition("/")
-    tokens, full = int(budget.partition("-")[0]), MODELS[model][1]
-    assert full is not None
-    count = {"tokens": tokens} if model == "llava-1.5-7b" else {"keep": tokens / full}
-    said = f"{source}; {tokens} of {full:,} tokens enter the decoder, and every layer processes these"
-    return kind.preset(name, said, **count, **settings)
+        Of models whose pictures differ in size it is a share, so that a picture of half the tokens keeps half as many.
+        """
+        model, _, budget = name.partition("/")
+        tokens, full = int(budget.partition("-")[0]), MODELS[model][1]
+        assert full is not None
+        count = {"tokens": tokens} if model == "llava-1.5-7b" else {"keep": tokens / full}
+        said = f"{source}; {tokens} of {full:,} tokens enter the decoder, and every layer processes these"
+        return cls.preset(name, said, **count, **settings)
 
 
 class Gridded(EnteringShare):

@@ -22,7 +22,7 @@ from foveate.core.signals import Attention, Signal
 from foveate.core.views import Arriving, LayerView
 from foveate.errors import SettingError
 
-__all__ = ["Layered", "OneCut", "Rated", "Scheduled", "attended", "highest", "rated_presets"]
+__all__ = ["Layered", "OneCut", "Rated", "Scheduled", "attended", "highest"]
 
 LATER_KEEP = 0.3  # what cuts between the first and the last keep: the middle ratio of V2Drop's 192-token setting
 PUBLISHED_LAYERS = {32: (3, 17, 22), 28: (3, 16, 22)}  # V2Drop's, by the decoder's depth
@@ -350,6 +350,15 @@ class Rated(Layered):
         targets = self.values(depth, self.usual_targets)
         return tuple(target and max(1, half_up(target * entered / self.reference)) for target in targets)
 
+    @classmethod
+    def nominal(cls, targets: Mapping[int, tuple[int, ...]], source: str, **settings: Any) -> tuple[Preset, ...]:
+        """The authors' settings for LLaVA-1.5-7B, by what they call them."""
+        made = []
+        for budget, counts in targets.items():
+            name = f"llava-1.5-7b/{budget}"
+            made.append(cls.preset(name, source, pruning_layers=cls.usual_layers, targets=counts, **settings))
+        return tuple(made)
+
 
 def attended(view: LayerView) -> Tensor:
     """The attention that each token gets, as its score."""
@@ -361,14 +370,3 @@ def highest(view: LayerView, count: int) -> Tensor:
     if not view.text_behind:
         return spread(len(view), count, device=view.device)
     return top(view.attention, count)
-
-
-def rated_presets(
-    kind: type[Rated], targets: Mapping[int, tuple[int, ...]], source: str, **settings: Any
-) -> tuple[Preset, ...]:
-    """The authors' settings for LLaVA-1.5-7B, by what they call them."""
-    made = []
-    for budget, counts in targets.items():
-        name = f"llava-1.5-7b/{budget}"
-        made.append(kind.preset(name, source, pruning_layers=kind.usual_layers, targets=counts, **settings))
-    return tuple(made)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from foveate.contract import Counted, Hidden, LayerStage, LayerView, Shape, Stage, counted_preset
+from foveate.contract import Counted, Hidden, LayerStage, LayerView, Shape, Stage
 from foveate.core.picks import cosine_flops, cosines, max_min
 
 __all__ = ["METHOD", "DivPrune"]
@@ -55,10 +55,10 @@ def _most_diverse(view: LayerView, count: int) -> Tensor:
 
 DivPrune.presets = (
     *(
-        counted_preset(DivPrune, f"llava-1.5-7b/{tokens}", f"paper, subset ratio {ratio}")
+        DivPrune.counted(f"llava-1.5-7b/{tokens}", f"paper, subset ratio {ratio}")
         for tokens, ratio in ((192, 0.333), (128, 0.222), (64, 0.111), (56, 0.098))
     ),
-    *(counted_preset(DivPrune, f"llava-next-7b/{tokens}", "a later paper's budget") for tokens in (640, 320, 160)),
+    *(DivPrune.counted(f"llava-next-7b/{tokens}", "a later paper's budget") for tokens in (640, 320, 160)),
     *(DivPrune.preset(f"qwen2.5-vl-7b/{keep:.0%}", "a later paper's budget", keep=keep) for keep in (0.2, 0.1, 0.05)),
 )
 

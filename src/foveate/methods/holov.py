@@ -18,18 +18,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import (
-    Counted,
-    Hidden,
-    ImageStage,
-    ImageView,
-    LayerStage,
-    LayerView,
-    Shape,
-    Stage,
-    TowerAttention,
-    counted_preset,
-)
+from foveate.contract import Counted, Hidden, ImageStage, ImageView, LayerStage, LayerView, Shape, Stage, TowerAttention
 from foveate.core.grid import coarser, into_cells
 from foveate.core.picks import cosine_flops, cosines, quotas
 from foveate.core.rank import ranks_in_groups, top
@@ -130,7 +119,7 @@ def _crops(view: ImageView, most: int, windows: bool) -> Tensor:
 
 
 HoloV.presets = tuple(
-    counted_preset(HoloV, f"llava-1.5-7b/{tokens}", "paper's table, rule of the released code, 16 crops and tau 1")
+    HoloV.counted(f"llava-1.5-7b/{tokens}", "paper's table, rule of the released code, 16 crops and tau 1")
     for tokens in (192, 128, 64)
 )
 

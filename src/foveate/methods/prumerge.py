@@ -19,22 +19,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from foveate.contract import (
-    Count,
-    Entering,
-    ImageStage,
-    ImageView,
-    Positions,
-    Preset,
-    Shape,
-    Stage,
-    TowerAttention,
-    TowerKeys,
-)
+from foveate.contract import Count, Entering, ImageStage, ImageView, Positions, Shape, Stage, TowerAttention, TowerKeys
 from foveate.core.cut import Cut
 from foveate.core.merge import sum_of_nearest
 
-__all__ = ["METHOD", "PruMerge", "counts_by_score"]
+__all__ = ["EXACT", "METHOD", "PruMerge", "counts_by_score"]
+
+EXACT = "derived: an exact count in the place of outliers; rows that enter the decoder"
 
 
 class PruMerge(Entering):
@@ -123,12 +114,6 @@ def counts_by_score(tokens: int, device: torch.device) -> Tensor:
     return torch.tensor([max(1, int(tokens * (count / tokens))) for count in range(tokens + 1)], device=device)
 
 
-def presets(kind: type[PruMerge]) -> tuple[Preset, ...]:
-    """An exact count for LLaVA-1.5."""
-    source = "derived: an exact count in the place of outliers; rows that enter the decoder"
-    return tuple(kind.preset(f"llava-1.5-7b/{count}", source, tokens=count) for count in (64, 128, 192))
-
-
-PruMerge.presets = presets(PruMerge)
+PruMerge.presets = tuple(PruMerge.preset(f"llava-1.5-7b/{count}", EXACT, tokens=count) for count in (64, 128, 192))
 
 METHOD = PruMerge

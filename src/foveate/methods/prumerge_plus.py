@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.rank import ranks
-from foveate.methods.prumerge import PruMerge, counts_by_score, presets
+from foveate.methods.prumerge import EXACT, PruMerge, counts_by_score
 
 __all__ = ["METHOD", "PruMergePlus"]
 
@@ -74,6 +74,8 @@ def _step(tokens: int, outliers: int) -> int:
     return max(1, int(int(1 / (outliers / tokens)) / 3))
 
 
-PruMergePlus.presets = presets(PruMergePlus)
+PruMergePlus.presets = tuple(
+    PruMergePlus.preset(f"llava-1.5-7b/{count}", EXACT, tokens=count) for count in (64, 128, 192)
+)
 
 METHOD = PruMergePlus

@@ -9,17 +9,7 @@ from typing import Annotated
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import (
-    Counted,
-    Features,
-    ImageStage,
-    ImageView,
-    Shape,
-    Signal,
-    Stage,
-    TowerAttention,
-    counted_preset,
-)
+from foveate.contract import Counted, Features, ImageStage, ImageView, Shape, Signal, Stage, TowerAttention
 from foveate.core.parts import pick_by_crop
 from foveate.core.picks import cosine_flops, cosines, cover
 
@@ -77,9 +67,9 @@ class Scope(Counted):
 
 
 Scope.presets = (
-    *(counted_preset(Scope, f"llava-1.5-7b/{tokens}", "released code, alpha 1.0") for tokens in (192, 128, 64)),
+    *(Scope.counted(f"llava-1.5-7b/{tokens}", "released code, alpha 1.0") for tokens in (192, 128, 64)),
     *(
-        counted_preset(Scope, f"llava-next-7b/{tokens}", "released code, an equal share of each of five crops")
+        Scope.counted(f"llava-next-7b/{tokens}", "released code, an equal share of each of five crops")
         for tokens in (640, 320, 160)
     ),
 )

@@ -14,17 +14,7 @@ from functools import partial
 
 import torch
 
-from foveate.contract import (
-    Arriving,
-    Attention,
-    Hidden,
-    LayerStage,
-    LayerView,
-    Positions,
-    Rated,
-    highest,
-    rated_presets,
-)
+from foveate.contract import Arriving, Attention, Hidden, LayerStage, LayerView, Positions, Rated, highest
 from foveate.core.clusters import density_peaks
 from foveate.core.cut import Cut
 from foveate.core.merge import average
@@ -119,8 +109,7 @@ class SparseVLM(Rated):
         return 2 * pool**2 * width if clusters else 0
 
 
-SparseVLM.presets = rated_presets(
-    SparseVLM,
+SparseVLM.presets = SparseVLM.nominal(
     {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)},
     "released code; its nominal budget leaves out a layer and what is recycled",
 )

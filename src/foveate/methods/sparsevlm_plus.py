@@ -18,7 +18,7 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from foveate.contract import Attention, LayerStage, Rated, rated_presets
+from foveate.contract import Attention, LayerStage, Rated
 
 __all__ = ["METHOD", "SparseVLMPlus"]
 
@@ -51,8 +51,7 @@ class SparseVLMPlus(Rated):
         return replace(super().stage_at(depth, index, layer), reads=(replace(self.rated, busiest=self.heads),))
 
 
-SparseVLMPlus.presets = rated_presets(
-    SparseVLMPlus,
+SparseVLMPlus.presets = SparseVLMPlus.nominal(
     {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)},
     "released code; its nominal budget leaves out a layer",
     heads=14,

@@ -5,24 +5,13 @@ ICCV 2025, arXiv:2412.01818. With `important_ratio=1` it is FasterVLM, the first
 what the CLS looks at and nothing else.
 """
 
-from functools import partial
 from typing import Annotated
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import (
-    Counted,
-    Features,
-    ImageStage,
-    ImageView,
-    Shape,
-    Share,
-    Stage,
-    TowerAttention,
-    counted_preset,
-)
+from foveate.contract import Counted, Features, ImageStage, ImageView, Shape, Share, Stage, TowerAttention
 from foveate.core.parts import pick_by_crop
 from foveate.core.picks import cosine_flops, cosines, thin
 
@@ -82,14 +71,15 @@ class VisPruner(Counted):
         return torch.cat((order[:important], diverse))
 
 
-_counted = partial(counted_preset, VisPruner)
-
 VisPruner.presets = (
-    *(_counted(f"llava-1.5-7b/{tokens}", "released code") for tokens in (192, 128, 64, 32)),
-    _counted("llava-1.5-7b/64-mme", "released code, its ratio for MME", important_ratio=0.75),
-    *(_counted(f"llava-1.5-7b/{tokens}-fastervlm", "FasterVLM", important_ratio=1.0) for tokens in (192, 128, 64)),
+    *(VisPruner.counted(f"llava-1.5-7b/{tokens}", "released code") for tokens in (192, 128, 64, 32)),
+    VisPruner.counted("llava-1.5-7b/64-mme", "released code, its ratio for MME", important_ratio=0.75),
     *(
-        _counted(f"llava-next-7b/{tokens}", "released code, an equal share of each of five crops")
+        VisPruner.counted(f"llava-1.5-7b/{tokens}-fastervlm", "FasterVLM", important_ratio=1.0)
+        for tokens in (192, 128, 64)
+    ),
+    *(
+        VisPruner.counted(f"llava-next-7b/{tokens}", "released code, an equal share of each of five crops")
         for tokens in (640, 320, 160)
     ),
 )
