@@ -30,8 +30,8 @@ from foveate.bench.shapes import Shape
 from foveate.bench.stopwatch import clock_of
 from foveate.bench.timing import interval_words, ratio, rounds
 from foveate.bench.workload import PromptSize, synthetic
+from foveate.contract import Attention, LayerStage, LayerView, Stage
 from foveate.contract.settings import MethodSetting
-from foveate.contract.stages import Attention, LayerStage, LayerView, Stage
 from foveate.core.patching import Patcher
 from foveate.core.rank import ranks, top
 from foveate.embedded.questions import one_per_task
@@ -107,7 +107,7 @@ class Beside(fv.Method):
         return tuple(stages)
 
     def _note(self, depth: int, index: int, layer: int, paid: Attention, view: LayerView, _: int | None) -> None:
-        dominant, _ = self.method._pair(depth, index, view.arriving)
+        dominant, _ = self.method.counts(depth, view.arriving)[index]
         scores = view[paid]
         figures: dict[str, Any] = {"arriving": len(view), "dominant": dominant}
         for count in QUERIES:

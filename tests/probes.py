@@ -8,9 +8,7 @@ from typing import Literal
 
 import torch
 
-from foveate.contract.method import Method
-from foveate.contract.settings import Layers, Share
-from foveate.contract.stages import (
+from foveate.contract import (
     DecodeStage,
     Hidden,
     ImageStage,
@@ -22,6 +20,8 @@ from foveate.contract.stages import (
     TowerAttention,
     TowerKeys,
 )
+from foveate.contract.method import Method
+from foveate.contract.settings import Layers, Share
 from foveate.core.cut import Cut
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.resize import Resize
@@ -94,7 +94,7 @@ class OneLeft(MustDrop):
     """One token behind each cut, whatever the budget."""
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
-        return (1,) * len(self._layers(depth))
+        return (1,) * len(self.cuts(depth))
 
 
 WINDOWS = {"filter": False, "merge_window": 2, "key_rate": 0.0}

@@ -4,10 +4,9 @@ import pytest
 
 import foveate as fv
 from foveate import registry
-from foveate.contract import catalogue
+from foveate.contract import LayerStage, catalogue
 from foveate.contract.method import Method
 from foveate.contract.settings import Layer, Share
-from foveate.contract.stages import LayerStage
 
 
 class Demanding(Method):

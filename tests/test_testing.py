@@ -7,14 +7,14 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate.contract import Attention, Cut, Hidden, ImageStage, LayerStage, LayerView, Shape, Stage
 from foveate.contract.settings import Share
-from foveate.contract.stages import Attention, Cut, Hidden, ImageStage, LayerStage, LayerView, Shape, Stage
 from foveate.testing import MethodContract, check_method, tiny_model
 
 MODULE = '''
 from foveate.contract.method import Method
 from foveate.contract.settings import Layer, Share
-from foveate.contract.stages import Hidden, LayerStage, Shape, Stage
+from foveate.contract import Hidden, LayerStage, Shape, Stage
 
 
 class Longest(Method):

@@ -6,32 +6,17 @@ from typing import Any
 
 from foveate.contract import follow
 from foveate.contract.method import Method
-from foveate.contract.stages import PixelStage, Place, Shape, Stage, TowerStage
-from foveate.core.signals import (
-    Attention,
-    Cells,
-    Cls,
-    Columns,
-    Deepstack,
-    Features,
-    Hidden,
-    KeyNorms,
-    Keys,
-    Normed,
-    Pivots,
-    Signal,
-    TowerAttention,
-    TowerKeys,
-)
+from foveate.contract.stages import WAYS, PixelStage, Place, Shape, Stage, TowerStage
+from foveate.core import signals
+from foveate.core.signals import Cells, Columns, Features, Signal
 from foveate.core.views import Arriving
 from foveate.families.base import Family
 
 __all__ = ["SERVED", "Reach", "reach", "refusal", "usual_input"]
 
-SERVED = (
-    Hidden, Attention, Keys, KeyNorms, Normed, Pivots, Cells, Columns,
-    TowerAttention, TowerKeys, Cls, Deepstack, Features,
-)  # fmt: skip
+SERVED: tuple[type[Signal], ...] = tuple(
+    kind for kind in map(vars(signals).__getitem__, signals.__all__) if vars(kind).get("served")
+)
 """Signals that this engine reads."""
 USUAL = Arriving(576, 576, 576, grids=((24, 24),))  # an image of LLaVA-1.5, which the table is made for
 FILM = Arriving(1024, 1024, 1024, grids=((16, 16),) * 4, video=True)
@@ -103,7 +88,7 @@ def _refusal_of(stage: Stage, lacks: Callable[[Signal], str | None]) -> str | No
             return f"reads {signal!r}: {reason}."
     if stage.place is Place.DECODE:
         return "has stages of decoding, which the engine does not run yet."
-    ways = [way for way in ("score", "choose", "look") if getattr(stage, way) is not None]
+    ways = [way for way in WAYS if getattr(stage, way) is not None]
     if isinstance(stage, PixelStage) and ways:
         return f"has a PixelStage with a {ways[0]}, where there are no tokens yet: it has coarsen alone."
     if isinstance(stage, TowerStage) and stage.block != BLOCK:

@@ -11,8 +11,7 @@ from accelerate.hooks import remove_hook_from_module
 from transformers import AutoModelForImageTextToText
 
 import foveate as fv
-from foveate.contract import follow
-from foveate.contract.stages import Place
+from foveate.contract import Place, follow
 from tests.arrive.running import ARRIVALS, FIRST, METHOD, SOME, prefill
 from tests.arrive.several_devices import METHODS
 from tests.cli.conftest import save_tiny_llava

@@ -9,7 +9,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import foveate as fv
-from foveate.contract.stages import Attention, LayerView, Shape
+from foveate.contract import Attention, LayerView, Shape
 from foveate.core.attention import attention_rows
 from foveate.engine.looking import SampleRows
 from tests.arrive.running import ARRIVALS, SOME, prefill

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.contract import follow
+from foveate.contract import LayerStage, Place, Shape, follow
 from foveate.contract.chain import Chain
-from foveate.contract.stages import LayerStage, Place, Shape
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.resize import Resize
 from tests.models import DEPTH, batch, tiny

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
+from foveate.contract import Arriving, Shape
 from foveate.contract.entering import Counted
-from foveate.contract.stages import Arriving, Shape
 from tests.contract.test_scheduled import Config
 
 KINDS = sorted((kind for kind in fv.methods().values() if issubclass(kind, Counted)), key=lambda kind: kind.name)
@@ -36,9 +36,9 @@ def test_the_whole_budget_is_no_stage_at_all(kind, budget):
 
 def test_a_closing_newline_is_one_of_those_that_are_counted():
     (kind, *_) = KINDS
-    assert kind(tokens=10).left(Arriving(25, 26, 26, reserved=1)) == 9
-    assert kind(tokens=1).left(Arriving(25, 26, 26, reserved=1)) == 1  # a token beside the newline all the same
-    assert kind(tokens=99).left(Arriving(25, 26, 26, reserved=1)) == 25
+    assert kind(tokens=10).rows(Arriving(25, 26, 26, reserved=1)) == 9
+    assert kind(tokens=1).rows(Arriving(25, 26, 26, reserved=1)) == 1  # a token beside the newline all the same
+    assert kind(tokens=99).rows(Arriving(25, 26, 26, reserved=1)) == 25
 
 
 @every_kind
@@ -59,7 +59,7 @@ def test_any_budget_of_a_token_or_more_is_met_to_half_a_token(kind, tokens, shar
 def test_budgets_that_cannot_be(kind):
     with pytest.raises(fv.BudgetError, match=r"0.5 of 576 vision tokens .* its floor is 0.17%, 1.0 tokens"):
         kind.for_budget(Config(32), tokens=0.5)
-    with pytest.raises(fv.SettingError, match="above 0 and at most 1"):
+    with pytest.raises(fv.SettingError, match="keep should be greater than 0"):
         kind(keep=0)
     with pytest.raises(fv.SettingError, match="either keep or a budget"):
         kind.for_budget(Config(32), tokens=64, keep=0.5)
@@ -89,4 +89,4 @@ def test_llava_next_presets_fit_its_own_square_picture(name, tokens):
     """672 x 672 pixels are five crops of 576 patches, 2,880, and a newline behind each of 48 rows of tiles: 2,928."""
     method = fv.preset(f"{name}/llava-next-7b/{tokens}")
     assert method.plan(32, (2928,)) == (tokens,) * 32
-    assert method.left(Arriving(2880, 2928, 2928, grids=((24, 24), (48, 48)))) == tokens
+    assert method.rows(Arriving(2880, 2928, 2928, grids=((24, 24), (48, 48)))) == tokens

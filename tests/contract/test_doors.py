@@ -10,9 +10,8 @@ import foveate as fv
 from foveate.cli.asking import named
 from foveate.cli.commands import _parse
 from foveate.cli.usage import UsageError
-from foveate.contract import catalogue, follow
+from foveate.contract import Arriving, Shape, catalogue, follow
 from foveate.contract.naming import parse, spending
-from foveate.contract.stages import Arriving, Shape
 from foveate.engine.session import _sessions
 from foveate.errors import SettingError
 from foveate.eval.cells import cells_of, contenders_of

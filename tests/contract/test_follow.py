@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract import follow
-from foveate.contract.stages import (
+from foveate.contract import (
     Arriving,
     Attention,
     CacheStage,
@@ -21,6 +20,7 @@ from foveate.contract.stages import (
     Shape,
     Text,
     TowerAttention,
+    follow,
 )
 from foveate.core.cut import Cut
 from foveate.core.options import _choices
@@ -278,7 +278,7 @@ def test_the_flops_of_every_declared_option_are_known():
 def test_a_value_that_nobody_has_priced_is_refused(name):
     signal = Attention()
     object.__setattr__(signal, name, "other")
-    with pytest.raises(fv.UnsupportedError, match=f"Attention.{name}='other'"):
+    with pytest.raises(fv.UnsupportedError, match=rf"Attention\(.*{name}='other'"):
         follow.scoring_flops((reading(signal),), 6, 32, (10,))
 
 
@@ -292,6 +292,6 @@ def test_an_option_or_a_signal_that_nobody_has_priced_is_refused(place):
     class Other(Signal):
         kind = "other"
 
-    for signal, said in ((Twice(), "Twice.twice=False"), (Other(), "Other")):
+    for signal, said in ((Twice(), r"Twice\(.*twice=False"), (Other(), "Other")):
         with pytest.raises(fv.UnsupportedError, match=said):
             follow.scoring_flops((place(signal),), 6, 32, (10,))

@@ -5,8 +5,7 @@ import torch
 
 import foveate as fv
 from foveate.bench.shapes import shape
-from foveate.contract import follow
-from foveate.contract.stages import Shape
+from foveate.contract import Shape, follow
 from foveate.core.grid import grids_of
 from tests.models import DEPTH, batch, tiny
 

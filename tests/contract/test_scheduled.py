@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract import follow
+from foveate.contract import Arriving, LayerView, Shape, follow
 from foveate.contract.scheduled import at_depth
-from foveate.contract.stages import Arriving, LayerView, Shape
 
 
 class Config:

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.contract import naming
+from foveate.contract import Hidden, LayerStage, LayerView, Shape, naming
 from foveate.contract.chain import Chain
 from foveate.contract.settings import Count, Layer, Layers, Share, Shares, check
-from foveate.contract.stages import Hidden, LayerStage, LayerView, Shape
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.resize import Resize
 

@@ -1,12 +1,13 @@
-"""A stage by itself: what it refuses, which of three ways says who stays, and where it stands."""
+"""A stage by itself: what it refuses, which of four ways says who stays, and where it stands."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.contract import follow
-from foveate.contract.stages import (
+from foveate.contract import (
     Arriving,
     Attention,
     CacheStage,
@@ -19,6 +20,7 @@ from foveate.contract.stages import (
     PixelStage,
     Place,
     TowerStage,
+    follow,
 )
 from foveate.core.cut import Cut
 from foveate.errors import SettingError, ShapeError
@@ -67,10 +69,7 @@ def test_a_count_may_look_at_all_that_the_host_knows():
 
 
 def test_a_stage_may_give_a_whole_cut():
-    def choose(view, count):
-        return Cut.keep(view.attention > 0.25)
-
-    stage = LayerStage(2, reads=(Attention(),), choose=choose)
+    stage = LayerStage(2, reads=(Attention(),), choose=lambda view, count: Cut.keep(view.attention > 0.25))
     assert stage.left(Arriving.all_of(4)) is None
     cut = stage.cut(seen(0.1, 0.4, 0.3, 0.2))
     assert cut.first(int(cut.count)).source.tolist() == [1, 2]
@@ -85,10 +84,8 @@ def test_a_stage_may_look_and_drop_nothing():
 
 
 def test_notes_of_the_same_method_are_seen():
-    def choose(view, count):
-        return Cut.keep(view.notes["key"])
-
-    cut = LayerStage(3, choose=choose).cut(LayerView(count=2, notes={"key": torch.tensor([False, True])}))
+    stage = LayerStage(3, choose=lambda view, count: Cut.keep(view.notes["key"]))
+    cut = stage.cut(LayerView(count=2, notes={"key": torch.tensor([False, True])}))
     assert cut.parent.tolist() == [-1, 0]
 
 
@@ -97,14 +94,14 @@ def test_notes_of_the_same_method_are_seen():
 
 @pytest.mark.parametrize("left", [1, 3])
 def test_a_stage_that_leaves_another_number_than_it_counted_is_an_error(left):
-    """As `select` once could, silently."""
-
-    def choose(view, count):
-        return Cut.take(torch.arange(left), len(view))
-
-    stage = LayerStage(4, count=lambda arriving: 2, choose=choose)
-    with pytest.raises(SettingError, match=rf"LayerStage\(4\) keeps {left} of 5 tokens, but its count is 2"):
-        stage.cut(LayerView(count=5))
+    """As `select` once could, silently. Where all stay, a pick is not asked."""
+    taken = torch.arange(left)
+    picking = LayerStage(4, count=lambda arriving: 2, pick=lambda view, count: taken)
+    choosing = replace(picking, pick=None, choose=lambda view, count: Cut.take(taken, len(view)))
+    for stage in (picking, choosing):
+        with pytest.raises(SettingError, match=rf"LayerStage\(4\) keeps {left} of 5 tokens, but its count is 2"):
+            stage.cut(LayerView(count=5))
+    assert picking.cut(LayerView(count=2)) is None
 
 
 def test_a_stage_that_counted_gives_no_mask():
@@ -143,7 +140,7 @@ def test_what_is_not_declared_cannot_be_read():
     [
         (lambda: scored(), "has a score but neither keep nor count"),
         (lambda: scored(keep=0.5, count=lambda arriving: 2), "takes either keep or count"),
-        (lambda: scored(keep=0.5, look=lambda view: {}), "one of score, choose and look; got several"),
+        (lambda: scored(keep=0.5, look=lambda view: {}), "one of score, pick, choose and look; got several"),
         (lambda: LayerStage(2, keep=0.5, score=attention, choose=lambda view, count: None), "got several"),
         (
             lambda: LayerStage(2, reads=("attention",), keep=0.5, score=attention),
@@ -154,7 +151,7 @@ def test_what_is_not_declared_cannot_be_read():
             lambda: LayerStage(2, unit="frames"),
             "LayerStage: unit must be one of 'sample', 'image', 'frame'; got 'frames'",
         ),
-        (lambda: LayerStage(2, positions="reindex"), "positions must be one of 'keep', 'renumber'; got 'reindex'"),
+        (lambda: LayerStage(2, positions="renumber"), "positions must be one of 'keep', 'reindex'; got 'renumber'"),
         (lambda: LayerStage(2, host="no"), "host must be one of True, False; got 'no'"),
         (lambda: ImageStage(side="after"), "side must be one of 'before', 'behind'; got 'after'"),
         (lambda: Attention(renormalise="no"), "renormalise must be one of True, False; got 'no'"),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foveate.contract.stages import Attention, Cls, Hidden, Keys, TowerAttention
+from foveate.contract import Attention, Cls, Hidden, Keys, TowerAttention
 from foveate.core.views import Arriving, ImageView, LayerView, PatchView, View
 from foveate.errors import SettingError
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.contract import follow
-from foveate.contract.stages import Hidden, Place
+from foveate.contract import Hidden, Place, follow
 from foveate.engine import bucket as engine
 from foveate.registry import family_for
 from tests.bench.counting import count

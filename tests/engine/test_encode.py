@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.contract.stages import TowerAttention
+from foveate.contract import TowerAttention
 from foveate.core.tower import TowerView
 from foveate.engine import images
 from foveate.engine.encode import TowerReducer

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.contract import follow
+from foveate.contract import Attention, LayerStage, Shape, TowerAttention, follow
 from foveate.contract.naming import parse
-from foveate.contract.stages import Attention, LayerStage, Shape, TowerAttention
 from foveate.core.tower import TowerView
 from foveate.engine.early import EarlyStages
 from foveate.engine.entering import enter

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.contract.stages import Hidden, ImageStage, LayerStage
+from foveate.contract import Hidden, ImageStage, LayerStage
 from foveate.core.rank import spread
 from tests.golden import positions_seen
 from tests.invariants.alone import check_alone
@@ -19,7 +19,7 @@ class Renumbering(fv.Method):
     name = "renumbering"
 
     def stages(self, shape):
-        return (LayerStage(2, keep=0.5, reads=(Hidden(),), score=length, positions="renumber"),)
+        return (LayerStage(2, keep=0.5, reads=(Hidden(),), score=length, positions="reindex"),)
 
 
 def length(view):
@@ -35,7 +35,7 @@ class Pooled(fv.AveragePool):
         super().__init__(tokens=8)
 
     def stages(self, shape):
-        return tuple(replace(stage, positions="renumber") for stage in super().stages(shape))
+        return tuple(replace(stage, positions="reindex") for stage in super().stages(shape))
 
 
 BEFORE = fv.Uniform(layers=(1,), keep=(0.6,))
@@ -105,7 +105,7 @@ class Behind(fv.Method):
         if self.drops:
             tower = ImageStage(keep=0.8, score=lambda view: view.features.norm(dim=-1))
         longest = ImageStage(
-            side="behind", keep=0.5, score=lambda view: view.features.norm(dim=-1), positions="renumber"
+            side="behind", keep=0.5, score=lambda view: view.features.norm(dim=-1), positions="reindex"
         )
         return (tower, longest)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from foveate.contract.stages import Attention
+from foveate.contract import Attention
 from foveate.engine.reading import Reduction, streams
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import foveate as fv
-from foveate.contract.stages import Attention, LayerStage, TowerAttention, TowerKeys
+from foveate.contract import Attention, LayerStage, TowerAttention, TowerKeys
 
 __all__ = ["KEYS", "PAID", "Shown", "paid", "ways"]
 

@@ -7,8 +7,7 @@ from PIL import Image
 from transformers import CONFIG_MAPPING
 
 import foveate as fv
-from foveate.contract import follow
-from foveate.contract.stages import Shape
+from foveate.contract import Shape, follow
 from foveate.families.generic import Generic, lacking
 from foveate.families.unserved import UNSERVED
 from foveate.methods.averagepool import AveragePool

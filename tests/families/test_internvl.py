@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor
 
 import foveate as fv
-from foveate.contract.stages import Cls
+from foveate.contract import Cls
 from foveate.core.grid import grids_of
 from foveate.families.tiles import blocks, mosaic
 from foveate.methods.visiondrop import VisionDrop

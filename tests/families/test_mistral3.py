@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor
 
 import foveate as fv
-from foveate.contract.stages import Arriving
+from foveate.contract import Arriving
 from foveate.core.grid import grids_of
 from foveate.methods.resize import Resize
 from foveate.methods.visiondrop import VisionDrop

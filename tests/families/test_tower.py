@@ -8,8 +8,8 @@ import torch
 import transformers
 
 import foveate as fv
+from foveate.contract import ImageStage, TowerAttention, TowerKeys
 from foveate.contract.budget import known_count
-from foveate.contract.stages import ImageStage, TowerAttention, TowerKeys
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.resize import Resize

@@ -11,8 +11,8 @@ import torch
 import foveate as fv
 from foveate.cli.generate import Generate
 from foveate.cli.tune import Tune
+from foveate.contract import Attention
 from foveate.contract.scheduled import Scheduled
-from foveate.contract.stages import Attention
 from foveate.core.views import LayerView
 from foveate.embedded import TASKS
 from foveate.eval.stats import Estimate

@@ -142,7 +142,7 @@ def test_fastv(case, attention, monkeypatch):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("case", cases("pyramiddrop"), ids=lambda case: case.name)
 def test_pyramiddrop(case, attention, monkeypatch):
-    scored = called(pyramiddrop, monkeypatch, "_attended")
+    scored = called(pyramiddrop, monkeypatch, "attended")
     settings = {name: case.facts[name] for name in ("layer_list", "image_token_ratio_list")}
     check_stages(as_the_authors_ran(case, pyramiddrop.PyramidDrop(**settings), attention), case)
     for index, (_, scores) in enumerate(scored):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.contract.stages import ImageView, Shape
+from foveate.contract import ImageView, Shape
 from foveate.methods import dart
 from tests.golden import TOLERANCE, cases, generate
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate.contract import Arriving, ImageView, LayerView, Shape, TowerAttention
 from foveate.contract.entering import Framed
-from foveate.contract.stages import Arriving, ImageView, LayerView, Shape, TowerAttention
 from foveate.core.attention import mean_of_busiest, nearness
 from foveate.methods import vidcom2, vscan
 from foveate.methods.clse import CLSE
@@ -66,7 +66,7 @@ def test_vscan(case, monkeypatch):
 
 @named("priortr")
 def test_priortr(case, monkeypatch):
-    scored = called(PriorTR, monkeypatch, "_choose")
+    scored = called(PriorTR, monkeypatch, "_pick")
     stage, _ = ran(case, PriorTR(**settings(case))).stages
     assert stage.kept[0].tolist() == case.tensors["kept_patches"].tolist()
     method, view, _ = scored[0][0]

@@ -1,8 +1,6 @@
 """What the tests must know of a method, read off its stages."""
 
-from foveate.contract import follow
-from foveate.contract.method import Method
-from foveate.contract.stages import Attention, KeyNorms, Keys, Pivots, Place, Shape, Stage, of_layer_that_ran
+from foveate.contract import Attention, KeyNorms, Keys, Method, Pivots, Place, Shape, Stage, follow
 from tests.models import DEPTH
 
 __all__ = ["attends_in", "by_frame", "cuts", "kv_layers", "of_pixels", "reads_key_norms", "reads_text", "renumbers"]
@@ -38,7 +36,7 @@ def attends_in(method: Method, depth: int = DEPTH) -> set[int]:
     read = set()
     for stage in follow.layer_stages(stages(method, depth)):
         for signal in stage.reads:
-            if of_layer_that_ran(signal):
+            if signal.of_ran:
                 read.add(stage.layer - 1)
             elif isinstance(signal, Attention | Keys):
                 read.add(stage.layer)
@@ -47,7 +45,7 @@ def attends_in(method: Method, depth: int = DEPTH) -> set[int]:
 
 def renumbers(method: Method, depth: int = DEPTH) -> bool:
     """Whether rows are numbered anew anywhere."""
-    return any(stage.positions == "renumber" for stage in stages(method, depth))
+    return any(stage.positions == "reindex" for stage in stages(method, depth))
 
 
 def of_pixels(method: Method) -> bool:

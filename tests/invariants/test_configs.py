@@ -41,7 +41,7 @@ class Halving(MustDrop):
     """Half of what is left stays at each cut, whatever the budget: it fits images of one token."""
 
     def solve(self, depth, entered, started):
-        return tuple(max(1, started // 2**cut) for cut, _ in enumerate(self._layers(depth), start=1))
+        return tuple(max(1, started // 2**cut) for cut, _ in enumerate(self.cuts(depth), start=1))
 
 
 def method_for(name, family):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import foveate as fv
+from foveate.contract import PixelStage, TowerStage
 from foveate.contract.method import Method
-from foveate.contract.stages import PixelStage, TowerStage
 from foveate.registry import support
 from foveate.support import reach
 from tests.invariants import facts, settings

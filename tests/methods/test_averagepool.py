@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract.stages import Arriving, ImageView, Shape
+from foveate.contract import Arriving, ImageView, Shape
 from foveate.methods.averagepool import AveragePool
 from tests.contract.test_scheduled import Config
 from tests.models import FAMILIES, IMAGE, QWENS, batch, features, generate, tiny

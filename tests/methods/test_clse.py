@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract.stages import Arriving, Attention, CacheStage, Cells, Hidden, LayerView, Shape
+from foveate.contract import Arriving, Attention, CacheStage, Cells, Hidden, LayerView, Shape
 from foveate.methods.clse import CLSE, evolution, high_pass
 from tests.contract.test_scheduled import Config, mean
 from tests.models import batch, tiny

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from foveate.contract import follow
-from foveate.contract.stages import Attention, CacheStage, LayerStage, PixelStage, Place, Resource, Shape, TowerStage
+from foveate.contract import Attention, CacheStage, LayerStage, PixelStage, Place, Resource, Shape, TowerStage, follow
 from foveate.core.cut import Cut
 from foveate.core.views import Arriving
 from foveate.errors import SettingError

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract import follow
-from foveate.contract.stages import Shape
+from foveate.contract import Shape, follow
 from foveate.methods.random import same_schedule
 
 pytestmark = pytest.mark.pure

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract.stages import Arriving, Columns, KeyNorms, LayerView, Normed, Pivots, Shape
+from foveate.contract import Arriving, Columns, KeyNorms, LayerView, Normed, Pivots, Shape
 from foveate.methods.dart import DART, visiting_order
 from tests.contract.test_scheduled import Config, mean
 from tests.models import batch, tiny
@@ -136,7 +136,7 @@ def test_it_is_the_loop_over_pivots_and_tokens(tokens, count, pivots, words, see
     method = DART(pivots=pivots, text_pivots=words, tokens=float(count), layer=1)
     told = {"key_norms": norms, "normed": features, "pivots": text, "columns": columns}
     view = LayerView(count=tokens, arriving=Arriving.all_of(tokens), **told)
-    got = method._choose(view, count).source.tolist()
+    got = method._pick(view, count).tolist()
     assert got == slowly(norms.tolist(), features, text, columns, pivots, count)
 
 

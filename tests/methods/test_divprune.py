@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract import follow
-from foveate.contract.stages import LayerView, Shape
+from foveate.contract import LayerView, Shape, follow
 from foveate.methods.divprune import DivPrune
 from tests.models import IMAGE, batch, tiny
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract.stages import Arriving, ImageView, Shape
+from foveate.contract import Arriving, ImageView, Shape
 from foveate.methods.dycoke import DyCoke
 from tests.methods.test_vidcom2 import kept, stage_of
 from tests.models import batch, generate, tiny

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
+from foveate.contract import Arriving, Shape
 from foveate.contract.entering import change
-from foveate.contract.stages import Arriving, Shape
 from foveate.methods.evs import EVS
 from tests.methods.test_dycoke import angles
 from tests.methods.test_vidcom2 import kept, stage_of

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract.stages import Attention, LayerView, Shape
+from foveate.contract import Attention, LayerView, Shape
 from foveate.methods.fastv import FastV
 from tests.contract.test_scheduled import Config, mean
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract.stages import Arriving, ImageView, Shape, TowerAttention
+from foveate.contract import Arriving, ImageView, Shape, TowerAttention
 from foveate.core.grid import neighbours_of
 from foveate.methods.hiprune import DEEP, HiPrune
 from tests.models import batch, tiny
@@ -160,7 +160,7 @@ def test_a_budget_is_met_exactly(tokens, share):
 
 
 def test_wrong_settings_are_refused():
-    with pytest.raises(fv.SettingError, match="a block of a tower of 24"):
+    with pytest.raises(fv.SettingError, match="object_layer should be less than or equal to 23"):
         HiPrune(object_layer=24)
     with pytest.raises(fv.SettingError):
         HiPrune(alpha=1.5)

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract import follow
-from foveate.contract.stages import ImageView, LayerView, Place, Shape, TowerAttention
+from foveate.contract import ImageView, LayerView, Place, Shape, TowerAttention, follow
 from foveate.core.views import Arriving
 from foveate.methods.holov import HoloV
 from tests.models import batch, tiny

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract.stages import Attention, CacheStage, LayerView, Shape
+from foveate.contract import Attention, CacheStage, LayerView, Shape
 from foveate.methods.priortr import PriorTR, gained
 from tests.contract.test_scheduled import Config, mean
 from tests.models import batch, generate, slots, tiny

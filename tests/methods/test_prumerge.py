@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract.stages import ImageView, Shape, TowerAttention, TowerKeys
+from foveate.contract import ImageView, Shape, TowerAttention, TowerKeys
 from foveate.methods.prumerge import PruMerge
 from foveate.methods.prumerge_plus import PruMergePlus
 from tests.models import batch, tiny

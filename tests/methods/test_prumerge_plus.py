@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract.stages import ImageView
-from foveate.methods.prumerge import _balance, _step
-from foveate.methods.prumerge_plus import PruMergePlus
+from foveate.contract import ImageView
+from foveate.methods.prumerge_plus import PruMergePlus, _balance, _step
 from tests.methods.test_prumerge import cut_of, random_view
 
 EXAMPLES = [PruMergePlus(), PruMergePlus(retention=0.4, neighbours=3)]

@@ -4,8 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract import follow
-from foveate.contract.stages import Arriving, Attention, LayerView, Shape
+from foveate.contract import Arriving, Attention, LayerView, Shape, follow
 from foveate.methods.pyramiddrop import PyramidDrop
 from tests.contract.test_scheduled import Config, mean
 
@@ -45,7 +44,7 @@ def test_it_reads_the_last_row_of_the_layer_to_come_and_renumbers():
     assert [stage.layer for stage in stages] == [8, 16, 24]
     for stage in stages:
         assert stage.reads == (Attention(rows="last", layer="next", heads="mean", over="mean"),)
-        assert (stage.positions, stage.unit) == ("renumber", "image")
+        assert (stage.positions, stage.unit) == ("reindex", "image")
     (stage,) = PyramidDrop(layer_list=(8,), image_token_ratio_list=(0.5,), positions="keep").stages(Shape(depth=32))
     assert stage.positions == "keep"
 

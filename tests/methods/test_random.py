@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.contract.stages import LayerView
+from foveate.contract import LayerView
 from foveate.methods.random import Random, lots
 
 EXAMPLES = [

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveate as fv
-from foveate.contract.stages import Arriving
+from foveate.contract import Arriving
 from foveate.families.qwen_vl import _resized
 from foveate.methods.averagepool import AveragePool
 from foveate.methods.resize import Resize

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract.stages import Arriving, Attention, Hidden, LayerView, Shape
+from foveate.contract import Arriving, Attention, Hidden, LayerView, Shape
 from foveate.methods.sparsevlm import SparseVLM
 from tests.contract.test_scheduled import Config, mean
 
@@ -63,7 +63,7 @@ def test_it_reads_the_raters_of_the_layer_that_ran():
     assert [stage.layer for stage in stages] == [3, 7, 16]
     for stage in stages:
         assert stage.reads == (Attention(rows="raters", layer="ran", heads="mean", over="mean"), Hidden())
-        assert (stage.positions, stage.unit) == ("renumber", "image")
+        assert (stage.positions, stage.unit) == ("reindex", "image")
     for stage in SparseVLM(recycle=False, positions="keep").stages(Shape(depth=32)):
         assert (stage.reads, stage.positions) == ((RATED,), "keep")
 

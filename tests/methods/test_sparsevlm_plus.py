@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract.stages import Arriving, Attention, LayerView, Shape
+from foveate.contract import Arriving, Attention, LayerView, Shape
 from foveate.methods.sparsevlm import SparseVLM
 from foveate.methods.sparsevlm_plus import SparseVLMPlus
 from tests.contract.test_scheduled import Config, mean
@@ -136,7 +136,7 @@ def test_it_reads_the_raters_of_the_layer_that_ran():
     for stage in stages:
         assert (stage.reads, stage.positions, stage.unit) == ((rated,), "keep", "image")
     for stage in SparseVLMPlus(positions="reindex").stages(Shape(depth=32)):
-        assert stage.positions == "renumber"
+        assert stage.positions == "reindex"
 
 
 @pytest.mark.parametrize(

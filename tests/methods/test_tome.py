@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract.stages import ImageView, Shape
+from foveate.contract import ImageView, Shape
 from foveate.core.merge import bipartite, by_first_token
 from foveate.methods.tome import ToMe
 from tests.models import batch, tiny

@@ -1,6 +1,6 @@
 import torch
 
-from foveate.contract.stages import LayerView, Shape
+from foveate.contract import LayerView, Shape
 from foveate.methods.uniform import Uniform
 
 EXAMPLES = [

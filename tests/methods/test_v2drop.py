@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract import follow
-from foveate.contract.stages import Arriving, Hidden, LayerView, Shape
+from foveate.contract import Arriving, Hidden, LayerView, Shape, follow
 from foveate.methods.v2drop import V2Drop, variation
 
 LAYERS = (1, 3, 4)

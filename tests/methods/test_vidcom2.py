@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract.stages import Arriving, ImageView, Shape
+from foveate.contract import Arriving, ImageView, Shape
 from foveate.core.rank import by_quota
 from foveate.methods.vidcom2 import VidCom2
 from tests.contract.test_scheduled import Config
@@ -180,7 +180,7 @@ def test_budgets_that_cannot_be():
         VidCom2.for_budget(Config(32), tokens=0.5)
     with pytest.raises(fv.SettingError, match=r"either keep or a budget .* keep=0.5"):
         VidCom2(keep=0.5, tokens=9)
-    with pytest.raises(fv.SettingError, match="keep must be above 0"):
+    with pytest.raises(fv.SettingError, match="keep should be greater than 0"):
         VidCom2(keep=0.0)
     with pytest.raises(fv.SettingError, match="one of tokens= and retention="):
         VidCom2(retention=0.5, tokens=9)

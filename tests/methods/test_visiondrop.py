@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from transformers import LlavaForConditionalGeneration
 
 import foveate as fv
-from foveate.contract import follow
-from foveate.contract.stages import (
+from foveate.contract import (
     Arriving,
     Attention,
     Cls,
@@ -19,6 +18,7 @@ from foveate.contract.stages import (
     Shape,
     TowerAttention,
     TowerKeys,
+    follow,
 )
 from foveate.methods.visiondrop import VisionDrop
 from tests import golden

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract.stages import Arriving, ImageView, Shape, TowerAttention, TowerKeys
+from foveate.contract import Arriving, ImageView, Shape, TowerAttention, TowerKeys
 from foveate.core.budget import shared_out
 from foveate.core.grid import crops_of
 from foveate.methods.visionzip import VisionZip

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract import follow
-from foveate.contract.stages import Arriving, Features, ImageView, Shape, TowerAttention
+from foveate.contract import Arriving, Features, ImageView, Shape, TowerAttention, follow
 from foveate.methods.vispruner import VisPruner
 from tests.models import batch, tiny
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract.stages import Arriving, Attention, ImageView, LayerView, Shape, TowerAttention
+from foveate.contract import Arriving, Attention, ImageView, LayerView, Shape, TowerAttention
 from foveate.core.grid import windows_of
 from foveate.methods import vscan
 from foveate.methods.vscan import VScan

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.contract.stages import Attention, LayerStage
+from foveate.contract import Attention, LayerStage
 from foveate.engine import reading
 from tests import oracle
 from tests.models import batch, is_vision, tiny

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.contract.stages import (
+from foveate.contract import (
     Attention,
     Cells,
     Columns,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import foveate as fv
-from foveate.contract.stages import Features, ImageStage, TowerAttention, TowerKeys
+from foveate.contract import Features, ImageStage, TowerAttention, TowerKeys
 from foveate.families.tower import block_of
 from foveate.registry import family_for
 from tests.families import test_qwen2_5_vl as windowed

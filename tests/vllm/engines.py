@@ -27,7 +27,7 @@ class Renumbered(Method):
     inner: Method
 
     def stages(self, shape):
-        return tuple(dataclasses.replace(stage, positions="renumber") for stage in self.inner.stages(shape))
+        return tuple(dataclasses.replace(stage, positions="reindex") for stage in self.inner.stages(shape))
 
 
 @contextmanager

@@ -4,8 +4,8 @@ import pytest
 
 import foveate as fv
 from foveate import embedded
+from foveate.contract import Attention, LayerStage
 from foveate.contract.method import Method
-from foveate.contract.stages import Attention, LayerStage
 from foveate.errors import BudgetError, InputError, UnsupportedError
 from foveate.integrations.vllm.embeddings import reduced_embeddings
 from tests.vllm import engines

@@ -7,15 +7,17 @@ import torch
 from torch import Tensor
 
 from foveate.contract.budget import Budget, half_up
-from foveate.contract.method import Budgeted, Preset
-from foveate.contract.settings import Positions, Share, numbering
-from foveate.contract.stages import Arriving, ImageStage, ImageView, Shape, Signal, Stage
+from foveate.contract.method import MODELS, Budgeted, Preset
+from foveate.contract.settings import Part, Positions
+from foveate.contract.stages import ImageStage, Shape, Stage
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid, coarser
 from foveate.core.merge import of_length_one
-from foveate.errors import BudgetError, SettingError, UnsupportedError
+from foveate.core.signals import Signal
+from foveate.core.views import Arriving, ImageView
+from foveate.errors import BudgetError, UnsupportedError
 
-__all__ = ["Counted", "Entering", "EnteringShare", "Framed", "Gridded", "change", "counted_preset"]
+__all__ = ["Counted", "Entering", "EnteringShare", "Framed", "Gridded", "change"]
 
 
 class Entering(Budgeted):
@@ -53,13 +55,9 @@ class EnteringShare(Entering):
         retention: Another name for `keep`: the name that budgets have.
     """
 
-    schedule: ClassVar[tuple[str, ...]] = ("keep",)
+    schedule = ("keep",)
 
-    keep: Share | None = None
-
-    def check_settings(self) -> None:
-        if 0 in (self.keep, self.retention):
-            raise SettingError(f"{type(self).__name__}: keep should be above 0 and at most 1; got {0.0}.")
+    keep: Part | None = None
 
     @property
     def keeps_all(self) -> bool:
@@ -72,9 +70,6 @@ class EnteringShare(Entering):
         return super().wanted
 
 
-ALL_OF_LLAVA = 576  # LLaVA-1.5's images all have as many tokens
-
-
 class Counted(EnteringShare):
     """A fixed number of an image's tokens enters the decoder, and every layer processes as many.
 
@@ -84,32 +79,29 @@ class Counted(EnteringShare):
         keep: Share of an image's vision tokens that enter the decoder, in (0, 1], rounded to a number of tokens.
         tokens: Instead of `keep`: how many tokens of an image enter.
         retention: Another name for `keep`: the name that budgets have.
-        positions: "reindex" renumbers the rows, as the released codes do; "keep" keeps position ids. Families with
-            M-RoPE always keep.
+        positions: See `Positions`; the released codes number anew.
     """
 
-    usual: ClassVar[float] = 1 / 9  # 64 of LLaVA-1.5's 576 tokens
+    usual = 1 / 9  # 64 of LLaVA-1.5's 576 tokens
 
     positions: Positions = "reindex"
 
-    def left(self, arriving: Arriving) -> int:
-        """How many of an image's tokens enter: at least one, and less by a newline that its family adds later."""
+    def rows(self, arriving: Arriving) -> int:
         mean = self.wanted.mean(arriving.entered)
         return min(max(1, round(mean) - arriving.reserved), arriving.tokens)
 
+    @classmethod
+    def counted(cls, name: str, source: str, **settings: Any) -> Preset:
+        """A preset that lets so many of an image's tokens enter; `name` is "model/tokens", or "model/tokens-more".
 
-def counted_preset(
-    kind: type[Counted], model: str, tokens: int, full: int, source: str, suffix: str = "", **settings: Any
-) -> Preset:
-    """A preset that lets `tokens` of an image's `full` tokens into a decoder of 32 layers.
-
-    Of models whose pictures differ in size it is a share, so that a picture of half the tokens keeps half as many.
-    """
-    method = kind(keep=tokens / full, **settings)
-    if full == ALL_OF_LLAVA:
-        method = kind(tokens=tokens, **settings)
-    said = f"{source}; {tokens} of {full:,} tokens enter the decoder, and every layer processes these"
-    return Preset(f"{kind.name}/{model}/{tokens}{suffix}", method, 32, full, said)
+        Of models whose pictures differ in size it is a share, so that a picture of half the tokens keeps half as many.
+        """
+        model, _, budget = name.partition("/")
+        tokens, full = int(budget.partition("-")[0]), MODELS[model][1]
+        assert full is not None
+        count = {"tokens": tokens} if model == "llava-1.5-7b" else {"keep": tokens / full}
+        said = f"{source}; {tokens} of {full:,} tokens enter the decoder, and every layer processes these"
+        return cls.preset(name, said, **count, **settings)
 
 
 class Gridded(EnteringShare):
@@ -122,7 +114,7 @@ class Gridded(EnteringShare):
         retention: Another name for `keep`: the name that budgets have.
     """
 
-    usual: ClassVar[float] = 1 / 3
+    usual = 1 / 3
 
     def coarsen(self, arriving: Arriving) -> tuple[Grid, ...]:
         """What the token grids of an image's frames or views become."""
@@ -148,19 +140,16 @@ SHORTEST = 1e-12  # the smallest norm that divides
 class Framed(Entering):
     """Keeps some tokens of each frame. Every picture and every video is treated by itself; a picture is one frame.
 
-    A subclass has one setting of its own that says how many tokens stay (`schedule`), and `select`.
+    A subclass has one setting of its own that says how many tokens stay (`schedule`; by default `usual`), and `select`.
 
     Attributes:
         retention: Instead of the method's own setting: the share of an image's or video's tokens to keep, in (0, 1],
             met exactly. A closing newline counts.
         tokens: The same as a number of tokens.
-        positions: "keep": kept tokens keep their position ids. "reindex": they are numbered anew, as where a released
-            code shortens the features before the prompt is put together. Families with M-RoPE always keep.
+        positions: See `Positions`; a released code that shortens the features before the prompt is put together numbers
+            anew.
     """
 
-    schedule: ClassVar[tuple[str, ...]]
-    usual: ClassVar[float]
-    """What the method's own setting is if nothing is said."""
     reads: ClassVar[tuple[Signal, ...]] = ()
     """What `select` sees beside the features, in models that have it."""
     only_videos: ClassVar[bool] = False
@@ -194,18 +183,14 @@ class Framed(Entering):
         """The fewest tokens that the method leaves."""
         return min(1, sum(frames))
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
-        return (
-            ImageStage(
-                side="behind",
-                reads=self.reads,
-                count=self._count,
-                choose=self._choose,
-                positions=numbering(self.positions),
-                flops=self.flops,
-            ),
+    def stage(self, shape: Shape) -> Stage:
+        return ImageStage(
+            side="behind",
+            reads=self.reads,
+            count=self._count,
+            choose=self._choose,
+            positions=self.positions,
+            flops=self.flops,
         )
 
     @abstractmethod
@@ -222,16 +207,9 @@ class Framed(Entering):
             return arriving.tokens
         if self.budget is None:
             return None if frames is None else self.own_count(frames)
-        count = half_up(self.budget.mean(arriving.entered)) - arriving.reserved
-        count = min(max(count, 1), arriving.tokens)
-        if frames is not None:
-            self._refuse_below_floor(count, frames, arriving)
-        return count
-
-    def _refuse_below_floor(self, count: int, frames: tuple[int, ...], arriving: Arriving) -> None:
-        """Refuse a budget below what the method can do."""
-        if count >= self.floor(frames):
-            return
+        count = self.rows(arriving)
+        if frames is None or count >= self.floor(frames):
+            return count
         least = self.floor(frames) + arriving.reserved
         raise BudgetError(
             f"{type(self).__name__} cannot keep {count + arriving.reserved} of {arriving.entered} vision tokens of "

@@ -3,16 +3,14 @@
 Each walks through the stages in order. It is written here once, so that no method has to.
 """
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from foveate.contract.stages import CacheStage, LayerStage, Place, Stage
-from foveate.core import signals
 from foveate.core.grid import Grid, closing_rows
-from foveate.core.signals import Attention, Hidden, Keys, Signal
+from foveate.core.signals import Hidden
 from foveate.core.views import Arriving
-from foveate.errors import SettingError, UnsupportedError
+from foveate.errors import SettingError
 
 __all__ = [
     "at",
@@ -249,26 +247,6 @@ def coarsened(stages: Sequence[Stage], arriving: Arriving) -> tuple[Grid, ...]:
 
 # -- what reading costs ---------------------------------------------------------------------------------------
 
-ANY = None
-TOWER = {"layer": ANY, "block": ANY, "of": ANY, "heads": ANY}
-PRICED: Mapping[type[Signal], Mapping[str, Collection[Any] | None]] = {
-    Attention: {
-        "rows": ("last", "after", "but_last", "null", "raters", "vision"),
-        "layer": ("ran", "next"),
-        "sample": ANY,
-        **dict.fromkeys(("heads", "over", "renormalise", "both_ways", "without_distance", "busiest"), ANY),
-    },
-    signals.TowerAttention: {"by": ("cls", "patches"), **TOWER},
-    signals.TowerKeys: TOWER,
-    signals.Pivots: {"count": ANY},
-    signals.Columns: {"pivots": ANY},
-    Hidden: {"back": ANY},
-    **{kind: {} for kind in (Keys, signals.KeyNorms, signals.Normed, signals.Cls, signals.Cells)},
-    signals.Deepstack: {},
-    signals.Features: {"side": ANY},
-}
-"""The signals, options and values of which `scoring_flops` knows what they cost; ANY is as much whatever the value."""
-
 
 def scoring_flops(
     stages: Sequence[Stage],
@@ -295,7 +273,7 @@ def scoring_flops(
     """
     for stage in stages:
         for signal in stage.reads:
-            _refuse_unpriced(signal)
+            signal.refuse_unpriced()
     total = sum(sizes)
     arriving_units = _arriving(sizes, grids, videos)
     units = _units_by_layer(stages, depth, arriving_units)
@@ -315,19 +293,6 @@ def scoring_flops(
     return flops
 
 
-def _refuse_unpriced(signal: Signal) -> None:
-    """What nobody has priced must not count as nothing."""
-    kind = type(signal).__name__
-    priced = PRICED.get(type(signal))
-    unknown = "" if priced is not None else kind
-    for field in fields(signal):
-        value, values = getattr(signal, field.name), (priced or {}).get(field.name, ())
-        if values is not ANY and value not in values:
-            unknown = f"{kind}.{field.name}={value!r}"
-    if unknown:
-        raise UnsupportedError(f"What {unknown} costs is not known: count it in foveate.contract.follow.")
-
-
 def _looked_at(stage: Stage, units: Units) -> int:
     """Tokens of the images of which a stage before the decoder may drop some."""
     assert units.images is not None
@@ -339,27 +304,16 @@ def _looked_at(stage: Stage, units: Units) -> int:
 
 def _reading_flops(stage: LayerStage, units: Units, width: int) -> int:
     """Queries, keys and their products that are computed for a stage alone: those of the layer to come."""
-    attentions = [signal for signal in stage.reads if isinstance(signal, Attention)]
-    ahead = [attention for attention in attentions if attention.layer == "next"]
-    keys = any(isinstance(signal, Keys) for signal in stage.reads)
-    if not ahead and not keys:
-        return 0
     rows = units.all.tokens
-    queries = max((_asking(attention, units) for attention in ahead), default=0)
+    images = [image.tokens for image in units.images or [units.all]]
+    asked = [signal.queries(rows, images) for signal in stage.reads]
+    queries = max((count for count in asked if count is not None), default=None)
+    if queries is None:
+        return 0
     # A row times a (width, width) matrix takes 2 · width² FLOPs, a query times a key 2 · width over all heads.
     projections = (queries + rows) * 2 * width**2
     products = queries * rows * 2 * width
     return projections + products
-
-
-def _asking(attention: Attention, units: Units) -> int:
-    """Rows that pay attention; text rows count as a single one."""
-    if attention.rows != "vision":
-        return 1
-    if attention.sample is None:
-        return units.all.tokens
-    images = [units.all] if units.images is None else units.images
-    return sum(min(image.tokens, attention.sample) for image in images)
 
 
 def held_rows(stages: Sequence[Stage], tokens: Sequence[int]) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Self, dataclass_transform
@@ -12,14 +12,28 @@ from foveate._upstream import brief
 from foveate.contract import follow
 from foveate.contract.budget import Budget, Curve, decoder_depth, half_up, known_count, solve
 from foveate.contract.settings import Share, Tokens, check
-from foveate.contract.stages import Arriving, Shape, Stage
+from foveate.contract.stages import Shape, Stage
 from foveate.core.grid import Grid
+from foveate.core.views import Arriving
 from foveate.errors import SettingError
 
 __all__ = ["Budgeted", "Method", "Preset", "meet"]
 
 BUDGET = ("tokens", "retention")
 ANY_COUNT = 2**20  # of an image whose tokens nobody has counted: what a budget costs is then a share
+
+
+MODELS = {
+    "llava-1.5-7b": (32, 576),
+    "llava-next-7b": (32, 2928),  # five crops of 576, and a newline behind each of the 48 rows of the map
+    "llava-onevision-7b": (28, 6272),  # 32 frames of a video
+    "qwen2-vl-7b": (28, None),
+    "qwen2.5-vl-3b": (36, None),
+    "qwen2.5-vl-7b": (28, None),
+    "qwen3-vl-8b": (36, None),
+    "video-llava-7b": (32, 2048),
+}
+"""Models that presets are for: decoder layers, and vision tokens of the usual input (None: it differs)."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -113,6 +127,19 @@ class Method(ABC):
         values = self._values()
         return {name: values[name] for name in names if values.get(name) is not None}
 
+    @classmethod
+    def preset(cls, name: str, source: str, *, full: int | None = None, **settings: Any) -> Preset:
+        """A named setting.
+
+        Args:
+            name: "model/budget"; the model is one of `MODELS`.
+            source: Where the numbers come from.
+            full: Vision tokens of the model's usual input, if they are others than in `MODELS`.
+            settings: Of the method.
+        """
+        depth, vision_tokens = MODELS[name.partition("/")[0]]
+        return Preset(f"{cls.name}/{name}", cls(**settings), depth, full or vision_tokens, source)
+
     @abstractmethod
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         """The steps of the method on a model of this shape."""
@@ -160,7 +187,7 @@ class Method(ABC):
             SettingError: If the budget is contradictory, or the method takes none.
         """
         Budget(tokens, retention)
-        cls._refuse_unknown({"retention": retention, **values})
+        cls.refuse_unknown({"retention": retention, **values})
         given = {"retention": retention} if tokens is None else {"tokens": tokens}
         method = cls(**given, **values)
         meet(method, model, vision_tokens)
@@ -221,12 +248,17 @@ class Method(ABC):
         values = dict(values)
         if (name := values.pop("method", cls.name)) != cls.name:
             raise SettingError(f"These settings belong to {brief(name)}, not to {cls.name!r}.")
-        cls._refuse_unknown(values)
+        cls.refuse_unknown(values)
         return cls(**values)
 
     @classmethod
-    def _refuse_unknown(cls, values: Mapping[str, Any]) -> None:
-        if unknown := sorted(set(values) - set(cls._fields()), key=str):
+    def refuse_unknown(cls, names: Iterable[str]) -> None:
+        """Refuse what is no setting of the method.
+
+        Raises:
+            SettingError: If the method has no such setting.
+        """
+        if unknown := sorted(set(names) - set(cls._fields()), key=str):
             raise no_setting(cls.name, ", ".join(map(str, unknown)), cls._fields())
 
 
@@ -252,6 +284,13 @@ class Budgeted(Method):
     def keeps_all(self) -> bool:
         """Whether the budget keeps every token of every image, so that no stage is needed."""
         return self.retention == 1
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        return () if self.keeps_all else (self.stage(shape),)
+
+    def stage(self, shape: Shape) -> Stage:
+        """The step of a method that has one; others define `stages`."""
+        raise NotImplementedError(f"{type(self).__name__} must define stage(shape) or stages(shape).")
 
     def counts(self, depth: int, arriving: Arriving) -> tuple[Any, ...]:
         """What each stage leaves of such an image, by the method's settings or its budget: solved once an image."""

@@ -104,11 +104,11 @@ class _Member:
             kind = catalogue.method(part.name)
             member = cls(kind, kind, {})
         for name, value in (part.values or {}).items():
-            refuse_unknown(member.kind, name)
+            member.kind.refuse_unknown((name,))
             member.add(name, value)
         for pair in part.pairs:
             name, text = pair_of(pair)
-            refuse_unknown(member.kind, name)
+            member.kind.refuse_unknown((name,))
             member.add(name, value_of(member.kind, name, text))
         return member
 
@@ -207,17 +207,6 @@ SWITCHES = {"true": True, "1": True, "yes": True, "false": False, "0": False, "n
 def settings_of(kind: type[Method]) -> tuple[str, ...]:
     """The settings that a method has."""
     return tuple(field.name for field in fields(kind))  # type: ignore[arg-type]
-
-
-def refuse_unknown(kind: type[Method], name: str) -> None:
-    """Refuse what is no setting of a method.
-
-    Raises:
-        SettingError: If the method has no such setting.
-    """
-    settings = settings_of(kind)
-    if name not in settings:
-        raise no_setting(kind.name, name, settings)
 
 
 def value_of(kind: type[Method], name: str, text: str) -> Any:

@@ -1,4 +1,4 @@
-"""What methods share that cut before decoder layers: by ratios, once, or to counts in a fixed ratio."""
+"""What methods share that cut before decoder layers: several times, by ratios, once, or to counts in a fixed ratio."""
 
 import dataclasses
 from abc import abstractmethod
@@ -13,21 +13,90 @@ from torch import Tensor
 
 from foveate.contract.budget import at_cuts, check_depth, half_up, proportional
 from foveate.contract.method import Budgeted, Preset
-from foveate.contract.settings import Count, Counts, Layers, Positions, Share, Shares, Unit, check_lengths, numbering
+from foveate.contract.settings import Count, Counts, Layers, Positions, Share, Shares, Unit
 from foveate.contract.space import Space, free_settings
-from foveate.contract.stages import Arriving, Attention, LayerStage, LayerView, Shape, Signal, Stage
+from foveate.contract.stages import LayerStage, Shape, Stage
 from foveate.core.budget import keep_count
-from foveate.core.cut import Cut
 from foveate.core.rank import spread, top
+from foveate.core.signals import Attention, Signal
+from foveate.core.views import Arriving, LayerView
 from foveate.errors import SettingError
 
-__all__ = ["OneCut", "Rated", "Scheduled", "rated_presets"]
+__all__ = ["Layered", "OneCut", "Rated", "Scheduled", "attended", "highest"]
 
 LATER_KEEP = 0.3  # what cuts between the first and the last keep: the middle ratio of V2Drop's 192-token setting
 PUBLISHED_LAYERS = {32: (3, 17, 22), 28: (3, 16, 22)}  # V2Drop's, by the decoder's depth
 
 
-class Scheduled(Budgeted):
+class Layered(Budgeted):
+    """Cuts before several decoder layers. Two settings, lists of one length, say where, and how much stays at each.
+
+    A subclass names the first (`layers_setting`) and the second (the last of `schedule`), and defines the places that
+    are usual, a cut's stage, and `solve`.
+    """
+
+    layers_setting: ClassVar[str] = "layers"
+    usual_layers: ClassVar[tuple[int, ...]]
+    """Those of the first setting in a decoder of 32 layers."""
+    behind: ClassVar[int] = 0
+    """How many layers each cut is behind these: 1 where they are layers that have run."""
+
+    @abstractmethod
+    def usual_at(self, depth: int) -> tuple[int, ...]:
+        """The same in a decoder of `depth` layers."""
+
+    @abstractmethod
+    def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
+        """The cut of this index, before this layer."""
+
+    def check_settings(self) -> None:
+        layers, values = (getattr(self, name) for name in self._lists)
+        if values is not None:
+            self._check_lengths(self.usual_layers if layers is None else layers, values)
+
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        if self.keeps_all:
+            return ()
+        return tuple(self.stage_at(shape.depth, index, layer) for index, layer in enumerate(self.cuts(shape.depth)))
+
+    def cuts(self, depth: int) -> tuple[int, ...]:
+        """Decoder layers whose input is cut, in a decoder of `depth` layers."""
+        layers: tuple[int, ...] | None = getattr(self, self.layers_setting)
+        return tuple(layer + self.behind for layer in (self.usual_at(depth) if layers is None else layers))
+
+    def values(self, depth: int, usual: Sequence[Any]) -> Sequence[Any]:
+        """What is given for each cut, or the usual.
+
+        Raises:
+            SettingError: If it is not one for each cut: layers alone may be given only with a budget.
+        """
+        values = getattr(self, self.schedule[-1])
+        values = usual if values is None else values
+        self._check_lengths(self.cuts(depth), values)
+        return values
+
+    def left(self, depth: int, index: int, arriving: Arriving) -> int:
+        """How many tokens the cut of this index leaves."""
+        return int(self.counts(depth, arriving)[index])
+
+    def with_cuts(self, layers: tuple[int, ...], values: Sequence[Any], settings: Mapping[str, Any]) -> Self:
+        """This setting with other cuts and without a budget."""
+        lists = dict(zip(self._lists, (layers, tuple(values)), strict=True))
+        return dataclasses.replace(self, retention=None, tokens=None, **lists, **settings)
+
+    @property
+    def _lists(self) -> tuple[str, str]:
+        return self.layers_setting, self.schedule[-1]
+
+    def _check_lengths(self, layers: Sequence[int], values: Sequence[Any]) -> None:
+        first, second = self._lists
+        if len(layers) != len(values):
+            raise SettingError(
+                f"{first} and {second} must have the same length; got {first}={layers}, {second}={values}."
+            )
+
+
+class Scheduled(Layered):
     """Cuts before given decoder layers, each keeping a share of the vision tokens that arrive there.
 
     A subclass defines how tokens are ranked (`scores`), or which ones are kept (`select`), and which signals it reads
@@ -53,7 +122,7 @@ class Scheduled(Budgeted):
     """Where it cuts a decoder of 32 layers: V2Drop's 192-token setting for LLaVA-1.5-7B. A single one never moves."""
     usual_keep: ClassVar[tuple[float, ...]] = (0.5, 0.3, 0.0)
     """What it keeps at these, where neither `keep` nor a budget says it."""
-    schedule: ClassVar[tuple[str, ...]] = ("keep",)
+    schedule = ("keep",)
 
     layers: Layers | None = None
     keep: Shares | None = None
@@ -62,11 +131,9 @@ class Scheduled(Budgeted):
     skip_below: Count = 0
 
     def check_settings(self) -> None:
-        layers = self.usual_layers if self.layers is None else self.layers
-        if self.keep is not None:
-            check_lengths("layers", layers, "keep", self.keep)
-        if layers and layers[0] < self.first_layer:
-            raise SettingError(f"layers start at {self.first_layer} for this method; got {layers[0]}.")
+        super().check_settings()
+        if self.layers and self.layers[0] < self.first_layer:
+            raise SettingError(f"layers start at {self.first_layer} for this method; got {self.layers[0]}.")
 
     def scores(self, view: LayerView) -> Tensor:
         """A number for each token, (tokens,); the highest stay."""
@@ -80,39 +147,23 @@ class Scheduled(Budgeted):
         """The signals that `select` reads before this layer."""
         return ()
 
-    def cuts(self, depth: int) -> tuple[int, ...]:
-        """Decoder layers whose input is cut, in a decoder of `depth` layers."""
-        if self.layers is not None:
-            return self.layers
+    def usual_at(self, depth: int) -> tuple[int, ...]:
         return self.usual_layers if len(self.usual_layers) == 1 else at_depth(depth)
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        return tuple(
-            LayerStage(
-                layer,
-                reads=self.reads(layer),
-                count=partial(self._count, shape.depth, index),
-                **self._ranking(),
-                unit=self.scope,
-                flops=partial(self._flops, shape.depth, index),
-            )
-            for index, layer in enumerate(self.cuts(shape.depth))
+    def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
+        # Where only scores are defined, the stage is given these.
+        by_score = type(self).select is Scheduled.select
+        return LayerStage(
+            layer,
+            reads=self.reads(layer),
+            count=partial(self.left, depth, index),
+            score=self.scores if by_score else None,
+            pick=None if by_score else self.select,
+            unit=self.scope,
+            flops=partial(self._flops, depth, index),
         )
 
-    def _ranking(self) -> dict[str, Any]:
-        """How a stage ranks: by scores, unless a subclass selects in another way."""
-        if type(self).select is Scheduled.select:
-            return {"score": self.scores}
-        return {"choose": self._chosen}
-
-    def _chosen(self, view: LayerView, count: int | None) -> Cut | None:
-        assert count is not None
-        if count == len(view):
-            return None
-        return Cut.take(self.select(view, count), len(view))
-
-    def _count(self, depth: int, index: int, arriving: Arriving) -> int:
-        """How many tokens the cut of this index leaves."""
+    def left(self, depth: int, index: int, arriving: Arriving) -> int:
         if arriving.sample < self.skip_below:
             return arriving.tokens
         return self.kept(arriving.tokens, self.counts(depth, arriving)[index])
@@ -140,16 +191,12 @@ class Scheduled(Budgeted):
                 places.append(layer)
                 keep.append(self.share_for(count, arriving))
             arriving = count
-        return dataclasses.replace(
-            self, layers=tuple(places), keep=tuple(keep), retention=None, tokens=None, **settings
-        )
+        return self.with_cuts(tuple(places), keep, settings)
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[float, ...]:
         """Keep ratios of all cuts: as given, or solved for what has entered."""
         if self.budget is None:
-            keep = self.usual_keep if self.keep is None else self.keep
-            check_lengths("layers", self.cuts(depth), "keep", keep)  # layers alone are for a budget to come
-            return keep
+            return tuple(self.values(depth, self.usual_keep))
         # An earlier stage may have left fewer tokens than entered: the budget counts from those that entered.
         cuts, least = self.cuts(depth), min(self.min_keep, started)
 
@@ -161,12 +208,12 @@ class Scheduled(Budgeted):
 
     def _flops(self, depth: int, index: int, arriving: Arriving, width: int) -> int:
         """FLOPs of ranking at a cut; none where all stay."""
-        if self._count(depth, index, arriving) == arriving.tokens:
+        if self.left(depth, index, arriving) == arriving.tokens:
             return 0
-        return self.rank_flops(arriving.tokens, width)
+        return self.rank_flops(arriving, width)
 
-    def rank_flops(self, tokens: int, width: int) -> int:
-        """FLOPs of ranking so many tokens."""
+    def rank_flops(self, arriving: Arriving, width: int) -> int:
+        """FLOPs of ranking what arrives."""
         return 0
 
 
@@ -218,7 +265,7 @@ class OneCut(Budgeted):
 
     usual_keep: ClassVar[float]
     """The share that stays where nothing is said."""
-    schedule: ClassVar[tuple[str, ...]] = ("keep", "target")
+    schedule = ("keep", "target")
 
     layer: Annotated[int, Ge(1)]
     keep: Share | None = None
@@ -251,12 +298,8 @@ class OneCut(Budgeted):
         return (min(started, max(1, half_up(share * started))),)
 
 
-LAYERS = (2, 6, 15)  # of 32 decoder layers, in the released code
-REFERENCE = 576
-
-
-class Rated(Budgeted):
-    """Cuts behind given decoder layers, each leaving a fixed number of an image's tokens.
+class Rated(Layered):
+    """Cuts behind given decoder layers, each leaving a fixed number of an image's tokens: those that are rated highest.
 
     A subclass says which attention rates them (`rated`).
 
@@ -268,8 +311,7 @@ class Rated(Budgeted):
         retention: Instead of the targets: the mean share of an image's tokens that a decoder layer processes. What the
             cuts leave is in the ratio of `usual_targets`.
         tokens: The same as a number of tokens.
-        positions: "reindex" renumbers the rows after each cut; "keep" keeps position ids. Families with M-RoPE always
-            keep.
+        positions: See `Positions`.
 
     Raises:
         SettingError: If the lists differ in length.
@@ -279,89 +321,52 @@ class Rated(Budgeted):
     """The attention that rates tokens."""
     usual_targets: ClassVar[tuple[int, ...]]
     """Default of `targets`: the released setting that the authors call 192."""
-    schedule: ClassVar[tuple[str, ...]] = ("targets",)
+    usual_layers = (2, 6, 15)
+    layers_setting = "pruning_layers"
+    behind = 1
+    schedule = ("targets",)
 
     pruning_layers: Layers | None = None
     targets: Counts | None = None
-    reference: Annotated[int, Ge(1)] = REFERENCE
+    reference: Annotated[int, Ge(1)] = 576
     positions: Positions = "keep"
 
-    def check_settings(self) -> None:
-        if self.targets is not None:
-            layers = LAYERS if self.pruning_layers is None else self.pruning_layers
-            check_lengths("pruning_layers", layers, "targets", self.targets)
+    def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
+        count = partial(self.left, depth, index)
+        return LayerStage(layer, reads=(self.rated,), count=count, pick=highest, unit="image", positions=self.positions)
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.retention == 1:
-            return ()
-        return tuple(
-            LayerStage(
-                layer,
-                reads=self._reads(),
-                count=partial(self._rows, shape.depth, index),
-                choose=partial(self._choose, shape.depth, index),
-                unit="image",
-                positions=numbering(self.positions),
-                flops=partial(self._flops, shape.depth, index),
-            )
-            for index, layer in enumerate(self._cuts(shape.depth))
-        )
-
-    def _reads(self) -> tuple[Signal, ...]:
-        return (self.rated,)
-
-    def _choose(self, depth: int, index: int, view: LayerView, count: int | None) -> Cut | None:
-        """The tokens that are rated highest; at even steps, where no text can rate them."""
-        assert count is not None
-        if count >= len(view):
-            return None
-        if not view.text_behind:
-            return Cut.take(spread(len(view), count, device=view.device), len(view))
-        return Cut.take(top(view.attention, count), len(view))
-
-    def _rows(self, depth: int, index: int, arriving: Arriving) -> int:
-        """Rows that the cut of this index leaves of an image."""
-        return min(self._left(depth, index, arriving), arriving.tokens)
-
-    def _left(self, depth: int, index: int, arriving: Arriving) -> int:
-        """Tokens that the cut of this index may leave of an image, as given or solved for the budget."""
-        return int(self.counts(depth, arriving)[index])
+    def usual_at(self, depth: int) -> tuple[int, ...]:
+        """2, 6, 15 of 32 layers, and alike at other depths: 2, 5, 13 of 28."""
+        check_depth(depth, least=6)
+        first = max(0, min(2, depth // 4 - 1))
+        second = max(first + 1, round(6 * depth / 32))
+        return first, second, max(second + 1, round(15 * depth / 32))
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
-        cuts = self._cuts(depth)
+        cuts = self.cuts(depth)
         if self.budget is not None:
             curve = proportional(started, at_cuts(self.usual_targets, len(cuts)))
             return self.rounded(curve, cuts, depth, entered, started)
-        targets = self.usual_targets if self.targets is None else self.targets
-        check_lengths("pruning_layers", cuts, "targets", targets)
-        if entered == self.reference:
-            return targets
+        targets = self.values(depth, self.usual_targets)
         return tuple(target and max(1, half_up(target * entered / self.reference)) for target in targets)
 
-    def _cuts(self, depth: int) -> tuple[int, ...]:
-        """The layers that are the first to process fewer rows."""
-        layers = _at_depth(depth) if self.pruning_layers is None else self.pruning_layers
-        return tuple(layer + 1 for layer in layers)
-
-    def _flops(self, depth: int, index: int, arriving: Arriving, width: int) -> int:
-        """FLOPs of the choice itself, once tokens are rated."""
-        return 0
-
-
-def rated_presets(
-    kind: type[Rated], targets: Mapping[int, tuple[int, ...]], source: str, **settings: Any
-) -> tuple[Preset, ...]:
-    """The authors' settings for LLaVA-1.5-7B, by what they call them."""
-    made = []
-    for budget, counts in targets.items():
-        method = kind(pruning_layers=LAYERS, targets=counts, **settings)
-        made.append(Preset(f"{kind.name}/llava-1.5-7b/{budget}", method, 32, REFERENCE, source))
-    return tuple(made)
+    @classmethod
+    def nominal(cls, targets: Mapping[int, tuple[int, ...]], source: str, **settings: Any) -> tuple[Preset, ...]:
+        """The authors' settings for LLaVA-1.5-7B, by what they call them."""
+        made = []
+        for budget, counts in targets.items():
+            name = f"llava-1.5-7b/{budget}"
+            made.append(cls.preset(name, source, pruning_layers=cls.usual_layers, targets=counts, **settings))
+        return tuple(made)
 
 
-def _at_depth(depth: int) -> tuple[int, ...]:
-    """2, 6, 15 of 32 layers, and alike at other depths: 2, 5, 13 of 28."""
-    check_depth(depth, least=6)
-    first = max(0, min(2, depth // 4 - 1))
-    second = max(first + 1, round(6 * depth / 32))
-    return first, second, max(second + 1, round(15 * depth / 32))
+def attended(view: LayerView) -> Tensor:
+    """The attention that each token gets, as its score."""
+    return view.attention
+
+
+def highest(view: LayerView, count: int) -> Tensor:
+    """The tokens with the most attention, (count,) int64, ascending; at even steps where there is no text to pay it."""
+    if not view.text_behind:
+        return spread(len(view), count, device=view.device)
+    return top(view.attention, count)

@@ -9,7 +9,7 @@ Scalars are strict: a word is no number, 3.7 no layer, and infinity nothing at a
 
 import dataclasses
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, get_type_hints
@@ -25,26 +25,29 @@ if TYPE_CHECKING:
 __all__ = [
     "Count",
     "Counts",
+    "FallingShares",
     "Layer",
     "Layers",
+    "Part",
     "Positions",
     "Share",
     "Shares",
     "Tokens",
     "Unit",
     "check",
-    "check_lengths",
-    "numbering",
 ]
 
 
-class Ascending:
-    """A tuple's values ascend strictly."""
+class Checked:
+    """A tuple that passes a check of our own, behind pydantic's."""
+
+    def __init__(self, check: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> None:
+        self._check = check
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
 
-        return core_schema.no_info_after_validator_function(_ascending, handler(source))
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
 
 
 def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
@@ -53,9 +56,15 @@ def _ascending(values: tuple[int, ...]) -> tuple[int, ...]:
     return values
 
 
+def _falling(values: tuple[float, ...]) -> tuple[float, ...]:
+    if any(after > before for before, after in pairwise(values)):
+        raise ValueError("shares of the original tokens, of which none may grow")
+    return values
+
+
 Layer: TypeAlias = Annotated[int, Ge(0)]
 """A decoder layer, 0-based."""
-Layers: TypeAlias = Annotated[tuple[Layer, ...], Ascending()]
+Layers: TypeAlias = Annotated[tuple[Layer, ...], Checked(_ascending)]
 """Decoder layers, strictly ascending."""
 Count: TypeAlias = Annotated[int, Ge(0)]
 """A number of tokens."""
@@ -63,29 +72,16 @@ Counts: TypeAlias = tuple[Count, ...]
 Share: TypeAlias = Annotated[float, Ge(0), Le(1)]
 """A share in [0, 1]."""
 Shares: TypeAlias = tuple[Share, ...]
+FallingShares: TypeAlias = Annotated[Shares, Checked(_falling)]
+"""Shares of the original tokens, which cannot grow from cut to cut."""
+Part: TypeAlias = Annotated[float, Gt(0), Le(1)]
+"""A share in (0, 1]."""
 Tokens: TypeAlias = Annotated[float, Gt(0)]
 """A mean number of tokens, above 0."""
 Unit: TypeAlias = Literal["sample", "image", "frame"]
 """What is ranked together: all vision tokens of a sample, those of each image or video, or of each frame."""
 Positions: TypeAlias = Literal["reindex", "keep"]
-"""Whether rows are numbered anew after a cut, or keep their position ids."""
-
-
-def check_lengths(first: str, layers: Sequence[Any], second: str, values: Sequence[Any]) -> None:
-    """Refuse lists of which one value belongs to one layer, where they differ in length.
-
-    Raises:
-        SettingError: If they do.
-    """
-    if len(layers) != len(values):
-        raise SettingError(f"{first} and {second} must have the same length; got {first}={layers}, {second}={values}.")
-
-
-def numbering(positions: Positions) -> Literal["renumber", "keep"]:
-    """What a stage calls a method's `positions`: "reindex", the name in the released codes, is "renumber" there."""
-    if positions == "reindex":
-        return "renumber"
-    return "keep"
+"""Whether rows are numbered anew after a cut ("reindex"), or keep their position ids; with M-RoPE they always keep."""
 
 
 def check(owner: str, kind: type, values: Mapping[str, Any], *, partly: bool = False) -> dict[str, Any]:

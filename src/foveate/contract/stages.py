@@ -22,61 +22,24 @@ from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.options import refuse_other_options
 from foveate.core.rank import top
-from foveate.core.signals import (
-    Attention,
-    Cells,
-    Cls,
-    Columns,
-    Deepstack,
-    Features,
-    Hidden,
-    KeyNorms,
-    Keys,
-    Normed,
-    Pivots,
-    Resource,
-    Signal,
-    Text,
-    TowerAttention,
-    TowerKeys,
-)
-from foveate.core.views import Arriving, ImageView, LayerView, PatchView, View
+from foveate.core.signals import Signal
+from foveate.core.views import Arriving, View
 from foveate.errors import SettingError
 
 __all__ = [
-    "Arriving",
-    "Attention",
     "CacheStage",
-    "Cells",
-    "Cls",
-    "Columns",
-    "Cut",
     "DecodeStage",
-    "Deepstack",
-    "Features",
-    "Hidden",
     "ImageStage",
-    "ImageView",
-    "KeyNorms",
-    "Keys",
     "LayerStage",
-    "LayerView",
-    "Normed",
-    "PatchView",
-    "Pivots",
     "PixelStage",
     "Place",
-    "Resource",
     "Shape",
-    "Signal",
     "Stage",
-    "Text",
-    "TowerAttention",
-    "TowerKeys",
     "TowerStage",
-    "View",
 ]
 
+WAYS = ("score", "pick", "choose", "look")
+"""The functions of a stage, of which it has one."""
 Number = Callable[[Arriving], int | None]
 """How many of the arriving tokens stay; None: the picture or the question decides."""
 
@@ -95,6 +58,11 @@ class Shape:
     cls: bool = False
     renumbers: bool = True
 
+    @property
+    def payer(self) -> Literal["cls", "patches"]:
+        """Whose attention in the tower scores patches: the CLS's, or that of all patches where there is none."""
+        return "cls" if self.cls else "patches"
+
 
 class Place(IntEnum):
     """The places where a stage may work, in the order in which a token meets them."""
@@ -112,19 +80,20 @@ class Place(IntEnum):
 class Stage:
     """One step of a method at one place.
 
-    A stage has one of three functions: `score` gives each token a number, and the highest stay; `choose` returns a
-    whole cut; `look` drops nothing and returns notes.
+    A stage has one of four functions: `score` gives each token a number, and the highest stay; `pick` says which tokens
+    stay; `choose` returns a whole cut; `look` drops nothing and returns notes.
 
     Attributes:
         reads: The signals it reads.
         keep: How many stay, as a share of those that arrive: truncated, and never below one.
         count: How many stay, as a function of what arrives; instead of `keep`.
         score: A number for each token, (tokens,); larger stays, ties go to the lower index.
+        pick: Which tokens stay, from the view and their number: (count,) int64, ascending. Not asked where all stay.
         choose: A cut, from the view and how many stay by `keep` or `count` (None: it decides itself). It returns None
             where all tokens stay as they are.
         look: Notes: tensors by name, whose first dimension is the tokens.
         unit: What is ranked together: all tokens of a sample, those of each image or video, or of each frame.
-        positions: "keep": a row keeps the position of its source. "renumber": rows are numbered anew from here on;
+        positions: "keep": a row keeps the position of its source. "reindex": rows are numbered anew from here on;
             models with M-RoPE keep.
         ownerless: Whether its cut may have rows that stand for no token (source −1), such as a tower's CLS.
         host: Whether it must read values in Python; then it runs on one sample at a time.
@@ -138,10 +107,11 @@ class Stage:
     keep: float | None = None
     count: Number | None = None
     score: Callable[[Any], Tensor] | None = None
+    pick: Callable[[Any, int], Tensor] | None = None
     choose: Callable[[Any, int | None], Cut | None] | None = None
     look: Callable[[Any], Mapping[str, Tensor]] | None = None
     unit: Literal["sample", "image", "frame"] = "sample"
-    positions: Literal["keep", "renumber"] = "keep"
+    positions: Literal["keep", "reindex"] = "keep"
     ownerless: bool = False
     host: bool = False
     flops: Callable[[Arriving, int], int] | None = None
@@ -153,15 +123,15 @@ class Stage:
         for signal in self.reads:
             if not isinstance(signal, Signal):
                 raise SettingError(
-                    f"{kind} reads {signal!r}, which is not a signal. The signals are in foveate.contract.stages."
+                    f"{kind} reads {signal!r}, which is not a signal. The signals are in foveate.contract."
                 )
-        ways = [way for way in (self.score, self.choose, self.look) if way is not None]
+        ways = [way for way in WAYS if getattr(self, way) is not None]
         if len(ways) > 1:
-            raise SettingError(f"{kind} takes only one of score, choose and look; got several.")
+            raise SettingError(f"{kind} takes only one of score, pick, choose and look; got several.")
         if self.keep is not None and self.count is not None:
             raise SettingError(f"{kind} takes either keep or count; got keep={self.keep} and a count.")
-        if self.score is not None and self.keep is None and self.count is None:
-            raise SettingError(f"{kind} has a score but neither keep nor count. Say how many tokens to keep.")
+        if ways in (["score"], ["pick"]) and self.keep is None and self.count is None:
+            raise SettingError(f"{kind} has a {ways[0]} but neither keep nor count. Say how many tokens to keep.")
 
     @property
     def order(self) -> tuple[int, int]:
@@ -200,13 +170,17 @@ class Stage:
         count = self.left(view.arriving)
         if self.look is not None:
             return Cut.stay(len(view), self.look(view))
+        if self.choose is not None:
+            cut = self.choose(view, count)
+            self._check(cut, len(view), count)
+            return cut
+        assert count is not None  # a stage with a score or a pick has keep or count
+        if count >= len(view):
+            return None
         if self.score is not None:
-            assert count is not None  # a stage with a score has keep or count
-            if count >= len(view):
-                return None
             return Cut.take(top(self.score(view), count), len(view))
-        assert self.choose is not None
-        cut = self.choose(view, count)
+        assert self.pick is not None
+        cut = Cut.take(self.pick(view, count), len(view))
         self._check(cut, len(view), count)
         return cut
 
@@ -299,7 +273,7 @@ class LayerStage(Stage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        back = max((_looks_back(signal) for signal in self.reads), default=0)
+        back = max((signal.layers_back for signal in self.reads), default=0)
         if self.layer < back:
             raise SettingError(
                 f"A stage before layer {self.layer} cannot read {back} layers back. Move it to layer {back} or later."
@@ -334,15 +308,3 @@ class DecodeStage(Stage):
     """
 
     place: ClassVar[Place] = Place.DECODE
-
-
-def of_layer_that_ran(signal: Signal) -> bool:
-    """Whether a signal is made of the queries or keys of the layer before the stage."""
-    return isinstance(signal, Columns | KeyNorms | Pivots) or (isinstance(signal, Attention) and signal.layer == "ran")
-
-
-def _looks_back(signal: Signal) -> int:
-    """How many layers must have run before a stage can read the signal."""
-    if isinstance(signal, Hidden):
-        return signal.back
-    return int(of_layer_that_ran(signal))

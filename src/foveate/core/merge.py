@@ -5,6 +5,7 @@ that tokens have: features, scores, keys.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ __all__ = [
     "join_parts",
     "joined_to_nearest",
     "merge_windows",
+    "merged",
     "of_length_one",
     "sum_of_nearest",
     "target_plus_mean",
@@ -226,6 +228,12 @@ def average(rows: Tensor, cut: Cut) -> Tensor:
     """Each new row: the mean of the token it stands for and those that joined it, (rows, width), dtype of `rows`."""
     total, count = _joined(rows, cut)
     return (total / count.clamp(min=1)[:, None]).to(rows.dtype)
+
+
+def merged(rows: Tensor, cut: Cut, how: Literal["sum", "average"], cls: Tensor | None = None) -> Cut:
+    """The cut with its new rows: `target_plus_mean` ("sum") or `average`; with a tower's CLS, (1, width), as row 0."""
+    made = target_plus_mean(rows, cut) if how == "sum" else average(rows, cut)
+    return cut.with_rows(made) if cls is None else behind_cls(cls, made, cut)
 
 
 def _joined(rows: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:

@@ -7,9 +7,10 @@ tokens the lowest index is picked, no token is picked twice, and the picks come 
 import torch
 from torch import Tensor
 
+from foveate.core.views import Arriving
 from foveate.errors import ShapeError
 
-__all__ = ["cosines", "cover", "determinantal", "max_min", "quotas", "suppress", "thin"]
+__all__ = ["cosine_flops", "cosines", "cover", "determinantal", "max_min", "quotas", "suppress", "thin"]
 
 SHORTEST = 1e-12  # the smallest norm that divides, and the smallest variance that is left of a token
 TINIEST = torch.finfo(torch.float32).tiny  # the smallest sum of weights that divides
@@ -37,6 +38,11 @@ def cosines(rows: Tensor, exact: bool = False) -> Tensor:
     if is_double:
         symmetric = (symmetric * GRID).round() / GRID
     return symmetric
+
+
+def cosine_flops(arriving: Arriving, width: int) -> int:
+    """FLOPs of the cosines of all arriving tokens; of a tower's features as if they had the decoder's width."""
+    return 2 * arriving.tokens**2 * width
 
 
 def max_min(distance: Tensor, count: int) -> Tensor:

@@ -1,13 +1,15 @@
 """What a stage may read: declared here by the method, computed by whoever runs it, and reduced on the way.
 
-A signal is a value: two that are equal are read once. Every one says which tensor the stage gets for it.
+A signal is a value: two that are equal are read once. Every one says which tensor the stage gets for it, whether the
+engine computes it, from which layers, and what that costs. A new one is declared here; the tables are made of this.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from foveate.core.options import refuse_other_options
-from foveate.errors import SettingError
+from foveate.errors import SettingError, UnsupportedError
 
 __all__ = [
     "Attention",
@@ -40,6 +42,10 @@ class Signal:
 
     kind: ClassVar[str]
     """What a view calls it: `view.attention` for `Attention`."""
+    served: ClassVar[bool] = False
+    """Whether the engine computes it, at a cost that `queries` knows. Each class says it for itself."""
+    of_ran: ClassVar[bool] = False
+    """Whether it is made of queries or keys of the layer before the stage, while that layer attends."""
 
     def __post_init__(self) -> None:
         refuse_other_options(self)
@@ -48,6 +54,32 @@ class Signal:
     def reads_text(self) -> bool:
         """Whether the prompt's text decides its value."""
         return False
+
+    @property
+    def layers_back(self) -> int:
+        """How many layers must have run before a stage can read it."""
+        return int(self.of_ran)
+
+    def queries(self, tokens: int, images: Sequence[int]) -> int | None:
+        """Rows of the coming layer whose queries are computed for it alone, beside all keys; None: it needs neither.
+
+        Args:
+            tokens: Vision tokens that arrive at the stage.
+            images: How many these are of each image.
+
+        Raises:
+            UnsupportedError: If that is not known.
+        """
+        return None
+
+    def refuse_unpriced(self, known: bool = True) -> None:
+        """What nobody has priced must not count as nothing; also a subclass with another option.
+
+        Raises:
+            UnsupportedError: If its cost is not known.
+        """
+        if not (known and vars(type(self)).get("served")):
+            raise UnsupportedError(f"What {self!r} costs is not known: say it in foveate.core.signals.")
 
 
 @dataclass(frozen=True)
@@ -58,8 +90,13 @@ class Hidden(Signal):
     """
 
     kind: ClassVar[str] = "hidden"
+    served: ClassVar[bool] = True
 
     back: int = 0
+
+    @property
+    def layers_back(self) -> int:
+        return self.back
 
     def __post_init__(self) -> None:
         if type(self.back) is not int or self.back < 0:
@@ -97,6 +134,7 @@ class Attention(Signal):
     """
 
     kind: ClassVar[str] = "attention"
+    served: ClassVar[bool] = True
 
     rows: Literal["last", "after", "but_last", "null", "raters", "vision"] = "last"
     layer: Literal["ran", "next"] = "ran"
@@ -131,12 +169,31 @@ class Attention(Signal):
     def reads_text(self) -> bool:
         return self.rows != "vision"
 
+    @property
+    def of_ran(self) -> bool:  # type: ignore[override]  # depends on the layer
+        return self.layer == "ran"
+
+    def queries(self, tokens: int, images: Sequence[int]) -> int | None:
+        of_text = self.rows in ("last", "after", "but_last", "null", "raters")
+        self.refuse_unpriced((of_text or self.rows == "vision") and self.layer in ("ran", "next"))
+        if self.layer == "ran":
+            return None
+        if of_text:
+            return 1  # text rows count as a single one
+        if self.sample is None:
+            return tokens
+        return sum(min(size, self.sample) for size in images)
+
 
 @dataclass(frozen=True)
 class Keys(Signal):
     """The next decoder layer's keys of the tokens after RoPE, mean over heads: (tokens, head size) float32."""
 
     kind: ClassVar[str] = "keys"
+    served: ClassVar[bool] = True
+
+    def queries(self, tokens: int, images: Sequence[int]) -> int | None:
+        return 0
 
 
 @dataclass(frozen=True)
@@ -144,6 +201,8 @@ class KeyNorms(Signal):
     """L1 norm of each token's key in the layer that just ran, after RoPE, all key heads together: (tokens,) float32."""
 
     kind: ClassVar[str] = "key_norms"
+    served: ClassVar[bool] = True
+    of_ran: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -151,6 +210,7 @@ class Normed(Signal):
     """The residual stream entering the layer, through the norm in front of the model's head: (tokens, width)."""
 
     kind: ClassVar[str] = "normed"
+    served: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -162,6 +222,8 @@ class Pivots(Signal):
     """
 
     kind: ClassVar[str] = "pivots"
+    served: ClassVar[bool] = True
+    of_ran: ClassVar[bool] = True
 
     count: int = 4
 
@@ -232,6 +294,7 @@ class TowerAttention(TowerSignal):
     """
 
     kind: ClassVar[str] = "attention"
+    served: ClassVar[bool] = True
 
     by: Literal["cls", "patches"] = "cls"
 
@@ -242,6 +305,7 @@ class TowerKeys(TowerSignal):
     are "joined"."""
 
     kind: ClassVar[str] = "keys"
+    served: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -249,6 +313,7 @@ class Cls(Signal):
     """The tower's CLS state beside the features: (1, width). Only useful for a row without a position."""
 
     kind: ClassVar[str] = "cls"
+    served: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -258,6 +323,7 @@ class Deepstack(Signal):
     """
 
     kind: ClassVar[str] = "deepstack"
+    served: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -269,6 +335,8 @@ class Columns(Signal):
     """
 
     kind: ClassVar[str] = "columns"
+    served: ClassVar[bool] = True
+    of_ran: ClassVar[bool] = True
 
     pivots: int = 0
 
@@ -286,6 +354,7 @@ class Features(Signal):
     """
 
     kind: ClassVar[str] = "features"
+    served: ClassVar[bool] = True
 
     side: Literal["before", "behind"] = "before"
 
@@ -299,6 +368,7 @@ class Cells(Signal):
     """
 
     kind: ClassVar[str] = "cells"
+    served: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

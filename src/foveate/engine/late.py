@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from foveate.contract import follow
-from foveate.contract.stages import LayerStage, Stage, of_layer_that_ran
+from foveate.contract.stages import LayerStage, Stage
 from foveate.core.signals import Hidden, Signal
 
 __all__ = ["LateStages", "hidden_note", "ran_note"]
@@ -68,7 +68,7 @@ def _looking_back(stages: Sequence[LayerStage]) -> tuple[dict[int, int], dict[in
             if isinstance(signal, Hidden) and signal.back:
                 entered = stage.layer - signal.back
                 remembered[entered] = max(stage.layer, remembered.get(entered, 0))
-            elif of_layer_that_ran(signal):
+            elif signal.of_ran:
                 signals = reduced.setdefault(stage.layer - 1, [])
                 if signal not in signals:
                     signals.append(signal)

@@ -73,7 +73,7 @@ class Program(EarlyStages, LateStages):
         return self._renumbering([stage for stage in early if stage not in self.before(0)])
 
     def _renumbering(self, stages: Sequence[Stage]) -> bool:
-        return self._renumbers and any(stage.positions == "renumber" for stage in stages)
+        return self._renumbers and any(stage.positions == "reindex" for stage in stages)
 
 
 # -- names of notes -----------------------------------------------------------------------------------------------

@@ -22,10 +22,8 @@ class AveragePool(Gridded):
 
     name = "averagepool"
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
-        return (ImageStage(side="behind", count=self.left, choose=self._pool, flops=self._flops),)
+    def stage(self, shape: Shape) -> Stage:
+        return ImageStage(side="behind", count=self.left, choose=self._pool, flops=self._flops)
 
     def _flops(self, arriving: Arriving, width: int) -> int:
         return arriving.tokens * width  # every token is added once

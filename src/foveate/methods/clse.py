@@ -12,8 +12,7 @@ With u(z) the high-pass score of each token of a feature map z, and h_0, h_1 wha
 import math
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,24 +20,22 @@ from torch import Tensor
 from foveate.contract import (
     Arriving,
     Attention,
-    Budgeted,
     CacheStage,
     Cells,
+    FallingShares,
     Hidden,
+    Layered,
     Layers,
     LayerStage,
     LayerView,
-    Preset,
     Shape,
-    Shares,
     Stage,
     at_cuts,
+    attended,
     check_depth,
-    check_lengths,
     half_up,
     proportional,
 )
-from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.rank import top
 from foveate.errors import SettingError, UnsupportedError
@@ -52,14 +49,11 @@ CHANNELS = 512  # of a block of the Fourier transform
 EPSILON = 1e-6
 
 
-class CLSE(Budgeted):
+class CLSE(Layered):
     """Three cuts: the first by attention where high frequencies evolve, the others by attention alone.
 
-    Different from the released code: any picture and prompt, where the code has the image's place and a 24 x 24 grid
-    written in; batches; several images, each with its share; float32 throughout, ties to the lower index; counts are
-    rounded (some of the code's are fractions, which stop it), and truncated in the presets for Qwen2-VL, as in its
-    code. A picture of several views or frames is transformed grid by grid, with one mean over all; newline tokens stand
-    on no grid, and count as of average change. The variants for video (h_2, one cut, merging) are not built.
+    A picture of several views or frames is transformed grid by grid, with one mean over all; newline tokens stand on no
+    grid, and count as of average change. The variants for video (h_2, one cut, merging) are not built.
 
     Attributes:
         layers: Decoder layers whose input is cut, ascending; the first is 1, as it compares what enters layers 0 and 1.
@@ -67,9 +61,7 @@ class CLSE(Budgeted):
         keep: Share of the *original* tokens that each cut leaves. By default the code's 330, 210 and 62 of 576, whose
             true mean is 208 and not 192: the authors count layer 0 as cut.
         rounding: Of these shares: to the "nearest" number of tokens, or "down", as the code for Qwen2-VL has it.
-        retention: Instead: the mean share of an image's tokens that a decoder layer processes; the counts are then in
-            the ratio of 330, 210 and 62.
-        tokens: The same as a number of tokens.
+        retention, tokens: Instead; see `Budgeted`. The counts are then in the ratio of 330, 210 and 62.
         kv: Cut the caches of earlier layers to the tokens that are left at the end, as the code does for LLaVA; its
             port for Qwen does not.
 
@@ -78,72 +70,48 @@ class CLSE(Budgeted):
     """
 
     name = "clse"
-    schedule: ClassVar[tuple[str, ...]] = ("keep",)
+    schedule = ("keep",)
+    usual_layers = (1, 11, 21)
 
     layers: Layers | None = None
-    keep: Shares | None = None
+    keep: FallingShares | None = None
     rounding: Literal["nearest", "down"] = "nearest"
     kv: bool = True
 
     def check_settings(self) -> None:
-        layers = (1, 11, 21) if self.layers is None else self.layers
-        keep = KEEP if self.keep is None else self.keep
-        if self.keep is not None:
-            check_lengths("layers", layers, "keep", keep)
-        if layers and layers[0] != 1:
-            raise SettingError(f"The first cut compares what enters layers 0 and 1, so it is before layer 1: {layers}.")
-        if any(after > before for before, after in pairwise(keep)):
-            raise SettingError(f"keep are shares of the original tokens, so none may grow: {keep}.")
+        super().check_settings()
+        if self.layers and self.layers[0] != 1:
+            raise SettingError(
+                f"The first cut compares what enters layers 0 and 1, so it is before layer 1: {self.layers}."
+            )
+
+    def usual_at(self, depth: int) -> tuple[int, ...]:
+        """1, 11, 21 of 32 layers, 1, 10, 19 of 28 and 1, 13, 24 of 36, as the code has them."""
+        check_depth(depth)
+        second = 1 + round((depth - 1) / 3)
+        return 1, second, second + (depth - second) // 2
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.retention == 1:
-            return ()
-        stages: list[Stage] = []
-        for index, layer in enumerate(self._cuts(shape.depth)):
-            count = partial(self._count, shape.depth, index)
-            if index == 0:
-                reads = (Hidden(back=1), Cells(), LAST)
-                stages.append(LayerStage(layer, reads=reads, count=count, choose=_choose, unit="image", flops=_flops))
-            else:
-                stages.append(LayerStage(layer, reads=(LAST,), count=count, score=_attended, unit="image"))
-        if self.kv:
-            stages.append(CacheStage(first_layer=0))
-        return tuple(stages)
+        cuts = super().stages(shape)
+        return (*cuts, CacheStage(first_layer=0)) if cuts and self.kv else cuts
 
-    def _cuts(self, depth: int) -> tuple[int, ...]:
-        if self.layers is None:
-            return _thirds(depth)
-        return self.layers
-
-    def _count(self, depth: int, index: int, arriving: Arriving) -> int:
-        return int(self.counts(depth, arriving)[index])
+    def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
+        count = partial(self.left, depth, index)
+        if index:
+            return LayerStage(layer, reads=(LAST,), count=count, score=attended, unit="image")
+        reads = (Hidden(back=1), Cells(), LAST)
+        return LayerStage(layer, reads=reads, count=count, pick=_evolving, unit="image", flops=_flops)
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
-        cuts = self._cuts(depth)
+        cuts = self.cuts(depth)
         if self.budget is not None:
             curve = proportional(started, at_cuts(KEEP, len(cuts)))
             return self.rounded(curve, cuts, depth, entered, started)
         rounded = half_up if self.rounding == "nearest" else int
-        keep = KEEP if self.keep is None else self.keep
-        check_lengths("layers", cuts, "keep", keep)
-        return tuple(max(1, rounded(started * share)) for share in keep)
+        return tuple(max(1, rounded(started * share)) for share in self.values(depth, KEEP))
 
 
-def _thirds(depth: int) -> tuple[int, ...]:
-    """Three cuts: 1, 11, 21 of 32 layers, 1, 10, 19 of 28 and 1, 13, 24 of 36, as the code has them."""
-    check_depth(depth)
-    second = 1 + round((depth - 1) / 3)
-    return 1, second, second + (depth - second) // 2
-
-
-def _attended(view: LayerView) -> Tensor:
-    return view.attention
-
-
-def _choose(view: LayerView, count: int | None) -> Cut | None:
-    assert count is not None
-    if count >= len(view):
-        return None
+def _evolving(view: LayerView, count: int) -> Tensor:
     grids = view.arriving.grids
     if not grids:
         raise UnsupportedError(
@@ -151,7 +119,7 @@ def _choose(view: LayerView, count: int | None) -> Cut | None:
             "that drops in front of it."
         )
     scores = evolution(view.hidden, view.hidden_before, view[Cells()], grids) * view.attention
-    return Cut.take(top(scores, count), len(view))
+    return top(scores, count)
 
 
 def evolution(hidden: Tensor, before: Tensor, cells: Tensor, grids: Sequence[Grid]) -> Tensor:
@@ -208,25 +176,22 @@ def _flops(arriving: Arriving, width: int) -> int:
     return int(4 * 5 * width * arriving.tokens * math.log2(max(2, arriving.tokens)))
 
 
-def _llava(budget: int, counts: tuple[int, int, int]) -> Preset:
-    method = CLSE(layers=(1, 11, 21), keep=tuple(count / 576 for count in counts))
-    source = "released code; its nominal budget counts layer 0 as cut"
-    return Preset(f"clse/llava-1.5-7b/{budget}", method, 32, 576, source)
-
-
-def _qwen(budget: str, keep: tuple[float, float, float]) -> Preset:
-    method = CLSE(layers=(1, 10, 19), keep=keep, rounding="down", kv=False)
-    source = "released code; its nominal share counts layer 0 as cut"
-    return Preset(f"clse/qwen2-vl-7b/{budget}", method, 28, None, source)
-
+_BUDGET = "released code; its nominal budget counts layer 0 as cut"
+_SHARE = "released code; its nominal share counts layer 0 as cut"
 
 CLSE.presets = (
-    _llava(192, (330, 210, 62)),
-    _llava(128, (220, 140, 41)),
-    _llava(64, (110, 70, 20)),
-    _qwen("33.4%", (0.57, 0.36, 0.098)),
-    _qwen("22.3%", (0.38, 0.24, 0.066)),
-    _qwen("11.2%", (0.19, 0.12, 0.034)),
+    *(
+        CLSE.preset(f"llava-1.5-7b/{budget}", _BUDGET, layers=(1, 11, 21), keep=tuple(count / 576 for count in counts))
+        for budget, counts in ((192, (330, 210, 62)), (128, (220, 140, 41)), (64, (110, 70, 20)))
+    ),
+    *(
+        CLSE.preset(f"qwen2-vl-7b/{budget}", _SHARE, layers=(1, 10, 19), keep=keep, rounding="down", kv=False)
+        for budget, keep in (
+            ("33.4%", (0.57, 0.36, 0.098)),
+            ("22.3%", (0.38, 0.24, 0.066)),
+            ("11.2%", (0.19, 0.12, 0.034)),
+        )
+    ),
 )
 
 METHOD = CLSE

@@ -6,11 +6,11 @@ Paper: Wen et al., "Stop Looking for Important Tokens in Multimodal Language Mod
 Before layer K, with keys k of layer K − 1 after RoPE and f = the model's last norm of the residual stream:
 pivots are the 4 vision and the 4 text tokens with the largest ‖k‖₁ over all key heads. Each pivot in turn takes the
 m = ⌊B / 8⌋ vision tokens with the lowest cos(f, f_pivot) of those that no pivot has taken. They and the 4 vision pivots
-stay: 8m + 4 for a budget B of tokens.
+stay: 8m + 4 for a budget B of tokens. Whose turn it is the column in the prompt says; see `visiting_order`.
 """
 
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
@@ -27,11 +27,9 @@ from foveate.contract import (
     Normed,
     OneCut,
     Pivots,
-    Preset,
     Shape,
     Stage,
 )
-from foveate.core.cut import Cut
 
 __all__ = ["DART", "METHOD", "least_alike", "visiting_order"]
 
@@ -39,48 +37,37 @@ __all__ = ["DART", "METHOD", "least_alike", "visiting_order"]
 class DART(OneCut):
     """One cut that keeps what differs most from a few pivots.
 
-    Pivots are visited by their column in the prompt mod 32, of equals vision by falling norm and then text by falling
-    norm. That is the order of the released code, which iterates a set of 8 columns: CPython keeps these in a table of
-    32 places, a column at its remainder. Where two have the same remainder, CPython may put the second one elsewhere,
-    and the code then visits it at another time: this is left out.
-
-    Different from the released code: norms and cosines are float32, ties go to the lower index; batches, and several
-    images, each with the text behind it. Where less text than pivots stands behind an image, the same text is visited
-    again; where none does, vision pivots alone share the budget.
+    Each image has its own pivots. Where less text than pivots stands behind it, the same text is visited again; where
+    none does, vision pivots alone share the budget.
 
     Attributes:
         layer: The paper's K, 1 or more: the first layer that processes fewer tokens.
         keep: The code's 1 − R: B is this share of the vision tokens. Usually 0.222, the middle one of the paper's
             three, R = 77.8 %.
-        target: Instead of `keep`: B as a number of tokens, as the code's evaluation scripts give it. 8 · ⌊B / 8⌋ + 4
-            tokens stay, 132 for 128. As in the code for LLaVA-NeXT, at most the tokens that are no vision pivots.
-        retention: Instead: the mean share of an image's tokens that a decoder layer processes. It is met exactly: the
-            first pivots take one token more where the number does not divide.
-        tokens: The same as a number of tokens.
+        target: Instead of `keep`: B as a number of tokens, as in the code's evaluation scripts; at most the tokens that
+            are no vision pivots. 8 · ⌊B / 8⌋ + 4 tokens stay, 132 for 128.
+        retention, tokens: Instead, and met exactly: the first pivots take one token more where the number does not
+            divide. See `OneCut`.
         pivots: Vision pivots.
         text_pivots: Text pivots; with 0 the choice does not depend on the question.
-        scope: Pivots and budget for each "image" or video (the code has one image a sample), or each "frame".
+        scope: Pivots and budget for each "image" or video, or each "frame".
 
     Raises:
-        SettingError: If more than one of `target` and a budget is given.
+        SettingError: If more than one of `keep`, `target` and a budget is given.
     """
 
     name = "dart"
-    usual_keep: ClassVar[float] = 0.222
+    usual_keep = 0.222
 
     layer: Annotated[int, Ge(1)] = 2
     pivots: Annotated[int, Ge(1)] = 4
     text_pivots: Count = 4
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.retention == 1:
-            return ()
+    def stage(self, shape: Shape) -> Stage:
         text = (Pivots(self.text_pivots),) if self.text_pivots else ()
         reads = (KeyNorms(), Normed(), Columns(self.text_pivots), *text)
         count = partial(self.count, shape.depth)
-        return (
-            LayerStage(self.layer, reads=reads, count=count, choose=self._choose, unit=self.scope, flops=self._flops),
-        )
+        return LayerStage(self.layer, reads=reads, count=count, pick=self._pick, unit=self.scope, flops=self._flops)
 
     def own_count(self, tokens: int) -> int:
         wanted = tokens * self.share
@@ -89,15 +76,9 @@ class DART(OneCut):
         visited = self.pivots + self.text_pivots
         return min(tokens, int(wanted // visited) * visited + self.pivots)
 
-    def _choose(self, view: LayerView, count: int | None) -> Cut | None:
-        assert count is not None
-        if count >= len(view):
-            return None
-        text: Tensor | None = None
-        if self.text_pivots and view.text_behind:
-            text = view.pivots
-        kept = least_alike(view.key_norms, view.normed, text, view.columns, self.pivots, count)
-        return Cut.take(kept, len(view))
+    def _pick(self, view: LayerView, count: int) -> Tensor:
+        text = view.pivots if self.text_pivots and view.text_behind else None
+        return least_alike(view.key_norms, view.normed, text, view.columns, self.pivots, count)
 
     def _flops(self, arriving: Arriving, width: int) -> int:
         return 2 * arriving.tokens * (self.pivots + self.text_pivots) * width  # a cosine with each pivot
@@ -134,25 +115,26 @@ def least_alike(
 
 
 def visiting_order(columns: Tensor) -> Tensor:
-    """In which order pivots of these columns are visited: (pivots,) int64. Columns 40 64 8 are visited as 64 40 8."""
+    """In which order pivots of these columns are visited: (pivots,) int64. Columns 40 64 8 are visited as 64 40 8.
+
+    The released code iterates a Python set of 8 columns, which CPython keeps in a table of 32 places, a column at its
+    remainder. (Of two with the same it may put the second elsewhere; that is left out.)
+    """
     return (columns % 32).sort(stable=True).indices
 
 
-def _preset(model: str, target: int, vision_tokens: int) -> Preset:
-    method = DART(target=target)
-    return Preset(f"dart/{model}/{target}", method, 32, vision_tokens, "released code, B tokens asked for at layer 2")
-
-
-def _qwen(model: str, dropped: float) -> Preset:
-    keep = round(1 - dropped, 3)
-    source = f"derived: the constants of the released port, R = {dropped} at layer 2"
-    return Preset(f"dart/{model}/{keep:.1%}", DART(keep=keep), 28, None, source)
-
+_CODE = "released code, B tokens asked for at layer 2"
 
 DART.presets = (
-    *(_preset("llava-1.5-7b", target, 576) for target in (192, 128, 64)),
-    _preset("llava-next-7b", 320, 2880),
-    *(_qwen(model, dropped) for model in ("qwen2-vl-7b", "qwen2.5-vl-7b") for dropped in (0.667, 0.778, 0.889)),
+    *(DART.preset(f"llava-1.5-7b/{target}", _CODE, target=target) for target in (192, 128, 64)),
+    DART.preset("llava-next-7b/320", _CODE, full=2880, target=320),
+    *(
+        DART.preset(
+            f"{model}/{keep:.1%}", f"derived: the constants of the released port, R = {dropped} at layer 2", keep=keep
+        )
+        for model in ("qwen2-vl-7b", "qwen2.5-vl-7b")
+        for dropped, keep in ((0.667, 0.333), (0.778, 0.222), (0.889, 0.111))
+    ),
 )
 
 METHOD = DART

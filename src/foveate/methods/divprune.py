@@ -4,22 +4,12 @@ Paper: Alvar et al., "DivPrune: Diversity-based Visual Token Pruning for Large M
 arXiv:2503.02175. Reads the tokens that enter the decoder and nothing else: no attention, no CLS, no question.
 """
 
-from typing import ClassVar, Literal
+from typing import Literal
 
-from foveate.contract import (
-    Arriving,
-    Counted,
-    Hidden,
-    LayerStage,
-    LayerView,
-    Preset,
-    Shape,
-    Stage,
-    counted_preset,
-    numbering,
-)
-from foveate.core.cut import Cut
-from foveate.core.picks import cosines, max_min
+from torch import Tensor
+
+from foveate.contract import Counted, Hidden, LayerStage, LayerView, Shape, Stage
+from foveate.core.picks import cosine_flops, cosines, max_min
 
 __all__ = ["METHOD", "DivPrune"]
 
@@ -43,47 +33,33 @@ class DivPrune(Counted):
     """
 
     name = "divprune"
-    usual: ClassVar[float] = 0.098
+    usual = 0.098
 
     scope: Literal["image", "frame"] = "image"
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
-        stage = LayerStage(
+    def stage(self, shape: Shape) -> Stage:
+        return LayerStage(
             0,
             reads=(Hidden(),),
-            count=self.left,
-            choose=_most_diverse,
+            count=self.rows,
+            pick=_most_diverse,
             unit=self.scope,
-            positions=numbering(self.positions),
-            flops=_flops,
+            positions=self.positions,
+            flops=cosine_flops,  # the picks add 2 · k · N
         )
-        return (stage,)
 
 
-def _most_diverse(view: LayerView, count: int | None) -> Cut | None:
-    assert count is not None
-    if count == len(view):
-        return None
-    distance = 1 - cosines(view.hidden)
-    return Cut.take(max_min(distance, count), len(view))
-
-
-def _flops(arriving: Arriving, width: int) -> int:
-    return 2 * arriving.tokens**2 * width  # the cosines; the picks add 2 · k · N
+def _most_diverse(view: LayerView, count: int) -> Tensor:
+    return max_min(1 - cosines(view.hidden), count)
 
 
 DivPrune.presets = (
     *(
-        counted_preset(DivPrune, "llava-1.5-7b", tokens, 576, f"paper, subset ratio {ratio}")
+        DivPrune.counted(f"llava-1.5-7b/{tokens}", f"paper, subset ratio {ratio}")
         for tokens, ratio in ((192, 0.333), (128, 0.222), (64, 0.111), (56, 0.098))
     ),
-    *(counted_preset(DivPrune, "llava-next-7b", tokens, 2928, "a later paper's budget") for tokens in (640, 320, 160)),
-    *(
-        Preset(f"divprune/qwen2.5-vl-7b/{keep:.0%}", DivPrune(keep=keep), 28, None, "a later paper's budget")
-        for keep in (0.2, 0.1, 0.05)
-    ),
+    *(DivPrune.counted(f"llava-next-7b/{tokens}", "a later paper's budget") for tokens in (640, 320, 160)),
+    *(DivPrune.preset(f"qwen2.5-vl-7b/{keep:.0%}", "a later paper's budget", keep=keep) for keep in (0.2, 0.1, 0.05)),
 )
 
 METHOD = DivPrune

@@ -12,12 +12,10 @@ Similar tokens are dropped, not averaged. The second stage, which picks anew in 
 tokens the caches show, is not part of this.
 """
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
-from foveate.contract import Arriving, Framed, Positions, Preset, Share, change
+from foveate.contract import Arriving, Framed, Positions, Share, change
 from foveate.core.rank import by_quota
 
 __all__ = ["METHOD", "DyCoke"]
@@ -42,9 +40,9 @@ class DyCoke(Framed):
     """
 
     name = "dycoke"
-    schedule: ClassVar[tuple[str, ...]] = ("k",)
-    usual: ClassVar[float] = 0.7
-    only_videos: ClassVar[bool] = True
+    schedule = ("k",)
+    usual = 0.7
+    only_videos = True
 
     k: Share | None = None
     positions: Positions = "reindex"
@@ -88,7 +86,7 @@ def windows(frames: int) -> int:
 
 
 DyCoke.presets = tuple(
-    Preset(f"dycoke/llava-onevision-7b/{spent}", DyCoke(k=k), 28, 6272, source)
+    DyCoke.preset(f"llava-onevision-7b/{spent}", source, k=k)
     for k, spent, source in (
         (0.7, "47.5%", "paper, K = 0.7: 47.5 % of 32 frames enter the decoder"),
         (0.9, "32.5%", "derived: K = 0.9"),

@@ -10,12 +10,10 @@ The first frame stays whole; of all others together, those with the largest d st
 frames of n tokens. The count depends on the clip's shape alone, so that a server knows it before it encodes.
 """
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
-from foveate.contract import Arriving, Deepstack, Framed, Preset, Share, Signal, change
+from foveate.contract import Arriving, Deepstack, Framed, Share, change
 from foveate.core.rank import top
 
 __all__ = ["EVS", "METHOD"]
@@ -34,10 +32,10 @@ class EVS(Framed):
     """
 
     name = "evs"
-    schedule: ClassVar[tuple[str, ...]] = ("q",)
-    usual: ClassVar[float] = 0.75
-    reads: ClassVar[tuple[Signal, ...]] = (Deepstack(),)
-    only_videos: ClassVar[bool] = True
+    schedule = ("q",)
+    usual = 0.75
+    reads = (Deepstack(),)
+    only_videos = True
 
     q: Share | None = None
 
@@ -63,8 +61,8 @@ class EVS(Framed):
 
 
 EVS.presets = tuple(
-    Preset(f"evs/{model}/{1 - q:.0%}", EVS(q=q), depth, None, f"the serving engine's q = {q}")
-    for model, depth in (("qwen2.5-vl-7b", 28), ("qwen3-vl-8b", 36))
+    EVS.preset(f"{model}/{1 - q:.0%}", f"the serving engine's q = {q}", q=q)
+    for model in ("qwen2.5-vl-7b", "qwen3-vl-8b")
     for q in (0.5, 0.75, 0.9)
 )
 

@@ -7,11 +7,9 @@ s_j = mean over heads of A[last, j], with A the softmax of layer K − 1; the (1
 This is the released code's "in-place" variant: tokens really leave, and the others keep their position ids.
 """
 
-from typing import ClassVar
-
 from torch import Tensor
 
-from foveate.contract import Attention, LayerView, Preset, Scheduled, Signal
+from foveate.contract import Attention, LayerView, Scheduled, Signal
 
 __all__ = ["METHOD", "FastV"]
 
@@ -32,9 +30,9 @@ class FastV(Scheduled):
     """
 
     name = "fastv"
-    first_layer: ClassVar[int] = 1  # it reads the layer before
-    usual_layers: ClassVar[tuple[int, ...]] = (2,)
-    usual_keep: ClassVar[tuple[float, ...]] = (0.5,)
+    first_layer = 1  # it reads the layer before
+    usual_layers = (2,)
+    usual_keep = (0.5,)
 
     def reads(self, layer: int) -> tuple[Signal, ...]:
         return (Attention(rows="last", layer="ran", heads="mean"),)
@@ -49,17 +47,15 @@ class FastV(Scheduled):
         return count / tokens
 
 
-def _preset(budget: int, kept: int) -> Preset:
-    """Whose mean over 32 layers is the budget: (2 · 576 + 30 · kept) / 32."""
-    method = FastV(layers=(2,), keep=(kept / 576,))
-    return Preset(f"fastv/llava-1.5-7b/{budget}", method, 32, 576, "derived: the paper's layer, mean over layers")
-
+_DERIVED = "derived: the paper's layer, mean over layers"
 
 FastV.presets = (
-    Preset("fastv/llava-1.5-7b/paper", FastV(layers=(2,), keep=(0.5,)), 32, 576, "paper, K = 2 and R = 50 %"),
-    _preset(192, 166),
-    _preset(128, 98),
-    _preset(64, 30),
+    FastV.preset("llava-1.5-7b/paper", "paper, K = 2 and R = 50 %", layers=(2,), keep=(0.5,)),
+    *(
+        # Whose mean over 32 layers is the budget: (2 · 576 + 30 · kept) / 32.
+        FastV.preset(f"llava-1.5-7b/{budget}", _DERIVED, layers=(2,), keep=(kept / 576,))
+        for budget, kept in ((192, 166), (128, 98), (64, 30))
+    ),
 )
 
 METHOD = FastV

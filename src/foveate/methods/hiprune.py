@@ -7,39 +7,23 @@ arXiv:2508.00553. With the attention a_j that patch j receives, the mean over he
     buffers      the patches above, below, left and right of each anchor
     registers    the highest a in the feature layer among the others, until k patches stay
 
-Patches stay in raster order. Middle layers attend to objects, and deep ones gather what concerns the whole picture.
-
-Differences from the released code. A buffer beyond the picture's edge is left out; the code takes the first or last
-patch, or one of the row next to it. Where anchors and buffers would be more than k, the buffers of the lowest a are
-left out. Crops (LLaVA-NeXT) get their share of k by the tokens that are left of each, and a buffer may be in the next
-crop. Scores are float32, ties go to the lower index. In a tower of another depth the object block is at the same share
-of it; where only some blocks look at the whole picture (Qwen2.5-VL), it is the nearest of these: block 15 of 32, as the
-code names it. HiPrune++, which adds tokens by the question, is left out.
+Patches stay in raster order. A buffer beyond the picture's edge is left out; where anchors and buffers would be more
+than k, so are the buffers of the lowest a. Crops (LLaVA-NeXT) get their share of k by the tokens that are left of each.
+In a tower of another depth the object block is at the same share of it; where only some blocks look at the whole
+picture (Qwen2.5-VL), it is the nearest of these. HiPrune++, which adds tokens by the question, is left out.
 """
 
 from functools import partial
-from typing import ClassVar
+from typing import Annotated
 
 import torch
+from annotated_types import Le
+from torch import Tensor
 
-from foveate.contract import (
-    Entering,
-    ImageStage,
-    ImageView,
-    Layer,
-    Positions,
-    Preset,
-    Shape,
-    Share,
-    Stage,
-    TowerAttention,
-    numbering,
-)
+from foveate.contract import Entering, ImageStage, ImageView, Layer, Positions, Shape, Share, Stage, TowerAttention
 from foveate.core.budget import shared_out
-from foveate.core.cut import Cut
 from foveate.core.grid import crops_of, neighbours_of
 from foveate.core.rank import ranks, top
-from foveate.errors import SettingError
 
 __all__ = ["METHOD", "HiPrune"]
 
@@ -54,34 +38,23 @@ class HiPrune(Entering):
         alpha: Share of the kept tokens that anchors and buffers shall be, in [0, 1].
         object_layer: The block that finds anchors, of a tower of 24 blocks, from 0 on.
         retention, tokens: k; see `Entering`. By default a third, 192 of 576.
-        positions: "reindex" numbers the rows anew, as the released code does for LLaVA; "keep" keeps position ids.
-            Families with M-RoPE always keep.
+        positions: See `Positions`; the released code numbers anew for LLaVA.
     """
 
     name = "hiprune"
-    usual: ClassVar[float] = 1 / 3
+    usual = 1 / 3
 
     alpha: Share = 0.1
-    object_layer: Layer = 8
+    object_layer: Annotated[Layer, Le(DEPTH - 1)] = 8
     positions: Positions = "reindex"
 
-    def check_settings(self) -> None:
-        super().check_settings()
-        if self.object_layer >= DEPTH:
-            raise SettingError(f"object_layer is a block of a tower of {DEPTH}, 0 to 23; got {self.object_layer}.")
-
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
+    def stage(self, shape: Shape) -> Stage:
         middle = TowerAttention(by="patches", block=self.object_layer, of=DEPTH)
-        choose = partial(self._choose, middle)
-        return (ImageStage(reads=(middle, DEEP), count=self.rows, choose=choose, positions=numbering(self.positions)),)
+        pick = partial(self._pick, middle)
+        return ImageStage(reads=(middle, DEEP), count=self.rows, pick=pick, positions=self.positions)
 
-    def _choose(self, middle: TowerAttention, view: ImageView, count: int | None) -> Cut | None:
-        assert count is not None
+    def _pick(self, middle: TowerAttention, view: ImageView, count: int) -> Tensor:
         tokens, scores = len(view), view[middle]
-        if count == tokens:
-            return None
         crops = [crop.to(scores.device) for crop in crops_of(view.grids, tokens)]
         rows_of = shared_out(count, [len(crop) for crop in crops])
         anchors = []
@@ -95,21 +68,20 @@ class HiPrune(Entering):
         rank = torch.where(group < 2, ranks(scores), ranks(view[DEEP]))
         order = -(group * tokens + rank)
         kept = [crop[top(order[crop], rows)] for crop, rows in zip(crops, rows_of, strict=True)]
-        return Cut.take(torch.cat(kept).sort().values, tokens)
+        kept_of_all: Tensor = torch.cat(kept).sort().values
+        return kept_of_all
 
 
-def _preset(name: str, method: HiPrune, depth: int, vision_tokens: int | None, source: str) -> Preset:
-    return Preset(f"hiprune/{name}", method, depth, vision_tokens, f"{source}; rows that enter the decoder")
-
+_ROWS = "rows that enter the decoder"
 
 HiPrune.presets = (
-    *(_preset(f"llava-1.5-7b/{count}", HiPrune(tokens=count), 32, 576, "paper") for count in (64, 128, 192)),
+    *(HiPrune.preset(f"llava-1.5-7b/{count}", f"paper; {_ROWS}", tokens=count) for count in (64, 128, 192)),
     *(
-        _preset(f"llava-next-7b/{count}", HiPrune(tokens=count), 32, 2928, "the same rule for each crop")
+        HiPrune.preset(f"llava-next-7b/{count}", f"the same rule for each crop; {_ROWS}", tokens=count)
         for count in (160, 320, 640)
     ),
     *(
-        _preset(f"qwen2.5-vl-3b/{percent}%", HiPrune(retention=percent / 100), 36, None, "paper")
+        HiPrune.preset(f"qwen2.5-vl-3b/{percent}%", f"paper; {_ROWS}", retention=percent / 100)
         for percent in (11.2, 22.3, 33.4)
     ),
 )

@@ -2,8 +2,15 @@
 
 Paper: Zou et al., "Don't Just Chase 'Highlighted Tokens' in MLLMs: Revisiting Visual Holistic Context Retention",
 NeurIPS 2025, arXiv:2510.02912.
+
+With the CLS's attention A crop c keeps ⌊w_c k⌋ of k tokens, those of the highest H, w_c ∝ mean(H in c)^τ:
+
+    H = A          by the released code, whose crops are runs of the raster. It adds V, but scaled so that it cancels
+    H = A + γ V    by the paper, whose crops are windows. V_i is the variance of the cosines of token i to the others of
+                   its crop, of the rows that enter the decoder; γ = mean |A| / mean |V| over the image (ours)
 """
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -11,23 +18,9 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import (
-    Arriving,
-    Counted,
-    Hidden,
-    ImageStage,
-    ImageView,
-    LayerStage,
-    LayerView,
-    Shape,
-    Stage,
-    TowerAttention,
-    counted_preset,
-    numbering,
-)
-from foveate.core.cut import Cut
-from foveate.core.grid import Grid, coarser, into_cells
-from foveate.core.picks import cosines, quotas
+from foveate.contract import Counted, Hidden, ImageStage, ImageView, LayerStage, LayerView, Shape, Stage, TowerAttention
+from foveate.core.grid import coarser, into_cells
+from foveate.core.picks import cosine_flops, cosines, quotas
 from foveate.core.rank import ranks_in_groups, top
 
 __all__ = ["METHOD", "HoloV"]
@@ -38,22 +31,9 @@ SMALLEST = 1e-12  # the smallest mean variance, or mean score, that divides
 class HoloV(Counted):
     """A quota for each crop, and in each crop the tokens with the highest score H.
 
-    Of k tokens crop c keeps ⌊w_c k⌋, with w_c ∝ mean(H in c)^τ; what is left goes to the heaviest crops, one token
-    each, and what a crop has no room for to the others in proportion to w_c times their room
-    (`foveate.core.picks.quotas`). Each view, tile map or frame has crops of its own, and all of an image share k. A
-    newline stays only once every other token does. A is the CLS's attention.
-
-    By the released code (the default): H = A, and crops are runs of the raster, 16 of 36 tokens on LLaVA-1.5. The code
-    adds a variance of cosines, V, to the quotas' scores, but scales it in each run to the mean attention of that run,
-    so it cancels. Unlike in the code, what a full crop has no room for is not lost (there rows of zeros are in its
-    place), and rows are in raster order, not crop after crop by falling attention.
-
-    By the paper: crops are near-square windows, 4 x 4 of them on LLaVA-1.5, and V_i is the variance of the cosines of
-    token i to the other tokens of its crop, of the rows that enter the decoder:
-
-        H = A + γ V,  γ = mean |A| / mean |V|
-
-    with one γ for an image (ours: our source leaves that open, and with a γ for each crop V would cancel).
+    What rounding leaves goes to the heaviest crops; what a crop has no room for to the others in proportion to w_c
+    times their room. Each view or frame has crops of its own, and all of an image share k. A newline stays only once
+    every other token does.
 
     Attributes:
         rule: "released" or "paper": see above.
@@ -72,32 +52,27 @@ class HoloV(Counted):
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.keeps_all:
             return ()
-        paid = TowerAttention(by="cls" if shape.cls else "patches")
-        look = ImageStage(reads=(paid,), look=self._look)
+        by_paper = self.rule == "paper"
         pick = LayerStage(
             0,
-            reads=(Hidden(),) if self.rule == "paper" else (),
-            count=self.left,
-            choose=self._choose,
+            reads=(Hidden(),) if by_paper else (),
+            count=self.rows,
+            pick=self._pick,
             unit="image",
-            positions=numbering(self.positions),
-            flops=_flops if self.rule == "paper" else None,
+            positions=self.positions,
+            flops=cosine_flops if by_paper else None,
         )
-        return (look, pick)
+        return (ImageStage(reads=(TowerAttention(by=shape.payer),), look=self._look), pick)
 
     def _look(self, view: ImageView) -> Mapping[str, Tensor]:
         """Attention and crop of each token. Crop c is −1 − c, as notes of newlines are 1."""
         crop = _crops(view, self.crops, windows=self.rule == "paper").to(view.attention.device)
         return {"attention": view.attention, "crop": -1 - crop}
 
-    def _choose(self, view: LayerView, count: int | None) -> Cut | None:
-        assert count is not None
-        tokens = len(view)
-        if count == tokens:
-            return None
+    def _pick(self, view: LayerView, count: int) -> Tensor:
         is_patch = view.notes["crop"] < 0
         # There are fewer crops than tokens if one of these is a newline; newlines are a last crop of no weight.
-        crop = torch.where(is_patch, -1 - view.notes["crop"], tokens - 1)
+        crop = torch.where(is_patch, -1 - view.notes["crop"], len(view) - 1)
         scores = view.notes["attention"].masked_fill(~is_patch, 0)
         if self.rule == "paper":
             scores = holistic(scores, view.hidden, crop, is_patch)
@@ -109,7 +84,7 @@ class HoloV(Counted):
         weights = torch.where(patches > 0, mean**self.tau, 0)
         quota = quotas(weights, room.long(), count)
         stays = ranks_in_groups(scores, crop) < quota[crop]
-        return Cut.take(top(stays.float(), count), tokens)
+        return top(stays.float(), count)
 
 
 def holistic(attention: Tensor, rows: Tensor, crop: Tensor, is_patch: Tensor) -> Tensor:
@@ -132,27 +107,19 @@ def _crops(view: ImageView, most: int, windows: bool) -> Tensor:
     crops = []
     first = 0
     for grid in view.grids or ((1, len(view)),):
-        parent = _runs(grid, most)
         if windows and view.grids:
-            parent = into_cells(grid, coarser(grid, most)).parent
-        crops.append(parent + first)
-        first += 1 + int(parent[-1])  # the last token is in the last crop
+            crop = into_cells(grid, coarser(grid, most)).parent
+        else:
+            # In raster order, the first runs the longer ones: 0 0 0 1 1 for five tokens in two.
+            runs = torch.arange(math.prod(grid)).tensor_split(min(most, math.prod(grid)))
+            crop = torch.cat([torch.full_like(run, number) for number, run in enumerate(runs)])
+        crops.append(crop + first)
+        first += 1 + int(crop[-1])  # the last token is in the last crop
     return torch.cat(crops)
 
 
-def _runs(grid: Grid, most: int) -> Tensor:
-    """The run of each token of a grid in raster order, the first runs the longer ones: 0 0 0 1 1 for five in two."""
-    rows, columns = grid
-    runs = torch.arange(rows * columns).tensor_split(min(most, rows * columns))
-    return torch.cat([torch.full_like(run, number) for number, run in enumerate(runs)])
-
-
-def _flops(arriving: Arriving, width: int) -> int:
-    return 2 * arriving.tokens**2 * width  # the cosines
-
-
 HoloV.presets = tuple(
-    counted_preset(HoloV, "llava-1.5-7b", tokens, 576, "paper's table, rule of the released code, 16 crops and tau 1")
+    HoloV.counted(f"llava-1.5-7b/{tokens}", "paper's table, rule of the released code, 16 crops and tau 1")
     for tokens in (192, 128, 64)
 )
 

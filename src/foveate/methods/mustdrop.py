@@ -12,9 +12,9 @@ arXiv:2411.10803. Constants the paper leaves open are those of the released code
 """
 
 import math
-from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, TypeAlias
+from operator import attrgetter
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
@@ -23,51 +23,39 @@ from torch import Tensor
 from foveate.contract import (
     Arriving,
     Attention,
-    Budgeted,
     CacheStage,
     ImageStage,
     ImageView,
+    Layered,
     Layers,
     LayerStage,
     LayerView,
     PatchView,
     Positions,
-    Preset,
     Shape,
     Share,
     Stage,
     TowerAttention,
     TowerStage,
     geometric,
-    numbering,
 )
-from foveate.core.budget import mean_tokens
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.merge import average, merge_windows, window_similarity
 from foveate.core.rank import top
 from foveate.errors import SettingError
 
-__all__ = ["METHOD", "MustDrop", "counter"]
+__all__ = ["METHOD", "MustDrop"]
 
-DEPTH, LAYERS = 32, (2, 6, 10, 14)  # the released code's decoder, and the layers whose attention filters
 USUAL = 0.001  # both thresholds of the released code, at 192 tokens
-REFERENCE = 576  # vision tokens of LLaVA-1.5's images, 24 x 24 patches
 SHARE = Attention(rows="after", over="share")
 """g_j / Σ g: the share that each token gets of all the attention that text pays to its image."""
 PEAK = Attention(rows="after", over="max")
 """m_j: the most attention that a single text token pays to each token."""
 
 
-Threshold: TypeAlias = Annotated[float, Ge(0)]
-
-
-class MustDrop(Budgeted):
+class MustDrop(Layered):
     """Drops over a token's whole life: window merging, a dual attention filter, and a final set for decoding.
-
-    A cut drops a vision token if the whole text pays it little attention (a share below `global_thr`), and each single
-    text token does too (below `individual_thr`). The key tokens, to which the tower's CLS pays most attention, are
-    always kept.
 
     Attributes:
         global_thr: γ, a share of the attention that all vision tokens get. None: 0.001.
@@ -80,21 +68,21 @@ class MustDrop(Budgeted):
         key_rate: Share of the tokens that are key tokens.
         filter: Drop tokens in the prefill.
         kv: Before decoding, cut the caches of the filtering layers to the final tokens.
-        retention: Instead of γ: the mean share of an image's tokens that a layer processes. The key tokens
-            stay, and the highest scores: the larger of the share and the attention over α / 0.001. The counts fall
-            geometrically from the tokens that the tower keeps of the image, so that every image meets the budget.
-            Where the key tokens alone exceed it, they are fewer.
-        tokens: The same as a number of tokens.
-        positions: "reindex" renumbers the rows after each cut (the released code), "keep" keeps position ids, and a
-            merged token has its window's centre. Families with M-RoPE always keep.
+        retention, tokens: Instead of γ; see `Budgeted`. The key tokens stay (fewer, where they alone exceed it), and
+            the highest scores. The counts fall geometrically from what the tower keeps of the image.
+        positions: See `Positions`; the released code numbers anew. A merged token keeps its window's centre.
 
     Raises:
         SettingError: If settings contradict each other or leave their range.
     """
 
     name = "mustdrop"
-    global_thr: Threshold | None = None
-    individual_thr: Threshold | None = None
+    layers_setting = "pruning_layers"
+    behind = 1
+    usual_layers = (2, 6, 10, 14)
+
+    global_thr: Annotated[float, Ge(0)] | None = None
+    individual_thr: Annotated[float, Ge(0)] | None = None
     pruning_layers: Layers | None = None
     merge_windows: bool = True
     merge_threshold: float = 0.8
@@ -123,34 +111,27 @@ class MustDrop(Budgeted):
         gamma = USUAL if self.global_thr is None else self.global_thr
         return gamma, USUAL if self.individual_thr is None else self.individual_thr
 
-    @property
-    def _has_image_stage(self) -> bool:
-        """Whether a stage behind the tower marks key tokens and sorts merged rows."""
-        return self.merge_windows or (self.filter and self.key_rate > 0)
+    def usual_at(self, depth: int) -> tuple[int, ...]:
+        """28 layers: 2, 5, 9, 12. In a shallow decoder some coincide and count once: 4 gives 0, 1, 2."""
+        return tuple(dict.fromkeys(round(layer * depth / 32) for layer in self.usual_layers))
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.keeps_all:
             return ()
         stages: list[Stage] = []
-        if self.merge_windows:
-            # Behind the tower's first layer, so before its block 1.
-            stages.append(TowerStage(1, choose=self._merge, positions=numbering(self.positions)))
-        if self._has_image_stage:
-            stages.append(self._image_stage(shape))
-        if not self.filter:
-            return tuple(stages)
-        layers = self._layers(shape.depth)
-        for index, layer in enumerate(layers):
-            stages.append(self._layer_stage(shape.depth, index, layer))
-        if self.kv:
-            stages.append(CacheStage(first_layer=layers[0]))
+        if self.merge_windows:  # behind the tower's first layer, so before its block 1
+            stages.append(TowerStage(1, choose=self._merge, positions=self.positions))
+        if self.merge_windows or (self.filter and self.key_rate > 0):
+            # Features come from layer 22 of CLIP's 24, and the released code reads the layer after it, 23: layer=1.
+            paid = TowerAttention(by=shape.payer, layer=1)
+            mark = partial(self._mark, self.positions == "keep" or not shape.renumbers, shape.depth)
+            all_stay = attrgetter("tokens")
+            stages.append(ImageStage(reads=(paid,), choose=mark, count=all_stay, positions=self.positions))
+        if self.filter:
+            stages.extend(super().stages(shape))
+        if self.filter and self.kv:
+            stages.append(CacheStage(first_layer=self.cuts(shape.depth)[0] - 1))
         return tuple(stages)
-
-    def _layers(self, depth: int) -> tuple[int, ...]:
-        """Decoder layers whose attention filters."""
-        if self.pruning_layers is None:
-            return scaled_layers(depth)
-        return self.pruning_layers
 
     # -- (a) the tower -----------------------------------------------------------------------------------------
 
@@ -163,22 +144,12 @@ class MustDrop(Budgeted):
         merged = (similarity >= self.merge_threshold).sum()
         # N = P − (w² − 1) · merged: 17 windows of 9 patches leave 576 − 8 · 17 = 440.
         left = len(view) - merged * (self.merge_window**2 - 1)
-
-        merge = partial(self._windows, view.grid)
-        return Cut.fewer(len(view), left, merge, view.patches, similarity, merged)
+        return Cut.fewer(len(view), left, partial(self._windows, view.grid), view.patches, similarity, merged)
 
     def _windows(self, grid: Grid, patches: Tensor, similarity: Tensor, merged: Tensor) -> Cut:
         """The `merged` most similar windows become one patch each: the mean of theirs."""
         windows = merge_windows(similarity, merged, *grid, self.merge_window)
         return windows.with_rows(average(patches, windows))
-
-    def _image_stage(self, shape: Shape) -> Stage:
-        """Behind the tower: marks the key tokens, and drops nothing."""
-        # Features come from layer 22 of CLIP's 24, and the released code reads the layer after it, 23: layer=1.
-        paid = TowerAttention(by="cls" if shape.cls else "patches", layer=1)
-        ascending = self.positions == "keep" or not shape.renumbers
-        mark = partial(self._mark, ascending, shape.depth)
-        return ImageStage(reads=(paid,), choose=mark, count=all_stay, positions=numbering(self.positions))
 
     def _mark(self, ascending: bool, depth: int, view: ImageView, _: int | None) -> Cut:
         """Mark the key tokens. Where position ids are kept, sort the rows by them: merging puts merged rows first."""
@@ -192,19 +163,12 @@ class MustDrop(Budgeted):
 
     # -- (b) prefill -------------------------------------------------------------------------------------------
 
-    def _layer_stage(self, depth: int, index: int, layer: int) -> Stage:
-        """The cut of this index. It reads the attention of `layer`, which has run, so it is before the next."""
+    def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
         count, choose = None, self._filter
         if self.budget is not None:
             count, choose = partial(self._solvable, depth), partial(self._highest, depth, index)
-        return LayerStage(
-            layer + 1,
-            reads=(SHARE, PEAK),
-            count=count,
-            choose=choose,
-            unit="image",
-            positions=numbering(self.positions),
-        )
+        reads = (SHARE, PEAK)
+        return LayerStage(layer, reads=reads, count=count, choose=choose, unit="image", positions=self.positions)
 
     def _filter(self, view: LayerView, _: int | None) -> Cut | None:
         """Without a budget: drop j if g_j / Σ g < γ and m_j < α; without text behind the image all tokens stay."""
@@ -227,7 +191,7 @@ class MustDrop(Budgeted):
 
         The thresholds keep those of s_j >= γ, so both rank alike.
         """
-        count = min(len(view), self.counts(depth, view.arriving)[index])
+        count = min(len(view), self.left(depth, index, view.arriving))
         if not view.text_behind or count == len(view):
             return None
         scores = view[SHARE]
@@ -240,53 +204,29 @@ class MustDrop(Budgeted):
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[int, ...]:
         """Tokens left at each cut, never fewer than the key tokens."""
-        cuts = [layer + 1 for layer in self._layers(depth)]
+        cuts = self.cuts(depth)
         curve = geometric(started, len(cuts), least=max(1, self._keys(depth, entered, started)))
         return self.rounded(curve, cuts, depth, entered, started)
 
     def _keys(self, depth: int, entered: int, started: int) -> int:
         """Key tokens among those that enter the decoder."""
-        keys = math.ceil(self.key_rate * started) if self._has_image_stage else 0
+        keys = math.ceil(self.key_rate * started)
         if self.budget is None:
             return keys
         # With only key tokens behind the first cut: (first · N + (depth − first) · keys) / depth <= mean.
-        first = self._layers(depth)[0] + 1
+        first = self.cuts(depth)[0]
         most = (depth * self.budget.mean(entered) - first * started) / max(1, depth - first)
         return max(0, min(keys, math.floor(most)))
 
 
-def all_stay(arriving: Arriving) -> int:
-    """The count of a stage that drops nothing."""
-    return arriving.tokens
-
-
-def scaled_layers(depth: int) -> tuple[int, ...]:
-    """The released code's layers in a decoder of another depth: 28 gives 2, 5, 9, 12.
-
-    In a shallow decoder some coincide and count once: 4 gives 0, 1, 2.
-    """
-    return tuple(dict.fromkeys(round(layer * depth / DEPTH) for layer in LAYERS))
-
-
-def counter(per_layer: Sequence[float]) -> float:
-    """The released code's mean, which counts each layer with the tokens left behind it, as published budgets do.
-
-    `per_layer` are the vision tokens that each decoder layer really processes; their plain mean is the true figure.
-    200 tokens in layers 0 to 2 and 100 in 3 to 31 are 106.25 by the released code, and truly 109.375.
-    """
-    return mean_tokens([*per_layer[1:], per_layer[-1]])
-
-
-def _preset(name: str, gamma: float, alpha: float) -> Preset:
-    method = MustDrop(global_thr=gamma, individual_thr=alpha)
-    return Preset(f"mustdrop/llava-1.5-7b/{name}", method, DEPTH, REFERENCE, "released code")
-
-
-MustDrop.presets = (
-    _preset("192-textvqa", 0.001, 0.001),
-    _preset("128-textvqa", 0.0012, 0.001),
-    _preset("64-textvqa", 0.011, 0.01),
-    _preset("64-vizwiz", 0.005, 0.001),
+MustDrop.presets = tuple(
+    MustDrop.preset(f"llava-1.5-7b/{budget}", "released code", global_thr=gamma, individual_thr=alpha)
+    for budget, gamma, alpha in (
+        ("192-textvqa", 0.001, 0.001),
+        ("128-textvqa", 0.0012, 0.001),
+        ("64-textvqa", 0.011, 0.01),
+        ("64-vizwiz", 0.005, 0.001),
+    )
 )
 
 METHOD = MustDrop

@@ -9,39 +9,23 @@ arXiv:2403.15388. Of the tower's last layer, with queries q and keys k over its 
 
 How many are kept depends on the picture. With a budget the count is exact: the highest a.
 
-Differences from the released code. Where nothing is an outlier, the most attended token stays (the code divides by 0),
-as where the count is rounded down to none. The order is stable, ties go to the lower index. Where kept rows and the
-last would be as many as arrive, nothing merges. The last row stands at the place of the most attended token that is
-dropped. A tower without a CLS scores a token by the attention it receives. Crops (LLaVA-NeXT) are reduced together,
-their newlines dropped. Where position ids are kept, so with M-RoPE, rows stand in raster order. The count with a budget
-is ours.
+Where nothing is an outlier, or the count is rounded down to none, the most attended token stays. The last row stands at
+the place of the most attended token that is dropped. Where kept rows and the last would be as many as arrive, nothing
+merges. A tower without a CLS scores a token by the attention it receives. The count with a budget is ours.
 """
 
-import math
-from functools import cache, partial
-from typing import ClassVar
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from foveate.contract import (
-    Count,
-    Entering,
-    ImageStage,
-    ImageView,
-    Positions,
-    Preset,
-    Shape,
-    Stage,
-    TowerAttention,
-    TowerKeys,
-    numbering,
-)
+from foveate.contract import Count, Entering, ImageStage, ImageView, Positions, Shape, Stage, TowerAttention, TowerKeys
 from foveate.core.cut import Cut
 from foveate.core.merge import sum_of_nearest
-from foveate.core.rank import ranks
 
-__all__ = ["METHOD", "PruMerge"]
+__all__ = ["EXACT", "METHOD", "PruMerge", "counts_by_score"]
+
+EXACT = "derived: an exact count in the place of outliers; rows that enter the decoder"
 
 
 class PruMerge(Entering):
@@ -50,30 +34,23 @@ class PruMerge(Entering):
     Attributes:
         neighbours: How many of the nearest tokens are added to each kept one; 0 prunes without merging into it.
         retention, tokens: Instead of the outliers, an exact count; see `Entering`. The last row is one of these.
-        positions: "reindex" numbers the rows anew, as the released code does; "keep" keeps position ids. Families with
-            M-RoPE always keep.
+        positions: See `Positions`; the released code numbers anew. Where ids are kept, rows stand in raster order.
     """
 
     name = "prumerge"
-    spatial: ClassVar[bool] = False
-    """Whether tokens at even steps stay too."""
 
     neighbours: Count = 32
     positions: Positions = "reindex"
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
-        paid = TowerAttention(by="cls" if shape.cls else "patches", layer=1, heads="joined")
+    def stage(self, shape: Shape) -> Stage:
+        paid = TowerAttention(by=shape.payer, layer=1, heads="joined")
         keys = TowerKeys(layer=1, heads="joined")
         raster = self.positions == "keep" or not shape.renumbers
-        return (
-            ImageStage(
-                reads=(paid, keys),
-                count=None if self.budget is None else self.rows,
-                choose=partial(self._choose, raster),
-                positions=numbering(self.positions),
-            ),
+        return ImageStage(
+            reads=(paid, keys),
+            count=None if self.budget is None else self.rows,
+            choose=partial(self._choose, raster),
+            positions=self.positions,
         )
 
     def _choose(self, raster: bool, view: ImageView, count: int | None) -> Cut | None:
@@ -81,44 +58,28 @@ class PruMerge(Entering):
         if count == tokens:
             return None
         if count is not None:
-            order, kept = self._ranked(scores, *self._balanced(tokens, count - 1), kept=count - 1)
+            order = self.so_many_first(scores, count - 1)
+            kept = torch.full_like(order[0], count - 1)
             return self._merge(raster, count, view.features, scores, view.keys, order, kept)
         ascending = scores.sort().values
         low, high = _quantile(ascending, 0.25), _quantile(ascending, 0.75)
         outliers = (scores > high + 1.5 * (high - low)).sum().clamp(min=1)
-        tops, steps = _tables(tokens, scores.device)
-        order, kept = self._ranked(scores, tops[outliers.view(1)], steps[outliers.view(1)])
+        order, kept = self.kept_first(scores, outliers.view(1))
         left = (kept + 1).clamp(max=tokens)
         merge = partial(self._merge, raster, tokens)
         return Cut.fewer(tokens, left, merge, view.features, scores, view.keys, order, kept)
 
-    def _ranked(
-        self, scores: Tensor, top: int | Tensor, step: int | Tensor, kept: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """All tokens, the kept ones first, (tokens,) int64, and how many these are.
+    def kept_first(self, scores: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
+        """All tokens, first those that stay for a number of outliers, (1,) int64; and how many stay, no dimensions.
 
-        Kept are the `top` ones by score and, where tokens at even steps stay too, every `step`-th of the others; with
-        a count `kept` as many of these, or then others by score. What is dropped stands behind them by score.
+        Shape: (tokens,) int64; what is dropped stands behind by falling score.
         """
-        count = len(scores)
-        rank = ranks(scores)
-        place = torch.arange(count, device=scores.device)
-        group = torch.where(rank >= top, 2, 0)
-        if self.spatial:
-            even = (place % step == 0) & (place < count - 1)
-            group = torch.where(even, group.clamp(max=1), group)
-        order = group * count + torch.where(group == 1, place, rank)
-        number = (group < 2).sum()
-        if kept is not None:
-            number = torch.full_like(number, kept)
-        row = order.argsort().argsort()
-        return torch.where(row < number, row, count + rank).argsort(), number
+        kept = counts_by_score(len(scores), scores.device)[outliers][0]
+        return scores.sort(descending=True, stable=True).indices, kept
 
-    def _balanced(self, tokens: int, kept: int) -> tuple[int, int]:
-        """How many tokens stay by their score, and at which step others do, if `kept` stay in all."""
-        if self.spatial:
-            return _balance(tokens, kept)
-        return kept, 1
+    def so_many_first(self, scores: Tensor, kept: int) -> Tensor:
+        """The same with exactly `kept` that stay."""
+        return scores.sort(descending=True, stable=True).indices
 
     def _merge(
         self, raster: bool, rows: int, features: Tensor, scores: Tensor, keys: Tensor, order: Tensor, kept: Tensor
@@ -145,44 +106,14 @@ def _quantile(ascending: Tensor, share: float) -> Tensor:
     return ascending[below] + (ascending[above] - ascending[below]) * (place - below)
 
 
-@cache
-def _balance(tokens: int, kept: int) -> tuple[int, int]:
-    """(top, step) that are expected to keep nearest to `kept` of the tokens, of equals the smaller top.
-
-    Steps are coarse: what they keep too many goes from their end, and what is missing is filled up by score.
-    """
-
-    def misses(top: int) -> float:
-        even = math.ceil((tokens - 1) / _step(tokens, top))
-        return abs(top + even * (1 - top / tokens) - kept)
-
-    top = min(range(1, kept + 1), key=misses, default=0)
-    return top, _step(tokens, max(1, top))
-
-
-def _step(tokens: int, outliers: int) -> int:
-    """The released step: ⌊⌊1 / ratio⌋ / 3⌋, at least 1."""
-    return max(1, int(int(1 / (outliers / tokens)) / 3))
-
-
-def _tables(tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """For each number of outliers how many tokens stay by score, ⌊N · ratio⌋ in Python's floats, and the step.
+def counts_by_score(tokens: int, device: torch.device) -> Tensor:
+    """For each number of outliers how many tokens stay by score, (tokens + 1,): ⌊N · ratio⌋ in Python's floats.
 
     At least one stays: of 196 tokens and one outlier the product is 0.999….
     """
-    counts = range(tokens + 1)
-    tops = [max(1, int(tokens * (count / tokens))) for count in counts]
-    steps = [_step(tokens, max(1, count)) for count in counts]
-    return torch.tensor(tops, device=device), torch.tensor(steps, device=device)
+    return torch.tensor([max(1, int(tokens * (count / tokens))) for count in range(tokens + 1)], device=device)
 
 
-def presets(kind: type[PruMerge]) -> tuple[Preset, ...]:
-    """An exact count for LLaVA-1.5."""
-    source = "derived: an exact count in the place of outliers; rows that enter the decoder"
-    names = {count: f"{kind.name}/llava-1.5-7b/{count}" for count in (64, 128, 192)}
-    return tuple(Preset(name, kind(tokens=count), 32, 576, source) for count, name in names.items())
-
-
-PruMerge.presets = presets(PruMerge)
+PruMerge.presets = tuple(PruMerge.preset(f"llava-1.5-7b/{count}", EXACT, tokens=count) for count in (64, 128, 192))
 
 METHOD = PruMerge

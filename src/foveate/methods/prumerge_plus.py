@@ -7,9 +7,14 @@ With a budget (ours) the number by score is the one from which that rule, with a
 nearest to the count; steps too many go from the end, and what is missing is filled up by score.
 """
 
-from typing import ClassVar
+import math
+from functools import cache
 
-from foveate.methods.prumerge import PruMerge, presets
+import torch
+from torch import Tensor
+
+from foveate.core.rank import ranks
+from foveate.methods.prumerge import EXACT, PruMerge, counts_by_score
 
 __all__ = ["METHOD", "PruMergePlus"]
 
@@ -22,9 +27,55 @@ class PruMergePlus(PruMerge):
     """
 
     name = "prumerge_plus"
-    spatial: ClassVar[bool] = True
+
+    def kept_first(self, scores: Tensor, outliers: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = len(scores)
+        steps = [_step(tokens, max(1, count)) for count in range(tokens + 1)]
+        step = torch.tensor(steps, device=scores.device)[outliers]
+        group, key = _grouped(scores, counts_by_score(tokens, scores.device)[outliers], step)
+        return key.argsort(), (group < 2).sum()
+
+    def so_many_first(self, scores: Tensor, kept: int) -> Tensor:
+        _, key = _grouped(scores, *_balance(len(scores), kept))
+        row = key.argsort().argsort()
+        return torch.where(row < kept, row, len(scores) + ranks(scores)).argsort()
 
 
-PruMergePlus.presets = presets(PruMergePlus)
+def _grouped(scores: Tensor, top: int | Tensor, step: int | Tensor) -> tuple[Tensor, Tensor]:
+    """What each token stays for, (tokens,) int64: 0 its score, 1 an even step, 2 nothing; and a key to sort all by.
+
+    The `top` ones stand first by score, then every `step`-th of the others in raster order, then what is left by score.
+    """
+    tokens = len(scores)
+    rank = ranks(scores)
+    place = torch.arange(tokens, device=scores.device)
+    even = (place % step == 0) & (place < tokens - 1)
+    group = torch.where(rank < top, 0, torch.where(even, 1, 2))
+    return group, group * tokens + torch.where(group == 1, place, rank)
+
+
+@cache
+def _balance(tokens: int, kept: int) -> tuple[int, int]:
+    """(top, step) that are expected to keep nearest to `kept` of the tokens, of equals the smaller top.
+
+    Steps are coarse: what they keep too many goes from their end, and what is missing is filled up by score.
+    """
+
+    def misses(top: int) -> float:
+        even = math.ceil((tokens - 1) / _step(tokens, top))
+        return abs(top + even * (1 - top / tokens) - kept)
+
+    top = min(range(1, kept + 1), key=misses, default=0)
+    return top, _step(tokens, max(1, top))
+
+
+def _step(tokens: int, outliers: int) -> int:
+    """The released step: ⌊⌊1 / ratio⌋ / 3⌋, at least 1."""
+    return max(1, int(int(1 / (outliers / tokens)) / 3))
+
+
+PruMergePlus.presets = tuple(
+    PruMergePlus.preset(f"llava-1.5-7b/{count}", EXACT, tokens=count) for count in (64, 128, 192)
+)
 
 METHOD = PruMergePlus

@@ -18,10 +18,8 @@ class Resize(Gridded):
 
     name = "resize"
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
-        return (PixelStage(coarsen=self.coarsen, count=self.left),)
+    def stage(self, shape: Shape) -> Stage:
+        return PixelStage(coarsen=self.coarsen, count=self.left)
 
     def left(self, arriving: Arriving) -> int | None:
         # A mosaic of tiles has a newline for each row. How many rows of smaller tiles are padding, which is cut off,

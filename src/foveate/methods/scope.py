@@ -9,22 +9,9 @@ from typing import Annotated
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import (
-    Arriving,
-    Counted,
-    Features,
-    ImageStage,
-    ImageView,
-    Shape,
-    Signal,
-    Stage,
-    TowerAttention,
-    counted_preset,
-    numbering,
-)
-from foveate.core.cut import Cut
+from foveate.contract import Counted, Features, ImageStage, ImageView, Shape, Signal, Stage, TowerAttention
 from foveate.core.parts import pick_by_crop
-from foveate.core.picks import cosines, cover
+from foveate.core.picks import cosine_flops, cosines, cover
 
 __all__ = ["METHOD", "Scope"]
 
@@ -57,43 +44,32 @@ class Scope(Counted):
 
     alpha: Annotated[float, Ge(0)] = 1.0
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
+    def stage(self, shape: Shape) -> Stage:
         reads: tuple[Signal, ...] = (Features(),)
         if self.alpha:
-            reads = (TowerAttention(by="cls" if shape.cls else "patches"), Features())
-        stage = ImageStage(
+            reads = (TowerAttention(by=shape.payer), Features())
+        return ImageStage(
             reads=reads,
-            count=self.left,
-            choose=self._choose,
-            positions=numbering(self.positions),
-            flops=_flops,
+            count=self.rows,
+            pick=self._pick,
+            positions=self.positions,
+            flops=cosine_flops,
         )
-        return (stage,)
 
-    def _choose(self, view: ImageView, count: int | None) -> Cut | None:
-        assert count is not None
-        if count == len(view):
-            return None
-
+    def _pick(self, view: ImageView, count: int) -> Tensor:
         def pick(tokens: Tensor, count: int) -> Tensor:
             similarity = cosines(view[Features()][tokens], exact=True).float()
             if not self.alpha:
                 return cover(similarity, count)
             return cover(similarity, count, view.attention[tokens] ** self.alpha)
 
-        return Cut.take(pick_by_crop(view.grids, view.features, count, pick), len(view))
-
-
-def _flops(arriving: Arriving, width: int) -> int:
-    return 2 * arriving.tokens**2 * width  # the cosines, had the features the decoder's width
+        return pick_by_crop(view.grids, view.features, count, pick)
 
 
 Scope.presets = (
-    *(counted_preset(Scope, "llava-1.5-7b", tokens, 576, "released code, alpha 1.0") for tokens in (192, 128, 64)),
+    *(Scope.counted(f"llava-1.5-7b/{tokens}", "released code, alpha 1.0") for tokens in (192, 128, 64)),
     *(
-        counted_preset(Scope, "llava-next-7b", tokens, 2928, "released code, an equal share of each of five crops")
+        Scope.counted(f"llava-next-7b/{tokens}", "released code, an equal share of each of five crops")
         for tokens in (640, 320, 160)
     ),
 )

@@ -9,11 +9,12 @@ stay. Of the d others the ⌊0.3 d⌋ + 1 = p best are put into ⌊p / 10⌋ + 1
 mean comes back behind the tokens that stay.
 """
 
-from typing import ClassVar
+from dataclasses import replace
+from functools import partial
 
 import torch
 
-from foveate.contract import Arriving, Attention, Hidden, LayerView, Positions, Rated, Signal, rated_presets
+from foveate.contract import Arriving, Attention, Hidden, LayerStage, LayerView, Positions, Rated, highest
 from foveate.core.clusters import density_peaks
 from foveate.core.cut import Cut
 from foveate.core.merge import average
@@ -24,44 +25,42 @@ __all__ = ["METHOD", "SparseVLM"]
 class SparseVLM(Rated):
     """Three cuts by the attention of the words that resemble the picture, with recycling.
 
-    This is the first version (1.x); `SparseVLMPlus` is the later one. Different from the released code: clusters are
-    found without its random noise, in float64; the raters' rows alone are read, under any kernel; batches; several
-    images, each with its own raters; scores are float32, ties go to the lower index. The paper's
-    ratio from the rank of the attention is not built, as the code uses fixed lists. Where a target is no smaller than
-    what arrives, all stay: the code drops one token and brings it back at the end. Where no word stands out, all are
-    raters; where there is no text, tokens at even steps stay, and nothing is recycled.
+    This is the first version (1.x); `SparseVLMPlus` is the later one. Each image has its own raters. Where no word
+    stands out, all are raters; where there is no text, tokens at even steps stay, and nothing is recycled.
 
     Attributes:
-        pruning_layers: Decoder layers whose attention is read; each cut is before the next layer. By default the code's
-            (2, 6, 15) of 32 layers; a budget moves them with the depth.
         targets: Tokens that each cut keeps before recycling. By default the code's list for 192, whose true mean is
             206.5 with what comes back.
-        reference: Vision tokens of the image that these counts are for; scaled for images of another size.
-        retention: Instead of the targets: the mean share of an image's tokens that a decoder layer processes, what
-            comes back included. What the cuts leave is in the ratio of 300, 200 and 110.
-        tokens: The same as a number of tokens.
+        retention, tokens: Instead of the targets; see `Rated`. What comes back is included.
         recycle: Bring clusters of dropped tokens back; False leaves them out.
-        positions: "reindex" renumbers the rows after each cut, as the code does; "keep" keeps position ids, and a
-            cluster takes its centre's. Families with M-RoPE always keep.
+        pruning_layers, reference: See `Rated`.
+        positions: As in `Rated`, by default "reindex", as in the code. With "keep" a cluster takes its centre's.
 
     Raises:
         SettingError: If the lists differ in length.
     """
 
     name = "sparsevlm"
-    rated: ClassVar[Attention] = Attention(rows="raters", layer="ran", heads="mean", over="mean")
-    usual_targets: ClassVar[tuple[int, ...]] = (300, 200, 110)
+    rated = Attention(rows="raters", layer="ran", heads="mean", over="mean")
+    usual_targets = (300, 200, 110)
 
     recycle: bool = True
     positions: Positions = "reindex"
 
-    def _reads(self) -> tuple[Signal, ...]:
-        return (self.rated, Hidden()) if self.recycle else (self.rated,)
+    def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
+        stage = super().stage_at(depth, index, layer)
+        if not self.recycle:
+            return stage
+        choose, flops = partial(self._choose, depth, index), partial(self._flops, depth, index)
+        return replace(stage, reads=(self.rated, Hidden()), pick=None, choose=choose, flops=flops)
 
     def _choose(self, depth: int, index: int, view: LayerView, count: int | None) -> Cut | None:
+        assert count is not None
         kept, pool, clusters = self._parts(depth, index, view.arriving)
-        if not clusters or not view.text_behind or count == len(view):
-            return super()._choose(depth, index, view, count)
+        if count == len(view):
+            return None
+        if not clusters or not view.text_behind:
+            return Cut.take(highest(view, count), len(view))
         order = view.attention.sort(descending=True, stable=True).indices
         stay = order[:kept].sort().values
         recycled = order[kept : kept + pool]
@@ -74,14 +73,14 @@ class SparseVLM(Rated):
 
     # -- how many rows each cut leaves -------------------------------------------------------------------------
 
-    def _rows(self, depth: int, index: int, arriving: Arriving) -> int:
+    def left(self, depth: int, index: int, arriving: Arriving) -> int:
         """Rows that a cut leaves of an image, clusters among them."""
         kept, _, clusters = self._parts(depth, index, arriving)
         return kept + clusters
 
     def _parts(self, depth: int, index: int, arriving: Arriving) -> tuple[int, int, int]:
         """How many tokens stay, how many of the others are recycled, and the clusters they come back as."""
-        arrive, left = arriving.tokens, self._left(depth, index, arriving)
+        arrive, left = arriving.tokens, super().left(depth, index, arriving)
         if left >= arrive:
             return arrive, 0, 0
         if self.budget is not None:
@@ -110,8 +109,7 @@ class SparseVLM(Rated):
         return 2 * pool**2 * width if clusters else 0
 
 
-SparseVLM.presets = rated_presets(
-    SparseVLM,
+SparseVLM.presets = SparseVLM.nominal(
     {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)},
     "released code; its nominal budget leaves out a layer and what is recycled",
 )

@@ -14,11 +14,11 @@ largest Σ_p Σ_j a_h(p, j). The n_l tokens with the largest s stay. Nothing is 
 """
 
 from dataclasses import replace
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from annotated_types import Ge
 
-from foveate.contract import Attention, Rated, Signal, rated_presets
+from foveate.contract import Attention, LayerStage, Rated
 
 __all__ = ["METHOD", "SparseVLMPlus"]
 
@@ -26,26 +26,15 @@ __all__ = ["METHOD", "SparseVLMPlus"]
 class SparseVLMPlus(Rated):
     """Three cuts by the attention of the words that resemble the picture, less what distance makes of it.
 
-    This is the later version (2.0) of `SparseVLM`. Different from the released code: it divides by the product as it
-    is, which far from the text comes near 0 and changes its sign (with LLaVA-1.5 beyond some 1,100 tokens), so here no
-    less than 0.05 divides; it asks 14 heads of any number (its comments count 28), as the presets do, and here half of
-    them unless said otherwise; the raters' rows alone are read, under any kernel; batches; several images, each with
-    its own raters and heads; scores are float32, ties go to the lower index. Where a target is no smaller than what
-    arrives, all stay: the code drops one token. Where no word stands out, all are raters; where there is no text,
-    tokens at even steps stay.
+    This is the later version (2.0) of `SparseVLM`; see there for raters. No less than 0.05 divides (the code's product
+    changes its sign far from the text).
 
     Attributes:
-        pruning_layers: Decoder layers whose attention is read; each cut is before the next layer. By default the code's
-            (2, 6, 15) of 32 layers; a budget moves them with the depth.
         targets: Tokens that each cut leaves. By default the code's list for 192, whose true mean is 206.75.
-        reference: Vision tokens of the image that these counts are for; scaled for images of another size.
-        retention: Instead of the targets: the mean share of an image's tokens that a decoder layer processes. What the
-            cuts leave is in the ratio of 300, 200 and 118.
-        tokens: The same as a number of tokens.
         heads: How many heads rate the tokens, the busiest; None: half of them. The code has 14, also of LLaVA-1.5-7B's
             32.
-        positions: "keep" keeps position ids, as the code does; "reindex" renumbers the rows after each cut, so that the
-            distances of what is left shrink. Families with M-RoPE always keep.
+        pruning_layers, reference, retention, tokens: See `Rated`.
+        positions: See `Rated`. The code keeps; with "reindex" the distances of what is left shrink.
 
     Raises:
         SettingError: If the lists differ in length.
@@ -53,19 +42,16 @@ class SparseVLMPlus(Rated):
     """
 
     name = "sparsevlm_plus"
-    rated: ClassVar[Attention] = Attention(
-        rows="raters", layer="ran", heads="busiest", over="mean", without_distance=True
-    )
-    usual_targets: ClassVar[tuple[int, ...]] = (300, 200, 118)
+    rated = Attention(rows="raters", layer="ran", heads="busiest", over="mean", without_distance=True)
+    usual_targets = (300, 200, 118)
 
     heads: Annotated[int, Ge(1)] | None = None
 
-    def _reads(self) -> tuple[Signal, ...]:
-        return (replace(self.rated, busiest=self.heads),)
+    def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
+        return replace(super().stage_at(depth, index, layer), reads=(replace(self.rated, busiest=self.heads),))
 
 
-SparseVLMPlus.presets = rated_presets(
-    SparseVLMPlus,
+SparseVLMPlus.presets = SparseVLMPlus.nominal(
     {192: (300, 200, 118), 128: (238, 108, 60), 96: (246, 54, 28), 64: (66, 34, 20)},
     "released code; its nominal budget leaves out a layer",
     heads=14,

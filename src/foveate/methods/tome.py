@@ -13,9 +13,7 @@ those left of A by falling cosine before those of B, and at the end they are sor
 those of the feature layer.
 """
 
-from typing import ClassVar
-
-from foveate.contract import Entering, ImageStage, ImageView, Positions, Preset, Shape, Stage, TowerKeys, numbering
+from foveate.contract import Entering, ImageStage, ImageView, Positions, Shape, Stage, TowerKeys
 from foveate.core.cut import Cut
 from foveate.core.merge import average, bipartite, by_first_token
 
@@ -27,20 +25,16 @@ class ToMe(Entering):
 
     Attributes:
         retention, tokens: How many rows are left; see `Entering`. By default a third, 192 of 576.
-        positions: "reindex" numbers the rows anew; "keep" keeps the position ids of the first patch in each. Families
-            with M-RoPE always keep.
+        positions: See `Positions`. With "keep" a row has the position of the first patch in it.
     """
 
     name = "tome"
-    usual: ClassVar[float] = 1 / 3
+    usual = 1 / 3
 
     positions: Positions = "reindex"
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
-        numbers = numbering(self.positions)
-        return (ImageStage(reads=(TowerKeys(),), count=self.rows, choose=merged, positions=numbers),)
+    def stage(self, shape: Shape) -> Stage:
+        return ImageStage(reads=(TowerKeys(),), count=self.rows, choose=merged, positions=self.positions)
 
 
 def merged(view: ImageView, count: int | None) -> Cut | None:
@@ -58,8 +52,6 @@ def merged(view: ImageView, count: int | None) -> Cut | None:
 
 _DERIVED = "derived: the budget at the projector; rows that enter the decoder"
 
-ToMe.presets = tuple(
-    Preset(f"tome/llava-1.5-7b/{count}", ToMe(tokens=count), 32, 576, _DERIVED) for count in (64, 128, 192)
-)
+ToMe.presets = tuple(ToMe.preset(f"llava-1.5-7b/{count}", _DERIVED, tokens=count) for count in (64, 128, 192))
 
 METHOD = ToMe

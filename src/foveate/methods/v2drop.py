@@ -13,7 +13,7 @@ from annotated_types import Ge
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from foveate.contract import Arriving, Hidden, LayerStage, LayerView, Preset, Scheduled, Shape, Signal, Stage
+from foveate.contract import Arriving, Hidden, LayerStage, LayerView, Scheduled, Shape, Signal, Stage
 from foveate.errors import SettingError, ShapeError
 
 __all__ = ["METHOD", "V2Drop", "variation"]
@@ -44,7 +44,7 @@ class V2Drop(Scheduled):
     """
 
     name = "v2drop"
-    first_layer: ClassVar[int] = 1  # variation needs the layer before
+    first_layer = 1  # variation needs the layer before
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "metric": ("l2", "l1", "cosine", "relative"),
         "over": ("net", "path"),
@@ -68,52 +68,40 @@ class V2Drop(Scheduled):
             )
 
     def reads(self, layer: int) -> tuple[Signal, ...]:
-        if self.over == "path":
-            return ()  # the notes of the steps have all moves
-        return (Hidden(back=self.window),)
+        # The notes of a path's steps have all moves.
+        return () if self.over == "path" else (Hidden(back=self.window),)
 
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        cuts = super().stages(shape)
-        if self.over == "path":
-            return (*self._steps(shape.depth), *cuts)
-        return cuts
-
-    def _steps(self, depth: int) -> tuple[Stage, ...]:
-        """Before every layer up to the last cut, a look that adds the last move to the path since the cut before.
+        """With "path" a look before every layer up to the last cut adds the last move to the path since the cut before.
 
         With cuts before 3 and 5, paths begin with the looks before layers 1, 4 and 6: those see the first move.
         """
-        cuts = self.cuts(depth)
+        stages = super().stages(shape)
+        if self.over == "net" or not stages:
+            return stages
+        cuts = self.cuts(shape.depth)
         steps = []
-        for layer in range(1, max(cuts, default=0) + 1):
+        for layer in range(1, max(cuts) + 1):
             look = partial(self._step, starts=layer - 1 in (0, *cuts))
             steps.append(LayerStage(layer, reads=(Hidden(back=1),), look=look, flops=self._move_flops))
-        return tuple(steps)
+        return (*steps, *stages)
 
     def _step(self, view: LayerView, starts: bool) -> Mapping[str, Tensor]:
         """Add the move through one layer to the path; `starts` where a path begins: (tokens,)."""
         moved = self._variation(view)
-        if starts:
-            return {"path": moved}
-        return {"path": view.notes["path"] + moved}
+        return {"path": moved if starts else view.notes["path"] + moved}
 
     def scores(self, view: LayerView) -> Tensor:
         scores = view.notes["path"] if self.over == "path" else self._variation(view)
-        if self.reverse:
-            return -scores
-        return scores
+        return -scores if self.reverse else scores
 
     def _variation(self, view: LayerView) -> Tensor:
-        dtype = torch.float32
-        if self.score_dtype == "model":
-            dtype = view.hidden.dtype
+        dtype = view.hidden.dtype if self.score_dtype == "model" else torch.float32
         return variation(view.hidden, view.hidden_before, self.metric, dtype)
 
-    def rank_flops(self, tokens: int, width: int) -> int:
-        """FLOPs of measuring a move of so many tokens; the moves of a path count with their steps."""
-        if self.over == "path":
-            return 0
-        return self._move_flops(Arriving.all_of(tokens), width)
+    def rank_flops(self, arriving: Arriving, width: int) -> int:
+        # The moves of a path count with their steps.
+        return 0 if self.over == "path" else self._move_flops(arriving, width)
 
     def _move_flops(self, arriving: Arriving, width: int) -> int:
         return OPERATIONS[self.metric] * width * arriving.tokens
@@ -135,47 +123,47 @@ def variation(hidden: Tensor, before: Tensor, metric: Metric = "l2", dtype: torc
         )
     # In bf16 (8 significant bits) near scores tie, and the order turns arbitrary: hence float32.
     now, then = hidden.to(dtype), before.to(dtype)
-    scores: Tensor
-    if metric == "l2":
-        scores = vector_norm(now - then, dim=-1)
-    elif metric == "l1":
-        scores = (now - then).abs().sum(dim=-1)
-    elif metric == "cosine":
-        scores = 1 - torch.cosine_similarity(now, then, dim=-1)
-    else:
-        scores = vector_norm(now - then, dim=-1) / vector_norm(then, dim=-1).clamp(min=EPSILON)
-    return scores
-
-
-def _preset(
-    name: str, layers: tuple[int, ...], keep: tuple[float, ...], depth: int, vision_tokens: int | None, source: str
-) -> Preset:
-    return Preset(f"v2drop/{name}", V2Drop(layers=layers, keep=keep), depth, vision_tokens, source)
+    if metric == "cosine":
+        return 1 - torch.cosine_similarity(now, then, dim=-1)
+    if metric == "l1":
+        return (now - then).abs().sum(dim=-1)
+    moved: Tensor = vector_norm(now - then, dim=-1)
+    if metric == "relative":
+        moved = moved / vector_norm(then, dim=-1).clamp(min=EPSILON)
+    return moved
 
 
 _PAPER = "paper, prune ratios {}"
-_CODE = "released code"
 _DERIVED = "derived from the paper's ratios: {}"
 _LLAVA = (3, 17, 22)
 _QWEN = (3, 16, 22)
 
 V2Drop.presets = (
-    _preset("llava-1.5-7b/192", _LLAVA, (0.5, 0.3, 0.0), 32, 576, _PAPER.format("50/70/100 %")),
-    _preset("llava-1.5-7b/128", _LLAVA, (0.28, 0.25, 0.0), 32, 576, _PAPER.format("72/75/100 %")),
-    _preset("llava-1.5-7b/64", _LLAVA, (0.05, 0.05, 0.0), 32, 576, _PAPER.format("95/95/100 %")),
-    _preset("llava-1.5-7b/repo", _LLAVA, (0.5, 0.5, 0.0), 32, 576, _CODE),
-    _preset("llava-next-7b/33.6%", _LLAVA, (0.5, 0.3, 0.0), 32, 2880, _DERIVED.format("those of LLaVA-1.5 at 192")),
-    _preset("qwen2-vl-7b/22.6%", _QWEN, (0.25, 0.05, 0.0), 28, None, f"{_CODE}, the 77.8 % setting"),
-    _preset("qwen2-vl-7b/33.3%", _QWEN, (0.476, 0.05, 0.0), 28, None, _DERIVED.format("33.3 % of the tokens")),
-    _preset("qwen2-vl-7b/20%", _QWEN, (0.195, 0.05, 0.0), 28, None, _DERIVED.format("20 % of a video's tokens")),
+    V2Drop.preset("llava-1.5-7b/192", _PAPER.format("50/70/100 %"), layers=_LLAVA, keep=(0.5, 0.3, 0.0)),
+    V2Drop.preset("llava-1.5-7b/128", _PAPER.format("72/75/100 %"), layers=_LLAVA, keep=(0.28, 0.25, 0.0)),
+    V2Drop.preset("llava-1.5-7b/64", _PAPER.format("95/95/100 %"), layers=_LLAVA, keep=(0.05, 0.05, 0.0)),
+    V2Drop.preset("llava-1.5-7b/repo", "released code", layers=_LLAVA, keep=(0.5, 0.5, 0.0)),
+    V2Drop.preset(
+        "llava-next-7b/33.6%",
+        _DERIVED.format("those of LLaVA-1.5 at 192"),
+        full=2880,
+        layers=_LLAVA,
+        keep=(0.5, 0.3, 0.0),
+    ),
     *(
-        _preset(
+        V2Drop.preset(f"qwen2-vl-7b/{budget}", source, layers=_QWEN, keep=(first, 0.05, 0.0))
+        for budget, first, source in (
+            ("22.6%", 0.25, "released code, the 77.8 % setting"),
+            ("33.3%", 0.476, _DERIVED.format("33.3 % of the tokens")),
+            ("20%", 0.195, _DERIVED.format("20 % of a video's tokens")),
+        )
+    ),
+    *(
+        V2Drop.preset(
             f"llava-onevision-7b/{budget}",
-            _LLAVA,
-            (first, 0.3, 0.0),
-            28,
-            6272,
             _DERIVED.format(f"{budget} of 32 frames"),
+            layers=_LLAVA,
+            keep=(first, 0.3, 0.0),
         )
         for budget, first in (("33.3%", 0.409), ("25%", 0.258), ("20%", 0.168), ("15%", 0.077))
     ),

@@ -10,16 +10,13 @@ EMNLP 2025, arXiv:2505.14454. Reads nothing but features, so neither attention n
     k_f = max(1, round(min(1, R · (1 + p_f − 1/F)) · n)) of a frame's n tokens stay: those with the lowest s
 """
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from foveate.contract import Arriving, Framed, Positions, Preset, Share
+from foveate.contract import Arriving, Framed, Part
 from foveate.core.cut import Cut
 from foveate.core.rank import by_quota, ranks
-from foveate.errors import SettingError
 
 __all__ = ["METHOD", "VidCom2", "redundancy"]
 
@@ -30,28 +27,20 @@ TEMPERATURE = 0.01
 class VidCom2(Framed):
     """Frame by frame: more tokens for frames unlike the video, and in each the least redundant ones.
 
-    With `keep` the total follows the paper's rule. Rounding moves it by up to half a token a frame, and a frame that
-    keeps all its tokens leaves what it cannot use. A budget (`retention`, `tokens`) shares an exact total out to the
-    frames by largest remainders, in the same proportions, at least one token each as far as they go.
-
-    Ours: statistics in float32 (the release: the model's dtype), positions that stay by default (not in the presets for
-    OneVision, where the release shortens the features before the prompt is put together), and keep=1, which keeps every
-    token (by the rule frames below the average would lose some).
+    With `keep` the total follows the paper's rule, so it depends on the video. A budget (`retention`, `tokens`) shares
+    an exact total out to the frames by largest remainders, in the same proportions, at least one token each as far as
+    they go.
 
     Attributes:
-        keep: R, the share of the tokens to keep, in (0, 1]. By default a quarter, as in the paper.
+        keep: R, the share of the tokens to keep, in (0, 1]; 1 keeps every token. By default a quarter, as in the paper.
         retention, tokens, positions: See `Framed`.
     """
 
     name = "vidcom2"
-    schedule: ClassVar[tuple[str, ...]] = ("keep",)
-    usual: ClassVar[float] = 0.25
+    schedule = ("keep",)
+    usual = 0.25
 
-    keep: Share | None = None
-
-    def check_settings(self) -> None:
-        if self.keep == 0:
-            raise SettingError("VidCom2: keep must be above 0 and at most 1; got 0.")
+    keep: Part | None = None
 
     @property
     def keeps_all(self) -> bool:
@@ -104,27 +93,22 @@ def _kernel(difference: Tensor) -> Tensor:
 
 
 _PAPER = "paper, R = {} of the tokens that leave the projector"
-_DERIVED = "derived: a picture as one frame; {} tokens enter the decoder"
 _RELEASE = "released code, R = {} of each temporal patch"
-_MODELS: tuple[tuple[str, int, int | None, Positions, str], ...] = (
-    ("llava-onevision-7b", 28, 6272, "reindex", _PAPER),
-    ("qwen2-vl-7b", 28, None, "keep", _PAPER),
-    ("qwen2.5-vl-7b", 28, None, "keep", _PAPER),
-    ("qwen3-vl-8b", 36, None, "keep", _RELEASE),
-)
+_DERIVED = "derived: a picture as one frame; {} tokens enter the decoder"
 
 VidCom2.presets = (
     *(
-        Preset(
-            f"vidcom2/{model}/{keep:.0%}", VidCom2(keep=keep, positions=positions), depth, tokens, source.format(keep)
+        VidCom2.preset(f"{model}/{keep:.0%}", source.format(keep), keep=keep, positions=positions)
+        for model, positions, source in (
+            # The release shortens the features of OneVision before the prompt is put together.
+            ("llava-onevision-7b", "reindex", _PAPER),
+            ("qwen2-vl-7b", "keep", _PAPER),
+            ("qwen2.5-vl-7b", "keep", _PAPER),
+            ("qwen3-vl-8b", "keep", _RELEASE),
         )
-        for model, depth, tokens, positions, source in _MODELS
         for keep in (0.25, 0.15)
     ),
-    *(
-        Preset(f"vidcom2/llava-1.5-7b/{tokens}", VidCom2(tokens=tokens), 32, 576, _DERIVED.format(tokens))
-        for tokens in (192, 128, 64)
-    ),
+    *(VidCom2.preset(f"llava-1.5-7b/{count}", _DERIVED.format(count), tokens=count) for count in (192, 128, 64)),
 )
 
 METHOD = VidCom2

@@ -7,24 +7,22 @@ Four stages: 0 behind the vision tower, 1 to 3 before decoder layers. Each keeps
 ("dominant") and merges the others into c rows ("contextual"), by the cosine of their keys.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import Ge
-from torch import Tensor
 
 from foveate.contract import (
     Arriving,
     Attention,
-    Budgeted,
     Cls,
     Count,
     Hidden,
     ImageStage,
     ImageView,
     Keys,
+    Layered,
     Layers,
     LayerStage,
     LayerView,
@@ -37,66 +35,56 @@ from foveate.contract import (
     Tokens,
     TowerAttention,
     TowerKeys,
-    check_lengths,
     free_settings,
     half_up,
-    numbering,
     quarters,
 )
 from foveate.core.cut import Cut
-from foveate.core.merge import average, behind_cls, dominant_and_contextual, target_plus_mean
+from foveate.core.merge import dominant_and_contextual, merged
 from foveate.errors import SettingError
 
 __all__ = ["METHOD", "VisionDrop"]
 
-# The released setting for LLaVA-1.5: 48, 35, 26 and 19 rows in eight layers each, 32 on average.
-REFERENCE = 576  # vision tokens of its images, 24 x 24 patches
-DOMINANT, CONTEXT = 42, 6  # behind the tower; the CLS is one of the 42
-LAYERS = (8, 16, 24)
+# The released setting for LLaVA-1.5: 48, 35, 26 and 19 rows in eight layers each, 32 on average. The CLS is one of 42.
+DOMINANT, CONTEXT = 42, 6
 PAIRS = ((30, 5), (22, 4), (16, 3))
-
-# What a budget is solved with.
-ENTRY = 1.5  # the paper's e: half as many rows again as the mean leave the tower
-CONTEXTUAL = 0.15  # share of merged rows; the released setting has 6 of 48, 5 of 35, 4 of 26, 3 of 19
+CONTEXTUAL = 0.15  # share of merged rows with a budget; the released setting has 6 of 48, 5 of 35, 4 of 26, 3 of 19
 
 Pair = tuple[Count, Count]
 """(dominant, contextual)."""
 
 
-class VisionDrop(Budgeted):
+class VisionDrop(Layered):
     """Dominant tokens and merged context, on the way out of the tower and before three decoder layers.
 
     The names are those of the authors' command line; the defaults are their setting, 32 tokens on average.
 
     Attributes:
         dominant: Tokens that the tower stage keeps unmerged, usually 42; the CLS, if the tower has one, counts as one.
-        contextual: Rows into which the tower stage merges the other tokens, usually 6. 0 and 0 switch the tower stage
-            off.
+        contextual: Rows into which it merges the other tokens, usually 6. 0 and 0 switch the tower stage off.
         layer_list: Decoder layers whose input is cut, strictly ascending: by default a quarter, half and three quarters
             of the depth.
         image_token_list: (dominant, contextual) at each of these layers, usually (30, 5), (22, 4) and (16, 3).
         reference: Vision tokens of the image that these counts are for; scaled for images of another size.
-        retention: Instead of the counts: the mean share of an image's tokens that a decoder layer processes.
-        tokens: The same as a number of tokens.
+        retention, tokens: Instead of the counts; see `Budgeted`.
         entry: With a budget: rows that enter the decoder, as a multiple of the mean (in the paper 1.5 for images and
             3 for video).
-        positions: "reindex" renumbers the rows after each cut, as the paper's code does; "keep" keeps position ids, and
-            a merged row takes its target's. Families with M-RoPE always keep.
+        positions: See `Positions`; the released code numbers anew. With "keep" a merged row takes its target's.
         merge: "sum" adds the mean of the merged tokens to their target (the released code), "average" averages all.
         include_cls: Give the tower's CLS state to the decoder (only if rows are renumbered: it has no position).
         renorm: Renormalise the scoring rows over the vision tokens.
         bidirectional: Scoring rows also attend to later vision tokens. This removes the causal bias to early tokens.
-        queries: Of an image, so many vision rows score before a decoder layer, spread evenly over those that are left;
-            None: all, as in the paper. Not the paper's: scoring all rows by all rows is quadratic. The tower stage has
-            no such choice.
+        queries: Of an image, so many vision rows score before a decoder layer, spread evenly over those that are left.
+            None: all, as in the paper.
 
     Raises:
         SettingError: If the lists differ in length or counts leave their range.
     """
 
     name = "visiondrop"
-    schedule: ClassVar[tuple[str, ...]] = ("dominant", "contextual", "image_token_list")
-
+    layers_setting = "layer_list"
+    usual_layers = (8, 16, 24)
+    schedule = ("dominant", "contextual", "image_token_list")
     searched: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "positions": ("reindex", "keep"),
         "merge": ("sum", "average"),
@@ -108,8 +96,8 @@ class VisionDrop(Budgeted):
     contextual: Count | None = None
     layer_list: Layers | None = None
     image_token_list: tuple[Pair, ...] | None = None
-    reference: Annotated[int, Ge(1)] = REFERENCE
-    entry: Tokens = ENTRY
+    reference: Annotated[int, Ge(1)] = 576
+    entry: Tokens = 1.5
     positions: Positions = "reindex"
     merge: Literal["sum", "average"] = "sum"
     include_cls: bool = True
@@ -118,73 +106,62 @@ class VisionDrop(Budgeted):
     queries: Annotated[int, Ge(1)] | None = None
 
     def check_settings(self) -> None:
-        layers = LAYERS if self.layer_list is None else self.layer_list
-        own, *pairs = self._own_pairs()
-        if self.image_token_list is not None:
-            check_lengths("layer_list", layers, "image_token_list", pairs)
-        for dominant, contextual in (own, *pairs):
+        super().check_settings()
+        for dominant, contextual in (self._in_front, *(self.image_token_list or ())):
             if dominant == 0 and contextual > 0:
                 raise SettingError(
                     f"Contextual tokens need at least one dominant token; got dominant={dominant}, "
                     f"contextual={contextual}."
                 )
 
-    def _own_pairs(self) -> tuple[Pair, ...]:
-        """(dominant, contextual) of each stage without a budget, for an image of `reference` tokens."""
+    @property
+    def _in_front(self) -> Pair:
+        """(dominant, contextual) of the tower stage, as given or usual."""
         dominant = DOMINANT if self.dominant is None else self.dominant
-        contextual = CONTEXT if self.contextual is None else self.contextual
-        return (dominant, contextual), *(PAIRS if self.image_token_list is None else self.image_token_list)
+        return dominant, CONTEXT if self.contextual is None else self.contextual
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
-        layers = self._cuts(shape.depth)
-        cuts = [self._decoder_stage(shape.depth, index, layer) for index, layer in enumerate(layers, start=1)]
-        if self.dominant == 0:  # counts of 0 and 0: no tower stage
-            return tuple(cuts)
-        return (self._tower_stage(shape), *cuts)
+    def usual_at(self, depth: int) -> tuple[int, ...]:
+        return quarters(depth)
 
     # -- stage 0: behind the vision tower ----------------------------------------------------------------------
 
-    def _tower_stage(self, shape: Shape) -> Stage:
+    def stages(self, shape: Shape) -> tuple[Stage, ...]:
+        cuts = super().stages(shape)
+        if self.keeps_all or self.dominant == 0:
+            return cuts
         # Where the tower has no CLS, the patches score each other, as the tokens do in the decoder.
-        paid = TowerAttention(by="cls" if shape.cls else "patches")
-        reads: tuple[Signal, ...] = (paid, TowerKeys())
-        # The CLS has no position of its own, so it can enter the decoder only where rows are numbered anew.
+        reads: tuple[Signal, ...] = (TowerAttention(by=shape.payer), TowerKeys())
         feeds_cls = self.include_cls and self.positions == "reindex" and shape.renumbers
         if feeds_cls:
             reads = (*reads, Cls())
-        return ImageStage(
+        tower = ImageStage(
             reads=reads,
-            count=partial(self._rows_left, shape.depth, 0),
+            count=partial(self.left, shape.depth, 0),
             choose=partial(self._in_tower, shape.depth),
-            positions=numbering(self.positions),
+            positions=self.positions,
             ownerless=feeds_cls,
         )
+        return (tower, *cuts)
 
     def _in_tower(self, depth: int, view: ImageView, count: int | None) -> Cut | None:
         if self.budget is not None and count == len(view):  # it keeps all; a CLS would replace a patch
             return None
-        dominant, contextual = self._pair(depth, 0, view.arriving)
-        # Dominant rows are the CLS, rows that the family adds by itself (a closing newline), and patches:
-        # 42 + 6 with a CLS are the CLS, 41 patches and 6 merged rows.
+        dominant, contextual = self.counts(depth, view.arriving)[0]
+        # Dominant rows are the CLS, rows that the family adds by itself (a closing newline), and patches: 42 + 6 with a
+        # CLS are the CLS, 41 patches and 6 merged rows. An image never has more rows than placeholders, so the CLS
+        # takes the place of a patch.
         with_cls = Cls() in view
-        patches = max(0, dominant - with_cls - view.arriving.reserved)
-        # An image never has more rows than placeholders, so the CLS takes the place of a patch.
         room = len(view) - with_cls
-        patches = min(patches, room)
+        patches = min(max(0, dominant - with_cls - view.arriving.reserved), room)
         contextual = min(contextual, room - patches)
         if not with_cls and patches == len(view):
             return None
         cut = dominant_and_contextual(view.attention, view.keys, patches, contextual)
-        rows = self._merged(view.features, cut)
-        if with_cls:
-            return behind_cls(view.cls, rows, cut)
-        return cut.with_rows(rows)
+        return merged(view.features, cut, self.merge, view.cls if with_cls else None)
 
     # -- stages 1 to 3: before decoder layers ------------------------------------------------------------------
 
-    def _decoder_stage(self, depth: int, index: int, layer: int) -> Stage:
+    def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
         # score_j: column j of softmax(q kᵀ / √d) in the layer to come, mean over heads and over the image's own rows.
         attention = Attention(
             rows="vision",
@@ -197,60 +174,33 @@ class VisionDrop(Budgeted):
         return LayerStage(
             layer,
             reads=(attention, Keys(), Hidden()),
-            count=partial(self._rows_left, depth, index),
-            choose=partial(self._in_decoder, depth, index),
+            count=partial(self.left, depth, index + 1),
+            choose=partial(self._in_decoder, depth, index + 1),
             unit="image",
-            positions=numbering(self.positions),
+            positions=self.positions,
         )
 
-    def _in_decoder(self, depth: int, index: int, view: LayerView, count: int | None) -> Cut | None:
-        dominant, contextual = self._pair(depth, index, view.arriving)
+    def _in_decoder(self, depth: int, stage: int, view: LayerView, count: int | None) -> Cut | None:
+        dominant, contextual = self.counts(depth, view.arriving)[stage]
         if dominant >= len(view):
             return None
         cut = dominant_and_contextual(view.attention, view.keys, dominant, contextual)
-        return cut.with_rows(self._merged(view.hidden, cut))
-
-    def _merged(self, rows: Tensor, cut: Cut) -> Tensor:
-        """The rows of a cut, (tokens, width) -> (d + c, width).
-
-        Dominant tokens stay as they are. A contextual row is its target plus the mean of the tokens that joined it, or
-        the average of all.
-        """
-        if self.merge == "sum":
-            return target_plus_mean(rows, cut)
-        return average(rows, cut)
+        return merged(view.hidden, cut, self.merge)
 
     # -- how many rows each stage leaves -----------------------------------------------------------------------
 
-    def _cuts(self, depth: int) -> tuple[int, ...]:
-        """Decoder layers whose input is cut."""
-        if self.layer_list is None:
-            return quarters(depth)
-        return self.layer_list
-
-    def _rows_left(self, depth: int, index: int, arriving: Arriving) -> int:
-        """Rows that stage `index` leaves of an image."""
-        dominant, contextual = self._pair(depth, index, arriving)
-        rows = dominant + contextual
-        if index == 0:  # the family adds its reserved rows to these later
-            rows = max(rows - arriving.reserved, 0)
-        return min(rows, arriving.tokens)
-
-    def _pair(self, depth: int, index: int, arriving: Arriving) -> tuple[int, int]:
-        """(dominant, contextual) of stage `index` for an image."""
-        if not arriving.entered:
-            return 0, 0
-        dominant, contextual = self.counts(depth, arriving)[index]
-        return dominant, contextual
+    def left(self, depth: int, index: int, arriving: Arriving) -> int:
+        """Rows that a stage leaves of an image; the family adds its reserved rows behind the first by itself."""
+        rows = int(sum(self.counts(depth, arriving)[index]))
+        return rows if index else max(rows - arriving.reserved, 0)
 
     def solve(self, depth: int, entered: int, started: int) -> tuple[Pair, ...]:
         if self.budget is None:
-            check_lengths("layer_list", self._cuts(depth), "image_token_list", self._own_pairs()[1:])
-            return tuple(self._scaled(*pair, entered) for pair in self._own_pairs())
+            return tuple(self._scaled(pair, entered) for pair in (self._in_front, *self.values(depth, PAIRS)))
         # Stage i leaves e · T · ρ^i rows: the paper's schedule, for any number of cuts. For four stages of equal length
         # e = 1.5 gives ρ = 0.7336, and T = 32 the sizes 48, 35.2, 25.8 and 19.0. e is lowered to what the image has.
         # Each later stage leaves one row at least, so no more may enter than that lets them.
-        mean, cuts = self.budget.mean(entered), (0, *self._cuts(depth))
+        mean, cuts = self.budget.mean(entered), (0, *self.cuts(depth))
         before = (*cuts, depth)[1]  # layers that process what enters
         first = max(mean, min(self.entry * mean, entered))
         first = min(first, max(mean, (depth * mean - (depth - before)) / max(1, before)))
@@ -258,13 +208,14 @@ class VisionDrop(Budgeted):
         def curve(ratio: float) -> list[float]:
             return [max(1.0, first * ratio**stage) for stage in range(len(cuts))]
 
-        return tuple(_split(half_up(size)) for size in curve(self.parameter(curve, cuts, depth, entered, entered)))
+        return tuple(map(_split, self.rounded(curve, cuts, depth, entered, entered)))
 
-    def _scaled(self, dominant: int, contextual: int, entered: int) -> Pair:
+    def _scaled(self, pair: Pair, entered: int) -> Pair:
         """An image of another size gets its share: 42 + 6 of 576 tokens are 84 + 12 of 1,152."""
         if entered == self.reference:
-            return dominant, contextual
-        return max(1, half_up(dominant * entered / self.reference)), half_up(contextual * entered / self.reference)
+            return pair
+        dominant, contextual = (half_up(count * entered / self.reference) for count in pair)
+        return max(1, dominant), contextual
 
     def space(self, depth: int) -> Space:
         return Space(build=self._cutting, depth=depth, first=1, counts_entry=True, settings=free_settings(self))
@@ -275,44 +226,36 @@ class VisionDrop(Budgeted):
         """This setting with other stages, which leave so many of `entered` tokens, the first of them behind the
         tower."""
         (dominant, contextual), *pairs = [_split(int(count)) for count in counts]
-        return dataclasses.replace(
-            self,
-            dominant=dominant,
-            contextual=contextual,
-            layer_list=layers,
-            image_token_list=tuple(pairs),
-            reference=entered,
-            retention=None,
-            tokens=None,
-            **settings,
-        )
+        tower = {"dominant": dominant, "contextual": contextual, "reference": entered}
+        return self.with_cuts(layers, pairs, {**tower, **settings})
 
 
-def _split(size: int) -> tuple[int, int]:
+def _split(size: int) -> Pair:
     """(dominant, contextual) of a stage of so many rows, at least one of them dominant: 96 are 82 and 14."""
     contextual = min(half_up(CONTEXTUAL * size), size - 1)
     return size - contextual, contextual
 
 
-def _preset(model: str, budget: int, full: int, stages: Sequence[tuple[int, int]], source: str) -> Preset:
-    (dominant, contextual), rest = stages[0], tuple(stages[1:])
-    method = VisionDrop(dominant=dominant, contextual=contextual, image_token_list=rest, reference=full)
-    return Preset(f"visiondrop/{model}/{budget}", method, 32, full, source)
-
-
-def _derived(model: str, budget: int, full: int, sizes: Sequence[int]) -> Preset:
-    return _preset(model, budget, full, [_split(size) for size in sizes], "derived from the paper's schedule rule")
+def _preset(name: str, full: int, stages: Sequence[Pair], source: str) -> Preset:
+    (dominant, contextual), *pairs = stages
+    counts = {"dominant": dominant, "contextual": contextual, "image_token_list": tuple(pairs)}
+    return VisionDrop.preset(name, source, full=full, reference=full, **counts)
 
 
 VisionDrop.presets = (
-    _preset("llava-1.5-7b", 32, 576, [(42, 6), (30, 5), (22, 4), (16, 3)], "released code"),
-    _derived("llava-1.5-7b", 64, 576, (96, 70, 52, 38)),
-    _derived("llava-1.5-7b", 128, 576, (192, 141, 103, 76)),
-    _derived("llava-1.5-7b", 192, 576, (288, 211, 155, 114)),
-    _derived("llava-next-7b", 160, 2880, (240, 176, 129, 95)),
-    _derived("llava-next-7b", 320, 2880, (480, 352, 258, 190)),
-    _derived("llava-next-7b", 640, 2880, (960, 704, 517, 379)),
-    _derived("video-llava-7b", 256, 2048, (768, 194, 49, 12)),  # the entry factor for video is 3
+    _preset("llava-1.5-7b/32", 576, ((DOMINANT, CONTEXT), *PAIRS), "released code"),
+    *(
+        _preset(name, full, tuple(map(_split, sizes)), "derived from the paper's schedule rule")
+        for name, full, sizes in (
+            ("llava-1.5-7b/64", 576, (96, 70, 52, 38)),
+            ("llava-1.5-7b/128", 576, (192, 141, 103, 76)),
+            ("llava-1.5-7b/192", 576, (288, 211, 155, 114)),
+            ("llava-next-7b/160", 2880, (240, 176, 129, 95)),
+            ("llava-next-7b/320", 2880, (480, 352, 258, 190)),
+            ("llava-next-7b/640", 2880, (960, 704, 517, 379)),
+            ("video-llava-7b/256", 2048, (768, 194, 49, 12)),  # the entry factor for video is 3
+        )
+    ),
 )
 
 METHOD = VisionDrop

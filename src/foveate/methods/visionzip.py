@@ -7,16 +7,13 @@ arXiv:2412.04467. For an image of N patches, with the tower layer whose output i
     rest_0, rest_step, …               are C targets, step = ⌊rest / C⌋
     t + mean of those nearest to t     is a context token, by the cosine of keys (mean over heads)
 
-Order: the CLS, dominant patches in raster order, context tokens in the order of their targets.
-
-Differences from the released code. Scores are float32, where it ranks a float16 softmax, and ties go to the lower
-index. A tower without a CLS scores a token by the attention it receives, and D patches are dominant. On models with
-crops (LLaVA-NeXT) the code reduces each crop before padding is cut off, and its CLS becomes a token. Here a crop gets
-its share of the counts by the tokens that are left of it, and no CLS enters, as crops are read behind the projector.
-Newlines are dropped, as there. Our choice: the share of context tokens with a budget (10 of 64, as in the README).
+Order: the CLS, dominant patches in raster order, context tokens in the order of their targets. A tower without a CLS
+scores a token by the attention it receives, and D patches are dominant. A crop (LLaVA-NeXT) gets its share of the
+counts by the tokens that are left of it, and no CLS enters. Our choice: the share of context tokens with a budget (10
+of 64, as in the README).
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge
 
@@ -28,19 +25,17 @@ from foveate.contract import (
     ImageStage,
     ImageView,
     Positions,
-    Preset,
     Shape,
     Signal,
     Stage,
     TowerAttention,
     TowerKeys,
     half_up,
-    numbering,
 )
 from foveate.core.budget import shared_out
 from foveate.core.cut import Cut
 from foveate.core.grid import crops_of
-from foveate.core.merge import average, behind_cls, dominant_and_contextual, join_parts, target_plus_mean
+from foveate.core.merge import dominant_and_contextual, join_parts, merged
 
 __all__ = ["METHOD", "VisionZip"]
 
@@ -55,13 +50,12 @@ class VisionZip(Entering):
         contextual: Rows into which all other tokens are merged, usually 10; with 0 these are dropped.
         reference: Vision tokens of the image that the counts are for, newlines among them; scaled for other images.
         retention, tokens: Instead of the counts; see `Entering`.
-        positions: "reindex" numbers the rows anew, as the released code does; "keep" keeps position ids, and the CLS,
-            which has none, does not become a token. Families with M-RoPE always keep.
+        positions: See `Positions`; the released code numbers anew. Where ids are kept no CLS becomes a token.
         merge: "sum" adds the mean of the merged tokens to their target (the released code), "average" averages all.
     """
 
     name = "visionzip"
-    schedule: ClassVar[tuple[str, ...]] = ("dominant", "contextual")
+    schedule = ("dominant", "contextual")
 
     dominant: Annotated[int, Ge(1)] | None = None
     contextual: Count | None = None
@@ -69,18 +63,21 @@ class VisionZip(Entering):
     positions: Positions = "reindex"
     merge: Literal["sum", "average"] = "sum"
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
-        reads: tuple[Signal, ...] = (TowerAttention(by="cls" if shape.cls else "patches"), TowerKeys())
+    def stage(self, shape: Shape) -> Stage:
+        reads: tuple[Signal, ...] = (TowerAttention(by=shape.payer), TowerKeys())
         feeds_cls = self.positions == "reindex" and shape.renumbers
         if feeds_cls:
             reads = (*reads, Cls())
-        numbers = numbering(self.positions)
-        return (ImageStage(reads=reads, count=self._left, choose=self._choose, positions=numbers, ownerless=feeds_cls),)
+        return ImageStage(
+            reads=reads,
+            count=self._left,
+            choose=self._choose,
+            positions=self.positions,
+            ownerless=feeds_cls,
+        )
 
     def _left(self, arriving: Arriving) -> int:
-        return min(arriving.tokens, sum(self._counts(arriving)))
+        return sum(self._counts(arriving))
 
     def _counts(self, arriving: Arriving) -> tuple[int, int]:
         """(dominant, contextual) rows of an image; a newline that the family adds by itself counts as dominant."""
@@ -110,25 +107,25 @@ class VisionZip(Entering):
             cut = dominant_and_contextual(view.attention[tokens], view.keys[tokens], high, few - high)
             parts.append((tokens, cut, high))
         whole = join_parts(len(view), parts)
-        merged = target_plus_mean if self.merge == "sum" else average
-        if not with_cls:
-            return whole.with_rows(merged(view.features, whole))
-        return behind_cls(view.cls, merged(view.features, whole), whole)
+        return merged(view.features, whole, self.merge, view.cls if with_cls else None)
 
 
-def _preset(model: str, budget: int, dominant: int, contextual: int, reference: int, source: str) -> Preset:
-    method = VisionZip(dominant=dominant, contextual=contextual, reference=reference)
-    return Preset(f"visionzip/{model}/{budget}", method, 32, reference, f"{source}; rows that enter the decoder")
-
-
-# LLaVA-NeXT: five crops of 576 tokens, and a newline behind each of the 48 rows of the map.
-VisionZip.presets = (
-    _preset("llava-1.5-7b", 64, 54, 10, REFERENCE, "README of the released code"),
-    _preset("llava-1.5-7b", 128, 108, 20, REFERENCE, "the ratio of the 64 setting"),
-    _preset("llava-1.5-7b", 192, 162, 30, REFERENCE, "a public toolkit's setting"),
-    _preset("llava-next-7b", 160, 135, 25, 2928, "paper, 27 + 5 a crop"),
-    _preset("llava-next-7b", 320, 270, 50, 2928, "paper, 54 + 10 a crop"),
-    _preset("llava-next-7b", 640, 540, 100, 2928, "paper, 108 + 20 a crop"),
+VisionZip.presets = tuple(
+    VisionZip.preset(
+        f"{model}/{dominant + contextual}",
+        f"{source}; rows that enter the decoder",
+        dominant=dominant,
+        contextual=contextual,
+        reference=reference,
+    )
+    for model, reference, dominant, contextual, source in (
+        ("llava-1.5-7b", REFERENCE, 54, 10, "README of the released code"),
+        ("llava-1.5-7b", REFERENCE, 108, 20, "the ratio of the 64 setting"),
+        ("llava-1.5-7b", REFERENCE, 162, 30, "a public toolkit's setting"),
+        ("llava-next-7b", 2928, 135, 25, "paper, 27 + 5 a crop"),
+        ("llava-next-7b", 2928, 270, 50, "paper, 54 + 10 a crop"),
+        ("llava-next-7b", 2928, 540, 100, "paper, 108 + 20 a crop"),
+    )
 )
 
 METHOD = VisionZip

@@ -5,29 +5,15 @@ ICCV 2025, arXiv:2412.01818. With `important_ratio=1` it is FasterVLM, the first
 what the CLS looks at and nothing else.
 """
 
-from functools import partial
 from typing import Annotated
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from foveate.contract import (
-    Arriving,
-    Counted,
-    Features,
-    ImageStage,
-    ImageView,
-    Shape,
-    Share,
-    Stage,
-    TowerAttention,
-    counted_preset,
-    numbering,
-)
-from foveate.core.cut import Cut
+from foveate.contract import Counted, Features, ImageStage, ImageView, Shape, Share, Stage, TowerAttention
 from foveate.core.parts import pick_by_crop
-from foveate.core.picks import cosines, thin
+from foveate.core.picks import cosine_flops, cosines, thin
 
 __all__ = ["METHOD", "VisPruner"]
 
@@ -60,29 +46,22 @@ class VisPruner(Counted):
     important_ratio: Share = 0.5
     per_round: Annotated[int, Ge(1)] = 8
 
-    def stages(self, shape: Shape) -> tuple[Stage, ...]:
-        if self.keeps_all:
-            return ()
-        stage = ImageStage(
-            reads=(TowerAttention(by="cls" if shape.cls else "patches"), Features()),
-            count=self.left,
-            choose=self._choose,
-            positions=numbering(self.positions),
-            flops=self._flops,
+    def stage(self, shape: Shape) -> Stage:
+        return ImageStage(
+            reads=(TowerAttention(by=shape.payer), Features()),
+            count=self.rows,
+            pick=self._pick,
+            positions=self.positions,
+            flops=cosine_flops if self.important_ratio < 1 else None,
         )
-        return (stage,)
 
-    def _choose(self, view: ImageView, count: int | None) -> Cut | None:
-        assert count is not None
-        if count == len(view):
-            return None
-
+    def _pick(self, view: ImageView, count: int) -> Tensor:
         def pick(tokens: Tensor, count: int) -> Tensor:
-            return self._pick(view.attention[tokens], view[Features()][tokens], count)
+            return self._of_crop(view.attention[tokens], view[Features()][tokens], count)
 
-        return Cut.take(pick_by_crop(view.grids, view.features, count, pick), len(view))
+        return pick_by_crop(view.grids, view.features, count, pick)
 
-    def _pick(self, attention: Tensor, features: Tensor, count: int) -> Tensor:
+    def _of_crop(self, attention: Tensor, features: Tensor, count: int) -> Tensor:
         """`count` tokens of a crop: (count,) int64."""
         important = int(count * self.important_ratio)
         order = attention.sort(descending=True, stable=True).indices
@@ -91,20 +70,18 @@ class VisPruner(Counted):
         diverse = thin(order[important:], cosines(features, exact=True), count - important, self.per_round)
         return torch.cat((order[:important], diverse))
 
-    def _flops(self, arriving: Arriving, width: int) -> int:
-        if self.important_ratio == 1:
-            return 0
-        return 2 * arriving.tokens**2 * width  # the cosines, had the features the decoder's width
-
-
-_llava = partial(counted_preset, VisPruner, "llava-1.5-7b", full=576)
-_next = partial(counted_preset, VisPruner, "llava-next-7b", full=2928)
 
 VisPruner.presets = (
-    *(_llava(tokens, source="released code") for tokens in (192, 128, 64, 32)),
-    _llava(64, source="released code, its ratio for MME", suffix="-mme", important_ratio=0.75),
-    *(_llava(tokens, source="FasterVLM", suffix="-fastervlm", important_ratio=1.0) for tokens in (192, 128, 64)),
-    *(_next(tokens, source="released code, an equal share of each of five crops") for tokens in (640, 320, 160)),
+    *(VisPruner.counted(f"llava-1.5-7b/{tokens}", "released code") for tokens in (192, 128, 64, 32)),
+    VisPruner.counted("llava-1.5-7b/64-mme", "released code, its ratio for MME", important_ratio=0.75),
+    *(
+        VisPruner.counted(f"llava-1.5-7b/{tokens}-fastervlm", "FasterVLM", important_ratio=1.0)
+        for tokens in (192, 128, 64)
+    ),
+    *(
+        VisPruner.counted(f"llava-next-7b/{tokens}", "released code, an equal share of each of five crops")
+        for tokens in (640, 320, 160)
+    ),
 )
 
 METHOD = VisPruner

@@ -9,18 +9,13 @@ arXiv:2505.22654. For a mean of M tokens in a decoder of L layers T = 1.5 M ente
     merging   each other token joins the kept one with the nearest projected features, by cosine; a row is their mean
     decoder   before layer L / 2 the tokens to which the prompt's last token pays most attention in that layer stay
 
-The local scan is that of the released code for Qwen2.5-VL, with ⌊rows / side⌋ · ⌊columns / side⌋ windows; its code for
-LLaVA takes ⌊L / windows⌋ of each and loses the rest, which is the same where 16 divides L, as in its README.
-
-Differences from the released code. Towers without a CLS score by the attention received, and a block that looks through
-windows is replaced by the nearest that sees all of the picture. Crops (LLaVA-NeXT) have windows of their own; their
-newlines are dropped. In the decoder queries and keys have RoPE in every family, where the code leaves it out for
-Qwen2.5-VL, and in that tower once, where the code turns them twice. Ties go to the lower index.
+The local scan has ⌊rows / side⌋ · ⌊columns / side⌋ windows, of each crop its own. Towers without a CLS score by the
+attention received, and a block that looks through windows is replaced by the nearest that sees all of the picture.
 """
 
 import math
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 from annotated_types import Ge
@@ -34,16 +29,14 @@ from foveate.contract import (
     ImageView,
     Layer,
     LayerStage,
-    LayerView,
     Positions,
-    Preset,
     Shape,
     Shares,
     Stage,
     Tokens,
     TowerAttention,
+    attended,
     half_up,
-    numbering,
 )
 from foveate.core.cut import Cut
 from foveate.core.grid import windows_of
@@ -67,13 +60,12 @@ class VScan(Entering):
             second cut, both truncated. The code for Qwen2.5-VL has (0.167, 0.333).
         layer: The decoder layer before which the second cut is; None: half the depth.
         window: Side of the windows of the local scan, in tokens: 6 for LLaVA and 4 for Qwen2.5-VL.
-        positions: "reindex" numbers the rows anew after each cut, as the released code does for LLaVA; "keep" keeps
-            position ids. Families with M-RoPE always keep.
+        positions: See `Positions`; the released code numbers anew for LLaVA.
     """
 
     name = "vscan"
-    schedule: ClassVar[tuple[str, ...]] = ("keep",)
-    usual: ClassVar[float] = 1 / 3
+    schedule = ("keep",)
+    usual = 1 / 3
 
     keep: Shares | None = None
     entry: Annotated[Tokens, Ge(1)] = 1.5
@@ -88,30 +80,28 @@ class VScan(Entering):
     def stages(self, shape: Shape) -> tuple[Stage, ...]:
         if self.keeps_all:
             return ()
-        by = "cls" if shape.cls else "patches"
-        near, far = TowerAttention(by=by, block=LOCAL, of=DEPTH), TowerAttention(by=by)  # type: ignore[arg-type]
+        near, far = TowerAttention(by=shape.payer, block=LOCAL, of=DEPTH), TowerAttention(by=shape.payer)
         layer = max(1, shape.depth // 2) if self.layer is None else self.layer
         asked = Attention(rows="last", layer="next", heads="mean")
         enter, stay = (partial(self._rows, shape.depth, layer, place) for place in (0, 1))
-        numbers = numbering(self.positions)
         return (
             ImageStage(reads=(near, far), look=partial(self._scan, enter, near, far)),
-            ImageStage(side="behind", count=enter, choose=merged, positions=numbers),
-            LayerStage(layer, reads=(asked,), count=stay, score=attended, unit="image", positions=numbers),
+            ImageStage(side="behind", count=enter, choose=merged, positions=self.positions),
+            LayerStage(layer, reads=(asked,), count=stay, score=attended, unit="image", positions=self.positions),
         )
 
     def _rows(self, depth: int, layer: int, place: int, arriving: Arriving) -> int:
         """Rows of an image that enter the decoder (0), and that are left behind the second cut (1)."""
+        full, mean = arriving.entered, self.wanted.mean(arriving.entered)
         if self.keep is not None:
-            entering = int(arriving.entered * self.keep[0])
-            rows = entering, int(entering * self.keep[1])
-            return min(arriving.tokens, max(1, rows[place] - arriving.reserved))
-        mean, full = self.wanted.mean(arriving.entered), arriving.entered
-        # At least one row must be left in each layer behind the cut.
-        most = (depth * mean - (depth - layer)) / layer
-        entering = max(1, min(math.ceil(self.entry * mean - 0.5), int(most + 1e-6), full))
-        rows = entering, min(entering, max(1, half_up((depth * mean - layer * entering) / max(1, depth - layer))))
-        return min(arriving.tokens, max(1, rows[place] - arriving.reserved))
+            entering = int(full * self.keep[0])
+            left = int(entering * self.keep[1])
+        else:
+            # At least one row must be left in each layer behind the cut.
+            most = (depth * mean - (depth - layer)) / layer
+            entering = max(1, min(math.ceil(self.entry * mean - 0.5), int(most + 1e-6), full))
+            left = min(entering, max(1, half_up((depth * mean - layer * entering) / max(1, depth - layer))))
+        return min(arriving.tokens, max(1, (entering, left)[place] - arriving.reserved))
 
     def _scan(
         self, enter: partial[int], near: TowerAttention, far: TowerAttention, view: ImageView
@@ -152,20 +142,13 @@ def merged(view: ImageView, count: int | None) -> Cut | None:
     return cut.with_rows(average(view.features, cut))
 
 
-def attended(view: LayerView) -> Tensor:
-    """A score for each token; the highest are kept."""
-    return view.attention
-
-
-def _preset(name: str, method: VScan, depth: int, vision_tokens: int | None, source: str) -> Preset:
-    return Preset(f"vscan/{name}", method, depth, vision_tokens, f"{source}; mean over the decoder's layers")
-
+_MEAN = "; mean over the decoder's layers"
 
 VScan.presets = (
-    _preset("llava-1.5-7b/64", VScan(tokens=64), 32, 576, "README of the released code, 96 then 32"),
-    _preset("llava-1.5-7b/128", VScan(tokens=128), 32, 576, "the same rule, 192 then 64"),
-    _preset("llava-1.5-7b/192", VScan(tokens=192), 32, 576, "the same rule, 288 then 96"),
-    _preset("qwen2.5-vl-7b/11.1%", VScan(keep=(0.167, 0.333), window=4), 28, None, "released code"),
+    VScan.preset("llava-1.5-7b/64", f"README of the released code, 96 then 32{_MEAN}", tokens=64),
+    VScan.preset("llava-1.5-7b/128", f"the same rule, 192 then 64{_MEAN}", tokens=128),
+    VScan.preset("llava-1.5-7b/192", f"the same rule, 288 then 96{_MEAN}", tokens=192),
+    VScan.preset("qwen2.5-vl-7b/11.1%", f"released code{_MEAN}", keep=(0.167, 0.333), window=4),
 )
 
 METHOD = VScan

@@ -50,13 +50,13 @@ def refuse_stages(late: Sequence[Stage], shape: Shape) -> None:
 
 def _reason_against(stage: LayerStage, shape: Shape) -> str:
     """The end of a sentence that says why a stage cannot work; empty if it can."""
-    if shape.renumbers and stage.positions == "renumber":
+    if shape.renumbers and stage.positions == "reindex":
         return "may number rows anew: keys of other layers stand at the old numbers. Set positions=keep."
     if stage.host:
         return "may read values in Python. Take a method that works on the device."
     if stage.unit == "frame":
         return "may rank by frame. Set scope=image or scope=sample."
-    if stage.choose is not None and Hidden(back=0) in stage.reads:
+    if (stage.choose or stage.pick) and Hidden(back=0) in stage.reads:
         return "may merge tokens. Take a method that only drops, such as v2drop, fastv or pyramiddrop:positions=keep."
     if Cells() in stage.reads:
         return "can read where tokens are in the picture. Take another method."
