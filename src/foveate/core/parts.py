@@ -9,7 +9,7 @@ from torch import Tensor
 
 from foveate.core.budget import shared_out
 from foveate.core.grid import Grid, crops_of
-from foveate.core.host import send
+from foveate.core.tensors import send
 
 __all__ = ["Pick", "pick_by_crop"]
 

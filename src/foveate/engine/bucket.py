@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from foveate.core.cut import Cut, note_of
-from foveate.core.host import send
-from foveate.core.nested import Tensors, on_tensors
 from foveate.core.rank import into_runs
+from foveate.core.tensors import Tensors, on_tensors, send
 from foveate.engine import guards
 from foveate.engine.program import CELLS
 from foveate.engine.samples import Begun, Sample

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
-from foveate.core.memo import Memo
-from foveate.core.nested import on_tensors
+from foveate.core.tensors import Memo, on_tensors
 from foveate.engine import guards
 
 __all__ = ["CACHE_LAYERS", "PrunedLayer", "find_pruned", "length_of", "pruned_layer"]

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
-from foveate.core.memo import Memo
-from foveate.core.nested import on_tensors
+from foveate.core.tensors import Memo, on_tensors
 from foveate.engine import guards
 from foveate.engine.cache import CACHE_LAYERS, MEMO_SIZE, PrunedLayer
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from foveate.core.cut import Cut
-from foveate.core.host import send
-from foveate.core.nested import Tensors
 from foveate.core.signals import Attention, Columns, KeyNorms, Pivots, Signal
+from foveate.core.tensors import Tensors, send
 from foveate.engine.bucket import Bucket, Pick, each
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.late import LateStages, hidden_note, ran_note

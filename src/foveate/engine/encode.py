@@ -10,8 +10,8 @@ from torch import Tensor
 from foveate.contract.stages import Stage
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
-from foveate.core.nested import Tensors
 from foveate.core.signals import TowerSignal
+from foveate.core.tensors import Tensors
 from foveate.core.tower import TowerView
 from foveate.core.views import PatchView
 from foveate.engine import guards

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from foveate.core.cut import Cut
-from foveate.core.nested import Tensors
 from foveate.core.signals import Hidden
+from foveate.core.tensors import Tensors
 from foveate.core.tower import TowerView
 from foveate.engine.early import EarlyStages
 from foveate.engine.encode import TowerReducer

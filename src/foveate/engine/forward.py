@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foveate.core.host import send
-from foveate.core.memo import Memo
+from foveate.core.tensors import Memo, send
 from foveate.engine import guards
 from foveate.engine.bucket import Bucket, buckets_of
 from foveate.engine.cache import PrunedLayer

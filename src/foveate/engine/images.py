@@ -12,8 +12,8 @@ from foveate.contract.stages import Stage
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.merge import average
-from foveate.core.nested import Tensors
 from foveate.core.signals import Cls, Deepstack, Features, Signal, TowerAttention, TowerSignal
+from foveate.core.tensors import Tensors
 from foveate.core.tower import TowerView
 from foveate.core.views import Arriving, ImageView
 from foveate.engine.program import NotesOf, named

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.core.gather import take_along
 from foveate.core.signals import Attention, Signal
+from foveate.core.tensors import take_along
 from foveate.engine import guards
 from foveate.engine.bucket import Bucket
 from foveate.engine.cache import PrunedLayer

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from foveate.core.attention import BLOCK_NUMBERS, attention_rows, mean_of_busiest, nearness
-from foveate.core.gather import take_along
 from foveate.core.rank import spread
 from foveate.core.signals import Attention
+from foveate.core.tensors import take_along
 from foveate.engine.bucket import Bucket
 from foveate.engine.looking import Unit
 from foveate.engine.raters import RATERS, last_marked

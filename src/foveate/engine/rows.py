@@ -5,9 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from foveate.core.host import send
-from foveate.core.memo import Memo
-from foveate.core.nested import on_tensors
+from foveate.core.tensors import Memo, on_tensors, send
 
 __all__ = ["RowMap", "rows_of"]
 

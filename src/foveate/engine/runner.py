@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.core.host import send
 from foveate.core.signals import Signal
+from foveate.core.tensors import send
 from foveate.engine import guards
 from foveate.engine.bucket import Bucket
 from foveate.engine.cache import find_pruned, pruned_layer

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from foveate.core.cut import Cut
 from foveate.core.flops import linear
-from foveate.core.gather import take_along
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerAttention, TowerSignal
+from foveate.core.tensors import take_along
 from foveate.core.tower import TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family

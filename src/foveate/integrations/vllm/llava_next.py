@@ -18,8 +18,8 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import MultiModalDataItems
 
 from foveate.core.grid import Grid, grids_of
-from foveate.core.memo import Memo
 from foveate.core.signals import TowerSignal
+from foveate.core.tensors import Memo
 from foveate.engine.early import EarlyStages
 from foveate.engine.entering import before_decoder, tower_reducer
 from foveate.families.base import Family

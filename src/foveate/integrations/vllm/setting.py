@@ -14,8 +14,8 @@ from foveate.contract.budget import decoder_depth
 from foveate.contract.method import Method
 from foveate.contract.stages import Shape
 from foveate.core.grid import Grid
-from foveate.core.memo import Memo
 from foveate.core.signals import TowerSignal
+from foveate.core.tensors import Memo
 from foveate.engine.early import EarlyStages
 from foveate.engine.entering import tower_reducer
 from foveate.errors import SettingError

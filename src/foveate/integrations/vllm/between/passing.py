@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.cut import Cut
-from foveate.core.host import send
+from foveate.core.tensors import send
 from foveate.engine.bucket import Bucket, buckets_of
 from foveate.engine.cutting import decide_bucket, note_attending
 from foveate.engine.late import LateStages, hidden_note
