@@ -35,7 +35,7 @@ HOUR = 3600
 # (module:function, kind of break and place, tests that must see it)
 MUTANTS = [
     ("core.attention:attention_rows", "edge 1", "tests/core tests/golden"),
-    ("core.budget:keep_count", "minmax 2", "tests/core tests/methods"),
+    ("core.rank:keep_count", "minmax 2", "tests/core tests/methods"),
     ("core.grid:_axis", "more 2", "tests/core"),
     ("core.grid:frames_of", "left 2", "tests/core"),
     ("core.merge:dominant_and_contextual", "drop 14", "tests/core tests/golden"),

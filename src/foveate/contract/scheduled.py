@@ -16,9 +16,8 @@ from foveate.contract.method import Budgeted, Preset
 from foveate.contract.settings import Count, Counts, Layers, Positions, Share, Shares, Unit, check_lengths, numbering
 from foveate.contract.space import Space, free_settings
 from foveate.contract.stages import Arriving, Attention, LayerStage, LayerView, Shape, Signal, Stage
-from foveate.core.budget import keep_count
 from foveate.core.cut import Cut
-from foveate.core.rank import spread, top
+from foveate.core.rank import keep_count, spread, top
 from foveate.errors import SettingError
 
 __all__ = ["OneCut", "Rated", "Scheduled", "rated_presets"]

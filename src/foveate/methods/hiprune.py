@@ -35,10 +35,9 @@ from foveate.contract import (
     TowerAttention,
     numbering,
 )
-from foveate.core.budget import shared_out
 from foveate.core.cut import Cut
 from foveate.core.grid import crops_of, neighbours_of
-from foveate.core.rank import ranks, top
+from foveate.core.rank import ranks, shared_out, top
 from foveate.errors import SettingError
 
 __all__ = ["METHOD", "HiPrune"]

@@ -41,11 +41,10 @@ from foveate.contract import (
     geometric,
     numbering,
 )
-from foveate.core.budget import mean_tokens
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.merge import average, merge_windows, window_similarity
-from foveate.core.rank import top
+from foveate.core.rank import mean_tokens, top
 from foveate.errors import SettingError
 
 __all__ = ["METHOD", "MustDrop", "counter"]

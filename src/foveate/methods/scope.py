@@ -23,8 +23,7 @@ from foveate.contract import (
     numbering,
 )
 from foveate.core.cut import Cut
-from foveate.core.parts import pick_by_crop
-from foveate.core.picks import cosines, cover
+from foveate.core.picks import cosines, cover, pick_by_crop
 
 __all__ = ["METHOD", "Scope"]
 

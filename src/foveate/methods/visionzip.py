@@ -37,10 +37,10 @@ from foveate.contract import (
     half_up,
     numbering,
 )
-from foveate.core.budget import shared_out
 from foveate.core.cut import Cut
 from foveate.core.grid import crops_of
 from foveate.core.merge import average, behind_cls, dominant_and_contextual, join_parts, target_plus_mean
+from foveate.core.rank import shared_out
 
 __all__ = ["METHOD", "VisionZip"]
 

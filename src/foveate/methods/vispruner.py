@@ -26,8 +26,7 @@ from foveate.contract import (
     numbering,
 )
 from foveate.core.cut import Cut
-from foveate.core.parts import pick_by_crop
-from foveate.core.picks import cosines, thin
+from foveate.core.picks import cosines, pick_by_crop, thin
 
 __all__ = ["METHOD", "VisPruner"]
 
