@@ -7,7 +7,7 @@ import torch
 
 import foveate as fv
 from foveate.contract.stages import TowerAttention
-from foveate.core.tower import TowerView
+from foveate.core.views import TowerView
 from foveate.engine import images
 from foveate.engine.encode import TowerReducer
 from foveate.engine.program import Program

@@ -7,7 +7,7 @@ import foveate as fv
 from foveate.contract import follow
 from foveate.contract.naming import parse
 from foveate.contract.stages import Attention, LayerStage, Shape, TowerAttention
-from foveate.core.tower import TowerView
+from foveate.core.views import TowerView
 from foveate.engine.early import EarlyStages
 from foveate.engine.entering import enter
 from foveate.errors import UnsupportedError

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
-from foveate.core.options import refuse_other_options
 from foveate.core.rank import keep_count, top
 from foveate.core.signals import (
     Attention,
@@ -38,6 +37,7 @@ from foveate.core.signals import (
     Text,
     TowerAttention,
     TowerKeys,
+    refuse_other_options,
 )
 from foveate.core.views import Arriving, ImageView, LayerView, PatchView, View
 from foveate.errors import SettingError

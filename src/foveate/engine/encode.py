@@ -12,8 +12,7 @@ from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.signals import TowerSignal
 from foveate.core.tensors import Tensors
-from foveate.core.tower import TowerView
-from foveate.core.views import PatchView
+from foveate.core.views import PatchView, TowerView
 from foveate.engine import guards
 from foveate.engine.early import EarlyStages
 from foveate.engine.forward import Forward

@@ -14,7 +14,7 @@ from torch import Tensor
 from foveate.core.cut import Cut
 from foveate.core.signals import Hidden
 from foveate.core.tensors import Tensors
-from foveate.core.tower import TowerView
+from foveate.core.views import TowerView
 from foveate.engine.early import EarlyStages
 from foveate.engine.encode import TowerReducer
 from foveate.engine.images import PickOf, ask_alike, kind_of, with_counts

@@ -14,8 +14,7 @@ from foveate.core.grid import Grid
 from foveate.core.merge import average
 from foveate.core.signals import Cls, Deepstack, Features, Signal, TowerAttention, TowerSignal
 from foveate.core.tensors import Tensors
-from foveate.core.tower import TowerView
-from foveate.core.views import Arriving, ImageView
+from foveate.core.views import Arriving, ImageView, TowerView
 from foveate.engine.program import NotesOf, named
 
 __all__ = ["Ask", "ImageTokens", "PickOf", "ask_alike", "image_view", "kind_of", "with_counts"]

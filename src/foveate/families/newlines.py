@@ -11,7 +11,7 @@ from foveate.core.cut import Cut
 from foveate.core.grid import Grid, closing_rows, grids_of
 from foveate.core.signals import TowerSignal
 from foveate.core.tensors import send
-from foveate.core.tower import TowerView
+from foveate.core.views import TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.tower import Reducer
 

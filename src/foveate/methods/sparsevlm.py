@@ -14,9 +14,8 @@ from typing import ClassVar
 import torch
 
 from foveate.contract import Arriving, Attention, Hidden, LayerView, Positions, Rated, Signal, rated_presets
-from foveate.core.clusters import density_peaks
 from foveate.core.cut import Cut
-from foveate.core.merge import average
+from foveate.core.merge import average, density_peaks
 
 __all__ = ["METHOD", "SparseVLM"]
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from foveate.core.signals import TowerSignal
-from foveate.core.tower import TowerView
+from foveate.core.views import TowerView
 from foveate.engine.early import EarlyStages
 from foveate.engine.entering import Entered, Project, enter, enter_in_place, tower_reducer
 from foveate.integrations.vllm import guards
