@@ -12,9 +12,8 @@ from transformers.cache_utils import DynamicSlidingWindowLayer, LinearAttentionL
 from foveate.engine import guards
 from foveate.engine.cache import PrunedLayer, length_of, pruned_layer
 from foveate.engine.cutting import record
-from foveate.engine.forward import Forward
+from foveate.engine.forward import Forward, RowMap
 from foveate.engine.program import Program
-from foveate.engine.rows import RowMap
 from foveate.engine.trace import CacheRecord
 from foveate.families.base import Family
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from foveate._transformers import scales_by_position
 from foveate.engine import guards
-from foveate.engine.forward import Forward, LayerCall
-from foveate.engine.rows import RowMap
+from foveate.engine.forward import Forward, LayerCall, RowMap
 from foveate.families.base import Family
 
 __all__ = ["Positions"]

@@ -11,11 +11,10 @@ from foveate.core.tensors import take_along
 from foveate.engine import guards
 from foveate.engine.bucket import Bucket
 from foveate.engine.cache import PrunedLayer
-from foveate.engine.forward import Forward, LayerCall
+from foveate.engine.forward import Forward, LayerCall, rows_of
 from foveate.engine.masks import visibility
 from foveate.engine.positions import Positions
 from foveate.engine.reading import RowsReader
-from foveate.engine.rows import rows_of
 from foveate.families.base import Family
 
 __all__ = ["AttentionReader", "OwnAttention", "is_causal"]
