@@ -15,10 +15,10 @@ from foveate.core.cut import Cut
 from foveate.core.signals import Hidden
 from foveate.core.tensors import Tensors
 from foveate.core.views import TowerView
+from foveate.engine.cutting import SampleRows, decide
 from foveate.engine.early import EarlyStages
 from foveate.engine.encode import TowerReducer
 from foveate.engine.images import PickOf, ask_alike, kind_of, with_counts
-from foveate.engine.looking import SampleRows, decide
 from foveate.engine.media import MediaTokens, nowhere
 from foveate.engine.samples import Sample
 from foveate.errors import UnsupportedError

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from foveate.core.tensors import Memo, on_tensors, send
 from foveate.engine import guards
-from foveate.engine.bucket import Bucket, buckets_of
 from foveate.engine.cache import PrunedLayer
 from foveate.engine.program import Program
-from foveate.engine.samples import Sample
+from foveate.engine.samples import Bucket, Sample, buckets_of
 from foveate.engine.trace import PrefillRecord
 
 __all__ = ["Forward", "LayerCall", "Original", "RowMap", "rows_of"]

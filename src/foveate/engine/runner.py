@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from foveate.core.signals import Signal
 from foveate.core.tensors import send
 from foveate.engine import guards
-from foveate.engine.bucket import Bucket
 from foveate.engine.cache import find_pruned, pruned_layer
 from foveate.engine.cutting import cut_before, note_attending
 from foveate.engine.forward import Forward, LayerCall, Original, RowMap
 from foveate.engine.masks import Remap
 from foveate.engine.positions import Positions
 from foveate.engine.program import Program
-from foveate.engine.reader import AttentionReader, OwnAttention, is_causal
+from foveate.engine.reading import AttentionReader, OwnAttention, is_causal
+from foveate.engine.samples import Bucket
 from foveate.families.base import Family, tapped_layer, unreadable
 
 __all__ = ["LayerRunner"]

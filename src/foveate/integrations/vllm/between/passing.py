@@ -11,11 +11,10 @@ from torch import Tensor
 
 from foveate.core.cut import Cut
 from foveate.core.tensors import send
-from foveate.engine.bucket import Bucket, buckets_of
 from foveate.engine.cutting import decide_bucket, note_attending
 from foveate.engine.late import LateStages, hidden_note
 from foveate.engine.media import MediaTokens, nowhere
-from foveate.engine.samples import Begun, Sample, read_samples
+from foveate.engine.samples import Begun, Bucket, Sample, buckets_of, read_samples
 from foveate.integrations.vllm.between import guards
 from foveate.integrations.vllm.between.batch import Batch, Images
 from foveate.integrations.vllm.between.heads import Heads, HeadsReader, ReaderOfEach, heads_ahead, heads_of

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 
 import foveate as fv
+from foveate.engine.cutting import SampleRows, asking_units, decide
 from foveate.engine.late import ran_note
-from foveate.engine.looking import SampleRows, asking_units, decide, sample_unit
 from foveate.engine.program import Program
 from foveate.engine.reading import Reduction
-from foveate.engine.samples import Sample
+from foveate.engine.samples import Sample, sample_unit
 from foveate.registry import family_for
 from tests.models import tiny
 

@@ -8,7 +8,7 @@ import torch
 import foveate as fv
 from foveate.contract import follow
 from foveate.contract.stages import Hidden, Place
-from foveate.engine import bucket as engine
+from foveate.engine import samples as engine
 from foveate.registry import family_for
 from tests.bench.counting import count
 from tests.invariants.alone import check_alone, left
@@ -30,7 +30,7 @@ def sizes(monkeypatch):
         seen.append(len(next(iter(given.values()))))
         return each(run, given)
 
-    for module in ("cutting", "bucket"):
+    for module in ("cutting", "samples"):
         monkeypatch.setattr(f"foveate.engine.{module}.each", noting)
     return seen
 
