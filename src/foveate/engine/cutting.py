@@ -30,9 +30,10 @@ __all__ = [
     "cut_before",
     "decide",
     "decide_bucket",
+    "lay_out",
+    "move_additions",
     "note_attending",
     "record",
-    "take_tower_cuts",
 ]
 
 Part = Callable[[Tensor], Tensor]
@@ -353,82 +354,6 @@ ReaderOf = Callable[[Bucket], BucketReader]
 Norm = Callable[[Tensor], Tensor]
 
 
-def take_tower_cuts(forward: Forward, program: Program, hidden: Tensor) -> Tensor:
-    """Take what the tower has decided as a cut before layer 0.
-
-    Args:
-        forward: The forward.
-        program: Says where the tower was cut.
-        hidden: The decoder's input, (samples, columns, width); an image's rows are in the first of its columns.
-
-    Returns:
-        The input, each row in the run of columns of the token that it stands for.
-    """
-    if program.encodes is None:
-        return hidden
-    cuts = [_tower_cut(bucket.samples, hidden.device) for bucket in forward.buckets]
-    if not any(image.changed for sample in forward.samples for image in sample.media):
-        for bucket, (cut, _) in zip(forward.buckets, cuts, strict=True):
-            bucket.notes |= cut.notes
-        return hidden
-    before = forward.vision_left()
-    for bucket, (cut, sizes) in zip(forward.buckets, cuts, strict=True):
-        rows, _ = bucket.take(cut, sizes)
-        if bucket.runs is not None:  # text between an image's tokens: its rows move on into their runs
-            assert rows is not None
-            came_from = bucket.vision.gather(1, rows)
-            hidden = hidden.index_put((bucket.owners, bucket.columns), hidden[bucket.owners, came_from])
-            _move_additions(forward, bucket, 0, rows)
-    where: Literal["tower", "projector"] = "projector" if program.encodes == "projector" else "tower"
-    record(forward, where, None, before)
-    _lay_out(forward, program, None)
-    return hidden
-
-
-def _tower_cut(samples: Sequence[Sample], device: torch.device) -> tuple[Cut, tuple[int, ...]]:
-    """What the tower made of the images of samples that are alike.
-
-    Returns:
-        One cut with the samples in front, which has in the place of new rows the ordinals at which they are in the
-        stream; and the rows it leaves of each image.
-    """
-    sources, rows, parents, notes = [], [], [], dict[str, list[Tensor]]()
-    first = row = 0  # tokens and rows of the images before this one
-    for images in zip(*(sample.media for sample in samples), strict=True):
-        tokens = images[0].free
-        source = parent = torch.arange(tokens, device=device).expand(len(images), -1)
-        cuts = [image.cut for image in images if image.cut is not None]
-        changed = [cut for cut in cuts if not cut.stays_whole]
-        if changed:
-            source = torch.stack([cut.source for cut in changed]).to(device)
-            parent = torch.stack([cut.parent for cut in changed]).to(device)
-        sources.append(_moved_on(source, first))
-        parents.append(_moved_on(parent, row))
-        rows.append(torch.arange(first, first + source.shape[1], device=device).expand_as(source))
-        for name in cuts[0].notes if cuts else ():
-            stacked = torch.stack([cut.notes[name] for cut in cuts])
-            notes.setdefault(name, []).append(stacked.to(device))
-        first, row = first + tokens, row + source.shape[1]
-    sizes = tuple(part.shape[1] for part in sources)
-    joined = {name: torch.cat(parts, dim=1) for name, parts in notes.items()}
-    cut = Cut(
-        first,
-        row,
-        source=torch.cat(sources, dim=1),
-        parent=torch.cat(parents, dim=1),
-        rows=torch.cat(rows, dim=1),
-        notes=joined,
-    )
-    return cut, sizes
-
-
-def _moved_on(ordinals: Tensor, start: int) -> Tensor:
-    """Ordinals counted within an image, as those of its sample, where the image begins at `start`; −1 stays −1."""
-    if start == 0:
-        return ordinals
-    return torch.where(ordinals < 0, ordinals, ordinals + start)
-
-
 def cut_before(forward: Forward, program: Program, call: LayerCall, reader_of: ReaderOf, norm: Norm) -> None:
     """Let the stages before a layer cut, and remember what later ones will read.
 
@@ -500,12 +425,12 @@ def _cut(forward: Forward, program: Program, call: LayerCall, reader_of: ReaderO
             columns = bucket.columns
             owners = bucket.owners.expand_as(columns)
             merged.append((owners.flatten(), columns.flatten(), rows.flatten(0, 1)))
-            _move_additions(forward, bucket, call.index, came_from)
+            move_additions(forward, bucket, call.index, came_from)
     if merged:  # one write for all buckets
         owners, columns, rows = (torch.cat(parts) for parts in zip(*merged, strict=True))
         call.hidden = call.hidden.index_put((owners, columns), rows.to(call.hidden.dtype))
     if dropped:
-        _lay_out(forward, program, call.index)
+        lay_out(forward, program, call.index)
     if call.index in program.cuts:
         record(forward, "layer", call.index, before)
 
@@ -689,7 +614,7 @@ def _numbers(masks: Sequence[tuple[Bucket, Tensor]]) -> list[int]:
     return numbers
 
 
-def _lay_out(forward: Forward, program: Program, layer: int | None) -> None:
+def lay_out(forward: Forward, program: Program, layer: int | None) -> None:
     """Say which rows the coming layers process, and at which positions."""
     before, forward.rows = forward.rows, forward.lay_out()
     if program.renumbers_before(layer):
@@ -698,7 +623,7 @@ def _lay_out(forward: Forward, program: Program, layer: int | None) -> None:
         forward.rows.number_on(before)
 
 
-def _move_additions(forward: Forward, bucket: Bucket, layer: int, came_from: Tensor) -> None:
+def move_additions(forward: Forward, bucket: Bucket, layer: int, came_from: Tensor) -> None:
     """Let the later additions of merged rows go with the tokens they stand for, to the places they are in now."""
     additions = forward.additions
     if additions is None or layer >= len(additions):

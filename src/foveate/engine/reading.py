@@ -17,10 +17,9 @@ from foveate.core.rank import spread
 from foveate.core.signals import Attention, Signal
 from foveate.core.tensors import take_along
 from foveate.engine import guards
+from foveate.engine.arguments import Positions, visibility
 from foveate.engine.cache import PrunedLayer
 from foveate.engine.forward import Forward, LayerCall, rows_of
-from foveate.engine.masks import visibility
-from foveate.engine.positions import Positions
 from foveate.engine.samples import Bucket, Unit, image_units
 from foveate.families.base import Family
 

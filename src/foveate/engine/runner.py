@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from foveate.core.signals import Signal
 from foveate.core.tensors import send
 from foveate.engine import guards
+from foveate.engine.arguments import Positions, Remap
 from foveate.engine.cache import find_pruned, pruned_layer
 from foveate.engine.cutting import cut_before, note_attending
 from foveate.engine.forward import Forward, LayerCall, Original, RowMap
-from foveate.engine.masks import Remap
-from foveate.engine.positions import Positions
 from foveate.engine.program import Program
 from foveate.engine.reading import AttentionReader, OwnAttention, is_causal
 from foveate.engine.samples import Bucket

@@ -240,7 +240,8 @@ def _read_sample(owner: Array, live: Array, fixed: Array, media: Sequence[MediaT
     begins = np.flatnonzero(np.diff(image_of, prepend=-1))
     counts = np.diff(begins, append=len(vision)).tolist()
     images = [media[index] for index in image_of[begins]]
-    guards.refuse_partly_masked(images, counts)
+    masked = [image.changed and image.free != count for image, count in zip(images, counts, strict=True)]
+    guards.refuse_partly_masked(any(masked))
     frames: tuple[int, ...] | None = None
     if by_frame:
         frames = tuple(itertools.chain(*(image.free_frames for image in images)))
