@@ -16,7 +16,7 @@ from tests.models import tiny
 
 
 def reducer(method, family="llava"):
-    return TowerReducer(Program(method, family_for(tiny(family))), None)
+    return TowerReducer(Program.on(method, family_for(tiny(family))), None)
 
 
 def test_where_the_tower_cannot_lose_tokens_the_projected_grid_is_merged():

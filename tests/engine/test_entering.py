@@ -8,15 +8,15 @@ from foveate.contract import follow
 from foveate.contract.naming import parse
 from foveate.contract.stages import Attention, LayerStage, Shape, TowerAttention
 from foveate.core.views import TowerView
-from foveate.engine.early import EarlyStages
 from foveate.engine.entering import enter
+from foveate.engine.program import Program
 from foveate.errors import UnsupportedError
 
 TOKENS = 36
 
 
 def early(method):
-    return EarlyStages(method, follow.in_order(method.stages(Shape(6, cls=True))))
+    return Program(method, follow.in_order(method.stages(Shape(6, cls=True))))
 
 
 def shown(seed):

@@ -16,8 +16,7 @@ from foveate.core.tensors import Tensors, send
 from foveate.core.views import Arriving, ImageView, LayerView, View
 from foveate.engine import guards, trace
 from foveate.engine.forward import Forward, LayerCall
-from foveate.engine.late import LateStages, hidden_note, ran_note
-from foveate.engine.program import CELLS, NotesOf, Program, named
+from foveate.engine.program import CELLS, NotesOf, Program, hidden_note, named, ran_note
 from foveate.engine.reading import RATERS, raters_of, streams
 from foveate.engine.samples import Begun, Bucket, Pick, Sample, Unit, each, image_units, sample_unit
 
@@ -469,7 +468,7 @@ class SampleReader:
 
 
 def decide_bucket(
-    bucket: Bucket, program: LateStages, layer: int, hidden: Tensor, reader_of: ReaderOf, norm: Norm
+    bucket: Bucket, program: Program, layer: int, hidden: Tensor, reader_of: ReaderOf, norm: Norm
 ) -> Decision | None:
     """What the stages before a layer leave of a bucket, with the samples in front of all tensors.
 

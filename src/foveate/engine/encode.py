@@ -14,7 +14,6 @@ from foveate.core.signals import TowerSignal
 from foveate.core.tensors import Tensors
 from foveate.core.views import PatchView, TowerView
 from foveate.engine import guards
-from foveate.engine.early import EarlyStages
 from foveate.engine.forward import Forward
 from foveate.engine.images import Ask, ImageTokens, PickOf, ask_alike, image_view, kind_of, with_counts
 from foveate.engine.media import Encoded, MediaTokens, features_of, media_of, nowhere, tag
@@ -208,7 +207,7 @@ class TowerReducer:
         reads: What the stages read of the tower.
     """
 
-    def __init__(self, program: EarlyStages, prompt: Sequence[Sequence[int]] | None, video: bool = False) -> None:
+    def __init__(self, program: Program, prompt: Sequence[Sequence[int]] | None, video: bool = False) -> None:
         self._program = program
         self._prompt = prompt
         self._video = video

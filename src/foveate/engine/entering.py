@@ -16,10 +16,10 @@ from foveate.core.signals import Hidden
 from foveate.core.tensors import Tensors
 from foveate.core.views import TowerView
 from foveate.engine.cutting import SampleRows, decide
-from foveate.engine.early import EarlyStages
 from foveate.engine.encode import TowerReducer
 from foveate.engine.images import PickOf, ask_alike, kind_of, with_counts
 from foveate.engine.media import MediaTokens, nowhere
+from foveate.engine.program import Program
 from foveate.engine.samples import Sample
 from foveate.errors import UnsupportedError
 from foveate.families.placing import rows_left
@@ -54,17 +54,17 @@ class Entered:
         return len(self.rows)
 
 
-def tower_reducer(stages: EarlyStages) -> TowerReducer:
+def tower_reducer(stages: Program) -> TowerReducer:
     """What reduces images for these stages; its `reads` are the signals that a `TowerView` must show."""
     return TowerReducer(stages, None)
 
 
-def enter(stages: EarlyStages, views: Sequence[TowerView], project: Project) -> list[Tensor]:
+def enter(stages: Program, views: Sequence[TowerView], project: Project) -> list[Tensor]:
     """As `enter_in_place`, for a host that numbers the rows anew: of each image, (rows, width of the decoder)."""
     return [image.rows for image in enter_in_place(stages, views, project)]
 
 
-def enter_in_place(stages: EarlyStages, views: Sequence[TowerView], project: Project) -> list[Entered]:
+def enter_in_place(stages: Program, views: Sequence[TowerView], project: Project) -> list[Entered]:
     """The rows of each image that enter the decoder. Images alike go through a stage together.
 
     Args:
@@ -92,14 +92,14 @@ def enter_in_place(stages: EarlyStages, views: Sequence[TowerView], project: Pro
 
 
 def before_decoder(
-    stages: EarlyStages, sizes: Sequence[int], cuts: Sequence[Cut | None], rows: Sequence[Tensor]
+    stages: Program, sizes: Sequence[int], cuts: Sequence[Cut | None], rows: Sequence[Tensor]
 ) -> list[Tensor]:
     """As `before_decoder_in_place`, for a host that numbers the rows anew: of each image, (rows, width)."""
     return [image.rows for image in before_decoder_in_place(stages, sizes, cuts, rows)]
 
 
 def before_decoder_in_place(
-    stages: EarlyStages, sizes: Sequence[int], cuts: Sequence[Cut | None], rows: Sequence[Tensor]
+    stages: Program, sizes: Sequence[int], cuts: Sequence[Cut | None], rows: Sequence[Tensor]
 ) -> list[Entered]:
     """The rows of each image that the stages before decoder layer 0 leave of those that the tower has left.
 
@@ -116,7 +116,7 @@ def before_decoder_in_place(
     return _entered(stages, images)
 
 
-def refuse_decoder_signals(stages: EarlyStages) -> None:
+def refuse_decoder_signals(stages: Program) -> None:
     """A host's own decoder shows nothing before its first layer but what enters it."""
     for stage in stages.entering:
         for signal in stage.reads:
@@ -179,7 +179,7 @@ class _Entering:
         )
 
 
-def _entered(stages: EarlyStages, images: Sequence[_Entering]) -> list[Entered]:
+def _entered(stages: Program, images: Sequence[_Entering]) -> list[Entered]:
     """What the stages before layer 0 leave of each image's rows."""
     kinds: Sequence[Hashable] = [image.kind for image in images]
     if not stages.together:  # every image is a kind of its own
@@ -204,7 +204,7 @@ def _followed(source: Tensor, later: Tensor) -> Tensor:
     return torch.where(later < 0, later, source[later.clamp(min=0)])
 
 
-def _decision(stages: EarlyStages, image: _Entering, tensors: Tensors) -> Cut | None:
+def _decision(stages: Program, image: _Entering, tensors: Tensors) -> Cut | None:
     """What the stages leave of one of some images alike."""
     hidden, source, notes = tensors["rows"], tensors["source"], tensors["notes"]
     assert isinstance(hidden, Tensor)

@@ -189,7 +189,7 @@ class Session:
     def __init__(self, family: Family, method: Method) -> None:
         self.method = method
         self._core = family.core
-        self._hooks = ModelHooks(family, Program(method, family))
+        self._hooks = ModelHooks(family, Program.on(method, family))
         self._patches = Patcher()
         self.trace = self._hooks.trace
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
-from foveate.engine.early import EarlyStages
 from foveate.engine.entering import Entered, Project, enter, enter_in_place, tower_reducer
+from foveate.engine.program import Program
 from foveate.integrations.vllm import guards
 from foveate.integrations.vllm.processing import KEEP, RATE
 from foveate.integrations.vllm.setting import Rate, Setting
@@ -17,7 +17,7 @@ __all__ = ["Asked", "OfRate", "by_rate", "entered_of", "groups", "reads_of", "re
 
 Rows = TypeVar("Rows", bound=Sized)
 """The rows of an image, alone or with their places."""
-OfRate = Callable[[EarlyStages, Sequence[int]], Sequence[Rows]]
+OfRate = Callable[[Program, Sequence[int]], Sequence[Rows]]
 """Of the stages at a rate and the images that ask for it, the rows of each that enter the decoder."""
 
 
@@ -74,7 +74,7 @@ def rows_of(setting: Setting, asked: Asked, views: Sequence[TowerView], project:
         project: The model's projector.
     """
 
-    def of_rate(stages: EarlyStages, images: Sequence[int]) -> Sequence[Tensor]:
+    def of_rate(stages: Program, images: Sequence[int]) -> Sequence[Tensor]:
         return enter(stages, [views[index] for index in images], project)
 
     return by_rate(setting, asked, of_rate)
@@ -83,7 +83,7 @@ def rows_of(setting: Setting, asked: Asked, views: Sequence[TowerView], project:
 def entered_of(setting: Setting, asked: Asked, views: Sequence[TowerView], project: Project) -> list[Entered]:
     """As `rows_of`, with the places of the rows."""
 
-    def of_rate(stages: EarlyStages, images: Sequence[int]) -> Sequence[Entered]:
+    def of_rate(stages: Program, images: Sequence[int]) -> Sequence[Entered]:
         return enter_in_place(stages, [views[index] for index in images], project)
 
     return by_rate(setting, asked, of_rate)

@@ -20,8 +20,8 @@ from vllm.multimodal.parse import MultiModalDataItems
 from foveate.core.grid import Grid, grids_of
 from foveate.core.signals import TowerSignal
 from foveate.core.tensors import Memo
-from foveate.engine.early import EarlyStages
 from foveate.engine.entering import before_decoder, tower_reducer
+from foveate.engine.program import Program
 from foveate.families.base import Family
 from foveate.families.llava_next import LlavaNext
 from foveate.families.newlines import reduce_apart
@@ -136,7 +136,7 @@ class _Packed:
         self._sizes = sizes
         self._readers = readers
 
-    def entering(self, stages: EarlyStages, indices: Sequence[int]) -> list[Tensor]:
+    def entering(self, stages: Program, indices: Sequence[int]) -> list[Tensor]:
         """The rows of some images that enter the decoder."""
         images = [self._images[index] for index in indices]
         cuts: list[Any] = [None] * len(images)

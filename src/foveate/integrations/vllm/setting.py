@@ -16,8 +16,8 @@ from foveate.contract.stages import Shape
 from foveate.core.grid import Grid
 from foveate.core.signals import TowerSignal
 from foveate.core.tensors import Memo
-from foveate.engine.early import EarlyStages
 from foveate.engine.entering import tower_reducer
+from foveate.engine.program import Program
 from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.integrations.vllm import guards
@@ -137,7 +137,7 @@ class Setting:
             return self._method
         return self._method.with_budget(tokens=rate.tokens, retention=rate.retention)
 
-    def stages(self, rate: Rate) -> EarlyStages:
+    def stages(self, rate: Rate) -> Program:
         """The stages at a request's rate, or at the server's where it has none.
 
         Raises:
@@ -180,11 +180,11 @@ class Setting:
         """What methods may know of the model."""
         return Shape(decoder_depth(self._config), cls=self._cls, renumbers=self._family.renumbers)
 
-    def _stages(self, rate: Rate) -> EarlyStages:
+    def _stages(self, rate: Rate) -> Program:
         method = self.method(rate)
-        return EarlyStages(method, follow.in_order(method.stages(self.shape)))
+        return Program(method, follow.in_order(method.stages(self.shape)))
 
-    def _check(self, stages: EarlyStages) -> None:
+    def _check(self, stages: Program) -> None:
         reason = refusal(stages.stages, partial(self._family.lacking, tower_cls=self._cls))
         if reason is not None:
             raise SettingError(f"{stages.method.name} {reason}")

@@ -44,7 +44,7 @@ class BetweenLayers:
             if self.whole_image is None and stages.early:
                 guards.refuse_counting_what_entered(stages.late)
             decoder = self.get_language_model().model  # type: ignore[attr-defined]
-            self.dropping = Dropping(stages.late, decoder, self.whole_image)
+            self.dropping = Dropping(stages, decoder, self.whole_image)
 
     def log_start(self, vllm_config: VllmConfig) -> None:
         """Say once, in the first process, what drops at which rate, and what runs it."""

@@ -12,8 +12,8 @@ from torch import Tensor
 from foveate.core.cut import Cut
 from foveate.core.tensors import send
 from foveate.engine.cutting import decide_bucket, note_attending
-from foveate.engine.late import LateStages, hidden_note
 from foveate.engine.media import MediaTokens, nowhere
+from foveate.engine.program import Program, hidden_note
 from foveate.engine.samples import Begun, Bucket, Sample, buckets_of, read_samples
 from foveate.integrations.vllm.between import guards
 from foveate.integrations.vllm.between.batch import Batch, Images
@@ -44,7 +44,7 @@ class Passing:
 
     def __init__(
         self,
-        stages: LateStages,
+        stages: Program,
         batch: Batch,
         images: Images,
         lost: Sequence[tuple[int, ...]],
