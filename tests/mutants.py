@@ -96,7 +96,7 @@ MUTANTS = [
     ("core.tensors:take_along", "drop 4", "tests/core/test_tensors.py"),
     ("engine.images:with_counts", "drop 7", "tests/engine/test_encode.py"),
     ("engine.images:_made", "none 1", "tests/engine/test_encode.py"),
-    ("engine.cutting:_joined", "drop 5", "tests/engine/test_looking.py"),
+    ("engine.cutting:_joined", "drop 5", "tests/engine/test_cutting.py"),
     ("engine.session:Session.detach", "drop 1", f"{INVARIANTS}/test_restore.py"),
     ("engine.prefill:begin", "left 4", f"{INVARIANTS}/test_refusals.py"),
     ("engine.session:ModelHooks.before_decoder", "never 1", "tests/arrive/test_continuous_batching.py"),

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor
@@ -14,13 +13,12 @@ from foveate.core.signals import TowerSignal
 from foveate.core.tensors import Tensors
 from foveate.core.views import PatchView, TowerView
 from foveate.engine import guards
-from foveate.engine.forward import Forward
 from foveate.engine.images import Ask, ImageTokens, PickOf, ask_alike, image_view, kind_of, with_counts
-from foveate.engine.media import Encoded, MediaTokens, features_of, media_of, nowhere, tag
+from foveate.engine.media import lengths_in
 from foveate.engine.program import Program
 from foveate.families.base import Family
 
-__all__ = ["TowerReducer", "encode", "image_lengths", "media_in"]
+__all__ = ["TowerReducer", "encode"]
 
 
 def encode(
@@ -30,8 +28,8 @@ def encode(
     run: Callable[..., Any],
     arguments: dict[str, Any],
     prompt: Sequence[Sequence[int]] | None = None,
-) -> Any:
-    """Run a `get_*_features` call, and tag every image's features with where its tokens look and what was cut.
+) -> tuple[Any, list[Cut | None]]:
+    """Run a `get_*_features` call, and let the stages before the decoder reduce each image's tokens.
 
     Args:
         family: Knows the model.
@@ -42,46 +40,16 @@ def encode(
         prompt: Vision tokens of each image of each sample, for a `tiled` family; None where no prompt was seen.
 
     Returns:
-        What the original answers, each image's rows in the first places of its features.
+        What the original answers, each image's rows in the first places of its features; and what became of each.
     """
-    reducer = TowerReducer(program, prompt, video=modality == "video")
-    cuts: list[Cut | None] = []
-    if program.encodes is None:
-        output = run()
-    else:
-        output, cuts = _reduced(family, program.encodes, modality, run, arguments, reducer)
-    if not hasattr(output, "pooler_output"):  # a tuple, for a user with return_dict=False; the model uses none
-        return output
-    pieces = family.pieces(modality, arguments)
-    features = features_of(output, pieces)
-    lengths = [len(tensor) for tensor in features]
-    if family.tiled:
-        lengths = reducer.lengths(sum(tensor.shape[:-1].numel() for tensor in features))
-    places = _Boxes(family, modality, family.remembered(arguments), lengths)
-    media = []
-    for index, (length, cut) in enumerate(zip(lengths, cuts or [None] * len(lengths), strict=True)):
-        boxes = partial(places.boxes, index)
-        media.append(MediaTokens(length, boxes, cut, _always_kept(family, length), modality == "video"))
-    counts = [len(sample) for sample in prompt or ()]
-    tag(output, Encoded(_by_sample(media, counts), pieces, features, family.tiled))
-    return output
-
-
-def _reduced(
-    family: Family,
-    where: str,
-    modality: str,
-    run: Callable[..., Any],
-    arguments: dict[str, Any],
-    reducer: "TowerReducer",
-) -> tuple[Any, list[Cut | None]]:
-    """What the original answers, reduced; and what became of each image."""
     # Where the first cut is: a smaller picture, inside the tower or before the projector, or behind the projector.
     ways = {"pixels": family.encode_smaller, "tower": family.encode, "projector": family.encode_projected}
+    assert program.encodes is not None
+    reducer = TowerReducer(program, prompt, video=modality == "video")
     try:
-        output, cuts = ways[where](run, modality, arguments, reducer)
+        output, cuts = ways[program.encodes](run, modality, arguments, reducer)
     except (NotImplementedError, RuntimeError) as error:
-        if where == "pixels":
+        if program.encodes == "pixels":
             guards.refuse_offloaded_tower(family, error)
         raise
     return output, [_without_rows(cut) for cut in cuts]
@@ -92,103 +60,6 @@ def _without_rows(cut: Cut | None) -> Cut | None:
     if cut is None or cut.stays_whole:
         return cut
     return Cut(cut.arriving, cut.count, source=cut.source, parent=cut.parent, notes=cut.notes)
-
-
-def _always_kept(family: Family, length: int) -> Sequence[int]:
-    """Which of an image's tokens are no patches and always stay; tiled families have none."""
-    if family.tiled:
-        return ()
-    return family.always_kept(family.model.config, length)
-
-
-def _by_sample(media: Sequence[MediaTokens], counts: Sequence[int]) -> list[list[MediaTokens]]:
-    """Images sample by sample, with so many each; as one sample where the counts do not add up."""
-    if sum(counts) != len(media):
-        return [list(media)]
-    images = iter(media)
-    return [list(itertools.islice(images, count)) for count in counts]
-
-
-class _Boxes:
-    """Computes where the tokens of a call's images look, when that is first needed.
-
-    The trace holds this object, so it must not hold pixels.
-    """
-
-    def __init__(self, family: Family, modality: str, arguments: dict[str, Any], lengths: Sequence[int]) -> None:
-        self._family = family
-        self._modality = modality
-        self._arguments = arguments
-        self._lengths = lengths
-
-    def boxes(self, index: int) -> Tensor | None:
-        """Of one image: see `Family.boxes`."""
-        return self._of_call[index]
-
-    @cached_property
-    def _of_call(self) -> list[Tensor | None]:
-        """Of all images; worked out once, since where grids are on the device it waits for them."""
-        return self._family.boxes(self._modality, self._arguments, self._lengths)
-
-
-def image_lengths(family: Family, mask: Tensor | None, ids: Tensor | None) -> list[list[int]] | None:
-    """Vision tokens of each image of each sample where only the prompt tells; None where it need not, or was not seen.
-
-    Args:
-        family: Knows whether it must.
-        mask: Where the vision tokens are, (samples, columns) bool; None before that is said: read off the ids.
-        ids: The prompt's ids, (samples, columns).
-    """
-    if not family.tiled or (mask is None and ids is None):
-        return None
-    if mask is None:
-        mask = placed(family, "image", ids)
-    return family.image_lengths(mask, ids)
-
-
-def placed(family: Family, modality: str, ids: Tensor | None) -> Tensor:
-    """Where a prompt has vision tokens, (samples, columns) bool."""
-    places: Tensor = ids == getattr(family.model.config, f"{modality}_token_id")
-    return places
-
-
-def media_in(forward: Forward, program: Program, family: Family, modality: str, mask: Tensor) -> list[MediaTokens]:
-    """The images (or videos) of a forward's prompt, by the tags of their features.
-
-    Args:
-        forward: What was encoded.
-        program: Whether it must have been reduced here.
-        family: Knows the model.
-        modality: "image" or "video".
-        mask: Where their tokens are, (samples, columns) bool.
-
-    Raises:
-        UnsupportedError: If the method reduces in the tower and these features did not come through it here.
-    """
-    if modality not in forward.encoded:
-        return []
-    lengths = forward.image_lengths if modality == "image" else None
-    if lengths is None:
-        lengths = image_lengths(family, mask, forward.ids)
-    return tagged_media(forward.encoded[modality], lengths, program, family, modality)
-
-
-def tagged_media(
-    output: Any, lengths: Sequence[Sequence[int]] | None, program: Program, family: Family, modality: str
-) -> list[MediaTokens]:
-    """The images whose features these are.
-
-    Features that were made outside the context have no tags: of them only the length is known.
-    """
-    media = []
-    for length, image in media_of(output, lengths):
-        if image is None:
-            if program.encodes is not None:
-                guards.refuse_foreign_features(program.method)
-            fixed = _always_kept(family, length)
-            image = MediaTokens(length, nowhere, fixed=fixed, video=modality == "video")
-        media.append(image)
-    return media
 
 
 # -- reducing -----------------------------------------------------------------------------------------------------
@@ -217,10 +88,7 @@ class TowerReducer:
 
     def lengths(self, total: int) -> list[int]:
         """Vision tokens of each image of a call that makes `total`; of one, if no prompt was seen."""
-        lengths = list(itertools.chain(*self._prompt or ()))
-        if sum(lengths) == total:
-            return lengths
-        return [total]
+        return lengths_in(self._prompt, total)
 
     def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
         """What the token grids of an image's frames or views become in front of the tower."""

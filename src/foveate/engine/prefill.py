@@ -15,8 +15,8 @@ from foveate.core.cut import Cut
 from foveate.engine import guards
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, length_of, pruned_layer
 from foveate.engine.cutting import lay_out, move_additions, record
-from foveate.engine.encode import media_in
 from foveate.engine.forward import Forward, RowMap
+from foveate.engine.media import MediaTokens, image_lengths, tagged_media
 from foveate.engine.program import Program
 from foveate.engine.samples import Sample, read_samples
 from foveate.engine.trace import CacheRecord, Counted, PrefillRecord
@@ -67,7 +67,7 @@ def begin(
     # Idle until tokens may be dropped below, unless layers of the cache have lost some in an earlier forward.
     forward.idle = not any(type(layer) is PrunedLayer for layer in getattr(cache, "layers", ()))
     live = _live(kwargs, forward.arguments)
-    masks = [(mask, media_in(forward, program, family, modality, mask)) for modality, mask in forward.placeholders]
+    masks = [(mask, _media_in(forward, program, family, modality, mask)) for modality, mask in forward.placeholders]
     if forward.encoded and forward.arguments and not masks:
         guards.refuse_unplaced_pictures()
     forward.let_go_of_arguments()  # the layers need no pixels
@@ -167,6 +167,27 @@ def _moved_on(ordinals: Tensor, start: int) -> Tensor:
     if start == 0:
         return ordinals
     return torch.where(ordinals < 0, ordinals, ordinals + start)
+
+
+def _media_in(forward: Forward, program: Program, family: Family, modality: str, mask: Tensor) -> list[MediaTokens]:
+    """The images (or videos) of a forward's prompt, by the tags of their features.
+
+    Args:
+        forward: What was encoded.
+        program: Whether it must have been reduced here.
+        family: Knows the model.
+        modality: "image" or "video".
+        mask: Where their tokens are, (samples, columns) bool.
+
+    Raises:
+        UnsupportedError: If the method reduces in the tower and these features did not come through it here.
+    """
+    if modality not in forward.encoded:
+        return []
+    lengths = forward.image_lengths if modality == "image" else None
+    if lengths is None:
+        lengths = image_lengths(family, mask, forward.ids)
+    return tagged_media(forward.encoded[modality], lengths, program, family, modality)
 
 
 def _live(kwargs: dict[str, Any], arguments: dict[str, Any]) -> Tensor | None:

@@ -8,7 +8,7 @@ import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from foveate._transformers import FeatureCall
 from foveate.contract import naming
 from foveate.contract.method import Method
+from foveate.core.cut import Cut
 from foveate.core.patching import Patcher
 from foveate.engine import guards
 from foveate.engine.cache import length_of
-from foveate.engine.encode import encode, image_lengths, placed, tagged_media
+from foveate.engine.encode import encode
 from foveate.engine.forward import Forward, Original
+from foveate.engine.media import image_lengths, placed, tag, tagged_media
 from foveate.engine.prefill import Ending, begin, finish
 from foveate.engine.program import Program
 from foveate.engine.runner import LayerRunner
@@ -317,12 +319,17 @@ class ModelHooks:
         call = FeatureCall(self._family.core, modality, original, args, kwargs)
         forward = self._arriving()
         self._encoding = True
+        cuts: Sequence[Cut | None] = ()
         try:
             forward.image_lengths = lengths = image_lengths(self._family, None, forward.ids)
-            output = encode(self._family, self._program, modality, call.run, call.arguments, lengths)
+            if self._program.encodes is None:
+                output = call.run()
+            else:
+                output, cuts = encode(self._family, self._program, modality, call.run, call.arguments, lengths)
         finally:
             self._encoding = False
-        if hasattr(output, "pooler_output"):
+        if hasattr(output, "pooler_output"):  # else a tuple, for a user with return_dict=False; the model uses none
+            tag(self._family, modality, call.arguments, output, cuts, lengths)
             forward.encoded[modality] = output
             self._note_splits(forward, modality, output)
         return call.answer(output)
