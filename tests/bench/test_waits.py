@@ -10,7 +10,7 @@ import pytest
 from tests.bench.waits import RUNS
 
 SAMPLES = "engine/samples.py read_samples"
-COUNTS = "engine/images.py with_counts"
+COUNTS = "engine/encode.py cuts_of"
 READ = {
     "gemma4": "families/gemma.py Gemma4._grids",
     "llava_next": "families/vision.py picture_sizes",

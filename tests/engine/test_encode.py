@@ -8,7 +8,7 @@ import torch
 import foveate as fv
 from foveate.contract.stages import TowerAttention
 from foveate.core.views import TowerView
-from foveate.engine import images
+from foveate.engine import encode
 from foveate.engine.encode import TowerReducer
 from foveate.engine.program import Program
 from foveate.registry import family_for
@@ -73,13 +73,13 @@ METHODS = [
 @pytest.fixture
 def asked(monkeypatch):
     """How many images were asked together, each time."""
-    counts, together = [], images._together
+    counts, together = [], encode.together
 
-    def noting(ask, inputs):
-        counts.append(len(inputs))
-        return together(ask, inputs)
+    def noting(look, images):
+        counts.append(len(next(iter(images.values()))))
+        return together(look, images)
 
-    monkeypatch.setattr(images, "_together", noting)
+    monkeypatch.setattr(encode, "together", noting)
     return counts
 
 

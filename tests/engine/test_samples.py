@@ -24,14 +24,14 @@ DECODER = [(name, family) for name, family in FIRST if follow.cut_layers(STAGES[
 @pytest.fixture
 def sizes(monkeypatch):
     """How many samples were looked at together, each time."""
-    seen, each = [], engine.each
+    seen, together = [], engine.together
 
     def noting(run, given):
         seen.append(len(next(iter(given.values()))))
-        return each(run, given)
+        return together(run, given)
 
-    for module in ("cutting", "samples"):
-        monkeypatch.setattr(f"foveate.engine.{module}.each", noting)
+    for module in ("cutting", "encode"):
+        monkeypatch.setattr(f"foveate.engine.{module}.together", noting)
     return seen
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from foveate.core.tensors import on_tensors
 from foveate.errors import ShapeError
 
 __all__ = ["Cut", "note_of"]
@@ -187,12 +188,17 @@ class Cut:
     def _source_of_stays(self) -> Tensor:
         if self._stays is None:  # all stay
             return torch.arange(self.arriving)
-        # A stable sort of 0s and 1s brings the tokens that stay to the front: of 1 0 1 (stay) it makes 0 2 1.
-        leaves = self._stays.logical_not().to(torch.uint8)
-        order = torch.sort(leaves, stable=True).indices
+        order = self._stays_first()
         # Behind them −1, so that the shape does not depend on how many stay: 0 2 −1.
         places = torch.arange(self.arriving, device=order.device)
         return order.masked_fill(places >= self.count, -1)
+
+    def _stays_first(self) -> Tensor:
+        """The tokens that arrived, (arriving,) int64: those that stay, then the others, each in order."""
+        assert self._stays is not None
+        # A stable sort of 0s and 1s brings the tokens that stay to the front: of 1 0 1 (stay) it makes 0 2 1.
+        leaves = self._stays.logical_not().to(torch.uint8)
+        return torch.sort(leaves, stable=True).indices
 
     @property
     def stays_whole(self) -> bool:
@@ -233,10 +239,8 @@ class Cut:
         return Cut.merge(self.source, rows, self.parent, self.notes)
 
     def to(self, device: torch.device) -> "Cut":
-        """What `join` made, on another device."""
-        source = self.source.to(device)
-        parent = self.parent.to(device)
-        return Cut.join(source, parent, self.notes)
+        """The same with its tensors on another device."""
+        return self.with_tensors(on_tensors(self.tensors(), lambda tensor: tensor.to(device)))
 
     def tensors(self) -> dict[str, Any]:
         """What it is made of, by name: what `torch.func.vmap` can hand out."""
@@ -276,11 +280,11 @@ class Cut:
 
     def first(self, count: int) -> "Cut":
         """The same where the host knows by now that `count` rows are real."""
-        source = self.source[:count]
         if self._stays is not None:  # its notes have the arriving tokens as their first dimension
+            source = self._stays_first()[:count]
             notes = {name: note[source] for name, note in self.notes.items()}
             return Cut.take(source, self.arriving, notes)
-        rows = self.rows
+        source, rows = self.source[:count], self.rows
         if rows is not None:
             rows = rows[:count]
         notes = {name: note[:count] for name, note in self.notes.items()}
@@ -299,6 +303,11 @@ class Cut:
             )
         if self.stays_whole and not self.notes:
             return later
+        if self.stays_whole:
+            notes = dict(self.notes)
+            if later.stays is None:  # a mask's notes have the arriving tokens as their first dimension
+                notes = {name: note_of(note, later.source, later.rows) for name, note in notes.items()}
+            return later.with_tensors({**later.tensors(), "notes": notes | dict(later.notes)})
         rows = later.rows
         if rows is not None:
             source = _followed(later.source, self.source)

@@ -98,16 +98,15 @@ def into_runs(rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     """Which row comes to stand where, if each stands in the first free place of its run.
 
     Args:
-        rows: (rows,) int64, the run of each row.
-        places: (places,) int64, the run of each place, ascending; no run has fewer places than rows.
+        rows: (…, rows) int64, the run of each row.
+        places: (…, places) int64, the run of each place, ascending; no run has fewer places than rows.
 
     Returns:
-        (rows,) int64 twice: rows in the order of their places (those of one run in their own order), and the places.
+        (…, rows) int64 twice: rows in the order of their places (those of one run in their own order), and the places.
     """
-    order = rows.sort(stable=True).indices
-    runs = rows[order]
+    runs, order = rows.sort(stable=True)
     # A row's place in its run is its own place less that of its run's first row: runs 0 0 2 give 0 1 0.
-    place = torch.arange(len(rows), device=rows.device)
+    place = torch.arange(rows.shape[-1], device=rows.device)
     ordinal = place - torch.searchsorted(runs, runs)
     return order, torch.searchsorted(places, runs) + ordinal
 

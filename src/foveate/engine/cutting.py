@@ -18,7 +18,19 @@ from foveate.engine import guards, trace
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.program import CELLS, NotesOf, Program, hidden_note, named, ran_note
 from foveate.engine.reading import RATERS, raters_of, streams
-from foveate.engine.samples import Begun, Bucket, Pick, Sample, Unit, each, image_units, sample_unit
+from foveate.engine.samples import (
+    Begun,
+    Bucket,
+    Pick,
+    Sample,
+    Sizes,
+    Unit,
+    alike,
+    image_units,
+    sample_unit,
+    stacked,
+    together,
+)
 
 __all__ = [
     "BucketReader",
@@ -29,6 +41,7 @@ __all__ = [
     "cut_before",
     "decide",
     "decide_bucket",
+    "joined",
     "lay_out",
     "move_additions",
     "note_attending",
@@ -274,36 +287,42 @@ def _answer(cuts: Sequence[Cut | None], units: Sequence[Unit], rows: SampleRows,
     unit_cuts = []
     for unit_cut, unit in zip(cuts, units, strict=True):
         unit_cuts.append(Cut.stay(len(unit)) if unit_cut is None else named(unit_cut, stage))
-    cut = unit_cuts[0]
-    if len(units) > 1:
-        cut = _joined(unit_cuts, units, rows)
+    cut = joined(unit_cuts, rows.source.device, lambda: rows.hidden)
     if cut.stays is not None or rows.sizes is None or len(rows.sizes) != len(units):
         return Decision(cut, None)
     counts = tuple(part.count for part in unit_cuts if isinstance(part.count, int))
     return Decision(cut, counts if len(counts) == len(units) else None)
 
 
-def _joined(cuts: Sequence[Cut], units: Sequence[Unit], rows: SampleRows) -> Cut:
+def joined(cuts: Sequence[Cut], device: torch.device, hidden: Callable[[], Tensor]) -> Cut:
     """One cut of a sample from those of its units, one behind the other.
 
     An example: of two images of three tokens the first loses its second token, the second its first.
 
         sources   0 2 and 1 2      joined   0 2 4 5
         parents   0 −1 1, −1 0 1   joined   0 −1 1 −1 2 3
+
+    Args:
+        cuts: Of the units.
+        device: Where the sample's tensors are.
+        hidden: Makes all rows that arrive, (rows, width); read where a unit's rows are merged.
     """
+    if len(cuts) == 1:
+        return cuts[0]
     # A note must be there for all rows, so one that only some units have is left out.
     shared = set.intersection(*(set(cut.notes) for cut in cuts))
     notes = {name: torch.cat([cut.notes[name] for cut in cuts]) for name in shared}
-    device = rows.source.device
     if any(cut.stays is not None for cut in cuts):
         return Cut.keep(torch.cat([_mask(cut, device) for cut in cuts]), notes)
-    moved = [_moved(_source(cut, device), cut, unit.start) for cut, unit in zip(cuts, units, strict=True)]
+    tokens = [cut.arriving for cut in cuts]
+    starts = [0, *itertools.accumulate(tokens)]
+    moved = [_moved(_source(cut, device), cut, start) for cut, start in zip(cuts, starts, strict=False)]
     if all(cut.rows is None for cut in cuts):
-        return Cut.take(torch.cat(moved), len(rows), notes)
+        return Cut.take(torch.cat(moved), sum(tokens), notes)
     firsts = [0, *itertools.accumulate(len(source) for source in moved)]  # of each unit, its first row in the joined
     parents = [_parent(cut, device) for cut in cuts]
     placed = [torch.where(parent < 0, parent, parent + first) for parent, first in zip(parents, firsts, strict=False)]
-    merged = [cut.rows_left(rows.hidden[unit.rows]) for cut, unit in zip(cuts, units, strict=True)]
+    merged = [cut.rows_left(part) for cut, part in zip(cuts, torch.split(hidden(), tokens), strict=True)]
     return Cut.merge(torch.cat(moved), torch.cat(merged), torch.cat(placed), notes)
 
 
@@ -350,6 +369,8 @@ class BucketReader(Protocol):
 
 
 ReaderOf = Callable[[Bucket], BucketReader]
+Decided = tuple[Bucket, list[Cut], Sizes | None]
+"""A bucket, what becomes of each of its samples, and how many rows of each image that leaves."""
 Norm = Callable[[Tensor], Tensor]
 
 
@@ -396,30 +417,28 @@ def note_attending(bucket: Bucket, signals: Sequence[Signal], layer: int, reader
             if signal.pivots:
                 text = reader.pivots(signal.pivots, images)
                 bucket.text[ran_note(signal, layer)] = reader.in_prompt(text.flatten(1)).view_as(text)
-    for alike in streams([signal for signal in signals if isinstance(signal, Attention)]):
-        units = asking_units(alike[0], bucket.first, bucket.sizes, rows)
-        for attention, values in reader.reduced(alike, units).items():
+    for stream in streams([signal for signal in signals if isinstance(signal, Attention)]):
+        units = asking_units(stream[0], bucket.first, bucket.sizes, rows)
+        for attention, values in reader.reduced(stream, units).items():
             bucket.notes[ran_note(attention, layer)] = values
 
 
 def _cut(forward: Forward, program: Program, call: LayerCall, reader_of: ReaderOf, norm: Norm) -> None:
     """Cut before a layer, and record it if tokens may be dropped there."""
     before = forward.vision_left() if call.index in program.cuts else ()
-    undecided = [
-        (bucket, decide_bucket(bucket, program, call.index, call.hidden, reader_of, norm)) for bucket in forward.buckets
-    ]
-    decisions = _with_counts(undecided)
-    forward.buckets = [bucket for bucket, _ in decisions]
+    decided = []
+    for bucket in forward.buckets:
+        cuts, sizes = decide_bucket(bucket, program, call.index, call.hidden, reader_of, norm)
+        decided.append((bucket, cuts, sizes))
+    decided = _with_counts(decided)
+    forward.buckets = [bucket for bucket, _, _ in decided]
     dropped, merged = False, []
-    for bucket, decision in decisions:
-        if decision is None:
-            continue
-        cut = decision.cut
-        if cut.rows is None and cut.count == bucket.left:  # all tokens stay
-            bucket.notes |= cut.notes
+    for bucket, cuts, sizes in decided:
+        taken = bucket.take(cuts, sizes) if cuts else None
+        if taken is None:
             continue
         dropped = True
-        rows, came_from = bucket.take(cut, decision.sizes)
+        rows, came_from = taken
         if rows is not None:
             columns = bucket.columns
             owners = bucket.owners.expand_as(columns)
@@ -469,8 +488,8 @@ class SampleReader:
 
 def decide_bucket(
     bucket: Bucket, program: Program, layer: int, hidden: Tensor, reader_of: ReaderOf, norm: Norm
-) -> Decision | None:
-    """What the stages before a layer leave of a bucket, with the samples in front of all tensors.
+) -> tuple[list[Cut], Sizes | None]:
+    """What the stages before a layer leave of each sample of a bucket.
 
     Args:
         bucket: The samples, and their rows that are left.
@@ -479,16 +498,19 @@ def decide_bucket(
         hidden: Its full-length input, (samples of the batch, columns, width).
         reader_of: Reads this layer's attention, for a bucket.
         norm: The norm in front of the model's head.
+
+    Returns:
+        A cut for each sample, whose notes are all that is remembered of its rows; no cuts where no rows arrive. And how
+        many rows they leave of each image; None where only the device knows.
     """
     if not bucket.left:
-        return None
+        return [], bucket.sizes
     bucket.to(hidden.device)
     stages = program.before(layer)
     reader = LazyReader(bucket, reader_of)
-    # Under vmap `of_sample` runs once for all samples, so there is one decision; its tensors come out of `each`.
-    decisions: list[Decision | None] = []
+    left: list[Sizes | None] = []  # the same of all samples
 
-    def of_sample(sample: Tensors, pick: Pick) -> Tensors:
+    def of_sample(sample: Tensors, pick: Pick) -> Cut:
         columns = sample["columns"]
 
         def states(columns: Tensor) -> Tensor:
@@ -508,10 +530,14 @@ def decide_bucket(
         decision = decide(rows, stages)
         for name in program.done_with(layer):
             rows.notes.pop(name, None)
-        decisions.append(decision)
+        left.append(bucket.sizes if decision is None else decision.sizes)
+        whole = Cut.stay(len(rows), rows.notes)
         if decision is None:
-            return {"notes": rows.notes}
-        return {"notes": rows.notes} | _tensors(decision.cut, columns.device)
+            return whole
+        cut = decision.cut.to(columns.device)
+        if cut.stays is None and cut.rows is None and cut.count == bucket.left:  # all tokens stay
+            cut = Cut.stay(len(rows), cut.notes)
+        return whole.then(cut)
 
     tensors = {
         "index": bucket.index,
@@ -520,85 +546,54 @@ def decide_bucket(
         "notes": bucket.notes,
         "text": bucket.text,
     }
-    answer = each(of_sample, tensors)
-    bucket.notes = answer["notes"]
-    decision = decisions[0]
-    if decision is None:
-        return None
-    if "stays" in answer:  # these notes are of the tokens that arrive, as the bucket's own
-        bucket.notes = bucket.notes | answer["cut notes"]
-        return Decision(Cut(decision.cut.arriving, stays=answer["stays"]), None)
-    return Decision(_batched(decision.cut, answer), decision.sizes)
+    cuts = together(of_sample, tensors)
+    return [cut for cut in cuts if cut is not None], left[0]
 
 
-def _batched(cut: Cut, tensors: Tensors) -> Cut:
-    """A cut whose tensors have the samples in front, from that of one sample and the tensors of all."""
-    return Cut(
-        cut.arriving,
-        cut.count,
-        source=tensors["source"],
-        parent=tensors.get("parent"),
-        rows=tensors.get("rows"),
-        notes=tensors["cut notes"],
-    )
-
-
-def _tensors(cut: Cut, device: torch.device) -> Tensors:
-    """What a cut is made of: a mask, or sources, and rows and parents where it merges."""
-    notes = {"cut notes": dict(cut.notes)}
-    if cut.stays is not None:
-        return {"stays": cut.stays.to(device)} | notes
-    if cut.rows is None:
-        return {"source": cut.source.to(device)} | notes
-    return {"source": cut.source.to(device), "rows": cut.rows, "parent": cut.parent.to(device)} | notes
-
-
-def _with_counts(
-    decisions: Sequence[tuple[Bucket, Decision | None]],
-) -> list[tuple[Bucket, Decision | None]]:
-    """The same decisions with counts that the host knows.
+def _with_counts(decided: Sequence[Decided]) -> list[Decided]:
+    """The same with counts that the host knows.
 
     A mask says which tokens stay and not how many. The device is asked once for the whole batch.
     """
-    masks = [(bucket, decision.cut.stays) for bucket, decision in decisions if decision is not None]
-    unknown = [(bucket, stays) for bucket, stays in masks if stays is not None]
+    unknown = []
+    for bucket, cuts, _ in decided:
+        stays = [cut.stays for cut in cuts if cut.stays is not None]
+        if stays:
+            unknown.append((bucket, stacked(stays)))
     if not unknown:
-        return list(decisions)
+        return list(decided)
     numbers = iter(_numbers(unknown))
-    counted: list[tuple[Bucket, Decision | None]] = []
-    for bucket, decision in decisions:
-        if decision is None or decision.cut.stays is None:
-            counted.append((bucket, decision))
+    counted: list[Decided] = []
+    for bucket, cuts, sizes in decided:
+        if not cuts or cuts[0].stays is None:
+            counted.append((bucket, cuts, sizes))
         else:
-            counted += _divided(bucket, decision.cut.stays, numbers)
+            counted += _divided(bucket, cuts, numbers)
     return counted
 
 
-def _divided(bucket: Bucket, stays: Tensor, numbers: Iterator[int]) -> list[tuple[Bucket, Decision]]:
-    """A bucket divided into samples that keep equally many tokens of each image, each part with its cut.
+def _divided(bucket: Bucket, cuts: Sequence[Cut], numbers: Iterator[int]) -> list[Decided]:
+    """A bucket divided into samples that keep equally many tokens of each image, each part with its cuts.
 
     Args:
         bucket: The samples.
-        stays: Which tokens stay, (samples, arriving) bool.
-        numbers: How many these are, of each image of each sample; taken from the front.
+        cuts: Made of masks.
+        numbers: How many tokens stay, of each image of each sample; taken from the front.
     """
     images = len(bucket.sizes or (1,))
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for place in range(len(bucket.members)):
-        counts = tuple(itertools.islice(numbers, images))
-        alike.setdefault(counts, []).append(place)
-    # A stable sort of 0s and 1s brings the tokens that stay to the front, in order: of 1 0 1 (stay) it makes 0 2 1.
-    order = (~stays).sort(dim=1, stable=True).indices
-    divided = []
-    for counts, places in alike.items():
-        source = order
-        if len(alike) > 1:
-            source = order[send(torch.tensor(places), order.device)]
-        left = sum(counts)
-        cut = Cut(stays.shape[1], left, source=source[:, :left])
-        sizes = None if bucket.sizes is None else counts
-        divided.append((bucket.part(places), Decision(cut, sizes)))
+    counts = [tuple(itertools.islice(numbers, images)) for _ in cuts]
+    divided: list[Decided] = []
+    for places in alike(counts):
+        left = counts[places[0]]
+        part = together(partial(_of_count, cuts[0], sum(left)), stacked([cuts[place].tensors() for place in places]))
+        sizes = None if bucket.sizes is None else left
+        divided.append((bucket.part(places), [cut for cut in part if cut is not None], sizes))
     return divided
+
+
+def _of_count(like: Cut, count: int, mask: Tensors, _: Pick) -> Cut:
+    """A mask's cut, of which `count` rows stay; `like` is one alike."""
+    return like.with_tensors(mask).first(count)
 
 
 def _numbers(masks: Sequence[tuple[Bucket, Tensor]]) -> list[int]:

@@ -2,23 +2,233 @@
 
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from foveate.contract.stages import Stage
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
-from foveate.core.signals import TowerSignal
+from foveate.core.merge import average
+from foveate.core.signals import Cls, Deepstack, Features, Signal, TowerAttention, TowerSignal
 from foveate.core.tensors import Tensors
-from foveate.core.views import PatchView, TowerView
+from foveate.core.views import Arriving, ImageView, PatchView, TowerView
 from foveate.engine import guards
-from foveate.engine.images import Ask, ImageTokens, PickOf, ask_alike, image_view, kind_of, with_counts
 from foveate.engine.media import lengths_in
-from foveate.engine.program import Program
+from foveate.engine.program import NotesOf, Program, named
+from foveate.engine.samples import Pick, alike, stacked, together
 from foveate.families.base import Family
 
-__all__ = ["TowerReducer", "encode"]
+__all__ = ["ImageTokens", "TowerReducer", "cuts_of", "encode", "image_view", "kind_of"]
+
+
+@dataclass(slots=True, eq=False)
+class ImageTokens:
+    """One image in the vision tower or just behind it, and what has become of its tokens so far.
+
+    Attributes:
+        view: What the family shows.
+        patches: What became of patches: in the tower, or behind the projector where the tower cannot lose any.
+        pooled: The same, where signals are still those of all patches.
+        done: What image stages have made of the rows that were left then.
+    """
+
+    view: TowerView
+    patches: Cut = field(init=False)
+    pooled: Cut | None = None
+    done: Cut = field(init=False)
+
+    def __post_init__(self) -> None:
+        view = self.view
+        self.patches = Cut.stay(len(view))
+        if view.merge is not None:
+            self.patches = Cut.merge(view.merge.source, view.features, view.merge.parent)
+        self.done = Cut.stay(len(view))
+
+    @property
+    def entered(self) -> int:
+        """Vision tokens the image will have had; as many as are shown where the family does not say."""
+        return self.view.entered or len(self.view)
+
+    @property
+    def rows(self) -> Tensor:
+        """The rows that are left, (rows, width)."""
+        return self.done.rows_left(self.patches.rows_left(self.view.features))
+
+    @property
+    def untouched(self) -> bool:
+        """Whether its tokens are all as they came."""
+        return self.patches.stays_whole and self.done.stays_whole
+
+    @property
+    def can_pool(self) -> bool:
+        """Whether it has not been through a stage inside the tower, and stands on a grid."""
+        return self.view.merge is None and not self.view.early and self.view.grid is not None
+
+    @property
+    def grid(self) -> Grid:
+        """Rows and columns of its tokens, where they are on one."""
+        assert self.view.grid is not None
+        return self.view.grid
+
+    def pool(self, cut: Cut | None) -> None:
+        """Take what a stage inside the tower has made of it."""
+        if cut is not None:
+            self.patches = self.pooled = cut
+            self.done = Cut.stay(len(cut.source))
+
+    def take(self, cut: Cut | None, stage: Stage) -> None:
+        """Take what an image stage has made of it."""
+        if cut is not None:
+            self.done = self.done.then(named(cut, stage))
+
+    @property
+    def cut(self) -> Cut | None:
+        """What became of its tokens, with the rows that are left; None if nothing did."""
+        cut = self.patches.then(self.done)
+        if cut.stays_whole and not cut.notes:
+            return None
+        if cut.stays_whole:
+            return cut
+        return cut.with_rows(cut.rows_left(self.view.features))
+
+    @property
+    def source(self) -> Tensor:
+        """The token that each row stands for."""
+        return self.patches.then(self.done).source
+
+    @property
+    def kind(self) -> Hashable:
+        """What is the same in images that are alike."""
+        view, notes = self.view, tuple(sorted(self.done.notes))
+        cuts = tuple((cut.count, cut.stays_whole, cut.rows is None) for cut in (self.patches, self.done))
+        counts = (self.entered, view.reserved)
+        signals = (view.early, self.pooled is None, view.cls is None, view.made is None)
+        return (*kind_of(view.features), view.grid, view.grids, *counts, *signals, *cuts, *notes)
+
+    def lacks(self, signal: Signal) -> bool:
+        """Whether its tower has no such signal, of those that it may lack."""
+        shown = {Cls: self.view.cls, Deepstack: self.view.deepstack, Features: self.view.made}
+        return shown.get(type(signal), self.view) is None
+
+    def signal(self, signal: Signal) -> Tensor:
+        """What the tower shows of each row: (rows,) attention, (rows, any) of others; of the CLS one row."""
+        if isinstance(signal, Cls):
+            assert self.view.cls is not None
+            return self.view.cls
+        if isinstance(signal, Deepstack):
+            assert self.view.deepstack is not None
+            values = self.view.deepstack()
+            return values if self.untouched else values[self.source.clamp(min=0)]
+        if isinstance(signal, Features):
+            assert self.view.made is not None
+            values = self.view.made()
+        else:
+            assert isinstance(signal, TowerSignal)
+            values = self.view.read(signal)  # attention as keys of size 1
+        if self.pooled is not None:  # the mean over a token's patches
+            values = average(values, self.pooled)
+        if not self.done.stays_whole:  # a row that a stage has made has the value of its source
+            values = values[self.done.source.clamp(min=0)]
+        if isinstance(signal, TowerAttention):
+            return values[:, 0]
+        return values
+
+
+def kind_of(rows: Tensor) -> tuple[Hashable, ...]:
+    """What is the same in rows that can be stacked."""
+    return tuple(rows.shape), rows.dtype, rows.device
+
+
+def image_view(
+    stage: Stage, images: Sequence[ImageTokens], tensors: Tensors, pick: Pick, video: bool = False
+) -> ImageView:
+    """What a stage sees of one of some images alike.
+
+    Args:
+        stage: Says what it reads.
+        images: The images.
+        tensors: The `rows` and `notes` of the one that is looked at.
+        pick: Makes a tensor of that one.
+        video: Whether they are videos.
+    """
+    image, rows = images[0], tensors["rows"]
+    view, untouched = image.view, image.untouched
+    signals: dict[Signal, Callable[[], Tensor]] = {}
+    for signal in stage.reads:
+        if not image.lacks(signal):
+            signals[signal] = partial(_picked, pick, [partial(other.signal, signal) for other in images])
+    # Once tokens have been dropped or merged, the rows are on no grid, and say which tokens they stand for.
+    grid, grids = view.grid, view.grids
+    tokens: Callable[[], Tensor] | None = None
+    if not untouched:
+        grid, grids = None, ()
+        tokens = partial(_picked, pick, [partial(getattr, other, "source") for other in images])
+    return ImageView(
+        rows,
+        grid=grid,
+        grids=grids,
+        merged=image.patches.rows is not None or image.done.rows is not None,
+        tokens=tokens,
+        arriving=Arriving(len(rows), image.entered, len(rows), view.reserved, grids, video=video),
+        notes=NotesOf(tensors["notes"], stage),
+        signals=signals,
+    )
+
+
+def _picked(pick: Pick, makes: Sequence[Callable[[], Tensor]]) -> Tensor:
+    """Of functions that each make the tensor of one image, the tensor of the image that is looked at."""
+    return pick(stacked([make() for make in makes]))
+
+
+Look = Callable[[Sequence[int], Tensors, Pick], Cut | None]
+"""Makes a cut of one of some images that are alike: of the places of these images, the tensors of the one image, and a
+way to pick further tensors of it."""
+
+
+def cuts_of(look: Look, images: Sequence[Tensors], kinds: Sequence[Hashable]) -> list[Cut | None]:
+    """What a stage makes of each image, those alike together; with counts that the host knows.
+
+    The device is asked once for all counts. A merge that was put off is made then where it leaves fewer rows; else it
+    becomes None.
+
+    Args:
+        look: Asks the stage.
+        images: Tensors of each image by name; an entry may be a mapping of such.
+        kinds: What is the same in images that can be looked at together.
+    """
+    cuts = _by_kind(look, images, kinds)
+    unknown = [(place, cut) for place, cut in enumerate(cuts) if cut is not None and isinstance(cut.count, Tensor)]
+    if not unknown:
+        return cuts
+    counts: list[int] = torch.stack([torch.as_tensor(cut.count) for _, cut in unknown]).tolist()
+    left = {place: count for (place, _), count in zip(unknown, counts, strict=True)}
+    merging = [(place, cut) for place, cut in unknown if cut.put_off and left[place] < cut.arriving]
+
+    def make(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut:
+        _, put_off = merging[places[0]]
+        return put_off.with_tensors(tensors).made()
+
+    made = _by_kind(make, [cut.tensors() for _, cut in merging], [kinds[place] for place, _ in merging])
+    for place, cut in unknown:
+        cuts[place] = None if cut.put_off else cut.first(left[place])
+    for (place, _), merge in zip(merging, made, strict=True):
+        assert merge is not None
+        cuts[place] = merge.first(left[place])
+    return cuts
+
+
+def _by_kind(look: Look, images: Sequence[Tensors], kinds: Sequence[Hashable]) -> list[Cut | None]:
+    """What `look` makes of each image, those of a kind together."""
+    cuts: list[Cut | None] = [None] * len(images)
+    for places in alike(kinds):
+        of_kind = together(partial(look, places), stacked([images[place] for place in places]))
+        for place, cut in zip(places, of_kind, strict=True):
+            cuts[place] = cut
+    return cuts
 
 
 def encode(
@@ -119,28 +329,26 @@ class TowerReducer:
     def _merged(self, images: Sequence[Tensor], grids: Sequence[Grid]) -> list[Cut | None]:
         """Cuts of the stage inside the tower, of patches (or tokens) on these grids; None where none is merged."""
 
-        def ask(places: Sequence[int], tensors: Tensors, pick: PickOf) -> Cut | None:
+        def look(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut | None:
             assert self._program.tower is not None
             return self._program.tower.cut(PatchView(tensors["rows"], grids[places[0]]))
 
-        kinds = [(grid, *kind_of(rows)) for rows, grid in zip(images, grids, strict=True)]
-        cuts = self._asked(ask, [{"rows": rows} for rows in images], kinds)
+        kinds = self._kinds([(grid, *kind_of(rows)) for rows, grid in zip(images, grids, strict=True)])
+        cuts = cuts_of(look, [{"rows": rows} for rows in images], kinds)
         return [_if_it_merges(cut) for cut in cuts]
 
     def _ask(self, stage: Stage, images: Sequence[ImageTokens]) -> list[Cut | None]:
         """What an image stage makes of each image."""
 
-        def ask(places: Sequence[int], tensors: Tensors, pick: PickOf) -> Cut | None:
+        def look(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut | None:
             return stage.cut(image_view(stage, [images[place] for place in places], tensors, pick, self._video))
 
         inputs = [{"rows": image.rows, "notes": dict(image.done.notes)} for image in images]
-        return self._asked(ask, inputs, [image.kind for image in images])
+        return cuts_of(look, inputs, self._kinds([image.kind for image in images]))
 
-    def _asked(self, ask: Ask, inputs: Sequence[Tensors], kinds: Sequence[Hashable]) -> list[Cut | None]:
-        """A stage's cuts, with counts that the host knows."""
-        if not self._program.together:  # every image is a kind of its own
-            kinds = range(len(inputs))
-        return with_counts(ask_alike(ask, inputs, kinds), kinds)
+    def _kinds(self, kinds: Sequence[Hashable]) -> Sequence[Hashable]:
+        """The same; where stages look at one image at a time, every image is a kind of its own."""
+        return kinds if self._program.together else range(len(kinds))
 
 
 def _if_it_merges(cut: Cut | None) -> Cut | None:

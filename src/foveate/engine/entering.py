@@ -16,11 +16,10 @@ from foveate.core.signals import Hidden
 from foveate.core.tensors import Tensors
 from foveate.core.views import TowerView
 from foveate.engine.cutting import SampleRows, decide
-from foveate.engine.encode import TowerReducer
-from foveate.engine.images import PickOf, ask_alike, kind_of, with_counts
+from foveate.engine.encode import TowerReducer, cuts_of, kind_of
 from foveate.engine.media import MediaTokens, nowhere
 from foveate.engine.program import Program
-from foveate.engine.samples import Sample
+from foveate.engine.samples import Pick, Sample
 from foveate.errors import UnsupportedError
 from foveate.families.placing import rows_left
 
@@ -185,10 +184,10 @@ def _entered(stages: Program, images: Sequence[_Entering]) -> list[Entered]:
     if not stages.together:  # every image is a kind of its own
         kinds = range(len(images))
 
-    def ask(places: Sequence[int], tensors: Tensors, pick: PickOf) -> Cut | None:
+    def look(places: Sequence[int], tensors: Tensors, _: Pick) -> Cut | None:
         return _decision(stages, images[places[0]], tensors)
 
-    cuts = with_counts(ask_alike(ask, [image.tensors for image in images], kinds), kinds)
+    cuts = cuts_of(look, [image.tensors for image in images], kinds)
     left = []
     for image, cut in zip(images, cuts, strict=True):
         if cut is None:

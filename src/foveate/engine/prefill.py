@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer, LinearAttentionL
 from foveate.core.cut import Cut
 from foveate.engine import guards
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, length_of, pruned_layer
-from foveate.engine.cutting import lay_out, move_additions, record
+from foveate.engine.cutting import joined, lay_out, move_additions, record
 from foveate.engine.forward import Forward, RowMap
 from foveate.engine.media import MediaTokens, image_lengths, tagged_media
 from foveate.engine.program import Program
@@ -106,67 +106,44 @@ def _take_tower_cuts(forward: Forward, program: Program, hidden: Tensor) -> Tens
     """
     if program.encodes is None:
         return hidden
-    cuts = [_tower_cut(bucket.samples, hidden.device) for bucket in forward.buckets]
-    if not any(image.changed for sample in forward.samples for image in sample.media):
-        for bucket, (cut, _) in zip(forward.buckets, cuts, strict=True):
-            bucket.notes |= cut.notes
-        return hidden
     before = forward.vision_left()
-    for bucket, (cut, sizes) in zip(forward.buckets, cuts, strict=True):
-        rows, _ = bucket.take(cut, sizes)
-        if bucket.runs is not None:  # text between an image's tokens: its rows move on into their runs
-            assert rows is not None
+    changed = any(image.changed for sample in forward.samples for image in sample.media)
+    for bucket in forward.buckets:
+        cuts = []
+        for place, sample in enumerate(bucket.samples):
+            entered = Cut.stay(bucket.entered, {name: note[place] for name, note in bucket.notes.items()})
+            cuts.append(entered.then(_tower_cut(sample, changed, hidden.device)))
+        rows, _ = bucket.take(cuts, tuple(image.started for image in bucket.first.media)) or (None, None)
+        if bucket.runs is not None and rows is not None:  # text between an image's tokens: rows move on into their runs
             came_from = bucket.vision.gather(1, rows)
             hidden = hidden.index_put((bucket.owners, bucket.columns), hidden[bucket.owners, came_from])
             move_additions(forward, bucket, 0, rows)
+    if not changed:
+        return hidden
     where: Literal["tower", "projector"] = "projector" if program.encodes == "projector" else "tower"
     record(forward, where, None, before)
     lay_out(forward, program, None)
     return hidden
 
 
-def _tower_cut(samples: Sequence[Sample], device: torch.device) -> tuple[Cut, tuple[int, ...]]:
-    """What the tower made of the images of samples that are alike.
+def _tower_cut(sample: Sample, changed: bool, device: torch.device) -> Cut:
+    """What the tower made of a sample's images, in one cut.
 
-    Returns:
-        One cut with the samples in front, which has in the place of new rows the ordinals at which they are in the
-        stream; and the rows it leaves of each image.
+    If any of the batch was changed, it has in the place of new rows the ordinals at which they are in the stream: an
+    image's from its first token on.
     """
-    sources, rows, parents, notes = [], [], [], dict[str, list[Tensor]]()
-    first = row = 0  # tokens and rows of the images before this one
-    for images in zip(*(sample.media for sample in samples), strict=True):
-        tokens = images[0].free
-        source = parent = torch.arange(tokens, device=device).expand(len(images), -1)
-        cuts = [image.cut for image in images if image.cut is not None]
-        changed = [cut for cut in cuts if not cut.stays_whole]
-        if changed:
-            source = torch.stack([cut.source for cut in changed]).to(device)
-            parent = torch.stack([cut.parent for cut in changed]).to(device)
-        sources.append(_moved_on(source, first))
-        parents.append(_moved_on(parent, row))
-        rows.append(torch.arange(first, first + source.shape[1], device=device).expand_as(source))
-        for name in cuts[0].notes if cuts else ():
-            stacked = torch.stack([cut.notes[name] for cut in cuts])
-            notes.setdefault(name, []).append(stacked.to(device))
-        first, row = first + tokens, row + source.shape[1]
-    sizes = tuple(part.shape[1] for part in sources)
-    joined = {name: torch.cat(parts, dim=1) for name, parts in notes.items()}
-    cut = Cut(
-        first,
-        row,
-        source=torch.cat(sources, dim=1),
-        parent=torch.cat(parents, dim=1),
-        rows=torch.cat(rows, dim=1),
-        notes=joined,
-    )
-    return cut, sizes
-
-
-def _moved_on(ordinals: Tensor, start: int) -> Tensor:
-    """Ordinals counted within an image, as those of its sample, where the image begins at `start`; −1 stays −1."""
-    if start == 0:
-        return ordinals
-    return torch.where(ordinals < 0, ordinals, ordinals + start)
+    ordinals = torch.arange(len(sample.vision), device=device)
+    cuts = []
+    places_of = torch.split(ordinals, [image.free for image in sample.media])
+    for image, places in zip(sample.media, places_of, strict=True):
+        cut = Cut.stay(image.free) if image.cut is None else image.cut.to(device)
+        if not cut.stays_whole:
+            cut = cut.with_rows(places[: image.started])
+        cuts.append(cut)
+    cut = joined(cuts, device, lambda: ordinals)
+    if changed and cut.rows is None:
+        return Cut.merge(ordinals, ordinals, ordinals, cut.notes)
+    return cut
 
 
 def _media_in(forward: Forward, program: Program, family: Family, modality: str, mask: Tensor) -> list[MediaTokens]:

@@ -1,7 +1,7 @@
 """Begin: the samples of a call as the host knows them, and those alike in buckets, which one operator serves."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.core.cut import Cut, note_of
+from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.rank import into_runs
 from foveate.core.tensors import Tensors, on_tensors, send
@@ -23,12 +23,15 @@ __all__ = [
     "Bucket",
     "Pick",
     "Sample",
+    "Sizes",
     "Unit",
+    "alike",
     "buckets_of",
-    "each",
     "image_units",
     "read_samples",
     "sample_unit",
+    "stacked",
+    "together",
 ]
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -299,33 +302,66 @@ Pick = Callable[[Tensor], Tensor]
 """Of a tensor with the samples in front, the part of the sample that is looked at."""
 
 
-def each(run: Callable[[Tensors, Pick], Tensors], tensors: Tensors) -> Tensors:
-    """Run a function on every sample of a batch, by vmap where there are several.
+def together(look: Callable[[Tensors, Pick], Cut | None], samples: Tensors) -> list[Cut | None]:
+    """What a function makes of each of some samples that are alike; by vmap where there are several.
 
     Args:
-        run: Takes the tensors of one sample, without the samples in front, and a `Pick` for further tensors.
-        tensors: By name, with the samples in front; an entry may be a mapping of such.
+        look: Takes the tensors of one sample, without the samples in front, and a `Pick` for further tensors. Under
+            vmap it runs once for all samples.
+        samples: Tensors by name, with the samples in front; an entry may be a mapping of such.
 
     Returns:
-        What `run` answers, with the samples in front again.
+        A cut for each sample, with tensors of its own: a merge that was put off is put off still. All are None where
+        `look` answers None.
     """
-    count = len(next(iter(tensors.values())))
-    if count == 1:
-        answer = run(on_tensors(tensors, _first), _first)
-        batched: Tensors = on_tensors(answer, lambda tensor: tensor[None])
-        return batched
+    first = _first_of(samples)
+    if len(first) == 1:
+        return [look(on_tensors(samples, _at_first), _at_first)]
+    cuts: list[Cut | None] = []
 
-    def of_sample(place: Tensor, part: Tensors) -> Tensors:
-        return run(part, lambda tensor: tensor[place.expand(1)][0])
+    def of_sample(place: Tensor, sample: Tensors) -> Tensors:
+        # Under vmap `place` is no number, so it is an index tensor: (samples, …) to (1, …) to (…).
+        cut = look(sample, lambda tensor: tensor[place.expand(1)][0])
+        cuts.append(cut)
+        return {} if cut is None else cut.tensors()
 
-    device = next(value.device for value in tensors.values() if isinstance(value, Tensor))
-    places = torch.arange(count, device=device)
-    answers: Tensors = torch.func.vmap(of_sample)(places, tensors)
-    return answers
+    tensors = torch.func.vmap(of_sample)(torch.arange(len(first), device=first.device), samples)
+    (cut,) = cuts
+    if cut is None:
+        return [None] * len(first)
+    unbound = on_tensors(tensors, Tensor.unbind)
+    return [cut.with_tensors(_at(unbound, place)) for place in range(len(first))]
 
 
-def _first(tensor: Tensor) -> Tensor:
+def _first_of(tensors: Tensors) -> Tensor:
+    """The first of them, wherever it stands in the nest."""
+    value = next(iter(tensors.values()))
+    return value if isinstance(value, Tensor) else _first_of(value)
+
+
+def _at(unbound: dict[str, Any], place: int) -> Tensors:
+    """The tensors of one sample, from those of all by name."""
+    return {name: part[place] if isinstance(part, tuple) else _at(part, place) for name, part in unbound.items()}
+
+
+def _at_first(tensor: Tensor) -> Tensor:
     return tensor[0]
+
+
+def stacked(samples: Sequence[Any]) -> Any:
+    """Tensors of samples, or nests of them by name, with the samples in front; those of one sample are not copied."""
+    first = samples[0]
+    if not isinstance(first, Tensor):
+        return {name: stacked([sample[name] for sample in samples]) for name in first}
+    return first[None] if len(samples) == 1 else torch.stack(list(samples))
+
+
+def alike(kinds: Iterable[Hashable]) -> list[list[int]]:
+    """The places of those that are of one kind: of a b a they are 0 2 and 1."""
+    places: dict[Hashable, list[int]] = {}
+    for place, kind in enumerate(kinds):
+        places.setdefault(kind, []).append(place)
+    return list(places.values())
 
 
 @dataclass(slots=True, eq=False)
@@ -375,11 +411,11 @@ class Bucket:
     def of(cls, members: Sequence[int], batch: Sequence[Sample], device: torch.device) -> Self:
         """These samples of a batch, which must be alike."""
 
-        def stacked(tensors: Sequence[Tensor]) -> Tensor:
+        def sent(tensors: Sequence[Tensor]) -> Tensor:
             return send(torch.stack(list(tensors)), device)
 
         samples = tuple(batch[member] for member in members)
-        vision = stacked([sample.vision for sample in samples])
+        vision = sent([sample.vision for sample in samples])
         slots = torch.arange(vision.shape[1], device=device).expand_as(vision)
         bucket = cls(
             members=tuple(members),
@@ -392,13 +428,13 @@ class Bucket:
         )
         cells = [sample.cells for sample in samples if sample.cells is not None]
         if cells:
-            bucket.notes[CELLS] = stacked(cells)
+            bucket.notes[CELLS] = sent(cells)
         if samples[0].parted:
-            bucket.runs = stacked([sample.runs for sample in samples])
+            bucket.runs = sent([sample.runs for sample in samples])
         pairs = [sample.ordinals for sample in samples if sample.ordinals is not None]
         if pairs:
             free, fixed = zip(*pairs, strict=True)
-            bucket.ordinals = stacked(free), stacked(fixed)
+            bucket.ordinals = sent(free), sent(fixed)
         return bucket
 
     @property
@@ -428,7 +464,7 @@ class Bucket:
 
     def positions_of(self) -> Tensor:
         """The column whose position each row has, (samples, left) int64; −1 for a row that is no token of its own."""
-        return _gathered(self.vision, self.source)
+        return _looked_up(self.vision, self.source)
 
     def text_behind(self, start: int, stop: int) -> tuple[int, bool]:
         """How much text stands behind the rows `start` to `stop`.
@@ -465,39 +501,64 @@ class Bucket:
             **tensors,
         )
 
-    def take(self, cut: Cut, sizes: Sizes | None) -> tuple[Tensor | None, Tensor]:
-        """Drop and merge as a cut says, in everything but the stream.
+    def take(self, cuts: Sequence[Cut], sizes: Sizes | None) -> tuple[Tensor | None, Tensor] | None:
+        """Drop and merge as cuts say, in everything but the stream.
 
         Tokens that stay do so in their places. Merged rows go to the first places of the run of the token they stand
         for; a row that is no token of its own, to its image's first run.
 
         Args:
-            cut: With the samples in front of all its tensors.
-            sizes: Rows it leaves of each image; None where only the device knows.
+            cuts: Of each sample, alike but for what their tensors hold. Their notes are all that is remembered.
+            sizes: Rows they leave of each image; None where only the device knows.
 
         Returns:
-            Merged rows in the order they are stored in, (samples, rows, …), None where nothing is merged; and the
-            ordinals into `vision` that rows were stored at before, (samples, rows) int64.
+            None where all tokens stay. Else merged rows in the order they are stored in, (samples, rows, …), None where
+            nothing is merged; and the ordinals into `vision` that rows were stored at before, (samples, rows) int64.
         """
-        tensors: Tensors = {
-            "kept": cut.source,
-            "slots": self.slots,
-            "source": self.source,
-            "notes": self.notes,
-            "new notes": dict(cut.notes),
-        }
-        if self.runs is not None:
-            tensors["runs"] = self.runs
-        if self.parent is not None:
-            tensors["parent"] = self.parent
-        if cut.rows is not None:
-            guards.refuse_unknown_owners(self.sizes, sizes)
-            tensors["rows"] = cut.rows
-            tensors["went"] = cut.parent
-        left = each(lambda sample, _: _taken(sample, self.sizes, sizes), tensors)
-        self.slots, self.source, self.notes = left["slots"], left["source"], left["notes"]
-        self.parent, self.sizes = left.get("parent"), sizes
-        return left.get("rows"), left["before"]
+        first = cuts[0]
+        self.notes = stacked([cut.notes for cut in cuts])
+        if first.rows is None and first.count == self.left:
+            return None
+        device = self.index.device
+        kept = stacked([cut.source for cut in cuts]).to(device)
+        if first.rows is None:
+            self.slots = before = self.slots.gather(1, kept)
+            if self.parent is not None:
+                # Of three rows the first and last stay: went 0 −1 1.
+                rows = torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
+                went = torch.full_like(self.source, -1).scatter(1, kept, rows)
+                self.parent = _looked_up(went, self.parent)
+            self.source, self.sizes = self.source.gather(1, kept), sizes
+            return None, before
+        rows = stacked([cut.rows for cut in cuts if cut.rows is not None])
+        went = stacked([cut.parent for cut in cuts]).to(device)
+        return self._merge(kept, rows, went, sizes)
+
+    def _merge(self, kept: Tensor, rows: Tensor, went: Tensor, sizes: Sizes | None) -> tuple[Tensor, Tensor]:
+        """`take` where there are new rows, which are stored at the first places of their images or runs.
+
+        Shapes: the tokens that rows stand for, (samples, rows) int64; (samples, rows, …); and the row that each token
+        went into, (samples, left) int64.
+        """
+        guards.refuse_unknown_owners(self.sizes, sizes)
+        assert self.sizes is not None
+        assert sizes is not None
+        starts = [0, *itertools.accumulate(self.sizes)][: len(sizes)]  # where each image's rows began
+        if self.runs is None:
+            places = _first_places(starts, sizes, kept.device).expand_as(kept)
+        else:
+            runs = self.runs.gather(1, self.slots)
+            order, places = into_runs(runs.gather(1, _stands_for(kept, starts, sizes)), runs)
+            samples = torch.arange(len(order), device=order.device)[:, None]
+            kept, rows = kept.gather(1, order), rows[samples, order]
+            self.notes = {name: note[samples, order] for name, note in self.notes.items()}
+            went = _looked_up(order.argsort(dim=1), went)
+        if self.parent is not None:  # an earlier cut has merged, so tokens go on from the rows that it left
+            went = _looked_up(went, self.parent)
+        before = self.slots.gather(1, kept.clamp(min=0))
+        self.source, self.slots = _looked_up(self.source, kept), self.slots.gather(1, places)
+        self.parent, self.sizes = went, sizes
+        return rows, before
 
     def source_and_parent(self) -> tuple[Tensor, Tensor | None]:
         """`source` and `parent` as a trace has them, which counts all vision tokens, also those always kept.
@@ -509,7 +570,7 @@ class Bucket:
         if self.ordinals is None:
             return self.source, self.parent
         free, fixed = self.ordinals
-        names = _gathered(free, self.source)
+        names = _looked_up(free, self.source)
         # Rows are in the order in which they are stored; those that always stay are among them.
         stored = torch.cat((free.gather(1, self.slots), fixed), dim=1)
         order = stored.argsort(dim=1)
@@ -518,58 +579,13 @@ class Bucket:
             return source, None
         row = order.argsort(dim=1)  # the place of each row in that order
         parent = row.new_empty(len(free), free.shape[1] + fixed.shape[1])
-        parent.scatter_(1, free, _gathered(row, self.parent))
+        parent.scatter_(1, free, _looked_up(row, self.parent))
         parent.scatter_(1, fixed, row[:, names.shape[1] :])
         return source, parent
 
 
-def _taken(sample: Tensors, sizes: Sizes | None, left: Sizes | None) -> Tensors:
-    """`Bucket.take` for one sample, whose images had `sizes` rows and have so many `left`."""
-    if "rows" in sample:
-        assert sizes is not None
-        assert left is not None
-        return _merged(sample, sizes, left)
-    kept, source = sample["kept"], sample["source"]
-    slots = sample["slots"][kept]
-    answer = {"before": slots, "slots": slots, "source": source[kept]}
-    answer["notes"] = {name: note[kept] for name, note in sample["notes"].items()} | sample["new notes"]
-    if "parent" in sample:
-        # Of three rows the first and last stay: went 0 −1 1.
-        rows = torch.arange(len(kept), device=kept.device)
-        went = torch.full_like(source, -1).index_put((kept,), rows)
-        answer["parent"] = _looked_up(went, sample["parent"])
-    return answer
-
-
-def _merged(sample: Tensors, sizes: Sizes, left: Sizes) -> Tensors:
-    """`_taken` where there are new rows, which are stored at the first places of their images or runs."""
-    kept, rows, went, notes = (sample[name] for name in ("kept", "rows", "went", "new notes"))
-    slots, source = sample["slots"], sample["source"]
-    starts = [0, *itertools.accumulate(sizes)][: len(left)]  # where each image begins among the rows that arrived
-    if "runs" in sample:
-        runs = sample["runs"][slots]
-        order, places = into_runs(runs[_stands_for(kept, starts, left)], runs)
-        kept, rows = kept[order], rows[order]
-        notes = {name: note[order] for name, note in notes.items()}
-        went = _looked_up(order.argsort(), went)
-    else:
-        places = _first_places(starts, left, kept.device)
-    if "parent" in sample:  # an earlier cut has merged, so tokens go on from the rows that it left
-        went = _looked_up(went, sample["parent"])
-    safe = kept.clamp(min=0)
-    followed = {name: note_of(note, kept, rows) for name, note in sample["notes"].items()}
-    return {
-        "before": slots[safe],
-        "slots": slots[places],
-        "source": torch.where(kept < 0, kept, source[safe]),
-        "notes": followed | notes,
-        "rows": rows,
-        "parent": went,
-    }
-
-
 def _stands_for(kept: Tensor, starts: Sequence[int], left: Sequence[int]) -> Tensor:
-    """`kept`, (rows,) int64, in which a row that stands for no token has the first token of its image."""
+    """`kept`, (samples, rows) int64, in which a row that stands for no token has the first token of its image."""
     firsts: list[int] = []
     for start, count in zip(starts, left, strict=True):
         firsts += [start] * count
@@ -584,24 +600,17 @@ def _first_places(starts: Sequence[int], left: Sequence[int], device: torch.devi
     return send(torch.cat(parts), device)
 
 
-def _looked_up(table: Tensor, places: Tensor) -> Tensor:
-    """The entries of a table, (rows,) int64, at these places; −1 stays −1."""
-    return torch.where(places < 0, places, table[places.clamp(min=0)])
-
-
-def _gathered(tables: Tensor, places: Tensor) -> Tensor:
-    """As `_looked_up`, with the samples in front of both."""
+def _looked_up(tables: Tensor, places: Tensor) -> Tensor:
+    """The entries of each sample's table at these places, (samples, any) int64 both; −1 stays −1."""
     return torch.where(places < 0, places, tables.gather(1, places.clamp(min=0)))
 
 
-def buckets_of(samples: Sequence[Sample], together: bool, device: torch.device) -> list[Bucket]:
+def buckets_of(samples: Sequence[Sample], at_once: bool, device: torch.device) -> list[Bucket]:
     """The samples that have vision tokens, those alike together if they may be looked at together."""
-    alike: dict[Any, list[int]] = {}
-    for index, sample in enumerate(samples):
-        if len(sample.vision):
-            key = _kind(sample) if together else index
-            alike.setdefault(key, []).append(index)
-    return [Bucket.of(members, samples, device) for members in alike.values()]
+    with_vision = [index for index, sample in enumerate(samples) if len(sample.vision)]
+    kinds = [_kind(samples[index]) if at_once else index for index in with_vision]
+    groups = [[with_vision[place] for place in places] for places in alike(kinds)]
+    return [Bucket.of(members, samples, device) for members in groups]
 
 
 def _kind(sample: Sample) -> Any:

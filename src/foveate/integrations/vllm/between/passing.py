@@ -59,7 +59,7 @@ class Passing:
         self._enter = enter
         self._lost = lost
         self._requests, self._samples = _samples_of(batch, images)
-        self._buckets = buckets_of(self._samples, together=True, device=device)
+        self._buckets = buckets_of(self._samples, at_once=True, device=device)
         self._layout = Layout(batch, [0] * len(batch), None, batch.counts, device)
         self._left = batch.counts
         self.dropped: dict[int, tuple[int, ...]] = dict.fromkeys(self._requests, ())
@@ -118,13 +118,11 @@ class Passing:
         columns = rows.expand(len(self._samples), -1, -1)
         for bucket in self._buckets:
             reader_of = partial(self._reader, heads=heads, width=rows.shape[-1])
-            decision = decide_bucket(bucket, self._stages, index, columns, reader_of, self._norm)
-            if decision is not None and decision.cut.rows is not None:
+            cuts, sizes = decide_bucket(bucket, self._stages, index, columns, reader_of, self._norm)
+            if any(cut.rows is not None for cut in cuts):
                 guards.refuse_merging(index)
-            if decision is not None and decision.cut.count != bucket.left:
-                bucket.take(decision.cut, decision.sizes)
-            elif decision is not None:
-                bucket.notes |= decision.cut.notes
+            if cuts:
+                bucket.take(cuts, sizes)
         if index in self._cuts:
             self._lay_out(self._cuts.index(index))
 
