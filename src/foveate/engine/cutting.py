@@ -3,8 +3,8 @@
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Literal, Protocol
+from functools import cache, partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from torch import Tensor
 from foveate.contract.stages import Place, Stage
 from foveate.core.cut import Cut, note_of
 from foveate.core.signals import Attention, Cells, Columns, Hidden, KeyNorms, Keys, Normed, Pivots, Signal
-from foveate.core.tensors import Tensors, send
+from foveate.core.tensors import Tensors
 from foveate.core.views import Arriving, ImageView, LayerView, View
-from foveate.engine import guards, trace
+from foveate.engine import guards
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.program import CELLS, NotesOf, Program, hidden_note, named, ran_note
 from foveate.engine.reading import RATERS, raters_of, streams
@@ -35,41 +35,17 @@ from foveate.engine.samples import (
 __all__ = [
     "BucketReader",
     "Decision",
-    "Reader",
     "SampleRows",
     "asking_units",
     "cut_before",
     "decide",
     "decide_bucket",
     "joined",
-    "lay_out",
-    "move_additions",
     "note_attending",
-    "record",
 ]
 
 Part = Callable[[Tensor], Tensor]
 """Of a tensor with a sample's rows in front, the rows of a unit."""
-
-
-class Reader(Protocol):
-    """Reads the attention of the coming layer, and the stream that enters it, for one sample."""
-
-    def attention(self, signal: Attention, units: Sequence[Unit]) -> Tensor:
-        """The signal of these units' rows, one behind the other: (rows,) float32."""
-        ...
-
-    def keys(self) -> Tensor:
-        """The layer's keys at the sample's rows, mean over heads: (rows, head size) float32."""
-        ...
-
-    def states(self, columns: Tensor) -> Tensor:
-        """The stream entering the layer at these columns, (columns, width)."""
-        ...
-
-    def normed(self, rows: Tensor) -> Tensor:
-        """Rows of the stream, (rows, width), through the norm in front of the model's head."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +72,7 @@ class SampleRows:
         sizes: Rows of each image (or frame); None once a cut ranked over all of them together.
         notes: What is remembered of the rows.
         read: Returns the residual stream entering the layer at these rows, (rows, width).
-        reader: Reads attention and keys of the layer.
+        reader: Reads attention and keys of the layer; None where no decoder is there to be read.
         text: What is remembered of the text behind the images: a tensor a name, with the images in front.
         begun: Rows that layer 0 has processed, for methods that did not cut before it themselves; None before it has.
     """
@@ -107,7 +83,7 @@ class SampleRows:
     sizes: tuple[int, ...] | None
     notes: dict[str, Tensor]
     read: Callable[[], Tensor]
-    reader: Reader
+    reader: "SampleReader | None"
     text: Mapping[str, Tensor] = field(default_factory=dict)
     begun: Begun | None = None
     _hidden: Tensor | None = None
@@ -139,6 +115,9 @@ class SampleRows:
         def part(tensor: Tensor) -> Tensor:
             return tensor if rows is None else tensor[rows]
 
+        def stream() -> Tensor:
+            return part(self.hidden)
+
         notes = NotesOf(self.notes, stage, rows)
         tokens = partial(part, self.source)
         if stage.place is not Place.LAYER:
@@ -151,9 +130,9 @@ class SampleRows:
             if not isinstance(signal, Hidden):
                 signals[signal] = partial(self._signal, signal, unit, part)
                 continue
-            hidden = partial(self._hidden_part, part)
+            hidden = stream
             if signal.back and before is None:
-                before = partial(self._earlier_part, signal.back, part)
+                before = partial(part, self.notes[hidden_note(self.layer - signal.back)])
         return LayerView(
             hidden=hidden,
             hidden_before=before,
@@ -180,34 +159,27 @@ class SampleRows:
             return replace(arriving, grids=grids[unit.image])
         return arriving
 
-    def _hidden_part(self, part: Part) -> Tensor:
-        """The residual stream at a unit's rows."""
-        return part(self.hidden)
-
-    def _earlier_part(self, back: int, part: Part) -> Tensor:
-        """The residual stream at a unit's rows as it was so many layers earlier."""
-        return part(self.notes[hidden_note(self.layer - back)])
-
     def _signal(self, signal: Signal, unit: Unit, part: Part) -> Tensor:
         """A signal for the rows of a unit."""
-        if isinstance(signal, Keys):
-            return part(self.reader.keys())
         if isinstance(signal, Cells):
             none = part(self.source) < 0
             return part(self.notes[CELLS]).masked_fill(none[:, None], -1)
+        if isinstance(signal, Columns):
+            note = ran_note(signal, self.layer - 1)
+            own = part(self.notes[note])
+            return torch.cat((own, self.text[note][unit.image])) if signal.pivots else own
+        if isinstance(signal, KeyNorms) or (isinstance(signal, Attention) and signal.layer == "ran"):
+            return part(self.notes[ran_note(signal, self.layer - 1)])
+        assert self.reader is not None  # a host that has no decoder to be read refuses the other signals
+        if isinstance(signal, Keys):
+            return part(self.reader.keys())
         if isinstance(signal, Normed):
             return self.reader.normed(part(self.hidden))
         if isinstance(signal, Pivots):
             columns = self.text[ran_note(signal, self.layer - 1)][unit.image]
             rows = self.reader.normed(self.reader.states(columns.clamp(min=0)))
             return rows * (columns >= 0)[:, None]
-        if isinstance(signal, Columns):
-            note = ran_note(signal, self.layer - 1)
-            own = part(self.notes[note])
-            return torch.cat((own, self.text[note][unit.image])) if signal.pivots else own
-        assert isinstance(signal, Attention | KeyNorms)
-        if isinstance(signal, KeyNorms) or signal.layer == "ran":
-            return part(self.notes[ran_note(signal, self.layer - 1)])
+        assert isinstance(signal, Attention)
         return self.reader.attention(signal, asking_units(signal, self.sample, self.sizes, unit))
 
     def behind(self, decision: Decision, stage: Stage) -> "SampleRows":
@@ -443,47 +415,40 @@ def _cut(forward: Forward, program: Program, call: LayerCall, reader_of: ReaderO
             columns = bucket.columns
             owners = bucket.owners.expand_as(columns)
             merged.append((owners.flatten(), columns.flatten(), rows.flatten(0, 1)))
-            move_additions(forward, bucket, call.index, came_from)
+            forward.move_additions(bucket, call.index, came_from)
     if merged:  # one write for all buckets
         owners, columns, rows = (torch.cat(parts) for parts in zip(*merged, strict=True))
         call.hidden = call.hidden.index_put((owners, columns), rows.to(call.hidden.dtype))
     if dropped:
-        lay_out(forward, program, call.index)
+        forward.lay_out(program.renumbers_before(call.index))
     if call.index in program.cuts:
-        record(forward, "layer", call.index, before)
-
-
-class LazyReader:
-    """Makes the reader of a bucket when it is first needed."""
-
-    def __init__(self, bucket: Bucket, reader_of: ReaderOf) -> None:
-        self._bucket = bucket
-        self._reader_of = reader_of
-        self._reader: BucketReader | None = None
-
-    @property
-    def reader(self) -> BucketReader:
-        """The same reader every time."""
-        if self._reader is None:
-            self._reader = self._reader_of(self._bucket)
-        return self._reader
+        forward.note_cut("layer", call.index, before)
 
 
 class SampleReader:
-    """What is read of a layer for one sample of a bucket; nothing is computed until it is asked for."""
+    """What is read of a layer for one sample of a bucket; nothing is computed until it is asked for.
 
-    def __init__(self, bucket_reader: LazyReader, pick: Pick, states: Norm, norm: Norm) -> None:
-        self._bucket_reader = bucket_reader
+    Args:
+        reader_of_bucket: Makes what reads for all samples of the bucket, the same every time.
+        pick: Of a tensor with the samples in front, the part of this one.
+        states: The stream entering the layer at some columns, (columns, width).
+        normed: Rows of the stream, (rows, width), through the norm in front of the model's head.
+    """
+
+    def __init__(self, reader_of_bucket: Callable[[], BucketReader], pick: Pick, states: Norm, normed: Norm) -> None:
+        self._reader_of_bucket = reader_of_bucket
         self._pick = pick
         self.states = states
-        self.normed = norm
+        self.normed = normed
 
     def attention(self, signal: Attention, units: Sequence[Unit]) -> Tensor:
-        of_samples = self._bucket_reader.reader.reduced([signal], units)
+        """The signal of these units' rows, one behind the other: (rows,) float32."""
+        of_samples = self._reader_of_bucket().reduced([signal], units)
         return self._pick(of_samples[signal])
 
     def keys(self) -> Tensor:
-        return self._pick(self._bucket_reader.reader.keys())
+        """The layer's keys at the sample's rows, mean over heads: (rows, head size) float32."""
+        return self._pick(self._reader_of_bucket().keys())
 
 
 def decide_bucket(
@@ -507,7 +472,7 @@ def decide_bucket(
         return [], bucket.sizes
     bucket.to(hidden.device)
     stages = program.before(layer)
-    reader = LazyReader(bucket, reader_of)
+    reader = cache(partial(reader_of, bucket))  # made when it is first needed
     left: list[Sizes | None] = []  # the same of all samples
 
     def of_sample(sample: Tensors, pick: Pick) -> Cut:
@@ -606,49 +571,3 @@ def _numbers(masks: Sequence[tuple[Bucket, Tensor]]) -> list[int]:
     device = sums[0].device
     numbers: list[int] = torch.cat([counts.to(device) for counts in sums]).tolist()
     return numbers
-
-
-def lay_out(forward: Forward, program: Program, layer: int | None) -> None:
-    """Say which rows the coming layers process, and at which positions."""
-    before, forward.rows = forward.rows, forward.lay_out()
-    if program.renumbers_before(layer):
-        forward.rows.number_anew()
-    elif before is not None:
-        forward.rows.number_on(before)
-
-
-def move_additions(forward: Forward, bucket: Bucket, layer: int, came_from: Tensor) -> None:
-    """Let the later additions of merged rows go with the tokens they stand for, to the places they are in now."""
-    additions = forward.additions
-    if additions is None or layer >= len(additions):
-        return
-    # Additions are (vision tokens of all samples, width): a bucket's ordinals begin where its samples do.
-    ends = [0, *itertools.accumulate(len(sample.vision) for sample in forward.samples)]
-    starts = torch.tensor([ends[member] for member in bucket.members])[:, None]
-    for depth in range(layer, len(additions)):
-        added = additions[depth]
-        first = send(starts, added.device)
-        target = bucket.slots.to(added.device) + first
-        origin = came_from.to(added.device) + first
-        additions[depth] = added.index_put((target,), added[origin])
-
-
-def record(
-    forward: Forward, where: Literal["tower", "projector", "layer", "kv"], layer: int | None, before: tuple[int, ...]
-) -> None:
-    """Write a cut into the trace."""
-    assert forward.record is not None
-    sources: dict[int, Tensor] = {}
-    parents: dict[int, Tensor] = {}
-    for bucket in forward.buckets:
-        source, parent = bucket.source_and_parent()
-        sources.update(zip(bucket.members, source.unbind(), strict=True))
-        if parent is not None:
-            parents.update(zip(bucket.members, parent.unbind(), strict=True))
-    for member, sample in enumerate(forward.samples):
-        if member not in sources:  # none of its vision tokens may be dropped
-            sources[member] = torch.arange(sample.fixed)
-    members = range(len(forward.samples))
-    origin = [sources[member] for member in members]
-    assign = [parents.get(member) for member in members]
-    forward.record.stages.append(trace.Stage(where, layer, before, forward.vision_left(), origin, assign))

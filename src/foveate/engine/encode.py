@@ -288,7 +288,7 @@ class TowerReducer:
         reads: What the stages read of the tower.
     """
 
-    def __init__(self, program: Program, prompt: Sequence[Sequence[int]] | None, video: bool = False) -> None:
+    def __init__(self, program: Program, prompt: Sequence[Sequence[int]] | None = None, video: bool = False) -> None:
         self._program = program
         self._prompt = prompt
         self._video = video

@@ -5,8 +5,6 @@ The host says what its tower shows, projects rows, and puts what is left into a 
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -27,10 +25,7 @@ __all__ = [
     "Entered",
     "Project",
     "before_decoder",
-    "before_decoder_in_place",
     "enter",
-    "enter_in_place",
-    "tower_reducer",
 ]
 
 Project = Callable[[Sequence[Tensor]], Sequence[Tensor]]
@@ -53,17 +48,7 @@ class Entered:
         return len(self.rows)
 
 
-def tower_reducer(stages: Program) -> TowerReducer:
-    """What reduces images for these stages; its `reads` are the signals that a `TowerView` must show."""
-    return TowerReducer(stages, None)
-
-
-def enter(stages: Program, views: Sequence[TowerView], project: Project) -> list[Tensor]:
-    """As `enter_in_place`, for a host that numbers the rows anew: of each image, (rows, width of the decoder)."""
-    return [image.rows for image in enter_in_place(stages, views, project)]
-
-
-def enter_in_place(stages: Program, views: Sequence[TowerView], project: Project) -> list[Entered]:
+def enter(stages: Program, views: Sequence[TowerView], project: Project) -> list[Entered]:
     """The rows of each image that enter the decoder. Images alike go through a stage together.
 
     Args:
@@ -75,7 +60,7 @@ def enter_in_place(stages: Program, views: Sequence[TowerView], project: Project
         UnsupportedError: If a stage reads a signal that only a running decoder has.
     """
     refuse_decoder_signals(stages)
-    reducer = tower_reducer(stages)
+    reducer = TowerReducer(stages)
     if stages.encodes == "tower":
         cuts = reducer.reduce(views)
         rows = project([rows_left(view.features, cut) for view, cut in zip(views, cuts, strict=True)])
@@ -87,17 +72,10 @@ def enter_in_place(stages: Program, views: Sequence[TowerView], project: Project
         cuts = reducer.reduce(views)
         rows = [rows_left(view.features, cut) for view, cut in zip(views, cuts, strict=True)]
     sizes = [view.entered or len(view) for view in views]
-    return before_decoder_in_place(stages, sizes, cuts, rows)
+    return before_decoder(stages, sizes, cuts, rows)
 
 
 def before_decoder(
-    stages: Program, sizes: Sequence[int], cuts: Sequence[Cut | None], rows: Sequence[Tensor]
-) -> list[Tensor]:
-    """As `before_decoder_in_place`, for a host that numbers the rows anew: of each image, (rows, width)."""
-    return [image.rows for image in before_decoder_in_place(stages, sizes, cuts, rows)]
-
-
-def before_decoder_in_place(
     stages: Program, sizes: Sequence[int], cuts: Sequence[Cut | None], rows: Sequence[Tensor]
 ) -> list[Entered]:
     """The rows of each image that the stages before decoder layer 0 leave of those that the tower has left.
@@ -193,14 +171,10 @@ def _entered(stages: Program, images: Sequence[_Entering]) -> list[Entered]:
         if cut is None:
             left.append(Entered(image.rows, image.source))
             continue
-        rows = rows_left(image.rows, cut)
-        left.append(Entered(rows, _followed(image.source, cut.source)))
+        # A row has the token of the row that it stands for, or none.
+        source = torch.where(cut.source < 0, cut.source, image.source[cut.source.clamp(min=0)])
+        left.append(Entered(rows_left(image.rows, cut), source))
     return left
-
-
-def _followed(source: Tensor, later: Tensor) -> Tensor:
-    """The token of each row that a later cut leaves, which has that row's source or −1."""
-    return torch.where(later < 0, later, source[later.clamp(min=0)])
 
 
 def _decision(stages: Program, image: _Entering, tensors: Tensors) -> Cut | None:
@@ -215,21 +189,8 @@ def _decision(stages: Program, image: _Entering, tensors: Tensors) -> Cut | None
         source=source,
         sizes=(len(hidden),),
         notes=dict(notes),
-        read=partial(_same, hidden),
-        reader=_NoDecoder(),
+        read=lambda: hidden,
+        reader=None,
     )
     decision = decide(rows, stages.entering)
     return None if decision is None else decision.cut
-
-
-def _same(rows: Tensor) -> Tensor:
-    return rows
-
-
-class _NoDecoder:
-    """In the place of what reads a decoder's layers; `refuse_decoder_signals` has refused what would ask it."""
-
-    def _refuse(self, *_: Any) -> NoReturn:
-        raise UnsupportedError("This host runs the decoder itself, so its layers cannot be read.")
-
-    attention = keys = states = normed = _refuse

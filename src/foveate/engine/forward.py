@@ -1,8 +1,9 @@
 """Each layer: which columns of the full-length stream are left as rows, and the state of one forward of the model."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from foveate.engine import guards
 from foveate.engine.cache import PrunedLayer
 from foveate.engine.program import Program
 from foveate.engine.samples import Bucket, Sample, buckets_of
-from foveate.engine.trace import PrefillRecord
+from foveate.engine.trace import PrefillRecord, Stage
 
 __all__ = ["Forward", "LayerCall", "Original", "RowMap", "rows_of"]
 
@@ -322,8 +323,15 @@ class Forward:
                 counts[member] += bucket.left
         return tuple(counts)
 
-    def lay_out(self) -> RowMap:
-        """The rows that are left now."""
+    def lay_out(self, renumbers: bool) -> None:
+        """Say which rows the coming layers process: those that are left now, numbered anew or as they were."""
+        before, self.rows = self.rows, self._rows_left()
+        if renumbers:
+            self.rows.number_anew()
+        elif before is not None:
+            self.rows.number_on(before)
+
+    def _rows_left(self) -> RowMap:
         lengths = self._with_left([len(sample.text) for sample in self.samples])
         guards.refuse_empty_prompt(lengths)
         device = self.buckets[0].index.device
@@ -337,6 +345,39 @@ class Forward:
             if source is not None:
                 source = source.index_put((bucket.owners, columns), bucket.positions_of())
         return RowMap(left, lengths, source)
+
+    def move_additions(self, bucket: Bucket, layer: int, came_from: Tensor) -> None:
+        """Let the later additions of merged rows go with the tokens they stand for, to the places they are in now."""
+        if self.additions is None:
+            return
+        # Additions are (vision tokens of all samples, width): a bucket's ordinals begin where its samples do.
+        ends = [0, *itertools.accumulate(len(sample.vision) for sample in self.samples)]
+        starts = torch.tensor([ends[member] for member in bucket.members])[:, None]
+        for depth in range(layer, len(self.additions)):
+            added = self.additions[depth]
+            first = send(starts, added.device)
+            target = bucket.slots.to(added.device) + first
+            origin = came_from.to(added.device) + first
+            self.additions[depth] = added.index_put((target,), added[origin])
+
+    def note_cut(
+        self, where: Literal["tower", "projector", "layer", "kv"], layer: int | None, before: tuple[int, ...]
+    ) -> None:
+        """Write a cut into the trace."""
+        assert self.record is not None
+        sources: dict[int, Tensor] = {}
+        parents: dict[int, Tensor] = {}
+        for bucket in self.buckets:
+            source, parent = bucket.source_and_parent()
+            sources.update(zip(bucket.members, source.unbind(), strict=True))
+            if parent is not None:
+                parents.update(zip(bucket.members, parent.unbind(), strict=True))
+        for member, sample in enumerate(self.samples):
+            if member not in sources:  # none of its vision tokens may be dropped
+                sources[member] = torch.arange(sample.fixed)
+        origin = [sources[member] for member in range(len(self.samples))]
+        assign = [parents.get(member) for member in range(len(self.samples))]
+        self.record.stages.append(Stage(where, layer, before, self.vision_left(), origin, assign))
 
     def final(self) -> Tensor:
         """Which columns the tokens that are left stand for: (samples, columns) bool; all text does."""

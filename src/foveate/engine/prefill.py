@@ -14,7 +14,7 @@ from transformers.cache_utils import DynamicSlidingWindowLayer, LinearAttentionL
 from foveate.core.cut import Cut
 from foveate.engine import guards
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, length_of, pruned_layer
-from foveate.engine.cutting import joined, lay_out, move_additions, record
+from foveate.engine.cutting import joined
 from foveate.engine.forward import Forward, RowMap
 from foveate.engine.media import MediaTokens, image_lengths, tagged_media
 from foveate.engine.program import Program
@@ -117,12 +117,12 @@ def _take_tower_cuts(forward: Forward, program: Program, hidden: Tensor) -> Tens
         if bucket.runs is not None and rows is not None:  # text between an image's tokens: rows move on into their runs
             came_from = bucket.vision.gather(1, rows)
             hidden = hidden.index_put((bucket.owners, bucket.columns), hidden[bucket.owners, came_from])
-            move_additions(forward, bucket, 0, rows)
+            forward.move_additions(bucket, 0, rows)
     if not changed:
         return hidden
     where: Literal["tower", "projector"] = "projector" if program.encodes == "projector" else "tower"
-    record(forward, where, None, before)
-    lay_out(forward, program, None)
+    forward.note_cut(where, None, before)
+    forward.lay_out(program.renumbers_before(None))
     return hidden
 
 
@@ -305,7 +305,7 @@ def _cut_cache(forward: Forward, program: Program, family: Family, cache: Any) -
     # What arrives is what the tower left, or all tokens where it was not cut.
     arriving = [stage.after for stage in forward.record.stages if stage.layer is None]
     arriving.append(tuple(sample.vision_tokens for sample in forward.samples))
-    record(forward, "kv", None, arriving[0])
+    forward.note_cut("kv", None, arriving[0])
 
 
 def _wanted(forward: Forward, rows: RowMap | None, final: Tensor, left: Sequence[int]) -> tuple[Tensor, list[int]]:

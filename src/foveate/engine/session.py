@@ -180,33 +180,6 @@ def _chosen(method: Method | str, retention: float | None, tokens: float | None)
     return method.with_budget(tokens=tokens, retention=retention)
 
 
-class Session:
-    """A method on a model, and how to undo what was put on.
-
-    Attributes:
-        method: The method.
-        trace: Filled by every prefill.
-    """
-
-    def __init__(self, family: Family, method: Method) -> None:
-        self.method = method
-        self._core = family.core
-        self._hooks = ModelHooks(family, Program.on(method, family))
-        self._patches = Patcher()
-        self.trace = self._hooks.trace
-
-    def attach(self) -> None:
-        """Put everything on. Where that fails or is interrupted, `detach` takes off what is on by then."""
-        _sessions[self._core] = self
-        self._hooks.put_on(self._patches)
-
-    def detach(self) -> None:
-        """Take everything off; calling it again does nothing."""
-        self._patches.restore()
-        if _sessions.get(self._core) is self:
-            del _sessions[self._core]
-
-
 @dataclass(slots=True)
 class Generation:
     """How the running `generate` call prefills.
@@ -220,21 +193,26 @@ class Generation:
     splits: bool = False
 
 
-class ModelHooks:
-    """Watches a model's way from pictures to tokens.
+class Session:
+    """A method on a model: watches its way from pictures to tokens, until everything is taken off again.
 
     Attributes:
+        method: The method.
         trace: Filled by every prefill.
     """
 
-    def __init__(self, family: Family, program: Program) -> None:
+    def __init__(self, family: Family, method: Method) -> None:
+        self.method = method
         self.trace = Trace()
+        self._core = family.core
         self._family = family
-        self._program = program
-        self._runner = LayerRunner(family, program)
+        self._program = Program.on(method, family)
+        self._runner = LayerRunner(family, self._program)
+        self._patches = Patcher()
         self._forward = Forward()
         self._generation = Generation()
         self._ending: Ending | None = None
+        self._last_only = False
         self._encoding = False
         self._turn = threading.RLock()
 
@@ -244,9 +222,10 @@ class ModelHooks:
     def __reduce__(self) -> NoReturn:
         guards.refuse_copies()
 
-    def put_on(self, patches: Patcher) -> None:
-        """Put everything on the model."""
-        model, core, text = self._family.model, self._family.core, self._family.text
+    def attach(self) -> None:
+        """Put everything on. Where that fails or is interrupted, `detach` takes off what is on by then."""
+        _sessions[self._core] = self
+        patches, model, core, text = self._patches, self._family.model, self._core, self._family.text
         if hasattr(model, "init_continuous_batching"):
             patches.wrap(model, "init_continuous_batching", guards.refuse_pages)
         if hasattr(model, "generate"):
@@ -266,6 +245,12 @@ class ModelHooks:
             # The layer's forward, not a hook: hooks of others then all see the full-length stream.
             patches.wrap(layer, "forward", functools.partial(self.around_layer, index))
         patches.hook(text, "after", self.after_decoder)
+
+    def detach(self) -> None:
+        """Take everything off; calling it again does nothing."""
+        self._patches.restore()
+        if _sessions.get(self._core) is self:
+            del _sessions[self._core]
 
     def _arriving(self) -> Forward:
         """The forward on its way to the decoder, begun anew behind one that is there."""
@@ -299,15 +284,15 @@ class ModelHooks:
     def before_model(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note whether only the last column's logits are asked for, as `generate` does."""
         asked = kwargs.get("logits_to_keep")
-        self._forward = Forward(last_only=isinstance(asked, int) and asked == 1)
+        self._last_only = isinstance(asked, int) and asked == 1
 
     def before_core(self, core: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note the forward's arguments, with pictures that are encoded already among them."""
         if not self._turn.acquire(blocking=False):
             guards.refuse_threads()
         self._turn.release()
-        last_only = self._arriving().last_only
-        self._forward = forward = Forward(last_only=last_only, arguments=kwargs)
+        self._forward = forward = Forward(last_only=self._last_only, arguments=kwargs)
+        self._last_only = False
         forward.ids = kwargs.get("input_ids", args[0] if args else None)
         outputs = kwargs.get("mm_encoder_outputs") or {}
         forward.encoded = {modality: output for modality, output in outputs.items() if output is not None}
@@ -316,7 +301,7 @@ class ModelHooks:
         """Stand around `get_image_features`, which `generate` calls long before the decoder runs."""
         if self._encoding:  # a model may make a video's features with its images' function
             return original(*args, **kwargs)
-        call = FeatureCall(self._family.core, modality, original, args, kwargs)
+        call = FeatureCall(self._core, modality, original, args, kwargs)
         forward = self._arriving()
         self._encoding = True
         cuts: Sequence[Cut | None] = ()

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
-from foveate.engine.entering import Entered, Project, enter, enter_in_place, tower_reducer
+from foveate.engine.encode import TowerReducer
+from foveate.engine.entering import Entered, Project, enter
 from foveate.engine.program import Program
 from foveate.integrations.vllm import guards
 from foveate.integrations.vllm.processing import KEEP, RATE
@@ -52,7 +53,7 @@ def reads_of(setting: Setting, asked: Asked) -> tuple[TowerSignal, ...]:
     """The signals that the tower must show for these requests: at a rate of all, nothing is read."""
     signals: dict[TowerSignal, None] = {}
     for rate in asked.by_rate():
-        signals.update(dict.fromkeys(tower_reducer(setting.stages(rate)).reads))
+        signals.update(dict.fromkeys(TowerReducer(setting.stages(rate)).reads))
     return tuple(signals)
 
 
@@ -75,7 +76,7 @@ def rows_of(setting: Setting, asked: Asked, views: Sequence[TowerView], project:
     """
 
     def of_rate(stages: Program, images: Sequence[int]) -> Sequence[Tensor]:
-        return enter(stages, [views[index] for index in images], project)
+        return [image.rows for image in enter(stages, [views[index] for index in images], project)]
 
     return by_rate(setting, asked, of_rate)
 
@@ -84,7 +85,7 @@ def entered_of(setting: Setting, asked: Asked, views: Sequence[TowerView], proje
     """As `rows_of`, with the places of the rows."""
 
     def of_rate(stages: Program, images: Sequence[int]) -> Sequence[Entered]:
-        return enter_in_place(stages, [views[index] for index in images], project)
+        return enter(stages, [views[index] for index in images], project)
 
     return by_rate(setting, asked, of_rate)
 

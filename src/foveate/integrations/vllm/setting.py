@@ -16,7 +16,7 @@ from foveate.contract.stages import Shape
 from foveate.core.grid import Grid
 from foveate.core.signals import TowerSignal
 from foveate.core.tensors import Memo
-from foveate.engine.entering import tower_reducer
+from foveate.engine.encode import TowerReducer
 from foveate.engine.program import Program
 from foveate.errors import SettingError
 from foveate.families.base import Family
@@ -163,12 +163,12 @@ class Setting:
     @property
     def reads(self) -> tuple[TowerSignal, ...]:
         """What stages read of the tower at any rate: a request may drop where the server keeps everything."""
-        signals = dict.fromkeys(tower_reducer(self.stages(Rate())).reads)
+        signals = dict.fromkeys(TowerReducer(self.stages(Rate())).reads)
         try:
             half = self.stages(Rate(retention=0.5))
         except SettingError:  # no request can have a rate of its own
             return tuple(signals)
-        return tuple(signals | dict.fromkeys(tower_reducer(half).reads))
+        return tuple(signals | dict.fromkeys(TowerReducer(half).reads))
 
     @property
     def spelled(self) -> str:
