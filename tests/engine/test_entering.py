@@ -8,7 +8,7 @@ from foveate.contract import follow
 from foveate.contract.naming import parse
 from foveate.contract.stages import Attention, LayerStage, Shape, TowerAttention
 from foveate.core.views import TowerView
-from foveate.engine.entering import enter
+from foveate.engine.encode import enter
 from foveate.engine.program import Program
 from foveate.errors import UnsupportedError
 

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
-from foveate.engine.encode import TowerReducer
-from foveate.engine.entering import Entered, Project, enter
+from foveate.engine.encode import Entered, Project, TowerReducer, enter
 from foveate.engine.program import Program
 from foveate.integrations.vllm import guards
 from foveate.integrations.vllm.processing import KEEP, RATE
