@@ -100,3 +100,19 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section(f"{len(refused)} pairs of method and family are refused, each with its reason")
         for reason in refused:
             terminalreporter.line(reason)
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+    """How many samples or images were looked at together, each time."""
+    from foveate.engine import cutting, encode, samples
+
+    seen, together = [], samples.together
+
+    def noting(look, tensors):
+        seen.append(len(next(iter(tensors.values()))))
+        return together(look, tensors)
+
+    for module in (cutting, encode):
+        monkeypatch.setattr(module, "together", noting)
+    return seen

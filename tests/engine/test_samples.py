@@ -8,7 +8,6 @@ import torch
 import foveate as fv
 from foveate.contract import follow
 from foveate.contract.stages import Hidden, Place
-from foveate.engine import samples as engine
 from foveate.registry import family_for
 from tests.bench.counting import count
 from tests.invariants.alone import check_alone, left
@@ -19,20 +18,6 @@ ALIKE = ("tit", "titttt", "tttit", "itt")
 """One image each: so much text before it and behind it, or none."""
 ONE_SIZE = ("llava", "vipllava", "video_llava", "gemma3", "paligemma")
 DECODER = [(name, family) for name, family in FIRST if follow.cut_layers(STAGES[name])]
-
-
-@pytest.fixture
-def sizes(monkeypatch):
-    """How many samples were looked at together, each time."""
-    seen, together = [], engine.together
-
-    def noting(run, given):
-        seen.append(len(next(iter(given.values()))))
-        return together(run, given)
-
-    for module in ("cutting", "encode"):
-        monkeypatch.setattr(f"foveate.engine.{module}.together", noting)
-    return seen
 
 
 @pytest.mark.parametrize(

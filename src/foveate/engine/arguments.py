@@ -62,9 +62,10 @@ class Positions:
 
     def move_up(self, forward: Forward, call: LayerCall) -> None:
         """Number all columns of the forward on from the rows that the layer's cache holds."""
-        if call.stored is None or call.stored.shift is None:
+        shift = call.shift
+        if shift is None:
             return
-        shift, kind = call.stored.shift, self._kinds[call.index]
+        kind = self._kinds[call.index]
 
         def tables() -> Tables:
             return self._family.rotary(call.index, call.hidden, moved_up(forward, shift))
@@ -86,7 +87,7 @@ class Positions:
         pair, hidden = call.kwargs["position_embeddings"], call.hidden
         if rows.numbered is None:
             return rows.memo.once(lambda: rows.pick(pair), "tables", pair[0])
-        shift, kind = _shift(call), self._kinds[call.index]
+        shift, kind = call.shift, self._kinds[call.index]
 
         def renumbered() -> Tables:
             cos, sin = self._family.rotary(call.index, hidden, _numbers(forward, rows, hidden, shift))
@@ -101,17 +102,10 @@ class Positions:
             return None
         guards.refuse_scaled_flash(call.index, forward.backend)
         if rows.numbered is not None:
-            return _numbers(forward, rows, call.hidden, _shift(call)).to(call.hidden.device)
+            return _numbers(forward, rows, call.hidden, call.shift).to(call.hidden.device)
         ids: Tensor = call.kwargs["position_ids"]
         ids = ids.to(call.hidden.device).expand(call.hidden.shape[0], -1)
         return ids.gather(1, rows.source.clamp(min=0))
-
-
-def _shift(call: LayerCall) -> Tensor | None:
-    """How far positions have moved up on the layer's cache."""
-    if call.stored is None:
-        return None
-    return call.stored.shift
 
 
 def moved_up(forward: Forward, shift: Tensor) -> Tensor:

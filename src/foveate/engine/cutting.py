@@ -282,43 +282,30 @@ def joined(cuts: Sequence[Cut], device: torch.device, hidden: Callable[[], Tenso
     if len(cuts) == 1:
         return cuts[0]
     # A note must be there for all rows, so one that only some units have is left out.
+    cuts = [_explicit(cut, device) for cut in cuts]
     shared = set.intersection(*(set(cut.notes) for cut in cuts))
     notes = {name: torch.cat([cut.notes[name] for cut in cuts]) for name in shared}
     if any(cut.stays is not None for cut in cuts):
-        return Cut.keep(torch.cat([_mask(cut, device) for cut in cuts]), notes)
+        masks = [cut.parent >= 0 if cut.stays is None else cut.stays for cut in cuts]
+        return Cut.keep(torch.cat(masks), notes)
     tokens = [cut.arriving for cut in cuts]
     starts = [0, *itertools.accumulate(tokens)]
-    moved = [_moved(_source(cut, device), cut, start) for cut, start in zip(cuts, starts, strict=False)]
+    moved = [_moved(cut.source, cut, start) for cut, start in zip(cuts, starts, strict=False)]
     if all(cut.rows is None for cut in cuts):
         return Cut.take(torch.cat(moved), sum(tokens), notes)
     firsts = [0, *itertools.accumulate(len(source) for source in moved)]  # of each unit, its first row in the joined
-    parents = [_parent(cut, device) for cut in cuts]
+    parents = [cut.parent for cut in cuts]
     placed = [torch.where(parent < 0, parent, parent + first) for parent, first in zip(parents, firsts, strict=False)]
     merged = [cut.rows_left(part) for cut, part in zip(cuts, torch.split(hidden(), tokens), strict=True)]
     return Cut.merge(torch.cat(moved), torch.cat(merged), torch.cat(placed), notes)
 
 
-def _mask(cut: Cut, device: torch.device) -> Tensor:
-    """Which tokens stay, (arriving,) bool."""
-    if cut.stays is not None:
-        return cut.stays
-    if cut.stays_whole:
-        return torch.ones(cut.arriving, dtype=torch.bool, device=device)
-    return cut.parent >= 0
-
-
-def _source(cut: Cut, device: torch.device) -> Tensor:
-    """The token each row stands for, made on this device where a cut changes nothing."""
-    if cut.stays_whole:
-        return torch.arange(cut.arriving, device=device)
-    return cut.source
-
-
-def _parent(cut: Cut, device: torch.device) -> Tensor:
-    """The row each token went into, made on this device where a cut changes nothing."""
-    if cut.stays_whole:
-        return torch.arange(cut.arriving, device=device)
-    return cut.parent
+def _explicit(cut: Cut, device: torch.device) -> Cut:
+    """The same; one that changes nothing has tensors that say so, made on this device."""
+    if not cut.stays_whole:
+        return cut
+    places = torch.arange(cut.arriving, device=device)
+    return Cut(cut.arriving, cut.arriving, source=places, parent=places, notes=cut.notes)
 
 
 def _moved(source: Tensor, cut: Cut, start: int) -> Tensor:

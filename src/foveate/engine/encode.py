@@ -206,7 +206,7 @@ Look = Callable[[Sequence[int], Tensors, Pick], Cut | None]
 way to pick further tensors of it."""
 
 
-def cuts_of(look: Look, images: Sequence[Tensors], kinds: Sequence[Hashable]) -> list[Cut | None]:
+def cuts_of(look: Look, images: Sequence[Tensors], kinds: Sequence[Hashable], at_once: bool) -> list[Cut | None]:
     """What a stage makes of each image, those alike together; with counts that the host knows.
 
     The device is asked once for all counts. A merge that was put off is made then where it leaves fewer rows; else it
@@ -215,8 +215,11 @@ def cuts_of(look: Look, images: Sequence[Tensors], kinds: Sequence[Hashable]) ->
     Args:
         look: Asks the stage.
         images: Tensors of each image by name; an entry may be a mapping of such.
-        kinds: What is the same in images that can be looked at together.
+        kinds: What is the same in images that are alike.
+        at_once: Whether stages may look at images that are alike together.
     """
+    if not at_once:  # every image is a kind of its own
+        kinds = range(len(images))
     cuts = _by_kind(look, images, kinds)
     unknown = [(place, cut) for place, cut in enumerate(cuts) if cut is not None and isinstance(cut.count, Tensor)]
     if not unknown:
@@ -350,8 +353,8 @@ class TowerReducer:
             assert self._program.tower is not None
             return self._program.tower.cut(PatchView(tensors["rows"], grids[places[0]]))
 
-        kinds = self._kinds([(grid, *kind_of(rows)) for rows, grid in zip(images, grids, strict=True)])
-        cuts = cuts_of(look, [{"rows": rows} for rows in images], kinds)
+        kinds = [(grid, *kind_of(rows)) for rows, grid in zip(images, grids, strict=True)]
+        cuts = cuts_of(look, [{"rows": rows} for rows in images], kinds, self._program.together)
         return [_if_it_merges(cut) for cut in cuts]
 
     def _ask(self, stage: Stage, images: Sequence[ImageTokens]) -> list[Cut | None]:
@@ -361,11 +364,7 @@ class TowerReducer:
             return stage.cut(image_view(stage, [images[place] for place in places], tensors, pick, self._video))
 
         inputs = [{"rows": image.rows, "notes": dict(image.done.notes)} for image in images]
-        return cuts_of(look, inputs, self._kinds([image.kind for image in images]))
-
-    def _kinds(self, kinds: Sequence[Hashable]) -> Sequence[Hashable]:
-        """The same; where stages look at one image at a time, every image is a kind of its own."""
-        return kinds if self._program.together else range(len(kinds))
+        return cuts_of(look, inputs, [image.kind for image in images], self._program.together)
 
 
 def _if_it_merges(cut: Cut | None) -> Cut | None:
@@ -434,10 +433,27 @@ def before_decoder(
         rows: What is left, (rows, width of the decoder) each.
     """
     images = [_Entering(size, cut, own) for size, cut, own in zip(sizes, cuts, rows, strict=True)]
-    if not stages.entering:
-        return [Entered(image.rows, image.source) for image in images]
-    refuse_decoder_signals(stages)
-    return _entered(stages, images)
+
+    def look(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut | None:
+        hidden = tensors["rows"]
+        rows = SampleRows(
+            layer=0,
+            sample=images[places[0]].sample(),
+            source=tensors["source"],
+            sizes=(len(hidden),),
+            notes=dict(tensors["notes"]),
+            read=lambda: hidden,
+            reader=None,
+        )
+        decision = decide(rows, stages.entering)
+        return None if decision is None else decision.cut
+
+    later: Sequence[Cut | None] = [None] * len(images)
+    if stages.entering:
+        refuse_decoder_signals(stages)
+        tensors = [image.tensors for image in images]
+        later = cuts_of(look, tensors, [image.kind for image in images], stages.together)
+    return [image.behind(cut) for image, cut in zip(images, later, strict=True)]
 
 
 def refuse_decoder_signals(stages: Program) -> None:
@@ -502,42 +518,10 @@ class _Entering:
             text_from=(1,),
         )
 
-
-def _entered(stages: Program, images: Sequence[_Entering]) -> list[Entered]:
-    """What the stages before layer 0 leave of each image's rows."""
-    kinds: Sequence[Hashable] = [image.kind for image in images]
-    if not stages.together:  # every image is a kind of its own
-        kinds = range(len(images))
-
-    def look(places: Sequence[int], tensors: Tensors, _: Pick) -> Cut | None:
-        return _decision(stages, images[places[0]], tensors)
-
-    cuts = cuts_of(look, [image.tensors for image in images], kinds)
-    left = []
-    for image, cut in zip(images, cuts, strict=True):
+    def behind(self, cut: Cut | None) -> Entered:
+        """What the stages before layer 0 leave of it; None: all."""
         if cut is None:
-            left.append(Entered(image.rows, image.source))
-            continue
+            return Entered(self.rows, self.source)
         # A row has the token of the row that it stands for, or none.
-        source = torch.where(cut.source < 0, cut.source, image.source[cut.source.clamp(min=0)])
-        left.append(Entered(rows_left(image.rows, cut), source))
-    return left
-
-
-def _decision(stages: Program, image: _Entering, tensors: Tensors) -> Cut | None:
-    """What the stages leave of one of some images alike."""
-    hidden, source, notes = tensors["rows"], tensors["source"], tensors["notes"]
-    assert isinstance(hidden, Tensor)
-    assert isinstance(source, Tensor)
-    assert isinstance(notes, dict)
-    rows = SampleRows(
-        layer=0,
-        sample=image.sample(),
-        source=source,
-        sizes=(len(hidden),),
-        notes=dict(notes),
-        read=lambda: hidden,
-        reader=None,
-    )
-    decision = decide(rows, stages.entering)
-    return None if decision is None else decision.cut
+        source = torch.where(cut.source < 0, cut.source, self.source[cut.source.clamp(min=0)])
+        return Entered(rows_left(self.rows, cut), source)

@@ -427,6 +427,11 @@ class LayerCall:
         """Unpruned columns before this call, as far as its cache has lost tokens; else 0."""
         return 0 if self.stored is None else self.stored.seen
 
+    @property
+    def shift(self) -> Tensor | None:
+        """How far positions have moved up on the layer's cache; None: not at all."""
+        return None if self.stored is None else self.stored.shift
+
     def run(self, original: Original, hidden: Tensor) -> Any:
         """Call the layer itself on these rows."""
         if self.by_name:

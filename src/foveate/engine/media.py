@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -146,17 +146,24 @@ def tag(
     lengths = [len(tensor) for tensor in features]
     if family.tiled:
         lengths = lengths_in(prompt, sum(tensor.shape[:-1].numel() for tensor in features))
-    places = _Boxes(family, modality, family.remembered(arguments), lengths)
+    # Worked out once for all images, when that is first needed: where grids are on the device it waits for them. The
+    # trace holds this, so it must not hold pixels.
+    boxes = cache(partial(family.boxes, modality, family.remembered(arguments), lengths))
     media = []
     for index, (length, cut) in enumerate(zip(lengths, cuts or [None] * len(lengths), strict=True)):
-        boxes = partial(places.boxes, index)
-        media.append(MediaTokens(length, boxes, cut, _always_kept(family, length), modality == "video"))
+        own = partial(_boxes_of, boxes, index)
+        media.append(MediaTokens(length, own, cut, _always_kept(family, length), modality == "video"))
     counts = [len(sample) for sample in prompt or ()]
     setattr(output, TAG, Encoded(_by_sample(media, counts), pieces, features, family.tiled))
     if family.tiled:
         return
     for tensor, image in zip(features, media, strict=True):
         setattr(tensor, TAG, image)
+
+
+def _boxes_of(boxes: Callable[[], Sequence[Tensor | None]], index: int) -> Tensor | None:
+    """Of one image: see `Family.boxes`."""
+    return boxes()[index]
 
 
 def lengths_in(prompt: Sequence[Sequence[int]] | None, total: int) -> list[int]:
@@ -180,28 +187,6 @@ def _by_sample(media: Sequence[MediaTokens], counts: Sequence[int]) -> list[list
         return [list(media)]
     images = iter(media)
     return [list(itertools.islice(images, count)) for count in counts]
-
-
-class _Boxes:
-    """Computes where the tokens of a call's images look, when that is first needed.
-
-    The trace holds this object, so it must not hold pixels.
-    """
-
-    def __init__(self, family: Family, modality: str, arguments: dict[str, Any], lengths: Sequence[int]) -> None:
-        self._family = family
-        self._modality = modality
-        self._arguments = arguments
-        self._lengths = lengths
-
-    def boxes(self, index: int) -> Tensor | None:
-        """Of one image: see `Family.boxes`."""
-        return self._of_call[index]
-
-    @cached_property
-    def _of_call(self) -> list[Tensor | None]:
-        """Of all images; worked out once, since where grids are on the device it waits for them."""
-        return self._family.boxes(self._modality, self._arguments, self._lengths)
 
 
 def image_lengths(family: Family, mask: Tensor | None, ids: Tensor | None) -> list[list[int]] | None:

@@ -75,7 +75,8 @@ def begin(
         forward.record = _text_record(family, kwargs, live)
         return None
     span = embeds.shape[1]
-    samples = read_samples(masks, _last_columns(live, span), program.by_frame, program.reads_cells)
+    alive = None if live is None else live[:, -span:]  # columns of earlier turns stand before this forward's
+    samples = read_samples(masks, alive, program.by_frame, program.reads_cells)
     drops = _drops(samples, program)
     if drops:
         guards.refuse_call(kwargs, live, family.layers[0], CACHE_LAYERS)
@@ -178,13 +179,6 @@ def _live(kwargs: dict[str, Any], arguments: dict[str, Any]) -> Tensor | None:
     return None
 
 
-def _last_columns(live: Tensor | None, span: int) -> Tensor | None:
-    """The part of `live` that is of this forward's columns: those of earlier turns stand before them."""
-    if live is None:
-        return None
-    return live[:, -span:]
-
-
 def _splits_image(ending: Ending, cache: Any, samples: Sequence[Sample]) -> bool:
     """Whether an image began in the forward before this one and goes on in this one."""
     return ending.goes_on_in(cache) and any(sample.starts for sample in samples)
@@ -256,7 +250,10 @@ def finish(forward: Forward, program: Program, family: Family, cache: Any) -> En
     if cache is None:
         return None
     _cut_cache(forward, program, family, cache)
-    forward.record.cache = _cache_record(forward, cache)
+    # Slots are counted when that is asked for.
+    slots = {index: layer.valid_slots() for index, layer in enumerate(cache.layers) if type(layer) is PrunedLayer}
+    dead = tuple(sample.rows - sample.live for sample in forward.samples)
+    forward.record.cache = CacheRecord(_held(cache), slots, dead)
     if not forward.ends_in_vision:
         return None
     return Ending(weakref.ref(cache), length_of(cache), forward.dropped)
@@ -271,13 +268,6 @@ def _held(cache: Any) -> dict[int, int]:
         elif isinstance(layer, LinearAttentionLayer):
             held[index] = 0
     return held
-
-
-def _cache_record(forward: Forward, cache: Any) -> CacheRecord:
-    """What the layers hold where tokens were dropped; slots are counted when that is asked for."""
-    dead = tuple(sample.rows - sample.live for sample in forward.samples)
-    slots = {index: layer.valid_slots() for index, layer in enumerate(cache.layers) if type(layer) is PrunedLayer}
-    return CacheRecord(_held(cache), slots, dead)
 
 
 def _cut_cache(forward: Forward, program: Program, family: Family, cache: Any) -> None:
