@@ -26,6 +26,9 @@ from foveate.families.base import Family
 
 __all__ = ["Positions", "Remap", "visibility"]
 
+# -- positions ----------------------------------------------------------------------------------------------------
+
+
 Tables = tuple[Tensor, Tensor]
 
 
@@ -124,6 +127,9 @@ def _numbers(forward: Forward, rows: RowMap, hidden: Tensor, shift: Tensor | Non
     if shift is not None:
         first = first - shift.to(device)
     return rows.on(device).renumbered(first)
+
+
+# -- masks --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -361,6 +361,9 @@ def pruned_layer(cache: Any, index: int) -> PrunedLayer:
 STATES = ("conv_states", "recurrent_states")
 
 
+# -- caches that go on from another -------------------------------------------------------------------------------
+
+
 def settle(cache: Any) -> Any:
     """Let every tensor of a cache have memory of its own: rows that a window keeps are views of longer ones.
 

@@ -317,6 +317,9 @@ def _moved(source: Tensor, cut: Cut, start: int) -> Tensor:
     return torch.where(source < 0, source, source + start)
 
 
+# -- a layer's cuts, bucket by bucket -----------------------------------------------------------------------------
+
+
 class BucketReader(Protocol):
     """What `RowsReader` reads, for all samples of a bucket."""
 

@@ -196,6 +196,9 @@ def image_view(
     )
 
 
+# -- images alike -------------------------------------------------------------------------------------------------
+
+
 def _picked(pick: Pick, makes: Sequence[Callable[[], Tensor]]) -> Tensor:
     """Of functions that each make the tensor of one image, the tensor of the image that is looked at."""
     return pick(stacked([make() for make in makes]))
@@ -251,48 +254,7 @@ def _by_kind(look: Look, images: Sequence[Tensors], kinds: Sequence[Hashable]) -
     return cuts
 
 
-def encode(
-    family: Family,
-    program: Program,
-    modality: str,
-    run: Callable[..., Any],
-    arguments: dict[str, Any],
-    prompt: Sequence[Sequence[int]] | None = None,
-) -> tuple[Any, list[Cut | None]]:
-    """Run a `get_*_features` call, and let the stages before the decoder reduce each image's tokens.
-
-    Args:
-        family: Knows the model.
-        program: The method's stages.
-        modality: "image" or "video".
-        run: Calls the original, with the arguments given here in the place of its own.
-        arguments: The call's arguments by name.
-        prompt: Vision tokens of each image of each sample, for a `tiled` family; None where no prompt was seen.
-
-    Returns:
-        What the original answers, each image's rows in the first places of its features; and what became of each.
-    """
-    # Where the first cut is: a smaller picture, inside the tower or before the projector, or behind the projector.
-    ways = {"pixels": family.encode_smaller, "tower": family.encode, "projector": family.encode_projected}
-    assert program.encodes is not None
-    reducer = TowerReducer(program, prompt, video=modality == "video")
-    try:
-        output, cuts = ways[program.encodes](run, modality, arguments, reducer)
-    except (NotImplementedError, RuntimeError) as error:
-        if program.encodes == "pixels":
-            guards.refuse_offloaded_tower(family, error)
-        raise
-    return output, [_without_rows(cut) for cut in cuts]
-
-
-def _without_rows(cut: Cut | None) -> Cut | None:
-    """A cut whose rows are in the features now. The trace holds it, so it must not hold the features."""
-    if cut is None or cut.stays_whole:
-        return cut
-    return Cut(cut.arriving, cut.count, source=cut.source, parent=cut.parent, notes=cut.notes)
-
-
-# -- reducing -----------------------------------------------------------------------------------------------------
+# -- models of transformers ---------------------------------------------------------------------------------------
 
 
 class TowerReducer:
@@ -372,6 +334,50 @@ def _if_it_merges(cut: Cut | None) -> Cut | None:
     if cut is None or cut.count == cut.arriving:
         return None
     return cut
+
+
+def encode(
+    family: Family,
+    program: Program,
+    modality: str,
+    run: Callable[..., Any],
+    arguments: dict[str, Any],
+    prompt: Sequence[Sequence[int]] | None = None,
+) -> tuple[Any, list[Cut | None]]:
+    """Run a `get_*_features` call, and let the stages before the decoder reduce each image's tokens.
+
+    Args:
+        family: Knows the model.
+        program: The method's stages.
+        modality: "image" or "video".
+        run: Calls the original, with the arguments given here in the place of its own.
+        arguments: The call's arguments by name.
+        prompt: Vision tokens of each image of each sample, for a `tiled` family; None where no prompt was seen.
+
+    Returns:
+        What the original answers, each image's rows in the first places of its features; and what became of each.
+    """
+    # Where the first cut is: a smaller picture, inside the tower or before the projector, or behind the projector.
+    ways = {"pixels": family.encode_smaller, "tower": family.encode, "projector": family.encode_projected}
+    assert program.encodes is not None
+    reducer = TowerReducer(program, prompt, video=modality == "video")
+    try:
+        output, cuts = ways[program.encodes](run, modality, arguments, reducer)
+    except (NotImplementedError, RuntimeError) as error:
+        if program.encodes == "pixels":
+            guards.refuse_offloaded_tower(family, error)
+        raise
+    return output, [_without_rows(cut) for cut in cuts]
+
+
+def _without_rows(cut: Cut | None) -> Cut | None:
+    """A cut whose rows are in the features now. The trace holds it, so it must not hold the features."""
+    if cut is None or cut.stays_whole:
+        return cut
+    return Cut(cut.arriving, cut.count, source=cut.source, parent=cut.parent, notes=cut.notes)
+
+
+# -- hosts with a decoder of their own ----------------------------------------------------------------------------
 
 
 Project = Callable[[Sequence[Tensor]], Sequence[Tensor]]

@@ -45,6 +45,9 @@ class Ending:
         return cache is not None and self.cache() is cache and self.length == length_of(cache)
 
 
+# -- begin --------------------------------------------------------------------------------------------------------
+
+
 def begin(
     forward: Forward, program: Program, family: Family, kwargs: dict[str, Any], ending: Ending | None, split: bool
 ) -> Tensor | None:
@@ -227,6 +230,9 @@ def _text_record(family: Family, kwargs: dict[str, Any], live: Tensor | None) ->
     if live is not None:
         rows = Counted(live.sum(dim=1))
     return PrefillRecord(len(family.layers), rows, (0,) * samples)
+
+
+# -- finish -------------------------------------------------------------------------------------------------------
 
 
 def finish(forward: Forward, program: Program, family: Family, cache: Any) -> Ending | None:

@@ -35,6 +35,9 @@ __all__ = [
     "streams",
 ]
 
+# -- raters -------------------------------------------------------------------------------------------------------
+
+
 RATERS = "raters"
 """The name under which a bucket remembers them."""
 
@@ -90,6 +93,9 @@ def last_marked(marks: Tensor, most: int) -> tuple[Tensor, Tensor]:
     sorted_marks, order = marks.sort(dim=1, stable=True)
     first = marks.shape[1] - most
     return order[:, first:], sorted_marks[:, first:]
+
+
+# -- attention rows, whoever runs the decoder ---------------------------------------------------------------------
 
 
 OF_TEXT = ("after", "but_last", "null", "raters")
@@ -387,6 +393,9 @@ def streams(signals: Sequence[Attention]) -> list[list[Attention]]:
     return list(alike.values())
 
 
+# -- the model's own layers ---------------------------------------------------------------------------------------
+
+
 OwnAttention = list[tuple[Tensor, Tensor, float]]
 """One entry while a layer attends: the queries and keys of its own attention, and their scaling. Else empty."""
 
@@ -435,9 +444,10 @@ class AttentionReader(RowsReader):
         super().__init__(bucket, rows.columns[self._of, self._start :], hidden.shape[-1])
         self._softcap = family.softcap(call.module)
         self._sees = self._visibility(ragged)
-        # Tables are made now, while the arguments are those of all rows.
+        # Tables are made now, while the arguments are those of all rows. Queries and keys that are there have been
+        # turned by them already; attention over nearness needs them besides.
         self._tables: tuple[Tensor, Tensor] | None = None
-        if own_attention is None or any(_divides_by_nearness(signal) for signal in signals):
+        if own_attention is None or any(getattr(signal, "without_distance", False) for signal in signals):
             self._tables = self._tables_of_rows()
 
     def _visibility(self, ragged: bool) -> Callable[[Tensor], Tensor] | None:
@@ -506,11 +516,6 @@ class AttentionReader(RowsReader):
             asking = self._columns.gather(1, asking)
             keys = take_along(keys, self._columns[:, None, :, None], dim=2)
         return take_along(query, asking[:, None, :, None], dim=2), keys, scaling
-
-
-def _divides_by_nearness(signal: Signal) -> bool:
-    """Whether it needs RoPE's tables besides queries and keys."""
-    return isinstance(signal, Attention) and signal.without_distance
 
 
 def is_causal(layer: Any) -> bool:

@@ -295,6 +295,9 @@ def _runs(vision: Array, image_of: Array) -> Array:
 TENSORS = ("index", "vision", "slots", "source", "runs", "parent", "notes", "text", "ordinals")
 """The attributes of a bucket that are tensors with the samples in front, or nests of them; some may be None."""
 
+# -- samples alike ------------------------------------------------------------------------------------------------
+
+
 Sizes = tuple[int, ...]
 """Rows of each image of a sample, or of each frame, in order."""
 

@@ -22,13 +22,13 @@ class Dropping:
     """Drops vision tokens between the layers of one decoder.
 
     Args:
-        stages: The method's; those between layers run here.
+        stages: Of the method, those between layers.
         decoder: vLLM's decoder: has `layers`, whose attention is `self_attn.attn`, and `norm`.
         image: Tokens of every image before any of them leave; None: as many as enter the decoder.
     """
 
     def __init__(self, stages: Program, decoder: Any, image: int | None = None) -> None:
-        self._stages = Program(stages.method, stages.late)
+        self._stages = stages
         self._cuts = sorted(self._stages.cuts)
         self._decoder = decoder
         self._image = image
