@@ -105,14 +105,14 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture
 def sizes(monkeypatch):
     """How many samples or images were looked at together, each time."""
-    from foveate.engine import cutting, encode, samples
+    from foveate.engine.samples import together
 
-    seen, together = [], samples.together
+    seen = []
 
     def noting(look, tensors):
         seen.append(len(next(iter(tensors.values()))))
         return together(look, tensors)
 
-    for module in (cutting, encode):
-        monkeypatch.setattr(module, "together", noting)
+    for module in ("cutting", "encode"):
+        monkeypatch.setattr(f"foveate.engine.{module}.together", noting)
     return seen

@@ -33,8 +33,6 @@ from foveate.engine.samples import (
 )
 
 __all__ = [
-    "BucketReader",
-    "Decision",
     "SampleRows",
     "asking_units",
     "cut_before",
@@ -281,8 +279,8 @@ def joined(cuts: Sequence[Cut], device: torch.device, hidden: Callable[[], Tenso
     """
     if len(cuts) == 1:
         return cuts[0]
-    # A note must be there for all rows, so one that only some units have is left out.
     cuts = [_explicit(cut, device) for cut in cuts]
+    # A note must be there for all rows, so one that only some units have is left out.
     shared = set.intersection(*(set(cut.notes) for cut in cuts))
     notes = {name: torch.cat([cut.notes[name] for cut in cuts]) for name in shared}
     if any(cut.stays is not None for cut in cuts):

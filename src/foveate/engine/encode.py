@@ -30,15 +30,11 @@ from foveate.families.placing import rows_left
 
 __all__ = [
     "Entered",
-    "ImageTokens",
     "Project",
     "TowerReducer",
     "before_decoder",
-    "cuts_of",
     "encode",
     "enter",
-    "image_view",
-    "kind_of",
 ]
 
 

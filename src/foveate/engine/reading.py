@@ -30,7 +30,6 @@ __all__ = [
     "Reduction",
     "RowsReader",
     "is_causal",
-    "last_marked",
     "raters_of",
     "streams",
 ]
