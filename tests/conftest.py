@@ -105,7 +105,7 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture
 def sizes(monkeypatch):
     """How many samples or images were looked at together, each time."""
-    from foveate.engine.samples import together
+    from foveate.core.cut import together
 
     seen = []
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foveate.core.grid import Grid, crops_of
 from foveate.core.rank import shared_out
-from foveate.core.tensors import send
+from foveate.core.tensors import alike, send
 from foveate.errors import ShapeError
 
 __all__ = ["Pick", "cosines", "cover", "determinantal", "max_min", "pick_by_crop", "quotas", "suppress", "thin"]
@@ -274,13 +274,12 @@ def pick_by_crop(grids: Sequence[Grid], rows: Tensor, count: int, pick: Pick) ->
     """
     crops = crops_of(grids, len(rows))
     few = shared_out(count, [len(crop) for crop in crops])
-    alike: dict[tuple[int, int], list[Tensor]] = {}
-    for crop, number in zip(crops, few, strict=True):
-        if number:
-            alike.setdefault((len(crop), number), []).append(crop)
     picked = []
-    for (_, number), group in alike.items():
-        tokens = send(torch.stack(group), rows.device)  # (crops, tokens of each)
+    for group in alike(zip(map(len, crops), few, strict=True)):
+        number = few[group[0]]
+        if not number:
+            continue
+        tokens = send(torch.stack([crops[place] for place in group]), rows.device)  # (crops, tokens of each)
         if len(group) == 1:
             places = pick(tokens[0], number)[None]
         else:

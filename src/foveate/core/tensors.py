@@ -1,12 +1,12 @@
-"""Tensors, whatever they hold: sent to a device, picked along a dimension, changed in a nest, and made only once."""
+"""Tensors, whatever they hold: sent to a device, picked along a dimension, changed or stacked in a nest, made once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Memo", "Tensors", "on_tensors", "send", "take_along"]
+__all__ = ["Memo", "Tensors", "alike", "on_tensors", "send", "stacked", "take_along"]
 
 
 def send(numbers: Tensor, device: torch.device) -> Tensor:
@@ -50,6 +50,22 @@ def on_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
     if isinstance(value, tuple):
         return tuple(on_tensors(part, change) for part in value)
     return {name: on_tensors(part, change) for name, part in value.items()}
+
+
+def stacked(samples: Sequence[Any]) -> Any:
+    """Tensors of samples, or nests of them by name, with the samples in front; those of one sample are not copied."""
+    first = samples[0]
+    if not isinstance(first, Tensor):
+        return {name: stacked([sample[name] for sample in samples]) for name in first}
+    return first[None] if len(samples) == 1 else torch.stack(list(samples))
+
+
+def alike(kinds: Iterable[Hashable]) -> list[list[int]]:
+    """The places of those that are of one kind: of a b a they are 0 2 and 1."""
+    places: dict[Hashable, list[int]] = {}
+    for place, kind in enumerate(kinds):
+        places.setdefault(kind, []).append(place)
+    return list(places.values())
 
 
 T = TypeVar("T")

@@ -10,27 +10,15 @@ import torch
 from torch import Tensor
 
 from foveate.contract.stages import Place, Stage
-from foveate.core.cut import Cut, note_of
+from foveate.core.cut import Cut, Pick, note_of, together
 from foveate.core.signals import Attention, Cells, Columns, Hidden, KeyNorms, Keys, Normed, Pivots, Signal
-from foveate.core.tensors import Tensors
+from foveate.core.tensors import Tensors, alike, stacked
 from foveate.core.views import Arriving, ImageView, LayerView, View
 from foveate.engine import guards
 from foveate.engine.forward import Forward, LayerCall
 from foveate.engine.program import CELLS, NotesOf, Program, hidden_note, named, ran_note
 from foveate.engine.reading import RATERS, raters_of, streams
-from foveate.engine.samples import (
-    Begun,
-    Bucket,
-    Pick,
-    Sample,
-    Sizes,
-    Unit,
-    alike,
-    image_units,
-    sample_unit,
-    stacked,
-    together,
-)
+from foveate.engine.samples import Begun, Bucket, Sample, Sizes, Unit, image_units, sample_unit
 
 __all__ = [
     "SampleRows",

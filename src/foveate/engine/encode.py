@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from foveate.contract.stages import Stage
-from foveate.core.cut import Cut
+from foveate.core.cut import Cut, Pick, together
 from foveate.core.grid import Grid
 from foveate.core.merge import average
 from foveate.core.signals import Cls, Deepstack, Features, Hidden, Signal, TowerAttention, TowerSignal
-from foveate.core.tensors import Tensors
+from foveate.core.tensors import Tensors, alike, stacked
 from foveate.core.views import Arriving, ImageView, PatchView, TowerView
 from foveate.engine import guards
 from foveate.engine.cutting import SampleRows, decide
 from foveate.engine.media import MediaTokens, lengths_in, nowhere
 from foveate.engine.program import NotesOf, Program, named
-from foveate.engine.samples import Pick, Sample, alike, stacked, together
+from foveate.engine.samples import Sample
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.placing import rows_left

@@ -1,7 +1,7 @@
 """Begin: the samples of a call as the host knows them, and those alike in buckets, which one operator serves."""
 
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
 from foveate.core.rank import into_runs
-from foveate.core.tensors import Tensors, on_tensors, send
+from foveate.core.tensors import alike, on_tensors, send, stacked
 from foveate.core.views import Arriving
 from foveate.engine import guards
 from foveate.engine.media import MediaTokens
@@ -21,17 +21,13 @@ from foveate.engine.program import CELLS
 __all__ = [
     "Begun",
     "Bucket",
-    "Pick",
     "Sample",
     "Sizes",
     "Unit",
-    "alike",
     "buckets_of",
     "image_units",
     "read_samples",
     "sample_unit",
-    "stacked",
-    "together",
 ]
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -300,71 +296,6 @@ TENSORS = ("index", "vision", "slots", "source", "runs", "parent", "notes", "tex
 
 Sizes = tuple[int, ...]
 """Rows of each image of a sample, or of each frame, in order."""
-
-Pick = Callable[[Tensor], Tensor]
-"""Of a tensor with the samples in front, the part of the sample that is looked at."""
-
-
-def together(look: Callable[[Tensors, Pick], Cut | None], samples: Tensors) -> list[Cut | None]:
-    """What a function makes of each of some samples that are alike; by vmap where there are several.
-
-    Args:
-        look: Takes the tensors of one sample, without the samples in front, and a `Pick` for further tensors. Under
-            vmap it runs once for all samples.
-        samples: Tensors by name, with the samples in front; an entry may be a mapping of such.
-
-    Returns:
-        A cut for each sample, with tensors of its own: a merge that was put off is put off still. All are None where
-        `look` answers None.
-    """
-    first = _first_of(samples)
-    if len(first) == 1:
-        return [look(on_tensors(samples, _at_first), _at_first)]
-    cuts: list[Cut | None] = []
-
-    def of_sample(place: Tensor, sample: Tensors) -> Tensors:
-        # Under vmap `place` is no number, so it is an index tensor: (samples, …) to (1, …) to (…).
-        cut = look(sample, lambda tensor: tensor[place.expand(1)][0])
-        cuts.append(cut)
-        return {} if cut is None else cut.tensors()
-
-    tensors = torch.func.vmap(of_sample)(torch.arange(len(first), device=first.device), samples)
-    (cut,) = cuts
-    if cut is None:
-        return [None] * len(first)
-    unbound = on_tensors(tensors, Tensor.unbind)
-    return [cut.with_tensors(_at(unbound, place)) for place in range(len(first))]
-
-
-def _first_of(tensors: Tensors) -> Tensor:
-    """The first of them, wherever it stands in the nest."""
-    value = next(iter(tensors.values()))
-    return value if isinstance(value, Tensor) else _first_of(value)
-
-
-def _at(unbound: dict[str, Any], place: int) -> Tensors:
-    """The tensors of one sample, from those of all by name."""
-    return {name: part[place] if isinstance(part, tuple) else _at(part, place) for name, part in unbound.items()}
-
-
-def _at_first(tensor: Tensor) -> Tensor:
-    return tensor[0]
-
-
-def stacked(samples: Sequence[Any]) -> Any:
-    """Tensors of samples, or nests of them by name, with the samples in front; those of one sample are not copied."""
-    first = samples[0]
-    if not isinstance(first, Tensor):
-        return {name: stacked([sample[name] for sample in samples]) for name in first}
-    return first[None] if len(samples) == 1 else torch.stack(list(samples))
-
-
-def alike(kinds: Iterable[Hashable]) -> list[list[int]]:
-    """The places of those that are of one kind: of a b a they are 0 2 and 1."""
-    places: dict[Hashable, list[int]] = {}
-    for place, kind in enumerate(kinds):
-        places.setdefault(kind, []).append(place)
-    return list(places.values())
 
 
 @dataclass(slots=True, eq=False)
