@@ -113,3 +113,19 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section(f"{len(refused)} pairs of method and family are refused, each with its reason")
         for reason in refused:
             terminalreporter.line(reason)
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+    """How many samples or images were looked at together, each time."""
+    from foveate.core.cut import together
+
+    seen = []
+
+    def noting(look, tensors):
+        seen.append(len(next(iter(tensors.values()))))
+        return together(look, tensors)
+
+    for module in ("cutting", "encode"):
+        monkeypatch.setattr(f"foveate.engine.{module}.together", noting)
+    return seen

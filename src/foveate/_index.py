@@ -124,7 +124,7 @@ def _default(field: "dataclasses.Field[Any]") -> Any:
 
 
 def _preset(preset: Any) -> dict[str, Any]:
-    from foveate.core.budget import mean_tokens
+    from foveate.core.rank import mean_tokens
 
     count = preset.vision_tokens or UNKNOWN_COUNT
     plan = preset.method.plan(preset.depth, (count,))

@@ -11,7 +11,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 import foveate as fv
 from foveate.contract import Attention, LayerView, Shape
 from foveate.core.attention import attention_rows
-from foveate.engine.looking import SampleRows
+from foveate.engine.cutting import SampleRows
 from tests.arrive.running import ARRIVALS, SOME, prefill
 from tests.invariants.settings import EXAMPLES, PAIRS
 from tests.models import batch, generate, is_vision, tiny

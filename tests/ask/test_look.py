@@ -10,7 +10,7 @@ import foveate as fv
 from foveate.ask.answering import Solved, answers_behind
 from foveate.ask.cache import kv_bytes
 from foveate.ask.look import can_share, look_at, refuse_unshareable, resumed, together, weights_of
-from foveate.engine.copies import copy_of, tensors_of
+from foveate.engine.cache import copy_of, tensors_of
 from foveate.registry import family_for
 from tests import models
 from tests.ask.conftest import asked, random_vlm

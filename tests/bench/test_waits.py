@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PLACES = "foveate/engine/samples.py read_samples: aten._to_copy"
 GRIDS = "foveate/families/qwen_vl.py Qwen2VL.encode: aten._to_copy"
 SAMPLES = "engine/samples.py read_samples"
-WITH_COUNTS = "engine/images.py with_counts"
+CUTS_OF = "engine/encode.py cuts_of"
 READ = {
     "gemma4": "families/gemma.py Gemma4._grids",
     "llava_next": "families/vision.py picture_sizes",
@@ -139,8 +139,8 @@ def test_a_place_waits_once_whatever_the_batch(waits, family, name, prompt):
         expected[READ[family]] = 1
     places = own(waits[family, name, prompt])
     seen = {place.removeprefix("foveate/").split(":")[0]: times for place, times in places.items()}
-    if name == "mustdrop" and seen.get(WITH_COUNTS) == 1:  # where a picture's tokens are a grid
-        expected[WITH_COUNTS] = 1
+    if name == "mustdrop" and seen.get(CUTS_OF) == 1:  # where a picture's tokens are a grid
+        expected[CUTS_OF] = 1
     assert seen == expected
     if family == "llava" and name == "mustdrop":
-        assert WITH_COUNTS in seen
+        assert CUTS_OF in seen

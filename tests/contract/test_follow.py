@@ -23,8 +23,7 @@ from foveate.contract import (
     follow,
 )
 from foveate.core.cut import Cut
-from foveate.core.options import _choices
-from foveate.core.signals import Signal, TowerSignal
+from foveate.core.signals import Signal, TowerSignal, _choices
 from foveate.support import SERVED
 
 DEPTH = 6

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, QuantizedCache, StaticCache
 
 import foveate as fv
-from foveate.core.memo import Memo
+from foveate.core.tensors import Memo
 from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, pruned_layer
 from foveate.engine.guards import refuse_cache
 

@@ -7,8 +7,7 @@ import torch
 
 import foveate as fv
 from foveate.contract import TowerAttention
-from foveate.core.tower import TowerView
-from foveate.engine import images
+from foveate.core.views import TowerView
 from foveate.engine.encode import TowerReducer
 from foveate.engine.program import Program
 from foveate.registry import family_for
@@ -16,7 +15,7 @@ from tests.models import tiny
 
 
 def reducer(method, family="llava"):
-    return TowerReducer(Program(method, family_for(tiny(family))), None)
+    return TowerReducer(Program.on(method, family_for(tiny(family))), None)
 
 
 def test_where_the_tower_cannot_lose_tokens_the_projected_grid_is_merged():
@@ -70,37 +69,24 @@ METHODS = [
 ]
 
 
-@pytest.fixture
-def asked(monkeypatch):
-    """How many images were asked together, each time."""
-    counts, together = [], images._together
-
-    def noting(ask, inputs):
-        counts.append(len(inputs))
-        return together(ask, inputs)
-
-    monkeypatch.setattr(images, "_together", noting)
-    return counts
-
-
 @pytest.mark.parametrize("method", METHODS, ids=str)
 @pytest.mark.parametrize("alike", [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.0, 1.0)], ids=str)
-def test_images_alike_go_through_stages_together_and_come_to_what_each_does_alone(method, alike, asked):
+def test_images_alike_go_through_stages_together_and_come_to_what_each_does_alone(method, alike, sizes):
     views = [shown(seed, alike=share) for seed, share in enumerate(alike)]
     alone = [reducer(method).reduce([shown(seed, alike=share)])[0] for seed, share in enumerate(alike)]
-    asked.clear()
+    sizes.clear()
     for one, other in zip(reducer(method).reduce(views), alone, strict=True):
         same(one, other)
-    assert max(asked) == 3
+    assert max(sizes) == 3
 
 
-def test_images_of_other_sizes_are_asked_apart(asked):
+def test_images_of_other_sizes_are_asked_apart(sizes):
     views = [shown(0), shown(1, tokens=42), shown(2)]
     alone = [reducer(METHODS[0]).reduce([view])[0] for view in views]
-    asked.clear()
+    sizes.clear()
     for one, other in zip(reducer(METHODS[0]).reduce(views), alone, strict=True):
         same(one, other)
-    assert sorted(asked) == [1, 2]
+    assert sorted(sizes) == [1, 2]
 
 
 def test_patches_merge_in_the_tower_together():

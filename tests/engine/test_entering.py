@@ -6,16 +6,16 @@ import torch
 import foveate as fv
 from foveate.contract import Attention, LayerStage, Shape, TowerAttention, follow
 from foveate.contract.naming import parse
-from foveate.core.tower import TowerView
-from foveate.engine.early import EarlyStages
-from foveate.engine.entering import enter
+from foveate.core.views import TowerView
+from foveate.engine.encode import enter
+from foveate.engine.program import Program
 from foveate.errors import UnsupportedError
 
 TOKENS = 36
 
 
 def early(method):
-    return EarlyStages(method, follow.in_order(method.stages(Shape(6, cls=True))))
+    return Program(method, follow.in_order(method.stages(Shape(6, cls=True))))
 
 
 def shown(seed):
@@ -48,9 +48,9 @@ def test_as_many_rows_enter_as_were_counted(name):
 def test_images_alike_get_together_what_they_get_alone(name):
     stages = early(parse(name).with_budget(tokens=9))
     together = enter(stages, [shown(0), shown(1), shown(2)], doubled)
-    for seed, rows in enumerate(together):
+    for seed, image in enumerate(together):
         (alone,) = enter(stages, [shown(seed)], doubled)
-        torch.testing.assert_close(rows, alone, atol=1e-6, rtol=0)
+        torch.testing.assert_close(image.rows, alone.rows, atol=1e-6, rtol=0)
 
 
 def test_rows_are_dropped_before_they_are_projected():
@@ -61,19 +61,19 @@ def test_rows_are_dropped_before_they_are_projected():
         return doubled(images)
 
     view = shown(0)
-    (rows,) = enter(early(fv.VisPruner(tokens=5)), [view], project)
+    (image,) = enter(early(fv.VisPruner(tokens=5)), [view], project)
     assert seen == [5]
     # Every row is one of the image's own.
-    assert all((view.features == row[:8]).all(dim=1).any() for row in rows)
+    assert all((view.features == row[:8]).all(dim=1).any() for row in image.rows)
 
 
 def test_a_stage_before_layer_0_sees_what_the_projector_makes():
     view = shown(0)
-    (rows,) = enter(early(fv.DivPrune(tokens=4)), [view], doubled)
+    (image,) = enter(early(fv.DivPrune(tokens=4)), [view], doubled)
     features = doubled([view.features])[0]
     unit = features / features.norm(dim=1, keepdim=True)
     similar = unit @ unit.T
-    kept = [int((features == row).all(dim=1).nonzero()[0, 0]) for row in rows]
+    kept = [int((features == row).all(dim=1).nonzero()[0, 0]) for row in image.rows]
     # Max-min diversity, by its definition: each token picked later is the farthest from those picked before.
     distance = 1 - similar
     left = [token for token in range(TOKENS) if token not in kept]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.core.budget import keep_count
+from foveate.core.rank import keep_count
 from tests.methods.test_visiondrop import EXAMPLES
 from tests.models import FAMILIES, TINY, batch, tiny
 

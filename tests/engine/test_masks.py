@@ -6,8 +6,8 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from transformers.masking_utils import eager_mask, flash_attention_mask, sdpa_mask
 
 import foveate as fv
-from foveate.engine.masks import Remap, visibility
-from tests.engine.test_rows import laid_out
+from foveate.engine.arguments import Remap, visibility
+from tests.engine.test_forward import laid_out
 
 PAST, SPAN = 5, 6
 LIVE = torch.tensor([[1] * 11, [0] * 2 + [1] * 9, [1] * 4 + [0] + [1] * 6])  # padding left, and in between

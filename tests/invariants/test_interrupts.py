@@ -7,11 +7,11 @@ import pytest
 
 import foveate as fv
 from foveate.core import patching
-from foveate.engine import hooks, session
+from foveate.engine import session
 from tests.invariants.test_restore import state
 from tests.models import tiny
 
-WATCHED = {patching.__file__, hooks.__file__, session.__file__, contextlib.__file__}
+WATCHED = {patching.__file__, session.__file__, contextlib.__file__}
 METHOD = fv.MustDrop(pruning_layers=(2,)) + fv.FinalKV()  # reads text and numbers anew: everything is put on
 FAR = 100_000
 

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 import foveate as fv
 from foveate.contract import Arriving, ImageView, Shape, TowerAttention, TowerKeys
-from foveate.core.budget import shared_out
 from foveate.core.grid import crops_of
+from foveate.core.rank import shared_out
 from foveate.methods.visionzip import VisionZip
 from tests import golden
 from tests.models import batch, tiny

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from foveate.ask.generation import FirstToken, run
-from foveate.engine.copies import copy_of
+from foveate.engine.cache import copy_of
 from foveate.errors import SettingError
 
 __all__ = ["begin_alike", "log_probabilities", "tokens_of"]

@@ -16,8 +16,7 @@ from foveate.contract.method import Budgeted, Preset
 from foveate.contract.settings import Count, Counts, Layers, Positions, Share, Shares, Unit
 from foveate.contract.space import Space, free_settings
 from foveate.contract.stages import LayerStage, Shape, Stage
-from foveate.core.budget import keep_count
-from foveate.core.rank import spread, top
+from foveate.core.rank import keep_count, spread, top
 from foveate.core.signals import Attention, Signal
 from foveate.core.views import Arriving, LayerView
 from foveate.errors import SettingError

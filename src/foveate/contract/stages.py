@@ -17,12 +17,10 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from foveate.core.budget import keep_count
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid
-from foveate.core.options import refuse_other_options
-from foveate.core.rank import top
-from foveate.core.signals import Signal
+from foveate.core.rank import keep_count, top
+from foveate.core.signals import Signal, refuse_other_options
 from foveate.core.views import Arriving, View
 from foveate.errors import SettingError
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from foveate.core.gather import take_along
+from foveate.core.tensors import take_along
 
 __all__ = [
     "BLOCK_NUMBERS",

@@ -1,4 +1,4 @@
-"""What becomes of the tokens that arrive at a stage: the one form every method answers in."""
+"""What becomes of the tokens that arrive at a stage: the one form every method answers in, for many samples at once."""
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from foveate.core.tensors import Tensors, on_tensors
 from foveate.errors import ShapeError
 
-__all__ = ["Cut", "note_of"]
+__all__ = ["Cut", "Pick", "note_of", "together"]
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 PARTS = ("stays", "source", "parent", "rows")
@@ -187,12 +188,17 @@ class Cut:
     def _source_of_stays(self) -> Tensor:
         if self._stays is None:  # all stay
             return torch.arange(self.arriving)
-        # A stable sort of 0s and 1s brings the tokens that stay to the front: of 1 0 1 (stay) it makes 0 2 1.
-        leaves = self._stays.logical_not().to(torch.uint8)
-        order = torch.sort(leaves, stable=True).indices
+        order = self._stays_first()
         # Behind them −1, so that the shape does not depend on how many stay: 0 2 −1.
         places = torch.arange(self.arriving, device=order.device)
         return order.masked_fill(places >= self.count, -1)
+
+    def _stays_first(self) -> Tensor:
+        """The tokens that arrived, (arriving,) int64: those that stay, then the others, each in order."""
+        assert self._stays is not None
+        # A stable sort of 0s and 1s brings the tokens that stay to the front: of 1 0 1 (stay) it makes 0 2 1.
+        leaves = self._stays.logical_not().to(torch.uint8)
+        return torch.sort(leaves, stable=True).indices
 
     @property
     def stays_whole(self) -> bool:
@@ -233,10 +239,8 @@ class Cut:
         return Cut.merge(self.source, rows, self.parent, self.notes)
 
     def to(self, device: torch.device) -> "Cut":
-        """What `join` made, on another device."""
-        source = self.source.to(device)
-        parent = self.parent.to(device)
-        return Cut.join(source, parent, self.notes)
+        """The same with its tensors on another device."""
+        return self.with_tensors(on_tensors(self.tensors(), lambda tensor: tensor.to(device)))
 
     def tensors(self) -> dict[str, Any]:
         """What it is made of, by name: what `torch.func.vmap` can hand out."""
@@ -276,11 +280,11 @@ class Cut:
 
     def first(self, count: int) -> "Cut":
         """The same where the host knows by now that `count` rows are real."""
-        source = self.source[:count]
         if self._stays is not None:  # its notes have the arriving tokens as their first dimension
+            source = self._stays_first()[:count]
             notes = {name: note[source] for name, note in self.notes.items()}
             return Cut.take(source, self.arriving, notes)
-        rows = self.rows
+        source, rows = self.source[:count], self.rows
         if rows is not None:
             rows = rows[:count]
         notes = {name: note[:count] for name, note in self.notes.items()}
@@ -299,6 +303,11 @@ class Cut:
             )
         if self.stays_whole and not self.notes:
             return later
+        if self.stays_whole:
+            notes = dict(self.notes)
+            if later.stays is None:  # a mask's notes have the arriving tokens as their first dimension
+                notes = {name: note_of(note, later.source, later.rows) for name, note in notes.items()}
+            return later.with_tensors({**later.tensors(), "notes": notes | dict(later.notes)})
         rows = later.rows
         if rows is not None:
             source = _followed(later.source, self.source)
@@ -344,3 +353,56 @@ def note_of(note: Tensor, source: Tensor, rows: Tensor | None) -> Tensor:
 def _followed(places: Tensor, to: Tensor) -> Tensor:
     """Where each of some places leads: `to[place]`, and −1 for −1."""
     return pad(to, (0, 1), value=-1)[places]  # −1 finds what was put behind
+
+
+# -- samples alike -------------------------------------------------------------------------------------------------
+
+
+Pick = Callable[[Tensor], Tensor]
+"""Of a tensor with the samples in front, the part of the sample that is looked at."""
+
+
+def together(look: Callable[[Tensors, Pick], Cut | None], samples: Tensors) -> list[Cut | None]:
+    """What a function makes of each of some samples that are alike; by vmap where there are several.
+
+    Args:
+        look: Takes the tensors of one sample, without the samples in front, and a `Pick` for further tensors. Under
+            vmap it runs once for all samples.
+        samples: Tensors by name, with the samples in front; an entry may be a mapping of such.
+
+    Returns:
+        A cut for each sample, with tensors of its own: a merge that was put off is put off still. All are None where
+        `look` answers None.
+    """
+    first = _first_of(samples)
+    if len(first) == 1:
+        return [look(on_tensors(samples, _at_first), _at_first)]
+    cuts: list[Cut | None] = []
+
+    def of_sample(place: Tensor, sample: Tensors) -> Tensors:
+        # Under vmap `place` is no number, so it is an index tensor: (samples, …) to (1, …) to (…).
+        cut = look(sample, lambda tensor: tensor[place.expand(1)][0])
+        cuts.append(cut)
+        return {} if cut is None else cut.tensors()
+
+    tensors = torch.func.vmap(of_sample)(torch.arange(len(first), device=first.device), samples)
+    (cut,) = cuts
+    if cut is None:
+        return [None] * len(first)
+    unbound = on_tensors(tensors, Tensor.unbind)
+    return [cut.with_tensors(_at(unbound, place)) for place in range(len(first))]
+
+
+def _first_of(tensors: Tensors) -> Tensor:
+    """The first of them, wherever it stands in the nest."""
+    value = next(iter(tensors.values()))
+    return value if isinstance(value, Tensor) else _first_of(value)
+
+
+def _at(unbound: dict[str, Any], place: int) -> Tensors:
+    """The tensors of one sample, from those of all by name."""
+    return {name: part[place] if isinstance(part, tuple) else _at(part, place) for name, part in unbound.items()}
+
+
+def _at_first(tensor: Tensor) -> Tensor:
+    return tensor[0]

@@ -1,16 +1,34 @@
 """Sets picked one token after the other, where a score alone does not say which tokens go together.
 
 All are tensor code for one sample and run under `torch.func.vmap`: one Python loop over picks, no value read. Of equal
-tokens the lowest index is picked, no token is picked twice, and the picks come back ascending.
-"""
+tokens the lowest index is picked, no token is picked twice, and the picks come back ascending. `pick_by_crop` lets one
+of them pick from a base view, tiles and frames, each its share."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from foveate.core.grid import Grid, crops_of
+from foveate.core.rank import shared_out
+from foveate.core.tensors import alike, send
 from foveate.core.views import Arriving
 from foveate.errors import ShapeError
 
-__all__ = ["cosine_flops", "cosines", "cover", "determinantal", "max_min", "quotas", "suppress", "thin"]
+__all__ = [
+    "Pick",
+    "cosine_flops",
+    "cosines",
+    "cover",
+    "determinantal",
+    "max_min",
+    "pick_by_crop",
+    "quotas",
+    "suppress",
+    "thin",
+]
 
 SHORTEST = 1e-12  # the smallest norm that divides, and the smallest variance that is left of a token
 TINIEST = torch.finfo(torch.float32).tiny  # the smallest sum of weights that divides
@@ -254,3 +272,34 @@ def _ascending(picks: list[Tensor], matrix: Tensor) -> Tensor:
     if not picks:
         return torch.zeros(0, dtype=torch.int64, device=matrix.device)
     return torch.cat(picks).sort().values
+
+
+class Pick(Protocol):
+    """Picks `count` of a crop's tokens, given their ordinals in the image; answers with ordinals in the crop."""
+
+    def __call__(self, tokens: Tensor, count: int) -> Tensor: ...
+
+
+def pick_by_crop(grids: Sequence[Grid], rows: Tensor, count: int, pick: Pick) -> Tensor:
+    """`count` tokens of an image, picked crop by crop, each crop its share: (count,) int64, ascending.
+
+    Args:
+        grids: See `foveate.core.grid.crops_of`.
+        rows: A tensor with the tokens in front; its length and device are read.
+        count: How many to pick in all, 1 or more.
+        pick: What picks. Crops that are alike run through it together, under `torch.func.vmap`.
+    """
+    crops = crops_of(grids, len(rows))
+    few = shared_out(count, [len(crop) for crop in crops])
+    picked = []
+    for group in alike(zip(map(len, crops), few, strict=True)):
+        number = few[group[0]]
+        if not number:
+            continue
+        tokens = send(torch.stack([crops[place] for place in group]), rows.device)  # (crops, tokens of each)
+        if len(group) == 1:
+            places = pick(tokens[0], number)[None]
+        else:
+            places = torch.func.vmap(partial(pick, count=number))(tokens)
+        picked.append(tokens.gather(1, places).flatten())
+    return torch.cat(picked).sort().values

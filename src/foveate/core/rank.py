@@ -1,11 +1,51 @@
-"""Which tokens stay, once each has a score."""
+"""How many tokens stay, and which, once each has a score."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from foveate.errors import ShapeError
 
-__all__ = ["by_quota", "into_runs", "ranks", "ranks_in_groups", "spread", "top"]
+__all__ = [
+    "by_quota",
+    "into_runs",
+    "keep_count",
+    "mean_tokens",
+    "ranks",
+    "ranks_in_groups",
+    "shared_out",
+    "spread",
+    "top",
+]
+
+
+def keep_count(tokens: int, ratio: float, minimum: int = 1) -> int:
+    """How many of `tokens` stay at keep ratio `ratio`.
+
+    Python's float product, truncated, as V2Drop's released code does it (100 · 0.29 gives 28), and never
+    below `minimum` nor above `tokens`.
+    """
+    return min(tokens, max(minimum, int(tokens * ratio)))
+
+
+def mean_tokens(per_layer: Sequence[float]) -> float:
+    """The budget a schedule spends: vision tokens a layer processes, averaged over all decoder layers."""
+    return sum(per_layer) / len(per_layer)
+
+
+def shared_out(total: int, sizes: Sequence[int]) -> list[int]:
+    """`total` shared out in proportion to some sizes, none above its own; what rounding leaves goes to the largest
+    remainders, the first of equals: 7 over 4, 4 and 2 are 3, 3 and 1.
+
+    `total` is at most the sum of the sizes.
+    """
+    whole = max(1, sum(sizes))
+    shares = [total * size // whole for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda place: -(total * sizes[place] % whole))
+    for place in by_remainder[: total - sum(shares)]:
+        shares[place] += 1
+    return shares
 
 
 def top(scores: Tensor, count: int) -> Tensor:
@@ -58,16 +98,15 @@ def into_runs(rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     """Which row comes to stand where, if each stands in the first free place of its run.
 
     Args:
-        rows: (rows,) int64, the run of each row.
-        places: (places,) int64, the run of each place, ascending; no run has fewer places than rows.
+        rows: (…, rows) int64, the run of each row.
+        places: (…, places) int64, the run of each place, ascending; no run has fewer places than rows.
 
     Returns:
-        (rows,) int64 twice: rows in the order of their places (those of one run in their own order), and the places.
+        (…, rows) int64 twice: rows in the order of their places (those of one run in their own order), and the places.
     """
-    order = rows.sort(stable=True).indices
-    runs = rows[order]
+    runs, order = rows.sort(stable=True)
     # A row's place in its run is its own place less that of its run's first row: runs 0 0 2 give 0 1 0.
-    place = torch.arange(len(rows), device=rows.device)
+    place = torch.arange(rows.shape[-1], device=rows.device)
     ordinal = place - torch.searchsorted(runs, runs)
     return order, torch.searchsorted(places, runs) + ordinal
 

@@ -1,6 +1,10 @@
-"""Decode: a cache layer that stores what was kept and speaks in unpruned columns."""
+"""Decode: a cache layer that stores what was kept and speaks in unpruned columns, and caches that go on from another.
 
-from collections.abc import Callable, Sequence
+A layer of transformers makes a new tensor for every update, so a copy shares keys and values with its original until it
+gets rows of its own. Recurrent states are written in place: these are cloned."""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -9,11 +13,21 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
-from foveate.core.memo import Memo
-from foveate.core.nested import on_tensors
+from foveate.core.tensors import Memo, on_tensors
 from foveate.engine import guards
 
-__all__ = ["CACHE_LAYERS", "PrunedLayer", "find_pruned", "length_of", "pruned_layer"]
+__all__ = [
+    "CACHE_LAYERS",
+    "PrunedLayer",
+    "copy_of",
+    "find_pruned",
+    "length_of",
+    "nbytes",
+    "picked",
+    "pruned_layer",
+    "settle",
+    "tensors_of",
+]
 
 MEMO_SIZE = 8
 """How many tensors that layers of one cache share are remembered: layers alike follow each other."""
@@ -342,3 +356,146 @@ def pruned_layer(cache: Any, index: int) -> PrunedLayer:
     others = (other._memo for other in cache.layers if type(other) is PrunedLayer)
     cache.layers[index] = pruned = PrunedLayer(layer, next(others, None))
     return pruned
+
+
+STATES = ("conv_states", "recurrent_states")
+
+
+# -- caches that go on from another -------------------------------------------------------------------------------
+
+
+def settle(cache: Any) -> Any:
+    """Let every tensor of a cache have memory of its own: rows that a window keeps are views of longer ones.
+
+    Raises:
+        UnsupportedError: If a layer is of a kind that cannot be copied.
+    """
+    guards.refuse_cache(cache, CACHE_LAYERS)
+    for layer in cache.layers:
+        if isinstance(layer, LinearAttentionLayer) or not layer.is_initialized:
+            continue
+        layer.keys, layer.values = _compact(layer.keys), _compact(layer.values)
+    return cache
+
+
+def copy_of(cache: Any, samples: int = 1) -> Any:
+    """A cache of so many samples that all go on from the one sample of this cache.
+
+    The rows that are there stand in memory once for all samples, except those of sliding windows, which leave, and
+    recurrent states, which change.
+
+    Args:
+        cache: Of one sample; it stays as it is.
+        samples: How many go on from it.
+    """
+    return _copied(cache, (0,) * samples, shares=samples > 1)
+
+
+def picked(cache: Any, places: Sequence[int]) -> Any:
+    """A cache of samples that go on from those at these places of a cache, each in memory of its own.
+
+    Args:
+        cache: Of one sample or more; it stays as it is.
+        places: Which of its samples each new one goes on from.
+    """
+    return _copied(cache, places, shares=False)
+
+
+def _copied(cache: Any, places: Sequence[int], shares: bool) -> Any:
+    copied = copy.copy(cache)
+    memo = Memo(MEMO_SIZE)
+    spread = _Spread(places, shares)
+    copied.layers = [_layer(layer, memo, spread) for layer in cache.layers]
+    return copied
+
+
+class _Spread:
+    """Takes samples of a tensor, the same ones to the same object: layers compare columns by it.
+
+    Args:
+        places: Of one sample, or of several.
+        shares: Whether they are all the first one, whose keys and values may stand in memory once.
+    """
+
+    def __init__(self, places: Sequence[int], shares: bool) -> None:
+        self.places = places
+        self.shares = shares
+        self._made: dict[int, Tensor] = {}
+
+    @property
+    def samples(self) -> int:
+        """How many are taken."""
+        return len(self.places)
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if tuple(self.places) == tuple(range(len(tensor))):
+            return tensor
+        if id(tensor) not in self._made:
+            self._made[id(tensor)] = self.own(tensor)
+        return self._made[id(tensor)]
+
+    def own(self, tensor: Tensor) -> Tensor:
+        """A new tensor, always."""
+        return tensor.index_select(0, torch.tensor(self.places, device=tensor.device))
+
+
+def _layer(layer: Any, memo: Memo, spread: _Spread) -> Any:
+    """One layer of the copy."""
+    if type(layer) not in CACHE_LAYERS:  # it may write in place; `settle` refuses such
+        return copy.deepcopy(layer)
+    copied = copy.copy(layer)
+    if isinstance(layer, LinearAttentionLayer):
+        return _with_states(copied, spread)
+    if type(layer) is PrunedLayer:
+        copied._memo = memo
+        copied.base = on_tensors(layer.base, spread)
+        copied.shift = on_tensors(layer.shift, spread)
+    if not layer.is_initialized:
+        return copied
+    if layer.is_sliding or not spread.shares:
+        copied.keys, copied.values = spread(layer.keys), spread(layer.values)
+        return copied
+    if type(layer) is DynamicLayer:
+        copied = PrunedLayer(copied, memo)
+    copied.share(spread.samples)
+    return copied
+
+
+def _with_states(copied: Any, spread: _Spread) -> Any:
+    """A recurrent layer with states of its own: tensors by number, beside what is known of each."""
+    for name, value in vars(copied).items():
+        if isinstance(value, dict):
+            setattr(copied, name, {index: _own(part, spread) for index, part in value.items()})
+    return copied
+
+
+def _own(part: Any, spread: _Spread) -> Any:
+    """A new tensor, also for one sample; anything else as it is."""
+    if isinstance(part, Tensor):
+        return spread.own(part)
+    return part
+
+
+def tensors_of(layer: Any) -> Iterator[tuple[str, Tensor]]:
+    """Everything that a layer of a cache holds, by name."""
+    for name in ("keys", "values", "base", "shift"):
+        tensor = getattr(layer, name, None)
+        if isinstance(tensor, Tensor):
+            yield name, tensor
+    for kind in STATES:
+        for index, state in getattr(layer, kind, {}).items():
+            if state is not None:
+                yield f"{kind}.{index}", state
+
+
+def nbytes(cache: Any) -> int:
+    """Bytes of all tensors in a cache; what layers share counts once."""
+    held = {id(tensor): tensor.nbytes for layer in cache.layers for _, tensor in tensors_of(layer)}
+    return sum(held.values())
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """The same in no more memory than it needs."""
+    if tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)

@@ -1,27 +1,309 @@
-"""Each layer, first: the stages before it decide which vision tokens are dropped or merged, bucket by bucket."""
+"""Each layer, first: what the stages before it see of each sample, and which vision tokens they drop or merge."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from foveate.core.cut import Cut
-from foveate.core.host import send
-from foveate.core.nested import Tensors
-from foveate.core.signals import Attention, Columns, KeyNorms, Pivots, Signal
-from foveate.engine.bucket import Bucket, Pick, each
+from foveate.contract.stages import Place, Stage
+from foveate.core.cut import Cut, Pick, note_of, together
+from foveate.core.signals import Attention, Cells, Columns, Hidden, KeyNorms, Keys, Normed, Pivots, Signal
+from foveate.core.tensors import Tensors, alike, stacked
+from foveate.core.views import Arriving, ImageView, LayerView, View
+from foveate.engine import guards
 from foveate.engine.forward import Forward, LayerCall
-from foveate.engine.late import LateStages, hidden_note, ran_note
-from foveate.engine.looking import Decision, SampleRows, Unit, asking_units, decide, image_units, sample_unit
-from foveate.engine.program import Program
-from foveate.engine.raters import RATERS, raters_of
-from foveate.engine.reading import streams
-from foveate.engine.samples import Begun, Sample
-from foveate.engine.trace import Stage
+from foveate.engine.program import CELLS, NotesOf, Program, hidden_note, named, ran_note
+from foveate.engine.reading import RATERS, raters_of, streams
+from foveate.engine.samples import Begun, Bucket, Sample, Sizes, Unit, image_units, sample_unit
 
-__all__ = ["BucketReader", "cut_before", "decide_bucket", "note_attending", "record", "take_tower_cuts"]
+__all__ = [
+    "SampleRows",
+    "asking_units",
+    "cut_before",
+    "decide",
+    "decide_bucket",
+    "joined",
+    "note_attending",
+]
+
+Part = Callable[[Tensor], Tensor]
+"""Of a tensor with a sample's rows in front, the rows of a unit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the stages before a layer leave of a sample.
+
+    Attributes:
+        cut: Of the sample's rows.
+        sizes: Rows it leaves of each image; None where only the device knows.
+    """
+
+    cut: Cut
+    sizes: tuple[int, ...] | None
+
+
+@dataclass(slots=True, eq=False)
+class SampleRows:
+    """One sample's vision rows before a decoder layer.
+
+    Attributes:
+        layer: The decoder layer (0-based).
+        sample: What the host knows of the sample, and of all that are alike.
+        source: Which tokens the rows stand for: (rows,) int64, −1 for none of its own.
+        sizes: Rows of each image (or frame); None once a cut ranked over all of them together.
+        notes: What is remembered of the rows.
+        read: Returns the residual stream entering the layer at these rows, (rows, width).
+        reader: Reads attention and keys of the layer; None where no decoder is there to be read.
+        text: What is remembered of the text behind the images: a tensor a name, with the images in front.
+        begun: Rows that layer 0 has processed, for methods that did not cut before it themselves; None before it has.
+    """
+
+    layer: int
+    sample: Sample
+    source: Tensor
+    sizes: tuple[int, ...] | None
+    notes: dict[str, Tensor]
+    read: Callable[[], Tensor]
+    reader: "SampleReader | None"
+    text: Mapping[str, Tensor] = field(default_factory=dict)
+    begun: Begun | None = None
+    _hidden: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.source.shape[0]
+
+    @property
+    def hidden(self) -> Tensor:
+        """The residual stream entering the layer at these rows: (rows, width), model dtype."""
+        if self._hidden is None:
+            self._hidden = self.read()
+        return self._hidden
+
+    def units(self, stage: Stage) -> list[Unit]:
+        """What a stage ranks together."""
+        if stage.unit == "sample":
+            return [sample_unit(self.sample, len(self))]
+        frames = self.sample.frames
+        guards.refuse_unknown_units(stage, self.sizes, frames is not None and len(frames) > len(self.sample.media))
+        assert self.sizes is not None
+        return image_units(self.sample, self.sizes)
+
+    def view(self, stage: Stage, unit: Unit) -> View:
+        """What a stage sees of a unit."""
+
+        rows = None if len(unit) == len(self) else unit.rows
+
+        def part(tensor: Tensor) -> Tensor:
+            return tensor if rows is None else tensor[rows]
+
+        def stream() -> Tensor:
+            return part(self.hidden)
+
+        notes = NotesOf(self.notes, stage, rows)
+        tokens = partial(part, self.source)
+        if stage.place is not Place.LAYER:
+            return ImageView(part(self.hidden), tokens=tokens, arriving=unit.arriving, notes=notes, merged=True)
+        # Every signal is a function here, so that what a stage does not read is never computed.
+        hidden: Callable[[], Tensor] | None = None
+        before: Callable[[], Tensor] | None = None
+        signals: dict[Signal, Callable[[], Tensor]] = {}
+        for signal in stage.reads:
+            if not isinstance(signal, Hidden):
+                signals[signal] = partial(self._signal, signal, unit, part)
+                continue
+            hidden = stream
+            if signal.back and before is None:
+                before = partial(part, self.notes[hidden_note(self.layer - signal.back)])
+        return LayerView(
+            hidden=hidden,
+            hidden_before=before,
+            count=len(unit),
+            tokens=tokens,
+            device=self.source.device,
+            arriving=self._arriving(stage, unit),
+            notes=notes,
+            signals=signals,
+            text_behind=any(unit.text_after),
+        )
+
+    def _arriving(self, stage: Stage, unit: Unit) -> Arriving:
+        """What a stage's count is made of; with the grids of a whole image, if the stage reads cells."""
+        arriving, grids = unit.arriving, self.sample.grids
+        begun = self.begun
+        if begun is not None and stage.owner not in begun.opening:
+            if unit.in_sample is None:
+                arriving = replace(arriving, started=begun.count)
+            elif begun.sizes is not None:
+                arriving = replace(arriving, started=begun.sizes[unit.image])
+        alone = self.sample.frames is None and (unit.in_sample is not None or len(grids) == 1)
+        if Cells() in stage.reads and alone and len(unit) == arriving.started == arriving.entered:
+            return replace(arriving, grids=grids[unit.image])
+        return arriving
+
+    def _signal(self, signal: Signal, unit: Unit, part: Part) -> Tensor:
+        """A signal for the rows of a unit."""
+        if isinstance(signal, Cells):
+            none = part(self.source) < 0
+            return part(self.notes[CELLS]).masked_fill(none[:, None], -1)
+        if isinstance(signal, Columns):
+            note = ran_note(signal, self.layer - 1)
+            own = part(self.notes[note])
+            return torch.cat((own, self.text[note][unit.image])) if signal.pivots else own
+        if isinstance(signal, KeyNorms) or (isinstance(signal, Attention) and signal.layer == "ran"):
+            return part(self.notes[ran_note(signal, self.layer - 1)])
+        assert self.reader is not None  # a host that has no decoder to be read refuses the other signals
+        if isinstance(signal, Keys):
+            return part(self.reader.keys())
+        if isinstance(signal, Normed):
+            return self.reader.normed(part(self.hidden))
+        if isinstance(signal, Pivots):
+            columns = self.text[ran_note(signal, self.layer - 1)][unit.image]
+            rows = self.reader.normed(self.reader.states(columns.clamp(min=0)))
+            return rows * (columns >= 0)[:, None]
+        assert isinstance(signal, Attention)
+        return self.reader.attention(signal, asking_units(signal, self.sample, self.sizes, unit))
+
+    def behind(self, decision: Decision, stage: Stage) -> "SampleRows":
+        """The rows that a second stage before the same layer sees, behind the first one's cut."""
+        cut = decision.cut
+        guards.refuse_reading_ahead(stage, self.layer, cut)
+        source = torch.where(cut.source < 0, -1, self.source[cut.source.clamp(min=0)])
+        notes = {name: note_of(note, cut.source, cut.rows) for name, note in self.notes.items()}
+        notes |= cut.notes
+        return replace(
+            self,
+            source=source,
+            read=partial(cut.rows_left, self.hidden),
+            sizes=decision.sizes,
+            notes=notes,
+            _hidden=None,
+        )
+
+
+def asking_units(signal: Attention, sample: Sample, sizes: Sequence[int] | None, unit: Unit) -> Sequence[Unit]:
+    """The units whose attention is read one by one for a unit.
+
+    In a sample with several images the text behind each pays attention to that image; the last row pays it to all.
+    """
+    if signal.rows == "last" or sizes is None or unit.in_sample is not None:
+        return [unit]
+    return image_units(sample, sizes)
+
+
+def decide(rows: SampleRows, stages: Sequence[Stage]) -> Decision | None:
+    """What the stages before a layer leave of a sample, the second working on what the first left; None: all."""
+    decision: Decision | None = None
+    answer: Decision | None = None
+    for stage in stages:
+        if answer is not None:  # the stage before this one has cut
+            rows = rows.behind(answer, stage)
+        units = rows.units(stage)
+        views = [rows.view(stage, unit) for unit in units]
+        cuts = [_cut_of(stage, view) for view in views]
+        if not stage.drops:  # it only looks, and leaves notes
+            answer = None
+            notes = _notes(cuts, stage)
+            rows.notes.update(notes)
+            if decision is not None:
+                decision.cut.notes = {**decision.cut.notes, **notes}
+            continue
+        answer = _answer(cuts, units, rows, stage)
+        if answer is None:
+            continue
+        cut = answer.cut if decision is None else decision.cut.then(answer.cut)
+        decision = Decision(cut, answer.sizes)
+    return decision
+
+
+def _cut_of(stage: Stage, view: View) -> Cut | None:
+    """What a stage makes of a unit; nothing of one that has lost all its rows."""
+    if not len(view):
+        return None
+    return stage.cut(view)
+
+
+def _notes(cuts: Sequence[Cut | None], stage: Stage) -> Mapping[str, Tensor]:
+    """The notes of a stage that only looks, its units' one behind the other."""
+    notes_of_units = [named(cut, stage).notes for cut in cuts if cut is not None]
+    if not notes_of_units:
+        return {}
+    first = notes_of_units[0]
+    if len(notes_of_units) == 1:
+        return first
+    return {name: torch.cat([notes[name] for notes in notes_of_units]) for name in first}
+
+
+def _answer(cuts: Sequence[Cut | None], units: Sequence[Unit], rows: SampleRows, stage: Stage) -> Decision | None:
+    """One decision about a sample from the cuts of its units; None where nothing is dropped."""
+    if all(cut is None for cut in cuts):
+        return None
+    unit_cuts = []
+    for unit_cut, unit in zip(cuts, units, strict=True):
+        unit_cuts.append(Cut.stay(len(unit)) if unit_cut is None else named(unit_cut, stage))
+    cut = joined(unit_cuts, rows.source.device, lambda: rows.hidden)
+    if cut.stays is not None or rows.sizes is None or len(rows.sizes) != len(units):
+        return Decision(cut, None)
+    counts = tuple(part.count for part in unit_cuts if isinstance(part.count, int))
+    return Decision(cut, counts if len(counts) == len(units) else None)
+
+
+def joined(cuts: Sequence[Cut], device: torch.device, hidden: Callable[[], Tensor]) -> Cut:
+    """One cut of a sample from those of its units, one behind the other.
+
+    An example: of two images of three tokens the first loses its second token, the second its first.
+
+        sources   0 2 and 1 2      joined   0 2 4 5
+        parents   0 −1 1, −1 0 1   joined   0 −1 1 −1 2 3
+
+    Args:
+        cuts: Of the units.
+        device: Where the sample's tensors are.
+        hidden: Makes all rows that arrive, (rows, width); read where a unit's rows are merged.
+    """
+    if len(cuts) == 1:
+        return cuts[0]
+    cuts = [_explicit(cut, device) for cut in cuts]
+    # A note must be there for all rows, so one that only some units have is left out.
+    shared = set.intersection(*(set(cut.notes) for cut in cuts))
+    notes = {name: torch.cat([cut.notes[name] for cut in cuts]) for name in shared}
+    if any(cut.stays is not None for cut in cuts):
+        masks = [cut.parent >= 0 if cut.stays is None else cut.stays for cut in cuts]
+        return Cut.keep(torch.cat(masks), notes)
+    tokens = [cut.arriving for cut in cuts]
+    starts = [0, *itertools.accumulate(tokens)]
+    moved = [_moved(cut.source, cut, start) for cut, start in zip(cuts, starts, strict=False)]
+    if all(cut.rows is None for cut in cuts):
+        return Cut.take(torch.cat(moved), sum(tokens), notes)
+    firsts = [0, *itertools.accumulate(len(source) for source in moved)]  # of each unit, its first row in the joined
+    parents = [cut.parent for cut in cuts]
+    placed = [torch.where(parent < 0, parent, parent + first) for parent, first in zip(parents, firsts, strict=False)]
+    merged = [cut.rows_left(part) for cut, part in zip(cuts, torch.split(hidden(), tokens), strict=True)]
+    return Cut.merge(torch.cat(moved), torch.cat(merged), torch.cat(placed), notes)
+
+
+def _explicit(cut: Cut, device: torch.device) -> Cut:
+    """The same; one that changes nothing has tensors that say so, made on this device."""
+    if not cut.stays_whole:
+        return cut
+    places = torch.arange(cut.arriving, device=device)
+    return Cut(cut.arriving, cut.arriving, source=places, parent=places, notes=cut.notes)
+
+
+def _moved(source: Tensor, cut: Cut, start: int) -> Tensor:
+    """Sources of a unit as places in its sample; −1 stays."""
+    if start == 0:
+        return source
+    if cut.rows is None:  # every row stands for a token, so there is no −1
+        return source + start
+    return torch.where(source < 0, source, source + start)
+
+
+# -- a layer's cuts, bucket by bucket -----------------------------------------------------------------------------
 
 
 class BucketReader(Protocol):
@@ -35,83 +317,9 @@ class BucketReader(Protocol):
 
 
 ReaderOf = Callable[[Bucket], BucketReader]
+Decided = tuple[Bucket, list[Cut], Sizes | None]
+"""A bucket, what becomes of each of its samples, and how many rows of each image that leaves."""
 Norm = Callable[[Tensor], Tensor]
-
-
-def take_tower_cuts(forward: Forward, program: Program, hidden: Tensor) -> Tensor:
-    """Take what the tower has decided as a cut before layer 0.
-
-    Args:
-        forward: The forward.
-        program: Says where the tower was cut.
-        hidden: The decoder's input, (samples, columns, width); an image's rows are in the first of its columns.
-
-    Returns:
-        The input, each row in the run of columns of the token that it stands for.
-    """
-    if program.encodes is None:
-        return hidden
-    cuts = [_tower_cut(bucket.samples, hidden.device) for bucket in forward.buckets]
-    if not any(image.changed for sample in forward.samples for image in sample.media):
-        for bucket, (cut, _) in zip(forward.buckets, cuts, strict=True):
-            bucket.notes |= cut.notes
-        return hidden
-    before = forward.vision_left()
-    for bucket, (cut, sizes) in zip(forward.buckets, cuts, strict=True):
-        rows, _ = bucket.take(cut, sizes)
-        if bucket.runs is not None:  # text between an image's tokens: its rows move on into their runs
-            assert rows is not None
-            came_from = bucket.vision.gather(1, rows)
-            hidden = hidden.index_put((bucket.owners, bucket.columns), hidden[bucket.owners, came_from])
-            _move_additions(forward, bucket, 0, rows)
-    where: Literal["tower", "projector"] = "projector" if program.encodes == "projector" else "tower"
-    record(forward, where, None, before)
-    _lay_out(forward, program, None)
-    return hidden
-
-
-def _tower_cut(samples: Sequence[Sample], device: torch.device) -> tuple[Cut, tuple[int, ...]]:
-    """What the tower made of the images of samples that are alike.
-
-    Returns:
-        One cut with the samples in front, which has in the place of new rows the ordinals at which they are in the
-        stream; and the rows it leaves of each image.
-    """
-    sources, rows, parents, notes = [], [], [], dict[str, list[Tensor]]()
-    first = row = 0  # tokens and rows of the images before this one
-    for images in zip(*(sample.media for sample in samples), strict=True):
-        tokens = images[0].free
-        source = parent = torch.arange(tokens, device=device).expand(len(images), -1)
-        cuts = [image.cut for image in images if image.cut is not None]
-        changed = [cut for cut in cuts if not cut.stays_whole]
-        if changed:
-            source = torch.stack([cut.source for cut in changed]).to(device)
-            parent = torch.stack([cut.parent for cut in changed]).to(device)
-        sources.append(_moved_on(source, first))
-        parents.append(_moved_on(parent, row))
-        rows.append(torch.arange(first, first + source.shape[1], device=device).expand_as(source))
-        for name in cuts[0].notes if cuts else ():
-            stacked = torch.stack([cut.notes[name] for cut in cuts])
-            notes.setdefault(name, []).append(stacked.to(device))
-        first, row = first + tokens, row + source.shape[1]
-    sizes = tuple(part.shape[1] for part in sources)
-    joined = {name: torch.cat(parts, dim=1) for name, parts in notes.items()}
-    cut = Cut(
-        first,
-        row,
-        source=torch.cat(sources, dim=1),
-        parent=torch.cat(parents, dim=1),
-        rows=torch.cat(rows, dim=1),
-        notes=joined,
-    )
-    return cut, sizes
-
-
-def _moved_on(ordinals: Tensor, start: int) -> Tensor:
-    """Ordinals counted within an image, as those of its sample, where the image begins at `start`; −1 stays −1."""
-    if start == 0:
-        return ordinals
-    return torch.where(ordinals < 0, ordinals, ordinals + start)
 
 
 def cut_before(forward: Forward, program: Program, call: LayerCall, reader_of: ReaderOf, norm: Norm) -> None:
@@ -157,81 +365,72 @@ def note_attending(bucket: Bucket, signals: Sequence[Signal], layer: int, reader
             if signal.pivots:
                 text = reader.pivots(signal.pivots, images)
                 bucket.text[ran_note(signal, layer)] = reader.in_prompt(text.flatten(1)).view_as(text)
-    for alike in streams([signal for signal in signals if isinstance(signal, Attention)]):
-        units = asking_units(alike[0], bucket.first, bucket.sizes, rows)
-        for attention, values in reader.reduced(alike, units).items():
+    for stream in streams([signal for signal in signals if isinstance(signal, Attention)]):
+        units = asking_units(stream[0], bucket.first, bucket.sizes, rows)
+        for attention, values in reader.reduced(stream, units).items():
             bucket.notes[ran_note(attention, layer)] = values
 
 
 def _cut(forward: Forward, program: Program, call: LayerCall, reader_of: ReaderOf, norm: Norm) -> None:
     """Cut before a layer, and record it if tokens may be dropped there."""
     before = forward.vision_left() if call.index in program.cuts else ()
-    undecided = [
-        (bucket, decide_bucket(bucket, program, call.index, call.hidden, reader_of, norm)) for bucket in forward.buckets
-    ]
-    decisions = _with_counts(undecided)
-    forward.buckets = [bucket for bucket, _ in decisions]
+    decided = []
+    for bucket in forward.buckets:
+        cuts, sizes = decide_bucket(bucket, program, call.index, call.hidden, reader_of, norm)
+        decided.append((bucket, cuts, sizes))
+    decided = _with_counts(decided)
+    forward.buckets = [bucket for bucket, _, _ in decided]
     dropped, merged = False, []
-    for bucket, decision in decisions:
-        if decision is None:
-            continue
-        cut = decision.cut
-        if cut.rows is None and cut.count == bucket.left:  # all tokens stay
-            bucket.notes |= cut.notes
+    for bucket, cuts, sizes in decided:
+        taken = bucket.take(cuts, sizes) if cuts else None
+        if taken is None:
             continue
         dropped = True
-        rows, came_from = bucket.take(cut, decision.sizes)
+        rows, came_from = taken
         if rows is not None:
             columns = bucket.columns
             owners = bucket.owners.expand_as(columns)
             merged.append((owners.flatten(), columns.flatten(), rows.flatten(0, 1)))
-            _move_additions(forward, bucket, call.index, came_from)
+            forward.move_additions(bucket, call.index, came_from)
     if merged:  # one write for all buckets
         owners, columns, rows = (torch.cat(parts) for parts in zip(*merged, strict=True))
         call.hidden = call.hidden.index_put((owners, columns), rows.to(call.hidden.dtype))
     if dropped:
-        _lay_out(forward, program, call.index)
+        forward.lay_out(program.renumbers_before(call.index))
     if call.index in program.cuts:
-        record(forward, "layer", call.index, before)
-
-
-class LazyReader:
-    """Makes the reader of a bucket when it is first needed."""
-
-    def __init__(self, bucket: Bucket, reader_of: ReaderOf) -> None:
-        self._bucket = bucket
-        self._reader_of = reader_of
-        self._reader: BucketReader | None = None
-
-    @property
-    def reader(self) -> BucketReader:
-        """The same reader every time."""
-        if self._reader is None:
-            self._reader = self._reader_of(self._bucket)
-        return self._reader
+        forward.note_cut("layer", call.index, before)
 
 
 class SampleReader:
-    """What is read of a layer for one sample of a bucket; nothing is computed until it is asked for."""
+    """What is read of a layer for one sample of a bucket; nothing is computed until it is asked for.
 
-    def __init__(self, bucket_reader: LazyReader, pick: Pick, states: Norm, norm: Norm) -> None:
-        self._bucket_reader = bucket_reader
+    Args:
+        reader_of_bucket: Makes what reads for all samples of the bucket, the same every time.
+        pick: Of a tensor with the samples in front, the part of this one.
+        states: The stream entering the layer at some columns, (columns, width).
+        normed: Rows of the stream, (rows, width), through the norm in front of the model's head.
+    """
+
+    def __init__(self, reader_of_bucket: Callable[[], BucketReader], pick: Pick, states: Norm, normed: Norm) -> None:
+        self._reader_of_bucket = reader_of_bucket
         self._pick = pick
         self.states = states
-        self.normed = norm
+        self.normed = normed
 
     def attention(self, signal: Attention, units: Sequence[Unit]) -> Tensor:
-        of_samples = self._bucket_reader.reader.reduced([signal], units)
+        """The signal of these units' rows, one behind the other: (rows,) float32."""
+        of_samples = self._reader_of_bucket().reduced([signal], units)
         return self._pick(of_samples[signal])
 
     def keys(self) -> Tensor:
-        return self._pick(self._bucket_reader.reader.keys())
+        """The layer's keys at the sample's rows, mean over heads: (rows, head size) float32."""
+        return self._pick(self._reader_of_bucket().keys())
 
 
 def decide_bucket(
-    bucket: Bucket, program: LateStages, layer: int, hidden: Tensor, reader_of: ReaderOf, norm: Norm
-) -> Decision | None:
-    """What the stages before a layer leave of a bucket, with the samples in front of all tensors.
+    bucket: Bucket, program: Program, layer: int, hidden: Tensor, reader_of: ReaderOf, norm: Norm
+) -> tuple[list[Cut], Sizes | None]:
+    """What the stages before a layer leave of each sample of a bucket.
 
     Args:
         bucket: The samples, and their rows that are left.
@@ -240,16 +439,19 @@ def decide_bucket(
         hidden: Its full-length input, (samples of the batch, columns, width).
         reader_of: Reads this layer's attention, for a bucket.
         norm: The norm in front of the model's head.
+
+    Returns:
+        A cut for each sample, whose notes are all that is remembered of its rows; no cuts where no rows arrive. And how
+        many rows they leave of each image; None where only the device knows.
     """
     if not bucket.left:
-        return None
+        return [], bucket.sizes
     bucket.to(hidden.device)
     stages = program.before(layer)
-    reader = LazyReader(bucket, reader_of)
-    # Under vmap `of_sample` runs once for all samples, so there is one decision; its tensors come out of `each`.
-    decisions: list[Decision | None] = []
+    reader = cache(partial(reader_of, bucket))  # made when it is first needed
+    left: list[Sizes | None] = []  # the same of all samples
 
-    def of_sample(sample: Tensors, pick: Pick) -> Tensors:
+    def of_sample(sample: Tensors, pick: Pick) -> Cut:
         columns = sample["columns"]
 
         def states(columns: Tensor) -> Tensor:
@@ -269,10 +471,14 @@ def decide_bucket(
         decision = decide(rows, stages)
         for name in program.done_with(layer):
             rows.notes.pop(name, None)
-        decisions.append(decision)
+        left.append(bucket.sizes if decision is None else decision.sizes)
+        whole = Cut.stay(len(rows), rows.notes)
         if decision is None:
-            return {"notes": rows.notes}
-        return {"notes": rows.notes} | _tensors(decision.cut, columns.device)
+            return whole
+        cut = decision.cut.to(columns.device)
+        if cut.stays is None and cut.rows is None and cut.count == bucket.left:  # all tokens stay
+            cut = Cut.stay(len(rows), cut.notes)
+        return whole.then(cut)
 
     tensors = {
         "index": bucket.index,
@@ -281,85 +487,54 @@ def decide_bucket(
         "notes": bucket.notes,
         "text": bucket.text,
     }
-    answer = each(of_sample, tensors)
-    bucket.notes = answer["notes"]
-    decision = decisions[0]
-    if decision is None:
-        return None
-    if "stays" in answer:  # these notes are of the tokens that arrive, as the bucket's own
-        bucket.notes = bucket.notes | answer["cut notes"]
-        return Decision(Cut(decision.cut.arriving, stays=answer["stays"]), None)
-    return Decision(_batched(decision.cut, answer), decision.sizes)
+    cuts = together(of_sample, tensors)
+    return [cut for cut in cuts if cut is not None], left[0]
 
 
-def _batched(cut: Cut, tensors: Tensors) -> Cut:
-    """A cut whose tensors have the samples in front, from that of one sample and the tensors of all."""
-    return Cut(
-        cut.arriving,
-        cut.count,
-        source=tensors["source"],
-        parent=tensors.get("parent"),
-        rows=tensors.get("rows"),
-        notes=tensors["cut notes"],
-    )
-
-
-def _tensors(cut: Cut, device: torch.device) -> Tensors:
-    """What a cut is made of: a mask, or sources, and rows and parents where it merges."""
-    notes = {"cut notes": dict(cut.notes)}
-    if cut.stays is not None:
-        return {"stays": cut.stays.to(device)} | notes
-    if cut.rows is None:
-        return {"source": cut.source.to(device)} | notes
-    return {"source": cut.source.to(device), "rows": cut.rows, "parent": cut.parent.to(device)} | notes
-
-
-def _with_counts(
-    decisions: Sequence[tuple[Bucket, Decision | None]],
-) -> list[tuple[Bucket, Decision | None]]:
-    """The same decisions with counts that the host knows.
+def _with_counts(decided: Sequence[Decided]) -> list[Decided]:
+    """The same with counts that the host knows.
 
     A mask says which tokens stay and not how many. The device is asked once for the whole batch.
     """
-    masks = [(bucket, decision.cut.stays) for bucket, decision in decisions if decision is not None]
-    unknown = [(bucket, stays) for bucket, stays in masks if stays is not None]
+    unknown = []
+    for bucket, cuts, _ in decided:
+        stays = [cut.stays for cut in cuts if cut.stays is not None]
+        if stays:
+            unknown.append((bucket, stacked(stays)))
     if not unknown:
-        return list(decisions)
+        return list(decided)
     numbers = iter(_numbers(unknown))
-    counted: list[tuple[Bucket, Decision | None]] = []
-    for bucket, decision in decisions:
-        if decision is None or decision.cut.stays is None:
-            counted.append((bucket, decision))
+    counted: list[Decided] = []
+    for bucket, cuts, sizes in decided:
+        if not cuts or cuts[0].stays is None:
+            counted.append((bucket, cuts, sizes))
         else:
-            counted += _divided(bucket, decision.cut.stays, numbers)
+            counted += _divided(bucket, cuts, numbers)
     return counted
 
 
-def _divided(bucket: Bucket, stays: Tensor, numbers: Iterator[int]) -> list[tuple[Bucket, Decision]]:
-    """A bucket divided into samples that keep equally many tokens of each image, each part with its cut.
+def _divided(bucket: Bucket, cuts: Sequence[Cut], numbers: Iterator[int]) -> list[Decided]:
+    """A bucket divided into samples that keep equally many tokens of each image, each part with its cuts.
 
     Args:
         bucket: The samples.
-        stays: Which tokens stay, (samples, arriving) bool.
-        numbers: How many these are, of each image of each sample; taken from the front.
+        cuts: Made of masks.
+        numbers: How many tokens stay, of each image of each sample; taken from the front.
     """
     images = len(bucket.sizes or (1,))
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for place in range(len(bucket.members)):
-        counts = tuple(itertools.islice(numbers, images))
-        alike.setdefault(counts, []).append(place)
-    # A stable sort of 0s and 1s brings the tokens that stay to the front, in order: of 1 0 1 (stay) it makes 0 2 1.
-    order = (~stays).sort(dim=1, stable=True).indices
-    divided = []
-    for counts, places in alike.items():
-        source = order
-        if len(alike) > 1:
-            source = order[send(torch.tensor(places), order.device)]
-        left = sum(counts)
-        cut = Cut(stays.shape[1], left, source=source[:, :left])
-        sizes = None if bucket.sizes is None else counts
-        divided.append((bucket.part(places), Decision(cut, sizes)))
+    counts = [tuple(itertools.islice(numbers, images)) for _ in cuts]
+    divided: list[Decided] = []
+    for places in alike(counts):
+        left = counts[places[0]]
+        part = together(partial(_of_count, cuts[0], sum(left)), stacked([cuts[place].tensors() for place in places]))
+        sizes = None if bucket.sizes is None else left
+        divided.append((bucket.part(places), [cut for cut in part if cut is not None], sizes))
     return divided
+
+
+def _of_count(like: Cut, count: int, mask: Tensors, _: Pick) -> Cut:
+    """A mask's cut, of which `count` rows stay; `like` is one alike."""
+    return like.with_tensors(mask).first(count)
 
 
 def _numbers(masks: Sequence[tuple[Bucket, Tensor]]) -> list[int]:
@@ -372,49 +547,3 @@ def _numbers(masks: Sequence[tuple[Bucket, Tensor]]) -> list[int]:
     device = sums[0].device
     numbers: list[int] = torch.cat([counts.to(device) for counts in sums]).tolist()
     return numbers
-
-
-def _lay_out(forward: Forward, program: Program, layer: int | None) -> None:
-    """Say which rows the coming layers process, and at which positions."""
-    before, forward.rows = forward.rows, forward.lay_out()
-    if program.renumbers_before(layer):
-        forward.rows.number_anew()
-    elif before is not None:
-        forward.rows.number_on(before)
-
-
-def _move_additions(forward: Forward, bucket: Bucket, layer: int, came_from: Tensor) -> None:
-    """Let the later additions of merged rows go with the tokens they stand for, to the places they are in now."""
-    additions = forward.additions
-    if additions is None or layer >= len(additions):
-        return
-    # Additions are (vision tokens of all samples, width): a bucket's ordinals begin where its samples do.
-    ends = [0, *itertools.accumulate(len(sample.vision) for sample in forward.samples)]
-    starts = torch.tensor([ends[member] for member in bucket.members])[:, None]
-    for depth in range(layer, len(additions)):
-        added = additions[depth]
-        first = send(starts, added.device)
-        target = bucket.slots.to(added.device) + first
-        origin = came_from.to(added.device) + first
-        additions[depth] = added.index_put((target,), added[origin])
-
-
-def record(
-    forward: Forward, where: Literal["tower", "projector", "layer", "kv"], layer: int | None, before: tuple[int, ...]
-) -> None:
-    """Write a cut into the trace."""
-    assert forward.record is not None
-    sources: dict[int, Tensor] = {}
-    parents: dict[int, Tensor] = {}
-    for bucket in forward.buckets:
-        source, parent = bucket.source_and_parent()
-        sources.update(zip(bucket.members, source.unbind(), strict=True))
-        if parent is not None:
-            parents.update(zip(bucket.members, parent.unbind(), strict=True))
-    for member, sample in enumerate(forward.samples):
-        if member not in sources:  # none of its vision tokens may be dropped
-            sources[member] = torch.arange(sample.fixed)
-    members = range(len(forward.samples))
-    origin = [sources[member] for member in members]
-    assign = [parents.get(member) for member in members]
-    forward.record.stages.append(Stage(where, layer, before, forward.vision_left(), origin, assign))

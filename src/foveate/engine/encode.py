@@ -1,199 +1,256 @@
-"""Encode: stages in and behind the vision tower reduce each image's tokens, on their way to the decoder."""
+"""Encode: stages on an image's tokens on their way to the decoder: in and behind the vision tower, and before layer 0.
+
+`encode` reduces what a model of transformers encodes. `enter` does it for a host with a decoder of its own, which says
+what its tower shows, projects rows, and puts what is left into a prompt that is shorter by as much."""
 
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from functools import cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from foveate.contract.stages import Stage
-from foveate.core.cut import Cut
+from foveate.core.cut import Cut, Pick, together
 from foveate.core.grid import Grid
-from foveate.core.nested import Tensors
-from foveate.core.signals import TowerSignal
-from foveate.core.tower import TowerView
-from foveate.core.views import PatchView
+from foveate.core.merge import average
+from foveate.core.signals import Cls, Deepstack, Features, Hidden, Signal, TowerAttention, TowerSignal
+from foveate.core.tensors import Tensors, alike, stacked
+from foveate.core.views import Arriving, ImageView, PatchView, TowerView
 from foveate.engine import guards
-from foveate.engine.early import EarlyStages
-from foveate.engine.forward import Forward
-from foveate.engine.images import Ask, ImageTokens, PickOf, ask_alike, image_view, kind_of, with_counts
-from foveate.engine.media import Encoded, MediaTokens, features_of, media_of, nowhere, tag
-from foveate.engine.program import Program
+from foveate.engine.cutting import SampleRows, decide
+from foveate.engine.media import MediaTokens, lengths_in, nowhere
+from foveate.engine.program import NotesOf, Program, named
+from foveate.engine.samples import Sample
+from foveate.errors import UnsupportedError
 from foveate.families.base import Family
+from foveate.families.placing import rows_left
 
-__all__ = ["TowerReducer", "encode", "image_lengths", "media_in"]
+__all__ = [
+    "Entered",
+    "Project",
+    "TowerReducer",
+    "before_decoder",
+    "encode",
+    "enter",
+]
 
 
-def encode(
-    family: Family,
-    program: Program,
-    modality: str,
-    run: Callable[..., Any],
-    arguments: dict[str, Any],
-    prompt: Sequence[Sequence[int]] | None = None,
-) -> Any:
-    """Run a `get_*_features` call, and tag every image's features with where its tokens look and what was cut.
+@dataclass(slots=True, eq=False)
+class ImageTokens:
+    """One image in the vision tower or just behind it, and what has become of its tokens so far.
+
+    Attributes:
+        view: What the family shows.
+        patches: What became of patches: in the tower, or behind the projector where the tower cannot lose any.
+        pooled: The same, where signals are still those of all patches.
+        done: What image stages have made of the rows that were left then.
+    """
+
+    view: TowerView
+    patches: Cut = field(init=False)
+    pooled: Cut | None = None
+    done: Cut = field(init=False)
+
+    def __post_init__(self) -> None:
+        view = self.view
+        self.patches = Cut.stay(len(view))
+        if view.merge is not None:
+            self.patches = Cut.merge(view.merge.source, view.features, view.merge.parent)
+        self.done = Cut.stay(len(view))
+
+    @property
+    def entered(self) -> int:
+        """Vision tokens the image will have had; as many as are shown where the family does not say."""
+        return self.view.entered or len(self.view)
+
+    @property
+    def rows(self) -> Tensor:
+        """The rows that are left, (rows, width)."""
+        return self.done.rows_left(self.patches.rows_left(self.view.features))
+
+    @property
+    def untouched(self) -> bool:
+        """Whether its tokens are all as they came."""
+        return self.patches.stays_whole and self.done.stays_whole
+
+    @property
+    def can_pool(self) -> bool:
+        """Whether it has not been through a stage inside the tower, and stands on a grid."""
+        return self.view.merge is None and not self.view.early and self.view.grid is not None
+
+    @property
+    def grid(self) -> Grid:
+        """Rows and columns of its tokens, where they are on one."""
+        assert self.view.grid is not None
+        return self.view.grid
+
+    def pool(self, cut: Cut | None) -> None:
+        """Take what a stage inside the tower has made of it."""
+        if cut is not None:
+            self.patches = self.pooled = cut
+            self.done = Cut.stay(len(cut.source))
+
+    def take(self, cut: Cut | None, stage: Stage) -> None:
+        """Take what an image stage has made of it."""
+        if cut is not None:
+            self.done = self.done.then(named(cut, stage))
+
+    @property
+    def cut(self) -> Cut | None:
+        """What became of its tokens, with the rows that are left; None if nothing did."""
+        cut = self.patches.then(self.done)
+        if cut.stays_whole and not cut.notes:
+            return None
+        if cut.stays_whole:
+            return cut
+        return cut.with_rows(cut.rows_left(self.view.features))
+
+    @property
+    def source(self) -> Tensor:
+        """The token that each row stands for."""
+        return self.patches.then(self.done).source
+
+    @property
+    def kind(self) -> Hashable:
+        """What is the same in images that are alike."""
+        view, notes = self.view, tuple(sorted(self.done.notes))
+        cuts = tuple((cut.count, cut.stays_whole, cut.rows is None) for cut in (self.patches, self.done))
+        counts = (self.entered, view.reserved)
+        signals = (view.early, self.pooled is None, view.cls is None, view.made is None)
+        return (*kind_of(view.features), view.grid, view.grids, *counts, *signals, *cuts, *notes)
+
+    def lacks(self, signal: Signal) -> bool:
+        """Whether its tower has no such signal, of those that it may lack."""
+        shown = {Cls: self.view.cls, Deepstack: self.view.deepstack, Features: self.view.made}
+        return shown.get(type(signal), self.view) is None
+
+    def signal(self, signal: Signal) -> Tensor:
+        """What the tower shows of each row: (rows,) attention, (rows, any) of others; of the CLS one row."""
+        if isinstance(signal, Cls):
+            assert self.view.cls is not None
+            return self.view.cls
+        if isinstance(signal, Deepstack):
+            assert self.view.deepstack is not None
+            values = self.view.deepstack()
+            return values if self.untouched else values[self.source.clamp(min=0)]
+        if isinstance(signal, Features):
+            assert self.view.made is not None
+            values = self.view.made()
+        else:
+            assert isinstance(signal, TowerSignal)
+            values = self.view.read(signal)  # attention as keys of size 1
+        if self.pooled is not None:  # the mean over a token's patches
+            values = average(values, self.pooled)
+        if not self.done.stays_whole:  # a row that a stage has made has the value of its source
+            values = values[self.done.source.clamp(min=0)]
+        if isinstance(signal, TowerAttention):
+            return values[:, 0]
+        return values
+
+
+def kind_of(rows: Tensor) -> tuple[Hashable, ...]:
+    """What is the same in rows that can be stacked."""
+    return tuple(rows.shape), rows.dtype, rows.device
+
+
+def image_view(
+    stage: Stage, images: Sequence[ImageTokens], tensors: Tensors, pick: Pick, video: bool = False
+) -> ImageView:
+    """What a stage sees of one of some images alike.
 
     Args:
-        family: Knows the model.
-        program: The method's stages.
-        modality: "image" or "video".
-        run: Calls the original, with the arguments given here in the place of its own.
-        arguments: The call's arguments by name.
-        prompt: Vision tokens of each image of each sample, for a `tiled` family; None where no prompt was seen.
-
-    Returns:
-        What the original answers, each image's rows in the first places of its features.
+        stage: Says what it reads.
+        images: The images.
+        tensors: The `rows` and `notes` of the one that is looked at.
+        pick: Makes a tensor of that one.
+        video: Whether they are videos.
     """
-    reducer = TowerReducer(program, prompt, video=modality == "video")
-    cuts: list[Cut | None] = []
-    if program.encodes is None:
-        output = run()
-    else:
-        output, cuts = _reduced(family, program.encodes, modality, run, arguments, reducer)
-    if not hasattr(output, "pooler_output"):  # a tuple, for a user with return_dict=False; the model uses none
-        return output
-    pieces = family.pieces(modality, arguments)
-    features = features_of(output, pieces)
-    lengths = [len(tensor) for tensor in features]
-    if family.tiled:
-        lengths = reducer.lengths(sum(tensor.shape[:-1].numel() for tensor in features))
-    places = _Boxes(family, modality, family.remembered(arguments), lengths)
-    media = []
-    for index, (length, cut) in enumerate(zip(lengths, cuts or [None] * len(lengths), strict=True)):
-        boxes = partial(places.boxes, index)
-        media.append(MediaTokens(length, boxes, cut, _always_kept(family, length), modality == "video"))
-    counts = [len(sample) for sample in prompt or ()]
-    tag(output, Encoded(_by_sample(media, counts), pieces, features, family.tiled))
-    return output
+    image, rows = images[0], tensors["rows"]
+    view, untouched = image.view, image.untouched
+    signals: dict[Signal, Callable[[], Tensor]] = {}
+    for signal in stage.reads:
+        if not image.lacks(signal):
+            signals[signal] = partial(_picked, pick, [partial(other.signal, signal) for other in images])
+    # Once tokens have been dropped or merged, the rows are on no grid, and say which tokens they stand for.
+    grid, grids = view.grid, view.grids
+    tokens: Callable[[], Tensor] | None = None
+    if not untouched:
+        grid, grids = None, ()
+        tokens = partial(_picked, pick, [partial(getattr, other, "source") for other in images])
+    return ImageView(
+        rows,
+        grid=grid,
+        grids=grids,
+        merged=image.patches.rows is not None or image.done.rows is not None,
+        tokens=tokens,
+        arriving=Arriving(len(rows), image.entered, len(rows), view.reserved, grids, video=video),
+        notes=NotesOf(tensors["notes"], stage),
+        signals=signals,
+    )
 
 
-def _reduced(
-    family: Family,
-    where: str,
-    modality: str,
-    run: Callable[..., Any],
-    arguments: dict[str, Any],
-    reducer: "TowerReducer",
-) -> tuple[Any, list[Cut | None]]:
-    """What the original answers, reduced; and what became of each image."""
-    # Where the first cut is: a smaller picture, inside the tower or before the projector, or behind the projector.
-    ways = {"pixels": family.encode_smaller, "tower": family.encode, "projector": family.encode_projected}
-    try:
-        output, cuts = ways[where](run, modality, arguments, reducer)
-    except (NotImplementedError, RuntimeError) as error:
-        if where == "pixels":
-            guards.refuse_offloaded_tower(family, error)
-        raise
-    return output, [_without_rows(cut) for cut in cuts]
+# -- images alike -------------------------------------------------------------------------------------------------
 
 
-def _without_rows(cut: Cut | None) -> Cut | None:
-    """A cut whose rows are in the features now. The trace holds it, so it must not hold the features."""
-    if cut is None or cut.stays_whole:
-        return cut
-    return Cut(cut.arriving, cut.count, source=cut.source, parent=cut.parent, notes=cut.notes)
+def _picked(pick: Pick, makes: Sequence[Callable[[], Tensor]]) -> Tensor:
+    """Of functions that each make the tensor of one image, the tensor of the image that is looked at."""
+    return pick(stacked([make() for make in makes]))
 
 
-def _always_kept(family: Family, length: int) -> Sequence[int]:
-    """Which of an image's tokens are no patches and always stay; tiled families have none."""
-    if family.tiled:
-        return ()
-    return family.always_kept(family.model.config, length)
+Look = Callable[[Sequence[int], Tensors, Pick], Cut | None]
+"""Makes a cut of one of some images that are alike: of the places of these images, the tensors of the one image, and a
+way to pick further tensors of it."""
 
 
-def _by_sample(media: Sequence[MediaTokens], counts: Sequence[int]) -> list[list[MediaTokens]]:
-    """Images sample by sample, with so many each; as one sample where the counts do not add up."""
-    if sum(counts) != len(media):
-        return [list(media)]
-    images = iter(media)
-    return [list(itertools.islice(images, count)) for count in counts]
+def cuts_of(look: Look, images: Sequence[Tensors], kinds: Sequence[Hashable], at_once: bool) -> list[Cut | None]:
+    """What a stage makes of each image, those alike together; with counts that the host knows.
 
-
-class _Boxes:
-    """Computes where the tokens of a call's images look, when that is first needed.
-
-    The trace holds this object, so it must not hold pixels.
-    """
-
-    def __init__(self, family: Family, modality: str, arguments: dict[str, Any], lengths: Sequence[int]) -> None:
-        self._family = family
-        self._modality = modality
-        self._arguments = arguments
-        self._lengths = lengths
-
-    def boxes(self, index: int) -> Tensor | None:
-        """Of one image: see `Family.boxes`."""
-        return self._of_call[index]
-
-    @cached_property
-    def _of_call(self) -> list[Tensor | None]:
-        """Of all images; worked out once, since where grids are on the device it waits for them."""
-        return self._family.boxes(self._modality, self._arguments, self._lengths)
-
-
-def image_lengths(family: Family, mask: Tensor | None, ids: Tensor | None) -> list[list[int]] | None:
-    """Vision tokens of each image of each sample where only the prompt tells; None where it need not, or was not seen.
+    The device is asked once for all counts. A merge that was put off is made then where it leaves fewer rows; else it
+    becomes None.
 
     Args:
-        family: Knows whether it must.
-        mask: Where the vision tokens are, (samples, columns) bool; None before that is said: read off the ids.
-        ids: The prompt's ids, (samples, columns).
+        look: Asks the stage.
+        images: Tensors of each image by name; an entry may be a mapping of such.
+        kinds: What is the same in images that are alike.
+        at_once: Whether stages may look at images that are alike together.
     """
-    if not family.tiled or (mask is None and ids is None):
-        return None
-    if mask is None:
-        mask = placed(family, "image", ids)
-    return family.image_lengths(mask, ids)
+    if not at_once:  # every image is a kind of its own
+        kinds = range(len(images))
+    cuts = _by_kind(look, images, kinds)
+    unknown = [(place, cut) for place, cut in enumerate(cuts) if cut is not None and isinstance(cut.count, Tensor)]
+    if not unknown:
+        return cuts
+    counts: list[int] = torch.stack([torch.as_tensor(cut.count) for _, cut in unknown]).tolist()
+    left = {place: count for (place, _), count in zip(unknown, counts, strict=True)}
+    merging = [(place, cut) for place, cut in unknown if cut.put_off and left[place] < cut.arriving]
+
+    def make(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut:
+        _, put_off = merging[places[0]]
+        return put_off.with_tensors(tensors).made()
+
+    made = _by_kind(make, [cut.tensors() for _, cut in merging], [kinds[place] for place, _ in merging])
+    for place, cut in unknown:
+        cuts[place] = None if cut.put_off else cut.first(left[place])
+    for (place, _), merge in zip(merging, made, strict=True):
+        assert merge is not None
+        cuts[place] = merge.first(left[place])
+    return cuts
 
 
-def placed(family: Family, modality: str, ids: Tensor | None) -> Tensor:
-    """Where a prompt has vision tokens, (samples, columns) bool."""
-    places: Tensor = ids == getattr(family.model.config, f"{modality}_token_id")
-    return places
+def _by_kind(look: Look, images: Sequence[Tensors], kinds: Sequence[Hashable]) -> list[Cut | None]:
+    """What `look` makes of each image, those of a kind together."""
+    cuts: list[Cut | None] = [None] * len(images)
+    for places in alike(kinds):
+        of_kind = together(partial(look, places), stacked([images[place] for place in places]))
+        for place, cut in zip(places, of_kind, strict=True):
+            cuts[place] = cut
+    return cuts
 
 
-def media_in(forward: Forward, program: Program, family: Family, modality: str, mask: Tensor) -> list[MediaTokens]:
-    """The images (or videos) of a forward's prompt, by the tags of their features.
-
-    Args:
-        forward: What was encoded.
-        program: Whether it must have been reduced here.
-        family: Knows the model.
-        modality: "image" or "video".
-        mask: Where their tokens are, (samples, columns) bool.
-
-    Raises:
-        UnsupportedError: If the method reduces in the tower and these features did not come through it here.
-    """
-    if modality not in forward.encoded:
-        return []
-    lengths = forward.image_lengths if modality == "image" else None
-    if lengths is None:
-        lengths = image_lengths(family, mask, forward.ids)
-    return tagged_media(forward.encoded[modality], lengths, program, family, modality)
-
-
-def tagged_media(
-    output: Any, lengths: Sequence[Sequence[int]] | None, program: Program, family: Family, modality: str
-) -> list[MediaTokens]:
-    """The images whose features these are.
-
-    Features that were made outside the context have no tags: of them only the length is known.
-    """
-    media = []
-    for length, image in media_of(output, lengths):
-        if image is None:
-            if program.encodes is not None:
-                guards.refuse_foreign_features(program.method)
-            fixed = _always_kept(family, length)
-            image = MediaTokens(length, nowhere, fixed=fixed, video=modality == "video")
-        media.append(image)
-    return media
-
-
-# -- reducing -----------------------------------------------------------------------------------------------------
+# -- models of transformers ---------------------------------------------------------------------------------------
 
 
 class TowerReducer:
@@ -209,7 +266,7 @@ class TowerReducer:
         reads: What the stages read of the tower.
     """
 
-    def __init__(self, program: EarlyStages, prompt: Sequence[Sequence[int]] | None, video: bool = False) -> None:
+    def __init__(self, program: Program, prompt: Sequence[Sequence[int]] | None = None, video: bool = False) -> None:
         self._program = program
         self._prompt = prompt
         self._video = video
@@ -219,10 +276,7 @@ class TowerReducer:
 
     def lengths(self, total: int) -> list[int]:
         """Vision tokens of each image of a call that makes `total`; of one, if no prompt was seen."""
-        lengths = list(itertools.chain(*self._prompt or ()))
-        if sum(lengths) == total:
-            return lengths
-        return [total]
+        return lengths_in(self._prompt, total)
 
     def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
         """What the token grids of an image's frames or views become in front of the tower."""
@@ -253,28 +307,22 @@ class TowerReducer:
     def _merged(self, images: Sequence[Tensor], grids: Sequence[Grid]) -> list[Cut | None]:
         """Cuts of the stage inside the tower, of patches (or tokens) on these grids; None where none is merged."""
 
-        def ask(places: Sequence[int], tensors: Tensors, pick: PickOf) -> Cut | None:
+        def look(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut | None:
             assert self._program.tower is not None
             return self._program.tower.cut(PatchView(tensors["rows"], grids[places[0]]))
 
         kinds = [(grid, *kind_of(rows)) for rows, grid in zip(images, grids, strict=True)]
-        cuts = self._asked(ask, [{"rows": rows} for rows in images], kinds)
+        cuts = cuts_of(look, [{"rows": rows} for rows in images], kinds, self._program.together)
         return [_if_it_merges(cut) for cut in cuts]
 
     def _ask(self, stage: Stage, images: Sequence[ImageTokens]) -> list[Cut | None]:
         """What an image stage makes of each image."""
 
-        def ask(places: Sequence[int], tensors: Tensors, pick: PickOf) -> Cut | None:
+        def look(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut | None:
             return stage.cut(image_view(stage, [images[place] for place in places], tensors, pick, self._video))
 
         inputs = [{"rows": image.rows, "notes": dict(image.done.notes)} for image in images]
-        return self._asked(ask, inputs, [image.kind for image in images])
-
-    def _asked(self, ask: Ask, inputs: Sequence[Tensors], kinds: Sequence[Hashable]) -> list[Cut | None]:
-        """A stage's cuts, with counts that the host knows."""
-        if not self._program.together:  # every image is a kind of its own
-            kinds = range(len(inputs))
-        return with_counts(ask_alike(ask, inputs, kinds), kinds)
+        return cuts_of(look, inputs, [image.kind for image in images], self._program.together)
 
 
 def _if_it_merges(cut: Cut | None) -> Cut | None:
@@ -282,3 +330,200 @@ def _if_it_merges(cut: Cut | None) -> Cut | None:
     if cut is None or cut.count == cut.arriving:
         return None
     return cut
+
+
+def encode(
+    family: Family,
+    program: Program,
+    modality: str,
+    run: Callable[..., Any],
+    arguments: dict[str, Any],
+    prompt: Sequence[Sequence[int]] | None = None,
+) -> tuple[Any, list[Cut | None]]:
+    """Run a `get_*_features` call, and let the stages before the decoder reduce each image's tokens.
+
+    Args:
+        family: Knows the model.
+        program: The method's stages.
+        modality: "image" or "video".
+        run: Calls the original, with the arguments given here in the place of its own.
+        arguments: The call's arguments by name.
+        prompt: Vision tokens of each image of each sample, for a `tiled` family; None where no prompt was seen.
+
+    Returns:
+        What the original answers, each image's rows in the first places of its features; and what became of each.
+    """
+    # Where the first cut is: a smaller picture, inside the tower or before the projector, or behind the projector.
+    ways = {"pixels": family.encode_smaller, "tower": family.encode, "projector": family.encode_projected}
+    assert program.encodes is not None
+    reducer = TowerReducer(program, prompt, video=modality == "video")
+    try:
+        output, cuts = ways[program.encodes](run, modality, arguments, reducer)
+    except (NotImplementedError, RuntimeError) as error:
+        if program.encodes == "pixels":
+            guards.refuse_offloaded_tower(family, error)
+        raise
+    return output, [_without_rows(cut) for cut in cuts]
+
+
+def _without_rows(cut: Cut | None) -> Cut | None:
+    """A cut whose rows are in the features now. The trace holds it, so it must not hold the features."""
+    if cut is None or cut.stays_whole:
+        return cut
+    return Cut(cut.arriving, cut.count, source=cut.source, parent=cut.parent, notes=cut.notes)
+
+
+# -- hosts with a decoder of their own ----------------------------------------------------------------------------
+
+
+Project = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+"""Rows of each image, (rows, width of the tower), as the projector makes them: (rows, width of the decoder)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entered:
+    """What enters the decoder of one image; its length is that of `rows`.
+
+    Attributes:
+        rows: (rows, width of the decoder), in the order in which they enter.
+        source: The token whose position each has, (rows,) int64; −1 for none.
+    """
+
+    rows: Tensor
+    source: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def enter(stages: Program, views: Sequence[TowerView], project: Project) -> list[Entered]:
+    """The rows of each image that enter the decoder. Images alike go through a stage together.
+
+    Args:
+        stages: What drops. Stages in front of the tower and inside it are the host's to refuse or to run.
+        views: What the tower shows of each image.
+        project: The host's projector; a tower that merges behind it gives its rows back as they are.
+
+    Raises:
+        UnsupportedError: If a stage reads a signal that only a running decoder has.
+    """
+    refuse_decoder_signals(stages)
+    reducer = TowerReducer(stages)
+    if stages.encodes == "tower":
+        cuts = reducer.reduce(views)
+        rows = project([rows_left(view.features, cut) for view, cut in zip(views, cuts, strict=True)])
+    else:
+        rows = project([view.features for view in views])
+        cuts = [None] * len(views)
+    if stages.encodes == "projector":
+        views = [replace(view, features=features) for view, features in zip(views, rows, strict=True)]
+        cuts = reducer.reduce(views)
+        rows = [rows_left(view.features, cut) for view, cut in zip(views, cuts, strict=True)]
+    sizes = [view.entered or len(view) for view in views]
+    return before_decoder(stages, sizes, cuts, rows)
+
+
+def before_decoder(
+    stages: Program, sizes: Sequence[int], cuts: Sequence[Cut | None], rows: Sequence[Tensor]
+) -> list[Entered]:
+    """The rows of each image that the stages before decoder layer 0 leave of those that the tower has left.
+
+    Args:
+        stages: What drops.
+        sizes: Vision tokens of each image.
+        cuts: What became of them in the tower; None: nothing.
+        rows: What is left, (rows, width of the decoder) each.
+    """
+    images = [_Entering(size, cut, own) for size, cut, own in zip(sizes, cuts, rows, strict=True)]
+
+    def look(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut | None:
+        hidden = tensors["rows"]
+        rows = SampleRows(
+            layer=0,
+            sample=images[places[0]].sample(),
+            source=tensors["source"],
+            sizes=(len(hidden),),
+            notes=dict(tensors["notes"]),
+            read=lambda: hidden,
+            reader=None,
+        )
+        decision = decide(rows, stages.entering)
+        return None if decision is None else decision.cut
+
+    later: Sequence[Cut | None] = [None] * len(images)
+    if stages.entering:
+        refuse_decoder_signals(stages)
+        tensors = [image.tensors for image in images]
+        later = cuts_of(look, tensors, [image.kind for image in images], stages.together)
+    return [image.behind(cut) for image, cut in zip(images, later, strict=True)]
+
+
+def refuse_decoder_signals(stages: Program) -> None:
+    """A host's own decoder shows nothing before its first layer but what enters it."""
+    for stage in stages.entering:
+        for signal in stage.reads:
+            if not isinstance(signal, Hidden):
+                raise UnsupportedError(
+                    f"{stages.method.name} reads {signal!r} before decoder layer 0, which only foveate's own engine "
+                    "computes. Use it on transformers."
+                )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Entering:
+    """One image in front of decoder layer 0.
+
+    Attributes:
+        entered: Its vision tokens.
+        cut: What became of its tokens so far; None: nothing.
+        rows: What is left, (rows, width of the decoder).
+    """
+
+    entered: int
+    cut: Cut | None
+    rows: Tensor
+
+    @property
+    def source(self) -> Tensor:
+        """The token that each row stands for."""
+        if self.cut is None:
+            return torch.arange(len(self.rows), device=self.rows.device)
+        return self.cut.source.to(self.rows.device)
+
+    @property
+    def tensors(self) -> Tensors:
+        """What stages look at."""
+        notes = {} if self.cut is None else dict(self.cut.notes)
+        return {"rows": self.rows, "source": self.source, "notes": notes}
+
+    @property
+    def kind(self) -> Hashable:
+        """What is the same in images that are alike."""
+        notes = () if self.cut is None else tuple(sorted(self.cut.notes))
+        return (*kind_of(self.rows), self.entered, *notes)
+
+    def sample(self) -> Sample:
+        """A sequence that has this image and text behind it."""
+        count = len(self.rows)
+        stays = Cut(self.entered, count, source=self.source)
+        media = MediaTokens(self.entered, nowhere, stays if count < self.entered else None)
+        vision = torch.arange(self.entered)
+        text = torch.tensor([self.entered])
+        return Sample(
+            live=self.entered + 1,
+            text=text,
+            vision=vision,
+            runs=torch.zeros_like(vision),
+            media=[media],
+            sizes=(self.entered,),
+            text_after=(1,),
+            text_from=(1,),
+        )
+
+    def behind(self, cut: Cut | None) -> Entered:
+        """What the stages before layer 0 leave of it; None: all."""
+        if cut is None:
+            return Entered(self.rows, self.source)
+        # A row has the token of the row that it stands for, or none.
+        source = torch.where(cut.source < 0, cut.source, self.source[cut.source.clamp(min=0)])
+        return Entered(rows_left(self.rows, cut), source)

@@ -11,7 +11,6 @@ from foveate.contract.method import Method
 from foveate.contract.stages import Stage
 from foveate.core.cut import Cut
 from foveate.core.signals import Keys
-from foveate.engine.media import MediaTokens
 from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.support import refusal
@@ -105,9 +104,9 @@ def refuse_unplaced_pictures() -> NoReturn:
     )
 
 
-def refuse_partly_masked(images: Sequence[MediaTokens], counts: Sequence[int]) -> None:
+def refuse_partly_masked(masked: bool) -> None:
     """The rows of an image that the tower has reduced stand in its first columns, so none may be masked."""
-    if any(image.changed and image.free != count for image, count in zip(images, counts, strict=True)):
+    if masked:
         raise UnsupportedError(
             "The attention_mask hides some tokens of an image whose tokens were reduced in the tower. "
             "Unmask all tokens of the image."

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -10,8 +11,11 @@ from torch import Tensor
 
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid, cells_of, frames_of, grids_of
+from foveate.engine import guards
+from foveate.engine.program import Program
+from foveate.families.base import Family
 
-__all__ = ["Encoded", "MediaTokens", "features_of", "media_of", "nowhere", "tag", "tag_of"]
+__all__ = ["MediaTokens", "image_lengths", "lengths_in", "nowhere", "placed", "tag", "tagged_media"]
 
 T = TypeVar("T")
 TAG = "_foveate"
@@ -119,13 +123,109 @@ def nowhere() -> None:
     """The boxes of tokens of which it is not known where they look: None."""
 
 
-def tag(output: Any, encoded: Encoded) -> None:
-    """Tag an answer, and each image's features in it."""
-    setattr(output, TAG, encoded)
-    if encoded.tiled:
+def tag(
+    family: Family,
+    modality: str,
+    arguments: dict[str, Any],
+    output: Any,
+    cuts: Sequence[Cut | None],
+    prompt: Sequence[Sequence[int]] | None,
+) -> None:
+    """Tag what a `get_*_features` call answered, and each image's features in it.
+
+    Args:
+        family: Knows the model.
+        modality: "image" or "video".
+        arguments: The call's arguments by name.
+        output: The answer.
+        cuts: What became of each image; empty where none was looked at.
+        prompt: Vision tokens of each image of each sample, for a `tiled` family; None where no prompt was seen.
+    """
+    pieces = family.pieces(modality, arguments)
+    features = features_of(output, pieces)
+    lengths = [len(tensor) for tensor in features]
+    if family.tiled:
+        lengths = lengths_in(prompt, sum(tensor.shape[:-1].numel() for tensor in features))
+    # Worked out once for all images, when that is first needed: where grids are on the device it waits for them. The
+    # trace holds this, so it must not hold pixels.
+    boxes = cache(partial(family.boxes, modality, family.remembered(arguments), lengths))
+    media = []
+    for index, (length, cut) in enumerate(zip(lengths, cuts or [None] * len(lengths), strict=True)):
+        own = partial(_boxes_of, boxes, index)
+        media.append(MediaTokens(length, own, cut, _always_kept(family, length), modality == "video"))
+    counts = [len(sample) for sample in prompt or ()]
+    setattr(output, TAG, Encoded(_by_sample(media, counts), pieces, features, family.tiled))
+    if family.tiled:
         return
-    for features, media in zip(encoded.features, itertools.chain(*encoded.media), strict=True):
-        setattr(features, TAG, media)
+    for tensor, image in zip(features, media, strict=True):
+        setattr(tensor, TAG, image)
+
+
+def _boxes_of(boxes: Callable[[], Sequence[Tensor | None]], index: int) -> Tensor | None:
+    """Of one image: see `Family.boxes`."""
+    return boxes()[index]
+
+
+def lengths_in(prompt: Sequence[Sequence[int]] | None, total: int) -> list[int]:
+    """Vision tokens of each image of a call that makes `total`; of one, if no prompt was seen."""
+    lengths = list(itertools.chain(*prompt or ()))
+    if sum(lengths) == total:
+        return lengths
+    return [total]
+
+
+def _always_kept(family: Family, length: int) -> Sequence[int]:
+    """Which of an image's tokens are no patches and always stay; tiled families have none."""
+    if family.tiled:
+        return ()
+    return family.always_kept(family.model.config, length)
+
+
+def _by_sample(media: Sequence[MediaTokens], counts: Sequence[int]) -> list[list[MediaTokens]]:
+    """Images sample by sample, with so many each; as one sample where the counts do not add up."""
+    if sum(counts) != len(media):
+        return [list(media)]
+    images = iter(media)
+    return [list(itertools.islice(images, count)) for count in counts]
+
+
+def image_lengths(family: Family, mask: Tensor | None, ids: Tensor | None) -> list[list[int]] | None:
+    """Vision tokens of each image of each sample where only the prompt tells; None where it need not, or was not seen.
+
+    Args:
+        family: Knows whether it must.
+        mask: Where the vision tokens are, (samples, columns) bool; None before that is said: read off the ids.
+        ids: The prompt's ids, (samples, columns).
+    """
+    if not family.tiled or (mask is None and ids is None):
+        return None
+    if mask is None:
+        mask = placed(family, "image", ids)
+    return family.image_lengths(mask, ids)
+
+
+def placed(family: Family, modality: str, ids: Tensor | None) -> Tensor:
+    """Where a prompt has vision tokens, (samples, columns) bool."""
+    places: Tensor = ids == getattr(family.model.config, f"{modality}_token_id")
+    return places
+
+
+def tagged_media(
+    output: Any, lengths: Sequence[Sequence[int]] | None, program: Program, family: Family, modality: str
+) -> list[MediaTokens]:
+    """The images whose features these are.
+
+    Features that were made outside the context have no tags: of them only the length is known.
+    """
+    media = []
+    for length, image in media_of(output, lengths):
+        if image is None:
+            if program.encodes is not None:
+                guards.refuse_foreign_features(program.method)
+            fixed = _always_kept(family, length)
+            image = MediaTokens(length, nowhere, fixed=fixed, video=modality == "video")
+        media.append(image)
+    return media
 
 
 def tag_of(tagged: Any, kind: type[T]) -> T | None:

@@ -1,4 +1,4 @@
-"""Attach: a method's stages on one model, each at its place along the way. Made once, when a context opens."""
+"""Attach: a method's stages, each at its place along the way. Made once, when a context opens."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -6,56 +6,155 @@ from torch import Tensor
 
 from foveate.contract import follow
 from foveate.contract.method import Method
-from foveate.contract.stages import Place, Shape, Stage
+from foveate.contract.stages import LayerStage, Place, Shape, Stage, TowerStage
 from foveate.core.cut import Cut
-from foveate.core.signals import Cells
+from foveate.core.grid import Grid
+from foveate.core.signals import Cells, Hidden, Signal
+from foveate.core.views import Arriving
 from foveate.engine import guards
-from foveate.engine.early import EarlyStages
-from foveate.engine.late import LateStages
 from foveate.families.base import Family
 
-__all__ = ["NotesOf", "Program", "named"]
+__all__ = ["CELLS", "NotesOf", "Program", "hidden_note", "named", "ran_note"]
 
 
-class Program(EarlyStages, LateStages):
-    """Which stages act where, on a model of transformers.
+class Program:
+    """Which of a method's stages act where. Those that act before decoder layer 1 need no decoder of transformers.
 
-    Attributes, beside those of `EarlyStages` and `LateStages`:
+    Args:
+        method: Whose stages these are.
+        stages: All of the method's, in order; or some of them, for a host that runs a part of the way.
+        depth: Decoder layers.
+        renumbers: Whether the model's rows may be numbered anew.
+
+    Attributes:
+        method: The same.
+        stages: The same.
+        pixels: Stages in front of the tower.
+        tower: The stage inside the vision tower, if any.
+        images: Stages on an image's tokens on their way out of the tower.
+        entering: Stages on what enters the decoder: those before layer 0, and those behind the projector that another
+            stage stands before.
+        together: Whether stages may look at many samples at once.
+        cuts: Decoder layers before which tokens may be dropped.
+        opening: See `follow.opening`.
         reads_text: Whether text decides what is left.
         by_frame: Whether the frames of a video are counted one by one.
         adds_rows: Whether rows may come that are no tokens of their own.
         cached: Decoder layers whose caches are cut after the prefill.
         reads_cells: Whether a stage before a layer reads where tokens stand.
         finds_raters: Whether attention of the raters is read, which are told from what enters the decoder.
-
-    Raises:
-        UnsupportedError: If a stage reads what this model or this engine has not, or stands where nothing runs.
     """
 
-    def __init__(self, method: Method, family: Family) -> None:
-        shape = Shape(len(family.layers), cls=family.tower_cls, renumbers=family.renumbers)
-        stages = follow.in_order(method.stages(shape))
-        follow.refuse_shallow(type(method).__name__, stages, shape.depth)
-        EarlyStages.__init__(self, method, stages)
-        guards.refuse_stages(method, stages, family)
-        self._depth = shape.depth
-        self._renumbers = shape.renumbers
-        # What stands behind the projector, behind another stage of the tower, cuts before layer 0.
-        moved = [stage for stage in self.entering if stage.place is not Place.LAYER]
-        LateStages.__init__(self, stages, entering=moved)
+    def __init__(self, method: Method, stages: Sequence[Stage], depth: int = 0, renumbers: bool = False) -> None:
+        self.method = method
+        self.stages = tuple(stages)
+        self._depth = depth
+        self._renumbers = renumbers
+        layers = follow.layer_stages(stages)
+        self.pixels = follow.at(stages, Place.PIXELS)
+        towers: tuple[TowerStage, ...] = follow.at(stages, Place.TOWER)  # type: ignore[assignment]
+        self.tower = towers[0] if towers else None
+        before = follow.at(stages, Place.BEFORE_PROJECTOR)
+        behind = follow.at(stages, Place.BEHIND_PROJECTOR)
+        self.images: tuple[Stage, ...] = (*before, *behind)
+        self.entering: tuple[Stage, ...] = tuple(stage for stage in layers if stage.layer == 0)
+        # One run through the tower has one place to cut at: what comes behind it then stands before layer 0, where the
+        # same features arrive.
+        if behind and (self.pixels or towers or before):
+            self.images = before
+            self.entering = (*behind, *self.entering)
+        self._before: dict[int, tuple[Stage, ...]] = {0: self.entering}
+        for stage in layers:
+            if stage.layer:
+                self._before[stage.layer] = (*self._before.get(stage.layer, ()), stage)
+        self.cuts = frozenset(follow.cut_layers(stages))
+        if any(stage.place is not Place.LAYER for stage in self.entering):
+            self.cuts |= {0}
+        self.opening = follow.opening(stages)
+        self.cached = follow.cached_layers(stages)
+        self.together = not any(stage.host for stage in stages)
         self.reads_text = follow.reads_text(stages)
         self.by_frame = any(stage.unit == "frame" for stage in stages)
         self.adds_rows = any(stage.ownerless for stage in stages)
-        self.cached = follow.cached_layers(stages)
-        layers = follow.layer_stages(stages)
         self.reads_cells = any(Cells() in stage.reads for stage in layers)
         self.finds_raters = any(getattr(signal, "rows", "") == "raters" for stage in layers for signal in stage.reads)
+        self._remembered, self._signals_while = _looking_back(layers)
 
-    # -- each layer --------------------------------------------------------------------------------------------
+    @classmethod
+    def on(cls, method: Method, family: Family) -> "Program":
+        """The program of a method on a model of transformers.
+
+        Raises:
+            SettingError: If the method's cuts do not fit the decoder's depth.
+            UnsupportedError: If a stage reads what this model or this engine has not, or stands where nothing runs.
+        """
+        shape = Shape(len(family.layers), cls=family.tower_cls, renumbers=family.renumbers)
+        stages = follow.in_order(method.stages(shape))
+        follow.refuse_shallow(type(method).__name__, stages, shape.depth)
+        guards.refuse_stages(method, stages, family)
+        return cls(method, stages, shape.depth, shape.renumbers)
+
+    # -- encode ------------------------------------------------------------------------------------------------
+
+    @property
+    def early(self) -> tuple[Stage, ...]:
+        """The stages that act before decoder layer 1, in order."""
+        stages = follow.at(self.stages, *(place for place in Place if place < Place.LAYER))
+        return (*stages, *(stage for stage in self.entering if stage.place is Place.LAYER))
+
+    @property
+    def late(self) -> tuple[Stage, ...]:
+        """The method's other stages: before later layers, in caches, in decoding."""
+        early = self.early
+        return tuple(stage for stage in self.stages if stage not in early)
+
+    @property
+    def encodes(self) -> str | None:
+        """How a run through the tower is made: "pixels", "tower" or "projector"; None: as the model does."""
+        if self.pixels:
+            return "pixels"
+        before = any(stage.place < Place.BEHIND_PROJECTOR for stage in self.images)
+        if self.tower is not None or before:
+            return "tower"
+        return "projector" if self.images else None
+
+    def coarsen(self, grids: Sequence[Grid], entered: int, reserved: int) -> tuple[Grid, ...]:
+        """What the token grids of an image's frames or views become in front of the tower."""
+        tokens = sum(rows * columns for rows, columns in grids)
+        return follow.coarsened(self.stages, Arriving(tokens, entered, tokens, reserved, tuple(grids)))
+
+    # -- begin -------------------------------------------------------------------------------------------------
+
+    def count(self, size: int, grids: Sequence[Grid]) -> int | None:
+        """Rows of an image of `size` tokens on these grids that enter the decoder; None where the picture decides."""
+        plan = follow.layer_plan(self.early, 1, (size,), (tuple(grids),), (False,))
+        return None if plan is None else plan[0]
 
     def plan(self, sizes: Sequence[int]) -> tuple[int, ...] | None:
         """Vision tokens that each layer processes, as far as that is known beforehand."""
         return follow.layer_plan(self.stages, self._depth, sizes)
+
+    # -- each layer --------------------------------------------------------------------------------------------
+
+    def before(self, layer: int) -> tuple[Stage, ...]:
+        """The stages that stand before a decoder layer, in order."""
+        return self._before.get(layer, ())
+
+    def remembers(self, layer: int) -> bool:
+        """Whether the rows entering a layer are read again later."""
+        return layer in self._remembered
+
+    def signals_while(self, layer: int) -> Sequence[Signal]:
+        """What queries and keys of a layer are reduced to while it attends, for stages before the next."""
+        return self._signals_while.get(layer, ())
+
+    def done_with(self, layer: int) -> Iterator[str]:
+        """Names of the notes that nothing reads behind the stages of a layer."""
+        for entered, last in self._remembered.items():
+            if last == layer:
+                yield hidden_note(entered)
+        for signal in self.signals_while(layer - 1):
+            yield ran_note(signal, layer - 1)
 
     # -- positions ---------------------------------------------------------------------------------------------
 
@@ -76,11 +175,42 @@ class Program(EarlyStages, LateStages):
         return self._renumbers and any(stage.positions == "reindex" for stage in stages)
 
 
+def _looking_back(stages: Sequence[LayerStage]) -> tuple[dict[int, int], dict[int, list[Signal]]]:
+    """What stages read of layers that have run.
+
+    Returns:
+        The layers whose input is remembered, each with the last layer before which it is read; and the layers whose
+        queries and keys are reduced while they attend, each with the signals.
+    """
+    remembered: dict[int, int] = {}
+    reduced: dict[int, list[Signal]] = {}
+    for stage in stages:
+        for signal in stage.reads:
+            if isinstance(signal, Hidden) and signal.back:
+                entered = stage.layer - signal.back
+                remembered[entered] = max(stage.layer, remembered.get(entered, 0))
+            elif signal.of_ran:
+                signals = reduced.setdefault(stage.layer - 1, [])
+                if signal not in signals:
+                    signals.append(signal)
+    return remembered, reduced
+
+
 # -- names of notes -----------------------------------------------------------------------------------------------
 
 
 CELLS = "cells"
 """The name under which it is remembered where rows stand."""
+
+
+def hidden_note(layer: int) -> str:
+    """The name under which the rows entering a layer are remembered."""
+    return f"hidden {layer}"
+
+
+def ran_note(signal: Signal, layer: int) -> str:
+    """The name under which a signal of a layer that ran is remembered."""
+    return f"{signal!r} {layer}"
 
 
 def named(cut: Cut, stage: Stage) -> Cut:

@@ -1,21 +1,101 @@
-"""Each layer: attention rows of the queries that score, and of no others, reduced to what stages read of them."""
+"""Each layer: attention rows of the queries that score, and of no others, reduced to what stages read of them.
+
+`RowsReader` reads them for whoever runs a decoder; `AttentionReader` has the queries and keys of the model's own
+layers. Raters are words that resemble an image, told from what enters the decoder.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from foveate.core.attention import BLOCK_NUMBERS, attention_rows, mean_of_busiest, nearness
-from foveate.core.gather import take_along
 from foveate.core.rank import spread
-from foveate.core.signals import Attention
-from foveate.engine.bucket import Bucket
-from foveate.engine.looking import Unit
-from foveate.engine.raters import RATERS, last_marked
+from foveate.core.signals import Attention, Signal
+from foveate.core.tensors import take_along
+from foveate.engine import guards
+from foveate.engine.arguments import Positions, visibility
+from foveate.engine.cache import PrunedLayer
+from foveate.engine.forward import Forward, LayerCall, rows_of
+from foveate.engine.samples import Bucket, Unit, image_units
+from foveate.families.base import Family
 
-__all__ = ["Reduction", "RowsReader", "streams"]
+__all__ = [
+    "RATERS",
+    "AttentionReader",
+    "OwnAttention",
+    "Reduction",
+    "RowsReader",
+    "is_causal",
+    "raters_of",
+    "streams",
+]
+
+# -- raters -------------------------------------------------------------------------------------------------------
+
+
+RATERS = "raters"
+"""The name under which a bucket remembers them."""
+
+
+def raters_of(forward: Forward, bucket: Bucket, hidden: Tensor) -> Tensor:
+    """Which columns are raters of each image, (samples, images, columns) bool: see `Attention`.
+
+    Args:
+        forward: Knows the columns of text.
+        bucket: The samples and their images' rows.
+        hidden: What enters the decoder, (all samples, columns, width).
+    """
+    assert bucket.sizes is not None  # nothing has cut in the decoder yet
+    text = forward.text.to(hidden.device)[bucket.index]
+    if forward.live is not None:
+        text = text & (forward.live[:, -forward.span :].to(hidden.device)[bucket.index] != 0)
+    units = image_units(bucket.first, bucket.sizes)
+    return torch.stack([_of_image(bucket, hidden, text, unit) for unit in units], dim=1)
+
+
+def _of_image(bucket: Bucket, hidden: Tensor, text: Tensor, unit: Unit) -> Tensor:
+    """Those of one image, (samples, columns) bool."""
+    nobody = torch.zeros_like(text)
+    most, _ = bucket.text_behind(unit.start, unit.stop)
+    if not len(unit) or not most:
+        return nobody
+    columns = bucket.columns[:, unit.rows]
+    behind = torch.arange(text.shape[1], device=text.device) > columns[:, -1:]
+    places, real = last_marked((text & behind).long(), most)
+    image = hidden[bucket.owners, columns].float()
+    words = hidden[bucket.owners, places].float()
+    alike = (image @ words.transpose(1, 2)).masked_fill(real[:, None] == 0, float("-inf"))
+    shares = alike.softmax(dim=2).mean(dim=1)  # (samples, words)
+    mean = shares.sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True)
+    above = (shares > mean) & (real != 0)
+    raters = torch.where(above.any(dim=1, keepdim=True), above, real != 0)
+    return nobody.scatter(1, places, raters)
+
+
+def last_marked(marks: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Where the last marked places of each row are, `most` of them.
+
+    An example: marks 1 0 1 1 and 0 0 0 1, two of each: places 2 3 and 2 3, marks 1 1 and 0 1.
+
+    Args:
+        marks: (rows, places), 0 or 1.
+        most: At least as many as any row has.
+
+    Returns:
+        (rows, most) int64 twice: places, the marked ones at the end and in order; and their marks.
+    """
+    # A stable sort of 0s and 1s brings the marked places to the end, in order.
+    sorted_marks, order = marks.sort(dim=1, stable=True)
+    first = marks.shape[1] - most
+    return order[:, first:], sorted_marks[:, first:]
+
+
+# -- attention rows, whoever runs the decoder ---------------------------------------------------------------------
+
 
 OF_TEXT = ("after", "but_last", "null", "raters")
 """Rows that ask and stand behind an image."""
@@ -310,3 +390,166 @@ def streams(signals: Sequence[Attention]) -> list[list[Attention]]:
     for signal in signals:
         alike.setdefault(replace(signal, over="sum"), []).append(signal)
     return list(alike.values())
+
+
+# -- the model's own layers ---------------------------------------------------------------------------------------
+
+
+OwnAttention = list[tuple[Tensor, Tensor, float]]
+"""One entry while a layer attends: the queries and keys of its own attention, and their scaling. Else empty."""
+
+
+class AttentionReader(RowsReader):
+    """Reads the attention that a decoder layer pays to the rows of a bucket, before the layer runs or while it attends.
+
+    Args:
+        forward: What is left.
+        call: The layer's call, arguments and cache still those of the rows that come.
+        bucket: The samples, and their rows that are left.
+        family: Makes queries and keys of a layer's input.
+        positions: Makes the tables of rows that are numbered anew.
+        own_attention: Where the layer's own queries and keys will be when they are needed; None: they are made here.
+        signals: What will be read of these.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        call: LayerCall,
+        bucket: Bucket,
+        family: Family,
+        positions: Positions,
+        own_attention: OwnAttention | None = None,
+        signals: Sequence[Signal] = (),
+    ) -> None:
+        guards.refuse_recurrent_reading(call.index, family.recurrent, len(family.layers))
+        self._forward = forward
+        self._call = call
+        self._hidden = hidden = call.hidden
+        self._family = family
+        self._positions = positions
+        self._own_attention = own_attention
+        self._rows = rows = forward.present.on(hidden.device)
+        self._of: Tensor | slice = bucket.index
+        if len(bucket.members) == len(forward.samples):
+            self._of = slice(None)
+        # Rows of the bucket's samples, with no pad in front of them if all are of one length.
+        lengths = [rows.lengths[member] for member in bucket.members]
+        ragged = min(lengths) < max(lengths)
+        self._start = 0
+        self._seen = 0  # columns of earlier turns
+        if not ragged:
+            self._start = rows.columns.shape[1] - min(lengths)
+        super().__init__(bucket, rows.columns[self._of, self._start :], hidden.shape[-1])
+        self._softcap = family.softcap(call.module)
+        self._sees = self._visibility(ragged)
+        # Tables are made now, while the arguments are those of all rows. Queries and keys that are there have been
+        # turned by them already; attention over nearness needs them besides.
+        self._tables: tuple[Tensor, Tensor] | None = None
+        if own_attention is None or any(getattr(signal, "without_distance", False) for signal in signals):
+            self._tables = self._tables_of_rows()
+
+    def _visibility(self, ragged: bool) -> Callable[[Tensor], Tensor] | None:
+        """Which slots rows see by the model's mask (see `visibility`): the slots of earlier turns, then these rows."""
+        call, index = self._call, self._call.index
+        slots, seen = self._columns[:, :0], 0
+        stored = past_keys(call.cache, index, self._of, self._forward.live)
+        if stored is not None:
+            self._past, slots, self._seen, padded = stored
+            seen = self._seen
+            ragged = ragged or padded
+        length = seen + self._hidden.shape[1]
+        if self._positions.scales(index):
+            guards.refuse_scaled_reading(index, length, self._positions.learned_length)
+        coming = self._rows.unpruned(seen)[self._of, self._start :]
+        keys = torch.cat((slots, coming), dim=1)
+        mask = call.kwargs.get("attention_mask")
+        return visibility(mask, self._bucket.index, keys, seen, length, ragged, is_causal(call.module))
+
+    def _tables_of_rows(self) -> tuple[Tensor, Tensor]:
+        """(cos, sin) of the bucket's rows."""
+        if self._forward.rows is None:
+            tables = self._rows.pick(self._call.kwargs["position_embeddings"])
+        else:
+            tables = self._positions.tables(self._forward, self._call, self._rows)
+        # M-RoPE's tables may have its axes in front of the samples.
+        cos, sin = (table[..., self._of, self._start :, :] for table in tables)
+        return cos, sin
+
+    def _live(self) -> Tensor | None:
+        live = self._forward.live
+        if live is None:
+            return None
+        return live[self._of, -self._hidden.shape[1] :].to(self._columns.device)
+
+    def in_prompt(self, columns: Tensor) -> Tensor:
+        """As in the base class, with the columns of earlier turns in front."""
+        live = self._forward.live
+        if live is None:
+            return super().in_prompt(columns) + self._seen
+        earlier = live[self._of, : -self._hidden.shape[1]].to(columns.device) != 0
+        return super().in_prompt(columns) + earlier.sum(dim=1, keepdim=True)
+
+    def _turned_ones(self, size: int) -> Tensor:
+        assert self._tables is not None
+        cos, sin = (table.float() for table in self._tables)
+        ones = cos.new_ones(*self._columns.shape, size)
+        return self._family.rotate(self._call.module, ones[:, None], (cos, sin))[:, 0]
+
+    def _queries_and_keys(self, asking: Tensor) -> tuple[Tensor, Tensor, float]:
+        if self._own_attention is not None:
+            return self._from_own_attention(asking, *self._own_attention[0])
+        assert self._tables is not None
+        rows = rows_of(self._hidden, self._columns, self._bucket.owners)
+        return self._family.queries_and_keys(self._call.module, rows, asking, self._tables)
+
+    def _from_own_attention(
+        self, asking: Tensor, query: Tensor, keys: Tensor, scaling: float
+    ) -> tuple[Tensor, Tensor, float]:
+        """The same, taken from the queries and keys that the layer's own attention has made of all its rows."""
+        # (samples, heads, rows, head size); keys of earlier turns stand in front of those of these rows.
+        query, keys = query[self._of], keys[self._of, :, -query.shape[2] :]
+        if self._forward.rows is not None:
+            query, keys = query[:, :, self._start :], keys[:, :, self._start :]
+        elif self._columns.shape[1] < self._hidden.shape[1]:  # the layer has all columns in it, padding too
+            asking = self._columns.gather(1, asking)
+            keys = take_along(keys, self._columns[:, None, :, None], dim=2)
+        return take_along(query, asking[:, None, :, None], dim=2), keys, scaling
+
+
+def is_causal(layer: Any) -> bool:
+    """Whether a layer's kernel, given no mask, lets a row see those before it alone."""
+    return bool(getattr(getattr(layer, "self_attn", None), "is_causal", True))
+
+
+def past_keys(
+    cache: Any, index: int, samples: Tensor | slice, live: Tensor | None
+) -> tuple[Tensor, Tensor, int, bool] | None:
+    """Keys of earlier turns in a cache layer, for some samples; None if there are none.
+
+    Args:
+        cache: The model's cache, before this call's rows are in it.
+        index: Which layer.
+        samples: Which samples.
+        live: (all samples, columns), nonzero where an unpruned column is no padding; None if all are.
+
+    Returns:
+        Keys, (samples, key heads, slots, head size), the unpruned column of each slot, (samples, slots) int64, −1 for a
+        pad, how many columns there were, and whether any slot may be a pad.
+    """
+    layers = getattr(cache, "layers", ())
+    if index >= len(layers):
+        return None
+    layer = layers[index]
+    if not layer.is_initialized or not layer.get_seq_length():
+        return None
+    samples_in_cache, _, slots, _ = layer.keys.shape
+    seen, device = layer.get_seq_length(), layer.keys.device
+    if type(layer) is PrunedLayer:
+        columns, ragged = layer.columns(0, samples_in_cache, device), layer.ragged
+    else:
+        columns, ragged = torch.arange(seen - slots, seen, device=device).expand(samples_in_cache, -1), False
+    if live is not None:
+        real = live.to(columns.device).take_along_dim(columns.clamp(min=0), dim=1) != 0
+        columns, ragged = columns.masked_fill(~real, -1), True
+    return layer.keys[samples], columns[samples], seen, ragged

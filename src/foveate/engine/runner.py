@@ -2,27 +2,28 @@
 
 import functools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foveate.core.host import send
 from foveate.core.signals import Signal
+from foveate.core.tensors import send
 from foveate.engine import guards
-from foveate.engine.bucket import Bucket
+from foveate.engine.arguments import Positions, Remap
 from foveate.engine.cache import find_pruned, pruned_layer
 from foveate.engine.cutting import cut_before, note_attending
-from foveate.engine.forward import Forward, LayerCall, Original
-from foveate.engine.masks import Remap
-from foveate.engine.positions import Positions
+from foveate.engine.forward import Forward, LayerCall, Original, RowMap
 from foveate.engine.program import Program
-from foveate.engine.reader import AttentionReader, OwnAttention, is_causal
-from foveate.engine.rows import RowMap
+from foveate.engine.reading import AttentionReader, OwnAttention, is_causal
+from foveate.engine.samples import Bucket
 from foveate.families.base import Family, tapped_layer, unreadable
 
 __all__ = ["LayerRunner"]
+
+Tap = AbstractContextManager[None]
+"""Reads a layer's own attention while the layer runs, if a stage asks for it."""
 
 
 class LayerRunner:
@@ -55,15 +56,19 @@ class LayerRunner:
             return self._run_whole(forward, call, original, tap)
         return self._run_rows(forward, call, original, tap)
 
-    def _run_whole(self, forward: Forward, call: LayerCall, original: Original, tap: "_AttentionTap") -> Any:
+    def _run_whole(
+        self, forward: Forward, call: LayerCall, original: Original, tap: AbstractContextManager[None]
+    ) -> Any:
         """Run a layer on all columns; in its cache some may be missing."""
         if call.stored is not None:
             call.kwargs["attention_mask"] = self._mask(forward, call)
             call.stored.announce(None, call.hidden.shape[1])
-        with tap.on(call):
+        with tap:
             return call.run(original, call.hidden)
 
-    def _run_rows(self, forward: Forward, call: LayerCall, original: Original, tap: "_AttentionTap") -> Any:
+    def _run_rows(
+        self, forward: Forward, call: LayerCall, original: Original, tap: AbstractContextManager[None]
+    ) -> Any:
         """Run a layer on the rows that are left."""
         assert forward.rows is not None
         rows = forward.rows.on(call.hidden.device)
@@ -83,7 +88,7 @@ class LayerRunner:
                 call.stored.shift = rows.shift(call.stored.shift, forward.entering_rows)
         gathered = rows.gather(call.hidden)
         call.hidden = call.entered  # frees the copy with merged rows while the layer runs
-        with tap.on(call):
+        with tap:
             output = call.run(original, gathered)
         if isinstance(output, tuple):
             return (self._put_back(forward, call, rows, output[0]), *output[1:])
@@ -166,25 +171,25 @@ class LayerRunner:
     ) -> AttentionReader:
         return AttentionReader(forward, call, bucket, self._family, self._positions, own_attention, signals)
 
-    def _attention_tap(self, forward: Forward, call: LayerCall) -> "_AttentionTap":
-        """What will be read of the layer's own attention. Made while its arguments are still those of all rows."""
-        if not forward.drops:
-            return _AttentionTap(())
-        tap = _AttentionTap(self._program.signals_while(call.index))
-        if tap.signals:
-            for bucket in forward.buckets:
-                if bucket.left:
-                    bucket.to(call.hidden.device)
-                    reader = self._reader(forward, call, bucket, tap.own_attention, tap.signals)
-                    tap.readers.append((bucket, reader))
-        return tap
+    def _attention_tap(self, forward: Forward, call: LayerCall) -> Tap:
+        """Reads the layer's own attention while it runs. Made while its arguments are still those of all rows."""
+        signals = self._program.signals_while(call.index)
+        if not (forward.drops and signals):
+            return nullcontext()
+        tap = _AttentionTap(signals)
+        for bucket in forward.buckets:
+            if bucket.left:
+                bucket.to(call.hidden.device)
+                reader = self._reader(forward, call, bucket, tap.own_attention, signals)
+                tap.readers.append((bucket, reader))
+        return tap.on(call)
 
 
 class _AttentionTap:
     """Reduces a layer's queries and keys while it attends, for stages before the next layer.
 
     Attributes:
-        signals: What they are reduced to; the tap does nothing if there are none.
+        signals: What they are reduced to.
         readers: The buckets and how they are read.
         own_attention: Where the readers find the layer's queries and keys.
     """
@@ -197,9 +202,6 @@ class _AttentionTap:
     @contextmanager
     def on(self, call: LayerCall) -> Iterator[None]:
         """While the layer runs."""
-        if not self.signals:
-            yield
-            return
         with tapped_layer(call.module, functools.partial(self._attends, call.index)):
             yield
         if self.readers:

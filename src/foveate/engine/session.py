@@ -1,24 +1,41 @@
-"""Attach: a method goes onto a model here, and comes off again."""
+"""Attach: a method goes onto a model here, by the hooks that stand around its functions, and comes off again.
 
+One forward runs the hooks so: `generate` or the model, the core, `get_*_features` (encode), the merger, the decoder
+(begin), each of its layers, and the decoder again (finish). Each hook calls the file of that part of the way.
+"""
+
+import functools
+import inspect
+import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from foveate._transformers import FeatureCall
 from foveate.contract import naming
 from foveate.contract.method import Method
+from foveate.core.cut import Cut
 from foveate.core.patching import Patcher
 from foveate.engine import guards
-from foveate.engine.hooks import ModelHooks
+from foveate.engine.cache import length_of
+from foveate.engine.encode import encode
+from foveate.engine.forward import Forward, Original
+from foveate.engine.media import image_lengths, placed, tag, tagged_media
+from foveate.engine.prefill import Ending, begin, finish
 from foveate.engine.program import Program
+from foveate.engine.runner import LayerRunner
 from foveate.engine.trace import Trace
 from foveate.errors import SessionError, SettingError
 from foveate.families.base import Family
 from foveate.registry import family_for, inside
 
 __all__ = ["apply", "drop", "drop_or_not", "refuse_open", "remove"]
+
 
 LATEST = 100
 """Prefills that the trace of `apply` holds."""
@@ -161,8 +178,21 @@ def _chosen(method: Method | str, retention: float | None, tokens: float | None)
     return naming.with_given(method, tokens, retention)
 
 
+@dataclass(slots=True)
+class Generation:
+    """How the running `generate` call prefills.
+
+    Attributes:
+        chunk: Columns of a chunk, where it prefills in chunks.
+        splits: Whether that cuts an image in two, which may well end between its tokens, in text.
+    """
+
+    chunk: int | None = None
+    splits: bool = False
+
+
 class Session:
-    """A method on a model, and how to undo what was put on.
+    """A method on a model: watches its way from pictures to tokens, until everything is taken off again.
 
     Attributes:
         method: The method.
@@ -171,18 +201,186 @@ class Session:
 
     def __init__(self, family: Family, method: Method) -> None:
         self.method = method
+        self.trace = Trace()
         self._core = family.core
-        self._hooks = ModelHooks(family, Program(method, family))
+        self._family = family
+        self._program = Program.on(method, family)
+        self._runner = LayerRunner(family, self._program)
         self._patches = Patcher()
-        self.trace = self._hooks.trace
+        self._forward = Forward()
+        self._generation = Generation()
+        self._ending: Ending | None = None
+        self._last_only = False
+        self._encoding = False
+        self._turn = threading.RLock()
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        guards.refuse_copies()
+
+    def __reduce__(self) -> NoReturn:
+        guards.refuse_copies()
 
     def attach(self) -> None:
         """Put everything on. Where that fails or is interrupted, `detach` takes off what is on by then."""
         _sessions[self._core] = self
-        self._hooks.put_on(self._patches)
+        patches, model, core, text = self._patches, self._family.model, self._core, self._family.text
+        if hasattr(model, "init_continuous_batching"):
+            patches.wrap(model, "init_continuous_batching", guards.refuse_pages)
+        if hasattr(model, "generate"):
+            patches.wrap(model, "generate", self.around_generate)
+            if self._program.reads_text:
+                patches.wrap(model, "generate", guards.refuse_candidates)
+        patches.hook(model, "before", self.before_model, with_kwargs=True)
+        patches.hook(core, "before", self.before_core, with_kwargs=True)
+        for modality in ("image", "video"):
+            if hasattr(core, f"get_{modality}_features"):
+                patches.wrap(core, f"get_{modality}_features", functools.partial(self.around_features, modality))
+        patches.wrap(core, self._family.merger, self.around_merger)
+        patches.hook(text, "before", self.before_decoder, with_kwargs=True)
+        if self._program.renumbers:
+            patches.hook(text.rotary_emb, "before", self.before_rotary, with_kwargs=True)
+        for index, layer in enumerate(self._family.layers):
+            # The layer's forward, not a hook: hooks of others then all see the full-length stream.
+            patches.wrap(layer, "forward", functools.partial(self.around_layer, index))
+        patches.hook(text, "after", self.after_decoder)
 
     def detach(self) -> None:
         """Take everything off; calling it again does nothing."""
         self._patches.restore()
         if _sessions.get(self._core) is self:
             del _sessions[self._core]
+
+    def _arriving(self) -> Forward:
+        """The forward on its way to the decoder, begun anew behind one that is there."""
+        if self._forward.begun:  # that one is in the decoder, or through it
+            self._forward = Forward(backend=self._forward.backend)
+        return self._forward
+
+    # -- encode ------------------------------------------------------------------------------------------------
+
+    def around_generate(self, original: Original, *args: Any, **kwargs: Any) -> Any:
+        """Stand around `generate`, which encodes pictures before the model has seen the prompt they are in.
+
+        Several threads take turns: a forward of one among those of another would be dropped from as if it were its own.
+        """
+        with self._turn:
+            return self._generate(original, *args, **kwargs)
+
+    def _generate(self, original: Original, *args: Any, **kwargs: Any) -> Any:
+        arguments = dict(inspect.signature(original).bind(*args, **kwargs).arguments)
+        arguments.update(arguments.pop("kwargs", {}))
+        config = arguments.get("generation_config") or self._family.model.generation_config
+        chunk = arguments.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
+        self._generation = Generation(chunk)
+        self._forward = Forward(ids=_new_ids(arguments))
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self._generation = Generation()
+            self._arriving().ids = None
+
+    def before_model(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Note whether only the last column's logits are asked for, as `generate` does."""
+        asked = kwargs.get("logits_to_keep")
+        self._last_only = isinstance(asked, int) and asked == 1
+
+    def before_core(self, core: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Note the forward's arguments, with pictures that are encoded already among them."""
+        if not self._turn.acquire(blocking=False):
+            guards.refuse_threads()
+        self._turn.release()
+        self._forward = forward = Forward(last_only=self._last_only, arguments=kwargs)
+        self._last_only = False
+        forward.ids = kwargs.get("input_ids", args[0] if args else None)
+        outputs = kwargs.get("mm_encoder_outputs") or {}
+        forward.encoded = {modality: output for modality, output in outputs.items() if output is not None}
+
+    def around_features(self, modality: str, original: Original, *args: Any, **kwargs: Any) -> Any:
+        """Stand around `get_image_features`, which `generate` calls long before the decoder runs."""
+        if self._encoding:  # a model may make a video's features with its images' function
+            return original(*args, **kwargs)
+        call = FeatureCall(self._core, modality, original, args, kwargs)
+        forward = self._arriving()
+        self._encoding = True
+        cuts: Sequence[Cut | None] = ()
+        try:
+            forward.image_lengths = lengths = image_lengths(self._family, None, forward.ids)
+            if self._program.encodes is None:
+                output = call.run()
+            else:
+                output, cuts = encode(self._family, self._program, modality, call.run, call.arguments, lengths)
+        finally:
+            self._encoding = False
+        if hasattr(output, "pooler_output"):  # else a tuple, for a user with return_dict=False; the model uses none
+            tag(self._family, modality, call.arguments, output, cuts, lengths)
+            forward.encoded[modality] = output
+            self._note_splits(forward, modality, output)
+        return call.answer(output)
+
+    def _note_splits(self, forward: Forward, modality: str, output: Any) -> None:
+        """Note whether chunked prefill will cut an image in two."""
+        if self._generation.chunk is None or forward.ids is None:
+            return
+        media = tagged_media(output, forward.image_lengths, self._program, self._family, modality)
+        lengths = [image.length for image in media]
+        columns = placed(self._family, modality, forward.ids).nonzero()[:, 1]
+        chunks = columns.cpu() // self._generation.chunk  # in which chunk each vision token is
+        if sum(lengths) == len(chunks):
+            images = torch.split(chunks, lengths)
+            self._generation.splits |= any(int(image[0]) != int(image[-1]) for image in images)
+
+    # -- begin -------------------------------------------------------------------------------------------------
+
+    def around_merger(self, original: Original, *args: Any, **kwargs: Any) -> Any:
+        """Note where the vision tokens are."""
+        arguments = inspect.signature(original).bind(*args, **kwargs).arguments
+        placeholders, forward = original(*args, **kwargs), self._arriving()
+        for modality, mask in self._family.vision_masks(placeholders, {**forward.arguments, **arguments}):
+            if mask.dim() == 3:  # (samples, columns, width), the same in all of the width
+                mask = mask[..., 0]
+            forward.placeholders.append((modality, mask))
+        return placeholders
+
+    def before_decoder(self, text: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        """Begin the forward's way through the layers."""
+        if "write_index" in kwargs:
+            guards.refuse_pages()
+        forward = self._arriving()
+        forward.begun = True
+        ending, self._ending = self._ending, None
+        embeds = begin(forward, self._program, self._family, kwargs, ending, self._generation.splits)
+        if forward.record is not None:
+            self.trace.add(forward.record)
+        if embeds is None:
+            return None
+        return args, {**kwargs, "inputs_embeds": embeds}
+
+    def before_rotary(self, rotary: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        """Note the forward's position ids; the calls made here for renumbered rows come after the model's own."""
+        if self._forward.position_ids is None:
+            by_name = "position_ids" in kwargs
+            self._forward.position_ids = kwargs["position_ids"] if by_name else args[1]
+
+    # -- each layer, finish ------------------------------------------------------------------------------------
+
+    def around_layer(self, index: int, original: Original, *args: Any, **kwargs: Any) -> Any:
+        """Run a layer on the rows that are left."""
+        return self._runner.run(self._forward, index, original, *args, **kwargs)
+
+    def after_decoder(self, text: nn.Module, args: Any, output: Any) -> None:
+        """Finish the forward, and let go of its state."""
+        forward = self._forward
+        self._forward = Forward(backend=forward.backend, begun=True)
+        self._ending = finish(forward, self._program, self._family, getattr(output, "past_key_values", None))
+
+
+def _new_ids(arguments: dict[str, Any]) -> Tensor | None:
+    """The ids that `generate` will feed: without those that are in its cache already."""
+    ids = arguments.get("input_ids")
+    if ids is None:
+        ids = arguments.get("inputs")
+    cache, mask = arguments.get("past_key_values"), arguments.get("attention_mask")
+    if ids is None or cache is None or (mask is not None and mask.shape != ids.shape):
+        return ids
+    new: Tensor = ids[:, max(0, length_of(cache)) :]
+    return new

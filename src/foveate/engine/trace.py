@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from foveate._sheet import Column, Sheet
-from foveate.core.nested import on_tensors
+from foveate.core.tensors import on_tensors
 from foveate.engine.media import MediaTokens
 from foveate.errors import SessionError
 

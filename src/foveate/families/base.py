@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from foveate._transformers import OLDEST, require, rotation
 from foveate.core.cut import Cut
-from foveate.core.gather import take_along
 from foveate.core.grid import Grid
 from foveate.core.signals import Cells, Signal, TowerAttention
+from foveate.core.tensors import take_along
 from foveate.errors import UnsupportedError
 from foveate.families.costs import Counts, Flops
 from foveate.families.newlines import Stats, reduce_apart

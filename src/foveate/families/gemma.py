@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from foveate.core.cut import Cut
 from foveate.core.flops import linear
-from foveate.core.gather import take_along
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerAttention, TowerSignal
-from foveate.core.tower import TowerView
+from foveate.core.tensors import take_along
+from foveate.core.views import TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.costs import Counts, Flops, gemma_cost, picture_tokens, pictures_in, tower_picture

@@ -10,9 +10,9 @@ from torch.nn.functional import pad
 
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid, into_cells
-from foveate.core.host import send
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerAttention, TowerSignal
+from foveate.core.tensors import send
 from foveate.families.base import Family
 from foveate.families.costs import Counts, Flops, pixtral_cost
 from foveate.families.placing import replace_images

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid, closing_rows, grids_of
-from foveate.core.host import send
 from foveate.core.signals import TowerSignal
-from foveate.core.tower import TowerView
+from foveate.core.tensors import send
+from foveate.core.views import TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.tower import Reducer
 

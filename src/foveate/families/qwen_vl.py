@@ -14,7 +14,7 @@ from foveate.core.cut import Cut
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerAttention, TowerSignal
-from foveate.core.tower import TowerView
+from foveate.core.views import TowerView
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.costs import Counts, Flops, qwen_bytes, qwen_cost, windowed_cost

@@ -11,9 +11,9 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from foveate._transformers import scales_by_position
-from foveate.core.gather import take_along
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
+from foveate.core.tensors import take_along
 from foveate.errors import UnsupportedError
 
 __all__ = [

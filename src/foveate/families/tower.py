@@ -13,7 +13,7 @@ from foveate.core.grid import Grid
 from foveate.core.merge import average
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerAttention, TowerKeys, TowerSignal
-from foveate.core.tower import TowerView
+from foveate.core.views import TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.placing import rows_left, stays_whole
 from foveate.families.tap import Tapped, tap

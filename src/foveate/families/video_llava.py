@@ -11,7 +11,7 @@ from foveate.core.cut import Cut
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
-from foveate.core.tower import TowerView
+from foveate.core.views import TowerView
 from foveate.errors import SettingError
 from foveate.families.costs import Counts, Flops, llava_cost, picture_tokens
 from foveate.families.llava import Llava

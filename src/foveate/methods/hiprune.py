@@ -21,9 +21,8 @@ from annotated_types import Le
 from torch import Tensor
 
 from foveate.contract import Entering, ImageStage, ImageView, Layer, Positions, Shape, Share, Stage, TowerAttention
-from foveate.core.budget import shared_out
 from foveate.core.grid import crops_of, neighbours_of
-from foveate.core.rank import ranks, top
+from foveate.core.rank import ranks, shared_out, top
 
 __all__ = ["METHOD", "HiPrune"]
 

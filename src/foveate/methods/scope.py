@@ -10,8 +10,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from foveate.contract import Counted, Features, ImageStage, ImageView, Shape, Signal, Stage, TowerAttention
-from foveate.core.parts import pick_by_crop
-from foveate.core.picks import cosine_flops, cosines, cover
+from foveate.core.picks import cosine_flops, cosines, cover, pick_by_crop
 
 __all__ = ["METHOD", "Scope"]
 

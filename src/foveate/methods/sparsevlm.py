@@ -15,9 +15,8 @@ from functools import partial
 import torch
 
 from foveate.contract import Arriving, Attention, Hidden, LayerStage, LayerView, Positions, Rated, highest
-from foveate.core.clusters import density_peaks
 from foveate.core.cut import Cut
-from foveate.core.merge import average
+from foveate.core.merge import average, density_peaks
 
 __all__ = ["METHOD", "SparseVLM"]
 

@@ -32,10 +32,10 @@ from foveate.contract import (
     TowerKeys,
     half_up,
 )
-from foveate.core.budget import shared_out
 from foveate.core.cut import Cut
 from foveate.core.grid import crops_of
 from foveate.core.merge import dominant_and_contextual, join_parts, merged
+from foveate.core.rank import shared_out
 
 __all__ = ["METHOD", "VisionZip"]
 

@@ -12,8 +12,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from foveate.contract import Counted, Features, ImageStage, ImageView, Shape, Share, Stage, TowerAttention
-from foveate.core.parts import pick_by_crop
-from foveate.core.picks import cosine_flops, cosines, thin
+from foveate.core.picks import cosine_flops, cosines, pick_by_crop, thin
 
 __all__ = ["METHOD", "VisPruner"]
 

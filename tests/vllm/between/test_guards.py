@@ -74,7 +74,7 @@ def test_layers_with_another_attention_backend_are_refused():
     attention = Some(attn_backend=Some(get_name=lambda: "TRITON_ATTN"), layer_name="0")
     layers = [Some(self_attn=Some(attn=attention), forward=print)]
     with pytest.raises(UnsupportedError, match="would take TRITON_ATTN"):
-        Dropping((), Some(layers=layers))
+        Dropping(Some(cuts=()), Some(layers=layers))
 
 
 def test_a_slip_of_the_pen_in_the_server_s_own_kwargs_is_refused_at_its_start(llava_folder):

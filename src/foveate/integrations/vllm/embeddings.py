@@ -21,7 +21,7 @@ from foveate.contract.follow import in_order, reads_text
 from foveate.contract.method import Method
 from foveate.contract.stages import Shape
 from foveate.core.patching import Patcher
-from foveate.engine.early import EarlyStages
+from foveate.engine.program import Program
 from foveate.engine.session import drop
 from foveate.errors import InputError, UnsupportedError
 from foveate.registry import family_for
@@ -76,7 +76,7 @@ def reduced_embeddings(
     solved = Dropping(method, tokens, retention).solved(vlm, prompt.vision_tokens).method
     if solved is not None:
         stages = in_order(solved.stages(Shape(len(family.layers), cls=family.tower_cls)))
-        _refuse_late(EarlyStages(solved, stages))
+        _refuse_late(Program(solved, stages))
         if question is None and reads_text(stages):
             raise InputError(f"{solved.name} reads the question, and none is given. Give the one that will be asked.")
     with vlm.lock, torch.inference_mode():
@@ -90,7 +90,7 @@ def _shown(prompt: Prompt) -> str:
     return str(len(prompt.media))
 
 
-def _refuse_late(stages: EarlyStages) -> None:
+def _refuse_late(stages: Program) -> None:
     if stages.late:
         raise UnsupportedError(
             f"{stages.method.name} goes on dropping behind the first decoder layer ({stages.late[0]}), and embeddings "

@@ -6,9 +6,9 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from foveate.core.signals import TowerSignal
-from foveate.core.tower import TowerView
-from foveate.engine.early import EarlyStages
-from foveate.engine.entering import Entered, Project, enter, enter_in_place, tower_reducer
+from foveate.core.views import TowerView
+from foveate.engine.encode import Entered, Project, TowerReducer, enter
+from foveate.engine.program import Program
 from foveate.integrations.vllm import guards
 from foveate.integrations.vllm.processing import KEEP, RATE
 from foveate.integrations.vllm.setting import Rate, Setting
@@ -17,7 +17,7 @@ __all__ = ["Asked", "OfRate", "by_rate", "entered_of", "groups", "reads_of", "re
 
 Rows = TypeVar("Rows", bound=Sized)
 """The rows of an image, alone or with their places."""
-OfRate = Callable[[EarlyStages, Sequence[int]], Sequence[Rows]]
+OfRate = Callable[[Program, Sequence[int]], Sequence[Rows]]
 """Of the stages at a rate and the images that ask for it, the rows of each that enter the decoder."""
 
 
@@ -52,7 +52,7 @@ def reads_of(setting: Setting, asked: Asked) -> tuple[TowerSignal, ...]:
     """The signals that the tower must show for these requests: at a rate of all, nothing is read."""
     signals: dict[TowerSignal, None] = {}
     for rate in asked.by_rate():
-        signals.update(dict.fromkeys(tower_reducer(setting.stages(rate)).reads))
+        signals.update(dict.fromkeys(TowerReducer(setting.stages(rate)).reads))
     return tuple(signals)
 
 
@@ -74,8 +74,8 @@ def rows_of(setting: Setting, asked: Asked, views: Sequence[TowerView], project:
         project: The model's projector.
     """
 
-    def of_rate(stages: EarlyStages, images: Sequence[int]) -> Sequence[Tensor]:
-        return enter(stages, [views[index] for index in images], project)
+    def of_rate(stages: Program, images: Sequence[int]) -> Sequence[Tensor]:
+        return [image.rows for image in enter(stages, [views[index] for index in images], project)]
 
     return by_rate(setting, asked, of_rate)
 
@@ -83,8 +83,8 @@ def rows_of(setting: Setting, asked: Asked, views: Sequence[TowerView], project:
 def entered_of(setting: Setting, asked: Asked, views: Sequence[TowerView], project: Project) -> list[Entered]:
     """As `rows_of`, with the places of the rows."""
 
-    def of_rate(stages: EarlyStages, images: Sequence[int]) -> Sequence[Entered]:
-        return enter_in_place(stages, [views[index] for index in images], project)
+    def of_rate(stages: Program, images: Sequence[int]) -> Sequence[Entered]:
+        return enter(stages, [views[index] for index in images], project)
 
     return by_rate(setting, asked, of_rate)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foveate.contract.method import Method
-from foveate.engine.early import EarlyStages
+from foveate.engine.program import Program
 from foveate.errors import SettingError, UnsupportedError
 
 __all__ = [
@@ -28,7 +28,7 @@ REDUCED = "Make its rows on transformers with foveate.integrations.vllm.embeddin
 # -- the method -----------------------------------------------------------------------------------------------
 
 
-def refuse_early(stages: EarlyStages) -> None:
+def refuse_early(stages: Program) -> None:
     """A server's tower runs whole pictures, and a prompt is made before any picture is seen."""
     name = stages.method.name
     if stages.pixels:
@@ -156,7 +156,7 @@ def refuse_wrong_rate(tokens: Any, retention: Any) -> None:
         raise SettingError(f"foveate_retention must be a share above 0 and at most 1; got {retention!r}.")
 
 
-def refuse_rate_between_layers(stages: EarlyStages) -> None:
+def refuse_rate_between_layers(stages: Program) -> None:
     """A request's own rate, where counts between layers are those of the server's method."""
     if stages.late:
         raise SettingError(

@@ -17,7 +17,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import MultiModalDataItems
 
 from foveate.core.grid import Grid
-from foveate.core.tower import TowerView
+from foveate.core.views import TowerView
 from foveate.families.base import Family
 from foveate.families.llava import Llava
 from foveate.integrations.vllm.between.checking import ChecksPrompts

@@ -18,10 +18,10 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.parse import MultiModalDataItems
 
 from foveate.core.grid import Grid, grids_of
-from foveate.core.memo import Memo
 from foveate.core.signals import TowerSignal
-from foveate.engine.early import EarlyStages
-from foveate.engine.entering import before_decoder, tower_reducer
+from foveate.core.tensors import Memo
+from foveate.engine.encode import TowerReducer, before_decoder
+from foveate.engine.program import Program
 from foveate.families.base import Family
 from foveate.families.llava_next import LlavaNext
 from foveate.families.newlines import reduce_apart
@@ -136,7 +136,7 @@ class _Packed:
         self._sizes = sizes
         self._readers = readers
 
-    def entering(self, stages: EarlyStages, indices: Sequence[int]) -> list[Tensor]:
+    def entering(self, stages: Program, indices: Sequence[int]) -> list[Tensor]:
         """The rows of some images that enter the decoder."""
         images = [self._images[index] for index in indices]
         cuts: list[Any] = [None] * len(images)
@@ -147,9 +147,10 @@ class _Packed:
             def stats(signal: TowerSignal) -> list[Tensor]:
                 return [self._read(index, signal) for index in indices]
 
-            cuts = reduce_apart(images, boxes, tower_reducer(stages), stats, made=lambda at: self._made(indices[at]))
+            cuts = reduce_apart(images, boxes, TowerReducer(stages), stats, made=lambda at: self._made(indices[at]))
         rows = [rows_left(image, cut) for image, cut in zip(images, cuts, strict=True)]
-        return before_decoder(stages, [len(image) for image in images], cuts, rows)
+        entered = before_decoder(stages, [len(image) for image in images], cuts, rows)
+        return [image.rows for image in entered]
 
     def _boxes(self, index: int) -> Tensor | None:
         """Where the tokens of an image look."""

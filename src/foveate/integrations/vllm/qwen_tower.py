@@ -12,7 +12,7 @@ from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_
 
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerAttention, TowerSignal
-from foveate.core.tower import TowerView
+from foveate.core.views import TowerView
 from foveate.families.qwen_vl import blocks_seeing_all, means_of_tokens, picture_view
 from foveate.families.tap import Tapped
 from foveate.families.tower import block_of, of_image, tower_attention, tower_keys

@@ -14,10 +14,10 @@ from foveate.contract.budget import decoder_depth
 from foveate.contract.method import Method
 from foveate.contract.stages import Shape
 from foveate.core.grid import Grid
-from foveate.core.memo import Memo
 from foveate.core.signals import TowerSignal
-from foveate.engine.early import EarlyStages
-from foveate.engine.entering import tower_reducer
+from foveate.core.tensors import Memo
+from foveate.engine.encode import TowerReducer
+from foveate.engine.program import Program
 from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.integrations.vllm import guards
@@ -138,7 +138,7 @@ class Setting:
             return self._method
         return self._method.with_budget(tokens=rate.tokens, retention=rate.retention)
 
-    def stages(self, rate: Rate) -> EarlyStages:
+    def stages(self, rate: Rate) -> Program:
         """The stages at a request's rate, or at the server's where it has none.
 
         Raises:
@@ -164,12 +164,12 @@ class Setting:
     @property
     def reads(self) -> tuple[TowerSignal, ...]:
         """What stages read of the tower at any rate: a request may drop where the server keeps everything."""
-        signals = dict.fromkeys(tower_reducer(self.stages(Rate())).reads)
+        signals = dict.fromkeys(TowerReducer(self.stages(Rate())).reads)
         try:
             half = self.stages(Rate(retention=0.5))
         except SettingError:  # no request can have a rate of its own
             return tuple(signals)
-        return tuple(signals | dict.fromkeys(tower_reducer(half).reads))
+        return tuple(signals | dict.fromkeys(TowerReducer(half).reads))
 
     @property
     def spelled(self) -> str:
@@ -181,11 +181,11 @@ class Setting:
         """What methods may know of the model."""
         return Shape(decoder_depth(self._config), cls=self._cls, renumbers=self._family.renumbers)
 
-    def _stages(self, rate: Rate) -> EarlyStages:
+    def _stages(self, rate: Rate) -> Program:
         method = self.method(rate)
-        return EarlyStages(method, follow.in_order(method.stages(self.shape)))
+        return Program(method, follow.in_order(method.stages(self.shape)))
 
-    def _check(self, stages: EarlyStages) -> None:
+    def _check(self, stages: Program) -> None:
         reason = refusal(stages.stages, partial(self._family.lacking, tower_cls=self._cls))
         if reason is not None:
             raise SettingError(f"{stages.method.name} {reason}")

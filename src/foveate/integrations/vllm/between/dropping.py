@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from vllm.forward_context import ForwardContext, get_forward_context
 
-from foveate.contract.stages import Stage
-from foveate.engine.late import LateStages
+from foveate.engine.program import Program
 from foveate.integrations.vllm.between import guards
 from foveate.integrations.vllm.between.batch import Batch, Images
 from foveate.integrations.vllm.between.layout import Layout, as_before
@@ -23,13 +22,13 @@ class Dropping:
     """Drops vision tokens between the layers of one decoder.
 
     Args:
-        stages: Of the method, in order.
+        stages: Of the method, those between layers.
         decoder: vLLM's decoder: has `layers`, whose attention is `self_attn.attn`, and `norm`.
         image: Tokens of every image before any of them leave; None: as many as enter the decoder.
     """
 
-    def __init__(self, stages: Sequence[Stage], decoder: Any, image: int | None = None) -> None:
-        self._stages = LateStages(stages)
+    def __init__(self, stages: Program, decoder: Any, image: int | None = None) -> None:
+        self._stages = stages
         self._cuts = sorted(self._stages.cuts)
         self._decoder = decoder
         self._image = image

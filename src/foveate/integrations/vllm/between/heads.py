@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
 
-from foveate.core.gather import take_along
 from foveate.core.patching import Patcher
 from foveate.core.signals import Attention
-from foveate.engine.bucket import Bucket
-from foveate.engine.looking import Unit
+from foveate.core.tensors import take_along
 from foveate.engine.reading import RowsReader
+from foveate.engine.samples import Bucket, Unit
 
 __all__ = ["Heads", "HeadsReader", "ReaderOfEach", "heads_ahead", "heads_of"]
 

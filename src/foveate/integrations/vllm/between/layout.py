@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.core.host import send
+from foveate.core.tensors import send
 from foveate.integrations.vllm.between.batch import Batch
 from foveate.integrations.vllm.between.recording import Built
 

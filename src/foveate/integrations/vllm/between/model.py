@@ -8,6 +8,7 @@ from vllm.config import VllmConfig, get_layers_from_vllm_config
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
 
+from foveate.engine.program import Program
 from foveate.families.base import Family
 from foveate.integrations.vllm.between import guards
 from foveate.integrations.vllm.between.dropping import Dropping
@@ -44,7 +45,7 @@ class BetweenLayers:
             if self.whole_image is None and stages.early:
                 guards.refuse_counting_what_entered(stages.late)
             decoder = self.get_language_model().model  # type: ignore[attr-defined]
-            self.dropping = Dropping(stages.late, decoder, self.whole_image)
+            self.dropping = Dropping(Program(stages.method, stages.late), decoder, self.whole_image)
 
     def log_start(self, vllm_config: VllmConfig) -> None:
         """Say once, in the first process, what drops at which rate, and what runs it."""

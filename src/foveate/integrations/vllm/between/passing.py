@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from foveate.core.cut import Cut
-from foveate.core.host import send
-from foveate.engine.bucket import Bucket, buckets_of
+from foveate.core.tensors import send
 from foveate.engine.cutting import decide_bucket, note_attending
-from foveate.engine.late import LateStages, hidden_note
 from foveate.engine.media import MediaTokens, nowhere
-from foveate.engine.samples import Begun, Sample, read_samples
+from foveate.engine.program import Program, hidden_note
+from foveate.engine.samples import Begun, Bucket, Sample, buckets_of, read_samples
 from foveate.integrations.vllm.between import guards
 from foveate.integrations.vllm.between.batch import Batch, Images
 from foveate.integrations.vllm.between.heads import Heads, HeadsReader, ReaderOfEach, heads_ahead, heads_of
@@ -45,7 +44,7 @@ class Passing:
 
     def __init__(
         self,
-        stages: LateStages,
+        stages: Program,
         batch: Batch,
         images: Images,
         lost: Sequence[tuple[int, ...]],
@@ -60,7 +59,7 @@ class Passing:
         self._enter = enter
         self._lost = lost
         self._requests, self._samples = _samples_of(batch, images)
-        self._buckets = buckets_of(self._samples, together=True, device=device)
+        self._buckets = buckets_of(self._samples, at_once=True, device=device)
         self._layout = Layout(batch, [0] * len(batch), None, batch.counts, device)
         self._left = batch.counts
         self.dropped: dict[int, tuple[int, ...]] = dict.fromkeys(self._requests, ())
@@ -119,13 +118,11 @@ class Passing:
         columns = rows.expand(len(self._samples), -1, -1)
         for bucket in self._buckets:
             reader_of = partial(self._reader, heads=heads, width=rows.shape[-1])
-            decision = decide_bucket(bucket, self._stages, index, columns, reader_of, self._norm)
-            if decision is not None and decision.cut.rows is not None:
+            cuts, sizes = decide_bucket(bucket, self._stages, index, columns, reader_of, self._norm)
+            if any(cut.rows is not None for cut in cuts):
                 guards.refuse_merging(index)
-            if decision is not None and decision.cut.count != bucket.left:
-                bucket.take(decision.cut, decision.sizes)
-            elif decision is not None:
-                bucket.notes |= decision.cut.notes
+            if cuts:
+                bucket.take(cuts, sizes)
         if index in self._cuts:
             self._lay_out(self._cuts.index(index))
 

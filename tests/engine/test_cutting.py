@@ -4,17 +4,16 @@ import numpy as np
 import torch
 
 import foveate as fv
-from foveate.engine.late import ran_note
-from foveate.engine.looking import SampleRows, asking_units, decide, sample_unit
-from foveate.engine.program import Program
+from foveate.engine.cutting import SampleRows, asking_units, decide
+from foveate.engine.program import Program, ran_note
 from foveate.engine.reading import Reduction
-from foveate.engine.samples import Sample
+from foveate.engine.samples import Sample, sample_unit
 from foveate.registry import family_for
 from tests.models import tiny
 
 
 def program(method, family="llava"):
-    return Program(method, family_for(tiny(family)))
+    return Program.on(method, family_for(tiny(family)))
 
 
 class Rows:

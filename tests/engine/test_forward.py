@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.engine.rows import RowMap
+from foveate.engine.forward import RowMap
 
 
 def laid_out(rows, columns=10, origin=None):

@@ -7,7 +7,6 @@ import torch
 
 import foveate as fv
 from foveate.contract import Hidden, Place, follow
-from foveate.engine import bucket as engine
 from foveate.registry import family_for
 from tests.bench.counting import count
 from tests.invariants.alone import check_alone, left
@@ -18,20 +17,6 @@ ALIKE = ("tit", "titttt", "tttit", "itt")
 """One image each: so much text before it and behind it, or none."""
 ONE_SIZE = ("llava", "vipllava", "video_llava", "gemma3", "paligemma")
 DECODER = [(name, family) for name, family in FIRST if follow.cut_layers(STAGES[name])]
-
-
-@pytest.fixture
-def sizes(monkeypatch):
-    """How many samples were looked at together, each time."""
-    seen, each = [], engine.each
-
-    def noting(run, given):
-        seen.append(len(next(iter(given.values()))))
-        return each(run, given)
-
-    for module in ("cutting", "bucket"):
-        monkeypatch.setattr(f"foveate.engine.{module}.each", noting)
-    return seen
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,23 @@
-"""What is made once: keys are the same by object, or by value where they are names and numbers."""
+"""Tensors are picked along a dimension, and made once for a key."""
 
+import pytest
 import torch
 
-from foveate.core.memo import Memo
+from foveate.core.tensors import Memo, take_along
+
+SHAPES = [
+    ((2, 5, 3), (2, 4, 1), 1),
+    ((1, 5, 3), (2, 4, 1), 1),
+    ((3, 2, 5, 3), (1, 2, 4, 1), -2),
+    ((2, 3, 5), (2, 1, 4), 2),
+]
+
+
+@pytest.mark.parametrize(("shape", "places", "dim"), SHAPES, ids=str)
+def test_rows_are_those_of_torch(shape, places, dim):
+    rng = torch.Generator().manual_seed(0)
+    tensor, wanted = torch.randn(shape, generator=rng), torch.randint(5, places, generator=rng)
+    assert torch.equal(take_along(tensor, wanted, dim), torch.take_along_dim(tensor, wanted, dim=dim))
 
 
 def test_what_is_made_is_made_once_a_key():

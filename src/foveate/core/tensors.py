@@ -1,0 +1,106 @@
+"""Tensors, whatever they hold: sent to a device, picked along a dimension, changed or stacked in a nest, made once."""
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["Memo", "Tensors", "alike", "on_tensors", "send", "stacked", "take_along"]
+
+
+def send(numbers: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the host on `device`, without a wait for what the device still has to do.
+
+    CUDA stages what it is given before the call returns; Metal may not.
+    """
+    return numbers.to(device, non_blocking=device.type != "mps")
+
+
+def take_along(tensor: Tensor, places: Tensor, dim: int) -> Tensor:
+    """As `torch.take_along_dim`, for places from 0 on: without a copy of all places to wrap negative ones.
+
+    An example: (samples, rows, width) and places (samples, few, 1), dim=1 -> (samples, few, width).
+    """
+    sizes, indices = list(tensor.shape), list(places.shape)
+    # All dimensions but this one are broadcast against each other.
+    sizes[dim] = indices[dim] = 1
+    common = list(torch.broadcast_shapes(sizes, indices))  # type: ignore[no-untyped-call]
+    common[dim] = tensor.shape[dim]
+    source = tensor.expand(common)
+    common[dim] = places.shape[dim]
+    return source.gather(dim, places.expand(common))
+
+
+Tensors = dict[str, Any]
+"""Tensors by name; an entry may itself be tensors by name."""
+
+
+def on_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """The same nest with every tensor changed; None stays None.
+
+    Args:
+        value: A tensor, None, or a tuple or mapping of such.
+        change: Called with every tensor.
+    """
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(on_tensors(part, change) for part in value)
+    return {name: on_tensors(part, change) for name, part in value.items()}
+
+
+def stacked(samples: Sequence[Any]) -> Any:
+    """Tensors of samples, or nests of them by name, with the samples in front; those of one sample are not copied."""
+    first = samples[0]
+    if not isinstance(first, Tensor):
+        return {name: stacked([sample[name] for sample in samples]) for name in first}
+    return first[None] if len(samples) == 1 else torch.stack(list(samples))
+
+
+def alike(kinds: Iterable[Hashable]) -> list[list[int]]:
+    """The places of those that are of one kind: of a b a they are 0 2 and 1."""
+    places: dict[Hashable, list[int]] = {}
+    for place, kind in enumerate(kinds):
+        places.setdefault(kind, []).append(place)
+    return list(places.values())
+
+
+T = TypeVar("T")
+PLAIN = (str, int, tuple, torch.device)
+
+
+class Memo:
+    """Remembers what was made for which key.
+
+    A key is made of tensors and other objects, which are compared as objects, and of names, numbers and devices, which
+    are compared by value.
+
+    Args:
+        limit: How many are remembered, the latest; None: all.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._made: list[tuple[tuple[Any, ...], Any]] = []
+        self._limit = limit
+
+    def once(self, make: Callable[[], T], *key: Any) -> T:
+        """What `make` answers, or answered before for the same key."""
+        for other, made in self._made:
+            # `map` ends with the shorter key, so their lengths are compared first.
+            if len(other) == len(key) and all(map(_same, other, key)):
+                return made  # type: ignore[no-any-return]
+        made = make()
+        self._made.append((key, made))
+        if self._limit is not None:
+            del self._made[: -self._limit]
+        return made
+
+
+def _same(part: Any, other: Any) -> bool:
+    """Whether two parts of a key are alike: plain values by value, all others by identity."""
+    if isinstance(part, Tensor) or not isinstance(part, PLAIN):
+        return part is other
+    return type(part) is type(other) and bool(part == other)

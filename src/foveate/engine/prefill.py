@@ -1,0 +1,333 @@
+"""Begin, and finish: a forward in front of the decoder, where it is said what its vision tokens are, and behind it.
+
+Behind the last layer caches of earlier layers are cut for decoding, and the record is closed."""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicSlidingWindowLayer, LinearAttentionLayer
+
+from foveate.core.cut import Cut
+from foveate.engine import guards
+from foveate.engine.cache import CACHE_LAYERS, PrunedLayer, length_of, pruned_layer
+from foveate.engine.cutting import joined
+from foveate.engine.forward import Forward, RowMap
+from foveate.engine.media import MediaTokens, image_lengths, tagged_media
+from foveate.engine.program import Program
+from foveate.engine.samples import Sample, read_samples
+from foveate.engine.trace import CacheRecord, Counted, PrefillRecord
+from foveate.families.base import Family
+
+__all__ = ["Ending", "begin", "finish"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ending:
+    """That a forward ended in the middle of an image, or right behind it.
+
+    Attributes:
+        cache: On which cache.
+        length: How long that was then.
+        dropped: Whether tokens had been dropped.
+    """
+
+    cache: "weakref.ref[Any]"
+    length: int
+    dropped: bool
+
+    def goes_on_in(self, cache: Any) -> bool:
+        """Whether a forward on this cache comes right behind."""
+        # A cache that was collected, and no cache, are both None.
+        return cache is not None and self.cache() is cache and self.length == length_of(cache)
+
+
+# -- begin --------------------------------------------------------------------------------------------------------
+
+
+def begin(
+    forward: Forward, program: Program, family: Family, kwargs: dict[str, Any], ending: Ending | None, split: bool
+) -> Tensor | None:
+    """Begin a forward in front of the decoder's first layer.
+
+    Args:
+        forward: Its state, filled by the hooks on the way here.
+        program: The method's stages.
+        family: Knows the model.
+        kwargs: The arguments of the decoder's forward.
+        ending: How the forward before this one ended, where it ended in an image.
+        split: Whether chunked prefill will cut an image in two.
+
+    Returns:
+        The decoder's input if the tower has changed it, else None. A prefill gets its `forward.record` here.
+    """
+    cache = kwargs.get("past_key_values")
+    embeds = kwargs.get("inputs_embeds")
+    forward.backend = str(family.text.config._attn_implementation)
+    # Idle until tokens may be dropped below, unless layers of the cache have lost some in an earlier forward.
+    forward.idle = not any(type(layer) is PrunedLayer for layer in getattr(cache, "layers", ()))
+    live = _live(kwargs, forward.arguments)
+    masks = [(mask, _media_in(forward, program, family, modality, mask)) for modality, mask in forward.placeholders]
+    if forward.encoded and forward.arguments and not masks:
+        guards.refuse_unplaced_pictures()
+    forward.let_go_of_arguments()  # the layers need no pixels
+    if embeds is None or not masks:
+        forward.record = _text_record(family, kwargs, live)
+        return None
+    span = embeds.shape[1]
+    alive = None if live is None else live[:, -span:]  # columns of earlier turns stand before this forward's
+    samples = read_samples(masks, alive, program.by_frame, program.reads_cells)
+    drops = _drops(samples, program)
+    if drops:
+        guards.refuse_call(kwargs, live, family.layers[0], CACHE_LAYERS)
+    if drops and split:
+        guards.refuse_split_image()
+    if ending is not None and _splits_image(ending, cache, samples) and (drops or ending.dropped):
+        guards.refuse_split_image()
+    forward.record = _record(family, samples, live, span, cache)
+    if not drops:  # every layer runs untouched
+        forward.record.note_that_all_stay(sorted(program.cuts))
+        return None
+    forward.live, forward.idle = live, False
+    forward.additions = family.added_later(kwargs)
+    forward.drop_in(samples, program, embeds)
+    return _take_tower_cuts(forward, program, embeds)
+
+
+def _take_tower_cuts(forward: Forward, program: Program, hidden: Tensor) -> Tensor:
+    """Take what the tower has decided as a cut before layer 0.
+
+    Args:
+        forward: The forward.
+        program: Says where the tower was cut.
+        hidden: The decoder's input, (samples, columns, width); an image's rows are in the first of its columns.
+
+    Returns:
+        The input, each row in the run of columns of the token that it stands for.
+    """
+    if program.encodes is None:
+        return hidden
+    before = forward.vision_left()
+    changed = any(image.changed for sample in forward.samples for image in sample.media)
+    for bucket in forward.buckets:
+        cuts = []
+        for place, sample in enumerate(bucket.samples):
+            entered = Cut.stay(bucket.entered, {name: note[place] for name, note in bucket.notes.items()})
+            cuts.append(entered.then(_tower_cut(sample, changed, hidden.device)))
+        rows, _ = bucket.take(cuts, tuple(image.started for image in bucket.first.media)) or (None, None)
+        if bucket.runs is not None and rows is not None:  # text between an image's tokens: rows move on into their runs
+            came_from = bucket.vision.gather(1, rows)
+            hidden = hidden.index_put((bucket.owners, bucket.columns), hidden[bucket.owners, came_from])
+            forward.move_additions(bucket, 0, rows)
+    if not changed:
+        return hidden
+    where: Literal["tower", "projector"] = "projector" if program.encodes == "projector" else "tower"
+    forward.note_cut(where, None, before)
+    forward.lay_out(program.renumbers_before(None))
+    return hidden
+
+
+def _tower_cut(sample: Sample, changed: bool, device: torch.device) -> Cut:
+    """What the tower made of a sample's images, in one cut.
+
+    If any of the batch was changed, it has in the place of new rows the ordinals at which they are in the stream: an
+    image's from its first token on.
+    """
+    ordinals = torch.arange(len(sample.vision), device=device)
+    cuts = []
+    places_of = torch.split(ordinals, [image.free for image in sample.media])
+    for image, places in zip(sample.media, places_of, strict=True):
+        cut = Cut.stay(image.free) if image.cut is None else image.cut.to(device)
+        if not cut.stays_whole:
+            cut = cut.with_rows(places[: image.started])
+        cuts.append(cut)
+    cut = joined(cuts, device, lambda: ordinals)
+    if changed and cut.rows is None:
+        return Cut.merge(ordinals, ordinals, ordinals, cut.notes)
+    return cut
+
+
+def _media_in(forward: Forward, program: Program, family: Family, modality: str, mask: Tensor) -> list[MediaTokens]:
+    """The images (or videos) of a forward's prompt, by the tags of their features.
+
+    Args:
+        forward: What was encoded.
+        program: Whether it must have been reduced here.
+        family: Knows the model.
+        modality: "image" or "video".
+        mask: Where their tokens are, (samples, columns) bool.
+
+    Raises:
+        UnsupportedError: If the method reduces in the tower and these features did not come through it here.
+    """
+    if modality not in forward.encoded:
+        return []
+    lengths = forward.image_lengths if modality == "image" else None
+    if lengths is None:
+        lengths = image_lengths(family, mask, forward.ids)
+    return tagged_media(forward.encoded[modality], lengths, program, family, modality)
+
+
+def _live(kwargs: dict[str, Any], arguments: dict[str, Any]) -> Tensor | None:
+    """Which columns are no padding, from the first two-dimensional mask; None if there is none.
+
+    A core may make the decoder's masks itself, so its own arguments are searched too.
+    """
+    for mask in (kwargs.get("attention_mask"), arguments.get("attention_mask")):
+        if isinstance(mask, Tensor) and mask.dim() == 2:
+            return mask
+    return None
+
+
+def _splits_image(ending: Ending, cache: Any, samples: Sequence[Sample]) -> bool:
+    """Whether an image began in the forward before this one and goes on in this one."""
+    return ending.goes_on_in(cache) and any(sample.starts for sample in samples)
+
+
+def _drops(samples: Sequence[Sample], program: Program) -> bool:
+    """Whether tokens will be dropped, as far as can be said beforehand."""
+    if any(image.changed for sample in samples for image in sample.media):
+        return True
+    for sample in samples:
+        count = len(sample.vision)
+        if count == 0:
+            continue
+        plan = program.plan(sample.sizes)  # None where the picture or the question decides
+        if plan is None or (plan and min(plan) < count):
+            return True
+    return False
+
+
+def _record(family: Family, samples: Sequence[Sample], live: Tensor | None, span: int, cache: Any) -> PrefillRecord:
+    """What the trace keeps of a prefill with pictures."""
+    rows: Sequence[int] = tuple(sample.live for sample in samples)
+    # Earlier turns count too: the mask has their columns, or the cache their number.
+    if live is not None and live.shape[1] > span:
+        rows = Counted(live.sum(dim=1))
+    elif live is None and cache is not None:
+        rows = tuple(count + max(0, length_of(cache)) for count in rows)
+    return PrefillRecord(
+        depth=len(family.layers),
+        rows=rows,
+        vision_tokens=tuple(sample.vision_tokens for sample in samples),
+        media=[sample.media for sample in samples],
+        fit=family.fit,
+    )
+
+
+def _text_record(family: Family, kwargs: dict[str, Any], live: Tensor | None) -> PrefillRecord | None:
+    """A fresh prompt without pictures is a prefill too, in which nothing can be dropped; a decode step is none."""
+    prompt, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
+    if prompt is None:
+        prompt = kwargs.get("input_ids")
+    if prompt is None or prompt.shape[1] == 1 or (cache is not None and length_of(cache) != 0):
+        return None
+    samples = prompt.shape[0]
+    rows: Sequence[int] = (prompt.shape[1],) * samples
+    if live is not None:
+        rows = Counted(live.sum(dim=1))
+    return PrefillRecord(len(family.layers), rows, (0,) * samples)
+
+
+# -- finish -------------------------------------------------------------------------------------------------------
+
+
+def finish(forward: Forward, program: Program, family: Family, cache: Any) -> Ending | None:
+    """Cut the caches of earlier layers where a stage wants that, and close the record.
+
+    Args:
+        forward: Through all layers.
+        program: Says which caches are cut.
+        family: Knows which layers cache a state and no tokens.
+        cache: Holds what the layers stored; None if the model runs without one.
+
+    Returns:
+        How the forward ended, if in an image.
+    """
+    if forward.record is None:
+        return None
+    forward.record.cache = None if cache is None else CacheRecord(_held(cache))
+    if not forward.drops:
+        return None
+    guards.refuse_lost_layers(forward.row_maps)
+    if cache is None:
+        return None
+    _cut_cache(forward, program, family, cache)
+    # Slots are counted when that is asked for.
+    slots = {index: layer.valid_slots() for index, layer in enumerate(cache.layers) if type(layer) is PrunedLayer}
+    dead = tuple(sample.rows - sample.live for sample in forward.samples)
+    forward.record.cache = CacheRecord(_held(cache), slots, dead)
+    if not forward.ends_in_vision:
+        return None
+    return Ending(weakref.ref(cache), length_of(cache), forward.dropped)
+
+
+def _held(cache: Any) -> dict[int, int]:
+    """The most tokens that layers hold which hold fewer than the prompt has, though nothing was dropped."""
+    held = {}
+    for index, layer in enumerate(getattr(cache, "layers", ())):
+        if isinstance(layer, DynamicSlidingWindowLayer):
+            held[index] = layer.sliding_window - 1
+        elif isinstance(layer, LinearAttentionLayer):
+            held[index] = 0
+    return held
+
+
+def _cut_cache(forward: Forward, program: Program, family: Family, cache: Any) -> None:
+    """Cut earlier layers' keys and values down to the tokens left at the end, where a stage wants that."""
+    layers = [index for index in program.cached if index < len(cache.layers) and index not in family.recurrent]
+    if not layers or forward.rows is None:
+        return
+    final, left = forward.final(), _tokens_left(forward, program)
+    # Row maps live meanwhile, so their ids stay theirs.
+    wanted: dict[tuple[int, torch.device], tuple[Tensor, list[int]]] = {}
+    for index in layers:
+        rows = forward.row_maps[index]
+        if rows is forward.rows:
+            continue
+        stored = pruned_layer(cache, index)
+        device = stored.keys.device
+        alike = id(rows), device
+        if alike not in wanted:
+            wanted[alike] = _wanted(forward, rows, final.to(device), left)
+        stored.keep(*wanted[alike])
+        if forward.rows.numbered is not None:
+            before = forward.entering_rows if rows is None else rows.lengths
+            stored.shift = forward.rows.on(device).shift(stored.shift, before)
+    assert forward.record is not None
+    # What arrives is what the tower left, or all tokens where it was not cut.
+    arriving = [stage.after for stage in forward.record.stages if stage.layer is None]
+    arriving.append(tuple(sample.vision_tokens for sample in forward.samples))
+    forward.note_cut("kv", None, arriving[0])
+
+
+def _wanted(forward: Forward, rows: RowMap | None, final: Tensor, left: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """Which rows of layers with this row map are text or left at the end, and how many: see `PrunedLayer.keep`."""
+    if rows is None:
+        wanted = final
+        if forward.live is not None:
+            wanted = final & (forward.live[:, -forward.span :].to(final.device) != 0)
+        texts = [sample.live - len(sample.vision) for sample in forward.samples]
+    else:
+        rows = rows.on(final.device)
+        # (samples, columns) read at the column that each row stands for: (samples, rows).
+        wanted = final.take_along_dim(rows.source.clamp(min=0), dim=1) & (rows.source >= 0)
+        if rows.valid is not None:
+            wanted = wanted & rows.valid
+        texts = [len(sample.text) for sample in forward.samples]
+    return wanted, [text + tokens for text, tokens in zip(texts, left, strict=True)]
+
+
+def _tokens_left(forward: Forward, program: Program) -> list[int]:
+    """How many tokens of each sample are left. The host waits only where some rows may be no tokens of their own."""
+    counts = [0] * len(forward.samples)
+    for bucket in forward.buckets:
+        left = [bucket.left] * len(bucket.members)
+        if program.adds_rows and bucket.parent is not None:
+            left = (bucket.source >= 0).sum(dim=1).tolist()
+        for member, count in zip(bucket.members, left, strict=True):
+            counts[member] = count
+    return counts
