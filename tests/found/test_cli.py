@@ -55,7 +55,6 @@ def test_a_damaged_state_is_refused_or_read_without_the_line(tmp_path, row):
 
 
 SAYS = {
-    "4.30 no `foveate eval --samples`": ("eval --samples none.jsonl", r"^(?!.*Unrecognized).*none\.jsonl"),
     "5.9 a slip gets 28 names and no suggestion": ("methods visonzip", r"^(?!.*divprune).*visionzip"),
     "5.11 `foveate methods NAME` shows `layers None`": ("methods v2drop", r"\n *layers +[^N ]"),
     "5.11 and no description": ("methods v2drop", r"metric [^\n]*movement"),

@@ -9,7 +9,6 @@ import pytest
 
 import foveate as fv
 from foveate.batch.job import Job, run
-from foveate.runs import store
 from foveate.runs.listener import Listener
 from foveate.runs.store import Numbers, open_store
 from tests.batch.conftest import bad_in, rows_in
@@ -241,21 +240,8 @@ def test_only_a_row_that_has_crashed_alone_is_given_up(job, text, given_up):
 # Refused
 
 
-def test_two_runs_in_one_folder_are_refused(job, monkeypatch):
-    monkeypatch.setattr(store, "PATIENCE", 0.1)
-
-    def second(chunk):
-        with pytest.raises(fv.InputError, match=rf"in use by another run, process {os.getpid()}\. Wait"):
-            run(job, Echo())
-
-    run(job, Echo(second))
-    assert whole(job.out)
-
-
 CHANGES = [
     ({"max_new_tokens": 5}, "other settings: max_new_tokens was 4, and is 5"),
-    ({"retention": 0.2}, "other settings: retention was None, and is 0.2"),
-    ({"fit": "pad"}, "other settings: fit was 'own', and is 'pad'"),
     ({"model": "elsewhere"}, "other settings: model was '.*', and is 'elsewhere'"),
     ({"method": None}, "other settings: method was "),
 ]

@@ -15,6 +15,7 @@ from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import UsageError, check_budgets, check_most
 from foveate.errors import UnknownNameError
 from foveate.runs.listener import Advance, Listener
+from foveate.runs.samples import samples_in
 
 if TYPE_CHECKING:
     from foveate.eval.lmms.evaluation import Report
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Eval"]
 
-FOR_QUESTIONS = ("questions", "seed", "jobs")
+FOR_QUESTIONS = ("questions", "seed", "jobs", "samples", "prompt")
+FOR_TASKS = ("questions", "seed", "tasks")
 FOR_BENCHMARKS = ("protocol", "batch_size", "limit", "frames", "include", "log_samples")
 
 
@@ -39,7 +41,8 @@ class EvalOutputs(OutputOptions):
 class Eval(MethodsOptions):
     """Measure what methods cost in quality at several budgets.
 
-    By default on the embedded model's own tasks; with --tasks on benchmarks, by name, through lmms-eval (extra "eval").
+    By default on the embedded model's own tasks; with --samples on your own pictures and questions; with --tasks on
+    benchmarks, by name, through lmms-eval (extra "eval").
     The full model and every method at every budget answer the same questions. The table shows accuracy, its share of
     the full model's, agreement with its answers, KL divergence of the first answer token, the tokens truly spent and
     FLOPs, with 95 % intervals (paired, over pictures and their seeds). Random (several draws), Uniform, AveragePool and
@@ -48,12 +51,18 @@ class Eval(MethodsOptions):
     Examples:
       foveate eval                                           the embedded model on its own tasks
       foveate eval --questions 2200 --seed 0 --seed 1 --seed 2 --figure pareto.png --out quality.json
+      foveate eval --samples questions.jsonl --retention 0.2  agreement with the full model; accuracy with a label each
       foveate eval --model llava-hf/llava-1.5-7b-hf --tasks pope,textvqa --method v2drop --budget 192
       foveate eval --method v2drop --method v2drop:metric=l1 --budget 192 --budget 64 --tasks "read text,count"
     """
 
     tasks: Annotated[str | None, tyro.conf.arg(metavar="NAME,…", help_behavior_hint="")] = None
     """embedded tasks, or benchmarks such as pope,textvqa (default: all embedded tasks)"""
+    samples: Annotated[Path | None, tyro.conf.arg(metavar="FILE|FOLDER", help_behavior_hint="")] = None
+    """your own samples: a file as foveate batch takes it (JSON lines, CSV, Parquet), such as
+    {"image": file, "question": text, "label": text} a line; or a folder of pictures, with --prompt"""
+    prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
+    """your own samples: the question, asked of every one"""
     questions: Annotated[int, tyro.conf.arg(metavar="N")] = 550
     """embedded tasks: questions in all, up to one a task and picture"""
     seed: Annotated[tyro.conf.UseAppendAction[tuple[int, ...]], tyro.conf.arg(metavar="N", help_behavior_hint="")] = ()
@@ -112,7 +121,7 @@ class Eval(MethodsOptions):
             report = self._run_benchmarks(names, plan)
             values, summaries = report.to_dict(), list(report.summaries.values())
         else:
-            summary = self._run_embedded(names, plan)
+            summary = self._run_samples(plan) if self.samples is not None else self._run_embedded(names, plan)
             values, summaries = summary.to_dict(), [summary]
         shown: list[Any] = []
         for sheet in sheets(summaries):
@@ -142,9 +151,14 @@ class Eval(MethodsOptions):
         check_most(
             questions=self.questions, draws=self.draws, jobs=self.jobs, batch_size=self.batch_size, frames=self.frames
         )
+        if self.samples is not None:
+            self._refuse(FOR_TASKS, "is for tasks, and --samples brings questions of its own. Leave it out.")
+            samples_in(self.samples, question=self.prompt)
+        elif self.prompt is not None:
+            raise UsageError("--prompt is for --samples: name a folder or file.")
         names = self._task_names()
         if self._benchmarks(names):
-            self._refuse(FOR_QUESTIONS, "is for the embedded tasks, and these are benchmarks. Leave it out.")
+            self._refuse(FOR_QUESTIONS, "is not for benchmarks, which --tasks names. Leave it out.")
             self._check_names(names)
         else:
             self._refuse(
@@ -201,6 +215,20 @@ class Eval(MethodsOptions):
             plan,
             count=self.questions,
             seeds=self.seed or (0,),
+            max_new_tokens=self.models.max_new_tokens,
+            jobs=self.jobs,
+            listener=_OnScreen(),
+        )
+
+    def _run_samples(self, plan: "Plan") -> "Summary":
+        from foveate.cli.asking import load
+        from foveate.eval.samples import evaluate_samples
+
+        assert self.samples is not None
+        return evaluate_samples(
+            load(self.models),
+            samples_in(self.samples, question=self.prompt),
+            plan,
             max_new_tokens=self.models.max_new_tokens,
             jobs=self.jobs,
             listener=_OnScreen(),

@@ -62,16 +62,20 @@ class Plan:
         """What is compared, by name, the baselines last."""
         return contenders_of(dict.fromkeys((*self.methods, *(BASELINES if self.baselines else ()))))
 
-    def shares_of(self, vision_tokens: int) -> tuple[float, ...]:
-        """The budgets as shares, where every prompt has so many vision tokens.
+    def shares_of(self, vision_tokens: int | None) -> tuple[float, ...]:
+        """The budgets as shares, where every prompt has so many vision tokens; None: they differ.
 
         Raises:
-            SettingError: If a budget is more than that.
+            SettingError: If a budget is more than that, or is of tokens where they differ.
         """
-        if self.tokens and max(self.tokens) > vision_tokens:
+        if not self.tokens:
+            return self.retention or SHARES
+        if vision_tokens is None:
+            raise SettingError("Prompts differ in vision tokens here: give budgets as shares, with retention.")
+        if max(self.tokens) > vision_tokens:
             most = max(self.tokens)
             raise SettingError(f"{most:g} tokens are more than the {vision_tokens} vision tokens of a picture.")
-        return self.retention or tuple(tokens / vision_tokens for tokens in self.tokens) or SHARES
+        return tuple(tokens / vision_tokens for tokens in self.tokens)
 
     def budgets(self) -> list[tuple[str, float]]:
         """The budgets as they were given: ("budget", tokens) or ("retention", share) each."""

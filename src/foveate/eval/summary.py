@@ -10,7 +10,7 @@ from foveate.eval.outcome import Outcome, points
 from foveate.eval.stats import Estimate
 from foveate.eval.verdict import collapsed, verdicts
 
-__all__ = ["Summary", "sheets"]
+__all__ = ["AGREEMENT", "Summary", "sheets"]
 
 HARD = "Hard: accuracy on the questions that the full model gets right and resize, at the same true count, wrong."
 TOKENS = "Tokens: what a decoder layer truly processed, on average."
@@ -18,6 +18,8 @@ AGAINST = "− random, − resize: accuracy minus theirs at the same true count,
 VERDICTS = "Better than, worse than: the 95 % interval of that difference does not hold zero."
 EDGE = "(≥ …), (≤ …): all right or all wrong, so the interval is Wilson's, over pictures."
 ALIKE = "± 0.0: every picture scores the same. The bootstrap takes that for certain; it is not."
+AGREEMENT = "Agreement"
+"""What the figure is called where no true answers are known: the share of answers that are the full model's."""
 FEW = 30
 """Pictures below which an interval is worth little: a percentile bootstrap is then too narrow."""
 SHORT = {
@@ -120,7 +122,8 @@ class Summary:
             rows.append(SECTION)
             rows += [outcome.row(self.unit) for outcome in self._outcomes_at(budget)]
             rows += [self._infeasible_row(cell) for cell in self.infeasible if cell.budget == budget]
-        return _without_empty_columns(self.title, heads, rows)
+        unsaid = ("Of full", "Agrees") if self.figure == AGREEMENT else ()
+        return _without_empty_columns(self.title, heads, rows, unsaid)
 
     def task_table(self) -> Sheet:
         """Accuracy of every task, %."""
@@ -217,10 +220,13 @@ def _with_notes(sheet: Sheet, notes: Sequence[str]) -> Sheet:
     return Sheet(sheet.title, sheet.columns, sheet.rows, list(notes))
 
 
-def _without_empty_columns(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Sheet:
-    """A sheet of the columns that have a cell with text."""
+def _without_empty_columns(
+    title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], unsaid: Sequence[str]
+) -> Sheet:
+    """A sheet of the columns that have a cell with text, without those that would say a thing twice."""
     filled = [[*row, *[""] * (len(heads) - len(row))] for row in rows]
-    kept = [number for number in range(len(heads)) if any(row[number] for row in filled)]
+    said = [number for number, head in enumerate(heads) if head not in unsaid]
+    kept = [number for number in said if any(row[number] for row in filled)]
     shown = [[row[number] for number in kept] if any(row) else SECTION for row in filled]
     columns = [Column(heads[number], right=number > 0) for number in kept]
     return Sheet(title, columns, shown)

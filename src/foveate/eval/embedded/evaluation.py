@@ -1,6 +1,6 @@
 """`evaluate`: the embedded questions under several methods, each answer paired with the full model's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +10,15 @@ from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.eval import provenance
 from foveate.eval.cells import BASELINES, Cell, cells_of, contenders_of
-from foveate.eval.embedded.pictures import PictureQuestion, check_tasks, questions
-from foveate.eval.embedded.run import outstanding, prompts_of, run
+from foveate.eval.embedded.pictures import check_tasks, questions
+from foveate.eval.embedded.run import Asked, outstanding, prompts_of, run
 from foveate.eval.pairing import Column, summarise, unmatched
 from foveate.eval.plan import Plan
 from foveate.eval.store import FULL, Answers, key_of
-from foveate.eval.summary import Summary
+from foveate.eval.summary import AGREEMENT, Summary
 from foveate.runs.listener import Listener
 
-__all__ = ["evaluate"]
+__all__ = ["compare", "evaluate"]
 
 WHAT = "exact match on held-out questions about generated pictures, each paired with the full model's"
 
@@ -60,20 +60,62 @@ def evaluate(
     with listener.stage("Drawing pictures", None):
         chosen = questions(names, count, seeds)
     vision_tokens = prompts_of(vlm, chosen[:1])[0].vision_tokens  # all pictures have the same size
-    budgets = plan.shares_of(vision_tokens)
+    of_seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
+    return compare(
+        vlm,
+        chosen,
+        plan,
+        vision_tokens,
+        max_new_tokens=max_new_tokens,
+        jobs=jobs,
+        listener=listener,
+        origin={"what": WHAT, "seeds": list(seeds)},
+        title=f", {of_seeds}",
+        seeds=[question.seed for question in chosen],
+    )
+
+
+def compare(
+    vlm: VLM,
+    questions: Sequence[Asked],
+    plan: Plan,
+    vision_tokens: int | None,
+    *,
+    max_new_tokens: int,
+    jobs: int,
+    listener: Listener,
+    origin: Mapping[str, Any],
+    title: str = "",
+    seeds: Sequence[int] | None = None,
+    labelled: bool = True,
+) -> Summary:
+    """Ask the same questions of the full model and of every method of a plan.
+
+    Args:
+        vlm: The model.
+        questions: Those about the same pictures one behind the other.
+        plan: What is compared.
+        vision_tokens: Of every prompt; None where they differ.
+        max_new_tokens: The longest answer.
+        jobs: Processes.
+        listener: Hears how it goes.
+        origin: What the figures depend on besides.
+        title: What is said of the pictures, behind how many there are.
+        seeds: Of each question, where pictures are drawn.
+        labelled: Whether the true answers are known. Else an answer counts as right that is the full model's.
+    """
     conditions = provenance.conditions(vlm) | {"max_new_tokens": max_new_tokens}
-    origin = {
-        "what": WHAT,
+    about = {
+        **origin,
         "model": vlm.to_dict() | {"weights": conditions["weights"]},
         "versions": versions(),
         "commit": commit(),
-        "seeds": list(seeds),
         "draws": plan.draws,
         "max_new_tokens": max_new_tokens,
     }
-    cells = cells_of(plan.contenders(), vlm.model, budgets, vision_tokens, plan.seeds)
+    cells = cells_of(plan.contenders(), vlm.model, plan.shares_of(vision_tokens), vision_tokens, plan.seeds)
     with plan.store(conditions, listener.note) as store:
-        asking = _Asking(vlm, chosen, store, max_new_tokens, jobs, listener, origin)
+        asking = _Asking(vlm, questions, store, max_new_tokens, jobs, listener, about, title, seeds, labelled)
         summary = asking.summary(cells, "Answering")
         spent = unmatched(summary) if plan.baselines else []
         if spent:
@@ -87,12 +129,15 @@ class _Asking:
     """Questions to one model, and where its answers are kept."""
 
     vlm: VLM
-    questions: Sequence[PictureQuestion]
+    questions: Sequence[Asked]
     store: Answers
     max_new_tokens: int
     jobs: int
     listener: Listener
     origin: dict[str, Any]
+    about: str
+    seeds: Sequence[int] | None
+    labelled: bool
 
     def summary(self, cells: Sequence[Cell[Method]], doing: str) -> Summary:
         """Every figure of these cells, after asking what the store does not have."""
@@ -104,27 +149,27 @@ class _Asking:
         with self.listener.stage(doing, left) as advance:
             run(self.vlm, work, self.store, max_new_tokens=self.max_new_tokens, jobs=self.jobs, advance=advance)
         pictures = [question.picture for question in self.questions]
+        figure = {} if self.labelled else {"figure": AGREEMENT}
         return summarise(
-            [question.question.task for question in self.questions],
+            [question.task for question in self.questions],
             pictures,
             self._column(None),
             cells,
             [[self._column(draw) for draw in cell.draws] for cell in cells],
-            title=f"{self.vlm.name}: {len(pictures)} questions about {len(set(pictures))} pictures, {self._seeds()}",
-            seeds=[question.seed for question in self.questions],
+            title=f"{self.vlm.name}: {len(pictures)} questions about {len(set(pictures))} pictures{self.about}",
+            seeds=self.seeds,
             origin=self.origin,
+            **figure,
         )
-
-    def _seeds(self) -> str:
-        """`seed 7`, or `seeds 0, 1, 2`."""
-        seeds = [str(seed) for seed in self.origin["seeds"]]
-        return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(seeds)}"
 
     def _column(self, method: Method | None) -> Column:
         """What a method came to, from the store."""
         full = self._rows(FULL)
         rows = self._rows(key_of(method))
-        right = [row["answer"] == question.question.answer for row, question in zip(rows, self.questions, strict=True)]
+        if self.labelled:
+            right = [question.is_right(row["answer"]) for row, question in zip(rows, self.questions, strict=True)]
+        else:
+            right = [row["answer"] == other["answer"] for row, other in zip(rows, full, strict=True)]
         return Column.of(rows, full, score=right)
 
     def _rows(self, key: str) -> list[dict[str, Any]]:

@@ -31,6 +31,20 @@ class PictureQuestion:
         """A name that no other question has."""
         return f"{self.picture}/{self.question.task}"
 
+    @property
+    def task(self) -> str:
+        """What kind of question it is."""
+        return self.question.task
+
+    @property
+    def text(self) -> str:
+        """What is asked."""
+        return self.question.question
+
+    def is_right(self, answer: str) -> bool:
+        """Whether an answer is the true one."""
+        return answer == self.question.answer
+
     def shown(self) -> list[Image.Image]:
         """The picture, or the frames of the film."""
         if self.question.task in FILM_TASKS:

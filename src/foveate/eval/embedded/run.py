@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 from foveate import embedded
 from foveate.ask.generation import Generation
@@ -14,17 +14,41 @@ from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.errors import InputError
-from foveate.eval.embedded.pictures import PictureQuestion
 from foveate.eval.first import First
 from foveate.eval.store import FULL, Answers, key_of
 from foveate.runs.crew import Here, Pool, Stopped, Worker
 from foveate.runs.going import run as go
 from foveate.runs.listener import Advance, unheard
 
-__all__ = ["Work", "outstanding", "prompts_of", "run"]
+__all__ = ["Asked", "Work", "outstanding", "prompts_of", "run"]
 
 Row = dict[str, Any]
 MOST_JOBS = 4
+
+
+class Asked(Protocol):
+    """A question about pictures or a film.
+
+    Attributes:
+        picture: What it is about: questions about the same stand one behind the other.
+        key: A name that no other question has.
+        task: What kind of question it is.
+        text: What is asked.
+    """
+
+    @property
+    def picture(self) -> Any: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def task(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+    def shown(self) -> Any:
+        """The pictures, as `VLM.prepare` takes them."""
+
+    def is_right(self, answer: str) -> bool:
+        """Whether an answer is the true one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +61,7 @@ class Work:
         first: The full model's first tokens that the store has, by question.
     """
 
-    questions: tuple[PictureQuestion, ...]
+    questions: tuple[Asked, ...]
     methods: tuple[tuple[Method | None, tuple[int, ...]], ...]
     first: Mapping[str, First]
 
@@ -45,7 +69,7 @@ class Work:
         return sum(len(places) for _, places in self.methods)
 
 
-def outstanding(questions: Sequence[PictureQuestion], methods: Sequence[Method], store: Answers) -> list[Work]:
+def outstanding(questions: Sequence[Asked], methods: Sequence[Method], store: Answers) -> list[Work]:
     """What of all that is to be asked the store does not have, a picture each."""
     work = []
     for _, group in groupby(questions, key=lambda question: question.picture):
@@ -55,7 +79,7 @@ def outstanding(questions: Sequence[PictureQuestion], methods: Sequence[Method],
     return work
 
 
-def _outstanding(questions: tuple[PictureQuestion, ...], methods: Sequence[Method], store: Answers) -> Work:
+def _outstanding(questions: tuple[Asked, ...], methods: Sequence[Method], store: Answers) -> Work:
     todo: list[tuple[Method | None, tuple[int, ...]]] = []
     for method in (None, *methods):
         rows = [store.get(key_of(method), question.key) for question in questions]
@@ -120,10 +144,10 @@ def _refuse(work: Work) -> list[Row]:
     )
 
 
-def prompts_of(vlm: VLM, questions: Sequence[PictureQuestion]) -> list[Prompt]:
+def prompts_of(vlm: VLM, questions: Sequence[Asked]) -> list[Prompt]:
     """Questions about one picture or film as the model gets them."""
     shown = questions[0].shown()
-    return [vlm.prepare(shown, question.question.question) for question in questions]
+    return [vlm.prepare(shown, question.text) for question in questions]
 
 
 def _default_jobs(vlm: VLM) -> int:

@@ -1,0 +1,51 @@
+"""Somebody's own pictures and questions: accuracy with labels, agreement without, and what is refused."""
+
+import json
+
+import pytest
+
+import foveate as fv
+from foveate.embedded import picture
+from foveate.eval.plan import Plan
+from foveate.eval.samples import evaluate_samples
+from foveate.runs.samples import samples_in
+
+ROW = {"image": str(picture()), "question": "What colour is the square?"}
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    """Evaluate these rows: the plain values, and the table."""
+
+    def call(*rows, **budget):
+        (path := tmp_path / "in.jsonl").write_text("".join(json.dumps({**ROW, **row}) + "\n" for row in rows))
+        plan = Plan(methods=("v2drop",), **budget, baselines=False, cache=tmp_path / "kept")
+        summary = evaluate_samples(fv.load(device="cpu"), samples_in(path), plan, max_new_tokens=6)
+        return summary.to_dict(), [column.head for column in summary.table().columns]
+
+    return call
+
+
+def test_labels_make_accuracy_and_without_them_it_is_agreement(evaluated):
+    values, heads = evaluated({}, {"question": "How many circles are there?"}, {}, tokens=(64,))
+    assert (values["questions"], values["pictures"], values["counts"]) == (2, 1, {"samples": 2})
+    assert values["full"]["accuracy"]["value"] == 1
+    assert values["cells"][0]["accuracy"] == values["cells"][0]["agreement"]
+    assert ("Agreement" in heads, "Agrees" in heads, "Of full" in heads) == (True, False, False)
+    values, heads = evaluated({"label": "Neither.", "task": "colour"}, retention=(0.2,))
+    assert (values["full"]["tasks"]["colour"]["value"], values["cells"][0]["agreement"]["value"]) == (0, 1)
+    assert "Accuracy" in heads
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "says"),
+    [
+        (({"label": "red"}, {"question": "How many?"}), fv.InputError, "1 of 2 samples have a label"),
+        (({"image": "none.png"},), fv.InputError, "none.png cannot be read"),
+        (({"question": 7},), fv.InputError, "row 0 .*A question is a text"),
+        (({"image": [ROW["image"]] * 2},), fv.SettingError, "Prompts differ in vision tokens here"),
+    ],
+)
+def test_samples_that_cannot_be_compared_are_refused(evaluated, rows, error, says):
+    with pytest.raises(error, match=says):
+        evaluated(*rows, tokens=(64,))
