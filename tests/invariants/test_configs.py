@@ -32,7 +32,7 @@ def others():
     with pytest.MonkeyPatch.context() as patch:
         for family, other in OTHERS.items():
             patch.setitem(models.TINY, family, other)
-        for name in ("tiny", "sample"):
+        for name in ("config_of", "tiny", "sample"):
             patch.setattr(models, name, functools.cache(getattr(models, name).__wrapped__))
         yield
 
