@@ -121,7 +121,7 @@ def run_command_lines(page, capsys):
         if words[:1] == ["foveate"]:
             arguments = ["embedded" if "/" in word and word.startswith("llava-hf") else word for word in words[1:]]
             quick = ["--max-new-tokens", "2"] if words[1] in ("generate", "compare", "eval", "batch") else []
-            quick += ["--jobs", "1"] if words[1] == "eval" else []
+            quick += ["--workers", "1"] if words[1] == "eval" else []
             timed = words[1] == "compare" or "--full" in words
             quick += ["--pairs", "2"] if timed and "--pairs" not in words else []
             if "--minutes" in arguments:

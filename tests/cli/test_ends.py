@@ -27,7 +27,7 @@ def test_kill_ends_with_143_and_one_line(run, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-ASKED = ("--questions", "80", "--method", "v2drop", "--budget", "64", "--no-baselines", "--jobs", "2")
+ASKED = ("--questions", "80", "--method", "v2drop", "--budget", "64", "--no-baselines", "--workers", "2")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import sys
 import pytest
 from PIL import Image
 
-SMALL = ("--tasks", "colour,read text", "--jobs", 1, "--max-new-tokens", 12, "--questions")
+SMALL = ("--tasks", "colour,read text", "--workers", 1, "--max-new-tokens", 12, "--questions")
 
 
 def test_a_table_json_and_a_picture_and_nothing_asked_twice(run, tmp_path):

@@ -241,7 +241,7 @@ def test_a_processor_of_another_model_ends_in_one_line_that_names_both(run, mixe
 
 
 def test_a_processor_of_another_model_ends_an_evaluation_in_one_line(run, mixed_up, tmp_path):
-    asked = ("--tasks", "colour", "--questions", 2, "--budget", 12, "--method", "v2drop", "--jobs", 1)
+    asked = ("--tasks", "colour", "--questions", 2, "--budget", 12, "--method", "v2drop", "--workers", 1)
     code, out, err = run("eval", *asked, "--cache", tmp_path, "--model", mixed_up / "small")
     *progress, last = err.splitlines()
     assert (code, out) == (1, "")

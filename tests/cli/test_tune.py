@@ -106,7 +106,7 @@ def test_a_schedule_is_searched_in_two_processes_written_and_run(run, tiny_llava
         "--method",
         "v2drop:metric=cosine;window=1",
     )
-    limits = ("--minutes", 0.02, "--max-new-tokens", 3, "--jobs", 2)
+    limits = ("--minutes", 0.02, "--max-new-tokens", 3, "--workers", 2)
     code, said, err = run("tune", tmp_path, *asked, *limits, "--state", state, "--out", out)
     assert (code, "Held-out comparison" in said, "are few" in err) == (0, True, True)
     preset = json.loads(out.read_text())

@@ -83,7 +83,7 @@ def test_a_method_that_is_added_later_is_held_against_the_answers_that_are_there
 
 
 def test_several_processes_say_what_one_says(loaded, asked, methods, whole, store):
-    run(loaded, outstanding(asked, methods, store), store, max_new_tokens=16, jobs=2)
+    run(loaded, outstanding(asked, methods, store), store, max_new_tokens=16, workers=2)
     assert len(store) == len(whole[0])
     for method in (None, *methods):
         for question in asked:

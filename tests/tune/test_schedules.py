@@ -175,7 +175,7 @@ def test_what_is_no_pair_of_picture_and_question_is_refused(given):
         fv.tune(fv.VLM(LLAVA, None), given, method="v2drop:layers=1,2,3", retention=0.6)
 
 
-@pytest.mark.parametrize("more", [{"state": "a.jsonl"}, {"seconds": 5}, {"jobs": 2}])
+@pytest.mark.parametrize("more", [{"state": "a.jsonl"}, {"seconds": 5}, {"workers": 2}])
 def test_what_thresholds_have_no_use_for_is_refused(more):
     with pytest.raises(fv.SettingError, match="in a few passes"):
         fv.tune(LLAVA, SAMPLES, method="mustdrop", retention=0.5, **more)
@@ -194,6 +194,6 @@ def test_a_given_setting_stays_also_where_it_is_the_usual_one(tmp_path):
 
 def test_several_processes_need_a_model_that_they_can_load():
     with pytest.raises(fv.SettingError, match="needs a VLM"):
-        fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, jobs=2)
-    with pytest.raises(fv.SettingError, match="jobs must be 1 or more"):
-        fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, jobs=0)
+        fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, workers=2)
+    with pytest.raises(fv.SettingError, match="workers must be 1 or more"):
+        fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, workers=0)

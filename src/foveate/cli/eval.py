@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Eval"]
 
-FOR_QUESTIONS = ("questions", "seed", "jobs", "samples", "prompt")
+FOR_QUESTIONS = ("questions", "seed", "workers", "samples", "prompt")
 FOR_TASKS = ("questions", "seed", "tasks")
 FOR_BENCHMARKS = ("protocol", "batch_size", "limit", "frames", "include", "log_samples")
 
@@ -71,7 +71,7 @@ class Eval(MethodsOptions):
     """runs of each method that drops at random, each with a seed of its own"""
     no_baselines: Flag = False
     """run only the methods given with --method"""
-    jobs: Annotated[int, tyro.conf.arg(metavar="N", help_behavior_hint="")] = 0
+    workers: Annotated[int, tyro.conf.arg(metavar="N", help_behavior_hint="")] = 0
     """embedded tasks: processes (default: for the embedded model on a CPU one a core, at most 4; else 1)"""
     cache: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """where answers are saved (default: foveate/eval in the user's cache folder)"""
@@ -138,7 +138,7 @@ class Eval(MethodsOptions):
         for flag, value, least in (
             ("--questions", self.questions, 1),
             ("--draws", self.draws, 1),
-            ("--jobs", self.jobs, 0),
+            ("--workers", self.workers, 0),
             ("--max-new-tokens", self.models.max_new_tokens, 1),
             ("--batch-size", self.batch_size, 1),
             ("--frames", self.frames, 1),
@@ -149,7 +149,11 @@ class Eval(MethodsOptions):
         if self.log_samples is not None and self.log_samples.exists() and not self.log_samples.is_dir():
             raise UsageError(f"--log-samples {self.log_samples}: not a folder.")
         check_most(
-            questions=self.questions, draws=self.draws, jobs=self.jobs, batch_size=self.batch_size, frames=self.frames
+            questions=self.questions,
+            draws=self.draws,
+            workers=self.workers,
+            batch_size=self.batch_size,
+            frames=self.frames,
         )
         if self.samples is not None:
             self._refuse(FOR_TASKS, "is for tasks, and --samples brings questions of its own. Leave it out.")
@@ -216,7 +220,7 @@ class Eval(MethodsOptions):
             count=self.questions,
             seeds=self.seed or (0,),
             max_new_tokens=self.models.max_new_tokens,
-            jobs=self.jobs,
+            workers=self.workers,
             listener=_OnScreen(),
         )
 
@@ -230,7 +234,7 @@ class Eval(MethodsOptions):
             samples_in(self.samples, question=self.prompt),
             plan,
             max_new_tokens=self.models.max_new_tokens,
-            jobs=self.jobs,
+            workers=self.workers,
             listener=_OnScreen(),
         )
 

@@ -76,7 +76,7 @@ class Tune:
     """keep what was tried in this file; with the same one a stopped search goes on"""
     seed: int = 0
     """of the split and of the search"""
-    jobs: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    workers: Annotated[int, tyro.conf.arg(metavar="N")] = 1
     """processes that try settings, each with a model of its own"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     json: Flag = False
@@ -94,8 +94,8 @@ class Tune:
             raise UsageError("Give one of --budget and --retention (or of --flops and --kv).")
         if self.minutes is not None and not self.minutes > 0:
             raise UsageError(f"--minutes {self.minutes:g}: above 0.")
-        if self.jobs < 1:
-            raise UsageError(f"--jobs {self.jobs}: 1 or more.")
+        if self.workers < 1:
+            raise UsageError(f"--workers {self.workers}: 1 or more.")
         check_targets(OutputOptions(out=self.out, force=self.force))
         if self.out is not None and self.state is not None and self.out.resolve() == self.state.resolve():
             raise UsageError(f"--out and --state both name {self.out}; give each its own file.")
@@ -112,8 +112,10 @@ class Tune:
 
         start = named([self.method], BudgetOptions(settings=self.settings))[self.method]
         thresholds = isinstance(start, MustDrop)
-        if thresholds and (self.state is not None or self.minutes is not None or self.jobs > 1):
-            raise UsageError("MustDrop's thresholds are found in a few passes: leave --state, --minutes, --jobs out.")
+        if thresholds and (self.state is not None or self.minutes is not None or self.workers > 1):
+            raise UsageError(
+                "MustDrop's thresholds are found in a few passes: leave --state, --minutes, --workers out."
+            )
         pictures = [(load_picture(path), prompt) for path, prompt in asked]
         vlm = load(self.models)
         prompts = [vlm.prepare(picture, prompt) for picture, prompt in pictures]
@@ -144,7 +146,7 @@ class Tune:
                 task=self.task,
                 seconds=seconds,
                 seed=self.seed,
-                jobs=self.jobs,
+                workers=self.workers,
                 max_new_tokens=self.models.max_new_tokens,
                 state=self.state,
                 advance=lambda: progress.advance(progress.task_ids[0]),

@@ -66,7 +66,7 @@ def evaluate_samples(
     plan: Plan | None = None,
     *,
     max_new_tokens: int = 64,
-    jobs: int = 1,
+    workers: int = 1,
     listener: Listener | None = None,
 ) -> Summary:
     """Ask the full model and every method at every budget the same questions about somebody's own pictures.
@@ -79,7 +79,7 @@ def evaluate_samples(
         samples: From `foveate.runs.samples.samples_in`.
         plan: What is compared; by default three methods and four baselines at three budgets.
         max_new_tokens: The longest answer.
-        jobs: Processes; 0 takes as many as pay off.
+        workers: Processes; 0 takes as many as pay off.
         listener: Hears how it goes.
 
     Raises:
@@ -102,7 +102,7 @@ def evaluate_samples(
         plan or Plan(),
         known_count(vlm.model) if all(map(_is_one_picture, questions)) else None,
         max_new_tokens=max_new_tokens,
-        jobs=jobs,
+        workers=workers,
         listener=listener,
         origin={"what": WHAT, "samples": samples.source.digest()},
         labelled=bool(labelled),

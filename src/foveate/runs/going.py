@@ -44,15 +44,13 @@ def run(
     if not died or stopped():
         return
     lost: Rows = []
-    deaths = 0
     for one, rows in crew.work((one for item in died for one in alone(item)), stopped):
         if rows is None:
-            deaths += 1
             lost += given_up(one)
             continue
         take(rows)
         answered = True
-    if not answered and deaths > DEATHS:
+    if not answered and len(lost) > DEATHS:
         raise InputError("Processes die whatever they are asked. See what they lack, and run again.")
     if lost:
         take(lost)

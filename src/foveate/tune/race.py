@@ -163,9 +163,9 @@ class Race:
 
     def outcomes(self, method: Method, pictures: Sequence[About]) -> Iterator[list[list[Outcome]]]:
         """What a method does to the answers about each picture: so many pictures at a time as run at once."""
-        jobs = 1 if self.crew is None else self.crew.jobs
-        batches = list(batched(self.model, method, pictures, -(-FEWEST // jobs)))
-        for at_once in parts(batches, jobs):
+        workers = 1 if self.crew is None else self.crew.workers
+        batches = list(batched(self.model, method, pictures, -(-FEWEST // workers)))
+        for at_once in parts(batches, workers):
             yield self._known(method, at_once)
 
     def _known(self, method: Method, batches: Sequence[Sequence[About]]) -> list[list[Outcome]]:

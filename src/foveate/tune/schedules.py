@@ -40,7 +40,7 @@ def tune_schedule(
     task: str = "",
     seconds: float | None = None,
     seed: int = 0,
-    jobs: int = 1,
+    workers: int = 1,
     state: str | Path | None = None,
     drawn: int = RANDOM,
     steps: int = LOCAL,
@@ -59,8 +59,8 @@ def tune_schedule(
     answers = _Answers(inner, ground.pictures, max_new_tokens, listen)
     with ExitStack() as ending:
         crew = None
-        if jobs > 1:
-            crew = Crew(model, ground.pictures, jobs)
+        if workers > 1:
+            crew = Crew(model, ground.pictures, workers)
             ending.callback(crew.close)
             answers.made_by(crew)
         race = Race(inner, answers, ground.journal, seconds, crew)

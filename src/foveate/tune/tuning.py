@@ -32,7 +32,7 @@ def tune(
     task: str = "",
     seconds: float | None = None,
     seed: int = 0,
-    jobs: int = 1,
+    workers: int = 1,
     max_new_tokens: int = 64,
     state: str | Path | None = None,
     advance: Callable[[], object] | None = None,
@@ -61,7 +61,7 @@ def tune(
         task: What the samples show, for the record.
         seconds: How long settings may be tried; the best so far is then taken.
         seed: Of the split and the search.
-        jobs: Processes that run pictures at once, each with a model of its own; for a `VLM` on a CPU.
+        workers: Processes that run pictures at once, each with a model of its own; for a `VLM` on a CPU.
         max_new_tokens: The longest answer of the full model.
         state: A file in which what was tried is kept; with the same one a stopped search goes on.
         advance: Called after every step.
@@ -79,8 +79,8 @@ def tune(
     if method is None or isinstance(method, MustDrop):
         if flops is not None or kv is not None:
             raise SettingError("MustDrop's thresholds are found for tokens= or retention=, not for flops= or kv=.")
-        if state is not None or seconds is not None or jobs != 1:
-            raise SettingError("MustDrop's thresholds are found in a few passes, without state=, seconds= or jobs=.")
+        if state is not None or seconds is not None or workers != 1:
+            raise SettingError("MustDrop's thresholds are found in a few passes, without state=, seconds= or workers=.")
         return tune_thresholds(
             model.model if isinstance(model, VLM) else model,
             [inputs_of(model, sample) for sample in samples],
@@ -90,8 +90,8 @@ def tune(
             task=task,
             advance=advance,
         )
-    if jobs < 1:
-        raise SettingError(f"jobs must be 1 or more; got {jobs}.")
+    if workers < 1:
+        raise SettingError(f"workers must be 1 or more; got {workers}.")
     limit = Limit.of(tokens=tokens, retention=retention, flops=flops, kv=kv)
     name = model.name if isinstance(model, VLM) else model_name(model)
     return tune_schedule(
@@ -103,7 +103,7 @@ def tune(
         task=task,
         seconds=seconds,
         seed=seed,
-        jobs=jobs,
+        workers=workers,
         max_new_tokens=max_new_tokens,
         state=state,
         name=name,

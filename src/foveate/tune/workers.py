@@ -26,19 +26,19 @@ class Crew:
     Args:
         model: A `VLM` that another process can load by its name.
         pictures: All that may be asked about.
-        jobs: How many processes.
+        workers: How many processes.
 
     Raises:
         SettingError: If the model is a bare one, which another process cannot load.
     """
 
-    def __init__(self, model: Any, pictures: Sequence[About], jobs: int) -> None:
+    def __init__(self, model: Any, pictures: Sequence[About], workers: int) -> None:
         if not isinstance(model, VLM):
-            raise SettingError(f"jobs={jobs} needs a VLM (foveate.load): other processes load it by its name.")
-        self.jobs = jobs
+            raise SettingError(f"workers={workers} needs a VLM (foveate.load): other processes load it by its name.")
+        self.workers = workers
         self._name = model.name
         by_key = pickle.dumps({about.key: about for about in pictures})
-        self._pool = Pool(partial(_begin, reloading(model), by_key), jobs)
+        self._pool = Pool(partial(_begin, reloading(model), by_key), workers)
         self._pool.__enter__()
 
     def close(self) -> None:

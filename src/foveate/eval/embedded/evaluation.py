@@ -31,7 +31,7 @@ def evaluate(
     count: int = 550,
     seeds: Sequence[int] = (0,),
     max_new_tokens: int = 64,
-    jobs: int = 1,
+    workers: int = 1,
     listener: Listener | None = None,
 ) -> Summary:
     """Ask the same questions of the full model and of every method at every budget.
@@ -43,7 +43,7 @@ def evaluate(
         count: Questions in all, up to one a task and picture.
         seeds: Which held-out pictures. Intervals are over pictures and over seeds; with one seed, over its pictures.
         max_new_tokens: The longest answer.
-        jobs: Processes; 0 takes as many as pay off, see `foveate.eval.embedded.run.run`.
+        workers: Processes; 0 takes as many as pay off, see `foveate.eval.embedded.run.run`.
         listener: Hears how it goes.
 
     Returns:
@@ -67,7 +67,7 @@ def evaluate(
         plan,
         vision_tokens,
         max_new_tokens=max_new_tokens,
-        jobs=jobs,
+        workers=workers,
         listener=listener,
         origin={"what": WHAT, "seeds": list(seeds)},
         title=f", {of_seeds}",
@@ -82,7 +82,7 @@ def compare(
     vision_tokens: int | None,
     *,
     max_new_tokens: int,
-    jobs: int,
+    workers: int,
     listener: Listener,
     origin: Mapping[str, Any],
     title: str = "",
@@ -97,7 +97,7 @@ def compare(
         plan: What is compared.
         vision_tokens: Of every prompt; None where they differ.
         max_new_tokens: The longest answer.
-        jobs: Processes.
+        workers: Processes.
         listener: Hears how it goes.
         origin: What the figures depend on besides.
         title: What is said of the pictures, behind how many there are.
@@ -115,7 +115,7 @@ def compare(
     }
     cells = cells_of(plan.contenders(), vlm.model, plan.shares_of(vision_tokens), vision_tokens, plan.seeds)
     with plan.store(conditions, listener.note) as store:
-        asking = _Asking(vlm, questions, store, max_new_tokens, jobs, listener, about, title, seeds, labelled)
+        asking = _Asking(vlm, questions, store, max_new_tokens, workers, listener, about, title, seeds, labelled)
         summary = asking.summary(cells, "Answering")
         spent = unmatched(summary) if plan.baselines else []
         if spent:
@@ -132,7 +132,7 @@ class _Asking:
     questions: Sequence[Asked]
     store: Answers
     max_new_tokens: int
-    jobs: int
+    workers: int
     listener: Listener
     origin: dict[str, Any]
     about: str
@@ -147,7 +147,7 @@ class _Asking:
         if left < total:
             self.listener.note(f"{total - left} of {total} answers are known already, from {self.store.path}")
         with self.listener.stage(doing, left) as advance:
-            run(self.vlm, work, self.store, max_new_tokens=self.max_new_tokens, jobs=self.jobs, advance=advance)
+            run(self.vlm, work, self.store, max_new_tokens=self.max_new_tokens, workers=self.workers, advance=advance)
         pictures = [question.picture for question in self.questions]
         figure = {} if self.labelled else {"figure": AGREEMENT}
         return summarise(

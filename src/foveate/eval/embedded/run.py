@@ -23,7 +23,7 @@ from foveate.runs.listener import Advance, unheard
 __all__ = ["Asked", "Work", "outstanding", "prompts_of", "run"]
 
 Row = dict[str, Any]
-MOST_JOBS = 4
+MOST_WORKERS = 4
 
 
 class Asked(Protocol):
@@ -100,7 +100,7 @@ def run(
     store: Answers,
     *,
     max_new_tokens: int,
-    jobs: int = 1,
+    workers: int = 1,
     advance: Advance = unheard,
 ) -> None:
     """Ask, and keep every picture's answers as they come; stopping at any moment loses no finished picture.
@@ -110,21 +110,21 @@ def run(
         work: From `outstanding`.
         store: Where answers go.
         max_new_tokens: The longest answer.
-        jobs: Processes. With more than one, each loads the model of this name again and has one torch thread. 0 takes
-            one a core, at most 4, for the embedded model on a CPU, and else 1.
+        workers: Processes. With more than one, each loads the model of this name again. 0 takes one a core, at most 4,
+            for the embedded model on a CPU, and else 1.
         advance: Called with the number of answers that were added.
 
     Raises:
         FoveateError: From loading or answering.
     """
     task = partial(_begin, reloading(vlm), max_new_tokens)
-    jobs = min(jobs or _default_jobs(vlm), len(work))
+    workers = min(workers or _default_workers(vlm), len(work))
 
     def take(rows: Sequence[Row]) -> None:
         store.add(rows)
         advance(len(rows))
 
-    with Pool(task, jobs) if jobs > 1 else Here(task, partial(_work, vlm, max_new_tokens)) as crew:
+    with Pool(task, workers) if workers > 1 else Here(task, partial(_work, vlm, max_new_tokens)) as crew:
         go(work, crew, take, alone=lambda about_picture: [about_picture], given_up=_refuse)
 
 
@@ -140,7 +140,7 @@ def _work(vlm: VLM, max_new_tokens: int, work: Work, stopped: Stopped) -> Iterat
 def _refuse(work: Work) -> list[Row]:
     raise InputError(
         f"A process that answered about {work.questions[0].picture} died, and another one too, perhaps for want of "
-        "memory. Run again with --jobs 1: what was answered is kept."
+        "memory. Run again with --workers 1: what was answered is kept."
     )
 
 
@@ -150,13 +150,13 @@ def prompts_of(vlm: VLM, questions: Sequence[Asked]) -> list[Prompt]:
     return [vlm.prepare(shown, question.text) for question in questions]
 
 
-def _default_jobs(vlm: VLM) -> int:
+def _default_workers(vlm: VLM) -> int:
     """Processes that pay off."""
     if vlm.name not in embedded.NAMES or vlm.model.device.type != "cpu":
         return 1
     if not hasattr(os, "sched_getaffinity"):
-        return min(MOST_JOBS, os.cpu_count() or 1)
-    return min(MOST_JOBS, len(os.sched_getaffinity(0)))
+        return min(MOST_WORKERS, os.cpu_count() or 1)
+    return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
 
 
 def _rows(vlm: VLM, work: Work, max_new_tokens: int) -> list[Row]:
