@@ -86,7 +86,7 @@ def cell(vlm: Any, judge: Judge, name: str, budget: int, work: Path) -> Iterator
     """One method at one budget: its search and the rows of its table, with a few rows more each time."""
     method = parse(name)
     limit = Limit("tokens", budget)
-    state = work / f"{name}-{budget}.jsonl"
+    state = work / f"{name}-{budget}"
     spending = Spending(state.with_suffix(".time"))
     tuned = searched(vlm, name, limit, state, effort(name, budget), spending.note)
     minutes, cpu_minutes = spending.note()

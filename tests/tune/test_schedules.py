@@ -9,7 +9,6 @@ from foveate.contract.space import Point, space_of
 from foveate.tune import race
 from foveate.tune.costs import Limit, Prices, solved
 from foveate.tune.forcing import greedy, outcomes, targets
-from foveate.tune.race import Journal
 from foveate.tune.samples import grouped, split
 from foveate.tune.schedules import tune_schedule
 from tests.models import DEPTH, batch, tiny
@@ -88,7 +87,7 @@ def test_a_method_that_drops_nothing_has_no_divergence():
 
 
 def test_a_stopped_search_goes_on_to_the_same_outcome(tmp_path, monkeypatch):
-    state = tmp_path / "state.jsonl"
+    state = tmp_path / "state"
     whole = tune_schedule(LLAVA, SAMPLES, fv.V2Drop(layers=(1, 2, 3)), LIMIT, **FEW)
     made = []
 
@@ -102,16 +101,17 @@ def test_a_stopped_search_goes_on_to_the_same_outcome(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         tune_schedule(LLAVA, SAMPLES, fv.V2Drop(layers=(1, 2, 3)), LIMIT, state=state, **FEW)
     monkeypatch.undo()
-    with state.open("a") as file:
+    (part,) = state.glob("part-*")
+    known = len(part.read_text().splitlines())
+    with part.open("a") as file:
         file.write('{"method": "v2')  # the line at which it was killed
-    known = len(Journal(state, json.loads(state.read_text().splitlines()[0])["origin"]))
     assert known == 4 * len(split(PICTURES, seed=0).search)  # which are one batch
     again = tune_schedule(LLAVA, SAMPLES, fv.V2Drop(layers=(1, 2, 3)), LIMIT, state=state, **FEW)
     assert again.method == whole.method
     assert [row.agreement for row in again.rows] == [row.agreement for row in whole.rows]
     assert again.runs < whole.runs
     for samples, other in ((SAMPLES[:8], {}), (SAMPLES, {"max_new_tokens": 5})):
-        with pytest.raises(fv.InputError, match="of another model or other samples"):
+        with pytest.raises(fv.InputError, match="begun with another model, other samples"):
             tune_schedule(LLAVA, samples, fv.V2Drop(layers=(1, 2, 3)), LIMIT, state=state, **FEW | other)
 
 
@@ -182,10 +182,11 @@ def test_what_thresholds_have_no_use_for_is_refused(more):
 
 
 def test_a_given_setting_stays_also_where_it_is_the_usual_one(tmp_path):
-    state = tmp_path / "state.jsonl"
+    state = tmp_path / "state"
     text = "v2drop:metric=l2;layers=1,3;keep=0.5,0.5"
     tune_schedule(LLAVA, SAMPLES, parse(text), LIMIT, given=given(text), state=state, **FEW)
-    tried = [json.loads(json.loads(line)["method"]) for line in state.read_text().splitlines()[1:]]
+    (part,) = state.glob("part-*")
+    tried = [json.loads(json.loads(line)["method"]) for line in part.read_text().splitlines()]
     searched = [setting for setting in tried if setting["method"] == "v2drop"]
     assert {setting["metric"] for setting in searched} == {"l2"}
     assert {layer for setting in searched for layer in setting["layers"]} == {1, 3}

@@ -72,8 +72,8 @@ class Tune:
     """a name for the samples, kept in the file"""
     minutes: Annotated[float | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """how long settings may be tried; the best so far is then taken"""
-    state: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """keep what was tried in this file; with the same one a stopped search goes on"""
+    state: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """keep what was tried in this folder; with the same one a stopped search goes on"""
     seed: int = 0
     """of the split and of the search"""
     workers: Annotated[int, tyro.conf.arg(metavar="N")] = 1
@@ -98,7 +98,7 @@ class Tune:
             raise UsageError(f"--workers {self.workers}: 1 or more.")
         check_targets(OutputOptions(out=self.out, force=self.force))
         if self.out is not None and self.state is not None and self.out.resolve() == self.state.resolve():
-            raise UsageError(f"--out and --state both name {self.out}; give each its own file.")
+            raise UsageError(f"--out and --state both name {self.out}; give each its own name.")
         check_methods([self.method], BudgetOptions(settings=self.settings))
         for path, _ in asked:
             check_readable(path)

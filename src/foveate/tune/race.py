@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from foveate.ask.batch import parts
 from foveate.contract.method import Method
-from foveate.errors import InputError
+from foveate.runs.store import Store, open_store
 from foveate.tune.batches import batched
 from foveate.tune.forcing import Outcome, Target, outcomes
 from foveate.tune.samples import About
 from foveate.tune.workers import Crew
 
-__all__ = ["Journal", "Race", "is_above_zero"]
+__all__ = ["Journal", "Race", "is_above_zero", "open_journal"]
 
 FEWEST = 5
 """Pictures behind which a setting may be given up: the difference of two or three says nothing."""
@@ -28,46 +28,22 @@ HOPELESS = 2.5
 
 
 class Journal:
-    """Outcomes by setting and picture, each written down as soon as it is known, so that a stopped search goes on.
+    """Outcomes by setting and picture, each kept as soon as it is known, so that a stopped search goes on.
 
     Args:
-        path: A file of JSON lines; None keeps all in memory. A line that was cut off by a crash is left out.
-        origin: What the outcomes depend on: the model, its weights, the versions.
-
-    Raises:
-        InputError: If the file cannot be written, or belongs to another model.
+        store: Where they are kept; None keeps all in memory.
     """
 
-    def __init__(self, path: Path | None = None, origin: str = "") -> None:
-        self.path = path
+    def __init__(self, store: Store | None = None) -> None:
+        self._store = store
         self._known: dict[tuple[str, str], list[Outcome]] = {}
-        if path is None:
-            return
-        begun, text = json.dumps({"origin": origin}) + "\n", _text_of(path)
-        if begun.startswith(text):  # no file, an empty one, or one that a full disk cut off at once
-            self._write(begun, "w")
-            return
-        if not text.startswith(begun):
-            raise InputError(
-                f"{path} is of another model or other samples, of other versions, or no state of a search. "
-                "Name another file, or delete it to begin anew."
-            )
-        self._load(text)
-        if not text.endswith("\n"):
-            self._write("\n")
+        for row in () if store is None else store.read(set()):
+            pairs = zip(row["divergences"], row["agrees"], strict=True)
+            self._known[row["method"], row["picture"]] = [Outcome(divergence, agrees) for divergence, agrees in pairs]
 
     def __len__(self) -> int:
         """How many pictures methods were tried on, summed over methods."""
         return len(self._known)
-
-    def _load(self, text: str) -> None:
-        rows = []
-        for line in text.splitlines()[1:]:
-            with suppress(ValueError):  # a line that a killed run, or a full disk, has cut off
-                rows.append(json.loads(line))
-        for row in rows:
-            pairs = zip(row["divergences"], row["agrees"], strict=True)
-            self._known[row["method"], row["picture"]] = [Outcome(divergence, agrees) for divergence, agrees in pairs]
 
     def __contains__(self, tried: tuple[str, str]) -> bool:
         """Whether a method was tried on a picture: (its setting, the picture's key)."""
@@ -78,42 +54,30 @@ class Journal:
         return self._known[tried]
 
     def add(self, method: str, picture: str, found: list[Outcome]) -> None:
-        """Write down what a method came to."""
+        """Keep what a method came to."""
         self._known[method, picture] = found
-        row = {
-            "method": method,
-            "picture": picture,
-            "divergences": [outcome.divergence for outcome in found],
-            "agrees": [outcome.agrees for outcome in found],
-        }
-        self._write(json.dumps(row) + "\n")
-
-    def _write(self, text: str, mode: str = "a") -> None:
-        if self.path is None:
-            return
-        try:
-            with self.path.open(mode, encoding="utf-8") as file:
-                file.write(text)
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be written: {error.strerror}. Name another file.") from error
+        if self._store is not None:
+            divergences, agrees = [one.divergence for one in found], [one.agrees for one in found]
+            self._store.add([{"method": method, "picture": picture, "divergences": divergences, "agrees": agrees}])
 
 
-def _text_of(path: Path) -> str:
-    """What a state file says; nothing where there is none.
+@contextmanager
+def open_journal(folder: Path | None, origin: str) -> Iterator[Journal]:
+    """The outcomes that are kept in a folder; None keeps them in memory.
+
+    Args:
+        folder: Created if it is missing.
+        origin: What outcomes depend on: the model, its weights, the samples, the versions.
 
     Raises:
-        InputError: If it cannot be read, or is no text.
+        InputError: If the folder cannot be used, or belongs to another search.
     """
-    try:
-        if not path.exists():
-            return ""
-        if not path.is_file():  # of a device, reading may never end
-            raise InputError(f"{path} is a folder or a device. Name a file.")
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}. Name another file.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no state of a search: {error.reason}. Name another file.") from error
+    if folder is None:
+        yield Journal()
+        return
+    with open_store(folder, "method", "picture", checked=True) as store:
+        store.require("origin", origin, "another model, other samples or other versions")
+        yield Journal(store)
 
 
 def is_above_zero(figures: NDArray[Any], errors: float) -> bool:

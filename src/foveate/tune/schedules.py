@@ -17,7 +17,7 @@ from foveate.errors import BudgetError, SettingError
 from foveate.tune.choosing import FEWEST, Choice, chosen
 from foveate.tune.costs import Limit, Prices, solved
 from foveate.tune.forcing import Target, answered
-from foveate.tune.race import Journal, Race
+from foveate.tune.race import Race, open_journal
 from foveate.tune.report import Report
 from foveate.tune.samples import About, Split, digest, grouped, notes_on, split
 from foveate.tune.search import LOCAL, RANDOM, Searched, Trial, search
@@ -54,16 +54,17 @@ def tune_schedule(
     """
     begun = time.monotonic()
     listen = advance or _unheard
-    ground = _prepared(model, samples, method, limit, given, seed, state, f"{name} {max_new_tokens}")
+    ground = _prepared(model, samples, method, limit, given, seed, f"{name} {max_new_tokens}")
     inner, prices, space, parts = ground.model, ground.prices, ground.space, ground.parts
     answers = _Answers(inner, ground.pictures, max_new_tokens, listen)
     with ExitStack() as ending:
+        journal = ending.enter_context(open_journal(None if state is None else Path(state), ground.origin))
         crew = None
         if workers > 1:
             crew = Crew(model, ground.pictures, workers)
             ending.callback(crew.close)
             answers.made_by(crew)
-        race = Race(inner, answers, ground.journal, seconds, crew)
+        race = Race(inner, answers, journal, seconds, crew)
         start = published_point(method, space, prices, limit)
         trial = Trial(
             solve=lambda point: solved(space, point, prices, limit.value),
@@ -115,7 +116,7 @@ class _Ground:
         pictures: With their questions.
         parts: The pictures split.
         inputs: SHA-256 of all samples.
-        journal: What is known already.
+        origin: What outcomes depend on.
     """
 
     model: Any
@@ -124,7 +125,7 @@ class _Ground:
     pictures: Sequence[About]
     parts: Split
     inputs: str
-    journal: Journal
+    origin: str
 
 
 def _prepared(
@@ -134,7 +135,6 @@ def _prepared(
     limit: Limit,
     given: Collection[str],
     seed: int,
-    state: str | Path | None,
     name: str,
 ) -> _Ground:
     """All that a search stands on, or a refusal, before anything is run."""
@@ -146,7 +146,6 @@ def _prepared(
         {f"{about.key}/{at}": one.inputs["input_ids"] for about in pictures for at, one in enumerate(about.samples)}
     )
     kind = f"{inner.dtype} {inner.device.type} {inner.config._attn_implementation}"
-    journal = Journal(None if state is None else Path(state), f"{name} {kind} {versions()} {inputs}")
     prices = Prices(inner, everything, limit.kind)
     if prices.of(None) <= limit.value:
         raise SettingError(f"A budget of {limit} drops nothing: the full model spends {prices.of(None):.4g}.")
@@ -162,7 +161,7 @@ def _prepared(
         pictures=pictures,
         parts=parts,
         inputs=inputs,
-        journal=journal,
+        origin=f"{name} {kind} {versions()} {inputs}",
     )
 
 

@@ -63,7 +63,7 @@ def tune(
         seed: Of the split and the search.
         workers: Processes that run pictures at once, each with a model of its own; for a `VLM` on a CPU.
         max_new_tokens: The longest answer of the full model.
-        state: A file in which what was tried is kept; with the same one a stopped search goes on.
+        state: A folder in which what was tried is kept; with the same one a stopped search goes on.
         advance: Called after every step.
 
     Returns:

@@ -68,7 +68,7 @@ class Crew:
             if made is None:
                 raise InputError(
                     f"A process that tries settings died, perhaps for want of memory for {self._name}. Run again with "
-                    "one job: with the same state file, what was tried is kept."
+                    "one job: with the same --state, what was tried is kept."
                 )
             (results[place],) = made
         return [results[place] for place in range(len(given))]
