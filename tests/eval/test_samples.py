@@ -28,7 +28,7 @@ def evaluated(tmp_path):
 
 def test_labels_make_accuracy_and_without_them_it_is_agreement(evaluated):
     values, heads = evaluated({}, {"question": "How many circles are there?"}, {}, tokens=(64,))
-    assert (values["questions"], values["pictures"], values["counts"]) == (2, 1, {"samples": 2})
+    assert (values["pictures"], values["counts"]) == (1, {"samples": 2})
     assert values["full"]["accuracy"]["value"] == 1
     assert values["cells"][0]["accuracy"] == values["cells"][0]["agreement"]
     assert ("Agreement" in heads, "Agrees" in heads, "Of full" in heads) == (True, False, False)

