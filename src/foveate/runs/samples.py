@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from io import TextIOWrapper
 from pathlib import Path
@@ -250,22 +251,21 @@ def _both(row: Mapping[str, Any], more: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _beside(path: Path, names: list[str]) -> Iterator[list[dict[str, Any]]]:
-    """The other columns in the same steps. One that cannot be read, or is not there in Python, is left out."""
+    """The other columns in the same steps, as long as they can be read."""
     pyarrow = arrow()
-    with pyarrow.parquet.ParquetFile(path) as file:
-        readers = {name: file.iter_batches(batch_size=READ, columns=[name]) for name in names}
-        while True:
-            columns = {}
-            for name in list(readers):
-                try:
-                    columns[name] = next(readers[name]).column(0).to_pylist()
-                except StopIteration:
-                    return
-                except Exception:  # of whatever a column that nobody asked for may hold
-                    del readers[name]
-            if not columns:
-                return
-            yield [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    with pyarrow.parquet.ParquetFile(path) as file, suppress(pyarrow.ArrowException, OSError):
+        for batch in file.iter_batches(batch_size=READ, columns=names):
+            columns = map(_values, batch.columns)
+            yield [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _values(column: Any) -> list[Any]:
+    """A column's values; nothing of one that Python has no values for, such as a date behind the year 9999."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except Exception:  # of whatever a column that nobody asked for may hold
+        return [None] * len(column)
+    return values
 
 
 class _Folder(_Source):
