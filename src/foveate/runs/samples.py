@@ -237,10 +237,10 @@ class _Parquet(_Source):
                 others = [name for name in types if name not in self._asked and "binary" not in types[name]]
                 if not asked:
                     raise InputError(f"{named(self.path)} has none of the columns {', '.join(self._asked)}.")
-                beside = _beside(self.path, others) if carried and others else None
+                beside = _beside(self.path, others) if carried and others else iter(())
                 for batch in file.iter_batches(batch_size=READ, columns=asked):
                     rows = batch.to_pylist()
-                    more = next(beside, None) if beside is not None else None
+                    more = next(beside, None)
                     yield from rows if more is None else map(_both, rows, more)
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{named(self.path)} is no Parquet file, or is damaged: {first_line(error)}") from error
