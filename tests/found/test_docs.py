@@ -53,7 +53,6 @@ def test_the_reference_has_pages_that_can_be_read():
     assert text_of("docs/api.md").count("\n::: ") < 10
 
 
-@line("5.21", "sentences that are read twice")
 @pytest.mark.parametrize("sentence", SENTENCES)
 def test_a_sentence_is_read_once(sentence):
     assert sentence not in text_of("src/**/*") + text_of("docs/**/*")

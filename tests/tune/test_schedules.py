@@ -119,7 +119,7 @@ def test_all_rows_cost_the_same_and_the_file_goes_where_a_name_does(tmp_path):
     tuned = fv.tune(LLAVA, SAMPLES, method="v2drop:layers=1,2,3", retention=0.6, seconds=1, task="squares")
     assert isinstance(tuned, fv.Tuned)
     assert tuned.chosen == "published"
-    assert any("3 pictures to choose with prove nothing" in note for note in tuned.notes)
+    assert any("only 3 pictures are left to choose with, too few" in note for note in tuned.notes)
     names = [row.name for row in tuned.rows]
     assert names[-4:] == ["grid", "tuned", "random, tuned schedule", "uniform, tuned schedule"]
     by_name = {row.name: row for row in tuned.rows}

@@ -36,7 +36,7 @@ class ColumnOptions:
     question_column: Name = None
     """the question (default: the first of question, prompt)"""
     id_column: Name = None
-    """what a row is called, each by another name (default: id; without one, the row's number)"""
+    """a column with a unique id for each row (default: id; without one, the row's number)"""
     number_rows: Flag = False
     """call every row by its number, from 0"""
     root: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None

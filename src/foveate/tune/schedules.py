@@ -199,7 +199,7 @@ def _notes(ground: _Ground, searched: Searched) -> list[str]:
     notes = notes_on(ground.pictures)
     if len(ground.parts.choose) < FEWEST:
         notes.append(
-            f"{len(ground.parts.choose)} pictures to choose with prove nothing, so the published schedule stays; where "
+            f"only {len(ground.parts.choose)} pictures are left to choose with, too few: the published schedule stays; where "
             "there is none, the best of the small grid is taken. Give 17 pictures or more."
         )
     if not searched.complete:
