@@ -199,8 +199,8 @@ def _notes(ground: _Ground, searched: Searched) -> list[str]:
     notes = notes_on(ground.pictures)
     if len(ground.parts.choose) < FEWEST:
         notes.append(
-            f"only {len(ground.parts.choose)} pictures are left to choose with, too few: the published schedule stays; where "
-            "there is none, the best of the small grid is taken. Give 17 pictures or more."
+            f"only {len(ground.parts.choose)} pictures are left to choose with, too few: the published schedule stays; "
+            "where there is none, the best of the small grid is taken. Give 17 pictures or more."
         )
     if not searched.complete:
         notes.append(f"The time was up after {searched.tried} settings; this is the best of them.")
