@@ -161,10 +161,7 @@ WRONG = [
     (("--prompt", "x", "--id-column", "name"), "is a folder: it has no columns"),
     (("--prompt", "x", "--root", "nowhere"), "no columns|no such folder"),
     (("--prompt", "x", "--untouched", "--retention", "0.3"), "--untouched drops nothing"),
-    (("--prompt", "x", "--method", "nosuch"), "nosuch"),
     (("--prompt", "x", "--retention", "2"), "a share lies in"),
-    (("--prompt", "x", "--max-new-tokens", "0"), "at least one token"),
-    (("--prompt", "x", "--parts", "xml"), "xml"),
 ]
 
 

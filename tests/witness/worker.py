@@ -156,6 +156,7 @@ def last_rows(table, rows):
 
 QUESTION, OTHER = "What does the text say?", "Is there a circle?"
 SAID = ("text", "tokens", "notes", "vision_tokens", "spent", "missed", "looked", "kv_bytes", "choices")
+SHARES = ("retention", "tokens")
 COLUMNS = ("id", "answer", "retention", "vision_tokens", "tokens", "new_tokens", "notes")
 
 
@@ -203,7 +204,8 @@ def batch(vlm, picture, example):
         found = [json.loads(line) for part in folder.glob("out/part-*") for line in part.read_text().splitlines()]
     if len(found) != 3:
         raise RuntimeError(errors.getvalue() or f"{len(found)} of 3 rows were answered")
-    return {row["id"]: [row[column] for column in COLUMNS] for row in found}
+    # Parts hold six digits since.
+    return {row["id"]: [round(row[name], 6) if name in SHARES else row[name] for name in COLUMNS] for row in found}
 
 
 def embedded(task, example):
