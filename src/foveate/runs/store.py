@@ -181,7 +181,7 @@ class Store:
     def _clean(self) -> None:
         """Take out files that were not finished, and lines of which a whole Parquet is there."""
         for path in self.path.iterdir():
-            if path.name.startswith(PART) or (path in self.parts() and _is_doubled(path)):
+            if path.name.startswith(PART) or _is_doubled(path):
                 path.unlink()
 
     def _known(self, path: Path) -> Iterator[dict[str, Any]]:
@@ -276,7 +276,8 @@ class Store:
         if self._lines >= self._part_rows:
             following = _next(self._part)
             if self._to_parquet is not None:
-                self.finish()
+                self.close()
+                self._make_parquet(self.path / self._part)
             self._part, self._lines = following, 0
         return self._part_rows - self._lines
 
@@ -396,7 +397,7 @@ def _refuse_others(path: Path) -> None:
 
 def _is_doubled(path: Path) -> bool:
     """Whether these lines are there as Parquet too: a run was killed between the two."""
-    return path.suffix == ".jsonl" and path.with_suffix(".parquet").exists()
+    return bool(NAME.fullmatch(path.name)) and path.suffix == ".jsonl" and path.with_suffix(".parquet").exists()
 
 
 def _next(name: str) -> str:
