@@ -1,5 +1,6 @@
 """What files show from outside. Nothing here may import torch or NumPy: commands look before those are loaded."""
 
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import BinaryIO
 from foveate._upstream import shown
 from foveate.errors import InputError
 
-__all__ = ["check_readable", "is_video", "named", "open_readable"]
+__all__ = ["check_readable", "is_video", "named", "open_readable", "sha256_of"]
 
 VIDEOS = {
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".f4v",
@@ -71,6 +72,16 @@ def open_readable(path: Path) -> BinaryIO:
         os.close(number)
         raise
     return os.fdopen(number, "rb")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    with open_readable(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it is a BufferedReader
 
 
 def _check(path: Path, found: os.stat_result) -> None:

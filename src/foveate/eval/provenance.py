@@ -14,7 +14,7 @@ from foveate import embedded
 from foveate._versions import versions
 from foveate.ask.vlm import VLM
 
-__all__ = ["conditions"]
+__all__ = ["conditions", "joined"]
 
 READ = frozenset({".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".txt"})
 """Suffixes of what a model is loaded from: configs, templates, tokenizers and weights."""
@@ -28,7 +28,7 @@ def conditions(vlm: VLM) -> dict[str, Any]:
         files, revision = _files(folder, hash_weights=not from_hub), folder.name
     weights = f"{vlm.name}@{revision}"
     if not from_hub:
-        weights = _joined([digest for name, digest in files.items() if name.endswith(".safetensors")])
+        weights = joined([digest for name, digest in files.items() if name.endswith(".safetensors")])
     setup = vlm.to_dict()
     del setup["name"]
     values = {"weights": weights, "files": files, **setup, **versions(), "libraries": _libraries()}
@@ -72,7 +72,7 @@ def _files(folder: Path, hash_weights: bool) -> dict[str, str]:
     return digests
 
 
-def _joined(digests: Sequence[str]) -> str:
+def joined(digests: Sequence[str]) -> str:
     """One SHA-256 of several, in their order."""
     return hashlib.sha256(bytes.fromhex("".join(digests))).hexdigest()
 

@@ -1,16 +1,16 @@
 """`evaluate_samples`: what dropping costs on somebody's own pictures and questions, with true answers or without."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from foveate._files import is_video, open_readable
+from foveate._files import is_video, sha256_of
 from foveate.ask.vlm import VLM
 from foveate.contract.budget import known_count
 from foveate.errors import InputError
 from foveate.eval.embedded.evaluation import compare
 from foveate.eval.plan import Plan
+from foveate.eval.provenance import joined
 from foveate.eval.summary import Summary
 from foveate.runs.listener import Listener
 from foveate.runs.samples import Bad, Sample, Samples
@@ -114,20 +114,12 @@ def _questions(samples: Samples) -> Iterable[SampleQuestion]:
         if isinstance(sample, Bad):
             raise InputError(f"{samples.source.path}, row {sample.number} (from 0): {sample.reason}")
         label = next((sample.record[name] for name in LABELS if sample.record.get(name) is not None), None)
-        yield SampleQuestion(sample, _digest(sample.media), None if label is None else str(label))
+        picture = joined([sha256_of(Path(path)) for path in sample.media])
+        yield SampleQuestion(sample, picture, None if label is None else str(label))
 
 
 def _is_one_picture(question: SampleQuestion) -> bool:
     return len(question.sample.media) == 1 and not is_video(Path(question.sample.media[0]))
-
-
-def _digest(paths: Iterable[str]) -> str:
-    """SHA-256 of several files."""
-    whole = hashlib.sha256()
-    for path in paths:
-        with open_readable(Path(path)) as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())  # type: ignore[arg-type]  # a BufferedReader
-    return whole.hexdigest()
 
 
 def _plain(text: str) -> str:

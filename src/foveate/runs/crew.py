@@ -115,7 +115,7 @@ class Together(ABC):
         try:
             abouts: list[dict[str, Any]] = [self._result(future) for future in futures]
         except self.died as error:
-            raise _all_die(error) from error
+            raise _all_die() from error
         return abouts[0]
 
     def work(self, items: Iterable[Any], stopped: Stopped) -> Iterator[Done]:
@@ -138,7 +138,7 @@ class Together(ABC):
                 except self.died as error:
                     deaths += 1
                     if deaths > DEATHS:
-                        raise _all_die(error) from error
+                        raise _all_die() from error
                     self._hire(place)
                     yield item, None
                     continue
@@ -146,7 +146,7 @@ class Together(ABC):
                 yield item, rows
 
 
-def _all_die(error: BaseException) -> InputError:
+def _all_die() -> InputError:
     return InputError(
         "Processes die whatever they are asked, perhaps for want of memory. Run again, with fewer --workers: what was "
         "answered is kept."

@@ -17,7 +17,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from foveate._files import named, open_readable
+from foveate._files import named, open_readable, sha256_of
 from foveate._upstream import brief, first_line, install_line, printable
 from foveate.errors import InputError, SettingError, UnsupportedError
 
@@ -112,8 +112,7 @@ class _Source(ABC):
 
     def digest(self) -> str:
         """SHA-256 of all that it holds."""
-        with open_readable(self.path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # it is a BufferedReader
+        return sha256_of(self.path)
 
     def state(self) -> Any:
         """What changes when somebody writes to it."""
@@ -451,7 +450,7 @@ class Samples:
             name = str(number) if columns.id is None else _id(record[_first(record, (columns.id,))])
             column = _first(record, columns.media)
             media = _media(record[column], self.root)
-            question = _question(self.question or record[_first(record, columns.question)])
+            question = _question(record[_first(record, columns.question)] if self.question is None else self.question)
         except Unreadable as error:
             return Bad(number, record, str(error))
         return Sample(number, name, media, question, record, column)
