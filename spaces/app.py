@@ -3,18 +3,18 @@
 import os
 
 import foveate as fv
-from foveate.app.listening import bound
-from foveate.app.server import serve
+from foveate.app.server import bound, serve
 
 MODEL = os.environ.get("FOVEATE_MODEL", "embedded")
 """A hub id, set as a variable of the space; without one, the small model that ships with foveate."""
+EVERYWHERE = "0.0.0.0"
 PORT = int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
 
 
 def main() -> None:
     """Serve until the space ends."""
-    with bound("0.0.0.0", PORT) as listening:
-        serve(fv.load(MODEL), listening, ready=lambda url: print(f"The page is at {url}.", flush=True))
+    with bound(EVERYWHERE, PORT) as listening:
+        serve(fv.load(MODEL), listening, EVERYWHERE, ready=lambda url: print(f"The page is at {url}.", flush=True))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ __all__ = ["FIGURES", "figures", "main"]
 
 ROOT = Path(__file__).parent.parent
 FIGURES = Path(__file__).with_suffix(".json")
-PARTS = {"product": ("src", "plugins", "examples", "benchmarks", "training"), "tests": ("tests",)}
+PARTS = {"product": ("src", "plugins", "examples", "benchmarks", "training"), "tests": ("tests", "plugins")}
 WITH_SETTINGS = {"methods", "contract", "cli"}
 COUNTED = (tokenize.NAME, tokenize.NUMBER, tokenize.OP)
 # From Python 3.12 on, what stands inside an f-string has tokens of its own.
@@ -61,6 +61,7 @@ def figures(root: Path = ROOT) -> dict[str, dict[str, int]]:
     found = {}
     for part, folders in PARTS.items():
         paths = [path for folder in folders for path in (root / folder).rglob("*.py")]
+        paths = [path for path in paths if ("tests" in path.relative_to(root).parts) is (part == "tests")]
         rooms = [WITH_SETTINGS & set(path.relative_to(root).parts) for path in paths]
         each = [measured(path, part == "product" and bool(room)) for path, room in zip(paths, rooms, strict=True)]
         found[part] = dict(sum(each, Counter()))

@@ -24,16 +24,15 @@ import foveate
 from foveate import cli, embedded, registry, support
 from foveate.ask.generation import Generation
 from foveate.contract import catalogue
-from foveate.eval.cells import BASELINES
+from foveate.eval.plan import BASELINES
 from tests.cli.conftest import save_tiny_llava
 from tests.films import film
 
 ROOT = Path(__file__).parent.parent
 hooks = types.SimpleNamespace(**runpy.run_path(str(ROOT / "docs/hooks.py")))
-VLLM = ROOT / "docs/guides/vllm.md"  # runs in an environment of its own: tests/vllm/test_server.py
+VLLM = ROOT / "docs/guides/vllm.md"  # runs in an environment of its own: plugins/vllm/tests/test_server.py
 PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")} - {VLLM})
 VIDEOS = ROOT / "docs/guides/video.md"  # needs a model that reads videos: tests/with_torchvision/test_docs.py
-SERVED = ROOT / "docs/guides/vllm.md"  # needs vLLM: tests/vllm/test_server.py
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -43,7 +42,7 @@ def blocks(page, language):
 
 
 def with_blocks(language):
-    found = [page for page in PAGES if blocks(page, language) and page not in (VIDEOS, SERVED)]
+    found = [page for page in PAGES if blocks(page, language) and page != VIDEOS]
     return pytest.mark.parametrize("page", found, ids=[str(page.relative_to(ROOT)) for page in found])
 
 
@@ -110,7 +109,7 @@ def test_command_lines_run(page, stand_in, capsys):
 
 def run_python(page):
     """Run all Python blocks of a page, one after the other."""
-    source = "\n".join(blocks(page, "python")).replace("seconds=600", "seconds=0.5")  # for a search
+    source = "\n".join(blocks(page, "python"))
     exec(compile(source, str(page), "exec"), {"__name__": "blocks"})
 
 
@@ -124,8 +123,8 @@ def run_command_lines(page, capsys):
             quick += ["--workers", "1"] if words[1] == "eval" else []
             timed = words[1] == "compare" or "--full" in words
             quick += ["--pairs", "2"] if timed and "--pairs" not in words else []
-            if "--minutes" in arguments:
-                arguments[arguments.index("--minutes") + 1] = "0.01"
+            if "--search" in arguments:
+                arguments[arguments.index("--search") + 1] = "3"
             assert cli.main([*arguments, *quick]) == 0, capsys.readouterr().err
         elif words[:1] == ["make"]:
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"no target {words[1]}"

@@ -14,8 +14,8 @@ from foveate.contract.chain import Chain
 from foveate.contract.method import meet
 from foveate.contract.naming import parse
 from foveate.methods.uniform import Uniform
-from foveate.tune import Record
 from tests.models import batch, tiny
+from tests.tune.presets import preset_of
 
 CONFIG = LlavaConfig()  # LLaVA-1.5-7B's: 32 layers
 
@@ -114,7 +114,7 @@ def test_every_command_refuses_in_one_sentence(command, text, says, capsys):
 @pytest.mark.parametrize(("text", "says"), WRONG, ids=[text[:40] for text, _ in WRONG])
 def test_lmms_eval_refuses_in_one_sentence(text, says, capsys):
     pytest.importorskip("lmms_eval")
-    from foveate.eval.lmms.backend import Foveate
+    from foveate.eval.lmms.plugin import Foveate
 
     quoted = text if text.startswith("{") else f"'{text}'"
     with pytest.raises(SystemExit) as ended:
@@ -141,7 +141,7 @@ def test_lmms_eval_refuses_in_one_sentence(text, says, capsys):
 )
 def test_lmms_evals_arguments_that_cannot_be_meant(arguments, says, capsys):
     pytest.importorskip("lmms_eval")
-    from foveate.eval.lmms.backend import Foveate
+    from foveate.eval.lmms.plugin import Foveate
 
     with pytest.raises(SystemExit) as ended:
         Foveate.create_from_arg_string(arguments, {})
@@ -218,36 +218,27 @@ def test_an_image_has_tokens(count):
 
 # -- records --------------------------------------------------------------------------------------------------
 
-RECORD = {
-    "format": "foveate tuning 1",
-    "method": {
-        "method": "mustdrop", "global_thr": 0.004, "individual_thr": 0.004, "pruning_layers": [2, 5, 9, 12],
-        "merge_windows": True, "merge_threshold": 0.8, "merge_window": 3, "key_rate": 0.08, "filter": True, "kv": True,
-        "positions": "reindex",
-    },
-    "model": "tiny", "task": "", "samples": 4, "inputs": "0", "target": 0.5, "retention": 0.49, "spread": 0.01,
-    "vision_tokens": 576.0, "steps": [[0.0, 1.0], [0.004, 0.49]], "versions": {"torch": "2"}, "date": "", "met": True,
-}  # fmt: skip
+TUNED = fv.MustDrop(global_thr=0.004, individual_thr=0.004, pruning_layers=(2, 5, 9, 12))
+RECORD = preset_of(TUNED).to_dict()
 
 
 def test_a_record_is_read(tmp_path):
     path = tmp_path / "record.json"
     path.write_text(json.dumps(RECORD))
-    tuned = fv.MustDrop(global_thr=0.004, individual_thr=0.004, pruning_layers=(2, 5, 9, 12))
-    assert Record.load(path).method == naming.parse(str(path)) == tuned
+    assert fv.Tuned.load(path).method == naming.parse(str(path)) == TUNED
     assert naming.parse(f"{path}:kv=false").kv is False
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"target": float("inf")},
-        {"retention": "x"},
-        {"steps": [[1]]},
-        {"steps": 3},
-        {"samples": 1.5},
+        {"cost": "x"},
+        {"pictures": [1]},
+        {"rows": 3},
+        {"rows": [{}]},
+        {"rows": [RECORD["rows"][0] | {"root": {"value": "x", "low": 0.0, "high": 1.0}}]},
+        {"questions": 1.5},
         {"versions": []},
-        {"more": 1},
         {"method": {**RECORD["method"], "merge_window": 2.5}},
         {"method": {**RECORD["method"], "global_thr": float("inf")}},
         {"method": 7},
@@ -259,7 +250,7 @@ def test_a_damaged_record_is_refused_in_words(changes, tmp_path):
     path = tmp_path / "record.json"
     path.write_text(json.dumps(RECORD | changes))
     with pytest.raises(fv.FoveateError):
-        Record.load(path)
+        fv.Tuned.load(path)
 
 
 @pytest.mark.parametrize(

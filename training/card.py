@@ -56,22 +56,21 @@ def full(found: dict[str, Any], head: str = "task") -> str:
 def dropping(record: dict[str, Any]) -> str:
     """Accuracy of every setting on a few tasks, with half the width of each interval."""
     seeds = ", ".join(map(str, record["seeds"]))
-    about = f"{record['questions']:,} questions about {record['pictures']} pictures, seeds {seeds}."
+    figures = {(row["name"], row["budget"], row["task"]): row for row in record["rows"] if "accuracy" in row}
+    rows = []
+    for (name, budget, task), row in figures.items():
+        if task is None:
+            shown = [*(figures[name, budget, task] for task in TASKS), row]
+            rows.append(f"| {name} | {row['tokens']:.1f} | {' | '.join(map(points, shown))} |")
+    whole = record["rows"][0]
+    about = f"{whole['questions']:,} questions about {whole['pictures']} pictures, seeds {seeds}."
     head = f"| method | mean tokens | {' | '.join(TASKS)} | all |"
-    rows = [row("full model", record["vision_tokens"], record["full"])]
-    rows += [row(cell["name"], cell["tokens"], cell) for cell in record["cells"]]
     return "\n".join([about, "", head, "|---|" + "---|" * (len(TASKS) + 2), *rows, ""])
 
 
-def row(name: str, tokens: float, figures: dict[str, Any]) -> str:
-    """One row of `dropping`."""
-    shown = [*(figures["tasks"][task] for task in TASKS), figures["accuracy"]]
-    return f"| {name} | {tokens:.1f} | {' | '.join(map(points, shown))} |"
-
-
-def points(found: dict[str, float]) -> str:
+def points(row: dict[str, Any]) -> str:
     """`.61 ± .02`"""
-    return f"{found['value']:.2f} ± {(found['high'] - found['low']) / 2:.2f}"
+    return f"{row['accuracy']:.2f} ± {(row['accuracy_high'] - row['accuracy_low']) / 2:.2f}"
 
 
 if __name__ == "__main__":

@@ -22,11 +22,10 @@ from PIL import Image
 
 from data import pictures
 from export import import_network
-from foveate.embedded import path
-from foveate.embedded.films import FILM_TASKS, film, one_per_film_task
-from foveate.embedded.questions import TASKS, Question, one_per_task
-from foveate.embedded.scenes import Scene, scene
-from foveate.embedded.sketches import sketch
+from foveate.embedded import FILM_TASKS, TASKS, path
+from foveate.embedded.films import film
+from foveate.embedded.questions import Question, one_per_film_task, one_per_task
+from foveate.embedded.scenes import Scene, scene, sketch
 from losses import right_answers
 from network import Network
 from packing import pack

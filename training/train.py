@@ -21,10 +21,9 @@ from torch import Tensor
 
 from data import dense_targets, pictures
 from export import import_network
-from foveate.embedded.films import FRAMES, SIDE, Film, film, film_questions
-from foveate.embedded.questions import Question, ask, relations
-from foveate.embedded.scenes import Scene, rng_for, scene
-from foveate.embedded.sketches import sketch
+from foveate.embedded.films import FRAMES, SIDE, Film, film
+from foveate.embedded.questions import Question, ask, film_questions, relations
+from foveate.embedded.scenes import Scene, rng_for, scene, sketch
 from losses import answer_loss, dense_loss, presence_loss
 from network import Network, Shape
 from optimiser import Optimiser

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.eval.verdict import collapsed
+from foveate._sheet import Column, Sheet
+from foveate.eval.figures import RIVALS, collapsed, verdict
+from foveate.eval.quality import Quality
 
 HERE = Path(__file__).resolve().parent
 CONTROLS = ("random", "uniform", "averagepool", "resize")
@@ -62,65 +64,83 @@ def write(place: Place, *, check: bool) -> bool:
     return True
 
 
+def quality_of(record: dict[str, Any]) -> Quality:
+    """The figures of a record."""
+    return Quality(record["rows"], origin=record)
+
+
 def table(record: dict[str, Any], names: Sequence[str] = ()) -> str:
     """The table and the sentences around it, as Markdown; of these rows, or of all."""
-    cells = {(cell["name"], round(nearest(cell, record), 4)): cell for cell in record["cells"]}
-    floors = {(cell["name"], round(cell["budget"], 4)): cell["floor"] for cell in record["infeasible"]}
-    ran = [name for name in dict.fromkeys(name for name, _ in (*cells, *floors)) if name not in CONTROLS]
-    rows = names or (*ran, *CONTROLS)
-    rows = [name for name in rows if any((name, round(budget, 4)) in cells for budget in BUDGETS)]
-    count = record["vision_tokens"]
-    heads = " | ".join(f"{count * budget:.0f}" for budget in BUDGETS)
-    full = record["full"]
+    quality = quality_of(record)
+    listed = dict.fromkeys(row["name"] for row in (*quality.settings, *quality.infeasible))
+    ran = [name for name in listed if name not in CONTROLS]
+    in_columns = {row["name"] for row in quality.settings if nearest(row, quality) in BUDGETS}
+    rows = [name for name in names or (*ran, *CONTROLS) if name in in_columns]
+    count = quality.full["tokens"]
     lines = [
-        f"Accuracy on {record['questions']:,} questions about {record['pictures']} generated pictures {drawn(record)}, "
-        f"% ± half the 95 % interval, by mean vision tokens a decoder layer (of {count:.0f}). The full model: "
-        f"{points(full['accuracy'])}. In brackets what was truly spent, where that is not the budget. †: less than a "
-        "quarter is left of a task, see below.",
+        f"Accuracy on {quality.full['questions']:,} questions about {quality.full['pictures']} generated pictures "
+        f"{drawn(record)}, % ± half the 95 % interval, by mean vision tokens a decoder layer (of {count:.0f}). The "
+        f"full model: {points(quality.full, 'accuracy')}. In brackets what was truly spent, where that is not the "
+        "budget. †: less than a quarter is left of a task, see below.",
         "",
-        f"| method | {heads} |",
-        "|---|" + "---|" * len(BUDGETS),
+        by_budget("method", {name: name for name in rows}, quality, lambda budget: f"{count * budget:.0f}"),
+        *sentences(quality, rows),
+        "",
     ]
-    for name in rows:
-        shown = [entry(cells, floors, name, round(budget, 4), record) for budget in BUDGETS]
-        lines.append(f"| {name} | " + " | ".join(shown) + " |")
-    return "\n".join([*lines, "", *sentences(record, rows), ""])
+    return "\n".join(lines)
 
 
-def nearest(cell: dict[str, Any], record: dict[str, Any]) -> float:
+def by_budget(head: str, names: dict[str, str], quality: Quality, column: Callable[[float], str]) -> str:
+    """A line a method, a column a budget, as Markdown.
+
+    Args:
+        head: Above the methods.
+        names: How each method is shown.
+        quality: The figures.
+        column: The head of a budget's column.
+    """
+    cells = {(row["name"], nearest(row, quality)): row for row in quality.settings}
+    floors = {(row["name"], near(row["budget"])): row["floor"] for row in quality.infeasible}
+    lines = [
+        [shown, *(entry(cells, floors, name, budget, quality) for budget in BUDGETS)] for name, shown in names.items()
+    ]
+    return Sheet("", [head, *(Column(column(budget), right=True) for budget in BUDGETS)], lines).to_markdown()
+
+
+def near(share: float) -> float:
+    """The budget that a share is, but for its last digits; else the share."""
+    return next((budget for budget in BUDGETS if abs(budget - share) < 1e-4), share)
+
+
+def nearest(row: dict[str, Any], quality: Quality) -> float:
     """The budget in whose column a cell stands; that of a chain with a setting of its own by what it spends."""
-    if cell["budget"] is not None:
-        return cell["budget"]
-    share = cell["tokens"] / record["vision_tokens"]
+    if row["budget"] is not None:
+        return near(row["budget"])
+    share = row["tokens"] / quality.full["tokens"]
     return min(BUDGETS, key=lambda budget: abs(budget - share))
 
 
 def ranking(record: dict[str, Any]) -> str:
     """All rows, the best at 64 tokens first, with what they are ahead of random dropping at as many tokens."""
-    cells = [cell for cell in record["cells"] if round(nearest(cell, record), 4) == round(RANKED, 4)]
-    cells.sort(key=lambda cell: -cell["accuracy"]["value"])
-    lines = ["| | method | tokens truly spent | accuracy | ahead of random |", "|---|---|---|---|---|"]
-    for place, cell in enumerate(cells, 1):
-        ahead = cell["against"].get("random")
-        shown = "" if ahead is None else f"{points(ahead)}"
-        name, tokens = f"`{cell['name']}`", f"{cell['tokens']:.0f}"
-        lines.append(f"| {place} | {name} | {tokens} | {points(cell['accuracy'])} | {shown} |")
-    best = cells[0]["accuracy"]["low"]
-    alike = [f"`{cell['name']}`" for cell in cells[1:] if cell["accuracy"]["high"] >= best]
+    quality = quality_of(record)
+    cells = [row for row in quality.settings if nearest(row, quality) == RANKED]
+    cells.sort(key=lambda row: -row["accuracy"])
+    lines = []
+    for place, row in enumerate(cells, 1):
+        ahead = "" if row["minus_random"] is None else points(row, "minus_random")
+        lines.append([str(place), f"`{row['name']}`", f"{row['tokens']:.0f}", points(row, "accuracy"), ahead])
+    heads = ["", "method", "tokens truly spent", "accuracy", "ahead of random"]
+    alike = [f"`{row['name']}`" for row in cells[1:] if row["accuracy_high"] >= cells[0]["accuracy_low"]]
     said = f"Intervals that overlap with the first one's: {', '.join(alike) or 'none'}."
-    return "\n".join([*lines, "", said, ""])
+    return "\n".join([Sheet("", heads, lines).to_markdown(), said, ""])
 
 
 def resized(record: dict[str, Any]) -> str:
     """A smaller picture beside dropping at random before the decoder, and three methods."""
-    cells = {(cell["name"], round(nearest(cell, record), 4)): cell for cell in record["cells"]}
-    floors = {(cell["name"], round(cell["budget"], 4)): cell["floor"] for cell in record["infeasible"]}
-    lines = ["| | " + " | ".join(f"{record['vision_tokens'] * budget:.0f} tokens" for budget in BUDGETS) + " |"]
-    lines.append("|---|" + "---|" * len(BUDGETS))
-    for name in ("resize", "random:layers=0", "v2drop", "divprune", "scope"):
-        shown = [entry(cells, floors, name, round(budget, 4), record).replace("†", "") for budget in BUDGETS]
-        lines.append(f"| `{name}` | " + " | ".join(shown) + " |")
-    return "\n".join([*lines, ""])
+    quality = quality_of(record)
+    names = {name: f"`{name}`" for name in ("resize", "random:layers=0", "v2drop", "divprune", "scope")}
+    shown = by_budget("", names, quality, lambda budget: f"{quality.full['tokens'] * budget:.0f} tokens")
+    return shown.replace("†", "")
 
 
 def drawn(record: dict[str, Any]) -> str:
@@ -131,78 +151,67 @@ def drawn(record: dict[str, Any]) -> str:
     return f"({len(seeds)} seeds: {', '.join(map(str, seeds))}; intervals over pictures and seeds)"
 
 
-def entry(cells: dict[Any, Any], floors: dict[Any, Any], name: str, budget: float, record: dict[str, Any]) -> str:
+def entry(cells: dict[Any, Any], floors: dict[Any, Any], name: str, budget: float, quality: Quality) -> str:
     """One cell of the table."""
-    count = record["vision_tokens"]
+    count = quality.full["tokens"]
     if (name, budget) in floors:
         return f"floor {floors[name, budget] * count:.0f}"
-    if (cell := cells.get((name, budget))) is None:
+    if (row := cells.get((name, budget))) is None:
         return ""
-    near = abs(cell["tokens"] - budget * count) <= 0.05 * budget * count
-    mark = "†" if lost(cell, record) else ""
-    return points(cell["accuracy"]) + mark + ("" if near else f" ({cell['tokens']:.0f})")
+    met = abs(row["tokens"] - budget * count) <= 0.05 * budget * count
+    mark = "†" if lost(row, quality) else ""
+    return points(row, "accuracy") + mark + ("" if met else f" ({row['tokens']:.0f})")
 
 
-def lost(cell: dict[str, Any], record: dict[str, Any]) -> list[str]:
+def lost(row: dict[str, Any], quality: Quality) -> list[str]:
     """Tasks of which less than a quarter of the full model's accuracy is left."""
-    return collapsed(values(cell), values(record["full"]))
+    full = quality.tasks_of(quality.full)
+    return [task for task, of_task in quality.tasks_of(row).items() if collapsed(of_task, full[task])]
 
 
-def values(figures: dict[str, Any]) -> dict[str, float]:
-    """The accuracy of every task."""
-    return {task: figure["value"] for task, figure in figures["tasks"].items()}
-
-
-def hidden(cells: list[dict[str, Any]], record: dict[str, Any]) -> list[str]:
+def hidden(cells: list[dict[str, Any]], quality: Quality) -> list[str]:
     """The sentence on what accuracies over all tasks hide; nothing where they hide nothing."""
     of_cells, tasks = [], []
-    for cell in cells:
-        if here := lost(cell, record):
-            of_cells.append(f"{cell['name']} at {cell['tokens']:.0f}: {shares(cell, here)}")
+    for row in cells:
+        if here := lost(row, quality):
+            of_cells.append(f"{row['name']} at {row['tokens']:.0f}: {shares(row, here, quality)}")
             tasks += here
     if not of_cells:
         return []
     if len(of_cells) > SHOWN:
         return ["", f"† Hides a task of which less than a quarter is left, out of {', '.join(dict.fromkeys(tasks))}."]
-    full = shares(record["full"], dict.fromkeys(tasks))
+    full = shares(quality.full, dict.fromkeys(tasks), quality)
     return ["", f"† Hides a task of which less than a quarter is left (full model: {full}): {'; '.join(of_cells)}."]
 
 
-def shares(figures: dict[str, Any], tasks: Iterable[str]) -> str:
+def shares(row: dict[str, Any], tasks: Iterable[str], quality: Quality) -> str:
     """`read text 4 %, character 9 %`."""
-    return ", ".join(f"{task} {100 * values(figures)[task]:.0f} %" for task in tasks)
+    of_tasks = quality.tasks_of(row)
+    return ", ".join(f"{task} {100 * of_tasks[task]['accuracy']:.0f} %" for task in tasks)
 
 
-def points(found: dict[str, float]) -> str:
+def points(row: dict[str, Any], figure: str) -> str:
     """`61.4 ± 2.1`, in points."""
-    return f"{100 * found['value']:.1f} ± {50 * (found['high'] - found['low']):.1f}"
+    return f"{100 * row[figure]:.1f} ± {50 * (row[f'{figure}_high'] - row[f'{figure}_low']):.1f}"
 
 
-def sentences(record: dict[str, Any], rows: Sequence[str]) -> list[str]:
+def sentences(quality: Quality, rows: Sequence[str]) -> list[str]:
     """What the table shows and what it cannot, and who lost to a control."""
     lines = [
         "One small model on synthetic pictures: the table can show whether a method is implemented well and that "
         "dropping has a price; it cannot show which method is best on your model.",
     ]
-    own = [cell for cell in record["cells"] if cell["name"] in rows and cell["name"] not in CONTROLS]
-    worse = [
-        named(cell, rivals) for cell in own if (rivals := [r for r, d in cell["against"].items() if d["high"] < 0])
-    ]
-    alike = [named(cell, rivals) for cell in own if (rivals := [r for r, d in cell["against"].items() if spans(d)])]
-    lines += hidden(own, record)
+    own = [row for row in quality.settings if row["name"] in rows and row["name"] not in CONTROLS]
+    worse, alike = [], []
+    for row in own:
+        verdicts = {rival: verdict(row, f"minus_{rival}") for rival in RIVALS if row[f"minus_{rival}"] is not None}
+        for words, said in (("worse than", worse), ("not told apart from", alike)):
+            if rivals := [rival for rival, found in verdicts.items() if found == words]:
+                said.append(f"{row['name']} at {row['tokens']:.0f} ({' and '.join(rivals)})")
+    lines += hidden(own, quality)
     lines += ["", f"Worse than a control that costs as much: {', '.join(worse) or 'none'}."]
     lines += ["", f"Not told apart from such a control: {', '.join(alike) or 'none'}."]
     return lines
-
-
-def named(cell: dict[str, Any], rivals: list[str]) -> str:
-    """A cell and its rivals in a few words."""
-    return f"{cell['name']} at {cell['tokens']:.0f} ({' and '.join(rivals)})"
-
-
-def spans(found: dict[str, float]) -> bool:
-    """Whether an interval holds zero."""
-    return found["low"] <= 0 <= found["high"]
 
 
 PLACES = (

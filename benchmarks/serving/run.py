@@ -31,7 +31,7 @@ from tables import AGAIN, LONG, STOCK, TEXT, USUAL, sheets, summary
 from foveate._versions import commit, versions
 from foveate.bench.timing import rounds
 from foveate.embedded import TASKS
-from foveate.eval.embedded.pictures import PictureQuestion, questions
+from foveate.eval.held_out import PictureQuestion, questions
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "serving.json"
@@ -170,8 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _embedded(folder: Path) -> str:
-    sys.path.insert(0, str(HERE.parents[1]))
-    from tests.vllm.checkpoints import embedded_checkpoint
+    sys.path.insert(0, str(HERE.parents[1] / "plugins/vllm"))
+    from tests.checkpoints import embedded_checkpoint
 
     return str(embedded_checkpoint(folder))
 

@@ -11,9 +11,8 @@ printed with a 95 % bootstrap interval, beside the share of FLOPs to the first t
 import argparse
 import json
 import platform
-import random
+from functools import partial
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -21,21 +20,21 @@ import torch
 
 import foveate as fv
 from foveate._versions import commit, versions
-from foveate.bench.shapes import Shape, shape
+from foveate.bench.shapes import NamedShape, shape
+from foveate.bench.timing import ratio, rounds
 from foveate.bench.workload import PromptSize, Workload, synthetic
 from foveate.contract.naming import parse, spending
 from foveate.methods.random import same_schedule
 
 HERE = Path(__file__).resolve().parent
-DRAWS = 2_000
 
 
-def deeper(named: Shape, layers: int | None) -> Shape:
+def deeper(named: NamedShape, layers: int | None) -> NamedShape:
     """The shape with another number of decoder layers."""
     if layers is None:
         return named
     text = {**named.config["text_config"], "num_hidden_layers": layers}
-    return Shape(named.name, named.of, {**named.config, "text_config": text}, named.image, named.frame)
+    return NamedShape(named.name, named.of, {**named.config, "text_config": text}, named.image, named.frame)
 
 
 def prefill(model: Any, workload: Workload, method: fv.Method) -> tuple[float, list[float]]:
@@ -47,12 +46,6 @@ def prefill(model: Any, workload: Workload, method: fv.Method) -> tuple[float, l
     return seconds, [counts[0] for counts in trace.latest.per_layer]
 
 
-def interval(ratios: list[float], rng: random.Random) -> tuple[float, float, float]:
-    """The median, and a 95 % bootstrap interval of it."""
-    medians = sorted(median(rng.choices(ratios, k=len(ratios))) for _ in range(DRAWS))
-    return median(ratios), medians[int(0.025 * DRAWS)], medians[int(0.975 * DRAWS) - 1]
-
-
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Ratios of all rounds."""
     named = deeper(shape(options.shape), options.layers)
@@ -62,12 +55,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     chosen = spending(parse(options.method), options.budget)
     _, tokens = prefill(model, workload, chosen)
     plain = same_schedule([int(count) for count in tokens], workload.vision_tokens)
-    runs = {"method": chosen, "random": plain, "random again": plain}
-    rng, rounds = random.Random(options.seed), []
-    for number in range(options.rounds):
-        order = rng.sample(list(runs), k=len(runs))
-        rounds.append({name: prefill(model, workload, runs[name])[0] for name in order})
-        print(f"round {number + 1}: " + ", ".join(f"{name} {rounds[-1][name]:.2f} s" for name in runs), flush=True)
+    methods = {"method": chosen, "random": plain, "random again": plain}
+    runs = {name: partial(prefill, model, workload, method) for name, method in methods.items()}
+    times = []
+    for answers in rounds(runs, options.rounds, options.seed):
+        times.append({name: seconds for name, (seconds, _) in answers.items()})
+        print(f"round {len(times)}: " + ", ".join(f"{name} {times[-1][name]:.2f} s" for name in runs), flush=True)
+    seconds = {name: [each[name] for each in times] for name in runs}
+    over, control = (ratio(seconds[name], seconds["random"]) for name in ("method", "random again"))
     own = workload.cost(model, chosen, tokens)
     return {
         "shape": named.name,
@@ -76,9 +71,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "method": str(chosen),
         "tokens": tokens,
         "share of FLOPs": own.scoring_flops / own.total_flops,
-        "over random": interval([run["method"] / run["random"] for run in rounds], rng),
-        "control": interval([run["random again"] / run["random"] for run in rounds], rng),
-        "rounds": rounds,
+        "over random": [over.median, over.low, over.high],
+        "control": [control.median, control.low, control.high],
+        "rounds": times,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "versions": versions(),
@@ -94,7 +89,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=128, metavar="TOKENS", help="default: 128")
     parser.add_argument("--method", default="visiondrop", metavar="NAME", help="default: visiondrop")
     parser.add_argument("--rounds", type=int, default=8, metavar="N", help="default: 8")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the order and intervals (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the order (default: 0)")
     parser.add_argument("--out", type=Path, default=HERE / "batch.json", metavar="FILE")
     options = parser.parse_args()
     record = measure(options)

@@ -63,20 +63,19 @@ def caption(record: dict[str, Any]) -> str:
     """What was run, in a sentence, and what noise alone did."""
     model, again = record["model"], next(row for row in record["rows"] if row["name"] == AGAIN)
     cores = f", {record['machine']['threads']} threads" if model["device"] == "cpu" else ""
-    noise = again["ratios"]["prefill"]
     return (
         f"`{model['name']}`, {'random' if model['weights'] == 'random' else 'its own'} weights, {model['dtype']}, "
         f"{model['attention']} ({record['machine']['chip']}{cores}; torch {record['versions']['torch']}): batch "
         f"{record['batch']}, {sum(record['vision_tokens'])} vision and {record['text_tokens']} text tokens, answers of "
-        f"{record['new_tokens']}; {record['rounds']} paired rounds. Untouched against itself: {noise['median']:.3f} "
-        f"[{noise['low']:.3f}, {noise['high']:.3f}] of the prefill's time."
+        f"{record['new_tokens']}; {record['rounds']} paired rounds. Untouched against itself: "
+        f"{interval(again, 'prefill_ratio')} of the prefill's time."
     )
 
 
 def table(record: dict[str, Any], whole: bool) -> list[str]:
     """Speed-ups and shares against the untouched model."""
     base = next(row for row in record["rows"] if row["name"] == FULL)
-    bare = any(row.get("over_bare") for row in record["rows"])
+    bare = any("prefill_over_bare" in row for row in record["rows"])
     heads = ["", "tokens", "FLOPs", "prefill", "of limit", "÷ random", *(["÷ bare"] if bare else [])]
     heads += ["first token", "each token", "items/s", *(["peak memory", "KV"] if whole else [])]
     lines = [f"| {' | '.join(heads)} |", "|---|" + "---|" * (len(heads) - 1)]
@@ -85,32 +84,34 @@ def table(record: dict[str, Any], whole: bool) -> list[str]:
             continue
         cells = [
             row["name"],
-            f"{sum(row['tokens']) / len(row['tokens']):.0f}",
-            f"{1 / row['flops']['prefill']:.2f}×",
+            f"{row['tokens']:.0f}",
+            f"{1 / row['prefill_flops']:.2f}×",
             speed_up(row, "prefill"),
-            f"{row['efficiency']['median']:.0%}" if row["efficiency"] else "",
-            interval(row["over_random"]),
-            *([interval(row["over_bare"])] if bare else []),
+            f"{row['efficiency']:.0%}" if "efficiency" in row else "",
+            interval(row, "prefill_over_random"),
+            *([interval(row, "prefill_over_bare")] if bare else []),
             *(speed_up(row, part) for part in ("ttft", "tpot", "whole")),
         ]
         if whole:
-            cells += [f"{row[size] / base[size] - 1:+.1%}" if row[size] else "" for size in ("peak_bytes", "kv_bytes")]
+            for size in ("peak_bytes", "kv_bytes"):
+                cells.append(f"{row[size] / base[size] - 1:+.1%}" if size in row else "")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
-def interval(over: dict[str, Any]) -> str:
-    """Prefill time over that of a control, with its interval; nothing where there is none."""
-    found = over.get("prefill")
-    return f"{found['median']:.3f} [{found['low']:.3f}, {found['high']:.3f}]" if found else ""
+def interval(row: dict[str, Any], column: str) -> str:
+    """A ratio with its interval; nothing where the row has none."""
+    if column not in row:
+        return ""
+    return f"{row[column]:.3f} [{row[f'{column}_low']:.3f}, {row[f'{column}_high']:.3f}]"
 
 
 def speed_up(row: dict[str, Any], part: str) -> str:
     """How many times faster, with its interval; nothing where that was not timed."""
-    found = row["ratios"].get(part)
-    if found is None:
+    if f"{part}_ratio" not in row:
         return ""
-    return f"{1 / found['median']:.2f}× [{1 / found['high']:.2f}, {1 / found['low']:.2f}]"
+    middle, low, high = (1 / row[f"{part}_ratio{end}"] for end in ("", "_high", "_low"))
+    return f"{middle:.2f}× [{low:.2f}, {high:.2f}]"
 
 
 if __name__ == "__main__":

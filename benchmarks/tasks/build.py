@@ -18,7 +18,7 @@ from PIL import Image as Pictures
 
 from foveate.embedded.questions import all_questions
 from foveate.embedded.scenes import rng_for, scene
-from foveate.eval.embedded.pictures import APART, SPLIT, questions
+from foveate.eval.held_out import APART, SPLIT, questions
 
 HERE = Path(__file__).parent
 TEXT = Value("string")

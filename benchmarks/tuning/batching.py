@@ -23,10 +23,10 @@ from foveate._writing import publish
 from foveate.bench.timing import ratio, rounds
 from foveate.contract.method import Method
 from foveate.contract.naming import parse
-from foveate.eval.embedded.pictures import questions
+from foveate.eval.held_out import questions
 from foveate.tune.forcing import Target, answered, outcomes
-from foveate.tune.race import FEWEST
 from foveate.tune.samples import About, grouped
+from foveate.tune.trials import FEWEST
 
 OUT = Path(__file__).with_suffix(".json")
 SEED, ROUNDS = 900, 10

@@ -2,27 +2,24 @@
 
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from foveate._versions import versions
 from foveate.contract.method import Method
 from foveate.embedded import TASKS
 from foveate.embedded.questions import TEXT_TASKS
-from foveate.eval.embedded.pictures import PictureQuestion, questions
+from foveate.eval.held_out import PictureQuestion, questions
 from foveate.eval.stats import Resampled, estimate
-from foveate.tune.forcing import targets
-from foveate.tune.race import Journal, Race
+from foveate.tune.forcing import Target, targets
 from foveate.tune.samples import grouped
+from foveate.tune.trials import Trials
 
 
-def pictures_of(seed: int, count: int, most: int = 99, tasks: Sequence[str] = TASKS) -> list[PictureQuestion]:
+def pictures_of(seed: int, count: int, most: int = 99) -> list[PictureQuestion]:
     """The questions about the first `count` pictures of a seed, at most so many of each."""
     chosen: list[PictureQuestion] = []
-    drawn = questions(tasks, 12 * count, (seed,))
+    drawn = questions(TASKS, 12 * count, (seed,))
     by_picture = [list(about) for _, about in groupby(drawn, key=lambda question: question.picture)]
     for about in by_picture[:count]:
         chosen += sorted(about, key=lambda question: question.question.task not in TEXT_TASKS)[:most]
@@ -40,53 +37,50 @@ def asked(vlm: Any, chosen: Sequence[PictureQuestion]) -> list[Any]:
 
 
 class Judge:
-    """The held-out questions with their true answers, and what settings come to on them."""
+    """What settings come to on held-out questions: an answer is right if every token of the true one is the likeliest.
 
-    def __init__(self, vlm: Any, chosen: Sequence[PictureQuestion], journal: Path) -> None:
-        self.vlm = vlm
-        self.chosen = chosen
+    Args:
+        vlm: The model.
+        chosen: The questions.
+        trials: On the pictures of these questions; its targets become the true answers.
+    """
+
+    def __init__(self, vlm: Any, chosen: Sequence[PictureQuestion], trials: Trials) -> None:
+        self.trials = trials
         self.pictures = grouped(vlm, asked(vlm, chosen))
-        ends = iter(chosen)
-        wanted = {}
-        self.right: list[bool] = []
-        for about in self.pictures:
-            ids = [self._ids(next(ends).question.answer) for _ in about.samples]
-            wanted[about.key] = targets(vlm.model, about, ids)
-            self.right += [self._hit(target.ids, target.likeliest) for target in wanted[about.key]]
-        self.race = Race(vlm.model, wanted, Journal(journal, f"held-out {versions()}"))
         self.resampled = Resampled([question.picture for question in chosen], [question.seed for question in chosen])
-
-    def _ids(self, answer: str) -> tuple[int, ...]:
-        tokenizer = self.vlm.tokenizer
-        return (*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id)
-
-    @staticmethod
-    def _hit(ids: tuple[int, ...], likeliest: torch.Tensor) -> bool:
-        return bool((likeliest[:, 0] == torch.tensor(ids)).all())
+        self.right: list[bool] = []
+        answers = iter(chosen)
+        for about in self.pictures:
+            ids = [ids_of(vlm, next(answers).question.answer) for _ in about.samples]
+            trials.targets[about.key] = wanted = targets(vlm.model, about, ids)
+            self.right += map(likeliest, wanted)
 
     def full(self) -> dict[str, Any]:
         """The full model's accuracy."""
         return self.resampled.proportion(np.array(self.right, dtype=float)).to_dict()
 
-    def marks(self, method: Method) -> Any:
-        """(questions,) 1 where the answer is right."""
-        return self.race.column(method, self.pictures, lambda outcome: float(outcome.agrees))
+    def marks(self, methods: Sequence[Method]) -> Any:
+        """(questions,) share of the settings that answer right."""
+        every = [
+            self.trials.column(method, self.pictures, lambda fidelity: float(fidelity.agrees)) for method in methods
+        ]
+        return np.mean(every, axis=0)
 
-    def row(self, name: str, methods: Sequence[Method], tokens: float, against: Any = None) -> dict[str, Any]:
-        """A setting's accuracy, and how far it is ahead of `against`, (questions,) marks."""
-        marks = np.mean([self.marks(method) for method in methods], axis=0)
-        of_text = np.array([question.question.task in TEXT_TASKS for question in self.chosen])
-        sketched = np.array([question.picture % 2 == 1 for question in self.chosen])
-        row = {
-            "name": name,
-            "method": methods[0].to_dict(),
-            "tokens": round(tokens, 3),
-            "accuracy": self.resampled.proportion(marks).to_dict(),
-            "text": round(float(marks[of_text].mean()), 4),
-            "other": round(float(marks[~of_text].mean()), 4),
-            "scenes": round(float(marks[~sketched].mean()), 4),
-            "sketches": round(float(marks[sketched].mean()), 4),
-        }
-        if against is not None:
-            row["ahead"] = estimate(self.resampled.means(marks - against)).to_dict()
-        return row
+    def accuracy(self, marks: Any) -> dict[str, float]:
+        """The share of right answers."""
+        return self.resampled.proportion(marks).to_dict()
+
+    def ahead(self, marks: Any, others: Any) -> dict[str, float]:
+        """By how much marks are ahead of others, paired."""
+        return estimate(self.resampled.means(marks - others)).to_dict()
+
+
+def ids_of(vlm: Any, answer: str) -> tuple[int, ...]:
+    """An answer's tokens with its end."""
+    return (*vlm.tokenizer(answer, add_special_tokens=False).input_ids, vlm.tokenizer.eos_token_id)
+
+
+def likeliest(target: Target) -> bool:
+    """Whether the full model gives this answer."""
+    return all(first.ids[0] == token for first, token in zip(target.likeliest, target.ids, strict=True))

@@ -14,7 +14,7 @@ LITTLE = 0.02
 
 
 def tables(record: dict[str, Any]) -> str:
-    """A summary, how far settings travel, and a section for each cell of the record."""
+    """A summary, and V2Drop on more seeds."""
     seeds = ", ".join(map(str, record["seeds"]["held-out"]))
     lines = [
         f"Judged on {record['pictures']} pictures of seeds {seeds}, which nothing was tuned on. [ ] are 95 % intervals "
@@ -22,20 +22,13 @@ def tables(record: dict[str, Any]) -> str:
         "",
         *summary(record["cells"]),
     ]
-    if "further" in record:
-        lines += further(record["further"])
-    if "travel" in record:
-        lines += travel(record["travel"])
-    for cell in record["cells"]:
-        lines += section(record, cell)
+    lines += further(record["further"])
     return "\n".join(lines)
 
 
 def summary(cells: list[dict[str, Any]]) -> list[str]:
     """A line for each cell: accuracy by what is tuned."""
     lines = [
-        "## All in one table",
-        "",
         "Right answers, %. *Recovered* is the share of the published schedule's loss against the full model that the "
         "tuned one takes back.",
         "",
@@ -98,7 +91,7 @@ def further(found: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     published = {row["budget"]: row["accuracy"]["value"] for row in found["rows"] if row["name"] == "published"}
-    for row in scheduled(found["rows"]):
+    for row in found["rows"]:
         ahead = interval(row["ahead"], "+") if "ahead" in row else ""
         gained = ""
         if row["name"] != "published":
@@ -108,53 +101,23 @@ def further(found: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def travel(rows: list[dict[str, Any]]) -> list[str]:
-    """V2Drop's settings where they were not tuned."""
+def searches(record: dict[str, Any]) -> str:
+    """What optuna finds, beside what the search of before found, by the pictures of seeds that neither has seen."""
+    seeds = ", ".join(map(str, record["held_out"]))
+    pictures = record["judged"][0]["pictures"]
     lines = [
-        "## How far a setting travels",
+        f"Right answers, %, on {pictures} pictures of seeds {seeds}: the mean of what three searches found, "
+        "each on pictures of its own. *Ahead* is optuna's minus the other's, paired over pictures.",
         "",
-        "V2Drop. At another budget the layers, the shape and the settings stay, and the counts are solved anew.",
-        "",
-        "| setting | tokens | accuracy, % | text, other | scenes, sketches |",
-        "|---|---|---|---|---|",
+        "| method | tokens | questions | full | small grid | own search | optuna | ahead of own | ahead of grid |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
-        cells = (row["name"], f"{row['tokens']:.2f}", interval(row["accuracy"]), *kinds(row))
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, ""]
-
-
-def section(record: dict[str, Any], cell: dict[str, Any]) -> list[str]:
-    """One method at one budget."""
-    search, seeds = cell["search"], record["seeds"]
-    lines = [
-        f"## {cell['method']} at {cell['budget']} tokens",
-        "",
-        f"{cell['tried']} settings on {search['pictures']} pictures of seed {seeds['search']} in {cell['minutes']} "
-        f"minutes ({cell['cpu_minutes']} minutes of one core). Chosen: {cell['chosen']}. Full model: "
-        f"{interval(cell['full'])} on {cell['questions']} questions."
-        f"{'' if cell['complete'] else ' Not all rows are there yet.'}",
-        "",
-        "| setting | tokens | accuracy, % | ahead of published | text, other | scenes, sketches |",
-        "|---|---|---|---|---|---|",
-    ]
-    for row in scheduled(cell["rows"]):
-        ahead = ""
-        if "ahead" in row and row["name"] != "published":
-            ahead = interval(row["ahead"], "+")
-        cells = (row["name"], f"{row['tokens']:.2f}", interval(row["accuracy"]), ahead, *kinds(row))
-        lines.append(f"| {' | '.join(cells)} |")
-    lines.append("")
-    by_name = {row["name"]: row for row in cell["rows"]}
-    for name in ("published", "small grid", "tuned"):
-        if name in by_name:
-            lines += [f"{name}: `{short(by_name[name]['method'])}`", ""]
-    return lines
-
-
-def scheduled(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without the rows of thresholds in the place of counts, which foveate had when the record was made."""
-    return [row for row in rows if not row["name"].startswith("adaptive")]
+    for cell in record["judged"]:
+        accuracy, ahead = cell["accuracy"], cell["ahead"]
+        shown = [interval(cell["full"]), *(interval(accuracy[by]) for by in ("small grid", "own search", "optuna"))]
+        shown += [interval(ahead[by], "+") for by in ("own search", "small grid")]
+        lines.append(f"| {cell['method']} | {cell['budget']} | {cell['questions']} | {' | '.join(shown)} |")
+    return "\n".join(lines)
 
 
 def kinds(row: dict[str, Any]) -> tuple[str, str]:
@@ -169,24 +132,13 @@ def interval(estimate: dict[str, float], sign: str = "") -> str:
     return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
 
 
-def short(method: dict[str, Any]) -> str:
-    """A setting without what is off."""
-    words = []
-    for name, value in method.items():
-        if name == "method" or value in (None, False, "sample", 0):
-            continue
-        if isinstance(value, list):
-            value = ", ".join(f"{part:.3g}" if isinstance(part, float) else str(part) for part in value)
-        words.append(f"{name}={value}")
-    return "; ".join(words)
-
-
 def parts() -> dict[str, str]:
     """What stands between the marks of the page, by their name."""
-    found, batches = (
-        json.loads((HERE / name).read_text(encoding="utf-8")) for name in ("embedded.json", "batching.json")
+    found, compared, batches = (
+        json.loads((HERE / name).read_text(encoding="utf-8"))
+        for name in ("embedded.json", "search.json", "batching.json")
     )
-    return {"tables": tables(found), "batching": batching(batches)}
+    return {"tables": tables(found), "searches": searches(compared), "batching": batching(batches)}
 
 
 def marked(name: str, text: str) -> str:

@@ -26,14 +26,13 @@ _HOMES = {
     "drop": "foveate.engine.session",
     "remove": "foveate.engine.session",
     "Trace": "foveate.engine.trace",
-    "Stage": "foveate.engine.trace",
+    "StageRecord": "foveate.engine.trace",
     "Cost": "foveate.cost",
     "cost": "foveate.cost",
     "Cut": "foveate.core.cut",
     "Method": "foveate.contract.method",
     "Preset": "foveate.contract.method",
     "Family": "foveate.families.base",
-    "Record": "foveate.tune",
     "Tuned": "foveate.tune",
     "tune": "foveate.tune",
     "families": "foveate.registry",
@@ -89,7 +88,7 @@ if TYPE_CHECKING:
     from foveate.core.cut import Cut
     from foveate.cost import Cost, cost
     from foveate.engine.session import apply, drop, remove
-    from foveate.engine.trace import Stage, Trace
+    from foveate.engine.trace import StageRecord, Trace
     from foveate.errors import (
         BudgetError,
         FoveateError,
@@ -110,4 +109,4 @@ if TYPE_CHECKING:
     from foveate.methods.v2drop import V2Drop
     from foveate.methods.visiondrop import VisionDrop
     from foveate.registry import families, methods, preset, presets, register_family, register_method
-    from foveate.tune import Record, Tuned, tune
+    from foveate.tune import Tuned, tune

@@ -1,101 +1,62 @@
-"""The index: which methods, presets and families there are, readable without torch.
+"""The list of methods, presets and families, readable without torch.
 
-`make index` writes `index.json` from the classes themselves, with a SHA-256 of every source file that decides what it
-says. Where a file differs, or methods or families come from other packages or were registered, the index is not used
-and the classes are asked, so that the answer is always theirs.
+`make index` writes `index.json` from the classes, and a test compares the two. Methods and families of other packages
+are not in it, nor is a method's file that is newer: then the classes are asked, which takes some seconds.
 """
 
 import dataclasses
-import hashlib
 import json
+import re
 import sys
 import types
 from collections.abc import Iterable, Mapping
-from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["FILE", "contents", "digests", "stored", "summary", "write"]
+__all__ = ["FILE", "contents", "is_complete", "listed", "stored", "summary", "write"]
 
-PACKAGE = Path(__file__).parent
-FILE = PACKAGE / "index.json"
-SOURCES = ("contract/*.py", "methods/*.py", "families/*.py", "core/*.py", "registry.py", "support.py", "_index.py")
+FILE = Path(__file__).with_name("index.json")
+METHODS = FILE.with_name("methods")
 GROUPS = ("foveate.methods", "foveate.families")
+POSITIONS = 'Whether rows are numbered anew after a cut ("reindex"), or keep their position ids ("keep")'
 UNKNOWN_COUNT = 1000  # of vision tokens; a preset that fits any count has its share computed at this one
 
 
-def stored() -> dict[str, Any] | None:
-    """What the index says; None where it may be wrong: other sources, or methods and families from elsewhere."""
-    if _registered():
-        return None
-    index = _read(FILE)
-    if index is None or _from_other_packages():
-        return None
+def listed() -> dict[str, Any]:
+    """What there is: methods, presets and families, each as plain values."""
+    index = stored()
+    return index if is_complete(index) else contents()
+
+
+def stored() -> dict[str, Any]:
+    """What the list says."""
+    index: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
     return index
 
 
-@cache
-def _read(file: Path) -> dict[str, Any] | None:
-    """The index in a file, if it was made from the sources as they are."""
-    try:
-        index: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if index.pop("sources", None) != digests():
-        return None
-    return index
-
-
-def digests() -> dict[str, str]:
-    """The SHA-256 of every source file that decides what is in the index, by its path in the package."""
-    paths = sorted(path for pattern in SOURCES for path in PACKAGE.glob(pattern))
-    return {path.relative_to(PACKAGE).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-
-
-def _registered() -> bool:
-    """Whether a method or a family was registered in this process."""
-    catalogue = sys.modules.get("foveate.contract.catalogue")
-    registry = sys.modules.get("foveate.registry")
-    return bool(getattr(catalogue, "extra", None) or getattr(registry, "_extra_families", None))
-
-
-@cache
-def _from_other_packages() -> bool:
-    """Whether an installed package brings methods or families."""
-    from importlib.metadata import entry_points
-
-    points = entry_points()
-    return any(points.select(group=group) for group in GROUPS)
+def is_complete(index: Mapping[str, Any]) -> bool:
+    """Whether the list has every method's file, and no other package brings methods or families."""
+    files = {path.stem for path in METHODS.glob("*.py") if "\nMETHOD = " in path.read_text(encoding="utf-8")}
+    names = {method["name"] for method in index["methods"]}
+    return files == names and not any(entry_points(group=group) for group in GROUPS)
 
 
 # -- from the classes -----------------------------------------------------------------------------------------
 
 
-def contents(parts: Iterable[str] = ("methods", "presets", "families")) -> dict[str, Any]:
+def contents() -> dict[str, Any]:
     """What the classes say, as JSON has it: lists in the place of tuples."""
-    makers = {"methods": _methods, "presets": _presets, "families": _families}
-    values = {part: makers[part]() for part in parts}
-    plain: dict[str, Any] = json.loads(json.dumps(values, default=repr))
-    return plain
-
-
-def _methods() -> list[dict[str, Any]]:
-    from foveate.registry import methods
-
-    return [_method(name, kind) for name, kind in sorted(methods().items())]
-
-
-def _presets() -> list[dict[str, Any]]:
-    from foveate.registry import presets
-
-    return [_preset(preset) for preset in presets().values()]
-
-
-def _families() -> list[dict[str, Any]]:
-    from foveate.registry import families, support
+    from foveate.registry import families, methods, presets, support
 
     table = support()
-    return [_family(name, kind, table[name]) for name, kind in sorted(families().items())]
+    values = {
+        "methods": [_method(name, kind) for name, kind in sorted(methods().items())],
+        "presets": [_preset(preset) for preset in presets().values()],
+        "families": [_family(name, kind, table[name]) for name, kind in sorted(families().items())],
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=repr))
+    return plain
 
 
 def _method(name: str, kind: Any) -> dict[str, Any]:
@@ -103,15 +64,32 @@ def _method(name: str, kind: Any) -> dict[str, Any]:
 
     hints = get_type_hints(kind, include_extras=True)
     fields = dataclasses.fields(kind)
+    usual = {"keep": getattr(kind, "usual_keep", None), "targets": getattr(kind, "usual_targets", None)}
+    usual[getattr(kind, "layers_setting", "layers")] = getattr(kind, "usual_layers", None)
     return {
         "name": name,
         "summary": summary(kind),
         "settings": {field.name: _default(field) for field in fields},
         "types": {field.name: _words(hints[field.name]) for field in fields},
-        "schedule": list(kind.schedule),
+        "meanings": _meanings(kind),
+        "usual": {field.name: usual[field.name] for field in fields if usual.get(field.name) is not None},
         "takes_budget": takes_budget(kind),
-        "presets": len(kind.presets),
     }
+
+
+def _meanings(kind: Any) -> dict[str, str]:
+    """What each setting means, from the docstrings of its class and of those that it is built on."""
+    from docstring_parser import parse
+
+    meanings: dict[str, str] = {}
+    for base in kind.__mro__:
+        for entry in parse(base.__doc__ or "").params:
+            text = " ".join((entry.description or "").split()).replace("See `Positions`", POSITIONS)
+            for name in entry.arg_name.split(", "):
+                if meanings.get(name, "See `").startswith("See `"):  # of the class that is named there
+                    meanings[name] = text
+    fields = dataclasses.fields(kind)
+    return {field.name: re.sub(r"`|\*\b|\b\*", "", meanings.get(field.name, "")) for field in fields}  # no markup
 
 
 def _default(field: "dataclasses.Field[Any]") -> Any:
@@ -128,19 +106,14 @@ def _preset(preset: Any) -> dict[str, Any]:
 
     count = preset.vision_tokens or UNKNOWN_COUNT
     plan = preset.method.plan(preset.depth, (count,))
-    mean = retention = None
-    if plan is not None:
-        mean = mean_tokens(plan)
-        retention = mean / count
-    if preset.vision_tokens is None:
-        mean = None
+    mean = None if plan is None else mean_tokens(plan)
     return {
         "name": preset.name,
         "setting": preset.method.to_dict(),
         "depth": preset.depth,
         "vision_tokens": preset.vision_tokens,
-        "mean_tokens": mean,
-        "retention": retention,
+        "mean_tokens": None if preset.vision_tokens is None else mean,
+        "retention": None if mean is None else mean / count,
         "source": preset.source,
     }
 
@@ -180,36 +153,23 @@ def _words(hint: Any) -> str:
     if origin in (Union, types.UnionType):
         return _either(_words(part) for part in get_args(hint))
     if origin is tuple:
-        return _several(_words(get_args(hint)[0]))
+        word = _words(get_args(hint)[0])
+        return f"lists of {word}" if word.endswith("s") else f"{word}s"
     return WORDS.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def _several(word: str) -> str:
-    if word.endswith("s"):
-        return f"lists of {word}"
-    return f"{word}s"
 
 
 def _either(words: Iterable[str]) -> str:
     *others, last = dict.fromkeys(words)
-    if not others:
-        return last
-    return f"{', '.join(others)} or {last}"
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def write() -> None:
-    """Write the index, from the classes as they are: a line for each source, method, preset and family."""
-    lines = [f'"{name}": [\n{_joined(map(_json, rows))}\n]' for name, rows in contents().items()]
-    sources = _joined(f"{_json(path)}: {_json(digest)}" for path, digest in digests().items())
-    FILE.write_text(f'{{\n"sources": {{\n{sources}\n}},\n{_joined(lines)}\n}}\n', encoding="utf-8")
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _joined(lines: Iterable[str]) -> str:
-    return ",\n".join(lines)
+    """Write the list, from the classes as they are: a line for each method, preset and family."""
+    parts = []
+    for name, rows in contents().items():
+        lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+        parts.append(f'"{name}": [\n{lines}\n]')
+    FILE.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

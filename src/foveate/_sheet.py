@@ -83,6 +83,20 @@ class Sheet:
             return SECTION
         return (*row, *[""] * missing)
 
+    def filled(self, without: Sequence[str] = ()) -> "Sheet":
+        """The same without the columns that have no text in any row, and without those of these heads."""
+        kept = [
+            place
+            for place, column in enumerate(self.columns)
+            if column.head not in without and any(row and row[place] for row in self.rows)
+        ]
+        rows = [[row[place] for place in kept] if row else SECTION for row in self.rows]
+        return Sheet(self.title, [self.columns[place] for place in kept], rows, self.notes)
+
+    def noted(self, notes: Sequence[str]) -> "Sheet":
+        """The same with these lines below it."""
+        return Sheet(self.title, self.columns, self.rows, notes)
+
     def __repr__(self) -> str:
         filled = [row for row in self.rows if row]
         return f"Sheet({self.title!r}, {len(self.columns)} columns, {len(filled)} rows)"
@@ -101,6 +115,13 @@ class Sheet:
         console.print(self, width=max(width, needed), crop=False)
         lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
         return "\n".join(line.rstrip() for line in lines).strip("\n")
+
+    def to_markdown(self) -> str:
+        """The table as Markdown, without its title and notes; a gap between rows is left out."""
+        marks = {"left": "---", "right": "---:"}
+        heads = [column.head for column in self.columns]
+        lines = [heads, [marks[column.justify] for column in self.columns], *(row for row in self.rows if row)]
+        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
     def to_html(self) -> str:
         """The table as HTML without classes or scripts, in the colours of the page around it."""

@@ -20,13 +20,12 @@ __all__ = [
     "Written",
     "members_in",
     "method_name",
-    "no_method",
-    "no_preset",
     "no_setting",
     "pair_of",
     "parsed",
     "read_json",
     "settings_in",
+    "unknown",
     "unquoted",
     "written",
 ]
@@ -195,16 +194,11 @@ def parsed(text: str) -> Any:
 # -- names that there are not ---------------------------------------------------------------------------------
 
 
-def no_method(name: str, methods: Iterable[str]) -> UnknownNameError:
-    """The error for a method that is not among these."""
-    return UnknownNameError(f"No method {brief(name)}. There are: {', '.join(sorted(methods))}.")
-
-
-def no_preset(name: str, presets: Iterable[str]) -> UnknownNameError:
-    """The error for a preset that is not among these; it names the nearest."""
-    near = difflib.get_close_matches(name, sorted(presets), n=4, cutoff=0.3)
-    similar = f" Similar names: {', '.join(near)}." if near else ""
-    return UnknownNameError(f"No preset {brief(name)}.{similar} For all, run: foveate presets.")
+def unknown(what: str, name: str, names: Iterable[str], command: str) -> UnknownNameError:
+    """The error for a name that is not among these: the nearest of them, and the command that lists all."""
+    near = difflib.get_close_matches(name, sorted(names), n=3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return UnknownNameError(f"No {what} {brief(name)}.{hint} For all, run: {command}.")
 
 
 def no_setting(method: str, name: str, settings: Iterable[str]) -> SettingError:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import foveate as fv
-from foveate.app.limits import Limits, opened
+from foveate.app.subjects import opened
 from tests.app.serving import Served
 from tests.cli.conftest import save_tiny_llava
 
@@ -31,7 +31,7 @@ def picture(tmp_path):
 
 @pytest.fixture
 def subject(picture):
-    return opened(picture, Limits())
+    return opened(picture)
 
 
 @pytest.fixture(scope="module")  # an idle page takes 2 % of a core: it does not wait for other files

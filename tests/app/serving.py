@@ -61,8 +61,9 @@ class Served:
         """The same, as it comes."""
         place = urlsplit(self.url)
         connection = http.client.HTTPConnection(place.hostname, place.port, timeout=60)
-        connection.putrequest(method, path, skip_host=False, skip_accept_encoding=True)
-        for name, value in (headers or {}).items():
+        headers = headers or {}
+        connection.putrequest(method, path, skip_host="Host" in headers, skip_accept_encoding=True)
+        for name, value in headers.items():
             connection.putheader(name, value)
         if body is not None:
             connection.putheader("Content-Length", str(len(body)))
@@ -78,12 +79,16 @@ class Served:
         (number,) = {one["id"] for one in called if parts[name] in [part for part, _ in one["targets"]]}
         return number
 
-    def upload(self, path):
-        """Upload a file: what an event calls it."""
+    def uploaded(self, path):
+        """Upload a file: the status and bytes of the answer."""
         head = f'--b\r\nContent-Disposition: form-data; name="files"; filename="{path.name}"\r\n\r\n'
         body = head.encode() + path.read_bytes() + b"\r\n--b--\r\n"
-        _, _, answer = self.get("/gradio_api/upload", "POST", body, {"Content-Type": "multipart/form-data; boundary=b"})
-        (there,) = json.loads(answer)
+        kind = {"Content-Type": "multipart/form-data; boundary=b"}
+        return self.get("/gradio_api/upload", "POST", body, kind)[::2]
+
+    def upload(self, path):
+        """Upload a file: what an event calls it."""
+        (there,) = json.loads(self.uploaded(path)[1])
         return {"path": there, "orig_name": path.name, "meta": {"_type": "gradio.FileData"}}
 
     def use(self, name, *data):

@@ -2,9 +2,9 @@
 
 import pytest
 
-from foveate.app.answers import FULL, Reply, Shelf, answer
-from foveate.app.cards import cards
-from foveate.app.places import panels, places_of, stop_words
+from foveate.app.answers import FULL, Reply, answered, cards
+from foveate.app.kept import data_url, stops_of
+from foveate.viz.mosaic import plain_panel
 
 QUESTION = "What is this ?"
 EVIL = "<script>alert(1)</script>"
@@ -12,8 +12,8 @@ EVIL = "<script>alert(1)</script>"
 
 def asked(vlm, subject, *names):
     made = []
-    for name in (None, *names):
-        made.append(list(answer(vlm, Shelf(), subject, QUESTION, name, name and 0.4, max_new_tokens=3))[-1])
+    for name in (FULL, *names):
+        made.append(list(answered(vlm, subject, QUESTION, name, 0.4, 3))[-1])
     return made
 
 
@@ -21,7 +21,7 @@ def asked(vlm, subject, *names):
 def replies(vlm, tmp_path_factory):
     from PIL import Image
 
-    from foveate.app.limits import opened
+    from foveate.app.subjects import opened
 
     path = tmp_path_factory.mktemp("cards") / "p.png"
     Image.effect_mandelbrot((84, 84), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(path)
@@ -43,61 +43,62 @@ def test_a_card_says_what_the_answer_took(replies):
     assert "The right answer is <b>seven</b>." in page
 
 
-def test_an_answer_on_its_way_an_error_and_a_reused_picture_are_told_apart():
-    page = cards([Reply(FULL, "a wo"), Reply("v2drop", error="no budget"), Reply("random", reused=True)])
+def test_an_answer_on_its_way_and_an_error_are_told_apart():
+    page = cards([Reply(FULL, "a wo"), Reply("v2drop", error="no budget"), Reply("random")])
     assert page.count("fv-waiting") == 2
     assert "a wo" in page
     assert "role='alert'>no budget" in page
-    assert "picture seen before" in page
     assert "right answer" not in page
 
 
 def test_nothing_that_is_shown_is_read_as_html(vlm, replies):
     subject, made = replies
     page = cards([Reply(EVIL, EVIL), Reply(EVIL, error=EVIL)], EVIL)
-    places = places_of(subject, [made[0], Reply(EVIL, answer=made[1].answer)])
-    for shown in (page, panels(places, 1), stop_words(places, 1)):
+    stop = stops_of(subject, [made[0], Reply(EVIL, answer=made[1].answer)])[1]
+    for shown in (page, stop.panels, stop.words):
         assert "<script" not in shown
-    assert "&lt;script&gt;" in panels(places, 1)
+    assert "&lt;script&gt;" in stop.panels
+
+
+def dropping_stages(replies):
+    return [stage for reply in replies for stage in reply.answer.trace.stages if stage.after[0] < stage.before[0]]
 
 
 def test_the_slider_stops_wherever_something_was_dropped(replies):
     subject, made = replies
-    places = places_of(subject, made)
-    dropped = [stage for reply in made[1:] for stage in reply.answer.trace.stages if stage.after[0] < stage.before[0]]
-    assert len(places.stops) == len({stage.place for stage in dropped}) > 2
-    assert places.stops == sorted(places.stops)
-    words = [places.words(stop) for stop in range(len(places.stops) + 1)]
-    assert words[0] == "the picture"
+    stops = stops_of(subject, made)
+    dropped = dropping_stages(made[1:])
+    assert len(stops) == 1 + len({stage.place for stage in dropped}) > 3
+    words = [stop.words for stop in stops]
+    assert words[:2] == ["The picture", "In the projector"]
     layers = sorted(stage.layer for stage in dropped if stage.layer)
-    assert words[-len(layers) :] == [f"before decoder layer {layer} of 32" for layer in layers]
+    assert words[2:] == [f"Before decoder layer {layer} of 32" for layer in layers]
 
 
 def test_a_panel_shows_what_was_left_at_the_stop(replies):
     subject, made = replies
-    places = places_of(subject, made)
-    v2drop = next(kept for kept in places.kept if kept.name == "v2drop")
-    assert panels(places, 0).count(places.plain) == 3
-    last = panels(places, len(places.stops))
-    assert f"{v2drop.stages[-1][1]} of 36 tokens" in last
-    assert v2drop.stages[-1][2] in last
-    assert v2drop.stages[0][2] not in last
-    for stop in range(1, len(places.stops) + 1):
-        assert panels(places, stop).count("<figure ") == 3
-    assert panels(places, 99) == panels(places, 0)
+    stops = stops_of(subject, made)
+    plain = data_url(plain_panel(subject.pictures, 360))
+    assert stops[0].panels.count(plain) == 3
+    assert stops[-1].panels.count(plain) == 1
+    for stop in stops:
+        assert stop.panels.count("<figure ") == 3
+    (_, *layers) = [stage.after[0] for stage in dropping_stages([made[1]])]
+    assert f"<b>v2drop</b> {layers[-1]} of 36 tokens" in stops[-1].panels
+    (pooled,) = dropping_stages([made[2]])
+    assert all(f"<b>averagepool</b> {pooled.after[0]} of 36 tokens" in stop.panels for stop in stops[1:])
 
 
 def test_before_anything_is_asked_there_is_the_picture_alone(subject):
-    places = places_of(subject)
-    assert places.stops == []
-    assert panels(places, 0).count("<figure ") == 1
-    assert "Dark and hatched" not in panels(places, 0)
-    assert stop_words(places, 0) == ""
+    (stop,) = stops_of(subject)
+    assert stop.words == "The picture"
+    assert stop.panels.count("<figure ") == 1
+    assert "Dark and hatched" not in stop.panels
 
 
 def test_a_method_whose_tokens_have_no_place_says_so(replies, monkeypatch):
     subject, made = replies
     record = made[1].answer.trace.history[0]
     monkeypatch.setitem(record.__dict__, "boxes", [[None]])
-    places = places_of(subject, made[:2])
-    assert "is not known" in panels(places, 0)
+    (stop,) = stops_of(subject, made[:2])
+    assert "is not known" in stop.panels

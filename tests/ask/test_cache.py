@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.ask.cache import kv_bytes
+from foveate.ask.answer import kv_bytes
 from tests.models import FAMILIES, TINY, batch, cached, generate, tiny
 
 NEW = 6

@@ -7,7 +7,7 @@ import torch
 
 import foveate as fv
 from foveate import embedded
-from foveate.ask.choices import begin_alike, log_probabilities, tokens_of
+from foveate.ask.answering import begin_alike, log_probabilities, tokens_of
 from tests.ask.conftest import prompt_of, random_vlm
 from tests.methods.test_mustdrop import EXAMPLES
 from tests.models import TINY, batch, generate, tiny
@@ -200,8 +200,10 @@ def test_choices_need_no_picture(vlm):
 @pytest.mark.parametrize(
     ("choices", "says"),
     [
-        ("yes", "choices are two texts or more; got 'yes'"),
-        (["yes"], r"two texts or more; got \['yes'\]"),
+        ("yes", "choices are two texts or more, in a list; got 'yes'"),
+        (["yes"], r"got \['yes'\]"),
+        ({"yes", "no"}, "in a list"),
+        (["yes", 2], "A choice is a text; got 2"),
         (["yes", ""], "Every choice has a token at least; got ''"),
         (["yes", "yes"], "Every choice has tokens of its own"),
     ],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foveate.ask import conversation as module
+from foveate.ask import media as module
 from foveate.ask.conversation import Conversation
 from foveate.ask.pictures import Picture, load_picture
 from foveate.errors import InputError, UnsupportedError
@@ -138,7 +138,7 @@ def test_a_picture_shows_the_same_as_a_file_an_object_and_a_data_url(tmp_path):
 @pytest.mark.parametrize("url", ["http://example.org/cat.png", "https://example.org/cat.png"])
 def test_nothing_is_downloaded(url):
     for kind in ("image", "video"):
-        with pytest.raises(UnsupportedError, match=r"Nothing is downloaded by itself: fetch http.* first"):
+        with pytest.raises(InputError, match=r"Nothing is downloaded by itself: fetch http.* first"):
             conversation(user({"type": kind, "url": url}))
 
 

@@ -258,7 +258,7 @@ def test_a_mistake_of_our_own_is_not_hidden(vlm, demo, monkeypatch):
     def mistaken(*_):
         raise TypeError("a mistake of our own")
 
-    monkeypatch.setattr("foveate.ask.templates._slot", mistaken)
+    monkeypatch.setattr("foveate.ask.preparing._slot", mistaken)
     with pytest.raises(TypeError, match="a mistake of our own"):
         vlm.ask(demo, "What ?")
 

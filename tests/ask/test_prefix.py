@@ -15,6 +15,9 @@ from torch import Tensor
 
 import foveate as fv
 from foveate import embedded
+from foveate.ask.conversation import Conversation
+from foveate.ask.pictures import Picture
+from foveate.ask.prefix import Wording
 from tests.ask.conftest import image, text, user
 from tests.films import film
 
@@ -201,14 +204,14 @@ def test_an_empty_question_is_refused(prefix, question):
 
 @pytest.mark.parametrize("question", [None, 3, ("What?",)])
 def test_a_question_that_is_no_text_is_refused(prefix, question):
-    with pytest.raises(fv.SettingError, match="A question is a text"):
+    with pytest.raises(fv.SettingError, match="The question is a text"):
         prefix.ask(question)
 
 
 def test_half_a_letter_and_a_placeholder_are_refused(prefix):
     with pytest.raises(fv.InputError, match="no text of Unicode"):
         prefix.ask("What \ud800?")
-    with pytest.raises(fv.InputError, match="placeholder of another picture"):
+    with pytest.raises(fv.InputError, match="The text holds '<image>'"):
         prefix.ask("What is <image>?")
 
 
@@ -216,9 +219,9 @@ def test_half_a_letter_and_a_placeholder_are_refused(prefix):
     "setting", ["assistant_model", "prompt_lookup_num_tokens", "use_cache", "past_key_values", "num_return_sequences"]
 )
 def test_settings_that_would_give_wrong_tokens_are_refused(prefix, setting):
-    with pytest.raises(fv.SettingError, match=f"takes no {setting}: "):
+    with pytest.raises(fv.SettingError, match=f"has no setting {setting}"):
         prefix.ask("What?", **{setting: None})
-    with pytest.raises(fv.SettingError, match=f"takes no {setting}: "):
+    with pytest.raises(fv.SettingError, match=f"has no setting {setting}"):
         prefix.ask_many(["What?"], **{setting: None})
 
 
@@ -450,10 +453,6 @@ def test_a_template_that_begins_otherwise_later_is_refused(vlm, picture, monkeyp
 
 def test_what_the_processor_writes_behind_a_picture_is_found(vlm):
     """Gemma 3's closes a picture with a token and two line breaks, which a tokenizer may join with the question's."""
-    from foveate.ask.conversation import Conversation
-    from foveate.ask.pictures import Picture
-    from foveate.ask.wording import Wording
-
     model = with_template(vlm, TEMPLATES["nothing else"])
     conversation = Conversation.about([Picture(None, Image.new("RGB", (8, 8)))], "")
     conversation = conversation.without_last_text()
@@ -462,15 +461,13 @@ def test_what_the_processor_writes_behind_a_picture_is_found(vlm):
         return model.tokenizer(f"{'<image>' * 4}</s>\n\n{question}").input_ids
 
     wording = Wording.of(model, conversation, "Is it?", torch.tensor(ids_of("Is it?")))
-    assert wording.closing == "</s>\n\n"
+    assert wording.closing == "<image></s>\n\n"
     for question in ("\nWhat?", "What?", " ?"):
         rest = wording.rest(model, conversation.with_text(question))
         assert rest[0].tolist() == ids_of(question)[5:]
 
 
 def test_ids_that_cannot_be_had_without_the_picture_are_refused(vlm, picture, monkeypatch):
-    from foveate.ask import wording
-
-    monkeypatch.setattr(wording, "_closings", lambda *_: ["another closing"])
+    monkeypatch.setattr(Wording, "ids", lambda *_: [7])
     with pytest.raises(fv.UnsupportedError, match="cannot be made without the picture"):
         vlm.look(picture)

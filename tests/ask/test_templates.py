@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from foveate.ask.conversation import Conversation
-from foveate.ask.templates import check_protocol, encode
+from foveate.ask.preparing import check_protocol, encode
 from foveate.errors import UnknownNameError, UnsupportedError
 from foveate.video import Clip
 from tests.ask.conftest import user

@@ -100,7 +100,7 @@ def test_the_frames_of_a_clip_go_in_as_pictures_and_a_warning_says_so(vlm, scene
 @pytest.mark.parametrize(
     ("media", "says"),
     [
-        (np.zeros((4, 4), np.uint8), r"shape \(height, width, 3\), uint8; got \(4, 4\), uint8"),
+        (np.zeros((4, 4), np.uint8), r"got \(4, 4\), uint8"),
         (np.zeros((4, 4, 3), np.float32), "float32"),
         (7, "a path, a PIL picture, an array or a clip; got a int"),
         ("nowhere.png", r"nowhere\.png cannot be read"),
@@ -138,7 +138,7 @@ def test_a_picture_may_come_in_a_data_url(vlm):
 
 
 def test_nothing_is_fetched_from_the_net(vlm):
-    with pytest.raises(fv.UnsupportedError, match="Nothing is downloaded by itself"):
+    with pytest.raises(fv.InputError, match="Nothing is downloaded by itself"):
         vlm.ask(messages=[user({"type": "image", "url": "https://example.org/a.png"}, text(QUESTION))])
 
 
@@ -166,7 +166,7 @@ def test_messages_take_the_place_of_media_and_prompt(vlm, demo):
 
 
 def test_an_unknown_setting_is_a_mistake(vlm, demo):
-    with pytest.raises(TypeError, match="max_tokens"):
+    with pytest.raises(fv.SettingError, match="max_tokens"):
         vlm.ask(demo, QUESTION, max_tokens=3)
 
 
@@ -474,7 +474,6 @@ def test_images_are_told_apart_by_what_stands_between_them(monkeypatch):
     ("arguments", "says"),
     [
         ({"prompt": 5}, "The question is a text; got 5"),
-        ({"prompt": QUESTION, "choices": [1, 2]}, "choices are two texts or more"),
         ({"prompt": QUESTION, "method": "v2drop", "retention": "a third"}, "retention must be a number; got 'a third'"),
         ({"prompt": QUESTION, "method": "v2drop", "tokens": True}, "tokens must be a number; got True"),
     ],

@@ -43,6 +43,11 @@ class Memory(memory.Memory):
             self.largest = size // tensor.element_size()
             self.where = f"{function} {tuple(tensor.shape)}"
 
+    @property
+    def left(self):
+        """Bytes that live still."""
+        return sum(size for storage, size in self._live.values() if not storage.expired())
+
 
 SIZED_BY_VALUES = {
     aten.nonzero.default,

@@ -14,16 +14,17 @@ from benchmarks.quality import agree, run, table
 import foveate as fv
 from foveate import embedded
 from foveate.contract.naming import kinds_of
-from foveate.embedded.questions import TASKS
+from foveate.embedded import TASKS
 from foveate.methods.chains import PRESETS
 
 ROOT = Path(__file__).parents[2]
 RECORD = json.loads((ROOT / "benchmarks/quality/embedded.json").read_text())
 COVERED = (*run.rows(), *table.CONTROLS)
 """Rows that the record must have."""
+QUALITY = table.quality_of(RECORD)
 CELLS = {
-    (cell["name"], round(576 * (cell["retention"] if cell["budget"] is None else cell["budget"]))): cell
-    for cell in RECORD["cells"]
+    (row["name"], round(576 * (row["retention"] if row["budget"] is None else row["budget"]))): row
+    for row in QUALITY.settings
 }
 
 
@@ -40,16 +41,16 @@ def test_the_figures_are_of_the_shipped_weights():
 
 
 def test_every_method_of_the_record_stands_at_every_budget_or_names_its_floor():
-    floors = {(cell["name"], round(576 * cell["budget"])) for cell in RECORD["infeasible"]}
+    floors = {(row["name"], round(576 * row["budget"])) for row in QUALITY.infeasible}
     for budget in run.BUDGETS:
         for name in COVERED:
             if name.startswith("chain/"):  # at what it spends
                 continue
             assert ((name, budget) in CELLS) != ((name, budget) in floors), (name, budget)
-    for cell in RECORD["cells"]:
-        if cell["name"] == "random":
-            assert len(cell["draws"]) >= 3
-        assert set(cell["tasks"]) == set(TASKS)
+    for row in QUALITY.settings:
+        if row["name"] == "random":
+            assert len(row["draws"]) >= 3
+        assert set(QUALITY.tasks_of(row)) == set(TASKS)
 
 
 def test_every_method_that_works_on_pictures_is_asked():
@@ -58,36 +59,36 @@ def test_every_method_that_works_on_pictures_is_asked():
     assert set(fv.methods()) - asked - set(table.CONTROLS) == {"dycoke", "evs", "finalkv"}
     chains = {preset.name for preset in PRESETS}
     assert (
-        {row for row in run.rows() if row.startswith("chain/")} == chains <= {cell["name"] for cell in RECORD["cells"]}
+        {row for row in run.rows() if row.startswith("chain/")} == chains <= {row["name"] for row in QUALITY.settings}
     )
 
 
 def test_there_are_enough_questions_for_four_points():
-    assert RECORD["questions"] >= 500
-    halves = [(cell["accuracy"]["high"] - cell["accuracy"]["low"]) / 2 for cell in RECORD["cells"]]
+    assert QUALITY.full["questions"] >= 500
+    halves = [(row["accuracy_high"] - row["accuracy_low"]) / 2 for row in QUALITY.settings]
     assert median(halves) < 0.045
 
 
 def test_the_record_has_three_seeds_and_their_counts():
-    assert len(set(RECORD["seeds"])) == len(RECORD["by_seed"]["pictures"]) >= 3
-    for task, count in RECORD["counts"].items():
-        assert sum(RECORD["by_seed"]["counts"][task]) == count
-        for figures in (RECORD["full"], *RECORD["cells"]):
-            draws = len(figures.get("draws", ())) or 1
-            share = sum(figures["right"][task]) / (count * draws)
-            assert share == pytest.approx(figures["tasks"][task]["value"], abs=1e-3)
+    assert len(set(RECORD["seeds"])) >= 3
+    for row in (QUALITY.full, *QUALITY.settings):
+        for task in QUALITY.tasks_of(row).values():
+            assert len(task["asked"]) == len(RECORD["seeds"])
+            assert sum(task["asked"]) == task["questions"]
+            share = sum(task["right"]) / (task["questions"] * (len(row.get("draws", ())) or 1))
+            assert share == pytest.approx(task["accuracy"], abs=1e-3)
 
 
 def test_dropping_has_a_price_here():
     """What the model must show to be of any use: tokens matter, and which tokens does too."""
-    full = RECORD["full"]["tasks"]
-    lost = [task for task in TASKS if full[task]["value"] - CELLS["random", 64]["tasks"][task]["value"] >= 0.15]
+    full, random = QUALITY.tasks_of(QUALITY.full), QUALITY.tasks_of(CELLS["random", 64])
+    lost = [task for task in TASKS if full[task]["accuracy"] - random[task]["accuracy"] >= 0.15]
     assert len(lost) >= 4
     for budget in (192, 128, 64):
         ours, reversed_ = CELLS["v2drop", budget], CELLS["v2drop:reverse=true", budget]
-        assert ours["against"]["random"]["low"] > 0
-        assert reversed_["accuracy"]["high"] < ours["accuracy"]["low"]
-        assert budget == 64 or reversed_["against"]["random"]["high"] < 0
+        assert ours["minus_random_low"] > 0
+        assert reversed_["accuracy_high"] < ours["accuracy_low"]
+        assert budget == 64 or reversed_["minus_random_high"] < 0
         for other in ("metric=l1", "metric=cosine", "layers=3"):
             assert (f"v2drop:{other}", budget) in CELLS
 
@@ -104,16 +105,18 @@ def test_the_table_says_which_seeds_and_what_an_accuracy_hides():
     record = deepcopy(RECORD)
     assert "(3 seeds: 0, 1, 2; intervals over pictures and seeds)" in table.table(record | {"seeds": [0, 1, 2]})
     assert "(one seed, 7; intervals over its pictures)" in table.table(record | {"seeds": [7]})
-    for cell in record["cells"]:
-        for task, figure in cell["tasks"].items():
-            figure["value"] = record["full"]["tasks"][task]["value"]
-    (ours,) = (cell for cell in record["cells"] if cell["name"] == "v2drop" and round(576 * cell["budget"]) == 64)
+    quality = table.quality_of(record)
+    full = quality.tasks_of(quality.full)
+    for row in record["rows"]:
+        if row["task"] is not None:
+            row["accuracy"] = full[row["task"]]["accuracy"]
+    (ours,) = (row for row in quality.settings if row["name"] == "v2drop" and round(576 * row["budget"]) == 64)
     assert "| uniform |" not in table.table(record | {"seeds": [7]}, ["v2drop", "random"])
     assert "† Hides" not in table.table(record | {"seeds": [7]})
-    ours["tasks"]["read text"]["value"] = 0.04
-    full = record["full"]["tasks"]["read text"]["value"]
+    quality.tasks_of(ours)["read text"]["accuracy"] = 0.04
     text = table.table(record | {"seeds": [7]})
-    assert f"(full model: read text {100 * full:.0f} %): v2drop at {ours['tokens']:.0f}: read text 4 %." in text
+    whole = 100 * full["read text"]["accuracy"]
+    assert f"(full model: read text {whole:.0f} %): v2drop at {ours['tokens']:.0f}: read text 4 %." in text
     assert text.count("†") == 3  # its cell, what the mark means, and which task
 
 
@@ -126,12 +129,12 @@ def test_a_fresh_record_agrees_or_the_exit_code_says_no(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "The records agree." in said
     assert "v2drop at 22.2%, read text" in said
-    shifted = fresh["cells"][0]["accuracy"]
-    for end in shifted:
-        shifted[end] -= 0.2
+    shifted = table.quality_of(fresh).settings[0]
+    for end in ("", "_low", "_high"):
+        shifted[f"accuracy{end}"] -= 0.2
     path.write_text(json.dumps(fresh))
     assert agree.main([str(path), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert (found["agrees"], found["cells"][1]["agrees"]) == (False, "no")
+    assert (found["agrees"], found["rows"][1]["agrees"]) == (False, "no")
     assert agree.main([str(tmp_path / "none.json")]) == 2
     assert "cannot be read" in capsys.readouterr().err

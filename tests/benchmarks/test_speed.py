@@ -12,11 +12,15 @@ ROOT = Path(__file__).parents[2]
 
 
 def row(name, prefill, **known):
-    ratios = {part: {"median": prefill, "low": 0.8 * prefill, "high": 1.25 * prefill} for part in ("prefill", "ttft")}
     return {
-        "name": name, "control": None, "tokens": [100, 50], "flops": {"prefill": 0.25}, "peak_bytes": 100,
-        "kv_bytes": 50, "ratios": {**ratios, "whole": ratios["ttft"]}, "over_random": {}, "efficiency": None, **known,
+        "name": name, "control": None, "tokens": 75.0, "prefill_flops": 0.25, "peak_bytes": 100, "kv_bytes": 50,
+        **interval("prefill_ratio", prefill), **interval("ttft_ratio", prefill), **interval("whole_ratio", prefill),
+        **known,
     }  # fmt: skip
+
+
+def interval(column, middle):
+    return {column: middle, f"{column}_low": 0.8 * middle, f"{column}_high": 1.25 * middle}
 
 
 RECORD = {
@@ -26,8 +30,8 @@ RECORD = {
     "rows": [
         row("untouched", 1.0, peak_bytes=200, kv_bytes=100),
         row("keep-all", 1.0),
-        row("v2drop 192", 0.5, control="v2drop 192: random", efficiency={"median": 0.5},
-            over_random={"prefill": {"median": 1.01, "low": 1.0, "high": 1.02}}),
+        row("v2drop 192", 0.5, control="v2drop 192: random", efficiency=0.5,
+            prefill_over_random=1.01, prefill_over_random_low=1.0, prefill_over_random_high=1.02),
         row("v2drop 192: random", 0.5),
         row("untouched again", 1.0),
     ],
@@ -60,11 +64,12 @@ def test_the_long_table_has_controls_and_memory():
 
 
 def test_bare_layers_have_a_column_where_there_are_any():
-    alone = row("v2drop 192: bare", 0.4, peak_bytes=None, kv_bytes=None)
-    del alone["ratios"]["whole"]
-    over = {"over_bare": {"prefill": {"median": 1.2, "low": 1.1, "high": 1.3}}}
-    rows = [{**one, "over_bare": {}, **(over if "192" in one["name"] else {})} for one in RECORD["rows"]]
-    lines = table.table({**RECORD, "rows": [*rows, {**alone, "over_bare": {}}]}, whole=True)
+    alone = row("v2drop 192: bare", 0.4)
+    for column in ("peak_bytes", "kv_bytes", "whole_ratio", "whole_ratio_low", "whole_ratio_high"):
+        del alone[column]
+    over = {"prefill_over_bare": 1.2, "prefill_over_bare_low": 1.1, "prefill_over_bare_high": 1.3}
+    rows = [one | (over if "192" in one["name"] else {}) for one in RECORD["rows"]]
+    lines = table.table({**RECORD, "rows": [*rows, alone]}, whole=True)
     assert lines[0].startswith("|  | tokens | FLOPs | prefill | of limit | ÷ random | ÷ bare | first token |")
     assert "| 50% | 1.010 [1.000, 1.020] | 1.200 [1.100, 1.300] | 2.00× " in lines[3]
     assert lines[-1].startswith("| v2drop 192: bare | 75 | 4.00× | 2.50× [2.00, 3.12] |  |  |  | 2.50× ")

@@ -90,10 +90,7 @@ def run(capsys):
 
     def call(*arguments) -> tuple[int, str, str]:
         capsys.readouterr()
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            code = end.code
+        code = cli.main([str(argument) for argument in arguments])
         out, err = capsys.readouterr()
         return code, out, err
 

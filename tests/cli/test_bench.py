@@ -5,8 +5,7 @@ import json
 import pytest
 
 import foveate as fv
-from foveate.bench.overhead import CONTROL
-from foveate.bench.run import AGAIN, FULL, KEEP_ALL, Session
+from foveate.bench.paired import AGAIN, FULL, KEEP_ALL, PairedRun
 from tests.cli.conftest import save_tiny_llava
 
 QUICK = ("--pairs", "2", "--new-tokens", "2", "--device", "cpu")
@@ -17,19 +16,16 @@ def tiny_llava(tmp_path_factory):
     return save_tiny_llava(tmp_path_factory.mktemp("bench"), layers=8)
 
 
-def test_a_run_prints_a_table_and_writes_record_and_figure(run, tiny_llava, tmp_path):
-    out, figure = tmp_path / "bench.json", tmp_path / "bench.png"
+def test_a_run_prints_tables_and_writes_a_record(run, tiny_llava, tmp_path):
+    out = tmp_path / "bench.json"
     code, shown, told = run(
         "bench", "--model", tiny_llava, "--method", "v2drop", "--method", "visiondrop", "--budget", "16",
-        "--text-tokens", "48", "--batch", "2", "--profile", "--out", out, "--figure", figure, *QUICK,
+        "--text-tokens", "48", "--batch", "2", "--out", out, *QUICK,
     )  # fmt: skip
     assert code == 0
     assert "prediction: Dropping " in told
     for word in ("v2drop 16", "v2drop 16: random", "visiondrop 16: random", KEEP_ALL, AGAIN, "paired rounds"):
         assert word in shown
-    assert "Where the time goes" in shown
-    assert "around the layers" in shown
-    assert figure.stat().st_size > 10_000
     record = json.loads(out.read_text())
     assert record["model"]["weights"] == "the checkpoint's"
     assert (record["batch"], record["text_tokens"], record["vision_tokens"], record["new_tokens"]) == (2, 48, [36], 2)
@@ -50,100 +46,26 @@ def test_a_run_prints_a_table_and_writes_record_and_figure(run, tiny_llava, tmp_
     ]
     assert record["no_bare"] == ""
     for name, row in rows.items():
-        assert row["kv_bytes"] == row["kv_bytes_counted"]
-        assert (row["peak_bytes_counted"] is None) == name.endswith(": bare")
-        assert len(row["times"]["prefill"]) == 2
+        assert row.get("kv_bytes") == row.get("kv_bytes_counted")
+        assert ("peak_bytes_counted" in row) != name.endswith(": bare")
+        assert len(row["prefill_times"]) == row["rounds"] == 2
     assert rows["v2drop 16"]["setting"]["method"] == "v2drop"
-    assert rows["v2drop 16"]["over_random"]["prefill"]["rounds"] == 2
-    assert rows["v2drop 16: random"]["over_bare"]["prefill"]["rounds"] == 2
+    assert rows["v2drop 16"]["prefill_over_random"] > 0
+    assert rows["v2drop 16: random"]["prefill_over_bare"] > 0
     assert rows["visiondrop 16"]["bare"] == "visiondrop 16: bare"
-    assert list(record["profile"]) == [FULL, "v2drop 16", "visiondrop 16"]
+    assert [row["name"] for row in record["forecasts"]] == ["untouched", "v2drop 16", "visiondrop 16"]
 
 
-def test_all_methods_stand_beside_random_dropping_in_one_table(run, tiny_llava, tmp_path, monkeypatch):
-    few = {name: fv.methods()[name] for name in ("v2drop", "vidcom2", "dycoke", "finalkv", "random")}
+def test_all_methods_that_take_a_budget_run_beside_random_dropping(run, tiny_llava, tmp_path, monkeypatch):
+    few = {name: fv.methods()[name] for name in ("v2drop", "vidcom2", "finalkv", "random")}
     monkeypatch.setattr("foveate.contract.catalogue.methods", lambda: few)
     out = tmp_path / "all.json"
-    asked = ("bench", "--model", tiny_llava, "--methods", "all", "--retention", "0.5", "--pairs", "2")
-    code, shown, told = run(*asked, "--device", "cpu", "--out", out)
+    asked = ("bench", "--model", tiny_llava, "--method", "all", "--retention", "0.5", "--no-bare", "--out", out)
+    code, shown, _ = run(*asked, *QUICK)
     assert code == 0
-    assert "Batch 8: timing 6 rows" in told
-    shown = " ".join(shown.split())  # a long path has lines broken
-    for word in ("batch 1 and 8", "Batch 1:", "Batch 8:", "÷ random", "of time", CONTROL, "v2drop 18", "vidcom2 18"):
-        assert word in shown
-    assert "dycoke 18: left out: drops nothing of this prompt." in shown
-    record = json.loads(out.read_text())
-    assert record["left_out"] == {"finalkv": "takes no budget.", "dycoke 18": "drops nothing of this prompt."}
-    assert (record["batch"], record["new_tokens"]) == ([1, 8], 1)
-    assert [batch["batch"] for batch in record["batches"]] == [1, 8]
-    for batch in record["batches"]:
-        assert [row["name"] for row in batch["rows"]] == ["v2drop 18", "vidcom2 18", CONTROL]
-        for row in batch["rows"]:
-            assert row["over_random"]["ttft"]["rounds"] == len(row["times"]["ttft"]) == 2
-            assert row["time_share"]["median"] == pytest.approx(1 - 1 / row["over_random"]["ttft"]["median"])
-
-
-def test_methods_can_be_listed_with_commas_and_the_batch_chosen(run, tiny_llava):
-    asked = (
-        "bench",
-        "--model",
-        tiny_llava,
-        "--methods",
-        "uniform, random,v2drop",
-        "--retention",
-        "0.5",
-        "--batch",
-        "2",
-    )
-    code, shown, _ = run(*asked, "--json", *QUICK)
-    assert code == 0
-    record = json.loads(shown)
-    (batch,) = record["batches"]
-    assert (batch["batch"], record["new_tokens"], record["left_out"]) == (2, 2, {})
-    assert [row["name"] for row in batch["rows"]] == ["uniform 18", "v2drop 18", CONTROL]
-
-
-def test_batches_that_were_finished_are_kept_when_a_comparison_is_interrupted(run, tiny_llava, tmp_path, monkeypatch):
-    original = Session.run
-
-    def interrupted(self, *arguments):
-        if self.workload.batch == 8:
-            raise KeyboardInterrupt
-        yield from original(self, *arguments)
-
-    monkeypatch.setattr(Session, "run", interrupted)
-    out = tmp_path / "part.json"
-    asked = ("bench", "--model", tiny_llava, "--methods", "uniform", "--retention", "0.5", "--out", out)
-    code, _, told = run(*asked, *QUICK)
-    assert code == 130
-    assert told.splitlines()[-1] == "foveate: interrupted."
-    assert [batch["batch"] for batch in json.loads(out.read_text())["batches"]] == [1]
-
-
-def test_a_comparison_that_was_interrupted_at_once_writes_nothing(run, tiny_llava, tmp_path, monkeypatch):
-    def interrupted(self, *_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Session, "run", interrupted)
-    out = tmp_path / "part.json"
-    asked = ("bench", "--model", tiny_llava, "--methods", "uniform", "--retention", "0.5", "--out", out)
-    code, shown, told = run(*asked, *QUICK)
-    assert (code, shown, out.exists()) == (130, "", False)
-    assert "too few rounds were finished for a ratio" in told
-
-
-def test_random_dropping_that_differs_from_itself_is_warned_of(run, tiny_llava, monkeypatch):
-    def drifting(self, pairs, *_):
-        for number in range(pairs):
-            for place, name in enumerate(self.candidates):
-                self.times.setdefault(name, []).append({"prefill": 1.0, "ttft": 1.0 + place, "whole": 2.0})
-            yield number + 1
-
-    monkeypatch.setattr(Session, "run", drifting)
-    asked = ("bench", "--model", tiny_llava, "--methods", "uniform", "--retention", "0.5", "--batch", "1")
-    code, _, told = run(*asked, *QUICK)
-    assert code == 0
-    assert "warning: the machine is noisy: at batch 1 random dropping differs from itself (random again)." in told
+    assert "Scoring" in shown
+    names = [row["name"] for row in json.loads(out.read_text())["rows"]]
+    assert names == [FULL, KEEP_ALL, "v2drop 18", "v2drop 18: random", "vidcom2 18", "vidcom2 18: random", AGAIN]
 
 
 def test_json_goes_to_stdout_alone(run, tiny_llava):
@@ -161,7 +83,7 @@ def test_bare_layers_can_be_left_out_and_what_stops_them_is_told(run, tiny_llava
     assert code == 0
     assert ": bare" not in shown
     assert "No rows of bare layers" not in shown
-    monkeypatch.setattr("foveate.bench.run.obstacle", lambda *_: "a reason")
+    monkeypatch.setattr("foveate.bench.paired.obstacle", lambda *_: "a reason")
     code, shown, _ = run(*asked)
     assert code == 0
     assert ": bare" not in shown
@@ -169,7 +91,7 @@ def test_bare_layers_can_be_left_out_and_what_stops_them_is_told(run, tiny_llava
 
 
 def test_a_prediction_runs_nothing_and_needs_no_weights(run, monkeypatch):
-    monkeypatch.setattr("foveate.bench.subject.from_shape", None)
+    monkeypatch.setattr("foveate.bench.benched.from_shape", None)
     code, shown, told = run("bench", "--model", "qwen2-vl-72b", "--retention", "0.25", "--predict", "--device", "cpu")
     assert code == 0
     assert "qwen2-vl-72b (random weights)" in shown
@@ -188,7 +110,7 @@ def test_shapes_are_listed(run):
 
 
 def test_what_was_finished_is_kept_when_interrupted(run, tiny_llava, tmp_path, monkeypatch):
-    original = Session.run
+    original = PairedRun.run
 
     def interrupted(self, *arguments):
         for finished in original(self, *arguments):
@@ -196,24 +118,24 @@ def test_what_was_finished_is_kept_when_interrupted(run, tiny_llava, tmp_path, m
             if finished == 3:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(Session, "run", interrupted)
+    monkeypatch.setattr(PairedRun, "run", interrupted)
     out = tmp_path / "part.json"
     code, shown, told = run(
         "bench", "--model", tiny_llava, "--method", "v2drop", "--out", out, "--pairs", "9", "--new-tokens", "1"
     )
     assert code == 130
-    assert "3 paired rounds, then interrupted" in shown
+    assert "Interrupted after 3 of 9 rounds." in shown
     assert told.splitlines()[-1] == "foveate: interrupted."
     record = json.loads(out.read_text())
     assert (record["rounds"], record["rounds_asked"]) == (3, 9)
-    assert all(row["ratios"]["prefill"]["rounds"] == 3 for row in record["rows"])
+    assert all(len(row["prefill_times"]) == row["rounds"] == 3 for row in record["rows"])
 
 
 def test_too_few_rounds_for_a_ratio_write_nothing(run, tiny_llava, tmp_path, monkeypatch):
     def interrupted(self, *_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Session, "run", interrupted)
+    monkeypatch.setattr(PairedRun, "run", interrupted)
     out = tmp_path / "part.json"
     code, shown, told = run("bench", "--model", tiny_llava, "--method", "v2drop", "--out", out, *QUICK)
     assert (code, shown, out.exists()) == (130, "", False)
@@ -223,11 +145,11 @@ def test_too_few_rounds_for_a_ratio_write_nothing(run, tiny_llava, tmp_path, mon
 def test_a_machine_that_differs_from_itself_is_warned_of(run, tiny_llava, monkeypatch):
     def drifting(self, pairs, *_):
         for number in range(pairs):
-            for place, name in enumerate(self.candidates):
-                self.times.setdefault(name, []).append({"prefill": 1.0 + place, "ttft": 1.0, "whole": 2.0})
+            parts = {"ttft": 1.0, "whole": 2.0}
+            self.rounds.append({name: {"prefill": 1.0 + place, **parts} for place, name in enumerate(self.candidates)})
             yield number + 1
 
-    monkeypatch.setattr(Session, "run", drifting)
+    monkeypatch.setattr(PairedRun, "run", drifting)
     code, _, told = run("bench", "--model", tiny_llava, "--method", "v2drop", *QUICK)
     assert code == 0
     assert "warning: the machine is noisy: the untouched model differs from itself (prefill)." in told
@@ -236,26 +158,14 @@ def test_a_machine_that_differs_from_itself_is_warned_of(run, tiny_llava, monkey
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--attention", "sdpa", "--attention", "eager"], "different kernels say nothing of dropping"),
-        (["--attention", "eager", "--with-eager"], "every row has attention matrices already"),
         (["--budget", "3", "--retention", "0.3"], "give one of them"),
         (["--retention", "2"], "a share lies in (0, 1]"),
         (["--budget", "0"], "a budget lies above 0"),
         (["--pairs", "1"], "--pairs 1: 2 or more"),
         (["--batch", "0"], "--batch 0: 1 or more"),
-        (["--images", "2", "--frames", "4"], "exclude each other"),
-        (["--predict", "--profile"], "nothing to profile"),
         (["--method", "v2drop", "--method", "v2drop"], "the same name is given twice"),
-        (["--methods", "v2drop,v2drop"], "the same name is given twice"),
-        (["--methods", "all,v2drop"], "all stands for every method"),
-        (["--methods", "v2drop,"], "names with commas between them"),
-        (["--methods", "v2drop:metric=l1"], "names only; settings go with --method"),
-        (["--methods", "v2dorp"], "v2drop"),
-        (["--methods", "all", "--method", "v2drop"], "exclude each other"),
-        (["--methods", "all", "--predict"], "Leave --predict out"),
-        (["--methods", "all", "--figure", "f.png"], "Leave --figure out"),
-        (["--methods", "all", "--no-bare"], "Leave --no-bare out"),
-        (["--methods", "random", "--model", "cpu-tiny", "--device", "cpu"], "what others are compared with"),
+        (["--method", "all", "--method", "v2drop"], "No method 'all'"),
+        (["--model", "cpu-tiny", "--images", "2", "--frames", "4", "--predict"], "exclude each other"),
         (["--model", "qwen2-vl-72b"], "add --predict"),
         (["--model", "llava-1.5-7b", "--frames", "4", "--predict"], "takes pictures"),
         (["--model", "cpu-tiny", "--budget", "600", "--predict"], "the prompt has 576 vision tokens"),

@@ -13,7 +13,7 @@ import pytest
 import foveate as fv
 from foveate.cli import main
 from foveate.cli.lists import Methods
-from tests.tune.test_tune import START
+from tests.tune.presets import preset_of
 
 PROGRAM = "import sys; from foveate.cli import main; sys.exit(main(sys.argv[1:]))"
 KILLED = 143
@@ -101,15 +101,11 @@ def test_a_full_disk_leaves_no_half_figure(ask, picture, tmp_path, full_disk):
 
 @pytest.mark.parametrize("there", [False, True])
 def test_a_full_disk_leaves_no_half_record(tmp_path, full_disk, there):
-    record = fv.Record(
-        method=START, model="tiny", task="", samples=1, inputs="", target=0.5, retention=0.5, spread=0.0,
-        vision_tokens=25.0, steps=((0.0, 1.0),), versions={}, date="",
-    )  # fmt: skip
     path = tmp_path / "record.json"
     if there:
         path.write_text("old")
     with pytest.raises(fv.InputError, match=r"record\.json could not be written: File too large"):
-        record.save(path, force=True)
+        preset_of(fv.V2Drop()).save(path, force=True)
     assert [file.read_text() for file in tmp_path.iterdir()] == (["old"] if there else [])
 
 

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from foveate.cli.parsing import _line_of
-
 PROGRAM = "import sys; from foveate.cli import main; sys.exit(main(sys.argv[1:]))"
 NEEDS_FULL = pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no /dev/full here")
 
@@ -22,39 +20,38 @@ def shell(redirection, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["generate", "--retenton", "0.5"], "Unrecognized options: --retenton, 0.5. Similar: --retention. Help: "),
-        (["bench", "--bach", "3", "--modle", "x"], "Similar: --batch, --model. Help: foveate bench --help."),
-        (["generate", "--frames", "3.5"], "--frames must be a whole number; got '3.5'. Help: foveate generate --help."),
-        (["generate", "--budget", "x"], "--budget must be a number; got 'x'."),
-        (["compare", "--pairs", "many"], "--pairs must be a whole number; got 'many'."),
-        (["generate", "--set"], "Missing value for argument '--set'. Expected 1 values. Help: "),
-        (["bench", "--dtype", "int3"], "invalid choice 'int3' for argument '--dtype'. Expected one of ('auto', "),
-        (["bogus"], "Unrecognized options: bogus. Available subcommands: generate, compare, "),
-        (
-            [],
-            "Expected one of {generate, compare, batch, bench, eval, tune, demo, methods, models, presets}. Help",
-        ),
+        (["generate", "--retenton", "0.5"], ["Unrecognized options: --retenton", "--retention SHARE"]),
+        (["bench", "--bach", "3", "--modle", "x"], ["--batch", "--model"]),
+        (["generate", "--frames", "3.5"], ["--frames"]),
+        (["generate", "--budget", "x"], ["--budget"]),
+        (["compare", "--pairs", "1"], ["--pairs", "1 is not from 2 to 1,000,000"]),
+        (["generate", "--pairs", "9" * 30], ["--pairs", "is not from 2"]),
+        (["generate", "--max-new-tokens", "0"], ["--max-new-tokens", "0 is not from 1 to 1,000,000"]),
+        (["generate", "--set"], ["Missing value for argument '--set'"]),
+        (["bench", "--dtype", "int3"], ["invalid choice 'int3' for argument '--dtype'"]),
+        (["comparre"], ["foveate: No command 'comparre'. Did you mean compare? For all, run: foveate --help."]),
+    ],
+)
+def test_a_wrong_flag_is_named_with_what_would_have_been_right(run, arguments, says):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    said = " ".join(err.replace("│", " ").split())
+    assert [words for words in says if words not in said] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
         (["bench", "--seed", "-1"], "--seed -1: a seed lies between 0 and 2^63 - 1."),
         (["bench", "--text-tokens", "100000000"], "--text-tokens 100000000: 1,000,000 at most."),
         (["bench", "--batch", "9" * 30], ": 1,000,000 at most."),
-        (["bench", "--seed", "9" * 5000], "--seed must be a whole number. Help: "),
-        (["compare", "--pairs", "9" * 30], ": 1,000,000 at most."),
         (["eval", "--questions", "9" * 30], ": 1,000,000 at most."),
-        (["generate", "--budget", "x\x1b[31m" * 99], "got 'x\\x1b[31mx"),
     ],
 )
-def test_wrong_flags_are_one_line(run, arguments, says):
+def test_numbers_that_nobody_means_are_one_line(run, arguments, says):
     code, out, err = run(*arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("foveate: ")
     assert says in err
-    assert "\x1b" not in err
-    assert len(err) < 700
-
-
-def test_an_error_that_is_drawn_in_another_way_is_still_a_line():
-    assert _line_of("") == "This command line cannot be meant."
-    assert _line_of("usage: x\nx: error: what is this") == "usage: x x: error: what is this."
 
 
 def test_a_name_with_the_commands_of_a_terminal_is_shown_and_not_obeyed(run):

@@ -1,4 +1,3 @@
-import importlib
 import json
 
 import pytest
@@ -22,41 +21,42 @@ def pictures(tmp_path):
     return [tmp_path / f"{number}.png" for number in range(3)]
 
 
-def test_a_record_is_found_written_and_run(run, tiny_llava, pictures, tmp_path):
-    out = tmp_path / "record.json"
-    shared = ("--model", tiny_llava, "--retention", 0.5, "--task", "squares", "--out", out, *WHOLE)
+def test_thresholds_are_found_written_and_run(run, tiny_llava, pictures, tmp_path):
+    out = tmp_path / "preset.json"
+    shared = (
+        "--method",
+        "mustdrop",
+        "--model",
+        tiny_llava,
+        "--retention",
+        0.5,
+        "--task",
+        "squares",
+        "--out",
+        out,
+        *WHOLE,
+    )
     code, said, err = run("tune", *pictures, "--prompt", QUESTION, *shared)
-    assert code == 0
-    assert "3 samples give a rough mean" in err
+    assert (code, "are few" in err) == (0, True)
     assert "global_thr" in said
-    record = json.loads(out.read_text())
-    assert (record["samples"], record["task"], record["method"]["method"]) == (3, "squares", "mustdrop")
+    preset = json.loads(out.read_text())
+    assert (preset["questions"], preset["task"], preset["method"]["method"]) == (3, "squares", "mustdrop")
+    assert preset["cost"] <= 0.5
     code, _, err = run("tune", *pictures, "--prompt", QUESTION, *shared)
     assert (code, "exists already" in err) == (1, True)
     code, said, _ = run("generate", pictures[0], "--prompt", QUESTION, "--model", tiny_llava, "--method", out, "--json")
     assert code == 0
-    assert json.loads(said)["setting"] == record["method"]
+    assert json.loads(said)["setting"] == preset["method"]
     code, _, err = run("generate", pictures[0], "--prompt", QUESTION, "--method", out, "--budget", 9)
     assert (code, "brings its own budget" in err) == (2, True)
-
-
-def test_a_budget_that_is_not_met_is_said_not_to_be(run, tiny_llava, pictures, monkeypatch):
-    monkeypatch.setattr(importlib.import_module("foveate.tune.thresholds"), "STEPS", 1)
-    shared = ("--model", tiny_llava, "--retention", 0.5, *WHOLE)
-    code, out, err = run("tune", *pictures, "--prompt", QUESTION, *shared)
-    assert code == 0
-    assert "(50.0% asked for and not met; 2 steps)" in " ".join(out.split())
-    assert "foveate: No setting keeps 50.00%" in err
-    code, out, _ = run("tune", *pictures, "--prompt", QUESTION, *shared, "--json")
-    assert (code, json.loads(out)["met"]) == (0, False)
 
 
 def test_samples_may_come_from_a_file_with_a_question_each(run, tiny_llava, pictures, tmp_path):
     lines = [json.dumps({"image": path.name, "prompt": f"What is w{at} ?"}) for at, path in enumerate(pictures)]
     (listed := tmp_path / "asked.jsonl").write_text("\n".join(lines))
-    code, out, _ = run("tune", "--samples", listed, "--model", tiny_llava, "--budget", 20, "--json", *WHOLE)
+    code, out, _ = run("tune", "--samples", listed, "--model", tiny_llava, "--budget", 20, "--json")
     assert code == 0
-    assert json.loads(out)["samples"] == 3
+    assert json.loads(out)["questions"] == 3
     listed.write_text(lines[0] + "\n{}")
     code, _, err = run("tune", "--samples", listed, "--model", tiny_llava, "--budget", 20)
     assert (code, "row 1 (from 0)" in err) == (1, True)
@@ -106,7 +106,7 @@ def test_a_schedule_is_searched_in_two_processes_written_and_run(run, tiny_llava
         "--method",
         "v2drop:metric=cosine;window=1",
     )
-    limits = ("--minutes", 0.02, "--max-new-tokens", 3, "--workers", 2)
+    limits = ("--search", 2, "--max-new-tokens", 3, "--workers", 2)
     code, said, err = run("tune", tmp_path, *asked, *limits, "--state", state, "--out", out)
     assert (code, "Held-out comparison" in said, "are few" in err) == (0, True, True)
     preset = json.loads(out.read_text())
@@ -123,11 +123,11 @@ def test_an_outcome_that_cannot_be_written_is_printed_all_the_same(run, tiny_lla
 
     monkeypatch.setattr("foveate.cli.outputs._publish", full)
     asked = ("--prompt", QUESTION, "--model", tiny_llava, "--retention", 0.6, "--out", tmp_path / "mine.json")
-    code, said, err = run("tune", *pictures, *asked, *WHOLE)
-    assert (code, "global_thr =" in said, "No space left" in err) == (1, True, True)
-    assert "Record:" not in said
-    settings = ("--method", "v2drop:layers=1,2,3", "--minutes", 0.01, "--json")
-    code, said, err = run("tune", *pictures, *asked, *settings)
+    method = ("--method", "v2drop:layers=1,2,3")
+    code, said, err = run("tune", *pictures, *asked, *method)
+    assert (code, "Held-out comparison" in said, "No space left" in err) == (1, True, True)
+    assert "Preset:" not in said
+    code, said, err = run("tune", *pictures, *asked, *method, "--json")
     assert (code, json.loads(said)["method"]["method"], "No space left" in err) == (1, "v2drop", True)
 
 
@@ -136,9 +136,9 @@ def test_a_folder_without_questions_is_told_what_to_do(run, pictures, tmp_path):
     assert (code, f"foveate tune {tmp_path} --prompt" in err) == (1, True)
 
 
-def test_the_record_of_the_embedded_model_names_no_path(run, pictures, monkeypatch, tiny_llava):
+def test_the_preset_of_the_embedded_model_names_no_path(run, pictures, monkeypatch, tiny_llava):
     monkeypatch.setattr("foveate.embedded.path", lambda: tiny_llava)
-    code, out, _ = run("tune", pictures[0], "--prompt", QUESTION, "--retention", 0.5, "--json", *WHOLE)
+    code, out, _ = run("tune", *pictures, "--prompt", QUESTION, "--retention", 0.6, "--json")
     assert (code, json.loads(out)["model"]) == (0, "embedded")
 
 
@@ -148,13 +148,12 @@ def test_the_record_of_the_embedded_model_names_no_path(run, pictures, monkeypat
         ([PICTURE, "--prompt", "x"], "one of --budget and --retention"),
         (["--retention", 0.5], "Name picture files"),
         ([PICTURE, "--retention", 0.5], "What is the question?"),
-        ([PICTURE, "--prompt", "x", "--retention", 0.5, "--minutes", 0], "--minutes 0: above 0"),
         ([PICTURE, "--prompt", "x", "--retention", 0.5, "--kv", 0.5], "one of --budget and --retention"),
         ([PICTURE, "--prompt", "x", "--retention", 0.5, "--state", "a", "--out", "a"], "both name a"),
-        ([PICTURE, "--prompt", "x", "--retention", 0.5, "--minutes", 5], "MustDrop's thresholds are found in a few"),
+        ([PICTURE, "--prompt", "x", "--retention", 0.5, "--search", -1], "--search -1: 0 or more"),
         (["--samples", "a.jsonl", "--prompt", "x", "--retention", 0.5], "leave --prompt out"),
         (
-            [PICTURE, "--prompt", "x", "--retention", 0.5, "--set", "global_thr=low"],
+            [PICTURE, "--prompt", "x", "--retention", 0.5, "--method", "mustdrop", "--set", "global_thr=low"],
             "global_thr should be a valid number",
         ),
     ],

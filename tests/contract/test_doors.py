@@ -8,16 +8,15 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 import foveate as fv
 from foveate.cli.asking import named
-from foveate.cli.commands import _parse
+from foveate.cli.commands import parsed
 from foveate.cli.usage import UsageError
 from foveate.contract import Arriving, Shape, catalogue, follow
+from foveate.contract.method import meet
 from foveate.contract.naming import parse, spending
 from foveate.engine.session import _sessions
 from foveate.errors import SettingError
-from foveate.eval.cells import cells_of, contenders_of
 from foveate.eval.lmms.setting import Setting as LmmsSetting
-from foveate.integrations.vllm.setting import Rate
-from foveate.integrations.vllm.setting import Setting as ServerSetting
+from foveate.eval.plan import cells_of, contenders_of
 from foveate.registry import family_for
 
 BUDGETS = (0.05, 0.11, 1 / 3, 0.5, 0.73, 0.8, 0.9, 0.97)
@@ -90,7 +89,7 @@ def for_budget(name, **budget):
 
 @cache
 def generate():
-    return _parse(["generate"])
+    return parsed(["generate"])
 
 
 def on_the_command_line(name, retention=None):
@@ -107,12 +106,9 @@ def in_eval(name, retention):
 
 
 def in_lmms_eval(name, **budget):
-    return LmmsSetting(name=name, **budget).choice(model().config).method(TOKENS)
-
-
-def in_vllm(name, retention=None):
-    values = {"method": name} | ({} if retention is None else {"retention": retention})
-    return ServerSetting(values, model().config, type(family_for(model()))).method(Rate())
+    method = LmmsSetting(name=name, **budget).method
+    meet(method, model().config, TOKENS)
+    return method
 
 
 DOORS = {
@@ -124,7 +120,6 @@ DOORS = {
     "generate": on_the_command_line,
     "eval": in_eval,
     "lmms-eval": in_lmms_eval,
-    "vllm": in_vllm,
 }
 
 
@@ -134,11 +129,6 @@ def serves(door, name):
         return "+" not in name
     if door == "eval":  # one row, whatever the budget, for a method that takes none
         return parse(name).open
-    if door == "vllm":
-        try:
-            in_vllm(name, 0.5)
-        except fv.FoveateError as error:
-            return isinstance(error, fv.BudgetError)
     if "instance" in door:
         try:
             instance(name)
@@ -182,7 +172,7 @@ def test_every_door_gives_the_same_schedule_for_a_budget(name):
     assert not differ
 
 
-LIBRARY = ("fv.drop", "fv.drop, instance", "vlm.ask", "vlm.ask, instance", "vllm")
+LIBRARY = ("fv.drop", "fv.drop, instance", "vlm.ask", "vlm.ask, instance")
 COMMANDS = ("generate", "lmms-eval")
 
 
@@ -194,7 +184,7 @@ def test_a_bare_name_is_the_methods_own_settings_and_in_commands_a_third(name):
         assert said == {told("fv.drop", name, **budget)}
 
 
-@pytest.mark.parametrize("door", [dropped, asked, on_the_command_line, in_lmms_eval, in_vllm])
+@pytest.mark.parametrize("door", [dropped, asked, on_the_command_line, in_lmms_eval])
 @pytest.mark.parametrize("name", ["v2drop:retention=0.2", "visionzip:retention=0.2+finalkv", "v2drop:keep=0.5,0.3,0"])
 def test_no_door_overwrites_a_budget_that_a_method_brings(door, name):
     with pytest.raises((SettingError, UsageError), match="its own"):

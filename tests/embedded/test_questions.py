@@ -1,13 +1,17 @@
-"""Answers are checked against the owner map and the list of things, by other reasoning than the generator's."""
+"""Answers are checked against owner maps, things and frames, by other reasoning than the generator's."""
 
+import hashlib
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
 
+from foveate.embedded import FILM_TASKS, TASKS
 from foveate.embedded.drawing import SHAPES
-from foveate.embedded.questions import TASKS, all_questions, ask, one_per_task
-from foveate.embedded.scenes import Scene, rng_for, scene
+from foveate.embedded.films import BRIEF, FRAMES, film
+from foveate.embedded.questions import all_questions, ask, film_questions, one_per_film_task, one_per_task
+from foveate.embedded.scenes import Scene, rng_for, scene, sketch
 
 WORDS = {"first": 0, "second": 1, "third": 2, "fourth": 3, "fifth": 4}
 SINGULAR = {f"{s}es" if s == "cross" else f"{s}s": s for s in SHAPES}
@@ -139,3 +143,90 @@ def test_asking_is_repeatable_and_follows_the_weights():
 def test_one_question_a_task():
     tasks = [q.task for q in one_per_task(scene("held-out", 4), "held-out", 4)]
     assert len(tasks) == len(set(tasks))
+
+
+@pytest.mark.parametrize(
+    ("draw", "asked", "digest"),
+    [
+        (scene, one_per_task, "6c0fe173e3073c34"),
+        (sketch, one_per_task, "b109d2762c127c1d"),
+        (film, one_per_film_task, "07f5529183a5964f"),
+    ],
+)
+def test_a_seed_asks_what_it_always_asked(draw, asked, digest):
+    """Records and the trained model depend on it, so these digests never change."""
+    drawn = [asked(draw("held-out", index), "held-out", index) for index in range(30)]
+    words = "".join(f"{q.task}|{q.question}|{q.answer}\n" for questions in drawn for q in questions)
+    assert hashlib.sha256(words.encode()).hexdigest()[:16] == digest
+
+
+def test_counts_of_a_sketch_are_what_can_be_counted():
+    for index in range(60):
+        one = sketch("held-out", index)
+        seen = [thing for number, thing in enumerate(one.things, start=1) if (one.owner == number).any()]
+        for question in all_questions(one, rng_for("held-out", index, 1))["count"]:
+            if question.question == "How many objects are there?":
+                right = len(seen)
+            elif found := re.fullmatch(r"How many (\w+) objects are there\?", question.question):
+                right = sum(thing.colour == found[1] for thing in seen)
+            else:
+                right = sum(thing.shape == SINGULAR[question.question.split()[2]] for thing in seen)
+            assert question.answer == str(right)
+
+
+def test_what_is_asked_of_one_thing_names_that_one_alone():
+    for index in range(200):
+        one = sketch("train", index)
+        names = Counter(thing.name for thing in one.things)
+        found = all_questions(one, rng_for("train", index, 1))
+        for task, pattern in (
+            ("quadrant", r"Where is the (.*)\?"),
+            ("relation", r"What is just .*?(?:of|above|below) the (.*)\?"),
+        ):
+            for question in found.get(task, []):
+                name = re.fullmatch(pattern, question.question)[1]
+                assert names[name] == 1
+        yes = {q.question for q in found.get("existence", []) if q.answer == "yes"}
+        assert len(yes) == len(names)
+
+
+def test_a_scene_asks_for_no_absent_things_and_a_sketch_does():
+    def zeros(one, index):
+        return [q for q in all_questions(one, rng_for("train", index, 1)).get("count", []) if q.answer == "0"]
+
+    assert not any(zeros(scene("train", index), index) for index in range(60))
+    asked = [question for index in range(60) for question in zeros(sketch("train", index), index)]
+    assert any(question.question != "How many objects are there?" for question in asked)
+
+
+def seen(one) -> dict[str, list[int]]:
+    """The frames in which each thing owns pixels."""
+    found: dict[str, list[int]] = {}
+    for number, frame in enumerate(one.frames):
+        for place, thing in enumerate(frame.things, start=1):
+            if (frame.owner == place).sum() > 4:
+                found.setdefault(thing.name, []).append(number)
+    return found
+
+
+def test_answers_about_a_film_are_what_the_frames_show(films):
+    tasks = set()
+    for index, one in enumerate(films):
+        at = seen(one)
+        for q in film_questions(one, rng_for("held-out", index, 1)):
+            tasks.add(q.task)
+            starts = {name: frames[0] for name, frames in at.items()}
+            if q.task == "first":
+                assert min(starts, key=starts.get) == q.answer
+            elif q.task == "last":
+                assert max(starts, key=starts.get) == q.answer
+            elif q.task == "order":
+                assert sorted(starts, key=starts.get) == q.answer.split(", ")
+            elif q.task == "brief":
+                assert min(at, key=lambda name: len(at[name])) == q.answer
+                assert len(at[q.answer]) * BRIEF <= FRAMES
+            elif q.task == "ever":
+                assert (q.question.removesuffix(" appear?").split(" ", 2)[2] in at) == (q.answer == "yes")
+            else:
+                assert q.answer in {text.characters for frame in one.frames for text in frame.texts}
+    assert tasks == set(FILM_TASKS)

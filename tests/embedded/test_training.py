@@ -12,9 +12,10 @@ from transformers import AutoTokenizer
 from data import dense_targets, pictures
 from export import export, import_network, llava, processor
 from foveate import embedded
+from foveate.embedded import FILM_TASKS, TASKS
 from foveate.embedded.drawing import COLOURS, SHAPES
-from foveate.embedded.films import FILM_TASKS, film, film_questions
-from foveate.embedded.questions import TASKS, all_questions, ask
+from foveate.embedded.films import film
+from foveate.embedded.questions import all_questions, ask, film_questions
 from foveate.embedded.scenes import CHARACTERS, rng_for, scene
 from grow import grow
 from labels import UNKNOWN, counts, labels, places

@@ -65,7 +65,7 @@ def test_its_repr_says_what_happened():
 def test_reprs_are_one_line():
     with fv.drop(tiny("llava"), METHOD) as trace, torch.no_grad():
         tiny("llava")(**batch("llava", ["ti", "titi"]))
-    assert repr(trace.stages[1]) == "Stage(before layer 3: 37 to 14)"
+    assert repr(trace.stages[1]) == "StageRecord(before layer 3: 37 to 14)"
     assert repr(trace.latest) == (
         "PrefillRecord(retention 40.7%, 43.3%; before layer 1: 75 to 37; before layer 3: 37 to 14)"
     )

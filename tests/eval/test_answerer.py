@@ -4,13 +4,12 @@ import pytest
 import torch
 from transformers import BatchFeature, LlavaForConditionalGeneration, LlavaProcessor
 
-from foveate.ask import templates
+from foveate.ask import preparing
 from foveate.ask.conversation import Conversation
 from foveate.ask.vlm import VLM
 from foveate.errors import SettingError, UnsupportedError
+from foveate.eval.answer_store import open_answers
 from foveate.eval.lmms.answerer import Answerer, Conduct, Request
-from foveate.eval.lmms.setting import Choice, Setting
-from foveate.eval.store import open_answers
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.v2drop import V2Drop
 from tests import models
@@ -42,8 +41,8 @@ def requests():
 
 
 def test_a_batch_gives_the_answers_of_its_samples_in_the_order_asked(llava, requests):
-    choice = Choice.of(V2Drop.for_budget(llava.model, retention=0.4))
-    alone, four = (Answerer(llava, choice, Conduct(batch_size=size)) for size in (1, 4))
+    method = V2Drop.for_budget(llava.model, retention=0.4)
+    alone, four = (Answerer(llava, method, Conduct(batch_size=size)) for size in (1, 4))
     assert alone(requests) == four(requests)
     assert len(set(alone(requests))) > 1
     for key, row in alone.records.items():
@@ -55,7 +54,7 @@ def test_answers_are_those_of_the_model_itself(llava, requests):
     texts = Answerer(llava)(requests)
     for request, text in zip(requests, texts, strict=True):
         conversation = Conversation.of(request.messages(), 1)
-        inputs = templates.encode(llava.model, llava.processor, conversation)
+        inputs = preparing.encode(llava.model, llava.processor, conversation)
         out = llava.model.generate(**inputs, max_new_tokens=4, do_sample=False, temperature=None)
         assert text == llava.processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
@@ -63,10 +62,10 @@ def test_answers_are_those_of_the_model_itself(llava, requests):
 def test_what_is_kept_is_not_asked_again(llava, requests, tmp_path, monkeypatch):
     conduct = Conduct(batch_size=2)
     with open_answers(conduct.conditions(llava), tmp_path) as store:
-        first = Answerer(llava, Choice(), conduct, store)(requests)
+        first = Answerer(llava, None, conduct, store)(requests)
     monkeypatch.setattr(VLM, "answer_batch", None)
     with open_answers(conduct.conditions(llava), tmp_path) as store:
-        again = Answerer(llava, Choice(), conduct, store)
+        again = Answerer(llava, None, conduct, store)
         assert again(requests) == first
     assert len(again.records) == len(requests)
 
@@ -84,14 +83,14 @@ def test_a_run_that_dies_loses_no_finished_batch(llava, requests, tmp_path, monk
 
     monkeypatch.setattr(VLM, "answer_batch", dying)
     with pytest.raises(KeyboardInterrupt), open_answers(conduct.conditions(llava), tmp_path) as store:
-        Answerer(llava, Choice(), conduct, store)(requests)
+        Answerer(llava, None, conduct, store)(requests)
     with (store.path / "part-00000.jsonl").open("ab") as file:
         file.write(b'{"method": "full", "quest')
     monkeypatch.setattr(VLM, "answer_batch", real)
     added = []
     with open_answers(conduct.conditions(llava), tmp_path) as fresh:
         assert len(fresh) == sum(asked) == 4
-        whole = Answerer(llava, Choice(), conduct, fresh, added.append)
+        whole = Answerer(llava, None, conduct, fresh, added.append)
         assert whole(requests) == Answerer(llava)(requests)
     assert sum(added) == len(requests)
     with open_answers(conduct.conditions(llava), tmp_path) as again:
@@ -105,15 +104,15 @@ def store(tmp_path):
 
 
 def test_divergence_is_measured_where_the_full_models_answers_are_known(llava, requests, store):
-    choice = Choice.of(V2Drop.for_budget(llava.model, retention=0.2))
-    before = Answerer(llava, choice, store=store)
+    method = V2Drop.for_budget(llava.model, retention=0.2)
+    before = Answerer(llava, method, store=store)
     before(requests[:1])
     assert "kl" not in before.records["task", 0]
     Answerer(llava, store=store)(requests)
-    after = Answerer(llava, choice, store=store)
+    after = Answerer(llava, method, store=store)
     after(requests)
     assert all(row["kl"] > 0 for (_, document), row in after.records.items() if document > 0)
-    whole = Answerer(llava, Choice.of(V2Drop(layers=(3,), keep=(1.0,))), store=store)
+    whole = Answerer(llava, V2Drop(layers=(3,), keep=(1.0,)), store=store)
     whole(requests)
     assert all(row["kl"] == 0 for row in whole.records.values())
 
@@ -149,11 +148,12 @@ def test_each_sample_gets_the_budget_solved_for_its_own_tokens(monkeypatch, batc
     model = models.tiny("qwen2_vl")
     words = ["tit", "titt", "titit", "tititit", "itit", "ttt"]
     monkeypatch.setattr(
-        templates,
+        preparing,
         "PROTOCOLS",
         {"own": lambda _, __, one: BatchFeature(models.batch("qwen2_vl", [one.turns[0][1][0][1]]))},
     )
-    processor = SimpleNamespace(decode=lambda tokens, **_: " ".join(map(str, tokens)), tokenizer=None)
+    tokenizer = SimpleNamespace(all_special_tokens=[], convert_ids_to_tokens=lambda ids: [f"<{one}>" for one in ids])
+    processor = SimpleNamespace(decode=lambda tokens, **_: " ".join(map(str, tokens)), tokenizer=tokenizer)
     loaded = VLM(model, processor, "tiny")
     asked = [
         Request(
@@ -165,7 +165,7 @@ def test_each_sample_gets_the_budget_solved_for_its_own_tokens(monkeypatch, batc
         )
         for at, word in enumerate(words)
     ]
-    found = Answerer(loaded, Setting(name="v2drop", budget=5).choice(model.config), Conduct(batch_size=batch_size))
+    found = Answerer(loaded, V2Drop(tokens=5), Conduct(batch_size=batch_size))
     texts = found(asked)
     counts = {row["vision_tokens"] for row in found.records.values()}
     assert len(counts) > 2
@@ -176,16 +176,15 @@ def test_each_sample_gets_the_budget_solved_for_its_own_tokens(monkeypatch, batc
             assert row["spent"] == pytest.approx(5, abs=1)
         else:
             assert (row["setting"], row["retention"]) == (None, 1.0)
-    alone = Answerer(loaded, found.choice, Conduct())
+    alone = Answerer(loaded, found.method, Conduct())
     assert [alone([one])[0] for one in asked] == texts
 
 
 def test_no_prefill_is_shared_with_a_method_that_reads_text(llava, requests, monkeypatch):
     """Several questions about one picture: what stays is decided by each question."""
     method = MustDrop.for_budget(llava.model, retention=0.4)
-    choice = Choice.of(method)
     monkeypatch.setattr(VLM, "answer_sharing", None)
     about_one = [request_for(at, text, 0) for at, text in enumerate(["What is this ?", "w3 w4 w5 w6 ?"])]
-    together = Answerer(llava, choice, Conduct(batch_size=2))
-    alone = [Answerer(llava, choice)([request])[0] for request in about_one]
+    together = Answerer(llava, method, Conduct(batch_size=2))
+    alone = [Answerer(llava, method)([request])[0] for request in about_one]
     assert together(about_one) == alone

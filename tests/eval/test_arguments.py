@@ -4,8 +4,7 @@ import re
 import pytest
 
 from foveate.errors import SettingError
-from foveate.eval.lmms.arguments import NAMES, values_of
-from foveate.eval.lmms.setting import Setting
+from foveate.eval.lmms.setting import NAMES, Setting, values_of
 
 
 @pytest.mark.parametrize(
@@ -52,7 +51,6 @@ def test_arguments_are_read_as_the_commands_write_them(text, values):
     ("text", "said"),
     [
         ("metod=v2drop", "No model argument 'metod'. Did you mean method? There are: pretrained, method"),
-        ("method=v2drop,buget=192", "No model argument 'buget'. Did you mean budget?"),
         ("max-frames=8", "Did you mean max_frames?"),
         ("method=v2drop,metric=cosine", "A method's settings go behind its name: method=v2drop:metric=cosine."),
         ("batch_size=4", "batch_size is a flag of lmms-eval: write --batch_size"),
@@ -61,8 +59,7 @@ def test_arguments_are_read_as_the_commands_write_them(text, values):
         ("method=v2drop,retention=1/3", "retention is a number; got '1/3'."),
         ("budget=true", "budget is a number; got 'true'."),
         ('{"budget": true}', "budget is a number; got True."),
-        ("seed=1.5", "seed is a whole number; got '1.5'."),
-        ("max_frames=some", "max_frames is a number; got 'some'."),
+        ("max_frames=some", "max_frames is a whole number; got 'some'."),
         ("method=,budget=192", "method= has no value."),
         ("method=v2drop,method=random", "method is given twice"),
         ('{"log": 5}', "log is a text; got 5."),
@@ -93,6 +90,6 @@ def test_all_that_the_guide_shows_can_be_meant(root):
 def test_these_are_the_arguments_of_the_model():
     from inspect import signature
 
-    from foveate.eval.lmms.backend import Foveate
+    from foveate.eval.lmms.plugin import Foveate
 
     assert tuple(signature(Foveate).parameters) == (*NAMES, "batch_size", "max_batch_size")

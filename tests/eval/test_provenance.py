@@ -11,9 +11,9 @@ from foveate import embedded
 from foveate.ask.loading import load
 from foveate.ask.vlm import VLM
 from foveate.eval import provenance
+from foveate.eval.answer_store import fingerprint, open_answers
 from foveate.eval.lmms.answerer import Conduct
 from foveate.eval.provenance import conditions
-from foveate.eval.store import fingerprint, open_answers
 
 RED = {
     "method": "full", "question": "1/colour", "answer": "red", "spent": 576, "vision_tokens": 576, "flops": None,

@@ -6,8 +6,8 @@ import pytest
 
 import foveate as fv
 from foveate.embedded import picture
+from foveate.eval.evaluation import evaluate_samples
 from foveate.eval.plan import Plan
-from foveate.eval.samples import evaluate_samples
 from foveate.runs.samples import samples_in
 
 ROW = {"image": str(picture()), "question": "What colour is the square?"}
@@ -20,20 +20,22 @@ def evaluated(tmp_path):
     def call(*rows, **budget):
         (path := tmp_path / "in.jsonl").write_text("".join(json.dumps({**ROW, **row}) + "\n" for row in rows))
         plan = Plan(methods=("v2drop",), **budget, baselines=False, cache=tmp_path / "kept")
-        summary = evaluate_samples(fv.load(device="cpu"), samples_in(path), plan, max_new_tokens=6)
-        return summary.to_dict(), [column.head for column in summary.table().columns]
+        quality = evaluate_samples(fv.load(device="cpu"), samples_in(path), plan, max_new_tokens=6)
+        return quality, [column.head for column in quality.table().columns]
 
     return call
 
 
 def test_labels_make_accuracy_and_without_them_it_is_agreement(evaluated):
-    values, heads = evaluated({}, {"question": "How many circles are there?"}, {}, tokens=(64,))
-    assert (values["pictures"], values["counts"]) == (1, {"samples": 2})
-    assert values["full"]["accuracy"]["value"] == 1
-    assert values["cells"][0]["accuracy"] == values["cells"][0]["agreement"]
+    quality, heads = evaluated({}, {"question": "How many circles are there?"}, {}, tokens=(64,))
+    (ours,) = quality.settings
+    assert (quality.full["pictures"], quality.full["questions"], list(quality.tasks_of(ours))) == (1, 2, ["samples"])
+    assert quality.full["accuracy"] == 1
+    assert ours["accuracy"] == ours["agreement"]
     assert ("Agreement" in heads, "Agrees" in heads, "Of full" in heads) == (True, False, False)
-    values, heads = evaluated({"label": "Neither.", "task": "colour"}, retention=(0.2,))
-    assert (values["full"]["tasks"]["colour"]["value"], values["cells"][0]["agreement"]["value"]) == (0, 1)
+    quality, heads = evaluated({"label": "Neither.", "task": "colour"}, retention=(0.2,))
+    assert quality.tasks_of(quality.full)["colour"]["accuracy"] == 0
+    assert quality.settings[0]["agreement"] == 1
     assert "Accuracy" in heads
 
 

@@ -14,12 +14,11 @@ import huggingface_hub.constants
 import pytest
 
 import foveate as fv
-from tests.found import line, lines
+from tests.found import line
 
 QUESTION = "What is this ?"
 
 
-@line("4.15", "a Talk whose stream failed raises its old error for ever", raises=ZeroDivisionError)
 def test_a_conversation_goes_on_behind_a_stream_that_failed(vlm, picture):
     talk = vlm.look(picture).talk()
     broken = vlm.model.lm_head.register_forward_pre_hook(lambda *_: 1 / 0)
@@ -29,14 +28,14 @@ def test_a_conversation_goes_on_behind_a_stream_that_failed(vlm, picture):
     assert talk.ask(QUESTION, max_new_tokens=2).text
 
 
-FOLDERS = {
-    "4.17 cache_implementation is quantized": (("generation_config", "cache_implementation", "quantized"), ImportError),
-    "4.18 image_mean is []": (("processor_config", "image_mean", []), ValueError),
-    "4.18 image_mean is a text": (("processor_config", "image_mean", "half"), ValueError),
-}
+FOLDERS = [
+    ("generation_config", "cache_implementation", "quantized"),
+    ("processor_config", "image_mean", []),
+    ("processor_config", "image_mean", "half"),
+]
 
 
-@pytest.mark.parametrize("change", lines(FOLDERS))
+@pytest.mark.parametrize("change", FOLDERS)
 def test_an_odd_value_in_a_folder_ends_in_an_answer_or_in_an_error_of_ours(model, picture, tmp_path, change):
     file, key, value = change
     folder = shutil.copytree(model, tmp_path / "model")
@@ -47,24 +46,23 @@ def test_an_odd_value_in_a_folder_ends_in_an_answer_or_in_an_error_of_ours(model
         fv.load(folder, device="cpu").ask(picture, QUESTION, fit="pad", max_new_tokens=2)
 
 
-VALUES = {
-    "4.19 seed=2**70": ({"temperature": 1.0, "seed": 2**70}, ValueError),
-    "4.20 temperature=1e-300": ({"temperature": 1e-300}, RuntimeError),
-    "4.21 a lone surrogate in stop": ({"stop": ("\ud800",)}, ValueError),
-    "4.21 a lone surrogate in choices": ({"choices": ["\ud800", "yes"]}, TypeError),
-    "4.22 choices as a set": ({"choices": {"yes", "no"}}, TypeError),
-    "4.24 ask(max_tokens=…)": ({"max_tokens": 5}, TypeError),
-}
+VALUES = [
+    {"temperature": 1.0, "seed": 2**70},
+    {"temperature": 1e-300},
+    {"stop": ("\ud800",)},
+    {"choices": ["\ud800", "yes"]},
+    {"choices": {"yes", "no"}},
+    {"max_tokens": 5},
+]
 
 
-@pytest.mark.parametrize("options", lines(VALUES))
+@pytest.mark.parametrize("options", VALUES)
 def test_an_odd_value_ends_in_an_answer_or_in_an_error_of_ours(vlm, picture, options):
     with suppress(fv.FoveateError):
         vlm.ask(picture, QUESTION, **options)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@line("4.25", "a forked child of a stream hangs")
 def test_a_child_that_reads_the_stream_of_its_parent_does_not_wait_for_ever(vlm, picture):
     slowed = vlm.model.lm_head.register_forward_pre_hook(lambda *_: time.sleep(0.1))
     with slowed, vlm.ask(picture, QUESTION, stream=True, max_new_tokens=2) as stream:
@@ -93,7 +91,6 @@ def embedded():
     return fv.load()
 
 
-@line("4.27", "</s> and <pad> in a question become special tokens")
 @pytest.mark.parametrize("word", ["</s>", "<pad>"])
 def test_a_question_holds_no_special_token(embedded, word):
     with suppress(fv.FoveateError):
@@ -101,7 +98,6 @@ def test_a_question_holds_no_special_token(embedded, word):
         assert embedded.tokenizer.convert_tokens_to_ids(word) not in ids
 
 
-@line("4.28", "a URL as a picture: no such file")
 def test_a_url_is_told_that_nothing_is_downloaded(vlm):
     with pytest.raises(fv.InputError) as refused:
         vlm.ask("https://x.y/z.png", QUESTION)

@@ -276,7 +276,8 @@ def _look(code: Any, said: str, err: str) -> None:
     lines = [line for line in err.splitlines() if not line.removeprefix("foveate: ").startswith(PROGRESS)]
     if code in (1, 2) and not lines:
         raise Wrong(f"exit code {code} without a word\n{said}")
-    if code in (1, 2) and len(lines) > MOST_LINES:
+    ours = [line for line in lines if not line.startswith(("╭", "│", "╰"))]  # tyro draws a box around wrong flags
+    if code in (1, 2) and len(ours) > MOST_LINES:
         raise Wrong(f"an error of {len(lines)} lines: {lines[0]}\n{err}")
 
 

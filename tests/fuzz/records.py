@@ -12,18 +12,15 @@ from foveate.cli.checks import check_methods
 from foveate.cli.tune import Tune
 from foveate.contract.catalogue import methods
 from foveate.contract.naming import parse
-from foveate.eval.store import open_answers
+from foveate.eval.answer_store import open_answers
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.v2drop import V2Drop
-from foveate.tune import Record
+from foveate.tune import Tuned
 from tests.fuzz.judging import Case, Wrong
 from tests.fuzz.mutating import altered, damaged, text_of
+from tests.tune.presets import preset_of
 
-TUNED = Record(
-    method=MustDrop(global_thr=0.002, individual_thr=0.004),
-    model="embedded", task="receipts, grün", samples=3, inputs="0" * 64, target=0.4, retention=0.401, spread=0.02,
-    vision_tokens=576.0, steps=((0.0, 0.9), (1.0, 0.1)), versions={"foveate": "1"}, date="2026-01-01T00:00:00+00:00",
-)  # fmt: skip
+TUNED = preset_of(MustDrop(global_thr=0.002, individual_thr=0.004), task="receipts, grün")
 FULL_ROW = {"answer": "red", "spent": 64.0, "vision_tokens": 576, "flops": 1e9, "first": {"ids": [5], "logs": [-0.5]}}
 ROW = {"answer": "grün, \n", "spent": 64.5, "vision_tokens": 576, "flops": None, "kl": 0.125}
 OF_A_BENCHMARK = {"tokens": [5, 2], "retention": 0.1, "media": "a picture", "setting": {"method": "v2drop"}}
@@ -72,8 +69,8 @@ def _record(rng: Random, folder: Path) -> Case:
     (path := folder / "record.json").write_bytes(_damaged_json(rng, tuned()))
 
     def load() -> None:
-        record = Record.load(path)
-        again = Record.from_dict(json.loads(json.dumps(record.to_dict(), allow_nan=False)))
+        record = Tuned.load(path)
+        again = Tuned.from_dict(json.loads(json.dumps(record.to_dict(), allow_nan=False)))
         if again != record:
             raise Wrong(f"{record} does not survive its JSON")
 

@@ -7,14 +7,14 @@ from statistics import mean
 
 import pytest
 
-from foveate.ask import templates
+from foveate.ask import preparing
 from foveate.ask.loading import load
 from foveate.ask.vlm import VLM
-from foveate.errors import InputError, SettingError, UnsupportedError
-from foveate.eval.lmms.answerer import Answerer, Conduct
+from foveate.errors import InputError, UnsupportedError
+from foveate.eval.answer_store import open_answers
+from foveate.eval.lmms.answerer import Conduct
 from foveate.eval.lmms.harness import Options, run
 from foveate.eval.lmms.setting import Setting
-from foveate.eval.store import open_answers
 from foveate.integrations.lmms_eval import manifest
 from tests.integrations.conftest import QUESTIONS
 
@@ -33,7 +33,7 @@ def found(loaded, tasks, tmp_path_factory):
     options = Options(include=(tasks,))
     with open_answers(options.conduct.conditions(loaded), tmp_path_factory.mktemp("store")) as store:
         full = run(loaded, NAMES, options=options, store=store)
-        return full, run(loaded, NAMES, SETTING.choice(loaded.model.config), options=options, store=store)
+        return full, run(loaded, NAMES, SETTING.method, options=options, store=store)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_the_manifest_is_free_of_lmms_eval_until_it_is_asked():
 def test_lmms_eval_finds_the_model_by_its_entry_point(offline):
     from lmms_eval.models import get_model
 
-    from foveate.eval.lmms.backend import Foveate
+    from foveate.eval.lmms.plugin import Foveate
 
     assert get_model("foveate") is Foveate
 
@@ -92,11 +92,11 @@ def test_lmms_eval_finds_the_model_by_its_entry_point(offline):
     ],
 )
 def test_model_args_take_chains_lists_and_json(said, setting, loaded, monkeypatch):
-    from foveate.eval.lmms import backend
+    from foveate.eval.lmms import plugin
 
-    monkeypatch.setattr(backend, "load", lambda *_, **__: loaded)
-    model = backend.Foveate.create_from_arg_string(said, {"batch_size": "1"})
-    assert model.answerer.choice.method(576) == setting.choice(loaded.model.config).method(576)
+    monkeypatch.setattr(plugin, "load", lambda *_, **__: loaded)
+    model = plugin.Foveate.create_from_arg_string(said, {"batch_size": "1"})
+    assert model.answerer.method == setting.method
 
 
 HOLD = """
@@ -109,33 +109,34 @@ sys.stdin.read()
 
 
 def test_a_log_that_another_run_uses_is_refused(loaded, tmp_path, monkeypatch, capsys):
-    from foveate.eval.lmms import backend
+    from foveate.eval.lmms import plugin
 
     monkeypatch.setattr("foveate.runs.store.PATIENCE", 0.3)
-    monkeypatch.setattr(backend, "load", lambda *_, **__: loaded)
-    backend.Foveate(log=str(tmp_path)).clean()
+    monkeypatch.setattr(plugin, "load", lambda *_, **__: loaded)
+    plugin.Foveate(log=str(tmp_path)).clean()
     (lock,) = tmp_path.glob("*/.lock")
     words = [sys.executable, "-c", HOLD, str(lock)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(SystemExit) as ended:
-            backend.Foveate.create_from_arg_string(f"log={tmp_path}", {"batch_size": "4"})
+            plugin.Foveate.create_from_arg_string(f"log={tmp_path}", {"batch_size": "4"})
         other.stdin.close()
     assert ended.value.code == 1
     waits, refuses = capsys.readouterr().err.splitlines()
     assert "waiting up to 0.3 s" in waits
     assert refuses.startswith(f"foveate: {lock.parent} is in use by another run")
-    backend.Foveate(log=str(tmp_path)).clean()
+    plugin.Foveate(log=str(tmp_path)).clean()
 
 
 def test_two_processes_in_batches_say_what_run_says_one_by_one(found, written):
     folder, _, log = written
     figures = results_in(folder)["results"]
-    for name, task in found[1].tasks.items():
+    logs, metrics = found[1]
+    for name, rows in logs.items():
         answers = {row["doc_id"]: row["filtered_resps"] for row in samples_in(folder, name)}
-        assert answers == dict(zip(task.documents, (row["answer"] for row in task.records), strict=True))
-        for metric in task.metrics.values():
-            assert figures[name][f"{metric.name},none"] == pytest.approx(metric.value)
+        assert answers == {row["document"]: row["answer"] for row in rows}
+        whole = sum(figures[name][f"{part},none"] for part in metrics[name].parts)
+        assert whole == pytest.approx(metrics[name].value)
     rows = [json.loads(line) for file in log.glob("*/part-*.jsonl") for line in file.read_text().splitlines()]
     assert len(rows) == len(NAMES) * QUESTIONS
     assert {round(row["spent"]) for row in rows} == {192}
@@ -166,30 +167,28 @@ def test_results_samples_and_table_say_what_was_asked_and_spent(written):
 
 
 def test_every_sample_is_told_apart_and_paired_with_the_full_model(found):
-    full, cut = found
+    (full, _), (cut, metrics) = found
     for name in NAMES:
-        one, other = full.tasks[name], cut.tasks[name]
-        assert one.documents == other.documents == tuple(range(QUESTIONS))
-        assert one.retention == 1
-        assert other.retention == pytest.approx(1 / 3, abs=0.01)
-        assert all(row["kl"] >= 0 for row in other.records)
-        for key, metric in other.metrics.items():
-            assert metric.groups == one.metrics[key].groups
-            assert metric.over([1] * (max(metric.groups) + 1)) == pytest.approx(metric.value)
-    pairs = cut.tasks["foveate_mme"].metrics["mme_perception_score"]
-    assert pairs.groups == (0, 0, 1, 1)
-    assert pairs.over([2, 0]) in (0, 50, 100, 200)
+        assert [row["document"] for row in full[name]] == [row["document"] for row in cut[name]] == [*range(QUESTIONS)]
+        assert [row["picture"] for row in full[name]] == [row["picture"] for row in cut[name]]
+        assert {row["retention"] for row in full[name]} == {1}
+        assert mean(row["retention"] for row in cut[name]) == pytest.approx(1 / 3, abs=0.01)
+        assert all(row["kl"] >= 0 for row in cut[name])
+        assert metrics[name](cut[name]) == pytest.approx(metrics[name].value)
+    pairs = cut["foveate_mme"]
+    assert [row["picture"] == pairs[0]["picture"] for row in pairs] == [True, True, False, False]
+    assert metrics["foveate_mme"]([*pairs[:2], *pairs[:2]]) in (0, 50, 100, 200)
 
 
 def test_a_second_run_asks_nothing(found, loaded, tasks, tmp_path, monkeypatch):
     options = Options(conduct=Conduct(batch_size=2), include=(tasks,), limit=4)
     with open_answers(options.conduct.conditions(loaded), tmp_path) as store:
-        first = run(loaded, ["foveate_textvqa"], options=options, store=store)
+        first, _ = run(loaded, ["foveate_textvqa"], options=options, store=store)
         monkeypatch.setattr(VLM, "answer_batch", None)
-        assert run(loaded, ["foveate_textvqa"], options=options, store=store).to_dict() == first.to_dict()
-    assert first.tasks["foveate_textvqa"].documents == (0, 1, 2, 3)
-    whole = [row["answer"] for row in found[0].tasks["foveate_textvqa"].records]
-    assert [row["answer"] for row in first.tasks["foveate_textvqa"].records] == whole[:4]
+        assert run(loaded, ["foveate_textvqa"], options=options, store=store)[0] == first
+    assert [row["document"] for row in first["foveate_textvqa"]] == [0, 1, 2, 3]
+    whole = [row["answer"] for row in found[0][0]["foveate_textvqa"]]
+    assert [row["answer"] for row in first["foveate_textvqa"]] == whole[:4]
 
 
 def test_the_llava_protocol_puts_ocr_tokens_into_textvqas_prompt(loaded, tasks, monkeypatch):
@@ -199,11 +198,10 @@ def test_the_llava_protocol_puts_ocr_tokens_into_textvqas_prompt(loaded, tasks, 
         told.append(conversation.turns[0][1][-1][1])
         return encoder(model, processor, conversation)
 
-    encoder = templates.PROTOCOLS["llava"]
-    monkeypatch.setattr(templates, "PROTOCOLS", {**templates.PROTOCOLS, "llava": encode})
+    encoder = preparing.PROTOCOLS["llava"]
+    monkeypatch.setattr(preparing, "PROTOCOLS", {**preparing.PROTOCOLS, "llava": encode})
     options = Options(conduct=Conduct(protocol="llava"), include=(tasks,), limit=1)
-    scores = run(loaded, ["foveate_textvqa", "foveate_pope"], options=options)
-    assert scores.protocol == scores.to_dict()["protocol"] == "llava"
+    run(loaded, ["foveate_textvqa", "foveate_pope"], options=options)
     assert sum("\nReference OCR token: " in text for text in told) == 1
 
 
@@ -224,29 +222,15 @@ def test_half_a_pair_is_refused_in_words(loaded, tasks):
         run(loaded, ["foveate_mme"], options=Options(include=(tasks,), limit=3))
 
 
-def test_arguments_that_cannot_be_meant_are_refused():
-    from foveate.eval.lmms.backend import Foveate
+def test_a_number_format_that_there_is_not_is_refused():
+    from foveate.eval.lmms.plugin import Foveate
 
-    with pytest.raises(SettingError, match="batch_size is a number; got 'auto'"):
-        Foveate(batch_size="auto")
-    with pytest.raises(SettingError, match="without a method"):
-        Foveate(budget=192)
     with pytest.raises(UnsupportedError, match="no number format float12"):
         Foveate(dtype="float12", device="cpu")
 
 
-def test_tasks_that_are_not_answered_in_words_are_refused(loaded):
-    from foveate.eval.lmms.backend import Answering
-
-    model = Answering(Answerer(loaded))
-    with pytest.raises(UnsupportedError, match="answers in words"):
-        model.loglikelihood([])
-    with pytest.raises(UnsupportedError, match="one question at a time"):
-        model.generate_until_multi_round([])
-
-
 def test_what_goes_wrong_in_a_run_ends_it_in_one_line(capsys):
-    from foveate.eval.lmms.backend import Foveate
+    from foveate.eval.lmms.plugin import Foveate
 
     model = Foveate.create_from_arg_string("device=cpu", {"batch_size": "1"})
     for ask in (model.loglikelihood, model.generate_until_multi_round):
@@ -263,27 +247,18 @@ def test_what_goes_wrong_in_a_run_ends_it_in_one_line(capsys):
     ("arguments", "flags", "said"),
     [
         ("metod=v2drop", {}, "No model argument 'metod'. Did you mean method?"),
-        ("method=v3drop", {}, "No method 'v3drop'. There are: averagepool"),
-        ("method=v2drop/llava-1.5-7b/19", {}, "No preset 'v2drop/llava-1.5-7b/19'. Similar names: v2drop/llava"),
-        ("method=v2drop:metrik=l1", {}, "v2drop has no setting metrik."),
-        ("method=v2drop:metric=l7", {}, "V2Drop: metric should be"),
-        ('method=v2drop,settings={"min_keep":1.5}', {}, "V2Drop: min_keep should be a valid integer; got 1.5."),
-        ("method=v2drop,budget=many", {}, "budget is a number; got 'many'."),
         ("method=v2drop,budget=-3", {}, "tokens must be a finite number above 0; got -3."),
-        ("method=v2drop,retention=33", {}, "retention must be above 0 and at most 1; got 33."),
-        ("method=v2drop,budget=inf", {}, "tokens must be a finite number above 0; got inf."),
         ("max_frames=0", {}, "max_frames is 1 or more; got 0."),
-        ("protocol=their", {}, "No protocol 'their'. There are: own, llava."),
         ("device=cpu", {"device": "cpu"}, "device is given twice: as --device, and in model_args."),
         ("", {"batch_size": "auto"}, "batch_size is a number; got 'auto'."),
     ],
 )
 def test_wrong_arguments_end_in_one_line_and_with_2(arguments, flags, said, capsys, monkeypatch):
-    from foveate.eval.lmms import backend
+    from foveate.eval.lmms import plugin
 
-    monkeypatch.setattr(backend, "load", None)  # nothing is loaded before all is understood
+    monkeypatch.setattr(plugin, "load", None)  # nothing is loaded before all is understood
     with pytest.raises(SystemExit) as ended:
-        backend.Foveate.create_from_arg_string(arguments, {"batch_size": 1, "max_batch_size": None, **flags})
+        plugin.Foveate.create_from_arg_string(arguments, {"batch_size": 1, "max_batch_size": None, **flags})
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"foveate: {said}")

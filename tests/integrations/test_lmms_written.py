@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from foveate.eval.lmms.label import Label
 from foveate.eval.lmms.setting import Setting
-from foveate.eval.lmms.tracking import Label
 
 
 def test_a_budget_that_no_sample_can_meet_ends_the_run_in_one_line(tasks, offline, tmp_path):
@@ -36,16 +36,13 @@ def test_a_budget_that_no_sample_can_meet_ends_the_run_in_one_line(tasks, offlin
     ],
 )
 def test_a_folder_speaks(setting, about, folder):
-    import transformers
-
-    config = transformers.LlavaConfig()
-    label = Label(**{"model": "m", **about}, asked=setting.choice(config).asked)
+    label = Label(**{"model": "m", **about}, setting=setting)
     assert label.folder == folder
 
 
 def test_long_names_stay_short_and_apart():
-    from foveate.eval.lmms.setting import Asked
-
-    names = [Label(model="m", asked=Asked(method=f"v2drop:layers={'3,' * 100}{last}")).folder for last in (1, 2)]
+    schedule = f"layers={','.join(map(str, range(1, 60)))};keep={','.join(['1'] * 59)}"
+    settings = [Setting(name=f"v2drop:{schedule};min_keep={last}") for last in (1, 2)]
+    names = [Label(model="m", setting=setting).folder for setting in settings]
     assert len(set(names)) == 2
     assert max(map(len, names)) < 100

@@ -1,41 +1,45 @@
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 
 from foveate.contract.space import Point
+from foveate.eval.stats import Estimate
 from foveate.methods.v2drop import V2Drop
-from foveate.tune.choosing import chosen
+from foveate.tune.choosing import Choice, chosen, remarks
 from foveate.tune.samples import Split
-from foveate.tune.search import Found, Searched
+from foveate.tune.searching import Tried
+from foveate.tune.tuned import Tuned
 
 
 class Told:
-    """A race whose outcomes are told: roots by the setting's ratio."""
+    """Trials whose figures are told, by the setting's ratio."""
 
-    def __init__(self, roots):
-        self.roots = roots
+    def __init__(self, figures):
+        self.figures = figures
 
     def column(self, method, pictures, figure):
-        return np.array(self.roots[method.keep[0]])
+        return np.array(self.figures[method.keep[0]], dtype=float)
 
 
 class Picture:
-    samples = (None,)
-
-    def __init__(self, key):
+    def __init__(self, key, questions=1):
         self.key = key
+        self.samples = (None,) * questions
 
 
 PICTURES = [Picture(str(number)) for number in range(6)]
 
 
-def found(keep):
-    return Found(0.0, Point((1,), (1.0,)), V2Drop(layers=(1,), keep=(keep,)))
+def tried(keep, origin):
+    return Tried(0.0, True, Point((1,), (1.0,)), V2Drop(layers=(1,), keep=(keep,)), origin)
 
 
 def choice(published, grid, drawn, with_published=True, pictures=6):
-    race = Told({0.1: published, 0.2: grid, 0.3: drawn})
-    searched = Searched(grid=[found(0.2)], drawn=[found(0.3)])
+    trials = Told({0.1: published, 0.2: grid, 0.3: drawn})
     parts = Split((), tuple(PICTURES[:pictures]), ())
-    return chosen(race, searched, found(0.1).method if with_published else None, parts)
+    every = [tried(0.2, "grid"), tried(0.3, "search")]
+    return chosen(trials, every, V2Drop(layers=(1,), keep=(0.1,)) if with_published else None, parts)
 
 
 def test_the_published_setting_stays_unless_another_is_ahead_by_a_standard_error():
@@ -59,3 +63,28 @@ def test_the_grid_stays_unless_the_search_is_ahead_by_a_standard_error():
 def test_without_a_published_setting_the_best_is_taken():
     made = choice([0] * 6, [1] * 6, [0.5] * 6, with_published=False)
     assert (made.origin, made.method.keep, made.grid.keep) == ("search", (0.3,), (0.2,))
+
+
+def test_what_searching_brought_is_the_difference_on_the_same_questions():
+    pictures = [Picture(str(number), 2) for number in range(3)]
+    trials = Told({0.1: [1, 1, 0, 1, 1, 0], 0.2: [1, 0, 0, 1, 0, 0]})
+    tuned, grid = (V2Drop(layers=(1,), keep=(keep,)) for keep in (0.1, 0.2))
+    (said,) = remarks(trials, pictures, Choice(tuned, "search", grid, None))
+    assert "Searching brought +33.3 [+0.0, +50.0] points" in said
+
+
+@pytest.mark.parametrize(
+    ("ahead", "says"),
+    [
+        (
+            Estimate(0.2, 0.1, 0.3),
+            "best setting: +20.0 [+10.0, +30.0] points of agreement against the published",
+        ),
+        (Estimate(0.1, -0.1, 0.3), "On others it is not told apart from the published schedule: +10.0 [-10.0, +30.0]"),
+        (Estimate(-0.2, -0.3, -0.1), "On others it is worse than the published schedule: -20.0 [-30.0, -10.0]"),
+        (None, "has the best setting. There is no published schedule at this budget."),
+    ],
+)
+def test_the_verdict_is_that_of_the_pictures_to_report_with(ahead, says):
+    tuned = SimpleNamespace(chosen="search", rows=[SimpleNamespace(name="tuned", ahead=ahead)])
+    assert says in Tuned.verdict.fget(tuned)

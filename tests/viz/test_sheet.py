@@ -41,6 +41,11 @@ def test_plain_text_is_aligned():
     assert len(heads) == len(full) == len(v2drop)  # numbers end at the same column
 
 
+def test_markdown_has_no_column_without_text():
+    sheet = Sheet("", ["", "none", Column("ms", right=True)], [("full", "", "1"), SECTION, ("v2drop",)])
+    assert sheet.filled().to_markdown() == "|  | ms |\n| --- | ---: |\n| full | 1 |\n| v2drop |  |\n"
+
+
 def test_a_repr_is_short():
     assert repr(SPEED) == "Sheet('Speed', 2 columns, 2 rows)"
     assert repr(Sheet("", ["a"], [("1",), SECTION, ("2",)])) == "Sheet('', 1 columns, 2 rows)"

@@ -1,27 +1,24 @@
-"""Answers as they come: from what the model has kept of a picture where it can, else from the picture itself."""
+"""What may be asked; answers as they come, as cards beside each other (HTML), and as a program that gives the same."""
 
-import threading
+import math
 import time
 import warnings
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
 
+from foveate import embedded
 from foveate._spelling import written
-from foveate.app.subject import Subject
+from foveate.app.subjects import Subject
 from foveate.ask.answer import Answer
-from foveate.ask.prefix import Prefix
-from foveate.ask.stream import Stream
 from foveate.ask.vlm import VLM
-from foveate.errors import FoveateError, SessionError, SettingError, UnsupportedError
-from foveate.video import Clip
+from foveate.errors import BudgetError, FoveateError, SettingError
 
-__all__ = ["FULL", "Reply", "Shelf", "answer", "check_method"]
+__all__ = ["FULL", "MOST", "Reply", "answered", "cards", "checked", "least_percent", "program"]
 
 FULL = "full model"
-Key = tuple[str, str, float | None]
+MOST = 5
+"""Methods that are compared at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,139 +29,166 @@ class Reply:
         name: The method as it was written, or "full model".
         text: Its answer as far as it has come.
         answer: The whole answer; None until it is there.
-        first: Seconds to the first piece of text, and `seconds` to the end; None until then.
-        reused: Whether the picture was looked at before, for an earlier question.
+        first: Seconds to the first piece of text, and `seconds` to the end, the look at the picture counted in.
+        seconds: See there.
         error: Why there is no answer; None where there is one.
     """
 
     name: str
     text: str = ""
     answer: Answer | None = None
-    first: float | None = None
-    seconds: float | None = None
-    reused: bool = False
+    first: float = 0.0
+    seconds: float = 0.0
     error: str | None = None
 
 
-class Shelf:
-    """What models have kept of the pictures that they saw lately; the oldest go where it takes too many bytes.
-
-    Args:
-        most: Bytes that stay: of keys and values, and of the pictures that belong to them.
-    """
-
-    def __init__(self, most: int = 2**30) -> None:
-        self.most = most
-        self._prefixes: OrderedDict[Key, Prefix] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def find(self, key: Key) -> Prefix | None:
-        """What was kept; None where it was not, or has gone."""
-        with self._lock:
-            if key in self._prefixes:
-                self._prefixes.move_to_end(key)
-            return self._prefixes.get(key)
-
-    def keep(self, key: Key, prefix: Prefix) -> None:
-        """Keep this, and let the oldest go."""
-        with self._lock:
-            self._prefixes[key] = prefix
-            while len(self._prefixes) > 1 and self.nbytes > self.most:
-                self._prefixes.popitem(last=False)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of everything kept."""
-        return sum(map(_size, self._prefixes.values()))
-
-
-def _size(prefix: Prefix) -> int:
-    """Bytes of a prefix with its pictures and films."""
-    size = prefix.nbytes
-    for medium in prefix.media:
-        if isinstance(medium, Clip):
-            size += medium.frames.nbytes
-        else:
-            size += 3 * medium.image.width * medium.image.height
-    return size
-
-
-def check_method(text: str) -> None:
-    """Refuse a method that names a file: a page must not read the files of its machine.
+def checked(question: str, names: Sequence[str]) -> list[str]:
+    """Methods to ask with, each once.
 
     Raises:
-        SettingError: If it does.
+        SettingError: If there is no question, there are too many methods, or one of them names a file: a page must not
+            read the files of its machine.
     """
-    if any(part.is_file for part in written(text)):
-        raise SettingError(f"{text!r} is no method that the page takes: write a name, settings or a chain.")
+    names = list(dict.fromkeys(names))
+    if not question:
+        raise SettingError("What is the question? Write one, or take one that fits.")
+    if len(names) > MOST:
+        raise SettingError(f"At most {MOST} methods are compared at a time; got {len(names)}. Take some out.")
+    for name in names:
+        if any(part.is_file for part in written(name)):
+            raise SettingError(f"{name!r} is no method that the page takes: write a name, settings or a chain.")
+    return names
 
 
-def answer(
-    vlm: VLM,
-    shelf: Shelf,
-    subject: Subject,
-    question: str,
-    method: str | None = None,
-    retention: float | None = None,
-    **generation: Any,
+def least_percent(vlm: VLM, names: Sequence[str], subject: Subject) -> int:
+    """The smallest whole percent of a picture's vision tokens that every method can spend, at least 1.
+
+    Raises:
+        FoveateError: If a method cannot run, or the model cannot be shown this.
+    """
+    tokens = vlm.prepare(subject.medium, "?").vision_tokens
+    floors = [0.01]
+    for name in names:
+        try:
+            vlm.solve(name, tokens, retention=1e-6)
+        except BudgetError as error:
+            floors.append(error.floor or 0)
+    return math.ceil(100 * max(floors) - 1e-9)
+
+
+def answered(
+    vlm: VLM, subject: Subject, question: str, name: str, retention: float, max_new_tokens: int
 ) -> Iterator[Reply]:
     """Ask, and give the answer as far as it has come whenever there is more; the last one is whole.
 
-    A second question about the same picture, method and budget goes on from what the model saw then (`VLM.look`),
-    unless the method or the model needs the question first.
-
     Args:
         vlm: The model.
-        shelf: Where it is kept what models saw.
         subject: What is asked about.
         question: In any words.
-        method: What drops; None is the untouched model.
-        retention: The budget, as a share; None for a method that brings its own.
-        **generation: As for `VLM.ask`.
+        name: The method that drops, or "full model".
+        retention: Its budget, as a share.
+        max_new_tokens: The longest answer.
     """
-    reply = Reply(method or FULL)
+    text, first = "", 0.0
     begun = time.perf_counter()
     try:
-        if method is not None:
-            check_method(method)
-        reused, stream = _stream(vlm, shelf, subject, question, method, retention, generation)
-        reply = replace(reply, reused=reused)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the answer's notes say the same
+            stream = vlm.ask(
+                subject.medium,
+                question,
+                method=None if name == FULL else name,
+                retention=None if name == FULL else retention,
+                stream=True,
+                max_new_tokens=max_new_tokens,
+            )
         with stream:
             for piece in stream:
-                if reply.first is None:
-                    reply = replace(reply, first=time.perf_counter() - begun)
-                reply = replace(reply, text=reply.text + piece)
-                yield reply
-            whole = stream.answer
-        took = time.perf_counter() - begun
-        yield replace(reply, text=whole.text, answer=whole, first=reply.first or took, seconds=took)
+                first = first or time.perf_counter() - begun
+                text += piece
+                yield Reply(name, text)
+            answer = stream.answer
+        seconds = time.perf_counter() - begun
+        yield Reply(name, answer.text, answer, first or seconds, seconds)
     except FoveateError as error:
-        yield replace(reply, error=str(error))
+        yield Reply(name, text, error=str(error))
 
 
-def _stream(
-    vlm: VLM,
-    shelf: Shelf,
-    subject: Subject,
-    question: str,
-    method: str | None,
-    retention: float | None,
-    generation: dict[str, Any],
-) -> tuple[bool, Stream]:
-    """The stream of an answer, and whether the picture had been looked at before."""
-    key = (subject.key, method or "", retention)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the answer's notes say the same
-        prefix = shelf.find(key)
-        if prefix is not None:
-            with suppress(SessionError):  # the weights have changed: look again
-                return True, prefix.ask(question, stream=True, **generation)
-        try:
-            prefix = vlm.look(subject.medium, method=method, retention=retention)
-            stream = prefix.ask(question, stream=True, **generation)
-        except UnsupportedError:  # the method, or the model, needs the question first; or asking says what is wrong
-            return False, vlm.ask(
-                subject.medium, question, method=method, retention=retention, stream=True, **generation
-            )
-        shelf.keep(key, prefix)
-        return False, stream
+def cards(replies: Sequence[Reply], right: str | None = None) -> str:
+    """A card a reply: the answer, and what it took beside the full model.
+
+    Args:
+        replies: The full model's first; those to come have no text yet.
+        right: The right answer, where it is known.
+    """
+    made = "".join(_card(reply, replies[0].answer) for reply in replies)
+    line = f"<p class='fv-right'>The right answer is <b>{escape(right)}</b>.</p>" if right else ""
+    return f"<div class='fv-grid'>{made}</div>{line}"
+
+
+def _card(reply: Reply, full: Answer | None) -> str:
+    name = escape(reply.name).replace("+", "+<wbr>").replace(":", ":<wbr>")
+    if reply.error is not None:
+        body = f"<p class='fv-error' role='alert'>{escape(reply.error)}</p>"
+        return f"<article class='fv-card'><h3>{name}</h3>{body}</article>"
+    if reply.answer is None:
+        body = f"<p class='fv-text'>{escape(reply.text) or '…'}</p>"
+        return f"<article class='fv-card fv-waiting'><h3>{name}</h3>{body}</article>"
+    rows = "".join(_measure(*measure) for measure in _measures(reply, reply.answer, full))
+    body = f"<p class='fv-text'>{escape(reply.text) or '<i>no words</i>'}</p><dl>{rows}</dl>"
+    return f"<article class='fv-card'><h3>{name}</h3>{body}</article>"
+
+
+def _measures(reply: Reply, answer: Answer, full: Answer | None) -> Iterator[tuple[str, str, float | None]]:
+    """Retention, FLOPs, bytes of the KV cache, and times: what is shown, and the share of the full model's."""
+    spent = f"{answer.spent:.0f} of {answer.vision_tokens}"
+    yield "Vision tokens", spent, answer.retention
+    if answer.flops and full is not None and full.flops:
+        yield "FLOPs to the first token", f"{answer.flops / 1e9:,.1f} G", answer.flops / full.flops
+    if answer.kv_bytes_whole:
+        yield "KV cache", f"{answer.kv_bytes / 2**20:,.1f} MiB", answer.kv_bytes / answer.kv_bytes_whole
+    yield "Time", f"{reply.first:.2f} s to the first words, {reply.seconds:.2f} s in all", None
+    if answer.missed is not None:
+        yield "Budget not met", escape(answer.missed), None
+
+
+def _measure(label: str, value: str, share: float | None) -> str:
+    """A line of a card; with a bar where it is a share of the full model's."""
+    bar = ""
+    if share is not None:
+        bar = f" ({share:.0%})<i class='fv-bar'><i style='width:{100 * min(share, 1):.1f}%'></i></i>"
+    return f"<div><dt>{label}</dt><dd>{value}{bar}</dd></div>"
+
+
+def program(
+    subject: Subject, question: str, names: Sequence[str], retention: float, model: str, max_new_tokens: int
+) -> str:
+    """A program that asks the same and prints every answer, the untouched model's first.
+
+    Args:
+        subject: What was asked about; an upload is a file of that name in the folder where the program runs.
+        question: The question.
+        names: The methods.
+        retention: The budget of each.
+        model: As `foveate.load` takes it.
+        max_new_tokens: The longest answer.
+    """
+    lines = ["import foveate as fv"]
+    function, called, _ = subject.source.partition("(")
+    if called:
+        lines.append(f"from foveate.app.subjects import {function}")
+    lines += [
+        "",
+        "vlm = fv.load()" if model == embedded.NAME else f"vlm = fv.load({model!r})",
+        f"picture = {subject.source}",
+        f"question = {question!r}",
+        f"full = vlm.ask(picture, question, max_new_tokens={max_new_tokens})",
+        'print("full model:", full.text)',
+        f"for method in {list(names)!r}:",
+        "    answer = vlm.ask(",
+        f"        picture, question, method=method, retention={retention:g}, max_new_tokens={max_new_tokens}",
+        "    )",
+        '    print(f"{method}: {answer.text} ({answer.retention:.1%} of {answer.vision_tokens} vision tokens)")',
+        '    # answer.show().save("kept.png") draws what was kept',
+    ]
+    return "\n".join(lines) + "\n"

@@ -2,23 +2,38 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from html import escape
+from itertools import combinations_with_replacement
 
 import numpy as np
+from matplotlib import colormaps
 from numpy.typing import NDArray
 
-from foveate.app.answers import check_method
+from foveate.app.kept import data_url, figure
 from foveate.ask.generation import Generation
 from foveate.ask.pictures import Picture
 from foveate.ask.vlm import VLM
 from foveate.engine.trace import PrefillRecord
 from foveate.errors import FoveateError, InputError
+from foveate.video import Clip
 from foveate.viz.dim import coverage
 
-__all__ = ["GRID", "HeatMaps", "look", "overlap", "stay", "stay_map"]
+__all__ = ["GRID", "HeatMaps", "heat_html", "look", "overlap", "stay", "stay_map"]
 
 GRID = 48
 """Cells of a map along each side."""
+SCALE = 5
+"""Pixels of a cell along each side."""
+STRONG = 0.55
+"""From which overlap on letters are white on their colour."""
+COLOURS = colormaps["inferno"]
+MEANING = (
+    "in which share of the decoder's layers the tokens of a place are processed. What was merged away counts as gone."
+)
+JACCARD = (
+    "Jaccard overlap: of all pairs of a token and a layer that either method processes, the share that both do. "
+    "Two methods that choose at random share some too: a control such as random shows how much."
+)
 Floats = NDArray[np.float64]
 
 
@@ -37,23 +52,30 @@ class HeatMaps:
     names: list[str]
     pictures: int = 0
     sums: dict[str, Floats] = field(default_factory=dict)
-    overlaps: dict[tuple[str, str], float] = field(default_factory=dict)
+    overlaps: dict[frozenset[str], float] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
-    def map_of(self, name: str) -> Floats:
-        """The mean over pictures of the share of decoder layers in which a place is processed: (GRID, GRID)."""
-        return self.sums[name] / max(1, self.pictures)
+    def add(self, records: dict[str, PrefillRecord]) -> None:
+        """Add what the methods did with one picture.
 
-    def overlap_of(self, one: str, other: str) -> float:
+        Raises:
+            InputError: If where the model's tokens look is not known.
+        """
+        stays = {name: stay(record) for name, record in records.items()}
+        for name, record in records.items():
+            self.sums[name] = self.sums.get(name, np.zeros((GRID, GRID))) + stay_map(record, stays[name])
+        for name, other in combinations_with_replacement(records, 2):
+            pair = frozenset((name, other))
+            self.overlaps[pair] = self.overlaps.get(pair, 0.0) + overlap(stays[name], stays[other])
+        self.pictures += 1
+
+    def overlap_of(self, name: str, other: str) -> float:
         """The mean overlap of two methods, in [0, 1]."""
-        if one == other:
-            return 1.0
-        pair = (one, other) if (one, other) in self.overlaps else (other, one)
-        return self.overlaps[pair] / max(1, self.pictures)
+        return self.overlaps[frozenset((name, other))] / self.pictures
 
 
 def look(
-    vlm: VLM, pictures: Sequence[Picture], question: str, methods: Sequence[str], retention: float
+    vlm: VLM, pictures: Sequence[Picture | Clip], question: str, methods: Sequence[str], retention: float
 ) -> Iterator[HeatMaps]:
     """Show every picture to every method, one token of an answer each; the maps so far after each picture.
 
@@ -64,22 +86,16 @@ def look(
     """
     maps = HeatMaps(list(methods))
     for picture in pictures:
-        stays: dict[str, Floats] = {}
         prompt = vlm.prepare(picture, question)
+        records = {}
         for name in list(maps.names):
             try:
-                check_method(name)
                 answer = vlm.answer(prompt, name, retention=retention, generation=Generation(max_new_tokens=1))
-                record = answer.trace.latest
+                records[name] = answer.trace.latest
             except FoveateError as error:
                 maps.names.remove(name)
                 maps.failed[name] = str(error)
-                continue
-            stays[name] = stay(record)
-            maps.sums[name] = maps.sums.get(name, np.zeros((GRID, GRID))) + stay_map(record, stays[name])
-        for pair in combinations(maps.names, 2):
-            maps.overlaps[pair] = maps.overlaps.get(pair, 0.0) + overlap(stays[pair[0]], stays[pair[1]])
-        maps.pictures += 1
+        maps.add(records)
         yield maps
 
 
@@ -129,3 +145,50 @@ def overlap(one: Floats, other: Floats) -> float:
     if either == 0:
         return 1.0
     return float(np.minimum(one, other).sum()) / either
+
+
+def heat_html(maps: HeatMaps, total: int) -> str:
+    """A map a method, with one scale for all, and a table of how far they agree.
+
+    Args:
+        maps: What was seen so far, of one picture or more.
+        total: How many pictures there will be.
+    """
+    failures = "".join(f"<p class='fv-error'>{escape(name)}: {escape(why)}</p>" for name, why in maps.failed.items())
+    if not maps.names:
+        return failures
+    means = {name: maps.sums[name] / maps.pictures for name in maps.names}
+    most = max(0.01, *(float(mean.max()) for mean in means.values()))
+    figures = ""
+    for name, mean in means.items():
+        figures += figure(name, f"mean {mean.mean():.0%}", _coloured(mean / most))
+    ramp = data_url(_coloured(np.linspace(0, 1, 32)[None]))
+    scale = f"<span>0%</span><img alt='colour scale' src='{ramp}'><span>{most:.0%} of the layers</span>"
+    done = f"{total} pictures" if maps.pictures == total else f"{maps.pictures} of {total} pictures"
+    return (
+        f"<div class='fv-grid fv-maps'>{figures}</div><div class='fv-scale'>{scale}</div>"
+        f"<p class='fv-note'>Mean over {done}: {MEANING}</p>{_table(maps)}{failures}"
+    )
+
+
+def _coloured(values: Floats) -> NDArray[np.uint8]:
+    """(height, width) in [0, 1] -> (SCALE height, SCALE width, 3)."""
+    colours: NDArray[np.uint8] = (COLOURS(values)[:, :, :3] * 255).round().astype(np.uint8)
+    return colours.repeat(SCALE, axis=0).repeat(SCALE, axis=1)
+
+
+def _table(maps: HeatMaps) -> str:
+    """The overlaps, a row and a column a method; nothing for one method."""
+    if len(maps.names) < 2:
+        return ""
+    heads = "".join(f"<th scope='col'>{escape(name)}</th>" for name in maps.names)
+    rows = ""
+    for name in maps.names:
+        cells = ""
+        for other in maps.names:
+            value = maps.overlap_of(name, other)
+            letters = " class='fv-strong'" if value >= STRONG else ""
+            cells += f"<td{letters} style='--share:{value:.3f}'>{value:.2f}</td>"
+        rows += f"<tr><th scope='row'>{escape(name)}</th>{cells}</tr>"
+    table = f"<table class='fv-overlap'><thead><tr><th></th>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+    return f"<h3>Overlap</h3><div class='fv-scroll'>{table}</div><p class='fv-note'>{JACCARD}</p>"

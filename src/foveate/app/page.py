@@ -1,62 +1,372 @@
-"""The page itself, in Gradio: its frame and its two tabs."""
+"""The page itself, in Gradio: its frame, and its two tabs."""
 
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import fastapi
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from foveate.app.ask_tab import AskTab
-from foveate.app.heat_tab import HeatTab
-from foveate.app.parts import Desk
+from foveate._index import summary
+from foveate.app.answers import FULL, MOST, Reply, answered, cards, checked, least_percent, program
+from foveate.app.heat import heat_html, look
+from foveate.app.kept import Stop, stops_of
+from foveate.app.subjects import Subject, examples, generated, opened
 from foveate.ask.vlm import VLM
+from foveate.contract.catalogue import methods, takes_budget
+from foveate.errors import FoveateError, InputError, SettingError
+from foveate.viz import draw_comparison
 
-__all__ = ["application", "blocks"]
+__all__ = ["application", "notice"]
 
 STYLE = Path(__file__).parent / "page.css"
 FONT, MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")
 """The reader's own: Gradio's bold fonts lack most letters, and others would come from the network."""
-SESSIONS = 100
-"""Visitors whose last answers are remembered."""
+THEME = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO)
 HEAD = """<div class='fv-head'><h1>foveate</h1>
 <p>Ask about a picture while vision tokens are dropped, and see what stays. The full model answers first.</p></div>"""
 
+FILE, WAITING = "50mb", 20
+"""The largest upload, and questions that may wait for the model."""
+HOUR = 3600
+"""Seconds that a visitor's picture and answers stay behind the last visit, and files at the least."""
+PICTURES = 32
+"""The most that are generated for a heat map."""
+PERCENT = 33
+MODEL: dict[str, Any] = {"concurrency_id": "model", "show_progress": "hidden", "api_visibility": "private"}
+"""Of an event that asks the model, which serves one question at a time: others wait in line."""
+QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+"""Of other events."""
 
-def application(page: gr.Blocks, desk: Desk) -> Any:
-    """What a server serves, by the ASGI protocol."""
-    page.state_session_capacity = SESSIONS
-    page.has_launched = True  # else Gradio takes any file's name for an upload's
-    return gr.mount_gradio_app(
-        fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-        page,
-        "",
-        footer_links=[],
-        run_history=False,
-        max_file_size=desk.limits.file,
-        show_error=False,
-        ssr_mode=False,
-        pwa=False,
-        theme=gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=FONT, font_mono=MONO),
-        css_paths=STYLE,
-    )
+Changes = dict[Any, Any]
 
 
-def blocks(desk: Desk) -> gr.Blocks:
-    """The two tabs."""
-    with gr.Blocks(title="foveate", analytics_enabled=False) as page:
+def application(vlm: VLM, hosts: Sequence[str] = ("*",), max_new_tokens: int = 64) -> Any:
+    """The page, as a server serves it by the ASGI protocol.
+
+    Args:
+        vlm: The model.
+        hosts: By which names browsers may ask for it.
+        max_new_tokens: The longest answer.
+    """
+    with gr.Blocks(title="foveate", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as page:
         gr.HTML(HEAD)
         with gr.Tab("Ask"):
-            AskTab(desk)
+            AskTab(vlm, max_new_tokens)
         with gr.Tab("Where do methods look?"):
-            HeatTab(desk)
-        gr.HTML(_foot(desk.vlm))
-    page.queue(max_size=desk.limits.waiting, api_open=False)
-    return page
+            LookTab(vlm)
+        facts = vlm.to_dict()
+        kind = f"{facts['model_type']}, {vlm.depth} decoder layers, {facts['dtype']} on {facts['device']}"
+        words = f"Model: {facts['name']} ({kind}). One picture illustrates; it measures nothing."
+        gr.HTML(f"<p class='fv-foot'>{escape(words)}</p>")
+    page.queue(max_size=WAITING, default_concurrency_limit=1, api_open=False)
+    page.has_launched = True  # else Gradio takes any file's name for an upload's
+    trusted = Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    server = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None, middleware=[trusted])
+    looks: dict[str, Any] = {"theme": THEME, "css_paths": STYLE, "footer_links": [], "ssr_mode": False, "pwa": False}
+    return gr.mount_gradio_app(server, page, "", max_file_size=FILE, run_history=False, show_error=False, **looks)
 
 
-def _foot(vlm: VLM) -> str:
-    facts = vlm.to_dict()
-    kind = f"{facts['model_type']}, {vlm.depth} decoder layers, {facts['dtype']} on {facts['device']}"
-    words = f"Model: {facts['name']} ({kind}). One picture illustrates; it measures nothing."
-    return f"<p class='fv-foot'>{escape(words)}</p>"
+# -- what both tabs have ------------------------------------------------------------------------------------------
+
+
+class MethodsAndBudget:
+    """A box of methods, and a slider whose lowest budget all of them meet.
+
+    Args:
+        vlm: The model.
+        chosen: The methods at the beginning.
+    """
+
+    def __init__(self, vlm: VLM, chosen: Sequence[str]) -> None:
+        self.vlm = vlm
+        choices = []
+        for name, kind in methods().items():
+            if takes_budget(kind):
+                words = summary(sys.modules[kind.__module__]).partition(": ")[2]
+                choices.append((f"{name}\n{words[:1].upper()}{words[1:]}", name))
+        self.names = gr.Dropdown(
+            choices,
+            value=list(chosen),
+            multiselect=True,
+            allow_custom_value=True,
+            label="Methods",
+            info=f"Up to {MOST}; or write a chain with settings: visionzip+v2drop:metric=l1",
+            elem_classes="fv-methods",
+        )
+        self.refusal = gr.HTML(visible=False, elem_classes="fv-refusal")
+        least = least_percent(vlm, chosen, examples()[0])
+        self.percent = gr.Slider(
+            least,
+            100,
+            PERCENT,
+            step=1,
+            label="Budget: % of vision tokens",
+            info=_at_least(least),
+            buttons=[],
+            elem_classes="fv-budget",
+        )
+
+    def changes(self, subject: Subject | None, names: Sequence[str], percent: float) -> Changes:
+        """Refuse methods that cannot run, and budgets below what one of them needs."""
+        try:
+            least = least_percent(self.vlm, checked("?", names), subject or examples()[0])
+        except FoveateError as error:
+            return {self.refusal: gr.HTML(alert(str(error)), visible=True)}
+        slider = gr.Slider(minimum=least, value=max(least, percent), info=_at_least(least))
+        return {self.refusal: gr.HTML("", visible=False), self.percent: slider}
+
+
+def _at_least(percent: int) -> str:
+    """What is said of the budget."""
+    if percent == 1:
+        return "Mean over the decoder's layers."
+    return f"Mean over the decoder's layers; these methods need {percent} % at the least."
+
+
+def hint(text: str) -> str:
+    """A sentence to read."""
+    return f"<p class='fv-hint'>{escape(text)}</p>"
+
+
+def alert(text: str) -> str:
+    """Something that went wrong."""
+    return f"<p class='fv-error' role='alert'>{escape(text)}</p>"
+
+
+def notice(notes: Sequence[str]) -> gr.HTML:
+    """Notes, each once; nothing where there are none."""
+    lines = ""
+    for note in dict.fromkeys(notes):
+        begins_with_a_file = not note.partition(" ")[0].isalpha()
+        lines += hint(note if begins_with_a_file else note[:1].upper() + note[1:])
+    return gr.HTML(lines, visible=bool(lines))
+
+
+BEGIN = hint("Press Ask: the full model answers first, then every method.")
+
+
+# -- asking ---------------------------------------------------------------------------------------------------
+
+
+class AskTab:
+    """Pictures are asked about: answers side by side, and what stays at each place in the model."""
+
+    def __init__(self, vlm: VLM, max_new_tokens: int) -> None:
+        self.vlm = vlm
+        self.max_new_tokens = max_new_tokens
+        first = examples()[0]
+        self.subject = gr.State(first, time_to_live=HOUR)
+        self.stops = gr.State(stops_of(first), time_to_live=HOUR)
+        with gr.Row():
+            with gr.Column(scale=5, min_width=300, elem_classes="fv-tight"):
+                self._lay_out_question(first)
+            with gr.Column(scale=7, min_width=300):
+                self._lay_out_answers()
+        self._connect()
+
+    def _lay_out_question(self, first: Subject) -> None:
+        self.gallery = gr.Gallery(
+            [subject.pictures[0] for subject in examples()],
+            label="Take an example",
+            columns=len(examples()),
+            height="auto",
+            object_fit="cover",
+            allow_preview=False,
+            interactive=False,
+            buttons=[],
+            selected_index=0,
+            elem_id="examples",
+        )
+        self.file = gr.File(
+            label="Or drop a picture or a film", file_types=["image", "video"], height=90, elem_id="file"
+        )
+        self.question = gr.Textbox(next(iter(first.questions)), label="Question", elem_id="question")
+        self.proposed = gr.Dataset(
+            components=[self.question], samples=_samples(first), label="Questions that fit", elem_classes="fv-proposed"
+        )
+        self.dropping = MethodsAndBudget(self.vlm, ("v2drop", "visionzip", "random"))
+        with gr.Row():
+            self.ask = gr.Button("Ask", variant="primary", elem_id="ask", min_width=100)
+            self.stop = gr.Button("Stop", elem_id="stop", min_width=100)
+        self.notice = gr.HTML(visible=False, elem_id="notice")
+
+    def _lay_out_answers(self) -> None:
+        self.answers = gr.HTML(BEGIN, elem_id="answers")
+        self.slider = gr.Slider(0, 1, 0, step=1, visible=False, elem_id="stages", buttons=[])
+        self.kept = gr.HTML(self.stops.value[0].panels, elem_id="panels")
+        self.share = gr.DownloadButton("Share as PNG", visible=False, elem_id="share")
+        with gr.Accordion("The same in Python", open=False, elem_id="python", visible=False) as self.python:
+            self.code = gr.Code(language="python", interactive=False, show_label=False, buttons=["copy"])
+
+    def _connect(self) -> None:
+        names, percent = self.dropping.names, self.dropping.percent
+        limited = [self.dropping.refusal, percent]
+        cleared = [
+            *(self.subject, self.ask, self.gallery, self.notice, self.proposed, self.answers),
+            *(self.slider, self.kept, self.share, self.python),
+        ]
+        shown = [*cleared, self.stops, *limited]
+        names.change(self.dropping.changes, [self.subject, names, percent], limited, **QUICK)
+        self.proposed.click(lambda row: row[0], self.proposed, self.question, **QUICK)
+        asking = [self.subject, self.question, names, percent]
+        replied = [*cleared, self.stops, self.code]
+        running = [event(self.reply, asking, replied, **MODEL) for event in (self.ask.click, self.question.submit)]
+        self.stop.click(None, cancels=running, api_visibility="private")
+        self.file.upload(self.upload, [self.file, names, percent], [*shown, self.file], cancels=running, **QUICK)
+        chosen = [*shown, self.file, self.question]
+        self.gallery.select(self.choose, [names, percent], chosen, cancels=running, **QUICK)
+        self.slider.input(
+            self.stand_at, [self.stops, self.slider], [self.kept, self.slider], trigger_mode="always_last", **QUICK
+        )
+
+    def clear(self) -> Changes:
+        """Show nothing, and let nothing be asked."""
+        return {
+            self.subject: None,
+            self.ask: gr.Button(interactive=False),
+            self.gallery: gr.Gallery(selected_index=None),
+            self.notice: notice(()),
+            self.proposed: gr.Dataset(visible=False),
+            self.answers: "",
+            self.slider: gr.Slider(visible=False),
+            self.kept: "",
+            self.share: gr.DownloadButton(value=None, visible=False),
+            self.python: gr.Accordion(visible=False),
+        }
+
+    def show(self, subject: Subject, names: Sequence[str], percent: float) -> Changes:
+        """Everything for a new picture."""
+        stops = stops_of(subject)
+        changes = self.clear() | self.dropping.changes(subject, names, percent)
+        return changes | {
+            self.subject: subject,
+            self.stops: stops,
+            self.ask: gr.Button(interactive=True),
+            self.notice: notice(subject.notes),
+            self.proposed: gr.Dataset(samples=_samples(subject), visible=bool(subject.questions)),
+            self.answers: BEGIN,
+            self.kept: stops[0].panels,
+        }
+
+    def upload(self, path: str, names: list[str], percent: float) -> Iterator[Changes]:
+        """Take a file; where it is bad, say so, and empty the box. The picture before is never asked about again."""
+        yield self.clear() | {self.notice: notice(("The file is being read.",))}
+        try:
+            yield self.show(opened(path), names, percent)
+        except FoveateError as error:
+            yield {self.notice: gr.HTML(alert(str(error)), visible=True), self.file: None}
+
+    def choose(self, names: list[str], percent: float, event: gr.SelectData) -> Changes:
+        """Take an example, and a question that fits it."""
+        subject = examples()[event.index]
+        changes = self.show(subject, names, percent)
+        changes[self.gallery] = gr.Gallery(selected_index=event.index)
+        return changes | {self.file: None, self.question: next(iter(subject.questions))}
+
+    def stand_at(self, stops: list[Stop], stop: float) -> tuple[str, gr.Slider]:
+        """What was kept at a stop of the slider."""
+        return stops[int(stop)].panels, gr.Slider(label=stops[int(stop)].words)
+
+    def reply(self, subject: Subject | None, question: str, names: list[str], percent: float) -> Iterator[Changes]:
+        """Answer with the full model, then with every method, as the words come."""
+        question = question.strip()
+        try:
+            if subject is None:
+                raise InputError("There is no picture to ask about. Drop one that can be read, or take an example.")
+            names = [FULL, *checked(question, names)]
+        except FoveateError as error:
+            yield {self.answers: alert(str(error))}
+            return
+        replies = [Reply(name) for name in names]
+        yield {self.answers: cards(replies), self.share: gr.DownloadButton(visible=False)}
+        for place, name in enumerate(names):
+            for reply in answered(self.vlm, subject, question, name, percent / 100, self.max_new_tokens):
+                replies[place] = reply
+                yield {self.answers: cards(replies)}
+        stops = stops_of(subject, replies)
+        middle = len(stops) // 2  # at the end, many methods have hardly any token left
+        label, last = stops[middle].words, max(1, len(stops) - 1)
+        file = self._drawn(question, replies)
+        notes = [note for reply in replies if reply.answer is not None for note in reply.answer.notes]
+        yield {
+            self.answers: cards(replies, subject.questions.get(question)),
+            self.stops: stops,
+            self.slider: gr.Slider(maximum=last, value=middle, label=label, visible=len(stops) > 1),
+            self.kept: stops[middle].panels,
+            self.share: gr.DownloadButton(value=file, visible=file is not None),
+            self.python: gr.Accordion(visible=True),
+            self.code: program(subject, question, names[1:], percent / 100, self.vlm.name, self.max_new_tokens),
+            self.notice: notice((*subject.notes, *notes)),
+        }
+
+    def _drawn(self, question: str, replies: Sequence[Reply]) -> str | None:
+        """A picture of all answers, as a file; None where nothing was dropped."""
+        rows, media = [], None
+        for reply in replies:
+            if reply.answer is not None and reply.answer.trace.history:
+                share = f"{reply.answer.retention:.0%} of {reply.answer.vision_tokens} tokens"
+                rows.append((f"{reply.name}: {reply.text} ({share})", reply.answer.trace.history[0]))
+                media = reply.answer.prompt.shown
+        if media is None:
+            return None
+        try:
+            picture = draw_comparison(rows, media, f"{question}  Full model: {replies[0].text}")
+        except FoveateError:  # where the model's tokens look is not known
+            return None
+        path = Path(tempfile.mkdtemp(dir=self.share.GRADIO_CACHE)) / "foveate.png"
+        picture.save(path)
+        return str(path)
+
+
+def _samples(subject: Subject) -> list[list[str]]:
+    """Questions as Gradio lists them."""
+    return [[question] for question in subject.questions]
+
+
+# -- where methods look ---------------------------------------------------------------------------------------
+
+
+class LookTab:
+    """Many pictures are shown to every method: heat maps, and how far methods agree."""
+
+    def __init__(self, vlm: VLM) -> None:
+        self.vlm = vlm
+        with gr.Row():
+            with gr.Column(scale=5, min_width=300, elem_classes="fv-tight"):
+                dropping = MethodsAndBudget(vlm, ("v2drop", "visionzip", "divprune", "random"))
+                count = gr.Slider(2, PICTURES, 12, step=1, label="Generated pictures", elem_id="pictures", buttons=[])
+                files = gr.File(
+                    label="Or pictures of your own", file_count="multiple", file_types=["image"], height=130
+                )
+                question = gr.Textbox("What does the text say?", label="Question")
+                with gr.Row():
+                    start = gr.Button("Look", variant="primary", elem_id="look", min_width=100)
+                    stop = gr.Button("Stop", min_width=100)
+            with gr.Column(scale=7, min_width=300):
+                begin = hint("Press Look: every method is shown every picture, and the maps fill.")
+                maps = gr.HTML(begin, elem_id="maps")
+        names, percent = dropping.names, dropping.percent
+        names.change(dropping.changes, [gr.State(), names, percent], [dropping.refusal, percent], **QUICK)
+        running = start.click(self.run, [names, percent, count, files, question], maps, **MODEL)
+        stop.click(None, cancels=[running], api_visibility="private")
+
+    def run(
+        self, names: list[str], percent: float, count: float, paths: list[str] | None, question: str
+    ) -> Iterator[str]:
+        """The maps so far, after every picture."""
+        try:
+            names = checked(question.strip(), names)
+            if not names:
+                raise SettingError("Choose a method.")
+            pictures = [opened(path).medium for path in paths] if paths else generated(int(count))
+            yield hint(f"Showing the first of {len(pictures)} pictures.")
+            for maps in look(self.vlm, pictures, question, names, percent / 100):
+                yield heat_html(maps, len(pictures))
+        except FoveateError as error:
+            yield alert(str(error))

@@ -1,59 +1,86 @@
-"""The page served, with a folder of its own for files, until Ctrl-C."""
+"""Where the page listens, found out before anything slow is loaded; and the page served there until Ctrl-C."""
 
+import importlib.util
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from foveate.app.folder import Folder
-from foveate.app.guard import Guard
-from foveate.app.limits import LIMITS, Limits
-from foveate.app.listening import check_gradio, url_of
-from foveate.ask.vlm import VLM
+from foveate._upstream import install_line, shown
+from foveate.errors import UnsupportedError
 
-__all__ = ["own_folder", "serve"]
+if TYPE_CHECKING:
+    from foveate.ask.vlm import VLM
 
+__all__ = ["bound", "check_gradio", "hosts_of", "serve", "url_of"]
+
+EVERYWHERE = ("0.0.0.0", "::")
 GRACE = 1
 """Seconds that open connections have at the end."""
 
 
-@contextmanager
-def own_folder() -> Iterator[Path]:
-    """A folder for uploads and results, which goes at the end. Gradio must not be imported before.
+def check_gradio() -> None:
+    """Refuse to go on without Gradio.
 
-    Gradio reads where its files go, and whether to report its use, from the environment.
+    Raises:
+        UnsupportedError: If it is not installed.
     """
-    with tempfile.TemporaryDirectory(prefix="foveate-page-", ignore_cleanup_errors=True) as folder:
-        changed = {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_RUN_HISTORY": "False"}
-        before = {name: os.environ.get(name) for name in changed}
-        os.environ.update(changed)
-        try:
-            yield Path(folder)
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+    if importlib.util.find_spec("gradio") is None:
+        raise UnsupportedError(f"The page needs Gradio: {install_line('app')}.")
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 is any free one.
+
+    Raises:
+        UnsupportedError: If the port is taken or not ours to take, or there is no such address here.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family)
+    except (OSError, ValueError) as error:  # an address that can be none raises ValueError
+        why = str(getattr(error, "strerror", None) or error).partition(" (")[0]
+        raise UnsupportedError(
+            f"The page cannot listen at port {port} of '{shown(host, 80)}': {why}. Take another --port (0 is any free "
+            "one), or another --host (127.0.0.1 is this machine alone, 0.0.0.0 all that can reach it)."
+        ) from error
+
+
+def url_of(listening: socket.socket) -> str:
+    """Where a browser on this machine finds it."""
+    host, port = listening.getsockname()[:2]
+    if host in EVERYWHERE:
+        host = "127.0.0.1"
+    if ":" in host:
+        host = f"[{host}]"
+    return f"http://{host}:{port}"
+
+
+def hosts_of(host: str) -> list[str]:
+    """Names by which a browser may ask for the page: all of them where it is open to everyone.
+
+    Else another site could give its own name this address, and read the page in a visitor's browser (DNS rebinding).
+    """
+    if host in EVERYWHERE:
+        return ["*"]
+    return [host, f"[{host}]", "localhost", "127.0.0.1"]
 
 
 def serve(
-    vlm: VLM,
+    vlm: "VLM",
     listening: socket.socket,
+    host: str,
     *,
-    limits: Limits = LIMITS,
     max_new_tokens: int = 64,
     ready: Callable[[str], object] = lambda url: None,
 ) -> None:
-    """Serve the page until Ctrl-C.
+    """Serve the page until Ctrl-C. Gradio must not be imported before.
 
     Args:
         vlm: The model that is asked.
         listening: A socket of `bound`.
-        limits: How much the page takes.
+        host: What it is bound to.
         max_new_tokens: The longest answer.
         ready: Called with the page's address as soon as it can be opened.
 
@@ -62,40 +89,18 @@ def serve(
         KeyboardInterrupt: At Ctrl-C, when everything is closed.
     """
     check_gradio()
-    with own_folder() as path:
+    with tempfile.TemporaryDirectory(prefix="foveate-page-", ignore_cleanup_errors=True) as folder:
+        # Gradio reads from the environment where uploads go, when it is imported, and whether to report its use.
+        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
         import uvicorn
 
-        from foveate.app.page import application, blocks
-        from foveate.app.parts import Desk
+        from foveate.app.page import application
 
-        folder = Folder(path, limits.folder)
-        desk = Desk(vlm, folder, limits, max_new_tokens)
-        page = blocks(desk)
-        guarded = Guard(application(page, desk), folder, limits)
-        folder.spare()
         config = uvicorn.Config(
-            guarded,
-            log_level="error",
-            lifespan="on",
+            application(vlm, hosts_of(host), max_new_tokens),
+            log_level="critical",
             timeout_graceful_shutdown=GRACE,
             server_header=False,
-            proxy_headers=True,
         )
-        _server(uvicorn, config, lambda: ready(url_of(listening))).run(sockets=[listening])
-
-
-def _server(uvicorn: Any, config: Any, ready: Callable[[], object]) -> Any:
-    """A server that says when it is ready, and ends what it streams to browsers before it ends."""
-
-    class Server(uvicorn.Server):  # type: ignore[misc]
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets=sockets)
-            if self.started:
-                ready()
-
-        async def shutdown(self, sockets: Any = None) -> None:
-            for connection in list(self.server_state.connections):
-                connection.transport.close()  # as when a tab is closed: an answer on its way ends
-            await super().shutdown(sockets=sockets)
-
-    return Server(config)
+        ready(url_of(listening))  # connections wait in the socket until the server takes them
+        uvicorn.Server(config).run(sockets=[listening])

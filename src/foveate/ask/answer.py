@@ -2,6 +2,7 @@
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,11 +15,12 @@ from foveate._sheet import Column, Sheet
 from foveate.ask.batch import ends_of, pad_id
 from foveate.ask.prompt import Prompt
 from foveate.contract.method import Method
+from foveate.contract.naming import asked_share
 from foveate.cost import Cost
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError
 
-__all__ = ["Answer", "Saved"]
+__all__ = ["Answer", "Saved", "kv_bytes"]
 
 NEAR = 0.02
 """How far what is spent may lie from what was asked for, as a share of it, for a budget to be met."""
@@ -52,7 +54,6 @@ class Answer:
         text: The answer.
         tokens: Its token ids, the end of sequence included.
         method: What dropped, its schedule solved; None for the untouched model.
-        asked: The retention that was asked for; None where nothing was.
         trace: What was dropped where, of the whole batch; empty without dropping.
         sample: Which sample of the batch this is.
         kv_bytes: Bytes of keys and values that the cache held at the end: measured, of a batch its share.
@@ -67,7 +68,6 @@ class Answer:
     text: str
     tokens: tuple[int, ...]
     method: Method | None = None
-    asked: float | None = None
     trace: Trace = field(default_factory=Trace, repr=False)
     sample: int = 0
     kv_bytes: int = 0
@@ -109,6 +109,13 @@ class Answer:
         if not self.vision_tokens:
             return 1.0
         return self.spent / self.vision_tokens
+
+    @property
+    def asked(self) -> float | None:
+        """The retention that was asked for; None where nothing was."""
+        if self.method is None:
+            return None
+        return asked_share(self.method, self.vision_tokens)
 
     @property
     def met(self) -> bool | None:
@@ -170,6 +177,13 @@ class Answer:
             SessionError: If nothing was dropped.
         """
         return self.trace.show(self.prompt.shown, self._row)
+
+    def warn(self, stacklevel: int) -> None:
+        """Warn the caller of a budget that was not met, by more than counting in whole tokens explains."""
+        if self.missed is None or self.method is None or self.asked is None:
+            return
+        if abs(self.spent - self.asked * self.vision_tokens) > 1:
+            warnings.warn(f"{self.method.name} does not meet the budget: {self.missed}.", stacklevel=stacklevel + 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: answer, setting, what was spent and saved, and where tokens were dropped."""
@@ -240,3 +254,42 @@ class Answer:
         picture.save(file, "PNG")
         data = base64.b64encode(file.getvalue()).decode()
         return f"<img alt='kept patches' style='max-width:100%' src='data:image/png;base64,{data}'>"
+
+
+def kv_bytes(cache: Any) -> tuple[int, int]:
+    """Bytes of keys and values in a cache, and what they would be without dropping.
+
+    A layer that carries a state in the place of keys and values counts nothing. A layer with a sliding window of w
+    tokens holds at most w − 1 of them without dropping too: what its window saves is no merit of a method.
+
+    Args:
+        cache: Of transformers, as `generate` gave it; None for a model that keeps none.
+    """
+    held = undropped = 0
+    for layer in getattr(cache, "layers", ()):
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if keys is None or values is None:
+            continue
+        samples, slots = keys.shape[0], keys.shape[-2]  # (samples, heads, slots, head size)
+        slot = (keys[:1, :, :1].nbytes + values[:1, :, :1].nbytes) if slots else 0  # of one sample
+        size = keys.nbytes + values.nbytes
+        held += size
+        head = getattr(layer, "head", None)  # rows that all samples go on from, held once
+        if head is None:
+            undropped += samples * slot * _undropped(layer, slots)
+            continue
+        before = head[0].shape[-2]
+        size_of_head = head[0].nbytes + head[1].nbytes
+        held += size_of_head
+        undropped += size + size_of_head // before * (int(layer.seen) - slots)
+    return held, undropped
+
+
+def _undropped(layer: Any, slots: int) -> int:
+    """How many slots a layer would have had nothing been dropped."""
+    seen = getattr(layer, "seen", None)  # the unpruned length, of a layer that tokens were dropped from
+    if seen is None:
+        return slots
+    if layer.window is None:
+        return int(seen)
+    return min(int(seen), int(layer.window) - 1)

@@ -1,225 +1,186 @@
-"""From prompts to answers: a method solved for them, one batch, one prefill."""
+"""From prompts to answers: what drops in them, batches of like shapes, one prefill for each, or a look for all."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from foveate.ask.answer import Answer
-from foveate.ask.batch import collate, ends_of, pad_id, without_padding
-from foveate.ask.cache import kv_bytes
-from foveate.ask.choices import begin_alike, log_probabilities, tokens_of
-from foveate.ask.generation import FirstToken, Generation, generate, run
+from foveate.ask.answer import Answer, kv_bytes
+from foveate.ask.batch import batches, collate, ends_of, pad_id, without_padding
+from foveate.ask.generation import FirstToken, Forced, Generation, generate, run
 from foveate.ask.loaded import Loaded
 from foveate.ask.look import Look, resumed, together
+from foveate.ask.preparing import check_text
 from foveate.ask.prompt import Prompt
+from foveate.ask.stream import Stream
 from foveate.contract.method import Method, meet
-from foveate.contract.naming import asked_share, parse, with_given
+from foveate.contract.naming import parse, with_given
+from foveate.engine.cache import copy_of
 from foveate.engine.session import drop_or_not
 from foveate.engine.trace import Trace
 from foveate.errors import FoveateError, InputError, SettingError
 
-__all__ = ["Dropping", "Solved", "answers_behind", "answers_to", "choice_of", "fitting"]
+__all__ = ["AnyMethod", "answers_to", "choice_of", "dropped_in", "fitting", "method_of", "reply_to"]
 
-BEHIND = {
-    "use_cache": True,
-    "cache_implementation": None,
-    "prompt_lookup_num_tokens": None,
-    "assistant_early_exit": None,
-}
-"""Settings that going on from a look needs, whatever a checkpoint's own say."""
+AnyMethod = str | Method
+
+# -- what drops ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Solved:
-    """A method for one input.
+def method_of(method: AnyMethod | None, tokens: float | None = None, retention: float | None = None) -> Method | None:
+    """A method, or the one of a name, with the budget that is given beside it; None for the untouched model.
 
-    Attributes:
-        method: With its schedule solved; None for the untouched model.
-        asked: The retention that is asked of it; None where none is.
-    """
-
-    method: Method | None = None
-    asked: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Dropping:
-    """What drops, and how much may stay.
-
-    Attributes:
-        method: A method, or its name; None for the untouched model.
+    Args:
+        method: A method, or its name.
         tokens: Mean vision tokens that a decoder layer processes.
         retention: The same as a share.
+
+    Raises:
+        SettingError: If settings contradict each other, or a budget comes without a method.
+        UnknownNameError: If there is no method of that name.
     """
+    if method is None:
+        if tokens is not None or retention is not None:
+            raise SettingError('A budget without a method: name one, such as method="v2drop".')
+        return None
+    if isinstance(method, str):
+        method = parse(method)
+    if not isinstance(method, Method):
+        raise SettingError(f"A method is such as foveate.V2Drop(), or its name; got {method!r}.")
+    return with_given(method, tokens, retention)
 
-    method: str | Method | None = None
-    tokens: float | None = None
-    retention: float | None = None
 
-    def solved(self, loaded: Loaded, vision_tokens: int) -> Solved:
-        """The method with its budget, which an input of so many vision tokens can meet.
+def dropped_in(loaded: Loaded, method: Method | None, vision_tokens: int) -> Method | None:
+    """What drops in an input of so many vision tokens; None where there are none.
 
-        Raises:
-            BudgetError: If no schedule meets the budget; the message names the floor.
-            SettingError: If settings contradict each other, or a budget comes without a method.
-            UnknownNameError: If there is no method of that name.
-        """
-        method = self.method
-        if isinstance(method, str):
-            method = parse(method)
-        if method is not None and not isinstance(method, Method):
-            raise SettingError(f"A method is such as foveate.V2Drop(), or its name; got {method!r}.")
-        if method is None:
-            if self.tokens is not None or self.retention is not None:
-                raise SettingError('A budget without a method: name one, such as method="v2drop".')
-            return Solved()
-        method = with_given(method, self.tokens, self.retention)
-        if vision_tokens == 0:  # nothing can be dropped
-            return Solved()
-        meet(method, loaded.model, vision_tokens)
-        return Solved(method, asked_share(method, vision_tokens))
+    Raises:
+        BudgetError: If no schedule meets the method's budget; the message names the floor.
+        SettingError: If the budget is of more tokens than there are.
+    """
+    if method is None or vision_tokens == 0:
+        return None
+    meet(method, loaded.model, vision_tokens)
+    return method
+
+
+# -- answers ------------------------------------------------------------------------------------------------------
+
+
+def reply_to(
+    loaded: Loaded,
+    prompt: Prompt,
+    method: Method | None,
+    settings: Generation,
+    choices: Sequence[str] = (),
+    stream: bool = False,
+    look: Look | None = None,
+) -> Answer | Stream:
+    """The answer to one prompt, the likeliest of `choices`, or the stream of it; see `answers_to` for the rest."""
+    if choices:
+        return choice_of(loaded, prompt, choices, method, look)
+    if not stream:
+        return answers_to(loaded, [prompt], method, settings, look=look)[0]
+
+    def answer(streamer: Any, stopping: Any) -> Answer:
+        listening = {"streamer": streamer, "stopping_criteria": [stopping]}
+        return answers_to(loaded, [prompt], method, settings, look=look, extra=listening)[0]
+
+    return Stream(answer, loaded.tokenizer, settings.stop)
 
 
 def answers_to(
     loaded: Loaded,
     prompts: Sequence[Prompt],
-    solved: Solved,
+    method: Method | None,
     settings: Generation,
     *,
+    look: Look | None = None,
+    size: int | None = None,
     first: bool = False,
     extra: Mapping[str, Any] | None = None,
 ) -> list[Answer]:
-    """The answers to one batch.
+    """The answers to prompts, in order, in as few batches as their shapes allow.
 
     Args:
         loaded: The model.
-        prompts: Their tensors must fit together.
-        solved: What drops.
+        prompts: What is asked.
+        method: What drops in each that has vision tokens.
         settings: How answers are decoded.
+        look: What all of them go on from; None where each begins afresh.
+        size: Most prompts a batch.
         first: Whether answers have the log-probabilities of their first token.
         extra: What else transformers' `generate` gets, such as a streamer.
     """
     samples = [prompt.inputs for prompt in prompts]
-    batch = _Batch(loaded, prompts, solved, settings, first, extra or {})
-    with loaded.lock, fitting(loaded, samples[0]), drop_or_not(loaded.model, solved.method) as trace:
-        return batch.answers(collate(samples, pad_id(loaded.model)), trace)
-
-
-def answers_behind(
-    loaded: Loaded,
-    look: Look,
-    prompts: Sequence[Prompt],
-    solved: Solved,
-    settings: Generation,
-    *,
-    first: bool = False,
-    extra: Mapping[str, Any] | None = None,
-    size: int | None = None,
-) -> list[Answer]:
-    """The answers to prompts that go on from a look, in order; see `answers_to`.
-
-    They are made in as few batches as their lengths allow, of at most `size`.
-    """
+    size = size or max(1, len(prompts))
+    if look is None:
+        groups = list(batches(range(len(prompts)), size, samples.__getitem__))
+    else:
+        groups = together(loaded.model, look, samples, size)
     answers: dict[int, Answer] = {}
-    samples = [prompt.inputs for prompt in prompts]
-    extra = {**BEHIND, **(extra or {})}
-    for places in together(loaded.model, look, samples, size):
-        batch = _Batch(loaded, [prompts[place] for place in places], solved, settings, first, extra, look.tokens)
-        with loaded.lock, drop_or_not(loaded.model, solved.method):
-            inputs = resumed(loaded.model, look, [samples[place] for place in places], settings.num_beams)
-            answers |= zip(places, batch.answers(inputs, look.trace), strict=True)
+    for places in groups:
+        batch = [prompts[place] for place in places]
+        answers |= zip(places, _answers_of(loaded, batch, method, settings, look, first, extra or {}), strict=True)
     return [answers[place] for place in range(len(prompts))]
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """One batch of prompts on its way to answers; see `answers_to` for its parts."""
-
-    loaded: Loaded
-    prompts: Sequence[Prompt]
-    solved: Solved
-    settings: Generation
-    first: bool
-    extra: Mapping[str, Any]
-    looked: int = 0
-
-    def answers(self, inputs: Mapping[str, Any], trace: Trace) -> list[Answer]:
-        """What `generate` answers, given these inputs."""
-        model, settings = self.loaded.model, self.settings
-        arguments, recorder = dict(self.extra), FirstToken()
-        if self.first:
-            arguments["logits_processor"] = [recorder]
-        columns = inputs["input_ids"].shape[1]
-        with _seeded(model.device, settings.seed):
-            out = run(model, inputs, {**settings.arguments(self.loaded.tokenizer), **arguments})
+def _answers_of(
+    loaded: Loaded,
+    prompts: Sequence[Prompt],
+    method: Method | None,
+    settings: Generation,
+    look: Look | None,
+    first: bool,
+    extra: Mapping[str, Any],
+) -> list[Answer]:
+    """The answers to one batch; see `answers_to`."""
+    model = loaded.model
+    if not prompts[0].vision_tokens:
+        method = None
+    recorder = FirstToken()
+    arguments = {**settings.arguments(loaded.tokenizer), **extra}
+    if first:
+        arguments["logits_processor"] = [recorder]
+    with _begun(loaded, prompts, method, look, settings.num_beams) as (inputs, trace), _seeded(model, settings.seed):
+        out = run(model, inputs, arguments)
         held, undropped = kv_bytes(out.past_key_values)
-        answers = []
-        for sample, prompt in enumerate(self.prompts):
-            ids = without_padding(model, out.sequences[sample, columns:].cpu())
-            text, ids = _said(self.loaded, ids, settings.stop)
-            answers.append(
-                Answer(
-                    prompt=prompt,
-                    text=text,
-                    tokens=ids,
-                    method=self.solved.method,
-                    asked=self.solved.asked,
-                    trace=trace,
-                    sample=sample,
-                    kv_bytes=held // len(self.prompts),
-                    kv_bytes_whole=undropped // len(self.prompts),
-                    first=None if recorder.logs is None else recorder.logs[sample * settings.num_beams],
-                    looked=self.looked,
-                )
+    columns = inputs["input_ids"].shape[1]
+    answers = []
+    for sample, prompt in enumerate(prompts):
+        ids = without_padding(model, out.sequences[sample, columns:].cpu())
+        text, ids = _said(loaded, ids, settings.stop)
+        answers.append(
+            Answer(
+                prompt=prompt,
+                text=text,
+                tokens=ids,
+                method=method,
+                trace=trace,
+                sample=sample,
+                kv_bytes=held // len(prompts),
+                kv_bytes_whole=undropped // len(prompts),
+                first=None if recorder.logs is None else recorder.logs[sample * settings.num_beams],
+                looked=0 if look is None else look.tokens,
             )
-        return answers
+        )
+    return answers
 
 
-def choice_of(
-    loaded: Loaded, prompt: Prompt, choices: Sequence[str], solved: Solved, look: Look | None = None
-) -> Answer:
-    """The likeliest of several answers, and the log-probability of each.
-
-    Args:
-        loaded: The model.
-        prompt: The question.
-        choices: The answers.
-        solved: What drops.
-        look: What the prompt goes on from, if anything.
-
-    Raises:
-        SettingError: If there are fewer than two choices, or two are the same.
-    """
-    ids = tokens_of(loaded.tokenizer, choices)
-    ends = _ends(loaded) if begin_alike(ids) else set()
-    settings = Generation().arguments(loaded.tokenizer)
-    checked: AbstractContextManager[None] = nullcontext()
-    if look is None:
-        checked = fitting(loaded, prompt.inputs)
-    with loaded.lock, checked, drop_or_not(loaded.model, solved.method) as trace:
-        inputs = prompt.inputs
-        if look is not None:
-            inputs, trace = resumed(loaded.model, look, [prompt.inputs]), look.trace
-            settings |= BEHIND
-        values, cache = log_probabilities(loaded.model, inputs, ids, settings, ends)
-        held, undropped = kv_bytes(cache)
-    best = max(range(len(choices)), key=lambda place: values[place])
-    return Answer(
-        prompt=prompt,
-        text=choices[best],
-        tokens=ids[best],
-        method=solved.method,
-        asked=solved.asked,
-        trace=trace,
-        kv_bytes=held,
-        kv_bytes_whole=undropped,
-        choices=dict(zip(choices, values, strict=True)),
-        looked=0 if look is None else look.tokens,
-    )
+@contextmanager
+def _begun(
+    loaded: Loaded, prompts: Sequence[Prompt], method: Method | None, look: Look | None, beams: int = 1
+) -> Iterator[tuple[dict[str, Any], Trace]]:
+    """The model to itself while the method drops: what `generate` is given for a batch, and the trace."""
+    samples = [prompt.inputs for prompt in prompts]
+    fits = fitting(loaded, samples[0]) if look is None else nullcontext()
+    with loaded.lock, fits, drop_or_not(loaded.model, method) as trace:
+        if look is None:
+            yield collate(samples, pad_id(loaded.model)), trace
+        else:
+            yield resumed(loaded.model, look, samples, beams), look.trace
 
 
 def _said(loaded: Loaded, ids: tuple[int, ...], stop: Sequence[str]) -> tuple[str, tuple[int, ...]]:
@@ -234,29 +195,18 @@ def _said(loaded: Loaded, ids: tuple[int, ...], stop: Sequence[str]) -> tuple[st
     return text.strip(), ids
 
 
-def _ends(loaded: Loaded) -> set[int]:
-    """Ids that end an answer.
-
-    Raises:
-        SettingError: If the model has none, so that a choice cannot be told from a longer one.
-    """
-    ends = ends_of(loaded.model) or {loaded.tokenizer.eos_token_id}
-    if None in ends:
-        raise SettingError("One choice begins another, and the model has no token that ends an answer.")
-    return ends
-
-
 @contextmanager
-def _seeded(device: torch.device, seed: int | None) -> Iterator[None]:
+def _seeded(model: Any, seed: int | None) -> Iterator[None]:
     """Set torch's generators for a while: the CPU's alone, or those of all accelerators too."""
+    kind = model.device.type
     if seed is None:
         yield
-    elif device.type == "cpu":
+    elif kind == "cpu":
         with torch.random.fork_rng([]):
             torch.default_generator.manual_seed(seed)
             yield
     else:
-        with torch.random.fork_rng(range(torch.accelerator.device_count()), device_type=device.type):
+        with torch.random.fork_rng(range(torch.accelerator.device_count()), device_type=kind):
             torch.manual_seed(seed)
             yield
 
@@ -280,3 +230,122 @@ def fitting(loaded: Loaded, inputs: Mapping[str, Tensor]) -> Iterator[None]:
                 raise error from None  # out of memory, or a kernel that cannot be compiled
             raise InputError(loaded.misfit(str(refused).partition("\n")[0])) from error
         raise
+
+
+# -- choices ------------------------------------------------------------------------------------------------------
+
+
+def choice_of(
+    loaded: Loaded, prompt: Prompt, choices: Sequence[str], method: Method | None, look: Look | None = None
+) -> Answer:
+    """The likeliest of several answers, and the log-probability of each.
+
+    Args:
+        loaded: The model.
+        prompt: The question.
+        choices: The answers.
+        method: What drops.
+        look: What the prompt goes on from, if anything.
+
+    Raises:
+        SettingError: If there are fewer than two choices, two are the same, or one begins another and the model has no
+            token that ends an answer, so that the two cannot be told apart.
+    """
+    ids = tokens_of(loaded.tokenizer, choices)
+    ends: set[int] = set()
+    if begin_alike(ids):
+        ends = ends_of(loaded.model) or {loaded.tokenizer.eos_token_id}
+        if None in ends:
+            raise SettingError("One choice begins another, and the model has no token that ends an answer.")
+    if not prompt.vision_tokens:
+        method = None
+    settings = Generation().arguments(loaded.tokenizer)
+    with _begun(loaded, [prompt], method, look) as (inputs, trace):
+        values, cache = log_probabilities(loaded.model, inputs, ids, settings, ends)
+        held, undropped = kv_bytes(cache)
+    best = max(range(len(choices)), key=lambda place: values[place])
+    return Answer(
+        prompt=prompt,
+        text=choices[best],
+        tokens=ids[best],
+        method=method,
+        trace=trace,
+        kv_bytes=held,
+        kv_bytes_whole=undropped,
+        choices=dict(zip(choices, values, strict=True)),
+        looked=0 if look is None else look.tokens,
+    )
+
+
+def tokens_of(tokenizer: Any, choices: Sequence[str]) -> list[tuple[int, ...]]:
+    """The token ids of each choice, as an answer begins with them.
+
+    Raises:
+        SettingError: If there are fewer than two, one has no token, or two have the same ones.
+    """
+    if isinstance(choices, str) or not isinstance(choices, Sequence) or len(choices) < 2:
+        raise SettingError(f"choices are two texts or more, in a list; got {choices!r}.")
+    ids = []
+    for choice in choices:
+        check_text(choice, "A choice")
+        ids.append(tuple(tokenizer(choice, add_special_tokens=False).input_ids))
+        if not ids[-1]:
+            raise SettingError(f"Every choice has a token at least; got {choice!r}.")
+    if len(set(ids)) < len(ids):
+        raise SettingError(f"Every choice has tokens of its own; got {list(choices)!r}.")
+    return ids
+
+
+def begin_alike(choices: Sequence[tuple[int, ...]]) -> bool:
+    """Whether one choice is the beginning of another: it could then never be the less likely of the two."""
+    pairs = itertools.permutations(choices, 2)
+    return any(longer[: len(short)] == short for short, longer in pairs)
+
+
+def log_probabilities(
+    model: Any,
+    inputs: Mapping[str, Any],
+    choices: Sequence[tuple[int, ...]],
+    settings: Mapping[str, Any],
+    ends: Collection[int] = (),
+) -> tuple[list[float], Any]:
+    """Log-probability (natural) of each choice behind a prompt, all its tokens together; and the prompt's cache.
+
+    Args:
+        model: Of transformers; dropping where a context is open.
+        inputs: The prompt, batch 1; where it goes on from a look, with the cache of that.
+        choices: Token ids of each.
+        settings: Greedy ones, for `generate`.
+        ends: Ids that end an answer: where given, the probability that one of them follows the choice counts too.
+    """
+    first = FirstToken()
+    out = run(model, inputs, {**settings, "max_new_tokens": 1}, logits_processor=[first])
+    assert first.logs is not None
+    values = []
+    for tokens in choices:
+        value = float(first.logs[0, tokens[0]])
+        if len(tokens) > 1 or ends:
+            value += _rest(model, inputs, tokens, copy_of(out.past_key_values), settings, ends)
+        values.append(value)
+    return values, out.past_key_values
+
+
+def _rest(
+    model: Any,
+    inputs: Mapping[str, Any],
+    tokens: tuple[int, ...],
+    cache: Any,
+    settings: Mapping[str, Any],
+    ends: Collection[int],
+) -> float:
+    """Log-probability of all tokens but the first, which goes in behind the prompt, and of the end."""
+    forced = Forced(tokens[1:], ends)
+    text = inputs["input_ids"].shape
+    longer = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.shape == text}
+    for name, value in longer.items():
+        column = {"input_ids": tokens[0], "attention_mask": 1}.get(name, 0)
+        longer[name] = torch.cat((value, value.new_full((1, 1), column)), dim=1)
+    # No `min_new_tokens`: it takes the end's probability away and shares it among the other tokens.
+    steps = len(tokens) - 1 + bool(ends)
+    run(model, {**longer, "past_key_values": cache}, {**settings, "max_new_tokens": steps}, logits_processor=[forced])
+    return forced.value

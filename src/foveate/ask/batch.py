@@ -13,7 +13,7 @@ Sample = Mapping[str, Tensor]
 
 
 def batches(
-    entries: Iterable[T], size: int, inputs_of: Callable[[T], Sample], key_of: Callable[[T], Any]
+    entries: Iterable[T], size: int, inputs_of: Callable[[T], Sample], key_of: Callable[[T], Any] = lambda _: None
 ) -> Iterator[list[T]]:
     """Put samples together that can share a batch: tensors that fit, one key, lengths as close as can be.
 

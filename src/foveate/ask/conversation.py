@@ -1,20 +1,17 @@
 """A conversation: turns of texts, pictures and videos, with the files read."""
 
-import base64
 import hashlib
-import io
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from foveate.ask.pictures import Picture, load_picture, picture_of
+from foveate.ask.media import read_medium
+from foveate.ask.pictures import Picture
 from foveate.errors import InputError, UnsupportedError
-from foveate.video import Clip, read
+from foveate.video import Clip
 
 __all__ = ["Conversation"]
 
@@ -197,63 +194,21 @@ def _part(part: Any, frames: int | None, fps: float | None) -> Part:
     kind = part["type"]
     if kind == "text" and isinstance(part.get("text"), str):
         return kind, part["text"]
-    if kind in ("image", "image_url"):
-        return "image", _picture(_source(part, "image"))
-    if kind in ("video", "video_url"):
-        return "video", _clip(part, _source(part, "video"), frames, fps)
-    raise UnsupportedError(f"A message holds {kind}; only texts, pictures and videos can be asked about.")
-
-
-def _picture(source: Any) -> Picture:
-    if isinstance(source, Picture):
-        return source
-    if isinstance(source, Image.Image):
-        return picture_of(source)
-    if isinstance(source, str) and source.startswith("data:"):
-        return _decoded(source)
-    return load_picture(_path(source))
-
-
-def _clip(part: Mapping[str, Any], source: Any, frames: int | None, fps: float | None) -> Clip:
-    if isinstance(source, Clip):
-        return source
-    times = dict(part)
-    if isinstance(source, Mapping):
-        times.update(source)
-        source = _source(source, "video")
+    kind = str(kind).removesuffix("_url")
+    if kind not in MEDIA:
+        raise UnsupportedError(f"A message holds {kind}; only texts, pictures and videos can be asked about.")
+    source, times = _source(part, kind), part
+    if isinstance(source, Mapping):  # {"type": "image_url", "image_url": {"url": "data:…"}}
+        source, times = _source(source, kind), {**part, **source}
     start = times.get("start_time", times.get("video_start"))
     end = times.get("end_time", times.get("video_end"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the same sentence is the clip's note
-        return read(_path(source), frames=frames, fps=fps, start=start, end=end)
+    medium = read_medium(source, frames, fps, kind=kind, start=start, end=end)
+    return _kind(medium), medium
 
 
 def _source(part: Mapping[str, Any], kind: str) -> Any:
     """What a part shows: a path, a picture, a clip, or a `data:` URL."""
     for name in (kind, "path", "url", f"{kind}_url"):
         if part.get(name) is not None:
-            source = part[name]
-            if name.endswith("_url") and isinstance(source, Mapping):
-                return source.get("url")
-            return source
+            return part[name]
     raise InputError(f'A part of type {kind} names it under "{kind}", "path" or "url"; got the keys {sorted(part)}.')
-
-
-def _path(source: Any) -> Path:
-    if isinstance(source, str) and source.startswith(("http://", "https://")):
-        raise UnsupportedError(f"Nothing is downloaded by itself: fetch {source} first, and name the file.")
-    if not isinstance(source, str | Path):
-        raise UnsupportedError(f"A message holds a {type(source).__name__}; texts, pictures and video files go.")
-    return Path(source)
-
-
-def _decoded(url: str) -> Picture:
-    """The picture in a `data:` URL."""
-    head, _, body = url.partition(",")
-    try:
-        if not head.endswith(";base64"):
-            raise ValueError("it is not base64")
-        with Image.open(io.BytesIO(base64.b64decode(body, validate=True))) as image:
-            return picture_of(image, "the picture in the data: URL")
-    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"The picture in the data: URL cannot be read: {error}.") from error

@@ -1,16 +1,24 @@
 """How answers are decoded: greedy unless one asks for something else, whatever a checkpoint's own settings say."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypedDict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, TypedDict
 
 import torch
+from annotated_types import Ge, Lt, MinLen
 from torch import Tensor
 
-from foveate.ask.quiet import quiet
+from foveate._spelling import no_setting
+from foveate.ask.loaded import quiet
+from foveate.contract.settings import Part, check
 from foveate.errors import SettingError
 
-__all__ = ["FirstToken", "Generation", "Options", "generate", "settings_behind"]
+__all__ = ["FirstToken", "Forced", "Generation", "Options", "generate", "generation_of", "run"]
+
+COLDEST = 1e-4
+"""The least temperature of sampling: logits are divided by it, and infinity has no distribution."""
+
+AtLeastOne = Annotated[int, Ge(1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,51 +40,23 @@ class Generation:
         SettingError: If a number leaves its range, or settings of sampling come without a temperature.
     """
 
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float | None = None
-    top_k: int | None = None
-    num_beams: int = 1
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
+    max_new_tokens: AtLeastOne = 64
+    temperature: Annotated[float, Ge(0)] = 0.0
+    top_p: Part | None = None
+    top_k: AtLeastOne | None = None
+    num_beams: AtLeastOne = 1
+    seed: Annotated[int, Ge(-(2**63)), Lt(2**64)] | None = None
+    stop: tuple[Annotated[str, MinLen(1)], ...] = ()
 
     def __post_init__(self) -> None:
-        self._check_types()
-        for name in ("max_new_tokens", "num_beams"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name} must be 1 or more; got {getattr(self, name)}.")
-        if not 0 <= self.temperature < float("inf"):
-            raise SettingError(f"temperature must be 0 (greedy) or more; got {self.temperature}.")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise SettingError(f"top_p must be above 0 and at most 1; got {self.top_p}.")
-        if self.top_k is not None and self.top_k < 1:
-            raise SettingError(f"top_k must be 1 or more; got {self.top_k}.")
-        sampling = [name for name in ("top_p", "top_k", "seed") if getattr(self, name) is not None]
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in check("Generation", Generation, values).items():
+            object.__setattr__(self, name, value)
+        if 0 < self.temperature < COLDEST:
+            raise SettingError(f"temperature must be 0 (greedy) or {COLDEST:g} and more; got {self.temperature}.")
+        sampling = [name for name in ("top_p", "top_k", "seed") if values[name] is not None]
         if sampling and not self.temperature:
             raise SettingError(f"{sampling[0]} is for sampling: give a temperature above 0, or leave it out.")
-        texts = isinstance(self.stop, Sequence) and all(isinstance(text, str) and text for text in self.stop)
-        if isinstance(self.stop, str) or not texts:
-            raise SettingError(f'stop is texts of a letter or more, such as stop=("\\n",); got {self.stop!r}.')
-
-    def _check_types(self) -> None:
-        """Refuse what is no number where a number is wanted."""
-        wanted = {
-            "max_new_tokens": int,
-            "num_beams": int,
-            "top_k": int,
-            "seed": int,
-            "temperature": float,
-            "top_p": float,
-        }
-        for name, kind in wanted.items():
-            value = getattr(self, name)
-            fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
-            if value is not None and (isinstance(value, bool) or not fits):
-                word = "a whole number" if kind is int else "a number"
-                raise SettingError(f"{name} must be {word}; got {value!r}.")
-        for name in ("max_new_tokens", "num_beams", "temperature"):
-            if getattr(self, name) is None:
-                raise SettingError(f"{name} must be a number; got None.")
 
     @property
     def samples(self) -> bool:
@@ -106,6 +86,11 @@ class Generation:
             "min_p": None,
             "repetition_penalty": 1.0,  # Qwen2.5-VL's own is 1.05: log-probabilities would be others
             "num_return_sequences": 1,
+            "use_cache": True,
+            # Behind a cache that is there already, these give wrong tokens or another kind of cache.
+            "cache_implementation": None,
+            "prompt_lookup_num_tokens": None,
+            "assistant_early_exit": None,
         }
         if self.samples and self.top_k is None:
             arguments["top_k"] = 0  # transformers' own default is 50
@@ -127,30 +112,16 @@ class Options(TypedDict, total=False):
     stop: tuple[str, ...]
 
 
-NOT_TAKEN = {
-    "assistant_model": "assisted decoding gives wrong tokens behind a cache that is there already",
-    "prompt_lookup_num_tokens": "assisted decoding gives wrong tokens behind a cache that is there already",
-    "use_cache": "a look is its cache",
-    "past_key_values": "a look has its own cache",
-    "num_return_sequences": "there is one answer to a question",
-    "media": "it is about what was looked at",
-    "method": "it drops as the look did",
-    "retention": "it drops as the look did",
-    "tokens": "it drops as the look did",
-}
-"""What a question takes no more, and why."""
-
-
-def settings_behind(generation: Mapping[str, Any]) -> Generation:
-    """How a question about a look is decoded.
+def generation_of(options: Mapping[str, Any]) -> Generation:
+    """How an answer is decoded, as a caller's keyword arguments say it.
 
     Raises:
-        SettingError: If it names what such a question does not take.
+        SettingError: If there is no such setting, or as `Generation`.
     """
-    for name, why in NOT_TAKEN.items():
-        if name in generation:
-            raise SettingError(f"A question about a look takes no {name}: {why}.")
-    return Generation(**generation)
+    names = [field.name for field in fields(Generation)]
+    if unknown := sorted(set(options) - set(names)):
+        raise no_setting("An answer", unknown[0], names)
+    return Generation(**options)
 
 
 class FirstToken:
@@ -167,6 +138,30 @@ class FirstToken:
         if self.logs is None:
             self.logs = scores.float().log_softmax(dim=-1).cpu()
         return scores
+
+
+class Forced:
+    """Takes the given tokens one after the other, then any of `ends`, as one of transformers' logits processors.
+
+    Attributes:
+        value: The sum of their log-probabilities so far.
+    """
+
+    def __init__(self, tokens: Sequence[int], ends: Collection[int]) -> None:
+        self.value = 0.0
+        self._left = list(tokens)
+        self._ends = sorted(ends)
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        logs = scores.float().log_softmax(dim=-1)[0]
+        if not self._left:
+            self.value += float(logs[self._ends].logsumexp(dim=0))
+            return scores
+        token = self._left.pop(0)
+        self.value += float(logs[token])
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, token] = 0.0
+        return forced
 
 
 def generate(

@@ -1,14 +1,17 @@
-"""A model with its processor: what they are, and how they go together."""
+"""A model with its processor: what they are, how they go together, and what they print kept off the screen."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import huggingface_hub.utils.logging
 import torch
 import transformers
 
 from foveate.registry import families, no_family
 
-__all__ = ["Loaded"]
+__all__ = ["Loaded", "quiet"]
 
 
 class Loaded:
@@ -73,3 +76,25 @@ class Loaded:
             f"The processor of {self.name} ({kinds[0]}) does not fit its model ({kinds[1]}): {why} "
             "Take the processor's files and the weights from the same place."
         )
+
+
+@contextmanager
+def quiet(*, bars: bool = False) -> Iterator[None]:
+    """Keep warnings and notices of transformers and the hub off the screen.
+
+    Args:
+        bars: Whether transformers may show progress bars, as for a download.
+    """
+    levels = [(log, log.get_verbosity()) for log in (transformers.logging, huggingface_hub.utils.logging)]
+    had_bars = transformers.logging.is_progress_bar_enabled()
+    for log, _ in levels:
+        log.set_verbosity_error()
+    if not bars:
+        transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, level in levels:
+            log.set_verbosity(level)
+        if had_bars:
+            transformers.logging.enable_progress_bar()

@@ -12,8 +12,8 @@ from transformers.utils import cached_file
 from foveate import embedded
 from foveate._folders import check_folder, check_weight_names, folder_of, index_weights
 from foveate._upstream import explained, shown
+from foveate.ask.loaded import quiet
 from foveate.ask.prompt import placeholders
-from foveate.ask.quiet import quiet
 from foveate.ask.vlm import VLM
 from foveate.errors import InputError, UnsupportedError
 from foveate.registry import families, no_family

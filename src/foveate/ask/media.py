@@ -1,6 +1,8 @@
 """The pictures and films of a question: files or objects in, upright RGB out, and what a processor would cut off."""
 
+import base64
 import dataclasses
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +13,12 @@ from PIL import Image
 
 from foveate._files import is_video
 from foveate._memory import check_room
+from foveate._upstream import shown
 from foveate.ask.pictures import BYTES, Picture, load_picture, picture_of
 from foveate.errors import InputError
 from foveate.video import Clip, read
 
-__all__ = ["Media", "as_frames", "crop_note", "padded", "read_media", "refuse_thin", "square"]
+__all__ = ["Media", "as_frames", "crop_note", "padded", "read_media", "read_medium", "refuse_thin", "square"]
 
 Medium = str | Path | Image.Image | np.ndarray | Picture | Clip
 Media = Medium | Sequence[Medium]
@@ -43,30 +46,63 @@ def read_media(media: Media, frames: int | None = None, fps: float | None = None
     """
     several = isinstance(media, Sequence) and not isinstance(media, str)
     listed: list[Any] = list(media) if several else [media]  # type: ignore[arg-type]
-    return [_medium(medium, frames, fps) for medium in listed]
+    return [read_medium(medium, frames, fps) for medium in listed]
 
 
-def _medium(medium: Any, frames: int | None, fps: float | None) -> Picture | Clip:
-    if isinstance(medium, Picture | Clip):
-        return medium
-    if isinstance(medium, Image.Image):
-        return picture_of(medium)
-    if isinstance(medium, np.ndarray):
-        if medium.ndim != 3 or medium.shape[2] != 3 or medium.dtype != np.uint8:
+def read_medium(
+    source: Any,
+    frames: int | None = None,
+    fps: float | None = None,
+    *,
+    kind: str | None = None,
+    start: float | None = None,
+    end: float | None = None,
+) -> Picture | Clip:
+    """Read a picture or a video, which may be a `data:` URL too; see `read_media`.
+
+    Args:
+        source: What is shown.
+        frames: How many frames of a video at most.
+        fps: How many a second.
+        kind: "image" or "video", where a file's ending does not decide.
+        start: Where a video begins, seconds.
+        end: Where it ends.
+    """
+    if isinstance(source, Picture | Clip):
+        return source
+    if isinstance(source, Image.Image):
+        return picture_of(source)
+    if isinstance(source, np.ndarray):
+        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
             raise InputError(
-                f"An array is a picture of shape (height, width, 3), uint8; got {medium.shape}, {medium.dtype}."
+                f"An array is a picture of shape (height, width, 3), uint8, with pixels in it; got {source.shape}, "
+                f"{source.dtype}."
             )
-        if not medium.size:
-            raise InputError(f"An array is a picture with pixels in it; got {medium.shape}.")
-        return Picture(None, Image.fromarray(medium))
-    if not isinstance(medium, str | Path):
-        raise InputError(f"A picture is a path, a PIL picture, an array or a clip; got a {type(medium).__name__}.")
-    path = Path(medium)
-    if not is_video(path, frames_asked=frames is not None or fps is not None):
+        return Picture(None, Image.fromarray(source))
+    if not isinstance(source, str | Path):
+        raise InputError(f"A picture is a path, a PIL picture, an array or a clip; got a {type(source).__name__}.")
+    if isinstance(source, str) and source.startswith("data:"):
+        return _decoded(source)
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        raise InputError(f"Nothing is downloaded by itself: fetch {shown(source)} first, and name the file.")
+    path = Path(source)
+    if kind == "image" or (kind is None and not is_video(path, frames_asked=frames is not None or fps is not None)):
         return load_picture(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the same sentence is the clip's note
-        return read(path, frames=frames, fps=fps)
+        return read(path, frames=frames, fps=fps, start=start, end=end)
+
+
+def _decoded(url: str) -> Picture:
+    """The picture in a `data:` URL."""
+    head, _, body = url.partition(",")
+    try:
+        if not head.endswith(";base64"):
+            raise ValueError("it is not base64")
+        with Image.open(io.BytesIO(base64.b64decode(body, validate=True))) as image:
+            return picture_of(image, "the picture in the data: URL")
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"The picture in the data: URL cannot be read: {error}.") from error
 
 
 def as_frames(clip: Clip, few: bool) -> tuple[Clip, str]:
@@ -98,18 +134,12 @@ def refuse_thin(medium: Picture | Clip) -> None:
         raise InputError(f"{name} is {width} x {height} pixels, more than {THIN} times as long as wide. Crop it first.")
 
 
-def cut_off(medium: Picture | Clip) -> float:
-    """The share of a picture or of frames that a processor cuts off which takes the centre square."""
-    width, height = _size(medium)
-    return 1 - min(width, height) / max(width, height)
-
-
 def crop_note(medium: Picture | Clip) -> str | None:
     """A sentence on what a model does not see whose processor takes the centre square; None if that is nothing."""
-    share = cut_off(medium)
+    width, height = _size(medium)
+    share = 1 - min(width, height) / max(width, height)
     if share <= LITTLE:
         return None
-    width, height = _size(medium)
     sides = "left and right" if width > height else "top and bottom"
     name = "the picture" if medium.path is None else str(medium.path)
     return (

@@ -1,39 +1,40 @@
-"""Look once, ask many: pictures that a model has looked at, and questions about them."""
+"""Look once, ask many: pictures that a model has looked at, and questions and conversations about them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Unpack
 
 import torch
+from torch import Tensor
 
 from foveate.ask.answer import Answer
-from foveate.ask.answering import Dropping, Solved, answers_behind, choice_of, fitting
+from foveate.ask.answering import answers_to, fitting, reply_to
 from foveate.ask.conversation import Conversation
-from foveate.ask.generation import Generation, Options, settings_behind
-from foveate.ask.loaded import Loaded
-from foveate.ask.look import Look, look_at, refuse_unshareable, weights_of
-from foveate.ask.media import Media
+from foveate.ask.generation import Generation, Options, generation_of
+from foveate.ask.loaded import Loaded, quiet
+from foveate.ask.look import Look, end_of_pictures, look_at, refuse_unshareable, weights_of
 from foveate.ask.pictures import Picture
-from foveate.ask.preparing import Fit, check_text, conversation_about, prepare
-from foveate.ask.prompt import Prompt, length_note
+from foveate.ask.preparing import check_text, length_note, refuse_special, text_of
+from foveate.ask.prompt import Prompt, is_vision
 from foveate.ask.stream import Stream
-from foveate.ask.talk import Talk
-from foveate.ask.warned import warn_of_budget
-from foveate.ask.wording import Wording
 from foveate.contract.method import Method
+from foveate.contract.naming import asked_share
 from foveate.engine.session import refuse_open
 from foveate.engine.trace import Trace
-from foveate.errors import SessionError, SettingError
+from foveate.errors import SessionError, SettingError, UnsupportedError
 from foveate.video import Clip
 
-__all__ = ["Prefix"]
+__all__ = ["QUESTION", "WINDOW", "Prefix", "Talk", "Wording"]
 
 QUESTION = "What is shown here, and where?"
 """Stands in the place of a question until there is one; the model never sees it."""
 
 WINDOW = 8
 """Batches' worth of questions that are read at a time, so that a batch can be of like lengths."""
+
+PLACEHOLDERS = ("image_token", "video_token", "boi_token")
+"""What processors call the text that stands for a picture or a film."""
 
 
 class Prefix:
@@ -52,67 +53,42 @@ class Prefix:
         conversation: What was said and shown up to the question.
         media: The pictures and films, in order.
         notes: What the user should know of them, such as that a picture is cropped.
-        method: What dropped, its schedule solved; None for the untouched model.
-        asked_share: The retention that was asked for; None where nothing was.
+        method: What dropped; None for the untouched model.
     """
 
     def __init__(
         self,
         loaded: Loaded,
         look: Look,
-        wording: Wording,
+        wording: "Wording",
         conversation: Conversation,
         media: Sequence[Picture | Clip] = (),
         notes: Sequence[str] = (),
-        solved: Solved | None = None,
+        method: Method | None = None,
     ) -> None:
         self.loaded = loaded
         self.look = look
         self.conversation = conversation
         self.media = tuple(media)
         self.notes = tuple(notes)
+        self.method = method
         self._wording = wording
         self._weights = weights_of(loaded.model)
-        self._solved = solved or Solved()
-        self.method: Method | None = self._solved.method
-        self.asked_share = self._solved.asked
 
     @classmethod
-    def of(
-        cls,
-        loaded: Loaded,
-        media: Media | None,
-        messages: Sequence[Mapping[str, Any]] | None,
-        dropping: Dropping,
-        frames: int | None = None,
-        fps: float | None = None,
-        fit: Fit = "own",
-    ) -> "Prefix":
-        """Look; see `VLM.look`."""
-        if messages is None:
-            conversation = conversation_about(loaded, media, QUESTION, None, frames, fps)
-        elif media is None:
-            conversation = Conversation.of(messages, frames, fps).with_text(QUESTION)
-        else:
-            raise SettingError("messages hold pictures and texts: leave media out.")
-        few = frames is None and fps is None
-        prompt = prepare(loaded, conversation, fit=fit, as_pictures=True, few=few)
-        return cls.of_prompt(prompt, dropping.solved(loaded, prompt.vision_tokens))
-
-    @classmethod
-    def of_prompt(cls, prompt: Prompt, solved: Solved) -> "Prefix":
+    def of(cls, prompt: Prompt, method: Method | None) -> "Prefix":
         """Look at what a prompt shows, whose last text is its question; see `VLM.look_at`."""
-        loaded, media = prompt.loaded, prompt.conversation.media
-        if not media:
+        loaded = prompt.loaded
+        if not prompt.conversation.media:
             raise SettingError("There is nothing to look at: give a picture or a film.")
         with loaded.lock:  # inside the lock an open context is the caller's own, not another thread's question
             refuse_open(loaded.model)
-        refuse_unshareable(loaded.model, solved.method)
+        refuse_unshareable(loaded.model, method)
         said = prompt.conversation.without_last_text()
         with loaded.lock, fitting(loaded, prompt.inputs):
             wording = Wording.of(loaded, said, prompt.text, prompt.inputs["input_ids"][0])
-            look = look_at(loaded.model, prompt.inputs, solved.method)
-            return cls(loaded, look, wording, said, prompt.media, prompt.notes, solved)
+            look = look_at(loaded.model, prompt.inputs, method)
+            return cls(loaded, look, wording, said, prompt.media, prompt.notes, method)
 
     # -- what it is -------------------------------------------------------------------------------------------
 
@@ -120,6 +96,13 @@ class Prefix:
     def trace(self) -> Trace:
         """What the look dropped; empty without dropping."""
         return self.look.trace
+
+    @property
+    def asked_share(self) -> float | None:
+        """The retention that was asked for; None where nothing was."""
+        if self.method is None:
+            return None
+        return asked_share(self.method, int(is_vision(self.loaded.model.config, self.look.ids).sum()))
 
     @property
     def nbytes(self) -> int:
@@ -159,10 +142,10 @@ class Prefix:
             SettingError: If the question is empty, or settings do not go together.
             UnsupportedError: If the chat template writes another beginning than at the look.
         """
-        answer = self._ask((question,), choices, stream, generation)
-        if isinstance(answer, Answer):
-            warn_of_budget(answer, stacklevel=2)
-        return answer
+        reply = self.reply((question,), choices, stream, generation_of(generation))
+        if isinstance(reply, Answer):
+            reply.warn(stacklevel=2)
+        return reply
 
     def ask_many(self, questions: Iterable[str], *, batch: int = 8, **generation: Unpack[Options]) -> Iterator[Answer]:
         """Ask many questions, several at a time; the answers come in order.
@@ -182,49 +165,42 @@ class Prefix:
             raise SettingError(f"batch must be 1 or more; got {batch!r}.")
         if isinstance(questions, str):
             raise SettingError(f"questions are several texts; got one, {questions!r:.60}. Use ask.")
-        return self._answers(iter(questions), batch, settings_behind(generation))
+        return self._answers(iter(questions), batch, generation_of(generation))
 
     def _answers(self, questions: Iterator[str], batch: int, settings: Generation) -> Iterator[Answer]:
         while window := list(islice(questions, WINDOW * batch)):
             prompts = [self.prompt(question) for question in window]
             self.refuse_stale()
-            yield from answers_behind(self.loaded, self.look, prompts, self._solved, settings, size=batch)
+            yield from answers_to(self.loaded, prompts, self.method, settings, look=self.look, size=batch)
 
     def talk(self) -> "Talk":
         """A conversation about what was looked at, in which questions build on answers."""
-        return Talk(self._ask)
+        return Talk(self)
+
+    def reply(self, texts: Sequence[str], choices: Sequence[str], stream: bool, settings: Generation) -> Any:
+        """The answer to the last of these texts, or its stream; the user and the assistant said them in turn."""
+        settings.refuse_with(choices, stream)
+        prompt = self.prompt(*texts)
+        self.refuse_stale()
+        return reply_to(self.loaded, prompt, self.method, settings, choices, stream, self.look)
 
     def prompt(self, *texts: str) -> Prompt:
         """A question as the model gets it; with answers and questions in turn, the last of a conversation."""
         for text in texts:
-            if not isinstance(text, str):
-                raise SettingError(f"A question is a text; got {text!r:.100}.")
             check_text(text)
         if not texts or not texts[-1].strip():
             raise SettingError('The question is empty. Ask one, such as "What is it?".')
+        refuse_special(self.loaded, texts[-1])
         conversation = self.conversation.with_text(*texts)
         rest = self._wording.rest(self.loaded, conversation)
         ids = torch.cat((self.look.ids, rest), dim=1)
         known = {name: value for name, value in self.look.inputs.items() if value.shape != self.look.ids.shape}
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **known}
+        notes = self.notes
         too_long = length_note(self.loaded.model.config.get_text_config(), ids.shape[1])
-        notes = [note for note in (too_long,) if note is not None and note not in self.notes]
-        return Prompt(self.loaded, conversation, inputs, self.media, (*self.notes, *notes))
-
-    def _ask(self, texts: Sequence[str], choices: Sequence[str], stream: bool, generation: Mapping[str, Any]) -> Any:
-        settings = settings_behind(generation)
-        settings.refuse_with(choices, stream)
-        prompt = self.prompt(*texts)
-        self.refuse_stale()
-        if stream:
-            return Stream(partial(self._streamed, prompt, settings), self.loaded.tokenizer, settings.stop)
-        if choices:
-            return choice_of(self.loaded, prompt, choices, self._solved, self.look)
-        return answers_behind(self.loaded, self.look, [prompt], self._solved, settings)[0]
-
-    def _streamed(self, prompt: Prompt, settings: Generation, streamer: Any, stopping: Any) -> Answer:
-        extra = {"streamer": streamer, "stopping_criteria": [stopping]}
-        return answers_behind(self.loaded, self.look, [prompt], self._solved, settings, extra=extra)[0]
+        if too_long is not None and too_long not in notes:
+            notes = (*notes, too_long)
+        return Prompt(self.loaded, conversation, inputs, self.media, notes)
 
     def refuse_stale(self) -> None:
         """Refuse to go on inside an open context, or with other weights.
@@ -237,3 +213,126 @@ class Prefix:
             if weights_of(self.loaded.model) == self._weights:
                 return
         raise SessionError(f"The weights of {self.loaded.name} have changed since it looked. Look again with vlm.look.")
+
+
+class Talk:
+    """A conversation about what was looked at: each question comes behind the questions and answers before it.
+
+        talk = prefix.talk()
+        talk.ask("How many cars are there?"), talk.ask("Which of them is red?")
+
+    An answer is the one that `VLM.ask` gives to the same `messages`. Earlier texts run again with each question, and
+    the pictures do not. Several conversations about one prefix know nothing of one another.
+
+    Args:
+        prefix: What was looked at.
+    """
+
+    def __init__(self, prefix: Prefix) -> None:
+        self._prefix = prefix
+        self._texts: tuple[str, ...] = ()
+        self._open: tuple[str, Stream] | None = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What was said: a question, its answer, the next question, and so on; nothing of a stream that failed.
+
+        Raises:
+            SessionError: If an answer that is streamed has not ended yet.
+        """
+        if self._open is not None:
+            question, stream = self._open
+            if not stream.failed:
+                self._texts = (*self._texts, question, stream.answer.text)
+            self._open = None
+        return self._texts
+
+    def ask(
+        self, question: str, *, choices: Sequence[str] = (), stream: bool = False, **generation: Unpack[Options]
+    ) -> Any:
+        """Ask the next question; see `Prefix.ask`. One that fails leaves the conversation as it was."""
+        reply = self._prefix.reply((*self.texts, question), choices, stream, generation_of(generation))
+        if isinstance(reply, Answer):
+            self._texts = (*self._texts, question, reply.text)
+        else:
+            self._open = question, reply
+        return reply
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """What a model's template and processor write around a question: the ids of another one need no picture.
+
+    A tokenizer merges no letters across the token of a picture, so what stands behind it can be read alone. Reading it
+    from any later place could give other ids: "\\n" and "\\nWhat" begin with different tokens.
+
+    Attributes:
+        head: The text in front of every question, up to and with the last placeholder.
+        closing: The last vision token, as a text, and what the processor writes behind it, such as "<end_of_image>".
+        known: How many tokens of that the look has run.
+    """
+
+    head: str
+    closing: str
+    known: int
+
+    @classmethod
+    def of(cls, loaded: Loaded, conversation: Conversation, question: str, ids: Tensor) -> "Wording":
+        """Read it off a prompt.
+
+        Args:
+            loaded: The model and its processor.
+            conversation: The prompt, without its question.
+            question: What was asked.
+            ids: What the processor made of both, (tokens,) int64.
+
+        Raises:
+            UnsupportedError: If the question changes what stands before the picture, or the ids behind the picture
+                cannot be had without it.
+        """
+        model, processor = loaded.model, loaded.processor
+        asked = text_of(model, processor, conversation.with_text(question))
+        otherwise = text_of(model, processor, conversation.with_text(f"Is {question}"))
+        names = [str(getattr(processor, name)) for name in PLACEHOLDERS if getattr(processor, name, None)]
+        end = max((asked.rfind(name) + len(name) for name in names if name in asked), default=0)
+        head, tail = asked[:end], asked[end:]
+        if not otherwise.startswith(head) or end == 0:  # what differs comes from the question
+            raise UnsupportedError(
+                f"The chat template of {loaded.name} puts the question before the picture, so the model cannot look "
+                "before it is asked. Ask with vlm.ask."
+            )
+        last = int(is_vision(model.config, ids).nonzero()[-1])
+        known = end_of_pictures(model, ids) - last
+        behind = ids[last + 1 :].tolist()
+        wording = cls(head, loaded.tokenizer.convert_ids_to_tokens(int(ids[last])), known)
+        if wording.ids(loaded, tail) != behind[known - 1 :]:
+            # The processor closes its pictures: of "<end_of_image>\n\nWhat?" all but the template's "What?".
+            words = loaded.tokenizer.decode(behind, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            wording = cls(head, wording.closing + words.removesuffix(tail), known)
+            if wording.ids(loaded, tail) != behind[known - 1 :]:
+                raise UnsupportedError(
+                    f"What the processor of {loaded.name} writes behind a picture cannot be made without the picture. "
+                    "Ask with vlm.ask."
+                )
+        return wording
+
+    def rest(self, loaded: Loaded, conversation: Conversation) -> Tensor:
+        """The ids of a conversation behind its last picture, (1, tokens) int64 on the model's device.
+
+        Raises:
+            UnsupportedError: If the template writes another beginning now.
+        """
+        with loaded.lock, quiet():
+            text = text_of(loaded.model, loaded.processor, conversation)
+            if not text.startswith(self.head):
+                raise UnsupportedError(
+                    f"The chat template of {loaded.name} now writes another text before the picture than when the "
+                    "model looked, as one with a date or with the question in it. Ask with vlm.ask."
+                )
+            ids = self.ids(loaded, text.removeprefix(self.head))
+        return torch.tensor([ids], dtype=torch.int64, device=loaded.model.device)
+
+    def ids(self, loaded: Loaded, text: str) -> list[int]:
+        """The ids of a text behind the look."""
+        ids: list[int] = loaded.tokenizer(f"{self.closing}{text}", add_special_tokens=False).input_ids
+        return ids[self.known :]

@@ -1,5 +1,6 @@
 """One sample as a model gets it: its pictures, its text, its tensors, and what it costs."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,11 +17,10 @@ from foveate.contract.method import Method
 from foveate.core.grid import Grid, grids_of
 from foveate.cost import Cost, cost
 from foveate.engine.trace import Trace
-from foveate.errors import InputError
 from foveate.registry import families, family_for
 from foveate.video import Clip
 
-__all__ = ["Prompt", "is_vision", "length_note", "placeholders", "refusal", "refuse_unknown_tokens", "runs_of"]
+__all__ = ["Prompt", "is_vision", "placeholders", "runs_of"]
 
 USER = "user", "text"
 TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
@@ -87,6 +87,11 @@ class Prompt:
     def kinds(self) -> list[str]:
         """What each of its media is to the model: "image" or "video"."""
         return [kind for kind, _ in self.conversation.parts if kind != "text"]
+
+    def warn(self, stacklevel: int) -> None:
+        """Warn the caller of what the user should know."""
+        for note in self.notes:
+            warnings.warn(note, stacklevel=stacklevel + 1)
 
     def cost(self, method: Method | None = None, trace: Trace | None = None, sample: int = 0) -> Cost:
         """What this prompt costs with a method, or without any.
@@ -193,51 +198,3 @@ def runs_of(config: Any, ids: Tensor) -> tuple[int, ...]:
     vision = is_vision(config, ids)
     kinds, counts = torch.unique_consecutive(torch.where(vision, ids.cpu(), -1), return_counts=True)
     return tuple(counts[kinds >= 0].tolist())
-
-
-def refuse_unknown_tokens(loaded: Loaded, inputs: Mapping[str, Tensor]) -> None:
-    """Refuse a prompt with tokens that the model does not have: its processor is another model's.
-
-    Raises:
-        InputError: If there is such a token.
-    """
-    ids = inputs["input_ids"].cpu()
-    text = ids[~is_vision(loaded.model.config, ids)]
-    vocabulary = loaded.model.get_input_embeddings().num_embeddings
-    if len(text) and int(text.max()) >= vocabulary:
-        raise InputError(loaded.misfit(f"token {int(text.max())} is not among its {vocabulary:,}."))
-
-
-def refusal(name: str, conversation: Conversation, error: Exception) -> str:
-    """Why a processor takes no such media; a batch of videos, as LLaVA-OneVision's, has so many frames of each."""
-    sizes = ", ".join([*map(_size_words, conversation.images), *map(_size_words, conversation.clips)])
-    why = str(error).partition("\n")[0] or "out of memory"  # a strip one pixel high grows to millions of columns
-    if not why.endswith("."):
-        why += "."
-    lengths = {len(clip) for clip in conversation.clips}
-    hint = ""
-    if len(lengths) > 1:
-        hint = f" Take as many frames of each video: {min(lengths)}."
-    elif lengths == {1}:
-        hint = " Of one frame, give the model a picture."
-    return f"The processor of {name} refuses {sizes} pixels: {why}{hint}"
-
-
-def _size_words(medium: Image.Image | Clip) -> str:
-    """640 x 480, or 8 frames of 640 x 480."""
-    if isinstance(medium, Image.Image):
-        return f"{medium.width} x {medium.height}"
-    frames = "frame" if len(medium) == 1 else "frames"
-    return f"{len(medium)} {frames} of {medium.frames.shape[2]} x {medium.frames.shape[1]}"
-
-
-def length_note(config: Any, tokens: int) -> str | None:
-    """A sentence where a prompt has more positions than the decoder was made for; M-RoPE gives a picture fewer."""
-    most = getattr(config, "max_position_embeddings", None)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if not most or tokens <= most or "mrope_section" in rope:
-        return None
-    return (
-        f"the prompt has {tokens:,} tokens and this model was made for {most:,}: the answer may be poor. "
-        "Take fewer frames or pictures."
-    )

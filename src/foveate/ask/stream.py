@@ -1,5 +1,6 @@
 """An answer that comes piece by piece."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -38,6 +39,7 @@ class Stream(Iterator[str]):
         self._stop = stop
         self._text = self._given = ""
         self._over = False
+        self._process = os.getpid()
         self._closed = threading.Event()
         self._answer: Answer | None = None
         self._error: BaseException | None = None
@@ -57,6 +59,8 @@ class Stream(Iterator[str]):
         return torch.full((ids.shape[0],), self._closed.is_set(), device=ids.device)
 
     def __next__(self) -> str:
+        if os.getpid() != self._process:
+            raise SessionError("This stream is another process's: read it where the model runs.")
         while not self._over:
             try:
                 self._text += next(self._streamer)
@@ -81,6 +85,11 @@ class Stream(Iterator[str]):
             text = text.partition(end)[0]
             held = max(held, *(size for size in range(len(end)) if text.endswith(end[:size])))
         return text[: len(text) - held].strip()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended in an error."""
+        return self._error is not None
 
     @property
     def answer(self) -> Answer:

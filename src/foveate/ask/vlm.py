@@ -1,33 +1,24 @@
 """A model that is asked about pictures: prompts in, answers out, one call at a time."""
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 from typing import Any, Unpack
 
 from foveate.ask.answer import Answer
-from foveate.ask.answering import Dropping, Solved, answers_behind, answers_to, choice_of, fitting
-from foveate.ask.batch import batches
+from foveate.ask.answering import AnyMethod, answers_to, choice_of, dropped_in, fitting, method_of, reply_to
 from foveate.ask.conversation import Conversation
-from foveate.ask.generation import Generation, Options
+from foveate.ask.generation import Generation, Options, generation_of
 from foveate.ask.loaded import Loaded
 from foveate.ask.look import can_share, look_at
 from foveate.ask.media import Media
-from foveate.ask.prefix import Prefix
+from foveate.ask.prefix import QUESTION, WINDOW, Prefix
 from foveate.ask.preparing import Fit, conversation_about, prepare
 from foveate.ask.prompt import Prompt
-from foveate.ask.stream import Stream
-from foveate.ask.warned import warn_of, warn_of_budget
 from foveate.contract.method import Method
 from foveate.errors import SettingError
 
 __all__ = ["VLM", "Question"]
-
-WINDOW = 8
-"""Batches' worth of questions that are read at a time, so that a batch can be of like lengths."""
-
-AnyMethod = str | Method
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,23 +110,15 @@ class VLM(Loaded):
             UserWarning: If the model does not see what it was shown, as a cropped picture, or if the method spends more
                 or less than the budget by over 2 % and a token. (With `stream`, only the answer says the latter.)
         """
-        settings = Generation(**generation)
+        settings = generation_of(generation)
         settings.refuse_with(choices, stream)
+        drops = method_of(method, tokens, retention)
         asked = self.prepare(media, prompt, messages=messages, frames=frames, fps=fps, fit=fit)
-        warn_of(asked, stacklevel=2)
-        solved = Dropping(method, tokens, retention).solved(self, asked.vision_tokens)
-        if stream:
-            return Stream(partial(self._streamed, asked, solved, settings), self.tokenizer, settings.stop)
-        if choices:
-            answer = choice_of(self, asked, choices, solved)
-        else:
-            (answer,) = answers_to(self, [asked], solved, settings)
-        warn_of_budget(answer, stacklevel=2)
-        return answer
-
-    def _streamed(self, prompt: Prompt, solved: Solved, settings: Generation, streamer: Any, stopping: Any) -> Answer:
-        extra = {"streamer": streamer, "stopping_criteria": [stopping]}
-        return answers_to(self, [prompt], solved, settings, extra=extra)[0]
+        asked.warn(stacklevel=2)
+        reply = reply_to(self, asked, dropped_in(self, drops, asked.vision_tokens), settings, choices, stream)
+        if isinstance(reply, Answer):
+            reply.warn(stacklevel=2)
+        return reply
 
     def ask_many(
         self,
@@ -165,27 +148,31 @@ class VLM(Loaded):
         """
         if batch_size < 1:
             raise SettingError(f"batch_size must be 1 or more; got {batch_size}.")
-        ready = partial(self.prepare, frames=frames, fps=fps, fit=fit)
-        dropping = Dropping(method, tokens, retention)
-        return self._answers_in_order(questions, batch_size, ready, dropping, Generation(**generation))
+        drops, settings = method_of(method, tokens, retention), generation_of(generation)
+        prompts = self._prompts(questions, drops, frames, fps, fit)
+        return self._answers(prompts, batch_size, drops, settings)
 
-    def _answers_in_order(
-        self, questions: Iterable[Any], batch_size: int, ready: Any, dropping: Dropping, settings: Generation
+    def _prompts(
+        self, questions: Iterable[Any], method: Method | None, frames: int | None, fps: float | None, fit: Fit
+    ) -> Iterator[Prompt]:
+        """Each question as the model gets it; one whose pictures cannot meet the method's budget is refused."""
+        for given in questions:
+            question = _as_question(given)
+            prompt = self.prepare(
+                question.media, question.prompt, messages=question.messages, frames=frames, fps=fps, fit=fit
+            )
+            dropped_in(self, method, prompt.vision_tokens)
+            yield prompt
+
+    def _answers(
+        self, prompts: Iterator[Prompt], batch_size: int, method: Method | None, settings: Generation
     ) -> Iterator[Answer]:
-        for window in _windows(questions, WINDOW * batch_size):
-            entries = []
-            for place, question in enumerate(window):
-                prompt = ready(question.media, question.prompt, messages=question.messages)
-                warn_of(prompt, stacklevel=2)
-                entries.append(_Entry(place, prompt, dropping.solved(self, prompt.vision_tokens)))
-            answers: dict[int, Answer] = {}
-            for batch in batches(entries, batch_size, _Entry.inputs_of, _Entry.solved_of):
-                replies = answers_to(self, [entry.prompt for entry in batch], batch[0].solved, settings)
-                for entry, reply in zip(batch, replies, strict=True):
-                    answers[entry.place] = reply
-            for place in range(len(window)):
-                warn_of_budget(answers[place], stacklevel=2)
-                yield answers[place]
+        while window := list(islice(prompts, WINDOW * batch_size)):
+            for prompt in window:
+                prompt.warn(stacklevel=2)
+            for answer in answers_to(self, window, method, settings, size=batch_size):
+                answer.warn(stacklevel=2)
+                yield answer
 
     def look(
         self,
@@ -218,9 +205,17 @@ class VLM(Loaded):
             SettingError: If there is nothing to look at.
             UnsupportedError: If the model, its chat template or the method needs the question first.
         """
-        prefix = Prefix.of(self, media, messages, Dropping(method, tokens, retention), frames, fps, fit)
-        for note in prefix.notes:
-            warnings.warn(note, stacklevel=2)
+        drops = method_of(method, tokens, retention)
+        if messages is None:
+            conversation = conversation_about(self, media, QUESTION, None, frames, fps)
+        elif media is None:
+            conversation = Conversation.of(messages, frames, fps).with_text(QUESTION)
+        else:
+            raise SettingError("messages hold pictures and texts: leave media out.")
+        few = frames is None and fps is None
+        prompt = prepare(self, conversation, fit=fit, as_pictures=True, few=few)
+        prefix = Prefix.of(prompt, dropped_in(self, drops, prompt.vision_tokens))
+        prompt.warn(stacklevel=2)
         return prefix
 
     # -- step by step -----------------------------------------------------------------------------------------
@@ -261,7 +256,7 @@ class VLM(Loaded):
         retention: float | None = None,
     ) -> Prefix:
         """Look at what a prompt shows, to ask other questions about it than its own; see `look`."""
-        return Prefix.of_prompt(prompt, Dropping(method, tokens, retention).solved(self, prompt.vision_tokens))
+        return Prefix.of(prompt, self.solve(method, prompt.vision_tokens, tokens=tokens, retention=retention))
 
     def solve(
         self,
@@ -271,13 +266,13 @@ class VLM(Loaded):
         tokens: float | None = None,
         retention: float | None = None,
     ) -> Method | None:
-        """The method with its schedule solved for an input of so many vision tokens; None is the untouched model.
+        """The method with its budget, which an input of so many vision tokens meets; None is the untouched model.
 
         Raises:
             BudgetError: If no schedule meets the budget; the message names the floor.
             SettingError: If settings contradict each other, or a budget comes without a method.
         """
-        return Dropping(method, tokens, retention).solved(self, vision_tokens).method
+        return dropped_in(self, method_of(method, tokens, retention), vision_tokens)
 
     def answer(
         self,
@@ -294,8 +289,8 @@ class VLM(Loaded):
         Args:
             first: Whether the answer has the log-probabilities of its first token.
         """
-        solved = Dropping(method, tokens, retention).solved(self, prompt.vision_tokens)
-        return answers_to(self, [prompt], solved, generation or Generation(), first=first)[0]
+        drops = self.solve(method, prompt.vision_tokens, tokens=tokens, retention=retention)
+        return answers_to(self, [prompt], drops, generation or Generation(), first=first)[0]
 
     def answer_batch(
         self,
@@ -305,8 +300,8 @@ class VLM(Loaded):
         generation: Generation | None = None,
         first: bool = False,
     ) -> list[Answer]:
-        """Answer prompts in one batch, padded on the left; their tensors must fit (`foveate.ask.batch.batches`)."""
-        return answers_to(self, prompts, Solved(method), generation or Generation(), first=first)
+        """Answer prompts in one batch, padded on the left, or in several where their tensors do not fit together."""
+        return answers_to(self, prompts, method, generation or Generation(), first=first)
 
     def can_share(self, method: Method | None) -> bool:
         """Whether many questions about one picture may share its prefill; see `foveate.ask.look`."""
@@ -328,7 +323,7 @@ class VLM(Loaded):
         """
         with self.lock, fitting(self, prompts[0].inputs):
             look = look_at(self.model, prompts[0].inputs, method)
-        return answers_behind(self, look, prompts, Solved(method), generation or Generation(), first=first)
+        return answers_to(self, prompts, method, generation or Generation(), look=look, first=first)
 
     def choose(
         self,
@@ -340,40 +335,12 @@ class VLM(Loaded):
         retention: float | None = None,
     ) -> Answer:
         """The likeliest of several answers to one prompt, and the log-probability of each; see `ask`."""
-        return choice_of(self, prompt, choices, Dropping(method, tokens, retention).solved(self, prompt.vision_tokens))
+        drops = self.solve(method, prompt.vision_tokens, tokens=tokens, retention=retention)
+        return choice_of(self, prompt, choices, drops)
 
     def __repr__(self) -> str:
         about = self.to_dict()
         return f"VLM({self.name!r}: {about['model_type']}, {about['dtype']} on {about['device']})"
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A prompt of a window: its place in it, and what drops."""
-
-    place: int
-    prompt: Prompt
-    solved: Solved
-
-    def inputs_of(self) -> Mapping[str, Any]:
-        """Its tensors."""
-        return self.prompt.inputs
-
-    def solved_of(self) -> Solved:
-        """What must be the same in a batch."""
-        return self.solved
-
-
-def _windows(questions: Iterable[Any], size: int) -> Iterator[list[Question]]:
-    """The questions, so many at a time."""
-    window: list[Question] = []
-    for question in questions:
-        window.append(_as_question(question))
-        if len(window) == size:
-            yield window
-            window = []
-    if window:
-        yield window
 
 
 def _as_question(question: Any) -> Question:

@@ -14,7 +14,7 @@ import torch
 from foveate._memory import available
 from foveate._upstream import brief, first_line, is_out_of_memory
 from foveate.ask.answer import Answer
-from foveate.ask.answering import Dropping, Solved, answers_to
+from foveate.ask.answering import answers_to, dropped_in, method_of
 from foveate.ask.batch import batches, parts
 from foveate.ask.generation import Generation
 from foveate.ask.loading import load
@@ -105,14 +105,7 @@ class _Entry:
 
     sample: Sample
     prompt: Prompt
-    solved: Solved
     seconds: float
-
-    def inputs_of(self) -> Mapping[str, Any]:
-        return self.prompt.inputs
-
-    def solved_of(self) -> Solved:
-        return self.solved
 
 
 @dataclass
@@ -139,7 +132,7 @@ class Answerer:
     def __init__(self, asking: Asking, vlm: VLM | None = None, share: float = 1.0) -> None:
         self.asking = asking
         self.vlm = vlm or asking.load()
-        self._dropping = Dropping(asking.method, asking.tokens, asking.retention)
+        self._method = method_of(asking.method, asking.tokens, asking.retention)
         self._generation = Generation(max_new_tokens=asking.max_new_tokens)
         self._room = SHARE * share
         self._most = asking.batch_size
@@ -211,12 +204,12 @@ class Answerer:
                 window.media[sample.media] = media
                 window.bytes += sum(map(_bytes, media))
             prompt = self.vlm.prepare(media, sample.question, frames=asking.frames, fps=asking.fps, fit=asking.fit)
-            solved = self._dropping.solved(self.vlm, prompt.vision_tokens)
+            dropped_in(self.vlm, self._method, prompt.vision_tokens)
         tokens = prompt.inputs["input_ids"].shape[1]
         most = getattr(self.vlm.model.config.get_text_config(), "max_position_embeddings", None)
         if most and tokens > BEYOND * most:
             raise InputError(f"The prompt has {tokens:,} tokens, and the model was made for {most:,}. Shorten it.")
-        window.entries.append(_Entry(sample, prompt, solved, time.perf_counter() - begun))
+        window.entries.append(_Entry(sample, prompt, time.perf_counter() - begun))
 
     def _read(self, sample: Sample) -> Media:
         if self.asking.within is not None:
@@ -230,16 +223,16 @@ class Answerer:
     def _batches(self, entries: Sequence[_Entry]) -> Iterator[tuple[list[_Entry], bool]]:
         """Batches of prompts that are alike, and whether one is about the same pictures, whose prefill is run once."""
         alone: list[_Entry] = []
-        groups: dict[tuple[Any, str], list[_Entry]] = {}
+        groups: dict[tuple[str, ...], list[_Entry]] = {}
         for entry in entries:
-            groups.setdefault((entry.sample.media, str(entry.solved)), []).append(entry)
+            groups.setdefault(entry.sample.media, []).append(entry)
         for group in groups.values():
-            if len(group) > 1 and self.vlm.can_share(group[0].solved.method):
+            if len(group) > 1 and self.vlm.can_share(self._method):
                 for batch in parts(group, self._most):
                     yield batch, True
             else:
                 alone += group
-        for batch in batches(alone, self.asking.batch_size, _Entry.inputs_of, _Entry.solved_of):
+        for batch in batches(alone, self.asking.batch_size, lambda entry: entry.prompt.inputs):
             for smaller in parts(batch, self._most):
                 yield smaller, False
 
@@ -266,11 +259,10 @@ class Answerer:
         prompts = [entry.prompt for entry in batch]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            solved = batch[0].solved
             if shared:
                 with suppress(SettingError):  # a chat template that puts the question before the pictures
-                    return self.vlm.answer_sharing(prompts, solved.method, generation=self._generation)
-            return answers_to(self.vlm, prompts, solved, self._generation)
+                    return self.vlm.answer_sharing(prompts, self._method, generation=self._generation)
+            return answers_to(self.vlm, prompts, self._method, self._generation)
 
     def _shrink(self, size: int) -> None:
         """After a lack of memory: smaller batches, and what was held for speed is given back."""
@@ -290,11 +282,11 @@ class Answerer:
     def _try_method(self) -> None:
         """Refuse a method that the model cannot serve before the first row, and not once for every row."""
         try:
-            solved = self._dropping.solved(self.vlm, max(USUAL, int(self.asking.tokens or 0)))
+            dropped_in(self.vlm, self._method, max(USUAL, int(self.asking.tokens or 0)))
         except BudgetError:  # it depends on the picture
             return
-        if solved.method is not None:
-            with drop(self.vlm.model, solved.method):
+        if self._method is not None:
+            with drop(self.vlm.model, self._method):
                 pass
 
 

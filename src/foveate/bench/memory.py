@@ -1,19 +1,74 @@
-"""Bytes of tensors that live at once, counted operator by operator: what a CPU's allocator does not tell."""
+"""What a prompt processes and holds: tokens, the cache, and the most bytes that live at once."""
 
+import gc
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Memory"]
+from foveate.ask.answer import kv_bytes
+from foveate.ask.generation import generate
+from foveate.bench.workload import Workload
+from foveate.engine.trace import Trace
+from foveate.registry import family_for
+
+__all__ = ["Held", "Memory", "hold", "tensors_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a candidate processes and holds.
+
+    Attributes:
+        tokens: Vision tokens each decoder layer processes: of the sample with most, to which a batch is padded.
+        retention: Mean over samples of what the trace says.
+        kv_bytes: Of the whole batch's cache after the prompt, read off its tensors.
+        peak: Bytes at the most, without weights and inputs: what CUDA's allocator says, elsewhere the tensors that
+            live at once.
+    """
+
+    tokens: tuple[int, ...]
+    retention: float
+    kv_bytes: int
+    peak: int
+
+
+def hold(model: Any, workload: Workload, trace: Trace | None) -> Held:
+    """Run the prompt once and see what it holds; inside the dropping context whose trace is given, if any."""
+    if model.device.type == "cuda":
+        cache, peak = _prefill_on_cuda(model, workload)
+    else:  # another accelerator's allocator cannot be asked for its peak, but its tensors can be counted as well
+        with Memory() as memory:
+            cache = generate(model, workload.inputs, 1).past_key_values
+        peak = memory.peak
+    tokens = (workload.vision_tokens,) * len(family_for(model).layers)
+    retention = 1.0
+    if trace is not None:
+        tokens = tuple(max(samples) for samples in trace.latest.per_layer)
+        retention = sum(trace.retention) / len(trace.retention)
+    return Held(tokens, retention, kv_bytes(cache)[0], peak)
+
+
+def _prefill_on_cuda(model: Any, workload: Workload) -> tuple[Any, int]:
+    """The cache after the prompt, and the most bytes that lived at once."""
+    generate(model, workload.inputs, 1)  # libraries take their workspaces once, and keep them
+    torch.cuda.synchronize()
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    cache = generate(model, workload.inputs, 1).past_key_values
+    return cache, torch.cuda.max_memory_allocated() - before
 
 
 class Memory(TorchDispatchMode):
     """Notes the most bytes that live at once, of tensors made inside: neither weights nor inputs.
 
-    What a kernel takes and gives back inside itself is not seen.
+    Counted operator by operator, since a CPU's allocator does not tell. What a kernel takes and gives back inside
+    itself is not seen.
 
     Attributes:
         peak: The most bytes that lived at once.
@@ -38,12 +93,6 @@ class Memory(TorchDispatchMode):
         """A tensor with a storage of its own has come to be by an operator."""
         storage = tensor.untyped_storage()
         self._live[_key(tensor)] = (StorageWeakRef(storage), storage.nbytes())  # type: ignore[no-untyped-call]
-
-    @property
-    def left(self) -> int:
-        """Bytes that live still."""
-        sizes = [size for storage, size in self._live.values() if not storage.expired()]  # type: ignore[no-untyped-call]
-        return sum(sizes)
 
 
 def tensors_of(tree: Any) -> list[Tensor]:

@@ -14,13 +14,13 @@ from foveate._sheet import Column, Sheet
 from foveate.ask.loading import random_model
 from foveate.errors import UnknownNameError
 
-__all__ = ["Shape", "shape", "shape_sheet", "shapes"]
+__all__ = ["NamedShape", "shape", "shape_sheet", "shapes"]
 
 SHAPES = Path(__file__).with_name("shapes.json")
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class NamedShape:
     """A model's sizes, and what its usual picture and frame are.
 
     Attributes:
@@ -59,13 +59,13 @@ class Shape:
 
 
 @cache
-def shapes() -> dict[str, Shape]:
+def shapes() -> dict[str, NamedShape]:
     """Every shape by its name."""
     entries = json.loads(SHAPES.read_text(encoding="utf-8"))
-    return {name: Shape(name, **values) for name, values in entries.items()}
+    return {name: NamedShape(name, **values) for name, values in entries.items()}
 
 
-def shape(name: str) -> Shape:
+def shape(name: str) -> NamedShape:
     """The shape of this name.
 
     Raises:
@@ -76,17 +76,17 @@ def shape(name: str) -> Shape:
     return shapes()[name]
 
 
-def shape_sheet(shapes: Sequence[Shape]) -> Sheet:
+def shape_sheet(shapes: Sequence[NamedShape]) -> Sheet:
     """Every shape, what it has the sizes of, and its vision tokens."""
     rows = [(shape.name, _sizes_of(shape), _tokens_of(shape)) for shape in shapes]
     return Sheet("", ("Shape", Column("Sizes of", wrap=True), "Vision tokens"), rows)
 
 
-def _sizes_of(shape: Shape) -> str:
+def _sizes_of(shape: NamedShape) -> str:
     return f"{shape.of} (arithmetic alone)" if shape.arithmetic else shape.of
 
 
-def _tokens_of(shape: Shape) -> str:
+def _tokens_of(shape: NamedShape) -> str:
     tokens = []
     if shape.image:
         tokens.append(f"{shape.image['tokens']} a picture")

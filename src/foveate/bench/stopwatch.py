@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from foveate.ask.generation import generate
-from foveate.bench.encoders import around_encoders
 from foveate.core.patching import Patcher
 from foveate.registry import family_for
 
-__all__ = ["PARTS", "Clock", "clock_of", "timed"]
+__all__ = ["PARTS", "Clock", "Stopwatch", "clock_of", "timed"]
 
 PARTS = {
     "tower": "vision tower and projector",
@@ -23,6 +22,8 @@ PARTS = {
     "whole": "whole call",
 }
 """What is timed, in seconds; "tpot" where an answer has two tokens or more."""
+ENCODERS = ("get_image_features", "get_video_features")
+"""The methods of a model's core that encode pictures and videos, as far as it has them."""
 
 Clock = Callable[[], float]
 
@@ -39,7 +40,7 @@ def timed(model: Any, inputs: Mapping[str, Any], new_tokens: int, clock: Clock =
     accelerator's own events are read afterwards, which wait for nothing.
     """
     family = family_for(model)
-    watch = _Stopwatch(family.text.device, clock)
+    watch = Stopwatch(family.text.device, clock)
     with watch.watching(family.core, family.text):
         watch.wait()
         start = clock()
@@ -53,7 +54,7 @@ def timed(model: Any, inputs: Mapping[str, Any], new_tokens: int, clock: Clock =
     return {part: seconds[part] for part in PARTS if part in seconds}
 
 
-class _Stopwatch:
+class Stopwatch:
     """Marks when parts begin and end, and when tokens arrive. It is the streamer of `generate`.
 
     Attributes:
@@ -67,6 +68,7 @@ class _Stopwatch:
         self._has_events = device.type == "cuda"
         self._spans: list[tuple[str, Any, Any]] = []
         self._decoder_begins: list[Any] = []
+        self._encoding = False
         self._prompt_seen = False
 
     def wait(self) -> None:
@@ -86,10 +88,25 @@ class _Stopwatch:
     @contextmanager
     def watching(self, core: Any, text: Any) -> Iterator[None]:
         """Mark the functions that encode pictures, and the decoder's first forward."""
-        with Patcher() as patches, around_encoders(core, self._tower):
+        with Patcher() as patches:
+            for name in ENCODERS:
+                if hasattr(core, name):
+                    patches.wrap(core, name, self._encode)
             patches.hook(text, "before", self._before_decoder, prepend=True)
             patches.hook(text, "after", self._after_decoder)
             yield
+
+    def _encode(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A call inside a call does not count: a model may make a video's features with its images' function."""
+        if self._encoding:
+            return original(*args, **kwargs)
+        self._encoding = True
+        start = self._mark()
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self._spans.append(("tower", start, self._mark()))
+            self._encoding = False
 
     def _before_decoder(self, *_: Any) -> None:
         self._decoder_begins.append(self._mark())
@@ -97,12 +114,6 @@ class _Stopwatch:
     def _after_decoder(self, *_: Any) -> None:
         if len(self._decoder_begins) == 1:
             self._spans.append(("prefill", self._decoder_begins[0], self._mark()))
-
-    @contextmanager
-    def _tower(self) -> Iterator[None]:
-        start = self._mark()
-        yield
-        self._spans.append(("tower", start, self._mark()))
 
     def _mark(self) -> Any:
         """Now: an accelerator's event, or seconds once it has done all it was asked for."""
@@ -117,10 +128,6 @@ class _Stopwatch:
         """Seconds of each part, after `wait`."""
         parts: dict[str, float] = {}
         for part, start, end in self._spans:
-            parts[part] = parts.get(part, 0.0) + self._seconds(start, end)
+            seconds = start.elapsed_time(end) / 1000 if self._has_events else end - start
+            parts[part] = parts.get(part, 0.0) + float(seconds)
         return parts
-
-    def _seconds(self, start: Any, end: Any) -> float:
-        if self._has_events:
-            return float(start.elapsed_time(end)) / 1000
-        return float(end - start)

@@ -32,16 +32,14 @@ class Ratio:
     high: float
     rounds: int
 
+    @property
+    def holds_one(self) -> bool:
+        """Whether 1 lies in the interval; if it does not where a run is compared with itself, the machine is noisy."""
+        return self.low <= 1 <= self.high
+
     def to_dict(self) -> dict[str, Any]:
         """The figures as plain values."""
         return asdict(self)
-
-    def __str__(self) -> str:
-        return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
-
-    def inverse(self) -> "Ratio":
-        """The same as a speed-up: base time over run time."""
-        return Ratio(1 / self.median, 1 / self.high, 1 / self.low, self.rounds)
 
 
 def rounds(
@@ -63,18 +61,13 @@ def rounds(
         neighbour = (beside or {}).get(name, name)
         groups.setdefault(neighbour, []).append(name)
     for number in range(count + 1):
-        answers = {name: runs[name]() for name in _order(list(groups.values()), draw)}
+        answers: dict[str, T] = {}
+        for group in draw.sample(list(groups.values()), len(groups)):
+            for name in draw.sample(group, len(group)):
+                answers[name] = runs[name]()
         after()
         if number:
             yield {name: answers[name] for name in runs}
-
-
-def _order(groups: Sequence[Sequence[str]], draw: Random) -> list[str]:
-    """All names: groups in an order drawn at random, and in each its names in one."""
-    names: list[str] = []
-    for group in draw.sample(groups, len(groups)):
-        names += draw.sample(group, len(group))
-    return names
 
 
 def interval_words(rounds: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from foveate.bench.shapes import Shape
+from foveate.bench.shapes import NamedShape
 from foveate.contract.method import Method
 from foveate.core.grid import Grid
 from foveate.cost import Cost, cost
@@ -64,11 +64,6 @@ class Workload:
         """Of one sample."""
         return sum(self.sizes)
 
-    def repeated(self, batch: int) -> "Workload":
-        """The same prompt so many times in a batch, of a batch of one."""
-        inputs = {name: torch.cat([tensor] * batch) for name, tensor in self.inputs.items()}
-        return replace(self, inputs=inputs, batch=batch)
-
     def cost(
         self,
         model: Any,
@@ -94,9 +89,41 @@ class Workload:
         self, model: Any, kernel: str, method: Method | None = None, tokens: Sequence[int] | None = None
     ) -> Cost:
         """What one sample costs under an attention kernel: only eager attention computes what causality hides."""
-        if kernel == "eager":
-            return self.cost(model, method, tokens, "full")
-        return self.cost(model, method, tokens, "causal")
+        return self.cost(model, method, tokens, "full" if kernel == "eager" else "causal")
+
+
+def synthetic(
+    shape: NamedShape,
+    size: PromptSize = PromptSize(),
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Workload:
+    """Prompts of random text and noise for a shape: pictures, or one video.
+
+    Some text stands before the first picture, and one token between two.
+
+    Args:
+        shape: Which.
+        size: How large they are.
+        device: Where tensors go; None makes none, for arithmetic alone.
+        dtype: Of the pixels.
+
+    Raises:
+        SettingError: If the shape has no such input, or too little text is asked for.
+    """
+    media = _Media.of(shape, size.images, size.frames)
+    text_tokens = TEXT if size.text_tokens is None else size.text_tokens
+    least = LEAD + 2 * media.count
+    if text_tokens < least:
+        raise SettingError(
+            f"A prompt with {media.count} pictures has {least} tokens of text or more; got {text_tokens}."
+        )
+    workload = media.workload(size.batch, text_tokens)
+    if device is None:
+        return workload
+    config, generator = shape.make_config(), torch.Generator(device).manual_seed(size.seed)
+    ids = _ids(config, workload, media.modality, generator)
+    return replace(workload, inputs=ids | _pixels(config, workload, media, generator, dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +131,7 @@ class _Media:
     """The pictures or the video of one sample.
 
     Attributes:
-        spec: Of the shape; see `Shape.image`.
+        spec: Of the shape; see `NamedShape.image`.
         modality: "image" or "video".
         count: How many pictures; of a video, one.
         frames: Of a video; 1 of a picture.
@@ -114,6 +141,24 @@ class _Media:
     modality: Literal["image", "video"]
     count: int
     frames: int
+
+    @classmethod
+    def of(cls, shape: NamedShape, images: int | None, frames: int | None) -> "_Media":
+        """The pictures or frames that are asked for, or the shape's usual ones."""
+        if images is not None and frames is not None:
+            raise SettingError("Give pictures or the frames of a video: images and frames exclude each other.")
+        if frames is None and (images is not None or shape.image is not None):
+            if shape.image is None:
+                raise SettingError(f"The shape {shape.name} takes a video: give frames, not images.")
+            if images is not None and images < 1:
+                raise SettingError(f"A prompt has one picture or more; got {images}.")
+            return cls(shape.image, "image", images or 1, 1)
+        if shape.frame is None:
+            raise SettingError(f"The shape {shape.name} takes pictures: give images, not frames.")
+        frames = int(shape.frame["frames"]) if frames is None else frames
+        if frames < 2 or frames % 2:
+            raise SettingError(f"A video of {shape.name} has two frames or more, an even number; got {frames}.")
+        return cls(shape.frame, "video", 1, frames)
 
     @property
     def grid(self) -> tuple[int, int, int] | None:
@@ -142,113 +187,44 @@ class _Media:
         )
 
 
-def synthetic(
-    shape: Shape,
-    size: PromptSize = PromptSize(),
-    device: torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Workload:
-    """Prompts of random text and noise for a shape: pictures, or one video.
-
-    Some text stands before the first picture, and one token between two.
-
-    Args:
-        shape: Which.
-        size: How large they are.
-        device: Where tensors go; None makes none, for arithmetic alone.
-        dtype: Of the pixels.
-
-    Raises:
-        SettingError: If the shape has no such input, or too little text is asked for.
-    """
-    media = _media(shape, size.images, size.frames)
-    text_tokens = TEXT if size.text_tokens is None else size.text_tokens
-    least = LEAD + 2 * media.count
-    if text_tokens < least:
-        raise SettingError(
-            f"A prompt with {media.count} pictures has {least} tokens of text or more; got {text_tokens}."
-        )
-    workload = media.workload(size.batch, text_tokens)
-    if device is None:
-        return workload
-    config = shape.make_config()
-    noise = _Noise(torch.Generator(device).manual_seed(size.seed), device, dtype)
-    inputs = _ids(config, workload, media.modality, noise) | _pixels(config, workload, media, noise)
-    return replace(workload, inputs=inputs)
-
-
-def _media(shape: Shape, images: int | None, frames: int | None) -> _Media:
-    """The pictures or frames that are asked for, or the shape's usual ones."""
-    if images is not None and frames is not None:
-        raise SettingError("Give pictures or the frames of a video: images and frames exclude each other.")
-    if frames is not None or (images is None and shape.image is None):
-        return _video(shape, frames)
-    if shape.image is None:
-        raise SettingError(f"The shape {shape.name} takes a video: give frames, not images.")
-    if images is not None and images < 1:
-        raise SettingError(f"A prompt has one picture or more; got {images}.")
-    return _Media(shape.image, "image", images or 1, 1)
-
-
-def _video(shape: Shape, frames: int | None) -> _Media:
-    if shape.frame is None:
-        raise SettingError(f"The shape {shape.name} takes pictures: give images, not frames.")
-    if frames is None:
-        frames = int(shape.frame["frames"])
-    if frames < 2 or frames % 2:
-        raise SettingError(f"A video of {shape.name} has two frames or more, an even number; got {frames}.")
-    return _Media(shape.frame, "video", 1, frames)
-
-
-@dataclass(frozen=True, slots=True)
-class _Noise:
-    """Draws random numbers on a device."""
-
-    generator: torch.Generator
-    device: torch.device
-    dtype: torch.dtype
-
-    def pixels(self, *size: int) -> Tensor:
-        return torch.randn(*size, generator=self.generator, device=self.device, dtype=self.dtype)
-
-    def words(self, *size: int) -> Tensor:
-        return torch.randint(10, 900, size, generator=self.generator, device=self.device)
-
-
-def _pixels(config: Any, workload: Workload, media: _Media, noise: _Noise) -> dict[str, Tensor]:
+def _pixels(
+    config: Any, workload: Workload, media: _Media, generator: torch.Generator, dtype: torch.dtype
+) -> dict[str, Tensor]:
     """Pixels of all pictures or videos of the batch, and their sizes."""
-    total = workload.batch * media.count
-    name = "pixel_values_videos" if media.modality == "video" else "pixel_values"
+    total, device = workload.batch * media.count, generator.device
+    inputs: dict[str, Tensor] = {}
     if media.grid is not None:
         time, rows, columns = media.grid
         vision = config.vision_config
-        width = 3 * vision.temporal_patch_size * vision.patch_size**2
-        grids = torch.tensor([media.grid] * total, device=noise.device)
-        return {name: noise.pixels(total * time * rows * columns, width), f"{media.modality}_grid_thw": grids}
-    size = list(media.spec["pixels"])
-    if media.modality == "video":
-        size.insert(0, media.frames)
-    pixels = {name: noise.pixels(total, *size)}
-    if "size" in media.spec:
-        pixels["image_sizes"] = torch.tensor([media.spec["size"]] * total, device=noise.device)
-    return pixels
+        size = [total * time * rows * columns, 3 * vision.temporal_patch_size * vision.patch_size**2]
+        inputs[f"{media.modality}_grid_thw"] = torch.tensor([media.grid] * total, device=device)
+    else:
+        frames = [media.frames] if media.modality == "video" else []
+        size = [total, *frames, *media.spec["pixels"]]
+        if "size" in media.spec:
+            inputs["image_sizes"] = torch.tensor([media.spec["size"]] * total, device=device)
+    name = "pixel_values_videos" if media.modality == "video" else "pixel_values"
+    return inputs | {name: torch.randn(size, generator=generator, device=device, dtype=dtype)}
 
 
-def _ids(config: Any, workload: Workload, modality: str, noise: _Noise) -> dict[str, Tensor]:
+def _ids(config: Any, workload: Workload, modality: str, generator: torch.Generator) -> dict[str, Tensor]:
     """Ids of random text around runs of placeholders, one run for each of `workload.sizes`.
 
     With two pictures of three tokens: w w w w s I I I s I I I w w …, where s is the token that starts a picture.
     """
-    placeholder = _placeholder(config, modality)
+    placeholder = getattr(config, f"{modality}_token_id", None)
+    if placeholder is None:
+        placeholder = getattr(config, f"{modality}_token_index")
     start = getattr(config, "vision_start_token_id", None)
-    words = noise.words(workload.batch, workload.text_tokens)  # (samples, tokens of text)
+    device, batch = generator.device, workload.batch
+    words = torch.randint(10, 900, (batch, workload.text_tokens), generator=generator, device=device)
     pieces = [words[:, :LEAD]]
     used = LEAD
     for size in workload.sizes:
         before = words[:, used : used + 1]
         if start is not None:
             before = torch.full_like(before, start)
-        pieces += [before, torch.full((workload.batch, size), placeholder, device=noise.device)]
+        pieces += [before, torch.full((batch, size), placeholder, device=device)]
         used += 1
     ids = torch.cat((*pieces, words[:, used:]), dim=1)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -256,10 +232,3 @@ def _ids(config: Any, workload: Workload, modality: str, noise: _Noise) -> dict[
         types = {"image": 1, "video": 2}
         inputs["mm_token_type_ids"] = (ids == placeholder).long() * types[modality]
     return inputs
-
-
-def _placeholder(config: Any, modality: str) -> int:
-    """The id of a vision token."""
-    names = (f"{modality}_token_id", f"{modality}_token_index")
-    ids: list[int | None] = [getattr(config, name, None) for name in names]
-    return next(token for token in ids if token is not None)

@@ -15,11 +15,7 @@ DONE, FAILED, INTERRUPTED, KILLED = 0, 1, 130, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `foveate` with these arguments (default: the program's own); the exit code.
-
-    Raises:
-        SystemExit: With 0 after `--help`.
-    """
+    """Run `foveate` with these arguments (default: the program's own); the exit code."""
     if sys.stderr is None:  # the shell has closed it, with 2>&-
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if sys.stdout is None:  # the next file opened would take its place

@@ -1,32 +1,38 @@
-"""What `generate`, `compare` and `tune` do before the first answer: read the files, load the model, solve schedules."""
+"""What `generate` and `compare` do before the first answer: read the files, load the model, solve schedules."""
 
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from foveate import embedded
+from foveate._spelling import no_setting, pair_of
 from foveate._version import __version__
 from foveate.ask.answer import Answer
 from foveate.ask.generation import Generation
 from foveate.ask.loading import device_of, is_folder
 from foveate.ask.loading import load as load_model
 from foveate.ask.media import read_media
-from foveate.ask.pictures import Picture
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
-from foveate.cli.checks import check_budget, check_settings
 from foveate.cli.options import BudgetOptions, MediaOptions, ModelOptions
 from foveate.cli.screen import busy, note
 from foveate.cli.usage import UsageError
 from foveate.contract.method import Method
-from foveate.contract.naming import kinds_of, parse, settings_of, spending
-from foveate.errors import BudgetError, SettingError, UnsupportedError
-from foveate.video import Clip
+from foveate.contract.naming import asked_share, kinds_of, parse, settings_of, spending
+from foveate.errors import BudgetError, UnsupportedError
+from foveate.methods.v2drop import V2Drop
 
-__all__ = ["Setup", "device_named", "load", "named", "read_files", "set_up"]
+__all__ = ["Setup", "device_named", "load", "named", "set_up", "tell_default"]
+
+SMALL = 0.2
+"""Below this share V2Drop loses far more than others in our table: at 1/9 25 points, DivPrune 4."""
+ADVICE = (
+    "v2drop is not the best choice for so few tokens: on the embedded model divprune, scope and vidcom2 lose far less "
+    "(docs/guides/choosing.md)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +83,23 @@ def set_up(
         FoveateError: Of the kind that fits, cheapest checks first.
     """
     chosen = named(names, budgets)
+    spends = {name: spending(method, budgets.budget, budgets.retention) for name, method in chosen.items()}
     if not files:
         files, question = [embedded.picture()], question or embedded.QUESTION
-    media = read_files(files, options)
+    with busy("Reading the files"):
+        media = read_media(files, options.frames, options.fps)
     vlm = load(models)
     with busy("Preparing the pictures"):
         prompt = vlm.prepare(media, question, frames=options.frames, fps=options.fps, fit=options.fit)
-    tell(prompt.notes)
+    for text in prompt.notes:
+        note(text)
     methods: dict[str, Method] = {}
     infeasible: dict[str, str] = {}
     for name, method in chosen.items():
         if name in unsolved:
             continue
         try:
-            solved = vlm.solve(spending(method, budgets.budget, budgets.retention), prompt.vision_tokens)
+            solved = vlm.solve(spends[name], prompt.vision_tokens)
         except BudgetError as error:
             infeasible[name] = str(error)
             if not every or len(infeasible) == len(names) - len(unsolved):
@@ -98,32 +107,10 @@ def set_up(
             continue
         assert solved is not None  # a picture has vision tokens
         methods[name] = solved
+        if method == V2Drop() and (asked_share(spends[name], prompt.vision_tokens) or 1) < SMALL:
+            note(ADVICE)
     tell_default(chosen.values(), budgets)
     return Setup(vlm, prompt, chosen, methods, infeasible)
-
-
-def tell(notes: Sequence[str]) -> None:
-    """Print what the user should know."""
-    for text in notes:
-        note(text)
-
-
-def read_files(files: Sequence[Path], options: MediaOptions) -> list[Picture | Clip]:
-    """Read pictures and videos, before any model is loaded.
-
-    Raises:
-        InputError: If a file cannot be read.
-        UsageError: If flags for videos do not fit the file.
-        UnsupportedError: If there is a video and no PyAV.
-    """
-    try:
-        with busy("Reading the files"):
-            return read_media(files, options.frames, options.fps)
-    except SettingError as error:
-        raise UsageError(f"--frames and --fps: {error}") from error
-
-
-# -- models ---------------------------------------------------------------------------------------------------
 
 
 def load(options: ModelOptions) -> VLM:
@@ -135,7 +122,10 @@ def load(options: ModelOptions) -> VLM:
         UnsupportedError: If no family serves it.
     """
     device = device_named(options.device)
-    with _shown(options.model):
+    waiting = busy(f"Loading {options.model}") if is_folder(options.model) else nullcontext()  # the hub has bars
+    if sys.stderr.isatty() and not is_folder(options.model):
+        note(f"looking for {options.model} in the cache and on the hub")
+    with waiting:
         return load_model(options.model, device=device, dtype=options.dtype, attention=options.attention)
 
 
@@ -151,18 +141,6 @@ def device_named(name: str) -> Any:
         raise UsageError(f"--device {name} is not available here. Use auto, cpu, or one that torch sees.") from error
 
 
-@contextmanager
-def _shown(name: str) -> Iterator[None]:
-    """Show on stderr that a model is loading: the hub's own bars where it may be downloaded, else a line."""
-    if is_folder(name):
-        with busy(f"Loading {name}"):
-            yield
-        return
-    if sys.stderr.isatty():
-        note(f"looking for {name} in the cache and on the hub")
-    yield
-
-
 # -- methods --------------------------------------------------------------------------------------------------
 
 
@@ -172,34 +150,23 @@ def named(names: Sequence[str], options: BudgetOptions) -> dict[str, Method]:
     Where several methods run, each takes the settings that it has.
 
     Raises:
-        FoveateError: If flags contradict each other, a setting is unknown or of the wrong type, or there is no such
-            method, preset or file.
+        FoveateError: If a setting is unknown or of the wrong type, there is no such method, preset or file, or a budget
+            is given to methods that all have their own.
     """
-    check_budget(names, options)
-    kinds = {name: kinds_of(name) for name in names}
-    settings = {name: [setting for kind in of for setting in settings_of(kind)] for name, of in kinds.items()}
-    schedules = {setting for of in kinds.values() for kind in of for setting in kind.schedule}
-    check_settings(settings, schedules, options)
-    methods = {name: _with_flags(name, settings[name], options) for name in names}
+    pairs = [*options.settings, *([] if options.seed is None else [f"seed={options.seed}"])]
+    settings = {name: {setting for kind in kinds_of(name) for setting in settings_of(kind)} for name in names}
+    every_setting = {setting for own in settings.values() for setting in own}
+    for key, _ in map(pair_of, pairs):
+        if key not in every_setting:
+            raise no_setting(", ".join(names), key, every_setting)
+    methods = {name: parse(name, [pair for pair in pairs if pair_of(pair)[0] in settings[name]]) for name in names}
     has_budget = options.budget is not None or options.retention is not None
-    if has_budget and methods and not any(method.open for method in methods.values()):
+    if has_budget and not any(method.open for method in methods.values()):
         raise UsageError(
             f"{', '.join(methods)} brings its own budget, as presets, tuned records and schedules do, or takes none: "
             "leave --budget and --retention out, or name a method."
         )
     return methods
-
-
-def _with_flags(name: str, settings: Collection[str], options: BudgetOptions) -> Method:
-    """A method with those of the settings on the command line that it has."""
-    pairs = [pair for pair in options.settings if pair.partition("=")[0].strip() in settings or "=" not in pair[1:]]
-    seed = [f"seed={options.seed}"] if options.seed is not None and "seed" in settings else []
-    try:
-        return parse(name, [*pairs, *seed])
-    except SettingError as error:
-        if not pairs:
-            raise
-        raise UsageError(f"--set {' --set '.join(pairs)}: {error}") from error
 
 
 def tell_default(methods: Iterable[Method], options: BudgetOptions) -> None:

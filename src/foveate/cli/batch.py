@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from foveate.cli.checks import check_methods, check_model
-from foveate.cli.options import BudgetOptions, Flag, MediaOptions, ModelOptions
-from foveate.cli.screen import busy, counting, note
-from foveate.cli.usage import BAD_ROWS, DONE, UsageError, check_most
+from foveate.cli.options import BudgetOptions, Count, Flag, MaybeCount, MediaOptions, ModelOptions
+from foveate.cli.screen import busy, counting, labelled, note, show, show_json
+from foveate.cli.usage import BAD_ROWS, DONE, UsageError
 from foveate.runs.listener import Advance, Listener
 from foveate.runs.samples import Columns, samples_in
 
@@ -38,7 +38,7 @@ class ColumnOptions:
     id_column: Name = None
     """a column with a unique id for each row (default: id; without one, the row's number)"""
     number_rows: Flag = False
-    """call every row by its number, from 0"""
+    """use each row's number, from 0, as its id"""
     root: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """relative paths start here, and no file outside is read (default: they start beside IN; any file is read)"""
 
@@ -56,10 +56,10 @@ class ColumnOptions:
 class Batch:
     """Answer a question about every picture of a folder, or every row of a file; stop and go on at any moment.
 
-    IN is a folder (with --prompt), or a file: JSON lines (.jsonl), CSV (.csv, .tsv) or Parquet. OUT is a folder: parts
-    with answer, retention, tokens and times beside the columns of IN, and bad.jsonl with the rows that have no answer,
-    and why: then the exit code is 3. Run the same command again to go on, also after a crash: no row is lost, none is
-    answered twice.
+    IN is a folder (with --prompt), or a file: JSON lines (.jsonl), CSV (.csv, .tsv) or Parquet. OUT is a folder: its
+    parts hold the columns of IN with answer, retention, tokens and times. Rows without an answer are in bad.jsonl, each
+    with the reason; the exit code is then 3. Run the same command again to go on, also after a crash: no row is lost,
+    and none is answered twice.
 
     Examples:
       foveate batch photos/ answers/ --prompt "What is this?"
@@ -72,22 +72,22 @@ class Batch:
     """a folder of pictures and films, or a file with a row each"""
     out: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """the folder for the answers; a new or empty one, or one to go on in"""
-    prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", aliases=["--question"], help_behavior_hint="")] = None
-    """the question, asked of every row in the place of its own"""
+    prompt: Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")] = None
+    """the question, asked about every row in place of its own"""
     method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "v2drop"
     """a method, preset, tuned record or chain, as in foveate generate (list: foveate methods)"""
     untouched: Flag = False
-    """drop nothing"""
-    batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 8
-    """most rows that the model answers at a time; what takes too much memory is halved"""
-    workers: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """processes that answer, each with a model (default: this one alone); with --ray: actors (default: one a GPU)"""
+    """drop nothing: the full model answers"""
+    batch_size: Count = 8
+    """most rows that the model answers at a time; a batch that takes too much memory is halved"""
+    workers: MaybeCount = None
+    """processes that answer, each with a model (default: this one alone); with --ray: actors (default: one per GPU)"""
     ray: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS", help_behavior_hint="")] = None
-    """run on Ray, on many machines: auto is the cluster of this one, local begins one: pip install -e '.[ray]'"""
+    """run on Ray, on many machines: auto joins this machine's cluster, local starts one; pip install -e '.[ray]'"""
     parts: Literal["auto", "jsonl", "parquet"] = "auto"
-    """what the parts in OUT are; auto is Parquet for an IN of Parquet, else JSON lines"""
-    part_rows: Annotated[int, tyro.conf.arg(metavar="N")] = 1000
-    """rows a part"""
+    """format of the parts in OUT; auto is Parquet where IN is Parquet, else JSON lines"""
+    part_rows: Count = 1000
+    """rows per part"""
     json: Flag = False
     """print the summary as JSON to stdout"""
     columns: Annotated[ColumnOptions, tyro.conf.arg(name="column")] = field(default_factory=ColumnOptions)
@@ -102,44 +102,31 @@ class Batch:
         with busy("Starting torch"):
             from foveate.batch.job import Job, run
             from foveate.cli.asking import device_named
-            from foveate.cli.screen import show, show_json
 
         device_named(self.models.device)
-        options = self.columns
-        root = None if options.root is None else os.path.abspath(options.root)
+        root = None if self.columns.root is None else os.path.abspath(self.columns.root)
         asking = self._asking(root)
         job = Job(
             input=self.input,
             out=self.out,
             asking=asking,
             question=self.prompt,
-            columns=options.columns(),
+            columns=self.columns.columns(),
             root=root,
             parts=self.parts,
             part_rows=self.part_rows,
         )
-        listener = _OnScreen()
+        listener = _Stopping()
         summary = run(job, self._crew(asking), listener)
         if self.json:
             show_json(summary.to_dict())
         else:
-            show(_lines(summary))
+            show(labelled(_lines(summary)))
         listener.end(summary.left)
         return BAD_ROWS if summary.bad else DONE
 
     def _check(self) -> None:
         """Refuse flags that contradict each other, and what cannot be there."""
-        for flag, value in (
-            ("--batch-size", self.batch_size),
-            ("--workers", self.workers),
-            ("--part-rows", self.part_rows),
-            ("--frames", self.media.frames),
-        ):
-            if value is not None and value < 1:
-                raise UsageError(f"{flag} {value}: must be 1 or more.")
-        check_most(batch_size=self.batch_size, workers=self.workers, part_rows=self.part_rows, frames=self.media.frames)
-        if self.media.fps is not None and not self.media.fps > 0:
-            raise UsageError(f"--fps {self.media.fps:g}: a rate is above 0.")
         if self.prompt is not None and not self.prompt.strip():
             raise UsageError("--prompt is empty. Give the question, or leave it out and name the column.")
         options = self.columns
@@ -152,11 +139,9 @@ class Batch:
         samples_in(self.input, question=self.prompt)
         if options.root is not None and not options.root.is_dir():
             raise UsageError(f"--root {options.root}: there is no such folder.")
-        budgets = self.budgets
-        if self.untouched and (budgets != BudgetOptions() or self.method != "v2drop"):
+        if self.untouched and (self.budgets != BudgetOptions() or self.method != Batch.method):
             raise UsageError("--untouched drops nothing: leave --method, --budget, --retention, --set and --seed out.")
-        if not self.untouched:
-            check_methods([self.method], budgets)
+        check_methods([self.method])
         check_model(self.models)
 
     def _check_folder(self) -> None:
@@ -202,11 +187,8 @@ class Batch:
         return None
 
 
-def _lines(summary: "Summary") -> Any:
-    """The summary in words."""
-    from rich.table import Table
-    from rich.text import Text
-
+def _lines(summary: "Summary") -> list[tuple[str, str]]:
+    """The summary in words, each line with its label."""
     rows = [("Rows", f"{summary.rows:,}, of which {summary.answered:,} are answered")]
     if summary.bad:
         rows.append(("Bad", f"{summary.bad:,}, with their reasons in {summary.bad_file}"))
@@ -215,19 +197,14 @@ def _lines(summary: "Summary") -> Any:
     if summary.rate is not None:
         rows.append(("This run", f"{summary.asked:,} rows in {summary.seconds:.0f} s, {summary.rate:.3g} a second"))
     if summary.retention is not None:
-        rows.append(("Retention", f"{summary.retention:.1%} of {summary.vision_tokens:.0f} vision tokens, on average"))
+        rows.append(("Retention", f"{summary.retention:.1%} of {summary.vision_tokens:.3g} vision tokens, on average"))
     if summary.noted:
         rows.append(("Notes", f"{summary.noted:,} rows have one, such as that a picture is cropped"))
     rows.append(("Answers", f"{summary.out}, in {summary.parts:,} part{'s' * (summary.parts != 1)}"))
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
-    for label, text in rows:
-        table.add_row(Text(label), Text(text))
-    return table
+    return rows
 
 
-class _OnScreen(Listener):
+class _Stopping(Listener):
     """Shows on stderr how a run goes, and lets Ctrl-C and `kill` end it after the rows in hand."""
 
     def __init__(self) -> None:

@@ -1,15 +1,15 @@
-"""Which subcommand, and how it ends."""
+"""Which command, and how it ends."""
 
 import contextlib
-import functools
-import operator
 import sys
 import traceback
 from inspect import cleandoc
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
+from rich.text import Text
 
+from foveate._spelling import unknown
 from foveate._upstream import first_line, is_out_of_memory
 from foveate.cli.batch import Batch
 from foveate.cli.bench import Bench
@@ -18,29 +18,14 @@ from foveate.cli.demo import Demo
 from foveate.cli.eval import Eval
 from foveate.cli.generate import Generate
 from foveate.cli.lists import Methods, Models, Presets
-from foveate.cli.parsing import parse
-from foveate.cli.screen import discard, note
+from foveate.cli.screen import discard, note, show, written
 from foveate.cli.tune import Tune
 from foveate.cli.usage import BUG, DONE, FAILED, exit_code
 from foveate.errors import FoveateError
 
-__all__ = ["COMMANDS", "run"]
+__all__ = ["COMMANDS", "parsed", "run"]
 
-ABOUT = """Training-free vision-token dropping for large vision-language models.
-Everything runs offline on a small embedded model unless --model names another.
-
-Examples:
-  foveate generate                                    the embedded model and its picture
-  foveate generate cat.jpg --prompt "What is this?" --model llava-hf/llava-1.5-7b-hf
-  foveate demo                                        a web page to try it on
-  foveate compare --help
-  foveate --version
-
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 rows without an answer, 70 a bug in foveate, 130 interrupted,
-143 terminated."""
-
-Command = Generate | Compare | Batch | Bench | Eval | Tune | Demo | Methods | Models | Presets
-COMMANDS: dict[str, type[Command]] = {
+COMMANDS: dict[str, type[Any]] = {
     "generate": Generate,
     "compare": Compare,
     "batch": Batch,
@@ -52,21 +37,39 @@ COMMANDS: dict[str, type[Command]] = {
     "models": Models,
     "presets": Presets,
 }
+STYLE = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+
+OVERVIEW = """foveate: training-free vision-token dropping for large vision-language models.
+Everything runs offline on a small embedded model unless --model names another.
+
+Commands:
+{commands}
+
+Examples:
+  foveate generate                                    the embedded model and its picture
+  foveate generate cat.jpg --prompt "What is this?" --model llava-hf/llava-1.5-7b-hf
+  foveate demo                                        a web page to try it on
+  foveate compare --help                              the flags of one command
+  foveate --version
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 rows without an answer, 70 a bug in foveate, 130 interrupted,
+143 terminated."""
 
 
-def run(arguments: list[str]) -> int:
-    """Run the subcommand that these arguments name; the exit code.
-
-    Raises:
-        SystemExit: With 0 after `--help`.
-    """
+def run(words: list[str]) -> int:
+    """Run the command that these words name; the exit code."""
     try:
-        ended = _parse(arguments).run()
+        if not words or words[0] in ("-h", "--help"):
+            show(Text(_overview()))
+            return DONE
+        ended = parsed(words).run()
         sys.stdout.flush()
         return ended or DONE
     except FoveateError as error:
         note(str(error))
         return exit_code(error)
+    except SystemExit as end:  # of tyro: 0 after the help, 2 after flags that it does not take
+        return int(end.code or DONE)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; what is left must go nowhere
         discard()
     except Exception as error:
@@ -76,6 +79,28 @@ def run(arguments: list[str]) -> int:
         _report(error)
         return BUG
     return DONE
+
+
+def _overview() -> str:
+    lines = [f"  {name:10}{(kind.__doc__ or '').splitlines()[0]}" for name, kind in COMMANDS.items()]
+    return OVERVIEW.format(commands="\n".join(lines))
+
+
+def parsed(words: list[str]) -> Any:
+    """The command that these words name, with its flags.
+
+    Raises:
+        UnknownNameError: If there is no such command.
+        SystemExit: With 0 after `--help`, with 2 after flags that tyro does not take.
+    """
+    name, *flags = words
+    if name not in COMMANDS:
+        raise unknown("command", name, COMMANDS, "foveate --help")
+    kind = COMMANDS[name]
+    with written():
+        return tyro.cli(
+            kind, prog=f"foveate {name}", description=cleandoc(kind.__doc__ or ""), args=flags, config=STYLE
+        )
 
 
 def _uncompiled(error: Exception) -> str | None:
@@ -102,14 +127,3 @@ def _report(error: Exception) -> None:
     note(f"this is a bug in foveate: {words}. Please report it with the command and the lines below.")
     with contextlib.suppress(OSError):
         traceback.print_exception(error, file=sys.stderr)
-
-
-def _parse(arguments: list[str]) -> Any:
-    """The subcommand with its flags. A known one is parsed by itself: its help then shows its docstring whole."""
-    if arguments and (kind := COMMANDS.get(arguments[0])) is not None:
-        about = cleandoc(kind.__doc__ or "")
-        return parse(kind, f"foveate {arguments[0]}", description=about, args=arguments[1:])
-    short = {name: (kind.__doc__ or "").split("\n")[0] for name, kind in COMMANDS.items()}
-    listed = [Annotated[kind, tyro.conf.subcommand(name, description=short[name])] for name, kind in COMMANDS.items()]
-    anything: Any = functools.reduce(operator.or_, listed)
-    return parse(anything, "foveate", description=ABOUT, args=arguments)

@@ -5,22 +5,24 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from rich.console import Group
+from rich.table import Column, Table
+from rich.text import Text
 
 from foveate.cli.checks import check_input, check_methods
-from foveate.cli.options import BudgetOptions, Files, MediaOptions, ModelOptions, OutputOptions
+from foveate.cli.options import BudgetOptions, Files, MediaOptions, ModelOptions, OutputOptions, Pairs
 from foveate.cli.outputs import check_targets
-from foveate.cli.usage import UsageError, check_most
+from foveate.cli.screen import busy
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from foveate.ask.answer import Answer
-    from foveate.bench.race import Race
+    from foveate.bench.timing import Ratio
     from foveate.cli.asking import Setup
 
 __all__ = ["Compare"]
 
-METHODS = ("v2drop", "visiondrop", "mustdrop", "averagepool", "resize", "random")
+METHODS = ("v2drop", "divprune", "vidcom2", "averagepool", "resize", "random")
+"""Methods that run on every family and lose little at a third of the tokens (docs/guides/choosing.md), and controls."""
 SCHEDULED_CONTROLS = ("random", "uniform")
 """Controls that run at the schedule of each method they stand beside."""
 OTHER_CONTROLS = ("averagepool", "resize")
@@ -47,8 +49,8 @@ class Compare:
     """the question"""
     method: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = ()
     """a method, preset, tuned record or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
-    (default: v2drop, visiondrop, mustdrop, averagepool, resize and random; list: foveate methods)"""
-    pairs: Annotated[int, tyro.conf.arg(metavar="N")] = 10
+    (default: v2drop, divprune, vidcom2 and controls: averagepool, resize and random; list: foveate methods)"""
+    pairs: Pairs = 10
     """timed rounds, after a warm-up"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     budgets: Annotated[BudgetOptions, tyro.conf.arg(name="budget")] = field(default_factory=BudgetOptions)
@@ -57,25 +59,17 @@ class Compare:
 
     def run(self) -> None:
         """Answer with each, print the table, and write what was asked for."""
-        if self.pairs < 2:
-            raise UsageError(f"--pairs {self.pairs}: an interval needs two or more.")
-        check_most(pairs=self.pairs)
         check_targets(self.outputs)
         names = self.method or METHODS
-        check_methods(names, self.budgets)
+        check_methods(names)
         check_input(self.files, self.prompt, self.models, self.media)
         # Only now anything slow is imported: --help and refusals stay quick.
-        from foveate.cli.screen import busy
-
         with busy("Starting torch"):
-            from rich.console import Group
-            from rich.text import Text
-
             from foveate.ask.generation import Generation
-            from foveate.cli import report
             from foveate.cli.asking import set_up
             from foveate.cli.generate import timed
             from foveate.cli.outputs import finish
+            from foveate.cli.report import agreement, race_note, race_values
             from foveate.viz import draw_comparison
 
         compared = [name for name in names if name not in (*SCHEDULED_CONTROLS, *OTHER_CONTROLS)]
@@ -90,49 +84,40 @@ class Compare:
             every=not self.method,
             unsolved=controls,
         )
-        prompt, vlm = setup.prompt, setup.vlm
         generation = Generation(max_new_tokens=self.models.max_new_tokens)
         with busy("Answering without dropping"):
-            full = vlm.answer(prompt, generation=generation)
+            full = setup.vlm.answer(setup.prompt, generation=generation)
         answers = _answers(setup, controls, generation)
         methods = {name: answer.method for name, answer in answers.items() if answer.method is not None}
-        race = timed(prompt, methods, len(full.tokens), self.pairs)
-        agreements = {name: report.agreement(answer, full) for name, answer in answers.items()}
+        race = timed(setup.prompt, methods, len(full.tokens), self.pairs)
+        agreements = {name: agreement(answer, full) for name, answer in answers.items()}
         values: dict[str, Any] = setup.to_dict() | {
             "full": {"answer": full.text, "token_ids": list(full.tokens), "kv_bytes": full.kv_bytes},
             "methods": [
                 {"name": name, "agreement": agreements[name]} | answer.to_dict() for name, answer in answers.items()
             ],
             "infeasible": [{"name": name, "reason": reason} for name, reason in setup.infeasible.items()],
-            "time": race.to_dict(),
+            "time": race_values(race, len(full.tokens)),
         }
-        lines = [f"Time ratio to the full model's: {report.race_note(race)}.", CONTROL]
-        if any(" as " in name for name in answers):
-            lines.append(SCHEDULES)
-        missed = {name: answer.missed for name, answer in answers.items() if answer.missed is not None}
-        if missed:
-            lines.append(UNMET)
-            lines += [f"  {name}: {words}." for name, words in missed.items()]
-        if self.outputs.figure is not None:
-            values["figure"] = str(self.outputs.figure)
-            lines.append(f"Picture: {self.outputs.figure}")
         table = _table(full, answers, agreements, race)
         for name, reason in setup.infeasible.items():
             table.add_row(Text(name), Text(f"infeasible: {reason}"))
+        lines = _notes(answers, race_note(race, len(full.tokens)))
+        if self.outputs.figure is not None:
+            values["figure"] = str(self.outputs.figure)
+            lines.append(f"Picture: {self.outputs.figure}")
         drawn = [(f"{name}: {answer.text}", answer.trace.latest) for name, answer in answers.items()]
-        title = f"{prompt.text}  Full model: {full.text}"
+        title = f"{setup.prompt.text}  Full model: {full.text}"
         finish(
             values,
             Group(table, *map(Text, lines)),
-            lambda: draw_comparison(drawn, prompt.shown, title),
+            lambda: draw_comparison(drawn, setup.prompt.shown, title),
             self.outputs,
         )
 
 
 def _answers(setup: "Setup", controls: Sequence[str], generation: Any) -> "dict[str, Answer]":
     """Each method's answer by its name; controls run at the schedule of each method, right behind it."""
-    from foveate.cli.screen import busy
-
     answers: dict[str, Answer] = {}
     for name in sorted(setup.methods, key=OTHER_CONTROLS.__contains__):  # in order, with other controls last
         with busy(f"Answering with {name}"):
@@ -158,23 +143,31 @@ def _at_schedule(answer: "Answer", control: Any) -> Any:
     return same_schedule(counts, answer.vision_tokens, cached_layers(stages), control)
 
 
-CONTROL = "In the full model's row it is timed against itself: what noise alone does here."
-SCHEDULES = "“random as v2drop”: random dropping of as many tokens before the same layers."
-UNMET = "* The budget is not met:"
+def _notes(answers: "Mapping[str, Answer]", timing: str) -> list[str]:
+    """The lines below the table."""
+    lines = [f"Time ratio to the full model's: {timing}."]
+    lines.append("In the full model's row it is timed against itself: what noise alone does here.")
+    if beside := [name for name in answers if " as " in name]:
+        lines.append(f"“{beside[0]}”: as many tokens before the same layers, chosen by the control.")
+    if missed := {name: answer.missed for name, answer in answers.items() if answer.missed is not None}:
+        lines.append("* The budget is not met:")
+        lines += [f"  {name}: {words}." for name, words in missed.items()]
+    return lines
 
 
 def _table(
-    full: "Answer", answers: "Mapping[str, Answer]", agreements: Mapping[str, Mapping[str, Any]], race: "Race"
-) -> "Table":
+    full: "Answer",
+    answers: "Mapping[str, Answer]",
+    agreements: Mapping[str, Mapping[str, Any]],
+    race: "Mapping[str, Ratio]",
+) -> Table:
     """A row for the full model and one a method."""
-    from rich.table import Column, Table
-    from rich.text import Text
-
+    from foveate.bench.paired import AGAIN
     from foveate.cli.report import agreement_words, interval
 
     heads = (Column(no_wrap=True), "Answer", "Agreement", "Retention", "Decoder FLOPs", "Time ratio")
     table = Table(*heads, title=Text(full.prompt.text))
-    table.add_row("full model", Text(full.text), "", "100.0%", "100.0%", interval(race.control, "\n"))
+    table.add_row("full model", Text(full.text), "", "100.0%", "100.0%", interval(race[AGAIN], "\n"))
     for name, answer in answers.items():
         retention = f"{answer.retention:.1%}"
         if answer.met is False:
@@ -185,6 +178,6 @@ def _table(
             agreement_words(agreements[name]),
             retention,
             f"{1 - answer.saved.prefill_flops:.1%}",
-            interval(race.ratios[name], "\n"),
+            interval(race[name], "\n"),
         )
     return table

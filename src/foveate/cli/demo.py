@@ -5,17 +5,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
+from rich.text import Text
 
 from foveate.cli.checks import check_model
-from foveate.cli.options import Flag, ModelOptions
-from foveate.cli.usage import UsageError
+from foveate.cli.options import Flag, ModelOptions, whole
+from foveate.cli.screen import busy, note, show, show_json
 
 if TYPE_CHECKING:
     from socket import socket
 
 __all__ = ["Demo"]
-
-PORTS = 65535
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +32,8 @@ class Demo:
 
     host: Annotated[str, tyro.conf.arg(metavar="ADDRESS")] = "127.0.0.1"
     """who can open the page: 127.0.0.1 is this machine alone, 0.0.0.0 everyone who can reach it"""
-    port: Annotated[int, tyro.conf.arg(metavar="N")] = 7860
-    """0 takes any free one"""
+    port: Annotated[int, whole(0, 65535)] = 7860
+    """port of the page; 0 takes any free one"""
     open: Flag = False
     """also open the page in a browser"""
     json: Flag = False
@@ -43,26 +42,22 @@ class Demo:
 
     def run(self) -> None:
         """Serve until Ctrl-C."""
-        if not 0 <= self.port <= PORTS:
-            raise UsageError(f"--port {self.port}: 0 to {PORTS}.")
         check_model(self.models)
         # Only now anything slow is imported: --help and refusals stay quick.
-        from foveate.app.listening import bound, check_gradio
+        from foveate.app.server import bound, check_gradio
 
         check_gradio()
         with bound(self.host, self.port) as listening:
             self._serve(listening)
 
     def _serve(self, listening: "socket") -> None:
-        from foveate.cli.screen import busy, note
-
         with busy("Starting torch"):
             from foveate.app.server import serve
             from foveate.cli.asking import load
 
         vlm = load(self.models)
         try:
-            serve(vlm, listening, max_new_tokens=self.models.max_new_tokens, ready=self._ready)
+            serve(vlm, listening, self.host, max_new_tokens=self.models.max_new_tokens, ready=self._ready)
         except KeyboardInterrupt:  # the way to end it
             note("the page is closed.")
         finally:
@@ -70,10 +65,6 @@ class Demo:
 
     def _ready(self, url: str) -> None:
         """Say where the page is."""
-        from rich.text import Text
-
-        from foveate.cli.screen import show, show_json
-
         if self.json:
             show_json({"url": url, "model": self.models.model})
         else:

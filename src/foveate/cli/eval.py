@@ -13,18 +13,17 @@ from foveate.cli.options import Flag, MethodsOptions, ModelOptions, OutputOption
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import busy, counting, note
 from foveate.cli.usage import UsageError, check_budgets, check_most
-from foveate.errors import UnknownNameError
+from foveate.errors import UnknownNameError, UnsupportedError
 from foveate.runs.listener import Advance, Listener
 from foveate.runs.samples import samples_in
 
 if TYPE_CHECKING:
-    from foveate.eval.lmms.evaluation import Report
     from foveate.eval.plan import Plan
-    from foveate.eval.summary import Summary
+    from foveate.eval.quality import Quality
 
 __all__ = ["Eval"]
 
-FOR_QUESTIONS = ("questions", "seed", "workers", "samples", "prompt")
+FOR_QUESTIONS = ("questions", "seed", "samples", "prompt")
 FOR_TASKS = ("questions", "seed", "tasks")
 FOR_BENCHMARKS = ("protocol", "batch_size", "limit", "frames", "include", "log_samples")
 
@@ -57,7 +56,8 @@ class Eval(MethodsOptions):
     """
 
     tasks: Annotated[str | None, tyro.conf.arg(metavar="NAME,…", help_behavior_hint="")] = None
-    """embedded tasks, or benchmarks such as pope,textvqa (default: all embedded tasks)"""
+    """embedded tasks, out of colour, shape, count, existence, quadrant, relation, read text, character, text quadrant,
+    list left to right, list top to bottom; or benchmarks such as pope,textvqa (default: all embedded tasks)"""
     samples: Annotated[Path | None, tyro.conf.arg(metavar="FILE|FOLDER", help_behavior_hint="")] = None
     """your own samples: a file as foveate batch takes it (JSON lines, CSV, Parquet), such as
     {"image": file, "question": text, "label": text} a line; or a folder of pictures, with --prompt"""
@@ -72,7 +72,8 @@ class Eval(MethodsOptions):
     no_baselines: Flag = False
     """run only the methods given with --method"""
     workers: Annotated[int, tyro.conf.arg(metavar="N", help_behavior_hint="")] = 0
-    """embedded tasks: processes (default: for the embedded model on a CPU one a core, at most 4; else 1)"""
+    """processes, each with a model of its own; benchmarks: so many settings at a time (default: for the embedded model
+    on a CPU one a core, at most 4; else 1; benchmarks: 1)"""
     cache: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """where answers are saved (default: foveate/eval in the user's cache folder)"""
     fresh: Flag = False
@@ -102,9 +103,9 @@ class Eval(MethodsOptions):
             from rich.console import Group
             from rich.text import Text
 
-            from foveate.eval.figure import draw_all
+            from foveate.eval.pareto import draw_all
             from foveate.eval.plan import METHODS, Plan
-            from foveate.eval.summary import sheets
+            from foveate.eval.quality import sheets
 
         plan = Plan(
             methods=self.method or METHODS,
@@ -116,20 +117,20 @@ class Eval(MethodsOptions):
             fresh=self.fresh,
         )
         names = self._task_names()
-        summaries: list[Summary]
         if self._benchmarks(names):
-            report = self._run_benchmarks(names, plan)
-            values, summaries = report.to_dict(), list(report.summaries.values())
+            found = self._run_benchmarks(names, plan)
+            values: dict[str, Any] = {"tasks": {task: quality.to_dict() for task, quality in found.items()}}
+            qualities = list(found.values())
         else:
-            summary = self._run_samples(plan) if self.samples is not None else self._run_embedded(names, plan)
-            values, summaries = summary.to_dict(), [summary]
+            quality = self._run_samples(plan) if self.samples is not None else self._run_embedded(names, plan)
+            values, qualities = quality.to_dict(), [quality]
         shown: list[Any] = []
-        for sheet in sheets(summaries):
+        for sheet in sheets(qualities):
             shown += [sheet, Text("")] if sheet.notes else [sheet]
         if self.outputs.figure is not None:
             values["figure"] = str(self.outputs.figure)
             shown.append(Text(f"Picture: {self.outputs.figure}"))
-        finish(values, Group(*shown), lambda: draw_all(summaries), self.outputs)
+        finish(values, Group(*shown), lambda: draw_all(qualities), self.outputs)
 
     def _check(self) -> None:
         """Refuse flags that contradict each other, and numbers out of range."""
@@ -199,19 +200,24 @@ class Eval(MethodsOptions):
     def _check_names(self, names: tuple[str, ...]) -> None:
         """Refuse names that are neither benchmarks nor, though nearly, embedded tasks."""
         from foveate.embedded import TASKS
-        from foveate.eval.lmms.task_names import check_installed, check_written
+        from foveate.eval.lmms.benchmarks import check_installed, check_written
 
-        check_installed()
+        near = [task for name in names for task in get_close_matches(name, TASKS, n=1)]
         try:
+            check_installed()
             check_written(names, self.include)
+        except UnsupportedError as error:
+            if near:
+                raise UnknownNameError(f"No task {', '.join(names)}. Did you mean {near[0]!r}?") from error
+            raise
         except UnknownNameError as error:
-            if near := [task for name in names for task in get_close_matches(name, TASKS, n=1)]:
+            if near:
                 raise UnknownNameError(f"{error} Or did you mean the embedded task {near[0]!r}?") from error
             raise
 
-    def _run_embedded(self, names: tuple[str, ...], plan: "Plan") -> "Summary":
+    def _run_embedded(self, names: tuple[str, ...], plan: "Plan") -> "Quality":
         from foveate.cli.asking import load
-        from foveate.eval.embedded import evaluate
+        from foveate.eval.evaluation import evaluate
 
         return evaluate(
             load(self.models),
@@ -224,9 +230,9 @@ class Eval(MethodsOptions):
             listener=_OnScreen(),
         )
 
-    def _run_samples(self, plan: "Plan") -> "Summary":
+    def _run_samples(self, plan: "Plan") -> "Quality":
         from foveate.cli.asking import load
-        from foveate.eval.samples import evaluate_samples
+        from foveate.eval.evaluation import evaluate_samples
 
         assert self.samples is not None
         return evaluate_samples(
@@ -238,16 +244,18 @@ class Eval(MethodsOptions):
             listener=_OnScreen(),
         )
 
-    def _run_benchmarks(self, names: tuple[str, ...], plan: "Plan") -> "Report":
+    def _run_benchmarks(self, names: tuple[str, ...], plan: "Plan") -> "dict[str, Quality]":
         from foveate.cli.asking import load
         from foveate.eval.lmms.answerer import Conduct
-        from foveate.eval.lmms.evaluation import evaluate
+        from foveate.eval.lmms.benchmarking import evaluate_benchmarks
         from foveate.eval.lmms.harness import Options, check_names
 
         check_names(names, self.include)
         conduct = Conduct(protocol=self.protocol, batch_size=self.batch_size, most_frames=self.frames)
         options = Options(conduct=conduct, limit=self.limit, include=self.include, log_samples=self.log_samples)
-        return evaluate(load(self.models), names, plan, options=options, listener=_OnScreen())
+        return evaluate_benchmarks(
+            load(self.models), names, plan, options=options, workers=self.workers, listener=_OnScreen()
+        )
 
 
 class _OnScreen(Listener):

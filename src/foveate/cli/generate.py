@@ -4,21 +4,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from rich.console import Group, RenderableType
 
 from foveate.cli.checks import check_input, check_methods
-from foveate.cli.options import BudgetOptions, Files, Flag, MediaOptions, ModelOptions, OutputOptions
+from foveate.cli.options import BudgetOptions, Files, Flag, MediaOptions, ModelOptions, OutputOptions, Pairs
 from foveate.cli.outputs import check_targets
-from foveate.cli.usage import UsageError, check_most
+from foveate.cli.screen import busy, counted, labelled, note, preview
+from foveate.cli.usage import UsageError
+from foveate.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from rich.console import RenderableType
+    from collections.abc import Mapping, Sequence
 
     from foveate.ask.answer import Answer
     from foveate.ask.generation import Generation
     from foveate.ask.prompt import Prompt
-    from foveate.bench.race import Race
+    from foveate.bench.timing import Ratio
     from foveate.cli.asking import Setup
     from foveate.contract.method import Method
 
@@ -37,7 +38,7 @@ class Generate:
       foveate generate
       foveate generate cat.jpg --prompt "What is it doing?" --model llava-hf/llava-1.5-7b-hf
       foveate generate a.png b.png --prompt "What changed?" --budget 192 --figure kept.png
-      foveate generate cat.jpg -q "What is it doing?" -q "What colour is it?"
+      foveate generate cat.jpg --prompt "What is it doing?" --prompt "What colour is it?"
       foveate generate cat.jpg --prompt "Describe it." --method v2drop/llava-1.5-7b/64 --full --json
       foveate generate clip.mp4 --prompt "What happens?" --frames 32 --model llava-hf/llava-onevision-qwen2-7b-ov-hf
     """
@@ -46,15 +47,16 @@ class Generate:
     """picture and video files, in the order the model sees them"""
     prompt: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]],
-        tyro.conf.arg(aliases=("-q",), metavar="TEXT", help_behavior_hint=""),
+        tyro.conf.arg(metavar="TEXT", help_behavior_hint=""),
     ] = ()
-    """the question; repeatable: the pictures are looked at once, and each question is answered"""
+    """the question; with several, the pictures are looked at once, and each question is answered"""
     method: Annotated[str, tyro.conf.arg(metavar="NAME[:KEY=VALUE;…]")] = "v2drop"
     """a method, preset, tuned record or chain, with settings: "visiondrop+v2drop:metric=l1;keep=0.5,0.3,0"
-    (list: foveate methods)"""
+    (list: foveate methods). The default is good at a third of the tokens on the embedded model.
+    Below a fifth take divprune, scope or vidcom2 (docs/guides/choosing.md)"""
     full: Flag = False
     """also run the model without dropping: show its answer and the time ratio"""
-    pairs: Annotated[int, tyro.conf.arg(metavar="N")] = 10
+    pairs: Pairs = 10
     """with --full: timed pairs, after one of warm-up"""
     show: Flag = False
     """show the kept patches in the terminal, if it has colours"""
@@ -65,101 +67,103 @@ class Generate:
 
     def run(self) -> None:
         """Answer, print, and write what was asked for."""
-        if self.pairs < 2:
-            raise UsageError(f"--pairs {self.pairs}: an interval needs two or more.")
-        check_most(pairs=self.pairs)
         if self.full and len(self.prompt) > 1:
             raise UsageError("--full compares and times one answer: give one --prompt.")
         question = self.prompt[0] if self.prompt else None
         check_targets(self.outputs)
-        check_methods([self.method], self.budgets)
+        check_methods([self.method])
         check_input(self.files, question, self.models, self.media)
         # Only now anything slow is imported: --help and refusals stay quick.
-        from foveate.cli.screen import busy
-
         with busy("Starting torch"):
             from foveate.ask.generation import Generation
-            from foveate.cli import report
             from foveate.cli.asking import set_up
             from foveate.cli.outputs import finish
+            from foveate.cli.report import spent_lines
 
         setup = set_up(self.files, question, [self.method], self.models, self.budgets, self.media)
-        prompt, vlm = setup.prompt, setup.vlm
         generation = Generation(max_new_tokens=self.models.max_new_tokens)
+        values: dict[str, Any] = setup.to_dict() | {"name": self.method}
+        rows: list[tuple[str, str]] = []
         if len(self.prompt) > 1:
-            self._answer_all(setup, generation)
-            return
-        with busy(f"Answering with {self.method}"):
-            answer = setup.answer(self.method, generation)
-        values: dict[str, Any] = setup.to_dict() | {"name": self.method} | answer.to_dict()
-        rows = [("Question", prompt.text), (f"With {self.method}", answer.text)]
-        times: list[tuple[str, str]] = []
+            answers = _answer_all(setup, self.prompt, self.method, generation)
+            answer = answers[0]
+            values["answers"] = [{"prompt": each.prompt.text, **each.to_dict()} for each in answers]
+            for each in answers:
+                rows += [("Question", each.prompt.text), (f"With {self.method}", each.text)]
+            rows += spent_lines(answer)
+        else:
+            with busy(f"Answering with {self.method}"):
+                answer = setup.answer(self.method, generation)
+            values |= answer.to_dict()
+            rows += [("Question", setup.prompt.text), (f"With {self.method}", answer.text), *spent_lines(answer)]
         if self.full:
-            with busy("Answering without dropping"):
-                full = vlm.answer(prompt, generation=generation)
-            race = timed(prompt, setup.methods, len(full.tokens), self.pairs)
-            same = report.agreement(answer, full)
-            values["full"] = {"answer": full.text, "token_ids": list(full.tokens), "kv_bytes": full.kv_bytes}
-            values |= {"agreement": same, "time": race.to_dict()}
-            rows[1:] = [("Full model", full.text), (f"With {self.method}", report.with_agreement(answer, same))]
-            times = report.race_lines(self.method, race)
-        rows.append(("Retention", report.budget_line(answer)))
-        if answer.missed is not None:
-            rows.append(("Budget", f"not met: {answer.missed}"))
-        rows += [
-            ("Stages", report.stages_line(answer.trace)),
-            *report.clip_lines(prompt.clips, answer.trace, alone=len(prompt.media) == 1),
-            ("FLOPs", report.flops_line(answer)),
-            ("KV cache", report.kv_line(answer)),
-            *times,
+            more, lines = self._compared(setup, answer, generation)
+            values |= more
+            rows += lines
+        if self.outputs.figure is not None:
+            values["figure"] = str(self.outputs.figure)
+            rows.append(("Picture", str(self.outputs.figure)))
+        shown: RenderableType = labelled(rows)
+        if self.show:
+            shown = Group(shown, preview(answer.show()))
+        finish(values, shown, answer.show, self.outputs)
+
+    def _compared(
+        self, setup: "Setup", answer: "Answer", generation: "Generation"
+    ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+        """The full model's answer and time beside a method's: values, and lines with their labels."""
+        from foveate.bench.paired import AGAIN
+        from foveate.cli.report import agreement, agreement_words, interval, race_note, race_values
+
+        with busy("Answering without dropping"):
+            full = setup.vlm.answer(setup.prompt, generation=generation)
+        race = timed(setup.prompt, setup.methods, len(full.tokens), self.pairs)
+        same = agreement(answer, full)
+        values = {
+            "full": {"answer": full.text, "token_ids": list(full.tokens), "kv_bytes": full.kv_bytes},
+            "agreement": same,
+            "time": race_values(race, len(full.tokens)),
+        }
+        ratio = interval(race[self.method])
+        lines = [
+            ("Full model", full.text),
+            ("Agreement", agreement_words(same)),
+            ("Time ratio", f"{ratio} of the full model's time; {race_note(race, len(full.tokens))}"),
+            ("", f"{interval(race[AGAIN])} for the full model against itself: what noise alone does here"),
         ]
-        if self.outputs.figure is not None:
-            values["figure"] = str(self.outputs.figure)
-            rows.append(("Picture", str(self.outputs.figure)))
-        finish(values, _lines(rows, answer, self.show), answer.show, self.outputs)
-
-    def _answer_all(self, setup: "Setup", generation: "Generation") -> None:
-        """Answer several questions, and show them all."""
-        from foveate.cli.outputs import finish
-        from foveate.cli.questions import answer_all, lines_of, values_of
-
-        answers = answer_all(setup, self.prompt, self.method, generation)
-        values, rows = values_of(setup, self.method, answers), lines_of(answers)
-        if self.outputs.figure is not None:
-            values["figure"] = str(self.outputs.figure)
-            rows.append(("Picture", str(self.outputs.figure)))
-        finish(values, _lines(rows, answers[0], self.show), answers[0].show, self.outputs)
+        return values, lines
 
 
-def timed(prompt: "Prompt", methods: "Mapping[str, Method]", new_tokens: int, pairs: int) -> "Race":
-    """The full model and methods timed on this prompt, with a bar on stderr."""
-    from foveate.bench.race import race
-    from foveate.cli.screen import counted, note
+def _answer_all(setup: "Setup", questions: "Sequence[str]", name: str, generation: "Generation") -> "Sequence[Answer]":
+    """An answer to each question; afresh, and said so, where the model or the method must read the question first."""
+    method = setup.methods[name]
+    try:
+        with busy(f"Looking with {name}"):
+            prefix = setup.vlm.look_at(setup.prompt, method)
+    except UnsupportedError as error:
+        note(f"{error} Each question is asked afresh.")
+    else:
+        with busy(f"Answering with {name}"):
+            return list(prefix.ask_many(questions, max_new_tokens=generation.max_new_tokens))
+    conversation = setup.prompt.conversation.without_last_text()
+    answers = []
+    for question in questions:
+        prompt = setup.vlm.prepare_conversation(conversation.with_text(question))
+        with busy(f"Answering with {name}"):
+            answers.append(setup.vlm.answer(prompt, method, generation=generation))
+    return answers
+
+
+def timed(prompt: "Prompt", methods: "Mapping[str, Method]", new_tokens: int, pairs: int) -> "dict[str, Ratio]":
+    """The full model and methods timed on this prompt, with a bar on stderr; see `foveate.bench.paired.race`."""
+    from foveate.bench.paired import AGAIN, race
 
     with counted("Timing, in rounds", pairs + 1) as progress:
         bar = progress.task_ids[0]
         times = race(prompt.loaded.model, prompt.inputs, methods, new_tokens, pairs, lambda: progress.advance(bar))
-    if times.noisy:
+    if not times[AGAIN].holds_one:
         note(
             "the machine is noisy: the full model's time differs from itself. Distrust time ratios; "
             "run more --pairs on a quiet machine."
         )
     return times
-
-
-def _lines(rows: list[tuple[str, str]], answer: "Answer", show: bool) -> "RenderableType":
-    """Labelled lines, and below them the picture, where it is wanted and the terminal can."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
-    for label, text in rows:
-        table.add_row(Text(label), Text(text))
-    if not show:
-        return table
-    from foveate.cli.screen import preview
-
-    return Group(table, preview(answer.show()))

@@ -1,6 +1,5 @@
 """`foveate methods`, `foveate models` and `foveate presets`: what there is, read from the index without torch."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -12,14 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from foveate import _index
-from foveate._spelling import no_method
+from foveate._spelling import unknown
 from foveate.cli.options import EMBEDDED, Flag
 from foveate.cli.screen import busy, show, show_json
-from foveate.errors import UnknownNameError
 
 __all__ = ["STAGES", "Methods", "Models", "Presets", "marks"]
 
 STAGES = {"tower": "In the tower", "projector": "Behind it", "layer": "Between layers", "kv": "In the KV cache"}
+BELOW = (
+    "Settings: foveate methods NAME. Best on the embedded model: v2drop and others at 1/3, divprune and scope at 1/9."
+)
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 
 
@@ -42,12 +43,8 @@ class Methods:
 
     def run(self) -> None:
         """Print the list, or one method."""
-        index = _there_is("methods", "presets")
-        rows = index["methods"]
-        if self.name:
-            rows = [row for row in rows if row["name"] == self.name]
-        if not rows:
-            raise no_method(self.name, [row["name"] for row in index["methods"]])
+        index = _listed()
+        rows = _chosen("method", self.name, index["methods"], "name")
         if self.json:
             return show_json({"methods": rows})
         if self.name:
@@ -55,19 +52,33 @@ class Methods:
         table = _table("Method", "What it does")
         for row in rows:
             table.add_row(row["name"], Text(row["summary"]))
-        return show(table, Text("Settings, defaults and presets of one: foveate methods NAME"))
+        return show(table, Text(BELOW))
 
 
 def _method(row: Mapping[str, Any], presets: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
     """One method: what it does, its settings and its presets."""
-    table = _table("Setting", "Default", "Takes")
+    table = _table("Setting", "Default", "Takes", "What it means")
     for name, default in row["settings"].items():
-        table.add_row(name, Text(repr(default)), Text(row["types"][name]))
+        value = row["usual"].get(name, default)
+        table.add_row(name, Text(_value(value)), Text(row["types"][name]), Text(row["meanings"][name]))
     shown: list[RenderableType] = [Text(f"{row['name']}: {row['summary']}"), table]
+    if row["usual"]:
+        shown.append(Text(f"In a decoder of 32 layers; others have their own {' and '.join(row['usual'])}."))
     if names := [preset["name"] for preset in presets if preset["setting"]["method"] == row["name"]]:
         shown.append(Text(f"Presets: {', '.join(names)}"))
     shown.append(Text(f'Use it: --method {row["name"]}, or with settings: --method "{row["name"]}:KEY=VALUE;…"'))
     return shown
+
+
+def _value(value: Any) -> str:
+    """A setting as one writes it: "3, 17, 22", "0.333", "true"; a dash where there is none."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +102,8 @@ class Models:
         """Print the list, or one family."""
         from foveate import embedded
 
-        index = _there_is("families", "presets")
-        rows = index["families"]
-        if self.name:
-            rows = [row for row in rows if row["model_type"] == self.name]
-        if not rows:
-            raise _no_family(self.name, [row["model_type"] for row in index["families"]])
+        index = _listed()
+        rows = _chosen("model_type", self.name, index["families"], "model_type")
         named = sorted({preset["name"].split("/")[1] for preset in index["presets"]})
         if self.json:
             own = {"name": EMBEDDED, "model_type": "llava", "folder": str(embedded.path())}
@@ -179,9 +186,10 @@ class Presets:
 
     def run(self) -> None:
         """Print the list."""
-        rows = [row for row in _there_is("presets")["presets"] if self.text in row["name"]]
+        presets = _listed()["presets"]
+        rows = [row for row in presets if self.text in row["name"]]
         if not rows:
-            raise UnknownNameError(f"No preset's name contains {self.text!r}. All of them: foveate presets.")
+            raise unknown("preset", self.text, [row["name"] for row in presets], "foveate presets")
         if self.json:
             return show_json({"presets": rows})
         table = _table("Preset", "Mean tokens", "Source")
@@ -192,32 +200,30 @@ class Presets:
 
 
 def _spent(row: Mapping[str, Any]) -> str:
-    """What a preset spends: "193.8 of 576, 33.6%", a share alone, or "by picture"."""
+    """What a preset spends: "194 of 576, 33.6%", a share alone, or "by picture"."""
     if row["retention"] is None:
         return "by picture"
     share = f"{row['retention']:.1%}"
     if row["mean_tokens"] is None:
         return share
-    return f"{row['mean_tokens']:.1f} of {row['vision_tokens']}, {share}"
+    return f"{row['mean_tokens']:.3g} of {row['vision_tokens']}, {share}"
 
 
 # -- for all three --------------------------------------------------------------------------------------------
 
 
-def _there_is(*parts: str) -> dict[str, Any]:
-    """These parts of the index; where it does not hold, everything is imported, which takes some seconds."""
-    index = _index.stored()
-    if index is not None:
-        return index
+def _listed() -> dict[str, Any]:
+    """What there is; where the list is not complete everything is imported, which takes some seconds."""
     with busy("Looking for methods and families"):
-        return _index.contents(parts)
+        return _index.listed()
 
 
-def _no_family(name: str, names: Sequence[str]) -> UnknownNameError:
-    """The error for a model_type without a family; it names the nearest."""
-    near = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
-    similar = f" Similar names: {', '.join(near)}." if near else ""
-    return UnknownNameError(f"No family for model_type {name!r}.{similar} For all, run: foveate models.")
+def _chosen(what: str, name: str, rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    """The row of this name; all of them without one."""
+    chosen = [row for row in rows if not name or row[key] == name]
+    if not chosen:
+        raise unknown(what, name, [row[key] for row in rows], f"foveate {'methods' if what == 'method' else 'models'}")
+    return chosen
 
 
 def _table(*heads: str) -> Table:

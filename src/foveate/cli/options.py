@@ -1,28 +1,67 @@
 """Flags that several commands share. Nothing here may import torch: `--help` must be quick."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 __all__ = [
     "EMBEDDED",
     "BudgetOptions",
+    "Count",
     "Files",
     "Flag",
     "Images",
+    "MaybeCount",
     "MediaOptions",
     "MethodsOptions",
     "ModelOptions",
     "OutputOptions",
+    "Pairs",
+    "Rate",
     "Settings",
+    "whole",
 ]
 
 EMBEDDED = "embedded"
 
-Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
+def limited(kind: type, metavar: str, fits: Callable[[Any], bool], says: str) -> PrimitiveConstructorSpec[Any]:
+    """A number in a range, or None, as the type of a flag: tyro refuses others, with `says`."""
+
+    def read(words: list[str]) -> Any:
+        number = kind(words[0])
+        if not fits(number):
+            raise ValueError(f"{words[0]} is not {says}.")
+        return number
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=read,
+        is_instance=lambda value: value is None or isinstance(value, kind),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def whole(least: int, most: int = 1_000_000) -> PrimitiveConstructorSpec[Any]:
+    """A whole number in a range."""
+    return limited(int, "N", lambda number: least <= number <= most, f"from {least} to {most:,}")
+
+
+Count = Annotated[int, whole(1)]
+MaybeCount = Annotated[int | None, whole(1), tyro.conf.arg(help_behavior_hint="")]
+Rate = Annotated[
+    float | None,
+    limited(float, "RATE", lambda rate: 0 < rate < float("inf"), "above 0"),
+    tyro.conf.arg(help_behavior_hint=""),
+]
+Pairs = Annotated[int, whole(2)]
+"""Rounds of timing: an interval needs two."""
+Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 Images = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE…", help_behavior_hint="")]
 Files = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE…", help_behavior_hint="")]
 Settings = Annotated[
@@ -36,15 +75,15 @@ class ModelOptions:
     """The model and how it runs."""
 
     model: Annotated[str, tyro.conf.arg(metavar="ID|FOLDER")] = EMBEDDED
-    """hub id or local folder; safetensors only, never remote code"""
+    """hub id or local folder; only safetensors are read, and remote code is never run"""
     device: Annotated[str, tyro.conf.arg(metavar="NAME")] = "auto"
     """cpu, cuda, cuda:1, mps; auto takes the first accelerator, else the CPU"""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """number format; auto is the checkpoint's own, and float32 on a CPU"""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
     """attention kernel; auto is the model's default"""
-    max_new_tokens: Annotated[int, tyro.conf.arg(metavar="N")] = 64
-    """longest answer"""
+    max_new_tokens: Count = 64
+    """most tokens of an answer"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +93,9 @@ class BudgetOptions:
     budget: Annotated[float | None, tyro.conf.arg(metavar="TOKENS", help_behavior_hint="")] = None
     """mean vision tokens per decoder layer, for this input"""
     retention: Annotated[float | None, tyro.conf.arg(metavar="SHARE", help_behavior_hint="")] = None
-    """the same as a share in (0, 1] (default: 1/3, which fits any model)"""
+    """the same as a share in (0, 1] (default: 1/3)"""
     settings: Settings = ()
-    """a setting of the method, repeatable; without a budget, the other settings keep their defaults"""
+    """a setting of the method, repeatable; the settings of a method: foveate methods NAME"""
     seed: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
     """the seed of random dropping (default: 0)"""
 
@@ -82,9 +121,9 @@ class MethodsOptions:
 class MediaOptions:
     """How pictures and videos are shown to the model; videos are read with PyAV, pip install -e '.[video]'."""
 
-    frames: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    frames: MaybeCount = None
     """most frames of a video, evenly spread (default: 32; 3 for a model that reads only pictures)"""
-    fps: Annotated[float | None, tyro.conf.arg(metavar="RATE", help_behavior_hint="")] = None
+    fps: Rate = None
     """frames per second; --frames then sets the maximum"""
     fit: Literal["own", "pad"] = "own"
     """pad shows a picture whole, on a square, where the model's processor would cut its sides off"""

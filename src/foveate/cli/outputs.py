@@ -73,7 +73,7 @@ def _check(flag: str, path: Path, force: bool) -> None:
 def finish(
     values: Mapping[str, Any],
     shown: "RenderableType",
-    draw: "Callable[[], Image.Image]",
+    draw: "Callable[[], Image.Image] | None",
     outputs: OutputOptions,
 ) -> None:
     """Write the figure and the JSON file where they were asked for, then print JSON or `shown`.
@@ -88,7 +88,7 @@ def finish(
     try:
         if outputs.out is not None:
             write_text(outputs.out, as_json(values), force=outputs.force)
-        if outputs.figure is not None:
+        if outputs.figure is not None and draw is not None:
             write_picture(outputs.figure, draw(), force=outputs.force)
     finally:
         if outputs.json:

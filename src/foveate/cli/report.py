@@ -1,26 +1,23 @@
-"""What `generate` and `compare` say about a run: lines for people."""
+"""What `generate` and `compare` say about an answer: lines for people."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foveate.ask.answer import Answer
-from foveate.bench.race import Race
-from foveate.bench.timing import Ratio
+from foveate.bench.paired import AGAIN
+from foveate.bench.timing import Ratio, interval_words
 from foveate.engine.trace import Trace
 from foveate.video import Clip
 
 __all__ = [
     "agreement",
     "agreement_words",
-    "budget_line",
-    "clip_lines",
     "flops_line",
     "interval",
     "kv_line",
-    "race_lines",
     "race_note",
-    "stages_line",
-    "with_agreement",
+    "race_values",
+    "spent_lines",
 ]
 
 PLACES = {"tower": "in the vision tower", "projector": "behind the projector", "kv": "before decoding"}
@@ -47,32 +44,27 @@ def agreement_words(same: Mapping[str, Any]) -> str:
     return f"first {same['same_leading_tokens']} of {same['full_tokens']} tokens"
 
 
-def with_agreement(answer: Answer, same: Mapping[str, Any]) -> str:
-    """An answer and how far it agrees with the full model's."""
-    words = agreement_words(same)
-    if not same["identical"]:
-        words = f"differs: {words}"
-    return f"{answer.text}   ({words})"
-
-
-def budget_line(answer: Answer) -> str:
-    """The retention in words."""
-    return (
-        f"{answer.retention:.1%} of the vision tokens: {answer.spent:.1f} of {answer.vision_tokens}, "
+def spent_lines(answer: Answer) -> list[tuple[str, str]]:
+    """What an answer spent and saved, each with its label."""
+    spent = (
+        f"{answer.retention:.1%} of the vision tokens: {answer.spent:.3g} of {answer.vision_tokens}, "
         f"mean over {answer.prompt.loaded.depth} decoder layers"
     )
-
-
-def stages_line(trace: Trace) -> str:
-    """Where tokens were dropped, in words."""
+    lines = [("Retention", spent)]
+    if answer.missed is not None:
+        lines.append(("Budget", f"not met: {answer.missed}"))
     steps = []
-    for stage in trace.stages:
+    for stage in answer.trace.stages:
         place = PLACES.get(stage.where, f"before layer {stage.layer}")
         steps.append(f"{place}: {stage.before[0]} to {stage.after[0]}")
-    return "; ".join(steps) or "nothing was dropped"
+    lines.append(("Stages", "; ".join(steps) or "nothing was dropped"))
+    if answer.looked:
+        lines.append(("Looked", f"once: {answer.looked} tokens of each prompt ran a single time"))
+    lines += _clip_lines(answer.prompt.clips, answer.trace, alone=len(answer.prompt.media) == 1)
+    return [*lines, ("FLOPs", flops_line(answer)), ("KV cache", kv_line(answer))]
 
 
-def clip_lines(clips: Sequence[Clip], trace: Trace, *, alone: bool) -> list[tuple[str, str]]:
+def _clip_lines(clips: Sequence[Clip], trace: Trace, *, alone: bool) -> list[tuple[str, str]]:
     """Which frames of each video the model saw; and where a video is all there is, how much of what stays is late."""
     lines = []
     for clip in clips:
@@ -118,23 +110,27 @@ def kv_line(answer: Answer) -> str:
     held, undropped = answer.kv_bytes, answer.kv_bytes_whole
     if not undropped:
         return "the model keeps no keys and values"
-    sizes = f"{held / 2**20:.2f} of {undropped / 2**20:.2f} MiB"
+    sizes = f"{held / 2**20:.3g} of {undropped / 2**20:.3g} MiB"
     return f"{answer.saved.kv_bytes:z.1%} saved: {sizes} (measured after the answer)"
 
 
-def race_lines(name: str, race: Race) -> list[tuple[str, str]]:
-    """The time ratio and its control as labelled lines."""
-    return [
-        ("Time ratio", f"{interval(race.ratios[name])} of the full model's time; {race_note(race)}"),
-        ("", f"{interval(race.control)} for the full model against itself: what noise alone does here"),
-    ]
+def race_values(race: Mapping[str, Ratio], new_tokens: int) -> dict[str, Any]:
+    """Time ratios of answers of `new_tokens` as plain values."""
+    control = race[AGAIN]
+    return {
+        "noisy": not control.holds_one,
+        "ratio_to_full": {name: ratio.to_dict() for name, ratio in race.items() if name != AGAIN},
+        "control": control.to_dict(),
+        "new_tokens": new_tokens,
+    }
 
 
-def race_note(race: Race) -> str:
+def race_note(race: Mapping[str, Ratio], new_tokens: int) -> str:
     """What was timed and how often."""
+    rounds = race[AGAIN].rounds
     return (
-        f"{race.control.rounds} interleaved pairs, vision encoder, prefill and {race.new_tokens} tokens, "
-        "median and 95 % interval"
+        f"{rounds} interleaved pairs, vision encoder, prefill and {new_tokens} tokens, "
+        f"median and {interval_words(rounds)}"
     )
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from foveate._upstream import printable
@@ -33,6 +34,7 @@ __all__ = [
     "counted",
     "counting",
     "discard",
+    "labelled",
     "note",
     "preview",
     "show",
@@ -62,6 +64,16 @@ def show(*renderables: RenderableType) -> None:
             console.print(renderable)
 
 
+def labelled(rows: Sequence[tuple[str, str]]) -> Table:
+    """Lines of text, each behind its label."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for label, text in rows:
+        table.add_row(Text(label), Text(text))
+    return table
+
+
 def preview(image: "Image") -> RenderableType:
     """A picture for stdout, where that is a terminal with colours; else a line that says so."""
     from foveate.viz.terminal import preview_on
@@ -86,8 +98,10 @@ def show_json(values: Mapping[str, Any]) -> None:
 def written() -> Iterator[None]:
     """Say in one line that stdout takes no more, as on a full disk; a reader that went away is no error."""
     try:
-        yield
-        sys.stdout.flush()
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -180,7 +194,7 @@ class Lines:
         self.done += count
         passed = self._clock() - self._last
         portion = (self.done - self._shown) / (self.total or float("inf"))
-        if passed >= self.EVERY or (passed >= self.APART and portion >= self.SHARE):
+        if self.done and (passed >= self.EVERY or (passed >= self.APART and portion >= self.SHARE)):
             self._show()
 
     def end(self) -> None:

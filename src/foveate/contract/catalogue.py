@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from foveate._spelling import CHAIN, method_name, no_method, no_preset
+from foveate._spelling import CHAIN, method_name, unknown
 from foveate.contract.method import Method, Preset
 from foveate.errors import SettingError
 
@@ -48,11 +48,11 @@ def method(name: str) -> type[Method]:
     """The method of this name.
 
     Raises:
-        UnknownNameError: If there is none; the message lists those there are.
+        UnknownNameError: If there is none; the message names the nearest.
     """
     kinds = methods()
     if name not in kinds:
-        raise no_method(name, kinds)
+        raise unknown("method", name, kinds, "foveate methods")
     return kinds[name]
 
 
@@ -75,11 +75,11 @@ def preset(name: str) -> Method:
     """The setting of this name, such as `v2drop/llava-1.5-7b/192`.
 
     Raises:
-        UnknownNameError: If there is none; the message lists the nearest.
+        UnknownNameError: If there is none; the message names the nearest.
     """
     by_name = presets()
     if name not in by_name:
-        raise no_preset(name, by_name)
+        raise unknown("preset", name, by_name, "foveate presets")
     return by_name[name].method
 
 

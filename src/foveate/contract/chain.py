@@ -109,7 +109,7 @@ class Chain(Method):
         Settings are named by their member's place, "1.metric"; an earlier member's share of the tokens is one of them.
         """
         spaces = [space_of(member, depth) for member in self.members]
-        places = [place for place, space in enumerate(spaces) if space is not None]
+        places = [place for place, space in enumerate(spaces) if space is not None and space.solved_for != "threshold"]
         if not places:
             return None
         last = places[-1]

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from foveate.contract.follow import cut_layers
 from foveate.contract.method import Method
@@ -52,7 +52,9 @@ class Space:
         first: The earliest layer that may be cut.
         most_cuts: The most cuts; 0 where the method has no layers of its own to choose.
         counts_entry: Whether one more number, of the tokens that enter the decoder, comes before those of the cuts.
-        whole: Whether these numbers are of whole tokens.
+        solved_for: What these numbers are: "tokens", whole ones behind each cut; a "mean" over the layers; or a
+            "threshold", where what a setting keeps depends on the picture, so that its cost is known by running it. The
+            number is then the threshold's reciprocal: the larger it is, the more stays.
         settings: The values of each setting, the usual one first. The first two settings are those of the small grid.
         fixed: Layers that are cut, where somebody has chosen them; empty where they are searched.
         member: Of a chain, the place of the member whose cuts these are.
@@ -63,7 +65,7 @@ class Space:
     first: int = 0
     most_cuts: int = MOST_CUTS
     counts_entry: bool = False
-    whole: bool = True
+    solved_for: Literal["tokens", "mean", "threshold"] = "tokens"
     settings: Mapping[str, tuple[Any, ...]]
     fixed: tuple[int, ...] = ()
     member: int | None = None
@@ -141,7 +143,7 @@ def space_of(method: Method, depth: int) -> Space | None:
     if cuts and "layer" in _usual_settings(method):
         settings["layer"] = (cuts[0], *(layer for layer in range(1, depth // 2) if layer != cuts[0]))
     build = partial(_with_mean, method)
-    return Space(build=build, depth=depth, most_cuts=0, counts_entry=True, whole=False, settings=settings)
+    return Space(build=build, depth=depth, most_cuts=0, counts_entry=True, solved_for="mean", settings=settings)
 
 
 def free_settings(method: Method) -> dict[str, tuple[Any, ...]]:

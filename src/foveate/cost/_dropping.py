@@ -9,17 +9,17 @@ from foveate.contract.method import Method
 from foveate.contract.stages import Shape, Stage
 from foveate.core.grid import Grid
 from foveate.cost._decoder import Decoder
-from foveate.cost._prompt import Prompt
+from foveate.cost._prompt import PromptSize
 from foveate.errors import SettingError
 from foveate.families.base import Family
 
-__all__ = ["Dropping", "rankable"]
+__all__ = ["Effect", "rankable"]
 
 Grids = Sequence[Sequence[Grid]]
 
 
 @dataclass(frozen=True, slots=True)
-class Dropping:
+class Effect:
     """The effect of a method on a prompt, or of no method.
 
     Attributes:
@@ -37,7 +37,7 @@ class Dropping:
     remembered: tuple[int, ...]
 
     @classmethod
-    def nothing(cls, prompt: Prompt, depth: int, tokens: Sequence[int] | None) -> "Dropping":
+    def nothing(cls, prompt: PromptSize, depth: int, tokens: Sequence[int] | None) -> "Effect":
         """The untouched model, or one whose layers process so many vision tokens."""
         counts = tuple(tokens or (prompt.vision,) * depth)
         return cls((), counts, counts, 0, (0,) * depth)
@@ -46,14 +46,14 @@ class Dropping:
     def by(
         cls,
         method: Method,
-        prompt: Prompt,
+        prompt: PromptSize,
         family: type[Family],
         config: Any,
         decoder: Decoder,
         tokens: Sequence[int] | None,
         grids: Grids | None,
         videos: Sequence[bool] | None = None,
-    ) -> "Dropping":
+    ) -> "Effect":
         """The effect of a method.
 
         Args:

@@ -6,11 +6,11 @@ from typing import Self
 
 from foveate.errors import SettingError
 
-__all__ = ["Prompt"]
+__all__ = ["PromptSize"]
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class PromptSize:
     """How many tokens go in.
 
     Attributes:

@@ -7,7 +7,7 @@ from foveate.contract import follow
 from foveate.contract.stages import Stage
 from foveate.core.grid import Grid, closing_rows
 from foveate.core.views import Arriving
-from foveate.cost._prompt import Prompt
+from foveate.cost._prompt import PromptSize
 from foveate.families.base import Family
 
 __all__ = ["smaller_tower_flops", "tower_bytes", "tower_flops"]
@@ -15,7 +15,7 @@ __all__ = ["smaller_tower_flops", "tower_bytes", "tower_flops"]
 Grids = Sequence[Sequence[Grid]]
 
 
-def tower_flops(family: type[Family], config: Any, prompt: Prompt, grids: Grids | None) -> tuple[int, int]:
+def tower_flops(family: type[Family], config: Any, prompt: PromptSize, grids: Grids | None) -> tuple[int, int]:
     """FLOPs of the tower and of the projector.
 
     Args:
@@ -50,7 +50,7 @@ def smaller_tower_flops(
     return family.smaller_tower_cost(config, cells)
 
 
-def tower_bytes(family: type[Family], config: Any, prompt: Prompt, itemsize: int) -> tuple[int, int] | None:
+def tower_bytes(family: type[Family], config: Any, prompt: PromptSize, itemsize: int) -> tuple[int, int] | None:
     """Bytes of the pictures: at the most while they are encoded, and from then on; None if not known."""
     if not prompt.vision:
         return 0, 0

@@ -85,9 +85,8 @@ def load(device: str = "cpu", dtype: Any = None) -> tuple[Any, Any]:
     import torch
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-    model = LlavaForConditionalGeneration.from_pretrained(
-        path(), dtype=torch.float32 if dtype is None else dtype, local_files_only=True
-    )
+    dtype = dtype or torch.float32
+    model = LlavaForConditionalGeneration.from_pretrained(path(), dtype=dtype, local_files_only=True)
     processor = AutoProcessor.from_pretrained(path(), local_files_only=True)
     return model.to(device).eval(), processor
 
@@ -100,15 +99,21 @@ def for_films(model: Any, processor: Any) -> None:
     import torch
 
     vision = model.config.vision_config
-    side, grid = vision.image_size // 2, vision.image_size // vision.patch_size
-    place = model.model.vision_tower.embeddings
-    with torch.no_grad():
-        first, rest = place.position_embedding.weight.split([1, grid * grid])
-        fields = rest.unflatten(0, (grid // 2, 2, grid // 2, 2)).mean((1, 3)).flatten(0, 1)
-        place.position_embedding = torch.nn.Embedding(len(fields) + 1, fields.shape[1])
-        place.position_embedding.weight = torch.nn.Parameter(torch.cat([first, fields]), requires_grad=False)
-    place.num_patches, place.num_positions, place.image_size = len(fields), len(fields) + 1, side
-    place.position_ids = torch.arange(place.num_positions, device=first.device)[None]
-    vision.image_size, model.config.image_seq_length = side, len(fields)
-    images = processor.image_processor
-    images.size, images.crop_size = {"shortest_edge": side}, {"height": side, "width": side}
+    side = vision.image_size // 2
+    grid = vision.image_size // vision.patch_size
+    tower = model.model.vision_tower.embeddings
+    first, rest = tower.position_embedding.weight.detach().split([1, grid * grid])
+    # (grid * grid, width) -> (grid / 2, 2, grid / 2, 2, width) -> (patches, width)
+    blocks = rest.unflatten(0, (grid // 2, 2, grid // 2, 2))
+    patches = blocks.mean((1, 3)).flatten(0, 1)
+    places = torch.cat([first, patches])
+    tower.position_embedding = torch.nn.Embedding(*places.shape)
+    tower.position_embedding.weight = torch.nn.Parameter(places, requires_grad=False)
+    tower.position_ids = torch.arange(len(places), device=places.device)[None]
+    tower.num_patches = len(patches)
+    tower.num_positions = len(places)
+    tower.image_size = side
+    vision.image_size = side
+    model.config.image_seq_length = len(patches)
+    processor.image_processor.size = {"shortest_edge": side}
+    processor.image_processor.crop_size = {"height": side, "width": side}

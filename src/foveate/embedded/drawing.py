@@ -1,21 +1,59 @@
-"""How a synthetic picture is painted: background, clutter, shapes, characters.
+"""How pictures are painted: colours, grounds, shapes and characters, with NumPy and Pillow only.
 
-NumPy and Pillow only. Every function is a pure function of its arguments; randomness comes in
-through the generator that the caller passes.
+There are two hands. The smooth one, for scenes, makes masks, 0 to 1 at each pixel, and grounds of floats. The hard one,
+for sketches and films, draws with Pillow, without smoothing, as people's code does.
+
+Randomness comes in only through the generator that the caller passes. Which pictures a seed gives depends on the order
+of the draws.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from math import cos, pi, sin
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from numpy.random import Generator
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-__all__ = ["COLOURS", "PURE", "SHAPES", "background", "glyph", "glyph_advance", "plain", "shape_mask"]
+__all__ = [
+    "COLOURS",
+    "FONTS",
+    "MEANT",
+    "PURE",
+    "SHAPES",
+    "Pen",
+    "Pixels",
+    "Rgb",
+    "background",
+    "draw_characters",
+    "draw_shape",
+    "font",
+    "glyph",
+    "glyph_advance",
+    "ground",
+    "ink_on",
+    "log_uniform",
+    "pick",
+    "plain",
+    "shape_mask",
+    "stands_out",
+    "tint",
+]
 
-Array = NDArray[np.float32]
+Floats = NDArray[np.float32]
+Rgb = tuple[int, int, int]
+Point = tuple[float, float]
+Mean = NDArray[np.float64]
+"""A colour of fractions, 0 to 255: (3,)."""
+Pixels = tuple[int, int, int, int]
+"""Left, top, right and bottom of a box, in whole pixels."""
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLOURS: dict[str, Rgb] = {
     "red": (214, 30, 34),
     "green": (34, 158, 48),
     "blue": (36, 66, 222),
@@ -25,155 +63,575 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "cyan": (34, 208, 222),
     "white": (244, 244, 244),
 }
+"""What the smooth hand paints for each colour."""
 
-PURE: dict[str, tuple[tuple[int, int, int], ...]] = {
-    "red": ((255, 0, 0),),
-    "green": ((0, 128, 0), (0, 255, 0)),
-    "blue": ((0, 0, 255),),
-    "yellow": ((255, 255, 0),),
-    "purple": ((128, 0, 128),),
-    "orange": ((255, 165, 0),),
-    "cyan": ((0, 255, 255),),
-    "white": ((255, 255, 255),),
+MEANT: dict[str, tuple[Rgb, ...]] = {
+    "red": ((255, 0, 0), (220, 20, 60), (200, 0, 0), (229, 57, 53)),
+    "green": ((0, 128, 0), (0, 255, 0), (0, 200, 0), (34, 139, 34), (76, 175, 80)),
+    "blue": ((0, 0, 255), (30, 60, 200), (0, 0, 205), (33, 100, 243), (0, 90, 255)),
+    "yellow": ((255, 255, 0), (255, 215, 0), (253, 225, 40)),
+    "purple": ((128, 0, 128), (160, 32, 240), (148, 0, 211), (120, 40, 160)),
+    "orange": ((255, 165, 0), (255, 140, 0), (255, 127, 20)),
+    "cyan": ((0, 255, 255), (0, 200, 220), (0, 188, 212)),
+    "white": ((255, 255, 255), (245, 245, 245)),
 }
+"""What people take when they mean a colour; what its name stands for in CSS comes first."""
+
+# CSS's green is the dark one, but (0, 255, 0) is as often called so.
+PURE = {name: shades[:1] for name, shades in MEANT.items()} | {"green": MEANT["green"][:2]}
 """What people take when they draw with the colours' names."""
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross", "star", "ring", "moon")
 
+FONTS = (
+    "built in",
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSansMono",
+    "DejaVuSansMono-Bold",
+    "DejaVuSerif",
+    "DejaVuSerif-Bold",
+    "STIXGeneral",
+    "STIXGeneralBol",
+    "cmss10",
+)
+"""Pillow's own, and fonts that come with matplotlib."""
+
 FINE = 8  # masks are drawn this much larger, then averaged down
 
+COARSE = 96
+"""Pixels a side at which a photograph's slow waves are drawn."""
 
-@lru_cache(maxsize=512)
-def shape_mask(shape: str, size: int) -> Array:
-    """Coverage of a shape in a square of `size` pixels: (size, size) float32 in [0, 1]."""
-    big = size * FINE
-    image = Image.new("L", (big, big))
-    draw = ImageDraw.Draw(image)
+SEEN = 100.0
+"""How far a colour is from what it stands on, at least: Euclidean, of 441."""
 
-    def place(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-        """Unit square (-1 to 1, y downwards) -> pixels of the large image."""
-        return [((x + 1) * big / 2, (y + 1) * big / 2) for x, y in points]
-
-    if shape in ("circle", "ring", "moon"):
-        draw.ellipse((0, 0, big - 1, big - 1), fill=255)
-        if shape == "ring":
-            draw.ellipse((big * 0.27, big * 0.27, big * 0.73, big * 0.73), fill=0)
-        if shape == "moon":
-            draw.ellipse((big * 0.38, big * 0.02, big * 1.2, big * 0.84), fill=0)
-    elif shape == "square":
-        draw.rectangle((big * 0.06, big * 0.06, big * 0.94, big * 0.94), fill=255)
-    elif shape == "triangle":
-        draw.polygon(place([(0, -0.95), (1, 0.85), (-1, 0.85)]), fill=255)
-    elif shape == "diamond":
-        draw.polygon(place([(0, -1), (0.8, 0), (0, 1), (-0.8, 0)]), fill=255)
-    elif shape == "cross":
-        draw.rectangle((big * 0.34, 0, big * 0.66, big), fill=255)
-        draw.rectangle((0, big * 0.34, big, big * 0.66), fill=255)
-    elif shape == "star":
-        spikes = [(1.0 if i % 2 == 0 else 0.42, pi * i / 5) for i in range(10)]
-        draw.polygon(place([(r * sin(a), -r * cos(a)) for r, a in spikes]), fill=255)
-    else:
-        raise ValueError(f"No shape is called {shape!r}. The shapes are: {', '.join(SHAPES)}.")
-    small = np.asarray(image.resize((size, size), Image.Resampling.BOX), dtype=np.float32) / np.float32(255)
-    small.flags.writeable = False
-    return small
+Option = TypeVar("Option")
 
 
-@lru_cache(maxsize=2048)
-def glyph(character: str, size: int) -> Array:
-    """Coverage of one character of Pillow's built-in font: (height, advance) float32 in [0, 1].
-
-    All characters of one `size` share a height; widths are `glyph_advance`.
-    """
-    font = ImageFont.load_default(2 * size)
-    width = glyph_advance(character, size)
-    image = Image.new("L", (2 * width, 2 * size))
-    left, _, right, _ = font.getbbox(character)
-    _, top, _, bottom = font.getbbox("H")
-    start = (width - (left + right) / 2, size - (top + bottom) / 2)
-    # Drawn twice as large with a thin outline, so that strokes get 3 px instead of 2.
-    ImageDraw.Draw(image).text(start, character, fill=255, font=font, stroke_width=1, stroke_fill=255)
-    image = image.resize((width, size), Image.Resampling.BOX)
-    mask = np.asarray(image, dtype=np.float32) / np.float32(255)
-    mask.flags.writeable = False
-    return mask
+def pick(rng: Generator, options: Sequence[Option]) -> Option:
+    """One of the options by lot, all equally likely."""
+    return options[int(rng.integers(len(options)))]
 
 
-@lru_cache(maxsize=2048)
-def glyph_advance(character: str, size: int) -> int:
-    """Pixels from this character to the next: always more than one patch of 14."""
-    left, _, right, _ = ImageFont.load_default(size).getbbox(character)
-    return max(15, int(right - left) + 3)
+def log_uniform(rng: Generator, low: float, high: float) -> float:
+    """A number whose logarithm is uniform, so that 20 to 40 is as likely as 40 to 80."""
+    logarithm = rng.uniform(np.log(low), np.log(high))
+    return float(np.exp(logarithm))
 
 
-@lru_cache(maxsize=16)
-def _spread(side: int, knots: int) -> Array:
-    """Smooth interpolation from `knots` values to `side` pixels: (side, knots) float32."""
-    at = (np.arange(side, dtype=np.float32) + 0.5) / side * (knots - 1)
-    low = np.minimum(at.astype(np.int64), knots - 2)
-    part = at - low
-    part = part * part * (3 - 2 * part)
-    matrix = np.zeros((side, knots), dtype=np.float32)
-    rows = np.arange(side)
-    matrix[rows, low] = 1 - part
-    matrix[rows, low + 1] = part
-    return matrix
+# Colours.
 
 
-def background(rng: np.random.Generator, side: int) -> Array:
+def rgb(values: ArrayLike) -> Rgb:
+    """Three numbers, or one for a grey, as a colour within 0 to 255."""
+    rounded = np.round(np.full(3, values))
+    red, green, blue = rounded.clip(0, 255).astype(int).tolist()
+    return red, green, blue
+
+
+def tint(rng: Generator, name: str) -> Rgb:
+    """What a person takes for a colour, as it is or a little off."""
+    shade = MEANT[name][0]
+    if rng.random() < 0.6:
+        shade = pick(rng, MEANT[name])
+    if rng.random() < 0.6:
+        return shade
+    return rgb(np.add(shade, rng.uniform(-18, 18, 3)))
+
+
+def stands_out(image: Image.Image, box: Pixels, colour: Rgb) -> bool:
+    """Whether a colour can be told from what is in a box."""
+    return distance(mean_colour(image, box), colour) >= SEEN
+
+
+def ink_on(rng: Generator, image: Image.Image, box: Pixels, plate: bool) -> Rgb:
+    """A colour that stands out from what it is written on; draws the plate, if there is one."""
+    under = mean_colour(image, box)
+    if plate:
+        colour = _contrasting(rng, under, 0.5, SEEN, 90)
+        _, top, _, bottom = box
+        radius = int(rng.integers(0, 2)) * (bottom - top) // 6
+        ImageDraw.Draw(image).rounded_rectangle(box, radius, colour)
+        under = np.array(colour, dtype=np.float64)
+    return _contrasting(rng, under, 0.3, 150, 150)
+
+
+def _contrasting(rng: Generator, under: Mean, share: float, apart: float, grey_apart: float) -> Rgb:
+    """In this share of the cases one of the colours, else black or white, each so far apart from what is under it."""
+    if rng.random() < share:
+        return _coloured(rng, under, apart)
+    return _black_or_white(rng, under, grey_apart)
+
+
+def _coloured(rng: Generator, under: Mean, apart: float) -> Rgb:
+    """One of the colours that are so far apart from what is under them; black or white where none is."""
+    every = chain.from_iterable(MEANT.values())
+    clear = [shade for shade in every if distance(shade, under) > apart]
+    if clear:
+        return pick(rng, clear)
+    return _black_or_white(rng, under, apart)
+
+
+def _black_or_white(rng: Generator, under: Mean, apart: float) -> Rgb:
+    """Nearly black or nearly white, whichever stands out; by lot where both do."""
+    black = rgb(rng.uniform(0, 30))
+    white = rgb(rng.uniform(230, 255))
+    clear = [tone for tone in (black, white) if distance(tone, under) > apart * 1.2]
+    if clear:
+        return pick(rng, clear)
+    return max(black, white, key=lambda tone: abs(tone[0] - under.mean()))
+
+
+def mean_colour(image: Image.Image, box: Pixels) -> Mean:
+    """Mean colour inside a box."""
+    pixel = image.crop(box).resize((1, 1), Image.Resampling.BOX)
+    return np.array(pixel, dtype=np.float64).reshape(3)
+
+
+def distance(first: ArrayLike, second: ArrayLike) -> float:
+    """Between two colours: Euclidean, 441 from black to white."""
+    return float(np.linalg.norm(np.subtract(first, second)))
+
+
+# Grounds of the smooth hand.
+
+
+def background(rng: Generator, side: int) -> Floats:
     """A tinted gradient with slow noise, stripes and faint strokes: (side, side, 3) float32, 0-255."""
     knots = 5
     tone = rng.uniform(75, 150) + rng.uniform(-24, 24, 3)
     slope = rng.uniform(-28, 28, (2, 3))
     line = np.linspace(-0.5, 0.5, knots)
-    coarse = tone + slope[0] * line[:, None, None] + slope[1] * line[None, :, None]
-    coarse = (coarse + rng.normal(0, 7, (knots, knots, 3))).astype(np.float32)
+    down = slope[0] * line[:, None, None]
+    across = slope[1] * line[None, :, None]
+    noise = rng.normal(0, 7, (knots, knots, 3))
+    coarse = (tone + down + across + noise).astype(np.float32)
     spread = _spread(side, knots)
-    canvas = np.einsum("ya,abc->ybc", spread, coarse)
-    canvas = np.matmul(spread, canvas)  # (side, knots) @ (side rows, knots, 3)
-    flat = _stripes(rng, side) + _strokes(rng, side)
-    return np.asarray(canvas + flat[:, :, None], dtype=np.float32)
+    # (knots, knots, 3) -> (side, knots, 3) -> (side, side, 3)
+    rows = np.einsum("ya,abc->ybc", spread, coarse)
+    canvas = np.matmul(spread, rows)
+    relief = _stripes(rng, side) + _strokes(rng, side)
+    return np.asarray(canvas + relief[:, :, None], dtype=np.float32)
 
 
-def plain(rng: np.random.Generator, side: int) -> Array:
-    """One even tone, as a person would draw on: mostly white or light, sometimes dark. (side, side, 3), 0-255."""
-    kind = rng.random()
-    if kind < 0.4:
-        tone = rng.uniform(246, 255) + np.zeros(3)
-    elif kind < 0.65:
-        tone = rng.uniform(185, 245) + rng.uniform(-10, 10, 3)
-    elif kind < 0.85:
-        tone = rng.uniform(60, 165) + rng.uniform(-20, 20, 3)
-    else:
-        tone = rng.uniform(0, 40) + np.zeros(3)
-    return np.broadcast_to(np.float32(np.round(tone)), (side, side, 3)).copy()
+@lru_cache(maxsize=16)
+def _spread(side: int, knots: int) -> Floats:
+    """Smooth interpolation from `knots` values to `side` pixels: (side, knots) float32."""
+    rows = np.arange(side)
+    middles = rows.astype(np.float32) + 0.5
+    at = middles / side * (knots - 1)
+    low = np.minimum(at.astype(np.int64), knots - 2)
+    part = at - low
+    part = part * part * (3 - 2 * part)  # a smooth step: flat at each knot
+    matrix = np.zeros((side, knots), dtype=np.float32)
+    matrix[rows, low] = 1 - part
+    matrix[rows, low + 1] = part
+    return matrix
 
 
-def _stripes(rng: np.random.Generator, side: int) -> Array:
-    """A faint plane wave: (side, side) float32 around 0."""
-    angle, period, phase = rng.uniform(0, 2 * pi), rng.uniform(6, 40), rng.uniform(0, 2 * pi)
+def _stripes(rng: Generator, side: int) -> Floats:
+    """A faint plane wave, 6 to 40 pixels long: (side, side) float32 around 0."""
+    angle = rng.uniform(0, 2 * pi)
+    period = rng.uniform(6, 40)
+    phase = rng.uniform(0, 2 * pi)
     line = np.arange(side, dtype=np.float32) * (2 * pi / period)
-    across, down = line * cos(angle) + phase, line * sin(angle)
-    wave = np.outer(np.cos(down), np.sin(across)) + np.outer(np.sin(down), np.cos(across))
+    across = line * cos(angle) + phase
+    down = line * sin(angle)
+    # sin(down + across) = cos(down) sin(across) + sin(down) cos(across) at each pixel
+    wave = np.outer(np.cos(down), np.sin(across))
+    wave += np.outer(np.sin(down), np.cos(across))
     return np.asarray(rng.uniform(0, 7) * wave, dtype=np.float32)
 
 
-def _strokes(rng: np.random.Generator, side: int) -> Array:
-    """Low-contrast lines, arcs and blobs, so that not everything that differs is an object."""
+def _strokes(rng: Generator, side: int) -> Floats:
+    """Low-contrast lines, arcs and blobs, so that not everything that differs is an object: (side, side) float32."""
     image = Image.new("L", (side, side), 128)
     draw = ImageDraw.Draw(image)
     count = int(rng.integers(2, 5) * side / 84)
     places = rng.uniform(-0.05, 1.0, (count, 2)) * side
     extents = rng.uniform(5, 34, (count, 2))
-    kinds, greys = rng.integers(0, 4, count), 128 + rng.integers(-15, 16, count)
-    for (x, y), (w, h), kind, grey in zip(places, extents, kinds, greys.tolist(), strict=True):
-        box = (x, y, x + w, y + h)
+    kinds = rng.integers(0, 4, count)
+    greys = 128 + rng.integers(-15, 16, count)
+    for (x, y), (width, height), kind, grey in zip(places, extents, kinds, greys.tolist(), strict=True):
+        box = (x, y, x + width, y + height)
         if kind == 0:
-            draw.line(box, fill=grey, width=2)
+            draw.line(box, grey, width=2)
         elif kind == 1:
             draw.ellipse(box, outline=grey, width=2)
         elif kind == 2:
-            draw.ellipse(box, fill=grey)
+            draw.ellipse(box, grey)
         else:
             draw.rectangle(box, outline=grey, width=2)
     return np.asarray(image, dtype=np.float32) - 128
+
+
+def plain(rng: Generator, side: int) -> Floats:
+    """One even tone, as a person would draw on: mostly white or light, sometimes dark. (side, side, 3), 0-255."""
+    kind = rng.random()
+    tone: ArrayLike
+    if kind < 0.4:
+        tone = rng.uniform(246, 255)
+    elif kind < 0.65:
+        tone = rng.uniform(185, 245) + rng.uniform(-10, 10, 3)
+    elif kind < 0.85:
+        tone = rng.uniform(60, 165) + rng.uniform(-20, 20, 3)
+    else:
+        tone = rng.uniform(0, 40)
+    return np.full((side, side, 3), np.round(tone), dtype=np.float32)
+
+
+# Grounds of the hard hand.
+
+
+def ground(rng: Generator, side: int) -> Image.Image:
+    """White, an even tone, a gradient, or something like a photograph out of focus: RGB, `side` pixels a side."""
+    kind = rng.random()
+    if kind < 0.3:
+        return Image.new("RGB", (side, side), "white")
+    if kind < 0.6:
+        return Image.new("RGB", (side, side), _tone(rng))
+    if kind < 0.72:
+        return _gradient(rng, side)
+    return _photograph(rng, side)
+
+
+def _tone(rng: Generator) -> Rgb:
+    """Light, black, any colour, grey or tinted."""
+    kind = rng.random()
+    if kind < 0.35:
+        return rgb(rng.uniform(205, 255, 3))
+    if kind < 0.5:
+        return rgb(rng.uniform(0, 30))
+    if kind < 0.65:
+        return rgb(rng.uniform(0, 255, 3))
+    if kind < 0.82:
+        return rgb(rng.uniform(30, 230) + rng.uniform(-6, 6, 3))
+    return rgb(rng.uniform(40, 190) + rng.uniform(-45, 45, 3))
+
+
+def _gradient(rng: Generator, side: int) -> Image.Image:
+    """From one tone to another, from left to right or from top to bottom."""
+    first = _tone(rng)
+    last = _tone(rng)
+    size = (2, 1)
+    if rng.random() >= 0.5:
+        size = (1, 2)
+    ends = Image.new("RGB", size)
+    ends.putdata([first, last])
+    return ends.resize((side, side), Image.Resampling.BILINEAR)
+
+
+def _photograph(rng: Generator, side: int) -> Image.Image:
+    """Noise at every scale around a tone, a few soft things, and mostly a fine grain."""
+    tone = np.array(_tone(rng), dtype=np.float64)
+    image = _waves(rng, tone)
+    _blobs(rng, image, tone)
+    blur = ImageFilter.GaussianBlur(rng.uniform(0.5, 4))
+    image = image.filter(blur).resize((side, side))
+    if rng.random() < 0.3:
+        return image
+    half = -(-side // 2)  # rounded up: the grain's dots are 2 pixels wide
+    dots = rng.integers(-12, 13, (half, half))
+    grain = np.kron(dots, np.ones((2, 2)))[:side, :side, None]
+    return _from_values(np.asarray(image) + grain * rng.random())
+
+
+def _waves(rng: Generator, tone: NDArray[np.float64]) -> Image.Image:
+    """Noise of five wave lengths on a tone: RGB, `COARSE` pixels a side."""
+    strength = rng.uniform(8, 30)
+    fall = rng.uniform(0.3, 1.0)
+    values = np.full((COARSE, COARSE, 3), tone)
+    for knots in (3, 6, 12, 24, 48):
+        grey = rng.normal(0, 1, (knots, knots, 1))
+        coloured = grey + rng.normal(0, 0.35, (knots, knots, 3))
+        small = _from_values(128 + 30 * coloured)
+        smooth = small.resize((COARSE, COARSE), Image.Resampling.BICUBIC)
+        wave = np.asarray(smooth, dtype=np.float64) - 128
+        values += wave / 30 * strength * (6 / knots) ** fall
+    return _from_values(values)
+
+
+def _blobs(rng: Generator, image: Image.Image, tone: NDArray[np.float64]) -> None:
+    """Draw up to five discs or boxes of nearly the ground's tone."""
+    draw = ImageDraw.Draw(image)
+    for _ in range(rng.integers(0, 6)):
+        x, y = rng.uniform(-20, COARSE, 2).tolist()
+        width, height = rng.uniform(8, 60, 2).tolist()
+        shade = rgb(tone + rng.normal(0, 25, 3))
+        paint = draw.rectangle
+        if rng.random() < 0.5:
+            paint = draw.ellipse
+        paint((x, y, x + width, y + height), shade)
+
+
+def _from_values(values: NDArray[np.float64]) -> Image.Image:
+    """An RGB image from (height, width, 3) numbers; fractions are cut off."""
+    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+
+
+# Shapes of the smooth hand.
+
+# Discs, with the box of the disc that is cut out of each, if any: in shares of the mask's side.
+DISCS: dict[str, tuple[float, ...]] = {
+    "circle": (),
+    "ring": (0.27, 0.27, 0.73, 0.73),
+    "moon": (0.38, 0.02, 1.2, 0.84),
+}
+# Left, top, right and bottom of the bars: in shares of the mask's side.
+BARS = {
+    "square": ((0.06, 0.06, 0.94, 0.94),),
+    "cross": ((0.34, 0, 0.66, 1), (0, 0.34, 1, 0.66)),
+}
+
+
+def star(inner: float) -> tuple[Point, ...]:
+    """Ten corners in a square from -1 to 1, y downwards: spikes of length 1, and notches `inner` from the middle."""
+    corners = []
+    for number, radius in enumerate((1.0, inner) * 5):
+        angle = pi * number / 5
+        corners.append((radius * sin(angle), -radius * cos(angle)))
+    return tuple(corners)
+
+
+# Corners in a square from -1 to 1, y downwards.
+POLYGONS: dict[str, tuple[Point, ...]] = {
+    "triangle": ((0, -0.95), (1, 0.85), (-1, 0.85)),
+    "diamond": ((0, -1), (0.8, 0), (0, 1), (-0.8, 0)),
+    "star": star(0.42),
+}
+
+
+@lru_cache(maxsize=512)
+def shape_mask(shape: str, size: int) -> Floats:
+    """Coverage of a shape in a square of `size` pixels: (size, size) float32 in [0, 1].
+
+    Raises:
+        ValueError: If there is no such shape.
+    """
+    big = size * FINE
+    image = Image.new("L", (big, big))
+    draw = ImageDraw.Draw(image)
+    if shape in DISCS:
+        draw.ellipse((0, 0, big - 1, big - 1), 255)
+        if hole := DISCS[shape]:
+            draw.ellipse([big * edge for edge in hole], 0)
+    elif shape in BARS:
+        for bar in BARS[shape]:
+            draw.rectangle([big * edge for edge in bar], 255)
+    elif shape in POLYGONS:
+        corners = [((x + 1) * big / 2, (y + 1) * big / 2) for x, y in POLYGONS[shape]]
+        draw.polygon(corners, 255)
+    else:
+        raise ValueError(f"No shape is called {shape!r}. The shapes are: {', '.join(SHAPES)}.")
+    return _coverage(image, size, size)
+
+
+def _coverage(image: Image.Image, width: int, height: int) -> Floats:
+    """An image averaged down to a mask that nobody may change: (height, width) float32 in [0, 1]."""
+    small = image.resize((width, height), Image.Resampling.BOX)
+    mask = np.asarray(small, dtype=np.float32) / np.float32(255)
+    mask.flags.writeable = False
+    return mask
+
+
+# Shapes of the hard hand.
+
+
+@dataclass(frozen=True, slots=True)
+class Pen:
+    """How the things of a picture are drawn.
+
+    Attributes:
+        line: "filled", "edged" (filled, with a border of another colour) or "outlined" (the border alone).
+        width: Of border or outline, as a share of a thing's size.
+        edge: The border's colour.
+        form: Where each shape stands between its narrowest and its widest form, 0 to 1.
+    """
+
+    line: str
+    width: float
+    edge: Rgb
+    form: float
+
+    @classmethod
+    def drawn(cls, rng: Generator) -> "Pen":
+        """A pen by lot: mostly filled."""
+        line = rng.choice(["filled", "edged", "outlined"], p=[0.68, 0.16, 0.16])
+        edge = (70, 70, 70)
+        if rng.random() < 0.7:
+            edge = (0, 0, 0)
+        return cls(str(line), rng.uniform(0.02, 0.07), edge, rng.random())
+
+
+def draw_shape(
+    image: Image.Image,
+    shape: str,
+    centre: Point,
+    size: float,
+    pen: Pen,
+    colour: Rgb | int,
+    edge: Rgb | int,
+) -> None:
+    """Draw one shape in a colour, with an edge where the pen has one; it is about `size` pixels wide and high."""
+    draw = ImageDraw.Draw(image)
+    x, y = centre
+    half = size / 2
+    box = (x - half, y - half, x + half, y + half)
+    if shape == "ring":
+        thick = size * (0.13 + 0.13 * pen.form)
+        draw.ellipse(box, outline=colour, width=max(3, round(thick)))
+        return
+    # Inside and border of each line; None is not drawn.
+    inks = {"filled": (colour, None), "edged": (colour, edge), "outlined": (None, colour)}
+    inside, border = inks[pen.line]
+    width = max(1, round(pen.width * size))
+    if shape == "circle":
+        draw.ellipse(box, inside, border, width)
+        return
+    corners = _corners(round(pen.form, 1))[shape]
+    places = [(x + across * half, y + down * half) for across, down in corners]
+    draw.polygon(places, inside, border, width)
+
+
+@lru_cache(maxsize=16)
+def _corners(form: float) -> dict[str, tuple[Point, ...]]:
+    """The corners of each shape that has some, in a square from -1 to 1, y downwards."""
+    square = 0.88 + 0.1 * form
+    base = 0.75 + 0.2 * form
+    across = 0.68 + 0.3 * form
+    arm = 0.22 + 0.2 * form
+    return {
+        "square": _mirrored([(square, square)]),
+        "triangle": ((0, -0.97), (1, base), (-1, base)),
+        "diamond": ((0, -1), (across, 0), (0, 1), (-across, 0)),
+        "cross": _mirrored([(arm, 1), (arm, arm), (1, arm)]),
+        "star": star(0.36 + 0.12 * form),
+        "moon": _moon(form),
+    }
+
+
+def _mirrored(quarter: list[Point]) -> tuple[Point, ...]:
+    """The corners of all four quarters in turn, from those of the lower right one."""
+    turned = quarter[::-1]
+    return (
+        *((x, -y) for x, y in quarter),
+        *turned,
+        *((-x, y) for x, y in quarter),
+        *((-x, -y) for x, y in turned),
+    )
+
+
+def _moon(form: float) -> tuple[Point, ...]:
+    """A disc without another of nearly its size, up and to the right, or straight to the right."""
+    away = 0.42 + 0.2 * form
+    opening = 0.0
+    if form < 0.6:
+        opening = -pi / 5
+    x = away * cos(opening)
+    y = away * sin(opening)
+    turn = np.linspace(0, 2 * pi, 73)[:-1]
+    circle = [(cos(angle), sin(angle)) for angle in turn]
+    # The disc's edge where the other does not cover it (0.72 is nearly 0.85 squared), then the other's edge inside it.
+    outer = [(a, b) for a, b in circle if (a - x) ** 2 + (b - y) ** 2 >= 0.72]
+    hole = [(x + 0.85 * a, y + 0.85 * b) for a, b in circle]
+    inner = [(a, b) for a, b in hole if a * a + b * b <= 1]
+    # Once round from the opening, and back along the hole.
+    outer.sort(key=lambda point: _turned(point[0], point[1], opening))
+    inner.sort(key=lambda point: -_turned(point[0] - x, point[1] - y, opening))
+    return (*outer, *inner)
+
+
+def _turned(x: float, y: float, opening: float) -> float:
+    """How far a point is turned from the opening around (0, 0), in radians from 0 to a full turn."""
+    return float((np.arctan2(y, x) - opening) % (2 * pi))
+
+
+# Characters of the smooth hand.
+
+
+@lru_cache(maxsize=2048)
+def glyph(character: str, size: int) -> Floats:
+    """Coverage of one character of Pillow's built-in font: (height, advance) float32 in [0, 1].
+
+    All characters of one `size` share a height; widths are `glyph_advance`.
+    """
+    large = font("built in", 2 * size)
+    width = glyph_advance(character, size)
+    image = Image.new("L", (2 * width, 2 * size))
+    left, _, right, _ = large.getbbox(character)
+    _, top, _, bottom = large.getbbox("H")
+    start = (width - (left + right) / 2, size - (top + bottom) / 2)
+    # Drawn twice as large with a thin outline, so that strokes get 3 px instead of 2.
+    ImageDraw.Draw(image).text(start, character, 255, large, stroke_width=1)
+    return _coverage(image, width, size)
+
+
+@lru_cache(maxsize=2048)
+def glyph_advance(character: str, size: int) -> int:
+    """Pixels from this character to the next: always more than one patch of 14."""
+    left, _, right, _ = font("built in", size).getbbox(character)
+    return max(15, int(right - left) + 3)
+
+
+# Characters of the hard hand.
+
+
+@lru_cache(maxsize=256)
+def font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    """One of `FONTS` at a size in pixels."""
+    if name == "built in":
+        built_in = ImageFont.load_default(size)
+        assert isinstance(built_in, ImageFont.FreeTypeFont)
+        return built_in
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", f"{name}.ttf"), size)
+
+
+def draw_characters(
+    image: Image.Image,
+    owner: Image.Image,
+    characters: str,
+    start: Point,
+    face: ImageFont.FreeTypeFont,
+    ink: Rgb,
+    bold: bool,
+    mark: int,
+) -> list[float]:
+    """Write one line.
+
+    Args:
+        image: Gets the characters in colour.
+        owner: Gets `mark` where the first character is, one less where the next is, and so on.
+        characters: What to write.
+        start: The left end of the line's middle.
+        face: The font.
+        ink: The colour.
+        bold: Whether to thicken each line of a character on both sides, by a 24th of the size.
+        mark: Of the first character.
+
+    Returns:
+        The middle of each character's cell, in pixels from the left.
+    """
+    pen, middle = start
+    draw = ImageDraw.Draw(image)
+    _, top, _, bottom = face.getbbox("H", anchor="ls")
+    baseline = middle - (top + bottom) / 2
+    size = round(face.size)
+    stroke = 0
+    if bold:
+        stroke = max(1, size // 24)
+    centres = []
+    for place, character in enumerate(characters):
+        draw.text((pen, baseline), character, ink, face, "ls", stroke_width=stroke)
+        # The same in one bit, so that no pixel is owned in part; the corner is whole, as pixels are.
+        mask = Image.new("1", (3 * size, 3 * size))
+        left = int(pen) - size
+        upper = int(baseline) - 2 * size
+        at = (pen - left, baseline - upper)
+        ImageDraw.Draw(mask).text(at, character, 1, face, "ls", stroke_width=stroke)
+        owner.paste(mark - place, (left, upper), mask)
+        end = pen + face.getlength(character)
+        centres.append((pen + end) / 2)
+        pen = end
+    return centres

@@ -3,23 +3,16 @@
 A film is a handful of frames, each a `Scene`, and a pure function of (split, index, side).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image, ImageDraw
+from numpy.random import Generator
+from PIL import Image
 
-from foveate.embedded import FILM_TASKS
-from foveate.embedded.drawing import SHAPES
-from foveate.embedded.grounds import ground
-from foveate.embedded.questions import Question, article
-from foveate.embedded.scenes import Scene, Text, Thing, rng_for
-from foveate.embedded.sketches import MEANT, Canvas, free_box, stands_out, tint, write
-from foveate.embedded.strokes import Look, draw_shape
+from foveate.embedded.drawing import MEANT, SHAPES, Pen, ground, stands_out, tint
+from foveate.embedded.scenes import Box, Canvas, Scene, Text, Thing, rng_for, shuffled, write
 
-__all__ = ["FILM_TASKS", "FRAMES", "SIDE", "Film", "Shown", "film", "film_questions", "one_per_film_task"]
-
-PURPOSE = 6  # of the generator, see `rng_for`
+__all__ = ["BRIEF", "FRAMES", "SIDE", "Film", "Shown", "film"]
 
 FRAMES, SIDE = 8, 168
 """Frames of a film, and pixels of a side of each: 144 vision tokens a frame."""
@@ -43,20 +36,20 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    """One thing or text alone on the ground, the pixels that are its own, and the box that it may fill."""
-
-    picture: Image.Image
-    owner: Image.Image
-    box: tuple[int, int, int, int]
-
-
-@dataclass(frozen=True, slots=True)
 class Film:
     """Frames in order, and everything that shows in any of them; things have different names."""
 
     frames: tuple[Scene, ...]
     shown: tuple[Shown, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One thing or text, alone on a canvas of its own, and the box that it fills there."""
+
+    shown: Shown
+    canvas: Canvas
+    box: Box
 
 
 def film(split: str, index: int, frames: int = FRAMES, side: int = SIDE) -> Film:
@@ -68,110 +61,85 @@ def film(split: str, index: int, frames: int = FRAMES, side: int = SIDE) -> Film
         frames: How many; 4 or more.
         side: Pixels, a multiple of 14.
     """
-    rng = rng_for(split, index, PURPOSE)
-    canvas = Canvas(side, 2.0, (0, 0, side, side))
-    blank = ground(rng, 2 * side)
-    look, taken = Look.drawn(rng), list[tuple[float, float, float, float]]()
-    shown: list[Shown] = []
+    rng = rng_for(split, index, purpose=6)
+    everywhere = Box(0, 0, side, side)
+    empty = Canvas(side, 2.0, everywhere, ground(rng, 2 * side))
+    pen = Pen.drawn(rng)
+    texts = _text_layers(rng, empty, frames)
+    things = _thing_layers(rng, empty, pen, frames)
+    scenes = [_frame(empty, things + texts, number) for number in range(frames)]
+    shown = [layer.shown for layer in texts + things]
+    return Film(tuple(scenes), tuple(shown))
+
+
+def _another(canvas: Canvas) -> Canvas:
+    """A copy to draw on, which shares what is taken: layers do not overlap."""
+    return replace(canvas, image=canvas.image.copy())
+
+
+def _text_layers(rng: Generator, empty: Canvas, frames: int) -> list[Layer]:
+    """In two films of five a text, for up to half of the frames."""
+    if rng.random() >= 0.4:
+        return []
+    canvas = _another(empty)
+    text = write(rng, canvas)
+    if text is None:
+        return []
+    start = int(rng.integers(0, frames))
+    stop = start + int(rng.integers(1, frames // 2 + 1))
+    shown = Shown(text, start, min(frames, stop))
+    return [Layer(shown, canvas, canvas.taken[-1])]
+
+
+def _thing_layers(rng: Generator, empty: Canvas, pen: Pen, frames: int) -> list[Layer]:
+    """Two to four things, no two of one shape or one colour, where there is room and they can be seen."""
+    shapes = shuffled(rng, SHAPES)
+    colours = shuffled(rng, list(MEANT))
+    count = rng.integers(2, 5)
     layers: list[Layer] = []
-    if rng.random() < 0.4:
-        picture, owner = blank.copy(), Image.new("L", blank.size)
-        for text in write(rng, canvas, picture, owner, taken):
-            start = int(rng.integers(0, frames))
-            shown.append(Shown(text, start, min(frames, start + int(rng.integers(1, frames // 2 + 1)))))
-            layers.append(Layer(picture, owner, canvas.pixels(taken[-1])))
-    names = [(SHAPES[i], list(MEANT)[j]) for i, j in zip(rng.permutation(8), rng.permutation(8), strict=True)]
-    for shape, colour in names[: int(rng.integers(2, 5))]:
-        size, rgb = float(rng.uniform(16, 46)), tint(rng, colour)
-        box = free_box(rng, canvas, size, size, taken, 25)
-        if box is None or not stands_out(blank, canvas.pixels(box), rgb):
+    for shape, colour in zip(shapes[:count], colours[:count], strict=True):
+        size = rng.uniform(16, 46)
+        rgb = tint(rng, colour)
+        box = empty.claim_anywhere(rng, size, size, 25)
+        if box is None or not stands_out(empty.image, empty.pixels(box), rgb):
             continue
-        thing = Thing(shape, colour, (box[0] + box[2]) / 2, (box[1] + box[3]) / 2, round(size))
-        picture, owner = blank.copy(), Image.new("L", blank.size)
-        centre = 2 * thing.x, 2 * thing.y
-        draw_shape(ImageDraw.Draw(picture), shape, centre, 2 * size, rgb, look, look.edge)
-        draw_shape(ImageDraw.Draw(owner), shape, centre, 2 * size, 255, look, 255)
-        shown.append(Shown(thing, *_when(rng, frames, first=not any(isinstance(s.what, Thing) for s in shown))))
-        layers.append(Layer(picture, owner, canvas.pixels(box)))
-    return Film(tuple(_frame(blank, shown, layers, number, side) for number in range(frames)), tuple(shown))
+        thing = Thing(shape, colour, *box.centre, round(size))
+        canvas = _another(empty)
+        canvas.draw(thing, size, pen, rgb, mark=255)
+        start, stop = _when(rng, frames, first=not layers)
+        layers.append(Layer(Shown(thing, start, stop), canvas, box))
+    return layers
 
 
-def _when(rng: np.random.Generator, frames: int, first: bool) -> tuple[int, int]:
+def _when(rng: Generator, frames: int, first: bool) -> tuple[int, int]:
     """From the start on, from some frame on, for a while, or just briefly."""
     manner = rng.random()
-    if manner < (0.5 if first else 0.15):
+    if manner < 0.15 or (first and manner < 0.5):
         return 0, frames
     if manner < 0.6:
         return int(rng.integers(1, frames)), frames
     start = int(rng.integers(0, frames - 1))
-    longest = max(1, frames // BRIEF) if manner < 0.85 else frames
+    longest = frames
+    if manner < 0.85:
+        longest = max(1, frames // BRIEF)
     return start, min(frames, start + int(rng.integers(1, longest + 1)))
 
 
-def _frame(blank: Image.Image, shown: list[Shown], layers: list[Layer], number: int, side: int) -> Scene:
-    """The scene of one frame: its things, then its text."""
-    now = [(one.what, layer) for one, layer in zip(shown, layers, strict=True) if one.start <= number < one.stop]
-    now.sort(key=lambda each: isinstance(each[0], Text))
-    things = tuple(what for what, _ in now if isinstance(what, Thing))
-    image, owner = blank.copy(), np.zeros((blank.height, blank.width), dtype=np.uint8)
-    for place, (what, layer) in enumerate(now, start=1):
-        left, top, right, bottom = (layer.box[0] - 2, layer.box[1] - 2, layer.box[2] + 2, layer.box[3] + 2)
-        image.paste(layer.picture.crop((left, top, right, bottom)), (left, top))
-        marks = np.asarray(layer.owner, dtype=np.int16)
-        numbers = place if isinstance(what, Thing) else 256 - marks + len(things)
-        owner = np.where(marks > 0, numbers, owner)
-    small = image.resize((side, side), Image.Resampling.BICUBIC)
-    texts = tuple(what for what, _ in now if isinstance(what, Text))
-    return Scene(np.array(small), things, texts, owner[::2, ::2].astype(np.uint8))
-
-
-def film_questions(one: Film, rng: np.random.Generator) -> list[Question]:
-    """Every question that a film allows; `rng` only chooses what is asked for that never shows."""
-    things = [each for each in one.shown if isinstance(each.what, Thing)]
-    return [*_order(things), *_brief(things, len(one.frames)), *_ever(things, rng), *_text(one)]
-
-
-def one_per_film_task(one: Film, split: str, index: int) -> list[Question]:
-    """One question of each task that the film allows; a function of (split, index)."""
-    rng = rng_for(split, index, purpose=1)
-    found: dict[str, list[Question]] = {}
-    for question in film_questions(one, rng):
-        found.setdefault(question.task, []).append(question)
-    return [each[int(rng.integers(len(each)))] for each in found.values()]
-
-
-def _order(things: list[Shown]) -> Iterator[Question]:
-    starts = [each.start for each in things]
-    names = {each.start: each.what.name for each in things if isinstance(each.what, Thing)}
-    if not things or len(things) < 2:
-        return
-    if starts.count(min(starts)) == 1:
-        yield Question("first", "Which object appears first?", names[min(starts)])
-    if starts.count(max(starts)) == 1:
-        yield Question("last", "Which object appears last?", names[max(starts)])
-    if len(names) == len(things):
-        yield Question(
-            "order", "List the objects in order of appearance.", ", ".join(names[at] for at in sorted(names))
-        )
-
-
-def _brief(things: list[Shown], frames: int) -> Iterator[Question]:
-    short = [each for each in things if each.frames * BRIEF <= frames]
-    if len(short) == 1 and all(each is short[0] or each.frames * 2 >= frames for each in things):
-        (what,) = [each.what for each in short if isinstance(each.what, Thing)]
-        yield Question("brief", "Which object is seen only briefly?", what.name)
-
-
-def _ever(things: list[Shown], rng: np.random.Generator) -> Iterator[Question]:
-    present = [each.what for each in things if isinstance(each.what, Thing)]
-    names = {what.name for what in present}
-    mixed = sorted({f"{a.colour} {b.shape}" for a in present for b in present} - names)
-    asked = [*sorted(names), *mixed[: len(names)]] if rng.random() < 0.5 else [*sorted(names), *mixed[-len(names) :]]
-    for name in asked:
-        yield Question("ever", f"Does {article(name)} {name} appear?", "yes" if name in names else "no")
-
-
-def _text(one: Film) -> Iterator[Question]:
-    for each in one.shown:
-        if isinstance(each.what, Text):
-            yield Question("film text", "What does the text say?", each.what.characters)
+def _frame(empty: Canvas, layers: list[Layer], number: int) -> Scene:
+    """The scene of one frame, from the layers that show then: things, then the text."""
+    now = [layer for layer in layers if layer.shown.start <= number < layer.shown.stop]
+    image = empty.image.copy()
+    owner = np.zeros((image.height, image.width), dtype=np.int16)
+    for place, layer in enumerate(now, start=1):
+        left, top, right, bottom = empty.pixels(layer.box)
+        part = (left - 2, top - 2, right + 2, bottom + 2)
+        image.paste(layer.canvas.image.crop(part), part)
+        # A thing's mark is 255; a text's characters are marked from there downwards, and count on upwards.
+        marks = np.asarray(layer.canvas.owner, dtype=np.int16)
+        owner = np.where(marks > 0, place + 255 - marks, owner)
+    small = image.resize((empty.side, empty.side), Image.Resampling.BICUBIC)
+    small_owner = owner[::2, ::2].astype(np.uint8)
+    shown = [layer.shown.what for layer in now]
+    things = tuple(what for what in shown if isinstance(what, Thing))
+    texts = tuple(what for what in shown if isinstance(what, Text))
+    return Scene(np.array(small), things, texts, small_owner)

@@ -1,28 +1,30 @@
-"""Questions about a scene, each with its one right answer.
+"""Questions about a scene or a film, each with its one right answer.
 
-A question is asked only if its answer is unambiguous: what it names occurs once, and positions that
-are compared differ by a visible margin.
+A question is asked only if its answer is unambiguous: what it names occurs once, and positions that are compared differ
+by a visible margin.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from numpy.random import Generator
 
 from foveate.embedded import TASKS
-from foveate.embedded.drawing import COLOURS, SHAPES
-from foveate.embedded.scenes import Scene, Thing, rng_for
+from foveate.embedded.drawing import COLOURS, SHAPES, pick
+from foveate.embedded.films import BRIEF, Film, Shown
+from foveate.embedded.scenes import Scene, Text, Thing, rng_for
 
 __all__ = [
-    "SIDES",
-    "TASKS",
+    "MARGIN",
     "TEXT_TASKS",
     "Question",
     "all_questions",
-    "article",
     "ask",
+    "film_questions",
     "neighbours",
+    "one_per_film_task",
     "one_per_task",
     "relations",
 ]
@@ -38,6 +40,8 @@ BESIDE, ASIDE = 14.0, 9.0
 More beside large things, see `_beside`."""
 SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}
 """Each side's axis and direction."""
+NAMES = {f"{colour} {shape}" for colour in COLOURS for shape in SHAPES}
+"""Of all things that there can be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,58 +53,88 @@ class Question:
     answer: str
 
 
-def all_questions(scene: Scene, rng: np.random.Generator) -> dict[str, list[Question]]:
+def all_questions(scene: Scene, rng: Generator) -> dict[str, list[Question]]:
     """Every question that this scene allows, by task; tasks without any are left out.
 
     `rng` only chooses which absent objects are asked for.
     """
-    found: dict[str, list[Question]] = {}
-    for question in (
-        *_objects(scene),
-        *_existence(scene, rng),
-        *_relations(scene),
-        *_order(scene),
-        *_text(scene),
-        *_absent(scene, rng),
-    ):
-        found.setdefault(question.task, []).append(question)
-    return found
+    return by_task(
+        [
+            *_objects(scene),
+            *_existence(scene, rng),
+            *_relations(scene),
+            *_order(scene),
+            *_text(scene),
+            *_absent(scene, rng),
+        ]
+    )
 
 
-def ask(scene: Scene, rng: np.random.Generator, count: int, weights: Mapping[str, float]) -> list[Question]:
+def ask(scene: Scene, rng: Generator, count: int, weights: Mapping[str, float]) -> list[Question]:
     """Draw up to `count` different questions, tasks by weight, answers of a task evenly."""
-    found = all_questions(scene, rng)
+    left = all_questions(scene, rng)
     drawn: list[Question] = []
-    while found and len(drawn) < count:
-        tasks = list(found)
+    while left and len(drawn) < count:
+        tasks = list(left)
         weight = np.array([weights.get(task, 0.0) for task in tasks])
         if weight.sum() <= 0:
             break
-        task = tasks[int(rng.choice(len(tasks), p=weight / weight.sum()))]
-        question = _even(found[task], rng)
+        share = weight / weight.sum()
+        task = tasks[rng.choice(len(tasks), p=share)]
+        question = _even(left[task], rng)
         drawn.append(question)
-        found[task].remove(question)
-        if not found[task]:
-            del found[task]
+        left[task].remove(question)
+        if not left[task]:
+            del left[task]
     return drawn
 
 
 def one_per_task(scene: Scene, split: str, index: int) -> list[Question]:
     """One question of each task that the scene allows; a function of (split, index)."""
     rng = rng_for(split, index, purpose=1)
-    found = all_questions(scene, rng)
-    return [_even(found[task], rng) for task in TASKS if task in found]
+    questions = all_questions(scene, rng)
+    return [_even(questions[task], rng) for task in TASKS if task in questions]
 
 
-def _even(questions: list[Question], rng: np.random.Generator) -> Question:
+def film_questions(film: Film, rng: Generator) -> list[Question]:
+    """Every question that a film allows; `rng` only chooses what is asked for that never shows."""
+    things = [shown for shown in film.shown if isinstance(shown.what, Thing)]
+    texts = [shown for shown in film.shown if isinstance(shown.what, Text)]
+    return [
+        *_appearance(things),
+        *_brief(things, len(film.frames)),
+        *_ever({shown.what.name for shown in things}, rng),
+        *(Question("film text", "What does the text say?", shown.what.name) for shown in texts),
+    ]
+
+
+def one_per_film_task(film: Film, split: str, index: int) -> list[Question]:
+    """One question of each task that the film allows; a function of (split, index)."""
+    rng = rng_for(split, index, purpose=1)
+    groups = by_task(film_questions(film, rng))
+    return [pick(rng, questions) for questions in groups.values()]
+
+
+def by_task(questions: Iterable[Question]) -> dict[str, list[Question]]:
+    """The questions of each task; tasks in the order of their first question."""
+    groups: dict[str, list[Question]] = {}
+    for question in questions:
+        groups.setdefault(question.task, []).append(question)
+    return groups
+
+
+def _even(questions: list[Question], rng: Generator) -> Question:
     """Draw an answer first, then a question that has it."""
-    answers = sorted({q.answer for q in questions})
-    answer = answers[int(rng.integers(len(answers)))]
-    matching = [q for q in questions if q.answer == answer]
-    return matching[int(rng.integers(len(matching)))]
+    answers = {question.answer for question in questions}
+    answer = pick(rng, sorted(answers))
+    return pick(rng, [question for question in questions if question.answer == answer])
+
+
+# About a scene.
 
 
 def _objects(scene: Scene) -> Iterator[Question]:
+    """Colour, shape and place of what is named by one word or two that fit no other; and counts."""
     shapes = [thing.shape for thing in scene.things]
     colours = [thing.colour for thing in scene.things]
     for thing in scene.things:
@@ -111,113 +145,177 @@ def _objects(scene: Scene) -> Iterator[Question]:
         where = _quadrant(scene, thing.x, thing.y)
         if where and _is_alone(thing, scene):
             yield Question("quadrant", f"Where is the {thing.name}?", where)
-    yield Question("count", "How many objects are there?", str(len(shapes)))
+    yield _count("objects", len(shapes))
     for shape in sorted(set(shapes)):
-        yield Question("count", f"How many {_plural(shape)} are there?", str(shapes.count(shape)))
+        yield _count(_plural(shape), shapes.count(shape))
     for colour in sorted(set(colours)):
-        yield Question("count", f"How many {colour} objects are there?", str(colours.count(colour)))
+        yield _count(f"{colour} objects", colours.count(colour))
 
 
-def _is_alone(one: Thing, scene: Scene) -> bool:
+def _count(what: str, number: int) -> Question:
+    return Question("count", f"How many {what} are there?", str(number))
+
+
+def _is_alone(thing: Thing, scene: Scene) -> bool:
     """Whether its name tells this thing from all others."""
-    return sum(thing.name == one.name for thing in scene.things) == 1
+    names = [other.name for other in scene.things]
+    return names.count(thing.name) == 1
 
 
-def _existence(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
-    present = {(thing.colour, thing.shape) for thing in scene.things}
-    absent: set[tuple[str, str]] = set()
-    for _ in sorted(present):  # three in four recombine a colour and a shape that are there
+def _existence(scene: Scene, rng: Generator) -> Iterator[Question]:
+    """Whether there is a thing: each that is there, and as many that are not, mostly of shapes and colours that are."""
+    present = {thing.name for thing in scene.things}
+    absent: set[str] = set()
+    while len(absent) < len(present):
+        near: set[str] = set()
         if rng.random() < 0.75:
-            near = {(a.colour, b.shape) for a in scene.things for b in scene.things} - present - absent
-        else:
-            near = set()
-        choice = sorted(near or {(c, s) for c in COLOURS for s in SHAPES} - present - absent)
-        absent.add(choice[int(rng.integers(len(choice)))])
-    for colour, shape in sorted(present | absent):
-        answer = "yes" if (colour, shape) in present else "no"
-        yield Question("existence", f"Is there {article(colour)} {colour} {shape}?", answer)
+            near = _recombined(present) - present - absent
+        candidates = near or NAMES - present - absent
+        absent.add(pick(rng, sorted(candidates)))
+    for name in sorted(present | absent):
+        yield _yes_or_no("existence", f"Is there {_with_article(name)}?", name in present)
 
 
-def _absent(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
+def _recombined(names: set[str]) -> set[str]:
+    """Every colour with every shape that occurs in the names."""
+    pairs = [name.split() for name in names]
+    return {f"{colour} {shape}" for colour, _ in pairs for _, shape in pairs}
+
+
+def _yes_or_no(task: str, question: str, answer: bool) -> Question:
+    return Question(task, question, ("no", "yes")[answer])
+
+
+def _with_article(name: str) -> str:
+    """A red star, an orange star."""
+    if name[0] in "aeiou":
+        return f"an {name}"
+    return f"a {name}"
+
+
+def _absent(scene: Scene, rng: Generator) -> Iterator[Question]:
     """In one sketch of four with things, how many there are of a shape or a colour that is not there: none."""
     if not scene.sketched:
         return
-    shapes = [_plural(shape) for shape in SHAPES if shape not in {thing.shape for thing in scene.things}]
-    colours = [f"{name} objects" for name in COLOURS if name not in {thing.colour for thing in scene.things}]
-    missing = shapes + colours
+    shapes = {thing.shape for thing in scene.things}
+    colours = {thing.colour for thing in scene.things}
+    missing = [_plural(shape) for shape in SHAPES if shape not in shapes]
+    missing += [f"{colour} objects" for colour in COLOURS if colour not in colours]
     if scene.things and missing and rng.random() < 0.25:
-        yield Question("count", f"How many {missing[int(rng.integers(len(missing)))]} are there?", "0")
+        yield _count(pick(rng, missing), 0)
 
 
 def _order(scene: Scene) -> Iterator[Question]:
-    for direction, axis in (("left to right", 0), ("top to bottom", 1)):
+    """Lists of all things along an axis, where no two are too near to tell."""
+    for axis, direction in enumerate(("left to right", "top to bottom")):
         line = sorted(scene.things, key=lambda thing: thing.centre[axis])
-        clear = all(b.centre[axis] - a.centre[axis] >= MARGIN for a, b in pairwise(line))
-        if 2 <= len(line) <= MOST_LISTED and clear:
+        gaps = [second.centre[axis] - first.centre[axis] for first, second in pairwise(line)]
+        if 2 <= len(line) <= MOST_LISTED and min(gaps) >= MARGIN:
             names = ", ".join(thing.name for thing in line)
             yield Question(f"list {direction}", f"List the objects from {direction}.", names)
 
 
-def _relations(scene: Scene) -> Iterator[Question]:
-    for one in scene.things:
-        for word, near in zip(SIDES, neighbours(scene, one), strict=True):
-            if len(near) == 1 and _is_alone(one, scene):
-                yield Question("relation", f"What is just {word} the {one.name}?", near[0].name)
-
-
 def relations(scene: Scene) -> int:
     """How many relations can be asked for."""
-    return sum(1 for _ in _relations(scene))
+    return len(list(_relations(scene)))
 
 
-def neighbours(scene: Scene, one: Thing) -> list[tuple[Thing, ...]]:
+def _relations(scene: Scene) -> Iterator[Question]:
+    """What is just beside a thing on a side, where that is one thing."""
+    for thing in scene.things:
+        for side, near in zip(SIDES, neighbours(scene, thing), strict=True):
+            if len(near) == 1 and _is_alone(thing, scene):
+                yield Question("relation", f"What is just {side} the {thing.name}?", near[0].name)
+
+
+def neighbours(scene: Scene, thing: Thing) -> list[tuple[Thing, ...]]:
     """What stands close to a thing on each side, in the order of `SIDES`: nothing, one thing, or several.
 
     Several where it is not clear which, if any, is just beside it.
     """
-    found = []
+    others = [other for other in scene.things if other is not thing]
+    sides = []
     for axis, sign in SIDES.values():
-        near, about = (
-            tuple(other for other in scene.things if other is not one and _beside(one, other, axis, sign, reach))
-            for reach in (1, 2)
-        )
-        found.append(near if len(near) == len(about) == 1 or not about else (*about, *about))
-    return found
+        near = tuple(other for other in others if _beside(thing, other, axis, sign, reach=1))
+        about = tuple(other for other in others if _beside(thing, other, axis, sign, reach=2))
+        if about and not len(near) == len(about) == 1:
+            near = (*about, *about)  # several, even where one thing stands too far away to be just beside it
+        sides.append(near)
+    return sides
 
 
-def _beside(one: Thing, other: Thing, axis: int, sign: int, reach: float) -> bool:
-    """Whether `other` stands on that side of `one`, within `reach` times what counts as just beside it."""
-    ahead = sign * (other.centre[axis] - one.centre[axis])
-    size = (one.size + other.size) / 2
-    out_of_line = abs(other.centre[1 - axis] - one.centre[1 - axis])
-    near, straight = max(BESIDE, 0.6 * size - 14), max(ASIDE, 0.3 * size - 5)
-    return ahead > 0 and ahead - size <= reach * near and out_of_line <= reach * straight
+def _beside(thing: Thing, other: Thing, axis: int, sign: int, reach: float) -> bool:
+    """Whether `other` stands on that side of `thing`, within `reach` times what counts as just beside it."""
+    size = (thing.size + other.size) / 2
+    ahead = sign * (other.centre[axis] - thing.centre[axis])
+    aside = abs(other.centre[1 - axis] - thing.centre[1 - axis])
+    near = max(BESIDE, 0.6 * size - 14)
+    straight = max(ASIDE, 0.3 * size - 5)
+    return ahead > 0 and ahead - size <= reach * near and aside <= reach * straight
 
 
 def _text(scene: Scene) -> Iterator[Question]:
+    """About the text, if there is one alone."""
     if len(scene.texts) != 1:
         return
-    text = scene.texts[0]
+    (text,) = scene.texts
     yield Question("read text", "What does the text say?", text.characters)
     for ordinal, character in zip(ORDINALS, text.characters, strict=False):
         yield Question("character", f"What is the {ordinal} character?", character)
-    where = _quadrant(scene, text.x, text.y)
-    if where:
+    if where := _quadrant(scene, text.x, text.y):
         yield Question("text quadrant", "Where is the text?", where)
 
 
 def _quadrant(scene: Scene, x: float, y: float) -> str | None:
     """Name of the quadrant, or None within 6 % of the side from a middle line."""
-    middle, margin = scene.side / 2, 0.06 * scene.side
-    if min(abs(x - middle), abs(y - middle)) < margin:
+    middle = scene.side / 2
+    near = min(abs(x - middle), abs(y - middle))
+    if near < 0.06 * scene.side:
         return None
-    return f"{'top' if y < middle else 'bottom'} {'left' if x < middle else 'right'}"
+    row = ("bottom", "top")[y < middle]
+    column = ("right", "left")[x < middle]
+    return f"{row} {column}"
 
 
 def _plural(shape: str) -> str:
-    return f"{shape}es" if shape.endswith("s") else f"{shape}s"
+    if shape.endswith("s"):
+        return f"{shape}es"
+    return f"{shape}s"
 
 
-def article(word: str) -> str:
-    """What stands before a word: a or an."""
-    return "an" if word[0] in "aeiou" else "a"
+# About a film.
+
+
+def _appearance(things: Sequence[Shown]) -> Iterator[Question]:
+    """What comes first and last, and the order of all, where no two come at once."""
+    if len(things) < 2:
+        return
+    names: dict[int, list[str]] = {}
+    for shown in things:
+        names.setdefault(shown.start, []).append(shown.what.name)
+    arrivals = [names[start] for start in sorted(names)]
+    if len(arrivals[0]) == 1:
+        yield Question("first", "Which object appears first?", arrivals[0][0])
+    if len(arrivals[-1]) == 1:
+        yield Question("last", "Which object appears last?", arrivals[-1][0])
+    if len(arrivals) == len(things):
+        order = ", ".join(name for (name,) in arrivals)
+        yield Question("order", "List the objects in order of appearance.", order)
+
+
+def _brief(things: Sequence[Shown], frames: int) -> Iterator[Question]:
+    """What shows briefly, where all else shows in half of the frames or more."""
+    short = [shown for shown in things if shown.frames * BRIEF <= frames]
+    long = [shown for shown in things if shown.frames * 2 >= frames]
+    if len(short) == 1 and len(long) == len(things) - 1:
+        yield Question("brief", "Which object is seen only briefly?", short[0].what.name)
+
+
+def _ever(present: set[str], rng: Generator) -> Iterator[Question]:
+    """Whether a thing shows at all: each that does, and up to as many of their colours and shapes that do not."""
+    absent = sorted(_recombined(present) - present)
+    asked = absent[-len(present) :]
+    if rng.random() < 0.5:
+        asked = absent[: len(present)]
+    for name in (*sorted(present), *asked):
+        yield _yes_or_no("ever", f"Does {_with_article(name)} appear?", name in present)

@@ -1,31 +1,90 @@
-"""Synthetic scenes: coloured shapes and a short text on a cluttered background.
+"""Synthetic pictures: coloured shapes and short texts, and where each of them is.
 
-A scene is a pure function of (split, index, side, dense). Held-out scenes can never be drawn in
-training, because the split is part of the seed. NumPy and Pillow only.
+A picture is a `Scene`, and a pure function of (split, index, side) and one switch. Held-out pictures can never be drawn
+in training, because the split is part of the seed. There are two kinds:
+
+- `scene` paints smooth shapes, no two alike, on clutter or on an even ground.
+- `sketch` draws as a person does with a few lines of code: equal things, any size, several fonts, plates, outlines. Its
+  canvas has a size of its own, is often wide or tall, and is padded to a square and resized as a processor does.
 """
 
-from dataclasses import dataclass
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
+from PIL import Image
 
-from foveate.embedded.drawing import COLOURS, PURE, SHAPES, background, glyph, glyph_advance, plain, shape_mask
+from foveate.embedded.drawing import (
+    COLOURS,
+    FONTS,
+    MEANT,
+    PURE,
+    SHAPES,
+    Pen,
+    Pixels,
+    Rgb,
+    background,
+    draw_characters,
+    draw_shape,
+    font,
+    glyph,
+    glyph_advance,
+    ground,
+    ink_on,
+    log_uniform,
+    pick,
+    plain,
+    shape_mask,
+    stands_out,
+    tint,
+)
 
-__all__ = ["CHARACTERS", "PATCH", "SPLITS", "Scene", "Text", "Thing", "rng_for", "scene"]
+__all__ = [
+    "CHARACTERS",
+    "PAD",
+    "PATCH",
+    "SPLITS",
+    "Box",
+    "Canvas",
+    "Scene",
+    "Text",
+    "Thing",
+    "rng_for",
+    "scene",
+    "shuffled",
+    "sketch",
+    "write",
+]
 
 PATCH = 14
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-MOST = {84: 4}  # objects on small canvases; 8 on all others
 SPLITS = {"train": 1, "held-out": 2, "demo": 3}
 
+PAD = (127, 127, 127)
+"""What a processor that pads puts beside a wide or a tall sketch."""
+
+# Of scenes.
+MOST = {84: 4}  # objects on small canvases; 8 on all others
 PAIRED = 0.5  # share of scenes in which things stand beside one another
 BESIDE = 0.7  # share of their things that are put beside an earlier one, if there is room
-
 PLAIN = 0.3  # share of scenes on an even ground, with larger things, as a person would draw them
-
 LIGHT, DARK = 165.0, 55.0  # tones of a ground on which white, or dark ink, would not be seen
 
-Box = tuple[int, int, int, int]  # left, top, width, height
+# Of sketches.
+LINES = 8  # lines of text in a crowded sketch, at most
+MOST_SKETCHED = 9  # things, at most
+LARGEST = 220  # pixels of one thing, at most
+FILLED = 0.38  # share of the picture that things may take together
+BESIDE_SKETCHED = 0.45  # share of things that are put beside an earlier one, in three sketches of ten
+RATIOS = (1.25, 4 / 3, 1.5, 16 / 9, 2.0)  # of the long side of a wide or tall sketch to its short one
+
+
+# What a picture shows.
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +118,11 @@ class Text:
     size: int
 
     @property
+    def name(self) -> str:
+        """What answers call it: its characters."""
+        return self.characters
+
+    @property
     def x(self) -> float:
         """Centre of the whole line."""
         return (self.xs[0] + self.xs[-1]) / 2
@@ -71,9 +135,9 @@ class Scene:
     Attributes:
         image: (side, side, 3) uint8, RGB.
         things: The shapes, in the order in which they were drawn.
-        texts: At most one, except in dense scenes.
+        texts: At most one, except in dense scenes and crowded sketches.
         owner: (side, side) uint8: 0 background, then things and then characters, counted from 1.
-        sketched: Whether it is drawn as in `foveate.embedded.sketches`; things may then be equal.
+        sketched: Whether it was drawn by `sketch`; things may then be equal.
     """
 
     image: NDArray[np.uint8]
@@ -88,41 +152,133 @@ class Scene:
         return int(self.image.shape[0])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Style:
-    """How a plain scene is drawn.
-
-    Attributes:
-        ground: (side, side, 3) float32, 0-255.
-        largest, largest_text: Pixels.
-        grain: Of the pixel noise, 0 for none.
-    """
-
-    ground: NDArray[np.float32]
-    largest: int
-    largest_text: int
-    grain: int
-
-    @classmethod
-    def drawn(cls, rng: np.random.Generator, side: int) -> "Style":
-        """A style by lot; only large canvases have room for large things."""
-        large = side >= 336
-        grain = int(rng.integers(0, 6)) if rng.random() < 0.4 else 0
-        return cls(plain(rng, side), 46 if large else 30, 34 if large else 26, grain)
-
-    @property
-    def tone(self) -> float:
-        """Mean of the ground."""
-        return float(self.ground[0, 0].mean())
-
-
-def rng_for(split: str, index: int, purpose: int = 0) -> np.random.Generator:
-    """The generator of one scene.
+def rng_for(split: str, index: int, purpose: int = 0) -> Generator:
+    """The generator of one picture.
 
     `purpose` separates drawing (0), questions (1), pairs (2), style (3), sketches (4), whether a picture of training is
     one (5), and films (6).
     """
     return np.random.default_rng([SPLITS[split], index, purpose])
+
+
+def _check(side: int) -> None:
+    if side % PATCH:
+        raise ValueError(f"side is {side}; it must be a multiple of {PATCH}.")
+
+
+# Where things and texts find room.
+
+
+class Box(NamedTuple):
+    """What a thing or a line of text fills, in pixels."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @property
+    def width(self) -> float:
+        """From left to right."""
+        return self.right - self.left
+
+    @property
+    def height(self) -> float:
+        """From top to bottom."""
+        return self.bottom - self.top
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """x and y."""
+        return (self.left + self.right) / 2, (self.top + self.bottom) / 2
+
+    def is_apart(self, other: "Box", gap: int) -> bool:
+        """Whether `gap` pixels or more lie between two boxes, across or down."""
+        across = self.left >= other.right + gap or other.left >= self.right + gap
+        return across or self.top >= other.bottom + gap or other.top >= self.bottom + gap
+
+
+Corners = Sequence[tuple[float, float]]
+"""Left upper corners of boxes that a thing or a text might fill."""
+
+
+def claim(taken: list[Box], gap: int, corners: Corners, width: float, height: float) -> Box | None:
+    """The first free box of this size at one of the corners, or None; it is taken from then on."""
+    for left, top in corners:
+        box = Box(left, top, left + width, top + height)
+        if all(box.is_apart(other, gap) for other in taken):
+            taken.append(box)
+            return box
+    return None
+
+
+def one_side(rng: Generator, apart: float, slip: float) -> tuple[float, float]:
+    """The way from a thing to one on its left, right, upper or lower side: `apart` pixels, and `slip` out of line."""
+    return pick(rng, ((-apart, slip), (apart, slip), (slip, -apart), (slip, apart)))
+
+
+def shuffled(rng: Generator, names: Sequence[str]) -> list[str]:
+    """The names in any order."""
+    return [names[i] for i in rng.permutation(len(names))]
+
+
+def random_word(rng: Generator, shortest: int) -> str:
+    """Up to five characters."""
+    length = rng.integers(shortest, 6)
+    return "".join(CHARACTERS[i] for i in rng.integers(0, len(CHARACTERS), length))
+
+
+# Scenes.
+
+
+@dataclass(slots=True)
+class Board:
+    """What a scene is painted on, by default clutter, and what is filled already; in pixels.
+
+    Attributes:
+        side: Width and height.
+        dense: Whether to fill it.
+        largest, largest_text: Of one thing, and of a text's height.
+        ground: (side, side, 3) float32, 0-255; None for clutter, which is painted when all has its place.
+        tone: Mean of an even ground; clutter is neither light nor dark.
+        grain: Of the pixel noise, 0 for none; None for that of clutter.
+        taken: What is filled already.
+    """
+
+    side: int
+    dense: bool
+    largest: int = 30
+    largest_text: int = 26
+    ground: NDArray[np.float32] | None = None
+    tone: float = (LIGHT + DARK) / 2
+    grain: int | None = None
+    taken: list[Box] = field(default_factory=list)
+
+    @classmethod
+    def drawn(cls, rng: Generator, side: int, dense: bool) -> "Board":
+        """An empty board by lot; only large ones have room for large things."""
+        board = cls(side, dense)
+        if rng.random() >= PLAIN:
+            return board
+        board.grain = 0
+        if rng.random() < 0.4:
+            board.grain = int(rng.integers(0, 6))
+        board.ground = plain(rng, side)
+        board.tone = float(board.ground[0, 0].mean())
+        if side >= 336:
+            board.largest = 46
+            board.largest_text = 34
+        return board
+
+    def claim(self, corners: Corners, width: int, height: int) -> Box | None:
+        """The first box at one of the corners that is 2 px from all others, or None; it is taken from then on."""
+        return claim(self.taken, 2, corners, width, height)
+
+    def claim_anywhere(self, rng: Generator, width: int, height: int, tries: int) -> Box | None:
+        """A free box by lot, or None; it is taken from then on."""
+        ends = (self.side - width, self.side - height)
+        corners = rng.integers(1, ends, (tries, 2))
+        return self.claim(corners.tolist(), width, height)
 
 
 def scene(split: str, index: int, side: int = 336, dense: bool = False) -> Scene:
@@ -133,125 +289,389 @@ def scene(split: str, index: int, side: int = 336, dense: bool = False) -> Scene
         index: From 0 on.
         side: Pixels, a multiple of 14. Objects keep their size in pixels on every side.
         dense: Fill the canvas (for the tower's first stage) instead of placing 1 to 8 objects.
+
+    Raises:
+        ValueError: If the side is no such multiple.
     """
-    if side % PATCH:
-        raise ValueError(f"side is {side}; it must be a multiple of {PATCH}.")
+    _check(side)
     rng = rng_for(split, index)
-    taken: list[Box] = []
-    lines = int(rng.integers(0, 2 * (side // 84) + 1)) if dense else int(rng.random() < 0.75)
-    styling = rng_for(split, index, purpose=3)
-    style = Style.drawn(styling, side) if styling.random() < PLAIN else None
-    texts = _place_texts(rng, side, taken, lines, style)
-    most = 5 * (side // 84) ** 2 if dense else int(rng.integers(1, MOST.get(side, 8) + 1))
-    pairing = rng_for(split, index, purpose=2)
-    pairs = pairing if not dense and pairing.random() < PAIRED else None
-    things = _place_things(rng, side, taken, min(most, 60), dense, pairs, style)
-    image, owner = _paint(rng, side, things, texts, style)
-    return Scene(image, things, texts, owner)
+    board = Board.drawn(rng_for(split, index, purpose=3), side, dense)
+    texts = _place_texts(rng, board)
+    things = _place_things(rng, rng_for(split, index, purpose=2), board)
+    image, owner = _painted(rng, board, _marks(rng, board, things, texts))
+    return Scene(image, tuple(things), tuple(texts), owner)
 
 
-def _free_box(rng: np.random.Generator, side: int, width: int, height: int, taken: list[Box], tries: int) -> Box | None:
-    """A place at least 2 px from everything taken, or None; records the place it returns."""
-    for left, top in rng.integers(1, (side - width, side - height), (tries, 2)).tolist():
-        if _is_free((left, top, width, height), taken):
-            taken.append((left, top, width, height))
-            return taken[-1]
-    return None
+def _place_texts(rng: Generator, board: Board) -> list[Text]:
+    """Words of two to five characters, fewer where there is no room for more."""
+    texts = []
+    for _ in range(_text_count(rng, board)):
+        size = int(rng.integers(20, board.largest_text + 1))
+        word = random_word(rng, 2)
+        advances = [glyph_advance(character, size) for character in word]
+        while sum(advances) > board.side - 4:
+            del advances[-1]
+        box = board.claim_anywhere(rng, sum(advances), size, 20)
+        if box is not None:
+            xs = box.left + np.cumsum(advances) - np.divide(advances, 2)
+            texts.append(Text(word[: len(advances)], tuple(xs.tolist()), box.centre[1], size))
+    return texts
 
 
-def _is_free(box: Box, taken: list[Box]) -> bool:
-    left, top, width, height = box
-    return all(
-        left >= l + w + 2 or l >= left + width + 2 or top >= t + h + 2 or t >= top + height + 2
-        for l, t, w, h in taken  # noqa: E741
-    )
+def _text_count(rng: Generator, board: Board) -> int:
+    """One in three scenes of four; up to two for every 84 pixels of a dense one's side."""
+    if board.dense:
+        return int(rng.integers(0, 2 * (board.side // 84) + 1))
+    return int(rng.random() < 0.75)
 
 
-def _box_beside(rng: np.random.Generator, side: int, size: int, things: list[Thing], taken: list[Box]) -> Box | None:
-    """A place close to a thing, on one of its four sides, or None; records the place it returns."""
-    anchor = things[int(rng.integers(len(things)))]
+def _place_things(rng: Generator, pairing: Generator, board: Board) -> list[Thing]:
+    """Find room for things, in half of the scenes mostly beside one another; `pairing` decides which."""
+    tries = 40
+    share_beside = 0.0
+    if not board.dense:
+        tries = 12
+        if pairing.random() < PAIRED:
+            share_beside = BESIDE
+    things: list[Thing] = []
+    for shape, colour in _scene_kinds(rng, board):
+        size = int(rng.integers(16, board.largest + 1))
+        box = None
+        if things and pairing.random() < share_beside:
+            anchor = pick(pairing, things)
+            box = board.claim(_beside(pairing, board.side, size, anchor), size, size)
+        if box is None:
+            box = board.claim_anywhere(rng, size, size, tries)
+        if box is not None:
+            things.append(Thing(shape, colour, *box.centre, size))
+    return things
+
+
+def _scene_kinds(rng: Generator, board: Board) -> list[tuple[str, str]]:
+    """Shape and colour of each thing, no two alike: of few shapes and colours, so that counts above one happen."""
+    most = min(5 * (board.side // 84) ** 2, 60)
+    colours = list(COLOURS)
+    shapes = list(SHAPES)
+    if not board.dense:
+        most = int(rng.integers(1, MOST.get(board.side, 8) + 1))
+        colours = shuffled(rng, colours)[: rng.integers(2, 9)]
+        shapes = shuffled(rng, shapes)[: rng.integers(2, 9)]
+    if board.tone > LIGHT:
+        colours = [colour for colour in colours if colour != "white"] or ["red"]
+    kinds = list(product(shapes, colours))
+    return [kinds[i] for i in rng.permutation(len(kinds))[:most]]
+
+
+def _beside(rng: Generator, side: int, size: int, anchor: Thing) -> Corners:
+    """The left upper corner of a box close to a thing, on one of its four sides; none outside the picture."""
     apart = (anchor.size + size) // 2 + int(rng.integers(2, 11))
     slip = int(rng.integers(-6, 7))
-    dx, dy = ((-apart, slip), (apart, slip), (slip, -apart), (slip, apart))[int(rng.integers(4))]
-    box = int(anchor.x + dx - size / 2), int(anchor.y + dy - size / 2), size, size
-    if not (1 <= box[0] < side - size and 1 <= box[1] < side - size and _is_free(box, taken)):
-        return None
-    taken.append(box)
-    return box
+    dx, dy = one_side(rng, apart, slip)
+    left = int(anchor.x + dx - size / 2)
+    top = int(anchor.y + dy - size / 2)
+    if min(left, top) >= 1 and max(left, top) < side - size:
+        return [(left, top)]
+    return []
 
 
-def _place_texts(
-    rng: np.random.Generator, side: int, taken: list[Box], count: int, style: Style | None
-) -> tuple[Text, ...]:
-    texts = []
-    for _ in range(count):
-        size = int(rng.integers(20, (style.largest_text if style else 26) + 1))
-        word = "".join(CHARACTERS[i] for i in rng.integers(0, len(CHARACTERS), int(rng.integers(2, 6))))
-        advances = [glyph_advance(c, size) for c in word]
-        while sum(advances) > side - 4:
-            word, advances = word[:-1], advances[:-1]
-        box = _free_box(rng, side, sum(advances), size, taken, 20)
-        if box is None:
-            continue
-        ends = box[0] + np.cumsum(advances)
-        xs = tuple(float(end - advance / 2) for end, advance in zip(ends, advances, strict=True))
-        texts.append(Text(word, xs, box[1] + size / 2, size))
-    return tuple(texts)
+Mark = tuple[NDArray[np.float32], float, float, NDArray[np.float64]]
+"""One shape or character to paint: its mask (height, width), x and y of its centre, and its colour (3,)."""
 
 
-def _place_things(
-    rng: np.random.Generator,
-    side: int,
-    taken: list[Box],
-    most: int,
-    dense: bool,
-    pairs: np.random.Generator | None,
-    style: Style | None,
-) -> tuple[Thing, ...]:
-    colours, shapes = list(COLOURS), list(SHAPES)
-    if not dense:  # few kinds, so that counts above one happen
-        colours = [colours[i] for i in rng.permutation(8)[: rng.integers(2, 9)]]
-        shapes = [shapes[i] for i in rng.permutation(8)[: rng.integers(2, 9)]]
-    if style and style.tone > LIGHT:
-        colours = [colour for colour in colours if colour != "white"] or ["red"]
-    kinds = [(shape, colour) for shape in shapes for colour in colours]
-    things: list[Thing] = []
-    for pick in rng.permutation(len(kinds))[:most]:
-        size = int(rng.integers(16, (style.largest if style else 30) + 1))
-        box = None
-        if pairs is not None and things and pairs.random() < BESIDE:
-            box = _box_beside(pairs, side, size, things, taken)
-        if box is None:
-            box = _free_box(rng, side, size, size, taken, 40 if dense else 12)
-        if box is not None:
-            shape, colour = kinds[int(pick)]
-            things.append(Thing(shape, colour, box[0] + size / 2, box[1] + size / 2, size))
-    return tuple(things)
-
-
-def _paint(
-    rng: np.random.Generator, side: int, things: tuple[Thing, ...], texts: tuple[Text, ...], style: Style | None
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    canvas = style.ground.copy() if style else background(rng, side)
-    owner = np.zeros((side, side), dtype=np.uint8)
-    marks: list[tuple[NDArray[np.float32], float, float, NDArray[np.float64]]] = []
+def _marks(rng: Generator, board: Board, things: list[Thing], texts: list[Text]) -> Iterator[Mark]:
+    """The things, then the characters."""
     for thing in things:
-        colour = np.array(COLOURS[thing.colour]) + rng.uniform(-16, 16, 3)
-        if style:
-            pure = PURE[thing.colour]
-            colour += rng.random() * (np.array(pure[int(rng.integers(len(pure)))]) - COLOURS[thing.colour])
-        marks.append((shape_mask(thing.shape, thing.size), thing.x, thing.y, colour))
+        named = np.array(COLOURS[thing.colour])
+        colour = named + rng.uniform(-16, 16, 3)
+        if board.ground is not None:
+            share = rng.random()
+            colour += share * (pick(rng, PURE[thing.colour]) - named)
+        yield shape_mask(thing.shape, thing.size), thing.x, thing.y, colour
     for text in texts:
-        dark = rng.random() < 0.5 if style is None or DARK < style.tone < LIGHT else style.tone >= LIGHT
-        ink = rng.uniform(0, 25) if dark else rng.uniform(225, 255)
+        ink = np.full(3, _grey_ink(rng, board.tone))
         for character, x in zip(text.characters, text.xs, strict=True):
-            marks.append((glyph(character, text.size), x, text.y, np.full(3, ink)))
+            yield glyph(character, text.size), x, text.y, ink
+
+
+def _grey_ink(rng: Generator, tone: float) -> float:
+    """Nearly black or nearly white, 0 to 255, so that it is seen on a ground of this tone."""
+    dark = tone >= LIGHT
+    if DARK < tone < LIGHT:
+        dark = rng.random() < 0.5
+    if dark:
+        return rng.uniform(0, 25)
+    return rng.uniform(225, 255)
+
+
+def _painted(rng: Generator, board: Board, marks: Iterator[Mark]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The picture and its owner map; the marks are drawn one by one, after the ground."""
+    canvas = board.ground
+    if canvas is None:
+        canvas = background(rng, board.side)
+    owner = np.zeros((board.side, board.side), dtype=np.uint8)
     for number, (mask, x, y, colour) in enumerate(marks, start=1):
         height, width = mask.shape
-        top, left = round(y - height / 2), round(x - width / 2)
-        region = canvas[top : top + height, left : left + width]
+        top = round(y - height / 2)
+        left = round(x - width / 2)
+        place = np.s_[top : top + height, left : left + width]
+        region = canvas[place]  # a view: what is added to it is added to the canvas
         region += mask[:, :, None] * (colour.astype(np.float32) - region)
-        owner[top : top + height, left : left + width][mask > 0.5] = number
-    grain = style.grain if style else int(rng.integers(3, 12))
+        owner[place][mask > 0.5] = number
+    grain = board.grain
+    if grain is None:
+        grain = int(rng.integers(3, 12))
     canvas += rng.integers(-grain, grain + 1, canvas.shape, dtype=np.int8)
     return np.clip(canvas, 0, 255).astype(np.uint8), owner
+
+
+# Sketches.
+
+
+@dataclass(slots=True)
+class Canvas:
+    """A sketch before it is resized. All places are in pixels of the finished square.
+
+    Attributes:
+        side: Of the finished square.
+        fine: Pixels of the canvas for each of these.
+        inner: What is not padding.
+        image: The picture so far, RGB.
+        owner: What each pixel of `image` shows: 0 for the ground, or the mark of a thing or a character.
+        taken: What is filled already.
+    """
+
+    side: int
+    fine: float
+    inner: Box
+    image: Image.Image
+    owner: Image.Image = field(init=False)
+    taken: list[Box] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.owner = Image.new("L", self.image.size)
+
+    @classmethod
+    def drawn(cls, rng: Generator, side: int) -> "Canvas":
+        """A canvas by lot, with nothing on it: two in five wide or tall."""
+        fine = 1.0
+        if rng.random() >= 0.4:
+            fine = log_uniform(rng, 0.6, 2.2)
+        short = float(side)
+        if rng.random() < 0.4:
+            short = side / float(rng.choice(RATIOS))
+        near = (side - short) / 2
+        far = (side + short) / 2
+        inner = Box(near, 0, far, side)
+        if rng.random() < 0.6:
+            inner = Box(0, near, side, far)
+        return cls(side, fine, inner, ground(rng, round(side * fine)))
+
+    def pixels(self, box: Box) -> Pixels:
+        """A box in the canvas's own pixels."""
+        left, top, right, bottom = (round(value * self.fine) for value in box)
+        return left, top, right, bottom
+
+    def claim(self, corners: Corners, width: float, height: float) -> Box | None:
+        """The first box at one of the corners that is 3 px from all others, or None; it is taken from then on."""
+        return claim(self.taken, 3, corners, width, height)
+
+    def claim_anywhere(self, rng: Generator, width: float, height: float, tries: int) -> Box | None:
+        """A free box by lot, or None; it is taken from then on."""
+        if self.inner.width - width < 3 or self.inner.height - height < 3:
+            return None
+        low = (self.inner.left + 1, self.inner.top + 1)
+        high = (self.inner.right - width - 1, self.inner.bottom - height - 1)
+        corners = rng.uniform(low, high, (tries, 2))
+        return self.claim(corners.tolist(), width, height)
+
+    def draw(self, thing: Thing, size: float, pen: Pen, colour: Rgb, mark: int) -> None:
+        """Draw a thing, `size` pixels of the finished square large, and mark what pixels show it."""
+        centre = (thing.x * self.fine, thing.y * self.fine)
+        size *= self.fine
+        draw_shape(self.image, thing.shape, centre, size, pen, colour, pen.edge)
+        draw_shape(self.owner, thing.shape, centre, size, pen, mark, mark)
+
+
+def sketch(split: str, index: int, side: int = 336, crowded: bool = False) -> Scene:
+    """Draw sketch number `index` of a split: a quarter show text alone, four in ten things alone.
+
+    Args:
+        split: A name in `SPLITS`.
+        index: From 0 on.
+        side: Pixels of the finished square, a multiple of 14.
+        crowded: Write several lines, in a font each (for the tower), where there is room.
+
+    Raises:
+        ValueError: If the side is no such multiple.
+    """
+    _check(side)
+    rng = rng_for(split, index, purpose=4)
+    canvas = Canvas.drawn(rng, side)
+    kind = rng.random()
+    lines = int(kind < 0.6)
+    if crowded:
+        lines = LINES
+    texts: list[Text] = []
+    for _ in range(lines):
+        text = write(rng, canvas, _length(texts))
+        if text is not None:
+            texts.append(text)
+    things: list[Thing] = []
+    if kind > 0.25 or not texts:
+        things = _draw_things(rng, canvas)
+    owner = _counted_up(canvas.owner, len(things), _length(texts))
+    owner = owner.resize((side, side), Image.Resampling.NEAREST)
+    image = _finished(rng, canvas)
+    return Scene(image, tuple(things), tuple(texts), np.array(owner), sketched=True)
+
+
+def _length(texts: list[Text]) -> int:
+    """Characters in all."""
+    return sum(len(text.characters) for text in texts)
+
+
+def _counted_up(owner: Image.Image, things: int, characters: int) -> Image.Image:
+    """An owner map whose characters count on from the last thing; on a canvas they count down from 255."""
+    numbers = list(range(256))
+    for character in range(characters):
+        numbers[255 - character] = things + 1 + character
+    return owner.point(numbers)
+
+
+def _finished(rng: Generator, canvas: Canvas) -> NDArray[np.uint8]:
+    """Padded and resized; one in five went through a JPEG file first."""
+    image = canvas.image
+    if rng.random() < 0.2:
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=int(rng.integers(55, 96)))
+        image = Image.open(file)
+    padded = Image.new("RGB", image.size, PAD)
+    inside = canvas.pixels(canvas.inner)
+    padded.paste(image.crop(inside), inside)
+    small = padded.resize((canvas.side, canvas.side), Image.Resampling.BICUBIC)
+    return np.array(small)
+
+
+def write(rng: Generator, canvas: Canvas, written: int = 0) -> Text | None:
+    """Write one line of text, in three of ten on a plate; nothing where there is no room.
+
+    Its characters are marked from 255 downwards, behind those that are `written` already.
+    """
+    fine = canvas.fine
+    name = pick(rng, FONTS)
+    word = random_word(rng, 1)
+    largest = min(100.0, canvas.inner.height * 0.6)
+    size = log_uniform(rng, 17, largest)
+    while (width := _line_width(word, name, size, fine)) > canvas.inner.width - 16:
+        size *= 0.85
+    plate = rng.random() < 0.3
+    margin = 2.0
+    if plate:
+        margin = rng.uniform(0.1, 0.4) * size
+    box = canvas.claim_anywhere(rng, width + 2 * margin, size + 2 * margin, 30)
+    if box is None:
+        return None
+    ink = ink_on(rng, canvas.image, canvas.pixels(box), plate)
+    bold = rng.random() < 0.2
+    _, middle = box.centre
+    start = ((box.left + margin) * fine, middle * fine)
+    face = font(name, round(size * fine))
+    centres = draw_characters(canvas.image, canvas.owner, word, start, face, ink, bold, 255 - written)
+    xs = tuple(centre / fine for centre in centres)
+    return Text(word, xs, middle, round(size))
+
+
+def _line_width(word: str, name: str, size: float, fine: float) -> float:
+    """Of a word in a font, in pixels of the finished square."""
+    face = font(name, round(size * fine))
+    return sum(face.getlength(character) for character in word) / fine
+
+
+def _draw_things(rng: Generator, canvas: Canvas) -> list[Thing]:
+    """Draw things of few kinds or of many, anywhere or in rows."""
+    kinds = _sketch_kinds(rng)
+    size = _sketch_size(rng, canvas.inner, len(kinds))
+    uneven = rng.random() < 0.5
+    paired = rng.random() < 0.3
+    cells: Corners = []
+    if rng.random() < 0.25:
+        cells = _rows(rng, canvas.inner, size)
+    pen = Pen.drawn(rng)
+    tints = {colour: tint(rng, colour) for _, colour in kinds}
+    things: list[Thing] = []
+    for shape, colour in kinds:
+        across = size
+        if uneven and not cells:
+            across *= rng.uniform(0.7, 1.3)
+        across = min(max(across, 15), LARGEST)
+        box = canvas.claim(cells, across, across)
+        if box is None and paired and things and rng.random() < BESIDE_SKETCHED:
+            anchor = pick(rng, things)
+            box = canvas.claim(_beside_sketched(rng, canvas.inner, across, anchor), across, across)
+        if box is None:
+            box = canvas.claim_anywhere(rng, across, across, 25)
+        if box is not None and stands_out(canvas.image, canvas.pixels(box), tints[colour]):
+            thing = Thing(shape, colour, *box.centre, round(across))
+            things.append(thing)
+            canvas.draw(thing, across, pen, tints[colour], len(things))
+    return things
+
+
+def _sketch_kinds(rng: Generator) -> list[tuple[str, str]]:
+    """Shape and colour of each thing: all equal, one shape, one colour, a few groups, or any."""
+    shapes = shuffled(rng, SHAPES)
+    colours = shuffled(rng, list(MEANT))
+    manner = rng.random()
+    count = rng.integers(1, MOST_SKETCHED + 1)
+    if manner < 0.4:
+        shapes = shapes[:1]
+        colours = colours[:1]
+        count = max(count, rng.integers(1, MOST_SKETCHED + 1))  # many are hard to count
+    elif manner < 0.5:
+        shapes = shapes[:1]
+    elif manner < 0.6:
+        colours = colours[:1]
+    elif manner < 0.8:
+        shapes = shapes[:2]
+        colours = colours[: rng.integers(1, 4)]
+    return [(pick(rng, shapes), pick(rng, colours)) for _ in range(count)]
+
+
+def _sketch_size(rng: Generator, inner: Box, count: int) -> float:
+    """Pixels of each of so many things: 16 to what the picture has room for."""
+    room = FILLED * inner.width * inner.height / count
+    most = max(18.0, min(LARGEST, inner.height * 0.7, room**0.5))
+    if rng.random() < 0.3:
+        return float(rng.uniform(16, most))
+    return log_uniform(rng, 16, most)
+
+
+def _rows(rng: Generator, inner: Box, size: float) -> Corners:
+    """Left upper corners of cells at even distances, row by row, somewhere on the canvas."""
+    step = size * rng.uniform(1.15, 1.8) + 3
+    width = inner.width - 4
+    height = inner.height - 4
+    columns = max(1, int(width // step))
+    rows = max(1, int(height // step))
+    columns = min(columns, int(rng.integers(1, 10)))
+    needed = min(rows, -(-MOST_SKETCHED // columns))
+    left = inner.left + 2 + rng.random() * max(0, width - columns * step)
+    top = inner.top + 2 + rng.random() * max(0, height - needed * step)
+    xs = [left + column * step for column in range(columns)]
+    ys = [top + row * step for row in range(rows)]
+    lowest = inner.bottom - size - 1
+    return [(x, y) for y in ys for x in xs if y <= lowest and x + size < inner.right]
+
+
+def _beside_sketched(rng: Generator, inner: Box, across: float, anchor: Thing) -> Corners:
+    """The left upper corner of a box close to a thing, on one of its four sides; none outside the canvas."""
+    apart = (anchor.size + across) / 2 + rng.uniform(3, 14)
+    slip = rng.uniform(-6, 6)
+    dx, dy = one_side(rng, apart, slip)
+    left = anchor.x + dx - across / 2
+    top = anchor.y + dy - across / 2
+    if left <= inner.left or top <= inner.top:
+        return []
+    if left + across >= inner.right or top + across >= inner.bottom:
+        return []
+    return [(left, top)]

@@ -14,7 +14,7 @@ from foveate.engine import guards
 from foveate.engine.cache import PrunedLayer
 from foveate.engine.program import Program
 from foveate.engine.samples import Bucket, Sample, buckets_of
-from foveate.engine.trace import PrefillRecord, Stage
+from foveate.engine.trace import PrefillRecord, StageRecord
 
 __all__ = ["Forward", "LayerCall", "Original", "RowMap", "rows_of"]
 
@@ -377,7 +377,7 @@ class Forward:
                 sources[member] = torch.arange(sample.fixed)
         origin = [sources[member] for member in range(len(self.samples))]
         assign = [parents.get(member) for member in range(len(self.samples))]
-        self.record.stages.append(Stage(where, layer, before, self.vision_left(), origin, assign))
+        self.record.stages.append(StageRecord(where, layer, before, self.vision_left(), origin, assign))
 
     def final(self) -> Tensor:
         """Which columns the tokens that are left stand for: (samples, columns) bool; all text does."""

@@ -19,7 +19,7 @@ from foveate.engine.forward import Forward, RowMap
 from foveate.engine.media import MediaTokens, image_lengths, tagged_media
 from foveate.engine.program import Program
 from foveate.engine.samples import Sample, read_samples
-from foveate.engine.trace import CacheRecord, Counted, PrefillRecord
+from foveate.engine.trace import CacheRecord, LazyCounts, PrefillRecord
 from foveate.families.base import Family
 
 __all__ = ["Ending", "begin", "finish"]
@@ -206,7 +206,7 @@ def _record(family: Family, samples: Sequence[Sample], live: Tensor | None, span
     rows: Sequence[int] = tuple(sample.live for sample in samples)
     # Earlier turns count too: the mask has their columns, or the cache their number.
     if live is not None and live.shape[1] > span:
-        rows = Counted(live.sum(dim=1))
+        rows = LazyCounts(live.sum(dim=1))
     elif live is None and cache is not None:
         rows = tuple(count + max(0, length_of(cache)) for count in rows)
     return PrefillRecord(
@@ -228,7 +228,7 @@ def _text_record(family: Family, kwargs: dict[str, Any], live: Tensor | None) ->
     samples = prompt.shape[0]
     rows: Sequence[int] = (prompt.shape[1],) * samples
     if live is not None:
-        rows = Counted(live.sum(dim=1))
+        rows = LazyCounts(live.sum(dim=1))
     return PrefillRecord(len(family.layers), rows, (0,) * samples)
 
 

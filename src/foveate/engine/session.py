@@ -179,7 +179,7 @@ def _chosen(method: Method | str, retention: float | None, tokens: float | None)
 
 
 @dataclass(slots=True)
-class Generation:
+class Chunking:
     """How the running `generate` call prefills.
 
     Attributes:
@@ -208,7 +208,7 @@ class Session:
         self._runner = LayerRunner(family, self._program)
         self._patches = Patcher()
         self._forward = Forward()
-        self._generation = Generation()
+        self._generation = Chunking()
         self._ending: Ending | None = None
         self._last_only = False
         self._encoding = False
@@ -271,12 +271,12 @@ class Session:
         arguments.update(arguments.pop("kwargs", {}))
         config = arguments.get("generation_config") or self._family.model.generation_config
         chunk = arguments.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
-        self._generation = Generation(chunk)
+        self._generation = Chunking(chunk)
         self._forward = Forward(ids=_new_ids(arguments))
         try:
             return original(*args, **kwargs)
         finally:
-            self._generation = Generation()
+            self._generation = Chunking()
             self._arriving().ids = None
 
     def before_model(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from foveate.viz.prefill import Media
 
-__all__ = ["CacheRecord", "Counted", "PrefillRecord", "Stage", "Trace"]
+__all__ = ["CacheRecord", "LazyCounts", "PrefillRecord", "StageRecord", "Trace"]
 
 
 @dataclass(eq=False, repr=False)
-class Stage:
+class StageRecord:
     """One cut of one prefill.
 
     Attributes:
@@ -94,7 +94,7 @@ class Stage:
         return values
 
     def __repr__(self) -> str:
-        return f"Stage({self._words()})"
+        return f"StageRecord({self._words()})"
 
     def _words(self) -> str:
         """`before layer 3: 576 to 288`, the sum of all samples."""
@@ -124,7 +124,7 @@ class CacheRecord:
         return rows
 
 
-class Counted(Sequence[int]):
+class LazyCounts(Sequence[int]):
     """A number for each sample, (samples,) int64, which is read from the device when it is first needed."""
 
     def __init__(self, counts: Tensor) -> None:
@@ -163,7 +163,7 @@ class PrefillRecord:
     vision_tokens: tuple[int, ...]
     media: Sequence[Sequence[MediaTokens]] = ()
     fit: Literal["whole", "crop"] = "whole"
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[StageRecord] = field(default_factory=list)
     cache: CacheRecord | None = field(default_factory=CacheRecord)
 
     @cached_property
@@ -239,7 +239,7 @@ class PrefillRecord:
         """Record cuts before these layers that leave every token."""
         counts = self.vision_tokens
         tokens = [torch.arange(count) for count in counts]
-        self.stages.extend(Stage("layer", layer, counts, counts, tokens) for layer in layers)
+        self.stages.extend(StageRecord("layer", layer, counts, counts, tokens) for layer in layers)
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain values; what each frame has left only where there is a video."""
@@ -312,7 +312,7 @@ class Trace:
         return self.history[-1]
 
     @property
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[StageRecord]:
         """The cuts of the latest prefill, in order; empty before the first."""
         return self.history[-1].stages if self.history else []
 

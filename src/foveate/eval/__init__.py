@@ -1,12 +1,11 @@
 """What dropping costs in quality: methods at budgets against the full model, on the same questions.
 
-Two halves ask: `embedded` held-out questions about drawn pictures, offline, and `lmms` benchmarks by name, through
-lmms-eval. The files beside them are what both stand on, in this order:
+Questions about drawn pictures, offline, or about somebody's own (`evaluation`), and benchmarks by name through
+lmms-eval (`lmms`). In the order of a run:
 
-    plan, cells              what is compared: methods at budgets
-    provenance, store        what an answer depends on, and where it is kept
-    first                    how far an answer's first token is from the full model's
-    stats, pairing           figures and their intervals, paired with the full model's
-    outcome, summary, figure what is shown: plain values, tables, a picture
-    listener                 what a run tells while it goes on
+    plan                     what is compared: methods at budgets
+    provenance, answer_store what an answer depends on, and where it is kept
+    held_out, questioning    questions about drawn pictures; asking them in this process or in several
+    stats, figures           intervals; from logs of answers to rows of figures, paired with the full model's
+    quality, pareto          what is shown: tables and sentences, a picture
 """

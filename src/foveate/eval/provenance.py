@@ -21,7 +21,7 @@ READ = frozenset({".json", ".jinja", ".model", ".safetensors", ".tiktoken", ".tx
 
 
 def conditions(vlm: VLM) -> dict[str, Any]:
-    """All of a model that its answers depend on; see `foveate.eval.store.Answers`."""
+    """All of a model that its answers depend on; see `foveate.eval.answer_store.Answers`."""
     folder, from_hub = _place(vlm.name)
     files, revision = {}, "unknown revision"
     if folder is not None:

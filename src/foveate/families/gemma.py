@@ -254,7 +254,7 @@ class Gemma4(Family):
         layers = self.core.vision_tower.encoder.layers
         last = len(layers) - 1
         blocks = {signal: layers[block_of(signal, last, len(layers))] for signal in reducer.reads}
-        readers = {block: _Reader(block.self_attn, self._kernel) for block in dict.fromkeys(blocks.values())}
+        readers = {block: _GemmaReader(block.self_attn, self._kernel) for block in dict.fromkeys(blocks.values())}
         with Patcher() as patches:
             for reader in readers.values():
                 reader.attach(patches)
@@ -349,7 +349,7 @@ class Gemma4(Family):
         return boxes
 
 
-class _Reader:
+class _GemmaReader:
     """Queries and keys of the patches of all of a call's pictures, from one layer of Gemma 4's tower."""
 
     def __init__(self, attention: Any, kernel: int) -> None:

@@ -54,7 +54,7 @@ class Mistral3(Family):
         inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
         last = max(feature_layers(config, len(layers)))
         blocks = {signal: layers[block_of(signal, last, len(layers))] for signal in reducer.reads}
-        readers = {block: _Reader(block.attention) for block in dict.fromkeys(blocks.values())}
+        readers = {block: _PixtralReader(block.attention) for block in dict.fromkeys(blocks.values())}
         with Patcher() as patches:
             for reader in readers.values():
                 reader.attach(patches)
@@ -104,7 +104,7 @@ class Mistral3(Family):
         return pixtral_cost(config, sizes)
 
 
-class _Reader:
+class _PixtralReader:
     """Queries and keys of the patches of all images of a call, from one layer of the tower."""
 
     def __init__(self, attention: Any) -> None:

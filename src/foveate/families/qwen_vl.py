@@ -81,7 +81,7 @@ class Qwen2VL(Family):
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the merger: a token's score and key are the means of its four patches'."""
         grids = inputs[f"{modality}_grid_thw"].cpu()  # read before the device has work to wait for
-        readers = {signal: _Reader(signal, self.scoring_block(signal).attn) for signal in reducer.reads}
+        readers = {signal: _QwenReader(signal, self.scoring_block(signal).attn) for signal in reducer.reads}
         with Patcher() as patches:
             for reader in readers.values():
                 reader.attach(patches)
@@ -183,7 +183,7 @@ class Qwen2VL(Family):
         return qwen_cost(vision, sizes, pictures, inner=inner, out=vision.hidden_size)
 
 
-class _Reader:
+class _QwenReader:
     """One signal of the patches of all images of a call, from the attention of one block of the tower.
 
     The attention runs once for each sequence that looks at itself alone, so it may be tapped several times.

@@ -13,4 +13,4 @@ def manifest() -> Any:
     """What lmms-eval wants to know of the model: its name, and where its class lives."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return ModelManifest(model_id="foveate", chat_class_path="foveate.eval.lmms.backend.Foveate")
+    return ModelManifest(model_id="foveate", chat_class_path="foveate.eval.lmms.plugin.Foveate")

@@ -11,10 +11,12 @@ arXiv:2411.10803. Constants the paper leaves open are those of the released code
     (c) Decoding: the KV caches of layers 2 to 14 keep only the tokens that (b) has left at the end.
 """
 
+import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from functools import partial
 from operator import attrgetter
-from typing import Annotated
+from typing import Annotated, Any, Self
 
 import torch
 from annotated_types import Ge
@@ -34,6 +36,7 @@ from foveate.contract import (
     Positions,
     Shape,
     Share,
+    Space,
     Stage,
     TowerAttention,
     TowerStage,
@@ -48,6 +51,8 @@ from foveate.errors import SettingError
 __all__ = ["METHOD", "MustDrop"]
 
 USUAL = 0.001  # both thresholds of the released code, at 192 tokens
+RATIOS = (1.0, 0.2)
+"""α/γ of the presets that are furthest apart."""
 SHARE = Attention(rows="after", over="share")
 """g_j / Σ g: the share that each token gets of all the attention that text pays to its image."""
 PEAK = Attention(rows="after", over="max")
@@ -132,6 +137,30 @@ class MustDrop(Layered):
         if self.filter and self.kv:
             stages.append(CacheStage(first_layer=self.cuts(shape.depth)[0] - 1))
         return tuple(stages)
+
+    def space(self, depth: int) -> Space:
+        """γ for a budget, at each of a few ratios α/γ; thresholds that somebody has given say the only one.
+
+        Raises:
+            SettingError: If there is no γ to change.
+        """
+        gamma, alpha = self.thresholds
+        if not self.filter or gamma <= 0:
+            raise SettingError(
+                "Tuning changes global_thr of the filter, so it needs filter=True and global_thr above 0."
+            )
+        usual = self.global_thr is None and self.individual_thr is None
+        ratios = RATIOS if usual else (alpha / gamma,)
+        settings = {"ratio": ratios}
+        return Space(build=self._thresholded, depth=depth, most_cuts=0, solved_for="threshold", settings=settings)
+
+    def _thresholded(
+        self, layers: tuple[int, ...], counts: Sequence[float], entered: int, settings: Mapping[str, Any]
+    ) -> Self:
+        """This setting with γ = 1 / counts[0]."""
+        gamma = 1 / counts[0]
+        thresholds = {"global_thr": gamma, "individual_thr": gamma * settings["ratio"]}
+        return dataclasses.replace(self, **thresholds, retention=None, tokens=None)
 
     # -- (a) the tower -----------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from foveate._writing import PART, publish
 from foveate.errors import InputError
 from foveate.runs.samples import arrow
 
-__all__ = ["BAD", "MANIFEST", "Keys", "Numbers", "Store", "open_store"]
+__all__ = ["BAD", "MANIFEST", "KnownKeys", "Numbers", "Store", "open_store"]
 
 MANIFEST, BAD, LOCK, FORMAT = "manifest.json", "bad.jsonl", ".lock", "foveate run 1"
 NAME = re.compile(r"part-(\d{5,})\.(jsonl|parquet)")
@@ -48,7 +48,7 @@ ToParquet = Callable[[Sequence[Row]], Any]
 """The table of pyarrow that rows make."""
 
 
-class Keys(Protocol):
+class KnownKeys(Protocol):
     """A set of what rows are known by."""
 
     def __contains__(self, key: Any, /) -> bool: ...
@@ -110,7 +110,7 @@ class Store:
         alone: bool,
     ) -> None:
         self.path = path
-        self.done: Keys = set()
+        self.done: KnownKeys = set()
         self.bad = self.damaged = 0
         self._keys = tuple(keys)
         self._key_of = itemgetter(*keys)
@@ -157,7 +157,7 @@ class Store:
 
     # -- reading ----------------------------------------------------------------------------------------------
 
-    def read(self, done: Keys) -> Iterator[dict[str, Any]]:
+    def read(self, done: KnownKeys) -> Iterator[dict[str, Any]]:
         """All rows, in the order of their parts; of Parquet, their keys. Damaged lines are taken out.
 
         Args:

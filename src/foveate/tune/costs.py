@@ -5,19 +5,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foveate.contract.budget import decoder_depth
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from foveate.contract.budget import decoder_depth, half_up
 from foveate.contract.follow import refuse_shallow
 from foveate.contract.method import Method
 from foveate.contract.space import Point, Space
 from foveate.contract.stages import Shape
 from foveate.cost import cost
+from foveate.engine.session import drop
 from foveate.errors import BudgetError, SettingError
-from foveate.tune.samples import Sample
+from foveate.tune.samples import SampleInputs
 
-__all__ = ["KINDS", "Limit", "Prices", "solved"]
+__all__ = ["KINDS", "NEAR", "Limit", "Measured", "Prices", "solved"]
 
 KINDS = ("tokens", "retention", "flops", "kv")
 HALVINGS = 40
+NEAR = 0.01
+"""Of a budget: a measured setting that leaves less than that unspent is near enough."""
+PASSES = 24
+"""Settings that are measured for one that is near enough, at most."""
+LEAST_THRESHOLD = 50
+"""A threshold of one part in so many times an image's tokens is below the share that any of them gets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +81,7 @@ class Prices:
         kind: Of the cost, see `Limit`.
     """
 
-    def __init__(self, model: Any, samples: Sequence[Sample], kind: str) -> None:
+    def __init__(self, model: Any, samples: Sequence[SampleInputs], kind: str) -> None:
         self.model = model
         self.kind = kind
         self.depth = decoder_depth(model)
@@ -113,7 +124,7 @@ class Prices:
         if plan is None:
             raise SettingError(
                 f"What {method.name} keeps depends on the picture or the question, so its cost is not known before. "
-                "Only methods with exact counts can be searched; MustDrop's thresholds are found by method=MustDrop()."
+                "Only methods with exact counts and MustDrop's thresholds can be tuned."
             )
         return plan
 
@@ -134,11 +145,83 @@ class Prices:
         return cost(self.model.config, text_tokens=text, vision_tokens=sizes, method=method, grids=grids)
 
 
+class Measured(Prices):
+    """Costs of methods whose counts depend on what a picture shows: the mean of what samples spend when they are run.
+
+    Args:
+        model: Of transformers.
+        samples: Whose mean cost counts.
+        kind: Of the cost: "tokens" or "retention".
+
+    Raises:
+        SettingError: If it is another kind.
+    """
+
+    def __init__(self, model: Any, samples: Sequence[SampleInputs], kind: str) -> None:
+        if kind not in ("tokens", "retention"):
+            raise SettingError("MustDrop's thresholds are found for tokens= or retention=, not for flops= or kv=.")
+        super().__init__(model, samples, kind)
+        self._samples = samples
+        self._counts_of: dict[Method, NDArray[np.float64]] = {}
+
+    def of(self, method: Method | None) -> float:
+        if method is None:
+            return super().of(None)
+        if self.kind == "tokens":
+            return self.tokens(method)
+        entered = [sample.vision_tokens for sample in self._samples]
+        return float((self._run(method).mean(axis=1) / entered).mean())
+
+    def tokens(self, method: Method) -> float:
+        return float(self._run(method).mean())
+
+    def plan(self, method: Method, sizes: Sequence[int] | None = None, grids: Any = None) -> tuple[int, ...]:
+        """Vision tokens that each layer processes on average, of the usual sample's number: whole ones."""
+        entered = np.array([sample.vision_tokens for sample in self._samples])
+        shares = (self._run(method) / entered[:, None]).mean(axis=0)
+        return tuple(half_up(share * self.entered) for share in shares.tolist())
+
+    def _run(self, method: Method) -> NDArray[np.float64]:
+        """(samples, layers) vision tokens that were processed."""
+        if method not in self._counts_of:
+            rows = []
+            for sample in self._samples:
+                with drop(self.model, method) as trace, torch.inference_mode():
+                    self.model(**{**sample.inputs, "use_cache": False})
+                rows.append([sum(layer) for layer in trace.latest.per_layer])
+            self._counts_of[method] = np.array(rows, dtype=np.float64)
+        return self._counts_of[method]
+
+
 def solved(space: Space, point: Point, prices: Prices, limit: float) -> Method | None:
     """The largest setting of a point's shape whose mean cost is at most `limit`; None if there is none."""
-    if space.whole:
+    if space.solved_for == "threshold":
+        return _solved_by_running(space, point, prices, limit)
+    if space.solved_for == "tokens":
         return _solved_in_tokens(space, point, prices, limit)
     return _solved_as_a_mean(space, point, prices, limit)
+
+
+def _solved_by_running(space: Space, point: Point, prices: Prices, limit: float) -> Method | None:
+    """For thresholds, whose number is their reciprocal: the lowest one for which the budget pays, or one near it."""
+    low, high = 1.0, float(LEAST_THRESHOLD * prices.entered)
+    best, spent = _built(space, point, prices, [low])
+    if not _pays(limit, spent):
+        raise BudgetError(
+            f"The budget is {limit:.4g}, but these samples spend {spent:.4g} on average, even with the highest "
+            "threshold: key tokens stay. Give a larger budget, or MustDrop(key_rate=…) with a lower rate or earlier "
+            "pruning_layers."
+        )
+    for _ in range(PASSES):
+        if limit - spent < NEAR * limit:
+            break
+        middle = (low * high) ** 0.5
+        method, found = _built(space, point, prices, [middle])
+        if _pays(limit, found):
+            low, best, spent = middle, method, found
+        else:
+            high = middle
+    return best
 
 
 def _solved_as_a_mean(space: Space, point: Point, prices: Prices, limit: float) -> Method | None:

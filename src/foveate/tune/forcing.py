@@ -14,42 +14,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.ask.answering import BEHIND
 from foveate.ask.batch import collate, ends_of, pad_id
 from foveate.ask.generation import Generation, run
 from foveate.ask.look import Look, can_share, end_of_pictures, look_at, look_at_several, resumed, together
 from foveate.contract.method import Method
 from foveate.engine.session import drop_or_not
+from foveate.eval.answer_store import First
 from foveate.registry import family_for
-from foveate.tune.samples import About, Sample
+from foveate.tune.samples import About, SampleInputs
 
-__all__ = ["Outcome", "Target", "answered", "beginning", "greedy", "looks", "outcomes", "predictions", "targets"]
+__all__ = ["Fidelity", "Target", "answered", "beginning", "greedy", "looks", "outcomes", "predictions", "targets"]
 
-LIKELIEST = 256
-"""Tokens of a distribution whose probabilities are kept; all others count as one."""
 WORST = 1e4
 """Nats of an answer at most; also where a setting makes the model overflow, which is not to look perfect."""
 ROOM = 1 << 30
 """Bytes of copies that questions about several pictures get of the rows that they go on from."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Target:
     """The full model's answer to a question.
 
     Attributes:
         ids: Its tokens, the end among them where it came.
-        likeliest: (tokens, k) int64, the likeliest ids at each place.
-        logs: (tokens, k) float32, their log-probabilities.
+        likeliest: The likeliest tokens at each place.
     """
 
     ids: tuple[int, ...]
-    likeliest: Tensor
-    logs: Tensor
+    likeliest: tuple[First, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Fidelity:
     """What a method does to one answer.
 
     Attributes:
@@ -73,21 +69,16 @@ def answered(model: Any, about: About, max_new_tokens: int) -> list[Target]:
 
 def targets(model: Any, about: About, answers: Sequence[tuple[int, ...]]) -> list[Target]:
     """The full model's distributions along answers to all questions about a picture."""
-    found = []
     (along,) = predictions(model, [about], [answers], None)
-    for ids, logs in zip(answers, along, strict=True):
-        top = logs.topk(min(LIKELIEST, logs.shape[-1]))
-        found.append(Target(ids, top.indices, top.values))
-    return found
+    return [Target(ids, tuple(map(First.of, logs.cpu()))) for ids, logs in zip(answers, along, strict=True)]
 
 
-def greedy(model: Any, samples: Sequence[Sample], max_new_tokens: int) -> list[tuple[int, ...]]:
+def greedy(model: Any, samples: Sequence[SampleInputs], max_new_tokens: int) -> list[tuple[int, ...]]:
     """The tokens of the full model's greedy answers, up to and with their ends."""
     settings = Generation(max_new_tokens=max_new_tokens).arguments(None)
     look = None
     if looks(model, None, samples):
         look = look_at(model, samples[0].inputs)
-        settings = {**settings, **BEHIND}
     answers: dict[int, tuple[int, ...]] = {}
     for places in _alike(samples) if look is None else together(model, look, [one.inputs for one in samples]):
         asked = [samples[place].inputs for place in places]
@@ -106,12 +97,12 @@ def _up_to_the_end(ids: list[int], ends: Collection[int]) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def looks(model: Any, method: Method | None, samples: Sequence[Sample]) -> bool:
+def looks(model: Any, method: Method | None, samples: Sequence[SampleInputs]) -> bool:
     """Whether questions share one run of their picture; M-RoPE places a question by the whole prompt."""
     return can_share(model, method) and not _mrope(model) and len({beginning(model, one) for one in samples}) == 1
 
 
-def beginning(model: Any, sample: Sample) -> tuple[int, ...]:
+def beginning(model: Any, sample: SampleInputs) -> tuple[int, ...]:
     """The ids of a prompt up to and with its last picture."""
     ids = sample.inputs["input_ids"][0]
     begun: list[int] = ids[: end_of_pictures(model, ids)].tolist()
@@ -129,33 +120,21 @@ def _positions(mask: Tensor) -> Tensor:
 
 def outcomes(
     model: Any, pictures: Sequence[About], wanted: Sequence[Sequence[Target]], method: Method
-) -> list[list[Outcome]]:
+) -> list[list[Fidelity]]:
     """What a method does to the answers about each picture; the pictures run as one batch."""
     answers = [[target.ids for target in targets] for targets in wanted]
     logs = predictions(model, pictures, answers, method)
-    return [list(map(_outcome, targets, moved)) for targets, moved in zip(wanted, logs, strict=True)]
+    return [list(map(_fidelity, targets, moved)) for targets, moved in zip(wanted, logs, strict=True)]
 
 
-def _outcome(target: Target, moved: Tensor) -> Outcome:
-    hits = moved.argmax(dim=-1).cpu() == torch.tensor(target.ids)
-    return Outcome(_divergence(target, moved), bool(hits.all()))
-
-
-def _divergence(target: Target, moved: Tensor) -> float:
-    """KL(full ‖ moved) summed over places, nats: (tokens, vocabulary) log-probabilities of the method.
-
-    The tokens that are not listed count as one, so that this is a lower bound; of a small vocabulary the two are near.
-    """
-    theirs = moved.gather(1, target.likeliest)
-    kl = (target.logs.exp() * (target.logs - theirs)).sum(dim=1)
-    ours_left, theirs_left = _rest(target.logs), _rest(theirs)
-    kl = kl + ours_left * (ours_left.log() - theirs_left.log())
-    return float(kl.sum().nan_to_num(WORST, WORST).clamp(0, WORST))
-
-
-def _rest(logs: Tensor) -> Tensor:
-    """The probability of all tokens that are not listed: (tokens, k) -> (tokens,)."""
-    return (1 - logs.exp().sum(dim=1)).clamp_min(1e-7)
+def _fidelity(target: Target, moved: Tensor) -> Fidelity:
+    """What became of an answer: (tokens, vocabulary) log-probabilities of the method along it."""
+    moved = moved.cpu()
+    if moved.isnan().any():
+        return Fidelity(WORST, agrees=False)
+    hits = moved.argmax(dim=-1) == torch.tensor(target.ids)
+    kl = sum(first.divergence_of(logs) for first, logs in zip(target.likeliest, moved, strict=True))
+    return Fidelity(min(kl, WORST), bool(hits.all()))
 
 
 # -- forcing ------------------------------------------------------------------------------------------------------
@@ -262,7 +241,7 @@ def _behind_prompts(
             yield place, logits[row, : len(answers[place])]
 
 
-def _alike(samples: Sequence[Sample]) -> list[list[int]]:
+def _alike(samples: Sequence[SampleInputs]) -> list[list[int]]:
     """Places of the samples of equal lengths: their batches need no padding before an answer."""
     groups: dict[int, list[int]] = defaultdict(list)
     for place, sample in enumerate(samples):

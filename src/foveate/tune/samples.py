@@ -19,7 +19,7 @@ from foveate.core.grid import Grid
 from foveate.errors import SettingError
 from foveate.registry import family_for
 
-__all__ = ["About", "Sample", "Split", "by_picture", "digest", "grouped", "inputs_of", "notes_on", "split"]
+__all__ = ["About", "SampleInputs", "Split", "by_picture", "digest", "grouped", "notes_on", "split"]
 
 FEW = 20  # pictures: below it the held-out intervals are wide
 # Shares of the pictures, and most of them. With 15 to search, schedules led that were six points behind on others.
@@ -28,7 +28,7 @@ CHOSEN = (0.3, 30)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sample:
+class SampleInputs:
     """One question about a picture, as a model gets it.
 
     Attributes:
@@ -62,7 +62,7 @@ class About:
     """
 
     key: str
-    samples: tuple[Sample, ...]
+    samples: tuple[SampleInputs, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +90,9 @@ def grouped(model: Any, samples: Iterable[Any]) -> tuple[About, ...]:
     Raises:
         SettingError: If there is no sample, one holds several prompts, or one has no vision token.
     """
-    pictures: dict[str, list[Sample]] = {}
+    pictures: dict[str, list[SampleInputs]] = {}
     for given in samples:
-        inputs = inputs_of(model, given)
+        inputs = _inputs_of(model, given)
         if inputs["input_ids"].shape[0] != 1:
             raise SettingError(f"A sample is one prompt; got a batch of {inputs['input_ids'].shape[0]}.")
         sample = _sample(model.model if isinstance(model, VLM) else model, inputs)
@@ -106,7 +106,7 @@ def grouped(model: Any, samples: Iterable[Any]) -> tuple[About, ...]:
     return tuple(About(key, tuple(questions)) for key, questions in pictures.items())
 
 
-def inputs_of(model: Any, given: Any) -> dict[str, Tensor]:
+def _inputs_of(model: Any, given: Any) -> dict[str, Tensor]:
     """The model's arguments for one sample as it was given.
 
     Raises:
@@ -124,11 +124,11 @@ def inputs_of(model: Any, given: Any) -> dict[str, Tensor]:
     return dict(model.prepare(media, question).inputs)
 
 
-def _sample(model: Any, inputs: Mapping[str, Tensor]) -> Sample:
+def _sample(model: Any, inputs: Mapping[str, Tensor]) -> SampleInputs:
     """A sample with the sizes of its images."""
     sizes = tuple(runs_of(model.config, inputs["input_ids"][0]))
     grids = family_for(model).token_grids(model.config, sizes)
-    return Sample(inputs, sizes, None if grids is None else tuple(map(tuple, grids)))
+    return SampleInputs(inputs, sizes, None if grids is None else tuple(map(tuple, grids)))
 
 
 def digest(*inputs: Mapping[str, Any]) -> str:
@@ -185,7 +185,7 @@ def notes_on(pictures: Sequence[About]) -> list[str]:
     return notes
 
 
-def asked_of(sample: Sample) -> tuple[int, ...]:
+def asked_of(sample: SampleInputs) -> tuple[int, ...]:
     """What a prompt asks: the ids of its last words."""
     ids: list[int] = sample.inputs["input_ids"][0, -sample.text_tokens :].tolist()
     return tuple(ids)

@@ -1,5 +1,6 @@
 """What a search came to: a preset file that runs wherever a method's name does, with the held-out comparison."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -7,19 +8,21 @@ from typing import Any, Self
 
 from foveate._sheet import Column, Sheet
 from foveate._spelling import read_json
+from foveate._writing import publish
 from foveate.contract import catalogue
 from foveate.contract.method import Method
-from foveate.errors import InputError
+from foveate.contract.settings import check
+from foveate.errors import InputError, SettingError
 from foveate.eval.stats import Estimate
-from foveate.tune.record import write_json
 
-__all__ = ["Row", "Tuned", "points"]
+__all__ = ["HeldOut", "Tuned", "points"]
 
-FORMAT = "foveate tuning 3"
+FORMAT = "foveate tuning 4"
+DAMAGED = "This preset of foveate tune is damaged"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class HeldOut:
     """One setting on the held-out pictures.
 
     Attributes:
@@ -52,15 +55,18 @@ class Row:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """From what `to_dict` gave."""
-        ahead = values["ahead"]
         return cls(
             name=values["name"],
             method=catalogue.from_dict(values["method"]),
-            tokens=values["tokens"],
-            agreement=Estimate(**values["agreement"]),
-            root=Estimate(**values["root"]),
-            ahead=None if ahead is None else Estimate(**ahead),
+            tokens=float(values["tokens"]),
+            agreement=_estimate(values["agreement"]),
+            root=_estimate(values["root"]),
+            ahead=None if values["ahead"] is None else _estimate(values["ahead"]),
         )
+
+
+def _estimate(values: Mapping[str, Any]) -> Estimate:
+    return Estimate(**check(DAMAGED, Estimate, values))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -83,7 +89,6 @@ class Tuned:
         tried: Settings that were tried.
         runs: Pictures run for that, in this process.
         seconds: How long it took.
-        complete: Whether the search made all its steps.
         rows: The comparison on the pictures to report with.
         notes: What the user should know.
         versions: Of foveate, torch and transformers.
@@ -105,8 +110,7 @@ class Tuned:
     tried: int
     runs: int
     seconds: float
-    complete: bool
-    rows: tuple[Row, ...]
+    rows: tuple[HeldOut, ...]
     notes: tuple[str, ...]
     versions: Mapping[str, str]
     date: str
@@ -119,7 +123,7 @@ class Tuned:
         """What was gained, in a sentence, by the pictures that nothing was chosen with."""
         by_name = {row.name: row for row in self.rows}
         if self.chosen == "published":
-            return "No setting that was tried is ahead of the published schedule by a standard error, so it stays."
+            return self._stays(by_name["grid"])
         found = "The small grid has the best setting" if self.chosen == "grid" else "The search has the best setting"
         ahead = by_name["tuned"].ahead
         if ahead is None:
@@ -130,6 +134,18 @@ class Tuned:
         told = "worse than" if ahead.high < 0 else "not told apart from"
         return f"{found} by the pictures to choose with. On others it is {told} the published schedule: {gained}."
 
+    def _stays(self, grid: HeldOut) -> str:
+        """Why the published schedule was chosen, and whether it is behind the grid where nothing was chosen."""
+        stays = (
+            "By the pictures to choose with, no setting is ahead of the published schedule by a standard error, so it "
+            "stays."
+        )
+        if grid.ahead is None or grid.ahead.low <= 0:
+            return stays
+        return (
+            f"{stays} On those held out the best of the grid is ahead: {points(grid.ahead, '+')} points of agreement."
+        )
+
     def sheet(self) -> Sheet:
         """The comparison as a table."""
         names = ("Tokens", "Agreement, %", "√KL", "Ahead of published")
@@ -138,8 +154,9 @@ class Tuned:
             ahead = "" if row.ahead is None else points(row.ahead, "+")
             body.append((row.name, f"{row.tokens:.2f}", points(row.agreement), f"{row.root.value:.3f}", ahead))
         note = f"On {self.pictures[2]} pictures that were used for nothing else; [ ] are 95 % intervals over pictures."
+        settings = [f"{row.name}: {row.method}" for row in self.rows if row.name in ("published", "grid", "tuned")]
         columns = [Column(name, right=True) for name in names]
-        return Sheet("Held-out comparison", ["", *columns], body, [note, self.verdict])
+        return Sheet("Held-out comparison", ["", *columns], body, [note, *settings, self.verdict])
 
     def _repr_html_(self) -> str:
         return self.sheet().to_html()
@@ -170,11 +187,12 @@ class Tuned:
         own = {name: value for name, value in values.items() if name in names}
         try:
             own["method"] = catalogue.from_dict(own["method"])
-            own["rows"] = tuple(map(Row.from_dict, own["rows"]))
-            own["pictures"], own["notes"] = tuple(own["pictures"]), tuple(own["notes"])
-            return cls(**own)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"This preset of foveate tune is damaged: {error} is missing or wrong.") from error
+            own["rows"] = tuple(map(HeldOut.from_dict, own["rows"]))
+            return cls(**check(DAMAGED, cls, own))
+        except SettingError as error:
+            raise InputError(str(error)) from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{DAMAGED}: {error} is missing or wrong.") from error
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the outcome as JSON: a file that `--method` and `foveate.method` take.
@@ -182,7 +200,11 @@ class Tuned:
         Raises:
             InputError: If the file exists and `force` is off, or it cannot be written.
         """
-        write_json(self.to_dict(), Path(path), force)
+        path = Path(path)
+        if path.exists() and not force:
+            raise InputError(f"{path} exists already. Name another file, or overwrite it with force=True.")
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        publish(path, lambda part: part.write_text(text, encoding="utf-8"), force=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -7,7 +7,7 @@ from numbers import Integral, Real
 from foveate.errors import InputError, SettingError
 from foveate.video.survey import Survey
 
-__all__ = ["HAIR", "Request"]
+__all__ = ["HAIR", "FramesWanted"]
 
 FRAMES = 32
 MOST = 768  # frames that a rate alone may ask for
@@ -15,7 +15,7 @@ HAIR = 1e-6  # of a second, for times that went through floats
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class FramesWanted:
     """Which frames of a video somebody wants; None where nothing is said. See `foveate.video.read`."""
 
     frames: int | None

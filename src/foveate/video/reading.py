@@ -14,7 +14,7 @@ from foveate._files import named, open_readable
 from foveate._memory import check_room
 from foveate._upstream import first_line, install_line
 from foveate.errors import FoveateError, InputError, SettingError, UnsupportedError
-from foveate.video.choosing import HAIR, Request
+from foveate.video.choosing import HAIR, FramesWanted
 from foveate.video.clip import Clip
 from foveate.video.pixels import pixels
 from foveate.video.survey import Survey, survey, video_stream
@@ -78,7 +78,7 @@ def read(
         import av
     except ImportError as error:
         raise UnsupportedError(f"Reading videos needs PyAV: {install_line('video')}.") from error
-    request = Request(frames, fps, start, end)
+    request = FramesWanted(frames, fps, start, end)
     request.check()
     path = Path(path)
     name = named(path)
@@ -103,7 +103,7 @@ def read(
     return clip
 
 
-def _read(file: BinaryIO, path: Path, request: Request) -> Clip:
+def _read(file: BinaryIO, path: Path, request: FramesWanted) -> Clip:
     """The frames that are wanted of an open file."""
     name = named(path)
     source = _Source(file, path)

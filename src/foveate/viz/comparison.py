@@ -11,7 +11,7 @@ from foveate.viz.dim import Pixels
 from foveate.viz.frames import PLAIN_LEGEND, Frame, chosen
 from foveate.viz.mosaic import MOST, scaled, stage_panels
 from foveate.viz.page import FAINT, Page, line_height, text_height, wrapped
-from foveate.viz.prefill import Media, PrefillRecord, frames_of
+from foveate.viz.prefill import Media, PrefillLike, frames_of
 from foveate.viz.stages import LEGEND
 
 __all__ = ["draw_comparison"]
@@ -48,7 +48,7 @@ class _Row:
 
 
 def draw_comparison(
-    prefills: Sequence[tuple[str, PrefillRecord]], media: Media, title: str = "", sample: int = 0
+    prefills: Sequence[tuple[str, PrefillLike]], media: Media, title: str = "", sample: int = 0
 ) -> Image.Image:
     """Draw what each of several methods kept of the same pictures: these once, then a row a method.
 
@@ -99,7 +99,7 @@ def _originals(frames: Sequence[Frame], word: str) -> _Row:
     return _Row(label, panels)
 
 
-def _row(label: str, prefill: PrefillRecord, media: Media, sample: int) -> tuple[_Row, bool]:
+def _row(label: str, prefill: PrefillLike, media: Media, sample: int) -> tuple[_Row, bool]:
     """The row of a method, and whether it merges tokens."""
     panels, merges = [], False
     for stage in stage_panels(prefill, media, sample):

@@ -11,7 +11,7 @@ from foveate.viz.dim import Pixels
 from foveate.viz.frames import chosen
 from foveate.viz.page import fitted
 from foveate.viz.panel import checked, panel
-from foveate.viz.prefill import Media, PrefillRecord, frames_of, stages_of
+from foveate.viz.prefill import Media, PrefillLike, frames_of, stages_of
 
 __all__ = ["MOST", "SIDE", "StagePanel", "plain_panel", "scaled", "stage_panels"]
 
@@ -49,7 +49,7 @@ class StagePanel:
         return self.after < self.before
 
 
-def stage_panels(prefill: PrefillRecord, media: Media, sample: int = 0, side: int = SIDE) -> list[StagePanel]:
+def stage_panels(prefill: PrefillLike, media: Media, sample: int = 0, side: int = SIDE) -> list[StagePanel]:
     """A panel for each stage of a prefill, in order; of more than six pictures or frames, six evenly chosen are drawn.
 
     Args:

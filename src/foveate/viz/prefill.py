@@ -17,14 +17,14 @@ from foveate.viz.frames import Frame, draw_frames
 from foveate.viz.panel import Stages
 from foveate.viz.stages import draw_stages
 
-__all__ = ["Media", "PrefillRecord", "StageRecord", "frames_of", "show", "stages_of"]
+__all__ = ["Media", "PrefillLike", "StageLike", "frames_of", "show", "stages_of"]
 
 Medium = Image.Image | str | Path | Clip | NDArray[np.uint8]
 Media = Medium | Sequence[Medium]
 
 
-class StageRecord(Protocol):
-    """What is read of a cut; see `foveate.engine.trace.Stage`."""
+class StageLike(Protocol):
+    """What is read of a cut; see `foveate.engine.trace.StageRecord`."""
 
     @property
     def place(self) -> str: ...
@@ -40,7 +40,7 @@ class StageRecord(Protocol):
     def assign(self) -> Sequence[Tensor | None]: ...
 
 
-class PrefillRecord(Protocol):
+class PrefillLike(Protocol):
     """What is read of a prefill; see `foveate.engine.trace.Prefill`."""
 
     @property
@@ -54,7 +54,7 @@ class PrefillRecord(Protocol):
     @property
     def fit(self) -> Literal["whole", "crop"]: ...
     @property
-    def stages(self) -> Sequence[StageRecord]: ...
+    def stages(self) -> Sequence[StageLike]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class _Span:
     count: int
 
 
-def show(prefill: PrefillRecord, media: Media, sample: int) -> Image.Image:
+def show(prefill: PrefillLike, media: Media, sample: int) -> Image.Image:
     """The kept patches of a sample drawn on its pictures; see `Trace.show`."""
     frames, moving = frames_of(prefill, media, sample)
     stages = stages_of(prefill, sample)
@@ -95,7 +95,7 @@ def show(prefill: PrefillRecord, media: Media, sample: int) -> Image.Image:
     return draw_stages([frame.picture for frame in frames], [frame.boxes for frame in frames], stages)
 
 
-def frames_of(prefill: PrefillRecord, media: Media, sample: int) -> tuple[list[Frame], bool]:
+def frames_of(prefill: PrefillLike, media: Media, sample: int) -> tuple[list[Frame], bool]:
     """The pictures and frames of a sample as the model saw them, in the order of its tokens; whether any is of a clip.
 
     Raises:
@@ -128,7 +128,7 @@ def _listed(media: Media, videos: Sequence[bool]) -> list[Any]:
     return media_list
 
 
-def _places(prefill: PrefillRecord, sample: int, images: int) -> list[Tensor]:
+def _places(prefill: PrefillLike, sample: int, images: int) -> list[Tensor]:
     """Where the tokens of each of a sample's images look."""
     places = []
     for image in range(images):
@@ -139,7 +139,7 @@ def _places(prefill: PrefillRecord, sample: int, images: int) -> list[Tensor]:
     return places
 
 
-def stages_of(prefill: PrefillRecord, sample: int) -> Stages:
+def stages_of(prefill: PrefillLike, sample: int) -> Stages:
     """Every cut as drawings take it: a caption, the token of each row, and where merged ones went."""
     arrived = prefill.vision_tokens[sample]
     return [

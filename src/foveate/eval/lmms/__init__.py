@@ -1,4 +1,8 @@
-"""The half of benchmarks: GQA, POPE, TextVQA and the others by name, through lmms-eval (extra "eval").
+"""Benchmarks by name, GQA, POPE, TextVQA and the others, through lmms-eval (extra "eval").
 
-from foveate.eval.lmms.evaluation import evaluate
+benchmarks               their names
+setting, label           what lmms-eval's `--model_args` say, and what its files say of a run
+answerer, plugin         the model `foveate` of lmms-eval
+harness, metrics         lmms-eval in this process: a log of answers, and the figure that papers print
+benchmarking             several settings beside the full model
 """

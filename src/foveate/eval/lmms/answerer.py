@@ -9,15 +9,13 @@ from foveate.ask.answer import Answer
 from foveate.ask.batch import batches, parts
 from foveate.ask.conversation import Conversation
 from foveate.ask.generation import Generation
+from foveate.ask.preparing import check_protocol
 from foveate.ask.prompt import Prompt
-from foveate.ask.templates import check_protocol
 from foveate.ask.vlm import VLM
-from foveate.contract.method import Method
+from foveate.contract.method import Method, meet
 from foveate.errors import SettingError, UnsupportedError
 from foveate.eval import provenance
-from foveate.eval.first import First
-from foveate.eval.lmms.setting import Choice
-from foveate.eval.store import FULL, Answers
+from foveate.eval.answer_store import FULL, Answers, First, key_of
 from foveate.runs.listener import Advance, unheard
 
 __all__ = ["Answerer", "Conduct", "Request"]
@@ -112,22 +110,13 @@ class _Question:
     conversation: Conversation
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Sample:
-    """A question as the model gets it, and what drops in it."""
-
-    question: _Question
-    prompt: Prompt
-    method: Method | None
-
-
 @dataclass(eq=False)
 class Answerer:
     """A model under one setting, and what it answered.
 
     Attributes:
         vlm: The model.
-        choice: What drops.
+        method: What drops, its budget solved for each sample; None is the full model.
         conduct: How questions are put.
         store: Where answers are kept and looked up; None keeps them in memory only.
         advance: Called with the number of answers that were added.
@@ -135,17 +124,20 @@ class Answerer:
     """
 
     vlm: VLM
-    choice: Choice = field(default_factory=Choice)
+    method: Method | None = None
     conduct: Conduct = field(default_factory=Conduct)
     store: Answers | None = None
     advance: Advance = unheard
     records: dict[tuple[str, int], Mapping[str, Any]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.key = key_of(self.method)
+
     def __call__(self, requests: Sequence[Request]) -> list[str]:
         """The answers, in the order of the requests.
 
         Raises:
-            SettingError: If a sample cannot meet the budget.
+            BudgetError: If a sample cannot meet the budget.
             UnsupportedError: If a task asks for anything but greedy decoding.
         """
         texts = []
@@ -158,31 +150,6 @@ class Answerer:
                 texts.append(row["answer"])
         return texts
 
-    def _rows(self, questions: Sequence[_Question]) -> dict[str, Mapping[str, Any]]:
-        """The records of these questions by name, from the store or anew."""
-        rows = {}
-        unanswered = []
-        for question in questions:
-            row = self._stored(self.choice.key, question.name)
-            if row is None:
-                unanswered.append(question)
-            else:
-                rows[question.name] = row
-                self.advance(1)
-        for batch in self._batches(unanswered):
-            answered = self._answered(batch)
-            if self.store is not None:
-                self.store.add(answered)
-            rows |= {row["question"]: row for row in answered}
-            self.advance(len(answered))
-        return rows
-
-    def _stored(self, key: str, name: str) -> Mapping[str, Any] | None:
-        """The store's record of a setting's answer."""
-        if self.store is None:
-            return None
-        return self.store.get(key, name)
-
     def _question(self, request: Request) -> _Question:
         """Read a request's media."""
         conversation = Conversation.of(request.messages(), self.conduct.most_frames)
@@ -194,32 +161,51 @@ class Answerer:
         name = f"{request.task}/{request.split}/{request.document}/{content}"
         return _Question(name, longest, until, conversation)
 
-    def _batches(self, questions: Sequence[_Question]) -> Iterator[list[_Sample]]:
-        """Samples that can share a batch: one method, one limit, lengths as close as can be."""
+    def _rows(self, questions: Sequence[_Question]) -> dict[str, Mapping[str, Any]]:
+        """The records of these questions by name, from the store or anew."""
+        stored = {question.name: self._stored(self.key, question) for question in questions}
+        rows = {name: row for name, row in stored.items() if row is not None}
+        self.advance(len(rows))
+        for batch in self._batches([question for question in questions if question.name not in rows]):
+            answered = self._answered(batch)
+            if self.store is not None:
+                self.store.add(answered)
+            rows |= {row["question"]: row for row in answered}
+            self.advance(len(answered))
+        return rows
+
+    def _stored(self, key: str, question: _Question) -> Mapping[str, Any] | None:
+        """The store's record of a setting's answer."""
+        return None if self.store is None else self.store.get(key, question.name)
+
+    def _batches(self, questions: Sequence[_Question]) -> Iterator[list[tuple[_Question, Prompt]]]:
+        """What can share a batch: one limit, lengths as close as can be, and all with vision tokens or all without."""
         samples = []
         for question in questions:
             prompt = self.vlm.prepare_conversation(question.conversation, protocol=self.conduct.protocol)
-            samples.append(_Sample(question, prompt, self.choice.method(prompt.vision_tokens)))
+            if self.method is not None and prompt.vision_tokens:
+                meet(self.method, self.vlm.model.config, prompt.vision_tokens)
+            samples.append((question, prompt))
         return batches(
             samples,
             self.conduct.batch_size,
-            lambda sample: sample.prompt.inputs,
-            lambda sample: (sample.question.longest, sample.method),
+            lambda sample: sample[1].inputs,
+            lambda sample: (sample[0].longest, sample[1].vision_tokens > 0),
         )
 
-    def _answered(self, batch: Sequence[_Sample]) -> list[dict[str, Any]]:
+    def _answered(self, batch: Sequence[tuple[_Question, Prompt]]) -> list[dict[str, Any]]:
         """A record of each answer to one batch."""
-        prompts = [sample.prompt for sample in batch]
-        generation = Generation(max_new_tokens=batch[0].question.longest)
-        answers = self.vlm.answer_batch(prompts, batch[0].method, generation=generation, first=True)
-        return [self._row(sample.question, answer) for sample, answer in zip(batch, answers, strict=True)]
+        prompts = [prompt for _, prompt in batch]
+        method = self.method if prompts[0].vision_tokens else None
+        generation = Generation(max_new_tokens=batch[0][0].longest)
+        answers = self.vlm.answer_batch(prompts, method, generation=generation, first=True)
+        return [self._row(question, answer) for (question, _), answer in zip(batch, answers, strict=True)]
 
     def _row(self, question: _Question, answer: Answer) -> dict[str, Any]:
         """The record of an answer."""
-        method, first = answer.method, answer.first
-        assert first is not None
+        assert answer.first is not None
         row: dict[str, Any] = {
-            "method": self.choice.key,
+            "method": self.key,
             "question": question.name,
             "answer": _until(answer.text, question.until),
             "tokens": list(answer.said),
@@ -228,12 +214,12 @@ class Answerer:
             "retention": answer.retention,
             "flops": answer.flops,
             "media": question.conversation.media_name(),
-            "setting": None if method is None else method.to_dict(),
+            "setting": None if answer.method is None else answer.method.to_dict(),
         }
-        if self.choice.key == FULL:
-            row["first"] = First.of(first).to_dict()
-        elif (full := self._stored(FULL, question.name)) is not None:
-            row["kl"] = First.from_dict(full["first"]).divergence_of(first)
+        if self.key == FULL:
+            row["first"] = First.of(answer.first).to_dict()
+        elif (full := self._stored(FULL, question)) is not None:
+            row["kl"] = First.from_dict(full["first"]).divergence_of(answer.first)
         return row
 
 

@@ -1,57 +1,55 @@
-"""The benchmarks of the papers by the names people use, and what lmms-eval calls them."""
+"""The benchmarks of the papers by the names people use, and what lmms-eval calls them.
+
+Needs neither torch nor lmms-eval, so that a command refuses a name at once.
+"""
 
 import difflib
+import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
-from foveate.errors import UnknownNameError
+from foveate._upstream import install_line
+from foveate.errors import InputError, UnknownNameError, UnsupportedError
 
-__all__ = ["BENCHMARKS", "MME_TOTAL", "Benchmark", "primary", "resolve"]
+__all__ = [
+    "BENCHMARKS",
+    "MME_TOTAL",
+    "check_folders",
+    "check_installed",
+    "check_written",
+    "primary",
+    "resolve",
+]
 
 MME_TOTAL = "mme_score"
 """MME's perception and cognition scores added up, as the papers print it."""
+PRINTED = ("pope_f1_score", "seed_all", "relaxed_overall")
+"""Figures that papers print, of tasks with several."""
+DECLARED = re.compile(r"""^(?:task|group|tag):\s*["']?([\w.-]+)""", re.MULTILINE)
 
-
-@dataclass(frozen=True, slots=True)
-class Benchmark:
-    """A benchmark under our name.
-
-    Attributes:
-        name: What the user types.
-        task: What lmms-eval calls it: a task, a group or a tag of tasks.
-        about: What it asks, in a few words.
-    """
-
-    name: str
-    task: str
-    about: str
-
-
-_LISTED = (
-    Benchmark("gqa", "gqa", "compositional questions about photographs"),
-    Benchmark("mmbench_en", "mmbench_en_dev", "choices, English; mmbench_en_dev_static needs no judge"),
-    Benchmark("mmbench_cn", "mmbench_cn_dev", "choices, Chinese"),
-    Benchmark("mme", "mme", "pairs of yes/no questions about a picture"),
-    Benchmark("pope", "pope_full", "is it there, yes or no; all three splits"),
-    Benchmark("scienceqa", "scienceqa_img", "school science with pictures, choices"),
-    Benchmark("vqav2", "vqav2_val", "open questions about photographs"),
-    Benchmark("textvqa", "textvqa_val", "reading text in photographs"),
-    Benchmark("vizwiz", "vizwiz_vqa_val", "questions of blind people about their photographs"),
-    Benchmark("seedbench", "seedbench", "choices about pictures and videos"),
-    Benchmark("mvbench", "mvbench", "twenty kinds of questions about short videos"),
-    Benchmark("videomme", "videomme", "choices about videos; also for short, medium and long ones apart"),
-    Benchmark("longvideobench", "longvideobench_val_v", "choices about long videos"),
-    Benchmark("mlvu", "mlvu_dev", "choices about long videos"),
-    Benchmark("egoschema", "egoschema_subset", "choices about first-person videos"),
-    Benchmark("refcoco", "refcoco_bbox_rec", "grounding: the box of what is described"),
-    Benchmark("docvqa", "docvqa_val", "questions about scanned pages"),
-    Benchmark("chartqa", "chartqa", "questions about charts"),
-    Benchmark("ocrbench", "ocrbench", "reading text of every kind"),
-)
-BENCHMARKS = {benchmark.name: benchmark for benchmark in _LISTED}
-"""Every benchmark by our name."""
-
-_PRINTED = (MME_TOTAL, "pope_f1_score", "seed_all", "relaxed_overall")
+BENCHMARKS = {
+    "gqa": "gqa",  # compositional questions about photographs
+    "mmbench_en": "mmbench_en_dev",  # choices, English; mmbench_en_dev_static needs no judge
+    "mmbench_cn": "mmbench_cn_dev",  # choices, Chinese
+    "mme": "mme",  # pairs of yes/no questions about a picture
+    "pope": "pope_full",  # is it there, yes or no; all three splits
+    "scienceqa": "scienceqa_img",  # school science with pictures, choices
+    "vqav2": "vqav2_val",  # open questions about photographs
+    "textvqa": "textvqa_val",  # reading text in photographs
+    "vizwiz": "vizwiz_vqa_val",  # questions of blind people about their photographs
+    "seedbench": "seedbench",  # choices about pictures and videos
+    "mvbench": "mvbench",  # twenty kinds of questions about short videos
+    "videomme": "videomme",  # choices about videos; also for short, medium and long ones apart
+    "longvideobench": "longvideobench_val_v",  # choices about long videos
+    "mlvu": "mlvu_dev",  # choices about long videos
+    "egoschema": "egoschema_subset",  # choices about first-person videos
+    "refcoco": "refcoco_bbox_rec",  # grounding: the box of what is described
+    "docvqa": "docvqa_val",  # questions about scanned pages
+    "chartqa": "chartqa",  # questions about charts
+    "ocrbench": "ocrbench",  # reading text of every kind
+}
+"""What lmms-eval calls each: a task, a group or a tag of tasks."""
 
 
 def resolve(names: Sequence[str], others: Collection[str] = ()) -> dict[str, str]:
@@ -60,25 +58,67 @@ def resolve(names: Sequence[str], others: Collection[str] = ()) -> dict[str, str
     Raises:
         UnknownNameError: If there is no such benchmark; the message lists those there are.
     """
-    resolved = {}
     for name in names:
-        if name in BENCHMARKS:
-            resolved[name] = BENCHMARKS[name].task
-        elif name in others:
-            resolved[name] = name
-        else:
-            raise UnknownNameError(_unknown(name, others))
-    return resolved
-
-
-def _unknown(name: str, others: Collection[str]) -> str:
-    """A sentence on a name that is no benchmark's."""
-    near = difflib.get_close_matches(name, others, n=3)
-    hint = f" Near it in lmms-eval: {', '.join(near)}." if near else ""
-    ours = ", ".join(BENCHMARKS)
-    return f"No benchmark {name!r}. There are: {ours}; and every task of lmms-eval by its own name.{hint}"
+        if name not in BENCHMARKS and name not in others:
+            near = difflib.get_close_matches(name, others, n=3)
+            hint = f" Near it in lmms-eval: {', '.join(near)}." if near else ""
+            ours = ", ".join(BENCHMARKS)
+            raise UnknownNameError(
+                f"No benchmark {name!r}. There are: {ours}; and every task of lmms-eval by its own name.{hint}"
+            )
+    return {name: BENCHMARKS.get(name, name) for name in names}
 
 
 def primary(metrics: Sequence[str]) -> str:
     """The figure of a task that papers print: a name out of `metrics`, else the first of them."""
-    return next((name for name in _PRINTED if name in metrics), metrics[0])
+    return next((name for name in PRINTED if name in metrics), metrics[0])
+
+
+def check_installed() -> None:
+    """Refuse to go on without lmms-eval.
+
+    Raises:
+        UnsupportedError: If it is not installed.
+    """
+    if find_spec("lmms_eval") is None:
+        raise UnsupportedError(
+            f"Benchmarks by name are run by lmms-eval, which is not installed: {install_line('eval')}, "
+            "with -c constraints.txt (docs/guides/benchmarks.md says how to keep your torch)."
+        )
+
+
+def check_folders(include: Sequence[Path]) -> None:
+    """Refuse folders of tasks that there are not.
+
+    Raises:
+        InputError: If there is one.
+    """
+    for folder in include:
+        if not folder.is_dir():
+            raise InputError(f"There is no folder {folder} to take tasks from.")
+
+
+def check_written(names: Sequence[str], include: Sequence[Path] = ()) -> None:
+    """Refuse names that can be no benchmark's, before anything slow is imported.
+
+    A look into lmms-eval's files takes a tenth of a second, where its own index takes ten. A name that occurs in none
+    of them is no task; one that does may be a task.
+
+    Raises:
+        InputError: If there is no such folder of tasks.
+        UnknownNameError: If a name is neither ours nor in a file of lmms-eval or of these folders.
+    """
+    check_folders(include)
+    unknown = [name for name in names if name not in BENCHMARKS]
+    package = find_spec("lmms_eval")
+    if not unknown or package is None or package.origin is None:
+        return
+    folders = [Path(package.origin).parent / "tasks", *include]
+    # Templates that others include have names such as _default_template_yaml.
+    files = [file for folder in folders for file in sorted(folder.rglob("*yaml*")) if file.is_file()]
+    texts = [file.read_text(encoding="utf-8", errors="replace") for file in files]
+    for name in unknown:
+        word = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)")
+        if not any(word.search(text) for text in texts):
+            declared = {task for text in texts for task in DECLARED.findall(text)}
+            resolve([name], sorted(declared - {name}))

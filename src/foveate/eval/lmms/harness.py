@@ -1,10 +1,9 @@
-"""Benchmarks by name, through lmms-eval in this process."""
+"""lmms-eval in this process: one run of benchmarks under one setting, and what it says of each answer."""
 
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,15 +11,13 @@ from typing import Any
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.errors import InputError
+from foveate.eval.answer_store import Answers
 from foveate.eval.lmms.answerer import Answerer, Conduct
-from foveate.eval.lmms.benchmarks import BENCHMARKS, resolve
-from foveate.eval.lmms.figures import scores_of
+from foveate.eval.lmms.benchmarks import BENCHMARKS, check_folders, check_installed, resolve
+from foveate.eval.lmms.label import Label, write
+from foveate.eval.lmms.metrics import Metric, metric_of
 from foveate.eval.lmms.quiet import quiet
-from foveate.eval.lmms.scores import Scores
-from foveate.eval.lmms.setting import Choice
-from foveate.eval.lmms.task_names import check_folders, check_installed
-from foveate.eval.lmms.tracking import Label, write
-from foveate.eval.store import Answers
+from foveate.eval.lmms.setting import Setting
 from foveate.runs.listener import Advance, unheard
 
 __all__ = ["Options", "check_names", "harness_tasks", "run"]
@@ -70,12 +67,13 @@ def check_names(names: Sequence[str], include: Sequence[Path] = ()) -> dict[str,
 def run(
     vlm: VLM,
     names: Sequence[str],
-    choice: Choice | Method | None = None,
+    method: Method | None = None,
     *,
+    setting: Setting | None = None,
     options: Options | None = None,
     store: Answers | None = None,
     advance: Advance = unheard,
-) -> Scores:
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Metric]]:
     """Run benchmarks under one setting.
 
     What the store has of the setting is not asked again, and every batch is on disk when the next one begins.
@@ -84,25 +82,29 @@ def run(
     Args:
         vlm: The model.
         names: Ours or lmms-eval's.
-        choice: What drops: a method for all samples, or a `Choice` that solves one for each; None is the full model.
+        method: What drops, its budget solved for each sample; None is the full model.
+        setting: How it was asked for, for lmms-eval's own files.
         options: How they are run.
-        store: From `Answers(folder, options.conduct.conditions(vlm))`; None keeps nothing on disk.
+        store: From `open_answers(options.conduct.conditions(vlm), folder)`; None keeps nothing on disk.
         advance: Called with the number of answers that were added.
 
+    Returns:
+        Of each task a log (see `foveate.eval.figures`), whose rows have also the "benchmark", the "document" and the
+        "inputs" of lmms-eval's functions by metric; and the figure that papers print.
+
     Raises:
+        BudgetError: If a sample cannot meet the budget.
         UnknownNameError: If there is no such benchmark.
         UnsupportedError: If lmms-eval is not installed, or a task cannot be run with this model.
         InputError: If a task's data cannot be read.
     """
     options = options or Options()
     resolved = resolve(names, harness_tasks(options.include))
-    if not isinstance(choice, Choice):
-        choice = Choice.of(choice)
-    answerer = Answerer(vlm, choice, options.conduct, store, advance)
+    answerer = Answerer(vlm, method, options.conduct, store, advance)
     with TemporaryDirectory() as folder, quiet():
         from lmms_eval.evaluator import simple_evaluate
 
-        from foveate.eval.lmms.backend import Answering
+        from foveate.eval.lmms.plugin import Answering
 
         manager = _Manager(_manager(tuple(map(str, options.include))))
         arguments = Namespace(output_path=folder, process_with_media=True, reasoning_tags=None)
@@ -120,24 +122,46 @@ def run(
             raise InputError(f"lmms-eval stopped: {error.code}.") from error
         except AssertionError as error:  # how tasks refuse what they cannot count, such as half a pair of MME
             raise InputError(f"lmms-eval stopped: {error}. A limit must not cut what is counted together.") from error
-        tasks = {
-            name: scores_of(name, task, report, answerer.records, arguments)
-            for name, task in manager.tasks().items()
-            if report["samples"].get(name)
-        }
+        logs, metrics = {}, {}
+        for name, task in manager.tasks():
+            if samples := report["samples"].get(name):
+                metrics[name] = metric_of(name, task, report, arguments)
+                logs[name] = list(_rows(name, samples, answerer.records, metrics[name]))
         if options.log_samples is not None:
             conduct = options.conduct
             label = Label(
-                model=vlm.name, asked=choice.asked, protocol=conduct.protocol, most_frames=conduct.most_frames
+                model=vlm.name,
+                setting=setting or Setting(),
+                protocol=conduct.protocol,
+                most_frames=conduct.most_frames,
             )
             write(options.log_samples, label, report, answerer.records)
-    groups = {name: _figures(values) for name, values in report.get("groups", {}).items()}
-    return Scores(tasks, groups, resolved, options.conduct.protocol, version("lmms-eval"), choice.asked.to_dict())
+    return logs, metrics
 
 
-def _figures(values: Mapping[str, Any]) -> dict[str, float]:
-    """Figures by name, without the filter behind it: "exact_match,none"."""
-    return {key.split(",")[0]: value for key, value in values.items() if isinstance(value, float)}
+def _rows(
+    name: str,
+    samples: Sequence[Mapping[str, Any]],
+    records: Mapping[tuple[str, int], Mapping[str, Any]],
+    metric: Metric,
+) -> Iterator[dict[str, Any]]:
+    """A task's log, in the order of its documents; of several filters, the first."""
+    documents: dict[int, Mapping[str, Any]] = {}
+    for sample in samples:
+        documents.setdefault(int(sample["doc_id"]), sample)
+    for document, sample in sorted(documents.items()):
+        record = records[name, document]
+        inputs = {part: sample[part] for part in metric.parts if part in sample}
+        # Papers print Video-MME for short, medium and long videos apart.
+        lengths = [given["duration"] for given in inputs.values() if isinstance(given, Mapping) and "duration" in given]
+        yield {
+            **record,
+            "benchmark": name,
+            "document": document,
+            "inputs": inputs,
+            "task": next(iter(lengths), name),
+            "picture": record["media"] or f"document {document}",
+        }
 
 
 @cache
@@ -172,15 +196,10 @@ class _Manager:
             ) from error
         return self._loaded
 
-    def tasks(self) -> dict[str, Any]:
-        """The tasks by name, groups opened."""
-        return dict(_opened(self._loaded))
-
-
-def _opened(loaded: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """Tasks with their names; a group is a mapping of tasks and groups."""
-    for name, task in loaded.items():
-        if isinstance(task, Mapping):
-            yield from _opened(task)
-        else:
-            yield str(name), task
+    def tasks(self, loaded: Mapping[Any, Any] | None = None) -> Iterator[tuple[str, Any]]:
+        """The tasks with their names; a group is a mapping of tasks and groups."""
+        for name, task in (self._loaded if loaded is None else loaded).items():
+            if isinstance(task, Mapping):
+                yield from self.tasks(task)
+            else:
+                yield str(name), task

@@ -34,5 +34,5 @@ def quiet() -> Iterator[None]:
 
 
 def _hidden(bar: Any, *args: Any, **kwargs: Any) -> Any:
-    """A progress bar that shows nothing."""
+    """A progress bar that shows nothing, whatever its caller says."""
     return bar(*args, **{**kwargs, "disable": True})

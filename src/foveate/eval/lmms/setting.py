@@ -1,106 +1,56 @@
-"""From what lmms-eval's arguments say of dropping to each sample's setting: images differ in their token counts."""
+"""`--model_args` of lmms-eval's command line: from a text to a method with its budget.
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from functools import cache
-from pathlib import Path
+method=v2drop:layers=3,17,22;keep=0.5,0.3,0,budget=192     a comma separates where NAME= follows
+{"method": "v2drop:metric=cosine", "budget": 192}          JSON; a mapping from lmms-eval's YAML says the same
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from foveate._spelling import parsed, unquoted, written
+from foveate._spelling import parsed, unquoted
 from foveate.contract.budget import Budget
-from foveate.contract.method import Method, meet
+from foveate.contract.method import Method
 from foveate.contract.naming import RETENTION, draws, parse, spending, with_seed
 from foveate.errors import SettingError
-from foveate.eval.store import FULL, fingerprint, key_of
 
-__all__ = ["Asked", "Choice", "Setting"]
+__all__ = ["NAMES", "Setting", "values_of"]
 
+NAMES = (
+    "pretrained",
+    "method",
+    "budget",
+    "retention",
+    "seed",
+    "settings",
+    "protocol",
+    "max_frames",
+    "log",
+    "device",
+    "dtype",
+    "attention",
+)
+"""The arguments, as `Foveate` takes them."""
+NUMBERS: Mapping[str, tuple[type[int] | type[float], ...]] = {
+    "budget": (int, float),
+    "retention": (int, float),
+    "seed": (int,),
+    "max_frames": (int,),
+}
+STRUCTURED = ("method", "settings")
+"""What JSON may give as an object."""
+FLAGS = ("batch_size", "max_batch_size")
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """What was asked for, as results say it.
-
-    Attributes:
-        method: The method as it was written; "full" is the full model.
-        budget: Mean vision tokens a decoder layer; None where a share, or nothing, was asked for.
-        share: The same as a share.
-        seed: Which draw, where one was named.
-        settings: Settings that were given beside the method.
-    """
-
-    method: str = FULL
-    budget: float | None = None
-    share: float | None = None
-    seed: int | None = None
-    settings: Mapping[str, Any] | str = field(default_factory=dict)
-
-    def words(self) -> list[str]:
-        """What tells it from others, a word each: ["v2drop", "192-tokens"]."""
-        method = self.method
-        if method.endswith(".json"):
-            method = Path(method).stem
-        words = [method]
-        if isinstance(self.settings, str):
-            words.append(self.settings)
-        elif self.settings:
-            words.append(";".join(_pair(name, value) for name, value in self.settings.items()))
-        if self.budget is not None:
-            words.append(f"{self.budget:g}-tokens")
-        if self.share is not None:
-            words.append(f"retention-{self.share:.4g}")
-        if self.seed is not None:
-            words.append(f"seed-{self.seed}")
-        return words
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        values: dict[str, Any] = {"method": self.method, "budget": self.budget, "asked_retention": self.share}
-        if self.seed is not None:
-            values["seed"] = self.seed
-        if self.settings:
-            values["settings"] = self.settings
-        return values
+# A span in quotes, or a comma that separates. An apostrophe inside a word opens no span.
+_PARTS = re.compile(r"""(?<=[=:,\[{\s])'[^']*'|(?<=[=:,\[{\s])"[^"]*"|(?P<comma>,)(?=\s*[A-Za-z_][\w-]*\s*=)""")
 
 
-def _pair(name: str, value: Any) -> str:
-    """A setting as it is written behind a method's name: layers=3,17."""
-    if isinstance(value, list | tuple):
-        value = ",".join(map(str, value))
-    return f"{name}={value}"
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What drops in each sample of a run.
-
-    Attributes:
-        key: The name under which its answers are kept.
-        solve: The method for a sample of so many vision tokens; None for the full model.
-        asked: What was asked for.
-    """
-
-    key: str = FULL
-    solve: Callable[[int], Method] | None = None
-    asked: Asked = field(default_factory=Asked)
-
-    @classmethod
-    def of(cls, fixed: Method | None) -> "Choice":
-        """The same method for every sample; None is the full model."""
-        if fixed is None:
-            return cls()
-        return cls(key_of(fixed), lambda _: fixed, Asked(method=json.dumps(fixed.to_dict())))
-
-    def method(self, vision_tokens: int) -> Method | None:
-        """What drops in a sample of so many vision tokens; None where nothing does."""
-        if self.solve is None or vision_tokens == 0:
-            return None
-        return self.solve(vision_tokens)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What lmms-eval's `--model_args` say of dropping.
+    """What the arguments say of dropping.
 
     Attributes:
         name: What drops, in the grammar of `foveate.contract.naming`; empty is the full model.
@@ -121,22 +71,40 @@ class Setting:
     settings: Mapping[str, Any] | str = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_types(self)
         if not self.name:
-            _refuse_without_method(self)
+            for name in ("budget", "retention", "seed", "settings"):
+                if getattr(self, name) not in (None, {}, ""):
+                    raise SettingError(f"{name}= without a method: name one with method=…, such as method=v2drop.")
             return
-        method = self.method()
         if self.budget is None and self.retention is None:
+            self.method  # noqa: B018  refused here, not when the first sample comes
             return
+        if self.budget is not None and self.retention is not None:
+            raise SettingError("budget= and retention= say the same thing; give one of them.")
         Budget(self.budget, self.retention)
-        if not method.open:
+        if not self._asked.open:
             raise SettingError(
                 f"{self.name} brings its own budget, as presets, tuned records and schedules do, or takes none: leave "
                 "budget= and retention= out."
             )
 
-    def method(self) -> Method:
-        """The name with its settings."""
+    @cached_property
+    def method(self) -> Method | None:
+        """What drops, with its budget; it is solved for each sample's own count. None is the full model."""
+        if not self.name:
+            return None
+        return spending(self._asked, self.budget, self.retention)
+
+    @property
+    def share(self) -> float | None:
+        """The share that is spent where no number of tokens is; None where the method brings its own."""
+        if self.budget is None and self.retention is None and self.name and self._asked.open:
+            return RETENTION
+        return self.retention
+
+    @cached_property
+    def _asked(self) -> Method:
+        """The name with its settings and its seed."""
         settings: Any = self.settings
         if isinstance(settings, str):
             text = unquoted(settings.strip())
@@ -150,51 +118,73 @@ class Setting:
             raise SettingError(f"seed={self.seed}: {self.name} has a seed, or drops nothing at random.")
         return with_seed(method, self.seed)
 
-    def choice(self, config: Any) -> Choice:
-        """What it means for a model of this config."""
-        if not self.name:
-            return Choice()
-        method = self.method()
-        values = {key: value for key, value in self.to_dict().items() if value not in (None, {})}
-        if any(part.is_file or part.is_preset for part in written(self.name)):
-            values["whole"] = method.to_dict()
-        spent = spending(method, self.budget, self.retention)
 
-        @cache
-        def solve(count: int) -> Method:
-            meet(spent, config, count)
-            return spent
-
-        share = self.retention
-        if method.open and self.budget is None and share is None:
-            share = RETENTION
-        asked = Asked(method=self.name, budget=self.budget, share=share, seed=self.seed, settings=self.settings)
-        return Choice(f"{self.name} {fingerprint(values)}", solve, asked)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The setting as plain values."""
-        values = {attribute.name: getattr(self, attribute.name) for attribute in fields(self)}
-        if isinstance(self.settings, Mapping):
-            values["settings"] = dict(self.settings)
-        return values
+# -- texts ----------------------------------------------------------------------------------------------------
 
 
-def _check_types(setting: Setting) -> None:
-    """Refuse what an argument's text was not turned into a number of."""
-    for key, kinds in (("budget", (int, float)), ("retention", (int, float)), ("seed", (int,))):
-        value = getattr(setting, key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
-            raise SettingError(f"{key} is a number; got {value!r}.")
-    if not isinstance(setting.name, str):
-        raise SettingError(f"method is a name such as v2drop; got {setting.name!r}.")
-    if setting.budget is not None and setting.retention is not None:
-        raise SettingError("budget= and retention= say the same thing; give one of them.")
+def values_of(arguments: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments by name; those that are null in JSON are left out.
+
+    Raises:
+        SettingError: If one is unknown, given twice, empty or of the wrong kind.
+    """
+    if isinstance(arguments, str):
+        text = arguments.strip()
+        arguments = parsed(text) if text.startswith("{") else _pairs(text)
+    for name in arguments:
+        if name not in NAMES:
+            raise SettingError(_unknown(str(name)))
+    return {name: _value(name, value) for name, value in arguments.items() if value is not None}
 
 
-def _refuse_without_method(setting: Setting) -> None:
-    """Refuse whatever goes with a method."""
-    needless = [key for key in ("budget", "retention", "seed") if getattr(setting, key) is not None]
-    if setting.settings:
-        needless.append("settings")
-    if needless:
-        raise SettingError(f"{needless[0]}= without a method: name one with method=…, such as method=v2drop.")
+def _pairs(text: str) -> dict[str, str]:
+    """`a=1,2,b=3` is `a=1,2` and `b=3`."""
+    commas = [match.start() for match in _PARTS.finditer(text) if match["comma"]]
+    starts, ends = [0, *(comma + 1 for comma in commas)], [*commas, len(text)]
+    pairs: dict[str, str] = {}
+    for start, end in zip(starts, ends, strict=True):
+        part = text[start:end].strip(", ")
+        if not part:
+            continue
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise SettingError(f"model_args are written NAME=VALUE,NAME=VALUE, or as JSON; got {part!r}.")
+        if name.strip() in pairs:
+            raise SettingError(f"{name.strip()} is given twice in model_args.")
+        pairs[name.strip()] = value.strip()
+    return pairs
+
+
+def _value(name: str, value: Any) -> Any:
+    """A value of its argument's kind; ranges are left to those who use it."""
+    if isinstance(value, str):
+        value = unquoted(value.strip())
+        if not value:
+            raise SettingError(f"{name}= has no value. Leave {name} out, or give it one.")
+    if name in NUMBERS:
+        return _number(name, value, NUMBERS[name])
+    if not isinstance(value, str) and not (name in STRUCTURED and isinstance(value, Mapping)):
+        raise SettingError(f"{name} is a text; got {value!r}.")
+    return value
+
+
+def _number(name: str, value: Any, kinds: tuple[type[int] | type[float], ...]) -> int | float:
+    if isinstance(value, kinds) and not isinstance(value, bool):
+        return value
+    for kind in kinds if isinstance(value, str) else ():
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    raise SettingError(f"{name} is a {'number' if float in kinds else 'whole number'}; got {value!r}.")
+
+
+def _unknown(name: str) -> str:
+    """A sentence on a name that is no argument's."""
+    if name in FLAGS:
+        return f"{name} is a flag of lmms-eval: write --{name} beside --model_args."
+    there = f"There are: {', '.join(NAMES)}."
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), NAMES, n=1)
+    if near:
+        return f"No model argument {name!r}. Did you mean {near[0]}? {there}"
+    return f"No model argument {name!r}. {there} A method's settings go behind its name: method=v2drop:metric=cosine."

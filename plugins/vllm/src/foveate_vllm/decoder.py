@@ -1,0 +1,196 @@
+"""Between the layers: one model's stages at work, step after step, and what is remembered of each request."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig, get_layers_from_vllm_config
+from vllm.forward_context import ForwardContext, get_forward_context
+from vllm.logger import init_logger
+from vllm.model_executor.layers.attention import Attention
+
+from foveate.engine.program import Program
+from foveate.families.base import Family
+from foveate_vllm import guards
+from foveate_vllm.layout import Batch, Images, Layout, as_before, built_of, recording
+from foveate_vllm.passing import Passing
+from foveate_vllm.setting import Rate, Setting
+
+__all__ = ["BetweenLayers", "Dropping"]
+
+
+class Dropping:
+    """Drops vision tokens between the layers of one decoder.
+
+    Args:
+        stages: Of the method, those between layers.
+        decoder: vLLM's decoder: has `layers`, whose attention is `self_attn.attn`, and `norm`.
+        image: Tokens of every image before any of them leave; None: as many as enter the decoder.
+    """
+
+    def __init__(self, stages: Program, decoder: Any, image: int | None = None) -> None:
+        self._stages = stages
+        self._cuts = sorted(self._stages.cuts)
+        self._decoder = decoder
+        self._image = image
+        self._names = []
+        for index, layer in enumerate(decoder.layers):
+            attention = layer.self_attn.attn
+            guards.refuse_backend(attention.attn_backend.get_name())
+            attention.attn_backend = recording(attention.attn_backend)
+            self._names.append(attention.layer_name)
+            layer.forward = self._around(index, layer, layer.forward)
+        # Tokens that a request has lost behind each cut, by its first KV block.
+        self._dropped: dict[int, tuple[int, ...]] = {}
+        self._last: tuple[Batch, list[Layout]] | None = None
+        self._images: Images | None = None
+        self._passing: Passing | None = None
+
+    def see(self, places: Tensor | None, embeddings: Sequence[Tensor] | None) -> None:
+        """Hear where the images of the coming step are.
+
+        Args:
+            places: (rows,) bool; None where there are none.
+            embeddings: (tokens, width) of each image.
+        """
+        self._images = None
+        if places is not None and embeddings:
+            self._images = Images.of(places, embeddings, self._image)
+
+    @contextmanager
+    def step(self, device: torch.device) -> Iterator[None]:
+        """While the decoder runs on the rows of one step."""
+        images, self._images = self._images, None
+        context = get_forward_context()
+        metadata = context.attn_metadata
+        if not metadata or (images is None and not self._dropped):  # a trial run, or nobody has lost anything
+            yield
+            return
+        assert isinstance(metadata, dict)  # microbatches are refused by guards
+        context.attn_metadata = dict(metadata)
+        context.slot_mapping = dict(context.slot_mapping)
+        stock = metadata[self._names[0]]
+        batch = Batch.of(built_of(stock).common)
+        self._forget(batch)
+        if images is None:
+            self._continue(context, stock, batch, device)
+            yield
+            return
+        lost = [self._dropped.get(block, ()) for block in batch.blocks]
+        self._passing = Passing(
+            self._stages,
+            batch,
+            images,
+            lost,
+            self._decoder.norm,
+            lambda cut, layout: self._put(context, stock, cut, layout),
+            device,
+        )
+        try:
+            yield
+            for request, dropped in self._passing.dropped.items():
+                self._dropped[batch.blocks[request]] = dropped
+        finally:
+            self._passing = None
+            self._last = None
+
+    def _around(self, index: int, layer: Any, original: Callable[..., Any]) -> Callable[..., Any]:
+        """A layer's forward, through the step's stages if it has images."""
+
+        def forward(positions: Tensor, hidden_states: Tensor, residual: Tensor | None, **others: Any) -> Any:
+            if self._passing is None:
+                return original(positions, hidden_states, residual, **others)
+            return self._passing.run(index, layer, original, positions, hidden_states, residual, **others)
+
+        return forward
+
+    def _forget(self, batch: Batch) -> None:
+        """Forget sequences whose blocks belong to others by now, or that are computed anew."""
+        for request, block in enumerate(batch.blocks):
+            if block in self._dropped and batch.begins(request):
+                del self._dropped[block]
+
+    def _continue(self, context: ForwardContext, stock: Any, batch: Batch, device: torch.device) -> None:
+        """Give the layers behind each cut their metadata in a step in which no row leaves."""
+        if self._last is None or not self._last[0].same_requests(batch):
+            none = (0,) * len(self._cuts)
+            lost = [self._dropped.get(block, none) for block in batch.blocks]
+            layouts = [as_before(batch, dropped, device) for dropped in zip(*lost, strict=True)]
+            self._last = batch, layouts
+        for cut, layout in enumerate(self._last[1]):
+            self._put(context, stock, cut, layout)
+
+    def _put(self, context: ForwardContext, stock: Any, cut: int, layout: Layout) -> None:
+        """Let the layers from a cut to the next have the metadata of their rows."""
+        if not layout.drops:
+            return
+        metadata, slots = layout.metadata(built_of(stock), stock)
+        last = self._cuts[cut + 1] if cut + 1 < len(self._cuts) else len(self._names)
+        for name in self._names[self._cuts[cut] : last]:
+            context.attn_metadata[name] = metadata
+            context.slot_mapping[name] = slots
+
+
+logger = init_logger("vllm.foveate")  # below "vllm", whose level and handlers are those of the server's log
+
+
+class BetweenLayers:
+    """Stands in front of a multimodal model class of vLLM.
+
+    Attributes:
+        family: Of the model on transformers.
+        foveate: The server's setting.
+        dropping: None where the method has no stage there.
+    """
+
+    family: ClassVar[type[Family]]
+    foveate: Setting
+    dropping: Dropping | None = None
+
+    @property
+    def whole_image(self) -> int | None:
+        """Tokens of every image before any of them leave; None where images differ."""
+        return None
+
+    def drop_between(self, setting: Setting) -> None:
+        """Begin with the setting of the server; to be called when the model's modules are there."""
+        stages = setting.stages(Rate())
+        self.dropping = None
+        if stages.late:
+            if self.whole_image is None and stages.early:
+                guards.refuse_counting_what_entered(stages.late)
+            decoder = self.get_language_model().model  # type: ignore[attr-defined]
+            self.dropping = Dropping(Program(stages.method, stages.late), decoder, self.whole_image)
+
+    def log_start(self, vllm_config: VllmConfig) -> None:
+        """Say once, in the first process, what drops at which rate, and what runs it."""
+        rate = Rate.of(vllm_config.model_config.multimodal_config.mm_processor_kwargs or {})
+        layers = get_layers_from_vllm_config(vllm_config, Attention).values()
+        logger.info_once(
+            "foveate is on: method %s, rate %s, runner %s, attention backend %s",
+            self.foveate.spelled,
+            rate if rate.said else self.foveate.rate,
+            "V2" if vllm_config.use_v2_model_runner else "V1",
+            ", ".join(sorted({layer.attn_backend.get_name() for layer in layers})),
+            scope="global",
+        )
+
+    def embed_input_ids(
+        self, input_ids: Tensor, multimodal_embeddings: Sequence[Tensor] | None = None, *, is_multimodal: Any = None
+    ) -> Tensor:
+        """Embed a step's tokens, and note which are an image's. The runner knows it from the media of the requests."""
+        if self.dropping is not None:
+            self.dropping.see(is_multimodal, multimodal_embeddings)
+        embedded: Tensor = super().embed_input_ids(  # type: ignore[misc]
+            input_ids, multimodal_embeddings, is_multimodal=is_multimodal
+        )
+        return embedded
+
+    def forward(self, input_ids: Tensor | None, positions: Tensor, *others: Any, **named: Any) -> Any:
+        """Run the decoder, dropping as it goes. Returns all rows; of a dropped one nothing is read."""
+        if self.dropping is None:
+            return super().forward(input_ids, positions, *others, **named)  # type: ignore[misc]
+        with self.dropping.step(positions.device):
+            return super().forward(input_ids, positions, *others, **named)  # type: ignore[misc]

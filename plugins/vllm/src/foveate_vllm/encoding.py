@@ -1,0 +1,106 @@
+"""While encoding: the images of a step through their stages, those of one rate together, in groups that fit."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from foveate.core.signals import TowerSignal
+from foveate.core.views import TowerView
+from foveate.engine.encode import Entered, Project, TowerReducer, enter
+from foveate.engine.program import Program
+from foveate_vllm import guards
+from foveate_vllm.processing import KEEP, RATE
+from foveate_vllm.setting import Rate, Setting
+
+__all__ = ["Asked", "OfRate", "by_rate", "entered_of", "groups", "reads_of", "ready", "rows_of"]
+
+Rows = TypeVar("Rows", bound=Sized)
+"""The rows of an image, alone or with their places."""
+OfRate = Callable[[Program, Sequence[int]], Sequence[Rows]]
+"""Of the stages at a rate and the images that ask for it, the rows of each that enter the decoder."""
+
+
+class Asked:
+    """What the requests of a step ask for their images.
+
+    Args:
+        kwargs: Arguments of `embed_multimodal`; what is foveate's is taken out.
+
+    Attributes:
+        counts: Rows of each image that have places in the prompt.
+        rates: The rate of each.
+    """
+
+    def __init__(self, kwargs: dict[str, Any]) -> None:
+        counts, rates = kwargs.pop(KEEP, None), kwargs.pop(RATE, None)
+        self.counts: list[int] = [] if counts is None else [int(count) for count in counts]
+        self.rates: list[Rate] = [] if rates is None else [Rate.from_tensor(rate) for rate in rates]
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+
+def reads_of(setting: Setting, asked: Asked) -> tuple[TowerSignal, ...]:
+    """The signals that the tower must show for these requests: at a rate of all, nothing is read."""
+    reads = (TowerReducer(setting.stages(rate)).reads for rate in asked.rates)
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(reads)))
+
+
+def ready(kwargs: Mapping[str, Any]) -> list[Tensor] | None:
+    """Image embeddings of different counts, which stock vLLM does not take in one step; None if there are none."""
+    embeddings = kwargs.get("image_embeds")
+    if isinstance(embeddings, list | tuple):
+        return list(embeddings)
+    return None
+
+
+def rows_of(setting: Setting, asked: Asked, views: Sequence[TowerView], project: Project) -> list[Tensor]:
+    """The rows of each image that enter the decoder, as many as were counted: (rows, width of the decoder).
+
+    Args:
+        setting: The server's.
+        asked: What the requests ask.
+        views: What the tower shows of each image.
+        project: The model's projector.
+    """
+    return [image.rows for image in entered_of(setting, asked, views, project)]
+
+
+def entered_of(setting: Setting, asked: Asked, views: Sequence[TowerView], project: Project) -> list[Entered]:
+    """As `rows_of`, with the places of the rows."""
+
+    def of_rate(stages: Program, images: Sequence[int]) -> Sequence[Entered]:
+        return enter(stages, [views[index] for index in images], project)
+
+    return by_rate(setting, asked, of_rate)
+
+
+def by_rate(setting: Setting, asked: Asked, of_rate: "OfRate[Rows]") -> list[Rows]:
+    """The rows of each image, those of one rate asked for together; refuses others than were counted."""
+    by_rate: dict[Rate, list[int]] = {}
+    for index, rate in enumerate(asked.rates):
+        by_rate.setdefault(rate, []).append(index)
+    entering: dict[int, Rows] = {}
+    for rate, images in by_rate.items():
+        rows = of_rate(setting.stages(rate), images)
+        for index, own in zip(images, rows, strict=True):
+            guards.refuse_wrong_count(len(own), asked.counts[index])
+            entering[index] = own
+    return [entering[index] for index in range(len(entering))]
+
+
+def groups(sizes: Sequence[int], most: int) -> Iterator[slice]:
+    """Images in order, in groups of at most `most` tokens before anything is dropped; one at least.
+
+    The scheduler counts what is left, so that it hands over more images at once than the tower was measured for.
+    """
+    start = total = 0
+    for index, size in enumerate(sizes):
+        if index > start and total + size > most:
+            yield slice(start, index)
+            start, total = index, 0
+        total += size
+    if start < len(sizes):
+        yield slice(start, len(sizes))

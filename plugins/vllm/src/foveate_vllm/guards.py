@@ -1,0 +1,337 @@
+"""Every refusal of the plug-in: said when the server starts, or to the request that cannot be served."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from foveate.contract import follow
+from foveate.contract.method import Method
+from foveate.contract.stages import CacheStage, LayerStage, Shape, Stage
+from foveate.core.signals import Attention, Cells, Hidden
+from foveate.core.views import Arriving
+from foveate.engine.program import Program
+from foveate.errors import BudgetError, SettingError, UnsupportedError
+
+REDUCED = "Make its rows on transformers, which stock vLLM takes as they are: Reduced embeddings, docs/guides/vllm.md."
+
+
+# -- the method -----------------------------------------------------------------------------------------------
+
+
+def refuse_early(stages: Program) -> None:
+    """A server's tower runs whole pictures, and a prompt is made before any picture is seen."""
+    name = stages.method.name
+    if stages.pixels:
+        raise UnsupportedError(
+            f"{name} makes pictures smaller, which vLLM's vision towers cannot take. Use averagepool, or let the "
+            "client send smaller pictures."
+        )
+    if stages.tower is not None:
+        raise UnsupportedError(
+            f"{name} merges patches inside the vision tower, so that the picture decides how many are left; vLLM makes "
+            f"room for them before. {REDUCED}"
+        )
+    for stage in stages.early:
+        if stage.reads_text:
+            raise UnsupportedError(
+                f"{name} reads the question before the decoder, and vLLM encodes a picture for any question. {REDUCED}"
+            )
+        if stage.unit == "sample":
+            raise UnsupportedError(
+                f"{name} ranks the tokens of all images of a request together, and vLLM encodes them one by one. Set "
+                "scope=image."
+            )
+
+
+def refuse_unknown_count(method: Method, count: int | None) -> int:
+    """The count, where it is known; a prompt is as long as it is before the picture is seen."""
+    if count is None:
+        raise UnsupportedError(
+            f"{method.name} lets the picture decide how many tokens stay, and vLLM must know it before it has seen the "
+            f"picture. Set tokens or retention. {REDUCED}"
+        )
+    return count
+
+
+def refuse_tower(model_type: str) -> None:
+    """Towers whose attention foveate cannot read in vLLM."""
+    if model_type not in ("clip_vision_model", "siglip_vision_model"):
+        raise UnsupportedError(f"foveate cannot drop tokens of {model_type} towers in vLLM. Use transformers.")
+
+
+def refuse_tower_lora(lora: Any) -> None:
+    """vLLM tells a tower's LoRA how many tokens there are by what is left in the prompt."""
+    if getattr(lora, "enable_tower_connector_lora", False):
+        raise UnsupportedError(
+            "enable_tower_connector_lora counts an image's tokens in the prompt, from which foveate drops some. Use "
+            "LoRA on the decoder alone."
+        )
+
+
+def refuse_unloaded_block(block: int, loaded: int) -> None:
+    """vLLM loads the tower as far as the decoder needs it."""
+    if block > loaded:
+        raise UnsupportedError(
+            f"This method reads block {block} of the vision tower, and foveate loads blocks 0 to {loaded} in vLLM. "
+            "Name an earlier block."
+        )
+
+
+# -- the engine -----------------------------------------------------------------------------------------------
+
+
+def refuse_engine_of_mrope(vllm_config: Any) -> None:
+    """Ways to run a Qwen model in which rows would lose their places, or the tower would show nothing."""
+    media, lora = vllm_config.model_config.multimodal_config, vllm_config.lora_config
+    reasons = {
+        "pipeline_parallel_size above 1: only the first stage learns the places of rows. Use tensor parallelism": (
+            vllm_config.parallel_config.pipeline_parallel_size > 1
+        ),
+        "speculative decoding: its drafts are made without the places of rows. Leave speculative_config unset": (
+            vllm_config.speculative_config is not None
+        ),
+        "video_pruning_rate: vLLM's own way with videos has another form of places. Leave it unset": (
+            bool(media.video_pruning_rate)
+        ),
+        "mm_encoder_tp_mode='data': each process would see other images. Leave it at 'weights'": (
+            media.mm_encoder_tp_mode == "data" and vllm_config.parallel_config.tensor_parallel_size > 1
+        ),
+        "LoRA on the vision tower: vLLM counts its tokens by what is left. Leave enable_tower_connector_lora unset": (
+            lora is not None and lora.enable_tower_connector_lora
+        ),
+        "a compiled vision tower: it shows no attention. Leave compile_mm_encoder unset": (
+            vllm_config.compilation_config.compile_mm_encoder
+        ),
+    }
+    for reason, refused in reasons.items():
+        if refused:
+            raise UnsupportedError(f"foveate cannot drop tokens of this model with {reason}.")
+
+
+# -- a request ------------------------------------------------------------------------------------------------
+
+
+def refuse_unknown_keys(values: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Keys of `mm_processor_kwargs` that look like foveate's and are not: transformers would ignore them.
+
+    Raises:
+        SettingError: A ValueError, so that the server answers 400.
+    """
+    wrong = [key for key in values if _is_ours(key) and key not in known]
+    for scope, inner in values.items():
+        if isinstance(inner, Mapping):  # such as images_kwargs
+            wrong += [f"{key} in {scope}" for key in inner if _is_ours(key)]
+    if wrong:
+        raise SettingError(
+            f"mm_processor_kwargs takes {' or '.join(known)}; the method is set when the server starts. "
+            f"Got {', '.join(wrong)}."
+        )
+
+
+def _is_ours(key: str) -> bool:
+    return key.lower().startswith("foveate")
+
+
+def refuse_wrong_rate(tokens: Any, retention: Any) -> None:
+    """A rate is a whole number of tokens or a share, not both.
+
+    Raises:
+        SettingError: A ValueError, so that the server answers 400.
+    """
+    if tokens is not None and retention is not None:
+        raise SettingError(f"Give foveate_tokens or foveate_retention, not both; got {tokens!r} and {retention!r}.")
+    if tokens is not None and (type(tokens) is not int or tokens < 1):
+        raise SettingError(f"foveate_tokens must be a whole number, 1 or more; got {tokens!r}.")
+    if retention is not None and not (type(retention) in (int, float) and 0 < retention <= 1):
+        raise SettingError(f"foveate_retention must be a share above 0 and at most 1; got {retention!r}.")
+
+
+def refuse_rate_between_layers(stages: Program) -> None:
+    """A request's own rate, where counts between layers are those of the server's method."""
+    if stages.late:
+        raise SettingError(
+            f"{stages.method.name} drops tokens between decoder layers, at counts that were fixed when the server "
+            "started: requests cannot have rates of their own. Leave foveate_tokens and foveate_retention out."
+        )
+
+
+def refuse_more_than_all(tokens: int | None, size: int) -> None:
+    """A rate of more tokens than the image has."""
+    if tokens is not None and tokens > size:
+        raise SettingError(f"foveate_tokens must be between 1 and {size} for this image; got {tokens}.")
+
+
+def refuse_image_at_end(end: int, length: int) -> None:
+    """Behind a cut image the text goes on from where the whole one would end; without text nothing says where."""
+    if end == length:
+        raise SettingError(
+            "The prompt ends in an image. Put text, or the token that ends an image, behind it; the model's chat "
+            "template does."
+        )
+
+
+def refuse_wrong_count(rows: int, count: int) -> None:
+    """The prompt has as many places as the processor counted."""
+    if rows != count:
+        raise RuntimeError(
+            f"{rows} rows of an image are left, but the prompt has {count} places for them. This is a mistake of "
+            "foveate's; please report it with the method and the rate."
+        )
+
+
+STEP = "foveate_step"
+"""Where the model's `hf_config` says how many tokens a step of the engine computes at most."""
+PROBE = 576  # vision tokens of an image, to see whether counts are known
+
+
+def refuse_stages(late: Sequence[Stage], shape: Shape) -> None:
+    """Stages behind decoder layer 0 that cannot work inside vLLM.
+
+    Args:
+        late: The stages, in order.
+        shape: Of the model.
+    """
+    if any(isinstance(stage, CacheStage) for stage in late):
+        raise UnsupportedError(
+            "This method cuts KV caches after the prefill (FinalKV, or kv=true), when vLLM has filled its blocks. "
+            "Leave finalkv out, or set kv=false."
+        )
+    for stage in follow.layer_stages(late):
+        reason = _reason_against(stage, shape)
+        if reason:
+            raise UnsupportedError(f"Inside vLLM no stage before decoder layer {stage.layer} {reason}")
+    if follow.layer_plan(late, shape.depth, [PROBE]) is None:
+        raise UnsupportedError(
+            "This method decides from the picture or the question how many tokens stay before a decoder layer, and "
+            "vLLM must know it beforehand. Give a method with a fixed number, such as v2drop:tokens=192."
+        )
+
+
+def _reason_against(stage: LayerStage, shape: Shape) -> str:
+    """The end of a sentence that says why a stage cannot work; empty if it can."""
+    if shape.renumbers and stage.positions == "reindex":
+        return "may number rows anew: keys of other layers stand at the old numbers. Set positions=keep."
+    if stage.host:
+        return "may read values in Python. Take a method that works on the device."
+    if stage.unit == "frame":
+        return "may rank by frame. Set scope=image or scope=sample."
+    if (stage.choose or stage.pick) and Hidden(back=0) in stage.reads:
+        return "may merge tokens. Take a method that only drops, such as v2drop, fastv or pyramiddrop:positions=keep."
+    if Cells() in stage.reads:
+        return "can read where tokens are in the picture. Take another method."
+    for signal in stage.reads:
+        if isinstance(signal, Attention) and (signal.rows == "raters" or signal.without_distance):
+            return f"can read {signal!r}. Take another method."
+    return ""
+
+
+def refuse_counting_what_entered(late: Sequence[Stage]) -> None:
+    """Stages that count from an image's size before the decoder, where only the rows that enter it are known."""
+    for stage in follow.layer_stages(late):
+        if _left(stage, PROBE) != _left(stage, 2 * PROBE):
+            raise UnsupportedError(
+                f"The stage before decoder layer {stage.layer} has a budget (tokens or retention) that counts from all "
+                "of an image's tokens, and the method drops some before the decoder, which this architecture does not "
+                "tell inside vLLM. Give that member shares instead (keep=, image_token_ratio_list=)."
+            )
+
+
+def _left(stage: Stage, entered: int) -> int | None:
+    """Tokens that a stage leaves of half of those that entered the decoder."""
+    try:
+        return stage.left(Arriving(PROBE // 2, entered, PROBE))
+    except BudgetError:
+        return None
+
+
+def refuse_engine(config: Any) -> None:
+    """Settings of the engine (vLLM's `VllmConfig`) under which dropping between layers would be wrong."""
+    device, backend = config.device_config.device_type, config.attention_config.backend
+    if backend is not None:
+        refuse_backend(backend.name)
+    elif device != "cpu":
+        refuse_backend(f"one for {device}")
+    parallel, scheduling = config.parallel_config, config.scheduler_config
+    reasons = [
+        (
+            config.cache_config.enable_prefix_caching,
+            "keeps no prefix cache: behind a cut the keys of a prompt depend on what else was in it. "
+            "Start the server with --no-enable-prefix-caching.",
+        ),
+        (
+            parallel.pipeline_parallel_size > 1,
+            "cannot divide the layers between processes (pipeline parallel): each cut must be known to all. "
+            "Use --tensor-parallel-size instead of --pipeline-parallel-size.",
+        ),
+        (
+            config.speculative_config is not None,
+            "cannot check tokens that were guessed ahead: rejected ones would move the places of the others. "
+            "Leave --speculative-config out.",
+        ),
+        (
+            config.kv_transfer_config is not None,
+            "cannot hand KV caches to a connector: layers differ in length. Leave --kv-transfer-config out.",
+        ),
+        (
+            not config.model_config.enforce_eager,
+            "runs the model eagerly, since rows leave between layers. Start the server with --enforce-eager.",
+        ),
+        (
+            parallel.enable_dbo or parallel.use_ubatching,
+            "cannot split a step into micro-batches. Leave --enable-dbo out.",
+        ),
+        (
+            parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1,
+            "cannot divide a sequence between processes (context parallel). Use --tensor-parallel-size.",
+        ),
+        (
+            scheduling.long_prefill_token_threshold > 0,
+            "computes a prompt with images in one step. Leave --long-prefill-token-threshold out.",
+        ),
+        (
+            scheduling.scheduler_cls is not None,
+            "brings a scheduler of its own. Leave --scheduler-cls out.",
+        ),
+    ]
+    for refused, reason in reasons:
+        if refused:
+            raise UnsupportedError(f"Dropping vision tokens between layers {reason}")
+
+
+def refuse_backend(name: str) -> None:
+    """An attention backend that was not tried. FLASHINFER, say, plans all layers of a step at once, for one length."""
+    if name != "CPU_ATTN":
+        raise UnsupportedError(
+            "Dropping vision tokens between layers works with the attention backend CPU_ATTN alone, which is vLLM's on "
+            f"a CPU; this engine would take {name}. Serve on a CPU and leave --attention-backend out, or take a method "
+            "before the decoder, such as visionzip."
+        )
+
+
+def refuse_uncountable(stages: Sequence[Stage], depth: int, sizes: Sequence[int]) -> None:
+    """A prompt with images of these sizes, of which it cannot be said how many tokens each layer keeps.
+
+    Raises:
+        BudgetError: If a stage cannot meet its budget for them.
+    """
+    if follow.layer_plan(stages, depth, sizes) is None:
+        raise SettingError(
+            f"This method cannot cut a prompt with {len(sizes)} images: a stage ranks each image separately behind one "
+            "that ranks all of them together. Give both the same scope, or one image."
+        )
+
+
+def refuse_long_prompt(tokens: int, most: int) -> None:
+    """A prompt with images that no step of the engine is large enough for."""
+    if tokens > most:
+        raise SettingError(
+            f"This prompt with images has {tokens} tokens, and a step of the server computes at most {most}. A prompt "
+            f"with images is not cut into chunks where tokens are dropped between layers. Give fewer images or less "
+            f"text, or start the server with --max-num-batched-tokens {tokens} or more."
+        )
+
+
+def refuse_merging(layer: int) -> None:
+    """A stage has merged tokens, against what `refuse_stages` could tell."""
+    raise UnsupportedError(
+        f"A stage before decoder layer {layer} has merged tokens. Inside vLLM stages between layers may only drop them."
+    )

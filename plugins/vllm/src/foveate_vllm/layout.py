@@ -1,0 +1,232 @@
+"""A step of the engine: its requests, the images in them, and what their rows are behind a cut."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.v1.attention.backends.utils import subclass_attention_backend
+
+from foveate.core.tensors import send
+
+__all__ = ["Batch", "Built", "Images", "Layout", "built_of", "recording"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The requests of a step, their rows one behind the other.
+
+    An example: a prompt of five tokens, and the eighth token of another request.
+
+        starts   0 5 6        lengths   5 8        blocks   3 1
+
+    Attributes:
+        starts: The first row of each request, and the number of all rows.
+        lengths: Tokens of each sequence behind the step.
+        blocks: The first KV block of each. No two requests share one, since prefixes are not cached.
+    """
+
+    starts: tuple[int, ...]
+    lengths: tuple[int, ...]
+    blocks: tuple[int, ...]
+
+    @classmethod
+    def of(cls, common: Any) -> "Batch":
+        """That of vLLM's `CommonAttentionMetadata`. Without speculative decoding its host numbers are exact."""
+        starts = tuple(common.query_start_loc_cpu.tolist())
+        lengths = tuple(common.seq_lens_cpu_upper_bound.tolist())
+        blocks = tuple(common.block_table_tensor[:, 0].tolist())
+        return cls(starts, lengths, blocks)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def rows(self) -> int:
+        """Rows of all requests."""
+        return self.starts[-1]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Rows of each request."""
+        return tuple(stop - start for start, stop in itertools.pairwise(self.starts))
+
+    def begins(self, request: int) -> bool:
+        """Whether a sequence begins in this step: it is new, or was preempted."""
+        return self.counts[request] == self.lengths[request]
+
+    def same_requests(self, other: "Batch") -> bool:
+        """Whether the other step has the same requests with as many rows each."""
+        return self.starts == other.starts and self.blocks == other.blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Where the image tokens of a step are, as the request's media features say.
+
+    Attributes:
+        places: (rows,) bool, on the host.
+        sizes: Tokens of each image, in the order of the rows.
+        whole: Tokens of every image before any of them left; None: as many.
+    """
+
+    places: Tensor
+    sizes: tuple[int, ...]
+    whole: int | None = None
+
+    @classmethod
+    def of(cls, places: Tensor, embeddings: Sequence[Tensor], whole: int | None = None) -> "Images":
+        """From what vLLM gives a model to embed."""
+        return cls(places.cpu(), tuple(len(image) for image in embeddings), whole)
+
+    def of_requests(self, batch: Batch) -> dict[int, tuple[int, ...]]:
+        """The sizes of the images of each request that has any in this step."""
+        tokens = torch.split(self.places[: batch.rows], list(batch.counts))
+        sizes = iter(self.sizes)
+        images: dict[int, tuple[int, ...]] = {}
+        for request, marks in enumerate(tokens):
+            left = int(marks.sum())
+            own: list[int] = []
+            while left > sum(own):
+                own.append(next(sizes))
+            if own:
+                images[request] = tuple(own)
+        return images
+
+
+NAME = "foveate_built"
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """How the metadata of a step was built.
+
+    Attributes:
+        builder: Of the layers' attention backend.
+        common: What every backend is told of a batch (vLLM's `CommonAttentionMetadata`).
+    """
+
+    builder: Any
+    common: Any
+
+
+@functools.cache
+def recording(backend: type) -> type:
+    """The same attention backend, whose metadata tells what it was built of; one class for all layers of a kind."""
+
+    class Recording(backend.get_builder_cls()):  # type: ignore[misc]
+        def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False) -> Any:
+            metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
+            setattr(metadata, NAME, Built(self, common_attn_metadata))
+            return metadata
+
+    changed: type = subclass_attention_backend("Foveate", backend, Recording)
+    return changed
+
+
+def built_of(metadata: Any) -> Built:
+    """What a step's metadata was built of."""
+    built: Built = getattr(metadata, NAME)
+    return built
+
+
+class Layout:
+    """The rows that a step has behind a cut; made once a batch of requests, since only counts decide it.
+
+    A request's keys and values stand in the first slots of its own blocks. An example with one request of six tokens
+    that lost two of them, in blocks of four slots, 7 and 2:
+
+        rows    0 1 4 5        places   0 1 2 3        slots   28 29 30 31
+        the next token         place    4              slot    8
+
+    Args:
+        batch: The step.
+        dropped: Tokens that each request has lost so far.
+        rows: (rows,) int64, which of the step's rows remain, ascending; None: all.
+        counts: How many of each request these are.
+        device: Of the model.
+    """
+
+    def __init__(
+        self, batch: Batch, dropped: Sequence[int], rows: Tensor | None, counts: Sequence[int], device: torch.device
+    ) -> None:
+        self.rows = rows
+        self._counts = tuple(counts)
+        self._dropped_on_host = tuple(dropped)
+        self._dropped = send(torch.tensor(dropped, dtype=torch.int32), device)
+        # Rows of two requests, two and one: owners 0 0 1, places counted from the end −2 −1 −1.
+        owners = torch.repeat_interleave(torch.tensor(self._counts))
+        ends = torch.tensor(self._counts).cumsum(0)
+        from_end = torch.arange(len(owners)) - ends[owners]
+        self._owners = send(owners, device)
+        self._from_end = send(from_end, device)
+
+    @property
+    def drops(self) -> bool:
+        """Whether any request of the step has lost tokens."""
+        return any(self._dropped_on_host)
+
+    def slots(self, lengths: Tensor, table: Tensor, block: int) -> Tensor:
+        """Where the rows' keys and values go, (rows,) int64.
+
+        Args:
+            lengths: (requests,), tokens of each sequence that are left.
+            table: (requests, blocks), the blocks of each.
+            block: Slots of a block.
+        """
+        places = lengths[self._owners] + self._from_end
+        blocks = table[self._owners, places // block].long()
+        return blocks * block + places % block
+
+    def metadata(self, built: Built, stock: Any) -> tuple[Any, Tensor]:
+        """The metadata of the layers behind the cut, and the slots of its rows.
+
+        Args:
+            built: What the step's own metadata was built of.
+            stock: The step's own metadata.
+        """
+        common = built.common
+        lengths = common.seq_lens - self._dropped
+        slots = self.slots(lengths, common.block_table_tensor, built.builder.kv_cache_spec.block_size)
+        if self.rows is None and _bounds_lengths(stock):
+            return dataclasses.replace(stock, seq_lens=lengths, slot_mapping=slots), slots
+        return built.builder.build(0, self._pruned(common, lengths, slots)), slots
+
+    def _pruned(self, common: Any, lengths: Tensor, slots: Tensor) -> Any:
+        """What a backend is told of the batch."""
+        on_host = common.seq_lens_cpu_upper_bound - torch.tensor(self._dropped_on_host, dtype=torch.int32)
+        starts = torch.tensor([0, *itertools.accumulate(self._counts)], dtype=torch.int32)
+        positions = common.positions
+        if positions is not None and self.rows is not None:
+            positions = positions[..., self.rows]
+        return dataclasses.replace(
+            common,
+            query_start_loc=send(starts, lengths.device),
+            query_start_loc_cpu=starts,
+            seq_lens=lengths,
+            seq_lens_cpu_upper_bound=on_host,
+            num_actual_tokens=len(slots),
+            max_query_len=max(self._counts),
+            max_seq_len=int(on_host.max()),
+            slot_mapping=slots,
+            positions=positions,
+            _num_computed_tokens_cache=None,
+            _token_to_req_indices_cache=None,
+        )
+
+
+def as_before(batch: Batch, dropped: Sequence[int], device: torch.device) -> Layout:
+    """The layout of a step in which no row leaves."""
+    return Layout(batch, dropped, None, batch.counts, device)
+
+
+def _bounds_lengths(metadata: Any) -> bool:
+    """Whether a backend takes metadata that was built for longer sequences with the same rows.
+
+    The CPU's divides its work by the lengths that it was built for, and looks at the true ones when it runs.
+    """
+    return type(metadata).__name__ == "CPUAttentionMetadata"

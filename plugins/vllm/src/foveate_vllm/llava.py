@@ -1,0 +1,100 @@
+"""LLaVA-1.5 in vLLM, its vision tokens dropped before the decoder."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import BatchFeature
+from vllm.config import VllmConfig
+from vllm.model_executor.models.llava import (
+    LlavaDummyInputsBuilder,
+    LlavaForConditionalGeneration,
+    LlavaMultiModalProcessor,
+    LlavaProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.parse import MultiModalDataItems
+
+from foveate.core.grid import Grid
+from foveate.core.views import TowerView
+from foveate.families.base import Family
+from foveate.families.llava import Llava
+from foveate_vllm.encoding import Asked, groups, ready, rows_of
+from foveate_vllm.processing import DroppingInfo, DroppingProcessor
+from foveate_vllm.setting import Rate
+from foveate_vllm.towers import RENAMED, DroppingLlava
+
+__all__ = ["FoveateLlavaForConditionalGeneration"]
+
+
+class LlavaInfo(DroppingInfo, LlavaProcessingInfo):
+    """How many tokens LLaVA's images have, and how many stay."""
+
+    family: ClassVar[type[Family]] = Llava
+
+    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> dict[str, int]:
+        """All of an image: a request may ask for more than the server's rate."""
+        return {"image": self.get_max_image_tokens()}
+
+
+class LlavaProcessor(DroppingProcessor, LlavaMultiModalProcessor):
+    """Makes prompts that have places for what stays of each image."""
+
+    def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature) -> Sequence[tuple[int, tuple[Grid, ...]]]:
+        size = self.info.get_max_image_tokens()  # pictures are cropped to one square
+        grids = Llava.token_grids(self.info.get_hf_config(), (size,))
+        assert grids is not None
+        return [(size, grids[0])] * len(outputs["pixel_values"])
+
+
+@MULTIMODAL_REGISTRY.register_processor(LlavaProcessor, info=LlavaInfo, dummy_inputs=LlavaDummyInputsBuilder)
+class FoveateLlavaForConditionalGeneration(DroppingLlava, LlavaForConditionalGeneration):
+    """vLLM's LLaVA, an image's rows reduced between tower and projector or behind it, all images of a step at once."""
+
+    family: ClassVar[type[Family]] = Llava
+    hf_to_vllm_mapper = LlavaForConditionalGeneration.hf_to_vllm_mapper | RENAMED
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.start_dropping(vllm_config, prefix)
+        self.foveate.count(Rate(), self._side**2, ((self._side, self._side),))  # or a refusal
+
+    @property
+    def whole_image(self) -> int:
+        """Tokens of every image before any of them leave."""
+        return int(self._side**2)
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """The rows of each image that have places in the prompt."""
+        asked = Asked(kwargs)
+        if not asked:
+            return ready(kwargs) or super().embed_multimodal(**kwargs)
+        pixels: Tensor = self._parse_and_validate_image_input(**kwargs)["pixel_values"]
+        views: list[TowerView] = []
+        for group in groups([self._side**2] * len(pixels), self._most):
+            views.extend(self._views(pixels[group]))
+        return rows_of(self.foveate, asked, views, self._projected)
+
+    def _views(self, pixels: Tensor) -> list[TowerView]:
+        """What the tower shows of some pictures, in one run."""
+        states = self.vision_tower(pixels, select_layers=self.select_layers, feature_select_strategy="full")
+        readers = self._taps.readers(len(pixels))
+        grid = (self._side, self._side)
+        views = []
+        for image, reader in zip(states, readers, strict=True):
+            view = TowerView(
+                image[int(self._cls) :],
+                grid=grid,
+                cls=image[:1] if self._cls else None,
+                read=reader.read,
+                entered=self._side**2,
+                grids=(grid,),
+            )
+            views.append(view)
+        return views
+
+    def _projected(self, images: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Rows of all images through the projector at once."""
+        rows = self.multi_modal_projector(torch.cat(list(images)))
+        return torch.split(rows, [len(image) for image in images])

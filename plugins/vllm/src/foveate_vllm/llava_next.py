@@ -1,0 +1,170 @@
+"""LLaVA-NeXT (1.6) in vLLM: tiles and newlines, dropped behind the projector as foveate does on transformers."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import BatchFeature
+from vllm.config import VllmConfig
+from vllm.model_executor.models.llava import LlavaDummyInputsBuilder
+from vllm.model_executor.models.llava_next import (
+    LlavaNextForConditionalGeneration,
+    LlavaNextMultiModalProcessor,
+    LlavaNextProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.parse import MultiModalDataItems
+
+from foveate.core.grid import Grid, grids_of
+from foveate.core.signals import TowerSignal
+from foveate.core.tensors import Memo
+from foveate.engine.encode import TowerReducer, before_decoder
+from foveate.engine.program import Program
+from foveate.families.base import Family
+from foveate.families.llava_next import LlavaNext
+from foveate.families.newlines import reduce_apart
+from foveate.families.placing import rows_left
+from foveate.families.tower import TowerReader
+from foveate_vllm.encoding import Asked, by_rate, groups, ready
+from foveate_vllm.processing import DroppingInfo, DroppingProcessor
+from foveate_vllm.towers import RENAMED, DroppingLlava
+
+__all__ = ["FoveateLlavaNextForConditionalGeneration"]
+
+Size = tuple[int, int]
+"""Height and width of a picture, in pixels."""
+REMEMBERED = 64  # sizes of pictures whose packing is kept
+
+
+class LlavaNextInfo(DroppingInfo, LlavaNextProcessingInfo):
+    """How many tokens LLaVA-NeXT's images have, and how many stay."""
+
+    family: ClassVar[type[Family]] = LlavaNext
+
+    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> dict[str, int]:
+        """All of the largest image: a request may ask for more than the server's rate."""
+        return {"image": self.get_max_image_tokens()}
+
+
+class LlavaNextProcessor(DroppingProcessor, LlavaNextMultiModalProcessor):
+    """Makes prompts that have places for what stays of each image."""
+
+    def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature) -> Sequence[tuple[int, tuple[Grid, ...]]]:
+        return [self._size(height, width) for height, width in outputs["image_sizes"].tolist()]
+
+    def _size(self, height: int, width: int) -> tuple[int, tuple[Grid, ...]]:
+        """Tokens of a picture, and its views without newlines."""
+        count = self.info.get_num_image_tokens(image_width=width, image_height=height)
+        boxes = LlavaNext.image_boxes(self.info.get_hf_config(), count, (height, width))
+        return count, () if boxes is None else grids_of(boxes)
+
+
+@MULTIMODAL_REGISTRY.register_processor(LlavaNextProcessor, info=LlavaNextInfo, dummy_inputs=LlavaDummyInputsBuilder)
+class FoveateLlavaNextForConditionalGeneration(DroppingLlava, LlavaNextForConditionalGeneration):
+    """vLLM's LLaVA-NeXT, the packed tokens of an image reduced; the newline that ends a single view stays."""
+
+    family: ClassVar[type[Family]] = LlavaNext
+    hf_to_vllm_mapper = LlavaNextForConditionalGeneration.hf_to_vllm_mapper | RENAMED
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.start_dropping(vllm_config, prefix)
+        self._orders = Memo(REMEMBERED)
+        self._given: tuple[Tensor, ...] = ()  # to the projector last: (views, patches, width of the tower)
+        self.multi_modal_projector.register_forward_pre_hook(lambda _, given: setattr(self, "_given", given))
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """The rows of each image that have places in the prompt."""
+        asked = Asked(kwargs)
+        if not asked:
+            return ready(kwargs) or super().embed_multimodal(**kwargs)
+        inputs = self._parse_and_validate_image_input(**kwargs)
+        pixels = inputs["pixel_values"]
+        sizes: list[Size] = [(height, width) for height, width in inputs["image_sizes"].tolist()]
+        images: list[Tensor] = []
+        readers: list[list[TowerReader]] = []
+        features: list[Tensor] = []
+        for group in groups([len(views) * self._side**2 for views in pixels], self._most):
+            part = {"pixel_values": pixels[group], "image_sizes": inputs["image_sizes"][group]}
+            images.extend(super().embed_multimodal(**part))
+            counts = [len(views) for views in pixels[group]]
+            taken = iter(self._taps.readers(sum(counts)))
+            readers.extend([next(taken) for _ in range(count)] for count in counts)
+            features.extend(torch.split(self._given[0].flatten(0, -3), counts))
+        packed = _Packed(self, images, sizes, readers, features)
+        return by_rate(self.foveate, asked, packed.entering)
+
+    def order(self, size: Size, views: int) -> Tensor:
+        """Which patch of its views, one behind the other, each token of a picture is: (tokens,), −1 for a newline."""
+        return self._orders.once(functools.partial(self._order, size, views), size)
+
+    def _order(self, size: Size, views: int) -> Tensor:
+        patches = views * self._side**2
+        # vLLM's own packing, of patches that are their numbers; only newlines do not change with these.
+        first = self._packed(torch.arange(patches), size, views)
+        second = self._packed(torch.arange(1, patches + 1), size, views)
+        return torch.where(first == second, -1, first)
+
+    def _packed(self, numbers: Tensor, size: Size, views: int) -> Tensor:
+        """Numbers of patches as the tokens of a picture: (patches,) -> (tokens,)."""
+        width = len(self.image_newline)
+        patches = numbers.double().view(views, -1, 1).expand(-1, -1, width)
+        newline = self.image_newline
+        packed: Tensor = self._merge_image_patch_embeddings(
+            torch.tensor(size), patches.to(newline.device), strategy="spatial_unpad"
+        )
+        return packed[:, 0].long()
+
+
+class _Packed:
+    """The images of a step behind the projector, newlines among their tokens."""
+
+    def __init__(
+        self,
+        model: FoveateLlavaNextForConditionalGeneration,
+        images: Sequence[Tensor],
+        sizes: Sequence[Size],
+        readers: Sequence[Sequence[TowerReader]],
+        features: Sequence[Tensor],
+    ) -> None:
+        self._model = model
+        self._features = features
+        self._images = images
+        self._sizes = sizes
+        self._readers = readers
+
+    def entering(self, stages: Program, indices: Sequence[int]) -> list[Tensor]:
+        """The rows of some images that enter the decoder."""
+        images = [self._images[index] for index in indices]
+        cuts: list[Any] = [None] * len(images)
+        if stages.encodes is not None:
+            boxes = [self._boxes(index) for index in indices]
+
+            @functools.cache
+            def stats(signal: TowerSignal) -> list[Tensor]:
+                return [self._read(index, signal) for index in indices]
+
+            cuts = reduce_apart(images, boxes, TowerReducer(stages), stats, made=lambda at: self._made(indices[at]))
+        rows = [rows_left(image, cut) for image, cut in zip(images, cuts, strict=True)]
+        entered = before_decoder(stages, [len(image) for image in images], cuts, rows)
+        return [image.rows for image in entered]
+
+    def _boxes(self, index: int) -> Tensor | None:
+        """Where the tokens of an image look."""
+        config = self._model.config
+        return LlavaNext.image_boxes(config, len(self._images[index]), self._sizes[index])
+
+    def _read(self, index: int, signal: TowerSignal) -> Tensor:
+        """A signal of an image's tokens, newlines apart: (tokens, numbers)."""
+        return self._packed(index, torch.cat([reader.read(signal) for reader in self._readers[index]]))
+
+    def _made(self, index: int) -> Tensor:
+        """The tower's features of an image's tokens, newlines apart: (tokens, width)."""
+        return self._packed(index, self._features[index].flatten(0, 1))
+
+    def _packed(self, index: int, patches: Tensor) -> Tensor:
+        """What an image's patches have, (patches, any), as its tokens have it."""
+        order = self._model.order(self._sizes[index], len(self._readers[index])).to(patches.device)
+        return patches[order[order >= 0]]

@@ -1,0 +1,251 @@
+"""Between the layers: one step with images. Stages decide before a layer what remains, and it runs on these rows."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.core.cut import Cut
+from foveate.core.tensors import send
+from foveate.engine.cutting import decide_bucket, note_attending
+from foveate.engine.media import MediaTokens, nowhere
+from foveate.engine.program import Program, hidden_note
+from foveate.engine.samples import Begun, Bucket, Sample, buckets_of, read_samples
+from foveate_vllm import guards
+from foveate_vllm.heads import Heads, HeadsReader, ReaderOfEach, heads_ahead, heads_of
+from foveate_vllm.layout import Batch, Images, Layout
+
+__all__ = ["Passing"]
+
+Enter = Callable[[int, Layout], None]
+"""Called with the number of a cut and the rows behind it, before the layers there run."""
+
+
+class Passing:
+    """One step with images on its way through the layers. The stream keeps all rows; a layer runs on what remains.
+
+    Args:
+        stages: Say what stands before which layer.
+        batch: The step.
+        images: Its images.
+        lost: Tokens that each request has lost behind each cut, in earlier steps; empty where none.
+        norm: The norm in front of the model's head.
+        enter: Told of the rows behind each cut.
+        device: Of the model.
+
+    Attributes:
+        dropped: Tokens that requests with images lose behind each cut, by the request.
+    """
+
+    def __init__(
+        self,
+        stages: Program,
+        batch: Batch,
+        images: Images,
+        lost: Sequence[tuple[int, ...]],
+        norm: Callable[[Tensor], Tensor],
+        enter: Enter,
+        device: torch.device,
+    ) -> None:
+        self._stages = stages
+        self._cuts = sorted(stages.cuts)
+        self._batch = batch
+        self._norm = norm
+        self._enter = enter
+        self._lost = lost
+        self._requests, self._samples = _samples_of(batch, images)
+        self._buckets = buckets_of(self._samples, at_once=True, device=device)
+        self._layout = Layout(batch, [0] * len(batch), None, batch.counts, device)
+        self._left = batch.counts
+        self.dropped: dict[int, tuple[int, ...]] = dict.fromkeys(self._requests, ())
+
+    # -- a layer -----------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        index: int,
+        layer: Any,
+        original: Callable[..., Any],
+        positions: Tensor,
+        hidden: Tensor,
+        residual: Tensor | None,
+        **others: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Run a decoder layer of vLLM on the rows that remain.
+
+        Args:
+            index: Which layer.
+            layer: The layer.
+            original: Its own forward.
+            positions: (rows,), or (3, rows) with M-RoPE, of all rows of the step.
+            hidden: (rows, width), what the layer before has added to the stream last.
+            residual: (rows, width), the rest of the stream; None before layer 0.
+            others: What else the layer is given.
+        """
+        stream = _Stream(hidden, residual)
+        if index in self._cuts or self._stages.before(index):
+            self._decide(index, layer, positions, stream)
+        self._remember(index, stream)
+        rows = self._layout.rows
+        with self._reading(index, layer):
+            if rows is None:
+                left: tuple[Tensor, Tensor] = original(positions, hidden, residual, **others)
+                return left
+            part = None if residual is None else residual[rows]
+            added, rest = original(positions[..., rows], hidden[rows], part, **others)
+        below = hidden if residual is None else residual
+        return hidden.index_copy(0, rows, added), below.index_copy(0, rows, rest)
+
+    def _decide(self, index: int, layer: Any, positions: Tensor, stream: "_Stream") -> None:
+        """Let the stages before a layer cut."""
+        rows = stream.rows
+        ahead: list[Heads] = []
+
+        def heads() -> Heads:
+            """Made once, for all rows that arrive."""
+            if not ahead:
+                at = self._layout.rows
+                places = positions if at is None else positions[..., at]
+                ahead.append(heads_ahead(layer, places, rows if at is None else rows[at]))
+            return ahead[0]
+
+        # Every sample's columns are rows of the step: (samples, rows of the step, width), without a copy.
+        columns = rows.expand(len(self._samples), -1, -1)
+        for bucket in self._buckets:
+            reader_of = partial(self._reader, heads=heads, width=rows.shape[-1])
+            cuts, sizes = decide_bucket(bucket, self._stages, index, columns, reader_of, self._norm)
+            if any(cut.rows is not None for cut in cuts):
+                guards.refuse_merging(index)
+            if cuts:
+                bucket.take(cuts, sizes)
+        if index in self._cuts:
+            self._lay_out(self._cuts.index(index))
+
+    def _remember(self, index: int, stream: "_Stream") -> None:
+        """What later stages read of the rows that enter this layer."""
+        for bucket in self._buckets:
+            if index == 0:
+                bucket.begun = Begun(bucket.left, bucket.sizes, self._stages.opening)
+            if self._stages.remembers(index) and bucket.left:
+                bucket.notes[hidden_note(index)] = stream.rows[bucket.columns]
+
+    # -- rows --------------------------------------------------------------------------------------------------
+
+    def _lay_out(self, cut: int) -> None:
+        """Say which rows the layers behind a cut process."""
+        counts = list(self._batch.counts)
+        for bucket in self._buckets:
+            for member in bucket.members:
+                counts[self._requests[member]] -= bucket.entered - bucket.left
+        dropped = [behind[cut] if behind else 0 for behind in self._lost]
+        for request in self._requests:
+            dropped[request] = self._batch.counts[request] - counts[request]
+            self.dropped[request] = (*self.dropped[request], dropped[request])
+        device = self._buckets[0].index.device
+        rows: Tensor | None = None
+        if sum(counts) < self._batch.rows:
+            rows = self._remaining(sum(counts))
+        self._left = tuple(counts)
+        self._layout = Layout(self._batch, dropped, rows, counts, device)
+        self._enter(cut, self._layout)
+
+    def _remaining(self, count: int) -> Tensor:
+        """The rows that remain, (count,) int64, ascending."""
+        device = self._buckets[0].index.device
+        remains = torch.ones(self._batch.rows, dtype=torch.bool)
+        for sample in self._samples:
+            remains[sample.vision] = False
+        remains = send(remains, device)
+        for bucket in self._buckets:
+            remains = remains.index_fill(0, bucket.columns.flatten(), True)
+        # A stable sort of 0s and 1s brings the rows that remain to the end, in order, and asks the device nothing.
+        order = remains.to(torch.uint8).sort(stable=True).indices
+        return order[len(order) - count :]
+
+    def _span(self, request: int) -> slice:
+        """The rows of a request among those that remain."""
+        start = sum(self._left[:request])
+        return slice(start, start + self._left[request])
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    def _reader(self, bucket: Bucket, heads: Callable[[], Heads], width: int) -> ReaderOfEach:
+        """Reads what a layer attends with, for the requests of a bucket."""
+        rows = self._layout.rows
+        if rows is None:
+            rows = torch.arange(self._batch.rows, device=bucket.index.device)
+        readers = []
+        for place, member in enumerate(bucket.members):
+            span = self._span(self._requests[member])
+            own = partial(_part, heads, span)
+            readers.append(HeadsReader(bucket.part([place]), rows[span][None], width, own))
+        return ReaderOfEach(readers)
+
+    @contextmanager
+    def _reading(self, index: int, layer: Any) -> Iterator[None]:
+        """Reduce what a layer attends with, while it runs, for stages before the next."""
+        signals = self._stages.signals_while(index)
+        context = heads_of(layer, partial(self._note, index)) if signals else nullcontext()
+        with context:
+            yield
+
+    def _note(self, index: int, heads: Heads) -> None:
+        for bucket in self._buckets:
+            if bucket.left:
+                width = heads.query.shape[1] * heads.query.shape[2]
+                reader = self._reader(bucket, lambda: heads, width)
+                note_attending(bucket, self._stages.signals_while(index), index, reader)
+
+
+class _Stream:
+    """The residual stream, which vLLM's layers hand on in two parts.
+
+    Args:
+        hidden: (rows, width), what was added last.
+        residual: (rows, width), the rest; None before layer 0.
+    """
+
+    def __init__(self, hidden: Tensor, residual: Tensor | None) -> None:
+        self._hidden = hidden
+        self._residual = residual
+        self._sum: Tensor | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """(rows, width); added once, and only if somebody reads it."""
+        if self._sum is None:
+            self._sum = self._hidden if self._residual is None else self._hidden + self._residual
+        return self._sum
+
+
+def _part(heads: Callable[[], Heads], span: slice) -> Heads:
+    """What one request's rows attend with."""
+    made = heads()
+    return Heads(made.query[span], made.key[span], made.scaling)
+
+
+def _samples_of(batch: Batch, images: Images) -> tuple[list[int], list[Sample]]:
+    """The requests with images, and each as a sample whose columns are rows of the step."""
+    sizes = images.of_requests(batch)
+    requests = list(sizes)
+    live = torch.zeros(len(requests), batch.rows, dtype=torch.bool)
+    for row, request in zip(live, requests, strict=True):
+        row[batch.starts[request] : batch.starts[request + 1]] = True
+    media = [MediaTokens(size, nowhere) for request in requests for size in sizes[request]]
+    samples = read_samples([(live & images.places[: batch.rows], media)], live)
+    if images.whole is not None:
+        samples = [_with_whole(sample, images.whole) for sample in samples]
+    return requests, samples
+
+
+def _with_whole(sample: Sample, size: int) -> Sample:
+    """The same, whose images were of this size before they entered the decoder."""
+    media = []
+    for image in sample.media:
+        kept = Cut(size, image.length, source=torch.arange(image.length))
+        media.append(replace(image, length=size, cut=kept))
+    return replace(sample, media=media)

@@ -1,0 +1,146 @@
+"""Before encoding: how many rows of each image will be left, and a prompt that has places for as many."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import BatchFeature
+from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
+from vllm.multimodal.parse import MultiModalDataItems
+from vllm.multimodal.processing import PromptReplacement, PromptUpdate
+
+from foveate.core.grid import Grid
+from foveate.families.base import Family
+from foveate_vllm import guards
+from foveate_vllm.setting import RATE_KEYS, Rate, Setting
+
+__all__ = ["KEEP", "RATE", "DroppingInfo", "DroppingProcessor"]
+
+KEEP = "foveate_keep"
+"""Rows of each image that enter the decoder, (images,) int64: what travels with an image from the processor on."""
+RATE = "foveate_rate"
+"""The rate that its request asked for, (images, 2) float64: see `Rate.as_tensor`."""
+
+
+class DroppingInfo:
+    """Stands before a processing info of vLLM's."""
+
+    family: ClassVar[type[Family]]
+
+    @cached_property
+    def setting(self) -> Setting:
+        """What the server was started with."""
+        return Setting.of(self.get_hf_config(), self.family)  # type: ignore[attr-defined]
+
+    def get_hf_processor(self, **kwargs: Any) -> Any:
+        """The model's own, which knows no rates."""
+        return super().get_hf_processor(**_without_rates(kwargs))  # type: ignore[misc]
+
+    def rate(self, kwargs: Mapping[str, Any]) -> Rate:
+        """A request's, or that of the server's `mm_processor_kwargs`."""
+        rate = Rate.of(kwargs)
+        if rate.said:
+            return rate
+        usual = self.ctx.get_mm_config().mm_processor_kwargs  # type: ignore[attr-defined]
+        return Rate.of(usual or {})
+
+
+class DroppingProcessor:
+    """Stands before a multimodal processor of vLLM's, whose info is a `DroppingInfo`.
+
+    What it raises, a server answers with status 400.
+    """
+
+    info: Any
+
+    def apply(self, inputs: Any, timing_ctx: Any) -> Any:
+        """Process a prompt, and refuse one that stages could not cut.
+
+        Raises:
+            SettingError: If the method's budget cannot be met for the prompt's images, or the prompt is too long.
+        """
+        made = super().apply(inputs, timing_ctx)  # type: ignore[misc]
+        setting: Setting = self.info.setting
+        late = setting.stages(Rate()).late
+        sizes = [place.get_num_embeds() for places in made["mm_placeholders"].values() for place in places]
+        if not sizes or not late:
+            return made
+        guards.refuse_uncountable(late, setting.shape.depth, sizes)
+        most = getattr(self.info.get_hf_config(), guards.STEP, None)
+        if most is not None:
+            guards.refuse_long_prompt(len(made["prompt_token_ids"]), most)
+        return made
+
+    def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature) -> Sequence[tuple[int, tuple[Grid, ...]]]:
+        """Vision tokens of each image, newlines among them, and the grids that they stand in.
+
+        Args:
+            mm_items: The pictures.
+            outputs: What the model's own processor made of them.
+        """
+        raise NotImplementedError
+
+    def _apply_hf_processor_main(self, mm_items: MultiModalDataItems, hf_kwargs: Mapping[str, Any]) -> BatchFeature:
+        rate = self.info.rate(hf_kwargs)
+        outputs = super()._apply_hf_processor_main(mm_items, _without_rates(hf_kwargs))  # type: ignore[misc]
+        if "pixel_values" not in outputs:  # embeddings come as they shall enter
+            return outputs
+        counts = [self.info.setting.count(rate, size, grids) for size, grids in self.sizes(mm_items, outputs)]
+        outputs[KEEP] = torch.tensor(counts, dtype=torch.int64)
+        outputs[RATE] = rate.as_tensor().expand(len(counts), 2).clone()
+        return outputs
+
+    def _get_mm_fields_config(
+        self, hf_inputs: BatchFeature, hf_processor_mm_kwargs: Mapping[str, Any]
+    ) -> Mapping[str, MultiModalFieldConfig]:
+        fields = super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs)  # type: ignore[misc]
+        ours = {key: MultiModalFieldConfig.batched("image", keep_on_cpu=True) for key in (KEEP, RATE)}
+        return {**fields, **ours}
+
+    def _get_prompt_updates(
+        self,
+        mm_items: MultiModalDataItems,
+        hf_processor_mm_kwargs: Mapping[str, Any],
+        out_mm_kwargs: MultiModalKwargsItems,
+    ) -> Sequence[PromptUpdate]:
+        updates = super()._get_prompt_updates(  # type: ignore[misc]
+            mm_items, _without_rates(hf_processor_mm_kwargs), out_mm_kwargs
+        )
+        return [_shorter(update, out_mm_kwargs) for update in updates]
+
+
+def _without_rates(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in kwargs.items() if key not in RATE_KEYS}
+
+
+def _shorter(update: PromptUpdate, out_mm_kwargs: MultiModalKwargsItems) -> PromptUpdate:
+    """A replacement for images that has as many placeholders as rows will be left."""
+    if update.modality != "image":
+        return update
+    return PromptReplacement(
+        modality="image", target=update.target, replacement=_Placeholders(update.content, out_mm_kwargs)
+    )
+
+
+class _Placeholders:
+    """The first placeholders of each image.
+
+    Args:
+        content: All of them, or a function that makes those of an image: a list of ids.
+        items: What was made of the images.
+    """
+
+    def __init__(self, content: Any, items: MultiModalKwargsItems) -> None:
+        self._content = content
+        self._items = items
+
+    def __call__(self, index: int) -> Any:
+        """The ids that stand in the prompt for an image."""
+        ids = self._content(index) if callable(self._content) else self._content
+        keep = self._items["image"][index].get(KEEP)
+        if keep is None or keep.data is None:
+            return ids
+        count: Tensor = keep.data
+        return ids[: int(count)]

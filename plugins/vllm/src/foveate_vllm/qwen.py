@@ -1,0 +1,274 @@
+"""Qwen2.5-VL and Qwen3-VL inside vLLM: tokens of images are dropped behind the tower, and no row changes its place."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import BatchFeature
+from vllm.config import VllmConfig
+from vllm.inputs.engine import MultiModalInput
+from vllm.model_executor.models.qwen2_5_vl import (
+    Qwen2_5_VLDummyInputsBuilder,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLMultiModalProcessor,
+    Qwen2_5_VLProcessingInfo,
+)
+from vllm.model_executor.models.qwen3_vl import (
+    Qwen3VLDummyInputsBuilder,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMultiModalProcessor,
+    Qwen3VLProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import MultiModalFeatureSpec
+from vllm.multimodal.parse import MultiModalDataItems
+from vllm.multimodal.processing import ProcessorInputs, TimingContext
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
+
+from foveate.core.grid import Grid
+from foveate.core.patching import Patcher
+from foveate.engine.encode import Entered
+from foveate.families.base import Family
+from foveate.families.qwen_vl import Qwen3VL, Qwen25VL
+from foveate_vllm import guards
+from foveate_vllm.decoder import BetweenLayers
+from foveate_vllm.encoding import Asked, entered_of, groups, reads_of
+from foveate_vllm.positions import (
+    Span,
+    arrived,
+    moved,
+    next_position,
+    restored,
+    shortened,
+    with_places,
+)
+from foveate_vllm.processing import DroppingInfo, DroppingProcessor
+from foveate_vllm.qwen_tower import TowerSignals
+from foveate_vllm.runners import pruning_state, pruning_switched_on
+from foveate_vllm.setting import Rate, Setting
+
+__all__ = ["FoveateQwen2_5_VLForConditionalGeneration", "FoveateQwen3VLForConditionalGeneration"]
+
+Embeddings = Sequence[Tensor]
+
+
+class DroppingQwen(BetweenLayers):
+    """What both models do otherwise than vLLM's own; stands before the model's class."""
+
+    config: Any
+    visual: Any
+    _parse_and_validate_image_input: Any
+    _process_image_input: Any
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        guards.refuse_engine_of_mrope(vllm_config)
+        with pruning_switched_on(vllm_config):
+            super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        self.is_multimodal_pruning_enabled = False  # of the model's own way, for videos
+        self.foveate = Setting.of(self.config, self.family)
+        self.drop_between(self.foveate)
+        stages = self.foveate.stages(Rate())
+        guards.refuse_unknown_count(stages.method, stages.count(64, ((8, 8),)))
+        self._most: int = vllm_config.scheduler_config.max_num_encoder_input_tokens
+        self.log_start(vllm_config)
+
+    @staticmethod
+    def get_model_state_cls() -> type:
+        """Asked by runner V2."""
+        return pruning_state()
+
+    @property
+    def _width(self) -> int:
+        """Of a vision token in the decoder, without what Qwen3-VL adds in its first layers."""
+        width: int = self.config.vision_config.out_hidden_size
+        return width
+
+    @property
+    def _patches(self) -> int:
+        """Of a token."""
+        side: int = self.config.vision_config.spatial_merge_size
+        return side**2
+
+    @property
+    def _sent_width(self) -> int:
+        """Of a row with all that, without its place."""
+        return self._width + getattr(self, "multiscale_dim", 0)
+
+    # -- encode ------------------------------------------------------------------------------------------------
+
+    def embed_multimodal(self, **kwargs: Any) -> Embeddings:
+        """Rows of each image, with their places; videos as vLLM has them."""
+        asked = Asked(kwargs)
+        images = self._parse_and_validate_image_input(**kwargs)
+        if images is None:
+            return super().embed_multimodal(**kwargs)  # type: ignore[misc,no-any-return]
+        grids = images["image_grid_thw"].tolist()
+        if not asked:  # embeddings that a request came with
+            whole = self._process_image_input(images)
+            return self._sent(whole, grids, [None] * len(grids))
+        signals = TowerSignals(self.visual, reads_of(self.foveate, asked))
+        with Patcher() as patches:
+            signals.attach(patches)
+            features = self._features(images)
+        views = signals.views([image[:, : self._width] for image in features], grids)
+        return self._sent(features, grids, entered_of(self.foveate, asked, views, list))
+
+    def _features(self, images: Mapping[str, Any]) -> list[Tensor]:
+        """Tokens of each image, from as few runs of the tower as fit: (tokens, width, and Qwen3-VL's additions)."""
+        grids = images["image_grid_thw"]
+        patches = grids.prod(-1).tolist()
+        pixels = images["pixel_values"].split(patches)
+        features: list[Tensor] = []
+        for group in groups([count // self._patches for count in patches], self._most):
+            run = {"type": "pixel_values", "pixel_values": torch.cat(pixels[group]), "image_grid_thw": grids[group]}
+            features.extend(self._process_image_input(run))
+        return features
+
+    def _sent(
+        self, features: Sequence[Tensor], grids: Sequence[Sequence[int]], entered: Sequence[Entered | None]
+    ) -> Embeddings:
+        """The rows of each image, as they go into the encoder cache.
+
+        Args:
+            features: Its tokens, (tokens, width, and of the additions of Qwen3-VL).
+            grids: (1, rows, columns) of its patches.
+            entered: What is left of it; None: all.
+        """
+        side = self.visual.spatial_merge_size
+        sent = []
+        for image, (_, height, width), left in zip(features, grids, entered, strict=True):
+            rows, source = image, torch.arange(len(image), device=image.device)
+            if left is not None:
+                source = left.source
+                # A row gets the additions of the token it stands for: they are not merged.
+                rows = torch.cat((left.rows, image[source, self._width :]), dim=1)
+            sent.append(with_places(rows, source, (height // side, width // side)))
+        return tuple(sent)
+
+    # -- positions ---------------------------------------------------------------------------------------------
+
+    def get_mrope_input_positions(
+        self, input_tokens: list[int], mm_features: list[MultiModalFeatureSpec]
+    ) -> tuple[Tensor, int]:
+        """Positions of the prompt as if its images were whole, without the columns that they do not have."""
+        spans = self._spans(mm_features)
+        whole = restored(input_tokens, spans)
+        features = []
+        for feature in mm_features:
+            place = feature.mm_position
+            features.append(replace(feature, mm_position=replace(place, offset=moved(place.offset, spans))))
+        positions, delta = super().get_mrope_input_positions(whole, features)  # type: ignore[misc]
+        return shortened(positions, spans), delta + len(whole) - len(input_tokens)
+
+    def _spans(self, features: Sequence[MultiModalFeatureSpec]) -> list[Span]:
+        """Where a request's images are."""
+        spans = []
+        for feature in features:
+            if feature.modality == "image":
+                patches = int(feature.data["image_grid_thw"].data.prod())
+                spans.append(Span(feature.mm_position.offset, feature.mm_position.length, patches // self._patches))
+        return sorted(spans)
+
+    def recompute_mrope_positions(
+        self,
+        input_ids: list[int] | Tensor,
+        multimodal_embeddings: Embeddings,
+        mrope_positions: Tensor,
+        num_computed_tokens: int,
+    ) -> tuple[Embeddings, Tensor, int]:
+        """Positions of the rows that this chunk of the prompt has, and the rows without their places.
+
+        vLLM's own helper is not used: it knows no image whose rows are fewer than the text before it.
+        """
+        width = self._sent_width
+        places = [rows[:, width:] for rows in multimodal_embeddings if rows.shape[1] > width]
+        positions = mrope_positions
+        with gpu_sync_allowed():
+            if places:
+                tokens = torch.as_tensor(input_ids, device=positions.device)
+                channels = torch.cat(places).to(positions.device)
+                positions = arrived(positions, tokens == self.config.image_token_id, channels, num_computed_tokens)
+            delta = next_position(positions) - positions.shape[1]
+        return [rows[:, :width] for rows in multimodal_embeddings], positions, delta
+
+    # -- what goes past `embed_multimodal` ---------------------------------------------------------------------
+
+    def get_encoder_cudagraph_config(self) -> Any:
+        """Without images: a captured tower shows nothing, and its features would not be cut."""
+        config = super().get_encoder_cudagraph_config()  # type: ignore[misc]
+        return replace(config, modalities=[name for name in config.modalities if name != "image"])
+
+
+# -- what vLLM loads by name -------------------------------------------------------------------------------------
+
+
+class QwenDummies:
+    """What both builders of dummy inputs do otherwise than vLLM's own."""
+
+    def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
+        """With text behind the images."""
+        text: str = super().get_dummy_text(mm_counts)  # type: ignore[misc]
+        return f"{text}."
+
+
+class QwenProcessor(DroppingProcessor):
+    """What both processors do otherwise than vLLM's own."""
+
+    def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> MultiModalInput:
+        prompt: MultiModalInput = super().apply(inputs, timing_ctx)
+        for place in prompt["mm_placeholders"].get("image", ()):
+            guards.refuse_image_at_end(place.offset + place.length, len(prompt["prompt_token_ids"]))
+        return prompt
+
+    def sizes(self, mm_items: MultiModalDataItems, outputs: BatchFeature) -> Sequence[tuple[int, tuple[Grid, ...]]]:
+        side = self.info.get_hf_config().vision_config.spatial_merge_size
+        sizes = []
+        for _, height, width in outputs["image_grid_thw"].tolist():
+            grid = (height // side, width // side)
+            sizes.append((math.prod(grid), (grid,)))
+        return sizes
+
+
+class Qwen25Info(DroppingInfo, Qwen2_5_VLProcessingInfo):
+    """How many tokens Qwen2.5-VL's images have, and how many stay."""
+
+    family: ClassVar[type[Family]] = Qwen25VL
+
+
+class Qwen25Dummies(QwenDummies, Qwen2_5_VLDummyInputsBuilder):
+    """Of Qwen2.5-VL."""
+
+
+class Qwen25Processor(QwenProcessor, Qwen2_5_VLMultiModalProcessor):
+    """Makes prompts that have places for what stays of each image."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(Qwen25Processor, info=Qwen25Info, dummy_inputs=Qwen25Dummies)
+class FoveateQwen2_5_VLForConditionalGeneration(DroppingQwen, Qwen2_5_VLForConditionalGeneration):
+    """vLLM's Qwen2.5-VL, tokens of its images dropped."""
+
+    family: ClassVar[type[Family]] = Qwen25VL
+
+
+class Qwen3Info(DroppingInfo, Qwen3VLProcessingInfo):
+    """How many tokens Qwen3-VL's images have, and how many stay."""
+
+    family: ClassVar[type[Family]] = Qwen3VL
+
+
+class Qwen3Dummies(QwenDummies, Qwen3VLDummyInputsBuilder):
+    """Of Qwen3-VL."""
+
+
+class Qwen3Processor(QwenProcessor, Qwen3VLMultiModalProcessor):
+    """Makes prompts that have places for what stays of each image."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(Qwen3Processor, info=Qwen3Info, dummy_inputs=Qwen3Dummies)
+class FoveateQwen3VLForConditionalGeneration(DroppingQwen, Qwen3VLForConditionalGeneration):
+    """vLLM's Qwen3-VL, tokens of its images dropped."""
+
+    family: ClassVar[type[Family]] = Qwen3VL

@@ -1,0 +1,115 @@
+"""Signals of a Qwen tower that vLLM runs: what `foveate.families.qwen_vl` reads of the same tower in transformers."""
+
+import functools
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
+
+from foveate.core.patching import Patcher
+from foveate.core.signals import TowerAttention, TowerSignal
+from foveate.core.views import TowerView
+from foveate.families.qwen_vl import blocks_seeing_all, means_of_tokens, picture_view
+from foveate.families.tap import Tapped
+from foveate.families.tower import block_of, of_image, tower_attention, tower_keys
+
+__all__ = ["TowerSignals"]
+
+Grids = Sequence[Sequence[int]]
+"""(frames, rows, columns) of each image's patches."""
+
+
+class TowerSignals:
+    """What a tower shows of the images of one or more runs, all behind one another.
+
+    Args:
+        visual: vLLM's tower.
+        reads: What is read of it.
+    """
+
+    def __init__(self, visual: Any, reads: Sequence[TowerSignal]) -> None:
+        self._visual = visual
+        depth = len(visual.blocks)
+        seeing = blocks_seeing_all(visual) if reads and hasattr(visual, "fullatt_block_indexes") else None
+        self._readers = {}
+        for signal in reads:
+            block = visual.blocks[block_of(signal, depth - 1, depth, seeing)]
+            self._readers[signal] = _Reader(signal, block.attn)
+
+    def attach(self, patches: Patcher) -> None:
+        """Read whatever runs until the patcher restores the tower."""
+        for reader in self._readers.values():
+            reader.attach(patches)
+
+    def views(self, features: Sequence[Tensor], grids: Grids) -> list[TowerView]:
+        """What is shown of each image that ran.
+
+        Args:
+            features: Its tokens behind the merger, (tokens, width), which may be reduced.
+            grids: Of its patches.
+        """
+        side: int = self._visual.spatial_merge_size
+        orders = [self._order(grid) for grid in grids]
+        lengths = [len(image) * side**2 for image in features]
+
+        @functools.cache
+        def stats(signal: TowerSignal) -> list[Tensor]:
+            values = self._readers[signal].values(lengths)
+            return [means_of_tokens(image, side**2, order) for image, order in zip(values, orders, strict=True)]
+
+        views = []
+        for index, (image, grid) in enumerate(zip(features, grids, strict=True)):
+            views.append(picture_view(side, image, grid, partial(of_image, stats, index)))
+        return views
+
+    def _order(self, grid: Sequence[int]) -> Any:
+        """Index of an image's tokens in the blocks that puts them in the order of its features."""
+        if not hasattr(self._visual, "get_window_index_thw"):
+            return slice(None)
+        index, _ = self._visual.get_window_index_thw(*grid)
+        return index.argsort()
+
+
+class _Reader:
+    """What one block shows of the patches of all images: parts of the runs, in order.
+
+    With tensor parallelism each process has some of the heads. All get the heads of all, so that all take the same cut.
+    """
+
+    def __init__(self, signal: TowerSignal, attention: Any) -> None:
+        self._signal: Any = signal
+        self._attention = attention
+        self._parts: list[tuple[Tensor, ...]] = []
+
+    def attach(self, patches: Patcher) -> None:
+        """Read until the patcher restores the block: queries and keys behind RoPE, or keys in front of it."""
+        if isinstance(self._signal, TowerAttention):
+            patches.hook(self._attention.attn, "before", self._attends, with_kwargs=True)
+        else:
+            patches.hook(self._attention.qkv, "after", self._projects)
+
+    def _attends(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._note(kwargs["query"][0], kwargs["key"][0])
+
+    def _projects(self, module: nn.Module, args: Any, output: Any) -> None:
+        # (patches, 1, 3 · width of this process): queries, keys and values side by side, each (heads, head size)
+        heads = output[0].reshape(len(output[0]), 3, self._attention.num_attention_heads_per_partition, -1)
+        self._note(heads[:, 1])
+
+    def _note(self, *heads: Tensor) -> None:
+        """Take a run's queries or keys, (patches, heads of this process, head size) each."""
+        if get_tensor_model_parallel_world_size() > 1:
+            heads = tuple(tensor_model_parallel_all_gather(part.contiguous(), dim=1) for part in heads)
+        self._parts.append(heads)
+
+    def values(self, lengths: Sequence[int]) -> list[Tensor]:
+        """The signal of each image, from the patches of each: (patches, numbers) float32."""
+        whole = [torch.cat(parts).transpose(0, 1) for parts in zip(*self._parts, strict=True)]
+        images = zip(*(torch.split(heads, list(lengths), dim=1) for heads in whole), strict=True)
+        if not isinstance(self._signal, TowerAttention):
+            return [tower_keys(self._signal, keys) for (keys,) in images]
+        scale = self._attention.attn.scale
+        return [tower_attention(self._signal, Tapped(queries, keys, scale))[:, None] for queries, keys in images]

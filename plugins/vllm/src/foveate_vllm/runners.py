@@ -1,0 +1,67 @@
+"""Lets either of vLLM's runners ask a model for new M-RoPE positions when rows of its images arrive."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.model_executor.models.interfaces import supports_multimodal_pruning
+from vllm.platforms import current_platform
+
+__all__ = ["pruning_state", "pruning_switched_on"]
+
+
+@contextmanager
+def pruning_switched_on(vllm_config: VllmConfig) -> Iterator[None]:
+    """While a model is made, say that it drops vision tokens: Qwen3-VL sizes its table of positions by that.
+
+    vLLM itself says so for videos alone, by a rate that also changes how videos are laid out; so the question is
+    answered here, and the rate stays unset. Runner V1 asks again once the model is loaded, V2 asks `pruning_state`.
+    """
+    media: Any = vllm_config.model_config.multimodal_config
+    # A partial of a builtin, as the config is sent to other processes.
+    media.is_multimodal_pruning_enabled = partial(bool, 1)
+    yield
+    if vllm_config.use_v2_model_runner:
+        del media.is_multimodal_pruning_enabled
+    elif current_platform.is_cpu():
+        _let_the_cpu_runner_ask()
+
+
+# -- runner V2 ------------------------------------------------------------------------------------------------
+
+
+def pruning_state() -> type:
+    """The class of a model's state that splits the places off its images' rows, whatever the config says."""
+    from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+    from vllm.v1.worker.gpu.model_states.mm_pruning import MultiModalPruner
+
+    class PruningState(DefaultModelState):
+        def __init__(self, vllm_config: VllmConfig, model: Any, encoder_cache: Any, device: Any) -> None:
+            super().__init__(vllm_config, model, encoder_cache, device)
+            if encoder_cache is not None:
+                self.mm_pruner = MultiModalPruner(model, self.rope_state, encoder_cache, self.inputs_embeds_size)
+
+    return PruningState
+
+
+# -- runner V1 ------------------------------------------------------------------------------------------------
+
+
+def _let_the_cpu_runner_ask() -> None:
+    """vLLM's runner for the CPU has its own way to load a model, which leaves the question out."""
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    CPUModelRunner.is_multimodal_pruning_enabled = property(_drops_vision_tokens, _ignore)
+
+
+def _drops_vision_tokens(runner: Any) -> bool:
+    """What the runner for the GPU finds out when it has loaded a model."""
+    model = getattr(runner, "model", None)
+    config = runner.model_config.multimodal_config
+    return supports_multimodal_pruning(model) and config is not None and config.is_multimodal_pruning_enabled()
+
+
+def _ignore(runner: Any, value: bool) -> None:
+    """The runner sets it to False before there is a model."""

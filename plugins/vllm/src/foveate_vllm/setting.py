@@ -1,0 +1,201 @@
+"""What a server drops by: the method and rate it was started with, and the rate that a request asks for instead."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.contract import catalogue, follow, naming
+from foveate.contract.budget import decoder_depth
+from foveate.contract.method import Method
+from foveate.contract.stages import Shape
+from foveate.core.grid import Grid
+from foveate.core.signals import TowerSignal
+from foveate.core.tensors import Memo
+from foveate.engine.encode import TowerReducer
+from foveate.engine.program import Program
+from foveate.errors import SettingError
+from foveate.families.base import Family
+from foveate.support import refusal
+from foveate_vllm import guards
+
+__all__ = ["RATE_KEYS", "Rate", "Setting"]
+
+RATE_KEYS = ("foveate_tokens", "foveate_retention")
+"""What a request may write into `mm_processor_kwargs`."""
+KEYS = ("method", "tokens", "retention")
+"""What a server may write into `hf_overrides["foveate"]`."""
+REMEMBERED = 256  # rates whose stages are kept; a client may ask for a new one with every request
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How much of an image stays.
+
+    Attributes:
+        tokens: Its tokens.
+        retention: The same as a share. None and None: what the method itself says.
+
+    Raises:
+        SettingError: If both are given, or one is outside its range.
+    """
+
+    tokens: int | None = None
+    retention: float | None = None
+
+    def __post_init__(self) -> None:
+        guards.refuse_wrong_rate(self.tokens, self.retention)
+
+    @property
+    def said(self) -> bool:
+        """Whether there is any."""
+        return self.tokens is not None or self.retention is not None
+
+    def __str__(self) -> str:
+        if self.tokens is not None:
+            return f"{self.tokens} tokens of an image"
+        if self.retention is not None:
+            return f"{self.retention:.1%} of an image's tokens"
+        return "that of the method's own settings"
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Rate":
+        """The rate in `mm_processor_kwargs`, of a request or of the server."""
+        guards.refuse_unknown_keys(values, RATE_KEYS)
+        return cls(*(values.get(key) for key in RATE_KEYS))
+
+    def as_tensor(self) -> Tensor:
+        """What travels with an image: (2,) float64, NaN for None."""
+        numbers = [math.nan if value is None else value for value in (self.tokens, self.retention)]
+        return torch.tensor(numbers, dtype=torch.float64)
+
+    @classmethod
+    def from_tensor(cls, numbers: Tensor) -> "Rate":
+        """What `as_tensor` made, on the host."""
+        tokens, retention = numbers.tolist()
+        return cls(
+            None if math.isnan(tokens) else int(tokens),
+            None if math.isnan(retention) else retention,
+        )
+
+
+class Setting:
+    """The method of a server on its model, and what its stages are at the rate of a request.
+
+    Args:
+        values: `hf_overrides["foveate"]`: "method", a name in foveate's grammar or its dictionary, and "tokens" or
+            "retention" where the method's own settings shall not say how many stay.
+        config: The model's.
+        family: Knows the model.
+
+    Attributes:
+        rate: The server's.
+
+    Raises:
+        SettingError: If a key is unknown, or a value does not fit.
+        UnknownNameError: If there is no such method.
+        UnsupportedError: If the method cannot run in vLLM, with the reason.
+    """
+
+    def __init__(self, values: Mapping[str, Any], config: Any, family: type[Family]) -> None:
+        unknown = sorted(set(values) - set(KEYS))
+        if unknown or "method" not in values:
+            raise SettingError(
+                f"hf_overrides['foveate'] takes method, and tokens or retention; got {', '.join(sorted(values))}."
+            )
+        self._method, self._spelled = _read(values["method"]), str(values["method"])
+        self.rate = Rate(values.get("tokens"), values.get("retention"))
+        naming.with_given(self._method, self.rate.tokens, self.rate.retention)
+        self._config = config
+        self._family = family
+        self._cls = bool(family.cls_in_tower(config))
+        self._memo = Memo(REMEMBERED)
+        self._check(self.stages(Rate()))
+
+    @classmethod
+    def of(cls, config: Any, family: type[Family]) -> "Setting":
+        """That of a model's config, into which `hf_overrides` were written."""
+        values = getattr(config, "foveate", None)
+        if not isinstance(values, Mapping):
+            raise SettingError(
+                'This architecture needs hf_overrides={"foveate": {"method": "visionzip", …}}; see docs/guides/vllm.md.'
+            )
+        return cls(values, config, family)
+
+    def method(self, rate: Rate) -> Method:
+        """The method at a request's rate, or at the server's where it has none.
+
+        Raises:
+            SettingError: If the method takes no budget, or was given a schedule of its own.
+        """
+        if not rate.said:
+            rate = self.rate
+        if not rate.said:
+            return self._method
+        return self._method.with_budget(tokens=rate.tokens, retention=rate.retention)
+
+    def stages(self, rate: Rate) -> Program:
+        """The stages at a request's rate, or at the server's where it has none.
+
+        Raises:
+            SettingError: If the method takes no budget, or was given a schedule of its own.
+        """
+        if not rate.said:
+            rate = self.rate
+        return self._memo.once(partial(self._stages, rate), (rate.tokens, rate.retention))
+
+    def count(self, rate: Rate, size: int, grids: Sequence[Grid]) -> int:
+        """How many rows of an image of `size` tokens on these grids enter the decoder.
+
+        Raises:
+            SettingError: If the rate cannot be met.
+            UnsupportedError: If the picture decides.
+        """
+        guards.refuse_more_than_all(rate.tokens, size)  # of a smaller image than the server's rate all stays
+        stages = self.stages(rate)
+        if rate.said:
+            guards.refuse_rate_between_layers(stages)
+        return guards.refuse_unknown_count(stages.method, stages.count(size, grids))
+
+    @property
+    def reads(self) -> tuple[TowerSignal, ...]:
+        """What stages read of the tower at any rate: a request may drop where the server keeps everything."""
+        signals = dict.fromkeys(TowerReducer(self.stages(Rate())).reads)
+        try:
+            half = self.stages(Rate(retention=0.5))
+        except SettingError:  # no request can have a rate of its own
+            return tuple(signals)
+        return tuple(signals | dict.fromkeys(TowerReducer(half).reads))
+
+    @property
+    def spelled(self) -> str:
+        """The method, as the server was given it."""
+        return self._spelled
+
+    @cached_property
+    def shape(self) -> Shape:
+        """What methods may know of the model."""
+        return Shape(decoder_depth(self._config), cls=self._cls, renumbers=self._family.renumbers)
+
+    def _stages(self, rate: Rate) -> Program:
+        method = self.method(rate)
+        return Program(method, follow.in_order(method.stages(self.shape)))
+
+    def _check(self, stages: Program) -> None:
+        reason = refusal(stages.stages, partial(self._family.lacking, tower_cls=self._cls))
+        if reason is not None:
+            raise SettingError(f"{stages.method.name} {reason}")
+        guards.refuse_early(stages)
+
+
+def _read(spelled: Any) -> Method:
+    """What a name or a dictionary says."""
+    if isinstance(spelled, Mapping):
+        return catalogue.from_dict(spelled)
+    if not isinstance(spelled, str):
+        raise SettingError(f"method must be a name or a dictionary; got {spelled!r}.")
+    return naming.parse(spelled)

@@ -1,0 +1,144 @@
+"""What a vision tower of vLLM's shows: attention and keys of its blocks, from their fused projections."""
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.distributed import tensor_model_parallel_all_gather
+from vllm.model_executor.models.utils import WeightsMapper, maybe_prefix
+
+from foveate.core.signals import TowerSignal
+from foveate.families.tap import Tapped
+from foveate.families.tower import TowerReader, block_of, feature_layers
+from foveate_vllm import guards
+from foveate_vllm.decoder import BetweenLayers
+from foveate_vllm.setting import Setting
+
+__all__ = ["RENAMED", "DroppingLlava", "TowerTaps", "blocks_read", "encoder_layers_of"]
+
+TOWER_PARTS = re.compile(r"vision_tower\.(?=embeddings|pre_layrnorm|encoder|post_layernorm)")
+RENAMED = WeightsMapper(orig_to_new_regex={TOWER_PARTS: "vision_tower.vision_model."})
+"""transformers 5 leaves out a part of the tower's names that vLLM 0.32 expects."""
+
+
+def encoder_layers_of(tower: nn.Module) -> nn.ModuleList:
+    """The layers of a CLIP or SigLIP tower of vLLM's."""
+    layers: nn.ModuleList = tower.vision_model.encoder.layers  # type: ignore[union-attr, assignment]
+    return layers
+
+
+def blocks_read(config: Any, reads: Iterable[TowerSignal]) -> dict[TowerSignal, int]:
+    """The block of a LLaVA's tower that each signal is of.
+
+    Raises:
+        UnsupportedError: If one lies more than a block behind that whose output is projected: vLLM loads no further,
+            and foveate one more.
+    """
+    depth = config.vision_config.num_hidden_layers
+    last = max(feature_layers(config, depth))
+    blocks = {signal: block_of(signal, last, depth) for signal in reads}
+    for block in blocks.values():
+        guards.refuse_unloaded_block(block, min(last + 1, depth - 1))
+    return blocks
+
+
+class TowerTaps:
+    """Holds what the fused projections of some blocks answered in the run through the tower that was last.
+
+    Args:
+        layers: The tower's.
+        blocks: Which block each signal is of.
+        cls: Whether the first token is a CLS.
+    """
+
+    def __init__(self, layers: nn.ModuleList, blocks: dict[TowerSignal, int], cls: bool) -> None:
+        self._attentions: dict[int, Any] = {}
+        self._blocks = blocks
+        self._cls = cls
+        self._outputs: dict[int, Tensor] = {}
+        for block in set(blocks.values()):
+            attention: Any = layers[block].self_attn
+            self._attentions[block] = attention
+            attention.qkv_proj.register_forward_hook(partial(self._note, block))
+
+    def _note(self, block: int, module: nn.Module, args: Any, output: tuple[Tensor, Any]) -> None:
+        self._outputs[block] = output[0]
+
+    def readers(self, pictures: int) -> list[TowerReader]:
+        """A reader of each picture of the last run, which is let go of."""
+        heads = {block: self._heads(block) for block in self._attentions}
+        self._outputs.clear()
+        readers = []
+        for picture in range(pictures):
+            tapped = {signal: heads[block].sample(picture) for signal, block in self._blocks.items()}
+            readers.append(TowerReader(self._cls, tapped))
+        return readers
+
+    def _heads(self, block: int) -> Tapped:
+        """Queries and keys of all heads: (pictures, heads, tokens, head size). Every rank gets all, in one order, so
+        that all ranks cut alike."""
+        attention = self._attentions[block]
+        queries, keys, _ = self._outputs[block].chunk(3, dim=-1)
+        if attention.tp_size > 1:
+            queries, keys = _gathered((queries, keys))
+        return Tapped(_by_head(queries, attention.head_dim), _by_head(keys, attention.head_dim), attention.scale)
+
+
+def _gathered(parts: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Tensors whose last dimension is of this rank's heads, with those of all ranks in order."""
+    stacked: Tensor = tensor_model_parallel_all_gather(torch.stack(list(parts)), dim=-1)
+    return stacked.unbind()
+
+
+def _by_head(rows: Tensor, size: int) -> Tensor:
+    """(pictures, tokens, heads · size) -> (pictures, heads, tokens, size)."""
+    return rows.view(*rows.shape[:-1], -1, size).transpose(1, 2)
+
+
+class DroppingLlava(BetweenLayers):
+    """Stands before a LLaVA of vLLM's: its setting, and a tower of which is read what the setting's stages read."""
+
+    config: Any
+    vision_tower: Any
+    select_layers: Any = None
+
+    def start_dropping(self, vllm_config: VllmConfig, prefix: str) -> None:
+        """To be called behind the model's own `__init__`.
+
+        Raises:
+            FoveateError: If the setting cannot work on this model.
+        """
+        self.foveate = Setting.of(self.config, self.family)
+        self.drop_between(self.foveate)
+        guards.refuse_tower(self.config.vision_config.model_type)
+        guards.refuse_tower_lora(vllm_config.lora_config)
+        self._cls = bool(self.family.cls_in_tower(self.config))
+        blocks = blocks_read(self.config, self.foveate.reads)
+        self._load_further(max(blocks.values(), default=0), vllm_config, prefix)
+        self._taps = TowerTaps(encoder_layers_of(self.vision_tower), blocks, self._cls)
+        self._most = vllm_config.scheduler_config.max_num_encoder_input_tokens
+        self.log_start(vllm_config)
+
+    def _load_further(self, block: int, vllm_config: VllmConfig, prefix: str) -> None:
+        """Load the tower as far as a block that is read, if vLLM has not."""
+        if block < len(encoder_layers_of(self.vision_tower)):
+            return
+        self.select_layers = [self.config.vision_feature_layer]
+        with self._mark_tower_model(vllm_config, "image"):  # type: ignore[attr-defined]
+            self.vision_tower = type(self.vision_tower)(
+                self.config.vision_config,
+                quant_config=vllm_config.quant_config,
+                num_hidden_layers_override=block + 1,
+                require_post_norm=False,
+                prefix=maybe_prefix(prefix, "vision_tower"),
+            )
+
+    @property
+    def _side(self) -> int:
+        """Patches along a side of a view."""
+        vision = self.config.vision_config
+        return int(vision.image_size // vision.patch_size)

@@ -1,0 +1,94 @@
+"""Folders that vLLM loads: tiny random Qwen2.5-VL and Qwen3-VL, with the embedded model's tokenizer."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from foveate import embedded
+from tests.checkpoints import TEXT, save
+
+__all__ = ["MARK", "NAMES", "qwen_checkpoint", "tokenizer_with_marks"]
+
+MARK = "<|vision_start|><|image_pad|><|vision_end|>"
+"""What stands for an image in a prompt."""
+MARKS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "<|im_start|>", "<|im_end|>")
+SIDE = 4
+"""The text's heads stand for four times two axes and the time: head size 32."""
+
+
+def tokenizer_with_marks() -> Any:
+    """The embedded model's tokenizer, and what Qwen puts around pictures."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(embedded.path())
+    tokenizer.add_special_tokens({"additional_special_tokens": list(MARKS)})
+    return tokenizer
+
+
+def qwen_checkpoint(name: str, folder: Path, seed: int = 0) -> Path:
+    """A tiny random model: "qwen2_5_vl" or "qwen3_vl". A picture has a token for each 28 (32) pixels of a side."""
+    torch.manual_seed(seed)
+    tokenizer = tokenizer_with_marks()
+    ids = dict(zip(MARKS, tokenizer.convert_tokens_to_ids(list(MARKS)), strict=True))
+    marks = {
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+    }
+    text = {**TEXT, "vocab_size": len(tokenizer) + len(tokenizer) % 2}
+    model, processor = BUILT[name](text, marks, tokenizer)
+    save(model, folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def _qwen2_5_vl(text: dict[str, Any], marks: dict[str, int], tokenizer: Any) -> tuple[Any, Any]:
+    config = transformers.Qwen2_5_VLConfig(
+        text_config={**text, "rope_parameters": _rope()},
+        vision_config={
+            "depth": 4, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "intermediate_size": 48,
+            "fullatt_block_indexes": [0, 2], "window_size": 56, "initializer_range": 0.2,
+        },
+        initializer_range=0.2, tie_word_embeddings=False, **marks,
+    )  # fmt: skip
+    processor = transformers.Qwen2_5_VLProcessor(
+        image_processor=transformers.Qwen2VLImageProcessor(size=_size(28)),
+        tokenizer=tokenizer,
+        video_processor=transformers.Qwen2VLVideoProcessor(size=_size(28)),
+    )
+    return transformers.Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+def _qwen3_vl(text: dict[str, Any], marks: dict[str, int], tokenizer: Any) -> tuple[Any, Any]:
+    config = transformers.Qwen3VLConfig(
+        text_config={**text, "rope_parameters": {**_rope(), "mrope_interleaved": True}},
+        vision_config={
+            "depth": 4, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "intermediate_size": 48,
+            "deepstack_visual_indexes": [0, 1, 2], "num_position_embeddings": 64, "patch_size": 16,
+            "initializer_range": 0.2,
+        },
+        initializer_range=0.2, tie_word_embeddings=False, **marks,
+    )  # fmt: skip
+    image_processor = transformers.Qwen2VLImageProcessor(
+        size=_size(32), patch_size=16, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    processor = transformers.Qwen3VLProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        video_processor=transformers.Qwen3VLVideoProcessor(size=_size(32)),
+    )
+    return transformers.Qwen3VLForConditionalGeneration(config), processor
+
+
+def _rope() -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [SIDE, 6, 6]}
+
+
+def _size(token: int) -> dict[str, int]:
+    """Pixels that pictures are kept within: 4 to 120 tokens of `token` x `token`."""
+    return {"shortest_edge": 4 * token**2, "longest_edge": 120 * token**2}
+
+
+BUILT = {"qwen2_5_vl": _qwen2_5_vl, "qwen3_vl": _qwen3_vl}
+NAMES = tuple(BUILT)

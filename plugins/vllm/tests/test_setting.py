@@ -1,0 +1,44 @@
+"""What a server is started with means what it means in the library."""
+
+import pytest
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+from foveate.contract.naming import parse, with_given
+from foveate.errors import SettingError, UnsupportedError
+from foveate.families.llava import Llava
+from foveate.registry import methods
+from foveate_vllm.setting import Rate, Setting
+
+BUDGETS = (0.05, 0.11, 1 / 3, 0.5, 0.73, 0.8, 0.9, 0.97)
+CONFIG = LlavaConfig(
+    vision_config=CLIPVisionConfig(image_size=224, patch_size=14), text_config=LlamaConfig(num_hidden_layers=28)
+)
+
+
+def serves(name):
+    try:
+        Setting({"method": name, "retention": 0.5}, CONFIG, Llava)
+    except (SettingError, UnsupportedError):
+        return False
+    return True
+
+
+NAMES = [name for name in (*methods(), "visionzip+v2drop") if serves(name)]
+
+
+def test_most_methods_can_be_served():
+    assert len(NAMES) > 12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_servers_budget_is_the_librarys(name):
+    for share in BUDGETS:
+        made = Setting({"method": name, "retention": share}, CONFIG, Llava)
+        assert made.method(Rate()) == with_given(parse(name), retention=share)
+    assert Setting({"method": name}, CONFIG, Llava).method(Rate()) == parse(name)
+
+
+@pytest.mark.parametrize("name", ["v2drop:retention=0.2", "visionzip:retention=0.2+finalkv", "v2drop:keep=0.5,0.3,0"])
+def test_a_servers_budget_never_replaces_one_that_the_method_brings(name):
+    with pytest.raises(SettingError, match="its own"):
+        Setting({"method": name, "retention": 0.5}, CONFIG, Llava)

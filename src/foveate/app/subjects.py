@@ -1,0 +1,122 @@
+"""What is asked about: uploads, and pictures and films of the embedded model's generator."""
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from foveate._files import is_video
+from foveate.ask.media import read_media
+from foveate.ask.pictures import Picture
+from foveate.embedded import FILM_TASKS
+from foveate.embedded.films import film
+from foveate.embedded.questions import Question, one_per_film_task, one_per_task
+from foveate.embedded.scenes import scene, sketch
+from foveate.errors import FoveateError
+from foveate.video import Clip
+
+__all__ = ["Subject", "examples", "generated", "opened"]
+
+SIDE = 1344
+"""Longest side of a picture that the model sees, in pixels."""
+FRAMES = 8
+"""Of a film."""
+RATE = 2.0
+"""Frames a second of a generated film."""
+DRAWN = ((scene, 17), (scene, 2), (scene, 7), (sketch, 11), (sketch, 20), (sketch, 22))
+"""Examples; the first is the picture that ships."""
+ORDER = (
+    *("read text", "count", "colour", "list left to right", "quadrant", "relation", "existence", "character"),
+    *FILM_TASKS,
+)
+"""Tasks, those first of which a question is proposed."""
+QUESTIONS = 4
+"""Most questions that an example proposes."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """A picture or film.
+
+    Attributes:
+        medium: It, as a model is shown it.
+        source: An expression of Python that gives it.
+        notes: What the user should know, such as that it was scaled down.
+        questions: Questions that fit it, each with its right answer; none where that is not known.
+    """
+
+    medium: Picture | Clip
+    source: str
+    notes: tuple[str, ...] = ()
+    questions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        """It as one picture, or its frames."""
+        if isinstance(self.medium, Clip):
+            return self.medium.images()
+        return [self.medium.image]
+
+
+def opened(path: str | Path) -> Subject:
+    """A picture or film of the user: of a film some frames, a picture no larger than `SIDE`.
+
+    Raises:
+        InputError: If it is too large, damaged, or neither picture nor film.
+        UnsupportedError: If it is a film and PyAV is missing.
+    """
+    path = Path(path)
+    folder = f"{path.parent}{os.sep}"  # of the server, and nobody's business
+    try:
+        (medium,) = read_media(path, frames=FRAMES if is_video(path) else None)
+    except FoveateError as error:
+        raise type(error)(str(error).replace(folder, "")) from error
+    notes = [medium.note.replace(folder, "")] if medium.note else []
+    medium = dataclasses.replace(medium, path=Path(path.name))
+    again = f"opened({path.name!r}).medium"
+    if isinstance(medium, Clip):
+        notes.insert(0, f"Of the film {path.name}, {len(medium)} frames are read.")
+        return Subject(medium, again, tuple(notes))
+    width, height = medium.image.size
+    if max(width, height) <= SIDE:
+        return Subject(medium, repr(path.name), tuple(notes))
+    smaller = medium.image.copy()
+    smaller.thumbnail((SIDE, SIDE))
+    notes.append(f"{path.name} has {width} x {height} pixels; the model sees {smaller.width} x {smaller.height}.")
+    return Subject(dataclasses.replace(medium, image=smaller), again, tuple(notes))
+
+
+@cache
+def examples() -> tuple[Subject, ...]:
+    """Generated pictures and a film, in the order in which the page shows them."""
+    made = []
+    for place, (draw, number) in enumerate(DRAWN):
+        drawn = draw("demo", number)
+        picture = Picture(None, Image.fromarray(drawn.image))
+        made.append(_example(place, picture, one_per_task(drawn, "demo", number)))
+    moving = film("demo", 0)
+    frames = np.stack([frame.image for frame in moving.frames])
+    seconds = tuple(place / RATE for place in range(len(frames)))
+    clip = Clip(Path("generated film"), frames, seconds, 0.0, len(frames) / RATE, RATE)
+    return (*made, _example(len(made), clip, one_per_film_task(moving, "demo", 0)))
+
+
+def _example(place: int, medium: Picture | Clip, asked: list[Question]) -> Subject:
+    """An example, with some of the questions about it: those whose tasks come first in `ORDER`."""
+    known = [question for question in asked if question.task in ORDER]
+    known.sort(key=lambda question: ORDER.index(question.task))
+    questions = {question.question: question.answer for question in known[:QUESTIONS]}
+    return Subject(medium, f"examples()[{place}].medium", questions=questions)
+
+
+def generated(count: int) -> list[Picture]:
+    """So many pictures of the generator, none of which training ever saw: scenes and sketches by turns."""
+    pictures = []
+    for number in range(count):
+        draw = (scene, sketch)[number % 2]
+        pictures.append(Picture(None, Image.fromarray(draw("held-out", number).image)))
+    return pictures

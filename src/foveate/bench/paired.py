@@ -1,0 +1,246 @@
+"""A paired run: what every candidate holds and processes, then interleaved rounds of all of them."""
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from foveate.bench.bare import bare, obstacle
+from foveate.bench.memory import Held, hold
+from foveate.bench.stopwatch import Clock, timed
+from foveate.bench.timing import Ratio, ratio, rounds
+from foveate.bench.workload import Workload
+from foveate.contract.follow import cached_layers, in_order
+from foveate.contract.method import Method
+from foveate.contract.stages import Shape
+from foveate.engine.session import drop
+from foveate.engine.trace import Trace
+from foveate.errors import BudgetError, InputError, UnsupportedError
+from foveate.methods.random import Random, same_schedule
+from foveate.methods.uniform import Uniform
+from foveate.registry import family_for
+
+__all__ = ["AGAIN", "FULL", "KEEP_ALL", "Candidate", "PairedRun", "race"]
+
+FULL, AGAIN, KEEP_ALL = "untouched", "untouched again", "keep-all"
+BARE_PARTS = ("tower", "prefill", "ttft")  # what bare layers are timed in
+
+
+@dataclass(slots=True)
+class Candidate:
+    """What is timed.
+
+    Attributes:
+        name: Of its row.
+        method: What drops; None for the untouched model.
+        control: The name of the candidate with random dropping at the same schedule.
+        bare: The name of the candidate that runs the layers alone on as many rows, if there is one.
+        rows: Of each layer, for such a candidate; see `foveate.bench.bare`. What it holds is that of the first method
+            with this schedule.
+        held: What it holds, once that is measured.
+        failed: Why it cannot run here, such as for want of memory.
+    """
+
+    name: str
+    method: Method | None = None
+    control: str | None = None
+    bare: str | None = None
+    rows: tuple[int, ...] | None = None
+    held: Held | None = None
+    failed: str = ""
+
+
+@dataclass(slots=True)
+class PairedRun:
+    """A model, a prompt, and the candidates.
+
+        run = PairedRun(model, workload, new_tokens=16)
+        run.prepare(methods)
+        for finished in run.run(pairs=30): ...
+        rows = rows_of(run)
+
+    Attributes:
+        model: In evaluation mode.
+        workload: What it is given.
+        new_tokens: Length of every answer.
+        clock: What tells seconds.
+        candidates: By name, the untouched model first and again last.
+        rounds: Of each finished round, seconds by candidate and part.
+        obstacle: Why there are no bare layers beside the methods, if they were asked for and cannot be run.
+    """
+
+    model: Any
+    workload: Workload
+    new_tokens: int
+    clock: Clock = time.perf_counter
+    candidates: dict[str, Candidate] = field(default_factory=dict)
+    rounds: list[dict[str, dict[str, float]]] = field(default_factory=list)
+    obstacle: str = ""
+
+    # -- who runs ---------------------------------------------------------------------------------------------
+
+    def prepare(
+        self,
+        methods: Mapping[str, Method],
+        *,
+        bare: bool = True,
+        starting: Callable[[str], object] = lambda name: None,
+    ) -> None:
+        """Measure what every candidate holds, and put the controls beside them.
+
+        Args:
+            methods: By the names of their rows.
+            bare: Whether the layers alone are run on as many rows too, wherever they can be.
+            starting: Called with the name of each candidate before it runs.
+        """
+        if bare:
+            self.obstacle = obstacle(family_for(self.model), self.workload.inputs)
+        full = self._add(Candidate(FULL), starting)
+        self._add(Candidate(KEEP_ALL, Uniform(layers=(0,), keep=(1.0,))), starting)
+        for name, method in methods.items():
+            candidate = self._add(Candidate(name, method), starting)
+            if candidate.held is None:
+                continue
+            if not isinstance(method, Random):
+                candidate.control = self._control(name, method, candidate.held, starting)
+            if bare and not self.obstacle:
+                self._add_bare(candidate, candidate.held)
+        self.candidates[AGAIN] = Candidate(AGAIN, held=full.held)
+
+    def _control(self, name: str, method: Method, held: Held, starting: Callable[[str], object]) -> str:
+        """The candidate that drops at random at a method's schedule: made unless there is one."""
+        depth = len(family_for(self.model).layers)
+        cached = cached_layers(in_order(method.stages(Shape(depth))))
+        control = same_schedule(held.tokens, self.workload.vision_tokens, cached)
+        for candidate in self.candidates.values():
+            if candidate.method == control:
+                return candidate.name
+        return self._add(Candidate(f"{name}: random", control), starting).name
+
+    def _add_bare(self, candidate: Candidate, held: Held) -> None:
+        """Let the layers alone run beside a candidate and its control, if it drops at all."""
+        if min(held.tokens) == self.workload.vision_tokens:
+            return
+        rows = tuple(self.workload.text_tokens + tokens for tokens in held.tokens)
+        names = [other.name for other in self.candidates.values() if other.rows == rows]
+        if not names:
+            names = [f"{candidate.name}: bare"]
+            self.candidates[names[0]] = Candidate(names[0], rows=rows, held=held)
+        candidate.bare = names[0]
+        if candidate.control:
+            self.candidates[candidate.control].bare = names[0]
+
+    def _add(self, candidate: Candidate, starting: Callable[[str], object]) -> Candidate:
+        starting(candidate.name)
+        self.candidates[candidate.name] = candidate
+        try:
+            with self._context(candidate) as trace:
+                candidate.held = hold(self.model, self.workload, trace)
+        except torch.OutOfMemoryError:
+            candidate.failed = "out of memory"
+        except (UnsupportedError, BudgetError) as error:
+            candidate.failed = str(error)
+        return candidate
+
+    # -- how they run -----------------------------------------------------------------------------------------
+
+    def run(self, pairs: int, seed: int = 0, after: Callable[[], object] = lambda: None) -> Iterator[int]:
+        """Time every candidate once a round; yields how many rounds are finished, after each.
+
+        Args:
+            pairs: Rounds, after one of warm-up.
+            seed: Of the order.
+            after: Called after every round, that of warm-up included.
+
+        Raises:
+            InputError: If memory runs out; finished rounds stay.
+        """
+        calls: dict[str, Callable[[], dict[str, float]]] = {}
+        for candidate in self.candidates.values():
+            if not candidate.failed:
+                calls[candidate.name] = partial(self._time, candidate)
+        self.rounds = []
+        gc.collect()
+        gc.disable()  # collected between rounds
+        try:
+            for seconds in rounds(calls, pairs, seed, after, self._neighbours()):
+                self.rounds.append(seconds)
+                gc.collect()
+                yield len(self.rounds)
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                "Out of memory while timing. Take a smaller batch, fewer images or fewer new tokens."
+            ) from error
+        finally:
+            gc.enable()
+
+    def _neighbours(self) -> dict[str, str]:
+        """Whom each candidate is timed right beside: a method's controls beside it, keep-all beside the untouched."""
+        neighbours = {KEEP_ALL: FULL}
+        for candidate in self.candidates.values():
+            for control in (candidate.control, candidate.bare):
+                if control is not None:
+                    neighbours.setdefault(control, neighbours.get(candidate.name, candidate.name))
+        return neighbours
+
+    def _time(self, candidate: Candidate) -> dict[str, float]:
+        with self._context(candidate):
+            if candidate.rows is None:
+                return timed(self.model, self.workload.inputs, self.new_tokens, self.clock)
+            parts = timed(self.model, self.workload.inputs, 1, self.clock)  # no token can follow the first
+            return {part: parts[part] for part in BARE_PARTS if part in parts}
+
+    def _context(self, candidate: Candidate) -> AbstractContextManager[Trace | None]:
+        """The model as the candidate runs it, and the trace of what it drops; entering and leaving is not timed."""
+        if candidate.method is not None:
+            return drop(self.model, candidate.method)
+        if candidate.rows is not None:
+            return bare(family_for(self.model), candidate.rows)
+        return nullcontext()
+
+    # -- what they took ---------------------------------------------------------------------------------------
+
+    def times(self, name: str | None) -> dict[str, list[float]]:
+        """Seconds of each part in every finished round; nothing for no candidate, or before any round."""
+        if name is None or not self.rounds:
+            return {}
+        return {part: [seconds[name][part] for seconds in self.rounds] for part in self.rounds[0][name]}
+
+    def ratios(self, name: str, base: str | None) -> dict[str, Ratio]:
+        """A candidate's times over those of another, of the parts that both have."""
+        times, others = self.times(name), self.times(base)
+        return {part: ratio(times[part], others[part]) for part in times if part in others}
+
+
+def race(
+    model: Any,
+    inputs: Mapping[str, Any],
+    methods: Mapping[str, Method],
+    new_tokens: int,
+    pairs: int,
+    after: Callable[[], object] = lambda: None,
+) -> dict[str, Ratio]:
+    """Whole `generate` calls of methods over the untouched model's: a paired run of one part, without controls.
+
+    Args:
+        model: Of transformers.
+        inputs: What it is given.
+        methods: By name.
+        new_tokens: The length of every answer; fixed, so that no method wins by a short one.
+        pairs: Rounds, 2 or more, after one of warm-up.
+        after: Called after every round, that of warm-up included.
+
+    Returns:
+        By name; under `AGAIN` the untouched model over itself: how far from 1 noise alone goes.
+    """
+    run = PairedRun(model, Workload(inputs, batch=1, text_tokens=0, sizes=()), new_tokens)
+    for name, method in {FULL: None, **methods, AGAIN: None}.items():
+        run.candidates[name] = Candidate(name, method)
+    for _ in run.run(pairs, after=after):
+        pass
+    return {name: run.ratios(name, FULL)["whole"] for name in (*methods, AGAIN)}

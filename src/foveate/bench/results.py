@@ -1,0 +1,230 @@
+"""What a paired run has shown: a flat row a candidate, and tables of rows."""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from foveate._sheet import Sheet
+from foveate.bench.paired import AGAIN, FULL, Candidate, PairedRun
+from foveate.bench.stopwatch import PARTS
+from foveate.bench.timing import Ratio, interval_words
+from foveate.contract import follow
+from foveate.contract.stages import Shape
+from foveate.cost import Cost
+
+__all__ = ["noisy_parts", "result_sheets", "rows_of"]
+
+ResultRow = Mapping[str, Any]
+MIB = 2**20
+
+
+# -- rows -----------------------------------------------------------------------------------------------------
+
+
+def rows_of(run: PairedRun) -> list[dict[str, Any]]:
+    """A row for each candidate that ran, the untouched model's first, of the rounds that are finished.
+
+    A row has these columns, and lacks those that it has no value for. PART is each of `PARTS`, times are in seconds. A
+    ratio is the median of the rounds' ratios, with its interval in …_low and …_high.
+
+    | column | meaning |
+    |---|---|
+    | name | of the row |
+    | control, bare | the name of random dropping at the same schedule, and of the bare layers on as many rows |
+    | setting | the method, as plain values |
+    | rounds, batch | finished rounds; samples a run |
+    | tokens, layer_tokens, retention | mean vision tokens that a layer processes, those of each, and their share |
+    | kv_bytes, kv_bytes_counted | of the batch's cache after the prompt, and what arithmetic says of it |
+    | peak_bytes, peak_bytes_counted | the most at once without weights and inputs, and what arithmetic says of it |
+    | scoring_flops, scoring_share | the method's own arithmetic for one sample; its share up to the first token |
+    | PART, PART_times | the median over rounds, and each round |
+    | PART_ratio | time over the untouched model's of the same round |
+    | PART_flops | FLOPs over the untouched model's without scoring: what time would be were it all matrix products |
+    | PART_over_random, PART_over_bare | time over that of `control` and of `bare` |
+    | efficiency | the prefill's measured speed-up over that of its FLOPs; 1 is the limit |
+    | items_per_second | samples a second, the whole call |
+    """
+    untouched = _cost(run, run.candidates[FULL])
+    return [_row(run, candidate, untouched) for candidate in run.candidates.values() if candidate.held is not None]
+
+
+def _row(run: PairedRun, candidate: Candidate, untouched: Cost) -> dict[str, Any]:
+    held, cost = candidate.held, _cost(run, candidate)
+    assert held is not None  # else it has no row
+    row: dict[str, Any] = {
+        "name": candidate.name,
+        "control": candidate.control,
+        "bare": candidate.bare,
+        "setting": None if candidate.method is None else candidate.method.to_dict(),
+        "rounds": len(run.rounds),
+        "batch": run.workload.batch,
+        "tokens": sum(held.tokens) / len(held.tokens),
+        "layer_tokens": list(held.tokens),
+        "retention": held.retention,
+    }
+    parts = ["prefill", "ttft"]
+    if candidate.rows is None:  # no call can go on from bare layers, and their cache is not a model's
+        parts.append("whole")
+        row |= {"kv_bytes": held.kv_bytes, "kv_bytes_counted": cost.kv_bytes * run.workload.batch}
+        row["peak_bytes"] = held.peak
+        if cost.peak_bytes is not None and _kernel(run) != "eager":
+            row["peak_bytes_counted"] = cost.peak_bytes * run.workload.batch
+    if _scoring_known(candidate, cost):
+        row |= {"scoring_flops": cost.scoring_flops, "scoring_share": cost.scoring_flops / cost.total_flops}
+    times = run.times(candidate.name)
+    for part, seconds in times.items():
+        row |= {part: median(seconds), f"{part}_times": seconds}
+    for part in parts:
+        row[f"{part}_flops"] = _flops(cost, part, run.new_tokens) / _flops(untouched, part, run.new_tokens)
+    for column, base in (("ratio", FULL), ("over_random", candidate.control), ("over_bare", candidate.bare)):
+        for part, over in run.ratios(candidate.name, base).items():
+            row |= _columns(f"{part}_{column}", over)
+    if "prefill" in times:
+        ratio, flops = run.ratios(candidate.name, FULL)["prefill"], row["prefill_flops"]
+        row |= _columns("efficiency", Ratio(flops / ratio.median, flops / ratio.high, flops / ratio.low, ratio.rounds))
+    if "whole" in times:
+        row["items_per_second"] = run.workload.batch / row["whole"]
+    return row
+
+
+def _columns(name: str, ratio: Ratio) -> dict[str, float]:
+    return {name: ratio.median, f"{name}_low": ratio.low, f"{name}_high": ratio.high}
+
+
+def _kernel(run: PairedRun) -> str:
+    return str(run.model.config.get_text_config()._attn_implementation)
+
+
+def _cost(run: PairedRun, candidate: Candidate) -> Cost:
+    tokens = None if candidate.held is None else candidate.held.tokens
+    return run.workload.kernel_cost(run.model, _kernel(run), candidate.method, tokens)
+
+
+def _scoring_known(candidate: Candidate, cost: Cost) -> bool:
+    """Whether arithmetic knows what a method scores with; not where the picture decides how many rows a layer has."""
+    if candidate.method is None:
+        return False
+    depth = len(cost.tokens)
+    stages = candidate.method.stages(Shape(depth))
+    return not follow.layer_stages(stages) or candidate.method.plan(depth, cost.vision_tokens) is not None
+
+
+def _flops(cost: Cost, part: str, new_tokens: int) -> int:
+    """FLOPs of a part, the method's own arithmetic left out."""
+    if part == "prefill":
+        return cost.prefill_flops
+    first = cost.total_flops - cost.scoring_flops
+    if part == "ttft":
+        return first
+    return first + (new_tokens - 1) * cost.decode_flops
+
+
+def noisy_parts(rows: Sequence[ResultRow]) -> list[str]:
+    """Parts in which the untouched model differs from itself: the interval of their ratio does not hold 1."""
+    again = next(row for row in rows if row["name"] == AGAIN)
+    return [
+        part
+        for part in PARTS
+        if f"{part}_ratio" in again and not again[f"{part}_ratio_low"] <= 1 <= again[f"{part}_ratio_high"]
+    ]
+
+
+# -- tables ---------------------------------------------------------------------------------------------------
+
+
+def result_sheets(rows: Sequence[ResultRow], title: str = "", notes: Sequence[str] = ()) -> list[Sheet]:
+    """Speed-ups over the untouched model, whose own row has milliseconds, of the prefill and of the call; and sizes.
+
+    Args:
+        rows: Of a paired run.
+        title: Above the first table.
+        notes: Below the last, behind what a reader must know.
+    """
+    complete = [row for row in rows if "kv_bytes" in row]
+    return [
+        _sheet(rows, [_prefill_cells(row) for row in rows], title),
+        _sheet(complete, [_call_cells(row) for row in complete]),
+        _sheet(complete, [_size_cells(row) for row in complete], notes=[*_footnotes(rows), *notes]),
+    ]
+
+
+def _sheet(
+    rows: Sequence[ResultRow], cells: Sequence[Mapping[str, str]], title: str = "", notes: Sequence[str] = ()
+) -> Sheet:
+    """Cells by the heads of their columns; a column without any is left out."""
+    heads = [head for head in cells[0] if any(row[head] for row in cells)]
+    lines = []
+    for row, by_head in zip(rows, cells, strict=True):
+        lines.append((row["name"], *(by_head[head] for head in heads)))
+    return Sheet(title, ("", *heads), lines, notes)
+
+
+def _prefill_cells(row: ResultRow) -> dict[str, str]:
+    untouched = row["name"] == FULL
+    return {
+        "Tower ms": f"{1000 * row['tower']:.1f}" if "tower" in row else "",
+        "FLOPs": "" if untouched else f"{1 / row['prefill_flops']:.2f}×",
+        "Prefill": _speed(row, "prefill"),
+        "of limit": "" if untouched else f"{row['efficiency']:.1%}",
+        "÷ random": _interval(row, "prefill_over_random"),
+        "÷ bare": _interval(row, "prefill_over_bare"),
+    }
+
+
+def _call_cells(row: ResultRow) -> dict[str, str]:
+    return {
+        "First token": _speed(row, "ttft"),
+        "÷ random": _interval(row, "ttft_over_random"),
+        "Scoring": f"{row['scoring_share']:.2%}" if row.get("scoring_share") else "",
+        "Token": _speed(row, "tpot"),
+        "Call": _speed(row, "whole"),
+        "Items/s": f"{row['items_per_second']:.3g}",
+    }
+
+
+def _size_cells(row: ResultRow) -> dict[str, str]:
+    beside = ""
+    if "peak_bytes_counted" in row:
+        beside = f"{row['peak_bytes'] / row['peak_bytes_counted'] - 1:+.1%}"
+    return {
+        "Tokens": f"{row['tokens']:.1f}",
+        "Retention": f"{row['retention']:.1%}",
+        "Peak MiB": f"{row['peak_bytes'] / MIB:.1f}",
+        "vs predicted": beside,
+        "KV MiB": f"{row['kv_bytes'] / MIB:.1f}",
+    }
+
+
+def _speed(row: ResultRow, part: str) -> str:
+    """The speed-up of a part; of the untouched model, its milliseconds."""
+    if part not in row:
+        return ""
+    if row["name"] == FULL:
+        return f"{1000 * row[part]:.1f} ms"
+    middle, low, high = (1 / row[f"{part}_ratio{end}"] for end in ("", "_high", "_low"))
+    return f"{middle:.3f}\n[{low:.3f}–{high:.3f}]"
+
+
+def _interval(row: ResultRow, column: str) -> str:
+    """A median, and its interval below; nothing where the row has no such column."""
+    if column not in row:
+        return ""
+    return f"{row[column]:.3f}\n[{row[f'{column}_low']:.3f}–{row[f'{column}_high']:.3f}]"
+
+
+def _footnotes(rows: Sequence[ResultRow]) -> list[str]:
+    """What a reader of the tables must know."""
+    rounds = rows[0]["rounds"]
+    lines = [
+        f"{rounds} paired rounds. Speed-up over the untouched model of the same round: the median of the rounds and "
+        f"their {interval_words(rounds)}.",
+        "of limit: the prefill's speed-up over that of its FLOPs. ÷ random: time over that of random dropping with the "
+        "same tokens in every layer. ÷ bare: over that of the model's own layers alone, on as many rows.",
+        "Scoring: the method's own share of the FLOPs to the first token. Peak: without weights and inputs. vs "
+        "predicted: how much more that is than fv.cost predicts.",
+    ]
+    for row in rows:
+        if row.get("kv_bytes") != row.get("kv_bytes_counted"):
+            counted = f"{row['kv_bytes_counted']:,}"
+            lines.append(f"{row['name']}: the cache holds {row['kv_bytes']:,} bytes; predicted were {counted}.")
+    return lines

@@ -1,0 +1,269 @@
+"""`evaluate` and `evaluate_samples`: questions under several methods, each answer paired with the full model's."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foveate import embedded
+from foveate._files import is_video, sha256_of
+from foveate._versions import commit, versions
+from foveate.ask.vlm import VLM
+from foveate.contract.budget import known_count
+from foveate.contract.method import Method
+from foveate.errors import InputError
+from foveate.eval import provenance
+from foveate.eval.answer_store import Answers, key_of
+from foveate.eval.figures import figures_of, unmatched
+from foveate.eval.held_out import check_tasks, questions
+from foveate.eval.plan import BASELINES, Cell, Plan, cells_of, contenders_of
+from foveate.eval.quality import AGREEMENT, Quality
+from foveate.eval.questioning import Asked, outstanding, prompts_of, run
+from foveate.runs.listener import Listener
+from foveate.runs.samples import Bad, Sample, Samples
+
+__all__ = ["evaluate", "evaluate_samples"]
+
+EMBEDDED = "exact match on held-out questions about generated pictures, each paired with the full model's"
+OWN = "foveate eval --samples"
+LABELS = ("label", "answer")
+"""Columns with the true answer; the first that is there counts."""
+
+
+def evaluate(
+    vlm: VLM,
+    tasks: Sequence[str] = (),
+    plan: Plan | None = None,
+    *,
+    count: int = 550,
+    seeds: Sequence[int] = (0,),
+    max_new_tokens: int = 64,
+    workers: int = 1,
+    listener: Listener | None = None,
+) -> Quality:
+    """Ask the same questions about drawn pictures of the full model and of every method at every budget.
+
+    Args:
+        vlm: The model.
+        tasks: Names in `foveate.embedded.tasks_of(vlm.name)`; none for all of them.
+        plan: What is compared; by default three methods and four baselines at three budgets.
+        count: Questions in all, up to one a task and picture.
+        seeds: Which held-out pictures. Intervals are over pictures and over seeds; with one seed, over its pictures.
+        max_new_tokens: The longest answer.
+        workers: Processes; 0 takes as many as pay off, see `foveate.eval.questioning.run`.
+        listener: Hears how it goes.
+
+    Returns:
+        All figures; in a notebook they are shown as tables.
+
+    Raises:
+        UnknownNameError: If there is no such task.
+        SettingError: If a number leaves its range.
+        InputError: If answers cannot be kept, or another run uses the same file.
+    """
+    listener = listener or Listener()
+    names = check_tasks(tasks, embedded.tasks_of(vlm.name))
+    with listener.stage("Drawing pictures", None):
+        chosen = questions(names, count, seeds)
+    of_seeds = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
+    return _compare(
+        vlm,
+        chosen,
+        plan or Plan(),
+        prompts_of(vlm, chosen[:1])[0].vision_tokens,  # all pictures have the same size
+        max_new_tokens=max_new_tokens,
+        workers=workers,
+        listener=listener,
+        origin={"what": EMBEDDED, "seeds": list(seeds)},
+        title=f", {of_seeds}",
+    )
+
+
+def evaluate_samples(
+    vlm: VLM,
+    samples: Samples,
+    plan: Plan | None = None,
+    *,
+    max_new_tokens: int = 64,
+    workers: int = 1,
+    listener: Listener | None = None,
+) -> Quality:
+    """Ask the full model and every method at every budget the same questions about somebody's own pictures.
+
+    With a true answer in every sample ("label" or "answer") the figure is accuracy, without any it is the share of
+    answers that are the full model's, word for word.
+
+    Args:
+        vlm: The model.
+        samples: From `foveate.runs.samples.samples_in`.
+        plan: What is compared; by default three methods and four baselines at three budgets.
+        max_new_tokens: The longest answer.
+        workers: Processes; 0 takes as many as pay off.
+        listener: Hears how it goes.
+
+    Raises:
+        InputError: If a sample cannot be read, some have a label and some have none, or answers cannot be kept.
+        SettingError: If budgets are of tokens, and pictures differ in theirs.
+    """
+    listener = listener or Listener()
+    with listener.stage("Reading samples", None):
+        found = list(_questions_of(samples))
+    asked = list({question.key: question for question in found}.values())
+    if len(asked) < len(found):
+        listener.note(f"{len(found) - len(asked)} samples ask what another one asks, and are left out")
+    asked.sort(key=lambda question: question.picture)
+    labelled = [question for question in asked if question.label is not None]
+    if labelled and len(labelled) < len(asked):
+        raise InputError(f"{len(labelled)} of {len(asked)} samples have a label. Label all of them, or none.")
+    alike = all(len(question.shown()) == 1 and not is_video(Path(question.shown()[0])) for question in asked)
+    return _compare(
+        vlm,
+        asked,
+        plan or Plan(),
+        known_count(vlm.model) if alike else None,
+        max_new_tokens=max_new_tokens,
+        workers=workers,
+        listener=listener,
+        origin={"what": OWN, "samples": samples.source.digest()},
+        labelled=bool(labelled),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SampleQuestion:
+    """A sample of somebody's own, as an evaluation asks it.
+
+    Attributes:
+        sample: What is asked.
+        picture: SHA-256 of the files.
+        label: The true answer; None where it is not known.
+        seed: None: nobody drew it.
+    """
+
+    sample: Sample
+    picture: str
+    label: str | None
+    seed: None = None
+
+    @property
+    def key(self) -> str:
+        """A name that no other question has: of the pictures' contents and the text."""
+        return f"{self.picture}/{self.sample.question}"
+
+    @property
+    def task(self) -> str:
+        """The sample's own word for what kind of question it is."""
+        return str(self.sample.record.get("task", "samples"))
+
+    @property
+    def text(self) -> str:
+        """What is asked."""
+        return self.sample.question
+
+    def shown(self) -> list[str]:
+        """The files."""
+        return list(self.sample.media)
+
+    def is_right(self, answer: str) -> bool:
+        """Whether an answer is the label, but for case, a full stop and space around it."""
+        said, true = (text.strip().removesuffix(".").casefold() for text in (answer, self.label or ""))
+        return said == true
+
+
+def _questions_of(samples: Samples) -> Iterable[SampleQuestion]:
+    for sample in samples.settled().read():
+        if isinstance(sample, Bad):
+            raise InputError(f"{samples.source.path}, row {sample.number} (from 0): {sample.reason}")
+        label = next((sample.record[name] for name in LABELS if sample.record.get(name) is not None), None)
+        picture = provenance.joined([sha256_of(Path(path)) for path in sample.media])
+        yield SampleQuestion(sample, picture, None if label is None else str(label))
+
+
+def _compare(
+    vlm: VLM,
+    asked: Sequence[Asked],
+    plan: Plan,
+    vision_tokens: int | None,
+    *,
+    max_new_tokens: int,
+    workers: int,
+    listener: Listener,
+    origin: Mapping[str, Any],
+    title: str = "",
+    labelled: bool = True,
+) -> Quality:
+    """Ask the same questions of the full model and of every method of a plan.
+
+    Args:
+        vlm: The model.
+        asked: Questions, those about the same pictures one behind the other.
+        plan: What is compared.
+        vision_tokens: Of every prompt; None where they differ.
+        max_new_tokens: The longest answer.
+        workers: Processes.
+        listener: Hears how it goes.
+        origin: What the figures depend on besides.
+        title: What is said of the pictures, behind how many there are.
+        labelled: Whether the true answers are known. Else an answer counts as right that is the full model's.
+    """
+    conditions = provenance.conditions(vlm) | {"max_new_tokens": max_new_tokens}
+    cells = cells_of(plan.contenders(), vlm.model, plan.shares_of(vision_tokens), vision_tokens, plan.seeds)
+    with plan.store(conditions, listener.note) as store:
+        asking = _Asking(vlm, asked, store, max_new_tokens, workers, listener, labelled)
+        rows = asking.rows(cells, "Answering")
+        spent = unmatched(rows) if plan.baselines else []
+        controls = cells_of(contenders_of(BASELINES), vlm.model, spent, vision_tokens, plan.seeds)
+        names = {(cell.name, cell.budget) for cell in cells}
+        controls = [cell for cell in controls if (cell.name, cell.budget) not in names]
+        if controls:
+            rows = asking.rows([*cells, *controls], "Answering: controls at what was truly spent")
+    pictures = {question.picture for question in asked}
+    return Quality(
+        rows,
+        figure="Accuracy" if labelled else AGREEMENT,
+        title=f"{vlm.name}: {len(asked)} questions about {len(pictures)} pictures{title}",
+        origin={
+            **origin,
+            "model": vlm.to_dict() | {"weights": conditions["weights"]},
+            "versions": versions(),
+            "commit": commit(),
+            "draws": plan.draws,
+            "max_new_tokens": max_new_tokens,
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """Questions to one model, and where its answers are kept."""
+
+    vlm: VLM
+    asked: Sequence[Asked]
+    store: Answers
+    max_new_tokens: int
+    workers: int
+    listener: Listener
+    labelled: bool
+
+    def rows(self, cells: Sequence[Cell], doing: str) -> list[dict[str, Any]]:
+        """All figures of these cells, after asking what the store does not have."""
+        methods = [draw for cell in cells for draw in cell.draws]
+        work = outstanding(self.asked, methods, self.store)
+        left, total = sum(map(len, work)), len(self.asked) * (1 + len(methods))
+        if left < total:
+            self.listener.note(f"{total - left} of {total} answers are known already, from {self.store.path}")
+        with self.listener.stage(doing, left) as advance:
+            run(self.vlm, work, self.store, max_new_tokens=self.max_new_tokens, workers=self.workers, advance=advance)
+        return figures_of(self._log(None), [(cell, [self._log(draw) for draw in cell.draws]) for cell in cells])
+
+    def _log(self, method: Method | None) -> list[dict[str, Any]]:
+        """A setting's log, in the questions' order; see `foveate.eval.figures`."""
+        log = []
+        for question in self.asked:
+            row, full = (self.store.get(key, question.key) for key in (key_of(method), key_of(None)))
+            assert row is not None
+            assert full is not None
+            right = question.is_right(row["answer"]) if self.labelled else row["answer"] == full["answer"]
+            about = {"task": question.task, "picture": question.picture, "seed": question.seed}
+            log.append({**about, **row, "score": float(right)})
+        return log

@@ -1,0 +1,285 @@
+"""From logs of answers to rows of figures: every setting paired with the full model on the same questions.
+
+A log has a plain row for each question, in the questions' order:
+
+    task, picture, seed          what kind of question; those about one picture share its luck; what drew it, or None
+    answer, score                what was answered; 1 for right, 0 for wrong or a share; None where nothing is scored
+    spent, vision_tokens         vision tokens a decoder layer processed, mean over layers; those of the prompt
+    flops, kl                    to the first token; nats from the full model's first token; None where not known
+
+What comes out is for pandas, JSON and tables alike: see `figures_of`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from foveate.eval.plan import BASELINES, Cell
+from foveate.eval.stats import Estimate, Numbers, Resampled, estimate, share
+
+__all__ = ["FULL_MODEL", "RIVALS", "Log", "Row", "collapsed", "figures_of", "spread_out", "unmatched", "verdict"]
+
+Row = Mapping[str, Any]
+Log = Sequence[Row]
+Aggregate = Callable[[Log], float]
+"""A benchmark's figure that is no mean of scores, of rows of a log."""
+
+FULL_MODEL = "full model"
+RIVALS = ("random", "resize")
+"""What every method is compared with, at the same true retention."""
+NEAR = 0.1
+"""How far apart two retentions may be, as a share of one, to count as the same: grids come in steps."""
+LEFT = 0.25
+"""The share of the full model's accuracy on a task below which the task has collapsed."""
+NUMBERS = ("score", "kl", "spent", "vision_tokens", "flops")
+
+
+def figures_of(
+    full: Log, ran: Iterable[tuple[Cell, Sequence[Log]]], aggregate: Aggregate | None = None
+) -> list[dict[str, Any]]:
+    """Every figure with its interval, all over the same pictures and seeds: a row for each setting and each task.
+
+    The columns; one with an interval has two more, `…_low` and `…_high` (95 %), and None where it is not known:
+
+        name, budget             method or preset as it was asked for; share, or tokens, as it was asked for
+        task                     None for all questions together
+        questions                how many they are
+        tokens, retention        vision tokens a decoder layer processed, mean, and as a share: what was truly spent
+        flops                    share of the full model's, from the pixels to the first token
+        accuracy *               mean score, or the benchmark's figure
+        asked, right             of each seed: the questions, and the right answers in all draws; for rows with a task
+        share *, difference *    accuracy as a share of the full model's; minus it
+        agreement *              share of answers that are the full model's, word for word
+        kl *                     of the first answer token from the full model's, mean, nats
+        minus_random *, minus_resize *      accuracy minus theirs at the same true retention
+        hard *, hard_questions   accuracy where the full model is right and Resize, at as many tokens, wrong; how many
+        draws                    accuracy of each draw, where there are several
+        settings, note           of each draw; what is unusual about them
+        infeasible, floor        why the budget cannot be met; the lowest share that can
+
+    Those from `share` on are for all questions only, and the last two for budgets that cannot be met.
+
+    Args:
+        full: The full model's log.
+        ran: Every cell with the logs of its draws; a cell without any is infeasible.
+        aggregate: Gives the figure, where it is no mean of scores.
+    """
+    ran = list(ran)
+    pairing = _Pairing(full, aggregate)
+    settings = [pairing.measured(cell, logs) for cell, logs in ran if logs]
+    rows = [pairing.row(pairing.full), *pairing.task_rows(pairing.full)]
+    for setting in settings:
+        rivals = {name: _rival(name, setting, settings) for name in RIVALS}
+        rows.append(pairing.compared(setting, rivals))
+        rows += pairing.task_rows(setting)
+    for cell, logs in ran:
+        if not logs:
+            name = {"name": cell.name, "budget": cell.budget, "task": None}
+            rows.append({**name, "infeasible": cell.infeasible, "floor": cell.floor})
+    return rows
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """A cell's answers as numbers.
+
+    Attributes:
+        cell: What was run.
+        numbers: (questions,) of each column of numbers and of "agrees", mean over draws; NaN where it is not known.
+        figures: (1 + resamples,) the accuracy, then that of every resample.
+        draws: The accuracy of each draw.
+        right: (questions,) scores of all draws together.
+    """
+
+    cell: Cell
+    numbers: Mapping[str, Numbers]
+    figures: Numbers
+    draws: Sequence[float]
+    right: Numbers
+
+    @property
+    def tokens(self) -> float:
+        return float(self.numbers["spent"].mean())
+
+
+class _Pairing:
+    """The full model on some questions, and what other settings are beside it."""
+
+    def __init__(self, log: Log, aggregate: Aggregate | None) -> None:
+        seeds: list[Any] = [row.get("seed") for row in log]
+        drawn = None not in seeds
+        self._log, self._aggregate = log, aggregate
+        self._seeds = [np.array(seeds) == seed for seed in dict.fromkeys(seeds)] if drawn else []
+        self._resampled = Resampled([row["picture"] for row in log], seeds if drawn else None)
+        tasks = np.array([row["task"] for row in log])
+        self._tasks = {str(task): tasks == task for task in dict.fromkeys(tasks)}  # each (questions,)
+        self.full = self.measured(Cell(FULL_MODEL, None, ()), [log])
+
+    def measured(self, cell: Cell, logs: Sequence[Log]) -> _Setting:
+        """A cell's answers as numbers, paired with the full model's."""
+        columns = [_numbers(log, self._log) for log in logs]
+        figures = [self._figures(log, column["score"]) for log, column in zip(logs, columns, strict=True)]
+        means = {name: np.mean([column[name] for column in columns], axis=0) for name in columns[0]}
+        right = np.sum([column["score"] for column in columns], axis=0)
+        return _Setting(cell, means, np.mean(figures, axis=0), [float(drawn[0]) for drawn in figures], right)
+
+    def _figures(self, log: Log, score: Numbers) -> Numbers:
+        if self._aggregate is not None:
+            return self._resampled.over(log, self._aggregate)
+        return self._resampled.means(score)
+
+    def row(self, setting: _Setting) -> dict[str, Any]:
+        """What a setting's log alone says."""
+        numbers, cell = setting.numbers, setting.cell
+        vision_tokens = numbers["vision_tokens"]
+        # 1 for a question without any vision tokens
+        shares = np.divide(numbers["spent"], vision_tokens, np.ones_like(vision_tokens), where=vision_tokens > 0)
+        flops = float(numbers["flops"].sum() / self.full_flops())
+        return {
+            "name": cell.name,
+            "budget": cell.budget,
+            "task": None,
+            "questions": len(self._log),
+            "pictures": self._resampled.count,
+            "tokens": round(setting.tokens, 3),
+            "retention": round(float(shares.mean()), 5),
+            "flops": None if np.isnan(flops) else round(flops, 5),
+            **spread_out("accuracy", self._accuracy(setting)),
+        }
+
+    def full_flops(self) -> float:
+        """Of all questions."""
+        return float(np.array([row.get("flops") for row in self._log], dtype=np.float64).sum())
+
+    def _accuracy(self, setting: _Setting) -> Estimate:
+        if self._aggregate is not None:
+            return estimate(setting.figures)
+        return self._resampled.proportion(setting.numbers["score"])
+
+    def task_rows(self, setting: _Setting) -> list[dict[str, Any]]:
+        """The accuracy of each task; nothing where there are no scores."""
+        rows = []
+        for task, asked in self._tasks.items() if self._aggregate is None else ():
+            score = np.where(asked, setting.numbers["score"], np.nan)
+            row: dict[str, Any] = {
+                "name": setting.cell.name,
+                "budget": setting.cell.budget,
+                "task": task,
+                "questions": int(asked.sum()),
+                "tokens": round(float(setting.numbers["spent"][asked].mean()), 3),
+                **spread_out("accuracy", self._resampled.proportion(score)),
+            }
+            if self._seeds:
+                row["asked"] = [int((asked & of_seed).sum()) for of_seed in self._seeds]
+                row["right"] = [round(float(setting.right[asked & of_seed].sum())) for of_seed in self._seeds]
+            rows.append(row)
+        return rows
+
+    def compared(self, setting: _Setting, rivals: Mapping[str, _Setting | None]) -> dict[str, Any]:
+        """A setting beside the full model and its rivals."""
+        numbers, cell = setting.numbers, setting.cell
+        full_accuracy = float(self.full.figures[0])
+        of_full = None
+        if full_accuracy != 0:
+            times = float(setting.figures[0]) / full_accuracy
+            of_full = share(setting.figures, self.full.figures, self._widening(setting, self.full, times))
+        hard, hard_questions = self._hard(setting, rivals["resize"])
+        return {
+            **self.row(setting),
+            **spread_out("share", of_full),
+            **spread_out("difference", self._difference(setting, self.full)),
+            **spread_out("agreement", self._resampled.proportion(numbers["agrees"])),
+            **spread_out("kl", None if np.isnan(numbers["kl"]).any() else self._resampled.mean(numbers["kl"])),
+            **spread_out("minus_random", self._difference(setting, rivals["random"])),
+            **spread_out("minus_resize", self._difference(setting, rivals["resize"])),
+            **spread_out("hard", hard),
+            "hard_questions": hard_questions,
+            "draws": [round(draw, 5) for draw in setting.draws] if len(setting.draws) > 1 else [],
+            "settings": [draw.to_dict() for draw in cell.draws],
+            "note": cell.note,
+        }
+
+    def _difference(self, setting: _Setting, other: _Setting | None) -> Estimate | None:
+        if other is None:
+            return None
+        return estimate(setting.figures - other.figures, self._widening(setting, other))
+
+    def _widening(self, setting: _Setting, other: _Setting, times: float = 1.0) -> float:
+        """What seeds add to the interval of one mean minus another, taken `times`; 1 where figures are no means."""
+        if self._aggregate is not None:
+            return 1.0
+        return self._resampled.widening(setting.numbers["score"] - times * other.numbers["score"])
+
+    def _hard(self, setting: _Setting, resized: _Setting | None) -> tuple[Estimate | None, int]:
+        """Accuracy on the questions that the full model gets right and Resize wrong, and how many these are.
+
+        VTC-Bench's difficult samples, group A: Liao et al., arXiv:2510.07143. What the full model gets wrong says
+        nothing about dropping.
+        """
+        if resized is None:
+            return None, 0
+        hard = (self.full.numbers["score"] >= 0.5) & (resized.numbers["score"] < 0.5)  # NaN is neither
+        if not hard.any():
+            return None, 0
+        return self._resampled.proportion(np.where(hard, setting.numbers["score"], np.nan)), int(hard.sum())
+
+
+def _numbers(log: Log, full: Log) -> dict[str, Numbers]:
+    """(questions,) of each column of numbers, and 1 where the answer is the full model's, word for word."""
+    columns = {name: np.array([row.get(name) for row in log], dtype=np.float64) for name in NUMBERS}
+    agrees = [row["answer"] == other["answer"] for row, other in zip(log, full, strict=True)]
+    return {**columns, "agrees": np.array(agrees, dtype=np.float64)}
+
+
+def _rival(name: str, setting: _Setting, settings: Sequence[_Setting]) -> _Setting | None:
+    """The setting of this name that truly cost as much; None where there is none."""
+    if setting.cell.name == name:
+        return None
+    rivals = [other for other in settings if other.cell.name == name]
+    nearest = min(rivals, key=lambda other: abs(other.tokens - setting.tokens), default=None)
+    if nearest is None or abs(nearest.tokens - setting.tokens) > NEAR * setting.tokens:
+        return None
+    return nearest
+
+
+def spread_out(name: str, figure: Estimate | None) -> dict[str, float | None]:
+    """A figure as three columns."""
+    if figure is None:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    value, low, high = figure.to_dict().values()
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
+def unmatched(rows: Iterable[Row]) -> list[float]:
+    """Shares truly spent by methods that spend another share than they were given, for baselines to be run at."""
+    shares = set()
+    for row in rows:
+        if row["task"] is not None or row["name"] == FULL_MODEL or "infeasible" in row:
+            continue
+        budget, retention = row["budget"], row["retention"]
+        if budget is None or (row["name"] not in BASELINES and abs(retention - budget) > NEAR / 2 * budget):
+            shares.add(round(retention, 3))
+    return sorted(shares, reverse=True)
+
+
+def verdict(row: Row, figure: str, *, higher_is_better: bool = True) -> str:
+    """What a difference in a row says, by its 95 % interval: "better than", "worse than" or "not told apart from"."""
+    low, high = row[f"{figure}_low"], row[f"{figure}_high"]
+    if low <= 0 <= high:
+        return "not told apart from"
+    if (low > 0) == higher_is_better:
+        return "better than"
+    return "worse than"
+
+
+def collapsed(row: Row, full: Row) -> bool:
+    """Whether less than a quarter of the full model's accuracy on a task is left.
+
+    Args:
+        row: A method's, of the task.
+        full: The full model's.
+    """
+    left: bool = row["accuracy"] < LEFT * full["accuracy"]
+    return left

@@ -1,0 +1,187 @@
+"""A benchmark's figure: the one that papers print, by lmms-eval's own function, and what it is made of."""
+
+import inspect
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from foveate.errors import UnsupportedError
+from foveate.eval.figures import Log
+from foveate.eval.lmms.benchmarks import MME_TOTAL, primary
+from foveate.eval.lmms.quiet import quiet
+
+__all__ = ["Metric", "metric_of", "scored"]
+
+MME_PARTS = ("mme_perception_score", "mme_cognition_score")
+CHOICES = "gpt_eval_score"
+"""MMBench's figure."""
+CIRCLES = 1_000_000
+"""MMBench asks a question again with its choices turned, under its own index plus a multiple of this."""
+TOLERANCE = 1e-9
+TRIED = 3
+"""Resamples on which a figure is tried for being a mean."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of a task, as a function of the rows of a log; see `foveate.eval.figures`.
+
+    Attributes:
+        name: lmms-eval's name for it.
+        value: The figure of the run that it was taken from.
+        higher_is_better: Which way is good.
+        version: lmms-eval's version of the task.
+        parts: lmms-eval's functions by name. The figure is their sum, as MME is printed; most have one.
+    """
+
+    name: str
+    value: float
+    higher_is_better: bool
+    version: str
+    parts: Mapping[str, Callable[[Sequence[Any]], float]]
+
+    def __call__(self, log: Log) -> float:
+        """The figure of these rows, of which each has its "inputs" by part; one may be there several times."""
+        times: Counter[int] = Counter()
+        inputs: dict[str, list[Any]] = {name: [] for name in self.parts}
+        for row in log:
+            for name in inputs.keys() & row["inputs"].keys():
+                inputs[name].append(_again(row["inputs"][name], times[row["document"]]))
+            times[row["document"]] += 1
+        return sum(float(self.parts[name](of_part)) for name, of_part in inputs.items() if of_part)
+
+
+def _again(given: Any, time: int) -> Any:
+    """An input that is drawn once more: a question of its own, so that MME pairs each draw with itself."""
+    if time and isinstance(given, Mapping) and "question_id" in given:
+        return {**given, "question_id": f"{given['question_id']} #{time}"}
+    return given
+
+
+def metric_of(name: str, task: Any, report: Mapping[str, Any], arguments: Namespace) -> Metric:
+    """The figure of a task that papers print.
+
+    Args:
+        name: lmms-eval's name for the task.
+        task: lmms-eval's task.
+        report: lmms-eval's report.
+        arguments: lmms-eval's own arguments, for functions that want them.
+
+    Raises:
+        UnsupportedError: If the task gives no figure.
+    """
+    values: dict[str, float] = {}
+    for key, value in report["results"][name].items():  # of several filters, the first
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            values.setdefault(key.partition(",")[0], float(value))
+    functions = {metric: _quiet(function, arguments) for metric, function in task.aggregation().items()}
+    counted = [metric for metric in functions if metric in values]
+    if not counted:
+        raise UnsupportedError(f"{name} gives no figure, only files to send in somewhere. Take its validation split.")
+    chosen, parts = primary(counted), [primary(counted)]
+    if set(MME_PARTS) <= set(counted):
+        chosen, parts = MME_TOTAL, list(MME_PARTS)
+    return Metric(
+        name=chosen,
+        value=sum(values[part] for part in parts),
+        higher_is_better=bool(task.higher_is_better()[parts[0]]),
+        version=str(report["versions"].get(name)),
+        parts={part: functions[part] for part in parts},
+    )
+
+
+def _quiet(function: Callable[..., float], arguments: Namespace) -> Callable[[Sequence[Any]], float]:
+    """A function of inputs alone; one that writes files gets a folder of its own each time."""
+    if "args" not in inspect.signature(function).parameters:
+        return function
+
+    def called(inputs: Sequence[Any]) -> float:
+        with TemporaryDirectory() as folder, quiet():
+            return function(inputs, args=Namespace(**{**vars(arguments), "output_path": folder}))
+
+    return called
+
+
+# -- scores ---------------------------------------------------------------------------------------------------
+
+
+def scored(metric: Metric, full: Log, logs: Sequence[Log]) -> tuple[list[list[dict[str, Any]]], Any]:
+    """The logs with a "score" in every row where the figure is their mean, and what gives the figure where it is not.
+
+    Args:
+        metric: Of the task.
+        full: The full model's log.
+        logs: All logs, that one too.
+
+    Returns:
+        The logs, and None or a function of a log.
+    """
+    if CHOICES in metric.parts and full and "index" in full[0]["inputs"][CHOICES]:
+        return [_hits(metric, log) for log in logs], None
+    factor = _factor(metric, full)
+    rows = [[{**row, "score": None if factor is None else _score(metric, row)} for row in log] for log in logs]
+    if factor is None:
+        return rows, metric
+    shares = all(0 <= row["score"] <= 1 for log in rows for row in log)
+    if shares and any(abs(factor - whole) < TOLERANCE * whole for whole in (1, 100)):
+        return rows, None
+    return rows, partial(_scaled, factor)
+
+
+def _score(metric: Metric, row: Mapping[str, Any]) -> float | None:
+    """The number that a row's input holds, such as 1 for right and 0 for wrong; None where it holds none."""
+    given = row["inputs"].get(next(iter(metric.parts)))
+    if isinstance(given, Mapping):
+        given = given.get("score")
+    return float(given) if isinstance(given, int | float) else None
+
+
+def _factor(metric: Metric, log: Log) -> float | None:
+    """With it the figure is `factor` times the mean of scores, for any choice of rows; None: it is no mean.
+
+    Tried out on drawn rows, unless the function counts on from call to call, as OCRBench's does.
+    """
+    scores = [_score(metric, row) for row in log]
+    if len(metric.parts) > 1 or None in scores:
+        return None
+    mean = float(np.mean(np.array(scores, dtype=np.float64)))
+    if mean == 0:
+        return 1.0 if metric.value == 0 else None
+    factor = metric.value / mean
+    if not _near(metric(log), metric.value):
+        return factor
+    by_picture: dict[Any, list[int]] = {}
+    for place, row in enumerate(log):
+        by_picture.setdefault(row["picture"], []).append(place)
+    pictures, rng = list(by_picture.values()), np.random.default_rng(0)
+    for _ in range(TRIED):
+        drawn = [place for number in rng.integers(len(pictures), size=len(pictures)) for place in pictures[number]]
+        expected = factor * float(np.mean([scores[place] for place in drawn]))
+        if not _near(metric([log[place] for place in drawn]), expected):
+            return None
+    return factor
+
+
+def _near(figure: float, other: float) -> bool:
+    return abs(figure - other) <= TOLERANCE * max(1.0, abs(figure))
+
+
+def _scaled(factor: float, log: Log) -> float:
+    return factor * float(np.mean([row["score"] for row in log]))
+
+
+def _hits(metric: Metric, log: Log) -> list[dict[str, Any]]:
+    """MMBench's figure as a mean of hits, a question each: one that is right however its choices are turned.
+
+    Its own function takes seconds for all of them, and may ask a judge.
+    """
+    turns: dict[int, list[Mapping[str, Any]]] = {}
+    for row in log:
+        turns.setdefault(row["inputs"][CHOICES]["index"] % CIRCLES, []).append(row)
+    return [{**rows[0], "score": metric(rows) / 100} for rows in turns.values()]

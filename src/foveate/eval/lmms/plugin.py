@@ -1,0 +1,219 @@
+"""The model `foveate` of lmms-eval: any model of a supported family, with or without dropping.
+
+python -m lmms_eval --model foveate --model_args pretrained=…,method=v2drop,budget=192 --tasks gqa --batch_size 4
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
+
+import torch
+from accelerate import Accelerator
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from tqdm import tqdm
+
+from foveate.ask.loading import EMBEDDED, device_of, load
+from foveate.errors import FoveateError, SettingError, UnknownNameError, UnsupportedError
+from foveate.eval.answer_store import Answers, open_answers
+from foveate.eval.lmms.answerer import Answerer, Conduct, Request
+from foveate.eval.lmms.label import Label, spent_of, when_written
+from foveate.eval.lmms.setting import Setting, values_of
+
+__all__ = ["Answering", "Foveate"]
+
+
+class Answering(lmms):  # type: ignore[misc]
+    """What lmms-eval asks, handed to an `Answerer`.
+
+    Args:
+        answerer: The model under its setting.
+    """
+
+    is_simple = False  # chat messages
+
+    def __init__(self, answerer: Answerer) -> None:
+        super().__init__()
+        self.answerer = answerer
+        self._rank, self._world_size = _place()
+        if self._world_size > 1:
+            self.accelerator = Accelerator()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is; the harness gathers its counts there."""
+        device: torch.device = self.answerer.vlm.model.device
+        return device
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
+        """Greedy answers, in the order of the requests."""
+        questions = [self._request(instance) for instance in requests]
+        results = []
+        for question, text in zip(questions, self.answerer(questions), strict=True):
+            row = self.answerer.records[question.task, question.document]
+            results.append(GenerationResult(text, TokenCounts(output_tokens=len(row["tokens"]))))
+        return results
+
+    def _request(self, instance: Instance) -> Request:
+        _, messages, generation, number, task, split = instance.args
+
+        def document() -> Mapping[str, Any]:
+            row: Mapping[str, Any] = self.task_dict[task][split][number]
+            return row
+
+        def ocr() -> tuple[str, Sequence[str]] | None:
+            if "textvqa" not in task or "ocr_tokens" not in document():
+                return None
+            return document()["question"], document()["ocr_tokens"]
+
+        return Request(task, split, number, lambda: messages(document()), generation, ocr)
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> Any:
+        """Refused: this model answers in words."""
+        raise UnsupportedError("foveate answers in words; a task that compares likelihoods cannot be run with it.")
+
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> Any:
+        """Refused: one question, one answer."""
+        raise UnsupportedError(
+            "foveate answers one question at a time; a task of several rounds cannot be run with it."
+        )
+
+
+class Foveate(Answering):
+    """What `--model foveate` stands for; the arguments are those of `--model_args`.
+
+    Args:
+        pretrained: A hub id, a local folder, or "embedded".
+        method: What drops, in the grammar of `foveate.contract.naming`: a text such as v2drop:metric=cosine, JSON, or a
+            mapping. Empty is the full model.
+        budget: Mean vision tokens a decoder layer, solved for each sample's own count.
+        retention: The same as a share; 1/3 where neither is given.
+        seed: Which draw, for methods that draw at random.
+        settings: Other settings of the method: {"metric":"cosine"}, or metric=cosine;min_keep=2.
+        protocol: "own" is the model's chat template and processor, "llava" the papers' conditions.
+        max_frames: Most frames of a video.
+        log: A folder for a record of every answer; a run that is started again reuses what is there.
+        device, dtype, attention: As of the command line.
+        batch_size: From lmms-eval's own flag.
+        max_batch_size: lmms-eval's flag for batches it sizes itself; refused.
+
+    Raises:
+        FoveateError: Of the kind that fits.
+    """
+
+    def __init__(
+        self,
+        pretrained: str = EMBEDDED,
+        *,
+        method: str | Mapping[str, Any] = "",
+        budget: float | None = None,
+        retention: float | None = None,
+        seed: int | None = None,
+        settings: Mapping[str, Any] | str | None = None,
+        protocol: str = "own",
+        max_frames: int = 32,
+        log: str = "",
+        device: str = "auto",
+        dtype: str = "auto",
+        attention: str = "auto",
+        batch_size: int | str = 1,
+        max_batch_size: int | None = None,
+    ) -> None:
+        if max_batch_size is not None or not str(batch_size).isdigit():
+            raise SettingError(f"batch_size is a number; got {batch_size!r}. Batches are not sized automatically.")
+        if max_frames < 1:
+            raise SettingError(f"max_frames is 1 or more; got {max_frames}.")
+        name = json.dumps(method) if isinstance(method, Mapping) else method
+        setting = Setting(name=name, budget=budget, retention=retention, seed=seed, settings=settings or {})
+        conduct = Conduct(protocol=protocol, batch_size=int(batch_size), most_frames=max_frames)
+        vlm = load(pretrained, device=_device_of(device), dtype=dtype, attention=attention)
+        self._held = ExitStack()
+        store = self._open(log, conduct.conditions(vlm)) if log else None
+        super().__init__(Answerer(vlm, setting.method, conduct, store))
+        self.label = Label(model=pretrained, setting=setting, protocol=protocol, most_frames=max_frames)
+
+    def _open(self, folder: str, conditions: Mapping[str, Any]) -> Answers:
+        """The store, which no other run uses meanwhile: the first process locks it for all of this run's."""
+        rank, processes = _place()
+        if rank == 0:
+            store = self._held.enter_context(open_answers(conditions, folder, note=_note))
+        if processes > 1:
+            Accelerator().wait_for_everyone()
+        if rank > 0:
+            store = self._held.enter_context(open_answers(conditions, folder, alone=False))
+        return store
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str | Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
+    ) -> Self:
+        """The model that lmms-eval's command line asks for.
+
+        Raises:
+            SystemExit: With 2 where the arguments cannot be meant, with 1 where the model cannot be had; one line on
+                stderr says why.
+        """
+        with _in_one_line():
+            values = values_of(arg_string)
+            for name, value in (additional_config or {}).items():
+                if value is None:
+                    continue
+                if name in values:
+                    raise SettingError(f"{name} is given twice: as --{name}, and in model_args.")
+                values[name] = value
+            model = cls(**values)
+        when_written(model.label, lambda: model.answerer.records)
+        return model
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:
+        with _in_one_line(), tqdm(total=len(requests), desc="Answering", disable=self.rank != 0) as bar:
+            self.answerer.advance = bar.update
+            return super().generate_until(requests)
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> Any:
+        with _in_one_line():
+            return super().loglikelihood(requests)
+
+    def generate_until_multi_round(self, requests: Sequence[Instance]) -> Any:
+        with _in_one_line():
+            return super().generate_until_multi_round(requests)
+
+    def clean(self) -> None:
+        """What lmms-eval calls in every process when all is answered: gather the records, and let the store go."""
+        if self._world_size > 1 and torch.distributed.is_initialized():
+            shares: list[Any] = [None] * self._world_size
+            torch.distributed.all_gather_object(shares, spent_of(self.answerer.records))
+            for records in shares:
+                self.answerer.records = {**records, **self.answerer.records}
+        self._held.close()
+        super().clean()
+
+
+def _place() -> tuple[int, int]:
+    """Which process this is, and how many there are."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _note(text: str) -> None:
+    print(f"foveate: {text}", file=sys.stderr)
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """End the process with a line on stderr where foveate refuses: lmms-eval prints a traceback, and exits with 0."""
+    try:
+        yield
+    except FoveateError as error:
+        _note(str(error))
+        raise SystemExit(2 if isinstance(error, SettingError | UnknownNameError) else 1) from error
+
+
+def _device_of(name: str) -> torch.device:
+    """The device of this name; of several alike, "auto" is the one that belongs to this process."""
+    device = device_of(name)
+    if name == "auto" and device.type != "cpu" and "LOCAL_RANK" in os.environ:
+        return torch.device(device.type, int(os.environ["LOCAL_RANK"]))
+    return device

@@ -1,0 +1,105 @@
+"""Quality against cost: a line a method, the Pareto front, and what the full model reaches."""
+
+from collections.abc import Iterable, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from foveate.eval.figures import Row
+from foveate.eval.quality import Quality
+from foveate.viz import stack
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["draw", "draw_all"]
+
+CONTROLS = {"random": "#8a8a8a", "uniform": "#b59f6b", "averagepool": "#9fb0c9", "resize": "#c99fb0"}
+MARKS = "osD^vP*Xh"
+
+
+def draw(quality: Quality, title: str = "") -> Image.Image:
+    """Accuracy over the tokens truly spent and, where the cost is known, over FLOPs: an RGB picture."""
+    panels = [("Vision tokens a decoder layer processes, mean", "tokens")]
+    settings = quality.settings
+    if settings and all(row["flops"] is not None for row in settings):
+        panels.append(("FLOPs from the pixels to the first token, share of the full model's", "flops"))
+    names = len({row["name"] for row in settings})
+    height = max(5.2, 0.2 * (names + 4))  # inches: the names stand one below the other
+    figure = Figure(figsize=(6.6 * len(panels) + 2.2, height), dpi=150, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (label, cost) in zip(axes, panels, strict=True):
+        _panel(axis, quality, cost)
+        axis.set_xlabel(label)
+    axes[0].set_ylabel(f"{quality.figure}, 95 % interval")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
+    figure.suptitle(title or quality.title, fontsize=11)
+    canvas.draw()
+    return Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba(), "raw", "RGBA", 0, 1).convert("RGB")
+
+
+def draw_all(qualities: Iterable[Quality]) -> Image.Image:
+    """A picture for each of several benchmarks, one below the other."""
+    pictures = [draw(quality) for quality in qualities]
+    if len(pictures) == 1:
+        return pictures[0]
+    return stack([("", picture) for picture in pictures])
+
+
+def _panel(axis: "Axes", quality: Quality, cost: str) -> None:
+    names = list(dict.fromkeys(row["name"] for row in quality.settings))
+    own = [name for name in names if name not in CONTROLS]
+    palette = matplotlib.colormaps["tab10"]
+    colours = {**CONTROLS, **{name: palette(number % palette.N) for number, name in enumerate(own)}}
+    for name, mark in zip(names, cycle(MARKS), strict=False):
+        rows = sorted((row for row in quality.settings if row["name"] == name), key=lambda row: row[cost])
+        axis.errorbar(
+            [row[cost] for row in rows],
+            [row["accuracy"] for row in rows],
+            yerr=[
+                [row["accuracy"] - row["accuracy_low"] for row in rows],
+                [row["accuracy_high"] - row["accuracy"] for row in rows],
+            ],
+            label=name,
+            color=colours[name],
+            linestyle="--" if name in CONTROLS else "-",
+            marker=mark,
+            markersize=5,
+            linewidth=1.4,
+            elinewidth=0.8,
+            capsize=2,
+        )
+    front = _front(quality.settings, cost)
+    axis.step(
+        [row[cost] for row in front],
+        [row["accuracy"] for row in front],
+        where="post",
+        color="black",
+        alpha=0.15,
+        linewidth=6,
+        zorder=0,
+        label="Pareto front",
+    )
+    full = quality.full
+    axis.axhline(full["accuracy"], color="black", linewidth=1, linestyle=":", label="full model")
+    axis.axhspan(full["accuracy_low"], full["accuracy_high"], color="black", alpha=0.06, linewidth=0)
+    axis.grid(alpha=0.25)
+    axis.set_xlim(left=0)
+    axis.set_ylim(bottom=0)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+
+
+def _front(rows: Sequence[Row], cost: str) -> list[Row]:
+    """What nothing cheaper or equally cheap beats, from cheap to expensive."""
+    front: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row[cost], -row["accuracy"])):
+        if not front or row["accuracy"] > front[-1]["accuracy"]:
+            front.append(row)
+    return front

@@ -1,0 +1,280 @@
+"""`Quality`: what a run found, as rows of figures; it shows itself as tables, and says in sentences what they mean."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from foveate._sheet import SECTION, Column, Sheet
+from foveate.eval.figures import FULL_MODEL, RIVALS, Row, collapsed, verdict
+from foveate.eval.plan import BASELINES
+
+__all__ = ["AGREEMENT", "Quality", "points", "sheets"]
+
+HARD = "Hard: accuracy on the questions that the full model gets right and resize, at the same true count, wrong."
+TOKENS = "Tokens: what a decoder layer truly processed, on average."
+AGAINST = "− random, − resize: accuracy minus theirs at the same true count, in points."
+VERDICTS = "Better than, worse than: the 95 % interval of that difference does not hold zero."
+EDGE = "(≥ …), (≤ …): all right or all wrong, so the interval is Wilson's, over pictures."
+ALIKE = "± 0.0: every picture scores the same. The bootstrap takes that for certain; it is not."
+AGREEMENT = "Agreement"
+"""What the figure is called where no true answers are known: the share of answers that are the full model's."""
+HEADS = ("", "Tokens", "FLOPs", "", "Of full", "Agrees", "KL", "Hard", "− random", "− resize")
+FEW = 30
+"""Pictures below which an interval is worth little: a percentile bootstrap is then too narrow."""
+UNMET = 0.02
+"""How far what is spent may lie from what was asked for, as a share of it."""
+ALWAYS = "random"
+"""The control that every method is judged by; of another, only that a method is worse is said."""
+SHORT = {
+    "existence": "exists",
+    "quadrant": "where",
+    "read text": "text",
+    "character": "char",
+    "text quadrant": "text at",
+    "list left to right": "list →",
+    "list top to bottom": "list ↓",
+}
+"""Embedded tasks with names too long for a column's head."""
+
+
+@dataclass(frozen=True, repr=False)
+class Quality:
+    """All figures of a run; a notebook shows them as tables.
+
+    Attributes:
+        rows: The full model's and those of every setting, over all questions and task by task; their columns are
+            those of `foveate.eval.figures.figures_of`. `pandas.DataFrame(quality.rows)` takes them.
+        unit: What figures are multiplied by for people: 100 for shares, 1 for scores.
+        title: A line above the table.
+        figure: What the figure is called there.
+        higher_is_better: Which way is good.
+        origin: What the figures depend on, as plain values: model, versions, settings.
+    """
+
+    rows: Sequence[Row]
+    unit: float = 100.0
+    title: str = ""
+    figure: str = "Accuracy"
+    higher_is_better: bool = True
+    origin: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def full(self) -> Row:
+        """The full model's row over all questions."""
+        return self.rows[0]
+
+    @property
+    def settings(self) -> list[Row]:
+        """A row over all questions for each cell that ran."""
+        return [row for row in self.rows[1:] if row["task"] is None and "infeasible" not in row]
+
+    @property
+    def infeasible(self) -> list[Row]:
+        """A row for each cell below its method's floor."""
+        return [row for row in self.rows if "infeasible" in row]
+
+    def tasks_of(self, setting: Row) -> dict[str, Row]:
+        """A setting's rows task by task; empty where only one figure is known."""
+        return {
+            row["task"]: row
+            for row in self.rows
+            if row["task"] is not None and (row["name"], row["budget"]) == (setting["name"], setting["budget"])
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**self.origin, "measure": self.figure, "rows": [dict(row) for row in self.rows]}
+
+    def __repr__(self) -> str:
+        return (
+            f"Quality({self.title or self.figure!r}, {self.full['questions']} questions about {self.full['pictures']} "
+            f"pictures, full model {points(self.full, 'accuracy', self.unit)}, {len(self.settings)} settings, "
+            f"{len(self.infeasible)} infeasible)"
+        )
+
+    def _repr_html_(self) -> str:
+        return "".join(sheet._repr_html_() for sheet in sheets([self]))
+
+    # -- tables -----------------------------------------------------------------------------------------------
+
+    def table(self) -> Sheet:
+        """A row for the full model and one a cell; without the columns that say nothing here."""
+        full = self.full
+        shown: list[Sequence[str]] = [
+            (FULL_MODEL, f"{full['tokens']:.1f}", "100%", points(full, "accuracy", self.unit), "100%", "100%")
+        ]
+        for budget in self._budgets():
+            shown.append(SECTION)
+            shown += [self._cells(row) for row in self.settings if row["budget"] == budget]
+            for row in self.infeasible:
+                if row["budget"] == budget:
+                    floor = "" if row["floor"] is None else f"≥ {row['floor'] * full['tokens']:.1f}"
+                    shown.append((row["name"], floor, "", "infeasible"))
+        heads = [self.figure if place == 3 else head for place, head in enumerate(HEADS)]
+        columns = [Column(head, right=place > 0) for place, head in enumerate(heads)]
+        unsaid = ("Of full", "Agrees") if self.figure == AGREEMENT else ()
+        return Sheet(self.title, columns, shown).filled(without=unsaid)
+
+    def _cells(self, row: Row) -> list[str]:
+        """A setting's row of the table."""
+        differences = [points(row, f"minus_{rival}", self.unit, signed=True) for rival in RIVALS]
+        return [
+            row["name"],
+            f"{row['tokens']:.1f}",
+            _formatted(row["flops"], ".0%"),
+            points(row, "accuracy", self.unit),
+            _formatted(row["share"], ".0%"),
+            _formatted(row["agreement"], ".0%"),
+            _formatted(row["kl"], ".2f"),
+            "" if row["hard"] is None else f"{row['hard']:.0%} of {row['hard_questions']}",
+            *differences,
+        ]
+
+    def task_table(self) -> Sheet:
+        """Accuracy of every task, %."""
+        full = self.tasks_of(self.full)
+        heads: list[str | Column] = ["", *(Column(SHORT.get(task, task), right=True) for task in full)]
+        rows: list[Sequence[str]] = [["questions", *(str(row["questions"]) for row in full.values())]]
+        rows.append([FULL_MODEL, *_percents(full.values())])
+        for budget in self._budgets():
+            rows.append(SECTION)
+            for row in self.settings:
+                if row["budget"] == budget:
+                    rows.append([f"{row['name']} {row['tokens']:.0f}", *_percents(self.tasks_of(row).values())])
+        return Sheet(f"{self.figure} by task, %", heads, rows)
+
+    def _budgets(self) -> list[float | None]:
+        """Every budget from high to low; cells with one of their own come first."""
+        budgets = {row["budget"] for row in (*self.settings, *self.infeasible)}
+        return sorted(budgets, key=lambda budget: -(budget or float("inf")))
+
+    # -- sentences --------------------------------------------------------------------------------------------
+
+    def notes(self) -> list[str]:
+        """What a reader must know: what was found, and how intervals came about."""
+        return self.findings() + self.legend()
+
+    def findings(self) -> list[str]:
+        """Which methods beat a control and which did not, what an accuracy hides, and what is unusual about a row."""
+        notes = self.verdicts()
+        full = self.tasks_of(self.full)
+        for row in self.settings:
+            shown = [
+                f"{task} ({of_task['accuracy']:.0%}; full model {full[task]['accuracy']:.0%})"
+                for task, of_task in self.tasks_of(row).items()
+                if collapsed(of_task, full[task])
+            ]
+            if shown and row["name"] not in BASELINES:
+                where = f"{row['name']} at {row['tokens']:.0f} tokens"
+                notes.append(f"{where}: less than a quarter is left of {', '.join(shown)}.")
+        for row in self.settings:
+            where = f"{row['name']} at {row['tokens']:.0f} tokens"
+            if (miss := _miss(row)) is not None:
+                notes.append(f"{where}: the budget is not met, {miss}.")
+            if row["note"]:
+                notes.append(f"{where}: {row['note']}.")
+        if (count := self.full["pictures"]) < FEW:
+            pictures = "1 picture" if count == 1 else f"{count} pictures"
+            notes.append(f"Only {pictures}: with fewer than {FEW}, intervals and verdicts are worth little. Ask more.")
+        return notes
+
+    def verdicts(self) -> list[str]:
+        """A sentence a method: "v2drop: better than random at 192 and 128 tokens; worse than resize at 64 tokens."
+
+        A method without a control of the same true count gets none; nor do the controls.
+        """
+        tokens: dict[str, dict[str, list[str]]] = {}  # of each method, the counts at which each verdict holds
+        for row in self.settings:
+            for rival in RIVALS:
+                if row["name"] in RIVALS or row[f"minus_{rival}"] is None:
+                    continue
+                words = verdict(row, f"minus_{rival}", higher_is_better=self.higher_is_better)
+                if rival == ALWAYS or words == "worse than":
+                    of_method = tokens.setdefault(row["name"], {})
+                    of_method.setdefault(f"{words} {rival}", []).append(f"{row['tokens']:.0f}")
+        sentences = []
+        for name, of_method in tokens.items():
+            phrases = [f"{words} at {_listed(counts)} tokens" for words, counts in of_method.items()]
+            sentences.append(f"{name}: {'; '.join(phrases)}.")
+        return sentences
+
+    def legend(self) -> list[str]:
+        """What the columns mean, and how their intervals came about."""
+        notes = [TOKENS, self._intervals()]
+        rows = [self.full, *self.settings]
+        if any("(" in points(row, "accuracy", self.unit) for row in rows):
+            notes.append(EDGE)
+        if any(row["accuracy_low"] == row["accuracy_high"] for row in rows):
+            notes.append(ALIKE)
+        if any(row[f"minus_{rival}"] is not None for row in self.settings for rival in RIVALS):
+            notes += [AGAINST, VERDICTS]
+        if any(row["hard"] is not None for row in self.settings):
+            notes.append(HARD)
+        return notes
+
+    def _intervals(self) -> str:
+        """What the intervals are over."""
+        seeds = len(self.origin.get("seeds", ()))
+        if not seeds:
+            return "Intervals: 95 %, paired, over pictures."
+        if seeds == 1:
+            return "Intervals: 95 %, paired, over the pictures of one seed; what other seeds would add is not known."
+        return f"Intervals: 95 %, paired, over pictures and over {seeds} seeds of them."
+
+
+def sheets(qualities: Iterable[Quality]) -> list[Sheet]:
+    """The tables of several benchmarks, each with what was found below it; what columns mean stands below the last."""
+    tables: list[Sheet] = []
+    legend: list[str] = []
+    for quality in qualities:
+        tables.append(quality.table().noted(quality.findings()))
+        if len(quality.tasks_of(quality.full)) > 1:
+            tables.append(quality.task_table())
+        legend += quality.legend()
+    last = tables.pop()
+    return [*tables, last.noted([*last.notes, *dict.fromkeys(legend)])]
+
+
+def points(row: Row, figure: str, unit: float, *, signed: bool = False) -> str:
+    """A figure of a row with half its interval's width, or with its open end at an edge; multiplied by `unit`.
+
+    `61.4 ± 2.1`, `100.0 (≥ 88.6)`, `0.0 (≤ 11.4)`; signed: `+3.0 ± 1.9`. Nothing where it is not known.
+    """
+    value, low, high = (row[f"{figure}{end}"] for end in ("", "_low", "_high"))
+    if value is None:
+        return ""
+    if not signed and low < value == high:
+        return f"{unit * value:.1f} (≥ {unit * low:.1f})"
+    if not signed and low == value < high:
+        return f"{unit * value:.1f} (≤ {unit * high:.1f})"
+    return f"{unit * value:{'+' if signed else ''}.1f} ± {unit / 2 * (high - low):.1f}"
+
+
+def _miss(row: Row) -> str | None:
+    """How far a setting's budget was missed, in words; None where it was met."""
+    budget = row["budget"]
+    if budget is None:
+        return None
+    spent, asked_words, spent_words = row["retention"], f"{budget:.1%}", f"{row['retention']:.1%}"
+    if budget > 1:  # benchmarks are asked in tokens too
+        spent, asked_words, spent_words = row["tokens"], f"{budget:g} tokens", f"{row['tokens']:.1f}"
+    if abs(spent - budget) <= UNMET * budget:
+        return None
+    return f"{asked_words} was asked for, {spent_words} is spent"
+
+
+def _formatted(figure: float | None, form: str) -> str:
+    """A figure without its interval; nothing where it is not known."""
+    return "" if figure is None else format(figure, form)
+
+
+def _percents(rows: Iterable[Row]) -> list[str]:
+    return [f"{100 * row['accuracy']:.0f}" for row in rows]
+
+
+def _listed(texts: list[str]) -> str:
+    """`192, 128 and 64`."""
+    *others, last = texts
+    if not others:
+        return last
+    return f"{', '.join(others)} and {last}"

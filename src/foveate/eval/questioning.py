@@ -1,0 +1,189 @@
+"""Asking every question under every method, in this process or in several; nothing is asked that the store has."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import Any, Protocol
+
+from foveate import embedded
+from foveate.ask.generation import Generation
+from foveate.ask.loading import reloading
+from foveate.ask.prompt import Prompt
+from foveate.ask.vlm import VLM
+from foveate.contract.method import Method
+from foveate.errors import InputError
+from foveate.eval.answer_store import FULL, Answers, First, key_of
+from foveate.runs.crew import Here, Pool, Stopped, Worker
+from foveate.runs.going import run as go
+from foveate.runs.listener import Advance, unheard
+
+__all__ = ["Asked", "Work", "outstanding", "prompts_of", "run"]
+
+MOST_WORKERS = 4
+
+
+class Asked(Protocol):
+    """A question about pictures or a film.
+
+    Attributes:
+        picture: What it is about: questions about the same stand one behind the other.
+        key: A name that no other question has.
+        task: What kind of question it is.
+        text: What is asked.
+        seed: Which seed drew the picture; None where nobody did.
+    """
+
+    @property
+    def picture(self) -> Any: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def task(self) -> str: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def seed(self) -> int | None: ...
+    def shown(self) -> Any:
+        """The pictures, as `VLM.prepare` takes them."""
+
+    def is_right(self, answer: str) -> bool:
+        """Whether an answer is the true one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is to be asked about one picture.
+
+    Attributes:
+        questions: Questions about it.
+        methods: Each method (None is the full model, which is first) with the places of the questions it is asked.
+        first: The full model's first tokens that the store has, by question.
+    """
+
+    questions: tuple[Asked, ...]
+    methods: tuple[tuple[Method | None, tuple[int, ...]], ...]
+    first: Mapping[str, First]
+
+    def __len__(self) -> int:
+        return sum(len(places) for _, places in self.methods)
+
+
+def outstanding(questions: Sequence[Asked], methods: Sequence[Method], store: Answers) -> list[Work]:
+    """What of all that is to be asked the store does not have, a picture each."""
+    work = []
+    for _, group in groupby(questions, key=lambda question: question.picture):
+        about_picture = _outstanding(tuple(group), methods, store)
+        if len(about_picture):
+            work.append(about_picture)
+    return work
+
+
+def _outstanding(questions: tuple[Asked, ...], methods: Sequence[Method], store: Answers) -> Work:
+    todo: list[tuple[Method | None, tuple[int, ...]]] = []
+    for method in (None, *methods):
+        rows = [store.get(key_of(method), question.key) for question in questions]
+        missing = tuple(place for place, row in enumerate(rows) if row is None)
+        if missing:
+            todo.append((method, missing))
+    first = {}
+    for question in questions:
+        row = store.get(FULL, question.key)
+        if row is not None:
+            first[question.key] = First.from_dict(row["first"])
+    return Work(questions, tuple(todo), first)
+
+
+def run(
+    vlm: VLM,
+    work: Sequence[Work],
+    store: Answers,
+    *,
+    max_new_tokens: int,
+    workers: int = 1,
+    advance: Advance = unheard,
+) -> None:
+    """Ask, and keep every picture's answers as they come; stopping at any moment loses no finished picture.
+
+    Args:
+        vlm: The model.
+        work: From `outstanding`.
+        store: Where answers go.
+        max_new_tokens: The longest answer.
+        workers: Processes. With more than one, each loads the model of this name again. 0 takes one a core, at most 4,
+            for the embedded model on a CPU, and else 1.
+        advance: Called with the number of answers that were added.
+
+    Raises:
+        FoveateError: From loading or answering.
+    """
+    task = partial(_begin, reloading(vlm), max_new_tokens)
+    workers = min(workers or _default_workers(vlm), len(work))
+
+    def take(rows: Sequence[dict[str, Any]]) -> None:
+        store.add(rows)
+        advance(len(rows))
+
+    with Pool(task, workers) if workers > 1 else Here(task, partial(_work, vlm, max_new_tokens)) as crew:
+        go(work, crew, take, alone=lambda about_picture: [about_picture], given_up=_refuse)
+
+
+def _begin(reload: Callable[[], VLM], max_new_tokens: int, place: int, count: int) -> Worker:
+    """The task of a process; see `foveate.runs.crew.Task`."""
+    return partial(_work, reload(), max_new_tokens)
+
+
+def _work(vlm: VLM, max_new_tokens: int, work: Work, stopped: Stopped) -> Iterator[list[dict[str, Any]]]:
+    yield _rows(vlm, work, max_new_tokens)
+
+
+def _refuse(work: Work) -> list[dict[str, Any]]:
+    raise InputError(
+        f"A process that answered about {work.questions[0].picture} died, and another one too, perhaps for want of "
+        "memory. Run again with --workers 1: what was answered is kept."
+    )
+
+
+def prompts_of(vlm: VLM, questions: Sequence[Asked]) -> list[Prompt]:
+    """Questions about one picture or film as the model gets them."""
+    shown = questions[0].shown()
+    return [vlm.prepare(shown, question.text) for question in questions]
+
+
+def _default_workers(vlm: VLM) -> int:
+    """Processes that pay off."""
+    if vlm.name not in embedded.NAMES or vlm.model.device.type != "cpu":
+        return 1
+    if not hasattr(os, "sched_getaffinity"):
+        return min(MOST_WORKERS, os.cpu_count() or 1)
+    return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+
+
+def _rows(vlm: VLM, work: Work, max_new_tokens: int) -> list[dict[str, Any]]:
+    """A row of each answer that is to be asked for."""
+    prompts = prompts_of(vlm, work.questions)
+    generation = Generation(max_new_tokens=max_new_tokens)
+    first = dict(work.first)
+    rows = []
+    for method, places in work.methods:
+        answer_all = vlm.answer_sharing if vlm.can_share(method) else vlm.answer_batch
+        answers = answer_all([prompts[place] for place in places], method, generation=generation, first=True)
+        for place, answer in zip(places, answers, strict=True):
+            question = work.questions[place].key
+            row = {
+                "method": key_of(method),
+                "question": question,
+                "answer": answer.text,
+                "spent": answer.spent,
+                "vision_tokens": answer.vision_tokens,
+                "flops": answer.flops,
+            }
+            assert answer.first is not None
+            if method is None:
+                first[question] = First.of(answer.first)
+                row["first"] = first[question].to_dict()
+            else:
+                row["kl"] = first[question].divergence_of(answer.first)
+            rows.append(row)
+    return rows

@@ -1,0 +1,42 @@
+"""Where the page listens, and what is said where it cannot."""
+
+import importlib.util
+
+import pytest
+
+from foveate.app.server import bound, check_gradio, hosts_of, url_of
+from foveate.errors import UnsupportedError
+
+
+def test_port_0_is_a_free_one():
+    with bound("127.0.0.1", 0) as one, bound("127.0.0.1", 0) as other:
+        assert url_of(one) != url_of(other)
+        assert url_of(one).startswith("http://127.0.0.1:")
+    with bound("0.0.0.0", 0) as every:
+        assert url_of(every).startswith("http://127.0.0.1:")
+
+
+def test_a_taken_port_is_refused_with_what_to_do():
+    with bound("127.0.0.1", 0) as one:
+        port = one.getsockname()[1]
+        with pytest.raises(UnsupportedError, match=f"port {port} of '127.0.0.1': Address already in use. .* --port"):
+            bound("127.0.0.1", port)
+    bound("127.0.0.1", port).close()  # free again
+
+
+@pytest.mark.parametrize("host", ["no such host", "203.0.113.7", "a" * 300, "\0"])
+def test_an_address_that_is_not_here_is_refused(host):
+    with pytest.raises(UnsupportedError, match=r"cannot listen at port 0 of .* --host"):
+        bound(host, 0)
+
+
+def test_without_gradio_there_is_one_line_with_the_command(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UnsupportedError, match=r"pip install -e '\.\[app\]' in a checkout"):
+        check_gradio()
+
+
+def test_a_page_for_this_machine_alone_is_found_by_its_names_alone():
+    assert hosts_of("0.0.0.0") == ["*"]
+    assert "[::1]" in hosts_of("::1")
+    assert "evil.example" not in hosts_of("127.0.0.1")

@@ -1,0 +1,96 @@
+"""Uploads: what is taken, what is scaled down, and what is said of bad files; and the examples with their questions."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foveate import embedded
+from foveate.app import subjects
+from foveate.app.subjects import examples, generated, opened
+from foveate.ask.pictures import load_picture
+from foveate.errors import InputError
+from foveate.video import Clip
+from tests.films import film
+
+
+def test_a_picture_is_read_and_knows_its_name(picture):
+    subject = opened(picture)
+    assert subject.notes == ()
+    assert np.array_equal(np.asarray(subject.medium.image), np.asarray(Image.open(picture)))
+    assert str(subject.medium.path) == "a picture.png"
+
+
+def test_a_large_picture_is_scaled_down_and_that_is_said(tmp_path, monkeypatch):
+    path = tmp_path / "wide.png"
+    Image.new("RGB", (400, 100), "red").save(path)
+    monkeypatch.setattr(subjects, "SIDE", 400)
+    assert opened(path).medium.image.size == (400, 100)
+    monkeypatch.setattr(subjects, "SIDE", 200)
+    subject = opened(path)
+    assert subject.medium.image.size == (200, 50)
+    assert subject.notes == ("wide.png has 400 x 100 pixels; the model sees 200 x 50.",)
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "words"),
+    [
+        ("text.png", b"no picture at all", "not a picture that Pillow can read"),
+        ("empty.jpg", b"", "is empty"),
+        ("film.mp4", b"no film at all" * 50, "film.mp4"),
+        ("drawing.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "EPS"),
+        ("cut.png", None, "cut.png"),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_line_without_the_servers_folder(tmp_path, picture, name, contents, words):
+    path = tmp_path / name
+    path.write_bytes(picture.read_bytes()[:300] if contents is None else contents)
+    with pytest.raises(InputError, match=words) as caught:
+        opened(path)
+    assert str(tmp_path) not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bomb_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.png"
+    Image.new("L", (300, 200)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(InputError, match="decompression bomb"):
+        opened(path)
+
+
+def test_of_a_film_a_few_frames_are_read(tmp_path, monkeypatch):
+    path = tmp_path / "clip.mp4"
+    film(path, 12, size=(64, 48))
+    monkeypatch.setattr(subjects, "FRAMES", 4)
+    subject = opened(path)
+    assert isinstance(subject.medium, Clip)
+    assert subject.medium.frames.shape == (4, 48, 64, 3)
+    assert len(subject.pictures) == 4
+    assert subject.notes[0] == "Of the film clip.mp4, 4 frames are read."
+    assert str(tmp_path) not in " ".join(subject.notes)
+
+
+def test_the_first_is_the_picture_that_ships_with_its_question():
+    first = examples()[0]
+    assert np.array_equal(np.asarray(first.pictures[0]), np.asarray(load_picture(embedded.picture()).image))
+    assert next(iter(first.questions.items())) == (embedded.QUESTION, embedded.ANSWER)
+
+
+def test_all_differ_and_have_questions():
+    assert len(examples()) >= 6
+    assert len({one.pictures[0].tobytes() for one in examples()}) == len(examples())
+    for one in examples():
+        assert len(one.questions) >= 2
+        assert all(question and right for question, right in one.questions.items())
+
+
+def test_one_is_a_film():
+    (film,) = [one for one in examples() if isinstance(one.medium, Clip)]
+    assert len(film.pictures) == len(film.medium.seconds) == 8
+
+
+def test_generated_pictures_are_the_same_every_time_and_all_differ():
+    pictures = [one.image.tobytes() for one in generated(6)]
+    assert pictures == [one.image.tobytes() for one in generated(6)]
+    assert len(set(pictures)) == 6
+    assert len(generated(1)) == 1

@@ -1,0 +1,178 @@
+"""What is benched: shapes without weights, checkpoints shown noise, and methods at budgets."""
+
+import pytest
+import torch
+
+import foveate as fv
+from foveate.bench.benched import METHODS, at_budgets, config_of_shape, from_checkpoint, named_methods
+from foveate.bench.memory import hold
+from foveate.bench.shapes import shape
+from foveate.bench.workload import PromptSize, Workload
+from foveate.contract import catalogue
+from tests.models import FAMILIES, batch, tiny
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return fv.load(device="cpu")
+
+
+def test_a_shape_for_arithmetic_has_neither_weights_nor_tensors():
+    benched = config_of_shape(shape("qwen2-vl-72b"), torch.bfloat16, PromptSize(text_tokens=30, images=2))
+    assert benched.workload.inputs == {}
+    assert (benched.workload.text_tokens, benched.workload.sizes) == (30, (1296, 1296))
+    assert benched.workload.cost(benched.model).prefill_flops > 1e14
+
+
+def test_a_checkpoint_is_shown_noise_and_as_many_words_as_asked_for(vlm):
+    benched = from_checkpoint(vlm, PromptSize(batch=3, text_tokens=50, images=1))
+    workload = benched.workload
+    assert workload.inputs["input_ids"].shape == (3, workload.vision_tokens + workload.text_tokens)
+    assert 44 < workload.text_tokens <= 50  # this tokenizer spells a word
+    assert (benched.name, benched.shape, workload.batch) == ("embedded", None, 3)
+    assert all(torch.equal(tensor[:1], tensor[-1:]) for tensor in workload.inputs.values())
+    assert vlm.model.generation_config.eos_token_id is None
+    cost = vlm.prepare(vlm_picture(), "word").cost()
+    assert workload.cost(vlm.model).tower_flops == cost.tower_flops
+
+
+def vlm_picture():
+    return torch.zeros(672, 672, 3, dtype=torch.uint8).numpy()
+
+
+def test_less_text_than_the_template_takes_is_refused(vlm):
+    with pytest.raises(fv.SettingError, match="this model's template alone takes"):
+        from_checkpoint(vlm, PromptSize(text_tokens=1))
+
+
+def test_a_checkpoint_is_shown_no_video(vlm):
+    with pytest.raises(fv.SettingError, match="go with a named shape"):
+        from_checkpoint(vlm, PromptSize(frames=4))
+
+
+def test_a_checkpoint_is_not_shown_more_pictures_than_memory_holds(vlm):
+    with pytest.raises(fv.SettingError, match="at most 64 pictures of noise; got 1000"):
+        from_checkpoint(vlm, PromptSize(images=1000))
+
+
+@pytest.mark.parametrize("family", [name for name in ("qwen3_5", "gemma3") if name in FAMILIES])
+def test_caches_with_states_and_sliding_windows_are_weighed(family):
+    model, inputs = tiny(family), batch(family, ("tit",))
+    text_tokens = inputs["input_ids"].shape[1] - 25
+    held = hold(model, Workload(inputs, 1, text_tokens, (25,)), None)
+    layers = model(**inputs, use_cache=True).past_key_values.layers
+    with_keys = [layer for layer in layers if getattr(layer, "keys", None) is not None]
+    assert held.kv_bytes == sum(layer.keys.nbytes + layer.values.nbytes for layer in with_keys) > 0
+    assert held.tokens == (25,) * len(layers)
+
+
+# -- methods at budgets ---
+
+CONFIG = shape("llava-1.5-7b").make_config()
+
+
+def solved(*names, **budgets):
+    return at_budgets(named_methods(names), CONFIG, 576, **budgets)
+
+
+def test_every_method_has_a_row_at_every_budget():
+    methods, infeasible = solved("v2drop", "visiondrop", tokens=(192, 64))
+    assert list(methods) == ["v2drop 192", "v2drop 64", "visiondrop 192", "visiondrop 64"]
+    assert methods["v2drop 192"] == fv.V2Drop(retention=1 / 3)
+    assert infeasible == {}
+
+
+def test_without_a_word_the_usual_methods_get_a_third():
+    methods, _ = solved()
+    assert list(methods) == [f"{name} 192" for name in METHODS]
+
+
+def test_what_has_a_schedule_of_its_own_has_one_row_without_a_budget():
+    methods, _ = solved("uniform:layers=2;keep=0.5", retention=(0.5, 0.25))
+    assert methods == {"uniform:layers=2;keep=0.5": fv.Uniform(layers=(2,), keep=(0.5,))}
+
+
+@pytest.mark.parametrize(("name", "seed"), [("random", 7), ("random:seed=3", 3)])
+def test_random_dropping_has_the_seed_of_the_run_unless_it_is_written(name, seed):
+    methods, _ = solved(name, retention=(0.5,), seed=7)
+    assert methods[f"{name} 288"].seed == seed
+
+
+def test_every_member_of_a_chain_that_is_random_gets_the_seed():
+    methods, _ = solved("random+finalkv", retention=(0.5,), seed=7)
+    (chain,) = methods.values()
+    assert chain.members[0].seed == 7
+
+
+def test_a_control_that_cannot_meet_a_budget_cuts_before_the_decoder():
+    methods, infeasible = solved("random", "v2drop", tokens=(20,))
+    assert list(methods) == ["random 20"]
+    assert methods["random 20"].layers == (0,)
+    assert "floor" in infeasible["v2drop 20"]
+
+
+def test_a_control_whose_layers_are_written_stays_there():
+    with pytest.raises(fv.SettingError, match="floor"):
+        solved("random:layers=16", tokens=(20,))
+
+
+def test_a_budget_above_the_prompt_is_refused():
+    with pytest.raises(fv.SettingError, match="600 tokens: the prompt has 576 vision tokens"):
+        solved("v2drop", tokens=(192, 600))
+
+
+def test_all_is_every_method_that_takes_the_budget_but_random_which_stands_beside_them():
+    methods, infeasible = solved("all", tokens=(192,), passes_over=fv.SettingError)
+    names = {name.removesuffix(" 192") for name in (*methods, *infeasible)}
+    assert names == {name for name, kind in fv.methods().items() if kind().open} - {"random"}
+    assert "finalkv" not in names
+    assert methods["v2drop 192"] == fv.V2Drop(retention=1 / 3)
+
+
+def test_what_is_below_a_floor_is_left_out_and_the_floor_is_named():
+    methods, infeasible = solved("v2drop", "visiondrop", tokens=(20, 192))
+    assert list(methods) == ["v2drop 192", "visiondrop 20", "visiondrop 192"]
+    assert "floor" in infeasible["v2drop 20"]
+
+
+def test_a_method_of_another_package_is_one_of_all():
+    class Other(fv.VidCom2):
+        name = "other"
+
+    fv.register_method(Other)
+    try:
+        methods, _ = solved("all", passes_over=fv.SettingError)
+    finally:
+        catalogue.extra.pop("other")
+    assert methods["other 192"] == Other(retention=1 / 3)
+
+
+def test_a_method_that_refuses_the_model_is_left_out_of_all():
+    class Picky(fv.Uniform):
+        name = "picky"
+
+        def solve(self, depth, entered, started):
+            raise fv.SettingError("picky wants 40 layers")
+
+    fv.register_method(Picky)
+    try:
+        methods, infeasible = solved("all", passes_over=fv.SettingError)
+        with pytest.raises(fv.SettingError, match="wants 40 layers"):
+            solved("picky", "v2drop")
+    finally:
+        catalogue.extra.pop("picky")
+    assert infeasible["picky 192"] == "picky wants 40 layers"
+    assert "v2drop 192" in methods
+
+
+@pytest.mark.parametrize(
+    ("names", "budget", "told"),
+    [
+        (("v2drop",), 20, "floor"),
+        (("v2drop",), 600, "the prompt has 576 vision tokens"),
+        (("all", "v2drop"), 192, "No method 'all'"),
+    ],
+)
+def test_a_budget_that_nothing_meets_and_all_beside_a_name_are_refused(names, budget, told):
+    with pytest.raises(fv.FoveateError, match=told):
+        solved(*names, tokens=(budget,))

@@ -1,0 +1,250 @@
+"""A whole run by a clock that counts FLOPs: what it measures must then be what arithmetic says, to the digit."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import foveate as fv
+from foveate.ask.generation import generate
+from foveate.bench.paired import AGAIN, FULL, KEEP_ALL, PairedRun, race
+from foveate.bench.results import noisy_parts, result_sheets, rows_of
+from foveate.bench.stopwatch import PARTS
+from foveate.bench.timing import interval_words
+from foveate.bench.workload import Workload
+from tests.bench.counting import counter
+from tests.memory import AFTER, BEFORE, llava
+
+
+def paired_run(methods, *, layers=5, side=168, attention="eager", batch=1, new_tokens=3, pairs=2, shorter=0, **asked):
+    model, inputs = llava(side=side, width=64, layers=layers)
+    model.set_attn_implementation(attention)
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    inputs = {name: torch.cat([value] * batch) for name, value in inputs.items()}
+    inputs["attention_mask"][:1, :shorter] = 0
+    workload = Workload(inputs, batch, BEFORE + AFTER, ((side // 14) ** 2,))
+    started, flops = [], counter()
+    made = PairedRun(model, workload, new_tokens, clock=flops.get_total_flops)
+    made.prepare(methods, **asked, starting=started.append)
+    with flops:
+        assert list(made.run(pairs)) == list(range(1, pairs + 1))
+    return made, started
+
+
+def by_name(made):
+    return {row["name"]: row for row in rows_of(made)}
+
+
+METHODS = {
+    "v2drop": fv.V2Drop(layers=(2, 4), keep=(0.5, 0.5)),
+    "visiondrop": fv.VisionDrop(
+        dominant=80, contextual=10, layer_list=(2, 4), image_token_list=((40, 6), (20, 3)), reference=144
+    ),
+    "mustdrop": fv.MustDrop(pruning_layers=(1, 3), retention=0.55),
+}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    made, started = paired_run(METHODS)
+    return made, started, by_name(made)
+
+
+def test_beside_every_method_there_are_its_controls(measured):
+    made, started, _ = measured
+    of_each = ("", ": random", ": bare")
+    names = [FULL, KEEP_ALL, *(f"{name}{what}" for name in METHODS for what in of_each), AGAIN]
+    assert list(made.candidates) == names
+    assert started == [name for name in names if not name.endswith(": bare") and name != AGAIN]
+    assert [list(seconds) for seconds in made.rounds] == [names] * 2
+    for name in METHODS:
+        one, control, alone = (made.candidates[f"{name}{what}"] for what in of_each)
+        assert one.control == control.name
+        assert one.bare == control.bare == alone.name
+        assert one.held.tokens == control.held.tokens == alone.held.tokens
+        assert one.held.kv_bytes == control.held.kv_bytes
+        assert alone.rows == tuple(BEFORE + AFTER + count for count in one.held.tokens)
+
+
+def test_times_that_are_flops_have_the_ratios_of_flops(measured):
+    _, _, rows = measured
+    for name in ("v2drop", "v2drop: random", "visiondrop: random", "mustdrop: random"):
+        row = rows[name]
+        for part in ("prefill", "ttft", "whole"):
+            exact = 1e-4 if part == "whole" else 1e-9  # later steps see the tokens of earlier ones
+            assert row[f"{part}_ratio"] == pytest.approx(row[f"{part}_flops"], rel=exact), (name, part)
+            assert row[f"{part}_ratio_low"] == row[f"{part}_ratio_high"] == row[f"{part}_ratio"]
+        assert row["efficiency"] == pytest.approx(1, rel=1e-9)
+        assert row["tower_ratio"] == 1
+    for name in (KEEP_ALL, AGAIN):
+        assert {rows[name][f"{part}_ratio"] for part in PARTS} == {1.0}
+
+
+def test_a_machine_is_noisy_in_the_parts_whose_interval_of_the_untouched_model_over_itself_lacks_one(measured):
+    _, _, rows = measured
+    again = rows[AGAIN]
+    assert noisy_parts(list(rows.values())) == []
+    assert noisy_parts([again | {"tpot_ratio_low": 1.01}]) == ["tpot"]
+    assert noisy_parts([again | {"ttft_ratio_high": 0.99, "ttft_ratio_low": 0.9}]) == ["ttft"]
+
+
+def test_a_method_is_as_much_slower_than_random_as_it_computes_more(measured):
+    made, _, rows = measured
+    assert rows["v2drop"]["prefill_over_random"] == rows["v2drop"]["ttft_over_random"] == 1.0
+    row = rows["visiondrop"]
+    scoring = row["scoring_flops"] / made.workload.cost(made.model, tokens=row["layer_tokens"]).prefill_flops
+    assert 1 < row["prefill_over_random"] < 1 + 1.5 * scoring + 0.05
+    assert row["prefill_flops"] < row["prefill_ratio"]
+    assert 0 < row["scoring_share"] < scoring
+
+
+def test_scoring_that_the_picture_decides_is_not_told(measured):
+    threshold = {"mustdrop": fv.MustDrop(pruning_layers=(1, 3), global_thr=0.01, individual_thr=1.0)}
+    made, _ = paired_run(threshold, new_tokens=1, bare=False)
+    rows = by_name(made)
+    assert "scoring_flops" not in rows["mustdrop"]
+    assert "scoring_flops" not in rows[FULL]
+    assert "scoring_flops" in measured[2]["visiondrop"]
+
+
+def test_bare_layers_are_timed_to_the_first_token_and_take_what_the_arithmetic_says(measured):
+    made, _, rows = measured
+    of_a_call = {"peak_bytes", "kv_bytes", "kv_bytes_counted", "tpot", "whole", "whole_flops", "items_per_second"}
+    for name in METHODS:
+        row, cost = rows[f"{name}: bare"], made.workload.cost(made.model, tokens=made.candidates[name].held.tokens)
+        assert row["prefill"] == cost.prefill_flops
+        assert row["efficiency"] == pytest.approx(1, rel=1e-9)
+        assert row["ttft_flops"] == pytest.approx(row["ttft_ratio"], rel=1e-9)
+        assert rows[f"{name}: random"]["prefill_over_bare"] == 1.0
+        assert not set(row) & of_a_call
+        assert row["setting"] is row["control"] is row["bare"] is None
+    own = rows["visiondrop"]
+    assert own["prefill_over_bare"] == own["prefill_over_random"] > 1
+    assert {"tower_over_bare", "ttft_over_bare"} < set(own)
+    assert "whole_over_bare" not in own
+
+
+def test_there_are_no_bare_layers_where_nothing_leaves_or_they_are_not_wanted_or_cannot_be():
+    whole = {"whole": fv.Uniform(layers=(2,), keep=(1.0,))}
+    made, _ = paired_run(whole, new_tokens=1, pairs=0)
+    assert made.candidates["whole"].bare is None
+    assert not any(one.rows for one in made.candidates.values())
+    made, _ = paired_run({"v2drop": METHODS["v2drop"]}, new_tokens=1, pairs=0, bare=False)
+    assert (made.candidates["v2drop"].bare, made.obstacle) == (None, "")
+    made, _ = paired_run({"v2drop": METHODS["v2drop"]}, new_tokens=1, pairs=0, batch=2, shorter=1)
+    assert made.obstacle == "the prompts of the batch differ in length"
+    assert list(made.candidates) == [FULL, KEEP_ALL, "v2drop", "v2drop: random", AGAIN]
+
+
+def test_the_cache_holds_what_was_counted_and_the_peak_falls(measured):
+    _, _, rows = measured
+    for row in rows.values():
+        assert row.get("kv_bytes") == row.get("kv_bytes_counted")
+        assert "peak_bytes_counted" not in row  # attention matrices are not counted
+    for name in METHODS:
+        assert rows[name]["kv_bytes"] < rows[FULL]["kv_bytes"]
+        assert rows[name]["peak_bytes"] < rows[FULL]["peak_bytes"]
+
+
+def test_a_cache_that_holds_something_else_is_told(measured):
+    rows = measured[2] | {"v2drop": measured[2]["v2drop"] | {"kv_bytes": 7}}
+    assert any("v2drop: the cache holds 7 bytes" in note for note in result_sheets(list(rows.values()))[-1].notes)
+
+
+def test_tables_have_speed_ups_and_of_the_untouched_model_milliseconds(measured):
+    _, _, rows = measured
+    prefill, call, sizes = result_sheets(list(rows.values()), "title")
+    heads = [column.head for column in prefill.columns]
+    assert heads == ["", "Tower ms", "FLOPs", "Prefill", "of limit", "÷ random", "÷ bare"]
+    assert [cells[0] for cells in prefill.rows] == list(rows)
+    assert [cells[0] for cells in sizes.rows] == [name for name in rows if not name.endswith(": bare")]
+    untouched, v2drop = (next(cells for cells in prefill.rows if cells[0] == name) for name in (FULL, "v2drop"))
+    assert untouched[3] == f"{1000 * rows[FULL]['prefill']:.1f} ms"
+    speed = 1 / rows["v2drop"]["prefill_ratio"]
+    assert v2drop[3] == f"{speed:.3f}\n[{speed:.3f}–{speed:.3f}]"
+    assert v2drop[4:6] == ("100.0%", "1.000\n[1.000–1.000]")
+    assert [column.head for column in call.columns][2:4] == ["÷ random", "Scoring"]
+
+
+def test_few_rounds_have_a_range_and_no_95_percent_interval(measured):
+    words = "".join(result_sheets(list(measured[2].values()))[-1].notes)
+    assert "2 paired rounds. " in words
+    assert "range (a 95 % interval takes 6 rounds or more)" in words
+    assert "95 % bootstrap interval" in interval_words(6)
+
+
+def test_rows_are_flat_and_have_every_single_time(measured):
+    made, _, rows = measured
+    row = rows["v2drop"]
+    assert row["prefill_times"] == [seconds["v2drop"]["prefill"] for seconds in made.rounds]
+    assert {column for column in row if column.endswith("_times")} == {f"{part}_times" for part in PARTS}
+    assert row["rounds"] == 2
+    assert row["setting"]["method"] == "v2drop"
+    assert rows[FULL]["setting"] is None
+    assert [column for column, value in row.items() if isinstance(value, dict)] == ["setting"]
+
+
+def test_items_a_second_count_the_batch_and_controls_are_shared():
+    made, _ = paired_run({"a": METHODS["v2drop"], "b": fv.V2Drop(layers=(2, 4), keep=(0.5, 0.5), metric="l1")}, batch=2)
+    rows = by_name(made)
+    assert made.candidates["b"].control == "a: random"
+    assert made.candidates["b"].bare == "a: bare"
+    one = made.workload.cost(made.model, tokens=made.candidates["a"].held.tokens)
+    assert rows["a: bare"]["prefill"] == 2 * one.prefill_flops
+    assert rows["a"]["items_per_second"] == 2 / rows["a"]["whole"]
+    assert rows["a"]["kv_bytes"] == rows["a"]["kv_bytes_counted"]
+
+
+def test_the_peak_is_what_was_predicted_where_there_are_no_attention_matrices():
+    made, _ = paired_run({"v2drop": METHODS["v2drop"]}, attention="sdpa", new_tokens=1, bare=False)
+    for row in rows_of(made):
+        assert row["peak_bytes"] == pytest.approx(row["peak_bytes_counted"], rel=0.02)
+        assert "tpot" not in row
+
+
+def test_what_does_not_run_is_left_out_with_its_reason(monkeypatch):
+    monkeypatch.setattr(fv.V2Drop, "select", out_of_memory)
+    made, _ = paired_run({"v2drop": METHODS["v2drop"]}, new_tokens=1)
+    assert made.candidates["v2drop"].failed == "out of memory"
+    assert [row["name"] for row in rows_of(made)] == [FULL, KEEP_ALL, AGAIN]
+
+
+def out_of_memory(*_):
+    raise torch.OutOfMemoryError
+
+
+def test_a_budget_that_the_prompt_cannot_meet_is_a_reason_too():
+    made, _ = paired_run({"visiondrop": fv.VisionDrop(tokens=0.5)}, new_tokens=1, pairs=0)
+    assert "its floor is" in made.candidates["visiondrop"].failed
+
+
+def test_rounds_that_are_finished_stay_when_memory_runs_out(monkeypatch):
+    made, _ = paired_run({"v2drop": METHODS["v2drop"]}, new_tokens=1, pairs=0)
+    rounds = made.run(5)
+    assert [next(rounds), next(rounds)] == [1, 2]
+    monkeypatch.setattr(fv.V2Drop, "select", out_of_memory)
+    with pytest.raises(fv.InputError, match="smaller batch"):
+        next(rounds)
+    assert len(made.rounds) == 2
+
+
+def test_a_race_is_a_run_of_whole_calls_beside_the_untouched_model_and_itself():
+    model, inputs = llava(side=168, width=64, layers=5)
+    ends = []
+    found = race(model, inputs, METHODS, new_tokens=2, pairs=3, after=lambda: ends.append(1))
+    assert list(found) == [*METHODS, AGAIN]
+    assert {ratio.rounds for ratio in found.values()} == {3}
+    assert len(ends) == 4
+
+
+def test_an_answer_has_the_length_that_was_asked_for():
+    model, inputs = llava(side=112)
+    prompt = inputs["input_ids"].shape[1]
+    model.generation_config.eos_token_id = generate(model, inputs, 1).sequences[0, -1].item()
+    assert generate(model, inputs, 5).sequences.shape[1] == prompt + 1
+    assert generate(model, inputs, 5, exactly=True).sequences.shape[1] == prompt + 5
+
+
+def test_the_clock_of_flops_counts_what_torch_counts():
+    with counter() as found, FlopCounterMode(display=False) as torchs:
+        torch.ones(3, 5) @ torch.ones(5, 2)
+    assert found.get_total_flops() == torchs.get_total_flops() == 60

@@ -1,0 +1,34 @@
+"""Shapes and characters of both hands: none looks like another, and each fills what it is said to."""
+
+import pytest
+
+from foveate.embedded.drawing import FONTS, SHAPES, font, glyph, glyph_advance, shape_mask
+from foveate.embedded.scenes import CHARACTERS, PATCH
+
+
+def test_each_character_is_wider_than_a_patch_and_drawn_inside_its_cell():
+    for character in CHARACTERS:
+        assert glyph_advance(character, 20) > PATCH
+        mask = glyph(character, 20)
+        assert mask[:, 0].max() < 0.5
+        assert mask[:, -1].max() < 0.5
+        assert mask.max() > 0.9
+
+
+def test_no_two_characters_and_no_two_shapes_look_the_same():
+    drawn = {glyph(c, 24).tobytes() for c in CHARACTERS}
+    assert len(drawn) == len(CHARACTERS) == 36
+    assert len({shape_mask(s, 24).tobytes() for s in SHAPES}) == len(SHAPES) == 8
+
+
+def test_an_unknown_shape_is_refused_by_name():
+    with pytest.raises(ValueError, match="No shape is called 'blob'"):
+        shape_mask("blob", 20)
+
+
+@pytest.mark.parametrize("name", FONTS)
+def test_every_font_is_there_and_draws_every_character(name):
+    assert len(FONTS) >= 3
+    face = font(name, 40)
+    assert len({bytes(face.getmask(character)) for character in CHARACTERS}) == len(CHARACTERS)
+    assert all(face.getlength(character) > 8 for character in CHARACTERS)

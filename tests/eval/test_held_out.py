@@ -1,0 +1,60 @@
+from collections import Counter
+
+import pytest
+
+import foveate as fv
+from foveate.embedded import FILM_TASKS, TASKS, tasks_of
+from foveate.eval.held_out import check_tasks, questions
+
+
+def test_every_task_is_asked_and_no_question_twice():
+    asked = questions(TASKS, 120)
+    assert set(Counter(one.question.task for one in asked)) == set(TASKS)
+    assert len({one.key for one in asked}) == len(asked) == 120
+    assert [one.picture for one in asked] == sorted(one.picture for one in asked)
+
+
+def test_a_seed_gives_the_same_questions_and_another_one_other_pictures():
+    first, again, other = questions(TASKS[:2], 8), questions(TASKS[:2], 8), questions(TASKS[:2], 8, (3,))
+    assert first == again
+    assert not {one.picture for one in first} & {one.picture for one in other}
+
+
+def test_tasks_keep_their_order_and_wrong_ones_are_refused_with_the_list():
+    assert check_tasks(()) == TASKS
+    assert check_tasks(("count", "colour")) == ("colour", "count")
+    with pytest.raises(fv.UnknownNameError, match=r"'smell'.*colour, shape"):
+        check_tasks(("smell",))
+
+
+def test_several_seeds_share_the_questions():
+    asked = questions(TASKS[:2], 8, (3, 0, 7))
+    assert Counter(one.seed for one in asked) == {3: 3, 0: 3, 7: 2}
+    assert asked[:3] == questions(TASKS[:2], 3, (3,))
+
+
+@pytest.mark.parametrize(
+    ("count", "seeds", "says"),
+    [
+        (0, (0,), "got 0 of 1"),
+        (2, (0, 1, 2), "got 2 of 3"),
+        (5, (-1,), "lies in 0 to 1999; got -1"),
+        (5, (0, 2000), "got 2000"),
+        (5, (1, 1), r"each once; got \[1, 1\]"),
+        (5, (), "one seed or more"),
+    ],
+)
+def test_counts_and_seeds_out_of_range_are_refused(count, seeds, says):
+    with pytest.raises(fv.SettingError, match=says):
+        questions(TASKS, count, seeds)
+
+
+def test_questions_about_films_show_all_their_frames():
+    asked = questions(FILM_TASKS, 20, (0, 4))
+    assert {one.question.task for one in asked} <= set(FILM_TASKS)
+    assert {one.seed for one in asked} == {0, 4}
+    assert [frame.size for frame in asked[0].shown()] == [(168, 168)] * 8
+    assert len(questions(TASKS, 1)[0].shown()) == 1
+    assert check_tasks((), FILM_TASKS) == FILM_TASKS == tasks_of("embedded-films")
+    with pytest.raises(fv.UnknownNameError, match=r"'colour'.*first, last"):
+        check_tasks(("colour",), FILM_TASKS)

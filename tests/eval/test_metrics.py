@@ -1,0 +1,229 @@
+"""Figures of benchmarks as functions of rows; those of papers by lmms-eval's own functions on made-up answers."""
+
+import subprocess
+import sys
+from argparse import Namespace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from foveate.errors import UnsupportedError
+from foveate.eval.figures import figures_of
+from foveate.eval.lmms.benchmarks import MME_TOTAL
+from foveate.eval.lmms.harness import _rows
+from foveate.eval.lmms.metrics import Metric, metric_of, scored
+from foveate.eval.stats import Resampled
+
+
+def mean(inputs):
+    return sum(inputs) / len(inputs)
+
+
+def f1(inputs):
+    hits = sum(one["prediction"] == one["truth"] == "yes" for one in inputs)
+    said, there = (sum(one[key] == "yes" for one in inputs) for key in ("prediction", "truth"))
+    return 2 * hits / (said + there) if said + there else 0
+
+
+def pairs(inputs):
+    """Accuracy, and that of whole pairs, as MME adds them up; refuses half a pair."""
+    by_question = {}
+    for one in inputs:
+        by_question.setdefault(one["question_id"], []).append(one["score"])
+    assert all(len(scores) == 2 for scores in by_question.values())
+    return sum(100 * sum(s) / 2 + 100 * (sum(s) == 2) for s in by_question.values()) / len(by_question)
+
+
+def log_of(inputs, pictures=None, name="m"):
+    """Rows with these inputs; a picture of its own for each where nothing else is said."""
+    pictures = pictures or range(len(inputs))
+    rows = enumerate(zip(inputs, pictures, strict=True))
+    return [{"document": at, "picture": picture, "inputs": {name: given}} for at, (given, picture) in rows]
+
+
+def metric(function, log, name="m"):
+    return Metric(name, float(function([row["inputs"][name] for row in log])), True, "1", {name: function})
+
+
+def alone(found, log):
+    """The scored rows of the full model alone, and what gives the figure."""
+    ((rows,), aggregate) = scored(found, log, [log])
+    return rows, aggregate
+
+
+def scores(log):
+    return [row["score"] for row in log]
+
+
+@pytest.mark.parametrize("factor", [1, 100])
+def test_a_mean_is_recognised_in_parts_of_one_and_of_a_hundred(factor):
+    log = log_of([1, 0, 1, 1, 0], (0, 0, 1, 2, 2))
+    rows, aggregate = alone(metric(lambda ones: factor * mean(ones), log), log)
+    assert (scores(rows), aggregate) == ([1.0, 0.0, 1.0, 1.0, 0.0], None)
+
+
+def test_what_is_no_mean_is_counted_anew():
+    both = [("yes", "yes"), ("yes", "no"), ("no", "no"), ("no", "yes"), ("yes", "yes"), ("no", "no"), ("yes", "no")]
+    inputs = [{"prediction": said, "truth": true, "score": float(said == true)} for said, true in both]
+    log = log_of(inputs)
+    found = metric(f1, log)
+    rows, aggregate = alone(found, log)
+    assert scores(rows) == [None] * 7
+    drawn = [0, 0, 2, 3, 4, 4, 4, 6]
+    assert aggregate([rows[at] for at in drawn]) == f1([inputs[at] for at in drawn])
+    assert Resampled(range(7)).over(rows, aggregate)[0] == found.value
+
+
+def test_a_pair_that_is_drawn_twice_pairs_with_itself():
+    inputs = [
+        {"question_id": f"{at // 2}.png", "score": score} for at, score in enumerate([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+    ]
+    log = log_of(inputs, (0, 0, 1, 1, 2, 2))
+    found = metric(pairs, log)
+    rows, aggregate = alone(found, log)
+    assert found.value == pytest.approx((200 + 50 + 0) / 3)
+    assert aggregate([rows[at] for at in (0, 0, 0, 1, 1, 1)]) == 200
+    assert aggregate([rows[at] for at in (0, 1, 2, 2, 3, 3)]) == pytest.approx((200 + 2 * 50) / 3)
+
+
+def test_a_function_that_counts_on_from_call_to_call_is_a_mean_of_what_it_said_first():
+    total = [0.0]
+
+    def counting(inputs):
+        total[0] += sum(one["score"] for one in inputs)
+        return total[0] / 10
+
+    log = log_of([{"score": score} for score in (1, 0, 1, 1)])
+    rows, aggregate = alone(metric(counting, log), log)
+    assert aggregate(rows) == aggregate(rows) == pytest.approx(0.3)
+    assert aggregate(rows[1:2]) == 0
+
+
+def test_inputs_without_a_number_have_no_scores():
+    log = log_of([{"prediction": "A"}])
+    found = metric(len, log)
+    rows, aggregate = alone(found, log)
+    assert (scores(rows), aggregate) == ([None], found)
+
+
+def test_all_wrong_is_a_mean_of_zero():
+    log = log_of([0.0, 0.0])
+    rows, aggregate = alone(metric(mean, log), log)
+    assert (scores(rows), aggregate) == ([0.0, 0.0], None)
+
+
+# -- what papers print ----------------------------------------------------------------------------------------
+
+
+def task_of(functions):
+    """A task of lmms-eval with these functions."""
+    return SimpleNamespace(aggregation=lambda: functions, higher_is_better=lambda: dict.fromkeys(functions, True))
+
+
+def test_mme_is_perception_and_cognition_together():
+    from lmms_eval.tasks.mme.utils import mme_aggregate_results, mme_process_results
+
+    rng = np.random.default_rng(0)
+    log = []
+    for at in range(40):
+        category = ("existence", "color", "code_reasoning")[at // 2 % 3]
+        doc = {"question_id": f"{at // 2}.png", "category": category, "answer": "Yes" if at % 2 else "No"}
+        answer = "yes" if rng.random() < 0.5 else "no"
+        log.append({"document": at, "picture": at // 2, "inputs": mme_process_results(doc, [answer])})
+    names = ("mme_perception_score", "mme_cognition_score")
+    values = {
+        name: mme_aggregate_results([row["inputs"][name] for row in log if name in row["inputs"]]) for name in names
+    }
+    report = {"results": {"mme": {f"{name},none": value for name, value in values.items()}}, "versions": {"mme": 1}}
+    found = metric_of("mme", task_of(dict.fromkeys(names, mme_aggregate_results)), report, Namespace())
+    assert (found.name, found.value, found.version) == (MME_TOTAL, sum(values.values()), "1")
+    rows, aggregate = alone(found, log)
+    assert aggregate(rows) == pytest.approx(found.value)
+    twice = [*rows[:2], *rows[4:6], *rows[:2]]
+    parts = [[row["inputs"][name] for row in rows[at : at + 2]] for name, at in zip(names, (0, 4), strict=True)]
+    assert aggregate(twice) == pytest.approx(sum(map(mme_aggregate_results, parts)))
+
+
+def test_video_mme_is_given_for_each_length_of_video_too():
+    from lmms_eval.tasks.videomme.utils import videomme_aggregate_results, videomme_process_results
+
+    name = "videomme_perception_score"
+    samples, records = [], {}
+    for at, length in enumerate(["short"] * 6 + ["medium"] * 3 + ["long"] * 3):
+        doc = {"question_id": str(at), "duration": length, "videoID": str(at // 3), "domain": "Knowledge"}
+        doc |= {"sub_category": "Astronomy", "task_type": "Counting Problem", "answer": "A"}
+        samples.append({"doc_id": at, **videomme_process_results(doc, ["A" if at % 3 else "B"])})
+        records["videomme", at] = {"answer": "A", "media": f"film {at // 3}", "spent": 1.0, "vision_tokens": 1}
+    value = videomme_aggregate_results([sample[name] for sample in samples])
+    found = Metric(name, value, True, "1", {name: videomme_aggregate_results})
+    log = list(_rows("videomme", samples, records, found))
+    rows, aggregate = alone(found, log)
+    tasks = {row["task"]: row for row in figures_of(rows, [], aggregate)}
+    assert {task: row["questions"] for task, row in tasks.items()} == {None: 12, "short": 6, "medium": 3, "long": 3}
+    assert tasks["short"]["accuracy"] == pytest.approx(4 / 6, abs=1e-5)
+
+
+@pytest.mark.parametrize("split", ["en_dev_static", "en_dev"])
+def test_mmbench_is_a_mean_of_questions_right_however_their_choices_are_turned(split):
+    from lmms_eval.tasks.mmbench import en_utils
+
+    function = {
+        "en_dev_static": en_utils.mmbench_aggregate_dev_results_static,
+        "en_dev": en_utils.mmbench_aggregate_dev_results_eval,
+    }[split]
+    log, expected = [], []
+    for question in range(6):
+        right = [question % 3 != 0, question % 2 == 0]
+        expected.append(all(right))
+        for turn, hit in enumerate(right):
+            doc = {"index": question + 1_000_000 * turn, "question": "?", "answer": "A", "hint": "", "source": "s"}
+            doc |= {"split": "dev", "category": "c", "L2-category": "l", "A": "one", "B": "two"}
+            inputs = en_utils.mmbench_process_results(doc, ["A" if hit else "B"])
+            document = 2 * question + turn
+            log.append({"document": document, "picture": document // 4, "inputs": inputs})
+    report = {"results": {"mmbench": {"gpt_eval_score,none": 100 * np.mean(expected)}}, "versions": {}}
+    task = task_of({"gpt_eval_score": function})
+    found = metric_of("mmbench", task, report, Namespace(output_path=None))
+    rows, aggregate = alone(found, log)
+    assert found(log) == pytest.approx(found.value)
+    assert [row["document"] for row in rows] == list(range(0, 12, 2))
+    assert (scores(rows), aggregate) == ([float(hit) for hit in expected], None)
+
+
+def test_functions_that_write_files_get_a_folder(tmp_path, monkeypatch, capsys):
+    from lmms_eval.tasks.textvqa.utils import textvqa_aggregate_submissions
+
+    monkeypatch.chdir(tmp_path)
+
+    def writing(inputs, args):
+        return textvqa_aggregate_submissions(inputs, args) or 0.5
+
+    report = {"results": {"t": {"m,none": 0.5, "stderr,none": "N/A"}}, "versions": {}}
+    arguments = Namespace(output_path=str(tmp_path / "gone"))
+    found = metric_of("t", task_of({"m": writing}), report, arguments)
+    assert found(log_of([{"question_id": 1, "answer": "a"}])) == 0.5
+    assert (list(tmp_path.iterdir()), capsys.readouterr().out) == ([], "")
+
+
+def test_a_task_without_a_figure_is_refused():
+    report = {"results": {"t": {"submission,none": None}}, "versions": {}}
+    with pytest.raises(UnsupportedError, match="gives no figure"):
+        metric_of("t", task_of({"submission": mean}), report, Namespace())
+
+
+def test_a_torchvision_of_another_torch_is_named(tmp_path):
+    """One that cannot be imported stops transformers; the message says what to do."""
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    info = tmp_path / "torchvision-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\n")
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from foveate.cli import main; sys.exit(main(['generate']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "pip uninstall torchvision" in done.stderr
+    assert "Traceback" not in done.stderr

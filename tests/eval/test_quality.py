@@ -1,0 +1,243 @@
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+
+import foveate as fv
+from foveate.eval import pareto
+from foveate.eval.figures import collapsed, figures_of, unmatched, verdict
+from foveate.eval.plan import Cell
+from foveate.eval.quality import Quality, points, sheets
+
+TASKS = ["colour", "count"] * 100
+PICTURES = [number // 2 for number in range(200)]
+
+
+def cell(name, budget, *seeds):
+    return Cell(name, budget, tuple(fv.Random(seed=seed) for seed in seeds))
+
+
+def log(scores, spent=64.0, flops=1e9, **more):
+    """A log of these scores, whose right answers are the full model's."""
+    rows = []
+    for task, picture, score in zip(TASKS, PICTURES, scores, strict=True):
+        row = {"task": task, "picture": picture, "score": float(score), "answer": "yes" if score else "no", "kl": 0.5}
+        rows.append({**row, "spent": spent, "vision_tokens": 576, "flops": flops, **more})
+    return rows
+
+
+def right(share):
+    """This share of right answers: each task gets its part."""
+    score = np.zeros(200)
+    score[: int(200 * share)] = 1
+    return score.reshape(2, 100).T.ravel()
+
+
+FULL = log(right(1.0), 576, 4e9)
+RAN = [
+    (cell("ours", 64 / 576, 1), [log(right(0.8))]),
+    (cell("random", 64 / 576, 2, 3), [log(right(0.4)), log(right(0.6))]),
+    (cell("resize", 64 / 576, 4), [log(right(0.3), 60)]),
+    (cell("spender", 64 / 576, 5), [log(right(0.5), 30, 5e8)]),
+    (Cell("high", 64 / 576, (), infeasible="its floor is 70", floor=70 / 576), []),
+]
+
+
+@pytest.fixture(scope="module")
+def quality():
+    return Quality(figures_of(FULL, RAN), title="a title")
+
+
+def with_rows(quality, *settings):
+    """The same figures of the full model beside these rows."""
+    return replace(quality, rows=[*(row for row in quality.rows if row["name"] == "full model"), *settings])
+
+
+def test_figures_are_the_plain_means(quality):
+    ours, random, resize, spender = quality.settings
+    full = quality.full
+    assert (full["accuracy"], full["questions"], full["pictures"], full["tokens"]) == (1, 200, 100, 576)
+    assert [row["questions"] for row in quality.tasks_of(full).values()] == [100, 100]
+    assert ours["accuracy"] == ours["share"] == ours["agreement"] == 0.8
+    assert ours["difference"] == pytest.approx(-0.2)
+    assert ours["kl"] == 0.5
+    assert (ours["tokens"], ours["flops"]) == (64, 0.25)
+    assert ours["retention"] == pytest.approx(64 / 576, abs=1e-5)
+    assert [row["accuracy"] for row in quality.tasks_of(ours).values()] == [1.0, 0.6]
+    assert random["accuracy"] == pytest.approx(0.5)
+    assert random["draws"] == [0.4, 0.6]
+    assert resize["draws"] == []
+    assert spender["accuracy"] == 0.5
+    assert ours["accuracy_low"] < 0.8 < ours["accuracy_high"]
+
+
+def test_rivals_are_those_that_truly_cost_the_same(quality):
+    ours, random, resize, spender = quality.settings
+    assert ours["minus_random"] == pytest.approx(0.3)
+    assert ours["minus_resize"] == pytest.approx(0.5)
+    assert ours["minus_random_low"] > 0
+    assert (random["minus_random"], random["minus_resize"]) == (None, pytest.approx(0.2))
+    assert (spender["minus_random"], spender["minus_resize"]) == (None, None)
+    assert (ours["hard"], ours["hard_questions"]) == (pytest.approx((0.8 - 0.3) / (1 - 0.3), abs=1e-5), 140)
+    assert (spender["hard"], resize["hard"]) == (None, None)
+    assert unmatched(quality.rows) == [pytest.approx(30 / 576, abs=1e-3)]
+
+
+def test_hard_questions_are_those_that_the_full_model_gets_right_and_a_smaller_picture_wrong():
+    """Eight sorts of questions, 25 each; the method answers more of those that the full model fails at."""
+    full, small, ours = np.array(list(product((0, 1), repeat=3)) * 25, float).T
+    ours[:8] = [1, 1, 0, 1, 0, 0, 0, 1]
+    ran = [(RAN[0][0], [log(ours)]), (RAN[2][0], [log(small)])]
+    quality = Quality(figures_of(log(full), ran))
+    (row, _) = quality.settings
+    assert (row["hard"], row["hard_questions"]) == (24 / 50, 50)
+    assert "48% of 50" in str(quality.table())
+    (row, _) = Quality(figures_of(log(small), ran)).settings
+    assert (row["hard"], row["hard_questions"]) == (None, 0)
+
+
+def test_a_figure_that_is_no_mean_is_counted_anew_on_every_resample():
+    def pairs(rows):
+        """The share of whole pairs, as MME counts them."""
+        broken = {row["picture"] for row in rows if not row["score"]}
+        return np.mean([row["picture"] not in broken for row in rows])
+
+    rows = figures_of(FULL, RAN, pairs)
+    quality = Quality(rows)
+    ours = quality.settings[0]
+    assert (quality.full["accuracy"], ours["accuracy"]) == (1, 0.6)
+    assert ours["accuracy_low"] < 0.6 < ours["accuracy_high"]
+    assert ours["minus_random_low"] < ours["minus_random"] == pytest.approx(0.6 - (0 + 0.2) / 2)
+    assert quality.tasks_of(ours) == {}
+
+
+def test_what_cannot_be_reached_is_a_row_with_its_floor(quality):
+    (row,) = quality.infeasible
+    assert (row["name"], row["infeasible"], row["floor"]) == ("high", "its floor is 70", 70 / 576)
+
+
+def test_rows_are_flat(quality):
+    assert not any(isinstance(value, dict) for row in quality.rows for value in row.values())
+
+
+def test_tables_show_every_cell_and_no_empty_column(quality):
+    heads = [column.head for column in quality.table().columns]
+    assert heads == ["", "Tokens", "FLOPs", "Accuracy", "Of full", "Agrees", "KL", "Hard", "− random", "− resize"]
+    rows = [line.split() for line in str(quality.table()).splitlines()]
+    assert ["ours", "64.0", "25%", "80.0", "±"] in [row[:5] for row in rows]
+    assert ["high", "≥", "70.0", "infeasible"] in rows
+    lone = dict.fromkeys(("minus_random", "minus_resize", "hard"))
+    alone = with_rows(quality, *({**row, **lone} for row in quality.settings))
+    assert [column.head for column in alone.table().columns] == heads[:-3]
+    assert "Hard" not in " ".join(alone.notes())
+    assert [tuple(row) for row in quality.task_table().rows[:2]] == [
+        ("questions", "100", "100"),
+        ("full model", "100", "100"),
+    ]
+
+
+def test_a_notebook_shows_tables_and_python_a_line(quality):
+    assert repr(quality).startswith("Quality('a title', 200 questions about 100 pictures, full model 100.0 (≥ 96.3)")
+    assert quality._repr_html_().count("<table") == 2
+    assert "spender at 30 tokens: the budget is not met" in quality._repr_html_()
+
+
+def test_the_figure_shows_every_method(quality):
+    drawn = pareto.draw(quality)
+    assert drawn.mode == "RGB"
+    assert len(drawn.getcolors(maxcolors=10**6)) > 50
+    assert min(drawn.size) > 500
+
+
+def test_a_budget_that_is_not_met_is_said_below_the_table(quality):
+    said = " ".join(quality.notes())
+    assert "spender at 30 tokens: the budget is not met, 11.1% was asked for, 5.2% is spent." in said
+    assert "resize at 60 tokens: the budget is not met" in said
+    assert "ours at" not in said
+    tokens = with_rows(quality, {**quality.settings[0], "budget": 192.0})
+    assert "192 tokens was asked for, 64.0 is spent" in " ".join(tokens.notes())
+
+
+def test_what_is_right_throughout_has_an_interval_all_the_same(quality):
+    full = quality.full
+    assert (full["accuracy_low"], full["accuracy_high"]) == (pytest.approx(0.963, abs=1e-3), 1)  # 100 of 100 pictures
+    assert points({"x": 0.0, "x_low": 0.0, "x_high": 0.114}, "x", 100) == "0.0 (≤ 11.4)"
+    assert points({"x": 0.614, "x_low": 0.593, "x_high": 0.635}, "x", 100) == "61.4 ± 2.1"
+    assert points({"x": 0.03, "x_low": 0.011, "x_high": 0.03}, "x", 100, signed=True) == "+3.0 ± 0.9"
+    assert "Wilson's" in " ".join(quality.notes())
+    certain = {**full, "accuracy": 3.0, "accuracy_low": 3.0, "accuracy_high": 3.0}
+    assert "± 0.0: every picture scores the same" in " ".join(Quality([certain]).notes())
+
+
+def test_few_pictures_are_said(quality):
+    assert not [note for note in quality.notes() if "Only" in note]
+    (said,) = (note for note in Quality([{**quality.full, "pictures": 2}]).notes() if "Only" in note)
+    assert said == "Only 2 pictures: with fewer than 30, intervals and verdicts are worth little. Ask more."
+
+
+def test_of_several_benchmarks_each_has_its_findings_below_its_own_table(quality):
+    other = replace(quality, title="another", rows=[{**quality.full, "pictures": 2}, *quality.settings[1:]])
+    first, tasks, last = sheets([quality, other])
+    assert "ours: better than random at 64 tokens." in first.notes
+    assert not tasks.notes
+    assert not [note for note in last.notes if note.startswith("ours")]
+    assert any(note.startswith("Only 2 pictures") for note in last.notes)
+    assert any(note.startswith("Tokens:") for note in last.notes)
+
+
+# -- verdicts -------------------------------------------------------------------------------------------------
+
+
+def differing(rival, low, high):
+    """The columns of a difference."""
+    return {f"minus_{rival}": (low + high) / 2, f"minus_{rival}_low": low, f"minus_{rival}_high": high}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words", "lower_is_better"),
+    [
+        (0.01, 0.2, "better than", "worse than"),
+        (-0.2, -0.01, "worse than", "better than"),
+        (-0.1, 0.1, "not told apart from", "not told apart from"),
+        (0.0, 0.1, "not told apart from", "not told apart from"),
+        (0.0, 0.0, "not told apart from", "not told apart from"),
+    ],
+)
+def test_an_interval_that_holds_zero_tells_nothing_apart(low, high, words, lower_is_better):
+    row = differing("random", low, high)
+    assert verdict(row, "minus_random") == words
+    assert verdict(row, "minus_random", higher_is_better=False) == lower_is_better
+
+
+def test_a_method_gets_one_sentence_over_all_budgets(quality):
+    ours = quality.settings[0]
+    better, worse, alike = (0.1, 0.3), (-0.3, -0.1), (-0.1, 0.1)
+    found = [(192.2, better, alike), (128.0, better, better), (64.0, alike, worse), (32.0, worse, worse)]
+    rows = [
+        {**ours, "tokens": tokens, **differing("random", *random), **differing("resize", *resize)}
+        for tokens, random, resize in found
+    ]
+    assert with_rows(quality, *rows).verdicts() == [
+        "ours: better than random at 192 and 128 tokens; not told apart from random at 64 tokens; "
+        "worse than resize at 64 and 32 tokens; worse than random at 32 tokens."
+    ]
+
+
+def test_controls_and_methods_without_one_get_none(quality):
+    assert quality.verdicts() == ["ours: better than random at 64 tokens."]
+    lone = dict.fromkeys(("minus_random", "minus_resize"))
+    assert with_rows(quality, *({**row, **lone} for row in quality.settings)).verdicts() == []
+
+
+def test_a_task_of_which_less_than_a_quarter_is_left_has_collapsed():
+    for accuracy, full, gone in ((0.24, 1.0, True), (0.25, 1.0, False), (0.2, 0.6, False), (0.0, 0.0, False)):
+        assert collapsed({"accuracy": accuracy}, {"accuracy": full}) is gone
+
+
+def test_what_an_accuracy_hides_is_said_of_methods_and_not_of_controls(quality):
+    lost = [{**row, "accuracy": 0.04} if row["task"] == "count" else row for row in quality.rows[3:]]
+    said = [note for note in with_rows(quality, *lost).findings() if "quarter" in note]
+    assert [note for note in said if note.startswith(("ours", "random"))] == [
+        "ours at 64 tokens: less than a quarter is left of count (4%; full model 100%)."
+    ]
