@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from dataclasses import MISSING
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -57,11 +58,10 @@ def method(name: str) -> type[Method]:
 
 
 def takes_budget(kind: type[Method]) -> bool:
-    """Whether a method can be given a budget, where it is made without any settings."""
-    try:
-        return kind().open
-    except (SettingError, TypeError):  # it cannot be made without settings
-        return False
+    """Whether a method can be given a budget and nothing else."""
+    fields = kind._fields()
+    given = [field for field in fields.values() if field.default is MISSING and field.default_factory is MISSING]
+    return "retention" in fields and not given
 
 
 def presets() -> dict[str, Preset]:
