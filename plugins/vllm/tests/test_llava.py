@@ -150,9 +150,9 @@ def _model(llm):
     return llm.llm_engine.model_executor.driver_worker.get_model()
 
 
-def test_images_of_a_step_are_encoded_together(llm, monkeypatch):
-    model = _model(llm)
-    batches = []
+def _counted(llm, monkeypatch):
+    """The model, and how many pictures each run of its tower gets."""
+    model, batches = _model(llm), []
     run = model.vision_tower.forward
 
     def counted(pixels, **options):
@@ -160,20 +160,17 @@ def test_images_of_a_step_are_encoded_together(llm, monkeypatch):
         return run(pixels, **options)
 
     monkeypatch.setattr(model.vision_tower, "forward", counted)
+    return model, batches
+
+
+def test_images_of_a_step_are_encoded_together(llm, monkeypatch):
+    _, batches = _counted(llm, monkeypatch)
     answers(llm, [request([picture(seed)], foveate_tokens=3 + seed % 2) for seed in range(20, 24)])
     assert batches == [4]
 
 
 def test_images_of_a_step_run_in_groups_that_fit_the_tower(llm, reference, monkeypatch):
-    model = _model(llm)
-    batches = []
-    run = model.vision_tower.forward
-
-    def counted(pixels, **options):
-        batches.append(len(pixels))
-        return run(pixels, **options)
-
-    monkeypatch.setattr(model.vision_tower, "forward", counted)
+    model, batches = _counted(llm, monkeypatch)
     monkeypatch.setattr(model, "_most", 3 * FULL)
     requests = [request([picture(seed)]) for seed in range(30, 34)]
     assert answers(llm, requests) == [reference.answer(made, _with("visionzip", tokens=9)) for made in requests]

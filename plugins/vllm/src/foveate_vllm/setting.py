@@ -94,6 +94,7 @@ class Setting:
 
     Attributes:
         rate: The server's.
+        spelled: The method, as the server was given it.
 
     Raises:
         SettingError: If a key is unknown, or a value does not fit.
@@ -107,7 +108,7 @@ class Setting:
             raise SettingError(
                 f"hf_overrides['foveate'] takes method, and tokens or retention; got {', '.join(sorted(values))}."
             )
-        self._method, self._spelled = _read(values["method"]), str(values["method"])
+        self._method, self.spelled = _read(values["method"]), str(values["method"])
         self.rate = Rate(values.get("tokens"), values.get("retention"))
         naming.with_given(self._method, self.rate.tokens, self.rate.retention)
         self._config = config
@@ -170,11 +171,6 @@ class Setting:
         except SettingError:  # no request can have a rate of its own
             return tuple(signals)
         return tuple(signals | dict.fromkeys(TowerReducer(half).reads))
-
-    @property
-    def spelled(self) -> str:
-        """The method, as the server was given it."""
-        return self._spelled
 
     @cached_property
     def shape(self) -> Shape:
