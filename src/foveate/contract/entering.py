@@ -1,6 +1,7 @@
 """What methods share that reduce every image once, before the decoder: exact counts, coarser grids, frames of films."""
 
 from abc import abstractmethod
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -12,8 +13,8 @@ from foveate.contract.settings import Part, Positions
 from foveate.contract.stages import ImageStage, Shape, Stage
 from foveate.core.cut import Cut
 from foveate.core.grid import Grid, coarser
-from foveate.core.merge import of_length_one
-from foveate.core.signals import Signal
+from foveate.core.merge import by_source, of_length_one
+from foveate.core.signals import Signal, TowerAttention
 from foveate.core.views import Arriving, ImageView
 from foveate.errors import BudgetError, UnsupportedError
 
@@ -154,6 +155,8 @@ class Framed(Entering):
     """What `select` sees beside the features, in models that have it."""
     only_videos: ClassVar[bool] = False
     """Whether a picture keeps all its tokens, also with a budget: there is nothing to compare it with."""
+    by_scene: ClassVar[bool] = False
+    """Whether it merges scene by scene (`merge`, which reads values on the host and attention in the tower)."""
 
     positions: Positions = "keep"
 
@@ -163,7 +166,6 @@ class Framed(Entering):
         value = getattr(self, self.schedule[0])
         return self.usual if value is None else float(value)
 
-    @abstractmethod
     def select(self, features: Tensor, count: int | None) -> Tensor | Cut:
         """Which tokens stay.
 
@@ -174,6 +176,17 @@ class Framed(Entering):
         Returns:
             (count,) int64, ascending, of all frames' tokens one behind the other.
         """
+        raise NotImplementedError(f"{type(self).__name__} must define select(features, count), or merge by scene.")
+
+    def merge(self, features: Tensor, attention: Tensor, count: int | None) -> Cut:
+        """What tokens become, scene by scene: rows of any order.
+
+        Args:
+            features: (frames, tokens of each, width) float32.
+            attention: (frames, tokens of each) float32, in the vision tower.
+            count: How many rows are left in all; None: `merge` decides.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define merge(features, attention, count).")
 
     @abstractmethod
     def own_count(self, frames: tuple[int, ...]) -> int | None:
@@ -184,12 +197,16 @@ class Framed(Entering):
         return min(1, sum(frames))
 
     def stage(self, shape: Shape) -> Stage:
+        ascending = self.positions == "keep" or not shape.renumbers
+        # Attention is there on the way out of the tower; where the projector pools or merges, so are the tokens behind.
+        reads = (*self.reads, TowerAttention(by=shape.payer)) if self.by_scene else self.reads
         return ImageStage(
-            side="behind",
-            reads=self.reads,
+            side="before" if self.by_scene else "behind",
+            reads=reads,
             count=self._count,
-            choose=self._choose,
+            choose=partial(self._choose, ascending),
             positions=self.positions,
+            host=self.by_scene,
             flops=self.flops,
         )
 
@@ -217,7 +234,7 @@ class Framed(Entering):
             floor=least / arriving.entered,
         )
 
-    def _choose(self, view: ImageView, count: int | None) -> Cut | None:
+    def _choose(self, ascending: bool, view: ImageView, count: int | None) -> Cut | None:
         if count == len(view):
             return None
         frames = view.arriving.frames
@@ -228,6 +245,11 @@ class Framed(Entering):
             )
         beside = [view[signal] for signal in self.reads if signal in view]
         features = torch.cat((view.features, *beside), dim=-1).float().reshape(len(frames), frames[0], -1)
+        if self.by_scene:
+            cut = self.merge(features, view.attention.reshape(features.shape[:2]), count)
+            cut = by_source(cut) if ascending else cut
+            assert cut.rows is not None
+            return cut.with_rows(cut.rows.to(view.features.dtype))
         chosen = self.select(features, count)
         if isinstance(chosen, Cut):
             return chosen

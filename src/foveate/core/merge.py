@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveate.core.attention import BLOCK_NUMBERS
 from foveate.core.cut import Cut
-from foveate.core.rank import top
+from foveate.core.rank import ranks_in_groups, top
 from foveate.errors import ShapeError
 
 __all__ = [
@@ -19,15 +19,19 @@ __all__ = [
     "behind_cls",
     "bipartite",
     "by_first_token",
+    "by_source",
     "density_peaks",
     "dominant_and_contextual",
+    "first_most",
     "join_parts",
     "joined_to_nearest",
     "merge_windows",
     "merged",
     "of_length_one",
+    "one_by_one",
     "sum_of_nearest",
     "target_plus_mean",
+    "towards",
     "window_similarity",
 ]
 
@@ -148,6 +152,14 @@ def by_first_token(cut: Cut) -> Cut:
     return Cut.join(source, order.argsort()[cut.parent])
 
 
+def by_source(cut: Cut) -> Cut:
+    """The same rows, sorted by the tokens that they stand for."""
+    source, order = cut.source.sort(stable=True)
+    parent = torch.where(cut.parent < 0, -1, order.argsort()[cut.parent.clamp(min=0)])
+    assert cut.rows is not None
+    return Cut.merge(source, cut.rows[order], parent, cut.notes)
+
+
 def joined_to_nearest(metric: Tensor, kept: Tensor, joins: Tensor) -> Cut:
     """Some tokens stay, in order, and others join the one of them that is most like them, by the cosine of `metric`.
 
@@ -161,7 +173,7 @@ def joined_to_nearest(metric: Tensor, kept: Tensor, joins: Tensor) -> Cut:
     # A kept token that may not be joined is no target: its similarity is below any cosine.
     lowered = torch.where(joins[kept], 0.0, -4.0)
     blocks = torch.split(unit, max(1, BLOCK_NUMBERS // len(kept)))
-    nearest = torch.cat([_first_most(block @ unit[kept].T + lowered) for block in blocks])
+    nearest = torch.cat([first_most(block @ unit[kept].T + lowered) for block in blocks])
     parent = torch.where(joins, nearest, -1).scatter(0, kept, rows)
     return Cut.join(kept, parent)
 
@@ -203,14 +215,14 @@ def of_length_one(rows: Tensor, least: float) -> Tensor:
 
 def _most_like(rows: Tensor, targets: Tensor) -> Tensor:
     """The first of the targets most like each row: (rows,) int64."""
-    return _first_most(rows @ targets.T)
+    return first_most(rows @ targets.T)
 
 
-def _first_most(similarity: Tensor) -> Tensor:
-    """The first of the largest in each row: (rows, targets) -> (rows,) int64."""
+def first_most(similarity: Tensor) -> Tensor:
+    """The first of the largest in each row: (…, targets) -> (…) int64."""
     # Of equals `argmax` may give any: among 0s and 1s it gives the first 1.
-    is_most = similarity == similarity.amax(dim=1, keepdim=True)
-    return is_most.int().argmax(dim=1)
+    is_most = similarity == similarity.amax(dim=-1, keepdim=True)
+    return is_most.int().argmax(dim=-1)
 
 
 def target_plus_mean(rows: Tensor, cut: Cut) -> Tensor:
@@ -230,10 +242,46 @@ def average(rows: Tensor, cut: Cut) -> Tensor:
     return (total / count.clamp(min=1)[:, None]).to(rows.dtype)
 
 
+def one_by_one(rows: Tensor, cut: Cut) -> Tensor:
+    """Each new row where tokens join one after the other, by index, and each time the mean of both is taken.
+
+    Of a and then b, c: ((a + b) / 2 + c) / 2, so that the first count least. Shape (rows, width), dtype of `rows`.
+    """
+    place = torch.arange(len(rows), device=rows.device)
+    joined_last = place.scatter(0, cut.source, -1)  # what a row stands for comes before all that joined
+    behind = ranks_in_groups(joined_last, cut.parent)  # how many have joined the same row later
+    itself = torch.zeros_like(place).scatter(0, cut.source, 1)
+    weighted = rows.float() * 0.5 ** (behind + 1 - itself)[:, None]
+    total = rows.new_zeros(len(cut.source), rows.shape[1], dtype=torch.float32)
+    return total.scatter_add(0, cut.parent[:, None].expand_as(weighted), weighted).to(rows.dtype)
+
+
 def merged(rows: Tensor, cut: Cut, how: Literal["sum", "average"], cls: Tensor | None = None) -> Cut:
     """The cut with its new rows: `target_plus_mean` ("sum") or `average`; with a tower's CLS, (1, width), as row 0."""
     made = target_plus_mean(rows, cut) if how == "sum" else average(rows, cut)
     return cut.with_rows(made) if cls is None else behind_cls(cls, made, cut)
+
+
+def towards(centres: Tensor, rows: Tensor, cluster: Tensor, least: float) -> Tensor:
+    """Centres moved towards the mean of what joined them.
+
+    w · centre + (1 − w) · mean with w = max(1 / (joined + 1), least).
+
+    Args:
+        centres: (clusters, width) float32. One that nothing joined stays as it is.
+        rows: (rows, width) float32.
+        cluster: The cluster that each row joins, (rows,) int64; −1: none.
+        least: The centre's smallest weight.
+
+    Returns:
+        (clusters, width) float32.
+    """
+    joins = (cluster >= 0).float()
+    row = cluster.clamp(min=0)
+    joined = centres.new_zeros(len(centres)).scatter_add(0, row, joins)[:, None]
+    total = torch.zeros_like(centres).scatter_add(0, row[:, None].expand_as(rows), rows * joins[:, None])
+    weight = (1 / (joined + 1)).clamp(min=least)
+    return weight * centres + (1 - weight) * total / joined.clamp(min=1)
 
 
 def _joined(rows: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
@@ -316,10 +364,10 @@ def _window_members(height: int, width: int, window: int, device: torch.device) 
 EXACT = 4096  # rows up to which distances are float64: a swapped near tie changes every cluster
 
 
-def density_peaks(rows: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
+def density_peaks(rows: Tensor, clusters: int, neighbours: int | None = None) -> tuple[Tensor, Tensor]:
     """Clusters around density peaks (DPC-kNN), without randomness.
 
-    With d the distances over the square root of the width: a row's density is exp(−mean d² to its `clusters` nearest
+    With d the distances over the square root of the width: a row's density is exp(−mean d² to its `neighbours` nearest
     rows, itself among them), its separation the distance to the nearest denser row, or the largest distance of all if
     none is denser. The rows with the largest density times separation are centres, and every other row joins the
     nearest centre. Ties go to the lower index: of rows of one density the lower counts as denser. (With two clusters,
@@ -329,6 +377,7 @@ def density_peaks(rows: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     Args:
         rows: (rows, width), any float dtype.
         clusters: How many, 1 or more.
+        neighbours: How many rows a density looks at; None: as many as there are clusters.
 
     Returns:
         Centres, (clusters,) int64, the highest peak first; and the cluster of each row, (rows,) int64.
@@ -340,7 +389,7 @@ def density_peaks(rows: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     if not 1 <= clusters <= count:
         raise ShapeError(f"Cannot make {clusters} clusters of {count} rows.")
     squared = _squared_distances(rows) / width
-    nearest = squared.sort(dim=1).values[:, :clusters]
+    nearest = squared.sort(dim=1).values[:, : clusters if neighbours is None else neighbours]
     density = torch.exp(-nearest.mean(dim=1))
     distance = squared.sqrt()
     # Row i, column j: whether j is denser than i.
@@ -349,10 +398,7 @@ def density_peaks(rows: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     denser = denser | ((density[None, :] == density[:, None]) & lower)
     separation = torch.where(denser, distance, distance.max()).amin(dim=1)
     peaks = (density * separation).sort(descending=True, stable=True).indices[:clusters]
-    # Of equal distances `argmin` may give any: among 0s and 1s, sorted stably, the first 1 is the lowest centre.
-    to_centres = distance[:, peaks]
-    is_nearest = to_centres == to_centres.amin(dim=1, keepdim=True)
-    cluster = is_nearest.long().sort(dim=1, descending=True, stable=True).indices[:, 0]
+    cluster = first_most(-distance[:, peaks])
     return peaks, cluster.scatter(0, peaks, torch.arange(clusters, device=rows.device))
 
 

@@ -70,7 +70,7 @@ def max_min(distance: Tensor, count: int) -> Tensor:
     picked one.
 
     Args:
-        distance: (tokens, tokens), symmetric.
+        distance: (tokens, tokens): column j says how far token j is from each, so that tokens can have weights.
         count: How many to pick.
 
     Returns:
@@ -78,7 +78,7 @@ def max_min(distance: Tensor, count: int) -> Tensor:
     """
     _check(distance, count)
     itself = torch.eye(len(distance), dtype=torch.bool, device=distance.device)
-    scores = distance.masked_fill(itself, float("inf")).amin(dim=1)  # distance to the nearest other token
+    scores = distance.masked_fill(itself, float("inf")).amin(dim=0)  # distance to the nearest other token
     # Whoever is picked is at −inf from itself, so it is never the farthest again.
     distance = distance.masked_fill(itself, float("-inf"))
     nearest = torch.full_like(scores, float("inf"))

@@ -7,9 +7,17 @@ s_j = mean over heads of A[last, j], with A the softmax of layer K − 1; the (1
 This is the released code's "in-place" variant: tokens really leave, and the others keep their position ids.
 """
 
+import math
+from dataclasses import replace
+from typing import Literal
+
+import torch
 from torch import Tensor
 
-from foveate.contract import Attention, LayerView, Scheduled, Signal
+from foveate.contract import Attention, Hidden, LayerStage, LayerView, Scheduled, Signal
+from foveate.core.cut import Cut
+from foveate.core.merge import joined_to_nearest, one_by_one
+from foveate.core.rank import top
 
 __all__ = ["METHOD", "FastV"]
 
@@ -24,8 +32,10 @@ class FastV(Scheduled):
     Attributes:
         layers: The paper's K, (2,): the first layer that processes fewer tokens. It reads layer K − 1, so K is 1 or
             more; the code's K = 0 is a random mask (`Random`).
-        keep: The paper's 1 − R, (0.5,). R is the share that is *dropped*. Counts are rounded to the nearest, halves to
-            the even number.
+        keep: The paper's 1 − R, (0.5,). R is the share that is *dropped*.
+        rounding: Of counts: to the "nearest", halves to the even number, or "up", as in FlashVID.
+        join: What leaves joins the token that is most like it among those that stay, by the cosine of what enters the
+            layer; one after the other, each time the mean of both is taken. So HoliTom merges inside the decoder.
         retention, tokens, min_keep, scope, skip_below: See `Scheduled`.
     """
 
@@ -34,17 +44,36 @@ class FastV(Scheduled):
     usual_layers = (2,)
     usual_keep = (0.5,)
 
+    rounding: Literal["nearest", "up"] = "nearest"
+    join: bool = False
+
     def reads(self, layer: int) -> tuple[Signal, ...]:
         return (Attention(rows="last", layer="ran", heads="mean"),)
 
     def scores(self, view: LayerView) -> Tensor:
         return view.attention
 
+    def stage_at(self, depth: int, index: int, layer: int) -> LayerStage:
+        stage = super().stage_at(depth, index, layer)
+        if not self.join:
+            return stage
+        return replace(stage, reads=(*stage.reads, Hidden()), score=None, choose=_join)
+
     def kept(self, tokens: int, ratio: float) -> int:
-        return min(tokens, max(self.min_keep, round(tokens * ratio)))
+        rounded = round if self.rounding == "nearest" else math.ceil
+        return min(tokens, max(self.min_keep, rounded(tokens * ratio)))
 
     def share_for(self, count: int, tokens: int) -> float:
         return count / tokens
+
+
+def _join(view: LayerView, count: int | None) -> Cut | None:
+    assert count is not None
+    if count == len(view):
+        return None
+    everything = torch.ones_like(view.attention, dtype=torch.bool)
+    cut = joined_to_nearest(view.hidden, top(view.attention, count), everything)
+    return cut.with_rows(one_by_one(view.hidden, cut))
 
 
 _DERIVED = "derived: the paper's layer, mean over layers"

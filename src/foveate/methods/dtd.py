@@ -1,0 +1,89 @@
+"""DTD, Differential Token Drop: drop what shows what its place showed one frame earlier.
+
+Paper: Yao et al., "TimeChat-Online: 80% Visual Tokens are Naturally Redundant in Streaming Videos", ACM MM 2025,
+arXiv:2504.17343. Reads nothing but features, behind the projector.
+
+    dropped: cos(x_t, x_{t−1}) > threshold, for each token of frame t and the one at its place in the frame before
+
+The first frame stays whole. Or, by `share`, each later frame loses ⌊share · n⌋ of its n tokens, the highest cosines.
+"""
+
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Le
+from torch import Tensor
+
+from foveate.contract import Arriving, Framed, Share, change
+from foveate.core.cut import Cut
+from foveate.core.rank import by_quota, top
+from foveate.errors import SettingError
+
+__all__ = ["DTD", "METHOD"]
+
+
+class DTD(Framed):
+    """Keeps the first frame, and of each later one what changes. A picture keeps everything.
+
+    The video decides how many stay, unless `share` or a budget does. A budget moves the threshold until the count is
+    met, which is EVS. The released code's other mode, which compares pixels, is not built. Unlike there, a frame is
+    one of the video's, not all that has one time id, and places that are equal tie: the lower index stays.
+
+    Attributes:
+        threshold: The cosine above which a token leaves, in [−1, 1]; usually 0.5.
+        share: Instead of it: the share of each later frame's tokens that leaves, in [0, 1].
+        retention, tokens, positions: See `Framed`. A budget's floor is the first frame.
+
+    Raises:
+        SettingError: If threshold and share are both given.
+    """
+
+    name = "dtd"
+    schedule = ("threshold", "share")
+    usual = 0.5
+    only_videos = True
+
+    threshold: Annotated[float, Ge(-1), Le(1)] | None = None
+    share: Share | None = None
+
+    def check_settings(self) -> None:
+        if self.threshold is not None and self.share is not None:
+            raise SettingError(f"Give one of threshold and share; got {self.threshold} and {self.share}.")
+
+    @property
+    def keeps_all(self) -> bool:
+        return self.share == 0 or self.retention == 1
+
+    def own_count(self, frames: tuple[int, ...]) -> int | None:
+        if self.share is None:
+            return None
+        first, *later = frames
+        return first + sum(tokens - int(tokens * self.share) for tokens in later)
+
+    def floor(self, frames: tuple[int, ...]) -> int:
+        return frames[0]
+
+    def flops(self, arriving: Arriving, width: int) -> int:
+        """For each number 3 for its length and 3 for its difference, squared and added."""
+        return 6 * width * arriving.tokens
+
+    def select(self, features: Tensor, count: int | None) -> Tensor | Cut:
+        later = change(features[1:], features[:-1])
+        first = torch.full_like(features[:1, :, 0], 3.0)  # above any other: cosines lie in [−1, 1]
+        changes = torch.cat((first, later))
+        if count is None:
+            return Cut.keep((changes >= 1 - self.own).flatten())
+        if self.share is None:
+            return top(changes.flatten(), count)
+        frames, tokens = changes.shape
+        quotas = changes.new_full((frames,), tokens - int(tokens * self.share))
+        quotas[0] = tokens
+        return by_quota(-changes, quotas, count)
+
+
+DTD.presets = (
+    DTD.preset("qwen2.5-vl-7b/0.5", "README of the released code, threshold 0.5", threshold=0.5),
+    DTD.preset("qwen2.5-vl-7b/25%", "evaluation of the released code, three quarters of each frame", share=0.75),
+)
+
+METHOD = DTD
