@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import pytest
 import torch
 from hypothesis import given
@@ -317,3 +320,65 @@ def test_caches_that_cannot_differ_in_length_are_refused():
     with pytest.raises(fv.UnsupportedError, match="needs a transformers DynamicCache"):
         refuse_cache((), CACHE_LAYERS)
     assert QuantizedCache is not None
+
+
+# -- room for decoded rows ---------------------------------------------------------------------------------------------
+
+
+def decode(layer, column):
+    """One more token of every sample."""
+    new = torch.full((layer.keys.shape[0], 1), column)
+    layer.announce(None, 1)
+    return layer.update(states(new), states(new))
+
+
+@torch.no_grad()
+def test_a_step_writes_its_row_and_copies_nothing():
+    layer = filled(COLUMNS, 6, tail=1)
+    place, rows = layer.keys.data_ptr(), []
+    for column in range(7, 40):
+        keys, values = decode(layer, column)
+        rows.append(keys[:, 0, -1, 0].tolist())
+        assert layer.keys.data_ptr() == keys.data_ptr() == place
+        assert values.shape == keys.shape
+    assert rows == [[column] * 3 for column in range(7, 40)]
+    assert slots(layer)[0] == [0, 5, *range(6, 40)]
+
+
+@torch.no_grad()
+def test_a_full_room_is_followed_by_a_larger_one():
+    layer = filled(COLUMNS, 6, tail=1)
+    places = {decode(layer, column)[0].data_ptr() for column in range(7, 200)}
+    assert 1 < len(places) < 5
+    assert slots(layer)[1] == [0, 2, 3, 5, *range(6, 200)]
+
+
+COPIES = {"copy": copy.copy, "deep": copy.deepcopy, "sent": lambda layer: pickle.loads(pickle.dumps(layer))}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("made", COPIES)
+def test_copies_go_on_apart(made):
+    """From one room: each writes rows of its own, also after the other was cropped to where they parted."""
+    layer = filled(COLUMNS, 6, tail=3)
+    other = COPIES[made](layer)
+    decode(layer, 9)
+    layer.crop(-2)
+    for one, columns in ((layer, (8, 9)), (other, (9, 10, 11))):
+        for column in columns:
+            decode(one, column)
+    assert slots(layer)[0] == [0, 5, *range(6, 10)]
+    assert slots(other)[0] == [0, 5, *range(6, 12)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "change", [lambda layer: layer.reorder_cache(torch.tensor([2, 0, 1])), lambda layer: layer.crop(-1)]
+)
+def test_what_changes_the_rows_ends_the_room(change):
+    layer = filled(COLUMNS, 6, tail=2)
+    before = layer.keys
+    kept = before.clone()
+    getattr(layer, change)(torch.tensor([2, 0, 1]) if change == "reorder_cache" else -1)
+    decode(layer, layer.seen)
+    assert torch.equal(before, kept)

@@ -29,6 +29,10 @@ __all__ = [
     "tensors_of",
 ]
 
+LEAST_ROOM = 64
+"""Slots that a layer gets for decoded rows, or an eighth of those it has."""
+MOST_STEP = 16
+"""Rows of a call for which room is made: a step of decoding, also with guesses, and no prompt."""
 MEMO_SIZE = 8
 """How many tensors that layers of one cache share are remembered: layers alike follow each other."""
 
@@ -73,6 +77,11 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.head: tuple[Tensor, Tensor] | None = None
         self._pruned = False
         self._announced: tuple[Tensor | None, int, bool] | None = None
+        self._room: _Room | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy: it finds room of its own."""
+        return {**self.__dict__, "_room": None}
 
     def announce(self, columns: Tensor | None, span: int, ragged: bool = False) -> None:
         """Say what the next `update` brings.
@@ -123,7 +132,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             self.ragged |= ragged
             self._pruned = True
         self.seen += span
-        keys, values = super().update(key_states, value_states)
+        keys, values = self._append(key_states, value_states)
         if self.head is not None:  # a copy that lives while the layer attends
             keys, values = _behind(self.head[0], keys), _behind(self.head[1], values)
         if self.window is not None and not self.record_past:
@@ -132,6 +141,17 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
             reach = self.window - 1 + span
             return keys[..., -reach:, :], values[..., -reach:, :]
         return keys, values
+
+    def _append(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Put rows behind those that are there, and return all: a decode step without copying what is there."""
+        coming, here = key_states.shape[-2], self.keys.shape[-2] if self.is_initialized else 0
+        if coming > MOST_STEP or coming > here or torch.is_grad_enabled():
+            rows: tuple[Tensor, Tensor] = super().update(key_states, value_states)
+            return rows
+        if self._room is None or not self._room.has_place(self.keys, coming):
+            self._room = _Room(self.keys, self.values)
+        self.keys, self.values = self._room.put(key_states, value_states)
+        return self.keys, self.values
 
     def _and_these(self, coming: Tensor) -> Tensor:
         """The columns of all slots once these have come."""
@@ -190,7 +210,7 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values, self.is_initialized = None, None, False  # transformers 5.16 fills them with zeros
         self.seen = 0
         self.base, self.base_end, self.ragged = None, 0, False
-        self.shift = self.head = None
+        self.shift = self.head = self._room = None
         self._announced, self._pruned = None, False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -268,6 +288,41 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
         """Keep these slots and no others."""
         self.base, self.ragged = chosen.base, chosen.ragged
         self.keys, self.values = chosen.of_states(self.keys), chosen.of_states(self.values)
+
+
+class _Room:
+    """A layer's keys and values with free places behind them, so that a decoded row is written and the others stay.
+
+    It serves one layer (a copy has none), and only while this holds the very tensors that `put` has given it: whatever
+    else changes them, such as a crop or a reorder, makes others, and then the next row finds a new room. So a row is
+    never written where somebody else may still look.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self._filled = keys.shape[-2]
+        free = max(LEAST_ROOM, self._filled // 8)
+        self._keys, self._values = _with_room(keys, free), _with_room(values, free)
+        self._given: Tensor | None = None
+
+    def has_place(self, keys: Tensor, coming: int) -> bool:
+        """Whether the layer, which holds these keys, still gets so many rows in."""
+        return self._given is keys and coming <= self._keys.shape[-2] - self._filled
+
+    def put(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write rows behind the others, (samples, heads, rows, head size) each, and give all."""
+        start, self._filled = self._filled, self._filled + keys.shape[-2]
+        self._keys[..., start : self._filled, :] = keys
+        self._values[..., start : self._filled, :] = values
+        self._given = self._keys[..., : self._filled, :]
+        return self._given, self._values[..., : self._filled, :]
+
+
+def _with_room(rows: Tensor, free: int) -> Tensor:
+    """Rows, (samples, heads, slots, head size), with free slots behind them."""
+    samples, heads, slots, size = rows.shape
+    wide = rows.new_empty(samples, heads, slots + free, size)
+    wide[..., :slots, :] = rows
+    return wide
 
 
 @dataclass(frozen=True, slots=True)
