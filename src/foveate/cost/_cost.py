@@ -14,7 +14,7 @@ from foveate.contract.stages import Place
 from foveate.cost._decoder import Decoder
 from foveate.cost._dropping import Effect, rankable
 from foveate.cost._peak import peak
-from foveate.cost._prompt import PromptSize
+from foveate.cost._prompt import PromptLengths
 from foveate.cost._tower import smaller_tower_flops, tower_bytes, tower_flops
 from foveate.errors import SettingError
 from foveate.families.base import Family
@@ -184,7 +184,7 @@ def cost(
     family = _family_of(config)
     if attention not in ("full", "causal"):
         raise SettingError(f"attention must be 'full' or 'causal'; got {attention!r}.")
-    prompt = PromptSize.of(text_tokens, vision_tokens, tower_images)
+    prompt = PromptLengths.of(text_tokens, vision_tokens, tower_images)
     decoder = Decoder.of(config.get_text_config(), family.decoders)
     if isinstance(videos, bool):
         videos = [videos] * len(prompt.sizes)
@@ -246,7 +246,7 @@ def _family_of(config: Any) -> type[Family]:
 
 def _check_lengths(
     decoder: Decoder,
-    prompt: PromptSize,
+    prompt: PromptLengths,
     tokens: Sequence[int] | None,
     grids: Sequence[Sequence[tuple[int, int]]] | None,
     videos: Sequence[bool] | None,
@@ -265,7 +265,7 @@ def _check_lengths(
         )
 
 
-def _beside(family: type[Family], config: Any, prompt: PromptSize, dropping: Effect) -> list[int]:
+def _beside(family: type[Family], config: Any, prompt: PromptLengths, dropping: Effect) -> list[int]:
     """Rows that live while each layer runs and that the layer has not made.
 
     They are what the method remembers, and a second stream for each layer behind which the family adds to the stream.

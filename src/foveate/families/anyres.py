@@ -16,9 +16,10 @@ from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
 from foveate.errors import SettingError
 from foveate.families.base import Family
-from foveate.families.costs import Counts, Flops, drops_cls, llava_bytes, llava_cost
+from foveate.families.llava import drops_cls, llava_shape, side_of
 from foveate.families.newlines import reduce_apart
 from foveate.families.placing import place_images, replace_images
+from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tap import tapped_all
 from foveate.families.tower import (
     Encoded,
@@ -42,11 +43,12 @@ class AnyResolution(Family):
     """What LLaVA-NeXT and its descendants share; they differ in `packed`, in `shrunk` and in videos."""
 
     shares_prefix: ClassVar[bool] = True
+    runs_grids: ClassVar[bool] = False  # views overlap the picture that the tokens stand for
 
     @property
     def side(self) -> int:
         """Patches along a side of a view."""
-        return _side(self.model.config)
+        return side_of(self.model.config)
 
     @classmethod
     def shrunk(cls, config: Any, rows: int, columns: int) -> Grid:
@@ -68,7 +70,7 @@ class AnyResolution(Family):
         """Where the `length` tokens of a picture of this height and width look: the base view, then the tile map,
         each of its rows closed by a newline; or a base view and one newline. None if it has another number of tokens.
         """
-        side = _side(config)
+        side = side_of(config)
         base = grid_boxes(side, side)
         if length == len(base) + 1:  # no tiles
             return torch.cat((base, NOWHERE))
@@ -167,19 +169,17 @@ class AnyResolution(Family):
         return tuple(1 + math.prod(tiles_of(config, size)) for size in sizes)  # the base view and its tiles
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
-        if pictures is None:
-            pictures = tuple(cls.pictures_of(config, size) for size in sizes)
-        return llava_cost(config, sum(pictures))
+    def tower_shape(cls, config: Any) -> TowerShape:
+        return llava_shape(config)
 
     @classmethod
-    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
+    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
+        side = side_of(config)
         counts = pictures or tuple(cls.pictures_of(config, size) for size in sizes)
         pairs = zip(sizes, counts, strict=True)
         only_videos = all(cls.frames_of(config, size) == count for size, count in pairs)
         # Images are packed from their views, which is a copy more.
-        copies = 1 if only_videos else 2
-        return llava_bytes(config, sum(sizes), sum(counts), itemsize, copies=copies)
+        return PicturesRun(((side, side),) * sum(counts), copies=1 if only_videos else 2)
 
     @classmethod
     def frames_of(cls, config: Any, size: int) -> int:
@@ -198,7 +198,7 @@ class AnyResolution(Family):
         counts = set(cls._mosaic_counts(config, size))
         if frames := cls.frames_of(config, size):
             counts.add(frames)
-        if size == _side(config) ** 2 + 1:  # a base view and one newline
+        if size == side_of(config) ** 2 + 1:  # a base view and one newline
             counts.add(1)
         if len(counts) == 1:
             return counts.pop()
@@ -214,7 +214,7 @@ class AnyResolution(Family):
     @classmethod
     def _mosaic_counts(cls, config: Any, size: int) -> Iterator[int]:
         """Crops of each mosaic of which some picture makes `size` vision tokens, with the base view."""
-        crop, side = config.vision_config.image_size, _side(config)
+        crop, side = config.vision_config.image_size, side_of(config)
         pinpoints: list[tuple[int, int]] = config.image_grid_pinpoints  # pixels
         mosaics = [(height // crop, width // crop) for height, width in pinpoints]
         for mosaic in mosaics:
@@ -325,10 +325,6 @@ def _maps(mosaic: Grid, mosaics: Sequence[Grid], side: int) -> Iterator[Grid]:
         yield rows, wide * side
     for columns in range(wide * side, fewest_columns - 1, -2):
         yield tall * side, columns
-
-
-def _side(config: Any) -> int:
-    return int(config.vision_config.image_size // config.vision_config.patch_size)
 
 
 def _unpadded(rows: int, columns: int, height: int, width: int) -> Grid:

@@ -12,9 +12,9 @@ from foveate.core.grid import Grid
 from foveate.core.signals import Cells, Signal, TowerAttention
 from foveate.core.tensors import take_along
 from foveate.errors import UnsupportedError
-from foveate.families.costs import Counts, Flops
 from foveate.families.newlines import Stats, reduce_apart
 from foveate.families.placing import images_of, place_rows, put_images, stays_whole
+from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tap import made_by_itself, tapped_layer, unreadable
 from foveate.families.tower import Encoded, Inputs, Reducer, Run
 from foveate.families.vision import grid_boxes
@@ -45,6 +45,7 @@ class Family:
         videos: Whether the model knows videos.
         tiled: Whether features come in other pieces than images, tiles for example; then the prompt tells which are
             whose (see `image_lengths`).
+        runs_grids: Whether the tower runs on the token grids of images, so that these tell what it costs.
         core: The module that merges vision features into the text.
         decoders: The `text_config.model_type`s whose layers `fv.cost` can count, query, key, value and output
             projections, attention, and a gated MLP, all dense; and whose queries and keys are made in the usual way.
@@ -62,6 +63,7 @@ class Family:
     mergers: ClassVar[tuple[str, ...]] = ("get_placeholder_mask",)
     videos: ClassVar[bool] = False
     tiled: ClassVar[bool] = False
+    runs_grids: ClassVar[bool] = True
 
     def __init__(self, model: Any) -> None:
         require(self.oldest, type(self).__name__)
@@ -385,35 +387,33 @@ class Family:
         return None
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
-        """FLOPs of the vision tower and of the projector for one sample; a multiply-add counts two.
+    def tower_shape(cls, config: Any) -> TowerShape:
+        """The vision tower and the projector, in numbers that `foveate.cost` counts with.
 
         Args:
             config: The model's config; no weights are needed.
+
+        Raises:
+            UnsupportedError: If the family does not know them.
+        """
+        raise UnsupportedError(
+            f"The cost of the vision tower of {cls.__name__} is not known: the family needs a tower_shape method."
+        )
+
+    @classmethod
+    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
+        """The pictures of one sample that go through the tower.
+
+        Args:
+            config: The model's config.
             sizes: Vision tokens of each image or video.
             pictures: How many pictures the tower encodes for each of them (see `foveate.cost`); None to
                 tell from the sizes.
 
         Raises:
             SettingError: If the pictures cannot be told from the sizes, or contradict them.
-            UnsupportedError: If the family does not know its tower's cost.
         """
-        raise UnsupportedError(
-            f"The cost of the vision tower of {cls.__name__} is not known: the family needs a tower_cost method."
-        )
-
-    @classmethod
-    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
-        """Bytes that one sample's pictures take: the most while they are encoded, and what stays until the decoder is
-        through. None if not known. Weights and pixels are not counted.
-
-        Args:
-            config: The model's config.
-            sizes: Vision tokens of each image or video.
-            pictures: How many pictures the tower encodes for each; None to tell from the sizes.
-            itemsize: Bytes of a number.
-        """
-        return None
+        return PicturesRun(tuple((1, size) for size in sizes))
 
     @classmethod
     def late_additions(cls, config: Any) -> int:
@@ -422,14 +422,6 @@ class Family:
         The layer after each runs while two streams are in memory, with the addition and without.
         """
         return 0
-
-    @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops | None:
-        """As `tower_cost`, for token grids of each image's frames, as they come or as `encode_smaller` makes them.
-
-        None if not known.
-        """
-        return None
 
 
 def _cells(grids: Sequence[Grid]) -> int:

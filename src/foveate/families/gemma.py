@@ -9,6 +9,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -24,9 +25,9 @@ from foveate.core.tensors import take_along
 from foveate.core.views import TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
-from foveate.families.costs import Counts, Flops, gemma_cost, picture_tokens, pictures_in, tower_picture
-from foveate.families.llava import Llava
+from foveate.families.llava import Llava, clip_shape, pictures_in, side_of
 from foveate.families.placing import first_rows, place_images, replace_images
+from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tap import Tapped, tap, tapped_all
 from foveate.families.tower import (
     Encoded,
@@ -57,10 +58,9 @@ class PaliGemma(Llava):
     shares_prefix: ClassVar[bool] = False  # what stands before the question sees it
 
     @classmethod
-    def pictures_cost(cls, config: Any, pictures: int, grid: Grid | None = None) -> Flops:
+    def tower_shape(cls, config: Any) -> TowerShape:
         vision = config.vision_config
-        projector = linear(picture_tokens(config, grid), vision.hidden_size, vision.projection_dim)
-        return pictures * tower_picture(vision, grid), pictures * projector
+        return clip_shape(config, linear(1, vision.hidden_size, vision.projection_dim))
 
 
 class Gemma3(Family):
@@ -136,16 +136,15 @@ class Gemma3(Family):
         return [grid_boxes(*self._grid)] * len(lengths)
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
-        return gemma_cost(config, [None] * pictures_in(sizes, config.mm_tokens_per_image))
+    def tower_shape(cls, config: Any) -> TowerShape:
+        """The projector makes as many tokens of a picture of any size."""
+        vision, tokens = config.vision_config, config.mm_tokens_per_image
+        shape = clip_shape(config, linear(1, vision.hidden_size, config.text_config.hidden_size))
+        return replace(shape, patches=side_of(config) ** 2 // tokens, tokens=tokens)
 
     @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops | None:
-        vision = config.vision_config
-        tokens, _ = _grid(config)
-        kernel = vision.image_size // vision.patch_size // tokens  # patches of a token's side
-        grids = [(rows * kernel, columns * kernel) for image in cells for rows, columns in image]
-        return gemma_cost(config, grids)
+    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
+        return PicturesRun((_grid(config),) * sum(pictures_in(size, config.mm_tokens_per_image) for size in sizes))
 
 
 class _Corner:

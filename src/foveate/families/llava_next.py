@@ -4,6 +4,7 @@ newline after every row; a video's frames are pooled."""
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.families.anyres import NOWHERE, AnyResolution
-from foveate.families.costs import Counts, Flops, pooled_cost
+from foveate.families.llava import picture_tokens, side_of
 from foveate.families.placing import replace_images
+from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tower import Encoded, Inputs, Reducer, Run
 from foveate.families.vision import grid_boxes
 
@@ -94,23 +97,29 @@ class LlavaNextVideo(LlavaNext):
 
     @classmethod
     def frames_of(cls, config: Any, size: int) -> int:
-        side = config.vision_config.image_size // config.vision_config.patch_size
-        cells = side // config.spatial_pool_stride
+        cells = side_of(config) // config.spatial_pool_stride
         frames, rest = divmod(size, cells**2)
         return 0 if rest else frames
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
-        """Frames are pooled before the projector; a convolution counts with it."""
-        pictures = pictures or tuple(cls.pictures_of(config, size) for size in sizes)
-        pairs = zip(sizes, pictures, strict=True)
-        videos = [count > 0 and cls.frames_of(config, size) == count for size, count in pairs]
-        return pooled_cost(config, sizes, pictures, videos)
+    def tower_shape(cls, config: Any) -> TowerShape:
+        """What it leaves in memory is not known: frames are pooled before the projector."""
+        return replace(super().tower_shape(config), memory=None)
 
     @classmethod
-    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
-        """Not known: frames are pooled before the projector."""
-        return None
+    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
+        """Frames are pooled before the projector; a convolution counts with it."""
+        pictures = pictures or tuple(cls.pictures_of(config, size) for size in sizes)
+        run = super().pictures_run(config, sizes, pictures)
+        width, each = config.vision_config.hidden_size, picture_tokens(config)
+        projected = pooling = 0
+        for size, count in zip(sizes, pictures, strict=True):
+            is_video = count > 0 and cls.frames_of(config, size) == count
+            projected += size if is_video else count * each
+            if is_video and config.spatial_pool_mode == "conv":
+                out = getattr(config, "spatial_pool_out_channels", width)
+                pooling += linear(size, config.spatial_pool_stride**2 * width, out)
+        return replace(run, projected=projected, pooling=pooling)
 
 
 def _repeated(frame: Tensor, length: int, end: Tensor) -> Tensor | None:
@@ -140,7 +149,7 @@ class LlavaOnevision(AnyResolution):
     def shrunk(cls, config: Any, rows: int, columns: int) -> Grid:
         """A map of more than about nine tiles' worth of tokens (anyres_max_9) is brought down to them."""
         tiles = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
-        side = config.vision_config.image_size // config.vision_config.patch_size
+        side = side_of(config)
         ratio = math.sqrt(rows * columns / (tiles * side**2))
         if ratio <= 1.1:
             return rows, columns
@@ -207,9 +216,7 @@ class LlavaOnevision(AnyResolution):
     @classmethod
     def frames_of(cls, config: Any, size: int) -> int:
         """With the closing newline or without."""
-        vision = config.vision_config
-        side = vision.image_size // vision.patch_size
-        cells = math.ceil(side / 2)
+        cells = math.ceil(side_of(config) / 2)
         frames, rest = divmod(size, cells**2)
         return frames if rest in (0, 1) else 0
 

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from foveate.core.cut import Cut
+from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerAttention, TowerSignal
 from foveate.core.tensors import send
 from foveate.families.base import Family
-from foveate.families.costs import Counts, Flops, pixtral_cost
 from foveate.families.placing import replace_images
+from foveate.families.shape import TowerShape
 from foveate.families.tap import Tapped, tap
 from foveate.families.tiles import blocks
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, block_of, feature_layers, tower_attention, tower_keys
@@ -95,13 +96,20 @@ class Mistral3(Family):
         return output, cuts
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
-        return pixtral_cost(config, sizes)
-
-    @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops | None:
-        sizes = [rows * columns for ((rows, columns),) in cells]  # each image is one grid
-        return pixtral_cost(config, sizes)
+    def tower_shape(cls, config: Any) -> TowerShape:
+        """What pads images to a common size is not counted."""
+        vision, text = config.vision_config, config.text_config.hidden_size
+        width, block = vision.hidden_size, config.spatial_merge_size**2
+        return TowerShape(
+            depth=vision.num_hidden_layers,
+            width=width,
+            inner=vision.intermediate_size,
+            pixels=vision.num_channels * vision.patch_size**2,
+            projector=linear(1, block * width, width, text, text),
+            gated=True,
+            patches=block,
+            joined=True,
+        )
 
 
 class _PixtralReader:

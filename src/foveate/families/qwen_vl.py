@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -11,14 +12,15 @@ from torch import Tensor, nn
 from transformers.vision_utils import get_vision_window_index
 
 from foveate.core.cut import Cut
+from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerAttention, TowerSignal
 from foveate.core.views import TowerView
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.base import Family
-from foveate.families.costs import Counts, Flops, qwen_bytes, qwen_cost, windowed_cost
 from foveate.families.placing import first_rows, place_rows, replace_images, stays_whole
+from foveate.families.shape import Counts, PicturesRun, RopeTower, TowerShape
 from foveate.families.tap import Tapped, tap
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, block_of, of_image, tower_attention, tower_keys
 from foveate.families.vision import grid_boxes, smaller
@@ -34,6 +36,7 @@ __all__ = [
     "blocks_seeing_all",
     "means_of_tokens",
     "picture_view",
+    "qwen_shape",
 ]
 
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
@@ -154,33 +157,47 @@ class Qwen2VL(Family):
         return tuple(int(times) for times, _, _ in grids)
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
-        """As in the base class; a picture is a temporal patch, one for an image. The merger is the projector."""
+    def tower_shape(cls, config: Any) -> TowerShape:
+        vision = config.vision_config
+        return qwen_shape(vision, int(vision.embed_dim * vision.mlp_ratio), vision.hidden_size)
+
+    @classmethod
+    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
+        """A picture is a temporal patch, one for an image: its patches attend to one another."""
         pictures = pictures or (1,) * len(sizes)
+        grids: list[Grid] = []
         for size, count in zip(sizes, pictures, strict=True):
             if count < 1 or size % count:
                 raise SettingError(
                     f"{size} vision tokens do not divide into {count} temporal patches. Check vision_tokens and "
                     "tower_images."
                 )
-        return cls._tower(config.vision_config, sizes, pictures)
+            grids += [(1, size // count)] * count
+        return PicturesRun(tuple(grids))
 
-    @classmethod
-    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
-        vision = config.vision_config
-        inner = int(vision.embed_dim * vision.mlp_ratio)
-        return qwen_bytes(vision, sum(sizes), itemsize, inner=inner, out=vision.hidden_size)
 
-    @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops | None:
-        sizes = tuple(sum(map(math.prod, frames)) for frames in cells)
-        pictures = tuple(len(frames) for frames in cells)
-        return cls._tower(config.vision_config, sizes, pictures)
+def qwen_shape(vision: Any, inner: int, out: int, mergers: int = 1, learned: bool = False) -> TowerShape:
+    """A Qwen-VL's tower, and its mergers as the projector.
 
-    @classmethod
-    def _tower(cls, vision: Any, sizes: Counts, pictures: Counts) -> Flops:
-        inner = int(vision.embed_dim * vision.mlp_ratio)
-        return qwen_cost(vision, sizes, pictures, inner=inner, out=vision.hidden_size)
+    Args:
+        vision: The tower's config.
+        inner: Width of the blocks' MLP.
+        out: Width of the merged tokens.
+        mergers: How many make such tokens.
+        learned: See `RopeTower`.
+    """
+    width = getattr(vision, "embed_dim", None) or vision.hidden_size
+    patches = vision.spatial_merge_size**2
+    return TowerShape(
+        depth=vision.depth,
+        width=width,
+        inner=inner,
+        pixels=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+        projector=mergers * linear(1, patches * width, patches * width, out),
+        activation=vision.hidden_act,
+        patches=patches,
+        memory=RopeTower(out, width // vision.num_heads, mergers, learned),
+    )
 
 
 class _QwenReader:
@@ -298,23 +315,19 @@ class Qwen25VL(Qwen2VL):
         return order
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
+    def tower_shape(cls, config: Any) -> TowerShape:
+        vision = config.vision_config
+        shape = qwen_shape(vision, vision.intermediate_size, vision.out_hidden_size)
+        windowed = sum(index not in vision.fullatt_block_indexes for index in range(vision.depth))
+        window = vision.window_size // vision.spatial_merge_size // vision.patch_size
+        return replace(shape, gated=True, windowed=windowed, window=window)
+
+    @classmethod
+    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
         raise SettingError(
             "The cost of Qwen2.5-VL's tower depends on the windows of each picture. Pass the rows and columns of its "
             "tokens as grids=[[(height // 28, width // 28)], …], one entry per frame of each image."
         )
-
-    @classmethod
-    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
-        vision = config.vision_config
-        inner, out = vision.intermediate_size, vision.out_hidden_size
-        return qwen_bytes(vision, sum(sizes), itemsize, inner=inner, out=out, gated=True)
-
-    @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops:
-        vision = config.vision_config
-        frames = [grid for image in cells for grid in image]
-        return windowed_cost(vision, frames, vision.fullatt_block_indexes)
 
 
 class Qwen3VL(Qwen2VL):
@@ -349,26 +362,16 @@ class Qwen3VL(Qwen2VL):
         _change_deepstack(output, index, partial(first_rows, length=length))
 
     @classmethod
-    def _tower(cls, vision: Any, sizes: Counts, pictures: Counts) -> Flops:
-        inner, out = vision.intermediate_size, vision.out_hidden_size
-        return qwen_cost(vision, sizes, pictures, inner=inner, out=out, mergers=_mergers(vision))
-
-    @classmethod
-    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
+    def tower_shape(cls, config: Any) -> TowerShape:
+        """Deepstack's mergers count as projectors too: they make decoder-wide features."""
         vision = config.vision_config
-        return qwen_bytes(
-            vision,
-            sum(sizes),
-            itemsize,
-            inner=vision.intermediate_size,
-            out=vision.out_hidden_size,
-            mergers=_mergers(vision),
-            learned=True,
-        )
+        mergers = 1 + cls.late_additions(config)
+        return qwen_shape(vision, vision.intermediate_size, vision.out_hidden_size, mergers, learned=True)
 
     @classmethod
     def late_additions(cls, config: Any) -> int:
-        return _mergers(config.vision_config) - 1
+        vision = config.vision_config
+        return sum(index < vision.depth for index in vision.deepstack_visual_indexes)
 
 
 def _change_deepstack(output: Any, index: int, change: Callable[[Tensor], Tensor]) -> None:
@@ -377,12 +380,6 @@ def _change_deepstack(output: Any, index: int, change: Callable[[Tensor], Tensor
         images = list(features)
         images[index] = change(images[index])
         output.deepstack_features[depth] = images
-
-
-def _mergers(vision: Any) -> int:
-    """Deepstack's count as projectors too: they make decoder-wide features."""
-    count: int = 1 + sum(index < vision.depth for index in vision.deepstack_visual_indexes)
-    return count
 
 
 class Qwen3VLMoe(Qwen3VL):
@@ -421,8 +418,9 @@ class Qwen35(Qwen2VL):
         return project
 
     @classmethod
-    def _tower(cls, vision: Any, sizes: Counts, pictures: Counts) -> Flops:
-        return qwen_cost(vision, sizes, pictures, inner=vision.intermediate_size, out=vision.out_hidden_size)
+    def tower_shape(cls, config: Any) -> TowerShape:
+        vision = config.vision_config
+        return qwen_shape(vision, vision.intermediate_size, vision.out_hidden_size)
 
 
 class Qwen35Moe(Qwen35):

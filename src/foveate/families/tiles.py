@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, pad
 
+from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.signals import TowerSignal
 from foveate.errors import SettingError
 from foveate.families.base import Family
-from foveate.families.costs import Counts, Flops, tiles_cost
 from foveate.families.placing import replace_images
+from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tap import tapped_all
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, TowerReader
 from foveate.families.vision import grid_boxes, smaller
@@ -149,20 +150,28 @@ class Tiled(Family):
         return output, cuts
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
-        """As in the base class; a picture is a tile."""
+    def tower_shape(cls, config: Any) -> TowerShape:
+        vision = config.vision_config
+        patch = vision.patch_size
+        side = patch if isinstance(patch, int) else patch[0]  # of a patch, in pixels
+        return TowerShape(
+            depth=vision.num_hidden_layers,
+            width=vision.hidden_size,
+            inner=vision.intermediate_size,
+            pixels=vision.num_channels * side**2,
+            projector=linear(1, *cls.widths(config)),
+            patches=cls.block(config) ** 2,
+            cls=int(cls.has_cls),
+        )
+
+    @classmethod
+    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
+        """A picture is a tile."""
         side = cls.side(config)
         tokens = side**2
         if odd := [size for size in sizes if size % tokens]:
             raise SettingError(f"A tile has {tokens} vision tokens in this model; {odd[0]} is not a multiple of that.")
-        tiles = [(side, side)] * (sum(sizes) // tokens)
-        return cls.smaller_tower_cost(config, [tiles])
-
-    @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops:
-        grids = [grid for image in cells for grid in image]
-        block, widths = cls.block(config), cls.widths(config)
-        return tiles_cost(config.vision_config, grids, block, cls.has_cls, widths)
+        return PicturesRun(((side, side),) * (sum(sizes) // tokens))
 
 
 def blocks(patches: Tensor, block: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Video-LLaVA: a tower for images and one for videos; a video's frames come with their CLS, which always stays."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -13,9 +14,9 @@ from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
 from foveate.errors import SettingError
-from foveate.families.costs import Counts, Flops, llava_cost, picture_tokens
-from foveate.families.llava import Llava
+from foveate.families.llava import Llava, picture_tokens
 from foveate.families.placing import place_images, replace_images, stays_whole
+from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tap import Taps
 from foveate.families.tower import (
     Encoded,
@@ -139,18 +140,16 @@ class VideoLlava(Llava):
         return (int(frames),) * int(videos)
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
-        if pictures is None:
-            pictures = tuple(_pictures(config, size) for size in sizes)
-        count = sum(pictures)
-        tower, projector = llava_cost(config, count)
-        one_token = projector // max(1, picture_tokens(config) * count)
-        return tower, one_token * sum(sizes)  # it gets the CLS of frames too
+    def tower_shape(cls, config: Any) -> TowerShape:
+        """What it leaves in memory is not known: pictures and frames have a tower each."""
+        return replace(super().tower_shape(config), memory=None)
 
     @classmethod
-    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
-        """Not known: pictures and frames have a tower each."""
-        return None
+    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
+        if pictures is None:
+            pictures = tuple(_pictures(config, size) for size in sizes)
+        run = super().pictures_run(config, sizes, pictures)
+        return replace(run, projected=sum(sizes))  # the projector gets the CLS of frames too
 
 
 class _Videos:
