@@ -20,16 +20,15 @@ from foveate.families.llava import drops_cls, llava_shape, side_of
 from foveate.families.newlines import reduce_apart
 from foveate.families.placing import place_images, replace_images
 from foveate.families.shape import Counts, PicturesRun, TowerShape
-from foveate.families.tap import tapped_all
 from foveate.families.tower import (
     Encoded,
     Inputs,
     Reducer,
     Run,
-    TowerReader,
     block_of,
     encoder_layers,
     feature_layers,
+    tapped_all,
 )
 from foveate.families.vision import grid_boxes, picture_sizes, smaller
 
@@ -97,17 +96,16 @@ class AnyResolution(Family):
         if modality == "image":  # read before the device has work to wait for
             inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
         projected: list[Tensor] = []  # what the projector was given: (views, patches, width of the tower)
-        with tapped_all(self._attentions(reducer)) as taps, Patcher() as patches:
+        cls = drops_cls(self.model.config)
+        with tapped_all(self._attentions(reducer), cls) as taps, Patcher() as patches:
             patches.hook(self.core.multi_modal_projector, "before", lambda _, given: projected.extend(given))
             output = run()
         views = self.tower_images(self.model.config, modality, inputs)
         assert views is not None
-        cls = drops_cls(self.model.config)
-        readers = [TowerReader(cls, taps.sample(view)) for view in range(sum(views))]
 
         @functools.cache
         def stats(signal: TowerSignal) -> list[Tensor]:
-            patches = torch.stack([reader.read(signal) for reader in readers])  # (views, patches, numbers)
+            patches = torch.stack([taps.read(view, signal) for view in range(sum(views))])  # (views, patches, numbers)
             of_images = torch.split(patches, list(views))
             return self.packed(modality, of_images, inputs)
 

@@ -14,13 +14,13 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveate.core.cut import Cut
 from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
-from foveate.core.signals import TowerAttention, TowerSignal
+from foveate.core.signals import TowerSignal
 from foveate.core.tensors import take_along
 from foveate.core.views import TowerView
 from foveate.errors import UnsupportedError
@@ -28,18 +28,18 @@ from foveate.families.base import Family
 from foveate.families.llava import Llava, clip_shape, pictures_in, side_of
 from foveate.families.placing import first_rows, place_images, replace_images
 from foveate.families.shape import Counts, PicturesRun, TowerShape
-from foveate.families.tap import Tapped, tap, tapped_all
+from foveate.families.tap import Tapped
 from foveate.families.tower import (
     Encoded,
     Inputs,
     Reducer,
     Run,
-    TowerReader,
+    Taps,
     block_of,
     encoder_layers,
     of_image,
-    tower_attention,
-    tower_keys,
+    shown,
+    tapped_all,
 )
 from foveate.families.vision import grid_boxes, smaller
 
@@ -86,14 +86,13 @@ class Gemma3(Family):
         images = output.pooler_output
         views = []
         for index, image in enumerate(images):
-            reader = TowerReader(False, taps.sample(index))
-            views.append(TowerView(image, self._grid, None, partial(self._read, reader)))
+            views.append(TowerView(image, self._grid, None, partial(self._read, taps, index)))
         cuts = reducer.reduce(views)
         output.pooler_output = torch.stack(place_images(images, cuts))
         return output, cuts
 
-    def _read(self, reader: TowerReader, signal: TowerSignal) -> Tensor:
-        return self._token_means(reader.read(signal))
+    def _read(self, taps: Taps, picture: int, signal: TowerSignal) -> Tensor:
+        return self._token_means(taps.read(picture, signal))
 
     def _token_means(self, patches: Tensor) -> Tensor:
         """Means over the patches of each token, (patches, numbers) -> (tokens, numbers)."""
@@ -252,11 +251,8 @@ class Gemma4(Family):
         grids_of = self._grids(modality, inputs)  # read before the device has work to wait for
         layers = self.core.vision_tower.encoder.layers
         last = len(layers) - 1
-        blocks = {signal: layers[block_of(signal, last, len(layers))] for signal in reducer.reads}
-        readers = {block: _GemmaReader(block.self_attn, self._kernel) for block in dict.fromkeys(blocks.values())}
-        with Patcher() as patches:
-            for reader in readers.values():
-                reader.attach(patches)
+        modules = {signal: layers[block_of(signal, last, len(layers))].self_attn for signal in reducer.reads}
+        with tapped_all(modules, keys_of=("k_norm", _keys_of)) as taps:
             output = run()
         # The tower sees pictures and frames alike; an image is one of them, a video several.
         flat = [grid for grids in grids_of for grid in grids]
@@ -265,8 +261,9 @@ class Gemma4(Family):
 
         @functools.cache
         def stats(signal: TowerSignal) -> tuple[Tensor, ...]:
-            pictures = readers[blocks[signal]].pictures(signal, inputs[positions], flat)
-            return torch.split(torch.cat(pictures), lengths)
+            pictures = zip(taps.samples(signal), inputs[positions], flat, strict=True)
+            means = [_picture(signal, *picture, self._kernel) for picture in pictures]
+            return torch.split(torch.cat(means), lengths)
 
         images = output.pooler_output
         views = []
@@ -348,51 +345,18 @@ class Gemma4(Family):
         return boxes
 
 
-class _GemmaReader:
-    """Queries and keys of the patches of all of a call's pictures, from one layer of Gemma 4's tower."""
+def _keys_of(attention: Any, output: Tensor) -> Tensor:
+    """Keys before RoPE, (pictures, heads, patches, head size), from (pictures, patches, heads, head size)."""
+    return output.transpose(1, 2)
 
-    def __init__(self, attention: Any, kernel: int) -> None:
-        self._attention = attention
-        self._kernel = kernel
-        self._heads: list[Tapped] = []
-        self._keys: list[Tensor] = []
 
-    def attach(self, patches: Patcher) -> None:
-        """Read until the patcher restores the layer."""
-        patches.hook(self._attention.k_norm, "after", self._note_keys)
-        tap(patches, self._attention, self._note_heads)
-
-    def _note_keys(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        self._keys.append(output)  # before RoPE: (pictures, patches, heads, head size)
-
-    def _note_heads(self, queries: Tensor, keys: Tensor, scaling: float) -> None:
-        self._heads.append(Tapped(queries, keys, scaling))
-
-    def pictures(self, signal: TowerSignal, positions: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
-        """What a signal is of each picture's tokens, (tokens, numbers), from where its patches are."""
-        (heads,), (keys,) = self._heads, self._keys
-        pictures = zip(heads.queries, heads.keys, keys, positions, grids, strict=True)
-        return [self._picture(signal, *picture, heads.scaling) for picture in pictures]
-
-    def _picture(
-        self,
-        signal: TowerSignal,
-        queries: Tensor,
-        turned: Tensor,
-        keys: Tensor,
-        positions: Tensor,
-        grid: Grid,
-        scaling: float,
-    ) -> Tensor:
-        # Sorted so that padding comes last; as many are real as the grid says, so nothing waits for the device.
-        is_padding = (positions < 0).any(dim=-1)
-        order = torch.sort(is_padding.long(), stable=True).indices
-        real = order[: math.prod(grid) * self._kernel**2]
-        if isinstance(signal, TowerAttention):
-            values = tower_attention(signal, Tapped(queries[:, real], turned[:, real], scaling))[:, None]
-        else:
-            values = tower_keys(signal, keys[real].transpose(0, 1))
-        return _token_means(values, positions[real], grid, self._kernel)
+def _picture(signal: TowerSignal, heads: Tapped, positions: Tensor, grid: Grid, kernel: int) -> Tensor:
+    """What a signal is of a picture's tokens, (tokens, numbers), from where its patches are, (patches, 2)."""
+    # Sorted so that padding comes last; as many are real as the grid says, so nothing waits for the device.
+    is_padding = (positions < 0).any(dim=-1)
+    order = torch.sort(is_padding.long(), stable=True).indices
+    real = order[: math.prod(grid) * kernel**2]
+    return _token_means(shown(signal, heads.at(real)), positions[real], grid, kernel)
 
 
 def _token_means(patches: Tensor, positions: Tensor, grid: Grid, kernel: int) -> Tensor:

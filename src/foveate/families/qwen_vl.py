@@ -8,21 +8,19 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
 from foveate.core.cut import Cut
 from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells, join
-from foveate.core.patching import Patcher
-from foveate.core.signals import TowerAttention, TowerSignal
+from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.base import Family
 from foveate.families.placing import first_rows, place_rows, replace_images, stays_whole
 from foveate.families.shape import Counts, PicturesRun, RopeTower, TowerShape
-from foveate.families.tap import Tapped, tap
-from foveate.families.tower import Encoded, Inputs, Reducer, Run, block_of, of_image, tower_attention, tower_keys
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, block_of, of_image, shown, tapped_all
 from foveate.families.vision import grid_boxes, smaller
 
 __all__ = [
@@ -84,18 +82,17 @@ class Qwen2VL(Family):
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the merger: a token's score and key are the means of its four patches'."""
         grids = inputs[f"{modality}_grid_thw"].cpu()  # read before the device has work to wait for
-        readers = {signal: _QwenReader(signal, self.scoring_block(signal).attn) for signal in reducer.reads}
-        with Patcher() as patches:
-            for reader in readers.values():
-                reader.attach(patches)
+        modules = {signal: self.scoring_block(signal).attn for signal in reducer.reads}
+        with tapped_all(modules, keys_of=("qkv", _keys_of)) as taps:
             output = run()
         features, side = list(output.pooler_output), self.core.visual.spatial_merge_size
         sizes = [len(image) for image in features]
 
         @functools.cache
         def stats(signal: TowerSignal) -> tuple[Tensor, ...]:
-            means = readers[signal].token_means(side**2, self.token_order(grids))
-            return torch.split(means, sizes)
+            # The attention runs once for each sequence that looks at itself alone.
+            patches = torch.cat([shown(signal, heads) for heads in taps.samples(signal)])
+            return torch.split(means_of_tokens(patches, side**2, self.token_order(grids)), sizes)
 
         views = []
         for index, (image, grid) in enumerate(zip(features, grids.tolist(), strict=True)):
@@ -200,36 +197,12 @@ def qwen_shape(vision: Any, inner: int, out: int, mergers: int = 1, learned: boo
     )
 
 
-class _QwenReader:
-    """One signal of the patches of all images of a call, from the attention of one block of the tower.
+def _keys_of(attention: Any, output: Tensor) -> Tensor:
+    """Keys before RoPE, (1, heads, patches, head size).
 
-    The attention runs once for each sequence that looks at itself alone, so it may be tapped several times.
+    From (patches, 3 · width): queries, keys and values side by side, each (heads, head size).
     """
-
-    def __init__(self, signal: TowerSignal, attention: Any) -> None:
-        self._signal = signal
-        self._attention = attention
-        self._parts: list[Tensor] = []
-
-    def attach(self, patches: Patcher) -> None:
-        """Read until the patcher restores the block."""
-        if isinstance(self._signal, TowerAttention):
-            tap(patches, self._attention, self._note_attention)
-        else:
-            patches.hook(self._attention.qkv, "after", self._note_keys)
-
-    def _note_keys(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        # (patches, 3 · width): queries, keys and values side by side, each (heads, head size)
-        heads = output.reshape(len(output), 3, self._attention.num_heads, -1)[:, 1]
-        self._parts.append(tower_keys(self._signal, heads.transpose(0, 1)))  # before RoPE
-
-    def _note_attention(self, queries: Tensor, keys: Tensor, scaling: float) -> None:
-        assert isinstance(self._signal, TowerAttention)
-        self._parts.append(tower_attention(self._signal, Tapped(queries[0], keys[0], scaling))[:, None])
-
-    def token_means(self, group: int, order: Any) -> Tensor:
-        """Means over the `group` patches of each token, in this order: (tokens, numbers)."""
-        return means_of_tokens(torch.cat(self._parts), group, order)
+    return output.reshape(len(output), 3, attention.num_heads, -1)[None, :, 1].transpose(1, 2)
 
 
 def means_of_tokens(patches: Tensor, group: int, order: Any) -> Tensor:

@@ -16,8 +16,7 @@ from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.families.placing import replace_images
 from foveate.families.shape import Counts, PicturesRun, TowerShape
-from foveate.families.tap import tapped_all
-from foveate.families.tower import Encoded, Inputs, Reducer, Run, TowerReader
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, tapped_all
 from foveate.families.vision import grid_boxes, smaller
 
 __all__ = ["Tiled", "blocks", "mosaic", "run_lengths", "runs"]
@@ -106,13 +105,13 @@ class Tiled(Family):
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector, over all tiles of an image: a token's score and key are the means of its patches'."""
-        with tapped_all({signal: self.attention_of(signal) for signal in reducer.reads}) as taps:
+        modules = {signal: self.attention_of(signal) for signal in reducer.reads}
+        with tapped_all(modules, self.has_cls) as taps:
             output = run()
 
         @functools.cache
         def stats(signal: TowerSignal) -> tuple[Tensor, ...]:
-            readers = [TowerReader(self.has_cls, taps.sample(tile)) for tile in range(len(taps))]
-            tokens = torch.cat([self._token_means(reader.read(signal)) for reader in readers])
+            tokens = torch.cat([self._token_means(taps.read(tile, signal)) for tile in range(len(taps))])
             lengths = reducer.lengths(len(tokens))
             return torch.split(tokens, list(lengths))
 

@@ -17,13 +17,12 @@ from foveate.errors import SettingError
 from foveate.families.llava import Llava, picture_tokens
 from foveate.families.placing import place_images, replace_images, stays_whole
 from foveate.families.shape import Counts, PicturesRun, TowerShape
-from foveate.families.tap import Taps
 from foveate.families.tower import (
     Encoded,
     Inputs,
     Reducer,
     Run,
-    TowerReader,
+    Taps,
     block_of,
     encoder_layers,
     feature_layers,
@@ -84,7 +83,7 @@ class VideoLlava(Llava):
         layers: Any = encoder_layers(self.core.video_tower)
         last = max(feature_layers(self.model.config, len(layers)))
         blocks = {signal: layers[block_of(signal, last, len(layers))] for signal in reducer.reads}
-        taps = Taps({signal: block.self_attn for signal, block in blocks.items()})
+        taps = Taps({signal: block.self_attn for signal, block in blocks.items()}, cls=True)
         frames = self.pieces(modality, inputs)
         videos = _Videos(frames, (self.side, self.side), reducer, taps)
         with Patcher() as patches:
@@ -178,16 +177,12 @@ class _Videos:
 
     def reduced(self, states: Tensor) -> Tensor:
         """Frames, (videos · frames, 1 + patches, width), with each video's patches reduced."""
-        readers: list[TowerReader] = []
-        if self._taps is not None:
-            heads = [self._taps.sample(frame) for frame in range(len(states))]
-            readers = [TowerReader(True, of_frame) for of_frame in heads]
         videos = _patches(states, self._frames)
         grids = (self._grid,) * self._frames
         views = []
         for index, patches in enumerate(videos):
             first = index * self._frames
-            read = partial(_read, readers[first : first + self._frames])
+            read = partial(self._read, range(first, first + self._frames))
             views.append(TowerView(patches, None, None, read, grids=grids))
         self.cuts = self._reducer.reduce(views)
         if all(stays_whole(cut) for cut in self.cuts):
@@ -195,10 +190,10 @@ class _Videos:
         placed = place_images(videos, self.cuts)
         return _with_cls(states[:, :1], placed)
 
-
-def _read(frames: Sequence[TowerReader], signal: TowerSignal) -> Tensor:
-    """What the tower shows of a video's patches, frame by frame: (patches, numbers)."""
-    return torch.cat([frame.read(signal) for frame in frames])
+    def _read(self, frames: Sequence[int], signal: TowerSignal) -> Tensor:
+        """What the tower shows of a video's patches, frame by frame: (patches, numbers)."""
+        assert self._taps is not None
+        return torch.cat([self._taps.read(frame, signal) for frame in frames])
 
 
 def _patches(states: Tensor, frames: int) -> Tensor:
