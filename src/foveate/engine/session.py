@@ -179,7 +179,7 @@ def _chosen(method: Method | str, retention: float | None, tokens: float | None)
 
 
 @dataclass(slots=True)
-class Generation:
+class GenerateCall:
     """What is known of the running `generate` call, which encodes pictures before the forward that they are in.
 
     Attributes:
@@ -210,7 +210,7 @@ class Session:
         self._runner = LayerRunner(family, self._program)
         self._patches = Patcher()
         self._forward: Forward | None = None
-        self._generation = Generation()
+        self._generation = GenerateCall()
         self._ending: Ending | None = None
         self._last_only = False
         self._encoding = False
@@ -273,12 +273,12 @@ class Session:
         arguments.update(arguments.pop("kwargs", {}))
         config = arguments.get("generation_config") or self._family.model.generation_config
         chunk = arguments.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
-        self._generation = Generation(_new_ids(arguments), chunk)
+        self._generation = GenerateCall(_new_ids(arguments), chunk)
         self._forward = None
         try:
             return original(*args, **kwargs)
         finally:
-            self._generation = Generation()
+            self._generation = GenerateCall()
 
     def before_model(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note whether only the last column's logits are asked for, as `generate` does."""
