@@ -18,14 +18,14 @@ from foveate.errors import SettingError
 from foveate.families.base import Family
 from foveate.families.llava import drops_cls, llava_shape, side_of
 from foveate.families.newlines import reduce_apart
-from foveate.families.placing import place_images, replace_images
+from foveate.families.placing import replace_images
 from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tower import (
     Encoded,
     Inputs,
     Reducer,
     Run,
-    block_of,
+    attentions,
     encoder_layers,
     feature_layers,
     tapped_all,
@@ -97,7 +97,9 @@ class AnyResolution(Family):
             inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
         projected: list[Tensor] = []  # what the projector was given: (views, patches, width of the tower)
         cls = drops_cls(self.model.config)
-        with tapped_all(self._attentions(reducer), cls) as taps, Patcher() as patches:
+        layers = encoder_layers(self.core.vision_tower)
+        last = max(feature_layers(self.model.config, len(layers)))
+        with tapped_all(attentions(layers, reducer.reads, last), cls) as taps, Patcher() as patches:
             patches.hook(self.core.multi_modal_projector, "before", lambda _, given: projected.extend(given))
             output = run()
         views = self.tower_images(self.model.config, modality, inputs)
@@ -113,24 +115,14 @@ class AnyResolution(Family):
         def made() -> list[Tensor]:
             return self.packed(modality, torch.split(projected[0], list(views)), inputs)
 
-        images = list(output.pooler_output)
+        images = output.pooler_output
         lengths = [len(image) for image in images]
         places = self.boxes(modality, inputs, lengths)
         # A video's frames may be pooled before the projector.
         shown = (lambda index: made()[index]) if modality == "image" else None
         cuts = reduce_apart(images, places, reducer, stats, made=shown)
-        features = place_images(images, cuts)
-        if isinstance(output.pooler_output, Tensor):  # videos, which are as long as each other
-            output.pooler_output = torch.stack(features)
-        else:
-            output.pooler_output = features
+        self.place(output, images, cuts)
         return output, cuts
-
-    def _attentions(self, reducer: Reducer) -> dict[TowerSignal, Any]:
-        """The attention module of the tower that each signal is read of."""
-        layers: Any = encoder_layers(self.core.vision_tower)
-        last = max(feature_layers(self.model.config, len(layers)))
-        return {signal: layers[block_of(signal, last, len(layers))].self_attn for signal in reducer.reads}
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The tower interpolates its position embeddings; the smaller views are packed as the model packs its own.
@@ -146,8 +138,7 @@ class AnyResolution(Family):
         with Patcher() as patches:
             patches.wrap(self.core, "pack_image_features", packer.pack)
             output = self.run_smaller(run, "pixel_values", inputs, cells)
-        output.pooler_output, cuts = replace_images(output.pooler_output, packer.cells)
-        return output, cuts
+        return output, replace_images(output, packer.cells)
 
     def run_smaller(self, run: Run, name: str, inputs: Inputs, cells: Grid) -> Any:
         """Run with pictures resized to `cells`, rows and columns of patches."""

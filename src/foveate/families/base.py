@@ -13,7 +13,7 @@ from foveate.core.signals import Cells, Signal, TowerAttention
 from foveate.core.tensors import take_along
 from foveate.errors import UnsupportedError
 from foveate.families.newlines import Stats, reduce_apart
-from foveate.families.placing import images_of, place_rows, put_images, stays_whole
+from foveate.families.placing import images_of, place_rows, put_images
 from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tap import made_by_itself, tapped_layer, unreadable
 from foveate.families.tower import Encoded, Inputs, Reducer, Run
@@ -192,6 +192,11 @@ class Family:
         """
         return None
 
+    @property
+    def is_usual(self) -> bool:
+        """Whether the decoder's layers make queries and keys in the usual way."""
+        return self.text.config.model_type in self.decoders
+
     def queries_and_keys(
         self, layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, float]:
@@ -212,7 +217,7 @@ class Family:
             UnsupportedError: If the layer's attention is built in a way this does not know.
         """
         attention = layer.self_attn
-        if self.text.config.model_type not in self.decoders:
+        if not self.is_usual:
             return made_by_itself(layer, hidden, queries, rotary)
         normed = layer.input_layernorm(hidden)
 
@@ -247,7 +252,7 @@ class Family:
             UnsupportedError: If the layer's attention is built in a way this does not know: it may leave RoPE out.
         """
         rotate = rotation(layer.self_attn)
-        if rotate is None or self.text.config.model_type not in self.decoders:
+        if rotate is None or not self.is_usual:
             raise UnsupportedError(
                 f"foveate does not know how {type(layer.self_attn).__name__} applies RoPE, so it cannot read "
                 "Attention(without_distance=True). Use a method that does not read it, such as SparseVLM."
@@ -318,12 +323,17 @@ class Family:
         if grids is None or [_cells(frames) for frames in grids] != sizes:
             places = self.boxes(modality, self.remembered(inputs), sizes)
         cuts = reduce_apart(features, places, reducer, stats, grids)
+        self.place(output, features, cuts)
+        return cuts
+
+    def place(self, output: Any, images: Sequence[Tensor], cuts: Sequence[Cut | None]) -> None:
+        """Put what cuts leave of images' features, (tokens, width) each, into what a `get_*_features` call answered."""
+        features = list(images)
         for index, cut in enumerate(cuts):
-            if cut is not None and not stays_whole(cut):
+            if cut is not None and not cut.stays_whole:
                 features[index] = place_rows(features[index], cut)
                 self.place_deepstack(output, index, cut)
         put_images(output, features)
-        return cuts
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """As `encode`, with smaller images given to the tower: as large as the token grids `reducer.coarsen` wants."""

@@ -21,12 +21,11 @@ from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
-from foveate.core.tensors import take_along
 from foveate.core.views import TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
 from foveate.families.llava import Llava, clip_shape, pictures_in, side_of
-from foveate.families.placing import first_rows, place_images, replace_images
+from foveate.families.placing import first_rows, replace_images
 from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tap import Tapped
 from foveate.families.tower import (
@@ -35,7 +34,7 @@ from foveate.families.tower import (
     Reducer,
     Run,
     Taps,
-    block_of,
+    attentions,
     encoder_layers,
     of_image,
     shown,
@@ -78,17 +77,14 @@ class Gemma3(Family):
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector: a token's score and key are the means of the patches averaged into it."""
-        layers: Any = encoder_layers(self.core.vision_tower)
-        last = len(layers) - 1
-        blocks = {signal: layers[block_of(signal, last, len(layers))] for signal in reducer.reads}
-        with tapped_all({signal: block.self_attn for signal, block in blocks.items()}) as taps:
+        with tapped_all(attentions(encoder_layers(self.core.vision_tower), reducer.reads)) as taps:
             output = run()
         images = output.pooler_output
         views = []
         for index, image in enumerate(images):
             views.append(TowerView(image, self._grid, None, partial(self._read, taps, index)))
         cuts = reducer.reduce(views)
-        output.pooler_output = torch.stack(place_images(images, cuts))
+        self.place(output, images, cuts)
         return output, cuts
 
     def _read(self, taps: Taps, picture: int, signal: TowerSignal) -> Tensor:
@@ -118,10 +114,7 @@ class Gemma3(Family):
         with Patcher() as patches:
             patches.wrap(projector, "forward", corner.project)
             output = run(pixel_values=small, interpolate_pos_encoding=True)
-        images = output.pooler_output
-        features, cuts = replace_images(images, [into_cells(grid, cells)] * len(images))
-        output.pooler_output = torch.stack(features)
-        return output, cuts
+        return output, replace_images(output, [into_cells(grid, cells)] * len(pixels))
 
     @classmethod
     def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
@@ -224,22 +217,9 @@ class Gemma4(Family):
                 masks.append((modality, mask))
         return masks
 
-    def queries_and_keys(
-        self, layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, float]:
-        attention = layer.self_attn
-        normed = layer.input_layernorm(hidden)
-
-        def heads(rows: Tensor, projection: Any, norm: Any, cos: Tensor, sin: Tensor) -> Tensor:
-            """(samples, rows, width) -> (samples, heads, rows, head size), after norm and RoPE."""
-            states = projection(rows).unflatten(-1, (-1, attention.head_dim))
-            return self.rotate(layer, norm(states).transpose(1, 2), (cos, sin))
-
-        places = queries[..., None]  # (samples, …, 1)
-        tables = (take_along(table, places, dim=-2) for table in rotary)
-        asking = heads(take_along(normed, places, dim=1), attention.q_proj, attention.q_norm, *tables)
-        keys = heads(normed, attention.k_proj, attention.k_norm, *rotary)
-        return asking, keys, float(attention.scaling)
+    @property
+    def is_usual(self) -> bool:
+        return True
 
     def rotate(self, layer: Any, states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         rotate = sys.modules[type(layer.self_attn).__module__].apply_rotary_pos_emb
@@ -249,9 +229,7 @@ class Gemma4(Family):
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector: a token's score and key are the means of the patches pooled into it."""
         grids_of = self._grids(modality, inputs)  # read before the device has work to wait for
-        layers = self.core.vision_tower.encoder.layers
-        last = len(layers) - 1
-        modules = {signal: layers[block_of(signal, last, len(layers))].self_attn for signal in reducer.reads}
+        modules = attentions(self.core.vision_tower.encoder.layers, reducer.reads)
         with tapped_all(modules, keys_of=("k_norm", _keys_of)) as taps:
             output = run()
         # The tower sees pictures and frames alike; an image is one of them, a video several.
@@ -271,7 +249,7 @@ class Gemma4(Family):
             plain = grids[0] if len(grids) == 1 else None
             views.append(TowerView(image, plain, None, partial(of_image, stats, index), grids=tuple(grids)))
         cuts = reducer.reduce(views)
-        output.pooler_output = place_images(images, cuts)
+        self.place(output, images, cuts)
         return output, cuts
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
@@ -295,8 +273,7 @@ class Gemma4(Family):
                 picture += 1
         smaller_inputs = dict(zip(names, (patches, positions), strict=True))
         output = run(**smaller_inputs)
-        output.pooler_output, cuts = replace_images(output.pooler_output, merged)
-        return output, cuts
+        return output, replace_images(output, merged)
 
     def _resized(self, patches: Tensor, grid: Grid, cells: Grid) -> tuple[Tensor, Tensor]:
         """A picture's patches, (patches, size · size · channels), and their places, as of one of `cells` tokens."""

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from foveate.core.flops import linear
@@ -103,11 +102,7 @@ class Llava(Family):
         rows, columns = cells
         small = smaller(pixels, rows * patch, columns * patch)
         output = run(**{name: small, "interpolate_pos_encoding": True})
-        images = output.pooler_output
-        merged = into_cells(grid, cells)  # the same of every picture
-        features, cuts = replace_images(images, [merged] * len(images))
-        output.pooler_output = torch.stack(features) if isinstance(images, Tensor) else features
-        return output, cuts
+        return output, replace_images(output, [into_cells(grid, cells)] * len(pixels))
 
     @classmethod
     def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:

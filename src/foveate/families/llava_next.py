@@ -4,7 +4,7 @@ newline after every row; a video's frames are pooled."""
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -73,27 +73,13 @@ class LlavaNextVideo(LlavaNext):
         """A video's frames are resized so that their pooled tokens are as many as wanted."""
         if modality != "video":
             return super().encode_smaller(run, modality, inputs, reducer)
-        videos, frames = inputs["pixel_values_videos"].shape[:2]
-        cells = self.side // self.stride
-        grids = ((cells, cells),) * frames
-        coarse = reducer.coarsen(grids, frames * cells**2, 0)
-        if coarse == grids:
-            return run(), [None] * videos
-        rows, columns = coarse[0]
-        views = self.stride * rows, self.stride * columns  # patches of a smaller frame
         resampler = self.core.vision_resampler
 
-        def resample(original: Any, states: Tensor) -> Tensor:
-            return _pooled(resampler.pool, views, states)
+        def pooling(rows: int, columns: int) -> Pooling:
+            return resampler.pool, (self.stride * rows, self.stride * columns)
 
-        with Patcher() as patches:
-            patches.wrap(resampler, "forward", resample)
-            output = self.run_smaller(run, "pixel_values_videos", inputs, views)
-        frame = into_cells(grids[0], coarse[0])
-        merged = join([frame] * frames)
-        features, cuts = replace_images(output.pooler_output, [merged] * videos)
-        output.pooler_output = torch.stack(features)
-        return output, cuts
+        frames = SmallerFrames(self, self.side // self.stride, pooling, resampler, "forward")
+        return frames.encode(run, inputs, reducer)
 
     @classmethod
     def frames_of(cls, config: Any, size: int) -> int:
@@ -138,6 +124,45 @@ def _pooled(pool: Callable[[Tensor], Tensor], grid: Grid, frames: Tensor) -> Ten
     return pool(maps).flatten(2).transpose(1, 2)
 
 
+Pooling = tuple[Callable[[Tensor], Tensor], Grid]
+"""What pools the maps of a video's frames, and their rows and columns before, in patches."""
+
+
+@dataclass(frozen=True, slots=True)
+class SmallerFrames:
+    """Runs a tower on a video's frames resized, so that their pooled tokens are as many as wanted.
+
+    Attributes:
+        family: Of the model.
+        side: Tokens along a side of a frame of the usual size.
+        pooling: For frames of so many rows and columns of tokens.
+        owner, name: The function of the model that pools.
+        newlines: Behind all frames.
+    """
+
+    family: AnyResolution
+    side: int
+    pooling: Callable[[int, int], Pooling]
+    owner: Any
+    name: str
+    newlines: int = 0
+
+    def encode(self, run: Run, inputs: Inputs, reducer: Reducer) -> Encoded:
+        """See `Family.encode_smaller`."""
+        videos, frames = inputs["pixel_values_videos"].shape[:2]
+        grids = ((self.side, self.side),) * frames
+        coarse = reducer.coarsen(grids, frames * self.side**2 + self.newlines, self.newlines)
+        if coarse == grids:
+            return run(), [None] * videos
+        pool, patches_of = self.pooling(*coarse[0])
+        with Patcher() as patches:
+            patches.wrap(self.owner, self.name, lambda _, states: _pooled(pool, patches_of, states))
+            output = self.family.run_smaller(run, "pixel_values_videos", inputs, patches_of)
+        newlines = [into_cells((1, 1), (1, 1))] * self.newlines
+        merged = join([into_cells(grids[0], coarse[0])] * frames + newlines)
+        return output, replace_images(output, [merged] * videos)
+
+
 class LlavaOnevision(AnyResolution):
     """Where things are inside `LlavaOnevisionForConditionalGeneration`: a video ends with a newline."""
 
@@ -177,28 +202,13 @@ class LlavaOnevision(AnyResolution):
         """A video's frames are resized so that their pooled tokens are as many as wanted."""
         if modality != "video":
             return super().encode_smaller(run, modality, inputs, reducer)
-        videos, frames = inputs["pixel_values_videos"].shape[:2]
-        grids = ((self._cells, self._cells),) * frames
-        coarse = reducer.coarsen(grids, frames * self._cells**2 + 1, 1)
-        if coarse == grids:
-            return run(), [None] * videos
-        cells = coarse[0]
-        rows, columns = cells
-        views = min(self.side, 2 * rows), min(self.side, 2 * columns)  # patches of a smaller frame
-        pool = partial(interpolate, size=cells, mode="bilinear")
 
-        def apply_pooling(original: Any, states: Tensor) -> Tensor:
-            return _pooled(pool, views, states)
+        def pooling(rows: int, columns: int) -> Pooling:
+            pool = partial(interpolate, size=(rows, columns), mode="bilinear")
+            return pool, (min(self.side, 2 * rows), min(self.side, 2 * columns))
 
-        with Patcher() as patches:
-            patches.wrap(self.core, "apply_pooling", apply_pooling)
-            output = self.run_smaller(run, "pixel_values_videos", inputs, views)
-        newline = into_cells((1, 1), (1, 1))
-        frame = into_cells(grids[0], cells)
-        merged = join([frame] * frames + [newline])
-        features, cuts = replace_images(output.pooler_output, [merged] * videos)
-        output.pooler_output = torch.stack(features)
-        return output, cuts
+        frames = SmallerFrames(self, self._cells, pooling, self.core, "apply_pooling", newlines=1)
+        return frames.encode(run, inputs, reducer)
 
     @classmethod
     def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:

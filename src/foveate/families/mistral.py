@@ -17,8 +17,8 @@ from foveate.families.base import Family
 from foveate.families.placing import replace_images
 from foveate.families.shape import TowerShape
 from foveate.families.tap import Tapped
-from foveate.families.tiles import blocks
-from foveate.families.tower import Encoded, Inputs, Reducer, Run, block_of, feature_layers, shown, tapped_all
+from foveate.families.tiles import block_means
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, attentions, feature_layers, shown, tapped_all
 from foveate.families.vision import grid_boxes, picture_sizes, smaller
 
 __all__ = ["FAMILY", "Mistral3"]
@@ -52,8 +52,7 @@ class Mistral3(Family):
         config, layers = self.model.config, self.core.vision_tower.transformer.layers
         # Read before the device has work to wait for.
         inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
-        last = max(feature_layers(config, len(layers)))
-        modules = {signal: layers[block_of(signal, last, len(layers))].attention for signal in reducer.reads}
+        modules = attentions(layers, reducer.reads, max(feature_layers(config, len(layers))), "attention")
         with tapped_all(modules, keys_of=("k_proj", _keys_of)) as taps:
             output = run()
         grids = _grids(inputs, config.vision_config.patch_size)
@@ -88,9 +87,8 @@ class Mistral3(Family):
             shapes *= 2
         sizes = send(torch.tensor(shapes), inputs["pixel_values"].device)
         output = run(pixel_values=_padded(pictures, sizes), image_sizes=sizes)
-        images = list(output.pooler_output)[: len(merged)]
-        output.pooler_output, cuts = replace_images(images, merged)
-        return output, cuts
+        output.pooler_output = list(output.pooler_output)[: len(merged)]
+        return output, replace_images(output, merged)
 
     @classmethod
     def tower_shape(cls, config: Any) -> TowerShape:
@@ -133,8 +131,7 @@ def _token_means(patches: Tensor, block: int) -> Tensor:
     """Means over the patches of each token, (1, rows, columns, numbers) -> (tokens, numbers); patches that fill no
     block are left out."""
     rows, columns = (side // block * block for side in patches.shape[1:3])
-    grouped = blocks(patches[:, :rows, :columns], block)[0]
-    return grouped.view(len(grouped), block**2, -1).mean(dim=1)
+    return block_means(patches[:, :rows, :columns], block)
 
 
 def _padded(pictures: Sequence[Tensor], sizes: Tensor) -> Tensor:

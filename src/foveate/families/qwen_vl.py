@@ -18,7 +18,7 @@ from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.base import Family
-from foveate.families.placing import first_rows, place_rows, replace_images, stays_whole
+from foveate.families.placing import first_rows, replace_images
 from foveate.families.shape import Counts, PicturesRun, RopeTower, TowerShape
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, block_of, of_image, shown, tapped_all
 from foveate.families.vision import grid_boxes, smaller
@@ -99,11 +99,7 @@ class Qwen2VL(Family):
             read, deepstack = partial(of_image, stats, index), self.deepstack_of(output, index)
             views.append(picture_view(side, image, grid, read, deepstack))
         cuts = reducer.reduce(views)
-        for index, cut in enumerate(cuts):
-            if cut is not None and not stays_whole(cut):
-                features[index] = place_rows(features[index], cut)
-                self.place_deepstack(output, index, cut)
-        output.pooler_output = features
+        self.place(output, features, cuts)
         return output, cuts
 
     encode_projected = encode  # what is read of the tower is there as well
@@ -136,7 +132,7 @@ class Qwen2VL(Family):
             pictures.append(_resized(patches, (times, height, width), coarse, vision))
             small_grids[index, 1:] = torch.tensor(coarse) * side
         output = run(**{name: torch.cat(pictures), grid_name: small_grids})
-        output.pooler_output, cuts = replace_images(output.pooler_output, merged)
+        cuts = replace_images(output, merged)
         for index, cut in enumerate(cuts):
             if cut is not None:
                 # `replace_images` has put zeros behind the features alone.

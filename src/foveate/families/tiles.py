@@ -19,7 +19,7 @@ from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tower import Encoded, Inputs, Reducer, Run, tapped_all
 from foveate.families.vision import grid_boxes, smaller
 
-__all__ = ["Tiled", "blocks", "mosaic", "run_lengths", "runs"]
+__all__ = ["Tiled", "block_means", "blocks", "mosaic", "run_lengths", "runs"]
 
 THUMBNAIL = 32  # pixels of a side that tell which mosaic the tiles of a picture make
 
@@ -119,11 +119,8 @@ class Tiled(Family):
 
     def _token_means(self, patches: Tensor) -> Tensor:
         """Means over the patches of each of a tile's tokens, (patches, numbers) -> (tokens, numbers)."""
-        block = self.block(self.model.config)
         side = math.isqrt(len(patches))
-        tile = patches.view(1, side, side, -1)
-        grouped = blocks(tile, block)[0]  # (tokens, block² · numbers)
-        return grouped.view(len(grouped), block**2, -1).mean(dim=1)
+        return block_means(patches.view(1, side, side, -1), self.block(self.model.config))
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Every tile of a call gets the same size."""
@@ -140,11 +137,10 @@ class Tiled(Family):
         block = self.block(self.model.config)
         patch = pixels.shape[-1] // (side * block)  # pixels of a patch's side
         output, features = self.project(smaller(pixels, rows * block * patch, columns * block * patch))
-        images = [tiles.flatten(0, 1) for tiles in torch.split(features, counts)]
+        output.pooler_output = [tiles.flatten(0, 1) for tiles in torch.split(features, counts)]
         tile = into_cells((side, side), (rows, columns))
-        merged = [join([tile] * count) for count in counts]
-        placed, cuts = replace_images(images, merged)
-        features = torch.cat(placed).view(len(pixels), tokens, -1)
+        cuts = replace_images(output, [join([tile] * count) for count in counts])
+        features = torch.cat(output.pooler_output).view(len(pixels), tokens, -1)
         output.pooler_output = self.form(features, inputs)
         return output, cuts
 
@@ -182,6 +178,12 @@ def blocks(patches: Tensor, block: int) -> Tensor:
     cut = patches.reshape(tiles, rows // block, block, columns // block, block, width)
     # (tiles, down, block, across, block, width) -> (tiles, down, across, block, block, width)
     return cut.transpose(2, 3).reshape(tiles, -1, block**2 * width)
+
+
+def block_means(patches: Tensor, block: int) -> Tensor:
+    """Means over each block of patches, (1, rows, columns, numbers) -> (blocks, numbers)."""
+    grouped = blocks(patches, block)[0]  # (blocks, block² · numbers)
+    return grouped.view(len(grouped), block**2, -1).mean(dim=1)
 
 
 def runs(mask: Tensor) -> list[list[tuple[int, int]]]:

@@ -26,6 +26,7 @@ __all__ = [
     "Run",
     "Taps",
     "TowerReader",
+    "attentions",
     "block_of",
     "encode_before_projector",
     "encoder_layers",
@@ -148,6 +149,21 @@ def block_of(signal: TowerSignal, last: int, depth: int, seeing: Sequence[int] |
             f"that what it pays cannot be compared. Blocks {', '.join(map(str, seeing))} look at all of it."
         )
     return signal.block
+
+
+def attentions(
+    layers: Any, reads: Iterable[TowerSignal], last: int = -1, name: str = "self_attn"
+) -> dict[TowerSignal, Any]:
+    """The attention module of a tower that each signal is read of.
+
+    Args:
+        layers: The tower's.
+        reads: The signals.
+        last: The last layer that the projector reads the output of.
+        name: What layers call their attention.
+    """
+    depth = len(layers)
+    return {signal: getattr(layers[block_of(signal, last % depth, depth)], name) for signal in reads}
 
 
 # -- what layers show ----------------------------------------------------------------------------------------------

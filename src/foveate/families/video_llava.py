@@ -15,7 +15,7 @@ from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
 from foveate.errors import SettingError
 from foveate.families.llava import Llava, picture_tokens
-from foveate.families.placing import place_images, replace_images, stays_whole
+from foveate.families.placing import place_rows, replace_images, stays_whole
 from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tower import (
     Encoded,
@@ -23,7 +23,7 @@ from foveate.families.tower import (
     Reducer,
     Run,
     Taps,
-    block_of,
+    attentions,
     encoder_layers,
     feature_layers,
 )
@@ -82,8 +82,7 @@ class VideoLlava(Llava):
             return super().encode(run, modality, inputs, reducer)
         layers: Any = encoder_layers(self.core.video_tower)
         last = max(feature_layers(self.model.config, len(layers)))
-        blocks = {signal: layers[block_of(signal, last, len(layers))] for signal in reducer.reads}
-        taps = Taps({signal: block.self_attn for signal, block in blocks.items()}, cls=True)
+        taps = Taps(attentions(layers, reducer.reads, last), cls=True)
         frames = self.pieces(modality, inputs)
         videos = _Videos(frames, (self.side, self.side), reducer, taps)
         with Patcher() as patches:
@@ -117,9 +116,9 @@ class VideoLlava(Llava):
         output = run(pixel_values_videos=small, interpolate_pos_encoding=True)
         states = output.pooler_output
         frame = into_cells(grids[0], coarse[0])
-        merged = join([frame] * frames)
-        features, cuts = replace_images(_patches(states, frames), [merged] * videos)
-        output.pooler_output = _with_cls(states[:, :1], features)
+        output.pooler_output = _patches(states, frames)
+        cuts = replace_images(output, [join([frame] * frames)] * videos)
+        output.pooler_output = _with_cls(states[:, :1], output.pooler_output)
         return output, cuts
 
     @classmethod
@@ -187,7 +186,7 @@ class _Videos:
         self.cuts = self._reducer.reduce(views)
         if all(stays_whole(cut) for cut in self.cuts):
             return states
-        placed = place_images(videos, self.cuts)
+        placed = [place_rows(video, cut) for video, cut in zip(videos, self.cuts, strict=True)]
         return _with_cls(states[:, :1], placed)
 
     def _read(self, frames: Sequence[int], signal: TowerSignal) -> Tensor:
