@@ -13,7 +13,6 @@ from foveate.contract.method import Method
 from foveate.contract.stages import Place
 from foveate.cost._decoder import Decoder
 from foveate.cost._dropping import Effect, rankable
-from foveate.cost._peak import peak
 from foveate.cost._prompt import PromptLengths
 from foveate.cost._tower import smaller_tower_flops, tower_bytes, tower_flops
 from foveate.errors import SettingError
@@ -216,7 +215,7 @@ def cost(
         pictures = tower_bytes(family, config, prompt, itemsize)
         if pictures is not None:
             beside = _beside(family, config, prompt, dropping)
-            peak_bytes = peak(decoder, prompt.rows, rows, beside, pictures, itemsize)
+            peak_bytes = decoder.peak(prompt.rows, rows, beside, pictures, itemsize)
     halved = attention == "causal"
     return Cost(
         text_tokens=text_tokens,

@@ -87,7 +87,7 @@ def _flops(shape: TowerShape, pictures: PicturesRun) -> tuple[int, int]:
 
 def _picture(shape: TowerShape, patches: int) -> int:
     """FLOPs of a tower on one picture."""
-    rows, width, inner = patches + shape.cls, shape.width, shape.inner
+    rows, width, inner = patches + shape.cls_tokens, shape.width, shape.inner
     block = vit_block(rows, width, inner)
     if shape.gated:
         block += linear(rows, width, inner)
@@ -138,7 +138,7 @@ def _bytes_of_states(
 ) -> tuple[int, int]:
     patches = shape.patches * sum(rows * columns for rows, columns in pictures.grids)
     count = len(pictures.grids)
-    rows = patches + count * shape.cls
+    rows = patches + count * shape.cls_tokens
     projected = patches + count * shape.extra
     stays = rows * shape.width * memory.stays
     # While a block runs: its MLP, four states, and those that the projector reads from blocks before.

@@ -148,7 +148,11 @@ def refuse_open(model: nn.Module) -> None:
     Raises:
         SessionError: If it is.
     """
-    running = _sessions.get(family_for(model).core)
+    _refuse_running(model, family_for(model))
+
+
+def _refuse_running(model: nn.Module, family: Family) -> None:
+    running = _sessions.get(family.core)
     guards.refuse_second_session(model, None if running is None else running.method)
 
 
@@ -162,8 +166,7 @@ def _session(
     """The session that will be attached; nothing is put on the model yet."""
     chosen = _chosen(method, retention, tokens)
     family = family_for(model, kind)
-    running = _sessions.get(family.core)
-    guards.refuse_second_session(model, None if running is None else running.method)
+    _refuse_running(model, family)
     return Session(family, chosen)
 
 

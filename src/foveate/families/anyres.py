@@ -15,11 +15,10 @@ from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
 from foveate.errors import SettingError
-from foveate.families.base import Family
-from foveate.families.llava import drops_cls, llava_shape, side_of
+from foveate.families.llava import OfClip, drops_cls, side_of
 from foveate.families.newlines import reduce_apart
 from foveate.families.placing import replace_images
-from foveate.families.shape import Counts, PicturesRun, TowerShape
+from foveate.families.shape import Counts, PicturesRun
 from foveate.families.tower import (
     Encoded,
     Inputs,
@@ -38,16 +37,10 @@ NOWHERE = torch.full((1, 4), float("nan"))
 """The box of a newline."""
 
 
-class AnyResolution(Family):
+class AnyResolution(OfClip):
     """What LLaVA-NeXT and its descendants share; they differ in `packed`, in `shrunk` and in videos."""
 
-    shares_prefix: ClassVar[bool] = True
     runs_grids: ClassVar[bool] = False  # views overlap the picture that the tokens stand for
-
-    @property
-    def side(self) -> int:
-        """Patches along a side of a view."""
-        return side_of(self.model.config)
 
     @classmethod
     def shrunk(cls, config: Any, rows: int, columns: int) -> Grid:
@@ -81,12 +74,6 @@ class AnyResolution(Family):
         cells = grid_boxes(rows, columns).view(rows, columns, 4)
         cells = torch.cat((cells, NOWHERE.expand(rows, 1, 4)), dim=1)  # a newline behind each row
         return torch.cat((base, cells.flatten(0, 1)))
-
-    @classmethod
-    def cls_in_tower(cls, config: Any = None) -> bool | None:
-        if config is None:
-            return None
-        return drops_cls(config)
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector, on the packed tokens; scores and keys of all views are packed as the features are.
@@ -156,10 +143,6 @@ class AnyResolution(Family):
             return (int(frames),) * int(videos)
         sizes = picture_sizes(inputs["image_sizes"])
         return tuple(1 + math.prod(tiles_of(config, size)) for size in sizes)  # the base view and its tiles
-
-    @classmethod
-    def tower_shape(cls, config: Any) -> TowerShape:
-        return llava_shape(config)
 
     @classmethod
     def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:

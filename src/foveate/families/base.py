@@ -19,7 +19,7 @@ from foveate.families.tap import made_by_itself, tapped_layer, unreadable
 from foveate.families.tower import Encoded, Inputs, Reducer, Run
 from foveate.families.vision import grid_boxes
 
-__all__ = ["Family", "grid_boxes", "tapped_layer", "unreadable"]
+__all__ = ["Family", "core_of", "grid_boxes", "tapped_layer", "unreadable"]
 
 
 class Family:
@@ -76,19 +76,14 @@ class Family:
         Raises:
             UnsupportedError: If there is none.
         """
-        cores = [module for module in _outside_lists(self.model) if self._is_core(module)]  # outer ones first
-        if not cores:
+        core = core_of(self.model, self.decoder, self.mergers)
+        if core is None:
             raise UnsupportedError(
                 f"{type(self.model).__name__} has no module with a {self.decoder} and a "
                 f"{' or '.join(self.mergers)}; "
                 "pass the whole vision-language model, not a part of it."
             )
-        core: nn.Module = cores[-1]
         return core
-
-    def _is_core(self, module: nn.Module) -> bool:
-        decodes = isinstance(getattr(module, self.decoder, None), nn.Module)
-        return decodes and any(hasattr(module, name) for name in self.mergers)
 
     @property
     def merger(self) -> str:
@@ -437,6 +432,16 @@ class Family:
 def _cells(grids: Sequence[Grid]) -> int:
     """Tokens of some grids together."""
     return sum(map(math.prod, grids))
+
+
+def core_of(model: nn.Module, decoder: str, mergers: Sequence[str]) -> nn.Module | None:
+    """The innermost module of a model that has both a decoder of this name and one of these functions."""
+    core: nn.Module | None = None
+    for module in _outside_lists(model):  # outer ones first
+        decodes = isinstance(getattr(module, decoder, None), nn.Module)
+        if decodes and any(hasattr(module, name) for name in mergers):
+            core = module
+    return core
 
 
 def _outside_lists(module: nn.Module) -> Iterator[nn.Module]:

@@ -8,7 +8,7 @@ global layers have a RoPE of their own, and in Gemma 4 a head size of their own.
 import functools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -322,8 +322,8 @@ class Gemma4(Family):
         return boxes
 
 
-def _keys_of(attention: Any, output: Tensor) -> Tensor:
-    """Keys before RoPE, (pictures, heads, patches, head size), from (pictures, patches, heads, head size)."""
+def _keys_of(attention: Any, output: Tensor) -> Iterable[Tensor]:
+    """Keys before RoPE of each picture, (heads, patches, head size), from (pictures, patches, heads, head size)."""
     return output.transpose(1, 2)
 
 

@@ -23,7 +23,7 @@ class Glm4v(Qwen2VL):
         """The blocks' MLP is as wide as the decoder; behind its convolution of 2 x 2 patches the merger has one too."""
         vision = config.vision_config
         out, inner = vision.out_hidden_size, vision.intermediate_size
-        shape = qwen_shape(vision, out, out)
+        shape = qwen_shape(vision, out, inner=out)
         convolution = linear(1, shape.patches * shape.width, out, out)
         mlp = linear(1, out, 2 * inner) + linear(1, inner, out)  # gated
         return replace(shape, gated=True, projector=convolution + mlp)

@@ -27,6 +27,7 @@ from foveate.families.vision import grid_boxes, picture_sizes, smaller
 __all__ = [
     "FAMILIES",
     "Llava",
+    "OfClip",
     "VipLlava",
     "clip_shape",
     "drops_cls",
@@ -39,23 +40,36 @@ __all__ = [
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # the towers known here
 
 
-class Llava(Family):
-    """Where things are inside `LlavaForConditionalGeneration`."""
+class OfClip(Family):
+    """What LLaVAs share: a CLIP or SigLIP tower for squares, whose CLS may be left out, and two layers behind it."""
 
-    model_type: ClassVar[str] = "llava"
-    title: ClassVar[str] = "LLaVA-1.5"
-    fit: ClassVar[Literal["whole", "crop"]] = "crop"
     shares_prefix: ClassVar[bool] = True
-
-    @property
-    def tower(self) -> Any:
-        """Encodes images."""
-        return self.core.vision_tower
 
     @property
     def side(self) -> int:
         """Patches along a side of a picture."""
         return side_of(self.model.config)
+
+    @classmethod
+    def cls_in_tower(cls, config: Any = None) -> bool | None:
+        return None if config is None else drops_cls(config)
+
+    @classmethod
+    def tower_shape(cls, config: Any) -> TowerShape:
+        return llava_shape(config)
+
+
+class Llava(OfClip):
+    """Where things are inside `LlavaForConditionalGeneration`."""
+
+    model_type: ClassVar[str] = "llava"
+    title: ClassVar[str] = "LLaVA-1.5"
+    fit: ClassVar[Literal["whole", "crop"]] = "crop"
+
+    @property
+    def tower(self) -> Any:
+        """Encodes images."""
+        return self.core.vision_tower
 
     def pixels(self, inputs: Inputs) -> str:
         """The argument that pictures are given in."""
@@ -77,12 +91,6 @@ class Llava(Family):
             f"This model {what} (vision_feature_select_strategy={'default' if cls else 'full'!r}), so its tokens "
             "do not form a grid and cannot be reduced in the tower. Use a method that drops between layers."
         )
-
-    @classmethod
-    def cls_in_tower(cls, config: Any = None) -> bool | None:
-        if config is None:
-            return None
-        return drops_cls(config)
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         tower, cls = self.tower, self._check_cls()
@@ -119,10 +127,6 @@ class Llava(Family):
         picture = grid_boxes(self.side, self.side)
         by_length = {len(picture): picture}  # of any other length nothing is known
         return [by_length.get(length) for length in lengths]
-
-    @classmethod
-    def tower_shape(cls, config: Any) -> TowerShape:
-        return llava_shape(config)
 
     @classmethod
     def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
@@ -194,17 +198,9 @@ def clip_shape(config: Any, projector: int) -> TowerShape:
             f"The cost of a tower of type {vision.model_type!r} is not known. Known: {', '.join(CLASS_TOKENS)}."
         )
     cls = CLASS_TOKENS[vision.model_type]
-    return TowerShape(
-        depth=vision.num_hidden_layers,
-        width=vision.hidden_size,
-        inner=vision.intermediate_size,
-        pixels=vision.num_channels * vision.patch_size**2,
-        projector=projector,
-        activation=vision.hidden_act,
-        cls=cls,
-        extra=cls - int(drops_cls(config)),
-        pooling_head=getattr(vision, "vision_use_head", False),
-    )
+    extra = cls - int(drops_cls(config))
+    head = getattr(vision, "vision_use_head", False)
+    return TowerShape.of(vision, projector, cls_tokens=cls, extra=extra, pooling_head=head)
 
 
 def llava_shape(config: Any) -> TowerShape:

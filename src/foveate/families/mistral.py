@@ -95,21 +95,14 @@ class Mistral3(Family):
         """What pads images to a common size is not counted."""
         vision, text = config.vision_config, config.text_config.hidden_size
         width, block = vision.hidden_size, config.spatial_merge_size**2
-        return TowerShape(
-            depth=vision.num_hidden_layers,
-            width=width,
-            inner=vision.intermediate_size,
-            pixels=vision.num_channels * vision.patch_size**2,
-            projector=linear(1, block * width, width, text, text),
-            gated=True,
-            patches=block,
-            joined=True,
-        )
+        projector = linear(1, block * width, width, text, text)
+        return TowerShape.of(vision, projector, gated=True, patches=block, joined=True)
 
 
-def _keys_of(attention: Any, output: Tensor) -> Tensor:
-    """Keys before RoPE, (1, heads, patches, head size), from (1, patches, width)."""
-    return output.view(*output.shape[:2], attention.num_heads, -1).transpose(1, 2)
+def _keys_of(attention: Any, output: Tensor) -> list[Tensor]:
+    """Keys before RoPE of the one sequence, (heads, patches, head size), from (1, patches, width)."""
+    heads = output[0].view(output.shape[1], attention.num_heads, -1)
+    return [heads.transpose(0, 1)]
 
 
 def _of_images(signal: TowerSignal, together: Tapped, grids: Sequence[Grid]) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from foveate.core.cut import Cut
+from foveate.core.cut import Cut, followed
 from foveate.core.grid import Grid, closing_rows, grids_of
 from foveate.core.signals import TowerSignal
 from foveate.core.tensors import send
@@ -105,9 +105,7 @@ class _Image:
         arriving, device = len(self.features), self.features.device
         if cut.stays_whole:
             return Cut.stay(arriving, _spread(cut.notes, self.tokens, arriving))
-        # From ordinals among the tokens to ordinals among all; −1 stays −1.
-        among_all = self.tokens[cut.source.clamp(min=0)]
-        source = torch.where(cut.source < 0, cut.source, among_all)
+        source = followed(cut.source, self.tokens)  # from ordinals among the tokens to ordinals among all
         rows = self.features[source] if cut.rows is None else cut.rows
         parent = torch.full((arriving,), -1, device=device)
         parent[self.tokens] = cut.parent

@@ -152,7 +152,7 @@ class Qwen2VL(Family):
     @classmethod
     def tower_shape(cls, config: Any) -> TowerShape:
         vision = config.vision_config
-        return qwen_shape(vision, int(vision.embed_dim * vision.mlp_ratio), vision.hidden_size)
+        return qwen_shape(vision, vision.hidden_size, inner=int(vision.embed_dim * vision.mlp_ratio))
 
     @classmethod
     def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
@@ -169,13 +169,13 @@ class Qwen2VL(Family):
         return PicturesRun(tuple(grids))
 
 
-def qwen_shape(vision: Any, inner: int, out: int, mergers: int = 1, learned: bool = False) -> TowerShape:
+def qwen_shape(vision: Any, out: int, inner: int | None = None, mergers: int = 1, learned: bool = False) -> TowerShape:
     """A Qwen-VL's tower, and its mergers as the projector.
 
     Args:
         vision: The tower's config.
-        inner: Width of the blocks' MLP.
         out: Width of the merged tokens.
+        inner: Width of the blocks' MLP; None: as the config says.
         mergers: How many make such tokens.
         learned: See `RopeTower`.
     """
@@ -184,7 +184,7 @@ def qwen_shape(vision: Any, inner: int, out: int, mergers: int = 1, learned: boo
     return TowerShape(
         depth=vision.depth,
         width=width,
-        inner=inner,
+        inner=inner or vision.intermediate_size,
         pixels=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
         projector=mergers * linear(1, patches * width, patches * width, out),
         activation=vision.hidden_act,
@@ -193,12 +193,13 @@ def qwen_shape(vision: Any, inner: int, out: int, mergers: int = 1, learned: boo
     )
 
 
-def _keys_of(attention: Any, output: Tensor) -> Tensor:
-    """Keys before RoPE, (1, heads, patches, head size).
+def _keys_of(attention: Any, output: Tensor) -> list[Tensor]:
+    """Keys before RoPE of all patches, as one sample: (heads, patches, head size).
 
     From (patches, 3 · width): queries, keys and values side by side, each (heads, head size).
     """
-    return output.reshape(len(output), 3, attention.num_heads, -1)[None, :, 1].transpose(1, 2)
+    heads = output.reshape(len(output), 3, attention.num_heads, -1)[:, 1]
+    return [heads.transpose(0, 1)]
 
 
 def means_of_tokens(patches: Tensor, group: int, order: Any) -> Tensor:
@@ -286,7 +287,7 @@ class Qwen25VL(Qwen2VL):
     @classmethod
     def tower_shape(cls, config: Any) -> TowerShape:
         vision = config.vision_config
-        shape = qwen_shape(vision, vision.intermediate_size, vision.out_hidden_size)
+        shape = qwen_shape(vision, vision.out_hidden_size)
         windowed = sum(index not in vision.fullatt_block_indexes for index in range(vision.depth))
         window = vision.window_size // vision.spatial_merge_size // vision.patch_size
         return replace(shape, gated=True, windowed=windowed, window=window)
@@ -333,9 +334,8 @@ class Qwen3VL(Qwen2VL):
     @classmethod
     def tower_shape(cls, config: Any) -> TowerShape:
         """Deepstack's mergers count as projectors too: they make decoder-wide features."""
-        vision = config.vision_config
-        mergers = 1 + cls.late_additions(config)
-        return qwen_shape(vision, vision.intermediate_size, vision.out_hidden_size, mergers, learned=True)
+        out, mergers = config.vision_config.out_hidden_size, 1 + cls.late_additions(config)
+        return qwen_shape(config.vision_config, out, mergers=mergers, learned=True)
 
     @classmethod
     def late_additions(cls, config: Any) -> int:
@@ -388,8 +388,7 @@ class Qwen35(Qwen2VL):
 
     @classmethod
     def tower_shape(cls, config: Any) -> TowerShape:
-        vision = config.vision_config
-        return qwen_shape(vision, vision.intermediate_size, vision.out_hidden_size)
+        return qwen_shape(config.vision_config, config.vision_config.out_hidden_size)
 
 
 class Qwen35Moe(Qwen35):

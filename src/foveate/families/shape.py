@@ -1,6 +1,7 @@
 """What a vision tower and its projector are, in numbers of a config: `foveate.cost` counts FLOPs and bytes of these."""
 
 from dataclasses import dataclass
+from typing import Any, Self
 
 from foveate.core.grid import Grid
 
@@ -56,7 +57,7 @@ class TowerShape:
         gated: Whether the MLP has a gate.
         activation: Of the MLP.
         patches: Patches of a token.
-        cls: Rows of a picture besides its patches: 1 for a CLS.
+        cls_tokens: Rows of a picture besides its patches: 1 for a CLS.
         extra: Tokens that the projector gets of a picture besides those of its patches: −1 where a patch is left out.
         tokens: Tokens that the projector makes of any picture; 0: as many as its grid has.
         pooling_head: Whether SigLIP's pooling head runs, though its output is not used.
@@ -74,7 +75,7 @@ class TowerShape:
     gated: bool = False
     activation: str = ""
     patches: int = 1
-    cls: int = 0
+    cls_tokens: int = 0
     extra: int = 0
     tokens: int = 0
     pooling_head: bool = False
@@ -82,6 +83,21 @@ class TowerShape:
     windowed: int = 0
     window: int = 0
     memory: StatesTower | RopeTower | None = None
+
+    @classmethod
+    def of(cls, vision: Any, projector: int, **others: Any) -> Self:
+        """That of a tower's config, where it calls its numbers by the usual names; `others` are attributes of this."""
+        patch = vision.patch_size
+        side = patch if isinstance(patch, int) else patch[0]  # of a patch, in pixels
+        return cls(
+            depth=vision.num_hidden_layers,
+            width=vision.hidden_size,
+            inner=vision.intermediate_size,
+            pixels=vision.num_channels * side**2,
+            projector=projector,
+            activation=vision.hidden_act,
+            **others,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,17 +146,9 @@ class Tiled(Family):
 
     @classmethod
     def tower_shape(cls, config: Any) -> TowerShape:
-        vision = config.vision_config
-        patch = vision.patch_size
-        side = patch if isinstance(patch, int) else patch[0]  # of a patch, in pixels
-        return TowerShape(
-            depth=vision.num_hidden_layers,
-            width=vision.hidden_size,
-            inner=vision.intermediate_size,
-            pixels=vision.num_channels * side**2,
-            projector=linear(1, *cls.widths(config)),
-            patches=cls.block(config) ** 2,
-            cls=int(cls.has_cls),
+        projector = linear(1, *cls.widths(config))
+        return TowerShape.of(
+            config.vision_config, projector, patches=cls.block(config) ** 2, cls_tokens=int(cls.has_cls)
         )
 
     @classmethod

@@ -187,8 +187,9 @@ class TowerReader:
         return shown(signal, self._heads[signal], self._cls)
 
 
-KeysMade = Callable[[Any, Tensor], Tensor]
-"""What a part of an attention module answers, as keys, (samples, heads, tokens, head size); the module goes first."""
+KeysMade = Callable[[Any, Tensor], Iterable[Tensor]]
+"""What a part of an attention module answers, as keys of each sample, (heads, tokens, head size); the module goes
+first."""
 
 
 class Taps:
@@ -266,7 +267,7 @@ def shown(signal: TowerSignal, heads: Tapped, cls: bool = False) -> Tensor:
     """
     if isinstance(signal, TowerAttention):
         return tower_attention(signal, heads, cls)[:, None]
-    return tower_keys(signal, heads.keys[:, int(cls) :])
+    return tower_keys(signal, heads.keys[:, 1:] if cls else heads.keys)
 
 
 def tower_attention(signal: TowerAttention, heads: Tapped, cls: bool = False) -> Tensor:

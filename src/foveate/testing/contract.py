@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from foveate.contract import follow
 from foveate.contract.method import Method
 from foveate.contract.stages import Place, Shape, Stage
-from foveate.core.cut import Cut, note_of
+from foveate.core.cut import Cut, followed, note_of
 from foveate.core.grid import Grid
 from foveate.core.signals import Cells
 from foveate.core.views import Arriving, View
@@ -270,7 +270,7 @@ def walk(method: Method) -> Iterator[Made]:
                 continue
             left = int(cut.count)
             cut = cut.first(left)
-            tokens = torch.where(cut.source < 0, -1, tokens[cut.source.clamp(min=0)])
+            tokens = followed(cut.source, tokens)
             notes = {name: note_of(note, cut.source, cut.rows) for name, note in notes.items()} | dict(cut.notes)
             arriving = replace(arriving, tokens=left, grids=())
             if not left:
