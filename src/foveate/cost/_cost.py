@@ -255,13 +255,12 @@ def _check_lengths(
         raise SettingError(
             f"tokens must have one count for each of the {decoder.depth} layers; got {len(tokens)} counts."
         )
-    if grids and len(grids) != len(prompt.sizes):
-        raise SettingError(f"grids must have one entry per image; got {len(grids)} for {len(prompt.sizes)} images.")
-    if videos is not None and len(videos) != len(prompt.sizes):
-        raise SettingError(
-            f"videos must have one entry per image or video; got {len(videos)} for {len(prompt.sizes)} in "
-            "vision_tokens."
-        )
+    for name, entries in (("grids", grids), ("videos", videos)):
+        if entries and len(entries) != len(prompt.sizes):
+            raise SettingError(
+                f"{name} must have one entry per image or video; got {len(entries)} for {len(prompt.sizes)} in "
+                "vision_tokens."
+            )
 
 
 def _beside(family: type[Family], config: Any, prompt: PromptLengths, dropping: Effect) -> list[int]:

@@ -48,9 +48,10 @@ class LayerRunner:
         del hidden, args  # so that the call alone holds the input
         self._bring_together(forward, call)
         self._positions.move_up(forward, call)
+        reader_of = functools.partial(AttentionReader, forward, call, self._family, self._positions)
         if forward.drops:
-            cut_before(forward, self._program, call, self._reader_of(forward, call), self._family.final_norm)
-        tap = self._attention_tap(forward, call)
+            cut_before(forward, self._program, call, reader_of, self._family.final_norm)
+        tap = self._attention_tap(forward, call, reader_of)
         if forward.rows is None:
             return self._run_whole(forward, call, original, tap)
         return self._run_rows(forward, call, original, tap)
@@ -160,17 +161,13 @@ class LayerRunner:
 
     # -- reading -----------------------------------------------------------------------------------------------
 
-    def _reader_of(self, forward: Forward, call: LayerCall) -> Callable[..., AttentionReader]:
-        """Makes what reads this layer's attention, for a bucket."""
-        return functools.partial(AttentionReader, forward, call, self._family, self._positions)
-
-    def _attention_tap(self, forward: Forward, call: LayerCall) -> Tap:
+    def _attention_tap(self, forward: Forward, call: LayerCall, reader_of: Callable[..., AttentionReader]) -> Tap:
         """Reads the layer's own attention while it runs. Made while its arguments are still those of all rows."""
         signals = self._program.signals_while(call.index)
         if not (forward.drops and signals):
             return nullcontext()
         own_attention: OwnAttention = []
-        readers, reader_of = [], self._reader_of(forward, call)
+        readers = []
         for bucket in forward.buckets:
             if bucket.left:
                 bucket.to(call.hidden.device)
