@@ -303,11 +303,11 @@ def test_a_layer_with_a_window_holds_no_more_than_it_sees():
     )
 
 
-def test_a_family_without_tower_cost_says_so():
+def test_a_family_without_tower_shape_says_so():
     from foveate.families.base import Family
 
     class Bare(Family):
         model_type = "bare"
 
     with pytest.raises(fv.UnsupportedError, match="The cost of the vision tower of Bare is not known"):
-        Bare.tower_cost(SHORT, (1,), None)
+        Bare.tower_shape(SHORT)

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 from foveate.core.tensors import Tensors, on_tensors
 from foveate.errors import ShapeError
 
-__all__ = ["Cut", "Pick", "note_of", "together"]
+__all__ = ["Cut", "Pick", "followed", "note_of", "together"]
 
 NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 PARTS = ("stays", "source", "parent", "rows")
@@ -310,7 +310,7 @@ class Cut:
             return later.with_tensors({**later.tensors(), "notes": notes | dict(later.notes)})
         rows = later.rows
         if rows is not None:
-            source = _followed(later.source, self.source)
+            source = followed(later.source, self.source)
         else:  # then the rows are some of the first cut's, and no source is −1
             source = self.source[later.source]
             if self.rows is not None:
@@ -320,7 +320,7 @@ class Cut:
             self.arriving,
             later._count,
             source=source,
-            parent=_followed(self.parent, later.parent),
+            parent=followed(self.parent, later.parent),
             rows=rows,
             notes={**notes, **later.notes},
         )
@@ -350,7 +350,7 @@ def note_of(note: Tensor, source: Tensor, rows: Tensor | None) -> Tensor:
     return torch.cat((note, none))[source]  # −1 finds what was put behind
 
 
-def _followed(places: Tensor, to: Tensor) -> Tensor:
+def followed(places: Tensor, to: Tensor) -> Tensor:
     """Where each of some places leads: `to[place]`, and −1 for −1."""
     return pad(to, (0, 1), value=-1)[places]  # −1 finds what was put behind
 

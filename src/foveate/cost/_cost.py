@@ -13,8 +13,7 @@ from foveate.contract.method import Method
 from foveate.contract.stages import Place
 from foveate.cost._decoder import Decoder
 from foveate.cost._dropping import Effect, rankable
-from foveate.cost._peak import peak
-from foveate.cost._prompt import PromptSize
+from foveate.cost._prompt import PromptLengths
 from foveate.cost._tower import smaller_tower_flops, tower_bytes, tower_flops
 from foveate.errors import SettingError
 from foveate.families.base import Family
@@ -184,7 +183,7 @@ def cost(
     family = _family_of(config)
     if attention not in ("full", "causal"):
         raise SettingError(f"attention must be 'full' or 'causal'; got {attention!r}.")
-    prompt = PromptSize.of(text_tokens, vision_tokens, tower_images)
+    prompt = PromptLengths.of(text_tokens, vision_tokens, tower_images)
     decoder = Decoder.of(config.get_text_config(), family.decoders)
     if isinstance(videos, bool):
         videos = [videos] * len(prompt.sizes)
@@ -216,7 +215,7 @@ def cost(
         pictures = tower_bytes(family, config, prompt, itemsize)
         if pictures is not None:
             beside = _beside(family, config, prompt, dropping)
-            peak_bytes = peak(decoder, prompt.rows, rows, beside, pictures, itemsize)
+            peak_bytes = decoder.peak(prompt.rows, rows, beside, pictures, itemsize)
     halved = attention == "causal"
     return Cost(
         text_tokens=text_tokens,
@@ -246,7 +245,7 @@ def _family_of(config: Any) -> type[Family]:
 
 def _check_lengths(
     decoder: Decoder,
-    prompt: PromptSize,
+    prompt: PromptLengths,
     tokens: Sequence[int] | None,
     grids: Sequence[Sequence[tuple[int, int]]] | None,
     videos: Sequence[bool] | None,
@@ -256,16 +255,15 @@ def _check_lengths(
         raise SettingError(
             f"tokens must have one count for each of the {decoder.depth} layers; got {len(tokens)} counts."
         )
-    if grids and len(grids) != len(prompt.sizes):
-        raise SettingError(f"grids must have one entry per image; got {len(grids)} for {len(prompt.sizes)} images.")
-    if videos is not None and len(videos) != len(prompt.sizes):
-        raise SettingError(
-            f"videos must have one entry per image or video; got {len(videos)} for {len(prompt.sizes)} in "
-            "vision_tokens."
-        )
+    for name, entries in (("grids", grids), ("videos", videos)):
+        if entries and len(entries) != len(prompt.sizes):
+            raise SettingError(
+                f"{name} must have one entry per image or video; got {len(entries)} for {len(prompt.sizes)} in "
+                "vision_tokens."
+            )
 
 
-def _beside(family: type[Family], config: Any, prompt: PromptSize, dropping: Effect) -> list[int]:
+def _beside(family: type[Family], config: Any, prompt: PromptLengths, dropping: Effect) -> list[int]:
     """Rows that live while each layer runs and that the layer has not made.
 
     They are what the method remembers, and a second stream for each layer behind which the family adds to the stream.

@@ -9,7 +9,7 @@ from foveate.contract.method import Method
 from foveate.contract.stages import Shape, Stage
 from foveate.core.grid import Grid
 from foveate.cost._decoder import Decoder
-from foveate.cost._prompt import PromptSize
+from foveate.cost._prompt import PromptLengths
 from foveate.errors import SettingError
 from foveate.families.base import Family
 
@@ -37,7 +37,7 @@ class Effect:
     remembered: tuple[int, ...]
 
     @classmethod
-    def nothing(cls, prompt: PromptSize, depth: int, tokens: Sequence[int] | None) -> "Effect":
+    def nothing(cls, prompt: PromptLengths, depth: int, tokens: Sequence[int] | None) -> "Effect":
         """The untouched model, or one whose layers process so many vision tokens."""
         counts = tuple(tokens or (prompt.vision,) * depth)
         return cls((), counts, counts, 0, (0,) * depth)
@@ -46,7 +46,7 @@ class Effect:
     def by(
         cls,
         method: Method,
-        prompt: PromptSize,
+        prompt: PromptLengths,
         family: type[Family],
         config: Any,
         decoder: Decoder,

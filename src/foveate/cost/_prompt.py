@@ -6,11 +6,11 @@ from typing import Self
 
 from foveate.errors import SettingError
 
-__all__ = ["PromptSize"]
+__all__ = ["PromptLengths"]
 
 
 @dataclass(frozen=True, slots=True)
-class PromptSize:
+class PromptLengths:
     """How many tokens go in.
 
     Attributes:

@@ -1,21 +1,24 @@
 """What the vision tower and the projector cost, of pictures as they come or made smaller."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from foveate.contract import follow
 from foveate.contract.stages import Stage
+from foveate.core.flops import attention, linear, vit_block
 from foveate.core.grid import Grid, closing_rows
 from foveate.core.views import Arriving
-from foveate.cost._prompt import PromptSize
+from foveate.cost._prompt import PromptLengths
 from foveate.families.base import Family
+from foveate.families.shape import PicturesRun, RopeTower, StatesTower, TowerShape
 
 __all__ = ["smaller_tower_flops", "tower_bytes", "tower_flops"]
 
 Grids = Sequence[Sequence[Grid]]
 
 
-def tower_flops(family: type[Family], config: Any, prompt: PromptSize, grids: Grids | None) -> tuple[int, int]:
+def tower_flops(family: type[Family], config: Any, prompt: PromptLengths, grids: Grids | None) -> tuple[int, int]:
     """FLOPs of the tower and of the projector.
 
     Args:
@@ -25,13 +28,12 @@ def tower_flops(family: type[Family], config: Any, prompt: PromptSize, grids: Gr
         grids: Rows and columns of each image's frames or views, if the caller gave any: some towers' cost depends on
             them.
     """
-    if grids:
-        by_grids = family.smaller_tower_cost(config, grids)
-        if by_grids is not None:
-            return by_grids
     if not prompt.vision:
         return 0, 0
-    return family.tower_cost(config, prompt.sizes, prompt.pictures)
+    if grids and family.runs_grids:
+        return _flops_of_grids(family, config, grids)
+    shape = family.tower_shape(config)
+    return _flops(shape, family.pictures_run(config, prompt.sizes, prompt.pictures))
 
 
 def smaller_tower_flops(
@@ -46,15 +48,10 @@ def smaller_tower_flops(
         ranked: Vision tokens of each image that a method counts.
         grids: Rows and columns of each image's frames or views.
     """
+    if not family.runs_grids:
+        return None
     cells = [_coarsened(stages, tuple(grid), size) for grid, size in zip(grids, ranked, strict=True)]
-    return family.smaller_tower_cost(config, cells)
-
-
-def tower_bytes(family: type[Family], config: Any, prompt: PromptSize, itemsize: int) -> tuple[int, int] | None:
-    """Bytes of the pictures: at the most while they are encoded, and from then on; None if not known."""
-    if not prompt.vision:
-        return 0, 0
-    return family.tower_bytes(config, prompt.sizes, prompt.pictures, itemsize)
+    return _flops_of_grids(family, config, cells)
 
 
 def _coarsened(stages: Sequence[Stage], grids: tuple[Grid, ...], size: int) -> tuple[Grid, ...]:
@@ -62,3 +59,109 @@ def _coarsened(stages: Sequence[Stage], grids: tuple[Grid, ...], size: int) -> t
     cells = sum(rows * columns for rows, columns in grids)
     newlines = closing_rows(size - cells)
     return follow.coarsened(stages, Arriving(cells, size, cells, newlines, grids))
+
+
+# -- FLOPs --------------------------------------------------------------------------------------------------------
+
+
+def _flops_of_grids(family: type[Family], config: Any, grids: Grids) -> tuple[int, int]:
+    """Of pictures whose tokens stand on these grids."""
+    pictures = PicturesRun(tuple(itertools.chain.from_iterable(grids)))
+    return _flops(family.tower_shape(config), pictures)
+
+
+def _flops(shape: TowerShape, pictures: PicturesRun) -> tuple[int, int]:
+    """FLOPs of (tower, projector); a multiply-add counts two."""
+    tokens = [rows * columns for rows, columns in pictures.grids]
+    projected = pictures.projected
+    if projected is None:
+        each = [shape.tokens or count + shape.extra for count in tokens]
+        projected = sum(each)
+    if shape.joined:
+        tokens = [sum(tokens)]
+    tower = sum(_picture(shape, count * shape.patches) for count in tokens)
+    if shape.windowed:  # as if all blocks saw the whole picture; so what windows save is taken off
+        tower -= shape.windowed * sum(_saved(shape, grid) for grid in pictures.grids)
+    return tower, projected * shape.projector + pictures.pooling
+
+
+def _picture(shape: TowerShape, patches: int) -> int:
+    """FLOPs of a tower on one picture."""
+    rows, width, inner = patches + shape.cls_tokens, shape.width, shape.inner
+    block = vit_block(rows, width, inner)
+    if shape.gated:
+        block += linear(rows, width, inner)
+    flops = linear(patches, shape.pixels, width) + shape.depth * block
+    if shape.pooling_head:
+        # One query, and an MLP behind its attention.
+        flops += linear(1, width, width) + linear(rows, width, 2 * width)
+        flops += attention(1, rows, width)
+        flops += linear(1, width, width) + linear(1, width, inner, width)
+    return flops
+
+
+def _saved(shape: TowerShape, grid: Grid) -> int:
+    """FLOPs that a block saves on a picture by looking through windows; those at its edges are smaller."""
+    tall, wide = (_pieces(length, shape.window) for length in grid)
+    windows = [rows * columns * shape.patches for rows in tall for columns in wide]
+    patches = sum(windows)
+    whole = attention(patches, patches, shape.width)
+    return whole - sum(attention(count, count, shape.width) for count in windows)
+
+
+def _pieces(length: int, side: int) -> list[int]:
+    """A length cut in pieces of `side`, the last as long as what is left: 10 in pieces of 4 gives 4, 4, 2."""
+    return [min(side, length - start) for start in range(0, length, side)]
+
+
+# -- bytes --------------------------------------------------------------------------------------------------------
+
+
+def tower_bytes(family: type[Family], config: Any, prompt: PromptLengths, itemsize: int) -> tuple[int, int] | None:
+    """Bytes of the pictures: at the most while they are encoded, and until the decoder is through; None if not known.
+
+    Weights and pixels are not counted.
+    """
+    if not prompt.vision:
+        return 0, 0
+    shape = family.tower_shape(config)
+    if isinstance(shape.memory, RopeTower):
+        return _bytes_with_rope(shape, shape.memory, prompt.vision, itemsize)
+    if shape.memory is None:
+        return None
+    pictures = family.pictures_run(config, prompt.sizes, prompt.pictures)
+    return _bytes_of_states(shape, shape.memory, pictures, prompt.vision, itemsize)
+
+
+def _bytes_of_states(
+    shape: TowerShape, memory: StatesTower, pictures: PicturesRun, tokens: int, itemsize: int
+) -> tuple[int, int]:
+    patches = shape.patches * sum(rows * columns for rows, columns in pictures.grids)
+    count = len(pictures.grids)
+    rows = patches + count * shape.cls_tokens
+    projected = patches + count * shape.extra
+    stays = rows * shape.width * memory.stays
+    # While a block runs: its MLP, four states, and those that the projector reads from blocks before.
+    tower = rows * (_mlp_rows(shape) * shape.inner + (4 + memory.held) * shape.width)
+    projector = stays + (2 * projected + tokens) * memory.width
+    stays += pictures.copies * tokens * memory.width
+    return max(tower, projector) * itemsize, stays * itemsize
+
+
+def _bytes_with_rope(shape: TowerShape, memory: RopeTower, tokens: int, itemsize: int) -> tuple[int, int]:
+    width = shape.width
+    rows = tokens * shape.patches
+    # Of one row, in bytes: where its query and key are turned, in the MLP, and what lives beside either.
+    in_float32 = 0 if itemsize == 4 else 2 * width * 4
+    turned = 5 * width * itemsize + in_float32 + 4 * width * 4
+    mlp = (3 * width + _mlp_rows(shape) * shape.inner) * itemsize
+    beside = 4 * (2 * memory.head_size + memory.learned * width)
+    deepstack = (memory.mergers - 1) * tokens * memory.width * itemsize
+    tower = rows * (max(turned, mlp) + beside) + deepstack
+    stays = rows * width + 2 * memory.mergers * tokens * memory.width
+    return tower, stays * itemsize
+
+
+def _mlp_rows(shape: TowerShape) -> int:
+    """How many rows of an MLP's inner width live at once: before and behind the activation, inside it, or its gate."""
+    return 3 if shape.gated or shape.activation == "quick_gelu" else 2

@@ -12,6 +12,7 @@ it as a key.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -179,22 +180,14 @@ class Remap:
             return self.keys >= 0
         if builder is not sdpa_mask and builder is not eager_mask:
             guards.refuse_unknown_backend(backend)
-        seen = (self.keys >= 0)[:, None, :].expand(-1, self.queries.shape[1], -1)
-        if self.causal:
-            rows = self.queries + self.past  # as unpruned columns, which keys are in
-            seen = seen & (self.keys[:, None, :] <= rows[:, :, None])
-        return seen[:, None]
+        return _in_order(self.keys, self.past, self.causal, self.queries)
 
     def _dense(self, mask: Tensor) -> Tensor:
         """A (samples or 1, heads or 1, columns, columns) mask, bool or additive float."""
-        keys = self._columns_of(mask.shape[-1])
+        keys = _columns_of(mask.shape[-1], self.keys, self.total)
         samples = torch.arange(keys.shape[0], device=keys.device)
         # A pad has no column of its own: it is read at column 0 and hidden below.
-        picked = mask.expand(keys.shape[0], -1, -1, -1)
-        rows, slots = self.queries[:, :, None], keys.clamp(min=0)[:, None, :]
-        # Advanced indices around a slice put their dimensions first: (samples, rows, slots, heads).
-        picked = picked[samples[:, None, None], :, rows, slots]
-        picked = picked.permute(0, 3, 1, 2)
+        picked = _at(mask.expand(keys.shape[0], -1, -1, -1), samples, self.queries, keys)
         hidden = (keys < 0)[:, None, None, :]
         if mask.dtype == torch.bool:
             return picked & ~hidden
@@ -202,25 +195,18 @@ class Remap:
 
     def _validity(self, mask: Tensor) -> Tensor:
         """A (samples, columns) mask of keys."""
-        keys = self._columns_of(mask.shape[-1])
+        keys = _columns_of(mask.shape[-1], self.keys, self.total)
         return mask.take_along_dim(keys.clamp(min=0), dim=1).bool() & (keys >= 0)
 
     def _block(self, mask: BlockMask) -> BlockMask:
-        keys, queries, inner = self._columns_of(mask.seq_lengths[1]), self.queries, mask.mask_mod
+        keys = _columns_of(mask.seq_lengths[1], self.keys, self.total)
+        queries, inner = self.queries, mask.mask_mod
 
         def seen(sample: Tensor, head: Tensor, row: Tensor, slot: Tensor) -> Tensor:
             column = keys[sample, slot]
             return (column >= 0) & inner(sample, head, queries[sample, row], column.clamp(min=0))
 
         return create_block_mask(seen, keys.shape[0], None, queries.shape[1], keys.shape[1], device=keys.device)
-
-    def _columns_of(self, width: int) -> Tensor:
-        """Keys as columns of a mask that covers the last `width` unpruned columns; −1 if it does not reach them."""
-        offset = self.total - width
-        if offset == 0:
-            return self.keys
-        # The shift may bring a real column below zero (outside a sliding window): no row's key either.
-        return (self.keys - offset).clamp(min=-1).masked_fill(self.keys < 0, -1)
 
 
 def visibility(
@@ -242,52 +228,56 @@ def visibility(
         bool.
     """
     if isinstance(mask, BlockMask):
-        width, sees = mask.seq_lengths[1], _block_lookup(mask, samples)
+        columns = _columns_of(mask.seq_lengths[1], keys, total)
+        by_row = partial(_in_block, mask, samples, columns)
     elif isinstance(mask, Tensor) and mask.dim() == 4:
-        width, sees = mask.shape[-1], _dense_lookup(mask, samples)
+        columns = _columns_of(mask.shape[-1], keys, total)
+        by_row = partial(_in_dense, mask, samples, columns)
     elif causal and not ragged:
         return None
     else:
-        return _column_order(keys, past, causal)
-    # Below zero where the mask does not reach: outside a sliding window.
-    places = (keys - (total - width)).masked_fill(keys < 0, -1)
-    reached = (places >= 0)[:, None, None, :]
-    return lambda rows: sees(rows[:, :, None], places.clamp(min=0)[:, None, :]) & reached
+        return partial(_in_order, keys, past, causal)
+    reached = (columns >= 0)[:, None, None, :]
+    return lambda rows: by_row(rows) & reached
 
 
-Lookup = Callable[[Tensor, Tensor], Tensor]
-"""Reads a mask at rows, (some, rows, 1), and its columns, (some, 1, slots): (some, heads or 1, rows, slots) bool."""
+def _columns_of(width: int, keys: Tensor, total: int) -> Tensor:
+    """Keys as columns of a mask that covers the last `width` of `total` columns; −1 for a pad, and out of its reach."""
+    offset = total - width
+    if offset == 0:
+        return keys
+    # The shift may bring a real column below zero (outside a sliding window): no row's key either.
+    return (keys - offset).clamp(min=-1).masked_fill(keys < 0, -1)
 
 
-def _block_lookup(mask: BlockMask, samples: Tensor) -> Lookup:
-    """Reads a mask of flex attention, whose function says yes or no for a sample, head, row and column."""
-    inner = mask.mask_mod
-    return lambda rows, places: inner(samples[:, None, None], rows.new_zeros(()), rows, places)[:, None]
+def _at(mask: Tensor, samples: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """A 4-D mask at rows, (some, rows), and its columns, (some, slots): (some, heads or 1, rows, slots)."""
+    # Advanced indices around a slice put their dimensions first: (samples, rows, slots, heads).
+    picked = mask[samples[:, None, None], :, rows[:, :, None], columns.clamp(min=0)[:, None, :]]
+    return picked.permute(0, 3, 1, 2)
 
 
-def _dense_lookup(mask: Tensor, samples: Tensor) -> Lookup:
-    """Reads a (samples or 1, heads or 1, columns, columns) mask, bool or additive float."""
+def _in_dense(mask: Tensor, samples: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
+    """What rows see by a (samples or 1, heads or 1, columns, columns) mask, bool or additive float."""
     if mask.shape[0] == 1:  # shared by all samples
         samples = torch.zeros_like(samples)
-
-    def sees(rows: Tensor, places: Tensor) -> Tensor:
-        # Advanced indices around a slice put their dimensions first: (samples, rows, slots, heads).
-        seen = mask[samples[:, None, None], :, rows, places].permute(0, 3, 1, 2)
-        if seen.dtype == torch.bool:
-            return seen
-        return seen > torch.finfo(seen.dtype).min / 2
-
-    return sees
+    seen = _at(mask, samples, rows, columns)
+    if seen.dtype == torch.bool:
+        return seen
+    return seen > torch.finfo(seen.dtype).min / 2
 
 
-def _column_order(keys: Tensor, past: int, causal: bool) -> Callable[[Tensor], Tensor]:
+def _in_block(mask: BlockMask, samples: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
+    """What rows see by a mask of flex attention, whose function says yes or no for a sample, head, row and column."""
+    places = columns.clamp(min=0)[:, None, :]
+    seen: Tensor = mask.mask_mod(samples[:, None, None], rows.new_zeros(()), rows[:, :, None], places)
+    return seen[:, None]
+
+
+def _in_order(keys: Tensor, past: int, causal: bool, rows: Tensor) -> Tensor:
     """What rows see without a mask: slots that are no pads, and where the layer is causal, none behind themselves."""
-
-    def sees(rows: Tensor) -> Tensor:
-        seen = (keys >= 0)[:, None, None, :].expand(-1, 1, rows.shape[1], -1)
-        if not causal:
-            return seen
-        unpruned = rows + past
-        return seen & (keys[:, None, None, :] <= unpruned[:, None, :, None])
-
-    return sees
+    seen = (keys >= 0)[:, None, None, :].expand(-1, 1, rows.shape[1], -1)
+    if not causal:
+        return seen
+    unpruned = rows + past  # as the columns that keys are in
+    return seen & (keys[:, None, None, :] <= unpruned[:, None, :, None])

@@ -6,7 +6,6 @@ gets rows of its own. Recurrent states are written in place: these are cloned.""
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Self
 
 import torch
@@ -196,10 +195,10 @@ class PrunedLayer(DynamicLayer):  # type: ignore[misc]
 
         The host waits for the device when it is called, and not before.
         """
-        slots = self.keys.shape[-2]
+        base, (samples, _, slots, _) = self.base, self.keys.shape
         if self.head is not None:
             slots += self.head[0].shape[-2]
-        return partial(_valid, self.base, self.keys.shape[0], slots)
+        return lambda: [slots] * samples if base is None else (slots - (base < 0).sum(dim=1)).tolist()
 
     def activate_past_recording(self) -> None:
         """From now on slots behind the window wait for `crop`, so that tokens can be taken back."""
@@ -374,13 +373,6 @@ def _behind(head: Tensor, own: Tensor) -> Tensor:
     return torch.cat((head.expand(own.shape[0], -1, -1, -1), own), dim=-2)
 
 
-def _valid(base: Tensor | None, samples: int, slots: int) -> list[int]:
-    pads = [0] * samples
-    if base is not None:
-        pads = (base < 0).sum(dim=1).tolist()
-    return [slots - pad for pad in pads]
-
-
 CACHE_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer, PrunedLayer)
 """The kinds of cache layers that may stand beside pruned ones."""
 
@@ -489,9 +481,11 @@ class _Spread:
             self._made[id(tensor)] = self.own(tensor)
         return self._made[id(tensor)]
 
-    def own(self, tensor: Tensor) -> Tensor:
-        """A new tensor, always."""
-        return tensor.index_select(0, torch.tensor(self.places, device=tensor.device))
+    def own(self, value: Any) -> Any:
+        """A new tensor, also of one sample; anything else as it is."""
+        if not isinstance(value, Tensor):
+            return value
+        return value.index_select(0, torch.tensor(self.places, device=value.device))
 
 
 def _layer(layer: Any, memo: Memo, spread: _Spread) -> Any:
@@ -500,7 +494,10 @@ def _layer(layer: Any, memo: Memo, spread: _Spread) -> Any:
         return copy.deepcopy(layer)
     copied = copy.copy(layer)
     if isinstance(layer, LinearAttentionLayer):
-        return _with_states(copied, spread)
+        for name, states in vars(copied).items():  # tensors by number, beside what is known of each
+            if isinstance(states, dict):
+                setattr(copied, name, {index: spread.own(state) for index, state in states.items()})
+        return copied
     if type(layer) is PrunedLayer:
         copied._memo = memo
         copied.base = on_tensors(layer.base, spread)
@@ -514,21 +511,6 @@ def _layer(layer: Any, memo: Memo, spread: _Spread) -> Any:
         copied = PrunedLayer(copied, memo)
     copied.share(spread.samples)
     return copied
-
-
-def _with_states(copied: Any, spread: _Spread) -> Any:
-    """A recurrent layer with states of its own: tensors by number, beside what is known of each."""
-    for name, value in vars(copied).items():
-        if isinstance(value, dict):
-            setattr(copied, name, {index: _own(part, spread) for index, part in value.items()})
-    return copied
-
-
-def _own(part: Any, spread: _Spread) -> Any:
-    """A new tensor, also for one sample; anything else as it is."""
-    if isinstance(part, Tensor):
-        return spread.own(part)
-    return part
 
 
 def tensors_of(layer: Any) -> Iterator[tuple[str, Tensor]]:

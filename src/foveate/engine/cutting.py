@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate.contract.stages import Place, Stage
-from foveate.core.cut import Cut, Pick, note_of, together
+from foveate.core.cut import Cut, Pick, followed, note_of, together
 from foveate.core.signals import Attention, Cells, Columns, Hidden, KeyNorms, Keys, Normed, Pivots, Signal
 from foveate.core.tensors import Tensors, alike, stacked
 from foveate.core.views import Arriving, ImageView, LayerView, View
@@ -172,7 +172,7 @@ class SampleRows:
         """The rows that a second stage before the same layer sees, behind the first one's cut."""
         cut = decision.cut
         guards.refuse_reading_ahead(stage, self.layer, cut)
-        source = torch.where(cut.source < 0, -1, self.source[cut.source.clamp(min=0)])
+        source = followed(cut.source, self.source)
         notes = {name: note_of(note, cut.source, cut.rows) for name, note in self.notes.items()}
         notes |= cut.notes
         return replace(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from foveate.contract.stages import Stage
-from foveate.core.cut import Cut, Pick, together
+from foveate.core.cut import Cut, Pick, followed, together
 from foveate.core.grid import Grid
 from foveate.core.merge import average
 from foveate.core.signals import Cls, Deepstack, Features, Hidden, Signal, TowerAttention, TowerSignal
@@ -434,28 +434,51 @@ def before_decoder(
         cuts: What became of them in the tower; None: nothing.
         rows: What is left, (rows, width of the decoder) each.
     """
-    images = [_Entering(size, cut, own) for size, cut, own in zip(sizes, cuts, rows, strict=True)]
+    arrived = [Cut.stay(size) if cut is None else cut for size, cut in zip(sizes, cuts, strict=True)]
+    sources = [cut.source.to(own.device) for cut, own in zip(arrived, rows, strict=True)]
 
     def look(places: Sequence[int], tensors: Tensors, pick: Pick) -> Cut | None:
-        hidden = tensors["rows"]
-        rows = SampleRows(
+        hidden, first = tensors["rows"], places[0]
+        image = SampleRows(
             layer=0,
-            sample=images[places[0]].sample(),
+            sample=_sample_of(arrived[first], len(hidden)),
             source=tensors["source"],
             sizes=(len(hidden),),
             notes=dict(tensors["notes"]),
             read=lambda: hidden,
             reader=None,
         )
-        decision = decide(rows, stages.entering)
+        decision = decide(image, stages.entering)
         return None if decision is None else decision.cut
 
-    later: Sequence[Cut | None] = [None] * len(images)
+    later: Sequence[Cut | None] = [None] * len(rows)
     if stages.entering:
         refuse_decoder_signals(stages)
-        tensors = [image.tensors for image in images]
-        later = cuts_of(look, tensors, [image.kind for image in images], stages.together)
-    return [image.behind(cut) for image, cut in zip(images, later, strict=True)]
+        images, kinds = [], []
+        for own, source, cut in zip(rows, sources, arrived, strict=True):
+            images.append({"rows": own, "source": source, "notes": dict(cut.notes)})
+            kinds.append((*kind_of(own), cut.arriving, *sorted(cut.notes)))
+        later = cuts_of(look, images, kinds, stages.together)
+    entered = []
+    for own, source, last in zip(rows, sources, later, strict=True):
+        stands_for = source if last is None else followed(last.source, source)
+        entered.append(Entered(rows_left(own, last), stands_for))
+    return entered
+
+
+def _sample_of(cut: Cut, count: int) -> Sample:
+    """A sequence that has one image, of which so many rows are left, and text behind it."""
+    vision = torch.arange(cut.arriving)
+    return Sample(
+        live=cut.arriving + 1,
+        text=torch.tensor([cut.arriving]),
+        vision=vision,
+        runs=torch.zeros_like(vision),
+        media=[MediaTokens(cut.arriving, nowhere, cut if count < cut.arriving else None)],
+        sizes=(cut.arriving,),
+        text_after=(1,),
+        text_from=(1,),
+    )
 
 
 def refuse_decoder_signals(stages: Program) -> None:
@@ -467,63 +490,3 @@ def refuse_decoder_signals(stages: Program) -> None:
                     f"{stages.method.name} reads {signal!r} before decoder layer 0, which only foveate's own engine "
                     "computes. Use it on transformers."
                 )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Entering:
-    """One image in front of decoder layer 0.
-
-    Attributes:
-        entered: Its vision tokens.
-        cut: What became of its tokens so far; None: nothing.
-        rows: What is left, (rows, width of the decoder).
-    """
-
-    entered: int
-    cut: Cut | None
-    rows: Tensor
-
-    @property
-    def source(self) -> Tensor:
-        """The token that each row stands for."""
-        if self.cut is None:
-            return torch.arange(len(self.rows), device=self.rows.device)
-        return self.cut.source.to(self.rows.device)
-
-    @property
-    def tensors(self) -> Tensors:
-        """What stages look at."""
-        notes = {} if self.cut is None else dict(self.cut.notes)
-        return {"rows": self.rows, "source": self.source, "notes": notes}
-
-    @property
-    def kind(self) -> Hashable:
-        """What is the same in images that are alike."""
-        notes = () if self.cut is None else tuple(sorted(self.cut.notes))
-        return (*kind_of(self.rows), self.entered, *notes)
-
-    def sample(self) -> Sample:
-        """A sequence that has this image and text behind it."""
-        count = len(self.rows)
-        stays = Cut(self.entered, count, source=self.source)
-        media = MediaTokens(self.entered, nowhere, stays if count < self.entered else None)
-        vision = torch.arange(self.entered)
-        text = torch.tensor([self.entered])
-        return Sample(
-            live=self.entered + 1,
-            text=text,
-            vision=vision,
-            runs=torch.zeros_like(vision),
-            media=[media],
-            sizes=(self.entered,),
-            text_after=(1,),
-            text_from=(1,),
-        )
-
-    def behind(self, cut: Cut | None) -> Entered:
-        """What the stages before layer 0 leave of it; None: all."""
-        if cut is None:
-            return Entered(self.rows, self.source)
-        # A row has the token of the row that it stands for, or none.
-        source = torch.where(cut.source < 0, cut.source, self.source[cut.source.clamp(min=0)])
-        return Entered(rows_left(self.rows, cut), source)

@@ -405,9 +405,9 @@ class AttentionReader(RowsReader):
     Args:
         forward: What is left.
         call: The layer's call, arguments and cache still those of the rows that come.
-        bucket: The samples, and their rows that are left.
         family: Makes queries and keys of a layer's input.
         positions: Makes the tables of rows that are numbered anew.
+        bucket: The samples, and their rows that are left.
         own_attention: Where the layer's own queries and keys will be when they are needed; None: they are made here.
         signals: What will be read of these.
     """
@@ -416,9 +416,9 @@ class AttentionReader(RowsReader):
         self,
         forward: Forward,
         call: LayerCall,
-        bucket: Bucket,
         family: Family,
         positions: Positions,
+        bucket: Bucket,
         own_attention: OwnAttention | None = None,
         signals: Sequence[Signal] = (),
     ) -> None:

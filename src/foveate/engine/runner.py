@@ -1,7 +1,7 @@
 """Each layer: first its stages cut, then it runs on the rows that are left, and these go back into the full stream."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -48,10 +48,10 @@ class LayerRunner:
         del hidden, args  # so that the call alone holds the input
         self._bring_together(forward, call)
         self._positions.move_up(forward, call)
+        reader_of = functools.partial(AttentionReader, forward, call, self._family, self._positions)
         if forward.drops:
-            reader_of = functools.partial(self._reader, forward, call)
             cut_before(forward, self._program, call, reader_of, self._family.final_norm)
-        tap = self._attention_tap(forward, call)
+        tap = self._attention_tap(forward, call, reader_of)
         if forward.rows is None:
             return self._run_whole(forward, call, original, tap)
         return self._run_rows(forward, call, original, tap)
@@ -161,58 +161,47 @@ class LayerRunner:
 
     # -- reading -----------------------------------------------------------------------------------------------
 
-    def _reader(
-        self,
-        forward: Forward,
-        call: LayerCall,
-        bucket: Bucket,
-        own_attention: OwnAttention | None = None,
-        signals: Sequence[Signal] = (),
-    ) -> AttentionReader:
-        return AttentionReader(forward, call, bucket, self._family, self._positions, own_attention, signals)
-
-    def _attention_tap(self, forward: Forward, call: LayerCall) -> Tap:
+    def _attention_tap(self, forward: Forward, call: LayerCall, reader_of: Callable[..., AttentionReader]) -> Tap:
         """Reads the layer's own attention while it runs. Made while its arguments are still those of all rows."""
         signals = self._program.signals_while(call.index)
         if not (forward.drops and signals):
             return nullcontext()
-        tap = _AttentionTap(signals)
+        own_attention: OwnAttention = []
+        readers = []
         for bucket in forward.buckets:
             if bucket.left:
                 bucket.to(call.hidden.device)
-                reader = self._reader(forward, call, bucket, tap.own_attention, signals)
-                tap.readers.append((bucket, reader))
-        return tap.on(call)
+                readers.append((bucket, reader_of(bucket, own_attention, signals)))
+        return _reading(call, signals, readers, own_attention)
 
 
-class _AttentionTap:
-    """Reduces a layer's queries and keys while it attends, for stages before the next layer.
+@contextmanager
+def _reading(
+    call: LayerCall,
+    signals: Sequence[Signal],
+    readers: list[tuple[Bucket, AttentionReader]],
+    own_attention: OwnAttention,
+) -> Iterator[None]:
+    """While a layer runs, reduce its queries and keys as it attends, for stages before the next layer.
 
-    Attributes:
+    Args:
+        call: The layer's.
         signals: What they are reduced to.
         readers: The buckets and how they are read.
         own_attention: Where the readers find the layer's queries and keys.
     """
 
-    def __init__(self, signals: Sequence[Signal]) -> None:
-        self.readers: list[tuple[Bucket, AttentionReader]] = []
-        self.own_attention: OwnAttention = []
-        self.signals = signals
+    def attends(queries: Tensor, keys: Tensor, scaling: float) -> None:
+        own_attention.append((queries, keys, scaling))
+        for bucket, reader in readers:
+            note_attending(bucket, signals, call.index, reader)
+        own_attention.clear()
+        readers.clear()  # frees queries and keys before the MLP runs
 
-    @contextmanager
-    def on(self, call: LayerCall) -> Iterator[None]:
-        """While the layer runs."""
-        with tapped_layer(call.module, functools.partial(self._attends, call.index)):
-            yield
-        if self.readers:
-            raise unreadable(call.module.self_attn)
-
-    def _attends(self, layer: int, queries: Tensor, keys: Tensor, scaling: float) -> None:
-        self.own_attention.append((queries, keys, scaling))
-        for bucket, reader in self.readers:
-            note_attending(bucket, self.signals, layer, reader)
-        self.own_attention.clear()
-        self.readers.clear()  # frees queries and keys before the MLP runs
+    with tapped_layer(call.module, attends):
+        yield
+    if readers:
+        raise unreadable(call.module.self_attn)
 
 
 def _here(forward: Forward, tensor: Any, device: torch.device) -> Any:

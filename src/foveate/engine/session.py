@@ -148,7 +148,11 @@ def refuse_open(model: nn.Module) -> None:
     Raises:
         SessionError: If it is.
     """
-    running = _sessions.get(family_for(model).core)
+    _refuse_running(model, family_for(model))
+
+
+def _refuse_running(model: nn.Module, family: Family) -> None:
+    running = _sessions.get(family.core)
     guards.refuse_second_session(model, None if running is None else running.method)
 
 
@@ -162,8 +166,7 @@ def _session(
     """The session that will be attached; nothing is put on the model yet."""
     chosen = _chosen(method, retention, tokens)
     family = family_for(model, kind)
-    running = _sessions.get(family.core)
-    guards.refuse_second_session(model, None if running is None else running.method)
+    _refuse_running(model, family)
     return Session(family, chosen)
 
 
@@ -179,14 +182,16 @@ def _chosen(method: Method | str, retention: float | None, tokens: float | None)
 
 
 @dataclass(slots=True)
-class Chunking:
-    """How the running `generate` call prefills.
+class GenerateCall:
+    """What is known of the running `generate` call, which encodes pictures before the forward that they are in.
 
     Attributes:
+        ids: Those that it will feed, (samples, columns); None where it was given none.
         chunk: Columns of a chunk, where it prefills in chunks.
         splits: Whether that cuts an image in two, which may well end between its tokens, in text.
     """
 
+    ids: Tensor | None = None
     chunk: int | None = None
     splits: bool = False
 
@@ -207,8 +212,8 @@ class Session:
         self._program = Program.on(method, family)
         self._runner = LayerRunner(family, self._program)
         self._patches = Patcher()
-        self._forward = Forward()
-        self._generation = Chunking()
+        self._forward: Forward | None = None
+        self._generation = GenerateCall()
         self._ending: Ending | None = None
         self._last_only = False
         self._encoding = False
@@ -251,9 +256,9 @@ class Session:
             del _sessions[self._core]
 
     def _arriving(self) -> Forward:
-        """The forward on its way to the decoder, begun anew behind one that is there."""
-        if self._forward.begun:  # that one is in the decoder, or through it
-            self._forward = Forward(backend=self._forward.backend)
+        """The forward on its way to the decoder: a new one where there is none, or one that never came through it."""
+        if self._forward is None or self._forward.begun:
+            self._forward = Forward(ids=self._generation.ids)
         return self._forward
 
     # -- encode ------------------------------------------------------------------------------------------------
@@ -271,13 +276,12 @@ class Session:
         arguments.update(arguments.pop("kwargs", {}))
         config = arguments.get("generation_config") or self._family.model.generation_config
         chunk = arguments.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
-        self._generation = Chunking(chunk)
-        self._forward = Forward(ids=_new_ids(arguments))
+        self._generation = GenerateCall(_new_ids(arguments), chunk)
+        self._forward = None
         try:
             return original(*args, **kwargs)
         finally:
-            self._generation = Chunking()
-            self._arriving().ids = None
+            self._generation = GenerateCall()
 
     def before_model(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note whether only the last column's logits are asked for, as `generate` does."""
@@ -357,20 +361,22 @@ class Session:
 
     def before_rotary(self, rotary: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Note the forward's position ids; the calls made here for renumbered rows come after the model's own."""
-        if self._forward.position_ids is None:
+        if self._forward is not None and self._forward.position_ids is None:
             by_name = "position_ids" in kwargs
             self._forward.position_ids = kwargs["position_ids"] if by_name else args[1]
 
     # -- each layer, finish ------------------------------------------------------------------------------------
 
     def around_layer(self, index: int, original: Original, *args: Any, **kwargs: Any) -> Any:
-        """Run a layer on the rows that are left."""
+        """Run a layer on the rows that are left; outside the decoder's forward as it is."""
+        if self._forward is None:
+            return original(*args, **kwargs)
         return self._runner.run(self._forward, index, original, *args, **kwargs)
 
     def after_decoder(self, text: nn.Module, args: Any, output: Any) -> None:
         """Finish the forward, and let go of its state."""
-        forward = self._forward
-        self._forward = Forward(backend=forward.backend, begun=True)
+        forward, self._forward = self._forward, None
+        assert forward is not None
         self._ending = finish(forward, self._program, self._family, getattr(output, "past_key_values", None))
 
 

@@ -15,20 +15,19 @@ from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
 from foveate.errors import SettingError
-from foveate.families.base import Family
-from foveate.families.costs import Counts, Flops, drops_cls, llava_bytes, llava_cost
+from foveate.families.llava import OfClip, drops_cls, side_of
 from foveate.families.newlines import reduce_apart
-from foveate.families.placing import place_images, replace_images
-from foveate.families.tap import tapped_all
+from foveate.families.placing import replace_images
+from foveate.families.shape import Counts, PicturesRun
 from foveate.families.tower import (
     Encoded,
     Inputs,
     Reducer,
     Run,
-    TowerReader,
-    block_of,
+    attentions,
     encoder_layers,
     feature_layers,
+    tapped_all,
 )
 from foveate.families.vision import grid_boxes, picture_sizes, smaller
 
@@ -38,15 +37,10 @@ NOWHERE = torch.full((1, 4), float("nan"))
 """The box of a newline."""
 
 
-class AnyResolution(Family):
+class AnyResolution(OfClip):
     """What LLaVA-NeXT and its descendants share; they differ in `packed`, in `shrunk` and in videos."""
 
-    shares_prefix: ClassVar[bool] = True
-
-    @property
-    def side(self) -> int:
-        """Patches along a side of a view."""
-        return _side(self.model.config)
+    runs_grids: ClassVar[bool] = False  # views overlap the picture that the tokens stand for
 
     @classmethod
     def shrunk(cls, config: Any, rows: int, columns: int) -> Grid:
@@ -68,7 +62,7 @@ class AnyResolution(Family):
         """Where the `length` tokens of a picture of this height and width look: the base view, then the tile map,
         each of its rows closed by a newline; or a base view and one newline. None if it has another number of tokens.
         """
-        side = _side(config)
+        side = side_of(config)
         base = grid_boxes(side, side)
         if length == len(base) + 1:  # no tiles
             return torch.cat((base, NOWHERE))
@@ -81,12 +75,6 @@ class AnyResolution(Family):
         cells = torch.cat((cells, NOWHERE.expand(rows, 1, 4)), dim=1)  # a newline behind each row
         return torch.cat((base, cells.flatten(0, 1)))
 
-    @classmethod
-    def cls_in_tower(cls, config: Any = None) -> bool | None:
-        if config is None:
-            return None
-        return drops_cls(config)
-
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector, on the packed tokens; scores and keys of all views are packed as the features are.
 
@@ -95,17 +83,18 @@ class AnyResolution(Family):
         if modality == "image":  # read before the device has work to wait for
             inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
         projected: list[Tensor] = []  # what the projector was given: (views, patches, width of the tower)
-        with tapped_all(self._attentions(reducer)) as taps, Patcher() as patches:
+        cls = drops_cls(self.model.config)
+        layers = encoder_layers(self.core.vision_tower)
+        last = max(feature_layers(self.model.config, len(layers)))
+        with tapped_all(attentions(layers, reducer.reads, last), cls) as taps, Patcher() as patches:
             patches.hook(self.core.multi_modal_projector, "before", lambda _, given: projected.extend(given))
             output = run()
         views = self.tower_images(self.model.config, modality, inputs)
         assert views is not None
-        cls = drops_cls(self.model.config)
-        readers = [TowerReader(cls, taps.sample(view)) for view in range(sum(views))]
 
         @functools.cache
         def stats(signal: TowerSignal) -> list[Tensor]:
-            patches = torch.stack([reader.read(signal) for reader in readers])  # (views, patches, numbers)
+            patches = torch.stack([taps.read(view, signal) for view in range(sum(views))])  # (views, patches, numbers)
             of_images = torch.split(patches, list(views))
             return self.packed(modality, of_images, inputs)
 
@@ -113,24 +102,14 @@ class AnyResolution(Family):
         def made() -> list[Tensor]:
             return self.packed(modality, torch.split(projected[0], list(views)), inputs)
 
-        images = list(output.pooler_output)
+        images = output.pooler_output
         lengths = [len(image) for image in images]
         places = self.boxes(modality, inputs, lengths)
         # A video's frames may be pooled before the projector.
         shown = (lambda index: made()[index]) if modality == "image" else None
         cuts = reduce_apart(images, places, reducer, stats, made=shown)
-        features = place_images(images, cuts)
-        if isinstance(output.pooler_output, Tensor):  # videos, which are as long as each other
-            output.pooler_output = torch.stack(features)
-        else:
-            output.pooler_output = features
+        self.place(output, images, cuts)
         return output, cuts
-
-    def _attentions(self, reducer: Reducer) -> dict[TowerSignal, Any]:
-        """The attention module of the tower that each signal is read of."""
-        layers: Any = encoder_layers(self.core.vision_tower)
-        last = max(feature_layers(self.model.config, len(layers)))
-        return {signal: layers[block_of(signal, last, len(layers))].self_attn for signal in reducer.reads}
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """The tower interpolates its position embeddings; the smaller views are packed as the model packs its own.
@@ -146,8 +125,7 @@ class AnyResolution(Family):
         with Patcher() as patches:
             patches.wrap(self.core, "pack_image_features", packer.pack)
             output = self.run_smaller(run, "pixel_values", inputs, cells)
-        output.pooler_output, cuts = replace_images(output.pooler_output, packer.cells)
-        return output, cuts
+        return output, replace_images(output, packer.cells)
 
     def run_smaller(self, run: Run, name: str, inputs: Inputs, cells: Grid) -> Any:
         """Run with pictures resized to `cells`, rows and columns of patches."""
@@ -167,19 +145,13 @@ class AnyResolution(Family):
         return tuple(1 + math.prod(tiles_of(config, size)) for size in sizes)  # the base view and its tiles
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
-        if pictures is None:
-            pictures = tuple(cls.pictures_of(config, size) for size in sizes)
-        return llava_cost(config, sum(pictures))
-
-    @classmethod
-    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
+    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
+        side = side_of(config)
         counts = pictures or tuple(cls.pictures_of(config, size) for size in sizes)
         pairs = zip(sizes, counts, strict=True)
         only_videos = all(cls.frames_of(config, size) == count for size, count in pairs)
         # Images are packed from their views, which is a copy more.
-        copies = 1 if only_videos else 2
-        return llava_bytes(config, sum(sizes), sum(counts), itemsize, copies=copies)
+        return PicturesRun(((side, side),) * sum(counts), copies=1 if only_videos else 2)
 
     @classmethod
     def frames_of(cls, config: Any, size: int) -> int:
@@ -198,7 +170,7 @@ class AnyResolution(Family):
         counts = set(cls._mosaic_counts(config, size))
         if frames := cls.frames_of(config, size):
             counts.add(frames)
-        if size == _side(config) ** 2 + 1:  # a base view and one newline
+        if size == side_of(config) ** 2 + 1:  # a base view and one newline
             counts.add(1)
         if len(counts) == 1:
             return counts.pop()
@@ -214,7 +186,7 @@ class AnyResolution(Family):
     @classmethod
     def _mosaic_counts(cls, config: Any, size: int) -> Iterator[int]:
         """Crops of each mosaic of which some picture makes `size` vision tokens, with the base view."""
-        crop, side = config.vision_config.image_size, _side(config)
+        crop, side = config.vision_config.image_size, side_of(config)
         pinpoints: list[tuple[int, int]] = config.image_grid_pinpoints  # pixels
         mosaics = [(height // crop, width // crop) for height, width in pinpoints]
         for mosaic in mosaics:
@@ -325,10 +297,6 @@ def _maps(mosaic: Grid, mosaics: Sequence[Grid], side: int) -> Iterator[Grid]:
         yield rows, wide * side
     for columns in range(wide * side, fewest_columns - 1, -2):
         yield tall * side, columns
-
-
-def _side(config: Any) -> int:
-    return int(config.vision_config.image_size // config.vision_config.patch_size)
 
 
 def _unpadded(rows: int, columns: int, height: int, width: int) -> Grid:

@@ -12,14 +12,14 @@ from foveate.core.grid import Grid
 from foveate.core.signals import Cells, Signal, TowerAttention
 from foveate.core.tensors import take_along
 from foveate.errors import UnsupportedError
-from foveate.families.costs import Counts, Flops
 from foveate.families.newlines import Stats, reduce_apart
-from foveate.families.placing import images_of, place_rows, put_images, stays_whole
+from foveate.families.placing import images_of, place_rows, put_images
+from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tap import made_by_itself, tapped_layer, unreadable
 from foveate.families.tower import Encoded, Inputs, Reducer, Run
 from foveate.families.vision import grid_boxes
 
-__all__ = ["Family", "grid_boxes", "tapped_layer", "unreadable"]
+__all__ = ["Family", "core_of", "grid_boxes", "tapped_layer", "unreadable"]
 
 
 class Family:
@@ -45,6 +45,7 @@ class Family:
         videos: Whether the model knows videos.
         tiled: Whether features come in other pieces than images, tiles for example; then the prompt tells which are
             whose (see `image_lengths`).
+        runs_grids: Whether the tower runs on the token grids of images, so that these tell what it costs.
         core: The module that merges vision features into the text.
         decoders: The `text_config.model_type`s whose layers `fv.cost` can count, query, key, value and output
             projections, attention, and a gated MLP, all dense; and whose queries and keys are made in the usual way.
@@ -62,6 +63,7 @@ class Family:
     mergers: ClassVar[tuple[str, ...]] = ("get_placeholder_mask",)
     videos: ClassVar[bool] = False
     tiled: ClassVar[bool] = False
+    runs_grids: ClassVar[bool] = True
 
     def __init__(self, model: Any) -> None:
         require(self.oldest, type(self).__name__)
@@ -74,19 +76,14 @@ class Family:
         Raises:
             UnsupportedError: If there is none.
         """
-        cores = [module for module in _outside_lists(self.model) if self._is_core(module)]  # outer ones first
-        if not cores:
+        core = core_of(self.model, self.decoder, self.mergers)
+        if core is None:
             raise UnsupportedError(
                 f"{type(self.model).__name__} has no module with a {self.decoder} and a "
                 f"{' or '.join(self.mergers)}; "
                 "pass the whole vision-language model, not a part of it."
             )
-        core: nn.Module = cores[-1]
         return core
-
-    def _is_core(self, module: nn.Module) -> bool:
-        decodes = isinstance(getattr(module, self.decoder, None), nn.Module)
-        return decodes and any(hasattr(module, name) for name in self.mergers)
 
     @property
     def merger(self) -> str:
@@ -190,6 +187,11 @@ class Family:
         """
         return None
 
+    @property
+    def is_usual(self) -> bool:
+        """Whether the decoder's layers make queries and keys in the usual way."""
+        return self.text.config.model_type in self.decoders
+
     def queries_and_keys(
         self, layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, float]:
@@ -210,7 +212,7 @@ class Family:
             UnsupportedError: If the layer's attention is built in a way this does not know.
         """
         attention = layer.self_attn
-        if self.text.config.model_type not in self.decoders:
+        if not self.is_usual:
             return made_by_itself(layer, hidden, queries, rotary)
         normed = layer.input_layernorm(hidden)
 
@@ -245,7 +247,7 @@ class Family:
             UnsupportedError: If the layer's attention is built in a way this does not know: it may leave RoPE out.
         """
         rotate = rotation(layer.self_attn)
-        if rotate is None or self.text.config.model_type not in self.decoders:
+        if rotate is None or not self.is_usual:
             raise UnsupportedError(
                 f"foveate does not know how {type(layer.self_attn).__name__} applies RoPE, so it cannot read "
                 "Attention(without_distance=True). Use a method that does not read it, such as SparseVLM."
@@ -316,12 +318,17 @@ class Family:
         if grids is None or [_cells(frames) for frames in grids] != sizes:
             places = self.boxes(modality, self.remembered(inputs), sizes)
         cuts = reduce_apart(features, places, reducer, stats, grids)
+        self.place(output, features, cuts)
+        return cuts
+
+    def place(self, output: Any, images: Sequence[Tensor], cuts: Sequence[Cut | None]) -> None:
+        """Put what cuts leave of images' features, (tokens, width) each, into what a `get_*_features` call answered."""
+        features = list(images)
         for index, cut in enumerate(cuts):
-            if cut is not None and not stays_whole(cut):
+            if cut is not None and not cut.stays_whole:
                 features[index] = place_rows(features[index], cut)
                 self.place_deepstack(output, index, cut)
         put_images(output, features)
-        return cuts
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """As `encode`, with smaller images given to the tower: as large as the token grids `reducer.coarsen` wants."""
@@ -385,35 +392,33 @@ class Family:
         return None
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
-        """FLOPs of the vision tower and of the projector for one sample; a multiply-add counts two.
+    def tower_shape(cls, config: Any) -> TowerShape:
+        """The vision tower and the projector, in numbers that `foveate.cost` counts with.
 
         Args:
             config: The model's config; no weights are needed.
+
+        Raises:
+            UnsupportedError: If the family does not know them.
+        """
+        raise UnsupportedError(
+            f"The cost of the vision tower of {cls.__name__} is not known: the family needs a tower_shape method."
+        )
+
+    @classmethod
+    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
+        """The pictures of one sample that go through the tower.
+
+        Args:
+            config: The model's config.
             sizes: Vision tokens of each image or video.
             pictures: How many pictures the tower encodes for each of them (see `foveate.cost`); None to
                 tell from the sizes.
 
         Raises:
             SettingError: If the pictures cannot be told from the sizes, or contradict them.
-            UnsupportedError: If the family does not know its tower's cost.
         """
-        raise UnsupportedError(
-            f"The cost of the vision tower of {cls.__name__} is not known: the family needs a tower_cost method."
-        )
-
-    @classmethod
-    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
-        """Bytes that one sample's pictures take: the most while they are encoded, and what stays until the decoder is
-        through. None if not known. Weights and pixels are not counted.
-
-        Args:
-            config: The model's config.
-            sizes: Vision tokens of each image or video.
-            pictures: How many pictures the tower encodes for each; None to tell from the sizes.
-            itemsize: Bytes of a number.
-        """
-        return None
+        return PicturesRun(tuple((1, size) for size in sizes))
 
     @classmethod
     def late_additions(cls, config: Any) -> int:
@@ -423,18 +428,20 @@ class Family:
         """
         return 0
 
-    @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops | None:
-        """As `tower_cost`, for token grids of each image's frames, as they come or as `encode_smaller` makes them.
-
-        None if not known.
-        """
-        return None
-
 
 def _cells(grids: Sequence[Grid]) -> int:
     """Tokens of some grids together."""
     return sum(map(math.prod, grids))
+
+
+def core_of(model: nn.Module, decoder: str, mergers: Sequence[str]) -> nn.Module | None:
+    """The innermost module of a model that has both a decoder of this name and one of these functions."""
+    core: nn.Module | None = None
+    for module in _outside_lists(model):  # outer ones first
+        decodes = isinstance(getattr(module, decoder, None), nn.Module)
+        if decodes and any(hasattr(module, name) for name in mergers):
+            core = module
+    return core
 
 
 def _outside_lists(module: nn.Module) -> Iterator[nn.Module]:

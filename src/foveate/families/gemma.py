@@ -8,37 +8,37 @@ global layers have a RoPE of their own, and in Gemma 4 a head size of their own.
 import functools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveate.core.cut import Cut
 from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
-from foveate.core.signals import TowerAttention, TowerSignal
-from foveate.core.tensors import take_along
+from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
 from foveate.errors import UnsupportedError
 from foveate.families.base import Family
-from foveate.families.costs import Counts, Flops, gemma_cost, picture_tokens, pictures_in, tower_picture
-from foveate.families.llava import Llava
-from foveate.families.placing import first_rows, place_images, replace_images
-from foveate.families.tap import Tapped, tap, tapped_all
+from foveate.families.llava import Llava, clip_shape, pictures_in, side_of
+from foveate.families.placing import first_rows, replace_images
+from foveate.families.shape import Counts, PicturesRun, TowerShape
+from foveate.families.tap import Tapped
 from foveate.families.tower import (
     Encoded,
     Inputs,
     Reducer,
     Run,
-    TowerReader,
-    block_of,
+    Taps,
+    attentions,
     encoder_layers,
     of_image,
-    tower_attention,
-    tower_keys,
+    shown,
+    tapped_all,
 )
 from foveate.families.vision import grid_boxes, smaller
 
@@ -57,10 +57,9 @@ class PaliGemma(Llava):
     shares_prefix: ClassVar[bool] = False  # what stands before the question sees it
 
     @classmethod
-    def pictures_cost(cls, config: Any, pictures: int, grid: Grid | None = None) -> Flops:
+    def tower_shape(cls, config: Any) -> TowerShape:
         vision = config.vision_config
-        projector = linear(picture_tokens(config, grid), vision.hidden_size, vision.projection_dim)
-        return pictures * tower_picture(vision, grid), pictures * projector
+        return clip_shape(config, linear(1, vision.hidden_size, vision.projection_dim))
 
 
 class Gemma3(Family):
@@ -78,22 +77,18 @@ class Gemma3(Family):
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector: a token's score and key are the means of the patches averaged into it."""
-        layers: Any = encoder_layers(self.core.vision_tower)
-        last = len(layers) - 1
-        blocks = {signal: layers[block_of(signal, last, len(layers))] for signal in reducer.reads}
-        with tapped_all({signal: block.self_attn for signal, block in blocks.items()}) as taps:
+        with tapped_all(attentions(encoder_layers(self.core.vision_tower), reducer.reads)) as taps:
             output = run()
         images = output.pooler_output
         views = []
         for index, image in enumerate(images):
-            reader = TowerReader(False, taps.sample(index))
-            views.append(TowerView(image, self._grid, None, partial(self._read, reader)))
+            views.append(TowerView(image, self._grid, None, partial(self._read, taps, index)))
         cuts = reducer.reduce(views)
-        output.pooler_output = torch.stack(place_images(images, cuts))
+        self.place(output, images, cuts)
         return output, cuts
 
-    def _read(self, reader: TowerReader, signal: TowerSignal) -> Tensor:
-        return self._token_means(reader.read(signal))
+    def _read(self, taps: Taps, picture: int, signal: TowerSignal) -> Tensor:
+        return self._token_means(taps.read(picture, signal))
 
     def _token_means(self, patches: Tensor) -> Tensor:
         """Means over the patches of each token, (patches, numbers) -> (tokens, numbers)."""
@@ -119,10 +114,7 @@ class Gemma3(Family):
         with Patcher() as patches:
             patches.wrap(projector, "forward", corner.project)
             output = run(pixel_values=small, interpolate_pos_encoding=True)
-        images = output.pooler_output
-        features, cuts = replace_images(images, [into_cells(grid, cells)] * len(images))
-        output.pooler_output = torch.stack(features)
-        return output, cuts
+        return output, replace_images(output, [into_cells(grid, cells)] * len(pixels))
 
     @classmethod
     def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
@@ -136,16 +128,15 @@ class Gemma3(Family):
         return [grid_boxes(*self._grid)] * len(lengths)
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
-        return gemma_cost(config, [None] * pictures_in(sizes, config.mm_tokens_per_image))
+    def tower_shape(cls, config: Any) -> TowerShape:
+        """The projector makes as many tokens of a picture of any size."""
+        vision, tokens = config.vision_config, config.mm_tokens_per_image
+        shape = clip_shape(config, linear(1, vision.hidden_size, config.text_config.hidden_size))
+        return replace(shape, patches=side_of(config) ** 2 // tokens, tokens=tokens)
 
     @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops | None:
-        vision = config.vision_config
-        tokens, _ = _grid(config)
-        kernel = vision.image_size // vision.patch_size // tokens  # patches of a token's side
-        grids = [(rows * kernel, columns * kernel) for image in cells for rows, columns in image]
-        return gemma_cost(config, grids)
+    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
+        return PicturesRun((_grid(config),) * sum(pictures_in(size, config.mm_tokens_per_image) for size in sizes))
 
 
 class _Corner:
@@ -226,22 +217,9 @@ class Gemma4(Family):
                 masks.append((modality, mask))
         return masks
 
-    def queries_and_keys(
-        self, layer: Any, hidden: Tensor, queries: Tensor, rotary: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, float]:
-        attention = layer.self_attn
-        normed = layer.input_layernorm(hidden)
-
-        def heads(rows: Tensor, projection: Any, norm: Any, cos: Tensor, sin: Tensor) -> Tensor:
-            """(samples, rows, width) -> (samples, heads, rows, head size), after norm and RoPE."""
-            states = projection(rows).unflatten(-1, (-1, attention.head_dim))
-            return self.rotate(layer, norm(states).transpose(1, 2), (cos, sin))
-
-        places = queries[..., None]  # (samples, …, 1)
-        tables = (take_along(table, places, dim=-2) for table in rotary)
-        asking = heads(take_along(normed, places, dim=1), attention.q_proj, attention.q_norm, *tables)
-        keys = heads(normed, attention.k_proj, attention.k_norm, *rotary)
-        return asking, keys, float(attention.scaling)
+    @property
+    def is_usual(self) -> bool:
+        return True
 
     def rotate(self, layer: Any, states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         rotate = sys.modules[type(layer.self_attn).__module__].apply_rotary_pos_emb
@@ -251,13 +229,8 @@ class Gemma4(Family):
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector: a token's score and key are the means of the patches pooled into it."""
         grids_of = self._grids(modality, inputs)  # read before the device has work to wait for
-        layers = self.core.vision_tower.encoder.layers
-        last = len(layers) - 1
-        blocks = {signal: layers[block_of(signal, last, len(layers))] for signal in reducer.reads}
-        readers = {block: _GemmaReader(block.self_attn, self._kernel) for block in dict.fromkeys(blocks.values())}
-        with Patcher() as patches:
-            for reader in readers.values():
-                reader.attach(patches)
+        modules = attentions(self.core.vision_tower.encoder.layers, reducer.reads)
+        with tapped_all(modules, keys_of=("k_norm", _keys_of)) as taps:
             output = run()
         # The tower sees pictures and frames alike; an image is one of them, a video several.
         flat = [grid for grids in grids_of for grid in grids]
@@ -266,8 +239,9 @@ class Gemma4(Family):
 
         @functools.cache
         def stats(signal: TowerSignal) -> tuple[Tensor, ...]:
-            pictures = readers[blocks[signal]].pictures(signal, inputs[positions], flat)
-            return torch.split(torch.cat(pictures), lengths)
+            pictures = zip(taps.samples(signal), inputs[positions], flat, strict=True)
+            means = [_picture(signal, *picture, self._kernel) for picture in pictures]
+            return torch.split(torch.cat(means), lengths)
 
         images = output.pooler_output
         views = []
@@ -275,7 +249,7 @@ class Gemma4(Family):
             plain = grids[0] if len(grids) == 1 else None
             views.append(TowerView(image, plain, None, partial(of_image, stats, index), grids=tuple(grids)))
         cuts = reducer.reduce(views)
-        output.pooler_output = place_images(images, cuts)
+        self.place(output, images, cuts)
         return output, cuts
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
@@ -299,8 +273,7 @@ class Gemma4(Family):
                 picture += 1
         smaller_inputs = dict(zip(names, (patches, positions), strict=True))
         output = run(**smaller_inputs)
-        output.pooler_output, cuts = replace_images(output.pooler_output, merged)
-        return output, cuts
+        return output, replace_images(output, merged)
 
     def _resized(self, patches: Tensor, grid: Grid, cells: Grid) -> tuple[Tensor, Tensor]:
         """A picture's patches, (patches, size · size · channels), and their places, as of one of `cells` tokens."""
@@ -349,51 +322,18 @@ class Gemma4(Family):
         return boxes
 
 
-class _GemmaReader:
-    """Queries and keys of the patches of all of a call's pictures, from one layer of Gemma 4's tower."""
+def _keys_of(attention: Any, output: Tensor) -> Iterable[Tensor]:
+    """Keys before RoPE of each picture, (heads, patches, head size), from (pictures, patches, heads, head size)."""
+    return output.transpose(1, 2)
 
-    def __init__(self, attention: Any, kernel: int) -> None:
-        self._attention = attention
-        self._kernel = kernel
-        self._heads: list[Tapped] = []
-        self._keys: list[Tensor] = []
 
-    def attach(self, patches: Patcher) -> None:
-        """Read until the patcher restores the layer."""
-        patches.hook(self._attention.k_norm, "after", self._note_keys)
-        tap(patches, self._attention, self._note_heads)
-
-    def _note_keys(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        self._keys.append(output)  # before RoPE: (pictures, patches, heads, head size)
-
-    def _note_heads(self, queries: Tensor, keys: Tensor, scaling: float) -> None:
-        self._heads.append(Tapped(queries, keys, scaling))
-
-    def pictures(self, signal: TowerSignal, positions: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
-        """What a signal is of each picture's tokens, (tokens, numbers), from where its patches are."""
-        (heads,), (keys,) = self._heads, self._keys
-        pictures = zip(heads.queries, heads.keys, keys, positions, grids, strict=True)
-        return [self._picture(signal, *picture, heads.scaling) for picture in pictures]
-
-    def _picture(
-        self,
-        signal: TowerSignal,
-        queries: Tensor,
-        turned: Tensor,
-        keys: Tensor,
-        positions: Tensor,
-        grid: Grid,
-        scaling: float,
-    ) -> Tensor:
-        # Sorted so that padding comes last; as many are real as the grid says, so nothing waits for the device.
-        is_padding = (positions < 0).any(dim=-1)
-        order = torch.sort(is_padding.long(), stable=True).indices
-        real = order[: math.prod(grid) * self._kernel**2]
-        if isinstance(signal, TowerAttention):
-            values = tower_attention(signal, Tapped(queries[:, real], turned[:, real], scaling))[:, None]
-        else:
-            values = tower_keys(signal, keys[real].transpose(0, 1))
-        return _token_means(values, positions[real], grid, self._kernel)
+def _picture(signal: TowerSignal, heads: Tapped, positions: Tensor, grid: Grid, kernel: int) -> Tensor:
+    """What a signal is of a picture's tokens, (tokens, numbers), from where its patches are, (patches, 2)."""
+    # Sorted so that padding comes last; as many are real as the grid says, so nothing waits for the device.
+    is_padding = (positions < 0).any(dim=-1)
+    order = torch.sort(is_padding.long(), stable=True).indices
+    real = order[: math.prod(grid) * kernel**2]
+    return _token_means(shown(signal, heads.at(real)), positions[real], grid, kernel)
 
 
 def _token_means(patches: Tensor, positions: Tensor, grid: Grid, kernel: int) -> Tensor:

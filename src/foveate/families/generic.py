@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from foveate.errors import UnsupportedError
-from foveate.families.base import Family
+from foveate.families.base import Family, core_of
 from foveate.families.tiles import run_lengths
 
 __all__ = ["Generic", "lacking"]
@@ -65,7 +65,9 @@ def lacking(model: Any) -> list[str]:
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
         return ["it is an encoder-decoder: its decoder has no vision tokens"]
-    core: Any = _core(model)
+    core: Any = None
+    if isinstance(model, nn.Module):
+        core = core_of(model, Family.decoder, Family.mergers)
     if core is None:
         return ["it has no module with a language_model and a get_placeholder_mask"]
     reasons = []
@@ -83,18 +85,6 @@ def lacking(model: Any) -> list[str]:
     if more := [name for name in parameters if "deepstack" in name]:
         reasons.append(f"its decoder gets {', '.join(more)}")
     return reasons
-
-
-def _core(model: Any) -> nn.Module | None:
-    """The innermost module with a `language_model` and a `get_placeholder_mask`."""
-    if not isinstance(model, nn.Module):
-        return None
-    core = None
-    for module in model.modules():  # outer ones first
-        decodes = isinstance(getattr(module, "language_model", None), nn.Module)
-        if decodes and hasattr(module, "get_placeholder_mask"):
-            core = module
-    return core
 
 
 def _odd(layer: nn.Module) -> list[str]:

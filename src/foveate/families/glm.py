@@ -1,10 +1,12 @@
 """GLM-4.1V, GLM-4.5V and GLM-4.6V: as Qwen2-VL, with a tower and a merger of their own; a video is many images with
 time stamps between."""
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
-from foveate.families.costs import Counts, Flops, glm_cost
-from foveate.families.qwen_vl import Qwen2VL
+from foveate.core.flops import linear
+from foveate.families.qwen_vl import Qwen2VL, qwen_shape
+from foveate.families.shape import TowerShape
 
 __all__ = ["FAMILIES", "Glm4v", "Glm4vMoe", "Glm46V"]
 
@@ -17,8 +19,14 @@ class Glm4v(Qwen2VL):
     decoders: ClassVar[frozenset[str]] = frozenset({"glm4v_text"})
 
     @classmethod
-    def _tower(cls, vision: Any, sizes: Counts, pictures: Counts) -> Flops:
-        return glm_cost(vision, sizes, pictures)
+    def tower_shape(cls, config: Any) -> TowerShape:
+        """The blocks' MLP is as wide as the decoder; behind its convolution of 2 x 2 patches the merger has one too."""
+        vision = config.vision_config
+        out, inner = vision.out_hidden_size, vision.intermediate_size
+        shape = qwen_shape(vision, out, inner=out)
+        convolution = linear(1, shape.patches * shape.width, out, out)
+        mlp = linear(1, out, 2 * inner) + linear(1, inner, out)  # gated
+        return replace(shape, gated=True, projector=convolution + mlp)
 
 
 class Glm4vMoe(Glm4v):

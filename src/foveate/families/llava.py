@@ -1,18 +1,18 @@
 """LLaVA-1.5 and ViP-LLaVA: one square per image, CLIP patches in raster order, 1-D RoPE."""
 
-import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
+from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells
-from foveate.errors import UnsupportedError
+from foveate.errors import SettingError, UnsupportedError
 from foveate.families.base import Family
-from foveate.families.costs import Counts, Flops, drops_cls, llava_bytes, llava_cost, picture_tokens, pictures_in
 from foveate.families.placing import replace_images
+from foveate.families.shape import Counts, PicturesRun, StatesTower, TowerShape
 from foveate.families.tower import (
     Encoded,
     Inputs,
@@ -24,27 +24,52 @@ from foveate.families.tower import (
 )
 from foveate.families.vision import grid_boxes, picture_sizes, smaller
 
-__all__ = ["FAMILIES", "Llava", "VipLlava"]
+__all__ = [
+    "FAMILIES",
+    "Llava",
+    "OfClip",
+    "VipLlava",
+    "clip_shape",
+    "drops_cls",
+    "llava_shape",
+    "picture_tokens",
+    "pictures_in",
+    "side_of",
+]
+
+CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # the towers known here
 
 
-class Llava(Family):
+class OfClip(Family):
+    """What LLaVAs share: a CLIP or SigLIP tower for squares, whose CLS may be left out, and two layers behind it."""
+
+    shares_prefix: ClassVar[bool] = True
+
+    @property
+    def side(self) -> int:
+        """Patches along a side of a picture."""
+        return side_of(self.model.config)
+
+    @classmethod
+    def cls_in_tower(cls, config: Any = None) -> bool | None:
+        return None if config is None else drops_cls(config)
+
+    @classmethod
+    def tower_shape(cls, config: Any) -> TowerShape:
+        return llava_shape(config)
+
+
+class Llava(OfClip):
     """Where things are inside `LlavaForConditionalGeneration`."""
 
     model_type: ClassVar[str] = "llava"
     title: ClassVar[str] = "LLaVA-1.5"
     fit: ClassVar[Literal["whole", "crop"]] = "crop"
-    shares_prefix: ClassVar[bool] = True
 
     @property
     def tower(self) -> Any:
         """Encodes images."""
         return self.core.vision_tower
-
-    @property
-    def side(self) -> int:
-        """Patches along a side of a picture."""
-        vision = self.model.config.vision_config
-        return int(vision.image_size // vision.patch_size)
 
     def pixels(self, inputs: Inputs) -> str:
         """The argument that pictures are given in."""
@@ -67,12 +92,6 @@ class Llava(Family):
             "do not form a grid and cannot be reduced in the tower. Use a method that drops between layers."
         )
 
-    @classmethod
-    def cls_in_tower(cls, config: Any = None) -> bool | None:
-        if config is None:
-            return None
-        return drops_cls(config)
-
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         tower, cls = self.tower, self._check_cls()
         layers = feature_layers(self.model.config, len(encoder_layers(tower)))
@@ -91,15 +110,11 @@ class Llava(Family):
         rows, columns = cells
         small = smaller(pixels, rows * patch, columns * patch)
         output = run(**{name: small, "interpolate_pos_encoding": True})
-        images = output.pooler_output
-        merged = into_cells(grid, cells)  # the same of every picture
-        features, cuts = replace_images(images, [merged] * len(images))
-        output.pooler_output = torch.stack(features) if isinstance(images, Tensor) else features
-        return output, cuts
+        return output, replace_images(output, [into_cells(grid, cells)] * len(pixels))
 
     @classmethod
     def token_grids(cls, config: Any, sizes: Sequence[int]) -> list[tuple[Grid, ...]] | None:
-        side = config.vision_config.image_size // config.vision_config.patch_size
+        side = side_of(config)
         if any(size != side * side for size in sizes):
             return None
         return [((side, side),)] * len(sizes)
@@ -114,40 +129,12 @@ class Llava(Family):
         return [by_length.get(length) for length in lengths]
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
-        count = cls.pictures_of(config, sizes, pictures)
-        return cls.pictures_cost(config, count)
-
-    @classmethod
-    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
-        count = cls.pictures_of(config, sizes, pictures)
-        return llava_bytes(config, sum(sizes), count, itemsize)
-
-    @classmethod
-    def pictures_of(cls, config: Any, sizes: Counts, pictures: Counts | None) -> int:
-        """Pictures the tower encodes in all; where that is not given, as many as make these vision tokens.
-
-        Raises:
-            SettingError: If the tokens are no multiple of a picture's.
-        """
-        if pictures is not None:
-            return sum(pictures)
-        advice = " Say with tower_images=… how many pictures the tower encodes."
-        return pictures_in(sizes, picture_tokens(config), advice)
-
-    @classmethod
-    def pictures_cost(cls, config: Any, pictures: int, grid: Grid | None = None) -> Flops:
-        """FLOPs of (tower, projector) on `pictures` pictures of the usual size, or of a grid of patches."""
-        return llava_cost(config, pictures, grid)
-
-    @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops | None:
-        tower = projector = 0
-        for grid in itertools.chain.from_iterable(cells):
-            of_tower, of_projector = cls.pictures_cost(config, 1, grid)
-            tower += of_tower
-            projector += of_projector
-        return tower, projector
+    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
+        """As many pictures as make these vision tokens, where that is not given."""
+        side = side_of(config)
+        if pictures is None:
+            pictures = tuple(pictures_in(size, picture_tokens(config)) for size in sizes)
+        return PicturesRun(((side, side),) * sum(pictures))
 
 
 class VipLlava(Llava):
@@ -158,10 +145,76 @@ class VipLlava(Llava):
     oldest: ClassVar[str] = "5.23"  # its config calls the feature layers otherwise before
 
     @classmethod
-    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
+    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
         """One copy of the vision tokens: the features go into the prompt as the projector makes them."""
-        count = cls.pictures_of(config, sizes, pictures)
-        return llava_bytes(config, sum(sizes), count, itemsize, copies=1)
+        return replace(super().pictures_run(config, sizes, pictures), copies=1)
+
+
+# -- CLIP and SigLIP, and the projectors behind them ---------------------------------------------------------------
+
+
+def side_of(config: Any) -> int:
+    """Patches along a side of a picture."""
+    return int(config.vision_config.image_size // config.vision_config.patch_size)
+
+
+def drops_cls(config: Any) -> bool:
+    """Whether the tower's first token is a CLS that the projector does not get. Where the config does not say, no CLS
+    goes to the projector."""
+    strategy = getattr(config, "vision_feature_select_strategy", None)
+    if strategy:
+        return bool(strategy == "default")
+    return bool(CLASS_TOKENS.get(config.vision_config.model_type))
+
+
+def picture_tokens(config: Any) -> int:
+    """Vision tokens a LLaVA makes of one picture, before it pools, unpads or adds newlines.
+
+    Raises:
+        UnsupportedError: If the tower is neither CLIP nor SigLIP.
+    """
+    return side_of(config) ** 2 + clip_shape(config, 0).extra
+
+
+def pictures_in(size: int, each: int) -> int:
+    """How many pictures of `each` vision tokens make an image of this size."""
+    if size % each:
+        raise SettingError(
+            f"A picture has {each} vision tokens in this model; {size} is not a multiple of that. Say with "
+            "tower_images=… how many pictures the tower encodes."
+        )
+    return size // each
+
+
+def clip_shape(config: Any, projector: int) -> TowerShape:
+    """A CLIP or SigLIP tower, and a projector of so many FLOPs a token.
+
+    Raises:
+        UnsupportedError: If the tower is neither.
+    """
+    vision = config.vision_config
+    if vision.model_type not in CLASS_TOKENS:
+        raise UnsupportedError(
+            f"The cost of a tower of type {vision.model_type!r} is not known. Known: {', '.join(CLASS_TOKENS)}."
+        )
+    cls = CLASS_TOKENS[vision.model_type]
+    extra = cls - int(drops_cls(config))
+    head = getattr(vision, "vision_use_head", False)
+    return TowerShape.of(vision, projector, cls_tokens=cls, extra=extra, pooling_head=head)
+
+
+def llava_shape(config: Any) -> TowerShape:
+    """As `clip_shape`, with the two layers that read one state of a LLaVA's tower or several."""
+    vision, width = config.vision_config, config.text_config.hidden_size
+    setting = config.vision_feature_layer
+    layers = [setting] if isinstance(setting, int) else setting
+    last = vision.num_hidden_layers
+    states = {layer % (last + 1) for layer in layers}  # −1 is the last of last + 1 states
+    # The output is a tensor of its own unless it is a state that is read; SigLIP's has been through a norm.
+    output = vision.model_type == "siglip_vision_model" or last not in states
+    memory = StatesTower(width, stays=len(states) + output, held=len(states - {0, last - 1, last}))
+    projector = linear(1, vision.hidden_size * len(layers), width, width)
+    return replace(clip_shape(config, projector), memory=memory)
 
 
 FAMILIES = (Llava, VipLlava)

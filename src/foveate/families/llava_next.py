@@ -4,6 +4,7 @@ newline after every row; a video's frames are pooled."""
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.patching import Patcher
 from foveate.families.anyres import NOWHERE, AnyResolution
-from foveate.families.costs import Counts, Flops, pooled_cost
+from foveate.families.llava import picture_tokens, side_of
 from foveate.families.placing import replace_images
+from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tower import Encoded, Inputs, Reducer, Run
 from foveate.families.vision import grid_boxes
 
@@ -70,47 +73,39 @@ class LlavaNextVideo(LlavaNext):
         """A video's frames are resized so that their pooled tokens are as many as wanted."""
         if modality != "video":
             return super().encode_smaller(run, modality, inputs, reducer)
-        videos, frames = inputs["pixel_values_videos"].shape[:2]
-        cells = self.side // self.stride
-        grids = ((cells, cells),) * frames
-        coarse = reducer.coarsen(grids, frames * cells**2, 0)
-        if coarse == grids:
-            return run(), [None] * videos
-        rows, columns = coarse[0]
-        views = self.stride * rows, self.stride * columns  # patches of a smaller frame
         resampler = self.core.vision_resampler
 
-        def resample(original: Any, states: Tensor) -> Tensor:
-            return _pooled(resampler.pool, views, states)
+        def pooling(rows: int, columns: int) -> Pooling:
+            return resampler.pool, (self.stride * rows, self.stride * columns)
 
-        with Patcher() as patches:
-            patches.wrap(resampler, "forward", resample)
-            output = self.run_smaller(run, "pixel_values_videos", inputs, views)
-        frame = into_cells(grids[0], coarse[0])
-        merged = join([frame] * frames)
-        features, cuts = replace_images(output.pooler_output, [merged] * videos)
-        output.pooler_output = torch.stack(features)
-        return output, cuts
+        frames = SmallerFrames(self, self.side // self.stride, pooling, resampler, "forward")
+        return frames.encode(run, inputs, reducer)
 
     @classmethod
     def frames_of(cls, config: Any, size: int) -> int:
-        side = config.vision_config.image_size // config.vision_config.patch_size
-        cells = side // config.spatial_pool_stride
+        cells = side_of(config) // config.spatial_pool_stride
         frames, rest = divmod(size, cells**2)
         return 0 if rest else frames
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
-        """Frames are pooled before the projector; a convolution counts with it."""
-        pictures = pictures or tuple(cls.pictures_of(config, size) for size in sizes)
-        pairs = zip(sizes, pictures, strict=True)
-        videos = [count > 0 and cls.frames_of(config, size) == count for size, count in pairs]
-        return pooled_cost(config, sizes, pictures, videos)
+    def tower_shape(cls, config: Any) -> TowerShape:
+        """What it leaves in memory is not known: frames are pooled before the projector."""
+        return replace(super().tower_shape(config), memory=None)
 
     @classmethod
-    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
-        """Not known: frames are pooled before the projector."""
-        return None
+    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
+        """Frames are pooled before the projector; a convolution counts with it."""
+        pictures = pictures or tuple(cls.pictures_of(config, size) for size in sizes)
+        run = super().pictures_run(config, sizes, pictures)
+        width, each = config.vision_config.hidden_size, picture_tokens(config)
+        projected = pooling = 0
+        for size, count in zip(sizes, pictures, strict=True):
+            is_video = count > 0 and cls.frames_of(config, size) == count
+            projected += size if is_video else count * each
+            if is_video and config.spatial_pool_mode == "conv":
+                out = getattr(config, "spatial_pool_out_channels", width)
+                pooling += linear(size, config.spatial_pool_stride**2 * width, out)
+        return replace(run, projected=projected, pooling=pooling)
 
 
 def _repeated(frame: Tensor, length: int, end: Tensor) -> Tensor | None:
@@ -129,6 +124,45 @@ def _pooled(pool: Callable[[Tensor], Tensor], grid: Grid, frames: Tensor) -> Ten
     return pool(maps).flatten(2).transpose(1, 2)
 
 
+Pooling = tuple[Callable[[Tensor], Tensor], Grid]
+"""What pools the maps of a video's frames, and their rows and columns before, in patches."""
+
+
+@dataclass(frozen=True, slots=True)
+class SmallerFrames:
+    """Runs a tower on a video's frames resized, so that their pooled tokens are as many as wanted.
+
+    Attributes:
+        family: Of the model.
+        side: Tokens along a side of a frame of the usual size.
+        pooling: For frames of so many rows and columns of tokens.
+        owner, name: The function of the model that pools.
+        newlines: Behind all frames.
+    """
+
+    family: AnyResolution
+    side: int
+    pooling: Callable[[int, int], Pooling]
+    owner: Any
+    name: str
+    newlines: int = 0
+
+    def encode(self, run: Run, inputs: Inputs, reducer: Reducer) -> Encoded:
+        """See `Family.encode_smaller`."""
+        videos, frames = inputs["pixel_values_videos"].shape[:2]
+        grids = ((self.side, self.side),) * frames
+        coarse = reducer.coarsen(grids, frames * self.side**2 + self.newlines, self.newlines)
+        if coarse == grids:
+            return run(), [None] * videos
+        pool, patches_of = self.pooling(*coarse[0])
+        with Patcher() as patches:
+            patches.wrap(self.owner, self.name, lambda _, states: _pooled(pool, patches_of, states))
+            output = self.family.run_smaller(run, "pixel_values_videos", inputs, patches_of)
+        newlines = [into_cells((1, 1), (1, 1))] * self.newlines
+        merged = join([into_cells(grids[0], coarse[0])] * frames + newlines)
+        return output, replace_images(output, [merged] * videos)
+
+
 class LlavaOnevision(AnyResolution):
     """Where things are inside `LlavaOnevisionForConditionalGeneration`: a video ends with a newline."""
 
@@ -140,7 +174,7 @@ class LlavaOnevision(AnyResolution):
     def shrunk(cls, config: Any, rows: int, columns: int) -> Grid:
         """A map of more than about nine tiles' worth of tokens (anyres_max_9) is brought down to them."""
         tiles = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
-        side = config.vision_config.image_size // config.vision_config.patch_size
+        side = side_of(config)
         ratio = math.sqrt(rows * columns / (tiles * side**2))
         if ratio <= 1.1:
             return rows, columns
@@ -168,28 +202,13 @@ class LlavaOnevision(AnyResolution):
         """A video's frames are resized so that their pooled tokens are as many as wanted."""
         if modality != "video":
             return super().encode_smaller(run, modality, inputs, reducer)
-        videos, frames = inputs["pixel_values_videos"].shape[:2]
-        grids = ((self._cells, self._cells),) * frames
-        coarse = reducer.coarsen(grids, frames * self._cells**2 + 1, 1)
-        if coarse == grids:
-            return run(), [None] * videos
-        cells = coarse[0]
-        rows, columns = cells
-        views = min(self.side, 2 * rows), min(self.side, 2 * columns)  # patches of a smaller frame
-        pool = partial(interpolate, size=cells, mode="bilinear")
 
-        def apply_pooling(original: Any, states: Tensor) -> Tensor:
-            return _pooled(pool, views, states)
+        def pooling(rows: int, columns: int) -> Pooling:
+            pool = partial(interpolate, size=(rows, columns), mode="bilinear")
+            return pool, (min(self.side, 2 * rows), min(self.side, 2 * columns))
 
-        with Patcher() as patches:
-            patches.wrap(self.core, "apply_pooling", apply_pooling)
-            output = self.run_smaller(run, "pixel_values_videos", inputs, views)
-        newline = into_cells((1, 1), (1, 1))
-        frame = into_cells(grids[0], cells)
-        merged = join([frame] * frames + [newline])
-        features, cuts = replace_images(output.pooler_output, [merged] * videos)
-        output.pooler_output = torch.stack(features)
-        return output, cuts
+        frames = SmallerFrames(self, self._cells, pooling, self.core, "apply_pooling", newlines=1)
+        return frames.encode(run, inputs, reducer)
 
     @classmethod
     def tower_images(cls, config: Any, modality: str, inputs: Inputs) -> tuple[int, ...] | None:
@@ -207,9 +226,7 @@ class LlavaOnevision(AnyResolution):
     @classmethod
     def frames_of(cls, config: Any, size: int) -> int:
         """With the closing newline or without."""
-        vision = config.vision_config
-        side = vision.image_size // vision.patch_size
-        cells = math.ceil(side / 2)
+        cells = math.ceil(side_of(config) / 2)
         frames, rest = divmod(size, cells**2)
         return frames if rest in (0, 1) else 0
 

@@ -5,20 +5,20 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from foveate.core.cut import Cut
+from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells
-from foveate.core.patching import Patcher
-from foveate.core.signals import TowerAttention, TowerSignal
+from foveate.core.signals import TowerSignal
 from foveate.core.tensors import send
 from foveate.families.base import Family
-from foveate.families.costs import Counts, Flops, pixtral_cost
 from foveate.families.placing import replace_images
-from foveate.families.tap import Tapped, tap
-from foveate.families.tiles import blocks
-from foveate.families.tower import Encoded, Inputs, Reducer, Run, block_of, feature_layers, tower_attention, tower_keys
+from foveate.families.shape import TowerShape
+from foveate.families.tap import Tapped
+from foveate.families.tiles import block_means
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, attentions, feature_layers, shown, tapped_all
 from foveate.families.vision import grid_boxes, picture_sizes, smaller
 
 __all__ = ["FAMILY", "Mistral3"]
@@ -52,17 +52,14 @@ class Mistral3(Family):
         config, layers = self.model.config, self.core.vision_tower.transformer.layers
         # Read before the device has work to wait for.
         inputs = {**inputs, "image_sizes": picture_sizes(inputs["image_sizes"])}
-        last = max(feature_layers(config, len(layers)))
-        blocks = {signal: layers[block_of(signal, last, len(layers))] for signal in reducer.reads}
-        readers = {block: _PixtralReader(block.attention) for block in dict.fromkeys(blocks.values())}
-        with Patcher() as patches:
-            for reader in readers.values():
-                reader.attach(patches)
+        modules = attentions(layers, reducer.reads, max(feature_layers(config, len(layers))), "attention")
+        with tapped_all(modules, keys_of=("k_proj", _keys_of)) as taps:
             output = run()
         grids = _grids(inputs, config.vision_config.patch_size)
 
         def stats(signal: TowerSignal) -> list[Tensor]:
-            images = readers[blocks[signal]].images(signal, grids)
+            (together,) = taps.samples(signal)
+            images = _of_images(signal, together, grids)
             return [_token_means(patches, config.spatial_merge_size) for patches in images]
 
         return output, self.reduce_features(output, modality, inputs, reducer, functools.cache(stats))
@@ -90,53 +87,31 @@ class Mistral3(Family):
             shapes *= 2
         sizes = send(torch.tensor(shapes), inputs["pixel_values"].device)
         output = run(pixel_values=_padded(pictures, sizes), image_sizes=sizes)
-        images = list(output.pooler_output)[: len(merged)]
-        output.pooler_output, cuts = replace_images(images, merged)
-        return output, cuts
+        output.pooler_output = list(output.pooler_output)[: len(merged)]
+        return output, replace_images(output, merged)
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
-        return pixtral_cost(config, sizes)
+    def tower_shape(cls, config: Any) -> TowerShape:
+        """What pads images to a common size is not counted."""
+        vision, text = config.vision_config, config.text_config.hidden_size
+        width, block = vision.hidden_size, config.spatial_merge_size**2
+        projector = linear(1, block * width, width, text, text)
+        return TowerShape.of(vision, projector, gated=True, patches=block, joined=True)
 
-    @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops | None:
-        sizes = [rows * columns for ((rows, columns),) in cells]  # each image is one grid
-        return pixtral_cost(config, sizes)
+
+def _keys_of(attention: Any, output: Tensor) -> list[Tensor]:
+    """Keys before RoPE of the one sequence, (heads, patches, head size), from (1, patches, width)."""
+    heads = output[0].view(output.shape[1], attention.num_heads, -1)
+    return [heads.transpose(0, 1)]
 
 
-class _PixtralReader:
-    """Queries and keys of the patches of all images of a call, from one layer of the tower."""
-
-    def __init__(self, attention: Any) -> None:
-        self._attention = attention
-        self._heads: list[Tapped] = []
-        self._keys: list[Tensor] = []
-
-    def attach(self, patches: Patcher) -> None:
-        """Read until the patcher restores the layer."""
-        patches.hook(self._attention.k_proj, "after", self._note_keys)
-        tap(patches, self._attention, self._note_heads)
-
-    def _note_keys(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        heads = output[0].view(output.shape[1], self._attention.num_heads, -1)
-        self._keys.append(heads.transpose(0, 1))  # before RoPE: (heads, patches, head size)
-
-    def _note_heads(self, queries: Tensor, keys: Tensor, scaling: float) -> None:
-        self._heads.append(Tapped(queries, keys, scaling))
-
-    def images(self, signal: TowerSignal, grids: Sequence[Grid]) -> Iterator[Tensor]:
-        """What a signal is of each image's patches: (1, rows, columns, numbers)."""
-        (heads,), (keys,) = self._heads, self._keys
-        start = 0
-        for rows, columns in grids:
-            image = slice(start, start + rows * columns)  # its patches, in the one sequence of all images
-            if isinstance(signal, TowerAttention):
-                turned = Tapped(heads.queries[0, :, image], heads.keys[0, :, image], heads.scaling)
-                values = tower_attention(signal, turned)
-            else:
-                values = tower_keys(signal, keys[:, image])
-            yield values.reshape(1, rows, columns, -1)
-            start = image.stop
+def _of_images(signal: TowerSignal, together: Tapped, grids: Sequence[Grid]) -> Iterator[Tensor]:
+    """What a signal is of each image's patches, which are one sequence in the tower: (1, rows, columns, numbers)."""
+    start = 0
+    for rows, columns in grids:
+        image = slice(start, start + rows * columns)
+        yield shown(signal, together.at(image)).reshape(1, rows, columns, -1)
+        start = image.stop
 
 
 def _grids(inputs: Inputs, side: int) -> list[Grid]:
@@ -149,8 +124,7 @@ def _token_means(patches: Tensor, block: int) -> Tensor:
     """Means over the patches of each token, (1, rows, columns, numbers) -> (tokens, numbers); patches that fill no
     block are left out."""
     rows, columns = (side // block * block for side in patches.shape[1:3])
-    grouped = blocks(patches[:, :rows, :columns], block)[0]
-    return grouped.view(len(grouped), block**2, -1).mean(dim=1)
+    return block_means(patches[:, :rows, :columns], block)
 
 
 def _padded(pictures: Sequence[Tensor], sizes: Tensor) -> Tensor:

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from foveate.core.cut import Cut
+from foveate.core.cut import Cut, followed
 from foveate.core.grid import Grid, closing_rows, grids_of
 from foveate.core.signals import TowerSignal
 from foveate.core.tensors import send
@@ -40,30 +41,10 @@ def reduce_apart(
         made: Of an image's number, the tower's features of its tokens, newlines apart, (tokens, width); None if they
             are not shown.
     """
-    parts: list[_Image] = []
     frames: Sequence[tuple[Grid, ...] | None] = grids or [None] * len(images)
-    for features, places, own in zip(images, boxes, frames, strict=True):
-        tokens, closing = _parts(features, places, own)
-        image = _Image(len(parts), features, places, own, stats, tokens, closing, made)
-        parts.append(image)
-    cuts = reducer.reduce(image.view() for image in parts)
+    parts = [_Image.of(*image) for image in zip(images, boxes, frames, strict=True)]
+    cuts = reducer.reduce(image.view(index, stats, made) for index, image in enumerate(parts))
     return [image.with_newline(cut) for image, cut in zip(parts, cuts, strict=True)]
-
-
-def _parts(features: Tensor, boxes: Tensor | None, grids: tuple[Grid, ...] | None) -> tuple[Tensor, Tensor]:
-    """Which of an image's tokens are no newlines, and which newline stays: ordinals."""
-    if boxes is None and grids is not None:
-        every = torch.arange(len(features), device=features.device)
-        return every, every[:0]
-    if boxes is None:
-        raise UnsupportedError(
-            "The places of this image's tokens are not known, so its newline tokens cannot be found. "
-            "Use a method that drops between layers."
-        )
-    newline = boxes.isnan().any(dim=-1)
-    tokens = send((~newline).nonzero()[:, 0], features.device)
-    newlines = send(newline.nonzero()[:, 0], features.device)
-    return tokens, newlines[: closing_rows(len(newlines))]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,55 +54,49 @@ class _Image:
         0 1 2 3 ↵        tokens 0, 1, 2, 3        closing 4
 
     Attributes:
-        index: Which image of the call.
         features: (tokens, width), newlines among them.
-        boxes: Where they look.
-        grids: The grids they stand in, if known.
-        stats: Attention and keys of all images.
+        grids: The grids they stand in.
         tokens: Which are no newlines: ordinals.
         closing: Which newline stays, behind all others: one ordinal or none.
-        made: The tower's features of an image's tokens, if shown.
     """
 
-    index: int
     features: Tensor
-    boxes: Tensor | None
-    grids: tuple[Grid, ...] | None
-    stats: Stats | None
+    grids: tuple[Grid, ...]
     tokens: Tensor
     closing: Tensor
-    made: Callable[[int], Tensor] | None
 
-    def view(self) -> TowerView:
+    @classmethod
+    def of(cls, features: Tensor, boxes: Tensor | None, grids: tuple[Grid, ...] | None) -> Self:
+        """An image whose newlines are found by the boxes; with the grids alone there are none."""
+        if boxes is None and grids is not None:
+            every = torch.arange(len(features), device=features.device)
+            return cls(features, grids, every, every[:0])
+        if boxes is None:
+            raise UnsupportedError(
+                "The places of this image's tokens are not known, so its newline tokens cannot be found. "
+                "Use a method that drops between layers."
+            )
+        newline = boxes.isnan().any(dim=-1)
+        tokens = send((~newline).nonzero()[:, 0], features.device)
+        newlines = send(newline.nonzero()[:, 0], features.device)
+        return cls(features, grids or grids_of(boxes), tokens, newlines[: closing_rows(len(newlines))])
+
+    def view(self, index: int, stats: Stats | None, made: Callable[[int], Tensor] | None) -> TowerView:
         """The tokens without newlines. Made when the reducer asks, as leaving newlines out takes a copy."""
-        grids = self.grids
-        if grids is None:
-            assert self.boxes is not None
-            grids = grids_of(self.boxes)
-        grid = None
         features = self.features
         if len(self.tokens) < len(features):
             features = features[self.tokens]
-        elif len(grids) == 1:
-            grid = grids[0]
+        is_grid = len(features) == len(self.features) and len(self.grids) == 1
         return TowerView(
             features,
-            grid=grid,
+            grid=self.grids[0] if is_grid else None,
             cls=None,
-            read=self._read,
+            read=partial(_read, stats, index),
             entered=len(self.features),  # newlines among them
             reserved=len(self.closing),
-            grids=grids,
-            made=None if self.made is None else partial(self.made, self.index),
+            grids=self.grids,
+            made=None if made is None else partial(made, index),
         )
-
-    def _read(self, signal: TowerSignal) -> Tensor:
-        if self.stats is None:
-            raise UnsupportedError(
-                "A method that works after the projector cannot read the tower's attention or keys. "
-                "Use a method that works in the tower, or one that drops between layers."
-            )
-        return self.stats(signal)[self.index]
 
     def with_newline(self, cut: Cut | None) -> Cut | None:
         """The cut of all tokens, from that of those without newlines; the newline that stays is the last row."""
@@ -130,9 +105,7 @@ class _Image:
         arriving, device = len(self.features), self.features.device
         if cut.stays_whole:
             return Cut.stay(arriving, _spread(cut.notes, self.tokens, arriving))
-        # From ordinals among the tokens to ordinals among all; −1 stays −1.
-        among_all = self.tokens[cut.source.clamp(min=0)]
-        source = torch.where(cut.source < 0, cut.source, among_all)
+        source = followed(cut.source, self.tokens)  # from ordinals among the tokens to ordinals among all
         rows = self.features[source] if cut.rows is None else cut.rows
         parent = torch.full((arriving,), -1, device=device)
         parent[self.tokens] = cut.parent
@@ -146,6 +119,16 @@ class _Image:
             parent,
             _spread(cut.notes, places, count),
         )
+
+
+def _read(stats: Stats | None, index: int, signal: TowerSignal) -> Tensor:
+    """What the tower shows of an image's tokens, newlines apart."""
+    if stats is None:
+        raise UnsupportedError(
+            "A method that works after the projector cannot read the tower's attention or keys. "
+            "Use a method that works in the tower, or one that drops between layers."
+        )
+    return stats(signal)[index]
 
 
 def _spread(notes: Mapping[str, Tensor], places: Tensor, count: int) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Putting what is left of an image in its place: the rows first, zeros behind, so that the placeholders stay whole."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from foveate.core.cut import Cut
 __all__ = [
     "first_rows",
     "images_of",
-    "place_images",
     "place_rows",
     "put_images",
     "replace_images",
@@ -46,31 +45,27 @@ def place_rows(features: Tensor, cut: Cut | None) -> Tensor:
     return first_rows(rows_left(features, cut), len(features))
 
 
-def place_images(images: Iterable[Tensor], cuts: Iterable[Cut | None]) -> list[Tensor]:
-    """As `place_rows`, of each image."""
-    return [place_rows(image, cut) for image, cut in zip(images, cuts, strict=True)]
-
-
-def replace_images(images: Iterable[Tensor], cells: Sequence[Cut | None]) -> tuple[list[Tensor], list[Cut | None]]:
-    """Put the features of smaller pictures in the place of images' tokens.
+def replace_images(output: Any, cells: Sequence[Cut | None]) -> list[Cut | None]:
+    """Put the features of smaller pictures in the place of images' tokens, zeros behind them.
 
     Args:
-        images: Features of each picture, (cells, width); whole where there is no cut.
+        output: What a `get_*_features` call answered: features of each picture, (cells, width); whole where there is no
+            cut. They become (tokens, width).
         cells: Which cell each of an image's tokens went into (see `foveate.core.grid.into_cells`); None: it is whole.
 
     Returns:
-        Features of each image with zeros behind, (tokens, width), and the cuts.
+        The cuts, with the rows.
     """
-    features: list[Tensor] = []
+    images: list[Tensor] = []
     cuts: list[Cut | None] = []
-    for rows, cut in zip(images, cells, strict=True):
-        if cut is None:
-            features.append(rows)
-            cuts.append(None)
-        else:
-            features.append(first_rows(rows, cut.arriving))
-            cuts.append(cut.to(rows.device).with_rows(rows))
-    return features, cuts
+    for rows, cut in zip(output.pooler_output, cells, strict=True):
+        images.append(rows if cut is None else first_rows(rows, cut.arriving))
+        cuts.append(None if cut is None else cut.to(rows.device).with_rows(rows))
+    if isinstance(output.pooler_output, Tensor):
+        output.pooler_output = torch.stack(images)
+    else:
+        output.pooler_output = images
+    return cuts
 
 
 def images_of(output: Any, lengths: Callable[[int], Sequence[int]] | None) -> list[Tensor]:

@@ -3,24 +3,24 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
 from foveate.core.cut import Cut
+from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells, join
-from foveate.core.patching import Patcher
-from foveate.core.signals import TowerAttention, TowerSignal
+from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
 from foveate.errors import SettingError, UnsupportedError
 from foveate.families.base import Family
-from foveate.families.costs import Counts, Flops, qwen_bytes, qwen_cost, windowed_cost
-from foveate.families.placing import first_rows, place_rows, replace_images, stays_whole
-from foveate.families.tap import Tapped, tap
-from foveate.families.tower import Encoded, Inputs, Reducer, Run, block_of, of_image, tower_attention, tower_keys
+from foveate.families.placing import first_rows, replace_images
+from foveate.families.shape import Counts, PicturesRun, RopeTower, TowerShape
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, block_of, of_image, shown, tapped_all
 from foveate.families.vision import grid_boxes, smaller
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "blocks_seeing_all",
     "means_of_tokens",
     "picture_view",
+    "qwen_shape",
 ]
 
 PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
@@ -81,29 +82,24 @@ class Qwen2VL(Family):
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the merger: a token's score and key are the means of its four patches'."""
         grids = inputs[f"{modality}_grid_thw"].cpu()  # read before the device has work to wait for
-        readers = {signal: _QwenReader(signal, self.scoring_block(signal).attn) for signal in reducer.reads}
-        with Patcher() as patches:
-            for reader in readers.values():
-                reader.attach(patches)
+        modules = {signal: self.scoring_block(signal).attn for signal in reducer.reads}
+        with tapped_all(modules, keys_of=("qkv", _keys_of)) as taps:
             output = run()
         features, side = list(output.pooler_output), self.core.visual.spatial_merge_size
         sizes = [len(image) for image in features]
 
         @functools.cache
         def stats(signal: TowerSignal) -> tuple[Tensor, ...]:
-            means = readers[signal].token_means(side**2, self.token_order(grids))
-            return torch.split(means, sizes)
+            # The attention runs once for each sequence that looks at itself alone.
+            patches = torch.cat([shown(signal, heads) for heads in taps.samples(signal)])
+            return torch.split(means_of_tokens(patches, side**2, self.token_order(grids)), sizes)
 
         views = []
         for index, (image, grid) in enumerate(zip(features, grids.tolist(), strict=True)):
             read, deepstack = partial(of_image, stats, index), self.deepstack_of(output, index)
             views.append(picture_view(side, image, grid, read, deepstack))
         cuts = reducer.reduce(views)
-        for index, cut in enumerate(cuts):
-            if cut is not None and not stays_whole(cut):
-                features[index] = place_rows(features[index], cut)
-                self.place_deepstack(output, index, cut)
-        output.pooler_output = features
+        self.place(output, features, cuts)
         return output, cuts
 
     encode_projected = encode  # what is read of the tower is there as well
@@ -136,7 +132,7 @@ class Qwen2VL(Family):
             pictures.append(_resized(patches, (times, height, width), coarse, vision))
             small_grids[index, 1:] = torch.tensor(coarse) * side
         output = run(**{name: torch.cat(pictures), grid_name: small_grids})
-        output.pooler_output, cuts = replace_images(output.pooler_output, merged)
+        cuts = replace_images(output, merged)
         for index, cut in enumerate(cuts):
             if cut is not None:
                 # `replace_images` has put zeros behind the features alone.
@@ -154,65 +150,56 @@ class Qwen2VL(Family):
         return tuple(int(times) for times, _, _ in grids)
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
-        """As in the base class; a picture is a temporal patch, one for an image. The merger is the projector."""
+    def tower_shape(cls, config: Any) -> TowerShape:
+        vision = config.vision_config
+        return qwen_shape(vision, vision.hidden_size, inner=int(vision.embed_dim * vision.mlp_ratio))
+
+    @classmethod
+    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
+        """A picture is a temporal patch, one for an image: its patches attend to one another."""
         pictures = pictures or (1,) * len(sizes)
+        grids: list[Grid] = []
         for size, count in zip(sizes, pictures, strict=True):
             if count < 1 or size % count:
                 raise SettingError(
                     f"{size} vision tokens do not divide into {count} temporal patches. Check vision_tokens and "
                     "tower_images."
                 )
-        return cls._tower(config.vision_config, sizes, pictures)
-
-    @classmethod
-    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
-        vision = config.vision_config
-        inner = int(vision.embed_dim * vision.mlp_ratio)
-        return qwen_bytes(vision, sum(sizes), itemsize, inner=inner, out=vision.hidden_size)
-
-    @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops | None:
-        sizes = tuple(sum(map(math.prod, frames)) for frames in cells)
-        pictures = tuple(len(frames) for frames in cells)
-        return cls._tower(config.vision_config, sizes, pictures)
-
-    @classmethod
-    def _tower(cls, vision: Any, sizes: Counts, pictures: Counts) -> Flops:
-        inner = int(vision.embed_dim * vision.mlp_ratio)
-        return qwen_cost(vision, sizes, pictures, inner=inner, out=vision.hidden_size)
+            grids += [(1, size // count)] * count
+        return PicturesRun(tuple(grids))
 
 
-class _QwenReader:
-    """One signal of the patches of all images of a call, from the attention of one block of the tower.
+def qwen_shape(vision: Any, out: int, inner: int | None = None, mergers: int = 1, learned: bool = False) -> TowerShape:
+    """A Qwen-VL's tower, and its mergers as the projector.
 
-    The attention runs once for each sequence that looks at itself alone, so it may be tapped several times.
+    Args:
+        vision: The tower's config.
+        out: Width of the merged tokens.
+        inner: Width of the blocks' MLP; None: as the config says.
+        mergers: How many make such tokens.
+        learned: See `RopeTower`.
     """
+    width = getattr(vision, "embed_dim", None) or vision.hidden_size
+    patches = vision.spatial_merge_size**2
+    return TowerShape(
+        depth=vision.depth,
+        width=width,
+        inner=inner or vision.intermediate_size,
+        pixels=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+        projector=mergers * linear(1, patches * width, patches * width, out),
+        activation=vision.hidden_act,
+        patches=patches,
+        memory=RopeTower(out, width // vision.num_heads, mergers, learned),
+    )
 
-    def __init__(self, signal: TowerSignal, attention: Any) -> None:
-        self._signal = signal
-        self._attention = attention
-        self._parts: list[Tensor] = []
 
-    def attach(self, patches: Patcher) -> None:
-        """Read until the patcher restores the block."""
-        if isinstance(self._signal, TowerAttention):
-            tap(patches, self._attention, self._note_attention)
-        else:
-            patches.hook(self._attention.qkv, "after", self._note_keys)
+def _keys_of(attention: Any, output: Tensor) -> list[Tensor]:
+    """Keys before RoPE of all patches, as one sample: (heads, patches, head size).
 
-    def _note_keys(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        # (patches, 3 · width): queries, keys and values side by side, each (heads, head size)
-        heads = output.reshape(len(output), 3, self._attention.num_heads, -1)[:, 1]
-        self._parts.append(tower_keys(self._signal, heads.transpose(0, 1)))  # before RoPE
-
-    def _note_attention(self, queries: Tensor, keys: Tensor, scaling: float) -> None:
-        assert isinstance(self._signal, TowerAttention)
-        self._parts.append(tower_attention(self._signal, Tapped(queries[0], keys[0], scaling))[:, None])
-
-    def token_means(self, group: int, order: Any) -> Tensor:
-        """Means over the `group` patches of each token, in this order: (tokens, numbers)."""
-        return means_of_tokens(torch.cat(self._parts), group, order)
+    From (patches, 3 · width): queries, keys and values side by side, each (heads, head size).
+    """
+    heads = output.reshape(len(output), 3, attention.num_heads, -1)[:, 1]
+    return [heads.transpose(0, 1)]
 
 
 def means_of_tokens(patches: Tensor, group: int, order: Any) -> Tensor:
@@ -298,23 +285,19 @@ class Qwen25VL(Qwen2VL):
         return order
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
+    def tower_shape(cls, config: Any) -> TowerShape:
+        vision = config.vision_config
+        shape = qwen_shape(vision, vision.out_hidden_size)
+        windowed = sum(index not in vision.fullatt_block_indexes for index in range(vision.depth))
+        window = vision.window_size // vision.spatial_merge_size // vision.patch_size
+        return replace(shape, gated=True, windowed=windowed, window=window)
+
+    @classmethod
+    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
         raise SettingError(
             "The cost of Qwen2.5-VL's tower depends on the windows of each picture. Pass the rows and columns of its "
             "tokens as grids=[[(height // 28, width // 28)], …], one entry per frame of each image."
         )
-
-    @classmethod
-    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
-        vision = config.vision_config
-        inner, out = vision.intermediate_size, vision.out_hidden_size
-        return qwen_bytes(vision, sum(sizes), itemsize, inner=inner, out=out, gated=True)
-
-    @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops:
-        vision = config.vision_config
-        frames = [grid for image in cells for grid in image]
-        return windowed_cost(vision, frames, vision.fullatt_block_indexes)
 
 
 class Qwen3VL(Qwen2VL):
@@ -349,26 +332,15 @@ class Qwen3VL(Qwen2VL):
         _change_deepstack(output, index, partial(first_rows, length=length))
 
     @classmethod
-    def _tower(cls, vision: Any, sizes: Counts, pictures: Counts) -> Flops:
-        inner, out = vision.intermediate_size, vision.out_hidden_size
-        return qwen_cost(vision, sizes, pictures, inner=inner, out=out, mergers=_mergers(vision))
-
-    @classmethod
-    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
-        vision = config.vision_config
-        return qwen_bytes(
-            vision,
-            sum(sizes),
-            itemsize,
-            inner=vision.intermediate_size,
-            out=vision.out_hidden_size,
-            mergers=_mergers(vision),
-            learned=True,
-        )
+    def tower_shape(cls, config: Any) -> TowerShape:
+        """Deepstack's mergers count as projectors too: they make decoder-wide features."""
+        out, mergers = config.vision_config.out_hidden_size, 1 + cls.late_additions(config)
+        return qwen_shape(config.vision_config, out, mergers=mergers, learned=True)
 
     @classmethod
     def late_additions(cls, config: Any) -> int:
-        return _mergers(config.vision_config) - 1
+        vision = config.vision_config
+        return sum(index < vision.depth for index in vision.deepstack_visual_indexes)
 
 
 def _change_deepstack(output: Any, index: int, change: Callable[[Tensor], Tensor]) -> None:
@@ -377,12 +349,6 @@ def _change_deepstack(output: Any, index: int, change: Callable[[Tensor], Tensor
         images = list(features)
         images[index] = change(images[index])
         output.deepstack_features[depth] = images
-
-
-def _mergers(vision: Any) -> int:
-    """Deepstack's count as projectors too: they make decoder-wide features."""
-    count: int = 1 + sum(index < vision.depth for index in vision.deepstack_visual_indexes)
-    return count
 
 
 class Qwen3VLMoe(Qwen3VL):
@@ -421,8 +387,8 @@ class Qwen35(Qwen2VL):
         return project
 
     @classmethod
-    def _tower(cls, vision: Any, sizes: Counts, pictures: Counts) -> Flops:
-        return qwen_cost(vision, sizes, pictures, inner=vision.intermediate_size, out=vision.out_hidden_size)
+    def tower_shape(cls, config: Any) -> TowerShape:
+        return qwen_shape(config.vision_config, config.vision_config.out_hidden_size)
 
 
 class Qwen35Moe(Qwen35):

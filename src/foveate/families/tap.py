@@ -1,9 +1,8 @@
 """Reading an attention module's queries and keys while its own kernel runs."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -12,7 +11,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from foveate._transformers import scales_by_position
 from foveate.core.patching import Patcher
-from foveate.core.signals import TowerSignal
 from foveate.core.tensors import take_along
 from foveate.errors import UnsupportedError
 
@@ -20,11 +18,9 @@ __all__ = [
     "TAP",
     "See",
     "Tapped",
-    "Taps",
     "made_by_itself",
     "tap",
     "tapped",
-    "tapped_all",
     "tapped_layer",
     "unreadable",
 ]
@@ -47,33 +43,11 @@ class Tapped(NamedTuple):
         """That of one sample: (heads, tokens, head size)."""
         return Tapped(self.queries[index], self.keys[index], self.scaling)
 
-
-class Taps:
-    """What several attention modules attended with when they last ran.
-
-    Args:
-        modules: By the signals that are read of them; one module may stand here several times.
-    """
-
-    def __init__(self, modules: Mapping[TowerSignal, nn.Module]) -> None:
-        self._modules = modules
-        self._heads: dict[nn.Module, Tapped] = {}
-
-    def attach(self, patches: Patcher) -> None:
-        """Tap the modules until the patcher restores them."""
-        for module in dict.fromkeys(self._modules.values()):
-            tap(patches, module, partial(self._note, module))
-
-    def _note(self, module: nn.Module, queries: Tensor, keys: Tensor, scaling: float) -> None:
-        self._heads[module] = Tapped(queries, keys, scaling)
-
-    def __len__(self) -> int:
-        """How many samples there were."""
-        return len(next(iter(self._heads.values())).queries)
-
-    def sample(self, index: int) -> dict[TowerSignal, Tapped]:
-        """What each signal's module attended with in one sample."""
-        return {signal: self._heads[module].sample(index) for signal, module in self._modules.items()}
+    def at(self, tokens: Tensor | slice) -> "Tapped":
+        """Some tokens of one sample."""
+        keys = self.keys[:, tokens]
+        queries = keys if self.queries is self.keys else self.queries[:, tokens]
+        return Tapped(queries, keys, self.scaling)
 
 
 class _Config:
@@ -118,15 +92,6 @@ def tapped(module: nn.Module, see: See) -> Iterator[None]:
     with Patcher() as patches:
         tap(patches, module, see)
         yield
-
-
-@contextmanager
-def tapped_all(modules: Mapping[TowerSignal, nn.Module]) -> Iterator[Taps]:
-    """Tap several modules inside a context."""
-    taps = Taps(modules)
-    with Patcher() as patches:
-        taps.attach(patches)
-        yield taps
 
 
 # -- decoder layers ------------------------------------------------------------------------------------------------

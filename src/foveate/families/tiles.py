@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, pad
 
+from foveate.core.flops import linear
 from foveate.core.grid import Grid, into_cells, join
 from foveate.core.signals import TowerSignal
 from foveate.errors import SettingError
 from foveate.families.base import Family
-from foveate.families.costs import Counts, Flops, tiles_cost
 from foveate.families.placing import replace_images
-from foveate.families.tap import tapped_all
-from foveate.families.tower import Encoded, Inputs, Reducer, Run, TowerReader
+from foveate.families.shape import Counts, PicturesRun, TowerShape
+from foveate.families.tower import Encoded, Inputs, Reducer, Run, tapped_all
 from foveate.families.vision import grid_boxes, smaller
 
-__all__ = ["Tiled", "blocks", "mosaic", "run_lengths", "runs"]
+__all__ = ["Tiled", "block_means", "blocks", "mosaic", "run_lengths", "runs"]
 
 THUMBNAIL = 32  # pixels of a side that tell which mosaic the tiles of a picture make
 
@@ -105,13 +105,13 @@ class Tiled(Family):
 
     def encode(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Behind the projector, over all tiles of an image: a token's score and key are the means of its patches'."""
-        with tapped_all({signal: self.attention_of(signal) for signal in reducer.reads}) as taps:
+        modules = {signal: self.attention_of(signal) for signal in reducer.reads}
+        with tapped_all(modules, self.has_cls) as taps:
             output = run()
 
         @functools.cache
         def stats(signal: TowerSignal) -> tuple[Tensor, ...]:
-            readers = [TowerReader(self.has_cls, taps.sample(tile)) for tile in range(len(taps))]
-            tokens = torch.cat([self._token_means(reader.read(signal)) for reader in readers])
+            tokens = torch.cat([self._token_means(taps.read(tile, signal)) for tile in range(len(taps))])
             lengths = reducer.lengths(len(tokens))
             return torch.split(tokens, list(lengths))
 
@@ -119,11 +119,8 @@ class Tiled(Family):
 
     def _token_means(self, patches: Tensor) -> Tensor:
         """Means over the patches of each of a tile's tokens, (patches, numbers) -> (tokens, numbers)."""
-        block = self.block(self.model.config)
         side = math.isqrt(len(patches))
-        tile = patches.view(1, side, side, -1)
-        grouped = blocks(tile, block)[0]  # (tokens, block² · numbers)
-        return grouped.view(len(grouped), block**2, -1).mean(dim=1)
+        return block_means(patches.view(1, side, side, -1), self.block(self.model.config))
 
     def encode_smaller(self, run: Run, modality: str, inputs: Inputs, reducer: Reducer) -> Encoded:
         """Every tile of a call gets the same size."""
@@ -140,29 +137,28 @@ class Tiled(Family):
         block = self.block(self.model.config)
         patch = pixels.shape[-1] // (side * block)  # pixels of a patch's side
         output, features = self.project(smaller(pixels, rows * block * patch, columns * block * patch))
-        images = [tiles.flatten(0, 1) for tiles in torch.split(features, counts)]
+        output.pooler_output = [tiles.flatten(0, 1) for tiles in torch.split(features, counts)]
         tile = into_cells((side, side), (rows, columns))
-        merged = [join([tile] * count) for count in counts]
-        placed, cuts = replace_images(images, merged)
-        features = torch.cat(placed).view(len(pixels), tokens, -1)
+        cuts = replace_images(output, [join([tile] * count) for count in counts])
+        features = torch.cat(output.pooler_output).view(len(pixels), tokens, -1)
         output.pooler_output = self.form(features, inputs)
         return output, cuts
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
-        """As in the base class; a picture is a tile."""
+    def tower_shape(cls, config: Any) -> TowerShape:
+        projector = linear(1, *cls.widths(config))
+        return TowerShape.of(
+            config.vision_config, projector, patches=cls.block(config) ** 2, cls_tokens=int(cls.has_cls)
+        )
+
+    @classmethod
+    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
+        """A picture is a tile."""
         side = cls.side(config)
         tokens = side**2
         if odd := [size for size in sizes if size % tokens]:
             raise SettingError(f"A tile has {tokens} vision tokens in this model; {odd[0]} is not a multiple of that.")
-        tiles = [(side, side)] * (sum(sizes) // tokens)
-        return cls.smaller_tower_cost(config, [tiles])
-
-    @classmethod
-    def smaller_tower_cost(cls, config: Any, cells: Sequence[Sequence[Grid]]) -> Flops:
-        grids = [grid for image in cells for grid in image]
-        block, widths = cls.block(config), cls.widths(config)
-        return tiles_cost(config.vision_config, grids, block, cls.has_cls, widths)
+        return PicturesRun(((side, side),) * (sum(sizes) // tokens))
 
 
 def blocks(patches: Tensor, block: int) -> Tensor:
@@ -174,6 +170,12 @@ def blocks(patches: Tensor, block: int) -> Tensor:
     cut = patches.reshape(tiles, rows // block, block, columns // block, block, width)
     # (tiles, down, block, across, block, width) -> (tiles, down, across, block, block, width)
     return cut.transpose(2, 3).reshape(tiles, -1, block**2 * width)
+
+
+def block_means(patches: Tensor, block: int) -> Tensor:
+    """Means over each block of patches, (1, rows, columns, numbers) -> (blocks, numbers)."""
+    grouped = blocks(patches, block)[0]  # (blocks, block² · numbers)
+    return grouped.view(len(grouped), block**2, -1).mean(dim=1)
 
 
 def runs(mask: Tensor) -> list[list[tuple[int, int]]]:

@@ -1,6 +1,7 @@
 """The run through a tower: what its layers show, patches merging inside it, tokens leaving before the projector."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Protocol
 
@@ -23,12 +24,16 @@ __all__ = [
     "Inputs",
     "Reducer",
     "Run",
+    "Taps",
     "TowerReader",
+    "attentions",
     "block_of",
     "encode_before_projector",
     "encoder_layers",
     "feature_layers",
     "of_image",
+    "shown",
+    "tapped_all",
     "tower_attention",
     "tower_keys",
 ]
@@ -146,6 +151,21 @@ def block_of(signal: TowerSignal, last: int, depth: int, seeing: Sequence[int] |
     return signal.block
 
 
+def attentions(
+    layers: Any, reads: Iterable[TowerSignal], last: int = -1, name: str = "self_attn"
+) -> dict[TowerSignal, Any]:
+    """The attention module of a tower that each signal is read of.
+
+    Args:
+        layers: The tower's.
+        reads: The signals.
+        last: The last layer that the projector reads the output of.
+        name: What layers call their attention.
+    """
+    depth = len(layers)
+    return {signal: getattr(layers[block_of(signal, last % depth, depth)], name) for signal in reads}
+
+
 # -- what layers show ----------------------------------------------------------------------------------------------
 
 
@@ -156,30 +176,98 @@ class TowerReader:
         cls: Whether the first token is a CLS.
         heads: For each signal that is read, queries and keys of the image in its block, (heads, tokens, head size), and
             the scaling.
-        merges: For each of them, what its patches were merged into behind it; values are means then. None: nothing.
     """
 
-    def __init__(
-        self,
-        cls: bool,
-        heads: Mapping[TowerSignal, Tapped],
-        merges: Mapping[TowerSignal, Cut | None] | None = None,
-    ) -> None:
+    def __init__(self, cls: bool, heads: Mapping[TowerSignal, Tapped]) -> None:
         self._cls = cls
         self._heads = heads
-        self._merges = merges or {}
 
     def read(self, signal: TowerSignal) -> Tensor:
         """(patches, 1) attention, or (patches, size) keys, float32; a CLS is left out."""
-        heads = self._heads[signal]
-        if isinstance(signal, TowerAttention):
-            values = tower_attention(signal, heads, self._cls)[:, None]
-        else:
-            values = tower_keys(signal, heads.keys[:, int(self._cls) :])
-        cut = self._merges.get(signal)
-        if cut is None:
-            return values
-        return average(values, cut)
+        return shown(signal, self._heads[signal], self._cls)
+
+
+KeysMade = Callable[[Any, Tensor], Iterable[Tensor]]
+"""What a part of an attention module answers, as keys of each sample, (heads, tokens, head size); the module goes
+first."""
+
+
+class Taps:
+    """What attention modules of a tower attend with as they run, one sample behind the other.
+
+    Args:
+        modules: The module that each signal is read of; one may stand here several times.
+        cls: Whether the first token is a CLS.
+        keys_of: In a tower with RoPE, which part of the module makes keys, and how: signals of keys are before RoPE.
+    """
+
+    def __init__(
+        self, modules: Mapping[TowerSignal, Any], cls: bool = False, keys_of: tuple[str, KeysMade] | None = None
+    ) -> None:
+        self._cls = cls
+        self._keys_of = keys_of
+        self._places = {signal: (module, self._is_plain(signal)) for signal, module in modules.items()}
+        self._samples: dict[tuple[Any, bool], list[Tapped]] = {place: [] for place in self._places.values()}
+
+    def _is_plain(self, signal: TowerSignal) -> bool:
+        """Whether a signal is of keys before RoPE."""
+        return self._keys_of is not None and not isinstance(signal, TowerAttention)
+
+    def attach(self, patches: Patcher) -> None:
+        """Tap the modules until the patcher restores them."""
+        for place in self._samples:
+            module, is_plain = place
+            if is_plain:
+                assert self._keys_of is not None
+                part, _ = self._keys_of
+                patches.hook(getattr(module, part), "after", partial(self._note_keys, place))
+            else:
+                tap(patches, module, partial(self._note, place))
+
+    def _note(self, place: tuple[Any, bool], queries: Tensor, keys: Tensor, scaling: float) -> None:
+        self._samples[place] += [Tapped(*heads, scaling) for heads in zip(queries, keys, strict=True)]
+
+    def _note_keys(self, place: tuple[Any, bool], part: nn.Module, args: Any, output: Tensor) -> None:
+        assert self._keys_of is not None
+        _, made = self._keys_of
+        module, _ = place
+        self._samples[place] += [Tapped(keys, keys, 1.0) for keys in made(module, output)]  # of keys alone
+
+    def __len__(self) -> int:
+        """How many samples there were."""
+        return len(next(iter(self._samples.values())))
+
+    def samples(self, signal: TowerSignal) -> list[Tapped]:
+        """What a signal's module attended with in each sample: (heads, tokens, head size)."""
+        return self._samples[self._places[signal]]
+
+    def read(self, sample: int, signal: TowerSignal) -> Tensor:
+        """What a signal is of one sample's patches: (patches, numbers), a CLS left out."""
+        return shown(signal, self.samples(signal)[sample], self._cls)
+
+
+@contextmanager
+def tapped_all(
+    modules: Mapping[TowerSignal, Any], cls: bool = False, keys_of: tuple[str, KeysMade] | None = None
+) -> Iterator[Taps]:
+    """Tap modules of a tower inside a context: see `Taps`."""
+    taps = Taps(modules, cls, keys_of)
+    with Patcher() as patches:
+        taps.attach(patches)
+        yield taps
+
+
+def shown(signal: TowerSignal, heads: Tapped, cls: bool = False) -> Tensor:
+    """What a signal is of an image's patches: (patches, 1) attention, or (patches, size) keys, float32.
+
+    Args:
+        signal: Which.
+        heads: (heads, tokens, head size) each, a CLS in front.
+        cls: Whether there is one; it is left out.
+    """
+    if isinstance(signal, TowerAttention):
+        return tower_attention(signal, heads, cls)[:, None]
+    return tower_keys(signal, heads.keys[:, 1:] if cls else heads.keys)
 
 
 def tower_attention(signal: TowerAttention, heads: Tapped, cls: bool = False) -> Tensor:
@@ -250,31 +338,24 @@ class _ReducedRun:
 
     def __init__(self, layers: nn.ModuleList, chosen: Sequence[int], cls: bool, reducer: Reducer) -> None:
         self.cuts: list[Cut | None] = []
-        self._layers = layers
+        self._layers: Any = layers
         self._chosen = chosen
         self._scoring = {signal: block_of(signal, max(chosen), len(layers)) for signal in reducer.reads}
+        self._taps = Taps({signal: self._layers[at].self_attn for signal, at in self._scoring.items()}, cls)
         self._cls = cls
         self._reducer = reducer
         self._ragged = _Ragged(cls, reducer)
-        self._heads: dict[tuple[int, int], Tapped] = {}
-        """By layer and image."""
         self._states: dict[int, Tensor] = {}
         """Outputs of the chosen layers, (images, rows, width)."""
 
     def attach(self, patches: Patcher, projector: nn.Module) -> None:
         """Stand in tower and projector until the patcher restores them."""
-        for at in dict.fromkeys(self._scoring.values()):
-            attention: Any = self._layers[at].self_attn
-            tap(patches, attention, partial(self._note_heads, at))
+        self._taps.attach(patches)
         self._ragged.attach(patches, self._layers)
         for at in dict.fromkeys(self._chosen):
             # Before those by which transformers captures hidden states, which it installs when it first needs them.
             patches.hook(self._layers[at], "after", partial(self._note_state, at), prepend=True)
         patches.wrap(projector, "forward", self._project)
-
-    def _note_heads(self, at: int, queries: Tensor, keys: Tensor, scaling: float) -> None:
-        for image, query, key in zip(self._ragged.inside, queries, keys, strict=True):
-            self._heads[at, image] = Tapped(query, key, scaling)
 
     def _note_state(self, at: int, module: nn.Module, args: Any, output: Tensor) -> None:
         self._states[at] = output
@@ -295,19 +376,21 @@ class _ReducedRun:
 
     def _view(self, index: int, image: Tensor) -> TowerView:
         merge = self._ragged.merges[index]
-        # The first layer attends before its patches merge, so means are taken of what it shows.
-        behind = {0: merge}
-        merges = {signal: behind.get(at) for signal, at in self._scoring.items()}
-        heads = {signal: self._heads[at, index] for signal, at in self._scoring.items()}
-        reader = TowerReader(self._cls, heads, merges)
         return TowerView(
             image,
             grid=self._ragged.grid if merge is None else None,
             cls=self._cls_state(index) if self._cls else None,
-            read=reader.read,
+            read=partial(self._read, index, merge),
             merge=merge,
             early=self._reducer.early,
         )
+
+    def _read(self, index: int, merge: Cut | None, signal: TowerSignal) -> Tensor:
+        """A signal of an image's rows."""
+        values = self._taps.read(index, signal)
+        if merge is None or self._scoring[signal] > 0:
+            return values
+        return average(values, merge)  # the first layer attends before its patches merge
 
     def _cls_state(self, index: int) -> Tensor:
         """An image's CLS as the projector would read it: (1, width)."""
@@ -331,14 +414,12 @@ class _Ragged:
         grid: Rows and columns of an image's patches.
         merges: What was merged in each image.
         lengths: Rows of each image, a CLS among them.
-        inside: Which images are in the layer that runs.
     """
 
     def __init__(self, cls: bool, reducer: Reducer) -> None:
         self.grid = 0, 0
         self.merges: list[Cut | None] = []
         self.lengths: list[int] = []
-        self.inside: Sequence[int] = ()
         self._cls = int(cls)
         self._reducer = reducer
 
@@ -350,16 +431,13 @@ class _Ragged:
             patches.wrap(layer, "forward", self._run_later)
 
     def _run_first(self, original: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        self.inside = range(len(hidden_states))
         return self._merged(original(hidden_states, *args, **kwargs))
 
     def _run_later(self, original: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        self.inside = range(len(hidden_states))
         if len(set(self.lengths)) == 1:
             return original(hidden_states, *args, **kwargs)
         rows = []
         for index, length in enumerate(self.lengths):
-            self.inside = (index,)  # so that what is tapped is noted under its image
             image = hidden_states[index : index + 1, :length]  # as a batch of one
             rows.append(original(image, *args, **kwargs)[0])
         return _padded(rows, max(self.lengths))

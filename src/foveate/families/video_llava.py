@@ -1,6 +1,7 @@
 """Video-LLaVA: a tower for images and one for videos; a video's frames come with their CLS, which always stays."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -13,17 +14,16 @@ from foveate.core.patching import Patcher
 from foveate.core.signals import TowerSignal
 from foveate.core.views import TowerView
 from foveate.errors import SettingError
-from foveate.families.costs import Counts, Flops, llava_cost, picture_tokens
-from foveate.families.llava import Llava
-from foveate.families.placing import place_images, replace_images, stays_whole
-from foveate.families.tap import Taps
+from foveate.families.llava import Llava, picture_tokens
+from foveate.families.placing import place_rows, replace_images, stays_whole
+from foveate.families.shape import Counts, PicturesRun, TowerShape
 from foveate.families.tower import (
     Encoded,
     Inputs,
     Reducer,
     Run,
-    TowerReader,
-    block_of,
+    Taps,
+    attentions,
     encoder_layers,
     feature_layers,
 )
@@ -82,8 +82,7 @@ class VideoLlava(Llava):
             return super().encode(run, modality, inputs, reducer)
         layers: Any = encoder_layers(self.core.video_tower)
         last = max(feature_layers(self.model.config, len(layers)))
-        blocks = {signal: layers[block_of(signal, last, len(layers))] for signal in reducer.reads}
-        taps = Taps({signal: block.self_attn for signal, block in blocks.items()})
+        taps = Taps(attentions(layers, reducer.reads, last), cls=True)
         frames = self.pieces(modality, inputs)
         videos = _Videos(frames, (self.side, self.side), reducer, taps)
         with Patcher() as patches:
@@ -117,9 +116,9 @@ class VideoLlava(Llava):
         output = run(pixel_values_videos=small, interpolate_pos_encoding=True)
         states = output.pooler_output
         frame = into_cells(grids[0], coarse[0])
-        merged = join([frame] * frames)
-        features, cuts = replace_images(_patches(states, frames), [merged] * videos)
-        output.pooler_output = _with_cls(states[:, :1], features)
+        output.pooler_output = _patches(states, frames)
+        cuts = replace_images(output, [join([frame] * frames)] * videos)
+        output.pooler_output = _with_cls(states[:, :1], output.pooler_output)
         return output, cuts
 
     @classmethod
@@ -139,18 +138,16 @@ class VideoLlava(Llava):
         return (int(frames),) * int(videos)
 
     @classmethod
-    def tower_cost(cls, config: Any, sizes: Counts, pictures: Counts | None) -> Flops:
-        if pictures is None:
-            pictures = tuple(_pictures(config, size) for size in sizes)
-        count = sum(pictures)
-        tower, projector = llava_cost(config, count)
-        one_token = projector // max(1, picture_tokens(config) * count)
-        return tower, one_token * sum(sizes)  # it gets the CLS of frames too
+    def tower_shape(cls, config: Any) -> TowerShape:
+        """What it leaves in memory is not known: pictures and frames have a tower each."""
+        return replace(super().tower_shape(config), memory=None)
 
     @classmethod
-    def tower_bytes(cls, config: Any, sizes: Counts, pictures: Counts | None, itemsize: int) -> tuple[int, int] | None:
-        """Not known: pictures and frames have a tower each."""
-        return None
+    def pictures_run(cls, config: Any, sizes: Counts, pictures: Counts | None) -> PicturesRun:
+        if pictures is None:
+            pictures = tuple(_pictures(config, size) for size in sizes)
+        run = super().pictures_run(config, sizes, pictures)
+        return replace(run, projected=sum(sizes))  # the projector gets the CLS of frames too
 
 
 class _Videos:
@@ -179,27 +176,23 @@ class _Videos:
 
     def reduced(self, states: Tensor) -> Tensor:
         """Frames, (videos · frames, 1 + patches, width), with each video's patches reduced."""
-        readers: list[TowerReader] = []
-        if self._taps is not None:
-            heads = [self._taps.sample(frame) for frame in range(len(states))]
-            readers = [TowerReader(True, of_frame) for of_frame in heads]
         videos = _patches(states, self._frames)
         grids = (self._grid,) * self._frames
         views = []
         for index, patches in enumerate(videos):
             first = index * self._frames
-            read = partial(_read, readers[first : first + self._frames])
+            read = partial(self._read, range(first, first + self._frames))
             views.append(TowerView(patches, None, None, read, grids=grids))
         self.cuts = self._reducer.reduce(views)
         if all(stays_whole(cut) for cut in self.cuts):
             return states
-        placed = place_images(videos, self.cuts)
+        placed = [place_rows(video, cut) for video, cut in zip(videos, self.cuts, strict=True)]
         return _with_cls(states[:, :1], placed)
 
-
-def _read(frames: Sequence[TowerReader], signal: TowerSignal) -> Tensor:
-    """What the tower shows of a video's patches, frame by frame: (patches, numbers)."""
-    return torch.cat([frame.read(signal) for frame in frames])
+    def _read(self, frames: Sequence[int], signal: TowerSignal) -> Tensor:
+        """What the tower shows of a video's patches, frame by frame: (patches, numbers)."""
+        assert self._taps is not None
+        return torch.cat([self._taps.read(frame, signal) for frame in frames])
 
 
 def _patches(states: Tensor, frames: int) -> Tensor:

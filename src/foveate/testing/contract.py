@@ -1,5 +1,6 @@
 """What every method must hold, on bare tensors and on tiny models. Nothing here needs pytest, and it works with it."""
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,14 +13,17 @@ from torch import Tensor, nn
 from foveate.contract import follow
 from foveate.contract.method import Method
 from foveate.contract.stages import Place, Shape, Stage
-from foveate.core.cut import Cut, note_of
-from foveate.core.signals import Cells, Hidden
-from foveate.core.views import Arriving, ImageView, LayerView, PatchView, View
+from foveate.core.cut import Cut, followed, note_of
+from foveate.core.grid import Grid
+from foveate.core.signals import Cells
+from foveate.core.views import Arriving, View
+from foveate.engine.program import Program
 from foveate.engine.session import apply, remove
-from foveate.engine.trace import Trace
+from foveate.engine.trace import StageRecord, Trace
 from foveate.errors import SettingError, UnsupportedError
+from foveate.registry import family_for
 from foveate.testing.models import DEPTH, FAMILIES, TinyModel, tiny_model, words_of
-from foveate.testing.views import WIDTH, made_signal
+from foveate.testing.views import made_tensors, made_view
 
 __all__ = ["MethodContract", "check_method"]
 
@@ -113,10 +117,8 @@ class MethodContract:
                     assert cut is not None
                     return cut.parent + 0
 
-                batch = [
-                    torch.stack((tensor, tensor.flip(0) if tensor.is_floating_point() else tensor))
-                    for tensor in tensors
-                ]
+                others = [tensor.flip(0) if tensor.is_floating_point() else tensor for tensor in tensors]
+                batch = [torch.stack(pair) for pair in zip(tensors, others, strict=True)]
                 try:
                     together = torch.func.vmap(parent)(*batch)
                 except RuntimeError as error:
@@ -128,70 +130,61 @@ class MethodContract:
     def test_something_leaves(self) -> None:
         """On one of the tiny models at the least, the examples drop."""
         for method in self.examples:
-            ran = [trace for _, trace in self._prefills(method)]
-            assert ran, f"{method} is refused on all of {', '.join(FAMILIES)}"
-            left = [stage for trace in ran for stage in trace.stages if stage.after != stage.before]
+            models = [tiny for _, tiny in served([method])]
+            assert models, f"{method} is refused on all of {', '.join(FAMILIES)}"
+            stages: list[StageRecord] = []
+            for tiny in models:
+                with dropping(tiny, method) as trace, torch.no_grad():
+                    tiny.model(**tiny.inputs("titit"))
+                stages += trace.stages
+            left = [stage for stage in stages if stage.after != stage.before]
             assert left, f"{method} drops nothing on images of some 25 tokens and six layers"
 
     def test_keeping_everything_is_the_untouched_model(self) -> None:
         """Bit for bit."""
-        for method in (self.keep_all,) if self.keep_all is not None else self._whole():
-            for tiny in models():
-                inputs = tiny.inputs(*words_of(tiny.family))
-                plain = tiny.generate(inputs)
-                with dropping(tiny, method) as trace:
-                    if trace is None:
-                        continue
-                    kept = tiny.generate(inputs)
-                same = all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
-                assert same, f"{method} changes {tiny.family}, though it should keep everything"
+        for method, tiny in served((self.keep_all,) if self.keep_all is not None else self._whole()):
+            inputs = tiny.inputs(*words_of(tiny.family))
+            plain = tiny.generate(inputs)
+            with dropping(tiny, method):
+                kept = tiny.generate(inputs)
+            assert same(kept, plain), f"{method} changes {tiny.family}, though it should keep everything"
 
     def test_a_batch_is_its_samples_alone(self) -> None:
         """Who is left, and what is said, does not depend on what else is in the batch."""
-        for method in self.examples:
-            for tiny in models():
-                words = words_of(tiny.family)
-                with dropping(tiny, method) as together:
-                    if together is None:
-                        continue
-                    out = tiny.generate(tiny.inputs(*words))
-                for index, word in enumerate(words):
-                    with dropping(tiny, method) as alone:
-                        single = tiny.generate(tiny.inputs(word))
-                    where = f"{method} on {tiny.family}, sample {word!r}"
-                    assert alone is not None
-                    assert kept_of(together, index) == kept_of(alone, 0), f"{where}: others are left in a batch"
-                    for a, b in zip(out.logits, single.logits, strict=True):
-                        torch.testing.assert_close(a[index], b[0], msg=f"{where}: other logits in a batch", **CLOSE)
+        for method, tiny in served(self.examples):
+            words = words_of(tiny.family)
+            with dropping(tiny, method) as together:
+                out = tiny.generate(tiny.inputs(*words))
+            for index, word in enumerate(words):
+                with dropping(tiny, method) as alone:
+                    single = tiny.generate(tiny.inputs(word))
+                where = f"{method} on {tiny.family}, sample {word!r}"
+                assert kept_of(together, index) == kept_of(alone, 0), f"{where}: others are left in a batch"
+                for a, b in zip(out.logits, single.logits, strict=True):
+                    torch.testing.assert_close(a[index], b[0], msg=f"{where}: other logits in a batch", **CLOSE)
 
     def test_generation_with_a_cache_is_that_without(self) -> None:
         """Where text decides, or the cache itself is cut, there is nothing to compare with."""
-        for method in self.examples:
-            stages = method.stages(Shape(DEPTH))
-            if follow.reads_text(stages) or follow.cached_layers(follow.in_order(stages)):
+        for method, tiny in served(self.examples):
+            stages = follow.in_order(method.stages(Shape(DEPTH)))
+            if follow.reads_text(stages) or follow.cached_layers(stages):
                 continue
-            for tiny in models():
-                inputs = tiny.inputs("titt", "tit")
-                with dropping(tiny, method) as trace:
-                    if trace is None:
-                        continue
-                    cached, plain = tiny.generate(inputs), tiny.generate(inputs, use_cache=False)
-                message = f"{method} on {tiny.family}: other logits without a cache"
-                torch.testing.assert_close(torch.cat(cached.logits), torch.cat(plain.logits), msg=message, **CLOSE)
+            inputs = tiny.inputs("titt", "tit")
+            with dropping(tiny, method):
+                cached, plain = tiny.generate(inputs), tiny.generate(inputs, use_cache=False)
+            message = f"{method} on {tiny.family}: other logits without a cache"
+            torch.testing.assert_close(torch.cat(cached.logits), torch.cat(plain.logits), msg=message, **CLOSE)
 
     def test_leaving_restores_the_model(self) -> None:
         """Behind the context the model is itself again."""
-        for method in self.examples:
-            for tiny in models():
-                inputs, before = tiny.inputs("titt"), state_of(tiny.model)
-                plain = tiny.generate(inputs)
-                with dropping(tiny, method) as trace:
-                    if trace is not None:
-                        tiny.generate(inputs)
-                after = tiny.generate(inputs)
-                assert state_of(tiny.model) == before, f"{method} leaves something on {tiny.family}"
-                same = all(torch.equal(a, b) for a, b in zip(after.logits, plain.logits, strict=True))
-                assert same, f"{method} leaves {tiny.family} changed"
+        for method, tiny in served(self.examples):
+            inputs, before = tiny.inputs("titt"), state_of(tiny.model)
+            plain = tiny.generate(inputs)
+            with dropping(tiny, method):
+                tiny.generate(inputs)
+            after = tiny.generate(inputs)
+            assert state_of(tiny.model) == before, f"{method} leaves something on {tiny.family}"
+            assert same(after, plain), f"{method} leaves {tiny.family} changed"
 
     def _whole(self) -> Sequence[Method]:
         kinds: dict[Any, None] = dict.fromkeys(type(method) for method in self.examples)
@@ -200,32 +193,31 @@ class MethodContract:
         except (TypeError, SettingError) as error:
             raise AssertionError(f"Give keep_all, the setting that keeps everything: {error}") from error
 
-    def _prefills(self, method: Method) -> Iterator[tuple[TinyModel, Trace]]:
-        for tiny in models():
-            with dropping(tiny, method) as trace:
-                if trace is not None:
-                    with torch.no_grad():
-                        tiny.model(**tiny.inputs("titit"))
-                    yield tiny, trace
 
-
-def models() -> list[TinyModel]:
-    """One of each family."""
-    return [tiny_model(family) for family in FAMILIES]
+def served(methods: Sequence[Method]) -> Iterator[tuple[Method, TinyModel]]:
+    """Each method with each tiny model that does not refuse it."""
+    for method, family in itertools.product(methods, FAMILIES):
+        tiny = tiny_model(family)
+        try:
+            Program.on(method, family_for(tiny.model))
+        except UnsupportedError:
+            continue
+        yield method, tiny
 
 
 @contextmanager
-def dropping(tiny: TinyModel, method: Method) -> Iterator[Trace | None]:
-    """The trace of a context; None where the method is refused on this model."""
-    try:
-        trace = apply(tiny.model, method)
-    except UnsupportedError:
-        yield None
-        return
+def dropping(tiny: TinyModel, method: Method) -> Iterator[Trace]:
+    """The trace of a context."""
+    trace = apply(tiny.model, method)
     try:
         yield trace
     finally:
         remove(tiny.model)
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether two generations have the same logits, bit for bit."""
+    return all(torch.equal(a, b) for a, b in zip(first.logits, second.logits, strict=True))
 
 
 def kept_of(trace: Trace, sample: int) -> dict[tuple[str, int | None], list[int]]:
@@ -258,69 +250,53 @@ Made = tuple[Stage, Callable[..., View], list[Tensor]]
 def walk(method: Method) -> Iterator[Made]:
     """Each stage of a method with tokens to look at, as the stages before it have left them."""
     for cls in (True, False):
-        stages = follow.in_order(method.stages(Shape(DEPTH, cls=cls)))
-        rng = torch.Generator().manual_seed(0)
         grid, tokens = (5, 5), torch.arange(25)
         arriving = Arriving(25, 25, 25, grids=(grid,))
         notes: dict[str, Tensor] = {}
-        for stage in stages:
+        for stage in follow.in_order(method.stages(Shape(DEPTH, cls=cls))):
             if stage.place is Place.PIXELS or stage.place >= Place.CACHE:
                 continue
             if stage.place is Place.LAYER and arriving.grids:
                 arriving = replace(arriving, started=arriving.tokens)
                 if Cells() not in stage.reads:
                     arriving = replace(arriving, grids=())
-            view, tensors = _made(stage, grid, tokens, arriving, dict(notes), rng)
+            view, tensors = _shown(stage, grid, tokens, arriving, dict(notes))
             yield stage, view, tensors
             cut = stage.cut(view())
             if cut is None:
                 continue
-            left = int(cut.count)
-            cut = cut.first(left) if not cut.stays_whole else cut
             if cut.stays_whole:
                 notes |= cut.notes
                 continue
-            source = cut.source[:left]
-            tokens = torch.where(source < 0, -1, tokens[source.clamp(min=0)])
-            notes = {name: note_of(note, source, cut.rows) for name, note in notes.items()} | dict(cut.notes)
+            left = int(cut.count)
+            cut = cut.first(left)
+            tokens = followed(cut.source, tokens)
+            notes = {name: note_of(note, cut.source, cut.rows) for name, note in notes.items()} | dict(cut.notes)
             arriving = replace(arriving, tokens=left, grids=())
             if not left:
                 return
 
 
-def _made(
-    stage: Stage,
-    grid: tuple[int, int],
-    tokens: Tensor,
-    arriving: Arriving,
-    notes: dict[str, Tensor],
-    rng: torch.Generator,
+def _shown(
+    stage: Stage, grid: Grid, tokens: Tensor, arriving: Arriving, notes: dict[str, Tensor]
 ) -> tuple[Callable[..., View], list[Tensor]]:
-    """What makes a view for a stage, and the tensors it is made of."""
-    count = len(tokens)
-    rows, before = torch.randn(2, count, WIDTH, generator=rng)
-    signals = [signal for signal in stage.reads if not isinstance(signal, Hidden)]
-    values = [made_signal(signal, count, torch.float32, rng) for signal in signals]
-    names, known = list(notes), list(notes.values())
-    whole = bool(arriving.grids)
+    """What makes a view for a stage, and the tensors it is made of: signals, then notes."""
+    signals = made_tensors(stage, len(tokens), seed=stage.order[0])
+    tensors = [*signals.values(), *notes.values()]
 
-    def view(*given: Tensor) -> View:
-        now, then, *rest = given or (rows, before, *values, *known)
-        told: dict[Any, Any] = dict(zip(signals, rest, strict=False))
-        shown: dict[str, Any] = {
-            "tokens": tokens,
-            "arriving": arriving,
-            "notes": dict(zip(names, rest[len(signals) :], strict=True)),
-        }
-        if stage.place is Place.TOWER:
-            return PatchView(now, grid, **shown)
-        if stage.place is not Place.LAYER:
-            return ImageView(now, grid=grid if whole else None, merged=not whole, signals=told, **shown)
-        looks = [signal for signal in stage.reads if isinstance(signal, Hidden)]
-        earlier = any(signal.back for signal in looks)
-        return LayerView(now if looks else None, then if earlier else None, count=count, signals=told, **shown)
+    def view(*others: Tensor) -> View:
+        values = others or tensors
+        known = dict(zip(notes, values[len(signals) :], strict=True))
+        return made_view(
+            stage,
+            tokens,
+            grid=grid if arriving.grids else None,
+            arriving=arriving,
+            notes=known,
+            tensors=dict(zip(signals, values, strict=False)),
+        )
 
-    return view, [rows, before, *values, *known]
+    return view, tensors
 
 
 def alike(first: Cut | None, second: Cut | None) -> bool:

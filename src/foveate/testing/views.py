@@ -42,7 +42,7 @@ Tensors = Mapping[Signal | str, Tensor]
 
 def made_view(
     stage: Stage,
-    tokens: int,
+    tokens: int | Tensor,
     *,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -57,7 +57,7 @@ def made_view(
 
     Args:
         stage: At any place where a view is seen: in the tower, behind it, or before a decoder layer.
-        tokens: How many tokens (or patches) arrive.
+        tokens: How many tokens (or patches) arrive; or which of those that entered they are, (tokens,) int64.
         seed: Of the random numbers.
         dtype: Of hidden states and features; what is read of attention and keys is always float32.
         grid: Rows and columns of the tokens, if they stand on one; a tower's patches always do.
@@ -68,23 +68,25 @@ def made_view(
     Raises:
         SettingError: If the stage sees no tokens, or reads what cannot be made.
     """
-    given = made_tensors(stage, tokens, seed=seed, dtype=dtype) if tensors is None else dict(tensors)
+    count = tokens if isinstance(tokens, int) else len(tokens)
+    given = made_tensors(stage, count, seed=seed, dtype=dtype) if tensors is None else dict(tensors)
     own = given.pop(OWN)
+    arriving = arriving or Arriving.all_of(count)
     known: dict[str, Any] = {"notes": notes, "signals": given}
+    if isinstance(tokens, Tensor):
+        known["tokens"] = tokens
     if stage.place is Place.TOWER:
-        return PatchView(own, grid or _squarest(tokens), arriving=arriving, **known)
+        return PatchView(own, grid or _squarest(count), arriving=arriving, **known)
+    whole = arriving.tokens == arriving.entered
     if stage.place in (Place.BEFORE_PROJECTOR, Place.BEHIND_PROJECTOR):
-        started = arriving or Arriving.all_of(tokens)
         grids = () if grid is None else (grid,)
-        return ImageView(own, grid=grid, arriving=replace(started, grids=grids), **known)
-    if Cells() in stage.reads:
-        arriving = arriving or Arriving.all_of(tokens)
-        if arriving.tokens == arriving.entered:
-            arriving = replace(arriving, grids=(_squarest(tokens),))
+        return ImageView(own, grid=grid, merged=not whole, arriving=replace(arriving, grids=grids), **known)
+    if Cells() in stage.reads and whole:
+        arriving = replace(arriving, grids=(_squarest(count),))
     before = [given.pop(signal) for signal in list(given) if isinstance(signal, Hidden) and signal.back]
     hidden = own if any(isinstance(signal, Hidden) for signal in stage.reads) else None
     given.pop(Hidden(), None)
-    return LayerView(hidden, before[0] if before else None, count=tokens, arriving=arriving, **known)
+    return LayerView(hidden, before[0] if before else None, count=count, arriving=arriving, **known)
 
 
 def made_tensors(
