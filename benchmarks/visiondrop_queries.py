@@ -36,7 +36,7 @@ from foveate.core.rank import ranks, top
 from foveate.embedded.questions import one_per_task
 from foveate.embedded.scenes import scene
 from foveate.engine.reading import RowsReader
-from foveate.eval.held_out import SPLIT, PictureQuestion
+from foveate.eval.held_out import SPLIT
 
 OUT = Path(__file__).with_suffix(".json")
 QUERIES = (16, 64, 256)
@@ -151,8 +151,8 @@ def on_pictures(pictures: int) -> dict[str, Any]:
     vlm = fv.load("embedded", device="cpu")
     beside = Beside(method=fv.VisionDrop.for_budget(vlm.model, retention=RETENTION))
     for number in range(pictures):
-        question = PictureQuestion(number, one_per_task(scene(SPLIT, number), SPLIT, number)[0])
-        prompt = vlm.prepare(question.shown(), question.question.question)
+        pictured = scene(SPLIT, number)
+        prompt = vlm.prepare(pictured.image, one_per_task(pictured, SPLIT, number)[0].question)
         with fv.drop(vlm.model, beside), torch.inference_mode():
             vlm.model(**prompt.inputs)
     return {"model": vlm.name, "pictures": pictures, "method": beside.method.to_dict(), "cuts": summary(beside.seen)}

@@ -15,7 +15,7 @@ import foveate as fv
 from foveate.batch.job import Job, run
 from foveate.eval import provenance
 from foveate.runs.listener import Listener
-from foveate.runs.samples import Columns
+from foveate.runs.samples import SampleColumns
 from tests.batch.conftest import bad_in, here, rows_in
 from tests.batch.places import make_files_deadly
 
@@ -156,7 +156,7 @@ def test_rows_without_ids_are_numbered_and_that_is_said(answer, questions, tmp_p
     assert listener.said == (f"{path} has no column id: rows are called by their number, from 0",)
     assert [row["id"] for row in rows_in(tmp_path / "out").values()] == ["0", "1", "2"]
     listener = Hearing()
-    answer(path, out="named", listener=listener, columns=Columns(id="name"))
+    answer(path, out="named", listener=listener, columns=SampleColumns(id="name"))
     assert listener.said == ()
     assert rows_in(tmp_path / "named")[0]["id"] == "row 0"
 

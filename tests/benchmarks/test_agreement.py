@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from benchmarks.quality.agree import Record, agreement, difference, holm, notes, read_record
 
+from foveate._stats import Estimate, Resampled
 from foveate.errors import InputError
-from foveate.eval.stats import Estimate, Resampled
 
 TIMES = 300
 
@@ -52,7 +52,7 @@ def accuracy(rng, chance, pictures, questions, seeds, between=0.0, together=0.1)
 @pytest.fixture(autouse=True)
 def _few_resamples(monkeypatch):
     """Accuracies are not drawn again: quick."""
-    monkeypatch.setattr("foveate.eval.stats.RESAMPLES", 2)
+    monkeypatch.setattr("foveate._stats.RESAMPLES", 2)
 
 
 @pytest.mark.parametrize("fresh_seeds", [3, 1])
@@ -150,7 +150,7 @@ def test_files_that_are_no_record_end_in_a_line(tmp_path):
 
 def test_the_interval_of_a_difference_is_newcombes():
     """Statistics in Medicine 17, 1998, table II: 56/70 minus 48/80, method 10: 0.0524 to 0.3339."""
-    from foveate.eval.stats import wilson
+    from foveate._stats import wilson
 
     found = difference(wilson(48 / 80, 80), wilson(56 / 70, 70))
     assert (found.low, found.high) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))

@@ -99,8 +99,6 @@ def test_a_method_that_spends_less_is_held_against_baselines_that_do_too(run, tm
         (["--tasks", ","], "--tasks ',' names no task"),
         (["--tasks", ""], "--tasks '' names no task"),
         (["--include", "somewhere"], "--include is for benchmarks"),
-        (["--log-samples", "somewhere"], "--log-samples is for benchmarks"),
-        (["--tasks", "pope", "--log-samples", __file__], "not a folder"),
         (["--tasks", "colour", "--limit", "4"], "--limit is for benchmarks"),
         (["--tasks", "pope", "--seed", "7"], "--seed is not for benchmarks"),
         (["--seed", "7", "--seed", "7"], "each once"),

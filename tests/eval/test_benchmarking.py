@@ -6,7 +6,7 @@ import pytest
 import foveate as fv
 from foveate.eval.lmms import benchmarking
 from foveate.eval.lmms.metrics import Metric
-from foveate.eval.plan import Plan
+from foveate.eval.plan import Cell, Plan
 
 
 @pytest.fixture(scope="module")
@@ -25,26 +25,26 @@ def log(right, spent, answer="a"):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What was asked for, run by run."""
-    settings = []
+    """The methods that were asked for, run by run."""
+    methods = []
 
-    def run(vlm, names, method=None, *, setting=None, options, store, advance):
-        settings.append((method, setting))
+    def run(vlm, names, method=None, *, conduct, store, advance):
+        methods.append(method)
         metric = Metric("score", 0.9, True, "1", {"score": np.mean})
         if method is None:
             return {"t": log(90, 576)}, {"t": metric}
-        if method.tokens == 32 and setting.settings == {} and method.name != "resize":
+        if method.tokens == 32 and getattr(method, "layers", None) is None and method.name != "resize":
             raise fv.BudgetError("too little", floor=0.1)
         logs = {
             "v2drop": log(80, 64),
-            "random": log(40 + 20 * (setting.seed or 0), method.tokens or 64, "b"),
+            "random": log(40 + 20 * (getattr(method, "seed", None) or 0), method.tokens or 64, "b"),
             "resize": log(30, (method.tokens or 1) - 2),
         }
         return {"t": logs[method.name]}, {"t": metric}
 
     monkeypatch.setattr(benchmarking, "run", run)
     monkeypatch.setattr(benchmarking, "check_names", lambda names, include: {name: name for name in names})
-    return settings
+    return methods
 
 
 @pytest.fixture
@@ -54,10 +54,17 @@ def quality(vlm, asked, tmp_path):
 
 
 def test_every_budget_and_draw_is_a_run(quality, asked):
-    assert asked[0] == (None, None)
-    runs = {(setting.name, setting.budget, setting.seed) for _, setting in asked[1:]}
+    assert asked[0] is None
+    runs = {(method.name, method.tokens, getattr(method, "seed", None)) for method in asked[1:]}
     drawn = {("random", budget, seed) for budget in (64, 32) for seed in (0, 1)}
     assert runs == drawn | {("v2drop", 64, None), ("v2drop", 32, None)}
+
+
+def test_a_cell_of_which_one_draw_cannot_meet_the_budget_is_infeasible_and_has_no_log():
+    draws = fv.Random(seed=0), fv.Random(seed=1)
+    ran = [benchmarking._Ran(draws[0], {"t": log(9, 64)}), benchmarking._Ran(draws[1], {}, "too little", 0.1)]
+    cell, logs = benchmarking._as_ran(Cell("random", 64, draws), ran)
+    assert (cell.draws, cell.infeasible, cell.floor, logs) == ((), "too little", 0.1, [])
 
 
 def test_figures_are_paired_and_have_intervals_that_are_honest_at_the_edges(quality):

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from foveate._stats import Resampled
 from foveate.errors import UnsupportedError
 from foveate.eval.figures import figures_of
 from foveate.eval.lmms.benchmarks import MME_TOTAL
 from foveate.eval.lmms.harness import _rows
 from foveate.eval.lmms.metrics import Metric, metric_of, scored
-from foveate.eval.stats import Resampled
 
 
 def mean(inputs):

@@ -13,7 +13,7 @@ from foveate.ask.vlm import VLM
 from foveate.errors import InputError, UnsupportedError
 from foveate.eval.answer_store import open_answers
 from foveate.eval.lmms.answerer import Conduct
-from foveate.eval.lmms.harness import Options, run
+from foveate.eval.lmms.harness import run
 from foveate.eval.lmms.setting import Setting
 from foveate.integrations.lmms_eval import manifest
 from tests.integrations.conftest import QUESTIONS
@@ -30,10 +30,10 @@ def loaded():
 @pytest.fixture(scope="module")
 def found(loaded, tasks, tmp_path_factory):
     """What `harness.run` says, one question at a time: of the full model, and of the setting."""
-    options = Options(include=(tasks,))
-    with open_answers(options.conduct.conditions(loaded), tmp_path_factory.mktemp("store")) as store:
-        full = run(loaded, NAMES, options=options, store=store)
-        return full, run(loaded, NAMES, SETTING.method, options=options, store=store)
+    conduct = Conduct(include=(tasks,))
+    with open_answers(conduct.conditions(loaded), tmp_path_factory.mktemp("store")) as store:
+        full = run(loaded, NAMES, conduct=conduct, store=store)
+        return full, run(loaded, NAMES, SETTING.method, conduct=conduct, store=store)
 
 
 @pytest.fixture(scope="module")
@@ -181,11 +181,11 @@ def test_every_sample_is_told_apart_and_paired_with_the_full_model(found):
 
 
 def test_a_second_run_asks_nothing(found, loaded, tasks, tmp_path, monkeypatch):
-    options = Options(conduct=Conduct(batch_size=2), include=(tasks,), limit=4)
-    with open_answers(options.conduct.conditions(loaded), tmp_path) as store:
-        first, _ = run(loaded, ["foveate_textvqa"], options=options, store=store)
+    conduct = Conduct(batch_size=2, include=(tasks,), limit=4)
+    with open_answers(conduct.conditions(loaded), tmp_path) as store:
+        first, _ = run(loaded, ["foveate_textvqa"], conduct=conduct, store=store)
         monkeypatch.setattr(VLM, "answer_batch", None)
-        assert run(loaded, ["foveate_textvqa"], options=options, store=store)[0] == first
+        assert run(loaded, ["foveate_textvqa"], conduct=conduct, store=store)[0] == first
     assert [row["document"] for row in first["foveate_textvqa"]] == [0, 1, 2, 3]
     whole = [row["answer"] for row in found[0][0]["foveate_textvqa"]]
     assert [row["answer"] for row in first["foveate_textvqa"]] == whole[:4]
@@ -200,8 +200,8 @@ def test_the_llava_protocol_puts_ocr_tokens_into_textvqas_prompt(loaded, tasks, 
 
     encoder = preparing.PROTOCOLS["llava"]
     monkeypatch.setattr(preparing, "PROTOCOLS", {**preparing.PROTOCOLS, "llava": encode})
-    options = Options(conduct=Conduct(protocol="llava"), include=(tasks,), limit=1)
-    run(loaded, ["foveate_textvqa", "foveate_pope"], options=options)
+    conduct = Conduct(protocol="llava", include=(tasks,), limit=1)
+    run(loaded, ["foveate_textvqa", "foveate_pope"], conduct=conduct)
     assert sum("\nReference OCR token: " in text for text in told) == 1
 
 
@@ -214,12 +214,12 @@ def test_data_that_cannot_be_read_are_named(loaded, tmp_path, tasks, monkeypatch
     with pytest.raises(
         InputError, match=r"The data of foveate_lost cannot be read: FileNotFoundError: .*hf auth login"
     ):
-        run(loaded, ["foveate_lost"], options=Options(include=(tmp_path,)))
+        run(loaded, ["foveate_lost"], conduct=Conduct(include=(tmp_path,)))
 
 
 def test_half_a_pair_is_refused_in_words(loaded, tasks):
     with pytest.raises(InputError, match=r"pairwise.*A limit must not cut"):
-        run(loaded, ["foveate_mme"], options=Options(include=(tasks,), limit=3))
+        run(loaded, ["foveate_mme"], conduct=Conduct(include=(tasks,), limit=3))
 
 
 def test_a_number_format_that_there_is_not_is_refused():

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from foveate._stats import Estimate
 from foveate.contract.space import Point
-from foveate.eval.stats import Estimate
 from foveate.methods.v2drop import V2Drop
 from foveate.tune.choosing import Choice, chosen, remarks
 from foveate.tune.samples import Split

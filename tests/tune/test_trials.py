@@ -25,13 +25,13 @@ def told():
     keys = [about.key for about in PICTURES]
 
     def work(item, stopped):
-        _, values, asked, _ = item
+        number, values, asked, _ = item
         if values is None:
-            yield [[[]]]
+            yield [(number, [[]])]
             return
         (keep,) = values["keep"]
         ran.extend([keep] * len(asked))
-        yield [[[Fidelity(roots[keep][keys.index(key)] ** 2, False)] for key in asked]]
+        yield [(number, [[Fidelity(roots[keep][keys.index(key)] ** 2, False)] for key in asked])]
 
     with Here(lambda place, count: work) as crew:
         yield Trials(LLAVA, crew), roots, ran

@@ -17,7 +17,7 @@ from foveate.errors import InputError
 from foveate.runs.crew import Crew, Here, InHand
 from foveate.runs.going import run as go
 from foveate.runs.listener import Listener
-from foveate.runs.samples import Bad, Columns, Sample, Samples, arrow, samples_in
+from foveate.runs.samples import Bad, MediaSample, SampleColumns, Samples, arrow, samples_in
 from foveate.runs.store import BAD, Numbers, Store, open_store
 
 __all__ = ["Job", "Summary", "run"]
@@ -27,7 +27,7 @@ WINDOW = 8
 PART_ROWS = 1000
 DIED = "The process that answered it died, alone too: its file breaks a decoder, or takes more memory than there is."
 
-Chunk = list[Sample | Bad]
+Chunk = list[MediaSample | Bad]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Job:
     out: Path
     asking: Asking
     question: str | None = None
-    columns: Columns = Columns()
+    columns: SampleColumns = SampleColumns()
     root: str | None = None
     parts: str = "auto"
     part_rows: int = PART_ROWS
@@ -219,7 +219,7 @@ def _chunks(samples: Samples, done: Callable[[int], bool], size: int, alone: ran
     So chunks do not depend on where a run has begun. Rows that are to be `alone` are chunks of their own.
     """
 
-    def place(one: Sample | Bad) -> tuple[int, int | None]:
+    def place(one: MediaSample | Bad) -> tuple[int, int | None]:
         return one.number // size, one.number if one.number in alone else None
 
     for _, chunk in groupby(samples.read(done), place):

@@ -1,13 +1,15 @@
 """`evaluate` and `evaluate_samples`: questions under several methods, each answer paired with the full model's."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from foveate import embedded
-from foveate._files import is_video, sha256_of
+from foveate._files import is_video, named, sha256_of
 from foveate._versions import commit, versions
+from foveate.ask.pictures import load_picture
 from foveate.ask.vlm import VLM
 from foveate.contract.budget import known_count
 from foveate.contract.method import Method
@@ -20,7 +22,7 @@ from foveate.eval.plan import BASELINES, Cell, Plan, cells_of, contenders_of
 from foveate.eval.quality import AGREEMENT, Quality
 from foveate.eval.questioning import Asked, outstanding, prompts_of, run
 from foveate.runs.listener import Listener
-from foveate.runs.samples import Bad, Sample, Samples
+from foveate.runs.samples import Bad, MediaSample, Samples
 
 __all__ = ["evaluate", "evaluate_samples"]
 
@@ -28,6 +30,8 @@ EMBEDDED = "exact match on held-out questions about generated pictures, each pai
 OWN = "foveate eval --samples"
 LABELS = ("label", "answer")
 """Columns with the true answer; the first that is there counts."""
+TOLD = 3
+"""Rows without a question whose reasons are noted one by one."""
 
 
 def evaluate(
@@ -91,7 +95,8 @@ def evaluate_samples(
     """Ask the full model and every method at every budget the same questions about somebody's own pictures.
 
     With a true answer in every sample ("label" or "answer") the figure is accuracy, without any it is the share of
-    answers that are the full model's, word for word.
+    answers that are the full model's, word for word. Rows that cannot be read are left out; `origin["bad"]` has their
+    reasons.
 
     Args:
         vlm: The model.
@@ -102,20 +107,28 @@ def evaluate_samples(
         listener: Hears how it goes.
 
     Raises:
-        InputError: If a sample cannot be read, some have a label and some have none, or answers cannot be kept.
+        InputError: If no sample can be read, some have a label and some have none, or answers cannot be kept.
         SettingError: If budgets are of tokens, and pictures differ in theirs.
     """
     listener = listener or Listener()
     with listener.stage("Reading samples", None):
-        found = list(_questions_of(samples))
-    asked = list({question.key: question for question in found}.values())
-    if len(asked) < len(found):
-        listener.note(f"{len(found) - len(asked)} samples ask what another one asks, and are left out")
+        readable, bad = _read(samples)
+    for row in bad[:TOLD]:
+        listener.note(f"row {row.number} (from 0) is left out: {row.reason}")
+    if len(bad) > TOLD:
+        listener.note(f"{len(bad) - TOLD} more rows are left out; --out and --json have their reasons")
+    if not readable:
+        why = f" Row {bad[0].number}: {bad[0].reason}" if bad else ""
+        raise InputError(f"No row of {named(samples.source.path)} can be asked.{why}")
+    asked = list({question.key: question for question in readable}.values())
+    if len(asked) < len(readable):
+        listener.note(f"{len(readable) - len(asked)} samples ask what another one asks, and are left out")
     asked.sort(key=lambda question: question.picture)
     labelled = [question for question in asked if question.label is not None]
     if labelled and len(labelled) < len(asked):
         raise InputError(f"{len(labelled)} of {len(asked)} samples have a label. Label all of them, or none.")
-    alike = all(len(question.shown()) == 1 and not is_video(Path(question.shown()[0])) for question in asked)
+    media = [question.media() for question in asked]
+    alike = all(len(paths) == 1 and not is_video(Path(paths[0])) for paths in media)
     return _compare(
         vlm,
         asked,
@@ -124,59 +137,56 @@ def evaluate_samples(
         max_new_tokens=max_new_tokens,
         workers=workers,
         listener=listener,
-        origin={"what": OWN, "samples": samples.source.digest()},
+        origin={
+            "what": OWN,
+            "samples": samples.source.digest(),
+            "bad": [{"row": row.number, "reason": row.reason} for row in bad],
+        },
         labelled=bool(labelled),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class SampleQuestion:
-    """A sample of somebody's own, as an evaluation asks it.
-
-    Attributes:
-        sample: What is asked.
-        picture: SHA-256 of the files.
-        label: The true answer; None where it is not known.
-        seed: None: nobody drew it.
-    """
-
-    sample: Sample
-    picture: str
-    label: str | None
-    seed: None = None
-
-    @property
-    def key(self) -> str:
-        """A name that no other question has: of the pictures' contents and the text."""
-        return f"{self.picture}/{self.sample.question}"
-
-    @property
-    def task(self) -> str:
-        """The sample's own word for what kind of question it is."""
-        return str(self.sample.record.get("task", "samples"))
-
-    @property
-    def text(self) -> str:
-        """What is asked."""
-        return self.sample.question
-
-    def shown(self) -> list[str]:
-        """The files."""
-        return list(self.sample.media)
-
-    def is_right(self, answer: str) -> bool:
-        """Whether an answer is the label, but for case, a full stop and space around it."""
-        said, true = (text.strip().removesuffix(".").casefold() for text in (answer, self.label or ""))
-        return said == true
-
-
-def _questions_of(samples: Samples) -> Iterable[SampleQuestion]:
+def _read(samples: Samples) -> tuple[list[Asked], list[Bad]]:
+    """Questions about files that can be read, and the rows without one."""
+    asked: list[Asked] = []
+    bad: list[Bad] = []
     for sample in samples.settled().read():
         if isinstance(sample, Bad):
-            raise InputError(f"{samples.source.path}, row {sample.number} (from 0): {sample.reason}")
-        label = next((sample.record[name] for name in LABELS if sample.record.get(name) is not None), None)
-        picture = provenance.joined([sha256_of(Path(path)) for path in sample.media])
-        yield SampleQuestion(sample, picture, None if label is None else str(label))
+            bad.append(sample)
+            continue
+        try:
+            asked.append(_asked_of(sample))
+        except InputError as error:
+            bad.append(Bad(sample.number, sample.record, str(error)))
+    return asked, bad
+
+
+def _asked_of(sample: MediaSample) -> Asked:
+    """A sample as a question; its pictures are decoded once, so that a damaged one is found here.
+
+    Raises:
+        InputError: If a file cannot be read.
+    """
+    paths = [Path(path) for path in sample.media]
+    picture = provenance.joined([sha256_of(path) for path in paths])
+    for path in paths:
+        if not is_video(path):
+            load_picture(path)
+    label = next((str(sample.record[name]) for name in LABELS if sample.record.get(name) is not None), None)
+    return Asked(
+        key=f"{picture}/{sample.question}",
+        picture=picture,
+        task=str(sample.record.get("task", "samples")),
+        text=sample.question,
+        media=partial(list, sample.media),
+        label=label,
+        reading=_words,
+    )
+
+
+def _words(answer: str) -> str:
+    """An answer but for case, a full stop and space around it."""
+    return answer.strip().removesuffix(".").casefold()
 
 
 def _compare(

@@ -18,7 +18,7 @@ import torch
 
 from foveate.errors import InputError, SettingError
 
-__all__ = ["Crew", "Here", "InHand", "Pool", "Task", "Together", "Worker", "device_at", "rows_of"]
+__all__ = ["Crew", "Here", "InHand", "Pool", "Task", "Together", "Worker", "crew_of", "device_at", "rows_of"]
 
 LOOK = 0.2
 """Seconds after which a process that waits looks whether it shall stop."""
@@ -54,15 +54,13 @@ class Here:
 
     Args:
         task: What is done.
-        worker: One that has begun already.
     """
 
-    def __init__(self, task: Task, worker: Worker | None = None) -> None:
+    def __init__(self, task: Task) -> None:
         self._task = task
-        self._worker = worker
 
     def __enter__(self) -> Self:
-        self._begun: Any = self._worker or self._task(0, 1)
+        self._begun: Any = self._task(0, 1)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -199,6 +197,15 @@ class Pool(Together):
 
     def _stop(self) -> None:
         self._stopped.set()
+
+
+def crew_of(task: Task, workers: int, here: Worker) -> Crew:
+    """So many processes of this machine; with one worker, this process, where it has begun already.
+
+    Raises:
+        SettingError: If these are more than the machine can serve.
+    """
+    return Pool(task, workers) if workers > 1 else Here(lambda place, count: here)
 
 
 _process: dict[str, Any] = {}

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate._stats import Resampled, estimate
 from foveate.contract.method import Method
-from foveate.eval.stats import Resampled, estimate
 from foveate.methods.random import Random, same_schedule
 from foveate.methods.uniform import Uniform
 from foveate.tune.costs import Prices

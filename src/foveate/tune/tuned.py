@@ -8,12 +8,12 @@ from typing import Any, Self
 
 from foveate._sheet import Column, Sheet
 from foveate._spelling import read_json
+from foveate._stats import Estimate
 from foveate._writing import publish
 from foveate.contract import catalogue
 from foveate.contract.method import Method
 from foveate.contract.settings import check
 from foveate.errors import InputError, SettingError
-from foveate.eval.stats import Estimate
 
 __all__ = ["HeldOut", "Tuned", "points"]
 

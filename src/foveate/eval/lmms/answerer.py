@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from foveate.ask.answer import Answer
@@ -18,7 +19,7 @@ from foveate.eval import provenance
 from foveate.eval.answer_store import FULL, Answers, First, key_of
 from foveate.runs.listener import Advance, unheard
 
-__all__ = ["Answerer", "Conduct", "Request"]
+__all__ = ["Conduct", "Request", "RequestAnswerer"]
 
 WINDOW = 8
 """Batches' worth of requests that are read at a time, so that a batch can be of like lengths."""
@@ -28,12 +29,14 @@ LONGEST = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conduct:
-    """How questions are put to the model.
+    """How benchmarks are run.
 
     Attributes:
         protocol: "own" is the model's chat template and processor, "llava" that of LLaVA-1.5's papers.
         batch_size: Most samples a batch.
         most_frames: Most frames of a video.
+        limit: Documents of each task, from its first on; None is all.
+        include: Folders with tasks of one's own.
 
     Raises:
         UnknownNameError: If there is no such protocol.
@@ -43,6 +46,8 @@ class Conduct:
     protocol: str = "own"
     batch_size: int = 1
     most_frames: int = 32
+    limit: int | None = None
+    include: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         check_protocol(self.protocol)
@@ -111,7 +116,7 @@ class _Question:
 
 
 @dataclass(eq=False)
-class Answerer:
+class RequestAnswerer:
     """A model under one setting, and what it answered.
 
     Attributes:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.eval.stats import Resampled, estimate, share, wilson
+from foveate._stats import Resampled, estimate, share, wilson
 
 
 def test_an_interval_holds_the_mean_about_as_often_as_it_says():
