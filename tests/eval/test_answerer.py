@@ -117,14 +117,6 @@ def test_divergence_is_measured_where_the_full_models_answers_are_known(llava, r
     assert all(row["kl"] == 0 for row in whole.records.values())
 
 
-def test_other_conditions_have_a_store_of_their_own(llava, tmp_path):
-    conducts = Conduct(), Conduct(protocol="llava"), Conduct(most_frames=8)
-    for one in conducts:
-        with open_answers(one.conditions(llava), tmp_path):
-            pass
-    assert len(list(tmp_path.iterdir())) == 3
-
-
 def test_an_answer_ends_before_what_the_task_says(llava, requests):
     (whole,) = RequestAnswerer(llava)(requests[:1])
     stop = whole.split()[1]

@@ -1,10 +1,16 @@
 """Settings of a benchmark beside the full model: what is run, and what it comes to."""
 
+import pickle
+from functools import partial
+
 import numpy as np
 import pytest
 
 import foveate as fv
+from foveate.ask.loading import reloading
+from foveate.eval.answer_store import open_answers
 from foveate.eval.lmms import benchmarking
+from foveate.eval.lmms.answerer import Conduct
 from foveate.eval.lmms.metrics import Metric
 from foveate.eval.plan import Cell, Plan
 
@@ -83,6 +89,17 @@ def test_figures_are_paired_and_have_intervals_that_are_honest_at_the_edges(qual
     assert early["note"] == "cut before the decoder"
     assert {tuple(method["layers"]) for method in early["settings"]} == {(0,)}
     assert [(row["name"], row["budget"], row["floor"]) for row in quality.infeasible] == [("v2drop", 32, 0.1)]
+
+
+def test_another_process_runs_a_method_and_adds_to_the_store_that_is_there(vlm, asked, tmp_path):
+    """As a process of a pool gets its task: pickled."""
+    with open_answers({}, tmp_path) as store:
+        task = partial(benchmarking._begin, reloading(vlm), ["t"], Conduct(), store.conditions, tmp_path)
+        worker = pickle.loads(pickle.dumps(task))(0, 2)
+        (rows,) = worker((7, fv.V2Drop(tokens=64)), lambda: False)
+    ((number, ran),) = rows
+    assert (number, ran.method, ran.infeasible) == (7, fv.V2Drop(tokens=64), "")
+    assert ran.logs["t"] == log(80, 64)
 
 
 def test_hard_questions_are_asked_of_benchmarks_too(vlm, asked, tmp_path):

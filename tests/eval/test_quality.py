@@ -112,15 +112,6 @@ def test_a_figure_that_is_no_mean_is_counted_anew_on_every_resample():
     assert quality.tasks_of(ours) == {}
 
 
-def test_what_cannot_be_reached_is_a_row_with_its_floor(quality):
-    (row,) = quality.infeasible
-    assert (row["name"], row["infeasible"], row["floor"]) == ("high", "its floor is 70", 70 / 576)
-
-
-def test_rows_are_flat(quality):
-    assert not any(isinstance(value, dict) for row in quality.rows for value in row.values())
-
-
 def test_tables_show_every_cell_and_no_empty_column(quality):
     heads = [column.head for column in quality.table().columns]
     assert heads == ["", "Tokens", "FLOPs", "Accuracy", "Of full", "Agrees", "KL", "Hard", "− random", "− resize"]
