@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.bench.benched import METHODS, at_budgets, config_of_shape, from_checkpoint, named_methods
+from foveate.bench.benched import METHODS, config_of_shape, from_checkpoint, named_methods, solved_methods
 from foveate.bench.memory import hold
 from foveate.bench.shapes import shape
 from foveate.bench.workload import PromptSize, Workload
@@ -70,7 +70,7 @@ CONFIG = shape("llava-1.5-7b").make_config()
 
 
 def solved(*names, **budgets):
-    return at_budgets(named_methods(names), CONFIG, 576, **budgets)
+    return solved_methods(named_methods(names), CONFIG, 576, **budgets)
 
 
 def test_every_method_has_a_row_at_every_budget():

@@ -15,7 +15,7 @@ from foveate.eval.lmms.setting import NAMES, Setting, values_of
             "pretrained=embedded,method=v2drop:metric=cosine",
             {"pretrained": "embedded", "method": "v2drop:metric=cosine"},
         ),
-        ("method=v2drop:metric=l1;min_keep=2,budget=192", {"method": "v2drop:metric=l1;min_keep=2", "budget": 192}),
+        ("method=v2drop:metric=l1;min_keep=2,budget=192", {"method": "v2drop:metric=l1;min_keep=2", "budget": 192.0}),
         ("method=v2drop:metric=l1:min_keep=2", {"method": "v2drop:metric=l1:min_keep=2"}),
         (
             "method=v2drop:layers=3,17,22;keep=0.5,0.3,0,max_frames=8",
@@ -36,7 +36,7 @@ from foveate.eval.lmms.setting import NAMES, Setting, values_of
         ('log="a,seed=b",pretrained=2024', {"log": "a,seed=b", "pretrained": "2024"}),
         (
             '{"method": {"method": "v2drop"}, "budget": "192", "seed": null}',
-            {"method": {"method": "v2drop"}, "budget": 192},
+            {"method": {"method": "v2drop"}, "budget": 192.0},
         ),
         ({"method": "v2drop", "retention": 0.5}, {"method": "v2drop", "retention": 0.5}),
     ],
@@ -63,7 +63,7 @@ def test_arguments_are_read_as_the_commands_write_them(text, values):
         ("method=,budget=192", "method= has no value."),
         ("method=v2drop,method=random", "method is given twice"),
         ('{"log": 5}', "log is a text; got 5."),
-        ('{"method": [1]}', "method is a text; got [1]."),
+        ('{"settings": [1]}', "settings is a text; got [1]."),
         ('{"method"', "Not valid JSON"),
     ],
 )

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 import foveate as fv
+from foveate._cells import Cell
 from foveate.ask.loading import reloading
 from foveate.eval.answer_store import open_answers
 from foveate.eval.lmms import benchmarking
 from foveate.eval.lmms.answerer import Conduct
 from foveate.eval.lmms.metrics import Metric
-from foveate.eval.plan import Cell, Plan
+from foveate.eval.plan import Plan
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import foveate as fv
+from foveate._cells import Cell
 from foveate.eval import pareto
 from foveate.eval.figures import collapsed, figures_of, unmatched, verdict
-from foveate.eval.plan import Cell
 from foveate.eval.quality import Quality, points, sheets
 
 TASKS = ["colour", "count"] * 100

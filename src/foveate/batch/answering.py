@@ -23,7 +23,6 @@ from foveate.ask.pictures import BYTES, Picture
 from foveate.ask.preparing import Fit
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
-from foveate.batch.parquet import KEY, OURS, REASON
 from foveate.contract.method import Method
 from foveate.contract.naming import members_of
 from foveate.engine.session import drop
@@ -33,8 +32,25 @@ from foveate.runs.crew import device_at
 from foveate.runs.samples import Bad, MediaSample
 from foveate.video import Clip
 
-__all__ = ["Asking", "Row", "RowAnswerer", "bad_row", "beside"]
+__all__ = ["KEY", "OURS", "REASON", "Asking", "Row", "RowAnswerer", "bad_row", "beside"]
 
+KEY = "row"
+"""The column with a row's place in the input."""
+REASON = "reason"
+"""That with the reason why there is no answer."""
+OURS = {
+    KEY: "int64",
+    "id": "string",
+    "answer": "string",
+    "retention": "float64",
+    "vision_tokens": "int64",
+    "tokens": "float64",
+    "new_tokens": "int64",
+    "prepare_seconds": "float64",
+    "answer_seconds": "float64",
+    "notes": "list",
+}
+"""The columns of an answer, by their type in Parquet."""
 DIGITS = 6
 
 SHARE = 0.25

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from foveate._cells import at_budgets
 from foveate._versions import commit, versions
 from foveate.ask.vlm import VLM
 from foveate.bench.shapes import NamedShape
 from foveate.bench.workload import TEXT, PromptSize, Workload, synthetic
 from foveate.contract import catalogue
 from foveate.contract.method import Method
-from foveate.contract.naming import RETENTION, meeting, parse, with_seed
+from foveate.contract.naming import RETENTION, parse
 from foveate.errors import BudgetError, SettingError
 from foveate.methods.random import Random
 
@@ -23,13 +24,13 @@ __all__ = [
     "ALL",
     "METHODS",
     "Benched",
-    "at_budgets",
     "conditions",
     "config_of_shape",
     "dtype_for",
     "from_checkpoint",
     "from_shape",
     "named_methods",
+    "solved_methods",
     "title_of",
 ]
 
@@ -145,7 +146,7 @@ def named_methods(names: Sequence[str]) -> dict[str, Method]:
     return {name: method for name, method in methods.items() if method.open}
 
 
-def at_budgets(
+def solved_methods(
     methods: Mapping[str, Method],
     model: Any,
     vision_tokens: int,
@@ -175,17 +176,12 @@ def at_budgets(
     config = getattr(model, "config", model)
     feasible: dict[str, Method] = {}
     infeasible: dict[str, str] = {}
-    for name, method in methods.items():
-        rows: dict[str, float | None] = {name: None}  # a method that takes no budget has one row
-        if method.open:
-            rows = {f"{name} {share * vision_tokens:.0f}": share for share in shares}
-        for label, share in rows.items():
-            try:
-                solved, _ = meeting(method, config, share, vision_tokens)
-            except passes_over as error:
-                infeasible[label] = str(error)
-                continue
-            feasible[label] = with_seed(solved, seed)
+    for cell in at_budgets(methods, config, shares, vision_tokens, (seed,), passes_over=passes_over):
+        row = cell.name if cell.budget is None else f"{cell.name} {cell.budget * vision_tokens:.0f}"
+        if cell.draws:
+            feasible[row] = cell.draws[0]
+        else:
+            infeasible[row] = cell.infeasible
     if not feasible:
         raise SettingError(" ".join(infeasible.values()))
     return feasible, infeasible

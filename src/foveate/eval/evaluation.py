@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from foveate import embedded
+from foveate._cells import Cell, at_budgets
 from foveate._files import is_video, named, sha256_of
 from foveate._versions import commit, versions
 from foveate.ask.pictures import load_picture
 from foveate.ask.vlm import VLM
 from foveate.contract.budget import known_count
 from foveate.contract.method import Method
+from foveate.contract.naming import parse
 from foveate.errors import InputError
 from foveate.eval import provenance
 from foveate.eval.answer_store import Answers, key_of
 from foveate.eval.figures import figures_of, unmatched
 from foveate.eval.held_out import check_tasks, questions
-from foveate.eval.plan import BASELINES, Cell, Plan, cells_of, contenders_of
+from foveate.eval.plan import BASELINES, Plan
 from foveate.eval.quality import AGREEMENT, Quality
 from foveate.eval.questioning import Asked, outstanding, prompts_of, run
 from foveate.runs.listener import Listener
@@ -217,12 +219,13 @@ def _compare(
         labelled: Whether the true answers are known. Else an answer counts as right that is the full model's.
     """
     conditions = provenance.conditions(vlm) | {"max_new_tokens": max_new_tokens}
-    cells = cells_of(plan.contenders(), vlm.model, plan.shares_of(vision_tokens), vision_tokens, plan.seeds)
+    cells = at_budgets(plan.contenders(), vlm.model, plan.shares_of(vision_tokens), vision_tokens, plan.seeds)
     with plan.store(conditions, listener.note) as store:
         asking = _Asking(vlm, asked, store, max_new_tokens, workers, listener, labelled)
         rows = asking.rows(cells, "Answering")
         spent = unmatched(rows) if plan.baselines else []
-        controls = cells_of(contenders_of(BASELINES), vlm.model, spent, vision_tokens, plan.seeds)
+        baselines = {name: parse(name) for name in BASELINES}
+        controls = at_budgets(baselines, vlm.model, spent, vision_tokens, plan.seeds)
         names = {(cell.name, cell.budget) for cell in cells}
         controls = [cell for cell in controls if (cell.name, cell.budget) not in names]
         if controls:

@@ -9,18 +9,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from foveate._cells import EARLY, Cell, at_budgets, before_decoder
 from foveate._versions import commit, versions
 from foveate.ask.loading import reloading
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
-from foveate.contract.naming import before_decoder
 from foveate.errors import BudgetError
 from foveate.eval.answer_store import Answers, open_answers
 from foveate.eval.figures import Log, figures_of
 from foveate.eval.lmms.answerer import Conduct
 from foveate.eval.lmms.harness import check_names, run
 from foveate.eval.lmms.metrics import Metric, scored
-from foveate.eval.plan import EARLY, SHARES, Cell, Plan, cells_of
+from foveate.eval.plan import SHARES, Plan
 from foveate.eval.quality import Quality
 from foveate.runs.crew import Stopped, Worker, crew_of
 from foveate.runs.going import run as go
@@ -63,7 +63,7 @@ def evaluate_benchmarks(
     shown = [name if name == task else f"{name} = {task}" for name, task in resolved.items()]
     listener.note(f"benchmarks: {', '.join(shown)}")
     budgets = plan.tokens or plan.retention or SHARES
-    cells = cells_of(plan.contenders(), vlm.model.config, budgets, None, plan.seeds, of_tokens=bool(plan.tokens))
+    cells = at_budgets(plan.contenders(), vlm.model.config, budgets, None, plan.seeds, of_tokens=bool(plan.tokens))
     conditions = conduct.conditions(vlm)
     with plan.store(conditions, listener.note) as store:
         if len(store):

@@ -77,7 +77,7 @@ def run(
         InputError: If a task's data cannot be read.
     """
     conduct = conduct or Conduct()
-    resolved = resolve(names, harness_tasks(conduct.include))
+    resolved = check_names(names, conduct.include)
     answerer = RequestAnswerer(vlm, method, conduct, store, advance)
     with TemporaryDirectory() as folder, quiet():
         from lmms_eval.evaluator import simple_evaluate
