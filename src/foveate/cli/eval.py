@@ -76,8 +76,6 @@ class Eval(MethodsOptions):
     on a CPU one a core, at most 4; else 1; benchmarks: 1)"""
     cache: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """where answers are saved (default: foveate/eval in the user's cache folder)"""
-    fresh: Flag = False
-    """ask everything again, and save the answers in a new file"""
     protocol: Literal["own", "llava"] = "own"
     """benchmarks: the model's own chat template, or the conditions of LLaVA-1.5's papers"""
     batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 1
@@ -112,7 +110,6 @@ class Eval(MethodsOptions):
             draws=self.draws,
             baselines=not self.no_baselines,
             cache=self.cache,
-            fresh=self.fresh,
         )
         names = self._task_names()
         if self._benchmarks(names):

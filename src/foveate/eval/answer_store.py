@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,6 @@ def open_answers(
     conditions: Mapping[str, Any],
     folder: str | Path | None = None,
     *,
-    fresh: bool = False,
     alone: bool = True,
     note: Callable[[str], object] = str,
 ) -> Iterator[Answers]:
@@ -92,20 +90,17 @@ def open_answers(
     Args:
         conditions: All that an answer depends on but for question and method; their hash names the store's folder.
         folder: Where that lies; None is `home()`.
-        fresh: Whether to leave earlier answers aside: a new folder beside the old one.
         alone: Off for a process of a run whose first process has them open.
         note: Hears that another run is waited for, and that lines are damaged.
 
     Raises:
         InputError: If another run uses them, or the folder cannot be used.
     """
-    stamp = {"fresh": datetime.now(UTC).isoformat()} if fresh else {}
-    stamped = {**conditions, **stamp}
-    path = Path(folder or home()).expanduser() / fingerprint(stamped)
+    path = Path(folder or home()).expanduser() / fingerprint(conditions)
     with open_store(path, *KEYS, checked=True, alone=alone, note=note) as store:
         if alone:
-            store.require("conditions", stamped, "other conditions")
-        answers = Answers(store, stamped)
+            store.require("conditions", conditions, "other conditions")
+        answers = Answers(store, conditions)
         if store.damaged:
             lines = "line is" if store.damaged == 1 else "lines are"
             note(f"{store.damaged} {lines} damaged in {store.path} and left out; what is missing is asked again")
@@ -155,7 +150,7 @@ class First:
         if max(self.ids) >= len(logs):
             raise InputError(
                 f"A stored answer begins with token {max(self.ids)}, and the model has {len(logs)}: the file is "
-                "damaged. Ask everything again with --fresh."
+                "damaged. Name another --cache."
             )
         return round(self.divergence(First.of(logs, self.ids)), 6)
 

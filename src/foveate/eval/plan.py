@@ -32,7 +32,6 @@ class Plan:
         draws: Seeds of methods that draw at random.
         baselines: Whether Random, Uniform, AveragePool and Resize run too.
         cache: The folder where answers are kept; None is foveate/eval in the user's cache folder.
-        fresh: Whether to ask everything again, in a new file beside the old one.
 
     Raises:
         SettingError: If budgets are given both ways, or a setting is unknown or of the wrong type.
@@ -45,7 +44,6 @@ class Plan:
     draws: int = 3
     baselines: bool = True
     cache: str | Path | None = None
-    fresh: bool = False
 
     def __post_init__(self) -> None:
         if self.tokens and self.retention:
@@ -83,4 +81,4 @@ class Plan:
         self, conditions: Mapping[str, Any], note: Callable[[str], object] = str
     ) -> AbstractContextManager[Answers]:
         """Where answers under these conditions are kept; see `foveate.eval.answer_store.open_answers`."""
-        return open_answers(conditions, self.cache, fresh=self.fresh, note=note)
+        return open_answers(conditions, self.cache, note=note)

@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 
@@ -37,18 +37,6 @@ Task = Callable[[int, int], Worker]
 """What a crew does, can be pickled: loads what process `place` of `count` needs, and gives its worker."""
 
 
-class Crew(Protocol):
-    """Who works on items, while the context lasts."""
-
-    def __enter__(self) -> Self: ...
-    def __exit__(self, kind: object, error: object, trace: object, /) -> None: ...
-    def about(self) -> dict[str, Any]:
-        """What rows depend on besides the items."""
-
-    def work(self, items: Iterable[Any], stopped: Stopped) -> Iterator[Done]:
-        """Rows as they come, in any order; an item may come several times, each with some of its rows."""
-
-
 class Here:
     """This process.
 
@@ -67,10 +55,12 @@ class Here:
         del self._begun
 
     def about(self) -> dict[str, Any]:
+        """What rows depend on besides the items."""
         about: dict[str, Any] = self._begun.about()
         return about
 
     def work(self, items: Iterable[Any], stopped: Stopped) -> Iterator[Done]:
+        """Rows as they come, in any order; an item may come several times, each with some of its rows."""
         for item in items:
             for rows in self._begun(item, stopped):
                 yield item, rows
@@ -93,6 +83,10 @@ class Together(ABC):
         self._task = task
         self._count = count
 
+    @abstractmethod
+    def __enter__(self) -> Self: ...
+    @abstractmethod
+    def __exit__(self, kind: object, error: object, trace: object, /) -> None: ...
     @abstractmethod
     def _hire(self, place: int) -> None:
         """Begin the process of a place, in the place of one that has died."""
@@ -142,6 +136,10 @@ class Together(ABC):
                     continue
                 deaths = 0
                 yield item, rows
+
+
+Crew = Here | Together
+"""Who works on items, while the context lasts."""
 
 
 def _all_die() -> InputError:

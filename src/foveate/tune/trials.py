@@ -76,7 +76,8 @@ def open_trials(
                 )
             # As bytes: torch would keep a file open for each tensor, and files are few.
             crew = Pool(partial(_begin, reloading(model), pickle.dumps(by_key), max_new_tokens), workers)
-        yield Trials(inner, opened.enter_context(crew), store, workers, advance)
+        with crew:
+            yield Trials(inner, crew, store, workers, advance)
 
 
 def _begin(reload: Callable[[], VLM], pictures: bytes, max_new_tokens: int, place: int, count: int) -> Worker:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from foveate.eval.answer_store import FULL, fingerprint
+from foveate.eval.lmms.answerer import Conduct
 from foveate.eval.lmms.setting import Setting
 
 __all__ = ["Label", "spent_of", "when_written"]
@@ -32,14 +33,12 @@ class Label:
     Attributes:
         model: A hub id, a folder, or "embedded".
         setting: What drops, and the budget that was asked for.
-        protocol: How questions were put.
-        most_frames: Most frames of a video.
+        conduct: How it was run.
     """
 
     model: str
     setting: Setting
-    protocol: str = "own"
-    most_frames: int = 32
+    conduct: Conduct
 
     @property
     def folder(self) -> str:
@@ -59,10 +58,11 @@ class Label:
         if setting.seed is not None:
             words.append(f"seed-{setting.seed}")
         parts = [sanitize_model_name(self.model), *map(_plain, words)]
-        if self.protocol != "own":
-            parts.append(self.protocol)
-        if self.most_frames != 32:
-            parts.append(f"{self.most_frames}-frames")
+        usual = Conduct()
+        if self.conduct.protocol != usual.protocol:
+            parts.append(self.conduct.protocol)
+        if self.conduct.most_frames != usual.most_frames:
+            parts.append(f"{self.conduct.most_frames}-frames")
         return "__".join(parts)
 
     def asked(self) -> dict[str, Any]:
@@ -93,7 +93,12 @@ class Label:
             records: What is kept of each answer.
         """
         asked = self.asked()
-        results[KEY] = {"model": self.model, **asked, **_spent(list(records.values())), "protocol": self.protocol}
+        results[KEY] = {
+            "model": self.model,
+            **asked,
+            **_spent(list(records.values())),
+            "protocol": self.conduct.protocol,
+        }
         for task, figures in results["results"].items():
             rows = [row for (name, _), row in records.items() if name == task]
             if rows:

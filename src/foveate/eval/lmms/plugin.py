@@ -133,7 +133,7 @@ class Foveate(Answering):
         self._held = ExitStack()
         store = self._open(log, conduct.conditions(vlm)) if log else None
         super().__init__(RequestAnswerer(vlm, setting.method, conduct, store))
-        self.label = Label(model=pretrained, setting=setting, protocol=protocol, most_frames=max_frames)
+        self.label = Label(model=pretrained, setting=setting, conduct=conduct)
 
     def _open(self, folder: str, conditions: Mapping[str, Any]) -> Answers:
         """The store, which no other run uses meanwhile: the first process locks it for all of this run's."""
