@@ -19,8 +19,8 @@ def evaluated(tmp_path):
 
     def call(*rows, **budget):
         (path := tmp_path / "in.jsonl").write_text("".join(json.dumps({**ROW, **row}) + "\n" for row in rows))
-        plan = Plan(methods=("v2drop",), **budget, baselines=False, cache=tmp_path / "kept")
-        quality = evaluate_samples(fv.load(device="cpu"), samples_in(path), plan, max_new_tokens=6)
+        plan = Plan(methods=("v2drop",), **budget, baselines=False, cache=tmp_path / "kept", max_new_tokens=6)
+        quality = evaluate_samples(fv.load(device="cpu"), samples_in(path), plan)
         return quality, [column.head for column in quality.table().columns]
 
     return call

@@ -110,6 +110,8 @@ class Eval(MethodsOptions):
             draws=self.draws,
             baselines=not self.no_baselines,
             cache=self.cache,
+            workers=self.workers,
+            max_new_tokens=self.models.max_new_tokens,
         )
         names = self._task_names()
         if self._benchmarks(names):
@@ -219,8 +221,6 @@ class Eval(MethodsOptions):
             plan,
             count=self.questions,
             seeds=self.seed or (0,),
-            max_new_tokens=self.models.max_new_tokens,
-            workers=self.workers,
             listener=_OnScreen(),
         )
 
@@ -233,8 +233,6 @@ class Eval(MethodsOptions):
             load(self.models),
             samples_in(self.samples, question=self.prompt),
             plan,
-            max_new_tokens=self.models.max_new_tokens,
-            workers=self.workers,
             listener=_OnScreen(),
         )
 
@@ -252,9 +250,7 @@ class Eval(MethodsOptions):
             limit=self.limit,
             include=self.include,
         )
-        return evaluate_benchmarks(
-            load(self.models), names, plan, conduct=conduct, workers=self.workers, listener=_OnScreen()
-        )
+        return evaluate_benchmarks(load(self.models), names, plan, conduct=conduct, listener=_OnScreen())
 
 
 class _OnScreen(Listener):

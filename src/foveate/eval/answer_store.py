@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.ask.answer import Answer
 from foveate.contract.method import Method
 from foveate.errors import InputError
 from foveate.runs.store import Store, open_store
 
-__all__ = ["FULL", "LIKELIEST", "Answers", "First", "fingerprint", "home", "key_of", "open_answers"]
+__all__ = ["FULL", "LIKELIEST", "Answers", "First", "fingerprint", "home", "key_of", "open_answers", "record_of"]
 
 FULL = "full"
 """The name under which the full model's answers are kept."""
@@ -165,6 +166,31 @@ class First:
         listed = (ours.exp() * (ours - theirs)).sum()
         unlisted = our_rest * (our_rest.log() - their_rest.log())
         return max(0.0, float(listed + unlisted))
+
+
+def record_of(answer: Answer, method: str, question: str, full: First | None) -> dict[str, Any]:
+    """What is kept of an answer; of the full model's its first token too, of others how far theirs is from it.
+
+    Args:
+        answer: With its first token.
+        method: The name under which it is kept.
+        question: That of its question.
+        full: The first token of the full model's answer; None where it is not known.
+    """
+    assert answer.first is not None
+    record = {
+        "method": method,
+        "question": question,
+        "answer": answer.text,
+        "spent": answer.spent,
+        "vision_tokens": answer.vision_tokens,
+        "flops": answer.flops,
+    }
+    if method == FULL:
+        return {**record, "first": First.of(answer.first).to_dict()}
+    if full is None:
+        return record
+    return {**record, "kl": full.divergence_of(answer.first)}
 
 
 def _rest(logs: Tensor) -> Tensor:

@@ -43,8 +43,6 @@ def evaluate(
     *,
     count: int = 550,
     seeds: Sequence[int] = (0,),
-    max_new_tokens: int = 64,
-    workers: int = 1,
     listener: Listener | None = None,
 ) -> Quality:
     """Ask the same questions about drawn pictures of the full model and of every method at every budget.
@@ -55,8 +53,6 @@ def evaluate(
         plan: What is compared; by default three methods and four baselines at three budgets.
         count: Questions in all, up to one a task and picture.
         seeds: Which held-out pictures. Intervals are over pictures and over seeds; with one seed, over its pictures.
-        max_new_tokens: The longest answer.
-        workers: Processes; 0 takes as many as pay off, see `foveate.eval.questioning.run`.
         listener: Hears how it goes.
 
     Returns:
@@ -76,10 +72,8 @@ def evaluate(
         vlm,
         chosen,
         plan or Plan(),
+        listener,
         prompts_of(vlm, chosen[:1])[0].vision_tokens,  # all pictures have the same size
-        max_new_tokens=max_new_tokens,
-        workers=workers,
-        listener=listener,
         origin={"what": EMBEDDED, "seeds": list(seeds)},
         title=f", {of_seeds}",
     )
@@ -90,8 +84,6 @@ def evaluate_samples(
     samples: Samples,
     plan: Plan | None = None,
     *,
-    max_new_tokens: int = 64,
-    workers: int = 1,
     listener: Listener | None = None,
 ) -> Quality:
     """Ask the full model and every method at every budget the same questions about somebody's own pictures.
@@ -104,8 +96,6 @@ def evaluate_samples(
         vlm: The model.
         samples: From `foveate.runs.samples.samples_in`.
         plan: What is compared; by default three methods and four baselines at three budgets.
-        max_new_tokens: The longest answer.
-        workers: Processes; 0 takes as many as pay off.
         listener: Hears how it goes.
 
     Raises:
@@ -135,16 +125,13 @@ def evaluate_samples(
         vlm,
         asked,
         plan or Plan(),
+        listener,
         known_count(vlm.model) if alike else None,
-        max_new_tokens=max_new_tokens,
-        workers=workers,
-        listener=listener,
         origin={
             "what": OWN,
             "samples": samples.source.digest(),
             "bad": [{"row": row.number, "reason": row.reason} for row in bad],
         },
-        labelled=bool(labelled),
     )
 
 
@@ -195,33 +182,27 @@ def _compare(
     vlm: VLM,
     asked: Sequence[Asked],
     plan: Plan,
-    vision_tokens: int | None,
-    *,
-    max_new_tokens: int,
-    workers: int,
     listener: Listener,
+    vision_tokens: int | None,
     origin: Mapping[str, Any],
     title: str = "",
-    labelled: bool = True,
 ) -> Quality:
     """Ask the same questions of the full model and of every method of a plan.
 
     Args:
         vlm: The model.
-        asked: Questions, those about the same pictures one behind the other.
+        asked: Questions, those about the same pictures one behind the other. Where their true answers are not known, an
+            answer counts as right that is the full model's.
         plan: What is compared.
-        vision_tokens: Of every prompt; None where they differ.
-        max_new_tokens: The longest answer.
-        workers: Processes.
         listener: Hears how it goes.
+        vision_tokens: Of every prompt; None where they differ.
         origin: What the figures depend on besides.
         title: What is said of the pictures, behind how many there are.
-        labelled: Whether the true answers are known. Else an answer counts as right that is the full model's.
     """
-    conditions = provenance.conditions(vlm) | {"max_new_tokens": max_new_tokens}
+    conditions = provenance.conditions(vlm) | {"max_new_tokens": plan.max_new_tokens}
     cells = at_budgets(plan.contenders(), vlm.model, plan.shares_of(vision_tokens), vision_tokens, plan.seeds)
     with plan.store(conditions, listener.note) as store:
-        asking = _Asking(vlm, asked, store, max_new_tokens, workers, listener, labelled)
+        asking = _Asking(vlm, asked, plan, store, listener)
         rows = asking.rows(cells, "Answering")
         spent = unmatched(rows) if plan.baselines else []
         baselines = {name: parse(name) for name in BASELINES}
@@ -233,7 +214,7 @@ def _compare(
     pictures = {question.picture for question in asked}
     return Quality(
         rows,
-        figure="Accuracy" if labelled else AGREEMENT,
+        figure="Accuracy" if asking.labelled else AGREEMENT,
         title=f"{vlm.name}: {len(asked)} questions about {len(pictures)} pictures{title}",
         origin={
             **origin,
@@ -241,22 +222,25 @@ def _compare(
             "versions": versions(),
             "commit": commit(),
             "draws": plan.draws,
-            "max_new_tokens": max_new_tokens,
+            "max_new_tokens": plan.max_new_tokens,
         },
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Asking:
     """Questions to one model, and where its answers are kept."""
 
     vlm: VLM
     asked: Sequence[Asked]
+    plan: Plan
     store: Answers
-    max_new_tokens: int
-    workers: int
     listener: Listener
-    labelled: bool
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the true answers are known."""
+        return self.asked[0].label is not None
 
     def rows(self, cells: Sequence[Cell], doing: str) -> list[dict[str, Any]]:
         """All figures of these cells, after asking what the store does not have."""
@@ -266,7 +250,7 @@ class _Asking:
         if left < total:
             self.listener.note(f"{total - left} of {total} answers are known already, from {self.store.path}")
         with self.listener.stage(doing, left) as advance:
-            run(self.vlm, work, self.store, max_new_tokens=self.max_new_tokens, workers=self.workers, advance=advance)
+            run(self.vlm, work, self.store, self.plan.max_new_tokens, self.plan.workers, advance)
         return figures_of(self._log(None), [(cell, [self._log(draw) for draw in cell.draws]) for cell in cells])
 
     def _log(self, method: Method | None) -> list[dict[str, Any]]:

@@ -32,6 +32,9 @@ class Plan:
         draws: Seeds of methods that draw at random.
         baselines: Whether Random, Uniform, AveragePool and Resize run too.
         cache: The folder where answers are kept; None is foveate/eval in the user's cache folder.
+        workers: Processes, each with a model of its own; 0 takes as many as pay off. Of benchmarks, so many settings at
+            a time.
+        max_new_tokens: The longest answer; benchmarks have limits of their own.
 
     Raises:
         SettingError: If budgets are given both ways, or a setting is unknown or of the wrong type.
@@ -44,6 +47,8 @@ class Plan:
     draws: int = 3
     baselines: bool = True
     cache: str | Path | None = None
+    workers: int = 1
+    max_new_tokens: int = 64
 
     def __post_init__(self) -> None:
         if self.tokens and self.retention:

@@ -13,7 +13,7 @@ from foveate.ask.loading import reloading
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
-from foveate.eval.answer_store import FULL, Answers, First, key_of
+from foveate.eval.answer_store import FULL, Answers, First, key_of, record_of
 from foveate.runs.crew import Stopped, Worker, crew_of
 from foveate.runs.going import run as go
 from foveate.runs.listener import Advance, unheard
@@ -99,7 +99,6 @@ def run(
     vlm: VLM,
     work: Sequence[Work],
     store: Answers,
-    *,
     max_new_tokens: int,
     workers: int = 1,
     advance: Advance = unheard,
@@ -164,19 +163,8 @@ def _rows(vlm: VLM, work: Work, max_new_tokens: int) -> list[dict[str, Any]]:
         answers = answer_all([prompts[place] for place in places], method, generation=generation, first=True)
         for place, answer in zip(places, answers, strict=True):
             question = work.questions[place].key
-            row = {
-                "method": key_of(method),
-                "question": question,
-                "answer": answer.text,
-                "spent": answer.spent,
-                "vision_tokens": answer.vision_tokens,
-                "flops": answer.flops,
-            }
-            assert answer.first is not None
+            row = record_of(answer, key_of(method), question, first.get(question))
             if method is None:
-                first[question] = First.of(answer.first)
-                row["first"] = first[question].to_dict()
-            else:
-                row["kl"] = first[question].divergence_of(answer.first)
+                first[question] = First.from_dict(row["first"])
             rows.append(row)
     return rows

@@ -16,7 +16,7 @@ from foveate.ask.vlm import VLM
 from foveate.contract.method import Method, meet
 from foveate.errors import SettingError, UnsupportedError
 from foveate.eval import provenance
-from foveate.eval.answer_store import FULL, Answers, First, key_of
+from foveate.eval.answer_store import FULL, Answers, First, key_of, record_of
 from foveate.runs.listener import Advance, unheard
 
 __all__ = ["Conduct", "Request", "RequestAnswerer"]
@@ -208,24 +208,15 @@ class RequestAnswerer:
 
     def _row(self, question: _Question, answer: Answer) -> dict[str, Any]:
         """The record of an answer."""
-        assert answer.first is not None
-        row: dict[str, Any] = {
-            "method": self.key,
-            "question": question.name,
+        full = self._stored(FULL, question)
+        first = None if full is None else First.from_dict(full["first"])
+        return record_of(answer, self.key, question.name, first) | {
             "answer": _until(answer.text, question.until),
             "tokens": list(answer.said),
-            "spent": answer.spent,
-            "vision_tokens": answer.vision_tokens,
             "retention": answer.retention,
-            "flops": answer.flops,
             "media": question.conversation.media_name(),
             "setting": None if answer.method is None else answer.method.to_dict(),
         }
-        if self.key == FULL:
-            row["first"] = First.of(answer.first).to_dict()
-        elif (full := self._stored(FULL, question)) is not None:
-            row["kl"] = First.from_dict(full["first"]).divergence_of(answer.first)
-        return row
 
 
 def _until(text: str, ends: Sequence[str]) -> str:

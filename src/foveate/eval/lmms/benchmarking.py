@@ -37,7 +37,6 @@ def evaluate_benchmarks(
     plan: Plan | None = None,
     *,
     conduct: Conduct | None = None,
-    workers: int = 1,
     listener: Listener | None = None,
 ) -> dict[str, Quality]:
     """Run benchmarks with the full model and with every method at every budget.
@@ -47,7 +46,6 @@ def evaluate_benchmarks(
         names: Ours (`foveate.eval.lmms.benchmarks.BENCHMARKS`) or lmms-eval's.
         plan: What is compared; by default three methods and four baselines at three budgets.
         conduct: How benchmarks are run.
-        workers: Processes, each with a model of its own, that run one setting at a time; 0 is 1.
         listener: Hears how it goes.
 
     Returns:
@@ -73,7 +71,7 @@ def evaluate_benchmarks(
         methods = [draw for cell in cells for draw in cell.draws]
         total = len(methods) * sum(map(len, full.values()))
         with listener.stage(f"Answering: {len(methods)} settings", total) as advance:
-            ran = iter(_ran(vlm, names, methods, conduct, store, min(workers, len(methods)), advance))
+            ran = iter(_ran(vlm, names, methods, conduct, store, min(plan.workers, len(methods)), advance))
     origin = {
         "what": WHAT,
         "model": vlm.to_dict() | {"weights": conditions["weights"]},
