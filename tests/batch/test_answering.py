@@ -84,12 +84,6 @@ def test_answers_are_those_of_a_question_alone(asking, vlm, pictures):
     assert {result["retention"] for result in results} == {round(15 / 36, 6)}
 
 
-def test_batches_are_as_large_as_was_said(asking, vlm, pictures, monkeypatch):
-    calls = Calls(monkeypatch)
-    rows_of(RowAnswerer(replace(asking, batch_size=4), vlm), rows_about(pictures, 10))
-    assert (calls.sizes, any(calls.shared)) == ([4, 4, 2], False)
-
-
 def test_a_picture_with_several_questions_is_looked_at_once(asking, vlm, pictures, monkeypatch):
     calls = Calls(monkeypatch)
     towers = []

@@ -2,7 +2,6 @@
 
 import faulthandler
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from foveate.runs.samples import SampleColumns
 from tests.batch.conftest import bad_in, here, rows_in
 from tests.batch.places import make_files_deadly
 
-KILLS = 20 if os.environ.get("FOVEATE_TESTS") == "all" else 8
 ROWS = 90
 FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 PROGRAM = "import sys; from foveate.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -35,31 +33,6 @@ def uninterrupted(questions, answer, tmp_path):
     assert len(bad) == ROWS // 7
     assert len({row["answer"] for row in rows.values()}) > 10
     return path, rows, bad
-
-
-@FORKS
-def test_kill_nine_loses_nothing_and_doubles_nothing(uninterrupted, asking, vlm, tmp_path):
-    path, rows, bad = uninterrupted
-    job = Job(input=path, out=tmp_path / "out", asking=asking, part_rows=4)
-    rng = random.Random(5)
-    done = []
-    for _ in range(KILLS):
-        child = os.fork()
-        if child == 0:
-            try:
-                faulthandler.disable()  # that of the tests; a run has its own
-                run(job, here(job.asking, vlm))
-            finally:
-                os._exit(0)
-        time.sleep(rng.uniform(0.0, 1.0))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        done.append(len(rows_in(job.out)))
-        assert {number: rows[number] for number in rows_in(job.out)} == rows_in(job.out)
-    assert done == sorted(done)
-    summary = run(job, here(job.asking, vlm))
-    assert (rows_in(job.out), bad_in(job.out)) == (rows, bad)
-    assert (summary.rows, summary.answered, summary.bad, summary.left) == (ROWS, len(rows), len(bad), 0)
 
 
 def crashes(job, vlm):

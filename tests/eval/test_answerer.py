@@ -59,17 +59,6 @@ def test_answers_are_those_of_the_model_itself(llava, requests):
         assert text == llava.processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
-def test_what_is_kept_is_not_asked_again(llava, requests, tmp_path, monkeypatch):
-    conduct = Conduct(batch_size=2)
-    with open_answers(conduct.conditions(llava), tmp_path) as store:
-        first = RequestAnswerer(llava, None, conduct, store)(requests)
-    monkeypatch.setattr(VLM, "answer_batch", None)
-    with open_answers(conduct.conditions(llava), tmp_path) as store:
-        again = RequestAnswerer(llava, None, conduct, store)
-        assert again(requests) == first
-    assert len(again.records) == len(requests)
-
-
 def test_a_run_that_dies_loses_no_finished_batch(llava, requests, tmp_path, monkeypatch):
     conduct = Conduct(batch_size=2)
     asked = []
