@@ -29,7 +29,7 @@ from foveate._versions import commit, versions
 from foveate.bench.shapes import NamedShape
 from foveate.bench.stopwatch import clock_of
 from foveate.bench.timing import interval_words, ratio, rounds
-from foveate.bench.workload import PromptSize, synthetic
+from foveate.bench.workload import PromptRequest, synthetic
 from foveate.contract import Attention, LayerStage, LayerView, Stage
 from foveate.core.patching import Patcher
 from foveate.core.rank import ranks, top
@@ -181,7 +181,7 @@ def on_a_video(repeats: int) -> dict[str, Any]:
     """The narrow shape: scores, and the time that scoring and the whole prefill take. No tower stage: all arrive."""
     device, clock = torch.device("cpu"), clock_of("cpu")
     model = LONG.build(device, torch.float32)
-    workload = synthetic(LONG, PromptSize(frames=FRAMES), device)
+    workload = synthetic(LONG, PromptRequest(frames=FRAMES), device)
     solved = fv.VisionDrop.for_budget(model, retention=RETENTION, vision_tokens=workload.vision_tokens)
     method = replace(solved, dominant=0, contextual=0)
 

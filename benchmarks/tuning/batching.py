@@ -25,7 +25,7 @@ from foveate.contract.method import Method
 from foveate.contract.naming import parse
 from foveate.eval.held_out import questions
 from foveate.tune.forcing import Target, answered, outcomes
-from foveate.tune.samples import About, grouped
+from foveate.tune.parts import About, grouped
 from foveate.tune.trials import FEWEST
 
 OUT = Path(__file__).with_suffix(".json")

@@ -13,7 +13,7 @@ from foveate.embedded.questions import TEXT_TASKS
 from foveate.eval.held_out import questions
 from foveate.eval.questioning import Asked
 from foveate.tune.forcing import Target, targets
-from foveate.tune.samples import grouped
+from foveate.tune.parts import grouped
 from foveate.tune.trials import Trials
 
 

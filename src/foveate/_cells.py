@@ -9,8 +9,10 @@ from foveate.contract.naming import draws, with_seed
 from foveate.contract.scheduled import Scheduled
 from foveate.errors import BudgetError, SettingError
 
-__all__ = ["EARLY", "Cell", "at_budgets", "before_decoder"]
+__all__ = ["EARLY", "USUAL", "Cell", "at_budgets", "before_decoder"]
 
+USUAL = ("v2drop", "visiondrop", "mustdrop")
+"""What is compared where nobody names a method."""
 EARLY = "cut before the decoder"
 """The note on a control that cannot meet its budget at its usual depth."""
 

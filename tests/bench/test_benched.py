@@ -4,10 +4,11 @@ import pytest
 import torch
 
 import foveate as fv
-from foveate.bench.benched import METHODS, config_of_shape, from_checkpoint, named_methods, solved_methods
+from foveate._cells import USUAL
+from foveate.bench.benched import config_of_shape, from_checkpoint, named_methods, solved_methods
 from foveate.bench.memory import hold
 from foveate.bench.shapes import shape
-from foveate.bench.workload import PromptSize, Workload
+from foveate.bench.workload import PromptRequest, Workload
 from foveate.contract import catalogue
 from tests.models import FAMILIES, batch, tiny
 
@@ -18,14 +19,14 @@ def vlm():
 
 
 def test_a_shape_for_arithmetic_has_neither_weights_nor_tensors():
-    benched = config_of_shape(shape("qwen2-vl-72b"), torch.bfloat16, PromptSize(text_tokens=30, images=2))
+    benched = config_of_shape(shape("qwen2-vl-72b"), torch.bfloat16, PromptRequest(text_tokens=30, images=2))
     assert benched.workload.inputs == {}
     assert (benched.workload.text_tokens, benched.workload.sizes) == (30, (1296, 1296))
     assert benched.workload.cost(benched.model).prefill_flops > 1e14
 
 
 def test_a_checkpoint_is_shown_noise_and_as_many_words_as_asked_for(vlm):
-    benched = from_checkpoint(vlm, PromptSize(batch=3, text_tokens=50, images=1))
+    benched = from_checkpoint(vlm, PromptRequest(batch=3, text_tokens=50, images=1))
     workload = benched.workload
     assert workload.inputs["input_ids"].shape == (3, workload.vision_tokens + workload.text_tokens)
     assert 44 < workload.text_tokens <= 50  # this tokenizer spells a word
@@ -50,7 +51,7 @@ def vlm_picture():
 )
 def test_a_prompt_that_a_checkpoint_cannot_be_shown_is_refused(vlm, size, says):
     with pytest.raises(fv.SettingError, match=says):
-        from_checkpoint(vlm, PromptSize(**size))
+        from_checkpoint(vlm, PromptRequest(**size))
 
 
 @pytest.mark.parametrize("family", [name for name in ("qwen3_5", "gemma3") if name in FAMILIES])
@@ -78,7 +79,7 @@ def test_every_method_has_a_row_at_every_budget():
     assert list(methods) == ["v2drop 192", "v2drop 64", "visiondrop 192", "visiondrop 64"]
     assert methods["v2drop 192"] == fv.V2Drop(retention=1 / 3)
     assert infeasible == {}
-    assert list(solved()[0]) == [f"{name} 192" for name in METHODS]  # a third of the usual ones
+    assert list(solved()[0]) == [f"{name} 192" for name in USUAL]  # a third of the usual ones
 
 
 def test_what_has_a_schedule_of_its_own_has_one_row_without_a_budget():

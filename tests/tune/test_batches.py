@@ -8,7 +8,7 @@ import torch
 import foveate as fv
 from foveate.tune import forcing
 from foveate.tune.forcing import predictions
-from foveate.tune.samples import About, grouped
+from foveate.tune.parts import About, grouped
 from foveate.tune.trials import TOKENS, batched
 from tests.models import tiny
 from tests.tune.pictures import pictures_of, question

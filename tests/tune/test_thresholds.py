@@ -6,8 +6,8 @@ import torch
 import foveate as fv
 from foveate.contract.naming import parse
 from foveate.contract.space import Point
-from foveate.tune.costs import Measured, solved
-from foveate.tune.samples import grouped, split
+from foveate.tune.parts import grouped, split
+from foveate.tune.prices import Measured, solved
 from tests.models import DEPTH, batch, tiny
 
 LLAVA = tiny("llava")

@@ -5,7 +5,7 @@ import foveate as fv
 from foveate.runs.crew import Here
 from foveate.tune import trials as trials_module
 from foveate.tune.forcing import Fidelity, answered
-from foveate.tune.samples import grouped
+from foveate.tune.parts import grouped
 from foveate.tune.trials import FEWEST, Trials, open_trials
 from tests.models import batch, tiny
 from tests.tune.pictures import pictures_of

@@ -7,9 +7,9 @@ import foveate as fv
 from foveate.contract.naming import given, parse
 from foveate.contract.space import Point, space_of
 from foveate.tune import trials
-from foveate.tune.costs import Prices, solved
 from foveate.tune.forcing import greedy, outcomes, targets
-from foveate.tune.samples import grouped, split
+from foveate.tune.parts import grouped, split
+from foveate.tune.prices import Prices, solved
 from tests.models import DEPTH, tiny
 from tests.tune.pictures import pictures_of, questions
 

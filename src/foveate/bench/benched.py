@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from foveate._cells import at_budgets
+from foveate._cells import USUAL, at_budgets
 from foveate._versions import commit, versions
 from foveate.ask.vlm import VLM
 from foveate.bench.shapes import NamedShape
-from foveate.bench.workload import TEXT, PromptSize, Workload, synthetic
+from foveate.bench.workload import TEXT, PromptRequest, Workload, synthetic
 from foveate.contract import catalogue
 from foveate.contract.method import Method
 from foveate.contract.naming import RETENTION, parse
@@ -22,7 +22,6 @@ from foveate.methods.random import Random
 
 __all__ = [
     "ALL",
-    "METHODS",
     "Benched",
     "conditions",
     "config_of_shape",
@@ -37,8 +36,6 @@ __all__ = [
 SIDE = 672  # pixels of the noise picture that a checkpoint is shown
 MOST = 64  # pictures that a checkpoint is shown: its processor makes pixels of all of them
 
-METHODS = ("v2drop", "visiondrop", "mustdrop")
-"""What is timed where nobody names a method."""
 ALL = "all"
 """Every registered method that takes a budget."""
 
@@ -68,7 +65,7 @@ def dtype_for(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def config_of_shape(shape: NamedShape, dtype: torch.dtype, size: PromptSize) -> Benched:
+def config_of_shape(shape: NamedShape, dtype: torch.dtype, size: PromptRequest) -> Benched:
     """A shape without weights, for arithmetic alone.
 
     Raises:
@@ -80,7 +77,7 @@ def config_of_shape(shape: NamedShape, dtype: torch.dtype, size: PromptSize) -> 
 
 
 def from_shape(
-    shape: NamedShape, device: torch.device, dtype: torch.dtype, attention: str, size: PromptSize
+    shape: NamedShape, device: torch.device, dtype: torch.dtype, attention: str, size: PromptRequest
 ) -> Benched:
     """A shape with random weights, and noise for its pictures.
 
@@ -92,7 +89,7 @@ def from_shape(
     return Benched(shape.name, shape, model, synthetic(shape, size, device, dtype))
 
 
-def from_checkpoint(vlm: VLM, size: PromptSize) -> Benched:
+def from_checkpoint(vlm: VLM, size: PromptRequest) -> Benched:
     """A checkpoint, and a prompt as its own processor makes it: pictures of noise, and words.
 
     The prompt has as many tokens of text as asked for, or a few less where words take several. From here on
@@ -135,13 +132,13 @@ def from_checkpoint(vlm: VLM, size: PromptSize) -> Benched:
 
 
 def named_methods(names: Sequence[str]) -> dict[str, Method]:
-    """The methods of these names, before any model is made; none stand for `METHODS`, and `ALL` alone for all others.
+    """The methods of these names, before any model is made; none stand for `USUAL`, and `ALL` alone for all others.
 
     Raises:
         FoveateError: If there is no such method, preset or file, or a setting does not fit.
     """
     if tuple(names) != (ALL,):
-        return {name: parse(name) for name in names or METHODS}
+        return {name: parse(name) for name in names or USUAL}
     methods = {name: kind() for name, kind in sorted(catalogue.methods().items()) if kind is not Random}
     return {name: method for name, method in methods.items() if method.open}
 

@@ -187,11 +187,11 @@ class Bench(MethodsOptions):
     def _benched(self, shape: "NamedShape | None", device: "torch.device") -> "Benched":
         """The model and its prompt."""
         from foveate.bench.benched import config_of_shape, dtype_for, from_checkpoint, from_shape
-        from foveate.bench.workload import PromptSize
+        from foveate.bench.workload import PromptRequest
         from foveate.cli.asking import load
         from foveate.cli.screen import busy, note
 
-        size = PromptSize(
+        size = PromptRequest(
             batch=self.batch, text_tokens=self.text_tokens, images=self.images, frames=self.frames, seed=self.seed
         )
         if shape is not None and self.predict:

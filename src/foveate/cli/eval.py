@@ -99,12 +99,13 @@ class Eval(MethodsOptions):
             from rich.console import Group
             from rich.text import Text
 
+            from foveate._cells import USUAL
             from foveate.eval.pareto import draw_all
-            from foveate.eval.plan import METHODS, Plan
+            from foveate.eval.plan import Plan
             from foveate.eval.quality import sheets
 
         plan = Plan(
-            methods=self.method or METHODS,
+            methods=self.method or USUAL,
             tokens=self.budget,
             retention=self.retention,
             draws=self.draws,

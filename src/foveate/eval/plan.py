@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foveate._cells import USUAL
 from foveate.contract.method import Method
 from foveate.contract.naming import parse
 from foveate.errors import SettingError
 from foveate.eval.answer_store import Answers, open_answers
 
-__all__ = ["BASELINES", "METHODS", "SHARES", "Plan"]
+__all__ = ["BASELINES", "SHARES", "Plan"]
 
-METHODS = ("v2drop", "visiondrop", "mustdrop")
 SHARES = (1 / 3, 2 / 9, 1 / 9)
 """Budgets where none is given: 192, 128 and 64 of LLaVA-1.5's 576 tokens."""
 BASELINES = ("random", "uniform", "averagepool", "resize")
@@ -41,7 +41,7 @@ class Plan:
         UnknownNameError: If there is no such method, preset or file.
     """
 
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = USUAL
     tokens: tuple[float, ...] = ()
     retention: tuple[float, ...] = ()
     draws: int = 3

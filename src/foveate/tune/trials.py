@@ -22,7 +22,7 @@ from foveate.runs.crew import Crew, Here, Pool, Stopped, Worker
 from foveate.runs.going import run as go
 from foveate.runs.store import Store, open_store
 from foveate.tune.forcing import Fidelity, Target, answered, beginning, looks, outcomes
-from foveate.tune.samples import About
+from foveate.tune.parts import About
 
 __all__ = ["FEWEST", "Trials", "batched", "is_above_zero", "open_trials"]
 

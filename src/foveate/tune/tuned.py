@@ -1,6 +1,7 @@
 """What a search came to: a preset file that runs wherever a method's name does, with the held-out comparison."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -201,7 +202,7 @@ class Tuned:
             InputError: If the file exists and `force` is off, or it cannot be written.
         """
         path = Path(path)
-        if path.exists() and not force:
+        if os.path.exists(path) and not force:  # unlike Path.exists, no error where the name is too long
             raise InputError(f"{path} exists already. Name another file, or overwrite it with force=True.")
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
         publish(path, lambda part: part.write_text(text, encoding="utf-8"), force=True)

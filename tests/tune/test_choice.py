@@ -6,8 +6,8 @@ import pytest
 from foveate._stats import Estimate
 from foveate.contract.space import Point
 from foveate.methods.v2drop import V2Drop
-from foveate.tune.choosing import Choice, chosen, remarks
-from foveate.tune.samples import Split
+from foveate.tune.choice import Choice, chosen, remarks
+from foveate.tune.parts import Split
 from foveate.tune.searching import Tried
 from foveate.tune.tuned import Tuned
 

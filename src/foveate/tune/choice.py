@@ -11,9 +11,9 @@ from foveate._stats import Resampled, estimate
 from foveate.contract.method import Method
 from foveate.methods.random import Random, same_schedule
 from foveate.methods.uniform import Uniform
-from foveate.tune.costs import Prices
 from foveate.tune.forcing import Fidelity
-from foveate.tune.samples import About, Split, by_picture
+from foveate.tune.parts import About, Split, by_picture
+from foveate.tune.prices import Prices
 from foveate.tune.searching import Tried
 from foveate.tune.trials import FEWEST, Trials, is_above_zero
 from foveate.tune.tuned import HeldOut, points
