@@ -41,9 +41,13 @@ class Estimate:
     low: float
     high: float
 
+    def rounded(self) -> "Estimate":
+        """The same to a hundred thousandth."""
+        return Estimate(round(self.value, 5), round(self.low, 5), round(self.high, 5))
+
     def to_dict(self) -> dict[str, float]:
-        """Plain values, rounded to a hundred thousandth."""
-        return {name: round(value, 5) for name, value in asdict(self).items()}
+        """Plain values, rounded."""
+        return asdict(self.rounded())
 
 
 def estimate(figures: Numbers, widening: float = 1.0) -> Estimate:

@@ -52,7 +52,7 @@ def test_thresholds_are_tuned_at_every_ratio_and_reported_on_other_pictures(tmp_
     parts = split(grouped(LLAVA, SAMPLES), 0)
     reported = [sample.inputs for about in parts.report for sample in about.samples]
     by_name = {row.name: row for row in tuned.rows}
-    assert by_name["tuned"].tokens == pytest.approx(spent(tuned.method, reported)[0])
+    assert by_name["tuned"].tokens == pytest.approx(spent(tuned.method, reported)[0], abs=1e-4)
     assert by_name["random, tuned schedule"].tokens == pytest.approx(by_name["tuned"].tokens, abs=1)
     tuned.save(path := tmp_path / "mine.json")
     assert parse(str(path)) == tuned.method

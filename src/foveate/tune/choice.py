@@ -120,10 +120,10 @@ def comparison(trials: Trials, prices: Prices, pictures: Sequence[About], choice
         row = HeldOut(
             name=name,
             method=methods[0],
-            tokens=prices.tokens(methods[0]),
-            agreement=resampled.proportion(agreement),
-            root=resampled.mean(roots),
-            ahead=ahead,
+            tokens=round(prices.tokens(methods[0]), 4),
+            agreement=resampled.proportion(agreement).rounded(),
+            root=resampled.mean(roots).rounded(),
+            ahead=None if ahead is None else ahead.rounded(),
         )
         rows.append(row)
     return rows
