@@ -76,16 +76,6 @@ def test_at_an_edge_the_interval_has_a_width_and_counts_pictures(edge):
     assert resampled.proportion(one_picture_counts) == wilson(edge, 1)
 
 
-def test_in_the_middle_wilsons_interval_and_the_bootstraps_are_near():
-    rng = np.random.default_rng(3)
-    values = np.repeat((rng.random(200) < 0.6).astype(float), 3)
-    values[rng.random(600) < 0.3] = 1
-    resampled = Resampled(np.repeat(np.arange(200), 3))
-    ours, drawn = resampled.proportion(values), resampled.mean(values)
-    assert ours.value == drawn.value
-    assert (ours.low, ours.high) == (pytest.approx(drawn.low, abs=0.01), pytest.approx(drawn.high, abs=0.01))
-
-
 def test_near_an_edge_the_interval_is_longer_inwards():
     values = np.ones(300)
     values[0] = 0
