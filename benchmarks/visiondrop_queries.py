@@ -29,14 +29,14 @@ from foveate._versions import commit, versions
 from foveate.bench.shapes import NamedShape
 from foveate.bench.stopwatch import clock_of
 from foveate.bench.timing import interval_words, ratio, rounds
-from foveate.bench.workload import PromptSize, synthetic
+from foveate.bench.workload import PromptRequest, synthetic
 from foveate.contract import Attention, LayerStage, LayerView, Stage
 from foveate.core.patching import Patcher
 from foveate.core.rank import ranks, top
 from foveate.embedded.questions import one_per_task
 from foveate.embedded.scenes import scene
 from foveate.engine.reading import RowsReader
-from foveate.eval.held_out import SPLIT, PictureQuestion
+from foveate.eval.held_out import SPLIT
 
 OUT = Path(__file__).with_suffix(".json")
 QUERIES = (16, 64, 256)
@@ -151,8 +151,8 @@ def on_pictures(pictures: int) -> dict[str, Any]:
     vlm = fv.load("embedded", device="cpu")
     beside = Beside(method=fv.VisionDrop.for_budget(vlm.model, retention=RETENTION))
     for number in range(pictures):
-        question = PictureQuestion(number, one_per_task(scene(SPLIT, number), SPLIT, number)[0])
-        prompt = vlm.prepare(question.shown(), question.question.question)
+        pictured = scene(SPLIT, number)
+        prompt = vlm.prepare(pictured.image, one_per_task(pictured, SPLIT, number)[0].question)
         with fv.drop(vlm.model, beside), torch.inference_mode():
             vlm.model(**prompt.inputs)
     return {"model": vlm.name, "pictures": pictures, "method": beside.method.to_dict(), "cuts": summary(beside.seen)}
@@ -181,7 +181,7 @@ def on_a_video(repeats: int) -> dict[str, Any]:
     """The narrow shape: scores, and the time that scoring and the whole prefill take. No tower stage: all arrive."""
     device, clock = torch.device("cpu"), clock_of("cpu")
     model = LONG.build(device, torch.float32)
-    workload = synthetic(LONG, PromptSize(frames=FRAMES), device)
+    workload = synthetic(LONG, PromptRequest(frames=FRAMES), device)
     solved = fv.VisionDrop.for_budget(model, retention=RETENTION, vision_tokens=workload.vision_tokens)
     method = replace(solved, dominant=0, contextual=0)
 

@@ -134,7 +134,7 @@ def test_lmms_eval_refuses_in_one_sentence(text, says, capsys):
         ("v2drop", "NAME=VALUE"),
         ("method=v2drop,retention=1/3", "retention is a number; got '1/3'"),
         ("method=v2drop,budget=-1", "above 0"),
-        ("method=v2drop,budget=64,retention=0.3", "same thing"),
+        ("method=v2drop,budget=64,retention=0.3", "Give one of tokens= and retention="),
         ("method=v2drop,settings=metric", "write key=value"),
         ('method=v2drop,settings={"min_keep":1.5}', "min_keep should be a valid integer"),
     ],

@@ -171,3 +171,20 @@ def test_features_in_the_form_of_today_stay_as_they_are():
     output = call.answer(call.run())
     assert output.pooler_output[0] is parts[0]
     assert output.deepstack_features[0] is parts
+
+
+def test_a_torchvision_of_another_torch_is_named(tmp_path):
+    """One that cannot be imported stops transformers; the message says what to do."""
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    info = tmp_path / "torchvision-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\n")
+    program = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from foveate.cli import main; sys.exit(main(['generate']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "pip uninstall torchvision" in done.stderr
+    assert "Traceback" not in done.stderr

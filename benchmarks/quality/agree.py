@@ -18,10 +18,10 @@ from typing import Any
 from pydantic import BaseModel, FiniteFloat, NonNegativeInt, ValidationError
 
 from foveate._sheet import Column, Sheet
+from foveate._stats import Estimate, Z
 from foveate.errors import FoveateError, InputError
 from foveate.eval.figures import spread_out
 from foveate.eval.quality import points
-from foveate.eval.stats import Estimate, Z
 
 COMMITTED = Path(__file__).resolve().parent / "embedded.json"
 LEVEL = 0.025

@@ -31,7 +31,8 @@ from tables import AGAIN, LONG, STOCK, TEXT, USUAL, sheets, summary
 from foveate._versions import commit, versions
 from foveate.bench.timing import rounds
 from foveate.embedded import TASKS
-from foveate.eval.held_out import PictureQuestion, questions
+from foveate.eval.held_out import questions
+from foveate.eval.questioning import Asked
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "serving.json"
@@ -58,13 +59,12 @@ def asked(prompt: str, pictures: int, checked: bool) -> Iterator[Question]:
         yield from sent
 
 
-def _question(question: PictureQuestion, prompt: str, checked: bool) -> Question:
-    asking = question.question
-    picture = None if prompt == TEXT else as_url(question.shown()[0])
-    text = asking.question
+def _question(question: Asked, prompt: str, checked: bool) -> Question:
+    picture = None if prompt == TEXT else as_url(question.media()[0])
+    text = question.text
     if prompt == LONG:
         text = f"{'word ' * 100}{text}"
-    answer = asking.answer if checked and prompt == USUAL else None
+    answer = question.label if checked and prompt == USUAL else None
     return Question(text, picture, answer)
 
 

@@ -22,7 +22,7 @@ import foveate as fv
 from foveate._versions import commit, versions
 from foveate.bench.shapes import NamedShape, shape
 from foveate.bench.timing import ratio, rounds
-from foveate.bench.workload import PromptSize, Workload, synthetic
+from foveate.bench.workload import PromptRequest, Workload, synthetic
 from foveate.contract.naming import parse, spending
 from foveate.methods.random import same_schedule
 
@@ -50,7 +50,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Ratios of all rounds."""
     named = deeper(shape(options.shape), options.layers)
     model = named.build(torch.device("cpu"), torch.float32)
-    workload = synthetic(named, PromptSize(batch=options.batch), torch.device("cpu"))
+    workload = synthetic(named, PromptRequest(batch=options.batch), torch.device("cpu"))
     depth = model.config.get_text_config().num_hidden_layers
     chosen = spending(parse(options.method), options.budget)
     _, tokens = prefill(model, workload, chosen)

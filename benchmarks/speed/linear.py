@@ -29,7 +29,7 @@ import foveate as fv
 from foveate._versions import commit, versions
 from foveate.ask.generation import generate
 from foveate.bench.shapes import shape
-from foveate.bench.workload import PromptSize, synthetic
+from foveate.bench.workload import PromptRequest, synthetic
 from foveate.core.patching import Patcher
 from foveate.registry import family_for
 
@@ -104,7 +104,7 @@ def measure(name: str, device: str, images: tuple[int, ...], runs: int) -> dict[
     rows: dict[str, dict[str, list[float]]] = {}
     sizes = []
     for count in images:
-        size = PromptSize(text_tokens=2 * count + 40, images=count)
+        size = PromptRequest(text_tokens=2 * count + 40, images=count)
         workload = synthetic(shape(name), size, place, dtype)
         sizes.append(workload.vision_tokens)
         for method, setting in methods(model.config.get_text_config().num_hidden_layers).items():

@@ -56,8 +56,8 @@ def pope(count: int, seed: int) -> list[dict[str, Any]]:
         {
             "id": str(at),
             "question_id": str(at),
-            "question": one.question.question,
-            "answer": one.question.answer,
+            "question": one.text,
+            "answer": one.label,
             "image_source": f"scene_{one.picture}",
             "image": picture(one.picture),
             "category": "random",
@@ -77,12 +77,12 @@ def textvqa(count: int, seed: int) -> list[dict[str, Any]]:
         {
             "image_id": f"scene_{one.picture}",
             "question_id": at,
-            "question": one.question.question,
+            "question": one.text,
             "image": picture(one.picture),
             "image_width": 336,
             "image_height": 336,
-            "answers": [one.question.answer] * PERSONS,
-            "ocr_tokens": [one.question.answer],
+            "answers": [one.label] * PERSONS,
+            "ocr_tokens": [one.label],
             "set_name": "val",
         }
         for at, one in enumerate(questions(("read text",), count, (seed,)))
@@ -124,8 +124,8 @@ def gqa(count: int, seed: int) -> list[dict[str, Any]]:
         {
             "id": str(at),
             "imageId": f"scene_{one.picture}",
-            "question": one.question.question,
-            "answer": one.question.answer,
+            "question": one.text,
+            "answer": one.label,
             "image": picture(one.picture),
         }
         for at, one in enumerate(questions(("colour", "shape", "quadrant", "relation"), count, (seed,)))

@@ -25,7 +25,7 @@ from foveate.contract.method import Method
 from foveate.contract.naming import parse
 from foveate.eval.held_out import questions
 from foveate.tune.forcing import Target, answered, outcomes
-from foveate.tune.samples import About, grouped
+from foveate.tune.parts import About, grouped
 from foveate.tune.trials import FEWEST
 
 OUT = Path(__file__).with_suffix(".json")
@@ -67,7 +67,7 @@ def main(given: list[str] | None = None) -> dict[str, Any]:
     options = parser.parse_args(given)
     vlm = fv.load()
     asked = questions(fv.embedded.TASKS, 12 * FEWEST, (SEED,))
-    pictures = grouped(vlm, [(one.shown(), one.question.question) for one in asked])[:FEWEST]
+    pictures = grouped(vlm, [(one.media(), one.text) for one in asked])[:FEWEST]
     wanted = [answered(vlm.model, about, 16) for about in pictures]
     threads = torch.get_num_threads()
     rows = []

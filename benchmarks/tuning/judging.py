@@ -6,33 +6,34 @@ from typing import Any
 
 import numpy as np
 
+from foveate._stats import Resampled, estimate
 from foveate.contract.method import Method
 from foveate.embedded import TASKS
 from foveate.embedded.questions import TEXT_TASKS
-from foveate.eval.held_out import PictureQuestion, questions
-from foveate.eval.stats import Resampled, estimate
+from foveate.eval.held_out import questions
+from foveate.eval.questioning import Asked
 from foveate.tune.forcing import Target, targets
-from foveate.tune.samples import grouped
+from foveate.tune.parts import grouped
 from foveate.tune.trials import Trials
 
 
-def pictures_of(seed: int, count: int, most: int = 99) -> list[PictureQuestion]:
+def pictures_of(seed: int, count: int, most: int = 99) -> list[Asked]:
     """The questions about the first `count` pictures of a seed, at most so many of each."""
-    chosen: list[PictureQuestion] = []
+    chosen: list[Asked] = []
     drawn = questions(TASKS, 12 * count, (seed,))
     by_picture = [list(about) for _, about in groupby(drawn, key=lambda question: question.picture)]
     for about in by_picture[:count]:
-        chosen += sorted(about, key=lambda question: question.question.task not in TEXT_TASKS)[:most]
+        chosen += sorted(about, key=lambda question: question.task not in TEXT_TASKS)[:most]
     return chosen
 
 
-def asked(vlm: Any, chosen: Sequence[PictureQuestion]) -> list[Any]:
+def asked(vlm: Any, chosen: Sequence[Asked]) -> list[Any]:
     """Questions as prompts; a picture is drawn once."""
     prompts = []
     for _, about in groupby(chosen, key=lambda question: question.picture):
         listed = list(about)
-        shown = listed[0].shown()
-        prompts += [vlm.prepare(shown, question.question.question) for question in listed]
+        shown = listed[0].media()
+        prompts += [vlm.prepare(shown, question.text) for question in listed]
     return prompts
 
 
@@ -45,14 +46,14 @@ class Judge:
         trials: On the pictures of these questions; its targets become the true answers.
     """
 
-    def __init__(self, vlm: Any, chosen: Sequence[PictureQuestion], trials: Trials) -> None:
+    def __init__(self, vlm: Any, chosen: Sequence[Asked], trials: Trials) -> None:
         self.trials = trials
         self.pictures = grouped(vlm, asked(vlm, chosen))
         self.resampled = Resampled([question.picture for question in chosen], [question.seed for question in chosen])
         self.right: list[bool] = []
         answers = iter(chosen)
         for about in self.pictures:
-            ids = [ids_of(vlm, next(answers).question.answer) for _ in about.samples]
+            ids = [ids_of(vlm, next(answers).label) for _ in about.samples]
             trials.targets[about.key] = wanted = targets(vlm.model, about, ids)
             self.right += map(likeliest, wanted)
 

@@ -19,7 +19,7 @@ from judging import Judge, asked, pictures_of
 import foveate as fv
 from foveate._versions import versions
 from foveate.contract.catalogue import from_dict
-from foveate.tune.samples import grouped
+from foveate.tune.parts import grouped
 from foveate.tune.trials import open_trials
 
 OUT = Path(__file__).with_name("search.json")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import foveate as fv
-from foveate.batch.answering import Answerer, Asking
+from foveate.batch.answering import Asking, RowAnswerer
 from foveate.batch.job import Job, run
 from foveate.contract.naming import parse
 from foveate.runs.crew import Here
@@ -83,7 +83,7 @@ def answer(asking, vlm, tmp_path):
 
 def here(asking, vlm):
     """This process, with a model that is loaded already."""
-    return Here(asking.begin, Answerer(asking, vlm))
+    return Here(lambda place, count: RowAnswerer(asking, vlm))
 
 
 def rows_in(out):

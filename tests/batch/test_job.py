@@ -2,7 +2,6 @@
 
 import faulthandler
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -15,11 +14,10 @@ import foveate as fv
 from foveate.batch.job import Job, run
 from foveate.eval import provenance
 from foveate.runs.listener import Listener
-from foveate.runs.samples import Columns
+from foveate.runs.samples import SampleColumns
 from tests.batch.conftest import bad_in, here, rows_in
 from tests.batch.places import make_files_deadly
 
-KILLS = 20 if os.environ.get("FOVEATE_TESTS") == "all" else 8
 ROWS = 90
 FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 PROGRAM = "import sys; from foveate.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -35,41 +33,6 @@ def uninterrupted(questions, answer, tmp_path):
     assert len(bad) == ROWS // 7
     assert len({row["answer"] for row in rows.values()}) > 10
     return path, rows, bad
-
-
-def test_rows_have_the_answers_that_they_have_alone(uninterrupted, vlm, pictures):
-    _, rows, bad = uninterrupted
-    assert "nofile.png cannot be read: No such file" in bad[6]["reason"]
-    assert bad[6]["image"] == [str(pictures / "nofile.png")]
-    for number in (0, 1, 2, 50, 89):
-        row = rows[number]
-        assert row["id"] == f"row {number}"
-        assert (row["vision_tokens"], row["tokens"], row["retention"]) == (36, 15.0, round(15 / 36, 6))
-
-
-@FORKS
-def test_kill_nine_loses_nothing_and_doubles_nothing(uninterrupted, asking, vlm, tmp_path):
-    path, rows, bad = uninterrupted
-    job = Job(input=path, out=tmp_path / "out", asking=asking, part_rows=4)
-    rng = random.Random(5)
-    done = []
-    for _ in range(KILLS):
-        child = os.fork()
-        if child == 0:
-            try:
-                faulthandler.disable()  # that of the tests; a run has its own
-                run(job, here(job.asking, vlm))
-            finally:
-                os._exit(0)
-        time.sleep(rng.uniform(0.0, 1.0))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        done.append(len(rows_in(job.out)))
-        assert {number: rows[number] for number in rows_in(job.out)} == rows_in(job.out)
-    assert done == sorted(done)
-    summary = run(job, here(job.asking, vlm))
-    assert (rows_in(job.out), bad_in(job.out)) == (rows, bad)
-    assert (summary.rows, summary.answered, summary.bad, summary.left) == (ROWS, len(rows), len(bad), 0)
 
 
 def crashes(job, vlm):
@@ -136,12 +99,6 @@ def test_a_run_that_is_stopped_within_a_chunk_goes_on_behind_its_last_row(uninte
     assert (rows_in(tmp_path / "out"), bad_in(tmp_path / "out")) == (rows, bad)
 
 
-def test_a_folder_and_one_question(answer, pictures, tmp_path):
-    summary = answer(pictures, question="What is this")
-    assert (summary.answered, summary.bad) == (10, 0)
-    assert [row["id"] for row in rows_in(tmp_path / "out").values()] == [f"{number}.png" for number in range(10)]
-
-
 def test_rows_without_ids_are_numbered_and_that_is_said(answer, questions, tmp_path):
     class Hearing(Listener):
         said = ()
@@ -156,7 +113,7 @@ def test_rows_without_ids_are_numbered_and_that_is_said(answer, questions, tmp_p
     assert listener.said == (f"{path} has no column id: rows are called by their number, from 0",)
     assert [row["id"] for row in rows_in(tmp_path / "out").values()] == ["0", "1", "2"]
     listener = Hearing()
-    answer(path, out="named", listener=listener, columns=Columns(id="name"))
+    answer(path, out="named", listener=listener, columns=SampleColumns(id="name"))
     assert listener.said == ()
     assert rows_in(tmp_path / "named")[0]["id"] == "row 0"
 
@@ -164,7 +121,7 @@ def test_rows_without_ids_are_numbered_and_that_is_said(answer, questions, tmp_p
 def test_other_weights_are_refused_in_a_folder_that_was_begun(answer, questions, monkeypatch):
     path = questions(9)
     assert 0 < answer(path, listener=Stopping(8)).asked < 9
-    monkeypatch.setattr(provenance, "_sha256", lambda path: "ab" * 32)
+    monkeypatch.setattr(provenance, "sha256_of", lambda path: "ab" * 32)
     with pytest.raises(fv.InputError, match=r"another model or other versions: files \S+ was '\w+…, and is 'abab"):
         answer(path)
 

@@ -5,12 +5,12 @@ import pytest
 import foveate as fv
 from foveate.bench.predict import forecast, forecast_sheet, forecasts, verdict
 from foveate.bench.shapes import shape
-from foveate.bench.workload import PromptSize, synthetic
+from foveate.bench.workload import PromptRequest, synthetic
 
 
 def promised(tokens, text_tokens=40, batch=1, device="cpu", name="llava-1.5-7b"):
     known = shape(name)
-    config, workload = known.make_config(), synthetic(known, PromptSize(text_tokens=text_tokens))
+    config, workload = known.make_config(), synthetic(known, PromptRequest(text_tokens=text_tokens))
     method = fv.V2Drop.for_budget(config, tokens=tokens, vision_tokens=workload.vision_tokens)
     whole = workload.cost(config)
     return {"name": "it"} | forecast(workload.cost(config, method), whole, batch, device), whole
@@ -59,7 +59,7 @@ def test_the_cache_shrinks_as_counted():
 
 def test_of_a_video_those_are_predicted_that_its_frames_decide():
     known = shape("llava-onevision-7b")
-    film = synthetic(known, PromptSize(frames=32))
+    film = synthetic(known, PromptRequest(frames=32))
     methods = {"evs": fv.EVS(q=0.75), "dycoke": fv.DyCoke(k=0.7), "vidcom2": fv.VidCom2(keep=0.25)}
     rows = forecasts(known.make_config(), film, methods, "sdpa", "cpu")
     # What the frames show decides VidCom2's rule.

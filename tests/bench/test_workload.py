@@ -8,7 +8,7 @@ import torch
 import foveate as fv
 from foveate.bench.shapes import shape, shapes
 from foveate.bench.stopwatch import PARTS, timed
-from foveate.bench.workload import PromptSize, synthetic
+from foveate.bench.workload import PromptRequest, synthetic
 
 CPU = torch.device("cpu")
 PARAMETERS = {  # in billions, as their model cards and papers say
@@ -50,7 +50,7 @@ def test_a_model_takes_its_prompt_and_drops_from_it(name):
     known = shrunk(name)
     frames = 2 if known.image is None else None
     model = known.build(CPU, torch.float32)
-    workload = synthetic(known, PromptSize(batch=2, text_tokens=20, frames=frames), CPU)
+    workload = synthetic(known, PromptRequest(batch=2, text_tokens=20, frames=frames), CPU)
     method = fv.V2Drop.for_budget(model, retention=0.5, vision_tokens=workload.vision_tokens)
     with fv.drop(model, method) as trace:
         found = timed(model, workload.inputs, 2)
@@ -65,14 +65,14 @@ def test_a_model_takes_its_prompt_and_drops_from_it(name):
 
 def test_several_pictures_and_a_video_of_patches():
     known = shrunk("qwen2-vl-7b")
-    assert synthetic(known, PromptSize(images=3)).sizes == (1296,) * 3
-    assert synthetic(known, PromptSize(frames=8)).sizes == (4 * 576,)
-    assert synthetic(known, PromptSize(frames=8)).grids == [[(24, 24)] * 4]
-    assert synthetic(known, PromptSize(frames=8)).videos == (True,)
-    assert synthetic(known, PromptSize(images=2)).videos == (False, False)
-    film = synthetic(shape("llava-onevision-7b"), PromptSize(frames=8))
+    assert synthetic(known, PromptRequest(images=3)).sizes == (1296,) * 3
+    assert synthetic(known, PromptRequest(frames=8)).sizes == (4 * 576,)
+    assert synthetic(known, PromptRequest(frames=8)).grids == [[(24, 24)] * 4]
+    assert synthetic(known, PromptRequest(frames=8)).videos == (True,)
+    assert synthetic(known, PromptRequest(images=2)).videos == (False, False)
+    film = synthetic(shape("llava-onevision-7b"), PromptRequest(frames=8))
     assert (film.sizes, film.tower_images, film.grids) == ((8 * 196 + 1,), (8,), [[(14, 14)] * 8])
-    inputs = synthetic(shape("cpu-qwen"), PromptSize(images=2, batch=2), CPU).inputs
+    inputs = synthetic(shape("cpu-qwen"), PromptRequest(images=2, batch=2), CPU).inputs
     assert inputs["image_grid_thw"].tolist() == [[1, 48, 48]] * 4
     assert (inputs["mm_token_type_ids"] == 1).sum() == 4 * 576
 
@@ -86,7 +86,7 @@ def test_tokens_of_a_shape_are_in_its_vocabulary(name):
 
 
 def test_a_prompt_is_that_of_its_seed():
-    one, same, other = (synthetic(shape("cpu-tiny"), PromptSize(seed=seed), CPU).inputs for seed in (0, 0, 1))
+    one, same, other = (synthetic(shape("cpu-tiny"), PromptRequest(seed=seed), CPU).inputs for seed in (0, 0, 1))
     assert all(one[name].equal(same[name]) for name in one)
     assert not one["pixel_values"].equal(other["pixel_values"])
 
@@ -104,7 +104,7 @@ def test_a_prompt_is_that_of_its_seed():
 )
 def test_what_a_shape_does_not_take_is_refused(name, asked, told):
     with pytest.raises(fv.SettingError, match=told):
-        synthetic(shape(name), PromptSize(**asked))
+        synthetic(shape(name), PromptRequest(**asked))
 
 
 def test_an_unknown_shape_is_refused_with_those_there_are():

@@ -57,26 +57,6 @@ def test_a_row_has_speed_ups_with_their_intervals_beside_the_limit():
     ]
 
 
-def test_the_long_table_has_controls_and_memory():
-    lines = table.tables([RECORD], whole=True).splitlines()
-    assert len([line for line in lines if line.startswith("|")]) == 2 + 4
-    assert next(line for line in lines if "keep-all" in line).endswith("| -50.0% | -50.0% |")
-
-
-def test_bare_layers_have_a_column_where_there_are_any():
-    alone = row("v2drop 192: bare", 0.4)
-    for column in ("peak_bytes", "kv_bytes", "whole_ratio", "whole_ratio_low", "whole_ratio_high"):
-        del alone[column]
-    over = {"prefill_over_bare": 1.2, "prefill_over_bare_low": 1.1, "prefill_over_bare_high": 1.3}
-    rows = [one | (over if "192" in one["name"] else {}) for one in RECORD["rows"]]
-    lines = table.table({**RECORD, "rows": [*rows, alone]}, whole=True)
-    assert lines[0].startswith("|  | tokens | FLOPs | prefill | of limit | ÷ random | ÷ bare | first token |")
-    assert "| 50% | 1.010 [1.000, 1.020] | 1.200 [1.100, 1.300] | 2.00× " in lines[3]
-    assert lines[-1].startswith("| v2drop 192: bare | 75 | 4.00× | 2.50× [2.00, 3.12] |  |  |  | 2.50× ")
-    assert lines[-1].endswith(" |  |  |  |  |")
-    assert all(line.count("|") == lines[0].count("|") for line in lines)
-
-
 def test_an_accelerator_stands_apart_and_other_records_are_left_out(tmp_path):
     other = {**RECORD, "model": {**RECORD["model"], "device": "cuda:0"}}
     for name, record in (("a.json", other), ("b.json", RECORD), ("linear.json", {"vision_tokens": []})):

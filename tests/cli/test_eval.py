@@ -6,6 +6,8 @@ import sys
 import pytest
 from PIL import Image
 
+from foveate.embedded import picture
+
 SMALL = ("--tasks", "colour,read text", "--workers", 1, "--max-new-tokens", 12, "--questions")
 
 
@@ -84,6 +86,24 @@ def test_a_method_that_spends_less_is_held_against_baselines_that_do_too(run, tm
     assert near
 
 
+def test_rows_that_cannot_be_read_are_told_and_end_in_3(run, tmp_path):
+    (path := tmp_path / "in.jsonl").write_text(json.dumps({"image": str(picture()), "question": "What?"}) + "\n{}\n")
+    asked = (
+        "--samples",
+        path,
+        "--method",
+        "v2drop",
+        "--no-baselines",
+        "--max-new-tokens",
+        2,
+        "--cache",
+        tmp_path / "c",
+    )
+    code, said, err = run("eval", *asked, "--retention", 0.2, "--json")
+    assert (code, [row["row"] for row in json.loads(said)["bad"]]) == (3, [1])
+    assert "row 1 (from 0) is left out: The row has nothing under" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -99,8 +119,6 @@ def test_a_method_that_spends_less_is_held_against_baselines_that_do_too(run, tm
         (["--tasks", ","], "--tasks ',' names no task"),
         (["--tasks", ""], "--tasks '' names no task"),
         (["--include", "somewhere"], "--include is for benchmarks"),
-        (["--log-samples", "somewhere"], "--log-samples is for benchmarks"),
-        (["--tasks", "pope", "--log-samples", __file__], "not a folder"),
         (["--tasks", "colour", "--limit", "4"], "--limit is for benchmarks"),
         (["--tasks", "pope", "--seed", "7"], "--seed is not for benchmarks"),
         (["--seed", "7", "--seed", "7"], "each once"),

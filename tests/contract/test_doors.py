@@ -7,6 +7,7 @@ import pytest
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import foveate as fv
+from foveate._cells import at_budgets
 from foveate.cli.asking import named
 from foveate.cli.commands import parsed
 from foveate.cli.usage import UsageError
@@ -16,7 +17,6 @@ from foveate.contract.naming import parse, spending
 from foveate.engine.session import _sessions
 from foveate.errors import SettingError
 from foveate.eval.lmms.setting import Setting as LmmsSetting
-from foveate.eval.plan import cells_of, contenders_of
 from foveate.registry import family_for
 
 BUDGETS = (0.05, 0.11, 1 / 3, 0.5, 0.73, 0.8, 0.9, 0.97)
@@ -99,7 +99,7 @@ def on_the_command_line(name, retention=None):
 
 
 def in_eval(name, retention):
-    (cell,) = cells_of(contenders_of([name]), model(), [retention], TOKENS, seeds=(0,))
+    (cell,) = at_budgets({name: parse(name)}, model(), [retention], TOKENS, seeds=(0,))
     if not cell.draws or cell.note:  # a control that cuts before the decoder instead, and says so
         raise fv.BudgetError(cell.infeasible or cell.note)
     return cell.draws[0]

@@ -9,7 +9,7 @@ from foveate.ask.conversation import Conversation
 from foveate.ask.vlm import VLM
 from foveate.errors import SettingError, UnsupportedError
 from foveate.eval.answer_store import open_answers
-from foveate.eval.lmms.answerer import Answerer, Conduct, Request
+from foveate.eval.lmms.answerer import Conduct, Request, RequestAnswerer
 from foveate.methods.mustdrop import MustDrop
 from foveate.methods.v2drop import V2Drop
 from tests import models
@@ -42,7 +42,7 @@ def requests():
 
 def test_a_batch_gives_the_answers_of_its_samples_in_the_order_asked(llava, requests):
     method = V2Drop.for_budget(llava.model, retention=0.4)
-    alone, four = (Answerer(llava, method, Conduct(batch_size=size)) for size in (1, 4))
+    alone, four = (RequestAnswerer(llava, method, Conduct(batch_size=size)) for size in (1, 4))
     assert alone(requests) == four(requests)
     assert len(set(alone(requests))) > 1
     for key, row in alone.records.items():
@@ -51,23 +51,12 @@ def test_a_batch_gives_the_answers_of_its_samples_in_the_order_asked(llava, requ
 
 
 def test_answers_are_those_of_the_model_itself(llava, requests):
-    texts = Answerer(llava)(requests)
+    texts = RequestAnswerer(llava)(requests)
     for request, text in zip(requests, texts, strict=True):
         conversation = Conversation.of(request.messages(), 1)
         inputs = preparing.encode(llava.model, llava.processor, conversation)
         out = llava.model.generate(**inputs, max_new_tokens=4, do_sample=False, temperature=None)
         assert text == llava.processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-
-
-def test_what_is_kept_is_not_asked_again(llava, requests, tmp_path, monkeypatch):
-    conduct = Conduct(batch_size=2)
-    with open_answers(conduct.conditions(llava), tmp_path) as store:
-        first = Answerer(llava, None, conduct, store)(requests)
-    monkeypatch.setattr(VLM, "answer_batch", None)
-    with open_answers(conduct.conditions(llava), tmp_path) as store:
-        again = Answerer(llava, None, conduct, store)
-        assert again(requests) == first
-    assert len(again.records) == len(requests)
 
 
 def test_a_run_that_dies_loses_no_finished_batch(llava, requests, tmp_path, monkeypatch):
@@ -83,15 +72,15 @@ def test_a_run_that_dies_loses_no_finished_batch(llava, requests, tmp_path, monk
 
     monkeypatch.setattr(VLM, "answer_batch", dying)
     with pytest.raises(KeyboardInterrupt), open_answers(conduct.conditions(llava), tmp_path) as store:
-        Answerer(llava, None, conduct, store)(requests)
+        RequestAnswerer(llava, None, conduct, store)(requests)
     with (store.path / "part-00000.jsonl").open("ab") as file:
         file.write(b'{"method": "full", "quest')
     monkeypatch.setattr(VLM, "answer_batch", real)
     added = []
     with open_answers(conduct.conditions(llava), tmp_path) as fresh:
         assert len(fresh) == sum(asked) == 4
-        whole = Answerer(llava, None, conduct, fresh, added.append)
-        assert whole(requests) == Answerer(llava)(requests)
+        whole = RequestAnswerer(llava, None, conduct, fresh, added.append)
+        assert whole(requests) == RequestAnswerer(llava)(requests)
     assert sum(added) == len(requests)
     with open_answers(conduct.conditions(llava), tmp_path) as again:
         assert len(again) == len(requests)
@@ -105,36 +94,28 @@ def store(tmp_path):
 
 def test_divergence_is_measured_where_the_full_models_answers_are_known(llava, requests, store):
     method = V2Drop.for_budget(llava.model, retention=0.2)
-    before = Answerer(llava, method, store=store)
+    before = RequestAnswerer(llava, method, store=store)
     before(requests[:1])
     assert "kl" not in before.records["task", 0]
-    Answerer(llava, store=store)(requests)
-    after = Answerer(llava, method, store=store)
+    RequestAnswerer(llava, store=store)(requests)
+    after = RequestAnswerer(llava, method, store=store)
     after(requests)
     assert all(row["kl"] > 0 for (_, document), row in after.records.items() if document > 0)
-    whole = Answerer(llava, V2Drop(layers=(3,), keep=(1.0,)), store=store)
+    whole = RequestAnswerer(llava, V2Drop(layers=(3,), keep=(1.0,)), store=store)
     whole(requests)
     assert all(row["kl"] == 0 for row in whole.records.values())
 
 
-def test_other_conditions_have_a_store_of_their_own(llava, tmp_path):
-    conducts = Conduct(), Conduct(protocol="llava"), Conduct(most_frames=8)
-    for one in conducts:
-        with open_answers(one.conditions(llava), tmp_path):
-            pass
-    assert len(list(tmp_path.iterdir())) == 3
-
-
 def test_an_answer_ends_before_what_the_task_says(llava, requests):
-    (whole,) = Answerer(llava)(requests[:1])
+    (whole,) = RequestAnswerer(llava)(requests[:1])
     stop = whole.split()[1]
-    (cut,) = Answerer(llava)([request_for(0, "What is this ?", 0, until=[stop, "nowhere"])])
+    (cut,) = RequestAnswerer(llava)([request_for(0, "What is this ?", 0, until=[stop, "nowhere"])])
     assert cut == whole.split(stop)[0].strip()
 
 
 def test_sampling_is_refused_with_the_way_out(llava):
     with pytest.raises(UnsupportedError, match=r"answers here are greedy.*--gen_kwargs temperature=0"):
-        Answerer(llava)([request_for(0, "this", 0, temperature=0.7)])
+        RequestAnswerer(llava)([request_for(0, "this", 0, temperature=0.7)])
 
 
 def test_sizes_below_one_are_refused():
@@ -165,7 +146,7 @@ def test_each_sample_gets_the_budget_solved_for_its_own_tokens(monkeypatch, batc
         )
         for at, word in enumerate(words)
     ]
-    found = Answerer(loaded, V2Drop(tokens=5), Conduct(batch_size=batch_size))
+    found = RequestAnswerer(loaded, V2Drop(tokens=5), Conduct(batch_size=batch_size))
     texts = found(asked)
     counts = {row["vision_tokens"] for row in found.records.values()}
     assert len(counts) > 2
@@ -176,7 +157,7 @@ def test_each_sample_gets_the_budget_solved_for_its_own_tokens(monkeypatch, batc
             assert row["spent"] == pytest.approx(5, abs=1)
         else:
             assert (row["setting"], row["retention"]) == (None, 1.0)
-    alone = Answerer(loaded, found.method, Conduct())
+    alone = RequestAnswerer(loaded, found.method, Conduct())
     assert [alone([one])[0] for one in asked] == texts
 
 
@@ -185,6 +166,6 @@ def test_no_prefill_is_shared_with_a_method_that_reads_text(llava, requests, mon
     method = MustDrop.for_budget(llava.model, retention=0.4)
     monkeypatch.setattr(VLM, "answer_sharing", None)
     about_one = [request_for(at, text, 0) for at, text in enumerate(["What is this ?", "w3 w4 w5 w6 ?"])]
-    together = Answerer(llava, method, Conduct(batch_size=2))
-    alone = [Answerer(llava, method)([request])[0] for request in about_one]
+    together = RequestAnswerer(llava, method, Conduct(batch_size=2))
+    alone = [RequestAnswerer(llava, method)([request])[0] for request in about_one]
     assert together(about_one) == alone

@@ -1,10 +1,17 @@
 """Settings of a benchmark beside the full model: what is run, and what it comes to."""
 
+import pickle
+from functools import partial
+
 import numpy as np
 import pytest
 
 import foveate as fv
+from foveate._cells import Cell
+from foveate.ask.loading import reloading
+from foveate.eval.answer_store import open_answers
 from foveate.eval.lmms import benchmarking
+from foveate.eval.lmms.answerer import Conduct
 from foveate.eval.lmms.metrics import Metric
 from foveate.eval.plan import Plan
 
@@ -25,26 +32,26 @@ def log(right, spent, answer="a"):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What was asked for, run by run."""
-    settings = []
+    """The methods that were asked for, run by run."""
+    methods = []
 
-    def run(vlm, names, method=None, *, setting=None, options, store, advance):
-        settings.append((method, setting))
+    def run(vlm, names, method=None, *, conduct, store, advance):
+        methods.append(method)
         metric = Metric("score", 0.9, True, "1", {"score": np.mean})
         if method is None:
             return {"t": log(90, 576)}, {"t": metric}
-        if method.tokens == 32 and setting.settings == {} and method.name != "resize":
+        if method.tokens == 32 and getattr(method, "layers", None) is None and method.name != "resize":
             raise fv.BudgetError("too little", floor=0.1)
         logs = {
             "v2drop": log(80, 64),
-            "random": log(40 + 20 * (setting.seed or 0), method.tokens or 64, "b"),
+            "random": log(40 + 20 * (getattr(method, "seed", None) or 0), method.tokens or 64, "b"),
             "resize": log(30, (method.tokens or 1) - 2),
         }
         return {"t": logs[method.name]}, {"t": metric}
 
     monkeypatch.setattr(benchmarking, "run", run)
     monkeypatch.setattr(benchmarking, "check_names", lambda names, include: {name: name for name in names})
-    return settings
+    return methods
 
 
 @pytest.fixture
@@ -54,10 +61,17 @@ def quality(vlm, asked, tmp_path):
 
 
 def test_every_budget_and_draw_is_a_run(quality, asked):
-    assert asked[0] == (None, None)
-    runs = {(setting.name, setting.budget, setting.seed) for _, setting in asked[1:]}
+    assert asked[0] is None
+    runs = {(method.name, method.tokens, getattr(method, "seed", None)) for method in asked[1:]}
     drawn = {("random", budget, seed) for budget in (64, 32) for seed in (0, 1)}
     assert runs == drawn | {("v2drop", 64, None), ("v2drop", 32, None)}
+
+
+def test_a_cell_of_which_one_draw_cannot_meet_the_budget_is_infeasible_and_has_no_log():
+    draws = fv.Random(seed=0), fv.Random(seed=1)
+    ran = [benchmarking._Ran(draws[0], {"t": log(9, 64)}), benchmarking._Ran(draws[1], {}, "too little", 0.1)]
+    cell, logs = benchmarking._as_ran(Cell("random", 64, draws), ran)
+    assert (cell.draws, cell.infeasible, cell.floor, logs) == ((), "too little", 0.1, [])
 
 
 def test_figures_are_paired_and_have_intervals_that_are_honest_at_the_edges(quality):
@@ -76,6 +90,17 @@ def test_figures_are_paired_and_have_intervals_that_are_honest_at_the_edges(qual
     assert early["note"] == "cut before the decoder"
     assert {tuple(method["layers"]) for method in early["settings"]} == {(0,)}
     assert [(row["name"], row["budget"], row["floor"]) for row in quality.infeasible] == [("v2drop", 32, 0.1)]
+
+
+def test_another_process_runs_a_method_and_adds_to_the_store_that_is_there(vlm, asked, tmp_path):
+    """As a process of a pool gets its task: pickled."""
+    with open_answers({}, tmp_path) as store:
+        task = partial(benchmarking._begin, reloading(vlm), ["t"], Conduct(), store.conditions, tmp_path)
+        worker = pickle.loads(pickle.dumps(task))(0, 2)
+        (rows,) = worker((7, fv.V2Drop(tokens=64)), lambda: False)
+    ((number, ran),) = rows
+    assert (number, ran.method, ran.infeasible) == (7, fv.V2Drop(tokens=64), "")
+    assert ran.logs["t"] == log(80, 64)
 
 
 def test_hard_questions_are_asked_of_benchmarks_too(vlm, asked, tmp_path):

@@ -33,12 +33,12 @@ def vlm():
 
 
 def test_an_evaluation_is_a_function_that_prints_nothing_and_tells_a_listener(vlm, tmp_path, capfd):
-    plan = Plan(methods=("v2drop",), tokens=(64,), baselines=False, cache=tmp_path)
+    plan = Plan(methods=("v2drop",), tokens=(64,), baselines=False, cache=tmp_path, max_new_tokens=8)
     first, second = Heard(), Heard()
-    quality = evaluate(vlm, ["colour"], plan, count=2, max_new_tokens=8, listener=first)
+    quality = evaluate(vlm, ["colour"], plan, count=2, listener=first)
     assert first.stages == [("Drawing pictures", None, 0), ("Answering", 4, 4)]
     assert first.notes == []
-    again = evaluate(vlm, ["colour"], plan, count=2, max_new_tokens=8, listener=second)
+    again = evaluate(vlm, ["colour"], plan, count=2, listener=second)
     assert second.stages[-1] == ("Answering", 0, 0)
     assert second.notes == [f"4 of 4 answers are known already, from {next(tmp_path.iterdir())}"]
     assert again.to_dict() == quality.to_dict()
@@ -49,8 +49,8 @@ def test_an_evaluation_is_a_function_that_prints_nothing_and_tells_a_listener(vl
 
 
 def test_several_seeds_are_pooled_and_each_ones_counts_are_kept(vlm, tmp_path):
-    plan = Plan(methods=("random",), tokens=(64,), draws=2, baselines=False, cache=tmp_path)
-    quality = evaluate(vlm, ["colour", "existence"], plan, count=6, seeds=(5, 9), max_new_tokens=8)
+    plan = Plan(methods=("random",), tokens=(64,), draws=2, baselines=False, cache=tmp_path, max_new_tokens=8)
+    quality = evaluate(vlm, ["colour", "existence"], plan, count=6, seeds=(5, 9))
     assert (quality.to_dict()["seeds"], quality.full["questions"]) == ([5, 9], 6)
     (ours,) = quality.settings
     for draws, setting in ((1, quality.full), (2, ours)):
@@ -68,17 +68,17 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_asked(vlm, tmp_path)
     with pytest.raises(UnknownNameError, match="No method 'v3drop'"):
         Plan(methods=("v3drop",))
     with pytest.raises(UnknownNameError, match="No embedded task 'smell'"):
-        evaluate(vlm, ["smell"], Plan(cache=tmp_path))
+        evaluate(vlm, ["smell"], Plan(cache=tmp_path, max_new_tokens=8))
     with pytest.raises(SettingError, match="900 tokens are more than the 576 vision tokens"):
-        evaluate(vlm, ["colour"], Plan(tokens=(900,), cache=tmp_path), count=1)
+        evaluate(vlm, ["colour"], Plan(tokens=(900,), cache=tmp_path, max_new_tokens=8), count=1)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_model_for_films_is_asked_about_films_and_keeps_its_answers_apart(vlm, tmp_path):
     films = load("embedded-films", device="cpu")
     assert conditions(films) != conditions(vlm)
-    plan = Plan(methods=("random",), tokens=(288,), draws=1, baselines=False, cache=tmp_path)
-    quality = evaluate(films, (), plan, count=3, max_new_tokens=8)
+    plan = Plan(methods=("random",), tokens=(288,), draws=1, baselines=False, cache=tmp_path, max_new_tokens=8)
+    quality = evaluate(films, (), plan, count=3)
     assert set(quality.tasks_of(quality.full)) <= set(FILM_TASKS)
     assert quality.full["tokens"] == 8 * 144
     assert quality.settings[0]["tokens"] == pytest.approx(288, abs=2)
@@ -88,7 +88,7 @@ def test_the_model_for_films_is_asked_about_films_and_keeps_its_answers_apart(vl
 
 def test_controls_at_what_two_methods_spend_run_once(vlm, tmp_path):
     methods = ("random:layers=3;keep=0.2", "random:layers=3;keep=0.2;seed=1")
-    quality = evaluate(vlm, ["colour"], Plan(methods=methods, draws=1, cache=tmp_path), count=1, max_new_tokens=4)
+    quality = evaluate(vlm, ["colour"], Plan(methods=methods, draws=1, cache=tmp_path, max_new_tokens=8), count=1)
     cells = [(row["name"], row["budget"]) for row in (*quality.settings, *quality.infeasible)]
     assert len(cells) == len(set(cells))
     assert ("uniform", round(quality.settings[0]["retention"], 3)) in cells

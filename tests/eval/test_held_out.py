@@ -9,7 +9,7 @@ from foveate.eval.held_out import check_tasks, questions
 
 def test_every_task_is_asked_and_no_question_twice():
     asked = questions(TASKS, 120)
-    assert set(Counter(one.question.task for one in asked)) == set(TASKS)
+    assert set(Counter(one.task for one in asked)) == set(TASKS)
     assert len({one.key for one in asked}) == len(asked) == 120
     assert [one.picture for one in asked] == sorted(one.picture for one in asked)
 
@@ -51,10 +51,10 @@ def test_counts_and_seeds_out_of_range_are_refused(count, seeds, says):
 
 def test_questions_about_films_show_all_their_frames():
     asked = questions(FILM_TASKS, 20, (0, 4))
-    assert {one.question.task for one in asked} <= set(FILM_TASKS)
+    assert {one.task for one in asked} <= set(FILM_TASKS)
     assert {one.seed for one in asked} == {0, 4}
-    assert [frame.size for frame in asked[0].shown()] == [(168, 168)] * 8
-    assert len(questions(TASKS, 1)[0].shown()) == 1
+    assert [frame.size for frame in asked[0].media()] == [(168, 168)] * 8
+    assert len(questions(TASKS, 1)[0].media()) == 1
     assert check_tasks((), FILM_TASKS) == FILM_TASKS == tasks_of("embedded-films")
     with pytest.raises(fv.UnknownNameError, match=r"'colour'.*first, last"):
         check_tasks(("colour",), FILM_TASKS)

@@ -1,19 +1,17 @@
 """Figures of benchmarks as functions of rows; those of papers by lmms-eval's own functions on made-up answers."""
 
-import subprocess
-import sys
 from argparse import Namespace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from foveate._stats import Resampled
 from foveate.errors import UnsupportedError
 from foveate.eval.figures import figures_of
 from foveate.eval.lmms.benchmarks import MME_TOTAL
 from foveate.eval.lmms.harness import _rows
 from foveate.eval.lmms.metrics import Metric, metric_of, scored
-from foveate.eval.stats import Resampled
 
 
 def mean(inputs):
@@ -210,20 +208,3 @@ def test_a_task_without_a_figure_is_refused():
     report = {"results": {"t": {"submission,none": None}}, "versions": {}}
     with pytest.raises(UnsupportedError, match="gives no figure"):
         metric_of("t", task_of({"submission": mean}), report, Namespace())
-
-
-def test_a_torchvision_of_another_torch_is_named(tmp_path):
-    """One that cannot be imported stops transformers; the message says what to do."""
-    package = tmp_path / "torchvision"
-    package.mkdir()
-    (package / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
-    info = tmp_path / "torchvision-0.1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\n")
-    program = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from foveate.cli import main; sys.exit(main(['generate']))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "pip uninstall torchvision" in done.stderr
-    assert "Traceback" not in done.stderr

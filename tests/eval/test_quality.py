@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import foveate as fv
+from foveate._cells import Cell
 from foveate.eval import pareto
 from foveate.eval.figures import collapsed, figures_of, unmatched, verdict
-from foveate.eval.plan import Cell
 from foveate.eval.quality import Quality, points, sheets
 
 TASKS = ["colour", "count"] * 100
@@ -110,15 +110,6 @@ def test_a_figure_that_is_no_mean_is_counted_anew_on_every_resample():
     assert ours["accuracy_low"] < 0.6 < ours["accuracy_high"]
     assert ours["minus_random_low"] < ours["minus_random"] == pytest.approx(0.6 - (0 + 0.2) / 2)
     assert quality.tasks_of(ours) == {}
-
-
-def test_what_cannot_be_reached_is_a_row_with_its_floor(quality):
-    (row,) = quality.infeasible
-    assert (row["name"], row["infeasible"], row["floor"]) == ("high", "its floor is 70", 70 / 576)
-
-
-def test_rows_are_flat(quality):
-    assert not any(isinstance(value, dict) for row in quality.rows for value in row.values())
 
 
 def test_tables_show_every_cell_and_no_empty_column(quality):

@@ -19,8 +19,8 @@ def evaluated(tmp_path):
 
     def call(*rows, **budget):
         (path := tmp_path / "in.jsonl").write_text("".join(json.dumps({**ROW, **row}) + "\n" for row in rows))
-        plan = Plan(methods=("v2drop",), **budget, baselines=False, cache=tmp_path / "kept")
-        quality = evaluate_samples(fv.load(device="cpu"), samples_in(path), plan, max_new_tokens=6)
+        plan = Plan(methods=("v2drop",), **budget, baselines=False, cache=tmp_path / "kept", max_new_tokens=6)
+        quality = evaluate_samples(fv.load(device="cpu"), samples_in(path), plan)
         return quality, [column.head for column in quality.table().columns]
 
     return call
@@ -39,12 +39,20 @@ def test_labels_make_accuracy_and_without_them_it_is_agreement(evaluated):
     assert "Accuracy" in heads
 
 
+def test_rows_that_cannot_be_read_are_left_out_with_their_reasons(evaluated, tmp_path):
+    (tmp_path / "damaged.png").write_bytes(picture().read_bytes()[:200])
+    quality, _ = evaluated({}, {"question": 7}, {"image": "none.png"}, {"image": "damaged.png"}, tokens=(64,))
+    assert quality.full["questions"] == 1
+    assert [row["row"] for row in quality.to_dict()["bad"]] == [1, 2, 3]
+    assert "none.png cannot be read" in quality.origin["bad"][1]["reason"]
+
+
 @pytest.mark.parametrize(
     ("rows", "error", "says"),
     [
         (({"label": "red"}, {"question": "How many?"}), fv.InputError, "1 of 2 samples have a label"),
         (({"image": "none.png"},), fv.InputError, "none.png cannot be read"),
-        (({"question": 7},), fv.InputError, "row 0 .*A question is a text"),
+        (({"question": 7},), fv.InputError, "No row of .*Row 0: A question is a text"),
         (({"image": [ROW["image"]] * 2},), fv.SettingError, "Prompts differ in vision tokens here"),
     ],
 )

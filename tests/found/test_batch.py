@@ -10,12 +10,12 @@ import pyarrow.parquet
 import pytest
 
 import foveate as fv
-from foveate.batch.answering import Answerer, bad_row
+from foveate.batch.answering import RowAnswerer, bad_row
 from foveate.contract.naming import parse
 from foveate.runs import samples
 from foveate.runs.crew import rows_of
 from foveate.runs.listener import Listener
-from foveate.runs.samples import Sample, samples_in
+from foveate.runs.samples import MediaSample, samples_in
 from tests.batch.conftest import rows_in
 from tests.runs.test_samples import samples_of, write_lines
 
@@ -40,14 +40,14 @@ def test_rows_that_come_while_a_job_runs_are_not_answered_under_the_old_digest(a
 def test_the_lines_of_a_cell_above_the_limit_are_no_rows(tmp_path):
     path = tmp_path / "in.csv"
     path.write_text(CELLS + f'b,1.png,"{"x" * 131_073}\ninside,1.png,What?\n"\nc,1.png,What?\n')
-    assert [(row.number, row.id) for row in samples_of(path) if isinstance(row, Sample)][-1] == (2, "c")
+    assert [(row.number, row.id) for row in samples_of(path) if isinstance(row, MediaSample)][-1] == (2, "c")
 
 
 def test_a_question_far_beyond_the_model_is_a_bad_row(asking, vlm, pictures, tmp_path):
     path = tmp_path / "in.jsonl"
     write_lines(path, [{**GOOD, "image": str(pictures / "0.png"), "question": "w1 " * 66_667}])
     looks = iter([False, True, True])  # the file is read, and the model is not run
-    (row,) = rows_of(Answerer(asking, vlm), samples_of(path), looks.__next__)
+    (row,) = rows_of(RowAnswerer(asking, vlm), samples_of(path), looks.__next__)
     assert "model was made for" in row["reason"]
 
 

@@ -6,14 +6,14 @@ import sys
 from statistics import mean
 
 import pytest
+from filelock import FileLock
 
 from foveate.ask import preparing
 from foveate.ask.loading import load
-from foveate.ask.vlm import VLM
-from foveate.errors import InputError, UnsupportedError
+from foveate.errors import BudgetError, InputError, UnsupportedError
 from foveate.eval.answer_store import open_answers
 from foveate.eval.lmms.answerer import Conduct
-from foveate.eval.lmms.harness import Options, run
+from foveate.eval.lmms.harness import run
 from foveate.eval.lmms.setting import Setting
 from foveate.integrations.lmms_eval import manifest
 from tests.integrations.conftest import QUESTIONS
@@ -30,10 +30,10 @@ def loaded():
 @pytest.fixture(scope="module")
 def found(loaded, tasks, tmp_path_factory):
     """What `harness.run` says, one question at a time: of the full model, and of the setting."""
-    options = Options(include=(tasks,))
-    with open_answers(options.conduct.conditions(loaded), tmp_path_factory.mktemp("store")) as store:
-        full = run(loaded, NAMES, options=options, store=store)
-        return full, run(loaded, NAMES, SETTING.method, options=options, store=store)
+    conduct = Conduct(include=(tasks,))
+    with open_answers(conduct.conditions(loaded), tmp_path_factory.mktemp("store")) as store:
+        full = run(loaded, NAMES, conduct=conduct, store=store)
+        return full, run(loaded, NAMES, SETTING.method, conduct=conduct, store=store)
 
 
 @pytest.fixture(scope="module")
@@ -69,45 +69,6 @@ def test_the_manifest_is_free_of_lmms_eval_until_it_is_asked():
     assert manifest().model_id == "foveate"
 
 
-def test_lmms_eval_finds_the_model_by_its_entry_point(offline):
-    from lmms_eval.models import get_model
-
-    from foveate.eval.lmms.plugin import Foveate
-
-    assert get_model("foveate") is Foveate
-
-
-@pytest.mark.parametrize(
-    ("said", "setting"),
-    [
-        ("method=v2drop:layers=3,7;keep=0.5,0.3", Setting(name="v2drop:layers=3,7;keep=0.5,0.3")),
-        (
-            '{"method":{"method":"v2drop","layers":[3,7],"keep":[0.5,0.3]}}',
-            Setting(name="v2drop:layers=3,7;keep=0.5,0.3"),
-        ),
-        (
-            'pretrained=embedded,method=visiondrop+v2drop,retention=0.2,settings={"metric":"cosine","layers":[3]}',
-            Setting(name="visiondrop+v2drop:metric=cosine;layers=3", retention=0.2),
-        ),
-    ],
-)
-def test_model_args_take_chains_lists_and_json(said, setting, loaded, monkeypatch):
-    from foveate.eval.lmms import plugin
-
-    monkeypatch.setattr(plugin, "load", lambda *_, **__: loaded)
-    model = plugin.Foveate.create_from_arg_string(said, {"batch_size": "1"})
-    assert model.answerer.method == setting.method
-
-
-HOLD = """
-import sys, filelock
-own = filelock.FileLock(sys.argv[1])
-own.acquire()
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
 def test_a_log_that_another_run_uses_is_refused(loaded, tmp_path, monkeypatch, capsys):
     from foveate.eval.lmms import plugin
 
@@ -115,12 +76,8 @@ def test_a_log_that_another_run_uses_is_refused(loaded, tmp_path, monkeypatch, c
     monkeypatch.setattr(plugin, "load", lambda *_, **__: loaded)
     plugin.Foveate(log=str(tmp_path)).clean()
     (lock,) = tmp_path.glob("*/.lock")
-    words = [sys.executable, "-c", HOLD, str(lock)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(SystemExit) as ended:
-            plugin.Foveate.create_from_arg_string(f"log={tmp_path}", {"batch_size": "4"})
-        other.stdin.close()
+    with FileLock(lock), pytest.raises(SystemExit) as ended:
+        plugin.Foveate.create_from_arg_string(f"log={tmp_path}", {"batch_size": "4"})
     assert ended.value.code == 1
     waits, refuses = capsys.readouterr().err.splitlines()
     assert "waiting up to 0.3 s" in waits
@@ -180,17 +137,6 @@ def test_every_sample_is_told_apart_and_paired_with_the_full_model(found):
     assert metrics["foveate_mme"]([*pairs[:2], *pairs[:2]]) in (0, 50, 100, 200)
 
 
-def test_a_second_run_asks_nothing(found, loaded, tasks, tmp_path, monkeypatch):
-    options = Options(conduct=Conduct(batch_size=2), include=(tasks,), limit=4)
-    with open_answers(options.conduct.conditions(loaded), tmp_path) as store:
-        first, _ = run(loaded, ["foveate_textvqa"], options=options, store=store)
-        monkeypatch.setattr(VLM, "answer_batch", None)
-        assert run(loaded, ["foveate_textvqa"], options=options, store=store)[0] == first
-    assert [row["document"] for row in first["foveate_textvqa"]] == [0, 1, 2, 3]
-    whole = [row["answer"] for row in found[0][0]["foveate_textvqa"]]
-    assert [row["answer"] for row in first["foveate_textvqa"]] == whole[:4]
-
-
 def test_the_llava_protocol_puts_ocr_tokens_into_textvqas_prompt(loaded, tasks, monkeypatch):
     told = []
 
@@ -200,8 +146,8 @@ def test_the_llava_protocol_puts_ocr_tokens_into_textvqas_prompt(loaded, tasks, 
 
     encoder = preparing.PROTOCOLS["llava"]
     monkeypatch.setattr(preparing, "PROTOCOLS", {**preparing.PROTOCOLS, "llava": encode})
-    options = Options(conduct=Conduct(protocol="llava"), include=(tasks,), limit=1)
-    run(loaded, ["foveate_textvqa", "foveate_pope"], options=options)
+    conduct = Conduct(protocol="llava", include=(tasks,), limit=1)
+    run(loaded, ["foveate_textvqa", "foveate_pope"], conduct=conduct)
     assert sum("\nReference OCR token: " in text for text in told) == 1
 
 
@@ -214,12 +160,12 @@ def test_data_that_cannot_be_read_are_named(loaded, tmp_path, tasks, monkeypatch
     with pytest.raises(
         InputError, match=r"The data of foveate_lost cannot be read: FileNotFoundError: .*hf auth login"
     ):
-        run(loaded, ["foveate_lost"], options=Options(include=(tmp_path,)))
+        run(loaded, ["foveate_lost"], conduct=Conduct(include=(tmp_path,)))
 
 
 def test_half_a_pair_is_refused_in_words(loaded, tasks):
     with pytest.raises(InputError, match=r"pairwise.*A limit must not cut"):
-        run(loaded, ["foveate_mme"], options=Options(include=(tasks,), limit=3))
+        run(loaded, ["foveate_mme"], conduct=Conduct(include=(tasks,), limit=3))
 
 
 def test_a_number_format_that_there_is_not_is_refused():
@@ -241,6 +187,20 @@ def test_what_goes_wrong_in_a_run_ends_it_in_one_line(capsys):
     model.answerer = None
     with pytest.raises(AttributeError):
         model.generate_until([None])
+
+
+def test_a_budget_that_a_sample_cannot_meet_ends_the_run_in_one_line(capsys):
+    from foveate.eval.lmms.plugin import Foveate
+
+    def answer(requests):
+        raise BudgetError("its floor is 55 tokens", floor=0.1)
+
+    model = Foveate.create_from_arg_string("device=cpu", {"batch_size": "1"})
+    model.answerer = answer
+    with pytest.raises(SystemExit) as ended:
+        model.generate_until([])
+    assert ended.value.code in (1, 2)
+    assert "foveate: its floor is 55 tokens" in capsys.readouterr().err.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 import foveate as fv
 from foveate.runs import samples
-from foveate.runs.samples import Bad, Columns, samples_in
+from foveate.runs.samples import Bad, SampleColumns, samples_in
 
 ROWS = [
     {"id": "a", "image": "1.png", "question": "What is this?"},
@@ -68,9 +68,9 @@ def test_every_format_gives_the_same_rows(tmp_path, ending):
 def test_columns_may_have_other_names_and_paths_another_start(tmp_path):
     path = tmp_path / "in.jsonl"
     write_lines(path, [{"key": 7, "file": "1.png", "image": "wrong.png", "text": "What?"}])
-    columns = Columns(media=("file",), question=("text",), id="key")
+    columns = SampleColumns(media=("file",), question=("text",), id="key")
     assert rows_of(path, columns=columns, root="/start") == [(0, "7", ("/start/1.png",), "What?")]
-    assert rows_of(path, columns=Columns(id=None), question="Which?") == [
+    assert rows_of(path, columns=SampleColumns(id=None), question="Which?") == [
         (0, "0", (str(tmp_path / "wrong.png"),), "Which?")
     ]
 
@@ -212,7 +212,7 @@ def test_ids_that_are_there_twice_are_refused_with_their_rows(tmp_path):
     write_lines(path, [{**ROWS[0], "id": name} for name in ("a", "1", 2, "b", 1)])
     with pytest.raises(fv.InputError, match=r"The id '1' is there twice, in rows 1 and 4"):
         samples_in(path).count()
-    assert samples_in(path), Columns(id=None).count() == 5
+    assert samples_in(path), SampleColumns(id=None).count() == 5
 
 
 def test_hashes_that_agree_are_no_ids_that_agree(tmp_path, monkeypatch):

@@ -85,16 +85,6 @@ def test_a_run_that_is_stopped_writes_what_it_has_and_goes_on_there(job):
     assert whole(job.out)
 
 
-def test_a_run_that_fails_writes_what_it_has(job):
-    def fail(chunk):
-        if chunk[0].number == 24:
-            raise RuntimeError("the model is gone")
-
-    with pytest.raises(RuntimeError, match="the model is gone"):
-        run(replace(job, part_rows=1000), Echo(fail))
-    assert set(rows_in(job.out)) | set(bad_in(job.out)) == set(range(24))
-
-
 def test_rows_are_in_the_folder_as_they_come(job):
     seen = []
 
@@ -157,15 +147,6 @@ def test_no_moment_in_which_a_run_is_killed_loses_or_doubles_a_row(job):
         assert not list(at_this_point.out.glob(".foveate-*"))
         point += 1
     assert point > 40
-
-
-@FORKS
-def test_a_run_that_is_killed_again_and_again_ends(job):
-    for times in range(1000):
-        if not killed_at(30 + times % 23, lambda: run(job, Echo())):
-            break
-    assert times > 2
-    assert whole(job.out)
 
 
 # Processes that die

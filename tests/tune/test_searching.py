@@ -9,8 +9,8 @@ import foveate as fv
 from foveate import embedded
 from foveate.contract.naming import given, parse
 from foveate.contract.space import Point, space_of
-from foveate.tune.costs import Limit, Prices, solved
-from foveate.tune.samples import grouped
+from foveate.tune.parts import grouped
+from foveate.tune.prices import Limit, Prices, solved
 from foveate.tune.searching import Suggestions, Tried, grid, left_to_search, published_point, searched, usual_point
 from tests.models import DEPTH, batch, tiny
 

@@ -5,7 +5,7 @@ import foveate as fv
 from foveate.runs.crew import Here
 from foveate.tune import trials as trials_module
 from foveate.tune.forcing import Fidelity, answered
-from foveate.tune.samples import grouped
+from foveate.tune.parts import grouped
 from foveate.tune.trials import FEWEST, Trials, open_trials
 from tests.models import batch, tiny
 from tests.tune.pictures import pictures_of
@@ -25,13 +25,13 @@ def told():
     keys = [about.key for about in PICTURES]
 
     def work(item, stopped):
-        _, values, asked, _ = item
+        number, values, asked, _ = item
         if values is None:
-            yield [[[]]]
+            yield [(number, [[]])]
             return
         (keep,) = values["keep"]
         ran.extend([keep] * len(asked))
-        yield [[[Fidelity(roots[keep][keys.index(key)] ** 2, False)] for key in asked]]
+        yield [(number, [[Fidelity(roots[keep][keys.index(key)] ** 2, False)] for key in asked])]
 
     with Here(lambda place, count: work) as crew:
         yield Trials(LLAVA, crew), roots, ran

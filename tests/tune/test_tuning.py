@@ -7,10 +7,10 @@ import foveate as fv
 from foveate.contract.naming import given, parse
 from foveate.contract.space import Point, space_of
 from foveate.tune import trials
-from foveate.tune.costs import Prices, solved
 from foveate.tune.forcing import greedy, outcomes, targets
-from foveate.tune.samples import grouped, split
-from tests.models import DEPTH, batch, tiny
+from foveate.tune.parts import grouped, split
+from foveate.tune.prices import Prices, solved
+from tests.models import DEPTH, tiny
 from tests.tune.pictures import pictures_of, questions
 
 LLAVA = tiny("llava")
@@ -129,15 +129,6 @@ def test_all_rows_cost_the_same_and_the_file_goes_where_a_name_does(tmp_path):
     assert json.dumps(again.to_dict()) == json.dumps(tuned.to_dict())
     with pytest.raises(fv.InputError, match="exists already"):
         tuned.save(tmp_path / "mine.json")
-
-
-def test_what_searching_brought_is_told():
-    asked = [
-        batch("llava", [word], seed) for seed in range(30) for word in (("titt",) if seed % 2 else ("tit", "tittt"))
-    ]
-    tuned = fv.tune(LLAVA, asked, method="v2drop:layers=1,2,3", retention=0.5, search=5)
-    assert any("pictures its answers are further off" in note for note in tuned.notes) == (tuned.chosen != "published")
-    assert any("Searching brought" in note for note in tuned.notes) == (tuned.chosen == "search")
 
 
 @pytest.mark.parametrize(

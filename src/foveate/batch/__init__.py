@@ -1,6 +1,5 @@
 """Many rows of pictures and questions into a folder of answers, which can be stopped and gone on with at any moment.
 
 answering   one model, which answers chunks of rows
-parquet     rows as a table
 job         an input, a crew of models and a folder together
 """

@@ -23,18 +23,34 @@ from foveate.ask.pictures import BYTES, Picture
 from foveate.ask.preparing import Fit
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
-from foveate.batch.parquet import KEY, OURS, REASON
 from foveate.contract.method import Method
 from foveate.contract.naming import members_of
 from foveate.engine.session import drop
 from foveate.errors import BudgetError, FoveateError, InputError, SettingError, UnsupportedError
 from foveate.eval.provenance import conditions
 from foveate.runs.crew import device_at
-from foveate.runs.samples import Bad, Sample
+from foveate.runs.samples import Bad, MediaSample
 from foveate.video import Clip
 
-__all__ = ["Answerer", "Asking", "Row", "bad_row", "beside"]
+__all__ = ["KEY", "OURS", "REASON", "Asking", "Row", "RowAnswerer", "bad_row", "beside"]
 
+KEY = "row"
+"""The column with a row's place in the input."""
+REASON = "reason"
+"""That with the reason why there is no answer."""
+OURS = {
+    KEY: "int64",
+    "id": "string",
+    "answer": "string",
+    "retention": "float64",
+    "vision_tokens": "int64",
+    "tokens": "float64",
+    "new_tokens": "int64",
+    "prepare_seconds": "float64",
+    "answer_seconds": "float64",
+    "notes": "list",
+}
+"""The columns of an answer, by their type in Parquet."""
 DIGITS = 6
 
 SHARE = 0.25
@@ -85,9 +101,9 @@ class Asking:
         """
         return load(self.model, device=self.device, dtype=self.dtype, attention=self.attention)
 
-    def begin(self, place: int, count: int) -> "Answerer":
+    def begin(self, place: int, count: int) -> "RowAnswerer":
         """The model in process `place` of `count`; see `foveate.runs.crew.Task`."""
-        return Answerer(replace(self, device=device_at(place, self.device)), share=1 / count)
+        return RowAnswerer(replace(self, device=device_at(place, self.device)), share=1 / count)
 
     def to_dict(self) -> dict[str, Any]:
         """What an answer depends on, as plain values: not the size of batches, nor where the model runs."""
@@ -103,7 +119,7 @@ class Asking:
 class _Entry:
     """A sample that is ready for the model."""
 
-    sample: Sample
+    sample: MediaSample
     prompt: Prompt
     seconds: float
 
@@ -117,7 +133,7 @@ class _Window:
     bytes: int = 0
 
 
-class Answerer:
+class RowAnswerer:
     """Answers rows with one model.
 
     Args:
@@ -145,7 +161,7 @@ class Answerer:
         values["device"] = self.vlm.model.device.type  # models on two devices of a kind answer alike
         return values
 
-    def __call__(self, item: Sequence[Sample | Bad], stopped: Callable[[], bool]) -> Iterator[list[Row]]:
+    def __call__(self, item: Sequence[MediaSample | Bad], stopped: Callable[[], bool]) -> Iterator[list[Row]]:
         """A row for every sample, as they come, in any order: with an answer, or with a reason.
 
         Args:
@@ -156,7 +172,7 @@ class Answerer:
             UnsupportedError: If the device itself fails.
         """
         bad = [bad_row(one, one.reason) for one in item if isinstance(one, Bad)]
-        for entries in self._windows([one for one in item if isinstance(one, Sample)], bad, stopped):
+        for entries in self._windows([one for one in item if isinstance(one, MediaSample)], bad, stopped):
             for batch, shared in self._batches(entries):
                 if stopped():
                     yield bad
@@ -167,7 +183,7 @@ class Answerer:
     # -- reading ----------------------------------------------------------------------------------------------
 
     def _windows(
-        self, samples: Sequence[Sample], bad: list[Row], stopped: Callable[[], bool]
+        self, samples: Sequence[MediaSample], bad: list[Row], stopped: Callable[[], bool]
     ) -> Iterator[Sequence[_Entry]]:
         """Samples ready for the model, as many at a time as there is memory for their files; others become bad rows."""
         window = _Window()
@@ -192,7 +208,7 @@ class Answerer:
         if window.entries:
             yield window.entries
 
-    def _read_into(self, window: _Window, sample: Sample) -> None:
+    def _read_into(self, window: _Window, sample: MediaSample) -> None:
         """Put a sample into the window as the model gets it; files that it holds are not read again."""
         begun = time.perf_counter()
         asking = self.asking
@@ -211,7 +227,7 @@ class Answerer:
             raise InputError(f"The prompt has {tokens:,} tokens, and the model was made for {most:,}. Shorten it.")
         window.entries.append(_Entry(sample, prompt, time.perf_counter() - begun))
 
-    def _read(self, sample: Sample) -> Media:
+    def _read(self, sample: MediaSample) -> Media:
         if self.asking.within is not None:
             for path in sample.media:
                 if not Path(path).resolve().is_relative_to(Path(self.asking.within).resolve()):
@@ -316,10 +332,10 @@ def _row(entry: _Entry, answer: Answer, seconds: float) -> Row:
     return beside(entry.sample.record, values)
 
 
-def bad_row(sample: Sample | Bad, reason: str) -> Row:
+def bad_row(sample: MediaSample | Bad, reason: str) -> Row:
     """All that a sample has, with the reason why there is no answer; it can be an input again, from any folder."""
     record = dict(sample.record)
-    if isinstance(sample, Sample):
+    if isinstance(sample, MediaSample):
         given = {"id": sample.id, "question": sample.question}
         record = {name: text for name, text in given.items() if text not in record.values()} | record
         record[sample.column] = list(sample.media)

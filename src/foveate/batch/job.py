@@ -1,8 +1,9 @@
 """A job: samples in, a folder of answers out, and on from where it stopped."""
 
+import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -11,23 +12,22 @@ from typing import Any
 
 from foveate._files import named
 from foveate._version import __version__
-from foveate.batch.answering import Asking, Row, bad_row
-from foveate.batch.parquet import KEY, REASON, table_of
+from foveate.batch.answering import KEY, OURS, REASON, Asking, Row, bad_row
 from foveate.errors import InputError
 from foveate.runs.crew import Crew, Here, InHand
 from foveate.runs.going import run as go
 from foveate.runs.listener import Listener
-from foveate.runs.samples import Bad, Columns, Sample, Samples, arrow, samples_in
+from foveate.runs.samples import Bad, MediaSample, SampleColumns, Samples, arrow, samples_in
 from foveate.runs.store import BAD, Numbers, Store, open_store
 
-__all__ = ["Job", "Summary", "run"]
+__all__ = ["Job", "Summary", "run", "table_of"]
 
 WINDOW = 8
 """Batches' worth of rows in a chunk, so that a batch can be of like sizes."""
 PART_ROWS = 1000
 DIED = "The process that answered it died, alone too: its file breaks a decoder, or takes more memory than there is."
 
-Chunk = list[Sample | Bad]
+Chunk = list[MediaSample | Bad]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Job:
     out: Path
     asking: Asking
     question: str | None = None
-    columns: Columns = Columns()
+    columns: SampleColumns = SampleColumns()
     root: str | None = None
     parts: str = "auto"
     part_rows: int = PART_ROWS
@@ -219,7 +219,7 @@ def _chunks(samples: Samples, done: Callable[[int], bool], size: int, alone: ran
     So chunks do not depend on where a run has begun. Rows that are to be `alone` are chunks of their own.
     """
 
-    def place(one: Sample | Bad) -> tuple[int, int | None]:
+    def place(one: MediaSample | Bad) -> tuple[int, int | None]:
         return one.number // size, one.number if one.number in alone else None
 
     for _, chunk in groupby(samples.read(done), place):
@@ -241,3 +241,23 @@ def _check_apart(job: Job, samples: Samples) -> None:
     out, folder = Path(os.path.abspath(job.out)).resolve(), job.input.resolve()
     if out.is_relative_to(folder):
         raise InputError(f"{named(job.out)} lies in {named(job.input)}: its files would be rows too. Name another one.")
+
+
+# -- Parquet ------------------------------------------------------------------------------------------------------
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """The table of pyarrow; a column whose values are of several kinds becomes their JSON."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return arrow().table({name: _column(name, [row.get(name) for row in rows]) for name in names})
+
+
+def _column(name: str, values: list[Any]) -> Any:
+    pyarrow = arrow()
+    kind = pyarrow.list_(pyarrow.string()) if OURS.get(name) == "list" else OURS.get(name)
+    if kind is None and all(value is None for value in values):
+        kind = pyarrow.string()
+    try:
+        return pyarrow.array(values, type=kind)
+    except (pyarrow.ArrowException, UnicodeEncodeError, OverflowError):
+        return pyarrow.array([None if value is None else json.dumps(value) for value in values], type=pyarrow.string())

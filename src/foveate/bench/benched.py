@@ -9,35 +9,33 @@ from typing import Any
 import numpy as np
 import torch
 
+from foveate._cells import USUAL, at_budgets
 from foveate._versions import commit, versions
 from foveate.ask.vlm import VLM
 from foveate.bench.shapes import NamedShape
-from foveate.bench.workload import TEXT, PromptSize, Workload, synthetic
+from foveate.bench.workload import TEXT, PromptRequest, Workload, synthetic
 from foveate.contract import catalogue
 from foveate.contract.method import Method
-from foveate.contract.naming import RETENTION, meeting, parse, with_seed
+from foveate.contract.naming import RETENTION, parse
 from foveate.errors import BudgetError, SettingError
 from foveate.methods.random import Random
 
 __all__ = [
     "ALL",
-    "METHODS",
     "Benched",
-    "at_budgets",
     "conditions",
     "config_of_shape",
     "dtype_for",
     "from_checkpoint",
     "from_shape",
     "named_methods",
+    "solved_methods",
     "title_of",
 ]
 
 SIDE = 672  # pixels of the noise picture that a checkpoint is shown
 MOST = 64  # pictures that a checkpoint is shown: its processor makes pixels of all of them
 
-METHODS = ("v2drop", "visiondrop", "mustdrop")
-"""What is timed where nobody names a method."""
 ALL = "all"
 """Every registered method that takes a budget."""
 
@@ -67,7 +65,7 @@ def dtype_for(name: str, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def config_of_shape(shape: NamedShape, dtype: torch.dtype, size: PromptSize) -> Benched:
+def config_of_shape(shape: NamedShape, dtype: torch.dtype, size: PromptRequest) -> Benched:
     """A shape without weights, for arithmetic alone.
 
     Raises:
@@ -79,7 +77,7 @@ def config_of_shape(shape: NamedShape, dtype: torch.dtype, size: PromptSize) -> 
 
 
 def from_shape(
-    shape: NamedShape, device: torch.device, dtype: torch.dtype, attention: str, size: PromptSize
+    shape: NamedShape, device: torch.device, dtype: torch.dtype, attention: str, size: PromptRequest
 ) -> Benched:
     """A shape with random weights, and noise for its pictures.
 
@@ -91,7 +89,7 @@ def from_shape(
     return Benched(shape.name, shape, model, synthetic(shape, size, device, dtype))
 
 
-def from_checkpoint(vlm: VLM, size: PromptSize) -> Benched:
+def from_checkpoint(vlm: VLM, size: PromptRequest) -> Benched:
     """A checkpoint, and a prompt as its own processor makes it: pictures of noise, and words.
 
     The prompt has as many tokens of text as asked for, or a few less where words take several. From here on
@@ -134,18 +132,18 @@ def from_checkpoint(vlm: VLM, size: PromptSize) -> Benched:
 
 
 def named_methods(names: Sequence[str]) -> dict[str, Method]:
-    """The methods of these names, before any model is made; none stand for `METHODS`, and `ALL` alone for all others.
+    """The methods of these names, before any model is made; none stand for `USUAL`, and `ALL` alone for all others.
 
     Raises:
         FoveateError: If there is no such method, preset or file, or a setting does not fit.
     """
     if tuple(names) != (ALL,):
-        return {name: parse(name) for name in names or METHODS}
+        return {name: parse(name) for name in names or USUAL}
     methods = {name: kind() for name, kind in sorted(catalogue.methods().items()) if kind is not Random}
     return {name: method for name, method in methods.items() if method.open}
 
 
-def at_budgets(
+def solved_methods(
     methods: Mapping[str, Method],
     model: Any,
     vision_tokens: int,
@@ -175,17 +173,12 @@ def at_budgets(
     config = getattr(model, "config", model)
     feasible: dict[str, Method] = {}
     infeasible: dict[str, str] = {}
-    for name, method in methods.items():
-        rows: dict[str, float | None] = {name: None}  # a method that takes no budget has one row
-        if method.open:
-            rows = {f"{name} {share * vision_tokens:.0f}": share for share in shares}
-        for label, share in rows.items():
-            try:
-                solved, _ = meeting(method, config, share, vision_tokens)
-            except passes_over as error:
-                infeasible[label] = str(error)
-                continue
-            feasible[label] = with_seed(solved, seed)
+    for cell in at_budgets(methods, config, shares, vision_tokens, (seed,), passes_over=passes_over):
+        row = cell.name if cell.budget is None else f"{cell.name} {cell.budget * vision_tokens:.0f}"
+        if cell.draws:
+            feasible[row] = cell.draws[0]
+        else:
+            infeasible[row] = cell.infeasible
     if not feasible:
         raise SettingError(" ".join(infeasible.values()))
     return feasible, infeasible

@@ -152,11 +152,8 @@ def _sheet(
     rows: Sequence[ResultRow], cells: Sequence[Mapping[str, str]], title: str = "", notes: Sequence[str] = ()
 ) -> Sheet:
     """Cells by the heads of their columns; a column without any is left out."""
-    heads = [head for head in cells[0] if any(row[head] for row in cells)]
-    lines = []
-    for row, by_head in zip(rows, cells, strict=True):
-        lines.append((row["name"], *(by_head[head] for head in heads)))
-    return Sheet(title, ("", *heads), lines, notes)
+    lines = [(row["name"], *by_head.values()) for row, by_head in zip(rows, cells, strict=True)]
+    return Sheet(title, ("", *cells[0]), lines, notes).filled()
 
 
 def _prefill_cells(row: ResultRow) -> dict[str, str]:

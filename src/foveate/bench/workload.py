@@ -13,7 +13,7 @@ from foveate.core.grid import Grid
 from foveate.cost import Cost, cost
 from foveate.errors import SettingError
 
-__all__ = ["TEXT", "PromptSize", "Workload", "synthetic"]
+__all__ = ["TEXT", "PromptRequest", "Workload", "synthetic"]
 
 LEAD = 4  # tokens of text before the first picture
 TEXT = 40
@@ -21,7 +21,7 @@ TEXT = 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PromptSize:
+class PromptRequest:
     """How large a prompt is asked for.
 
     Attributes:
@@ -94,7 +94,7 @@ class Workload:
 
 def synthetic(
     shape: NamedShape,
-    size: PromptSize = PromptSize(),
+    size: PromptRequest = PromptRequest(),
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Workload:

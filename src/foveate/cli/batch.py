@@ -15,7 +15,7 @@ from foveate.cli.options import BudgetOptions, Count, Flag, MaybeCount, MediaOpt
 from foveate.cli.screen import busy, counting, labelled, note, show, show_json
 from foveate.cli.usage import BAD_ROWS, DONE, UsageError
 from foveate.runs.listener import Advance, Listener
-from foveate.runs.samples import Columns, samples_in
+from foveate.runs.samples import SampleColumns, samples_in
 
 if TYPE_CHECKING:
     from foveate.batch.answering import Asking
@@ -42,10 +42,10 @@ class ColumnOptions:
     root: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """relative paths start here, and no file outside is read (default: they start beside IN; any file is read)"""
 
-    def columns(self) -> Columns:
+    def columns(self) -> SampleColumns:
         """The names that count."""
-        usual = Columns()
-        return Columns(
+        usual = SampleColumns()
+        return SampleColumns(
             media=usual.media if self.media_column is None else (self.media_column,),
             question=usual.question if self.question_column is None else (self.question_column,),
             id=None if self.number_rows else self.id_column or usual.id,
@@ -134,7 +134,7 @@ class Batch:
             raise UsageError("--number-rows calls rows by their number: leave --id-column out.")
         if self.prompt is not None and options.question_column is not None:
             raise UsageError("--prompt is asked of every row: leave --question-column out.")
-        if self.input.is_dir():
+        if os.path.isdir(self.input):  # unlike Path.is_dir, no error where the name is too long
             self._check_folder()
         samples_in(self.input, question=self.prompt)
         if options.root is not None and not options.root.is_dir():

@@ -148,7 +148,7 @@ class Bench(MethodsOptions):
     # -- the way of a run -------------------------------------------------------------------------------------
 
     def _bench(self, shape: "NamedShape | None") -> None:
-        from foveate.bench.benched import at_budgets, conditions, named_methods, title_of
+        from foveate.bench.benched import conditions, named_methods, solved_methods, title_of
         from foveate.bench.predict import forecast_sheet, forecasts, verdict
         from foveate.cli.screen import note
 
@@ -158,7 +158,7 @@ class Bench(MethodsOptions):
         device = self._device()
         benched = self._benched(shape, device)
         model, workload = benched.model, benched.workload
-        methods, infeasible = at_budgets(
+        methods, infeasible = solved_methods(
             named,
             model,
             workload.vision_tokens,
@@ -187,11 +187,11 @@ class Bench(MethodsOptions):
     def _benched(self, shape: "NamedShape | None", device: "torch.device") -> "Benched":
         """The model and its prompt."""
         from foveate.bench.benched import config_of_shape, dtype_for, from_checkpoint, from_shape
-        from foveate.bench.workload import PromptSize
+        from foveate.bench.workload import PromptRequest
         from foveate.cli.asking import load
         from foveate.cli.screen import busy, note
 
-        size = PromptSize(
+        size = PromptRequest(
             batch=self.batch, text_tokens=self.text_tokens, images=self.images, frames=self.frames, seed=self.seed
         )
         if shape is not None and self.predict:

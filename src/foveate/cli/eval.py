@@ -12,7 +12,7 @@ from foveate.cli.checks import check_methods, check_model
 from foveate.cli.options import Flag, MethodsOptions, ModelOptions, OutputOptions
 from foveate.cli.outputs import check_targets, finish
 from foveate.cli.screen import busy, counting, note
-from foveate.cli.usage import UsageError, check_budgets, check_most
+from foveate.cli.usage import BAD_ROWS, DONE, UsageError, check_budgets, check_most
 from foveate.errors import UnknownNameError, UnsupportedError
 from foveate.runs.listener import Advance, Listener
 from foveate.runs.samples import samples_in
@@ -25,7 +25,7 @@ __all__ = ["Eval"]
 
 FOR_QUESTIONS = ("questions", "seed", "samples", "prompt")
 FOR_TASKS = ("questions", "seed", "tasks")
-FOR_BENCHMARKS = ("protocol", "batch_size", "limit", "frames", "include", "log_samples")
+FOR_BENCHMARKS = ("protocol", "batch_size", "limit", "frames", "include")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +76,6 @@ class Eval(MethodsOptions):
     on a CPU one a core, at most 4; else 1; benchmarks: 1)"""
     cache: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """where answers are saved (default: foveate/eval in the user's cache folder)"""
-    fresh: Flag = False
-    """ask everything again, and save the answers in a new file"""
     protocol: Literal["own", "llava"] = "own"
     """benchmarks: the model's own chat template, or the conditions of LLaVA-1.5's papers"""
     batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 1
@@ -88,13 +86,11 @@ class Eval(MethodsOptions):
     """benchmarks: at most N frames of a video"""
     include: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDER")] = ()
     """benchmarks: a folder with tasks of your own in lmms-eval's format"""
-    log_samples: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """benchmarks: write lmms-eval's own results and samples too, each setting's in a folder of its own"""
     models: Annotated[ModelOptions, tyro.conf.arg(name="model")] = field(default_factory=ModelOptions)
     outputs: Annotated[EvalOutputs, tyro.conf.arg(name="output")] = field(default_factory=EvalOutputs)
 
-    def run(self) -> None:
-        """Ask, summarise, print, and write what was asked for."""
+    def run(self) -> int:
+        """Ask, summarise, print, and write what was asked for; the exit code."""
         self._check()
         check_targets(self.outputs)
         check_model(self.models)
@@ -103,18 +99,20 @@ class Eval(MethodsOptions):
             from rich.console import Group
             from rich.text import Text
 
+            from foveate._cells import USUAL
             from foveate.eval.pareto import draw_all
-            from foveate.eval.plan import METHODS, Plan
+            from foveate.eval.plan import Plan
             from foveate.eval.quality import sheets
 
         plan = Plan(
-            methods=self.method or METHODS,
+            methods=self.method or USUAL,
             tokens=self.budget,
             retention=self.retention,
             draws=self.draws,
             baselines=not self.no_baselines,
             cache=self.cache,
-            fresh=self.fresh,
+            workers=self.workers,
+            max_new_tokens=self.models.max_new_tokens,
         )
         names = self._task_names()
         if self._benchmarks(names):
@@ -131,6 +129,7 @@ class Eval(MethodsOptions):
             values["figure"] = str(self.outputs.figure)
             shown.append(Text(f"Picture: {self.outputs.figure}"))
         finish(values, Group(*shown), lambda: draw_all(qualities), self.outputs)
+        return BAD_ROWS if values.get("bad") else DONE
 
     def _check(self) -> None:
         """Refuse flags that contradict each other, and numbers out of range."""
@@ -147,8 +146,6 @@ class Eval(MethodsOptions):
         ):
             if value is not None and value < least:
                 raise UsageError(f"{flag} {value}: must be {least} or more.")
-        if self.log_samples is not None and self.log_samples.exists() and not self.log_samples.is_dir():
-            raise UsageError(f"--log-samples {self.log_samples}: not a folder.")
         check_most(
             questions=self.questions,
             draws=self.draws,
@@ -225,8 +222,6 @@ class Eval(MethodsOptions):
             plan,
             count=self.questions,
             seeds=self.seed or (0,),
-            max_new_tokens=self.models.max_new_tokens,
-            workers=self.workers,
             listener=_OnScreen(),
         )
 
@@ -239,8 +234,6 @@ class Eval(MethodsOptions):
             load(self.models),
             samples_in(self.samples, question=self.prompt),
             plan,
-            max_new_tokens=self.models.max_new_tokens,
-            workers=self.workers,
             listener=_OnScreen(),
         )
 
@@ -248,14 +241,17 @@ class Eval(MethodsOptions):
         from foveate.cli.asking import load
         from foveate.eval.lmms.answerer import Conduct
         from foveate.eval.lmms.benchmarking import evaluate_benchmarks
-        from foveate.eval.lmms.harness import Options, check_names
+        from foveate.eval.lmms.harness import check_names
 
         check_names(names, self.include)
-        conduct = Conduct(protocol=self.protocol, batch_size=self.batch_size, most_frames=self.frames)
-        options = Options(conduct=conduct, limit=self.limit, include=self.include, log_samples=self.log_samples)
-        return evaluate_benchmarks(
-            load(self.models), names, plan, options=options, workers=self.workers, listener=_OnScreen()
+        conduct = Conduct(
+            protocol=self.protocol,
+            batch_size=self.batch_size,
+            most_frames=self.frames,
+            limit=self.limit,
+            include=self.include,
         )
+        return evaluate_benchmarks(load(self.models), names, plan, conduct=conduct, listener=_OnScreen())
 
 
 class _OnScreen(Listener):

@@ -1,6 +1,7 @@
 """`foveate tune`: a setting that meets a budget on the user's own pictures."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -156,7 +157,7 @@ class Tune:
                 raise UsageError('What is the question? Give it with --prompt "…".')
             return [(path, self.prompt) for given in self.images for path in _pictures(given)]
         file = self.samples
-        if file.is_dir():
+        if os.path.isdir(file):  # unlike Path.is_dir, no error where the name is too long
             file = file / "samples.jsonl"
             if not file.exists():
                 raise InputError(
@@ -182,7 +183,7 @@ def _pictures(given: Path) -> list[Path]:
     Raises:
         InputError: If a folder has none.
     """
-    if not given.is_dir():
+    if not os.path.isdir(given):
         return [given]
     paths = sorted(path for path in given.iterdir() if path.suffix.lower() in ENDINGS)
     if not paths:

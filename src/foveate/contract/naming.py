@@ -19,18 +19,15 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from foveate._spelling import Written, no_setting, pair_of, settings_in, written
 from foveate.contract import catalogue
 from foveate.contract.chain import Chain
-from foveate.contract.method import BUDGET, Method, meet
-from foveate.contract.scheduled import Scheduled
-from foveate.errors import BudgetError, SettingError
+from foveate.contract.method import BUDGET, Method
+from foveate.errors import SettingError
 
 __all__ = [
     "RETENTION",
     "asked_share",
-    "before_decoder",
     "draws",
     "given",
     "kinds_of",
-    "meeting",
     "members_of",
     "parse",
     "settings_of",
@@ -172,31 +169,6 @@ def with_seed(method: Method, seed: int) -> Method:
     if isinstance(method, Chain):
         return Chain.of(*(with_seed(member, seed) for member in method.members))
     return replace(method, seed=seed) if draws(method) else method  # type: ignore[type-var]
-
-
-def before_decoder(method: Method) -> Method | None:
-    """The same with a single cut before the decoder, which meets any budget; None where that is not possible."""
-    if not isinstance(method, Scheduled) or method.first_layer > 0 or method.layers is not None:
-        return None
-    return replace(method, layers=(0,))
-
-
-def meeting(method: Method, model: Any, share: float | None, vision_tokens: int | None) -> tuple[Method, bool]:
-    """A method with a budget that it can meet; and whether a control that cannot at its usual layers cuts before the
-    decoder.
-
-    Raises:
-        BudgetError: If no schedule meets the budget.
-    """
-    given = method if share is None else method.with_budget(retention=share)
-    try:
-        meet(given, model, vision_tokens)
-    except BudgetError:
-        early = before_decoder(given) if method.open else None
-        if early is None:
-            raise
-        return early, True
-    return given, False
 
 
 # -- values ---------------------------------------------------------------------------------------------------

@@ -6,6 +6,6 @@ lmms-eval (`lmms`). In the order of a run:
     plan                     what is compared: methods at budgets
     provenance, answer_store what an answer depends on, and where it is kept
     held_out, questioning    questions about drawn pictures; asking them in this process or in several
-    stats, figures           intervals; from logs of answers to rows of figures, paired with the full model's
+    figures                  from logs of answers to rows of figures with intervals, paired with the full model's
     quality, pareto          what is shown: tables and sentences, a picture
 """

@@ -9,18 +9,18 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from foveate.ask.answer import Answer
 from foveate.contract.method import Method
 from foveate.errors import InputError
 from foveate.runs.store import Store, open_store
 
-__all__ = ["FULL", "LIKELIEST", "Answers", "First", "fingerprint", "home", "key_of", "open_answers"]
+__all__ = ["FULL", "LIKELIEST", "Answers", "First", "fingerprint", "home", "key_of", "open_answers", "record_of"]
 
 FULL = "full"
 """The name under which the full model's answers are kept."""
@@ -83,7 +83,6 @@ def open_answers(
     conditions: Mapping[str, Any],
     folder: str | Path | None = None,
     *,
-    fresh: bool = False,
     alone: bool = True,
     note: Callable[[str], object] = str,
 ) -> Iterator[Answers]:
@@ -92,20 +91,17 @@ def open_answers(
     Args:
         conditions: All that an answer depends on but for question and method; their hash names the store's folder.
         folder: Where that lies; None is `home()`.
-        fresh: Whether to leave earlier answers aside: a new folder beside the old one.
         alone: Off for a process of a run whose first process has them open.
         note: Hears that another run is waited for, and that lines are damaged.
 
     Raises:
         InputError: If another run uses them, or the folder cannot be used.
     """
-    stamp = {"fresh": datetime.now(UTC).isoformat()} if fresh else {}
-    stamped = {**conditions, **stamp}
-    path = Path(folder or home()).expanduser() / fingerprint(stamped)
+    path = Path(folder or home()).expanduser() / fingerprint(conditions)
     with open_store(path, *KEYS, checked=True, alone=alone, note=note) as store:
         if alone:
-            store.require("conditions", stamped, "other conditions")
-        answers = Answers(store, stamped)
+            store.require("conditions", conditions, "other conditions")
+        answers = Answers(store, conditions)
         if store.damaged:
             lines = "line is" if store.damaged == 1 else "lines are"
             note(f"{store.damaged} {lines} damaged in {store.path} and left out; what is missing is asked again")
@@ -155,7 +151,7 @@ class First:
         if max(self.ids) >= len(logs):
             raise InputError(
                 f"A stored answer begins with token {max(self.ids)}, and the model has {len(logs)}: the file is "
-                "damaged. Ask everything again with --fresh."
+                "damaged. Name another --cache."
             )
         return round(self.divergence(First.of(logs, self.ids)), 6)
 
@@ -170,6 +166,31 @@ class First:
         listed = (ours.exp() * (ours - theirs)).sum()
         unlisted = our_rest * (our_rest.log() - their_rest.log())
         return max(0.0, float(listed + unlisted))
+
+
+def record_of(answer: Answer, method: str, question: str, full: First | None) -> dict[str, Any]:
+    """What is kept of an answer; of the full model's its first token too, of others how far theirs is from it.
+
+    Args:
+        answer: With its first token.
+        method: The name under which it is kept.
+        question: That of its question.
+        full: The first token of the full model's answer; None where it is not known.
+    """
+    assert answer.first is not None
+    record = {
+        "method": method,
+        "question": question,
+        "answer": answer.text,
+        "spent": answer.spent,
+        "vision_tokens": answer.vision_tokens,
+        "flops": answer.flops,
+    }
+    if method == FULL:
+        return {**record, "first": First.of(answer.first).to_dict()}
+    if full is None:
+        return record
+    return {**record, "kl": full.divergence_of(answer.first)}
 
 
 def _rest(logs: Tensor) -> Tensor:

@@ -1,26 +1,30 @@
 """`evaluate` and `evaluate_samples`: questions under several methods, each answer paired with the full model's."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from foveate import embedded
-from foveate._files import is_video, sha256_of
+from foveate._cells import Cell, at_budgets
+from foveate._files import is_video, named, sha256_of
 from foveate._versions import commit, versions
+from foveate.ask.pictures import load_picture
 from foveate.ask.vlm import VLM
 from foveate.contract.budget import known_count
 from foveate.contract.method import Method
+from foveate.contract.naming import parse
 from foveate.errors import InputError
 from foveate.eval import provenance
 from foveate.eval.answer_store import Answers, key_of
 from foveate.eval.figures import figures_of, unmatched
 from foveate.eval.held_out import check_tasks, questions
-from foveate.eval.plan import BASELINES, Cell, Plan, cells_of, contenders_of
+from foveate.eval.plan import BASELINES, Plan
 from foveate.eval.quality import AGREEMENT, Quality
 from foveate.eval.questioning import Asked, outstanding, prompts_of, run
 from foveate.runs.listener import Listener
-from foveate.runs.samples import Bad, Sample, Samples
+from foveate.runs.samples import Bad, MediaSample, Samples
 
 __all__ = ["evaluate", "evaluate_samples"]
 
@@ -28,6 +32,8 @@ EMBEDDED = "exact match on held-out questions about generated pictures, each pai
 OWN = "foveate eval --samples"
 LABELS = ("label", "answer")
 """Columns with the true answer; the first that is there counts."""
+TOLD = 3
+"""Rows without a question whose reasons are noted one by one."""
 
 
 def evaluate(
@@ -37,8 +43,6 @@ def evaluate(
     *,
     count: int = 550,
     seeds: Sequence[int] = (0,),
-    max_new_tokens: int = 64,
-    workers: int = 1,
     listener: Listener | None = None,
 ) -> Quality:
     """Ask the same questions about drawn pictures of the full model and of every method at every budget.
@@ -49,8 +53,6 @@ def evaluate(
         plan: What is compared; by default three methods and four baselines at three budgets.
         count: Questions in all, up to one a task and picture.
         seeds: Which held-out pictures. Intervals are over pictures and over seeds; with one seed, over its pictures.
-        max_new_tokens: The longest answer.
-        workers: Processes; 0 takes as many as pay off, see `foveate.eval.questioning.run`.
         listener: Hears how it goes.
 
     Returns:
@@ -70,10 +72,8 @@ def evaluate(
         vlm,
         chosen,
         plan or Plan(),
+        listener,
         prompts_of(vlm, chosen[:1])[0].vision_tokens,  # all pictures have the same size
-        max_new_tokens=max_new_tokens,
-        workers=workers,
-        listener=listener,
         origin={"what": EMBEDDED, "seeds": list(seeds)},
         title=f", {of_seeds}",
     )
@@ -84,135 +84,129 @@ def evaluate_samples(
     samples: Samples,
     plan: Plan | None = None,
     *,
-    max_new_tokens: int = 64,
-    workers: int = 1,
     listener: Listener | None = None,
 ) -> Quality:
     """Ask the full model and every method at every budget the same questions about somebody's own pictures.
 
     With a true answer in every sample ("label" or "answer") the figure is accuracy, without any it is the share of
-    answers that are the full model's, word for word.
+    answers that are the full model's, word for word. Rows that cannot be read are left out; `origin["bad"]` has their
+    reasons.
 
     Args:
         vlm: The model.
         samples: From `foveate.runs.samples.samples_in`.
         plan: What is compared; by default three methods and four baselines at three budgets.
-        max_new_tokens: The longest answer.
-        workers: Processes; 0 takes as many as pay off.
         listener: Hears how it goes.
 
     Raises:
-        InputError: If a sample cannot be read, some have a label and some have none, or answers cannot be kept.
+        InputError: If no sample can be read, some have a label and some have none, or answers cannot be kept.
         SettingError: If budgets are of tokens, and pictures differ in theirs.
     """
     listener = listener or Listener()
     with listener.stage("Reading samples", None):
-        found = list(_questions_of(samples))
-    asked = list({question.key: question for question in found}.values())
-    if len(asked) < len(found):
-        listener.note(f"{len(found) - len(asked)} samples ask what another one asks, and are left out")
+        readable, bad = _read(samples)
+    for row in bad[:TOLD]:
+        listener.note(f"row {row.number} (from 0) is left out: {row.reason}")
+    if len(bad) > TOLD:
+        listener.note(f"{len(bad) - TOLD} more rows are left out; --out and --json have their reasons")
+    if not readable:
+        why = f" Row {bad[0].number}: {bad[0].reason}" if bad else ""
+        raise InputError(f"No row of {named(samples.source.path)} can be asked.{why}")
+    asked = list({question.key: question for question in readable}.values())
+    if len(asked) < len(readable):
+        listener.note(f"{len(readable) - len(asked)} samples ask what another one asks, and are left out")
     asked.sort(key=lambda question: question.picture)
     labelled = [question for question in asked if question.label is not None]
     if labelled and len(labelled) < len(asked):
         raise InputError(f"{len(labelled)} of {len(asked)} samples have a label. Label all of them, or none.")
-    alike = all(len(question.shown()) == 1 and not is_video(Path(question.shown()[0])) for question in asked)
+    media = [question.media() for question in asked]
+    alike = all(len(paths) == 1 and not is_video(Path(paths[0])) for paths in media)
     return _compare(
         vlm,
         asked,
         plan or Plan(),
+        listener,
         known_count(vlm.model) if alike else None,
-        max_new_tokens=max_new_tokens,
-        workers=workers,
-        listener=listener,
-        origin={"what": OWN, "samples": samples.source.digest()},
-        labelled=bool(labelled),
+        origin={
+            "what": OWN,
+            "samples": samples.source.digest(),
+            "bad": [{"row": row.number, "reason": row.reason} for row in bad],
+        },
     )
 
 
-@dataclass(frozen=True, slots=True)
-class SampleQuestion:
-    """A sample of somebody's own, as an evaluation asks it.
-
-    Attributes:
-        sample: What is asked.
-        picture: SHA-256 of the files.
-        label: The true answer; None where it is not known.
-        seed: None: nobody drew it.
-    """
-
-    sample: Sample
-    picture: str
-    label: str | None
-    seed: None = None
-
-    @property
-    def key(self) -> str:
-        """A name that no other question has: of the pictures' contents and the text."""
-        return f"{self.picture}/{self.sample.question}"
-
-    @property
-    def task(self) -> str:
-        """The sample's own word for what kind of question it is."""
-        return str(self.sample.record.get("task", "samples"))
-
-    @property
-    def text(self) -> str:
-        """What is asked."""
-        return self.sample.question
-
-    def shown(self) -> list[str]:
-        """The files."""
-        return list(self.sample.media)
-
-    def is_right(self, answer: str) -> bool:
-        """Whether an answer is the label, but for case, a full stop and space around it."""
-        said, true = (text.strip().removesuffix(".").casefold() for text in (answer, self.label or ""))
-        return said == true
-
-
-def _questions_of(samples: Samples) -> Iterable[SampleQuestion]:
+def _read(samples: Samples) -> tuple[list[Asked], list[Bad]]:
+    """Questions about files that can be read, and the rows without one."""
+    asked: list[Asked] = []
+    bad: list[Bad] = []
     for sample in samples.settled().read():
         if isinstance(sample, Bad):
-            raise InputError(f"{samples.source.path}, row {sample.number} (from 0): {sample.reason}")
-        label = next((sample.record[name] for name in LABELS if sample.record.get(name) is not None), None)
-        picture = provenance.joined([sha256_of(Path(path)) for path in sample.media])
-        yield SampleQuestion(sample, picture, None if label is None else str(label))
+            bad.append(sample)
+            continue
+        try:
+            asked.append(_asked_of(sample))
+        except InputError as error:
+            bad.append(Bad(sample.number, sample.record, str(error)))
+    return asked, bad
+
+
+def _asked_of(sample: MediaSample) -> Asked:
+    """A sample as a question; its pictures are decoded once, so that a damaged one is found here.
+
+    Raises:
+        InputError: If a file cannot be read.
+    """
+    paths = [Path(path) for path in sample.media]
+    picture = provenance.joined([sha256_of(path) for path in paths])
+    for path in paths:
+        if not is_video(path):
+            load_picture(path)
+    label = next((str(sample.record[name]) for name in LABELS if sample.record.get(name) is not None), None)
+    return Asked(
+        key=f"{picture}/{sample.question}",
+        picture=picture,
+        task=str(sample.record.get("task", "samples")),
+        text=sample.question,
+        media=partial(list, sample.media),
+        label=label,
+        reading=_words,
+    )
+
+
+def _words(answer: str) -> str:
+    """An answer but for case, a full stop and space around it."""
+    return answer.strip().removesuffix(".").casefold()
 
 
 def _compare(
     vlm: VLM,
     asked: Sequence[Asked],
     plan: Plan,
-    vision_tokens: int | None,
-    *,
-    max_new_tokens: int,
-    workers: int,
     listener: Listener,
+    vision_tokens: int | None,
     origin: Mapping[str, Any],
     title: str = "",
-    labelled: bool = True,
 ) -> Quality:
     """Ask the same questions of the full model and of every method of a plan.
 
     Args:
         vlm: The model.
-        asked: Questions, those about the same pictures one behind the other.
+        asked: Questions, those about the same pictures one behind the other. Where their true answers are not known, an
+            answer counts as right that is the full model's.
         plan: What is compared.
-        vision_tokens: Of every prompt; None where they differ.
-        max_new_tokens: The longest answer.
-        workers: Processes.
         listener: Hears how it goes.
+        vision_tokens: Of every prompt; None where they differ.
         origin: What the figures depend on besides.
         title: What is said of the pictures, behind how many there are.
-        labelled: Whether the true answers are known. Else an answer counts as right that is the full model's.
     """
-    conditions = provenance.conditions(vlm) | {"max_new_tokens": max_new_tokens}
-    cells = cells_of(plan.contenders(), vlm.model, plan.shares_of(vision_tokens), vision_tokens, plan.seeds)
+    conditions = provenance.conditions(vlm) | {"max_new_tokens": plan.max_new_tokens}
+    cells = at_budgets(plan.contenders(), vlm.model, plan.shares_of(vision_tokens), vision_tokens, plan.seeds)
     with plan.store(conditions, listener.note) as store:
-        asking = _Asking(vlm, asked, store, max_new_tokens, workers, listener, labelled)
+        asking = _Asking(vlm, asked, plan, store, listener)
         rows = asking.rows(cells, "Answering")
         spent = unmatched(rows) if plan.baselines else []
-        controls = cells_of(contenders_of(BASELINES), vlm.model, spent, vision_tokens, plan.seeds)
+        baselines = {name: parse(name) for name in BASELINES}
+        controls = at_budgets(baselines, vlm.model, spent, vision_tokens, plan.seeds)
         names = {(cell.name, cell.budget) for cell in cells}
         controls = [cell for cell in controls if (cell.name, cell.budget) not in names]
         if controls:
@@ -220,7 +214,7 @@ def _compare(
     pictures = {question.picture for question in asked}
     return Quality(
         rows,
-        figure="Accuracy" if labelled else AGREEMENT,
+        figure="Accuracy" if asking.labelled else AGREEMENT,
         title=f"{vlm.name}: {len(asked)} questions about {len(pictures)} pictures{title}",
         origin={
             **origin,
@@ -228,22 +222,25 @@ def _compare(
             "versions": versions(),
             "commit": commit(),
             "draws": plan.draws,
-            "max_new_tokens": max_new_tokens,
+            "max_new_tokens": plan.max_new_tokens,
         },
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Asking:
     """Questions to one model, and where its answers are kept."""
 
     vlm: VLM
     asked: Sequence[Asked]
+    plan: Plan
     store: Answers
-    max_new_tokens: int
-    workers: int
     listener: Listener
-    labelled: bool
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the true answers are known."""
+        return self.asked[0].label is not None
 
     def rows(self, cells: Sequence[Cell], doing: str) -> list[dict[str, Any]]:
         """All figures of these cells, after asking what the store does not have."""
@@ -253,7 +250,7 @@ class _Asking:
         if left < total:
             self.listener.note(f"{total - left} of {total} answers are known already, from {self.store.path}")
         with self.listener.stage(doing, left) as advance:
-            run(self.vlm, work, self.store, max_new_tokens=self.max_new_tokens, workers=self.workers, advance=advance)
+            run(self.vlm, work, self.store, self.plan.max_new_tokens, self.plan.workers, advance)
         return figures_of(self._log(None), [(cell, [self._log(draw) for draw in cell.draws]) for cell in cells])
 
     def _log(self, method: Method | None) -> list[dict[str, Any]]:

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from foveate.eval.plan import BASELINES, Cell
-from foveate.eval.stats import Estimate, Numbers, Resampled, estimate, share
+from foveate._cells import Cell
+from foveate._stats import Estimate, Numbers, Resampled, estimate, share
+from foveate.eval.plan import BASELINES
 
 __all__ = ["FULL_MODEL", "RIVALS", "Log", "Row", "collapsed", "figures_of", "spread_out", "unmatched", "verdict"]
 

@@ -1,59 +1,22 @@
 """The embedded tasks: held-out pictures, drawn from a seed, and the questions that are asked about them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 
 from PIL import Image
 
 from foveate.embedded import FILM_TASKS, TASKS
 from foveate.embedded.films import film
-from foveate.embedded.questions import Question, one_per_film_task, one_per_task
+from foveate.embedded.questions import one_per_film_task, one_per_task
 from foveate.embedded.scenes import Scene, scene, sketch
 from foveate.errors import SettingError, UnknownNameError
+from foveate.eval.questioning import Asked
 
-__all__ = ["APART", "SPLIT", "PictureQuestion", "check_tasks", "questions"]
+__all__ = ["APART", "SPLIT", "check_tasks", "questions", "shown"]
 
 SPLIT = "held-out"
 APART = 1_000_000  # pictures between one seed's first and the next one's
 MOST_SEED = 2000
-
-
-@dataclass(frozen=True, slots=True)
-class PictureQuestion:
-    """A question about picture, or film, number `picture` of the held-out split."""
-
-    picture: int
-    question: Question
-
-    @property
-    def key(self) -> str:
-        """A name that no other question has."""
-        return f"{self.picture}/{self.question.task}"
-
-    @property
-    def task(self) -> str:
-        """What kind of question it is."""
-        return self.question.task
-
-    @property
-    def text(self) -> str:
-        """What is asked."""
-        return self.question.question
-
-    def is_right(self, answer: str) -> bool:
-        """Whether an answer is the true one."""
-        return answer == self.question.answer
-
-    def shown(self) -> list[Image.Image]:
-        """The picture, or the frames of the film."""
-        if self.question.task in FILM_TASKS:
-            return [Image.fromarray(frame.image) for frame in film(SPLIT, self.picture).frames]
-        return [Image.fromarray(_picture(self.picture).image)]
-
-    @property
-    def seed(self) -> int:
-        """The seed that its picture belongs to."""
-        return self.picture // APART
 
 
 def check_tasks(names: Sequence[str], known: Sequence[str] = TASKS) -> tuple[str, ...]:
@@ -71,7 +34,7 @@ def check_tasks(names: Sequence[str], known: Sequence[str] = TASKS) -> tuple[str
     return tuple(task for task in known if task in names or not names)
 
 
-def questions(tasks: Sequence[str], count: int, seeds: Sequence[int] = (0,)) -> list[PictureQuestion]:
+def questions(tasks: Sequence[str], count: int, seeds: Sequence[int] = (0,)) -> list[Asked]:
     """Questions about pictures of several seeds, one of every task that a picture allows.
 
     Args:
@@ -91,15 +54,15 @@ def questions(tasks: Sequence[str], count: int, seeds: Sequence[int] = (0,)) -> 
     if count < len(seeds):
         raise SettingError(f"Ask one question or more of each seed; got {count} of {len(seeds)}.")
     each, rest = divmod(count, len(seeds))
-    chosen: list[PictureQuestion] = []
+    chosen: list[Asked] = []
     for place, seed in enumerate(seeds):
         chosen += _questions(tasks, each + (place < rest), seed)
     return chosen
 
 
-def _questions(tasks: Sequence[str], count: int, seed: int) -> list[PictureQuestion]:
+def _questions(tasks: Sequence[str], count: int, seed: int) -> list[Asked]:
     """The first questions of a seed's pictures."""
-    chosen: list[PictureQuestion] = []
+    chosen: list[Asked] = []
     picture = seed * APART
     about_films = bool(set(tasks) & set(FILM_TASKS))
     while len(chosen) < count:
@@ -107,9 +70,20 @@ def _questions(tasks: Sequence[str], count: int, seed: int) -> list[PictureQuest
             drawn = one_per_film_task(film(SPLIT, picture), SPLIT, picture)
         else:
             drawn = one_per_task(_picture(picture), SPLIT, picture)
-        chosen += [PictureQuestion(picture, question) for question in drawn if question.task in tasks]
+        media = partial(shown, picture, about_films)
+        for one in drawn:
+            if one.task in tasks:
+                key = f"{picture}/{one.task}"
+                chosen.append(Asked(key, picture, one.task, one.question, media, one.answer, seed))
         picture += 1
     return chosen[:count]
+
+
+def shown(number: int, is_film: bool = False) -> list[Image.Image]:
+    """Picture number `number` of the held-out split, or the frames of that film."""
+    if is_film:
+        return [Image.fromarray(frame.image) for frame in film(SPLIT, number).frames]
+    return [Image.fromarray(_picture(number).image)]
 
 
 def _picture(number: int) -> Scene:

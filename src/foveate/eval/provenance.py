@@ -11,6 +11,7 @@ from typing import Any
 import huggingface_hub
 
 from foveate import embedded
+from foveate._files import sha256_of
 from foveate._versions import versions
 from foveate.ask.vlm import VLM
 
@@ -67,7 +68,7 @@ def _files(folder: Path, hash_weights: bool) -> dict[str, str]:
         if path.suffix == ".safetensors" and not hash_weights:
             digest = f"{path.resolve().name}, {path.stat().st_size} bytes"
         else:
-            digest = _sha256(path)
+            digest = sha256_of(path)
         digests[path.relative_to(folder).as_posix()] = digest
     return digests
 
@@ -75,11 +76,6 @@ def _files(folder: Path, hash_weights: bool) -> dict[str, str]:
 def joined(digests: Sequence[str]) -> str:
     """One SHA-256 of several, in their order."""
     return hashlib.sha256(bytes.fromhex("".join(digests))).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _libraries() -> dict[str, str]:

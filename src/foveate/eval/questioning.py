@@ -2,10 +2,10 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 from foveate import embedded
 from foveate.ask.generation import Generation
@@ -13,9 +13,8 @@ from foveate.ask.loading import reloading
 from foveate.ask.prompt import Prompt
 from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
-from foveate.errors import InputError
-from foveate.eval.answer_store import FULL, Answers, First, key_of
-from foveate.runs.crew import Here, Pool, Stopped, Worker
+from foveate.eval.answer_store import FULL, Answers, First, key_of, record_of
+from foveate.runs.crew import Stopped, Worker, crew_of
 from foveate.runs.going import run as go
 from foveate.runs.listener import Advance, unheard
 
@@ -24,32 +23,33 @@ __all__ = ["Asked", "Work", "outstanding", "prompts_of", "run"]
 MOST_WORKERS = 4
 
 
-class Asked(Protocol):
+@dataclass(frozen=True, slots=True)
+class Asked:
     """A question about pictures or a film.
 
     Attributes:
-        picture: What it is about: questions about the same stand one behind the other.
         key: A name that no other question has.
+        picture: What it is about: questions about the same stand one behind the other.
         task: What kind of question it is.
         text: What is asked.
+        media: Gives the pictures, as `VLM.prepare` takes them.
+        label: The true answer; None where it is not known.
         seed: Which seed drew the picture; None where nobody did.
+        reading: What of an answer is compared with the label's.
     """
 
-    @property
-    def picture(self) -> Any: ...
-    @property
-    def key(self) -> str: ...
-    @property
-    def task(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def seed(self) -> int | None: ...
-    def shown(self) -> Any:
-        """The pictures, as `VLM.prepare` takes them."""
+    key: str
+    picture: Any
+    task: str
+    text: str
+    media: Callable[[], Any] = field(compare=False)
+    label: str | None = None
+    seed: int | None = None
+    reading: Callable[[str], str] = str
 
     def is_right(self, answer: str) -> bool:
         """Whether an answer is the true one."""
+        return self.label is not None and self.reading(answer) == self.reading(self.label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,6 @@ def run(
     vlm: VLM,
     work: Sequence[Work],
     store: Answers,
-    *,
     max_new_tokens: int,
     workers: int = 1,
     advance: Advance = unheard,
@@ -125,8 +124,8 @@ def run(
         store.add(rows)
         advance(len(rows))
 
-    with Pool(task, workers) if workers > 1 else Here(task, partial(_work, vlm, max_new_tokens)) as crew:
-        go(work, crew, take, alone=lambda about_picture: [about_picture], given_up=_refuse)
+    with crew_of(task, workers, partial(_work, vlm, max_new_tokens)) as crew:
+        go(work, crew, take)
 
 
 def _begin(reload: Callable[[], VLM], max_new_tokens: int, place: int, count: int) -> Worker:
@@ -138,16 +137,9 @@ def _work(vlm: VLM, max_new_tokens: int, work: Work, stopped: Stopped) -> Iterat
     yield _rows(vlm, work, max_new_tokens)
 
 
-def _refuse(work: Work) -> list[dict[str, Any]]:
-    raise InputError(
-        f"A process that answered about {work.questions[0].picture} died, and another one too, perhaps for want of "
-        "memory. Run again with --workers 1: what was answered is kept."
-    )
-
-
 def prompts_of(vlm: VLM, questions: Sequence[Asked]) -> list[Prompt]:
     """Questions about one picture or film as the model gets them."""
-    shown = questions[0].shown()
+    shown = questions[0].media()
     return [vlm.prepare(shown, question.text) for question in questions]
 
 
@@ -171,19 +163,8 @@ def _rows(vlm: VLM, work: Work, max_new_tokens: int) -> list[dict[str, Any]]:
         answers = answer_all([prompts[place] for place in places], method, generation=generation, first=True)
         for place, answer in zip(places, answers, strict=True):
             question = work.questions[place].key
-            row = {
-                "method": key_of(method),
-                "question": question,
-                "answer": answer.text,
-                "spent": answer.spent,
-                "vision_tokens": answer.vision_tokens,
-                "flops": answer.flops,
-            }
-            assert answer.first is not None
+            row = record_of(answer, key_of(method), question, first.get(question))
             if method is None:
-                first[question] = First.of(answer.first)
-                row["first"] = first[question].to_dict()
-            else:
-                row["kl"] = first[question].divergence_of(answer.first)
+                first[question] = First.from_dict(row["first"])
             rows.append(row)
     return rows

@@ -12,13 +12,13 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 
 from foveate.errors import InputError, SettingError
 
-__all__ = ["Crew", "Here", "InHand", "Pool", "Task", "Together", "Worker", "device_at", "rows_of"]
+__all__ = ["Crew", "Here", "InHand", "Pool", "Task", "Together", "Worker", "crew_of", "device_at", "rows_of"]
 
 LOOK = 0.2
 """Seconds after which a process that waits looks whether it shall stop."""
@@ -37,42 +37,30 @@ Task = Callable[[int, int], Worker]
 """What a crew does, can be pickled: loads what process `place` of `count` needs, and gives its worker."""
 
 
-class Crew(Protocol):
-    """Who works on items, while the context lasts."""
-
-    def __enter__(self) -> Self: ...
-    def __exit__(self, kind: object, error: object, trace: object, /) -> None: ...
-    def about(self) -> dict[str, Any]:
-        """What rows depend on besides the items."""
-
-    def work(self, items: Iterable[Any], stopped: Stopped) -> Iterator[Done]:
-        """Rows as they come, in any order; an item may come several times, each with some of its rows."""
-
-
 class Here:
     """This process.
 
     Args:
         task: What is done.
-        worker: One that has begun already.
     """
 
-    def __init__(self, task: Task, worker: Worker | None = None) -> None:
+    def __init__(self, task: Task) -> None:
         self._task = task
-        self._worker = worker
 
     def __enter__(self) -> Self:
-        self._begun: Any = self._worker or self._task(0, 1)
+        self._begun: Any = self._task(0, 1)
         return self
 
     def __exit__(self, *_: object) -> None:
         del self._begun
 
     def about(self) -> dict[str, Any]:
+        """What rows depend on besides the items."""
         about: dict[str, Any] = self._begun.about()
         return about
 
     def work(self, items: Iterable[Any], stopped: Stopped) -> Iterator[Done]:
+        """Rows as they come, in any order; an item may come several times, each with some of its rows."""
         for item in items:
             for rows in self._begun(item, stopped):
                 yield item, rows
@@ -95,6 +83,10 @@ class Together(ABC):
         self._task = task
         self._count = count
 
+    @abstractmethod
+    def __enter__(self) -> Self: ...
+    @abstractmethod
+    def __exit__(self, kind: object, error: object, trace: object, /) -> None: ...
     @abstractmethod
     def _hire(self, place: int) -> None:
         """Begin the process of a place, in the place of one that has died."""
@@ -144,6 +136,10 @@ class Together(ABC):
                     continue
                 deaths = 0
                 yield item, rows
+
+
+Crew = Here | Together
+"""Who works on items, while the context lasts."""
 
 
 def _all_die() -> InputError:
@@ -199,6 +195,15 @@ class Pool(Together):
 
     def _stop(self) -> None:
         self._stopped.set()
+
+
+def crew_of(task: Task, workers: int, here: Worker) -> Crew:
+    """So many processes of this machine; with one worker, this process, where it has begun already.
+
+    Raises:
+        SettingError: If these are more than the machine can serve.
+    """
+    return Pool(task, workers) if workers > 1 else Here(lambda place, count: here)
 
 
 _process: dict[str, Any] = {}

@@ -8,7 +8,18 @@ from foveate.runs.crew import DEATHS, Crew, Stopped
 
 __all__ = ["run"]
 
-Rows = list[dict[str, Any]]
+Rows = list[Any]
+
+
+def _itself(item: Any) -> list[Any]:
+    return [item]
+
+
+def _refuse(item: Any) -> Rows:
+    raise InputError(
+        "A process died at what it was asked, and another one too, perhaps for want of memory. Run again with "
+        "--workers 1: what is on the disk is not asked again."
+    )
 
 
 def run(
@@ -16,8 +27,8 @@ def run(
     crew: Crew,
     take: Callable[[Rows], object],
     *,
-    alone: Callable[[Any], Iterable[Any]],
-    given_up: Callable[[Any], Rows],
+    alone: Callable[[Any], Iterable[Any]] = _itself,
+    given_up: Callable[[Any], Rows] = _refuse,
     stopped: Stopped = lambda: False,
 ) -> None:
     """Let a crew work on items, and take their rows as they come.
@@ -26,12 +37,13 @@ def run(
         items: What is worked on.
         crew: Who works; its context is open.
         take: Keeps rows.
-        alone: The smaller items that an item is made of, each of which is asked by itself where a process has died.
-        given_up: The rows of such a smaller item at which a process has died again.
+        alone: The smaller items that an item is made of, each of which is asked by itself where a process has died;
+            the item itself where it is of one piece.
+        given_up: The rows of such a smaller item at which a process has died again; a refusal where it has none.
         stopped: Says that the run shall end behind what is in hand.
 
     Raises:
-        InputError: If processes die whatever they are asked.
+        InputError: If processes die whatever they are asked, or at an item that has no rows without a result.
     """
     died = []
     answered = False

@@ -21,7 +21,7 @@ from foveate._files import named, open_readable, sha256_of
 from foveate._upstream import brief, first_line, install_line, printable
 from foveate.errors import InputError, SettingError, UnsupportedError
 
-__all__ = ["ENDINGS", "Bad", "Columns", "Sample", "Samples", "Unreadable", "arrow", "samples_in"]
+__all__ = ["ENDINGS", "Bad", "MediaSample", "SampleColumns", "Samples", "Unreadable", "arrow", "samples_in"]
 
 LINE = 2**24
 """The longest line of JSON or cell of CSV, in bytes or letters. A longer one is no sample."""
@@ -38,7 +38,7 @@ class Unreadable(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class MediaSample:
     """A question about pictures or films.
 
     Attributes:
@@ -64,7 +64,7 @@ class Bad:
 
     Attributes:
         number: Its place in the file, from 0.
-        record: As in `Sample`, or the line under "line".
+        record: As in `MediaSample`, or the line under "line".
         reason: Why it is none, and what to do.
     """
 
@@ -74,7 +74,7 @@ class Bad:
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
+class SampleColumns:
     """What the columns of a file are called: of several names, the first that is there counts.
 
     Attributes:
@@ -91,7 +91,7 @@ class Columns:
 # -- formats ------------------------------------------------------------------------------------------------------
 
 
-class _Source(ABC):
+class _Records(ABC):
     """A file or folder, record by record."""
 
     def __init__(self, path: Path) -> None:
@@ -120,7 +120,7 @@ class _Source(ABC):
         return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-class _JsonLines(_Source):
+class _JsonLines(_Records):
     """An object a line. Blank lines do not count."""
 
     def records(self, carried: bool) -> Iterator[Mapping[str, Any] | Bad]:
@@ -159,7 +159,7 @@ def _skip_line(file: BinaryIO) -> None:
         pass
 
 
-class _Csv(_Source):
+class _Csv(_Records):
     """Cells by the names in the first line; several pictures are written as a JSON list."""
 
     def records(self, carried: bool) -> Iterator[Mapping[str, Any] | Bad]:
@@ -214,7 +214,7 @@ def _cell(cell: str) -> Any:
     return values if all(isinstance(value, str) for value in values) else cell
 
 
-class _Parquet(_Source):
+class _Parquet(_Records):
     """A Parquet file, some rows at a time.
 
     Args:
@@ -267,7 +267,7 @@ def _values(column: Any) -> list[Any]:
     return values
 
 
-class _Folder(_Source):
+class _Folder(_Records):
     """Every file of a folder and of those in it is a sample, by name. Names that begin with a dot do not count.
 
     Links to files are followed; a link to a folder is a sample that cannot be read.
@@ -310,7 +310,7 @@ class _Folder(_Source):
         return None  # what comes into a folder meanwhile is told by its digest, the next time
 
 
-ENDINGS: dict[str, type[_Source]] = {
+ENDINGS: dict[str, type[_Records]] = {
     ".jsonl": _JsonLines,
     ".ndjson": _JsonLines,
     ".csv": _Csv,
@@ -347,8 +347,8 @@ class Samples:
         state: What changes when somebody writes to the file.
     """
 
-    source: _Source
-    columns: Columns
+    source: _Records
+    columns: SampleColumns
     question: str | None
     root: str
     state: Any
@@ -370,13 +370,15 @@ class Samples:
             InputError: If it cannot be read.
         """
         name = self.columns.id
-        if name != Columns().id or self.is_folder:
+        if name != SampleColumns().id or self.is_folder:
             return self
         if any(name in record for record in self.source.records(False) if not isinstance(record, Bad)):
             return self
         return replace(self, columns=replace(self.columns, id=None))
 
-    def read(self, skip: Callable[[int], bool] = lambda number: False, carried: bool = True) -> Iterator[Sample | Bad]:
+    def read(
+        self, skip: Callable[[int], bool] = lambda number: False, carried: bool = True
+    ) -> Iterator[MediaSample | Bad]:
         """Samples in order, without those whose number is to be skipped.
 
         Args:
@@ -444,7 +446,7 @@ class Samples:
                     "Make ids unique, or take the row's number in the place of the column."
                 )
 
-    def _sample(self, number: int, record: Mapping[str, Any]) -> Sample | Bad:
+    def _sample(self, number: int, record: Mapping[str, Any]) -> MediaSample | Bad:
         columns = self.columns
         try:
             name = str(number) if columns.id is None else _id(record[_first(record, (columns.id,))])
@@ -453,11 +455,11 @@ class Samples:
             question = _question(record[_first(record, columns.question)] if self.question is None else self.question)
         except Unreadable as error:
             return Bad(number, record, str(error))
-        return Sample(number, name, media, question, record, column)
+        return MediaSample(number, name, media, question, record, column)
 
 
 def samples_in(
-    path: Path, columns: Columns | None = None, question: str | None = None, root: str | Path | None = None
+    path: Path, columns: SampleColumns | None = None, question: str | None = None, root: str | Path | None = None
 ) -> Samples:
     """The samples of a file or folder, by its ending.
 
@@ -472,19 +474,19 @@ def samples_in(
         SettingError: If it is a folder and there is no question.
         UnsupportedError: If it is a Parquet file and there is no pyarrow.
     """
-    columns = columns or Columns()
+    columns = columns or SampleColumns()
     source = _source(path, columns)
     if isinstance(source, _Folder):
         if question is None:
             raise SettingError(f"What is asked about the files of {path}? Give one question for all.")
-        columns = Columns(id=columns.id and Columns().id)
+        columns = SampleColumns(id=columns.id and SampleColumns().id)
         root = None
     start = os.path.abspath(source.root if root is None else root)
     return Samples(source, columns, question, start, source.state())
 
 
-def _source(path: Path, columns: Columns) -> _Source:
-    if path.is_dir():
+def _source(path: Path, columns: SampleColumns) -> _Records:
+    if os.path.isdir(path):  # unlike Path.is_dir, no error where the name is too long
         return _Folder(path)
     with open_readable(path) as file:
         packed = file.read(2) == b"\x1f\x8b"

@@ -21,7 +21,7 @@ from foveate.contract.method import Method
 from foveate.engine.session import drop_or_not
 from foveate.eval.answer_store import First
 from foveate.registry import family_for
-from foveate.tune.samples import About, SampleInputs
+from foveate.tune.parts import About, SampleInputs
 
 __all__ = ["Fidelity", "Target", "answered", "beginning", "greedy", "looks", "outcomes", "predictions", "targets"]
 

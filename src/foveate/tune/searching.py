@@ -11,7 +11,7 @@ from foveate.contract.method import Method
 from foveate.contract.space import Point, Space
 from foveate.contract.stages import Shape
 from foveate.errors import BudgetError, SettingError, UnsupportedError
-from foveate.tune.costs import Limit, Prices
+from foveate.tune.prices import Limit, Prices
 
 __all__ = ["Tried", "budgeted", "grid", "left_to_search", "published_point", "searched", "usual_point"]
 

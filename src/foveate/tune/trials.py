@@ -17,11 +17,12 @@ from foveate.ask.loading import reloading
 from foveate.ask.vlm import VLM
 from foveate.contract import catalogue
 from foveate.contract.method import Method
-from foveate.errors import InputError, SettingError
+from foveate.errors import SettingError
 from foveate.runs.crew import Crew, Here, Pool, Stopped, Worker
+from foveate.runs.going import run as go
 from foveate.runs.store import Store, open_store
 from foveate.tune.forcing import Fidelity, Target, answered, beginning, looks, outcomes
-from foveate.tune.samples import About
+from foveate.tune.parts import About
 
 __all__ = ["FEWEST", "Trials", "batched", "is_above_zero", "open_trials"]
 
@@ -75,7 +76,8 @@ def open_trials(
                 )
             # As bytes: torch would keep a file open for each tensor, and files are few.
             crew = Pool(partial(_begin, reloading(model), pickle.dumps(by_key), max_new_tokens), workers)
-        yield Trials(inner, opened.enter_context(crew), store, workers, advance)
+        with crew:
+            yield Trials(inner, crew, store, workers, advance)
 
 
 def _begin(reload: Callable[[], VLM], pictures: bytes, max_new_tokens: int, place: int, count: int) -> Worker:
@@ -90,12 +92,12 @@ def _work(
 
     `item` is the batch's number, the method's values or None, the pictures' keys and their targets.
     """
-    _, values, keys, wanted = item
+    number, values, keys, wanted = item
     batch = [pictures[key] for key in keys]
     if values is None:
-        yield [[answered(model, about, max_new_tokens) for about in batch]]
+        yield [(number, [answered(model, about, max_new_tokens) for about in batch])]
     else:
-        yield [outcomes(model, batch, wanted, catalogue.from_dict(values))]
+        yield [(number, outcomes(model, batch, wanted, catalogue.from_dict(values)))]
 
 
 class Trials:
@@ -170,15 +172,8 @@ class Trials:
     def _run(self, asked: Sequence[tuple[Any, ...]]) -> list[Any]:
         """What comes of each item, in their order."""
         results: dict[int, Any] = {}
-        items = [(place, *item) for place, item in enumerate(asked)]
-        for (place, *_), made in self._crew.work(items, lambda: False):
-            if made is None:
-                raise InputError(
-                    "A process that tries settings died, perhaps for want of memory. Run again with --workers 1: with "
-                    "the same --state, what was tried is kept."
-                )
-            (results[place],) = made
-        return [results[place] for place in range(len(asked))]
+        go([(number, *item) for number, item in enumerate(asked)], self._crew, results.update)
+        return [results[number] for number in range(len(asked))]
 
     def score(self, method: Method, pictures: Sequence[About]) -> tuple[float, bool]:
         """Mean root divergence a question, and whether all pictures were run.

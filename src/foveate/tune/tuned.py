@@ -1,24 +1,34 @@
 """What a search came to: a preset file that runs wherever a method's name does, with the held-out comparison."""
 
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, InstanceOf, PlainSerializer, TypeAdapter, ValidationError
 
 from foveate._sheet import Column, Sheet
 from foveate._spelling import read_json
+from foveate._stats import Estimate
 from foveate._writing import publish
 from foveate.contract import catalogue
 from foveate.contract.method import Method
-from foveate.contract.settings import check
-from foveate.errors import InputError, SettingError
-from foveate.eval.stats import Estimate
+from foveate.errors import FoveateError, InputError
 
 __all__ = ["HeldOut", "Tuned", "points"]
 
 FORMAT = "foveate tuning 4"
-DAMAGED = "This preset of foveate tune is damaged"
+
+
+PlainMethod = Annotated[
+    InstanceOf[Method],
+    BeforeValidator(lambda value: value if isinstance(value, Method) else catalogue.from_dict(value)),
+    PlainSerializer(Method.to_dict),
+]
+"""A method; in JSON, what `Method.to_dict` gives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,38 +45,11 @@ class HeldOut:
     """
 
     name: str
-    method: Method
+    method: PlainMethod
     tokens: float
     agreement: Estimate
     root: Estimate
     ahead: Estimate | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "name": self.name,
-            "method": self.method.to_dict(),
-            "tokens": round(self.tokens, 4),
-            "agreement": self.agreement.to_dict(),
-            "root": self.root.to_dict(),
-            "ahead": None if self.ahead is None else self.ahead.to_dict(),
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """From what `to_dict` gave."""
-        return cls(
-            name=values["name"],
-            method=catalogue.from_dict(values["method"]),
-            tokens=float(values["tokens"]),
-            agreement=_estimate(values["agreement"]),
-            root=_estimate(values["root"]),
-            ahead=None if values["ahead"] is None else _estimate(values["ahead"]),
-        )
-
-
-def _estimate(values: Mapping[str, Any]) -> Estimate:
-    return Estimate(**check(DAMAGED, Estimate, values))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -95,7 +78,7 @@ class Tuned:
         date: UTC, ISO 8601.
     """
 
-    method: Method
+    method: PlainMethod
     chosen: str
     base: Mapping[str, Any]
     model: str
@@ -163,19 +146,10 @@ class Tuned:
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome as plain values; "method" is what names and files read."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {
-            "format": FORMAT,
-            **own,
-            "method": self.method.to_dict(),
-            "pictures": list(self.pictures),
-            "rows": [row.to_dict() for row in self.rows],
-            "notes": list(self.notes),
-            "verdict": self.verdict,
-        }
+        return {"format": FORMAT, **_adapter().dump_python(self, mode="json"), "verdict": self.verdict}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> "Tuned":
         """The outcome that `to_dict` gave.
 
         Raises:
@@ -183,16 +157,14 @@ class Tuned:
         """
         if values.get("format") != FORMAT:
             raise InputError(f"This file is no preset of foveate tune: its format is not {FORMAT!r}.")
-        names = {field.name for field in fields(cls)}
-        own = {name: value for name, value in values.items() if name in names}
         try:
-            own["method"] = catalogue.from_dict(own["method"])
-            own["rows"] = tuple(map(HeldOut.from_dict, own["rows"]))
-            return cls(**check(DAMAGED, cls, own))
-        except SettingError as error:
+            return _adapter().validate_python(values)
+        except ValidationError as error:
+            worst = error.errors(include_url=False)[0]
+            place, why = ".".join(map(str, worst["loc"])), worst["msg"].removeprefix("Value error, ")
+            raise InputError(f"This preset of foveate tune is damaged: {place}: {why}") from error
+        except FoveateError as error:
             raise InputError(str(error)) from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{DAMAGED}: {error} is missing or wrong.") from error
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the outcome as JSON: a file that `--method` and `foveate.method` take.
@@ -201,19 +173,24 @@ class Tuned:
             InputError: If the file exists and `force` is off, or it cannot be written.
         """
         path = Path(path)
-        if path.exists() and not force:
+        if os.path.exists(path) and not force:  # unlike Path.exists, no error where the name is too long
             raise InputError(f"{path} exists already. Name another file, or overwrite it with force=True.")
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
         publish(path, lambda part: part.write_text(text, encoding="utf-8"), force=True)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "Tuned":
         """The outcome in a file.
 
         Raises:
             InputError: If there is no such file, or it holds none.
         """
         return cls.from_dict(read_json(path))
+
+
+@cache
+def _adapter() -> TypeAdapter[Tuned]:
+    return TypeAdapter(Tuned)
 
 
 def points(estimate: Estimate, sign: str = "") -> str:

@@ -13,9 +13,9 @@ from foveate.contract import naming
 from foveate.contract.method import Method
 from foveate.contract.space import Space, space_of
 from foveate.errors import BudgetError, SettingError
-from foveate.tune.choosing import chosen, comparison, remarks
-from foveate.tune.costs import NEAR, Limit, Measured, Prices, solved
-from foveate.tune.samples import About, Split, digest, grouped, notes_on, split
+from foveate.tune.choice import chosen, comparison, remarks
+from foveate.tune.parts import About, Split, digest, grouped, notes_on, split
+from foveate.tune.prices import NEAR, Limit, Measured, Prices, solved
 from foveate.tune.searching import Tried, budgeted, left_to_search, published_point, searched, usual_point
 from foveate.tune.trials import FEWEST, open_trials
 from foveate.tune.tuned import Tuned

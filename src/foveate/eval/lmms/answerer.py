@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from foveate.ask.answer import Answer
@@ -15,10 +16,10 @@ from foveate.ask.vlm import VLM
 from foveate.contract.method import Method, meet
 from foveate.errors import SettingError, UnsupportedError
 from foveate.eval import provenance
-from foveate.eval.answer_store import FULL, Answers, First, key_of
+from foveate.eval.answer_store import FULL, Answers, First, key_of, record_of
 from foveate.runs.listener import Advance, unheard
 
-__all__ = ["Answerer", "Conduct", "Request"]
+__all__ = ["Conduct", "Request", "RequestAnswerer"]
 
 WINDOW = 8
 """Batches' worth of requests that are read at a time, so that a batch can be of like lengths."""
@@ -28,12 +29,14 @@ LONGEST = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conduct:
-    """How questions are put to the model.
+    """How benchmarks are run.
 
     Attributes:
         protocol: "own" is the model's chat template and processor, "llava" that of LLaVA-1.5's papers.
         batch_size: Most samples a batch.
         most_frames: Most frames of a video.
+        limit: Documents of each task, from its first on; None is all.
+        include: Folders with tasks of one's own.
 
     Raises:
         UnknownNameError: If there is no such protocol.
@@ -43,6 +46,8 @@ class Conduct:
     protocol: str = "own"
     batch_size: int = 1
     most_frames: int = 32
+    limit: int | None = None
+    include: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         check_protocol(self.protocol)
@@ -111,7 +116,7 @@ class _Question:
 
 
 @dataclass(eq=False)
-class Answerer:
+class RequestAnswerer:
     """A model under one setting, and what it answered.
 
     Attributes:
@@ -203,24 +208,15 @@ class Answerer:
 
     def _row(self, question: _Question, answer: Answer) -> dict[str, Any]:
         """The record of an answer."""
-        assert answer.first is not None
-        row: dict[str, Any] = {
-            "method": self.key,
-            "question": question.name,
+        full = self._stored(FULL, question)
+        first = None if full is None else First.from_dict(full["first"])
+        return record_of(answer, self.key, question.name, first) | {
             "answer": _until(answer.text, question.until),
             "tokens": list(answer.said),
-            "spent": answer.spent,
-            "vision_tokens": answer.vision_tokens,
             "retention": answer.retention,
-            "flops": answer.flops,
             "media": question.conversation.media_name(),
             "setting": None if answer.method is None else answer.method.to_dict(),
         }
-        if self.key == FULL:
-            row["first"] = First.of(answer.first).to_dict()
-        elif (full := self._stored(FULL, question)) is not None:
-            row["kl"] = First.from_dict(full["first"]).divergence_of(answer.first)
-        return row
 
 
 def _until(text: str, ends: Sequence[str]) -> str:

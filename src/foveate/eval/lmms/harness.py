@@ -2,7 +2,6 @@
 
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,32 +11,13 @@ from foveate.ask.vlm import VLM
 from foveate.contract.method import Method
 from foveate.errors import InputError
 from foveate.eval.answer_store import Answers
-from foveate.eval.lmms.answerer import Answerer, Conduct
+from foveate.eval.lmms.answerer import Conduct, RequestAnswerer
 from foveate.eval.lmms.benchmarks import BENCHMARKS, check_folders, check_installed, resolve
-from foveate.eval.lmms.label import Label, write
 from foveate.eval.lmms.metrics import Metric, metric_of
 from foveate.eval.lmms.quiet import quiet
-from foveate.eval.lmms.setting import Setting
 from foveate.runs.listener import Advance, unheard
 
-__all__ = ["Options", "check_names", "harness_tasks", "run"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How benchmarks are run.
-
-    Attributes:
-        conduct: How questions are put to the model.
-        limit: Documents of each task, from its first on; None is all.
-        include: Folders with tasks of one's own.
-        log_samples: Where lmms-eval's own results and samples are written, a folder for each setting; None is nowhere.
-    """
-
-    conduct: Conduct = field(default_factory=Conduct)
-    limit: int | None = None
-    include: tuple[Path, ...] = ()
-    log_samples: Path | None = None
+__all__ = ["check_names", "harness_tasks", "run"]
 
 
 def harness_tasks(include: Sequence[Path] = ()) -> tuple[str, ...]:
@@ -69,8 +49,7 @@ def run(
     names: Sequence[str],
     method: Method | None = None,
     *,
-    setting: Setting | None = None,
-    options: Options | None = None,
+    conduct: Conduct | None = None,
     store: Answers | None = None,
     advance: Advance = unheard,
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Metric]]:
@@ -83,9 +62,8 @@ def run(
         vlm: The model.
         names: Ours or lmms-eval's.
         method: What drops, its budget solved for each sample; None is the full model.
-        setting: How it was asked for, for lmms-eval's own files.
-        options: How they are run.
-        store: From `open_answers(options.conduct.conditions(vlm), folder)`; None keeps nothing on disk.
+        conduct: How they are run.
+        store: From `open_answers(conduct.conditions(vlm), folder)`; None keeps nothing on disk.
         advance: Called with the number of answers that were added.
 
     Returns:
@@ -98,22 +76,22 @@ def run(
         UnsupportedError: If lmms-eval is not installed, or a task cannot be run with this model.
         InputError: If a task's data cannot be read.
     """
-    options = options or Options()
-    resolved = resolve(names, harness_tasks(options.include))
-    answerer = Answerer(vlm, method, options.conduct, store, advance)
+    conduct = conduct or Conduct()
+    resolved = check_names(names, conduct.include)
+    answerer = RequestAnswerer(vlm, method, conduct, store, advance)
     with TemporaryDirectory() as folder, quiet():
         from lmms_eval.evaluator import simple_evaluate
 
         from foveate.eval.lmms.plugin import Answering
 
-        manager = _Manager(_manager(tuple(map(str, options.include))))
+        manager = _Manager(_manager(tuple(map(str, conduct.include))))
         arguments = Namespace(output_path=folder, process_with_media=True, reasoning_tags=None)
         try:
             report = simple_evaluate(
                 Answering(answerer),
                 tasks=list(dict.fromkeys(resolved.values())),
                 task_manager=manager,
-                limit=options.limit,
+                limit=conduct.limit,
                 bootstrap_iters=0,
                 cli_args=arguments,
                 process_docs_parallel=1,
@@ -127,15 +105,6 @@ def run(
             if samples := report["samples"].get(name):
                 metrics[name] = metric_of(name, task, report, arguments)
                 logs[name] = list(_rows(name, samples, answerer.records, metrics[name]))
-        if options.log_samples is not None:
-            conduct = options.conduct
-            label = Label(
-                model=vlm.name,
-                setting=setting or Setting(),
-                protocol=conduct.protocol,
-                most_frames=conduct.most_frames,
-            )
-            write(options.log_samples, label, report, answerer.records)
     return logs, metrics
 
 

@@ -1,21 +1,19 @@
 """What lmms-eval writes of a run: with the method, its budget and what was spent, in a folder named after them."""
 
 import re
-import warnings
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from foveate.errors import InputError
 from foveate.eval.answer_store import FULL, fingerprint
+from foveate.eval.lmms.answerer import Conduct
 from foveate.eval.lmms.setting import Setting
 
-__all__ = ["Label", "spent_of", "when_written", "write"]
+__all__ = ["Label", "spent_of", "when_written"]
 
 KEY = "foveate"
 """The key of results and of samples under which our values are."""
@@ -35,14 +33,12 @@ class Label:
     Attributes:
         model: A hub id, a folder, or "embedded".
         setting: What drops, and the budget that was asked for.
-        protocol: How questions were put.
-        most_frames: Most frames of a video.
+        conduct: How it was run.
     """
 
     model: str
     setting: Setting
-    protocol: str = "own"
-    most_frames: int = 32
+    conduct: Conduct
 
     @property
     def folder(self) -> str:
@@ -62,10 +58,11 @@ class Label:
         if setting.seed is not None:
             words.append(f"seed-{setting.seed}")
         parts = [sanitize_model_name(self.model), *map(_plain, words)]
-        if self.protocol != "own":
-            parts.append(self.protocol)
-        if self.most_frames != 32:
-            parts.append(f"{self.most_frames}-frames")
+        usual = Conduct()
+        if self.conduct.protocol != usual.protocol:
+            parts.append(self.conduct.protocol)
+        if self.conduct.most_frames != usual.most_frames:
+            parts.append(f"{self.conduct.most_frames}-frames")
         return "__".join(parts)
 
     def asked(self) -> dict[str, Any]:
@@ -96,7 +93,12 @@ class Label:
             records: What is kept of each answer.
         """
         asked = self.asked()
-        results[KEY] = {"model": self.model, **asked, **_spent(list(records.values())), "protocol": self.protocol}
+        results[KEY] = {
+            "model": self.model,
+            **asked,
+            **_spent(list(records.values())),
+            "protocol": self.conduct.protocol,
+        }
         for task, figures in results["results"].items():
             rows = [row for (name, _), row in records.items() if name == task]
             if rows:
@@ -136,9 +138,6 @@ def _plain(text: str) -> str:
     return f"{plain[:LONGEST]}-{fingerprint({'text': text})[:8]}"
 
 
-# -- lmms-eval's own command line -----------------------------------------------------------------------------
-
-
 def when_written(label: Label, records: Callable[[], Records]) -> None:
     """Have the next results that lmms-eval writes say all this; nothing of lmms-eval asks a model for it.
 
@@ -150,64 +149,16 @@ def when_written(label: Label, records: Callable[[], Records]) -> None:
     """
     from lmms_eval.loggers import EvaluationTracker
 
-    save = _own_save()
+    save = EvaluationTracker.save_results_aggregated
+    save = getattr(save, "__wrapped__", save)  # a run before this one may have ended without results
 
     @wraps(save)
     def saved(tracker: Any, results: Any, samples: Any, datetime_str: str) -> None:
         EvaluationTracker.save_results_aggregated = save
         if results["config"]["model"] == KEY:
             label.add_to(results, samples, records())
-            _name(tracker, label)
+            tracker.general_config_tracker.model_name = label.model
+            tracker.general_config_tracker.model_name_sanitized = label.folder
         save(tracker, results=results, samples=samples, datetime_str=datetime_str)
 
     EvaluationTracker.save_results_aggregated = saved
-
-
-def _own_save() -> Any:
-    """The tracker's own method: a run before this one may have ended without results, and left it replaced."""
-    from lmms_eval.loggers import EvaluationTracker
-
-    save = EvaluationTracker.save_results_aggregated
-    return getattr(save, "__wrapped__", save)
-
-
-def _name(tracker: Any, label: Label) -> None:
-    """Have a tracker write into the run's own folder."""
-    tracker.general_config_tracker.model_name = label.model
-    tracker.general_config_tracker.model_name_sanitized = label.folder
-
-
-# -- in this process ------------------------------------------------------------------------------------------
-
-
-def write(folder: Path, label: Label, report: MutableMapping[str, Any], records: Records) -> None:
-    """Write lmms-eval's own files of a run: its results, and its samples task by task.
-
-    Args:
-        folder: Where the run's folder is made.
-        label: What the report is of.
-        report: The harness's report, which is changed.
-        records: What is kept of each answer.
-
-    Raises:
-        InputError: If they cannot be written.
-    """
-    from lmms_eval.loggers import EvaluationTracker
-
-    place = folder / label.folder
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{place} cannot be made: {error.strerror}. Name another folder.") from error
-    EvaluationTracker.save_results_aggregated = _own_save()
-    tracker = EvaluationTracker(output_path=str(folder))
-    tracker.general_config_tracker.log_experiment_args(KEY, "", None, None, False)
-    _name(tracker, label)
-    samples = report.pop("samples")
-    report["config"]["model"] = KEY
-    label.add_to(report, samples, records)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # it leaves closing its file to the collector
-        tracker.save_results_aggregated(results=report, samples=samples, datetime_str=f"{datetime.now():%Y%m%d_%H%M%S}")
-    for task, rows in samples.items():
-        tracker.save_results_samples(task_name=task, samples=rows)

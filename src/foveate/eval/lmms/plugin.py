@@ -19,7 +19,7 @@ from tqdm import tqdm
 from foveate.ask.loading import EMBEDDED, device_of, load
 from foveate.errors import FoveateError, SettingError, UnknownNameError, UnsupportedError
 from foveate.eval.answer_store import Answers, open_answers
-from foveate.eval.lmms.answerer import Answerer, Conduct, Request
+from foveate.eval.lmms.answerer import Conduct, Request, RequestAnswerer
 from foveate.eval.lmms.label import Label, spent_of, when_written
 from foveate.eval.lmms.setting import Setting, values_of
 
@@ -27,7 +27,7 @@ __all__ = ["Answering", "Foveate"]
 
 
 class Answering(lmms):  # type: ignore[misc]
-    """What lmms-eval asks, handed to an `Answerer`.
+    """What lmms-eval asks, handed to an `RequestAnswerer`.
 
     Args:
         answerer: The model under its setting.
@@ -35,7 +35,7 @@ class Answering(lmms):  # type: ignore[misc]
 
     is_simple = False  # chat messages
 
-    def __init__(self, answerer: Answerer) -> None:
+    def __init__(self, answerer: RequestAnswerer) -> None:
         super().__init__()
         self.answerer = answerer
         self._rank, self._world_size = _place()
@@ -132,8 +132,8 @@ class Foveate(Answering):
         vlm = load(pretrained, device=_device_of(device), dtype=dtype, attention=attention)
         self._held = ExitStack()
         store = self._open(log, conduct.conditions(vlm)) if log else None
-        super().__init__(Answerer(vlm, setting.method, conduct, store))
-        self.label = Label(model=pretrained, setting=setting, protocol=protocol, most_frames=max_frames)
+        super().__init__(RequestAnswerer(vlm, setting.method, conduct, store))
+        self.label = Label(model=pretrained, setting=setting, conduct=conduct)
 
     def _open(self, folder: str, conditions: Mapping[str, Any]) -> Answers:
         """The store, which no other run uses meanwhile: the first process locks it for all of this run's."""

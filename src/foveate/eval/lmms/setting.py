@@ -7,12 +7,12 @@ method=v2drop:layers=3,17,22;keep=0.5,0.3,0,budget=192     a comma separates whe
 import difflib
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from foveate._spelling import parsed, unquoted
-from foveate.contract.budget import Budget
 from foveate.contract.method import Method
 from foveate.contract.naming import RETENTION, draws, parse, spending, with_seed
 from foveate.errors import SettingError
@@ -34,12 +34,7 @@ NAMES = (
     "attention",
 )
 """The arguments, as `Foveate` takes them."""
-NUMBERS: Mapping[str, tuple[type[int] | type[float], ...]] = {
-    "budget": (int, float),
-    "retention": (int, float),
-    "seed": (int,),
-    "max_frames": (int,),
-}
+NUMBERS: Mapping[str, type[int] | type[float]] = {"budget": float, "retention": float, "seed": int, "max_frames": int}
 STRUCTURED = ("method", "settings")
 """What JSON may give as an object."""
 FLAGS = ("batch_size", "max_batch_size")
@@ -71,29 +66,24 @@ class Setting:
     settings: Mapping[str, Any] | str = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.name:
-            for name in ("budget", "retention", "seed", "settings"):
-                if getattr(self, name) not in (None, {}, ""):
-                    raise SettingError(f"{name}= without a method: name one with method=…, such as method=v2drop.")
-            return
-        if self.budget is None and self.retention is None:
-            self.method  # noqa: B018  refused here, not when the first sample comes
-            return
-        if self.budget is not None and self.retention is not None:
-            raise SettingError("budget= and retention= say the same thing; give one of them.")
-        Budget(self.budget, self.retention)
-        if not self._asked.open:
-            raise SettingError(
-                f"{self.name} brings its own budget, as presets, tuned records and schedules do, or takes none: leave "
-                "budget= and retention= out."
-            )
+        self.method  # noqa: B018  refused here, not when the first sample comes
 
     @cached_property
     def method(self) -> Method | None:
         """What drops, with its budget; it is solved for each sample's own count. None is the full model."""
         if not self.name:
+            for name in ("budget", "retention", "seed", "settings"):
+                if getattr(self, name) not in (None, {}, ""):
+                    raise SettingError(f"{name}= without a method: name one with method=…, such as method=v2drop.")
             return None
-        return spending(self._asked, self.budget, self.retention)
+        if self.budget is None and self.retention is None:
+            return spending(self._asked)
+        if not self._asked.open:
+            raise SettingError(
+                f"{self.name} brings its own budget, as presets, tuned records and schedules do, or takes none: leave "
+                "budget= and retention= out."
+            )
+        return self._asked.with_budget(tokens=self.budget, retention=self.retention)
 
     @property
     def share(self) -> float | None:
@@ -109,8 +99,6 @@ class Setting:
         if isinstance(settings, str):
             text = unquoted(settings.strip())
             settings = parsed(text) if text.startswith("{") else [pair for pair in text.split(";") if pair.strip()]
-        elif not isinstance(settings, Mapping):
-            raise SettingError(f'settings is a dictionary such as {{"metric": "cosine"}}; got {settings!r}.')
         method = parse(self.name, settings)
         if self.seed is None:
             return method
@@ -162,21 +150,19 @@ def _value(name: str, value: Any) -> Any:
         if not value:
             raise SettingError(f"{name}= has no value. Leave {name} out, or give it one.")
     if name in NUMBERS:
-        return _number(name, value, NUMBERS[name])
+        return _number(name, value)
     if not isinstance(value, str) and not (name in STRUCTURED and isinstance(value, Mapping)):
         raise SettingError(f"{name} is a text; got {value!r}.")
     return value
 
 
-def _number(name: str, value: Any, kinds: tuple[type[int] | type[float], ...]) -> int | float:
-    if isinstance(value, kinds) and not isinstance(value, bool):
-        return value
-    for kind in kinds if isinstance(value, str) else ():
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    raise SettingError(f"{name} is a {'number' if float in kinds else 'whole number'}; got {value!r}.")
+def _number(name: str, value: Any) -> int | float:
+    kind = NUMBERS[name]
+    with suppress(TypeError, ValueError):
+        number = kind(value)
+        if not isinstance(value, bool) and (isinstance(value, str) or number == value):
+            return number
+    raise SettingError(f"{name} is a {'number' if kind is float else 'whole number'}; got {value!r}.")
 
 
 def _unknown(name: str) -> str:

@@ -17,7 +17,7 @@ from foveate.contract.stages import Shape
 from foveate.cost import cost
 from foveate.engine.session import drop
 from foveate.errors import BudgetError, SettingError
-from foveate.tune.samples import SampleInputs
+from foveate.tune.parts import SampleInputs
 
 __all__ = ["KINDS", "NEAR", "Limit", "Measured", "Prices", "solved"]
 

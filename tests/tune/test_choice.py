@@ -3,11 +3,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from foveate._stats import Estimate
 from foveate.contract.space import Point
-from foveate.eval.stats import Estimate
 from foveate.methods.v2drop import V2Drop
-from foveate.tune.choosing import Choice, chosen, remarks
-from foveate.tune.samples import Split
+from foveate.tune.choice import Choice, chosen, remarks
+from foveate.tune.parts import Split
 from foveate.tune.searching import Tried
 from foveate.tune.tuned import Tuned
 
@@ -71,6 +71,8 @@ def test_what_searching_brought_is_the_difference_on_the_same_questions():
     tuned, grid = (V2Drop(layers=(1,), keep=(keep,)) for keep in (0.1, 0.2))
     (said,) = remarks(trials, pictures, Choice(tuned, "search", grid, None))
     assert "Searching brought +33.3 [+0.0, +50.0] points" in said
+    (said,) = remarks(trials, pictures, Choice(tuned, "grid", tuned, grid))
+    assert said.startswith("On 2 of 3 pictures its answers are further off")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Intervals of paired figures: over pictures, with all their questions and all methods at once, and over seeds."""
+"""Intervals of paired figures: over rounds; over pictures, with all their questions and all methods; over seeds."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Estimate", "Numbers", "Resampled", "Spread", "Z", "estimate", "share", "spread", "students", "wilson"]
+__all__ = [
+    "Estimate",
+    "Numbers",
+    "Resampled",
+    "Spread",
+    "Z",
+    "estimate",
+    "median_of",
+    "share",
+    "spread",
+    "students",
+    "wilson",
+]
 
 Z = NormalDist().inv_cdf(0.975)  # 1.96: of 95 %
 RESAMPLES = 2000
@@ -29,9 +41,13 @@ class Estimate:
     low: float
     high: float
 
+    def rounded(self) -> "Estimate":
+        """The same to a hundred thousandth."""
+        return Estimate(round(self.value, 5), round(self.low, 5), round(self.high, 5))
+
     def to_dict(self) -> dict[str, float]:
-        """Plain values, rounded to a hundred thousandth."""
-        return {name: round(value, 5) for name, value in asdict(self).items()}
+        """Plain values, rounded."""
+        return asdict(self.rounded())
 
 
 def estimate(figures: Numbers, widening: float = 1.0) -> Estimate:
@@ -44,6 +60,19 @@ def estimate(figures: Numbers, widening: float = 1.0) -> Estimate:
     low, high = np.nanquantile(figures[1:], [0.025, 0.975])
     value = float(figures[0])
     return Estimate(value, value + widening * (float(low) - value), value + widening * (float(high) - value))
+
+
+def median_of(values: Sequence[float], seed: int = 0) -> Estimate:
+    """The median of independent values with its percentile bootstrap.
+
+    Args:
+        values: One or more.
+        seed: Of the resampling.
+    """
+    array = np.asarray(values)
+    draws = np.random.default_rng(seed).integers(0, len(array), (RESAMPLES, len(array)))
+    low, high = np.quantile(np.median(array[draws], axis=1), [0.025, 0.975])
+    return Estimate(float(np.median(array)), float(low), float(high))
 
 
 def share(figures: Numbers, whole: Numbers, widening: float = 1.0) -> Estimate | None:

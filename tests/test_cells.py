@@ -3,13 +3,14 @@ from transformers import AutoConfig
 
 import foveate as fv
 from foveate import embedded
-from foveate.eval.plan import cells_of, contenders_of
+from foveate._cells import at_budgets
+from foveate.contract.naming import parse
 
 CONFIG = AutoConfig.from_pretrained(embedded.path())
 
 
 def cells(name, *budgets, seeds=(0, 1, 2)):
-    return cells_of(contenders_of([name]), CONFIG, [tokens / 576 for tokens in budgets], 576, seeds)
+    return at_budgets({name: parse(name)}, CONFIG, [tokens / 576 for tokens in budgets], 576, seeds)
 
 
 def test_a_method_is_solved_for_every_budget():

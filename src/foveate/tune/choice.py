@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foveate._stats import Resampled, estimate
 from foveate.contract.method import Method
-from foveate.eval.stats import Resampled, estimate
 from foveate.methods.random import Random, same_schedule
 from foveate.methods.uniform import Uniform
-from foveate.tune.costs import Prices
 from foveate.tune.forcing import Fidelity
-from foveate.tune.samples import About, Split, by_picture
+from foveate.tune.parts import About, Split, by_picture
+from foveate.tune.prices import Prices
 from foveate.tune.searching import Tried
 from foveate.tune.trials import FEWEST, Trials, is_above_zero
 from foveate.tune.tuned import HeldOut, points
@@ -120,10 +120,10 @@ def comparison(trials: Trials, prices: Prices, pictures: Sequence[About], choice
         row = HeldOut(
             name=name,
             method=methods[0],
-            tokens=prices.tokens(methods[0]),
-            agreement=resampled.proportion(agreement),
-            root=resampled.mean(roots),
-            ahead=ahead,
+            tokens=round(prices.tokens(methods[0]), 4),
+            agreement=resampled.proportion(agreement).rounded(),
+            root=resampled.mean(roots).rounded(),
+            ahead=None if ahead is None else ahead.rounded(),
         )
         rows.append(row)
     return rows

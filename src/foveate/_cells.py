@@ -1,0 +1,105 @@
+"""Methods at budgets: what a run compares, and what cannot meet its budget."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from foveate.contract.method import Method, meet
+from foveate.contract.naming import draws, with_seed
+from foveate.contract.scheduled import Scheduled
+from foveate.errors import BudgetError, SettingError
+
+__all__ = ["EARLY", "USUAL", "Cell", "at_budgets", "before_decoder"]
+
+USUAL = ("v2drop", "visiondrop", "mustdrop")
+"""What is compared where nobody names a method."""
+EARLY = "cut before the decoder"
+"""The note on a control that cannot meet its budget at its usual depth."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A contender, a method as it was asked for, at a budget.
+
+    Attributes:
+        name: The contender's: "v2drop", "v2drop:metric=l1", or a preset.
+        budget: Mean over decoder layers as it was asked for: a share of the vision tokens, or, above 1, a number of
+            them; None where a preset brings its own.
+        draws: The methods to run: one, or one a seed; none where the budget cannot be reached.
+        infeasible: Why it cannot.
+        floor: The lowest share that can be, where it is known.
+        note: What is unusual about the setting.
+    """
+
+    name: str
+    budget: float | None
+    draws: tuple[Method, ...]
+    infeasible: str = ""
+    floor: float | None = None
+    note: str = ""
+
+
+def at_budgets(
+    contenders: Mapping[str, Method],
+    model: Any,
+    budgets: Sequence[float],
+    vision_tokens: int | None,
+    seeds: Sequence[int],
+    *,
+    of_tokens: bool = False,
+    passes_over: type[SettingError] = BudgetError,
+) -> list[Cell]:
+    """A cell for each contender and budget; one alone for a contender that takes none or brings its own.
+
+    Args:
+        contenders: What is compared, by name.
+        model: A model or its config.
+        budgets: Mean shares of the vision tokens that a decoder layer processes, or numbers of them.
+        vision_tokens: Tokens of each picture, where all have the same count.
+        seeds: Draws of a method that draws at random.
+        of_tokens: Whether budgets are numbers; whether one can be met then depends on the sample.
+        passes_over: Errors of a method that make its cell infeasible; others are raised.
+    """
+    cells = []
+    for name, method in contenders.items():
+        shares: Sequence[float | None] = budgets if method.open else [None]
+        for share in shares:
+            if of_tokens and share is not None:
+                cells.append(Cell(name, share, _drawn(method.with_budget(tokens=share), seeds)))
+                continue
+            try:
+                met, note = _met(method, share, model, vision_tokens)
+            except passes_over as error:
+                cells.append(Cell(name, share, (), infeasible=str(error), floor=getattr(error, "floor", None)))
+            else:
+                cells.append(Cell(name, share, _drawn(met, seeds), note=note))
+    return cells
+
+
+def _drawn(method: Method, seeds: Sequence[int]) -> tuple[Method, ...]:
+    """A method a seed where it draws at random, else the method alone."""
+    return tuple(with_seed(method, seed) for seed in seeds) if draws(method) else (method,)
+
+
+def before_decoder(method: Method) -> Method | None:
+    """The same with a single cut before the decoder, which meets any budget; None where that is not possible."""
+    if not isinstance(method, Scheduled) or method.first_layer > 0 or method.layers is not None:
+        return None
+    return replace(method, layers=(0,))
+
+
+def _met(method: Method, share: float | None, model: Any, vision_tokens: int | None) -> tuple[Method, str]:
+    """A method with a budget that it can meet, and what is unusual about it.
+
+    Raises:
+        BudgetError: If no schedule meets the budget.
+    """
+    asked = method if share is None else method.with_budget(retention=share)
+    try:
+        meet(asked, model, vision_tokens)
+    except BudgetError:
+        early = before_decoder(asked) if method.open else None
+        if early is None:
+            raise
+        return early, EARLY
+    return asked, ""
