@@ -2,20 +2,15 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 from PIL import Image
 
-from foveate.viz.dim import Pixels
-from foveate.viz.page import FAINT, Page, fitted, text_height, wrapped
-from foveate.viz.panel import Boxes, Stages, checked, panel
+from foveate.viz.page import FAINT, Page, fitted
+from foveate.viz.panel import Boxes, Stages, Tokens
 
-__all__ = ["LEGEND", "draw_stages"]
-
-LEGEND = "In colour: kept. Tinted: merged into the framed patch of the same tint. Dark and hatched: dropped."
+__all__ = ["draw_stages"]
 
 PANEL = 405  # pixels, the longer side of a panel
 GAP = 18
-COUNT_ROOM = 31  # below a panel, for how many of its tokens are kept
 TITLE_SIZE, CAPTION_SIZE, SMALL_SIZE = 11, 9.5, 8
 
 
@@ -41,54 +36,27 @@ def draw_stages(
         ShapeError: If there is no image, images and boxes differ in number, a box array is not (tokens, 4),
             or an ordinal lies outside the tokens.
     """
-    places, parsed = checked(len(images), boxes, stages)
-    starts = np.cumsum([0, *(len(place) for place in places)])
-    sheets = [fitted(image, PANEL / max(image.size)) for image in images]
-    rows: list[list[tuple[Pixels, str]]] = []
-    for sheet, place, start in zip(sheets, places, starts[:-1].tolist(), strict=True):
-        row = [(sheet, f"{len(place)} tokens")]
-        for stage in parsed:
-            drawn, kept = panel(sheet, place, start, stage)
-            row.append((drawn, f"{kept} of {len(place)}"))
-        rows.append(row)
-    first = "the picture"
-    if len(images) > 1:
-        first = "the pictures"
-    legend = ""
-    if any(stage.merges for stage in parsed):
-        legend = LEGEND
-    captions = [first, *(stage.caption for stage in parsed)]
-    return _compose(rows, captions, title or "", legend)
+    tokens = Tokens.of(len(images), boxes, stages)
+    pictures = {number: fitted(image, PANEL / max(image.size)) for number, image in enumerate(images)}
+    columns = [[(pixels, f"{count} tokens") for pixels, count in zip(pictures.values(), tokens.counts, strict=True)]]
+    for stage in tokens.stages:
+        drawn = zip(tokens.panels(stage, pictures), tokens.counts, strict=True)
+        columns.append([(pixels, f"{kept} of {count}") for (pixels, kept), count in drawn])
+    if len(images) == 1:  # its counts are in the captions
+        columns = [[(pixels, "") for pixels, _ in column] for column in columns]
+    first = "the picture" if len(images) == 1 else "the pictures"
 
-
-def _compose(rows: list[list[tuple[Pixels, str]]], captions: list[str], title: str, legend: str) -> Image.Image:
-    """Panels on white, captions above the first row, token counts below each when there are several rows."""
-    widest = max(row[0][0].shape[1] for row in rows)
-    width = GAP + len(captions) * (widest + GAP)
-    captions = [wrapped(caption, widest, CAPTION_SIZE) for caption in captions]
-    title = wrapped(title, width - 2 * GAP, TITLE_SIZE, weight="bold")
-    legend = wrapped(legend, width - 2 * GAP, SMALL_SIZE)
-
-    below = 0
-    if len(rows) > 1:
-        below = COUNT_ROOM
-    caption_room = max(text_height(caption, CAPTION_SIZE) for caption in captions)
-    head = GAP + text_height(title, TITLE_SIZE) + caption_room
-    heights = [row[0][0].shape[0] + below + GAP for row in rows]
-    page = Page(width, head + sum(heights) + text_height(legend, SMALL_SIZE))
-
-    page.write(title, width / 2, GAP, TITLE_SIZE, align="center", weight="bold")
-    for number, caption in enumerate(captions):
-        middle = GAP + number * (widest + GAP) + widest / 2
-        page.write(caption, middle, head - text_height(caption, CAPTION_SIZE), CAPTION_SIZE, align="center")
-    top = head
-    for row, height in zip(rows, heights, strict=True):
-        for number, (pixels, count) in enumerate(row):
-            tall, wide, _ = pixels.shape
-            middle = GAP + number * (widest + GAP) + widest / 2
-            page.put(pixels, middle - wide / 2, top)
-            if below:
-                page.write(count, middle, top + tall + 6, SMALL_SIZE, colour=FAINT, align="center")
-        top += height
-    page.write(legend, width / 2, top - 3, SMALL_SIZE, colour=FAINT, align="center")
-    return page.to_image()
+    cell = max(pixels.shape[1] for pixels in pictures.values())
+    page = Page(GAP + len(columns) * (cell + GAP))
+    middle, inside = page.width / 2, page.width - 2 * GAP
+    top = page.write(title or "", middle, GAP, TITLE_SIZE, room=inside, align="center", weight="bold")
+    ends = []
+    for number, caption in enumerate([first, *(stage.caption for stage in tokens.stages)]):
+        centre = GAP + number * (cell + GAP) + cell / 2
+        ends.append(page.write(caption, centre, top, CAPTION_SIZE, room=cell, align="center"))
+    top = max(ends)
+    for row in zip(*columns, strict=True):
+        top = page.row(row, GAP, top, cell=cell, gap=GAP, size=SMALL_SIZE) + GAP
+    if any(stage.merges for stage in tokens.stages):
+        top = page.write(tokens.legend, middle, top, SMALL_SIZE, room=inside, colour=FAINT, align="center")
+    return page.to_image(top)
