@@ -41,7 +41,7 @@ def test_generate_prints_the_answer_and_what_was_saved(ask, picture):
 
 @pytest.mark.parametrize(
     ("method", "where", "left"),
-    [("averagepool", "behind the projector: 36 to 12", 12.0), ("resize", "in the vision tower: 36 to 12", 12.0)],
+    [("averagepool", "projector: 36 to 12", 12.0), ("resize", "vision tower: 36 to 12", 12.0)],
 )
 def test_generate_says_where_before_the_decoder_tokens_left(ask, picture, method, where, left):
     code, out, _ = ask("generate", picture, "--method", method, "--budget", 12)

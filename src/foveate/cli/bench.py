@@ -2,9 +2,7 @@
 
 import shlex
 import sys
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -90,12 +88,7 @@ class Bench(MethodsOptions):
     """arithmetic alone: what FLOPs and the cache promise; nothing runs, no weights are needed"""
     shapes: Flag = False
     """list the shapes and do nothing else"""
-    json: Flag = False
-    """print only JSON to stdout"""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """write the same JSON, with the time of every round, to a file"""
-    force: Flag = False
-    """overwrite a file that exists"""
+    outputs: Annotated[OutputOptions, tyro.conf.arg(name="output")] = field(default_factory=OutputOptions)
 
     def run(self) -> None:
         """Predict, time, print, and write what was asked for.
@@ -104,7 +97,7 @@ class Bench(MethodsOptions):
             KeyboardInterrupt: After the rounds that were finished have been printed and written.
         """
         self.check_each_once()
-        check_targets(self._outputs)
+        check_targets(self.outputs)
         if self.method != (ALL,):
             check_methods(self.method)
         check_shape(self.model)
@@ -119,10 +112,6 @@ class Bench(MethodsOptions):
             self._finish(values, [shape_sheet(list(shapes().values()))])
         else:
             self._bench(shapes().get(self.model))
-
-    @property
-    def _outputs(self) -> OutputOptions:
-        return OutputOptions(json=self.json, out=self.out, force=self.force)
 
     def _device(self) -> "torch.device":
         """Where everything runs."""
@@ -241,19 +230,13 @@ class Bench(MethodsOptions):
 
     def _time(self, run: "PairedRun", methods: "dict[str, Method]", pairs: int) -> BaseException | None:
         """Run everything; what stopped it, if anything did. What is finished then stays in the run."""
-        from foveate.cli.screen import counted
+        from foveate.cli.screen import counting
 
         try:
-            with counted("Measuring memory", None) as progress:
-                describe = partial(progress.update, progress.task_ids[0])
-                run.prepare(
-                    methods,
-                    bare=self.bare,
-                    starting=lambda name: describe(description=f"Measuring the memory of {name}"),
-                )
-            with counted("Timing, in rounds", pairs + 1) as progress:
-                step = partial(progress.advance, progress.task_ids[0])
-                for _ in run.run(pairs, self.seed, step):
+            with counting("Measuring memory", None) as advance:
+                run.prepare(methods, bare=self.bare, starting=lambda _: advance())
+            with counting("Timing, in rounds", pairs + 1) as advance:
+                for _ in run.run(pairs, self.seed, advance):
                     pass
         except (KeyboardInterrupt, InputError) as error:
             return error
@@ -265,4 +248,4 @@ class Bench(MethodsOptions):
 
         from foveate.cli.outputs import finish
 
-        finish(record, Group(*sheets), None, self._outputs)
+        finish(record, Group(*sheets), self.outputs)

@@ -130,7 +130,7 @@ class Eval(MethodsOptions):
         if self.outputs.figure is not None:
             values["figure"] = str(self.outputs.figure)
             shown.append(Text(f"Picture: {self.outputs.figure}"))
-        finish(values, Group(*shown), lambda: draw_all(qualities), self.outputs)
+        finish(values, Group(*shown), self.outputs, lambda: draw_all(qualities))
 
     def _check(self) -> None:
         """Refuse flags that contradict each other."""

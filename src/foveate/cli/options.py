@@ -14,6 +14,7 @@ __all__ = [
     "EMBEDDED",
     "BudgetOptions",
     "Count",
+    "FigureOptions",
     "Files",
     "Flag",
     "Images",
@@ -145,12 +146,23 @@ class MediaOptions:
 class OutputOptions:
     """What is written, and where."""
 
-    figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """draw the kept patches on the picture, one panel per stage; for a video, one sheet per stage
-    (png, jpg, webp, pdf)"""
     json: Flag = False
     """print only JSON to stdout"""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """write the same JSON to a file"""
     force: Flag = False
     """overwrite files that exist"""
+
+    @property
+    def figure(self) -> Path | None:
+        """Where a picture goes, for commands that draw one."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureOptions(OutputOptions):
+    """What is written, and where."""
+
+    figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """draw the kept patches on the picture, one panel per stage; for a video, one sheet per stage
+    (png, jpg, webp, pdf)"""
