@@ -1,7 +1,5 @@
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
@@ -11,7 +9,7 @@ SMALL = ("--tasks", "colour,read text", "--workers", 1, "--max-new-tokens", 12, 
 
 def test_a_table_json_and_a_picture_and_nothing_asked_twice(run, tmp_path):
     out, drawn, cache = tmp_path / "quality.json", tmp_path / "pareto.png", tmp_path / "cache"
-    asked = (*SMALL, 4, "--method", "v2drop", "--method", "v2drop:reverse=true", "--budget", 64, "--budget", 32)
+    asked = (*SMALL, 2, "--method", "v2drop", "--method", "v2drop:reverse=true", "--budget", 64, "--budget", 32)
     code, said, err = run("eval", *asked, "--draws", 2, "--cache", cache, "--out", out, "--figure", drawn)
     assert code == 0, err
     assert "known already" not in err
@@ -37,7 +35,7 @@ def test_a_table_json_and_a_picture_and_nothing_asked_twice(run, tmp_path):
     )
     found = json.loads(out.read_text())
     full = found["rows"][0]
-    assert (full["name"], full["questions"]) == ("full model", 4)
+    assert (full["name"], full["questions"]) == ("full model", 2)
     assert {"weights", "dtype"} <= set(found["model"])
     assert set(found["versions"]) == {"foveate", "torch", "transformers"}
     cells = {
@@ -92,9 +90,7 @@ def test_a_method_that_spends_less_is_held_against_baselines_that_do_too(run, tm
         (["--tasks", "pope,colr"], "Or did you mean the embedded task 'colour'?"),
         (["--tasks", "pope", "--include", "nowhere"], "no folder nowhere"),
         (["--budget", "64", "--retention", "0.1"], "say the same thing"),
-        (["--budget", "64", "--budget", "64"], "named twice"),
-        (["--questions", "0"], "--questions 0"),
-        (["--draws", "0"], "--draws 0"),
+        (["--budget", "64", "--budget", "64"], "given twice"),
         (["--budget", "900"], "576 vision tokens"),
         (["--tasks", ","], "--tasks ',' names no task"),
         (["--tasks", ""], "--tasks '' names no task"),
@@ -112,11 +108,3 @@ def test_what_cannot_be_meant_is_refused_in_a_line(run, tmp_path, arguments, say
     assert code == (1 if "no folder" in says else 2)
     assert says in err
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("arguments", [["--tasks", "gqb"], ["--tasks", "pope", "--include", "nowhere"]])
-def test_a_wrong_task_is_refused_before_torch_is_imported(arguments):
-    program = "import sys; from foveate.cli import main; code = main(sys.argv[1:]); "
-    program += "sys.exit(code + 10 * ('torch' in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", program, "eval", *arguments], capture_output=True, text=True)
-    assert done.returncode in (1, 2), done.stderr
