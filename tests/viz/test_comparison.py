@@ -44,12 +44,6 @@ def test_a_stage_that_dropped_nothing_has_no_panel():
     assert everything.height < both.height
 
 
-def test_seven_methods_fit_a_page():
-    page = draw_comparison([(f"method {number}: an answer", record()) for number in range(7)], red(), "A question?")
-    assert page.width < 1600
-    assert page.height < 1800
-
-
 def test_several_pictures_share_a_panel():
     blue = Image.new("RGB", (60, 30), BLUE)
     one, two = draw_comparison([("", record())], red()), draw_comparison([("", record("titi"))], [red(), blue])

@@ -46,11 +46,6 @@ def test_markdown_has_no_column_without_text():
     assert sheet.filled().to_markdown() == "|  | ms |\n| --- | ---: |\n| full | 1 |\n| v2drop |  |\n"
 
 
-def test_a_repr_is_short():
-    assert repr(SPEED) == "Sheet('Speed', 2 columns, 2 rows)"
-    assert repr(Sheet("", ["a"], [("1",), SECTION, ("2",)])) == "Sheet('', 1 columns, 2 rows)"
-
-
 def test_a_cell_of_several_lines_makes_a_taller_row():
     sheet = Sheet("", ["a", "b"], [("1.02\n[0.98–1.06]", "x"), ("y", "z")])
     lines = [line.split() for line in sheet.to_text().split("\n")]
@@ -89,13 +84,6 @@ def test_html_is_escaped():
     html = sheet._repr_html_()
     assert cells_of(html) == ["a < b", "<h>", "<b>&amp;</b>", "<script>alert(1)</script>"]
     assert "<script>" not in html
-
-
-def test_html_sets_no_colours_of_its_own_but_grey_lines():
-    html = SPEED.to_html()
-    assert "color:" not in html
-    assert "background" not in html
-    assert "text-align: right" in html
 
 
 def test_rich_reads_no_markup():

@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any, Unpack
 
 from foveate.ask.answer import Answer
-from foveate.ask.answering import AnyMethod, answers_to, choice_of, dropped_in, fitting, method_of, reply_to
+from foveate.ask.answering import AnyMethod, answers_to, dropped_in, fitting, method_of, reply_to
 from foveate.ask.conversation import Conversation
 from foveate.ask.generation import Generation, Options, generation_of
 from foveate.ask.loaded import Loaded
@@ -324,19 +324,6 @@ class VLM(Loaded):
         with self.lock, fitting(self, prompts[0].inputs):
             look = look_at(self.model, prompts[0].inputs, method)
         return answers_to(self, prompts, method, generation or Generation(), look=look, first=first)
-
-    def choose(
-        self,
-        prompt: Prompt,
-        choices: Sequence[str],
-        method: AnyMethod | None = None,
-        *,
-        tokens: float | None = None,
-        retention: float | None = None,
-    ) -> Answer:
-        """The likeliest of several answers to one prompt, and the log-probability of each; see `ask`."""
-        drops = self.solve(method, prompt.vision_tokens, tokens=tokens, retention=retention)
-        return choice_of(self, prompt, choices, drops)
 
     def __repr__(self) -> str:
         about = self.to_dict()
