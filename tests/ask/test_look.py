@@ -47,7 +47,7 @@ def assert_as_alone(vlm, prompts, method, generation=FEW):
 # -- answers ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("family", "name"), zip(FAMILIES, itertools.cycle(DROPPING), strict=False))
+@pytest.mark.parametrize(("family", "name"), list(zip(FAMILIES, itertools.cycle(DROPPING), strict=False)))
 def test_questions_about_two_pictures_get_the_answers_that_each_gets_alone(family, name, monkeypatch):
     vlm = random_vlm(family, monkeypatch)
     assert_as_alone(vlm, asked(vlm, "titi", lengths=(3, 9)), method_of(name))

@@ -49,7 +49,7 @@ def test_a_prefix_says_what_it_is(vlm, picture, prefix):
     assert prefix.trace.retention[0] == pytest.approx(0.4, abs=0.02)
     assert prefix.trace.stages[0].before == (576,)
     assert prefix.tokens == 578
-    assert (prefix.method.name, prefix.asked_share, prefix.notes) == ("v2drop", 0.4, ())
+    assert (prefix.method.name, prefix.notes) == ("v2drop", ())
     assert repr(prefix) == f"Prefix(578 tokens of 'small', v2drop, {prefix.nbytes / 1e6:.1f} MB)"
     assert "the untouched model" in repr(vlm.look(picture))
     assert copy.deepcopy(prefix) is prefix

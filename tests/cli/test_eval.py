@@ -9,7 +9,7 @@ SMALL = ("--tasks", "colour,read text", "--workers", 1, "--max-new-tokens", 12, 
 
 def test_a_table_json_and_a_picture_and_nothing_asked_twice(run, tmp_path):
     out, drawn, cache = tmp_path / "quality.json", tmp_path / "pareto.png", tmp_path / "cache"
-    asked = (*SMALL, 2, "--method", "v2drop", "--method", "v2drop:reverse=true", "--budget", 64, "--budget", 32)
+    asked = (*SMALL, 4, "--method", "v2drop", "--method", "v2drop:reverse=true", "--budget", 64, "--budget", 32)
     code, said, err = run("eval", *asked, "--draws", 2, "--cache", cache, "--out", out, "--figure", drawn)
     assert code == 0, err
     assert "known already" not in err
@@ -35,7 +35,7 @@ def test_a_table_json_and_a_picture_and_nothing_asked_twice(run, tmp_path):
     )
     found = json.loads(out.read_text())
     full = found["rows"][0]
-    assert (full["name"], full["questions"]) == ("full model", 2)
+    assert (full["name"], full["questions"]) == ("full model", 4)
     assert {"weights", "dtype"} <= set(found["model"])
     assert set(found["versions"]) == {"foveate", "torch", "transformers"}
     cells = {
